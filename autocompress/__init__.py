@@ -1,0 +1,63 @@
+"""AutoML compression search: a search space goes in, a Pareto front of deployable, verified models comes out.
+
+    >>> import autocompress
+    >>> front = autocompress.search("digits", trials=40)  # doctest: +SKIP
+    >>> front.pick(max={"effective_flops": 2e6}).reason  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autocompress.api import Front, load, search
+    from autocompress.config import CompressionConfig, Part
+    from autocompress.errors import AutocompressError
+    from autocompress.export.artifact import load_artifact
+    from autocompress.knobs import Choice, FloatRange, IntRange, Settings, knob
+    from autocompress.pick import Pick
+
+__version__ = "0.1.0"
+
+# Name to module: nothing is imported before it is asked for, so `import autocompress` loads neither torch nor pandas.
+_HOME = {
+    "AutocompressError": "errors",
+    "Choice": "knobs",
+    "CompressionConfig": "config",
+    "FloatRange": "knobs",
+    "Front": "api",
+    "IntRange": "knobs",
+    "Part": "config",
+    "Pick": "pick",
+    "Settings": "knobs",
+    "knob": "knobs",
+    "load": "api",
+    "load_artifact": "export.artifact",
+    "search": "api",
+}
+
+__all__ = [
+    "AutocompressError",
+    "Choice",
+    "CompressionConfig",
+    "FloatRange",
+    "Front",
+    "IntRange",
+    "Part",
+    "Pick",
+    "Settings",
+    "__version__",
+    "knob",
+    "load",
+    "load_artifact",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'autocompress' has no attribute '{name}'")
+    return getattr(import_module(f"autocompress.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,199 @@
+"""The verbs as Python calls: search, load, and what a front can do."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from autocompress.errors import NoCandidateError, RunFolderError, SearchFailedError, did_you_mean
+from autocompress.front import full_fidelity, pareto_front
+from autocompress.pick import Pick, pick
+from autocompress.study import DATABASE, Study
+from autocompress.where import where
+
+if TYPE_CHECKING:
+    from autocompress.engine.run import Events
+
+RUNS = Path("reports")
+_NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
+
+
+class Front:
+    """The outcome of one run: its candidates, its front, and what can be made of them.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        RunFolderError: The folder is not a run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with Study.read(folder) as study:
+            self.meta: dict[str, Any] = study.all_meta()
+            self.candidates: pd.DataFrame = study.candidates()
+            self.trials: pd.DataFrame = study.trials()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the front, the cheapest candidate first; plain metric names are select_val scores."""
+        if self.candidates.empty or "objectives" not in self.meta:
+            return self.candidates
+        return pareto_front(full_fidelity(self.candidates), self.meta["objectives"], self.meta.get("limits") or {})
+
+    def where(self, expression: str) -> pd.DataFrame:
+        """Return the front's rows for which an expression holds, such as ``accuracy >= 0.95``.
+
+        Raises:
+            UsageError: The expression is not a plain comparison of columns.
+        """
+        return where(self.to_pandas(), expression)
+
+    def pick(
+        self,
+        *,
+        max: Mapping[str, float] = _NO_BOUNDS,
+        min: Mapping[str, float] = _NO_BOUNDS,
+        prefer: str | None = None,
+        knee: bool = False,
+        candidate: str | None = None,
+    ) -> Pick:
+        """Return the best candidate for what is asked; without arguments, the recommended one.
+
+        Args:
+            max: Largest value allowed, by column: ``{"effective_flops": 2e6}``.
+            min: Smallest value allowed, by column.
+            prefer: The objective to be best at among what is allowed.
+            knee: Take the bend of the front.
+            candidate: Take this one.
+
+        Raises:
+            NoCandidateError: Nothing satisfies the limits; the message names the nearest.
+        """
+        if self.candidates.empty:
+            raise NoCandidateError(f"{self.folder} holds no candidates yet")
+        return pick(self.candidates, self.meta, max=max, min=min, prefer=prefer, knee=knee, candidate=candidate)
+
+    def report(self) -> Path:
+        """Write the page and its CSV and JSON twins; return the page's path."""
+        from autocompress.report import write_page, write_tables
+
+        picked = None
+        try:
+            picked = self.pick()
+        except NoCandidateError:
+            pass  # The page says so itself.
+        write_tables(self.folder, self.candidates, self.trials, self.to_pandas())
+        return write_page(self.folder / "report.html", self.candidates, self.trials, self.meta, picked)
+
+    def export(self, candidate: str | None = None, *, verify: bool = True) -> Path:
+        """Write one candidate as a deployable folder; return its path.
+
+        Args:
+            candidate: Its id; the recommended one by default.
+            verify: Run the exported file on the test split and compare.
+
+        Raises:
+            VerificationError: The exported file does not behave as the searched candidate.
+        """
+        from autocompress.export.candidate import export_candidate
+
+        return export_candidate(self.folder, candidate or self.pick().id, verify=verify)
+
+    def __len__(self) -> int:
+        return len(self.to_pandas())
+
+    def __repr__(self) -> str:
+        return f"Front({str(self.folder)!r}: {len(self)} of {len(self.candidates)} candidates)"
+
+    def _repr_html_(self) -> str:
+        front = self.to_pandas()
+        names = [objective["name"] for objective in self.meta.get("objectives", [])]
+        columns = [name for name in ("id", *names, "student", "distill", "prune", "quantize") if name in front]
+        return str(front[columns].to_html(index=False))
+
+
+def search(
+    spec: str | Path,
+    *,
+    trials: int | None = None,
+    minutes: float | None = None,
+    workers: int | None = None,
+    seed: int | None = None,
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    runs: Path | str = RUNS,
+    events: "Events | None" = None,
+    command: str = "",
+) -> Front:
+    """Run a search and return its front, with the page written.
+
+    Call it under ``if __name__ == "__main__":`` in a script: workers are fresh processes that import the script.
+
+    Args:
+        spec: A YAML file, or the name of a shipped search space such as ``digits``.
+        trials: Trainings at most, instead of the spec's.
+        minutes: Wall-clock at most, instead of the spec's.
+        workers: Worker processes, instead of the spec's; 0 takes one per core.
+        seed: Seed of the search, instead of the spec's.
+        name: Name of the run, instead of the spec's.
+        overrides: ``key.of.dots=value`` each, applied to the spec.
+        resume: Continue the run of that name.
+        runs: The folder that holds runs.
+        events: Callbacks for progress.
+        command: What was typed, for the report.
+
+    Raises:
+        SpecError: Something in the spec is wrong; the message names the line.
+        RunFolderError: The run exists already, or was made by another spec.
+        SearchFailedError: Every trial failed.
+    """
+    from autocompress.engine.run import make_plan, run_search
+    from autocompress.engine.spec import load_spec
+
+    given = {"search.trials": trials, "search.minutes": minutes, "search.workers": workers, "search.seed": seed, "name": name}
+    extra = [f"{key}={value}" for key, value in given.items() if value is not None]
+    plan = make_plan(load_spec(spec, [*overrides, *extra]))
+    folder = Path(runs) / plan.source.spec.name
+    try:
+        run_search(plan, folder, resume=resume, command=command, events=events).close()
+    except (KeyboardInterrupt, SearchFailedError):
+        # Whatever ended the search, what it found so far is worth a page.
+        _page_of_the_broken(folder)
+        raise
+    front = Front(folder)
+    front.report()
+    return front
+
+
+def load(run: str | Path, runs: Path | str = RUNS) -> Front:
+    """Open a run by its folder or by its name under ``reports/``.
+
+    Raises:
+        RunFolderError: There is no such run.
+    """
+    return Front(find_run(run, runs))
+
+
+def find_run(run: str | Path, runs: Path | str = RUNS) -> Path:
+    """Return the folder of a run given as a path or a name.
+
+    Raises:
+        RunFolderError: There is no such run; the message suggests the nearest.
+    """
+    for folder in (Path(run), Path(runs) / run):
+        if (folder / DATABASE).is_file():
+            return folder
+    if Path(run).exists():
+        raise RunFolderError(f"{run} is not a run folder: it has no {DATABASE}")
+    known = [path.parent.name for path in Path(runs).glob(f"*/{DATABASE}")]
+    raise RunFolderError(f"no run '{run}': {did_you_mean(str(run), known)}")
+
+
+def _page_of_the_broken(folder: Path) -> None:
+    front = Front(folder)
+    if "objectives" in front.meta:
+        front.report()

@@ -1,0 +1,37 @@
+"""The seam of backends: one method that runs jobs until there are none left."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+from autocompress.records import Job, TrialResult
+
+Ask: TypeAlias = Callable[[], Job | None]
+Tell: TypeAlias = Callable[[Job, TrialResult], None]
+
+
+class Evaluate(Protocol):
+    """What runs one job in a worker; it must be picklable."""
+
+    def prepare(self) -> None:
+        """Ready the worker's process, once."""
+        ...
+
+    def __call__(self, job: Job) -> TrialResult:
+        """Run one job and return what it came to; never raises for a fault of the trial."""
+        ...
+
+
+class Backend(Protocol):
+    """Runs jobs; every asked job is told exactly once, whatever becomes of its worker."""
+
+    name: str
+
+    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
+        """Ask, evaluate and tell until ``ask`` returns ``None`` and nothing is under way.
+
+        ``ask`` and ``tell`` are called in the caller's thread only.
+
+        Raises:
+            KeyboardInterrupt: The user stopped it; running jobs are cancelled and not told.
+        """
+        ...

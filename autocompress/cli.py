@@ -1,0 +1,323 @@
+"""The verbs of the command line: parse, call, print.
+
+Imports stay inside the verbs, so that ``--help`` answers at once and reading a run needs no torch.
+"""
+
+import json
+import os
+import shlex
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autocompress.errors import AutocompressError, NoCandidateError, UsageError
+
+app = typer.Typer(
+    name="autocompress",
+    help="A search space goes in; a Pareto front of deployable, verified models comes out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Start with: autocompress search digits",
+)
+
+INTERRUPTED = 130
+
+
+class TableFormat(StrEnum):
+    """How a table is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    tasks = "tasks"
+    methods = "methods"
+    objectives = "objectives"
+    spaces = "spaces"
+
+
+Run = Annotated[str, typer.Argument(help="A run folder, or its name under reports/.", metavar="RUN")]
+Runs = Annotated[Path, typer.Option(help="The folder that holds runs.", metavar="FOLDER")]
+
+
+@app.command(epilog="Example: autocompress search digits --trials 20")
+def search(
+    spec: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped search space.", metavar="SPEC")],
+    trials: Annotated[int | None, typer.Option(min=1, help="Trainings at most.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Wall-clock of the search at most.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; 0 takes one per core.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Where trials run: local or serial.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; the spec's name by default.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the spec; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the spec, say what would be searched, stop.")] = False,
+    runs: Runs = Path("reports"),
+) -> None:
+    """Search: train, cut, measure, and print the front with the recommended candidate."""
+    from autocompress.console import console
+
+    overrides = [*(setting or []), *([f"search.backend={backend}"] if backend else [])]
+    given = {"trials": trials, "minutes": minutes, "workers": workers, "seed": seed, "name": name}
+    out = console()
+    if dry_run:
+        _dry_run(spec, overrides, given)
+        return
+    from autocompress import api
+    from autocompress.display import SearchDisplay
+
+    command = "autocompress " + shlex.join(sys.argv[1:])
+    display = SearchDisplay(out)
+    try:
+        with display:
+            front = api.search(
+                spec, overrides=overrides, resume=resume, runs=runs, events=display.events, command=command, **_kept(given)
+            )
+    except KeyboardInterrupt:
+        again = command if resume else f"{command} --resume"
+        print(f"interrupted; what was found is kept. Continue with: {again}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    _print_outcome(front)
+
+
+@app.command(epilog="Example: autocompress init --task digits > my_space.yaml")
+def init(
+    task: Annotated[str, typer.Option(help="The task to search for; see `autocompress list tasks`.")] = "digits",
+) -> None:
+    """Print a commented spec to start from."""
+    from autocompress.engine.spec import shipped_spaces
+    from autocompress.errors import did_you_mean
+
+    spaces = shipped_spaces()
+    if task not in spaces:
+        raise UsageError(f"no search space ships for the task '{task}': {did_you_mean(task, spaces)}")
+    print(spaces[task].read_text(encoding="utf-8"), end="")
+
+
+@app.command(epilog="Example: autocompress status digits --watch")
+def status(
+    run: Run,
+    watch: Annotated[bool, typer.Option("--watch", help="Print again every two seconds until the run ends.")] = False,
+    runs: Runs = Path("reports"),
+) -> None:
+    """Show progress, failures by reason, and the front so far."""
+    from autocompress import api
+
+    while True:
+        front = api.load(run, runs)
+        _print_status(front)
+        if not watch or "front" in front.meta:
+            return
+        time.sleep(2)
+
+
+@app.command(epilog="Example: autocompress report digits --open")
+def report(
+    run: Run,
+    show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    runs: Runs = Path("reports"),
+) -> None:
+    """Write the page and its CSV and JSON twins."""
+    from autocompress import api
+
+    page = api.load(run, runs).report()
+    print(page)
+    if show:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+@app.command(epilog='Example: autocompress front digits --where "effective_flops <= 2e6 and accuracy >= 0.95"')
+def front(
+    run: Run,
+    where: Annotated[str | None, typer.Option(help="Comparisons of columns, joined by and, or, not.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every candidate, not the front alone.")] = False,
+    form: Annotated[TableFormat, typer.Option("--format", "-f", help="How to print it.")] = TableFormat.table,
+    runs: Runs = Path("reports"),
+) -> None:
+    """Print the front, or the part of it that satisfies an expression."""
+    from autocompress import api
+    from autocompress.console import console, front_table
+    from autocompress.where import where as select
+
+    found = api.load(run, runs)
+    table = found.candidates if everything else found.to_pandas()
+    if where is not None:
+        table = select(table, where)
+    if not len(table):
+        raise NoCandidateError("no candidate satisfies this" if where else f"{found.folder} has no front yet")
+    plain = table.drop(columns=["details", "config"])
+    if form is TableFormat.json:
+        print(plain.to_json(orient="records", indent=1))
+    elif form is TableFormat.csv:
+        print(plain.to_csv(index=False), end="")
+    else:
+        console().print(front_table(table, found.meta["objectives"], found.meta.get("recommended", "")))
+
+
+@app.command(epilog="Example: autocompress pick digits --max effective_flops=20e3 --prefer accuracy")
+def pick(
+    run: Run,
+    most: Annotated[list[str] | None, typer.Option("--max", metavar="NAME=VALUE", help="At most; repeatable.")] = None,
+    least: Annotated[list[str] | None, typer.Option("--min", metavar="NAME=VALUE", help="At least; repeatable.")] = None,
+    prefer: Annotated[str | None, typer.Option(help="The objective to be best at.")] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="The bend of the front.")] = False,
+    candidate: Annotated[str | None, typer.Option(metavar="ID", help="This candidate.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the candidate's whole row as JSON.")] = False,
+    runs: Runs = Path("reports"),
+) -> None:
+    """Choose one candidate, and say why."""
+    from autocompress import api
+    from autocompress.console import console, front_table
+
+    found = api.load(run, runs)
+    chosen = found.pick(max=_bounds(most), min=_bounds(least), prefer=prefer, knee=knee, candidate=candidate)
+    if as_json:
+        row = {key: value for key, value in chosen.row.items() if key != "details" and value == value}
+        print(json.dumps({"id": chosen.id, "reason": chosen.reason, "row": {**row, "config": json.loads(row["config"])}}))
+        return
+    rows = found.candidates[found.candidates["id"] == chosen.id]
+    out = console()
+    out.print(front_table(rows, found.meta["objectives"], chosen.id))
+    _print_pick(chosen)
+    print(f"next: autocompress export {shlex.quote(run)} --candidate {chosen.id} --verify")
+
+
+@app.command(epilog="Example: autocompress export digits --candidate t12c7 --verify")
+def export(
+    run: Run,
+    candidate: Annotated[str | None, typer.Option(metavar="ID", help="The recommended one by default.")] = None,
+    to: Annotated[str, typer.Option(help="The format; onnx is the one there is.")] = "onnx",
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Run the file on the test split and compare.")
+    ] = True,
+    runs: Runs = Path("reports"),
+) -> None:
+    """Write one candidate as a deployable folder, and measure it again."""
+    if to != "onnx":
+        raise UsageError(f"--to {to}: the one format is onnx")
+    from autocompress import api
+
+    found = api.load(run, runs)
+    folder = found.export(candidate, verify=verify)
+    for line in (folder / "verification.txt").read_text().splitlines() if verify else ():
+        print(line)
+    for path in sorted(folder.iterdir()):
+        print(f"{path}  {path.stat().st_size:,} bytes")
+
+
+@app.command("list", epilog="Example: autocompress list methods")
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """List what a search space can name."""
+    from autocompress import catalogue
+    from autocompress.console import console
+
+    out = console()
+    tables = {
+        Kind.tasks: catalogue.tasks,
+        Kind.methods: catalogue.methods,
+        Kind.objectives: catalogue.objectives,
+        Kind.spaces: catalogue.spaces,
+    }
+    out.print(tables[kind]())
+
+
+@app.command(epilog="Example: autocompress schema > spec.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of a spec, for editors."""
+    from autocompress.engine.spec import schema as spec_schema
+
+    print(spec_schema())
+
+
+def main() -> None:
+    """Run the command line; every expected fault is one line and its exit code."""
+    try:
+        app()
+    except AutocompressError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:
+        # The reader of a pipe has gone; nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _kept(given: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _dry_run(spec: str, overrides: list[str], given: dict[str, Any]) -> None:
+    from autocompress.engine.run import make_plan
+    from autocompress.engine.spec import load_spec
+
+    budget = {"name": given.pop("name"), **{f"search.{key}": value for key, value in given.items()}}
+    extra = [f"{key}={value}" for key, value in budget.items() if value is not None]
+    plan = make_plan(load_spec(spec, [*overrides, *extra]))
+    found = plan.source.spec
+    print(f"{plan.source.name} is sound: task {plan.task.name}, mode {found.search.mode}, sampler {found.search.sampler}")
+    for name, domain in plan.space.dimensions():
+        print(f"  {name}: {domain}")
+    if found.search.mode == "amortized":
+        print(f"  {len(plan.space.cuts())} candidates are cut from each training")
+    minutes = "" if found.search.minutes is None else f", {found.search.minutes:g} minutes"
+    print(f"budget: {found.search.trials} trials{minutes}; objectives: {', '.join(found.objectives)}")
+
+
+def _bounds(pairs: list[str] | None) -> dict[str, float]:
+    bounds = {}
+    for pair in pairs or []:
+        name, equals, text = pair.partition("=")
+        try:
+            bounds[name.strip()] = float(text)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UsageError(f"'{pair}' is no limit; write NAME=NUMBER, for example effective_flops=2e6")
+    return bounds
+
+
+def _print_pick(chosen: Any) -> None:
+    print(f"{chosen.id}: {chosen.reason}")
+    for neighbour in chosen.neighbours:
+        print(f"  {neighbour.kind}: {neighbour.text}")
+
+
+def _print_outcome(found: Any) -> None:
+    from autocompress.console import console, front_table
+
+    table = found.to_pandas()
+    chosen = found.pick()
+    console().print(front_table(table, found.meta["objectives"], chosen.id))
+    print()
+    _print_pick(chosen)
+    print(f"page: {found.folder / 'report.html'}")
+    print(f"next: autocompress export {shlex.quote(str(found.folder))} --candidate {chosen.id} --verify")
+
+
+def _print_status(found: Any) -> None:
+    from autocompress.console import console, front_table
+
+    counts = found.trials["state"].value_counts()
+    print(", ".join(f"{count} {state}" for state, count in counts.items()) or "no trials yet")
+    reasons = found.trials.loc[found.trials["state"] == "failed", "reason"].value_counts()
+    for reason, count in reasons.items():
+        print(f"  {count} failed: {reason}")
+    if len(found) and "objectives" in found.meta:
+        console().print(front_table(found.to_pandas(), found.meta["objectives"], found.meta.get("recommended", "")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""One chosen point of the search: student, distillation, fitting, pruning, quantization, seed.
+
+The settings are JSON leaves only, so a config travels between processes, machines and years.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from autocompress.errors import UsageError
+from autocompress.knobs import Leaf
+
+
+@dataclass(frozen=True)
+class Part:
+    """One method by its registered name, with its settings sorted by name.
+
+    Example:
+        >>> Part.of("soft_target", temperature=4.0).to_json()
+        {'soft_target': {'temperature': 4.0}}
+    """
+
+    name: str
+    settings: tuple[tuple[str, Leaf], ...] = ()
+
+    @classmethod
+    def of(cls, name: str, /, **settings: Leaf) -> "Part":
+        """Build a part from keyword settings."""
+        return cls(name, tuple(sorted(settings.items())))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Mapping[str, Leaf]]) -> "Part":
+        """Build a part from ``{name: {setting: value}}``.
+
+        Raises:
+            UsageError: ``data`` does not hold exactly one name.
+        """
+        if len(data) != 1:
+            raise UsageError(f"a part is one name with its settings, got {sorted(data)}")
+        ((name, settings),) = data.items()
+        return cls.of(name, **settings)
+
+    @property
+    def values(self) -> dict[str, Leaf]:
+        """The settings as a dictionary."""
+        return dict(self.settings)
+
+    def to_json(self) -> dict[str, dict[str, Leaf]]:
+        """Return ``{name: {setting: value}}``."""
+        return {self.name: self.values}
+
+
+def fingerprint(data: object) -> str:
+    """Return 12 hex digits that name a JSON value: equal values, equal digits.
+
+    Example:
+        >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+        True
+    """
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """The whole tuple that makes one compressed model.
+
+    ``prune`` and ``quantize`` are ``None`` where nothing is cut: such a config is a *training*, and
+    every candidate cut from its checkpoint shares it.
+    """
+
+    student: Part
+    distill: tuple[Part, ...]
+    fit: Part
+    prune: Part | None = None
+    quantize: Part | None = None
+    seed: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits: cache key and folder name."""
+        return fingerprint(self.to_json())
+
+    @property
+    def training(self) -> "CompressionConfig":
+        """The same config without its cut: what is trained once and cut many times."""
+        return replace(self, prune=None, quantize=None)
+
+    def unseeded(self) -> dict[str, Any]:
+        """Return the JSON form without the seed: equal for duplicates."""
+        data = self.to_json()
+        del data["seed"]
+        return data
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the config as nested dictionaries of JSON leaves."""
+        return {
+            "student": self.student.to_json(),
+            "distill": {part.name: part.values for part in self.distill},
+            "fit": self.fit.to_json(),
+            "prune": None if self.prune is None else self.prune.to_json(),
+            "quantize": None if self.quantize is None else self.quantize.to_json(),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "CompressionConfig":
+        """Rebuild a config from :meth:`to_json`.
+
+        Raises:
+            UsageError: A section does not hold exactly one part, or is missing.
+        """
+        try:
+            return cls(
+                student=Part.from_json(data["student"]),
+                distill=tuple(Part.of(name, **values) for name, values in sorted(data["distill"].items())),
+                fit=Part.from_json(data["fit"]),
+                prune=None if data["prune"] is None else Part.from_json(data["prune"]),
+                quantize=None if data["quantize"] is None else Part.from_json(data["quantize"]),
+                seed=data["seed"],
+            )
+        except KeyError as missing:
+            raise UsageError(f"a config needs the section {missing}") from None

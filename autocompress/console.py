@@ -1,0 +1,62 @@
+"""The small tables that the command line prints."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from autocompress.front import axes
+from autocompress.words import label, show
+
+
+def front_table(table: pd.DataFrame, objectives: Sequence[Mapping[str, Any]], marked: str = "") -> Table:
+    """Return candidates as a table for the terminal: id, objectives, the main knobs; ``marked`` is pointed at."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column("")
+    shown.add_column("candidate", no_wrap=True)
+    for objective in objectives:
+        shown.add_column(label(objective["name"]), justify="right", no_wrap=True)
+    test = f"{axes(objectives)[1]['name']}_test"
+    if test in table:
+        shown.add_column("on test", justify="right")
+    shown.add_column("student")
+    shown.add_column("distilled")
+    shown.add_column("pruned", justify="right")
+    shown.add_column("bits w/a", justify="right")
+    for _, row in table.iterrows():
+        cells = [show(row[objective["name"]], objective) for objective in objectives]
+        if test in table:
+            cells.append(show(row[test], axes(objectives)[1]))
+        shown.add_row("→" if row["id"] == marked else "", row["id"], *cells, *_knobs(row))
+    return shown
+
+
+def _knobs(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    def of(section: str, method: str, *names: str) -> list[Any]:
+        return [row.get(f"{section}.{method}.{name}") for name in names]
+
+    student = row["student"]
+    shape = [f"{name}={value}" for name in ("width", "depth", "block") for value in of("student", student, name) if _is(value)]
+    (temperature,) = of("distill", row["distill"], "temperature")
+    (ratio,) = of("prune", row["prune"], "pruning_ratio")
+    weight, activation = of("quantize", row["quantize"], "weight_bits", "activation_bits")
+    bits = f"{weight:.0f}/{activation:.0f}" if _is(weight) and _is(activation) else "32/32"
+    return (
+        " ".join([student, *(str(item).replace(".0", "") for item in shape)]),
+        f"{row['distill']} T={temperature:.1f}" if _is(temperature) else row["distill"],
+        f"{ratio:.0%}" if _is(ratio) else "–",
+        bits,
+    )
+
+
+def _is(value: Any) -> bool:
+    return value is not None and value == value
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console; pipes get a fixed width so that tables are not folded."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 160, emoji=False)

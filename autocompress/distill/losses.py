@@ -1,0 +1,106 @@
+"""Terms on logits: cross-entropy alone, and softened targets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autocompress.distill.base import Activations, TaskLoss
+from autocompress.knobs import FloatRange, Settings, knob
+from autocompress.registry import DISTILL
+
+
+@dataclass(frozen=True)
+class NoneConfig(Settings):
+    """Nothing to choose."""
+
+    label = "distill.none"
+
+
+class NoDistillation:
+    """Train on the targets alone: the baseline of every report."""
+
+    name = "none"
+    kind = "logit"
+    config = NoneConfig
+
+    def needs_teacher(self, config: NoneConfig) -> bool:
+        """Return ``False``."""
+        return False
+
+    def loss(
+        self,
+        config: NoneConfig,
+        student: Activations,
+        teacher: Activations,
+        targets: Mapping[str, Tensor],
+        task_loss: TaskLoss,
+    ) -> Tensor:
+        """Return the task's own loss, ``[]``."""
+        return task_loss(student.logits, targets)
+
+
+@dataclass(frozen=True)
+class SoftTargetConfig(Settings):
+    """Knobs of :class:`SoftTarget`."""
+
+    label = "distill.soft_target"
+
+    temperature: float = knob(4.0, FloatRange(1.0, 10.0, log=True), "softens both outputs before they are compared")
+    alpha: float = knob(0.5, FloatRange(0.0, 1.0), "weight of the teacher against the targets")
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch.
+
+    The factor T^2 keeps the gradient's size independent of the temperature (Hinton et al. 2015,
+    arXiv:1503.02531, section 2.1). Finite for logits of any finite size and any T > 0.
+
+    Args:
+        student: ``[B, C]``.
+        teacher: ``[B, C]``.
+        temperature: Above 0.
+
+    Example:
+        >>> softened_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]), 4.0).item()
+        0.0
+    """
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+class SoftTarget:
+    """(1 - alpha) CE + alpha T^2 KL(teacher || student) on softened outputs (Hinton et al. 2015, arXiv:1503.02531)."""
+
+    name = "soft_target"
+    kind = "logit"
+    config = SoftTargetConfig
+
+    def needs_teacher(self, config: SoftTargetConfig) -> bool:
+        """Return whether the teacher has any weight."""
+        return config.alpha > 0
+
+    def loss(
+        self,
+        config: SoftTargetConfig,
+        student: Activations,
+        teacher: Activations,
+        targets: Mapping[str, Tensor],
+        task_loss: TaskLoss,
+    ) -> Tensor:
+        """Return the weighted sum, ``[]``; several heads are averaged."""
+        hard = task_loss(student.logits, targets)
+        if config.alpha == 0:
+            return hard
+        per_head = [
+            softened_kl(logits, teacher.logits[head], config.temperature) for head, logits in student.logits.items()
+        ]
+        soft = torch.stack(per_head).mean()
+        return (1 - config.alpha) * hard + config.alpha * soft
+
+
+DISTILL.add(NoDistillation.name, NoDistillation())
+DISTILL.add(SoftTarget.name, SoftTarget())

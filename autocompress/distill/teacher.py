@@ -1,0 +1,159 @@
+"""The teacher: trained once, its weights and its logits cached by fingerprint.
+
+A cache entry is one folder that holds ``weights.safetensors``, ``logits.safetensors`` and ``teacher.json`` with
+the SHA-256 of both. An entry that does not match is noticed and trained again.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from platformdirs import user_cache_path
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from autocompress.config import Part, fingerprint
+from autocompress.distill.fit import fit, predict
+from autocompress.storage import sha256, write_atomic
+from autocompress.task import Splits, Task
+
+FORMAT = 1
+
+
+def cache_folder() -> Path:
+    """Return where teachers are kept: ``$AUTOCOMPRESS_CACHE``, or the user's cache folder."""
+    chosen = os.environ.get("AUTOCOMPRESS_CACHE")
+    return Path(chosen) if chosen else user_cache_path("autocompress")
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """What a teacher is made of: everything that its fingerprint covers."""
+
+    student: Part
+    fit: Part
+    seed: int = 0
+
+    def fingerprint(self, task: Task, splits: Splits) -> str:
+        """Return 12 hex digits over the task, the data and the recipe."""
+        return fingerprint(
+            {
+                "format": FORMAT,
+                "task": task.name,
+                "data": splits.fingerprint(),
+                "student": self.student.to_json(),
+                "fit": self.fit.to_json(),
+                "seed": self.seed,
+                "views": task.views,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained teacher.
+
+    Attributes:
+        model: In evaluation mode.
+        logits: Its outputs by key: ``train/<view>`` and each other split's name, then the head: ``[N, C]``.
+        folder: Where it is cached.
+        trained: Whether this call trained it.
+        notice: Why a cached one was not used; empty if there was none or it was fine.
+    """
+
+    model: nn.Module
+    logits: Mapping[str, Mapping[str, Tensor]]
+    folder: Path
+    trained: bool = False
+    notice: str = ""
+
+    def view(self, index: int) -> Mapping[str, Tensor]:
+        """Return the logits on augmented view ``index`` of the training split, ``{head: [N, C]}``."""
+        return self.logits[f"train/{index}"]
+
+
+def load_teacher(
+    task: Task,
+    splits: Splits,
+    recipe: TeacherRecipe,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> Teacher:
+    """Return the teacher of this recipe, from the cache or freshly trained.
+
+    Processes that ask at the same time wait for one of them to train it.
+
+    Raises:
+        TrialError: Its training diverged.
+        StorageError: The cache folder cannot be written.
+    """
+    folder = cache_folder() / "teachers" / f"{task.name}-{recipe.fingerprint(task, splits)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        model = task.build(recipe.student)
+        notice = ""
+        if (folder / "teacher.json").exists():
+            try:
+                return Teacher(model, _read(folder, model), folder)
+            except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as damage:
+                notice = f"the cached teacher in {folder} is damaged ({damage}); it was trained again"
+        torch.manual_seed(recipe.seed)
+        model = task.build(recipe.student)
+        curve = fit(model, task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch)
+        logits = teacher_logits(model, task, splits)
+        _write(folder, model, logits, recipe, curve)
+        return Teacher(model, logits, folder, trained=True, notice=notice)
+
+
+def teacher_logits(model: nn.Module, task: Task, splits: Splits) -> dict[str, dict[str, Tensor]]:
+    """Return a model's logits on every view of the training split and on every other split but test."""
+    logits = {f"train/{view}": predict(model, task, task.view(splits.train, view)) for view in range(task.views)}
+    for name, split in splits.items():
+        # The test split stays unread until the front is frozen.
+        if name not in ("train", "test"):
+            logits[name] = predict(model, task, split)
+    return logits
+
+
+def _write(
+    folder: Path,
+    model: nn.Module,
+    logits: Mapping[str, Mapping[str, Tensor]],
+    recipe: TeacherRecipe,
+    curve: list[dict[str, float]],
+) -> None:
+    weights = save({key: value.contiguous() for key, value in model.state_dict().items()})
+    flat = save({f"{key}:{head}": value.contiguous() for key, heads in logits.items() for head, value in heads.items()})
+    (folder / "teacher.json").unlink(missing_ok=True)
+    write_atomic(folder / "weights.safetensors", weights)
+    write_atomic(folder / "logits.safetensors", flat)
+    record = {
+        "student": recipe.student.to_json(),
+        "fit": recipe.fit.to_json(),
+        "seed": recipe.seed,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "curve": curve,
+        "sha256": {"weights.safetensors": sha256(weights), "logits.safetensors": sha256(flat)},
+    }
+    write_atomic(folder / "teacher.json", json.dumps(record, indent=1))
+
+
+def _read(folder: Path, model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    record = json.loads((folder / "teacher.json").read_text())
+    content = {}
+    for name, expected in record["sha256"].items():
+        content[name] = (folder / name).read_bytes()
+        if sha256(content[name]) != expected:
+            raise ValueError(f"{name} does not match its checksum")
+    model.load_state_dict(load(content["weights.safetensors"]))
+    model.eval()
+    logits: dict[str, dict[str, Tensor]] = {}
+    for key, value in load(content["logits.safetensors"]).items():
+        place, _, head = key.rpartition(":")
+        logits.setdefault(place, {})[head] = value
+    return logits

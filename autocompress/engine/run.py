@@ -1,0 +1,361 @@
+"""A whole search from spec to frozen front, in the order in which things may fail: the cheap checks first."""
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autocompress.backends.base import Backend
+from autocompress.config import Part
+from autocompress.distill.fit import fit_config
+from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
+from autocompress.engine.driver import Driver, Progress
+from autocompress.engine.sampler import Proposer
+from autocompress.engine.space import Space, open_space
+from autocompress.engine.spec import Source
+from autocompress.errors import AutocompressError, NoCandidateError, RunFolderError, SearchFailedError, UsageError
+from autocompress.front import full_fidelity, pareto_front
+from autocompress.lab import Setup
+from autocompress.pick import pick
+from autocompress.records import Cut, Job, Role, State, TrialResult
+from autocompress.registry import BACKENDS, OBJECTIVES, TASKS
+from autocompress.storage import write_atomic
+from autocompress.study import DATABASE, Study
+from autocompress.task import Splits, Task
+from autocompress.trial import TrialRunner, score_test_split, settle_torch, teacher_record
+
+TWIN = "the pick without distillation"
+LIBRARIES = ("autocompress", "torch", "optuna", "torch-pruning", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Events:
+    """Callbacks of a search, all called in the caller's thread.
+
+    Attributes:
+        phase: A line that says what begins now.
+        teacher: Epochs done and epochs in all, while a teacher is trained.
+        progress: After every ask and tell.
+    """
+
+    phase: Callable[[str], None] = lambda text: None
+    teacher: Callable[[int, int], None] = lambda done, total: None
+    progress: Callable[[Progress], None] = lambda progress: None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked spec: everything that can be wrong before training has been looked at.
+
+    Attributes:
+        source: The spec with its lines.
+        space: What may be chosen.
+        task: The task's object.
+        splits: Its five splits.
+        setup: What workers need.
+        objectives: Records without their boxes.
+        backend: Where trials run.
+    """
+
+    source: Source
+    space: Space
+    task: Task
+    splits: Splits
+    setup: Setup
+    objectives: tuple[dict[str, Any], ...]
+    backend: Backend
+
+
+def make_plan(source: Source) -> Plan:
+    """Check a spec against everything that is registered, load the data, and build the teacher once, untrained.
+
+    Raises:
+        SpecError: A name or a setting is wrong; the message names the line.
+        UsageError: The task's data cannot be used.
+    """
+    spec = source.spec
+    space = open_space(source)
+    ((task_name, options),) = spec.task.items()
+    try:
+        task: Task = TASKS.get(task_name)(**options)
+    except AutocompressError as error:
+        raise source.error(("task",), str(error)) from None
+    except TypeError as error:
+        raise source.error(("task", task_name), f"{task_name} does not take these options ({error})") from None
+    for name in spec.objectives:
+        _known(source, ("objectives", name), name)
+    for name in spec.limits:
+        _known(source, ("limits", name), name)
+    kinds = {name: OBJECTIVES.get(name).kind for name in OBJECTIVES}
+    if len({kinds[name] for name in spec.objectives}) != 2:
+        raise source.error(("objectives",), "name at least one score (such as accuracy) and one cost (such as bytes)")
+    splits = task.splits(spec.split_seed)
+    student, fit = task.teacher()
+    if spec.teacher.student is not None:
+        student = Part.from_json(spec.teacher.student)
+    if spec.teacher.fit is not None:
+        fit = Part.from_json(spec.teacher.fit)
+    try:
+        fit_config(fit)
+        task.build(student)
+    except AutocompressError as error:
+        raise source.error(("teacher",), str(error)) from None
+    setup = Setup(
+        Part.of(task_name, **options),
+        spec.split_seed,
+        TeacherRecipe(student, fit, spec.teacher.seed),
+        tuple(sorted({name for name in kinds if kinds[name] == "score"} & {*task.metrics, *spec.objectives, *spec.limits})),
+        tuple(name for name in kinds if kinds[name] == "cost"),
+    )
+    try:
+        backend = BACKENDS.get(spec.search.backend)(spec.search.workers)
+    except AutocompressError as error:
+        raise source.error(("search", "backend"), str(error)) from None
+    records = tuple(_record(name) for name in spec.objectives)
+    return Plan(source, space, task, splits, setup, records, backend)
+
+
+def run_search(
+    plan: Plan, folder: Path, *, resume: bool = False, command: str = "", events: Events | None = None
+) -> Study:
+    """Train the teacher if it is not cached, search, freeze the front, read the test split, and return the store.
+
+    Args:
+        plan: From :func:`make_plan`.
+        folder: The run folder.
+        resume: Continue the run that lies there.
+        command: What the user typed, for the report.
+        events: Callbacks.
+
+    Raises:
+        RunFolderError: The folder holds another run, or its spec differs from this one.
+        SearchFailedError: Every trial failed; what is stored stays readable.
+        KeyboardInterrupt: The user stopped it; what is stored stays readable and the run can be resumed.
+    """
+    events = events or Events()
+    study = _open(plan, folder, resume, command)
+    try:
+        settle_torch()
+        teacher = _teacher(plan, events)
+        _describe(plan, study, teacher)
+        driver = _driver(plan, study, events)
+        events.phase("searching")
+        try:
+            plan.backend.run(driver.ask, TrialRunner(plan.setup), driver.tell)
+        finally:
+            study.set_meta({"seconds": driver.elapsed, "exhausted": driver.exhausted})
+        if driver.hopeless or study.candidates().empty:
+            raise SearchFailedError(f"every trial failed; the most frequent reason: {_top_reason(study)}")
+        events.phase("freezing the front and reading the test split")
+        _finish(plan, study)
+    except BaseException:
+        study.close()
+        raise
+    return study
+
+
+def _known(source: Source, place: tuple[str, ...], name: str) -> None:
+    try:
+        OBJECTIVES.get(name)
+    except AutocompressError as error:
+        raise source.error(place, str(error)) from None
+
+
+def _record(name: str) -> dict[str, Any]:
+    found = OBJECTIVES.get(name)
+    return {"name": found.name, "direction": found.direction, "unit": found.unit, "kind": found.kind}
+
+
+def _open(plan: Plan, folder: Path, resume: bool, command: str) -> Study:
+    spec = plan.source.spec
+    if not (resume and (folder / DATABASE).exists()):
+        study = Study.create(folder, {"name": spec.name, "content": spec.content(), "command": command})
+    else:
+        study = Study.open(folder)
+        before = study.meta("content")
+        if before != spec.content():
+            changed = _first_difference(before, spec.content())
+            study.close()
+            raise RunFolderError(
+                f"{folder} was searched with another spec: {changed} differs; restore it, or --name a new run"
+            )
+    write_atomic(folder / "spec.yaml", spec.to_yaml())
+    return study
+
+
+def _first_difference(before: Any, after: Any, place: str = "") -> str:
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in sorted({*before, *after}):
+            if before.get(key) != after.get(key):
+                return _first_difference(before.get(key), after.get(key), f"{place}.{key}" if place else str(key))
+    return f"{place} ({before!r} then, {after!r} now)"
+
+
+def _teacher(plan: Plan, events: Events) -> Teacher:
+    total = fit_config(plan.setup.teacher.fit).epochs
+    events.phase("loading the teacher")
+    teacher = load_teacher(
+        plan.task, plan.splits, plan.setup.teacher, lambda row: events.teacher(int(row["epoch"]), total)
+    )
+    if teacher.notice:
+        events.phase(teacher.notice)
+    return teacher
+
+
+def _describe(plan: Plan, study: Study, teacher: Teacher) -> None:
+    spec = plan.source.spec
+    record = {
+        **teacher_record(plan.setup),
+        "config": {"student": plan.setup.teacher.student.to_json(), "fit": plan.setup.teacher.fit.to_json()},
+        "folder": str(teacher.folder),
+    }
+    test = (study.meta("teacher") or {}).get("scores", {}).get("test")
+    if test is not None:
+        record["scores"]["test"] = test
+    study.set_meta(
+        {
+            "task": plan.task.name,
+            "task_options": dict(plan.setup.task.values),
+            "heads": dict(plan.task.heads),
+            "mode": spec.search.mode,
+            "spec": spec.to_yaml(),
+            "teacher": record,
+            "objectives": [
+                {**objective, "box": _box(plan, objective, record)} for objective in plan.objectives
+            ],
+            "all_objectives": [_record(name) for name in (*plan.setup.scores, *plan.setup.costs)],
+            "limits": {
+                name: limit.model_dump(exclude_none=True) for name, limit in spec.limits.items()
+            },
+            "pick": spec.pick.model_dump(),
+            "splits": {name: len(split) for name, split in plan.splits.items()},
+            "environment": _environment(plan),
+        }
+    )
+    environment = study.meta("environment")
+    write_atomic(study.folder / "environment.json", _json(environment))
+
+
+def _box(plan: Plan, objective: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[float]:
+    """Return [reference, ideal] as the spec declares it, or from chance and the teacher's cost."""
+    declared = plan.source.spec.objectives[objective["name"]]
+    if declared is not None:
+        return [float(bound) for bound in declared]
+    if objective["kind"] == "cost":
+        cost = max(float(teacher["costs"][objective["name"]]), 1.0)
+        return [cost, cost * 1e-5]
+    if objective["direction"] == "maximize":
+        chance = 1 / max(plan.task.heads.values())
+        return [chance, 1.0]
+    return [max(float(teacher["scores"]["search_val"][objective["name"]]) * 10, 1.0), 0.0]
+
+
+def _environment(plan: Plan) -> dict[str, Any]:
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "workers": getattr(plan.backend, "workers", 1),
+        "threads_per_worker": 1,
+        "system": platform.platform(),
+        "python": sys.version.split()[0],
+        "versions": {name: version(name) for name in LIBRARIES},
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "data": plan.splits.fingerprint(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _driver(plan: Plan, study: Study, events: Events) -> Driver:
+    spec = plan.source.spec
+    objectives = study.meta("objectives")
+    proposer = Proposer(
+        study.folder,
+        spec.name,
+        spec.search.sampler,
+        spec.search.seed,
+        [objective["direction"] for objective in objectives],
+        [f"log10 {o['name']}" if o["kind"] == "cost" else o["name"] for o in objectives],
+    )
+    start = [plan.space.defaults(plan.setup.teacher.student)]
+    return Driver(study, plan.space, spec.search, proposer, objectives, study.meta("limits"), start, events.progress)
+
+
+def _finish(plan: Plan, study: Study) -> None:
+    """Freeze the front on select_val, train the pick's twin without distillation, and read the test split."""
+    table = full_fidelity(study.candidates())
+    front = pareto_front(table, study.meta("objectives"))
+    try:
+        recommended = pick(study.candidates(), study.all_meta()).id
+    except NoCandidateError:
+        recommended = ""
+    baselines = _twin(plan, study, recommended)
+    identities = list(dict.fromkeys([*front["id"], *filter(None, [recommended]), *baselines]))
+    chosen = {}
+    for identity in identities:
+        candidate = study.candidate(identity)
+        chosen[identity] = (candidate, study.checkpoint_path(candidate.checkpoint).read_bytes())
+    scores, teacher = score_test_split(chosen, plan.setup)
+    study.add_scores({identity: {"test": values} for identity, values in scores.items()})
+    record = study.meta("teacher")
+    record["scores"]["test"] = teacher
+    study.set_meta(
+        {
+            "teacher": record,
+            "front": list(front["id"]),
+            "recommended": recommended,
+            "baselines": baselines,
+            "test_reads": study.meta("test_reads", 0) + 1,
+        }
+    )
+
+
+def _twin(plan: Plan, study: Study, recommended: str) -> dict[str, str]:
+    """Train the recommended candidate once more without distillation; return its id with its label."""
+    if not recommended:
+        return {}
+    candidate = study.candidate(recommended)
+    plain = replace(candidate.config.training, distill=(Part("none"),))
+    if plain == candidate.config.training:
+        return {}
+    stored = study.stored_trials()
+    for trial in stored:
+        if trial.job.role is Role.BASELINE and trial.job.training == plain and trial.state is State.COMPLETE:
+            found = [c.id for c in study.candidates_of(trial.job.number) if c.config.prune == candidate.config.prune
+                     and c.config.quantize == candidate.config.quantize]
+            if found:
+                return {found[0]: TWIN}
+    job = Job(
+        max(trial.job.number for trial in stored) + 1,
+        plain,
+        (Cut(candidate.config.prune, candidate.config.quantize),),
+        Role.BASELINE,
+    )
+    study.add_job(job, None)
+    result: TrialResult = TrialRunner(plan.setup)(job)
+    study.finish(result, elapsed=study.meta("seconds", 0.0), hypervolume=float("nan"))
+    return {candidate.id: TWIN for candidate in result.candidates}
+
+
+def _top_reason(study: Study) -> str:
+    reasons = study.trials()["reason"]
+    reasons = reasons[reasons != ""]
+    return str(reasons.mode().iloc[0]) if len(reasons) else "no trial was run"
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, indent=1, sort_keys=True)

@@ -1,0 +1,93 @@
+"""Optuna behind one small class: who proposes the next training, and what it learns from."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import Trial, TrialState
+
+from autocompress.knobs import Leaf
+from autocompress.study import DATABASE
+
+
+class Proposer:
+    """Ask and tell on an Optuna study that lives in the run's ``study.db``.
+
+    Args:
+        folder: The run folder; its store must exist, so that Optuna's tables join it.
+        name: Name of the study.
+        sampler: ``tpe``, ``nsga2``, ``nsga3``, ``gp`` or ``random``.
+        seed: With the number of each job it seeds the sampler, so a resumed search goes on as it would have.
+        directions: ``maximize`` or ``minimize``, one an objective.
+        metric_names: What Optuna's own tools call the values.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, sampler: str, seed: int, directions: Sequence[str], metric_names: Sequence[str]
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._sampler = sampler
+        self._seed = seed
+        storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / DATABASE).resolve()}")
+        with _quiet():
+            self._study = optuna.create_study(
+                storage=storage, study_name=name, directions=list(directions), load_if_exists=True
+            )
+            self._study.set_metric_names(list(metric_names))
+
+    def enqueue(self, values: Mapping[str, Leaf]) -> None:
+        """Propose ``values`` before anything that is sampled."""
+        self._study.enqueue_trial(dict(values), skip_if_exists=True)
+
+    def ask(self, number: int) -> Trial:
+        """Return an empty trial for job ``number``."""
+        with _quiet():
+            # A sampler keeps no state that its study does not hold, so a fresh one per job loses nothing.
+            self._study.sampler = _sampler(self._sampler, self._seed * 1_000_003 + number)
+            return self._study.ask()
+
+    def tell(
+        self, trial: int | Trial, values: Sequence[float] | None, constraints: Mapping[str, float] | None = None
+    ) -> None:
+        """Tell a trial's values, or with ``None`` that it failed; a trial that was told before stays as it is.
+
+        Args:
+            trial: The trial or its number in the study.
+            values: One an objective.
+            constraints: Name to violation; at most 0 is feasible.
+        """
+        if isinstance(trial, Trial) and values is not None:
+            for name, violation in (constraints or {}).items():
+                trial.set_constraint(name, violation)
+        state = TrialState.COMPLETE if values is not None else TrialState.FAIL
+        with _quiet():
+            self._study.tell(trial, values, state=state, skip_if_finished=True)
+
+    def running(self) -> list[int]:
+        """Return the numbers of trials that were asked and not told."""
+        return [trial.number for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+
+    def abandon(self, number: int) -> None:
+        """Tell a trial that nobody works on as failed; hand-made values that it took are proposed again."""
+        fixed = self._study.get_trials(deepcopy=False)[number].system_attrs.get("fixed_params")
+        self.tell(number, None)
+        if fixed:
+            self._study.enqueue_trial(fixed)
+
+
+def _sampler(name: str, seed: int) -> BaseSampler:
+    seed %= 2**32
+    if name == "tpe":
+        return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed, warn_independent_sampling=False)
+    if name == "gp":
+        return GPSampler(seed=seed, warn_independent_sampling=False)
+    return {"nsga2": NSGAIISampler, "nsga3": NSGAIIISampler, "random": RandomSampler}[name](seed=seed)
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801
+    """Silence Optuna's notices that a feature is experimental: which ones are used is decided here."""
+
+    def __init__(self) -> None:
+        super().__init__(action="ignore", category=optuna.exceptions.ExperimentalWarning)

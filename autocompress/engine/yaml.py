@@ -1,0 +1,83 @@
+"""YAML that remembers lines, reads ``1e-3`` as a number, and builds nothing but plain values."""
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from autocompress.errors import SpecError
+
+MAX_BYTES = 1_000_000
+Place = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loader without aliases, with floats as people write them."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed here", mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":timestamp"))]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?|\.(inf|Inf|INF|nan|NaN|NAN))$"),
+    list("-+0123456789."),
+)
+
+
+def parse(text: str, source: str) -> tuple[Any, dict[Place, int]]:
+    """Return the document and the line (from 1) of every key and item by its place.
+
+    Example:
+        >>> parse("a:\\n  b: 1e-3", "x.yaml")
+        ({'a': {'b': 0.001}}, {('a',): 1, ('a', 'b'): 2})
+
+    Raises:
+        SpecError: The text is not one YAML document of plain values, is too large, or repeats a key.
+    """
+    if len(text) > MAX_BYTES:
+        raise SpecError(f"{source}: larger than {MAX_BYTES} bytes; a search space is a page of text")
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        lines: dict[Place, int] = {}
+        value = None if node is None else _construct(loader, node, (), lines, source)
+    except yaml.MarkedYAMLError as reason:
+        line = reason.problem_mark.line + 1 if reason.problem_mark else 1
+        raise SpecError(f"{source}:{line}: {reason.problem}") from None
+    except (yaml.YAMLError, RecursionError) as reason:
+        raise SpecError(f"{source}: not YAML text ({str(reason).splitlines()[0]})") from None
+    return value, lines
+
+
+def _construct(loader: yaml.SafeLoader, node: yaml.Node, place: Place, lines: dict[Place, int], source: str) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[Hashable, Any] = {}
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, str | int | float | bool | None):
+                raise SpecError(f"{source}:{line}: a key must be plain text")
+            if key in mapping:
+                raise SpecError(f"{source}:{line}: '{key}' stands twice; keep one of them")
+            lines[(*place, str(key))] = line
+            mapping[str(key)] = _construct(loader, value_node, (*place, str(key)), lines, source)
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        items = []
+        for index, item in enumerate(node.value):
+            lines[(*place, index)] = item.start_mark.line + 1
+            items.append(_construct(loader, item, (*place, index), lines, source))
+        return items
+    value = loader.construct_object(node, deep=True)
+    if not isinstance(value, bool | int | float | str | None):
+        raise SpecError(f"{source}:{node.start_mark.line + 1}: {type(value).__name__} is not a plain value")
+    return value

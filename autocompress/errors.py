@@ -1,0 +1,95 @@
+"""Every exception of autocompress, with the exit code that the command line gives it.
+
+    AutocompressError                 1  something failed
+    ├── UsageError                    2  the caller asked for something impossible
+    │   ├── UnknownNameError          2  a name that nothing is registered under
+    │   ├── KnobError                 2  a value outside its knob's range
+    │   ├── SpecError                 2  a search-space file that cannot be used
+    │   └── RunFolderError            2  a run folder that is missing, foreign, in use or changed
+    ├── CompressionError              1  a method cannot compress this model
+    ├── TrialError                    1  a trial cannot produce candidates
+    ├── SearchFailedError             1  every trial failed
+    ├── ArtifactError                 1  an exported folder is damaged or cannot be written
+    │   └── VerificationError         1  the exported model does not behave as the searched one
+    ├── NoCandidateError              3  no candidate satisfies what was asked
+    └── StorageError                  3  no space, or a folder that cannot be written
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class AutocompressError(Exception):
+    """Root of the tree; the message is one line that names the place and the fix."""
+
+    exit_code = 1
+
+
+class UsageError(AutocompressError):
+    """The caller asked for something impossible."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that nothing is registered under."""
+
+
+class KnobError(UsageError):
+    """A value outside its knob's range, or of the wrong type."""
+
+
+class SpecError(UsageError):
+    """A search-space file that cannot be used."""
+
+
+class RunFolderError(UsageError):
+    """A run folder that is missing, foreign, in use or changed."""
+
+
+class CompressionError(AutocompressError):
+    """A method cannot compress this model."""
+
+
+class TrialError(AutocompressError):
+    """A trial cannot produce candidates."""
+
+
+class SearchFailedError(AutocompressError):
+    """Every trial failed."""
+
+
+class ArtifactError(AutocompressError):
+    """An exported folder is damaged or cannot be written."""
+
+
+class VerificationError(ArtifactError):
+    """The exported model does not behave as the searched one."""
+
+
+class NoCandidateError(AutocompressError):
+    """No candidate satisfies what was asked."""
+
+    exit_code = 3
+
+
+class StorageError(AutocompressError):
+    """No space is left, or a folder cannot be written."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint such as ``did you mean 'digits'?``, or the list of known names.
+
+    Example:
+        >>> did_you_mean("digit", ["digits", "langid"])
+        "did you mean 'digits'?"
+        >>> did_you_mean("zzz", ["digits", "langid"])
+        'known: digits, langid'
+    """
+    names = sorted(known)
+    close = get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return "known: " + (", ".join(names) or "none")

@@ -1,0 +1,141 @@
+"""What one field of a config may be: its default and its range, declared once.
+
+    @dataclass(frozen=True)
+    class SoftTargetConfig(Settings):
+        temperature: float = knob(4.0, FloatRange(1.0, 10.0, log=True), "softens both outputs")
+
+A search space may fix such a field, list values for it, or narrow its range; it never widens it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+from autocompress.errors import KnobError, did_you_mean
+
+Leaf: TypeAlias = bool | int | float | str | None
+T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
+
+
+@dataclass(frozen=True)
+class FloatRange:
+    """Real numbers from ``low`` to ``high``, both included; ``log`` samples their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def accepts(self, value: object) -> bool:
+        """Return whether ``value`` is a finite number inside the range."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return math.isfinite(value) and self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}" + (" (log)" if self.log else "")
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """Whole numbers from ``low`` to ``high``, both included."""
+
+    low: int
+    high: int
+    log: bool = False
+
+    def accepts(self, value: object) -> bool:
+        """Return whether ``value`` is a whole number inside the range."""
+        if isinstance(value, bool) or not isinstance(value, int):
+            return False
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}" + (" (log)" if self.log else "")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values."""
+
+    options: tuple[Leaf, ...]
+
+    def accepts(self, value: object) -> bool:
+        """Return whether ``value`` is one of the options (``1`` and ``True`` differ)."""
+        return any(value == option and isinstance(value, bool) == isinstance(option, bool) for option in self.options)
+
+    def __str__(self) -> str:
+        return ", ".join(str(option) for option in self.options)
+
+
+Domain: TypeAlias = FloatRange | IntRange | Choice
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One declared field: its name, default, range and meaning."""
+
+    name: str
+    default: Leaf
+    domain: Domain
+    doc: str
+
+
+def knob(default: T, domain: Domain, doc: str = "") -> T:
+    """Declare a field of a :class:`Settings` dataclass: its default, its range and its meaning.
+
+    Raises:
+        KnobError: The default lies outside the range.
+    """
+    if not domain.accepts(default):
+        raise KnobError(f"default {default!r} is outside {domain}")
+    declared: T = field(default=default, metadata={"domain": domain, "doc": doc})
+    return declared
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Root of every config dataclass: checks each field against its range when it is built.
+
+    Raises:
+        KnobError: A value lies outside its knob's range.
+    """
+
+    label: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for declared in self.knobs().values():
+            value = getattr(self, declared.name)
+            if isinstance(declared.domain, FloatRange) and isinstance(value, int) and not isinstance(value, bool):
+                # YAML writes 1 for 1.0; one spelling keeps one fingerprint.
+                object.__setattr__(self, declared.name, float(value))
+            if not declared.domain.accepts(value):
+                where = f"{self.label or type(self).__name__}.{declared.name}"
+                raise KnobError(f"{where} = {value!r} is outside {declared.domain}")
+
+    @classmethod
+    def knobs(cls) -> dict[str, Knob]:
+        """Return every declared knob by name, in the order of declaration."""
+        return {
+            f.name: Knob(f.name, f.default, f.metadata["domain"], f.metadata["doc"])
+            for f in fields(cls)
+            if "domain" in f.metadata
+        }
+
+    @classmethod
+    def of(cls: type[S], values: Mapping[str, Leaf]) -> S:
+        """Build the config from a mapping; absent fields take their default.
+
+        Raises:
+            KnobError: An unknown field (the message suggests the nearest), or a value out of range.
+        """
+        known = cls.knobs()
+        for name in values:
+            if name not in known:
+                raise KnobError(f"{cls.label or cls.__name__} has no knob '{name}': {did_you_mean(name, known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON leaves."""
+        return asdict(self)

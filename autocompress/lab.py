@@ -1,0 +1,204 @@
+"""What every trial of one run shares: the task, its splits, its teacher, and how a checkpoint is cut."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from autocompress.config import CompressionConfig, Part
+from autocompress.distill.fit import fit, predict
+from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
+from autocompress.errors import ArtifactError, TrialError
+from autocompress.method import Context, MethodState, Recovery
+from autocompress.prune import reestimate_batch_norm
+from autocompress.registry import PRUNE, QUANTIZE, TASKS
+from autocompress.task import Split, Splits, Task, as_heads
+
+CALIBRATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker must know beside the job; travels to it once.
+
+    Attributes:
+        task: The task's name and options.
+        split_seed: Seed of the five splits.
+        teacher: How the teacher was trained, so that a worker finds it in the cache.
+        scores: Names of the scores to measure on every split.
+        costs: Names of the costs to measure on every candidate.
+    """
+
+    task: Part
+    split_seed: int
+    teacher: TeacherRecipe
+    scores: tuple[str, ...]
+    costs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """One candidate's model, cut again from its checkpoint.
+
+    Attributes:
+        float_model: Pruned, 32-bit, in evaluation mode.
+        model: Quantized, or the same object as ``float_model``.
+        prune: What pruning did.
+        quantize: What quantization did.
+    """
+
+    float_model: nn.Module
+    model: nn.Module
+    prune: MethodState | None
+    quantize: MethodState | None
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Task, splits and teacher of one run, in this process."""
+
+    task: Task
+    splits: Splits
+    teacher: Teacher
+
+    def train(self, training: CompressionConfig) -> tuple[nn.Module, list[dict[str, float]]]:
+        """Build the student of ``training``, distil it, and return it with its curve.
+
+        Raises:
+            TrialError: The training diverged.
+            KnobError: A setting is outside its range.
+        """
+        torch.manual_seed(training.seed)
+        model = self.task.build(training.student)
+        curve = fit(
+            model,
+            self.task,
+            self.splits.train,
+            training.fit,
+            terms=training.distill,
+            teacher_logits=self.teacher.view,
+            seed=training.seed,
+        )
+        return model, curve
+
+    def prune(self, model: nn.Module, training: CompressionConfig, part: Part | None) -> tuple[nn.Module, MethodState | None]:
+        """Prune a trained model and let it recover under the same distillation; ``model`` stays as it was.
+
+        Raises:
+            CompressionError: The method cannot compress this model.
+            TrialError: The recovery diverged.
+        """
+        if part is None:
+            return model, None
+        method = PRUNE.get(part.name)
+        settings = method.config.of(part.values)
+        pruned, state = method.apply(model, settings, self.context(training.seed))
+        if isinstance(settings, Recovery) and settings.recovery_epochs > 0:
+            recovery = Part.of(
+                training.fit.name,
+                **{
+                    **training.fit.values,
+                    "epochs": settings.recovery_epochs,
+                    "learning_rate": settings.recovery_learning_rate,
+                },
+            )
+            fit(
+                pruned,
+                self.task,
+                self.splits.train,
+                recovery,
+                terms=training.distill,
+                teacher_logits=self.teacher.view,
+                seed=training.seed + 1,
+            )
+        else:
+            reestimate_batch_norm(pruned, [batch.inputs for batch in self.splits.train.batches(256)])
+        return pruned.eval(), state
+
+    def quantize(self, model: nn.Module, part: Part | None, seed: int) -> tuple[nn.Module, MethodState | None]:
+        """Quantize a float model; ``model`` stays as it was.
+
+        Raises:
+            CompressionError: The method cannot compress this model.
+        """
+        if part is None:
+            return model, None
+        method = QUANTIZE.get(part.name)
+        quantized, state = method.apply(model, method.config.of(part.values), self.context(seed))
+        return quantized, state
+
+    def context(self, seed: int) -> Context:
+        """Return what compression methods may look at: the calibration split and the task's loss."""
+        batches = self.splits.calibration.batches(CALIBRATION_BATCH)
+
+        def loss(output: Any, targets: Mapping[str, Tensor]) -> Tensor:
+            return self.task.loss(as_heads(output, self.task.heads), targets)
+
+        return Context(
+            self.task.example(), tuple(batch.inputs for batch in batches), tuple(batch.targets for batch in batches), loss, seed
+        )
+
+    def rebuild(self, config: CompressionConfig, checkpoint: bytes) -> Rebuilt:
+        """Cut one candidate again from its checkpoint.
+
+        Raises:
+            ArtifactError: The checkpoint is damaged or does not fit the config.
+        """
+        try:
+            weights, history = load(checkpoint), _history(checkpoint)
+        except (SafetensorError, ValueError) as damage:
+            raise ArtifactError(f"a checkpoint is damaged ({damage}); run the search again") from damage
+        model = self.task.build(config.student)
+        pruned: MethodState | None = None
+        if config.prune is not None:
+            method = PRUNE.get(config.prune.name)
+            pruned = MethodState(history=history)
+            model = method.restore(model, method.config.of(config.prune.values), pruned)
+        model.load_state_dict(weights)
+        model.eval()
+        quantized, state = self.quantize(model, config.quantize, config.seed)
+        return Rebuilt(model, quantized, pruned, state)
+
+    def predict(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
+        """Return the model's logits on a split, ``{head: [N, C]}``.
+
+        Raises:
+            TrialError: A logit is not finite.
+        """
+        logits = predict(model, self.task, split)
+        for head, values in logits.items():
+            if not bool(torch.isfinite(values).all()):
+                raise TrialError(f"the model's logits for '{head}' are not finite")
+        return logits
+
+
+@lru_cache(maxsize=2)
+def lab(setup: Setup) -> Lab:
+    """Return this process's lab for a run; task and teacher are loaded once.
+
+    Raises:
+        UsageError: The task's options do not fit it.
+    """
+    task: Task = TASKS.get(setup.task.name)(**setup.task.values)
+    splits = task.splits(setup.split_seed)
+    return Lab(task, splits, load_teacher(task, splits, setup.teacher))
+
+
+def checkpoint(model: nn.Module, state: MethodState | None) -> bytes:
+    """Return a pruned model's weights and pruning history as the bytes of a safetensors file."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return save(tensors, metadata={"history": json.dumps({} if state is None else dict(state.history))})
+
+
+def _history(content: bytes) -> dict[str, Any]:
+    # A safetensors file opens with its header's length (8 bytes, little-endian) and a JSON header.
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    history: dict[str, Any] = json.loads(header["__metadata__"]["history"])
+    return history

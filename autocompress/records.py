@@ -1,0 +1,91 @@
+"""The frozen records that travel between driver, worker and store."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from autocompress.config import CompressionConfig, Part
+
+
+class State(StrEnum):
+    """How a trial stands."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    STOPPED = "stopped"
+    INFEASIBLE = "infeasible"
+    FAILED = "failed"
+
+
+class Role(StrEnum):
+    """Why a trial was run: only ``SEARCH`` candidates stand on the front."""
+
+    SEARCH = "search"
+    BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What turns one checkpoint into one candidate; both ``None`` is the uncut parent."""
+
+    prune: Part | None = None
+    quantize: Part | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training to run and the cuts to make from its checkpoint."""
+
+    number: int
+    training: CompressionConfig
+    cuts: tuple[Cut, ...]
+    role: Role = Role.SEARCH
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One compressed model, measured.
+
+    Attributes:
+        id: ``t<trial>c<cut>``, for example ``t12c7``.
+        trial: Number of the trial it was cut from.
+        config: The whole tuple, cut included.
+        epochs: Epochs its training had when it was cut: points of different fidelity never share a front.
+        scores: Split name to metric name to value, for example ``scores["select_val"]["accuracy"]``.
+        costs: Cost name to value, for example ``costs["effective_flops"]``.
+        details: What the candidate's card shows: per-class scores, per-layer bits, sparsity, errors.
+        checkpoint: Name of the weights it is cut from, before quantization; empty if they were not kept.
+    """
+
+    id: str
+    trial: int
+    config: CompressionConfig
+    epochs: int
+    scores: Mapping[str, Mapping[str, float]]
+    costs: Mapping[str, float]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What one job came to.
+
+    Attributes:
+        number: The job's number.
+        state: Any state but ``RUNNING``.
+        candidates: Every candidate that could be cut and measured, the uncut parent first.
+        seconds: Wall-clock in the worker.
+        reason: Why the trial did not complete, or which cuts were left out; empty otherwise.
+        curve: One row an epoch: ``{"epoch": 1, "loss": 2.1, ...}``.
+        checkpoints: Name to the content of a safetensors file, for the store to write.
+    """
+
+    number: int
+    state: State
+    candidates: tuple[Candidate, ...] = ()
+    seconds: float = 0.0
+    reason: str = ""
+    curve: tuple[Mapping[str, float], ...] = ()
+    checkpoints: Mapping[str, bytes] = field(default_factory=dict)

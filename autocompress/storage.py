@@ -1,0 +1,51 @@
+"""Files that are whole or absent: written aside, synced, renamed."""
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from autocompress.errors import StorageError
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the system's complaints about ``path`` into a :class:`StorageError` that says what is needed."""
+    try:
+        yield
+    except OSError as reason:
+        if reason.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(f"no space left for {path}; free some and run again with --resume") from reason
+        if reason.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StorageError(f"{path} cannot be written ({reason.strerror}); choose another folder") from reason
+        raise
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never half of either.
+
+    Raises:
+        StorageError: No space is left, or the folder cannot be written.
+    """
+    content = data.encode() if isinstance(data, str) else data
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o644)
+            os.replace(aside, path)
+        except BaseException:
+            Path(aside).unlink(missing_ok=True)
+            raise
+
+
+def sha256(data: bytes) -> str:
+    """Return the hexadecimal SHA-256 digest of ``data``."""
+    return hashlib.sha256(data).hexdigest()

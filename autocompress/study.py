@@ -1,0 +1,385 @@
+"""The store: one SQLite file, one writer, read back as two tables.
+
+The tables ``ac_meta``, ``ac_trials`` and ``ac_candidates`` live beside Optuna's own in ``study.db``; they are the
+truth, and Optuna's rows follow them. The driver alone writes; workers return results.
+"""
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from autocompress.config import CompressionConfig, Part
+from autocompress.errors import RunFolderError, StorageError, UsageError
+from autocompress.records import Candidate, Cut, Job, Role, State, TrialResult
+from autocompress.storage import storage_errors, write_atomic
+
+FORMAT = 1
+DATABASE = "study.db"
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS ac_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS ac_trials (
+    number INTEGER PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL, config TEXT NOT NULL, cuts TEXT NOT NULL,
+    optuna INTEGER, attempts INTEGER NOT NULL DEFAULT 1, reason TEXT NOT NULL DEFAULT '', seconds REAL,
+    elapsed REAL, hypervolume REAL, curve TEXT NOT NULL DEFAULT '[]');
+CREATE TABLE IF NOT EXISTS ac_candidates (
+    id TEXT PRIMARY KEY, trial INTEGER NOT NULL REFERENCES ac_trials (number), epochs INTEGER NOT NULL,
+    config TEXT NOT NULL, scores TEXT NOT NULL, costs TEXT NOT NULL, details TEXT NOT NULL, checkpoint TEXT);
+CREATE INDEX IF NOT EXISTS ac_candidates_trial ON ac_candidates (trial);
+"""
+
+_SUFFIX = {"select_val": "", "search_val": "_search", "test": "_test"}
+
+
+@dataclass(frozen=True)
+class StoredTrial:
+    """One row of ``ac_trials`` as the driver needs it on resume."""
+
+    job: Job
+    state: State
+    optuna: int | None
+    attempts: int
+    seconds: float | None
+    elapsed: float | None
+
+
+class Study:
+    """One run folder's store.
+
+    Open it with :meth:`create`, :meth:`open` (both lock it for writing) or :meth:`read`.
+
+    Raises:
+        RunFolderError: The folder is not a run, was written by a newer version, or is in use.
+        StorageError: No space is left, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: FileLock | None) -> None:
+        self.folder = folder
+        self._connection = connection
+        self._lock = lock
+
+    @classmethod
+    def create(cls, folder: Path, meta: Mapping[str, Any]) -> "Study":
+        """Create the store of a new run."""
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(folder)
+        if (folder / DATABASE).exists():
+            lock.release()
+            raise RunFolderError(f"{folder} already holds a run; add --resume to continue it, or --name another")
+        study = cls(folder, _connect(folder / DATABASE), lock)
+        study._connection.executescript(_SCHEMA)
+        study.set_meta({"format": FORMAT, **meta})
+        return study
+
+    @classmethod
+    def open(cls, folder: Path) -> "Study":
+        """Open an existing run for writing."""
+        _require_run(folder)
+        lock = _acquire(folder)
+        try:
+            study = cls(folder, _connect(folder / DATABASE), lock)
+            study._check()
+        except BaseException:
+            lock.release()
+            raise
+        return study
+
+    @classmethod
+    def read(cls, folder: Path) -> "Study":
+        """Open an existing run for reading, while a search may be writing to it."""
+        _require_run(folder)
+        study = cls(folder, _connect(folder / DATABASE), None)
+        study._check()
+        return study
+
+    def _check(self) -> None:
+        path = self.folder / DATABASE
+        try:
+            found = self.meta("format")
+        except sqlite3.DatabaseError as damage:
+            raise RunFolderError(
+                f"{path} cannot be read ({damage}); copy it, run `sqlite3 {DATABASE} .recover` on the copy, or start anew"
+            ) from None
+        if not isinstance(found, int) or found > FORMAT:
+            raise RunFolderError(f"{path} has format {found}, this version reads up to {FORMAT}; upgrade autocompress")
+
+    def close(self) -> None:
+        """Close the file and free the lock."""
+        self._connection.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> "Study":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # -- meta ---------------------------------------------------------------------------------
+
+    def meta(self, key: str, default: Any = None) -> Any:
+        """Return one value of the run's description."""
+        row = self._connection.execute("SELECT value FROM ac_meta WHERE key = ?", (key,)).fetchone()
+        return default if row is None else json.loads(row[0])
+
+    def all_meta(self) -> dict[str, Any]:
+        """Return the whole description."""
+        rows = self._connection.execute("SELECT key, value FROM ac_meta ORDER BY key")
+        return {key: json.loads(value) for key, value in rows}
+
+    def set_meta(self, values: Mapping[str, Any]) -> None:
+        """Write values of the description in one transaction."""
+        with self._transaction():
+            self._connection.executemany(
+                "INSERT INTO ac_meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                [(key, json.dumps(value)) for key, value in values.items()],
+            )
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def add_job(self, job: Job, optuna: int | None) -> None:
+        """Record a job before it is handed out."""
+        cuts = [[None if part is None else part.to_json() for part in (cut.prune, cut.quantize)] for cut in job.cuts]
+        with self._transaction():
+            self._connection.execute(
+                "INSERT INTO ac_trials (number, role, state, config, cuts, optuna) VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    job.number,
+                    job.role.value,
+                    State.RUNNING.value,
+                    json.dumps(job.training.to_json()),
+                    json.dumps(cuts),
+                    optuna,
+                ),
+            )
+
+    def add_attempt(self, number: int) -> None:
+        """Count one more execution of a job whose first one was interrupted."""
+        with self._transaction():
+            self._connection.execute("UPDATE ac_trials SET attempts = attempts + 1 WHERE number = ?", (number,))
+
+    def finish(self, result: TrialResult, *, elapsed: float, hypervolume: float) -> None:
+        """Record a result with all its candidates in one transaction; checkpoints are written first."""
+        for name, content in result.checkpoints.items():
+            write_atomic(self.checkpoint_path(name), content)
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE ac_trials SET state = ?, reason = ?, seconds = ?, elapsed = ?, hypervolume = ?, curve = ?"
+                " WHERE number = ?",
+                (
+                    result.state.value,
+                    result.reason,
+                    result.seconds,
+                    elapsed,
+                    hypervolume,
+                    json.dumps([dict(row) for row in result.curve]),
+                    result.number,
+                ),
+            )
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO ac_candidates VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [_candidate_row(candidate) for candidate in result.candidates],
+            )
+
+    def add_scores(self, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+        """Add splits to the scores of candidates, ``{id: {split: {metric: value}}}``."""
+        with self._transaction():
+            for identity, splits in scores.items():
+                row = self._connection.execute("SELECT scores FROM ac_candidates WHERE id = ?", (identity,)).fetchone()
+                merged = {**json.loads(row[0]), **{name: dict(values) for name, values in splits.items()}}
+                self._connection.execute(
+                    "UPDATE ac_candidates SET scores = ? WHERE id = ?", (json.dumps(merged), identity)
+                )
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def stored_trials(self) -> list[StoredTrial]:
+        """Return every trial in the order of its number."""
+        rows = self._connection.execute(
+            "SELECT number, role, state, config, cuts, optuna, attempts, seconds, elapsed FROM ac_trials ORDER BY number"
+        )
+        found = []
+        for number, role, state, config, cuts, optuna, attempts, seconds, elapsed in rows:
+            parts = tuple(
+                Cut(*(None if part is None else Part.from_json(part) for part in cut)) for cut in json.loads(cuts)
+            )
+            job = Job(number, CompressionConfig.from_json(json.loads(config)), parts, Role(role))
+            found.append(StoredTrial(job, State(state), optuna, attempts, seconds, elapsed))
+        return found
+
+    def candidate(self, identity: str) -> Candidate:
+        """Return one candidate by its id.
+
+        Raises:
+            UsageError: There is none.
+        """
+        found = self._candidates("WHERE id = ?", (identity,))
+        if not found:
+            raise UsageError(f"{self.folder} has no candidate '{identity}'; ids look like t12c7 (see candidates.csv)")
+        return found[0]
+
+    def candidates_of(self, trial: int) -> list[Candidate]:
+        """Return the candidates of one trial, the uncut parent first."""
+        return sorted(self._candidates("WHERE trial = ?", (trial,)), key=lambda candidate: _cut_number(candidate.id))
+
+    def _candidates(self, where: str, values: Iterable[Any]) -> list[Candidate]:
+        rows = self._connection.execute(
+            f"SELECT id, trial, epochs, config, scores, costs, details, checkpoint FROM ac_candidates {where}", (*values,)
+        )
+        return [
+            Candidate(
+                identity,
+                trial,
+                CompressionConfig.from_json(json.loads(config)),
+                epochs,
+                json.loads(scores),
+                json.loads(costs),
+                json.loads(details),
+                checkpoint or "",
+            )
+            for identity, trial, epochs, config, scores, costs, details, checkpoint in rows
+        ]
+
+    def checkpoint_path(self, name: str) -> Path:
+        """Return where the checkpoint ``name`` lies."""
+        return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    def candidates(self) -> pd.DataFrame:
+        """Return one row a candidate: knobs, scores, costs.
+
+        A metric's plain name is its ``select_val`` score; ``_search`` and ``_test`` name the other splits.
+        """
+        rows = self._connection.execute(
+            "SELECT c.id, c.trial, t.role, c.epochs, c.config, c.scores, c.costs, c.details FROM ac_candidates c"
+            " JOIN ac_trials t ON t.number = c.trial ORDER BY c.trial, CAST(substr(c.id, instr(c.id, 'c') + 1) AS INTEGER)"
+        )
+        table = []
+        for identity, trial, role, epochs, config, scores, costs, details in rows:
+            row: dict[str, Any] = {"id": identity, "trial": trial, "role": role, "epochs": epochs}
+            row.update(_flat_config(json.loads(config)))
+            for split, metrics in json.loads(scores).items():
+                row.update({f"{metric}{_SUFFIX[split]}": value for metric, value in metrics.items()})
+            row.update(json.loads(costs))
+            row["config"] = config
+            row["details"] = json.loads(details)
+            table.append(row)
+        return pd.DataFrame(table)
+
+    def trials(self) -> pd.DataFrame:
+        """Return one row a trial."""
+        rows = self._connection.execute(
+            "SELECT number, role, state, reason, attempts, seconds, elapsed, hypervolume, curve, config"
+            " FROM ac_trials ORDER BY number"
+        )
+        columns = ["number", "role", "state", "reason", "attempts", "seconds", "elapsed", "hypervolume", "curve", "config"]
+        table = pd.DataFrame(rows.fetchall(), columns=columns)
+        table["curve"] = [json.loads(text) for text in table["curve"]]
+        for column in ("seconds", "elapsed", "hypervolume"):
+            table[column] = table[column].astype(float)
+        return table
+
+    def _transaction(self) -> "_Transaction":
+        return _Transaction(self._connection, self.folder)
+
+
+class _Transaction:
+    """One immediate transaction; complaints of the file system become a StorageError."""
+
+    def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
+        self._connection = connection
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        self._guard("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._guard("COMMIT")
+        elif self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _guard(self, statement: str) -> None:
+        try:
+            self._connection.execute(statement)
+        except sqlite3.OperationalError as reason:
+            if any(word in str(reason) for word in ("full", "readonly", "disk I/O")):
+                raise StorageError(
+                    f"cannot write {self._folder / DATABASE} ({reason}); free some space or choose another folder"
+                ) from reason
+            raise
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+        # Journal mode is a property of the file, so Optuna's connections share it.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+    except sqlite3.OperationalError as reason:
+        raise StorageError(f"cannot open {path} ({reason}); check that the folder can be written") from None
+    except sqlite3.DatabaseError as damage:
+        raise RunFolderError(f"{path} is not a study ({damage}); point at a folder under reports/") from None
+    return connection
+
+
+def _require_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise RunFolderError(f"{folder} does not exist; runs lie under reports/, see `ls reports`")
+    if not (folder / DATABASE).is_file():
+        raise RunFolderError(f"{folder} is not a run folder: it has no {DATABASE}")
+
+
+def _acquire(folder: Path) -> FileLock:
+    path = folder / ".lock"
+    lock = FileLock(path)
+    try:
+        with storage_errors(folder):
+            lock.acquire(timeout=0)
+    except Timeout:
+        owner = (folder / ".driver").read_text() if (folder / ".driver").exists() else "unknown"
+        raise RunFolderError(f"{folder} is in use by process {owner}; wait for it, or stop it first") from None
+    write_atomic(folder / ".driver", str(os.getpid()))
+    return lock
+
+
+def _candidate_row(candidate: Candidate) -> tuple[Any, ...]:
+    return (
+        candidate.id,
+        candidate.trial,
+        candidate.epochs,
+        json.dumps(candidate.config.to_json()),
+        json.dumps({split: dict(values) for split, values in candidate.scores.items()}),
+        json.dumps(dict(candidate.costs)),
+        json.dumps(dict(candidate.details)),
+        candidate.checkpoint,
+    )
+
+
+def _cut_number(identity: str) -> int:
+    return int(identity.rpartition("c")[2])
+
+
+def _flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{"student": "cnn", "student.cnn.width": 8, ...}``."""
+    row: dict[str, Any] = {"seed": config["seed"]}
+    for section in ("student", "distill", "fit", "prune", "quantize"):
+        parts = config[section] or {"none": {}}
+        row[section] = " + ".join(parts)
+        for name, settings in parts.items():
+            row.update({f"{section}.{name}.{knob}": value for knob, value in settings.items()})
+    return row
+
+
+def now() -> float:
+    """Return seconds of a clock that never goes back."""
+    return time.monotonic()

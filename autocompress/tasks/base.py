@@ -1,0 +1,1 @@
+from autocompress.task import Logits, Split, Splits, Targets, Task, as_heads  # noqa

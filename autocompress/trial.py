@@ -1,0 +1,175 @@
+"""The recipe of one trial: build, distil, cut, measure.
+
+One training feeds many candidates: its checkpoint is pruned to each ratio, each pruned model recovers under the
+same distillation, and each is quantized to each pair of bit-widths.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from autocompress.config import Part
+from autocompress.errors import AutocompressError
+from autocompress.lab import Lab, Setup, checkpoint, lab
+from autocompress.measure import Subject, layer_costs, measure, per_class
+from autocompress.measure.cost import LayerCost
+from autocompress.quantize import fold_batch_norm
+from autocompress.records import Candidate, Cut, Job, State, TrialResult
+
+VALIDATION = ("search_val", "select_val")
+
+
+@dataclass(frozen=True)
+class TrialRunner:
+    """What a backend calls in its workers: ``prepare`` once, then the runner itself for each job."""
+
+    setup: Setup
+
+    def prepare(self) -> None:
+        """Ready this process: one torch thread, no denormals, task and teacher loaded."""
+        if threading.current_thread() is threading.main_thread():
+            # Ctrl-C reaches the whole process group; only the driver answers it.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        settle_torch()
+        lab(self.setup)
+
+    def __call__(self, job: Job) -> TrialResult:
+        """Run one job; whatever goes wrong in it becomes a failed result with a reason."""
+        started = time.perf_counter()
+        try:
+            result = run_trial(job, self.setup)
+        except AutocompressError as error:
+            return TrialResult(job.number, State.FAILED, reason=str(error), seconds=time.perf_counter() - started)
+        except MemoryError:
+            return TrialResult(job.number, State.FAILED, reason="out of memory", seconds=time.perf_counter() - started)
+        except Exception as error:  # A user's task may raise anything; the search goes on and the report says why.
+            reason = f"{type(error).__name__}: {error}"
+            return TrialResult(job.number, State.FAILED, reason=reason, seconds=time.perf_counter() - started)
+        return result
+
+
+def settle_torch() -> None:
+    """Make results repeatable and workers independent: one thread, denormals flushed to zero."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+
+def run_trial(job: Job, setup: Setup) -> TrialResult:
+    """Train once, cut and measure every candidate of a job.
+
+    A cut that fails leaves the other cuts standing; the reason is kept.
+
+    Raises:
+        TrialError: The training diverged, or nothing could be cut from it.
+    """
+    started = time.perf_counter()
+    place = lab(setup)
+    trained, curve = place.train(job.training)
+    candidates: list[Candidate] = []
+    reasons: list[str] = []
+    checkpoints: dict[str, bytes] = {}
+    for index, (prune, cuts) in enumerate(_by_prune(job.cuts)):
+        name = f"t{job.number}p{index}"
+        try:
+            pruned, state = place.prune(trained, job.training, prune)
+            checkpoints[name] = checkpoint(pruned, state)
+            folded = fold_batch_norm(pruned, place.task.example())
+            layers = layer_costs(folded, place.task.example())
+        except AutocompressError as error:
+            reasons.append(f"{prune.name if prune else 'uncut'}: {error}")
+            continue
+        shared = {} if state is None else {"prune": dict(state.report)}
+        for number, cut in cuts:
+            try:
+                candidates.append(_measured(place, setup, job, number, cut, folded, layers, shared, name, len(curve)))
+            except AutocompressError as error:
+                reasons.append(f"t{job.number}c{number}: {error}")
+    state_of_trial = State.COMPLETE if candidates else State.FAILED
+    return TrialResult(
+        job.number,
+        state_of_trial,
+        tuple(sorted(candidates, key=lambda candidate: int(candidate.id.rpartition("c")[2]))),
+        time.perf_counter() - started,
+        "; ".join(dict.fromkeys(reasons)),
+        tuple(curve),
+        checkpoints,
+    )
+
+
+def score_test_split(
+    chosen: Mapping[str, tuple[Candidate, bytes]], setup: Setup
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Read the test split: return the scores of chosen candidates by id, and those of the teacher.
+
+    Raises:
+        ArtifactError: A checkpoint is damaged.
+    """
+    place = lab(setup)
+    split = place.splits.test
+    teacher = place.predict(place.teacher.model, split)
+    found = {}
+    for identity, (candidate, content) in chosen.items():
+        rebuilt = place.rebuild(candidate.config, content)
+        subject = Subject(place.predict(rebuilt.model, split), split.targets, teacher)
+        found[identity] = measure(subject, setup.scores)
+    return found, measure(Subject(teacher, split.targets, teacher), setup.scores)
+
+
+def teacher_record(setup: Setup) -> dict[str, dict[str, float] | dict[str, dict[str, float]]]:
+    """Return the teacher's scores on the validation splits, and its costs."""
+    place = lab(setup)
+    layers = layer_costs(fold_batch_norm(place.teacher.model, place.task.example()), place.task.example())
+    scores = {}
+    for name in VALIDATION:
+        logits = place.teacher.logits[name]
+        scores[name] = measure(Subject(logits, getattr(place.splits, name).targets, logits), setup.scores)
+    return {"scores": scores, "costs": measure(Subject(layers=layers), setup.costs)}
+
+
+def _by_prune(cuts: tuple[Cut, ...]) -> list[tuple[Part | None, list[tuple[int, Cut]]]]:
+    """Group cuts that share a pruned model, each with its index in the job."""
+    groups: dict[Part | None, list[tuple[int, Cut]]] = {}
+    for number, cut in enumerate(cuts):
+        groups.setdefault(cut.prune, []).append((number, cut))
+    return list(groups.items())
+
+
+def _measured(
+    place: Lab,
+    setup: Setup,
+    job: Job,
+    number: int,
+    cut: Cut,
+    folded: nn.Module,
+    layers: Mapping[str, LayerCost],
+    shared: Mapping[str, object],
+    name: str,
+    epochs: int,
+) -> Candidate:
+    model, state = place.quantize(folded, cut.quantize, job.training.seed)
+    bits = {} if state is None else state.bits
+    details: dict[str, object] = dict(shared)
+    if state is not None:
+        details.update(state.report)
+    scores: dict[str, dict[str, float]] = {}
+    for split_name in VALIDATION:
+        split = getattr(place.splits, split_name)
+        logits = place.predict(model, split)
+        scores[split_name] = measure(Subject(logits, split.targets, place.teacher.logits[split_name]), setup.scores)
+        if split_name == "select_val":
+            details["per_class"] = {head: per_class(values, split.targets[head]) for head, values in logits.items()}
+    return Candidate(
+        f"t{job.number}c{number}",
+        job.number,
+        replace(job.training, prune=cut.prune, quantize=cut.quantize),
+        epochs,
+        scores,
+        measure(Subject(layers=layers, bits=bits), setup.costs),
+        details,
+        name,
+    )

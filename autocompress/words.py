@@ -1,0 +1,169 @@
+"""Numbers in plain words, spelled the same on the command line and on the page.
+
+Needs nothing but the standard library, so it costs no start-up time.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+DASH = "\u2013"
+
+_LABELS = {
+    "effective_flops": "effective FLOPs",
+    "flops": "FLOPs",
+    "macs": "MACs",
+    "bops": "BOPs",
+    "f1_macro": "macro F1",
+    "f1_weighted": "weighted F1",
+    "kl": "KL to the teacher",
+    "agreement": "agreement with the teacher",
+}
+# A unit that is a symbol stands right behind its prefix (KB, MFLOPs); a word stands apart (12.3 K parameters).
+_SYMBOLS = {"effective_flops": "FLOPs", "flops": "FLOPs", "macs": "MACs", "bops": "BOPs", "bytes": "B"}
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
+_COUNTED = (*_SYMBOLS, "parameters", "nonzero_parameters")
+
+
+def label(name: str) -> str:
+    """Return a column's name as it is read aloud.
+
+    Example:
+        >>> label("effective_flops"), label("latency_ms")
+        ('effective FLOPs', 'latency ms')
+    """
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def finite(value: object) -> bool:
+    """Return whether ``value`` is a finite number; booleans are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def human(value: float | None, unit: str = "") -> str:
+    """Return a count with three significant digits and a decimal prefix; a missing one is a dash.
+
+    Example:
+        >>> human(1_234_567, "FLOPs"), human(14_300, "B"), human(312)
+        ('1.23 MFLOPs', '14.3 KB', '312')
+    """
+    if value is None or not finite(value):
+        return DASH
+    for size, prefix in _PREFIXES:
+        # 999,999 rounds to 1 M, never to 1000 K.
+        if abs(value) >= size * 0.9995:
+            return f"{_three(value / size)} {prefix}{unit}"
+    return f"{_three(value)} {unit}".rstrip()
+
+
+def is_share(record: Mapping[str, Any]) -> bool:
+    """Return whether an objective is a fraction that reads best in percent (accuracy, F1, agreement)."""
+    return bool(record.get("kind") == "score" and record["direction"] == "maximize" and not record.get("unit"))
+
+
+def is_counted(name: str) -> bool:
+    """Return whether a cost is a number of things, of which one has fewer, not less."""
+    return name in _COUNTED
+
+
+def show(value: float | None, record: Mapping[str, Any]) -> str:
+    """Return an objective's value as a person reads it.
+
+    Example:
+        >>> show(0.9741, {"name": "accuracy", "kind": "score", "direction": "maximize", "unit": ""})
+        '97.4%'
+        >>> show(2e6, {"name": "effective_flops", "kind": "cost", "direction": "minimize", "unit": "FLOPs"})
+        '2 MFLOPs'
+    """
+    if value is None or not finite(value):
+        return DASH
+    if is_share(record):
+        return f"{value * 100:.1f}%"
+    if is_counted(record["name"]):
+        return human(value, _SYMBOLS.get(record["name"], ""))
+    return f"{_three(value)} {record.get('unit') or ''}".rstrip()
+
+
+def gap(change: float, record: Mapping[str, Any]) -> str:
+    """Return the size of a difference, without its sign: ``0.8 points`` for a share.
+
+    Example:
+        >>> gap(-0.008, {"name": "accuracy", "kind": "score", "direction": "maximize", "unit": ""})
+        '0.8 points'
+    """
+    if not is_share(record):
+        return show(abs(change), record)
+    points = f"{abs(change) * 100:.1f}"
+    return f"{points} point" if points == "1.0" else f"{points} points"
+
+
+def times(ratio: float) -> str:
+    """Return a factor with three significant digits at most: ``99.1x``.
+
+    Example:
+        >>> times(99.13), times(312.4), times(2.0), times(0.5)
+        ('99.1x', '312x', '2x', '0.5x')
+    """
+    return f"{_three(ratio)}x" if math.isfinite(ratio) else "infinitely"
+
+
+def compare(ours: float, theirs: float, name: str) -> str:
+    """Return how one cost stands to another: ``99.1x fewer effective FLOPs``.
+
+    Example:
+        >>> compare(1e6, 9.91e7, "effective_flops"), compare(3.0, 2.0, "latency_ms")
+        ('99.1x fewer effective FLOPs', '1.5x more latency ms')
+        >>> compare(5, 5, "bytes")
+        'as many bytes'
+    """
+    counted = is_counted(name)
+    what = label(name)
+    if not (finite(ours) and finite(theirs)) or min(ours, theirs) < 0:
+        return f"{what} that cannot be compared"
+    ratio = _ratio(max(ours, theirs), min(ours, theirs))
+    if _three(ratio) == "1":
+        return f"as {'many' if counted else 'much'} {what}"
+    less = "fewer" if counted else "less"
+    return f"{times(ratio)} {less if ours < theirs else 'more'} {what}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a span of time in its two largest units.
+
+    Example:
+        >>> duration(250), duration(4.2), duration(7500)
+        ('4 min 10 s', '4.2 s', '2 h 5 min')
+    """
+    if seconds is None or not finite(seconds):
+        return DASH
+    if seconds < 59.95:
+        return f"{_three(round(seconds, 1))} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """Return a count with its noun.
+
+    Example:
+        >>> plural(1, "candidate"), plural(3000, "candidate"), plural(2, "branch", "branches")
+        ('1 candidate', '3,000 candidates', '2 branches')
+    """
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def _ratio(large: float, small: float) -> float:
+    if small == 0:
+        return math.inf if large else 1.0
+    return large / small
+
+
+def _three(value: float) -> str:
+    digits = f"{value:.3g}"
+    if "e" in digits:
+        whole = f"{value:,.0f}"
+        return whole if abs(value) >= 1 and len(whole) < 8 else digits
+    return digits
