@@ -1,8 +1,8 @@
 """AutoML compression search: a search space goes in, a Pareto front of deployable, verified models comes out.
 
-    >>> import autocompress
-    >>> front = autocompress.search("digits", trials=40)  # doctest: +SKIP
-    >>> front.pick(max={"effective_flops": 2e6}).reason  # doctest: +SKIP
+>>> import autocompress
+>>> front = autocompress.search("digits", trials=40)  # doctest: +SKIP
+>>> front.pick(max={"effective_flops": 2e6}).reason  # doctest: +SKIP
 """
 
 from importlib import import_module

@@ -1,6 +1,7 @@
 """The verbs as Python calls: search, load, and what a front can do."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -81,10 +82,8 @@ class Front:
         from autocompress.report import write_page, write_tables
 
         picked = None
-        try:
+        with suppress(NoCandidateError):  # The page says so itself.
             picked = self.pick()
-        except NoCandidateError:
-            pass  # The page says so itself.
         write_tables(self.folder, self.candidates, self.trials, self.to_pandas())
         return write_page(self.folder / "report.html", self.candidates, self.trials, self.meta, picked)
 
@@ -154,7 +153,13 @@ def search(
     from autocompress.engine.run import make_plan, run_search
     from autocompress.engine.spec import load_spec
 
-    given = {"search.trials": trials, "search.minutes": minutes, "search.workers": workers, "search.seed": seed, "name": name}
+    given = {
+        "search.trials": trials,
+        "search.minutes": minutes,
+        "search.workers": workers,
+        "search.seed": seed,
+        "name": name,
+    }
     extra = [f"{key}={value}" for key, value in given.items() if value is not None]
     plan = make_plan(load_spec(spec, [*overrides, *extra]))
     folder = Path(runs) / plan.source.spec.name

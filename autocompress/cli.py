@@ -62,7 +62,9 @@ def search(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the spec; repeatable.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the spec, say what would be searched, stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the spec, say what would be searched, stop.")
+    ] = False,
     runs: Runs = Path("reports"),
 ) -> None:
     """Search: train, cut, measure, and print the front with the recommended candidate."""
@@ -82,7 +84,13 @@ def search(
     try:
         with display:
             front = api.search(
-                spec, overrides=overrides, resume=resume, runs=runs, events=display.events, command=command, **_kept(given)
+                spec,
+                overrides=overrides,
+                resume=resume,
+                runs=runs,
+                events=display.events,
+                command=command,
+                **_kept(given),
             )
     except KeyboardInterrupt:
         again = command if resume else f"{command} --resume"
@@ -171,7 +179,9 @@ def front(
 def pick(
     run: Run,
     most: Annotated[list[str] | None, typer.Option("--max", metavar="NAME=VALUE", help="At most; repeatable.")] = None,
-    least: Annotated[list[str] | None, typer.Option("--min", metavar="NAME=VALUE", help="At least; repeatable.")] = None,
+    least: Annotated[
+        list[str] | None, typer.Option("--min", metavar="NAME=VALUE", help="At least; repeatable.")
+    ] = None,
     prefer: Annotated[str | None, typer.Option(help="The objective to be best at.")] = None,
     knee: Annotated[bool, typer.Option("--knee", help="The bend of the front.")] = False,
     candidate: Annotated[str | None, typer.Option(metavar="ID", help="This candidate.")] = None,
@@ -186,7 +196,9 @@ def pick(
     chosen = found.pick(max=_bounds(most), min=_bounds(least), prefer=prefer, knee=knee, candidate=candidate)
     if as_json:
         row = {key: value for key, value in chosen.row.items() if key != "details" and value == value}
-        print(json.dumps({"id": chosen.id, "reason": chosen.reason, "row": {**row, "config": json.loads(row["config"])}}))
+        print(
+            json.dumps({"id": chosen.id, "reason": chosen.reason, "row": {**row, "config": json.loads(row["config"])}})
+        )
         return
     rows = found.candidates[found.candidates["id"] == chosen.id]
     out = console()
@@ -267,7 +279,9 @@ def _dry_run(spec: str, overrides: list[str], given: dict[str, Any]) -> None:
     extra = [f"{key}={value}" for key, value in budget.items() if value is not None]
     plan = make_plan(load_spec(spec, [*overrides, *extra]))
     found = plan.source.spec
-    print(f"{plan.source.name} is sound: task {plan.task.name}, mode {found.search.mode}, sampler {found.search.sampler}")
+    print(
+        f"{plan.source.name} is sound: task {plan.task.name}, mode {found.search.mode}, sampler {found.search.sampler}"
+    )
     for name, domain in plan.space.dimensions():
         print(f"  {name}: {domain}")
     if found.search.mode == "amortized":

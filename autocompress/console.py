@@ -34,12 +34,17 @@ def front_table(table: pd.DataFrame, objectives: Sequence[Mapping[str, Any]], ma
     return shown
 
 
-def _knobs(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def _knobs(row: Any) -> tuple[str, str, str, str]:
     def of(section: str, method: str, *names: str) -> list[Any]:
         return [row.get(f"{section}.{method}.{name}") for name in names]
 
     student = row["student"]
-    shape = [f"{name}={value}" for name in ("width", "depth", "block") for value in of("student", student, name) if _is(value)]
+    shape = [
+        f"{name}={value}"
+        for name in ("width", "depth", "block")
+        for value in of("student", student, name)
+        if _is(value)
+    ]
     (temperature,) = of("distill", row["distill"], "temperature")
     (ratio,) = of("prune", row["prune"], "pruning_ratio")
     weight, activation = of("quantize", row["quantize"], "weight_bits", "activation_bits")

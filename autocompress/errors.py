@@ -1,18 +1,18 @@
 """Every exception of autocompress, with the exit code that the command line gives it.
 
-    AutocompressError                 1  something failed
-    ├── UsageError                    2  the caller asked for something impossible
-    │   ├── UnknownNameError          2  a name that nothing is registered under
-    │   ├── KnobError                 2  a value outside its knob's range
-    │   ├── SpecError                 2  a search-space file that cannot be used
-    │   └── RunFolderError            2  a run folder that is missing, foreign, in use or changed
-    ├── CompressionError              1  a method cannot compress this model
-    ├── TrialError                    1  a trial cannot produce candidates
-    ├── SearchFailedError             1  every trial failed
-    ├── ArtifactError                 1  an exported folder is damaged or cannot be written
-    │   └── VerificationError         1  the exported model does not behave as the searched one
-    ├── NoCandidateError              3  no candidate satisfies what was asked
-    └── StorageError                  3  no space, or a folder that cannot be written
+AutocompressError                 1  something failed
+├── UsageError                    2  the caller asked for something impossible
+│   ├── UnknownNameError          2  a name that nothing is registered under
+│   ├── KnobError                 2  a value outside its knob's range
+│   ├── SpecError                 2  a search-space file that cannot be used
+│   └── RunFolderError            2  a run folder that is missing, foreign, in use or changed
+├── CompressionError              1  a method cannot compress this model
+├── TrialError                    1  a trial cannot produce candidates
+├── SearchFailedError             1  every trial failed
+├── ArtifactError                 1  an exported folder is damaged or cannot be written
+│   └── VerificationError         1  the exported model does not behave as the searched one
+├── NoCandidateError              3  no candidate satisfies what was asked
+└── StorageError                  3  no space, or a folder that cannot be written
 """
 
 from collections.abc import Iterable

@@ -10,7 +10,7 @@ A search space may fix such a field, list values for it, or narrow its range; it
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 from autocompress.errors import KnobError, did_you_mean
 
@@ -118,9 +118,11 @@ class Settings:
     def knobs(cls) -> dict[str, Knob]:
         """Return every declared knob by name, in the order of declaration."""
         return {
-            f.name: Knob(f.name, f.default, f.metadata["domain"], f.metadata["doc"])
-            for f in fields(cls)
-            if "domain" in f.metadata
+            declared.name: Knob(
+                declared.name, cast(Leaf, declared.default), declared.metadata["domain"], declared.metadata["doc"]
+            )
+            for declared in fields(cls)
+            if "domain" in declared.metadata
         }
 
     @classmethod

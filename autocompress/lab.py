@@ -1,7 +1,8 @@
 """What every trial of one run shares: the task, its splits, its teacher, and how a checkpoint is cut."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -87,7 +88,9 @@ class Lab:
         )
         return model, curve
 
-    def prune(self, model: nn.Module, training: CompressionConfig, part: Part | None) -> tuple[nn.Module, MethodState | None]:
+    def prune(
+        self, model: nn.Module, training: CompressionConfig, part: Part | None
+    ) -> tuple[nn.Module, MethodState | None]:
         """Prune a trained model and let it recover under the same distillation; ``model`` stays as it was.
 
         Raises:
@@ -141,7 +144,11 @@ class Lab:
             return self.task.loss(as_heads(output, self.task.heads), targets)
 
         return Context(
-            self.task.example(), tuple(batch.inputs for batch in batches), tuple(batch.targets for batch in batches), loss, seed
+            self.task.example(),
+            tuple(batch.inputs for batch in batches),
+            tuple(batch.targets for batch in batches),
+            loss,
+            seed,
         )
 
     def rebuild(self, config: CompressionConfig, checkpoint: bytes) -> Rebuilt:
@@ -176,6 +183,23 @@ class Lab:
             if not bool(torch.isfinite(values).all()):
                 raise TrialError(f"the model's logits for '{head}' are not finite")
         return logits
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Make results repeatable and workers independent: one thread, denormals flushed to zero, both put back after.
+
+    Results differ between thread counts; with two threads and a busy neighbour a fit takes ten times as long.
+    """
+    threads = torch.get_num_threads()
+    flushed = bool(torch.tensor(torch.finfo(torch.float32).tiny).div(2) == 0)
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(flushed)
 
 
 @lru_cache(maxsize=2)

@@ -21,7 +21,7 @@ class Recovery(Settings):
     """Knobs of a method whose models train a little after the cut; the trial composes that training."""
 
     recovery_epochs: int = knob(3, IntRange(0, 1000), "passes over the training split after the cut")
-    recovery_learning_rate: float = knob(2e-3, FloatRange(1e-5, 1.0, log=True), "peak learning rate of the recovery")
+    recovery_learning_rate: float = knob(5e-3, FloatRange(1e-5, 1.0, log=True), "peak learning rate of the recovery")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -108,7 +109,7 @@ class Study:
             found = self.meta("format")
         except sqlite3.DatabaseError as damage:
             raise RunFolderError(
-                f"{path} cannot be read ({damage}); copy it, run `sqlite3 {DATABASE} .recover` on the copy, or start anew"
+                f"{path} cannot be read ({damage}); run `sqlite3 {DATABASE} .recover` on a copy, or start anew"
             ) from None
         if not isinstance(found, int) or found > FORMAT:
             raise RunFolderError(f"{path} has format {found}, this version reads up to {FORMAT}; upgrade autocompress")
@@ -122,7 +123,9 @@ class Study:
     def __enter__(self) -> "Study":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # -- meta ---------------------------------------------------------------------------------
@@ -206,7 +209,8 @@ class Study:
     def stored_trials(self) -> list[StoredTrial]:
         """Return every trial in the order of its number."""
         rows = self._connection.execute(
-            "SELECT number, role, state, config, cuts, optuna, attempts, seconds, elapsed FROM ac_trials ORDER BY number"
+            "SELECT number, role, state, config, cuts, optuna, attempts, seconds, elapsed FROM ac_trials"
+            " ORDER BY number"
         )
         found = []
         for number, role, state, config, cuts, optuna, attempts, seconds, elapsed in rows:
@@ -234,7 +238,8 @@ class Study:
 
     def _candidates(self, where: str, values: Iterable[Any]) -> list[Candidate]:
         rows = self._connection.execute(
-            f"SELECT id, trial, epochs, config, scores, costs, details, checkpoint FROM ac_candidates {where}", (*values,)
+            f"SELECT id, trial, epochs, config, scores, costs, details, checkpoint FROM ac_candidates {where}",
+            (*values,),
         )
         return [
             Candidate(
@@ -261,7 +266,8 @@ class Study:
         """
         rows = self._connection.execute(
             "SELECT c.id, c.trial, t.role, c.epochs, c.config, c.scores, c.costs, c.details FROM ac_candidates c"
-            " JOIN ac_trials t ON t.number = c.trial ORDER BY c.trial, CAST(substr(c.id, instr(c.id, 'c') + 1) AS INTEGER)"
+            " JOIN ac_trials t ON t.number = c.trial"
+            " ORDER BY c.trial, CAST(substr(c.id, instr(c.id, 'c') + 1) AS INTEGER)"
         )
         table = []
         for identity, trial, role, epochs, config, scores, costs, details in rows:
@@ -281,41 +287,39 @@ class Study:
             "SELECT number, role, state, reason, attempts, seconds, elapsed, hypervolume, curve, config"
             " FROM ac_trials ORDER BY number"
         )
-        columns = ["number", "role", "state", "reason", "attempts", "seconds", "elapsed", "hypervolume", "curve", "config"]
+        columns = [
+            "number",
+            "role",
+            "state",
+            "reason",
+            "attempts",
+            "seconds",
+            "elapsed",
+            "hypervolume",
+            "curve",
+            "config",
+        ]
         table = pd.DataFrame(rows.fetchall(), columns=columns)
         table["curve"] = [json.loads(text) for text in table["curve"]]
         for column in ("seconds", "elapsed", "hypervolume"):
             table[column] = table[column].astype(float)
         return table
 
-    def _transaction(self) -> "_Transaction":
-        return _Transaction(self._connection, self.folder)
-
-
-class _Transaction:
-    """One immediate transaction; complaints of the file system become a StorageError."""
-
-    def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
-        self._connection = connection
-        self._folder = folder
-
-    def __enter__(self) -> None:
-        self._guard("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self._guard("COMMIT")
-        elif self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-
-    def _guard(self, statement: str) -> None:
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Commit all or nothing; a full or read-only disk becomes a :class:`StorageError`."""
         try:
-            self._connection.execute(statement)
-        except sqlite3.OperationalError as reason:
-            if any(word in str(reason) for word in ("full", "readonly", "disk I/O")):
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException as fault:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            refused = isinstance(fault, sqlite3.OperationalError)
+            if refused and any(word in str(fault) for word in ("full", "readonly", "disk I/O")):
                 raise StorageError(
-                    f"cannot write {self._folder / DATABASE} ({reason}); free some space or choose another folder"
-                ) from reason
+                    f"cannot write {self.folder / DATABASE} ({fault}); free some space or choose another folder"
+                ) from fault
             raise
 
 

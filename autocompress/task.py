@@ -69,7 +69,9 @@ class Splits:
         """Return 12 hex digits over sizes and contents: the data's name in caches and reports."""
         return fingerprint(
             {
-                name: [[list(t.shape), float(t.double().sum()), float((t.double() * _ramp(t)).sum())] for t in split.inputs]
+                name: [
+                    [list(t.shape), float(t.double().sum()), float((t.double() * _ramp(t)).sum())] for t in split.inputs
+                ]
                 + [[head, t.tolist()] for head, t in split.targets.items()]
                 for name, split in self.items()
             }

@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from autocompress.config import Part
 from autocompress.errors import AutocompressError
-from autocompress.lab import Lab, Setup, checkpoint, lab
+from autocompress.lab import Lab, Setup, checkpoint, lab, settled
 from autocompress.measure import Subject, layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost
 from autocompress.quantize import fold_batch_norm
@@ -31,18 +32,19 @@ class TrialRunner:
     setup: Setup
 
     def prepare(self) -> None:
-        """Ready this process: one torch thread, no denormals, task and teacher loaded."""
+        """Ready this process: Ctrl-C left to the driver, task and teacher loaded."""
         if threading.current_thread() is threading.main_thread():
             # Ctrl-C reaches the whole process group; only the driver answers it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        settle_torch()
-        lab(self.setup)
+        with settled():
+            lab(self.setup)
 
     def __call__(self, job: Job) -> TrialResult:
         """Run one job; whatever goes wrong in it becomes a failed result with a reason."""
         started = time.perf_counter()
         try:
-            result = run_trial(job, self.setup)
+            with settled():
+                result = run_trial(job, self.setup)
         except AutocompressError as error:
             return TrialResult(job.number, State.FAILED, reason=str(error), seconds=time.perf_counter() - started)
         except MemoryError:
@@ -51,12 +53,6 @@ class TrialRunner:
             reason = f"{type(error).__name__}: {error}"
             return TrialResult(job.number, State.FAILED, reason=reason, seconds=time.perf_counter() - started)
         return result
-
-
-def settle_torch() -> None:
-    """Make results repeatable and workers independent: one thread, denormals flushed to zero."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
 
 
 def run_trial(job: Job, setup: Setup) -> TrialResult:
@@ -120,7 +116,7 @@ def score_test_split(
     return found, measure(Subject(teacher, split.targets, teacher), setup.scores)
 
 
-def teacher_record(setup: Setup) -> dict[str, dict[str, float] | dict[str, dict[str, float]]]:
+def teacher_record(setup: Setup) -> dict[str, dict[str, Any]]:
     """Return the teacher's scores on the validation splits, and its costs."""
     place = lab(setup)
     layers = layer_costs(fold_batch_norm(place.teacher.model, place.task.example()), place.task.example())
@@ -129,6 +125,11 @@ def teacher_record(setup: Setup) -> dict[str, dict[str, float] | dict[str, dict[
         logits = place.teacher.logits[name]
         scores[name] = measure(Subject(logits, getattr(place.splits, name).targets, logits), setup.scores)
     return {"scores": scores, "costs": measure(Subject(layers=layers), setup.costs)}
+
+
+def cpu_capability() -> str:
+    """Return the instruction set that torch uses here, such as ``AVX512``: results may differ between them."""
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def _by_prune(cuts: tuple[Cut, ...]) -> list[tuple[Part | None, list[tuple[int, Cut]]]]:

@@ -37,7 +37,7 @@ def label(name: str) -> str:
 
 def finite(value: object) -> bool:
     """Return whether ``value`` is a finite number; booleans are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def human(value: float | None, unit: str = "") -> str:

@@ -5,16 +5,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
-# Before anything imports torch: a worker of the test runner is one of several, and each takes one thread.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def settled_torch() -> None:
-    from autocompress.trial import settle_torch
-
-    settle_torch()
+# A worker of the test runner is one of several, and each takes one thread.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -22,3 +16,27 @@ def private_cache() -> None:
     # Shared by the runner's workers, so that one of them trains the teacher and the others wait for it.
     user = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
     os.environ["AUTOCOMPRESS_CACHE"] = str(Path(tempfile.gettempdir()) / f"autocompress-tests-{user}")
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished search of a few seconds on real data, with its page written; not to be changed."""
+    import autocompress
+
+    runs = tmp_path_factory.mktemp("runs")
+    front = autocompress.search("digits", runs=runs, name="small", overrides=SMALL_SEARCH, command="autocompress search digits")
+    return front.folder
+
+
+# Everything that the shipped space names, at a size that takes seconds.
+SMALL_SEARCH = [
+    "search.trials=3",
+    "search.backend=serial",
+    "teacher.student={cnn: {width: 12, depth: 1}}",
+    "teacher.fit={adamw: {epochs: 16, learning_rate: 1e-2}}",
+    "fit.adamw.epochs=8",
+    "prune.structured.pruning_ratio=[0.25]",
+    "prune.structured.recovery_epochs=2",
+    "quantize.post_training.weight_bits=[8, 4]",
+    "quantize.post_training.activation_bits=[8]",
+]

@@ -150,7 +150,7 @@ def fit(
                 [term.loss(settings, student, teacher, examples.targets, task.loss) for term, settings in chosen]
             ).sum()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if config.clip_norm > 0:
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             optimizer.step()

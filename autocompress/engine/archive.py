@@ -57,6 +57,8 @@ class Archive:
     def front(self) -> tuple[tuple[str, float, float], ...]:
         """Return ``(id, score, cost)`` of each candidate on the front, the cheapest first."""
         cost, score = (self._names.index(objective["name"]) for objective in axes(self._objectives))
-        rows = [(identity, float(point[score]), float(point[cost])) for identity, point in zip(self._ids, self._points, strict=True)]
+        rows = [
+            (identity, float(point[score]), float(point[cost]))
+            for identity, point in zip(self._ids, self._points, strict=True)
+        ]
         return tuple(sorted(rows, key=lambda row: row[2]))
-

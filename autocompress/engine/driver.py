@@ -91,7 +91,7 @@ class Driver:
         self._waiting: dict[int, list[Trial]] = {}
         self._live: dict[int, int | Trial] = {}
         self._pending: list[Job] = []
-        self._counts = {state: 0 for state in State}
+        self._counts = dict.fromkeys(State, 0)
         self._candidates = 0
         self._seconds: list[float] = []
         self._next = 0
@@ -116,8 +116,8 @@ class Driver:
             return job
         if self._over():
             return None
-        for _ in range(MAX_DUPLICATES):
-            trial = self._proposer.ask(self._next)
+        for attempt in range(MAX_DUPLICATES):
+            trial = self._proposer.ask(self._next, attempt)
             training, cut = self._space.suggest(trial, cut=self._search.mode == "sampled")
             cuts = self._cuts if self._search.mode == "amortized" else (cut,)
             key = self._key(training.unseeded(), cuts)

@@ -1,5 +1,6 @@
 """A whole search from spec to frozen front, in the order in which things may fail: the cheap checks first."""
 
+import json
 import os
 import platform
 import sys
@@ -9,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from autocompress.backends.base import Backend
 from autocompress.config import Part
 from autocompress.distill.fit import fit_config
@@ -19,16 +18,16 @@ from autocompress.engine.driver import Driver, Progress
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import Source
-from autocompress.errors import AutocompressError, NoCandidateError, RunFolderError, SearchFailedError, UsageError
+from autocompress.errors import AutocompressError, NoCandidateError, RunFolderError, SearchFailedError
 from autocompress.front import full_fidelity, pareto_front
-from autocompress.lab import Setup
+from autocompress.lab import Setup, settled
 from autocompress.pick import pick
 from autocompress.records import Cut, Job, Role, State, TrialResult
 from autocompress.registry import BACKENDS, OBJECTIVES, TASKS
 from autocompress.storage import write_atomic
 from autocompress.study import DATABASE, Study
 from autocompress.task import Splits, Task
-from autocompress.trial import TrialRunner, score_test_split, settle_torch, teacher_record
+from autocompress.trial import TrialRunner, cpu_capability, score_test_split, teacher_record
 
 TWIN = "the pick without distillation"
 LIBRARIES = ("autocompress", "torch", "optuna", "torch-pruning", "onnxruntime")
@@ -110,7 +109,9 @@ def make_plan(source: Source) -> Plan:
         Part.of(task_name, **options),
         spec.split_seed,
         TeacherRecipe(student, fit, spec.teacher.seed),
-        tuple(sorted({name for name in kinds if kinds[name] == "score"} & {*task.metrics, *spec.objectives, *spec.limits})),
+        tuple(
+            sorted({name for name in kinds if kinds[name] == "score"} & {*task.metrics, *spec.objectives, *spec.limits})
+        ),
         tuple(name for name in kinds if kinds[name] == "cost"),
     )
     try:
@@ -141,9 +142,9 @@ def run_search(
     events = events or Events()
     study = _open(plan, folder, resume, command)
     try:
-        settle_torch()
-        teacher = _teacher(plan, events)
-        _describe(plan, study, teacher)
+        with settled():
+            teacher = _teacher(plan, events)
+            _describe(plan, study, teacher)
         driver = _driver(plan, study, events)
         events.phase("searching")
         try:
@@ -153,7 +154,8 @@ def run_search(
         if driver.hopeless or study.candidates().empty:
             raise SearchFailedError(f"every trial failed; the most frequent reason: {_top_reason(study)}")
         events.phase("freezing the front and reading the test split")
-        _finish(plan, study)
+        with settled():
+            _finish(plan, study)
     except BaseException:
         study.close()
         raise
@@ -210,7 +212,7 @@ def _teacher(plan: Plan, events: Events) -> Teacher:
 
 def _describe(plan: Plan, study: Study, teacher: Teacher) -> None:
     spec = plan.source.spec
-    record = {
+    record: dict[str, Any] = {
         **teacher_record(plan.setup),
         "config": {"student": plan.setup.teacher.student.to_json(), "fit": plan.setup.teacher.fit.to_json()},
         "folder": str(teacher.folder),
@@ -226,20 +228,15 @@ def _describe(plan: Plan, study: Study, teacher: Teacher) -> None:
             "mode": spec.search.mode,
             "spec": spec.to_yaml(),
             "teacher": record,
-            "objectives": [
-                {**objective, "box": _box(plan, objective, record)} for objective in plan.objectives
-            ],
+            "objectives": [{**objective, "box": _box(plan, objective, record)} for objective in plan.objectives],
             "all_objectives": [_record(name) for name in (*plan.setup.scores, *plan.setup.costs)],
-            "limits": {
-                name: limit.model_dump(exclude_none=True) for name, limit in spec.limits.items()
-            },
+            "limits": {name: limit.model_dump(exclude_none=True) for name, limit in spec.limits.items()},
             "pick": spec.pick.model_dump(),
             "splits": {name: len(split) for name, split in plan.splits.items()},
             "environment": _environment(plan),
         }
     )
-    environment = study.meta("environment")
-    write_atomic(study.folder / "environment.json", _json(environment))
+    write_atomic(study.folder / "environment.json", json.dumps(study.meta("environment"), indent=1, sort_keys=True))
 
 
 def _box(plan: Plan, objective: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[float]:
@@ -265,7 +262,7 @@ def _environment(plan: Plan) -> dict[str, Any]:
         "system": platform.platform(),
         "python": sys.version.split()[0],
         "versions": {name: version(name) for name in LIBRARIES},
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "capability": cpu_capability(),
         "data": plan.splits.fingerprint(),
     }
 
@@ -333,8 +330,11 @@ def _twin(plan: Plan, study: Study, recommended: str) -> dict[str, str]:
     stored = study.stored_trials()
     for trial in stored:
         if trial.job.role is Role.BASELINE and trial.job.training == plain and trial.state is State.COMPLETE:
-            found = [c.id for c in study.candidates_of(trial.job.number) if c.config.prune == candidate.config.prune
-                     and c.config.quantize == candidate.config.quantize]
+            found = [
+                c.id
+                for c in study.candidates_of(trial.job.number)
+                if c.config.prune == candidate.config.prune and c.config.quantize == candidate.config.quantize
+            ]
             if found:
                 return {found[0]: TWIN}
     job = Job(
@@ -354,8 +354,3 @@ def _top_reason(study: Study) -> str:
     reasons = reasons[reasons != ""]
     return str(reasons.mode().iloc[0]) if len(reasons) else "no trial was run"
 
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, indent=1, sort_keys=True)

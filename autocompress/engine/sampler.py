@@ -1,13 +1,16 @@
 """Optuna behind one small class: who proposes the next training, and what it learns from."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import Trial, TrialState
 
+from autocompress.config import fingerprint
 from autocompress.knobs import Leaf
 from autocompress.study import DATABASE
 
@@ -25,7 +28,7 @@ class Proposer:
     """
 
     def __init__(
-        self, folder: Path, name: str, sampler: str, seed: int, directions: Sequence[str], metric_names: Sequence[str]
+        self, folder: Path, name: str, sampler: str, seed: int, directions: Sequence[Literal["maximize", "minimize"]], metric_names: Sequence[str]
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._sampler = sampler
@@ -41,11 +44,11 @@ class Proposer:
         """Propose ``values`` before anything that is sampled."""
         self._study.enqueue_trial(dict(values), skip_if_exists=True)
 
-    def ask(self, number: int) -> Trial:
-        """Return an empty trial for job ``number``."""
+    def ask(self, number: int, attempt: int = 0) -> Trial:
+        """Return an empty trial for job ``number``; further attempts at the same job draw differently."""
         with _quiet():
             # A sampler keeps no state that its study does not hold, so a fresh one per job loses nothing.
-            self._study.sampler = _sampler(self._sampler, self._seed * 1_000_003 + number)
+            self._study.sampler = _sampler(self._sampler, int(fingerprint([self._seed, number, attempt]), 16))
             return self._study.ask()
 
     def tell(
@@ -80,14 +83,17 @@ class Proposer:
 def _sampler(name: str, seed: int) -> BaseSampler:
     seed %= 2**32
     if name == "tpe":
-        return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed, warn_independent_sampling=False)
+        return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
     if name == "gp":
         return GPSampler(seed=seed, warn_independent_sampling=False)
-    return {"nsga2": NSGAIISampler, "nsga3": NSGAIIISampler, "random": RandomSampler}[name](seed=seed)
+    if name == "nsga2":
+        return NSGAIISampler(seed=seed)
+    return NSGAIIISampler(seed=seed) if name == "nsga3" else RandomSampler(seed=seed)
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Silence Optuna's notices that a feature is experimental: which ones are used is decided here."""
-
-    def __init__(self) -> None:
-        super().__init__(action="ignore", category=optuna.exceptions.ExperimentalWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

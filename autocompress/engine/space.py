@@ -82,7 +82,9 @@ class Space:
                 names = ["none"] if "none" in names else names
             if len(self._selectable(section)) > 1:
                 values[section] = names[0]
-            declared = {} if names[0] == "none" and section in CUT_SECTIONS else SECTIONS[section].get(names[0]).config.knobs()
+            declared = (
+                {} if names[0] == "none" and section in CUT_SECTIONS else SECTIONS[section].get(names[0]).config.knobs()
+            )
             wanted = teacher.values if section == "student" and names[0] == teacher.name else {}
             for name, domain in methods[names[0]].items():
                 if isinstance(domain, FloatRange | IntRange | Choice):
@@ -239,5 +241,3 @@ def _effective(section: str, part: Part | None) -> Part | None:
         return None
     method = SECTIONS[section].get(part.name)
     return None if method.is_identity(method.config.of(part.values)) else part
-
-

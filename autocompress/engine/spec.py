@@ -84,7 +84,7 @@ class PickSection(_Section):
 
 def _box_pairs(value: Any) -> Any:
     if isinstance(value, list):
-        return {name: None for name in value}
+        return dict.fromkeys(value)
     return value
 
 
@@ -164,7 +164,9 @@ def load_spec(target: str | Path, overrides: Sequence[str] = ()) -> Source:
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         spaces = shipped_spaces()
         if str(target) not in spaces:
-            raise SpecError(f"no search space '{target}': {did_you_mean(str(target), spaces)}, or the path of a .yaml file")
+            raise SpecError(
+                f"no search space '{target}': {did_you_mean(str(target), spaces)}, or the path of a .yaml file"
+            )
         path = spaces[str(target)]
     try:
         text = path.read_text(encoding="utf-8")

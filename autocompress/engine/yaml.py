@@ -10,6 +10,7 @@ from autocompress.errors import SpecError
 
 MAX_BYTES = 1_000_000
 Place = tuple[str | int, ...]
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class _Loader(yaml.SafeLoader):
@@ -17,7 +18,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            parser: Any = self  # its stubs leave this one call untyped
+            mark = parser.peek_event().start_mark
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed here", mark)
         return super().compose_node(parent, index)
 
@@ -28,16 +30,18 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?|\.(inf|Inf|INF|nan|NaN|NAN))$"),
+    re.compile(
+        r"^[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?|\.(inf|Inf|INF|nan|NaN|NAN))$"
+    ),
     list("-+0123456789."),
 )
 
 
 def parse(text: str, source: str) -> tuple[Any, dict[Place, int]]:
-    """Return the document and the line (from 1) of every key and item by its place.
+    r"""Return the document and the line (from 1) of every key and item by its place.
 
     Example:
-        >>> parse("a:\\n  b: 1e-3", "x.yaml")
+        >>> parse("a:\n  b: 1e-3", "x.yaml")
         ({'a': {'b': 0.001}}, {('a',): 1, ('a', 'b'): 2})
 
     Raises:
@@ -59,6 +63,8 @@ def parse(text: str, source: str) -> tuple[Any, dict[Place, int]]:
 
 
 def _construct(loader: yaml.SafeLoader, node: yaml.Node, place: Place, lines: dict[Place, int], source: str) -> Any:
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN_TAGS:
+        raise SpecError(f"{source}:{node.start_mark.line + 1}: the tag {node.tag} is not allowed here")
     if isinstance(node, yaml.MappingNode):
         mapping: dict[Hashable, Any] = {}
         for key_node, value_node in node.value:

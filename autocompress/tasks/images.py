@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from autocompress.config import Part
 from autocompress.registry import STUDENTS, TASKS
-from autocompress.tasks.augment import random_affine
 from autocompress.task import Logits, Split, Splits, Targets
+from autocompress.tasks.augment import random_affine
 from autocompress.tasks.splitting import stratified_splits
 
 

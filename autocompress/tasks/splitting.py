@@ -27,22 +27,21 @@ def stratified_splits(
         fractions: Share of the examples for each split but ``train``, which takes the rest.
 
     Raises:
-        UsageError: A class has too few examples for five parts, or there is only one class.
+        UsageError: A class has fewer than five examples, or there is only one class.
     """
     strata = next(iter(targets.values())).numpy()
     classes, counts = np.unique(strata, return_counts=True)
     if len(classes) < 2:
         raise UsageError("the targets hold a single class; a task needs at least two")
+    if counts.min() < len(Splits.NAMES):
+        raise UsageError(
+            f"class {classes[counts.argmin()]} has {counts.min()} examples; five disjoint splits need at least five of each"
+        )
     parts: dict[str, np.ndarray] = {}
     rest = np.arange(len(strata))
     for number, (name, fraction) in enumerate(fractions.items()):
         size = max(round(fraction * len(strata)), len(classes))
-        try:
-            rest, parts[name] = train_test_split(rest, test_size=size, random_state=seed + number, stratify=strata[rest])
-        except ValueError as reason:
-            raise UsageError(
-                f"cannot draw {size} examples for the {name} split (smallest class has {counts.min()}): {reason}"
-            ) from None
+        rest, parts[name] = train_test_split(rest, test_size=size, random_state=seed + number, stratify=strata[rest])
     parts["train"] = rest
     whole = Split(inputs, targets)
     return Splits(**{name: whole.take(np.sort(index)) for name, index in parts.items()})

@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import pytest
+from autocompress.backends.local import Local, Serial, usable_cores
+from autocompress.config import CompressionConfig, Part
+from autocompress.records import Cut, Job, State, TrialResult
+
+from tests.fakes import FakeTrials
+
+
+def jobs(count: int) -> list[Job]:
+    return [
+        Job(n, CompressionConfig(Part.of("cnn", width=n + 1), (Part("none"),), Part("adamw"), seed=n), (Cut(),)) for n in range(count)
+    ]
+
+
+def run(backend: Local | Serial, trials: FakeTrials, count: int) -> dict[int, TrialResult]:
+    queue, told = jobs(count), {}
+
+    def tell(job: Job, result: TrialResult) -> None:
+        assert job.number not in told, "told twice"
+        told[job.number] = result
+
+    backend.run(lambda: queue.pop(0) if queue else None, trials, tell)
+    return told
+
+
+def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(tmp_path: Path) -> None:
+    trials = FakeTrials(tmp_path / "log", raising=(1,), dying=(3,), hanging=(5,))
+    told = run(Local(workers=2, timeout=3), trials, 8)
+    assert sorted(told) == list(range(8))
+    assert {n for n, result in told.items() if result.state is State.FAILED} == {1, 3, 5}
+    assert "a fault of the trial" in told[1].reason
+    assert "died" in told[3].reason
+    assert told[5].reason == "timed out after 3 s"
+    assert sorted(trials.executed()) == list(range(8))
+
+
+def test_workers_are_prepared_once_and_reused(tmp_path: Path) -> None:
+    trials = FakeTrials(tmp_path / "log")
+    run(Local(workers=2), trials, 12)
+    assert 1 <= (tmp_path / "log").read_text().count("prepared") <= 2
+
+
+def test_an_interruption_reaches_the_caller_and_leaves_no_process(tmp_path: Path) -> None:
+    queue = jobs(4)
+
+    def tell(job: Job, result: TrialResult) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Local(workers=1).run(lambda: queue.pop(0) if queue else None, FakeTrials(tmp_path / "log"), tell)
+    import multiprocessing
+
+    assert not multiprocessing.active_children()
+
+
+def test_zero_workers_takes_every_core() -> None:
+    assert Local().workers == usable_cores() >= 1

@@ -1,0 +1,200 @@
+"""What every registered pruning and quantization method promises, whatever it does inside."""
+
+import copy
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import nn
+
+from autocompress.knobs import FloatRange, IntRange
+from autocompress.measure import Subject, layer_costs, measure
+from autocompress.method import Context, LayerBits, MethodState, Recovery
+from autocompress.models import CNN, CNNConfig
+from autocompress.registry import PRUNE, QUANTIZE
+
+METHODS = [pytest.param(PRUNE.get(name), id=f"prune.{name}") for name in PRUNE.names()]
+METHODS += [pytest.param(QUANTIZE.get(name), id=f"quantize.{name}") for name in QUANTIZE.names()]
+BLOCKS = ["plain", "residual", "separable"]
+COSTS = ("flops", "bops", "effective_flops", "parameters", "nonzero_parameters", "bytes")
+
+# The settings that make a method do nothing, and those that make it do something, by knob.
+NOTHING = {"pruning_ratio": 0.0, "weight_bits": 32, "activation_bits": 32}
+SOMETHING = {"pruning_ratio": 0.5, "weight_bits": 4, "activation_bits": 8}
+
+
+def configure(method, values):
+    known = {name: value for name, value in values.items() if name in method.config.knobs()}
+    assert known, f"{method.name} has none of the knobs {sorted(values)}: say in this file what makes it do nothing"
+    return method.config.of(known)
+
+
+def build(block="residual", seed=0):
+    torch.manual_seed(seed)
+    model = CNN(CNNConfig(width=8, depth=1, stages=2, block=block), 1, {"digit": 10, "parity": 2})
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.running_mean, std=0.1)
+    return model.eval()
+
+
+def context(seed=0):
+    generator = torch.Generator().manual_seed(9)
+    batches = tuple((torch.randn(16, 1, 8, 8, generator=generator),) for _ in range(2))
+    targets = tuple(
+        {head: torch.randint(0, classes, (16,), generator=generator) for head, classes in HEADS.items()}
+        for _ in batches
+    )
+
+    def loss(output, wanted):
+        return sum(nn.functional.cross_entropy(output[head], wanted[head]) for head in HEADS)
+
+    return Context((torch.zeros(1, 1, 8, 8),), batches, targets, loss, seed)
+
+
+HEADS = {"digit": 10, "parity": 2}
+
+
+@torch.no_grad()
+def logits(model):
+    return model(torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(3)))
+
+
+def snapshot(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def costs(model, state=None):
+    bits = {} if state is None else state.bits
+    return measure(Subject(layers=layer_costs(model, context().example), bits=bits), COSTS)
+
+
+def rebuilt(method, config, model, state, block):
+    """Rebuild a model from its architecture, JSON and tensors alone, as a saved candidate is."""
+    history = json.loads(json.dumps(dict(state.history), allow_nan=False))
+    saved = MethodState(history, state.tensors, state.bits)
+    fresh = method.restore(build(block, seed=7), config, saved)
+    fresh.load_state_dict(snapshot(model))
+    return fresh.eval()
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestConfig:
+    def test_it_survives_a_round_trip(self, method):
+        for config in (method.config(), configure(method, SOMETHING), configure(method, NOTHING)):
+            assert method.config.of(json.loads(json.dumps(config.to_dict()))) == config
+
+    def test_every_field_declares_its_range_and_meaning(self, method):
+        knobs = method.config.knobs()
+        assert set(knobs) == {field.name for field in fields(method.config)}
+        assert all(knob.doc for knob in knobs.values())
+
+    def test_its_name_is_the_one_it_is_registered_under(self, method):
+        assert method in [registry.get(method.name) for registry in (PRUNE, QUANTIZE) if method.name in registry]
+        assert method.config.label.endswith(f".{method.name}")
+
+    def test_the_identity_is_known(self, method):
+        assert method.is_identity(configure(method, NOTHING))
+        assert not method.is_identity(configure(method, SOMETHING))
+
+    def test_every_end_of_every_range_is_a_config(self, method):
+        for name, knob in method.config.knobs().items():
+            ends = (
+                (knob.domain.low, knob.domain.high)
+                if isinstance(knob.domain, FloatRange | IntRange)
+                else knob.domain.options
+            )
+            for end in ends:
+                assert getattr(method.config.of({name: end}), name) == end
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("method", METHODS)
+class TestApply:
+    def test_the_identity_changes_no_logit(self, method, block):
+        model = build(block)
+        out, state = method.apply(model, configure(method, NOTHING), context())
+        for head, values in logits(model).items():
+            torch.testing.assert_close(logits(out)[head], values, rtol=1e-4, atol=1e-5)
+        assert all(bits == LayerBits(32, 32) for bits in state.bits.values())
+
+    def test_a_setting_that_is_no_identity_changes_logits_and_lowers_cost(self, method, block):
+        model = build(block)
+        out, state = method.apply(model, configure(method, SOMETHING), context())
+        assert not equal(logits(model), logits(out))
+        before, after = costs(model), costs(out, state)
+        assert all(after[name] <= before[name] for name in COSTS)
+        assert any(after[name] < 0.9 * before[name] for name in COSTS)
+
+    def test_shapes_and_finiteness_are_kept(self, method, block):
+        model = build(block)
+        out, _ = method.apply(model, configure(method, SOMETHING), context())
+        for head, values in logits(model).items():
+            assert logits(out)[head].shape == values.shape
+            assert logits(out)[head].isfinite().all()
+        assert not any(module.training for module in out.modules())
+
+    @pytest.mark.parametrize("settings", [NOTHING, SOMETHING], ids=["nothing", "something"])
+    def test_the_given_model_stays_as_it_was(self, method, block, settings):
+        model = build(block).train()
+        before, flags = snapshot(model), [module.training for module in model.modules()]
+        hooks = copy.deepcopy([len(module._forward_pre_hooks) for module in model.modules()])
+        out, _ = method.apply(model, configure(method, settings), context())
+        with torch.no_grad():
+            for parameter in out.parameters():
+                parameter.fill_(7)
+        assert equal(snapshot(model), before)
+        assert [module.training for module in model.modules()] == flags
+        assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
+
+    def test_the_same_seed_gives_the_same_weights(self, method, block):
+        config, model = configure(method, SOMETHING), build(block)
+        torch.manual_seed(1)
+        one, first = method.apply(model, config, context(seed=5))
+        torch.manual_seed(2)
+        other, second = method.apply(model, config, context(seed=5))
+        assert equal(snapshot(one), snapshot(other))
+        assert first.history == second.history
+        assert first.report == second.report
+
+    def test_the_global_random_stream_stays(self, method, block):
+        model = build(block)
+        before = torch.random.get_rng_state()
+        method.apply(model, configure(method, SOMETHING), context())
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+    def test_history_and_report_are_json(self, method, block):
+        _, state = method.apply(build(block), configure(method, SOMETHING), context())
+        for part in (state.history, state.report):
+            assert json.loads(json.dumps(dict(part), allow_nan=False)) == dict(part)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("settings", [NOTHING, SOMETHING], ids=["nothing", "something"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_model_is_rebuilt_without_pickle(method, settings, block):
+    config = configure(method, settings)
+    out, state = method.apply(build(block), config, context())
+    assert equal(logits(rebuilt(method, config, out, state, block)), logits(out))
+
+
+@pytest.mark.parametrize("method", [param for param in METHODS if issubclass(param.values[0].config, Recovery)])
+def test_a_method_that_recovers_returns_a_model_that_learns(method):
+    out, _ = method.apply(build(), configure(method, SOMETHING), context())
+    x, y = torch.randn(16, 1, 8, 8), torch.arange(16) % 10
+    optimizer = torch.optim.Adam(out.train().parameters(), lr=0.01)
+    losses = []
+    for _ in range(8):
+        loss = nn.functional.cross_entropy(out(x)["digit"], y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]

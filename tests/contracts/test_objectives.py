@@ -1,0 +1,49 @@
+"""What every objective must do: name itself, measure a finite number, and point in the stated direction."""
+
+import math
+
+import pytest
+import torch
+from autocompress.measure import LayerCost, Subject
+from autocompress.method import LayerBits
+from autocompress.registry import OBJECTIVES
+
+LAYERS = {
+    "a": LayerCost("a", macs=1000, weights=90, parameters=100, nonzero=90),
+    "b": LayerCost("b", macs=500, weights=40, parameters=50, nonzero=45),
+}
+
+
+def subject(quality: float, bits: dict[str, LayerBits] | None = None) -> Subject:
+    """Logits that are right for a share of the examples, with a teacher that is always right."""
+    targets = torch.arange(100) % 10
+    right = torch.nn.functional.one_hot(targets, 10).float() * 5
+    wrong = torch.nn.functional.one_hot((targets + 1) % 10, 10).float() * 5
+    logits = torch.where((torch.arange(100) < 100 * quality).unsqueeze(1), right, wrong)
+    return Subject({"label": logits}, {"label": targets}, {"label": right}, LAYERS, bits or {})
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+class TestObjective:
+    def test_it_describes_itself(self, name: str) -> None:
+        found = OBJECTIVES.get(name)
+        assert found.name == name
+        assert found.direction in ("maximize", "minimize")
+        assert found.kind in ("score", "cost")
+        assert found.doc.endswith(".")
+
+    def test_it_is_finite_and_repeatable(self, name: str) -> None:
+        found = OBJECTIVES.get(name)
+        value = found.measure(subject(0.7))
+        assert math.isfinite(value)
+        assert value == found.measure(subject(0.7))
+
+    def test_better_is_in_the_stated_direction(self, name: str) -> None:
+        found = OBJECTIVES.get(name)
+        if found.kind == "score":
+            worse, better = found.measure(subject(0.5)), found.measure(subject(1.0))
+            assert better > worse if found.direction == "maximize" else better < worse
+        else:
+            low = dict.fromkeys(LAYERS, LayerBits(4, 4))
+            assert found.measure(subject(1.0, low)) <= found.measure(subject(1.0))
+            assert found.direction == "minimize"

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+import torch
+from autocompress.config import Part
+from autocompress.distill.fit import predict
+from autocompress.distill.teacher import TeacherRecipe, cache_folder, load_teacher
+from autocompress.tasks.images import Digits
+
+TASK = Digits()
+SPLITS = TASK.splits(0)
+RECIPE = TeacherRecipe(Part.of("cnn", width=6, depth=1), Part.of("adamw", epochs=2))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+
+
+def test_a_teacher_is_trained_once_and_then_read() -> None:
+    rows: list[dict[str, float]] = []
+    first = load_teacher(TASK, SPLITS, RECIPE, rows.append)
+    second = load_teacher(TASK, SPLITS, RECIPE, rows.append)
+    assert (first.trained, second.trained) == (True, False)
+    assert len(rows) == 2
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert set(first.logits) == set(second.logits)
+
+
+def test_cached_logits_are_the_models_own_on_every_view_and_the_test_split_is_not_among_them() -> None:
+    teacher = load_teacher(TASK, SPLITS, RECIPE)
+    assert set(teacher.logits) == {f"train/{view}" for view in range(16)} | {"calibration", "search_val", "select_val"}
+    for view in (0, 3, 15):
+        live = predict(teacher.model, TASK, TASK.view(SPLITS.train, view))
+        assert torch.allclose(teacher.view(view)["label"], live["label"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, damage) for name in ("weights.safetensors", "logits.safetensors") for damage in ("flip", "cut", "remove")),
+        ("teacher.json", "cut"),
+    ],
+)
+def test_a_damaged_cache_is_noticed_and_trained_again(name: str, damage: str) -> None:
+    path = load_teacher(TASK, SPLITS, RECIPE).folder / name
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+    again = load_teacher(TASK, SPLITS, RECIPE)
+    assert again.trained
+    assert "damaged" in again.notice
+    assert not load_teacher(TASK, SPLITS, RECIPE).trained
+
+
+def test_each_part_of_the_recipe_counts_in_the_fingerprint() -> None:
+    prints = {
+        recipe.fingerprint(TASK, splits)
+        for recipe in (
+            RECIPE,
+            TeacherRecipe(Part.of("cnn", width=8, depth=1), RECIPE.fit),
+            TeacherRecipe(RECIPE.student, Part.of("adamw", epochs=3)),
+            TeacherRecipe(RECIPE.student, RECIPE.fit, seed=1),
+        )
+        for splits in (SPLITS, TASK.splits(1))
+    }
+    assert len(prints) == 8
+
+
+def test_the_cache_lies_where_the_environment_says(tmp_path: Path) -> None:
+    assert cache_folder() == tmp_path

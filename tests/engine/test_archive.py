@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from autocompress.config import CompressionConfig, Part
+from autocompress.engine.archive import Archive
+from autocompress.records import Candidate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes import OBJECTIVES
+
+CONFIG = CompressionConfig(Part("cnn"), (Part("none"),), Part("adamw"))
+POINTS = st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.9, 0.95]), st.sampled_from([1e2, 1e3, 1e4, 1e5])), max_size=12)
+
+
+def candidates(points: list[tuple[float, float]], start: int = 0) -> list[Candidate]:
+    return [
+        Candidate(f"t{start + i}c0", i, CONFIG, 1, {"search_val": {"accuracy": score}}, {"effective_flops": cost})
+        for i, (score, cost) in enumerate(points)
+    ]
+
+
+@settings(deadline=None)
+@given(POINTS, POINTS)
+def test_the_front_equals_brute_force_however_the_candidates_arrive(
+    first: list[tuple[float, float]], second: list[tuple[float, float]]
+) -> None:
+    archive = Archive(OBJECTIVES)
+    archive.add(candidates(first))
+    archive.add(candidates(second, start=100))
+    points = set(first + second)
+    expected = {p for p in points if not any(q[0] >= p[0] and q[1] <= p[1] and q != p for q in points)}
+    assert {(score, cost) for _, score, cost in archive.front()} == expected
+    assert len(archive.front()) == len(expected)
+
+
+def test_hypervolume_by_hand() -> None:
+    archive = Archive(OBJECTIVES)
+    assert archive.hypervolume == 0.0
+    # Accuracy halfway up the box, cost halfway along its logarithm: a quarter of the box.
+    archive.add(candidates([(0.55, 1e4)]))
+    assert archive.hypervolume == pytest.approx(0.25)
+    archive.add(candidates([(0.55, 1e4)], start=5))
+    assert archive.hypervolume == pytest.approx(0.25)
+    archive.add(candidates([(1.0, 1e5)], start=9))
+    assert archive.hypervolume == pytest.approx(0.25 + 0.25 * 0.5)
+
+
+def test_the_sampler_sees_costs_as_logarithms() -> None:
+    archive = Archive(OBJECTIVES)
+    assert archive.values(candidates([(0.5, 1e4)])[0]) == pytest.approx([0.5, 4.0])
+    assert np.isfinite(archive.values(candidates([(0.5, 0.0)])[0])).all()

@@ -1,0 +1,130 @@
+from typing import Any
+
+import pytest
+from autocompress.config import Part
+from autocompress.engine.space import Space, open_space
+from autocompress.engine.spec import parse_spec
+from autocompress.errors import SpecError
+from autocompress.knobs import Choice, FloatRange, IntRange
+from autocompress.records import Cut
+
+HEAD = "task: digits\n"
+
+
+class First:
+    """Suggests the low end, or the first choice, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, Any] = {}
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        self.asked[name] = (low, high, log)
+        return low
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        self.asked[name] = (low, high, log)
+        return low
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        self.asked[name] = list(choices)
+        return choices[0]
+
+
+def space(text: str) -> Space:
+    return open_space(parse_spec(HEAD + text, "x"))
+
+
+def test_settings_fix_list_narrow_or_open_a_knob() -> None:
+    found = dict(
+        space(
+            "student: {cnn: {width: {low: 4, high: 8}, depth: [1, 2], kernel: 5, block: {}}}\n"
+            "distill: {soft_target: {temperature: {low: 2, high: 4, log: false}, alpha: {high: 0.5}}}"
+        ).dimensions()
+    )
+    assert found["student.cnn.width"] == IntRange(4, 8, log=True)
+    assert found["student.cnn.depth"] == Choice((1, 2))
+    assert isinstance(found["student.cnn.block"], Choice)
+    assert found["distill.soft_target.temperature"] == FloatRange(2.0, 4.0)
+    assert found["distill.soft_target.alpha"] == FloatRange(0.0, 0.5)
+    assert "student.cnn.kernel" not in found
+
+
+def test_suggest_asks_only_what_varies_and_only_the_chosen_method() -> None:
+    trial = First()
+    config, cut = space(
+        "student: {cnn: {width: [4, 8]}}\ndistill: [none, soft_target]\n"
+        "prune: {structured: {pruning_ratio: [0.3, 0.5]}}"
+    ).suggest(trial, cut=False)
+    assert trial.asked == {"student.cnn.width": [4, 8], "distill": ["none", "soft_target"]}
+    assert config.distill == (Part("none"),)
+    assert config.student.values["width"] == 4
+    assert cut == Cut()
+
+
+def test_sampled_suggests_the_cut_too_and_drops_what_changes_nothing() -> None:
+    trial = First()
+    _, cut = space(
+        "student: {cnn: {}}\nprune: {structured: {pruning_ratio: {low: 0, high: 0.5}}}\n"
+        "quantize: {post_training: {weight_bits: [4, 8], activation_bits: 8}}"
+    ).suggest(trial, cut=True)
+    assert cut.prune is None
+    assert cut.quantize is not None
+    assert cut.quantize.values["weight_bits"] == 4
+    assert set(trial.asked) == {"prune.structured.pruning_ratio", "quantize.post_training.weight_bits"}
+
+
+def test_cuts_are_a_grid_without_repeats_and_the_parent_comes_first() -> None:
+    cuts = space(
+        "student: {cnn: {}}\nprune: {none: {}, structured: {pruning_ratio: [0.0, 0.5]}}\n"
+        "quantize: {none: {}, post_training: {weight_bits: [4, 32], activation_bits: [8, 32]}}"
+    ).cuts()
+    assert cuts[0] == Cut()
+    # Ratio 0 is the parent, and 32/32 bits is the float model: {none, 0.5} x {32/32, 4/8, 4/32, 32/8}.
+    assert len(cuts) == len(set(cuts)) == 8
+
+
+def test_a_range_becomes_a_few_even_grid_points() -> None:
+    cuts = space("student: {cnn: {}}\nprune: {structured: {pruning_ratio: {low: 0.3, high: 0.9}}}").cuts()
+    ratios = [cut.prune.values["pruning_ratio"] for cut in cuts if cut.prune is not None]
+    assert ratios == pytest.approx([0.3, 0.5, 0.7, 0.9])
+
+
+def test_defaults_start_from_the_teachers_shape_within_the_space() -> None:
+    values = space(
+        "student: {cnn: {width: {low: 4, high: 16}, depth: [1, 2], block: [plain, separable]}}\n"
+        "distill: {none: {}, soft_target: {temperature: {low: 2, high: 10}}}\n"
+        "prune: {none: {}, structured: {pruning_ratio: [0.3, 0.5]}}"
+    ).defaults(Part.of("cnn", width=32, depth=2, block="residual"))
+    assert values == {
+        "student.cnn.width": 16,
+        "student.cnn.depth": 2,
+        "student.cnn.block": "plain",
+        "distill": "soft_target",
+        "distill.soft_target.temperature": 4.0,
+        "prune": "none",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("student: {cnnn: {}}", r"x:2: student.cnnn: unknown student 'cnnn': did you mean 'cnn'"),
+        ("student: {cnn: {widht: 3}}", r"x:2: student.cnn.widht: unknown knob; did you mean 'width'"),
+        ("student: {cnn: {width: 1000}}", r"x:2: student.cnn.width: 1000 is outside the knob's range 2..128"),
+        ("student: {cnn: {width: [4, 1000]}}", "1000 is outside"),
+        ("student: {cnn: {width: []}}", "empty list"),
+        ("student: {cnn: {width: {low: 8, high: 4}}}", "low 8 is not below high 4"),
+        ("student: {cnn: {width: {low: 8, hihg: 9}}}", "did you mean 'high'"),
+        ("student: {cnn: {block: {low: 1}}}", "list the values"),
+        ("student: {cnn: {width: {log: 3}}}", "must be true or false"),
+        ("student: {cnn: {}}\ndistill: {soft_target: {temperature: {low: 0.5, high: 2}}}", "x:3: .*outside the knob's range 1..10"),
+        ("student: {cnn: {}}\nquantize: {post_training: {weight_bits: [1, 8]}}", "x:3: quantize.post_training.weight_bits: 1 is outside"),
+        ("student: {cnn: {}}\nprune: {structured: {pruning_ratio: 1.0}}", "1.0 is outside"),
+        ("student: {cnn: {}}\nfit: {adam: {}}", "did you mean 'adamw'"),
+        ("student: {cnn: {}}\nfit: {adamw: {weight_decay: {low: 0, high: 0.1, log: true}}}", "low above 0"),
+        ("student: {cnn: {}}\nprune: {none: {pruning_ratio: 1}}", "unknown knob"),
+    ],
+)
+def test_mistakes_name_the_line_the_key_and_the_fix(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        space(text)

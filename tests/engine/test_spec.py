@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import pytest
+from autocompress.engine.spec import Spec, load_spec, parse_spec, schema, shipped_spaces
+from autocompress.errors import AutocompressError, SpecError, UsageError
+
+GOOD = """\
+task: digits
+search:
+  trials: 4
+student:
+  cnn:
+    width: [4, 8]
+"""
+
+
+def test_short_forms_stand_for_the_long_ones() -> None:
+    spec = parse_spec(GOOD + "distill: [none, soft_target]\nprune: none\nobjectives: [accuracy, bytes]\n", "x").spec
+    assert spec.task == {"digits": {}}
+    assert spec.distill == {"none": {}, "soft_target": {}}
+    assert spec.prune == {"none": {}}
+    assert spec.objectives == {"accuracy": None, "bytes": None}
+    assert spec.search.trials == 4
+    assert spec.search.mode == "amortized"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "prunee: none", r"x:7: prunee: unknown key; did you mean 'prune'"),
+        (GOOD.replace("trials", "trails"), r"x:3: search.trails: unknown key; did you mean 'trials'"),
+        (GOOD.replace("4", "0", 1), r"x:3: search.trials: input should be greater than or equal to 1, got 0"),
+        (GOOD + "limits: {bytes: {maxi: 3}}", r"x:7: limits.bytes.maxi: unknown key; did you mean 'max'"),
+        (GOOD + "name: ../evil", "x:7: name: use letters"),
+        (GOOD.replace("task: digits\n", ""), "x: task: field required; add `task:`"),
+        (GOOD + "search: {mode: amortised}", "stands twice"),
+        ("- 1", "a search space is a mapping"),
+        ("", "a search space is a mapping"),
+    ],
+)
+def test_mistakes_name_the_line_and_the_fix(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_spec(text, "x")
+
+
+def test_overrides_reach_any_depth_and_read_values_as_yaml() -> None:
+    spec = parse_spec(
+        GOOD, "x", ["search.mode=sampled", "student.cnn.width={low: 4, high: 8}", "search.seed=7", "prune.structured.pruning_ratio=0.5"]
+    ).spec
+    assert spec.search.mode == "sampled"
+    assert spec.search.seed == 7
+    assert spec.student["cnn"]["width"] == {"low": 4, "high": 8}
+    assert spec.prune == {"structured": {"pruning_ratio": 0.5}}
+
+
+@pytest.mark.parametrize("override", ["search.mode", "=3", "search.=3", "search.trials.deep=1"])
+def test_overrides_that_make_no_sense_are_refused(override: str) -> None:
+    with pytest.raises(UsageError, match="--set"):
+        parse_spec(GOOD, "x", [override])
+
+
+def test_an_override_of_an_unknown_key_is_refused() -> None:
+    with pytest.raises(SpecError, match="did you mean 'sampler'"):
+        parse_spec(GOOD, "x", ["search.sampller=tpe"])
+
+
+def test_a_resolved_spec_reads_back_equal() -> None:
+    spec = parse_spec(GOOD, "x").spec
+    assert parse_spec(spec.to_yaml(), "y").spec == spec
+
+
+def test_content_leaves_out_what_a_resumed_run_may_change() -> None:
+    one = parse_spec(GOOD, "x", ["search.trials=9", "search.minutes=1", "search.workers=1", "name=other"]).spec
+    assert one.content() == parse_spec(GOOD, "y").spec.content() | {}
+    assert parse_spec(GOOD, "x", ["search.seed=9"]).spec.content() != one.content()
+
+
+def test_a_shipped_space_is_found_by_name_and_a_misspelt_one_suggested() -> None:
+    assert "digits" in shipped_spaces()
+    assert load_spec("digits").spec.name == "digits"
+    with pytest.raises(SpecError, match="did you mean 'digits'"):
+        load_spec("digit")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="No such file"):
+        load_spec(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"task: \xff\xfe")
+    with pytest.raises(SpecError, match=r"latin\.yaml cannot be read"):
+        load_spec(tmp_path / "latin.yaml")
+    (tmp_path / "dir.yaml").mkdir()
+    with pytest.raises(SpecError, match="cannot be read"):
+        load_spec(tmp_path / "dir.yaml")
+
+
+def test_the_schema_names_every_key() -> None:
+    text = schema()
+    assert all(f'"{name}"' in text for name in Spec.model_fields)
+
+
+def test_every_fault_of_a_spec_is_a_usage_fault() -> None:
+    assert issubclass(SpecError, AutocompressError)
+    assert SpecError.exit_code == 2

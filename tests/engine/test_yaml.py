@@ -1,0 +1,50 @@
+import pytest
+from autocompress.engine.yaml import MAX_BYTES, parse
+from autocompress.errors import SpecError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1E5", 1e5),
+        ("-2.5e+3", -2500.0),
+        (".5", 0.5),
+        ("3", 3),
+        ("3.0", 3.0),
+        ("1.2.3", "1.2.3"),
+        ("2020-01-01", "2020-01-01"),
+        ("true", True),
+        ("~", None),
+        ("e5", "e5"),
+    ],
+)
+def test_scalars_read_as_people_mean_them(text: str, value: object) -> None:
+    found = parse(f"a: {text}", "x")[0]["a"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_lines_are_known_for_keys_and_items() -> None:
+    _, lines = parse("a: 1\nb:\n  c:\n    - x\n    - y\n", "x")
+    assert lines == {("a",): 1, ("b",): 2, ("b", "c"): 3, ("b", "c", 0): 4, ("b", "c", 1): 5}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x [1]\nb: *x", "spec:2: aliases"),
+        ("a: 1\na: 2", "spec:2: 'a' stands twice"),
+        ("a: [1", "spec:1"),
+        ("a: !!python/object/apply:os.system ['true']", "spec:1"),
+        ("? [1, 2]\n: 3", "spec:1: a key must be plain text"),
+        ("a: \x00", "not YAML"),
+        ("a: 1\n---\nb: 2", "spec:2"),
+        ("a: " + "x" * MAX_BYTES, "larger than"),
+        ("[" * 5000, "spec"),
+        ("a: !!set {b}", "spec:1"),
+    ],
+)
+def test_hostile_or_broken_text_is_refused_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse(text, "spec")

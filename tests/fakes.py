@@ -1,0 +1,57 @@
+"""Trials that cost nothing: scores and costs are made up from the config, as a real training would repeat them."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autocompress.records import Candidate, Job, State, TrialResult
+
+OBJECTIVES = [
+    {"name": "accuracy", "direction": "maximize", "unit": "", "kind": "score", "box": [0.1, 1.0]},
+    {"name": "effective_flops", "direction": "minimize", "unit": "FLOPs", "kind": "cost", "box": [1e6, 1e2]},
+]
+
+
+def fake_result(job: Job) -> TrialResult:
+    """Return a result that depends on the config and the seed alone."""
+    width = float(job.training.student.values["width"])  # type: ignore[arg-type]
+    candidates = []
+    for number, cut in enumerate(job.cuts):
+        bits = 32 if cut.quantize is None else int(cut.quantize.values["weight_bits"])  # type: ignore[arg-type]
+        score = 1 - 0.5 / width - 0.1 / bits - (job.training.seed % 1000) * 1e-6
+        scores = {split: {"accuracy": score} for split in ("search_val", "select_val")}
+        costs = {"effective_flops": width**2 * bits * 32}
+        config = replace(job.training, prune=cut.prune, quantize=cut.quantize)
+        candidates.append(Candidate(f"t{job.number}c{number}", job.number, config, 5, scores, costs))
+    return TrialResult(job.number, State.COMPLETE, tuple(candidates), seconds=0.01, curve=({"epoch": 1.0, "loss": 0.5},))
+
+
+@dataclass(frozen=True)
+class FakeTrials:
+    """Runs jobs by number: some raise, die or hang; every execution leaves a line in ``log``."""
+
+    log: Path
+    raising: tuple[int, ...] = ()
+    dying: tuple[int, ...] = ()
+    hanging: tuple[int, ...] = ()
+
+    def prepare(self) -> None:
+        with self.log.open("a") as file:
+            file.write(f"prepared {os.getpid()}\n")
+
+    def __call__(self, job: Job) -> TrialResult:
+        with self.log.open("a") as file:
+            file.write(f"{job.number}\n")
+        if job.number in self.raising:
+            raise RuntimeError("a fault of the trial")
+        if job.number in self.dying:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job.number in self.hanging:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(60)
+        return fake_result(job)
+
+    def executed(self) -> list[int]:
+        return [int(line) for line in self.log.read_text().split("\n") if line.isdigit()]

@@ -1,0 +1,115 @@
+import pytest
+import torch
+import torch_pruning
+from torch import nn
+
+from autocompress.errors import CompressionError
+from autocompress.models import CNN, CNNConfig
+from autocompress.prune.channels import Channels
+from autocompress.prune.importance import CRITERIA, Slice, by_channel, channel_scores
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scores_have_the_shape_of_the_weight_and_none_is_negative(criterion):
+    weight = torch.randn(4, 3, 2, 2)
+    scores = CRITERIA[criterion].importance(weight, generator())
+    assert scores.shape == weight.shape
+    assert scores.dtype == weight.dtype
+    assert (scores >= 0).all()
+
+
+class TestByChannel:
+    """Brute force: a weight belongs to a channel if its gradient is zero while only the others carry a signal."""
+
+    @pytest.mark.parametrize(
+        "layer",
+        [
+            nn.Conv2d(4, 6, 3, bias=False),
+            nn.Conv2d(4, 6, 3, groups=2, bias=False),
+            nn.Conv2d(4, 4, 3, groups=4, bias=False),
+            nn.ConvTranspose2d(4, 6, 3, bias=False),
+            nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False),
+        ],
+        ids=str,
+    )
+    def test_convolutions(self, layer):
+        indices = torch.arange(layer.weight.numel(), dtype=torch.float32).view_as(layer.weight)
+        inputs, outputs = by_channel(layer, indices, False), by_channel(layer, indices, True)
+        for channel in range(4):
+            x = torch.zeros(1, 4, 5, 5)
+            x[:, channel] = torch.rand(5, 5) + 0.1
+            assert set(inputs[channel].tolist()) == self.used(layer, layer(x).sum())
+        for channel in range(layer.out_channels):
+            out = layer(torch.rand(1, 4, 5, 5) + 0.1)
+            assert set(outputs[channel].tolist()) == self.used(layer, out[:, channel].sum())
+
+    def used(self, layer, value):
+        (gradient,) = torch.autograd.grad(value, layer.weight)
+        return set(gradient.flatten().nonzero().flatten().tolist())
+
+    def test_linear_and_batch_norm(self):
+        linear, norm = nn.Linear(3, 2), nn.BatchNorm1d(4)
+        assert torch.equal(by_channel(linear, linear.weight, True), linear.weight)
+        assert torch.equal(by_channel(linear, linear.weight, False), linear.weight.T)
+        assert by_channel(norm, norm.weight, True).shape == (4, 1)
+
+
+class TestChannelScores:
+    @pytest.mark.parametrize(("criterion", "power"), [("l1", 1), ("l2", 2)])
+    @pytest.mark.parametrize("block", ["plain", "residual"])
+    def test_group_norms_agree_with_torch_pruning(self, criterion, power, block):
+        torch.manual_seed(0)
+        model = CNN(CNNConfig(width=6, depth=2, stages=2, block=block), 1, {"label": 3})
+        example = (torch.zeros(1, 1, 8, 8),)
+        graph = torch_pruning.DependencyGraph().build_dependency(model, example)
+        oracle = torch_pruning.importance.GroupMagnitudeImportance(p=power, normalizer="mean")
+        expected = {group[0].dep.target.name.split()[0]: oracle(group) for group in graph.get_all_groups()}
+        groups = Channels(model.eval(), example).groups
+        assert len(groups) > 3
+        for group in groups:
+            scores = channel_scores(group.slices, group.channels, CRITERIA[criterion], generator())
+            torch.testing.assert_close(scores.float(), expected[group.name])
+
+    def test_every_layer_adds_its_share(self):
+        first, second = nn.Linear(2, 3, bias=False), nn.Linear(3, 1, bias=False)
+        with torch.no_grad():
+            first.weight.copy_(torch.tensor([[1.0, 1.0], [2.0, 0.0], [0.0, 0.0]]))
+            second.weight.copy_(torch.tensor([[0.0, 1.0, 5.0]]))
+        slices = [Slice("a", first, True, range(3), range(3)), Slice("b", second, False, range(3), range(3))]
+        scores = channel_scores(slices, 3, CRITERIA["l1"], generator())
+        torch.testing.assert_close(scores, torch.tensor([2.0, 3.0, 5.0]).double() / (10 / 3))
+
+    def test_zeros_stay_zeros(self):
+        layer = nn.Linear(2, 3)
+        nn.init.zeros_(layer.weight)
+        part = Slice("a", layer, True, range(3), range(3))
+        assert channel_scores([part], 3, CRITERIA["l2"], generator()).tolist() == [0, 0, 0]
+
+    def test_batch_norm_reads_scales_alone(self):
+        norm, layer = nn.BatchNorm1d(2), nn.Linear(2, 2)
+        with torch.no_grad():
+            norm.weight.copy_(torch.tensor([-3.0, 1.0]))
+        slices = [Slice("a", layer, True, range(2), range(2)), Slice("b", norm, True, range(2), range(2))]
+        assert channel_scores(slices, 2, CRITERIA["batch_norm"], generator()).tolist() == [1.5, 0.5]
+
+    def test_random_depends_on_its_generator_alone(self):
+        part = Slice("a", nn.Linear(2, 3), True, range(3), range(3))
+        torch.manual_seed(1)
+        expected = torch.rand(1)
+        torch.manual_seed(1)
+        first = channel_scores([part], 3, CRITERIA["random"], generator(7))
+        assert torch.equal(torch.rand(1), expected)
+        assert torch.equal(first, channel_scores([part], 3, CRITERIA["random"], generator(7)))
+        assert not torch.equal(first, channel_scores([part], 3, CRITERIA["random"], generator(8)))
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_weights_that_are_not_finite_are_refused(self, bad):
+        layer = nn.Linear(2, 3)
+        with torch.no_grad():
+            layer.weight[0, 0] = bad
+        with pytest.raises(CompressionError, match="'fc' are not finite"):
+            channel_scores([Slice("fc", layer, True, range(3), range(3))], 3, CRITERIA["l1"], generator())

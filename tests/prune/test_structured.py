@@ -1,0 +1,235 @@
+import json
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from autocompress.errors import CompressionError, KnobError
+from autocompress.measure import cost, layer_costs
+from autocompress.method import Context, MethodState, Recovery
+from autocompress.models import CNN, CNNConfig
+from autocompress.prune import StructuredConfig
+from autocompress.prune.importance import CRITERIA
+from autocompress.registry import PRUNE
+
+METHOD = PRUNE.get("structured")
+EXAMPLE = (torch.zeros(1, 1, 8, 8),)
+
+
+def cnn(seed=0, heads=None, **knobs):
+    torch.manual_seed(seed)
+    model = CNN(CNNConfig(**{"width": 4, "depth": 1, "stages": 2} | knobs), 1, heads or {"label": 10})
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.running_mean, std=0.1)
+    return model.eval()
+
+
+def chain(width, layers=3):
+    """Convolutions of one width and a head, so that every layer has ``width`` channels to give."""
+    torch.manual_seed(width)
+    widths = [1] + [width] * layers
+    blocks = []
+    for before, after in pairwise(widths):
+        blocks += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)).eval()
+
+
+def apply(model, calibration=(), seed=0, **knobs):
+    return METHOD.apply(model, StructuredConfig(**knobs), Context(EXAMPLE, calibration=calibration, seed=seed))
+
+
+def flops(model):
+    return cost.flops(layer_costs(model, EXAMPLE))
+
+
+def widths(model):
+    return {name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+
+
+class TestRatiosOnNarrowLayers:
+    """Ratio 0, .01, .5, .9 on layers of 1 to 8 channels: one channel is kept, cost never rises, 1.0 is refused."""
+
+    @pytest.mark.parametrize("scope", ["uniform", "global"])
+    @pytest.mark.parametrize("width", range(2, 9))
+    def test_cost_falls_with_the_ratio_and_a_channel_is_kept(self, width, scope):
+        model = chain(width)
+        rows = []
+        for ratio in (0.0, 0.01, 0.5, 0.9):
+            pruned, state = apply(model, pruning_ratio=ratio, scope=scope)
+            rows.append((flops(pruned), state.report["sparsity"]))
+            assert min(widths(pruned).values()) >= 1
+            assert pruned(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+        assert [row[0] for row in rows] == sorted((row[0] for row in rows), reverse=True)
+        assert rows[0] == (flops(model), 0.0)
+        assert rows[1][0] < rows[0][0]  # even the smallest ratio is no copy of the uncut model
+        assert rows[2][1] == pytest.approx(0.5, abs=0.5 / width)
+        assert rows[3][1] == pytest.approx(min(0.9, (width - 1) / width), abs=0.5 / width)
+
+    @pytest.mark.parametrize("ratio", [0.01, 0.5, 0.9])
+    def test_layers_of_one_channel_have_none_to_spare(self, ratio):
+        with pytest.raises(CompressionError, match="no channel to spare"):
+            apply(chain(1), pruning_ratio=ratio)
+
+    def test_layers_of_one_channel_pass_at_ratio_zero(self):
+        model = chain(1)
+        assert flops(apply(model, pruning_ratio=0.0)[0]) == flops(model)
+
+    @pytest.mark.parametrize("ratio", [1.0, 0.99, -0.1, math.nan])
+    def test_a_ratio_outside_its_range_is_refused(self, ratio):
+        with pytest.raises(KnobError, match=r"prune\.structured\.pruning_ratio"):
+            StructuredConfig(pruning_ratio=ratio)
+
+    @pytest.mark.parametrize("block", ["plain", "residual", "separable"])
+    @pytest.mark.parametrize("scope", ["uniform", "global"])
+    def test_cost_never_rises_over_a_fine_grid(self, block, scope):
+        model = cnn(block=block, width=5)
+        costs = [flops(apply(model, pruning_ratio=step / 20, scope=scope)[0]) for step in range(19)]
+        assert costs == sorted(costs, reverse=True)
+        assert costs[-1] < 0.2 * costs[0]
+
+
+class TestWhatIsCut:
+    def test_heads_keep_their_classes(self):
+        pruned, state = apply(cnn(heads={"digit": 10, "parity": 2}), pruning_ratio=0.9)
+        out = pruned(torch.randn(3, 1, 8, 8))
+        assert {head: tuple(t.shape) for head, t in out.items()} == {"digit": (3, 10), "parity": (3, 2)}
+        assert set(state.report["uncut"]) == {"heads.digit", "heads.parity"}
+
+    def test_the_report_counts_channels(self):
+        pruned, state = apply(cnn(block="plain"), pruning_ratio=0.5)
+        assert state.report["channels"] == {"stem.0": [4, 2], "stages.0.0.0": [4, 2], "stages.1.0.0": [8, 4]}
+        assert state.report["sparsity"] == 0.5
+        assert widths(pruned) == {name: after for name, (_, after) in state.report["channels"].items()}
+
+    def test_a_residual_sum_loses_the_same_channels_on_both_sides(self):
+        pruned, state = apply(cnn(block="residual", width=8, depth=2), pruning_ratio=0.5)
+        removed = {name: indices for name, outputs, indices in state.history["layers"] if outputs}
+        assert removed["stem.0"] == removed["stages.0.0.body.3"] == removed["stages.0.1.body.3"]
+        assert flops(pruned) < 0.35 * flops(cnn(block="residual", width=8, depth=2))
+
+    def test_depthwise_convolutions_stay_depthwise(self):
+        pruned, _ = apply(cnn(block="separable", width=8), pruning_ratio=0.5)
+        depthwise = pruned.stages[0][0][0]
+        assert depthwise.groups == depthwise.in_channels == depthwise.out_channels == 4
+
+    @pytest.mark.parametrize(("criterion", "weakest"), [("l1", 1), ("l2", 1), ("batch_norm", 2)])
+    def test_the_least_important_channel_goes(self, criterion, weakest):
+        model = chain(4, layers=1)
+        with torch.no_grad():
+            model[0].weight[1] *= 0.01
+            model[5].weight[:, 1] *= 0.01
+            model[1].weight.copy_(torch.tensor([1.0, 1.0, 0.5, 1.0]))
+        _, state = apply(model, pruning_ratio=0.25, criterion=criterion)
+        assert state.history["layers"][0] == ["0", True, [weakest]]
+
+    def test_global_scope_spares_layers_that_matter(self):
+        model = chain(8)
+        with torch.no_grad():
+            model[0].weight[4:] *= 1e-3
+            model[1].weight[4:] *= 1e-3
+            model[3].weight[:, 4:] *= 1e-3
+        _, state = apply(model, pruning_ratio=1 / 6, scope="global")
+        assert state.report["channels"] == {"0": [8, 4]}
+
+    def test_kept_weights_are_the_model_s_own(self):
+        model = chain(4, layers=1)
+        pruned, state = apply(model, pruning_ratio=0.5)
+        kept = [channel for channel in range(4) if channel not in state.history["layers"][0][2]]
+        assert torch.equal(pruned[0].weight, model[0].weight[kept])
+        assert torch.equal(pruned[1].running_mean, model[1].running_mean[kept])
+        assert torch.equal(pruned[5].weight, model[5].weight[:, kept])
+
+    def test_frozen_weights_are_cut_and_stay_frozen(self):
+        model = cnn()
+        model.stem.requires_grad_(False)
+        pruned, state = apply(model, pruning_ratio=0.5)
+        assert state.report["channels"]["stem.0"] == [4, 2]
+        assert {name for name, p in pruned.named_parameters() if not p.requires_grad} == {
+            name for name, p in model.named_parameters() if not p.requires_grad
+        }
+
+    @pytest.mark.parametrize("block", ["plain", "residual", "separable"])
+    @pytest.mark.parametrize("criterion", CRITERIA)
+    def test_a_pruned_model_learns(self, block, criterion):
+        pruned, _ = apply(cnn(block=block, width=8), pruning_ratio=0.5, criterion=criterion)
+        x, y = torch.randn(16, 1, 8, 8), torch.arange(16) % 10
+        optimizer = torch.optim.Adam(pruned.train().parameters(), lr=0.01)
+        losses = []
+        for _ in range(8):
+            loss = nn.functional.cross_entropy(pruned(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0]
+
+
+class TestRandom:
+    def test_the_seed_decides(self):
+        histories = [apply(cnn(width=8), criterion="random", seed=seed)[1].history for seed in (0, 0, 1)]
+        assert histories[0] == histories[1] != histories[2]
+
+    @pytest.mark.parametrize("criterion", CRITERIA)
+    def test_the_global_stream_stays(self, criterion):
+        model = cnn()
+        state = torch.random.get_rng_state()
+        apply(model, criterion=criterion)
+        assert torch.equal(torch.random.get_rng_state(), state)
+
+
+class TestState:
+    def test_it_survives_json(self):
+        model = cnn(block="separable")
+        pruned, state = apply(model, pruning_ratio=0.6)
+        history, report = json.loads(json.dumps([dict(state.history), dict(state.report)], allow_nan=False))
+        assert report == dict(state.report)
+        rebuilt = METHOD.restore(cnn(seed=5, block="separable"), StructuredConfig(), MethodState(history=history))
+        rebuilt.load_state_dict(pruned.state_dict())
+        x = torch.randn(4, 1, 8, 8)
+        assert torch.equal(rebuilt(x), pruned(x))
+
+    def test_another_architecture_is_refused(self):
+        _, state = apply(cnn(width=8))
+        with pytest.raises(CompressionError, match="history does not fit"):
+            METHOD.restore(cnn(width=2), StructuredConfig(), state)
+
+    def test_calibration_examples_serve_the_check(self):
+        batches = ((torch.randn(16, 1, 8, 8),),)
+        assert apply(cnn(), calibration=batches)[1].report["sparsity"] == 0.5
+
+
+class TestRefusals:
+    def test_a_layer_without_channels(self):
+        with pytest.warns(UserWarning, match="zero-element"):
+            model = nn.Sequential(nn.Flatten(), nn.Linear(64, 0), nn.Linear(0, 3))
+        with pytest.raises(CompressionError, match="'1' has no channels"):
+            apply(model)
+
+    def test_a_criterion_that_finds_nothing_to_read(self):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+        with pytest.raises(CompressionError, match="batch_norm finds no layer"):
+            apply(model, criterion="batch_norm")
+
+    def test_a_model_with_one_layer(self):
+        with pytest.raises(CompressionError, match="the model returns it"):
+            apply(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+
+    def test_weights_that_are_not_finite(self):
+        model = cnn()
+        model.stem[0].weight.data[0, 0, 0, 0] = torch.nan
+        with pytest.raises(CompressionError, match=r"'stem\.0' are not finite"):
+            apply(model)
+
+
+def test_nothing_is_printed(capfd):
+    apply(cnn(), pruning_ratio=0.5)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_it_declares_a_recovery():
+    assert issubclass(METHOD.config, Recovery)
+    assert METHOD.config.knobs()["recovery_epochs"].default == 3

@@ -1,0 +1,253 @@
+"""Models that ask more of a tracer than a chain of layers does."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Net(nn.Module):
+    """Layers by name."""
+
+    def __init__(self, **layers):
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+
+def conv(inputs, outputs, **knobs):
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **knobs)
+
+
+class Dense(Net):
+    def __init__(self):
+        super().__init__(a=conv(1, 6), b=conv(6, 4), c=conv(10, 8), norm=nn.BatchNorm2d(18), fc=nn.Linear(18, 3))
+
+    def forward(self, x):
+        a = self.a(x).relu()
+        ab = torch.cat([a, self.b(a).relu()], 1)
+        return self.fc(self.norm(torch.cat([ab, self.c(ab).relu()], 1)).mean((2, 3)))
+
+
+class AddedToConcat(Net):
+    def __init__(self):
+        super().__init__(a=conv(1, 6), b=conv(1, 2), c=conv(1, 8), d=conv(8, 4), fc=nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.fc(self.d((torch.cat([self.a(x), self.b(x)], 1) + self.c(x)).relu()).mean((2, 3)))
+
+
+class Flatten(Net):
+    def __init__(self):
+        super().__init__(a=conv(1, 8), b=conv(8, 5), hidden=nn.Linear(5 * 64, 7), fc=nn.Linear(7, 3))
+
+    def forward(self, x):
+        return self.fc(self.hidden(self.b(self.a(x)).relu().flatten(1)).relu())
+
+
+class Gate(Net):
+    def __init__(self):
+        super().__init__(a=conv(1, 8), down=nn.Linear(8, 4), up=nn.Linear(4, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        a = self.a(x)
+        gate = self.up(self.down(a.mean((2, 3))).relu()).sigmoid()
+        return self.fc((a * gate[:, :, None, None]).mean((2, 3)))
+
+
+class Grouped(Net):
+    def __init__(self):
+        super().__init__(a=conv(1, 8), g=conv(8, 12, groups=4), b=conv(12, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        a = self.a(x).relu()
+        return self.fc((self.b(self.g(a).relu()) + a).mean((2, 3)))
+
+
+class Transposed(Net):
+    def __init__(self):
+        super().__init__(a=conv(1, 8), t=nn.ConvTranspose2d(8, 6, 2, stride=2), b=conv(6, 4), fc=nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.fc(self.b(self.t(self.a(x)).relu()).mean((2, 3)))
+
+
+class Shared(Net):
+    def __init__(self):
+        super().__init__(a=conv(1, 8), s=conv(8, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.fc(self.s(self.s(self.a(x)).relu()).mean((2, 3)))
+
+
+class Mlp(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 6), nn.PReLU(6), nn.Linear(6, 3), nn.PReLU())
+
+
+class Arguments(Net):
+    def __init__(self):
+        super().__init__(a=nn.Linear(4, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, *inputs):
+        return self.fc(sum(self.a(x) for x in inputs).relu())
+
+
+class ReturnsHidden(Net):
+    def __init__(self):
+        super().__init__(a=nn.Linear(4, 8), b=nn.Linear(8, 6), c=nn.Linear(6, 3))
+
+    def forward(self, x):
+        hidden = self.b(self.a(x).relu())
+        return {"coarse": hidden, "fine": self.c(hidden)}
+
+
+class Recurrent(Net):
+    def __init__(self):
+        super().__init__(
+            e=nn.Embedding(10, 8), r=nn.LSTM(8, 6, batch_first=True), hidden=nn.Linear(6, 12), fc=nn.Linear(12, 3)
+        )
+
+    def forward(self, x):
+        return self.fc(self.hidden(self.r(self.e(x))[0][:, -1]).relu())
+
+
+class Transformer(Net):
+    def __init__(self):
+        super().__init__(
+            e=nn.Embedding(10, 8), t=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), fc=nn.Linear(8, 3)
+        )
+
+    def forward(self, x):
+        return self.fc(self.t(self.e(x)).mean(1))
+
+
+class OwnAttention(Net):
+    def __init__(self):
+        super().__init__(e=nn.Embedding(10, 8), q=nn.Linear(8, 8), k=nn.Linear(8, 8), v=nn.Linear(8, 8))
+        self.up, self.down, self.fc = nn.Linear(8, 20), nn.Linear(20, 8), nn.Linear(8, 3)
+        self.position = nn.Parameter(torch.randn(1, 5, 8))
+
+    def forward(self, x):
+        x = self.e(x) + self.position
+        x = x + (self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1) @ self.v(x)
+        return self.fc((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+
+class Normalized(Net):
+    def __init__(self):
+        super().__init__(a=conv(1, 8), n=nn.GroupNorm(2, 8), b=conv(8, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.fc(self.b(self.n(self.a(x))).mean((2, 3)))
+
+
+class MeanOverChannels(Net):
+    def __init__(self):
+        super().__init__(a=conv(1, 8), b=conv(1, 6), fc=nn.Linear(6, 3))
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(x).mean(1, keepdim=True)).mean((2, 3)))
+
+
+IMAGE, VECTOR, TOKENS = (torch.zeros(1, 1, 8, 8),), (torch.zeros(1, 4),), (torch.arange(5)[None],)
+
+# What a tracer can follow: class, example, layers that lose channels at ratio 1/2.
+FOLLOWED = [
+    (Dense, IMAGE, {"a", "b", "c"}),
+    (AddedToConcat, IMAGE, {"a", "b", "c", "d"}),
+    (Flatten, IMAGE, {"a", "b", "hidden"}),
+    (Gate, IMAGE, {"a", "down", "up"}),
+    (Grouped, IMAGE, {"a", "g", "b"}),
+    (Transposed, IMAGE, {"a", "t", "b"}),
+    (Shared, IMAGE, {"a", "s"}),
+    (Mlp, VECTOR, {"0", "2"}),
+    (Arguments, VECTOR * 2, {"a"}),
+    (ReturnsHidden, VECTOR, {"a"}),
+    (Recurrent, TOKENS, {"hidden"}),
+    (Transformer, TOKENS, {"t.linear1"}),
+    (OwnAttention, TOKENS, {"up"}),
+    (Normalized, IMAGE, {"b"}),
+    (MeanOverChannels, IMAGE, {"b"}),
+]
+
+
+class Flipped(Net):
+    """Reverses its channels, which a tracer takes for an element-wise operation."""
+
+    def __init__(self):
+        super().__init__(a=conv(1, 8), b=conv(8, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(x).flip(1)).mean((2, 3)))
+
+
+class Shuffled(Flipped):
+    """Mixes two blocks of channels by a view, as ShuffleNet does."""
+
+    def forward(self, x):
+        a = self.a(x)
+        n, c, h, w = a.shape
+        a = a.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.fc(self.b(a).mean((2, 3)))
+
+
+class Halved(Net):
+    """Halves its channels, however many there are."""
+
+    def __init__(self):
+        super().__init__(a=conv(1, 8), b=conv(4, 4), c=conv(4, 6), fc=nn.Linear(10, 3))
+
+    def forward(self, x):
+        first, second = self.a(x).chunk(2, 1)
+        return self.fc(torch.cat([self.b(first), self.c(second)], 1).mean((2, 3)))
+
+
+class Branching(Net):
+    def __init__(self):
+        super().__init__(a=nn.Linear(4, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.fc(self.b(x) if x.sum() > 0 else self.c(x))
+
+
+class BranchingOnShape(Branching):
+    def forward(self, x):
+        x = self.a(x)
+        return self.fc(self.b(x) if len(x) == 1 else self.c(x))
+
+
+class Detached(Branching):
+    def forward(self, x):
+        return self.fc(self.c(self.b(self.a(x).detach())))
+
+
+class Silent(Branching):
+    """Returns nothing that a trace could start from."""
+
+    def forward(self, x):
+        self.fc(self.a(x))
+
+
+class Failing(Branching):
+    def forward(self, x):
+        raise ValueError("no such input")
+
+
+class Dictionary(Branching):
+    def forward(self, inputs):
+        return self.fc(self.a(inputs["x"]))
+
+
+# What nobody may prune by a trace: class, example, what the refusal says.
+REFUSED = [
+    (Flipped, IMAGE, "mixes channels unseen"),
+    (Shuffled, IMAGE, "mixes channels unseen"),
+    (Halved, IMAGE, "the pruned model fails"),
+    (Branching, VECTOR, "decides by the data"),
+    (BranchingOnShape, VECTOR, "'c' takes no part"),
+    (Detached, VECTOR, "'a' takes no part"),
+    (Silent, VECTOR, "Silent cannot be traced"),
+    (Failing, VECTOR, "fails on its example: ValueError: no such input"),
+    (Dictionary, ({"x": torch.zeros(1, 4)},), "inputs are tensors"),
+]

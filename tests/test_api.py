@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import autocompress
+import pytest
+from autocompress.errors import NoCandidateError, RunFolderError, UsageError
+
+
+def test_a_front_reads_shows_and_chooses(small_run: Path) -> None:
+    front = autocompress.load(small_run)
+    table = front.to_pandas()
+    assert 0 < len(front) < len(front.candidates)
+    assert list(table["effective_flops"]) == sorted(table["effective_flops"])
+    assert set(table["role"]) == {"search"}
+    assert table["accuracy_test"].notna().all()
+    assert front.pick().id in set(front.candidates["id"])
+    assert front.pick(candidate=table["id"].iloc[0]).id == table["id"].iloc[0]
+    assert set(front.where("accuracy >= 0.5")["id"]) <= set(table["id"])
+    assert "small" in repr(front)
+    assert "<table" in front._repr_html_()
+    with pytest.raises(NoCandidateError):
+        front.pick(max={"bytes": 1})
+
+
+def test_the_run_knows_its_teacher_its_twin_and_its_splits(small_run: Path) -> None:
+    front = autocompress.load(small_run)
+    meta = front.meta
+    assert set(meta["teacher"]["scores"]) == {"search_val", "select_val", "test"}
+    assert sum(meta["splits"].values()) == 1797
+    assert meta["recommended"] == front.pick().id
+    (twin,) = meta["baselines"]
+    rows = front.candidates.set_index("id")
+    assert rows.loc[twin, "role"] == "baseline"
+    assert rows.loc[twin, "distill"] == "none"
+    pick = rows.loc[meta["recommended"]]
+    for column in ("student.cnn.width", "prune", "quantize", "seed", "effective_flops"):
+        assert rows.loc[twin, column] == pick[column] or rows.loc[twin, column] != rows.loc[twin, column]
+
+
+def test_a_run_is_found_by_its_name(small_run: Path) -> None:
+    assert autocompress.load("small", runs=small_run.parent).folder == small_run
+    with pytest.raises(RunFolderError, match="did you mean 'small'"):
+        autocompress.load("smal", runs=small_run.parent)
+
+
+def test_the_study_opens_in_optuna(small_run: Path) -> None:
+    import optuna
+
+    study = optuna.load_study(storage=f"sqlite:///{small_run}/study.db", study_name="small")
+    assert study.metric_names == ["accuracy", "log10 effective_flops"]
+    assert len([trial for trial in study.trials if trial.state is optuna.trial.TrialState.COMPLETE]) >= 3
+
+
+def test_a_bound_that_is_no_column_is_a_usage_error(small_run: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean"):
+        autocompress.load(small_run).pick(max={"effective_flop": 3})

@@ -1,0 +1,217 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from autocompress import cli
+from autocompress.study import Study
+
+from tests.conftest import SMALL_SEARCH
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["autocompress", *words])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        caught = capsys.readouterr()
+        return Outcome(code, caught.out, caught.err)
+
+    return call
+
+
+def small(*words: str) -> list[str]:
+    return ["search", "digits", *words, *(word for setting in SMALL_SEARCH for word in ("--set", setting))]
+
+
+def test_a_search_prints_the_front_the_pick_the_page_and_the_next_command(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = run(*small("--name", "mine", "--trials", "2", "--seed", "5"))
+    assert done.code == 0, done.err
+    assert "2 of 2 trials done" in done.out
+    assert "page: reports/mine/report.html" in done.out
+    assert "next: autocompress export reports/mine --candidate t" in done.out
+    folder = tmp_path / "reports" / "mine"
+    assert {path.name for path in folder.iterdir()} >= {
+        "study.db",
+        "spec.yaml",
+        "environment.json",
+        "trials.csv",
+        "candidates.csv",
+        "front.csv",
+        "front.json",
+        "report.html",
+        "checkpoints",
+    }
+    again = run(*small("--name", "mine"))
+    assert again.code == 2
+    assert again.err == (
+        "error: reports/mine already holds a run; add --resume to continue it, or --name another\n"
+    )
+    changed = run(*small("--name", "mine", "--resume", "--seed", "6"))
+    assert changed.code == 2
+    assert "search.seed (5 then, 6 now) differs" in changed.err
+    more = run(*small("--name", "mine", "--resume", "--seed", "5", "--trials", "3"))
+    assert more.code == 0, more.err
+    with Study.read(folder) as study:
+        trials = study.trials()
+        assert (trials["role"] == "search").sum() == 3
+        assert set(trials["state"]) == {"complete"}
+        assert study.meta("test_reads") == 2
+
+
+def test_a_dry_run_says_what_would_be_searched_and_leaves_nothing(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = run("search", "digits", "--dry-run", "--trials", "7")
+    assert done.code == 0
+    assert "distill.soft_target.temperature: 1..10" in done.out
+    assert "candidates are cut from each training" in done.out
+    assert "budget: 7 trials" in done.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["search", "digit"], 2, "did you mean 'digits'"),
+        (["search", "digits", "--set", "searc.trials=3"], 2, "did you mean 'search'"),
+        (["search", "digits", "--set", "task=digit"], 2, "did you mean 'digits'"),
+        (["search", "digits", "--set", "task={digits: {side: 3}}"], 2, "does not take these options"),
+        (["search", "digits", "--set", "objectives=[acuracy, bytes]"], 2, "did you mean 'accuracy'"),
+        (["search", "digits", "--set", "objectives=[accuracy, f1_macro]"], 2, "one score"),
+        (["search", "digits", "--set", "limits={bites: {max: 3}}"], 2, "did you mean 'bytes'"),
+        (["search", "digits", "--set", "quantize.post_training.weight_bits=[1]"], 2, "1 is outside the knob's range"),
+        (["search", "digits", "--set", "prune.structurd={}"], 2, "did you mean 'structured'"),
+        (["search", "digits", "--backend", "locl"], 2, "did you mean 'local'"),
+        (["search", "digits", "--set", "teacher.student={cnn: {width: 1}}"], 2, "width"),
+        (["search", "missing.yaml"], 2, "missing.yaml cannot be read: No such file"),
+        (["search", "digits", "--trials", "0"], 2, "trials"),
+        (["pick", "nothing"], 2, "no run 'nothing'"),
+        (["pick", "."], 2, ". is not a run folder: it has no study.db"),
+        (["report", "nothing"], 2, "no run 'nothing'"),
+        (["init", "--task", "digit"], 2, "did you mean 'digits'"),
+        (["export", "nothing", "--to", "coreml"], 2, "the one format is onnx"),
+        (["nothing"], 2, "No such command"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_two(run, words: list[str], code: int, message: str) -> None:  # type: ignore[no-untyped-def]
+    done = run(*words)
+    assert done.code == code
+    assert message in done.err
+    assert "Traceback" not in done.err
+    if done.err.startswith("error:"):
+        assert done.err.count("\n") == 1
+
+
+def test_pick_says_why_and_a_pick_that_nothing_satisfies_is_exit_code_three(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
+    done = run("pick", str(small_run))
+    assert done.code == 0
+    assert "next: autocompress export" in done.out
+    limited = run("pick", str(small_run), "--min", "accuracy=0.3", "--prefer", "bytes", "--json")
+    assert json.loads(limited.out)["row"]["accuracy"] >= 0.3
+    impossible = run("pick", str(small_run), "--max", "effective_flops=1")
+    assert impossible.code == 3
+    assert "effective_flops" in impossible.err
+    assert impossible.err.count("\n") == 1
+    assert run("pick", str(small_run), "--max", "effective_flops").code == 2
+    assert run("pick", str(small_run), "--max", "bites=3").code == 2
+
+
+def test_front_prints_tables_for_people_and_for_programs(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "effective FLOPs" in run("front", str(small_run)).out
+    rows = json.loads(run("front", str(small_run), "-f", "json", "--all").out)
+    assert len(rows) > len(json.loads(run("front", str(small_run), "-f", "json").out)) > 0
+    text = run("front", str(small_run), "-f", "csv", "--where", "accuracy >= 0.3").out
+    assert text.startswith("id,")
+    assert run("front", str(small_run), "--where", "accuracy > 2").code == 3
+    assert run("front", str(small_run), "--where", "__import__('os')").code == 2
+
+
+def test_status_counts_states_and_names_reasons(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "complete" in run("status", str(small_run), "--watch").out
+    broken = tmp_path / "broken"
+    shutil.copytree(small_run, broken)
+    with Study.open(broken) as study, study._transaction():
+        study._connection.execute("UPDATE ac_trials SET state = 'failed', reason = 'no luck' WHERE number = 0")
+    assert "1 failed: no luck" in run("status", str(broken)).out
+
+
+def test_report_writes_the_page_and_opens_it_on_demand(run, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    done = run("report", str(small_run), "--open")
+    assert done.out.strip() == str(small_run / "report.html")
+    assert opened == [(small_run / "report.html").resolve().as_uri()]
+
+
+def test_init_prints_a_spec_that_is_sound(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "mine.yaml").write_text(run("init").out)
+    done = run("search", "mine.yaml", "--dry-run")
+    assert done.code == 0
+    assert "mine.yaml is sound" in done.out
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("tasks", ["digits"]),
+        ("methods", ["soft_target", "structured", "post_training", "temperature", "1..10 (log)"]),
+        ("objectives", ["effective_flops", "maximize"]),
+        ("spaces", ["digits.yaml"]),
+    ],
+)
+def test_list_names_what_a_spec_can_name(run, kind: str, names: list[str]) -> None:  # type: ignore[no-untyped-def]
+    done = run("list", kind)
+    assert all(name in done.out for name in names)
+
+
+def test_the_schema_is_json(run) -> None:  # type: ignore[no-untyped-def]
+    assert json.loads(run("schema").out)["title"] == "Spec"
+
+
+def test_ctrl_c_keeps_what_was_found_and_says_how_to_continue(  # type: ignore[no-untyped-def]
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autocompress.engine.driver import Driver
+
+    tell = Driver.tell
+
+    def interrupted(self: Driver, job: object, result: object) -> None:
+        tell(self, job, result)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Driver, "tell", interrupted)
+    done = run(*small("--name", "cut"))
+    assert done.code == 130
+    assert "--resume" in done.err
+    assert (tmp_path / "reports/cut/report.html").is_file()
+    monkeypatch.setattr(Driver, "tell", tell)
+    again = run(*small("--name", "cut", "--resume"))
+    assert again.code == 0, again.err
+    with Study.read(tmp_path / "reports/cut") as study:
+        assert (study.trials()["role"] == "search").sum() == 3
+
+
+def test_a_search_in_which_everything_fails_exits_one_with_the_reason_and_a_page(  # type: ignore[no-untyped-def]
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(job: object, setup: object) -> None:
+        raise RuntimeError("no luck at all")
+
+    monkeypatch.setattr("autocompress.trial.run_trial", broken)
+    done = run(*small("--name", "bad", "--trials", "30"))
+    assert done.code == 1
+    assert done.err == "error: every trial failed; the most frequent reason: RuntimeError: no luck at all\n"
+    assert (tmp_path / "reports/bad/report.html").is_file()
+    with Study.read(tmp_path / "reports/bad") as study:
+        assert len(study.trials()) == 10

@@ -1,0 +1,94 @@
+"""Imports go down only: the first that goes up, or sideways, fails here with its line."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "autocompress"
+
+# From the ground up. Units on one floor do not import each other; `tasks` alone may use `models`.
+FLOORS: list[set[str]] = [
+    {"errors"},
+    {"registry", "knobs", "storage", "words"},
+    {"config"},
+    {"records", "method", "task"},
+    {"models", "tasks", "distill", "prune", "quantize", "measure"},
+    {"lab"},
+    {"trial"},
+    {"front", "where", "study"},
+    {"pick"},
+    {"backends"},
+    {"engine"},
+    {"report", "export"},
+    {"api", "console", "catalogue"},
+    {"display"},
+    {"cli"},
+    {"__init__"},
+]
+SIDEWAYS = {("tasks", "models")}
+HEAVY = {
+    "torch": {"method", "task", "models", "tasks", "distill", "prune", "quantize", "measure", "lab", "trial", "export"},
+    "optuna": {"engine/sampler", "engine/driver"},
+    "ray": {"backends/ray"},
+    "pandas": {"study", "front", "where", "pick", "report", "console", "api", "engine/archive"},
+    "plotly": {"report/figures"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
+    "rich": {"console", "catalogue", "display"},
+    "typer": {"cli"},
+}
+
+
+def unit(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            if node.module == "autocompress":
+                yield from ((node.lineno, f"autocompress.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, node.module or ""
+
+
+def floor(name: str) -> int:
+    return next(index for index, names in enumerate(FLOORS) if name in names)
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    assert {unit(path) for path in MODULES} == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path) -> None:
+    here = unit(path)
+    for line, name in imports(path):
+        if not name.startswith("autocompress."):
+            continue
+        there = name.split(".")[1]
+        down = floor(there) < floor(here) or there == here or (here, there) in SIDEWAYS
+        assert down, f"{path}:{line}: {here} (floor {floor(here)}) imports {there} (floor {floor(there)})"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
+    place = path.relative_to(PACKAGE).with_suffix("").as_posix()
+    for line, name in imports(path):
+        library = name.split(".")[0]
+        if library in HEAVY:
+            home = HEAVY[library]
+            assert place in home or unit(path) in home, f"{path}:{line}: {library} belongs into {sorted(home)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_is_long(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400

@@ -1,0 +1,37 @@
+import inspect
+
+import autocompress
+import pytest
+
+PUBLIC = [
+    "AutocompressError",
+    "Choice",
+    "CompressionConfig",
+    "FloatRange",
+    "Front",
+    "IntRange",
+    "Part",
+    "Pick",
+    "Settings",
+    "__version__",
+    "knob",
+    "load",
+    "load_artifact",
+    "search",
+]
+
+
+def test_the_public_names_are_these_and_sorted() -> None:
+    assert autocompress.__all__ == PUBLIC == sorted(PUBLIC)
+    assert dir(autocompress) == PUBLIC
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if not name.startswith("_")])
+def test_every_public_name_is_there_and_explains_itself(name: str) -> None:
+    found = getattr(autocompress, name)
+    assert inspect.getdoc(found)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'serch'"):
+        autocompress.serch  # noqa: B018

@@ -1,0 +1,53 @@
+import sys
+from importlib.metadata import EntryPoint, EntryPoints
+from types import ModuleType
+
+import pytest
+from autocompress import registry
+from autocompress.errors import UnknownNameError, UsageError
+from autocompress.registry import Registry
+
+
+def test_register_get_and_names() -> None:
+    shapes: Registry[type] = Registry("shape")
+
+    @shapes.register("square")
+    class Square:
+        pass
+
+    assert shapes.get("square") is Square
+    assert shapes.names() == ["square"]
+    assert "square" in shapes
+    assert list(shapes) == ["square"]
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    shapes: Registry[int] = Registry("shape")
+    shapes.add("square", 1)
+    with pytest.raises(UnknownNameError, match="unknown shape 'sqare': did you mean 'square'"):
+        shapes.get("sqare")
+
+
+def test_one_name_is_given_once() -> None:
+    shapes: Registry[int] = Registry("shape")
+    shapes.add("square", 1)
+    shapes.add("square", 1)
+    with pytest.raises(UsageError, match="registered twice"):
+        shapes.add("square", 2)
+
+
+def test_another_package_adds_by_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = ModuleType("colour_plugin")
+    plugin.RED = "#f00"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "colour_plugin", plugin)
+    points = EntryPoints([EntryPoint("red", "colour_plugin:RED", "autocompress.colour")])
+    monkeypatch.setattr(registry, "entry_points", lambda group: points.select(group=group))
+    colours: Registry[str] = Registry("colour")
+    assert colours.get("red") == "#f00"
+
+
+@pytest.mark.parametrize(
+    "found", [value for value in vars(registry).values() if isinstance(value, Registry)], ids=lambda found: found.kind
+)
+def test_every_shipped_registry_loads_by_itself_and_holds_something(found: Registry[object]) -> None:
+    assert found.names()

@@ -1,0 +1,144 @@
+import multiprocessing
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from autocompress.config import CompressionConfig, Part
+from autocompress.errors import RunFolderError, StorageError, UsageError
+from autocompress.records import Cut, Job, Role, State, TrialResult
+from autocompress.study import Study
+
+from tests.fakes import fake_result
+
+CUTS = (Cut(), Cut(quantize=Part.of("post_training", weight_bits=4)))
+
+
+def job(number: int = 0, role: Role = Role.SEARCH) -> Job:
+    training = CompressionConfig(Part.of("cnn", width=8), (Part.of("soft_target", temperature=4.0),), Part("adamw"), seed=1)
+    return Job(number, training, CUTS, role)
+
+
+def filled(folder: Path) -> Study:
+    study = Study.create(folder, {"name": "x"})
+    study.add_job(job(), 0)
+    result = replace(fake_result(job()), checkpoints={"t0p0": b"weights"})
+    study.finish(result, elapsed=2.0, hypervolume=0.5)
+    return study
+
+
+def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
+    with filled(tmp_path):
+        pass
+    with Study.read(tmp_path) as study:
+        (stored,) = study.stored_trials()
+        assert stored.job == job()
+        assert stored.state is State.COMPLETE
+        assert tuple(study.candidates_of(0)) == fake_result(job()).candidates
+        assert study.candidate("t0c1") == fake_result(job()).candidates[1]
+        assert study.checkpoint_path("t0p0").read_bytes() == b"weights"
+        assert study.meta("name") == "x"
+        assert study.meta("nothing", 3) == 3
+
+
+def test_the_tables_are_flat_and_name_the_splits(tmp_path: Path) -> None:
+    with filled(tmp_path) as study:
+        study.add_scores({"t0c1": {"test": {"accuracy": 0.25}}})
+        table = study.candidates().set_index("id")
+        trials = study.trials()
+    assert table.loc["t0c0", "student.cnn.width"] == 8
+    assert table.loc["t0c0", "distill.soft_target.temperature"] == 4.0
+    assert table.loc["t0c1", "quantize.post_training.weight_bits"] == 4
+    assert list(table["quantize"]) == ["none", "post_training"]
+    assert {"accuracy", "accuracy_search", "accuracy_test", "effective_flops"} <= set(table)
+    assert table.loc["t0c1", "accuracy_test"] == 0.25
+    assert table["accuracy_test"].isna().sum() == 1
+    assert trials.loc[0, "hypervolume"] == 0.5
+    assert trials.loc[0, "curve"] == [{"epoch": 1.0, "loss": 0.5}]
+
+
+def test_candidates_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    many = replace(job(), cuts=tuple(Cut(quantize=Part.of("q", weight_bits=bits)) for bits in range(1, 13)))
+    with Study.create(tmp_path, {}) as study:
+        study.add_job(many, 0)
+        study.finish(fake_result(many), elapsed=0, hypervolume=0)
+        assert list(study.candidates()["id"]) == [f"t0c{n}" for n in range(12)]
+
+
+def test_an_unknown_candidate_is_a_usage_error(tmp_path: Path) -> None:
+    with filled(tmp_path) as study, pytest.raises(UsageError, match="ids look like t12c7"):
+        study.candidate("t9c9")
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    with pytest.raises(RunFolderError, match="--resume"):
+        Study.create(tmp_path, {})
+    with Study.read(tmp_path) as study:
+        assert len(study.candidates()) == 2
+
+
+def _hold(folder: str, ready: "multiprocessing.connection.Connection") -> None:
+    study = Study.open(Path(folder))
+    ready.send(True)
+    ready.recv()
+    study.close()
+
+
+def test_a_second_writer_is_refused_and_told_the_process_id_and_a_killed_one_frees_the_lock(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    other = context.Process(target=_hold, args=(str(tmp_path), theirs))
+    other.start()
+    assert ours.poll(30)
+    with pytest.raises(RunFolderError, match=f"in use by process {other.pid}"):
+        Study.open(tmp_path)
+    with Study.read(tmp_path) as study:
+        assert len(study.candidates()) == 2
+    other.kill()
+    other.join()
+    Study.open(tmp_path).close()
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="does not exist"):
+        Study.read(tmp_path / "none")
+    with pytest.raises(RunFolderError, match=r"has no study\.db"):
+        Study.read(tmp_path)
+    (tmp_path / "study.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(RunFolderError, match="not a study"):
+        Study.read(tmp_path)
+
+
+def test_another_sqlite_file_and_a_newer_format_are_refused(tmp_path: Path) -> None:
+    sqlite3.connect(tmp_path / "study.db").close()
+    (tmp_path / "study.db").write_bytes(b"")
+    with pytest.raises(RunFolderError, match="recover"):
+        Study.read(tmp_path)
+    with Study.create(tmp_path / "new", {}) as study:
+        study.set_meta({"format": 99})
+    with pytest.raises(RunFolderError, match="upgrade"):
+        Study.open(tmp_path / "new")
+    Study.create(tmp_path / "other", {}).close()
+
+
+def test_a_full_disk_is_named_and_what_was_stored_stays(tmp_path: Path) -> None:
+    study = filled(tmp_path)
+    study._connection.execute("PRAGMA max_page_count = 30")
+    big = replace(fake_result(job(1)), reason="x" * 1_000_000)
+    study.add_job(job(1), 1)
+    with pytest.raises(StorageError, match="free some space"):
+        study.finish(big, elapsed=3, hypervolume=0)
+    study.close()
+    with Study.read(tmp_path) as again:
+        assert [trial.state for trial in again.stored_trials()] == [State.COMPLETE, State.RUNNING]
+
+
+def test_a_failed_transaction_changes_nothing(tmp_path: Path) -> None:
+    study = filled(tmp_path)
+    with pytest.raises(TypeError):
+        study.add_scores({"t0c0": {"test": {"accuracy": 0.1}}, "missing": {"test": {"accuracy": 1.0}}})
+    assert "test" not in study.candidate("t0c0").scores
+    study.finish(TrialResult(0, State.FAILED), elapsed=1, hypervolume=0)
+    study.close()

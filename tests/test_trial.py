@@ -1,0 +1,168 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from autocompress.config import CompressionConfig, Part
+from autocompress.distill.teacher import TeacherRecipe
+from autocompress.errors import ArtifactError
+from autocompress.lab import Setup, lab, settled
+from autocompress.measure import Subject, measure
+from autocompress.records import Cut, Job, State
+from autocompress.trial import TrialRunner, run_trial, score_test_split, teacher_record
+
+SETUP = Setup(
+    Part("digits"),
+    0,
+    TeacherRecipe(Part.of("cnn", width=12, depth=1), Part.of("adamw", epochs=16, learning_rate=1e-2)),
+    ("accuracy", "agreement", "kl", "loss"),
+    ("bytes", "effective_flops", "flops"),
+)
+TRAINING = CompressionConfig(
+    Part.of("cnn", width=8, depth=1),
+    (Part.of("soft_target", temperature=4.0, alpha=0.9),),
+    Part.of("adamw", epochs=10, learning_rate=1e-2),
+    seed=11,
+)
+PRUNED = Part.of("structured", pruning_ratio=0.25, recovery_epochs=3)
+EIGHT = Part.of("post_training", weight_bits=8, activation_bits=8)
+THREE = Part.of("post_training", weight_bits=3, activation_bits=3)
+CUTS = (Cut(), Cut(quantize=EIGHT), Cut(quantize=THREE), Cut(prune=PRUNED), Cut(PRUNED, EIGHT))
+JOB = Job(4, TRAINING, CUTS)
+
+
+@pytest.fixture(scope="module")
+def result():  # type: ignore[no-untyped-def]
+    found = TrialRunner(SETUP)(JOB)
+    assert found.state is State.COMPLETE, found.reason
+    return found
+
+
+def test_one_training_feeds_a_candidate_for_each_cut(result) -> None:  # type: ignore[no-untyped-def]
+    assert [candidate.id for candidate in result.candidates] == [f"t4c{n}" for n in range(5)]
+    assert [candidate.epochs for candidate in result.candidates] == [10] * 5
+    for candidate, cut in zip(result.candidates, CUTS, strict=True):
+        assert candidate.config == replace(TRAINING, prune=cut.prune, quantize=cut.quantize)
+        assert set(candidate.scores) == {"search_val", "select_val"}
+        assert set(candidate.costs) == set(SETUP.costs)
+    assert len(result.curve) == 10
+    assert set(result.checkpoints) == {"t4p0", "t4p1"}
+    assert result.seconds > 0
+
+
+def test_the_cuts_differ_as_their_configs_say(result) -> None:  # type: ignore[no-untyped-def]
+    parent, eight, three, pruned, both = (candidate.costs for candidate in result.candidates)
+    assert parent["flops"] == eight["flops"] == three["flops"] == parent["effective_flops"]
+    assert eight["effective_flops"] == pytest.approx(parent["flops"] / 16)
+    assert three["effective_flops"] == pytest.approx(parent["flops"] * 9 / 1024)
+    assert pruned["flops"] < parent["flops"]
+    assert both["effective_flops"] == pytest.approx(pruned["flops"] / 16)
+    assert both["bytes"] < eight["bytes"] < parent["bytes"]
+
+
+def test_the_student_learns_and_fewer_bits_hurt(result) -> None:  # type: ignore[no-untyped-def]
+    parent, eight, three, *_ = (candidate.scores["select_val"]["accuracy"] for candidate in result.candidates)
+    assert parent > 0.7
+    assert eight > parent - 0.05
+    assert three < parent
+
+
+def test_details_say_what_was_done(result) -> None:  # type: ignore[no-untyped-def]
+    details = result.candidates[4].details
+    assert [row["weight_bits"] for row in details["layers"]]
+    assert details["prune"]["channels"]
+    assert len(details["per_class"]["label"]) == 10
+
+
+def test_a_trial_run_again_from_its_record_gives_identical_weights_and_scores(result) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(12345)
+    again = TrialRunner(SETUP)(JOB)
+    assert again.checkpoints == result.checkpoints
+    assert again.candidates == result.candidates
+
+
+def test_a_candidate_is_cut_again_from_its_checkpoint(result) -> None:  # type: ignore[no-untyped-def]
+    with settled():
+        place = lab(SETUP)
+        for candidate in result.candidates:
+            rebuilt = place.rebuild(candidate.config, result.checkpoints[candidate.checkpoint])
+            logits = place.predict(rebuilt.model, place.splits.select_val)
+            subject = Subject(logits, place.splits.select_val.targets, place.teacher.logits["select_val"])
+            again = measure(subject, ["accuracy", "loss"])
+            assert again["accuracy"] == candidate.scores["select_val"]["accuracy"]
+            assert again["loss"] == pytest.approx(candidate.scores["select_val"]["loss"], rel=1e-4)
+
+
+def test_recovery_trains_the_pruned_model(result) -> None:  # type: ignore[no-untyped-def]
+    bare = Part.of("structured", pruning_ratio=0.25, recovery_epochs=0)
+    without = run_trial(replace(JOB, cuts=(Cut(prune=bare),)), SETUP).candidates[0]
+    assert result.candidates[3].scores["select_val"]["loss"] < without.scores["select_val"]["loss"]
+
+
+def test_the_test_split_is_scored_from_checkpoints(result) -> None:  # type: ignore[no-untyped-def]
+    parent = result.candidates[0]
+    with settled():
+        scores, teacher = score_test_split({parent.id: (parent, result.checkpoints["t4p0"])}, SETUP)
+    assert scores[parent.id]["accuracy"] == pytest.approx(parent.scores["select_val"]["accuracy"], abs=0.1)
+    assert teacher["accuracy"] > 0.8
+    assert teacher["agreement"] == 1.0
+
+
+def test_the_teacher_is_described() -> None:
+    with settled():
+        record = teacher_record(SETUP)
+    assert set(record["scores"]) == {"search_val", "select_val"}
+    assert record["costs"]["effective_flops"] == record["costs"]["flops"] > 0
+
+
+def test_a_cut_that_fails_leaves_the_others_and_says_why() -> None:
+    bad = Part.of("structured", pruning_ratio=0.25, criterion="no_such_criterion")
+    found = TrialRunner(SETUP)(replace(JOB, cuts=(Cut(), Cut(prune=bad))))
+    assert found.state is State.COMPLETE
+    assert [candidate.id for candidate in found.candidates] == ["t4c0"]
+    assert "no_such_criterion" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("training", "reason"),
+    [
+        (replace(TRAINING, distill=(Part("none"), Part("soft_target"))), "exactly one term"),
+        (replace(TRAINING, student=Part.of("cnn", width=10_000)), "width"),
+        (replace(TRAINING, student=Part("no_such_family")), "no_such_family"),
+    ],
+)
+def test_a_training_that_cannot_work_becomes_a_failed_result(training: CompressionConfig, reason: str) -> None:
+    found = TrialRunner(SETUP)(Job(0, training, (Cut(),)))
+    assert found.state is State.FAILED
+    assert reason in found.reason
+    assert not found.candidates
+
+
+@pytest.mark.parametrize(("fault", "reason"), [(MemoryError(), "out of memory"), (ZeroDivisionError("oops"), "ZeroDivisionError: oops")])
+def test_whatever_is_raised_in_a_trial_becomes_its_reason(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception, reason: str
+) -> None:
+    def broken(job: Job, setup: Setup) -> None:
+        raise fault
+
+    monkeypatch.setattr("autocompress.trial.run_trial", broken)
+    found = TrialRunner(SETUP)(JOB)
+    assert found.state is State.FAILED
+    assert found.reason == reason
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "empty"])
+def test_a_damaged_checkpoint_is_an_artifact_error(result, damage: str) -> None:  # type: ignore[no-untyped-def]
+    content = result.checkpoints["t4p1"]
+    content = {"cut": content[: len(content) // 2], "header": b"\xff" * 8 + content[8:], "empty": b""}[damage]
+    with pytest.raises(ArtifactError, match="damaged"):
+        lab(SETUP).rebuild(result.candidates[3].config, content)
+
+
+def test_settled_puts_back_what_it_found(tmp_path: Path) -> None:
+    tiny = torch.tensor(torch.finfo(torch.float32).tiny)
+    assert tiny.div(2) != 0
+    with settled():
+        assert tiny.div(2) == 0
+        assert torch.get_num_threads() == 1
+    assert tiny.div(2) != 0
