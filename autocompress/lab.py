@@ -1,10 +1,10 @@
 """What every trial of one run shares: the task, its splits, its teacher, and how a checkpoint is cut."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -41,6 +41,30 @@ class Setup:
     teacher: TeacherRecipe
     scores: tuple[str, ...]
     costs: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the setup as JSON values, for the run's description."""
+        teacher = {
+            "student": self.teacher.student.to_json(),
+            "fit": self.teacher.fit.to_json(),
+            "seed": self.teacher.seed,
+        }
+        return {
+            "task": self.task.to_json(),
+            "split_seed": self.split_seed,
+            "teacher": teacher,
+            "scores": list(self.scores),
+            "costs": list(self.costs),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Setup":
+        """Rebuild a setup from :meth:`to_json`."""
+        teacher = data["teacher"]
+        recipe = TeacherRecipe(Part.from_json(teacher["student"]), Part.from_json(teacher["fit"]), teacher["seed"])
+        return cls(
+            Part.from_json(data["task"]), data["split_seed"], recipe, tuple(data["scores"]), tuple(data["costs"])
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +107,7 @@ class Lab:
             self.splits.train,
             training.fit,
             terms=training.distill,
-            teacher_logits=self.teacher.view,
+            teacher=self.teacher,
             seed=training.seed,
         )
         return model, curve
@@ -101,30 +125,42 @@ class Lab:
             return model, None
         method = PRUNE.get(part.name)
         settings = method.config.of(part.values)
-        pruned, state = method.apply(model, settings, self.context(training.seed))
+        pruned, state = method.apply(model, settings, self.context(training))
         if isinstance(settings, Recovery) and settings.recovery_epochs > 0:
-            recovery = Part.of(
-                training.fit.name,
-                **{
-                    **training.fit.values,
-                    "epochs": settings.recovery_epochs,
-                    "learning_rate": settings.recovery_learning_rate,
-                },
-            )
-            fit(
-                pruned,
-                self.task,
-                self.splits.train,
-                recovery,
-                terms=training.distill,
-                teacher_logits=self.teacher.view,
-                seed=training.seed + 1,
-            )
+            hold = partial(state.hold, pruned) if state.masks else None
+            self.tune(training, pruned, settings.recovery_epochs, settings.recovery_learning_rate, hold)
         else:
             reestimate_batch_norm(pruned, [batch.inputs for batch in self.splits.train.batches(256)])
         return pruned.eval(), state
 
-    def quantize(self, model: nn.Module, part: Part | None, seed: int) -> tuple[nn.Module, MethodState | None]:
+    def tune(
+        self,
+        training: CompressionConfig,
+        model: nn.Module,
+        epochs: int,
+        learning_rate: float,
+        after_step: Callable[[], None] | None = None,
+    ) -> None:
+        """Train a compressed model in place, under the distillation of its trial.
+
+        Raises:
+            TrialError: The training diverged.
+        """
+        values = {**training.fit.values, "epochs": epochs, "learning_rate": learning_rate}
+        fit(
+            model,
+            self.task,
+            self.splits.train,
+            Part.of(training.fit.name, **values),
+            terms=training.distill,
+            teacher=self.teacher,
+            seed=training.seed + 1,
+            after_step=after_step,
+        )
+
+    def quantize(
+        self, model: nn.Module, training: CompressionConfig, part: Part | None
+    ) -> tuple[nn.Module, MethodState | None]:
         """Quantize a float model; ``model`` stays as it was.
 
         Raises:
@@ -133,11 +169,11 @@ class Lab:
         if part is None:
             return model, None
         method = QUANTIZE.get(part.name)
-        quantized, state = method.apply(model, method.config.of(part.values), self.context(seed))
+        quantized, state = method.apply(model, method.config.of(part.values), self.context(training))
         return quantized, state
 
-    def context(self, seed: int) -> Context:
-        """Return what compression methods may look at: the calibration split and the task's loss."""
+    def context(self, training: CompressionConfig) -> Context:
+        """Return what compression methods may look at: the calibration split, the task's loss, further training."""
         batches = self.splits.calibration.batches(CALIBRATION_BATCH)
 
         def loss(output: Any, targets: Mapping[str, Tensor]) -> Tensor:
@@ -148,7 +184,8 @@ class Lab:
             tuple(batch.inputs for batch in batches),
             tuple(batch.targets for batch in batches),
             loss,
-            seed,
+            training.seed,
+            partial(self.tune, training),
         )
 
     def rebuild(self, config: CompressionConfig, checkpoint: bytes) -> Rebuilt:
@@ -169,7 +206,7 @@ class Lab:
             model = method.restore(model, method.config.of(config.prune.values), pruned)
         model.load_state_dict(weights)
         model.eval()
-        quantized, state = self.quantize(model, config.quantize, config.seed)
+        quantized, state = self.quantize(model, config.training, config.quantize)
         return Rebuilt(model, quantized, pruned, state)
 
     def predict(self, model: nn.Module, split: Split) -> dict[str, Tensor]:

@@ -42,6 +42,8 @@ class Context:
         targets: Targets of each calibration batch, ``{head: [B]}``.
         loss: Maps the model's raw output and one batch's targets to a scalar: gradient criteria need it.
         seed: Seeds whatever is random.
+        tune: Trains a model in place for some epochs at a peak learning rate, under the trial's own distillation;
+            the last argument is called after each step. Methods that train between their steps need it.
     """
 
     example: tuple[Tensor, ...]
@@ -49,6 +51,7 @@ class Context:
     targets: tuple[Mapping[str, Tensor], ...] = ()
     loss: Callable[[Any, Mapping[str, Tensor]], Tensor] | None = None
     seed: int = 0
+    tune: Callable[[nn.Module, int, float, Callable[[], None] | None], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,19 @@ class MethodState:
         tensors: Tensors that belong to the history and not to the model's own ``state_dict``.
         bits: Layer name to bit-widths, for the layers that are quantized.
         report: JSON values for the candidate's card (achieved ratio, per-layer error).
+        masks: Parameter name to a mask shaped like it, 0 where the weight is removed; later training keeps it exact.
     """
 
     history: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     bits: Mapping[str, LayerBits] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def hold(self, model: nn.Module) -> None:
+        """Set the removed weights of ``model`` back to exactly zero, in place."""
+        for name, mask in self.masks.items():
+            model.get_parameter(name).data.mul_(mask)
 
 
 class Method(Protocol[C]):

@@ -152,7 +152,7 @@ def _measured(
     name: str,
     epochs: int,
 ) -> Candidate:
-    model, state = place.quantize(folded, cut.quantize, job.training.seed)
+    model, state = place.quantize(folded, job.training, cut.quantize)
     bits = {} if state is None else state.bits
     details: dict[str, object] = dict(shared)
     if state is not None:

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +158,10 @@ def test_a_damaged_checkpoint_is_an_artifact_error(result, damage: str) -> None:
     content = {"cut": content[: len(content) // 2], "header": b"\xff" * 8 + content[8:], "empty": b""}[damage]
     with pytest.raises(ArtifactError, match="damaged"):
         lab(SETUP).rebuild(result.candidates[3].config, content)
+
+
+def test_a_setup_reads_back_equal() -> None:
+    assert Setup.from_json(json.loads(json.dumps(SETUP.to_json()))) == SETUP
 
 
 def test_settled_puts_back_what_it_found(tmp_path: Path) -> None:

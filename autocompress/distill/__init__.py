@@ -1,6 +1,6 @@
 """Distillation: the terms of the loss, the one training loop, and the cached teacher."""
 
-from autocompress.distill import fit, losses
-from autocompress.distill.base import Activations, DistillTerm
+from autocompress.distill import losses, optimizers
+from autocompress.distill.base import Activations, DistillTerm, Needs, Term
 
-__all__ = ["Activations", "DistillTerm", "fit", "losses"]
+__all__ = ["Activations", "DistillTerm", "Needs", "Term", "losses", "optimizers"]

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.distill.base import Activations, TaskLoss
+from autocompress.distill.base import Activations, Needs, TaskLoss, Term
 from autocompress.knobs import FloatRange, Settings, knob
 from autocompress.registry import DISTILL
 
@@ -19,16 +19,16 @@ class NoneConfig(Settings):
     label = "distill.none"
 
 
-class NoDistillation:
+class NoDistillation(Term):
     """Train on the targets alone: the baseline of every report."""
 
     name = "none"
     kind = "logit"
     config = NoneConfig
 
-    def needs_teacher(self, config: NoneConfig) -> bool:
-        """Return ``False``."""
-        return False
+    def needs(self, config: NoneConfig) -> Needs:
+        """Return :attr:`Needs.NOTHING`."""
+        return Needs.NOTHING
 
     def loss(
         self,
@@ -37,6 +37,7 @@ class NoDistillation:
         teacher: Activations,
         targets: Mapping[str, Tensor],
         task_loss: TaskLoss,
+        learned: nn.Module,
     ) -> Tensor:
         """Return the task's own loss, ``[]``."""
         return task_loss(student.logits, targets)
@@ -72,16 +73,16 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-class SoftTarget:
+class SoftTarget(Term):
     """(1 - alpha) CE + alpha T^2 KL(teacher || student) on softened outputs (Hinton et al. 2015, arXiv:1503.02531)."""
 
     name = "soft_target"
     kind = "logit"
     config = SoftTargetConfig
 
-    def needs_teacher(self, config: SoftTargetConfig) -> bool:
-        """Return whether the teacher has any weight."""
-        return config.alpha > 0
+    def needs(self, config: SoftTargetConfig) -> Needs:
+        """Return :attr:`Needs.LOGITS`, or nothing where the teacher has no weight."""
+        return Needs.LOGITS if config.alpha > 0 else Needs.NOTHING
 
     def loss(
         self,
@@ -90,6 +91,7 @@ class SoftTarget:
         teacher: Activations,
         targets: Mapping[str, Tensor],
         task_loss: TaskLoss,
+        learned: nn.Module,
     ) -> Tensor:
         """Return the weighted sum, ``[]``; several heads are averaged."""
         hard = task_loss(student.logits, targets)

@@ -12,7 +12,7 @@ from typing import Any
 
 from autocompress.backends.base import Backend
 from autocompress.config import Part
-from autocompress.distill.fit import fit_config
+from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver, Progress
 from autocompress.engine.sampler import Proposer
@@ -222,8 +222,8 @@ def _describe(plan: Plan, study: Study, teacher: Teacher) -> None:
         record["scores"]["test"] = test
     study.set_meta(
         {
+            "setup": plan.setup.to_json(),
             "task": plan.task.name,
-            "task_options": dict(plan.setup.task.values),
             "heads": dict(plan.task.heads),
             "mode": spec.search.mode,
             "spec": spec.to_yaml(),

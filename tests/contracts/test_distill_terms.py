@@ -1,19 +1,53 @@
-"""What every distillation term must do: a finite scalar with a gradient, and training it moves the student."""
+"""What every distillation term must do: a finite scalar with a gradient, and training by it moves the student."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pytest
 import torch
 from autocompress.config import Part
-from autocompress.distill.base import Activations
+from autocompress.distill.base import Activations, Needs
 from autocompress.distill.fit import fit, predict
 from autocompress.registry import DISTILL
 from autocompress.tasks.images import Digits
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+TASK = Digits()
+SPLITS = TASK.splits(0)
 TARGETS = {"label": torch.tensor([0, 1, 2, 3])}
 
 
-def hard(logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:
+@dataclass
+class AnyTeacher:
+    """An untrained network: what it says is arbitrary, so following it shows."""
+
+    model: nn.Module
+
+    def view(self, index: int) -> Mapping[str, Tensor]:
+        return {head: 5 * logits for head, logits in predict(self.model, TASK, TASK.view(SPLITS.train, index)).items()}
+
+
+@pytest.fixture(scope="module")
+def teacher() -> AnyTeacher:
+    torch.manual_seed(3)
+    return AnyTeacher(TASK.build(Part.of("cnn", width=12, depth=1, block="residual")).eval())
+
+
+def hard(logits: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
     return F.cross_entropy(logits["label"], targets["label"])
+
+
+def terms(name: str) -> list[Part]:
+    return [Part(name)] if DISTILL.get(name).kind == "logit" else [Part("none"), Part(name)]
+
+
+def trained(name: str, teacher: AnyTeacher) -> nn.Module:
+    torch.manual_seed(0)
+    model = TASK.build(Part.of("cnn", width=4, depth=1))
+    fit(model, TASK, SPLITS.train, Part.of("adamw", epochs=1), terms=terms(name), teacher=teacher)
+    return model
 
 
 @pytest.mark.parametrize("name", DISTILL.names())
@@ -25,29 +59,48 @@ class TestTerm:
         config = term.config()
         assert term.config.of(config.to_dict()) == config
 
-    def test_the_loss_is_a_finite_scalar_with_a_gradient(self, name: str) -> None:
+    def test_a_term_on_logits_is_a_finite_scalar_with_a_gradient(self, name: str) -> None:
         term = DISTILL.get(name)
+        if term.kind != "logit":
+            pytest.skip("it reads layers")
         torch.manual_seed(0)
-        student = torch.randn(4, 10, requires_grad=True)
-        loss = term.loss(
-            term.config(), Activations({"label": student}), Activations({"label": torch.randn(4, 10)}), TARGETS, hard
-        )
-        assert loss.shape == ()
-        loss.backward()
-        assert student.grad is not None
-        assert torch.isfinite(student.grad).all()
-        assert student.grad.abs().sum() > 0
+        for size in (1.0, 1e4):
+            student = (size * torch.randn(4, 10)).requires_grad_()
+            there = Activations({"label": size * torch.randn(4, 10)})
+            loss = term.loss(term.config(), Activations({"label": student}), there, TARGETS, hard, nn.Identity())
+            assert loss.shape == ()
+            assert torch.isfinite(loss)
+            loss.backward()
+            assert student.grad is not None
+            assert torch.isfinite(student.grad).all()
+            assert student.grad.abs().sum() > 0
 
-    def test_it_is_no_no_op_against_the_plain_loss(self, name: str) -> None:
+    def test_it_is_no_no_op_against_the_plain_loss(self, name: str, teacher: AnyTeacher) -> None:
         if name == "none":
             pytest.skip("it is the plain loss")
-        task = Digits()
-        splits = task.splits(0)
-        teacher = {"label": torch.randn(len(splits.train), 10, generator=torch.Generator().manual_seed(1))}
-        results = []
-        for terms in ([Part("none")], [Part(name)]):
-            torch.manual_seed(0)
-            model = task.build(Part.of("cnn", width=4, depth=1))
-            fit(model, task, splits.train, Part.of("adamw", epochs=1), terms=terms, teacher_logits=lambda view: teacher)
-            results.append(predict(model, task, splits.search_val)["label"])
-        assert not torch.allclose(*results)
+        one, plain = (predict(trained(which, teacher), TASK, SPLITS.search_val)["label"] for which in (name, "none"))
+        assert not torch.allclose(one, plain)
+
+    def test_the_same_seed_gives_the_same_weights(self, name: str, teacher: AnyTeacher) -> None:
+        one, two = trained(name, teacher), trained(name, teacher)
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+    def test_neither_hooks_nor_changes_are_left_behind(self, name: str, teacher: AnyTeacher) -> None:
+        before = copy.deepcopy(teacher.model.state_dict())
+        model = trained(name, teacher)
+        for network in (model, teacher.model):
+            assert not any(module._forward_hooks for module in network.modules())
+        assert all(torch.equal(value, before[key]) for key, value in teacher.model.state_dict().items())
+        assert not teacher.model.training
+        assert {tuple(p.shape) for p in model.parameters()} == {
+            tuple(p.shape) for p in TASK.build(Part.of("cnn", width=4, depth=1)).parameters()
+        }
+
+    def test_a_teacher_that_is_read_must_be_there(self, name: str) -> None:
+        term = DISTILL.get(name)
+        if term.needs(term.config()) is Needs.NOTHING:
+            pytest.skip("it reads no teacher")
+        from autocompress.errors import TrialError
+
+        with pytest.raises(TrialError, match="reads a teacher"):
+            fit(TASK.build(Part.of("cnn", width=4)), TASK, SPLITS.train, Part("adamw"), terms=terms(name))

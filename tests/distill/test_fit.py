@@ -1,9 +1,13 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from autocompress.config import Part
-from autocompress.distill.fit import fit, predict
+from autocompress.distill.fit import _hold_out, fit, predict
+from autocompress.distill.lesson import Lesson
+from autocompress.distill.optimizers import fit_config
+from autocompress.distill.precision import bfloat16_pays, choose_precision
 from autocompress.errors import KnobError, TrialError, UnknownNameError
 from autocompress.tasks.images import Digits
 from torch import nn
@@ -11,6 +15,15 @@ from torch import nn
 TASK = Digits()
 SPLITS = TASK.splits(0)
 SMALL = Part.of("cnn", width=8, depth=1)
+
+
+class FakeTeacher:
+    """Logits without a network."""
+
+    model = nn.Identity()
+
+    def __init__(self, view: Callable[[int], dict[str, torch.Tensor]]) -> None:
+        self.view = view
 
 
 def trained(part: Part, *, seed: int = 0, **options: object) -> nn.Module:
@@ -59,7 +72,7 @@ def test_pure_distillation_learns_the_teacher_and_not_the_targets() -> None:
     model = trained(
         Part.of("adamw", epochs=12, learning_rate=1e-2),
         terms=[Part.of("soft_target", alpha=1.0, temperature=1.0)],
-        teacher_logits=lambda view: {"label": logits},
+        teacher=FakeTeacher(lambda view: {"label": logits}),
     )
     predicted = predict(model, TASK, SPLITS.search_val)["label"].argmax(1)
     assert float((predicted == (SPLITS.search_val.targets["label"] + 1) % 10).float().mean()) > 0.6
@@ -72,7 +85,7 @@ def test_the_teachers_logits_are_asked_for_the_view_that_is_trained_on() -> None
         asked.append(view)
         return {"label": torch.zeros(len(SPLITS.train), 10)}
 
-    trained(Part.of("adamw", epochs=18), terms=[Part("soft_target")], teacher_logits=teacher)
+    trained(Part.of("adamw", epochs=18), terms=[Part("soft_target")], teacher=FakeTeacher(teacher))
     assert asked == [*range(16), 0, 1]
 
 
@@ -84,7 +97,7 @@ def test_a_divergent_loss_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("terms", "message"),
-    [([Part("soft_target")], "teacher's logits"), ([Part("none"), Part("soft_target")], "exactly one term"), ([], "exactly one")],
+    [([Part("soft_target")], "reads a teacher"), ([Part("none"), Part("soft_target")], "exactly one term"), ([], "exactly one")],
 )
 def test_terms_that_cannot_work_are_refused_before_training(terms: list[Part], message: str) -> None:
     with pytest.raises(TrialError, match=message):
@@ -102,3 +115,78 @@ def test_a_last_batch_of_one_is_dropped_not_normalised_by_itself() -> None:
     odd = SPLITS.train.take(slice(0, 65))
     fit(TASK.build(SMALL), TASK, odd, Part.of("adamw", epochs=2, batch_size=64))
     fit(TASK.build(SMALL), TASK, SPLITS.train.take(slice(0, 10)), Part.of("adamw", epochs=1, batch_size=64))
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "step", "constant", "plateau"])
+def test_each_schedule_learns(schedule: str) -> None:
+    part = Part.of("adamw", epochs=6, learning_rate=1e-2, schedule=schedule)
+    assert accuracy(trained(part)) > 0.4
+
+
+def test_early_stopping_ends_the_fit_and_puts_the_best_weights_back() -> None:
+    torch.manual_seed(0)
+    model = TASK.build(SMALL)
+    part = Part.of("adamw", epochs=60, learning_rate=2e-2, schedule="constant", patience=2)
+    curve = fit(model, TASK, SPLITS.train, part)
+    losses = [row["held_out_loss"] for row in curve]
+    assert len(curve) < 60
+    assert losses.index(min(losses)) == len(losses) - 3
+    _, held = _hold_out(SPLITS.train, fit_config(part), 0)
+    assert held is not None
+    assert float(TASK.loss(predict(model, TASK, held), held.targets)) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_label_smoothing_is_torchs_own() -> None:
+    logits, targets = {"label": torch.randn(5, 10)}, {"label": torch.arange(5)}
+    lesson = Lesson.of([Part("none")], TASK, fit_config(Part.of("adamw", label_smoothing=0.2)), None, 0)
+    _, hard = lesson.hard(SPLITS.train.take(slice(0, 5)), torch.Generator())
+    expected = nn.functional.cross_entropy(logits["label"], targets["label"], label_smoothing=0.2)
+    assert hard(logits, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_mixup_mixes_inputs_and_losses_by_the_same_share() -> None:
+    lesson = Lesson.of([Part("none")], TASK, fit_config(Part.of("adamw", mixup=1.0)), None, 0)
+    batch = SPLITS.train.take(slice(0, 32))
+    inputs, hard = lesson.hard(batch, torch.Generator().manual_seed(4))
+    share, other = torch._sample_dirichlet(torch.ones(2), generator=torch.Generator().manual_seed(4))
+    assert share + other == pytest.approx(1.0)
+    assert not torch.equal(inputs[0], batch.inputs[0])
+    assert inputs[0].mean() == pytest.approx(float(batch.inputs[0].mean()), abs=1e-4)
+    logits = {"label": torch.randn(32, 10)}
+    assert float(hard(logits, batch.targets)) != pytest.approx(float(TASK.loss(logits, batch.targets)))
+
+
+def test_l1_penalties_shrink_what_they_name() -> None:
+    def sizes(**settings: float) -> tuple[float, float]:
+        model = trained(Part.of("adamw", epochs=8, learning_rate=2e-2, **settings))
+        norms = [m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        weights = [p for p in model.parameters() if p.dim() > 1]
+        return tuple(float(sum(p.detach().abs().sum() for p in found)) for found in (weights, norms))  # type: ignore[return-value]
+
+    weights, norms = sizes()
+    assert sizes(l1_weights=0.01)[0] < weights * 0.8
+    assert sizes(l1_batch_norm=0.3)[1] < norms * 0.8
+
+
+def test_bfloat16_learns_as_well_and_leaves_single_precision_weights() -> None:
+    model = trained(Part.of("adamw", epochs=8, learning_rate=1e-2, precision="bfloat16"))
+    assert accuracy(model) > 0.6
+    assert all(p.dtype is torch.float32 and p.is_contiguous() for p in model.parameters())
+
+
+def test_auto_takes_what_the_probe_finds_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = SPLITS.train.take(slice(0, 16))
+    model = TASK.build(SMALL)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert bfloat16_pays(model, TASK, batch) in (True, False)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    for pays in (True, False):
+        monkeypatch.setattr("autocompress.distill.precision.bfloat16_pays", lambda *args, pays=pays: pays)
+        assert choose_precision("auto", model, TASK, batch).low is pays
+    assert not choose_precision("float32", model, TASK, batch).low
+
+
+def test_after_step_is_called_after_each_step() -> None:
+    calls: list[int] = []
+    trained(Part.of("adamw", epochs=2, batch_size=128), after_step=lambda: calls.append(1))
+    assert len(calls) == 2 * (len(SPLITS.train) // 128)

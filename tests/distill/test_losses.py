@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
-from autocompress.distill.base import Activations
+from autocompress.distill.base import Activations, Needs
 from autocompress.distill.losses import SoftTarget, SoftTargetConfig, softened_kl
 from autocompress.registry import DISTILL
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 
@@ -39,12 +40,12 @@ def test_soft_target_mixes_by_alpha_and_alpha_zero_is_none() -> None:
     teacher = Activations({"label": torch.randn(6, 4)})
     targets = {"label": torch.tensor([0, 1, 2, 3, 0, 1])}
     term, none = SoftTarget(), DISTILL.get("none")
-    plain = none.loss(none.config(), student, teacher, targets, hard)
+    plain = none.loss(none.config(), student, teacher, targets, hard, nn.Identity())
     for alpha in (0.0, 0.3, 1.0):
-        mixed = term.loss(SoftTargetConfig(temperature=2.0, alpha=alpha), student, teacher, targets, hard)
+        mixed = term.loss(SoftTargetConfig(temperature=2.0, alpha=alpha), student, teacher, targets, hard, nn.Identity())
         soft = softened_kl(student.logits["label"], teacher.logits["label"], 2.0)
         assert torch.allclose(mixed, (1 - alpha) * plain + alpha * soft, atol=1e-6)
-    assert not term.needs_teacher(SoftTargetConfig(alpha=0.0))
+    assert term.needs(SoftTargetConfig(alpha=0.0)) is Needs.NOTHING
 
 
 @given(st.sampled_from([0.01, 0.1, 1.0, 30.0, 1000.0]), st.sampled_from([1.0, 1e2, 1e4]), st.integers(0, 5))
