@@ -99,7 +99,7 @@ class Front:
         """
         from autocompress.export.candidate import export_candidate
 
-        return export_candidate(self.folder, candidate or self.pick().id, verify=verify)
+        return export_candidate(self.folder, candidate or self.pick().id, verify=verify).folder
 
     def __len__(self) -> int:
         return len(self.to_pandas())

@@ -221,13 +221,14 @@ def export(
     if to != "onnx":
         raise UsageError(f"--to {to}: the one format is onnx")
     from autocompress import api
+    from autocompress.export.candidate import export_candidate
 
     found = api.load(run, runs)
-    folder = found.export(candidate, verify=verify)
-    for line in (folder / "verification.txt").read_text().splitlines() if verify else ():
-        print(line)
-    for path in sorted(folder.iterdir()):
+    exported = export_candidate(found.folder, candidate or found.pick().id, verify=verify)
+    for path in sorted(exported.folder.iterdir()):
         print(f"{path}  {path.stat().st_size:,} bytes")
+    if exported.verification is not None:
+        print(f"verified on the test split: {exported.verification}")
 
 
 @app.command("list", epilog="Example: autocompress list methods")

@@ -19,11 +19,9 @@ from autocompress.front import (
     by_cost,
     feasible,
     full_fidelity,
+    knee as knee_of,
     numbers,
     pareto_front,
-)
-from autocompress.front import (
-    knee as knee_of,
 )
 from autocompress.where import where as where
 from autocompress.words import compare, finite, gap, is_counted, label, plural, show
@@ -107,7 +105,7 @@ def pick(
         return Pick(candidate, chosen, "It was asked for by its id.", neighbours(table, meta, chosen))
     cost, score = axes(objectives)
     everyone = _rankable(table, objectives)
-    bounds = _merged(meta.get("limits", {}), limits)
+    bounds = _merged(meta.get("limits") or {}, limits)
     rows = everyone[feasible(everyone, bounds)]
     if not len(rows):
         raise NoCandidateError(_nearest_miss(everyone, bounds))
@@ -140,7 +138,9 @@ def neighbours(
     cost, score = axes(objectives)
     if not (finite(row[cost["name"]]) and finite(row[score["name"]])):
         return ()
-    front = pareto_front(_rankable(table, objectives), objectives, meta.get("limits", {}) if limits is None else limits)
+    front = pareto_front(
+        _rankable(table, objectives), objectives, (meta.get("limits") or {}) if limits is None else limits
+    )
     sign = 1.0 if score["direction"] == "maximize" else -1.0
     gain = (front[score["name"]] - row[score["name"]]) * sign
     cheaper = front[(front[cost["name"]] < row[cost["name"]]) & (gain <= 0)]
@@ -240,7 +240,7 @@ def _default(rows: pd.DataFrame, meta: Mapping[str, Any], knee: bool) -> tuple[d
     cost, score = axes(objectives)
     teacher = meta.get("teacher") or {}
     goal = teacher.get("scores", {}).get("select_val", {}).get(score["name"])
-    drop = meta.get("pick", {}).get("max_drop")
+    drop = (meta.get("pick") or {}).get("max_drop")
     opening = "The knee of the front"
     if not knee and finite(goal) and finite(drop):
         sign = 1.0 if score["direction"] == "maximize" else -1.0

@@ -68,23 +68,25 @@ def _condition(node: ast.expr, table: pd.DataFrame) -> NDArray[np.bool_]:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         return ~_condition(node.operand, table)
     if isinstance(node, ast.Compare):
+        source = _short(ast.unparse(node))
+        if any(type(symbol) not in _COMPARISONS for symbol in node.ops):
+            raise UsageError(f"'{source}' compares by something else than <, <=, >, >=, == or !=")
         sides = [_operand(side, table) for side in (node.left, *node.comparators)]
         holds = np.ones(len(table), dtype=bool)
         for left, symbol, right in zip(sides, node.ops, sides[1:], strict=False):
-            holds &= _compare(left, symbol, right, ast.unparse(node))
+            holds &= _compare(left, _COMPARISONS[type(symbol)], right, source)
         return holds
     raise UsageError(f"'{_short(ast.unparse(node))}' is not a comparison: {_EXAMPLE}")
 
 
-def _compare(left: _Operand, symbol: ast.cmpop, right: _Operand, source: str) -> NDArray[np.bool_]:
-    compare = _COMPARISONS.get(type(symbol))
-    if compare is None:
-        raise UsageError(f"'{_short(source)}' compares by something else than <, <=, >, >=, == or !=")
+def _compare(left: _Operand, compare: Callable[[Any, Any], Any], right: _Operand, source: str) -> NDArray[np.bool_]:
+    both = left.present & right.present
+    if not both.any():
+        return both
     if left.text != right.text:
         text, number = (left, right) if left.text else (right, left)
-        raise UsageError(f"'{_short(source)}' compares the text {text.source} with the number {number.source}")
-    result: NDArray[np.bool_] = np.asarray(compare(left.values, right.values), dtype=bool)
-    return result & left.present & right.present
+        raise UsageError(f"'{source}' compares the text {text.source} with the number {number.source}")
+    return both & np.asarray(compare(left.values, right.values), dtype=bool)
 
 
 def _operand(node: ast.expr, table: pd.DataFrame) -> _Operand:

@@ -24,7 +24,9 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import autocompress
 
     runs = tmp_path_factory.mktemp("runs")
-    front = autocompress.search("digits", runs=runs, name="small", overrides=SMALL_SEARCH, command="autocompress search digits")
+    front = autocompress.search(
+        "digits", runs=runs, name="small", overrides=SMALL_SEARCH, command="autocompress search digits"
+    )
     return front.folder
 
 
@@ -34,6 +36,7 @@ SMALL_SEARCH = [
     "search.backend=serial",
     "teacher.student={cnn: {width: 12, depth: 1}}",
     "teacher.fit={adamw: {epochs: 16, learning_rate: 1e-2}}",
+    "distill={soft_target: {temperature: {low: 2, high: 6}, alpha: {low: 0.5, high: 1.0}}}",
     "fit.adamw.epochs=8",
     "prune.structured.pruning_ratio=[0.25]",
     "prune.structured.recovery_epochs=2",

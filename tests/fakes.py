@@ -25,7 +25,9 @@ def fake_result(job: Job) -> TrialResult:
         costs = {"effective_flops": width**2 * bits * 32}
         config = replace(job.training, prune=cut.prune, quantize=cut.quantize)
         candidates.append(Candidate(f"t{job.number}c{number}", job.number, config, 5, scores, costs))
-    return TrialResult(job.number, State.COMPLETE, tuple(candidates), seconds=0.01, curve=({"epoch": 1.0, "loss": 0.5},))
+    return TrialResult(
+        job.number, State.COMPLETE, tuple(candidates), seconds=0.01, curve=({"epoch": 1.0, "loss": 0.5},)
+    )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 from pathlib import Path
 
-import autocompress
 import pytest
+
+import autocompress
 from autocompress.errors import NoCandidateError, RunFolderError, UsageError
 
 

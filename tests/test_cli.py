@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from autocompress import cli
 from autocompress.study import Study
-
 from tests.conftest import SMALL_SEARCH
 
 
@@ -56,9 +56,7 @@ def test_a_search_prints_the_front_the_pick_the_page_and_the_next_command(run, t
     }
     again = run(*small("--name", "mine"))
     assert again.code == 2
-    assert again.err == (
-        "error: reports/mine already holds a run; add --resume to continue it, or --name another\n"
-    )
+    assert again.err == ("error: reports/mine already holds a run; add --resume to continue it, or --name another\n")
     changed = run(*small("--name", "mine", "--resume", "--seed", "6"))
     assert changed.code == 2
     assert "search.seed (5 then, 6 now) differs" in changed.err

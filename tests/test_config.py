@@ -2,10 +2,10 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, strategies as st
+
 from autocompress.config import CompressionConfig, Part, fingerprint
 from autocompress.errors import UsageError
-from hypothesis import given
-from hypothesis import strategies as st
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 NAMES = st.text("abcdefghij_", min_size=1, max_size=8)

@@ -1,10 +1,10 @@
 from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
+from hypothesis import given, strategies as st
+
 from autocompress.errors import KnobError
 from autocompress.knobs import Choice, FloatRange, IntRange, Settings, knob
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,20 @@ def loaded(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import autocompress", "import autocompress.cli", "from autocompress import CompressionConfig, knob", "dir(__import__('autocompress'))"],
+    [
+        "import autocompress",
+        "import autocompress.cli",
+        "from autocompress import CompressionConfig, knob",
+        "dir(__import__('autocompress'))",
+    ],
 )
 def test_the_package_and_its_command_line_import_nothing_heavy(statement: str) -> None:
     assert loaded(statement) == set()
 
 
 @pytest.mark.parametrize(
-    "module", ["autocompress.api", "autocompress.report", "autocompress.pick", "autocompress.front", "autocompress.study"]
+    "module",
+    ["autocompress.api", "autocompress.report", "autocompress.pick", "autocompress.front", "autocompress.study"],
 )
 def test_reading_a_run_needs_neither_torch_nor_optuna(module: str) -> None:
     assert loaded(f"import {module}") <= {"pandas", "plotly"}

@@ -1,7 +1,8 @@
 import inspect
 
-import autocompress
 import pytest
+
+import autocompress
 
 PUBLIC = [
     "AutocompressError",

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from autocompress import cli
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-
 from tests.conftest import SMALL_SEARCH
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -61,7 +61,9 @@ def test_the_specs_are_sound(block: str) -> None:
 
 def test_every_verb_of_the_table_exists_and_every_verb_is_in_the_table() -> None:
     named = set(re.findall(r"^\| `autocompress (\w+)", README, flags=re.MULTILINE))
-    assert named == {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
+    assert named == {
+        command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback
+    }
 
 
 def test_the_test_command_is_what_ci_runs() -> None:

@@ -3,6 +3,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 from types import ModuleType
 
 import pytest
+
 from autocompress import registry
 from autocompress.errors import UnknownNameError, UsageError
 from autocompress.registry import Registry

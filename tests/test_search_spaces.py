@@ -1,6 +1,7 @@
 """Every shipped spec is sound, and runs at a small size."""
 
 import pytest
+
 from autocompress.engine.run import make_plan
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec, shipped_spaces

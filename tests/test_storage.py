@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from autocompress.errors import StorageError
 from autocompress.storage import storage_errors, write_atomic
 

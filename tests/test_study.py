@@ -4,18 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from autocompress.config import CompressionConfig, Part
 from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.records import Cut, Job, Role, State, TrialResult
 from autocompress.study import Study
-
 from tests.fakes import fake_result
 
 CUTS = (Cut(), Cut(quantize=Part.of("post_training", weight_bits=4)))
 
 
 def job(number: int = 0, role: Role = Role.SEARCH) -> Job:
-    training = CompressionConfig(Part.of("cnn", width=8), (Part.of("soft_target", temperature=4.0),), Part("adamw"), seed=1)
+    training = CompressionConfig(
+        Part.of("cnn", width=8), (Part.of("soft_target", temperature=4.0),), Part("adamw"), seed=1
+    )
     return Job(number, training, CUTS, role)
 
 

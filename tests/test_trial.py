@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from autocompress.config import CompressionConfig, Part
 from autocompress.distill.teacher import TeacherRecipe
 from autocompress.errors import ArtifactError
@@ -139,7 +140,9 @@ def test_a_training_that_cannot_work_becomes_a_failed_result(training: Compressi
     assert not found.candidates
 
 
-@pytest.mark.parametrize(("fault", "reason"), [(MemoryError(), "out of memory"), (ZeroDivisionError("oops"), "ZeroDivisionError: oops")])
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(MemoryError(), "out of memory"), (ZeroDivisionError("oops"), "ZeroDivisionError: oops")]
+)
 def test_whatever_is_raised_in_a_trial_becomes_its_reason(
     monkeypatch: pytest.MonkeyPatch, fault: Exception, reason: str
 ) -> None:

@@ -20,7 +20,7 @@ from autocompress.study import StoredTrial, Study, now
 
 MAX_ATTEMPTS = 2
 HOPELESS = 10
-MAX_DUPLICATES = 200
+MAX_DUPLICATES = 64
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from autocompress.errors import AutocompressError, NoCandidateError, RunFolderEr
 from autocompress.front import full_fidelity, pareto_front
 from autocompress.lab import Setup, settled
 from autocompress.pick import pick
-from autocompress.records import Cut, Job, Role, State, TrialResult
+from autocompress.records import Cut, Job, Role
 from autocompress.registry import BACKENDS, OBJECTIVES, TASKS
 from autocompress.storage import write_atomic
 from autocompress.study import DATABASE, Study
 from autocompress.task import Splits, Task
 from autocompress.trial import TrialRunner, cpu_capability, score_test_split, teacher_record
 
-TWIN = "the pick without distillation"
+PLAIN = (Part("none"),)
 LIBRARIES = ("autocompress", "torch", "optuna", "torch-pruning", "onnxruntime")
 
 
@@ -291,17 +291,16 @@ def _driver(plan: Plan, study: Study, events: Events) -> Driver:
 
 
 def _finish(plan: Plan, study: Study) -> None:
-    """Freeze the front on select_val, train the pick's twin without distillation, and read the test split."""
-    table = full_fidelity(study.candidates())
-    front = pareto_front(table, study.meta("objectives"))
+    """Freeze the front on select_val, train a twin without distillation, and read the test split."""
+    table = study.candidates()
+    front = list(pareto_front(full_fidelity(table), study.meta("objectives"), study.meta("limits"))["id"])
     try:
-        recommended = pick(study.candidates(), study.all_meta()).id
+        recommended = pick(table, study.all_meta()).id
     except NoCandidateError:
         recommended = ""
-    baselines = _twin(plan, study, recommended)
-    identities = list(dict.fromkeys([*front["id"], *filter(None, [recommended]), *baselines]))
+    baselines = _twin(plan, study, [recommended, *reversed(front)] if recommended else [])
     chosen = {}
-    for identity in identities:
+    for identity in dict.fromkeys([*front, *filter(None, [recommended]), *baselines]):
         candidate = study.candidate(identity)
         chosen[identity] = (candidate, study.checkpoint_path(candidate.checkpoint).read_bytes())
     scores, teacher = score_test_split(chosen, plan.setup)
@@ -311,7 +310,7 @@ def _finish(plan: Plan, study: Study) -> None:
     study.set_meta(
         {
             "teacher": record,
-            "front": list(front["id"]),
+            "front": front,
             "recommended": recommended,
             "baselines": baselines,
             "test_reads": study.meta("test_reads", 0) + 1,
@@ -319,38 +318,29 @@ def _finish(plan: Plan, study: Study) -> None:
     )
 
 
-def _twin(plan: Plan, study: Study, recommended: str) -> dict[str, str]:
-    """Train the recommended candidate once more without distillation; return its id with its label."""
-    if not recommended:
+def _twin(plan: Plan, study: Study, wanted: list[str]) -> dict[str, str]:
+    """Train the first distilled one of ``wanted`` once more without distillation; return the twin's id and label."""
+    distilled = [candidate for candidate in map(study.candidate, wanted) if candidate.config.distill != PLAIN]
+    if not distilled:
         return {}
-    candidate = study.candidate(recommended)
-    plain = replace(candidate.config.training, distill=(Part("none"),))
-    if plain == candidate.config.training:
-        return {}
+    candidate = distilled[0]
+    label = f"{candidate.id} without distillation"
+    config = replace(candidate.config, distill=PLAIN)
     stored = study.stored_trials()
     for trial in stored:
-        if trial.job.role is Role.BASELINE and trial.job.training == plain and trial.state is State.COMPLETE:
-            found = [
-                c.id
-                for c in study.candidates_of(trial.job.number)
-                if c.config.prune == candidate.config.prune and c.config.quantize == candidate.config.quantize
-            ]
-            if found:
-                return {found[0]: TWIN}
-    job = Job(
-        max(trial.job.number for trial in stored) + 1,
-        plain,
-        (Cut(candidate.config.prune, candidate.config.quantize),),
-        Role.BASELINE,
-    )
+        if trial.job.role is Role.BASELINE:
+            for earlier in study.candidates_of(trial.job.number):
+                if earlier.config == config:
+                    return {earlier.id: label}
+    number = max(trial.job.number for trial in stored) + 1
+    job = Job(number, config.training, (Cut(config.prune, config.quantize),), Role.BASELINE)
     study.add_job(job, None)
-    result: TrialResult = TrialRunner(plan.setup)(job)
+    result = TrialRunner(plan.setup)(job)
     study.finish(result, elapsed=study.meta("seconds", 0.0), hypervolume=float("nan"))
-    return {candidate.id: TWIN for candidate in result.candidates}
+    return {twin.id: label for twin in result.candidates}
 
 
 def _top_reason(study: Study) -> str:
     reasons = study.trials()["reason"]
     reasons = reasons[reasons != ""]
     return str(reasons.mode().iloc[0]) if len(reasons) else "no trial was run"
-

@@ -28,7 +28,13 @@ class Proposer:
     """
 
     def __init__(
-        self, folder: Path, name: str, sampler: str, seed: int, directions: Sequence[Literal["maximize", "minimize"]], metric_names: Sequence[str]
+        self,
+        folder: Path,
+        name: str,
+        sampler: str,
+        seed: int,
+        directions: Sequence[Literal["maximize", "minimize"]],
+        metric_names: Sequence[str],
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._sampler = sampler

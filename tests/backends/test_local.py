@@ -1,16 +1,17 @@
 from pathlib import Path
 
 import pytest
+
 from autocompress.backends.local import Local, Serial, usable_cores
 from autocompress.config import CompressionConfig, Part
 from autocompress.records import Cut, Job, State, TrialResult
-
 from tests.fakes import FakeTrials
 
 
 def jobs(count: int) -> list[Job]:
     return [
-        Job(n, CompressionConfig(Part.of("cnn", width=n + 1), (Part("none"),), Part("adamw"), seed=n), (Cut(),)) for n in range(count)
+        Job(n, CompressionConfig(Part.of("cnn", width=n + 1), (Part("none"),), Part("adamw"), seed=n), (Cut(),))
+        for n in range(count)
     ]
 
 

@@ -49,7 +49,9 @@ class TestBackend:
         queue, told = self.jobs(1), []
         expected = fake_result(queue[0])
         BACKENDS.get(name)(workers=1).run(
-            lambda: queue.pop(0) if queue else None, FakeTrials(tmp_path / "log"), lambda job, result: told.append(result)
+            lambda: queue.pop(0) if queue else None,
+            FakeTrials(tmp_path / "log"),
+            lambda job, result: told.append(result),
         )
         assert told == [expected]
         assert told[0].state is State.COMPLETE

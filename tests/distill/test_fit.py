@@ -97,7 +97,11 @@ def test_a_divergent_loss_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("terms", "message"),
-    [([Part("soft_target")], "reads a teacher"), ([Part("none"), Part("soft_target")], "exactly one term"), ([], "exactly one")],
+    [
+        ([Part("soft_target")], "reads a teacher"),
+        ([Part("none"), Part("soft_target")], "exactly one term"),
+        ([], "exactly one"),
+    ],
 )
 def test_terms_that_cannot_work_are_refused_before_training(terms: list[Part], message: str) -> None:
     with pytest.raises(TrialError, match=message):

@@ -42,14 +42,18 @@ def test_soft_target_mixes_by_alpha_and_alpha_zero_is_none() -> None:
     term, none = SoftTarget(), DISTILL.get("none")
     plain = none.loss(none.config(), student, teacher, targets, hard, nn.Identity())
     for alpha in (0.0, 0.3, 1.0):
-        mixed = term.loss(SoftTargetConfig(temperature=2.0, alpha=alpha), student, teacher, targets, hard, nn.Identity())
+        mixed = term.loss(
+            SoftTargetConfig(temperature=2.0, alpha=alpha), student, teacher, targets, hard, nn.Identity()
+        )
         soft = softened_kl(student.logits["label"], teacher.logits["label"], 2.0)
         assert torch.allclose(mixed, (1 - alpha) * plain + alpha * soft, atol=1e-6)
     assert term.needs(SoftTargetConfig(alpha=0.0)) is Needs.NOTHING
 
 
 @given(st.sampled_from([0.01, 0.1, 1.0, 30.0, 1000.0]), st.sampled_from([1.0, 1e2, 1e4]), st.integers(0, 5))
-def test_extreme_logits_and_temperatures_give_finite_loss_and_gradient(temperature: float, size: float, seed: int) -> None:
+def test_extreme_logits_and_temperatures_give_finite_loss_and_gradient(
+    temperature: float, size: float, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     student = (torch.randn(3, 5, generator=generator).sign() * size).requires_grad_()
     teacher = torch.randn(3, 5, generator=generator).sign() * size

@@ -39,7 +39,11 @@ def test_cached_logits_are_the_models_own_on_every_view_and_the_test_split_is_no
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        *((name, damage) for name in ("weights.safetensors", "logits.safetensors") for damage in ("flip", "cut", "remove")),
+        *(
+            (name, damage)
+            for name in ("weights.safetensors", "logits.safetensors")
+            for damage in ("flip", "cut", "remove")
+        ),
         ("teacher.json", "cut"),
     ],
 )

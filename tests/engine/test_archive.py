@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
+
 from autocompress.config import CompressionConfig, Part
 from autocompress.engine.archive import Archive
 from autocompress.records import Candidate
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.fakes import OBJECTIVES
 
 CONFIG = CompressionConfig(Part("cnn"), (Part("none"),), Part("adamw"))

@@ -6,13 +6,13 @@ from typing import Any
 
 import optuna
 import pytest
+
 from autocompress.engine.driver import HOPELESS, Driver, Progress, checked
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.records import Job, State, TrialResult
 from autocompress.study import Study
-
 from tests.fakes import OBJECTIVES, fake_result
 
 SPEC = """\
@@ -24,7 +24,9 @@ quantize: {none: {}, post_training: {weight_bits: [4, 8]}}
 """
 
 
-def driver(folder: Path, *overrides: str, start: Sequence[dict[str, Any]] = (), seen: list[Progress] | None = None) -> Driver:
+def driver(
+    folder: Path, *overrides: str, start: Sequence[dict[str, Any]] = (), seen: list[Progress] | None = None
+) -> Driver:
     source = parse_spec(SPEC, "x", overrides)
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {"name": "x"})
     search = source.spec.search
@@ -130,7 +132,9 @@ def test_a_duplicate_of_a_running_training_is_answered_when_that_finishes(tmp_pa
     assert {t.state for t in study.trials} == {optuna.trial.TrialState.COMPLETE}
 
 
-def test_a_time_budget_stops_before_a_training_would_end_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_budget_stops_before_a_training_would_end_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [0.0]
     monkeypatch.setattr("autocompress.engine.driver.now", lambda: clock[0])
     found = driver(tmp_path, "search.minutes=1")

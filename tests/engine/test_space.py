@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+
 from autocompress.config import Part
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import parse_spec
@@ -117,8 +118,14 @@ def test_defaults_start_from_the_teachers_shape_within_the_space() -> None:
         ("student: {cnn: {width: {low: 8, hihg: 9}}}", "did you mean 'high'"),
         ("student: {cnn: {block: {low: 1}}}", "list the values"),
         ("student: {cnn: {width: {log: 3}}}", "must be true or false"),
-        ("student: {cnn: {}}\ndistill: {soft_target: {temperature: {low: 0.5, high: 2}}}", "x:3: .*outside the knob's range 1..10"),
-        ("student: {cnn: {}}\nquantize: {post_training: {weight_bits: [1, 8]}}", "x:3: quantize.post_training.weight_bits: 1 is outside"),
+        (
+            "student: {cnn: {}}\ndistill: {soft_target: {temperature: {low: 0.5, high: 2}}}",
+            "x:3: .*outside the knob's range 1..10",
+        ),
+        (
+            "student: {cnn: {}}\nquantize: {post_training: {weight_bits: [1, 8]}}",
+            "x:3: quantize.post_training.weight_bits: 1 is outside",
+        ),
         ("student: {cnn: {}}\nprune: {structured: {pruning_ratio: 1.0}}", "1.0 is outside"),
         ("student: {cnn: {}}\nfit: {adam: {}}", "did you mean 'adamw'"),
         ("student: {cnn: {}}\nfit: {adamw: {weight_decay: {low: 0, high: 0.1, log: true}}}", "low above 0"),

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+
 from autocompress.engine.spec import Spec, load_spec, parse_spec, schema, shipped_spaces
 from autocompress.errors import AutocompressError, SpecError, UsageError
 
@@ -45,7 +46,14 @@ def test_mistakes_name_the_line_and_the_fix(text: str, message: str) -> None:
 
 def test_overrides_reach_any_depth_and_read_values_as_yaml() -> None:
     spec = parse_spec(
-        GOOD, "x", ["search.mode=sampled", "student.cnn.width={low: 4, high: 8}", "search.seed=7", "prune.structured.pruning_ratio=0.5"]
+        GOOD,
+        "x",
+        [
+            "search.mode=sampled",
+            "student.cnn.width={low: 4, high: 8}",
+            "search.seed=7",
+            "prune.structured.pruning_ratio=0.5",
+        ],
     ).spec
     assert spec.search.mode == "sampled"
     assert spec.search.seed == 7

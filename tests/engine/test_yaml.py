@@ -1,4 +1,5 @@
 import pytest
+
 from autocompress.engine.yaml import MAX_BYTES, parse
 from autocompress.errors import SpecError
 

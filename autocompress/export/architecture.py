@@ -1,0 +1,191 @@
+"""What architecture.json may hold: enough to rebuild a pruned, quantized module from its tensors, and nothing else."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from torch import Tensor
+
+from autocompress.config import CompressionConfig
+from autocompress.errors import ArtifactError, UsageError
+from autocompress.method import LayerBits, MethodState
+from autocompress.quantize.packing import pack, unpack
+
+Count = Annotated[int, Field(ge=0, le=2**31)]
+Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
+Bits = Annotated[int, Field(ge=1, le=64)]
+IntegerName = Literal["bool", "uint8", "int8", "int16", "int32", "int64"]
+# A tensor of one repeated value takes no bytes, so its size is bounded here.
+LARGEST_CONSTANT = 2**24
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Packed(_Strict):
+    """An integer tensor stored as a stream of n-bit codes; zero bits for one repeated value."""
+
+    bits: Annotated[int, Field(ge=0, le=8)]
+    offset: int
+    shape: Shape
+    dtype: IntegerName
+
+
+class Input(_Strict):
+    """One positional argument of the model, for a batch of one."""
+
+    shape: Shape
+    dtype: Literal["float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"]
+
+
+class SavedState(_Strict):
+    """The JSON part of a :class:`~autocompress.method.MethodState`."""
+
+    history: dict[str, JsonValue]
+    bits: dict[str, tuple[Bits, Bits]]
+
+
+class Architecture(_Strict):
+    """The whole of architecture.json.
+
+    Attributes:
+        task: The task's registered name.
+        options: The task's options.
+        config: The candidate's config, as :meth:`CompressionConfig.to_json` writes it.
+        heads: Head name to number of classes.
+        labels: Head name to the name of each class.
+        inputs: The model's positional arguments.
+        folded: Layers and the batch normalizations folded into them.
+        prune: What pruning did.
+        quantize: What quantization did.
+        packed: Tensors of model.safetensors that are packed.
+        aliases: Names of tensors that share another one's values.
+        versions: Library name to the version that wrote the artifact.
+    """
+
+    format: Literal[1]
+    task: str
+    options: dict[str, JsonValue]
+    config: dict[str, JsonValue]
+    heads: dict[str, Annotated[int, Field(ge=1, le=2**24)]]
+    labels: dict[str, list[str]] | None
+    inputs: Annotated[list[Input], Field(min_length=1, max_length=64)]
+    folded: list[tuple[str, str]]
+    prune: SavedState | None
+    quantize: SavedState | None
+    packed: dict[str, Packed]
+    aliases: dict[str, str]
+    versions: dict[str, str]
+
+    @property
+    def compression(self) -> CompressionConfig:
+        """The candidate's config.
+
+        Raises:
+            ArtifactError: The config has another form.
+        """
+        try:
+            return CompressionConfig.from_json(self.config)
+        except (UsageError, AttributeError, TypeError, ValueError) as error:
+            raise ArtifactError(f"architecture.json: its config cannot be read ({error})") from error
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Return a batch of one, all zeros, as the model's positional arguments."""
+        return tuple(torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype)) for entry in self.inputs)
+
+
+def parse(content: bytes) -> Architecture:
+    """Return the checked content of architecture.json.
+
+    Raises:
+        ArtifactError: Something is missing, unknown, of another type or out of bounds.
+    """
+    try:
+        return Architecture.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"]) or "the file"
+        raise ArtifactError(f"architecture.json: {where}: {first['msg']}") from error
+
+
+def saved_state(state: MethodState | None) -> SavedState | None:
+    """Return the JSON part of a method's state."""
+    if state is None:
+        return None
+    bits = {name: (layer.weight, layer.activation) for name, layer in state.bits.items()}
+    return SavedState.model_validate({"history": dict(state.history), "bits": bits})
+
+
+def method_state(saved: SavedState, tensors: Mapping[str, Tensor]) -> MethodState:
+    """Return a method's state from its JSON part and its tensors."""
+    bits = {name: LayerBits(*widths) for name, widths in saved.bits.items()}
+    return MethodState(history=saved.history, tensors=tensors, bits=bits)
+
+
+def compact(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Packed], dict[str, str]]:
+    """Return the tensors to store, how integer ones are packed, and which names share another one's values.
+
+    Integer tensors take as many bits as their spread needs: a 3-bit layer takes 3 bits a weight.
+    """
+    stored: dict[str, Tensor] = {}
+    packed: dict[str, Packed] = {}
+    aliases: dict[str, str] = {}
+    owners: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu()
+        owner = owners.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), name)
+        if owner != name and tensor.numel():
+            aliases[name] = owner
+            continue
+        spread = _spread(tensor)
+        if spread is None:
+            stored[name] = tensor.contiguous().clone()
+            continue
+        low, bits = spread
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        packed[name] = Packed.model_validate(
+            {"bits": bits, "offset": low, "shape": tuple(tensor.shape), "dtype": dtype}
+        )
+        if bits:
+            stored[name] = pack(tensor, bits, low)
+    return stored, packed, aliases
+
+
+def expand(stored: Mapping[str, Tensor], packed: Mapping[str, Packed], aliases: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the tensors that :func:`compact` was given.
+
+    Raises:
+        ArtifactError: A packed tensor has no bytes, the wrong number of them, or an alias has no owner.
+    """
+    tensors = dict(stored)
+    for name, how in packed.items():
+        if how.bits and name not in stored:
+            raise ArtifactError(f"model.safetensors lacks '{name}'")
+        if not how.bits and torch.Size(how.shape).numel() > LARGEST_CONSTANT:
+            raise ArtifactError(f"architecture.json: '{name}' is too large for a constant")
+        dtype = getattr(torch, how.dtype)
+        try:
+            if how.bits:
+                tensors[name] = unpack(stored[name], how.bits, how.shape, how.offset, dtype)
+            else:
+                tensors[name] = torch.full(how.shape, how.offset, dtype=dtype)
+        except (OverflowError, RuntimeError, ValueError) as error:
+            raise ArtifactError(f"model.safetensors: '{name}': {error}") from error
+    for name, owner in aliases.items():
+        if owner not in tensors:
+            raise ArtifactError(f"model.safetensors lacks '{owner}'")
+        tensors[name] = tensors[owner]
+    return tensors
+
+
+def _spread(tensor: Tensor) -> tuple[int, int] | None:
+    """Return the smallest value and the bits above it, or None where the tensor is not packed."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() == 0:
+        return None
+    low, high = int(tensor.min()), int(tensor.max())
+    bits = (high - low).bit_length()
+    if bits > 8 or (bits == 0 and tensor.numel() > LARGEST_CONSTANT):
+        return None
+    return low, bits

@@ -1,0 +1,112 @@
+"""From a candidate's id in a run folder to a deployable, verified artifact."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import VerificationError
+from autocompress.export.artifact import Deployable, write_artifact
+from autocompress.export.verify import Verification, verify as verify_artifact
+from autocompress.lab import Lab, Rebuilt, Setup, lab, settled
+from autocompress.measure import Subject, measure
+from autocompress.records import Candidate, Cut, Job
+from autocompress.study import Study
+from autocompress.trial import run_trial
+
+REPRODUCED = 0.005
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export gave.
+
+    Attributes:
+        folder: The artifact.
+        verification: What the exported files did on the test split, if that was asked.
+    """
+
+    folder: Path
+    verification: Verification | None
+
+
+def export_candidate(
+    run: Path, identity: str, *, verify: bool = True, tolerance: float = 0.005, agreement: float = 0.99
+) -> Exported:
+    """Write ``picks/<id>`` in the run folder, and measure it again on the test split.
+
+    A candidate whose weights were not kept is trained again from its record.
+
+    Args:
+        run: The run folder.
+        identity: The candidate's id.
+        verify: Whether to run the exported files.
+        tolerance: Largest difference between the exported file's accuracy and the searched one, as a fraction.
+        agreement: Smallest share of equal predictions.
+
+    Raises:
+        UsageError: The run has no such candidate.
+        ArtifactError: It cannot be exported.
+        VerificationError: The exported model does not behave as the searched one.
+    """
+    with Study.read(run) as study:
+        candidate = study.candidate(identity)
+        setup = Setup.from_json(study.meta("setup"))
+        name, command = study.meta("name"), study.meta("command")
+        path = study.checkpoint_path(candidate.checkpoint)
+    with settled():
+        place = lab(setup)
+        content = path.read_bytes() if path.is_file() else _trained_again(candidate, setup)
+        rebuilt = place.rebuild(candidate.config, content)
+        _compare_scores(place, rebuilt, candidate)
+        deployable = Deployable(
+            candidate.config,
+            place.task.name,
+            setup.task.values,
+            None,
+            dict(place.task.heads),
+            place.task.example(),
+            rebuilt.float_model,
+            rebuilt.model,
+            rebuilt.prune,
+            rebuilt.quantize,
+        )
+        folder = write_artifact(run / "picks" / identity, deployable, _card(candidate, place, name, command))
+        return Exported(folder, _verified(folder, place, rebuilt, tolerance, agreement) if verify else None)
+
+
+def _trained_again(candidate: Candidate, setup: Setup) -> bytes:
+    cut = Cut(candidate.config.prune, candidate.config.quantize)
+    result = run_trial(Job(candidate.trial, candidate.config.training, (cut,)), setup)
+    (content,) = result.checkpoints.values()
+    return content
+
+
+def _compare_scores(place: Lab, rebuilt: Rebuilt, candidate: Candidate) -> None:
+    """Make sure that this is the model whose scores the store holds."""
+    split = place.splits.select_val
+    logits = place.predict(rebuilt.model, split)
+    found = measure(Subject(logits, split.targets, place.teacher.logits["select_val"]), ["accuracy"])["accuracy"]
+    stored = candidate.scores["select_val"]["accuracy"]
+    if abs(found - stored) > REPRODUCED:
+        raise VerificationError(
+            f"{candidate.id} scores {found:.4f} on select_val here and {stored:.4f} in the store; "
+            "the processor or a library differs from the search's"
+        )
+
+
+def _verified(folder: Path, place: Lab, rebuilt: Rebuilt, tolerance: float, agreement: float) -> Verification:
+    split = place.splits.test
+    predictions = {head: logits.argmax(-1) for head, logits in place.predict(rebuilt.model, split).items()}
+    scores = {head: float((found == split.targets[head]).double().mean()) for head, found in predictions.items()}
+    return verify_artifact(folder, split, place.task.heads, scores, predictions, tolerance, agreement)
+
+
+def _card(candidate: Candidate, place: Lab, name: str, command: str) -> Mapping[str, Any]:
+    about = (type(place.task).__doc__ or place.task.name).strip().splitlines()[0]
+    return {
+        "title": f"{name} {candidate.id}",
+        "summary": f"One candidate of the search `{command or name}`. {about}",
+        "scores": {split: dict(values) for split, values in candidate.scores.items()},
+        "costs": dict(candidate.costs),
+    }

@@ -1,0 +1,155 @@
+"""card.md: what the exported model is, what it scores and costs, how it was made and how to load it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from autocompress.config import Part
+from autocompress.export.architecture import Architecture
+
+FILES = {
+    "model.onnx": "the model for any ONNX runtime; axis 0 is the batch",
+    "model_float.onnx": "the same model before quantization, 32-bit floating point",
+    "model.safetensors": "its tensors, weights as packed codes",
+    "architecture.json": "how to rebuild the module from them",
+    "config.yaml": "the point of the search it was made from",
+    "manifest.json": "size and SHA-256 of each file; loading checks them",
+}
+LABELS_SHOWN = 100
+
+
+def render(architecture: Architecture, card: Mapping[str, Any], sizes: Mapping[str, int], weights_only: bool) -> str:
+    """Return the card as Markdown.
+
+    Args:
+        architecture: What the artifact holds.
+        card: ``title`` and ``summary`` stand on top; every other entry becomes a section: a mapping a table, a
+            mapping of mappings a table with columns, a list bullets, anything else a paragraph.
+        sizes: File name to bytes.
+        weights_only: Whether only weights are quantized.
+    """
+    heads = ", ".join(f"{_text(name)} ({classes} classes)" for name, classes in architecture.heads.items())
+    facts = {"Task": f"{architecture.task}: {heads}", "Quantized": _bits(architecture)}
+    parts = [f"# {_text(card.get('title', f'{architecture.task} model'))}", _text(card.get("summary", ""))]
+    parts.append("\n".join(f"- {name}: {_text(value)}" for name, value in facts.items()))
+    for name, content in card.items():
+        if name not in ("title", "summary"):
+            parts += [f"## {_text(name).capitalize()}", _section(content)]
+    parts += ["## How it was made", _made(architecture), "## Files"]
+    parts.append(
+        _table([["file", "bytes", "what"], *([n, f"{sizes[n]:,}", w] for n, w in FILES.items() if n in sizes)])
+    )
+    parts += ["## Load it with onnxruntime", _code(_onnx_lines(architecture, weights_only))]
+    parts += ["## Load it as a torch module", _code(_torch_lines(architecture))]
+    for head, labels in (architecture.labels or {}).items():
+        shown = [f"{index}: {_text(label)}" for index, label in enumerate(labels[:LABELS_SHOWN])]
+        parts += [f"## Classes of {_text(head)}", ", ".join(shown) + (", …" if len(labels) > LABELS_SHOWN else "")]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _bits(architecture: Architecture) -> str:
+    if architecture.quantize is None or not architecture.quantize.bits:
+        return "no, 32-bit floating point"
+    widths = sorted(set(architecture.quantize.bits.values()))
+    shown = ", ".join(f"{weight}-bit weights with {activation}-bit inputs" for weight, activation in widths)
+    return f"{shown} ({len(architecture.quantize.bits)} layers)"
+
+
+def _made(architecture: Architecture) -> str:
+    config = architecture.compression
+    parts: list[tuple[str, Part | None]] = [("student", config.student), ("fit", config.fit)]
+    parts += [("distill", part) for part in config.distill]
+    parts += [("prune", config.prune), ("quantize", config.quantize)]
+    lines = [
+        f"- {stage}: {_text(part.name)}" + "".join(f", {_text(name)} {_text(value)}" for name, value in part.settings)
+        for stage, part in parts
+        if part is not None
+    ]
+    versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in architecture.versions.items())
+    return "\n".join([*lines, f"- seed: {config.seed}", f"- with: {versions}"])
+
+
+def _onnx_lines(architecture: Architecture, weights_only: bool) -> list[str]:
+    names = input_names(len(architecture.inputs))
+    inputs = ", ".join(
+        f'"{name}": np.zeros({_tuple(entry.shape)}, dtype="{entry.dtype}")'
+        for name, entry in zip(names, architecture.inputs, strict=True)
+    )
+    lines = ["import numpy as np", "import onnxruntime as ort", ""]
+    options = ""
+    if weights_only:
+        # Without it onnxruntime decodes the weights again in every run.
+        options = ", options"
+        lines += [
+            "options = ort.SessionOptions()",
+            'options.add_session_config_entry("session.disable_quant_qdq", "1")',
+        ]
+    return [
+        *lines,
+        f'session = ort.InferenceSession("model.onnx"{options}, providers=["CPUExecutionProvider"])',
+        f"outputs = session.run(None, {{{inputs}}})",
+        "for head, logits in zip(session.get_outputs(), outputs):",
+        "    print(head.name, logits.argmax(axis=-1))",
+    ]
+
+
+def _torch_lines(architecture: Architecture) -> list[str]:
+    inputs = ", ".join(
+        f"torch.zeros({_tuple(entry.shape)}, dtype=torch.{entry.dtype})" for entry in architecture.inputs
+    )
+    return [
+        "import torch",
+        "from autocompress import load_artifact",
+        "",
+        'model = load_artifact(".")',
+        "with torch.inference_mode():",
+        f"    output = model({inputs})",
+        "print(output)",
+    ]
+
+
+def input_names(count: int) -> list[str]:
+    """Return what the inputs of an exported graph are called.
+
+    Example:
+        >>> input_names(1), input_names(2)
+        (['input'], ['input_0', 'input_1'])
+    """
+    return ["input"] if count == 1 else [f"input_{index}" for index in range(count)]
+
+
+def _section(content: Any) -> str:
+    if isinstance(content, Mapping):
+        if content and all(isinstance(value, Mapping) for value in content.values()):
+            columns = list(dict.fromkeys(name for value in content.values() for name in value))
+            rows = [[row, *(_number(value.get(name, "")) for name in columns)] for row, value in content.items()]
+            return _table([["", *columns], *rows])
+        return _table([["", "value"], *([name, _number(value)] for name, value in content.items())])
+    if isinstance(content, list | tuple):
+        return "\n".join(f"- {_text(item)}" for item in content)
+    return _text(content)
+
+
+def _table(rows: list[list[Any]]) -> str:
+    lines = ["| " + " | ".join(_text(cell) for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _code(lines: list[str]) -> str:
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _tuple(shape: tuple[int, ...]) -> str:
+    return repr(tuple(shape))
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _text(value: Any) -> str:
+    """Return a value as one line that Markdown shows as it is: no markup, no control or direction characters."""
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+", " ", str(value))
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line).replace("\\_", "_")

@@ -1,0 +1,155 @@
+"""The files of an artifact: written aside and renamed, checked by size and SHA-256 before anything reads them."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autocompress.errors import ArtifactError
+from autocompress.storage import sha256, storage_errors
+
+MANIFEST = "manifest.json"
+REQUIRED = ("model.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md")
+KNOWN = (*REQUIRED, "model_float.onnx")
+LARGEST_MANIFEST = 2**16
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    files: dict[
+        Literal["model.onnx", "model_float.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md"],
+        _Entry,
+    ]
+    format: Literal[1]
+    sha256: str
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], check: Callable[[Path], None]) -> None:
+    """Write the files and their manifest; the folder appears whole, and replaces an artifact that was there.
+
+    Args:
+        folder: Where they go.
+        files: Name to content.
+        check: Called with the finished folder while it still has another name; what it raises undoes everything.
+
+    Raises:
+        ArtifactError: Something else than an artifact is there.
+        StorageError: No space is left, or the folder cannot be written.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.is_symlink() or (folder.exists() and not _is_artifact(folder)):
+        raise ArtifactError(f"{folder} exists and is no artifact; choose another folder")
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            for name, content in {**files, MANIFEST: _manifest(files)}.items():
+                with open(aside / name, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            aside.chmod(0o755)
+            _sync(aside)
+            check(aside)
+            _swap(aside, folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        _sync(folder.parent)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file of an artifact, each checked against the manifest.
+
+    Raises:
+        ArtifactError: The folder is no artifact, or a file is missing or was changed.
+    """
+    manifest = _read_manifest(folder)
+    files: dict[str, bytes] = {}
+    for name, entry in manifest.files.items():
+        path = folder / name
+        try:
+            if path.stat().st_size != entry.bytes:
+                raise ArtifactError(f"{path} has {path.stat().st_size} bytes instead of {entry.bytes}; export it again")
+            content = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read ({error.strerror}); export it again") from error
+        if sha256(content) != entry.sha256:
+            raise ArtifactError(f"{path} was changed: its SHA-256 is not the manifest's; export it again")
+        files[name] = content
+    return files
+
+
+def _manifest(files: Mapping[str, bytes]) -> bytes:
+    entries = {name: {"bytes": len(content), "sha256": sha256(content)} for name, content in files.items()}
+    return _written({"files": entries, "format": 1, "sha256": sha256(_canonical(entries))})
+
+
+def _read_manifest(folder: Path) -> _Manifest:
+    path = folder / MANIFEST
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_MANIFEST + 1)
+    except OSError as error:
+        raise ArtifactError(f"{folder} is no artifact: {MANIFEST} cannot be read ({error.strerror})") from error
+    try:
+        manifest = _Manifest.model_validate_json(content)
+        data = manifest.model_dump()
+    except ValidationError as error:
+        raise ArtifactError(f"{path} was changed: {error.errors()[0]['msg']}; export it again") from error
+    # The text must be the one that was written, to the last space: then a flipped bit anywhere shows.
+    if _written(data) != content or sha256(_canonical(data["files"])) != data["sha256"]:
+        raise ArtifactError(f"{path} was changed; export it again")
+    missing = [name for name in REQUIRED if name not in data["files"]]
+    if missing:
+        raise ArtifactError(f"{path} does not list {', '.join(missing)}; export it again")
+    return manifest
+
+
+def _canonical(data: object) -> bytes:
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _written(data: object) -> bytes:
+    return (json.dumps(data, sort_keys=True, indent=1) + "\n").encode()
+
+
+def _is_artifact(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))
+
+
+def _swap(aside: Path, folder: Path) -> None:
+    """Give ``aside`` the name of ``folder``; what was there goes, and comes back if the renaming fails."""
+    if not folder.exists():
+        aside.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    folder.rename(old / "old")
+    try:
+        aside.rename(folder)
+    except BaseException:
+        (old / "old").rename(folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,234 @@
+"""ONNX graphs: the float one as torch exports it, the quantized one with integer codes and our own ranges.
+
+The quantized graph is exported with QuantizeLinear and DequantizeLinear where the model rounds its inputs and
+weights, so no node has to be found again by its name; :mod:`autocompress.export.integer` then makes it fit the
+rules by which onnxruntime chooses integer kernels.
+"""
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+from onnx.external_data_helper import uses_external_data
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from autocompress.errors import ArtifactError
+from autocompress.export.card import input_names
+from autocompress.export.integer import integer_kernels
+from autocompress.method import MethodState
+from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, swap_quantizers
+from autocompress.quantize.integer import widened_codes
+from autocompress.quantize.quantizers import Grid
+from autocompress.task import as_heads
+
+WEIGHTS_ONLY = "autocompress.weights_only"
+CONTAINERS = {(0, 255), (-128, 127)}
+
+
+def export_float(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int]) -> onnx.ModelProto:
+    """Return the graph of a model; axis 0 of its inputs and outputs is the batch, outputs are named like the heads.
+
+    Raises:
+        ArtifactError: torch cannot export the model.
+    """
+    return _tidy(_export(copy.deepcopy(model), example, heads))
+
+
+def export_quantized(
+    model: nn.Module, state: MethodState, example: tuple[Tensor, ...], heads: Mapping[str, int]
+) -> onnx.ModelProto:
+    """Return the graph of a quantized model: weights as int8 or uint8 codes, inputs rounded to their n-bit grid.
+
+    An n-bit grid lives in an 8-bit container, clipped to the n-bit codes. A layer whose weights stay at 32 bits
+    rounds its inputs in floating point: with a quantized input, onnxruntime would round the weights too.
+
+    Raises:
+        ArtifactError: torch cannot export the model.
+    """
+    marked = copy.deepcopy(model).eval()
+    entries = [entry for entry in state.history.get("layers", []) if entry["weight"] is not None]
+    for entry in entries:
+        _mark(marked.get_submodule(entry["name"]), entry["name"], state.tensors)
+    proto = _tidy(integer_kernels(_export(marked, example, heads)))
+    if entries and all(entry["input"] is None for entry in entries):
+        onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
+    return proto
+
+
+def session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Return an onnxruntime session on the processor, as an exported model is meant to be run.
+
+    Where only weights are quantized, they are decoded once on loading: by default onnxruntime decodes them
+    again in every run.
+
+    Raises:
+        ArtifactError: The model is damaged, or keeps tensors in other files.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.log_severity_level = 3
+    if is_weights_only(model):
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common root
+        raise ArtifactError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from error
+
+
+def is_weights_only(model: bytes) -> bool:
+    """Return whether an exported model has quantized weights and floating-point inputs throughout.
+
+    Raises:
+        ArtifactError: The model is damaged, or keeps tensors in other files.
+    """
+    try:
+        proto = onnx.load_from_string(model)
+    except Exception as error:  # protobuf's DecodeError lives in a module that differs between its versions
+        raise ArtifactError(f"the ONNX model is damaged: {error}") from error
+    if any(uses_external_data(tensor) for tensor in proto.graph.initializer):
+        raise ArtifactError("the ONNX model keeps tensors in other files; that is refused")
+    return any(entry.key == WEIGHTS_ONLY for entry in proto.metadata_props)
+
+
+class _Round(nn.Module):
+    """Rounds to a grid by floating-point operations alone."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        zero_point = int(grid.zero_point)
+        self.scale = float(grid.scale)
+        self.low, self.high = float(grid.low - zero_point), float(grid.high - zero_point)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.div(self.scale).round().clamp(self.low, self.high).mul(self.scale)
+
+
+class _QuantizeDequantize(nn.Module):
+    """Emits QuantizeLinear, Clip where the grid is narrower than its container, and DequantizeLinear."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.dtype = grid.dtype
+        self.clips = (grid.low, grid.high) not in CONTAINERS
+        self.scale = nn.Buffer(grid.scale.clone())
+        self.zero_point = nn.Buffer(grid.zero_point.to(grid.dtype))
+        self.low, self.high = (nn.Buffer(torch.tensor(end, dtype=grid.dtype)) for end in (grid.low, grid.high))
+
+    def forward(self, values: Tensor) -> Tensor:
+        codes = _emit("QuantizeLinear", (values, self.scale, self.zero_point), self.dtype, values)
+        if self.clips:
+            codes = _emit("Clip", (codes, self.low, self.high), self.dtype, values)
+        return _emit("DequantizeLinear", (codes, self.scale, self.zero_point), values.dtype, values)
+
+
+class _Dequantize(nn.Module):
+    """Stands for a weight: emits DequantizeLinear of its codes, along axis 0 where there is a scale per channel."""
+
+    def __init__(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+        super().__init__()
+        self.codes, self.scale, self.zero_point = nn.Buffer(codes), nn.Buffer(scale), nn.Buffer(zero_point)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        axis = {"axis": 0} if self.scale.ndim else {}
+        return _emit("DequantizeLinear", (self.codes, self.scale, self.zero_point), weight.dtype, self.codes, axis)
+
+
+class _Heads(nn.Module):
+    """Returns the outputs as a tuple in the order of the heads."""
+
+    def __init__(self, model: nn.Module, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        self.model, self.heads = model, dict(heads)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(as_heads(self.model(*inputs), self.heads).values())
+
+
+def _mark(layer: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Make a layer with quantized weights emit its codes."""
+    quantizer = getattr(layer, INPUT, None)
+    input_scale = quantizer.scale if isinstance(quantizer, FakeQuantize) else None
+    codes, scale, zero_point = (tensors[f"{name}.weight_{part}"] for part in ("codes", "scale", "zero_point"))
+    codes, scale, zero_point = widened_codes(codes, scale, zero_point, layer.bias, input_scale)
+    if zero_point.ndim and bool(zero_point.any()) and getattr(layer, "groups", 1) > 1:
+        # onnxruntime has no kernel for it and takes thirty times as long as in floating point, so that it stays.
+        return
+    parametrize.register_parametrization(layer, "weight", _Dequantize(codes, scale, zero_point), unsafe=True)
+    swap_quantizers(layer, lambda quantizer: _QuantizeDequantize(quantizer.grid))
+
+
+def _emit(
+    operator: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, like: Tensor, attributes: Any = None
+) -> Tensor:
+    emitted: Tensor = torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=like.shape)
+    return emitted
+
+
+def _export(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int]) -> onnx.ModelProto:
+    swap_quantizers(model, lambda quantizer: _Round(quantizer.grid))
+    # A batch of one would be taken for a constant, so the example is shown twice.
+    inputs = tuple(torch.cat([tensor, tensor]) for tensor in example)
+    batch = torch.export.Dim("batch")
+    try:
+        with _silence(), torch.no_grad():
+            program = torch.onnx.export(
+                _Heads(model, heads).eval(),
+                inputs,
+                dynamo=True,
+                dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+                input_names=input_names(len(inputs)),
+                output_names=list(heads),
+                external_data=False,
+                verbose=False,
+            )
+            if program is None:
+                raise ArtifactError("torch exported nothing")
+            proto: onnx.ModelProto = program.model_proto
+    except Exception as error:  # torch.export raises whatever the model's forward does to it
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(f"the model cannot be exported to ONNX: {reason}") from error
+    return proto
+
+
+def _tidy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what tells of the exporting machine (paths, stack traces), and the wrapper's name from every tensor's."""
+    graph = proto.graph
+    for holder in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        holder.ClearField("doc_string")
+        del holder.metadata_props[:]
+    del graph.value_info[:]
+    for tensor in graph.initializer:
+        tensor.name = _plain_name(tensor.name)
+    for index, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{index}"
+        node.input[:] = [_plain_name(name) for name in node.input]
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def _plain_name(name: str) -> str:
+    return name.removeprefix("model.").replace(".parametrizations.weight.0.", ".weight_")
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep torch's exporter from talking: it prints, logs and warns about its own workings."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,59 @@
+"""Packing of n-bit codes: no bit is wasted, so a 3-bit layer takes three bits a weight."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Return the bytes that ``count`` codes of ``bits`` bits take.
+
+    Example:
+        >>> packed_bytes(10, 3)
+        4
+    """
+    return (count * bits + 7) // 8
+
+
+def pack(codes: Tensor, bits: int, offset: int = 0) -> Tensor:
+    """Return integer codes as a dense stream of bits, ``[...] -> uint8 [packed_bytes(n, bits)]``.
+
+    Args:
+        codes: Whole numbers from ``offset`` to ``offset + 2**bits - 1``.
+        bits: Bits a code, 1 to 8.
+        offset: The smallest code: it is stored as zero.
+
+    Raises:
+        ValueError: ``bits`` is not 1 to 8, or a code does not fit.
+
+    Example:
+        >>> pack(torch.tensor([1, 2, 3]), bits=2).tolist()
+        [57]
+    """
+    _check(bits)
+    shifted = codes.detach().cpu().to(torch.int64).numpy().ravel() - offset
+    if shifted.size and not 0 <= shifted.min() <= shifted.max() < 2**bits:
+        raise ValueError(f"codes from {shifted.min() + offset} to {shifted.max() + offset} do not fit {bits} bits")
+    planes = np.unpackbits(shifted.astype(np.uint8)[:, None], axis=1, count=bits, bitorder="little")
+    return torch.from_numpy(np.packbits(planes, bitorder="little"))
+
+
+def unpack(packed: Tensor, bits: int, shape: tuple[int, ...], offset: int, dtype: torch.dtype) -> Tensor:
+    """Return the codes that :func:`pack` stored, ``uint8 [packed_bytes(n, bits)] -> shape``.
+
+    Raises:
+        ValueError: ``bits`` is not 1 to 8, or the stream is not as long as the shape needs.
+    """
+    _check(bits)
+    count = int(np.prod(shape, dtype=np.int64))
+    size = packed_bytes(count, bits)
+    if packed.dtype != torch.uint8 or tuple(packed.shape) != (size,):
+        raise ValueError(f"{count} codes of {bits} bits take {size} bytes, got {list(packed.shape)}")
+    planes = np.unpackbits(packed.cpu().numpy(), count=count * bits, bitorder="little").reshape(count, bits)
+    shifted = np.packbits(planes, axis=1, bitorder="little").reshape(shape)
+    return (torch.from_numpy(shifted).to(torch.int64) + offset).to(dtype)
+
+
+def _check(bits: int) -> None:
+    if not 1 <= bits <= 8:
+        raise ValueError(f"codes have 1 to 8 bits, not {bits}")

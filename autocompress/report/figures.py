@@ -1,0 +1,173 @@
+"""Tables to plotly figures, each in two steps: the data that is drawn, and the drawing.
+
+The figures stand alone in a notebook; the page takes the same ones and redraws the step line when an axis changes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from autocompress.front import Objective
+from autocompress.pick import Pick
+from autocompress.report.picture import Frame, places
+from autocompress.report.points import FrontData, front_data, hypervolume_data, stairs
+from autocompress.report.view import GROUPS
+from autocompress.words import is_share, label
+
+# Okabe and Ito's palette in mid tones that hold on white and on black; shapes tell the groups apart without colour.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f86c8", "#dd5c10", "#109a72", "#b0659a", "#8b93a1"
+_STYLES: dict[str, dict[str, Any]] = {
+    "early": {"symbol": "x-thin", "size": 6, "opacity": 0.5, "line": {"width": 1, "color": GREY}},
+    "infeasible": {"symbol": "circle-open", "size": 7, "color": GREY, "opacity": 0.7},
+    "dominated": {"symbol": "circle", "size": 6, "color": GREY, "opacity": 0.35},
+    "front": {"symbol": "circle", "size": 9, "color": BLUE},
+    "baseline": {"symbol": "triangle-up", "size": 12, "color": PURPLE},
+    "teacher": {"symbol": "square", "size": 12, "color": GREEN},
+    "knee": {"symbol": "circle-open", "size": 20, "color": BLUE, "line": {"width": 2}},
+    "pick": {"symbol": "diamond", "size": 15, "color": ORANGE},
+}
+_NAMES = {**GROUPS, "front": "front", "teacher": "teacher", "knee": "knee of the front", "pick": "pick"}
+_BARE: dict[str, Any] = {
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+    "margin": {"l": 64, "r": 24, "t": 24, "b": 56},
+    "hoverlabel": {"align": "left", "namelength": -1},
+    "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE, "orientation": "v"},
+}
+_LEGEND = ("pick", "front", "knee", "teacher", "baseline", "dominated", "infeasible", "early")
+
+
+def draw_front(data: FrontData) -> go.Figure:
+    """Return the plot: cost (log) against score, with menus that change the axes."""
+    cost, score = data.costs[0], data.scores[0]
+    figure = go.Figure(layout={"template": go.layout.Template(), **_layout(data)})
+    line = stairs(data)
+    steps = {"shape": "hv", "color": BLUE, "width": 2}
+    figure.add_scatter(
+        x=[x for x, _ in line],
+        y=[y for _, y in line],
+        name="front line",
+        mode="lines",
+        line=steps,
+        meta="line",
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    where = places(data, Frame.around(data, (1040.0, 540.0), (64.0, 24.0, 24.0, 56.0)))
+    for name, marks in data.marks.items():
+        figure.add_scatter(
+            x=marks.column(cost["name"]),
+            y=marks.column(score["name"]),
+            mode="markers+text" if marks.labels else "markers",
+            marker=_STYLES[name],
+            name=_NAMES[name],
+            legendrank=_LEGEND.index(name) + 1,
+            meta=name,
+            customdata=marks.ids,
+            text=marks.labels or None,
+            textposition=[where[name, row] for row in range(len(marks.labels))] or None,
+            hovertext=marks.hover,
+            hovertemplate="%{hovertext}<extra></extra>",
+            hoverinfo="skip" if name == "knee" else None,
+            visible="legendonly" if name == "early" else True,
+            showlegend=bool(marks.ids),
+        )
+    figure.layout.updatemenus = _menus(data)
+    return figure
+
+
+def front_figure(
+    candidates: pd.DataFrame, front: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None = None
+) -> go.Figure:
+    """Return cost against score of every candidate: front, pick, knee, teacher and baselines marked."""
+    return draw_front(front_data(candidates, front, meta, picked))
+
+
+def hypervolume_figure(trials: pd.DataFrame) -> go.Figure:
+    """Return the front's hypervolume after each trial (left) and over time (right)."""
+    curve = hypervolume_data(trials)
+    figure = go.Figure(layout={"template": go.layout.Template(), **_BARE, "height": 300, "showlegend": False})
+    for column, axis, unit in (("trial", "x", "trials"), ("seconds", "x2", "s")):
+        figure.add_scatter(
+            x=curve[column].tolist(),
+            y=curve["hypervolume"].round(6).tolist(),
+            xaxis=axis,
+            mode="lines+markers",
+            line={"shape": "hv", "color": BLUE, "width": 2},
+            marker={"size": 4},
+            hovertemplate=f"%{{y:.4f}} after %{{x:.4g}} {unit}<extra></extra>",
+        )
+    return figure.update_layout(
+        xaxis={"domain": [0, 0.47], "title": {"text": "trials told"}, "rangemode": "tozero", "zeroline": False},
+        xaxis2={"domain": [0.53, 1], "title": {"text": "seconds"}, "rangemode": "tozero", "zeroline": False},
+        yaxis={"title": {"text": "hypervolume"}, "zeroline": False},
+    )
+
+
+def plotly_source() -> str:
+    """Return the JavaScript of plotly that the page carries inside."""
+    return str(get_plotlyjs())
+
+
+def _layout(data: FrontData) -> dict[str, Any]:
+    cost, score = data.costs[0], data.scores[0]
+    return {
+        **_BARE,
+        "height": 540,
+        "hovermode": "closest",
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "xaxis": {"type": "log", **_axis(cost), "dtick": 1, "zeroline": False},
+        "yaxis": {**_axis(score), "range": list(data.window), "zeroline": False},
+    }
+
+
+def _axis(record: Objective) -> dict[str, Any]:
+    unit = record.get("unit") or ""
+    name = label(record["name"]) + (f" ({unit})" if unit and unit.lower() not in label(record["name"]).lower() else "")
+    return {"title": {"text": name}, "tickformat": _ticks(record)}
+
+
+def _direction(record: Objective) -> bool | str:
+    """Return plotly's autorange: up is always better, so a score that should be low hangs upside down."""
+    return "reversed" if record["kind"] == "score" and record["direction"] == "minimize" else True
+
+
+def _ticks(record: Objective) -> str:
+    if record["kind"] == "cost":
+        return "~s"
+    return ".0%" if is_share(record) else ""
+
+
+def _menus(data: FrontData) -> list[dict[str, Any]]:
+    """Return the menus for cost, score and scale.
+
+    The step line holds for the declared axes only: a menu of plotly cannot join two choices, so on other axes the
+    line goes, and the page draws it anew.
+    """
+    menus = []
+    for axis, records in (("x", data.costs), ("y", data.scores)):
+        buttons = []
+        for row, record in enumerate(records):
+            line = [] if row else [point[axis == "y"] for point in stairs(data)]
+            columns = [line, *(marks.column(record["name"]) for marks in data.marks.values())]
+            moved = {
+                f"{axis}axis.title.text": _axis(record)["title"]["text"],
+                f"{axis}axis.autorange": _direction(record),
+            }
+            moved[f"{axis}axis.tickformat"] = _axis(record)["tickformat"]
+            name = record["name"]
+            buttons.append({"label": label(name), "name": name, "method": "update", "args": [{axis: columns}, moved]})
+        menus.append({"name": "cost" if axis == "x" else "score", "buttons": buttons})
+    menus.append(
+        {
+            "name": "scale",
+            "buttons": [
+                {"label": "logarithmic cost", "method": "relayout", "args": [{"xaxis.type": "log", "xaxis.dtick": 1}]},
+                {"label": "linear cost", "method": "relayout", "args": [{"xaxis.type": "linear", "xaxis.dtick": None}]},
+            ],
+        }
+    )
+    return [{**menu, "x": 0.6 + 0.2 * row, "y": 1.22, "xanchor": "left"} for row, menu in enumerate(menus)]

@@ -1,0 +1,89 @@
+"""The page's twins for other programs: CSV for spreadsheets, JSON for scripts."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from autocompress.storage import write_atomic
+
+# Nested values have no place in a cell; front.json carries them.
+_NESTED = ("details", "curve")
+# A cell that starts so is run as a formula by spreadsheets.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_tables(folder: Path, candidates: pd.DataFrame, trials: pd.DataFrame, front: pd.DataFrame) -> list[Path]:
+    """Write candidates.csv, trials.csv, front.csv and front.json; each is whole or untouched. Return their paths.
+
+    Args:
+        folder: The run folder.
+        candidates: One row a candidate.
+        trials: One row a trial.
+        front: The candidates on the front.
+
+    Raises:
+        StorageError: No space is left, or the folder cannot be written.
+    """
+    files = {
+        "candidates.csv": to_csv(candidates),
+        "trials.csv": to_csv(trials),
+        "front.csv": to_csv(front),
+        "front.json": to_json(front),
+    }
+    for name, text in files.items():
+        # A lone surrogate, which no file can hold, is spelled out.
+        write_atomic(Path(folder) / name, text.encode("utf-8", "backslashreplace"))
+    return [Path(folder) / name for name in files]
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    r"""Return a table as CSV that no spreadsheet takes for formulas; numbers stay numbers, missing values are empty.
+
+    Example:
+        >>> to_csv(pd.DataFrame({"name": ["=1+1", "-x"], "value": [-0.5, None]}))
+        "name,value\r\n'=1+1,-0.5\r\n'-x,\r\n"
+    """
+    columns = [name for name in table.columns if name not in _NESTED]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([_cell(str(name)) for name in columns])
+    writer.writerows(zip(*([_cell(value) for value in table[name].tolist()] for name in columns), strict=True))
+    return text.getvalue()
+
+
+def to_json(table: pd.DataFrame) -> str:
+    """Return a table as a JSON list of objects; what is missing or not finite becomes null, configs become objects."""
+    rows = [{str(name): _leaf(name, value) for name, value in row.items()} for row in table.to_dict("records")]
+    return json.dumps(rows, indent=1, allow_nan=False)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) else value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        # Columns with gaps hold whole numbers as floats: 8-bit reads 8, not 8.0.
+        return int(value)
+    return value
+
+
+def _leaf(name: object, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _leaf(key, each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_leaf(None, each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if name == "config" and isinstance(value, str):
+        return json.loads(value)
+    return value

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from autocompress.quantize.integer import bias_grid, rounded_bias, widened_codes
+from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid, Linear
+
+
+def values(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
+    return Linear().decode(codes, Grid(scale, zero_point, 0, 255))
+
+
+@given(
+    st.integers(0, 2**31),
+    st.integers(2, 8),
+    st.sampled_from(sorted(WEIGHT_QUANTIZERS)),
+    st.booleans(),
+    st.booleans(),
+)
+def test_wider_codes_stand_for_the_same_weights(
+    seed: int, bits: int, scheme: str, per_channel: bool, with_bias: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(4, 3, 3, generator=generator) * torch.tensor([1.0, 0.0, 1e-3, 5.0])[:, None, None]
+    low, high = torch.aminmax(weight.flatten(1), dim=1) if per_channel else torch.aminmax(weight)
+    quantizer = WEIGHT_QUANTIZERS[scheme]
+    grid = quantizer.fit(low, high, bits)
+    codes = quantizer.encode(weight, grid)
+    bias = torch.randn(4, generator=generator) if with_bias else None
+    wide, scale, zero_point = widened_codes(codes, grid.scale, grid.zero_point, bias, torch.tensor(0.01))
+    assert scale.shape == zero_point.shape == grid.scale.shape
+    assert wide.dtype == zero_point.dtype == torch.int8
+    torch.testing.assert_close(values(wide, scale, zero_point), quantizer.decode(codes, grid), rtol=1e-6, atol=0)
+    if (bits, scheme) != (8, "asymmetric"):
+        assert not zero_point.any()
+        reach = wide.int().abs().flatten(1).amax(1)
+        assert all(int(r) == 0 or int(r) > 63 for r in (reach if per_channel else reach.amax()[None]))
+
+
+def test_a_bias_too_large_for_int32_makes_the_weights_step_larger() -> None:
+    codes = torch.tensor([[127, -64], [127, 3]], dtype=torch.int8)
+    scale, zero_point = torch.tensor([1e-20, 1.0]), torch.tensor([0, 0])
+    bias = torch.tensor([1.0, 1.0])
+    wide, finer, _ = widened_codes(codes, scale, zero_point, bias, torch.tensor(0.1))
+    steps, step = bias_grid(bias, finer, torch.tensor(0.1))
+    assert int(steps.abs().max()) <= 2**30
+    torch.testing.assert_close(steps * step, bias)
+    assert wide.tolist() == [[0, 0], [127, 3]]
+
+
+def test_a_channel_of_zeros_keeps_its_bias() -> None:
+    codes, scale, zero_point = torch.zeros(2, 5, dtype=torch.int8), torch.ones(2), torch.zeros(2, dtype=torch.int32)
+    bias = torch.tensor([0.123456, 0.0])
+    rounded = rounded_bias(codes, scale, zero_point, bias, torch.tensor(0.5))
+    torch.testing.assert_close(rounded, bias, rtol=1e-6, atol=0)
+
+
+@given(st.integers(0, 2**31), st.booleans())
+def test_a_bias_comes_back_within_half_a_step(seed: int, per_channel: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    bias = torch.randn(6, generator=generator)
+    weight_scale = torch.rand(6, generator=generator) * 1e-2 + 1e-4 if per_channel else torch.tensor(1e-3)
+    input_scale = torch.tensor(0.02)
+    codes, scale = bias_grid(bias, weight_scale, input_scale)
+    assert codes.dtype == torch.int32
+    assert scale.shape == weight_scale.shape
+    assert bool(((codes * scale - bias).abs() <= scale * 0.501).all())
+    again, _ = bias_grid(codes * scale, weight_scale, input_scale)
+    assert torch.equal(again, codes)
+
+
+def test_bias_grid_survives_vanishing_scales() -> None:
+    codes, scale = bias_grid(torch.zeros(1), torch.tensor([2.0**-100]), torch.tensor(2.0**-100))
+    assert codes.tolist() == [0]
+    assert float(scale) == pytest.approx(torch.finfo(torch.float32).tiny)

@@ -1,0 +1,88 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from autocompress.errors import CompressionError
+from autocompress.quantize.observers import OBSERVERS, MinMax, Observer, Percentile
+
+batches = st.lists(
+    st.lists(st.floats(-100, 100, width=32, allow_subnormal=False), min_size=1, max_size=30), min_size=1, max_size=5
+)
+
+
+def watch(observer: Observer, tensors: list[list[float]]) -> tuple[float, float]:
+    for values in tensors:
+        observer.observe(torch.tensor(values, dtype=torch.float32))
+    return observer.range()
+
+
+@given(batches)
+def test_minmax_spans_everything_seen(tensors: list[list[float]]) -> None:
+    low, high = watch(MinMax(), tensors)
+    flat = np.concatenate([np.array(values, np.float32) for values in tensors])
+    assert (low, high) == (flat.min(), flat.max())
+
+
+@given(batches)
+def test_percentile_100_is_minmax(tensors: list[list[float]]) -> None:
+    assert watch(Percentile(100.0), tensors) == watch(MinMax(), tensors)
+
+
+@given(batches, st.floats(90, 100, allow_subnormal=False), st.floats(90, 100, allow_subnormal=False))
+def test_a_lower_percentile_never_widens_the_range(tensors: list[list[float]], first: float, second: float) -> None:
+    narrow = watch(Percentile(min(first, second)), tensors)
+    wide = watch(Percentile(max(first, second)), tensors)
+    assert wide[0] <= narrow[0] <= narrow[1] <= wide[1]
+
+
+def test_percentile_leaves_outliers_out() -> None:
+    values = torch.linspace(-1, 1, 10_001)
+    values[0], values[-1] = -1000.0, 1000.0
+    observer = Percentile(99.0)
+    observer.observe(values)
+    low, high = observer.range()
+    assert low == pytest.approx(float(np.percentile(values.numpy(), 1)), abs=1e-3)
+    assert high == pytest.approx(float(np.percentile(values.numpy(), 99)), abs=1e-3)
+
+
+def test_percentile_of_a_large_tensor_is_taken_from_a_repeatable_sample() -> None:
+    values = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    ranges = []
+    for _ in range(2):
+        observer = Percentile(99.0, keep=20_000)
+        observer.observe(values)
+        ranges.append(observer.range())
+    assert ranges[0] == ranges[1]
+    assert ranges[0][1] == pytest.approx(2.326, abs=0.15)
+
+
+def test_percentile_does_not_hold_on_to_the_tensors_memory() -> None:
+    values = torch.tensor([1.0, 2.0, 3.0])
+    observer = Percentile(100.0)
+    observer.observe(values)
+    values.fill_(9.0)
+    assert observer.range() == (1.0, 3.0)
+
+
+@pytest.mark.parametrize("name", sorted(OBSERVERS))
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "empty"),
+        ([1.0, math.nan], "NaN or infinite"),
+        ([math.inf, 0.0], "NaN or infinite"),
+        ([-math.inf], "NaN or infinite"),
+    ],
+)
+def test_values_without_a_range_are_refused(name: str, values: list[float], message: str) -> None:
+    with pytest.raises(CompressionError, match=message):
+        OBSERVERS[name](99.9).observe(torch.tensor(values))
+
+
+@pytest.mark.parametrize("name", sorted(OBSERVERS))
+def test_an_observer_that_saw_nothing_has_no_range(name: str) -> None:
+    with pytest.raises(CompressionError, match="nothing was observed"):
+        OBSERVERS[name](99.9).range()

@@ -1,0 +1,85 @@
+"""What the page shows of single candidates."""
+
+import json
+import shlex
+
+import pandas as pd
+import yaml
+
+from autocompress.pick import pick
+from autocompress.report.cards import as_yaml, cards, export_command, pick_card, table_columns, table_rows
+from autocompress.report.view import classify
+from tests.report.factory import HOSTILE, Run
+
+
+def test_the_picks_card_tells_why_what_and_at_which_cost(run: Run) -> None:
+    picked = pick(run.candidates, run.meta)
+    card = pick_card(run.candidates, run.trials, run.meta, picked)
+    assert card["reason"] == picked.reason
+    name, value, note = card["tiles"][0]
+    assert (name, value, note) == ("accuracy", f"{picked.row['accuracy']:.1%}", "teacher 98.1%")
+    assert [tile[0] for tile in card["tiles"]] == ["accuracy", "effective FLOPs", "bytes", "parameters"]
+    assert card["tiles"][1][2].endswith("x fewer than the teacher")
+    assert [each["id"] for each in card["neighbours"]] == [each.id for each in picked.neighbours]
+
+
+def test_a_teacher_without_costs_leaves_the_comparison_out(run: Run) -> None:
+    picked = pick(run.candidates, run.meta)
+    card = pick_card(run.candidates, run.trials, {**run.meta, "teacher": None}, picked)
+    assert [tile[2] for tile in card["tiles"]] == ["teacher –", "", "", ""]
+
+
+def test_cards_hold_config_scores_classes_layers_and_curve(run: Run) -> None:
+    table = run.candidates[run.candidates["details"].map(bool)].head(3)
+    for card, (_, row) in zip(cards(table, run.candidates, run.trials, run.meta), table.iterrows(), strict=True):
+        assert card["id"] == row["id"]
+        assert yaml.safe_load(card["yaml"])["student"] == json.loads(row["config"])["student"]
+        assert len(card["classes"]["label"]) == 10
+        assert [line["split"] for line in card["scores"]] == ["search_val", "select_val", "test"]
+        assert card["measured"][0][1] == f"{row['accuracy']:.1%}"
+        assert [point[0] for point in card["curve"]] == list(range(1, row["epochs"] + 1))
+
+
+def test_details_and_curves_may_be_absent(run: Run) -> None:
+    table = run.candidates.head(2).assign(details=[float("nan"), None], config=None)
+    for card in cards(table, run.candidates, pd.DataFrame(), run.meta):
+        assert (card["classes"], card["layers"], card["curve"], card["yaml"]) == ({}, [], [], "")
+
+
+def test_zeros_that_no_runtime_exploits_are_told(run: Run) -> None:
+    table = run.candidates.head(1)
+    assert (
+        cards(table.assign(prune="unstructured"), run.candidates, run.trials, run.meta)[0]["sparse"] == "unstructured"
+    )
+    assert cards(table.assign(prune="structured"), run.candidates, run.trials, run.meta)[0]["sparse"] == ""
+
+
+def test_rows_have_a_cell_for_every_column(run: Run, front: pd.DataFrame) -> None:
+    groups = classify(run.candidates, front, run.meta)
+    rows = table_rows(run.candidates, groups, run.meta, {"t0c0": "pick"})
+    columns = table_columns(run.candidates, run.meta)
+    assert [row["id"] for row in rows] == run.candidates["id"].tolist()
+    assert {1 + len(row["cells"]) + len(row["recipe"]) for row in rows} == {len(columns)}
+    assert [column["name"] for column in columns[:3]] == ["id", "accuracy", "effective_flops"]
+    assert next(row for row in rows if row["id"] == "t0c0")["mark"] == "pick"
+
+
+def test_a_missing_value_is_a_dash(run: Run, front: pd.DataFrame) -> None:
+    table = run.candidates.assign(bytes=float("nan"))
+    rows = table_rows(table, classify(table, front, run.meta), run.meta, {})
+    assert {row["cells"][2] for row in rows} == {"–"}
+
+
+def test_yaml_reads_back_and_damage_is_shown_as_it_is() -> None:
+    config = {"student": {"cnn": {"width": 8, "norm": "batch"}}, "distill": {}, "prune": None, "seed": 0}
+    assert yaml.safe_load(as_yaml(json.dumps(config))) == {**config, "prune": "none"}
+    assert as_yaml("{broken") == "{broken"
+    assert as_yaml(float("nan")) == ""
+
+
+def test_a_hostile_run_name_cannot_break_out_of_the_command() -> None:
+    command = export_command(f"reports/{HOSTILE[1]}; rm -rf .", "t0c0")
+    assert shlex.split(command)[2] == f"reports/{HOSTILE[1]}; rm -rf ."
+    assert export_command("reports/digits", "t12c7") == (
+        "autocompress export reports/digits --candidate t12c7 --to onnx --verify"
+    )

@@ -1,0 +1,177 @@
+"""The plots: every point stands in its group with the right values, and the menus move all of them."""
+
+import html
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autocompress.front import full_fidelity, pareto_front
+from autocompress.pick import pick
+from autocompress.report import points
+from autocompress.report.figures import draw_front, front_figure, hypervolume_figure, plotly_source
+from autocompress.report.points import drawn, front_data, hypervolume_data, stairs
+from tests.report.factory import HOSTILE, Run, make_run
+
+
+def test_every_candidate_is_drawn_once(run: Run, front: pd.DataFrame) -> None:
+    data = front_data(run.candidates, front, run.meta)
+    groups = ("early", "infeasible", "dominated", "front", "baseline")
+    ids = [name for group in groups for name in data.marks[group].ids]
+    assert sorted(ids) == sorted(run.candidates["id"])
+
+
+def test_the_values_are_those_of_the_table(run: Run, front: pd.DataFrame) -> None:
+    table = run.candidates.set_index("id")
+    for name, marks in front_data(run.candidates, front, run.meta).marks.items():
+        if name != "teacher":
+            for column in ("accuracy", "bytes"):
+                expected = table.loc[list(marks.ids), column].tolist()
+                assert marks.column(column) == pytest.approx(expected, rel=1e-5)
+
+
+def test_knee_pick_teacher_and_baselines_are_marked(run: Run, front: pd.DataFrame) -> None:
+    picked = pick(run.candidates, run.meta)
+    marks = front_data(run.candidates, front, run.meta, picked).marks
+    assert marks["pick"].ids == [picked.id]
+    assert marks["knee"].ids == [pick(run.candidates, run.meta, knee=True).id]
+    assert marks["teacher"].column("accuracy") == [0.981]
+    assert dict(zip(marks["baseline"].ids, marks["baseline"].labels, strict=True)) == run.meta["baselines"]
+
+
+def test_hovers_have_at_most_eight_lines_and_tell_the_knobs(run: Run, front: pd.DataFrame) -> None:
+    marks = front_data(run.candidates, front, run.meta, pick(run.candidates, run.meta)).marks
+    hovers = [hover for group in marks.values() for hover in group.hover]
+    assert max(hover.count("<br>") for hover in hovers) == 7
+    row = front.iloc[-1]
+    hover = marks["front"].hover[-1]
+    assert f"<b>{row['id']}</b> on the front" in hover
+    assert f"accuracy {row['accuracy']:.1%} (search_val {row['accuracy_search']:.1%})" in hover
+    assert "x fewer effective FLOPs than the teacher" in hover
+    assert f"width {row[f'student.{row.student}.width']:.0f}" in hover
+
+
+def test_hostile_names_are_text_in_hovers_and_labels() -> None:
+    run = make_run(8, 6, hostile=True)
+    front = pareto_front(full_fidelity(run.candidates), run.meta["objectives"])
+    marks = front_data(run.candidates, front, run.meta).marks
+    everything = "".join(text for group in marks.values() for text in (*group.hover, *group.labels))
+    tags = set(everything.replace("<br>", "").replace("<b>", "").replace("</b>", ""))
+    assert "<" not in tags
+    assert html.escape(HOSTILE[2], quote=False) in everything
+    assert "\u202e" not in everything
+    assert "\\u202e" in everything
+
+
+def test_axes_offer_what_was_measured_the_declared_ones_first(run: Run, front: pd.DataFrame) -> None:
+    data = front_data(run.candidates.assign(macs=np.nan).drop(columns="kl"), front, run.meta)
+    assert [each["name"] for each in data.costs] == ["effective_flops", "flops", "bops", "parameters", "bytes"]
+    assert [each["name"] for each in data.scores] == ["accuracy", "f1_macro", "agreement", "retention", "loss"]
+
+
+def test_menus_move_every_trace_to_the_chosen_column(run: Run, front: pd.DataFrame) -> None:
+    picked = pick(run.candidates, run.meta)
+    data = front_data(run.candidates, front, run.meta, picked)
+    figure = draw_front(data)
+    cost, score, scale = figure.layout.updatemenus
+    assert [button.label for button in scale.buttons] == ["logarithmic cost", "linear cost"]
+    (button,) = [each for each in cost.buttons if each.name == "bytes"]
+    columns = button.args[0]["x"]
+    assert len(columns) == len(figure.data)
+    for trace, column in zip(figure.data[1:], columns[1:], strict=True):
+        assert list(column) == data.marks[trace.meta].column("bytes")
+    assert [len(each.args[0]["x"][0]) > 0 for each in cost.buttons] == [True] + [False] * (len(cost.buttons) - 1)
+    (loss,) = [each for each in score.buttons if each.name == "loss"]
+    assert loss.args[1]["yaxis.autorange"] == "reversed"
+
+
+def test_the_first_view_is_logarithmic_and_holds_the_whole_front(run: Run, front: pd.DataFrame) -> None:
+    figure = front_figure(run.candidates, front, run.meta)
+    assert figure.layout.xaxis.type == "log"
+    low, high = figure.layout.yaxis.range
+    assert low < front["accuracy"].min()
+    assert high > max(front["accuracy"].max(), 0.981)
+
+
+def test_a_front_that_reaches_chance_opens_on_the_best_quarter(run: Run, front: pd.DataFrame) -> None:
+    cheapest = front["id"].iloc[0]
+    table = run.candidates.copy()
+    table.loc[table["id"] == cheapest, "accuracy"] = 0.12
+    low, high = front_data(table, front, run.meta).window
+    quarter = 0.981 - (0.981 - 0.1) / 4
+    assert low == pytest.approx(quarter, abs=0.02)
+    assert high > 0.981
+
+
+def test_a_minimised_score_hangs_upside_down_so_that_up_is_better(run: Run, front: pd.DataFrame) -> None:
+    loss = {"name": "loss", "direction": "minimize", "unit": "nats", "kind": "score", "box": [2.3, 0.0]}
+    meta = {**run.meta, "objectives": [loss, run.meta["objectives"][1]]}
+    front = pareto_front(full_fidelity(run.candidates), meta["objectives"])
+    data = front_data(run.candidates, front, meta)
+    bottom, top = data.window
+    assert bottom > front["loss"].max() > front["loss"].min() > top
+    assert [point[1] for point in stairs(data)] == sorted((point[1] for point in stairs(data)), reverse=True)
+
+
+def test_the_step_line_skips_what_a_third_objective_keeps_on_the_front(run: Run) -> None:
+    objectives = [*run.meta["objectives"], {**run.meta["all_objectives"][-1], "box": [1e7, 1e2]}]
+    meta = {**run.meta, "objectives": objectives}
+    front = pareto_front(full_fidelity(run.candidates), objectives)
+    line = stairs(front_data(run.candidates, front, meta))
+    assert len(line) < len(front)
+    assert line == sorted(line)
+    assert [y for _, y in line] == sorted({y for _, y in line})
+
+
+def test_beyond_the_limit_the_nearest_are_drawn_and_the_front_always(
+    run: Run, front: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "DRAWN", 60)
+    kept = drawn(run.candidates, front, run.meta)
+    ids = set(run.candidates.iloc[kept]["id"])
+    assert len(kept) == 60
+    assert kept == sorted(kept)
+    assert ids >= set(front["id"]) | set(run.meta["baselines"])
+    data = front_data(run.candidates, front, run.meta)
+    assert {name for marks in data.marks.values() for name in marks.ids} == ids | {"teacher"}
+
+
+def test_an_empty_front_and_a_run_without_teacher_are_drawn(run: Run, front: pd.DataFrame) -> None:
+    figure = front_figure(run.candidates, front.head(0), {**run.meta, "teacher": None, "baselines": {}})
+    by_name = {trace.meta: trace for trace in figure.data}
+    assert not by_name["front"].x
+    assert not by_name["knee"].x
+    assert not by_name["teacher"].x
+    json.loads(figure.to_json())
+
+
+def test_hypervolume_counts_the_trials_of_the_search_in_the_order_told() -> None:
+    trials = pd.DataFrame(
+        {
+            "number": [0, 1, 2, 3, 4],
+            "role": ["search", "search", "search", "search", "baseline"],
+            "elapsed": [5.0, 3.0, 9.0, float("nan"), 10.0],
+            "hypervolume": [0.2, 0.1, float("nan"), 0.9, 0.8],
+        }
+    )
+    curve = hypervolume_data(trials)
+    assert curve["trial"].tolist() == [1, 2]
+    assert curve["seconds"].tolist() == [3.0, 5.0]
+    assert curve["hypervolume"].tolist() == [0.1, 0.2]
+
+
+def test_the_hypervolume_figure_shows_trials_and_seconds(run: Run) -> None:
+    left, right = hypervolume_figure(run.trials).data
+    curve = hypervolume_data(run.trials)
+    assert list(left.x) == curve["trial"].tolist()
+    assert list(right.x) == pytest.approx(curve["seconds"].tolist())
+    assert list(left.y) == list(right.y) == pytest.approx(curve["hypervolume"].tolist(), abs=1e-6)
+
+
+def test_no_trials_make_an_empty_hypervolume_figure() -> None:
+    assert [len(trace.x) for trace in hypervolume_figure(pd.DataFrame()).data] == [0, 0]
+
+
+def test_plotly_comes_with_the_package() -> None:
+    assert "plotly.js v" in plotly_source()[:200]

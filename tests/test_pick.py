@@ -1,0 +1,261 @@
+"""The choice of one candidate: what is asked, what is refused, what is said."""
+
+import math
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
+from autocompress.front import full_fidelity
+from autocompress.pick import neighbours, pick
+from tests.report.factory import OBJECTIVES, Run, make_run
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return make_run(trials=20, cuts=12)
+
+
+def small(**columns: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Four candidates on a front of accuracy against effective FLOPs, and the meta record for them."""
+    rows = {
+        "id": ["t0c0", "t0c1", "t1c0", "t1c1"],
+        "role": "search",
+        "epochs": 27,
+        "effective_flops": [1e6, 1e5, 1e4, 1e3],
+        "accuracy": [0.97, 0.96, 0.90, 0.50],
+        "accuracy_test": [0.10, 0.20, 0.30, 0.99],
+        "bytes": [400.0, 300.0, 200.0, 100.0],
+    }
+    record = {"name": "bytes", "direction": "minimize", "kind": "cost", "unit": "B"}
+    scores = {"select_val": {"accuracy": 0.98}}
+    meta = {
+        "objectives": OBJECTIVES,
+        "all_objectives": [*OBJECTIVES, record],
+        "limits": {},
+        "teacher": {"scores": scores, "costs": {"effective_flops": 1e8}},
+        "pick": {"max_drop": 0.02},
+    }
+    return pd.DataFrame(rows | columns), meta
+
+
+def test_without_arguments_the_cheapest_within_the_allowed_drop() -> None:
+    table, meta = small()
+    found = pick(table, meta)
+    assert found.id == "t0c1"
+    assert found.reason == (
+        "The cheapest candidate within 2.0 points of the teacher's accuracy (96.0% against 98.0%), "
+        "with 1,000x fewer effective FLOPs."
+    )
+
+
+def test_without_arguments_the_knee_if_all_lose_too_much() -> None:
+    table, meta = small()
+    found = pick(table, {**meta, "pick": {"max_drop": 0.001}})
+    assert found.id == "t1c0"
+    assert found.reason.startswith("No candidate is within 0.1 points of the teacher's accuracy, so this is the knee")
+
+
+def test_the_knee_on_request_and_without_a_teacher() -> None:
+    table, meta = small()
+    assert pick(table, meta, knee=True).id == "t1c0"
+    assert pick(table, {**meta, "teacher": {}}).id == "t1c0"
+
+
+def test_the_knee_keeps_the_limits() -> None:
+    table, meta = small()
+    assert pick(table, meta, knee=True, min={"accuracy": 0.95}).id == "t0c1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        ({"max": {"effective_flops": 2e4}}, "t1c0"),
+        ({"max": {"effective_flops": 1e4}}, "t1c0"),
+        ({"min": {"accuracy": 0.95}}, "t0c1"),
+        ({"min": {"accuracy": 0.95}, "prefer": "accuracy"}, "t0c0"),
+        ({"max": {"bytes": 350}, "min": {"accuracy": 0.6}}, "t0c1"),
+        ({"prefer": "bytes"}, "t1c1"),
+        ({"prefer": "accuracy"}, "t0c0"),
+        ({"candidate": "t1c1"}, "t1c1"),
+    ],
+)
+def test_what_is_asked_is_what_is_chosen(asked: dict[str, Any], chosen: str) -> None:
+    assert pick(*small(), **asked).id == chosen
+
+
+def test_the_reason_names_limits_and_how_many_kept_them() -> None:
+    reason = pick(*small(), max={"effective_flops": 2e5}, min={"accuracy": 0.8}).reason
+    assert reason == ("The highest accuracy among the 2 candidates with effective_flops <= 200000 and accuracy >= 0.8.")
+    assert pick(*small(), prefer="bytes").reason == "The fewest bytes among all 4 candidates."
+    assert pick(*small(), max={"bytes": 100}).reason == "The highest accuracy among one candidate with bytes <= 100."
+
+
+def test_limits_of_the_run_hold_unless_the_same_bound_is_given() -> None:
+    table, meta = small()
+    meta["limits"] = {"effective_flops": {"max": 5e4}}
+    assert pick(table, meta, prefer="accuracy").id == "t1c0"
+    assert pick(table, meta, min={"accuracy": 0.6}).id == "t1c0"
+    assert pick(table, meta, max={"effective_flops": 1e9}).id == "t0c0"
+
+
+def test_ties_go_to_the_cheaper_then_to_the_first_id() -> None:
+    table, meta = small(accuracy=0.9, effective_flops=[5.0, 4.0, 4.0, 9.0], id=["t0c0", "t0c10", "t0c9", "t1c0"])
+    assert pick(table, meta, prefer="accuracy").id == "t0c9"
+
+
+def test_the_test_split_is_never_looked_at() -> None:
+    table, meta = small()
+    for column in ("accuracy_test", "accuracy_search"):
+        for value in (math.nan, 0.0, 1.0):
+            assert pick(table.assign(**{column: value}), meta).id == pick(table, meta).id
+    for asked in ({"max": {"accuracy_test": 1.0}}, {"prefer": "accuracy_test"}):
+        with pytest.raises(UsageError, match="test split is read after the choice"):
+            pick(table, meta, **asked)
+
+
+def test_only_fully_trained_finite_candidates_of_the_search_are_chosen() -> None:
+    table, meta = small(epochs=[27, 9, 27, 27], role=["baseline", "search", "search", "search"])
+    assert pick(table, meta, prefer="accuracy").id == "t1c0"
+    table, meta = small(accuracy=[math.nan, math.inf, 0.9, 0.5])
+    assert pick(table, meta, prefer="accuracy").id == "t1c0"
+
+
+def test_a_dead_model_is_never_recommended() -> None:
+    table, meta = small(accuracy=[0.1, 0.1, 0.05, 0.0])
+    with pytest.raises(NoCandidateError, match="better than the reference score"):
+        pick(table, meta)
+    with pytest.raises(NoCandidateError):
+        pick(table, meta, prefer="effective_flops")
+    assert pick(table, meta, candidate="t1c1").id == "t1c1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"max": {"effective_flops": 100}},
+            "no candidate has effective_flops <= 100; the smallest is 1000 (t1c1)",
+        ),
+        ({"min": {"accuracy": 0.99}}, "no candidate has accuracy >= 0.99; the largest is 0.97 (t0c0)"),
+        (
+            {"max": {"effective_flops": 100}, "min": {"accuracy": 0.99}},
+            "no candidate has accuracy >= 0.99; the largest is 0.97 (t0c0); "
+            "none has effective_flops <= 100; the smallest is 1000 (t1c1)",
+        ),
+        (
+            {"max": {"effective_flops": 9e4}, "min": {"accuracy": 0.95}},
+            "no candidate has effective_flops <= 90000 and accuracy >= 0.95 together; "
+            "the nearest is t1c0 (effective_flops 10000, accuracy 0.9)",
+        ),
+    ],
+)
+def test_nothing_satisfies_names_the_nearest_miss(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(NoCandidateError) as raised:
+        pick(*small(), **asked)
+    assert str(raised.value) == message
+
+
+def test_a_limit_on_a_column_that_was_never_measured_says_so() -> None:
+    table, meta = small(bytes=math.nan)
+    with pytest.raises(NoCandidateError, match="no candidate has a finite bytes"):
+        pick(table, meta, max={"bytes": 5})
+    with pytest.raises(NoCandidateError, match="no candidate has a finite bytes"):
+        pick(table, meta, prefer="bytes")
+
+
+def test_limits_whose_columns_are_never_finite_together_say_so() -> None:
+    table, meta = small(bytes=[math.nan, math.nan, math.nan, 1.0], parameters=[5.0, 5.0, 5.0, math.nan])
+    with pytest.raises(NoCandidateError, match="all of bytes, parameters"):
+        pick(table, meta, max={"bytes": 5, "parameters": 9})
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "hint"),
+    [
+        ({"max": {"efective_flops": 1}}, UnknownNameError, "did you mean 'effective_flops'"),
+        ({"min": {"acuracy": 0.5}}, UnknownNameError, "did you mean 'accuracy'"),
+        ({"prefer": "acuracy"}, UnknownNameError, "did you mean 'accuracy'"),
+        ({"candidate": "t0c7"}, UnknownNameError, "unknown candidate 't0c7'"),
+        ({"knee": True, "prefer": "bytes"}, UsageError, "use one of them"),
+        ({"candidate": "t0c0", "knee": True}, UsageError, "nothing to choose"),
+        ({"candidate": "t0c0", "prefer": "bytes"}, UsageError, "nothing to choose"),
+        ({"candidate": "t0c0", "max": {"bytes": 1}}, UsageError, "nothing to choose"),
+        ({"max": {"bytes": 1}, "min": {"bytes": 2}}, UsageError, "exclude each other: at least 2, at most 1"),
+        ({"max": {"bytes": math.nan}}, UsageError, "no finite number"),
+        ({"max": {"bytes": "5"}}, UsageError, "no finite number"),
+    ],
+)
+def test_wrong_use_is_refused(asked: dict[str, Any], error: type[Exception], hint: str) -> None:
+    with pytest.raises(error, match=hint):
+        pick(*small(), **asked)
+
+
+def test_an_empty_run_has_no_candidate() -> None:
+    _, meta = small()
+    with pytest.raises(NoCandidateError, match="no candidate yet"):
+        pick(pd.DataFrame(), meta)
+    with pytest.raises(UnknownNameError):
+        pick(pd.DataFrame(), meta, candidate="t0c0")
+
+
+def test_an_unknown_id_among_thousands_is_not_answered_with_all_of_them(run: Run) -> None:
+    with pytest.raises(UnknownNameError) as raised:
+        pick(run.candidates, run.meta, candidate="zzz")
+    assert len(str(raised.value)) < 120
+
+
+def test_neighbours_are_the_next_steps_along_the_front() -> None:
+    cheaper, better = pick(*small(), candidate="t0c1").neighbours
+    assert (cheaper.kind, cheaper.id, better.kind, better.id) == ("cheaper", "t1c0", "better", "t0c0")
+    assert cheaper.cost_ratio == pytest.approx(0.1)
+    assert cheaper.score_change == pytest.approx(-0.06)
+    assert cheaper.text == "t1c0 has 10x fewer effective FLOPs and loses 6.0 points of accuracy"
+    assert better.text == "t0c0 gains 1.0 point of accuracy and has 10x more effective FLOPs"
+
+
+def test_the_ends_of_the_front_have_one_neighbour() -> None:
+    assert [each.kind for each in pick(*small(), candidate="t1c1").neighbours] == ["better"]
+    assert [each.kind for each in pick(*small(), candidate="t0c0").neighbours] == ["cheaper"]
+
+
+def test_a_dominated_candidate_sees_who_beats_it() -> None:
+    table, meta = small(accuracy=[0.97, 0.96, 0.96, 0.5])
+    (cheaper, better) = pick(table, meta, candidate="t0c1").neighbours
+    assert (cheaper.id, cheaper.score_change) == ("t1c0", 0.0)
+    assert cheaper.text == "t1c0 has 10x fewer effective FLOPs at the same accuracy"
+    assert better.id == "t0c0"
+
+
+def test_a_candidate_without_scores_has_no_neighbours() -> None:
+    table, meta = small(accuracy=[math.nan, 0.96, 0.90, 0.50])
+    assert neighbours(table, meta, table.iloc[0].to_dict()) == ()
+
+
+def test_a_minimised_score_is_picked_the_other_way_round() -> None:
+    table, meta = small(loss=[0.1, 0.2, 0.5, 2.0])
+    loss = {"name": "loss", "direction": "minimize", "kind": "score", "unit": "nats", "box": [2.3, 0.0]}
+    meta["objectives"] = [loss, OBJECTIVES[1]]
+    meta["teacher"] = {"scores": {"select_val": {"loss": 0.05}}, "costs": {}}
+    meta["pick"] = {"max_drop": 0.16}
+    found = pick(table, meta)
+    assert found.id == "t0c1"
+    assert found.neighbours[1].text.startswith("t0c0 gains 0.1 nats of loss")
+    assert pick(table, meta, max={"effective_flops": 2e4}).id == "t1c0"
+
+
+@pytest.mark.parametrize("bound", [3e3, 3e4, 3e5, 3e6])
+def test_under_a_limit_nothing_feasible_is_better(run: Run, bound: float) -> None:
+    found = pick(run.candidates, run.meta, max={"effective_flops": bound})
+    rows = full_fidelity(run.candidates)
+    rows = rows[rows["effective_flops"] <= bound]
+    assert found.row["accuracy"] == rows["accuracy"].max()
+    assert found.row["effective_flops"] == rows[rows["accuracy"] == rows["accuracy"].max()]["effective_flops"].min()
+
+
+def test_a_pick_is_frozen_and_its_row_holds_plain_python_values() -> None:
+    found = pick(*small())
+    with pytest.raises(AttributeError):
+        found.id = "other"  # type: ignore[misc]
+    assert {type(value) for value in found.row.values()} <= {str, int, float}
