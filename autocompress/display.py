@@ -13,7 +13,7 @@ from rich.text import Text
 from autocompress.engine.driver import Progress
 from autocompress.engine.run import Events
 from autocompress.front import axes
-from autocompress.words import duration, label, show
+from autocompress.words import duration, label, plural, show
 
 SECONDS_BETWEEN_LINES = 5.0
 ROWS = 8
@@ -108,6 +108,6 @@ def _summary(progress: Progress) -> str:
     failed = f", {progress.failed} failed" if progress.failed else ""
     return (
         f"{progress.done} of {progress.total} trials done, {progress.running} running{failed}; "
-        f"{progress.candidates} candidates, {len(progress.front)} on the front, "
+        f"{plural(progress.candidates, 'candidate')}, {len(progress.front)} on the front, "
         f"hypervolume {progress.hypervolume:.4f}; {duration(progress.elapsed)}{left}"
     )

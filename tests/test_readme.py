@@ -39,10 +39,9 @@ def test_the_commands_run_in_the_order_in_which_they_stand(
         if words[1] == "pick":
             words = [word.replace("=2000", "=200000") for word in words]
         monkeypatch.setattr(sys, "argv", words)
-        try:
+        with pytest.raises(SystemExit) as end:
             cli.main()
-        except SystemExit as end:
-            assert not end.code, f"{line}: {capsys.readouterr().err}"
+        assert not end.value.code, f"{line}: {capsys.readouterr().err}"
 
 
 @pytest.mark.parametrize("block", blocks("python"))

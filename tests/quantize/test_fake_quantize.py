@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from autocompress.quantize.fake_quantize import FakeQuantize, quantize_input, quantize_output, swap_quantizers
@@ -16,6 +16,7 @@ def quantizer(low: float, high: float, bits: int = 4, scheme: str = "asymmetric"
     return FakeQuantize(grid, bits)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(width=32, allow_nan=False, allow_subnormal=False), min_size=1, max_size=30),
     st.floats(-10, 0, allow_subnormal=False),
@@ -35,6 +36,7 @@ def test_rounding_divides_as_onnx_does(values: list[float], low: float, high: fl
         assert np.array_equal(module(tensor.clone().requires_grad_()).numpy(), expected)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 8), st.sampled_from(sorted(ACTIVATION_QUANTIZERS)))
 def test_with_gradients_torch_rounds_and_agrees_off_the_ties(seed: int, bits: int, scheme: str) -> None:
     module = quantizer(-1.5, 2.0, bits, scheme)

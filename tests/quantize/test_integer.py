@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from autocompress.quantize.integer import bias_grid, rounded_bias, widened_codes
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid, Linear
@@ -10,6 +10,7 @@ def values(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -
     return Linear().decode(codes, Grid(scale, zero_point, 0, 255))
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 2**31),
     st.integers(2, 8),
@@ -55,6 +56,7 @@ def test_a_channel_of_zeros_keeps_its_bias() -> None:
     torch.testing.assert_close(rounded, bias, rtol=1e-6, atol=0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.booleans())
 def test_a_bias_comes_back_within_half_a_step(seed: int, per_channel: bool) -> None:
     generator = torch.Generator().manual_seed(seed)

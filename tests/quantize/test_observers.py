@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from autocompress.errors import CompressionError
 from autocompress.quantize.observers import OBSERVERS, MinMax, Observer, Percentile
@@ -19,6 +19,7 @@ def watch(observer: Observer, tensors: list[list[float]]) -> tuple[float, float]
     return observer.range()
 
 
+@settings(deadline=None)
 @given(batches)
 def test_minmax_spans_everything_seen(tensors: list[list[float]]) -> None:
     low, high = watch(MinMax(), tensors)
@@ -26,11 +27,13 @@ def test_minmax_spans_everything_seen(tensors: list[list[float]]) -> None:
     assert (low, high) == (flat.min(), flat.max())
 
 
+@settings(deadline=None)
 @given(batches)
 def test_percentile_100_is_minmax(tensors: list[list[float]]) -> None:
     assert watch(Percentile(100.0), tensors) == watch(MinMax(), tensors)
 
 
+@settings(deadline=None)
 @given(batches, st.floats(90, 100, allow_subnormal=False), st.floats(90, 100, allow_subnormal=False))
 def test_a_lower_percentile_never_widens_the_range(tensors: list[list[float]], first: float, second: float) -> None:
     narrow = watch(Percentile(min(first, second)), tensors)

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from autocompress.quantize.packing import pack, packed_bytes, unpack
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8), st.integers(-128, 127), st.data())
 def test_codes_come_back_from_exactly_the_bytes_they_need(bits: int, offset: int, data: st.DataObject) -> None:
     high = min(offset + 2**bits - 1, 127)

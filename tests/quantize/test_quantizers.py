@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Grid, Quantizer
@@ -28,6 +28,7 @@ def tensors(draw: st.DrawFn) -> Tensor:
     return torch.tensor(draw(vectors), dtype=torch.float32) * 10.0 ** draw(magnitudes)
 
 
+@settings(deadline=None)
 @given(quantizers, tensors(), bits)
 def test_the_error_inside_the_range_is_at_most_half_a_step(quantizer: Quantizer, values: Tensor, width: int) -> None:
     grid = fitted(quantizer, values, width)
@@ -36,6 +37,7 @@ def test_the_error_inside_the_range_is_at_most_half_a_step(quantizer: Quantizer,
     assert error <= grid.scale.double() * (0.5 + 1e-4)
 
 
+@settings(deadline=None)
 @given(quantizers, tensors(), bits)
 def test_codes_keep_to_their_range_and_zero_is_exact(quantizer: Quantizer, values: Tensor, width: int) -> None:
     grid = fitted(quantizer, values, width)
@@ -48,6 +50,7 @@ def test_codes_keep_to_their_range_and_zero_is_exact(quantizer: Quantizer, value
     assert quantizer.decode(quantizer.encode(zero, grid), grid).item() == 0.0
 
 
+@settings(deadline=None)
 @given(quantizers, tensors(), bits)
 def test_rounding_twice_changes_nothing(quantizer: Quantizer, values: Tensor, width: int) -> None:
     grid = fitted(quantizer, values, width)
@@ -55,12 +58,14 @@ def test_rounding_twice_changes_nothing(quantizer: Quantizer, values: Tensor, wi
     assert torch.equal(once, quantizer.encode(quantizer.decode(once, grid), grid))
 
 
+@settings(deadline=None)
 @given(quantizers, tensors(), bits)
 def test_a_larger_value_never_gets_a_smaller_code(quantizer: Quantizer, values: Tensor, width: int) -> None:
     codes = quantizer.encode(values.sort().values, fitted(quantizer, values, width)).int()
     assert bool((codes.diff() >= 0).all())
 
 
+@settings(deadline=None)
 @given(quantizers, tensors(), bits)
 def test_a_whole_tensor_is_rounded_as_torch_rounds_it(quantizer: Quantizer, values: Tensor, width: int) -> None:
     grid = fitted(quantizer, values, width)
@@ -69,6 +74,7 @@ def test_a_whole_tensor_is_rounded_as_torch_rounds_it(quantizer: Quantizer, valu
     assert torch.equal(ours, theirs)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(WEIGHT_QUANTIZERS)), st.integers(0, 2**31), bits)
 def test_channels_are_rounded_as_torch_rounds_them(scheme: str, seed: int, width: int) -> None:
     quantizer = WEIGHT_QUANTIZERS[scheme]

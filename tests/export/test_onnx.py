@@ -1,0 +1,266 @@
+import copy
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from autocompress.errors import ArtifactError
+from autocompress.export.artifact import Deployable
+from autocompress.export.onnx import export_float, export_quantized, is_weights_only, session
+from autocompress.method import Context
+from autocompress.quantize.folding import fold_batch_norm
+from autocompress.quantize.post_training import PostTrainingConfig
+from autocompress.task import Split, as_heads
+from tests.export.nets import METHOD, NETS, deployable, heads_of, splits, state_of, train
+
+Exported = tuple[Deployable, onnx.ModelProto]
+EIGHT = {"weight_bits": 8, "activation_bits": 8}
+FOUR = {"weight_bits": 4, "activation_bits": 4}
+THREE = {"weight_bits": 3, "activation_bits": 3}
+WEIGHTS = {"weight_bits": 4, "activation_bits": 32}
+INPUTS = {"weight_bits": 32, "activation_bits": 4}
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Split, Split]:
+    return splits()
+
+
+@pytest.fixture(scope="module")
+def trained(data: tuple[Split, Split]) -> Mapping[str, nn.Module]:
+    return {name: train(name, data[0]) for name in NETS}
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Mapping[str, nn.Module], data: tuple[Split, Split]) -> Callable[..., Exported]:
+    """Return what exports a network once for every combination of settings."""
+    made: dict[str, Exported] = {}
+
+    def export(name: str, **settings: Any) -> Exported:
+        key = repr((name, settings))
+        if key not in made:
+            found = deployable(name, trained[name], data[0], **settings)
+            made[key] = found, export_quantized(found.model, state_of(found), found.example, found.heads)
+        return made[key]
+
+    return export
+
+
+def logits(proto: onnx.ModelProto, split: Split) -> dict[str, Tensor]:
+    running = session(proto.SerializeToString())
+    names = [entry.name for entry in running.get_outputs()]
+    feed = {entry.name: value.numpy() for entry, value in zip(running.get_inputs(), split.inputs, strict=True)}
+    return {name: torch.from_numpy(value) for name, value in zip(names, running.run(names, feed), strict=True)}
+
+
+def outputs(model: nn.Module, split: Split, heads: Mapping[str, int]) -> dict[str, Tensor]:
+    with torch.inference_mode():
+        return as_heads(model(*split.inputs), heads)
+
+
+def kernels(proto: onnx.ModelProto, folder: Path) -> Counter[str]:
+    """Return the operators that onnxruntime runs."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+
+
+@pytest.mark.parametrize("name", ["residual", "rows"])
+def test_the_float_graph_computes_what_the_module_does(
+    trained: Mapping[str, nn.Module], data: tuple[Split, Split], name: str
+) -> None:
+    folded = fold_batch_norm(trained[name], tuple(t[:1] for t in data[1].inputs))
+    proto = export_float(folded, tuple(t[:1] for t in data[1].inputs), heads_of(name))
+    assert [output.name for output in proto.graph.output] == list(heads_of(name))
+    assert not any(node.op_type == "BatchNormalization" for node in proto.graph.node)
+    expected = outputs(trained[name], data[1], heads_of(name))
+    for head, values in logits(proto, data[1]).items():
+        torch.testing.assert_close(values, expected[head], rtol=1e-4, atol=1e-4)
+
+
+# Every quantizer and granularity stands here at least once.
+CASES = [
+    ("functional", EIGHT),
+    ("functional", FOUR),
+    ("functional", THREE),
+    ("functional", WEIGHTS),
+    ("functional", INPUTS),
+    ("residual", EIGHT),
+    ("residual", FOUR),
+    ("residual", THREE | {"activation_scheme": "symmetric", "granularity": "per_tensor"}),
+    ("separable", EIGHT),
+    ("separable", EIGHT | {"weight_scheme": "asymmetric"}),
+    ("rows", EIGHT | {"activation_scheme": "symmetric", "weight_scheme": "asymmetric"}),
+    ("rows", {"weight_bits": 4, "activation_bits": 6}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_the_quantized_graph_computes_what_the_searched_module_does(
+    exported: Callable[..., Exported], data: tuple[Split, Split], name: str, settings: dict[str, Any]
+) -> None:
+    made, proto = exported(name, **settings)
+    expected = outputs(made.model, data[1], made.heads)
+    found = logits(proto, data[1])
+    assert list(found) == list(made.heads)
+    for head, values in found.items():
+        same = (values.argmax(1) == expected[head].argmax(1)).float().mean()
+        assert float(same) >= 0.99
+        # Integer and floating-point sums part at ties only; one tie moves one example by a step of the grid.
+        error = (values - expected[head]).abs().amax(1)
+        assert float((error < 1e-3 * expected[head].abs().max()).float().mean()) > 0.9, error
+
+
+@pytest.mark.parametrize(("name", "settings"), [case for case in CASES if case[1] in (EIGHT, FOUR)])
+def test_every_convolution_and_head_runs_on_an_integer_kernel(
+    exported: Callable[..., Exported], name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    made, proto = exported(name, **settings)
+    found = kernels(proto, tmp_path)
+    assert found["QLinearConv"] == sum(isinstance(module, nn.Conv2d) for module in made.model.modules())
+    assert found["QGemm"] == 1
+    assert found["Conv"] == found["FusedConv"] == found["Gemm"] == 0
+
+
+def test_a_depthwise_convolution_without_an_integer_kernel_stays_in_floating_point(
+    exported: Callable[..., Exported], tmp_path: Path
+) -> None:
+    made, proto = exported("separable", **EIGHT | {"weight_scheme": "asymmetric"})
+    found = kernels(proto, tmp_path)
+    assert found["Conv"] + found["FusedConv"] >= 2
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    assert stored["body.2.weight"].dtype == np.float32
+    assert stored["body.5.weight_codes"].dtype == np.int8
+    assert np.array_equal(stored["body.2.weight"], made.model.get_parameter("body.2.weight").detach().numpy())
+
+
+def test_the_graph_holds_integer_codes_on_the_n_bit_grid(exported: Callable[..., Exported]) -> None:
+    made, proto = exported("functional", **THREE)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    for name in ("first", "second", "head"):
+        codes, scale = stored[f"{name}.weight_codes"], stored[f"{name}.weight_scale"]
+        assert codes.dtype == np.int8
+        assert all(len(np.unique(channel)) <= 8 for channel in codes)
+        values = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
+        np.testing.assert_allclose(values, made.model.get_parameter(f"{name}.weight").detach().numpy(), rtol=1e-6)
+    clips = [node for node in proto.graph.node if node.op_type == "Clip"]
+    assert len(clips) == 3
+    assert all([int(stored[name]) for name in clip.input[1:]] == [0, 7] for clip in clips)
+    assert not any(tensor.dtype == np.float32 and tensor.size > 16 for tensor in stored.values())
+
+
+def test_the_exporters_machine_and_workings_stay_private(
+    trained: Mapping[str, nn.Module], data: tuple[Split, Split], capfd: pytest.CaptureFixture[str]
+) -> None:
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        made = deployable("functional", trained["functional"], data[0], **EIGHT)
+        proto = export_quantized(made.model, state_of(made), made.example, made.heads)
+    content = proto.SerializeToString()
+    assert printed.getvalue() == ""
+    assert capfd.readouterr() == ("", "")
+    for trace in (b".py", b"/home", b"/tmp", b"parametrizations", b"stack_trace"):
+        assert trace not in content
+
+
+def test_exporting_leaves_the_model_alone(exported: Callable[..., Exported], data: tuple[Split, Split]) -> None:
+    made, _ = exported("residual", **EIGHT)
+    again = METHOD.restore(NETS["residual"](), PostTrainingConfig.of(EIGHT), state_of(made))
+    again.load_state_dict(made.model.state_dict())
+    before, after = (outputs(model, data[1], made.heads)["label"] for model in (again, made.model))
+    assert torch.equal(before, after)
+
+
+def test_any_batch_size_runs(exported: Callable[..., Exported], data: tuple[Split, Split]) -> None:
+    _, proto = exported("functional", **EIGHT)
+    whole = logits(proto, data[1].take(slice(0, 33)))["label"]
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for size in (1, 2, 33):
+        torch.testing.assert_close(logits(proto, data[1].take(slice(0, size)))["label"], whole[:size])
+
+
+def test_layers_with_32_bit_weights_round_their_inputs_exactly(
+    exported: Callable[..., Exported], data: tuple[Split, Split], tmp_path: Path
+) -> None:
+    made, proto = exported("functional", **INPUTS)
+    assert not is_weights_only(proto.SerializeToString())
+    assert kernels(proto, tmp_path)["QLinearConv"] == 0
+    torch.testing.assert_close(
+        logits(proto, data[1])["label"], outputs(made.model, data[1], made.heads)["label"], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_weights_alone_are_marked_so_that_a_session_decodes_them_once(exported: Callable[..., Exported]) -> None:
+    assert is_weights_only(exported("functional", **WEIGHTS)[1].SerializeToString())
+    assert not is_weights_only(exported("functional", **EIGHT)[1].SerializeToString())
+
+
+def test_a_channel_that_died_keeps_its_large_bias_through_integers() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model[0].weight[0].zero_()
+        model[0].weight[1].mul_(1e-12)
+        model[0].bias.copy_(torch.tensor([0.7, 5.0, -0.1]))
+    images = torch.randn(32, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    quantized, state = METHOD.apply(model.eval(), PostTrainingConfig(), Context((images[:1],), ((images,),)))
+    proto = export_quantized(quantized, state, (images[:1],), {"label": 2})
+    split = Split((images,), {})
+    found, expected = logits(proto, split)["label"], outputs(quantized, split, {"label": 2})["label"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+
+
+def test_several_inputs_get_numbered_names() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.out = nn.Embedding(9, 4), nn.Linear(8, 3)
+
+        def forward(self, tokens: Tensor, extra: Tensor) -> Tensor:
+            return self.out(torch.cat([self.embed(tokens).mean(1), extra], 1))
+
+    model = Pair().eval()
+    inputs = torch.randint(9, (6, 5)), torch.randn(6, 4)
+    quantized, state = METHOD.apply(model, PostTrainingConfig(), Context(tuple(t[:1] for t in inputs), (inputs,)))
+    proto = export_quantized(quantized, state, tuple(t[:1] for t in inputs), {"click": 3})
+    assert [entry.name for entry in proto.graph.input] == ["input_0", "input_1"]
+    split = Split(inputs, {})
+    torch.testing.assert_close(
+        logits(proto, split)["click"], outputs(quantized, split, {"click": 3})["click"], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_model_that_torch_cannot_export_is_an_artifact_error() -> None:
+    class Numpy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.sum().item()) > 0 else -x
+
+    with pytest.raises(ArtifactError, match="cannot be exported to ONNX"):
+        export_float(Numpy(), (torch.ones(1, 3),), {"label": 3})
+
+
+def test_a_damaged_model_and_one_with_outside_tensors_are_refused(exported: Callable[..., Exported]) -> None:
+    _, proto = exported("functional", **EIGHT)
+    proto = copy.deepcopy(proto)
+    for damaged in (b"", b"nonsense", proto.SerializeToString()[:-200]):
+        with pytest.raises(ArtifactError, match=r"ONNX model is damaged|onnxruntime cannot load"):
+            session(damaged)
+    tensor = proto.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    with pytest.raises(ArtifactError, match="in other files"):
+        session(proto.SerializeToString())
