@@ -6,7 +6,7 @@ config.yaml, card.md, manifest.json.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,8 @@ def _rebuild(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Mo
         raise ArtifactError(f"the module cannot be rebuilt: {error}") from error
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         # A history or an option of another form: a method may trip over it anywhere.
-        raise ArtifactError(f"the module cannot be rebuilt: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"the module cannot be rebuilt: {type(error).__name__}: {reason}") from error
     return model.eval()
 
 
@@ -184,7 +185,10 @@ def _restore(registry: Any, part: Any, state: MethodState | None, model: nn.Modu
 
 
 def _fill(model: nn.Module, tensors: Mapping[str, Tensor], by_itself: set[str]) -> None:
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise ArtifactError(f"the tensors do not fit the module: {' '.join(str(error).split())}") from error
     missing = sorted(set(missing) - by_itself)
     if missing or unexpected:
         names = ", ".join([*missing, *unexpected][:3])
@@ -217,10 +221,4 @@ def _under(stage: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("autocompress", "torch", "onnx", "onnxruntime"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    return {name: version(name) for name in ("autocompress", "torch", "onnx", "onnxruntime")}

@@ -189,8 +189,7 @@ def _export(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, i
                 external_data=False,
                 verbose=False,
             )
-            if program is None:
-                raise ArtifactError("torch exported nothing")
+            assert program is not None
             proto: onnx.ModelProto = program.model_proto
     except Exception as error:  # torch.export raises whatever the model's forward does to it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -59,13 +59,13 @@ class FakeQuantize(nn.Module):
 
 def quantize_input(layer: nn.Module, quantizer: nn.Module) -> None:
     """Round the first input of ``layer`` from now on; the quantizer becomes its submodule ``input_quantizer``."""
-    layer.add_module(INPUT, quantizer)
+    layer.add_module(INPUT, quantizer.train(layer.training))
     layer.register_forward_pre_hook(_before, with_kwargs=True)
 
 
 def quantize_output(layer: nn.Module, quantizer: nn.Module) -> None:
     """Round the output of ``layer`` from now on; the quantizer becomes its submodule ``output_quantizer``."""
-    layer.add_module(OUTPUT, quantizer)
+    layer.add_module(OUTPUT, quantizer.train(layer.training))
     layer.register_forward_hook(_after)
 
 
@@ -74,7 +74,7 @@ def swap_quantizers(model: nn.Module, build: Callable[[FakeQuantize], nn.Module]
     for layer in list(model.modules()):
         for name, child in list(layer.named_children()):
             if isinstance(child, FakeQuantize):
-                layer.add_module(name, build(child))
+                layer.add_module(name, build(child).train(child.training))
 
 
 def _before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

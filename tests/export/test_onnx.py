@@ -93,7 +93,6 @@ def test_the_float_graph_computes_what_the_module_does(
 # Every quantizer and granularity stands here at least once.
 CASES = [
     ("functional", EIGHT),
-    ("functional", FOUR),
     ("functional", THREE),
     ("functional", WEIGHTS),
     ("functional", INPUTS),
@@ -103,7 +102,6 @@ CASES = [
     ("separable", EIGHT),
     ("separable", EIGHT | {"weight_scheme": "asymmetric"}),
     ("rows", EIGHT | {"activation_scheme": "symmetric", "weight_scheme": "asymmetric"}),
-    ("rows", {"weight_bits": 4, "activation_bits": 6}),
 ]
 
 

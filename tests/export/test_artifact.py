@@ -1,0 +1,322 @@
+import hashlib
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+import yaml
+from safetensors.torch import load, save
+from torch import nn
+
+from autocompress.config import CompressionConfig, Part
+from autocompress.errors import ArtifactError
+from autocompress.export import artifact
+from autocompress.export.artifact import Deployable, load_artifact, read_architecture, write_artifact
+from autocompress.export.folder import read_files, write_files
+from autocompress.method import Context
+from autocompress.quantize.folding import FoldedBatchNorm, fold_batch_norm
+from autocompress.registry import PRUNE, TASKS
+from autocompress.task import Split, as_heads
+from tests.export.nets import NETS, deployable, splits, train
+
+CARD = {"title": "t1c2", "summary": "A test.", "scores": {"test": {"accuracy": 0.9}}}
+BOTH = {"weight_bits": 4, "activation_bits": 8}
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[Split, Split]:
+    return splits()
+
+
+@pytest.fixture(scope="module")
+def trained(data: tuple[Split, Split]) -> Mapping[str, nn.Module]:
+    return {name: train(name, data[0], epochs=2) for name in NETS}
+
+
+@pytest.fixture(scope="module")
+def written(
+    trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Deployable, Path]:
+    """A residual network of 4 and 8 bits and its folder; not to be changed."""
+    made = deployable("residual", trained["residual"], data[0], **BOTH)
+    return made, write_artifact(tmp_path_factory.mktemp("artifact") / "t1c2", made, CARD)
+
+
+@pytest.fixture
+def folder(written: tuple[Deployable, Path], tmp_path: Path) -> Path:
+    """A copy of the folder, to be changed."""
+    return Path(shutil.copytree(written[1], tmp_path / "copy"))
+
+
+def same(first: nn.Module, second: nn.Module, split: Split, heads: Mapping[str, int]) -> None:
+    with torch.inference_mode():
+        ours, theirs = (as_heads(model(*split.inputs), heads) for model in (first, second))
+    assert all(torch.equal(ours[head], theirs[head]) for head in heads)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("functional", {}),
+        ("functional", {"weight_bits": 3, "activation_bits": 32, "weight_scheme": "asymmetric"}),
+        ("separable", {"weight_bits": 32, "activation_bits": 5}),
+        ("rows", {"weight_bits": 8, "activation_bits": 8, "granularity": "per_tensor"}),
+    ],
+)
+def test_the_module_comes_back_bit_for_bit(
+    trained: Mapping[str, nn.Module], data: tuple[Split, Split], name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    made = deployable(name, trained[name], data[0], **settings)
+    path = write_artifact(tmp_path / "a", made, CARD)
+    loaded = load_artifact(path)
+    assert not loaded.training
+    same(loaded, made.model, data[1], made.heads)
+    assert (path / "model_float.onnx").exists() == bool(settings)
+
+
+def test_a_residual_network_of_4_and_8_bits_comes_back_bit_for_bit(
+    written: tuple[Deployable, Path], data: tuple[Split, Split]
+) -> None:
+    same(load_artifact(written[1]), written[0].model, data[1], written[0].heads)
+    same(load_artifact(str(written[1])), written[0].model, data[1], written[0].heads)
+
+
+def test_a_pruned_and_quantized_network_comes_back_bit_for_bit(data: tuple[Split, Split], tmp_path: Path) -> None:
+    task = TASKS.get("digits")()
+    student = Part.of("cnn", width=8, depth=1, stages=2, block="residual")
+    torch.manual_seed(0)
+    model = task.build(student).eval()
+    prune = Part.of("structured", pruning_ratio=0.4, recovery_epochs=0)
+    method = PRUNE.get("structured")
+    inputs = (data[0].inputs[0][:16],)
+    pruned, state = method.apply(model, method.config.of(prune.values), Context(task.example(), (inputs,)))
+    quantized = deployable("residual", pruned, data[0], **BOTH)
+    made = Deployable(
+        config=CompressionConfig(student, (), Part.of("adamw"), prune, Part.of("post_training", **BOTH), 3),
+        task_name="digits",
+        task_options={},
+        labels=None,
+        heads=task.heads,
+        example=task.example(),
+        float_model=pruned,
+        model=quantized.model,
+        prune_state=state,
+        quantize_state=quantized.quantize_state,
+    )
+    path = write_artifact(tmp_path / "a", made, CARD)
+    loaded = load_artifact(path)
+    same(loaded, made.model, data[1], task.heads)
+    assert loaded.get_parameter("stem.0.weight").shape[0] < 8
+    assert sum(p.numel() for p in loaded.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_a_folded_float_model_comes_back_folded(
+    trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path: Path
+) -> None:
+    made = deployable("functional", trained["functional"], data[0])
+    folded = fold_batch_norm(made.float_model, made.example)
+    made = replace(made, float_model=folded, model=folded)
+    loaded = load_artifact(write_artifact(tmp_path / "a", made, CARD))
+    assert isinstance(loaded.get_submodule("norm"), FoldedBatchNorm)
+    same(loaded, folded, data[1], made.heads)
+
+
+def test_the_folder_holds_what_it_says(written: tuple[Deployable, Path]) -> None:
+    made, path = written
+    names = ["architecture.json", "card.md", "config.yaml", "manifest.json"]
+    assert sorted(file.name for file in path.iterdir()) == sorted(
+        [*names, "model.onnx", "model.safetensors", "model_float.onnx"]
+    )
+    assert CompressionConfig.from_json(yaml.safe_load((path / "config.yaml").read_text())) == made.config
+    architecture = read_architecture(path)
+    assert architecture.compression == made.config
+    assert architecture.heads == {"label": 10}
+    assert architecture.labels == {"label": [str(digit) for digit in range(10)]}
+    manifest = json.loads((path / "manifest.json").read_text())["files"]
+    for name, entry in manifest.items():
+        content = (path / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    for name in ("model.onnx", "model_float.onnx"):
+        onnx.checker.check_model(onnx.load(path / name), full_check=True)
+
+
+def test_fewer_bits_make_a_smaller_file(trained: Mapping[str, nn.Module], data: tuple[Split, Split]) -> None:
+    def stored(**settings: Any) -> int:
+        _, tensors = artifact._describe(deployable("residual", trained["residual"], data[0], **settings))
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    sizes = [stored(), *(stored(weight_bits=bits, activation_bits=8) for bits in (8, 4, 3, 2))]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == len(sizes)
+    weights = sum(m.weight.numel() for m in trained["residual"].modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    assert sizes[1] - sizes[2] == pytest.approx(weights / 2, abs=16)
+    assert sizes[1] - sizes[4] == pytest.approx(weights * 6 / 8, abs=16)
+
+
+def test_the_folder_can_be_moved(written: tuple[Deployable, Path], data: tuple[Split, Split], tmp_path: Path) -> None:
+    elsewhere = tmp_path / "some where" / "else"
+    shutil.copytree(written[1], elsewhere)
+    same(load_artifact(elsewhere), written[0].model, data[1], written[0].heads)
+    assert str(written[1].parent).encode() not in b"".join(path.read_bytes() for path in elsewhere.iterdir())
+
+
+def test_a_flipped_byte_anywhere_is_refused(folder: Path) -> None:
+    tries = 0
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        for offset in {0, 7, len(content) // 3, len(content) // 2, len(content) - 2, len(content) - 1}:
+            for flip in (0x01, 0x20, 0xFF):
+                path.write_bytes(content[:offset] + bytes([content[offset] ^ flip]) + content[offset + 1 :])
+                with pytest.raises(ArtifactError):
+                    load_artifact(folder)
+                tries += 1
+        path.write_bytes(content)
+    assert tries >= 100
+    load_artifact(folder)
+
+
+def test_a_missing_file_is_refused(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.raises(ArtifactError, match=path.name):
+            load_artifact(folder)
+        path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="is no artifact"):
+        load_artifact(folder / "absent")
+
+
+def test_both_programs_of_the_card_run(written: tuple[Deployable, Path]) -> None:
+    blocks = [block.split("```")[0] for block in (written[1] / "card.md").read_text().split("```python\n")[1:]]
+    assert len(blocks) == 2
+    # The first in a fresh interpreter; the second here, where the tests' own task is registered.
+    run = subprocess.run([sys.executable, "-c", blocks[0]], cwd=written[1], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("label [")
+    found: dict[str, Any] = {}
+    exec(blocks[1].replace('load_artifact(".")', f"load_artifact({str(written[1])!r})"), found)
+    assert found["output"].shape == (1, 10)
+
+
+def signed(folder: Path, **changes: Callable[[bytes], bytes]) -> Path:
+    """Change files of an artifact as someone who can also write the manifest would."""
+    files = read_files(folder)
+    for name, change in changes.items():
+        file = name.replace("_json", ".json").replace("_safetensors", ".safetensors")
+        files[file] = change(files[file])
+    write_files(folder, files, lambda _: None)
+    return folder
+
+
+def edit(**changes: Any) -> Callable[[bytes], bytes]:
+    return lambda content: json.dumps(json.loads(content) | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "no_such_task"}, "unknown task 'no_such_task'"),
+        ({"surprise": 1}, "surprise"),
+        ({"options": {"unknown": 1}}, "cannot be rebuilt"),
+        ({"folded": [["stem", "absent"]]}, "no layer 'absent'"),
+        ({"folded": [["stem", "head"]]}, "cannot be folded"),
+        ({"quantize": {"history": {}, "bits": {}}}, "does not fit"),
+        ({"quantize": {"history": {"folded": [], "layers": [7]}, "bits": {}}}, "does not fit"),
+        ({"quantize": None}, "do not fit the module"),
+        ({"prune": {"history": {}, "bits": {}}}, "history stands beside a config without"),
+        ({"packed": {}}, "does not fit the model"),
+        ({"aliases": {"model/more": "model/head.bias"}}, "do not fit the module: more"),
+    ],
+)
+def test_a_signed_architecture_that_lies_is_refused_with_a_reason(
+    folder: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        load_artifact(signed(folder, architecture_json=edit(**change)))
+
+
+def test_a_config_that_names_what_is_not_there_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "architecture.json").read_bytes())["config"]
+    for change in (
+        {"student": {"absent": {}}},
+        {"quantize": {"absent": {}}},
+        {"quantize": {"post_training": {"x": 1}}},
+    ):
+        changed = signed(folder, architecture_json=edit(config=config | change))
+        with pytest.raises(ArtifactError, match="cannot be rebuilt"):
+            load_artifact(changed)
+
+
+class Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("name", ["model_safetensors", "architecture_json"])
+def test_a_pickle_is_never_run(folder: Path, tmp_path: Path, name: str) -> None:
+    fuse = tmp_path / "owned"
+    payload = pickle.dumps(Bomb(fuse))
+    pickle.loads(payload)
+    assert fuse.exists()
+    fuse.unlink()
+    with pytest.raises(ArtifactError):
+        load_artifact(signed(folder, **{name: lambda _: payload}))
+    assert not fuse.exists()
+
+
+def test_tensors_that_are_missing_wrong_or_more_are_refused(folder: Path) -> None:
+    original = (folder / "model.safetensors").read_bytes()
+    tensors = load(original)
+    first = next(name for name in tensors if name.startswith("model/"))
+    for changed in (
+        {name: tensor for name, tensor in tensors.items() if name != first},
+        tensors | {first: torch.zeros(3, 3, 3)},
+        tensors | {"model/more": torch.zeros(1)},
+        tensors | {"quantize/stem.weight_codes": torch.zeros(2, dtype=torch.uint8)},
+        tensors | {"quantize/stem.weight_scale": torch.zeros(3)},
+    ):
+        content = save({name: tensor.contiguous() for name, tensor in changed.items()})
+        with pytest.raises(ArtifactError):
+            load_artifact(signed(folder, model_safetensors=lambda _, content=content: content))
+    load_artifact(signed(folder, model_safetensors=lambda _: original))
+
+
+def test_a_module_that_would_not_come_back_is_never_written(
+    trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path: Path
+) -> None:
+    made = deployable("functional", trained["functional"], data[0])
+    other = replace(made, config=replace(made.config, student=Part.of("separable")))
+    with pytest.raises(ArtifactError, match="do not fit the module"):
+        write_artifact(tmp_path / "a", other, CARD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_that_would_come_back_as_another_is_never_written(
+    trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.inner, self.factor = trained["functional"], factor
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) * self.factor
+
+    made = deployable("functional", trained["functional"], data[0])
+    scaled = replace(made, float_model=Scaled(2.0), model=Scaled(2.0))
+    # Nothing in the state_dict tells the two apart: only the outputs do.
+    monkeypatch.setattr(artifact, "load_artifact", lambda _: Scaled(3.0))
+    with pytest.raises(ArtifactError, match="another one than was exported: label"):
+        write_artifact(tmp_path / "b", scaled, CARD)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,171 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from autocompress.errors import ArtifactError, StorageError
+from autocompress.export.folder import MANIFEST, REQUIRED, read_files, write_files
+
+FILES = {name: f"content of {name}".encode() * 3 for name in REQUIRED}
+
+
+def accept(_: Path) -> None:
+    return None
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_files(tmp_path / "t1c2", FILES, accept)
+    return tmp_path / "t1c2"
+
+
+def test_files_come_back_and_nothing_else_is_left(folder: Path) -> None:
+    assert read_files(folder) == FILES
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*REQUIRED, MANIFEST])
+    assert [path.name for path in folder.parent.iterdir()] == ["t1c2"]
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_one_more_file_is_allowed_where_it_is_known(tmp_path: Path) -> None:
+    write_files(tmp_path / "a", FILES | {"model_float.onnx": b"x"}, accept)
+    assert read_files(tmp_path / "a")["model_float.onnx"] == b"x"
+
+
+def test_every_flipped_bit_is_noticed(folder: Path) -> None:
+    flips = 0
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        step = max(1, len(content) // 60)
+        for offset in [*range(0, len(content), step), len(content) - 1]:
+            for bit in (0, 3, 5, 7):
+                changed = bytearray(content)
+                changed[offset] ^= 1 << bit
+                path.write_bytes(changed)
+                with pytest.raises(ArtifactError):
+                    read_files(folder)
+                flips += 1
+        path.write_bytes(content)
+    assert flips > 500
+    assert read_files(folder) == FILES
+
+
+def test_a_longer_a_shorter_and_an_empty_file_are_noticed(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        for changed in (content + b" ", content[:-1], b""):
+            path.write_bytes(changed)
+            with pytest.raises(ArtifactError, match=path.name):
+                read_files(folder)
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [*REQUIRED, MANIFEST])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError, match=name):
+        read_files(folder)
+
+
+def test_a_folder_that_is_none_is_no_artifact(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "absent", tmp_path / "file"):
+        with pytest.raises(ArtifactError, match="is no artifact"):
+            read_files(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 60_000,
+        b'{"format": 1}',
+        json.dumps(
+            {"files": {"../../etc/passwd": {"bytes": 1, "sha256": "0" * 64}}, "format": 1, "sha256": ""}
+        ).encode(),
+        json.dumps({"files": {"model.onnx": {"bytes": -1, "sha256": "0" * 64}}, "format": 1, "sha256": ""}).encode(),
+        json.dumps({"files": {"model.onnx": {"bytes": 1, "sha256": "zz"}}, "format": 1, "sha256": ""}).encode(),
+        json.dumps({"files": {}, "format": 2, "sha256": ""}).encode(),
+        b" " * 70_000,
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(folder: Path, content: bytes) -> None:
+    (folder / MANIFEST).write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        read_files(folder)
+
+
+def test_a_manifest_must_list_what_loading_needs(tmp_path: Path) -> None:
+    write_files(tmp_path / "a", dict.fromkeys(REQUIRED[1:], b"x"), accept)
+    with pytest.raises(ArtifactError, match=r"does not list model\.onnx"):
+        read_files(tmp_path / "a")
+
+
+def test_an_artifact_is_replaced_whole(folder: Path) -> None:
+    (folder / "verification.txt").write_text("of the old one")
+    newer = dict.fromkeys(REQUIRED, b"newer")
+    write_files(folder, newer, accept)
+    assert read_files(folder) == newer
+    assert not (folder / "verification.txt").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["t1c2"]
+
+
+def test_a_folder_that_fails_its_check_leaves_the_old_one(folder: Path) -> None:
+    def refuse(aside: Path) -> None:
+        assert aside != folder
+        assert read_files(aside)["card.md"] == b"newer"
+        raise ArtifactError("no good")
+
+    with pytest.raises(ArtifactError, match="no good"):
+        write_files(folder, dict.fromkeys(REQUIRED, b"newer"), refuse)
+    assert read_files(folder) == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["t1c2"]
+
+
+def test_a_failed_renaming_puts_the_old_one_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if target == folder and self.name != "old":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(StorageError, match="no space left"):
+        write_files(folder, dict.fromkeys(REQUIRED, b"newer"), accept)
+    assert read_files(folder) == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["t1c2"]
+
+
+def test_what_is_no_artifact_is_never_replaced(tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("years of work")
+    (tmp_path / "note").write_text("a file")
+    (tmp_path / "link").symlink_to(thesis)
+    for path in (thesis, tmp_path / "note", tmp_path / "link"):
+        with pytest.raises(ArtifactError, match="is no artifact; choose another folder"):
+            write_files(path, FILES, accept)
+    assert (thesis / "chapter.tex").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    write_files(tmp_path / "empty", FILES, accept)
+    assert read_files(tmp_path / "empty") == FILES
+
+
+def test_no_space_is_a_storage_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="no space left"):
+        write_files(tmp_path / "a", FILES, accept)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relative_folder_is_written_where_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_files(Path("picks/t1c2"), FILES, accept)
+    assert read_files(tmp_path / "picks" / "t1c2") == FILES
