@@ -12,7 +12,9 @@ def tasks() -> Table:
     table = _table("task", "what it is", "heads", "metrics")
     for name in TASKS:
         task = TASKS.get(name)
-        heads = ", ".join(f"{head} ({classes})" for head, classes in task.heads.items())
+        # A task that reads a user's files learns its heads from them.
+        known = getattr(task, "heads", {})
+        heads = ", ".join(f"{head} ({classes})" for head, classes in known.items()) or "from the data"
         table.add_row(name, _first_line(task), heads, ", ".join(task.metrics))
     return table
 

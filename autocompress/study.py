@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
+from pydantic_core import from_json
 
 from autocompress.config import CompressionConfig, Part
 from autocompress.errors import RunFolderError, StorageError, UsageError
@@ -133,12 +134,12 @@ class Study:
     def meta(self, key: str, default: Any = None) -> Any:
         """Return one value of the run's description."""
         row = self._connection.execute("SELECT value FROM ac_meta WHERE key = ?", (key,)).fetchone()
-        return default if row is None else json.loads(row[0])
+        return default if row is None else from_json(row[0])
 
     def all_meta(self) -> dict[str, Any]:
         """Return the whole description."""
         rows = self._connection.execute("SELECT key, value FROM ac_meta ORDER BY key")
-        return {key: json.loads(value) for key, value in rows}
+        return {key: from_json(value) for key, value in rows}
 
     def set_meta(self, values: Mapping[str, Any]) -> None:
         """Write values of the description in one transaction."""
@@ -199,7 +200,7 @@ class Study:
         with self._transaction():
             for identity, splits in scores.items():
                 row = self._connection.execute("SELECT scores FROM ac_candidates WHERE id = ?", (identity,)).fetchone()
-                merged = {**json.loads(row[0]), **{name: dict(values) for name, values in splits.items()}}
+                merged = {**from_json(row[0]), **{name: dict(values) for name, values in splits.items()}}
                 self._connection.execute(
                     "UPDATE ac_candidates SET scores = ? WHERE id = ?", (json.dumps(merged), identity)
                 )
@@ -215,9 +216,9 @@ class Study:
         found = []
         for number, role, state, config, cuts, optuna, attempts, seconds, elapsed in rows:
             parts = tuple(
-                Cut(*(None if part is None else Part.from_json(part) for part in cut)) for cut in json.loads(cuts)
+                Cut(*(None if part is None else Part.from_json(part) for part in cut)) for cut in from_json(cuts)
             )
-            job = Job(number, CompressionConfig.from_json(json.loads(config)), parts, Role(role))
+            job = Job(number, CompressionConfig.from_json(from_json(config)), parts, Role(role))
             found.append(StoredTrial(job, State(state), optuna, attempts, seconds, elapsed))
         return found
 
@@ -245,11 +246,11 @@ class Study:
             Candidate(
                 identity,
                 trial,
-                CompressionConfig.from_json(json.loads(config)),
+                CompressionConfig.from_json(from_json(config)),
                 epochs,
-                json.loads(scores),
-                json.loads(costs),
-                json.loads(details),
+                from_json(scores),
+                from_json(costs),
+                from_json(details),
                 checkpoint or "",
             )
             for identity, trial, epochs, config, scores, costs, details, checkpoint in rows
@@ -272,12 +273,12 @@ class Study:
         table = []
         for identity, trial, role, epochs, config, scores, costs, details in rows:
             row: dict[str, Any] = {"id": identity, "trial": trial, "role": role, "epochs": epochs}
-            row.update(_flat_config(json.loads(config)))
-            for split, metrics in json.loads(scores).items():
+            row.update(_flat_config(from_json(config)))
+            for split, metrics in from_json(scores).items():
                 row.update({f"{metric}{_SUFFIX[split]}": value for metric, value in metrics.items()})
-            row.update(json.loads(costs))
+            row.update(from_json(costs))
             row["config"] = config
-            row["details"] = json.loads(details)
+            row["details"] = from_json(details)
             table.append(row)
         return pd.DataFrame(table)
 
@@ -300,7 +301,7 @@ class Study:
             "config",
         ]
         table = pd.DataFrame(rows.fetchall(), columns=columns)
-        table["curve"] = [json.loads(text) for text in table["curve"]]
+        table["curve"] = [from_json(text) for text in table["curve"]]
         for column in ("seconds", "elapsed", "hypervolume"):
             table[column] = table[column].astype(float)
         return table

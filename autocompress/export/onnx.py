@@ -197,6 +197,13 @@ def _export(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, i
     return proto
 
 
+def _inputs(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            yield from _inputs(attribute.g)
+
+
 def _tidy(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Drop what tells of the exporting machine (paths, stack traces), and the wrapper's name from every tensor's."""
     graph = proto.graph
@@ -209,6 +216,11 @@ def _tidy(proto: onnx.ModelProto) -> onnx.ModelProto:
     for index, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{index}"
         node.input[:] = [_plain_name(name) for name in node.input]
+    # What integer kernels replaced would lie about, and onnxruntime would warn of it at each loading.
+    used = set(_inputs(graph)) | {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 

@@ -28,7 +28,7 @@ from autocompress.report.figures import draw_front, hypervolume_figure, plotly_s
 from autocompress.report.picture import front_picture, interval_picture, sparkline
 from autocompress.report.points import drawn, front_data, hypervolume_data
 from autocompress.report.verdict import confidence, convergence, honesty, lede, losses, verdict
-from autocompress.report.view import GROUPS, classify, rank, visible
+from autocompress.report.view import GROUPS, SIMULATED, classify, rank, simulated, visible
 from autocompress.storage import write_atomic
 from autocompress.words import label
 
@@ -60,6 +60,8 @@ def write_page(
     path = Path(path)
     # A run that broke before its teacher was trained has described little of itself.
     meta = {"objectives": list(_FALLBACK), "name": path.parent.name, **meta}
+    if len(candidates):
+        candidates = candidates.assign(**{SIMULATED: simulated(candidates)})
     content = _content(candidates, trials, meta, picked, _typed(path.parent))
     page = _templates().get_template("page.html.jinja").render(content)
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
@@ -133,7 +135,7 @@ def _candidates_content(
         "score": score,
         "cost": cost,
     }
-    plain = shown.drop(columns=[name for name in ("config", "details") if name in shown])
+    plain = shown.drop(columns=[name for name in ("config", "details", SIMULATED) if name in shown])
     return {
         "front": str(draw_front(data).to_json()),
         "columns": json.dumps([str(name) for name in plain.columns]),

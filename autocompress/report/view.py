@@ -12,6 +12,8 @@ from autocompress.words import finite
 
 SECTIONS = ("student", "distill", "fit", "prune", "quantize")
 NATIVE_BITS = (8, 32)
+#: Column that holds what :func:`simulated` says, so that a page works it out once.
+SIMULATED = "_simulated"
 _BITS = ("weight_bits", "activation_bits")
 # These knobs stand first and are told even where they do not vary.
 _ALWAYS = (*_BITS, "pruning_ratio", "temperature", "width", "depth")
@@ -111,6 +113,8 @@ def simulated(candidates: pd.DataFrame) -> list[str]:
     Bit-widths other than 8 and 32 and quantizers that are not linear run as floating-point arithmetic that rounds the
     same way: their scores are exact, their speed is not that of a device with such a kernel.
     """
+    if SIMULATED in candidates:
+        return list(candidates[SIMULATED])
     found: list[dict[str, None]] = [{} for _ in range(len(candidates))]
     for column in sorted(map(str, candidates.columns), key=_weight):
         section, _, knob = column.partition(".")

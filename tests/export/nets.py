@@ -104,6 +104,8 @@ NETS: Mapping[str, Callable[[], nn.Module]] = {
 class DigitsOf:
     """The digits for one of the networks above."""
 
+    metrics = ("accuracy",)
+
     def __init__(self, heads: dict[str, int] | None = None) -> None:
         self.heads = heads or {"label": 10}
 

@@ -262,3 +262,11 @@ def test_a_damaged_model_and_one_with_outside_tensors_are_refused(exported: Call
     tensor.external_data.add(key="location", value="/etc/passwd")
     with pytest.raises(ArtifactError, match="in other files"):
         session(proto.SerializeToString())
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_every_initializer_is_used(exported: Callable[..., Exported], name: str, settings: dict[str, Any]) -> None:
+    # onnxruntime would warn of each unused one whenever the model is loaded.
+    _, proto = exported(name, **settings)
+    used = {tensor for node in proto.graph.node for tensor in node.input}
+    assert {tensor.name for tensor in proto.graph.initializer} <= used
