@@ -232,6 +232,33 @@ def export(
         print(f"verified on the test split: {exported.verification}")
 
 
+@app.command(epilog="Example: autocompress bench reports/digits/picks/t12c7 --batch 8")
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="An exported folder.", metavar="ARTIFACT")],
+    batch: Annotated[int, typer.Option(min=1, help="Examples in each run.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure each file.")] = 1.0,
+) -> None:
+    """Measure latency and memory of an exported model on this machine."""
+    from autocompress.console import console, plain_table
+    from autocompress.export.bench import bench as measure
+    from autocompress.words import human
+
+    rows = [
+        [
+            found.file,
+            f"{found.median_ms:.3f} ms",
+            f"{found.p95_ms:.3f} ms",
+            f"{batch / found.median_ms * 1000:,.0f}/s",
+            human(found.memory_bytes, "B"),
+            human(found.file_bytes, "B"),
+        ]
+        for found in measure(artifact, batch=batch, threads=threads, seconds=seconds)
+    ]
+    console().print(plain_table(["file", "median", "95th percentile", "examples", "memory", "size"], rows))
+    print(f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}, onnxruntime on this processor")
+
+
 @app.command("list", epilog="Example: autocompress list methods")
 def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
     """List what a search space can name."""

@@ -34,6 +34,16 @@ def front_table(table: pd.DataFrame, objectives: Sequence[Mapping[str, Any]], ma
     return shown
 
 
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return text cells as a table for the terminal; every column but the first stands at its right edge."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def _knobs(row: Any) -> tuple[str, str, str, str]:
     def of(section: str, method: str, *names: str) -> list[Any]:
         return [row.get(f"{section}.{method}.{name}") for name in names]

@@ -53,6 +53,7 @@ def test_a_search_prints_the_front_the_pick_the_page_and_the_next_command(run, t
         "front.json",
         "report.html",
         "checkpoints",
+        "teacher",
     }
     again = run(*small("--name", "mine"))
     assert again.code == 2
@@ -133,6 +134,22 @@ def test_front_prints_tables_for_people_and_for_programs(run, small_run: Path) -
     assert text.startswith("id,")
     assert run("front", str(small_run), "--where", "accuracy > 2").code == 3
     assert run("front", str(small_run), "--where", "__import__('os')").code == 2
+
+
+def test_export_writes_verifies_and_bench_times_the_files(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
+    done = run("export", str(small_run), "--verify")
+    assert done.code == 0, done.err
+    assert "verified on the test split: label: accuracy" in done.out
+    (folder,) = (small_run / "picks").iterdir()
+    timed = run("bench", str(folder), "--seconds", "0.05", "--batch", "4")
+    assert timed.code == 0, timed.err
+    assert "model.onnx" in timed.out
+    assert "batch 4, 1 thread" in timed.out
+    (folder / "model.onnx").write_bytes(b"changed")
+    broken = run("bench", str(folder))
+    assert broken.code == 1
+    assert "model.onnx" in broken.err
+    shutil.rmtree(folder)
 
 
 def test_status_counts_states_and_names_reasons(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -76,6 +76,10 @@ class Teacher:
         """Return the logits on augmented view ``index`` of the training split, ``{head: [N, C]}``."""
         return self.logits[f"train/{index}"]
 
+    def files(self) -> list[Path]:
+        """Return the cached weights and the record of how they came about."""
+        return [self.folder / "weights.safetensors", self.folder / "teacher.json"]
+
 
 def load_teacher(
     task: Task,

@@ -215,7 +215,6 @@ def _describe(plan: Plan, study: Study, teacher: Teacher) -> None:
     record: dict[str, Any] = {
         **teacher_record(plan.setup),
         "config": {"student": plan.setup.teacher.student.to_json(), "fit": plan.setup.teacher.fit.to_json()},
-        "folder": str(teacher.folder),
     }
     test = (study.meta("teacher") or {}).get("scores", {}).get("test")
     if test is not None:
@@ -236,6 +235,9 @@ def _describe(plan: Plan, study: Study, teacher: Teacher) -> None:
             "environment": _environment(plan),
         }
     )
+    # With its teacher beside it, a run folder can be moved and read years later.
+    for path in teacher.files():
+        write_atomic(study.folder / "teacher" / path.name, path.read_bytes())
     write_atomic(study.folder / "environment.json", json.dumps(study.meta("environment"), indent=1, sort_keys=True))
 
 
