@@ -1,6 +1,16 @@
 """Distillation: the terms of the loss, the one training loop, and the cached teacher."""
 
-from autocompress.distill import losses, optimizers
+from autocompress.distill import attacks, feature_terms, logit_terms, losses, optimizers
 from autocompress.distill.base import Activations, DistillTerm, Needs, Term
 
-__all__ = ["Activations", "DistillTerm", "Needs", "Term", "losses", "optimizers"]
+__all__ = [
+    "Activations",
+    "DistillTerm",
+    "Needs",
+    "Term",
+    "attacks",
+    "feature_terms",
+    "logit_terms",
+    "losses",
+    "optimizers",
+]

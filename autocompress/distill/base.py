@@ -29,10 +29,12 @@ class Activations:
     Attributes:
         logits: ``{head: [B, C]}``.
         taps: Layer name to its output, for the layers that a term reads.
+        clean: The student's logits on the inputs as they were, where the others are on attacked ones.
     """
 
     logits: Mapping[str, Tensor]
     taps: Mapping[str, Any] = field(default_factory=dict)
+    clean: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class TeacherSource(Protocol):
@@ -58,6 +60,7 @@ class DistillTerm(Protocol, Generic[C]):
     name: ClassVar[str]
     kind: ClassVar[str]
     config: type[C]
+    reads_clean: bool
 
     def needs(self, config: C) -> Needs:
         """Return what the term reads of the teacher."""
@@ -92,6 +95,8 @@ class DistillTerm(Protocol, Generic[C]):
 
 class Term:
     """What most terms answer: the teacher's logits are enough, nothing is tapped, learned or perturbed."""
+
+    reads_clean = False
 
     def needs(self, config: Any) -> Needs:
         """Return :attr:`Needs.LOGITS`."""

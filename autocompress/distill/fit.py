@@ -65,7 +65,7 @@ def fit(
         lesson.listen(stack, model)
         with precision.running():
             learned = lesson.learned(model, train.take(kept[: min(batch, 8)]))
-        parameters = [*model.parameters(), *learned.parameters()]
+        parameters = [p for p in (*model.parameters(), *learned.parameters()) if p.requires_grad]
         optimizer = FITS.get(part.name).optimizer(config, parameters)
         schedule = SCHEDULES[config.schedule](optimizer, config, config.epochs * steps)
         for epoch in range(config.epochs):

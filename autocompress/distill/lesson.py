@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ class Lesson:
     def of(
         cls, terms: Sequence[Part], task: Task, config: FitConfig, teacher: TeacherSource | None, seed: int
     ) -> "Lesson":
+        """Choose the terms and see what they read.
+
+        Raises:
+            TrialError: Not exactly one term on logits, or a term reads a teacher and there is none.
+        """
         chosen = [(DISTILL.get(part.name), DISTILL.get(part.name).config.of(part.values)) for part in terms]
         if [term.kind for term, _ in chosen].count("logit") != 1:
             raise TrialError(f"distillation needs exactly one term on logits, got {[part.name for part in terms]}")
@@ -80,6 +85,8 @@ class Lesson:
         for term, settings in self.chosen:
             seen = term.perturb(settings, model, seen, lambda output: self._attacked(output, examples.targets, hard))
         student = self._run(model, seen, self.student_taps)
+        if any(term.reads_clean for term, _ in self.chosen):
+            student = replace(student, clean=self._run(model, inputs, {}).logits)
         losses = [
             term.loss(settings, student, teacher, examples.targets, hard, learned)
             for (term, settings), learned in zip(self.chosen, self.parts, strict=True)

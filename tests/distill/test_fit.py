@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+
 from autocompress.config import Part
 from autocompress.distill.fit import _hold_out, fit, predict
 from autocompress.distill.lesson import Lesson
@@ -10,7 +12,6 @@ from autocompress.distill.optimizers import fit_config
 from autocompress.distill.precision import bfloat16_pays, choose_precision
 from autocompress.errors import KnobError, TrialError, UnknownNameError
 from autocompress.tasks.images import Digits
-from torch import nn
 
 TASK = Digits()
 SPLITS = TASK.splits(0)

@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, strategies as st
+from torch import nn
+from torch.nn import functional as F
+
 from autocompress.distill.base import Activations, Needs
 from autocompress.distill.losses import SoftTarget, SoftTargetConfig, softened_kl
 from autocompress.registry import DISTILL
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
-from torch.nn import functional as F
 
 
 def hard(logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from autocompress.distill.optimizers import SCHEDULES, AdamWConfig
 from torch import nn
+
+from autocompress.distill.optimizers import SCHEDULES, AdamWConfig
 
 
 def rates(name: str, steps: int = 100, **settings: float) -> list[float]:

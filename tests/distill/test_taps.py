@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import nn
+
 from autocompress.distill.taps import tapped
 from autocompress.errors import TrialError
-from torch import nn
 
 
 def test_taps_hold_the_outputs_of_the_last_pass_and_leave_no_hooks() -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from autocompress.config import Part
 from autocompress.distill.fit import predict
 from autocompress.distill.teacher import TeacherRecipe, cache_folder, load_teacher

@@ -1,0 +1,202 @@
+"""More terms on logits: standardised, decoupled, and correlation-based distillation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autocompress.distill.base import Activations, TaskLoss, Term
+from autocompress.distill.losses import softened_kl
+from autocompress.knobs import FloatRange, Settings, knob
+from autocompress.registry import DISTILL
+
+TINY = 1e-7
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Return logits with mean 0 and standard deviation 1 in each row, ``[B, C] -> [B, C]``.
+
+    Example:
+        >>> standardized(torch.tensor([[1.0, 3.0]]))
+        tensor([[-1.0000,  1.0000]])
+    """
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True, correction=0) + TINY)
+
+
+def decoupled_kl(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, alpha: float, beta: float
+) -> Tensor:
+    """Return T^2 (alpha TCKD + beta NCKD), mean over the batch (Zhao et al. 2022, arXiv:2203.08679, equation 7).
+
+    TCKD compares the probability of the target class against all others together, NCKD the others among themselves.
+
+    Args:
+        student: ``[B, C]``.
+        teacher: ``[B, C]``.
+        targets: ``[B]``.
+        temperature: Above 0.
+        alpha: Weight of the target-class term.
+        beta: Weight of the non-target-class term.
+    """
+    others = ~F.one_hot(targets, student.shape[1]).bool()
+
+    def binary_and_rest(logits: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = logits / temperature
+        # The rest is taken out, not masked by a large number: logits may be larger than any such number.
+        rest = scaled[others].view(len(scaled), -1)
+        total = scaled.logsumexp(1)
+        target = scaled.gather(1, targets[:, None]).squeeze(1)
+        return torch.stack([target - total, rest.logsumexp(1) - total], dim=1), F.log_softmax(rest, dim=1)
+
+    (binary_s, rest_s), (binary_t, rest_t) = binary_and_rest(student), binary_and_rest(teacher)
+    target_class = F.kl_div(binary_s, binary_t, reduction="batchmean", log_target=True)
+    non_target = F.kl_div(rest_s, rest_t, reduction="batchmean", log_target=True)
+    return (alpha * target_class + beta * non_target) * temperature**2
+
+
+def correlation_distance(left: Tensor, right: Tensor) -> Tensor:
+    """Return one minus Pearson's correlation, mean over rows, ``[N, M], [N, M] -> []``."""
+    left = left - left.mean(1, keepdim=True)
+    right = right - right.mean(1, keepdim=True)
+    return 1 - F.cosine_similarity(left, right, dim=1, eps=TINY).mean()
+
+
+def correlation_loss(student: Tensor, teacher: Tensor, temperature: float, beta: float, gamma: float) -> Tensor:
+    """Return T^2 (beta inter + gamma intra) (Huang et al. 2022, arXiv:2205.10536, equation 10).
+
+    The inter-class relation correlates the classes of each example, the intra-class one the examples of each class.
+
+    Args:
+        student: ``[B, C]``.
+        teacher: ``[B, C]``.
+        temperature: Above 0.
+        beta: Weight of the inter-class relation.
+        gamma: Weight of the intra-class relation.
+    """
+    ours, theirs = F.softmax(student / temperature, dim=1), F.softmax(teacher / temperature, dim=1)
+    inter = correlation_distance(ours, theirs)
+    intra = correlation_distance(ours.T, theirs.T)
+    return (beta * inter + gamma * intra) * temperature**2
+
+
+@dataclass(frozen=True)
+class LogitStandardizedConfig(Settings):
+    """Knobs of :class:`LogitStandardized`."""
+
+    label = "distill.logit_standardized"
+
+    temperature: float = knob(2.0, FloatRange(1.0, 10.0, log=True), "base temperature, in standard deviations")
+    alpha: float = knob(0.9, FloatRange(0.0, 1.0), "weight of the teacher against the targets")
+
+
+class LogitStandardized(Term):
+    """Softened targets on z-scored logits, so that only their shape is copied (Sun et al. 2024, arXiv:2403.01427)."""
+
+    name = "logit_standardized"
+    kind = "logit"
+    config = LogitStandardizedConfig
+
+    def loss(
+        self,
+        config: LogitStandardizedConfig,
+        student: Activations,
+        teacher: Activations,
+        targets: Mapping[str, Tensor],
+        task_loss: TaskLoss,
+        learned: nn.Module,
+    ) -> Tensor:
+        """Return (1 - alpha) CE + alpha T^2 KL on standardised logits, ``[]``; several heads are averaged."""
+        soft = _mean_over_heads(
+            student,
+            teacher,
+            lambda ours, theirs, head: softened_kl(standardized(ours), standardized(theirs), config.temperature),
+        )
+        return (1 - config.alpha) * task_loss(student.logits, targets) + config.alpha * soft
+
+
+@dataclass(frozen=True)
+class DecoupledConfig(Settings):
+    """Knobs of :class:`Decoupled`."""
+
+    label = "distill.dkd"
+
+    alpha: float = knob(1.0, FloatRange(0.0, 10.0), "weight of the target class against all others")
+    beta: float = knob(2.0, FloatRange(0.0, 16.0), "weight of the other classes among themselves")
+    temperature: float = knob(4.0, FloatRange(1.0, 10.0, log=True), "softens both outputs")
+
+
+class Decoupled(Term):
+    """Cross-entropy plus decoupled distillation (Zhao et al. 2022, arXiv:2203.08679)."""
+
+    name = "dkd"
+    kind = "logit"
+    config = DecoupledConfig
+
+    def loss(
+        self,
+        config: DecoupledConfig,
+        student: Activations,
+        teacher: Activations,
+        targets: Mapping[str, Tensor],
+        task_loss: TaskLoss,
+        learned: nn.Module,
+    ) -> Tensor:
+        """Return CE + T^2 (alpha TCKD + beta NCKD), ``[]``; several heads are averaged."""
+        soft = _mean_over_heads(
+            student,
+            teacher,
+            lambda ours, theirs, head: decoupled_kl(
+                ours, theirs, targets[head], config.temperature, config.alpha, config.beta
+            ),
+        )
+        return task_loss(student.logits, targets) + soft
+
+
+@dataclass(frozen=True)
+class CorrelationConfig(Settings):
+    """Knobs of :class:`Correlation`."""
+
+    label = "distill.dist"
+
+    beta: float = knob(1.0, FloatRange(0.0, 10.0), "weight of the relation between the classes of an example")
+    gamma: float = knob(1.0, FloatRange(0.0, 10.0), "weight of the relation between the examples of a class")
+    temperature: float = knob(4.0, FloatRange(1.0, 10.0, log=True), "softens both outputs")
+
+
+class Correlation(Term):
+    """Cross-entropy plus correlations between and within classes (DIST, Huang et al. 2022, arXiv:2205.10536)."""
+
+    name = "dist"
+    kind = "logit"
+    config = CorrelationConfig
+
+    def loss(
+        self,
+        config: CorrelationConfig,
+        student: Activations,
+        teacher: Activations,
+        targets: Mapping[str, Tensor],
+        task_loss: TaskLoss,
+        learned: nn.Module,
+    ) -> Tensor:
+        """Return CE + T^2 (beta inter + gamma intra), ``[]``; several heads are averaged."""
+        soft = _mean_over_heads(
+            student,
+            teacher,
+            lambda ours, theirs, head: correlation_loss(ours, theirs, config.temperature, config.beta, config.gamma),
+        )
+        return task_loss(student.logits, targets) + soft
+
+
+def _mean_over_heads(
+    student: Activations, teacher: Activations, loss: Callable[[Tensor, Tensor, str], Tensor]
+) -> Tensor:
+    per_head = [loss(ours, teacher.logits[head], head) for head, ours in student.logits.items()]
+    return torch.stack(per_head).mean()
+
+
+DISTILL.add(LogitStandardized.name, LogitStandardized())
+DISTILL.add(Decoupled.name, Decoupled())
+DISTILL.add(Correlation.name, Correlation())
