@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.config import Part
 from autocompress.distill.base import TeacherSource
@@ -69,7 +70,7 @@ def fit(
         optimizer = FITS.get(part.name).optimizer(config, parameters)
         schedule = SCHEDULES[config.schedule](optimizer, config, config.epochs * steps)
         for epoch in range(config.epochs):
-            model.train()
+            _train(model)
             index = epoch % task.views
             view = task.view(train, index)
             known = lesson.known(index)
@@ -111,6 +112,14 @@ def predict(model: nn.Module, task: Task, split: Split, batch_size: int = 512) -
     model.eval()
     parts = [as_heads(model(*batch.inputs), task.heads) for batch in split.batches(batch_size)]
     return {head: torch.cat([part[head] for part in parts]) for head in task.heads}
+
+
+def _train(model: nn.Module) -> None:
+    """Set the training mode, but leave the statistics of frozen batch norms in use and as they are."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
+            module.eval()
 
 
 class _Best:

@@ -34,10 +34,6 @@ def with_new_head(model: nn.Module, classes: int, *, frozen: bool) -> nn.Module:
     if frozen:
         for parameter in fresh.parameters():
             parameter.requires_grad_(False)
-        for module in fresh.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                # What momentum 0 leaves is the teacher's own statistics.
-                module.momentum = 0.0
     old = fresh.get_submodule(heads[-1])
     parent, _, name = heads[-1].rpartition(".")
     holder = fresh.get_submodule(parent)
