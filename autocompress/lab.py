@@ -1,7 +1,7 @@
 """What every trial of one run shares: the task, its splits, its teacher, and how a checkpoint is cut."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -13,9 +13,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autocompress.config import CompressionConfig, Part
+from autocompress.distill.attacks import ATTACKS, EPSILON, attacked_logits
 from autocompress.distill.fit import fit, predict
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.errors import ArtifactError, TrialError
+from autocompress.measure import Subject
 from autocompress.method import Context, MethodState, Recovery
 from autocompress.prune import reestimate_batch_norm
 from autocompress.registry import PRUNE, QUANTIZE, TASKS
@@ -208,6 +210,18 @@ class Lab:
         model.eval()
         quantized, state = self.quantize(model, config.training, config.quantize)
         return Rebuilt(model, quantized, pruned, state)
+
+    def subject(self, model: nn.Module, split: Split, teacher: Mapping[str, Tensor], scores: Sequence[str]) -> Subject:
+        """Return what scores are measured on: the model's outputs on a split, and under attacks where one asks.
+
+        Raises:
+            TrialError: A logit is not finite.
+        """
+        asked = [attack for attack in ATTACKS if f"{attack}_accuracy" in scores]
+        attacked = {
+            attack: attacked_logits(model, self.task, split, epsilon=EPSILON, steps=ATTACKS[attack]) for attack in asked
+        }
+        return Subject(self.predict(model, split), split.targets, teacher, attacked)
 
     def predict(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
         """Return the model's logits on a split, ``{head: [N, C]}``.

@@ -111,9 +111,8 @@ def score_test_split(
     found = {}
     for identity, (candidate, content) in chosen.items():
         rebuilt = place.rebuild(candidate.config, content)
-        subject = Subject(place.predict(rebuilt.model, split), split.targets, teacher)
-        found[identity] = measure(subject, setup.scores)
-    return found, measure(Subject(teacher, split.targets, teacher), setup.scores)
+        found[identity] = measure(place.subject(rebuilt.model, split, teacher, setup.scores), setup.scores)
+    return found, measure(place.subject(place.teacher.model, split, teacher, setup.scores), setup.scores)
 
 
 def teacher_record(setup: Setup) -> dict[str, dict[str, Any]]:
@@ -122,8 +121,8 @@ def teacher_record(setup: Setup) -> dict[str, dict[str, Any]]:
     layers = layer_costs(fold_batch_norm(place.teacher.model, place.task.example()), place.task.example())
     scores = {}
     for name in VALIDATION:
-        logits = place.teacher.logits[name]
-        scores[name] = measure(Subject(logits, getattr(place.splits, name).targets, logits), setup.scores)
+        split, logits = getattr(place.splits, name), place.teacher.logits[name]
+        scores[name] = measure(place.subject(place.teacher.model, split, logits, setup.scores), setup.scores)
     return {"scores": scores, "costs": measure(Subject(layers=layers), setup.costs)}
 
 
@@ -160,10 +159,12 @@ def _measured(
     scores: dict[str, dict[str, float]] = {}
     for split_name in VALIDATION:
         split = getattr(place.splits, split_name)
-        logits = place.predict(model, split)
-        scores[split_name] = measure(Subject(logits, split.targets, place.teacher.logits[split_name]), setup.scores)
+        subject = place.subject(model, split, place.teacher.logits[split_name], setup.scores)
+        scores[split_name] = measure(subject, setup.scores)
         if split_name == "select_val":
-            details["per_class"] = {head: per_class(values, split.targets[head]) for head, values in logits.items()}
+            details["per_class"] = {
+                head: per_class(values, split.targets[head]) for head, values in subject.logits.items()
+            }
     return Candidate(
         f"t{job.number}c{number}",
         job.number,

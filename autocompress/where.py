@@ -86,7 +86,8 @@ def _compare(left: _Operand, compare: Callable[[Any, Any], Any], right: _Operand
     if left.text != right.text:
         text, number = (left, right) if left.text else (right, left)
         raise UsageError(f"'{source}' compares the text {text.source} with the number {number.source}")
-    return both & np.asarray(compare(left.values, right.values), dtype=bool)
+    holds: NDArray[np.bool_] = both & np.asarray(compare(left.values, right.values), dtype=bool)
+    return holds
 
 
 def _operand(node: ast.expr, table: pd.DataFrame) -> _Operand:

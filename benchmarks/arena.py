@@ -105,9 +105,7 @@ def run_all(arenas: Iterable[Arena], variants: Callable[[Arena], Sequence[Varian
     jobs = [(arena, variant, seed) for arena in arenas for variant in variants(arena) for seed in range(seeds)]
     found: dict[Any, Measured] = {}
     with ProcessPool(usable_cores(), context=get_context("spawn")) as pool:
-        running = {
-            pool.schedule(run_variant, args=job): (job[0].name, job[1].name, job[2]) for job in jobs
-        }
+        running = {pool.schedule(run_variant, args=job): (job[0].name, job[1].name, job[2]) for job in jobs}
         for done in as_completed(running):
             key = running[done]
             found[key] = done.result()

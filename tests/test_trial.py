@@ -174,3 +174,11 @@ def test_settled_puts_back_what_it_found(tmp_path: Path) -> None:
         assert tiny.div(2) == 0
         assert torch.get_num_threads() == 1
     assert tiny.div(2) != 0
+
+
+def test_robust_accuracy_is_a_score_that_a_search_can_ask_for() -> None:
+    setup = replace(SETUP, scores=("accuracy", "fgsm_accuracy", "pgd_accuracy"))
+    found = run_trial(replace(JOB, cuts=CUTS[:2]), setup)
+    for candidate in found.candidates:
+        scores = candidate.scores["select_val"]
+        assert scores["pgd_accuracy"] <= scores["fgsm_accuracy"] < scores["accuracy"]

@@ -16,6 +16,10 @@ from autocompress.task import Split, Task, as_heads
 
 Loss = Callable[[Any], Tensor]
 
+EPSILON = 0.3
+#: Attack to its number of steps, as the scores ``fgsm_accuracy`` and ``pgd_accuracy`` run them.
+ATTACKS: Mapping[str, int] = {"fgsm": 1, "pgd": 10}
+
 
 def fgsm(model: nn.Module, inputs: tuple[Tensor, ...], loss: Loss, epsilon: float) -> tuple[Tensor, ...]:
     """Return inputs moved by ``epsilon`` along the gradient's sign (Goodfellow et al. 2015, arXiv:1412.6572).

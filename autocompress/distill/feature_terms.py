@@ -90,7 +90,7 @@ class HintConfig(_LayerConfig):
 
     label = "distill.hint"
 
-    weight: float = knob(1.0, FloatRange(1e-3, 1e3, log=True), "weight of the term")
+    weight: float = knob(0.1, FloatRange(1e-3, 1e3, log=True), "weight of the term")
 
 
 class Hint(_FeatureTerm):
@@ -136,7 +136,7 @@ class AttentionConfig(_LayerConfig):
 
     label = "distill.attention"
 
-    weight: float = knob(10.0, FloatRange(1e-2, 1e4, log=True), "weight of the term")
+    weight: float = knob(0.1, FloatRange(1e-3, 1e3, log=True), "weight of the term")
 
 
 class Attention(_FeatureTerm):

@@ -1,6 +1,7 @@
 """The objectives that ship: scores of logits, averaged over the heads, and costs of layers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import fmean
 
 from torch import Tensor
@@ -72,6 +73,18 @@ def retention(subject: Subject) -> float:
     )
 
 
+@objective("fgsm_accuracy", "maximize", "score")
+def fgsm_accuracy(subject: Subject) -> float:
+    """Accuracy after one step of the gradient's sign, 0.3 in each number of the inputs."""
+    return _attacked(subject, "fgsm")
+
+
+@objective("pgd_accuracy", "maximize", "score")
+def pgd_accuracy(subject: Subject) -> float:
+    """Accuracy after ten projected steps, 0.3 at most in each number of the inputs."""
+    return _attacked(subject, "pgd")
+
+
 @objective("flops", "minimize", "cost", unit="FLOPs")
 def flops(subject: Subject) -> float:
     """Floating-point operations of one example: 2 x multiply-accumulates."""
@@ -140,3 +153,9 @@ def _teacher(subject: Subject, head: str) -> Tensor:
     if head not in subject.teacher_logits:
         raise TrialError(f"the head '{head}' has no teacher logits: they cover {sorted(subject.teacher_logits)}")
     return subject.teacher_logits[head]
+
+
+def _attacked(subject: Subject, attack: str) -> float:
+    if attack not in subject.attacked:
+        raise TrialError(f"{attack}_accuracy needs the outputs under that attack")
+    return _on_targets(replace(subject, logits=subject.attacked[attack]), quality.accuracy)

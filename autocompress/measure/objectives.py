@@ -19,6 +19,7 @@ class Subject:
         logits: The candidate's outputs on one split, ``{head: [N, C]}``; empty when only costs are asked.
         targets: ``{head: [N]}``.
         teacher_logits: The teacher's outputs on the same split, ``{head: [N, C]}``.
+        attacked: Attack to the candidate's outputs on attacked inputs, ``{"pgd": {head: [N, C]}}``.
         layers: Multiply-accumulates and parameters per layer, for one example.
         bits: Bit-widths of the layers that are quantized; absent layers hold 32 bits.
     """
@@ -26,6 +27,7 @@ class Subject:
     logits: Mapping[str, Tensor] = field(default_factory=dict)
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     teacher_logits: Mapping[str, Tensor] = field(default_factory=dict)
+    attacked: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     layers: Mapping[str, LayerCost] = field(default_factory=dict)
     bits: Mapping[str, LayerBits] = field(default_factory=dict)
 

@@ -65,8 +65,10 @@ def cards(
     """
     recipe, notes, known = recipes(table, candidates), simulated(table), records(meta)
     rows = []
-    for place, row in enumerate(table.to_dict("records")):
-        details = row.get("details") if isinstance(row.get("details"), Mapping) else {}
+    for place, record in enumerate(table.to_dict("records")):
+        row = {str(name): value for name, value in record.items()}
+        told = row.get("details")
+        details: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
         scores, change = split_scores(row, meta)
         pruned = str(row.get("prune", "none"))
         rows.append(

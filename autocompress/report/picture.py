@@ -55,7 +55,7 @@ class Frame:
         """Return the pixel of a cost."""
         low, high = (math.log10(bound) for bound in self.costs)
         left, right = self.margins[0], self.size[0] - self.margins[1]
-        return round(left + (right - left) * (math.log10(cost) - low) / (high - low), 1)
+        place: float = round(left + (right - left) * (math.log10(cost) - low) / (high - low), 1)
 
     def y(self, score: float) -> float:
         """Return the pixel of a score."""
@@ -123,7 +123,10 @@ def front_picture(data: FrontData) -> dict[str, Any]:
         "height": frame.size[1],
         "box": (frame.margins[0], frame.margins[2], frame.size[0] - frame.margins[1], frame.size[1] - frame.margins[3]),
         "xticks": [(frame.x(value), human(value, "")) for value in _decades(*frame.costs)],
-        "yticks": [(frame.y(value), show(value, score)) for value in _steps(*sorted(frame.scores), is_share(score))],
+        "yticks": [
+            (frame.y(value), show(value, score))
+            for value in _steps(min(frame.scores), max(frame.scores), is_share(score))
+        ],
         "clouds": {name: _cloud(_spots(data, (name,), frame)) for name in ("dominated", "infeasible", "front")},
         "line": "".join(
             f"{'H' if row else 'M'}{x:g}{' ' if not row else 'V'}{y:g}" for row, (x, y) in enumerate(steps)
@@ -198,7 +201,8 @@ def interval_picture(told: dict[str, Any] | None) -> dict[str, Any] | None:
     left, right = frame.margins[0], frame.size[0] - frame.margins[1]
 
     def x(share: float) -> float:
-        return round(left + (right - left) * (share - low) / ((high - low) or 1.0), 1)
+        place: float = round(left + (right - left) * (share - low) / ((high - low) or 1.0), 1)
+        return place
 
     for line, row in enumerate(rows):
         row |= {"x": x(row["share"]), "from": x(row["low"]), "to": x(row["high"]), "y": 20.0 + 24.0 * line}

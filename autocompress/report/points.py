@@ -139,7 +139,8 @@ def hypervolume_data(trials: pd.DataFrame) -> pd.DataFrame:
             "hypervolume": numbers(told, "hypervolume").to_numpy(),
         }
     )
-    return curve[np.isfinite(curve["hypervolume"])].reset_index(drop=True)
+    known: pd.DataFrame = curve[np.isfinite(curve["hypervolume"])].reset_index(drop=True)
+    return known
 
 
 def text(value: object) -> str:

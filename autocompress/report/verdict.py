@@ -1,12 +1,13 @@
 """What the page says in sentences: the verdict, how sure it is, how the search went, and what to be honest about."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from autocompress.front import Objective, axes
+from autocompress.front import Objective, axes, numbers
 from autocompress.pick import Pick
 from autocompress.report.points import hypervolume_data
 from autocompress.report.view import simulated
@@ -49,7 +50,7 @@ def lede(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any]
     return f"Candidate {picked.id} was picked out of {source}{took}."
 
 
-def interval(share: float, examples: int) -> tuple[float, float]:
+def interval(share: float, examples: float) -> tuple[float, float]:
     """Return the 95% interval of a share measured on so many examples (Wilson 1927).
 
     Example:
@@ -63,7 +64,7 @@ def interval(share: float, examples: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def tied(one: float, other: float, examples: int) -> bool:
+def tied(one: float, other: float, examples: float) -> bool:
     """Return whether two shares on as many examples differ by less than chance explains (95%, unpaired)."""
     spread = math.sqrt((one * (1 - one) + other * (1 - other)) / examples)
     return abs(one - other) <= _Z * spread
@@ -78,12 +79,11 @@ def confidence(front: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None
     own, name = float(picked.row[score["name"]]), label(score["name"])
     low, high = interval(own, examples)
     rows = []
-    for identity, share, price in zip(front["id"], front[score["name"]], front[cost["name"]], strict=True):
-        bounds = interval(float(share), examples)
-        equal = tied(own, float(share), examples)
-        rows.append(
-            {"id": identity, "share": float(share), "low": bounds[0], "high": bounds[1], "tied": equal, "cost": price}
-        )
+    shares, prices = (numbers(front, axis["name"]).tolist() for axis in (score, cost))
+    for identity, share, price in zip(front["id"], shares, prices, strict=True):
+        bounds = interval(share, examples)
+        equal = tied(own, share, examples)
+        rows.append({"id": identity, "share": share, "low": bounds[0], "high": bounds[1], "tied": equal, "cost": price})
     equals = [row for row in rows if row["tied"] and row["id"] != picked.id]
     text = (
         f"On {examples:,} select_val examples the {name} of {picked.id} is {show(own, score)}; "
@@ -156,8 +156,8 @@ def losses(trials: pd.DataFrame) -> list[dict[str, Any]]:
     if not {"state", "reason"} <= set(trials.columns):
         return []
     ended = trials[trials["state"].isin(["failed", "infeasible", "stopped"])]
-    counts = ended.groupby(["state", "reason"]).size().sort_values(ascending=False, kind="stable")
-    return [{"state": state, "reason": reason, "count": count} for (state, reason), count in counts.items()]
+    counts = Counter(zip(ended["state"].tolist(), ended["reason"].tolist(), strict=True))
+    return [{"state": state, "reason": reason, "count": count} for (state, reason), count in counts.most_common()]
 
 
 def split_scores(row: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[list[dict[str, str]], str]:

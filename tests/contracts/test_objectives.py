@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from autocompress.measure import LayerCost, Subject
 from autocompress.method import LayerBits
 from autocompress.registry import OBJECTIVES
@@ -20,7 +21,8 @@ def subject(quality: float, bits: dict[str, LayerBits] | None = None) -> Subject
     right = torch.nn.functional.one_hot(targets, 10).float() * 5
     wrong = torch.nn.functional.one_hot((targets + 1) % 10, 10).float() * 5
     logits = torch.where((torch.arange(100) < 100 * quality).unsqueeze(1), right, wrong)
-    return Subject({"label": logits}, {"label": targets}, {"label": right}, LAYERS, bits or {})
+    attacked = {"fgsm": {"label": logits}, "pgd": {"label": logits}}
+    return Subject({"label": logits}, {"label": targets}, {"label": right}, attacked, LAYERS, bits or {})
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())
