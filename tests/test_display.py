@@ -1,9 +1,9 @@
 import io
 
-from autocompress.display import SearchDisplay
-from autocompress.engine.driver import Progress
 from rich.console import Console
 
+from autocompress.display import SearchDisplay
+from autocompress.engine.driver import Progress
 from tests.fakes import OBJECTIVES
 
 

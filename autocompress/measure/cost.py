@@ -267,7 +267,8 @@ def _sizes(model: nn.Module) -> dict[str, dict[str, int]]:
         if "parametrizations" in path:
             path = path[: path.index("parametrizations")]
         size = found.setdefault(
-            ".".join(path), dict.fromkeys(("weights", "parameters", "nonzero", "buffers", "channels", "nonzero_weights"), 0)
+            ".".join(path),
+            dict.fromkeys(("weights", "parameters", "nonzero", "buffers", "channels", "nonzero_weights"), 0),
         )
         if not isinstance(tensor, nn.Parameter):
             size["buffers"] += tensor.numel() * tensor.is_floating_point()

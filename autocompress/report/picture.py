@@ -55,7 +55,7 @@ class Frame:
         """Return the pixel of a cost."""
         low, high = (math.log10(bound) for bound in self.costs)
         left, right = self.margins[0], self.size[0] - self.margins[1]
-        place: float = round(left + (right - left) * (math.log10(cost) - low) / (high - low), 1)
+        return round(left + (right - left) * (math.log10(cost) - low) / (high - low), 1)
 
     def y(self, score: float) -> float:
         """Return the pixel of a score."""

@@ -4,11 +4,11 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from autocompress.backends.base import Backend
 from autocompress.config import CompressionConfig, Part
 from autocompress.records import Cut, Job, State, TrialResult
 from autocompress.registry import BACKENDS
-
 from tests.fakes import FakeTrials, fake_result
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from autocompress.config import Part
 from autocompress.distill.base import Activations, Needs
 from autocompress.distill.fit import fit, predict
 from autocompress.registry import DISTILL
 from autocompress.tasks.images import Digits
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 TASK = Digits()
 SPLITS = TASK.splits(0)

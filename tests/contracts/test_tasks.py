@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from autocompress.registry import OBJECTIVES, STUDENTS, TASKS
 from autocompress.task import Splits, Task, as_heads
 

@@ -1,4 +1,5 @@
 import torch
+
 from autocompress.tasks.augment import random_affine
 
 

@@ -1,7 +1,8 @@
 import torch
+from sklearn.datasets import load_digits
+
 from autocompress.config import Part
 from autocompress.tasks.images import Digits
-from sklearn.datasets import load_digits
 
 
 def test_the_five_splits_take_every_image_once_and_hold_every_class() -> None:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from autocompress.errors import UsageError
 from autocompress.tasks.splitting import stratified_splits
 
