@@ -348,9 +348,16 @@ def _print_outcome(found: Any) -> None:
     chosen = found.pick()
     console().print(front_table(table, found.meta["objectives"], chosen.id))
     print()
+    _print_failures(found)
     _print_pick(chosen)
     print(f"page: {found.folder / 'report.html'}")
     print(f"next: autocompress export {shlex.quote(str(found.folder))} --candidate {chosen.id} --verify")
+
+
+def _print_failures(found: Any) -> None:
+    reasons = found.trials.loc[found.trials["state"] == "failed", "reason"].value_counts()
+    for reason, count in reasons.items():
+        print(f"  {count} failed: {reason}")
 
 
 def _print_status(found: Any) -> None:
@@ -358,9 +365,7 @@ def _print_status(found: Any) -> None:
 
     counts = found.trials["state"].value_counts()
     print(", ".join(f"{count} {state}" for state, count in counts.items()) or "no trials yet")
-    reasons = found.trials.loc[found.trials["state"] == "failed", "reason"].value_counts()
-    for reason, count in reasons.items():
-        print(f"  {count} failed: {reason}")
+    _print_failures(found)
     if len(found) and "objectives" in found.meta:
         console().print(front_table(found.to_pandas(), found.meta["objectives"], found.meta.get("recommended", "")))
 
