@@ -1,5 +1,6 @@
 """The verbs as Python calls: search, load, and what a front can do."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from autocompress.errors import NoCandidateError, RunFolderError, SearchFailedError, did_you_mean
+from autocompress.errors import NoCandidateError, RunFolderError, SearchFailedError, UsageError, did_you_mean
 from autocompress.front import full_fidelity, pareto_front
 from autocompress.pick import Pick, pick
 from autocompress.study import DATABASE, Study
@@ -153,6 +154,8 @@ def search(
     from autocompress.engine.run import make_plan, run_search
     from autocompress.engine.spec import load_spec
 
+    if sys._getframe(1).f_globals.get("__name__") == "__mp_main__":
+        raise UsageError('a worker imports this script anew: call search under `if __name__ == "__main__":`')
     given = {
         "search.trials": trials,
         "search.minutes": minutes,

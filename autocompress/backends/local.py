@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
+from concurrent.futures.process import BrokenProcessPool
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -85,6 +86,9 @@ class Local:
             return TrialResult(job.number, State.FAILED, reason=f"timed out after {self.timeout:g} s")
         except ProcessExpired as death:
             return TrialResult(job.number, State.FAILED, reason=f"its worker died (exit code {death.exitcode})")
+        except BrokenProcessPool:
+            reason = 'its workers did not start; a script must call search under `if __name__ == "__main__":`'
+            return TrialResult(job.number, State.FAILED, reason=reason)
         except Exception as error:  # Whatever a worker raises is that trial's fault, told as such.
             return TrialResult(job.number, State.FAILED, reason=f"{type(error).__name__}: {error}")
 
