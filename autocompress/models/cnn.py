@@ -2,7 +2,7 @@
 
     input [B, C, H, W] -> stem (conv, batch norm, ReLU) -> stages.0 .. stages.n -> average over the image -> heads
 
-To add a block, write one function ``(inputs, outputs, stride, config) -> module`` and list it in ``BLOCKS``.
+To add a block, write one function ``(inputs, outputs, kernel, stride) -> module`` and list it in ``BLOCKS``.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,10 +25,10 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) 
 class Residual(nn.Module):
     """Two convolutions beside a shortcut, ``[B, C, H, W] -> [B, D, H / stride, W / stride]`` (He 2016)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, config: "CNNConfig") -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_conv(inputs, outputs, config.kernel, stride), nn.ReLU(), *_conv(outputs, outputs, config.kernel, 1)
+            *_conv(inputs, outputs, kernel, stride), nn.ReLU(), *_conv(outputs, outputs, kernel, 1)
         )
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Sequential(*_conv(inputs, outputs, 1, stride))
@@ -40,43 +40,21 @@ class Residual(nn.Module):
         return out
 
 
-class Inverted(nn.Module):
-    """A wide depthwise convolution between two narrow ends, ``[B, C, H, W] -> [B, D, H / stride, W / stride]``.
-
-    The block widens to ``expansion`` times its inputs, filters each channel, and narrows again without a
-    rectifier; where the shape stays, its input is added (MobileNetV2, Sandler 2018, arXiv:1801.04381).
-    """
-
-    def __init__(self, inputs: int, outputs: int, stride: int, config: "CNNConfig") -> None:
-        super().__init__()
-        wide = inputs * config.expansion
-        widen = [*_conv(inputs, wide, 1, 1), nn.ReLU()] if config.expansion > 1 else []
-        depthwise = [*_conv(wide, wide, config.kernel, stride, groups=wide), nn.ReLU()]
-        self.body = nn.Sequential(*widen, *depthwise, *_conv(wide, outputs, 1, 1))
-        self.adds = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the narrow end, with the input added where it has the same shape."""
-        out: Tensor = self.body(x)
-        return x + out if self.adds else out
-
-
-def plain(inputs: int, outputs: int, stride: int, config: "CNNConfig") -> nn.Module:
+def plain(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
     """Return one convolution with batch norm and ReLU."""
-    return nn.Sequential(*_conv(inputs, outputs, config.kernel, stride), nn.ReLU())
+    return nn.Sequential(*_conv(inputs, outputs, kernel, stride), nn.ReLU())
 
 
-def separable(inputs: int, outputs: int, stride: int, config: "CNNConfig") -> nn.Module:
+def separable(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
     """Return a convolution within each channel, then one across channels (Howard 2017)."""
-    depthwise = _conv(inputs, inputs, config.kernel, stride, groups=inputs)
+    depthwise = _conv(inputs, inputs, kernel, stride, groups=inputs)
     return nn.Sequential(*depthwise, nn.ReLU(), *_conv(inputs, outputs, 1, 1), nn.ReLU())
 
 
-BLOCKS: Mapping[str, Callable[[int, int, int, "CNNConfig"], nn.Module]] = {
+BLOCKS: Mapping[str, Callable[[int, int, int, int], nn.Module]] = {
     "plain": plain,
     "residual": Residual,
     "separable": separable,
-    "inverted": Inverted,
 }
 
 
@@ -96,7 +74,6 @@ class CNNConfig(Settings):
     stages: int = knob(3, IntRange(1, 4), "groups of blocks; each after the first halves the image")
     kernel: int = knob(3, Choice((3, 5, 7)), "side of the convolution window")
     block: str = knob("residual", Choice(tuple(BLOCKS)), "what a stage is made of")
-    expansion: int = knob(4, IntRange(1, 8), "how much wider an inverted block is inside; the others ignore it")
     stem_stride: int = knob(1, Choice((1, 2)), "2 halves the image at once")
 
 
@@ -111,8 +88,8 @@ class CNN(nn.Module):
         width = config.width
         for stage in range(config.stages):
             before, width = width, config.width * 2**stage
-            blocks = [block(before, width, 1 if stage == 0 else 2, config)]
-            blocks += [block(width, width, 1, config) for _ in range(config.depth - 1)]
+            blocks = [block(before, width, config.kernel, 1 if stage == 0 else 2)]
+            blocks += [block(width, width, config.kernel, 1) for _ in range(config.depth - 1)]
             self.stages.append(nn.Sequential(*blocks))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.heads = nn.ModuleDict({head: nn.Linear(width, classes) for head, classes in heads.items()})

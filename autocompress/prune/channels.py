@@ -9,7 +9,7 @@ run) is looked for here, and every cut is compared with the uncut model.
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -23,7 +23,6 @@ from torch_pruning.ops import OPTYPE, module2type
 from torch_pruning.pruner.function import PrunerBox
 
 from autocompress.errors import CompressionError
-from autocompress.prune.evidence import tensors
 from autocompress.prune.importance import WEIGHTED, Slice, across
 
 History = list[list[Any]]
@@ -206,7 +205,10 @@ def verify_cut(model: nn.Module, pruned: nn.Module, history: History, inputs: tu
             continue
         # Indices count what was left when the layer shrank; the weights of ``silent`` are all still there.
         kept = left.setdefault(name, list(range(size_of(layer, False))))
-        silence(layer, [kept[index] for index in indices])
+        gone = torch.tensor([kept[index] for index in indices])
+        weight = layer.get_parameter("weight")
+        view = weight.unsqueeze(0) if getattr(layer, "transposed", False) else across(layer, weight)
+        view[gone // view.shape[1], gone % view.shape[1]] = 0
         left[name] = [channel for index, channel in enumerate(kept) if index not in set(indices)]
     try:
         found = tensors(pruned(*inputs))
@@ -220,15 +222,6 @@ def verify_cut(model: nn.Module, pruned: nn.Module, history: History, inputs: tu
             raise CompressionError("the pruned model's output is not finite")
         if bool((ours - theirs).abs().max() > 1e-3 * theirs.abs().max() + 1e-6):
             raise CompressionError("pruning changed more than the removed channels: the model mixes channels unseen")
-
-
-@torch.no_grad()
-def silence(layer: nn.Module, inputs: Sequence[int]) -> None:
-    """Set the weights of some input channels of a layer to zero, in place."""
-    gone = torch.tensor(inputs)
-    weight = layer.get_parameter("weight")
-    view = weight.unsqueeze(0) if getattr(layer, "transposed", False) else across(layer, weight)
-    view[gone // view.shape[1], gone % view.shape[1]] = 0
 
 
 def refuse_branches_on_data(model: nn.Module, example: tuple[Tensor, ...]) -> None:
@@ -247,6 +240,14 @@ def refuse_branches_on_data(model: nn.Module, example: tuple[Tensor, ...]) -> No
         ) from error
     except Exception as error:
         raise CompressionError(f"{type(model).__name__} fails on its example: {_line(error)}") from error
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Return every tensor of a model's output, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors(part)]
 
 
 def size_of(layer: nn.Module, outputs: bool) -> int:
