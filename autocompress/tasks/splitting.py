@@ -34,9 +34,7 @@ def stratified_splits(
     if len(classes) < 2:
         raise UsageError("the targets hold a single class; a task needs at least two")
     if counts.min() < len(Splits.NAMES):
-        raise UsageError(
-            f"class {classes[counts.argmin()]} has {counts.min()} examples; five disjoint splits need at least five of each"
-        )
+        raise UsageError(f"class {classes[counts.argmin()]} has {counts.min()} examples; five splits need five of each")
     parts: dict[str, np.ndarray] = {}
     rest = np.arange(len(strata))
     for number, (name, fraction) in enumerate(fractions.items()):
