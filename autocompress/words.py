@@ -14,13 +14,21 @@ _LABELS = {
     "flops": "FLOPs",
     "macs": "MACs",
     "bops": "BOPs",
+    "sparse_bytes": "bytes without zeros",
     "f1_macro": "macro F1",
     "f1_weighted": "weighted F1",
     "kl": "KL to the teacher",
     "agreement": "agreement with the teacher",
 }
 # A unit that is a symbol stands right behind its prefix (KB, MFLOPs); a word stands apart (12.3 K parameters).
-_SYMBOLS = {"effective_flops": "FLOPs", "flops": "FLOPs", "macs": "MACs", "bops": "BOPs", "bytes": "B"}
+_SYMBOLS = {
+    "effective_flops": "FLOPs",
+    "flops": "FLOPs",
+    "macs": "MACs",
+    "bops": "BOPs",
+    "bytes": "B",
+    "sparse_bytes": "B",
+}
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
 _COUNTED = (*_SYMBOLS, "parameters", "nonzero_parameters")
 

@@ -127,6 +127,12 @@ def model_bytes(subject: Subject) -> float:
     return float(cost.model_bytes(subject.layers, subject.bits))
 
 
+@objective("sparse_bytes", "minimize", "cost", unit="B")
+def sparse_bytes(subject: Subject) -> float:
+    """Bytes of the parameters with the zeros of pruned layers left out: one bit a weight, and the values that stay."""
+    return float(cost.sparse_bytes(subject.layers, subject.bits))
+
+
 def _on_targets(subject: Subject, score: Callable[[Tensor, Tensor], float]) -> float:
     return fmean(score(logits, _targets(subject, head)) for head, logits in _logits(subject))
 

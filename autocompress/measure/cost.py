@@ -8,8 +8,10 @@ element-wise products, and batch norm, which folds into the layer before it.
     effective FLOPs  sum of FLOPs x (weight bits x activation bits) / (32 x 32): equals FLOPs at 32 bits
     bytes            sum over layers of  ceil(weights x weight bits / 8) + 4 x (parameters - weights) + 4 x buffers
                      + 4 x channels where the weights have fewer than 32 bits (one scale per output channel)
+    sparse bytes     the same, with the weights of each layer as one bit a weight and the values that are not zero
+                     where that is smaller:  ceil(weights / 8) + ceil(weights that are not zero x weight bits / 8)
 
-Zeros count like any other weight: no dense runtime exploits them.
+Elsewhere zeros count like any other weight: no dense runtime exploits them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +43,7 @@ class LayerCost:
         nonzero: Its parameters that are not zero (all of them on the meta device).
         buffers: Floating-point elements that are saved beside the parameters (batch-norm statistics).
         channels: Output channels of its weights: one scale each once they are quantized.
+        nonzero_weights: Elements of its weight matrices that are not zero; all of them where it is not said.
     """
 
     name: str
@@ -50,6 +53,7 @@ class LayerCost:
     nonzero: int
     buffers: int = 0
     channels: int = 0
+    nonzero_weights: int | None = None
 
 
 Layers = Mapping[str, LayerCost]
@@ -120,12 +124,37 @@ def model_bytes(layers: Layers, bits: Bits) -> int:
         >>> model_bytes({"a": layer}, {"a": LayerBits(4)})
         30
     """
+    return sum(_dense(layer, bits) + _rest(layer, bits) for layer in layers.values())
+
+
+def sparse_bytes(layers: Layers, bits: Bits) -> int:
+    """Return the bytes of the parameters and buffers with the zeros of pruned layers left out, by the formula above.
+
+    Example:
+        >>> layer = LayerCost("a", 64, weights=64, parameters=64, nonzero=16, channels=8, nonzero_weights=16)
+        >>> model_bytes({"a": layer}, {}), sparse_bytes({"a": layer}, {})
+        (256, 72)
+    """
     total = 0
-    for name, layer in layers.items():
-        width = bits.get(name, LayerBits()).weight
-        scales = layer.channels if width < 32 else 0
-        total += -(-layer.weights * width // 8) + 4 * (layer.parameters - layer.weights + layer.buffers + scales)
+    for layer in layers.values():
+        left = layer.weights if layer.nonzero_weights is None else layer.nonzero_weights
+        packed = -(-layer.weights // 8) - (-left * _width(layer, bits) // 8)
+        total += min(packed, _dense(layer, bits)) + _rest(layer, bits)
     return total
+
+
+def _dense(layer: LayerCost, bits: Bits) -> int:
+    return -(-layer.weights * _width(layer, bits) // 8)
+
+
+def _rest(layer: LayerCost, bits: Bits) -> int:
+    """Return the bytes of all that is no weight: biases, normalizations, buffers, scales."""
+    scales = layer.channels if _width(layer, bits) < 32 else 0
+    return 4 * (layer.parameters - layer.weights + layer.buffers + scales)
+
+
+def _width(layer: LayerCost, bits: Bits) -> int:
+    return bits.get(layer.name, LayerBits()).weight
 
 
 def _product(name: str, bits: Bits) -> int:
@@ -238,14 +267,17 @@ def _sizes(model: nn.Module) -> dict[str, dict[str, int]]:
         if "parametrizations" in path:
             path = path[: path.index("parametrizations")]
         size = found.setdefault(
-            ".".join(path), dict.fromkeys(("weights", "parameters", "nonzero", "buffers", "channels"), 0)
+            ".".join(path),
+            dict.fromkeys(("weights", "parameters", "nonzero", "buffers", "channels", "nonzero_weights"), 0),
         )
         if not isinstance(tensor, nn.Parameter):
             size["buffers"] += tensor.numel() * tensor.is_floating_point()
             continue
         size["parameters"] += tensor.numel()
-        size["nonzero"] += tensor.numel() if tensor.is_meta else int(tensor.count_nonzero())
+        nonzero = tensor.numel() if tensor.is_meta else int(tensor.count_nonzero())
+        size["nonzero"] += nonzero
         if tensor.dim() > 1:
             size["weights"] += tensor.numel()
+            size["nonzero_weights"] += nonzero
             size["channels"] += tensor.shape[0]
     return found

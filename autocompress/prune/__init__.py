@@ -1,6 +1,27 @@
 """Pruning: methods that remove weights."""
 
+from autocompress.prune.adaptive import Adaptive, AdaptiveConfig
 from autocompress.prune.batch_norm import reestimate_batch_norm
+from autocompress.prune.depth import Depth, DepthConfig
+from autocompress.prune.inherit import Inheritance, inherit
+from autocompress.prune.masking import masks_from_zeros
+from autocompress.prune.n_m import NM, NMConfig
 from autocompress.prune.structured import Structured, StructuredConfig
+from autocompress.prune.unstructured import Unstructured, UnstructuredConfig
 
-__all__ = ["Structured", "StructuredConfig", "reestimate_batch_norm"]
+__all__ = [
+    "NM",
+    "Adaptive",
+    "AdaptiveConfig",
+    "Depth",
+    "DepthConfig",
+    "Inheritance",
+    "NMConfig",
+    "Structured",
+    "StructuredConfig",
+    "Unstructured",
+    "UnstructuredConfig",
+    "inherit",
+    "masks_from_zeros",
+    "reestimate_batch_norm",
+]

@@ -9,7 +9,7 @@ run) is looked for here, and every cut is compared with the uncut model.
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -23,6 +23,7 @@ from torch_pruning.ops import OPTYPE, module2type
 from torch_pruning.pruner.function import PrunerBox
 
 from autocompress.errors import CompressionError
+from autocompress.prune.evidence import one_line, tensors
 from autocompress.prune.importance import WEIGHTED, Slice, across
 
 History = list[list[Any]]
@@ -88,7 +89,7 @@ class Channels:
                 )
                 found = list(self._graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]))
             except Exception as error:
-                raise CompressionError(f"{type(model).__name__} cannot be traced: {_line(error)}") from error
+                raise CompressionError(f"{type(model).__name__} cannot be traced: {one_line(error)}") from error
         self._refuse_idle_layers(model)
         self.groups = [group for group in (self._group(group, outputs) for group in found) if group is not None]
 
@@ -111,7 +112,9 @@ class Channels:
                 if not emptied:
                     cut.prune(record_history=False)
             except Exception as error:
-                raise CompressionError(f"the channels of '{group.name}' cannot be removed: {_line(error)}") from error
+                raise CompressionError(
+                    f"the channels of '{group.name}' cannot be removed: {one_line(error)}"
+                ) from error
         if emptied:
             raise CompressionError(f"removing channels of '{group.name}' would leave '{emptied[0]}' without any")
         self.history += [[part.name, part.outputs, sorted(part.indices)] for part in parts]
@@ -181,7 +184,7 @@ def replay(model: nn.Module, history: Sequence[Sequence[Any]]) -> None:
             pruner, size = _pruner(layer), size_of(layer, outputs)
             fits = 0 < len(set(indices)) < size and all(0 <= index < size for index in indices)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CompressionError(f"the pruning history does not fit the model: {_line(error)}") from error
+            raise CompressionError(f"the pruning history does not fit the model: {one_line(error)}") from error
         if not fits:
             raise CompressionError(f"the pruning history does not fit layer '{name}', which has {size} channels")
         (pruner.prune_out_channels if outputs else pruner.prune_in_channels)(layer, list(indices))
@@ -205,15 +208,12 @@ def verify_cut(model: nn.Module, pruned: nn.Module, history: History, inputs: tu
             continue
         # Indices count what was left when the layer shrank; the weights of ``silent`` are all still there.
         kept = left.setdefault(name, list(range(size_of(layer, False))))
-        gone = torch.tensor([kept[index] for index in indices])
-        weight = layer.get_parameter("weight")
-        view = weight.unsqueeze(0) if getattr(layer, "transposed", False) else across(layer, weight)
-        view[gone // view.shape[1], gone % view.shape[1]] = 0
+        silence(layer, [kept[index] for index in indices])
         left[name] = [channel for index, channel in enumerate(kept) if index not in set(indices)]
     try:
         found = tensors(pruned(*inputs))
     except Exception as error:
-        raise CompressionError(f"the pruned model fails: {_line(error)}") from error
+        raise CompressionError(f"the pruned model fails: {one_line(error)}") from error
     expected = tensors(silent(*inputs))
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
         raise CompressionError("pruning changed the shape of the model's output")
@@ -222,6 +222,15 @@ def verify_cut(model: nn.Module, pruned: nn.Module, history: History, inputs: tu
             raise CompressionError("the pruned model's output is not finite")
         if bool((ours - theirs).abs().max() > 1e-3 * theirs.abs().max() + 1e-6):
             raise CompressionError("pruning changed more than the removed channels: the model mixes channels unseen")
+
+
+@torch.no_grad()
+def silence(layer: nn.Module, inputs: Sequence[int]) -> None:
+    """Set the weights of some input channels of a layer to zero, in place."""
+    gone = torch.tensor(inputs)
+    weight = layer.get_parameter("weight")
+    view = weight.unsqueeze(0) if getattr(layer, "transposed", False) else across(layer, weight)
+    view[gone // view.shape[1], gone % view.shape[1]] = 0
 
 
 def refuse_branches_on_data(model: nn.Module, example: tuple[Tensor, ...]) -> None:
@@ -239,15 +248,7 @@ def refuse_branches_on_data(model: nn.Module, example: tuple[Tensor, ...]) -> No
             f"{type(model).__name__} decides by the data what it computes: no trace fits it"
         ) from error
     except Exception as error:
-        raise CompressionError(f"{type(model).__name__} fails on its example: {_line(error)}") from error
-
-
-def tensors(output: Any) -> list[Tensor]:
-    """Return every tensor of a model's output, in order."""
-    if isinstance(output, Tensor):
-        return [output]
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return [tensor for part in parts for tensor in tensors(part)]
+        raise CompressionError(f"{type(model).__name__} fails on its example: {one_line(error)}") from error
 
 
 def size_of(layer: nn.Module, outputs: bool) -> int:
@@ -291,10 +292,6 @@ def _blocks(part: Slice) -> int:
 def _whole(part: Slice) -> bool:
     """Return whether these are all the channels that the layer has on this side."""
     return len(part.indices) == size_of(part.layer, part.outputs)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 @contextmanager

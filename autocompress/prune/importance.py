@@ -39,15 +39,38 @@ def chance(weight: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(weight.shape, generator=generator).to(weight)
 
 
+def slope(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Return how steeply the loss depends on each weight."""
+    return _gradient(weight).abs()
+
+
+def taylor(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the first-order change of the loss if each weight were zero (Molchanov 2019, arXiv:1906.10771)."""
+    return (weight * _gradient(weight)).abs()
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    if weight.grad is None:
+        raise CompressionError("a criterion on gradients met a weight without one; fill them first")
+    return weight.grad
+
+
 WEIGHTED = (_ConvNd, nn.Linear, _BatchNorm)
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """An importance, and the types of layers whose ``weight`` it is asked about."""
+    """An importance, and what it reads.
+
+    Attributes:
+        importance: Scores one weight.
+        layers: Types of layers whose ``weight`` it is asked about.
+        gradients: Whether it reads gradients: of the loss, on the calibration split.
+    """
 
     importance: Importance
     layers: tuple[type[nn.Module], ...] = WEIGHTED
+    gradients: bool = False
 
 
 CRITERIA: Mapping[str, Criterion] = {
@@ -55,6 +78,8 @@ CRITERIA: Mapping[str, Criterion] = {
     "l2": Criterion(square),
     # The scale of a batch norm is the size of what the channel passes on (Liu 2017, arXiv:1708.06519).
     "batch_norm": Criterion(absolute, (_BatchNorm,)),
+    "gradient": Criterion(slope, gradients=True),
+    "taylor": Criterion(taylor, gradients=True),
     "random": Criterion(chance),
 }
 
@@ -78,6 +103,19 @@ class Slice:
     roots: Sequence[int]
 
 
+@torch.no_grad()
+def finite_scores(weight: Tensor, what: str, criterion: Criterion, generator: torch.Generator) -> Tensor:
+    """Return the scores of one weight, in its shape.
+
+    Raises:
+        CompressionError: A weight or a score is not finite; ``what`` names the weights.
+    """
+    scores = criterion.importance(weight, generator)
+    if not bool((weight.isfinite() & scores.isfinite()).all()):
+        raise CompressionError(f"{what} are not finite: nothing can be ranked")
+    return scores
+
+
 def channel_scores(slices: Iterable[Slice], channels: int, criterion: Criterion, generator: torch.Generator) -> Tensor:
     """Return one score a channel, ``[channels]``, whose mean is 1 so that groups of any size compare.
 
@@ -92,9 +130,7 @@ def channel_scores(slices: Iterable[Slice], channels: int, criterion: Criterion,
         weight = getattr(part.layer, "weight", None)
         if weight is None or not isinstance(part.layer, criterion.layers):
             continue
-        scores = criterion.importance(weight.detach(), generator)
-        if not bool(scores.isfinite().all()):
-            raise CompressionError(f"the weights of layer '{part.name}' are not finite: nothing can be ranked")
+        scores = finite_scores(weight, f"the weights of layer '{part.name}'", criterion, generator)
         sums = by_channel(part.layer, scores, part.outputs).double().sum(1).cpu()
         total.index_add_(0, torch.tensor(part.roots), sums[list(part.indices)])
     mean = total.mean()

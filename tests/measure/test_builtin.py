@@ -13,7 +13,7 @@ SCORES = {
     "accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro", "loss", "kl", "agreement", "retention",
     "ece",
 }  # fmt: skip
-COSTS = {"flops", "macs", "bops", "effective_flops", "parameters", "nonzero_parameters", "bytes"}
+COSTS = {"flops", "macs", "bops", "effective_flops", "parameters", "nonzero_parameters", "bytes", "sparse_bytes"}
 
 
 def subject(heads=("label",), seed=0):
@@ -82,6 +82,7 @@ def test_costs_are_those_of_the_layers():
         "parameters": 36.0,
         "nonzero_parameters": 36.0,
         "bytes": 16.0 + 4 * 4 + 4 * 4,
+        "sparse_bytes": 16.0 + 4 * 4 + 4 * 4,
     }
     assert cost.flops(layers) == 64
 

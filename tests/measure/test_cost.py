@@ -81,8 +81,12 @@ class TestByHand:
 
     def test_mlp(self):
         layers = layer_costs(MLP, (torch.zeros(1, 20),))
-        assert layers["0"] == LayerCost("0", macs=600, weights=600, parameters=630, nonzero=630, channels=30)
-        assert layers["2"] == LayerCost("2", macs=150, weights=150, parameters=150, nonzero=150, channels=5)
+        assert layers["0"] == LayerCost(
+            "0", macs=600, weights=600, parameters=630, nonzero=630, channels=30, nonzero_weights=600
+        )
+        assert layers["2"] == LayerCost(
+            "2", macs=150, weights=150, parameters=150, nonzero=150, channels=5, nonzero_weights=150
+        )
         assert (cost.macs(layers), cost.flops(layers), cost.parameters(layers)) == (750, 1500, 780)
 
     def test_grouped_strided_dilated_and_transposed(self):
@@ -257,7 +261,7 @@ class TestBits:
         layers = layer_costs(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)), (torch.zeros(1, 1, 2, 2),))
         # conv 2 + 2, batch norm 2 + 2 parameters and 2 + 2 statistics; its counter of batches is no float
         assert cost.model_bytes(layers, {}) == 4 * (4 + 4 + 4)
-        assert layers["1"] == LayerCost("1", macs=0, weights=0, parameters=4, nonzero=2, buffers=4)
+        assert layers["1"] == LayerCost("1", macs=0, weights=0, parameters=4, nonzero=2, buffers=4, nonzero_weights=0)
 
     @given(st.integers(1, 8), st.integers(1, 8))
     def test_fewer_bits_never_cost_more(self, weight, activation):
@@ -265,3 +269,42 @@ class TestBits:
         more = {name: LayerBits(weight + 1, activation) for name in self.LAYERS}
         assert cost.bops(self.LAYERS, less) < cost.bops(self.LAYERS, more) < cost.bops(self.LAYERS, {})
         assert cost.model_bytes(self.LAYERS, less) < cost.model_bytes(self.LAYERS, more) < 3120
+
+
+class TestSparseBytes:
+    @staticmethod
+    def layers(density, bias=True):
+        layer = nn.Linear(40, 10, bias=bias)
+        flat = torch.zeros(400)
+        flat[: int(400 * density)] = 1.0
+        layer.weight.data = flat.view(10, 40)
+        return layer_costs(layer, (torch.zeros(1, 40),))
+
+    @pytest.mark.parametrize("width", [32, 8, 5, 2])
+    @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 0.9, 1.0])
+    def test_a_mask_and_the_values_that_stay(self, density, width):
+        layers, bits = self.layers(density), {"": LayerBits(width, 32)}
+        rest = 4 * 10 + (4 * 10 if width < 32 else 0)  # the bias, and a scale for each output
+        packed = 400 // 8 + -(-int(400 * density) * width // 8)
+        assert cost.sparse_bytes(layers, bits) == rest + min(packed, 400 * width // 8)
+        assert cost.model_bytes(layers, bits) == rest + 400 * width // 8
+
+    def test_it_is_never_more_than_dense(self):
+        for density in (0.97, 1.0):
+            layers = self.layers(density)
+            assert cost.sparse_bytes(layers, {}) == cost.model_bytes(layers, {})
+
+    def test_zeros_in_biases_and_buffers_save_nothing(self):
+        layer = nn.BatchNorm1d(8)
+        nn.init.zeros_(layer.weight)
+        layers = layer_costs(layer.eval(), (torch.zeros(2, 8),))
+        assert cost.sparse_bytes(layers, {}) == cost.model_bytes(layers, {})
+
+    def test_a_layer_of_unknown_density_counts_as_dense(self):
+        layers = {"a": LayerCost("a", 64, weights=64, parameters=64, nonzero=1, channels=8)}
+        assert cost.sparse_bytes(layers, {}) == cost.model_bytes(layers, {}) == 256
+
+    def test_on_the_meta_device_nothing_is_known_to_be_zero(self):
+        with torch.device("meta"):
+            layers = layer_costs(nn.Linear(40, 10), (torch.zeros(1, 40),))
+        assert cost.sparse_bytes(layers, {}) == cost.model_bytes(layers, {})

@@ -66,3 +66,19 @@ def test_equal_scores_go_in_order():
 
 def test_no_group_gives_nothing():
     assert least_important([], 0.5, True) == []
+
+
+@given(SIZES, st.lists(RATIOS, min_size=2, max_size=4), st.booleans(), st.integers(0, 99))
+def test_growing_ratios_remove_as_many_in_steps_as_at_once(sizes, ratios, pooled, seed):
+    scores = scores_of(sizes, seed)
+    gone = [0] * len(sizes)
+    for ratio in sorted(ratios):
+        removed = least_important(scores, ratio, pooled, gone=gone)
+        scores = [
+            torch.tensor([float(score) for index, score in enumerate(group) if index not in indices])
+            for group, indices in zip(scores, removed, strict=True)
+        ]
+        gone = [before + len(indices) for before, indices in zip(gone, removed, strict=True)]
+    at_once = least_important(scores_of(sizes, seed), max(ratios), pooled)
+    assert sum(gone) == sum(map(len, at_once))
+    assert gone == [len(indices) for indices in at_once]

@@ -1,11 +1,14 @@
 import pytest
 import torch
+import torch_pruning
 from torch import nn
 
 from autocompress.errors import CompressionError
 from autocompress.method import Context, MethodState
 from autocompress.prune import Structured, StructuredConfig
-from autocompress.prune.channels import Channels, replay, tensors, verify_cut
+from autocompress.prune.channels import Channels, replay, silence, verify_cut
+from autocompress.prune.evidence import tensors
+from tests.prune.toys import cnn, labelled_context
 from tests.prune.zoo import (
     FOLLOWED,
     IMAGE,
@@ -122,6 +125,48 @@ class TestRemoval:
         monkeypatch.setattr(channels._graph, "get_pruning_group", fail)
         with pytest.raises(CompressionError, match="'hidden' cannot be removed: IndexError: out of range"):
             channels.remove(channels.groups[0], [0])
+
+
+class TestGroups:
+    """What goes together is what torch-pruning says goes together."""
+
+    @pytest.mark.parametrize("criterion", ["l2", "taylor"])
+    @pytest.mark.parametrize("block", ["plain", "residual", "separable", "inverted"])
+    def test_every_layer_loses_the_channels_of_its_group(self, block, criterion):
+        model = cnn(block=block, width=8, depth=2)
+        given = labelled_context()
+        _, state = METHOD.apply(model, StructuredConfig(pruning_ratio=0.3, criterion=criterion), given)
+        graph = torch_pruning.DependencyGraph().build_dependency(model, given.example)
+        names = {module: name for name, module in model.named_modules()}
+        history = [(name, outputs, tuple(indices)) for name, outputs, indices in state.history["layers"]]
+        started = 0
+        while started < len(history):
+            name, outputs, indices = history[started]
+            assert outputs
+            layer = model.get_submodule(name)
+            expected = {
+                (names[dep.target.module], graph.is_out_channel_pruning_fn(dep.handler), tuple(sorted(found)))
+                for dep, found in graph.get_pruning_group(
+                    layer, graph.get_pruner_of_module(layer).prune_out_channels, list(indices)
+                )
+                if dep.target.module in names
+            }
+            assert set(history[started : started + len(expected)]) == expected
+            started += len(expected)
+        assert started > 4
+
+
+class TestSilence:
+    @pytest.mark.parametrize(
+        "layer", [nn.Linear(4, 3), nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 3, groups=2)], ids=str
+    )
+    def test_a_silent_input_changes_no_output(self, layer):
+        x = torch.randn(2, 4, *([] if isinstance(layer, nn.Linear) else [5, 5]))
+        loud = x.clone()
+        loud[:, [1, 2]] += 5
+        assert not torch.allclose(layer(x), layer(loud))
+        silence(layer, [1, 2])
+        torch.testing.assert_close(layer(x), layer(loud))
 
 
 class TestReplay:

@@ -1,6 +1,6 @@
 import json
 import math
-from itertools import pairwise
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,37 +9,17 @@ from torch import nn
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import cost, layer_costs
 from autocompress.method import Context, MethodState, Recovery
-from autocompress.models import CNN, CNNConfig
 from autocompress.prune import StructuredConfig
 from autocompress.prune.importance import CRITERIA
 from autocompress.registry import PRUNE
+from tests.prune.toys import EXAMPLE, chain, cnn, labelled_context
 
 METHOD = PRUNE.get("structured")
-EXAMPLE = (torch.zeros(1, 1, 8, 8),)
-
-
-def cnn(seed=0, heads=None, **knobs):
-    torch.manual_seed(seed)
-    model = CNN(CNNConfig(**{"width": 4, "depth": 1, "stages": 2} | knobs), 1, heads or {"label": 10})
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, std=0.1)
-    return model.eval()
-
-
-def chain(width, layers=3):
-    """Convolutions of one width and a head, so that every layer has ``width`` channels to give."""
-    torch.manual_seed(width)
-    widths = [1] + [width] * layers
-    blocks = []
-    for before, after in pairwise(widths):
-        blocks += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
-    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)).eval()
 
 
 def apply(model, calibration=(), seed=0, **knobs):
-    return METHOD.apply(model, StructuredConfig(**knobs), Context(EXAMPLE, calibration=calibration, seed=seed))
+    found = labelled_context(seed) if CRITERIA[knobs.get("criterion", "l2")].gradients else None
+    return METHOD.apply(model, StructuredConfig(**knobs), found or Context(EXAMPLE, calibration=calibration, seed=seed))
 
 
 def flops(model):
@@ -83,7 +63,7 @@ class TestRatiosOnNarrowLayers:
         with pytest.raises(KnobError, match=r"prune\.structured\.pruning_ratio"):
             StructuredConfig(pruning_ratio=ratio)
 
-    @pytest.mark.parametrize("block", ["plain", "residual", "separable"])
+    @pytest.mark.parametrize("block", ["plain", "residual", "separable", "inverted"])
     @pytest.mark.parametrize("scope", ["uniform", "global"])
     def test_cost_never_rises_over_a_fine_grid(self, block, scope):
         model = cnn(block=block, width=5)
@@ -152,7 +132,7 @@ class TestWhatIsCut:
             name for name, p in model.named_parameters() if not p.requires_grad
         }
 
-    @pytest.mark.parametrize("block", ["plain", "residual", "separable"])
+    @pytest.mark.parametrize("block", ["plain", "residual", "separable", "inverted"])
     @pytest.mark.parametrize("criterion", CRITERIA)
     def test_a_pruned_model_learns(self, block, criterion):
         pruned, _ = apply(cnn(block=block, width=8), pruning_ratio=0.5, criterion=criterion)
@@ -179,6 +159,33 @@ class TestRandom:
         state = torch.random.get_rng_state()
         apply(model, criterion=criterion)
         assert torch.equal(torch.random.get_rng_state(), state)
+
+
+class TestMeasuredCriteria:
+    @pytest.mark.parametrize("criterion", ["gradient", "taylor"])
+    def test_a_channel_that_the_loss_does_not_depend_on_goes(self, criterion):
+        # Channel 2 has large weights on both sides, but its rectifier never opens: no magnitude says so.
+        model = chain(4, layers=1)
+        with torch.no_grad():
+            model[0].weight[2] *= 10
+            model[1].bias[2] = -100
+        assert apply(model, pruning_ratio=0.25, criterion=criterion)[1].history["layers"][0] == ["0", True, [2]]
+        assert apply(model, pruning_ratio=0.25, criterion="l2")[1].history["layers"][0] != ["0", True, [2]]
+
+    @pytest.mark.parametrize("criterion", ["gradient", "taylor"])
+    @pytest.mark.parametrize(
+        ("given", "reason"),
+        [(Context(EXAMPLE), "task's loss"), (replace(labelled_context(), targets=()), "batches with their targets")],
+        ids=["no loss", "no targets"],
+    )
+    def test_what_they_measure_on_must_be_there(self, criterion, given, reason):
+        with pytest.raises(CompressionError, match=reason):
+            METHOD.apply(cnn(), StructuredConfig(criterion=criterion), given)
+
+    def test_the_model_carries_no_gradient_away(self):
+        model = cnn()
+        pruned, _ = apply(model, criterion="taylor")
+        assert all(parameter.grad is None for parameter in [*model.parameters(), *pruned.parameters()])
 
 
 class TestState:

@@ -1,0 +1,112 @@
+"""Every pruning method on real digits: it changes the model, the model recovers, and the candidate is rebuilt."""
+
+import pytest
+import torch
+
+from autocompress.config import CompressionConfig, Part
+from autocompress.distill.teacher import TeacherRecipe
+from autocompress.lab import Setup, checkpoint, lab, settled
+from autocompress.measure import Subject, layer_costs, measure
+from autocompress.prune.n_m import follows
+from autocompress.quantize import fold_batch_norm
+from autocompress.records import Cut, Job
+from autocompress.registry import PRUNE
+from autocompress.trial import run_trial
+
+SETUP = Setup(
+    Part("digits"),
+    0,
+    TeacherRecipe(Part.of("cnn", width=12, depth=1), Part.of("adamw", epochs=16, learning_rate=1e-2)),
+    ("accuracy", "loss"),
+    ("flops", "sparse_bytes"),
+)
+TRAINING = CompressionConfig(
+    Part.of("cnn", width=8, depth=2, stages=2),
+    (Part.of("soft_target", temperature=4.0, alpha=0.9),),
+    Part.of("adamw", epochs=8, learning_rate=1e-2),
+    seed=3,
+)
+RECOVERY = {"recovery_epochs": 4, "recovery_learning_rate": 5e-3}
+STEPS = {"steps": 2, "step_epochs": 1, **RECOVERY}
+PARTS = [
+    Part.of("unstructured", pruning_ratio=0.7, **RECOVERY),
+    Part.of("unstructured", pruning_ratio=0.5, criterion="taylor", scope="uniform", schedule="cubic", **STEPS),
+    Part.of("n_m", n=2, m=4, **RECOVERY),
+    Part.of("n_m", n=1, m=4, criterion="taylor", **RECOVERY),
+    Part.of("structured", pruning_ratio=0.25, criterion="taylor", **RECOVERY),
+    Part.of("structured", pruning_ratio=0.25, criterion="gradient", schedule="linear", scope="global", **STEPS),
+    Part.of("adaptive", pruning_ratio=0.4, steps=2, **RECOVERY),
+    Part.of("depth", pruning_ratio=0.34, **RECOVERY),
+]
+EIGHT = Part.of("post_training", weight_bits=8, activation_bits=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled():
+    with settled():
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return lab(SETUP).train(TRAINING)[0]
+
+
+def scores(model):
+    place = lab(SETUP)
+    subject = Subject(place.predict(model, place.splits.select_val), place.splits.select_val.targets)
+    return measure(subject, SETUP.scores)
+
+
+def costs(model, state=None):
+    place = lab(SETUP)
+    layers = layer_costs(fold_batch_norm(model, place.task.example()), place.task.example())
+    return measure(Subject(layers=layers, bits={} if state is None else state.bits), SETUP.costs)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part.name}-{part.values.get('criterion', 'default')}")
+def test_a_method_changes_the_model_which_recovers_and_is_rebuilt(part, trained):
+    place = lab(SETUP)
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    pruned, state = place.prune(trained, TRAINING, part)
+    assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
+    whole, left = costs(trained), costs(pruned)
+    if part.name in ("unstructured", "n_m"):
+        assert left["flops"] == whole["flops"]
+        assert left["sparse_bytes"] < 0.9 * whole["sparse_bytes"]
+    else:
+        assert left["flops"] < 0.85 * whole["flops"]
+    assert state.report["sparsity"] > 0.2 or part.name == "adaptive"
+    # Training went on after the cut, and not one zero was lost.
+    for name, mask in state.masks.items():
+        assert torch.equal(pruned.get_parameter(name) != 0, mask)
+        if part.name == "n_m":
+            assert follows(pruned.get_parameter(name), part.values["n"], part.values["m"])
+    assert scores(pruned)["accuracy"] > 0.8
+
+    config = CompressionConfig(TRAINING.student, TRAINING.distill, TRAINING.fit, part, EIGHT, TRAINING.seed)
+    rebuilt = place.rebuild(config, checkpoint(pruned, state))
+    x = place.splits.select_val.inputs
+    assert torch.equal(rebuilt.float_model(*x), pruned(*x))
+    quantized, _ = place.quantize(pruned, TRAINING, EIGHT)
+    torch.testing.assert_close(rebuilt.model(*x), quantized(*x))
+    for name in state.masks:
+        zeros = pruned.get_parameter(name) == 0
+        assert not quantized.get_parameter(name)[zeros].any()
+
+
+def test_a_trial_cuts_and_measures_a_candidate_of_every_method():
+    cuts = [Cut(), Cut(quantize=EIGHT)]
+    for name in PRUNE.names():
+        part = next(part for part in PARTS if part.name == name)
+        bare = Part.of(name, **{**part.values, "recovery_epochs": 0})
+        cuts += [Cut(prune=bare), Cut(bare, EIGHT)]
+    result = run_trial(Job(0, TRAINING, tuple(cuts)), SETUP)
+    assert result.reason == ""
+    assert len(result.candidates) == len(cuts)
+    whole, *others = result.candidates
+    assert len({candidate.scores["select_val"]["loss"] for candidate in result.candidates}) == len(cuts)
+    for candidate in others:
+        assert candidate.costs["sparse_bytes"] < whole.costs["sparse_bytes"]
+        rebuilt = lab(SETUP).rebuild(candidate.config, result.checkpoints[candidate.checkpoint])
+        assert scores(rebuilt.model)["accuracy"] == candidate.scores["select_val"]["accuracy"]
