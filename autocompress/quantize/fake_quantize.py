@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.quantize.quantizers import Grid
+from autocompress.quantize.steps import straight_through
 
 INPUT = "input_quantizer"
 OUTPUT = "output_quantizer"
@@ -44,11 +45,11 @@ class FakeQuantize(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return ``values`` on the grid, ``[...] -> [...]``."""
+        low, high = self.low - int(self.zero_point), self.high - int(self.zero_point)
         if values.requires_grad and torch.is_grad_enabled():
-            return torch.fake_quantize_per_tensor_affine(values, self.scale, self.zero_point, self.low, self.high)
+            return straight_through(values, self.scale, low, high)
         # Ten times the speed of torch's operator, whose loop is not vectorised. It divides as ONNX does, where torch
         # multiplies by the reciprocal: the two part at ties, which discrete inputs such as pixels often hit.
-        low, high = self.low - int(self.zero_point), self.high - int(self.zero_point)
         steps = values.float().div(self.scale).round_().clamp_(low, high)
         return steps.mul_(self.scale).to(values.dtype)
 
@@ -58,9 +59,13 @@ class FakeQuantize(nn.Module):
 
 
 def quantize_input(layer: nn.Module, quantizer: nn.Module) -> None:
-    """Round the first input of ``layer`` from now on; the quantizer becomes its submodule ``input_quantizer``."""
+    """Round the first input of ``layer`` from now on; the quantizer becomes its submodule ``input_quantizer``.
+
+    A quantizer that is there already gives way.
+    """
+    if not hasattr(layer, INPUT):
+        layer.register_forward_pre_hook(_before, with_kwargs=True)
     layer.add_module(INPUT, quantizer.train(layer.training))
-    layer.register_forward_pre_hook(_before, with_kwargs=True)
 
 
 def quantize_output(layer: nn.Module, quantizer: nn.Module) -> None:

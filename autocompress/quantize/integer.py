@@ -16,8 +16,8 @@ def widened_codes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return int8 codes, their scale and their zero point, for the same weights on a finer grid.
 
-    The zero point is 0, and codes are multiplied to reach 127, wherever none lies further than 127 from its zero
-    point; 8-bit asymmetric ones do, and are only moved into int8. A scale so small that a bias would not fit into
+    The zero point is 0, and codes are multiplied to reach 127, wherever all lie from -128 to 127 around it; some 8-bit
+    asymmetric ones do not, and are only moved into int8. A scale so small that a bias would not fit into
     int32 is raised: what the weights lose is below the bias's own float32 precision.
 
     Args:
@@ -35,9 +35,9 @@ def widened_codes(
     axes = [-1, *[1] * (codes.ndim - 1)] if scale.ndim else []
     steps = codes.int() - zero_point.int().view(axes)
     reach = steps.abs().flatten(1).amax(1) if scale.ndim else steps.abs().amax()
-    wide, fits = scale.double(), bool((reach <= 127).all())
+    wide, fits = scale.double(), int(steps.min()) >= -128 and int(steps.max()) <= 127
     if fits:
-        factor = 127 // reach.clamp(min=1)
+        factor = (127 // reach.clamp(min=1)).clamp(min=1)
         steps, wide = steps * factor.view(axes), wide / factor
     if bias is not None and input_scale is not None:
         size = bias.detach().double().abs()

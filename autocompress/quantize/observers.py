@@ -2,60 +2,48 @@
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from autocompress.errors import CompressionError
+from autocompress.quantize.histograms import Entropy, MeanSquaredError
+from autocompress.quantize.watching import Aim, MinMax, Observer, Sample, extremes
 
 
-class Observer(Protocol):
-    """Watches tensors and settles on a range."""
+class MovingAverage:
+    """The range is an average of each tensor's smallest and largest value, in which newer ones count more.
 
-    def observe(self, values: Tensor) -> None:
-        """Take note of one tensor of any shape.
-
-        Raises:
-            CompressionError: The tensor is empty, or holds a NaN or an infinity.
-        """
-        ...
-
-    def range(self) -> tuple[float, float]:
-        """Return the lowest and the highest value to represent.
-
-        Raises:
-            CompressionError: Nothing was observed.
-        """
-        ...
-
-
-class MinMax:
-    """The range is the smallest and the largest value seen.
+    Args:
+        momentum: Share of the average that the next tensor leaves as it is (Jacob et al. 2018, arXiv:1712.05877).
 
     Example:
-        >>> observer = MinMax()
-        >>> observer.observe(torch.tensor([1.0, -2.0]))
+        >>> import torch
+        >>> observer = MovingAverage(momentum=0.5)
+        >>> for values in (torch.tensor([0.0, 2.0]), torch.tensor([-1.0, 4.0])):
+        ...     observer.observe(values)
         >>> observer.range()
-        (-2.0, 1.0)
+        (-0.5, 3.0)
     """
 
-    def __init__(self) -> None:
-        self._low, self._high = math.inf, -math.inf
+    def __init__(self, momentum: float = 0.9) -> None:
+        self._momentum = momentum
+        self._range: tuple[float, float] | None = None
 
     def observe(self, values: Tensor) -> None:
-        """Widen the range to hold every value."""
-        low, high = extremes(values)
-        self._low, self._high = min(self._low, low), max(self._high, high)
+        """Move both ends towards those of the tensor."""
+        ends = extremes(values)
+        before = self._range or ends
+        low, high = (old + (1 - self._momentum) * (new - old) for old, new in zip(before, ends, strict=True))
+        self._range = low, high
 
     def range(self) -> tuple[float, float]:
-        """Return the smallest and the largest value seen."""
-        if self._low > self._high:
+        """Return the averages of the smallest and of the largest values."""
+        if self._range is None:
             raise CompressionError("nothing was observed")
-        return self._low, self._high
+        return self._range
 
 
-class Percentile:
+class Percentile(Sample):
     """The range cuts equal tails off both ends: from percentile ``100 - p`` to percentile ``p`` of all values.
 
     Args:
@@ -64,46 +52,22 @@ class Percentile:
     """
 
     def __init__(self, percentile: float = 99.9, keep: int = 2**18) -> None:
+        super().__init__(keep)
         self._share = percentile / 100
-        self._keep = keep
-        self._seen: list[Tensor] = []
-        self._sampler = torch.Generator().manual_seed(0)
-
-    def observe(self, values: Tensor) -> None:
-        """Remember the values, or a sample of them."""
-        extremes(values)
-        flat = values.detach().flatten()
-        if flat.numel() > self._keep:
-            flat = flat[torch.randint(flat.numel(), (self._keep,), generator=self._sampler)]
-        self._seen.append(flat.clone())
 
     def range(self) -> tuple[float, float]:
         """Return the two percentiles, each a value that was seen."""
-        if not self._seen:
-            raise CompressionError("nothing was observed")
-        values = torch.cat(self._seen)
+        values = self.values()
         count = values.numel()
         tail = math.floor((1 - self._share) * (count - 1) + 1e-6)
         low, high = (float(values.kthvalue(rank).values) for rank in (tail + 1, count - tail))
         return min(low, high), max(low, high)
 
 
-# Each builds an observer; the percentile is the one setting that any of them reads so far.
-OBSERVERS: dict[str, Callable[[float], Observer]] = {
+OBSERVERS: dict[str, Callable[[Aim], Observer]] = {
     "minmax": lambda _: MinMax(),
-    "percentile": Percentile,
+    "moving_average": lambda _: MovingAverage(),
+    "percentile": lambda aim: Percentile(aim.percentile),
+    "mse": MeanSquaredError,
+    "entropy": Entropy,
 }
-
-
-def extremes(values: Tensor) -> tuple[float, float]:
-    """Return the smallest and the largest value of a tensor.
-
-    Raises:
-        CompressionError: The tensor is empty, or holds a NaN or an infinity.
-    """
-    if values.numel() == 0:
-        raise CompressionError("an empty tensor has no range")
-    low, high = (float(end) for end in torch.aminmax(values.detach()))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise CompressionError("a tensor with NaN or infinite values has no range")
-    return low, high

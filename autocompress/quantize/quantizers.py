@@ -16,16 +16,19 @@ class Grid:
     """Evenly spaced values: code ``c`` stands for ``(c - zero_point) * scale``.
 
     Attributes:
-        scale: Distance of neighbours, float32; ``[]`` for a whole tensor, ``[C]`` along axis 0.
+        scale: Distance of neighbours, float32; ``[]`` for a whole tensor, ``[C]`` along axis 0, ``[C, G]`` for
+            groups of each flattened row.
         zero_point: The code of 0.0, int32, shaped like ``scale``.
         low: The smallest code.
         high: The largest code.
+        group: Values that share a scale where there are groups; the last group of a row may be shorter.
     """
 
     scale: Tensor
     zero_point: Tensor
     low: int
     high: int
+    group: int = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -37,7 +40,7 @@ class Quantizer(Protocol):
     """Maps a range to a grid, and tensors to codes and back."""
 
     def fit(self, low: Tensor, high: Tensor, bits: int) -> Grid:
-        """Return the grid for values from ``low`` to ``high``, ``[]`` or ``[C]``."""
+        """Return the grid for values from ``low`` to ``high``, of any one shape."""
         ...
 
     def encode(self, values: Tensor, grid: Grid) -> Tensor:
@@ -58,12 +61,14 @@ class Linear:
 
     def encode(self, values: Tensor, grid: Grid) -> Tensor:
         """Return the code of each value; values outside the range get the nearest end."""
-        scale, zero_point = _along(grid.scale, values), _along(grid.zero_point, values)
+        scale = along(grid.scale, values, grid.group)
+        zero_point = along(grid.zero_point, values, grid.group)
         return values.mul(scale.reciprocal()).round_().add_(zero_point).clamp_(grid.low, grid.high).to(grid.dtype)
 
     def decode(self, codes: Tensor, grid: Grid) -> Tensor:
         """Return the float32 value of each code."""
-        return (codes.to(torch.float32) - _along(grid.zero_point, codes)).mul_(_along(grid.scale, codes))
+        zero_point = along(grid.zero_point, codes, grid.group)
+        return (codes.to(torch.float32) - zero_point).mul_(along(grid.scale, codes, grid.group))
 
 
 class Symmetric(Linear):
@@ -82,7 +87,7 @@ class Symmetric(Linear):
         self.unsigned = unsigned
 
     def fit(self, low: Tensor, high: Tensor, bits: int) -> Grid:
-        """Return the grid for values from ``low`` to ``high``, ``[]`` or ``[C]``."""
+        """Return the grid for values from ``low`` to ``high``, of any one shape."""
         low, high = low.double(), high.double()
         if self.unsigned and bool((low >= 0).all()):
             steps, first, last = 2.0**bits - 1, 0, 2**bits - 1
@@ -104,7 +109,7 @@ class Asymmetric(Linear):
     """
 
     def fit(self, low: Tensor, high: Tensor, bits: int) -> Grid:
-        """Return the grid for values from ``low`` to ``high``, ``[]`` or ``[C]``."""
+        """Return the grid for values from ``low`` to ``high``, of any one shape."""
         low, high = low.double(), high.double()
         last = 2**bits - 1
         below, above = low.clamp(max=0), high.clamp(min=0)
@@ -123,5 +128,16 @@ def _scale(scale: Tensor, reach: Tensor, exact: Tensor) -> Tensor:
     return torch.where(reach == 0, 1.0, scale).float()
 
 
-def _along(parameter: Tensor, values: Tensor) -> Tensor:
-    return parameter.view(-1, *[1] * (values.ndim - 1)) if parameter.ndim else parameter
+def along(parameter: Tensor, values: Tensor, group: int) -> Tensor:
+    """Return a scale or zero point in a shape that broadcasts over ``values``.
+
+    Example:
+        >>> along(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 3), group=2).tolist()
+        [[1.0, 1.0, 2.0]]
+    """
+    if parameter.ndim == 0:
+        return parameter
+    if parameter.ndim == 1:
+        return parameter.view(-1, *[1] * (values.ndim - 1))
+    row = values[0].numel()
+    return parameter.repeat_interleave(group, 1)[:, :row].reshape(values.shape)

@@ -17,15 +17,17 @@ def values(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -
     st.sampled_from(sorted(WEIGHT_QUANTIZERS)),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([1.0, 0.6]),
 )
 def test_wider_codes_stand_for_the_same_weights(
-    seed: int, bits: int, scheme: str, per_channel: bool, with_bias: bool
+    seed: int, bits: int, scheme: str, per_channel: bool, with_bias: bool, covered: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, 3, 3, generator=generator) * torch.tensor([1.0, 0.0, 1e-3, 5.0])[:, None, None]
     low, high = torch.aminmax(weight.flatten(1), dim=1) if per_channel else torch.aminmax(weight)
     quantizer = WEIGHT_QUANTIZERS[scheme]
-    grid = quantizer.fit(low, high, bits)
+    # What is cut off on the negative side takes the code -128, which has no positive twin.
+    grid = quantizer.fit(low * covered, high * covered, bits)
     codes = quantizer.encode(weight, grid)
     bias = torch.randn(4, generator=generator) if with_bias else None
     wide, scale, zero_point = widened_codes(codes, grid.scale, grid.zero_point, bias, torch.tensor(0.01))
@@ -36,6 +38,12 @@ def test_wider_codes_stand_for_the_same_weights(
         assert not zero_point.any()
         reach = wide.int().abs().flatten(1).amax(1)
         assert all(int(r) == 0 or int(r) > 63 for r in (reach if per_channel else reach.amax()[None]))
+
+
+def test_the_lowest_code_stays_as_it_is() -> None:
+    codes, scale, zero_point = torch.tensor([[-128, 127]], dtype=torch.int8), torch.tensor([0.5]), torch.tensor([0])
+    wide, same, still = widened_codes(codes, scale, zero_point, None, None)
+    assert (wide.tolist(), same.tolist(), still.tolist()) == ([[-128, 127]], [0.5], [0])
 
 
 def test_a_bias_too_large_for_int32_makes_the_weights_step_larger() -> None:

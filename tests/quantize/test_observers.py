@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.observers import OBSERVERS, MinMax, Observer, Percentile
+from autocompress.quantize.observers import OBSERVERS, MovingAverage, Percentile
+from autocompress.quantize.watching import Aim, MinMax, Observer
 
 batches = st.lists(
     st.lists(st.floats(-100, 100, width=32, allow_subnormal=False), min_size=1, max_size=30), min_size=1, max_size=5
@@ -82,10 +83,46 @@ def test_percentile_does_not_hold_on_to_the_tensors_memory() -> None:
 )
 def test_values_without_a_range_are_refused(name: str, values: list[float], message: str) -> None:
     with pytest.raises(CompressionError, match=message):
-        OBSERVERS[name](99.9).observe(torch.tensor(values))
+        OBSERVERS[name](Aim()).observe(torch.tensor(values))
 
 
 @pytest.mark.parametrize("name", sorted(OBSERVERS))
 def test_an_observer_that_saw_nothing_has_no_range(name: str) -> None:
     with pytest.raises(CompressionError, match="nothing was observed"):
-        OBSERVERS[name](99.9).range()
+        OBSERVERS[name](Aim()).range()
+
+
+@settings(deadline=None)
+@given(batches, st.floats(0, 1, allow_subnormal=False))
+def test_a_moving_average_weighs_each_tensor_by_its_age(tensors: list[list[float]], momentum: float) -> None:
+    ends = [MinMax() for _ in tensors]
+    each = np.array([watch(one, [values]) for one, values in zip(ends, tensors, strict=True)])
+    weights = np.array([momentum ** (len(each) - 1 - age) * ((1 - momentum) if age else 1) for age in range(len(each))])
+    assert weights.sum() == pytest.approx(1)
+    assert watch(MovingAverage(momentum), tensors) == pytest.approx(tuple(weights @ each), rel=1e-6, abs=1e-6)
+
+
+def test_a_moving_average_of_one_tensor_is_minmax() -> None:
+    assert watch(MovingAverage(), [[1.0, -3.0, 2.0]]) == (-3.0, 2.0)
+
+
+@pytest.mark.parametrize("name", sorted(OBSERVERS))
+@pytest.mark.parametrize("value", [0.0, 2.5, -2.5, 1e30, 1e-30])
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_constant_has_a_range_that_holds_it_or_part_of_it(name: str, value: float, count: int) -> None:
+    low, high = watch(OBSERVERS[name](Aim(bits=4)), [[value] * count])
+    assert math.isfinite(low)
+    assert math.isfinite(high)
+    assert min(value, 0.0) * (1 + 1e-6) <= low <= high <= max(value, 0.0) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(OBSERVERS))
+def test_every_observer_is_repeatable(name: str) -> None:
+    values = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    ranges = []
+    for _ in range(2):
+        observer = OBSERVERS[name](Aim(bits=4))
+        for part in values.split(90_000):
+            observer.observe(part)
+        ranges.append(observer.range())
+    assert ranges[0] == ranges[1]

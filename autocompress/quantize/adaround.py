@@ -1,0 +1,139 @@
+"""Adaptive rounding: whether a weight is rounded up or down is learned, one layer after the other, without labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import CompressionError
+from autocompress.knobs import Choice, IntRange, knob
+from autocompress.method import Context, MethodState
+from autocompress.quantize.coding import WEIGHT_OBSERVERS, Coded, Coding, encode_weight, fit_grid
+from autocompress.quantize.draft import Draft, fit_input
+from autocompress.quantize.history import restore
+from autocompress.quantize.layers import naming, rows_of, watching
+from autocompress.quantize.observers import OBSERVERS
+from autocompress.quantize.quantizers import Grid, along
+from autocompress.quantize.reconstruction import Moments, Steps, learn_rounding
+from autocompress.quantize.settings import BITS, BitSettings, InputSettings, WeightSettings
+from autocompress.registry import QUANTIZE
+
+
+@dataclass(frozen=True)
+class AdaRoundConfig(WeightSettings, InputSettings, BitSettings):
+    """How long rounding is learned.
+
+    Example:
+        >>> AdaRoundConfig(weight_bits=3).weight_observer
+        'mse'
+    """
+
+    label: ClassVar[str] = "quantize.adaround"
+
+    weight_bits: int = knob(4, BITS, "bits of a weight")
+    weight_observer: str = knob("mse", Choice(WEIGHT_OBSERVERS), "how a weight's range is found")
+    observer: str = knob("mse", Choice(tuple(OBSERVERS)), "how an input's range is found")
+    iterations: int = knob(200, IntRange(1, 100_000, log=True), "steps that each layer's rounding is learned for")
+
+
+class AdaRound:
+    """Rounds each weight up or down so that its layer's outputs stay (Nagel et al. 2020, arXiv:2004.10568).
+
+    Layers are learned in the order of their calls, on the inputs that the rounded layers before them give, against
+    the outputs in floating point (before what follows the layer, unlike the paper's). ``report["adaround"]`` holds
+    for each layer the output error with all weights rounded to the nearest, the error as learned, which is never
+    larger, and the share of weights that changed sides. A layer called more than once learns from its first call.
+    """
+
+    name: ClassVar[str] = "adaround"
+    config = AdaRoundConfig
+
+    def is_identity(self, config: AdaRoundConfig) -> bool:
+        """Return whether both weights and activations keep 32 bits."""
+        return config.weight_bits == 32 and config.activation_bits == 32
+
+    def apply(self, model: nn.Module, config: AdaRoundConfig, context: Context) -> tuple[nn.Module, MethodState]:
+        """Return a folded, quantized copy in evaluation mode, and what was done.
+
+        Raises:
+            CompressionError: The model cannot be quantized, or calibration batches are missing.
+        """
+        with torch.no_grad():
+            draft = Draft(model, context)
+            rounds_inputs = config.activation_bits < 32
+            ranges = draft.observe((lambda _: config.watch(config.activation_bits)) if rounds_inputs else None)
+            wanted = _outputs(draft) if config.weight_bits < 32 else {}
+            for name, ends in ranges.items():
+                grid = fit_input(ends, config.activation_scheme, config.activation_bits)
+                draft.round_input(name, grid, config.activation_bits)
+            learned = _learn(draft, wanted, config.coding(config.weight_bits), config.iterations) if wanted else {}
+            return draft.close({"adaround": learned})
+
+    def restore(self, model: nn.Module, config: AdaRoundConfig, state: MethodState) -> nn.Module:
+        """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.
+
+        Raises:
+            CompressionError: The history does not fit the model.
+        """
+        return restore(model, state)
+
+
+QUANTIZE.add(AdaRound.name, AdaRound())
+
+
+def _outputs(draft: Draft) -> dict[str, Tensor]:
+    """Return what each layer gives at its first call, in floating point, one row a position."""
+    if not draft.context.calibration:
+        raise CompressionError("adaptive rounding needs calibration batches: the context holds none")
+    outputs: dict[str, Tensor] = {}
+
+    def watch(name: str, _: object, __: object, output: Tensor) -> None:
+        if name not in outputs:
+            outputs[name] = rows_of(draft.layers[name], output).clone()
+
+    with watching(draft.layers, watch):
+        draft.model(*draft.joined())
+    return outputs
+
+
+def _learn(draft: Draft, wanted: dict[str, Tensor], coding: Coding, iterations: int) -> dict[str, Any]:
+    """Round the weights of the draft, each as its layer is called, and return the report."""
+    report: dict[str, Any] = {}
+
+    def before(name: str, layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        outputs = wanted.pop(name, None)
+        if outputs is None:
+            return
+        with naming(name, "output"):
+            moments = Moments.of(layer, args[0] if args else kwargs["input"], outputs)
+        with naming(name, "weight"):
+            grid = fit_grid(layer.weight, coding)
+        rounded = learn_rounding(_steps(layer.weight.detach(), grid), moments, iterations)
+        zero_point = along(grid.zero_point, layer.weight, grid.group)
+        codes = (rounded.steps.view_as(layer.weight) + zero_point).to(grid.dtype)
+        # The call that follows reads the rounded weight.
+        draft.round_weight(name, Coded(codes, grid), coding.bits)
+        report[name] = {"nearest": rounded.nearest, "learned": rounded.error, "flipped": rounded.flipped}
+
+    handles = [
+        layer.register_forward_pre_hook(partial(before, name), with_kwargs=True) for name, layer in draft.layers.items()
+    ]
+    try:
+        draft.model(*draft.joined())
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, layer in draft.layers.items():
+        if name not in report:
+            draft.round_weight(name, encode_weight(layer.weight, coding), coding.bits)
+    return report
+
+
+def _steps(weight: Tensor, grid: Grid) -> Steps:
+    scale, zero_point = (
+        along(t, weight, grid.group).expand_as(weight).flatten(1) for t in (grid.scale, grid.zero_point)
+    )
+    return Steps(weight.flatten(1), scale, grid.low - zero_point, grid.high - zero_point)

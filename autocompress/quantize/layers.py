@@ -1,0 +1,82 @@
+"""The layers that quantization works on: finding them, watching them, and giving them other parameters."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from autocompress.errors import CompressionError
+from autocompress.quantize.coding import Coded
+from autocompress.quantize.fake_quantize import INPUT
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+
+
+@contextmanager
+def naming(layer: str, what: str) -> Iterator[None]:
+    """Put the layer's name in front of an error about one of its tensors."""
+    try:
+        yield
+    except CompressionError as error:
+        raise CompressionError(f"layer '{layer}', {what}: {error}") from None
+
+
+@contextmanager
+def watching(layers: Mapping[str, nn.Module], watch: Callable[..., Any]) -> Iterator[None]:
+    """Show ``watch`` every call of the layers: name, arguments, keyword arguments, output.
+
+    What it returns takes the place of the output, unless it is None.
+    """
+    handles = [
+        layer.register_forward_hook(lambda _, *call, name=name: watch(name, *call), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the layers that can be quantized, by name.
+
+    The output projection of torch's attention is none of them: attention reads its weight without calling it.
+
+    Raises:
+        CompressionError: A layer computes its weight, or is quantized already.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS) and not isinstance(module, NonDynamicallyQuantizableLinear)
+    }
+    for name, layer in layers.items():
+        if "weight" not in layer._parameters:
+            raise CompressionError(f"layer '{name}' computes its weight; remove its parametrization first")
+        if hasattr(layer, INPUT):
+            raise CompressionError(f"layer '{name}' is quantized already; quantize the float model")
+    return layers
+
+
+def set_weight(layer: Any, coded: Coded) -> None:
+    """Give ``layer`` the values of the codes; as a new parameter, so that a shared weight stays as it was elsewhere."""
+    values = coded.values().to(layer.weight.dtype)
+    layer.weight = nn.Parameter(values, requires_grad=layer.weight.requires_grad)
+
+
+def set_bias(layer: Any, bias: Tensor) -> None:
+    """Give ``layer`` another bias, as a new parameter."""
+    layer.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+
+
+def rows_of(layer: nn.Module, output: Tensor) -> Tensor:
+    """Return a layer's output with one row a position, ``[.., C] or [N, C, ..] -> [P, C]``."""
+    return (output if isinstance(layer, nn.Linear) else output.movedim(1, -1)).flatten(0, -2)
+
+
+def along_channels(layer: nn.Module, values: Tensor, output: Tensor) -> Tensor:
+    """Return one number a channel in a shape that broadcasts over a layer's output, ``[C] -> [C, 1, ..]``."""
+    return values if isinstance(layer, nn.Linear) else values.view(-1, *[1] * (output.ndim - 2))

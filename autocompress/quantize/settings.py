@@ -1,0 +1,48 @@
+"""Knobs that quantization methods share."""
+
+from dataclasses import dataclass
+
+from autocompress.knobs import Choice, FloatRange, IntRange, Settings, knob
+from autocompress.quantize.coding import GRANULARITIES, WEIGHT_OBSERVERS, Coding
+from autocompress.quantize.observers import OBSERVERS
+from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
+from autocompress.quantize.watching import Aim, Observer
+
+BITS = Choice((2, 3, 4, 5, 6, 7, 8, 32))
+
+
+@dataclass(frozen=True)
+class InputSettings(Settings):
+    """How layer inputs are rounded."""
+
+    activation_scheme: str = knob(
+        "asymmetric", Choice(tuple(ACTIVATION_QUANTIZERS)), "where an input's codes lie around zero"
+    )
+    observer: str = knob("minmax", Choice(tuple(OBSERVERS)), "how an input's range is found")
+    percentile: float = knob(99.9, FloatRange(90.0, 100.0), "upper end of the range for the observer 'percentile'")
+
+    def watch(self, bits: int) -> Observer:
+        """Return an observer for the inputs of one layer."""
+        return OBSERVERS[self.observer](Aim(bits, self.activation_scheme, self.percentile))
+
+
+@dataclass(frozen=True)
+class WeightSettings(Settings):
+    """What shares one weight scale, and which range it covers."""
+
+    weight_scheme: str = knob("symmetric", Choice(tuple(WEIGHT_QUANTIZERS)), "where a weight's codes lie around zero")
+    granularity: str = knob("per_channel", Choice(GRANULARITIES), "what shares one weight scale")
+    group_size: int = knob(32, IntRange(2, 1024, log=True), "weights of a channel in a group, for 'per_group'")
+    weight_observer: str = knob("minmax", Choice(WEIGHT_OBSERVERS), "how a weight's range is found")
+
+    def coding(self, bits: int) -> Coding:
+        """Return how a weight becomes linear codes of some bits."""
+        return Coding(bits, "linear", self.weight_scheme, self.granularity, self.group_size, self.weight_observer)
+
+
+@dataclass(frozen=True)
+class BitSettings(Settings):
+    """Bit-widths of every layer; 32 leaves weights or activations as they are."""
+
+    weight_bits: int = knob(8, BITS, "bits of a weight")
+    activation_bits: int = knob(8, BITS, "bits of a layer's input")
