@@ -1,10 +1,12 @@
 """The seam of distillation terms: what a student can learn from a teacher."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from autocompress.knobs import Settings
@@ -29,12 +31,53 @@ class Activations:
     Attributes:
         logits: ``{head: [B, C]}``.
         taps: Layer name to its output, for the layers that a term reads.
+        tokens: Those of the tapped layers whose output is ``[B, T, D]``, features last.
         clean: The student's logits on the inputs as they were, where the others are on attacked ones.
     """
 
     logits: Mapping[str, Tensor]
     taps: Mapping[str, Any] = field(default_factory=dict)
+    tokens: frozenset[str] = frozenset()
     clean: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def of_head(self, head: str) -> "Activations":
+        """Return the same pass with the logits of one head."""
+        logits, clean = ({name: z for name, z in part.items() if name == head} for part in (self.logits, self.clean))
+        return Activations(logits, self.taps, self.tokens, clean)
+
+    def of_taps(self, names: Collection[str]) -> "Activations":
+        """Return the same pass with the outputs of these layers alone."""
+        taps = {name: output for name, output in self.taps.items() if name in names}
+        return Activations(self.logits, taps, self.tokens.intersection(names), self.clean)
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What an attack changes of one batch.
+
+    Attributes:
+        inputs: The model's positional arguments, those of real numbers moved.
+        shifts: Embedding layer to what is added to its output, one tensor for each time that it runs in a pass.
+    """
+
+    inputs: tuple[Tensor, ...]
+    shifts: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Add the shifts to the outputs of ``model``'s embedding layers, in one pass."""
+        handles = [
+            model.get_submodule(name).register_forward_hook(_add(iter(shifts))) for name, shifts in self.shifts.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _add(shifts: Iterator[Tensor]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    return lambda module, inputs, output: output + next(shifts)
 
 
 class TeacherSource(Protocol):
@@ -75,9 +118,14 @@ class DistillTerm(Protocol, Generic[C]):
         ...
 
     def perturb(
-        self, config: C, model: nn.Module, inputs: tuple[Tensor, ...], loss: Callable[[Any], Tensor]
-    ) -> tuple[Tensor, ...]:
-        """Return the inputs that the student sees; ``loss`` maps its raw output to what an attack would raise."""
+        self,
+        config: C,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        loss: Callable[[Any], Tensor],
+        generator: torch.Generator,
+    ) -> Perturbation:
+        """Return what the student sees; ``loss`` maps its raw output to what an attack would raise."""
         ...
 
     def loss(
@@ -111,7 +159,12 @@ class Term:
         return nn.Identity()
 
     def perturb(
-        self, config: Any, model: nn.Module, inputs: tuple[Tensor, ...], loss: Callable[[Any], Tensor]
-    ) -> tuple[Tensor, ...]:
+        self,
+        config: Any,
+        model: nn.Module,
+        inputs: tuple[Tensor, ...],
+        loss: Callable[[Any], Tensor],
+        generator: torch.Generator,
+    ) -> Perturbation:
         """Return the inputs as they are."""
-        return inputs
+        return Perturbation(inputs)

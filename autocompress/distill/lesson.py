@@ -1,6 +1,6 @@
 """What one fit minimises: distillation terms, the hard loss with smoothing and mixup, the penalties."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,11 +12,36 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.config import Part
 from autocompress.distill.base import Activations, DistillTerm, Needs, TaskLoss, TeacherSource
+from autocompress.distill.heads import HEAD_WEIGHTS, HeadWeights
+from autocompress.distill.losses import Softened
 from autocompress.distill.optimizers import FitConfig
-from autocompress.distill.taps import tapped
+from autocompress.distill.taps import over_tokens, tapped
 from autocompress.errors import TrialError
 from autocompress.registry import DISTILL
 from autocompress.task import Split, Task, as_heads
+
+
+@dataclass
+class Listener:
+    """Runs one of the two models and hears the layers that the terms read."""
+
+    heads: Mapping[str, int]
+    model: nn.Module
+    names: list[tuple[str, ...]] = field(default_factory=list)
+    tokens: frozenset[str] = frozenset()
+    heard: Mapping[str, Any] = field(default_factory=dict)
+
+    def listen(self, stack: ExitStack, chosen: Sequence[tuple[DistillTerm[Any], Any]]) -> None:
+        """Put the taps of the chosen terms on the model, for as long as ``stack`` is open."""
+        self.names = [term.taps(settings, self.model) for term, settings in chosen]
+        every = {name for names in self.names for name in names}
+        self.heard = stack.enter_context(tapped(self.model, sorted(every)))
+        self.tokens = frozenset(name for name in every if over_tokens(self.model.get_submodule(name)))
+
+    def run(self, inputs: tuple[Tensor, ...]) -> Activations:
+        """Return what one pass leaves behind, logits in single precision."""
+        heads = {head: logits.float() for head, logits in as_heads(self.model(*inputs), self.heads).items()}
+        return Activations(heads, dict(self.heard), self.tokens)
 
 
 @dataclass
@@ -28,9 +53,11 @@ class Lesson:
     config: FitConfig
     teacher: TeacherSource | None
     live: bool
+    seed: int
+    weights: HeadWeights | None = None
     parts: nn.ModuleList = field(default_factory=nn.ModuleList)
-    student_taps: Mapping[str, Any] = field(default_factory=dict)
-    teacher_taps: Mapping[str, Any] = field(default_factory=dict)
+    student: Listener = field(init=False)
+    live_teacher: Listener | None = None
 
     @classmethod
     def of(
@@ -48,61 +75,102 @@ class Lesson:
         if needs and teacher is None:
             raise TrialError(f"distillation by {[part.name for part in terms]} reads a teacher, but none was given")
         live = needs is Needs.MODEL or bool(needs and config.mixup)
-        return cls(chosen, task, config, teacher if needs else None, live)
+        apart = any(isinstance(settings, Softened) and settings.first_temperature != 1 for _, settings in chosen)
+        weighted = config.head_weights != "fixed" or config.first_head != 1 or apart
+        weights = HEAD_WEIGHTS[config.head_weights](list(task.heads), config.first_head) if weighted else None
+        # A single head has nothing to be weighted against.
+        weights = weights if len(task.heads) > 1 else None
+        return cls(chosen, task, config, teacher if needs else None, live, seed, weights)
 
     def listen(self, stack: ExitStack, model: nn.Module) -> None:
         """Put the taps on both models, for as long as ``stack`` is open."""
-        self.student_taps = stack.enter_context(tapped(model, self._tap_names(model)))
+        self.student = Listener(self.task.heads, model)
+        self.student.listen(stack, self.chosen)
         if self.live and self.teacher is not None:
-            self.teacher_taps = stack.enter_context(tapped(self.teacher.model, self._tap_names(self.teacher.model)))
+            self.live_teacher = Listener(self.task.heads, self.teacher.model)
+            self.live_teacher.listen(stack, self.chosen)
 
-    def learned(self, model: nn.Module, examples: Split) -> nn.ModuleList:
-        """Build what the terms themselves learn, from one small batch; the model's statistics stay as they were."""
-        if self.teacher is None or not self.live:
-            self.parts = nn.ModuleList(nn.Identity() for _ in self.chosen)
-            return self.parts
-        model.eval()
-        with torch.no_grad():
-            student = self._run(model, examples.inputs, self.student_taps)
-            teacher = self._run(self.teacher.model, examples.inputs, self.teacher_taps)
-        self.parts = nn.ModuleList(term.learned(settings, student, teacher) for term, settings in self.chosen)
-        return self.parts
+    def learned(self, examples: Split) -> nn.ModuleList:
+        """Build what is learned beside the model, from one small batch; the model's statistics stay as they were."""
+        self.parts = nn.ModuleList(nn.Identity() for _ in self.chosen)
+        if self.live_teacher is not None:
+            self.student.model.eval()
+            with torch.no_grad():
+                student, teacher = self.student.run(examples.inputs), self.live_teacher.run(examples.inputs)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                self.parts = nn.ModuleList(
+                    term.learned(settings, *self._read(index, student, teacher))
+                    for index, (term, settings) in enumerate(self.chosen)
+                )
+        return nn.ModuleList([*self.parts, *([] if self.weights is None else [self.weights])])
 
     def known(self, view: int) -> Mapping[str, Tensor]:
         """Return the teacher's cached logits on a view, or nothing where it is not read or runs live."""
         return {} if self.teacher is None or self.live else self.teacher.view(view)
 
-    def loss(
-        self, model: nn.Module, examples: Split, known: Mapping[str, Tensor], generator: torch.Generator
-    ) -> Tensor:
+    def loss(self, examples: Split, known: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
         """Return the loss of one batch, ``[]``."""
         inputs, hard = self.hard(examples, generator)
         teacher = Activations(known)
-        if self.live and self.teacher is not None:
+        if self.live_teacher is not None:
             with torch.no_grad():
-                teacher = self._run(self.teacher.model, inputs, self.teacher_taps)
-        seen = inputs
-        for term, settings in self.chosen:
-            seen = term.perturb(settings, model, seen, lambda output: self._attacked(output, examples.targets, hard))
-        student = self._run(model, seen, self.student_taps)
+                teacher = self.live_teacher.run(inputs)
+        student = self._perturbed(inputs, examples.targets, hard, generator)
         if any(term.reads_clean for term, _ in self.chosen):
-            student = replace(student, clean=self._run(model, inputs, {}).logits)
+            student = replace(student, clean=self.student.run(inputs).logits)
         losses = [
-            term.loss(settings, student, teacher, examples.targets, hard, learned)
-            for (term, settings), learned in zip(self.chosen, self.parts, strict=True)
+            self._term(index, *self._read(index, student, teacher), examples.targets, hard).float()
+            for index in range(len(self.chosen))
         ]
-        return torch.stack([loss.float() for loss in losses]).sum() + self._penalty(model)
+        return torch.stack(losses).sum() + self._penalty(self.student.model)
 
-    def _run(self, model: nn.Module, inputs: tuple[Tensor, ...], taps: Mapping[str, Any]) -> Activations:
-        output = model(*inputs)
-        heads = {head: logits.float() for head, logits in as_heads(output, self.task.heads).items()}
-        return Activations(heads, dict(taps))
+    def after_epoch(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Take note of the end of an epoch; ``mean`` averages over the processes of the fit."""
+        if self.weights is not None:
+            self.weights.after_epoch(mean)
+
+    def _read(self, index: int, student: Activations, teacher: Activations) -> tuple[Activations, Activations]:
+        """Return both passes as one term reads them: with the layers that it asked for."""
+        theirs = () if self.live_teacher is None else self.live_teacher.names[index]
+        return student.of_taps(self.student.names[index]), teacher.of_taps(theirs)
+
+    def _term(
+        self, index: int, student: Activations, teacher: Activations, targets: Mapping[str, Tensor], hard: TaskLoss
+    ) -> Tensor:
+        (term, settings), learned = self.chosen[index], self.parts[index]
+        if term.kind != "logit" or self.weights is None:
+            return term.loss(settings, student, teacher, targets, hard, learned)
+        losses = {}
+        for position, head in enumerate(self.task.heads):
+            mine = settings.of_first_head() if position == 0 and isinstance(settings, Softened) else settings
+            own = {name: values for name, values in targets.items() if name == head}
+            try:
+                losses[head] = term.loss(mine, student.of_head(head), teacher.of_head(head), own, hard, learned).float()
+            except KeyError as missing:
+                raise TrialError(
+                    f"task '{self.task.name}' cannot give the loss of the head '{head}' alone (it asks for {missing}); "
+                    "leave fit.head_weights, fit.first_head and first_temperature out"
+                ) from missing
+        total: Tensor = self.weights(losses)
+        return total
+
+    def _perturbed(
+        self, inputs: tuple[Tensor, ...], targets: Mapping[str, Tensor], hard: TaskLoss, generator: torch.Generator
+    ) -> Activations:
+        """Run the student on what the terms make of its inputs."""
+        model = self.student.model
+        with ExitStack() as stack:
+            for term, settings in self.chosen:
+                change = term.perturb(
+                    settings, model, inputs, lambda output: self._attacked(output, targets, hard), generator
+                )
+                stack.enter_context(change.applied(model))
+                inputs = change.inputs
+            return self.student.run(inputs)
 
     def _attacked(self, output: Any, targets: Mapping[str, Tensor], hard: TaskLoss) -> Tensor:
         return hard({head: logits.float() for head, logits in as_heads(output, self.task.heads).items()}, targets)
-
-    def _tap_names(self, model: nn.Module) -> list[str]:
-        return [name for term, settings in self.chosen for name in term.taps(settings, model)]
 
     def hard(self, examples: Split, generator: torch.Generator) -> tuple[tuple[Tensor, ...], TaskLoss]:
         """Return the inputs, mixed where asked (Zhang et al. 2018, arXiv:1710.09412), and the loss on their targets."""

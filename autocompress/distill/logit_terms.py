@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.distill.base import Activations, TaskLoss, Term
-from autocompress.distill.losses import softened_kl
-from autocompress.knobs import FloatRange, Settings, knob
+from autocompress.distill.losses import TEMPERATURES, Softened, mean_over_heads, mixed, softened_kl
+from autocompress.knobs import FloatRange, knob
 from autocompress.registry import DISTILL
 
 TINY = 1e-7
@@ -82,13 +82,13 @@ def correlation_loss(student: Tensor, teacher: Tensor, temperature: float, beta:
 
 
 @dataclass(frozen=True)
-class LogitStandardizedConfig(Settings):
+class LogitStandardizedConfig(Softened):
     """Knobs of :class:`LogitStandardized`."""
 
     label = "distill.logit_standardized"
 
-    temperature: float = knob(2.0, FloatRange(1.0, 10.0, log=True), "base temperature, in standard deviations")
-    alpha: float = knob(0.9, FloatRange(0.0, 1.0), "weight of the teacher against the targets")
+    temperature: float = knob(1.0, TEMPERATURES, "base temperature, in standard deviations")
+    alpha: float = knob(0.9, FloatRange(0.0, 1.0), "weight of the teacher against the targets; at 1 no label is read")
 
 
 class LogitStandardized(Term):
@@ -108,23 +108,34 @@ class LogitStandardized(Term):
         learned: nn.Module,
     ) -> Tensor:
         """Return (1 - alpha) CE + alpha T^2 KL on standardised logits, ``[]``; several heads are averaged."""
-        soft = _mean_over_heads(
+        soft = mean_over_heads(
             student,
             teacher,
             lambda ours, theirs, head: softened_kl(standardized(ours), standardized(theirs), config.temperature),
         )
-        return (1 - config.alpha) * task_loss(student.logits, targets) + config.alpha * soft
+        return mixed(config.alpha, soft, lambda: task_loss(student.logits, targets))
 
 
 @dataclass(frozen=True)
-class DecoupledConfig(Settings):
+class _Added(Softened):
+    """Knobs of a term that is added to the cross-entropy."""
+
+    hard_weight: float = knob(1.0, FloatRange(0.0, 1.0), "weight of the cross-entropy; at 0 no label is read")
+
+    def with_hard(self, soft: Tensor, hard: Callable[[], Tensor]) -> Tensor:
+        """Return the weighted cross-entropy plus the term."""
+        return self.hard_weight * hard() + soft if self.hard_weight else soft
+
+
+@dataclass(frozen=True)
+class DecoupledConfig(_Added):
     """Knobs of :class:`Decoupled`."""
 
     label = "distill.dkd"
 
+    temperature: float = knob(1.0, TEMPERATURES, "softens both outputs before they are compared")
     alpha: float = knob(1.0, FloatRange(0.0, 10.0), "weight of the target class against all others")
-    beta: float = knob(2.0, FloatRange(0.0, 16.0), "weight of the other classes among themselves")
-    temperature: float = knob(4.0, FloatRange(1.0, 10.0, log=True), "softens both outputs")
+    beta: float = knob(0.5, FloatRange(0.0, 16.0), "weight of the other classes among themselves")
 
 
 class Decoupled(Term):
@@ -143,26 +154,33 @@ class Decoupled(Term):
         task_loss: TaskLoss,
         learned: nn.Module,
     ) -> Tensor:
-        """Return CE + T^2 (alpha TCKD + beta NCKD), ``[]``; several heads are averaged."""
-        soft = _mean_over_heads(
+        """Return hard_weight CE + T^2 (alpha TCKD + beta NCKD), ``[]``; several heads are averaged.
+
+        Where no label is read, the class that the teacher prefers stands for the target.
+        """
+        soft = mean_over_heads(
             student,
             teacher,
             lambda ours, theirs, head: decoupled_kl(
-                ours, theirs, targets[head], config.temperature, config.alpha, config.beta
+                ours,
+                theirs,
+                targets[head] if config.hard_weight else theirs.argmax(1),
+                config.temperature,
+                config.alpha,
+                config.beta,
             ),
         )
-        return task_loss(student.logits, targets) + soft
+        return config.with_hard(soft, lambda: task_loss(student.logits, targets))
 
 
 @dataclass(frozen=True)
-class CorrelationConfig(Settings):
+class CorrelationConfig(_Added):
     """Knobs of :class:`Correlation`."""
 
     label = "distill.dist"
 
     beta: float = knob(1.0, FloatRange(0.0, 10.0), "weight of the relation between the classes of an example")
     gamma: float = knob(1.0, FloatRange(0.0, 10.0), "weight of the relation between the examples of a class")
-    temperature: float = knob(4.0, FloatRange(1.0, 10.0, log=True), "softens both outputs")
 
 
 class Correlation(Term):
@@ -181,20 +199,13 @@ class Correlation(Term):
         task_loss: TaskLoss,
         learned: nn.Module,
     ) -> Tensor:
-        """Return CE + T^2 (beta inter + gamma intra), ``[]``; several heads are averaged."""
-        soft = _mean_over_heads(
+        """Return hard_weight CE + T^2 (beta inter + gamma intra), ``[]``; several heads are averaged."""
+        soft = mean_over_heads(
             student,
             teacher,
             lambda ours, theirs, head: correlation_loss(ours, theirs, config.temperature, config.beta, config.gamma),
         )
-        return task_loss(student.logits, targets) + soft
-
-
-def _mean_over_heads(
-    student: Activations, teacher: Activations, loss: Callable[[Tensor, Tensor, str], Tensor]
-) -> Tensor:
-    per_head = [loss(ours, teacher.logits[head], head) for head, ours in student.logits.items()]
-    return torch.stack(per_head).mean()
+        return config.with_hard(soft, lambda: task_loss(student.logits, targets))
 
 
 DISTILL.add(LogitStandardized.name, LogitStandardized())

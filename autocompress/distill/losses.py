@@ -1,7 +1,8 @@
 """Terms on logits: cross-entropy alone, and softened targets."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +44,51 @@ class NoDistillation(Term):
         return task_loss(student.logits, targets)
 
 
+TEMPERATURES = FloatRange(1.0, 10.0, log=True)
+
+
 @dataclass(frozen=True)
-class SoftTargetConfig(Settings):
+class Softened(Settings):
+    """Knobs of every term that softens outputs by a temperature.
+
+    With several heads the first may have a temperature of its own.
+
+    Example:
+        >>> Softened(temperature=2.0, first_temperature=3.0).of_first_head().temperature
+        6.0
+    """
+
+    temperature: float = knob(4.0, TEMPERATURES, "softens both outputs before they are compared")
+    first_temperature: float = knob(
+        1.0, FloatRange(0.1, 10.0, log=True), "temperature of the first of several heads, as a multiple"
+    )
+
+    def of_first_head(self) -> Self:
+        """Return the knobs as the first of several heads reads them; the temperature keeps its range."""
+        wanted = self.temperature * self.first_temperature
+        return replace(self, temperature=min(max(wanted, TEMPERATURES.low), TEMPERATURES.high), first_temperature=1.0)
+
+
+def mean_over_heads(
+    student: Activations, teacher: Activations, loss: Callable[[Tensor, Tensor, str], Tensor]
+) -> Tensor:
+    """Return the mean of ``loss(student [B, C], teacher [B, C], head)`` over the heads, ``[]``."""
+    per_head = [loss(ours, teacher.logits[head], head) for head, ours in student.logits.items()]
+    return torch.stack(per_head).mean()
+
+
+def mixed(alpha: float, soft: Tensor, hard: Callable[[], Tensor]) -> Tensor:
+    """Return (1 - alpha) hard + alpha soft; at ``alpha`` 1 the targets are not read at all."""
+    return soft if alpha == 1 else (1 - alpha) * hard() + alpha * soft
+
+
+@dataclass(frozen=True)
+class SoftTargetConfig(Softened):
     """Knobs of :class:`SoftTarget`."""
 
     label = "distill.soft_target"
 
-    temperature: float = knob(4.0, FloatRange(1.0, 10.0, log=True), "softens both outputs before they are compared")
-    alpha: float = knob(0.5, FloatRange(0.0, 1.0), "weight of the teacher against the targets")
+    alpha: float = knob(0.5, FloatRange(0.0, 1.0), "weight of the teacher against the targets; at 1 no label is read")
 
 
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -94,14 +132,12 @@ class SoftTarget(Term):
         learned: nn.Module,
     ) -> Tensor:
         """Return the weighted sum, ``[]``; several heads are averaged."""
-        hard = task_loss(student.logits, targets)
         if config.alpha == 0:
-            return hard
-        per_head = [
-            softened_kl(logits, teacher.logits[head], config.temperature) for head, logits in student.logits.items()
-        ]
-        soft = torch.stack(per_head).mean()
-        return (1 - config.alpha) * hard + config.alpha * soft
+            return task_loss(student.logits, targets)
+        soft = mean_over_heads(
+            student, teacher, lambda ours, theirs, head: softened_kl(ours, theirs, config.temperature)
+        )
+        return mixed(config.alpha, soft, lambda: task_loss(student.logits, targets))
 
 
 DISTILL.add(NoDistillation.name, NoDistillation())

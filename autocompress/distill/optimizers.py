@@ -36,6 +36,12 @@ class FitConfig(Settings):
     precision: str = knob(
         "float32", Choice(("float32", "bfloat16", "auto")), "bfloat16 runs channels_last under autocast; auto probes"
     )
+    backbone: str = knob("tuned", Choice(("tuned", "frozen")), "frozen trains the heads alone")
+    head_weights: str = knob(
+        "fixed", Choice(("fixed", "uncertainty", "dynamic")), "how the losses of several heads are weighted"
+    )
+    first_head: float = knob(1.0, FloatRange(0.01, 100.0, log=True), "fixed weight of the first head over each other")
+    processes: int = knob(1, IntRange(1, 64), "processes that share each batch")
 
 
 @dataclass(frozen=True)

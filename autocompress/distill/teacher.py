@@ -5,30 +5,22 @@ the SHA-256 of both. An entry that does not match is noticed and trained again.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock
-from platformdirs import user_cache_path
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autocompress.config import Part, fingerprint
 from autocompress.distill.fit import fit, predict
-from autocompress.storage import sha256, write_atomic
-from autocompress.task import Splits, Task
+from autocompress.storage import cache_folder, sha256, write_atomic
+from autocompress.task import Splits, Task, content
 
 FORMAT = 1
-
-
-def cache_folder() -> Path:
-    """Return where teachers are kept: ``$AUTOCOMPRESS_CACHE``, or the user's cache folder."""
-    chosen = os.environ.get("AUTOCOMPRESS_CACHE")
-    return Path(chosen) if chosen else user_cache_path("autocompress")
 
 
 @dataclass(frozen=True)
@@ -50,6 +42,8 @@ class TeacherRecipe:
                 "fit": self.fit.to_json(),
                 "seed": self.seed,
                 "views": task.views,
+                # What augmentation does shows in what it makes of a few examples, whatever options it has.
+                "augmented": content(task.view(splits.calibration, 1)) if task.views > 1 else "",
             }
         )
 

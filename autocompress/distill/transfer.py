@@ -5,14 +5,58 @@ labels.
 """
 
 import copy
+from collections.abc import Sequence
 
+import torch
 from torch import nn
 
+from autocompress.config import Part
+from autocompress.distill.base import TeacherSource
+from autocompress.distill.fit import fit
+from autocompress.distill.taps import head_layers
 from autocompress.errors import TrialError
+from autocompress.task import Split, Task
+
+
+def transfer(
+    model: nn.Module,
+    task: Task,
+    train: Split,
+    part: Part,
+    *,
+    frozen: bool,
+    terms: Sequence[Part] = (Part("none"),),
+    teacher: TeacherSource | None = None,
+    seed: int = 0,
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """Return a copy of a trained model that has learned another task of one head, and its curve.
+
+    Args:
+        model: A trained model of one head; stays as it was.
+        task: What to learn; its inputs have the shape that the model takes.
+        train: The training split.
+        part: The optimizer with its settings.
+        frozen: Train the new head alone, on the model's features as they are.
+        terms: Distillation terms: exactly one on logits, any number on features.
+        teacher: The teacher with its cached logits on the new task.
+        seed: Seeds the new head and the fit.
+
+    Raises:
+        TrialError: Model or task have not exactly one head, or the training diverged.
+    """
+    if len(task.heads) != 1:
+        raise TrialError(f"transfer gives a model one new head, but task '{task.name}' has {sorted(task.heads)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = with_new_head(model, next(iter(task.heads.values())), frozen=frozen)
+    curve = fit(fresh, task, train, part, terms=terms, teacher=teacher, seed=seed)
+    return fresh, curve
 
 
 def with_new_head(model: nn.Module, classes: int, *, frozen: bool) -> nn.Module:
-    """Return a copy whose last linear layer is new and has ``classes`` outputs.
+    """Return a copy whose head is new and has ``classes`` outputs.
+
+    The head is the linear layer that is declared last, as :func:`autocompress.distill.taps.head_layers` finds it.
 
     Args:
         model: A trained model of one head; stays as it was.
@@ -20,7 +64,7 @@ def with_new_head(model: nn.Module, classes: int, *, frozen: bool) -> nn.Module:
         frozen: Train the new head alone: every other parameter keeps its value, every batch norm its statistics.
 
     Raises:
-        TrialError: The model has no linear layer to replace.
+        TrialError: The model has no linear layer to replace, or several heads.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10))
@@ -28,19 +72,15 @@ def with_new_head(model: nn.Module, classes: int, *, frozen: bool) -> nn.Module:
         3
     """
     fresh = copy.deepcopy(model)
-    heads = [name for name, module in fresh.named_modules() if isinstance(module, nn.Linear)]
+    heads = head_layers(fresh)
     if not heads:
         raise TrialError(f"{type(model).__name__} has no linear layer to replace by a new head")
+    if len(heads) > 1:
+        raise TrialError(f"{type(model).__name__} has several heads, {heads}; a new one replaces a single head")
     if frozen:
         for parameter in fresh.parameters():
             parameter.requires_grad_(False)
     old = fresh.get_submodule(heads[-1])
-    parent, _, name = heads[-1].rpartition(".")
-    holder = fresh.get_submodule(parent)
     assert isinstance(old, nn.Linear)
-    head = nn.Linear(old.in_features, classes, bias=old.bias is not None)
-    if isinstance(holder, nn.ModuleDict | nn.Sequential):
-        holder._modules[name] = head
-    else:
-        setattr(holder, name, head)
+    fresh.set_submodule(heads[-1], nn.Linear(old.in_features, classes, bias=old.bias is not None))
     return fresh

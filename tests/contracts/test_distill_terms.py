@@ -76,6 +76,26 @@ class TestTerm:
             assert torch.isfinite(student.grad).all()
             assert student.grad.abs().sum() > 0
 
+    @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3, 3), (4, 5, 6)], ids=["vector", "image", "tokens"])
+    def test_a_term_on_layers_is_a_finite_scalar_with_a_gradient(self, name: str, shape: tuple[int, ...]) -> None:
+        term = DISTILL.get(name)
+        if term.kind == "logit" or (name == "attention" and len(shape) == 2):
+            pytest.skip("it reads logits, or positions that are not there")
+        torch.manual_seed(0)
+        for size in (0.0, 1e-6, 1.0, 1e4):
+            student = (size * torch.randn(shape)).requires_grad_()
+            tokens = frozenset("a" if len(shape) == 3 else "")
+            here = Activations({}, {"a": student}, tokens)
+            there = Activations({}, {"a": size * torch.randn(shape)}, tokens)
+            learned = term.learned(term.config(), here, there)
+            loss = term.loss(term.config(), here, there, TARGETS, hard, learned)
+            assert loss.shape == ()
+            assert torch.isfinite(loss)
+            loss.backward()
+            assert student.grad is not None
+            assert torch.isfinite(student.grad).all()
+            assert size != 1.0 or student.grad.abs().sum() > 0
+
     def test_it_is_no_no_op_against_the_plain_loss(self, name: str, teacher: AnyTeacher) -> None:
         if name == "none":
             pytest.skip("it is the plain loss")

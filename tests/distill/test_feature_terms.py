@@ -17,7 +17,7 @@ from autocompress.distill.feature_terms import (
     angle_relation,
     attention_map,
     distance_relation,
-    tap_points,
+    token_relation,
 )
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits
@@ -27,23 +27,9 @@ def hard(logits: object, targets: object) -> torch.Tensor:
     raise AssertionError("a feature term leaves the targets alone")
 
 
-def both(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[Activations, Activations]:
-    return Activations({}, {"a": ours}), Activations({}, {"b": theirs})
-
-
-def test_tap_points_are_the_stages_of_a_family_and_the_layers_of_any_other_net() -> None:
-    model = Digits().build(Part.of("cnn", width=4, stages=3))
-    assert tap_points(model) == ["stages.0", "stages.1", "stages.2"]
-    assert tap_points(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))) == ["0", "1", "2"]
-
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.head = nn.Conv2d(1, 2, 3), nn.Linear(2, 2)
-
-    assert tap_points(Plain()) == ["conv"]
-    with pytest.raises(TrialError, match="no layers"):
-        tap_points(nn.Linear(2, 2))
+def both(ours: object, theirs: object, *, tokens: bool = False) -> tuple[Activations, Activations]:
+    names = [frozenset(name) if tokens else frozenset() for name in "ab"]
+    return Activations({}, {"a": ours}, names[0]), Activations({}, {"b": theirs}, names[1])
 
 
 @pytest.mark.parametrize(("layer", "point"), [("first", "stages.0"), ("middle", "stages.1"), ("last", "stages.2")])
@@ -75,6 +61,84 @@ def test_attention_is_the_squared_distance_of_the_maps_and_resizes_the_larger() 
     large = student.repeat_interleave(2, 2).repeat_interleave(2, 3)
     again = term.loss(config, *both(large, teacher), {}, hard, nn.Identity())
     assert again.item() == pytest.approx(found.item(), rel=1e-5)
+
+
+def test_attention_needs_positions() -> None:
+    with pytest.raises(TrialError, match="one vector an example"):
+        Attention().loss(AttentionConfig(), *both(torch.ones(2, 3), torch.ones(2, 5)), {}, hard, nn.Identity())
+
+
+def test_token_relation_by_hand() -> None:
+    # Two tokens of width 4: (2, 0, 0, 0) and (0, 1, 0, 0); products 4, 0, 0, 1, divided by the root of 4.
+    found = token_relation(torch.tensor([[[2.0, 0, 0, 0], [0, 1.0, 0, 0]]]))
+    first, second = math.exp(2) / (math.exp(2) + 1), math.exp(0.5) / (math.exp(0.5) + 1)
+    assert torch.allclose(found, torch.tensor([[[first, 1 - first], [1 - second, second]]]))
+
+
+def test_attention_over_tokens_is_the_divergence_of_relations_whatever_the_width() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(3, 5, 4), torch.randn(3, 5, 9)
+    found = (
+        Attention()
+        .loss(AttentionConfig(weight=2.0), *both(student, teacher, tokens=True), {}, hard, nn.Identity())
+        .item()
+    )
+    slow = 0.0
+    for s, t in zip(student, teacher, strict=True):
+        for i in range(5):
+            p = torch.softmax(torch.stack([t[i] @ t[j] for j in range(5)]) / 3, 0)
+            q = torch.softmax(torch.stack([s[i] @ s[j] for j in range(5)]) / 2, 0)
+            slow += float((p * (p / q).log()).sum()) / 15
+    assert found == pytest.approx(2 * slow, rel=1e-4)
+    with pytest.raises(TrialError, match="equally long"):
+        Attention().loss(AttentionConfig(), *both(student[:, :4], teacher, tokens=True), {}, hard, nn.Identity())
+
+
+def test_attention_probabilities_are_compared_as_they_are_and_unequal_heads_are_averaged() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 6, 6).softmax(3), torch.randn(2, 4, 6, 6).softmax(3)
+
+    def found(ours: object, theirs: object) -> float:
+        config = AttentionConfig(weight=1.0)
+        return Attention().loss(config, *both(ours, theirs), {}, hard, nn.Identity()).item()
+
+    expected = F.kl_div(student.log(), teacher, reduction="sum").item() / (2 * 4 * 6)
+    assert found(student, teacher) == pytest.approx(expected, rel=1e-4)
+    assert found(teacher, teacher) == pytest.approx(0.0, abs=1e-6)
+    averaged = F.kl_div(student.mean(1).log(), teacher[:, :2].mean(1), reduction="sum").item() / (2 * 6)
+    assert found(student, teacher[:, :2]) == pytest.approx(averaged, rel=1e-4)
+
+
+def test_a_layer_that_returns_its_attention_weights_is_read_by_them() -> None:
+    torch.manual_seed(0)
+    layers = [nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2)]
+    x = torch.randn(3, 5, 8)
+    student, teacher = (layer(x, x, x, average_attn_weights=False) for layer in layers)
+    found = Attention().loss(AttentionConfig(weight=1.0), *both(student, teacher), {}, hard, nn.Identity()).item()
+    expected = F.kl_div(student[1].log(), teacher[1], reduction="sum").item() / (3 * 2 * 5)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_sure_attention_gives_a_finite_gradient() -> None:
+    scores = (torch.eye(4).repeat(2, 1, 1, 1) * 1e4).requires_grad_()
+    other = torch.eye(4).flip(0).repeat(2, 1, 1, 1)
+    loss = Attention().loss(AttentionConfig(), *both(scores.softmax(3), other), {}, hard, nn.Identity())
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert scores.grad is not None
+    assert torch.isfinite(scores.grad).all()
+
+
+def test_a_hint_regresses_over_the_features_of_tokens() -> None:
+    here, there = both(torch.randn(2, 5, 3), torch.randn(2, 5, 7), tokens=True)
+    learned = Hint().learned(HintConfig(), here, there)
+    assert isinstance(learned, nn.Linear)
+    assert learned.weight.shape == (7, 3)
+    with torch.no_grad():
+        learned.weight.zero_()
+        learned.bias.zero_()
+    found = Hint().loss(HintConfig(weight=1.0), here, there, {}, hard, learned)
+    assert found.item() == pytest.approx(there.taps["b"].square().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (4, 4)])
@@ -117,6 +181,39 @@ def test_relations_ignore_rotation_and_scale_and_see_everything_else() -> None:
     moved = 3 * pooled @ rotation
     assert term.loss(config, *both(x, moved), {}, hard, nn.Identity()).item() == pytest.approx(0.0, abs=1e-5)
     assert term.loss(config, *both(x, torch.randn(8, 4)), {}, hard, nn.Identity()).item() > 0.01
+
+
+def test_relations_of_outputs_read_no_layer_and_no_live_teacher() -> None:
+    config = RelationalConfig(layer="logits", angle_weight=0.0, distance_weight=1.0)
+    model = Digits().build(Part.of("cnn", width=4))
+    assert Relational().taps(config, model) == ()
+    assert Relational().needs(config) is Needs.LOGITS
+    # Distances 3, 4, 5 (mean 4) against 1, 1, 1: each pair stands twice, and errors below 1 count half their square.
+    ours = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    theirs = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    found = Relational().loss(
+        config, Activations({"label": ours}), Activations({"label": theirs}), {}, hard, nn.Identity()
+    )
+    assert found.item() == pytest.approx((0.5 * 0.25**2 + 0.0 + 0.5 * 0.25**2) / 3, rel=1e-5)
+
+
+def test_a_large_batch_is_related_in_groups() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(128, 6), torch.randn(128, 4)
+    term, config = Relational(), RelationalConfig()
+    halves = [
+        term.loss(config, *both(student[rows], teacher[rows]), {}, hard, nn.Identity()).item()
+        for rows in (slice(0, 64), slice(64, 128))
+    ]
+    whole = term.loss(config, *both(student, teacher), {}, hard, nn.Identity()).item()
+    assert whole == pytest.approx(sum(halves) / 2, rel=1e-5)
+
+
+def test_one_example_has_no_relations() -> None:
+    student = torch.randn(1, 3, requires_grad=True)
+    loss = Relational().loss(RelationalConfig(), *both(student, torch.randn(1, 3)), {}, hard, nn.Identity())
+    loss.backward()
+    assert loss.item() == 0.0
 
 
 def test_equal_features_give_finite_gradients() -> None:

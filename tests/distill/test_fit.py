@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from autocompress.config import Part
-from autocompress.distill.fit import _hold_out, fit, predict
+from autocompress.distill.fit import fit, predict
 from autocompress.distill.lesson import Lesson
+from autocompress.distill.loop import hold_out
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.precision import bfloat16_pays, choose_precision
 from autocompress.errors import KnobError, TrialError, UnknownNameError
@@ -136,7 +137,7 @@ def test_early_stopping_ends_the_fit_and_puts_the_best_weights_back() -> None:
     losses = [row["held_out_loss"] for row in curve]
     assert len(curve) < 60
     assert losses.index(min(losses)) == len(losses) - 3
-    _, held = _hold_out(SPLITS.train, fit_config(part), 0)
+    _, held = hold_out(SPLITS.train, fit_config(part), 0)
     assert held is not None
     assert float(TASK.loss(predict(model, TASK, held), held.targets)) == pytest.approx(min(losses), rel=1e-4)
 

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.distill.taps import tapped
+from autocompress.config import Part
+from autocompress.distill.taps import head_layers, over_tokens, tap_points, tapped
 from autocompress.errors import TrialError
+from autocompress.tasks.images import Digits
 
 
 def test_taps_hold_the_outputs_of_the_last_pass_and_leave_no_hooks() -> None:
@@ -21,3 +23,79 @@ def test_a_tap_that_does_not_exist_is_named_and_nothing_is_left() -> None:
     with pytest.raises(TrialError, match="no layer '7' to tap"), tapped(net, ["0", "7"]):
         pass
     assert not net[0]._forward_hooks
+
+
+class Net(nn.Module):
+    """Its children as given, in that order."""
+
+    def __init__(self, **children: nn.Module) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+
+
+def block(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def encoder() -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "points"),
+    [
+        (Digits().build(Part.of("cnn", width=4, stages=3)), ["stages.0", "stages.1", "stages.2"]),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)), ["0", "1", "2"]),
+        (Net(conv=nn.Conv2d(1, 2, 3), head=nn.Linear(2, 2)), ["conv"]),
+        (Net(a=nn.Linear(4, 8), b=nn.Linear(8, 6), c=nn.Linear(6, 3)), ["a", "b"]),
+        (
+            Net(
+                conv1=nn.Conv2d(1, 2, 3), layer1=block(2, 2), layer2=block(2, 4), pool=nn.Flatten(), fc=nn.Linear(4, 2)
+            ),
+            ["conv1", "layer1", "layer2"],
+        ),
+        (
+            Net(
+                features=nn.Sequential(block(1, 2), block(2, 4)),
+                classifier=nn.Sequential(nn.Flatten(), nn.Linear(4, 2)),
+            ),
+            ["features.0", "features.1", "classifier.0"],
+        ),
+        (
+            Net(words=nn.Embedding(9, 8), layers=nn.ModuleList([encoder(), encoder()]), head=nn.Linear(8, 2)),
+            ["words", "layers.0", "layers.1"],
+        ),
+        (Net(inner=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))), ["inner.0", "inner.1"]),
+        (
+            Net(
+                tables=nn.ModuleDict({"user": nn.Embedding(3, 2), "item": nn.Embedding(3, 2)}),
+                body=nn.Linear(4, 6),
+                heads=nn.ModuleDict({"a": nn.Linear(6, 2), "b": nn.Linear(6, 3)}),
+            ),
+            ["tables.user", "tables.item", "body"],
+        ),
+    ],
+    ids=["family", "sequence", "one layer", "mlp", "resnet", "vgg", "transformer", "wrapper", "recommender"],
+)
+def test_tap_points_lie_between_the_input_and_the_head(model: nn.Module, points: list[str]) -> None:
+    assert tap_points(model) == points
+
+
+def test_a_model_that_is_all_head_has_no_tap_points() -> None:
+    with pytest.raises(TrialError, match="no layers"):
+        tap_points(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_heads_are_the_last_linear_layers_side_by_side() -> None:
+    assert head_layers(nn.Conv2d(1, 1, 1)) == []
+    assert head_layers(Digits().build(Part.of("cnn", width=4))) == ["heads.label"]
+    assert head_layers(Net(a=nn.Linear(4, 8), b=nn.Linear(8, 2), c=nn.Linear(8, 3))) == ["b", "c"]
+
+
+def test_layers_over_tokens_put_features_last() -> None:
+    assert over_tokens(encoder())
+    assert over_tokens(nn.Embedding(3, 2))
+    assert not over_tokens(nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU()))
+    assert not over_tokens(nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)))
+    assert not over_tokens(nn.ReLU())

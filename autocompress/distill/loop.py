@@ -1,0 +1,193 @@
+"""The epochs of one fit, as each process of a team runs them."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from autocompress.config import Part
+from autocompress.distill.base import TeacherSource
+from autocompress.distill.lesson import Lesson
+from autocompress.distill.optimizers import SCHEDULES, FitConfig, fit_config
+from autocompress.distill.precision import choose_precision
+from autocompress.distill.taps import head_layers
+from autocompress.distill.team import ALONE, Team
+from autocompress.errors import TrialError
+from autocompress.registry import FITS
+from autocompress.task import Split, Task, as_heads
+
+HELD_OUT = 0.1
+
+
+class _Step(nn.Module):
+    """The model, what is learned beside it, and the loss of one batch: what a team synchronises."""
+
+    def __init__(self, lesson: Lesson, model: nn.Module, learned: nn.Module) -> None:
+        super().__init__()
+        self.lesson, self.model, self.learned = lesson, model, learned
+
+    def forward(self, examples: Split, known: Mapping[str, Tensor], noise: torch.Generator) -> Tensor:
+        """Return the loss, ``[]``."""
+        return self.lesson.loss(examples, known, noise)
+
+
+def run(
+    model: nn.Module,
+    task: Task,
+    train: Split,
+    part: Part,
+    *,
+    terms: Sequence[Part],
+    teacher: TeacherSource | None,
+    seed: int,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    after_step: Callable[[], None] | None = None,
+    team: Team = ALONE,
+) -> list[dict[str, float]]:
+    """Train ``model`` in place, as one process of ``team``, and return its curve.
+
+    Every process draws the same order of the examples and takes its share of each batch. Attacks, mixup and the
+    terms that relate the examples of a batch see the share alone, and so do the statistics of batch norms.
+
+    Raises:
+        TrialError: The loss is no longer finite, a term needs a teacher and there is none, or a tap does not exist.
+    """
+    config = fit_config(part)
+    lesson = Lesson.of(terms, task, config, teacher, seed)
+    kept, held = hold_out(train, config, seed)
+    batch = min(config.batch_size, len(kept))
+    # A batch of one has no batch statistics, so a remainder is dropped rather than normalised by itself.
+    steps = len(kept) // batch
+    order = torch.Generator().manual_seed(seed)
+    noise = torch.Generator().manual_seed(seed + 7919 * (team.rank + 1))
+    precision = choose_precision(config.precision, model, task, train.take(slice(0, batch)))
+    curve: list[dict[str, float]] = []
+    best = _Best(config.patience)
+    with ExitStack() as stack:
+        if config.backbone == "frozen":
+            stack.enter_context(_frozen_backbone(model))
+        lesson.listen(stack, model)
+        with precision.running():
+            learned = lesson.learned(train.take(kept[: min(batch, 8)]))
+        step_loss = team.join(_Step(lesson, model, learned))
+        parameters = [p for p in (*model.parameters(), *learned.parameters()) if p.requires_grad]
+        optimizer = FITS.get(part.name).optimizer(config, parameters)
+        schedule = SCHEDULES[config.schedule](optimizer, config, config.epochs * steps)
+        for epoch in range(config.epochs):
+            _train(model)
+            index = epoch % task.views
+            view = task.view(train, index)
+            known = lesson.known(index)
+            shuffled = kept[torch.randperm(len(kept), generator=order)]
+            total = torch.zeros(())
+            for step in range(steps):
+                rows = shuffled[step * batch : (step + 1) * batch]
+                mine = team.share(rows)
+                with precision.running():
+                    loss = step_loss(view.take(mine), {head: z[mine] for head, z in known.items()}, noise)
+                    loss = loss * team.factor(mine, rows)
+                optimizer.zero_grad()
+                loss.backward()
+                if config.clip_norm > 0:
+                    nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+                optimizer.step()
+                schedule.after_step()
+                if after_step is not None:
+                    after_step()
+                total += loss.detach()
+            total = team.mean(total)
+            row = {"epoch": float(epoch + 1), "loss": float(total / steps)}
+            if not torch.isfinite(total):
+                raise TrialError(f"the loss is {row['loss']} in epoch {epoch + 1}; lower fit.learning_rate")
+            lesson.after_epoch(team.mean)
+            if held is not None:
+                # Statistics of batch norms differ between processes, but all of them must end in the same epoch.
+                row["held_out_loss"] = float(team.mean(_loss(model, task, held)))
+            curve.append(row)
+            schedule.after_epoch(row.get("held_out_loss", row["loss"]))
+            if on_epoch is not None:
+                on_epoch(row)
+            if held is not None and best.ends(model, row["held_out_loss"]):
+                break
+    best.put_back(model)
+    precision.leave(model)
+    model.eval()
+    return curve
+
+
+@torch.no_grad()
+def predict(model: nn.Module, task: Task, split: Split, batch_size: int = 512) -> dict[str, Tensor]:
+    """Return the model's logits on a split, ``{head: [N, C]}``, in evaluation mode."""
+    model.eval()
+    parts = [as_heads(model(*batch.inputs), task.heads) for batch in split.batches(batch_size)]
+    return {head: torch.cat([part[head] for part in parts]) for head in task.heads}
+
+
+def hold_out(train: Split, config: FitConfig, seed: int) -> tuple[Tensor, Split | None]:
+    """Return the rows to train on, and what is held out of the training split where patience asks for it."""
+    rows = torch.arange(len(train))
+    if not config.patience or len(train) < 20:
+        return rows, None
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed + 1))
+    cut = int(len(train) * HELD_OUT)
+    return order[cut:], train.take(order[:cut])
+
+
+def _train(model: nn.Module) -> None:
+    """Set the training mode, but leave the statistics of frozen batch norms in use and as they are."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
+            module.eval()
+
+
+@contextmanager
+def _frozen_backbone(model: nn.Module) -> Iterator[None]:
+    """Let the heads alone be trained; afterwards every parameter is what it was.
+
+    Raises:
+        TrialError: The model has no linear layer that could be its head.
+    """
+    heads = tuple(f"{name}." for name in head_layers(model))
+    if not heads:
+        raise TrialError(f"{type(model).__name__} has no linear layer that could be its head; leave fit.backbone tuned")
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name.startswith(heads))
+    try:
+        yield
+    finally:
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)
+
+
+class _Best:
+    """The weights of the best held-out loss so far."""
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._loss = float("inf")
+        self._worse = 0
+        self._weights: dict[str, Tensor] = {}
+
+    def ends(self, model: nn.Module, loss: float) -> bool:
+        """Take note of an epoch; return whether the fit should end."""
+        if loss < self._loss:
+            self._loss, self._worse = loss, 0
+            self._weights = copy.deepcopy(model.state_dict())
+        else:
+            self._worse += 1
+        return self._worse >= self._patience
+
+    def put_back(self, model: nn.Module) -> None:
+        """Give the model its best weights, if any epoch was noted."""
+        if self._weights:
+            model.load_state_dict(self._weights)
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, task: Task, split: Split) -> Tensor:
+    return task.loss(predict(model, task, split), split.targets)

@@ -1,0 +1,186 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from autocompress.config import Part
+from autocompress.distill import loop, parallel
+from autocompress.distill.fit import fit
+from autocompress.distill.parallel import fit_parallel
+from autocompress.distill.team import Team
+from autocompress.errors import TrialError
+from tests.distill.light import Faulty, Light, Wide, examples, network
+
+# Two processes make shares of 26 and 25 of 51 examples.
+SETTINGS = {"epochs": 6, "learning_rate": 3e-2, "batch_size": 51, "l1_weights": 1e-4, "patience": 4}
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+def children() -> set[int]:
+    """Processes started by this one, read from the kernel."""
+    found = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return {int(number) for file in found for number in file.read_text().split()}
+
+
+def listening(process: int) -> set[str]:
+    """Addresses at which a process waits for connections, as the kernel writes them."""
+    links = (os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir())
+    sockets = {link[8:-1] for link in links if link.startswith("socket:[")}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        rows = [line.split() for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]]
+        found |= {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in sockets}
+    return found
+
+
+@LINUX
+def test_two_processes_end_where_one_does_talk_over_loopback_and_leave_nothing() -> None:
+    terms = [Part.of("soft_target", alpha=0.5, temperature=2.0), Part.of("hint", weight=0.1)]
+    alone, together = network(), network()
+    curve = fit(alone, Light(), examples(), Part.of("adamw", **SETTINGS), terms=terms, teacher=Wide())
+    before = children()
+    rows: list[dict[str, float]] = []
+    addresses: set[str] = set()
+
+    def watch(row: dict[str, float]) -> None:
+        rows.append(row)
+        for child in children() - before:
+            addresses.update(listening(child))
+
+    part = Part.of("adamw", **SETTINGS, processes=2)
+    shared = fit(together, Light(), examples(), part, terms=terms, teacher=Wide(), on_epoch=watch)
+    assert rows == shared
+    for one, other in zip(curve, shared, strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+    for (name, one), other in zip(alone.named_parameters(), together.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-4), name
+        assert (other - network().get_parameter(name)).abs().max() > 0.01
+    assert not together.training
+    # 127.0.0.1 in the kernel's byte order.
+    assert addresses == {"0100007F"}
+    assert children() == before
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("dies", r"process . of 2 of this fit died \(exit code -9\)"),
+        ("raises", "process . of 2 of this fit failed: ZeroDivisionError: on purpose"),
+    ],
+)
+def test_a_process_that_fails_ends_the_fit_with_its_reason(fault: str, message: str, tmp_path: Path) -> None:
+    before = children()
+    with pytest.raises(TrialError, match=message):
+        fit_parallel(network(), Faulty(tmp_path / "mark", fault), examples(), Part.of("adamw", epochs=1, processes=2))
+    assert children() == before
+
+
+def test_what_cannot_work_is_refused_before_a_process_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_supervise", lambda *args: pytest.fail("a process was started"))
+    with pytest.raises(TrialError, match="4 processes cannot share batches of 3"):
+        fit(network(), Light(), examples(), Part.of("adamw", batch_size=3, processes=4))
+    unpicklable = network()
+    unpicklable.hook = lambda x: x  # type: ignore[assignment]
+    with pytest.raises(TrialError, match=r"set fit\.processes to 1$"):
+        fit(unpicklable, Light(), examples(), Part.of("adamw", processes=2))
+
+
+SCRIPT = """
+from pathlib import Path
+import torch
+from tests.distill.light import Light, examples, network
+from autocompress.config import Part
+from autocompress.distill.parallel import fit_parallel
+
+class Mine(Light):
+    pass
+
+{guard}
+    with Path("started").open("a") as file:
+        file.write("x")
+    part = Part.of("adamw", epochs=1000, processes=2)
+    fit_parallel(network(), Mine(), examples(), part, on_epoch=lambda row: print("epoch", flush=True))
+"""
+
+
+def script(folder: Path, guard: str) -> list[str]:
+    """Write a script that fits a task of its own by two processes, and return how it is run."""
+    (folder / "script.py").write_text(SCRIPT.format(guard=guard))
+    return [sys.executable, str(folder / "script.py")]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
+    command = script(tmp_path, "if True:")
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "behind `if __name__ == '__main__':`" in done.stderr
+    assert len((tmp_path / "started").read_text()) == 3
+
+
+@LINUX
+def test_a_task_of_a_script_travels_and_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
+    command = script(tmp_path, "if __name__ == '__main__':")
+    with subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "epoch\n"
+        tasks = Path(f"/proc/{parent.pid}/task").glob("*/children")
+        started = [int(number) for file in tasks for number in file.read_text().split()]
+        assert len(started) == 2
+        assert all(running(number) for number in started)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while any(running(number) for number in started):
+        assert time.monotonic() < deadline, "a process outlives its parent"
+        time.sleep(0.05)
+    assert len((tmp_path / "started").read_text()) == 1
+
+
+def running(number: int) -> bool:
+    """Whether a process still runs; one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_what_belongs_to_one_process_stays_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "fit_parallel", lambda *args, **kwargs: pytest.fail("processes were started"))
+    part, steps = Part.of("adamw", epochs=1, processes=2), []
+    fit(network(), Light(), examples(), part, after_step=lambda: steps.append(1))
+    assert steps
+    parametrized = network()
+    nn.utils.parametrizations.weight_norm(parametrized[2])
+    fit(parametrized, Light(), examples(), part)
+
+
+def test_shares_cover_a_batch_once_and_their_weighted_means_are_its_mean() -> None:
+    rows = torch.randperm(50)
+    team = [Team(rank, 3) for rank in range(3)]
+    shares = [place.share(rows) for place in team]
+    assert sorted(torch.cat(shares).tolist()) == list(range(50))
+    values = torch.randn(50)
+    weighted = [place.factor(share, rows) * values[share].mean() for place, share in zip(team, shares, strict=True)]
+    assert torch.stack(weighted).mean().item() == pytest.approx(values.mean().item(), abs=1e-6)
+
+
+def test_alone_nothing_is_wrapped_or_averaged() -> None:
+    module, value = nn.Linear(1, 1), torch.tensor(3.0)
+    assert Team().join(module) is module
+    assert Team().mean(value) is value
+
+
+def test_the_loop_alone_is_the_fit() -> None:
+    one, other = network(), network()
+    part = Part.of("adamw", epochs=1)
+    fit(one, Light(), examples(), part)
+    loop.run(other, Light(), examples(), part, terms=[Part("none")], teacher=None, seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
