@@ -27,8 +27,8 @@ class Part:
 
     @classmethod
     def of(cls, name: str, /, **settings: Leaf) -> "Part":
-        """Build a part from keyword settings."""
-        return cls(name, tuple(sorted(settings.items())))
+        """Build a part from keyword settings; lists become tuples, so that a part can be a key."""
+        return cls(name, tuple(sorted((key, _frozen(value)) for key, value in settings.items())))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Mapping[str, Leaf]]) -> "Part":
@@ -50,6 +50,10 @@ class Part:
     def to_json(self) -> dict[str, dict[str, Leaf]]:
         """Return ``{name: {setting: value}}``."""
         return {self.name: self.values}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def fingerprint(data: object) -> str:

@@ -24,6 +24,8 @@ from autocompress.registry import PRUNE, QUANTIZE, TASKS
 from autocompress.task import Split, Splits, Task, as_heads
 
 CALIBRATION_BATCH = 64
+BATCH_NORM_BATCH = 256
+BATCH_NORM_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,9 @@ class Lab:
         if isinstance(settings, Recovery) and settings.recovery_epochs > 0:
             hold = partial(state.hold, pruned) if state.masks else None
             self.tune(training, pruned, settings.recovery_epochs, settings.recovery_learning_rate, hold)
-        else:
-            reestimate_batch_norm(pruned, [batch.inputs for batch in self.splits.train.batches(256)])
+        # After a recovery too: its running averages still remember the first steps after the cut.
+        batches = self.splits.train.batches(BATCH_NORM_BATCH)[:BATCH_NORM_BATCHES]
+        reestimate_batch_norm(pruned, [batch.inputs for batch in batches])
         return pruned.eval(), state
 
     def tune(

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from autocompress.errors import StorageError
+
+
+def cache_folder() -> Path:
+    """Return where teachers and decoded data are kept: ``$AUTOCOMPRESS_CACHE``, or the user's cache folder."""
+    chosen = os.environ.get("AUTOCOMPRESS_CACHE")
+    return Path(chosen) if chosen else user_cache_path("autocompress")
 
 
 @contextmanager
@@ -49,3 +57,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 def sha256(data: bytes) -> str:
     """Return the hexadecimal SHA-256 digest of ``data``."""
     return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 digest of a file, read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,8 @@
 """The seam of tasks: data in five disjoint splits, a family of models, a loss and its metrics."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +14,25 @@ from autocompress.errors import TrialError
 
 Logits = Mapping[str, Tensor]
 Targets = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What one positional argument of a model holds, for one example.
+
+    Attributes:
+        shape: Without the batch axis: ``(3, 32, 32)`` for an image, ``(64,)`` for 64 tokens, ``()`` for one number.
+        vocabulary: For whole numbers, how many there are, from 0 up: a token, a user, an item. 0 for real numbers.
+        missing: The number that stands for nothing, such as padding; ``None`` if every number means something.
+    """
+
+    shape: tuple[int, ...]
+    vocabulary: int = 0
+    missing: int | None = None
+
+    def zeros(self, batch: int = 1) -> Tensor:
+        """Return a batch of zeros, ``[B, *shape]``: single precision, or int64 where there is a vocabulary."""
+        return torch.zeros(batch, *self.shape, dtype=torch.int64 if self.vocabulary else torch.float32)
 
 
 @dataclass(frozen=True)
@@ -66,29 +87,46 @@ class Splits:
         return [(name, getattr(self, name)) for name in self.NAMES]
 
     def fingerprint(self) -> str:
-        """Return 12 hex digits over sizes and contents: the data's name in caches and reports."""
-        return fingerprint(
-            {
-                name: [
-                    [list(t.shape), float(t.double().sum()), float((t.double() * _ramp(t)).sum())] for t in split.inputs
-                ]
-                + [[head, t.tolist()] for head, t in split.targets.items()]
-                for name, split in self.items()
-            }
-        )
+        """Return 12 hex digits over the contents: the data's name in caches and reports."""
+        return fingerprint({name: content(split) for name, split in self.items()})
 
 
-def _ramp(tensor: Tensor) -> Tensor:
-    return torch.linspace(0, 1, tensor.numel(), dtype=torch.float64).view(tensor.shape)
+def content(split: Split) -> str:
+    """Return the SHA-256 of all that a split holds, read in batches: the data may be larger than the memory."""
+    found = hashlib.sha256(json.dumps([len(split), sorted(split.targets)]).encode())
+    for batch in split.batches(4096):
+        for tensor in (*batch.inputs, *(batch.targets[head] for head in sorted(batch.targets))):
+            found.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+            found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 class Task(Protocol):
-    """What is to be learned; one class, registered by name, built without arguments or from a spec's options."""
+    """What is to be learned; one class, registered by name, built without arguments or from a spec's options.
+
+    A task derives from :class:`autocompress.tasks.base.Supervised`, which answers most of this.
+
+    Attributes:
+        name: What it is registered as.
+        inputs: The model's positional arguments.
+        heads: Head name to number of classes.
+        labels: Head name to the name of each class; empty where they have none.
+        metrics: What is scored, primary first.
+        views: Augmented views of the training split, the plain one included.
+        notices: What a reader of the results should know about the data.
+    """
 
     name: str
+    inputs: tuple[InputSpec, ...]
     heads: Mapping[str, int]
+    labels: Mapping[str, Sequence[str]]
     metrics: tuple[str, ...]
     views: int
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """What a reader of the results should know about the data."""
+        ...
 
     def splits(self, seed: int) -> Splits:
         """Return the five splits; the same seed gives the same ones."""

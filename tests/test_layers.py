@@ -38,6 +38,7 @@ HEAVY = {
     "onnxruntime": {"export"},
     "rich": {"console", "catalogue", "display"},
     "typer": {"cli"},
+    "PIL": {"tasks"},
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import StorageError
-from autocompress.storage import storage_errors, write_atomic
+from autocompress.storage import cache_folder, file_sha256, sha256, storage_errors, write_atomic
 
 
 def test_a_file_is_replaced_whole_and_nothing_lies_about(tmp_path: Path) -> None:
@@ -35,3 +35,18 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
     with pytest.raises(FileNotFoundError), storage_errors(tmp_path):
         raise FileNotFoundError(errno.ENOENT, "gone")
+
+
+def test_the_cache_lies_where_the_environment_says_or_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("AUTOCOMPRESS_CACHE")
+    assert cache_folder().name == "autocompress"
+
+
+def test_a_file_has_the_digest_of_its_content(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    (tmp_path / "file").write_bytes(content)
+    assert file_sha256(tmp_path / "file") == sha256(content)

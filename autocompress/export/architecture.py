@@ -11,6 +11,7 @@ from autocompress.config import CompressionConfig
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.method import LayerBits, MethodState
 from autocompress.quantize.packing import pack, unpack
+from autocompress.task import InputSpec
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
@@ -34,9 +35,11 @@ class Packed(_Strict):
 
 
 class Input(_Strict):
-    """One positional argument of the model, for a batch of one."""
+    """One positional argument of the model, for a batch of one; see :class:`autocompress.task.InputSpec`."""
 
     shape: Shape
+    vocabulary: Count = 0
+    missing: int | None = None
     dtype: Literal["float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"]
 
 
@@ -90,6 +93,11 @@ class Architecture(_Strict):
             return CompressionConfig.from_json(self.config)
         except (UsageError, AttributeError, TypeError, ValueError) as error:
             raise ArtifactError(f"architecture.json: its config cannot be read ({error})") from error
+
+    @property
+    def specs(self) -> tuple[InputSpec, ...]:
+        """What a family of models is told about its inputs."""
+        return tuple(InputSpec(entry.shape[1:], entry.vocabulary, entry.missing) for entry in self.inputs)
 
     def example(self) -> tuple[Tensor, ...]:
         """Return a batch of one, all zeros, as the model's positional arguments."""

@@ -4,7 +4,7 @@ model.onnx, model_float.onnx (only where model.onnx is quantized), model.safeten
 config.yaml, card.md, manifest.json.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,16 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from autocompress.config import CompressionConfig
+from autocompress.config import CompressionConfig, Part
 from autocompress.errors import ArtifactError, AutocompressError
 from autocompress.export.architecture import Architecture, compact, expand, method_state, parse, saved_state
 from autocompress.export.card import render
 from autocompress.export.folder import read_files, write_files
 from autocompress.export.onnx import export_float, export_quantized, is_weights_only
 from autocompress.method import MethodState
+from autocompress.models.base import family_model
 from autocompress.quantize.folding import fold_batch_norm, fold_structure, folded_pairs
-from autocompress.registry import PRUNE, QUANTIZE, TASKS
-from autocompress.task import as_heads
+from autocompress.registry import PRUNE, QUANTIZE, STUDENTS, TASKS
+from autocompress.task import InputSpec, as_heads
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Deployable:
         config: The whole tuple it was made from.
         task_name: The task's registered name.
         task_options: The task's options, JSON values.
-        labels: Head name to the name of each class, if they have names.
+        labels: Head name to the name of each class; empty where they have none.
         heads: Head name to number of classes.
+        inputs: The model's positional arguments.
         example: A batch of one, as the model's positional arguments.
         float_model: Pruned, 32-bit, in evaluation mode.
         model: Quantized, or the same as ``float_model``.
@@ -48,8 +50,9 @@ class Deployable:
     config: CompressionConfig
     task_name: str
     task_options: Mapping[str, Any]
-    labels: Mapping[str, list[str]] | None
+    labels: Mapping[str, Sequence[str]]
     heads: Mapping[str, int]
+    inputs: tuple[InputSpec, ...]
     example: tuple[Tensor, ...]
     float_model: nn.Module
     model: nn.Module
@@ -121,7 +124,15 @@ def _describe(deployable: Deployable) -> tuple[Architecture, dict[str, Tensor]]:
     for stage, state in (("prune", deployable.prune_state), ("quantize", deployable.quantize_state)):
         tensors |= _prefixed(stage, {} if state is None else state.tensors)
     stored, packed, aliases = compact(tensors)
-    inputs = [{"shape": tuple(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for t in deployable.example]
+    inputs = [
+        {
+            "shape": tuple(tensor.shape),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "vocabulary": spec.vocabulary,
+            "missing": spec.missing,
+        }
+        for spec, tensor in zip(deployable.inputs, deployable.example, strict=True)
+    ]
     architecture = Architecture.model_validate(
         {
             "format": 1,
@@ -129,7 +140,7 @@ def _describe(deployable: Deployable) -> tuple[Architecture, dict[str, Tensor]]:
             "options": dict(deployable.task_options),
             "config": deployable.config.to_json(),
             "heads": dict(deployable.heads),
-            "labels": None if deployable.labels is None else dict(deployable.labels),
+            "labels": {head: list(names) for head, names in deployable.labels.items()} or None,
             "inputs": inputs,
             "folded": list(folded_pairs(deployable.model)),
             "prune": saved_state(deployable.prune_state),
@@ -158,7 +169,7 @@ def _rebuild(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Mo
         for stage, saved in (("prune", architecture.prune), ("quantize", architecture.quantize))
     }
     try:
-        model: nn.Module = TASKS.get(architecture.task)(**architecture.options).build(config.student)
+        model = _untrained(architecture, config.student)
         model = _restore(PRUNE, config.prune, states["prune"], model.eval())
         fold_structure(model, architecture.folded)
         model = _restore(QUANTIZE, config.quantize, states["quantize"], model)
@@ -172,6 +183,14 @@ def _rebuild(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Mo
         reason = " ".join(str(error).split())
         raise ArtifactError(f"the module cannot be rebuilt: {type(error).__name__}: {reason}") from error
     return model.eval()
+
+
+def _untrained(architecture: Architecture, student: Part) -> nn.Module:
+    """Return the module as it was before training; a registered family needs no task, and so no data."""
+    if student.name in STUDENTS:
+        return family_model(student, architecture.specs, architecture.heads)
+    model: nn.Module = TASKS.get(architecture.task)(**architecture.options).build(student)
+    return model
 
 
 def _restore(registry: Any, part: Any, state: MethodState | None, model: nn.Module) -> nn.Module:

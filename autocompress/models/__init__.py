@@ -2,5 +2,6 @@
 
 from autocompress.models.base import Family
 from autocompress.models.cnn import CNN, CNNConfig
+from autocompress.models.cnn1d import CNN1d, CNN1dConfig
 
-__all__ = ["CNN", "CNNConfig", "Family"]
+__all__ = ["CNN", "CNN1d", "CNN1dConfig", "CNNConfig", "Family"]

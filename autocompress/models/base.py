@@ -5,7 +5,11 @@ from typing import ClassVar, Protocol, TypeVar
 
 from torch import nn
 
+from autocompress.config import Part
+from autocompress.errors import UsageError
 from autocompress.knobs import Settings
+from autocompress.registry import STUDENTS
+from autocompress.task import InputSpec
 
 C = TypeVar("C", bound=Settings)
 
@@ -16,15 +20,71 @@ class Family(Protocol[C]):
     name: ClassVar[str]
     config: type[C]
 
-    def build(self, config: C, input_shape: tuple[int, ...], heads: Mapping[str, int]) -> nn.Module:
+    def build(self, config: C, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
         """Return an untrained module; one head returns a tensor ``[B, C]``, several return ``{head: [B, C]}``.
 
         Args:
             config: The family's knobs.
-            input_shape: Shape of one example without the batch axis.
+            inputs: The positional arguments of the module.
             heads: Head name to number of classes, ``{"label": 10}``.
 
         Raises:
             UsageError: The family cannot be built for this input or these heads.
         """
         ...
+
+
+def family_model(student: Part, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
+    """Return an untrained module of the registered family that a student part names.
+
+    Args:
+        student: The family's name with its knobs.
+        inputs: The positional arguments of the module.
+        heads: Head name to number of classes.
+
+    Raises:
+        UnknownNameError: No family has that name.
+        KnobError: A knob is unknown or outside its range.
+        UsageError: The family cannot be built for this input or these heads.
+    """
+    family = STUDENTS.get(student.name)
+    model: nn.Module = family.build(family.config.of(student.values), inputs, heads)
+    return model
+
+
+def refuse_no_heads(family: str, heads: Mapping[str, int]) -> None:
+    """Make sure that there is a head, and that each has a class.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if not heads or min(heads.values()) < 1:
+        raise UsageError(f"student '{family}' needs at least one head with at least one class, got {dict(heads)}")
+
+
+def only_real_input(family: str, axes: tuple[str, ...], inputs: tuple[InputSpec, ...]) -> tuple[int, ...]:
+    """Return the shape of the only input, which holds real numbers along the named axes.
+
+    Raises:
+        UsageError: There are other inputs, or one of another form.
+
+    Example:
+        >>> only_real_input("cnn", ("channels", "height", "width"), (InputSpec((1, 8, 8)),))
+        (1, 8, 8)
+    """
+    if len(inputs) == 1 and not inputs[0].vocabulary:
+        shape = inputs[0].shape
+        if len(shape) == len(axes) and min(shape) >= 1:
+            return shape
+    raise UsageError(f"student '{family}' takes one input of real numbers ({', '.join(axes)}), not {describe(inputs)}")
+
+
+def describe(inputs: tuple[InputSpec, ...]) -> str:
+    """Return a model's inputs as a person reads them.
+
+    Example:
+        >>> describe((InputSpec((3, 32, 32)), InputSpec((), vocabulary=100)))
+        'inputs of shape (3, 32, 32) and () of 100 whole numbers'
+    """
+    parts = [f"{spec.shape}" + f" of {spec.vocabulary} whole numbers" * bool(spec.vocabulary) for spec in inputs]
+    return "inputs of shape " + " and ".join(parts)

@@ -2,7 +2,7 @@
 
     input [B, C, H, W] -> stem (conv, batch norm, ReLU) -> stages.0 .. stages.n -> average over the image -> heads
 
-To add a block, write one function ``(inputs, outputs, kernel, stride) -> module`` and list it in ``BLOCKS``.
+To add a block, write one function ``(inputs, outputs, stride, config) -> module`` and list it in ``BLOCKS``.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,9 +11,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from autocompress.errors import UsageError
 from autocompress.knobs import Choice, IntRange, Settings, knob
+from autocompress.models.base import only_real_input, refuse_no_heads
 from autocompress.registry import STUDENTS
+from autocompress.task import InputSpec
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> list[nn.Module]:
@@ -25,10 +26,10 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) 
 class Residual(nn.Module):
     """Two convolutions beside a shortcut, ``[B, C, H, W] -> [B, D, H / stride, W / stride]`` (He 2016)."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, config: "CNNConfig") -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_conv(inputs, outputs, kernel, stride), nn.ReLU(), *_conv(outputs, outputs, kernel, 1)
+            *_conv(inputs, outputs, config.kernel, stride), nn.ReLU(), *_conv(outputs, outputs, config.kernel, 1)
         )
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Sequential(*_conv(inputs, outputs, 1, stride))
@@ -40,21 +41,43 @@ class Residual(nn.Module):
         return out
 
 
-def plain(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
+class Inverted(nn.Module):
+    """A wide depthwise convolution between two narrow ends, ``[B, C, H, W] -> [B, D, H / stride, W / stride]``.
+
+    The block widens to ``expansion`` times its inputs, filters each channel, and narrows again without a
+    rectifier; where the shape stays, its input is added (MobileNetV2, Sandler 2018, arXiv:1801.04381).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, config: "CNNConfig") -> None:
+        super().__init__()
+        wide = inputs * config.expansion
+        widen = [*_conv(inputs, wide, 1, 1), nn.ReLU()] if config.expansion > 1 else []
+        depthwise = [*_conv(wide, wide, config.kernel, stride, groups=wide), nn.ReLU()]
+        self.body = nn.Sequential(*widen, *depthwise, *_conv(wide, outputs, 1, 1))
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the narrow end, with the input added where it has the same shape."""
+        out: Tensor = self.body(x)
+        return x + out if self.adds else out
+
+
+def plain(inputs: int, outputs: int, stride: int, config: "CNNConfig") -> nn.Module:
     """Return one convolution with batch norm and ReLU."""
-    return nn.Sequential(*_conv(inputs, outputs, kernel, stride), nn.ReLU())
+    return nn.Sequential(*_conv(inputs, outputs, config.kernel, stride), nn.ReLU())
 
 
-def separable(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
+def separable(inputs: int, outputs: int, stride: int, config: "CNNConfig") -> nn.Module:
     """Return a convolution within each channel, then one across channels (Howard 2017)."""
-    depthwise = _conv(inputs, inputs, kernel, stride, groups=inputs)
+    depthwise = _conv(inputs, inputs, config.kernel, stride, groups=inputs)
     return nn.Sequential(*depthwise, nn.ReLU(), *_conv(inputs, outputs, 1, 1), nn.ReLU())
 
 
-BLOCKS: Mapping[str, Callable[[int, int, int, int], nn.Module]] = {
+BLOCKS: Mapping[str, Callable[[int, int, int, "CNNConfig"], nn.Module]] = {
     "plain": plain,
     "residual": Residual,
     "separable": separable,
+    "inverted": Inverted,
 }
 
 
@@ -74,6 +97,7 @@ class CNNConfig(Settings):
     stages: int = knob(3, IntRange(1, 4), "groups of blocks; each after the first halves the image")
     kernel: int = knob(3, Choice((3, 5, 7)), "side of the convolution window")
     block: str = knob("residual", Choice(tuple(BLOCKS)), "what a stage is made of")
+    expansion: int = knob(4, IntRange(1, 8), "how much wider an inverted block is inside; the others ignore it")
     stem_stride: int = knob(1, Choice((1, 2)), "2 halves the image at once")
 
 
@@ -88,8 +112,8 @@ class CNN(nn.Module):
         width = config.width
         for stage in range(config.stages):
             before, width = width, config.width * 2**stage
-            blocks = [block(before, width, config.kernel, 1 if stage == 0 else 2)]
-            blocks += [block(width, width, config.kernel, 1) for _ in range(config.depth - 1)]
+            blocks = [block(before, width, 1 if stage == 0 else 2, config)]
+            blocks += [block(width, width, 1, config) for _ in range(config.depth - 1)]
             self.stages.append(nn.Sequential(*blocks))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.heads = nn.ModuleDict({head: nn.Linear(width, classes) for head, classes in heads.items()})
@@ -109,22 +133,20 @@ class CNNFamily:
     name: ClassVar[str] = "cnn"
     config = CNNConfig
 
-    def build(self, config: CNNConfig, input_shape: tuple[int, ...], heads: Mapping[str, int]) -> nn.Module:
-        """Return an untrained network for images of ``input_shape`` ``(C, H, W)``.
+    def build(self, config: CNNConfig, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
+        """Return an untrained network for images ``(C, H, W)``.
 
         Raises:
             UsageError: The input is not an image, no head is asked for, or a head has no class.
 
         Example:
-            >>> net = CNNFamily().build(CNNConfig(width=4), (1, 8, 8), {"label": 10})
+            >>> net = CNNFamily().build(CNNConfig(width=4), (InputSpec((1, 8, 8)),), {"label": 10})
             >>> sum(p.numel() for p in net.parameters()) > 0
             True
         """
-        if len(input_shape) != 3 or min(input_shape) < 1:
-            raise UsageError(f"student 'cnn' takes images (channels, height, width), not inputs of shape {input_shape}")
-        if not heads or min(heads.values()) < 1:
-            raise UsageError(f"student 'cnn' needs at least one head with at least one class, got {dict(heads)}")
-        return CNN(config, input_shape[0], heads)
+        channels = only_real_input(self.name, ("channels", "height", "width"), inputs)[0]
+        refuse_no_heads(self.name, heads)
+        return CNN(config, channels, heads)
 
 
 STUDENTS.add(CNNFamily.name, CNNFamily())

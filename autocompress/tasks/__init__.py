@@ -1,5 +1,5 @@
 """Tasks: data, splits, models, loss and metrics of one learning problem each."""
 
-from autocompress.tasks import images
+from autocompress.tasks import images, images_folder, signals
 
-__all__ = ["images"]
+__all__ = ["images", "images_folder", "signals"]

@@ -4,18 +4,17 @@ from collections.abc import Mapping
 
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autocompress.config import Part
-from autocompress.registry import STUDENTS, TASKS
-from autocompress.task import Logits, Split, Splits, Targets
+from autocompress.registry import TASKS
+from autocompress.task import InputSpec, Split, Splits
 from autocompress.tasks.augment import random_affine
+from autocompress.tasks.base import Supervised
 from autocompress.tasks.splitting import stratified_splits
 
 
 @TASKS.register("digits")
-class Digits:
+class Digits(Supervised):
     """Scikit-learn's handwritten digits: 1,797 images of 8x8, ten classes.
 
     Source: E. Alpaydin and C. Kaynak (1998), Optical Recognition of Handwritten Digits, UCI.
@@ -23,9 +22,8 @@ class Digits:
 
     name = "digits"
     heads: Mapping[str, int] = {"label": 10}
-    metrics = ("accuracy", "f1_macro", "loss", "kl", "agreement", "retention")
     views = 16
-    shape = (1, 8, 8)
+    inputs = (InputSpec((1, 8, 8)),)
 
     def splits(self, seed: int) -> Splits:
         """Return 933 training, 72 calibration, 216 + 216 validation and 360 test images."""
@@ -39,23 +37,9 @@ class Digits:
             return split
         return Split((random_affine(split.inputs[0], seed=index),), split.targets)
 
-    def example(self) -> tuple[Tensor, ...]:
-        """Return one image, ``([1, 1, 8, 8],)``."""
-        return (torch.zeros(1, *self.shape),)
-
     def teacher(self) -> tuple[Part, Part]:
         """Return a residual network of width 32 and how to train it."""
         return (
             Part.of("cnn", width=32, depth=2, stages=2, block="residual"),
             Part.of("adamw", epochs=30, learning_rate=4e-3, batch_size=64),
         )
-
-    def build(self, student: Part) -> nn.Module:
-        """Build a model of any registered family that takes images."""
-        family = STUDENTS.get(student.name)
-        model: nn.Module = family.build(family.config.of(student.values), self.shape, self.heads)
-        return model
-
-    def loss(self, logits: Logits, targets: Targets) -> Tensor:
-        """Return the mean cross-entropy."""
-        return F.cross_entropy(logits["label"], targets["label"])

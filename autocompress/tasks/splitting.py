@@ -1,15 +1,21 @@
-"""Five disjoint, stratified splits of a table of examples."""
+"""Disjoint, stratified parts of a table of examples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from autocompress.errors import UsageError
 from autocompress.task import Split, Splits
 
-FRACTIONS: Mapping[str, float] = {"test": 0.20, "select_val": 0.12, "search_val": 0.12, "calibration": 0.04}
+FRACTIONS: Mapping[str, float] = MappingProxyType(
+    {"test": 0.20, "select_val": 0.12, "search_val": 0.12, "calibration": 0.04}
+)
+
+Rows = NDArray[np.int64]
 
 
 def stratified_splits(
@@ -29,17 +35,40 @@ def stratified_splits(
     Raises:
         UsageError: A class has fewer than five examples, or there is only one class.
     """
-    strata = next(iter(targets.values())).numpy()
+    parts = stratified_rows(next(iter(targets.values())), seed, fractions)
+    whole = Split(inputs, targets)
+    return Splits(**{name: whole.take(rows) for name, rows in parts.items()})
+
+
+def stratified_rows(
+    labels: Tensor, seed: int, fractions: Mapping[str, float] = FRACTIONS, names: Sequence[str] | None = None
+) -> dict[str, Rows]:
+    """Return the row numbers of each part, in rising order, and of what is left as ``train``.
+
+    Args:
+        labels: Class indices ``[N]``.
+        seed: The same seed gives the same rows.
+        fractions: Share of the examples for each part.
+        names: The classes' names, for the message.
+
+    Raises:
+        UsageError: A class has fewer examples than there are parts, or there is only one class.
+    """
+    strata = labels.numpy()
     classes, counts = np.unique(strata, return_counts=True)
     if len(classes) < 2:
         raise UsageError("the targets hold a single class; a task needs at least two")
-    if counts.min() < len(Splits.NAMES):
-        raise UsageError(f"class {classes[counts.argmin()]} has {counts.min()} examples; five splits need five of each")
-    parts: dict[str, np.ndarray] = {}
+    if counts.min() < len(fractions) + 1:
+        rarest = int(classes[counts.argmin()])
+        name = f"'{names[rarest]}'" if names else rarest
+        raise UsageError(
+            f"class {name} has {counts.min()} examples; "
+            f"{len(fractions) + 1} disjoint splits need at least one of each class"
+        )
+    parts: dict[str, Rows] = {}
     rest = np.arange(len(strata))
     for number, (name, fraction) in enumerate(fractions.items()):
         size = max(round(fraction * len(strata)), len(classes))
         rest, parts[name] = train_test_split(rest, test_size=size, random_state=seed + number, stratify=strata[rest])
     parts["train"] = rest
-    whole = Split(inputs, targets)
-    return Splits(**{name: whole.take(np.sort(index)) for name, index in parts.items()})
+    return {name: np.sort(rows) for name, rows in parts.items()}

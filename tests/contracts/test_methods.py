@@ -2,12 +2,16 @@
 
 import copy
 import json
-from dataclasses import fields
+import warnings
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import nn
 
+from autocompress.engine.space import open_space
+from autocompress.engine.spec import parse_spec
+from autocompress.errors import CompressionError
 from autocompress.knobs import FloatRange, IntRange
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.method import Context, LayerBits, MethodState, Recovery
@@ -16,12 +20,29 @@ from autocompress.registry import PRUNE, QUANTIZE
 
 METHODS = [pytest.param(PRUNE.get(name), id=f"prune.{name}") for name in PRUNE.names()]
 METHODS += [pytest.param(QUANTIZE.get(name), id=f"quantize.{name}") for name in QUANTIZE.names()]
-BLOCKS = ["plain", "residual", "separable"]
-COSTS = ("flops", "bops", "effective_flops", "parameters", "nonzero_parameters", "bytes")
+BLOCKS = ["plain", "residual", "separable", "inverted"]
+COSTS = ("flops", "bops", "effective_flops", "parameters", "nonzero_parameters", "bytes", "sparse_bytes")
 
 # The settings that make a method do nothing, and those that make it do something, by knob.
-NOTHING = {"pruning_ratio": 0.0, "weight_bits": 32, "activation_bits": 32}
-SOMETHING = {"pruning_ratio": 0.5, "weight_bits": 4, "activation_bits": 8}
+NOTHING = {
+    "pruning_ratio": 0.0,
+    "n": 4,
+    "m": 4,
+    "weight_bits": 32,
+    "activation_bits": 32,
+    "average_bits": 32.0,
+    "budget_bits": 32.0,
+}
+SOMETHING = {
+    "pruning_ratio": 0.5,
+    "steps": 2,
+    "n": 2,
+    "m": 4,
+    "weight_bits": 4,
+    "activation_bits": 8,
+    "average_bits": 4.0,
+    "budget_bits": 4.0,
+}
 
 
 def configure(method, values):
@@ -32,7 +53,7 @@ def configure(method, values):
 
 def build(block="residual", seed=0):
     torch.manual_seed(seed)
-    model = CNN(CNNConfig(width=8, depth=1, stages=2, block=block), 1, {"digit": 10, "parity": 2})
+    model = CNN(CNNConfig(width=8, depth=2, stages=2, block=block), 1, {"digit": 10, "parity": 2})
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -43,16 +64,32 @@ def build(block="residual", seed=0):
 
 def context(seed=0):
     generator = torch.Generator().manual_seed(9)
-    batches = tuple((torch.randn(16, 1, 8, 8, generator=generator),) for _ in range(2))
+    batches = tuple((torch.randn(8, 1, 8, 8, generator=generator),) for _ in range(2))
     targets = tuple(
-        {head: torch.randint(0, classes, (16,), generator=generator) for head, classes in HEADS.items()}
-        for _ in batches
+        {head: torch.randint(0, classes, (8,), generator=generator) for head, classes in HEADS.items()} for _ in batches
     )
 
     def loss(output, wanted):
         return sum(nn.functional.cross_entropy(output[head], wanted[head]) for head in HEADS)
 
-    return Context((torch.zeros(1, 1, 8, 8),), batches, targets, loss, seed)
+    def tune(model, epochs, learning_rate, after_step):
+        optimizer = torch.optim.SGD(model.train().parameters(), lr=learning_rate)
+        for _ in range(2):
+            for inputs, wanted in zip(batches, targets, strict=True):
+                out = model(*inputs)
+                of_batch = loss(out, wanted) if isinstance(out, dict) else one_head(out, wanted)
+                optimizer.zero_grad()
+                of_batch.backward()
+                optimizer.step()
+                if after_step is not None:
+                    after_step()
+        model.eval()
+
+    return Context((torch.zeros(1, 1, 8, 8),), batches, targets, loss, seed, tune)
+
+
+def one_head(output, wanted):
+    return nn.functional.cross_entropy(output, wanted["digit"])
 
 
 HEADS = {"digit": 10, "parity": 2}
@@ -113,6 +150,15 @@ class TestConfig:
             )
             for end in ends:
                 assert getattr(method.config.of({name: end}), name) == end
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_search_space_can_open_every_knob(method):
+    section = "prune" if method.name in PRUNE else "quantize"
+    opened = ", ".join(f"{name}: {{}}" for name in method.config.knobs())
+    space = open_space(parse_spec(f"task: digits\nstudent: cnn\n{section}: {{{method.name}: {{{opened}}}}}", "x"))
+    found = {name for name, _ in space.dimensions()}
+    assert found >= {f"{section}.{method.name}.{name}" for name in method.config.knobs()}
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -186,8 +232,9 @@ def test_a_saved_model_is_rebuilt_without_pickle(method, settings, block):
 
 
 @pytest.mark.parametrize("method", [param for param in METHODS if issubclass(param.values[0].config, Recovery)])
-def test_a_method_that_recovers_returns_a_model_that_learns(method):
-    out, _ = method.apply(build(), configure(method, SOMETHING), context())
+def test_a_method_that_recovers_returns_a_model_that_learns_and_keeps_its_zeros(method):
+    out, state = method.apply(build(), configure(method, SOMETHING), context())
+    zeros = {name: out.get_parameter(name) == 0 for name in state.masks}
     x, y = torch.randn(16, 1, 8, 8), torch.arange(16) % 10
     optimizer = torch.optim.Adam(out.train().parameters(), lr=0.01)
     losses = []
@@ -196,5 +243,59 @@ def test_a_method_that_recovers_returns_a_model_that_learns(method):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        state.hold(out)
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+    for name, mask in state.masks.items():
+        assert mask.shape == out.get_parameter(name).shape
+        assert torch.equal(out.get_parameter(name) == 0, zeros[name])
+        assert torch.equal(mask == 0, zeros[name])
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestRefusals:
+    def test_weights_that_are_not_finite(self, method):
+        model = build()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.view(-1)[0] = torch.nan
+        with pytest.raises(CompressionError):
+            method.apply(model, configure(method, SOMETHING), context())
+
+    def test_a_layer_without_channels(self, method):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of the initialisation of an empty layer
+            model = nn.Sequential(nn.Flatten(), nn.Linear(64, 0), nn.Linear(0, 3))
+
+        with pytest.raises(CompressionError):
+            method.apply(model, configure(method, SOMETHING), replace(context(), loss=one_head))
+
+    def test_a_model_without_layers(self, method):
+        with pytest.raises(CompressionError):
+            method.apply(nn.Sequential(nn.Flatten()), configure(method, SOMETHING), replace(context(), loss=one_head))
+
+    def test_a_history_of_another_model(self, method):
+        config = configure(method, SOMETHING)
+        _, state = method.apply(build("residual"), config, context())
+        other = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
+        with pytest.raises(CompressionError):
+            method.restore(other, config, state)
+
+    @pytest.mark.parametrize("history", [{}, {"layers": 3}, {"masked": 3}, {"dropped": 3}], ids=str)
+    def test_a_history_of_another_form(self, method, history):
+        with pytest.raises(CompressionError):
+            method.restore(build(), configure(method, SOMETHING), MethodState(history=history))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e12])
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_of_any_size_give_a_finite_model_or_a_named_error(method, scale):
+    model = build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale)
+    try:
+        out, _ = method.apply(model, configure(method, SOMETHING), context())
+    except CompressionError:
+        return  # Named, so the search goes on without it.
+    assert all(values.isfinite().all() for values in logits(out).values())

@@ -1,6 +1,8 @@
 """What every task must give: disjoint splits, repeatable views, an example, a teacher, a loss."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,20 +10,26 @@ import torch
 from autocompress.registry import OBJECTIVES, STUDENTS, TASKS
 from autocompress.task import Splits, Task, as_heads
 
+Make = Callable[[], Task]
 
-def made(name: str) -> Task:
-    task: Task = TASKS.get(name)()
-    return task
+
+@pytest.fixture
+def make(name: str, tmp_path: Path) -> Make:
+    """Return what builds the task; one that needs data offers a ``sample`` of it."""
+    kind = TASKS.get(name)
+    if hasattr(kind, "sample"):
+        return lambda: kind(path=kind.sample(tmp_path / "data"))
+    return lambda: kind()
 
 
 @pytest.mark.parametrize("name", TASKS.names())
 class TestTask:
-    def test_splits_are_five_repeatable_and_hold_every_head(self, name: str) -> None:
-        task = made(name)
+    def test_splits_are_five_repeatable_and_hold_every_head(self, name: str, make: Make) -> None:
+        task = make()
         splits = task.splits(0)
         assert task.name == name
         assert [split_name for split_name, _ in splits.items()] == list(Splits.NAMES)
-        assert splits.fingerprint() == made(name).splits(0).fingerprint()
+        assert splits.fingerprint() == make().splits(0).fingerprint()
         for split_name, split in splits.items():
             assert len(split) > 0, split_name
             assert set(split.targets) == set(task.heads)
@@ -30,15 +38,15 @@ class TestTask:
                 assert target.shape == (len(split),)
                 assert 0 <= int(target.min()) <= int(target.max()) < classes
 
-    def test_the_example_is_a_batch_of_one_like_the_data(self, name: str) -> None:
-        task = made(name)
+    def test_the_example_is_a_batch_of_one_like_the_data(self, make: Make) -> None:
+        task = make()
         train = task.splits(0).train
         for example, data in zip(task.example(), train.inputs, strict=True):
             assert example.shape == (1, *data.shape[1:])
             assert example.dtype == data.dtype
 
-    def test_views_are_repeatable(self, name: str) -> None:
-        task = made(name)
+    def test_views_are_repeatable(self, make: Make) -> None:
+        task = make()
         train = task.splits(0).train
         assert task.views >= 1
         for index in range(min(task.views, 3)):
@@ -46,8 +54,8 @@ class TestTask:
             assert len(one) == len(train)
             assert all(torch.equal(a, b) for a, b in zip(one.inputs, two.inputs, strict=True))
 
-    def test_the_teacher_and_the_loss_fit_together(self, name: str) -> None:
-        task = made(name)
+    def test_the_teacher_and_the_loss_fit_together(self, make: Make) -> None:
+        task = make()
         student, fit = task.teacher()
         assert student.name in STUDENTS
         batch = task.splits(0).train.take(slice(0, 4))
@@ -59,7 +67,7 @@ class TestTask:
         assert math.isfinite(float(loss.detach()))
         assert fit.values["epochs"]
 
-    def test_metrics_are_registered_scores(self, name: str) -> None:
-        metrics = made(name).metrics
+    def test_metrics_are_registered_scores(self, make: Make) -> None:
+        metrics = make().metrics
         assert metrics
         assert all(OBJECTIVES.get(metric).kind == "score" for metric in metrics)

@@ -13,7 +13,7 @@ from autocompress.export.artifact import Deployable
 from autocompress.method import Context, MethodState
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.registry import TASKS
-from autocompress.task import Split
+from autocompress.task import InputSpec, Split
 
 METHOD = PostTraining()
 
@@ -163,6 +163,7 @@ def deployable(name: str, model: nn.Module, split: Split, **settings: Any) -> De
         task_options={"heads": heads},
         labels={"label": [str(digit) for digit in range(10)]},
         heads=heads,
+        inputs=tuple(InputSpec(tuple(tensor.shape[1:])) for tensor in split.inputs),
         example=tuple(tensor[:1] for tensor in split.inputs),
         float_model=model,
         model=quantized,

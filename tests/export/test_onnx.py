@@ -102,7 +102,22 @@ CASES = [
     ("separable", EIGHT),
     ("separable", EIGHT | {"weight_scheme": "asymmetric"}),
     ("rows", EIGHT | {"activation_scheme": "symmetric", "weight_scheme": "asymmetric"}),
+    ("rows", FOUR | {"observer": "entropy", "bias_correction": True}),
+    ("residual", FOUR | {"quantizer": "power_of_two"}),
+    ("residual", FOUR | {"granularity": "per_group", "group_size": 5}),
+    ("separable", WEIGHTS | {"quantizer": "codebook"}),
 ]
+
+
+@pytest.mark.parametrize("settings", [{"quantizer": "power_of_two"}, {"granularity": "per_group", "group_size": 5}])
+def test_what_integer_kernels_cannot_run_is_exported_in_floating_point(
+    exported: Callable[..., Exported], settings: dict[str, Any]
+) -> None:
+    made, proto = exported("residual", **FOUR | settings)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    assert not any("codes" in name for name in stored)
+    weight = made.model.get_parameter("stem.weight").detach().numpy()
+    assert any(tensor.shape == weight.shape and np.array_equal(tensor, weight) for tensor in stored.values())
 
 
 @pytest.mark.parametrize(("name", "settings"), CASES)

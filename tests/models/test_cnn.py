@@ -7,13 +7,14 @@ from autocompress.errors import KnobError, UsageError
 from autocompress.models import CNNConfig
 from autocompress.models.cnn import BLOCKS
 from autocompress.registry import STUDENTS
+from autocompress.task import InputSpec
 
 FAMILY = STUDENTS.get("cnn")
 
 
 def build(input_shape=(1, 8, 8), heads=None, **knobs):
     torch.manual_seed(0)
-    return FAMILY.build(CNNConfig(**knobs), input_shape, heads or {"label": 10})
+    return FAMILY.build(CNNConfig(**knobs), (InputSpec(input_shape),), heads or {"label": 10})
 
 
 def parameters(model):
@@ -49,6 +50,7 @@ class TestShapes:
         kernel=st.sampled_from([3, 5, 7]),
         block=st.sampled_from(sorted(BLOCKS)),
         stem_stride=st.sampled_from([1, 2]),
+        expansion=st.integers(1, 8),
         side=st.integers(1, 12),
     )
     def test_any_knobs_fit_any_image(self, side, **knobs):
@@ -75,6 +77,37 @@ class TestParameters:
         assert parameters(build(width=4, depth=1, stages=2, block="separable")) == (
             (36 + 8) + (36 + 8) + (16 + 8) + (36 + 8) + (32 + 16) + 90
         )
+
+    def test_inverted_by_hand(self):
+        # stem 9*4 + 8; stage 0: widen 4*12 + 24, depthwise 12*9 + 24, narrow 12*4 + 8;
+        # stage 1: widen 4*12 + 24, depthwise 12*9 + 24, narrow 12*8 + 16; head 90
+        assert parameters(build(width=4, depth=1, stages=2, block="inverted", expansion=3)) == (
+            (36 + 8) + (48 + 24) + (108 + 24) + (48 + 8) + (48 + 24) + (108 + 24) + (96 + 16) + 90
+        )
+
+    def test_an_inverted_block_of_expansion_one_widens_nothing(self):
+        # stage 0: depthwise 4*9 + 8, narrow 4*4 + 8, as in a separable block
+        one = build(width=4, depth=1, stages=1, block="inverted", expansion=1)
+        assert parameters(one) == parameters(build(width=4, depth=1, stages=1, block="separable"))
+
+    @pytest.mark.parametrize("block", ["plain", "residual", "separable"])
+    def test_the_other_blocks_ignore_the_expansion(self, block):
+        assert parameters(build(block=block, expansion=1)) == parameters(build(block=block, expansion=8))
+
+
+class TestInverted:
+    def test_the_input_is_added_where_the_shape_stays(self):
+        block = build(width=4, depth=2, stages=2, block="inverted").eval().stages
+        x = torch.randn(2, 4, 8, 8)
+        same, halved = block[0][0], block[1][0]
+        torch.testing.assert_close(same(x), x + same.body(x))
+        torch.testing.assert_close(halved(x), halved.body(x))
+        assert halved(x).shape == (2, 8, 4, 4)
+
+    def test_the_narrow_end_has_no_rectifier(self):
+        block = build(width=4, depth=1, stages=1, block="inverted").eval().stages[0][0]
+        assert (block(torch.randn(8, 4, 8, 8)) < 0).any()
+        assert isinstance(block.body[-1], nn.BatchNorm2d)
 
 
 class TestUse:
@@ -121,9 +154,11 @@ class TestRefusals:
     @pytest.mark.parametrize("heads", [{}, {"label": 0}])
     def test_no_class_to_predict(self, heads):
         with pytest.raises(UsageError, match="at least one"):
-            FAMILY.build(CNNConfig(), (1, 8, 8), heads)
+            FAMILY.build(CNNConfig(), (InputSpec((1, 8, 8)),), heads)
 
-    @pytest.mark.parametrize("knobs", [{"width": 1}, {"kernel": 1}, {"kernel": 4}, {"block": "dense"}, {"stages": 5}])
+    @pytest.mark.parametrize(
+        "knobs", [{"width": 1}, {"kernel": 1}, {"kernel": 4}, {"block": "dense"}, {"stages": 5}, {"expansion": 0}]
+    )
     def test_a_knob_outside_its_range(self, knobs):
         with pytest.raises(KnobError, match=r"cnn\."):
             CNNConfig(**knobs)

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from autocompress.tasks.augment import random_affine
+from autocompress.tasks.augment import move, random_affine, random_moves, random_shift
 
 
 def test_no_motion_is_the_identity() -> None:
@@ -25,3 +26,49 @@ def test_the_global_generator_is_left_alone() -> None:
     torch.manual_seed(5)
     random_affine(torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), seed=1)
     assert torch.equal(torch.rand(1), expected)
+
+
+class TestMoves:
+    def test_they_stay_within_the_padding_and_flip_half(self) -> None:
+        moves = random_moves(2000, seed=1, padding=3)
+        assert sorted(set(moves[:, 0].tolist())) == sorted(set(moves[:, 1].tolist())) == list(range(7))
+        assert float(moves[:, 2].float().mean()) == pytest.approx(0.5, abs=0.05)
+        assert int(random_moves(100, seed=1, padding=3, flip=False)[:, 2].max()) == 0
+
+    def test_a_seed_names_them(self) -> None:
+        assert torch.equal(random_moves(9, seed=1, padding=3), random_moves(9, seed=1, padding=3))
+        assert not torch.equal(random_moves(9, seed=1, padding=3), random_moves(9, seed=2, padding=3))
+
+    def test_the_middle_is_the_image_itself(self) -> None:
+        images = torch.rand(2, 3, 5, 7)
+        assert torch.equal(move(images, torch.tensor([[2, 2, 0]] * 2), 2), images)
+
+    def test_by_hand(self) -> None:
+        image = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(3, 1, 2, 2)
+        moved = move(image, torch.tensor([[0, 1, 0], [1, 2, 0], [1, 1, 1]]), 1)
+        assert moved.squeeze(1).tolist() == [[[0, 0], [1, 2]], [[2, 0], [4, 0]], [[2, 1], [4, 3]]]
+
+
+class TestShift:
+    def test_no_motion_is_the_identity(self) -> None:
+        signals = torch.rand(4, 2, 30)
+        assert torch.equal(random_shift(signals, seed=1, shift=0, scale=0), signals)
+
+    @pytest.mark.parametrize("wrap", [True, False])
+    def test_each_signal_moves_its_own_way_within_the_stated_shift(self, wrap: bool) -> None:
+        ramp = torch.arange(20.0).expand(300, 1, 20)
+        moved = random_shift(ramp, seed=1, shift=0.1, scale=0, wrap=wrap)
+        offsets = (ramp - moved)[:, 0, 10]
+        assert sorted(set(offsets.tolist())) == [-2, -1, 0, 1, 2]
+        left = moved[offsets == 2][0, 0, :3].tolist()
+        assert left == ([18, 19, 0] if wrap else [0, 0, 0])
+
+    def test_every_channel_goes_along(self) -> None:
+        one = torch.rand(9, 1, 40)
+        both = random_shift(torch.cat([one, 2 * one], dim=1), seed=4)
+        assert torch.allclose(both[:, 1], 2 * both[:, 0])
+
+    def test_amplitudes_stay_within_the_stated_scale(self) -> None:
+        factors = random_shift(torch.ones(500, 1, 4), seed=1, scale=0.2)[:, 0, 0]
+        assert 0.8 <= float(factors.min()) < 0.81
+        assert 1.19 < float(factors.max()) <= 1.2

@@ -1,0 +1,108 @@
+"""Series with a label each, read from CSV and NPZ files."""
+
+import csv
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.errors import UsageError, did_you_mean
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Series of one length.
+
+    Attributes:
+        values: ``[N, C, L]``, all finite.
+        labels: The class of each, as text.
+    """
+
+    values: NDArray[np.float32]
+    labels: tuple[str, ...]
+
+
+def read_series(path: Path, label: str) -> Series:
+    """Return the series of a file.
+
+    Args:
+        path: ``.csv`` or ``.tsv`` with a header, one series a row; or ``.npz`` with ``x`` ``[N, L]`` or
+            ``[N, C, L]`` and ``y`` ``[N]``.
+        label: Name of the label's column in a CSV file.
+
+    Raises:
+        UsageError: The file cannot be used; the message names the line of a CSV file.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}; give a .csv, .tsv or .npz file")
+    if path.suffix == ".npz":
+        series = _from_npz(path)
+    elif path.suffix in DELIMITERS:
+        series = _from_csv(path, label)
+    else:
+        raise UsageError(f"{path} is neither a .csv, a .tsv nor an .npz file")
+    if len(series.labels) == 0 or series.values.shape[2] == 0:
+        raise UsageError(f"{path} holds no series")
+    return series
+
+
+def _from_csv(path: Path, label: str) -> Series:
+    values: list[NDArray[np.float32]] = []
+    labels: list[str] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, delimiter=DELIMITERS[path.suffix])
+            header = next(rows, [])
+            if label not in header:
+                raise UsageError(f"{path}:1: no column '{label}'; {did_you_mean(label, header[:20])}")
+            place = header.index(label)
+            for row in filter(None, rows):
+                line = rows.line_num
+                if len(row) != len(header):
+                    raise UsageError(f"{path}:{line}: {len(row)} fields, but the header has {len(header)}")
+                labels.append(row.pop(place).strip())
+                values.append(_numbers(row, f"{path}:{line}"))
+                if not labels[-1]:
+                    raise UsageError(f"{path}:{line}: the label is empty; fill it in or leave the row out")
+    except (OSError, UnicodeDecodeError, csv.Error) as reason:
+        raise UsageError(f"{path} cannot be read ({reason})") from None
+    stacked = np.stack(values) if values else np.zeros((0, 0), np.float32)
+    return Series(stacked[:, None], tuple(labels))
+
+
+def _numbers(row: list[str], where: str) -> NDArray[np.float32]:
+    try:
+        with np.errstate(over="ignore"):
+            numbers = np.asarray(row, np.float64).astype(np.float32)
+    except ValueError as reason:
+        raise UsageError(f"{where}: {reason}; every column but the label holds numbers") from None
+    if not np.isfinite(numbers).all():
+        raise UsageError(f"{where}: a value is missing or not finite; fill it in or leave the row out")
+    return numbers
+
+
+def _from_npz(path: Path) -> Series:
+    if not zipfile.is_zipfile(path):
+        raise UsageError(f"{path} is no NPZ file; write it with numpy.savez")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            values, labels = archive["x"], archive["y"]
+            if values.ndim == 2:
+                values = values[:, None]
+            if values.ndim != 3 or labels.shape != values.shape[:1]:
+                raise UsageError(
+                    f"{path}: x is {list(archive['x'].shape)} and y {list(labels.shape)}; "
+                    "give x [N, L] or [N, C, L] and y [N]"
+                )
+            with np.errstate(over="ignore"):
+                values = values.astype(np.float32)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as reason:
+        raise UsageError(f"{path} cannot be read as arrays x and y ({' '.join(str(reason).split())})") from None
+    if not np.isfinite(values).all():
+        row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))[0])
+        raise UsageError(f"{path}: x[{row}] holds a value that is missing or not finite")
+    return Series(values, tuple(str(label) for label in labels.tolist()))
