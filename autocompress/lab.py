@@ -17,10 +17,10 @@ from autocompress.distill.attacks import ATTACKS, EPSILON, attacked_logits
 from autocompress.distill.fit import fit, predict
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.errors import ArtifactError, TrialError
-from autocompress.measure import Subject
+from autocompress.measure import Subject, measure
 from autocompress.method import Context, MethodState, Recovery
 from autocompress.prune import reestimate_batch_norm
-from autocompress.registry import PRUNE, QUANTIZE, TASKS
+from autocompress.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
 from autocompress.task import Split, Splits, Task, as_heads
 
 CALIBRATION_BATCH = 64
@@ -191,7 +191,19 @@ class Lab:
             loss,
             training.seed,
             partial(self.tune, training),
+            self.score,
         )
+
+    def score(self, model: nn.Module) -> float:
+        """Return the task's first metric on ``search_val``, turned so that more is better.
+
+        Raises:
+            TrialError: A logit is not finite.
+        """
+        metric = self.task.metrics[0]
+        subject = self.subject(model, self.splits.search_val, self.teacher.logits["search_val"], [metric])
+        value = measure(subject, [metric])[metric]
+        return value if OBJECTIVES.get(metric).direction == "maximize" else -value
 
     def rebuild(self, config: CompressionConfig, checkpoint: bytes) -> Rebuilt:
         """Cut one candidate again from its checkpoint.

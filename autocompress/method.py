@@ -44,6 +44,8 @@ class Context:
         seed: Seeds whatever is random.
         tune: Trains a model in place for some epochs at a peak learning rate, under the trial's own distillation;
             the last argument is called after each step. Methods that train between their steps need it.
+        score: The task's first metric on the split ``search_val``, turned so that more is better. Methods that
+            measure after each of their steps need it.
     """
 
     example: tuple[Tensor, ...]
@@ -52,6 +54,7 @@ class Context:
     loss: Callable[[Any, Mapping[str, Tensor]], Tensor] | None = None
     seed: int = 0
     tune: Callable[[nn.Module, int, float, Callable[[], None] | None], None] | None = None
+    score: Callable[[nn.Module], float] | None = None
 
 
 @dataclass(frozen=True)

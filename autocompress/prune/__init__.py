@@ -6,6 +6,7 @@ from autocompress.prune.depth import Depth, DepthConfig
 from autocompress.prune.inherit import Inheritance, inherit
 from autocompress.prune.masking import masks_from_zeros
 from autocompress.prune.n_m import NM, NMConfig
+from autocompress.prune.progressive import Progressive, ProgressiveConfig
 from autocompress.prune.structured import Structured, StructuredConfig
 from autocompress.prune.unstructured import Unstructured, UnstructuredConfig
 
@@ -17,6 +18,8 @@ __all__ = [
     "DepthConfig",
     "Inheritance",
     "NMConfig",
+    "Progressive",
+    "ProgressiveConfig",
     "Structured",
     "StructuredConfig",
     "Unstructured",

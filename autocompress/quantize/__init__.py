@@ -8,6 +8,7 @@ from autocompress.quantize.lsq import LSQ, LSQConfig
 from autocompress.quantize.mixed_precision import MixedPrecision, MixedPrecisionConfig
 from autocompress.quantize.packing import pack, packed_bytes, unpack
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
+from autocompress.quantize.progressive import Progressive, ProgressiveConfig
 from autocompress.quantize.qat import QAT, QATConfig
 from autocompress.quantize.quantizers import Asymmetric, Grid, Symmetric
 from autocompress.quantize.tables import Table
@@ -28,6 +29,8 @@ __all__ = [
     "MixedPrecisionConfig",
     "PostTraining",
     "PostTrainingConfig",
+    "Progressive",
+    "ProgressiveConfig",
     "QATConfig",
     "Symmetric",
     "Table",
