@@ -1,17 +1,19 @@
 """What the benchmarks share: variants that run as real trials, seeds side by side, means with standard errors."""
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from pebble import ProcessPool
 
 from autocompress.backends.local import usable_cores
-from autocompress.config import CompressionConfig, Part
+from autocompress.config import CompressionConfig, Part, fingerprint
 from autocompress.distill.teacher import TeacherRecipe
 from autocompress.lab import Lab, Setup, lab, settled
 from autocompress.measure import Subject, measure
@@ -21,7 +23,7 @@ from autocompress.trial import run_trial
 
 SCORES = ("accuracy", "agreement", "kl", "loss")
 COSTS = ("bops", "bytes", "effective_flops", "flops", "nonzero_parameters", "parameters")
-Extra = Callable[[Lab, Any], Mapping[str, float]]
+Extra = Callable[[Lab, Any, float], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Arena:
         student: The student's architecture.
         fit: How it is trained.
         teacher: The teacher's architecture and fit; the task's own where ``None``.
+        epsilon: Largest change of each number in an attack.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Arena:
     student: Part
     fit: Part
     teacher: tuple[Part, Part] | None = None
+    epsilon: float = 0.3
 
     def setup(self) -> Setup:
         """Return what a worker needs; the teacher is the task's own by default."""
@@ -96,21 +100,49 @@ def run_variant(arena: Arena, variant: Variant, seed: int) -> Measured:
             subject = Subject(place.predict(model, place.splits.test), place.splits.test.targets, teacher)
             found[name] = {**measure(subject, SCORES), **candidate.costs}
             if variant.extra is not None:
-                found[name].update(variant.extra(place, model))
+                found[name].update(variant.extra(place, model, arena.epsilon))
         return found
 
 
-def run_all(arenas: Iterable[Arena], variants: Callable[[Arena], Sequence[Variant]], seeds: int) -> dict[Any, Measured]:
-    """Run every variant of every arena for every seed on all cores: ``{(arena, variant, seed): measured}``."""
+def run_all(
+    arenas: Iterable[Arena], variants: Callable[[Arena], Sequence[Variant]], seeds: int, kept: Path
+) -> dict[Any, Measured]:
+    """Run every variant of every arena for every seed on all cores: ``{(arena, variant, seed): measured}``.
+
+    Each result is appended to ``kept``, and what stands there already is not run again: delete it for a fresh start.
+    """
     jobs = [(arena, variant, seed) for arena in arenas for variant in variants(arena) for seed in range(seeds)]
+    known = {
+        line["job"]: line["found"] for line in map(json.loads, kept.read_text().splitlines() if kept.exists() else ())
+    }
     found: dict[Any, Measured] = {}
-    with ProcessPool(usable_cores(), context=get_context("spawn")) as pool:
-        running = {pool.schedule(run_variant, args=job): (job[0].name, job[1].name, job[2]) for job in jobs}
+    missing = {}
+    for job in jobs:
+        key, name = (job[0].name, job[1].name, job[2]), job_name(*job)
+        if name in known:
+            found[key] = known[name]
+        else:
+            missing[key] = (job, name)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPool(usable_cores(), context=get_context("spawn")) as pool, kept.open("a") as file:
+        running = {pool.schedule(run_variant, args=job): (key, name) for key, (job, name) in missing.items()}
         for done in as_completed(running):
-            key = running[done]
+            key, name = running[done]
             found[key] = done.result()
+            file.write(json.dumps({"job": name, "found": found[key]}) + "\n")
+            file.flush()
             print(f"{len(found)}/{len(jobs)} {' '.join(map(str, key))}", flush=True)
     return found
+
+
+def job_name(arena: Arena, variant: Variant, seed: int) -> str:
+    """Return what names a job: everything that its result depends on, but for the code."""
+    cuts = [variant.training(arena, seed).to_json()] + [
+        [name, *(None if part is None else part.to_json() for part in (cut.prune, cut.quantize))]
+        for name, cut in variant.cuts.items()
+    ]
+    teacher = [part.to_json() for part in arena.teacher or ()]
+    return fingerprint([arena.task.to_json(), teacher, cuts, arena.epsilon, variant.extra is not None])
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Each method against its plain counterpart: `python -m benchmarks.methods [--tasks digits ...] [--seeds 5]`.
+"""Each method against its plain counterpart: `python -m benchmarks.methods [--tasks digits mnist1d cifar10]`.
 
 Every row is trained for real, once per seed, and measured on the test split. A comparison is paired by seed; it holds
 if the mean difference exceeds two standard errors. The table is printed and written to reports/benchmarks/methods.md.
@@ -14,11 +14,16 @@ from typing import Any
 from autocompress.config import Part
 from autocompress.distill.attacks import attacked_logits
 from autocompress.lab import Lab
-from autocompress.measure import Subject, measure
+from autocompress.measure import Subject, layer_costs, measure
+from autocompress.measure.cost import flops
+from autocompress.method import Context
 from autocompress.records import Cut
+from autocompress.registry import PRUNE, TASKS
 from autocompress.storage import write_atomic
 from benchmarks.arena import Arena, Measured, Variant, mean_and_error, run_all
 
+RECOVERY = {"recovery_epochs": 6, "recovery_learning_rate": 1e-2}
+# Every student has 20 times fewer parameters than its teacher, or fewer still.
 DIGITS = Arena(
     "digits",
     Part("digits"),
@@ -28,72 +33,105 @@ DIGITS = Arena(
 MNIST1D = Arena(
     "mnist1d",
     Part("mnist1d"),
-    Part.of("cnn1d", width=8, depth=1, stages=2, block="plain"),
+    Part.of("cnn1d", width=8, depth=1, stages=3, block="plain"),
     Part.of("adamw", epochs=15, learning_rate=1e-2),
 )
-ARENAS = {arena.name: arena for arena in (DIGITS, MNIST1D)}
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
-BITS = (2, 3, 4, 8)
-EPSILON = 0.3
+BITS = ((2, 2), (3, 3), (4, 4), (3, 8), (4, 8), (8, 8))
+LOW = ((2, 2), (3, 3))
+ROUNDED = ((3, 8), (4, 8))
+SMALLER = 0.65
 
 
-def bits(method: str, weight: int, activation: int | None = None, **settings: Any) -> Cut:
-    """Return a cut that quantizes to these bits; activations take as many as weights by default."""
-    values = {"weight_bits": weight, "activation_bits": activation or weight, **settings}
-    return Cut(quantize=Part.of(method, **values))
+def cifar10(folder: Path, limit: int) -> Arena:
+    """Return CIFAR-10 with so many training images of each class; a teacher of width 16, a plain student of 8."""
+    return Arena(
+        "cifar10",
+        Part.of("images", path=str(folder), limit=limit, views=8),
+        Part.of("cnn", width=8, depth=1, stages=3, block="plain"),
+        Part.of("adamw", epochs=15, learning_rate=1e-2, batch_size=64),
+        (
+            Part.of("cnn", width=16, depth=2, stages=3, block="residual"),
+            Part.of("adamw", epochs=25, learning_rate=4e-3, batch_size=64, precision="auto"),
+        ),
+        epsilon=0.1,
+    )
+
+
+def bits(method: str, weight: int, activation: int, **settings: Any) -> Cut:
+    """Return a cut that quantizes weights and activations to these bits."""
+    return Cut(quantize=Part.of(method, weight_bits=weight, activation_bits=activation, **settings))
 
 
 def pruned(method: str, ratio: float, **settings: Any) -> Cut:
-    """Return a cut that prunes, with the same recovery for every method."""
-    recovery = {"recovery_epochs": 6, "recovery_learning_rate": 1e-2}
-    return Cut(prune=Part.of(method, pruning_ratio=ratio, **{**recovery, **settings}))
+    """Return a cut that prunes, with the same recovery for every method unless told otherwise."""
+    return Cut(prune=Part.of(method, pruning_ratio=ratio, **{**RECOVERY, **settings}))
 
 
-def robustness(place: Lab, model: Any) -> Mapping[str, float]:
+def robustness(place: Lab, model: Any, epsilon: float) -> Mapping[str, float]:
     """Return accuracy under FGSM and PGD on the test split."""
     found = {}
     for name, steps in (("fgsm_accuracy", 1), ("pgd_accuracy", 10)):
-        logits = attacked_logits(model, place.task, place.splits.test, epsilon=EPSILON, steps=steps)
+        logits = attacked_logits(model, place.task, place.splits.test, epsilon=epsilon, steps=steps)
         found[name] = measure(Subject(logits, place.splits.test.targets), ["accuracy"])["accuracy"]
     return found
+
+
+def removed_flops(arena: Arena, ratio: float) -> float:
+    """Return the share of the student's FLOPs that uniform pruning of its channels removes: what others must match."""
+    task = TASKS.get(arena.task.name)(**arena.task.values)
+    model, method = task.build(arena.student), PRUNE.get("structured")
+    cut, _ = method.apply(model, method.config.of({"pruning_ratio": ratio}), Context(task.example()))
+    before, after = (flops(layer_costs(each.eval(), task.example())) for each in (model, cut))
+    return 1 - after / before
 
 
 def variants(arena: Arena) -> list[Variant]:
     """Return every training of the table with its cuts."""
     soft = Part.of("soft_target", temperature=4.0, alpha=0.9)
     terms = {
-        "soft_target": (soft,),
         "logit_standardized": (Part("logit_standardized"),),
         "dkd": (Part("dkd"),),
         "dist": (Part("dist"),),
         "hint": (Part("none"), Part("hint")),
         "attention": (Part("none"), Part("attention")),
         "relational": (Part("none"), Part("relational")),
-        "soft_target + hint": (soft, Part("hint")),
+        "dist + relational": (Part("dist"), Part("relational")),
     }
+    tuned = {"observer": "mse", "weight_observer": "mse", "bias_correction": True}
+    alone = {"recovery_epochs": 0}
     cuts = {
         "": Cut(),
-        **{f"minmax {n}": bits("post_training", n) for n in BITS},
-        **{f"mse {n}": bits("post_training", n, observer="mse", weight_observer="mse") for n in BITS},
-        **{f"adaround {n}": bits("adaround", n) for n in (3, 4)},
-        **{f"qat {n}": bits("qat", n) for n in (2, 3)},
-        **{f"lsq {n}": bits("lsq", n) for n in (2, 3)},
-        **{f"mixed {n}": Cut(quantize=Part.of("mixed_precision", average_bits=float(n))) for n in (3, 4)},
-        **{f"uniform {name}": pruned("structured", 0.4, criterion=name) for name in ("l2", "taylor", "random")},
-        "adaptive": pruned("adaptive", 0.4),
-        "one-shot 90%": pruned("unstructured", 0.9),
-        "cubic 90%": pruned("unstructured", 0.9, schedule="cubic"),
-        "2:4": Cut(prune=Part.of("n_m", recovery_epochs=6, recovery_learning_rate=1e-2)),
+        **{f"minmax {w}/{a}": bits("post_training", w, a) for w, a in BITS},
+        **{f"mse {w}/{a}": bits("post_training", w, a, observer="mse", weight_observer="mse") for w, a in BITS},
+        **{f"tuned {n}/{n}": bits("post_training", n, n, **tuned) for n in (3, 4)},
+        **{f"adaround {w}/{a}": bits("adaround", w, a) for w, a in ROUNDED},
+        **{f"qat {w}/{a}": bits("qat", w, a) for w, a in LOW},
+        **{f"lsq {w}/{a}": bits("lsq", w, a) for w, a in LOW},
+        **{f"mixed {n}/{n}": Cut(quantize=Part.of("mixed_precision", budget_bits=float(n))) for n in (3, 4)},
+        **{f"channels 50% {name}": pruned("structured", 0.5, criterion=name) for name in ("l2", "taylor", "random")},
+        **{
+            f"channels 50% {name}, no recovery": pruned("structured", 0.5, criterion=name, **alone)
+            for name in ("taylor", "random")
+        },
+        **{f"weights 80% {name}": pruned("unstructured", 0.8, criterion=name) for name in ("taylor", "random")},
+        "uniform": pruned("structured", SMALLER),
+        "adaptive": pruned("adaptive", removed_flops(arena, SMALLER)),
+        "one-shot 90%": pruned("unstructured", 0.9, criterion="l1", scope="uniform", recovery_epochs=9),
+        "cubic 90%": pruned(
+            "unstructured", 0.9, criterion="l1", scope="uniform", schedule="cubic", steps=4, step_epochs=1
+        ),
+        "2:4": Cut(prune=Part.of("n_m", **RECOVERY)),
     }
     return [
-        Variant("none", cuts, extra=None),
-        *(Variant(name, distill=distill) for name, distill in terms.items() if name != "soft_target"),
-        Variant("soft_target", distill=terms["soft_target"], extra=robustness),
+        Variant("none", cuts),
+        *(Variant(name, distill=distill) for name, distill in terms.items()),
+        Variant("soft_target", distill=(soft,), extra=robustness),
         *(
             Variant(f"T = {value:g}", distill=(Part.of("soft_target", temperature=value, alpha=0.9),))
             for value in TEMPERATURES
         ),
-        Variant("robust", distill=(Part.of("robust", epsilon=EPSILON),), extra=robustness),
+        Variant("robust", distill=(Part.of("robust", epsilon=arena.epsilon),), extra=robustness),
         Variant("bfloat16", fit={"precision": "bfloat16"}),
     ]
 
@@ -108,29 +146,51 @@ class Comparison:
     metric: str = "accuracy"
 
 
+NONE = ("none", "")
 COMPARISONS = (
     *(
-        Comparison(f"{name} over none", (name, ""), ("none", ""))
-        for name in ("soft_target", "logit_standardized", "dkd", "dist", "hint", "attention", "relational")
+        Comparison(f"{name} over none", (name, ""), NONE)
+        for name in (
+            "soft_target",
+            "logit_standardized",
+            "dkd",
+            "dist",
+            "hint",
+            "attention",
+            "relational",
+            "dist + relational",
+        )
     ),
-    Comparison("soft_target + hint over none", ("soft_target + hint", ""), ("none", "")),
-    *(Comparison(f"LSQ over post-training, {n} bits", ("none", f"lsq {n}"), ("none", f"minmax {n}")) for n in (2, 3)),
-    *(Comparison(f"QAT over post-training, {n} bits", ("none", f"qat {n}"), ("none", f"minmax {n}")) for n in (2, 3)),
-    *(Comparison(f"MSE over min-max, {n} bits", ("none", f"mse {n}"), ("none", f"minmax {n}")) for n in (3, 4)),
+    *(Comparison(f"soft_target, T = {value:g}, over none", (f"T = {value:g}", ""), NONE) for value in TEMPERATURES),
     *(
-        Comparison(f"AdaRound over min-max, {n} bits", ("none", f"adaround {n}"), ("none", f"minmax {n}"))
-        for n in (3, 4)
+        Comparison(f"{name} over post-training, {w}/{a} bits", ("none", f"{cut} {w}/{a}"), ("none", f"minmax {w}/{a}"))
+        for w, a in LOW
+        for name, cut in (("LSQ", "lsq"), ("QAT", "qat"))
     ),
     *(
-        Comparison(f"mixed precision over uniform, BOPs of {n} bits", ("none", f"mixed {n}"), ("none", f"minmax {n}"))
-        for n in (3, 4)
+        Comparison(f"{name} over min-max, {w}/{a} bits", ("none", f"{cut} {w}/{a}"), ("none", f"minmax {w}/{a}"))
+        for name, cut, pairs in (("MSE range", "mse", BITS), ("AdaRound", "adaround", ROUNDED))
+        for w, a in pairs
+        if w in (3, 4)
     ),
-    Comparison("adaptive over uniform pruning", ("none", "adaptive"), ("none", "uniform l2")),
-    Comparison("Taylor over random channels", ("none", "uniform taylor"), ("none", "uniform random")),
+    *(
+        Comparison(f"mixed precision over uniform, BOPs of {n} bits", ("none", f"mixed {n}/{n}"), ("none", plain))
+        for n in (3, 4)
+        for plain in (f"tuned {n}/{n}", f"minmax {n}/{n}")
+    ),
+    Comparison("adaptive over uniform pruning, equal FLOPs", ("none", "adaptive"), ("none", "uniform")),
+    *(
+        Comparison(f"Taylor over random, {what}", ("none", ours), ("none", ours.replace("taylor", "random")))
+        for what, ours in (
+            ("channels", "channels 50% taylor"),
+            ("channels before recovery", "channels 50% taylor, no recovery"),
+            ("weights", "weights 80% taylor"),
+        )
+    ),
     Comparison("cubic over one-shot, 90% unstructured", ("none", "cubic 90%"), ("none", "one-shot 90%")),
     Comparison("robust over soft_target, PGD", ("robust", ""), ("soft_target", ""), "pgd_accuracy"),
     Comparison("robust over soft_target, clean", ("robust", ""), ("soft_target", "")),
-    Comparison("bfloat16 over float32", ("bfloat16", ""), ("none", "")),
+    Comparison("bfloat16 over float32", ("bfloat16", ""), NONE),
 )
 
 
@@ -179,13 +239,19 @@ def table(found: Mapping[Any, Measured], arenas: Sequence[Arena], seeds: int) ->
 def main() -> None:
     """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", nargs="+", choices=sorted(ARENAS), default=sorted(ARENAS))
+    parser.add_argument("--tasks", nargs="+", choices=("cifar10", "digits", "mnist1d"), default=["digits", "mnist1d"])
+    parser.add_argument("--cifar10", type=Path, help="folder with train/ and test/, class folders in each")
+    parser.add_argument("--limit", type=int, default=500, help="CIFAR-10 training images of each class")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/methods.md"))
     asked = parser.parse_args()
-    arenas = [ARENAS[name] for name in asked.tasks]
+    if "cifar10" in asked.tasks and asked.cifar10 is None:
+        parser.error("the task cifar10 needs --cifar10 FOLDER")
+    arenas = [arena for arena in (DIGITS, MNIST1D) if arena.name in asked.tasks]
+    if "cifar10" in asked.tasks:
+        arenas.append(cifar10(asked.cifar10, asked.limit))
     started = time.perf_counter()
-    found = run_all(arenas, variants, asked.seeds)
+    found = run_all(arenas, variants, asked.seeds, asked.out.with_suffix(".jsonl"))
     text = table(found, arenas, asked.seeds)
     write_atomic(asked.out, text)
     print(text)
