@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from autocompress.export.artifact import load_artifact
     from autocompress.knobs import Choice, FloatRange, IntRange, Settings, knob
     from autocompress.pick import Pick
+    from autocompress.plugins import load_plugin
+    from autocompress.tasks.images_folder import Images
+    from autocompress.tasks.module import bring_model
+    from autocompress.tasks.tensors import Tensors
 
 __version__ = "0.1.0"
 
@@ -25,13 +29,17 @@ _HOME = {
     "CompressionConfig": "config",
     "FloatRange": "knobs",
     "Front": "api",
+    "Images": "tasks.images_folder",
     "IntRange": "knobs",
     "Part": "config",
     "Pick": "pick",
     "Settings": "knobs",
+    "Tensors": "tasks.tensors",
+    "bring_model": "tasks.module",
     "knob": "knobs",
     "load": "api",
     "load_artifact": "export.artifact",
+    "load_plugin": "plugins",
     "search": "api",
 }
 
@@ -41,14 +49,18 @@ __all__ = [
     "CompressionConfig",
     "FloatRange",
     "Front",
+    "Images",
     "IntRange",
     "Part",
     "Pick",
     "Settings",
+    "Tensors",
     "__version__",
+    "bring_model",
     "knob",
     "load",
     "load_artifact",
+    "load_plugin",
     "search",
 ]
 

@@ -116,8 +116,10 @@ class Front:
 
 
 def search(
-    spec: str | Path,
+    spec: str | Path | None = None,
     *,
+    teacher: Any = None,
+    data: Any = None,
     trials: int | None = None,
     minutes: float | None = None,
     workers: int | None = None,
@@ -134,7 +136,11 @@ def search(
     Call it under ``if __name__ == "__main__":`` in a script: workers are fresh processes that import the script.
 
     Args:
-        spec: A YAML file, or the name of a shipped search space such as ``digits``.
+        spec: A YAML file, or the name of a shipped search space such as ``digits``; ``module`` for a teacher of one's
+            own.
+        teacher: A trained ``nn.Module``, for a spec whose task is ``module``.
+        data: What it was trained for: ``(inputs, targets)`` as tensors, or a task such as ``Images(path=...)``; see
+            :func:`autocompress.bring_model`.
         trials: Trainings at most, instead of the spec's.
         minutes: Wall-clock at most, instead of the spec's.
         workers: Worker processes, instead of the spec's; 0 takes one per core.
@@ -148,6 +154,7 @@ def search(
 
     Raises:
         SpecError: Something in the spec is wrong; the message names the line.
+        UsageError: The teacher does not work on the data, or there is neither spec nor teacher.
         RunFolderError: The run exists already, or was made by another spec.
         SearchFailedError: Every trial failed.
     """
@@ -156,6 +163,15 @@ def search(
 
     if sys._getframe(1).f_globals.get("__name__") == "__mp_main__":
         raise UsageError('a worker imports this script anew: call search under `if __name__ == "__main__":`')
+    if (teacher is None) != (data is None):
+        raise UsageError("search needs teacher and data together: the model, and what it was trained for")
+    if teacher is not None:
+        from autocompress.tasks.module import bring_model
+
+        bring_model(teacher, data)
+        spec = spec or "module"
+    if spec is None:
+        raise UsageError("search needs a spec, such as 'digits', or a teacher with its data")
     given = {
         "search.trials": trials,
         "search.minutes": minutes,

@@ -48,11 +48,17 @@ class Kind(StrEnum):
 
 Run = Annotated[str, typer.Argument(help="A run folder, or its name under reports/.", metavar="RUN")]
 Runs = Annotated[Path, typer.Option(help="The folder that holds runs.", metavar="FOLDER")]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="A Python file that registers a task of your own; repeatable."),
+]
 
 
 @app.command(epilog="Example: autocompress search digits --trials 20")
 def search(
-    spec: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped search space.", metavar="SPEC")],
+    spec: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a shipped search space.", metavar="SPEC")
+    ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trainings at most.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Wall-clock of the search at most.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; 0 takes one per core.")] = None,
@@ -66,11 +72,17 @@ def search(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the spec, say what would be searched, stop.")
     ] = False,
+    plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
     """Search: train, cut, measure, and print the front with the recommended candidate."""
     from autocompress.console import console
 
+    _load(plugin)
+    if spec is None:
+        if not plugin:
+            raise UsageError("search needs a SPEC, for example: autocompress search digits")
+        spec = "module"
     overrides = [*(setting or []), *([f"search.backend={backend}"] if backend else [])]
     given = {"trials": trials, "minutes": minutes, "workers": workers, "seed": seed, "name": name}
     out = console()
@@ -97,7 +109,7 @@ def search(
         again = command if resume else f"{command} --resume"
         print(f"interrupted; what was found is kept. Continue with: {again}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    _print_outcome(front)
+    _print_outcome(front, plugin or [])
 
 
 @app.command(epilog="Example: autocompress init --task digits > my_space.yaml")
@@ -216,6 +228,7 @@ def export(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Run the file on the test split and compare.")
     ] = True,
+    plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
     """Write one candidate as a deployable folder, and measure it again."""
@@ -224,6 +237,7 @@ def export(
     from autocompress import api
     from autocompress.export.candidate import export_candidate
 
+    _load(plugin)
     found = api.load(run, runs)
     exported = export_candidate(found.folder, candidate or found.pick().id, verify=verify)
     for path in sorted(exported.folder.iterdir()):
@@ -299,6 +313,14 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
+def _load(plugins: list[Path] | None) -> None:
+    if plugins:
+        from autocompress.plugins import load_plugin
+
+        for path in plugins:
+            load_plugin(path)
+
+
 def _kept(given: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
@@ -341,7 +363,7 @@ def _print_pick(chosen: Any) -> None:
         print(f"  {neighbour.kind}: {neighbour.text}")
 
 
-def _print_outcome(found: Any) -> None:
+def _print_outcome(found: Any, plugins: list[Path]) -> None:
     from autocompress.console import console, front_table
 
     table = found.to_pandas()
@@ -351,7 +373,8 @@ def _print_outcome(found: Any) -> None:
     _print_failures(found)
     _print_pick(chosen)
     print(f"page: {found.folder / 'report.html'}")
-    print(f"next: autocompress export {shlex.quote(str(found.folder))} --candidate {chosen.id} --verify")
+    with_plugins = "".join(f" --plugin {shlex.quote(str(path))}" for path in plugins)
+    print(f"next: autocompress export {shlex.quote(str(found.folder))} --candidate {chosen.id} --verify{with_plugins}")
 
 
 def _print_failures(found: Any) -> None:

@@ -37,7 +37,7 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
     @property
     def events(self) -> Events:
         """The callbacks to give to the search."""
-        return Events(self._on_phase, self._on_teacher, self._on_progress)
+        return Events(self._on_phase, self._on_teacher, self._on_progress, self._on_notice)
 
     def __enter__(self) -> "SearchDisplay":
         if self._live is not None:
@@ -56,6 +56,11 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
             self._live.update(Text(text + " ..."))
         else:
             self._console.print(text, soft_wrap=True, highlight=False)
+
+    def _on_notice(self, text: str) -> None:
+        (self._console if self._live is None else self._live.console).print(
+            Text(f"note: {text}"), soft_wrap=True, highlight=False
+        )
 
     def _on_teacher(self, done: int, total: int) -> None:
         self._advance("training the teacher", done, total)

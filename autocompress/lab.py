@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from autocompress.config import CompressionConfig, Part
 from autocompress.distill.attacks import ATTACKS, EPSILON, attacked_logits
 from autocompress.distill.fit import fit, predict
+from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import Subject, measure
 from autocompress.method import Context, MethodState, Recovery
+from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.prune import reestimate_batch_norm
-from autocompress.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
+from autocompress.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.task import Split, Splits, Task, as_heads
 
 CALIBRATION_BATCH = 64
@@ -80,12 +82,37 @@ class Rebuilt:
         model: Quantized, or the same object as ``float_model``.
         prune: What pruning did.
         quantize: What quantization did.
+        start: What was cut before the training.
     """
 
     float_model: nn.Module
     model: nn.Module
     prune: MethodState | None
     quantize: MethodState | None
+    start: tuple["Step", ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pruning method with its settings, and what it did."""
+
+    part: Part
+    state: MethodState
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained student.
+
+    Attributes:
+        model: In evaluation mode.
+        curve: One row an epoch.
+        start: What was cut before the training.
+    """
+
+    model: nn.Module
+    curve: list[dict[str, float]]
+    start: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,15 +123,23 @@ class Lab:
     splits: Splits
     teacher: Teacher
 
-    def train(self, training: CompressionConfig) -> tuple[nn.Module, list[dict[str, float]]]:
+    def train(self, training: CompressionConfig) -> "Trained":
         """Build the student of ``training``, distil it, and return it with its curve.
 
         Raises:
+            CompressionError: The student is the teacher, cut, and it cannot be cut so.
             TrialError: The training diverged.
             KnobError: A setting is outside its range.
         """
         torch.manual_seed(training.seed)
         model = self.task.build(training.student)
+        start = []
+        for part in starting_cuts(training.student):
+            method = PRUNE.get(part.name)
+            model, state = method.apply(model, method.config.of(part.values), self.context(training))
+            start.append(Step(part, state))
+        if start:
+            self._reestimate(model)
         curve = fit(
             model,
             self.task,
@@ -114,7 +149,7 @@ class Lab:
             teacher=self.teacher,
             seed=training.seed,
         )
-        return model, curve
+        return Trained(model, curve, tuple(start))
 
     def prune(
         self, model: nn.Module, training: CompressionConfig, part: Part | None
@@ -134,9 +169,12 @@ class Lab:
             hold = partial(state.hold, pruned) if state.masks else None
             self.tune(training, pruned, settings.recovery_epochs, settings.recovery_learning_rate, hold)
         # After a recovery too: its running averages still remember the first steps after the cut.
-        batches = self.splits.train.batches(BATCH_NORM_BATCH)[:BATCH_NORM_BATCHES]
-        reestimate_batch_norm(pruned, [batch.inputs for batch in batches])
+        self._reestimate(pruned)
         return pruned.eval(), state
+
+    def _reestimate(self, model: nn.Module) -> None:
+        batches = self.splits.train.batches(BATCH_NORM_BATCH)[:BATCH_NORM_BATCHES]
+        reestimate_batch_norm(model, [batch.inputs for batch in batches])
 
     def tune(
         self,
@@ -212,10 +250,15 @@ class Lab:
             ArtifactError: The checkpoint is damaged or does not fit the config.
         """
         try:
-            weights, history = load(checkpoint), _history(checkpoint)
+            weights, (history, starts) = load(checkpoint), _histories(checkpoint)
         except (SafetensorError, ValueError) as damage:
             raise ArtifactError(f"a checkpoint is damaged ({damage}); run the search again") from damage
         model = self.task.build(config.student)
+        start = []
+        for part, begun in zip(starting_cuts(config.student), starts, strict=True):
+            method = PRUNE.get(part.name)
+            start.append(Step(part, MethodState(history=begun)))
+            model = method.restore(model, method.config.of(part.values), start[-1].state)
         pruned: MethodState | None = None
         if config.prune is not None:
             method = PRUNE.get(config.prune.name)
@@ -224,7 +267,7 @@ class Lab:
         model.load_state_dict(weights)
         model.eval()
         quantized, state = self.quantize(model, config.training, config.quantize)
-        return Rebuilt(model, quantized, pruned, state)
+        return Rebuilt(model, quantized, pruned, state, tuple(start))
 
     def subject(self, model: nn.Module, split: Split, teacher: Mapping[str, Tensor], scores: Sequence[str]) -> Subject:
         """Return what scores are measured on: the model's outputs on a split, and under attacks where one asks.
@@ -236,7 +279,8 @@ class Lab:
         attacked = {
             attack: attacked_logits(model, self.task, split, epsilon=EPSILON, steps=ATTACKS[attack]) for attack in asked
         }
-        return Subject(self.predict(model, split), split.targets, teacher, attacked)
+        levels = getattr(self.task, "levels", {})
+        return Subject(self.predict(model, split), split.targets, teacher, attacked, levels=levels)
 
     def predict(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
         """Return the model's logits on a split, ``{head: [N, C]}``.
@@ -280,15 +324,58 @@ def lab(setup: Setup) -> Lab:
     return Lab(task, splits, load_teacher(task, splits, setup.teacher))
 
 
-def checkpoint(model: nn.Module, state: MethodState | None) -> bytes:
+def starting_cuts(student: Part) -> tuple[Part, ...]:
+    """Return what is cut from the teacher before a student is trained; nothing for most families."""
+    settings = STUDENTS.get(student.name).config.of(student.values)
+    return settings.cuts() if isinstance(settings, FromTeacherConfig) else ()
+
+
+def operations(config: CompressionConfig) -> tuple[str, ...]:
+    """Return what is done to make a candidate, in order.
+
+    Where a model trains on after a cut is a choice of its own: ``recovery_epochs`` of the pruning method trains
+    between pruning and quantization, ``epochs`` of the quantization method trains under its rounding.
+
+    Example:
+        >>> operations(
+        ...     CompressionConfig(
+        ...         Part.of("cnn"),
+        ...         (Part("none"),),
+        ...         Part.of("adamw", epochs=20),
+        ...         Part.of("structured", pruning_ratio=0.5, recovery_epochs=6),
+        ...         Part.of("qat", epochs=4),
+        ...     )
+        ... )
+        ('train 20 epochs', 'prune (structured)', 'tune 6 epochs', 'quantize (qat)', 'tune 4 epochs')
+    """
+    done = [f"cut the teacher ({part.name})" for part in starting_cuts(config.student)]
+    done.append(f"train {fit_config(config.fit).epochs} epochs")
+    if config.prune is not None:
+        settings = PRUNE.get(config.prune.name).config.of(config.prune.values)
+        done += [f"prune ({config.prune.name})"]
+        if isinstance(settings, Recovery) and settings.recovery_epochs:
+            done.append(f"tune {settings.recovery_epochs} epochs")
+    if config.quantize is not None:
+        settings = QUANTIZE.get(config.quantize.name).config.of(config.quantize.values)
+        done.append(f"quantize ({config.quantize.name})")
+        epochs = settings.to_dict().get("epochs")
+        done += [f"tune {epochs} epochs"] if epochs else []
+    return tuple(done)
+
+
+def checkpoint(model: nn.Module, state: MethodState | None, start: Sequence[Step] = ()) -> bytes:
     """Return a pruned model's weights and pruning history as the bytes of a safetensors file."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    return save(tensors, metadata={"history": json.dumps({} if state is None else dict(state.history))})
+    history = {
+        "prune": {} if state is None else dict(state.history),
+        "start": [dict(step.state.history) for step in start],
+    }
+    # One key: safetensors writes several in any order, and the same model must give the same bytes.
+    return save(tensors, metadata={"history": json.dumps(history)})
 
 
-def _history(content: bytes) -> dict[str, Any]:
+def _histories(content: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     # A safetensors file opens with its header's length (8 bytes, little-endian) and a JSON header.
     size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    history: dict[str, Any] = json.loads(header["__metadata__"]["history"])
-    return history
+    history = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["history"])
+    return history["prune"], history["start"]

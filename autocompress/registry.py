@@ -37,13 +37,13 @@ class Registry(Generic[T]):
         self._objects: dict[str, T] = {}
         self._loaded = False
 
-    def add(self, name: str, value: _R) -> _R:
-        """Register ``value`` and return it.
+    def add(self, name: str, value: _R, *, replace: bool = False) -> _R:
+        """Register ``value`` and return it; ``replace`` puts it in the place of what had the name.
 
         Raises:
             UsageError: Something else already has that name.
         """
-        present = self._objects.get(name)
+        present = None if replace else self._objects.get(name)
         if present is not None and present is not value:
             raise UsageError(f"{self.kind} '{name}' is registered twice; give one of them another name")
         self._objects[name] = value  # type: ignore[assignment]

@@ -113,6 +113,7 @@ class Task(Protocol):
         labels: Head name to the name of each class; empty where they have none.
         metrics: What is scored, primary first.
         views: Augmented views of the training split, the plain one included.
+        pinned: Options beside those that it was built with: a worker's task that answers to them is this very one.
         notices: What a reader of the results should know about the data.
     """
 
@@ -122,6 +123,16 @@ class Task(Protocol):
     labels: Mapping[str, Sequence[str]]
     metrics: tuple[str, ...]
     views: int
+
+    @property
+    def pinned(self) -> Mapping[str, str]:
+        """Options that tell this task from another one of its name."""
+        ...
+
+    @property
+    def preprocessing(self) -> str:
+        """How a raw example becomes the model's inputs, in a sentence for whoever deploys it; empty if it does not."""
+        ...
 
     @property
     def notices(self) -> Sequence[str]:

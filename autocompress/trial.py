@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch import nn
 
 from autocompress.config import Part
 from autocompress.errors import AutocompressError
-from autocompress.lab import Lab, Setup, checkpoint, lab, settled
+from autocompress.lab import Lab, Setup, checkpoint, lab, operations, settled
 from autocompress.measure import Subject, layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost
+from autocompress.plugins import Guests
 from autocompress.quantize import fold_batch_norm
 from autocompress.records import Candidate, Cut, Job, State, TrialResult
 
@@ -30,12 +31,14 @@ class TrialRunner:
     """What a backend calls in its workers: ``prepare`` once, then the runner itself for each job."""
 
     setup: Setup
+    guests: Guests = field(default_factory=Guests)
 
     def prepare(self) -> None:
-        """Ready this process: Ctrl-C left to the driver, task and teacher loaded."""
+        """Ready this process: Ctrl-C left to the driver, plugins, task and teacher loaded."""
         if threading.current_thread() is threading.main_thread():
             # Ctrl-C reaches the whole process group; only the driver answers it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.guests.settle()
         with settled():
             lab(self.setup)
 
@@ -65,24 +68,28 @@ def run_trial(job: Job, setup: Setup) -> TrialResult:
     """
     started = time.perf_counter()
     place = lab(setup)
-    trained, curve = place.train(job.training)
+    trained = place.train(job.training)
+    begun = {step.part.name: dict(step.state.report) for step in trained.start}
     candidates: list[Candidate] = []
     reasons: list[str] = []
     checkpoints: dict[str, bytes] = {}
     for index, (prune, cuts) in enumerate(_by_prune(job.cuts)):
         name = f"t{job.number}p{index}"
         try:
-            pruned, state = place.prune(trained, job.training, prune)
-            checkpoints[name] = checkpoint(pruned, state)
+            pruned, state = place.prune(trained.model, job.training, prune)
+            checkpoints[name] = checkpoint(pruned, state, trained.start)
             folded = fold_batch_norm(pruned, place.task.example())
             layers = layer_costs(folded, place.task.example())
         except AutocompressError as error:
             reasons.append(f"{prune.name if prune else 'uncut'}: {error}")
             continue
-        shared = {} if state is None else {"prune": dict(state.report)}
+        shared = {"start": begun} if begun else {}
+        shared |= {} if state is None else {"prune": dict(state.report)}
         for number, cut in cuts:
             try:
-                candidates.append(_measured(place, setup, job, number, cut, folded, layers, shared, name, len(curve)))
+                candidates.append(
+                    _measured(place, setup, job, number, cut, folded, layers, shared, name, len(trained.curve))
+                )
             except AutocompressError as error:
                 reasons.append(f"t{job.number}c{number}: {error}")
     state_of_trial = State.COMPLETE if candidates else State.FAILED
@@ -92,7 +99,7 @@ def run_trial(job: Job, setup: Setup) -> TrialResult:
         tuple(sorted(candidates, key=lambda candidate: int(candidate.id.rpartition("c")[2]))),
         time.perf_counter() - started,
         "; ".join(dict.fromkeys(reasons)),
-        tuple(curve),
+        tuple(trained.curve),
         checkpoints,
     )
 
@@ -156,6 +163,8 @@ def _measured(
     details: dict[str, object] = dict(shared)
     if state is not None:
         details.update(state.report)
+    config = replace(job.training, prune=cut.prune, quantize=cut.quantize)
+    details["order"] = list(operations(config))
     scores: dict[str, dict[str, float]] = {}
     for split_name in VALIDATION:
         split = getattr(place.splits, split_name)
@@ -168,7 +177,7 @@ def _measured(
     return Candidate(
         f"t{job.number}c{number}",
         job.number,
-        replace(job.training, prune=cut.prune, quantize=cut.quantize),
+        config,
         epochs,
         scores,
         measure(Subject(layers=layers, bits=bits), setup.costs),

@@ -37,8 +37,8 @@ class _Operand:
 def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
     """Return the rows for which an expression holds.
 
-    Allowed are comparisons, ``and``, ``or``, ``not``, parentheses, column names, numbers, quoted text, ``True`` and
-    ``False``. A missing value satisfies no comparison, not even ``!=``.
+    Allowed are comparisons, ``and``, ``or``, ``not``, parentheses, column names (``accuracy@language`` is one too),
+    numbers, quoted text, ``True`` and ``False``. A missing value satisfies no comparison, not even ``!=``.
 
     Raises:
         UnknownNameError: A name is no column; the message suggests the nearest.
@@ -127,12 +127,15 @@ def _column(column: "pd.Series[Any]", name: str) -> _Operand:
 
 
 def _dotted(node: ast.expr) -> str | None:
-    """Return ``student.cnn.width`` for the tree of a dotted name; None for anything else."""
+    """Return ``student.cnn.width`` for the tree of a dotted name, or ``accuracy@language``; None for anything else."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
         base = _dotted(node.value)
         return None if base is None else f"{base}.{node.attr}"
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        score, head = _dotted(node.left), _dotted(node.right)
+        return None if score is None or head is None else f"{score}@{head}"
     return None
 
 

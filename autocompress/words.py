@@ -19,6 +19,9 @@ _LABELS = {
     "f1_weighted": "weighted F1",
     "kl": "KL to the teacher",
     "agreement": "agreement with the teacher",
+    "auc": "AUC",
+    "rmse": "RMSE",
+    "ndcg_at_10": "NDCG at 10",
 }
 # A unit that is a symbol stands right behind its prefix (KB, MFLOPs); a word stands apart (12.3 K parameters).
 _SYMBOLS = {
@@ -39,7 +42,14 @@ def label(name: str) -> str:
     Example:
         >>> label("effective_flops"), label("latency_ms")
         ('effective FLOPs', 'latency ms')
+        >>> label("f1_macro@language"), label("f1_macro_worst")
+        ('macro F1 (language)', 'macro F1 (worst head)')
     """
+    base, at, head = name.partition("@")
+    if at:
+        return f"{label(base)} ({head})"
+    if name.endswith("_worst"):
+        return f"{label(name.removesuffix('_worst'))} (worst head)"
     return _LABELS.get(name, name.replace("_", " "))
 
 

@@ -41,6 +41,8 @@ BITS = ((2, 2), (3, 3), (4, 4), (3, 8), (4, 8), (8, 8))
 LOW = ((2, 2), (3, 3))
 ROUNDED = ((3, 8), (4, 8))
 SMALLER = 0.65
+# What is pruned is another student: one of several layers, which differ in how much they can spare.
+RESIDUAL = {"width": 12, "depth": 2, "block": "residual"}
 
 
 def cifar10(folder: Path, limit: int) -> Arena:
@@ -78,9 +80,10 @@ def robustness(place: Lab, model: Any, epsilon: float) -> Mapping[str, float]:
 
 
 def removed_flops(arena: Arena, ratio: float) -> float:
-    """Return the share of the student's FLOPs that uniform pruning of its channels removes: what others must match."""
+    """Return the share of the student's FLOPs that uniform pruning of the residual student removes."""
     task = TASKS.get(arena.task.name)(**arena.task.values)
-    model, method = task.build(arena.student), PRUNE.get("structured")
+    student = Part.of(arena.student.name, **{**arena.student.values, **RESIDUAL})
+    model, method = task.build(student), PRUNE.get("structured")
     cut, _ = method.apply(model, method.config.of({"pruning_ratio": ratio}), Context(task.example()))
     before, after = (flops(layer_costs(each.eval(), task.example())) for each in (model, cut))
     return 1 - after / before
@@ -98,18 +101,22 @@ def variants(arena: Arena) -> list[Variant]:
         "relational": (Part("none"), Part("relational")),
         "dist + relational": (Part("dist"), Part("relational")),
     }
-    tuned = {"observer": "mse", "weight_observer": "mse", "bias_correction": True}
-    alone = {"recovery_epochs": 0}
-    cuts = {
+    minmax = {"observer": "minmax", "weight_observer": "minmax", "bias_correction": False}
+    squares = {"observer": "mse", "weight_observer": "mse"}
+    quantized = {
         "": Cut(),
-        **{f"minmax {w}/{a}": bits("post_training", w, a) for w, a in BITS},
-        **{f"mse {w}/{a}": bits("post_training", w, a, observer="mse", weight_observer="mse") for w, a in BITS},
-        **{f"tuned {n}/{n}": bits("post_training", n, n, **tuned) for n in (3, 4)},
+        **{f"minmax {w}/{a}": bits("post_training", w, a, **minmax) for w, a in BITS},
+        **{f"mse {w}/{a}": bits("post_training", w, a, **{**minmax, **squares}) for w, a in BITS},
+        **{f"tuned {w}/{a}": bits("post_training", w, a, **squares, bias_correction=True) for w, a in BITS},
         **{f"adaround {w}/{a}": bits("adaround", w, a) for w, a in ROUNDED},
         **{f"qat {w}/{a}": bits("qat", w, a) for w, a in LOW},
         **{f"lsq {w}/{a}": bits("lsq", w, a) for w, a in LOW},
         **{f"mixed {n}/{n}": Cut(quantize=Part.of("mixed_precision", budget_bits=float(n))) for n in (3, 4)},
-        **{f"channels 50% {name}": pruned("structured", 0.5, criterion=name) for name in ("l2", "taylor", "random")},
+    }
+    alone, sparse = {"recovery_epochs": 0}, {"criterion": "l1", "scope": "global"}
+    cut = {
+        "": Cut(),
+        **{f"channels 50% {name}": pruned("structured", 0.5, criterion=name) for name in ("taylor", "random")},
         **{
             f"channels 50% {name}, no recovery": pruned("structured", 0.5, criterion=name, **alone)
             for name in ("taylor", "random")
@@ -117,14 +124,13 @@ def variants(arena: Arena) -> list[Variant]:
         **{f"weights 80% {name}": pruned("unstructured", 0.8, criterion=name) for name in ("taylor", "random")},
         "uniform": pruned("structured", SMALLER),
         "adaptive": pruned("adaptive", removed_flops(arena, SMALLER)),
-        "one-shot 90%": pruned("unstructured", 0.9, criterion="l1", scope="uniform", recovery_epochs=9),
-        "cubic 90%": pruned(
-            "unstructured", 0.9, criterion="l1", scope="uniform", schedule="cubic", steps=4, step_epochs=1
-        ),
+        "one-shot 90%": pruned("unstructured", 0.9, **sparse, recovery_epochs=16),
+        "cubic 90%": pruned("unstructured", 0.9, **sparse, schedule="cubic", steps=8, step_epochs=1, recovery_epochs=9),
         "2:4": Cut(prune=Part.of("n_m", **RECOVERY)),
     }
     return [
-        Variant("none", cuts),
+        Variant("none", quantized),
+        Variant("residual", cut, student=RESIDUAL),
         *(Variant(name, distill=distill) for name, distill in terms.items()),
         Variant("soft_target", distill=(soft,), extra=robustness),
         *(
@@ -163,9 +169,10 @@ COMPARISONS = (
     ),
     *(Comparison(f"soft_target, T = {value:g}, over none", (f"T = {value:g}", ""), NONE) for value in TEMPERATURES),
     *(
-        Comparison(f"{name} over post-training, {w}/{a} bits", ("none", f"{cut} {w}/{a}"), ("none", f"minmax {w}/{a}"))
+        Comparison(f"{name} over {what}, {w}/{a} bits", ("none", f"{cut} {w}/{a}"), ("none", f"{plain} {w}/{a}"))
         for w, a in LOW
         for name, cut in (("LSQ", "lsq"), ("QAT", "qat"))
+        for what, plain in (("min-max post-training", "minmax"), ("tuned post-training", "tuned"))
     ),
     *(
         Comparison(f"{name} over min-max, {w}/{a} bits", ("none", f"{cut} {w}/{a}"), ("none", f"minmax {w}/{a}"))
@@ -174,20 +181,22 @@ COMPARISONS = (
         if w in (3, 4)
     ),
     *(
-        Comparison(f"mixed precision over uniform, BOPs of {n} bits", ("none", f"mixed {n}/{n}"), ("none", plain))
+        Comparison(
+            f"mixed precision over {what} uniform, BOPs of {n} bits", ("none", f"mixed {n}/{n}"), ("none", plain)
+        )
         for n in (3, 4)
-        for plain in (f"tuned {n}/{n}", f"minmax {n}/{n}")
+        for what, plain in (("tuned", f"tuned {n}/{n}"), ("min-max", f"minmax {n}/{n}"))
     ),
-    Comparison("adaptive over uniform pruning, equal FLOPs", ("none", "adaptive"), ("none", "uniform")),
+    Comparison("adaptive over uniform pruning, equal FLOPs", ("residual", "adaptive"), ("residual", "uniform")),
     *(
-        Comparison(f"Taylor over random, {what}", ("none", ours), ("none", ours.replace("taylor", "random")))
+        Comparison(f"Taylor over random, {what}", ("residual", ours), ("residual", ours.replace("taylor", "random")))
         for what, ours in (
             ("channels", "channels 50% taylor"),
             ("channels before recovery", "channels 50% taylor, no recovery"),
             ("weights", "weights 80% taylor"),
         )
     ),
-    Comparison("cubic over one-shot, 90% unstructured", ("none", "cubic 90%"), ("none", "one-shot 90%")),
+    Comparison("cubic over one-shot, 90% unstructured", ("residual", "cubic 90%"), ("residual", "one-shot 90%")),
     Comparison("robust over soft_target, PGD", ("robust", ""), ("soft_target", ""), "pgd_accuracy"),
     Comparison("robust over soft_target, clean", ("robust", ""), ("soft_target", "")),
     Comparison("bfloat16 over float32", ("bfloat16", ""), NONE),

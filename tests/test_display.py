@@ -16,6 +16,7 @@ def shown(terminal: bool) -> str:
     out = io.StringIO()
     display = SearchDisplay(Console(file=out, force_terminal=terminal, width=120, color_system=None))
     with display:
+        display.events.notice("class 'a' [rare] has 3 examples")
         display.events.phase("loading the teacher")
         display.events.teacher(1, 2)
         display.events.teacher(2, 2)
@@ -30,6 +31,7 @@ def test_a_pipe_gets_plain_lines_and_not_too_many() -> None:
     text = shown(terminal=False)
     assert "\x1b" not in text
     assert "loading the teacher" in text
+    assert "note: class 'a' [rare] has 3 examples" in text
     assert "training the teacher: epoch 2 of 2" in text
     assert "2 of 3 trials done, 1 running, 1 failed; 40 candidates, 20 on the front, hypervolume 0.8765" in text
     assert text.count("trials done") <= 2
@@ -38,6 +40,7 @@ def test_a_pipe_gets_plain_lines_and_not_too_many() -> None:
 def test_a_terminal_gets_a_bar_and_a_front_of_few_rows() -> None:
     text = shown(terminal=True)
     assert "front so far" in text
+    assert "note: class 'a' [rare] has 3 examples" in text
     assert "50.0%" in text
     last = text.rpartition("front so far")[2]
     assert 4 <= last.count("t") <= 200

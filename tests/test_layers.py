@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "autocompress"
 FLOORS: list[set[str]] = [
     {"errors"},
     {"registry", "knobs", "storage", "words"},
-    {"config"},
+    {"config", "plugins"},
     {"records", "method", "task"},
     {"models", "tasks", "distill", "prune", "quantize", "measure"},
     {"lab"},

@@ -10,14 +10,18 @@ PUBLIC = [
     "CompressionConfig",
     "FloatRange",
     "Front",
+    "Images",
     "IntRange",
     "Part",
     "Pick",
     "Settings",
+    "Tensors",
     "__version__",
+    "bring_model",
     "knob",
     "load",
     "load_artifact",
+    "load_plugin",
     "search",
 ]
 

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from autocompress.engine.run import make_plan
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec, shipped_spaces
 from autocompress.errors import SpecError
 from autocompress.registry import TASKS
+from autocompress.tasks.module import bring_model
 
 SPACES = sorted(shipped_spaces())
 NEED_DATA = [name for name in SPACES if name in TASKS.names() and hasattr(TASKS.get(name), "sample")]
@@ -18,6 +20,13 @@ NEED_DATA = [name for name in SPACES if name in TASKS.names() and hasattr(TASKS.
 def settings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return what a user of this spec must say: where the data is, if it does not ship."""
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    if name == "module":
+        monkeypatch.setattr(TASKS, "_objects", dict(TASKS._objects))
+        bring_model(
+            torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 2)),
+            (torch.randn(90, 3), torch.arange(90) % 2),
+        )
+        return []
     if name not in NEED_DATA:
         return []
     path = TASKS.get(name).sample(tmp_path / "data")

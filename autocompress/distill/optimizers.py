@@ -19,7 +19,7 @@ from autocompress.registry import FITS
 class FitConfig(Settings):
     """Knobs that every optimizer shares."""
 
-    epochs: int = knob(15, IntRange(1, 1000), "passes over the training split")
+    epochs: int = knob(15, IntRange(0, 1000), "passes over the training split; 0 leaves the model as it is")
     batch_size: int = knob(64, IntRange(1, 4096, log=True), "examples a step")
     learning_rate: float = knob(5e-3, FloatRange(1e-5, 10.0, log=True), "peak of the schedule")
     schedule: str = knob(

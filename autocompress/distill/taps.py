@@ -84,13 +84,18 @@ def tap_points(model: nn.Module) -> list[str]:
 def head_layers(model: nn.Module) -> list[str]:
     """Return the heads of a model, in the order of declaration; nothing where it has no linear layer.
 
-    The last linear layer that is declared is one, and so are those just before it that read as many features and
-    give another number of values: several heads side by side.
+    A module of the model that lists its ``head_layers`` is believed: behind experts and gates the heads cannot be
+    told by their shape. Else the last linear layer that is declared is one, and so are those just before it that
+    read as many features and give another number of values: several heads side by side.
 
     Example:
         >>> head_layers(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
         ['2']
     """
+    for name, module in model.named_modules():
+        listed = getattr(module, "head_layers", None)
+        if isinstance(listed, list) and all(isinstance(layer, str) for layer in listed):
+            return [f"{name}.{layer}" if name else layer for layer in listed]
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     heads: list[str] = []
     for name, module in reversed(linear):

@@ -42,6 +42,7 @@ class TeacherRecipe:
                 "fit": self.fit.to_json(),
                 "seed": self.seed,
                 "views": task.views,
+                "pinned": dict(task.pinned),
                 # What augmentation does shows in what it makes of a few examples, whatever options it has.
                 "augmented": content(task.view(splits.calibration, 1)) if task.views > 1 else "",
             }

@@ -15,13 +15,16 @@ from autocompress.config import Part
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver, Progress
+from autocompress.engine.probe import safe_space
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import Source
 from autocompress.errors import AutocompressError, NoCandidateError, RunFolderError, SearchFailedError
 from autocompress.front import full_fidelity, pareto_front
 from autocompress.lab import Setup, settled
+from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
 from autocompress.pick import pick
+from autocompress.plugins import guests
 from autocompress.records import Cut, Job, Role
 from autocompress.registry import BACKENDS, OBJECTIVES, TASKS
 from autocompress.storage import write_atomic
@@ -41,11 +44,13 @@ class Events:
         phase: A line that says what begins now.
         teacher: Epochs done and epochs in all, while a teacher is trained.
         progress: After every ask and tell.
+        notice: What a reader should know about the data or the teacher.
     """
 
     phase: Callable[[str], None] = lambda text: None
     teacher: Callable[[int, int], None] = lambda done, total: None
     progress: Callable[[Progress], None] = lambda progress: None
+    notice: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Plan:
         setup: What workers need.
         objectives: Records without their boxes.
         backend: Where trials run.
+        notices: What a reader should know: about the data, and what cannot be cut.
     """
 
     source: Source
@@ -69,6 +75,7 @@ class Plan:
     setup: Setup
     objectives: tuple[dict[str, Any], ...]
     backend: Backend
+    notices: tuple[str, ...] = ()
 
 
 def make_plan(source: Source) -> Plan:
@@ -88,11 +95,10 @@ def make_plan(source: Source) -> Plan:
     except TypeError as error:
         raise source.error(("task", task_name), f"{task_name} does not take these options ({error})") from None
     for name in spec.objectives:
-        _known(source, ("objectives", name), name)
+        _known(source, ("objectives", name), name, task)
     for name in spec.limits:
-        _known(source, ("limits", name), name)
-    kinds = {name: OBJECTIVES.get(name).kind for name in OBJECTIVES}
-    if len({kinds[name] for name in spec.objectives}) != 2:
+        _known(source, ("limits", name), name, task)
+    if len({objective_called(name).kind for name in spec.objectives}) != 2:
         raise source.error(("objectives",), "name at least one score (such as accuracy) and one cost (such as bytes)")
     splits = task.splits(spec.split_seed)
     student, fit = task.teacher()
@@ -106,20 +112,19 @@ def make_plan(source: Source) -> Plan:
     except AutocompressError as error:
         raise source.error(("teacher",), str(error)) from None
     setup = Setup(
-        Part.of(task_name, **options),
+        Part.of(task_name, **{**options, **task.pinned}),
         spec.split_seed,
         TeacherRecipe(student, fit, spec.teacher.seed),
-        tuple(
-            sorted({name for name in kinds if kinds[name] == "score"} & {*task.metrics, *spec.objectives, *spec.limits})
-        ),
-        tuple(name for name in kinds if kinds[name] == "cost"),
+        tuple(scores_to_measure({*OBJECTIVES} & {*task.metrics} | {*spec.objectives, *spec.limits}, task.heads)),
+        tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
     )
     try:
         backend = BACKENDS.get(spec.search.backend)(spec.search.workers)
     except AutocompressError as error:
         raise source.error(("search", "backend"), str(error)) from None
     records = tuple(_record(name) for name in spec.objectives)
-    return Plan(source, space, task, splits, setup, records, backend)
+    space, unsafe = safe_space(space, task, splits)
+    return Plan(source, space, task, splits, setup, records, backend, (*task.notices, *unsafe))
 
 
 def run_search(
@@ -141,6 +146,8 @@ def run_search(
     """
     events = events or Events()
     study = _open(plan, folder, resume, command)
+    for notice in plan.notices:
+        events.notice(notice)
     try:
         with settled():
             teacher = _teacher(plan, events)
@@ -148,7 +155,7 @@ def run_search(
         driver = _driver(plan, study, events)
         events.phase("searching")
         try:
-            plan.backend.run(driver.ask, TrialRunner(plan.setup), driver.tell)
+            plan.backend.run(driver.ask, TrialRunner(plan.setup, guests([plan.task.name])), driver.tell)
         finally:
             study.set_meta({"seconds": driver.elapsed, "exhausted": driver.exhausted})
         if driver.hopeless or study.candidates().empty:
@@ -162,15 +169,17 @@ def run_search(
     return study
 
 
-def _known(source: Source, place: tuple[str, ...], name: str) -> None:
+def _known(source: Source, place: tuple[str, ...], name: str, task: Task) -> None:
     try:
-        OBJECTIVES.get(name)
+        objective_called(name)
+        if AT in name:
+            refuse_unknown_head(name, task.heads)
     except AutocompressError as error:
         raise source.error(place, str(error)) from None
 
 
 def _record(name: str) -> dict[str, Any]:
-    found = OBJECTIVES.get(name)
+    found = objective_called(name)
     return {"name": found.name, "direction": found.direction, "unit": found.unit, "kind": found.kind}
 
 
@@ -227,6 +236,7 @@ def _describe(plan: Plan, study: Study, teacher: Teacher) -> None:
             "mode": spec.search.mode,
             "spec": spec.to_yaml(),
             "teacher": record,
+            "notices": list(plan.notices),
             "objectives": [{**objective, "box": _box(plan, objective, record)} for objective in plan.objectives],
             "all_objectives": [_record(name) for name in (*plan.setup.scores, *plan.setup.costs)],
             "limits": {name: limit.model_dump(exclude_none=True) for name, limit in spec.limits.items()},
@@ -250,8 +260,8 @@ def _box(plan: Plan, objective: Mapping[str, Any], teacher: Mapping[str, Any]) -
         cost = max(float(teacher["costs"][objective["name"]]), 1.0)
         return [cost, cost * 1e-5]
     if objective["direction"] == "maximize":
-        chance = 1 / max(plan.task.heads.values())
-        return [chance, 1.0]
+        head = objective["name"].partition(AT)[2]
+        return [1 / (plan.task.heads[head] if head else max(plan.task.heads.values())), 1.0]
     return [max(float(teacher["scores"]["search_val"][objective["name"]]) * 10, 1.0), 0.0]
 
 

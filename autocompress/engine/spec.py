@@ -89,7 +89,10 @@ def _box_pairs(value: Any) -> Any:
 
 
 class Spec(_Section):
-    """A whole search: what is learned, what may vary, what counts."""
+    """A whole search: what is learned, what may vary, what counts.
+
+    In objectives and limits, ``accuracy@language`` is a score of one head of the task.
+    """
 
     name: str = Field(min_length=1, max_length=64)
     task: Named

@@ -50,6 +50,13 @@ class SavedState(_Strict):
     bits: dict[str, tuple[Bits, Bits]]
 
 
+class SavedStep(_Strict):
+    """A pruning method that was applied before the training, and what it did."""
+
+    part: dict[str, dict[str, bool | int | float | str | None]]
+    state: SavedState
+
+
 class Architecture(_Strict):
     """The whole of architecture.json.
 
@@ -61,6 +68,7 @@ class Architecture(_Strict):
         labels: Head name to the name of each class.
         inputs: The model's positional arguments.
         folded: Layers and the batch normalizations folded into them.
+        start: What was cut from the teacher before the training.
         prune: What pruning did.
         quantize: What quantization did.
         packed: Tensors of model.safetensors that are packed.
@@ -76,6 +84,7 @@ class Architecture(_Strict):
     labels: dict[str, list[str]] | None
     inputs: Annotated[list[Input], Field(min_length=1, max_length=64)]
     folded: list[tuple[str, str]]
+    start: list[SavedStep] = []
     prune: SavedState | None
     quantize: SavedState | None
     packed: dict[str, Packed]

@@ -4,6 +4,7 @@ model.onnx, model_float.onnx (only where model.onnx is quantized), model.safeten
 config.yaml, card.md, manifest.json.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,8 +23,10 @@ from autocompress.export.architecture import Architecture, compact, expand, meth
 from autocompress.export.card import render
 from autocompress.export.folder import read_files, write_files
 from autocompress.export.onnx import export_float, export_quantized, is_weights_only
+from autocompress.lab import Step
 from autocompress.method import MethodState
 from autocompress.models.base import family_model
+from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.quantize.folding import fold_batch_norm, fold_structure, folded_pairs
 from autocompress.registry import PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.task import InputSpec, as_heads
@@ -45,6 +48,7 @@ class Deployable:
         model: Quantized, or the same as ``float_model``.
         prune_state: What pruning did.
         quantize_state: What quantization did.
+        start: What was cut before the training.
     """
 
     config: CompressionConfig
@@ -58,6 +62,7 @@ class Deployable:
     model: nn.Module
     prune_state: MethodState | None
     quantize_state: MethodState | None
+    start: tuple[Step, ...] = ()
 
 
 def write_artifact(folder: Path | str, deployable: Deployable, card: Mapping[str, Any]) -> Path:
@@ -137,12 +142,13 @@ def _describe(deployable: Deployable) -> tuple[Architecture, dict[str, Tensor]]:
         {
             "format": 1,
             "task": deployable.task_name,
-            "options": dict(deployable.task_options),
+            "options": json.loads(json.dumps(dict(deployable.task_options))),
             "config": deployable.config.to_json(),
             "heads": dict(deployable.heads),
             "labels": {head: list(names) for head, names in deployable.labels.items()} or None,
             "inputs": inputs,
             "folded": list(folded_pairs(deployable.model)),
+            "start": [{"part": step.part.to_json(), "state": saved_state(step.state)} for step in deployable.start],
             "prune": saved_state(deployable.prune_state),
             "quantize": saved_state(deployable.quantize_state),
             "packed": packed,
@@ -170,6 +176,8 @@ def _rebuild(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Mo
     }
     try:
         model = _untrained(architecture, config.student)
+        for step in architecture.start:
+            model = _restore(PRUNE, Part.from_json(step.part), method_state(step.state, {}), model.eval())
         model = _restore(PRUNE, config.prune, states["prune"], model.eval())
         fold_structure(model, architecture.folded)
         model = _restore(QUANTIZE, config.quantize, states["quantize"], model)
@@ -187,8 +195,13 @@ def _rebuild(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Mo
 
 def _untrained(architecture: Architecture, student: Part) -> nn.Module:
     """Return the module as it was before training; a registered family needs no task, and so no data."""
-    if student.name in STUDENTS:
+    if student.name in STUDENTS and student.name != FROM_TEACHER:
         return family_model(student, architecture.specs, architecture.heads)
+    if architecture.task not in TASKS:
+        raise ArtifactError(
+            f"the module is of the task '{architecture.task}', which is not known here; "
+            "load its plugin first: autocompress.load_plugin('my_task.py')"
+        )
     model: nn.Module = TASKS.get(architecture.task)(**architecture.options).build(student)
     return model
 

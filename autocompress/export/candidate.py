@@ -71,6 +71,7 @@ def export_candidate(
             rebuilt.model,
             rebuilt.prune,
             rebuilt.quantize,
+            rebuilt.start,
         )
         folder = write_artifact(run / "picks" / identity, deployable, _card(candidate, place, name, command))
         return Exported(folder, _verified(folder, place, rebuilt, tolerance, agreement) if verify else None)
@@ -105,9 +106,11 @@ def _verified(folder: Path, place: Lab, rebuilt: Rebuilt, tolerance: float, agre
 
 def _card(candidate: Candidate, place: Lab, name: str, command: str) -> Mapping[str, Any]:
     about = (type(place.task).__doc__ or place.task.name).strip().splitlines()[0]
+    before = place.task.preprocessing
     return {
         "title": f"{name} {candidate.id}",
         "summary": f"One candidate of the search `{command or name}`. {about}",
+        **({"preprocessing": before} if before else {}),
         "scores": {split: dict(values) for split, values in candidate.scores.items()},
         "costs": dict(candidate.costs),
     }

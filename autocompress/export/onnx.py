@@ -23,9 +23,11 @@ from torch.nn.utils import parametrize
 from autocompress.errors import ArtifactError
 from autocompress.export.card import input_names
 from autocompress.export.integer import integer_kernels
+from autocompress.export.lookup import BagLookup, Lookup, lookup
 from autocompress.method import MethodState
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, swap_quantizers
 from autocompress.quantize.integer import widened_codes
+from autocompress.quantize.layers import is_table
 from autocompress.quantize.quantizers import Grid
 from autocompress.task import as_heads
 
@@ -48,17 +50,23 @@ def export_quantized(
     """Return the graph of a quantized model: weights as int8 or uint8 codes, inputs rounded to their n-bit grid.
 
     An n-bit grid lives in an 8-bit container, clipped to the n-bit codes. A layer whose weights stay at 32 bits
-    rounds its inputs in floating point: with a quantized input, onnxruntime would round the weights too.
+    rounds its inputs in floating point: with a quantized input, onnxruntime would round the weights too. Embedding
+    tables are stored as packed codes and looked up there (:mod:`autocompress.export.lookup`).
 
     Raises:
         ArtifactError: torch cannot export the model.
     """
     marked = copy.deepcopy(model).eval()
-    entries = [entry for entry in state.history.get("layers", []) if entry["weight"] is not None]
+    layers = state.history.get("layers", [])
+    for entry in layers:
+        marked = _with_lookup(marked, entry, state.tensors)
+    entries = [entry for entry in layers if entry["weight"] is not None]
     for entry in entries:
-        _mark(marked.get_submodule(entry["name"]), entry["name"], state.tensors)
+        layer = marked.get_submodule(entry["name"])
+        if not isinstance(layer, Lookup | BagLookup):
+            _mark(layer, entry["name"], state.tensors)
     proto = _tidy(integer_kernels(_export(marked, example, heads)))
-    if entries and all(entry["input"] is None for entry in entries):
+    if entries and all(entry["input"] is None for entry in layers):
         onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
     return proto
 
@@ -150,6 +158,18 @@ class _Heads(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(as_heads(self.model(*inputs), self.heads).values())
+
+
+def _with_lookup(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return the model with the embedding table of this entry, if it is one, as the look-up of its codes."""
+    name = entry["name"]
+    table = model.get_submodule(name)
+    if not is_table(table) or (entry["weight"] is None and entry["decoded"] is None):
+        return model
+    if not name:
+        return lookup(table, name, tensors)
+    model.set_submodule(name, lookup(table, name, tensors))
+    return model
 
 
 def _mark(layer: Any, name: str, tensors: Mapping[str, Tensor]) -> None:

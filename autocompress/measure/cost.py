@@ -1,7 +1,7 @@
 """What a model costs, counted from its layers and their bit-widths: nothing here reads a clock or a file.
 
 **FLOPs = 2 x multiply-accumulates (MACs).** Counted: convolutions, linear layers, matrix products (attention
-included), recurrent layers. Not counted: bias additions, activations, pooling, look-ups in embeddings,
+included), recurrent and bilinear layers. Not counted: bias additions, activations, pooling, look-ups in embeddings,
 element-wise products, and batch norm, which folds into the layer before it.
 
     BOPs             sum of MACs x weight bits x activation bits
@@ -180,6 +180,11 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
 
 
+def _bilinear(first: Any, weight: Any, *_: Any, **__: Any) -> int:
+    # Inputs [N, I] and [N, J] meet in weights [K, I, J]: the weights times one input, then its product with the other.
+    return int(2 * first[0] * (prod(weight) + prod(weight[:2])))
+
+
 _aten: Any = torch.ops.aten
 _KERNELS = {
     _aten.mv: _mv,
@@ -187,6 +192,7 @@ _KERNELS = {
     _aten.addmv: _addmv,
     _aten.mkldnn_rnn_layer: _recurrent,
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _aten._trilinear: _bilinear,
 }
 _NOTHING: Mapping[str, int] = {"weights": 0, "parameters": 0, "nonzero": 0}
 

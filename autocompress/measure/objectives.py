@@ -22,6 +22,7 @@ class Subject:
         attacked: Attack to the candidate's outputs on attacked inputs, ``{"pgd": {head: [N, C]}}``.
         layers: Multiply-accumulates and parameters per layer, for one example.
         bits: Bit-widths of the layers that are quantized; absent layers hold 32 bits.
+        levels: Head to the value of each class, ``{head: [C]}``, for the heads whose classes are numbers.
     """
 
     logits: Mapping[str, Tensor] = field(default_factory=dict)
@@ -30,6 +31,7 @@ class Subject:
     attacked: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     layers: Mapping[str, LayerCost] = field(default_factory=dict)
     bits: Mapping[str, LayerBits] = field(default_factory=dict)
+    levels: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,5 +3,24 @@
 from autocompress.models.base import Family
 from autocompress.models.cnn import CNN, CNNConfig
 from autocompress.models.cnn1d import CNN1d, CNN1dConfig
+from autocompress.models.from_teacher import FromTeacherConfig
+from autocompress.models.recommender import Interaction, InteractionConfig, TwoTower, TwoTowerConfig
+from autocompress.models.text_cnn import TextCNN, TextCNNConfig
+from autocompress.models.transformer import Transformer, TransformerConfig
 
-__all__ = ["CNN", "CNN1d", "CNN1dConfig", "CNNConfig", "Family"]
+__all__ = [
+    "CNN",
+    "CNN1d",
+    "CNN1dConfig",
+    "CNNConfig",
+    "Family",
+    "FromTeacherConfig",
+    "Interaction",
+    "InteractionConfig",
+    "TextCNN",
+    "TextCNNConfig",
+    "Transformer",
+    "TransformerConfig",
+    "TwoTower",
+    "TwoTowerConfig",
+]

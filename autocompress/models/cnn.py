@@ -1,4 +1,4 @@
-"""Convolutional networks for images: a stem, stages that halve the image and double the width, linear heads.
+"""Convolutional networks for images: a stem, stages that halve the image and double the width, heads.
 
     input [B, C, H, W] -> stem (conv, batch norm, ReLU) -> stages.0 .. stages.n -> average over the image -> heads
 
@@ -11,8 +11,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from autocompress.knobs import Choice, IntRange, Settings, knob
+from autocompress.knobs import Choice, IntRange, knob
 from autocompress.models.base import only_real_input, refuse_no_heads
+from autocompress.models.sharing import HeadConfig, make_heads
 from autocompress.registry import STUDENTS
 from autocompress.task import InputSpec
 
@@ -82,7 +83,7 @@ BLOCKS: Mapping[str, Callable[[int, int, int, "CNNConfig"], nn.Module]] = {
 
 
 @dataclass(frozen=True)
-class CNNConfig(Settings):
+class CNNConfig(HeadConfig):
     """Shape of a convolutional network.
 
     Example:
@@ -116,14 +117,11 @@ class CNN(nn.Module):
             blocks += [block(width, width, 1, config) for _ in range(config.depth - 1)]
             self.stages.append(nn.Sequential(*blocks))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.heads = nn.ModuleDict({head: nn.Linear(width, classes) for head, classes in heads.items()})
+        self.heads = make_heads(config, width, heads)
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the logits of the only head, or of every head by name."""
-        features = self.pool(self.stages(self.stem(x))).flatten(1)
-        logits: dict[str, Tensor] = {head: layer(features) for head, layer in self.heads.items()}
-        if len(logits) == 1:
-            return next(iter(logits.values()))
+        logits: Tensor | dict[str, Tensor] = self.heads(self.pool(self.stages(self.stem(x))).flatten(1))
         return logits
 
 

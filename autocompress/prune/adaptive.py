@@ -1,5 +1,6 @@
 """Adaptive pruning: each layer gives up as many channels as its measured sensitivity allows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,6 +14,10 @@ from autocompress.prune.importance import CRITERIA
 from autocompress.prune.schedule import SCHEDULES
 from autocompress.prune.sensitivity import Cost, allocate, measure_sensitivity, uses_of_weights
 from autocompress.registry import PRUNE
+
+# A share r of the FLOPs is gone where each layer keeps a share sqrt(1 - r) of its channels. Some may keep less, but not
+# next to nothing: what little a narrow layer costs is no measure of what must pass through it.
+NARROWEST = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,11 @@ class Adaptive:
             cost = Cost(pruned, ranked, orders, _uses(pruned, config, context))
             nothing = [0] * len(ranked)
             whole.append(cost(nothing))
-            counts = allocate([group.curve() for group in measured], cost, whole[0] * (1 - ratio))
+            narrowest = NARROWEST * math.sqrt(1 - config.pruning_ratio)
+            curves = [
+                group.curve()[: spare(place, narrowest) + 1] for place, group in zip(ranked, measured, strict=True)
+            ]
+            counts = allocate(curves, cost, whole[0] * (1 - ratio))
             left.append(cost(counts))
             for place, group in zip(ranked, measured, strict=True):
                 rows.extend({"step": len(whole), **row} for row in group.rows(place.group.channels))
@@ -85,6 +94,12 @@ class Adaptive:
             CompressionError: The history does not fit the model.
         """
         return restore_channels(model, state)
+
+
+def spare(place: Ranked, narrowest: float) -> int:
+    """Return how many channels a group may give up so that it keeps at least a share of those it began with."""
+    least = max(math.ceil(narrowest * (place.group.channels + place.gone)), 1)
+    return max(place.group.channels - least, 0)
 
 
 def _uses(model: nn.Module, config: AdaptiveConfig, context: Context) -> dict[str, float]:

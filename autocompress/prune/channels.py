@@ -29,7 +29,8 @@ from autocompress.prune.importance import WEIGHTED, Slice, across
 History = list[list[Any]]
 """``[layer name, whether output channels, [indices]]`` for every layer that shrank, in order."""
 
-_LAYERS = frozenset({OPTYPE.CONV, OPTYPE.DEPTHWISE_CONV, OPTYPE.LINEAR, OPTYPE.BN, OPTYPE.PRELU})
+_LAYERS = frozenset({OPTYPE.CONV, OPTYPE.DEPTHWISE_CONV, OPTYPE.LINEAR, OPTYPE.EMBED, OPTYPE.BN, OPTYPE.PRELU})
+_ROOTS = [nn.modules.conv._ConvNd, nn.Linear, nn.Embedding]
 _SHAPING = frozenset(
     {OPTYPE.CONCAT, OPTYPE.SPLIT, OPTYPE.ELEMENTWISE, OPTYPE.RESHAPE, OPTYPE.UNBIND, OPTYPE.EXPAND, OPTYPE.SLICE}
 )
@@ -87,7 +88,7 @@ class Channels:
                 self._graph = torch_pruning.DependencyGraph().build_dependency(
                     model, example, output_transform=remember, verbose=False
                 )
-                found = list(self._graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]))
+                found = list(self._graph.get_all_groups(root_module_types=_ROOTS))
             except Exception as error:
                 raise CompressionError(f"{type(model).__name__} cannot be traced: {one_line(error)}") from error
         self._refuse_idle_layers(model)

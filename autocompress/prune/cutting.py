@@ -146,6 +146,6 @@ def _widths(model: nn.Module, pruned: nn.Module, history: History) -> dict[str, 
     widths = {}
     for name, outputs, _ in history:
         before, after = model.get_submodule(name), pruned.get_submodule(name)
-        if outputs and isinstance(before, nn.Linear | nn.modules.conv._ConvNd):
+        if outputs and isinstance(before, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd):
             widths[name] = [size_of(before, True), size_of(after, True)]
     return widths

@@ -55,7 +55,7 @@ def _gradient(weight: Tensor) -> Tensor:
     return weight.grad
 
 
-WEIGHTED = (_ConvNd, nn.Linear, _BatchNorm)
+WEIGHTED = (_ConvNd, nn.Linear, nn.Embedding, _BatchNorm)
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,12 @@ def channel_scores(slices: Iterable[Slice], channels: int, criterion: Criterion,
 def by_channel(layer: nn.Module, weight: Tensor, outputs: bool) -> Tensor:
     """Return the weight with one row a channel, ``[D, C, k, k] -> [D, C k k]`` for outputs, else ``[C, D k k]``.
 
-    A grouped convolution ``[D, C / groups, k, k]`` has one row for each of its ``C`` inputs as well.
+    A grouped convolution ``[D, C / groups, k, k]`` has one row for each of its ``C`` inputs as well. The outputs of an
+    embedding table ``[R, D]`` are its columns.
     """
     if weight.dim() == 1:
         return weight.unsqueeze(1)
-    if outputs != getattr(layer, "transposed", False):
+    if outputs != (getattr(layer, "transposed", False) or isinstance(layer, nn.Embedding)):
         return weight.flatten(1)
     return across(layer, weight).flatten(0, 1).flatten(1)
 

@@ -14,7 +14,7 @@ from autocompress.method import Context, MethodState
 from autocompress.quantize.coding import WEIGHT_OBSERVERS, Coded, Coding, encode_weight, fit_grid
 from autocompress.quantize.draft import Draft, fit_input
 from autocompress.quantize.history import restore
-from autocompress.quantize.layers import naming, rows_of, watching
+from autocompress.quantize.layers import coding_of, is_table, naming, rows_of, watching
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.quantizers import Grid, along
 from autocompress.quantize.reconstruction import Moments, Steps, learn_rounding
@@ -46,6 +46,7 @@ class AdaRound:
     the outputs in floating point (before what follows the layer, unlike the paper's). ``report["adaround"]`` holds
     for each layer the output error with all weights rounded to the nearest, the error as learned, which is never
     larger, and the share of weights that changed sides. A layer called more than once learns from its first call.
+    Embedding tables are rounded to the nearest first: a row's own outputs, the row itself, are nearest then.
     """
 
     name: ClassVar[str] = "adaround"
@@ -65,11 +66,14 @@ class AdaRound:
             draft = Draft(model, context)
             rounds_inputs = config.activation_bits < 32
             ranges = draft.observe((lambda _: config.watch(config.activation_bits)) if rounds_inputs else None)
+            coding = config.coding(config.weight_bits)
             wanted = _outputs(draft) if config.weight_bits < 32 else {}
             for name, ends in ranges.items():
                 grid = fit_input(ends, config.activation_scheme, config.activation_bits)
                 draft.round_input(name, grid, config.activation_bits)
-            learned = _learn(draft, wanted, config.coding(config.weight_bits), config.iterations) if wanted else {}
+            if config.weight_bits < 32:
+                _round_tables(draft, coding)
+            learned = _learn(draft, wanted, coding, config.iterations) if wanted else {}
             return draft.close({"adaround": learned})
 
     def restore(self, model: nn.Module, config: AdaRoundConfig, state: MethodState) -> nn.Module:
@@ -89,14 +93,23 @@ def _outputs(draft: Draft) -> dict[str, Tensor]:
     if not draft.context.calibration:
         raise CompressionError("adaptive rounding needs calibration batches: the context holds none")
     outputs: dict[str, Tensor] = {}
+    layers = {name: layer for name, layer in draft.layers.items() if not is_table(layer)}
 
     def watch(name: str, _: object, __: object, output: Tensor) -> None:
         if name not in outputs:
-            outputs[name] = rows_of(draft.layers[name], output).clone()
+            outputs[name] = rows_of(layers[name], output).clone()
 
-    with watching(draft.layers, watch):
+    with watching(layers, watch):
         draft.model(*draft.joined())
     return outputs
+
+
+def _round_tables(draft: Draft, coding: Coding) -> None:
+    """Round the embedding tables of the draft, so that what is learned is learned on their rounded rows."""
+    for name, layer in draft.layers.items():
+        if is_table(layer):
+            with naming(name, "weight"):
+                draft.round_weight(name, encode_weight(layer.weight, coding_of(layer, coding)), coding.bits)
 
 
 def _learn(draft: Draft, wanted: dict[str, Tensor], coding: Coding, iterations: int) -> dict[str, Any]:
@@ -127,7 +140,7 @@ def _learn(draft: Draft, wanted: dict[str, Tensor], coding: Coding, iterations: 
         for handle in handles:
             handle.remove()
     for name, layer in draft.layers.items():
-        if name not in report:
+        if name not in report and not is_table(layer):
             draft.round_weight(name, encode_weight(layer.weight, coding), coding.bits)
     return report
 

@@ -19,7 +19,7 @@ from autocompress.method import Context, MethodState
 from autocompress.quantize.coding import GRANULARITIES, Coded, Coding, clipping, join, split, spread
 from autocompress.quantize.draft import Draft
 from autocompress.quantize.fake_quantize import quantize_input
-from autocompress.quantize.layers import naming
+from autocompress.quantize.layers import coding_of, naming
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid
 from autocompress.quantize.settings import BITS, BitSettings, InputSettings
@@ -176,7 +176,7 @@ def train_rounded(
             if name in inputs:
                 quantize_input(layer, inputs[name])
             if settings.weight_bits < 32:
-                rounded = RoundedWeight(layer.weight, settings.coding(), rounding)
+                rounded = RoundedWeight(layer.weight, coding_of(layer, settings.coding()), rounding)
                 parametrize.register_parametrization(layer, "weight", rounded)
     # The fit has generators of its own; what else is random, such as dropout, follows the seed too.
     with torch.random.fork_rng(devices=[]):

@@ -25,6 +25,8 @@ class BiasCorrection:
 
     def note(self, name: str, layer: Any, output: Tensor, first: bool) -> None:
         """Take note of one call in floating point; ``first`` is True for those of the first batch."""
+        if getattr(layer, "bias", None) is None:
+            return
         rows = rows_of(layer, output)
         self._sums[name] = self._sums.get(name, 0.0) + rows.sum(0)
         self._rows[name] = self._rows.get(name, 0) + len(rows)
@@ -32,7 +34,7 @@ class BiasCorrection:
 
     def shift(self, name: str, layer: Any, output: Tensor) -> Tensor | None:
         """Return what a layer's mean output over all batches lacks, ``[C]``, or None where it is left alone."""
-        if layer.bias is None or self._calls.get(name) != 1:
+        if getattr(layer, "bias", None) is None or self._calls.get(name) != 1:
             return None
         return self._sums[name] / self._rows[name] - rows_of(layer, output).mean(0)
 

@@ -59,7 +59,8 @@ def solve_greedily(rows: Sequence[Row], budget: int) -> list[int]:
         [1, 0]
     """
     _check(_cheapest_after(rows)[0], budget)
-    chosen = [max(range(len(row)), key=lambda at, row=row: row[at][0]) for row in rows]  # type: ignore[misc]
+    # Of equal costs the smaller loss: where a row costs nothing, nothing later changes its choice.
+    chosen = [max(range(len(row)), key=lambda at, row=row: (row[at][0], -row[at][1])) for row in rows]  # type: ignore[misc]
     while sum(row[at][0] for row, at in zip(rows, chosen, strict=True)) > budget:
         _, index, at = min(
             ((row[at][1] - row[now][1]) / (row[now][0] - row[at][0]), index, at)

@@ -16,7 +16,7 @@ from autocompress.quantize.fidelity import Fidelity
 from autocompress.quantize.folding import fold
 from autocompress.quantize.history import grid_to_json, restored_names
 from autocompress.quantize.integer import rounded_bias
-from autocompress.quantize.layers import find_layers, naming, set_bias, set_weight, watching
+from autocompress.quantize.layers import find_layers, is_table, naming, set_bias, set_weight, watching
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, Grid
 from autocompress.quantize.tracing import open_outputs
 from autocompress.quantize.watching import MinMax, Observer, extremes
@@ -39,7 +39,8 @@ class Draft:
 
     Attributes:
         model: The copy.
-        layers: The convolutions and linear layers of it, by name; :meth:`observe` leaves those that are called.
+        layers: The convolutions, linear layers and embedding tables of it, by name; :meth:`observe` leaves those that
+            are called.
 
     Raises:
         CompressionError: A parameter is empty, NaN or infinite, or a layer cannot be quantized.
@@ -64,12 +65,15 @@ class Draft:
     def observe(self, build: Callable[[str], Observer] | None) -> Ranges:
         """Pass over the calibration batches; return the range of every layer's input, or nothing without ``build``.
 
+        The input of an embedding table is row numbers and has no range.
+
         Raises:
             CompressionError: Ranges are asked for and there are no batches, or an input is not finite.
         """
         if build is not None and not self.context.calibration:
             raise CompressionError("activation ranges need calibration batches: the context holds none")
         seen: dict[str, Observer] = {}
+        called: set[str] = set()
         self._outputs = {}
         first = True
 
@@ -79,7 +83,8 @@ class Draft:
                 self._outputs.setdefault(name, []).append(output.clone())
             if self.correction is not None:
                 self.correction.note(name, self.layers[name], output, first)
-            if build is not None:
+            called.add(name)
+            if build is not None and not is_table(self.layers[name]):
                 if name not in seen:
                     seen[name] = build(name)
                 with naming(name, "input"):
@@ -90,7 +95,7 @@ class Draft:
                 self.model(*batch)
                 first = False
         if build is not None:
-            self.layers = {name: layer for name, layer in self.layers.items() if name in seen}
+            self.layers = {name: layer for name, layer in self.layers.items() if name in called}
         self._refuse_nothing()
         return {name: seen[name].range() for name in self.layers if name in seen}
 
@@ -135,7 +140,7 @@ class Draft:
         seen = _Seen(self._outputs)
         if self.correction is None:
             for name, layer in self.layers.items():
-                if layer.bias is not None:
+                if getattr(layer, "bias", None) is not None:
                     set_bias(layer, self._final_bias(name, layer.bias.detach()))
         outputs = self._round_outputs(seen)
         entries = [self._entry(name, outputs.get(name)) for name in self.layers]
@@ -146,6 +151,8 @@ class Draft:
             "float_layers": [name for name in self._candidates if name not in self.layers],
         }
         decoded = [entry["name"] for entry in entries if entry["decoded"] is not None]
+        # A table's codes are looked up, not multiplied, so the graph holds them in any form.
+        decoded = [name for name in decoded if not is_table(self.layers[name])]
         if decoded:
             state_report["float_in_onnx"] = {"layers": decoded, "reason": NOT_INTEGER}
         if self.correction is not None:
@@ -160,7 +167,9 @@ class Draft:
 
     def _refuse_nothing(self) -> None:
         if not self.layers:
-            raise CompressionError("the model calls no convolution or linear layer: there is nothing to quantize")
+            raise CompressionError(
+                "the model calls no convolution, linear layer or embedding: there is nothing to quantize"
+            )
 
     def _bits(self, name: str) -> int:
         return self._weights[name][1] if name in self._weights else 32

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.coding import Coded
+from autocompress.quantize.coding import Coded, Coding
 from autocompress.quantize.fake_quantize import INPUT
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+TABLES = (nn.Embedding, nn.EmbeddingBag)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, *TABLES)
 
 
 @contextmanager
@@ -43,7 +45,8 @@ def watching(layers: Mapping[str, nn.Module], watch: Callable[..., Any]) -> Iter
 def find_layers(model: nn.Module) -> dict[str, Any]:
     """Return the layers that can be quantized, by name.
 
-    The output projection of torch's attention is none of them: attention reads its weight without calling it.
+    The output projection of torch's attention is none of them: attention reads its weight without calling it. Nor is
+    an embedding table with ``max_norm``, which rescales its rows as they are looked up.
 
     Raises:
         CompressionError: A layer computes its weight, or is quantized already.
@@ -51,7 +54,9 @@ def find_layers(model: nn.Module) -> dict[str, Any]:
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LAYERS) and not isinstance(module, NonDynamicallyQuantizableLinear)
+        if isinstance(module, LAYERS)
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
+        and getattr(module, "max_norm", None) is None
     }
     for name, layer in layers.items():
         if "weight" not in layer._parameters:
@@ -59,6 +64,19 @@ def find_layers(model: nn.Module) -> dict[str, Any]:
         if hasattr(layer, INPUT):
             raise CompressionError(f"layer '{name}' is quantized already; quantize the float model")
     return layers
+
+
+def is_table(layer: nn.Module) -> bool:
+    """Return whether a layer looks rows up: its input is row numbers, which are never rounded, and it has no bias."""
+    return isinstance(layer, TABLES)
+
+
+def coding_of(layer: nn.Module, coding: Coding) -> Coding:
+    """Return how the weight of this layer becomes codes: an embedding table always has one scale a row.
+
+    Only the rows of an example are read, and those of rare ones are far smaller than those of frequent ones.
+    """
+    return replace(coding, granularity="per_channel") if is_table(layer) else coding
 
 
 def set_weight(layer: Any, coded: Coded) -> None:

@@ -16,7 +16,7 @@ from autocompress.quantize.budget import SOLVERS
 from autocompress.quantize.coding import WEIGHT_OBSERVERS, Coded, encode_weight
 from autocompress.quantize.draft import Draft, fit_input
 from autocompress.quantize.history import restore
-from autocompress.quantize.layers import naming, watching
+from autocompress.quantize.layers import coding_of, is_table, naming, watching
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.quantizers import Grid
 from autocompress.quantize.sensitivity import MEASURES, Sensitivity, expected, measure_sensitivity
@@ -67,6 +67,9 @@ class MixedPrecision:
     made small within the budget (HAWQ-V3 does so by curvature, Yao et al. 2021, arXiv:2011.10680).
     ``report["sensitivity"]`` is the table, ``report["assignment"]`` what was spent and expected, beside the widest
     uniform assignment within the budget.
+
+    Looking a row of an embedding table up is no bit operation: where these are spent, tables keep 8 bits, and the
+    budget ``size`` is what shrinks them.
     """
 
     name: ClassVar[str] = "mixed_precision"
@@ -185,12 +188,16 @@ def _weight_codes(draft: Draft, config: MixedPrecisionConfig) -> dict[str, dict[
     codes: dict[str, dict[int, Coded]] = {}
     for name, layer in draft.layers.items():
         with naming(name, "weight"):
-            codes[name] = {bits: encode_weight(layer.weight, config.coding(bits)) for bits in WIDTHS}
+            codes[name] = {bits: encode_weight(layer.weight, coding_of(layer, config.coding(bits))) for bits in WIDTHS}
     return codes
 
 
 def _costs(draft: Draft, budget: str) -> dict[str, int]:
-    """Return what a bit of each layer costs: its multiply-accumulates for one example, or its weights."""
+    """Return what a bit of each layer costs: its multiply-accumulates for one example, or its weights.
+
+    Raises:
+        CompressionError: Bit operations are spent, and the model has none.
+    """
     if budget == "size":
         return {name: layer.weight.numel() for name, layer in draft.layers.items()}
     macs = dict.fromkeys(draft.layers, 0)
@@ -198,8 +205,11 @@ def _costs(draft: Draft, budget: str) -> dict[str, int]:
     def watch(name: str, _: object, __: object, output: Tensor) -> None:
         macs[name] += output.numel() * draft.layers[name].weight[0].numel()
 
-    with watching(draft.layers, watch):
+    # Looking a row up multiplies nothing.
+    with watching({name: layer for name, layer in draft.layers.items() if not is_table(layer)}, watch):
         draft.model(*draft.context.example)
+    if not any(macs.values()):
+        raise CompressionError("the model looks rows up and multiplies nothing: set budget to 'size'")
     return macs
 
 
@@ -208,7 +218,7 @@ def _options(row: Sensitivity, unit: int, limit: _Limit, input_widths: Sequence[
     return {
         (weight, inputs): (limit.of(unit, weight, inputs), of_weights[weight] + of_inputs[inputs])
         for weight in WIDTHS
-        for inputs in input_widths
+        for inputs in (input_widths if row.inputs else (32,))
     }
 
 
@@ -220,7 +230,8 @@ def _describe(
         return limit.in_bits(sum(costs)), sum(losses)
 
     uniform = max(bits for bits in WIDTHS if bits <= limit.config.budget_bits)
-    same = dict.fromkeys(chosen, (uniform, uniform if len(input_widths) > 1 else input_widths[0]))
+    of_inputs = uniform if len(input_widths) > 1 else input_widths[0]
+    same = {name: (uniform, of_inputs if (uniform, of_inputs) in options[name] else 32) for name in chosen}
     bits, loss = total(chosen)
     _, uniform_loss = total(same)
     return {

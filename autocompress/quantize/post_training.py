@@ -12,7 +12,7 @@ from autocompress.quantize.bias_correction import BiasCorrection
 from autocompress.quantize.coding import QUANTIZERS, WEIGHT_OBSERVERS, Coding, encode_weight
 from autocompress.quantize.draft import Draft, fit_input
 from autocompress.quantize.history import restore
-from autocompress.quantize.layers import naming
+from autocompress.quantize.layers import coding_of, naming
 from autocompress.quantize.settings import BitSettings, InputSettings, WeightSettings
 from autocompress.registry import QUANTIZE
 
@@ -42,7 +42,9 @@ class PostTrainingConfig(WeightSettings, InputSettings, BitSettings):
 
 
 class PostTraining:
-    """Rounds weights and layer inputs of convolutions and linear layers (Jacob et al. 2018).
+    """Rounds weights and layer inputs of convolutions and linear layers (Jacob et al. 2018), and embedding tables.
+
+    A table has one scale a row, whatever the granularity, and its input is row numbers, which stay.
 
     The model then computes what integer kernels will: biases lie on the grid of the products, and the output of
     a convolution that other operations read too (a sum, an average) is rounded to 8 bits. Weights in groups, powers
@@ -75,7 +77,7 @@ class PostTraining:
                     draft.round_input(name, grid, config.activation_bits)
                 if config.weight_bits < 32:
                     with naming(name, "weight"):
-                        coded = encode_weight(layer.weight, config.coding(config.weight_bits))
+                        coded = encode_weight(layer.weight, coding_of(layer, config.coding(config.weight_bits)))
                     draft.round_weight(name, coded, config.weight_bits)
             return draft.close()
 

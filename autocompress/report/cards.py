@@ -9,6 +9,7 @@ import pandas as pd
 
 from autocompress.front import Objective, axes, numbers
 from autocompress.pick import Pick
+from autocompress.report.steps import order, tables
 from autocompress.report.verdict import split_scores
 from autocompress.report.view import GROUPS, in_words, recipes, simulated
 from autocompress.words import compare, finite, label, show
@@ -82,6 +83,8 @@ def cards(
                 "simulated": notes[place],
                 "sparse": pruned if pruned in ("unstructured", "n_m") else "",
                 "yaml": as_yaml(row.get("config")),
+                "order": order(details),
+                "steps": tables(details),
                 "classes": details.get("per_class") or {},
                 "layers": details.get("layers") or [],
                 "curve": _curve(trials, row.get("trial")),

@@ -133,6 +133,7 @@ def honesty(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, A
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "Data": f"fingerprint {environment.get('data', 'unknown')}",
         "Splits": ", ".join(f"{name} {size:,}" for name, size in splits.items()) + " examples, disjoint",
+        "Notices": "; ".join(meta.get("notices") or []),
         "Use of splits": f"search_val steers the search, select_val makes front and pick; {_readings(meta)}",
     }
     if "state" in trials:

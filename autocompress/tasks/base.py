@@ -25,6 +25,16 @@ class Supervised:
     views: int = 1
 
     @property
+    def pinned(self) -> Mapping[str, str]:
+        """Nothing: what the constructor is given says it all."""
+        return {}
+
+    @property
+    def preprocessing(self) -> str:
+        """How a raw example becomes the model's inputs, in a sentence for whoever deploys it; empty if it does not."""
+        return ""
+
+    @property
     def notices(self) -> Sequence[str]:
         """What a reader of the results should know about the data."""
         return ()

@@ -23,6 +23,7 @@ class Digits(Supervised):
     name = "digits"
     heads: Mapping[str, int] = {"label": 10}
     views = 16
+    preprocessing = "Pixels from 0 to 16, [1, 8, 8], as (pixel / 16 - 0.3) / 0.38."
     inputs = (InputSpec((1, 8, 8)),)
 
     def splits(self, seed: int) -> Splits:

@@ -95,6 +95,7 @@ class Images(Supervised):
         self._resize = size is not None
         self._padding = round(shift * min(self.shape[1:]))
         self._flip = bool(flip)
+        self._normal: Normal | None = None
         self._mean = self._per_channel("mean", mean)
         self._std = self._per_channel("std", std)
         if self._std is not None and bool((self._std <= 0).any()):
@@ -135,17 +136,36 @@ class Images(Supervised):
         """
         parts = self._decoded
         rows = self._rows(parts, seed)
-        pixels, chosen = rows["train"]
-        normal = Normal.measured(pixels.pixels, chosen)
-        if self._mean is not None:
-            normal = Normal(self._mean, normal.std)
-        if self._std is not None:
-            normal = Normal(normal.mean, self._std)
+        normal = self._normal = self._normalisation(*rows["train"])
         return Splits(
             **{
                 name: ImageSplit(images.pixels, index, {"label": images.labels[index]}, normal)
                 for name, (images, index) in rows.items()
             }
+        )
+
+    def _normalisation(self, images: Decoded, rows: Tensor) -> Normal:
+        if self._mean is not None and self._std is not None:
+            return Normal(self._mean, self._std)
+        measured = Normal.measured(images.pixels, rows)
+        return Normal(
+            measured.mean if self._mean is None else self._mean, measured.std if self._std is None else self._std
+        )
+
+    @property
+    def preprocessing(self) -> str:
+        """Size, channels and normalisation; the latter is known once the splits have been made."""
+        if self._normal is None:
+            return ""
+        mean, std = (
+            ", ".join(f"{value / 255:.4f}" for value in each.flatten().tolist())
+            for each in (self._normal.mean, self._normal.std)
+        )
+        channels, height, width = self.shape
+        colours = "RGB" if channels == 3 else "grey"
+        return (
+            f"{colours} images of {height} x {width} pixels from 0 to 1, channels first, minus the mean ({mean}), "
+            f"divided by the deviation ({std})."
         )
 
     def view(self, split: Split, index: int) -> Split:

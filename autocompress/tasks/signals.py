@@ -113,6 +113,7 @@ class Signals(Supervised):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 0.5:
                 raise UsageError(f"task.signals.{option} is {value!r}; give a share from 0 to 0.5")
         self._shift, self._scale = shift, scale
+        self._normal: tuple[list[float], list[float]] | None = None
         found = {"train": read_series(Path(path).expanduser(), label)}
         if test:
             found["test"] = read_series(Path(test).expanduser(), label)
@@ -152,9 +153,18 @@ class Signals(Supervised):
         std = train.std((0, 2), keepdim=True, correction=0)
         # A constant channel would be divided by nothing.
         std = torch.where(std > 0, std, torch.ones_like(std))
+        self._normal = mean.flatten().tolist(), std.flatten().tolist()
         return Splits(
             **{name: Split(((split.inputs[0] - mean) / std,), split.targets) for name, split in splits.items()}
         )
+
+    @property
+    def preprocessing(self) -> str:
+        """The normalisation of each channel, known once the splits have been made."""
+        if self._normal is None:
+            return ""
+        mean, std = (", ".join(f"{value:.6g}" for value in each) for each in self._normal)
+        return f"Each channel minus its mean ({mean}), divided by its deviation ({std})."
 
     def view(self, split: Split, index: int) -> Split:
         """Return the series shifted and scaled at random; view 0 is the split itself."""

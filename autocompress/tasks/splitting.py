@@ -15,6 +15,9 @@ FRACTIONS: Mapping[str, float] = MappingProxyType(
     {"test": 0.20, "select_val": 0.12, "search_val": 0.12, "calibration": 0.04}
 )
 
+# With more examples a validation score gains less than the training loses: at 2,500, its error is below a point.
+LARGEST: Mapping[str, int] = MappingProxyType({"select_val": 2500, "search_val": 2500, "calibration": 1000})
+
 Rows = NDArray[np.int64]
 
 
@@ -48,7 +51,7 @@ def stratified_rows(
     Args:
         labels: Class indices ``[N]``.
         seed: The same seed gives the same rows.
-        fractions: Share of the examples for each part.
+        fractions: Share of the examples for each part; validation and calibration have a largest size too.
         names: The classes' names, for the message.
 
     Raises:
@@ -68,7 +71,7 @@ def stratified_rows(
     parts: dict[str, Rows] = {}
     rest = np.arange(len(strata))
     for number, (name, fraction) in enumerate(fractions.items()):
-        size = max(round(fraction * len(strata)), len(classes))
+        size = max(min(round(fraction * len(strata)), LARGEST.get(name, len(strata))), len(classes))
         rest, parts[name] = train_test_split(rest, test_size=size, random_state=seed + number, stratify=strata[rest])
     parts["train"] = rest
     return {name: np.sort(rows) for name, rows in parts.items()}

@@ -9,6 +9,8 @@ from autocompress.measure import LayerCost, Subject
 from autocompress.method import LayerBits
 from autocompress.registry import OBJECTIVES
 
+# More than the ten that stand in a list.
+CLASSES = 20
 LAYERS = {
     "a": LayerCost("a", macs=1000, weights=90, parameters=100, nonzero=90),
     "b": LayerCost("b", macs=500, weights=40, parameters=50, nonzero=45),
@@ -17,12 +19,13 @@ LAYERS = {
 
 def subject(quality: float, bits: dict[str, LayerBits] | None = None) -> Subject:
     """Logits that are right for a share of the examples, with a teacher that is always right."""
-    targets = torch.arange(100) % 10
-    right = torch.nn.functional.one_hot(targets, 10).float() * 5
-    wrong = torch.nn.functional.one_hot((targets + 1) % 10, 10).float() * 5
+    targets = torch.arange(100) % CLASSES
+    right = torch.nn.functional.one_hot(targets, CLASSES).float() * 5
+    wrong = torch.nn.functional.one_hot((targets + 1) % CLASSES, CLASSES).float() * 5
     logits = torch.where((torch.arange(100) < 100 * quality).unsqueeze(1), right, wrong)
     attacked = {"fgsm": {"label": logits}, "pgd": {"label": logits}}
-    return Subject({"label": logits}, {"label": targets}, {"label": right}, attacked, LAYERS, bits or {})
+    levels = {"label": torch.arange(float(CLASSES))}
+    return Subject({"label": logits}, {"label": targets}, {"label": right}, attacked, LAYERS, bits or {}, levels)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())

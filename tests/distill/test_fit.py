@@ -113,8 +113,16 @@ def test_terms_that_cannot_work_are_refused_before_training(terms: list[Part], m
 def test_unknown_optimizers_and_settings_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'adamw'"):
         fit(TASK.build(SMALL), TASK, SPLITS.train, Part("adam"))
-    with pytest.raises(KnobError, match=r"fit.adamw.epochs = 0"):
-        fit(TASK.build(SMALL), TASK, SPLITS.train, Part.of("adamw", epochs=0))
+    with pytest.raises(KnobError, match=r"fit.adamw.epochs = -1"):
+        fit(TASK.build(SMALL), TASK, SPLITS.train, Part.of("adamw", epochs=-1))
+
+
+def test_no_epochs_leave_the_model_as_it_is() -> None:
+    model = TASK.build(SMALL)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert fit(model, TASK, SPLITS.train, Part.of("adamw", epochs=0)) == []
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not model.training
 
 
 def test_a_last_batch_of_one_is_dropped_not_normalised_by_itself() -> None:

@@ -93,6 +93,21 @@ def test_heads_are_the_last_linear_layers_side_by_side() -> None:
     assert head_layers(Net(a=nn.Linear(4, 8), b=nn.Linear(8, 2), c=nn.Linear(8, 3))) == ["b", "c"]
 
 
+def test_a_module_that_lists_its_heads_is_believed() -> None:
+    model = Digits().build(Part.of("cnn", width=4, sharing="mixture", head_hidden=8))
+    assert head_layers(model) == ["heads.towers.label.2"]
+    # Gates read as many features as the towers, and give another number of values: by shape they would be heads.
+    plain = Digits().build(Part.of("cnn", width=4, sharing="mixture"))
+    assert head_layers(plain) == ["heads.towers.label"]
+    assert not any(point.startswith("heads") for point in tap_points(plain))
+
+
+def test_a_list_of_something_else_is_none() -> None:
+    net = Net(a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+    net.head_layers = [1, 2]  # type: ignore[assignment]
+    assert head_layers(net) == ["b"]
+
+
 def test_layers_over_tokens_put_features_last() -> None:
     assert over_tokens(encoder())
     assert over_tokens(nn.Embedding(3, 2))

@@ -227,7 +227,7 @@ def edit(**changes: Any) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "no_such_task"}, "unknown task 'no_such_task'"),
+        ({"task": "no_such_task"}, "task 'no_such_task', which is not known here"),
         ({"surprise": 1}, "surprise"),
         ({"options": {"unknown": 1}}, "cannot be rebuilt"),
         ({"folded": [["stem", "absent"]]}, "no layer 'absent'"),

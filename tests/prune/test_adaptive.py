@@ -8,6 +8,7 @@ from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import cost, layer_costs
 from autocompress.method import Context
 from autocompress.prune import AdaptiveConfig
+from autocompress.prune.adaptive import NARROWEST
 from autocompress.registry import PRUNE
 from tests.prune.toys import EXAMPLE, believing, chain, cnn, labelled_context
 
@@ -72,8 +73,15 @@ class TestSensitivity:
             model.head.weight[:, :8] = 0
             model.head.weight[:, 8:] *= 5
         context = believing(model, labelled_context())
-        _, state = apply(model, context, pruning_ratio=0.4, schedule="one_shot", criterion="l2")
-        assert state.report["channels"] == {"quiet": [8, 1]}
+        _, state = apply(model, context, pruning_ratio=0.3, schedule="one_shot", criterion="l2")
+        assert state.report["channels"] == {"quiet": [8, 3]}
+
+    def test_no_layer_is_cut_to_next_to_nothing(self):
+        for ratio in (0.3, 0.6, 0.9):
+            least = NARROWEST * (1 - ratio) ** 0.5
+            _, state = apply(cnn(width=16, stages=3), labelled_context(), pruning_ratio=ratio)
+            assert all(after >= least * before for before, after in state.report["channels"].values())
+            assert state.report["removed"] >= ratio - 1e-9
 
     def test_the_table_has_a_row_for_each_cut_layer_and_ratio(self):
         model = cnn(block="plain", width=8, stages=2, heads={"digit": 10, "parity": 2})

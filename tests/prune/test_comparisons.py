@@ -24,7 +24,7 @@ def students():
     found = []
     for seed in range(3):
         training = CompressionConfig(STUDENT, NONE, Part.of("adamw", epochs=7, learning_rate=1e-2), seed=seed)
-        found.append((training, lab(SETUP).train(training)[0]))
+        found.append((training, lab(SETUP).train(training).model))
     return found
 
 
@@ -78,7 +78,7 @@ def test_network_slimming_works_from_end_to_end():
                 Part.of("sgd", epochs=12, learning_rate=0.1, l1_batch_norm=penalty),
                 seed=seed,
             )
-            model = place.train(training)[0]
+            model = place.train(training).model
             scales = torch.cat([m.weight.detach().abs() for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
             small = float((scales < 0.1 * scales.max()).float().mean())
             assert small > 0.3 if penalty else small < 0.1

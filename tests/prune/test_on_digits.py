@@ -37,6 +37,7 @@ PARTS = [
     Part.of("structured", pruning_ratio=0.25, criterion="gradient", schedule="linear", scope="global", **STEPS),
     Part.of("adaptive", pruning_ratio=0.4, steps=2, **RECOVERY),
     Part.of("depth", pruning_ratio=0.34, **RECOVERY),
+    Part.of("progressive", pruning_ratio=0.4, step=0.2, step_epochs=1, floor=0.2, **RECOVERY),
 ]
 EIGHT = Part.of("post_training", weight_bits=8, activation_bits=8)
 
@@ -49,7 +50,7 @@ def _settled():
 
 @pytest.fixture(scope="module")
 def trained():
-    return lab(SETUP).train(TRAINING)[0]
+    return lab(SETUP).train(TRAINING).model
 
 
 def scores(model):

@@ -40,6 +40,18 @@ def test_cards_hold_config_scores_classes_layers_and_curve(run: Run) -> None:
         assert [point[0] for point in card["curve"]] == list(range(1, row["epochs"] + 1))
 
 
+def test_a_card_shows_each_head_of_several(run: Run) -> None:
+    heads = {"accuracy@language": 0.91, "accuracy@kind": 0.72}
+    tests = {"accuracy@language_test": 0.9, "accuracy@kind_test": 0.7, "accuracy_worst": 0.72}
+    table = run.candidates.head(1).assign(**heads, **tests)
+    scores = [{**run.meta["objectives"][0], "name": name} for name in (*heads, "accuracy_worst")]
+    meta = {**run.meta, "all_objectives": [*run.meta["all_objectives"], *scores]}
+    measured = cards(table, table, run.trials, meta)[0]["measured"]
+    assert ("accuracy (language)", "91.0%", "90.0%") in measured
+    assert ("accuracy (kind)", "72.0%", "70.0%") in measured
+    assert any(line[:2] == ("accuracy (worst head)", "72.0%") for line in measured)
+
+
 def test_details_and_curves_may_be_absent(run: Run) -> None:
     table = run.candidates.head(2).assign(details=[float("nan"), None], config=None)
     for card in cards(table, run.candidates, pd.DataFrame(), run.meta):

@@ -246,3 +246,12 @@ def test_cifar10(data: Path) -> None:
     model = task.build(Part.of("cnn", width=8, depth=1, stem_stride=2))
     curve = fit(model, task, splits.train, Part.of("adamw", epochs=6, batch_size=32, learning_rate=1e-2))
     assert curve[-1]["loss"] < 0.9 * curve[0]["loss"]
+
+
+def test_whoever_deploys_a_model_is_told_of_the_normalisation(data: Path) -> None:
+    task = Images(Images.sample(data), mean=(0.1, 0.2, 0.3), std=0.25)
+    assert task.preprocessing == ""
+    task.splits(0)
+    assert "RGB images of 8 x 8 pixels" in task.preprocessing
+    assert "(0.1000, 0.2000, 0.3000)" in task.preprocessing
+    assert "(0.2500, 0.2500, 0.2500)" in task.preprocessing

@@ -1,0 +1,133 @@
+"""Quantized embedding tables in a graph: the codes of a row are looked up and decoded, so that only codes are stored.
+
+    row numbers -> Gather (codes) -> Cast, Mul -> row
+                -> Gather (scales) ------^
+
+Codes of 4 bits or fewer share bytes: two of 3 or 4 bits, four of 2 bits. All numbers on the way to a code are whole
+and small, so that the graph returns the very rows of the torch module.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BYTE = 256
+
+
+class Lookup(nn.Module):
+    """Stands for an embedding table: row numbers ``[...]`` to rows ``[..., D]``.
+
+    Args:
+        codes: ``[R, D]``.
+        scale: ``[R]``.
+        zero_point: The code of 0.0 of each row, ``[R]``; ``None`` where codes look ``levels`` up.
+        levels: The value of each code before scaling, ``[L]``; ``None`` where codes are evenly spaced.
+
+    Example:
+        >>> codes, scale = torch.tensor([[1, -2, 1], [0, 1, -1]], dtype=torch.int8), torch.tensor([0.5, 2.0])
+        >>> Lookup(codes, scale, torch.zeros(2, dtype=torch.int32), None)(torch.tensor([1, 0])).tolist()
+        [[0.0, 2.0, -2.0], [0.5, -1.0, 0.5]]
+    """
+
+    def __init__(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None, levels: Tensor | None) -> None:
+        super().__init__()
+        offset = int(codes.min())
+        shifted = codes.to(torch.int64) - offset
+        self.columns = codes.shape[1]
+        self.shared = codes_in_byte(int(shifted.max()))
+        self.base = round(BYTE ** (1 / self.shared))
+        places = self.base ** torch.arange(self.shared)
+        filled = F.pad(shifted, (0, -self.columns % self.shared)).unflatten(1, (-1, self.shared))
+        self.codes = nn.Buffer((filled * places).sum(-1).to(torch.uint8))
+        self.scale = nn.Buffer(scale.float().unsqueeze(1))
+        self.places = nn.Buffer(places.float())
+        self.levels = None if levels is None else nn.Buffer(levels.float().unsqueeze(1))
+        # What stands for nothing, in the numbers that are stored: one for the table where rows agree.
+        zeros = torch.full_like(scale, -offset) if zero_point is None else zero_point.float() - offset
+        same = bool((zeros == zeros[0]).all())
+        self.zero = float(zeros[0])
+        self.zeros = None if same else nn.Buffer(zeros.float().unsqueeze(1))
+        self.first = offset
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the rows of these numbers."""
+        codes = F.embedding(rows, self.codes).float()
+        if self.shared > 1:
+            quotients = (codes.unsqueeze(-1) / self.places).floor()
+            digits = quotients - self.base * (quotients / self.base).floor()
+            codes = digits.flatten(-2)[..., : self.columns]
+        if self.levels is not None:
+            values = F.embedding((codes + self.first).long(), self.levels).squeeze(-1)
+        else:
+            values = codes - (self.zero if self.zeros is None else F.embedding(rows, self.zeros))
+        return values * F.embedding(rows, self.scale)
+
+
+class BagLookup(nn.Module):
+    """Stands for a table whose rows are summed up or averaged: row numbers ``[B, n]`` to ``[B, D]``.
+
+    Args:
+        table: What is looked up.
+        bag: The layer it stands for. Bags of unequal size (``offsets``) and weights of rows take the whole table
+            decoded, and the graph then holds it so.
+    """
+
+    def __init__(self, table: Lookup, bag: nn.EmbeddingBag) -> None:
+        super().__init__()
+        self.table = table
+        self.mode, self.last = bag.mode, bag.include_last_offset
+        # No row has the number -1.
+        self.padding = -1 if bag.padding_idx is None else bag.padding_idx
+
+    def forward(self, rows: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Return what each bag of rows comes to."""
+        if offsets is None and weights is None:
+            return self._reduced(self.table(rows), (rows != self.padding).unsqueeze(-1))
+        decoded = self.table(torch.arange(self.table.codes.shape[0]))
+        return F.embedding_bag(
+            rows,
+            decoded,
+            offsets,
+            mode=self.mode,
+            per_sample_weights=weights,
+            include_last_offset=self.last,
+            padding_idx=None if self.padding < 0 else self.padding,
+        )
+
+    def _reduced(self, found: Tensor, counts: Tensor) -> Tensor:
+        """Return the sum, mean or largest of the rows that are no padding, 0 where all are, ``[B, n, D] -> [B, D]``."""
+        if self.mode == "max":
+            largest = found.masked_fill(~counts, -torch.inf).amax(1)
+            return torch.where(counts.any(1), largest, 0.0)
+        total = (found * counts).sum(1)
+        return total if self.mode == "sum" else total / counts.sum(1).clamp(min=1)
+
+
+def codes_in_byte(largest: int) -> int:
+    """Return how many codes from 0 to ``largest`` share a byte: 1, 2 or 4.
+
+    Example:
+        >>> [codes_in_byte(largest) for largest in (255, 15, 3)]
+        [1, 2, 4]
+    """
+    return 4 if largest < 4 else 2 if largest < 16 else 1
+
+
+def lookup(layer: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return what stands for a quantized table in a graph.
+
+    Args:
+        layer: The table.
+        name: Its name.
+        tensors: Those of the quantization: ``<name>.weight_codes``, ``.weight_scale`` and the zero point or levels.
+
+    Raises:
+        KeyError: A tensor is missing.
+    """
+    prefix = f"{name}.weight_"
+    optional: dict[str, Any] = {part: tensors.get(prefix + part) for part in ("zero_point", "levels")}
+    table = Lookup(tensors[prefix + "codes"], tensors[prefix + "scale"], **optional)
+    return BagLookup(table, layer) if isinstance(layer, nn.EmbeddingBag) else table

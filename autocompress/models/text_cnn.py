@@ -1,0 +1,191 @@
+"""Convolutional networks for texts: an embedding, convolutions along the text, one vector of all positions, heads.
+
+    tokens [B, T] -> embedding [B, E, T] -> stem (conv, batch norm, ReLU) -> stages.0 .. stages.n -> pooling -> heads
+
+Positions of padding are zero in front of every convolution, as what lies beyond the end of a text is: more padding
+changes nothing. To add a block, write one class like :class:`Plain` and list it in ``BLOCKS``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.knobs import Choice, IntRange, knob
+from autocompress.models.base import refuse_no_heads
+from autocompress.models.sharing import HeadConfig, make_heads
+from autocompress.models.tokens import POOLING, MaskedPool, TokenMask, only_token_input
+from autocompress.registry import STUDENTS
+from autocompress.task import InputSpec
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Return a convolution and its batch norm; position i of the output looks around position i * stride."""
+    conv = nn.Conv1d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm1d(outputs)]
+
+
+class Plain(nn.Module):
+    """One convolution with batch norm and ReLU, ``[B, C, T], [B, 1, T] -> [B, C, T]``."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_conv(width, width, kernel), nn.ReLU())
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the features, zero at padding."""
+        out: Tensor = self.body(x) * mask
+        return out
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a shortcut, ``[B, C, T], [B, 1, T] -> [B, C, T]`` (He 2016)."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(*_conv(width, width, kernel), nn.ReLU())
+        self.second = nn.Sequential(*_conv(width, width, kernel))
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the rectified sum of both branches, zero at padding."""
+        out: Tensor = self.relu(self.second(self.first(x) * mask) + x) * mask
+        return out
+
+
+class Separable(nn.Module):
+    """A convolution within each channel, then one across channels, ``[B, C, T], [B, 1, T] -> [B, C, T]``.
+
+    Source: Howard 2017, arXiv:1704.04861.
+    """
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.within = nn.Sequential(*_conv(width, width, kernel, groups=width), nn.ReLU())
+        self.across = nn.Sequential(*_conv(width, width, 1), nn.ReLU())
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the features, zero at padding."""
+        out: Tensor = self.across(self.within(x)) * mask
+        return out
+
+
+class Parallel(nn.Module):
+    """Windows of three lengths side by side, then one position at a time, ``[B, C, T], [B, 1, T] -> [B, C, T]``.
+
+    The lengths are 1, the kernel and twice it less one. Source: several window sizes, Kim 2014, arXiv:1408.5882.
+    """
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        share = -(-width // 3)
+        self.windows = nn.ModuleList(
+            nn.Sequential(*_conv(width, share, size), nn.ReLU()) for size in (1, kernel, 2 * kernel - 1)
+        )
+        self.across = nn.Sequential(*_conv(3 * share, width, 1), nn.ReLU())
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the features, zero at padding."""
+        out: Tensor = self.across(torch.cat([window(x) for window in self.windows], 1)) * mask
+        return out
+
+
+BLOCKS: Mapping[str, Callable[[int, int], nn.Module]] = {
+    "plain": Plain,
+    "residual": Residual,
+    "separable": Separable,
+    "parallel": Parallel,
+}
+
+
+@dataclass(frozen=True)
+class TextCNNConfig(HeadConfig):
+    """Shape of a convolutional network for texts.
+
+    Example:
+        >>> TextCNNConfig(width=16, depth=1).to_dict()["kernel"]
+        3
+    """
+
+    label: ClassVar[str] = "text_cnn"
+
+    embedding: int = knob(16, IntRange(2, 256, log=True), "numbers that stand for a token")
+    width: int = knob(64, IntRange(4, 512, log=True), "channels of every convolution")
+    depth: int = knob(2, IntRange(1, 8), "blocks after the stem")
+    kernel: int = knob(3, Choice((3, 5, 7)), "length of the convolution window, in positions")
+    block: str = knob("residual", Choice(tuple(BLOCKS)), "what a block is made of")
+    stem_stride: int = knob(1, Choice((1, 2, 4)), "2 halves the number of positions at once, 4 quarters it")
+    pooling: str = knob("max", Choice(POOLING), "what becomes of the positions in the end")
+
+
+class TextCNNEncoder(nn.Module):
+    """Tokens to features, ``[B, T] -> [B, width]``.
+
+    Args:
+        config: The family's knobs.
+        vocabulary: How many tokens there are.
+        missing: The token that stands for padding, if any.
+    """
+
+    def __init__(self, config: TextCNNConfig, vocabulary: int, missing: int | None) -> None:
+        super().__init__()
+        self.mask = TokenMask(missing)
+        self.embedding = nn.Embedding(vocabulary, config.embedding, padding_idx=missing)
+        self.stride = config.stem_stride
+        stem = _conv(config.embedding, config.width, config.kernel, config.stem_stride)
+        self.stem = nn.Sequential(*stem, nn.ReLU())
+        self.stages = nn.ModuleList(BLOCKS[config.block](config.width, config.kernel) for _ in range(config.depth))
+        self.pool = MaskedPool(config.pooling)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the features of each text."""
+        mask = self.mask(tokens).unsqueeze(1)
+        # The padding's row is zero, but an attack or a quantizer may have moved it.
+        x = self.embedding(tokens).transpose(1, 2) * mask
+        mask = mask[:, :, :: self.stride]
+        x = self.stem(x) * mask
+        for stage in self.stages:
+            x = stage(x, mask)
+        features: Tensor = self.pool(x, mask)
+        return features
+
+
+class TextCNN(nn.Module):
+    """A convolutional network, ``[B, T] -> [B, classes]``, or ``{head: [B, classes]}`` with several heads."""
+
+    def __init__(self, config: TextCNNConfig, tokens: InputSpec, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        self.encoder = TextCNNEncoder(config, tokens.vocabulary, tokens.missing)
+        self.heads = make_heads(config, config.width, heads)
+
+    def forward(self, tokens: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the logits of the only head, or of every head by name."""
+        logits: Tensor | dict[str, Tensor] = self.heads(self.encoder(tokens))
+        return logits
+
+
+class TextCNNFamily:
+    """Builds convolutional networks for inputs of ``(T,)`` tokens."""
+
+    name: ClassVar[str] = "text_cnn"
+    config = TextCNNConfig
+
+    def build(self, config: TextCNNConfig, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
+        """Return an untrained network for texts of ``(T,)`` tokens.
+
+        Raises:
+            UsageError: The input is not one of tokens, no head is asked for, or a head has no class.
+
+        Example:
+            >>> net = TextCNNFamily().build(TextCNNConfig(width=8), (InputSpec((32,), 100, 0),), {"label": 3})
+            >>> net(torch.zeros(2, 32, dtype=torch.int64)).shape
+            torch.Size([2, 3])
+        """
+        tokens = only_token_input(self.name, inputs)
+        refuse_no_heads(self.name, heads)
+        return TextCNN(config, tokens, heads)
+
+
+STUDENTS.add(TextCNNFamily.name, TextCNNFamily())

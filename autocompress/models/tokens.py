@@ -1,0 +1,65 @@
+"""What families for tokens share: the check of their input, where a text is, and one vector of many positions."""
+
+from torch import Tensor, nn
+
+from autocompress.errors import UsageError
+from autocompress.models.base import describe
+from autocompress.task import InputSpec
+
+#: Far below any score of a network, and finite in every precision with eight exponent bits.
+FAR = 1e9
+POOLING = ("max", "mean")
+
+
+def only_token_input(family: str, inputs: tuple[InputSpec, ...]) -> InputSpec:
+    """Return the only input, which holds tokens along one axis.
+
+    Raises:
+        UsageError: There are other inputs, or one of another form.
+
+    Example:
+        >>> only_token_input("text_cnn", (InputSpec((32,), vocabulary=257, missing=0),)).vocabulary
+        257
+    """
+    if len(inputs) == 1 and inputs[0].vocabulary and len(inputs[0].shape) == 1 and inputs[0].shape[0] >= 1:
+        return inputs[0]
+    raise UsageError(f"student '{family}' takes one input of whole numbers (length), not {describe(inputs)}")
+
+
+class TokenMask(nn.Module):
+    """Says where a text is, ``[B, T] -> [B, T]``: 1 at a token, 0 at padding.
+
+    Args:
+        missing: The token that stands for nothing; ``None`` where all of them mean something.
+    """
+
+    def __init__(self, missing: int | None) -> None:
+        super().__init__()
+        # No token is negative, so that all of them count.
+        self.missing = -1 if missing is None else missing
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return ones and zeros in single precision."""
+        return (tokens != self.missing).float()
+
+
+class MaskedPool(nn.Module):
+    """One vector of all positions that hold a token, ``[B, C, T], [B, 1, T] -> [B, C]``; zeros where none does.
+
+    Args:
+        how: ``max``, the largest value of each feature, or ``mean``.
+    """
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the pooled features."""
+        if self.how == "mean":
+            return (x * mask).sum(2) / mask.sum(2).clamp_min(1.0)
+        return (x * mask + (mask - 1) * FAR).amax(2) * mask.amax(2)
+
+    def extra_repr(self) -> str:
+        """Return what ``repr`` shows between the brackets."""
+        return self.how

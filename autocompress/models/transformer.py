@@ -1,0 +1,171 @@
+"""Transformers for texts: embedding and learned positions, blocks of attention and feed-forward layers, heads.
+
+    tokens [B, T] -> embedding + positions [B, T, D] -> stages.0 .. stages.n -> norm -> mean or max -> heads
+
+A block normalises in front of each half and adds to what went in (pre-norm; Xiong et al. 2020, arXiv:2002.04745).
+Padding takes part in nothing: no token attends to it, and it is zero behind every block. The attention
+probabilities ``[B, H, T, T]`` of block n are the output of the layer ``encoder.stages.<n>.attention.probabilities``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.knobs import Choice, IntRange, knob
+from autocompress.models.base import refuse_no_heads
+from autocompress.models.sharing import HeadConfig, make_heads
+from autocompress.models.tokens import FAR, POOLING, MaskedPool, TokenMask, only_token_input
+from autocompress.registry import STUDENTS
+from autocompress.task import InputSpec
+
+#: Deviation of the untrained embedding and positions, as in GPT (Radford et al. 2018).
+START = 0.02
+
+
+class Attention(nn.Module):
+    """Several attentions side by side, ``[B, T, D], [B, 1, 1, T] -> [B, T, D]``.
+
+    softmax(Q K^T / sqrt(d) + bias) V for each of H heads of d numbers (Vaswani et al. 2017, arXiv:1706.03762); the
+    bias is zero at a token and far below zero at padding.
+    """
+
+    def __init__(self, width: int, heads: int, head_size: int) -> None:
+        super().__init__()
+        self.heads, self.head_size = heads, head_size
+        inner = heads * head_size
+        self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
+        self.probabilities = nn.Softmax(dim=-1)
+        self.out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """Return what each position gathers."""
+        query, key, value = (self._apart(layer(x)) for layer in (self.query, self.key, self.value))
+        scores = query @ key.transpose(2, 3) * self.head_size**-0.5
+        gathered = self.probabilities(scores + bias) @ value
+        out: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
+        return out
+
+    def _apart(self, x: Tensor) -> Tensor:
+        """Return the heads on an axis of their own, ``[B, T, H d] -> [B, H, T, d]``."""
+        apart: Tensor = x.unflatten(2, (self.heads, self.head_size)).transpose(1, 2)
+        return apart
+
+
+class Block(nn.Module):
+    """Attention, then two linear layers with a ReLU between them, ``[B, T, D] -> [B, T, D]``."""
+
+    def __init__(self, config: "TransformerConfig") -> None:
+        super().__init__()
+        width = config.attention_heads * config.head_size
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, config.attention_heads, config.head_size)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, width * config.feed_forward), nn.ReLU(), nn.Linear(width * config.feed_forward, width)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+        """Return the sum of the input and both halves, zero at padding."""
+        x = x + self.attention(self.attention_norm(x), bias)
+        x = x + self.feed_forward(self.feed_forward_norm(x))
+        return x * mask
+
+
+@dataclass(frozen=True)
+class TransformerConfig(HeadConfig):
+    """Shape of a transformer; its width is ``attention_heads`` times ``head_size``, so that any combination fits.
+
+    Example:
+        >>> TransformerConfig(attention_heads=2, head_size=8).to_dict()["feed_forward"]
+        2
+    """
+
+    label: ClassVar[str] = "transformer"
+
+    layers: int = knob(2, IntRange(1, 8), "blocks of attention and feed-forward layers")
+    attention_heads: int = knob(4, IntRange(1, 8), "attentions side by side in each block")
+    head_size: int = knob(16, IntRange(2, 64, log=True), "numbers of each attention; times those the model's width")
+    feed_forward: int = knob(2, IntRange(1, 4), "how much wider the feed-forward layer is than the model")
+    embedding: int = knob(0, IntRange(0, 256), "numbers that stand for a token; 0 = as many as the model is wide")
+    pooling: str = knob("mean", Choice(POOLING), "what becomes of the positions in the end")
+
+
+class TransformerEncoder(nn.Module):
+    """Tokens to features, ``[B, T] -> [B, D]``.
+
+    With an ``embedding`` of another width than the model's, a linear layer stands behind it (Lan et al. 2020,
+    arXiv:1909.11942).
+
+    Args:
+        config: The family's knobs.
+        tokens: What the model takes; T may be smaller in a call than here.
+    """
+
+    def __init__(self, config: TransformerConfig, tokens: InputSpec) -> None:
+        super().__init__()
+        width = config.attention_heads * config.head_size
+        size = config.embedding or width
+        self.mask = TokenMask(tokens.missing)
+        self.embedding = nn.Embedding(tokens.vocabulary, size, padding_idx=tokens.missing)
+        self.widen = nn.Identity() if size == width else nn.Linear(size, width, bias=False)
+        self.positions = nn.Parameter(torch.empty(tokens.shape[0], width))
+        # Small and alike, so that attention can tell places as well as tokens from the start.
+        nn.init.normal_(self.positions, std=START)
+        with torch.no_grad():
+            self.embedding.weight.mul_(START)
+        self.stages = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width)
+        self.pool = MaskedPool(config.pooling)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the features of each text."""
+        mask = self.mask(tokens)
+        over_features = mask.unsqueeze(2)
+        bias = ((mask - 1) * FAR).unsqueeze(1).unsqueeze(2)
+        x = (self.widen(self.embedding(tokens)) + self.positions[: tokens.shape[1]]) * over_features
+        for stage in self.stages:
+            x = stage(x, over_features, bias)
+        features: Tensor = self.pool(self.norm(x).transpose(1, 2), mask.unsqueeze(1))
+        return features
+
+
+class Transformer(nn.Module):
+    """A transformer, ``[B, T] -> [B, classes]``, or ``{head: [B, classes]}`` with several heads."""
+
+    def __init__(self, config: TransformerConfig, tokens: InputSpec, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        self.encoder = TransformerEncoder(config, tokens)
+        self.heads = make_heads(config, config.attention_heads * config.head_size, heads)
+
+    def forward(self, tokens: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the logits of the only head, or of every head by name."""
+        logits: Tensor | dict[str, Tensor] = self.heads(self.encoder(tokens))
+        return logits
+
+
+class TransformerFamily:
+    """Builds transformers for inputs of ``(T,)`` tokens."""
+
+    name: ClassVar[str] = "transformer"
+    config = TransformerConfig
+
+    def build(self, config: TransformerConfig, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
+        """Return an untrained transformer for texts of up to ``(T,)`` tokens.
+
+        Raises:
+            UsageError: The input is not one of tokens, no head is asked for, or a head has no class.
+
+        Example:
+            >>> net = TransformerFamily().build(TransformerConfig(layers=1), (InputSpec((32,), 100, 0),), {"label": 3})
+            >>> net(torch.zeros(2, 32, dtype=torch.int64)).shape
+            torch.Size([2, 3])
+        """
+        tokens = only_token_input(self.name, inputs)
+        refuse_no_heads(self.name, heads)
+        return Transformer(config, tokens, heads)
+
+
+STUDENTS.add(TransformerFamily.name, TransformerFamily())

@@ -1,0 +1,79 @@
+"""What zeros are worth here: `python -m benchmarks.sparsity`.
+
+Bytes of a sparse weight in each form, and the speed of torch's CSR linear layer beside the dense one, on one thread.
+The density at which CSR begins to pay is the highest measured one from which on it is always faster.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autocompress.lab import settled
+from autocompress.prune.storage import break_even, linear_speed, pays_below, storage
+from autocompress.storage import write_atomic
+
+SHAPES = ((64, 64), (256, 256), (1024, 1024), (4096, 1024))
+BATCHES = (1, 32)
+DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
+
+
+def sizes() -> list[str]:
+    """Return the table of bytes, for a layer of 256 x 256."""
+    lines = ["| density | dense | bit mask + values | CSR | smallest |", "|---|---|---|---|---|"]
+    for density in (1.0, 0.9, *DENSITIES):
+        layer = nn.Linear(256, 256, bias=False)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            layer.weight.mul_(torch.rand(256, 256, generator=generator) < density)
+        (row,) = storage(layer)
+        lines.append(f"| {row.density:.2f} | {row.dense:,} | {row.packed:,} | {row.csr:,} | {row.smallest} |")
+    lines.append("")
+    lines.append(
+        f"Fewer bytes than dense below a density of {break_even('packed', 256, 256):.3f} (packed) and "
+        f"{break_even('csr', 256, 256):.3f} (CSR)."
+    )
+    return lines
+
+
+def speeds(repeats: int) -> list[str]:
+    """Return the table of speeds."""
+    shown = " | ".join(f"{density:g}" for density in DENSITIES)
+    lines = [f"| layer | batch | {shown} | pays below |", "|---|---|" + "---|" * (len(DENSITIES) + 1)]
+    for outputs, inputs in SHAPES:
+        for batch in BATCHES:
+            rows = linear_speed(outputs, inputs, batch, DENSITIES, repeats)
+            ratios = " | ".join(f"{row.dense_ms / row.csr_ms:.2f}" for row in rows)
+            lines.append(f"| {outputs} x {inputs} | {batch} | {ratios} | {pays_below(rows) or 'never'} |")
+    return lines
+
+
+def main() -> None:
+    """Run the benchmark and print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/sparsity.md"))
+    asked = parser.parse_args()
+    with settled():
+        text = "\n".join(
+            [
+                "# Sparse weights: bytes, and speed as a multiple of the dense layer's",
+                "",
+                "Bytes of a linear layer 256 x 256 in single precision:",
+                "",
+                *sizes(),
+                "",
+                f"Speed of torch's CSR linear layer by density; median of {asked.repeats} calls, one thread, "
+                f"{torch.backends.cpu.get_cpu_capability()}:",
+                "",
+                *speeds(asked.repeats),
+                "",
+            ]
+        )
+    write_atomic(asked.out, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

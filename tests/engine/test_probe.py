@@ -1,0 +1,155 @@
+import pytest
+import torch
+from torch import nn
+
+from autocompress.config import Part
+from autocompress.engine.probe import safe_space
+from autocompress.engine.space import open_space
+from autocompress.engine.spec import parse_spec
+from autocompress.knobs import FloatRange
+from autocompress.method import Context
+from autocompress.prune import StructuredConfig
+from autocompress.registry import PRUNE
+from autocompress.tasks.module import Module
+from tests.prune import zoo
+
+IMAGES = torch.randn(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(0, 10, (120, 5), generator=torch.Generator().manual_seed(0))
+TARGETS = torch.arange(120) % 3
+
+
+class Branches(zoo.Net):
+    """Decides by the data what it computes."""
+
+    def __init__(self):
+        super().__init__(a=zoo.conv(1, 8), b=zoo.conv(1, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.fc((self.a(x) if float(x.sum()) > 0 else self.b(x)).mean((2, 3)))
+
+
+def space(prune="none", student="from_teacher: {pruning_ratio: {low: 0.0, high: 0.8}, depth_ratio: [0.0, 0.25]}"):
+    return open_space(parse_spec(f"task: module\nstudent: {{{student}}}\nprune: {{{prune}: {{}}}}", "x"))
+
+
+def probed(model, inputs=IMAGES, **given):
+    torch.manual_seed(0)
+    task = Module(model(), (inputs, TARGETS))
+    return safe_space(space(**given), task, task.splits(0))
+
+
+class TwoImages(zoo.Net):
+    """Takes a mapping."""
+
+    def __init__(self):
+        super().__init__(a=zoo.conv(1, 8), b=zoo.conv(1, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, batch):
+        return self.fc((self.a(batch["left"]) + self.b(batch["right"])).relu().mean((2, 3)))
+
+
+class Gru(zoo.Net):
+    """Reads tokens one after the other."""
+
+    def __init__(self):
+        super().__init__(e=nn.Embedding(10, 8), r=nn.GRU(8, 6, batch_first=True), fc=nn.Linear(6, 3))
+
+    def forward(self, x):
+        return self.fc(self.r(self.e(x))[1][-1])
+
+
+class Attending(zoo.Net):
+    """Torch's own attention and layer norm."""
+
+    def __init__(self):
+        super().__init__(e=nn.Embedding(10, 8), n=nn.LayerNorm(8), m=nn.MultiheadAttention(8, 2, batch_first=True))
+        self.up, self.fc = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.n(self.e(x))
+        return self.fc(self.up(x + self.m(x, x, x, need_weights=False)[0]).relu().mean(1))
+
+
+class Depthwise(zoo.Net):
+    """A convolution within each channel, and functional ReLU."""
+
+    def __init__(self):
+        super().__init__(a=zoo.conv(1, 8), d=zoo.conv(8, 8, groups=8), p=nn.Conv2d(8, 12, 1), fc=nn.Linear(12, 3))
+
+    def forward(self, x):
+        return self.fc(self.p(self.d(self.a(x).relu()).relu()).relu().mean((2, 3)))
+
+
+PAIR = {"left": IMAGES, "right": IMAGES.flip(0)}
+# What a user may bring: the module, its inputs, whether its channels can be removed.
+ZOO = [
+    (zoo.Dense, IMAGES, True),
+    (zoo.AddedToConcat, IMAGES, True),
+    (zoo.Flatten, IMAGES, True),
+    (zoo.Gate, IMAGES, True),
+    (zoo.Grouped, IMAGES, True),
+    (zoo.Transposed, IMAGES, True),
+    (zoo.Shared, IMAGES, True),
+    (zoo.Normalized, IMAGES, True),
+    (Depthwise, IMAGES, True),
+    (zoo.MeanOverChannels, IMAGES, True),
+    (zoo.Recurrent, TOKENS, True),
+    (Gru, TOKENS, False),
+    (zoo.Transformer, TOKENS, True),
+    (zoo.OwnAttention, TOKENS, True),
+    (Attending, TOKENS, True),
+    (TwoImages, PAIR, True),
+    (Branches, IMAGES, False),
+]
+
+
+@pytest.mark.parametrize(("model", "inputs", "cuttable"), ZOO, ids=lambda value: getattr(value, "__name__", None))
+def test_channels_are_searched_where_they_can_be_removed(model, inputs, cuttable):
+    found, notices = probed(model, inputs)
+    ratio = found.sections["student"]["from_teacher"]["pruning_ratio"]
+    refused = [notice for notice in notices if notice.startswith("removing its channels is not safe")]
+    assert isinstance(ratio, FloatRange) == cuttable == (not refused)
+    if cuttable:
+        torch.manual_seed(0)
+        task = Module(model(), (inputs, TARGETS))
+        teacher, batch = task.build(Part("from_teacher")), task.splits(0).calibration
+        for share in (0.3, 0.6):
+            context = Context(task.example(), (batch.inputs,))
+            cut, _ = PRUNE.get("structured").apply(teacher, StructuredConfig(pruning_ratio=share), context)
+            assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in teacher.parameters())
+            assert cut(*batch.inputs).shape == (len(batch), 3)
+    else:
+        assert set(found.sections["prune"]) == {"none", "unstructured"}
+        assert "unstructured takes the place" in notices[-1]
+
+
+def test_blocks_are_dropped_only_where_there_are_some():
+    found, notices = probed(zoo.Flatten)
+    assert found.sections["student"]["from_teacher"]["depth_ratio"] == 0.0
+    assert any("dropping its blocks is not safe" in notice for notice in notices)
+
+
+def test_pruning_methods_that_fail_are_left_out():
+    found, notices = probed(Branches, prune="structured")
+    assert set(found.sections["prune"]) == {"unstructured"}
+    assert any(notice.startswith("prune.structured is not safe") for notice in notices)
+
+
+def test_a_method_that_another_student_may_use_stays():
+    found, _ = probed(Branches, prune="structured", student="from_teacher: {}, cnn: {width: 4}")
+    assert set(found.sections["prune"]) == {"structured"}
+
+
+def test_spaces_of_other_students_stay_as_they_are():
+    torch.manual_seed(0)
+    task = Module(zoo.Dense(), (IMAGES, TARGETS))
+    before = space(student="cnn: {width: 4}")
+    assert safe_space(before, task, task.splits(0)) == (before, ())
+
+
+def test_the_teacher_stays_as_it_was():
+    torch.manual_seed(0)
+    task = Module(zoo.Dense(), (IMAGES, TARGETS))
+    before = task.pinned
+    safe_space(space(), task, task.splits(0))
+    assert task.pinned == before

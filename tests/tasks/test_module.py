@@ -1,0 +1,206 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from autocompress.config import Part
+from autocompress.errors import UsageError
+from autocompress.models.from_teacher import FromTeacherConfig
+from autocompress.registry import STUDENTS, TASKS
+from autocompress.task import as_heads
+from autocompress.tasks.module import Module, answered, bring_model
+from autocompress.tasks.tensors import Tensors
+
+X, Y = torch.randn(90, 3, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 2
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    monkeypatch.setattr(TASKS, "_objects", {name: TASKS.get(name) for name in TASKS})
+
+
+def net(classes=2):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, classes))
+
+
+class TestTeacher:
+    def test_the_default_student_is_the_module_with_its_weights(self):
+        model = net()
+        task = Module(model, (X, Y))
+        student, fit = task.teacher()
+        assert student.name == "from_teacher"
+        assert fit.values["epochs"] == 0
+        assert torch.equal(task.build(student)(X), model(X))
+
+    def test_each_build_is_a_copy(self):
+        task = Module(net(), (X, Y))
+        with torch.no_grad():
+            task.build(Part("from_teacher"))[0].weight.zero_()
+        assert bool(task.build(Part("from_teacher"))[0].weight.any())
+
+    def test_the_users_module_stays_in_training_mode(self):
+        model = net().train()
+        Module(model, (X, Y))
+        assert model.training
+
+    def test_other_families_can_be_students(self):
+        task = Module(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (torch.randn(90, 1, 8, 8), torch.arange(90) % 10))
+        assert task.build(Part.of("cnn", width=4, stages=1, depth=1))(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+    def test_a_family_that_needs_a_module_says_so_without_one(self):
+        with pytest.raises(UsageError, match="bring_model"):
+            STUDENTS.get("from_teacher").build(FromTeacherConfig(), (), {"label": 2})
+
+    def test_the_weights_tell_one_module_from_another(self):
+        torch.manual_seed(1)
+        other = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        assert Module(net(), (X, Y)).pinned == Module(net(), (X, Y)).pinned != Module(other, (X, Y)).pinned
+
+    def test_a_module_may_know_more_classes_than_the_data(self):
+        task = Module(net(5), Tensors((X, Y), labels=["a", "b"]))
+        assert task.heads == {"label": 5}
+        assert task.labels == {}
+
+    def test_a_loss_of_ones_own(self):
+        task = Module(net(), (X, Y), loss=lambda logits, targets: logits["label"].sum() * 0 + 7)
+        assert float(task.loss({"label": torch.zeros(2, 2)}, {"label": Y[:2]})) == 7
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(5, 2)
+
+    def forward(self, left, right):
+        return self.fc(torch.cat([left, right], 1))
+
+
+class OneTuple(TwoInputs):
+    def forward(self, both):
+        return super().forward(*both)
+
+
+class OneMapping(TwoInputs):
+    def forward(self, batch):
+        return super().forward(batch["left"], batch["right"])
+
+
+class Answers(nn.Module):
+    """Two heads in whatever form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.a, self.b, self.form = nn.Linear(3, 2), nn.Linear(3, 4), form
+
+    def forward(self, x):
+        return self.form(self.a(x), self.b(x))
+
+
+class WithLogits:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+class TestForms:
+    @pytest.mark.parametrize("kind", [TwoInputs, OneTuple])
+    def test_inputs_are_passed_one_by_one_or_as_a_tuple(self, kind):
+        task = Module(kind(), ((X, torch.randn(90, 2)), Y))
+        assert task.build(Part("from_teacher"))(*task.splits(0).train.inputs).shape[1] == 2
+
+    @pytest.mark.parametrize("kind", [TwoInputs, OneMapping])
+    def test_named_inputs_are_passed_as_keywords_or_as_a_mapping(self, kind):
+        model, right = kind(), torch.randn(90, 2)
+        task = Module(model, ({"right": right, "left": X}, Y))
+        expected = TwoInputs.forward(model, X[:4], right[:4])
+        assert torch.equal(task.build(Part("from_teacher"))(right[:4], X[:4]), expected)
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            lambda a, b: {"b": b, "a": a, "more": a},
+            lambda a, b: (a, b),
+            lambda a, b: WithLogits((a, b)),
+            lambda a, b: WithLogits({"a": a, "b": b}),
+        ],
+        ids=["mapping", "tuple", "logits of a tuple", "logits of a mapping"],
+    )
+    def test_several_outputs_become_heads(self, form):
+        task = Module(Answers(form), (X, {"a": Y, "b": torch.arange(90) % 4}))
+        found = as_heads(task.build(Part("from_teacher"))(X), task.heads)
+        assert {head: logits.shape[1] for head, logits in found.items()} == {"a": 2, "b": 4}
+
+    def test_a_single_head_is_found_in_what_is_returned(self):
+        first, second = torch.zeros(1, 2), torch.ones(1, 2)
+        for output in ((first, second), {"label": first, "aux": second}, {"logits": first, "aux": second}, first):
+            assert answered(output, ["label"]) is first
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("model", "message"),
+        [
+            (lambda: nn.Linear(4, 2), r"Linear does not work on one example .*\(1, 3\).*mat1 and mat2"),
+            (lambda: nn.Linear(3, 1), "1 classes, and the data has 2"),
+            (lambda: nn.Sequential(nn.Linear(3, 2), nn.Flatten(0)), "no tensor \\[batch, classes\\]"),
+            (lambda: Answers(lambda a, b: None), "returned NoneType"),
+            (lambda: 3, "the teacher is int"),
+        ],
+    )
+    def test_a_module_that_does_not_fit_the_data(self, model, message):
+        with pytest.raises(UsageError, match=message):
+            Module(model, (X, Y))
+
+    def test_weights_that_do_not_fit_are_listed(self, tmp_path):
+        wrong = {"0.weight": torch.zeros(8, 4), "0.bias": torch.zeros(8), "2.weight": torch.zeros(2, 8), "x": X}
+        save_file(wrong, tmp_path / "w.safetensors")
+        with pytest.raises(
+            UsageError, match=r"'2.bias' is missing; 'x' is unknown.*; '0.weight' has the shape \[8, 4\]"
+        ):
+            Module(net, (X, Y), weights=tmp_path / "w.safetensors")
+
+    def test_weights_that_fit_are_used(self, tmp_path):
+        torch.manual_seed(5)
+        trained = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        save_file(trained.state_dict(), tmp_path / "w.safetensors")
+        task = Module(net, (X, Y), weights=str(tmp_path / "w.safetensors"))
+        assert torch.equal(task.build(Part("from_teacher"))(X), trained(X))
+
+    @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin"])
+    def test_pickled_weights_are_not_opened(self, tmp_path, name):
+        (tmp_path / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+        with pytest.raises(UsageError, match="safetensors"):
+            Module(net, (X, Y), weights=tmp_path / name)
+
+    def test_a_file_that_cannot_be_read(self, tmp_path):
+        (tmp_path / "w.safetensors").write_bytes(b"nothing")
+        with pytest.raises(UsageError, match="cannot be read"):
+            Module(net, (X, Y), weights=tmp_path / "w.safetensors")
+
+    def test_weights_that_are_not_finite(self):
+        model = net()
+        with torch.no_grad():
+            model[2].bias[0] = torch.nan
+        with pytest.raises(UsageError, match=r"'2\.bias' holds numbers that are not finite"):
+            Module(model, (X, Y))
+
+
+class TestBring:
+    def test_it_is_the_task_called_module(self):
+        task = bring_model(net(), (X, Y))
+        assert TASKS.get("module")() is task
+        assert TASKS.get("module")(**task.pinned) is task
+
+    def test_a_second_one_takes_its_place(self):
+        bring_model(net(), (X, Y))
+        second = bring_model(net(3), (X, Y))
+        assert TASKS.get("module")() is second
+
+    def test_a_run_that_began_with_other_weights_is_refused(self):
+        bring_model(net(), (X, Y))
+        with pytest.raises(UsageError, match="other weights"):
+            TASKS.get("module")(content="0" * 12)
+
+    def test_without_one_the_task_says_how(self):
+        with pytest.raises(UsageError, match="--plugin"):
+            TASKS.get("module")()

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from autocompress.errors import UsageError
+from autocompress.tasks.tensors import Tensors
+
+
+def data(count=100, classes=2):
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(0)), torch.arange(count) % classes
+
+
+class TestForms:
+    def test_tensors_and_arrays_are_alike(self):
+        x, y = data()
+        one, other = Tensors((x, y)), Tensors((x.numpy(), y.numpy().tolist()))
+        assert one.splits(0).fingerprint() == other.splits(0).fingerprint()
+        assert one.inputs[0].shape == (3,)
+        assert one.heads == {"label": 2}
+
+    def test_several_inputs_and_heads(self):
+        x, y = data()
+        task = Tensors(((x, torch.arange(100) % 7), {"a": y, "b": torch.arange(100) % 5}))
+        assert [(spec.shape, spec.vocabulary) for spec in task.inputs] == [((3,), 0), ((), 7)]
+        assert task.heads == {"a": 2, "b": 5}
+        assert task.example()[1].dtype == torch.int64
+
+    def test_named_inputs_keep_their_names_and_order(self):
+        x, y = data()
+        task = Tensors(({"second": x, "first": x + 1}, y))
+        assert task.names == ("second", "first")
+        assert torch.equal(task.splits(0).train.inputs[1], task.splits(0).train.inputs[0] + 1)
+
+    def test_a_data_set_is_read_once(self):
+        class Items:
+            reads = 0
+
+            def __len__(self):
+                return 60
+
+            def __getitem__(self, index):
+                Items.reads += 1
+                return np.full((2, 2), index, np.float32), index % 3
+
+        task = Tensors(Items())
+        assert Items.reads == 60
+        assert task.inputs[0].shape == (2, 2)
+        assert task.heads == {"label": 3}
+
+    def test_a_test_part_is_the_test_split(self):
+        x, y = data()
+        task = Tensors((x, y), (x[:10] + 100, y[:10]))
+        splits = task.splits(0)
+        assert len(splits.test) == 10
+        assert float(splits.test.inputs[0].min()) > 50
+        assert sum(len(split) for _, split in splits.items()) == 110
+
+    def test_names_of_classes(self):
+        assert Tensors(data(), labels=["cat", "dog"]).labels == {"label": ["cat", "dog"]}
+
+    def test_padding_is_told_to_the_models(self):
+        task = Tensors((torch.arange(400).view(100, 4) % 9, torch.arange(100) % 2), missing={0: 0})
+        assert task.inputs[0].missing == 0
+        assert task.inputs[0].vocabulary == 9
+
+    def test_unequal_classes_are_noticed(self):
+        y = torch.tensor([0] * 200 + [1] * 20)
+        (notice,) = Tensors((torch.randn(220, 1), y)).notices
+        assert "class '0' has 200 examples and '1' has 20" in notice
+        assert Tensors(data()).notices == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: (torch.randn(5, 2), torch.zeros(4)), "different lengths: \\[4, 5\\]"),
+        (lambda: (torch.randn(4, 2), torch.tensor([0.0, 1.5, 0, 1])), "example 1 has 1.5"),
+        (lambda: (torch.randn(4, 2), torch.tensor([0, 1, -1, 1])), "example 2 has the class -1"),
+        (lambda: (torch.randn(4, 2), torch.zeros(4, 2)), "give one class index for each example"),
+        (lambda: (torch.tensor([[1.0], [torch.nan]]), torch.tensor([0, 1])), "not finite in example 1"),
+        (lambda: (torch.tensor(1.0), torch.tensor([0])), "axis 0 must be the examples"),
+        (lambda: ((), torch.tensor([0, 1])), "holds no inputs"),
+        (lambda: (torch.randn(4, 2), {}), "holds no targets"),
+        (lambda: 3, "give \\(inputs, targets\\)"),
+        (lambda: [(torch.randn(2), 0), (torch.randn(3), 1)], "item 1 has the shape \\[3\\]"),
+        (lambda: [torch.randn(2)], "item 0 is Tensor"),
+        (list, "empty"),
+    ],
+)
+def test_what_cannot_be_used_is_named(given, message):
+    with pytest.raises(UsageError, match=message):
+        Tensors(given())
+
+
+def test_one_class_is_refused_before_any_training():
+    with pytest.raises(UsageError, match="single class"):
+        Tensors((torch.randn(50, 2), torch.zeros(50, dtype=torch.int64))).splits(0)
+
+
+def test_parts_must_agree():
+    x, y = data()
+    with pytest.raises(UsageError, match="has the shapes"):
+        Tensors((x, y), (torch.randn(5, 4), y[:5]))
+    with pytest.raises(UsageError, match="has the inputs \\['b'\\]"):
+        Tensors(({"a": x}, y), ({"b": x}, y))
+
+
+def test_labels_must_fit():
+    with pytest.raises(UsageError, match="name 3 classes of 'label', which has 2"):
+        Tensors(data(), labels=["a", "b", "c"])

@@ -1,0 +1,68 @@
+"""The benchmarks name what exists: a typo must not cost half an hour."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autocompress.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
+from benchmarks.arena import Arena, geometric_mean, job_name, mean_and_error, run_all
+from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, table, variants
+
+ARENAS = [pytest.param(arena, id=arena.name) for arena in (DIGITS, MNIST1D)]
+
+
+@pytest.mark.parametrize("arena", ARENAS)
+def test_every_variant_and_cut_is_a_config(arena: Arena) -> None:
+    for variant in variants(arena):
+        training = variant.training(arena, 0)
+        parts = [(STUDENTS, training.student), (FITS, training.fit), *((DISTILL, part) for part in training.distill)]
+        for cut in variant.cuts.values():
+            parts += [(PRUNE, cut.prune)] * (cut.prune is not None)
+            parts += [(QUANTIZE, cut.quantize)] * (cut.quantize is not None)
+        for registry, part in parts:
+            assert registry.get(part.name).config.of(part.values)
+
+
+def test_every_comparison_names_a_variant_and_a_cut() -> None:
+    known = {(variant.name, cut) for variant in variants(DIGITS) for cut in variant.cuts}
+    for comparison in COMPARISONS:
+        assert comparison.ours in known, comparison.title
+        assert comparison.plain in known, comparison.title
+    assert len({comparison.title for comparison in COMPARISONS}) == len(COMPARISONS)
+
+
+def test_a_table_pairs_by_seed_and_marks_what_lies_beyond_two_errors() -> None:
+    row = {"effective_flops": 2.0, "bytes": 3.0, "accuracy": 0.5, "pgd_accuracy": 0.5}
+    found = {
+        (DIGITS.name, variant.name, seed): {
+            cut: {**row, "accuracy": 0.5 + 0.01 * seed + (0.1 + 0.001 * seed) * (variant.name == "dist")}
+            for cut in variant.cuts
+        }
+        for variant in variants(DIGITS)
+        for seed in range(3)
+    }
+    text = table(found, [DIGITS], 3)
+    assert "| digits | dist over none | 61.1 ± 0.6 | 51.0 ± 0.6 | +10.1 ± 0.1 * | 1.00 |" in text
+    assert "| digits | hint over none | 51.0 ± 0.6 | 51.0 ± 0.6 | +0.0 ± 0.0 | 1.00 |" in text
+
+
+def test_jobs_are_told_apart_by_all_that_they_depend_on() -> None:
+    some = variants(DIGITS)
+    names = {job_name(DIGITS, variant, seed) for variant in some for seed in range(2)}
+    # `soft_target` at its own temperature of 4 is also a point of the curve, but is measured under attack too.
+    assert len(names) == 2 * len(some)
+
+
+def test_what_is_known_is_not_run_again(tmp_path: Path) -> None:
+    few = [variant for variant in variants(DIGITS) if variant.name in ("dist", "dkd")]
+    kept = tmp_path / "kept.jsonl"
+    lines = [{"job": job_name(DIGITS, variant, 0), "found": {"": {"accuracy": 0.25}}} for variant in few]
+    kept.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    found = run_all([DIGITS], lambda _: few, 1, kept)
+    assert found == {("digits", name, 0): {"": {"accuracy": 0.25}} for name in ("dkd", "dist")}
+
+
+def test_means() -> None:
+    assert mean_and_error([1.0, 2.0, 3.0])[0] == 2.0
+    assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
