@@ -57,14 +57,28 @@ def _knobs(row: Any) -> tuple[str, str, str, str]:
     ]
     (temperature,) = of("distill", row["distill"], "temperature")
     (ratio,) = of("prune", row["prune"], "pruning_ratio")
-    weight, activation = of("quantize", row["quantize"], "weight_bits", "activation_bits")
-    bits = f"{weight:.0f}/{activation:.0f}" if _is(weight) and _is(activation) else "32/32"
+    details = row.get("details")
+    details = details if isinstance(details, Mapping) else {}
+    path = (details.get("prune") or {}).get("path")
+    if path:
+        ratio = [step["pruning_ratio"] for step in path if step["kept"]][-1]
     return (
         " ".join([student, *(str(item).replace(".0", "") for item in shape)]),
         f"{row['distill']} T={temperature:.1f}" if _is(temperature) else row["distill"],
         f"{ratio:.0%}" if _is(ratio) else "–",
-        bits,
+        _bits(details.get("layers") or [], of("quantize", row["quantize"], "weight_bits", "activation_bits")),
     )
+
+
+def _bits(layers: Sequence[Mapping[str, Any]], settings: Sequence[Any]) -> str:
+    """Return the bits of weights and activations: those that the layers have, or else those that were set."""
+    shown = []
+    for side, setting in zip(("weight_bits", "activation_bits"), settings, strict=True):
+        widths = sorted({int(layer[side]) for layer in layers if side in layer}) or [
+            int(setting) if _is(setting) else 32
+        ]
+        shown.append(str(widths[0]) if len(widths) == 1 else f"{widths[0]}–{widths[-1]}")
+    return "/".join(shown)
 
 
 def _is(value: Any) -> bool:

@@ -15,6 +15,7 @@ NATIVE_BITS = (8, 32)
 #: Column that holds what :func:`simulated` says, so that a page works it out once.
 SIMULATED = "_simulated"
 _BITS = ("weight_bits", "activation_bits")
+_BIT_WORDS = ("-bit weights", "-bit activations")
 # These knobs stand first and are told even where they do not vary.
 _ALWAYS = (*_BITS, "pruning_ratio", "temperature", "width", "depth")
 # Controls (C0, C1), bidirectional overrides, zero-width characters and lone surrogates: they change how text looks.
@@ -124,9 +125,13 @@ def simulated(candidates: pd.DataFrame) -> list[str]:
             texts = {value: _no_kernel(knob, value) for value in set(values)}
             for row, value in zip(found, values, strict=True):
                 row.update(dict.fromkeys(texts[value]))
-    # Mixed precision says the width of each layer in the details only.
+    # What the layers have counts: mixed precision sets no width, and a progressive method may stop above the one set.
     for row, details in zip(found, candidates.get("details", [None] * len(found)), strict=True):
-        for layer in details.get("layers") or [] if isinstance(details, Mapping) else []:
+        layers = details.get("layers") or [] if isinstance(details, Mapping) else []
+        if any(knob in layer for layer in layers for knob in _BITS):
+            for text in [text for text in row if text.endswith(_BIT_WORDS)]:
+                del row[text]
+        for layer in layers:
             for knob in _BITS:
                 row.update(dict.fromkeys(_no_kernel(knob, layer.get(knob))))
     return [", ".join(row) for row in found]

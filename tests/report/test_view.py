@@ -76,6 +76,7 @@ def test_recipes_always_tell_bits_ratio_and_temperature_and_those_first() -> Non
         (4, 8, "linear_symmetric", [], "4-bit weights"),
         (3, 6, "linear_symmetric", [], "3-bit weights, 6-bit activations"),
         (8, 8, "power_of_two", [], "power_of_two quantizer"),
+        (3, 8, "linear", [{"weight_bits": 4, "activation_bits": 8}], "4-bit weights"),
         (8, 8, "linear", [{"weight_bits": 8}, {"weight_bits": 5}, {"weight_bits": 5}, {}], "5-bit weights"),
         (float("nan"), float("nan"), None, None, ""),
     ],
