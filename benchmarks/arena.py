@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from pebble import ProcessPool
+from torch import Tensor
 
 from autocompress.backends.local import usable_cores
 from autocompress.config import CompressionConfig, Part, fingerprint
@@ -21,6 +23,7 @@ from autocompress.records import Cut, Job
 from autocompress.registry import TASKS
 from autocompress.trial import run_trial
 
+TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 SCORES = ("accuracy", "agreement", "kl", "loss")
 COSTS = ("bops", "bytes", "effective_flops", "flops", "nonzero_parameters", "parameters")
 Extra = Callable[[Lab, Any, float], Mapping[str, float]]
@@ -36,6 +39,7 @@ class Arena:
         fit: How it is trained.
         teacher: The teacher's architecture and fit; the task's own where ``None``.
         epsilon: Largest change of each number in an attack.
+        temperatures: Of the curve of soft targets; none for no curve.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Arena:
     fit: Part
     teacher: tuple[Part, Part] | None = None
     epsilon: float = 0.3
+    temperatures: tuple[float, ...] = TEMPERATURES
 
     def setup(self) -> Setup:
         """Return what a worker needs; the teacher is the task's own by default."""
@@ -93,7 +98,7 @@ def run_variant(arena: Arena, variant: Variant, seed: int) -> Measured:
         result = run_trial(Job(seed, variant.training(arena, seed), tuple(variant.cuts.values())), setup)
         if result.reason:
             raise RuntimeError(f"{arena.name} / {variant.name}: {result.reason}")
-        teacher = place.predict(place.teacher.model, place.splits.test)
+        teacher = _teacher_on_test(setup)
         found: Measured = {}
         for name, candidate in zip(variant.cuts, result.candidates, strict=True):
             model = place.rebuild(candidate.config, result.checkpoints[candidate.checkpoint]).model
@@ -102,6 +107,12 @@ def run_variant(arena: Arena, variant: Variant, seed: int) -> Measured:
             if variant.extra is not None:
                 found[name].update(variant.extra(place, model, arena.epsilon))
         return found
+
+
+@lru_cache(maxsize=1)
+def _teacher_on_test(setup: Setup) -> dict[str, Tensor]:
+    place = lab(setup)
+    return place.predict(place.teacher.model, place.splits.test)
 
 
 def run_all(
