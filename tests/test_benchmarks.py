@@ -8,6 +8,7 @@ import pytest
 from autocompress.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from benchmarks.arena import Arena, geometric_mean, job_name, mean_and_error, run_all
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, table, variants
+from benchmarks.tasks import COLUMNS, Row
 
 ARENAS = [pytest.param(arena, id=arena.name) for arena in (DIGITS, MNIST1D)]
 
@@ -66,3 +67,18 @@ def test_what_is_known_is_not_run_again(tmp_path: Path) -> None:
 def test_means() -> None:
     assert mean_and_error([1.0, 2.0, 3.0])[0] == 2.0
     assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
+
+
+def test_a_task_is_one_row_of_scores_costs_and_ratios() -> None:
+    row = Row("digits", "accuracy", 0.994, "t1c2", 0.978, 9e6, 900.0, 7e5, 1e3, 0.5, 0.1, 150.0, 1.0)
+    assert row.cells() == [
+        "digits",
+        "accuracy 0.9940",
+        "t1c2 0.9780",
+        "9 M → 900 (10,000x)",
+        "700 K → 1 K (700x)",
+        "0.500 → 0.100 (5x)",
+        "2 min 30 s",
+        "100.00%",
+    ]
+    assert len(row.cells()) == len(COLUMNS)
