@@ -8,6 +8,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def robustness(place: Lab, model: Any, epsilon: float) -> Mapping[str, float]:
     return found
 
 
+@lru_cache
 def removed_flops(arena: Arena, ratio: float) -> float:
     """Return the share of the student's FLOPs that uniform pruning of the residual student removes."""
     task = TASKS.get(arena.task.name)(**arena.task.values)
