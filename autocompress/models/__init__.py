@@ -1,8 +1,9 @@
 """Families of models: a teacher and its students are built by the same function from different settings."""
 
 from autocompress.models.base import Family
-from autocompress.models.cnn import CNN, CNNConfig
-from autocompress.models.cnn1d import CNN1d, CNN1dConfig
+from autocompress.models.cnn import CNNConfig
+from autocompress.models.cnn1d import CNN1dConfig
+from autocompress.models.convolutional import CNN
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.models.recommender import Interaction, InteractionConfig, TwoTower, TwoTowerConfig
 from autocompress.models.text_cnn import TextCNN, TextCNNConfig
@@ -10,7 +11,6 @@ from autocompress.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "CNN",
-    "CNN1d",
     "CNN1dConfig",
     "CNNConfig",
     "Family",

@@ -5,7 +5,7 @@ from torch import nn
 
 from autocompress.errors import KnobError, UsageError
 from autocompress.models import CNNConfig
-from autocompress.models.cnn import BLOCKS
+from autocompress.models.convolutional import BLOCKS
 from autocompress.registry import STUDENTS
 from autocompress.task import InputSpec
 

@@ -10,7 +10,8 @@ from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.measure.cost import flops, layer_costs
 from autocompress.method import Context
-from autocompress.models.cnn1d import BLOCKS, CNN1dConfig
+from autocompress.models.cnn1d import CNN1dConfig
+from autocompress.models.convolutional import BLOCKS
 from autocompress.quantize.folding import fold_batch_norm
 from autocompress.registry import PRUNE, QUANTIZE, STUDENTS
 from autocompress.task import InputSpec

@@ -1,0 +1,137 @@
+"""Convolutional networks over one axis or two: a stem, stages that halve the size and double the width, heads.
+
+    input [B, C, *S] -> stem (conv, batch norm, ReLU) -> stages.0 .. stages.n -> average over *S -> heads
+
+To add a block, write one function ``(inputs, outputs, stride, config) -> module`` and list it in ``BLOCKS``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from autocompress.knobs import Choice, IntRange, knob
+from autocompress.models.sharing import HeadConfig, make_heads
+
+# Convolution, batch norm and pooling by the number of axes.
+_LAYERS: Mapping[int, tuple[Any, Any, Any]] = {
+    1: (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d),
+    2: (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d),
+}
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Makes convolutions with their batch norms over some number of axes."""
+
+    axes: int
+    kernel: int
+
+    def __call__(self, inputs: int, outputs: int, stride: int = 1, kernel: int = 0, groups: int = 1) -> list[nn.Module]:
+        conv, norm, _ = _LAYERS[self.axes]
+        side = kernel or self.kernel
+        # Padded so that an input of any size stays at 1 or more.
+        made = conv(inputs, outputs, side, stride=stride, padding=side // 2, groups=groups, bias=False)
+        return [made, norm(outputs)]
+
+
+class Residual(nn.Module):
+    """Two convolutions beside a shortcut, ``[B, C, *S] -> [B, D, *S / stride]`` (He 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, config: "ConvConfig") -> None:
+        super().__init__()
+        conv = config.layers
+        self.body = nn.Sequential(*conv(inputs, outputs, stride), nn.ReLU(), *conv(outputs, outputs))
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Sequential(*conv(inputs, outputs, stride, kernel=1))
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rectified sum of both branches."""
+        out: Tensor = self.relu(self.body(x) + self.shortcut(x))
+        return out
+
+
+class Inverted(nn.Module):
+    """A wide depthwise convolution between two narrow ends, ``[B, C, *S] -> [B, D, *S / stride]``.
+
+    The block widens to ``expansion`` times its inputs, filters each channel, and narrows again without a
+    rectifier; where the shape stays, its input is added (MobileNetV2, Sandler 2018, arXiv:1801.04381).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, config: "ConvConfig") -> None:
+        super().__init__()
+        conv, wide = config.layers, inputs * config.expansion
+        widen = [*conv(inputs, wide, kernel=1), nn.ReLU()] if config.expansion > 1 else []
+        depthwise = [*conv(wide, wide, stride, groups=wide), nn.ReLU()]
+        self.body = nn.Sequential(*widen, *depthwise, *conv(wide, outputs, kernel=1))
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the narrow end, with the input added where it has the same shape."""
+        out: Tensor = self.body(x)
+        return x + out if self.adds else out
+
+
+def plain(inputs: int, outputs: int, stride: int, config: "ConvConfig") -> nn.Module:
+    """Return one convolution with batch norm and ReLU."""
+    return nn.Sequential(*config.layers(inputs, outputs, stride), nn.ReLU())
+
+
+def separable(inputs: int, outputs: int, stride: int, config: "ConvConfig") -> nn.Module:
+    """Return a convolution within each channel, then one across channels (Howard 2017)."""
+    conv = config.layers
+    depthwise = conv(inputs, inputs, stride, groups=inputs)
+    return nn.Sequential(*depthwise, nn.ReLU(), *conv(inputs, outputs, kernel=1), nn.ReLU())
+
+
+BLOCKS: Mapping[str, Callable[[int, int, int, "ConvConfig"], nn.Module]] = {
+    "plain": plain,
+    "residual": Residual,
+    "separable": separable,
+    "inverted": Inverted,
+}
+
+
+@dataclass(frozen=True)
+class ConvConfig(HeadConfig):
+    """What networks over one axis and over two have in common; a family adds ``axes`` and the rest of the knobs."""
+
+    axes: ClassVar[int]
+
+    width: int = knob(16, IntRange(2, 128, log=True), "channels of the stem and the first stage; doubles each stage")
+    depth: int = knob(2, IntRange(1, 8), "blocks in each stage")
+    stages: int = knob(3, IntRange(1, 4), "groups of blocks; each after the first halves the size")
+    kernel: int = knob(3, Choice((3, 5, 7)), "side of the convolution window")
+    block: str = knob("residual", Choice(tuple(BLOCKS)), "what a stage is made of")
+    expansion: int = knob(4, IntRange(1, 8), "how much wider an inverted block is inside; the others ignore it")
+    stem_stride: int = knob(1, Choice((1, 2)), "2 halves the size at once")
+
+    @property
+    def layers(self) -> _Layers:
+        """What makes this network's convolutions."""
+        return _Layers(self.axes, self.kernel)
+
+
+class CNN(nn.Module):
+    """A convolutional network, ``[B, C, *S] -> [B, classes]``, or ``{head: [B, classes]}`` with several heads."""
+
+    def __init__(self, config: ConvConfig, channels: int, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        block = BLOCKS[config.block]
+        self.stem = nn.Sequential(*config.layers(channels, config.width, config.stem_stride), nn.ReLU())
+        self.stages = nn.Sequential()
+        width = config.width
+        for stage in range(config.stages):
+            before, width = width, config.width * 2**stage
+            blocks = [block(before, width, 1 if stage == 0 else 2, config)]
+            blocks += [block(width, width, 1, config) for _ in range(config.depth - 1)]
+            self.stages.append(nn.Sequential(*blocks))
+        self.pool = _LAYERS[config.axes][2](1)
+        self.heads = make_heads(config, width, heads)
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the logits of the only head, or of every head by name."""
+        logits: Tensor | dict[str, Tensor] = self.heads(self.pool(self.stages(self.stem(x))).flatten(1))
+        return logits
