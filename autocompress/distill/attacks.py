@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.distill.base import Activations, Perturbation, TaskLoss, Term
+from autocompress.distill.base import Batch, Perturbation, Term
 from autocompress.distill.losses import Softened, mean_over_heads, mixed, softened_kl
 from autocompress.errors import TrialError
 from autocompress.knobs import Choice, FloatRange, IntRange, knob
@@ -235,20 +235,10 @@ class Robust(Term):
         start = generator if config.random_start else None
         return pgd(model, inputs, loss, config.epsilon, config.steps, config.step_size * config.epsilon, start)
 
-    def loss(
-        self,
-        config: RobustConfig,
-        student: Activations,
-        teacher: Activations,
-        targets: Mapping[str, Tensor],
-        task_loss: TaskLoss,
-        learned: nn.Module,
-    ) -> Tensor:
+    def loss(self, config: RobustConfig, batch: Batch) -> Tensor:
         """Return the weighted sum, ``[]``; several heads are averaged."""
-        soft = mean_over_heads(
-            student, teacher, lambda ours, theirs, head: softened_kl(ours, theirs, config.temperature)
-        )
-        return mixed(config.alpha, soft, lambda: task_loss(student.clean or student.logits, targets))
+        soft = mean_over_heads(batch, lambda ours, theirs, head: softened_kl(ours, theirs, config.temperature))
+        return mixed(config.alpha, soft, batch.hard)
 
 
 DISTILL.add(Robust.name, Robust())

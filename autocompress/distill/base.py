@@ -93,6 +93,29 @@ class TeacherSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Batch:
+    """One batch as a term sees it.
+
+    Attributes:
+        student: What the student's pass left behind.
+        teacher: What the teacher's did; empty where the term reads nothing of it.
+        targets: ``{head: [B]}``.
+        task_loss: The task's own loss, with smoothing and mixup.
+        learned: What the term's ``learned`` returned.
+    """
+
+    student: Activations
+    teacher: Activations
+    targets: Mapping[str, Tensor]
+    task_loss: TaskLoss
+    learned: nn.Module
+
+    def hard(self) -> Tensor:
+        """Return the task's own loss, ``[]``: on the clean inputs, where the student was attacked."""
+        return self.task_loss(self.student.clean or self.student.logits, self.targets)
+
+
 class DistillTerm(Protocol, Generic[C]):
     """One term of the training loss; registered by name as an instance.
 
@@ -128,15 +151,7 @@ class DistillTerm(Protocol, Generic[C]):
         """Return what the student sees; ``loss`` maps its raw output to what an attack would raise."""
         ...
 
-    def loss(
-        self,
-        config: C,
-        student: Activations,
-        teacher: Activations,
-        targets: Mapping[str, Tensor],
-        task_loss: TaskLoss,
-        learned: nn.Module,
-    ) -> Tensor:
+    def loss(self, config: C, batch: Batch) -> Tensor:
         """Return the mean over the batch, ``[]``."""
         ...
 

@@ -1,13 +1,12 @@
 """Terms on layers: hints through a learned regressor, attention maps, relations inside a batch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.distill.base import Activations, Needs, TaskLoss, Term
+from autocompress.distill.base import Activations, Batch, Needs, Term
 from autocompress.distill.taps import tap_points
 from autocompress.errors import TrialError
 from autocompress.knobs import Choice, FloatRange, Settings, knob
@@ -85,18 +84,10 @@ class Hint(_FeatureTerm):
         """Return a linear map from the student's channels to the teacher's."""
         return nn.Linear(_channels_first(student).shape[1], _channels_first(teacher).shape[1])
 
-    def loss(
-        self,
-        config: HintConfig,
-        student: Activations,
-        teacher: Activations,
-        targets: Mapping[str, Tensor],
-        task_loss: TaskLoss,
-        learned: nn.Module,
-    ) -> Tensor:
+    def loss(self, config: HintConfig, batch: Batch) -> Tensor:
         """Return weight times the mean squared error, ``[]``."""
-        ours, theirs = _same_size(_channels_first(student), _channels_first(teacher))
-        guessed = learned(ours.movedim(1, -1)).movedim(-1, 1)
+        ours, theirs = _same_size(_channels_first(batch.student), _channels_first(batch.teacher))
+        guessed = batch.learned(ours.movedim(1, -1)).movedim(-1, 1)
         return config.weight * F.mse_loss(guessed.float(), theirs)
 
 
@@ -141,27 +132,19 @@ class Attention(_FeatureTerm):
     name = "attention"
     config = AttentionConfig
 
-    def loss(
-        self,
-        config: AttentionConfig,
-        student: Activations,
-        teacher: Activations,
-        targets: Mapping[str, Tensor],
-        task_loss: TaskLoss,
-        learned: nn.Module,
-    ) -> Tensor:
+    def loss(self, config: AttentionConfig, batch: Batch) -> Tensor:
         """Return the weighted mean over the batch, ``[]``.
 
         Raises:
             TrialError: The layer has no positions, or the models see sequences of unequal length.
         """
-        ours, theirs = (_distribution(activations) for activations in (student, teacher))
+        ours, theirs = (_distribution(activations) for activations in (batch.student, batch.teacher))
         if ours is not None and theirs is not None:
             return config.weight * _divergence(ours, theirs)
-        ours, theirs = _same_size(_channels_first(student), _channels_first(teacher))
+        ours, theirs = _same_size(_channels_first(batch.student), _channels_first(batch.teacher))
         if ours.dim() < 3:
             raise TrialError(
-                f"attention reads where a layer looks, but {sorted(student.taps)} returns one vector an example; "
+                f"attention reads where a layer looks, but {sorted(batch.student.taps)} returns one vector an example; "
                 "choose another distill.attention.layer"
             )
         distance = (attention_map(ours) - attention_map(theirs)).square().sum(1)
@@ -230,22 +213,14 @@ class Relational(_FeatureTerm):
         """Return the one layer at the chosen place, or none for outputs."""
         return () if config.layer == "logits" else super().taps(config, model)
 
-    def loss(
-        self,
-        config: RelationalConfig,
-        student: Activations,
-        teacher: Activations,
-        targets: Mapping[str, Tensor],
-        task_loss: TaskLoss,
-        learned: nn.Module,
-    ) -> Tensor:
+    def loss(self, config: RelationalConfig, batch: Batch) -> Tensor:
         """Return the weighted Huber losses of distances and angles, ``[]``."""
         if config.layer == "logits":
-            ours, theirs = (torch.cat(list(part.logits.values()), dim=1) for part in (student, teacher))
+            ours, theirs = (torch.cat(list(part.logits.values()), dim=1) for part in (batch.student, batch.teacher))
         else:
             ours, theirs = (
                 value.flatten(2).mean(2) if value.dim() > 2 else value
-                for value in (_channels_first(student), _channels_first(teacher))
+                for value in (_channels_first(batch.student), _channels_first(batch.teacher))
             )
         groups = max(1, round(len(ours) / GROUP))
         pairs = zip(ours.chunk(groups), theirs.chunk(groups), strict=True)

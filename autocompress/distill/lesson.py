@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.config import Part
-from autocompress.distill.base import Activations, DistillTerm, Needs, TaskLoss, TeacherSource
+from autocompress.distill.base import Activations, Batch, DistillTerm, Needs, TaskLoss, TeacherSource
 from autocompress.distill.heads import HEAD_WEIGHTS, HeadWeights
 from autocompress.distill.losses import Softened
 from autocompress.distill.optimizers import FitConfig
@@ -140,13 +140,15 @@ class Lesson:
     ) -> Tensor:
         (term, settings), learned = self.chosen[index], self.parts[index]
         if term.kind != "logit" or self.weights is None:
-            return term.loss(settings, student, teacher, targets, hard, learned)
+            return term.loss(settings, Batch(student, teacher, targets, hard, learned))
         losses = {}
         for position, head in enumerate(self.task.heads):
             mine = settings.of_first_head() if position == 0 and isinstance(settings, Softened) else settings
             own = {name: values for name, values in targets.items() if name == head}
             try:
-                losses[head] = term.loss(mine, student.of_head(head), teacher.of_head(head), own, hard, learned).float()
+                losses[head] = term.loss(
+                    mine, Batch(student.of_head(head), teacher.of_head(head), own, hard, learned)
+                ).float()
             except KeyError as missing:
                 raise TrialError(
                     f"task '{self.task.name}' cannot give the loss of the head '{head}' alone (it asks for {missing}); "

@@ -1,13 +1,13 @@
 """More terms on logits: standardised, decoupled, and correlation-based distillation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from autocompress.distill.base import Activations, TaskLoss, Term
+from autocompress.distill.base import Batch, Term
 from autocompress.distill.losses import TEMPERATURES, Softened, mean_over_heads, mixed, softened_kl
 from autocompress.knobs import FloatRange, knob
 from autocompress.registry import DISTILL
@@ -98,22 +98,13 @@ class LogitStandardized(Term):
     kind = "logit"
     config = LogitStandardizedConfig
 
-    def loss(
-        self,
-        config: LogitStandardizedConfig,
-        student: Activations,
-        teacher: Activations,
-        targets: Mapping[str, Tensor],
-        task_loss: TaskLoss,
-        learned: nn.Module,
-    ) -> Tensor:
+    def loss(self, config: LogitStandardizedConfig, batch: Batch) -> Tensor:
         """Return (1 - alpha) CE + alpha T^2 KL on standardised logits, ``[]``; several heads are averaged."""
         soft = mean_over_heads(
-            student,
-            teacher,
+            batch,
             lambda ours, theirs, head: softened_kl(standardized(ours), standardized(theirs), config.temperature),
         )
-        return mixed(config.alpha, soft, lambda: task_loss(student.logits, targets))
+        return mixed(config.alpha, soft, batch.hard)
 
 
 @dataclass(frozen=True)
@@ -145,32 +136,23 @@ class Decoupled(Term):
     kind = "logit"
     config = DecoupledConfig
 
-    def loss(
-        self,
-        config: DecoupledConfig,
-        student: Activations,
-        teacher: Activations,
-        targets: Mapping[str, Tensor],
-        task_loss: TaskLoss,
-        learned: nn.Module,
-    ) -> Tensor:
+    def loss(self, config: DecoupledConfig, batch: Batch) -> Tensor:
         """Return hard_weight CE + T^2 (alpha TCKD + beta NCKD), ``[]``; several heads are averaged.
 
         Where no label is read, the class that the teacher prefers stands for the target.
         """
         soft = mean_over_heads(
-            student,
-            teacher,
+            batch,
             lambda ours, theirs, head: decoupled_kl(
                 ours,
                 theirs,
-                targets[head] if config.hard_weight else theirs.argmax(1),
+                batch.targets[head] if config.hard_weight else theirs.argmax(1),
                 config.temperature,
                 config.alpha,
                 config.beta,
             ),
         )
-        return config.with_hard(soft, lambda: task_loss(student.logits, targets))
+        return config.with_hard(soft, batch.hard)
 
 
 @dataclass(frozen=True)
@@ -190,22 +172,13 @@ class Correlation(Term):
     kind = "logit"
     config = CorrelationConfig
 
-    def loss(
-        self,
-        config: CorrelationConfig,
-        student: Activations,
-        teacher: Activations,
-        targets: Mapping[str, Tensor],
-        task_loss: TaskLoss,
-        learned: nn.Module,
-    ) -> Tensor:
+    def loss(self, config: CorrelationConfig, batch: Batch) -> Tensor:
         """Return hard_weight CE + T^2 (beta inter + gamma intra), ``[]``; several heads are averaged."""
         soft = mean_over_heads(
-            student,
-            teacher,
+            batch,
             lambda ours, theirs, head: correlation_loss(ours, theirs, config.temperature, config.beta, config.gamma),
         )
-        return config.with_hard(soft, lambda: task_loss(student.logits, targets))
+        return config.with_hard(soft, batch.hard)
 
 
 DISTILL.add(LogitStandardized.name, LogitStandardized())

@@ -1,14 +1,14 @@
 """Terms on logits: cross-entropy alone, and softened targets."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from autocompress.distill.base import Activations, Needs, TaskLoss, Term
+from autocompress.distill.base import Batch, Needs, Term
 from autocompress.knobs import FloatRange, Settings, knob
 from autocompress.registry import DISTILL
 
@@ -31,17 +31,9 @@ class NoDistillation(Term):
         """Return :attr:`Needs.NOTHING`."""
         return Needs.NOTHING
 
-    def loss(
-        self,
-        config: NoneConfig,
-        student: Activations,
-        teacher: Activations,
-        targets: Mapping[str, Tensor],
-        task_loss: TaskLoss,
-        learned: nn.Module,
-    ) -> Tensor:
+    def loss(self, config: NoneConfig, batch: Batch) -> Tensor:
         """Return the task's own loss, ``[]``."""
-        return task_loss(student.logits, targets)
+        return batch.hard()
 
 
 TEMPERATURES = FloatRange(1.0, 10.0, log=True)
@@ -69,11 +61,9 @@ class Softened(Settings):
         return replace(self, temperature=min(max(wanted, TEMPERATURES.low), TEMPERATURES.high), first_temperature=1.0)
 
 
-def mean_over_heads(
-    student: Activations, teacher: Activations, loss: Callable[[Tensor, Tensor, str], Tensor]
-) -> Tensor:
+def mean_over_heads(batch: Batch, loss: Callable[[Tensor, Tensor, str], Tensor]) -> Tensor:
     """Return the mean of ``loss(student [B, C], teacher [B, C], head)`` over the heads, ``[]``."""
-    per_head = [loss(ours, teacher.logits[head], head) for head, ours in student.logits.items()]
+    per_head = [loss(ours, batch.teacher.logits[head], head) for head, ours in batch.student.logits.items()]
     return torch.stack(per_head).mean()
 
 
@@ -122,22 +112,12 @@ class SoftTarget(Term):
         """Return :attr:`Needs.LOGITS`, or nothing where the teacher has no weight."""
         return Needs.LOGITS if config.alpha > 0 else Needs.NOTHING
 
-    def loss(
-        self,
-        config: SoftTargetConfig,
-        student: Activations,
-        teacher: Activations,
-        targets: Mapping[str, Tensor],
-        task_loss: TaskLoss,
-        learned: nn.Module,
-    ) -> Tensor:
+    def loss(self, config: SoftTargetConfig, batch: Batch) -> Tensor:
         """Return the weighted sum, ``[]``; several heads are averaged."""
         if config.alpha == 0:
-            return task_loss(student.logits, targets)
-        soft = mean_over_heads(
-            student, teacher, lambda ours, theirs, head: softened_kl(ours, theirs, config.temperature)
-        )
-        return mixed(config.alpha, soft, lambda: task_loss(student.logits, targets))
+            return batch.hard()
+        soft = mean_over_heads(batch, lambda ours, theirs, head: softened_kl(ours, theirs, config.temperature))
+        return mixed(config.alpha, soft, batch.hard)
 
 
 DISTILL.add(NoDistillation.name, NoDistillation())

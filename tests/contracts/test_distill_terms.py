@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.config import Part
-from autocompress.distill.base import Activations, Needs
+from autocompress.distill.base import Activations, Batch, Needs
 from autocompress.distill.fit import fit, predict
 from autocompress.registry import DISTILL
 from autocompress.tasks.images import Digits
@@ -68,7 +68,7 @@ class TestTerm:
         for size in (1.0, 1e4):
             student = (size * torch.randn(4, 10)).requires_grad_()
             there = Activations({"label": size * torch.randn(4, 10)})
-            loss = term.loss(term.config(), Activations({"label": student}), there, TARGETS, hard, nn.Identity())
+            loss = term.loss(term.config(), Batch(Activations({"label": student}), there, TARGETS, hard, nn.Identity()))
             assert loss.shape == ()
             assert torch.isfinite(loss)
             loss.backward()
@@ -88,7 +88,7 @@ class TestTerm:
             here = Activations({}, {"a": student}, tokens)
             there = Activations({}, {"a": size * torch.randn(shape)}, tokens)
             learned = term.learned(term.config(), here, there)
-            loss = term.loss(term.config(), here, there, TARGETS, hard, learned)
+            loss = term.loss(term.config(), Batch(here, there, TARGETS, hard, learned))
             assert loss.shape == ()
             assert torch.isfinite(loss)
             loss.backward()

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.config import Part
-from autocompress.distill.base import Activations, Needs
+from autocompress.distill.base import Activations, Batch, Needs
 from autocompress.distill.feature_terms import (
     Attention,
     AttentionConfig,
@@ -50,7 +50,7 @@ def test_attention_is_the_squared_distance_of_the_maps_and_resizes_the_larger() 
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 3, 4, 4), torch.randn(5, 7, 4, 4)
     term, config = Attention(), AttentionConfig(weight=2.0)
-    found = term.loss(config, *both(student, teacher), {}, hard, nn.Identity())
+    found = term.loss(config, Batch(*both(student, teacher), {}, hard, nn.Identity()))
     slow = [
         float(
             (F.normalize(s.pow(2).sum(0).flatten(), dim=0) - F.normalize(t.pow(2).sum(0).flatten(), dim=0)).pow(2).sum()
@@ -59,13 +59,13 @@ def test_attention_is_the_squared_distance_of_the_maps_and_resizes_the_larger() 
     ]
     assert found.item() == pytest.approx(2 * sum(slow) / 5, rel=1e-5)
     large = student.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    again = term.loss(config, *both(large, teacher), {}, hard, nn.Identity())
+    again = term.loss(config, Batch(*both(large, teacher), {}, hard, nn.Identity()))
     assert again.item() == pytest.approx(found.item(), rel=1e-5)
 
 
 def test_attention_needs_positions() -> None:
     with pytest.raises(TrialError, match="one vector an example"):
-        Attention().loss(AttentionConfig(), *both(torch.ones(2, 3), torch.ones(2, 5)), {}, hard, nn.Identity())
+        Attention().loss(AttentionConfig(), Batch(*both(torch.ones(2, 3), torch.ones(2, 5)), {}, hard, nn.Identity()))
 
 
 def test_token_relation_by_hand() -> None:
@@ -80,7 +80,7 @@ def test_attention_over_tokens_is_the_divergence_of_relations_whatever_the_width
     student, teacher = torch.randn(3, 5, 4), torch.randn(3, 5, 9)
     found = (
         Attention()
-        .loss(AttentionConfig(weight=2.0), *both(student, teacher, tokens=True), {}, hard, nn.Identity())
+        .loss(AttentionConfig(weight=2.0), Batch(*both(student, teacher, tokens=True), {}, hard, nn.Identity()))
         .item()
     )
     slow = 0.0
@@ -91,7 +91,7 @@ def test_attention_over_tokens_is_the_divergence_of_relations_whatever_the_width
             slow += float((p * (p / q).log()).sum()) / 15
     assert found == pytest.approx(2 * slow, rel=1e-4)
     with pytest.raises(TrialError, match="equally long"):
-        Attention().loss(AttentionConfig(), *both(student[:, :4], teacher, tokens=True), {}, hard, nn.Identity())
+        Attention().loss(AttentionConfig(), Batch(*both(student[:, :4], teacher, tokens=True), {}, hard, nn.Identity()))
 
 
 def test_attention_probabilities_are_compared_as_they_are_and_unequal_heads_are_averaged() -> None:
@@ -100,7 +100,7 @@ def test_attention_probabilities_are_compared_as_they_are_and_unequal_heads_are_
 
     def found(ours: object, theirs: object) -> float:
         config = AttentionConfig(weight=1.0)
-        return Attention().loss(config, *both(ours, theirs), {}, hard, nn.Identity()).item()
+        return Attention().loss(config, Batch(*both(ours, theirs), {}, hard, nn.Identity())).item()
 
     expected = F.kl_div(student.log(), teacher, reduction="sum").item() / (2 * 4 * 6)
     assert found(student, teacher) == pytest.approx(expected, rel=1e-4)
@@ -114,7 +114,9 @@ def test_a_layer_that_returns_its_attention_weights_is_read_by_them() -> None:
     layers = [nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2)]
     x = torch.randn(3, 5, 8)
     student, teacher = (layer(x, x, x, average_attn_weights=False) for layer in layers)
-    found = Attention().loss(AttentionConfig(weight=1.0), *both(student, teacher), {}, hard, nn.Identity()).item()
+    found = (
+        Attention().loss(AttentionConfig(weight=1.0), Batch(*both(student, teacher), {}, hard, nn.Identity())).item()
+    )
     expected = F.kl_div(student[1].log(), teacher[1], reduction="sum").item() / (3 * 2 * 5)
     assert found == pytest.approx(expected, rel=1e-4)
 
@@ -122,7 +124,7 @@ def test_a_layer_that_returns_its_attention_weights_is_read_by_them() -> None:
 def test_sure_attention_gives_a_finite_gradient() -> None:
     scores = (torch.eye(4).repeat(2, 1, 1, 1) * 1e4).requires_grad_()
     other = torch.eye(4).flip(0).repeat(2, 1, 1, 1)
-    loss = Attention().loss(AttentionConfig(), *both(scores.softmax(3), other), {}, hard, nn.Identity())
+    loss = Attention().loss(AttentionConfig(), Batch(*both(scores.softmax(3), other), {}, hard, nn.Identity()))
     loss.backward()
     assert torch.isfinite(loss)
     assert scores.grad is not None
@@ -137,7 +139,7 @@ def test_a_hint_regresses_over_the_features_of_tokens() -> None:
     with torch.no_grad():
         learned.weight.zero_()
         learned.bias.zero_()
-    found = Hint().loss(HintConfig(weight=1.0), here, there, {}, hard, learned)
+    found = Hint().loss(HintConfig(weight=1.0), Batch(here, there, {}, hard, learned))
     assert found.item() == pytest.approx(there.taps["b"].square().mean().item(), rel=1e-5)
 
 
@@ -151,7 +153,7 @@ def test_a_hint_is_learned_to_zero_where_the_teacher_is_linear_in_the_student(sh
     learned = term.learned(config, here, there)
     optimizer = torch.optim.Adam(learned.parameters(), lr=0.1)
     for _ in range(200):
-        loss = term.loss(config, here, there, {}, hard, learned)
+        loss = term.loss(config, Batch(here, there, {}, hard, learned))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -179,8 +181,8 @@ def test_relations_ignore_rotation_and_scale_and_see_everything_else() -> None:
     rotation = torch.linalg.qr(torch.randn(4, 4))[0]
     term, config = Relational(), RelationalConfig()
     moved = 3 * pooled @ rotation
-    assert term.loss(config, *both(x, moved), {}, hard, nn.Identity()).item() == pytest.approx(0.0, abs=1e-5)
-    assert term.loss(config, *both(x, torch.randn(8, 4)), {}, hard, nn.Identity()).item() > 0.01
+    assert term.loss(config, Batch(*both(x, moved), {}, hard, nn.Identity())).item() == pytest.approx(0.0, abs=1e-5)
+    assert term.loss(config, Batch(*both(x, torch.randn(8, 4)), {}, hard, nn.Identity())).item() > 0.01
 
 
 def test_relations_of_outputs_read_no_layer_and_no_live_teacher() -> None:
@@ -192,7 +194,7 @@ def test_relations_of_outputs_read_no_layer_and_no_live_teacher() -> None:
     ours = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
     theirs = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     found = Relational().loss(
-        config, Activations({"label": ours}), Activations({"label": theirs}), {}, hard, nn.Identity()
+        config, Batch(Activations({"label": ours}), Activations({"label": theirs}), {}, hard, nn.Identity())
     )
     assert found.item() == pytest.approx((0.5 * 0.25**2 + 0.0 + 0.5 * 0.25**2) / 3, rel=1e-5)
 
@@ -202,23 +204,23 @@ def test_a_large_batch_is_related_in_groups() -> None:
     student, teacher = torch.randn(128, 6), torch.randn(128, 4)
     term, config = Relational(), RelationalConfig()
     halves = [
-        term.loss(config, *both(student[rows], teacher[rows]), {}, hard, nn.Identity()).item()
+        term.loss(config, Batch(*both(student[rows], teacher[rows]), {}, hard, nn.Identity())).item()
         for rows in (slice(0, 64), slice(64, 128))
     ]
-    whole = term.loss(config, *both(student, teacher), {}, hard, nn.Identity()).item()
+    whole = term.loss(config, Batch(*both(student, teacher), {}, hard, nn.Identity())).item()
     assert whole == pytest.approx(sum(halves) / 2, rel=1e-5)
 
 
 def test_one_example_has_no_relations() -> None:
     student = torch.randn(1, 3, requires_grad=True)
-    loss = Relational().loss(RelationalConfig(), *both(student, torch.randn(1, 3)), {}, hard, nn.Identity())
+    loss = Relational().loss(RelationalConfig(), Batch(*both(student, torch.randn(1, 3)), {}, hard, nn.Identity()))
     loss.backward()
     assert loss.item() == 0.0
 
 
 def test_equal_features_give_finite_gradients() -> None:
     student = torch.ones(4, 3, requires_grad=True)
-    loss = Relational().loss(RelationalConfig(), *both(student, torch.randn(4, 3)), {}, hard, nn.Identity())
+    loss = Relational().loss(RelationalConfig(), Batch(*both(student, torch.randn(4, 3)), {}, hard, nn.Identity()))
     loss.backward()
     assert student.grad is not None
     assert torch.isfinite(student.grad).all()

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from autocompress.config import Part
+from autocompress.distill.base import Batch
 from autocompress.distill.feature_terms import attention_map
 from autocompress.distill.fit import fit, predict
 from autocompress.distill.lesson import Lesson
@@ -64,7 +65,7 @@ def test_the_layer_that_is_read_is_the_one_that_was_named() -> None:
         lesson.learned(BATCH)
         student, teacher = lesson.student.run(BATCH.inputs), lesson.live_teacher.run(BATCH.inputs)  # type: ignore[union-attr]
         term, settings = lesson.chosen[1]
-        found = term.loss(settings, *lesson._read(1, student, teacher), {}, None, lesson.parts[1])  # type: ignore[arg-type]
+        found = term.loss(settings, Batch(*lesson._read(1, student, teacher), {}, None, lesson.parts[1]))  # type: ignore[arg-type]
     assert found.item() == pytest.approx((maps[0] - maps[1]).square().sum(1).mean().item(), rel=1e-4)
 
 

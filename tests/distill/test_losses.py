@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from autocompress.distill.base import Activations, Needs
+from autocompress.distill.base import Activations, Batch, Needs
 from autocompress.distill.losses import SoftTarget, SoftTargetConfig, softened_kl
 from autocompress.registry import DISTILL
 
@@ -40,10 +40,10 @@ def test_soft_target_mixes_by_alpha_and_alpha_zero_is_none() -> None:
     teacher = Activations({"label": torch.randn(6, 4)})
     targets = {"label": torch.tensor([0, 1, 2, 3, 0, 1])}
     term, none = SoftTarget(), DISTILL.get("none")
-    plain = none.loss(none.config(), student, teacher, targets, hard, nn.Identity())
+    plain = none.loss(none.config(), Batch(student, teacher, targets, hard, nn.Identity()))
     for alpha in (0.0, 0.3, 1.0):
         mixed = term.loss(
-            SoftTargetConfig(temperature=2.0, alpha=alpha), student, teacher, targets, hard, nn.Identity()
+            SoftTargetConfig(temperature=2.0, alpha=alpha), Batch(student, teacher, targets, hard, nn.Identity())
         )
         soft = softened_kl(student.logits["label"], teacher.logits["label"], 2.0)
         assert torch.allclose(mixed, (1 - alpha) * plain + alpha * soft, atol=1e-6)
