@@ -109,7 +109,7 @@ def _card(candidate: Candidate, place: Lab, name: str, command: str) -> Mapping[
     before = place.task.preprocessing
     return {
         "title": f"{name} {candidate.id}",
-        "summary": f"One candidate of the search `{command or name}`. {about}",
+        "summary": f"One candidate of the search: {command or name}. {about}",
         **({"preprocessing": before} if before else {}),
         "scores": {split: dict(values) for split, values in candidate.scores.items()},
         "costs": dict(candidate.costs),
