@@ -42,6 +42,7 @@ LOW = ((2, 2), (3, 3))
 ROUNDED = ((3, 8), (4, 8))
 SMALLER = 0.65
 # What is pruned is another student: one of several layers, which differ in how much they can spare.
+WIDE = {"width": 16}
 RESIDUAL = {"width": 12, "depth": 2, "block": "residual"}
 
 
@@ -133,6 +134,7 @@ def variants(arena: Arena) -> list[Variant]:
     return [
         Variant("none", quantized),
         Variant("residual", cut, student=RESIDUAL),
+        Variant("wide", {name: cut[name] for name in ("", "one-shot 90%", "cubic 90%")}, student=WIDE),
         *(Variant(name, distill=distill) for name, distill in terms.items()),
         Variant("soft_target", distill=(soft,), extra=robustness),
         *(
@@ -199,7 +201,12 @@ COMPARISONS = (
             ("weights", "weights 80% taylor"),
         )
     ),
-    Comparison("cubic over one-shot, 90% unstructured", ("residual", "cubic 90%"), ("residual", "one-shot 90%")),
+    *(
+        Comparison(
+            f"cubic over one-shot, 90% of the weights, {student}", (student, "cubic 90%"), (student, "one-shot 90%")
+        )
+        for student in ("wide", "residual")
+    ),
     Comparison("robust over soft_target, PGD", ("robust", ""), ("soft_target", ""), "pgd_accuracy"),
     Comparison("robust over soft_target, clean", ("robust", ""), ("soft_target", "")),
     Comparison("bfloat16 over float32", ("bfloat16", ""), ("float32", "")),
