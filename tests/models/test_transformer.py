@@ -4,7 +4,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from autocompress.distill.base import Activations
+from autocompress.distill.base import Activations, Batch
 from autocompress.distill.taps import head_layers, over_tokens, tap_points, tapped
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
@@ -170,7 +170,7 @@ class TestUse:
                 logits = model(texts)
             found.append(Activations({"label": logits}, dict(caught)))
         term = DISTILL.get("attention")
-        loss = term.loss(term.config(weight=1.0), *found, {}, None, nn.Identity())
+        loss = term.loss(term.config(weight=1.0), Batch(*found, {}, None, nn.Identity()))
         ours, theirs = (part.taps[PROBABILITIES].mean(1) for part in found)
         expected = F.kl_div(ours.clamp_min(1e-12).log(), theirs, reduction="sum") / (6 * LENGTH)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-3)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.config import Part
-from autocompress.distill.base import Activations
+from autocompress.distill.base import Activations, Batch
 from autocompress.distill.taps import over_tokens, tapped
 from autocompress.method import Context
 from autocompress.models.base import family_model
@@ -117,7 +117,7 @@ def assert_feature_terms_run(student, teacher):
         learned = term.learned(config, *found)
         learned = learned if isinstance(learned, nn.Module) else nn.Identity()
         student.zero_grad()
-        loss = term.loss(config, *found, {}, lambda *_: torch.zeros(()), learned)
+        loss = term.loss(config, Batch(*found, {}, lambda *_: torch.zeros(()), learned))
         loss.backward()
         assert loss.isfinite()
         assert float(loss.detach()) > 0
