@@ -132,16 +132,18 @@ def _from_folder(path: Path, limit: int | None) -> Album:
 
 
 def _part(path: Path, folder: Path, classes: Sequence[str], limit: int | None) -> Source:
-    files: list[Path] = []
+    # Names, not Paths: with 55,000 files the difference is most of a second start.
+    files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         chosen = _spread(_files(folder / name), limit)
         files += chosen
         labels += [label] * len(chosen)
-    stats = [file.stat() for file in files]
+    stats = [os.stat(file) for file in files]
     # The time of the last change of the inode cannot be set by an unpacker, as that of the content can.
     identity = [[stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for stat in stats]
-    names = [file.relative_to(path).as_posix() for file in files]
+    start = len(os.path.join(path, ""))
+    names = [file[start:].replace(os.sep, "/") for file in files]
     return Source(names, labels, lambda number: Image.open(files[number]), identity)
 
 
@@ -149,13 +151,14 @@ def _folders(path: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] not in "._")
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(
-        Path(place, name)
+def _files(folder: Path) -> list[str]:
+    found = (
+        os.path.join(place, name)
         for place, _, names in os.walk(folder)
         for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
     )
+    return sorted(found, key=lambda name: name.split(os.sep))
 
 
 def _spread(items: Sequence[Any], limit: int | None) -> list[Any]:
