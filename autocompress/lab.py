@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -173,8 +174,8 @@ class Lab:
         return pruned.eval(), state
 
     def _reestimate(self, model: nn.Module) -> None:
-        batches = self.splits.train.batches(BATCH_NORM_BATCH)[:BATCH_NORM_BATCHES]
-        reestimate_batch_norm(model, [batch.inputs for batch in batches])
+        batches = islice(self.splits.train.batches(BATCH_NORM_BATCH), BATCH_NORM_BATCHES)
+        reestimate_batch_norm(model, (batch.inputs for batch in batches))
 
     def tune(
         self,
@@ -217,7 +218,7 @@ class Lab:
 
     def context(self, training: CompressionConfig) -> Context:
         """Return what compression methods may look at: the calibration split, the task's loss, further training."""
-        batches = self.splits.calibration.batches(CALIBRATION_BATCH)
+        batches = list(self.splits.calibration.batches(CALIBRATION_BATCH))
 
         def loss(output: Any, targets: Mapping[str, Tensor]) -> Tensor:
             return self.task.loss(as_heads(output, self.task.heads), targets)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,9 +50,9 @@ class Split:
     def __len__(self) -> int:
         return int(self.inputs[0].shape[0])
 
-    def batches(self, size: int) -> "list[Split]":
-        """Return consecutive batches of at most ``size`` examples (views, nothing is copied)."""
-        return [self.take(slice(start, start + size)) for start in range(0, len(self), size)]
+    def batches(self, size: int) -> "Iterator[Split]":
+        """Yield consecutive batches of at most ``size`` examples, each made when it is asked for."""
+        return (self.take(slice(start, start + size)) for start in range(0, len(self), size))
 
     def take(self, index: Any) -> "Split":
         """Return the examples that ``index`` selects along axis 0."""

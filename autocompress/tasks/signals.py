@@ -16,7 +16,7 @@ from autocompress.tasks.augment import random_shift
 from autocompress.tasks.base import Supervised
 from autocompress.tasks.mnist1d import CLASSES, POINTS, mnist1d
 from autocompress.tasks.signal_files import Series, read_series
-from autocompress.tasks.splitting import FRACTIONS, stratified_rows
+from autocompress.tasks.splitting import five_splits
 
 PUBLISHED_TRAIN = 4000
 
@@ -49,7 +49,9 @@ class MNIST1D(Supervised):
         """Return 2,880 training, 160 calibration, 480 + 480 validation and the 1,000 published test curves."""
         curves, digits = _curves(self._seed)
         parts = {"train": slice(PUBLISHED_TRAIN), "test": slice(PUBLISHED_TRAIN, None)}
-        return _five({part: Split((curves[rows],), {"label": digits[rows]}) for part, rows in parts.items()}, seed)
+        return five_splits(
+            {part: Split((curves[rows],), {"label": digits[rows]}) for part, rows in parts.items()}, seed
+        )
 
     def view(self, split: Split, index: int) -> Split:
         """Return the curves moved round by up to four points and scaled by up to a tenth; view 0 is the split."""
@@ -147,7 +149,7 @@ class Signals(Supervised):
         Raises:
             UsageError: A class has too few series.
         """
-        splits = _five(self._parts, seed, self._names)
+        splits = five_splits(self._parts, seed, self._names)
         train = splits.train.inputs[0]
         mean = train.mean((0, 2), keepdim=True)
         std = train.std((0, 2), keepdim=True, correction=0)
@@ -203,12 +205,3 @@ def _names(labels: tuple[str, ...]) -> list[str]:
         return sorted(names, key=float)
     except ValueError:
         return names
-
-
-def _five(parts: Mapping[str, Split], seed: int, names: list[str] | None = None) -> Splits:
-    """Return five splits: a test part that is given as it is, the others out of ``train``."""
-    fractions = {name: share for name, share in FRACTIONS.items() if name not in parts}
-    train = parts["train"]
-    rows = stratified_rows(train.targets["label"], seed, fractions, names)
-    found = {name: train.take(torch.from_numpy(index)) for name, index in rows.items()}
-    return Splits(**{**found, **{name: split for name, split in parts.items() if name != "train"}})

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -41,6 +42,24 @@ def stratified_splits(
     parts = stratified_rows(next(iter(targets.values())), seed, fractions)
     whole = Split(inputs, targets)
     return Splits(**{name: whole.take(rows) for name, rows in parts.items()})
+
+
+def five_splits(parts: Mapping[str, Split], seed: int, names: Sequence[str] | None = None) -> Splits:
+    """Return five splits: parts that are given, such as ``test``, as they are, and the others out of ``train``.
+
+    Args:
+        parts: ``train`` and what else is given, by the name of its split; the first head of ``train`` is stratified.
+        seed: The same seed gives the same splits.
+        names: The classes' names, for the message.
+
+    Raises:
+        UsageError: A class has fewer examples than there are parts to make, or there is only one class.
+    """
+    train = parts["train"]
+    fractions = {name: share for name, share in FRACTIONS.items() if name not in parts}
+    rows = stratified_rows(next(iter(train.targets.values())), seed, fractions, names)
+    made = {name: train.take(torch.from_numpy(index)) for name, index in rows.items()}
+    return Splits(**{**made, **{name: part for name, part in parts.items() if name != "train"}})
 
 
 def stratified_rows(

@@ -11,7 +11,7 @@ from autocompress.config import Part
 from autocompress.errors import UsageError
 from autocompress.task import InputSpec, Split, Splits
 from autocompress.tasks.base import Supervised, imbalance
-from autocompress.tasks.splitting import FRACTIONS, stratified_rows
+from autocompress.tasks.splitting import five_splits
 
 ONLY_HEAD = "label"
 
@@ -91,12 +91,8 @@ class Tensors(Supervised):
         Raises:
             UsageError: A class has too few examples.
         """
-        train = self._parts["train"]
-        fractions = {name: share for name, share in FRACTIONS.items() if name not in self._parts}
-        head, targets = next(iter(train.targets.items()))
-        rows = stratified_rows(targets, seed, fractions, self.labels.get(head))
-        parts = {name: train.take(torch.from_numpy(index)) for name, index in rows.items()}
-        return Splits(**{**parts, **{name: part for name, part in self._parts.items() if name != "train"}})
+        first = next(iter(self.heads))
+        return five_splits(self._parts, seed, self.labels.get(first))
 
     def teacher(self) -> tuple[Part, Part]:
         """Refuse: which model suits these examples is not known.

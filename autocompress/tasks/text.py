@@ -16,7 +16,7 @@ from autocompress.registry import TASKS
 from autocompress.task import InputSpec, Split, Splits
 from autocompress.tasks.base import Supervised, imbalance
 from autocompress.tasks.names import KINDS, LANGUAGES, names
-from autocompress.tasks.splitting import FRACTIONS, stratified_rows, stratified_splits
+from autocompress.tasks.splitting import FRACTIONS, five_splits, stratified_splits
 from autocompress.tasks.text_encoding import PADDING, Encoding, cut_short, drop_tokens, fit_encoding
 from autocompress.tasks.text_files import Texts, read_texts, refuse_real_numbers
 
@@ -222,11 +222,7 @@ class Text(_Tokens):
         Raises:
             UsageError: A class has too few texts.
         """
-        fractions = {name: share for name, share in FRACTIONS.items() if name not in self._parts}
-        train, first = self._parts["train"], next(iter(self.heads))
-        rows = stratified_rows(train.targets[first], seed, fractions, self.labels[first])
-        parts = {name: train.take(torch.from_numpy(index)) for name, index in rows.items()}
-        return Splits(**{**parts, **{name: split for name, split in self._parts.items() if name != "train"}})
+        return five_splits(self._parts, seed, self.labels[next(iter(self.heads))])
 
     def teacher(self) -> tuple[Part, Part]:
         """Return a network of width 64 with windows of three lengths, and how to train it."""
