@@ -68,9 +68,9 @@ def feasible(table: pd.DataFrame, limits: Limits) -> "pd.Series[bool]":
 
 
 def full_fidelity(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the candidates of the search that were trained for the most epochs, the only ones that may rank."""
+    """Return the candidates of the search whose training ran to its end, the only ones that may rank."""
     search = table[table["role"] == "search"] if "role" in table else table
-    return search[search["epochs"] == search["epochs"].max()] if "epochs" in search else search
+    return search[search["complete"].astype(bool)] if "complete" in search else search
 
 
 def pareto_front(table: pd.DataFrame, objectives: Sequence[Objective], limits: Limits | None = None) -> pd.DataFrame:

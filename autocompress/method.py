@@ -23,6 +23,10 @@ class Recovery(Settings):
     recovery_epochs: int = knob(3, IntRange(0, 1000), "passes over the training split after the cut")
     recovery_learning_rate: float = knob(5e-3, FloatRange(1e-5, 1.0, log=True), "peak learning rate of the recovery")
 
+    def effort(self) -> float:
+        """Return the epochs of the recovery."""
+        return float(self.recovery_epochs)
+
 
 @dataclass(frozen=True)
 class LayerBits:

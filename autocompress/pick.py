@@ -1,6 +1,7 @@
 """One candidate out of the table, with the reason for it and what its neighbours on the front would cost.
 
-Only select_val scores are looked at: the test split is read once, after the choice.
+Scores are those on select_val; the default choice must hold on search_val too. The test split is read once, after the
+choice.
 """
 
 from collections.abc import Iterable, Mapping
@@ -77,11 +78,12 @@ def pick(
 ) -> Pick:
     """Return the best candidate for what is asked, among fully trained candidates of the search.
 
-    Without arguments: the cheapest candidate whose score lies within ``meta["pick"]["max_drop"]`` of the teacher's,
-    or the knee of the front if there is none. With limits: the best by ``prefer``, which is by default the first
-    score if a cost is limited, and the first cost if only scores are. Ties go to the cheaper one, then to the first
-    id. The limits of the run hold too, unless the same bound is given here. A candidate no better than the declared
-    reference score (a dead or constant model) is never chosen, unless by its id.
+    Without arguments: the cheapest candidate whose score lies within ``meta["pick"]["max_drop"]`` of the teacher's on
+    both validation splits (the cheapest of hundreds on one split is too often a lucky one), or the knee of the front
+    if there is none. With limits: the best by ``prefer``, which is by default the first score if a cost is limited,
+    and the first cost if only scores are. Ties go to the cheaper one, then to the first id. The limits of the run hold
+    too, unless the same bound is given here. A candidate no better than the declared reference score (a dead or
+    constant model) is never chosen, unless by its id.
 
     Args:
         table: Candidates, as the study returns them.
@@ -247,6 +249,10 @@ def _default(rows: pd.DataFrame, meta: Mapping[str, Any], knee: bool) -> tuple[d
         # A hair of slack: 0.98 - 0.01 must not refuse 0.97.
         near = rows[(numbers(rows, score["name"]) - goal) * sign >= -drop - 1e-9]
         within = f"within {gap(drop, score)} of the teacher's {label(score['name'])}"
+        searched, column = teacher["scores"].get("search_val", {}).get(score["name"]), f"{score['name']}_search"
+        if finite(searched) and column in near:
+            near = near[(numbers(near, column) - searched) * sign >= -drop - 1e-9]
+            within += " on both validation splits"
         if len(near):
             chosen = _best(near, cost, objectives)
             both = f"{show(chosen[score['name']], score)} against {show(goal, score)}"

@@ -12,6 +12,7 @@ class State(StrEnum):
     """How a trial stands."""
 
     RUNNING = "running"
+    PAUSED = "paused"
     COMPLETE = "complete"
     STOPPED = "stopped"
     INFEASIBLE = "infeasible"
@@ -34,13 +35,45 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Base:
+    """A checkpoint that is cut further instead of training anew.
+
+    Attributes:
+        checkpoint: Its name.
+        prune: How it was pruned.
+        epochs: Epochs that its training had.
+        content: The safetensors file; the store adds it when the job is handed out.
+    """
+
+    checkpoint: str
+    prune: Part | None
+    epochs: int
+    content: bytes = field(default=b"", repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class Job:
-    """One training to run and the cuts to make from its checkpoint."""
+    """One training to run, whole or a segment of it, and the cuts to make from its checkpoint.
+
+    Attributes:
+        number: The trial's number.
+        training: What to train.
+        cuts: What to make of the checkpoint.
+        role: Why.
+        rung: Where the training pauses: 0 is the first rung; ``None`` trains to the end.
+        until: Epochs after which it pauses; ``None`` for all of them.
+        base: A checkpoint to cut instead of training.
+        paused: What the segment before left.
+    """
 
     number: int
     training: CompressionConfig
     cuts: tuple[Cut, ...]
     role: Role = Role.SEARCH
+    rung: int | None = None
+    until: int | None = None
+    base: Base | None = None
+    paused: bytes = field(default=b"", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -56,6 +89,7 @@ class Candidate:
         costs: Cost name to value, for example ``costs["effective_flops"]``.
         details: What the candidate's card shows: per-class scores, per-layer bits, sparsity, errors.
         checkpoint: Name of the weights it is cut from, before quantization; empty if they were not kept.
+        complete: Whether its training ran to its end; only then may it stand on a front.
     """
 
     id: str
@@ -66,11 +100,14 @@ class Candidate:
     costs: Mapping[str, float]
     details: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
+    complete: bool = True
 
 
 @dataclass(frozen=True)
 class TrialResult:
     """What one job came to.
+
+    A job that pauses gives ``PAUSED``, candidates that are not complete, and what to go on from.
 
     Attributes:
         number: The job's number.
@@ -80,6 +117,7 @@ class TrialResult:
         reason: Why the trial did not complete, or which cuts were left out; empty otherwise.
         curve: One row an epoch: ``{"epoch": 1, "loss": 2.1, ...}``.
         checkpoints: Name to the content of a safetensors file, for the store to write.
+        paused: What the next segment goes on from.
     """
 
     number: int
@@ -89,3 +127,4 @@ class TrialResult:
     reason: str = ""
     curve: tuple[Mapping[str, float], ...] = ()
     checkpoints: Mapping[str, bytes] = field(default_factory=dict)
+    paused: bytes = field(default=b"", repr=False)

@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,39 +19,24 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from pydantic_core import from_json
 
-from autocompress.config import CompressionConfig, Part
 from autocompress.errors import RunFolderError, StorageError, UsageError
-from autocompress.records import Candidate, Cut, Job, Role, State, TrialResult
+from autocompress.records import Candidate, Job, State, TrialResult
+from autocompress.rows import (
+    CANDIDATE_COLUMNS,
+    SCHEMA,
+    TRIAL_COLUMNS,
+    StoredTrial,
+    candidate_of,
+    candidate_row,
+    cut_number,
+    flat_candidate,
+    job_row,
+    trial_of,
+)
 from autocompress.storage import storage_errors, write_atomic
 
-FORMAT = 1
+FORMAT = 2
 DATABASE = "study.db"
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS ac_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS ac_trials (
-    number INTEGER PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL, config TEXT NOT NULL, cuts TEXT NOT NULL,
-    optuna INTEGER, attempts INTEGER NOT NULL DEFAULT 1, reason TEXT NOT NULL DEFAULT '', seconds REAL,
-    elapsed REAL, hypervolume REAL, curve TEXT NOT NULL DEFAULT '[]');
-CREATE TABLE IF NOT EXISTS ac_candidates (
-    id TEXT PRIMARY KEY, trial INTEGER NOT NULL REFERENCES ac_trials (number), epochs INTEGER NOT NULL,
-    config TEXT NOT NULL, scores TEXT NOT NULL, costs TEXT NOT NULL, details TEXT NOT NULL, checkpoint TEXT);
-CREATE INDEX IF NOT EXISTS ac_candidates_trial ON ac_candidates (trial);
-"""
-
-_SUFFIX = {"select_val": "", "search_val": "_search", "test": "_test"}
-
-
-@dataclass(frozen=True)
-class StoredTrial:
-    """One row of ``ac_trials`` as the driver needs it on resume."""
-
-    job: Job
-    state: State
-    optuna: int | None
-    attempts: int
-    seconds: float | None
-    elapsed: float | None
 
 
 class Study:
@@ -79,7 +64,7 @@ class Study:
             lock.release()
             raise RunFolderError(f"{folder} already holds a run; add --resume to continue it, or --name another")
         study = cls(folder, _connect(folder / DATABASE), lock)
-        study._connection.executescript(_SCHEMA)
+        study._connection.executescript(SCHEMA)
         study.set_meta({"format": FORMAT, **meta})
         return study
 
@@ -112,8 +97,9 @@ class Study:
             raise RunFolderError(
                 f"{path} cannot be read ({damage}); run `sqlite3 {DATABASE} .recover` on a copy, or start anew"
             ) from None
-        if not isinstance(found, int) or found > FORMAT:
-            raise RunFolderError(f"{path} has format {found}, this version reads up to {FORMAT}; upgrade autocompress")
+        if found != FORMAT:
+            other = "an older" if isinstance(found, int) and found < FORMAT else "a newer"
+            raise RunFolderError(f"{path} has format {found} of {other} version; this one reads format {FORMAT}")
 
     def close(self) -> None:
         """Close the file and free the lock."""
@@ -153,18 +139,20 @@ class Study:
 
     def add_job(self, job: Job, optuna: int | None) -> None:
         """Record a job before it is handed out."""
-        cuts = [[None if part is None else part.to_json() for part in (cut.prune, cut.quantize)] for cut in job.cuts]
         with self._transaction():
             self._connection.execute(
-                "INSERT INTO ac_trials (number, role, state, config, cuts, optuna) VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    job.number,
-                    job.role.value,
-                    State.RUNNING.value,
-                    json.dumps(job.training.to_json()),
-                    json.dumps(cuts),
-                    optuna,
-                ),
+                "INSERT INTO ac_trials (number, role, config, base, optuna, state, cuts, rung, until)"
+                " VALUES (:number, :role, :config, :base, :optuna, 'running', :cuts, :rung, :until)",
+                {**job_row(job), "optuna": optuna},
+            )
+
+    def continue_job(self, job: Job) -> None:
+        """Record that a paused training goes on with its next segment."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE ac_trials SET state = 'running', attempts = 1, cuts = :cuts, rung = :rung, until = :until"
+                " WHERE number = :number",
+                job_row(job),
             )
 
     def add_attempt(self, number: int) -> None:
@@ -173,13 +161,15 @@ class Study:
             self._connection.execute("UPDATE ac_trials SET attempts = attempts + 1 WHERE number = ?", (number,))
 
     def finish(self, result: TrialResult, *, elapsed: float, hypervolume: float) -> None:
-        """Record a result with all its candidates in one transaction; checkpoints are written first."""
+        """Record a result, final or paused, with its candidates in one transaction; files are written first."""
         for name, content in result.checkpoints.items():
             write_atomic(self.checkpoint_path(name), content)
+        if result.state is State.PAUSED:
+            write_atomic(self._paused_path(result.number), result.paused)
         with self._transaction():
             self._connection.execute(
-                "UPDATE ac_trials SET state = ?, reason = ?, seconds = ?, elapsed = ?, hypervolume = ?, curve = ?"
-                " WHERE number = ?",
+                "UPDATE ac_trials SET state = ?, reason = ?, seconds = COALESCE(seconds, 0) + ?, elapsed = ?,"
+                " hypervolume = ?, curve = ? WHERE number = ?",
                 (
                     result.state.value,
                     result.reason,
@@ -191,9 +181,36 @@ class Study:
                 ),
             )
             self._connection.executemany(
-                "INSERT OR REPLACE INTO ac_candidates VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [_candidate_row(candidate) for candidate in result.candidates],
+                f"INSERT OR REPLACE INTO ac_candidates VALUES ({', '.join('?' * len(CANDIDATE_COLUMNS))})",
+                [candidate_row(candidate) for candidate in result.candidates],
             )
+        if result.state is not State.PAUSED:
+            self._paused_path(result.number).unlink(missing_ok=True)
+
+    def stop(self, numbers: Iterable[int]) -> None:
+        """Record that paused trainings do not go on; what they would have gone on from is dropped."""
+        numbers = list(numbers)
+        with self._transaction():
+            self._connection.executemany(
+                "UPDATE ac_trials SET state = 'stopped' WHERE number = ?", [(number,) for number in numbers]
+            )
+        for number in numbers:
+            self._paused_path(number).unlink(missing_ok=True)
+
+    def loaded(self, job: Job) -> Job:
+        """Return a job with the files that it goes on from.
+
+        Raises:
+            RunFolderError: A file is missing.
+        """
+        paused = self._paused_path(job.number)
+        try:
+            if job.base is not None:
+                content = self.checkpoint_path(job.base.checkpoint).read_bytes()
+                return replace(job, base=replace(job.base, content=content))
+            return replace(job, paused=paused.read_bytes()) if job.rung != 0 and paused.exists() else job
+        except OSError as error:
+            raise RunFolderError(f"{error.filename} cannot be read ({error.strerror}); the run is incomplete") from None
 
     def add_scores(self, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
         """Add splits to the scores of candidates, ``{id: {split: {metric: value}}}``."""
@@ -209,18 +226,8 @@ class Study:
 
     def stored_trials(self) -> list[StoredTrial]:
         """Return every trial in the order of its number."""
-        rows = self._connection.execute(
-            "SELECT number, role, state, config, cuts, optuna, attempts, seconds, elapsed FROM ac_trials"
-            " ORDER BY number"
-        )
-        found = []
-        for number, role, state, config, cuts, optuna, attempts, seconds, elapsed in rows:
-            parts = tuple(
-                Cut(*(None if part is None else Part.from_json(part) for part in cut)) for cut in from_json(cuts)
-            )
-            job = Job(number, CompressionConfig.from_json(from_json(config)), parts, Role(role))
-            found.append(StoredTrial(job, State(state), optuna, attempts, seconds, elapsed))
-        return found
+        rows = self._connection.execute(f"SELECT {', '.join(TRIAL_COLUMNS)} FROM ac_trials ORDER BY number")
+        return [trial_of(dict(zip(TRIAL_COLUMNS, row, strict=True))) for row in rows]
 
     def candidate(self, identity: str) -> Candidate:
         """Return one candidate by its id.
@@ -235,63 +242,47 @@ class Study:
 
     def candidates_of(self, trial: int) -> list[Candidate]:
         """Return the candidates of one trial, the uncut parent first."""
-        return sorted(self._candidates("WHERE trial = ?", (trial,)), key=lambda candidate: _cut_number(candidate.id))
+        return sorted(
+            self._candidates("WHERE trial = ?", (trial,)),
+            key=lambda candidate: (candidate.complete, candidate.epochs, cut_number(candidate.id)),
+        )
 
     def _candidates(self, where: str, values: Iterable[Any]) -> list[Candidate]:
-        rows = self._connection.execute(
-            f"SELECT id, trial, epochs, config, scores, costs, details, checkpoint FROM ac_candidates {where}",
-            (*values,),
-        )
-        return [
-            Candidate(
-                identity,
-                trial,
-                CompressionConfig.from_json(from_json(config)),
-                epochs,
-                from_json(scores),
-                from_json(costs),
-                from_json(details),
-                checkpoint or "",
-            )
-            for identity, trial, epochs, config, scores, costs, details, checkpoint in rows
-        ]
+        columns = ", ".join(CANDIDATE_COLUMNS)
+        rows = self._connection.execute(f"SELECT {columns} FROM ac_candidates {where}", (*values,))
+        return [candidate_of(dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for row in rows]
 
     def checkpoint_path(self, name: str) -> Path:
         """Return where the checkpoint ``name`` lies."""
         return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    def _paused_path(self, number: int) -> Path:
+        return self.folder / "paused" / f"t{number}.pt"
 
     def candidates(self) -> pd.DataFrame:
         """Return one row a candidate: knobs, scores, costs.
 
         A metric's plain name is its ``select_val`` score; ``_search`` and ``_test`` name the other splits.
         """
+        columns = ", ".join(f"c.{name}" for name in CANDIDATE_COLUMNS)
         rows = self._connection.execute(
-            "SELECT c.id, c.trial, t.role, c.epochs, c.config, c.scores, c.costs, c.details FROM ac_candidates c"
-            " JOIN ac_trials t ON t.number = c.trial"
-            " ORDER BY c.trial, CAST(substr(c.id, instr(c.id, 'c') + 1) AS INTEGER)"
+            f"SELECT t.role, {columns} FROM ac_candidates c JOIN ac_trials t ON t.number = c.trial"
+            " ORDER BY c.trial, c.complete, c.epochs, CAST(substr(c.id, instr(c.id, 'c') + 1) AS INTEGER)"
         )
-        table = []
-        for identity, trial, role, epochs, config, scores, costs, details in rows:
-            row: dict[str, Any] = {"id": identity, "trial": trial, "role": role, "epochs": epochs}
-            row.update(_flat_config(from_json(config)))
-            for split, metrics in from_json(scores).items():
-                row.update({f"{metric}{_SUFFIX[split]}": value for metric, value in metrics.items()})
-            row.update(from_json(costs))
-            row["config"] = config
-            row["details"] = from_json(details)
-            table.append(row)
+        table = [flat_candidate(role, dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for role, *row in rows]
         return pd.DataFrame(table)
 
     def trials(self) -> pd.DataFrame:
-        """Return one row a trial."""
+        """Return one row a trial; ``further`` tells those that cut an earlier checkpoint instead of training."""
         rows = self._connection.execute(
-            "SELECT number, role, state, reason, attempts, seconds, elapsed, hypervolume, curve, config"
-            " FROM ac_trials ORDER BY number"
+            "SELECT number, role, state, base IS NOT NULL, reason, attempts, seconds, elapsed, hypervolume, curve,"
+            " config FROM ac_trials ORDER BY number"
         )
         columns = [
             "number",
             "role",
             "state",
+            "further",
             "reason",
             "attempts",
             "seconds",
@@ -301,6 +292,7 @@ class Study:
             "config",
         ]
         table = pd.DataFrame(rows.fetchall(), columns=columns)
+        table["further"] = table["further"].astype(bool)
         table["curve"] = [from_json(text) for text in table["curve"]]
         for column in ("seconds", "elapsed", "hypervolume"):
             table[column] = table[column].astype(float)
@@ -355,34 +347,6 @@ def _acquire(folder: Path) -> FileLock:
         raise RunFolderError(f"{folder} is in use by process {owner}; wait for it, or stop it first") from None
     write_atomic(folder / ".driver", str(os.getpid()))
     return lock
-
-
-def _candidate_row(candidate: Candidate) -> tuple[Any, ...]:
-    return (
-        candidate.id,
-        candidate.trial,
-        candidate.epochs,
-        json.dumps(candidate.config.to_json()),
-        json.dumps({split: dict(values) for split, values in candidate.scores.items()}),
-        json.dumps(dict(candidate.costs)),
-        json.dumps(dict(candidate.details)),
-        candidate.checkpoint,
-    )
-
-
-def _cut_number(identity: str) -> int:
-    return int(identity.rpartition("c")[2])
-
-
-def _flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``{"student": "cnn", "student.cnn.width": 8, ...}``."""
-    row: dict[str, Any] = {"seed": config["seed"]}
-    for section in ("student", "distill", "fit", "prune", "quantize"):
-        parts = config[section] or {"none": {}}
-        row[section] = " + ".join(parts)
-        for name, settings in parts.items():
-            row.update({f"{section}.{name}.{knob}": value for knob, value in settings.items()})
-    return row
 
 
 def now() -> float:

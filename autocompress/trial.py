@@ -7,21 +7,22 @@ same distillation, and each is quantized to each pair of bit-widths.
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from autocompress.checkpoints import write_checkpoint
 from autocompress.config import Part
-from autocompress.errors import AutocompressError
-from autocompress.lab import Lab, Setup, checkpoint, lab, operations, settled
+from autocompress.errors import AutocompressError, TrialError
+from autocompress.lab import Lab, Setup, lab, operations, settled
 from autocompress.measure import Subject, layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost
 from autocompress.plugins import Guests
 from autocompress.quantize import fold_batch_norm
-from autocompress.records import Candidate, Cut, Job, State, TrialResult
+from autocompress.records import Base, Candidate, Cut, Job, State, TrialResult
 
 VALIDATION = ("search_val", "select_val")
 
@@ -68,39 +69,122 @@ def run_trial(job: Job, setup: Setup) -> TrialResult:
     """
     started = time.perf_counter()
     place = lab(setup)
-    trained = place.train(job.training)
-    begun = {step.part.name: dict(step.state.report) for step in trained.start}
+    origin = _further(place, job, job.base) if job.base is not None else _trained(place, job)
     candidates: list[Candidate] = []
     reasons: list[str] = []
     checkpoints: dict[str, bytes] = {}
     for index, (prune, cuts) in enumerate(_by_prune(job.cuts)):
-        name = f"t{job.number}p{index}"
         try:
-            pruned, state = place.prune(trained.model, job.training, prune)
-            checkpoints[name] = checkpoint(pruned, state, trained.start)
-            folded = fold_batch_norm(pruned, place.task.example())
-            layers = layer_costs(folded, place.task.example())
+            pruned = origin.pruned(place, job, prune)
+            name = pruned.checkpoint or f"t{job.number}p{index}"
+            if origin.complete and not pruned.checkpoint:
+                checkpoints[name] = write_checkpoint(pruned.model, pruned.history, origin.histories)
+            folded = fold_batch_norm(pruned.model, place.task.example())
+            source = Source(
+                folded,
+                layer_costs(folded, place.task.example()),
+                {**origin.report, **pruned.report},
+                name if origin.complete else "",
+                origin.epochs,
+                origin.complete,
+            )
         except AutocompressError as error:
             reasons.append(f"{prune.name if prune else 'uncut'}: {error}")
             continue
-        shared = {"start": begun} if begun else {}
-        shared |= {} if state is None else {"prune": dict(state.report)}
         for number, cut in cuts:
+            identity = f"t{job.number}{'' if origin.complete else f'r{job.rung}'}c{number}"
             try:
-                candidates.append(
-                    _measured(place, setup, job, number, cut, folded, layers, shared, name, len(trained.curve))
-                )
+                candidates.append(_measured(place, setup, job, identity, cut, source))
             except AutocompressError as error:
-                reasons.append(f"t{job.number}c{number}: {error}")
-    state_of_trial = State.COMPLETE if candidates else State.FAILED
+                reasons.append(f"{identity}: {error}")
+    state = State.FAILED if not candidates else State.COMPLETE if origin.complete else State.PAUSED
     return TrialResult(
         job.number,
-        state_of_trial,
+        state,
         tuple(sorted(candidates, key=lambda candidate: int(candidate.id.rpartition("c")[2]))),
         time.perf_counter() - started,
         "; ".join(dict.fromkeys(reasons)),
-        tuple(trained.curve),
+        tuple(origin.curve),
         checkpoints,
+        origin.paused if state is State.PAUSED else b"",
+    )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """One pruned model, the source of its quantized candidates.
+
+    Attributes:
+        model: In single precision.
+        history: Of its pruning.
+        report: What pruning did, for the candidate's card.
+        checkpoint: Name of its weights where they are stored already.
+    """
+
+    model: nn.Module
+    history: Mapping[str, Any] | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the cuts of one job are made from: a training, or a segment of one, or an earlier checkpoint.
+
+    Attributes:
+        model: In evaluation mode.
+        curve: One row an epoch.
+        epochs: Epochs of training so far.
+        complete: Whether the training is at its end.
+        paused: What it goes on from.
+        histories: Of what was cut before the training.
+        report: What those cuts did.
+        known: The earlier checkpoint, and how it was pruned.
+    """
+
+    model: nn.Module
+    curve: Sequence[Mapping[str, float]]
+    epochs: int
+    complete: bool = True
+    paused: bytes = b""
+    histories: tuple[Mapping[str, Any], ...] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)
+    known: Pruned | None = None
+    prune: Part | None = None
+
+    def pruned(self, place: Lab, job: Job, part: Part | None) -> Pruned:
+        """Return the model pruned by ``part``; the earlier checkpoint itself where it was pruned just so."""
+        if self.known is not None and part == self.prune:
+            return self.known
+        if self.prune is not None:
+            raise TrialError("a checkpoint that was pruned is not pruned once more")
+        model, state = place.prune(self.model, job.training, part)
+        return Pruned(model) if state is None else Pruned(model, state.history, {"prune": dict(state.report)})
+
+
+def _trained(place: Lab, job: Job) -> Origin:
+    trained = place.train(job.training, job.until, job.paused)
+    begun = {step.part.name: dict(step.state.report) for step in trained.start}
+    return Origin(
+        trained.model,
+        trained.curve,
+        len(trained.curve),
+        not trained.paused,
+        trained.paused,
+        tuple(step.state.history for step in trained.start),
+        {"start": begun} if begun else {},
+    )
+
+
+def _further(place: Lab, job: Job, base: Base) -> Origin:
+    rebuilt = place.rebuild(replace(job.training, prune=base.prune, quantize=None), base.content)
+    return Origin(
+        rebuilt.float_model,
+        (),
+        base.epochs,
+        histories=tuple(step.state.history for step in rebuilt.start),
+        known=Pruned(rebuilt.float_model, checkpoint=base.checkpoint),
+        prune=base.prune,
     )
 
 
@@ -146,21 +230,31 @@ def _by_prune(cuts: tuple[Cut, ...]) -> list[tuple[Part | None, list[tuple[int, 
     return list(groups.items())
 
 
-def _measured(
-    place: Lab,
-    setup: Setup,
-    job: Job,
-    number: int,
-    cut: Cut,
-    folded: nn.Module,
-    layers: Mapping[str, LayerCost],
-    shared: Mapping[str, object],
-    name: str,
-    epochs: int,
-) -> Candidate:
-    model, state = place.quantize(folded, job.training, cut.quantize)
+@dataclass(frozen=True)
+class Source:
+    """A float model that candidates are quantized from.
+
+    Attributes:
+        model: Its batch norms folded.
+        layers: What each layer costs.
+        report: What was done to it so far.
+        checkpoint: Name of its weights; empty if they are not kept.
+        epochs: Epochs of training so far.
+        complete: Whether its training is at its end.
+    """
+
+    model: nn.Module
+    layers: Mapping[str, LayerCost]
+    report: Mapping[str, object]
+    checkpoint: str
+    epochs: int
+    complete: bool
+
+
+def _measured(place: Lab, setup: Setup, job: Job, identity: str, cut: Cut, source: Source) -> Candidate:
+    model, state = place.quantize(source.model, job.training, cut.quantize)
     bits = {} if state is None else state.bits
-    details: dict[str, object] = dict(shared)
+    details: dict[str, object] = dict(source.report)
     if state is not None:
         details.update(state.report)
     config = replace(job.training, prune=cut.prune, quantize=cut.quantize)
@@ -175,12 +269,13 @@ def _measured(
                 head: per_class(values, split.targets[head]) for head, values in subject.logits.items()
             }
     return Candidate(
-        f"t{job.number}c{number}",
+        identity,
         job.number,
         config,
-        epochs,
+        source.epochs,
         scores,
-        measure(Subject(layers=layers, bits=bits), setup.costs),
+        measure(Subject(layers=source.layers, bits=bits), setup.costs),
         details,
-        name,
+        source.checkpoint,
+        source.complete,
     )

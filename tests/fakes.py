@@ -18,16 +18,30 @@ def fake_result(job: Job) -> TrialResult:
     """Return a result that depends on the config and the seed alone."""
     width = float(job.training.student.values["width"])  # type: ignore[arg-type]
     candidates = []
+    total = int(job.training.fit.values.get("epochs", 15))
+    epochs = job.until or total
+    complete = epochs == total
+    rung = "" if complete else f"r{job.rung}"
     for number, cut in enumerate(job.cuts):
         bits = 32 if cut.quantize is None else int(cut.quantize.values["weight_bits"])  # type: ignore[arg-type]
-        score = 1 - 0.5 / width - 0.1 / bits - (job.training.seed % 1000) * 1e-6
-        scores = {split: {"accuracy": score} for split in ("search_val", "select_val")}
+        score = 1 - 0.5 / width - 0.1 / bits - (job.training.seed % 1000) * 1e-6 - 0.3 * (1 - epochs / total)
         costs = {"effective_flops": width**2 * bits * 32}
         config = replace(job.training, prune=cut.prune, quantize=cut.quantize)
-        candidates.append(Candidate(f"t{job.number}c{number}", job.number, config, 5, scores, costs))
-    return TrialResult(
-        job.number, State.COMPLETE, tuple(candidates), seconds=0.01, curve=({"epoch": 1.0, "loss": 0.5},)
-    )
+        ratio = 0.0 if cut.prune is None else float(cut.prune.values["pruning_ratio"])  # type: ignore[arg-type]
+        score -= 0.05 * ratio
+        costs = {name: cost * (1 - ratio) ** 2 for name, cost in costs.items()}
+        pruned = job.base is None or cut.prune != job.base.prune
+        checkpoint = "" if not complete else f"t{job.number}p{ratio}" if pruned else job.base.checkpoint  # type: ignore[union-attr]
+        scores = {split: {"accuracy": score} for split in ("search_val", "select_val")}
+        name = f"t{job.number}{rung}c{number}"
+        candidates.append(
+            Candidate(name, job.number, config, epochs, scores, costs, checkpoint=checkpoint, complete=complete)
+        )
+    state = State.COMPLETE if complete else State.PAUSED
+    curve = tuple({"epoch": epoch + 1.0, "loss": 0.5} for epoch in range(epochs))
+    paused = b"" if complete else f"after {epochs}".encode()
+    checkpoints = {each.checkpoint: b"weights" for each in candidates if each.checkpoint}
+    return TrialResult(job.number, state, tuple(candidates), 0.01, curve=curve, checkpoints=checkpoints, paused=paused)
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,8 @@ def test_three_objectives_keep_what_two_would_drop() -> None:
     assert pareto_front(rows, [*TWO, BYTES])["id"].tolist() == ["a", "b"]
 
 
-def test_full_fidelity_keeps_the_longest_trained_of_the_search() -> None:
-    rows = table((1, 0.5), (2, 0.6), (3, 0.7), epochs=[9, 27, 81], role=["search", "search", "baseline"])
+def test_full_fidelity_keeps_what_was_trained_to_its_end() -> None:
+    rows = table((1, 0.5), (2, 0.6), (3, 0.7), complete=[False, True, True], role=["search", "search", "baseline"])
     assert full_fidelity(rows)["id"].tolist() == ["b"]
 
 

@@ -10,7 +10,7 @@ from autocompress.distill.teacher import TeacherRecipe
 from autocompress.errors import ArtifactError
 from autocompress.lab import Setup, lab, settled
 from autocompress.measure import Subject, measure
-from autocompress.records import Cut, Job, State
+from autocompress.records import Base, Cut, Job, State
 from autocompress.trial import TrialRunner, run_trial, score_test_split, teacher_record
 
 SETUP = Setup(
@@ -182,3 +182,53 @@ def test_robust_accuracy_is_a_score_that_a_search_can_ask_for() -> None:
     for candidate in found.candidates:
         scores = candidate.scores["select_val"]
         assert scores["pgd_accuracy"] <= scores["fgsm_accuracy"] < scores["accuracy"]
+
+
+def test_a_training_in_segments_gives_the_same_candidates_as_in_one(result) -> None:  # type: ignore[no-untyped-def]
+    runner = TrialRunner(SETUP)
+    first = runner(replace(JOB, cuts=CUTS[:2], rung=0, until=2))
+    assert first.state is State.PAUSED
+    assert [candidate.id for candidate in first.candidates] == ["t4r0c0", "t4r0c1"]
+    assert not any(candidate.complete or candidate.checkpoint for candidate in first.candidates)
+    assert {candidate.epochs for candidate in first.candidates} == {2}
+    assert not first.checkpoints
+    last = runner(replace(JOB, rung=1, paused=first.paused))
+    assert last.state is State.COMPLETE
+    assert last.candidates == result.candidates
+    assert last.checkpoints == result.checkpoints
+    assert last.curve == result.curve
+
+
+def test_a_checkpoint_is_cut_further_without_training_it_again(result) -> None:  # type: ignore[no-untyped-def]
+    parent = result.checkpoints["t4p0"]
+    job = Job(9, TRAINING, (Cut(prune=PRUNED), Cut(PRUNED, EIGHT)), base=Base("t4p0", None, 10, parent))
+    further = TrialRunner(SETUP)(job)
+    assert further.state is State.COMPLETE, further.reason
+    assert [candidate.id for candidate in further.candidates] == ["t9c0", "t9c1"]
+    # The same cut of the same checkpoint, made in another job: equal to the last bit.
+    assert further.checkpoints["t9p0"] == result.checkpoints["t4p1"]
+    assert further.candidates[1].scores == result.candidates[4].scores
+    assert further.candidates[0].epochs == 10
+    tuned = Part.of("lsq", weight_bits=3, activation_bits=4, epochs=2)
+    again = Job(10, TRAINING, (Cut(PRUNED, tuned),), base=Base("t9p0", PRUNED, 10, further.checkpoints["t9p0"]))
+    found = TrialRunner(SETUP)(again)
+    assert found.state is State.COMPLETE, found.reason
+    assert not found.checkpoints
+    (candidate,) = found.candidates
+    assert candidate.checkpoint == "t9p0"
+    assert candidate.config == replace(TRAINING, prune=PRUNED, quantize=tuned)
+    assert candidate.costs["flops"] == further.candidates[0].costs["flops"]
+    with settled():
+        place = lab(SETUP)
+        rebuilt = place.rebuild(candidate.config, further.checkpoints["t9p0"])
+        logits = place.predict(rebuilt.model, place.splits.select_val)
+        subject = Subject(logits, place.splits.select_val.targets, place.teacher.logits["select_val"])
+        assert measure(subject, ["accuracy"])["accuracy"] == candidate.scores["select_val"]["accuracy"]
+
+
+def test_a_pruned_checkpoint_is_not_pruned_once_more(result) -> None:  # type: ignore[no-untyped-def]
+    half = replace(PRUNED, settings=Part.of("structured", pruning_ratio=0.5).settings)
+    job = Job(9, TRAINING, (Cut(prune=half),), base=Base("t4p1", PRUNED, 10, result.checkpoints["t4p1"]))
+    found = TrialRunner(SETUP)(job)
+    assert found.state is State.FAILED
+    assert "not pruned once more" in found.reason

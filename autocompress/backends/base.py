@@ -29,7 +29,8 @@ class Backend(Protocol):
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
         """Ask, evaluate and tell until ``ask`` returns ``None`` and nothing is under way.
 
-        ``ask`` and ``tell`` are called in the caller's thread only.
+        ``ask`` and ``tell`` are called in the caller's thread only. After each ``tell``, ``ask`` is called again, even
+        if it has answered ``None``: a result may be worth going on with.
 
         Raises:
             KeyboardInterrupt: The user stopped it; running jobs are cancelled and not told.

@@ -60,14 +60,11 @@ class Local:
         )
         running: dict[Future[TrialResult], Job] = {}
         try:
-            asking = True
-            while asking or running:
-                while asking and len(running) < self.workers:
-                    job = ask()
-                    if job is None:
-                        asking = False
-                    else:
-                        running[pool.schedule(_run, args=(job,), timeout=self.timeout)] = job
+            while True:
+                while len(running) < self.workers and (job := ask()) is not None:
+                    running[pool.schedule(_run, args=(job,), timeout=self.timeout)] = job
+                if not running:
+                    break
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     job = running.pop(future)

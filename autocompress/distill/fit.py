@@ -8,11 +8,11 @@ from torch.nn.utils import parametrize
 from autocompress.config import Part
 from autocompress.distill import loop, parallel
 from autocompress.distill.base import TeacherSource
-from autocompress.distill.loop import predict
+from autocompress.distill.loop import Fitted, predict
 from autocompress.distill.optimizers import fit_config
 from autocompress.task import Split, Task
 
-__all__ = ["fit", "predict"]
+__all__ = ["Fitted", "fit", "fit_until", "predict"]
 
 
 def fit(
@@ -65,4 +65,39 @@ def fit(
         seed=seed,
         on_epoch=on_epoch,
         after_step=after_step,
-    )
+    ).curve
+
+
+def fit_until(
+    model: nn.Module,
+    task: Task,
+    train: Split,
+    part: Part,
+    *,
+    terms: Sequence[Part],
+    teacher: TeacherSource | None,
+    seed: int,
+    until: int | None,
+    paused: bytes = b"",
+) -> Fitted:
+    """Train ``model`` in place as :func:`fit` does, but pause after ``until`` epochs, to go on from there later.
+
+    The segments give bit for bit what one fit gives. A fit by several processes does not pause: it runs to its end.
+
+    Args:
+        model: Trained in place and left in evaluation mode; before a later segment its weights do not matter.
+        task: Gives the views and the loss.
+        train: The training split.
+        part: The optimizer with its settings; its epochs are those of the whole fit.
+        terms: Distillation terms.
+        teacher: The teacher with its cached logits.
+        seed: Seeds the order of the examples, mixup and attacks.
+        until: Epochs after which to pause; ``None`` for all.
+        paused: What the segment before left.
+
+    Raises:
+        TrialError: As in :func:`fit`; or ``paused`` is damaged or of another model.
+    """
+    if fit_config(part).processes > 1:
+        return Fitted(fit(model, task, train, part, terms=terms, teacher=teacher, seed=seed))
+    return loop.run(model, task, train, part, terms=terms, teacher=teacher, seed=seed, until=until, paused=paused)

@@ -97,6 +97,14 @@ class DynamicWeights(HeadWeights):
         rate = last / before.clamp_min(TINY)
         return torch.softmax(rate / DYNAMIC_TEMPERATURE, 0) * len(self.heads)
 
+    def get_extra_state(self) -> list[Tensor]:
+        """Return the history, for a fit that pauses."""
+        return self.history
+
+    def set_extra_state(self, state: list[Tensor]) -> None:
+        """Take up the history of a paused fit."""
+        self.history = list(state)
+
     def after_epoch(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Close an epoch: its mean losses join the history."""
         self.history.append(mean(self._sum / max(self._steps, 1)))

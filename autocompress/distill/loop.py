@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from autocompress.config import Part
 from autocompress.distill.base import TeacherSource
 from autocompress.distill.lesson import Lesson
 from autocompress.distill.optimizers import SCHEDULES, FitConfig, fit_config
+from autocompress.distill.pause import facts, freeze, thaw
 from autocompress.distill.precision import choose_precision
 from autocompress.distill.taps import head_layers
 from autocompress.distill.team import ALONE, Team
@@ -34,6 +37,19 @@ class _Step(nn.Module):
         return self.lesson.loss(examples, known, noise)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit came to.
+
+    Attributes:
+        curve: One row an epoch, those before a pause included.
+        paused: What it goes on from; empty when it has ended.
+    """
+
+    curve: list[dict[str, float]]
+    paused: bytes = b""
+
+
 def run(
     model: nn.Module,
     task: Task,
@@ -46,8 +62,13 @@ def run(
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     after_step: Callable[[], None] | None = None,
     team: Team = ALONE,
-) -> list[dict[str, float]]:
+    until: int | None = None,
+    paused: bytes = b"",
+) -> Fitted:
     """Train ``model`` in place, as one process of ``team``, and return its curve.
+
+    With ``until`` it pauses after that many epochs, and goes on from ``paused`` as if it never had: the schedule is
+    that of all epochs. Where the fit pauses, ``model`` is left as evaluation wants it.
 
     Every process draws the same order of the examples and takes its share of each batch. Attacks, mixup and the
     terms that relate the examples of a batch see the share alone, and so do the statistics of batch norms.
@@ -63,9 +84,13 @@ def run(
     steps = len(kept) // batch
     order = torch.Generator().manual_seed(seed)
     noise = torch.Generator().manual_seed(seed + 7919 * (team.rank + 1))
-    precision = choose_precision(config.precision, model, task, train.take(slice(0, batch)))
-    curve: list[dict[str, float]] = []
+    before = facts(paused) if paused else {}
+    # A probe must not answer differently after a pause.
+    wanted = config.precision if not before else "bfloat16" if before["low"] else "float32"
+    precision = choose_precision(wanted, model, task, train.take(slice(0, batch)))
+    curve: list[dict[str, float]] = list(before.get("curve", []))
     best = _Best(config.patience)
+    frozen = b""
     with ExitStack() as stack:
         if config.backbone == "frozen":
             stack.enter_context(_frozen_backbone(model))
@@ -76,7 +101,12 @@ def run(
         parameters = [p for p in (*model.parameters(), *learned.parameters()) if p.requires_grad]
         optimizer = FITS.get(part.name).optimizer(config, parameters)
         schedule = SCHEDULES[config.schedule](optimizer, config, config.epochs * steps)
-        for epoch in range(config.epochs):
+        parts = {"model": model, "learned": learned, "optimizer": optimizer, "schedule": schedule, "best": best}
+        generators = {"order": order, "noise": noise}
+        if paused:
+            thaw(paused, parts, generators)
+        last = config.epochs if until is None else min(until, config.epochs)
+        for epoch in range(len(curve), last):
             _train(model)
             index = epoch % task.views
             view = task.view(train, index)
@@ -112,10 +142,13 @@ def run(
                 on_epoch(row)
             if held is not None and best.ends(model, row["held_out_loss"]):
                 break
+        else:
+            if last < config.epochs:
+                frozen = freeze(parts, generators, {"curve": curve, "low": precision.low})
     best.put_back(model)
     precision.leave(model)
     model.eval()
-    return curve
+    return Fitted(curve, frozen)
 
 
 @torch.no_grad()
@@ -181,6 +214,15 @@ class _Best:
         else:
             self._worse += 1
         return self._worse >= self._patience
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the loss, how many epochs have been worse since, and the weights."""
+        return {"loss": self._loss, "worse": self._worse, "weights": self._weights}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up what another one knew."""
+        self._loss, self._worse = state_dict["loss"], state_dict["worse"]
+        self._weights = dict(state_dict["weights"])
 
     def put_back(self, model: nn.Module) -> None:
         """Give the model its best weights, if any epoch was noted."""

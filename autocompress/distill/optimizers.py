@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -115,9 +115,31 @@ class Schedule(Protocol):
         """Take note of an epoch and its loss."""
         ...
 
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return how far it has come."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from where another one had come to."""
+        ...
+
 
 @dataclass(frozen=True)
-class _PerStep:
+class _Inner:
+    """Keeps a torch schedule."""
+
+    inner: LambdaLR | OneCycleLR | ReduceLROnPlateau
+
+    def state_dict(self) -> Mapping[str, Any]:
+        state: Mapping[str, Any] = self.inner.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.inner.load_state_dict(dict(state_dict))
+
+
+@dataclass(frozen=True)
+class _PerStep(_Inner):
     """A torch schedule that moves at each step."""
 
     inner: LambdaLR | OneCycleLR
@@ -130,7 +152,7 @@ class _PerStep:
 
 
 @dataclass(frozen=True)
-class _PerEpoch:
+class _PerEpoch(_Inner):
     """A torch schedule that moves by the loss of each epoch."""
 
     inner: ReduceLROnPlateau

@@ -264,7 +264,7 @@ def _work(
             seed=job.seed,
             on_epoch=(lambda row: say("epoch", row)) if rank == 0 else None,
             team=Team(rank, size),
-        )
+        ).curve
     finally:
         dist.destroy_process_group()
     return (curve, job.model.state_dict()) if rank == 0 else None

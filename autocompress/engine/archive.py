@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from autocompress.front import axes, dominated, hypervolume
+from autocompress.front import axes, dominated, hypervolume, normalise
 from autocompress.records import Candidate
 
 
@@ -22,6 +23,7 @@ class Archive:
         self._directions = [objective["direction"] for objective in objectives]
         self._names = [objective["name"] for objective in objectives]
         self._ids: list[str] = []
+        self._checkpoints: dict[str, str] = {}
         self._points = np.empty((0, len(objectives)))
         self.hypervolume = 0.0
 
@@ -40,9 +42,34 @@ class Archive:
             for value in [self.value(candidate, objective["name"])]
         ]
 
+    def normalised(self, candidate: Candidate) -> NDArray[np.float64]:
+        """Return a candidate's objectives where 0 is the ideal and 1 the reference, ``[M]``, not clipped."""
+        row: NDArray[np.float64] = self._normalised(np.array([[self.value(candidate, name) for name in self._names]]))[
+            0
+        ]
+        return row
+
+    @property
+    def score_column(self) -> int:
+        """Where the first score stands among the objectives."""
+        return self._names.index(axes(self._objectives)[1]["name"])
+
+    def normalised_front(self) -> tuple[NDArray[np.float64], list[str]]:
+        """Return the front as :meth:`normalised` does, ``[N, M]``, and the checkpoint of each point."""
+        return self._normalised(self._points), [self._checkpoints[identity] for identity in self._ids]
+
+    def _normalised(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        columns = [
+            normalise(points[:, place], record["box"], record["kind"] == "cost", clip=False)
+            for place, record in enumerate(self._objectives)
+        ]
+        return np.column_stack(columns)
+
     def add(self, candidates: Iterable[Candidate]) -> None:
-        """Let candidates onto the front, and off it those that they beat."""
+        """Let complete candidates onto the front, and off it those that they beat."""
+        candidates = [candidate for candidate in candidates if candidate.complete]
         new = {candidate.id: [self.value(candidate, name) for name in self._names] for candidate in candidates}
+        self._checkpoints.update({candidate.id: candidate.checkpoint for candidate in candidates})
         if not new:
             return
         points = np.vstack([self._points, np.array(list(new.values()))])
@@ -52,6 +79,7 @@ class Archive:
         first = np.sort(first)
         keep = first[~dominated(points[first], self._directions)]
         self._points, self._ids = points[keep], [ids[index] for index in keep]
+        self._checkpoints = {identity: self._checkpoints[identity] for identity in self._ids}
         self.hypervolume = hypervolume(pd.DataFrame(self._points, columns=self._names), self._objectives)
 
     def front(self) -> tuple[tuple[str, float, float], ...]:

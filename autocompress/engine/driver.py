@@ -5,18 +5,30 @@ It trains nothing and it alone writes to the store, so it can be killed at any i
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 from optuna.trial import Trial
 
-from autocompress.config import Part, fingerprint
+from autocompress.config import CompressionConfig, Part, fingerprint
+from autocompress.distill.optimizers import fit_config
+from autocompress.engine.answers import Answers
 from autocompress.engine.archive import Archive
+from autocompress.engine.effort import epochs_of
+from autocompress.engine.ladder import RUNGS, Ladder, at_a_rung, pauses
+from autocompress.engine.pace import Pace
+from autocompress.engine.refinement import Refinement
+from autocompress.engine.results import checked
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space
 from autocompress.engine.spec import SearchSection
 from autocompress.knobs import Leaf
 from autocompress.records import Candidate, Cut, Job, Role, State, TrialResult
-from autocompress.study import StoredTrial, Study, now
+from autocompress.registry import PROMOTION_RULES
+from autocompress.rows import StoredTrial
+from autocompress.study import Study, now
+
+Price: TypeAlias = Callable[[CompressionConfig, Sequence[Cut]], Sequence[Mapping[str, float]]]
 
 MAX_ATTEMPTS = 2
 HOPELESS = 10
@@ -28,9 +40,9 @@ class Progress:
     """How a search stands, for whoever shows it.
 
     Attributes:
-        done: Trials that gave candidates.
+        done: Trainings that came to an end with candidates, or were stopped.
         failed: Trials that gave none.
-        running: Trials under way.
+        running: Jobs under way.
         total: Trials that the budget allows.
         elapsed: Seconds since the search began, earlier runs included.
         limit: Seconds that the budget allows, or ``None``.
@@ -63,6 +75,7 @@ class Driver:
         objectives: Records as they stand in the run's description, the ``box`` included.
         limits: ``{name: {"min": ..., "max": ...}}``.
         start: Values proposed first.
+        price: Returns the costs of each cut of a training without training it; asked only where a cost is limited.
         on_progress: Called after every ask and tell.
     """
 
@@ -76,6 +89,7 @@ class Driver:
         limits: Mapping[str, Mapping[str, float | None]],
         start: Sequence[Mapping[str, Leaf]] = (),
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        price: Price | None = None,
     ) -> None:
         self._study = study
         self._space = space
@@ -83,57 +97,50 @@ class Driver:
         self._proposer = proposer
         self._objectives = objectives
         self._limits = limits
+        self._price = price
         self._on_progress = on_progress
-        self._cuts = space.cuts() if search.mode == "amortized" else ()
+        self._amortized = search.mode == "amortized"
         self._archive = Archive(objectives)
-        self._told: dict[int, tuple[list[float], dict[str, float]] | None] = {}
-        self._known: dict[str, int] = {}
-        self._waiting: dict[int, list[Trial]] = {}
-        self._live: dict[int, int | Trial] = {}
+        self._refinement = Refinement(space.cuts() if self._amortized else (), search.refine, self._archive.normalised)
+        rule = search.promotion if self._amortized else "always"
+        self._rungs = 0 if rule == "always" else RUNGS
+        self._ladder = Ladder(PROMOTION_RULES.get(rule)(), self._archive.score_column)
+        self._trainings: dict[int, Job] = {}
+        self._answers = Answers(proposer)
         self._pending: list[Job] = []
         self._counts = dict.fromkeys(State, 0)
         self._candidates = 0
-        self._seconds: list[float] = []
         self._next = 0
-        self._asked = 0
         self._elapsed_before = 0.0
         self._started = now()
+        self._pace = Pace(None if search.minutes is None else search.minutes * 60, lambda: self.elapsed)
         self.exhausted = False
+        self.refused = 0
         self._resume()
-        if self._asked == 0:
+        if not self._trainings:
             for values in start:
                 proposer.enqueue(values)
 
     # -- the two calls of a backend -----------------------------------------------------------
 
     def ask(self) -> Job | None:
-        """Return the next job, or ``None`` when the budget is spent, the space is, or nothing works."""
+        """Return the next job, or ``None`` when the budget is spent, the space is, or nothing works.
+
+        Trainings that were promoted go on first, then further cuts that pay, then new trainings. While jobs are under
+        way, ``None`` may be followed by another job: what they bring may be worth going on with.
+        """
         if self._pending:
             job = self._pending.pop(0)
             self._study.add_attempt(job.number)
-            self._counts[State.RUNNING] += 1
-            self._report()
-            return job
-        if self._over():
+            return self._hand_out(job)
+        if self.hopeless:
             return None
-        for attempt in range(MAX_DUPLICATES):
-            trial = self._proposer.ask(self._next, attempt)
-            training, cut = self._space.suggest(trial, cut=self._search.mode == "sampled")
-            cuts = self._cuts if self._search.mode == "amortized" else (cut,)
-            key = self._key(training.unseeded(), cuts)
-            if key in self._known:
-                self._repeat(self._known[key], trial)
-                continue
-            job = Job(self._next, replace(training, seed=self._seed(self._next)), cuts)
-            self._study.add_job(job, trial.number)
-            self._live[job.number] = trial
-            self._known[key] = job.number
-            self._next += 1
-            self._asked += 1
-            self._counts[State.RUNNING] += 1
+        found = self._promoted() or self._further() or self._fresh()
+        if found is not None:
+            return self._hand_out(found)
+        if not self._counts[State.RUNNING]:
+            self._stop(self._ladder.give_up())
             self._report()
-            return job
-        self.exhausted = True
         return None
 
     def tell(self, job: Job, result: TrialResult) -> None:
@@ -142,11 +149,10 @@ class Driver:
         self._archive.add(result.candidates)
         self._study.finish(result, elapsed=self.elapsed, hypervolume=self._archive.hypervolume)
         self._counts[State.RUNNING] -= 1
-        self._absorb(job.number, result.state, result.candidates, result.seconds)
-        trial = self._live.pop(job.number, None)
-        for waiting in [trial, *self._waiting.pop(job.number, [])]:
-            if waiting is not None:
-                self._tell_sampler(waiting, job.number)
+        self._pace.note(self._epochs(job), result.seconds)
+        self._absorb(job, result.state, result.candidates)
+        if result.state is State.PAUSED:
+            self._stop(self._ladder.hopeless())
         self._report()
 
     # -- what others may know -----------------------------------------------------------------
@@ -166,50 +172,145 @@ class Driver:
         """Number that the next job would get."""
         return self._next
 
-    # -- inside -------------------------------------------------------------------------------
+    # -- what to do next ----------------------------------------------------------------------
 
-    def _over(self) -> bool:
-        if self._asked >= self._search.trials or self.hopeless:
-            return True
-        if self._search.minutes is None:
-            return False
-        typical = sorted(self._seconds)[len(self._seconds) // 2] if self._seconds else 0.0
-        return self.elapsed + typical > self._search.minutes * 60
+    def _hand_out(self, job: Job) -> Job:
+        self._counts[State.RUNNING] += 1
+        self._report()
+        return self._study.loaded(job)
+
+    def _promoted(self) -> Job | None:
+        """Return the next segment of a paused training."""
+        found = self._ladder.next()
+        if found is None:
+            return None
+        number, rung = found
+        job = self._segment(self._trainings[number], rung + 1)
+        if self._pace.late(self._epochs(job)):
+            self._ladder.pause(number, rung)
+            return None
+        self._study.continue_job(job)
+        self._counts[State.PAUSED] -= 1
+        return job
+
+    def _further(self) -> Job | None:
+        """Return a cut that trains, of a checkpoint that is there."""
+        front, owners = self._archive.normalised_front()
+        job = self._refinement.next(front, owners, self._next) if owners else None
+        if job is None or self._pace.late(self._epochs(job)):
+            return None
+        self._study.add_job(job, None)
+        self._refinement.begin(job)
+        self._next += 1
+        return job
+
+    def _fresh(self) -> Job | None:
+        """Return a training that was never asked for before."""
+        for attempt in range(MAX_DUPLICATES):
+            if len(self._trainings) >= self._search.trials or self._pace.late(self._longest):
+                return None
+            trial = self._proposer.ask(self._next, attempt)
+            training, cut = self._space.suggest(trial, cut=not self._amortized)
+            whole = Job(self._next, training, self._refinement.at_once if self._amortized else (cut,))
+            key = self._key(whole)
+            if self._answers.knows(key):
+                self._answers.repeat(key, trial)
+            elif violations := self._unaffordable(whole):
+                self.refused += 1
+                self._proposer.tell(trial, None, violations, stopped=True)
+            else:
+                return self._begun(whole, key, trial)
+        self.exhausted = True
+        return None
+
+    def _begun(self, whole: Job, key: str, trial: Trial) -> Job:
+        whole = replace(whole, training=replace(whole.training, seed=self._seed(whole.number)))
+        job = self._segment(whole, 0)
+        self._study.add_job(job, trial.number)
+        self._trainings[job.number] = whole
+        self._answers.expect(job.number, key, trial)
+        self._next += 1
+        return job
+
+    def _segment(self, whole: Job, rung: int) -> Job:
+        """Return the part of a training that ends at a rung, or at its end above the last one."""
+        steps = self._steps(whole.training)
+        if rung < len(steps):
+            return replace(whole, cuts=at_a_rung(self._refinement.at_once), rung=rung, until=steps[rung])
+        return replace(whole, rung=rung if steps else None)
+
+    def _steps(self, training: CompressionConfig) -> tuple[int, ...]:
+        return pauses(fit_config(training.fit).epochs, self._rungs)
+
+    def _epochs(self, job: Job) -> float:
+        """Return how many epochs a job trains."""
+        if job.base is not None:
+            return sum(
+                epochs_of(Cut(prune)) for prune in {cut.prune for cut in job.cuts} if prune != job.base.prune
+            ) + sum(epochs_of(Cut(quantize=cut.quantize)) for cut in job.cuts)
+        begun = self._steps(job.training)[job.rung - 1] if job.rung else 0
+        return (job.until or fit_config(job.training.fit).epochs) - begun
+
+    @property
+    def _longest(self) -> int:
+        """Epochs of the latest training: about those of the next."""
+        latest = next(reversed(self._trainings.values()), None)
+        return 0 if latest is None else fit_config(latest.training.fit).epochs
 
     def _seed(self, number: int) -> int:
         # Equal for the same search and number, on every machine and after every resume.
         return int(fingerprint([self._search.seed, number]), 16) % 2**31
 
-    def _key(self, training: Mapping[str, Any], cuts: tuple[Cut, ...]) -> str:
-        if self._search.mode == "amortized":
+    def _key(self, job: Job) -> str:
+        training = job.training.unseeded()
+        if self._amortized:
             return fingerprint(training)
-        parts: list[Part | None] = [cuts[0].prune, cuts[0].quantize]
+        parts: list[Part | None] = [job.cuts[0].prune, job.cuts[0].quantize]
         return fingerprint([training, [None if part is None else part.to_json() for part in parts]])
 
-    def _repeat(self, number: int, trial: Trial) -> None:
-        """Answer a duplicate with the result of its twin, now or when the twin has finished."""
-        if number in self._told:
-            self._tell_sampler(trial, number)
-        else:
-            self._waiting.setdefault(number, []).append(trial)
+    def _unaffordable(self, job: Job) -> dict[str, float]:
+        """Return by how much even the cheapest cut of a training breaks each limit on a cost; empty if none does."""
+        limited = {name: limit["max"] for name, limit in self._limits.items() if limit.get("max") is not None}
+        if self._price is None or not limited:
+            return {}
+        cuts = self._space.cuts() if self._amortized else job.cuts
+        prices = self._price(job.training, cuts)
+        found = {
+            f"{name} max": min(costs[name] for costs in prices) - float(most or 0)
+            for name, most in limited.items()
+            if prices and name in prices[0]
+        }
+        return found if any(excess > 0 for excess in found.values()) else {}
 
-    def _tell_sampler(self, trial: int | Trial, number: int) -> None:
-        told = self._told[number]
-        if told is None:
-            self._proposer.tell(trial, None)
-        else:
-            self._proposer.tell(trial, *told)
+    # -- what came of it ----------------------------------------------------------------------
 
-    def _absorb(self, number: int, state: State, candidates: Sequence[Candidate], seconds: float) -> None:
-        self._counts[state] += 1
+    def _absorb(self, job: Job, state: State, candidates: Sequence[Candidate]) -> None:
         self._candidates += len(candidates)
+        if job.base is not None:
+            self._refinement.add(candidates)
+            return
+        self._counts[state] += 1
         if candidates:
-            self._seconds.append(seconds)
+            self._refinement.train(self._epochs(job))
+        if state is State.PAUSED:
+            points = [self._archive.normalised(candidate) for candidate in candidates]
+            self._ladder.note(job.number, job.rung or 0, np.clip(np.stack(points), 0.0, 1.0))
+            self._ladder.pause(job.number, job.rung or 0)
+            return
+        self._refinement.add(candidates)
         # The first candidate is the uncut parent where there is one: telling all of them misleads the sampler.
-        self._told[number] = (self._values(candidates[0]), self._violations(candidates)) if candidates else None
+        complete = [candidate for candidate in candidates if candidate.complete]
+        answer = (self._archive.values(complete[0]), self._violations(complete)) if complete else state
+        self._answers.give(job.number, answer)
 
-    def _values(self, candidate: Candidate) -> list[float]:
-        return [float(value) for value in self._archive.values(candidate)]
+    def _stop(self, numbers: Sequence[int]) -> None:
+        """Give up paused trainings: their weights go, and the sampler learns that they were not worth an end."""
+        if numbers:
+            self._study.stop(numbers)
+        for number in numbers:
+            self._counts[State.PAUSED] -= 1
+            self._counts[State.STOPPED] += 1
+            self._answers.give(number, State.STOPPED)
 
     def _violations(self, candidates: Sequence[Candidate]) -> dict[str, float]:
         """Return by how much the best candidate of a training breaks each limit."""
@@ -222,32 +323,56 @@ class Driver:
                 found[f"{name} min"] = float(limit["min"] or 0) - max(values)
         return found
 
+    # -- going on after an end ----------------------------------------------------------------
+
     def _resume(self) -> None:
         """Take up what the store holds: finished trials are told again if need be, running ones run again."""
         running = set(self._proposer.running())
-        for stored in self._study.stored_trials():
-            self._next = max(self._next, stored.job.number + 1)
-            if stored.job.role is not Role.SEARCH:
-                continue
-            self._asked += 1
-            self._known[self._key(stored.job.training.unseeded(), stored.job.cuts)] = stored.job.number
-            if stored.state is State.RUNNING:
-                self._take_up(stored)
+        everything = self._study.stored_trials()
+        self._next = max((stored.job.number + 1 for stored in everything), default=0)
+        stored_trials = [stored for stored in everything if stored.job.role is Role.SEARCH]
+        for stored in stored_trials:
+            self._elapsed_before = max(self._elapsed_before, stored.elapsed or 0.0)
+            if stored.job.base is None:
+                self._remember(stored)
             else:
-                candidates = self._study.candidates_of(stored.job.number)
-                self._archive.add(candidates)
-                self._elapsed_before = max(self._elapsed_before, stored.elapsed or 0.0)
-                self._absorb(stored.job.number, stored.state, candidates, stored.seconds or 0.0)
-                if stored.optuna in running:
-                    self._tell_sampler(stored.optuna, stored.job.number)
+                self._refinement.begin(stored.job)
+        for stored in stored_trials:
+            candidates = self._study.candidates_of(stored.job.number)
+            self._archive.add(candidates)
+            self._climbed(stored, candidates)
+            if stored.state is State.RUNNING:
+                self._candidates += len(candidates)
+                self._take_up(stored)
+            elif stored.state is State.STOPPED:
+                self._candidates += len(candidates)
+                self._counts[State.STOPPED] += 1
+                self._answers.give(stored.job.number, State.STOPPED)
+            else:
+                self._absorb(stored.job, stored.state, candidates)
             running.discard(-1 if stored.optuna is None else stored.optuna)
         for orphan in running:
             # Asked, but the driver died before it could record the job: the same number is asked again.
             self._proposer.abandon(orphan)
 
+    def _remember(self, stored: StoredTrial) -> None:
+        job = stored.job
+        cuts = self._refinement.at_once if self._amortized else job.cuts
+        self._trainings[job.number] = replace(job, cuts=cuts, rung=None, until=None)
+        self._answers.expect(job.number, self._key(job), stored.optuna)
+
+    def _climbed(self, stored: StoredTrial, candidates: Sequence[Candidate]) -> None:
+        """Take note of the rungs below the one that a training was last seen at."""
+        steps = self._steps(stored.job.training) if stored.job.base is None else ()
+        for rung, step in enumerate(steps):
+            partial = [each for each in candidates if not each.complete and each.epochs == step]
+            here = stored.state is State.PAUSED and rung == stored.job.rung
+            if partial and not here:
+                points = [self._archive.normalised(candidate) for candidate in partial]
+                self._ladder.note(stored.job.number, rung, np.clip(np.stack(points), 0.0, 1.0))
+                self._refinement.train(step - (steps[rung - 1] if rung else 0))
+
     def _take_up(self, stored: StoredTrial) -> None:
-        if stored.optuna is not None:
-            self._live[stored.job.number] = stored.optuna
         if stored.attempts < MAX_ATTEMPTS:
             self._pending.append(stored.job)
             return
@@ -270,19 +395,3 @@ class Driver:
                 objectives=self._objectives,
             )
         )
-
-
-def checked(result: TrialResult) -> TrialResult:
-    """Return a result without candidates whose numbers are not finite; with none left it has failed."""
-    good = tuple(candidate for candidate in result.candidates if _finite(candidate))
-    if len(good) == len(result.candidates):
-        return result
-    lost = len(result.candidates) - len(good)
-    reason = "; ".join(filter(None, [result.reason, f"{lost} candidates had scores that are not finite"]))
-    return replace(result, candidates=good, reason=reason, state=result.state if good else State.FAILED)
-
-
-def _finite(candidate: Candidate) -> bool:
-    values = [value for split in candidate.scores.values() for value in split.values()]
-    values += list(candidate.costs.values())
-    return all(isinstance(value, int | float) and abs(value) != float("inf") and value == value for value in values)

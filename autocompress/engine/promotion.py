@@ -1,10 +1,19 @@
 """The seam of promotion: which trainings go on past a rung."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Protocol
 
-from autocompress.records import Candidate
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+
 from autocompress.registry import PROMOTION_RULES
+
+ETA = 3
+
+#: Trial to its candidates at one rung, ``[K, M]``: normalised objectives, 0 is the ideal and 1 the reference.
+Points = Mapping[int, NDArray[np.float64]]
 
 
 class PromotionRule(Protocol):
@@ -12,13 +21,12 @@ class PromotionRule(Protocol):
 
     name: str
 
-    def goes_on(self, trial: int, rung: int, candidates: Mapping[int, Sequence[Candidate]]) -> bool:
-        """Return whether ``trial`` continues past ``rung``.
+    def goes_on(self, points: Points, score: int) -> frozenset[int]:
+        """Return the trials that continue past the rung.
 
         Args:
-            trial: The trial to decide on; a key of ``candidates``.
-            rung: Index of the rung, 0 the first.
-            candidates: Every trial that has reached the rung, with its candidates there.
+            points: Every trial that has reached the rung, with its candidates there; NaN never ranks.
+            score: Column of the first score.
         """
         ...
 
@@ -29,6 +37,96 @@ class Always:
 
     name = "always"
 
-    def goes_on(self, trial: int, rung: int, candidates: Mapping[int, Sequence[Candidate]]) -> bool:
-        """Return ``True``."""
-        return True
+    def goes_on(self, points: Points, score: int) -> frozenset[int]:
+        """Return all trials."""
+        return frozenset(points)
+
+
+@PROMOTION_RULES.register("best_score")
+class BestScore:
+    """The third with the best first score goes on, whatever it costs: plain successive halving.
+
+    Small students lose under it; it is here to be compared with.
+    """
+
+    name = "best_score"
+
+    def goes_on(self, points: Points, score: int) -> frozenset[int]:
+        """Return the best third, at least one."""
+        best = {trial: float(np.nanmin(rows[:, score], initial=np.inf)) for trial, rows in points.items()}
+        return _first(sorted(best, key=lambda trial: (best[trial], trial)))
+
+
+@PROMOTION_RULES.register("pareto_rank")
+class ParetoRank:
+    """A trial counts by the best Pareto rank of its candidates among all candidates at the rung.
+
+    Ties go to the larger exclusive hypervolume within that rank. A trial continues if fewer than
+    max(1, ceil(n / 3)) trials are better (asynchronous successive halving, Li et al. 2020, arXiv:1810.05934, with sets
+    in the place of single values); the best in one objective continues always, if it beats the reference in all.
+    """
+
+    name = "pareto_rank"
+
+    def goes_on(self, points: Points, score: int) -> frozenset[int]:
+        """Return the best third by rank, at least one, and the holders of an extreme."""
+        owners, rows = _stacked(points)
+        if not len(rows):
+            return frozenset()
+        ranks = np.asarray(moocore.pareto_rank(rows))
+        best: dict[int, int] = {}
+        for owner, rank in zip(owners.tolist(), ranks.tolist(), strict=True):
+            best[owner] = min(rank, best.get(owner, rank))
+        order = sorted(best, key=lambda trial: (best[trial], trial))
+        places = _places(len(order))
+        if len(order) > places:
+            # Only those that share the last promoted rank need to be told apart.
+            level = best[order[places - 1]]
+            tied = [trial for trial in order if best[trial] == level]
+            at_level = ranks == level
+            own = _exclusive(owners[at_level], rows[at_level], tied)
+            order = [trial for trial in order if best[trial] < level]
+            order += sorted(tied, key=lambda trial: (-own[trial], trial))
+        return _first(order, places) | _extremes(owners, rows)
+
+
+def _places(count: int) -> int:
+    return max(1, math.ceil(count / ETA))
+
+
+def _first(order: list[int], places: int | None = None) -> frozenset[int]:
+    return frozenset(order[: _places(len(order)) if places is None else places])
+
+
+def _stacked(points: Points) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the owner of each finite row, and the rows."""
+    if not points:
+        return np.empty(0, dtype=np.int64), np.empty((0, 0))
+    owners = np.concatenate([np.full(len(rows), trial, dtype=np.int64) for trial, rows in points.items()])
+    rows = np.vstack(list(points.values()))
+    finite = np.isfinite(rows).all(axis=1)
+    return owners[finite], np.ascontiguousarray(rows[finite])
+
+
+def _exclusive(owners: NDArray[np.int64], rows: NDArray[np.float64], trials: list[int]) -> dict[int, float]:
+    """Return the hypervolume that each trial alone dominates."""
+    reference = np.ones(rows.shape[1])
+    whole = moocore.hypervolume(rows, ref=reference)
+    found = {}
+    for trial in trials:
+        others = rows[owners != trial]
+        found[trial] = float(whole - (moocore.hypervolume(others, ref=reference) if len(others) else 0.0))
+    return found
+
+
+def _extremes(owners: NDArray[np.int64], rows: NDArray[np.float64]) -> frozenset[int]:
+    alive = (rows < 1).all(axis=1)
+    if not alive.any():
+        return frozenset()
+    owners, rows = owners[alive], rows[alive]
+    found = set()
+    for column in range(rows.shape[1]):
+        # The best in one objective, by the others where several are; the earliest trial among equals.
+        others = np.delete(rows, column, axis=1).sum(axis=1)
+        found.add(int(owners[np.lexsort((owners, others, rows[:, column]))[0]]))
+    return frozenset(found)

@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from autocompress.lab import Setup, settled
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
 from autocompress.pick import pick
 from autocompress.plugins import guests
+from autocompress.pricing import price
 from autocompress.records import Cut, Job, Role
 from autocompress.registry import BACKENDS, OBJECTIVES, TASKS
 from autocompress.storage import write_atomic
@@ -159,7 +161,7 @@ def run_search(
         finally:
             study.set_meta({"seconds": driver.elapsed, "exhausted": driver.exhausted})
         if driver.hopeless or study.candidates().empty:
-            raise SearchFailedError(f"every trial failed; the most frequent reason: {_top_reason(study)}")
+            raise SearchFailedError(_why_nothing(plan, driver, study))
         events.phase("freezing the front and reading the test split")
         with settled():
             _finish(plan, study)
@@ -299,7 +301,17 @@ def _driver(plan: Plan, study: Study, events: Events) -> Driver:
         [f"log10 {o['name']}" if o["kind"] == "cost" else o["name"] for o in objectives],
     )
     start = [plan.space.defaults(plan.setup.teacher.student)]
-    return Driver(study, plan.space, spec.search, proposer, objectives, study.meta("limits"), start, events.progress)
+    return Driver(
+        study,
+        plan.space,
+        spec.search,
+        proposer,
+        objectives,
+        study.meta("limits"),
+        start,
+        events.progress,
+        partial(price, plan.setup),
+    )
 
 
 def _finish(plan: Plan, study: Study) -> None:
@@ -350,6 +362,13 @@ def _twin(plan: Plan, study: Study, wanted: list[str]) -> dict[str, str]:
     result = TrialRunner(plan.setup)(job)
     study.finish(result, elapsed=study.meta("seconds", 0.0), hypervolume=float("nan"))
     return {twin.id: label for twin in result.candidates}
+
+
+def _why_nothing(plan: Plan, driver: Driver, study: Study) -> str:
+    if driver.refused and study.trials().empty:
+        names = ", ".join(plan.source.spec.limits)
+        return f"none of {driver.refused} configurations keeps the limits on {names}, however it is cut; widen them"
+    return f"every trial failed; the most frequent reason: {_top_reason(study)}"
 
 
 def _top_reason(study: Study) -> str:

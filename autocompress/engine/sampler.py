@@ -58,7 +58,12 @@ class Proposer:
             return self._study.ask()
 
     def tell(
-        self, trial: int | Trial, values: Sequence[float] | None, constraints: Mapping[str, float] | None = None
+        self,
+        trial: int | Trial,
+        values: Sequence[float] | None,
+        constraints: Mapping[str, float] | None = None,
+        *,
+        stopped: bool = False,
     ) -> None:
         """Tell a trial's values, or with ``None`` that it failed; a trial that was told before stays as it is.
 
@@ -66,11 +71,13 @@ class Proposer:
             trial: The trial or its number in the study.
             values: One an objective.
             constraints: Name to violation; at most 0 is feasible.
+            stopped: Whether one without values was given up, not broken: TPE then takes it for a poor one.
         """
-        if isinstance(trial, Trial) and values is not None:
+        if isinstance(trial, Trial):
             for name, violation in (constraints or {}).items():
                 trial.set_constraint(name, violation)
-        state = TrialState.COMPLETE if values is not None else TrialState.FAIL
+        missing = TrialState.PRUNED if stopped else TrialState.FAIL
+        state = TrialState.COMPLETE if values is not None else missing
         with _quiet():
             self._study.tell(trial, values, state=state, skip_if_finished=True)
 

@@ -47,6 +47,9 @@ class SearchSection(_Section):
         trials: Trainings at most.
         minutes: Wall-clock at most; no training is started that would end later.
         sampler: Who proposes the next training.
+        promotion: Who goes on past a rung (a ninth and a third of the epochs), in mode ``amortized``.
+        refine: Epochs that cuts which train may take (recovery after pruning, training with rounding), as a share of
+            those of the trainings, in mode ``amortized``.
         seed: Seeds the sampler and, with the trial's number, every training.
         workers: Processes that train; 0 takes one per core.
         backend: Where they run.
@@ -56,6 +59,8 @@ class SearchSection(_Section):
     trials: int = Field(40, ge=1)
     minutes: float | None = Field(None, gt=0)
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "random"] = "tpe"
+    promotion: Literal["pareto_rank", "best_score", "always"] = "pareto_rank"
+    refine: float = Field(1.0, ge=0)
     seed: int = Field(0, ge=0)
     workers: int = Field(0, ge=0)
     backend: str = "local"

@@ -38,6 +38,10 @@ class ProgressiveConfig(Recovery):
     criterion: str = knob("l2", Choice(tuple(CRITERIA)), "what makes a channel important")
     scope: str = knob("uniform", Choice(("uniform", "global")), "the ratio holds in each layer, or over all of them")
 
+    def effort(self) -> float:
+        """Return the epochs of all cuts and of the recovery, if none is undone."""
+        return float(self.recovery_epochs + len(self.ratios()) * self.step_epochs)
+
     def ratios(self) -> list[float]:
         """Return the share of the channels that is gone after each cut, the last one ``pruning_ratio`` itself."""
         whole = int(self.pruning_ratio / self.step + 1e-9)

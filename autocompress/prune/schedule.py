@@ -26,6 +26,11 @@ class Gradual(Recovery):
     steps: int = knob(4, IntRange(1, 50), "cuts of the schedules linear and cubic")
     step_epochs: int = knob(1, IntRange(0, 1000), "passes over the training split between two cuts")
 
+    def effort(self) -> float:
+        """Return the epochs between the cuts and after the last."""
+        cuts = 1 if self.schedule == "one_shot" else self.steps
+        return float(self.recovery_epochs + (cuts - 1) * self.step_epochs)
+
     def ratios(self, ratio: float) -> list[float]:
         """Return the ratio that each cut reaches, the last one ``ratio`` itself.
 

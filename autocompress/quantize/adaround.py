@@ -38,6 +38,10 @@ class AdaRoundConfig(WeightSettings, InputSettings, BitSettings):
     observer: str = knob("mse", Choice(tuple(OBSERVERS)), "how an input's range is found")
     iterations: int = knob(200, IntRange(1, 100_000, log=True), "steps that each layer's rounding is learned for")
 
+    def effort(self) -> float:
+        """Return what the learning takes, where 200 steps a layer count as an epoch."""
+        return self.iterations / 200
+
 
 class AdaRound:
     """Rounds each weight up or down so that its layer's outputs stay (Nagel et al. 2020, arXiv:2004.10568).

@@ -45,6 +45,10 @@ class AwareSettings(InputSettings, BitSettings):
         """Whether both weights and activations keep 32 bits."""
         return self.weight_bits == 32 and self.activation_bits == 32
 
+    def effort(self) -> float:
+        """Return the epochs of the training with rounding."""
+        return 0.0 if self.is_identity else float(self.epochs)
+
     def coding(self) -> Coding:
         """Return how a weight becomes codes; its first range leaves the smallest squared error."""
         return Coding(self.weight_bits, "linear", "symmetric", self.granularity, self.group_size, "mse")

@@ -41,6 +41,10 @@ class ProgressiveConfig(BitSettings):
     floor: float = knob(0.02, FloatRange(0.0, 1.0), "what the task's first metric may lose before a rung is undone")
     training: str = knob("lsq", Choice(tuple(TRAININGS)), "how a rung is trained: ranges that follow, or learned steps")
 
+    def effort(self) -> float:
+        """Return the epochs of all rungs, if none is undone."""
+        return float(self.epochs * len(self.rungs()))
+
     def rungs(self) -> list[tuple[int, int]]:
         """Return the bits of weights and activations from rung to rung."""
         if self.weight_bits == 32 and self.activation_bits == 32:

@@ -7,7 +7,8 @@ from typing import Any
 import optuna
 import pytest
 
-from autocompress.engine.driver import HOPELESS, Driver, Progress, checked
+from autocompress.engine.driver import HOPELESS, Driver, Progress
+from autocompress.engine.results import checked
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
@@ -17,7 +18,7 @@ from tests.fakes import OBJECTIVES, fake_result
 
 SPEC = """\
 task: digits
-search: {trials: 12, seed: 3}
+search: {trials: 12, seed: 3, promotion: always}
 student: {cnn: {width: {low: 4, high: 64}, depth: [1, 2]}}
 distill: {none: {}, soft_target: {temperature: {low: 1, high: 10}}}
 quantize: {none: {}, post_training: {weight_bits: [4, 8]}}
@@ -244,3 +245,162 @@ def test_limits_are_told_as_constraints(tmp_path: Path) -> None:
     for trial in told:
         width = trial.params["student.cnn.width"]
         assert trial.constraints["effective_flops max"] == pytest.approx(width**2 * 4 * 32 - 5e4)
+
+
+# -- rungs ------------------------------------------------------------------------------------
+
+CLIMB = ("search.promotion=pareto_rank", "search.trials=18")
+
+
+def states(folder: Path) -> dict[str, int]:
+    with Study.read(folder) as study:
+        counted: dict[str, int] = study.trials()["state"].value_counts().to_dict()
+    return counted
+
+
+def test_trainings_pause_at_rungs_and_only_the_best_come_to_their_end(tmp_path: Path) -> None:
+    jobs = finish(driver(tmp_path, *CLIMB))
+    begun = [job for job in jobs if job.rung == 0]
+    ended = [job for job in jobs if job.until is None]
+    assert len(begun) == 18
+    assert {job.until for job in begun} == {2}
+    assert 2 <= len(ended) < 10
+    # What an earlier segment left is what the next one goes on from.
+    assert {job.paused for job in jobs if job.rung == 1} == {b"after 2"}
+    assert {job.paused for job in ended} == {b"after 5"}
+    assert states(tmp_path) == {"complete": len(ended), "stopped": 18 - len(ended)}
+    assert not list((tmp_path / "paused").iterdir())
+
+
+def test_only_complete_candidates_stand_on_the_front(tmp_path: Path) -> None:
+    found = driver(tmp_path, *CLIMB)
+    finish(found)
+    rows = table(tmp_path).set_index("id")
+    assert set(rows["complete"]) == {True, False}
+    assert all(rows.loc[identity, "complete"] for identity, _, _ in found._archive.front())
+    partial = rows[~rows["complete"]]
+    assert set(partial["epochs"]) == {2, 5}
+    assert all("r" in identity for identity in partial.index)
+
+
+def test_the_sampler_learns_that_stopped_trainings_were_poor(tmp_path: Path) -> None:
+    finish(driver(tmp_path, *CLIMB))
+    study = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="x")
+    told = [trial.state.name for trial in study.trials]
+    assert set(told) == {"COMPLETE", "PRUNED"}
+    assert told.count("PRUNED") == states(tmp_path)["stopped"]
+
+
+@pytest.mark.parametrize("killed_after", [1, 4, 7, 15, 23])
+def test_a_search_killed_among_rungs_goes_on_to_the_same_table(tmp_path: Path, killed_after: int) -> None:
+    finish(driver(tmp_path / "whole", *CLIMB))
+    first = driver(tmp_path / "cut", *CLIMB)
+    finish(first, at_most=killed_after)
+    lost = first.ask()
+    close(first)
+    second = driver(tmp_path / "cut", *CLIMB)
+    again = second.ask()
+    assert again == lost
+    if again is not None:
+        assert lost is not None
+        assert again.paused == lost.paused
+        second.tell(again, fake_result(again))
+    finish(second)
+    assert table(tmp_path / "cut").equals(table(tmp_path / "whole"))
+    assert states(tmp_path / "cut") == states(tmp_path / "whole")
+
+
+def test_no_worker_waits_for_another(tmp_path: Path) -> None:
+    found = driver(tmp_path, *CLIMB)
+    slow = found.ask()
+    assert slow is not None
+    others = finish(found)
+    assert len([job for job in others if job.rung == 0]) == 17
+    assert [job for job in others if job.until is None]
+    found.tell(slow, fake_result(slow))
+    finish(found)
+    assert sum(states(tmp_path).values()) == 18
+
+
+def test_accuracy_alone_would_kill_the_small_students(tmp_path: Path) -> None:
+    smallest = {}
+    for rule in ("pareto_rank", "best_score"):
+        finish(driver(tmp_path / rule, *CLIMB, f"search.promotion={rule}"))
+        rows = table(tmp_path / rule)
+        smallest[rule] = rows[rows["complete"]]["effective_flops"].min()
+    assert smallest["pareto_rank"] < smallest["best_score"] / 4
+
+
+# -- further cuts -----------------------------------------------------------------------------
+
+FURTHER = (
+    "prune.none={}",
+    "prune.structured={pruning_ratio: [0.25, 0.5], recovery_epochs: 3}",
+    "quantize.lsq={weight_bits: [3], activation_bits: [3], epochs: 2}",
+    "search.promotion=always",
+    "search.trials=6",
+)
+
+
+def test_cuts_that_train_are_jobs_of_their_own_made_of_few_checkpoints(tmp_path: Path) -> None:
+    jobs = finish(driver(tmp_path, *FURTHER))
+    trainings = [job for job in jobs if job.base is None]
+    further = [job for job in jobs if job.base is not None]
+    assert len(trainings) == 6
+    # Nothing that trains is cut at once.
+    assert all(cut.prune is None for job in trainings for cut in job.cuts)
+    assert 3 <= len(further) < 6 * 3
+    rows = table(tmp_path)
+    assert set(rows["prune.structured.pruning_ratio"].dropna()) == {0.25, 0.5}
+    assert "lsq" in set(rows["quantize"])
+
+
+def test_no_further_cuts_without_a_share_of_the_epochs(tmp_path: Path) -> None:
+    assert all(job.base is None for job in finish(driver(tmp_path, *FURTHER, "search.refine=0")))
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 5, 8])
+def test_a_search_killed_among_further_cuts_goes_on_to_the_same_table(tmp_path: Path, killed_after: int) -> None:
+    finish(driver(tmp_path / "whole", *FURTHER))
+    first = driver(tmp_path / "cut", *FURTHER)
+    finish(first, at_most=killed_after)
+    lost = first.ask()
+    close(first)
+    second = driver(tmp_path / "cut", *FURTHER)
+    again = second.ask()
+    assert again == lost
+    if again is not None:
+        second.tell(again, fake_result(again))
+    finish(second)
+    assert table(tmp_path / "cut").equals(table(tmp_path / "whole"))
+
+
+# -- costs before training --------------------------------------------------------------------
+
+
+def limited(folder: Path, most: float) -> Driver:
+    source = parse_spec(SPEC, "x", ["search.trials=8"])
+    study = Study.create(folder, {})
+    proposer = Proposer(folder, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
+
+    def price(training: Any, cuts: Sequence[Any]) -> list[dict[str, float]]:
+        return [dict(each.costs) for each in fake_result(Job(0, training, tuple(cuts))).candidates]
+
+    limits = {"effective_flops": {"max": most}}
+    return Driver(study, open_space(source), source.spec.search, proposer, OBJECTIVES, limits, price=price)
+
+
+def test_what_breaks_a_limit_even_when_cut_is_never_trained(tmp_path: Path) -> None:
+    jobs = finish(limited(tmp_path, 16**2 * 4 * 32))
+    assert len(jobs) == 8
+    assert all(job.training.student.values["width"] <= 16 for job in jobs)  # type: ignore[operator]
+    study = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="x")
+    refused = [trial for trial in study.trials if trial.state is optuna.trial.TrialState.PRUNED]
+    assert refused
+    assert all(trial.constraints["effective_flops max"] > 0 for trial in refused)
+
+
+def test_a_limit_that_nothing_meets_ends_the_search(tmp_path: Path) -> None:
+    found = limited(tmp_path, 1.0)
+    assert finish(found) == []
+    assert found.exhausted

@@ -1,5 +1,94 @@
-from autocompress.engine.promotion import Always
+import moocore
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from numpy.typing import NDArray
+
+from autocompress.engine.promotion import Always, BestScore, ParetoRank, PromotionRule
+from autocompress.registry import PROMOTION_RULES
+
+NUMBER = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1), st.just(float("nan")))
+SETS = st.dictionaries(
+    st.integers(0, 30), st.lists(st.tuples(NUMBER, NUMBER), min_size=1, max_size=5).map(np.array), max_size=12
+)
 
 
-def test_always_lets_everything_go_on() -> None:
-    assert all(Always().goes_on(trial, rung, {trial: []}) for trial in range(3) for rung in range(3))
+def points(**rows: list[tuple[float, float]]) -> dict[int, NDArray[np.float64]]:
+    return {int(name[1:]): np.array(values) for name, values in rows.items()}
+
+
+def by_hand(sets: dict[int, NDArray[np.float64]], places: int) -> set[int]:
+    """The rule once more, without any shortcut."""
+    rows = [(trial, row) for trial, values in sets.items() for row in values if np.isfinite(row).all()]
+    if not rows:
+        return set()
+    ranks = {}
+    left, rank = list(range(len(rows))), 0
+    while left:
+        front = [
+            i
+            for i in left
+            if not any((rows[j][1] <= rows[i][1]).all() and (rows[j][1] < rows[i][1]).any() for j in left)
+        ]
+        ranks.update(dict.fromkeys(front, rank))
+        left, rank = [i for i in left if i not in front], rank + 1
+
+    def exclusive(trial: int, level: int) -> float:
+        volumes = []
+        for others in (False, True):
+            kept = [r for i, (t, r) in enumerate(rows) if ranks[i] == level and not (others and t == trial)]
+            volumes.append(moocore.hypervolume(np.array(kept), ref=np.ones(2)) if kept else 0.0)
+        return volumes[0] - volumes[1]
+
+    best = {trial: min(ranks[i] for i, (t, _) in enumerate(rows) if t == trial) for trial, _ in rows}
+    order = sorted(best, key=lambda trial: (best[trial], -exclusive(trial, best[trial]), trial))
+    return set(order[: max(1, -(-len(order) // 3))])
+
+
+@settings(deadline=None, max_examples=200)
+@given(SETS)
+def test_the_best_third_by_rank_and_exclusive_hypervolume_goes_on(sets: dict[int, NDArray[np.float64]]) -> None:
+    found = ParetoRank().goes_on(sets, 0)
+    assert by_hand(sets, 0) <= found <= set(sets)
+    # Beside them, at most one holder of an extreme for each objective.
+    assert len(found - by_hand(sets, 0)) <= 2
+
+
+def test_a_small_student_goes_on_though_its_score_is_the_lowest() -> None:
+    sets = points(t0=[(0.05, 0.9)], t1=[(0.06, 0.92)], t2=[(0.07, 0.95)], t3=[(0.4, 0.1)])
+    assert 3 in ParetoRank().goes_on(sets, 0)
+    assert BestScore().goes_on(sets, 0) == {0, 1}
+
+
+def test_a_set_counts_by_its_best_candidate() -> None:
+    sets = points(t0=[(0.9, 0.9), (0.1, 0.1)], t1=[(0.5, 0.5)], t2=[(0.6, 0.6)])
+    assert ParetoRank().goes_on(sets, 0) == {0}
+
+
+def test_the_holder_of_an_extreme_that_beats_the_reference_goes_on() -> None:
+    best = [(0.1 + i / 100, 0.1 + i / 100) for i in range(6)]
+    sets = {trial: np.array([row]) for trial, row in enumerate(best)}
+    sets[7] = np.array([(0.8, 0.05)])
+    sets[8] = np.array([(1.0, 0.01)])
+    found = ParetoRank().goes_on(sets, 0)
+    assert 7 in found
+    assert {0, 7, 8} >= found
+
+
+@pytest.mark.parametrize("rule", [ParetoRank(), BestScore(), Always()], ids=lambda rule: rule.name)
+def test_odd_sets_have_a_defined_answer(rule: PromotionRule) -> None:
+    nan = float("nan")
+    assert rule.goes_on({}, 0) == frozenset()
+    dead = points(t0=[(nan, nan)], t1=[(0.5, 0.5)], t2=[(nan, 0.1)])
+    assert 1 in rule.goes_on(dead, 0)
+    constant = points(t0=[(0.5, 0.5)], t1=[(0.5, 0.5)], t2=[(0.5, 0.5)])
+    assert 0 in rule.goes_on(constant, 0)
+
+
+def test_dead_trials_never_rank() -> None:
+    dead = points(t0=[(float("nan"), 0.1)], t1=[(0.9, 0.9)])
+    assert ParetoRank().goes_on(dead, 0) == {1}
+
+
+def test_rules_are_found_by_name() -> None:
+    assert PROMOTION_RULES.get("pareto_rank")().name == "pareto_rank"

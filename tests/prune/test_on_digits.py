@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from autocompress.checkpoints import write_checkpoint
 from autocompress.config import CompressionConfig, Part
 from autocompress.distill.teacher import TeacherRecipe
-from autocompress.lab import Setup, checkpoint, lab, settled
+from autocompress.lab import Setup, lab, settled
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.prune.n_m import follows
 from autocompress.quantize import fold_batch_norm
@@ -86,7 +87,7 @@ def test_a_method_changes_the_model_which_recovers_and_is_rebuilt(part, trained)
     assert scores(pruned)["accuracy"] > 0.8
 
     config = CompressionConfig(TRAINING.student, TRAINING.distill, TRAINING.fit, part, EIGHT, TRAINING.seed)
-    rebuilt = place.rebuild(config, checkpoint(pruned, state))
+    rebuilt = place.rebuild(config, write_checkpoint(pruned, state.history))
     x = place.splits.select_val.inputs
     assert torch.equal(rebuilt.float_model(*x), pruned(*x))
     quantized, _ = place.quantize(pruned, TRAINING, EIGHT)

@@ -148,6 +148,7 @@ def _candidate(
     prune = "structured" if ratio else "none"
     quantize = "post_training" if bits != (32, 32) else "none"
     row: dict[str, Any] = {"id": f"t{trial}c{index}", "trial": trial, "role": "search", "epochs": epochs, **training}
+    row["complete"] = epochs == 27
     row |= {"prune": prune, "quantize": quantize, "seed": 7}
     if ratio:
         row["prune.structured.pruning_ratio"] = ratio

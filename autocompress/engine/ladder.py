@@ -1,0 +1,100 @@
+"""The rungs of a search: where trainings pause, and who of the paused goes on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.engine.promotion import ETA, PromotionRule
+from autocompress.records import Cut
+
+RUNGS = 2
+# Below this many trials at a rung, nobody is given up for good.
+CROWD = 2 * ETA
+# Quantized candidates of a training at a rung.
+QUANTIZED = 5
+
+
+def pauses(epochs: int, rungs: int = RUNGS) -> tuple[int, ...]:
+    """Return after which epochs a training pauses: a ninth and a third of them; none of what is too short.
+
+    Example:
+        >>> pauses(27), pauses(15), pauses(4), pauses(1)
+        ((3, 9), (2, 5), (1, 2), ())
+    """
+    found = {-(-epochs // ETA**power) for power in range(1, rungs + 1)}
+    return tuple(sorted(epoch for epoch in found if 0 < epoch < epochs))
+
+
+class Ladder:
+    """Trainings by the rung that they have reached; asynchronous, so that no worker ever waits for another.
+
+    Args:
+        rule: Who goes on.
+        score: Column of the first score in the points.
+    """
+
+    def __init__(self, rule: PromotionRule, score: int) -> None:
+        self._rule = rule
+        self._score = score
+        self._points: list[dict[int, NDArray[np.float64]]] = []
+        self._chosen: list[frozenset[int]] = []
+        self._paused: dict[int, int] = {}
+
+    @property
+    def paused(self) -> list[int]:
+        """Numbers of the trainings that wait, in the order of their numbers."""
+        return sorted(self._paused)
+
+    def note(self, trial: int, rung: int, points: NDArray[np.float64]) -> None:
+        """Take note of a trial's candidates at a rung, ``[K, M]`` normalised."""
+        while len(self._points) <= rung:
+            self._points.append({})
+            self._chosen.append(frozenset())
+        self._points[rung][trial] = points
+        self._chosen[rung] = self._rule.goes_on(self._points[rung], self._score)
+
+    def pause(self, trial: int, rung: int) -> None:
+        """Let a trial wait at a rung that it was noted at."""
+        self._paused[trial] = rung
+
+    def next(self) -> tuple[int, int] | None:
+        """Take out the trial that goes on next and the rung it stands on: the highest rung first."""
+        able = [(-rung, trial) for trial, rung in self._paused.items() if trial in self._chosen[rung]]
+        if not able:
+            return None
+        rung, trial = min(able)
+        del self._paused[trial]
+        return trial, -rung
+
+    def hopeless(self) -> list[int]:
+        """Take out the trials that will hardly ever go on: those outside twice the share that does."""
+        found = []
+        for trial, rung in sorted(self._paused.items()):
+            points = self._points[rung]
+            if len(points) < CROWD or trial in self._chosen[rung]:
+                continue
+            others = {other: rows for other, rows in points.items() if other not in self._chosen[rung]}
+            if trial not in self._rule.goes_on(others, self._score):
+                found.append(trial)
+        for trial in found:
+            del self._paused[trial]
+        return found
+
+    def give_up(self) -> list[int]:
+        """Take out all that wait: the search is over."""
+        left = self.paused
+        self._paused.clear()
+        return left
+
+
+def at_a_rung(cuts: Sequence[Cut]) -> tuple[Cut, ...]:
+    """Return the cuts to make of a training that is under way: itself, and a few quantizations, evenly spread.
+
+    They show how well it takes rounding; the whole grid would take longer than it tells.
+    """
+    whole = [cut for cut in cuts if cut.prune is None]
+    first, rest = whole[0], whole[1:]
+    if len(rest) > QUANTIZED:
+        rest = [rest[round(place * (len(rest) - 1) / (QUANTIZED - 1))] for place in range(QUANTIZED)]
+    return (first, *rest)

@@ -1,0 +1,29 @@
+"""How long jobs take, so that none is begun that would end after the budget."""
+
+from collections.abc import Callable
+
+
+class Pace:
+    """Seconds of an epoch so far, cuts and scores included.
+
+    Args:
+        limit: Seconds that the search may take; ``None`` for no limit.
+        elapsed: Returns the seconds that it has taken.
+    """
+
+    def __init__(self, limit: float | None, elapsed: Callable[[], float]) -> None:
+        self._limit = limit
+        self._elapsed = elapsed
+        self._paces: list[float] = []
+
+    def note(self, epochs: float, seconds: float) -> None:
+        """Take note of a job that was done."""
+        if epochs > 0 and seconds > 0:
+            self._paces.append(seconds / epochs)
+
+    def late(self, epochs: float) -> bool:
+        """Return whether a job of so many epochs would end after the limit, at the median pace."""
+        if self._limit is None:
+            return False
+        pace = sorted(self._paces)[len(self._paces) // 2] if self._paces else 0.0
+        return self._elapsed() + pace * epochs > self._limit

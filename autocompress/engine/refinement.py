@@ -1,0 +1,207 @@
+"""Which checkpoint to cut further, where the cut trains: recovery after pruning, rounding-aware training.
+
+Such a cut costs epochs, so it is not made of every checkpoint. A cut moves a point about as far as it moved others
+(the median, in the normalised objectives, where costs are logarithms); from that follows what hypervolume it would
+add, and the most for its epochs is done first.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.config import CompressionConfig, Part
+from autocompress.engine.effort import epochs_of
+from autocompress.records import Base, Candidate, Cut, Job
+
+# Share of the box; less is noise.
+LEAST_GAIN = 1e-4
+# Checkpoints looked at beside those on the front.
+RECENT = 32
+
+Vector = NDArray[np.float64]
+
+
+@dataclass
+class Checkpoint:
+    """What the cuts of one checkpoint have given so far.
+
+    Attributes:
+        name: Of its weights.
+        trial: The trial that made it.
+        training: How it was trained.
+        prune: How it was pruned.
+        epochs: Epochs of its training.
+        points: Quantization to the candidate's normalised objectives; ``None`` is the float model.
+    """
+
+    name: str
+    trial: int
+    training: CompressionConfig
+    prune: Part | None
+    epochs: int
+    points: dict[Part | None, Vector] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Move:
+    """A cut that trains: a pruning of a whole model, or a quantization of any."""
+
+    prune: Part | None
+    quantize: Part | None
+    epochs: float
+
+
+class Refinement:
+    """Chooses further cuts from what all cuts so far have given.
+
+    Args:
+        cuts: The whole grid.
+        share: Epochs that further cuts may take, as a share of those of the trainings.
+        normalise: Candidate to normalised objectives, ``[M]``, not clipped.
+    """
+
+    def __init__(self, cuts: Sequence[Cut], share: float, normalise: Callable[[Candidate], Vector]) -> None:
+        cheap, moves = divided(cuts)
+        self.at_once = tuple(cheap)
+        self._quantizations = tuple(dict.fromkeys(cut.quantize for cut in cheap if cut.prune is None))
+        self._moves = moves
+        self._share = share
+        self._normalise = normalise
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._begun: set[tuple[str, Move]] = set()
+        self._shifts: dict[Move, list[Vector]] = {}
+        self._trained = 0.0
+        self._refined = 0.0
+
+    def train(self, epochs: float) -> None:
+        """Take note of epochs of training."""
+        self._trained += epochs
+
+    def begin(self, job: Job) -> None:
+        """Take note of a further cut that was handed out."""
+        assert job.base is not None
+        for cut in job.cuts:
+            for move in self._moves:
+                same = (move.prune, move.quantize) in ((cut.prune, None), (None, cut.quantize))
+                if same and (job.base.checkpoint, move) not in self._begun:
+                    self._begun.add((job.base.checkpoint, move))
+                    self._refined += move.epochs
+
+    def add(self, candidates: Sequence[Candidate]) -> None:
+        """Take note of candidates of complete trainings."""
+        for candidate in candidates:
+            if not candidate.complete or not candidate.checkpoint:
+                continue
+            config = candidate.config
+            place = self._checkpoints.setdefault(
+                candidate.checkpoint,
+                Checkpoint(candidate.checkpoint, candidate.trial, config.training, config.prune, candidate.epochs),
+            )
+            place.points[config.quantize] = self._normalise(candidate)
+        for candidate in candidates:
+            self._learn(candidate)
+
+    def next(self, front: Vector, owners: Sequence[str], number: int) -> Job | None:
+        """Return the further cut that promises most, as job ``number``; ``None`` where none pays or may be made.
+
+        Args:
+            front: Normalised objectives of the front, ``[N, M]``.
+            owners: Checkpoint of each of them.
+            number: Number of the job.
+        """
+        if not self._moves or self._refined >= self._share * self._trained:
+            return None
+        untried = self._untried(owners)
+        if untried is not None:
+            return self._job(*untried, number)
+        best, chosen = 0.0, None
+        clipped = np.clip(front, 0.0, 1.0)
+        reference = np.ones(front.shape[1])
+        volume = float(moocore.hypervolume(clipped, ref=reference))
+        for place, move in self._open(owners):
+            points = np.clip(self._expected(place, move), 0.0, 1.0)
+            beaten = np.asarray((clipped[None] <= points[:, None]).all(axis=2)).any(axis=1)
+            if beaten.all():
+                continue
+            gain = float(moocore.hypervolume(np.vstack([clipped, points[~beaten]]), ref=reference)) - volume
+            if gain > LEAST_GAIN and gain / move.epochs > best:
+                best, chosen = gain / move.epochs, (place, move)
+        return None if chosen is None else self._job(*chosen, number)
+
+    def _open(self, owners: Sequence[str]) -> Iterator[tuple[Checkpoint, Move]]:
+        names = dict.fromkeys([*owners, *list(self._checkpoints)[-RECENT:]])
+        for name in names:
+            place = self._checkpoints.get(name)
+            if place is None:
+                continue
+            for move in self._moves:
+                fits = place.prune is None or move.prune is None
+                if fits and (name, move) not in self._begun:
+                    yield place, move
+
+    def _untried(self, owners: Sequence[str]) -> tuple[Checkpoint, Move] | None:
+        """Return a cut of which nothing is known yet, on the checkpoint that holds most of the front."""
+        begun = {move for _, move in self._begun}
+        for move in self._moves:
+            if move in begun or move in self._shifts:
+                continue
+            whole = [name for name in owners if name in self._checkpoints and self._checkpoints[name].prune is None]
+            if whole:
+                name = max(dict.fromkeys(whole), key=lambda each: (whole.count(each), each))
+                return self._checkpoints[name], move
+        return None
+
+    def _expected(self, place: Checkpoint, move: Move) -> Vector:
+        shifts = self._shifts.get(move)
+        if not shifts:
+            return np.ones((1, len(next(iter(place.points.values())))))
+        shift = np.median(np.stack(shifts), axis=0)
+        if move.prune is None:
+            return place.points[None][None] + shift if None in place.points else np.ones((1, len(shift)))
+        return np.stack(list(place.points.values())) + shift
+
+    def _learn(self, candidate: Candidate) -> None:
+        """Note how far a cut moved a point."""
+        config = candidate.config
+        place = self._checkpoints.get(candidate.checkpoint)
+        if place is None:
+            return
+        here = place.points[config.quantize]
+        for move in self._moves:
+            before: Vector | None = None
+            if move.prune is not None and move.prune == config.prune and config.quantize is None:
+                before = self._uncut(config.training)
+            elif move.quantize is not None and move.quantize == config.quantize:
+                before = place.points.get(None)
+            if before is not None:
+                self._shifts.setdefault(move, []).append(here - before)
+
+    def _uncut(self, training: CompressionConfig) -> Vector | None:
+        for place in self._checkpoints.values():
+            if place.prune is None and place.training == training:
+                return place.points.get(None)
+        return None
+
+    def _job(self, place: Checkpoint, move: Move, number: int) -> Job:
+        if move.prune is None:
+            cuts: tuple[Cut, ...] = (Cut(place.prune, move.quantize),)
+        else:
+            cuts = tuple(Cut(move.prune, quantize) for quantize in self._quantizations)
+        base = Base(place.name, place.prune, place.epochs)
+        return Job(number, place.training, cuts, base=base)
+
+
+def divided(cuts: Sequence[Cut]) -> tuple[list[Cut], list[Move]]:
+    """Return the cuts that train nothing, and the moves that do.
+
+    A pruning with recovery is made once, and then quantized in every way that trains nothing.
+    """
+    cheap = [cut for cut in cuts if not epochs_of(cut)]
+    prunings = dict.fromkeys(cut.prune for cut in cuts)
+    quantizations = dict.fromkeys(cut.quantize for cut in cuts)
+    moves = [Move(prune, None, epochs) for prune in prunings if (epochs := epochs_of(Cut(prune)))]
+    moves += [Move(None, each, epochs) for each in quantizations if (epochs := epochs_of(Cut(quantize=each)))]
+    return cheap, moves

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from autocompress.config import Part
+from autocompress.engine.ladder import CROWD, QUANTIZED, Ladder, at_a_rung, pauses
+from autocompress.engine.promotion import ParetoRank
+from autocompress.records import Cut
+
+
+def point(score: float, cost: float) -> NDArray[np.float64]:
+    return np.array([[score, cost]])
+
+
+def climbing(count: int) -> Ladder:
+    """Trial 0 is the best in everything, each later one worse."""
+    ladder = Ladder(ParetoRank(), 0)
+    for trial in range(count):
+        ladder.note(trial, 0, point(0.1 + trial / 100, 0.1 + trial / 100))
+        ladder.pause(trial, 0)
+    return ladder
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(0, ()), (1, ()), (2, (1,)), (4, (1, 2)), (9, (1, 3)), (15, (2, 5)), (90, (10, 30))]
+)
+def test_a_training_pauses_at_a_ninth_and_a_third(epochs: int, expected: tuple[int, ...]) -> None:
+    assert pauses(epochs) == expected
+
+
+def test_the_first_to_arrive_goes_on_at_once() -> None:
+    ladder = climbing(1)
+    assert ladder.next() == (0, 0)
+    assert ladder.next() is None
+    assert ladder.paused == []
+
+
+def test_a_third_goes_on_and_more_as_others_arrive() -> None:
+    ladder = climbing(6)
+    assert [ladder.next() for _ in range(3)] == [(0, 0), (1, 0), None]
+    for trial in range(6, 9):
+        ladder.note(trial, 0, point(0.9, 0.9))
+    assert ladder.next() == (2, 0)
+
+
+def test_the_highest_rung_goes_on_first() -> None:
+    ladder = climbing(6)
+    assert ladder.next() == (0, 0)
+    ladder.note(0, 1, point(0.05, 0.05))
+    ladder.pause(0, 1)
+    assert ladder.next() == (0, 1)
+    assert ladder.next() == (1, 0)
+
+
+def test_the_far_beaten_are_given_up_and_the_rest_waits() -> None:
+    assert climbing(CROWD - 1).hopeless() == []
+    ladder = climbing(9)
+    # Three go on, two of the other six would.
+    assert ladder.hopeless() == [5, 6, 7, 8]
+    assert ladder.paused == [0, 1, 2, 3, 4]
+    assert ladder.give_up() == [0, 1, 2, 3, 4]
+    assert ladder.next() is None
+
+
+def test_at_a_rung_the_whole_model_comes_first_and_few_quantizations_follow() -> None:
+    bits = [Part.of("post_training", weight_bits=b) for b in range(2, 9)]
+    pruned = Cut(Part.of("structured", pruning_ratio=0.5, recovery_epochs=0))
+    cuts = (Cut(), *(Cut(quantize=part) for part in bits), pruned)
+    found = at_a_rung(cuts)
+    assert found[0] == Cut()
+    assert len(found) == 1 + QUANTIZED
+    assert {found[1].quantize, found[-1].quantize} == {bits[0], bits[-1]}
+    assert all(cut.prune is None for cut in found)
+    assert at_a_rung(cuts[:3]) == cuts[:3]

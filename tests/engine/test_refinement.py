@@ -1,0 +1,147 @@
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.config import CompressionConfig, Part
+from autocompress.engine.archive import Archive
+from autocompress.engine.refinement import Move, Refinement, divided
+from autocompress.records import Candidate, Cut, Job
+from tests.fakes import OBJECTIVES
+
+HALF = Part.of("structured", pruning_ratio=0.5, recovery_epochs=3)
+FREE = Part.of("structured", pruning_ratio=0.25, recovery_epochs=0)
+EIGHT = Part.of("post_training", weight_bits=8, activation_bits=8)
+LSQ = Part.of("lsq", weight_bits=2, activation_bits=4, epochs=2)
+GRID = tuple(Cut(prune, quantize) for prune in (None, HALF, FREE) for quantize in (None, EIGHT, LSQ))
+ARCHIVE = Archive(OBJECTIVES)
+
+
+def training(number: int) -> CompressionConfig:
+    return CompressionConfig(
+        Part.of("cnn", width=8 + number), (Part("none"),), Part.of("adamw", epochs=10), seed=number
+    )
+
+
+def candidate(trial: int, checkpoint: str, cut: Cut, score: float, cost: float) -> Candidate:
+    config = replace(training(trial), prune=cut.prune, quantize=cut.quantize)
+    scores = {"search_val": {"accuracy": score}}
+    name = f"t{trial}c{abs(hash(cut)) % 10**6}"
+    return Candidate(name, trial, config, 10, scores, {"effective_flops": cost}, checkpoint=checkpoint)
+
+
+def whole(trial: int, score: float, cost: float) -> list[Candidate]:
+    name = f"t{trial}p0"
+    return [
+        candidate(trial, name, Cut(), score, cost),
+        candidate(trial, name, Cut(None, EIGHT), score - 0.01, cost / 16),
+    ]
+
+
+def refinement(share: float = 10.0) -> Refinement:
+    found = Refinement(GRID, share, ARCHIVE.normalised)
+    found.train(10)
+    return found
+
+
+def ask(found: Refinement, candidates: list[Candidate]) -> Job | None:
+    archive = Archive(OBJECTIVES)
+    archive.add(candidates)
+    front, owners = archive.normalised_front()
+    return found.next(front, owners, 99)
+
+
+def test_what_trains_nothing_is_cut_at_once_and_the_rest_becomes_moves() -> None:
+    cheap, moves = divided(GRID)
+    assert cheap == [Cut(), Cut(None, EIGHT), Cut(FREE), Cut(FREE, EIGHT)]
+    assert moves == [Move(HALF, None, 3.0), Move(None, LSQ, 2.0)]
+
+
+def test_each_move_is_tried_once_where_most_of_the_front_comes_from() -> None:
+    found = refinement()
+    points = [*whole(0, 0.9, 1e4), candidate(1, "t1p0", Cut(), 0.95, 1e5)]
+    found.add(points)
+    first = ask(found, points)
+    assert first is not None
+    assert first.base is not None
+    assert (first.number, first.base.checkpoint) == (99, "t0p0")
+    assert first.cuts == (Cut(HALF), Cut(HALF, EIGHT))
+    assert first.training == training(0)
+    found.begin(first)
+    second = ask(found, points)
+    assert second is not None
+    assert second.cuts == (Cut(None, LSQ),)
+    found.begin(second)
+    # Nothing is known of what they give yet, so there is nothing to expect.
+    assert ask(found, points) is None
+
+
+def learned(drop: float) -> tuple[Refinement, list[Candidate]]:
+    """Both moves were seen on trial 0: pruning halves the cost and loses ``drop``, LSQ ruins it."""
+    found = refinement()
+    points = whole(0, 0.9, 1e4)
+    points += [
+        candidate(0, "t5p0", Cut(HALF), 0.9 - drop, 5e3),
+        candidate(0, "t5p0", Cut(HALF, EIGHT), 0.9 - drop, 312),
+    ]
+    points += [candidate(0, "t0p0", Cut(None, LSQ), 0.1, 78)]
+    found.add(points)
+    for job in (
+        Job(5, training(0), (Cut(HALF),), base=_base("t0p0")),
+        Job(6, training(0), (Cut(None, LSQ),), base=_base("t0p0")),
+    ):
+        found.begin(job)
+    return found, points
+
+
+def _base(name: str):  # type: ignore[no-untyped-def]
+    from autocompress.records import Base
+
+    return Base(name, None, 10)
+
+
+def test_what_helped_one_checkpoint_is_expected_of_another() -> None:
+    found, points = learned(0.01)
+    points += whole(1, 0.95, 4e4)
+    found.add(points[-2:])
+    job = ask(found, points)
+    assert job is not None
+    assert job.base is not None
+    assert (job.base.checkpoint, job.cuts[0]) == ("t1p0", Cut(HALF))
+
+
+def test_what_ruined_one_checkpoint_is_not_done_to_another() -> None:
+    found, points = learned(0.6)
+    points += whole(1, 0.95, 4e4)
+    found.add(points[-2:])
+    assert ask(found, points) is None
+
+
+def test_further_cuts_keep_to_their_share_of_the_epochs() -> None:
+    found = refinement(share=0.4)
+    points = whole(0, 0.9, 1e4)
+    found.add(points)
+    count = 0
+    while (job := ask(found, points)) is not None:
+        found.begin(job)
+        count += 1
+    # Three epochs of four, and then two more: the first that goes over is the last.
+    assert count == 2
+    assert refinement(share=0.0).next(np.ones((1, 2)), ["t0p0"], 0) is None
+
+
+def test_a_model_that_was_pruned_is_only_quantized() -> None:
+    found, points = learned(0.01)
+    jobs = []
+    while (job := ask(found, points)) is not None and len(jobs) < 9:
+        found.begin(job)
+        jobs.append(job)
+    assert all((job.base is not None and job.base.prune is None) or job.cuts[0].prune == HALF for job in jobs)
+
+
+def test_candidates_under_way_are_not_cut_further() -> None:
+    found = refinement()
+    partial = [replace(each, complete=False, checkpoint="") for each in whole(0, 0.9, 1e4)]
+    found.add(partial)
+    front: NDArray[np.float64] = np.array([[0.2, 0.2]])
+    assert found.next(front, ["t0p0"], 1) is None

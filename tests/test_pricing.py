@@ -1,0 +1,35 @@
+from dataclasses import replace
+
+import pytest
+
+from autocompress.config import Part
+from autocompress.pricing import price
+from autocompress.records import Cut
+from autocompress.trial import run_trial
+from tests.test_trial import JOB, SETUP, TRAINING
+
+LSQ = Part.of("lsq", weight_bits=2, activation_bits=2, epochs=1)
+HALF = Part.of("structured", pruning_ratio=0.5, recovery_epochs=0)
+FOUR = Part.of("post_training", weight_bits=4, activation_bits=4)
+
+
+def test_the_price_is_what_the_trained_candidate_costs() -> None:
+    cuts = (Cut(), Cut(quantize=FOUR), Cut(prune=HALF), Cut(HALF, FOUR))
+    brief = replace(TRAINING, fit=Part.of("adamw", epochs=1))
+    candidates = run_trial(replace(JOB, training=brief, cuts=cuts), SETUP).candidates
+    expected = sorted(candidate.costs["effective_flops"] for candidate in candidates)
+    prices = sorted(costs["effective_flops"] for costs in price(SETUP, brief, cuts))
+    assert prices == pytest.approx(expected)
+
+
+def test_of_many_bit_widths_the_fewest_are_priced_without_training() -> None:
+    found = price(SETUP, TRAINING, (Cut(quantize=FOUR), Cut(quantize=LSQ)))
+    (alone,) = price(SETUP, TRAINING, (Cut(quantize=LSQ),))
+    assert found == [alone]
+    (whole,) = price(SETUP, TRAINING, (Cut(),))
+    assert alone["effective_flops"] == pytest.approx(whole["flops"] * 4 / 1024)
+
+
+def test_what_cannot_be_cut_has_no_price() -> None:
+    bad = Part.of("structured", pruning_ratio=0.5, criterion="no_such_criterion")
+    assert price(SETUP, TRAINING, (Cut(prune=bad),)) == []
