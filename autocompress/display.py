@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.engine.driver import Progress
+from autocompress.engine.progress import Progress
 from autocompress.engine.run import Events
 from autocompress.front import axes
 from autocompress.words import duration, label, plural, show

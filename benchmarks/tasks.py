@@ -2,11 +2,17 @@
 
 Each search space that ships is searched as it is, its recommended candidate is exported and verified, and both the
 teacher and the pick are timed side by side. One row a task: score and cost of both on the test split, the ratios, and
-the wall-clock of the search. Rows are kept beside the table, so that spaces can be run one after the other.
+the wall-clock of the search. Rows are kept beside the table, so that spaces can be run one after the other. A space for
+data of one's own needs to be told where that is, and its row what to be called:
+
+    python -m benchmarks.tasks --spaces images --name "my flowers" --set task.images.path=data/flowers
 """
 
 import argparse
 import json
+import re
+import shlex
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +33,7 @@ DEFAULT = ("digits", "mnist1d", "langid", "langid_kind", "ratings", "ranking")
 
 @dataclass(frozen=True)
 class Row:
-    """One task: its teacher, the recommended pick, and what the search took."""
+    """One task: its teacher, the recommended pick, and what the search took; ``space`` is what the row is called."""
 
     space: str
     score: str
@@ -42,6 +48,7 @@ class Row:
     pick_ms: float
     seconds: float
     agreement: float
+    command: str = ""
 
     def cells(self) -> list[str]:
         """Return the row of the table."""
@@ -69,15 +76,42 @@ COLUMNS = (
 )
 
 
-def run(space: str, runs: Path, overrides: list[str]) -> Row:
-    """Search a space, export its pick, and time both models."""
-    front = autocompress.search(space, name=space, runs=runs, overrides=overrides)
+def command(space: str, name: str, overrides: list[str]) -> str:
+    """Return what makes a row again, without the places where data is on this machine.
+
+    Example:
+        >>> command("images", "my flowers", ["task.images.path=/data/f"])
+        "python -m benchmarks.tasks --spaces images --name 'my flowers' --set task.images.path=FOLDER"
+    """
+    told = [re.sub(r"^(task\.\w+\.(?:path|test))=.*", _place, override) for override in overrides]
+    named = [] if name == space else ["--name", name]
+    return shlex.join(
+        ["python", "-m", "benchmarks.tasks", "--spaces", space, *named, *(["--set", *told] if told else [])]
+    )
+
+
+def _place(override: re.Match[str]) -> str:
+    _, _, place = override[0].partition("=")
+    return f"{override[1]}={'FILE' if Path(place).suffix else 'FOLDER'}"
+
+
+def run(space: str, name: str, runs: Path, overrides: list[str]) -> Row:
+    """Search a space, export its pick, and time both models.
+
+    Args:
+        space: A search space that ships, or a file.
+        name: What the row is called.
+        runs: The folder that holds runs.
+        overrides: Changes of the spec, ``key=value``.
+    """
+    folder = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") if name != space else space
+    front = autocompress.search(space, name=folder, runs=runs, overrides=overrides)
     _, score = axes(front.meta["objectives"])
     picked, teacher = front.pick(), front.meta["teacher"]
     exported = export_candidate(front.folder, picked.id)
     assert exported.verification is not None
     return Row(
-        space=space,
+        space=name,
         score=score["name"],
         teacher_score=teacher["scores"]["test"][score["name"]],
         pick=picked.id,
@@ -90,6 +124,27 @@ def run(space: str, runs: Path, overrides: list[str]) -> Row:
         pick_ms=bench(exported.folder)[0].median_ms,
         seconds=front.meta["seconds"],
         agreement=min(exported.verification.agreement.values()),
+        command=command(space, name, overrides),
+    )
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Return the page: how each row was made, and the table."""
+    rows = list(rows)
+    return "\n".join(
+        [
+            "# What a search gives on each task",
+            "",
+            "Scores on the test split; latency of one example in onnxruntime on one thread, teacher and pick in turn.",
+            "A row is made by `python -m benchmarks.tasks --spaces TASK`, and where more was said by:",
+            "",
+            *(f"- {row.space}: `{row.command}`" for row in rows if "--set" in row.command or "--name" in row.command),
+            "",
+            f"| {' | '.join(COLUMNS)} |",
+            "|" + "---|" * len(COLUMNS),
+            *(f"| {' | '.join(row.cells())} |" for row in rows),
+            "",
+        ]
     )
 
 
@@ -118,32 +173,25 @@ def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spaces", nargs="+", default=list(DEFAULT))
+    parser.add_argument("--name", help="what the row of a single space is called; the space's name by default")
     parser.add_argument("--plugin", type=Path, help="a file that brings a model, for the space `module`")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change keys of every spec")
+    parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="change every spec")
     parser.add_argument("--runs", type=Path, default=Path("reports"))
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/tasks.md"))
     asked = parser.parse_args()
+    if asked.name is not None and (len(asked.spaces) != 1 or not asked.name.strip()):
+        parser.error("--name is what one row is called: give it a name, and --spaces a single space")
     if asked.plugin is not None:
         load_plugin(asked.plugin)
     kept = asked.out.with_suffix(".jsonl")
     kept.parent.mkdir(parents=True, exist_ok=True)
     for space in asked.spaces:
-        row = run(space, asked.runs, asked.set)
+        row = run(space, asked.name or space, asked.runs, asked.set)
         with kept.open("a") as file:
             file.write(json.dumps(asdict(row)) + "\n")
     # The last row of a task counts.
     rows = {row["space"]: Row(**row) for row in map(json.loads, kept.read_text().splitlines())}
-    lines = [
-        "# What a search gives on each task",
-        "",
-        "Scores on the test split; latency of one example in onnxruntime on one thread, teacher and pick in turn.",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|" + "---|" * len(COLUMNS),
-        *(f"| {' | '.join(row.cells())} |" for row in rows.values()),
-        "",
-    ]
-    text = "\n".join(lines)
+    text = table(rows.values())
     write_atomic(asked.out, text)
     print(text)
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from autocompress.engine.driver import Progress
+from autocompress.engine.progress import Progress
 from autocompress.engine.run import Events, make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.errors import SearchFailedError

@@ -1,6 +1,7 @@
 """The benchmarks name what exists: a typo must not cost half an hour."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from autocompress.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from benchmarks.arena import Arena, geometric_mean, job_name, mean_and_error, run_all
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, table, variants
-from benchmarks.tasks import COLUMNS, Row
+from benchmarks.tasks import COLUMNS, Row, command, main, table as tasks_table
 
 ARENAS = [pytest.param(arena, id=arena.name) for arena in (DIGITS, MNIST1D)]
 
@@ -82,3 +83,29 @@ def test_a_task_is_one_row_of_scores_costs_and_ratios() -> None:
         "100.00%",
     ]
     assert len(row.cells()) == len(COLUMNS)
+
+
+def test_a_row_says_how_it_was_made_and_not_where_the_data_was() -> None:
+    overrides = ["task.images.path=/somewhere/cifar10", "task.images.limit=500", "search.workers=1"]
+    made = command("images", "CIFAR-10 (5,000)", overrides)
+    told = "--set task.images.path=FOLDER task.images.limit=500 search.workers=1"
+    assert made == f"python -m benchmarks.tasks --spaces images --name 'CIFAR-10 (5,000)' {told}"
+    assert "task.text.path=FILE" in command("reviews", "reviews", ["task.text.path=/somewhere/reviews.csv.gz"])
+    assert command("digits", "digits", []) == "python -m benchmarks.tasks --spaces digits"
+    row = Row("CIFAR-10 (5,000)", "accuracy", 0.8, "t1c2", 0.79, 9e6, 9e4, 7e5, 1e3, 0.5, 0.1, 150.0, 1.0, made)
+    page = tasks_table([row, replace(row, space="digits", command=command("digits", "digits", []))])
+    assert f"- CIFAR-10 (5,000): `{made}`" in page
+    assert "- digits:" not in page
+    assert page.count("| accuracy 0.8000 |") == 2
+
+
+@pytest.mark.parametrize(
+    "asked", [["--spaces", "digits", "mnist1d", "--name", "x"], ["--spaces", "digits", "--name", ""]]
+)
+def test_a_name_is_for_one_row(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tasks", *asked])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--name is what one row is called" in capsys.readouterr().err

@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from autocompress.display import SearchDisplay
-from autocompress.engine.driver import Progress
+from autocompress.engine.progress import Progress
 from tests.fakes import OBJECTIVES
 
 

@@ -17,10 +17,14 @@ from torch import Tensor, nn
 
 from autocompress.config import Part, fingerprint
 from autocompress.distill.fit import fit, predict
+from autocompress.distill.optimizers import fit_config
+from autocompress.distill.precision import choose_precision
 from autocompress.storage import cache_folder, sha256, write_atomic
 from autocompress.task import Splits, Task, content
 
 FORMAT = 1
+# Examples of the batch on which precisions are compared.
+PROBED = 128
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,26 @@ def load_teacher(
         torch.manual_seed(recipe.seed)
         model = task.build(recipe.student)
         curve = fit(model, task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch)
-        logits = teacher_logits(model, task, splits)
+        logits = teacher_logits(model, task, splits, fit_config(recipe.fit).precision)
         _write(folder, model, logits, recipe, curve)
         return Teacher(model, logits, folder, trained=True, notice=notice)
 
 
-def teacher_logits(model: nn.Module, task: Task, splits: Splits) -> dict[str, dict[str, Tensor]]:
-    """Return a model's logits on every view of the training split and on every other split but test."""
-    logits = {f"train/{view}": predict(model, task, task.view(splits.train, view)) for view in range(task.views)}
+def teacher_logits(
+    model: nn.Module, task: Task, splits: Splits, precision: str = "float32"
+) -> dict[str, dict[str, Tensor]]:
+    """Return a model's logits on every view of the training split and on every other split but test.
+
+    The views, which students learn from, are run in the precision of the teacher's own fit; the other splits, which
+    are scored, always in single precision.
+    """
+    lowered = choose_precision(precision, model, task, splits.calibration.take(slice(0, PROBED)))
+    logits = {}
+    with lowered.running():
+        for view in range(task.views):
+            found = predict(model, task, task.view(splits.train, view))
+            logits[f"train/{view}"] = {head: values.float() for head, values in found.items()}
+    lowered.leave(model)
     for name, split in splits.items():
         # The test split stays unread until the front is frozen.
         if name not in ("train", "test"):

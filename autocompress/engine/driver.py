@@ -4,8 +4,8 @@ It trains nothing and it alone writes to the store, so it can be killed at any i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from optuna.trial import Trial
@@ -16,52 +16,26 @@ from autocompress.engine.answers import Answers
 from autocompress.engine.archive import Archive
 from autocompress.engine.effort import epochs_of
 from autocompress.engine.ladder import RUNGS, Ladder, at_a_rung, pauses
+from autocompress.engine.limits import CostLimits, Price
+from autocompress.engine.modes import MODES, Mode
 from autocompress.engine.pace import Pace
+from autocompress.engine.progress import Progress
 from autocompress.engine.refinement import Refinement
 from autocompress.engine.results import checked
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space
 from autocompress.engine.spec import SearchSection
+from autocompress.engine.stages import Stages
+from autocompress.front import axes
 from autocompress.knobs import Leaf
 from autocompress.records import Candidate, Cut, Job, Role, State, TrialResult
 from autocompress.registry import PROMOTION_RULES
 from autocompress.rows import StoredTrial
 from autocompress.study import Study, now
 
-Price: TypeAlias = Callable[[CompressionConfig, Sequence[Cut]], Sequence[Mapping[str, float]]]
-
 MAX_ATTEMPTS = 2
 HOPELESS = 10
 MAX_DUPLICATES = 64
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How a search stands, for whoever shows it.
-
-    Attributes:
-        done: Trainings that came to an end with candidates, or were stopped.
-        failed: Trials that gave none.
-        running: Jobs under way.
-        total: Trials that the budget allows.
-        elapsed: Seconds since the search began, earlier runs included.
-        limit: Seconds that the budget allows, or ``None``.
-        candidates: Candidates in the store.
-        hypervolume: Of the front on search_val, between 0 and 1.
-        front: ``(id, first score, first cost)`` of each candidate on it, the cheapest first.
-        objectives: Their records.
-    """
-
-    done: int
-    failed: int
-    running: int
-    total: int
-    elapsed: float
-    limit: float | None
-    candidates: int
-    hypervolume: float
-    front: tuple[tuple[str, float, float], ...]
-    objectives: Sequence[Mapping[str, Any]]
 
 
 class Driver:
@@ -75,6 +49,7 @@ class Driver:
         objectives: Records as they stand in the run's description, the ``box`` included.
         limits: ``{name: {"min": ..., "max": ...}}``.
         start: Values proposed first.
+        max_drop: What the choices of the mode ``sequential`` may lose of the first score.
         price: Returns the costs of each cut of a training without training it; asked only where a cost is limited.
         on_progress: Called after every ask and tell.
     """
@@ -90,19 +65,20 @@ class Driver:
         start: Sequence[Mapping[str, Leaf]] = (),
         on_progress: Callable[[Progress], None] = lambda progress: None,
         price: Price | None = None,
+        max_drop: float = 0.01,
     ) -> None:
         self._study = study
         self._space = space
         self._search = search
         self._proposer = proposer
         self._objectives = objectives
-        self._limits = limits
-        self._price = price
         self._on_progress = on_progress
-        self._amortized = search.mode == "amortized"
+        mode = MODES[search.mode]
+        self._amortized = mode.amortized
         self._archive = Archive(objectives)
-        self._refinement = Refinement(space.cuts() if self._amortized else (), search.refine, self._archive.normalised)
-        rule = search.promotion if self._amortized else "always"
+        self._limits = CostLimits(limits, self._archive.value, price)
+        self._refinement = self._cutting(space.cuts() if self._amortized else (), mode, max_drop)
+        rule = mode.promotion or search.promotion
         self._rungs = 0 if rule == "always" else RUNGS
         self._ladder = Ladder(PROMOTION_RULES.get(rule)(), self._archive.score_column)
         self._trainings: dict[int, Job] = {}
@@ -121,6 +97,19 @@ class Driver:
             for values in start:
                 proposer.enqueue(values)
 
+    def _cutting(self, cuts: Sequence[Cut], mode: Mode, max_drop: float) -> Refinement | Stages:
+        if not mode.stages:
+            return Refinement(cuts, self._search.refine, self._archive.normalised)
+        cost, score = axes(self._objectives)
+        sign = 1.0 if score["direction"] == "maximize" else -1.0
+        return Stages(
+            cuts,
+            max_drop,
+            self._archive.normalised,
+            lambda candidate: sign * self._archive.value(candidate, score["name"]),
+            [each["name"] for each in self._objectives].index(cost["name"]),
+        )
+
     # -- the two calls of a backend -----------------------------------------------------------
 
     def ask(self) -> Job | None:
@@ -138,9 +127,14 @@ class Driver:
         found = self._promoted() or self._further() or self._fresh()
         if found is not None:
             return self._hand_out(found)
-        if not self._counts[State.RUNNING]:
-            self._stop(self._ladder.give_up())
-            self._report()
+        if self._counts[State.RUNNING]:
+            return None
+        self._refinement.all_trained()
+        found = self._further()
+        if found is not None:
+            return self._hand_out(found)
+        self._stop(self._ladder.give_up())
+        self._report()
         return None
 
     def tell(self, job: Job, result: TrialResult) -> None:
@@ -207,7 +201,8 @@ class Driver:
     def _fresh(self) -> Job | None:
         """Return a training that was never asked for before."""
         for attempt in range(MAX_DUPLICATES):
-            if len(self._trainings) >= self._search.trials or self._pace.late(self._longest):
+            late = self._pace.late(self._longest, self._refinement.training_share)
+            if late or len(self._trainings) >= self._search.trials:
                 return None
             trial = self._proposer.ask(self._next, attempt)
             training, cut = self._space.suggest(trial, cut=not self._amortized)
@@ -215,7 +210,7 @@ class Driver:
             key = self._key(whole)
             if self._answers.knows(key):
                 self._answers.repeat(key, trial)
-            elif violations := self._unaffordable(whole):
+            elif violations := self._limits.excess(training, self._space.cuts() if self._amortized else (cut,)):
                 self.refused += 1
                 self._proposer.tell(trial, None, violations, stopped=True)
             else:
@@ -268,20 +263,6 @@ class Driver:
         parts: list[Part | None] = [job.cuts[0].prune, job.cuts[0].quantize]
         return fingerprint([training, [None if part is None else part.to_json() for part in parts]])
 
-    def _unaffordable(self, job: Job) -> dict[str, float]:
-        """Return by how much even the cheapest cut of a training breaks each limit on a cost; empty if none does."""
-        limited = {name: limit["max"] for name, limit in self._limits.items() if limit.get("max") is not None}
-        if self._price is None or not limited:
-            return {}
-        cuts = self._space.cuts() if self._amortized else job.cuts
-        prices = self._price(job.training, cuts)
-        found = {
-            f"{name} max": min(costs[name] for costs in prices) - float(most or 0)
-            for name, most in limited.items()
-            if prices and name in prices[0]
-        }
-        return found if any(excess > 0 for excess in found.values()) else {}
-
     # -- what came of it ----------------------------------------------------------------------
 
     def _absorb(self, job: Job, state: State, candidates: Sequence[Candidate]) -> None:
@@ -300,7 +281,7 @@ class Driver:
         self._refinement.add(candidates)
         # The first candidate is the uncut parent where there is one: telling all of them misleads the sampler.
         complete = [candidate for candidate in candidates if candidate.complete]
-        answer = (self._archive.values(complete[0]), self._violations(complete)) if complete else state
+        answer = (self._archive.values(complete[0]), self._limits.violations(complete)) if complete else state
         self._answers.give(job.number, answer)
 
     def _stop(self, numbers: Sequence[int]) -> None:
@@ -311,17 +292,6 @@ class Driver:
             self._counts[State.PAUSED] -= 1
             self._counts[State.STOPPED] += 1
             self._answers.give(number, State.STOPPED)
-
-    def _violations(self, candidates: Sequence[Candidate]) -> dict[str, float]:
-        """Return by how much the best candidate of a training breaks each limit."""
-        found = {}
-        for name, limit in self._limits.items():
-            values = [self._archive.value(candidate, name) for candidate in candidates]
-            if limit.get("max") is not None:
-                found[f"{name} max"] = min(values) - float(limit["max"] or 0)
-            if limit.get("min") is not None:
-                found[f"{name} min"] = float(limit["min"] or 0) - max(values)
-        return found
 
     # -- going on after an end ----------------------------------------------------------------
 

@@ -21,9 +21,9 @@ class Pace:
         if epochs > 0 and seconds > 0:
             self._paces.append(seconds / epochs)
 
-    def late(self, epochs: float) -> bool:
-        """Return whether a job of so many epochs would end after the limit, at the median pace."""
+    def late(self, epochs: float, share: float = 1.0) -> bool:
+        """Return whether a job of so many epochs would end after that share of the limit, at the median pace."""
         if self._limit is None:
             return False
         pace = sorted(self._paces)[len(self._paces) // 2] if self._paces else 0.0
-        return self._elapsed() + pace * epochs > self._limit
+        return self._elapsed() + pace * epochs > self._limit * share

@@ -63,6 +63,8 @@ class Refinement:
         normalise: Candidate to normalised objectives, ``[M]``, not clipped.
     """
 
+    training_share = 1.0
+
     def __init__(self, cuts: Sequence[Cut], share: float, normalise: Callable[[Candidate], Vector]) -> None:
         cheap, moves = divided(cuts)
         self.at_once = tuple(cheap)
@@ -79,6 +81,9 @@ class Refinement:
     def train(self, epochs: float) -> None:
         """Take note of epochs of training."""
         self._trained += epochs
+
+    def all_trained(self) -> None:
+        """Nothing: cuts are made between trainings."""
 
     def begin(self, job: Job) -> None:
         """Take note of a further cut that was handed out."""

@@ -15,8 +15,10 @@ from autocompress.backends.base import Backend
 from autocompress.config import Part
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
-from autocompress.engine.driver import Driver, Progress
+from autocompress.engine.driver import Driver
+from autocompress.engine.modes import MODES
 from autocompress.engine.probe import safe_space
+from autocompress.engine.progress import Progress
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import Source
@@ -88,7 +90,8 @@ def make_plan(source: Source) -> Plan:
         UsageError: The task's data cannot be used.
     """
     spec = source.spec
-    space = open_space(source)
+    mode = MODES[spec.search.mode]
+    space = mode.narrow(open_space(source))
     ((task_name, options),) = spec.task.items()
     try:
         task: Task = TASKS.get(task_name)(**options)
@@ -295,7 +298,7 @@ def _driver(plan: Plan, study: Study, events: Events) -> Driver:
     proposer = Proposer(
         study.folder,
         spec.name,
-        spec.search.sampler,
+        MODES[spec.search.mode].sampler or spec.search.sampler,
         spec.search.seed,
         [objective["direction"] for objective in objectives],
         [f"log10 {o['name']}" if o["kind"] == "cost" else o["name"] for o in objectives],
@@ -311,6 +314,7 @@ def _driver(plan: Plan, study: Study, events: Events) -> Driver:
         start,
         events.progress,
         partial(price, plan.setup),
+        spec.pick.max_drop,
     )
 
 

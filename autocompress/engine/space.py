@@ -7,7 +7,7 @@ Names are dotted: ``distill.soft_target.temperature``. In a spec a setting is a 
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from autocompress.config import CompressionConfig, Part
 from autocompress.engine.spec import Source
@@ -24,6 +24,8 @@ SECTIONS: Mapping[str, Registry[Any]] = {
     "quantize": QUANTIZE,
 }
 CUT_SECTIONS = ("prune", "quantize")
+#: Method to knob: a leaf (fixed) or a domain (searched).
+Methods: TypeAlias = Mapping[str, Mapping[str, Leaf | Domain]]
 GRID_POINTS = 4
 
 
@@ -50,7 +52,14 @@ class Space:
     Build it with :func:`open_space`.
     """
 
-    sections: Mapping[str, Mapping[str, Mapping[str, Leaf | Domain]]]
+    sections: Mapping[str, Methods]
+
+    def declared(self, section: str, method: str, values: Mapping[str, Leaf]) -> Mapping[str, Leaf | Domain]:
+        """Return a method's knobs, fixed: ``values``, else what the space fixes, else their defaults."""
+        given = self.sections[section].get(method, {})
+        fixed = {name: value for name, value in given.items() if not isinstance(value, FloatRange | IntRange | Choice)}
+        defaults = {name: each.default for name, each in SECTIONS[section].get(method).config.knobs().items()}
+        return {**defaults, **fixed, **values}
 
     def suggest(self, trial: Suggest, *, cut: bool) -> tuple[CompressionConfig, Cut]:
         """Fill one config; ``cut`` samples pruning and quantization too, otherwise they stay unset."""

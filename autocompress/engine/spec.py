@@ -43,7 +43,8 @@ class SearchSection(_Section):
     """How to search.
 
     Attributes:
-        mode: ``amortized`` trains once and cuts a grid of candidates; ``sampled`` trains one candidate a trial.
+        mode: ``amortized`` trains once and cuts many candidates; the others, see :mod:`autocompress.engine.modes`,
+            are there to be compared with.
         trials: Trainings at most.
         minutes: Wall-clock at most; no training is started that would end later.
         sampler: Who proposes the next training.
@@ -55,7 +56,7 @@ class SearchSection(_Section):
         backend: Where they run.
     """
 
-    mode: Literal["amortized", "sampled"] = "amortized"
+    mode: Literal["amortized", "sampled", "random", "sequential", "uniform_int8", "no_distillation"] = "amortized"
     trials: int = Field(40, ge=1)
     minutes: float | None = Field(None, gt=0)
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "random"] = "tpe"

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.errors import VerificationError
+from autocompress.errors import TrialError, UnknownNameError, VerificationError
 from autocompress.export.artifact import Deployable, write_artifact
-from autocompress.export.verify import Verification, verify as verify_artifact
+from autocompress.export.verify import Metric, Verification, verify as verify_artifact
 from autocompress.lab import Lab, Rebuilt, Setup, lab, settled
-from autocompress.measure import Subject, measure
 from autocompress.records import Candidate, Cut, Job
 from autocompress.study import Study
+from autocompress.task import Logits, Targets
 from autocompress.trial import run_trial
 
 REPRODUCED = 0.005
@@ -41,7 +41,7 @@ def export_candidate(
         run: The run folder.
         identity: The candidate's id.
         verify: Whether to run the exported files.
-        tolerance: Largest difference between the exported file's accuracy and the searched one, as a fraction.
+        tolerance: The most that the exported file may lose of the task's first score, in that score's unit.
         agreement: Smallest share of equal predictions.
 
     Raises:
@@ -84,24 +84,40 @@ def _trained_again(candidate: Candidate, setup: Setup) -> bytes:
     return content
 
 
+def _metric(place: Lab, logits: Logits, targets: Targets) -> Metric:
+    """Return the task's first score that can be measured on outputs alone, without a teacher and without attacks."""
+    levels = getattr(place.task, "levels", {})
+    for name in place.task.metrics:
+        metric = Metric(name, levels)
+        try:
+            metric.by_head(logits, targets)
+        except (TrialError, UnknownNameError):
+            continue
+        return metric
+    return Metric()
+
+
 def _compare_scores(place: Lab, rebuilt: Rebuilt, candidate: Candidate) -> None:
     """Make sure that this is the model whose scores the store holds."""
     split = place.splits.select_val
     logits = place.predict(rebuilt.model, split)
-    found = measure(Subject(logits, split.targets, place.teacher.logits["select_val"]), ["accuracy"])["accuracy"]
-    stored = candidate.scores["select_val"]["accuracy"]
-    if abs(found - stored) > REPRODUCED:
+    metric = _metric(place, logits, split.targets)
+    found, stored = metric.overall(logits, split.targets), candidate.scores["select_val"][metric.name]
+    # Either way: a model that scores better is another model too.
+    if not abs(found - stored) <= REPRODUCED:
         raise VerificationError(
-            f"{candidate.id} scores {found:.4f} on select_val here and {stored:.4f} in the store; "
+            f"{candidate.id} has {metric.name} {found:.4f} on select_val here and {stored:.4f} in the store; "
             "the processor or a library differs from the search's"
         )
 
 
 def _verified(folder: Path, place: Lab, rebuilt: Rebuilt, tolerance: float, agreement: float) -> Verification:
     split = place.splits.test
-    predictions = {head: logits.argmax(-1) for head, logits in place.predict(rebuilt.model, split).items()}
-    scores = {head: float((found == split.targets[head]).double().mean()) for head, found in predictions.items()}
-    return verify_artifact(folder, split, place.task.heads, scores, predictions, tolerance, agreement)
+    logits = place.predict(rebuilt.model, split)
+    metric = _metric(place, logits, split.targets)
+    predictions = {head: values.argmax(-1) for head, values in logits.items()}
+    scores = metric.by_head(logits, split.targets)
+    return verify_artifact(folder, split, place.task.heads, scores, predictions, tolerance, agreement, metric)
 
 
 def _card(candidate: Candidate, place: Lab, name: str, command: str) -> Mapping[str, Any]:

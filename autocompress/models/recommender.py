@@ -6,17 +6,18 @@
 The form of the inputs decides which of the two a model is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.errors import UsageError
 from autocompress.knobs import IntRange, Settings, knob
-from autocompress.models.base import describe, refuse_no_heads
+from autocompress.models.base import C, describe, refuse_no_heads
+from autocompress.models.sharing import HeadConfig, Logits, make_heads
 from autocompress.registry import STUDENTS
 from autocompress.task import InputSpec
 
@@ -104,15 +105,16 @@ class TwoTower(nn.Module):
         self.user_tower, self.item_tower = _layers(sizes), _layers(sizes)
         self.heads = _heads(config.tower, heads, self.ranks)
 
-    def forward(self, user: Tensor, item: Tensor, features: Tensor | None = None) -> Tensor | dict[str, Tensor]:
+    def forward(self, user: Tensor, item: Tensor, features: Tensor | None = None) -> Logits:
         """Return the logits of the only head, or of every head by name."""
         of_user, of_item = self.user_embedding(user), self.item_embedding(item)
         if features is not None:
             of_user, of_item = torch.cat([of_user, features], -1), torch.cat([of_item, features], -1)
         of_user, of_item = self.user_tower(of_user), self.item_tower(of_item)
         if self.ranks:
-            return _scores(self.heads, of_user.unsqueeze(1) * of_item)
-        return _logits(self.heads, of_user * of_item)
+            of_user = of_user.unsqueeze(1)
+        logits: Logits = self.heads(of_user * of_item)
+        return logits
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Interaction(nn.Module):
         self.top = nn.Sequential(*_layers([inputs, *[config.width] * config.depth]), nn.ReLU())
         self.heads = _heads(config.width, heads, self.ranks)
 
-    def forward(self, user: Tensor, item: Tensor, features: Tensor | None = None) -> Tensor | dict[str, Tensor]:
+    def forward(self, user: Tensor, item: Tensor, features: Tensor | None = None) -> Logits:
         """Return the logits of the only head, or of every head by name."""
         of_user, of_item = self.user_embedding(user), self.item_embedding(item)
         if self.ranks:
@@ -165,54 +167,71 @@ class Interaction(nn.Module):
             vectors.append(self.bottom(features))
         pairs = [(one, other) for index, one in enumerate(vectors) for other in vectors[index + 1 :]]
         dots = [dot(one * other) for dot, (one, other) in zip(self.dots, pairs, strict=True)]
-        found = self.top(torch.cat([*vectors, *dots], -1))
-        return _scores(self.heads, found) if self.ranks else _logits(self.heads, found)
+        logits: Logits = self.heads(self.top(torch.cat([*vectors, *dots], -1)))
+        return logits
 
 
-class TwoTowerFamily:
-    """Builds two-tower recommenders."""
+class _Recommenders(Generic[C]):
+    """What both families do: they differ in their config and in the module that it describes."""
+
+    name: ClassVar[str]
+    config: type[C]
+    module: Callable[[C, Form, Mapping[str, int]], nn.Module]
+
+    def build(self, config: C, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
+        """Return an untrained model that rates an item, or ranks a list of them.
+
+        Raises:
+            UsageError: The inputs are neither, or the heads do not fit them.
+        """
+        return self.module(config, form_of(self.name, inputs, heads), heads)
+
+
+class TwoTowerFamily(_Recommenders[TwoTowerConfig]):
+    """Builds two-tower recommenders.
+
+    Example:
+        >>> inputs = InputSpec((), vocabulary=100), InputSpec((20,), vocabulary=500)
+        >>> net = TwoTowerFamily().build(TwoTowerConfig(), inputs, {"item": 20})
+        >>> net(torch.zeros(3, dtype=torch.int64), torch.zeros(3, 20, dtype=torch.int64)).shape
+        torch.Size([3, 20])
+    """
 
     name: ClassVar[str] = "two_tower"
     config = TwoTowerConfig
-
-    def build(self, config: TwoTowerConfig, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
-        """Return an untrained model that rates an item, or ranks a list of them.
-
-        Raises:
-            UsageError: The inputs are neither, or the heads do not fit them.
-
-        Example:
-            >>> inputs = InputSpec((), vocabulary=100), InputSpec((20,), vocabulary=500)
-            >>> net = TwoTowerFamily().build(TwoTowerConfig(), inputs, {"item": 20})
-            >>> net(torch.zeros(3, dtype=torch.int64), torch.zeros(3, 20, dtype=torch.int64)).shape
-            torch.Size([3, 20])
-        """
-        return TwoTower(config, form_of(self.name, inputs, heads), heads)
+    module = TwoTower
 
 
-class InteractionFamily:
-    """Builds interaction recommenders."""
+class InteractionFamily(_Recommenders[InteractionConfig]):
+    """Builds interaction recommenders.
+
+    Example:
+        >>> inputs = InputSpec((), vocabulary=100), InputSpec((), vocabulary=500), InputSpec((4,))
+        >>> net = InteractionFamily().build(InteractionConfig(), inputs, {"click": 2})
+        >>> net(torch.tensor([3]), torch.tensor([7]), torch.zeros(1, 4)).shape
+        torch.Size([1, 2])
+    """
 
     name: ClassVar[str] = "interaction"
     config = InteractionConfig
-
-    def build(self, config: InteractionConfig, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
-        """Return an untrained model that rates an item, or ranks a list of them.
-
-        Raises:
-            UsageError: The inputs are neither, or the heads do not fit them.
-
-        Example:
-            >>> inputs = InputSpec((), vocabulary=100), InputSpec((), vocabulary=500), InputSpec((4,))
-            >>> net = InteractionFamily().build(InteractionConfig(), inputs, {"click": 2})
-            >>> net(torch.tensor([3]), torch.tensor([7]), torch.zeros(1, 4)).shape
-            torch.Size([1, 2])
-        """
-        return Interaction(config, form_of(self.name, inputs, heads), heads)
+    module = Interaction
 
 
 STUDENTS.add(TwoTowerFamily.name, TwoTowerFamily())
 STUDENTS.add(InteractionFamily.name, InteractionFamily())
+
+
+class _Scores(nn.ModuleDict):
+    """The score of each candidate, ``[B, K, D] -> [B, K]``."""
+
+    def __init__(self, inputs: int, heads: Mapping[str, int]) -> None:
+        # A bias common to all candidates would say nothing about their order.
+        super().__init__({head: nn.Linear(inputs, 1, bias=False) for head in heads})
+
+    def forward(self, found: Tensor) -> Tensor:
+        (layer,) = self.values()
+        scores: Tensor = layer(found).squeeze(-1)
+        return scores
 
 
 def _table(rows: int, columns: int) -> nn.Embedding:
@@ -232,11 +251,9 @@ def _layers(sizes: list[int]) -> nn.Sequential:
     return layers
 
 
-def _heads(inputs: int, heads: Mapping[str, int], ranks: bool) -> nn.ModuleDict:
-    """Return one linear layer a head; a bias common to all candidates would say nothing about their order."""
-    return nn.ModuleDict(
-        {head: nn.Linear(inputs, 1 if ranks else classes, bias=not ranks) for head, classes in heads.items()}
-    )
+def _heads(inputs: int, heads: Mapping[str, int], ranks: bool) -> nn.Module:
+    """Return what makes logits of the last features."""
+    return _Scores(inputs, heads) if ranks else make_heads(HeadConfig(), inputs, heads)
 
 
 def _dot(size: int) -> nn.Linear:
@@ -244,15 +261,3 @@ def _dot(size: int) -> nn.Linear:
     layer = nn.Linear(size, 1, bias=False)
     nn.init.ones_(layer.weight)
     return layer
-
-
-def _scores(heads: nn.ModuleDict, found: Tensor) -> Tensor:
-    """Return the score of each candidate, ``[B, K, D] -> [B, K]``."""
-    (layer,) = heads.values()
-    scores: Tensor = layer(found).squeeze(-1)
-    return scores
-
-
-def _logits(heads: nn.ModuleDict, found: Tensor) -> Tensor | dict[str, Tensor]:
-    logits: dict[str, Tensor] = {head: layer(found) for head, layer in heads.items()}
-    return next(iter(logits.values())) if len(logits) == 1 else logits

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autocompress.knobs import Choice, IntRange, knob
 from autocompress.models.base import refuse_no_heads
 from autocompress.models.sharing import HeadConfig, make_heads
-from autocompress.models.tokens import POOLING, MaskedPool, TokenMask, only_token_input
+from autocompress.models.tokens import POOLING, MaskedPool, TokenClassifier, TokenMask, only_token_input
 from autocompress.registry import STUDENTS
 from autocompress.task import InputSpec
 
@@ -152,18 +152,12 @@ class TextCNNEncoder(nn.Module):
         return features
 
 
-class TextCNN(nn.Module):
+class TextCNN(TokenClassifier):
     """A convolutional network, ``[B, T] -> [B, classes]``, or ``{head: [B, classes]}`` with several heads."""
 
     def __init__(self, config: TextCNNConfig, tokens: InputSpec, heads: Mapping[str, int]) -> None:
-        super().__init__()
-        self.encoder = TextCNNEncoder(config, tokens.vocabulary, tokens.missing)
-        self.heads = make_heads(config, config.width, heads)
-
-    def forward(self, tokens: Tensor) -> Tensor | dict[str, Tensor]:
-        """Return the logits of the only head, or of every head by name."""
-        logits: Tensor | dict[str, Tensor] = self.heads(self.encoder(tokens))
-        return logits
+        encoder = TextCNNEncoder(config, tokens.vocabulary, tokens.missing)
+        super().__init__(encoder, make_heads(config, config.width, heads))
 
 
 class TextCNNFamily:

@@ -1,9 +1,10 @@
-"""What families for tokens share: the check of their input, where a text is, and one vector of many positions."""
+"""What families for tokens share: the check of their input, where a text is, one vector of it, heads on an encoder."""
 
 from torch import Tensor, nn
 
 from autocompress.errors import UsageError
 from autocompress.models.base import describe
+from autocompress.models.sharing import Logits
 from autocompress.task import InputSpec
 
 #: Far below any score of a network, and finite in every precision with eight exponent bits.
@@ -63,3 +64,21 @@ class MaskedPool(nn.Module):
     def extra_repr(self) -> str:
         """Return what ``repr`` shows between the brackets."""
         return self.how
+
+
+class TokenClassifier(nn.Module):
+    """An encoder and the heads on its features, ``[B, T] -> [B, C]``, or ``{head: [B, C]}`` with several heads.
+
+    Args:
+        encoder: Tokens ``[B, T]`` to features ``[B, F]``.
+        heads: Features to logits, of :func:`autocompress.models.sharing.make_heads`.
+    """
+
+    def __init__(self, encoder: nn.Module, heads: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.heads = encoder, heads
+
+    def forward(self, tokens: Tensor) -> Logits:
+        """Return the logits of the only head, or of every head by name."""
+        logits: Logits = self.heads(self.encoder(tokens))
+        return logits

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from autocompress.knobs import Choice, IntRange, knob
 from autocompress.models.base import refuse_no_heads
 from autocompress.models.sharing import HeadConfig, make_heads
-from autocompress.models.tokens import FAR, POOLING, MaskedPool, TokenMask, only_token_input
+from autocompress.models.tokens import FAR, POOLING, MaskedPool, TokenClassifier, TokenMask, only_token_input
 from autocompress.registry import STUDENTS
 from autocompress.task import InputSpec
 
@@ -132,18 +132,12 @@ class TransformerEncoder(nn.Module):
         return features
 
 
-class Transformer(nn.Module):
+class Transformer(TokenClassifier):
     """A transformer, ``[B, T] -> [B, classes]``, or ``{head: [B, classes]}`` with several heads."""
 
     def __init__(self, config: TransformerConfig, tokens: InputSpec, heads: Mapping[str, int]) -> None:
-        super().__init__()
-        self.encoder = TransformerEncoder(config, tokens)
-        self.heads = make_heads(config, config.attention_heads * config.head_size, heads)
-
-    def forward(self, tokens: Tensor) -> Tensor | dict[str, Tensor]:
-        """Return the logits of the only head, or of every head by name."""
-        logits: Tensor | dict[str, Tensor] = self.heads(self.encoder(tokens))
-        return logits
+        encoder = TransformerEncoder(config, tokens)
+        super().__init__(encoder, make_heads(config, config.attention_heads * config.head_size, heads))
 
 
 class TransformerFamily:

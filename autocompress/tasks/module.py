@@ -116,7 +116,8 @@ class Module(Supervised):
         self.heads: Mapping[str, int] = self._data.heads
         self.metrics, self.views = self._data.metrics, self._data.views
         self._loss = loss or self._data.loss
-        self._fit = fit or Part.of("adamw", epochs=0)
+        # Its outputs on many augmented views are most of the work before a search.
+        self._fit = fit or Part.of("adamw", epochs=0, precision="auto")
         self.model = self._called(_loaded(model, weights))
 
     @property

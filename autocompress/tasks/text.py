@@ -21,6 +21,8 @@ from autocompress.tasks.text_encoding import PADDING, Encoding, cut_short, drop_
 from autocompress.tasks.text_files import Texts, read_texts, refuse_real_numbers
 
 NAME_LENGTH = 32
+# A table of results holds each score of a head three times: as it is, and with these behind it for other splits.
+TAKEN = ("_test", "_search")
 
 
 class _Tokens(Supervised):
@@ -179,7 +181,7 @@ class Text(_Tokens):
             found["test"] = read_texts(Path(test).expanduser(), text, columns, encoding)
         parts = {part: _distinct(texts) for part, texts in found.items()}
         heads = {column: _head_name(column) for column in columns}
-        _refuse_equal_heads(heads)
+        _refuse_unclear_heads(heads)
         classes = {column: _classes(found["train"], column, len(FRACTIONS) + 1 - bool(test)) for column in columns}
         self.labels: Mapping[str, Sequence[str]] = {heads[column]: classes[column] for column in columns}
         self.heads: Mapping[str, int] = {head: len(known) for head, known in self.labels.items()}
@@ -275,7 +277,20 @@ def _head_name(column: str) -> str:
     return f"{head}_label" if hasattr(nn.ModuleDict, head) or head == "training" else head
 
 
-def _refuse_equal_heads(heads: Mapping[str, str]) -> None:
+def _refuse_unclear_heads(heads: Mapping[str, str]) -> None:
+    """Make sure that every head, and every score of one, has a name of its own.
+
+    Raises:
+        UsageError: Two columns would be one head; or of several, one is called as another head's score on a split.
+    """
+    for column, head in heads.items():
+        if len(heads) > 1 and head.endswith(TAKEN):
+            end = next(end for end in TAKEN if head.endswith(end))
+            raise UsageError(
+                f"the column '{column}' would be the head '{head}', whose scores would read as those of a head "
+                f"'{head.removesuffix(end)}' on the split '{end[1:]}'; rename the column so that it does not end in "
+                f"'{end}'"
+            )
     for head, count in Counter(heads.values()).items():
         if count > 1:
             same = " and ".join(f"'{column}'" for column, name in heads.items() if name == head)

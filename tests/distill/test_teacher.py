@@ -80,3 +80,16 @@ def test_each_part_of_the_recipe_counts_in_the_fingerprint() -> None:
 
 def test_the_cache_lies_where_the_environment_says(tmp_path: Path) -> None:
     assert cache_folder() == tmp_path
+
+
+def test_views_are_run_in_the_precision_of_the_fit_and_what_is_scored_is_not() -> None:
+    part = Part.of("adamw", epochs=2, precision="bfloat16")
+    teacher = load_teacher(TASK, SPLITS, TeacherRecipe(RECIPE.student, part))
+    live = predict(teacher.model, TASK, TASK.view(SPLITS.train, 3))["label"]
+    cached = teacher.view(3)["label"]
+    assert cached.dtype == torch.float32
+    assert not torch.equal(cached, live)
+    assert torch.allclose(cached, live, atol=0.2)
+    scored = predict(teacher.model, TASK, SPLITS.select_val)["label"]
+    assert torch.allclose(teacher.logits["select_val"]["label"], scored, atol=1e-5)
+    assert all(parameter.is_contiguous() for parameter in teacher.model.parameters())

@@ -7,7 +7,9 @@ from typing import Any
 import optuna
 import pytest
 
-from autocompress.engine.driver import HOPELESS, Driver, Progress
+from autocompress.engine.driver import HOPELESS, Driver
+from autocompress.engine.modes import MODES
+from autocompress.engine.progress import Progress
 from autocompress.engine.results import checked
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
@@ -373,6 +375,60 @@ def test_a_search_killed_among_further_cuts_goes_on_to_the_same_table(tmp_path: 
         second.tell(again, fake_result(again))
     finish(second)
     assert table(tmp_path / "cut").equals(table(tmp_path / "whole"))
+
+
+# -- modes ------------------------------------------------------------------------------------
+
+
+def test_random_trains_to_the_end_and_cuts_all(tmp_path: Path) -> None:
+    jobs = finish(driver(tmp_path, "search.mode=random", "search.promotion=pareto_rank"))
+    assert len(jobs) == 12
+    assert {job.rung for job in jobs} == {None}
+    assert {len(job.cuts) for job in jobs} == {3}
+
+
+def test_sequential_chooses_an_architecture_then_a_pruning_then_bits(tmp_path: Path) -> None:
+    jobs = finish(driver(tmp_path, *FURTHER, "search.mode=sequential"))
+    trainings = [job for job in jobs if job.base is None]
+    assert [len(job.cuts) for job in trainings] == [1] * 6
+    further = jobs[6:]
+    assert all(job.base is not None for job in further)
+    prunings, quantizations = further[:2], further[2:]
+    assert [cut.prune.values["pruning_ratio"] for job in prunings for cut in job.cuts if cut.prune] == [0.25, 0.5]
+    assert len(quantizations) == 3
+    rows = table(tmp_path).set_index("id")
+    # One architecture: the cheapest that loses at most a point of the best score; then its cheapest pruning that does.
+    whole = rows[rows["trial"] < 6]
+    chosen = whole[whole["accuracy"] >= whole["accuracy"].max() - 0.01]["effective_flops"].idxmin()
+    assert {job.base.checkpoint for job in prunings if job.base} == {f"t{whole.loc[chosen, 'trial']}p0.0"}
+    assert len({job.base.checkpoint for job in quantizations if job.base}) == 1
+    assert {job.cuts[0].quantize for job in quantizations if job.cuts[0].quantize} == {
+        cut.quantize for cut in open_space(parse_spec(SPEC, "x", FURTHER)).cuts() if cut.quantize
+    }
+
+
+@pytest.mark.parametrize("killed_after", [3, 6, 7, 8, 10])
+def test_a_sequential_search_goes_on_where_it_was_killed(tmp_path: Path, killed_after: int) -> None:
+    overrides = (*FURTHER, "search.mode=sequential")
+    finish(driver(tmp_path / "whole", *overrides))
+    first = driver(tmp_path / "cut", *overrides)
+    finish(first, at_most=killed_after)
+    close(first)
+    finish(driver(tmp_path / "cut", *overrides))
+    assert table(tmp_path / "cut").equals(table(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_leaves_a_space_that_can_be_searched(mode: str) -> None:
+    space = MODES[mode].narrow(open_space(parse_spec(SPEC, "x", FURTHER)))
+    cuts = space.cuts()
+    assert cuts[0].prune is None
+    if mode == "uniform_int8":
+        (quantize,) = {cut.quantize for cut in cuts if cut.quantize}
+        assert (quantize.values["weight_bits"], quantize.values["activation_bits"]) == (8, 8)
+        assert all(cut.prune is None for cut in cuts)
+    if mode == "no_distillation":
+        assert set(space.sections["distill"]) == {"none"}
 
 
 # -- costs before training --------------------------------------------------------------------

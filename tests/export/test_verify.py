@@ -5,9 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import autocompress
 from autocompress.errors import ArtifactError, VerificationError
 from autocompress.export.artifact import Deployable, write_artifact
-from autocompress.export.verify import verify
+from autocompress.export.candidate import _compare_scores, export_candidate
+from autocompress.export.verify import Metric, verify
+from autocompress.lab import Setup, lab
+from autocompress.study import Study
 from autocompress.task import Split, as_heads
 from tests.export.nets import deployable, splits, train
 
@@ -43,12 +47,12 @@ def test_a_faithful_export_passes_with_its_figures(
     assert found.examples == len(data[1])
     assert found.expected == promise[0]
     for head in made.heads:
-        assert found.accuracy[head] == pytest.approx(promise[0][head], abs=0.005)
+        assert found.scores[head] == pytest.approx(promise[0][head], abs=0.005)
         assert found.agreement[head] >= 0.99
         assert found.module_agreement[head] == 1.0
     assert promise[0]["label"] > 0.8
     first, second = str(found).splitlines()
-    assert first.startswith(f"label: accuracy {found.accuracy['label']:.4f} (searched {promise[0]['label']:.4f})")
+    assert first.startswith(f"label: accuracy {found.scores['label']:.4f} (searched {promise[0]['label']:.4f})")
     assert second.startswith("even: ")
 
 
@@ -61,6 +65,69 @@ def test_a_score_that_was_not_kept_is_refused_with_the_figures(
         with pytest.raises(VerificationError, match=rf"{head}: accuracy 0\.\d+ \(searched {better[head]:.4f}\)"):
             verify(folder, data[1], made.heads, better, promise[1])
         verify(folder, data[1], made.heads, better, promise[1], tolerance=0.02)
+
+
+def test_a_score_that_is_better_low_is_refused_when_it_is_higher(
+    written: tuple[Deployable, Path], data: tuple[Split, Split], promise: Promise
+) -> None:
+    made, folder = written
+    metric = Metric("rmse", {head: torch.arange(classes) * 1.0 for head, classes in made.heads.items()})
+    with torch.inference_mode():
+        logits = as_heads(made.model(*data[1].inputs), made.heads)
+    kept = metric.by_head(logits, data[1].targets)
+    found = verify(folder, data[1], made.heads, kept, promise[1], metric=metric)
+    assert found.metric == "rmse"
+    assert found.scores == pytest.approx(kept, abs=0.005)
+    assert str(found).startswith(f"label: rmse {found.scores['label']:.4f} (searched {kept['label']:.4f})")
+    # Predictions are the promised ones in both cases: only the error tells.
+    better = {head: value - 0.05 for head, value in kept.items()}
+    with pytest.raises(VerificationError, match=r"label: rmse .*a loss of 0\.005 in rmse"):
+        verify(folder, data[1], made.heads, better, promise[1], metric=metric)
+    worse = {head: value + 0.05 for head, value in kept.items()}
+    verify(folder, data[1], made.heads, worse, promise[1], metric=metric)
+
+
+@pytest.mark.parametrize(("name", "lost"), [("accuracy", 0.1), ("loss", -0.1)])
+def test_what_is_a_loss_depends_on_the_score(name: str, lost: float) -> None:
+    assert Metric(name).worse(0.4, 0.5) == pytest.approx(lost)
+
+
+def test_an_export_is_held_to_the_first_score_of_its_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The predicted classes are kept while the predicted rating moves: the accuracy cannot tell, the error must."""
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    overrides = [
+        "search.trials=1",
+        "search.backend=serial",
+        "teacher.student={two_tower: {embedding: 4, depth: 0, tower: 4}}",
+        "teacher.fit={adamw: {epochs: 1, batch_size: 1024}}",
+        "student={two_tower: {embedding: 4, depth: 0, tower: 4}}",
+        "fit={adamw: {epochs: 1, batch_size: 1024}}",
+        "distill=none",
+        "prune=none",
+        "quantize=none",
+    ]
+    front = autocompress.search("ratings", name="held", runs=tmp_path, overrides=overrides)
+    (identity,) = front.to_pandas()["id"]
+    exported = export_candidate(front.folder, identity)
+    assert exported.verification is not None
+    assert exported.verification.metric == "rmse"
+    assert exported.verification.scores["rating"] == pytest.approx(
+        front.pick(candidate=identity).row["rmse_test"], abs=1e-4
+    )
+
+    with Study.read(front.folder) as study:
+        place = lab(Setup.from_json(study.meta("setup")))
+        candidate = study.candidate(identity)
+        content = study.checkpoint_path(candidate.checkpoint).read_bytes()
+    other = place.rebuild(candidate.config, content)
+    with torch.no_grad():
+        # Logits half as large predict the same classes and another mean.
+        for parameter in other.model.heads.parameters():
+            parameter.mul_(0.5)
+    with pytest.raises(
+        VerificationError, match=rf"{identity} has rmse \d\.\d+ on select_val here and \d\.\d+ in the store"
+    ):
+        _compare_scores(place, other, candidate)
 
 
 def test_predictions_that_differ_are_refused_with_the_figures(

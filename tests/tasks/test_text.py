@@ -174,6 +174,16 @@ class TestText:
         with pytest.raises(UsageError, match="'a b' and 'a-b' would both be the head 'a_b'"):
             Text(path, labels=["a b", "a-b"])
 
+    @pytest.mark.parametrize(("column", "split"), [("mood_test", "test"), ("mood search", "search")])
+    def test_a_head_whose_scores_would_be_those_of_another_on_a_split(
+        self, tmp_path: Path, column: str, split: str
+    ) -> None:
+        path = write(tmp_path / "a.csv", [f"text {n},{n % 2},{n % 2}" for n in range(30)], f"text,mood,{column}")
+        with pytest.raises(UsageError, match=rf"'{column}'.*'mood' on the split '{split}'; rename the column"):
+            Text(path, labels=["mood", column])
+        # Alone it has no name to share.
+        assert len(Text(path, labels=column).heads) == 1
+
 
 @pytest.mark.skipif(not REVIEWS.exists(), reason="the shared data is absent")
 def test_real_reviews_become_a_task_of_two_heads() -> None:

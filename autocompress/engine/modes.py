@@ -1,0 +1,58 @@
+"""Modes: the search as it is meant, and the simpler ones that it is compared with."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from autocompress.engine.space import Methods, Space
+
+INT8 = MappingProxyType({"weight_bits": 8, "activation_bits": 8})
+
+
+def _as_it_is(space: Space) -> Space:
+    return space
+
+
+def _without_distillation(space: Space) -> Space:
+    return _with(space, distill={"none": {}})
+
+
+def _int8_alone(space: Space) -> Space:
+    return _with(
+        space, prune={"none": {}}, quantize={"post_training": space.declared("quantize", "post_training", INT8)}
+    )
+
+
+def _with(space: Space, **sections: Methods) -> Space:
+    return replace(space, sections={**space.sections, **sections})
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a search goes about.
+
+    Attributes:
+        meaning: In one line.
+        amortized: One training feeds every cut; otherwise each trial is one candidate, all of it sampled.
+        stages: Architecture first, then pruning, then quantization, each on the choice of the one before.
+        sampler: Takes the place of the spec's; empty leaves it.
+        promotion: Takes the place of the spec's; empty leaves it.
+        narrow: What it leaves of the space.
+    """
+
+    meaning: str
+    amortized: bool = True
+    stages: bool = False
+    sampler: str = ""
+    promotion: str = ""
+    narrow: Callable[[Space], Space] = _as_it_is
+
+
+MODES: Mapping[str, Mode] = {
+    "amortized": Mode("each training feeds many candidates, and the best trainings go on"),
+    "sampled": Mode("one candidate a training, all of it sampled", amortized=False, promotion="always"),
+    "random": Mode("as amortized, drawn at random and none stopped", sampler="random", promotion="always"),
+    "sequential": Mode("architecture, then pruning, then quantization", stages=True, promotion="always"),
+    "uniform_int8": Mode("architecture and distillation alone; every student in 8 bits", narrow=_int8_alone),
+    "no_distillation": Mode("as amortized, without a teacher's help", narrow=_without_distillation),
+}
