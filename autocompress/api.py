@@ -17,6 +17,7 @@ from autocompress.where import where
 
 if TYPE_CHECKING:
     from autocompress.engine.run import Events
+    from autocompress.report.comparison import Comparison
 
 RUNS = Path("reports")
 _NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
@@ -191,6 +192,28 @@ def search(
     front = Front(folder)
     front.report()
     return front
+
+
+def compare(names: Sequence[str | Path], runs: Path | str = RUNS, *, page: Path | None = None) -> "Comparison":
+    """Put several runs of one task on common axes, and write the page if a path is given.
+
+    Args:
+        names: Run folders, or their names under ``runs``.
+        runs: The folder that holds runs.
+        page: Where to write the page.
+
+    Raises:
+        UsageError: There are fewer than two runs, or they searched for different things.
+        RunFolderError: There is no such run.
+    """
+    from autocompress.report.comparison import RunTables, compare_runs
+    from autocompress.report.comparison_page import write_comparison
+
+    fronts = [(str(name), load(name, runs)) for name in names]
+    found = compare_runs([RunTables(Path(name).name, each.candidates, each.trials, each.meta) for name, each in fronts])
+    if page is not None:
+        write_comparison(page, found)
+    return found
 
 
 def load(run: str | Path, runs: Path | str = RUNS) -> Front:

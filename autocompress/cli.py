@@ -109,7 +109,9 @@ def search(
         again = command if resume else f"{command} --resume"
         print(f"interrupted; what was found is kept. Continue with: {again}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    _print_outcome(front, plugin or [])
+    from autocompress.outcome import print_outcome
+
+    print_outcome(front, plugin or [])
 
 
 @app.command(epilog="Example: autocompress init --task digits > my_space.yaml")
@@ -134,10 +136,11 @@ def status(
 ) -> None:
     """Show progress, failures by reason, and the front so far."""
     from autocompress import api
+    from autocompress.outcome import print_status
 
     while True:
         front = api.load(run, runs)
-        _print_status(front)
+        print_status(front)
         if not watch or "front" in front.meta:
             return
         time.sleep(2)
@@ -158,6 +161,23 @@ def report(
         import webbrowser
 
         webbrowser.open(page.resolve().as_uri())
+
+
+@app.command(epilog="Example: autocompress compare digits digits-random --out compare.html")
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Run folders, or their names under reports/.", metavar="RUN RUN")],
+    out: Annotated[Path, typer.Option(help="Where the page goes.", metavar="FILE")] = Path("compare.html"),
+    runs: Runs = Path("reports"),
+) -> None:
+    """Lay fronts over each other: hypervolume, hypervolume over time, and what is attained."""
+    from autocompress import api
+    from autocompress.console import console, plain_table
+    from autocompress.report.comparison_page import columns, rows, verdict
+
+    found = api.compare(names, runs, page=out)
+    console().print(plain_table(columns(found), rows(found)))
+    print(f"scores at shares of the teacher's cost; {verdict(found)}")
+    print(f"page: {out}")
 
 
 @app.command(epilog='Example: autocompress front digits --where "effective_flops <= 2e6 and accuracy >= 0.95"')
@@ -204,6 +224,7 @@ def pick(
     """Choose one candidate, and say why."""
     from autocompress import api
     from autocompress.console import console, front_table
+    from autocompress.outcome import print_pick
 
     found = api.load(run, runs)
     chosen = found.pick(max=_bounds(most), min=_bounds(least), prefer=prefer, knee=knee, candidate=candidate)
@@ -216,7 +237,7 @@ def pick(
     rows = found.candidates[found.candidates["id"] == chosen.id]
     out = console()
     out.print(front_table(rows, found.meta["objectives"], chosen.id))
-    _print_pick(chosen)
+    print_pick(chosen)
     print(f"next: autocompress export {shlex.quote(run)} --candidate {chosen.id} --verify")
 
 
@@ -355,42 +376,6 @@ def _bounds(pairs: list[str] | None) -> dict[str, float]:
         if not equals:
             raise UsageError(f"'{pair}' is no limit; write NAME=NUMBER, for example effective_flops=2e6")
     return bounds
-
-
-def _print_pick(chosen: Any) -> None:
-    print(f"{chosen.id}: {chosen.reason}")
-    for neighbour in chosen.neighbours:
-        print(f"  {neighbour.kind}: {neighbour.text}")
-
-
-def _print_outcome(found: Any, plugins: list[Path]) -> None:
-    from autocompress.console import console, front_table
-
-    table = found.to_pandas()
-    chosen = found.pick()
-    console().print(front_table(table, found.meta["objectives"], chosen.id))
-    print()
-    _print_failures(found)
-    _print_pick(chosen)
-    print(f"page: {found.folder / 'report.html'}")
-    with_plugins = "".join(f" --plugin {shlex.quote(str(path))}" for path in plugins)
-    print(f"next: autocompress export {shlex.quote(str(found.folder))} --candidate {chosen.id} --verify{with_plugins}")
-
-
-def _print_failures(found: Any) -> None:
-    reasons = found.trials.loc[found.trials["state"] == "failed", "reason"].value_counts()
-    for reason, count in reasons.items():
-        print(f"  {count} failed: {reason}")
-
-
-def _print_status(found: Any) -> None:
-    from autocompress.console import console, front_table
-
-    counts = found.trials["state"].value_counts()
-    print(", ".join(f"{count} {state}" for state, count in counts.items()) or "no trials yet")
-    _print_failures(found)
-    if len(found) and "objectives" in found.meta:
-        console().print(front_table(found.to_pandas(), found.meta["objectives"], found.meta.get("recommended", "")))
 
 
 if __name__ == "__main__":

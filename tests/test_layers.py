@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"engine"},
     {"report", "export"},
     {"api", "console", "catalogue"},
-    {"display"},
+    {"display", "outcome"},
     {"cli"},
     {"__init__"},
 ]
@@ -48,7 +48,7 @@ HEAVY = {
     "optuna": {"engine/sampler", "engine/driver", "engine/answers"},
     "ray": {"backends/ray"},
     "pandas": {"study", "front", "where", "pick", "report", "console", "api", "engine/archive"},
-    "plotly": {"report/figures"},
+    "plotly": {"report/figures", "report/comparison_figures"},
     "onnx": {"export"},
     "onnxruntime": {"export"},
     "rich": {"console", "catalogue", "display"},

@@ -19,6 +19,7 @@ from autocompress.words import is_share, label
 
 # Okabe and Ito's palette in mid tones that hold on white and on black; shapes tell the groups apart without colour.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f86c8", "#dd5c10", "#109a72", "#b0659a", "#8b93a1"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 _STYLES: dict[str, dict[str, Any]] = {
     "early": {"symbol": "x-thin", "size": 6, "opacity": 0.5, "line": {"width": 1, "color": GREY}},
     "infeasible": {"symbol": "circle-open", "size": 7, "color": GREY, "opacity": 0.7},
@@ -30,7 +31,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "pick": {"symbol": "diamond", "size": 15, "color": ORANGE},
 }
 _NAMES = {**GROUPS, "front": "front", "teacher": "teacher", "knee": "knee of the front", "pick": "pick"}
-_BARE: dict[str, Any] = {
+BARE: dict[str, Any] = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
     "margin": {"l": 64, "r": 24, "t": 24, "b": 56},
@@ -89,7 +90,7 @@ def front_figure(
 def hypervolume_figure(trials: pd.DataFrame) -> go.Figure:
     """Return the front's hypervolume after each trial (left) and over time (right)."""
     curve = hypervolume_data(trials)
-    figure = go.Figure(layout={"template": go.layout.Template(), **_BARE, "height": 300, "showlegend": False})
+    figure = go.Figure(layout={"template": go.layout.Template(), **BARE, "height": 300, "showlegend": False})
     for column, axis, unit in (("trial", "x", "trials"), ("seconds", "x2", "s")):
         figure.add_scatter(
             x=curve[column].tolist(),
@@ -115,16 +116,17 @@ def plotly_source() -> str:
 def _layout(data: FrontData) -> dict[str, Any]:
     cost, score = data.costs[0], data.scores[0]
     return {
-        **_BARE,
+        **BARE,
         "height": 540,
         "hovermode": "closest",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": {"type": "log", **_axis(cost), "dtick": 1, "zeroline": False},
-        "yaxis": {**_axis(score), "range": list(data.window), "zeroline": False},
+        "xaxis": {"type": "log", **axis(cost), "dtick": 1, "zeroline": False},
+        "yaxis": {**axis(score), "range": list(data.window), "zeroline": False},
     }
 
 
-def _axis(record: Objective) -> dict[str, Any]:
+def axis(record: Objective) -> dict[str, Any]:
+    """Return the title and the ticks of an objective's axis."""
     unit = record.get("unit") or ""
     name = label(record["name"]) + (f" ({unit})" if unit and unit.lower() not in label(record["name"]).lower() else "")
     return {"title": {"text": name}, "tickformat": _ticks(record)}
@@ -148,19 +150,19 @@ def _menus(data: FrontData) -> list[dict[str, Any]]:
     line goes, and the page draws it anew.
     """
     menus = []
-    for axis, records in (("x", data.costs), ("y", data.scores)):
+    for side, records in (("x", data.costs), ("y", data.scores)):
         buttons = []
         for row, record in enumerate(records):
-            line = [] if row else [point[axis == "y"] for point in stairs(data)]
+            line = [] if row else [point[side == "y"] for point in stairs(data)]
             columns = [line, *(marks.column(record["name"]) for marks in data.marks.values())]
             moved = {
-                f"{axis}axis.title.text": _axis(record)["title"]["text"],
-                f"{axis}axis.autorange": _direction(record),
+                f"{side}axis.title.text": axis(record)["title"]["text"],
+                f"{side}axis.autorange": _direction(record),
             }
-            moved[f"{axis}axis.tickformat"] = _axis(record)["tickformat"]
+            moved[f"{side}axis.tickformat"] = axis(record)["tickformat"]
             name = record["name"]
-            buttons.append({"label": label(name), "name": name, "method": "update", "args": [{axis: columns}, moved]})
-        menus.append({"name": "cost" if axis == "x" else "score", "buttons": buttons})
+            buttons.append({"label": label(name), "name": name, "method": "update", "args": [{side: columns}, moved]})
+        menus.append({"name": "cost" if side == "x" else "score", "buttons": buttons})
     menus.append(
         {
             "name": "scale",

@@ -63,7 +63,7 @@ def write_page(
     if len(candidates):
         candidates = candidates.assign(**{SIMULATED: simulated(candidates)})
     content = _content(candidates, trials, meta, picked, _typed(path.parent))
-    page = _templates().get_template("page.html.jinja").render(content)
+    page = templates().get_template("page.html.jinja").render(content)
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
     return path
 
@@ -71,7 +71,7 @@ def write_page(
 def _content(
     candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None, run: str
 ) -> dict[str, Any]:
-    script, style = _asset("page.js"), _asset("page.css")
+    script, style = asset("page.js"), asset("page.css")
     content: dict[str, Any] = {
         "meta": meta,
         "run": run,
@@ -88,13 +88,13 @@ def _content(
         "sparkline": sparkline,
     }
     plotly = plotly_source()
-    content["hashes"] = [_hash(script), _hash(plotly)]
+    content["hashes"] = [script_hash(script), script_hash(plotly)]
     payload = {"hypervolume": str(hypervolume_figure(trials).to_json())}
     if len(candidates):
         payload |= _candidates_content(content, candidates, trials, meta, picked)
-    content["plotly"] = _pack(plotly)
+    content["plotly"] = packed(plotly)
     # Every value is JSON text already: the large ones are written once.
-    content["payload"] = _pack("{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in payload.items()) + "}")
+    content["payload"] = packed("{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in payload.items()) + "}")
     return content
 
 
@@ -120,7 +120,7 @@ def _candidates_content(
         marks[picked.id] = "pick"
     best = front.iloc[::-1].head(CARDS)
     listed = set(best["id"])
-    line = _templates().get_template("row.html.jinja").module.row  # type: ignore[attr-defined]
+    line = templates().get_template("row.html.jinja").module.row  # type: ignore[attr-defined]
     content |= {
         "picked": None if picked is None else pick_card(candidates, trials, meta, picked),
         "cards": cards(best, candidates, trials, meta),
@@ -147,7 +147,8 @@ def _candidates_content(
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """Return the templates of the pages."""
     # Every name is shown as text: tags escaped by autoescape, hidden characters spelled out by finalize.
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -163,16 +164,17 @@ def _finalize(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return a file that lies beside this module."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-def _pack(text: str) -> Markup:
+def packed(text: str) -> Markup:
     """Return text as base64 of gzip: a third of the size, and nothing in it can end the script element."""
     return Markup(base64.b64encode(gzip.compress(text.encode("utf-8", "backslashreplace"), 4, mtime=0)).decode())
 
 
-def _hash(script: str) -> str:
+def script_hash(script: str) -> str:
     """Return the source expression by which the page's policy allows this script and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
