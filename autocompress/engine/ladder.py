@@ -11,6 +11,8 @@ from autocompress.records import Cut
 RUNGS = 2
 # Below this many trials at a rung, nobody is given up for good.
 CROWD = 2 * ETA
+# That many wait at a rung at most: each keeps its weights on disk and a place in the sampler.
+WAITING = 12
 # Quantized candidates of a training at a rung.
 QUANTIZED = 5
 
@@ -68,18 +70,27 @@ class Ladder:
         return trial, -rung
 
     def hopeless(self) -> list[int]:
-        """Take out the trials that will hardly ever go on: those outside twice the share that does."""
+        """Take out the trials that will hardly ever go on: those far behind the share that does."""
         found = []
-        for trial, rung in sorted(self._paused.items()):
-            points = self._points[rung]
-            if len(points) < CROWD or trial in self._chosen[rung]:
-                continue
-            others = {other: rows for other, rows in points.items() if other not in self._chosen[rung]}
-            if trial not in self._rule.goes_on(others, self._score):
-                found.append(trial)
+        for rung in sorted(set(self._paused.values())):
+            if len(self._points[rung]) >= CROWD:
+                near = self._chosen[rung] | self._next_in_line(rung)
+                found += [trial for trial, place in self._paused.items() if place == rung and trial not in near]
         for trial in found:
             del self._paused[trial]
-        return found
+        return sorted(found)
+
+    def _next_in_line(self, rung: int) -> frozenset[int]:
+        """Return those who would go on if the chosen were not there, and not too many of them."""
+        line = frozenset(self._points[rung]) - self._chosen[rung]
+        for _ in range(len(line)):
+            shorter = self._rule.goes_on({trial: self._points[rung][trial] for trial in line}, self._score)
+            if shorter == line:
+                break
+            line = shorter
+            if len(line) <= WAITING:
+                break
+        return line
 
     def give_up(self) -> list[int]:
         """Take out all that wait: the search is over."""

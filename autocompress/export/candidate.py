@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.errors import TrialError, UnknownNameError, VerificationError
+from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, write_artifact
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact
 from autocompress.lab import Lab, Rebuilt, Setup, lab, settled
@@ -45,7 +45,7 @@ def export_candidate(
         agreement: Smallest share of equal predictions.
 
     Raises:
-        UsageError: The run has no such candidate.
+        UsageError: The run has no such candidate, or its training was not at its end.
         ArtifactError: It cannot be exported.
         VerificationError: The exported model does not behave as the searched one.
     """
@@ -54,6 +54,11 @@ def export_candidate(
         setup = Setup.from_json(study.meta("setup"))
         name, command = study.meta("name"), study.meta("command")
         path = study.checkpoint_path(candidate.checkpoint)
+    if not candidate.complete:
+        raise UsageError(
+            f"'{identity}' was measured after {candidate.epochs} epochs of a training that was not at its end; "
+            "choose one that is complete (column `complete` of candidates.csv)"
+        )
     with settled():
         place = lab(setup)
         content = path.read_bytes() if path.is_file() else _trained_again(candidate, setup)

@@ -23,7 +23,13 @@ def make(name: str, tmp_path: Path) -> Make:
 
 
 # A brought model has tests of its own: tests/tasks/test_module.py.
-@pytest.mark.parametrize("name", [name for name in TASKS.names() if name != "module"])
+# Other tests may have registered tasks of their own by now.
+SHIPPED = [
+    name for name in TASKS.names() if name != "module" and TASKS.get(name).__module__.startswith("autocompress.")
+]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 class TestTask:
     def test_splits_are_five_repeatable_and_hold_every_head(self, name: str, make: Make) -> None:
         task = make()

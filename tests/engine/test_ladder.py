@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autocompress.config import Part
-from autocompress.engine.ladder import CROWD, QUANTIZED, Ladder, at_a_rung, pauses
+from autocompress.engine.ladder import CROWD, QUANTIZED, WAITING, Ladder, at_a_rung, pauses
 from autocompress.engine.promotion import ParetoRank
 from autocompress.records import Cut
 
@@ -72,3 +72,13 @@ def test_at_a_rung_the_whole_model_comes_first_and_few_quantizations_follow() ->
     assert {found[1].quantize, found[-1].quantize} == {bits[0], bits[-1]}
     assert all(cut.prune is None for cut in found)
     assert at_a_rung(cuts[:3]) == cuts[:3]
+
+
+def test_however_many_arrive_few_wait() -> None:
+    ladder = climbing(200)
+    while ladder.next() is not None:
+        pass
+    given_up = ladder.hopeless()
+    assert len(ladder.paused) <= WAITING
+    # Those that wait are the next in line.
+    assert max(ladder.paused) < min(given_up)

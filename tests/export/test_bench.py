@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.errors import ArtifactError
+from autocompress.errors import ArtifactError, UsageError
 from autocompress.export.bench import bench, measure_file
 from autocompress.export.candidate import export_candidate
 from autocompress.study import Study
@@ -12,7 +12,7 @@ from autocompress.study import Study
 def artifact(small_run: Path) -> Path:
     with Study.read(small_run) as study:
         table = study.candidates()
-    quantized = table[(table["quantize"] != "none") & (table["role"] == "search")]["id"].iloc[0]
+    quantized = table[(table["quantize"] != "none") & (table["role"] == "search") & table["complete"]]["id"].iloc[0]
     return export_candidate(small_run, quantized, verify=True).folder
 
 
@@ -49,6 +49,14 @@ def test_a_candidate_without_its_checkpoint_is_trained_again(small_run: Path, tm
     exported = export_candidate(copy, pruned)
     assert exported.verification is not None
     assert min(exported.verification.agreement.values()) >= 0.99
+
+
+def test_a_candidate_of_a_training_under_way_is_refused(small_run: Path) -> None:
+    with Study.read(small_run) as study:
+        table = study.candidates()
+    partial = table[~table["complete"]]["id"].iloc[0]
+    with pytest.raises(UsageError, match=f"'{partial}' was measured after . epochs of a training that was not at its"):
+        export_candidate(small_run, partial)
 
 
 def test_a_candidate_that_scores_otherwise_than_the_store_says_is_refused(small_run: Path, tmp_path: Path) -> None:

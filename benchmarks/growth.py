@@ -1,0 +1,104 @@
+"""What the driver itself costs as a search grows: `python -m benchmarks.growth`.
+
+Trainings that take no time, twenty-five candidates each, rungs and further cuts as in a real search; the driver's seconds
+for an ask and a tell around 100, 1,000 and 10,000 candidates.
+"""
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from autocompress.distill.optimizers import fit_config
+from autocompress.engine.driver import Driver
+from autocompress.engine.sampler import Proposer
+from autocompress.engine.space import open_space
+from autocompress.engine.spec import load_spec
+from autocompress.records import Candidate, Job, State, TrialResult
+from autocompress.study import Study
+
+OBJECTIVES = [
+    {"name": "accuracy", "direction": "maximize", "unit": "", "kind": "score", "box": [0.1, 1.0]},
+    {"name": "effective_flops", "direction": "minimize", "unit": "FLOPs", "kind": "cost", "box": [1e7, 1e2]},
+]
+AROUND = (100, 1_000, 10_000)
+WINDOW = 40
+
+
+def made_up(job: Job) -> TrialResult:
+    """Return candidates whose scores follow width and bits, with noise that the job seeds."""
+    noise = np.random.default_rng(job.number)
+    total = fit_config(job.training.fit).epochs
+    epochs = job.until or total
+    complete = epochs == total
+    width = float(job.training.student.values["width"])
+    found = []
+    for number, cut in enumerate(job.cuts):
+        bits = (
+            [32, 32]
+            if cut.quantize is None
+            else [cut.quantize.values[f"{side}_bits"] for side in ("weight", "activation")]
+        )
+        ratio = 0.0 if cut.prune is None else float(cut.prune.values["pruning_ratio"])
+        score = 1 - 0.8 / width - 0.3 / min(bits) - 0.1 * ratio - 0.2 * (1 - epochs / total) + noise.normal(0, 0.01)
+        scores = {split: {"accuracy": float(score)} for split in ("search_val", "select_val")}
+        costs = {"effective_flops": width**2 * (1 - ratio) ** 2 * 1e3 * bits[0] * bits[1] / 1024}
+        rung = "" if complete else f"r{job.rung}"
+        config = replace(job.training, prune=cut.prune, quantize=cut.quantize)
+        checkpoint = "" if not complete else f"t{job.number}p0"
+        found.append(
+            Candidate(
+                f"t{job.number}{rung}c{number}", job.number, config, epochs, scores, costs, {}, checkpoint, complete
+            )
+        )
+    weights = {each.checkpoint: b"weights" for each in found if each.checkpoint}
+    state = State.COMPLETE if complete else State.PAUSED
+    return TrialResult(job.number, state, tuple(found), 1.0, checkpoints=weights, paused=b"" if complete else b"paused")
+
+
+def measure(space: str) -> dict[int, tuple[float, float, int]]:
+    """Return ``{candidates: (median ask, median tell, samples)}``, in milliseconds."""
+    source = load_spec(space, [f"search.trials={10**6}", "search.minutes=null"])
+    search = source.spec.search
+    asks: list[tuple[int, float]] = []
+    tells: list[tuple[int, float]] = []
+    with TemporaryDirectory() as folder:
+        study = Study.create(Path(folder), {"name": "growth"})
+        proposer = Proposer(Path(folder), "growth", search.sampler, 0, ["maximize", "minimize"], ["accuracy", "cost"])
+        driver = Driver(study, open_space(source), search, proposer, OBJECTIVES, {})
+        count = 0
+        while count < AROUND[-1]:
+            started = time.perf_counter()
+            job = driver.ask()
+            asks.append((count, time.perf_counter() - started))
+            assert job is not None
+            result = made_up(job)
+            started = time.perf_counter()
+            driver.tell(job, result)
+            tells.append((count, time.perf_counter() - started))
+            count += len(result.candidates)
+        study.close()
+    found = {}
+    for around in AROUND:
+        near = [sorted(rows, key=lambda row: abs(row[0] - around))[:WINDOW] for rows in (asks, tells)]
+        medians = [statistics.median(seconds for _, seconds in rows) * 1000 for rows in near]
+        found[around] = (medians[0], medians[1], WINDOW)
+    return found
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--space", default="digits")
+    found = measure(parser.parse_args().space)
+    print("| candidates | ask, ms | tell, ms |\n|---|---|---|")
+    for around, (ask, tell, _) in found.items():
+        print(f"| {around:,} | {ask:.1f} | {tell:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
