@@ -66,3 +66,11 @@ def test_a_script_without_a_main_guard_is_told_what_to_do(tmp_path: Path) -> Non
     )
     assert done.returncode != 0
     assert "call search under `if __name__" in done.stderr
+
+
+def test_the_twin_is_left_out_where_it_would_take_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocompress.engine.run.TWIN", 0.0)
+    front = autocompress.search("digits", runs=tmp_path, name="brief", overrides=[*SMALL_SEARCH, "search.trials=1"])
+    assert front.meta["baselines"] == {}
+    assert set(front.trials["role"]) == {"search"}
+    assert "accuracy_test" in front.to_pandas()

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
 
@@ -10,6 +12,9 @@ from pebble import ProcessExpired, ProcessPool
 from autocompress.backends.base import Ask, Evaluate, Tell
 from autocompress.records import Job, State, TrialResult
 from autocompress.registry import BACKENDS
+
+# Seconds between two looks at whether the driver lives.
+ORPHANED = 1.0
 
 # Loaded by the pool's initializer, once per worker, so that a job carries only itself.
 _evaluate: Evaluate | None = None
@@ -92,8 +97,16 @@ class Local:
 
 def _prepare(evaluate: Evaluate) -> None:
     global _evaluate
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     evaluate.prepare()
     _evaluate = evaluate
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when the driver is gone: nobody is left to tell, and a training may take an hour."""
+    while os.getppid() == parent:
+        time.sleep(ORPHANED)
+    os._exit(1)
 
 
 def _run(job: Job) -> TrialResult:

@@ -180,7 +180,8 @@ class Driver:
             return None
         number, rung = found
         job = self._segment(self._trainings[number], rung + 1)
-        if self._pace.late(self._epochs(job)):
+        # Late with something to show is better than in time with nothing.
+        if self._archive.front() and self._pace.late(self._epochs(job)):
             self._ladder.pause(number, rung)
             return None
         self._study.continue_job(job)

@@ -37,6 +37,8 @@ from autocompress.task import Splits, Task
 from autocompress.trial import TrialRunner, cpu_capability, score_test_split, teacher_record
 
 PLAIN = (Part("none"),)
+# Share of the budget in time that the twin of the pick may add to it.
+TWIN = 0.1
 LIBRARIES = ("autocompress", "torch", "optuna", "torch-pruning", "onnxruntime")
 
 
@@ -349,7 +351,10 @@ def _finish(plan: Plan, study: Study) -> None:
 
 
 def _twin(plan: Plan, study: Study, wanted: list[str]) -> dict[str, str]:
-    """Train the first distilled one of ``wanted`` once more without distillation; return the twin's id and label."""
+    """Train the first distilled one of ``wanted`` once more without distillation; return the twin's id and label.
+
+    There is none where nothing is distilled, or where it would take long beside the budget.
+    """
     distilled = [candidate for candidate in map(study.candidate, wanted) if candidate.config.distill != PLAIN]
     if not distilled:
         return {}
@@ -362,6 +367,11 @@ def _twin(plan: Plan, study: Study, wanted: list[str]) -> dict[str, str]:
             for earlier in study.candidates_of(trial.job.number):
                 if earlier.config == config:
                     return {earlier.id: label}
+    seconds = sum(trial.seconds or 0.0 for trial in stored if trial.job.training == candidate.config.training)
+    minutes = plan.source.spec.search.minutes
+    if minutes is not None and seconds > TWIN * minutes * 60:
+        # The budget is what was promised; a comparison is not worth going far beyond it.
+        return {}
     number = max(trial.job.number for trial in stored) + 1
     job = Job(number, config.training, (Cut(config.prune, config.quantize),), Role.BASELINE)
     study.add_job(job, None)

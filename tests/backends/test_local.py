@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,3 +63,41 @@ def test_an_interruption_reaches_the_caller_and_leaves_no_process(tmp_path: Path
 
 def test_zero_workers_takes_every_core() -> None:
     assert Local().workers == usable_cores() >= 1
+
+
+def test_a_driver_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from autocompress.backends.local import Local\n"
+        "from tests.backends.test_local import jobs\n"
+        "from tests.fakes import FakeTrials\n"
+        "if __name__ == '__main__':\n"
+        f"    queue = jobs(1)\n"
+        f"    trials = FakeTrials(Path({str(tmp_path / 'log')!r}), hanging=(0,))\n"
+        "    Local(workers=1).run(lambda: queue.pop(0) if queue else None, trials, lambda job, result: None)\n"
+    )
+    root = Path(__file__).parents[2]
+    driver = subprocess.Popen([sys.executable, str(script)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    log = tmp_path / "log"
+    until(lambda: log.exists() and "0" in log.read_text().split("\n"))
+    worker = int(log.read_text().split()[1])
+    driver.kill()
+    driver.wait()
+    until(lambda: not alive(worker))
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # One that has ended and that nobody has asked about yet is as good as gone.
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def until(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)

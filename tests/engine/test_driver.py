@@ -333,6 +333,19 @@ def test_accuracy_alone_would_kill_the_small_students(tmp_path: Path) -> None:
     assert smallest["pareto_rank"] < smallest["best_score"] / 4
 
 
+def test_however_little_time_there_is_one_training_comes_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("autocompress.engine.driver.now", lambda: clock[0])
+    found = driver(tmp_path, *CLIMB, "search.minutes=1")
+    while (job := found.ask()) is not None:
+        clock[0] += 50
+        found.tell(job, replace(fake_result(job), seconds=50.0))
+    assert states(tmp_path) == {"complete": 1}
+    assert clock[0] == 150
+
+
 # -- further cuts -----------------------------------------------------------------------------
 
 FURTHER = (
