@@ -6,6 +6,7 @@ import pytest
 
 import autocompress
 from autocompress.errors import NoCandidateError, RunFolderError, UsageError
+from tests.conftest import SMALL_SEARCH
 
 
 def test_a_front_reads_shows_and_chooses(small_run: Path) -> None:
