@@ -35,6 +35,9 @@ class FromTeacherConfig(Settings):
         Choice(("uniform", "global", "adaptive")),
         "alike in each layer, by importance over all of them, or by measured sensitivity",
     )
+    round_to: int = knob(
+        1, Choice((1, 2, 4, 8, 16)), "layers keep a multiple of it: int8 kernels take channels by fours"
+    )
     criterion: str = knob("l2", Choice(("l1", "l2", "taylor", "random")), "what makes a channel important")
 
     def cuts(self) -> tuple[Part, ...]:
@@ -44,7 +47,7 @@ class FromTeacherConfig(Settings):
             parts.append(Part.of("depth", pruning_ratio=self.depth_ratio, recovery_epochs=0))
         if self.pruning_ratio > 0:
             ratio = self.pruning_ratio
-            knobs: dict[str, Leaf] = {"criterion": self.criterion, "recovery_epochs": 0}
+            knobs: dict[str, Leaf] = {"criterion": self.criterion, "round_to": self.round_to, "recovery_epochs": 0}
             if self.allocation == "adaptive":
                 # With a share r of all channels gone, about 1 - (1 - r)^2 of the work is.
                 parts.append(Part.of("adaptive", pruning_ratio=min(1 - (1 - ratio) ** 2, 0.98), **knobs))

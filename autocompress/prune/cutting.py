@@ -24,6 +24,9 @@ class ChannelConfig(Gradual):
 
     pruning_ratio: float = knob(0.5, FloatRange(0.0, 0.9), "share of the channels to remove")
     criterion: str = knob("l2", Choice(tuple(CRITERIA)), "what makes a channel important")
+    round_to: int = knob(
+        1, Choice((1, 2, 4, 8, 16)), "layers keep a multiple of it: int8 kernels take channels by fours"
+    )
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def cut_channels(
             channels = Channels(pruned, context.example)
             ranked = _ranked(pruned, channels, config.criterion, context, generator, gone)
             chosen = choose(pruned, ranked, ratio) if ranked else []
+            chosen = [rounded(place, indices, config.round_to) for place, indices in zip(ranked, chosen, strict=True)]
             for place, indices in zip(ranked, chosen, strict=True):
                 channels.remove(place.group, indices)
         verify_cut(whole, pruned, channels.history, _probe(context))
@@ -93,6 +97,34 @@ def cut_channels(
     removed = sum(before - after for name, (before, after) in widths.items() if name in sizes)
     report = {"sparsity": removed / sum(sizes.values()), "channels": widths, "uncut": uncut}
     return pruned, MethodState(history={"layers": history}, report=report)
+
+
+def rounded(place: Ranked, indices: Sequence[int], multiple: int) -> list[int]:
+    """Return the channels to remove so that a group keeps the nearest multiple, the least important ones going first.
+
+    A group never keeps less than one multiple, nor more than it has.
+
+    Example:
+        >>> place = Ranked(Group("a", 6, 1, (), ()), torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), 0)
+        >>> rounded(place, [5], 4), rounded(place, [3, 4, 5], 4), rounded(place, [5], 1)
+        ([4, 5], [4, 5], [5])
+    """
+    if multiple == 1 or not indices:
+        return list(indices)
+    channels = place.group.channels
+    kept = channels - len(indices)
+    order = torch.argsort(place.scores, stable=True).tolist()
+    # Those that were chosen go before those that were not, whatever the scores say.
+    order.sort(key=lambda index: index not in indices)
+
+    def gone(wanted: int) -> list[int]:
+        return sorted(order[: channels - min(max(wanted, multiple), channels)])
+
+    nearest = gone((kept + multiple // 2) // multiple * multiple)
+    if any(set(part) <= set(nearest) for part in place.group.parts):
+        # One more would be all that a layer has: only putting back is safe.
+        return gone(-(-kept // multiple) * multiple)
+    return nearest
 
 
 def restore_channels(model: nn.Module, state: MethodState) -> nn.Module:

@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from autocompress.errors import CompressionError
 from autocompress.method import MethodState
 from autocompress.prune import StructuredConfig
+from autocompress.prune.channels import Group
+from autocompress.prune.cutting import Ranked, rounded
 from autocompress.registry import PRUNE
 from tests.prune.toys import Tuner, cnn, labelled_context
 
@@ -98,3 +101,45 @@ def test_a_cut_that_leaves_no_path_is_refused():
         model[2].weight.copy_(torch.tensor([[0.1, 9.0]] * 3))
     with pytest.raises(CompressionError, match="ignores its input"):
         PRUNE.get("structured").apply(model, StructuredConfig(), labelled_context(shape=(4,)))
+
+
+@pytest.mark.parametrize("multiple", [2, 4, 8])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_layers_keep_a_multiple_of_what_is_asked(method, multiple):
+    model = cnn(block="residual", width=24)
+    kept = []
+    for ratio in (0.0, 0.2, 0.4, 0.6, 0.9):
+        pruned, state = method.apply(model, method.config(pruning_ratio=ratio, round_to=multiple), labelled_context())
+        widths = state.report["channels"].values()
+        assert all(after % multiple == 0 or after == before for before, after in widths)
+        assert all(after >= multiple for _, after in widths)
+        pruned(torch.randn(2, 1, 8, 8))
+        kept.append(sum(parameter.numel() for parameter in pruned.parameters()))
+    # The adaptive method deals what is left anew at each ratio, so steps of eight may cross.
+    assert method.name == "adaptive" or kept == sorted(kept, reverse=True)
+    assert kept[-1] < kept[0] / 2
+
+
+def test_rounding_never_takes_all_that_a_layer_has():
+    group = Group("a", 8, 1, (), ((0, 1, 2), (3, 4, 5, 6, 7)))
+    scores = torch.tensor([0.0, 0.1, 9.0, 5.0, 5.0, 5.0, 5.0, 5.0])
+    # Five are kept; four would be nearest, at the price of the first part.
+    found = rounded(Ranked(group, scores, 0), [0, 1, 3], 4)
+    assert len(found) in (0, 4)
+    assert not {0, 1, 2} <= set(found)
+    tight = rounded(Ranked(group, torch.arange(8.0), 0), [0, 1], 8)
+    assert tight == []
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.data())
+def test_the_nearest_multiple_is_kept(channels, data):
+    indices = data.draw(st.lists(st.integers(0, channels - 1), unique=True, max_size=channels - 1))
+    multiple = data.draw(st.sampled_from([1, 2, 4, 8, 16]))
+    scores = torch.tensor(data.draw(st.lists(st.floats(0, 1), min_size=channels, max_size=channels)))
+    found = rounded(Ranked(Group("a", channels, 1, (), ()), scores, 0), indices, multiple)
+    left = channels - len(found)
+    assert set(found) <= set(range(channels))
+    assert left % multiple == 0 or left == channels
+    kept = channels - len(indices)
+    assert not indices or abs(left - kept) <= max(multiple / 2, multiple - kept)
