@@ -66,7 +66,8 @@ def test_a_search_prints_the_front_the_pick_the_page_and_the_next_command(run, t
     with Study.read(folder) as study:
         trials = study.trials()
         assert ((trials["role"] == "search") & ~trials["further"]).sum() == 3
-        assert set(trials["state"]) == {"complete"}
+        assert "complete" in set(trials["state"])
+        assert set(trials["state"]) <= {"complete", "stopped"}
         assert study.meta("test_reads") == 2
 
 
