@@ -3,8 +3,11 @@
 import shlex
 from pathlib import Path
 
+import pandas as pd
+
 from autocompress.api import Front
 from autocompress.console import console, front_table
+from autocompress.front import by_cost
 from autocompress.pick import Pick
 
 
@@ -17,8 +20,11 @@ def print_pick(chosen: Pick) -> None:
 
 def print_outcome(found: Front, plugins: list[Path]) -> None:
     """Print what a search came to, and the next command."""
-    table = found.to_pandas()
-    chosen = found.pick()
+    table, chosen = found.to_pandas(), found.pick()
+    if chosen.id not in set(table["id"]):
+        # A choice that holds on both validation splits may lie a little behind the front of one.
+        picked = found.candidates[found.candidates["id"] == chosen.id]
+        table = by_cost(pd.concat([table, picked]), found.meta["objectives"])
     console().print(front_table(table, found.meta["objectives"], chosen.id))
     print()
     print_failures(found)

@@ -47,7 +47,7 @@ HEAVY = {
     },
     "optuna": {"engine/sampler", "engine/driver", "engine/answers"},
     "ray": {"backends/ray"},
-    "pandas": {"study", "front", "where", "pick", "report", "console", "api", "engine/archive"},
+    "pandas": {"outcome", "study", "front", "where", "pick", "report", "console", "api", "engine/archive"},
     "plotly": {"report/figures", "report/comparison_figures"},
     "onnx": {"export"},
     "onnxruntime": {"export"},
