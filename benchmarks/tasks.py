@@ -9,7 +9,6 @@ data of one's own needs to be told where that is, and its row what to be called:
 """
 
 import argparse
-import json
 import re
 import shlex
 from collections.abc import Iterable
@@ -27,6 +26,7 @@ from autocompress.lab import Setup, lab, settled
 from autocompress.plugins import load_plugin
 from autocompress.storage import write_atomic
 from autocompress.words import duration, human, times
+from benchmarks.keeping import keep, kept
 
 DEFAULT = ("digits", "mnist1d", "langid", "langid_kind", "ratings", "ranking")
 
@@ -183,14 +183,12 @@ def main() -> None:
         parser.error("--name is what one row is called: give it a name, and --spaces a single space")
     if asked.plugin is not None:
         load_plugin(asked.plugin)
-    kept = asked.out.with_suffix(".jsonl")
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    file = asked.out.with_suffix(".jsonl")
     for space in asked.spaces:
         row = run(space, asked.name or space, asked.runs, asked.set)
-        with kept.open("a") as file:
-            file.write(json.dumps(asdict(row)) + "\n")
+        keep(file, asdict(row))
     # The last row of a task counts.
-    rows = {row["space"]: Row(**row) for row in map(json.loads, kept.read_text().splitlines())}
+    rows = {row["space"]: Row(**row) for row in kept(file)}
     text = table(rows.values())
     write_atomic(asked.out, text)
     print(text)

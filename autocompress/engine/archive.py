@@ -44,9 +44,8 @@ class Archive:
 
     def normalised(self, candidate: Candidate) -> NDArray[np.float64]:
         """Return a candidate's objectives where 0 is the ideal and 1 the reference, ``[M]``, not clipped."""
-        row: NDArray[np.float64] = self._normalised(np.array([[self.value(candidate, name) for name in self._names]]))[
-            0
-        ]
+        values = [self.value(candidate, name) for name in self._names]
+        row: NDArray[np.float64] = self._normalised(np.array([values]))[0]
         return row
 
     @property

@@ -30,7 +30,6 @@ class Checkpoint:
 
     Attributes:
         name: Of its weights.
-        trial: The trial that made it.
         training: How it was trained.
         prune: How it was pruned.
         epochs: Epochs of its training.
@@ -38,7 +37,6 @@ class Checkpoint:
     """
 
     name: str
-    trial: int
     training: CompressionConfig
     prune: Part | None
     epochs: int
@@ -103,7 +101,7 @@ class Refinement:
             config = candidate.config
             place = self._checkpoints.setdefault(
                 candidate.checkpoint,
-                Checkpoint(candidate.checkpoint, candidate.trial, config.training, config.prune, candidate.epochs),
+                Checkpoint(candidate.checkpoint, config.training, config.prune, candidate.epochs),
             )
             place.points[config.quantize] = self._normalise(candidate)
         for candidate in candidates:

@@ -260,6 +260,24 @@ def states(folder: Path) -> dict[str, int]:
     return counted
 
 
+def whole_and_killed(folder: Path, overrides: Sequence[str], killed_after: int) -> None:
+    """Search in one go, and killed with a job under way and resumed: the job comes again, and the table is the same."""
+    finish(driver(folder / "whole", *overrides))
+    first = driver(folder / "cut", *overrides)
+    finish(first, at_most=killed_after)
+    lost = first.ask()
+    close(first)
+    second = driver(folder / "cut", *overrides)
+    again = second.ask()
+    assert again == lost
+    if again is not None:
+        assert lost is not None
+        assert again.paused == lost.paused
+        second.tell(again, fake_result(again))
+    finish(second)
+    assert table(folder / "cut").equals(table(folder / "whole"))
+
+
 def test_trainings_pause_at_rungs_and_only_the_best_come_to_their_end(tmp_path: Path) -> None:
     jobs = finish(driver(tmp_path, *CLIMB))
     begun = [job for job in jobs if job.rung == 0]
@@ -295,20 +313,7 @@ def test_the_sampler_learns_that_stopped_trainings_were_poor(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("killed_after", [1, 4, 7, 15, 23])
 def test_a_search_killed_among_rungs_goes_on_to_the_same_table(tmp_path: Path, killed_after: int) -> None:
-    finish(driver(tmp_path / "whole", *CLIMB))
-    first = driver(tmp_path / "cut", *CLIMB)
-    finish(first, at_most=killed_after)
-    lost = first.ask()
-    close(first)
-    second = driver(tmp_path / "cut", *CLIMB)
-    again = second.ask()
-    assert again == lost
-    if again is not None:
-        assert lost is not None
-        assert again.paused == lost.paused
-        second.tell(again, fake_result(again))
-    finish(second)
-    assert table(tmp_path / "cut").equals(table(tmp_path / "whole"))
+    whole_and_killed(tmp_path, CLIMB, killed_after)
     assert states(tmp_path / "cut") == states(tmp_path / "whole")
 
 
@@ -376,18 +381,7 @@ def test_no_further_cuts_without_a_share_of_the_epochs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("killed_after", [1, 3, 5, 8])
 def test_a_search_killed_among_further_cuts_goes_on_to_the_same_table(tmp_path: Path, killed_after: int) -> None:
-    finish(driver(tmp_path / "whole", *FURTHER))
-    first = driver(tmp_path / "cut", *FURTHER)
-    finish(first, at_most=killed_after)
-    lost = first.ask()
-    close(first)
-    second = driver(tmp_path / "cut", *FURTHER)
-    again = second.ask()
-    assert again == lost
-    if again is not None:
-        second.tell(again, fake_result(again))
-    finish(second)
-    assert table(tmp_path / "cut").equals(table(tmp_path / "whole"))
+    whole_and_killed(tmp_path, FURTHER, killed_after)
 
 
 # -- modes ------------------------------------------------------------------------------------
