@@ -269,7 +269,7 @@ class Driver:
     def _absorb(self, job: Job, state: State, candidates: Sequence[Candidate]) -> None:
         self._candidates += len(candidates)
         if job.base is not None:
-            self._refinement.add(candidates)
+            self._refinement.add(job.number, candidates)
             return
         self._counts[state] += 1
         if candidates:
@@ -279,7 +279,7 @@ class Driver:
             self._ladder.note(job.number, job.rung or 0, np.clip(np.stack(points), 0.0, 1.0))
             self._ladder.pause(job.number, job.rung or 0)
             return
-        self._refinement.add(candidates)
+        self._refinement.add(job.number, candidates)
         # The first candidate is the uncut parent where there is one: telling all of them misleads the sampler.
         complete = [candidate for candidate in candidates if candidate.complete]
         answer = (self._archive.values(complete[0]), self._limits.violations(complete)) if complete else state

@@ -93,8 +93,8 @@ class Refinement:
                     self._begun.add((job.base.checkpoint, move))
                     self._refined += move.epochs
 
-    def add(self, candidates: Sequence[Candidate]) -> None:
-        """Take note of candidates of complete trainings."""
+    def add(self, number: int, candidates: Sequence[Candidate]) -> None:
+        """Take note of what job ``number`` ended with; only candidates of complete trainings count."""
         for candidate in candidates:
             if not candidate.complete or not candidate.checkpoint:
                 continue

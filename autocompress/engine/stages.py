@@ -57,9 +57,9 @@ class Stages:
         self._trained = True
         self._begun.append(job)
 
-    def add(self, candidates: Sequence[Candidate]) -> None:
-        """Take note of candidates."""
-        self._ended |= {candidate.trial for candidate in candidates}
+    def add(self, number: int, candidates: Sequence[Candidate]) -> None:
+        """Take note of what job ``number`` ended with: candidates, or nothing where it failed."""
+        self._ended.add(number)
         self._floats += [each for each in candidates if each.config.quantize is None and each.checkpoint]
 
     def next(self, front: Vector, owners: Sequence[str], number: int) -> Job | None:

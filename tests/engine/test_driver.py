@@ -414,6 +414,17 @@ def test_sequential_chooses_an_architecture_then_a_pruning_then_bits(tmp_path: P
     }
 
 
+def test_a_sequential_search_goes_on_to_bits_where_a_pruning_fails(tmp_path: Path) -> None:
+    found = driver(tmp_path, *FURTHER, "search.mode=sequential")
+    finish(found, at_most=6)
+    failed = found.ask()
+    assert failed is not None
+    assert failed.cuts[0].prune is not None
+    found.tell(failed, TrialResult(failed.number, State.FAILED, reason="cannot be cut"))
+    rest = finish(found)
+    assert [job.cuts[0].quantize is None for job in rest] == [True, False, False, False]
+
+
 @pytest.mark.parametrize("killed_after", [3, 6, 7, 8, 10])
 def test_a_sequential_search_goes_on_where_it_was_killed(tmp_path: Path, killed_after: int) -> None:
     overrides = (*FURTHER, "search.mode=sequential")
