@@ -22,6 +22,7 @@ from autocompress.method import Context, MethodState, Recovery
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.prune import reestimate_batch_norm
 from autocompress.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
+from autocompress.supernet import SubNetworks
 from autocompress.task import Split, Splits, Task, as_heads
 
 CALIBRATION_BATCH = 64
@@ -140,6 +141,7 @@ class Lab:
         torch.manual_seed(training.seed)
         state, histories = unpack(paused) if paused else (b"", None)
         model, start = self.begun(training, histories)
+        narrowest = fit_config(training.fit).sandwich
         fitted = fit_until(
             model,
             self.task,
@@ -150,6 +152,7 @@ class Lab:
             seed=training.seed,
             until=until,
             paused=state,
+            beside=SubNetworks(model, self.task.heads, self.context(training), narrowest) if narrowest else None,
         )
         left = pack(fitted.paused, [step.state.history for step in start]) if fitted.paused else b""
         return Trained(model, fitted.curve, start, left)
@@ -219,7 +222,7 @@ class Lab:
         Raises:
             TrialError: The training diverged.
         """
-        values = {**training.fit.values, "epochs": epochs, "learning_rate": learning_rate}
+        values = {**training.fit.values, "epochs": epochs, "learning_rate": learning_rate, "sandwich": 0.0}
         fit(
             model,
             self.task,

@@ -16,6 +16,10 @@ C = TypeVar("C", bound=Settings)
 TaskLoss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 
 
+Beside = Callable[[tuple[Tensor, ...], Mapping[str, Tensor]], Tensor]
+"""What is trained beside the student: its inputs and its logits, ``{head: [B, C]}``, to a further loss, ``[]``."""
+
+
 class Needs(IntEnum):
     """What a term reads of the teacher; each includes the one before."""
 

@@ -7,7 +7,7 @@ from torch.nn.utils import parametrize
 
 from autocompress.config import Part
 from autocompress.distill import loop, parallel
-from autocompress.distill.base import TeacherSource
+from autocompress.distill.base import Beside, TeacherSource
 from autocompress.distill.loop import Fitted, predict
 from autocompress.distill.optimizers import fit_config
 from autocompress.task import Split, Task
@@ -79,10 +79,12 @@ def fit_until(
     seed: int,
     until: int | None,
     paused: bytes = b"",
+    beside: Beside | None = None,
 ) -> Fitted:
     """Train ``model`` in place as :func:`fit` does, but pause after ``until`` epochs, to go on from there later.
 
     The segments give bit for bit what one fit gives. A fit by several processes does not pause: it runs to its end.
+    What is trained beside the model belongs to one process, so such a fit runs in this one.
 
     Args:
         model: Trained in place and left in evaluation mode; before a later segment its weights do not matter.
@@ -94,10 +96,22 @@ def fit_until(
         seed: Seeds the order of the examples, mixup and attacks.
         until: Epochs after which to pause; ``None`` for all.
         paused: What the segment before left.
+        beside: A further loss of each batch, of what is trained beside the model.
 
     Raises:
         TrialError: As in :func:`fit`; or ``paused`` is damaged or of another model.
     """
-    if fit_config(part).processes > 1:
+    if fit_config(part).processes > 1 and beside is None:
         return Fitted(fit(model, task, train, part, terms=terms, teacher=teacher, seed=seed))
-    return loop.run(model, task, train, part, terms=terms, teacher=teacher, seed=seed, until=until, paused=paused)
+    return loop.run(
+        model,
+        task,
+        train,
+        part,
+        terms=terms,
+        teacher=teacher,
+        seed=seed,
+        until=until,
+        paused=paused,
+        beside=beside,
+    )

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.config import Part
-from autocompress.distill.base import Activations, Batch, DistillTerm, Needs, TaskLoss, TeacherSource
+from autocompress.distill.base import Activations, Batch, Beside, DistillTerm, Needs, TaskLoss, TeacherSource
 from autocompress.distill.heads import HEAD_WEIGHTS, HeadWeights
 from autocompress.distill.losses import Softened
 from autocompress.distill.optimizers import FitConfig
@@ -58,6 +58,7 @@ class Lesson:
     parts: nn.ModuleList = field(default_factory=nn.ModuleList)
     student: Listener = field(init=False)
     live_teacher: Listener | None = None
+    beside: Beside | None = None
 
     @classmethod
     def of(
@@ -123,6 +124,8 @@ class Lesson:
             self._term(index, *self._read(index, student, teacher), examples.targets, hard).float()
             for index in range(len(self.chosen))
         ]
+        if self.beside is not None:
+            losses.append(self.beside(inputs, student.clean or student.logits))
         return torch.stack(losses).sum() + self._penalty(self.student.model)
 
     def after_epoch(self, mean: Callable[[Tensor], Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.config import Part
-from autocompress.distill.base import TeacherSource
+from autocompress.distill.base import Beside, TeacherSource
 from autocompress.distill.lesson import Lesson
 from autocompress.distill.optimizers import SCHEDULES, FitConfig, fit_config
 from autocompress.distill.pause import facts, freeze, thaw
@@ -64,6 +64,7 @@ def run(
     team: Team = ALONE,
     until: int | None = None,
     paused: bytes = b"",
+    beside: Beside | None = None,
 ) -> Fitted:
     """Train ``model`` in place, as one process of ``team``, and return its curve.
 
@@ -78,6 +79,7 @@ def run(
     """
     config = fit_config(part)
     lesson = Lesson.of(terms, task, config, teacher, seed)
+    lesson.beside = beside
     kept, held = hold_out(train, config, seed)
     batch = min(config.batch_size, len(kept))
     # A batch of one has no batch statistics, so a remainder is dropped rather than normalised by itself.

@@ -41,6 +41,9 @@ class FitConfig(Settings):
         "fixed", Choice(("fixed", "uncertainty", "dynamic")), "how the losses of several heads are weighted"
     )
     first_head: float = knob(1.0, FloatRange(0.01, 100.0, log=True), "fixed weight of the first head over each other")
+    sandwich: float = knob(
+        0.0, FloatRange(0.0, 0.9), "channels that the narrowest of the sub-networks trained along does without; 0: none"
+    )
     processes: int = knob(1, IntRange(1, 64), "processes that share each batch")
 
 
@@ -59,7 +62,7 @@ class AdamW:
 
     def optimizer(self, config: AdamWConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return the optimizer over ``parameters``."""
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class SGD:
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             nesterov=config.momentum > 0,
+            fused=True,
         )
 
 

@@ -3,6 +3,7 @@
 It trains nothing and it alone writes to the store, so it can be killed at any instant and go on from there.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -140,11 +141,11 @@ class Driver:
     def tell(self, job: Job, result: TrialResult) -> None:
         """Store a result, then tell the sampler; a crash between the two is mended on resume."""
         result = checked(result)
-        self._archive.add(result.candidates)
+        gain = self._gain(result.candidates)
         self._study.finish(result, elapsed=self.elapsed, hypervolume=self._archive.hypervolume)
         self._counts[State.RUNNING] -= 1
         self._pace.note(self._epochs(job), result.seconds)
-        self._absorb(job, result.state, result.candidates)
+        self._absorb(job, result.state, result.candidates, gain)
         if result.state is State.PAUSED:
             self._stop(self._ladder.hopeless())
         self._report()
@@ -266,10 +267,16 @@ class Driver:
 
     # -- what came of it ----------------------------------------------------------------------
 
-    def _absorb(self, job: Job, state: State, candidates: Sequence[Candidate]) -> None:
+    def _gain(self, candidates: Sequence[Candidate]) -> float:
+        """Let candidates onto the front; return what hypervolume they add."""
+        before = self._archive.hypervolume
+        self._archive.add(candidates)
+        return self._archive.hypervolume - before
+
+    def _absorb(self, job: Job, state: State, candidates: Sequence[Candidate], gain: float) -> None:
         self._candidates += len(candidates)
         if job.base is not None:
-            self._refinement.add(job.number, candidates)
+            self._refinement.add(job.number, candidates, gain)
             return
         self._counts[state] += 1
         if candidates:
@@ -279,7 +286,7 @@ class Driver:
             self._ladder.note(job.number, job.rung or 0, np.clip(np.stack(points), 0.0, 1.0))
             self._ladder.pause(job.number, job.rung or 0)
             return
-        self._refinement.add(job.number, candidates)
+        self._refinement.add(job.number, candidates, gain)
         # The first candidate is the uncut parent where there is one: telling all of them misleads the sampler.
         complete = [candidate for candidate in candidates if candidate.complete]
         answer = (self._archive.values(complete[0]), self._limits.violations(complete)) if complete else state
@@ -308,9 +315,9 @@ class Driver:
                 self._remember(stored)
             else:
                 self._refinement.begin(stored.job)
-        for stored in stored_trials:
+        for stored in sorted(stored_trials, key=_ended):
             candidates = self._study.candidates_of(stored.job.number)
-            self._archive.add(candidates)
+            gain = self._gain(candidates)
             self._climbed(stored, candidates)
             if stored.state is State.RUNNING:
                 self._candidates += len(candidates)
@@ -320,7 +327,7 @@ class Driver:
                 self._counts[State.STOPPED] += 1
                 self._answers.give(stored.job.number, State.STOPPED)
             else:
-                self._absorb(stored.job, stored.state, candidates)
+                self._absorb(stored.job, stored.state, candidates, gain)
             running.discard(-1 if stored.optuna is None else stored.optuna)
         for orphan in running:
             # Asked, but the driver died before it could record the job: the same number is asked again.
@@ -366,3 +373,8 @@ class Driver:
                 objectives=self._objectives,
             )
         )
+
+
+def _ended(stored: StoredTrial) -> tuple[float, int]:
+    """Return a key that sorts trials as they were told."""
+    return (math.inf if stored.elapsed is None else stored.elapsed, stored.job.number)

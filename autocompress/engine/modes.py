@@ -5,7 +5,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from autocompress.engine.space import Methods, Space
+from autocompress.knobs import Choice, IntRange
 
+# Shares of channels that the sub-networks of a supernet do without: each lies in the one before.
+NARROWER = (0.25, 0.5, 0.65, 0.8)
 INT8 = MappingProxyType({"weight_bits": 8, "activation_bits": 8})
 
 
@@ -21,6 +24,18 @@ def _int8_alone(space: Space) -> Space:
     return _with(
         space, prune={"none": {}}, quantize={"post_training": space.declared("quantize", "post_training", INT8)}
     )
+
+
+def _supernet(space: Space) -> Space:
+    """Train the widest students, their narrower sub-networks along with them, and cut those out."""
+    fixed = {"criterion": "order", "scope": "uniform", "recovery_epochs": 0, "schedule": "one_shot"}
+    narrower = {**space.declared("prune", "structured", fixed), "pruning_ratio": Choice(NARROWER)}
+    students = {
+        name: {knob: value.high if isinstance(value, IntRange) else value for knob, value in knobs.items()}
+        for name, knobs in space.sections["student"].items()
+    }
+    fits = {name: {**knobs, "sandwich": NARROWER[-1]} for name, knobs in space.sections["fit"].items()}
+    return _with(space, student=students, fit=fits, prune={"none": {}, "structured": narrower})
 
 
 def _with(space: Space, **sections: Methods) -> Space:
@@ -51,6 +66,7 @@ class Mode:
 MODES: Mapping[str, Mode] = {
     "amortized": Mode("each training feeds many candidates, and the best trainings go on"),
     "sampled": Mode("one candidate a training, all of it sampled", amortized=False, promotion="always"),
+    "supernet": Mode("the widest students and their sub-networks, trained at once", narrow=_supernet),
     "random": Mode("as amortized, drawn at random and none stopped", sampler="random", promotion="always"),
     "sequential": Mode("architecture, then pruning, then quantization", stages=True, promotion="always"),
     "uniform_int8": Mode("architecture and distillation alone; every student in 8 bits", narrow=_int8_alone),

@@ -2,7 +2,7 @@
 
 Such a cut costs epochs, so it is not made of every checkpoint. A cut moves a point about as far as it moved others
 (the median, in the normalised objectives, where costs are logarithms); from that follows what hypervolume it would
-add, and the most for its epochs is done first.
+add, and the most for its epochs is done first. Where trainings add more for theirs, they come first.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +20,8 @@ from autocompress.records import Base, Candidate, Cut, Job
 LEAST_GAIN = 1e-4
 # Checkpoints looked at beside those on the front.
 RECENT = 32
+# Trainings whose gain is compared with that of further cuts.
+LATEST = 3
 
 Vector = NDArray[np.float64]
 
@@ -51,6 +53,12 @@ class Move:
     quantize: Part | None
     epochs: float
 
+    @property
+    def method(self) -> str:
+        """Name of what is done, whatever its settings."""
+        part = self.prune or self.quantize
+        return "" if part is None else part.name
+
 
 class Refinement:
     """Chooses further cuts from what all cuts so far have given.
@@ -75,13 +83,18 @@ class Refinement:
         self._shifts: dict[Move, list[Vector]] = {}
         self._trained = 0.0
         self._refined = 0.0
+        self._jobs: dict[int, Move] = {}
+        self._by_method: dict[str, float] = {}
+        self._by_training: list[float] = []
+        self._alone = False
 
     def train(self, epochs: float) -> None:
         """Take note of epochs of training."""
         self._trained += epochs
 
     def all_trained(self) -> None:
-        """Nothing: cuts are made between trainings."""
+        """Take note that no training competes with further cuts any more."""
+        self._alone = True
 
     def begin(self, job: Job) -> None:
         """Take note of a further cut that was handed out."""
@@ -90,11 +103,16 @@ class Refinement:
             for move in self._moves:
                 same = (move.prune, move.quantize) in ((cut.prune, None), (None, cut.quantize))
                 if same and (job.base.checkpoint, move) not in self._begun:
+                    self._jobs[job.number] = move
                     self._begun.add((job.base.checkpoint, move))
                     self._refined += move.epochs
 
-    def add(self, number: int, candidates: Sequence[Candidate]) -> None:
-        """Take note of what job ``number`` ended with; only candidates of complete trainings count."""
+    def add(self, number: int, candidates: Sequence[Candidate], gain: float) -> None:
+        """Take note of what job ``number`` ended with, and of what hypervolume that added.
+
+        Only candidates of complete trainings count.
+        """
+        self._note(number, candidates, gain)
         for candidate in candidates:
             if not candidate.complete or not candidate.checkpoint:
                 continue
@@ -106,6 +124,19 @@ class Refinement:
             place.points[config.quantize] = self._normalise(candidate)
         for candidate in candidates:
             self._learn(candidate)
+
+    def _note(self, number: int, candidates: Sequence[Candidate], gain: float) -> None:
+        """Note what an epoch of a method, or of a training, has added."""
+        move = self._jobs.get(number)
+        if move is not None:
+            self._by_method[move.method] = max(gain / move.epochs, self._by_method.get(move.method, 0.0))
+        elif candidates and candidates[0].complete:
+            self._by_training.append(gain / max(candidates[0].epochs, 1))
+
+    def _least(self) -> float:
+        """Return what hypervolume an epoch of a further cut should add: what one of the latest trainings did."""
+        latest = self._by_training[-LATEST:]
+        return 0.0 if self._alone or not latest else sum(latest) / len(latest)
 
     def next(self, front: Vector, owners: Sequence[str], number: int) -> Job | None:
         """Return the further cut that promises most, as job ``number``; ``None`` where none pays or may be made.
@@ -120,7 +151,7 @@ class Refinement:
         untried = self._untried(owners)
         if untried is not None:
             return self._job(*untried, number)
-        best, chosen = 0.0, None
+        best, chosen = self._least(), None
         clipped = np.clip(front, 0.0, 1.0)
         reference = np.ones(front.shape[1])
         volume = float(moocore.hypervolume(clipped, ref=reference))
@@ -146,10 +177,15 @@ class Refinement:
                     yield place, move
 
     def _untried(self, owners: Sequence[str]) -> tuple[Checkpoint, Move] | None:
-        """Return a cut of which nothing is known yet, on the checkpoint that holds most of the front."""
+        """Return a cut of which nothing is known yet, on the checkpoint that holds most of the front.
+
+        One setting of each method is tried; the others follow if an epoch of that added as much as one of training.
+        """
         begun = {move for _, move in self._begun}
+        tried = {move.method for move in begun}
         for move in self._moves:
-            if move in begun or move in self._shifts:
+            worth = move.method not in tried or self._by_method.get(move.method, 0.0) >= self._least()
+            if move in begun or move in self._shifts or not worth:
                 continue
             whole = [name for name in owners if name in self._checkpoints and self._checkpoints[name].prune is None]
             if whole:

@@ -305,9 +305,8 @@ def _driver(plan: Plan, study: Study, events: Events) -> Driver:
         [objective["direction"] for objective in objectives],
         [f"log10 {o['name']}" if o["kind"] == "cost" else o["name"] for o in objectives],
     )
-    start = plan.space.starts(plan.setup.teacher.student)
-    if not MODES[spec.search.mode].amortized:
-        start = start[:1]
+    student = plan.setup.teacher.student
+    start = plan.space.starts(student) if MODES[spec.search.mode].amortized else [plan.space.defaults(student)]
     return Driver(
         study,
         plan.space,

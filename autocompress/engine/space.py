@@ -102,20 +102,21 @@ class Space:
         return values
 
     def starts(self, teacher: Part) -> list[dict[str, Leaf]]:
-        """Return hand-made starts that span the space: :meth:`defaults`, and students of its lower end and middle.
+        """Return hand-made starts that span the space: students of its lower end and middle, then :meth:`defaults`.
 
         The ends of a front are reached by the ends of the ranges, and what lies between tells how they are joined.
+        The small ones come first: they are trained in a fraction of the time.
         """
         first = self.defaults(teacher)
-        found = [first]
+        found: list[dict[str, Leaf]] = []
         for share in (0.0, 0.5):
             values = dict(first)
             for dotted, domain in self.dimensions():
                 if dotted in values and dotted.startswith("student."):
                     values[dotted] = _at(domain, share, values[dotted])
-            if values not in found:
+            if values not in (first, *found):
                 found.append(values)
-        return found
+        return [*found, first]
 
     def dimensions(self) -> Iterator[tuple[str, Domain]]:
         """Yield every searched knob by its dotted name."""

@@ -56,7 +56,9 @@ class SearchSection(_Section):
         backend: Where they run.
     """
 
-    mode: Literal["amortized", "sampled", "random", "sequential", "uniform_int8", "no_distillation"] = "amortized"
+    mode: Literal["amortized", "sampled", "supernet", "random", "sequential", "uniform_int8", "no_distillation"] = (
+        "amortized"
+    )
     trials: int = Field(40, ge=1)
     minutes: float | None = Field(None, gt=0)
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "random"] = "tpe"

@@ -57,7 +57,7 @@ class Stages:
         self._trained = True
         self._begun.append(job)
 
-    def add(self, number: int, candidates: Sequence[Candidate]) -> None:
+    def add(self, number: int, candidates: Sequence[Candidate], gain: float) -> None:
         """Take note of what job ``number`` ended with: candidates, or nothing where it failed."""
         self._ended.add(number)
         self._floats += [each for each in candidates if each.config.quantize is None and each.checkpoint]

@@ -39,6 +39,11 @@ def chance(weight: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(weight.shape, generator=generator).to(weight)
 
 
+def alike(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """Return ones: no channel outranks another, so the first ones go first and what is left at two ratios is nested."""
+    return torch.ones_like(weight)
+
+
 def slope(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Return how steeply the loss depends on each weight."""
     return _gradient(weight).abs()
@@ -81,6 +86,7 @@ CRITERIA: Mapping[str, Criterion] = {
     "gradient": Criterion(slope, gradients=True),
     "taylor": Criterion(taylor, gradients=True),
     "random": Criterion(chance),
+    "order": Criterion(alike),
 }
 
 

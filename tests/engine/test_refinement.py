@@ -60,7 +60,7 @@ def test_what_trains_nothing_is_cut_at_once_and_the_rest_becomes_moves() -> None
 def test_each_move_is_tried_once_where_most_of_the_front_comes_from() -> None:
     found = refinement()
     points = [*whole(0, 0.9, 1e4), candidate(1, "t1p0", Cut(), 0.95, 1e5)]
-    found.add(0, points)
+    found.add(0, points, 0.01)
     first = ask(found, points)
     assert first is not None
     assert first.base is not None
@@ -85,7 +85,7 @@ def learned(drop: float) -> tuple[Refinement, list[Candidate]]:
         candidate(0, "t5p0", Cut(HALF, EIGHT), 0.9 - drop, 312),
     ]
     points += [candidate(0, "t0p0", Cut(None, LSQ), 0.1, 78)]
-    found.add(0, points)
+    found.add(0, points, 0.01)
     for job in (
         Job(5, training(0), (Cut(HALF),), base=_base("t0p0")),
         Job(6, training(0), (Cut(None, LSQ),), base=_base("t0p0")),
@@ -103,7 +103,7 @@ def _base(name: str):  # type: ignore[no-untyped-def]
 def test_what_helped_one_checkpoint_is_expected_of_another() -> None:
     found, points = learned(0.01)
     points += whole(1, 0.95, 4e4)
-    found.add(1, points[-2:])
+    found.add(1, points[-2:], 0.01)
     job = ask(found, points)
     assert job is not None
     assert job.base is not None
@@ -113,14 +113,14 @@ def test_what_helped_one_checkpoint_is_expected_of_another() -> None:
 def test_what_ruined_one_checkpoint_is_not_done_to_another() -> None:
     found, points = learned(0.6)
     points += whole(1, 0.95, 4e4)
-    found.add(1, points[-2:])
+    found.add(1, points[-2:], 0.01)
     assert ask(found, points) is None
 
 
 def test_further_cuts_keep_to_their_share_of_the_epochs() -> None:
     found = refinement(share=0.4)
     points = whole(0, 0.9, 1e4)
-    found.add(0, points)
+    found.add(0, points, 0.01)
     count = 0
     while (job := ask(found, points)) is not None:
         found.begin(job)
@@ -142,6 +142,6 @@ def test_a_model_that_was_pruned_is_only_quantized() -> None:
 def test_candidates_under_way_are_not_cut_further() -> None:
     found = refinement()
     partial = [replace(each, complete=False, checkpoint="") for each in whole(0, 0.9, 1e4)]
-    found.add(0, partial)
+    found.add(0, partial, 0.01)
     front: NDArray[np.float64] = np.array([[0.2, 0.2]])
     assert found.next(front, ["t0p0"], 1) is None

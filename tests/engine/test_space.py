@@ -112,7 +112,7 @@ def test_starts_span_the_students_of_the_space() -> None:
         "distill: {soft_target: {temperature: {low: 2, high: 10}}}"
     ).starts(Part.of("cnn", width=32, depth=2))
     shapes = [(each["student.cnn.width"], each["student.cnn.depth"], each["student.cnn.block"]) for each in starts]
-    assert shapes == [(16, 2, "plain"), (4, 1, "plain"), (8, 2, "plain")]
+    assert shapes == [(4, 1, "plain"), (8, 2, "plain"), (16, 2, "plain")]
     assert {each["distill.soft_target.temperature"] for each in starts} == {4.0}
 
 
