@@ -83,8 +83,7 @@ class Refinement:
         self._shifts: dict[Move, list[Vector]] = {}
         self._trained = 0.0
         self._refined = 0.0
-        self._jobs: dict[int, Move] = {}
-        self._by_method: dict[str, float] = {}
+        self._further: set[int] = set()
         self._by_training: list[float] = []
         self._alone = False
 
@@ -99,11 +98,11 @@ class Refinement:
     def begin(self, job: Job) -> None:
         """Take note of a further cut that was handed out."""
         assert job.base is not None
+        self._further.add(job.number)
         for cut in job.cuts:
             for move in self._moves:
                 same = (move.prune, move.quantize) in ((cut.prune, None), (None, cut.quantize))
                 if same and (job.base.checkpoint, move) not in self._begun:
-                    self._jobs[job.number] = move
                     self._begun.add((job.base.checkpoint, move))
                     self._refined += move.epochs
 
@@ -112,7 +111,9 @@ class Refinement:
 
         Only candidates of complete trainings count.
         """
-        self._note(number, candidates, gain)
+        whole = [candidate for candidate in candidates if candidate.complete and candidate.config.prune is None]
+        if whole and number not in self._further:
+            self._by_training.append(gain / max(whole[0].epochs, 1))
         for candidate in candidates:
             if not candidate.complete or not candidate.checkpoint:
                 continue
@@ -124,14 +125,6 @@ class Refinement:
             place.points[config.quantize] = self._normalise(candidate)
         for candidate in candidates:
             self._learn(candidate)
-
-    def _note(self, number: int, candidates: Sequence[Candidate], gain: float) -> None:
-        """Note what an epoch of a method, or of a training, has added."""
-        move = self._jobs.get(number)
-        if move is not None:
-            self._by_method[move.method] = max(gain / move.epochs, self._by_method.get(move.method, 0.0))
-        elif candidates and candidates[0].complete:
-            self._by_training.append(gain / max(candidates[0].epochs, 1))
 
     def _least(self) -> float:
         """Return what hypervolume an epoch of a further cut should add: what one of the latest trainings did."""
@@ -177,15 +170,10 @@ class Refinement:
                     yield place, move
 
     def _untried(self, owners: Sequence[str]) -> tuple[Checkpoint, Move] | None:
-        """Return a cut of which nothing is known yet, on the checkpoint that holds most of the front.
-
-        One setting of each method is tried; the others follow if an epoch of that added as much as one of training.
-        """
-        begun = {move for _, move in self._begun}
-        tried = {move.method for move in begun}
+        """Return a cut by a method of which nothing is known yet, on the checkpoint that holds most of the front."""
+        known = {move.method for _, move in self._begun} | {move.method for move in self._shifts}
         for move in self._moves:
-            worth = move.method not in tried or self._by_method.get(move.method, 0.0) >= self._least()
-            if move in begun or move in self._shifts or not worth:
+            if move.method in known:
                 continue
             whole = [name for name in owners if name in self._checkpoints and self._checkpoints[name].prune is None]
             if whole:
@@ -194,7 +182,13 @@ class Refinement:
         return None
 
     def _expected(self, place: Checkpoint, move: Move) -> Vector:
-        shifts = self._shifts.get(move)
+        """Return where a move takes the points of a checkpoint: as far as it took others, or other settings of it."""
+        alike = (
+            [self._shifts[move]]
+            if move in self._shifts
+            else [shifts for other, shifts in self._shifts.items() if other.method == move.method]
+        )
+        shifts = [shift for some in alike for shift in some]
         if not shifts:
             return np.ones((1, len(next(iter(place.points.values())))))
         shift = np.median(np.stack(shifts), axis=0)
