@@ -6,7 +6,7 @@ add, and the most for its epochs is done first. Where trainings add more for the
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import moocore
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from autocompress.config import CompressionConfig, Part
 from autocompress.engine.effort import epochs_of
+from autocompress.engine.limits import Price
 from autocompress.records import Base, Candidate, Cut, Job
 
 # Share of the box; less is noise.
@@ -67,17 +68,27 @@ class Refinement:
         cuts: The whole grid.
         share: Epochs that further cuts may take, as a share of those of the trainings.
         normalise: Candidate to normalised objectives, ``[M]``, not clipped.
+        price: Returns the costs of cuts of a training; without it every setting is tried to learn what it costs.
     """
 
     training_share = 1.0
 
-    def __init__(self, cuts: Sequence[Cut], share: float, normalise: Callable[[Candidate], Vector]) -> None:
+    def __init__(
+        self,
+        cuts: Sequence[Cut],
+        share: float,
+        normalise: Callable[[Candidate], Vector],
+        price: Price | None = None,
+    ) -> None:
         cheap, moves = divided(cuts)
         self.at_once = tuple(cheap)
         self._quantizations = tuple(dict.fromkeys(cut.quantize for cut in cheap if cut.prune is None))
         self._moves = moves
         self._share = share
         self._normalise = normalise
+        self._price = price
+        self._parent: Candidate | None = None
+        self._savings: dict[Move, Vector | None] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
         self._begun: set[tuple[str, Move]] = set()
         self._shifts: dict[Move, list[Vector]] = {}
@@ -123,6 +134,8 @@ class Refinement:
                 Checkpoint(candidate.checkpoint, config.training, config.prune, candidate.epochs),
             )
             place.points[config.quantize] = self._normalise(candidate)
+            if self._parent is None and config.prune is None and config.quantize is None:
+                self._parent = candidate
         for candidate in candidates:
             self._learn(candidate)
 
@@ -170,10 +183,11 @@ class Refinement:
                     yield place, move
 
     def _untried(self, owners: Sequence[str]) -> tuple[Checkpoint, Move] | None:
-        """Return a cut by a method of which nothing is known yet, on the checkpoint that holds most of the front."""
-        known = {move.method for _, move in self._begun} | {move.method for move in self._shifts}
+        """Return a cut of which nothing can be expected yet, on the checkpoint that holds most of the front."""
+        begun = {move for _, move in self._begun}
+        methods = {move.method for move in begun}
         for move in self._moves:
-            if move.method in known:
+            if move in begun or move in self._shifts or (move.method in methods and self._saving(move) is not None):
                 continue
             whole = [name for name in owners if name in self._checkpoints and self._checkpoints[name].prune is None]
             if whole:
@@ -182,19 +196,35 @@ class Refinement:
         return None
 
     def _expected(self, place: Checkpoint, move: Move) -> Vector:
-        """Return where a move takes the points of a checkpoint: as far as it took others, or other settings of it."""
-        alike = (
-            [self._shifts[move]]
-            if move in self._shifts
-            else [shifts for other, shifts in self._shifts.items() if other.method == move.method]
-        )
-        shifts = [shift for some in alike for shift in some]
-        if not shifts:
+        """Return where a move would take the points of a checkpoint."""
+        shift = self._shift(move)
+        if shift is None or (move.prune is None and None not in place.points):
             return np.ones((1, len(next(iter(place.points.values())))))
-        shift = np.median(np.stack(shifts), axis=0)
         if move.prune is None:
-            return place.points[None][None] + shift if None in place.points else np.ones((1, len(shift)))
+            return place.points[None][None] + shift
         return np.stack(list(place.points.values())) + shift
+
+    def _shift(self, move: Move) -> Vector | None:
+        """Return how far a move takes a point: as far as it took others.
+
+        Where it was never made, it may lose as little as other settings of its method, and saves what it is priced at.
+        """
+        if move in self._shifts:
+            return np.asarray(np.median(np.stack(self._shifts[move]), axis=0))
+        alike = [shift for other, shifts in self._shifts.items() if other.method == move.method for shift in shifts]
+        saving = self._saving(move) if alike else None
+        if saving is None:
+            return None
+        return np.where(saving != 0, saving, np.median(np.stack(alike), axis=0))
+
+    def _saving(self, move: Move) -> Vector | None:
+        """Return what a move changes of the costs of the first training, normalised; its scores stay."""
+        if move not in self._savings and self._price is not None and self._parent is not None:
+            costs = self._price(self._parent.config.training, [Cut(move.prune, move.quantize)])
+            after = [replace(self._parent, costs=each) for each in costs]
+            before = self._normalise(self._parent)
+            self._savings[move] = self._normalise(after[0]) - before if after else None
+        return self._savings.get(move)
 
     def _learn(self, candidate: Candidate) -> None:
         """Note how far a cut moved a point."""
