@@ -191,7 +191,7 @@ class Driver:
         if self._archive.front() and self._pace.late(self._epochs(job)):
             return None
         self._ladder.take(number)
-        self._spending.go_on(number, self._epochs(job))
+        self._spending.spend(number, self._epochs(job))
         self._study.continue_job(job)
         self._counts[State.PAUSED] -= 1
         return job
@@ -293,7 +293,8 @@ class Driver:
             self._refinement.train(self._epochs(job))
         if state is State.PAUSED:
             if job.rung == 0:
-                self._spending.begin(job.number, candidates[0], self._epochs(job))
+                self._spending.size(job.number, candidates[0])
+                self._spending.spend(job.number, self._epochs(job))
             points = [self._archive.normalised(candidate) for candidate in candidates]
             self._ladder.note(job.number, job.rung or 0, np.clip(np.stack(points), 0.0, 1.0))
             self._ladder.pause(job.number, job.rung or 0)
@@ -356,10 +357,9 @@ class Driver:
         steps = self._steps(stored.job.training) if stored.job.base is None else ()
         first = [each for each in candidates if not each.complete]
         if first and not (stored.state is State.PAUSED and stored.job.rung == 0):
-            self._spending.begin(stored.job.number, first[0], steps[0])
-        if first and stored.job.rung:
             ends = (*steps, fit_config(stored.job.training.fit).epochs)
-            self._spending.go_on(stored.job.number, ends[stored.job.rung] - steps[0])
+            self._spending.size(stored.job.number, first[0])
+            self._spending.spend(stored.job.number, ends[stored.job.rung or 0])
         for rung, step in enumerate(steps):
             partial = [each for each in candidates if not each.complete and each.epochs == step]
             here = stored.state is State.PAUSED and rung == stored.job.rung
