@@ -145,3 +145,41 @@ def test_candidates_under_way_are_not_cut_further() -> None:
     found.add(0, partial, 0.01)
     front: NDArray[np.float64] = np.array([[0.2, 0.2]])
     assert found.next(front, ["t0p0"], 1) is None
+
+
+def test_where_trainings_add_more_for_their_epochs_they_come_first() -> None:
+    found, points = learned(0.01)
+    points += whole(1, 0.95, 4e4)
+    # A tenth of the box in each epoch: no cut promises as much.
+    found.add(1, points[-2:], 10.0)
+    assert ask(found, points) is None
+    found.all_trained()
+    assert ask(found, points) is not None
+
+
+def priced(saving: float) -> Refinement:
+    """Return a refinement over two settings of one method, the second of which saves more."""
+    other = Part.of("structured", pruning_ratio=0.75, recovery_epochs=3)
+    grid = tuple(Cut(prune) for prune in (None, HALF, other))
+    found = Refinement(grid, 10.0, ARCHIVE.normalised, lambda training, cuts: [{"effective_flops": saving}])
+    found.train(10)
+    return found
+
+
+def test_another_setting_of_a_method_is_made_where_what_it_saves_pays() -> None:
+    for price, expected in ((1e2, 0.75), (9e3, None)):
+        found = priced(price)
+        points = [candidate(0, "t0p0", Cut(), 0.9, 1e4)]
+        found.add(0, points, 0.01)
+        first = ask(found, points)
+        assert first is not None
+        assert first.cuts == (Cut(HALF),)
+        found.begin(first)
+        points.append(candidate(0, "t99p0", Cut(HALF), 0.89, 5e3))
+        found.add(99, points[-1:], 0.01)
+        found.all_trained()
+        # The cut that was made has lost a point of accuracy; the other one is expected to lose no less.
+        second = ask(found, points)
+        assert (second is None) == (expected is None)
+        if second is not None and second.cuts[0].prune is not None:
+            assert second.cuts[0].prune.values["pruning_ratio"] == expected
