@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,29 +16,24 @@ from autocompress.config import Part
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver
+from autocompress.engine.finish import finish
 from autocompress.engine.modes import MODES
 from autocompress.engine.probe import safe_space
 from autocompress.engine.progress import Progress
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import Source
-from autocompress.errors import AutocompressError, NoCandidateError, RunFolderError, SearchFailedError
-from autocompress.front import full_fidelity, pareto_front
+from autocompress.errors import AutocompressError, RunFolderError, SearchFailedError
 from autocompress.lab import Setup, settled
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
-from autocompress.pick import pick
 from autocompress.plugins import guests
 from autocompress.pricing import price
-from autocompress.records import Cut, Job, Role
 from autocompress.registry import BACKENDS, OBJECTIVES, TASKS
 from autocompress.storage import write_atomic
 from autocompress.study import DATABASE, Study
 from autocompress.task import Splits, Task
-from autocompress.trial import TrialRunner, cpu_capability, score_test_split, teacher_record
+from autocompress.trial import TrialRunner, cpu_capability, teacher_record
 
-PLAIN = (Part("none"),)
-# Share of the budget in time that the twin of the pick may add to it.
-TWIN = 0.1
 LIBRARIES = ("autocompress", "torch", "optuna", "torch-pruning", "onnxruntime")
 
 
@@ -169,7 +164,7 @@ def run_search(
             raise SearchFailedError(_why_nothing(plan, driver, study))
         events.phase("freezing the front and reading the test split")
         with settled():
-            _finish(plan, study)
+            finish(plan.setup, plan.source.spec.search.minutes, study)
     except BaseException:
         study.close()
         raise
@@ -319,64 +314,6 @@ def _driver(plan: Plan, study: Study, events: Events) -> Driver:
         partial(price, plan.setup),
         spec.pick.max_drop,
     )
-
-
-def _finish(plan: Plan, study: Study) -> None:
-    """Freeze the front on select_val, train a twin without distillation, and read the test split."""
-    table = study.candidates()
-    front = list(pareto_front(full_fidelity(table), study.meta("objectives"), study.meta("limits"))["id"])
-    try:
-        recommended = pick(table, study.all_meta()).id
-    except NoCandidateError:
-        recommended = ""
-    baselines = _twin(plan, study, [recommended, *reversed(front)] if recommended else [])
-    chosen = {}
-    for identity in dict.fromkeys([*front, *filter(None, [recommended]), *baselines]):
-        candidate = study.candidate(identity)
-        chosen[identity] = (candidate, study.checkpoint_path(candidate.checkpoint).read_bytes())
-    scores, teacher = score_test_split(chosen, plan.setup)
-    study.add_scores({identity: {"test": values} for identity, values in scores.items()})
-    record = study.meta("teacher")
-    record["scores"]["test"] = teacher
-    study.set_meta(
-        {
-            "teacher": record,
-            "front": front,
-            "recommended": recommended,
-            "baselines": baselines,
-            "test_reads": study.meta("test_reads", 0) + 1,
-        }
-    )
-
-
-def _twin(plan: Plan, study: Study, wanted: list[str]) -> dict[str, str]:
-    """Train the first distilled one of ``wanted`` once more without distillation; return the twin's id and label.
-
-    There is none where nothing is distilled, or where it would take long beside the budget.
-    """
-    distilled = [candidate for candidate in map(study.candidate, wanted) if candidate.config.distill != PLAIN]
-    if not distilled:
-        return {}
-    candidate = distilled[0]
-    label = f"{candidate.id} without distillation"
-    config = replace(candidate.config, distill=PLAIN)
-    stored = study.stored_trials()
-    for trial in stored:
-        if trial.job.role is Role.BASELINE:
-            for earlier in study.candidates_of(trial.job.number):
-                if earlier.config == config:
-                    return {earlier.id: label}
-    seconds = sum(trial.seconds or 0.0 for trial in stored if trial.job.training == candidate.config.training)
-    minutes = plan.source.spec.search.minutes
-    if minutes is not None and seconds > TWIN * minutes * 60:
-        # The budget is what was promised; a comparison is not worth going far beyond it.
-        return {}
-    number = max(trial.job.number for trial in stored) + 1
-    job = Job(number, config.training, (Cut(config.prune, config.quantize),), Role.BASELINE)
-    study.add_job(job, None)
-    result = TrialRunner(plan.setup)(job)
-    study.finish(result, elapsed=study.meta("seconds", 0.0), hypervolume=float("nan"))
-    return {twin.id: label for twin in result.candidates}
 
 
 def _why_nothing(plan: Plan, driver: Driver, study: Study) -> str:

@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from autocompress.engine.finish import seen_before
+from autocompress.study import Study
+from tests.fakes import OBJECTIVES
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "size", "told"),
+    [
+        # What a teacher that has seen its validation split looks like (CIFAR-10, 2,500 and 5,000 images).
+        (0.925, 0.877, 2500, True),
+        (0.89, 0.877, 2500, False),
+        # Large, but so few examples that it may be chance.
+        (0.925, 0.877, 100, False),
+        (0.80, 0.877, 2500, False),
+    ],
+)
+def test_a_teacher_that_knows_its_validation_split_is_told(
+    tmp_path: Path, validation: float, test: float, size: int, told: bool
+) -> None:
+    with Study.create(tmp_path / "run", {}) as study:
+        study.set_meta(
+            {
+                "objectives": OBJECTIVES,
+                "splits": {"select_val": size, "test": 2 * size},
+                "teacher": {"scores": {"select_val": {"accuracy": validation}}},
+            }
+        )
+        found = seen_before(study, {"accuracy": test})
+    assert len(found) == told
+    assert not found or f"{validation:.1%}" in found[0]
+
+
+def test_without_an_accuracy_nothing_is_said(tmp_path: Path) -> None:
+    with Study.create(tmp_path / "run", {}) as study:
+        score = {"name": "rmse", "direction": "minimize", "unit": "", "kind": "score", "box": [1.0, 0.0]}
+        study.set_meta(
+            {
+                "objectives": [score, OBJECTIVES[1]],
+                "splits": {"select_val": 100, "test": 200},
+                "teacher": {"scores": {"select_val": {"rmse": 0.2}}},
+            }
+        )
+        assert seen_before(study, {"rmse": 0.9}) == []
