@@ -1,10 +1,10 @@
 """How soon we are as far as a plain study: `python -m benchmarks.time_to_hypervolume [--spaces digits mnist1d]`.
 
 A plain Optuna study (its own TPE over several objectives, everything sampled, one candidate a training) gets a fixed
-number of trainings. Every other contender searches the same space with the same teacher, on the same number of workers, until
-its front dominates as much of the declared box as that of the plain study did in the end, or until that study's time
-is over. What is compared is wall-clock: that at which the plain study had its last gain, over the contender's own. All
-contenders of a seed run one after the other on one machine, in an order that turns with the seed.
+number of trainings. Every other contender searches the same space with the same teacher, on the same number of
+workers, until its front dominates as much of the declared box as that of the plain study did in the end, or until that
+study's time is over. What is compared is wall-clock: that at which the plain study had its last gain, over the
+contender's own. All contenders of a seed run one after the other on one machine, in an order that turns with the seed.
 
 Each run is kept, so that more seeds can be added later. A contender that never gets there counts with the time it had,
 which flatters it; the table says how often.

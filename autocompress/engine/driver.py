@@ -142,7 +142,7 @@ class Driver:
 
     def tell(self, job: Job, result: TrialResult) -> None:
         """Store a result, then tell the sampler; a crash between the two is mended on resume."""
-        result = checked(result)
+        result = checked(result, [each["name"] for each in self._objectives])
         gain = self._gain(result.candidates)
         self._study.finish(result, elapsed=self.elapsed, hypervolume=self._archive.hypervolume)
         self._counts[State.RUNNING] -= 1

@@ -1,18 +1,32 @@
-"""What a worker gave back, before anything is made of it: numbers that are not finite never get further."""
+"""What a worker gave back, before anything is made of it: numbers that are missing or not finite never get further."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from autocompress.records import Candidate, State, TrialResult
 
 
-def checked(result: TrialResult) -> TrialResult:
-    """Return a result without candidates whose numbers are not finite; with none left it has failed."""
-    good = tuple(candidate for candidate in result.candidates if _finite(candidate))
+def checked(result: TrialResult, objectives: Collection[str] = ()) -> TrialResult:
+    """Return a result without candidates whose numbers are missing or not finite; with none left it has failed.
+
+    Args:
+        result: As a worker gave it back.
+        objectives: What every candidate must have, as a score on search_val or as a cost.
+    """
+    good = tuple(each for each in result.candidates if _finite(each) and not _missing(each, objectives))
     if len(good) == len(result.candidates):
         return result
-    lost = len(result.candidates) - len(good)
-    reason = "; ".join(filter(None, [result.reason, f"{lost} candidates had scores that are not finite"]))
+    missing = sorted({name for each in result.candidates for name in _missing(each, objectives)})
+    infinite = sum(not _finite(each) for each in result.candidates)
+    found = [f"{infinite} candidates had scores that are not finite"] if infinite else []
+    found += [f"candidates had no {', '.join(missing)}"] if missing else []
+    reason = "; ".join(filter(None, [result.reason, *found]))
     return replace(result, candidates=good, reason=reason, state=result.state if good else State.FAILED)
+
+
+def _missing(candidate: Candidate, objectives: Collection[str]) -> list[str]:
+    there = {*candidate.costs, *candidate.scores.get("search_val", {})}
+    return [name for name in objectives if name not in there]
 
 
 def _finite(candidate: Candidate) -> bool:

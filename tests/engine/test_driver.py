@@ -237,6 +237,68 @@ def test_results_that_are_not_finite_numbers_never_reach_the_front(tmp_path: Pat
     assert list(table(tmp_path)["id"]) == ["t0c0"]
 
 
+@pytest.mark.parametrize("rungs", ["always", "pareto_rank"])
+def test_a_candidate_without_an_objective_is_left_out_at_any_rung(tmp_path: Path, rungs: str) -> None:
+    found = driver(tmp_path, f"search.promotion={rungs}")
+    job = found.ask()
+    assert job is not None
+    result = fake_result(job)
+    good, poor, *_ = result.candidates
+    blank = replace(poor, costs={})
+    other = replace(poor, id="t0c9", scores={"search_val": {"agreement": 1.0}})
+    found.tell(job, replace(result, candidates=(good, blank, other)))
+    with Study.read(tmp_path) as study:
+        assert study.trials()["reason"].tolist() == ["candidates had no accuracy, effective_flops"]
+    assert list(table(tmp_path)["id"]) == [good.id]
+    job = found.ask()
+    assert job is not None
+    found.tell(job, replace(fake_result(job), candidates=(replace(good, id="t1c0", costs={}),)))
+    with Study.read(tmp_path) as study:
+        assert study.trials()["state"].tolist()[job.number] == "failed"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "gp", "random"])
+@pytest.mark.parametrize("promotion", ["always", "best_score", "pareto_rank"])
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+def test_an_objective_that_never_varies_leaves_the_other_to_choose_by(
+    tmp_path: Path, sampler: str, promotion: str
+) -> None:
+    found = driver(tmp_path, f"search.sampler={sampler}", f"search.promotion={promotion}", "search.trials=14")
+    while (job := found.ask()) is not None:
+        result = fake_result(job)
+        flat = [replace(each, scores={s: {"accuracy": 0.5} for s in each.scores}) for each in result.candidates]
+        found.tell(job, replace(result, candidates=tuple(flat)))
+    rows = table(tmp_path)
+    assert set(rows["accuracy"]) == {0.5}
+    complete = rows[rows["complete"]]
+    assert len(complete)
+    # One point is left of a front: the cheapest.
+    assert found._archive.front()[0][2] == complete["effective_flops"].min()
+    assert len(found._archive.front()) == 1
+
+
+def test_a_reference_inside_the_front_counts_nothing_beyond_it_and_the_search_goes_on(tmp_path: Path) -> None:
+    source = parse_spec(SPEC, "x", ["search.promotion=pareto_rank"])
+    study = Study.create(tmp_path, {})
+    proposer = Proposer(tmp_path, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
+    # No student is as good as the worst that counts.
+    box = [{**OBJECTIVES[0], "box": [0.999, 1.0]}, OBJECTIVES[1]]
+    found = Driver(study, open_space(source), source.spec.search, proposer, box, {})
+    jobs = finish(found)
+    assert len({job.number for job in jobs if job.base is None}) == 12
+    assert found._archive.hypervolume == 0.0
+    assert len(found._archive.front()) > 1
+    close(found)
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_fewer_trainings_than_any_start_up_still_come_to_their_end(tmp_path: Path, trials: int) -> None:
+    found = driver(tmp_path, f"search.trials={trials}", "search.promotion=pareto_rank")
+    finish(found)
+    complete = table(tmp_path)["complete"]
+    assert complete.any()
+
+
 def test_limits_are_told_as_constraints(tmp_path: Path) -> None:
     source = parse_spec(SPEC, "x", ["search.trials=3"])
     study = Study.create(tmp_path, {})
