@@ -1,8 +1,8 @@
 """What every trial of one run shares: the task, its splits, its teacher, and how a checkpoint is cut."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
@@ -19,9 +19,9 @@ from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import Subject, measure
 from autocompress.method import Context, MethodState, Recovery
-from autocompress.models.from_teacher import FromTeacherConfig
+from autocompress.operations import starting_cuts
 from autocompress.prune import reestimate_batch_norm
-from autocompress.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
+from autocompress.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
 from autocompress.supernet import SubNetworks
 from autocompress.task import Split, Splits, Task, as_heads
 
@@ -235,9 +235,19 @@ class Lab:
         )
 
     def quantize(
-        self, model: nn.Module, training: CompressionConfig, part: Part | None
+        self,
+        model: nn.Module,
+        training: CompressionConfig,
+        part: Part | None,
+        shared: dict[Hashable, Any] | None = None,
     ) -> tuple[nn.Module, MethodState | None]:
         """Quantize a float model; ``model`` stays as it was.
+
+        Args:
+            model: In single precision.
+            training: How it was trained.
+            part: The quantization method with its settings; ``None`` changes nothing.
+            shared: What earlier quantizations of this very model found out.
 
         Raises:
             CompressionError: The method cannot compress this model.
@@ -245,7 +255,8 @@ class Lab:
         if part is None:
             return model, None
         method = QUANTIZE.get(part.name)
-        quantized, state = method.apply(model, method.config.of(part.values), self.context(training))
+        context = replace(self.context(training), shared=shared)
+        quantized, state = method.apply(model, method.config.of(part.values), context)
         return quantized, state
 
     def context(self, training: CompressionConfig) -> Context:
@@ -350,42 +361,3 @@ def lab(setup: Setup) -> Lab:
     task: Task = TASKS.get(setup.task.name)(**setup.task.values)
     splits = task.splits(setup.split_seed)
     return Lab(task, splits, load_teacher(task, splits, setup.teacher))
-
-
-def starting_cuts(student: Part) -> tuple[Part, ...]:
-    """Return what is cut from the teacher before a student is trained; nothing for most families."""
-    settings = STUDENTS.get(student.name).config.of(student.values)
-    return settings.cuts() if isinstance(settings, FromTeacherConfig) else ()
-
-
-def operations(config: CompressionConfig) -> tuple[str, ...]:
-    """Return what is done to make a candidate, in order.
-
-    Where a model trains on after a cut is a choice of its own: ``recovery_epochs`` of the pruning method trains
-    between pruning and quantization, ``epochs`` of the quantization method trains under its rounding.
-
-    Example:
-        >>> operations(
-        ...     CompressionConfig(
-        ...         Part.of("cnn"),
-        ...         (Part("none"),),
-        ...         Part.of("adamw", epochs=20),
-        ...         Part.of("structured", pruning_ratio=0.5, recovery_epochs=6),
-        ...         Part.of("qat", epochs=4),
-        ...     )
-        ... )
-        ('train 20 epochs', 'prune (structured)', 'tune 6 epochs', 'quantize (qat)', 'tune 4 epochs')
-    """
-    done = [f"cut the teacher ({part.name})" for part in starting_cuts(config.student)]
-    done.append(f"train {fit_config(config.fit).epochs} epochs")
-    if config.prune is not None:
-        settings = PRUNE.get(config.prune.name).config.of(config.prune.values)
-        done += [f"prune ({config.prune.name})"]
-        if isinstance(settings, Recovery) and settings.recovery_epochs:
-            done.append(f"tune {settings.recovery_epochs} epochs")
-    if config.quantize is not None:
-        settings = QUANTIZE.get(config.quantize.name).config.of(config.quantize.values)
-        done.append(f"quantize ({config.quantize.name})")
-        epochs = settings.to_dict().get("epochs")
-        done += [f"tune {epochs} epochs"] if epochs else []
-    return tuple(done)

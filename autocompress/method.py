@@ -5,7 +5,7 @@ A method is one file: a frozen config whose fields carry their range, and two fu
 so a saved candidate is rebuilt from its architecture and its tensors, without pickle.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autocompress.knobs import FloatRange, IntRange, Settings, knob
 
 C = TypeVar("C", bound=Settings)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Context:
             the last argument is called after each step. Methods that train between their steps need it.
         score: The task's first metric on the split ``search_val``, turned so that more is better. Methods that
             measure after each of their steps need it.
+        shared: What :meth:`once` has found out about one model, for further cuts of that very model.
     """
 
     example: tuple[Tensor, ...]
@@ -59,6 +61,21 @@ class Context:
     seed: int = 0
     tune: Callable[[nn.Module, int, float, Callable[[], None] | None], None] | None = None
     score: Callable[[nn.Module], float] | None = None
+    shared: dict[Hashable, Any] | None = field(default=None, compare=False, repr=False)
+
+    def once(self, key: Hashable, find: Callable[[], T]) -> T:
+        """Return what ``find`` gives: found once for all cuts of a model where they share a context's notes.
+
+        Args:
+            key: What it depends on beside the model.
+            find: Computes it; what it returns is not changed afterwards.
+        """
+        if self.shared is None:
+            return find()
+        if key not in self.shared:
+            self.shared[key] = find()
+        found: T = self.shared[key]
+        return found
 
 
 @dataclass(frozen=True)

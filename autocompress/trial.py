@@ -7,7 +7,7 @@ same distillation, and each is quantized to each pair of bit-widths.
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,9 +17,10 @@ from torch import nn
 from autocompress.checkpoints import write_checkpoint
 from autocompress.config import Part
 from autocompress.errors import AutocompressError, TrialError
-from autocompress.lab import Lab, Setup, lab, operations, settled
+from autocompress.lab import Lab, Setup, lab, settled
 from autocompress.measure import Subject, layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost
+from autocompress.operations import operations
 from autocompress.plugins import Guests
 from autocompress.quantize import fold_batch_norm
 from autocompress.records import Base, Candidate, Cut, Job, State, TrialResult
@@ -241,6 +242,7 @@ class Source:
         checkpoint: Name of its weights; empty if they are not kept.
         epochs: Epochs of training so far.
         complete: Whether its training is at its end.
+        shared: What its quantizations find out once for all of them.
     """
 
     model: nn.Module
@@ -249,10 +251,11 @@ class Source:
     checkpoint: str
     epochs: int
     complete: bool
+    shared: dict[Hashable, Any] = field(default_factory=dict)
 
 
 def _measured(place: Lab, setup: Setup, job: Job, identity: str, cut: Cut, source: Source) -> Candidate:
-    model, state = place.quantize(source.model, job.training, cut.quantize)
+    model, state = place.quantize(source.model, job.training, cut.quantize, source.shared)
     bits = {} if state is None else state.bits
     details: dict[str, object] = dict(source.report)
     if state is not None:

@@ -14,7 +14,7 @@ CROWD = 2 * ETA
 # That many wait at a rung at most: each keeps its weights on disk and a place in the sampler.
 WAITING = 12
 # Quantized candidates of a training at a rung.
-QUANTIZED = 5
+QUANTIZED = 3
 
 
 def pauses(epochs: int, rungs: int = RUNGS) -> tuple[int, ...]:

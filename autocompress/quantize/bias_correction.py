@@ -23,6 +23,12 @@ class BiasCorrection:
         self._calls: dict[str, int] = {}
         self.shifts: dict[str, float] = {}
 
+    def like(self) -> "BiasCorrection":
+        """Return another one with the same mean outputs, that has corrected nothing yet."""
+        other = BiasCorrection()
+        other._sums, other._rows, other._calls = self._sums, self._rows, self._calls
+        return other
+
     def note(self, name: str, layer: Any, output: Tensor, first: bool) -> None:
         """Take note of one call in floating point; ``first`` is True for those of the first batch."""
         if getattr(layer, "bias", None) is None:

@@ -1,6 +1,7 @@
 """What every quantization method works on: a folded copy of the model that is quantized layer by layer, then closed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -62,25 +63,43 @@ class Draft:
         self._inputs: dict[str, tuple[Grid, int]] = {}
         self._weights: dict[str, tuple[Coded, int]] = {}
 
-    def observe(self, build: Callable[[str], Observer] | None) -> Ranges:
+    def observe(self, build: Callable[[str], Observer] | None, key: Hashable = None) -> Ranges:
         """Pass over the calibration batches; return the range of every layer's input, or nothing without ``build``.
 
         The input of an embedding table is row numbers and has no range.
+
+        Args:
+            build: Makes an observer for the layer of a name.
+            key: Says which observers ``build`` makes; drafts of one model that give the same one pass but once.
 
         Raises:
             CompressionError: Ranges are asked for and there are no batches, or an input is not finite.
         """
         if build is not None and not self.context.calibration:
             raise CompressionError("activation ranges need calibration batches: the context holds none")
+        found = (
+            self._pass(build)
+            if key is None
+            else self.context.once(("observed", key, self.correction is None), lambda: self._pass(build))
+        )
+        self._outputs = found.outputs
+        if found.correction is not None:
+            self.correction = found.correction.like()
+        if build is not None:
+            self.layers = {name: layer for name, layer in self.layers.items() if name in found.called}
+        self._refuse_nothing()
+        return {name: found.ranges[name] for name in self.layers if name in found.ranges}
+
+    def _pass(self, build: Callable[[str], Observer] | None) -> "_Observed":
         seen: dict[str, Observer] = {}
         called: set[str] = set()
-        self._outputs = {}
+        outputs: dict[str, list[Tensor]] = {}
         first = True
 
         def watch(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
             if first:
                 # A copy: an operation in place may follow.
-                self._outputs.setdefault(name, []).append(output.clone())
+                outputs.setdefault(name, []).append(output.clone())
             if self.correction is not None:
                 self.correction.note(name, self.layers[name], output, first)
             called.add(name)
@@ -94,10 +113,8 @@ class Draft:
             for batch in self.context.calibration[: None if build or self.correction else 1]:
                 self.model(*batch)
                 first = False
-        if build is not None:
-            self.layers = {name: layer for name, layer in self.layers.items() if name in called}
-        self._refuse_nothing()
-        return {name: seen[name].range() for name in self.layers if name in seen}
+        ranges = {name: observer.range() for name, observer in seen.items()}
+        return _Observed(ranges, frozenset(called), outputs, self.correction)
 
     def settle(self) -> None:
         """Take the layers' parameters as they are now for the exact ones, as after a training.
@@ -205,7 +222,9 @@ class Draft:
         On the way biases are corrected, where that is asked for, and ``seen`` notes what rounding does to a batch.
         """
         integer = [name for name in self.layers if self._integer(name)]
-        rectified = open_outputs(self.model, self.context.example, integer) if integer else {}
+        rectified = self.context.once(
+            ("open", *integer), lambda: open_outputs(self.model, self.context.example, integer) if integer else {}
+        )
         ranges = {name: MinMax() for name in rectified}
         correction, watches = self.correction, {**self.layers, **self._quantizers()}
 
@@ -248,6 +267,23 @@ class Draft:
         for side, found in (("input_", seen.inputs.get(name)), ("output_", seen.outputs.get(name))):
             row |= found.row(side) if found is not None else {}
         return row
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """What a pass over the calibration batches has shown.
+
+    Attributes:
+        ranges: Of the inputs of each layer.
+        called: Layers that ran.
+        outputs: Of each layer on the first batch, one for each call.
+        correction: Its mean outputs, where biases will be corrected.
+    """
+
+    ranges: Ranges
+    called: frozenset[str]
+    outputs: dict[str, list[Tensor]]
+    correction: BiasCorrection | None
 
 
 class _Seen:

@@ -1,7 +1,7 @@
 """Post-training quantization: ranges from one pass over the calibration split, then rounding; nothing is trained."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from torch import nn
 from autocompress.knobs import Choice, knob
 from autocompress.method import Context, MethodState
 from autocompress.quantize.bias_correction import BiasCorrection
-from autocompress.quantize.coding import QUANTIZERS, WEIGHT_OBSERVERS, Coding, encode_weight
+from autocompress.quantize.coding import QUANTIZERS, WEIGHT_OBSERVERS, Coded, Coding, encode_weight
 from autocompress.quantize.draft import Draft, fit_input
 from autocompress.quantize.history import restore
 from autocompress.quantize.layers import coding_of, naming
@@ -70,16 +70,22 @@ class PostTraining:
             corrects = config.bias_correction and not self.is_identity(config)
             draft = Draft(model, context, BiasCorrection() if corrects else None)
             rounds_inputs = config.activation_bits < 32
-            ranges = draft.observe((lambda _: config.watch(config.activation_bits)) if rounds_inputs else None)
+            ranges = draft.observe(
+                (lambda _: config.watch(config.activation_bits)) if rounds_inputs else None,
+                (config.activation_bits, config.activation_scheme, config.observer, config.percentile),
+            )
             for name, layer in draft.layers.items():
                 if name in ranges:
                     grid = fit_input(ranges[name], config.activation_scheme, config.activation_bits)
                     draft.round_input(name, grid, config.activation_bits)
                 if config.weight_bits < 32:
-                    with naming(name, "weight"):
-                        coded = encode_weight(layer.weight, coding_of(layer, config.coding(config.weight_bits)))
-                    draft.round_weight(name, coded, config.weight_bits)
+                    draft.round_weight(name, self._coded(name, layer, config, context), config.weight_bits)
             return draft.close()
+
+    def _coded(self, name: str, layer: Any, config: PostTrainingConfig, context: Context) -> Coded:
+        coding = coding_of(layer, config.coding(config.weight_bits))
+        with naming(name, "weight"):
+            return context.once(("weight", name, coding), lambda: encode_weight(layer.weight, coding))
 
     def restore(self, model: nn.Module, config: PostTrainingConfig, state: MethodState) -> nn.Module:
         """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.

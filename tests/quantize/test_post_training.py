@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -473,3 +474,27 @@ def test_a_history_of_another_model_is_refused(trained: nn.Module, calibration: 
     for model, wrong, message in unlike:
         with pytest.raises(CompressionError, match=message):
             METHOD.restore(model, settings, wrong)
+
+
+def test_cuts_that_share_notes_are_bit_for_bit_those_that_do_not(trained: nn.Module, calibration: Context) -> None:
+    folded = fold_batch_norm(trained, calibration.example)
+    sharing = replace(calibration, shared={})
+    alone = {}
+    for corrects in (False, True):
+        for weights in (32, 8, 4, 2):
+            for activations in (32, 8, 3):
+                for observer in ("minmax", "mse"):
+                    each = config(weights, activations, observer=observer, bias_correction=corrects)
+                    alone[each] = METHOD.apply(folded, each, calibration)
+    # Twice over, so that every one of them is made from what another one left.
+    for each in [*alone, *reversed(alone)]:
+        model, state = METHOD.apply(folded, each, sharing)
+        expected, whole = alone[each]
+        assert state.history == whole.history
+        assert state.report == whole.report
+        assert state.bits == whole.bits
+        assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in state.tensors.items())
+        ours, theirs = model.state_dict(), expected.state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert sharing.shared
