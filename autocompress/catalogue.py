@@ -1,7 +1,8 @@
-"""What a search space can name, as tables: tasks, methods with their knobs, objectives, shipped spaces."""
+"""What a search space can name, as tables: tasks, methods with their knobs, objectives, modes, shipped spaces."""
 
 from rich.table import Table
 
+from autocompress.engine.modes import MODES
 from autocompress.engine.space import SECTIONS
 from autocompress.engine.spec import shipped_spaces
 from autocompress.registry import OBJECTIVES, TASKS
@@ -37,6 +38,14 @@ def objectives() -> Table:
     for name in OBJECTIVES:
         found = OBJECTIVES.get(name)
         table.add_row(name, found.kind, found.direction, found.unit, found.doc)
+    return table
+
+
+def modes() -> Table:
+    """Return every mode of a search: as it is meant, and the simpler ones to compare it with."""
+    table = _table("mode", "how it goes about")
+    for name, mode in MODES.items():
+        table.add_row(name, mode.meaning)
     return table
 
 

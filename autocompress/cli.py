@@ -43,6 +43,7 @@ class Kind(StrEnum):
     tasks = "tasks"
     methods = "methods"
     objectives = "objectives"
+    modes = "modes"
     spaces = "spaces"
 
 
@@ -305,6 +306,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
         Kind.tasks: catalogue.tasks,
         Kind.methods: catalogue.methods,
         Kind.objectives: catalogue.objectives,
+        Kind.modes: catalogue.modes,
         Kind.spaces: catalogue.spaces,
     }
     out.print(tables[kind]())

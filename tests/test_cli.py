@@ -183,6 +183,7 @@ def test_init_prints_a_spec_that_is_sound(run, tmp_path: Path) -> None:  # type:
         ("tasks", ["digits"]),
         ("methods", ["soft_target", "structured", "post_training", "temperature", "1..10 (log)"]),
         ("objectives", ["effective_flops", "maximize"]),
+        ("modes", ["supernet", "one after the other", "sampled"]),
         ("spaces", ["digits.yaml"]),
     ],
 )

@@ -68,7 +68,7 @@ MODES: Mapping[str, Mode] = {
     "sampled": Mode("one candidate a training, all of it sampled", amortized=False, promotion="always"),
     "supernet": Mode("the widest students and their sub-networks, trained at once", narrow=_supernet),
     "random": Mode("as amortized, drawn at random and none stopped", sampler="random", promotion="always"),
-    "sequential": Mode("architecture, then pruning, then quantization", stages=True, promotion="always"),
+    "sequential": Mode("architecture, pruning, quantization, one after the other", stages=True, promotion="always"),
     "uniform_int8": Mode("architecture and distillation alone; every student in 8 bits", narrow=_int8_alone),
     "no_distillation": Mode("as amortized, without a teacher's help", narrow=_without_distillation),
 }
