@@ -6,6 +6,7 @@ import pytest
 
 import autocompress
 from autocompress.errors import NoCandidateError, RunFolderError, UsageError
+from autocompress.export.candidate import export_candidate
 from tests.conftest import SMALL_SEARCH
 
 
@@ -78,3 +79,21 @@ def test_the_twin_is_left_out_where_it_would_take_long(tmp_path: Path, monkeypat
     assert front.meta["baselines"] == {}
     assert set(front.trials["role"]) == {"search"}
     assert "accuracy_test" in front.to_pandas()
+
+
+def test_a_supernet_gives_good_models_of_several_widths_from_one_training(tmp_path: Path) -> None:
+    front = autocompress.search(
+        "digits",
+        runs=tmp_path,
+        name="supernet",
+        overrides=[*SMALL_SEARCH, "search.trials=1", "search.mode=supernet", "fit.adamw.epochs=16"],
+    )
+    table = front.candidates
+    assert set(table["student.cnn.width"]) == {24}
+    cut = table[table["prune.structured.pruning_ratio"].notna()]
+    assert set(cut["prune.structured.pruning_ratio"]) == {0.25, 0.5, 0.65, 0.8}
+    # Each is good as it is cut out; a student that was trained alone is at chance without two thirds of its channels.
+    assert cut.groupby("prune.structured.pruning_ratio")["accuracy"].max().min() > 0.4
+    narrow = cut[cut["prune.structured.pruning_ratio"] == 0.8]
+    exported = export_candidate(front.folder, narrow["id"].iloc[0])
+    assert exported.verification is not None
