@@ -20,7 +20,7 @@ def write_comparison(path: Path, comparison: Comparison) -> Path:
     Raises:
         StorageError: No space is left, or the folder cannot be written.
     """
-    script, plotly = asset("compare.js"), plotly_source()
+    script, plotly = asset("drawing.js") + asset("compare.js"), plotly_source()
     figures = {"fronts": fronts_figure(comparison), "volumes": volumes_figure(comparison)}
     payload = "{" + ",".join(f"{json.dumps(name)}:{figure.to_json()}" for name, figure in figures.items()) + "}"
     content: dict[str, Any] = {

@@ -71,7 +71,7 @@ def write_page(
 def _content(
     candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None, run: str
 ) -> dict[str, Any]:
-    script, style = asset("page.js"), asset("page.css")
+    script, style = asset("drawing.js") + asset("page.js"), asset("page.css")
     content: dict[str, Any] = {
         "meta": meta,
         "run": run,
