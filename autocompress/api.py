@@ -206,11 +206,17 @@ def compare(names: Sequence[str | Path], runs: Path | str = RUNS, *, page: Path 
         UsageError: There are fewer than two runs, or they searched for different things.
         RunFolderError: There is no such run.
     """
-    from autocompress.report.comparison import RunTables, compare_runs
+    from autocompress.report.comparison import RunTables, compare_runs, told_apart
     from autocompress.report.comparison_page import write_comparison
 
-    fronts = [(str(name), load(name, runs)) for name in names]
-    found = compare_runs([RunTables(Path(name).name, each.candidates, each.trials, each.meta) for name, each in fronts])
+    fronts = [load(name, runs) for name in names]
+    called = told_apart([front.folder for front in fronts])
+    found = compare_runs(
+        [
+            RunTables(name, front.candidates, front.trials, front.meta)
+            for name, front in zip(called, fronts, strict=True)
+        ]
+    )
     if page is not None:
         write_comparison(page, found)
     return found

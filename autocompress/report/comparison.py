@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import moocore
@@ -71,6 +72,28 @@ class Comparison:
     score: Objective
     runs: tuple[Compared, ...]
     attained: Mapping[str, tuple[tuple[float, float], ...]]
+
+
+def told_apart(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of paths that differ from each other; equal ones are numbered.
+
+    Example:
+        >>> told_apart([Path("monday/digits"), Path("tuesday/digits")])
+        ['monday/digits', 'tuesday/digits']
+        >>> told_apart([Path("reports/digits"), Path("reports/mnist1d"), Path("reports/digits")])
+        ['digits', 'mnist1d', 'digits (2)']
+    """
+    parts = [folder.absolute().parts for folder in folders]
+    several = len(set(parts))
+    depth = next(
+        depth for depth in range(1, max(map(len, parts)) + 1) if len({each[-depth:] for each in parts}) == several
+    )
+    names: list[str] = []
+    for each in parts:
+        name = str(Path(*each[-depth:]))
+        again = sum(other == each for other in parts[: len(names)])
+        names.append(f"{name} ({again + 1})" if again else name)
+    return names
 
 
 def compare_runs(runs: Sequence[RunTables]) -> Comparison:
