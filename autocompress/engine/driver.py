@@ -26,7 +26,6 @@ from autocompress.engine.results import checked
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space
 from autocompress.engine.spec import SearchSection
-from autocompress.engine.spending import Spending
 from autocompress.engine.stages import Stages
 from autocompress.front import axes
 from autocompress.knobs import Leaf
@@ -83,7 +82,6 @@ class Driver:
         rule = mode.promotion or search.promotion
         self._rungs = 0 if rule == "always" else RUNGS
         self._ladder = Ladder(PROMOTION_RULES.get(rule)(), self._archive.score_column)
-        self._spending = Spending()
         self._trainings: dict[int, Job] = {}
         self._answers = Answers(proposer)
         self._pending: list[Job] = []
@@ -127,7 +125,7 @@ class Driver:
             return self._hand_out(job)
         if self.hopeless:
             return None
-        found = self._promoted() or self._further() or self._fresh() or self._promoted(closing=True)
+        found = self._promoted() or self._further() or self._fresh()
         if found is not None:
             return self._hand_out(found)
         if self._counts[State.RUNNING]:
@@ -176,28 +174,20 @@ class Driver:
         self._report()
         return self._study.loaded(job)
 
-    def _promoted(self, *, closing: bool = False) -> Job | None:
-        """Return the next segment of a paused training, if it is worth more than a new one; always when ``closing``."""
-        found = self._ladder.next(
-            lambda number, rung: self._spending.of(number) * self._epochs(self._next_up(number, rung))
-        )
+    def _promoted(self) -> Job | None:
+        """Return the next segment of a paused training."""
+        found = self._ladder.next()
         if found is None:
             return None
         number, rung = found
-        job = self._next_up(number, rung)
-        if not (closing or self._spending.allows(number, self._epochs(job))):
-            return None
+        job = self._segment(self._trainings[number], rung + 1)
         # Late with something to show is better than in time with nothing.
         if self._archive.front() and self._pace.late(self._epochs(job)):
+            self._ladder.pause(number, rung)
             return None
-        self._ladder.take(number)
-        self._spending.spend(number, self._epochs(job))
         self._study.continue_job(job)
         self._counts[State.PAUSED] -= 1
         return job
-
-    def _next_up(self, number: int, rung: int) -> Job:
-        return self._segment(self._trainings[number], rung + 1)
 
     def _further(self) -> Job | None:
         """Return a cut that trains, of a checkpoint that is there."""
@@ -292,9 +282,6 @@ class Driver:
         if candidates:
             self._refinement.train(self._epochs(job))
         if state is State.PAUSED:
-            if job.rung == 0:
-                self._spending.size(job.number, candidates[0])
-                self._spending.spend(job.number, self._epochs(job))
             points = [self._archive.normalised(candidate) for candidate in candidates]
             self._ladder.note(job.number, job.rung or 0, np.clip(np.stack(points), 0.0, 1.0))
             self._ladder.pause(job.number, job.rung or 0)
@@ -355,11 +342,6 @@ class Driver:
     def _climbed(self, stored: StoredTrial, candidates: Sequence[Candidate]) -> None:
         """Take note of the rungs below the one that a training was last seen at."""
         steps = self._steps(stored.job.training) if stored.job.base is None else ()
-        first = [each for each in candidates if not each.complete]
-        if first and not (stored.state is State.PAUSED and stored.job.rung == 0):
-            ends = (*steps, fit_config(stored.job.training.fit).epochs)
-            self._spending.size(stored.job.number, first[0])
-            self._spending.spend(stored.job.number, ends[stored.job.rung or 0])
         for rung, step in enumerate(steps):
             partial = [each for each in candidates if not each.complete and each.epochs == step]
             here = stored.state is State.PAUSED and rung == stored.job.rung

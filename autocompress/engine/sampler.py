@@ -17,10 +17,6 @@ from autocompress.study import DATABASE
 # Points that TPE weighs before it proposes one. More than Optuna's 24 pays in joint spaces: on NAS-Bench-201 the regret
 # after 200 evaluations falls by a quarter (tests/engine/test_sampler_regret.py); with 256 it rises again.
 EXPECTED = 64
-# Trainings drawn at random before TPE learns. A search is some tens of trainings: with Optuna's ten, half of a short
-# one is chance. On NAS-Bench-201 the regret after 8, 16 and 200 evaluations is .148, .080 and .0065, and with ten .211,
-# .099 and .0062 (24 seeds, the last of 8).
-STARTUP = 4
 
 
 class Proposer:
@@ -105,14 +101,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
     """Return Optuna's sampler of a name: ``tpe``, ``nsga2``, ``nsga3``, ``gp`` or ``random``."""
     seed %= 2**32
     if name == "tpe":
-        return TPESampler(
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-            n_ei_candidates=EXPECTED,
-            n_startup_trials=STARTUP,
-            seed=seed,
-        )
+        return TPESampler(multivariate=True, group=True, constant_liar=True, n_ei_candidates=EXPECTED, seed=seed)
     if name == "gp":
         return GPSampler(seed=seed, warn_independent_sampling=False)
     if name == "nsga2":
