@@ -21,7 +21,14 @@ DRAWN = 2
 
 def narrowed(ratio: float) -> Part:
     """Return the cut that takes a sub-network out of its student: the channels of a narrower one lie in a wider one."""
-    return Part.of("structured", pruning_ratio=ratio, criterion="order", scope="uniform", recovery_epochs=0)
+    return Part.of(
+        "structured",
+        pruning_ratio=ratio,
+        criterion="order",
+        scope="uniform",
+        schedule="one_shot",
+        recovery_epochs=0,
+    )
 
 
 class SubNetworks:

@@ -50,12 +50,7 @@ def fit(
     Raises:
         TrialError: The loss is no longer finite, a term needs a teacher and there is none, or a tap does not exist.
     """
-    rooted = after_step is not None or any(parametrize.is_parametrized(module) for module in model.modules())
-    if fit_config(part).processes > 1 and not rooted:
-        return parallel.fit_parallel(
-            model, task, train, part, terms=terms, teacher=teacher, seed=seed, on_epoch=on_epoch
-        )
-    return loop.run(
+    return fit_until(
         model,
         task,
         train,
@@ -77,9 +72,11 @@ def fit_until(
     terms: Sequence[Part],
     teacher: TeacherSource | None,
     seed: int,
-    until: int | None,
+    until: int | None = None,
     paused: bytes = b"",
     beside: Beside | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> Fitted:
     """Train ``model`` in place as :func:`fit` does, but pause after ``until`` epochs, to go on from there later.
 
@@ -97,12 +94,18 @@ def fit_until(
         until: Epochs after which to pause; ``None`` for all.
         paused: What the segment before left.
         beside: A further loss of each batch, of what is trained beside the model.
+        on_epoch: Called with each row of the curve.
+        after_step: Called after each optimizer step.
 
     Raises:
         TrialError: As in :func:`fit`; or ``paused`` is damaged or of another model.
     """
-    if fit_config(part).processes > 1 and beside is None:
-        return Fitted(fit(model, task, train, part, terms=terms, teacher=teacher, seed=seed))
+    parametrized = any(parametrize.is_parametrized(module) for module in model.modules())
+    rooted = parametrized or after_step is not None or beside is not None
+    if fit_config(part).processes > 1 and not rooted:
+        return Fitted(
+            parallel.fit_parallel(model, task, train, part, terms=terms, teacher=teacher, seed=seed, on_epoch=on_epoch)
+        )
     return loop.run(
         model,
         task,
@@ -111,6 +114,8 @@ def fit_until(
         terms=terms,
         teacher=teacher,
         seed=seed,
+        on_epoch=on_epoch,
+        after_step=after_step,
         until=until,
         paused=paused,
         beside=beside,

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from autocompress.engine.space import Methods, Space
-from autocompress.knobs import Choice, IntRange, Leaf
+from autocompress.knobs import Choice, IntRange
+from autocompress.supernet import narrowed
 
 # Shares of channels that the sub-networks of a supernet do without: each lies in the one before.
 NARROWER = (0.25, 0.5, 0.65, 0.8)
@@ -28,14 +29,14 @@ def _int8_alone(space: Space) -> Space:
 
 def _supernet(space: Space) -> Space:
     """Train the widest students, their narrower sub-networks along with them, and cut those out."""
-    fixed: Mapping[str, Leaf] = {"criterion": "order", "scope": "uniform", "recovery_epochs": 0, "schedule": "one_shot"}
-    narrower = {**space.declared("prune", "structured", fixed), "pruning_ratio": Choice(NARROWER)}
+    cut = narrowed(NARROWER[-1])
+    narrower = {**space.declared("prune", cut.name, cut.values), "pruning_ratio": Choice(NARROWER)}
     students = {
         name: {knob: value.high if isinstance(value, IntRange) else value for knob, value in knobs.items()}
         for name, knobs in space.sections["student"].items()
     }
     fits = {name: {**knobs, "sandwich": NARROWER[-1]} for name, knobs in space.sections["fit"].items()}
-    return _with(space, student=students, fit=fits, prune={"none": {}, "structured": narrower})
+    return _with(space, student=students, fit=fits, prune={"none": {}, cut.name: narrower})
 
 
 def _with(space: Space, **sections: Methods) -> Space:
