@@ -9,7 +9,6 @@ three limits on the cost are then read on the test split.
 Each run is kept, so that more seeds can be added later.
 """
 
-import argparse
 import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from autocompress.errors import SearchFailedError
 from autocompress.front import axes, full_fidelity, hypervolume, pareto_front
 from autocompress.study import Study
 from benchmarks.arena import mean_and_error
-from benchmarks.keeping import keep, kept
+from benchmarks.keeping import about, keep, kept, questions, turned
 
 WAYS = {"joint": "amortized", "sequential": "sequential", "uniform int8": "uniform_int8"}
 #: Limits on the first cost, as shares of the teacher's.
@@ -103,7 +102,7 @@ def table(runs: list[Run]) -> str:
     lines = [
         "# All at once, or one after the other",
         "",
-        " ".join((__doc__ or "").split("\n\n")[1].split()),
+        about(__doc__),
         "",
         f"| space | way | seeds | hypervolume | {limits} | trainings |",
         "|" + "---|" * (6 + len(LIMITS)),
@@ -148,20 +147,14 @@ def _cell(values: list[float]) -> str:
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spaces", nargs="+", default=["digits", "mnist1d"])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = questions(__doc__, "reports/benchmarks/joint_or_sequential.md", 5)
     parser.add_argument("--minutes", type=float, default=2.0)
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change keys of every spec")
-    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/joint_or_sequential.md"))
     asked = parser.parse_args()
     file = asked.out.with_suffix(".jsonl")
     for seed in range(asked.seeds):
         for space in asked.spaces:
             done = {(each["space"], each["way"], each["seed"]) for each in kept(file)}
-            turn = seed % len(WAYS)
-            for way in [*list(WAYS)[turn:], *list(WAYS)[:turn]]:
+            for way in turned(list(WAYS), seed):
                 if (space, way, seed) not in done:
                     keep(file, asdict(run(space, way, seed, asked.minutes, asked.set, asked.workers)))
     text = table([Run(**each) for each in kept(file)])

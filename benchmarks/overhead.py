@@ -20,6 +20,7 @@ from autocompress.lab import Setup, lab, settled
 from autocompress.records import Cut, Job
 from autocompress.study import Study
 from autocompress.trial import run_trial
+from benchmarks.keeping import about
 
 #: What a training is there for, by the file and the name of the outermost function that does it.
 USEFUL = (
@@ -102,7 +103,7 @@ def main() -> None:
     lines = [
         "# What the engine itself takes",
         "",
-        " ".join((__doc__ or "").split("\n\n")[1].split()),
+        about(__doc__),
         "",
         "| space | jobs | wall, s | outside a job, ms | outside | inside trainings | scoring of trainings |",
         "|---|---|---|---|---|---|---|",

@@ -10,7 +10,6 @@ Each run is kept, so that more seeds can be added later. A contender that never 
 which flatters it; the table says how often.
 """
 
-import argparse
 import statistics
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from autocompress.engine.spec import load_spec
 from autocompress.errors import SearchFailedError
 from autocompress.study import Study
 from benchmarks.arena import geometric_mean
-from benchmarks.keeping import keep, kept
+from benchmarks.keeping import about, keep, kept, questions, turned
 
 PLAIN = "plain TPE"
 OURS = "ours"
@@ -85,7 +84,7 @@ def run(space: str, contender: str, seed: int, target: Run | None, overrides: li
         if target is not None and progress.hypervolume >= target.hypervolume:
             raise Reached
 
-    # Optuna's TPE as it comes; that of a search weighs more points, and draws fewer at random (`engine/sampler.py`).
+    # Optuna's TPE as it comes; that of a search weighs more points (`engine/sampler.py`).
     as_it_comes = mock.patch(
         "autocompress.engine.sampler.make_sampler", lambda name, seed: TPESampler(seed=seed % 2**32)
     )
@@ -120,7 +119,7 @@ def table(runs: list[Run]) -> str:
     lines = [
         "# Time to the hypervolume of a plain study",
         "",
-        " ".join((__doc__ or "").split("\n\n")[1].split()),
+        about(__doc__),
         "",
         f"| contender | {' | '.join(spaces)} | all |",
         "|" + "---|" * (len(spaces) + 2),
@@ -159,13 +158,8 @@ def _cell(ratios: list[float], missed: int) -> str:
 
 def main() -> None:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spaces", nargs="+", default=["digits", "mnist1d"])
-    parser.add_argument("--seeds", type=int, default=10)
+    parser = questions(__doc__, "reports/benchmarks/time_to_hypervolume.md", 10)
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change keys of every spec")
-    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/time_to_hypervolume.md"))
     asked = parser.parse_args()
     file = asked.out.with_suffix(".jsonl")
     for seed in range(asked.seeds):
@@ -174,9 +168,7 @@ def main() -> None:
             if (space, PLAIN, seed) not in done:
                 done[space, PLAIN, seed] = run(space, PLAIN, seed, None, asked.set, asked.workers)
                 keep(file, asdict(done[space, PLAIN, seed]))
-            others = [name for name in asked.contenders if name != PLAIN]
-            turn = seed % max(len(others), 1)
-            for name in others[turn:] + others[:turn]:
+            for name in turned([name for name in asked.contenders if name != PLAIN], seed):
                 if (space, name, seed) not in done:
                     target = done[space, PLAIN, seed]
                     keep(file, asdict(run(space, name, seed, target, asked.set, asked.workers)))
