@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autocompress.backends.base import Backend
+from autocompress.backends.base import Backend, TrialLimits
 from autocompress.config import Part
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
@@ -22,7 +22,7 @@ from autocompress.engine.probe import safe_space
 from autocompress.engine.progress import Progress
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space, open_space
-from autocompress.engine.spec import Source
+from autocompress.engine.spec import SearchSection, Source
 from autocompress.errors import AutocompressError, RunFolderError, SearchFailedError
 from autocompress.lab import Setup, settled
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
@@ -121,7 +121,7 @@ def make_plan(source: Source) -> Plan:
         tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
     )
     try:
-        backend = BACKENDS.get(spec.search.backend)(spec.search.workers)
+        backend = BACKENDS.get(spec.search.backend)(spec.search.workers, limits=_limits(spec.search))
     except AutocompressError as error:
         raise source.error(("search", "backend"), str(error)) from None
     records = tuple(_record(name) for name in spec.objectives)
@@ -169,6 +169,10 @@ def run_search(
         study.close()
         raise
     return study
+
+
+def _limits(search: SearchSection) -> TrialLimits:
+    return TrialLimits(None if search.trial_minutes is None else search.trial_minutes * 60, search.memory)
 
 
 def _known(source: Source, place: tuple[str, ...], name: str, task: Task) -> None:
