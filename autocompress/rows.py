@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS ac_candidates (
     config TEXT NOT NULL, scores TEXT NOT NULL, costs TEXT NOT NULL, details TEXT NOT NULL, checkpoint TEXT,
     complete INTEGER NOT NULL DEFAULT 1);
 CREATE INDEX IF NOT EXISTS ac_candidates_trial ON ac_candidates (trial);
+CREATE TABLE IF NOT EXISTS ac_notes (number INTEGER PRIMARY KEY, notes TEXT NOT NULL);
 """
 CANDIDATE_COLUMNS = ("id", "trial", "epochs", "config", "scores", "costs", "details", "checkpoint", "complete")
 TRIAL_COLUMNS = (

@@ -1,7 +1,7 @@
 """The store: one SQLite file, one writer, read back as two tables.
 
-The tables ``ac_meta``, ``ac_trials`` and ``ac_candidates`` live beside Optuna's own in ``study.db``; they are the
-truth, and Optuna's rows follow them. The driver alone writes; workers return results.
+The tables ``ac_meta``, ``ac_trials`` and ``ac_candidates`` are the truth; ``ac_notes`` is what the sampler remembers,
+written in the same transactions. The driver alone writes; workers return results.
 """
 
 import json
@@ -35,7 +35,9 @@ from autocompress.rows import (
 )
 from autocompress.storage import storage_errors, write_atomic
 
-FORMAT = 2
+FORMAT = 3
+# What can be read, if not continued: its sampler kept its memory elsewhere.
+READABLE = (2, FORMAT)
 DATABASE = "study.db"
 
 
@@ -53,6 +55,7 @@ class Study:
         self.folder = folder
         self._connection = connection
         self._lock = lock
+        self._notes: list[str] = []
 
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> "Study":
@@ -76,6 +79,8 @@ class Study:
         try:
             study = cls(folder, _connect(folder / DATABASE), lock)
             study._check()
+            if study.meta("format") != FORMAT:
+                raise RunFolderError(f"{folder} was made by an older version: it can be read, but not continued")
         except BaseException:
             lock.release()
             raise
@@ -97,7 +102,7 @@ class Study:
             raise RunFolderError(
                 f"{path} cannot be read ({damage}); run `sqlite3 {DATABASE} .recover` on a copy, or start anew"
             ) from None
-        if found != FORMAT:
+        if found not in READABLE:
             other = "an older" if isinstance(found, int) and found < FORMAT else "a newer"
             raise RunFolderError(f"{path} has format {found} of {other} version; this one reads format {FORMAT}")
 
@@ -222,7 +227,16 @@ class Study:
                     "UPDATE ac_candidates SET scores = ? WHERE id = ?", (json.dumps(merged), identity)
                 )
 
+    def note(self, line: str) -> None:
+        """Take a line of JSON for whoever proposes trainings; it is written with the next transaction, or never."""
+        self._notes.append(line)
+
     # -- reading ------------------------------------------------------------------------------
+
+    def notes(self) -> Iterator[Any]:
+        """Yield what :meth:`note` was given, in its order."""
+        for (lines,) in self._connection.execute("SELECT notes FROM ac_notes ORDER BY number"):
+            yield from from_json(lines)
 
     def stored_trials(self) -> list[StoredTrial]:
         """Return every trial in the order of its number."""
@@ -304,7 +318,11 @@ class Study:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
+            if self._notes:
+                lines = f"[{', '.join(self._notes)}]"
+                self._connection.execute("INSERT INTO ac_notes (notes) VALUES (?)", (lines,))
             self._connection.execute("COMMIT")
+            self._notes.clear()
         except BaseException as fault:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

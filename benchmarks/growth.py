@@ -68,7 +68,7 @@ def measure(space: str) -> dict[int, tuple[float, float, int]]:
     tells: list[tuple[int, float]] = []
     with TemporaryDirectory() as folder:
         study = Study.create(Path(folder), {"name": "growth"})
-        proposer = Proposer(Path(folder), "growth", search.sampler, 0, ["maximize", "minimize"], ["accuracy", "cost"])
+        proposer = Proposer(study, "growth", search.sampler, 0, ["maximize", "minimize"], ["accuracy", "cost"])
         driver = Driver(study, open_space(source), search, proposer, OBJECTIVES, {})
         count = 0
         while count < AROUND[-1]:

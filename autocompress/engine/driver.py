@@ -135,6 +135,7 @@ class Driver:
         if found is not None:
             return self._hand_out(found)
         self._stop(self._ladder.give_up())
+        self._proposer.publish()
         self._report()
         return None
 

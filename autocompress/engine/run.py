@@ -297,7 +297,7 @@ def _driver(plan: Plan, study: Study, events: Events) -> Driver:
     spec = plan.source.spec
     objectives = study.meta("objectives")
     proposer = Proposer(
-        study.folder,
+        study,
         spec.name,
         MODES[spec.search.mode].sampler or spec.search.sampler,
         spec.search.seed,

@@ -33,7 +33,7 @@ def driver(
     source = parse_spec(SPEC, "x", overrides)
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {"name": "x"})
     search = source.spec.search
-    proposer = Proposer(folder, "x", search.sampler, search.seed, ["maximize", "minimize"], ["accuracy", "log10 cost"])
+    proposer = Proposer(study, "x", search.sampler, search.seed, ["maximize", "minimize"], ["accuracy", "log10 cost"])
     report = (lambda progress: None) if seen is None else seen.append
     return Driver(study, open_space(source), search, proposer, OBJECTIVES, {}, start, report)
 
@@ -128,7 +128,7 @@ def test_a_duplicate_of_a_running_training_is_answered_when_that_finishes(tmp_pa
     assert first is not None
     assert second is not None
     assert found.ask() is None
-    study = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="x")
+    study = found._proposer._study
     assert not [t for t in study.trials if t.state is optuna.trial.TrialState.COMPLETE]
     found.tell(first, fake_result(first))
     found.tell(second, fake_result(second))
@@ -280,7 +280,7 @@ def test_an_objective_that_never_varies_leaves_the_other_to_choose_by(
 def test_a_reference_inside_the_front_counts_nothing_beyond_it_and_the_search_goes_on(tmp_path: Path) -> None:
     source = parse_spec(SPEC, "x", ["search.promotion=pareto_rank"])
     study = Study.create(tmp_path, {})
-    proposer = Proposer(tmp_path, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
+    proposer = Proposer(study, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
     # No student is as good as the worst that counts.
     box = [{**OBJECTIVES[0], "box": [0.999, 1.0]}, OBJECTIVES[1]]
     found = Driver(study, open_space(source), source.spec.search, proposer, box, {})
@@ -302,7 +302,7 @@ def test_fewer_trainings_than_any_start_up_still_come_to_their_end(tmp_path: Pat
 def test_limits_are_told_as_constraints(tmp_path: Path) -> None:
     source = parse_spec(SPEC, "x", ["search.trials=3"])
     study = Study.create(tmp_path, {})
-    proposer = Proposer(tmp_path, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
+    proposer = Proposer(study, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
     limits = {"effective_flops": {"max": 5e4}, "accuracy": {"min": 0.9}}
     finish(Driver(study, open_space(source), source.spec.search, proposer, OBJECTIVES, limits))
     told = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="x").trials
@@ -517,7 +517,7 @@ def test_every_mode_leaves_a_space_that_can_be_searched(mode: str) -> None:
 def limited(folder: Path, most: float) -> Driver:
     source = parse_spec(SPEC, "x", ["search.trials=8"])
     study = Study.create(folder, {})
-    proposer = Proposer(folder, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
+    proposer = Proposer(study, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
 
     def price(training: Any, cuts: Sequence[Any]) -> list[dict[str, float]]:
         return [dict(each.costs) for each in fake_result(Job(0, training, tuple(cuts))).candidates]
