@@ -78,7 +78,8 @@ class Driver:
         self._amortized = mode.amortized
         self._archive = Archive(objectives)
         self._limits = CostLimits(limits, self._archive.value, price)
-        self._refinement = self._cutting(space.cuts() if self._amortized else (), mode, max_drop, price)
+        self._cuts = space.cuts() if self._amortized else ()
+        self._refinement = self._cutting(self._cuts, mode, max_drop, price)
         rule = mode.promotion or search.promotion
         self._rungs = 0 if rule == "always" else RUNGS
         self._ladder = Ladder(PROMOTION_RULES.get(rule)(), self._archive.score_column)
@@ -125,6 +126,8 @@ class Driver:
             return self._hand_out(job)
         if self.hopeless:
             return None
+        # Once for all results since the last call.
+        self._stop(self._ladder.hopeless())
         found = self._promoted() or self._further() or self._fresh()
         if found is not None:
             return self._hand_out(found)
@@ -147,8 +150,6 @@ class Driver:
         self._counts[State.RUNNING] -= 1
         self._pace.note(self._epochs(job), result.seconds)
         self._absorb(job, result.state, result.candidates, gain)
-        if result.state is State.PAUSED:
-            self._stop(self._ladder.hopeless())
         self._report()
 
     # -- what others may know -----------------------------------------------------------------
@@ -213,7 +214,7 @@ class Driver:
             key = self._key(whole)
             if self._answers.knows(key):
                 self._answers.repeat(key, trial)
-            elif violations := self._limits.excess(training, self._space.cuts() if self._amortized else (cut,)):
+            elif violations := self._limits.excess(training, self._cuts or (cut,)):
                 self.refused += 1
                 self._proposer.tell(trial, None, violations, stopped=True)
             else:
