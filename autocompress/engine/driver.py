@@ -86,6 +86,7 @@ class Driver:
         self._trainings: dict[int, Job] = {}
         self._answers = Answers(proposer)
         self._pending: list[Job] = []
+        self._under_way: set[int] = set()
         self._counts = dict.fromkeys(State, 0)
         self._candidates = 0
         self._next = 0
@@ -148,9 +149,17 @@ class Driver:
         gain = self._gain(result.candidates)
         self._study.finish(result, elapsed=self.elapsed, hypervolume=self._archive.hypervolume)
         self._counts[State.RUNNING] -= 1
+        self._under_way.discard(job.number)
         self._pace.note(self._epochs(job), result.seconds)
         self._absorb(job, result.state, result.candidates, gain)
         self._report()
+
+    def leave(self) -> None:
+        """Close the books: what is still under way was cancelled by whoever ends the search, and did not fail."""
+        if self._under_way:
+            self._study.cancel(sorted(self._under_way))
+            self._under_way.clear()
+        self._proposer.publish()
 
     # -- what others may know -----------------------------------------------------------------
 
@@ -173,6 +182,7 @@ class Driver:
 
     def _hand_out(self, job: Job) -> Job:
         self._counts[State.RUNNING] += 1
+        self._under_way.add(job.number)
         self._report()
         return self._study.loaded(job)
 

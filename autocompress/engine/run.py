@@ -159,6 +159,7 @@ def run_search(
         try:
             plan.backend.run(driver.ask, TrialRunner(plan.setup, guests([plan.task.name])), driver.tell)
         finally:
+            driver.leave()
             study.set_meta({"seconds": driver.elapsed, "exhausted": driver.exhausted})
         if driver.hopeless or study.candidates().empty:
             raise SearchFailedError(_why_nothing(plan, driver, study))

@@ -11,7 +11,7 @@ from optuna.trial import Trial, TrialState
 
 from autocompress.config import fingerprint
 from autocompress.engine.memory import Memory
-from autocompress.errors import StorageError
+from autocompress.engine.publishing import publish
 from autocompress.knobs import Leaf
 from autocompress.study import DATABASE, Study
 
@@ -98,15 +98,8 @@ class Proposer:
         told = sum(trial.state.is_finished() for trial in self._study.get_trials(deepcopy=False))
         if told == self._published:
             return
-        name = self._study.study_name
-        try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{self._database.resolve()}")
-            if name in optuna.get_all_study_names(storage):
-                optuna.delete_study(study_name=name, storage=storage)
-            optuna.copy_study(from_study_name=name, from_storage=self._study._storage, to_storage=storage)
-        except optuna.exceptions.StorageInternalError as fault:
-            reason = str(fault.__cause__ or fault).partition("\n")[0]
-            raise StorageError(f"cannot write {self._database} ({reason}); free some space") from fault
+        with _quiet():
+            publish(self._study, self._database)
         self._published = told
 
     def running(self) -> list[int]:

@@ -540,3 +540,15 @@ def test_a_limit_that_nothing_meets_ends_the_search(tmp_path: Path) -> None:
     found = limited(tmp_path, 1.0)
     assert finish(found) == []
     assert found.exhausted
+
+
+def test_a_training_that_was_cancelled_as_often_as_it_likes_has_not_failed(tmp_path: Path) -> None:
+    for _ in range(4):
+        found = driver(tmp_path)
+        job = found.ask()
+        assert job is not None
+        assert job.number == 0
+        found.leave()
+        close(found)
+    finish(driver(tmp_path))
+    assert states(tmp_path) == {"complete": 12}
