@@ -62,7 +62,12 @@ def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, see
     source = load_spec("digits", [*overrides, f"search.seed={seed}"])
     draw = np.random.default_rng(seed)
     clock = 0.0
-    with TemporaryDirectory() as folder, patch("autocompress.engine.driver.now", lambda: clock):
+    with (
+        TemporaryDirectory() as folder,
+        patch("autocompress.engine.driver.now", lambda: clock),
+        # What is written once, after the search, for others to read.
+        patch.object(Proposer, "publish"),
+    ):
         study = Study.create(Path(folder), {"name": "simulated"})
         directions, names = ["maximize", "minimize"], ["accuracy", "cost"]
         proposer = Proposer(study, "simulated", sampler, seed, directions, names)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Protocol
 
 import moocore
@@ -111,9 +112,16 @@ def _stacked(points: Points) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     return owners[finite], np.ascontiguousarray(rows[finite])
 
 
-def _exclusive(owners: NDArray[np.int64], rows: NDArray[np.float64], trials: list[int]) -> dict[int, float]:
+def _exclusive(owners: NDArray[np.int64], rows: NDArray[np.float64], trials: list[int]) -> Mapping[int, float]:
     """Return the hypervolume that each trial alone dominates."""
-    reference = np.ones(rows.shape[1])
+    return _exclusive_of(owners.tobytes(), rows.tobytes(), rows.shape[1], tuple(trials))
+
+
+# Most results leave most levels as they were, and a level costs one hypervolume for each of its trials.
+@lru_cache(maxsize=256)
+def _exclusive_of(owners_: bytes, rows_: bytes, objectives: int, trials: tuple[int, ...]) -> Mapping[int, float]:
+    owners, rows = np.frombuffer(owners_, dtype=np.int64), np.frombuffer(rows_).reshape(-1, objectives)
+    reference = np.ones(objectives)
     whole = moocore.hypervolume(rows, ref=reference)
     found = {}
     for trial in trials:
