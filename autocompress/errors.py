@@ -6,6 +6,7 @@ AutocompressError                 1  something failed
 │   ├── KnobError                 2  a value outside its knob's range
 │   ├── SpecError                 2  a search-space file that cannot be used
 │   └── RunFolderError            2  a run folder that is missing, foreign, in use or changed
+│       └── UnfinishedRunError    2  the same search was begun there and not ended
 ├── CompressionError              1  a method cannot compress this model
 ├── TrialError                    1  a trial cannot produce candidates
 ├── SearchFailedError             1  every trial failed
@@ -46,6 +47,10 @@ class SpecError(UsageError):
 
 class RunFolderError(UsageError):
     """A run folder that is missing, foreign, in use or changed."""
+
+
+class UnfinishedRunError(RunFolderError):
+    """The same search was begun there and not ended."""
 
 
 class CompressionError(AutocompressError):

@@ -25,7 +25,7 @@ FLOORS: list[set[str]] = [
     {"engine"},
     {"report", "export"},
     {"api", "console", "catalogue"},
-    {"display", "outcome"},
+    {"display", "outcome", "stopping"},
     {"cli"},
     {"__init__"},
 ]

@@ -16,6 +16,7 @@ from autocompress.config import Part
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver
+from autocompress.engine.earlier import look
 from autocompress.engine.finish import finish
 from autocompress.engine.modes import MODES
 from autocompress.engine.probe import safe_space
@@ -23,7 +24,7 @@ from autocompress.engine.progress import Progress
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import SearchSection, Source
-from autocompress.errors import AutocompressError, RunFolderError, SearchFailedError
+from autocompress.errors import AutocompressError, SearchFailedError
 from autocompress.lab import Setup, settled
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
 from autocompress.plugins import guests
@@ -192,27 +193,13 @@ def _record(name: str) -> dict[str, Any]:
 
 def _open(plan: Plan, folder: Path, resume: bool, command: str) -> Study:
     spec = plan.source.spec
-    if not (resume and (folder / DATABASE).exists()):
-        study = Study.create(folder, {"name": spec.name, "content": spec.content(), "command": command})
-    else:
+    look(folder, spec, resume=resume, command=command)
+    if (folder / DATABASE).exists():
         study = Study.open(folder)
-        before = study.meta("content")
-        if before != spec.content():
-            changed = _first_difference(before, spec.content())
-            study.close()
-            raise RunFolderError(
-                f"{folder} was searched with another spec: {changed} differs; restore it, or --name a new run"
-            )
+    else:
+        study = Study.create(folder, {"name": spec.name, "content": spec.content(), "command": command})
     write_atomic(folder / "spec.yaml", spec.to_yaml())
     return study
-
-
-def _first_difference(before: Any, after: Any, place: str = "") -> str:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key):
-                return _first_difference(before.get(key), after.get(key), f"{place}.{key}" if place else str(key))
-    return f"{place} ({before!r} then, {after!r} now)"
 
 
 def _teacher(plan: Plan, events: Events) -> Teacher:
