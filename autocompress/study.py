@@ -166,7 +166,7 @@ class Study:
             self._connection.execute("UPDATE ac_trials SET attempts = attempts + 1 WHERE number = ?", (number,))
 
     def cancel(self, numbers: Iterable[int]) -> None:
-        """Uncount the executions of jobs that were cancelled: they did not fail, and come first when the run goes on."""
+        """Uncount executions that were cancelled: their jobs did not fail, and come first when the run goes on."""
         with self._transaction():
             self._connection.executemany(
                 "UPDATE ac_trials SET attempts = attempts - 1 WHERE number = ?", [(number,) for number in numbers]

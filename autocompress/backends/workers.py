@@ -215,8 +215,14 @@ def _said(code: int | None) -> str:
 def _work(pipe: Connection, memory: int | None) -> None:
     """Run jobs until the driver has none, or is gone."""
     _stand_alone()
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # The driver is gone.
+        _serve(pipe, memory)
+
+
+def _serve(pipe: Connection, memory: int | None) -> None:
+    content = pipe.recv_bytes()
     try:
-        evaluate: Evaluate = pickle.loads(pipe.recv_bytes())
+        evaluate: Evaluate = pickle.loads(content)
         evaluate.prepare()
         if memory is not None:
             _confine(memory)
@@ -225,13 +231,7 @@ def _work(pipe: Connection, memory: int | None) -> None:
         pipe.send_bytes(pickle.dumps(f"{name}{error}"))
         return
     pipe.send_bytes(pickle.dumps(READY))
-    while True:
-        try:
-            job: Job | None = pickle.loads(pipe.recv_bytes())
-        except (EOFError, OSError):
-            return
-        if job is None:
-            return
+    while (job := pickle.loads(pipe.recv_bytes())) is not None:
         pipe.send_bytes(_answer(evaluate, job))
 
 

@@ -118,7 +118,7 @@ def _exclusive(owners: NDArray[np.int64], rows: NDArray[np.float64], trials: lis
 
 
 # Most results leave most levels as they were, and a level costs one hypervolume for each of its trials.
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def _exclusive_of(owners_: bytes, rows_: bytes, objectives: int, trials: tuple[int, ...]) -> Mapping[int, float]:
     owners, rows = np.frombuffer(owners_, dtype=np.int64), np.frombuffer(rows_).reshape(-1, objectives)
     reference = np.ones(objectives)

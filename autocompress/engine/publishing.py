@@ -41,8 +41,8 @@ def publish(study: optuna.Study, database: Path) -> None:
             storage.set_study_system_attr(place, key, value)
         storage.engine.dispose()
         _write(database, place, study.get_trials(deepcopy=False))
-    except (optuna.exceptions.StorageInternalError, sqlite3.OperationalError) as fault:
-        reason = str(fault.__cause__ or fault).partition("\n")[0]
+    except Exception as fault:  # Three libraries have their say; a search is not lost for what it does not need.
+        reason = str(fault.__cause__ or fault).partition("\n")[0] or type(fault).__name__
         if any(word in reason for word in ("full", "readonly", "disk I/O")):
             raise StorageError(f"cannot write {database} ({reason}); free some space, and run with --resume") from fault
         warnings.warn(f"Optuna's own tables were not written to {database}: {reason}", stacklevel=2)
