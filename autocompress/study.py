@@ -24,6 +24,7 @@ from autocompress.records import Candidate, Job, State, TrialResult
 from autocompress.rows import (
     CANDIDATE_COLUMNS,
     SCHEMA,
+    SEALED,
     TRIAL_COLUMNS,
     StoredTrial,
     candidate_of,
@@ -31,6 +32,7 @@ from autocompress.rows import (
     cut_number,
     flat_candidate,
     job_row,
+    seal_of,
     trial_of,
 )
 from autocompress.storage import storage_errors, write_atomic
@@ -98,13 +100,28 @@ class Study:
         path = self.folder / DATABASE
         try:
             found = self.meta("format")
-        except sqlite3.DatabaseError as damage:
+            damage = self._damage() if found == FORMAT else ""
+        except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as fault:
+            found, damage = FORMAT, str(fault)
+        if damage:
             raise RunFolderError(
-                f"{path} cannot be read ({damage}); run `sqlite3 {DATABASE} .recover` on a copy, or start anew"
-            ) from None
+                f"{path} is damaged ({damage}); run `sqlite3 {DATABASE} .recover` on a copy, or start anew"
+            )
         if found not in READABLE:
             other = "an older" if isinstance(found, int) and found < FORMAT else "a newer"
             raise RunFolderError(f"{path} has format {found} of {other} version; this one reads format {FORMAT}")
+
+    def _damage(self) -> str:
+        """Return what of the file is not as it was written; empty if all is."""
+        (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            return str(found).replace("\n", " ")
+        for table, (key, *rest) in SEALED.items():
+            query = f"SELECT {key} FROM {table} WHERE seal IS NOT seal_of({', '.join([key, *rest])})"
+            broken = [str(row[0]) for row in self._connection.execute(query)]
+            if broken:
+                return f"{table[3:]} {', '.join(broken[:5])}{' and more' * (len(broken) > 5)} changed since written"
+        return ""
 
     def close(self) -> None:
         """Close the file and free the lock."""
@@ -136,7 +153,7 @@ class Study:
         """Write values of the description in one transaction."""
         with self._transaction():
             self._connection.executemany(
-                "INSERT INTO ac_meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                "INSERT INTO ac_meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
                 [(key, json.dumps(value)) for key, value in values.items()],
             )
 
@@ -193,7 +210,8 @@ class Study:
                 ),
             )
             self._connection.executemany(
-                f"INSERT OR REPLACE INTO ac_candidates VALUES ({', '.join('?' * len(CANDIDATE_COLUMNS))})",
+                f"INSERT OR REPLACE INTO ac_candidates ({', '.join(CANDIDATE_COLUMNS)})"
+                f" VALUES ({', '.join('?' * len(CANDIDATE_COLUMNS))})",
                 [candidate_row(candidate) for candidate in result.candidates],
             )
         if result.state is not State.PAUSED:
@@ -344,6 +362,7 @@ class Study:
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+        connection.create_function("seal_of", -1, seal_of, deterministic=True)
         # Journal mode is a property of the file, so Optuna's connections share it.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")

@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -91,7 +92,7 @@ def driver_process(harm: Callable[[], None], *arguments: Any) -> Iterator[int]:
     """Run :func:`drive` in a process that is forked, so that none waits for torch to be imported."""
     import autocompress.engine.driver  # noqa: F401
 
-    process = os.fork()
+    process = _forked()
     if not process:
         code = 1
         try:
@@ -103,6 +104,13 @@ def driver_process(harm: Callable[[], None], *arguments: Any) -> Iterator[int]:
     yield process
     with suppress(ChildProcessError):
         os.waitpid(process, 0)
+
+
+def _forked() -> int:
+    with warnings.catch_warnings():
+        # Of a process with threads: those of a test runner hold nothing that the child needs.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
 
 
 def nothing() -> None:
@@ -209,7 +217,7 @@ def _unseeded(config: str) -> str:
 def killed_workers(place: Path, trials: int = 60, killed: int = 20) -> Figure:
     """Row 2: workers that are killed, and a configuration that kills its worker every time."""
     draw = random.Random(1)
-    faults = {number: "kill once" for number in draw.sample(range(1, trials), killed)} | {0: "kill"}
+    faults = dict.fromkeys(draw.sample(range(1, trials), killed), "kill once") | {0: "kill"}
     pretend = Pretend(place / "log", 0.0, faults)
     drive(place, trials, 2, pretend, "search.promotion=always")
     trainings = rows(place, "SELECT number, state, reason FROM ac_trials")
@@ -310,6 +318,41 @@ def second_driver(place: Path) -> Figure:
     return Figure("refused in 1 s, naming the process", f"after {took:.3f} s: {said.replace(str(process), 'N')}", held)
 
 
+def damaged_store(place: Path, cuts: int = 20, flips: int = 200) -> Figure:
+    """Row 7: a store whose tail is cut off, and one with flipped bytes."""
+    from autocompress.errors import AutocompressError
+    from autocompress.study import DATABASE, Study
+
+    def content(folder: Path) -> list[Any]:
+        with Study.read(folder) as study:
+            return [study.candidates().to_csv(), study.trials().to_csv(), study.all_meta(), list(study.notes())]
+
+    drive(place, 20, 1, Pretend(place / "log", 0.0))
+    intact = (place / DATABASE).read_bytes()
+    expected = content(place)
+    draw = random.Random(0)
+    harmed = [intact[: draw.randrange(len(intact))] for _ in range(cuts)]
+    for _ in range(flips):
+        where = draw.randrange(len(intact))
+        harmed.append(intact[:where] + bytes([intact[where] ^ (1 << draw.randrange(8))]) + intact[where + 1 :])
+    counts = {"refused with what to do": 0, "read as it was": 0, "silently wrong": 0, "crashed": 0}
+    for number, data in enumerate(harmed):
+        folder = place / str(number)
+        folder.mkdir()
+        (folder / DATABASE).write_bytes(data)
+        try:
+            found = "read as it was" if content(folder) == expected else "silently wrong"
+        except AutocompressError as refusal:
+            says = any(word in str(refusal) for word in ("recover", "start anew", "point at"))
+            found = "refused with what to do" if says else "crashed"
+        except Exception:
+            found = "crashed"
+        counts[found] += 1
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    held = not counts["silently wrong"] and not counts["crashed"]
+    return Figure("no silent wrong value", f"{cuts} cut, {flips} flipped: {told}", held)
+
+
 def full_disk(place: Path) -> Figure:
     """Row 8: no space left, as a limit on the size of files shows it."""
     import resource
@@ -320,7 +363,7 @@ def full_disk(place: Path) -> Figure:
     def harm() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 
-    process = os.fork()
+    process = _forked()
     if not process:
         code = 1
         try:
@@ -495,6 +538,7 @@ ROWS: dict[int, Callable[[Path], Figure]] = {
     4: hung_trials,
     5: interrupted,
     6: second_driver,
+    7: damaged_store,
     8: full_disk,
     9: bad_results,
     15: hopeless,
