@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from autocompress.errors import NoCandidateError, RunFolderError, SearchFailedError, UsageError, did_you_mean
+from autocompress.errors import (
+    NoCandidateError,
+    RunFolderError,
+    SearchFailedError,
+    UsageError,
+    WorkersError,
+    did_you_mean,
+)
 from autocompress.front import full_fidelity, pareto_front
 from autocompress.pick import Pick, pick
 from autocompress.study import DATABASE, Study
@@ -156,9 +163,11 @@ def search(
     Raises:
         SpecError: Something in the spec is wrong; the message names the line.
         UsageError: The teacher does not work on the data, or there is neither spec nor teacher.
+        UnfinishedRunError: The same search was begun there and not ended; ``resume`` continues it.
         RunFolderError: The run exists already, or was made by another spec.
         SearchFailedError: Every trial failed.
     """
+    from autocompress.engine.earlier import look
     from autocompress.engine.run import make_plan, run_search
     from autocompress.engine.spec import load_spec
 
@@ -181,11 +190,13 @@ def search(
         "name": name,
     }
     extra = [f"{key}={value}" for key, value in given.items() if value is not None]
-    plan = make_plan(load_spec(spec, [*overrides, *extra]))
-    folder = Path(runs) / plan.source.spec.name
+    source = load_spec(spec, [*overrides, *extra])
+    folder = Path(runs) / source.spec.name
+    look(folder, source.spec, resume=resume, command=command)
+    plan = make_plan(source)
     try:
         run_search(plan, folder, resume=resume, command=command, events=events).close()
-    except (KeyboardInterrupt, SearchFailedError):
+    except (KeyboardInterrupt, SearchFailedError, WorkersError):
         # Whatever ended the search, what it found so far is worth a page.
         _page_of_the_broken(folder)
         raise
@@ -247,6 +258,8 @@ def find_run(run: str | Path, runs: Path | str = RUNS) -> Path:
 
 
 def _page_of_the_broken(folder: Path) -> None:
+    if not (folder / DATABASE).is_file():
+        return
     front = Front(folder)
     if "objectives" in front.meta:
         front.report()

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autocompress.errors import AutocompressError, NoCandidateError, UsageError
+from autocompress.errors import AutocompressError, NoCandidateError, UnfinishedRunError, UsageError
 
 app = typer.Typer(
     name="autocompress",
@@ -25,8 +25,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Start with: autocompress search digits",
 )
-
-INTERRUPTED = 130
 
 
 class TableFormat(StrEnum):
@@ -92,24 +90,27 @@ def search(
         return
     from autocompress import api
     from autocompress.display import SearchDisplay
+    from autocompress.stopping import Stopping
 
     command = "autocompress " + shlex.join(sys.argv[1:])
-    display = SearchDisplay(out)
-    try:
-        with display:
-            front = api.search(
-                spec,
-                overrides=overrides,
-                resume=resume,
-                runs=runs,
-                events=display.events,
-                command=command,
-                **_kept(given),
-            )
-    except KeyboardInterrupt:
-        again = command if resume else f"{command} --resume"
-        print(f"interrupted; what was found is kept. Continue with: {again}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+
+    def go(resume: bool) -> api.Front:
+        display = SearchDisplay(out)
+        told: dict[str, Any] = {"resume": resume, "runs": runs, "events": display.events, "command": command}
+        try:
+            with display:
+                return api.search(spec, overrides=overrides, **told, **_kept(given))
+        except UnfinishedRunError as found:
+            _offer(found)
+            return go(True)
+
+    with Stopping() as stopping:
+        try:
+            front = go(resume)
+        except KeyboardInterrupt:
+            again = command if resume else f"{command} --resume"
+            print(f"interrupted; what was found is kept. Continue with: {again}", file=sys.stderr)
+            raise typer.Exit(stopping.exit_code) from None
     from autocompress.outcome import print_outcome
 
     print_outcome(front, plugin or [])
@@ -342,6 +343,15 @@ def _load(plugins: list[Path] | None) -> None:
 
         for path in plugins:
             load_plugin(path)
+
+
+def _offer(found: UnfinishedRunError) -> None:
+    """Ask whether to continue a run that was not ended; where nobody can answer, say how."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise found
+    what = str(found).partition(";")[0]
+    if not typer.confirm(f"{what}. Continue it?", default=True):
+        raise UsageError("nothing was changed; give the new run a --name")
 
 
 def _kept(given: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,11 @@ AutocompressError                 1  something failed
 │   ├── KnobError                 2  a value outside its knob's range
 │   ├── SpecError                 2  a search-space file that cannot be used
 │   └── RunFolderError            2  a run folder that is missing, foreign, in use or changed
+│       └── UnfinishedRunError    2  the same search was begun there and not ended
 ├── CompressionError              1  a method cannot compress this model
 ├── TrialError                    1  a trial cannot produce candidates
 ├── SearchFailedError             1  every trial failed
+├── WorkersError                  1  no worker starts
 ├── ArtifactError                 1  an exported folder is damaged or cannot be written
 │   └── VerificationError         1  the exported model does not behave as the searched one
 ├── NoCandidateError              3  no candidate satisfies what was asked
@@ -47,6 +49,10 @@ class RunFolderError(UsageError):
     """A run folder that is missing, foreign, in use or changed."""
 
 
+class UnfinishedRunError(RunFolderError):
+    """The same search was begun there and not ended."""
+
+
 class CompressionError(AutocompressError):
     """A method cannot compress this model."""
 
@@ -57,6 +63,10 @@ class TrialError(AutocompressError):
 
 class SearchFailedError(AutocompressError):
     """Every trial failed."""
+
+
+class WorkersError(AutocompressError):
+    """No worker starts."""
 
 
 class ArtifactError(AutocompressError):

@@ -1,5 +1,6 @@
 """Records as rows of the store, and back."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,18 +12,35 @@ from autocompress.config import CompressionConfig, Part
 from autocompress.records import Base, Candidate, Cut, Job, Role, State
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS ac_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS ac_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, seal TEXT);
 CREATE TABLE IF NOT EXISTS ac_trials (
     number INTEGER PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL, config TEXT NOT NULL, cuts TEXT NOT NULL,
     rung INTEGER, until INTEGER, base TEXT,
     optuna INTEGER, attempts INTEGER NOT NULL DEFAULT 1, reason TEXT NOT NULL DEFAULT '', seconds REAL,
-    elapsed REAL, hypervolume REAL, curve TEXT NOT NULL DEFAULT '[]');
+    elapsed REAL, hypervolume REAL, curve TEXT NOT NULL DEFAULT '[]', seal TEXT);
 CREATE TABLE IF NOT EXISTS ac_candidates (
     id TEXT PRIMARY KEY, trial INTEGER NOT NULL REFERENCES ac_trials (number), epochs INTEGER NOT NULL,
     config TEXT NOT NULL, scores TEXT NOT NULL, costs TEXT NOT NULL, details TEXT NOT NULL, checkpoint TEXT,
-    complete INTEGER NOT NULL DEFAULT 1);
+    complete INTEGER NOT NULL DEFAULT 1, seal TEXT);
 CREATE INDEX IF NOT EXISTS ac_candidates_trial ON ac_candidates (trial);
+CREATE TABLE IF NOT EXISTS ac_notes (number INTEGER PRIMARY KEY, notes TEXT NOT NULL, seal TEXT);
 """
+# Columns under each table's seal, the key first.
+SEALED = {
+    "ac_meta": ("key", "value"),
+    "ac_trials": (
+        *("number", "role", "state", "config", "cuts", "rung", "until", "base", "optuna", "attempts", "reason"),
+        *("seconds", "elapsed", "hypervolume", "curve"),
+    ),
+    "ac_candidates": ("id", "trial", "epochs", "config", "scores", "costs", "details", "checkpoint", "complete"),
+    "ac_notes": ("number", "notes"),
+}
+# SQLite keeps no checksums: a flipped byte in a number would be read as another number.
+for _table, (_key, *_rest) in SEALED.items():
+    _sealed = ", ".join([_key, *_rest])
+    _seal = f"UPDATE {_table} SET seal = seal_of({_sealed}) WHERE {_key} = NEW.{_key};"
+    for _name, _event in (("insert", "INSERT"), ("update", f"UPDATE OF {_sealed}")):
+        SCHEMA += f"CREATE TRIGGER IF NOT EXISTS {_table}_{_name} AFTER {_event} ON {_table} BEGIN {_seal} END;\n"
 CANDIDATE_COLUMNS = ("id", "trial", "epochs", "config", "scores", "costs", "details", "checkpoint", "complete")
 TRIAL_COLUMNS = (
     "number",
@@ -126,6 +144,16 @@ def flat_candidate(role: str, row: Mapping[str, Any]) -> dict[str, Any]:
     found["config"] = row["config"]
     found["details"] = from_json(row["details"])
     return found
+
+
+def seal_of(*values: Any) -> str:
+    """Return what is stored beside a row, to tell it from a damaged one.
+
+    Example:
+        >>> seal_of("t0c0", 0.5) == seal_of("t0c0", 0.5), seal_of("t0c0", 0.5) == seal_of("t0c0", 0.25)
+        (True, False)
+    """
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
 
 
 def cut_number(identity: str) -> int:

@@ -25,7 +25,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as reason:
-        if reason.errno in (errno.ENOSPC, errno.EDQUOT):
+        if reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(f"no space left for {path}; free some and run again with --resume") from reason
         if reason.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StorageError(f"{path} cannot be written ({reason.strerror}); choose another folder") from reason

@@ -1,7 +1,7 @@
 """The store: one SQLite file, one writer, read back as two tables.
 
-The tables ``ac_meta``, ``ac_trials`` and ``ac_candidates`` live beside Optuna's own in ``study.db``; they are the
-truth, and Optuna's rows follow them. The driver alone writes; workers return results.
+The tables ``ac_meta``, ``ac_trials`` and ``ac_candidates`` are the truth; ``ac_notes`` is what the sampler remembers,
+written in the same transactions. The driver alone writes; workers return results.
 """
 
 import json
@@ -24,6 +24,7 @@ from autocompress.records import Candidate, Job, State, TrialResult
 from autocompress.rows import (
     CANDIDATE_COLUMNS,
     SCHEMA,
+    SEALED,
     TRIAL_COLUMNS,
     StoredTrial,
     candidate_of,
@@ -31,11 +32,14 @@ from autocompress.rows import (
     cut_number,
     flat_candidate,
     job_row,
+    seal_of,
     trial_of,
 )
 from autocompress.storage import storage_errors, write_atomic
 
-FORMAT = 2
+FORMAT = 3
+# What can be read, if not continued: its sampler kept its memory elsewhere.
+READABLE = (2, FORMAT)
 DATABASE = "study.db"
 
 
@@ -53,6 +57,7 @@ class Study:
         self.folder = folder
         self._connection = connection
         self._lock = lock
+        self._notes: list[str] = []
 
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> "Study":
@@ -76,6 +81,8 @@ class Study:
         try:
             study = cls(folder, _connect(folder / DATABASE), lock)
             study._check()
+            if study.meta("format") != FORMAT:
+                raise RunFolderError(f"{folder} was made by an older version: it can be read, but not continued")
         except BaseException:
             lock.release()
             raise
@@ -93,13 +100,28 @@ class Study:
         path = self.folder / DATABASE
         try:
             found = self.meta("format")
-        except sqlite3.DatabaseError as damage:
+            damage = self._damage() if found == FORMAT else ""
+        except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as fault:
+            found, damage = FORMAT, str(fault)
+        if damage:
             raise RunFolderError(
-                f"{path} cannot be read ({damage}); run `sqlite3 {DATABASE} .recover` on a copy, or start anew"
-            ) from None
-        if found != FORMAT:
+                f"{path} is damaged ({damage}); run `sqlite3 {DATABASE} .recover` on a copy, or start anew"
+            )
+        if found not in READABLE:
             other = "an older" if isinstance(found, int) and found < FORMAT else "a newer"
             raise RunFolderError(f"{path} has format {found} of {other} version; this one reads format {FORMAT}")
+
+    def _damage(self) -> str:
+        """Return what of the file is not as it was written; empty if all is."""
+        (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            return str(found).replace("\n", " ")
+        for table, (key, *rest) in SEALED.items():
+            query = f"SELECT {key} FROM {table} WHERE seal IS NOT seal_of({', '.join([key, *rest])})"
+            broken = [str(row[0]) for row in self._connection.execute(query)]
+            if broken:
+                return f"{table[3:]} {', '.join(broken[:5])}{' and more' * (len(broken) > 5)} changed since written"
+        return ""
 
     def close(self) -> None:
         """Close the file and free the lock."""
@@ -131,7 +153,7 @@ class Study:
         """Write values of the description in one transaction."""
         with self._transaction():
             self._connection.executemany(
-                "INSERT INTO ac_meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                "INSERT INTO ac_meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
                 [(key, json.dumps(value)) for key, value in values.items()],
             )
 
@@ -160,6 +182,13 @@ class Study:
         with self._transaction():
             self._connection.execute("UPDATE ac_trials SET attempts = attempts + 1 WHERE number = ?", (number,))
 
+    def cancel(self, numbers: Iterable[int]) -> None:
+        """Uncount executions that were cancelled: their jobs did not fail, and come first when the run goes on."""
+        with self._transaction():
+            self._connection.executemany(
+                "UPDATE ac_trials SET attempts = attempts - 1 WHERE number = ?", [(number,) for number in numbers]
+            )
+
     def finish(self, result: TrialResult, *, elapsed: float, hypervolume: float) -> None:
         """Record a result, final or paused, with its candidates in one transaction; files are written first."""
         for name, content in result.checkpoints.items():
@@ -181,7 +210,8 @@ class Study:
                 ),
             )
             self._connection.executemany(
-                f"INSERT OR REPLACE INTO ac_candidates VALUES ({', '.join('?' * len(CANDIDATE_COLUMNS))})",
+                f"INSERT OR REPLACE INTO ac_candidates ({', '.join(CANDIDATE_COLUMNS)})"
+                f" VALUES ({', '.join('?' * len(CANDIDATE_COLUMNS))})",
                 [candidate_row(candidate) for candidate in result.candidates],
             )
         if result.state is not State.PAUSED:
@@ -222,7 +252,16 @@ class Study:
                     "UPDATE ac_candidates SET scores = ? WHERE id = ?", (json.dumps(merged), identity)
                 )
 
+    def note(self, line: str) -> None:
+        """Take a line of JSON for whoever proposes trainings; it is written with the next transaction, or never."""
+        self._notes.append(line)
+
     # -- reading ------------------------------------------------------------------------------
+
+    def notes(self) -> Iterator[Any]:
+        """Yield what :meth:`note` was given, in its order."""
+        for (lines,) in self._connection.execute("SELECT notes FROM ac_notes ORDER BY number"):
+            yield from from_json(lines)
 
     def stored_trials(self) -> list[StoredTrial]:
         """Return every trial in the order of its number."""
@@ -304,7 +343,11 @@ class Study:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
+            if self._notes:
+                lines = f"[{', '.join(self._notes)}]"
+                self._connection.execute("INSERT INTO ac_notes (notes) VALUES (?)", (lines,))
             self._connection.execute("COMMIT")
+            self._notes.clear()
         except BaseException as fault:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -319,6 +362,7 @@ class Study:
 def _connect(path: Path) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+        connection.create_function("seal_of", -1, seal_of, deterministic=True)
         # Journal mode is a property of the file, so Optuna's connections share it.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")

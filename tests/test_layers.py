@@ -25,7 +25,7 @@ FLOORS: list[set[str]] = [
     {"engine"},
     {"report", "export"},
     {"api", "console", "catalogue"},
-    {"display", "outcome"},
+    {"display", "outcome", "stopping"},
     {"cli"},
     {"__init__"},
 ]
@@ -48,7 +48,7 @@ HEAVY = {
         "pricing",
         "export",
     },
-    "optuna": {"engine/sampler", "engine/driver", "engine/answers"},
+    "optuna": {"engine/sampler", "engine/memory", "engine/publishing", "engine/driver", "engine/answers"},
     "ray": {"backends/ray"},
     "pandas": {"outcome", "study", "front", "where", "pick", "report", "console", "api", "engine/archive"},
     "plotly": {"report/figures", "report/comparison_figures"},

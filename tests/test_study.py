@@ -144,3 +144,49 @@ def test_a_failed_transaction_changes_nothing(tmp_path: Path) -> None:
     assert "test" not in study.candidate("t0c0").scores
     study.finish(TrialResult(0, State.FAILED), elapsed=1, hypervolume=0)
     study.close()
+
+
+def test_notes_are_written_with_the_next_transaction_or_never(tmp_path: Path) -> None:
+    study = filled(tmp_path)
+    study.note('{"op": 1}')
+    study.note('{"op": 2}')
+    assert list(study.notes()) == []
+    with pytest.raises(sqlite3.IntegrityError):
+        study.add_job(job(0), 0)
+    assert list(study.notes()) == []
+    study.add_job(job(1), 1)
+    study.note('{"op": 3}')
+    study.close()
+    with Study.read(tmp_path) as again:
+        assert list(again.notes()) == [{"op": 1}, {"op": 2}]
+
+
+def test_a_run_of_the_version_before_is_read_and_not_continued(tmp_path: Path) -> None:
+    with filled(tmp_path) as study:
+        study.set_meta({"format": 2})
+    with Study.read(tmp_path) as old:
+        assert len(old.candidates()) == 2
+    with pytest.raises(RunFolderError, match="can be read, but not continued"):
+        Study.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("UPDATE ac_candidates SET scores = replace(scores, '0.', '0.9') WHERE id = 't0c1'", "candidates t0c1"),
+        ("UPDATE ac_trials SET hypervolume = 0.75", "trials 0"),
+        ("UPDATE ac_meta SET value = '\"y\"' WHERE key = 'name'", "meta name"),
+    ],
+)
+def test_a_value_that_was_changed_on_disk_is_never_read(tmp_path: Path, change: str, named: str) -> None:
+    filled(tmp_path).close()
+    disk = sqlite3.connect(tmp_path / "study.db")
+    # As a flipped byte would: no trigger sees it.
+    for (trigger,) in disk.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        disk.execute(f"DROP TRIGGER {trigger}")
+    disk.execute(change)
+    disk.commit()
+    disk.close()
+    for attempt in (Study.read, Study.open):
+        with pytest.raises(RunFolderError, match=f"{named} changed since written.*recover"):
+            attempt(tmp_path)

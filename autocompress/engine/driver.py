@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from optuna.trial import Trial
 
-from autocompress.config import CompressionConfig, Part, fingerprint
+from autocompress.config import Part, fingerprint
 from autocompress.distill.optimizers import fit_config
 from autocompress.engine.answers import Answers
 from autocompress.engine.archive import Archive
-from autocompress.engine.effort import epochs_of
-from autocompress.engine.ladder import RUNGS, Ladder, at_a_rung, pauses
+from autocompress.engine.ladder import RUNGS, Ladder
 from autocompress.engine.limits import CostLimits, Price
 from autocompress.engine.modes import MODES, Mode
 from autocompress.engine.pace import Pace
@@ -24,10 +23,12 @@ from autocompress.engine.progress import Progress
 from autocompress.engine.refinement import Refinement
 from autocompress.engine.results import checked
 from autocompress.engine.sampler import Proposer
+from autocompress.engine.segments import Segments
 from autocompress.engine.space import Space
 from autocompress.engine.spec import SearchSection
 from autocompress.engine.spending import Spending
 from autocompress.engine.stages import Stages
+from autocompress.engine.starts import Fixed
 from autocompress.front import axes
 from autocompress.knobs import Leaf
 from autocompress.records import Candidate, Cut, Job, Role, State, TrialResult
@@ -50,7 +51,7 @@ class Driver:
         proposer: Who proposes trainings.
         objectives: Records as they stand in the run's description, the ``box`` included.
         limits: ``{name: {"min": ..., "max": ...}}``.
-        start: Values proposed first.
+        start: Values proposed first; where there are several, the student of the last always runs to its end.
         max_drop: What the choices of the mode ``sequential`` may lose of the first score.
         price: Returns the costs of each cut of a training without training it; asked only where a cost is limited.
         on_progress: Called after every ask and tell.
@@ -79,14 +80,18 @@ class Driver:
         self._amortized = mode.amortized
         self._archive = Archive(objectives)
         self._limits = CostLimits(limits, self._archive.value, price)
-        self._refinement = self._cutting(space.cuts() if self._amortized else (), mode, max_drop, price)
+        self._cuts = space.cuts() if self._amortized else ()
+        self._refinement = self._cutting(self._cuts, mode, max_drop, price)
         rule = mode.promotion or search.promotion
-        self._rungs = 0 if rule == "always" else RUNGS
+        self._segments = Segments(0 if rule == "always" else RUNGS, self._refinement.at_once)
         self._ladder = Ladder(PROMOTION_RULES.get(rule)(), self._archive.score_column)
         self._spending = Spending()
+        # Without one that is shaped like the teacher, a search may end with nothing near the teacher's score.
+        self._sure = space.suggest(Fixed(start[-1]), cut=False)[0].student if len(start) > 1 else None
         self._trainings: dict[int, Job] = {}
         self._answers = Answers(proposer)
         self._pending: list[Job] = []
+        self._under_way: set[int] = set()
         self._counts = dict.fromkeys(State, 0)
         self._candidates = 0
         self._next = 0
@@ -127,6 +132,8 @@ class Driver:
             return self._hand_out(job)
         if self.hopeless:
             return None
+        # Once for all results since the last call.
+        self._stop(self._ladder.hopeless())
         found = self._promoted() or self._further() or self._fresh() or self._promoted(closing=True)
         if found is not None:
             return self._hand_out(found)
@@ -137,6 +144,7 @@ class Driver:
         if found is not None:
             return self._hand_out(found)
         self._stop(self._ladder.give_up())
+        self._proposer.publish()
         self._report()
         return None
 
@@ -146,11 +154,17 @@ class Driver:
         gain = self._gain(result.candidates)
         self._study.finish(result, elapsed=self.elapsed, hypervolume=self._archive.hypervolume)
         self._counts[State.RUNNING] -= 1
-        self._pace.note(self._epochs(job), result.seconds)
+        self._under_way.discard(job.number)
+        self._pace.note(self._segments.epochs(job), result.seconds)
         self._absorb(job, result.state, result.candidates, gain)
-        if result.state is State.PAUSED:
-            self._stop(self._ladder.hopeless())
         self._report()
+
+    def leave(self) -> None:
+        """Close the books: what is still under way was cancelled by whoever ends the search, and did not fail."""
+        if self._under_way:
+            self._study.cancel(sorted(self._under_way))
+            self._under_way.clear()
+        self._proposer.publish()
 
     # -- what others may know -----------------------------------------------------------------
 
@@ -173,22 +187,23 @@ class Driver:
 
     def _hand_out(self, job: Job) -> Job:
         self._counts[State.RUNNING] += 1
+        self._under_way.add(job.number)
         self._report()
         return self._study.loaded(job)
 
     def _promoted(self, *, closing: bool = False) -> Job | None:
         """Return the next segment of a paused training, unless it has to wait; when ``closing``, none has."""
         found = self._ladder.next(
-            lambda number, rung: self._spending.effort(number, self._epochs(self._up(number, rung)))
+            lambda number, rung: self._spending.effort(number, self._segments.epochs(self._up(number, rung)))
         )
         if found is None:
             return None
         number, rung = found
         job = self._up(number, rung)
-        if not (closing or self._spending.allows(number, self._epochs(job))):
+        if not (closing or self._spending.allows(number, self._segments.epochs(job))):
             return None
         # Late with something to show is better than in time with nothing.
-        if self._archive.front() and self._pace.late(self._epochs(job)):
+        if self._archive.front() and self._pace.late(self._segments.epochs(job)):
             return None
         self._ladder.take(number)
         self._study.continue_job(job)
@@ -196,13 +211,13 @@ class Driver:
         return job
 
     def _up(self, number: int, rung: int) -> Job:
-        return self._segment(self._trainings[number], rung + 1)
+        return self._segments.of(self._trainings[number], rung + 1)
 
     def _further(self) -> Job | None:
         """Return a cut that trains, of a checkpoint that is there."""
         front, owners = self._archive.normalised_front()
         job = self._refinement.next(front, owners, self._next) if owners else None
-        if job is None or self._pace.late(self._epochs(job)):
+        if job is None or self._pace.late(self._segments.epochs(job)):
             return None
         self._study.add_job(job, None)
         self._refinement.begin(job)
@@ -221,7 +236,7 @@ class Driver:
             key = self._key(whole)
             if self._answers.knows(key):
                 self._answers.repeat(key, trial)
-            elif violations := self._limits.excess(training, self._space.cuts() if self._amortized else (cut,)):
+            elif violations := self._limits.excess(training, self._cuts or (cut,)):
                 self.refused += 1
                 self._proposer.tell(trial, None, violations, stopped=True)
             else:
@@ -231,31 +246,19 @@ class Driver:
 
     def _begun(self, whole: Job, key: str, trial: Trial) -> Job:
         whole = replace(whole, training=replace(whole.training, seed=self._seed(whole.number)))
-        job = self._segment(whole, 0)
+        job = self._segments.of(whole, 0)
         self._study.add_job(job, trial.number)
-        self._trainings[job.number] = whole
+        self._enter(whole)
         self._answers.expect(job.number, key, trial)
         self._next += 1
         return job
 
-    def _segment(self, whole: Job, rung: int) -> Job:
-        """Return the part of a training that ends at a rung, or at its end above the last one."""
-        steps = self._steps(whole.training)
-        if rung < len(steps):
-            return replace(whole, cuts=at_a_rung(self._refinement.at_once), rung=rung, until=steps[rung])
-        return replace(whole, rung=rung if steps else None)
-
-    def _steps(self, training: CompressionConfig) -> tuple[int, ...]:
-        return pauses(fit_config(training.fit).epochs, self._rungs)
-
-    def _epochs(self, job: Job) -> float:
-        """Return how many epochs a job trains."""
-        if job.base is not None:
-            return sum(
-                epochs_of(Cut(prune)) for prune in {cut.prune for cut in job.cuts} if prune != job.base.prune
-            ) + sum(epochs_of(Cut(quantize=cut.quantize)) for cut in job.cuts)
-        begun = self._steps(job.training)[job.rung - 1] if job.rung else 0
-        return (job.until or fit_config(job.training.fit).epochs) - begun
+    def _enter(self, whole: Job) -> None:
+        """Put a training on the list."""
+        self._trainings[whole.number] = whole
+        if whole.training.student == self._sure:
+            self._ladder.keep(whole.number)
+            self._sure = None
 
     @property
     def _longest(self) -> int:
@@ -289,9 +292,9 @@ class Driver:
             return
         self._counts[state] += 1
         if candidates:
-            self._refinement.train(self._epochs(job))
+            self._refinement.train(self._segments.epochs(job))
             self._spending.size(job.number, candidates[0])
-            self._spending.spend(job.number, self._epochs(job))
+            self._spending.spend(job.number, self._segments.epochs(job))
         if state is State.PAUSED:
             points = [self._archive.normalised(candidate) for candidate in candidates]
             self._ladder.note(job.number, job.rung or 0, np.clip(np.stack(points), 0.0, 1.0))
@@ -347,12 +350,12 @@ class Driver:
     def _remember(self, stored: StoredTrial) -> None:
         job = stored.job
         cuts = self._refinement.at_once if self._amortized else job.cuts
-        self._trainings[job.number] = replace(job, cuts=cuts, rung=None, until=None)
+        self._enter(replace(job, cuts=cuts, rung=None, until=None))
         self._answers.expect(job.number, self._key(job), stored.optuna)
 
     def _climbed(self, stored: StoredTrial, candidates: Sequence[Candidate]) -> None:
         """Take note of the rungs below the one that a training was last seen at."""
-        steps = self._steps(stored.job.training) if stored.job.base is None else ()
+        steps = self._segments.steps(stored.job.training) if stored.job.base is None else ()
         for rung, step in enumerate(steps):
             partial = [each for each in candidates if not each.complete and each.epochs == step]
             here = stored.state is State.PAUSED and rung == stored.job.rung

@@ -40,8 +40,11 @@ class Ladder:
         self._rule = rule
         self._score = score
         self._points: list[dict[int, NDArray[np.float64]]] = []
-        self._chosen: list[frozenset[int]] = []
+        # What follows from the points of a rung, found out when somebody asks.
+        self._chosen: dict[int, frozenset[int]] = {}
+        self._near: dict[int, frozenset[int]] = {}
         self._paused: dict[int, int] = {}
+        self._kept: set[int] = set()
 
     @property
     def paused(self) -> list[int]:
@@ -52,9 +55,15 @@ class Ladder:
         """Take note of a trial's candidates at a rung, ``[K, M]`` normalised."""
         while len(self._points) <= rung:
             self._points.append({})
-            self._chosen.append(frozenset())
         self._points[rung][trial] = points
-        self._chosen[rung] = self._rule.goes_on(self._points[rung], self._score)
+        self._chosen.pop(rung, None)
+        self._near.pop(rung, None)
+
+    def keep(self, trial: int) -> None:
+        """Let a trial go on past every rung, whoever is better."""
+        self._kept.add(trial)
+        self._chosen.clear()
+        self._near.clear()
 
     def pause(self, trial: int, rung: int) -> None:
         """Let a trial wait at a rung that it was noted at."""
@@ -66,7 +75,7 @@ class Ladder:
         Args:
             effort: Of going on to the next rung, by trial and rung.
         """
-        able = [(trial, rung) for trial, rung in self._paused.items() if trial in self._chosen[rung]]
+        able = [(trial, rung) for trial, rung in self._paused.items() if trial in self._choice(rung)]
         return min(able, key=lambda each: (effort(*each), each), default=None)
 
     def take(self, trial: int) -> None:
@@ -78,15 +87,24 @@ class Ladder:
         found = []
         for rung in sorted(set(self._paused.values())):
             if len(self._points[rung]) >= CROWD:
-                near = self._chosen[rung] | self._next_in_line(rung)
+                if rung not in self._near:
+                    self._near[rung] = self._choice(rung) | self._next_in_line(rung)
+                near = self._near[rung]
                 found += [trial for trial, place in self._paused.items() if place == rung and trial not in near]
         for trial in found:
             del self._paused[trial]
         return sorted(found)
 
+    def _choice(self, rung: int) -> frozenset[int]:
+        """Return who goes on past a rung."""
+        if rung not in self._chosen:
+            kept = self._kept & self._points[rung].keys()
+            self._chosen[rung] = self._rule.goes_on(self._points[rung], self._score) | kept
+        return self._chosen[rung]
+
     def _next_in_line(self, rung: int) -> frozenset[int]:
         """Return those who would go on if the chosen were not there, and not too many of them."""
-        line = frozenset(self._points[rung]) - self._chosen[rung]
+        line = frozenset(self._points[rung]) - self._choice(rung)
         for _ in range(len(line)):
             shorter = self._rule.goes_on({trial: self._points[rung][trial] for trial in line}, self._score)
             if shorter == line:

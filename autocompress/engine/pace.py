@@ -1,5 +1,6 @@
 """How long jobs take, so that none is begun that would end after the budget."""
 
+from bisect import insort
 from collections.abc import Callable
 
 
@@ -19,11 +20,11 @@ class Pace:
     def note(self, epochs: float, seconds: float) -> None:
         """Take note of a job that was done."""
         if epochs > 0 and seconds > 0:
-            self._paces.append(seconds / epochs)
+            insort(self._paces, seconds / epochs)
 
     def late(self, epochs: float, share: float = 1.0) -> bool:
         """Return whether a job of so many epochs would end after that share of the limit, at the median pace."""
         if self._limit is None:
             return False
-        pace = sorted(self._paces)[len(self._paces) // 2] if self._paces else 0.0
+        pace = self._paces[len(self._paces) // 2] if self._paces else 0.0
         return self._elapsed() + pace * epochs > self._limit * share

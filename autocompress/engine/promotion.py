@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Protocol
 
 import moocore
@@ -74,18 +75,18 @@ class ParetoRank:
         if not len(rows):
             return frozenset()
         ranks = np.asarray(moocore.pareto_rank(rows))
-        best: dict[int, int] = {}
-        for owner, rank in zip(owners.tolist(), ranks.tolist(), strict=True):
-            best[owner] = min(rank, best.get(owner, rank))
-        order = sorted(best, key=lambda trial: (best[trial], trial))
+        trials, starts = np.unique(owners, return_index=True)
+        best = np.minimum.reduceat(ranks, starts)
+        ordered = np.lexsort((trials, best))
+        order: list[int] = trials[ordered].tolist()
         places = _places(len(order))
         if len(order) > places:
             # Only those that share the last promoted rank need to be told apart.
-            level = best[order[places - 1]]
-            tied = [trial for trial in order if best[trial] == level]
+            level = best[ordered[places - 1]]
+            tied: list[int] = trials[best == level].tolist()
             at_level = ranks == level
             own = _exclusive(owners[at_level], rows[at_level], tied)
-            order = [trial for trial in order if best[trial] < level]
+            order = order[: int((best < level).sum())]
             order += sorted(tied, key=lambda trial: (-own[trial], trial))
         return _first(order, places) | _extremes(owners, rows)
 
@@ -102,15 +103,25 @@ def _stacked(points: Points) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the owner of each finite row, and the rows."""
     if not points:
         return np.empty(0, dtype=np.int64), np.empty((0, 0))
-    owners = np.concatenate([np.full(len(rows), trial, dtype=np.int64) for trial, rows in points.items()])
-    rows = np.vstack(list(points.values()))
+    # In the order of the trials, so that those of one lie together.
+    order = sorted(points)
+    found = [points[trial] for trial in order]
+    owners = np.repeat(np.array(order, dtype=np.int64), [len(rows) for rows in found])
+    rows = np.concatenate(found)
     finite = np.isfinite(rows).all(axis=1)
     return owners[finite], np.ascontiguousarray(rows[finite])
 
 
-def _exclusive(owners: NDArray[np.int64], rows: NDArray[np.float64], trials: list[int]) -> dict[int, float]:
+def _exclusive(owners: NDArray[np.int64], rows: NDArray[np.float64], trials: list[int]) -> Mapping[int, float]:
     """Return the hypervolume that each trial alone dominates."""
-    reference = np.ones(rows.shape[1])
+    return _exclusive_of(owners.tobytes(), rows.tobytes(), rows.shape[1], tuple(trials))
+
+
+# Most results leave most levels as they were, and a level costs one hypervolume for each of its trials.
+@lru_cache(maxsize=16)
+def _exclusive_of(owners_: bytes, rows_: bytes, objectives: int, trials: tuple[int, ...]) -> Mapping[int, float]:
+    owners, rows = np.frombuffer(owners_, dtype=np.int64), np.frombuffer(rows_).reshape(-1, objectives)
+    reference = np.ones(objectives)
     whole = moocore.hypervolume(rows, ref=reference)
     found = {}
     for trial in trials:

@@ -93,6 +93,7 @@ class Refinement:
         self._parent: Candidate | None = None
         self._savings: dict[Move, Vector | None] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
+        self._whole: dict[CompressionConfig, Checkpoint] = {}
         self._begun: set[tuple[str, Move]] = set()
         self._shifts: dict[Move, list[Vector]] = {}
         self._trained = 0.0
@@ -136,6 +137,8 @@ class Refinement:
                 candidate.checkpoint,
                 Checkpoint(candidate.checkpoint, config.training, config.prune, candidate.epochs, size_of(candidate)),
             )
+            if config.prune is None:
+                self._whole.setdefault(config.training, place)
             place.points[config.quantize] = self._normalise(candidate)
             if self._parent is None and config.prune is None and config.quantize is None:
                 self._parent = candidate
@@ -164,8 +167,9 @@ class Refinement:
         clipped = np.clip(front, 0.0, 1.0)
         reference = np.ones(front.shape[1])
         volume = float(moocore.hypervolume(clipped, ref=reference))
+        shifts = {move: self._shift(move) for move in self._moves}
         for place, move in self._open(owners):
-            points = np.clip(self._expected(place, move), 0.0, 1.0)
+            points = np.clip(self._expected(place, move, shifts[move]), 0.0, 1.0)
             beaten = np.asarray((clipped[None] <= points[:, None]).all(axis=2)).any(axis=1)
             if beaten.all():
                 continue
@@ -199,9 +203,8 @@ class Refinement:
                 return self._checkpoints[name], move
         return None
 
-    def _expected(self, place: Checkpoint, move: Move) -> Vector:
+    def _expected(self, place: Checkpoint, move: Move, shift: Vector | None) -> Vector:
         """Return where a move would take the points of a checkpoint."""
-        shift = self._shift(move)
         if shift is None or (move.prune is None and None not in place.points):
             return np.ones((1, len(next(iter(place.points.values())))))
         if move.prune is None:
@@ -247,10 +250,8 @@ class Refinement:
                 self._shifts.setdefault(move, []).append(here - before)
 
     def _uncut(self, training: CompressionConfig) -> Vector | None:
-        for place in self._checkpoints.values():
-            if place.prune is None and place.training == training:
-                return place.points.get(None)
-        return None
+        place = self._whole.get(training)
+        return None if place is None else place.points.get(None)
 
     def _job(self, place: Checkpoint, move: Move, number: int) -> Job:
         if move.prune is None:

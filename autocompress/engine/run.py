@@ -12,20 +12,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autocompress.backends.base import Backend
+from autocompress.backends.base import Backend, TrialLimits
 from autocompress.config import Part
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver
+from autocompress.engine.earlier import look
 from autocompress.engine.finish import finish
 from autocompress.engine.modes import MODES
 from autocompress.engine.probe import safe_space
 from autocompress.engine.progress import Progress
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space, open_space
-from autocompress.engine.spec import Source
+from autocompress.engine.spec import SearchSection, Source
 from autocompress.engine.starts import Fixed, Values, starts
-from autocompress.errors import AutocompressError, RunFolderError, SearchFailedError
+from autocompress.errors import AutocompressError, SearchFailedError
 from autocompress.lab import Setup, settled
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
 from autocompress.plugins import guests
@@ -124,7 +125,7 @@ def make_plan(source: Source) -> Plan:
         tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
     )
     try:
-        backend = BACKENDS.get(spec.search.backend)(spec.search.workers)
+        backend = BACKENDS.get(spec.search.backend)(spec.search.workers, limits=_limits(spec.search))
     except AutocompressError as error:
         raise source.error(("search", "backend"), str(error)) from None
     records = tuple(_record(name) for name in spec.objectives)
@@ -162,6 +163,7 @@ def run_search(
         try:
             plan.backend.run(driver.ask, TrialRunner(plan.setup, guests([plan.task.name])), driver.tell)
         finally:
+            driver.leave()
             study.set_meta({"seconds": driver.elapsed, "exhausted": driver.exhausted})
         if driver.hopeless or study.candidates().empty:
             raise SearchFailedError(_why_nothing(plan, driver, study))
@@ -172,6 +174,10 @@ def run_search(
         study.close()
         raise
     return study
+
+
+def _limits(search: SearchSection) -> TrialLimits:
+    return TrialLimits(None if search.trial_minutes is None else search.trial_minutes * 60, search.memory)
 
 
 def _known(source: Source, place: tuple[str, ...], name: str, task: Task) -> None:
@@ -190,27 +196,13 @@ def _record(name: str) -> dict[str, Any]:
 
 def _open(plan: Plan, folder: Path, resume: bool, command: str) -> Study:
     spec = plan.source.spec
-    if not (resume and (folder / DATABASE).exists()):
-        study = Study.create(folder, {"name": spec.name, "content": spec.content(), "command": command})
-    else:
+    look(folder, spec, resume=resume, command=command)
+    if (folder / DATABASE).exists():
         study = Study.open(folder)
-        before = study.meta("content")
-        if before != spec.content():
-            changed = _first_difference(before, spec.content())
-            study.close()
-            raise RunFolderError(
-                f"{folder} was searched with another spec: {changed} differs; restore it, or --name a new run"
-            )
+    else:
+        study = Study.create(folder, {"name": spec.name, "content": spec.content(), "command": command})
     write_atomic(folder / "spec.yaml", spec.to_yaml())
     return study
-
-
-def _first_difference(before: Any, after: Any, place: str = "") -> str:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key):
-                return _first_difference(before.get(key), after.get(key), f"{place}.{key}" if place else str(key))
-    return f"{place} ({before!r} then, {after!r} now)"
 
 
 def _teacher(plan: Plan, events: Events) -> Teacher:
@@ -296,7 +288,7 @@ def _driver(plan: Plan, study: Study, events: Events) -> Driver:
     spec = plan.source.spec
     objectives = study.meta("objectives")
     proposer = Proposer(
-        study.folder,
+        study,
         spec.name,
         MODES[spec.search.mode].sampler or spec.search.sampler,
         spec.search.seed,

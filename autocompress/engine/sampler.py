@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import optuna
@@ -11,8 +10,10 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISample
 from optuna.trial import Trial, TrialState
 
 from autocompress.config import fingerprint
+from autocompress.engine.memory import Memory
+from autocompress.engine.publishing import publish
 from autocompress.knobs import Leaf
-from autocompress.study import DATABASE
+from autocompress.study import DATABASE, Study
 
 # Points that TPE weighs before it proposes one. More than Optuna's 24 pays in joint spaces: on NAS-Bench-201 the regret
 # after 200 evaluations falls by a quarter (tests/engine/test_sampler_regret.py); with 256 it rises again.
@@ -20,10 +21,10 @@ EXPECTED = 64
 
 
 class Proposer:
-    """Ask and tell on an Optuna study that lives in the run's ``study.db``.
+    """Ask and tell on an Optuna study that is in memory, and on disk in the run's store.
 
     Args:
-        folder: The run folder; its store must exist, so that Optuna's tables join it.
+        store: The run's.
         name: Name of the study.
         sampler: ``tpe``, ``nsga2``, ``nsga3``, ``gp`` or ``random``.
         seed: With the number of each job it seeds the sampler, so a resumed search goes on as it would have.
@@ -33,7 +34,7 @@ class Proposer:
 
     def __init__(
         self,
-        folder: Path,
+        store: Study,
         name: str,
         sampler: str,
         seed: int,
@@ -43,12 +44,15 @@ class Proposer:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._sampler = sampler
         self._seed = seed
-        storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / DATABASE).resolve()}")
+        self._database = store.folder / DATABASE
+        self._published = -1
+        storage = optuna.storages.JournalStorage(Memory(store))
         with _quiet():
-            self._study = optuna.create_study(
-                storage=storage, study_name=name, directions=list(directions), load_if_exists=True
-            )
-            self._study.set_metric_names(list(metric_names))
+            if storage.get_all_studies():
+                self._study = optuna.load_study(study_name=name, storage=storage)
+            else:
+                self._study = optuna.create_study(storage=storage, study_name=name, directions=list(directions))
+                self._study.set_metric_names(list(metric_names))
 
     def enqueue(self, values: Mapping[str, Leaf]) -> None:
         """Propose ``values`` before anything that is sampled."""
@@ -84,6 +88,19 @@ class Proposer:
         state = TrialState.COMPLETE if values is not None else missing
         with _quiet():
             self._study.tell(trial, values, state=state, skip_if_finished=True)
+
+    def publish(self) -> None:
+        """Bring Optuna's own tables in ``study.db`` up to date, for Optuna's tools: nothing here reads them.
+
+        Raises:
+            StorageError: No space is left, or the folder cannot be written.
+        """
+        told = sum(trial.state.is_finished() for trial in self._study.get_trials(deepcopy=False))
+        if told == self._published:
+            return
+        with _quiet():
+            publish(self._study, self._database)
+        self._published = told
 
     def running(self) -> list[int]:
         """Return the numbers of trials that were asked and not told."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from autocompress.engine.yaml import Place, parse
 from autocompress.errors import SpecError, UsageError, did_you_mean
+from autocompress.words import bytes_of
 
 Setting = dict[str, Any]
 
@@ -29,6 +30,11 @@ def _settings(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: {} if settings is None else settings for name, settings in value.items()}
     return value
+
+
+def _size(value: Any) -> Any:
+    """Let ``4 GiB`` stand for its bytes."""
+    return bytes_of(value) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
 Named = Annotated[dict[str, dict[str, Any]], BeforeValidator(_named), Field(min_length=1, max_length=1)]
@@ -54,6 +60,8 @@ class SearchSection(_Section):
         seed: Seeds the sampler and, with the trial's number, every training.
         workers: Processes that train; 0 takes one per core.
         backend: Where they run.
+        trial_minutes: Wall-clock that one training, or one segment of it, may take with its cuts.
+        memory: What one worker may take, such as ``4 GiB``; a trial that wants more fails.
     """
 
     mode: Literal["amortized", "sampled", "supernet", "random", "sequential", "uniform_int8", "no_distillation"] = (
@@ -67,6 +75,8 @@ class SearchSection(_Section):
     seed: int = Field(0, ge=0)
     workers: int = Field(0, ge=0)
     backend: str = "local"
+    trial_minutes: float | None = Field(None, gt=0)
+    memory: Annotated[int | None, BeforeValidator(_size)] = None
 
 
 class TeacherSection(_Section):
@@ -134,7 +144,7 @@ class Spec(_Section):
         """Return what a resumed run may not change: everything but the name and the budget."""
         data = self.model_dump(mode="json")
         del data["name"]
-        for field in ("trials", "minutes", "workers", "backend"):
+        for field in ("trials", "minutes", "workers", "backend", "trial_minutes", "memory"):
             del data["search"][field]
         return data
 

@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,13 +28,16 @@ quantize: {none: {}, post_training: {weight_bits: [4, 8]}}
 """
 
 
+CLIMB = ("search.promotion=pareto_rank", "search.trials=18")
+
+
 def driver(
     folder: Path, *overrides: str, start: Sequence[dict[str, Any]] = (), seen: list[Progress] | None = None
 ) -> Driver:
     source = parse_spec(SPEC, "x", overrides)
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {"name": "x"})
     search = source.spec.search
-    proposer = Proposer(folder, "x", search.sampler, search.seed, ["maximize", "minimize"], ["accuracy", "log10 cost"])
+    proposer = Proposer(study, "x", search.sampler, search.seed, ["maximize", "minimize"], ["accuracy", "log10 cost"])
     report = (lambda progress: None) if seen is None else seen.append
     return Driver(study, open_space(source), search, proposer, OBJECTIVES, {}, start, report)
 
@@ -128,7 +132,7 @@ def test_a_duplicate_of_a_running_training_is_answered_when_that_finishes(tmp_pa
     assert first is not None
     assert second is not None
     assert found.ask() is None
-    study = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="x")
+    study = found._proposer._study
     assert not [t for t in study.trials if t.state is optuna.trial.TrialState.COMPLETE]
     found.tell(first, fake_result(first))
     found.tell(second, fake_result(second))
@@ -280,7 +284,7 @@ def test_an_objective_that_never_varies_leaves_the_other_to_choose_by(
 def test_a_reference_inside_the_front_counts_nothing_beyond_it_and_the_search_goes_on(tmp_path: Path) -> None:
     source = parse_spec(SPEC, "x", ["search.promotion=pareto_rank"])
     study = Study.create(tmp_path, {})
-    proposer = Proposer(tmp_path, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
+    proposer = Proposer(study, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
     # No student is as good as the worst that counts.
     box = [{**OBJECTIVES[0], "box": [0.999, 1.0]}, OBJECTIVES[1]]
     found = Driver(study, open_space(source), source.spec.search, proposer, box, {})
@@ -299,10 +303,37 @@ def test_fewer_trainings_than_any_start_up_still_come_to_their_end(tmp_path: Pat
     assert complete.any()
 
 
+def poor(job: Job) -> TrialResult:
+    """Return a result in which the widest student is worse than all others."""
+    result = fake_result(job)
+    if job.training.student.values["width"] != 64:
+        return result
+    worse = tuple(
+        replace(each, scores={name: {**split, "accuracy": 0.12} for name, split in each.scores.items()})
+        for each in result.candidates
+    )
+    return replace(result, candidates=worse)
+
+
+@pytest.mark.parametrize(("last", "end"), [(True, "complete"), (False, "stopped")])
+def test_the_last_of_the_hand_made_students_runs_to_its_end_however_poor(tmp_path: Path, last: bool, end: str) -> None:
+    small = {"student.cnn.width": 4, "student.cnn.depth": 1, "distill": "none"}
+    large = {"student.cnn.width": 64, "student.cnn.depth": 2, "distill": "none"}
+    found = driver(
+        tmp_path, *CLIMB, start=[small, large] if last else [small, large, {**small, "student.cnn.depth": 2}]
+    )
+    while (job := found.ask()) is not None:
+        found.tell(job, poor(job))
+    with Study.read(tmp_path) as study:
+        trials = study.trials()
+    ended = {json.loads(row.config)["student"]["cnn"]["width"]: row.state for row in trials.itertuples()}
+    assert ended[64] == end
+
+
 def test_limits_are_told_as_constraints(tmp_path: Path) -> None:
     source = parse_spec(SPEC, "x", ["search.trials=3"])
     study = Study.create(tmp_path, {})
-    proposer = Proposer(tmp_path, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
+    proposer = Proposer(study, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
     limits = {"effective_flops": {"max": 5e4}, "accuracy": {"min": 0.9}}
     finish(Driver(study, open_space(source), source.spec.search, proposer, OBJECTIVES, limits))
     told = optuna.load_study(storage=f"sqlite:///{tmp_path}/study.db", study_name="x").trials
@@ -312,8 +343,6 @@ def test_limits_are_told_as_constraints(tmp_path: Path) -> None:
 
 
 # -- rungs ------------------------------------------------------------------------------------
-
-CLIMB = ("search.promotion=pareto_rank", "search.trials=18")
 
 
 def states(folder: Path) -> dict[str, int]:
@@ -517,7 +546,7 @@ def test_every_mode_leaves_a_space_that_can_be_searched(mode: str) -> None:
 def limited(folder: Path, most: float) -> Driver:
     source = parse_spec(SPEC, "x", ["search.trials=8"])
     study = Study.create(folder, {})
-    proposer = Proposer(folder, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
+    proposer = Proposer(study, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
 
     def price(training: Any, cuts: Sequence[Any]) -> list[dict[str, float]]:
         return [dict(each.costs) for each in fake_result(Job(0, training, tuple(cuts))).candidates]
@@ -540,3 +569,15 @@ def test_a_limit_that_nothing_meets_ends_the_search(tmp_path: Path) -> None:
     found = limited(tmp_path, 1.0)
     assert finish(found) == []
     assert found.exhausted
+
+
+def test_a_training_that_was_cancelled_as_often_as_it_likes_has_not_failed(tmp_path: Path) -> None:
+    for _ in range(4):
+        found = driver(tmp_path)
+        job = found.ask()
+        assert job is not None
+        assert job.number == 0
+        found.leave()
+        close(found)
+    finish(driver(tmp_path))
+    assert states(tmp_path) == {"complete": 12}

@@ -76,6 +76,15 @@ def test_the_far_beaten_are_given_up_and_the_rest_waits() -> None:
     assert go_on(ladder) is None
 
 
+def test_who_is_kept_goes_on_whoever_is_better() -> None:
+    ladder = climbing(9)
+    ladder.keep(8)
+    assert 8 not in ladder.hopeless()
+    while (found := go_on(ladder)) is not None:
+        last = found
+    assert last == (8, 0)
+
+
 def test_at_a_rung_the_whole_model_comes_first_and_few_quantizations_follow() -> None:
     bits = [Part.of("post_training", weight_bits=b) for b in range(2, 9)]
     pruned = Cut(Part.of("structured", pruning_ratio=0.5, recovery_epochs=0))

@@ -1,0 +1,43 @@
+"""How trainings are divided into jobs: a segment up to each rung, and the rest."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from autocompress.config import CompressionConfig
+from autocompress.distill.optimizers import fit_config
+from autocompress.engine.effort import epochs_of
+from autocompress.engine.ladder import at_a_rung, pauses
+from autocompress.records import Cut, Job
+
+
+class Segments:
+    """Where trainings pause, and what is cut from them there.
+
+    Args:
+        rungs: How often a training pauses at most.
+        cuts: What is made of a finished training.
+    """
+
+    def __init__(self, rungs: int, cuts: Sequence[Cut]) -> None:
+        self._rungs = rungs
+        self._cuts = cuts
+
+    def steps(self, training: CompressionConfig) -> tuple[int, ...]:
+        """Return after which epochs a training pauses."""
+        return pauses(fit_config(training.fit).epochs, self._rungs)
+
+    def of(self, whole: Job, rung: int) -> Job:
+        """Return the part of a training that ends at a rung, or at its end above the last one."""
+        steps = self.steps(whole.training)
+        if rung < len(steps):
+            return replace(whole, cuts=at_a_rung(self._cuts), rung=rung, until=steps[rung])
+        return replace(whole, rung=rung if steps else None)
+
+    def epochs(self, job: Job) -> float:
+        """Return how many epochs a job trains, further cuts included."""
+        if job.base is not None:
+            return sum(
+                epochs_of(Cut(prune)) for prune in {cut.prune for cut in job.cuts} if prune != job.base.prune
+            ) + sum(epochs_of(Cut(quantize=cut.quantize)) for cut in job.cuts)
+        begun = self.steps(job.training)[job.rung - 1] if job.rung else 0
+        return (job.until or fit_config(job.training.fit).epochs) - begun

@@ -1,0 +1,129 @@
+"""A search on hundreds of workers that exist on paper only: the real driver, store and promotion, and a virtual clock.
+
+A worker is busy for a time that is drawn; the driver is one server, and what an ask or a tell takes of its processor is
+the time it takes on the clock. So a driver that is too slow leaves workers without work here as it would there.
+"""
+
+import heapq
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import numpy as np
+
+from autocompress.distill.optimizers import fit_config
+from autocompress.engine.driver import Driver
+from autocompress.engine.sampler import Proposer
+from autocompress.engine.space import open_space
+from autocompress.engine.spec import load_spec
+from autocompress.records import Job
+from autocompress.study import Study
+from benchmarks.growth import OBJECTIVES, made_up
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What one simulated search came to.
+
+    Attributes:
+        workers: How many there were.
+        trainings: Begun.
+        results: Jobs that came back: rungs, ends, further cuts.
+        seconds: On the virtual clock, until the last new training was begun.
+        utilisation: Share of those seconds that workers were busy.
+        driver: Milliseconds of processor for one result, asking and telling, over the whole search.
+        at_the_end: The same over the last tenth of the results.
+        rate: Results in a second of the virtual clock.
+    """
+
+    workers: int
+    trainings: int
+    results: int
+    seconds: float
+    utilisation: float
+    driver: float
+    at_the_end: float
+    rate: float
+
+
+def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, seed: int) -> Simulation:
+    """Search ``digits`` with made-up results.
+
+    Args:
+        workers: How many work side by side.
+        trainings: Budget.
+        job_seconds: Median of what a job takes; a quarter of the jobs takes over twice as long.
+        sampler: As in a spec.
+        seed: Of the search and of what is drawn.
+    """
+    overrides = [f"search.trials={trainings}", "search.minutes=null", f"search.sampler={sampler}"]
+    source = load_spec("digits", [*overrides, f"search.seed={seed}"])
+    draw = np.random.default_rng(seed)
+    clock = 0.0
+    with (
+        TemporaryDirectory() as folder,
+        patch("autocompress.engine.driver.now", lambda: clock),
+        # What is written once, after the search, for others to read.
+        patch.object(Proposer, "publish"),
+    ):
+        study = Study.create(Path(folder), {"name": "simulated"})
+        directions, names = ["maximize", "minimize"], ["accuracy", "cost"]
+        proposer = Proposer(study, "simulated", sampler, seed, directions, names)  # type: ignore[arg-type]
+        driver = Driver(study, open_space(source), source.spec.search, proposer, OBJECTIVES, {})
+        under_way: list[tuple[float, int, Job, float]] = []
+        idle, count, spent = workers, 0, []
+        busy: list[tuple[float, float]] = []
+        last_begun = 0.0
+        more = True
+        while True:
+            cost = 0.0
+            while idle and more:
+                begun = time.process_time()
+                job = driver.ask()
+                took = time.process_time() - begun
+                cost, clock = cost + took, clock + took
+                if job is None:
+                    more = False
+                    break
+                seconds = job_seconds * float(draw.lognormal(0.0, 1.0)) * share(job)
+                heapq.heappush(under_way, (clock + seconds, count, job, seconds))
+                busy.append((clock, clock + seconds))
+                idle, count = idle - 1, count + 1
+                if job.base is None and not job.rung:
+                    last_begun = clock
+            if spent:
+                spent[-1] += cost
+            if not under_way:
+                break
+            end, _, job, seconds = heapq.heappop(under_way)
+            clock = max(clock, end)
+            result = replace(made_up(job), seconds=seconds)
+            begun = time.process_time()
+            driver.tell(job, result)
+            took = time.process_time() - begun
+            clock += took
+            spent.append(took)
+            idle, more = idle + 1, True
+        study.close()
+    worked = sum(max(0.0, min(end, last_begun) - start) for start, end in busy)
+    tail = spent[-max(1, len(spent) // 10) :]
+    return Simulation(
+        workers,
+        trainings,
+        len(spent),
+        last_begun,
+        worked / (workers * last_begun),
+        1e3 * sum(spent) / len(spent),
+        1e3 * sum(tail) / len(tail),
+        len(spent) / clock,
+    )
+
+
+def share(job: Job) -> float:
+    """Return a job's epochs as a share of those of a whole training; a further cut takes a third."""
+    if job.base is not None:
+        return 1 / 3
+    total = fit_config(job.training.fit).epochs
+    return (job.until or total) / total
