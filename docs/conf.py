@@ -35,9 +35,6 @@ napoleon_numpy_docstring = False
 # One table for all attributes of a record, in the place where its docstring names them.
 napoleon_use_ivar = True
 
-# A page that another change adds is picked up by its pattern; until then the pattern finds nothing.
-suppress_warnings = ["toc.empty_glob"]
-
 html_theme = "furo"
 html_title = f"autocompress {version}"
 html_static_path = ["_static"]

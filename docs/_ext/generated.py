@@ -113,9 +113,14 @@ def measurements() -> str:
     return "\n\n".join(re.sub(r"^(#+) ", r"#\1 ", text, flags=re.MULTILINE).strip() for text in texts)
 
 
+def page(name: str) -> str:
+    """Return a page's name for a table of contents, or nothing where there is no such page."""
+    return name if (ROOT / "docs" / f"{name}.md").is_file() else ""
+
+
 PARTS: dict[str, Callable[..., str]] = {
     part.__name__: part
-    for part in (methods, objectives, modes, tasks, promotion, spec, commands, errors, measurements)
+    for part in (methods, objectives, modes, tasks, promotion, spec, commands, errors, measurements, page)
 }
 
 
