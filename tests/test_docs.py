@@ -27,6 +27,8 @@ VERBS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore
 REGISTRIES = [value for value in vars(registry).values() if isinstance(value, Registry)]
 FILE = re.compile(r"# (\w+\.(?:py|yaml))\n")
 WITH_EXAMPLES = [page for page, text in PAGES.items() if any(kind != "text" for kind, _ in every_block(text))]
+OF_THE_CHECKOUT = re.compile(r"(autocompress|tests|benchmarks|scripts|search_spaces|docs|reports/benchmarks)/[\w./-]*")
+FROM_ELSEWHERE = re.compile(r"<(?:script|link|img)[^>]*(?:src|href)=\"http")
 CONTRACT = "python -m pytest "
 
 
@@ -127,7 +129,7 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
         assert f"<h2>{verb}<" in pages["commands"]
         assert all(re.search(rf"{name}\b", pages["commands"]) for name in options(verb) - {"--help"})
     # Nothing is loaded from elsewhere: the built pages can be read offline.
-    assert not [page for page, text in pages.items() if re.search(r"<(?:script|link|img)[^>]*(?:src|href)=\"http", text)]
+    assert not [page for page, text in pages.items() if FROM_ELSEWHERE.search(text)]
 
 
 def test_the_script_builds_what_the_test_builds() -> None:
@@ -168,7 +170,7 @@ def test_every_method_knob_and_key_that_is_named_exists(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_is_named_exists(page: str) -> None:
     for code in inline(PAGES[page]):
-        if re.fullmatch(r"(autocompress|tests|benchmarks|scripts|search_spaces|docs|reports/benchmarks)/[\w./-]*", code):
+        if OF_THE_CHECKOUT.fullmatch(code):
             assert (ROOT / code).exists(), code
         for module in re.findall(r"\bbenchmarks\.(\w+)", code):
             assert (ROOT / "benchmarks" / f"{module}.py").is_file(), code

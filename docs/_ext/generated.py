@@ -36,7 +36,9 @@ def objectives(kind: str) -> str:
     from autocompress.registry import OBJECTIVES
 
     found = [OBJECTIVES.get(name) for name in OBJECTIVES if OBJECTIVES.get(name).kind == kind]
-    rows = [[_code(each.name), "more" if each.direction == "maximize" else "less", each.unit, each.doc] for each in found]
+    rows = [
+        [_code(each.name), "more" if each.direction == "maximize" else "less", each.unit, each.doc] for each in found
+    ]
     return _table(["name", "better is", "unit", "what it is"], rows)
 
 
