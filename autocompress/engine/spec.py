@@ -171,7 +171,13 @@ class Spec(_Section):
 
 
 class Source:
-    """A spec with the lines it came from, so that later checks can name them."""
+    """A spec with the lines it came from, so that later checks can name them.
+
+    Args:
+        spec: The checked spec.
+        name: Of the file.
+        lines: Line (from 1) of each key, by its place.
+    """
 
     def __init__(self, spec: Spec, name: str, lines: Mapping[Place, int]) -> None:
         self.spec = spec
@@ -218,7 +224,13 @@ def load_spec(target: str | Path, overrides: Sequence[str] = ()) -> Source:
 
 
 def parse_spec(text: str, source: str, overrides: Sequence[str] = (), default_name: str = "search") -> Source:
-    """Check the text of a spec.
+    """Return the checked text of a spec.
+
+    Args:
+        text: YAML.
+        source: What messages call it.
+        overrides: As in :func:`load_spec`.
+        default_name: The run's name where the text has none.
 
     Raises:
         SpecError: Something in it is wrong; the message names the line and, for a misspelt key, the nearest one.
