@@ -31,8 +31,8 @@ class Front:
 
     Attributes:
         folder: The run folder.
-        candidates: One row a candidate: its id, every knob by its dotted name, scores (``accuracy_search``, ``accuracy``
-            for select_val, ``accuracy_test``), costs, and whether its training is ``complete``.
+        candidates: One row a candidate: its id, every knob by its dotted name, scores (``accuracy_search`` on
+            search_val, ``accuracy`` on select_val, ``accuracy_test``), costs, and whether its training is ``complete``.
         trials: One row a trial: its state, seconds, and the reason where it failed.
         meta: What the run says of itself: objectives with their boxes, limits, teacher, splits, environment.
 

@@ -17,6 +17,7 @@ import autocompress
 from autocompress import cli, plugins, registry
 from autocompress.engine.space import SECTIONS, open_space
 from autocompress.engine.spec import Spec, parse_spec
+from autocompress.errors import SpecError
 from autocompress.registry import OBJECTIVES, Registry
 from tests.examples import blocks, commands, every_block, run, small_command, small_python
 
@@ -89,6 +90,15 @@ def _affordable(line: str, later: list[str], place: Path) -> list[str]:
             return [*words, "--dry-run"]
         return [*small_command(line), "--trials", "1"]
     return small_command(line)
+
+
+def test_the_answer_to_a_misspelt_knob_is_the_one_that_is_shown() -> None:
+    page = PAGES["search-spaces"]
+    (space,) = [block for block in blocks(page, "yaml") if block.startswith("# my.yaml")]
+    (shown,) = [block for block in blocks(page, "text") if block.startswith("error: my.yaml")]
+    with pytest.raises(SpecError) as refused:
+        open_space(parse_spec(space.replace("width:", "widht:", 1), "my.yaml"))
+    assert f"error: {refused.value}\n" == shown
 
 
 def test_the_method_that_the_documentation_writes_keeps_the_contract(tmp_path: Path) -> None:
