@@ -103,10 +103,14 @@ def commands() -> str:
 
 
 def errors() -> str:
-    """Return the tree of exceptions with their exit codes."""
+    """Return the tree of exceptions with their exit codes, and the reference of each."""
     from autocompress import errors
 
-    return _fence("text", (errors.__doc__ or "").partition("\n\n")[2].strip())
+    tree = _fence("text", (errors.__doc__ or "").partition("\n\n")[2].strip())
+    names = [name for name, found in vars(errors).items() if isinstance(found, type) and issubclass(found, Exception)]
+    return f"{tree}\n\n" + _fence(
+        "{eval-rst}", "\n".join(f".. autoexception:: autocompress.errors.{name}" for name in names)
+    )
 
 
 def measurements() -> str:
