@@ -26,6 +26,7 @@ from autocompress.engine.results import checked
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space
 from autocompress.engine.spec import SearchSection
+from autocompress.engine.spending import Spending
 from autocompress.engine.stages import Stages
 from autocompress.front import axes
 from autocompress.knobs import Leaf
@@ -82,6 +83,7 @@ class Driver:
         rule = mode.promotion or search.promotion
         self._rungs = 0 if rule == "always" else RUNGS
         self._ladder = Ladder(PROMOTION_RULES.get(rule)(), self._archive.score_column)
+        self._spending = Spending()
         self._trainings: dict[int, Job] = {}
         self._answers = Answers(proposer)
         self._pending: list[Job] = []
@@ -125,7 +127,7 @@ class Driver:
             return self._hand_out(job)
         if self.hopeless:
             return None
-        found = self._promoted() or self._further() or self._fresh()
+        found = self._promoted() or self._further() or self._fresh() or self._promoted(closing=True)
         if found is not None:
             return self._hand_out(found)
         if self._counts[State.RUNNING]:
@@ -174,20 +176,27 @@ class Driver:
         self._report()
         return self._study.loaded(job)
 
-    def _promoted(self) -> Job | None:
-        """Return the next segment of a paused training."""
-        found = self._ladder.next()
+    def _promoted(self, *, closing: bool = False) -> Job | None:
+        """Return the next segment of a paused training, unless it has to wait; when ``closing``, none has."""
+        found = self._ladder.next(
+            lambda number, rung: self._spending.effort(number, self._epochs(self._up(number, rung)))
+        )
         if found is None:
             return None
         number, rung = found
-        job = self._segment(self._trainings[number], rung + 1)
+        job = self._up(number, rung)
+        if not (closing or self._spending.allows(number, self._epochs(job))):
+            return None
         # Late with something to show is better than in time with nothing.
         if self._archive.front() and self._pace.late(self._epochs(job)):
-            self._ladder.pause(number, rung)
             return None
+        self._ladder.take(number)
         self._study.continue_job(job)
         self._counts[State.PAUSED] -= 1
         return job
+
+    def _up(self, number: int, rung: int) -> Job:
+        return self._segment(self._trainings[number], rung + 1)
 
     def _further(self) -> Job | None:
         """Return a cut that trains, of a checkpoint that is there."""
@@ -281,6 +290,8 @@ class Driver:
         self._counts[state] += 1
         if candidates:
             self._refinement.train(self._epochs(job))
+            self._spending.size(job.number, candidates[0])
+            self._spending.spend(job.number, self._epochs(job))
         if state is State.PAUSED:
             points = [self._archive.normalised(candidate) for candidate in candidates]
             self._ladder.note(job.number, job.rung or 0, np.clip(np.stack(points), 0.0, 1.0))
@@ -348,7 +359,10 @@ class Driver:
             if partial and not here:
                 points = [self._archive.normalised(candidate) for candidate in partial]
                 self._ladder.note(stored.job.number, rung, np.clip(np.stack(points), 0.0, 1.0))
-                self._refinement.train(step - (steps[rung - 1] if rung else 0))
+                epochs = step - (steps[rung - 1] if rung else 0)
+                self._refinement.train(epochs)
+                self._spending.size(stored.job.number, partial[0])
+                self._spending.spend(stored.job.number, epochs)
 
     def _take_up(self, stored: StoredTrial) -> None:
         if stored.attempts < MAX_ATTEMPTS:

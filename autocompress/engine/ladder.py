@@ -1,6 +1,6 @@
 """The rungs of a search: where trainings pause, and who of the paused goes on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,14 +66,18 @@ class Ladder:
         """Let a trial wait at a rung that it was noted at."""
         self._paused[trial] = rung
 
-    def next(self) -> tuple[int, int] | None:
-        """Take out the trial that goes on next and the rung it stands on: the highest rung first."""
-        able = [(-rung, trial) for trial, rung in self._paused.items() if trial in self._chosen[rung]]
-        if not able:
-            return None
-        rung, trial = min(able)
+    def next(self, effort: Callable[[int, int], float]) -> tuple[int, int] | None:
+        """Return the trial that goes on next and the rung it stands on: the one with the least to do.
+
+        Args:
+            effort: Of going on to the next rung, by trial and rung.
+        """
+        able = [(trial, rung) for trial, rung in self._paused.items() if trial in self._chosen[rung]]
+        return min(able, key=lambda each: (effort(*each), each), default=None)
+
+    def take(self, trial: int) -> None:
+        """Take out a trial: it goes on."""
         del self._paused[trial]
-        return trial, -rung
 
     def hopeless(self) -> list[int]:
         """Take out the trials that will hardly ever go on: those far behind the share that does."""

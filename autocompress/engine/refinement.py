@@ -2,7 +2,8 @@
 
 Such a cut costs epochs, so it is not made of every checkpoint. A cut moves a point about as far as it moved others
 (the median, in the normalised objectives, where costs are logarithms); from that follows what hypervolume it would
-add, and the most for its epochs is done first. Where trainings add more for theirs, they come first.
+add, and the most for its effort (epochs times what an epoch takes) is done first. Where trainings add more for theirs,
+they come first.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.config import CompressionConfig, Part
-from autocompress.engine.effort import epochs_of
+from autocompress.engine.effort import epochs_of, size_of
 from autocompress.engine.limits import Price
 from autocompress.records import Base, Candidate, Cut, Job
 
@@ -36,6 +37,7 @@ class Checkpoint:
         training: How it was trained.
         prune: How it was pruned.
         epochs: Epochs of its training.
+        size: What an epoch of it takes.
         points: Quantization to the candidate's normalised objectives; ``None`` is the float model.
     """
 
@@ -43,6 +45,7 @@ class Checkpoint:
     training: CompressionConfig
     prune: Part | None
     epochs: int
+    size: float
     points: dict[Part | None, Vector] = field(default_factory=dict)
 
 
@@ -133,14 +136,14 @@ class Refinement:
         """
         whole = [candidate for candidate in candidates if candidate.complete and candidate.config.prune is None]
         if whole and number not in self._further:
-            self._by_training.append(gain / max(whole[0].epochs, 1))
+            self._by_training.append(gain / max(whole[0].epochs, 1) / size_of(whole[0]))
         for candidate in candidates:
             if not candidate.complete or not candidate.checkpoint:
                 continue
             config = candidate.config
             place = self._checkpoints.setdefault(
                 candidate.checkpoint,
-                Checkpoint(candidate.checkpoint, config.training, config.prune, candidate.epochs),
+                Checkpoint(candidate.checkpoint, config.training, config.prune, candidate.epochs, size_of(candidate)),
             )
             place.points[config.quantize] = self._normalise(candidate)
             if self._parent is None and config.prune is None and config.quantize is None:
@@ -149,7 +152,7 @@ class Refinement:
             self._learn(candidate)
 
     def _least(self) -> float:
-        """Return what hypervolume an epoch of a further cut should add: what one of the latest trainings did."""
+        """Return what hypervolume the effort of a further cut should add: what that of the latest trainings did."""
         latest = self._by_training[-LATEST:]
         return 0.0 if self._alone or not latest else sum(latest) / len(latest)
 
@@ -176,8 +179,9 @@ class Refinement:
             if beaten.all():
                 continue
             gain = float(moocore.hypervolume(np.vstack([clipped, points[~beaten]]), ref=reference)) - volume
-            if gain > LEAST_GAIN and gain / move.epochs > best:
-                best, chosen = gain / move.epochs, (place, move)
+            rate = gain / move.epochs / place.size
+            if gain > LEAST_GAIN and rate > best:
+                best, chosen = rate, (place, move)
         return None if chosen is None else self._job(*chosen, number)
 
     def _open(self, owners: Sequence[str]) -> Iterator[tuple[Checkpoint, Move]]:

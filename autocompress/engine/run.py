@@ -1,6 +1,7 @@
 """A whole search from spec to frozen front, in the order in which things may fail: the cheap checks first."""
 
 import json
+import math
 import os
 import platform
 import sys
@@ -23,11 +24,13 @@ from autocompress.engine.progress import Progress
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import Source
+from autocompress.engine.starts import Fixed, Values, starts
 from autocompress.errors import AutocompressError, RunFolderError, SearchFailedError
 from autocompress.lab import Setup, settled
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
 from autocompress.plugins import guests
 from autocompress.pricing import price
+from autocompress.records import Cut
 from autocompress.registry import BACKENDS, OBJECTIVES, TASKS
 from autocompress.storage import write_atomic
 from autocompress.study import DATABASE, Study
@@ -300,8 +303,8 @@ def _driver(plan: Plan, study: Study, events: Events) -> Driver:
         [objective["direction"] for objective in objectives],
         [f"log10 {o['name']}" if o["kind"] == "cost" else o["name"] for o in objectives],
     )
-    student = plan.setup.teacher.student
-    start = plan.space.starts(student) if MODES[spec.search.mode].amortized else [plan.space.defaults(student)]
+    first = plan.space.defaults(plan.setup.teacher.student)
+    start = starts(plan.space, first, partial(_cost, plan)) if MODES[spec.search.mode].amortized else [first]
     return Driver(
         study,
         plan.space,
@@ -314,6 +317,17 @@ def _driver(plan: Plan, study: Study, events: Events) -> Driver:
         partial(price, plan.setup),
         spec.pick.max_drop,
     )
+
+
+def _cost(plan: Plan, values: Values) -> float:
+    """Return the first cost of a student before any cut; NaN if it cannot be built."""
+    training, _ = plan.space.suggest(Fixed(values), cut=False)
+    name = next(objective["name"] for objective in plan.objectives if objective["kind"] == "cost")
+    try:
+        found = price(plan.setup, training, [Cut()])
+    except AutocompressError:
+        return math.nan
+    return max(float(found[0][name]), 1e-9) if found else math.nan
 
 
 def _why_nothing(plan: Plan, driver: Driver, study: Study) -> str:

@@ -108,23 +108,6 @@ class Space:
                     values[f"{section}.{names[0]}.{name}"] = _nearest(domain, value)
         return values
 
-    def starts(self, teacher: Part) -> list[dict[str, Leaf]]:
-        """Return hand-made starts that span the space: students of its lower end and middle, then :meth:`defaults`.
-
-        The ends of a front are reached by the ends of the ranges, and what lies between tells how they are joined.
-        The small ones come first: they are trained in a fraction of the time.
-        """
-        first = self.defaults(teacher)
-        found: list[dict[str, Leaf]] = []
-        for share in (0.0, 0.5):
-            values = dict(first)
-            for dotted, domain in self.dimensions():
-                if dotted in values and dotted.startswith("student."):
-                    values[dotted] = _at(domain, share, values[dotted])
-            if values not in (first, *found):
-                found.append(values)
-        return [*found, first]
-
     def dimensions(self) -> Iterator[tuple[str, Domain]]:
         """Yield every searched knob by its dotted name."""
         for section, methods in self.sections.items():
@@ -255,17 +238,6 @@ def _points(domain: Leaf | Domain) -> list[Leaf]:
         values[-1] = high
         return list(dict.fromkeys(round(value) if isinstance(domain, IntRange) else value for value in values))
     return [domain]
-
-
-def _at(domain: Domain, share: float, default: Leaf) -> Leaf:
-    """Return the value at a share of a range, by logarithm where it is above 0; names have no order and stay."""
-    if isinstance(domain, Choice):
-        numeric = [each for each in domain.options if isinstance(each, int | float) and not isinstance(each, bool)]
-        ordered = sorted(numeric)
-        return ordered[round(share * (len(ordered) - 1))] if len(ordered) == len(domain.options) else default
-    low, high = domain.low, domain.high
-    value = low * (high / low) ** share if low > 0 else low + (high - low) * share
-    return round(value) if isinstance(domain, IntRange) else value
 
 
 def _nearest(domain: Domain, value: Leaf) -> Leaf:

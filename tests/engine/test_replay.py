@@ -40,7 +40,9 @@ def replay(rule: PromotionRule, order: NDArray[np.int64], budget: float) -> floa
     ladder = Ladder(rule, RECORDED["score"])
     waiting, spent, complete = order.tolist(), 0, []
     while True:
-        found = ladder.next()
+        found = ladder.next(lambda trial, rung: -rung)
+        if found is not None:
+            ladder.take(found[0])
         if found is None and not waiting:
             break
         trial, rung = (waiting.pop(0), 0) if found is None else (found[0], found[1] + 1)

@@ -106,20 +106,6 @@ def test_defaults_start_from_the_teachers_shape_within_the_space() -> None:
     }
 
 
-def test_starts_span_the_students_of_the_space() -> None:
-    starts = space(
-        "student: {cnn: {width: {low: 4, high: 16}, depth: [1, 2, 3], block: [plain, separable]}}\n"
-        "distill: {soft_target: {temperature: {low: 2, high: 10}}}"
-    ).starts(Part.of("cnn", width=32, depth=2))
-    shapes = [(each["student.cnn.width"], each["student.cnn.depth"], each["student.cnn.block"]) for each in starts]
-    assert shapes == [(4, 1, "plain"), (8, 2, "plain"), (16, 2, "plain")]
-    assert {each["distill.soft_target.temperature"] for each in starts} == {4.0}
-
-
-def test_a_space_with_one_student_has_one_start() -> None:
-    assert len(space("student: {cnn: {width: 8}}").starts(Part.of("cnn"))) == 1
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -1,0 +1,41 @@
+"""What trainings took by their size: a large student that was promoted waits until as much was learned from others.
+
+Without this, the first students that reach a rung go on whatever they cost, and a search spends half of its first
+minutes on the largest of them.
+"""
+
+from statistics import median
+
+from autocompress.engine.effort import size_of
+from autocompress.records import Candidate
+
+
+class Spending:
+    """Effort of each training so far."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, float] = {}
+        self._spent: dict[int, float] = {}
+
+    def size(self, trial: int, candidate: Candidate) -> None:
+        """Take note of a training by its uncut candidate."""
+        self._sizes[trial] = size_of(candidate)
+
+    def spend(self, trial: int, epochs: float) -> None:
+        """Take note of epochs of a training whose size is known."""
+        self._spent[trial] = self._spent.get(trial, 0.0) + self._sizes[trial] * epochs
+
+    def effort(self, trial: int, epochs: float) -> float:
+        """Return what so many epochs of a training take; 0 where its size is not known."""
+        return self._sizes.get(trial, 0.0) * epochs
+
+    def allows(self, trial: int, epochs: float) -> bool:
+        """Return whether a training may go on for so many epochs already.
+
+        A student up to the median size always may; a larger one takes no more of a search than all others did together.
+        """
+        if trial not in self._sizes or self._sizes[trial] <= median(self._sizes.values()):
+            return True
+        own = self._spent.get(trial, 0.0)
+        others = sum(self._spent.values()) - own
+        return own + self.effort(trial, epochs) <= others

@@ -1,0 +1,45 @@
+from dataclasses import replace
+
+import pytest
+
+from autocompress.config import CompressionConfig, Part
+from autocompress.engine.effort import STEP_OVERHEAD, size_of
+from autocompress.engine.spending import Spending
+from autocompress.records import Candidate
+
+CONFIG = CompressionConfig(Part("cnn"), (Part("none"),), Part.of("adamw", batch_size=60))
+SMALL = Candidate("t0c0", 0, CONFIG, 3, {}, {"flops": 1e6})
+BIG = replace(SMALL, id="t1c0", trial=1, costs={"flops": 9e6})
+
+
+def test_a_large_student_takes_no_more_than_all_others_did() -> None:
+    spending = Spending()
+    for trial, candidate in ((0, SMALL), (1, BIG), (2, SMALL)):
+        spending.size(trial, candidate)
+        spending.spend(trial, 1)
+    # Ten for an epoch of the large one, two for one of a small one: it had ten, and wants twenty more.
+    assert not spending.allows(1, 2)
+    spending.spend(0, 12)
+    assert not spending.allows(1, 2)
+    spending.spend(2, 1)
+    assert spending.allows(1, 2)
+    assert spending.effort(1, 2) == pytest.approx(20e6)
+
+
+def test_a_student_of_median_size_waits_for_nobody() -> None:
+    spending = Spending()
+    spending.size(0, SMALL)
+    assert spending.allows(0, 1000)
+    spending.size(1, BIG)
+    assert spending.allows(0, 1000)
+
+
+def test_a_small_student_is_not_free() -> None:
+    tiny = replace(SMALL, costs={"flops": 0.0})
+    assert size_of(tiny) == pytest.approx(STEP_OVERHEAD / 60)
+    larger_steps = replace(tiny, config=replace(CONFIG, fit=Part.of("adamw", batch_size=600)))
+    assert size_of(larger_steps) == pytest.approx(STEP_OVERHEAD / 600)
+
+
+def test_what_was_never_sized_waits_for_nobody() -> None:
+    assert Spending().allows(3, 100)
