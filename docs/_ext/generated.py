@@ -4,6 +4,7 @@ A page names such a part in an HTML comment on a line of its own, ``<!-- generat
 the bare Markdown see nothing there, and the built page has the tables. Each part is a function to Markdown below.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -61,6 +62,21 @@ def tasks() -> str:
     return _table(["task", "what it is", "heads (classes)"], rows)
 
 
+def task_options() -> str:
+    """Return every task with the options that a spec may give it."""
+    from autocompress.registry import TASKS
+
+    parts = []
+    for name in TASKS:
+        task = TASKS.get(name)
+        told = _listed(task.__doc__, "Args")
+        options = [each for each in inspect.signature(task).parameters.values() if each.name in told]
+        rows = [[_code(each.name), _default(each.default), _cell(told[each.name])] for each in options]
+        parts += [f"## {name}", _prose(task.__doc__)]
+        parts += [_table(["option", "default", "meaning"], rows)] if rows else []
+    return "\n\n".join(parts)
+
+
 def promotion() -> str:
     """Return every rule of who goes on past a rung."""
     from autocompress.registry import PROMOTION_RULES
@@ -76,10 +92,9 @@ def spec() -> str:
     rows = []
     for section in ("search", "teacher", "pick"):
         model: Any = Spec.model_fields[section].annotation
-        told = _attributes(model.__doc__ or "")
+        told = _listed(model.__doc__, "Attributes")
         for key, field in model.model_fields.items():
-            default = "" if field.default is None else _code(field.default)
-            rows.append([_code(f"{section}.{key}"), default, _cell(told.get(key, ""))])
+            rows.append([_code(f"{section}.{key}"), _default(field.default), _cell(told.get(key, ""))])
     return _table(["key", "default", "meaning"], rows)
 
 
@@ -126,7 +141,7 @@ def page(name: str) -> str:
 
 PARTS: dict[str, Callable[..., str]] = {
     part.__name__: part
-    for part in (methods, objectives, modes, tasks, promotion, spec, commands, errors, measurements, page)
+    for part in (methods, objectives, modes, tasks, task_options, promotion, spec, commands, errors, measurements, page)
 }
 
 
@@ -186,11 +201,15 @@ def _paragraphs(doc: str | None) -> Iterator[str]:
         yield " ".join(lines)
 
 
-def _attributes(doc: str) -> dict[str, str]:
-    """Return what a docstring says of each attribute."""
-    listed = doc.partition("Attributes:")[2]
-    found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", listed, flags=re.MULTILINE)
+def _listed(doc: str | None, section: str) -> dict[str, str]:
+    """Return what a section of a docstring, such as ``Args``, says of each name."""
+    listed = inspect.cleandoc(doc or "").partition(f"{section}:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", listed, flags=re.MULTILINE)
     return {name: _plain(" ".join(text.split())) for name, text in found}
+
+
+def _default(value: object) -> str:
+    return "" if value is None else _code(value)
 
 
 def setup(app: Any) -> dict[str, bool]:
