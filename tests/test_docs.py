@@ -24,6 +24,8 @@ from tests.examples import blocks, commands, every_block, run, small_command, sm
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+# Other tests may register tasks of their own.
+SHIPPED_TASKS = [name for name in registry.TASKS if registry.TASKS.get(name).__module__.startswith("autocompress.")]
 VERBS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 REGISTRIES = [value for value in vars(registry).values() if isinstance(value, Registry)]
 FILE = re.compile(r"# (\w+\.(?:py|yaml))\n")
@@ -136,6 +138,7 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
             assert f"<h3>{name}<" in pages["methods"], f"{section}.{name}"
             assert all(f">{knob}<" in pages["methods"] for knob in methods.get(name).config.knobs())
     assert all(f">{name}<" in pages["costs"] for name in OBJECTIVES)
+    assert all(f"<h2>{name}<" in pages["tasks"] for name in SHIPPED_TASKS)
     for verb in VERBS:
         assert f"<h2>{verb}<" in pages["commands"]
         assert all(re.search(rf"{name}\b", pages["commands"]) for name in options(verb) - {"--help"})
