@@ -4,12 +4,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from autocompress.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from benchmarks.arena import Arena, geometric_mean, job_name, mean_and_error, run_all
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, table, variants
-from benchmarks.tasks import COLUMNS, Row, command, main, table as tasks_table
+from benchmarks.tasks import COLUMNS, Row, best_at_a_tenth, command, main, table as tasks_table
 
 ARENAS = [pytest.param(arena, id=arena.name) for arena in (DIGITS, MNIST1D)]
 
@@ -71,7 +72,9 @@ def test_means() -> None:
 
 
 def test_a_task_is_one_row_of_scores_costs_and_ratios() -> None:
-    row = Row("digits", "accuracy", 0.994, "t1c2", 0.978, 9e6, 900.0, 7e5, 1e3, 0.5, 0.1, 150.0, 1.0)
+    row = Row(
+        "digits", "accuracy", 0.994, "t1c2", 0.978, 9e6, 900.0, 7e5, 1e3, 0.5, 0.1, 150.0, 1.0, tenth="t1c9 0.9861"
+    )
     assert row.cells() == [
         "digits",
         "accuracy 0.9940",
@@ -81,8 +84,33 @@ def test_a_task_is_one_row_of_scores_costs_and_ratios() -> None:
         "0.500 → 0.100 (5x)",
         "2 min 30 s",
         "100.00%",
+        "t1c9 0.9861",
     ]
     assert len(row.cells()) == len(COLUMNS)
+
+
+def test_who_scores_best_at_a_tenth_of_both_costs() -> None:
+    rows = pd.DataFrame(
+        {
+            "id": ["t0c0", "t0c1", "t0c2"],
+            "effective_flops": [99.0, 9.0, 1.0],
+            "bytes": [5.0, 11.0, 9.0],
+            "accuracy": [0.9, 0.8, 0.7],
+            "accuracy_test": [0.91, 0.79, 0.72],
+        }
+    )
+    objectives = [
+        {"name": "effective_flops", "direction": "minimize", "kind": "cost", "unit": "FLOPs"},
+        {"name": "accuracy", "direction": "maximize", "kind": "score", "unit": ""},
+    ]
+
+    def best(effective_flops: float, size: float) -> str:
+        meta = {"objectives": objectives, "teacher": {"costs": {"effective_flops": effective_flops, "bytes": size}}}
+        return best_at_a_tenth(rows, meta)
+
+    assert best(100.0, 100.0) == "t0c2 0.7200"
+    assert best(1000.0, 1000.0) == "t0c0 0.9100"
+    assert best(1.0, 1.0) == "none"
 
 
 def test_a_row_says_how_it_was_made_and_not_where_the_data_was() -> None:
