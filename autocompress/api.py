@@ -36,8 +36,20 @@ class Front:
     Args:
         folder: The run folder.
 
+    Attributes:
+        folder: The run folder.
+        candidates: One row a candidate: its id, every knob by its dotted name, scores (``accuracy_search`` on
+            search_val, ``accuracy`` on select_val, ``accuracy_test``), costs, and whether its training is ``complete``.
+        trials: One row a trial: its state, seconds, and the reason where it failed.
+        meta: What the run says of itself: objectives with their boxes, limits, teacher, splits, environment.
+
     Raises:
         RunFolderError: The folder is not a run.
+
+    Example:
+        >>> front = Front(Path("reports/digits"))  # doctest: +SKIP
+        >>> front.pick(max={"effective_flops": 2e6}).id  # doctest: +SKIP
+        't12c7'
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +60,10 @@ class Front:
             self.trials: pd.DataFrame = study.trials()
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the front, the cheapest candidate first; plain metric names are select_val scores."""
+        """Return the front, the cheapest candidate first; plain metric names are select_val scores.
+
+        Of a search that is under way it is the front so far; limits of the search hold.
+        """
         if self.candidates.empty or "objectives" not in self.meta:
             return self.candidates
         return pareto_front(full_fidelity(self.candidates), self.meta["objectives"], self.meta.get("limits") or {})
@@ -57,6 +72,7 @@ class Front:
         """Return the front's rows for which an expression holds, such as ``accuracy >= 0.95``.
 
         Raises:
+            UnknownNameError: A name is no column; the message suggests the nearest.
             UsageError: The expression is not a plain comparison of columns.
         """
         return where(self.to_pandas(), expression)
@@ -81,13 +97,19 @@ class Front:
 
         Raises:
             NoCandidateError: Nothing satisfies the limits; the message names the nearest.
+            UnknownNameError: A column, an objective or an id that does not exist; the message suggests the nearest.
+            UsageError: What is asked contradicts itself, or is about the test split.
         """
         if self.candidates.empty:
             raise NoCandidateError(f"{self.folder} holds no candidates yet")
         return pick(self.candidates, self.meta, max=max, min=min, prefer=prefer, knee=knee, candidate=candidate)
 
     def report(self) -> Path:
-        """Write the page and its CSV and JSON twins; return the page's path."""
+        """Write the page and its CSV and JSON twins; return the page's path.
+
+        Raises:
+            StorageError: No space is left, or the folder cannot be written.
+        """
         from autocompress.report import write_page, write_tables
 
         picked = None
@@ -105,6 +127,10 @@ class Front:
 
         Raises:
             VerificationError: The exported file does not behave as the searched candidate.
+            NoCandidateError: None was named, and none can be recommended.
+            UnknownNameError: There is no such candidate.
+            ArtifactError: The model cannot be exported, or something else than an artifact is in the place.
+            StorageError: No space is left, or the folder cannot be written.
         """
         from autocompress.export.candidate import export_candidate
 
@@ -150,7 +176,7 @@ def search(
         data: What it was trained for: ``(inputs, targets)`` as tensors, or a task such as ``Images(path=...)``; see
             :func:`autocompress.bring_model`.
         trials: Trainings at most, instead of the spec's.
-        minutes: Wall-clock at most, instead of the spec's.
+        minutes: Wall-clock of the search at most, in minutes, instead of the spec's.
         workers: Worker processes, instead of the spec's; 0 takes one per core.
         seed: Seed of the search, instead of the spec's.
         name: Name of the run, instead of the spec's.
@@ -165,7 +191,8 @@ def search(
         UsageError: The teacher does not work on the data, or there is neither spec nor teacher.
         UnfinishedRunError: The same search was begun there and not ended; ``resume`` continues it.
         RunFolderError: The run exists already, or was made by another spec.
-        SearchFailedError: Every trial failed.
+        SearchFailedError: Every trial failed; what is stored has its page.
+        KeyboardInterrupt: It was interrupted; what was found has its page, and ``resume`` goes on.
     """
     from autocompress.engine.earlier import look
     from autocompress.engine.run import make_plan, run_search
@@ -206,7 +233,7 @@ def search(
 
 
 def compare(names: Sequence[str | Path], runs: Path | str = RUNS, *, page: Path | None = None) -> "Comparison":
-    """Put several runs of one task on common axes, and write the page if a path is given.
+    """Return several runs of one task on common axes, and write the page if a path is given.
 
     Args:
         names: Run folders, or their names under ``runs``.

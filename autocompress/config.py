@@ -17,6 +17,10 @@ from autocompress.knobs import Leaf
 class Part:
     """One method by its registered name, with its settings sorted by name.
 
+    Attributes:
+        name: What it is registered as.
+        settings: Pairs of knob and value; knobs that are not named keep their default.
+
     Example:
         >>> Part.of("soft_target", temperature=4.0).to_json()
         {'soft_target': {'temperature': 4.0}}
@@ -73,6 +77,19 @@ class CompressionConfig:
 
     ``prune`` and ``quantize`` are ``None`` where nothing is cut: such a config is a *training*, and
     every candidate cut from its checkpoint shares it.
+
+    Attributes:
+        student: The architecture.
+        distill: Terms of the training loss: one on logits, any number on features.
+        fit: The optimizer and the training.
+        prune: How the checkpoint is pruned.
+        quantize: How it is quantized after that.
+        seed: Seeds weights, batches and whatever else is random in the training.
+
+    Example:
+        >>> training = CompressionConfig(Part.of("cnn", width=8), (Part.of("none"),), Part.of("adamw", epochs=5))
+        >>> CompressionConfig.from_json(training.to_json()) == training
+        True
     """
 
     student: Part

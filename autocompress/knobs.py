@@ -21,7 +21,17 @@ S = TypeVar("S", bound="Settings")
 
 @dataclass(frozen=True)
 class FloatRange:
-    """Real numbers from ``low`` to ``high``, both included; ``log`` samples their logarithm."""
+    """Real numbers from ``low`` to ``high``, both included.
+
+    Attributes:
+        low: The least.
+        high: The greatest.
+        log: Whether their logarithm is sampled; ``low`` is above 0 then.
+
+    Example:
+        >>> FloatRange(1.0, 10.0, log=True).accepts(4), str(FloatRange(1.0, 10.0, log=True))
+        (True, '1..10 (log)')
+    """
 
     low: float
     high: float
@@ -39,7 +49,17 @@ class FloatRange:
 
 @dataclass(frozen=True)
 class IntRange:
-    """Whole numbers from ``low`` to ``high``, both included."""
+    """Whole numbers from ``low`` to ``high``, both included.
+
+    Attributes:
+        low: The least.
+        high: The greatest.
+        log: Whether their logarithm is sampled; ``low`` is above 0 then.
+
+    Example:
+        >>> IntRange(1, 8).accepts(3), IntRange(1, 8).accepts(3.0)
+        (True, False)
+    """
 
     low: int
     high: int
@@ -57,7 +77,15 @@ class IntRange:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few values."""
+    """One of a few values.
+
+    Attributes:
+        options: The values, JSON leaves, in the order in which they are listed.
+
+    Example:
+        >>> Choice(("plain", "residual")).accepts("dense")
+        False
+    """
 
     options: tuple[Leaf, ...]
 
@@ -74,7 +102,14 @@ Domain: TypeAlias = FloatRange | IntRange | Choice
 
 @dataclass(frozen=True)
 class Knob:
-    """One declared field: its name, default, range and meaning."""
+    """One declared field of a config.
+
+    Attributes:
+        name: The field's.
+        default: What it is where nothing is said.
+        domain: What it may be.
+        doc: Its meaning in a few words.
+    """
 
     name: str
     default: Leaf
@@ -84,6 +119,21 @@ class Knob:
 
 def knob(default: T, domain: Domain, doc: str = "") -> T:
     """Declare a field of a :class:`Settings` dataclass: its default, its range and its meaning.
+
+    Args:
+        default: What it is where nothing is said.
+        domain: What it may be; a search space narrows it and never widens it.
+        doc: Its meaning, for the catalogue.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class MyConfig(Settings):
+        ...     ratio: float = knob(0.5, FloatRange(0.0, 0.9), "share of channels")
+        >>> MyConfig(ratio=0.25)
+        MyConfig(ratio=0.25)
+        >>> MyConfig(ratio=2.0)
+        Traceback (most recent call last):
+        autocompress.errors.KnobError: MyConfig.ratio = 2.0 is outside 0..0.9
 
     Raises:
         KnobError: The default lies outside the range.
@@ -97,6 +147,9 @@ def knob(default: T, domain: Domain, doc: str = "") -> T:
 @dataclass(frozen=True)
 class Settings:
     """Root of every config dataclass: checks each field against its range when it is built.
+
+    Attributes:
+        label: What messages call it: the section and the method, such as ``prune.structured``.
 
     Raises:
         KnobError: A value lies outside its knob's range.

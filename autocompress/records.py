@@ -28,7 +28,12 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Cut:
-    """What turns one checkpoint into one candidate; both ``None`` is the uncut parent."""
+    """What turns one checkpoint into one candidate; both ``None`` is the uncut parent.
+
+    Attributes:
+        prune: The pruning method with its settings.
+        quantize: The quantization method with its settings, applied after it.
+    """
 
     prune: Part | None = None
     quantize: Part | None = None

@@ -38,7 +38,12 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def add(self, name: str, value: _R, *, replace: bool = False) -> _R:
-        """Register ``value`` and return it; ``replace`` puts it in the place of what had the name.
+        """Register a value and return it.
+
+        Args:
+            name: What a search space calls it.
+            value: The class, instance or function.
+            replace: Put it in the place of what had the name.
 
         Raises:
             UsageError: Something else already has that name.

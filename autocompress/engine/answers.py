@@ -29,7 +29,13 @@ class Answers:
         return key in self._known
 
     def expect(self, number: int, key: str, trial: int | Trial | None) -> None:
-        """Take note that a training is under way, and which trial asked for it."""
+        """Take note that a training is under way, and which trial asked for it.
+
+        Args:
+            number: The job's.
+            key: What tells it from other trainings.
+            trial: The sampler's trial or its number; ``None`` where nobody waits for an answer.
+        """
         self._known[key] = number
         if trial is not None:
             self._asked.setdefault(number, []).append(trial)

@@ -16,6 +16,9 @@ class Archive:
 
     Args:
         objectives: Records as they stand in the run's description, the ``box`` included.
+
+    Attributes:
+        hypervolume: Of the front on search_val, as a share of the box: 0 to 1.
     """
 
     def __init__(self, objectives: Sequence[Mapping[str, Any]]) -> None:

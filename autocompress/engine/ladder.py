@@ -52,7 +52,13 @@ class Ladder:
         return sorted(self._paused)
 
     def note(self, trial: int, rung: int, points: NDArray[np.float64]) -> None:
-        """Take note of a trial's candidates at a rung, ``[K, M]`` normalised."""
+        """Take note of a trial's candidates at a rung.
+
+        Args:
+            trial: Its number.
+            rung: 0 is the first.
+            points: Normalised objectives of the candidates, ``[K, M]``: 0 is the ideal, 1 the reference.
+        """
         while len(self._points) <= rung:
             self._points.append({})
         self._points[rung][trial] = points

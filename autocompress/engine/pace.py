@@ -18,12 +18,17 @@ class Pace:
         self._paces: list[float] = []
 
     def note(self, epochs: float, seconds: float) -> None:
-        """Take note of a job that was done."""
+        """Take note of a job that trained so many epochs in so many seconds; one that trained none says nothing."""
         if epochs > 0 and seconds > 0:
             insort(self._paces, seconds / epochs)
 
     def late(self, epochs: float, share: float = 1.0) -> bool:
-        """Return whether a job of so many epochs would end after that share of the limit, at the median pace."""
+        """Return whether a job would end too late at the median pace; never without a limit.
+
+        Args:
+            epochs: That it trains.
+            share: Of the limit, after which it is too late.
+        """
         if self._limit is None:
             return False
         pace = self._paces[len(self._paces) // 2] if self._paces else 0.0

@@ -31,6 +31,11 @@ def safe_space(space: Space, task: Task, splits: Splits) -> tuple[Space, tuple[s
     Each way of cutting is tried on a copy of the teacher; a cut is verified by forward passes. Where channels can
     be removed no more, single weights still can: ``unstructured`` takes the place. Spaces without the student
     ``from_teacher`` stay as they are.
+
+    Args:
+        space: What the spec lets vary.
+        task: The task that builds the teacher.
+        splits: Its splits; the first calibration examples are looked at.
     """
     students = space.sections["student"]
     if FROM_TEACHER not in students:

@@ -18,7 +18,11 @@ Points = Mapping[int, NDArray[np.float64]]
 
 
 class PromotionRule(Protocol):
-    """A pure function of the candidates at one rung; it knows neither torch nor a backend."""
+    """A pure function of the candidates at one rung; it knows neither torch nor a backend.
+
+    Attributes:
+        name: What ``search.promotion`` calls it.
+    """
 
     name: str
 
@@ -47,6 +51,7 @@ class Always:
 class BestScore:
     """The third with the best first score goes on, whatever it costs: plain successive halving.
 
+    From Jamieson and Talwalkar 2016, arXiv:1502.07943, made asynchronous as in :class:`ParetoRank`.
     Small students lose under it; it is here to be compared with.
     """
 

@@ -51,7 +51,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Move:
-    """A cut that trains: a pruning of a whole model, or a quantization of any."""
+    """A cut that trains: a pruning of a whole model, or a quantization of any.
+
+    Attributes:
+        prune: The pruning, or ``None``.
+        quantize: The quantization, or ``None``; one of the two is given.
+        epochs: Passes over the training split that it takes.
+    """
 
     prune: Part | None
     quantize: Part | None
@@ -122,9 +128,12 @@ class Refinement:
                     self._refined += move.epochs
 
     def add(self, number: int, candidates: Sequence[Candidate], gain: float) -> None:
-        """Take note of what job ``number`` ended with, and of what hypervolume that added.
+        """Take note of what a job ended with; only candidates of complete trainings count.
 
-        Only candidates of complete trainings count.
+        Args:
+            number: The job's.
+            candidates: What it gave; none where it failed.
+            gain: The hypervolume that they added, a share of the box.
         """
         whole = [candidate for candidate in candidates if candidate.complete and candidate.config.prune is None]
         if whole and number not in self._further:

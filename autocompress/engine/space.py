@@ -47,15 +47,22 @@ class Suggest(Protocol):
 
 @dataclass(frozen=True)
 class Space:
-    """Section to method to knob: a leaf (fixed) or a domain (searched).
+    """What a spec lets vary; build it with :func:`open_space`.
 
-    Build it with :func:`open_space`.
+    Attributes:
+        sections: Section to method to knob: a leaf (fixed) or a domain (searched).
     """
 
     sections: Mapping[str, Methods]
 
     def declared(self, section: str, method: str, values: Mapping[str, Leaf]) -> Mapping[str, Leaf | Domain]:
-        """Return a method's knobs, fixed: ``values``, else what the space fixes, else their defaults."""
+        """Return a method's knobs, fixed: ``values``, else what the space fixes, else their defaults.
+
+        Args:
+            section: Such as ``prune``.
+            method: Its registered name; the space need not name it.
+            values: Knobs to fix.
+        """
         given = self.sections[section].get(method, {})
         fixed = {name: value for name, value in given.items() if not isinstance(value, FloatRange | IntRange | Choice)}
         defaults = {name: each.default for name, each in SECTIONS[section].get(method).config.knobs().items()}

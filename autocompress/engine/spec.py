@@ -49,11 +49,10 @@ class SearchSection(_Section):
     """How to search.
 
     Attributes:
-        mode: ``amortized`` trains once and cuts many candidates; the others, see :mod:`autocompress.engine.modes`,
-            are there to be compared with.
+        mode: ``amortized`` trains once and cuts many candidates; ``autocompress list modes`` has the others.
         trials: Trainings at most.
         minutes: Wall-clock at most; no training is started that would end later.
-        sampler: Who proposes the next training.
+        sampler: Who proposes the next training: ``tpe``, ``nsga2``, ``nsga3``, ``gp`` or ``random``.
         promotion: Who goes on past a rung (a ninth and a third of the epochs), in mode ``amortized``.
         refine: Epochs that cuts which train may take (recovery after pruning, training with rounding), as a share of
             those of the trainings, in mode ``amortized``.
@@ -80,7 +79,13 @@ class SearchSection(_Section):
 
 
 class TeacherSection(_Section):
-    """How the teacher is built and trained; what is left out comes from the task."""
+    """How the teacher is built and trained.
+
+    Attributes:
+        student: Its architecture, ``{name: {knob: value}}`` of the section ``student``; by default the task's.
+        fit: Its training, likewise of the section ``fit``; by default the task's.
+        seed: Seeds its weights and its training.
+    """
 
     student: Named | None = None
     fit: Named | None = None
@@ -88,14 +93,24 @@ class TeacherSection(_Section):
 
 
 class Limit(_Section):
-    """Bounds that a candidate must keep to be feasible."""
+    """Bounds that a candidate must keep to be feasible, both included.
+
+    Attributes:
+        min: The least that it may have, in the unit of the objective; ``None`` for no bound.
+        max: The most that it may have, likewise.
+    """
 
     min: float | None = None
     max: float | None = None
 
 
 class PickSection(_Section):
-    """What the recommended candidate may give up against the teacher on select_val."""
+    """Which candidate is recommended.
+
+    Attributes:
+        max_drop: What it may lose against the teacher in the first score, on ``select_val`` and on ``search_val``; a
+            fraction for an accuracy, so that 0.01 is a point.
+    """
 
     max_drop: float = Field(0.01, ge=0)
 
@@ -110,6 +125,22 @@ class Spec(_Section):
     """A whole search: what is learned, what may vary, what counts.
 
     In objectives and limits, ``accuracy@language`` is a score of one head of the task.
+
+    Attributes:
+        name: Of the run and its folder.
+        task: A task's name with its options.
+        split_seed: Seeds the five splits.
+        search: How to search.
+        teacher: How the teacher is built and trained.
+        student: Families that a student may be of, each with its knobs; see :mod:`autocompress.engine.space`.
+        distill: Terms of the training loss, likewise.
+        fit: Optimizers, likewise.
+        prune: Pruning methods, likewise.
+        quantize: Quantization methods, likewise.
+        objectives: Scores and costs to trade off, at least one of each, with the box that hypervolume is measured
+            in: ``(reference, ideal)``, or ``None`` for the default.
+        limits: Bounds on scores and costs by name.
+        pick: Which candidate is recommended.
     """
 
     name: str = Field(min_length=1, max_length=64)
@@ -150,7 +181,13 @@ class Spec(_Section):
 
 
 class Source:
-    """A spec with the lines it came from, so that later checks can name them."""
+    """A spec with the lines it came from, so that later checks can name them.
+
+    Args:
+        spec: The checked spec.
+        name: Of the file.
+        lines: Line (from 1) of each key, by its place.
+    """
 
     def __init__(self, spec: Spec, name: str, lines: Mapping[Place, int]) -> None:
         self.spec = spec
@@ -197,7 +234,13 @@ def load_spec(target: str | Path, overrides: Sequence[str] = ()) -> Source:
 
 
 def parse_spec(text: str, source: str, overrides: Sequence[str] = (), default_name: str = "search") -> Source:
-    """Check the text of a spec.
+    """Return the checked text of a spec.
+
+    Args:
+        text: YAML.
+        source: What messages call it.
+        overrides: As in :func:`load_spec`.
+        default_name: The run's name where the text has none.
 
     Raises:
         SpecError: Something in it is wrong; the message names the line and, for a misspelt key, the nearest one.

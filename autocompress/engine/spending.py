@@ -30,7 +30,7 @@ class Spending:
         return self._sizes.get(trial, 0.0) * epochs
 
     def allows(self, trial: int, epochs: float) -> bool:
-        """Return whether a training may go on for so many epochs already.
+        """Return whether a training may go on for so many epochs already; one of unknown size may.
 
         A student up to the median size always may; a larger one takes no more of a search than all others did together.
         """

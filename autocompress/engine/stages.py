@@ -58,12 +58,24 @@ class Stages:
         self._begun.append(job)
 
     def add(self, number: int, candidates: Sequence[Candidate], gain: float) -> None:
-        """Take note of what job ``number`` ended with: candidates, or nothing where it failed."""
+        """Take note of what a job ended with.
+
+        Args:
+            number: The job's.
+            candidates: What it gave; none where it failed.
+            gain: Not looked at: stages do not ask what pays.
+        """
         self._ended.add(number)
         self._floats += [each for each in candidates if each.config.quantize is None and each.checkpoint]
 
     def next(self, front: Vector, owners: Sequence[str], number: int) -> Job | None:
-        """Return the next cut of the stage, as job ``number``; ``None`` while the stage before is under way."""
+        """Return the next cut of the stage; ``None`` while the stage before is under way, and at the end.
+
+        Args:
+            front: Not looked at.
+            owners: Not looked at.
+            number: Number of the job.
+        """
         if not self._trained or not self._floats:
             return None
         prunings = [job for job in self._begun if job.cuts[0].quantize is None]

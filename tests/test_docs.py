@@ -1,0 +1,207 @@
+"""The documentation builds without a warning, its examples run, and what it names exists."""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import autocompress
+from autocompress import cli, plugins, registry
+from autocompress.engine.space import SECTIONS, open_space
+from autocompress.engine.spec import Spec, parse_spec
+from autocompress.errors import SpecError
+from autocompress.registry import OBJECTIVES, Registry
+from tests.examples import blocks, commands, every_block, run, small_command, small_python
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = {path.stem: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+# Other tests may register tasks of their own.
+SHIPPED_TASKS = [name for name in registry.TASKS if registry.TASKS.get(name).__module__.startswith("autocompress.")]
+VERBS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+REGISTRIES = [value for value in vars(registry).values() if isinstance(value, Registry)]
+FILE = re.compile(r"# (\w+\.(?:py|yaml))\n")
+WITH_EXAMPLES = [page for page, text in PAGES.items() if any(kind != "text" for kind, _ in every_block(text))]
+OF_THE_CHECKOUT = re.compile(r"(autocompress|tests|benchmarks|scripts|search_spaces|docs|reports/benchmarks)/[\w./-]*")
+FROM_ELSEWHERE = re.compile(r"<(?:script|link|img)[^>]*(?:src|href)=\"http")
+CONTRACT = "python -m pytest "
+
+
+def inline(text: str) -> list[str]:
+    """Return what stands between backticks outside of fenced blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def options(verb: str) -> set[str]:
+    return {name for param in VERBS[verb].params for name in (*param.opts, *param.secondary_opts)} | {"--help"}
+
+
+@pytest.fixture
+def place(tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of a user who has searched digits; what examples register is forgotten afterwards."""
+    for name in ("digits", "digits-again"):
+        shutil.copytree(small_run, tmp_path / "reports" / name)
+    for each in REGISTRIES:
+        each.names()
+        monkeypatch.setattr(each, "_objects", dict(each._objects))
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(plugins, "_of_plugins", set())
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("webbrowser.open", lambda address: True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("page", WITH_EXAMPLES)
+def test_the_examples_of_a_page_run_in_the_order_in_which_they_stand(
+    page: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known: dict[str, Any] = {"__name__": "__main__"}
+    named = [line for block in blocks(PAGES[page], "sh") for line in commands(block)]
+    for kind, content in every_block(PAGES[page]):
+        if file := FILE.match(content):
+            (place / file[1]).write_text(content)
+        if kind == "python" and not file:
+            exec(compile(small_python(content), f"{page}.md", "exec"), known)
+        elif kind == "yaml":
+            before = "" if "task:" in content else "task: digits\nstudent: cnn\n"
+            assert open_space(parse_spec(before + content, f"{page}.md")).cuts()
+        elif kind == "sh":
+            for line in commands(content):
+                named.remove(line)
+                run(_affordable(line, named, place), monkeypatch, capsys)
+
+
+def _affordable(line: str, later: list[str], place: Path) -> list[str]:
+    """Return a command's words; a search is checked, and run at a small size where later commands need its run."""
+    chosen = autocompress.load("digits").pick().id
+    line = re.sub(r"\bID\b", chosen, line.partition(" > ")[0])
+    words = shlex.split(line)
+    if words[1] == "search" and "--dry-run" not in words:
+        name = words[words.index("--name") + 1] if "--name" in words else words[2]
+        needed = any(name in shlex.split(other)[2:] for other in later)
+        if not needed or (place / "reports" / name).exists():
+            return [*words, "--dry-run"]
+        return [*small_command(line), "--trials", "1"]
+    return small_command(line)
+
+
+def test_the_answer_to_a_misspelt_knob_is_the_one_that_is_shown() -> None:
+    page = PAGES["search-spaces"]
+    (space,) = [block for block in blocks(page, "yaml") if block.startswith("# my.yaml")]
+    (shown,) = [block for block in blocks(page, "text") if block.startswith("error: my.yaml")]
+    with pytest.raises(SpecError) as refused:
+        open_space(parse_spec(space.replace("width:", "widht:", 1), "my.yaml"))
+    assert f"error: {refused.value}\n" == shown
+
+
+def test_the_method_that_the_documentation_writes_keeps_the_contract(tmp_path: Path) -> None:
+    page = PAGES["writing-a-method"]
+    (source,) = [block for block in blocks(page, "python") if block.startswith("# wanda.py")]
+    (tmp_path / "wanda.py").write_text(source)
+    (command,) = [block for block in blocks(page, "sh") if block.startswith(CONTRACT)]
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:], "--color=no"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    # One dot a test: the file was found, and its method was among those that the tests run over.
+    assert done.stdout.count(".") >= 50
+
+
+def test_it_builds_without_a_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path / "html")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = {path.stem: path.read_text() for path in (tmp_path / "html").glob("*.html")}
+    assert set(PAGES) <= set(pages)
+    for section, methods in SECTIONS.items():
+        for name in methods:
+            assert f"<h3>{name}<" in pages["methods"], f"{section}.{name}"
+            assert all(f">{knob}<" in pages["methods"] for knob in methods.get(name).config.knobs())
+    assert all(f">{name}<" in pages["costs"] for name in OBJECTIVES)
+    assert all(f"<h2>{name}<" in pages["tasks"] for name in SHIPPED_TASKS)
+    for verb in VERBS:
+        assert f"<h2>{verb}<" in pages["commands"]
+        assert all(re.search(rf"{name}\b", pages["commands"]) for name in options(verb) - {"--help"})
+    # Nothing is loaded from elsewhere: the built pages can be read offline.
+    assert not [page for page, text in pages.items() if FROM_ELSEWHERE.search(text)]
+
+
+def test_the_script_builds_what_the_test_builds() -> None:
+    script = (ROOT / "scripts" / "docs").read_text()
+    assert "python -m sphinx -b html -E -W --keep-going -q docs docs/_build" in script
+    assert "docs/_build/" in (ROOT / ".gitignore").read_text().split()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_verb_and_option_that_is_named_exists(page: str) -> None:
+    lines = [line for block in blocks(PAGES[page], "sh") for line in commands(block)]
+    for line in [*lines, *(code for code in inline(PAGES[page]) if code.startswith("autocompress "))]:
+        verb, *words = shlex.split(line)[1:]
+        if verb == "VERB":
+            continue
+        assert verb in VERBS, line
+        unknown = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} - options(verb)
+        assert not unknown, line
+    everywhere = set().union(*map(options, VERBS))
+    for code in inline(PAGES[page]):
+        if code.startswith("--"):
+            assert code.split()[0] in everywhere, code
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_method_knob_and_key_that_is_named_exists(page: str) -> None:
+    for code in inline(PAGES[page]):
+        section, *names = re.match(r"[\w.]*", code)[0].split(".")  # type: ignore[index]
+        if not names or code.endswith((".py", ".md")):
+            continue
+        if section in SECTIONS:
+            assert names[0] in SECTIONS[section], code
+            assert set(names[1:]) <= set(SECTIONS[section].get(names[0]).config.knobs()), code
+        elif section in ("search", "teacher", "pick"):
+            assert names[0] in Spec.model_fields[section].annotation.model_fields, code  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_exists(page: str) -> None:
+    for code in inline(PAGES[page]):
+        if OF_THE_CHECKOUT.fullmatch(code):
+            assert (ROOT / code).exists(), code
+        for module in re.findall(r"\bbenchmarks\.(\w+)", code):
+            assert (ROOT / "benchmarks" / f"{module}.py").is_file(), code
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)|^```\{image\} (\S+)", PAGES[page], flags=re.MULTILINE):
+        assert (DOCS / "".join(target)).is_file(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_name_in_python_that_is_linked_is_in_the_reference(page: str) -> None:
+    for target in re.findall(r"\{(?:py:)?(?:class|func)\}`([\w.]+)`", PAGES[page]):
+        module, _, name = target.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), target
+        assert target in PAGES["api"] or module == "autocompress.errors", target
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    documented = set(re.findall(r"^\.\. auto\w+:: autocompress\.(\w+)$", PAGES["api"], flags=re.MULTILINE))
+    public = {name for name in autocompress.__all__ if not name.startswith("_")}
+    # The exceptions are listed as they stand in their module.
+    assert documented | {"AutocompressError"} >= public
