@@ -1,0 +1,399 @@
+"""Ray Tune's side of the seam: a job is a Tune trial of one result, and Tune's actors are the workers.
+
+The searcher forwards ``suggest`` to ``ask`` and ``on_trial_complete`` to ``tell``; which training goes on past a rung
+is the driver's business, so the scheduler ends every trial at its first result and never reorders what was asked.
+Tune's snapshots, loggers, files and retries are not used. This module imports ray: nothing but the backend, while it
+runs, imports it.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from autocompress.backends.base import Ask, Evaluate, Tell
+from autocompress.errors import SearchFailedError
+from autocompress.records import Job, State, TrialResult
+
+#: Executions of a job whose worker dies.
+EXECUTIONS = 2
+#: Workers in a row that cannot be readied, with none at work, before the search ends.
+UNREADY = 3
+#: Times in a row that Tune may give up as a whole without a result in between.
+COLLAPSES = 3
+JOB = "job"
+OUTCOME = "outcome"
+
+# Read by Tune when it starts: no snapshots, no loggers, no handler of Ctrl-C, no prints; all that is asked may wait.
+SETTINGS = {
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e12",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",
+    "TUNE_WARN_THRESHOLD_S": "1000000000",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class UnreadyError(Exception):
+    """A worker could not be readied: its machine lacks something that every job needs."""
+
+
+class Through(BaseException):
+    """Carries what ``ask`` or ``tell`` raised out of Tune, which catches every ``Exception``."""
+
+    def __init__(self, fault: Exception) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+class Parcel:
+    """A job on its way to a worker; Tune's copies of it are itself, so that it can be emptied everywhere at once."""
+
+    def __init__(self, job: Job, evaluate: Any, home: str) -> None:
+        self.number = job.number
+        self.job: Job | None = job
+        self.evaluate = evaluate
+        self.home = home
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Parcel":
+        return self
+
+    def __repr__(self) -> str:
+        return f"job {self.number}"
+
+    def empty(self) -> None:
+        """Let go of the job: Tune keeps every trial, with its config, to the end."""
+        self.job = self.evaluate = None
+
+
+class Outcome:
+    """A result on its way back; Tune prints and copies what it is given, and a result may weigh megabytes."""
+
+    def __init__(self, result: TrialResult) -> None:
+        self.result = result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Outcome":
+        return self
+
+    def __repr__(self) -> str:
+        return f"result {self.result.number}"
+
+
+class Seat(tune.Trainable):  # type: ignore[misc]
+    """A worker: readied before its first job, kept for the next."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first job."""
+        self._evaluate: Evaluate | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take another job."""
+        self._parcel: Parcel = new_config[JOB]
+        # Every result would carry the config, and with it the job, back.
+        self.config = {}
+        # Tune moves a worker into a folder of its own; the paths of a task may be relative to the driver's.
+        if os.path.isdir(self._parcel.home):
+            os.chdir(self._parcel.home)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run the job."""
+        parcel = self._parcel
+        assert parcel.job is not None
+        if self._evaluate is None:
+            self._evaluate = self._readied(parcel)
+        try:
+            result = self._evaluate(parcel.job)
+        except Exception as error:  # Whatever a worker raises is that trial's fault, told as such.
+            result = TrialResult(parcel.number, State.FAILED, reason=f"{type(error).__name__}: {error}")
+        return {OUTCOME: Outcome(result)}
+
+    def _readied(self, parcel: Parcel) -> Evaluate:
+        try:
+            evaluate: Evaluate = ray.get(parcel.evaluate)
+            evaluate.prepare()
+        except Exception as error:
+            node = ray.util.get_node_ip_address()
+            raise UnreadyError(f"on {node}: {type(error).__name__}: {error}") from None
+        return evaluate
+
+
+@dataclass
+class UnderWay:
+    """A job that a trial of Tune's stands for."""
+
+    job: Job
+    parcel: Parcel
+    begun: bool = False
+    outcome: TrialResult | None = None
+    fault: Exception | None = None
+
+
+class Forwarder(Searcher):  # type: ignore[misc]
+    """Asks when a seat is free and tells what came; keeps count of what is under way.
+
+    Args:
+        ask: The driver's.
+        tell: The driver's.
+        seats: Returns how many jobs may be under way.
+        pack: Makes a job's parcel.
+    """
+
+    def __init__(self, ask: Ask, tell: Tell, seats: Callable[[], int], pack: Callable[[Job], Parcel]) -> None:
+        super().__init__()
+        self._ask = ask
+        self._tell = tell
+        self._seats = seats
+        self._pack = pack
+        self._again: list[Job] = []
+        self._executions: dict[int, int] = {}
+        self._dry = False
+        self._unready = 0
+        self._given_up = 0
+        self.under_way: dict[str, UnderWay] = {}
+        self.told = 0
+
+    # -- what Tune calls ----------------------------------------------------------------------
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next job, ``None`` to be asked again after a result, or ``FINISHED``."""
+        if len(self.under_way) >= max(1, self._seats() - self._given_up):
+            return None
+        job = self._next()
+        if job is None:
+            return None if self.under_way else str(Searcher.FINISHED)
+        found = self.under_way[trial_id] = UnderWay(job, self._pack(job))
+        return {JOB: found.parcel}
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Tell what came of a job, or hand it out again when its worker died."""
+        ended = self.under_way.pop(trial_id)
+        ended.parcel.empty()
+        if ended.outcome is not None:
+            self._unready = 0
+            self._answer(ended.job, ended.outcome)
+        elif isinstance(ended.fault, RayTaskError):
+            self._refuse(ended, ended.fault)
+        else:
+            self._mourn(ended)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the run's own store is the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing."""
+
+    # -- what the other halves note -----------------------------------------------------------
+
+    def begin(self, trial_id: str) -> None:
+        """Note that a worker runs a job now."""
+        found = self.under_way[trial_id]
+        found.begun = True
+        number = found.job.number
+        self._executions[number] = self._executions.get(number, 0) + 1
+
+    def collapse(self) -> None:
+        """Take up what was under way when Tune gave up as a whole."""
+        for trial_id in list(self.under_way):
+            self.on_trial_complete(trial_id, error=True)
+
+    # -- within -------------------------------------------------------------------------------
+
+    def _next(self) -> Job | None:
+        if self._again:
+            return self._again.pop(0)
+        if self._dry:
+            return None
+        with _through():
+            job = self._ask()
+        self._dry = job is None
+        return job
+
+    def _answer(self, job: Job, result: TrialResult) -> None:
+        self._executions.pop(job.number, None)
+        self.told += 1
+        # What came may be worth going on with.
+        self._dry = False
+        with _through():
+            self._tell(job, result)
+
+    def _mourn(self, ended: UnderWay) -> None:
+        """Run the job of a dead worker once more; a second death is the job's own fault."""
+        if self._executions.get(ended.job.number, 0) < EXECUTIONS:
+            if not ended.begun:
+                self._count_unready(ended.fault)
+            self._again.append(ended.job)
+            return
+        reason = f"its worker died {EXECUTIONS} times"
+        self._answer(ended.job, TrialResult(ended.job.number, State.FAILED, reason=reason))
+
+    def _refuse(self, ended: UnderWay, fault: RayTaskError) -> None:
+        """Run the job elsewhere, on one seat fewer: the next worker there would not be ready either."""
+        self._executions[ended.job.number] -= 1
+        self._given_up += 1
+        self._count_unready(getattr(fault, "cause", None) or fault)
+        self._again.append(ended.job)
+
+    def _count_unready(self, fault: BaseException | None) -> None:
+        self._unready += 1
+        if self._unready >= UNREADY and not any(found.begun for found in self.under_way.values()):
+            lines = str(fault or "no worker came up").strip().splitlines()
+            raise Through(SearchFailedError(f"no worker can be readied {lines[-1]}; mend it, then --resume"))
+
+
+class OneResult(TrialScheduler):  # type: ignore[misc]
+    """Ends every trial at its first result: pauses and promotions are jobs of their own, which the driver asks for.
+
+    It never chooses a trial to run. Tune then gives an idle actor to a trial that has none, and leaves those that are
+    starting to theirs; its own scheduler would throw the starting actors away.
+    """
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        super().__init__()
+        self._forwarder = forwarder
+        self._kept = 0
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Let Tune keep as many idle actors as jobs were ever under way at once; by itself it keeps a single one."""
+        cache = getattr(getattr(tune_controller, "_tune_controller", None), "_actor_cache", None)
+        if cache is not None and self._kept < len(self._forwarder.under_way):
+            cache.increase_max(trial.placement_group_factory)
+            self._kept += 1
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Stop: there is nothing more to come."""
+        return str(TrialScheduler.STOP)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Keep the reason for the searcher, which Tune does not tell it."""
+        self._forwarder.under_way[trial.trial_id].fault = trial.get_pickled_error()
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Do nothing: the searcher is told next."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Do nothing."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Leave the choice to the order in which jobs were asked for."""
+
+    def debug_string(self) -> str:
+        """Return what Tune prints."""
+        return "one result a trial"
+
+
+class Watcher(tune.Callback):  # type: ignore[misc]
+    """Notes beginnings, and takes results out of Tune before it copies them."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that a worker has the job."""
+        self._forwarder.begin(trial.trial_id)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Take the result; Tune would keep it to the end."""
+        self._forwarder.under_way[trial.trial_id].outcome = result.pop(OUTCOME).result
+
+
+def run_jobs(
+    ask: Ask,
+    evaluate: Evaluate,
+    tell: Tell,
+    seats: Callable[[], int],
+    bundle: Mapping[str, float],
+    folder: str,
+) -> None:
+    """Ask, evaluate and tell on the cluster that this process is connected to.
+
+    Args:
+        ask: The driver's.
+        evaluate: What runs a job; travels once to each node.
+        tell: The driver's.
+        seats: Returns how many jobs may be under way.
+        bundle: What one worker takes, in Ray's names.
+        folder: For what Tune insists on writing.
+
+    Raises:
+        SearchFailedError: No worker can be readied, or Tune fails over and over.
+    """
+    shared, home = ray.put(evaluate), os.getcwd()
+    forwarder = Forwarder(ask, tell, seats, lambda job: Parcel(job, shared, home))
+    collapses = 0
+    while True:
+        told = forwarder.told
+        try:
+            with _quiet(SETTINGS):
+                _tuned(forwarder, bundle, folder)
+            return
+        except Through as through:
+            raise through.fault from None
+        except Exception as error:
+            # Such as a result that was lost with the node it lay on, which Tune has no answer to.
+            collapses = 1 if forwarder.told > told else collapses + 1
+            if collapses == COLLAPSES:
+                raise SearchFailedError(f"Ray Tune fails ({str(error).strip().splitlines()[-1]})") from error
+            forwarder.collapse()
+
+
+def _tuned(forwarder: Forwarder, bundle: Mapping[str, float], folder: str) -> None:
+    tune.run(
+        Seat,
+        name="jobs",
+        search_alg=forwarder,
+        scheduler=OneResult(forwarder),
+        callbacks=[Watcher(forwarder)],
+        resources_per_trial=tune.PlacementGroupFactory([dict(bundle)]),
+        reuse_actors=True,
+        num_samples=-1,
+        max_failures=0,
+        raise_on_failed_trial=False,
+        log_to_file=False,
+        storage_path=folder,
+        trial_dirname_creator=lambda trial: str(trial.trial_id),
+        verbose=0,
+    )
+
+
+@contextmanager
+def _through() -> Iterator[None]:
+    try:
+        yield
+    except Exception as fault:
+        raise Through(fault) from fault
+
+
+@contextmanager
+def _quiet(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables and hush Tune's log, and put both back."""
+    before = {name: os.environ.get(name) for name in settings}
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
