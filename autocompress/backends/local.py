@@ -6,6 +6,8 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -30,9 +32,14 @@ class Serial:
     """Runs each job in this process: breakpoints work, and nothing runs side by side."""
 
     name = "serial"
+    elsewhere = False
 
     def __init__(self, workers: int = 1, timeout: float | None = None) -> None:
         self.workers = 1
+
+    def opened(self, folder: Path | None = None) -> AbstractContextManager[None]:
+        """Ready nothing."""
+        return nullcontext()
 
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
         """Ask, evaluate and tell, one job after the other."""
@@ -53,10 +60,15 @@ class Local:
     """
 
     name = "local"
+    elsewhere = False
 
     def __init__(self, workers: int = 0, timeout: float | None = None) -> None:
         self.workers = workers or usable_cores()
         self.timeout = timeout
+
+    def opened(self, folder: Path | None = None) -> AbstractContextManager[None]:
+        """Ready nothing: the pool is made for each run."""
+        return nullcontext()
 
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
         """Keep every worker busy until ``ask`` returns ``None``."""

@@ -17,6 +17,7 @@ from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver
 from autocompress.engine.finish import finish
+from autocompress.engine.hosting import make_backend
 from autocompress.engine.modes import MODES
 from autocompress.engine.probe import safe_space
 from autocompress.engine.progress import Progress
@@ -28,7 +29,7 @@ from autocompress.lab import Setup, settled
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
 from autocompress.plugins import guests
 from autocompress.pricing import price
-from autocompress.registry import BACKENDS, OBJECTIVES, TASKS
+from autocompress.registry import OBJECTIVES, TASKS
 from autocompress.storage import write_atomic
 from autocompress.study import DATABASE, Study
 from autocompress.task import Splits, Task
@@ -120,10 +121,7 @@ def make_plan(source: Source) -> Plan:
         tuple(scores_to_measure({*OBJECTIVES} & {*task.metrics} | {*spec.objectives, *spec.limits}, task.heads)),
         tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
     )
-    try:
-        backend = BACKENDS.get(spec.search.backend)(spec.search.workers)
-    except AutocompressError as error:
-        raise source.error(("search", "backend"), str(error)) from None
+    backend = make_backend(source)
     records = tuple(_record(name) for name in spec.objectives)
     space, unsafe = safe_space(space, task, splits)
     return Plan(source, space, task, splits, setup, records, backend, (*task.notices, *unsafe))
@@ -151,15 +149,17 @@ def run_search(
     for notice in plan.notices:
         events.notice(notice)
     try:
-        with settled():
-            teacher = _teacher(plan, events)
-            _describe(plan, study, teacher)
-        driver = _driver(plan, study, events)
-        events.phase("searching")
-        try:
-            plan.backend.run(driver.ask, TrialRunner(plan.setup, guests([plan.task.name])), driver.tell)
-        finally:
-            study.set_meta({"seconds": driver.elapsed, "exhausted": driver.exhausted})
+        with plan.backend.opened(study.folder):
+            with settled():
+                teacher = _teacher(plan, events)
+                _describe(plan, study, teacher)
+            driver = _driver(plan, study, events)
+            events.phase("searching")
+            runner = TrialRunner(plan.setup, guests([plan.task.name]), teacher.kept() if plan.backend.elsewhere else None)
+            try:
+                plan.backend.run(driver.ask, runner, driver.tell)
+            finally:
+                study.set_meta({"seconds": driver.elapsed, "exhausted": driver.exhausted})
         if driver.hopeless or study.candidates().empty:
             raise SearchFailedError(_why_nothing(plan, driver, study))
         events.phase("freezing the front and reading the test split")

@@ -54,6 +54,8 @@ class SearchSection(_Section):
         seed: Seeds the sampler and, with the trial's number, every training.
         workers: Processes that train; 0 takes one per core.
         backend: Where they run.
+        resources: What one training takes of a machine, such as ``{cpu: 1, gpu: 0.25}``, for the backend ``ray``.
+        address: The cluster that the backend ``ray`` joins: ``HOST:PORT``, or ``auto`` for the one of this machine.
     """
 
     mode: Literal["amortized", "sampled", "supernet", "random", "sequential", "uniform_int8", "no_distillation"] = (
@@ -67,6 +69,8 @@ class SearchSection(_Section):
     seed: int = Field(0, ge=0)
     workers: int = Field(0, ge=0)
     backend: str = "local"
+    resources: dict[str, Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1)
+    address: str | None = None
 
 
 class TeacherSection(_Section):
@@ -134,7 +138,7 @@ class Spec(_Section):
         """Return what a resumed run may not change: everything but the name and the budget."""
         data = self.model_dump(mode="json")
         del data["name"]
-        for field in ("trials", "minutes", "workers", "backend"):
+        for field in ("trials", "minutes", "workers", "backend", "resources", "address"):
             del data["search"][field]
         return data
 
