@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from autocompress.errors import NoCandidateError, RunFolderError, SearchFailedError, UsageError, did_you_mean
+from autocompress.errors import (
+    NoCandidateError,
+    RunFolderError,
+    SearchFailedError,
+    UsageError,
+    WorkersError,
+    did_you_mean,
+)
 from autocompress.front import full_fidelity, pareto_front
 from autocompress.pick import Pick, pick
 from autocompress.study import DATABASE, Study
@@ -185,7 +192,7 @@ def search(
     folder = Path(runs) / plan.source.spec.name
     try:
         run_search(plan, folder, resume=resume, command=command, events=events).close()
-    except (KeyboardInterrupt, SearchFailedError):
+    except (KeyboardInterrupt, SearchFailedError, WorkersError):
         # Whatever ended the search, what it found so far is worth a page.
         _page_of_the_broken(folder)
         raise

@@ -9,6 +9,7 @@ AutocompressError                 1  something failed
 ├── CompressionError              1  a method cannot compress this model
 ├── TrialError                    1  a trial cannot produce candidates
 ├── SearchFailedError             1  every trial failed
+├── WorkersError                  1  no worker starts
 ├── ArtifactError                 1  an exported folder is damaged or cannot be written
 │   └── VerificationError         1  the exported model does not behave as the searched one
 ├── NoCandidateError              3  no candidate satisfies what was asked
@@ -57,6 +58,10 @@ class TrialError(AutocompressError):
 
 class SearchFailedError(AutocompressError):
     """Every trial failed."""
+
+
+class WorkersError(AutocompressError):
+    """No worker starts."""
 
 
 class ArtifactError(AutocompressError):

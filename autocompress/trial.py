@@ -52,12 +52,16 @@ class TrialRunner:
                 result = run_trial(job, self.setup)
         except AutocompressError as error:
             return TrialResult(job.number, State.FAILED, reason=str(error), seconds=time.perf_counter() - started)
-        except MemoryError:
-            return TrialResult(job.number, State.FAILED, reason="out of memory", seconds=time.perf_counter() - started)
         except Exception as error:  # A user's task may raise anything; the search goes on and the report says why.
-            reason = f"{type(error).__name__}: {error}"
+            reason = "out of memory" if out_of_memory(error) else f"{type(error).__name__}: {error}"
             return TrialResult(job.number, State.FAILED, reason=reason, seconds=time.perf_counter() - started)
         return result
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Return whether an allocation was refused; torch has an exception of its own for graphics memory alone."""
+    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return refused or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def run_trial(job: Job, setup: Setup) -> TrialResult:

@@ -4,6 +4,7 @@ Needs nothing but the standard library, so it costs no start-up time.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
@@ -72,6 +73,23 @@ def human(value: float | None, unit: str = "") -> str:
         if abs(value) >= size * 0.9995:
             return f"{_three(value / size)} {prefix}{unit}"
     return f"{_three(value)} {unit}".rstrip()
+
+
+def bytes_of(text: str | int) -> int:
+    """Return a size such as ``4 GiB`` or ``800 MB`` in bytes; a plain number is bytes.
+
+    Raises:
+        ValueError: It is no size.
+
+    Example:
+        >>> bytes_of("4 GiB"), bytes_of("1.5 MB"), bytes_of(4096)
+        (4294967296, 1500000, 4096)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?\s*", str(text), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise ValueError("write a size such as 4 GiB or 800 MB")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index((prefix or " ").upper()))
 
 
 def is_share(record: Mapping[str, Any]) -> bool:

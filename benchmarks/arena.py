@@ -4,14 +4,13 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from pebble import ProcessPool
 from torch import Tensor
 
 from autocompress.backends.local import usable_cores
@@ -135,8 +134,8 @@ def run_all(
         else:
             missing[key] = (job, name)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPool(usable_cores(), context=get_context("spawn")) as pool, kept.open("a") as file:
-        running = {pool.schedule(run_variant, args=job): (key, name) for key, (job, name) in missing.items()}
+    with ProcessPoolExecutor(usable_cores(), get_context("spawn")) as pool, kept.open("a") as file:
+        running = {pool.submit(run_variant, *job): (key, name) for key, (job, name) in missing.items()}
         for done in as_completed(running):
             key, name = running[done]
             found[key] = done.result()

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,14 +47,34 @@ def fake_result(job: Job) -> TrialResult:
     return TrialResult(job.number, state, tuple(candidates), 0.01, curve=curve, checkpoints=checkpoints, paused=paused)
 
 
+class CutOff:
+    """Kills its process while it is sent: half of the message is in the pipe, the rest never comes."""
+
+    def __reduce__(self) -> tuple[type, tuple[bytes]]:
+        threading.Thread(target=self._kill, daemon=True).start()
+        return bytes, (b"",)
+
+    @staticmethod
+    def _kill() -> None:
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @dataclass(frozen=True)
 class FakeTrials:
-    """Runs jobs by number: some raise, die or hang; every execution leaves a line in ``log``."""
+    """Runs jobs by number; every execution leaves a line in ``log``.
+
+    Some jobs raise, kill their worker (always, or the first time), hang and start a process that hangs along, take
+    more memory than there is, or kill their worker while it sends the result.
+    """
 
     log: Path
     raising: tuple[int, ...] = ()
     dying: tuple[int, ...] = ()
+    dying_once: tuple[int, ...] = ()
     hanging: tuple[int, ...] = ()
+    hoarding: tuple[int, ...] = ()
+    cut_off: tuple[int, ...] = ()
 
     def prepare(self) -> None:
         with self.log.open("a") as file:
@@ -62,12 +85,25 @@ class FakeTrials:
             file.write(f"{job.number}\n")
         if job.number in self.raising:
             raise RuntimeError("a fault of the trial")
-        if job.number in self.dying:
+        if job.number in self.dying or (job.number in self.dying_once and self.executed().count(job.number) == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         if job.number in self.hanging:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            with self.log.open("a") as file:
+                file.write(f"child {child.pid}\n")
             time.sleep(60)
-        return fake_result(job)
+        if job.number in self.hoarding:
+            bytearray(8 << 30)
+        found = fake_result(job)
+        if job.number in self.cut_off:
+            # Longer than any pipe holds, so that a part of it is sent when the process ends.
+            return replace(found, checkpoints={"end": CutOff(), "large": bytes(1 << 28)})  # type: ignore[dict-item]
+        return found
+
+    def children(self) -> list[int]:
+        """Return the processes that hanging jobs have started."""
+        return [int(line.split()[1]) for line in self.log.read_text().splitlines() if line.startswith("child")]
 
     def executed(self) -> list[int]:
         return [int(line) for line in self.log.read_text().split("\n") if line.isdigit()]

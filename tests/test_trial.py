@@ -11,7 +11,7 @@ from autocompress.errors import ArtifactError
 from autocompress.lab import Setup, lab, settled
 from autocompress.measure import Subject, measure
 from autocompress.records import Base, Cut, Job, State
-from autocompress.trial import TrialRunner, run_trial, score_test_split, teacher_record
+from autocompress.trial import TrialRunner, out_of_memory, run_trial, score_test_split, teacher_record
 
 SETUP = Setup(
     Part("digits"),
@@ -232,3 +232,11 @@ def test_a_pruned_checkpoint_is_not_pruned_once_more(result) -> None:  # type: i
     found = TrialRunner(SETUP)(job)
     assert found.state is State.FAILED
     assert "not pruned once more" in found.reason
+
+
+def test_memory_that_is_refused_is_told_from_other_faults() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 50)
+    assert out_of_memory(refused.value)
+    assert out_of_memory(MemoryError())
+    assert not out_of_memory(RuntimeError("shapes do not match"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -9,6 +10,22 @@ from autocompress.records import Job, TrialResult
 
 Ask: TypeAlias = Callable[[], Job | None]
 Tell: TypeAlias = Callable[[Job, TrialResult], None]
+
+
+@dataclass(frozen=True)
+class TrialLimits:
+    """What one job may take; one that takes more fails alone.
+
+    Attributes:
+        seconds: From the moment at which a worker has it; ``None`` for no limit.
+        memory: Bytes of the worker's process, what it needs to start included; ``None`` for no limit.
+    """
+
+    seconds: float | None = None
+    memory: int | None = None
+
+
+NO_LIMITS = TrialLimits()
 
 
 class Evaluate(Protocol):
@@ -55,5 +72,6 @@ class Backend(Protocol):
 
         Raises:
             KeyboardInterrupt: The user stopped it; running jobs are cancelled and not told.
+            WorkersError: No worker starts; the jobs that were asked are not told.
         """
         ...

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autocompress.backends.base import Ask, Evaluate, Tell
+from autocompress.backends.base import NO_LIMITS, Ask, Evaluate, Tell, TrialLimits
 from autocompress.backends.local import usable_cores
 from autocompress.registry import BACKENDS
 
@@ -26,6 +26,7 @@ class Ray:
 
     Args:
         workers: Trials at once; 0 takes what the nodes have room for, and follows them as they come and go.
+        limits: What one job may take.
         resources: What one trial takes, such as ``{"cpu": 1, "gpu": 0.25}``. Ray places workers by it and shows each
             the GPU it was given; trainings run on the CPU in this version.
         address: ``HOST:PORT``, or ``auto`` for the cluster of this machine; ``None`` starts one.
@@ -34,9 +35,14 @@ class Ray:
     name = "ray"
 
     def __init__(
-        self, workers: int = 0, resources: Mapping[str, float] | None = None, address: str | None = None
+        self,
+        workers: int = 0,
+        limits: TrialLimits = NO_LIMITS,
+        resources: Mapping[str, float] | None = None,
+        address: str | None = None,
     ) -> None:
         self.workers = workers
+        self.limits = limits
         self.address = address
         self._asked = workers
         self._resources = dict(resources or ONE_CORE)
@@ -76,7 +82,7 @@ class Ray:
 
         Raises:
             UsageError: The cluster cannot be used.
-            SearchFailedError: No worker can be readied.
+            WorkersError: No worker starts.
         """
         if self._cluster is None:
             with self.opened():
@@ -84,7 +90,7 @@ class Ray:
             return
         from autocompress.backends.ray_tune import run_jobs
 
-        run_jobs(ask, evaluate, tell, self._seats, self._cluster.bundle, str(self._cluster.folder))
+        run_jobs(ask, evaluate, tell, self._seats, self.limits, self._cluster.bundle, str(self._cluster.folder))
 
     def _seats(self) -> int:
         assert self._cluster is not None

@@ -6,8 +6,10 @@ Tune's snapshots, loggers, files and retries are not used. This module imports r
 runs, imports it.
 """
 
+import faulthandler
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +21,11 @@ from ray.exceptions import RayTaskError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from autocompress.backends.base import Ask, Evaluate, Tell
-from autocompress.errors import SearchFailedError
-from autocompress.records import Job, State, TrialResult
+from autocompress.backends.base import Ask, Evaluate, Tell, TrialLimits
+from autocompress.backends.workers import EXECUTIONS, confine, failed
+from autocompress.errors import UsageError, WorkersError
+from autocompress.records import Job, TrialResult
 
-#: Executions of a job whose worker dies.
-EXECUTIONS = 2
 #: Workers in a row that cannot be readied, with none at work, before the search ends.
 UNREADY = 3
 #: Times in a row that Tune may give up as a whole without a result in between.
@@ -59,13 +60,21 @@ class Through(BaseException):
         self.fault = fault
 
 
+@dataclass(frozen=True)
+class Kit:
+    """What every worker of a run needs; travels once to each node."""
+
+    evaluate: Evaluate
+    limits: TrialLimits
+
+
 class Parcel:
     """A job on its way to a worker; Tune's copies of it are itself, so that it can be emptied everywhere at once."""
 
-    def __init__(self, job: Job, evaluate: Any, home: str) -> None:
+    def __init__(self, job: Job, kit: Any, home: str) -> None:
         self.number = job.number
         self.job: Job | None = job
-        self.evaluate = evaluate
+        self.kit = kit
         self.home = home
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Parcel":
@@ -76,7 +85,7 @@ class Parcel:
 
     def empty(self) -> None:
         """Let go of the job: Tune keeps every trial, with its config, to the end."""
-        self.job = self.evaluate = None
+        self.job = self.kit = None
 
 
 class Outcome:
@@ -116,20 +125,39 @@ class Seat(tune.Trainable):  # type: ignore[misc]
         assert parcel.job is not None
         if self._evaluate is None:
             self._evaluate = self._readied(parcel)
-        try:
-            result = self._evaluate(parcel.job)
-        except Exception as error:  # Whatever a worker raises is that trial's fault, told as such.
-            result = TrialResult(parcel.number, State.FAILED, reason=f"{type(error).__name__}: {error}")
+        with self._in_time():
+            try:
+                result = self._evaluate(parcel.job)
+            except MemoryError:
+                result = failed(parcel.job, "out of memory")
+            except Exception as error:  # Whatever a worker raises is that trial's fault, told as such.
+                result = failed(parcel.job, f"{type(error).__name__}: {error}")
         return {OUTCOME: Outcome(result)}
 
     def _readied(self, parcel: Parcel) -> Evaluate:
         try:
-            evaluate: Evaluate = ray.get(parcel.evaluate)
-            evaluate.prepare()
-        except Exception as error:
-            node = ray.util.get_node_ip_address()
-            raise UnreadyError(f"on {node}: {type(error).__name__}: {error}") from None
-        return evaluate
+            kit: Kit = ray.get(parcel.kit)
+            self._seconds = kit.limits.seconds
+            kit.evaluate.prepare()
+            if kit.limits.memory is not None:
+                confine(kit.limits.memory)
+        except Exception as error:  # Whatever the user's task raises, the driver says.
+            name = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+            raise UnreadyError(f"on {ray.util.get_node_ip_address()}: {name}{error}") from None
+        return kit.evaluate
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """End this process when the job is late, whatever it hangs in: the watchdog needs no lock of Python's."""
+        if self._seconds is None:
+            yield
+            return
+        with open(os.devnull, "w") as nowhere:
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=nowhere)
+            try:
+                yield
+            finally:
+                faulthandler.cancel_dump_traceback_later()
 
 
 @dataclass
@@ -138,7 +166,7 @@ class UnderWay:
 
     job: Job
     parcel: Parcel
-    begun: bool = False
+    begun: float | None = None
     outcome: TrialResult | None = None
     fault: Exception | None = None
 
@@ -151,10 +179,19 @@ class Forwarder(Searcher):  # type: ignore[misc]
         tell: The driver's.
         seats: Returns how many jobs may be under way.
         pack: Makes a job's parcel.
+        seconds: What a job may take; its worker ends itself then.
     """
 
-    def __init__(self, ask: Ask, tell: Tell, seats: Callable[[], int], pack: Callable[[Job], Parcel]) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        tell: Tell,
+        seats: Callable[[], int],
+        pack: Callable[[Job], Parcel],
+        seconds: float | None = None,
+    ) -> None:
         super().__init__()
+        self._seconds = seconds
         self._ask = ask
         self._tell = tell
         self._seats = seats
@@ -202,7 +239,7 @@ class Forwarder(Searcher):  # type: ignore[misc]
     def begin(self, trial_id: str) -> None:
         """Note that a worker runs a job now."""
         found = self.under_way[trial_id]
-        found.begun = True
+        found.begun = time.monotonic()
         number = found.job.number
         self._executions[number] = self._executions.get(number, 0) + 1
 
@@ -232,27 +269,36 @@ class Forwarder(Searcher):  # type: ignore[misc]
             self._tell(job, result)
 
     def _mourn(self, ended: UnderWay) -> None:
-        """Run the job of a dead worker once more; a second death is the job's own fault."""
-        if self._executions.get(ended.job.number, 0) < EXECUTIONS:
-            if not ended.begun:
-                self._count_unready(ended.fault)
-            self._again.append(ended.job)
-            return
-        reason = f"its worker died {EXECUTIONS} times"
-        self._answer(ended.job, TrialResult(ended.job.number, State.FAILED, reason=reason))
+        """Run the job of a dead worker once more; being late, or a second death, is the job's own fault."""
+        job, took = ended.job, 0.0
+        deaths = self._executions.get(job.number, 0)
+        if ended.begun is None:
+            self._count_unready(ended.fault)
+        else:
+            took = time.monotonic() - ended.begun
+        if ended.begun is not None and self._seconds is not None and took >= self._seconds:
+            self._answer(job, failed(job, f"timed out after {self._seconds:g} s", took))
+        elif deaths >= EXECUTIONS:
+            self._answer(job, failed(job, f"its worker died {deaths} times{_last_line(ended.fault)}", took))
+        else:
+            self._again.append(job)
 
     def _refuse(self, ended: UnderWay, fault: RayTaskError) -> None:
         """Run the job elsewhere, on one seat fewer: the next worker there would not be ready either."""
         self._executions[ended.job.number] -= 1
         self._given_up += 1
-        self._count_unready(getattr(fault, "cause", None) or fault)
+        self._count_unready(fault.cause or fault)
         self._again.append(ended.job)
 
     def _count_unready(self, fault: BaseException | None) -> None:
         self._unready += 1
-        if self._unready >= UNREADY and not any(found.begun for found in self.under_way.values()):
-            lines = str(fault or "no worker came up").strip().splitlines()
-            raise Through(SearchFailedError(f"no worker can be readied {lines[-1]}; mend it, then --resume"))
+        if self._unready >= UNREADY and all(found.begun is None for found in self.under_way.values()):
+            raise Through(WorkersError(f"the workers do not start{_last_line(fault)}"))
+
+
+def _last_line(fault: BaseException | None) -> str:
+    lines = str(fault or "").strip().splitlines()
+    return f" ({lines[-1].strip()})" if lines else ""
 
 
 class OneResult(TrialScheduler):  # type: ignore[misc]
@@ -318,6 +364,7 @@ def run_jobs(
     evaluate: Evaluate,
     tell: Tell,
     seats: Callable[[], int],
+    limits: TrialLimits,
     bundle: Mapping[str, float],
     folder: str,
 ) -> None:
@@ -325,17 +372,18 @@ def run_jobs(
 
     Args:
         ask: The driver's.
-        evaluate: What runs a job; travels once to each node.
+        evaluate: What runs a job.
         tell: The driver's.
         seats: Returns how many jobs may be under way.
+        limits: What one job may take.
         bundle: What one worker takes, in Ray's names.
         folder: For what Tune insists on writing.
 
     Raises:
-        SearchFailedError: No worker can be readied, or Tune fails over and over.
+        WorkersError: No worker starts, or Tune fails over and over.
     """
-    shared, home = ray.put(evaluate), os.getcwd()
-    forwarder = Forwarder(ask, tell, seats, lambda job: Parcel(job, shared, home))
+    kit, home = ray.put(Kit(evaluate, limits)), os.getcwd()
+    forwarder = Forwarder(ask, tell, seats, lambda job: Parcel(job, kit, home), limits.seconds)
     collapses = 0
     while True:
         told = forwarder.told
@@ -349,7 +397,7 @@ def run_jobs(
             # Such as a result that was lost with the node it lay on, which Tune has no answer to.
             collapses = 1 if forwarder.told > told else collapses + 1
             if collapses == COLLAPSES:
-                raise SearchFailedError(f"Ray Tune fails ({str(error).strip().splitlines()[-1]})") from error
+                raise WorkersError(f"Ray Tune fails over and over{_last_line(error)}") from error
             forwarder.collapse()
 
 

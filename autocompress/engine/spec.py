@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from autocompress.engine.yaml import Place, parse
 from autocompress.errors import SpecError, UsageError, did_you_mean
+from autocompress.words import bytes_of
 
 Setting = dict[str, Any]
 
@@ -29,6 +30,11 @@ def _settings(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: {} if settings is None else settings for name, settings in value.items()}
     return value
+
+
+def _size(value: Any) -> Any:
+    """Let ``4 GiB`` stand for its bytes."""
+    return bytes_of(value) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
 Named = Annotated[dict[str, dict[str, Any]], BeforeValidator(_named), Field(min_length=1, max_length=1)]
@@ -56,6 +62,8 @@ class SearchSection(_Section):
         backend: Where they run.
         resources: What one training takes of a machine, such as ``{cpu: 1, gpu: 0.25}``, for the backend ``ray``.
         address: The cluster that the backend ``ray`` joins: ``HOST:PORT``, or ``auto`` for the one of this machine.
+        trial_minutes: Wall-clock that one training, or one segment of it, may take with its cuts.
+        memory: What one worker may take, such as ``4 GiB``; a trial that wants more fails.
     """
 
     mode: Literal["amortized", "sampled", "supernet", "random", "sequential", "uniform_int8", "no_distillation"] = (
@@ -71,6 +79,8 @@ class SearchSection(_Section):
     backend: str = "local"
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1)
     address: str | None = None
+    trial_minutes: float | None = Field(None, gt=0)
+    memory: Annotated[int | None, BeforeValidator(_size)] = None
 
 
 class TeacherSection(_Section):
@@ -138,7 +148,7 @@ class Spec(_Section):
         """Return what a resumed run may not change: everything but the name and the budget."""
         data = self.model_dump(mode="json")
         del data["name"]
-        for field in ("trials", "minutes", "workers", "backend", "resources", "address"):
+        for field in ("trials", "minutes", "workers", "backend", "resources", "address", "trial_minutes", "memory"):
             del data["search"][field]
         return data
 

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from autocompress.backends.base import TrialLimits
 from autocompress.backends.local import Local, Serial, usable_cores
 from autocompress.config import CompressionConfig, Part
+from autocompress.errors import WorkersError
 from autocompress.records import Cut, Job, State, TrialResult
 from tests.fakes import FakeTrials
 
@@ -33,13 +36,56 @@ def run(backend: Local | Serial, trials: FakeTrials, count: int) -> dict[int, Tr
 
 def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(tmp_path: Path) -> None:
     trials = FakeTrials(tmp_path / "log", raising=(1,), dying=(3,), hanging=(5,))
-    told = run(Local(workers=2, timeout=3), trials, 8)
+    told = run(Local(workers=2, limits=TrialLimits(seconds=2)), trials, 8)
     assert sorted(told) == list(range(8))
     assert {n for n, result in told.items() if result.state is State.FAILED} == {1, 3, 5}
     assert "a fault of the trial" in told[1].reason
-    assert "died" in told[3].reason
-    assert told[5].reason == "timed out after 3 s"
-    assert sorted(trials.executed()) == list(range(8))
+    assert told[3].reason == "its worker died 2 times (killed by SIGKILL, as the system does when memory runs out)"
+    assert told[5].reason == "timed out after 2 s"
+    assert 2 <= told[5].seconds < 5
+    assert sorted(trials.executed()) == [0, 1, 2, 3, 3, 4, 5, 6, 7]
+    # What a trial has started ends with it.
+    assert not [child for child in trials.children() if alive(child)]
+
+
+def test_a_trial_whose_worker_was_killed_is_run_once_more(tmp_path: Path) -> None:
+    trials = FakeTrials(tmp_path / "log", dying_once=(0, 1, 4))
+    told = run(Local(workers=2), trials, 6)
+    assert {result.state for result in told.values()} == {State.COMPLETE}
+    assert sorted(trials.executed()) == [0, 0, 1, 1, 2, 3, 4, 4, 5]
+
+
+def test_a_worker_that_is_killed_while_it_sends_takes_nothing_else_along(tmp_path: Path) -> None:
+    trials = FakeTrials(tmp_path / "log", cut_off=(1,))
+    told = run(Local(workers=2), trials, 5)
+    assert {n for n, result in told.items() if result.state is State.FAILED} == {1}
+    assert "died 2 times" in told[1].reason
+    assert sorted(trials.executed()) == [0, 1, 1, 2, 3, 4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no such limit")
+def test_a_trial_that_wants_too_much_memory_fails_alone_and_its_worker_lives(tmp_path: Path) -> None:
+    trials = FakeTrials(tmp_path / "log", hoarding=(1, 3))
+    told = run(Local(workers=1, limits=TrialLimits(memory=4 << 30)), trials, 5)
+    assert {n: result.reason for n, result in told.items() if result.state is State.FAILED} == {
+        1: "out of memory",
+        3: "out of memory",
+    }
+    assert (tmp_path / "log").read_text().count("prepared") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no such limit")
+def test_too_little_memory_to_start_is_said_before_any_trial(tmp_path: Path) -> None:
+    trials = FakeTrials(tmp_path / "log")
+    with pytest.raises(WorkersError, match=r"search\.memory of 1 MiB is too little: a worker has \d+ MiB in use"):
+        run(Local(workers=1, limits=TrialLimits(memory=1 << 20)), trials, 2)
+    assert trials.executed() == []
+
+
+def test_workers_that_do_not_start_are_said_and_not_tried_for_ever(tmp_path: Path) -> None:
+    with pytest.raises(WorkersError, match="the workers do not start: FileNotFoundError"):
+        run(Local(workers=2), FakeTrials(tmp_path / "nowhere" / "log"), 2)
+    assert not multiprocessing.active_children()
 
 
 def test_workers_are_prepared_once_and_reused(tmp_path: Path) -> None:
@@ -56,8 +102,6 @@ def test_an_interruption_reaches_the_caller_and_leaves_no_process(tmp_path: Path
 
     with pytest.raises(KeyboardInterrupt):
         Local(workers=1).run(lambda: queue.pop(0) if queue else None, FakeTrials(tmp_path / "log"), tell)
-    import multiprocessing
-
     assert not multiprocessing.active_children()
 
 

@@ -5,6 +5,8 @@ import pytest
 from autocompress.engine.spec import Spec, load_spec, parse_spec, schema, shipped_spaces
 from autocompress.errors import AutocompressError, SpecError, UsageError
 
+SOUND = "task: digits\nstudent: {cnn: {}}\n"
+
 GOOD = """\
 task: digits
 search:
@@ -109,3 +111,18 @@ def test_the_schema_names_every_key() -> None:
 def test_every_fault_of_a_spec_is_a_usage_fault() -> None:
     assert issubclass(SpecError, AutocompressError)
     assert SpecError.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("4 GiB", 4 << 30), ("800MB", 800_000_000), ("4096", 4096), ("null", None)]
+)
+def test_a_limit_on_memory_is_written_with_its_unit(text: str, found: int | None) -> None:
+    source = parse_spec(SOUND, "x", [f"search.memory={text}", "search.trial_minutes=2"])
+    assert source.spec.search.memory == found
+    assert source.spec.content() == parse_spec(SOUND, "x").spec.content(), "a run goes on under other limits"
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "4 QB", "0", "[1]"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match=r"search\.memory"):
+        parse_spec(SOUND, "x", [f"search.memory={text}"])
