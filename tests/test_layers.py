@@ -49,7 +49,7 @@ HEAVY = {
         "export",
     },
     "optuna": {"engine/sampler", "engine/driver", "engine/answers"},
-    "ray": {"backends/ray_cluster", "backends/ray_tune"},
+    "ray": {"backends/ray_cluster", "backends/ray_seat", "backends/ray_tune"},
     "pandas": {"outcome", "study", "front", "where", "pick", "report", "console", "api", "engine/archive"},
     "plotly": {"report/figures", "report/comparison_figures"},
     "onnx": {"export"},

@@ -41,8 +41,6 @@ ANSWER = 5.0
 SURVEY = 60.0
 #: Seconds between two looks at which nodes there are.
 LOOK = 5.0
-#: Seconds that Ray's processes get to end.
-END = 10.0
 SAME = ("autocompress", "torch")
 RAY_NAMES = {"cpu": "CPU", "gpu": "GPU"}
 
@@ -64,7 +62,7 @@ def fitting(offered: Mapping[str, float], bundle: Mapping[str, float]) -> int:
         >>> fitting({"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.25})
         4
     """
-    return min(int(math.floor(offered.get(name, 0.0) / amount + 1e-9)) for name, amount in bundle.items())
+    return min(math.floor(offered.get(name, 0.0) / amount + 1e-9) for name, amount in bundle.items())
 
 
 @dataclass
@@ -129,7 +127,6 @@ def started(folder: Path | None, resources: Mapping[str, float], cores: int) -> 
     if fitting({"CPU": cores}, {"CPU": resources.get("cpu", 1.0) or 1.0}) < 1:
         raise UsageError(f"one trial takes cpu: {resources['cpu']:g}, this machine has {cores}; lower search.resources")
     place = _temporary(folder)
-    ours = _children()
     try:
         with _token_required():
             try:
@@ -145,9 +142,7 @@ def started(folder: Path | None, resources: Mapping[str, float], cores: int) -> 
                 _refuse_small(cluster.bundle, "this machine")
                 yield cluster
             finally:
-                rays = _children() - ours
                 ray.shutdown()
-                _await_end(rays)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -167,7 +162,7 @@ def _refuse_silent(address: str) -> None:
         return
     if "://" in address:
         raise UsageError(
-            f"{address}: Ray's client protocol is not supported; run on a machine of the cluster, with HOST:PORT or auto"
+            f"{address}: Ray's client protocol is not supported; run on a node of the cluster, with HOST:PORT or auto"
         )
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
@@ -224,7 +219,7 @@ def _refuse_different(bundle: Mapping[str, float]) -> None:
     nodes = [node for node in _nodes() if fitting(node["Resources"], bundle)]
     for node, there in zip(nodes, _surveyed([node["NodeID"] for node in nodes]), strict=True):
         for name, ours in here.items():
-            if there[name] is None:
+            if not there[name]:
                 raise UsageError(f"node {node['NodeManagerAddress']} has no {name}; install {name} {ours} there")
             if _release(there[name]) != _release(ours):
                 raise UsageError(
@@ -238,19 +233,19 @@ def _release(text: str) -> str:
     return text.partition("+")[0]
 
 
-def _surveyed(nodes: Sequence[str]) -> list[dict[str, str | None]]:
+def _surveyed(nodes: Sequence[str]) -> list[dict[str, str]]:
     # Defined within, so that it travels by value: a node that lacks the package must be able to run it.
-    def versions(names: Sequence[str]) -> dict[str, str | None]:
+    def versions(names: Sequence[str]) -> dict[str, str]:
         import importlib.metadata
         import importlib.util
         import platform
 
-        found: dict[str, str | None] = {"python": platform.python_version()}
+        found = {"python": platform.python_version()}
         for name in names:
             try:
                 found[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
-                found[name] = None
+                found[name] = ""
         return found
 
     ask = ray.remote(versions)
@@ -310,22 +305,7 @@ def _set(environment: Mapping[str, str | None]) -> None:
         else:
             os.environ[name] = value
     # Ray reads both once and remembers them; the mode first, for it must never be on without a token.
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _children() -> set[Any]:
-    import psutil
-
-    return set(psutil.Process().children(recursive=True))
-
-
-def _await_end(processes: set[Any]) -> None:
-    """Wait for processes to end, and kill those that do not."""
-    import psutil
-
-    _, alive = psutil.wait_procs(list(processes), timeout=END)
-    for process in alive:
-        process.kill()

@@ -2,11 +2,10 @@
 
 The searcher forwards ``suggest`` to ``ask`` and ``on_trial_complete`` to ``tell``; which training goes on past a rung
 is the driver's business, so the scheduler ends every trial at its first result and never reorders what was asked.
-Tune's snapshots, loggers, files and retries are not used. This module imports ray: nothing but the backend, while it
-runs, imports it.
+Tune's snapshots, loggers, files and retries are not used. This module imports ray: nothing but the backend, when it
+runs, imports this.
 """
 
-import faulthandler
 import logging
 import os
 import time
@@ -22,16 +21,15 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from autocompress.backends.base import Ask, Evaluate, Tell, TrialLimits
-from autocompress.backends.workers import EXECUTIONS, confine, failed
-from autocompress.errors import UsageError, WorkersError
+from autocompress.backends.ray_seat import JOB, OUTCOME, Kit, Parcel, Seat
+from autocompress.backends.workers import EXECUTIONS, failed
+from autocompress.errors import WorkersError
 from autocompress.records import Job, TrialResult
 
 #: Workers in a row that cannot be readied, with none at work, before the search ends.
 UNREADY = 3
 #: Times in a row that Tune may give up as a whole without a result in between.
 COLLAPSES = 3
-JOB = "job"
-OUTCOME = "outcome"
 
 # Read by Tune when it starts: no snapshots, no loggers, no handler of Ctrl-C, no prints; all that is asked may wait.
 SETTINGS = {
@@ -48,116 +46,12 @@ SETTINGS = {
 }
 
 
-class UnreadyError(Exception):
-    """A worker could not be readied: its machine lacks something that every job needs."""
-
-
 class Through(BaseException):
     """Carries what ``ask`` or ``tell`` raised out of Tune, which catches every ``Exception``."""
 
     def __init__(self, fault: Exception) -> None:
         super().__init__(fault)
         self.fault = fault
-
-
-@dataclass(frozen=True)
-class Kit:
-    """What every worker of a run needs; travels once to each node."""
-
-    evaluate: Evaluate
-    limits: TrialLimits
-
-
-class Parcel:
-    """A job on its way to a worker; Tune's copies of it are itself, so that it can be emptied everywhere at once."""
-
-    def __init__(self, job: Job, kit: Any, home: str) -> None:
-        self.number = job.number
-        self.job: Job | None = job
-        self.kit = kit
-        self.home = home
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Parcel":
-        return self
-
-    def __repr__(self) -> str:
-        return f"job {self.number}"
-
-    def empty(self) -> None:
-        """Let go of the job: Tune keeps every trial, with its config, to the end."""
-        self.job = self.kit = None
-
-
-class Outcome:
-    """A result on its way back; Tune prints and copies what it is given, and a result may weigh megabytes."""
-
-    def __init__(self, result: TrialResult) -> None:
-        self.result = result
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Outcome":
-        return self
-
-    def __repr__(self) -> str:
-        return f"result {self.result.number}"
-
-
-class Seat(tune.Trainable):  # type: ignore[misc]
-    """A worker: readied before its first job, kept for the next."""
-
-    def setup(self, config: dict[str, Any]) -> None:
-        """Take the first job."""
-        self._evaluate: Evaluate | None = None
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take another job."""
-        self._parcel: Parcel = new_config[JOB]
-        # Every result would carry the config, and with it the job, back.
-        self.config = {}
-        # Tune moves a worker into a folder of its own; the paths of a task may be relative to the driver's.
-        if os.path.isdir(self._parcel.home):
-            os.chdir(self._parcel.home)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Run the job."""
-        parcel = self._parcel
-        assert parcel.job is not None
-        if self._evaluate is None:
-            self._evaluate = self._readied(parcel)
-        with self._in_time():
-            try:
-                result = self._evaluate(parcel.job)
-            except MemoryError:
-                result = failed(parcel.job, "out of memory")
-            except Exception as error:  # Whatever a worker raises is that trial's fault, told as such.
-                result = failed(parcel.job, f"{type(error).__name__}: {error}")
-        return {OUTCOME: Outcome(result)}
-
-    def _readied(self, parcel: Parcel) -> Evaluate:
-        try:
-            kit: Kit = ray.get(parcel.kit)
-            self._seconds = kit.limits.seconds
-            kit.evaluate.prepare()
-            if kit.limits.memory is not None:
-                confine(kit.limits.memory)
-        except Exception as error:  # Whatever the user's task raises, the driver says.
-            name = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-            raise UnreadyError(f"on {ray.util.get_node_ip_address()}: {name}{error}") from None
-        return kit.evaluate
-
-    @contextmanager
-    def _in_time(self) -> Iterator[None]:
-        """End this process when the job is late, whatever it hangs in: the watchdog needs no lock of Python's."""
-        if self._seconds is None:
-            yield
-            return
-        with open(os.devnull, "w") as nowhere:
-            faulthandler.dump_traceback_later(self._seconds, exit=True, file=nowhere)
-            try:
-                yield
-            finally:
-                faulthandler.cancel_dump_traceback_later()
 
 
 @dataclass
@@ -171,7 +65,7 @@ class UnderWay:
     fault: Exception | None = None
 
 
-class Forwarder(Searcher):  # type: ignore[misc]
+class Forwarder(Searcher):
     """Asks when a seat is free and tells what came; keeps count of what is under way.
 
     Args:
@@ -206,7 +100,7 @@ class Forwarder(Searcher):  # type: ignore[misc]
 
     # -- what Tune calls ----------------------------------------------------------------------
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Return the next job, ``None`` to be asked again after a result, or ``FINISHED``."""
         if len(self.under_way) >= max(1, self._seats() - self._given_up):
             return None
@@ -301,7 +195,7 @@ def _last_line(fault: BaseException | None) -> str:
     return f" ({lines[-1].strip()})" if lines else ""
 
 
-class OneResult(TrialScheduler):  # type: ignore[misc]
+class OneResult(TrialScheduler):
     """Ends every trial at its first result: pauses and promotions are jobs of their own, which the driver asks for.
 
     It never chooses a trial to run. Tune then gives an idle actor to a trial that has none, and leaves those that are
@@ -309,7 +203,7 @@ class OneResult(TrialScheduler):  # type: ignore[misc]
     """
 
     def __init__(self, forwarder: Forwarder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._forwarder = forwarder
         self._kept = 0
 
@@ -342,7 +236,7 @@ class OneResult(TrialScheduler):  # type: ignore[misc]
         return "one result a trial"
 
 
-class Watcher(tune.Callback):  # type: ignore[misc]
+class Watcher(tune.Callback):
     """Notes beginnings, and takes results out of Tune before it copies them."""
 
     def __init__(self, forwarder: Forwarder) -> None:

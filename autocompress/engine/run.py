@@ -155,7 +155,8 @@ def run_search(
                 _describe(plan, study, teacher)
             driver = _driver(plan, study, events)
             events.phase("searching")
-            runner = TrialRunner(plan.setup, guests([plan.task.name]), teacher.kept() if plan.backend.elsewhere else None)
+            luggage = teacher.luggage() if plan.backend.elsewhere else None
+            runner = TrialRunner(plan.setup, guests([plan.task.name]), luggage)
             try:
                 plan.backend.run(driver.ask, runner, driver.tell)
             finally:
