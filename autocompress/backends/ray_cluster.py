@@ -102,7 +102,7 @@ def joined(address: str, resources: Mapping[str, float]) -> Iterator[Cluster]:
         ray.shutdown()
         raise UsageError(f"the Ray cluster at {address} cannot be joined: {_joining(error)}") from error
     try:
-        with tempfile.TemporaryDirectory(prefix="autocompress-ray-") as folder:
+        with _hushed(), tempfile.TemporaryDirectory(prefix="autocompress-ray-") as folder:
             cluster = Cluster(bundle_of(resources), Path(folder))
             _refuse_small(cluster.bundle, f"of the cluster at {address}")
             _refuse_different(cluster.bundle)
@@ -140,7 +140,8 @@ def started(folder: Path | None, resources: Mapping[str, float], cores: int) -> 
                 )
                 cluster = Cluster(bundle_of(resources), place)
                 _refuse_small(cluster.bundle, "this machine")
-                yield cluster
+                with _hushed():
+                    yield cluster
             finally:
                 ray.shutdown()
     finally:
@@ -149,6 +150,18 @@ def started(folder: Path | None, resources: Mapping[str, float], cores: int) -> 
 
 def _init_options() -> dict[str, Any]:
     return {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep what raylets say of dead workers and nodes, their logs included, out of the user's terminal."""
+    module = ray._private.worker
+    printing = module.print_to_stdstream
+    module.print_to_stdstream = lambda *args, **keywords: None
+    try:
+        yield
+    finally:
+        module.print_to_stdstream = printing
 
 
 def _refuse_second_connection() -> None:
