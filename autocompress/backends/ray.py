@@ -53,6 +53,11 @@ class Ray:
         """Whether workers may run on machines without this one's files."""
         return self.address is not None
 
+    @property
+    def folder(self) -> Path | None:
+        """Where temporary files go while it is open."""
+        return None if self._cluster is None else self._cluster.folder
+
     @contextmanager
     def opened(self, folder: Path | None = None) -> Iterator[None]:
         """Join or start the cluster, and leave or end it.

@@ -181,11 +181,26 @@ def _refuse_silent(address: str) -> None:
     if not colon or not port.isdigit():
         raise UsageError(f"the address '{address}' is not HOST:PORT or auto")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER) as line:
+            if os.environ.get("RAY_USE_TLS", "0") != "1":
+                _greet(line)
     except (OSError, OverflowError) as reason:
         raise UsageError(
             f"no Ray cluster answers at {address} ({reason}); start one with `ray start --head`, or leave out --address"
         ) from None
+
+
+def _greet(line: socket.socket) -> None:
+    """Exchange the opening of HTTP/2, which Ray's control store speaks.
+
+    Raises:
+        OSError: The other side does not.
+    """
+    settings, empty = 4, b"\0" * 3
+    line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty + bytes([settings]) + b"\0" * 5)
+    answer = line.recv(9)
+    if len(answer) < 4 or answer[3] != settings:
+        raise OSError("what listens there is not Ray")
 
 
 def _joining(error: BaseException) -> str:

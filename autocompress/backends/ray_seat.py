@@ -2,6 +2,8 @@
 
 import faulthandler
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,14 @@ from autocompress.records import Job, TrialResult
 
 JOB = "job"
 OUTCOME = "outcome"
+
+# Waits until a process is gone, whatever became of it, and ends its group.
+GUARD = """\
+import os, select, signal, sys
+worker = int(sys.argv[1])
+select.select([os.pidfd_open(worker)], [], [])
+os.killpg(worker, signal.SIGKILL)
+"""
 
 
 class UnreadyError(Exception):
@@ -68,9 +78,22 @@ class Seat(tune.Trainable):
     """A worker: readied before its first job, kept for the next."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take the first job."""
-        self._evaluate: Evaluate | None = None
+        """Get ready, and take the first job.
+
+        Raises:
+            UnreadyError: It cannot: the user's task raises, or the machine lacks something.
+        """
         self.reset_config(config)
+        _guard()
+        try:
+            kit: Kit = ray.get(self._parcel.kit)
+            kit.evaluate.prepare()
+            if kit.limits.memory is not None:
+                confine(kit.limits.memory)
+        except Exception as error:  # Whatever the user's task raises, the driver says.
+            name = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+            raise UnreadyError(f"on {ray.util.get_node_ip_address()}: {name}{error}") from None
+        self._evaluate, self._seconds = kit.evaluate, kit.limits.seconds
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another job."""
@@ -86,8 +109,6 @@ class Seat(tune.Trainable):
         """Run the job."""
         parcel = self._parcel
         assert parcel.job is not None
-        if self._evaluate is None:
-            self._evaluate = self._readied(parcel)
         with self._in_time():
             try:
                 result = self._evaluate(parcel.job)
@@ -96,18 +117,6 @@ class Seat(tune.Trainable):
             except Exception as error:  # Whatever a worker raises is that trial's fault, told as such.
                 result = failed(parcel.job, f"{type(error).__name__}: {error}")
         return {OUTCOME: Outcome(result)}
-
-    def _readied(self, parcel: Parcel) -> Evaluate:
-        try:
-            kit: Kit = ray.get(parcel.kit)
-            self._seconds = kit.limits.seconds
-            kit.evaluate.prepare()
-            if kit.limits.memory is not None:
-                confine(kit.limits.memory)
-        except Exception as error:  # Whatever the user's task raises, the driver says.
-            name = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-            raise UnreadyError(f"on {ray.util.get_node_ip_address()}: {name}{error}") from None
-        return kit.evaluate
 
     @contextmanager
     def _in_time(self) -> Iterator[None]:
@@ -121,3 +130,12 @@ class Seat(tune.Trainable):
                 yield
             finally:
                 faulthandler.cancel_dump_traceback_later()
+
+
+def _guard() -> None:
+    """Let what a trial starts end with its worker; Ray ends workers alone, and nobody ends those of a killed driver."""
+    if not hasattr(os, "pidfd_open"):
+        return
+    os.setpgid(0, 0)
+    command = [sys.executable, "-I", "-S", "-c", GUARD, str(os.getpid())]
+    subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,13 +22,13 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from autocompress.backends.base import Ask, Evaluate, Tell, TrialLimits
-from autocompress.backends.ray_seat import JOB, OUTCOME, Kit, Parcel, Seat
+from autocompress.backends.ray_seat import JOB, OUTCOME, Kit, Parcel, Seat, UnreadyError
 from autocompress.backends.workers import EXECUTIONS, failed
 from autocompress.errors import WorkersError
 from autocompress.records import Job, TrialResult
 
-#: Workers in a row that cannot be readied, with none at work, before the search ends.
-UNREADY = 3
+#: Workers in a row that die before they have a job, with none at work, before the search ends.
+MISSED = 3
 #: Times in a row that Tune may give up as a whole without a result in between.
 COLLAPSES = 3
 
@@ -93,7 +94,7 @@ class Forwarder(Searcher):
         self._again: list[Job] = []
         self._executions: dict[int, int] = {}
         self._dry = False
-        self._unready = 0
+        self._missed = 0
         self._given_up = 0
         self.under_way: dict[str, UnderWay] = {}
         self.told = 0
@@ -115,10 +116,7 @@ class Forwarder(Searcher):
         ended = self.under_way.pop(trial_id)
         ended.parcel.empty()
         if ended.outcome is not None:
-            self._unready = 0
             self._answer(ended.job, ended.outcome)
-        elif isinstance(ended.fault, RayTaskError):
-            self._refuse(ended, ended.fault)
         else:
             self._mourn(ended)
 
@@ -132,6 +130,7 @@ class Forwarder(Searcher):
 
     def begin(self, trial_id: str) -> None:
         """Note that a worker runs a job now."""
+        self._missed = 0
         found = self.under_way[trial_id]
         found.begun = time.monotonic()
         number = found.job.number
@@ -164,29 +163,28 @@ class Forwarder(Searcher):
 
     def _mourn(self, ended: UnderWay) -> None:
         """Run the job of a dead worker once more; being late, or a second death, is the job's own fault."""
-        job, took = ended.job, 0.0
-        deaths = self._executions.get(job.number, 0)
+        job, deaths = ended.job, self._executions.get(ended.job.number, 0)
         if ended.begun is None:
-            self._count_unready(ended.fault)
-        else:
-            took = time.monotonic() - ended.begun
-        if ended.begun is not None and self._seconds is not None and took >= self._seconds:
+            self._miss_worker(ended.fault)
+            self._again.append(job)
+            return
+        took = time.monotonic() - ended.begun
+        if isinstance(ended.fault, RayTaskError):
+            self._answer(job, failed(job, f"its result cannot be sent{_last_line(ended.fault)}", took))
+        elif self._seconds is not None and took >= self._seconds:
             self._answer(job, failed(job, f"timed out after {self._seconds:g} s", took))
         elif deaths >= EXECUTIONS:
             self._answer(job, failed(job, f"its worker died {deaths} times{_last_line(ended.fault)}", took))
         else:
             self._again.append(job)
 
-    def _refuse(self, ended: UnderWay, fault: RayTaskError) -> None:
-        """Run the job elsewhere, on one seat fewer: the next worker there would not be ready either."""
-        self._executions[ended.job.number] -= 1
-        self._given_up += 1
-        self._count_unready(fault.cause or fault)
-        self._again.append(ended.job)
-
-    def _count_unready(self, fault: BaseException | None) -> None:
-        self._unready += 1
-        if self._unready >= UNREADY and all(found.begun is None for found in self.under_way.values()):
+    def _miss_worker(self, fault: Exception | None) -> None:
+        """Take note of a worker that died before it had a job: it was never ready, or idle on a node that is lost."""
+        self._missed += 1
+        if UnreadyError.__name__ in str(fault):
+            # The next one there would not be ready either.
+            self._given_up += 1
+        if self._missed >= MISSED and all(found.begun is None for found in self.under_way.values()):
             raise Through(WorkersError(f"the workers do not start{_last_line(fault)}"))
 
 
@@ -220,7 +218,9 @@ class OneResult(TrialScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Keep the reason for the searcher, which Tune does not tell it."""
-        self._forwarder.under_way[trial.trial_id].fault = trial.get_pickled_error()
+        file = trial.pickled_error_file
+        if file is not None:
+            self._forwarder.under_way[trial.trial_id].fault = ray.cloudpickle.loads(Path(file).read_bytes())
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Do nothing: the searcher is told next."""

@@ -1,6 +1,5 @@
 """Ray with real nodes on this machine: the seam holds whatever dies."""
 
-import json
 import os
 import secrets
 import signal
@@ -22,7 +21,7 @@ from autocompress.errors import UsageError, WorkersError
 from autocompress.records import Job, State, TrialResult
 from autocompress.study import Study
 from tests.backends.nodes import LookingTrials, SlowTrials, UnreadyTrials, another
-from tests.backends.test_local import jobs, until
+from tests.backends.test_local import alive, jobs, until
 from tests.conftest import SMALL_SEARCH
 from tests.fakes import FakeTrials, fake_result
 
@@ -51,6 +50,9 @@ def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(ray_cluster: Any, 
     assert told[5].reason == "timed out after 2 s"
     assert told[4] == fake_result(jobs(7)[4])
     assert sorted(trials.executed()) == [0, 1, 2, 3, 3, 4, 4, 5, 6]
+    # What a trial has started ends with it.
+    until(lambda: not [child for child in trials.children() if alive(child)], 5)
+    assert trials.children()
 
 
 def test_a_node_that_is_lost_takes_no_trial_along(ray_cluster: Any, tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_one_and_two_nodes_finish_the_same_search(ray_cluster: Any, tmp_path: Pa
     alone = found("one")
     with another(ray_cluster):
         assert found("two") == alone
-    assert len({json.loads(row[1])["student"]["width"] for row in alone}) > 1
+    assert {row[0].partition("c")[0] for row in alone} == {"t0", "t1"}
 
 
 def test_a_trial_sees_the_share_of_a_graphics_processor_that_it_was_given(ray_cluster: Any, tmp_path: Path) -> None:
@@ -106,23 +108,23 @@ def test_a_trial_sees_the_share_of_a_graphics_processor_that_it_was_given(ray_cl
 def test_workers_are_prepared_once_and_reused(ray_cluster: Any, tmp_path: Path) -> None:
     trials = SlowTrials(tmp_path / "log")
     run(Ray(2, address=ray_cluster.address), trials, 6)
-    assert trials.log.read_text().count("prepared") == 2
+    assert 1 <= trials.log.read_text().count("prepared") <= 2
 
 
 def test_workers_that_are_never_ready_end_the_search_and_say_why(ray_cluster: Any, tmp_path: Path) -> None:
-    with pytest.raises(WorkersError, match="do not start .*FileNotFoundError: the data are not here"):
+    with pytest.raises(WorkersError, match=r"do not start .*FileNotFoundError: the data are not here"):
         run(Ray(2, address=ray_cluster.address), UnreadyTrials(tmp_path / "log"), 2)
 
 
 def test_what_ask_and_tell_raise_reaches_the_caller_as_it_is(ray_cluster: Any, tmp_path: Path) -> None:
-    class Full(Exception):
+    class FullError(Exception):
         pass
 
     def tell(job: Job, result: TrialResult) -> None:
-        raise Full
+        raise FullError
 
     queue = jobs(3)
-    with pytest.raises(Full):
+    with pytest.raises(FullError):
         Ray(1, address=ray_cluster.address).run(
             lambda: queue.pop(0) if queue else None, FakeTrials(tmp_path / "log"), tell
         )
@@ -153,8 +155,8 @@ def test_an_address_of_no_use_is_refused(address: str, said: str) -> None:
 
 def test_what_answers_but_is_not_ray_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = "127.0.0.1:{}".format(server.getsockname()[1])
-        with pytest.raises(UsageError, match=f"{address} cannot be joined"), Ray(address=address).opened():
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"no Ray cluster answers at {address}"), Ray(address=address).opened():
             pass
 
 
