@@ -26,6 +26,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from autocompress.backends.guard import guard_folder
 from autocompress.errors import UsageError
 
 #: Bytes of shared memory for results and paused trainings under way; more of them spill to the temporary folder.
@@ -127,6 +128,7 @@ def started(folder: Path | None, resources: Mapping[str, float], cores: int) -> 
     if fitting({"CPU": cores}, {"CPU": resources.get("cpu", 1.0) or 1.0}) < 1:
         raise UsageError(f"one trial takes cpu: {resources['cpu']:g}, this machine has {cores}; lower search.resources")
     place = _temporary(folder)
+    guard = None
     try:
         with _token_required():
             try:
@@ -138,6 +140,8 @@ def started(folder: Path | None, resources: Mapping[str, float], cores: int) -> 
                     _temp_dir=str(place),
                     **_init_options(),
                 )
+                # Of a driver that is killed, Ray's agents stay for a minute, trying to report it to what is gone too.
+                guard = guard_folder(place)
                 cluster = Cluster(bundle_of(resources), place)
                 _refuse_small(cluster.bundle, "this machine")
                 with _hushed():
@@ -145,6 +149,9 @@ def started(folder: Path | None, resources: Mapping[str, float], cores: int) -> 
             finally:
                 ray.shutdown()
     finally:
+        if guard is not None:
+            guard.kill()
+            guard.wait()
         shutil.rmtree(place, ignore_errors=True)
 
 

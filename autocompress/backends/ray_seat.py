@@ -2,8 +2,6 @@
 
 import faulthandler
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,20 +11,13 @@ import ray
 from ray import tune
 
 from autocompress.backends.base import Evaluate, TrialLimits
+from autocompress.backends.guard import guard_group
 from autocompress.backends.workers import confine, failed
 from autocompress.errors import UsageError
 from autocompress.records import Job, TrialResult
 
 JOB = "job"
 OUTCOME = "outcome"
-
-# Waits until a process is gone, whatever became of it, and ends its group.
-GUARD = """\
-import os, select, signal, sys
-worker = int(sys.argv[1])
-select.select([os.pidfd_open(worker)], [], [])
-os.killpg(worker, signal.SIGKILL)
-"""
 
 
 class UnreadyError(Exception):
@@ -84,7 +75,8 @@ class Seat(tune.Trainable):
             UnreadyError: It cannot: the user's task raises, or the machine lacks something.
         """
         self.reset_config(config)
-        _guard()
+        # Ray ends workers alone, and nobody ends those of a driver that was killed.
+        guard_group()
         try:
             kit: Kit = ray.get(self._parcel.kit)
             kit.evaluate.prepare()
@@ -130,12 +122,3 @@ class Seat(tune.Trainable):
                 yield
             finally:
                 faulthandler.cancel_dump_traceback_later()
-
-
-def _guard() -> None:
-    """Let what a trial starts end with its worker; Ray ends workers alone, and nobody ends those of a killed driver."""
-    if not hasattr(os, "pidfd_open"):
-        return
-    os.setpgid(0, 0)
-    command = [sys.executable, "-I", "-S", "-c", GUARD, str(os.getpid())]
-    subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
