@@ -45,7 +45,7 @@ class Ray:
         self.limits = limits
         self.address = address
         self._asked = workers
-        self._resources = dict(resources or ONE_CORE)
+        self.resources = dict(resources or ONE_CORE)
         self._cluster: Cluster | None = None
 
     @property
@@ -71,9 +71,9 @@ class Ray:
         from autocompress.backends.ray_cluster import joined, started
 
         with (
-            started(folder, self._resources, usable_cores())
+            started(folder, self.resources, usable_cores())
             if self.address is None
-            else joined(self.address, self._resources)
+            else joined(self.address, self.resources)
         ) as cluster:
             self._cluster = cluster
             self.workers = self._seats()

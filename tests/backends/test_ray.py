@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from autocompress.backends.base import Ask, TrialLimits
+from autocompress.backends.base import TrialLimits
 from autocompress.backends.ray import Ray
 from autocompress.engine.run import make_plan, run_search
 from autocompress.engine.spec import load_spec
@@ -129,16 +129,6 @@ def test_what_ask_and_tell_raise_reaches_the_caller_as_it_is(ray_cluster: Any, t
         Ray(1, address=ray_cluster.address).run(
             lambda: queue.pop(0) if queue else None, FakeTrials(tmp_path / "log"), tell
         )
-
-
-def test_one_that_has_said_no_is_asked_again_after_a_result(ray_cluster: Any, tmp_path: Path) -> None:
-    queue: list[Job | None] = [jobs(2)[0], None, jobs(2)[1], None]
-    told: list[int] = []
-    ask: Ask = lambda: queue.pop(0) if queue else None  # noqa: E731
-    Ray(2, address=ray_cluster.address).run(
-        ask, FakeTrials(tmp_path / "log"), lambda job, result: told.append(job.number)
-    )
-    assert told == [0, 1]
 
 
 @pytest.mark.parametrize(
