@@ -251,15 +251,14 @@ def _refuse_different(bundle: Mapping[str, float]) -> None:
         UsageError: One lacks a package, or has another version.
     """
     here = {"python": platform.python_version(), "ray": ray.__version__, **{name: version(name) for name in SAME}}
-    nodes = [node for node in _nodes() if fitting(node["Resources"], bundle)]
-    for node, there in zip(nodes, _surveyed([node["NodeID"] for node in nodes]), strict=True):
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in _nodes() if fitting(node["Resources"], bundle)}
+    for node, there in _surveyed([*addresses]).items():
         for name, ours in here.items():
             if not there[name]:
-                raise UsageError(f"node {node['NodeManagerAddress']} has no {name}; install {name} {ours} there")
+                raise UsageError(f"node {addresses[node]} has no {name}; install {name} {ours} there")
             if _release(there[name]) != _release(ours):
                 raise UsageError(
-                    f"node {node['NodeManagerAddress']} has {name} {there[name]}, this process {ours};"
-                    " install the same everywhere"
+                    f"node {addresses[node]} has {name} {there[name]}, this process {ours}; install the same everywhere"
                 )
 
 
@@ -268,7 +267,13 @@ def _release(text: str) -> str:
     return text.partition("+")[0]
 
 
-def _surveyed(nodes: Sequence[str]) -> list[dict[str, str]]:
+def _surveyed(nodes: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return what each node that answers has installed.
+
+    Raises:
+        UsageError: None answers.
+    """
+
     # Defined within, so that it travels by value: a node that lacks the package must be able to run it.
     def versions(names: Sequence[str]) -> dict[str, str]:
         import importlib.metadata
@@ -290,10 +295,17 @@ def _surveyed(nodes: Sequence[str]) -> list[dict[str, str]]:
         ).remote(["ray", *SAME])
         for node in nodes
     ]
-    try:
-        return list(ray.get(asked, timeout=SURVEY))
-    except ray.exceptions.RayError as error:
-        raise UsageError(f"a node of the cluster runs nothing ({str(error).strip().splitlines()[0]})") from error
+    ray.wait(asked, num_returns=len(asked), timeout=SURVEY)
+    found, said = {}, "none answers"
+    for node, answer in zip(nodes, asked, strict=True):
+        # A node may have been lost a moment ago; nothing will be placed on it.
+        try:
+            found[node] = ray.get(answer, timeout=0)
+        except ray.exceptions.RayError as error:
+            said = str(error).strip().splitlines()[0]
+    if not found:
+        raise UsageError(f"no node of the cluster runs anything ({said}); see the logs of its raylets")
+    return found
 
 
 def _temporary(folder: Path | None) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autocompress.records import Job, TrialResult
+from tests.backends.test_local import until
 from tests.fakes import FakeTrials
 
 CORES = 2
@@ -75,3 +76,5 @@ def another(cluster: Any, **offered: Any) -> Iterator[Any]:
     finally:
         if node in cluster.list_all_nodes():
             cluster.remove_node(node, allow_graceful=False)
+        # For some seconds the cluster believes in a node that is gone.
+        until(lambda: sum(each["Alive"] for each in cluster.global_state.node_table()) == 1, 60)

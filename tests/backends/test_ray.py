@@ -106,12 +106,6 @@ def test_a_trial_sees_the_share_of_a_graphics_processor_that_it_was_given(ray_cl
     assert trials.log.read_text().count("gpu 0\n") == 3
 
 
-def test_workers_are_prepared_once_and_reused(ray_cluster: Any, tmp_path: Path) -> None:
-    trials = SlowTrials(tmp_path / "log")
-    run(Ray(2, address=ray_cluster.address), trials, 6)
-    assert 1 <= trials.log.read_text().count("prepared") <= 2
-
-
 def test_workers_that_are_never_ready_end_the_search_and_say_why(ray_cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(WorkersError, match=r"do not start .*FileNotFoundError: the data are not here"):
         run(Ray(2, address=ray_cluster.address), UnreadyTrials(tmp_path / "log"), 2)

@@ -51,6 +51,8 @@ class TestBackend:
         assert sorted(number for number, _ in told) == list(range(5))
         assert dict(told) == expected
         assert threads == {threading.get_ident()}
+        # Workers are readied once, and kept.
+        assert 1 <= (tmp_path / "log").read_text().count("prepared") <= 2
 
     def test_nothing_to_do_is_fine(self, make: Make, tmp_path: Path) -> None:
         def tell(job: Job, result: TrialResult) -> None:
