@@ -61,7 +61,10 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="Trainings at most.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Wall-clock of the search at most.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; 0 takes one per core.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Where trials run: local or serial.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Where trials run: local, serial or ray.")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="The Ray cluster to join; without it, ray starts one here.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; the spec's name by default.")] = None,
     setting: Annotated[
@@ -82,7 +85,8 @@ def search(
         if not plugin:
             raise UsageError("search needs a SPEC, for example: autocompress search digits")
         spec = "module"
-    overrides = [*(setting or []), *([f"search.backend={backend}"] if backend else [])]
+    places = {"search.backend": backend, "search.address": address}
+    overrides = [*(setting or []), *(f"{key}={value}" for key, value in places.items() if value)]
     given = {"trials": trials, "minutes": minutes, "workers": workers, "seed": seed, "name": name}
     out = console()
     if dry_run:

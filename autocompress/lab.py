@@ -358,6 +358,16 @@ def lab(setup: Setup) -> Lab:
     Raises:
         UsageError: The task's options do not fit it.
     """
-    task: Task = TASKS.get(setup.task.name)(**setup.task.values)
-    splits = task.splits(setup.split_seed)
+    task, splits = learned(setup)
     return Lab(task, splits, load_teacher(task, splits, setup.teacher))
+
+
+@lru_cache(maxsize=2)
+def learned(setup: Setup) -> tuple[Task, Splits]:
+    """Return this process's task and splits of a run, loaded once.
+
+    Raises:
+        UsageError: The task's options do not fit it.
+    """
+    task: Task = TASKS.get(setup.task.name)(**setup.task.values)
+    return task, task.splits(setup.split_seed)

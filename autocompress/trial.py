@@ -16,8 +16,9 @@ from torch import nn
 
 from autocompress.checkpoints import write_checkpoint
 from autocompress.config import Part
-from autocompress.errors import AutocompressError, TrialError
-from autocompress.lab import Lab, Setup, lab, settled
+from autocompress.distill.teacher import TeacherLuggage, teacher_name
+from autocompress.errors import AutocompressError, TrialError, UsageError
+from autocompress.lab import Lab, Setup, lab, learned, settled
 from autocompress.measure import Subject, layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost
 from autocompress.operations import operations
@@ -30,10 +31,17 @@ VALIDATION = ("search_val", "select_val")
 
 @dataclass(frozen=True)
 class TrialRunner:
-    """What a backend calls in its workers: ``prepare`` once, then the runner itself for each job."""
+    """What a backend calls in its workers: ``prepare`` once, then the runner itself for each job.
+
+    Attributes:
+        setup: What the trials of the run share.
+        guests: What the run takes from outside.
+        luggage: The teacher, for workers on machines that do not share this one's cache.
+    """
 
     setup: Setup
     guests: Guests = field(default_factory=Guests)
+    luggage: TeacherLuggage | None = None
 
     def prepare(self) -> None:
         """Ready this process: Ctrl-C left to the driver, plugins, task and teacher loaded."""
@@ -42,7 +50,23 @@ class TrialRunner:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.guests.settle()
         with settled():
+            if self.luggage is not None:
+                self._unpack(self.luggage)
             lab(self.setup)
+
+    def _unpack(self, luggage: TeacherLuggage) -> None:
+        """Take the driver's teacher, which fits the driver's data alone.
+
+        Raises:
+            UsageError: The data on this machine differ from the driver's.
+        """
+        luggage.settle()
+        here = teacher_name(*learned(self.setup), self.setup.teacher)
+        if here != luggage.name:
+            raise UsageError(
+                f"the data of the task '{self.setup.task.name}' differ from the driver's; the same files must lie at "
+                "the same path on every node"
+            )
 
     def __call__(self, job: Job) -> TrialResult:
         """Run one job; whatever goes wrong in it becomes a failed result with a reason."""

@@ -2,7 +2,9 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,15 @@ def private_cache() -> None:
     # Shared by the runner's workers, so that one of them trains the teacher and the others wait for it.
     user = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
     os.environ["AUTOCOMPRESS_CACHE"] = str(Path(tempfile.gettempdir()) / f"autocompress-tests-{user}")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """A Ray cluster of one node, shared by all tests of one runner's worker."""
+    from tests.backends.nodes import head
+
+    with head() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

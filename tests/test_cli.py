@@ -93,6 +93,12 @@ def test_a_dry_run_says_what_would_be_searched_and_leaves_nothing(run, tmp_path:
         (["search", "digits", "--set", "quantize.post_training.weight_bits=[1]"], 2, "1 is outside the knob's range"),
         (["search", "digits", "--set", "prune.structurd={}"], 2, "did you mean 'structured'"),
         (["search", "digits", "--backend", "locl"], 2, "did you mean 'local'"),
+        (["search", "digits", "--address", "host:6379"], 2, "search.backend=ray does"),
+        (
+            ["search", "digits", "--backend", "ray", "--address", "127.0.0.1:1"],
+            2,
+            "no Ray cluster answers at 127.0.0.1:1",
+        ),
         (["search", "digits", "--set", "teacher.student={cnn: {width: 1}}"], 2, "width"),
         (["search", "missing.yaml"], 2, "missing.yaml cannot be read: No such file"),
         (["search", "digits", "--trials", "0"], 2, "trials"),

@@ -49,7 +49,7 @@ HEAVY = {
         "export",
     },
     "optuna": {"engine/sampler", "engine/memory", "engine/publishing", "engine/driver", "engine/answers"},
-    "ray": {"backends/ray"},
+    "ray": {"backends/ray_cluster", "backends/ray_seat", "backends/ray_tune"},
     "pandas": {"outcome", "study", "front", "where", "pick", "report", "console", "api", "engine/archive"},
     "plotly": {"report/figures", "report/comparison_figures"},
     "onnx": {"export"},

@@ -7,7 +7,7 @@ import torch
 
 from autocompress.config import CompressionConfig, Part
 from autocompress.distill.teacher import TeacherRecipe
-from autocompress.errors import ArtifactError
+from autocompress.errors import ArtifactError, UsageError
 from autocompress.lab import Setup, lab, settled
 from autocompress.measure import Subject, measure
 from autocompress.records import Base, Cut, Job, State
@@ -240,3 +240,11 @@ def test_memory_that_is_refused_is_told_from_other_faults() -> None:
     assert out_of_memory(refused.value)
     assert out_of_memory(MemoryError())
     assert not out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_worker_whose_data_differ_from_the_drivers_is_not_ready() -> None:
+    luggage = lab(SETUP).teacher.luggage()
+    TrialRunner(SETUP, luggage=luggage).prepare()
+    other = replace(SETUP, split_seed=1)
+    with pytest.raises(UsageError, match="the data of the task 'digits' differ from the driver's"):
+        TrialRunner(other, luggage=luggage).prepare()

@@ -1,7 +1,9 @@
 """The seam of backends: one method that runs jobs until there are none left."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from autocompress.records import Job, TrialResult
@@ -39,9 +41,28 @@ class Evaluate(Protocol):
 
 
 class Backend(Protocol):
-    """Runs jobs; every asked job is told exactly once, whatever becomes of its worker."""
+    """Runs jobs; every asked job is told exactly once, whatever becomes of its worker.
+
+    Its constructor takes ``workers``, and by their names those settings of ``search`` that it can keep.
+
+    Attributes:
+        name: What it is called in a search space.
+        elsewhere: Whether workers may run on machines without this one's files.
+    """
 
     name: str
+    elsewhere: bool
+
+    def opened(self, folder: Path | None = None) -> AbstractContextManager[None]:
+        """Ready what jobs run on, and free it at the end; what would make every job fail is found here.
+
+        Args:
+            folder: The run folder, for temporary files.
+
+        Raises:
+            UsageError: Jobs cannot run where they should.
+        """
+        ...
 
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
         """Ask, evaluate and tell until ``ask`` returns ``None`` and nothing is under way.

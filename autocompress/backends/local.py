@@ -2,6 +2,8 @@
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from autocompress.backends.base import NO_LIMITS, Ask, Evaluate, Tell, TrialLimits
 from autocompress.backends.workers import Crew
@@ -19,9 +21,14 @@ class Serial:
     """Runs each job in this process: breakpoints work, nothing runs side by side, and no limit is kept."""
 
     name = "serial"
+    elsewhere = False
 
     def __init__(self, workers: int = 1, limits: TrialLimits = NO_LIMITS) -> None:
         self.workers = 1
+
+    def opened(self, folder: Path | None = None) -> AbstractContextManager[None]:
+        """Ready nothing."""
+        return nullcontext()
 
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
         """Ask, evaluate and tell, one job after the other."""
@@ -45,12 +52,17 @@ class Local:
     """
 
     name = "local"
+    elsewhere = False
 
     def __init__(self, workers: int = 0, limits: TrialLimits = NO_LIMITS) -> None:
         if limits.memory is not None and sys.platform != "linux":
             raise UsageError("search.memory needs Linux: this system keeps no such limit; leave it out")
         self.workers = workers or usable_cores()
         self.limits = limits
+
+    def opened(self, folder: Path | None = None) -> AbstractContextManager[None]:
+        """Ready nothing: the pool is made for each run."""
+        return nullcontext()
 
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
         """Keep every worker busy until ``ask`` returns ``None``."""

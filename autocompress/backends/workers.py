@@ -225,7 +225,7 @@ def _serve(pipe: Connection, memory: int | None) -> None:
         evaluate: Evaluate = pickle.loads(content)
         evaluate.prepare()
         if memory is not None:
-            _confine(memory)
+            confine(memory)
     except Exception as error:  # Whatever the user's task raises, the driver says.
         name = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
         pipe.send_bytes(pickle.dumps(f"{name}{error}"))
@@ -265,7 +265,7 @@ def _leave_with_driver() -> None:
     os._exit(1)
 
 
-def _confine(memory: int) -> None:
+def confine(memory: int) -> None:
     """Let allocations beyond ``memory`` bytes fail, so that a trial that wants more is told so, and nothing else ends.
 
     The limit is that on private writable memory (``RLIMIT_DATA``): on address space it would count the libraries that

@@ -6,7 +6,7 @@ the SHA-256 of both. An entry that does not match is noticed and trained again.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -79,6 +79,43 @@ class Teacher:
         """Return the cached weights and the record of how they came about."""
         return [self.folder / "weights.safetensors", self.folder / "teacher.json"]
 
+    def luggage(self) -> "TeacherLuggage":
+        """Return its whole entry of the cache."""
+        # The record comes last: an entry that has one is complete.
+        names = ("weights.safetensors", "logits.safetensors", "teacher.json")
+        return TeacherLuggage(self.folder.name, {name: (self.folder / name).read_bytes() for name in names})
+
+
+@dataclass(frozen=True)
+class TeacherLuggage:
+    """A trained teacher as bytes, for a machine that does not share this one's cache.
+
+    Attributes:
+        name: Of its entry, the fingerprint of the data included.
+        files: Content by name, the record last.
+    """
+
+    name: str
+    files: Mapping[str, bytes] = field(repr=False)
+
+    def settle(self) -> None:
+        """Put it into this machine's cache, unless it is there.
+
+        Raises:
+            StorageError: The cache folder cannot be written.
+        """
+        folder = cache_folder() / "teachers" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not (folder / "teacher.json").exists():
+                for name, data in self.files.items():
+                    write_atomic(folder / name, data)
+
+
+def teacher_name(task: Task, splits: Splits, recipe: TeacherRecipe) -> str:
+    """Return the name of a teacher's entry in the cache."""
+    return f"{task.name}-{recipe.fingerprint(task, splits)}"
+
 
 def load_teacher(
     task: Task,
@@ -94,7 +131,7 @@ def load_teacher(
         TrialError: Its training diverged.
         StorageError: The cache folder cannot be written.
     """
-    folder = cache_folder() / "teachers" / f"{task.name}-{recipe.fingerprint(task, splits)}"
+    folder = cache_folder() / "teachers" / teacher_name(task, splits, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         model = task.build(recipe.student)

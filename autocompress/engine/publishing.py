@@ -10,7 +10,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.errors import StorageError
 
@@ -40,7 +40,8 @@ def publish(study: optuna.Study, database: Path) -> None:
         for key, value in study._storage.get_study_system_attrs(study._study_id).items():
             storage.set_study_system_attr(place, key, value)
         storage.engine.dispose()
-        _write(database, place, study.get_trials(deepcopy=False))
+        begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.WAITING]
+        _write(database, place, begun)
     except Exception as fault:  # Three libraries have their say; a search is not lost for what it does not need.
         reason = str(fault.__cause__ or fault).partition("\n")[0] or type(fault).__name__
         if any(word in reason for word in ("full", "readonly", "disk I/O")):

@@ -12,19 +12,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autocompress.backends.base import Backend, TrialLimits
+from autocompress.backends.base import Backend
 from autocompress.config import Part
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver
 from autocompress.engine.earlier import look
 from autocompress.engine.finish import finish
+from autocompress.engine.hosting import make_backend
 from autocompress.engine.modes import MODES
 from autocompress.engine.probe import safe_space
 from autocompress.engine.progress import Progress
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space, open_space
-from autocompress.engine.spec import SearchSection, Source
+from autocompress.engine.spec import Source
 from autocompress.engine.starts import Fixed, Values, starts
 from autocompress.errors import AutocompressError, SearchFailedError
 from autocompress.lab import Setup, settled
@@ -32,7 +33,7 @@ from autocompress.measure.heads import AT, objective_called, refuse_unknown_head
 from autocompress.plugins import guests
 from autocompress.pricing import price
 from autocompress.records import Cut
-from autocompress.registry import BACKENDS, OBJECTIVES, TASKS
+from autocompress.registry import OBJECTIVES, TASKS
 from autocompress.storage import write_atomic
 from autocompress.study import DATABASE, Study
 from autocompress.task import Splits, Task
@@ -124,10 +125,7 @@ def make_plan(source: Source) -> Plan:
         tuple(scores_to_measure({*OBJECTIVES} & {*task.metrics} | {*spec.objectives, *spec.limits}, task.heads)),
         tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
     )
-    try:
-        backend = BACKENDS.get(spec.search.backend)(spec.search.workers, limits=_limits(spec.search))
-    except AutocompressError as error:
-        raise source.error(("search", "backend"), str(error)) from None
+    backend = make_backend(source)
     records = tuple(_record(name) for name in spec.objectives)
     space, unsafe = safe_space(space, task, splits)
     return Plan(source, space, task, splits, setup, records, backend, (*task.notices, *unsafe))
@@ -155,16 +153,19 @@ def run_search(
     for notice in plan.notices:
         events.notice(notice)
     try:
-        with settled():
-            teacher = _teacher(plan, events)
-            _describe(plan, study, teacher)
-        driver = _driver(plan, study, events)
-        events.phase("searching")
-        try:
-            plan.backend.run(driver.ask, TrialRunner(plan.setup, guests([plan.task.name])), driver.tell)
-        finally:
-            driver.leave()
-            study.set_meta({"seconds": driver.elapsed, "exhausted": driver.exhausted})
+        with plan.backend.opened(study.folder):
+            with settled():
+                teacher = _teacher(plan, events)
+                _describe(plan, study, teacher)
+            driver = _driver(plan, study, events)
+            events.phase("searching")
+            luggage = teacher.luggage() if plan.backend.elsewhere else None
+            runner = TrialRunner(plan.setup, guests([plan.task.name]), luggage)
+            try:
+                plan.backend.run(driver.ask, runner, driver.tell)
+            finally:
+                driver.leave()
+                study.set_meta({"seconds": driver.elapsed, "exhausted": driver.exhausted})
         if driver.hopeless or study.candidates().empty:
             raise SearchFailedError(_why_nothing(plan, driver, study))
         events.phase("freezing the front and reading the test split")
@@ -174,10 +175,6 @@ def run_search(
         study.close()
         raise
     return study
-
-
-def _limits(search: SearchSection) -> TrialLimits:
-    return TrialLimits(None if search.trial_minutes is None else search.trial_minutes * 60, search.memory)
 
 
 def _known(source: Source, place: tuple[str, ...], name: str, task: Task) -> None:

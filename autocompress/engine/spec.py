@@ -59,6 +59,8 @@ class SearchSection(_Section):
         seed: Seeds the sampler and, with the trial's number, every training.
         workers: Processes that train; 0 takes one per core.
         backend: Where they run.
+        resources: What one training takes of a machine, such as ``{cpu: 1, gpu: 0.25}``, for the backend ``ray``.
+        address: The cluster that the backend ``ray`` joins: ``HOST:PORT``, or ``auto`` for the one of this machine.
         trial_minutes: Wall-clock that one training, or one segment of it, may take with its cuts.
         memory: What one worker may take, such as ``4 GiB``; a trial that wants more fails.
     """
@@ -74,6 +76,8 @@ class SearchSection(_Section):
     seed: int = Field(0, ge=0)
     workers: int = Field(0, ge=0)
     backend: str = "local"
+    resources: dict[str, Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1)
+    address: str | None = None
     trial_minutes: float | None = Field(None, gt=0)
     memory: Annotated[int | None, BeforeValidator(_size)] = None
 
@@ -175,7 +179,7 @@ class Spec(_Section):
         """Return what a resumed run may not change: everything but the name and the budget."""
         data = self.model_dump(mode="json")
         del data["name"]
-        for field in ("trials", "minutes", "workers", "backend", "trial_minutes", "memory"):
+        for field in ("trials", "minutes", "workers", "backend", "resources", "address", "trial_minutes", "memory"):
             del data["search"][field]
         return data
 

@@ -1,7 +1,10 @@
 """What every backend must do: each asked job is told exactly once, in the caller's thread, with its own result."""
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -10,6 +13,16 @@ from autocompress.config import CompressionConfig, Part
 from autocompress.records import Cut, Job, State, TrialResult
 from autocompress.registry import BACKENDS
 from tests.fakes import FakeTrials, fake_result
+
+Make: TypeAlias = Callable[..., Backend]
+
+
+@pytest.fixture
+def make(name: str, request: pytest.FixtureRequest) -> Make:
+    """The backend's class; a cluster, which takes long to start, is shared by all tests."""
+    if name != "ray":
+        return BACKENDS.get(name)  # type: ignore[no-any-return]
+    return partial(BACKENDS.get(name), address=request.getfixturevalue("ray_cluster").address)
 
 
 @pytest.mark.parametrize("name", BACKENDS.names())
@@ -20,8 +33,8 @@ class TestBackend:
             for n in range(count)
         ]
 
-    def test_every_job_is_told_once_with_its_result(self, name: str, tmp_path: Path) -> None:
-        backend: Backend = BACKENDS.get(name)(workers=2)
+    def test_every_job_is_told_once_with_its_result(self, name: str, make: Make, tmp_path: Path) -> None:
+        backend = make(workers=2)
         assert backend.name == name
         expected = {job.number: fake_result(job) for job in self.jobs(5)}
         queue, told, threads = self.jobs(5), [], set()
@@ -38,17 +51,36 @@ class TestBackend:
         assert sorted(number for number, _ in told) == list(range(5))
         assert dict(told) == expected
         assert threads == {threading.get_ident()}
+        # Workers are readied once, and kept.
+        assert 1 <= (tmp_path / "log").read_text().count("prepared") <= 2
 
-    def test_nothing_to_do_is_fine(self, name: str, tmp_path: Path) -> None:
+    def test_nothing_to_do_is_fine(self, make: Make, tmp_path: Path) -> None:
         def tell(job: Job, result: TrialResult) -> None:
             raise AssertionError
 
-        BACKENDS.get(name)(workers=1).run(lambda: None, FakeTrials(tmp_path / "log"), tell)
+        make(workers=1).run(lambda: None, FakeTrials(tmp_path / "log"), tell)
 
-    def test_a_result_crosses_the_process_border_whole(self, name: str, tmp_path: Path) -> None:
+    def test_one_that_had_nothing_to_ask_for_is_asked_again_after_a_result(self, make: Make, tmp_path: Path) -> None:
+        first, second = self.jobs(2)
+        asked: list[Job] = []
+        told: list[int] = []
+
+        def ask() -> Job | None:
+            # The second is worth asking for when the first is back.
+            if len(asked) == len(told) < 2:
+                asked.append((first, second)[len(told)])
+                return asked[-1]
+            return None
+
+        backend = make(workers=2)
+        with backend.opened(tmp_path):
+            backend.run(ask, FakeTrials(tmp_path / "log"), lambda job, result: told.append(job.number))
+        assert told == [0, 1]
+
+    def test_a_result_crosses_the_process_border_whole(self, make: Make, tmp_path: Path) -> None:
         queue, told = self.jobs(1), []
         expected = fake_result(queue[0])
-        BACKENDS.get(name)(workers=1).run(
+        make(workers=1).run(
             lambda: queue.pop(0) if queue else None,
             FakeTrials(tmp_path / "log"),
             lambda job, result: told.append(result),

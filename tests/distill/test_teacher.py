@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 
 from autocompress.config import Part
 from autocompress.distill.fit import predict
-from autocompress.distill.teacher import TeacherRecipe, cache_folder, load_teacher
+from autocompress.distill.teacher import TeacherRecipe, cache_folder, load_teacher, teacher_name
 from autocompress.tasks.images import Digits
 
 TASK = Digits()
@@ -62,6 +63,21 @@ def test_a_damaged_cache_is_noticed_and_trained_again(name: str, damage: str) ->
     assert again.trained
     assert "damaged" in again.notice
     assert not load_teacher(TASK, SPLITS, RECIPE).trained
+
+
+def test_a_teacher_that_travels_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = load_teacher(TASK, SPLITS, RECIPE)
+    luggage = pickle.loads(pickle.dumps(teacher.luggage()))
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "elsewhere"))
+    for _ in range(2):
+        luggage.settle()
+        found = load_teacher(TASK, SPLITS, RECIPE)
+        assert not found.trained
+        assert found.folder.is_relative_to(tmp_path / "elsewhere")
+        assert found.folder.name == luggage.name == teacher_name(TASK, SPLITS, RECIPE)
+        assert all(
+            torch.equal(value, found.model.state_dict()[name]) for name, value in teacher.model.state_dict().items()
+        )
 
 
 def test_each_part_of_the_recipe_counts_in_the_fingerprint() -> None:

@@ -1,0 +1,251 @@
+"""Ray with real nodes on this machine: the seam holds whatever dies."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autocompress.backends.base import TrialLimits
+from autocompress.backends.ray import Ray
+from autocompress.engine.run import make_plan, run_search
+from autocompress.engine.spec import load_spec
+from autocompress.errors import UsageError, WorkersError
+from autocompress.records import Job, State, TrialResult
+from autocompress.study import Study
+from tests.backends.nodes import LookingTrials, SlowTrials, UnreadyTrials, another
+from tests.backends.test_local import alive, jobs, until
+from tests.conftest import SMALL_SEARCH
+from tests.fakes import FakeTrials, fake_result
+
+# One trial takes a whole node of the tests' cluster.
+WHOLE = {"cpu": 2.0}
+
+
+def run(backend: Ray, trials: FakeTrials, count: int) -> dict[int, TrialResult]:
+    queue, told = jobs(count), {}
+
+    def tell(job: Job, result: TrialResult) -> None:
+        assert job.number not in told, "told twice"
+        told[job.number] = result
+
+    backend.run(lambda: queue.pop(0) if queue else None, trials, tell)
+    return told
+
+
+def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(ray_cluster: Any, tmp_path: Path) -> None:
+    trials = FakeTrials(tmp_path / "log", raising=(1,), dying=(3,), dying_once=(4,), hanging=(5,))
+    told = run(Ray(2, TrialLimits(seconds=2), address=ray_cluster.address), trials, 7)
+    assert sorted(told) == list(range(7))
+    assert {n for n, result in told.items() if result.state is State.FAILED} == {1, 3, 5}
+    assert told[1].reason == "RuntimeError: a fault of the trial"
+    assert told[3].reason.startswith("its worker died 2 times")
+    assert told[5].reason == "timed out after 2 s"
+    assert told[4] == fake_result(jobs(7)[4])
+    assert sorted(trials.executed()) == [0, 1, 2, 3, 3, 4, 4, 5, 6]
+    # What a trial has started ends with it.
+    until(lambda: not [child for child in trials.children() if alive(child)], 5)
+    assert trials.children()
+
+
+def test_a_node_that_is_lost_takes_no_trial_along(ray_cluster: Any, tmp_path: Path) -> None:
+    trials = SlowTrials(tmp_path / "log")
+    backend = Ray(address=ray_cluster.address, resources=WHOLE)
+    with another(ray_cluster) as node:
+
+        def lose() -> None:
+            until(lambda: trials.busy(node.node_id), 60)
+            ray_cluster.remove_node(node, allow_graceful=False)
+
+        losing = threading.Thread(target=lose)
+        losing.start()
+        told = run(backend, trials, 10)
+        losing.join()
+    assert {number: result.state for number, result in told.items()} == dict.fromkeys(range(10), State.COMPLETE)
+    # One was under way on the node, and ran once more on the other.
+    assert sorted(trials.executed().count(number) for number in range(10)) == [1] * 9 + [2]
+
+
+def test_one_and_two_nodes_finish_the_same_search(ray_cluster: Any, tmp_path: Path) -> None:
+    def found(name: str) -> list[tuple[str, ...]]:
+        overrides = [
+            *SMALL_SEARCH,
+            "search.backend=ray",
+            f"search.address={ray_cluster.address}",
+            "search.resources={cpu: 2}",
+            "search.sampler=random",
+            "search.promotion=always",
+            "search.refine=0",
+            "search.trials=2",
+        ]
+        run_search(make_plan(load_spec("digits", overrides)), tmp_path / name).close()
+        with Study.read(tmp_path / name) as study:
+            assert study.meta("environment")["workers"] == (2 if name == "two" else 1)
+            table = study.candidates()
+            columns = ["id", "config", "accuracy", "accuracy_search", "effective_flops"]
+            return sorted(map(tuple, table[table["role"] == "search"][columns].astype(str).to_numpy()))
+
+    alone = found("one")
+    with another(ray_cluster):
+        assert found("two") == alone
+    assert {row[0].partition("c")[0] for row in alone} == {"t0", "t1"}
+
+
+def test_a_trial_sees_the_share_of_a_graphics_processor_that_it_was_given(ray_cluster: Any, tmp_path: Path) -> None:
+    trials = LookingTrials(tmp_path / "log")
+    with another(ray_cluster, num_gpus=1):
+        run(Ray(2, resources={"cpu": 0.5, "gpu": 0.25}, address=ray_cluster.address), trials, 3)
+    assert trials.log.read_text().count("gpu 0\n") == 3
+
+
+def test_workers_that_are_never_ready_end_the_search_and_say_why(ray_cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(WorkersError, match=r"do not start .*FileNotFoundError: the data are not here"):
+        run(Ray(2, address=ray_cluster.address), UnreadyTrials(tmp_path / "log"), 2)
+
+
+def test_what_ask_and_tell_raise_reaches_the_caller_as_it_is(ray_cluster: Any, tmp_path: Path) -> None:
+    class FullError(Exception):
+        pass
+
+    def tell(job: Job, result: TrialResult) -> None:
+        raise FullError
+
+    queue = jobs(3)
+    with pytest.raises(FullError):
+        Ray(1, address=ray_cluster.address).run(
+            lambda: queue.pop(0) if queue else None, FakeTrials(tmp_path / "log"), tell
+        )
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
+        ("ray://127.0.0.1:1", "client protocol is not supported"),
+        ("somewhere", "is not HOST:PORT or auto"),
+    ],
+)
+def test_an_address_of_no_use_is_refused(address: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said), Ray(address=address).opened():
+        pass
+
+
+def test_what_answers_but_is_not_ray_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"no Ray cluster answers at {address}"), Ray(address=address).opened():
+            pass
+
+
+def test_too_much_for_every_node_is_refused(ray_cluster: Any) -> None:
+    asked = Ray(address=ray_cluster.address, resources={"cpu": 3, "gpu": 1})
+    with (
+        pytest.raises(UsageError, match=r"takes CPU 3, GPU 1, and no node .* has that \(CPU 2, GPU 0\)"),
+        asked.opened(),
+    ):
+        pass
+
+
+def test_too_much_for_this_machine_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match="takes cpu: 4096, this machine has"),
+        Ray(resources={"cpu": 4096}).opened(tmp_path),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("package", "said"), [("torch", r"has torch \S+, this process 0.1;"), ("no-such-package", "has no no-such-package")]
+)
+def test_a_node_with_other_packages_is_refused(
+    ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, package: str, said: str
+) -> None:
+    from autocompress.backends import ray_cluster as module
+
+    monkeypatch.setattr(module, "SAME", (package,))
+    monkeypatch.setattr(module, "version", lambda name: "0.1")
+    with pytest.raises(UsageError, match=said), Ray(address=ray_cluster.address).opened():
+        pass
+
+
+DRIVER = """\
+import sys
+from pathlib import Path
+from autocompress.backends.ray import Ray
+from tests.backends.test_local import jobs
+from tests.fakes import FakeTrials
+
+if __name__ == "__main__":
+    queue, folder = jobs(1), Path(sys.argv[1])
+    backend = Ray(workers=1)
+    with backend.opened(folder):
+        import ray
+
+        (folder / "address").write_text(ray.get_runtime_context().gcs_address)
+        trials = FakeTrials(folder / "log", hanging=(0,))
+        backend.run(lambda: queue.pop(0) if queue else None, trials, lambda job, result: None)
+"""
+
+STRANGER = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(ray.nodes())"
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a path short enough for the sockets in it."""
+    folder = Path(f"/tmp/ac-{secrets.token_hex(3)}")
+    folder.mkdir()
+    yield folder
+    subprocess.run(["rm", "-r", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_a_cluster_of_our_own_wants_a_token_and_leaves_nothing_behind(stop: signal.Signals, short: Path) -> None:
+    root = Path(__file__).parents[2]
+    marked = {**os.environ, "PYTHONPATH": str(root), "AC_MARK": short.name}
+    script = short / "driver.py"
+    script.write_text(DRIVER)
+    with subprocess.Popen(
+        [sys.executable, str(script), str(short)], cwd=root, env=marked, stderr=subprocess.PIPE, text=True
+    ) as driver:
+        until(lambda: (short / "log").exists() and "0" in (short / "log").read_text().split("\n"), 60)
+        assert (short / "ray").is_dir()
+        if stop is signal.SIGINT:
+            others = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            stranger = subprocess.run(
+                [sys.executable, "-c", STRANGER, (short / "address").read_text()],
+                env=others,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert stranger.returncode != 0
+            assert "nvalid" in stranger.stderr
+            assert "NodeID" not in stranger.stdout
+        assert len(with_mark(short.name)) > 3
+        driver.send_signal(stop)
+        _, said = driver.communicate(timeout=30)
+    with suppress(AssertionError):
+        until(lambda: not with_mark(short.name), 10)
+    assert not with_mark(short.name)
+    assert not (short / "ray").exists()
+    if stop is signal.SIGINT:
+        assert said.strip().endswith("KeyboardInterrupt")
+
+
+def with_mark(mark: str) -> list[bytes]:
+    """Return the processes that descend from one with the mark in its environment, by what they were called with."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdigit() and f"AC_MARK={mark}".encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes())
+    return found
