@@ -82,11 +82,12 @@ def test_the_twin_is_left_out_where_it_would_take_long(tmp_path: Path, monkeypat
 
 
 def test_a_supernet_gives_good_models_of_several_widths_from_one_training(tmp_path: Path) -> None:
+    shape = [f"student.cnn.{each}" for each in ("block=residual", "depth=1", "stages=1", "stem_stride=1")]
     front = autocompress.search(
         "digits",
         runs=tmp_path,
         name="supernet",
-        overrides=[*SMALL_SEARCH, "search.trials=1", "search.mode=supernet", "fit.adamw.epochs=16"],
+        overrides=[*SMALL_SEARCH, "search.trials=1", "search.mode=supernet", "fit.adamw.epochs=16", *shape],
     )
     table = front.candidates
     assert set(table["student.cnn.width"]) == {24}
