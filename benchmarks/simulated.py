@@ -40,7 +40,7 @@ class Simulation:
         utilisation: Share of those seconds that workers were busy.
         driver: Milliseconds of processor for one result, asking and telling, over the whole search.
         at_the_end: The same over the last tenth of the results.
-        rate: Results in a second of the virtual clock.
+        rate: Results in each of those seconds.
     """
 
     workers: int
@@ -80,6 +80,7 @@ def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, see
         under_way: list[tuple[float, int, Job, float]] = []
         idle, count, spent = workers, 0, []
         busy: list[tuple[float, float]] = []
+        ended: list[float] = []
         last_begun = 0.0
         more = True
         while True:
@@ -110,6 +111,7 @@ def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, see
             took = time.process_time() - begun
             clock += took
             spent.append(took)
+            ended.append(clock)
             idle, more = idle + 1, True
         study.close()
     worked = sum(max(0.0, min(end, last_begun) - start) for start, end in busy)
@@ -122,7 +124,7 @@ def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, see
         worked / (workers * last_begun),
         1e3 * sum(spent) / len(spent),
         1e3 * sum(tail) / len(tail),
-        len(spent) / clock,
+        sum(end <= last_begun for end in ended) / last_begun,
     )
 
 

@@ -12,10 +12,9 @@ import numpy as np
 from optuna.trial import Trial
 
 from autocompress.config import CompressionConfig, Part, fingerprint
-from autocompress.distill.optimizers import fit_config
 from autocompress.engine.answers import Answers
 from autocompress.engine.archive import Archive
-from autocompress.engine.effort import epochs_of
+from autocompress.engine.effort import epochs_of, epochs_of_fit
 from autocompress.engine.ladder import RUNGS, Ladder, at_a_rung, pauses
 from autocompress.engine.limits import CostLimits, Price
 from autocompress.engine.modes import MODES, Mode
@@ -249,7 +248,7 @@ class Driver:
         return replace(whole, rung=rung if steps else None)
 
     def _steps(self, training: CompressionConfig) -> tuple[int, ...]:
-        return pauses(fit_config(training.fit).epochs, self._rungs)
+        return pauses(epochs_of_fit(training.fit), self._rungs)
 
     def _epochs(self, job: Job) -> float:
         """Return how many epochs a job trains."""
@@ -258,13 +257,13 @@ class Driver:
                 epochs_of(Cut(prune)) for prune in {cut.prune for cut in job.cuts} if prune != job.base.prune
             ) + sum(epochs_of(Cut(quantize=cut.quantize)) for cut in job.cuts)
         begun = self._steps(job.training)[job.rung - 1] if job.rung else 0
-        return (job.until or fit_config(job.training.fit).epochs) - begun
+        return (job.until or epochs_of_fit(job.training.fit)) - begun
 
     @property
     def _longest(self) -> int:
         """Epochs of the latest training: about those of the next."""
         latest = next(reversed(self._trainings.values()), None)
-        return 0 if latest is None else fit_config(latest.training.fit).epochs
+        return 0 if latest is None else epochs_of_fit(latest.training.fit)
 
     def _seed(self, number: int) -> int:
         # Equal for the same search and number, on every machine and after every resume.

@@ -1,8 +1,10 @@
-"""How many epochs a cut trains."""
+"""How many epochs a training or a cut takes."""
 
+from functools import lru_cache
 from typing import Any
 
 from autocompress.config import Part
+from autocompress.distill.optimizers import fit_config
 from autocompress.records import Cut
 from autocompress.registry import PRUNE, QUANTIZE, Registry
 
@@ -24,3 +26,9 @@ def _epochs(registry: Registry[Any], part: Part | None) -> float:
         return 0.0
     settings = registry.get(part.name).config.of(part.values)
     return float(settings.effort())
+
+
+@lru_cache(maxsize=1024)
+def epochs_of_fit(part: Part) -> int:
+    """Return how many epochs a training has that is fitted so."""
+    return fit_config(part).epochs

@@ -162,15 +162,15 @@ class Refinement:
             return self._job(*untried, number)
         best, chosen = self._least(), None
         clipped = np.clip(front, 0.0, 1.0)
-        reference = np.ones(front.shape[1])
-        volume = float(moocore.hypervolume(clipped, ref=reference))
+        volume_of = moocore.Hypervolume(ref=np.ones(front.shape[1]))
+        volume = float(volume_of(clipped))
         shifts = {move: self._shift(move) for move in self._moves}
         for place, move in self._open(owners):
             points = np.clip(self._expected(place, move, shifts[move]), 0.0, 1.0)
             beaten = np.asarray((clipped[None] <= points[:, None]).all(axis=2)).any(axis=1)
             if beaten.all():
                 continue
-            gain = float(moocore.hypervolume(np.vstack([clipped, points[~beaten]]), ref=reference)) - volume
+            gain = float(volume_of(np.vstack([clipped, points[~beaten]]))) - volume
             if gain > LEAST_GAIN and gain / move.epochs > best:
                 best, chosen = gain / move.epochs, (place, move)
         return None if chosen is None else self._job(*chosen, number)
