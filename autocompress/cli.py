@@ -351,7 +351,9 @@ def _load(plugins: list[Path] | None) -> None:
 
 def _offer(found: UnfinishedRunError) -> None:
     """Ask whether to continue a run that was not ended; where nobody can answer, say how."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    from autocompress.stopping import somebody_is_there
+
+    if not somebody_is_there():
         raise found
     what = str(found).partition(";")[0]
     if not typer.confirm(f"{what}. Continue it?", default=True):

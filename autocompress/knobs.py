@@ -10,6 +10,7 @@ A search space may fix such a field, list values for it, or narrow its range; it
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 from autocompress.errors import KnobError, did_you_mean
@@ -144,6 +145,17 @@ def knob(default: T, domain: Domain, doc: str = "") -> T:
     return declared
 
 
+@cache
+def _declared(config: Any) -> Mapping[str, Knob]:
+    return {
+        declared.name: Knob(
+            declared.name, cast(Leaf, declared.default), declared.metadata["domain"], declared.metadata["doc"]
+        )
+        for declared in fields(config)
+        if "domain" in declared.metadata
+    }
+
+
 @dataclass(frozen=True)
 class Settings:
     """Root of every config dataclass: checks each field against its range when it is built.
@@ -170,13 +182,7 @@ class Settings:
     @classmethod
     def knobs(cls) -> dict[str, Knob]:
         """Return every declared knob by name, in the order of declaration."""
-        return {
-            declared.name: Knob(
-                declared.name, cast(Leaf, declared.default), declared.metadata["domain"], declared.metadata["doc"]
-            )
-            for declared in fields(cls)
-            if "domain" in declared.metadata
-        }
+        return dict(_declared(cls))  # type: ignore[arg-type]
 
     @classmethod
     def of(cls: type[S], values: Mapping[str, Leaf]) -> S:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import Any
@@ -40,3 +41,8 @@ class Stopping(AbstractContextManager["Stopping"]):
             os.write(2, WAIT)
             return
         raise KeyboardInterrupt
+
+
+def somebody_is_there() -> bool:
+    """Return whether a question on the terminal would be answered."""
+    return sys.stdin.isatty() and sys.stdout.isatty()

@@ -197,7 +197,8 @@ def killed_drivers(place: Path, kills: int = 41, trials: int = 30, points: Seque
         wrong += abs(len(trainings) - trials)
         keys = [_unseeded(config) for _, _, config in trainings]
         duplicated += len(keys) - len(set(keys))
-        stalls += [float(line) for line in (folder / "stalls").read_text().split()]
+        # The first is no restart: it makes the store.
+        stalls += [float(line) for line in (folder / "stalls").read_text().split()][1:]
         time.sleep(0.5)
         processes += len(pretend.alive())
     found = (
@@ -471,7 +472,7 @@ def same_table(place: Path, trials: int = 30, kills: int = 5) -> Figure:
         (place / name).mkdir()
     with driver_process(nothing, place / "whole", trials, 1, Pretend(place / "whole" / "log", 0.0)):
         pass
-    points = [point for point in POINTS if "result" in point][:kills]
+    points = [point for point in POINTS if "job" in point or "result" in point][:kills]
     for point in points:
         harm = killing(point, 12 if "rows of" in point else 6)
         with driver_process(harm, place / "killed", trials, 1, Pretend(place / "killed" / "log", 0.0)):

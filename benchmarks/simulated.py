@@ -1,10 +1,13 @@
-"""A search on hundreds of workers that exist on paper only: the real driver, store and promotion, and a virtual clock.
+"""A search on hundreds of workers that exist on paper only: `python -m benchmarks.simulated [--seeds 1]`.
 
-A worker is busy for a time that is drawn; the driver is one server, and what an ask or a tell takes of its processor is
-the time it takes on the clock. So a driver that is too slow leaves workers without work here as it would there.
+Driver, sampler, store and promotion are the real ones; the clock is not. A worker is busy for a time that is drawn; the
+driver is one server, and what an ask or a tell takes of its processor is the time it takes on the clock. So a driver
+that is too slow leaves workers without work here as it would there.
 """
 
+import argparse
 import heapq
+import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +22,10 @@ from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
 from autocompress.records import Job
+from autocompress.storage import write_atomic
 from autocompress.study import Study
 from benchmarks.growth import OBJECTIVES, made_up
+from benchmarks.keeping import about
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Simulation:
         utilisation: Share of those seconds that workers were busy.
         driver: Milliseconds of processor for one result, asking and telling, over the whole search.
         at_the_end: The same over the last tenth of the results.
-        rate: Results in a second of the virtual clock.
+        rate: Results in each of those seconds.
     """
 
     workers: int
@@ -75,6 +80,7 @@ def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, see
         under_way: list[tuple[float, int, Job, float]] = []
         idle, count, spent = workers, 0, []
         busy: list[tuple[float, float]] = []
+        ended: list[float] = []
         last_begun = 0.0
         more = True
         while True:
@@ -105,6 +111,7 @@ def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, see
             took = time.process_time() - begun
             clock += took
             spent.append(took)
+            ended.append(clock)
             idle, more = idle + 1, True
         study.close()
     worked = sum(max(0.0, min(end, last_begun) - start) for start, end in busy)
@@ -117,7 +124,7 @@ def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, see
         worked / (workers * last_begun),
         1e3 * sum(spent) / len(spent),
         1e3 * sum(tail) / len(tail),
-        len(spent) / clock,
+        sum(end <= last_begun for end in ended) / last_begun,
     )
 
 
@@ -127,3 +134,49 @@ def share(job: Job) -> float:
         return 1 / 3
     total = fit_config(job.training.fit).epochs
     return (job.until or total) / total
+
+
+#: Workers, trainings, median seconds of a whole training, sampler.
+CASES = (
+    (256, 1024, 600.0, "tpe"),
+    (256, 1024, 600.0, "random"),
+    (1024, 2048, 600.0, "random"),
+    (1024, 2048, 20.0, "random"),
+)
+
+
+def main() -> None:
+    """Simulate, print a table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/simulated.md"))
+    asked = parser.parse_args()
+    lines = [
+        "# A search on hundreds of workers, simulated",
+        "",
+        "`python -m benchmarks.simulated`",
+        "",
+        about(__doc__),
+        "",
+    ]
+    lines.append(
+        "| workers | trainings | median training, s | sampler | results | results a second | busy | driver, ms a result"
+        " | in the last tenth | core at 100 results a second |"
+    )
+    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    for workers, trainings, seconds, sampler in CASES:
+        found = [simulate(workers, trainings, seconds, sampler, seed) for seed in range(asked.seeds)]
+        results, rate, busy, driver, last = (
+            statistics.mean(getattr(each, name) for each in found)
+            for name in ("results", "rate", "utilisation", "driver", "at_the_end")
+        )
+        lines.append(
+            f"| {workers:,} | {trainings:,} | {seconds:g} | {sampler} | {results:,.0f} | {rate:.1f} | {busy:.1%}"
+            f" | {driver:.1f} | {last:.1f} | {driver / 10:.0%} |"
+        )
+        print(lines[-1], flush=True)
+    write_atomic(asked.out, "\n".join([*lines, ""]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -219,7 +220,19 @@ def test_ctrl_c_keeps_what_was_found_and_says_how_to_continue(  # type: ignore[n
     assert "--resume" in done.err
     assert (tmp_path / "reports/cut/report.html").is_file()
     monkeypatch.setattr(Driver, "tell", tell)
-    again = run(*small("--name", "cut", "--resume"))
+    # Where nobody can be asked, the command that continues it is named.
+    words = small("--name", "cut")
+    offered = run(*words)
+    assert offered.code == 2
+    assert f"continue it with: autocompress {shlex.join(words)} --resume (or give a new one a --name)" in offered.err
+    monkeypatch.setattr("autocompress.stopping.somebody_is_there", lambda: True)
+    asked = []
+    monkeypatch.setattr("typer.confirm", lambda question, default: asked.append((question, default)))
+    declined = run(*words)
+    assert (declined.code, declined.err) == (2, "error: nothing was changed; give the new run a --name\n")
+    assert asked == [("reports/cut holds the same search, not ended, with 1 trial. Continue it?", True)]
+    monkeypatch.setattr("typer.confirm", lambda question, default: True)
+    again = run(*words)
     assert again.code == 0, again.err
     with Study.read(tmp_path / "reports/cut") as study:
         trials = study.trials()

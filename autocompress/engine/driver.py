@@ -12,9 +12,9 @@ import numpy as np
 from optuna.trial import Trial
 
 from autocompress.config import Part, fingerprint
-from autocompress.distill.optimizers import fit_config
 from autocompress.engine.answers import Answers
 from autocompress.engine.archive import Archive
+from autocompress.engine.effort import epochs_of_fit
 from autocompress.engine.ladder import RUNGS, Ladder
 from autocompress.engine.limits import CostLimits, Price
 from autocompress.engine.modes import MODES, Mode
@@ -264,7 +264,7 @@ class Driver:
     def _longest(self) -> int:
         """Epochs of the latest training: about those of the next."""
         latest = next(reversed(self._trainings.values()), None)
-        return 0 if latest is None else fit_config(latest.training.fit).epochs
+        return 0 if latest is None else epochs_of_fit(latest.training.fit)
 
     def _seed(self, number: int) -> int:
         # Equal for the same search and number, on every machine and after every resume.

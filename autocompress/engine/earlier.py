@@ -7,6 +7,7 @@ from typing import Any
 from autocompress.engine.spec import Spec
 from autocompress.errors import RunFolderError, UnfinishedRunError
 from autocompress.study import DATABASE, Study
+from autocompress.words import plural
 
 
 def look(folder: Path, spec: Spec, *, resume: bool, command: str = "") -> None:
@@ -40,7 +41,7 @@ def look(folder: Path, spec: Spec, *, resume: bool, command: str = "") -> None:
         raise RunFolderError(_taken(folder))
     again = f"{command} --resume" if command else "search(..., resume=True)"
     raise UnfinishedRunError(
-        f"{folder} holds the same search, not ended, with {trials} trials; continue it with: {again} "
+        f"{folder} holds the same search, not ended, with {plural(trials, 'trial')}; continue it with: {again} "
         "(or give a new one a --name)"
     )
 

@@ -3,6 +3,7 @@
 Effort is counted in operations, not in seconds, so that a search repeats itself on any machine.
 """
 
+from functools import lru_cache
 from typing import Any
 
 from autocompress.config import Part
@@ -45,3 +46,9 @@ def _epochs(registry: Registry[Any], part: Part | None) -> float:
         return 0.0
     settings = registry.get(part.name).config.of(part.values)
     return float(settings.effort())
+
+
+@lru_cache(maxsize=1024)
+def epochs_of_fit(part: Part) -> int:
+    """Return how many epochs a training has that is fitted so."""
+    return fit_config(part).epochs

@@ -126,12 +126,12 @@ def _exclusive(owners: NDArray[np.int64], rows: NDArray[np.float64], trials: lis
 @lru_cache(maxsize=16)
 def _exclusive_of(owners_: bytes, rows_: bytes, objectives: int, trials: tuple[int, ...]) -> Mapping[int, float]:
     owners, rows = np.frombuffer(owners_, dtype=np.int64), np.frombuffer(rows_).reshape(-1, objectives)
-    reference = np.ones(objectives)
-    whole = moocore.hypervolume(rows, ref=reference)
+    volume = moocore.Hypervolume(ref=np.ones(objectives))
+    whole = volume(rows)
     found = {}
     for trial in trials:
         others = rows[owners != trial]
-        found[trial] = float(whole - (moocore.hypervolume(others, ref=reference) if len(others) else 0.0))
+        found[trial] = float(whole - (volume(others) if len(others) else 0.0))
     return found
 
 

@@ -142,10 +142,7 @@ class Refinement:
             if not candidate.complete or not candidate.checkpoint:
                 continue
             config = candidate.config
-            place = self._checkpoints.setdefault(
-                candidate.checkpoint,
-                Checkpoint(candidate.checkpoint, config.training, config.prune, candidate.epochs, size_of(candidate)),
-            )
+            place = self._checkpoints.get(candidate.checkpoint) or self._found(candidate)
             if config.prune is None:
                 self._whole.setdefault(config.training, place)
             place.points[config.quantize] = self._normalise(candidate)
@@ -153,6 +150,12 @@ class Refinement:
                 self._parent = candidate
         for candidate in candidates:
             self._learn(candidate)
+
+    def _found(self, candidate: Candidate) -> Checkpoint:
+        config, size = candidate.config, size_of(candidate)
+        place = Checkpoint(candidate.checkpoint, config.training, config.prune, candidate.epochs, size)
+        self._checkpoints[candidate.checkpoint] = place
+        return place
 
     def _least(self) -> float:
         """Return what hypervolume the effort of a further cut should add: what that of the latest trainings did."""
@@ -174,15 +177,15 @@ class Refinement:
             return self._job(*untried, number)
         best, chosen = self._least(), None
         clipped = np.clip(front, 0.0, 1.0)
-        reference = np.ones(front.shape[1])
-        volume = float(moocore.hypervolume(clipped, ref=reference))
+        volume_of = moocore.Hypervolume(ref=np.ones(front.shape[1]))
+        volume = float(volume_of(clipped))
         shifts = {move: self._shift(move) for move in self._moves}
         for place, move in self._open(owners):
             points = np.clip(self._expected(place, move, shifts[move]), 0.0, 1.0)
             beaten = np.asarray((clipped[None] <= points[:, None]).all(axis=2)).any(axis=1)
             if beaten.all():
                 continue
-            gain = float(moocore.hypervolume(np.vstack([clipped, points[~beaten]]), ref=reference)) - volume
+            gain = float(volume_of(np.vstack([clipped, points[~beaten]]))) - volume
             rate = gain / move.epochs / place.size
             if gain > LEAST_GAIN and rate > best:
                 best, chosen = rate, (place, move)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autocompress.config import CompressionConfig
-from autocompress.distill.optimizers import fit_config
-from autocompress.engine.effort import epochs_of
+from autocompress.engine.effort import epochs_of, epochs_of_fit
 from autocompress.engine.ladder import at_a_rung, pauses
 from autocompress.records import Cut, Job
 
@@ -24,7 +23,7 @@ class Segments:
 
     def steps(self, training: CompressionConfig) -> tuple[int, ...]:
         """Return after which epochs a training pauses."""
-        return pauses(fit_config(training.fit).epochs, self._rungs)
+        return pauses(epochs_of_fit(training.fit), self._rungs)
 
     def of(self, whole: Job, rung: int) -> Job:
         """Return the part of a training that ends at a rung, or at its end above the last one."""
@@ -40,4 +39,4 @@ class Segments:
                 epochs_of(Cut(prune)) for prune in {cut.prune for cut in job.cuts} if prune != job.base.prune
             ) + sum(epochs_of(Cut(quantize=cut.quantize)) for cut in job.cuts)
         begun = self.steps(job.training)[job.rung - 1] if job.rung else 0
-        return (job.until or fit_config(job.training.fit).epochs) - begun
+        return (job.until or epochs_of_fit(job.training.fit)) - begun

@@ -4,7 +4,7 @@ Without this, the first students that reach a rung go on whatever they cost, and
 minutes on the largest of them.
 """
 
-from statistics import median
+from bisect import insort
 
 from autocompress.engine.effort import size_of
 from autocompress.records import Candidate
@@ -15,27 +15,32 @@ class Spending:
 
     def __init__(self) -> None:
         self._sizes: dict[int, float] = {}
+        self._by_size: list[float] = []
         self._spent: dict[int, float] = {}
+        self._total = 0.0
 
     def size(self, trial: int, candidate: Candidate) -> None:
         """Take note of a training by its uncut candidate."""
-        self._sizes[trial] = size_of(candidate)
+        if trial not in self._sizes:
+            self._sizes[trial] = size_of(candidate)
+            insort(self._by_size, self._sizes[trial])
 
     def spend(self, trial: int, epochs: float) -> None:
         """Take note of epochs of a training whose size is known."""
-        self._spent[trial] = self._spent.get(trial, 0.0) + self._sizes[trial] * epochs
+        spent = self.effort(trial, epochs)
+        self._spent[trial] = self._spent.get(trial, 0.0) + spent
+        self._total += spent
 
     def effort(self, trial: int, epochs: float) -> float:
         """Return what so many epochs of a training take; 0 where its size is not known."""
         return self._sizes.get(trial, 0.0) * epochs
 
     def allows(self, trial: int, epochs: float) -> bool:
-        """Return whether a training may go on for so many epochs already; one of unknown size may.
+        """Return whether a training may go on for so many epochs already.
 
         A student up to the median size always may; a larger one takes no more of a search than all others did together.
         """
-        if trial not in self._sizes or self._sizes[trial] <= median(self._sizes.values()):
+        if trial not in self._sizes or self._sizes[trial] <= self._by_size[(len(self._by_size) - 1) // 2]:
             return True
         own = self._spent.get(trial, 0.0)
-        others = sum(self._spent.values()) - own
-        return own + self.effort(trial, epochs) <= others
+        return own + self.effort(trial, epochs) <= self._total - own
