@@ -1,14 +1,15 @@
 """The verbs as Python calls: search, load, and what a front can do."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from autocompress.confirmation import confirmed
 from autocompress.errors import NoCandidateError, RunFolderError, SearchFailedError, UsageError, did_you_mean
 from autocompress.front import full_fidelity, pareto_front
 from autocompress.pick import Pick, pick
@@ -35,7 +36,10 @@ class Front:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with Study.read(folder) as study:
+        self._read()
+
+    def _read(self) -> None:
+        with Study.read(self.folder) as study:
             self.meta: dict[str, Any] = study.all_meta()
             self.candidates: pd.DataFrame = study.candidates()
             self.trials: pd.DataFrame = study.trials()
@@ -78,6 +82,68 @@ class Front:
         if self.candidates.empty:
             raise NoCandidateError(f"{self.folder} holds no candidates yet")
         return pick(self.candidates, self.meta, max=max, min=min, prefer=prefer, knee=knee, candidate=candidate)
+
+    def confirm(
+        self,
+        top: int = 5,
+        seeds: int = 5,
+        *,
+        candidates: Sequence[str] = (),
+        workers: int | None = None,
+        backend: str | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> pd.DataFrame:
+        """Repeat the top candidates from scratch with several seeds, and return what :meth:`confirmed` then says.
+
+        The pick is repeated, and those beside it on the front: by turns the next cheaper and the next better one. Each
+        repeat is the whole recipe with another seed (training, cut, recovery, quantization); test is read for it.
+        What was done before is kept and not done again. Call it under ``if __name__ == "__main__":``.
+
+        Args:
+            top: How many candidates.
+            seeds: How often each is repeated.
+            candidates: These instead, by their ids.
+            workers: Worker processes, instead of the run's own; 0 takes one per core.
+            backend: Where to train, instead of the run's own.
+            on_progress: Told the trainings that are done, and all of them.
+
+        Raises:
+            UsageError: The search has not ended, or a candidate cannot be repeated.
+            SearchFailedError: Every repeat failed.
+        """
+        from autocompress.engine.confirm import confirm
+
+        _refuse_worker(sys._getframe(1), "confirm")
+        try:
+            confirm(
+                self.folder,
+                top,
+                seeds,
+                candidates=candidates,
+                workers=workers,
+                backend=backend,
+                on_progress=on_progress,
+            )
+        finally:
+            self._read()
+        self.report()
+        return self.confirmed()
+
+    def confirmed(self) -> pd.DataFrame:
+        """Return one row for each candidate that was repeated: its means over seeds with their 95% intervals.
+
+        Columns: ``id``, ``cost``, ``searched`` (its score in the search, on select_val), ``seeds``, ``failed``, and
+        for each of ``select_val``, ``test`` and ``gap`` (test minus select_val) the mean, ``_low`` and ``_high``.
+        """
+        rows = []
+        for each in confirmed(self.candidates, self.trials, self.meta) if "objectives" in self.meta else []:
+            row = {"id": each.id, "cost": each.cost, "searched": each.searched}
+            row |= {"seeds": len(each.test.values), "failed": each.failed}
+            for name in ("select_val", "test", "gap"):
+                found = getattr(each, name)
+                row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+            rows.append(row)
+        return pd.DataFrame(rows)
 
     def report(self) -> Path:
         """Write the page and its CSV and JSON twins; return the page's path."""
@@ -162,8 +228,7 @@ def search(
     from autocompress.engine.run import make_plan, run_search
     from autocompress.engine.spec import load_spec
 
-    if sys._getframe(1).f_globals.get("__name__") == "__mp_main__":
-        raise UsageError('a worker imports this script anew: call search under `if __name__ == "__main__":`')
+    _refuse_worker(sys._getframe(1), "search")
     if (teacher is None) != (data is None):
         raise UsageError("search needs teacher and data together: the model, and what it was trained for")
     if teacher is not None:
@@ -244,6 +309,11 @@ def find_run(run: str | Path, runs: Path | str = RUNS) -> Path:
         raise RunFolderError(f"{run} is not a run folder: it has no {DATABASE}")
     known = [path.parent.name for path in Path(runs).glob(f"*/{DATABASE}")]
     raise RunFolderError(f"no run '{run}': {did_you_mean(str(run), known)}")
+
+
+def _refuse_worker(caller: FrameType, call: str) -> None:
+    if caller.f_globals.get("__name__") == "__mp_main__":
+        raise UsageError(f'a worker imports this script anew: call {call} under `if __name__ == "__main__":`')
 
 
 def _page_of_the_broken(folder: Path) -> None:

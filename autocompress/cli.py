@@ -242,6 +242,38 @@ def pick(
     print(f"next: autocompress export {shlex.quote(run)} --candidate {chosen.id} --verify")
 
 
+@app.command(epilog="Example: autocompress confirm digits --top 5 --seeds 5")
+def confirm(
+    run: Run,
+    top: Annotated[int, typer.Option(min=1, help="The pick, and those beside it on the front, by turns.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="How often each is trained again.")] = 5,
+    candidate: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="This candidate instead; repeatable.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; the run's own by default.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Where to train; the run's own by default.")] = None,
+    plugin: Plugins = None,
+    runs: Runs = Path("reports"),
+) -> None:
+    """Train the top candidates again from scratch with several seeds; give intervals on select_val and test."""
+    from autocompress import api
+    from autocompress.console import console
+    from autocompress.display import ConfirmDisplay
+    from autocompress.outcome import print_confirmed
+
+    _load(plugin)
+    found = api.load(run, runs)
+    try:
+        with ConfirmDisplay(console()) as display:
+            found.confirm(
+                top, seeds, candidates=candidate or (), workers=workers, backend=backend, on_progress=display.progress
+            )
+    except KeyboardInterrupt:
+        print("interrupted; what was repeated is kept. Continue with the same command", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    print_confirmed(found)
+
+
 @app.command(epilog="Example: autocompress export digits --candidate t12c7 --verify")
 def export(
     run: Run,

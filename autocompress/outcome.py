@@ -1,14 +1,18 @@
 """What the command line prints of a run."""
 
 import shlex
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from autocompress.api import Front
-from autocompress.console import console, front_table
-from autocompress.front import by_cost
+from autocompress.confirmation import METHOD, confirmed, front_on_test, on_test
+from autocompress.console import console, front_table, plain_table
+from autocompress.front import axes, by_cost
 from autocompress.pick import Pick
+from autocompress.words import gap, label, show
 
 
 def print_pick(chosen: Pick) -> None:
@@ -48,3 +52,51 @@ def print_status(found: Front) -> None:
     print_failures(found)
     if len(found) and "objectives" in found.meta:
         console().print(front_table(found.to_pandas(), found.meta["objectives"], found.meta.get("recommended", "")))
+
+
+def print_confirmed(found: Front) -> None:
+    """Print what repeats say: a row a candidate, the intervals' source, and what became of the front on test."""
+    table = found.confirmed()
+    cost, score = axes(found.meta["objectives"])
+    name = label(score["name"])
+    rows = []
+    for row in table.to_dict("records"):
+        shown = [
+            show(row["cost"], cost),
+            show(row["searched"], score),
+            *(_with_bounds(row, each, score) for each in ("select_val", "test")),
+        ]
+        rows.append(
+            [
+                str(row["id"]),
+                *shown,
+                _signed(row["gap"], score),
+                f"{row['seeds']}" + (f", {row['failed']} failed" if row["failed"] else ""),
+            ]
+        )
+    heads = [
+        "candidate",
+        label(cost["name"]),
+        f"{name} in the search",
+        "again, select_val",
+        "again, test",
+        "test - select_val",
+        "seeds",
+    ]
+    console().print(plain_table(heads, rows))
+    print(f"{METHOD}.")
+    tested = on_test(found.to_pandas(), found.meta, confirmed(found.candidates, found.trials, found.meta))
+    if tested is not None:
+        print(front_on_test(tested))
+    print(f"page: {found.folder / 'report.html'}")
+
+
+def _with_bounds(row: Mapping[Hashable, Any], name: str, score: Mapping[str, Any]) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    ends = f" [{show(low, score)}, {show(high, score)}]" if low == low else ""
+    return f"{show(row[name], score)}{ends}"
+
+
+def _signed(change: float, score: Mapping[str, Any]) -> str:
+    size = gap(change, score)
+    return size if size == gap(0.0, score) else f"{'+' if change > 0 else '-'}{size}"
