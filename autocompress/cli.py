@@ -238,7 +238,7 @@ def pick(
     rows = found.candidates[found.candidates["id"] == chosen.id]
     out = console()
     out.print(front_table(rows, found.meta["objectives"], chosen.id))
-    print_pick(chosen)
+    print_pick(chosen, found)
     print(f"next: autocompress export {shlex.quote(run)} --candidate {chosen.id} --verify")
 
 

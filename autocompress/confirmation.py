@@ -181,7 +181,7 @@ def _draws(repeats: pd.DataFrame, split: str) -> NDArray[np.float64] | None:
         (details.get("replicates") or {}).get(split) if isinstance(details, Mapping) else None
         for details in repeats["details"]
     ]
-    if not all(found) or len({len(each) for each in found}) != 1:
+    if not all(found) or len({len(each or ()) for each in found}) != 1:
         return None
     return np.asarray(found, dtype=np.float64)
 

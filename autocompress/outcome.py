@@ -1,25 +1,32 @@
 """What the command line prints of a run."""
 
 import shlex
-from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from autocompress.api import Front
-from autocompress.confirmation import METHOD, confirmed, front_on_test, on_test
+from autocompress.confirmation import confirmed
 from autocompress.console import console, front_table, plain_table
+from autocompress.errors import NoCandidateError
 from autocompress.front import axes, by_cost
 from autocompress.pick import Pick
-from autocompress.words import gap, label, show
+from autocompress.report.confidence import repeats, told_ties
+from autocompress.words import label
 
 
-def print_pick(chosen: Pick) -> None:
-    """Print a choice, its reason and its neighbours."""
+def print_pick(chosen: Pick, found: Front) -> None:
+    """Print a choice, its reason, which limits bind, its neighbours, who is tied with it, and what is simulated."""
     print(f"{chosen.id}: {chosen.reason}")
+    for limit in chosen.binding:
+        print(f"  limit: {limit}")
     for neighbour in chosen.neighbours:
         print(f"  {neighbour.kind}: {neighbour.text}")
+    if chosen.ties is not None:
+        print(f"  tied: {told_ties(chosen, chosen.ties, found.to_pandas(), found.meta)} ({chosen.ties.method})")
+    if chosen.simulated:
+        print(f"  simulated: {chosen.simulated} (no kernel here; the score is exact, the speed is not)")
 
 
 def print_outcome(found: Front, plugins: list[Path]) -> None:
@@ -32,7 +39,7 @@ def print_outcome(found: Front, plugins: list[Path]) -> None:
     console().print(front_table(table, found.meta["objectives"], chosen.id))
     print()
     print_failures(found)
-    print_pick(chosen)
+    print_pick(chosen, found)
     print(f"page: {found.folder / 'report.html'}")
     with_plugins = "".join(f" --plugin {shlex.quote(str(path))}" for path in plugins)
     print(f"next: autocompress export {shlex.quote(str(found.folder))} --candidate {chosen.id} --verify{with_plugins}")
@@ -56,47 +63,29 @@ def print_status(found: Front) -> None:
 
 def print_confirmed(found: Front) -> None:
     """Print what repeats say: a row a candidate, the intervals' source, and what became of the front on test."""
-    table = found.confirmed()
     cost, score = axes(found.meta["objectives"])
+    known = confirmed(found.candidates, found.trials, found.meta)
+    told_of = repeats(known, found.to_pandas(), found.meta, _recommended(found))
+    if told_of is None:
+        return
+    columns = ("id", "cost", "searched", "select_val", "test", "gap", "seeds")
     name = label(score["name"])
-    rows = []
-    for row in table.to_dict("records"):
-        shown = [
-            show(row["cost"], cost),
-            show(row["searched"], score),
-            *(_with_bounds(row, each, score) for each in ("select_val", "test")),
-        ]
-        rows.append(
-            [
-                str(row["id"]),
-                *shown,
-                _signed(row["gap"], score),
-                f"{row['seeds']}" + (f", {row['failed']} failed" if row["failed"] else ""),
-            ]
-        )
     heads = [
         "candidate",
         label(cost["name"]),
         f"{name} in the search",
         "again, select_val",
         "again, test",
-        "test - select_val",
+        "gap",
         "seeds",
     ]
-    console().print(plain_table(heads, rows))
-    print(f"{METHOD}.")
-    tested = on_test(found.to_pandas(), found.meta, confirmed(found.candidates, found.trials, found.meta))
-    if tested is not None:
-        print(front_on_test(tested))
+    console().print(plain_table(heads, [[row[column] for column in columns] for row in told_of["rows"]]))
+    for text in (told_of["text"], told_of["test"], f"{told_of['method']}."):
+        print(text)
     print(f"page: {found.folder / 'report.html'}")
 
 
-def _with_bounds(row: Mapping[Hashable, Any], name: str, score: Mapping[str, Any]) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    ends = f" [{show(low, score)}, {show(high, score)}]" if low == low else ""
-    return f"{show(row[name], score)}{ends}"
-
-
-def _signed(change: float, score: Mapping[str, Any]) -> str:
-    size = gap(change, score)
-    return size if size == gap(0.0, score) else f"{'+' if change > 0 else '-'}{size}"
+def _recommended(found: Front) -> Pick | None:
+    with suppress(NoCandidateError):
+        return found.pick()
+    return None

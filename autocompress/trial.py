@@ -20,8 +20,8 @@ from autocompress.config import Part
 from autocompress.errors import AutocompressError, TrialError
 from autocompress.lab import Lab, Setup, lab, settled
 from autocompress.measure import Subject, layer_costs, measure, per_class
-from autocompress.measure.resampling import replicates, which_are_right
 from autocompress.measure.cost import LayerCost
+from autocompress.measure.resampling import replicates, which_are_right
 from autocompress.operations import operations
 from autocompress.plugins import Guests
 from autocompress.quantize import fold_batch_norm

@@ -131,7 +131,7 @@ class Repeats:
             key = fingerprint(config.training.unseeded())
             cuts = trainings.setdefault(key, (config.training, []))[1]
             cuts.append(Cut(config.prune, config.quantize))
-        jobs = []
+        jobs: list[Job] = []
         # By seeds first: an interrupted confirmation has every candidate a little, not a few in full.
         for repeat in range(self.seeds):
             for key, (training, cuts) in trainings.items():
