@@ -13,6 +13,7 @@ from autocompress.confirmation import confirmed
 from autocompress.errors import NoCandidateError, RunFolderError, SearchFailedError, UsageError, did_you_mean
 from autocompress.front import full_fidelity, pareto_front
 from autocompress.pick import Pick, pick
+from autocompress.storage import write_atomic
 from autocompress.study import DATABASE, Study
 from autocompress.where import where
 
@@ -49,6 +50,17 @@ class Front:
         if self.candidates.empty or "objectives" not in self.meta:
             return self.candidates
         return pareto_front(full_fidelity(self.candidates), self.meta["objectives"], self.meta.get("limits") or {})
+
+    def to_parquet(self, path: Path | str) -> Path:
+        """Write every candidate as Parquet, and return the path; nested columns become JSON texts.
+
+        Raises:
+            StorageError: No space is left, or the folder cannot be written.
+        """
+        from autocompress.report.tables import to_parquet
+
+        write_atomic(Path(path), to_parquet(self.candidates))
+        return Path(path)
 
     def where(self, expression: str) -> pd.DataFrame:
         """Return the front's rows for which an expression holds, such as ``accuracy >= 0.95``.

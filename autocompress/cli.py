@@ -8,13 +8,24 @@ import json
 import os
 import shlex
 import sys
-import time
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from autocompress.arguments import (
+    Format,
+    Kind,
+    Plugins,
+    Run,
+    Runs,
+    TableFormat,
+    bounds,
+    kept,
+    load_plugins,
+    print_dry_run,
+    print_rows,
+)
 from autocompress.errors import AutocompressError, NoCandidateError, UsageError
 
 app = typer.Typer(
@@ -27,32 +38,6 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
-
-
-class TableFormat(StrEnum):
-    """How a table is printed."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-
-
-class Kind(StrEnum):
-    """What can be listed."""
-
-    tasks = "tasks"
-    methods = "methods"
-    objectives = "objectives"
-    modes = "modes"
-    spaces = "spaces"
-
-
-Run = Annotated[str, typer.Argument(help="A run folder, or its name under reports/.", metavar="RUN")]
-Runs = Annotated[Path, typer.Option(help="The folder that holds runs.", metavar="FOLDER")]
-Plugins = Annotated[
-    list[Path] | None,
-    typer.Option("--plugin", metavar="FILE", help="A Python file that registers a task of your own; repeatable."),
-]
 
 
 @app.command(epilog="Example: autocompress search digits --trials 20")
@@ -79,7 +64,7 @@ def search(
     """Search: train, cut, measure, and print the front with the recommended candidate."""
     from autocompress.console import console
 
-    _load(plugin)
+    load_plugins(plugin)
     if spec is None:
         if not plugin:
             raise UsageError("search needs a SPEC, for example: autocompress search digits")
@@ -88,7 +73,7 @@ def search(
     given = {"trials": trials, "minutes": minutes, "workers": workers, "seed": seed, "name": name}
     out = console()
     if dry_run:
-        _dry_run(spec, overrides, given)
+        print_dry_run(spec, overrides, given)
         return
     from autocompress import api
     from autocompress.display import SearchDisplay
@@ -104,7 +89,7 @@ def search(
                 runs=runs,
                 events=display.events,
                 command=command,
-                **_kept(given),
+                **kept(given),
             )
     except KeyboardInterrupt:
         again = command if resume else f"{command} --resume"
@@ -132,19 +117,23 @@ def init(
 @app.command(epilog="Example: autocompress status digits --watch")
 def status(
     run: Run,
-    watch: Annotated[bool, typer.Option("--watch", help="Print again every two seconds until the run ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until the run ends.")] = False,
+    form: Format = TableFormat.table,
     runs: Runs = Path("reports"),
 ) -> None:
     """Show progress, failures by reason, and the front so far."""
     from autocompress import api
-    from autocompress.outcome import print_status
+    from autocompress.outcome import print_status, status_rows, watch_status
 
-    while True:
-        front = api.load(run, runs)
-        print_status(front)
-        if not watch or "front" in front.meta:
-            return
-        time.sleep(2)
+    if watch:
+        try:
+            watch_status(lambda: api.load(run, runs))
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+    elif form is TableFormat.table:
+        print_status(api.load(run, runs))
+    else:
+        print_rows(status_rows(api.load(run, runs)), form)
 
 
 @app.command(epilog="Example: autocompress report digits --open")
@@ -168,6 +157,7 @@ def report(
 def compare(
     names: Annotated[list[str], typer.Argument(help="Run folders, or their names under reports/.", metavar="RUN RUN")],
     out: Annotated[Path, typer.Option(help="Where the page goes.", metavar="FILE")] = Path("compare.html"),
+    form: Format = TableFormat.table,
     runs: Runs = Path("reports"),
 ) -> None:
     """Lay fronts over each other: hypervolume, hypervolume over time, and what is attained."""
@@ -176,6 +166,9 @@ def compare(
     from autocompress.report.comparison_page import columns, rows, verdict
 
     found = api.compare(names, runs, page=out)
+    if form is not TableFormat.table:
+        print_rows([dict(zip(columns(found), row, strict=True)) for row in rows(found)], form)
+        return
     console().print(plain_table(columns(found), rows(found)))
     print(f"scores at shares of the teacher's cost; {verdict(found)}")
     print(f"page: {out}")
@@ -186,7 +179,7 @@ def front(
     run: Run,
     where: Annotated[str | None, typer.Option(help="Comparisons of columns, joined by and, or, not.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every candidate, not the front alone.")] = False,
-    form: Annotated[TableFormat, typer.Option("--format", "-f", help="How to print it.")] = TableFormat.table,
+    form: Format = TableFormat.table,
     runs: Runs = Path("reports"),
 ) -> None:
     """Print the front, or the part of it that satisfies an expression."""
@@ -228,7 +221,7 @@ def pick(
     from autocompress.outcome import print_pick
 
     found = api.load(run, runs)
-    chosen = found.pick(max=_bounds(most), min=_bounds(least), prefer=prefer, knee=knee, candidate=candidate)
+    chosen = found.pick(max=bounds(most), min=bounds(least), prefer=prefer, knee=knee, candidate=candidate)
     if as_json:
         row = {key: value for key, value in chosen.row.items() if key != "details" and value == value}
         print(
@@ -261,7 +254,7 @@ def confirm(
     from autocompress.display import ConfirmDisplay
     from autocompress.outcome import print_confirmed
 
-    _load(plugin)
+    load_plugins(plugin)
     found = api.load(run, runs)
     try:
         with ConfirmDisplay(console()) as display:
@@ -291,7 +284,7 @@ def export(
     from autocompress import api
     from autocompress.export.candidate import export_candidate
 
-    _load(plugin)
+    load_plugins(plugin)
     found = api.load(run, runs)
     exported = export_candidate(found.folder, candidate or found.pick().id, verify=verify)
     for path in sorted(exported.folder.iterdir()):
@@ -328,20 +321,28 @@ def bench(
 
 
 @app.command("list", epilog="Example: autocompress list methods")
-def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], form: Format = TableFormat.table) -> None:
     """List what a search space can name."""
     from autocompress import catalogue
-    from autocompress.console import console
 
-    out = console()
-    tables = {
-        Kind.tasks: catalogue.tasks,
-        Kind.methods: catalogue.methods,
-        Kind.objectives: catalogue.objectives,
-        Kind.modes: catalogue.modes,
-        Kind.spaces: catalogue.spaces,
-    }
-    out.print(tables[kind]())
+    found = getattr(catalogue, kind.value)()
+    if form is TableFormat.table:
+        from autocompress.console import console
+
+        console().print(catalogue.table(found))
+    else:
+        print_rows(found, form)
+
+
+@app.command(epilog="Example: autocompress doctor")
+def doctor(runs: Runs = Path("reports")) -> None:
+    """Check versions, libraries, cores, memory and folders; exit 1 with the fix where something is broken."""
+    from autocompress.checkup import checkup
+    from autocompress.console import console
+    from autocompress.outcome import print_checks
+
+    if not print_checks(checkup(runs), console()):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: autocompress schema > spec.schema.json")
@@ -366,50 +367,6 @@ def main() -> None:
         # The reader of a pipe has gone; nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-
-
-def _load(plugins: list[Path] | None) -> None:
-    if plugins:
-        from autocompress.plugins import load_plugin
-
-        for path in plugins:
-            load_plugin(path)
-
-
-def _kept(given: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in given.items() if value is not None}
-
-
-def _dry_run(spec: str, overrides: list[str], given: dict[str, Any]) -> None:
-    from autocompress.engine.run import make_plan
-    from autocompress.engine.spec import load_spec
-
-    budget = {"name": given.pop("name"), **{f"search.{key}": value for key, value in given.items()}}
-    extra = [f"{key}={value}" for key, value in budget.items() if value is not None]
-    plan = make_plan(load_spec(spec, [*overrides, *extra]))
-    found = plan.source.spec
-    print(
-        f"{plan.source.name} is sound: task {plan.task.name}, mode {found.search.mode}, sampler {found.search.sampler}"
-    )
-    for name, domain in plan.space.dimensions():
-        print(f"  {name}: {domain}")
-    if found.search.mode == "amortized":
-        print(f"  {len(plan.space.cuts())} candidates are cut from each training")
-    minutes = "" if found.search.minutes is None else f", {found.search.minutes:g} minutes"
-    print(f"budget: {found.search.trials} trials{minutes}; objectives: {', '.join(found.objectives)}")
-
-
-def _bounds(pairs: list[str] | None) -> dict[str, float]:
-    bounds = {}
-    for pair in pairs or []:
-        name, equals, text = pair.partition("=")
-        try:
-            bounds[name.strip()] = float(text)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise UsageError(f"'{pair}' is no limit; write NAME=NUMBER, for example effective_flops=2e6")
-    return bounds
 
 
 if __name__ == "__main__":

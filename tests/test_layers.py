@@ -25,10 +25,10 @@ FLOORS: list[set[str]] = [
     {"backends"},
     {"engine"},
     {"report", "export"},
-    {"api", "console", "catalogue"},
-    {"display", "outcome"},
+    {"api", "console", "catalogue", "checkup"},
+    {"display", "outcome", "arguments"},
     {"cli"},
-    {"__init__"},
+    {"__init__", "__main__"},
 ]
 SIDEWAYS = {("tasks", "models")}
 HEAVY = {
@@ -48,6 +48,7 @@ HEAVY = {
         "trial",
         "pricing",
         "export",
+        "checkup",
     },
     "optuna": {"engine/sampler", "engine/driver", "engine/answers"},
     "ray": {"backends/ray"},
@@ -67,10 +68,10 @@ HEAVY = {
         "engine/archive",
     },
     "plotly": {"report/figures", "report/comparison_figures"},
-    "onnx": {"export"},
-    "onnxruntime": {"export"},
-    "rich": {"console", "catalogue", "display"},
-    "typer": {"cli"},
+    "onnx": {"export", "checkup"},
+    "onnxruntime": {"export", "checkup"},
+    "rich": {"console", "catalogue", "display", "outcome"},
+    "typer": {"cli", "arguments"},
     "PIL": {"tasks"},
 }
 

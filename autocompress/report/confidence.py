@@ -36,7 +36,12 @@ def confidence(front: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None
         f"On {examples:,} select_val examples the {name} of {picked.id} is {show(own, score)}; "
         f"the 95% interval is {show(low, score)} to {show(high, score)}. {told_ties(picked, picked.ties, front, meta)}"
     )
-    place = next((row for row, each in enumerate(rows) if each["id"] == picked.id), len(rows) // 2)
+    if picked.id not in set(front["id"]):
+        # A choice that holds on both validation splits may lie a little behind the front of one.
+        price = picked.row[cost["name"]]
+        own_row = {"id": picked.id, "share": own, "low": low, "high": high, "tied": True, "cost": price}
+        rows.insert(sum(row["cost"] <= price for row in rows), own_row)
+    place = next(row for row, each in enumerate(rows) if each["id"] == picked.id)
     start = max(0, place - _SHOWN_AROUND_PICK)
     shown = rows[start : place + _SHOWN_AROUND_PICK + 1]
     return {"text": text, "rows": shown, "pick": picked.id, "count": len(rows), "method": picked.ties.method}

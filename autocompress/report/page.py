@@ -4,7 +4,6 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -197,6 +196,9 @@ def script_hash(script: str) -> str:
 
 
 def _typed(folder: Path) -> str:
-    """Return the run folder as one would type it, without saying where on the machine it lies."""
-    relative = os.path.relpath(folder)
-    return folder.name if relative.startswith("..") else relative
+    """Return the run folder as one types it beside the folder that holds runs: ``reports/digits``.
+
+    That says nothing of where on the machine it lies, and is the same from wherever the page is written.
+    """
+    whole = folder.resolve()
+    return f"{whole.parent.name}/{whole.name}" if whole.parent.name else whole.name
