@@ -24,7 +24,6 @@ const drawing = (() => {
       ...axes,
       "font.color": colour("ink"),
       "font.family": getComputedStyle(document.body).fontFamily,
-      "font.size": 13,
       "hoverlabel.bgcolor": colour("paper"),
       "hoverlabel.bordercolor": colour("grey"),
       "hoverlabel.font.color": colour("ink"),
@@ -34,9 +33,22 @@ const drawing = (() => {
   async function draw(id, figure) {
     const place = at(id);
     if (!place) return null;
-    const options = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+    const narrow = matchMedia("(max-width: 760px)");
+    // Plotly writes into the layout that it is given.
+    const wide = { margin: { ...figure.layout.margin }, y: figure.layout.legend ? figure.layout.legend.y : 1 };
+    function fit() {
+      // On a phone the legend stands below, and the space is the plot's.
+      return {
+        margin: narrow.matches ? { l: 46, r: 8, t: 8, b: 44 } : wide.margin,
+        "legend.y": narrow.matches ? -0.16 : wide.y,
+        "legend.yanchor": narrow.matches ? "top" : "bottom",
+        "font.size": narrow.matches ? 12 : 13,
+      };
+    }
+    const options = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d"] };
     await Plotly.newPlot(place, figure.data, figure.layout, options);
-    await Plotly.relayout(place, theme(figure.layout));
+    await Plotly.relayout(place, { ...theme(figure.layout), ...fit() });
+    narrow.addEventListener("change", () => Plotly.relayout(place, fit()));
     dark.addEventListener("change", () => Plotly.relayout(place, theme(figure.layout)));
     return place;
   }
@@ -47,5 +59,5 @@ const drawing = (() => {
     document.head.append(script);
   }
 
-  return { root, at, unpack, plotly, draw };
+  return { root, at, unpack, plotly, draw, colour };
 })();

@@ -40,7 +40,8 @@ def test_five_files_are_written_and_hold_every_row(run: Run, front: pd.DataFrame
 
 def test_parquet_holds_every_row_and_column_with_its_type(tmp_path: Path) -> None:
     run = make_run(8, 8, hostile=True)
-    table = run.candidates.assign(mixed=[1, "a", None, True] * (len(run.candidates) // 4), tags=[[1, "\ud800"]] * 64)
+    size = len(run.candidates)
+    table = run.candidates.assign(mixed=([1, "a", None, True] * size)[:size], tags=[[1, "\ud800"]] * size)
     (tmp_path / "candidates.parquet").write_bytes(to_parquet(table))
     back = pd.read_parquet(tmp_path / "candidates.parquet")
     assert list(back.columns) == list(table.columns)
