@@ -161,11 +161,23 @@ class Front:
         """Write the page and its CSV and JSON twins; return the page's path."""
         from autocompress.report import write_page, write_tables
 
-        picked = None
-        with suppress(NoCandidateError):  # The page says so itself.
-            picked = self.pick()
         write_tables(self.folder, self.candidates, self.trials, self.to_pandas())
-        return write_page(self.folder / "report.html", self.candidates, self.trials, self.meta, picked)
+        return write_page(self.folder / "report.html", self.candidates, self.trials, self.meta, self._picked())
+
+    def page(self, *, live: bool = False) -> str:
+        """Return the page without writing anything.
+
+        Args:
+            live: Let it ask the server that sends it for newer ones.
+        """
+        from autocompress.report.page import render_page
+
+        return render_page(self.folder, self.candidates, self.trials, self.meta, self._picked(), live=live)
+
+    def _picked(self) -> Pick | None:
+        with suppress(NoCandidateError):  # The page says so itself.
+            return self.pick() if "objectives" in self.meta else None
+        return None
 
     def export(self, candidate: str | None = None, *, verify: bool = True) -> Path:
         """Write one candidate as a deployable folder; return its path.

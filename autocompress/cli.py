@@ -140,11 +140,22 @@ def status(
 def report(
     run: Run,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve it on this machine while the search runs, always up to date.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --live; 0 takes a free one.")] = 0,
     runs: Runs = Path("reports"),
 ) -> None:
-    """Write the page and its CSV and JSON twins."""
+    """Write the page with its CSV, JSON and Parquet twins."""
     from autocompress import api
 
+    if live:
+        import webbrowser
+
+        from autocompress.outcome import serve_live
+
+        serve_live(api.find_run(run, runs), port, webbrowser.open if show else len)
+        return
     page = api.load(run, runs).report()
     print(page)
     if show:

@@ -21,6 +21,8 @@ from autocompress.errors import NoCandidateError
 from autocompress.front import axes, by_cost
 from autocompress.pick import Pick
 from autocompress.report.confidence import repeats, told_ties
+from autocompress.report.live import ENDED, LiveServer
+from autocompress.study import Study
 from autocompress.words import label
 
 # Seconds between two looks at a run.
@@ -101,6 +103,22 @@ def status_rows(found: Front) -> list[dict[str, Any]]:
     names = ["role", "state", "reason"]
     counts = found.trials.groupby(names, sort=False).size().reset_index(name="trials")
     return [{**{name: str(row[name]) for name in names}, "trials": int(row["trials"])} for _, row in counts.iterrows()]
+
+
+def serve_live(folder: Path, port: int, opened: Callable[[str], object]) -> None:
+    """Serve the page of a run on loopback until Ctrl-C; write it once the search has ended."""
+
+    def version() -> str:
+        with Study.read(folder) as study:
+            told = study.version()
+        return f"{ENDED if _has_ended(Front(folder)) else 'running'}: {told}"
+
+    with LiveServer(lambda: Front(folder).page(live=True), version, port) as server:
+        print(f"live page: {server.url} (only on this machine; Ctrl-C ends it)", flush=True)
+        opened(server.url)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+    print(Front(folder).report())
 
 
 def print_checks(checks: Iterable[Check], out: Console) -> bool:

@@ -298,6 +298,13 @@ class Study:
             table[column] = table[column].astype(float)
         return table
 
+    def version(self) -> str:
+        """Return a text that changes with what is stored of trials, candidates and the front; cheap to ask for."""
+        states = self._connection.execute("SELECT state, COUNT(*) FROM ac_trials GROUP BY state ORDER BY state")
+        (candidates,) = self._connection.execute("SELECT COUNT(*) FROM ac_candidates").fetchone()
+        counted = " ".join(f"{count} {state}" for state, count in states)
+        return f"{counted}; {candidates} candidates; test read {self.meta('test_reads', 0)} times"
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """Commit all or nothing; a full or read-only disk becomes a :class:`StorageError`."""

@@ -60,16 +60,38 @@ def write_page(
         StorageError: No space is left, or the folder cannot be written.
     """
     path = Path(path)
+    page = render_page(path.parent, candidates, trials, meta, picked)
+    write_atomic(path, page.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def render_page(
+    folder: Path,
+    candidates: pd.DataFrame,
+    trials: pd.DataFrame,
+    meta: Mapping[str, Any],
+    picked: Pick | None = None,
+    *,
+    live: bool = False,
+) -> str:
+    """Return the report of a run as one HTML page.
+
+    Args:
+        folder: The run folder.
+        candidates: Every candidate; may be empty, as when every trial failed.
+        trials: Every trial.
+        meta: What the study says about the run.
+        picked: The recommended candidate, if there is one.
+        live: Ask the server that sent the page for newer ones; a page on disk asks nobody.
+    """
     # A run that broke before its teacher was trained has described little of itself.
-    meta = {"objectives": list(_FALLBACK), "name": path.parent.name, **meta}
+    meta = {"objectives": list(_FALLBACK), "name": folder.name, **meta}
     repeated = confirmed(candidates, trials, meta)
     candidates, trials = without_repeats(candidates), without_repeats(trials)
     if len(candidates):
         candidates = candidates.assign(**{SIMULATED: simulated(candidates)})
-    content = _content(candidates, trials, meta, picked, repeated, _typed(path.parent))
-    page = templates().get_template("page.html.jinja").render(content)
-    write_atomic(path, page.encode("utf-8", "backslashreplace"))
-    return path
+    content = _content(candidates, trials, meta, picked, repeated, _typed(folder), live)
+    return templates().get_template("page.html.jinja").render(content)
 
 
 def _content(
@@ -79,11 +101,13 @@ def _content(
     picked: Pick | None,
     repeated: Sequence[Confirmed],
     run: str,
+    live: bool,
 ) -> dict[str, Any]:
-    script, style = asset("drawing.js") + asset("page.js"), asset("page.css")
+    script, style = asset("drawing.js") + (asset("live.js") if live else "") + asset("page.js"), asset("page.css")
     content: dict[str, Any] = {
         "meta": meta,
         "run": run,
+        "live": live,
         "verdict": verdict(candidates, trials, meta, picked),
         "lede": lede(candidates, trials, meta, picked),
         "honesty": honesty(candidates, trials, meta),
