@@ -96,7 +96,10 @@ def front_data(
     marks["knee"] = named(knee(front, meta["objectives"]) if len(front) else None)
     marks["again"] = _again(repeated, candidates, names, scores[0])
     chosen = named(picked.id if picked else None)
-    marks["pick"] = replace(chosen, labels=[f"<b>pick</b> {text(name)}" for name in chosen.ids])
+    # Chosen by both validation splits, it may be dominated on the one that the plot shows.
+    hover_of_pick = [line.replace(f"</b> {GROUPS['dominated']}", "</b> the pick", 1) for line in chosen.hover]
+    labels_of_pick = [f"<b>pick</b> {text(name)}" for name in chosen.ids]
+    marks["pick"] = replace(chosen, labels=labels_of_pick, hover=hover_of_pick)
     return FrontData(marks, costs, scores, _window(marks, scores[0]))
 
 
