@@ -157,12 +157,22 @@ class Front:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def report(self) -> Path:
-        """Write the page and its CSV and JSON twins; return the page's path."""
-        from autocompress.report import write_page, write_tables
+    def report(self, out: Path | str | None = None) -> Path:
+        """Write the page with its CSV, JSON and Parquet twins; return the page's path.
 
-        write_tables(self.folder, self.candidates, self.trials, self.to_pandas())
-        return write_page(self.folder / "report.html", self.candidates, self.trials, self.meta, self._picked())
+        Args:
+            out: The folder to write to; the run folder by default.
+
+        Raises:
+            StorageError: No space is left, or the folder cannot be written.
+        """
+        from autocompress.report import write_tables
+        from autocompress.report.page import PAGE
+
+        folder = self.folder if out is None else Path(out)
+        write_tables(folder, self.candidates, self.trials, self.to_pandas())
+        write_atomic(folder / PAGE, self.page().encode("utf-8", "backslashreplace"))
+        return folder / PAGE
 
     def page(self, *, live: bool = False) -> str:
         """Return the page without writing anything.

@@ -143,6 +143,9 @@ def report(
     live: Annotated[
         bool, typer.Option("--live", help="Serve it on this machine while the search runs, always up to date.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write them here instead of the run folder.", metavar="FOLDER")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --live; 0 takes a free one.")] = 0,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -156,7 +159,7 @@ def report(
 
         serve_live(api.find_run(run, runs), port, webbrowser.open if show else len)
         return
-    page = api.load(run, runs).report()
+    page = api.load(run, runs).report(out)
     print(page)
     if show:
         import webbrowser

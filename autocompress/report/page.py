@@ -34,6 +34,8 @@ from autocompress.report.view import GROUPS, SIMULATED, classify, rank, simulate
 from autocompress.storage import write_atomic
 from autocompress.words import label
 
+#: The page's name in the run folder.
+PAGE = "report.html"
 #: Rows that the table holds at once; the rest comes in when one sorts or filters.
 ROWS = 200
 #: Cards of the front that are written out.
