@@ -38,6 +38,8 @@ def test_the_commands_run_in_the_order_in_which_they_stand(
             words += [word for setting in SMALL_SEARCH for word in ("--set", setting)]
         if words[1] == "pick":
             words = [word.replace("=2000", "=200000") for word in words]
+        if words[1] == "confirm":
+            words = ["1" if word == "5" else word for word in words]
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as end:
             cli.main()

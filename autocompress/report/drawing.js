@@ -5,7 +5,15 @@ const drawing = (() => {
   const at = (id) => document.getElementById(id);
 
   async function unpack(id) {
-    const bytes = Uint8Array.from(atob(at(id).textContent), (letter) => letter.charCodeAt(0));
+    const text = at(id).textContent;
+    let bytes;
+    if (Uint8Array.fromBase64) {
+      bytes = Uint8Array.fromBase64(text);
+    } else {
+      const letters = atob(text);
+      bytes = new Uint8Array(letters.length);
+      for (let place = 0; place < letters.length; place++) bytes[place] = letters.charCodeAt(place);
+    }
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).text();
   }
@@ -30,6 +38,18 @@ const drawing = (() => {
       "hoverlabel.font.family": getComputedStyle(document.body).fontFamily,
     };
   }
+  // A copy of a layout with keys such as "xaxis.title.text" set in it.
+  function settled(layout, changes) {
+    const found = structuredClone(layout);
+    for (const [path, value] of Object.entries(changes)) {
+      const names = path.split(".");
+      const last = names.pop();
+      let place = found;
+      for (const name of names) place = place[name] ??= {};
+      place[last] = value;
+    }
+    return found;
+  }
   async function draw(id, figure) {
     const place = at(id);
     if (!place) return null;
@@ -46,8 +66,9 @@ const drawing = (() => {
       };
     }
     const options = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d"] };
-    await Plotly.newPlot(place, figure.data, figure.layout, options);
-    await Plotly.relayout(place, { ...theme(figure.layout), ...fit() });
+    // Colours and margins are set before the first drawing: a second one would take as long again.
+    const layout = settled(figure.layout, { ...theme(figure.layout), ...fit() });
+    await Plotly.newPlot(place, figure.data, layout, options);
     narrow.addEventListener("change", () => Plotly.relayout(place, fit()));
     dark.addEventListener("change", () => Plotly.relayout(place, theme(figure.layout)));
     return place;

@@ -213,7 +213,7 @@ def asset(name: str) -> str:
 
 def packed(text: str) -> Markup:
     """Return text as base64 of gzip: a third of the size, and nothing in it can end the script element."""
-    return Markup(base64.b64encode(gzip.compress(text.encode("utf-8", "backslashreplace"), 4, mtime=0)).decode())
+    return Markup(base64.b64encode(gzip.compress(text.encode("utf-8", "backslashreplace"), 6, mtime=0)).decode())
 
 
 def script_hash(script: str) -> str:

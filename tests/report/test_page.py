@@ -97,7 +97,7 @@ def test_every_element_is_closed(reader: Reader) -> None:
 
 def test_nothing_comes_from_the_network(source: str) -> None:
     shown = re.sub(r'(<script type="text/plain"[^>]*>)[^<]*', r"\1", source)
-    assert len(shown) < len(source) / 2
+    assert len(shown) < len(source) - 500_000
     assert not re.search(r"https?:|//\w|@import|url\(", shown)
     assert "default-src 'none'" in source
 
@@ -107,7 +107,7 @@ def test_the_policy_admits_the_two_scripts_and_no_other(source: str, reader: Rea
     own = b"".join(Path(page.__file__).with_name(name).read_bytes() for name in ("drawing.js", "page.js"))
     hashes = re.findall(r"'(sha256-[^']+)'", source)
     assert hashes == ["sha256-" + base64.b64encode(hashlib.sha256(code).digest()).decode() for code in (own, plotly)]
-    assert b"plotly.js v" in plotly
+    assert b"plotly.js (basic - minified) v" in plotly
     kinds = [attrs.get("type") for tag, attrs in reader.tags if tag == "script"]
     assert kinds == ["text/plain", "text/plain", None]
     assert not [name for _, attrs in reader.tags for name in attrs if name.startswith("on")]
