@@ -117,7 +117,8 @@ def table(rows: list[Timing]) -> str:
         "",
         "Written by `python -m benchmarks.page`. *Made*: a process that imports the libraries, reads the tables and "
         "writes the page; *processor*: its processor time. *Ready*: from opening the file to plot and table. "
-        "*Busy*: the processor time of the page's thread in that. *Hover*: from the pointer over a point to its label, the first on that page.",
+        "*Busy*: the processor time of the page's thread "
+        "in that. *Hover*: from the pointer over a point to its label, the first on that page.",
         "",
         "| candidates | made | processor | size | ready | busy | hover |",
         "|---:|---:|---:|---:|---:|---:|---:|",

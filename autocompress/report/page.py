@@ -27,6 +27,7 @@ from autocompress.report.cards import (
 )
 from autocompress.report.confidence import confidence, repeats
 from autocompress.report.figures import draw_front, hypervolume_figure, plotly_source
+from autocompress.report.knobs import importance, parallel, split_words
 from autocompress.report.picture import front_picture, interval_picture, repeats_picture, sparkline
 from autocompress.report.points import drawn, front_data, hypervolume_data
 from autocompress.report.verdict import convergence, honesty, lede, losses, verdict
@@ -158,6 +159,7 @@ def _candidates_content(
     listed = set(best["id"])
     line = templates().get_template("row.html.jinja").module.row  # type: ignore[attr-defined]
     tested = on_test(front, meta)
+    mattering = importance(candidates, meta)
     content |= {
         "picked": None if picked is None else pick_card(candidates, trials, meta, picked),
         "cards": cards(best, candidates, trials, meta),
@@ -170,6 +172,9 @@ def _candidates_content(
         "window": data.window,
         "confidence": interval_picture(confidence(front, meta, picked)),
         "repeats": repeats_picture(repeats(repeated, front, meta, picked)),
+        "mattering": mattering,
+        "parallel": parallel(front, meta, mattering, picked),
+        "split_words": split_words,
         "on_test": "" if tested is None else front_on_test(tested),
         "typed": shlex.quote(content["run"]),
         "score": score,
