@@ -37,16 +37,19 @@ def importance(candidates: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, A
     """
     table = full_fidelity(candidates)
     cost, score = axes(meta["objectives"])
+    if not len(table):
+        return None
     with np.errstate(divide="ignore", invalid="ignore"):
-        sides = {"cost": np.log10(numbers(table, cost["name"])), "score": numbers(table, score["name"])}
-    fit = np.all([np.isfinite(values) for values in sides.values()], axis=0) if len(table) else np.zeros(0, bool)
+        costs = np.log10(np.asarray(numbers(table, cost["name"]), dtype=np.float64))
+    scores = np.asarray(numbers(table, score["name"]), dtype=np.float64)
+    fit = np.isfinite(costs) & np.isfinite(scores)
     if fit.sum() < _FEWEST:
         return None
     table = table[fit]
     rows: list[dict[str, Any]] = []
     for column in knobs(table):
         groups = _groups(table[column])
-        shares = {side: explained(groups, np.asarray(values[fit], dtype=np.float64)) for side, values in sides.items()}
+        shares = {"cost": explained(groups, costs[fit]), "score": explained(groups, scores[fit])}
         rows.append({"column": column, "name": told(column), **shares})
     rows = sorted((row for row in rows if max(row["cost"], row["score"]) >= 0.01), key=_most)[:SHOWN]
     return (
@@ -179,7 +182,7 @@ def _number(text: str) -> float:
 
 
 def _short(text: str) -> str:
-    text = text.removesuffix(".0") or DASH
+    text = f"{_number(text):.4g}" if finite(_number(text)) else text or DASH
     return text if len(text) <= 14 else text[:12] + "…"
 
 
