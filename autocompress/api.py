@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from autocompress.confirmation import confirmed
+from autocompress.confirmation import as_table, confirmed, without_repeats
 from autocompress.errors import NoCandidateError, RunFolderError, SearchFailedError, UsageError, did_you_mean
 from autocompress.front import full_fidelity, pareto_front
 from autocompress.pick import Pick, pick
@@ -147,15 +147,8 @@ class Front:
         Columns: ``id``, ``cost``, ``searched`` (its score in the search, on select_val), ``seeds``, ``failed``, and
         for each of ``select_val``, ``test`` and ``gap`` (test minus select_val) the mean, ``_low`` and ``_high``.
         """
-        rows = []
-        for each in confirmed(self.candidates, self.trials, self.meta) if "objectives" in self.meta else []:
-            row = {"id": each.id, "cost": each.cost, "searched": each.searched}
-            row |= {"seeds": len(each.test.values), "failed": each.failed}
-            for name in ("select_val", "test", "gap"):
-                found = getattr(each, name)
-                row |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
-            rows.append(row)
-        return pd.DataFrame(rows)
+        found = confirmed(self.candidates, self.trials, self.meta) if "objectives" in self.meta else []
+        return as_table(found)
 
     def report(self, out: Path | str | None = None) -> Path:
         """Write the page with its CSV, JSON and Parquet twins; return the page's path.
@@ -209,11 +202,40 @@ class Front:
     def __repr__(self) -> str:
         return f"Front({str(self.folder)!r}: {len(self)} of {len(self.candidates)} candidates)"
 
+    def figure(self) -> Any:
+        """Return the front as a plotly figure, as the page has it: for a notebook, or to be drawn on."""
+        from autocompress.report.figures import front_figure
+
+        repeated = confirmed(self.candidates, self.trials, self.meta)
+        own = without_repeats(self.candidates)
+        return front_figure(own, self.to_pandas(), self.meta, self._picked(), repeated)
+
+    def to_mlflow(self, experiment: str = "autocompress", tracking_uri: str | None = None) -> str:
+        """Log the run to MLflow: one run with the page and the tables, and below it one for each trial and candidate.
+
+        Needs the extra ``mlflow``. Logged once more, it is logged anew.
+
+        Args:
+            experiment: Name of the experiment; made if there is none.
+            tracking_uri: Where to log; MLflow's own setting by default.
+
+        Returns:
+            The id of the run in MLflow.
+
+        Raises:
+            UsageError: MLflow is not installed.
+        """
+        from autocompress.export.tracking import log_run
+
+        picked = self._picked()
+        chosen = "" if picked is None else picked.id
+        folder = self.report().parent
+        return log_run(folder, self.meta, self.trials, self.to_pandas(), chosen, experiment, tracking_uri)
+
     def _repr_html_(self) -> str:
-        front = self.to_pandas()
-        names = [objective["name"] for objective in self.meta.get("objectives", [])]
-        columns = [name for name in ("id", *names, "student", "distill", "prune", "quantize") if name in front]
-        return str(front[columns].to_html(index=False))
+        from autocompress.report.notebook import front_html
+
+        return front_html(self.to_pandas(), self.meta, self._picked(), repr(self))
 
 
 def search(

@@ -253,3 +253,16 @@ def front_on_test(found: TestFront) -> str:
         f"unbeaten{named(found.optimistic)}, and {worst} {'beats' if worst == 1 else 'beat'} no "
         f"other{named(found.pessimistic)}."
     )
+
+
+def as_table(found: Sequence[Confirmed]) -> pd.DataFrame:
+    """Return a row for each candidate that was repeated; see :meth:`autocompress.Front.confirmed` for the columns."""
+    rows = []
+    for each in found:
+        row = {"id": each.id, "cost": each.cost, "searched": each.searched}
+        row |= {"seeds": len(each.test.values), "failed": each.failed}
+        for name in ("select_val", "test", "gap"):
+            told = getattr(each, name)
+            row |= {name: told.mean, f"{name}_low": told.low, f"{name}_high": told.high}
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -149,8 +149,8 @@ def _explained(
 
 
 def _with_objection(neighbour: Neighbour, table: pd.DataFrame, meta: Mapping[str, Any], reason: str) -> Neighbour:
-    """Say of a cheaper neighbour that looks as good why the default choice did not take it."""
-    if neighbour.kind != "cheaper" or not reason.startswith(_CHEAPEST):
+    """Say of a cheaper neighbour why the default choice did not take it."""
+    if neighbour.cost_ratio >= 1 or not reason.startswith(_CHEAPEST):
         return neighbour
     missed = _missed_drops(_named(table, neighbour.id), meta)
     return replace(neighbour, text=f"{neighbour.text}, but {' and '.join(missed)}") if missed else neighbour

@@ -66,6 +66,7 @@ HEAVY = {
         "console",
         "api",
         "engine/archive",
+        "export/tracking",
     },
     "plotly": {"report/figures", "report/comparison_figures"},
     "onnx": {"export", "checkup"},
@@ -73,6 +74,7 @@ HEAVY = {
     "rich": {"console", "catalogue", "display", "outcome"},
     "typer": {"cli", "arguments"},
     "PIL": {"tasks"},
+    "mlflow": {"export/tracking"},
 }
 
 
