@@ -283,8 +283,11 @@ def test_a_cheaper_candidate_that_looks_as_good_says_why_it_was_not_chosen() -> 
     table, meta = both_splits()
     found = pick(table, meta)
     assert found.id == "t0c1"
-    assert [each.id for each in found.neighbours] == ["t1c0"]
-    assert found.neighbours[0].text == (
+    cheaper, better = found.neighbours
+    assert cheaper.text.startswith(
+        "t1c1 has 100x fewer effective FLOPs and loses 46.5 points of accuracy, but on select_val"
+    )
+    assert better.text == (
         "t1c0 gains 0.5 points of accuracy and has 10x fewer effective FLOPs, but on search_val it loses 3.0 points "
         "against the teacher (95.0% against 98.0%), where 2.0 points are allowed"
     )
@@ -293,7 +296,7 @@ def test_a_cheaper_candidate_that_looks_as_good_says_why_it_was_not_chosen() -> 
         "(95.0% there)",
     )
     # What was asked for otherwise needs no such excuse.
-    assert "but on" not in "".join(each.text for each in pick(table, meta, prefer="accuracy").neighbours)
+    assert "but on" not in "".join(each.text for each in pick(table, meta, prefer="bytes").neighbours)
 
 
 def test_limits_that_bind_are_told_with_what_they_cost() -> None:
