@@ -118,14 +118,13 @@ def _summary(found: Sequence[Confirmed], score: Objective, picked: Pick | None) 
     )
     sign = 1.0 if score["direction"] == "maximize" else -1.0
     lost = sum((each.searched - each.select_val.mean) * sign for each in found) / len(found)
-    words = "less" if lost > 0 else "more"
+    saw = f"On average their {name} on select_val is"
     if gap(lost, score) == gap(0.0, score):
-        text += f"On average their {name} on select_val is what the search saw. "
+        text += f"{saw} what the search saw. "
+    elif lost > 0:
+        text += f"{saw} {gap(lost, score)} worse than the search saw: the best of many is a little lucky. "
     else:
-        what = f"{gap(lost, score)} {words}"
-        text += (
-            f"On average their {name} on select_val is {what} than the search saw: the best of many is a little lucky. "
-        )
+        text += f"{saw} {gap(lost, score)} better than the search saw. "
     own = next((each for each in found if picked is not None and each.id == picked.id), None)
     if own is not None:
         text += f"The pick holds {told(own.test, score)} on test."

@@ -164,8 +164,12 @@ def _rail(rows: pd.DataFrame, name: str, x: float, objectives: Mapping[str, Obje
     log = record is not None and record["kind"] == "cost" and float(values.min()) > 0
     scaled = np.log10(values) if log else values
     low, high = float(scaled.min()), float(scaled.max())
+    if record is not None and record["kind"] == "score" and record["direction"] == "minimize":
+        # Up is better, as in the plot.
+        low, high = high, low
     places = [_height((value - low) / ((high - low) or 1.0)) if finite(value) else None for value in scaled.tolist()]
-    ends = [(_height(0.0), float(values.min())), (_height(1.0), float(values.max()))]
+    least, most = (_height(float(low > high)), _height(float(low <= high)))
+    ends = [(least, float(values.min())), (most, float(values.max()))]
     ticks = [(y, show(value, record) if record else human(value)) for y, value in ends]
     return {"x": x, "name": head, "spots": places, "ticks": ticks}
 

@@ -94,6 +94,7 @@ def render_page(
     if len(candidates):
         candidates = candidates.assign(**{SIMULATED: simulated(candidates)})
     content = _content(candidates, trials, meta, picked, repeated, _typed(folder), live)
+    content["exported"] = {place.parent.name for place in folder.glob("picks/*/manifest.json")}
     return templates().get_template("page.html.jinja").render(content)
 
 

@@ -62,7 +62,7 @@ def test_repeats_say_how_lucky_the_search_was_and_what_the_pick_holds(run: Run, 
     assert told is not None
     assert told["text"] == (
         "2 candidates of the front trained again from scratch with 2 new seeds. On average their accuracy on "
-        "select_val is 1.0 point less than the search saw: the best of many is a little lucky. The pick holds "
+        "select_val is 1.0 point worse than the search saw: the best of many is a little lucky. The pick holds "
         "95.6% [95.0%, 97.0%] on test."
     )
     assert [row["mark"] for row in told["rows"]] == [True, False]
@@ -70,3 +70,7 @@ def test_repeats_say_how_lucky_the_search_was_and_what_the_pick_holds(run: Run, 
     assert told["rows"][0]["seeds"] == "2 (1 failed)"
     assert told["test"].startswith("On test ")
     assert repeats([], front, run.meta, picked) is None
+    upside_down = {**run.meta, "objectives": [{**OBJECTIVES[0], "direction": "minimize"}, OBJECTIVES[1]]}
+    told = repeats([repeated(picked.id, 0.98, 0.96), repeated("t0c9", 0.9, 0.9)], front, upside_down, picked)
+    assert told is not None
+    assert "better than the search saw. The pick holds" in told["text"]

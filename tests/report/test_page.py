@@ -156,6 +156,14 @@ def test_the_command_names_the_run_folder_without_the_machines_paths(
     assert "autocompress export reports/digits --candidate" in written(run, folder)
 
 
+def test_what_was_exported_is_linked_relative_to_the_page(run: Run, tmp_path: Path) -> None:
+    picked = pick(run.candidates, run.meta)
+    (tmp_path / "picks" / picked.id).mkdir(parents=True)
+    assert 'href="picks/' not in written(run, tmp_path)
+    (tmp_path / "picks" / picked.id / "manifest.json").touch()
+    assert f'href="picks/{picked.id}/"' in written(run, tmp_path)
+
+
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     run = make_run(12, 8, hostile=True)
     source = written(run, tmp_path)
