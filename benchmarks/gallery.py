@@ -80,7 +80,7 @@ def screenshots(page: Path) -> list[Path]:
                 tab.wait_for_selector("html.ready", timeout=120_000)
                 picture = Image.open(io.BytesIO(tab.screenshot(full_page=True)))
                 found.append(page.with_name(f"page-{width}-{scheme}.webp"))
-                picture.save(found[-1], quality=60, method=6)
+                picture.save(found[-1], quality=40, method=6)
                 context.close()
         browser.close()
     return found

@@ -68,6 +68,9 @@ const drawing = (() => {
     const options = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d"] };
     // Colours and margins are set before the first drawing: a second one would take as long again.
     const layout = settled(figure.layout, { ...theme(figure.layout), ...fit() });
+    // The place has the height, and the figure takes what the place has: it keeps it when the window changes.
+    place.style.height = `${narrow.matches ? Math.min(layout.height, 480) : layout.height}px`;
+    delete layout.height;
     await Plotly.newPlot(place, figure.data, layout, options);
     narrow.addEventListener("change", () => Plotly.relayout(place, fit()));
     dark.addEventListener("change", () => Plotly.relayout(place, theme(figure.layout)));

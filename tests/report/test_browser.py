@@ -101,6 +101,12 @@ def test_a_page_from_disk_asks_nobody_and_complains_of_nothing(opened: Opened, p
     assert opened.said == []
     assert opened.count("#front-plot .point") > 10
     assert opened.count("#front-plot .yerror") == 1
+    height = "document.getElementById('front-plot')._fullLayout.height"
+    assert opened.tab.evaluate(height) == 540
+    opened.tab.set_viewport_size({"width": 1300, "height": 1000})
+    opened.tab.wait_for_timeout(500)
+    assert opened.tab.evaluate(height) == 540
+    opened.tab.set_viewport_size({"width": SIZES["desk"][0], "height": SIZES["desk"][1]})
 
 
 def test_sliders_and_words_filter_plot_and_table_alike(opened: Opened, run: Run) -> None:
@@ -126,13 +132,14 @@ def test_sliders_and_words_filter_plot_and_table_alike(opened: Opened, run: Run)
     for name in ("cost", "score"):
         tab.locator(f"#limit-{name}").evaluate("(each) => { each.value = 0; each.dispatchEvent(new Event('input')); }")
     tab.locator("#filter").fill("accuracy >= 0.9 and structured")
-    expect(told).to_contain_text("match")
     expected = (run.candidates["accuracy"] >= 0.9) & (run.candidates["prune"] == "structured")
+    expect(told).to_have_text(f"{expected.sum()} of {len(run.candidates)} candidates match.")
     assert opened.count("#table tbody tr") == expected.sum()
     tab.locator("#filter").fill("accurcy > 1")
     expect(told).to_contain_text("no column called accurcy")
     tab.locator("#filter").fill("")
     expect(told).not_to_contain_text("column")
+    expect(told).to_have_text(f"{len(run.candidates)} candidates.")
     assert opened.drawn() == whole
 
 
