@@ -8,13 +8,26 @@ import json
 import os
 import shlex
 import sys
-import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from autocompress.arguments import (
+    INTERRUPTED,
+    Format,
+    Kind,
+    Plugins,
+    Run,
+    Runs,
+    TableFormat,
+    bounds,
+    kept,
+    load_plugins,
+    offer,
+    print_dry_run,
+    print_rows,
+)
 from autocompress.errors import AutocompressError, NoCandidateError, UnfinishedRunError, UsageError
 
 app = typer.Typer(
@@ -25,32 +38,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Start with: autocompress search digits",
 )
-
-
-class TableFormat(StrEnum):
-    """How a table is printed."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-
-
-class Kind(StrEnum):
-    """What can be listed."""
-
-    tasks = "tasks"
-    methods = "methods"
-    objectives = "objectives"
-    modes = "modes"
-    spaces = "spaces"
-
-
-Run = Annotated[str, typer.Argument(help="A run folder, or its name under reports/.", metavar="RUN")]
-Runs = Annotated[Path, typer.Option(help="The folder that holds runs.", metavar="FOLDER")]
-Plugins = Annotated[
-    list[Path] | None,
-    typer.Option("--plugin", metavar="FILE", help="A Python file that registers a task of your own; repeatable."),
-]
 
 
 @app.command(epilog="Example: autocompress search digits --trials 20")
@@ -80,7 +67,7 @@ def search(
     """Search: train, cut, measure, and print the front with the recommended candidate."""
     from autocompress.console import console
 
-    _load(plugin)
+    load_plugins(plugin)
     if spec is None:
         if not plugin:
             raise UsageError("search needs a SPEC, for example: autocompress search digits")
@@ -90,7 +77,7 @@ def search(
     given = {"trials": trials, "minutes": minutes, "workers": workers, "seed": seed, "name": name}
     out = console()
     if dry_run:
-        _dry_run(spec, overrides, given)
+        print_dry_run(spec, overrides, given)
         return
     from autocompress import api
     from autocompress.display import SearchDisplay
@@ -103,9 +90,9 @@ def search(
         told: dict[str, Any] = {"resume": resume, "runs": runs, "events": display.events, "command": command}
         try:
             with display:
-                return api.search(spec, overrides=overrides, **told, **_kept(given))
+                return api.search(spec, overrides=overrides, **told, **kept(given))
         except UnfinishedRunError as found:
-            _offer(found)
+            offer(found)
             return go(True)
 
     with Stopping() as stopping:
@@ -137,31 +124,49 @@ def init(
 @app.command(epilog="Example: autocompress status digits --watch")
 def status(
     run: Run,
-    watch: Annotated[bool, typer.Option("--watch", help="Print again every two seconds until the run ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until the run ends.")] = False,
+    form: Format = TableFormat.table,
     runs: Runs = Path("reports"),
 ) -> None:
     """Show progress, failures by reason, and the front so far."""
     from autocompress import api
-    from autocompress.outcome import print_status
+    from autocompress.outcome import print_status, status_rows, watch_status
 
-    while True:
-        front = api.load(run, runs)
-        print_status(front)
-        if not watch or "front" in front.meta:
-            return
-        time.sleep(2)
+    if watch:
+        try:
+            watch_status(lambda: api.load(run, runs))
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+    elif form is TableFormat.table:
+        print_status(api.load(run, runs))
+    else:
+        print_rows(status_rows(api.load(run, runs)), form)
 
 
 @app.command(epilog="Example: autocompress report digits --open")
 def report(
     run: Run,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve it on this machine while the search runs, always up to date.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write them here instead of the run folder.", metavar="FOLDER")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --live; 0 takes a free one.")] = 0,
     runs: Runs = Path("reports"),
 ) -> None:
-    """Write the page and its CSV and JSON twins."""
+    """Write the page with its CSV, JSON and Parquet twins."""
     from autocompress import api
 
-    page = api.load(run, runs).report()
+    if live:
+        import webbrowser
+
+        from autocompress.outcome import serve_live
+
+        serve_live(api.find_run(run, runs), port, webbrowser.open if show else len)
+        return
+    page = api.load(run, runs).report(out)
     print(page)
     if show:
         import webbrowser
@@ -173,6 +178,7 @@ def report(
 def compare(
     names: Annotated[list[str], typer.Argument(help="Run folders, or their names under reports/.", metavar="RUN RUN")],
     out: Annotated[Path, typer.Option(help="Where the page goes.", metavar="FILE")] = Path("compare.html"),
+    form: Format = TableFormat.table,
     runs: Runs = Path("reports"),
 ) -> None:
     """Lay fronts over each other: hypervolume, hypervolume over time, and what is attained."""
@@ -181,6 +187,9 @@ def compare(
     from autocompress.report.comparison_page import columns, rows, verdict
 
     found = api.compare(names, runs, page=out)
+    if form is not TableFormat.table:
+        print_rows([dict(zip(columns(found), row, strict=True)) for row in rows(found)], form)
+        return
     console().print(plain_table(columns(found), rows(found)))
     print(f"scores at shares of the teacher's cost; {verdict(found)}")
     print(f"page: {out}")
@@ -191,7 +200,7 @@ def front(
     run: Run,
     where: Annotated[str | None, typer.Option(help="Comparisons of columns, joined by and, or, not.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every candidate, not the front alone.")] = False,
-    form: Annotated[TableFormat, typer.Option("--format", "-f", help="How to print it.")] = TableFormat.table,
+    form: Format = TableFormat.table,
     runs: Runs = Path("reports"),
 ) -> None:
     """Print the front, or the part of it that satisfies an expression."""
@@ -233,7 +242,7 @@ def pick(
     from autocompress.outcome import print_pick
 
     found = api.load(run, runs)
-    chosen = found.pick(max=_bounds(most), min=_bounds(least), prefer=prefer, knee=knee, candidate=candidate)
+    chosen = found.pick(max=bounds(most), min=bounds(least), prefer=prefer, knee=knee, candidate=candidate)
     if as_json:
         row = {key: value for key, value in chosen.row.items() if key != "details" and value == value}
         print(
@@ -243,8 +252,40 @@ def pick(
     rows = found.candidates[found.candidates["id"] == chosen.id]
     out = console()
     out.print(front_table(rows, found.meta["objectives"], chosen.id))
-    print_pick(chosen)
+    print_pick(chosen, found)
     print(f"next: autocompress export {shlex.quote(run)} --candidate {chosen.id} --verify")
+
+
+@app.command(epilog="Example: autocompress confirm digits --top 5 --seeds 5")
+def confirm(
+    run: Run,
+    top: Annotated[int, typer.Option(min=1, help="The pick, and those beside it on the front, by turns.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="How often each is trained again.")] = 5,
+    candidate: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="This candidate instead; repeatable.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; the run's own by default.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Where to train; the run's own by default.")] = None,
+    plugin: Plugins = None,
+    runs: Runs = Path("reports"),
+) -> None:
+    """Train the top candidates again from scratch with several seeds; give intervals on select_val and test."""
+    from autocompress import api
+    from autocompress.console import console
+    from autocompress.display import ConfirmDisplay
+    from autocompress.outcome import print_confirmed
+
+    load_plugins(plugin)
+    found = api.load(run, runs)
+    try:
+        with ConfirmDisplay(console()) as display:
+            found.confirm(
+                top, seeds, candidates=candidate or (), workers=workers, backend=backend, on_progress=display.progress
+            )
+    except KeyboardInterrupt:
+        print("interrupted; what was repeated is kept. Continue with the same command", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    print_confirmed(found)
 
 
 @app.command(epilog="Example: autocompress export digits --candidate t12c7 --verify")
@@ -264,7 +305,7 @@ def export(
     from autocompress import api
     from autocompress.export.candidate import export_candidate
 
-    _load(plugin)
+    load_plugins(plugin)
     found = api.load(run, runs)
     exported = export_candidate(found.folder, candidate or found.pick().id, verify=verify)
     for path in sorted(exported.folder.iterdir()):
@@ -301,20 +342,28 @@ def bench(
 
 
 @app.command("list", epilog="Example: autocompress list methods")
-def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], form: Format = TableFormat.table) -> None:
     """List what a search space can name."""
     from autocompress import catalogue
-    from autocompress.console import console
 
-    out = console()
-    tables = {
-        Kind.tasks: catalogue.tasks,
-        Kind.methods: catalogue.methods,
-        Kind.objectives: catalogue.objectives,
-        Kind.modes: catalogue.modes,
-        Kind.spaces: catalogue.spaces,
-    }
-    out.print(tables[kind]())
+    found = getattr(catalogue, kind.value)()
+    if form is TableFormat.table:
+        from autocompress.console import console
+
+        console().print(catalogue.table(found))
+    else:
+        print_rows(found, form)
+
+
+@app.command(epilog="Example: autocompress doctor")
+def doctor(runs: Runs = Path("reports")) -> None:
+    """Check versions, libraries, cores, memory and folders; exit 1 with the fix where something is broken."""
+    from autocompress.checkup import checkup
+    from autocompress.console import console
+    from autocompress.outcome import print_checks
+
+    if not print_checks(checkup(runs), console()):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: autocompress schema > spec.schema.json")
@@ -339,61 +388,6 @@ def main() -> None:
         # The reader of a pipe has gone; nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-
-
-def _load(plugins: list[Path] | None) -> None:
-    if plugins:
-        from autocompress.plugins import load_plugin
-
-        for path in plugins:
-            load_plugin(path)
-
-
-def _offer(found: UnfinishedRunError) -> None:
-    """Ask whether to continue a run that was not ended; where nobody can answer, say how."""
-    from autocompress.stopping import somebody_is_there
-
-    if not somebody_is_there():
-        raise found
-    what = str(found).partition(";")[0]
-    if not typer.confirm(f"{what}. Continue it?", default=True):
-        raise UsageError("nothing was changed; give the new run a --name")
-
-
-def _kept(given: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in given.items() if value is not None}
-
-
-def _dry_run(spec: str, overrides: list[str], given: dict[str, Any]) -> None:
-    from autocompress.engine.run import make_plan
-    from autocompress.engine.spec import load_spec
-
-    budget = {"name": given.pop("name"), **{f"search.{key}": value for key, value in given.items()}}
-    extra = [f"{key}={value}" for key, value in budget.items() if value is not None]
-    plan = make_plan(load_spec(spec, [*overrides, *extra]))
-    found = plan.source.spec
-    print(
-        f"{plan.source.name} is sound: task {plan.task.name}, mode {found.search.mode}, sampler {found.search.sampler}"
-    )
-    for name, domain in plan.space.dimensions():
-        print(f"  {name}: {domain}")
-    if found.search.mode == "amortized":
-        print(f"  {len(plan.space.cuts())} candidates are cut from each training")
-    minutes = "" if found.search.minutes is None else f", {found.search.minutes:g} minutes"
-    print(f"budget: {found.search.trials} trials{minutes}; objectives: {', '.join(found.objectives)}")
-
-
-def _bounds(pairs: list[str] | None) -> dict[str, float]:
-    bounds = {}
-    for pair in pairs or []:
-        name, equals, text = pair.partition("=")
-        try:
-            bounds[name.strip()] = float(text)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise UsageError(f"'{pair}' is no limit; write NAME=NUMBER, for example effective_flops=2e6")
-    return bounds
 
 
 if __name__ == "__main__":

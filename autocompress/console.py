@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from autocompress.front import axes
 from autocompress.words import label, show
@@ -30,7 +31,10 @@ def front_table(table: pd.DataFrame, objectives: Sequence[Mapping[str, Any]], ma
         cells = [show(row[objective["name"]], objective) for objective in objectives]
         if test in table:
             cells.append(show(row[test], axes(objectives)[1]))
-        shown.add_row("→" if row["id"] == marked else "", row["id"], *cells, *_knobs(row))
+        # On a narrow terminal knobs are cut short: rows that fold hide the front.
+        student, distilled, *cuts = _knobs(row)
+        knobs = [Text(words, no_wrap=True, overflow="ellipsis") for words in (student, distilled)]
+        shown.add_row("→" if row["id"] == marked else "", row["id"], *cells, *knobs, *cuts)
     return shown
 
 

@@ -116,3 +116,34 @@ def _summary(progress: Progress) -> str:
         f"{plural(progress.candidates, 'candidate')}, {len(progress.front)} on the front, "
         f"hypervolume {progress.hypervolume:.4f}; {duration(progress.elapsed)}{left}"
     )
+
+
+class ConfirmDisplay(AbstractContextManager["ConfirmDisplay"]):
+    """A bar on a terminal, a line after each repeat elsewhere.
+
+    Args:
+        console: Where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        columns = (TextColumn("repeating from scratch"), BarColumn(), MofNCompleteColumn())
+        self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("", total=None)
+        self._said = -1
+
+    def __enter__(self) -> "ConfirmDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def progress(self, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` trainings are done."""
+        self._bar.update(self._task, completed=done, total=total)
+        if not self._console.is_terminal and done != self._said:
+            self._said = done
+            self._console.print(f"repeated {done} of {total} trainings", soft_wrap=True, highlight=False)

@@ -4,10 +4,10 @@ Scores are those on select_val; the default choice must hold on search_val too. 
 choice.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,36 +17,29 @@ from autocompress.front import (
     Limits,
     Objective,
     axes,
-    by_cost,
     feasible,
     full_fidelity,
     knee as knee_of,
     numbers,
     pareto_front,
 )
+from autocompress.native import simulated
+from autocompress.standing import (
+    Neighbour as Neighbour,
+    best_of,
+    neighbours as neighbours,
+    rankable,
+    row_at,
+)
+from autocompress.ties import Ties, ties
 from autocompress.where import where as where
 from autocompress.words import compare, finite, gap, is_counted, label, plural, show
 
+# A hair of it: 0.98 - 0.01 must not refuse 0.97.
+SLACK = 1e-9
 _NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """The next candidate on the front in one direction: what going there gains and costs.
-
-    Attributes:
-        kind: ``cheaper`` or ``better``.
-        id: The neighbour.
-        cost_ratio: Its cost divided by the pick's.
-        score_change: Its score minus the pick's.
-        text: The exchange in words: ``t3c2 has 2.1x fewer effective FLOPs and loses 0.4 points of accuracy``.
-    """
-
-    kind: Literal["cheaper", "better"]
-    id: str
-    cost_ratio: float
-    score_change: float
-    text: str
+_CHEAPEST = "The cheapest candidate"
+_SPLITS = (("select_val", ""), ("search_val", "_search"))
 
 
 @dataclass(frozen=True)
@@ -58,12 +51,18 @@ class Pick:
         row: Its row of the table.
         reason: One sentence.
         neighbours: The next cheaper and the next better candidate on the front, where there are any.
+        binding: A sentence for each limit without which another one would have been chosen.
+        ties: Who on the front is statistically tied with it, by which test; None if there is no test.
+        simulated: What of it has no native kernel, such as ``4-bit weights``; empty if all is native.
     """
 
     id: str
     row: Mapping[str, Any]
     reason: str
     neighbours: tuple[Neighbour, ...] = ()
+    binding: tuple[str, ...] = ()
+    ties: Ties | None = None
+    simulated: str = ""
 
 
 def pick(
@@ -104,9 +103,9 @@ def pick(
     objectives = meta["objectives"]
     if candidate is not None:
         chosen = _named(table, candidate)
-        return Pick(candidate, chosen, "It was asked for by its id.", neighbours(table, meta, chosen))
+        return _explained(table, meta, chosen, "It was asked for by its id.", meta.get("limits") or {})
     cost, score = axes(objectives)
-    everyone = _rankable(table, objectives)
+    everyone = rankable(table, objectives)
     bounds = _merged(meta.get("limits") or {}, limits)
     rows = everyone[feasible(everyone, bounds)]
     if not len(rows):
@@ -114,45 +113,128 @@ def pick(
     wanted = _objective(meta, prefer) if prefer else None
     if knee or not (wanted or limits):
         chosen, reason = _default(rows, meta, knee)
+
+        def again(rows: pd.DataFrame) -> dict[str, Any]:
+            return _default(rows, meta, knee)[0]
     else:
         if wanted is None:
             kinds = {record["name"]: record["kind"] for record in _records(meta)}
             wanted = cost if all(kinds.get(name) == "score" for name in limits) else score
-        chosen = _best(rows, wanted, objectives)
-        reason = f"{_superlative(wanted)} among {_crowd(len(rows), bounds)}."
-    return Pick(str(chosen["id"]), chosen, reason, neighbours(table, meta, chosen, bounds))
+        best = wanted
+        chosen = best_of(rows, best, objectives)
+        reason = f"{_superlative(best)} among {_crowd(len(rows), bounds)}."
+
+        def again(rows: pd.DataFrame) -> dict[str, Any]:
+            return best_of(rows, best, objectives)
+
+    binding = _binding(everyone, bounds, chosen, again, objectives)
+    if not (knee or wanted or limits):
+        binding += _binding_drop(rows, meta, chosen)
+    return _explained(table, meta, chosen, reason, bounds, tuple(binding))
 
 
-def neighbours(
-    table: pd.DataFrame, meta: Mapping[str, Any], row: Mapping[str, Any], limits: Limits | None = None
-) -> tuple[Neighbour, ...]:
-    """Return the next cheaper and the next better candidate on the front, as exchange rates.
+def _explained(
+    table: pd.DataFrame,
+    meta: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+    reason: str,
+    bounds: Limits,
+    binding: tuple[str, ...] = (),
+) -> Pick:
+    objectives = meta["objectives"]
+    front = pareto_front(full_fidelity(table), objectives, bounds)
+    own = table[table["id"] == chosen["id"]].head(1)
+    near = tuple(_with_objection(each, table, meta, reason) for each in neighbours(table, meta, chosen, bounds))
+    return Pick(str(chosen["id"]), chosen, reason, near, binding, ties(front, chosen, meta), simulated(own)[0])
 
-    The next cheaper is the best-scored among the cheaper ones, the next better the cheapest among the better ones.
 
-    Args:
-        table: Candidates.
-        meta: What the study says about the run.
-        row: The candidate to compare with.
-        limits: Limits that the neighbours keep; those of the run by default.
-    """
+def _with_objection(neighbour: Neighbour, table: pd.DataFrame, meta: Mapping[str, Any], reason: str) -> Neighbour:
+    """Say of a cheaper neighbour why the default choice did not take it."""
+    if neighbour.cost_ratio >= 1 or not reason.startswith(_CHEAPEST):
+        return neighbour
+    missed = _missed_drops(_named(table, neighbour.id), meta)
+    return replace(neighbour, text=f"{neighbour.text}, but {' and '.join(missed)}") if missed else neighbour
+
+
+def _missed_drops(row: Mapping[str, Any], meta: Mapping[str, Any]) -> list[str]:
+    """Return on which validation splits a row loses more than it may, in words."""
+    score = axes(meta["objectives"])[1]
+    drop = (meta.get("pick") or {}).get("max_drop")
+    found = []
+    for split, goal, column in _goals(meta):
+        lost = (goal - row[column]) * (1.0 if score["direction"] == "maximize" else -1.0)
+        if finite(drop) and lost > drop + SLACK:
+            found.append(
+                f"on {split} it loses {gap(lost, score)} against the teacher ({show(row[column], score)} against "
+                f"{show(goal, score)}), where {gap(drop, score)} are allowed"
+            )
+    return found
+
+
+def _goals(meta: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """Return (split, the teacher's score there, the column of the candidates' score there)."""
+    name = axes(meta["objectives"])[1]["name"]
+    scores = (meta.get("teacher") or {}).get("scores", {})
+    known = [(split, scores.get(split, {}).get(name), f"{name}{end}") for split, end in _SPLITS]
+    return [(split, float(goal), column) for split, goal, column in known if finite(goal)]
+
+
+def _binding(
+    everyone: pd.DataFrame,
+    bounds: Limits,
+    chosen: Mapping[str, Any],
+    again: Callable[[pd.DataFrame], Mapping[str, Any]],
+    objectives: list[Objective],
+) -> list[str]:
+    """Return a sentence for each bound without which another candidate would be chosen."""
+    found = []
+    for name, limit in bounds.items():
+        for bound, value in limit.items():
+            rest = {
+                other: {b: v for b, v in both.items() if (other, b) != (name, bound)} for other, both in bounds.items()
+            }
+            instead = again(everyone[feasible(everyone, rest)])
+            if instead["id"] != chosen["id"]:
+                condition = next(iter(_conditions({name: {bound: value}})))
+                found.append(f"{condition} binds: without it {_figures(instead, objectives)} would be chosen")
+    return found
+
+
+def _binding_drop(rows: pd.DataFrame, meta: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each validation split without which a cheaper candidate would be chosen by default."""
+    goals = _goals(meta)
+    drop = (meta.get("pick") or {}).get("max_drop")
+    if not goals or not finite(drop) or len(goals) < len(_SPLITS):
+        return []
     objectives = meta["objectives"]
     cost, score = axes(objectives)
-    if not (finite(row[cost["name"]]) and finite(row[score["name"]])):
-        return ()
-    front = pareto_front(
-        _rankable(table, objectives), objectives, (meta.get("limits") or {}) if limits is None else limits
-    )
-    sign = 1.0 if score["direction"] == "maximize" else -1.0
-    gain = (front[score["name"]] - row[score["name"]]) * sign
-    cheaper = front[(front[cost["name"]] < row[cost["name"]]) & (gain <= 0)]
-    better = front[gain > 0]
     found = []
-    if len(cheaper):
-        found.append(_exchange("cheaper", _best(cheaper, score, objectives), row, cost, score))
-    if len(better):
-        found.append(_exchange("better", _best(better, cost, objectives), row, cost, score))
-    return tuple(found)
+    for split, _, column in goals:
+        others = [goal for goal in goals if goal[0] != split]
+        near = _near(rows, others, drop, score)
+        if column not in rows or not len(near):
+            continue
+        instead = best_of(near, cost, objectives)
+        if instead["id"] != chosen["id"] and instead[cost["name"]] < chosen[cost["name"]]:
+            found.append(
+                f"the allowed loss of {gap(drop, score)} binds on {split}: without it {_figures(instead, objectives)} "
+                f"would be chosen ({show(instead[column], score)} there)"
+            )
+    return found
+
+
+def _near(rows: pd.DataFrame, goals: Iterable[tuple[str, float, str]], drop: float, score: Objective) -> pd.DataFrame:
+    """Return the rows that lose no more than ``drop`` on the splits of ``goals``."""
+    sign = 1.0 if score["direction"] == "maximize" else -1.0
+    for _, goal, column in goals:
+        if column in rows:
+            rows = rows[(numbers(rows, column) - goal) * sign >= -drop - SLACK]
+    return rows
+
+
+def _figures(row: Mapping[str, Any], objectives: list[Objective]) -> str:
+    cost, score = axes(objectives)
+    return f"{row['id']} ({show(row[score['name']], score)}, {show(row[cost['name']], cost)})"
 
 
 def _limits(most: Mapping[str, float], least: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -206,35 +288,7 @@ def _named(table: pd.DataFrame, name: str) -> dict[str, Any]:
         if len(hint) > 100:
             hint = f"the table has {len(ids):,}, the first is {ids[0]}"
         raise UnknownNameError(f"unknown candidate '{name}': {hint}")
-    return _row(table, ids.index(name))
-
-
-def _row(table: pd.DataFrame, position: int) -> dict[str, Any]:
-    values = {str(name): table[name].iloc[position] for name in table.columns}
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
-
-
-def _rankable(table: pd.DataFrame, objectives: list[Objective]) -> pd.DataFrame:
-    """Return the rows that may be chosen: fully trained, finite, and better than the reference score."""
-    if not len(table):
-        raise NoCandidateError("the run has no candidate yet")
-    rows = full_fidelity(table)
-    for objective in objectives:
-        rows = rows[np.isfinite(numbers(rows, objective["name"]))]
-    score = axes(objectives)[1]
-    if score["kind"] != "score":
-        return rows
-    values, worst = numbers(rows, score["name"]), float(score["box"][0])
-    alive: pd.DataFrame = rows[values > worst if score["direction"] == "maximize" else values < worst]
-    return alive
-
-
-def _best(rows: pd.DataFrame, objective: Objective, objectives: list[Objective]) -> dict[str, Any]:
-    values = numbers(rows, objective["name"])
-    best = values.max() if objective["direction"] == "maximize" else values.min()
-    if not np.isfinite(best):
-        raise NoCandidateError(f"no candidate has a finite {objective['name']}")
-    return _row(by_cost(rows[values == best], objectives), 0)
+    return row_at(table, ids.index(name))
 
 
 def _default(rows: pd.DataFrame, meta: Mapping[str, Any], knee: bool) -> tuple[dict[str, Any], str]:
@@ -245,20 +299,16 @@ def _default(rows: pd.DataFrame, meta: Mapping[str, Any], knee: bool) -> tuple[d
     drop = (meta.get("pick") or {}).get("max_drop")
     opening = "The knee of the front"
     if not knee and finite(goal) and finite(drop):
-        sign = 1.0 if score["direction"] == "maximize" else -1.0
-        # A hair of slack: 0.98 - 0.01 must not refuse 0.97.
-        near = rows[(numbers(rows, score["name"]) - goal) * sign >= -drop - 1e-9]
+        near = _near(rows, _goals(meta), drop, score)
         within = f"within {gap(drop, score)} of the teacher's {label(score['name'])}"
-        searched, column = teacher["scores"].get("search_val", {}).get(score["name"]), f"{score['name']}_search"
-        if finite(searched) and column in near:
-            near = near[(numbers(near, column) - searched) * sign >= -drop - 1e-9]
+        if len(_goals(meta)) > 1 and f"{score['name']}_search" in rows:
             within += " on both validation splits"
         if len(near):
-            chosen = _best(near, cost, objectives)
+            chosen = best_of(near, cost, objectives)
             both = f"{show(chosen[score['name']], score)} against {show(goal, score)}"
             there = teacher.get("costs", {}).get(cost["name"])
             saving = f", with {compare(chosen[cost['name']], there, cost['name'])}" if finite(there) else ""
-            return chosen, f"The cheapest candidate {within} ({both}){saving}."
+            return chosen, f"{_CHEAPEST} {within} ({both}){saving}."
         opening = f"No candidate is {within}, so this is the knee of the front"
     name = knee_of(pareto_front(rows, objectives), objectives)
     return _named(rows, name), f"{opening}: the point farthest from the line between the front's two ends."
@@ -295,7 +345,7 @@ def _nearest_miss(rows: pd.DataFrame, bounds: Limits) -> str:
             over = (values - value if bound == "max" else value - values) / (abs(value) or 1.0)
             shortfalls.append(over)
             if not (over <= 0).any():
-                nearest = _row(rows, int(np.nanargmin(over)))
+                nearest = row_at(rows, int(np.nanargmin(over)))
                 extreme = "smallest" if bound == "max" else "largest"
                 condition = next(iter(_conditions({name: {bound: value}})))
                 text = f"{condition}; the {extreme} is {_plain(nearest[name])} ({nearest['id']})"
@@ -305,29 +355,9 @@ def _nearest_miss(rows: pd.DataFrame, bounds: Limits) -> str:
     worst = pd.concat(shortfalls, axis=1).max(axis=1, skipna=False)
     if not np.isfinite(worst).any():
         return f"no candidate has all of {', '.join(bounds)}"
-    nearest = _row(rows, int(np.nanargmin(worst)))
+    nearest = row_at(rows, int(np.nanargmin(worst)))
     there = f"{nearest['id']} ({', '.join(f'{name} {_plain(nearest[name])}' for name in bounds)})"
     return f"no candidate has {' and '.join(_conditions(bounds))} together; the nearest is {there}"
-
-
-def _exchange(
-    kind: Literal["cheaper", "better"],
-    there: Mapping[str, Any],
-    here: Mapping[str, Any],
-    cost: Objective,
-    score: Objective,
-) -> Neighbour:
-    change = there[score["name"]] - here[score["name"]]
-    saving = compare(there[cost["name"]], here[cost["name"]], cost["name"])
-    points = f"{gap(change, score)} of {label(score['name'])}"
-    if change == 0:
-        text = f"{there['id']} has {saving} at the same {label(score['name'])}"
-    elif kind == "cheaper":
-        text = f"{there['id']} has {saving} and loses {points}"
-    else:
-        text = f"{there['id']} gains {points} and has {saving}"
-    ratio = there[cost["name"]] / here[cost["name"]] if here[cost["name"]] else float("inf")
-    return Neighbour(kind, str(there["id"]), float(ratio), float(change), text)
 
 
 def _plain(value: float) -> str:

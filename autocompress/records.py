@@ -24,6 +24,7 @@ class Role(StrEnum):
 
     SEARCH = "search"
     BASELINE = "baseline"
+    CONFIRM = "confirm"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Job:
         until: Epochs after which it pauses; ``None`` for all of them.
         base: A checkpoint to cut instead of training.
         paused: What the segment before left.
+        resampled: The score that is also told on resamplings of the examples; whoever hands the job out names it.
     """
 
     number: int
@@ -79,6 +81,7 @@ class Job:
     until: int | None = None
     base: Base | None = None
     paused: bytes = field(default=b"", repr=False, compare=False)
+    resampled: str = ""
 
 
 @dataclass(frozen=True)

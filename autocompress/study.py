@@ -6,7 +6,9 @@ written in the same transactions. The driver alone writes; workers return result
 
 import json
 import os
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,11 +55,18 @@ class Study:
         StorageError: No space is left, or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, connection: sqlite3.Connection, lock: FileLock | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        connection: sqlite3.Connection,
+        lock: FileLock | None,
+        copy: "tempfile.TemporaryDirectory[str] | None" = None,
+    ) -> None:
         self.folder = folder
         self._connection = connection
         self._lock = lock
         self._notes: list[str] = []
+        self._copy = copy
 
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> "Study":
@@ -90,9 +99,17 @@ class Study:
 
     @classmethod
     def read(cls, folder: Path) -> "Study":
-        """Open an existing run for reading, while a search may be writing to it."""
+        """Open an existing run for reading, also while a search writes to it or where its folder takes no files."""
         _require_run(folder)
-        study = cls(folder, _connect(folder / DATABASE), None)
+        try:
+            study = cls(folder, _connect(folder / DATABASE), None)
+        except StorageError:
+            # Readers of a store in WAL mode write beside it, which a read-only folder does not allow.
+            copy = tempfile.TemporaryDirectory(prefix="autocompress-")
+            for name in (DATABASE, f"{DATABASE}-wal"):
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, Path(copy.name) / name)
+            study = cls(folder, _connect(Path(copy.name) / DATABASE), None, copy)
         study._check()
         return study
 
@@ -126,6 +143,8 @@ class Study:
     def close(self) -> None:
         """Close the file and free the lock."""
         self._connection.close()
+        if self._copy is not None:
+            self._copy.cleanup()
         if self._lock is not None:
             self._lock.release()
 
@@ -336,6 +355,13 @@ class Study:
         for column in ("seconds", "elapsed", "hypervolume"):
             table[column] = table[column].astype(float)
         return table
+
+    def version(self) -> str:
+        """Return a text that changes with what is stored of trials, candidates and the front; cheap to ask for."""
+        states = self._connection.execute("SELECT state, COUNT(*) FROM ac_trials GROUP BY state ORDER BY state")
+        (candidates,) = self._connection.execute("SELECT COUNT(*) FROM ac_candidates").fetchone()
+        counted = " ".join(f"{count} {state}" for state, count in states)
+        return f"{counted}; {candidates} candidates; test read {self.meta('test_reads', 0)} times"
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.checkpoints import write_checkpoint
 from autocompress.config import Part
@@ -21,12 +22,15 @@ from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.lab import Lab, Setup, lab, learned, settled
 from autocompress.measure import Subject, layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost
+from autocompress.measure.resampling import replicates, which_are_right
 from autocompress.operations import operations
 from autocompress.plugins import Guests
 from autocompress.quantize import fold_batch_norm
-from autocompress.records import Base, Candidate, Cut, Job, State, TrialResult
+from autocompress.records import Base, Candidate, Cut, Job, Role, State, TrialResult
 
 VALIDATION = ("search_val", "select_val")
+# What is trained again after the front is frozen may be shown the test split.
+CONFIRMED = (*VALIDATION, "test")
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,14 @@ def score_test_split(
     return found, measure(place.subject(place.teacher.model, split, teacher, setup.scores), setup.scores)
 
 
+@lru_cache(maxsize=6)
+def _teacher_logits(setup: Setup, split: str) -> Mapping[str, Tensor]:
+    place = lab(setup)
+    known = place.teacher.logits.get(split)
+    # The teacher's cache holds nothing of the test split.
+    return place.predict(place.teacher.model, getattr(place.splits, split)) if known is None else known
+
+
 def teacher_record(setup: Setup) -> dict[str, dict[str, Any]]:
     """Return the teacher's scores on the validation splits, and its costs."""
     place = lab(setup)
@@ -291,14 +303,20 @@ def _measured(place: Lab, setup: Setup, job: Job, identity: str, cut: Cut, sourc
     config = replace(job.training, prune=cut.prune, quantize=cut.quantize)
     details["order"] = list(operations(config))
     scores: dict[str, dict[str, float]] = {}
-    for split_name in VALIDATION:
+    resampled: dict[str, list[float]] = {}
+    for split_name in CONFIRMED if job.role is Role.CONFIRM else VALIDATION:
         split = getattr(place.splits, split_name)
-        subject = place.subject(model, split, place.teacher.logits[split_name], setup.scores)
+        subject = place.subject(model, split, _teacher_logits(setup, split_name), setup.scores)
         scores[split_name] = measure(subject, setup.scores)
+        if job.resampled and split_name != "search_val":
+            resampled[split_name] = replicates(subject, job.resampled)
         if split_name == "select_val":
             details["per_class"] = {
                 head: per_class(values, split.targets[head]) for head, values in subject.logits.items()
             }
+            details |= which_are_right(subject)
+    if resampled:
+        details["replicates"] = resampled
     return Candidate(
         identity,
         job.number,

@@ -1,6 +1,8 @@
+import csv
 import json
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -160,6 +162,17 @@ def test_export_writes_verifies_and_bench_times_the_files(run, small_run: Path) 
     shutil.rmtree(folder)
 
 
+def test_confirm_prints_intervals_and_what_the_front_is_on_test(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = shutil.copytree(small_run, tmp_path / "mine")
+    done = run("confirm", str(folder), "--top", "1", "--seeds", "1")
+    assert done.code == 0, done.err
+    assert "repeated 1 of 1 trainings" in done.out
+    assert "pigeonhole bootstrap" in done.out
+    assert "On test " in done.out
+    assert "The pick holds " in done.out
+    assert run("confirm", str(folder), "--candidate", "t99c9").code == 2
+
+
 def test_status_counts_states_and_names_reasons(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert "complete" in run("status", str(small_run), "--watch").out
     broken = tmp_path / "broken"
@@ -167,6 +180,13 @@ def test_status_counts_states_and_names_reasons(run, small_run: Path, tmp_path: 
     with Study.open(broken) as study, study._transaction():
         study._connection.execute("UPDATE ac_trials SET state = 'failed', reason = 'no luck' WHERE number = 0")
     assert "1 failed: no luck" in run("status", str(broken)).out
+    rows = json.loads(run("status", str(broken), "-f", "json").out)
+    assert {"role": "search", "state": "failed", "reason": "no luck", "trials": 1} in rows
+    with Study.open(broken) as study:
+        study._connection.execute("DELETE FROM ac_meta WHERE key = 'front'")
+    (broken / ".driver").write_text("gone")
+    watched = run("status", str(broken), "--watch")
+    assert "nothing drives it at the moment: continue with `autocompress search ... --resume`" in watched.out
 
 
 def test_report_writes_the_page_and_opens_it_on_demand(run, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
@@ -197,6 +217,29 @@ def test_init_prints_a_spec_that_is_sound(run, tmp_path: Path) -> None:  # type:
 def test_list_names_what_a_spec_can_name(run, kind: str, names: list[str]) -> None:  # type: ignore[no-untyped-def]
     done = run("list", kind)
     assert all(name in done.out for name in names)
+    rows = json.loads(run("list", kind, "-f", "json").out)
+    text = run("list", kind, "-f", "csv").out
+    assert list(csv.DictReader(text.splitlines())) == rows
+    assert all(name in text for name in names)
+
+
+def test_doctor_says_what_is_broken_and_how_to_mend_it(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("autocompress.checkup.ray_works", lambda process: "not started in a test")
+    monkeypatch.setattr("autocompress.checkup._RAY", "")
+    done = run("doctor")
+    assert done.code == 0, done.out
+    assert "ready to search" in done.out
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", "/proc/no")
+    done = run("doctor")
+    assert done.code == 1
+    assert "fix: set AUTOCOMPRESS_CACHE to a folder that can be written" in done.out
+
+
+def test_the_package_is_a_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "autocompress", "list", "modes", "-f", "csv"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("mode,how it goes about\n")
 
 
 def test_the_schema_is_json(run) -> None:  # type: ignore[no-untyped-def]

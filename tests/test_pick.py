@@ -271,3 +271,46 @@ def test_a_pick_is_frozen_and_its_row_holds_plain_python_values() -> None:
     with pytest.raises(AttributeError):
         found.id = "other"  # type: ignore[misc]
     assert {type(value) for value in found.row.values()} <= {str, int, float}
+
+
+def both_splits() -> tuple[pd.DataFrame, dict[str, Any]]:
+    table, meta = small(accuracy_search=[0.97, 0.97, 0.95, 0.50], accuracy=[0.97, 0.965, 0.97, 0.50])
+    meta["teacher"]["scores"]["search_val"] = {"accuracy": 0.98}
+    return table, meta
+
+
+def test_a_cheaper_candidate_that_looks_as_good_says_why_it_was_not_chosen() -> None:
+    table, meta = both_splits()
+    found = pick(table, meta)
+    assert found.id == "t0c1"
+    cheaper, better = found.neighbours
+    assert cheaper.text.startswith(
+        "t1c1 has 100x fewer effective FLOPs and loses 46.5 points of accuracy, but on select_val"
+    )
+    assert better.text == (
+        "t1c0 gains 0.5 points of accuracy and has 10x fewer effective FLOPs, but on search_val it loses 3.0 points "
+        "against the teacher (95.0% against 98.0%), where 2.0 points are allowed"
+    )
+    assert found.binding == (
+        "the allowed loss of 2.0 points binds on search_val: without it t1c0 (97.0%, 10 KFLOPs) would be chosen "
+        "(95.0% there)",
+    )
+    # What was asked for otherwise needs no such excuse.
+    assert "but on" not in "".join(each.text for each in pick(table, meta, prefer="bytes").neighbours)
+
+
+def test_limits_that_bind_are_told_with_what_they_cost() -> None:
+    table, meta = small()
+    found = pick(table, meta, max={"effective_flops": 2e4, "bytes": 1e9})
+    assert found.binding == ("effective_flops <= 20000 binds: without it t0c0 (97.0%, 1 MFLOPs) would be chosen",)
+    assert pick(table, meta, max={"effective_flops": 1e9}).binding == ()
+
+
+def test_a_pick_knows_who_is_tied_with_it_and_what_of_it_is_simulated(run: Run) -> None:
+    found = pick(run.candidates, run.meta)
+    assert found.ties is not None
+    assert found.ties.method == "unpaired binomial test on 320 select_val examples"
+    assert found.id not in found.ties.p
+    assert set(found.ties.tied) <= set(run.candidates["id"])
+    bits = found.row["quantize.post_training.weight_bits"]
+    assert (f"{bits:.0f}-bit weights" in found.simulated) == (bits not in (8, 32))

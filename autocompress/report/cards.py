@@ -49,6 +49,7 @@ def pick_card(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str,
         **cards(candidates[candidates["id"] == picked.id], candidates, trials, meta)[0],
         "reason": picked.reason,
         "tiles": tiles[:4],
+        "binding": list(picked.binding),
         "neighbours": [{"kind": each.kind, "id": each.id, "text": each.text} for each in picked.neighbours],
     }
 

@@ -3,17 +3,19 @@
 The figures stand alone in a notebook; the page takes the same ones and redraws the step line when an axis changes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
+from autocompress.confirmation import Confirmed
 from autocompress.front import Objective
 from autocompress.pick import Pick
 from autocompress.report.picture import Frame, places
-from autocompress.report.points import FrontData, front_data, hypervolume_data, stairs
+from autocompress.report.points import FrontData, Marks, front_data, hypervolume_data, stairs
 from autocompress.report.view import GROUPS
 from autocompress.words import is_share, label
 
@@ -27,10 +29,18 @@ _STYLES: dict[str, dict[str, Any]] = {
     "front": {"symbol": "circle", "size": 9, "color": BLUE},
     "baseline": {"symbol": "triangle-up", "size": 12, "color": PURPLE},
     "teacher": {"symbol": "square", "size": 12, "color": GREEN},
+    "again": {"symbol": "line-ew", "size": 12, "line": {"width": 2, "color": BLUE}},
     "knee": {"symbol": "circle-open", "size": 20, "color": BLUE, "line": {"width": 2}},
     "pick": {"symbol": "diamond", "size": 15, "color": ORANGE},
 }
-_NAMES = {**GROUPS, "front": "front", "teacher": "teacher", "knee": "knee of the front", "pick": "pick"}
+_NAMES = {
+    **GROUPS,
+    "front": "front",
+    "teacher": "teacher",
+    "again": "trained again, 95%",
+    "knee": "knee of the front",
+    "pick": "pick",
+}
 BARE: dict[str, Any] = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
@@ -38,7 +48,7 @@ BARE: dict[str, Any] = {
     "hoverlabel": {"align": "left", "namelength": -1},
     "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE, "orientation": "v"},
 }
-_LEGEND = ("pick", "front", "knee", "teacher", "baseline", "dominated", "infeasible", "early")
+_LEGEND = ("pick", "front", "again", "knee", "teacher", "baseline", "dominated", "infeasible", "early")
 
 
 def draw_front(data: FrontData) -> go.Figure:
@@ -73,6 +83,7 @@ def draw_front(data: FrontData) -> go.Figure:
             hovertext=marks.hover,
             hovertemplate="%{hovertext}<extra></extra>",
             hoverinfo="skip" if name == "knee" else None,
+            error_y=_whiskers(marks, score["name"]),
             visible="legendonly" if name == "early" else True,
             showlegend=bool(marks.ids),
         )
@@ -80,11 +91,30 @@ def draw_front(data: FrontData) -> go.Figure:
     return figure
 
 
+def _whiskers(marks: Marks, score: str) -> dict[str, Any] | None:
+    if not marks.bounds:
+        return None
+    means = [value or 0.0 for value in marks.column(score)]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [round(high - mean, 6) for mean, (_, high) in zip(means, marks.bounds, strict=True)],
+        "arrayminus": [round(mean - low, 6) for mean, (low, _) in zip(means, marks.bounds, strict=True)],
+        "color": BLUE,
+        "thickness": 1.5,
+        "width": 4,
+    }
+
+
 def front_figure(
-    candidates: pd.DataFrame, front: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None = None
+    candidates: pd.DataFrame,
+    front: pd.DataFrame,
+    meta: Mapping[str, Any],
+    picked: Pick | None = None,
+    repeated: Sequence[Confirmed] = (),
 ) -> go.Figure:
-    """Return cost against score of every candidate: front, pick, knee, teacher and baselines marked."""
-    return draw_front(front_data(candidates, front, meta, picked))
+    """Return cost against score of every candidate: front, pick, knee, teacher, baselines and repeats marked."""
+    return draw_front(front_data(candidates, front, meta, picked, repeated))
 
 
 def hypervolume_figure(trials: pd.DataFrame) -> go.Figure:
@@ -108,9 +138,14 @@ def hypervolume_figure(trials: pd.DataFrame) -> go.Figure:
     )
 
 
+@cache
 def plotly_source() -> str:
-    """Return the JavaScript of plotly that the page carries inside."""
-    return str(get_plotlyjs())
+    """Return the JavaScript of plotly that a page carries inside: its basic bundle, which draws points and lines.
+
+    The whole one, which comes with plotly's Python package, is four times as large: 2 MB of each page, and most of the
+    time in which it opens.
+    """
+    return (Path(__file__).parent / "vendor" / "plotly-basic.min.js").read_text(encoding="utf-8")
 
 
 def _layout(data: FrontData) -> dict[str, Any]:
@@ -161,7 +196,11 @@ def _menus(data: FrontData) -> list[dict[str, Any]]:
             }
             moved[f"{side}axis.tickformat"] = axis(record)["tickformat"]
             name = record["name"]
-            buttons.append({"label": label(name), "name": name, "method": "update", "args": [{side: columns}, moved]})
+            traces: dict[str, Any] = {side: columns}
+            if side == "y" and data.marks["again"].bounds:
+                # The intervals are those of the declared score.
+                traces["error_y.visible"] = row == 0
+            buttons.append({"label": label(name), "name": name, "method": "update", "args": [traces, moved]})
         menus.append({"name": "cost" if side == "x" else "score", "buttons": buttons})
     menus.append(
         {

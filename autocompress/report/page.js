@@ -1,6 +1,6 @@
 (() => {
   "use strict";
-  const { root, at, unpack, plotly, draw } = drawing;
+  const { root, at, unpack, plotly, draw, colour } = drawing;
   root.classList.add("scripted");
 
   // ---- the step line on whatever axes are shown ---------------------------------------------
@@ -21,18 +21,20 @@
     return line;
   }
 
-  function controls(plot, menus, directions) {
+  function controls(plot, menus, directions, limits) {
     plot.dataset.score = menus.find((menu) => menu.name === "score").buttons[0].name;
     for (const menu of menus) {
       const wrap = document.createElement("label");
       const select = document.createElement("select");
       wrap.append({ cost: "Cost", score: "Score", scale: "Scale" }[menu.name], select);
       for (const button of menu.buttons) select.append(new Option(button.label));
+      select.dataset.kept = menu.name;
       select.addEventListener("change", async () => {
         const chosen = menu.buttons[select.selectedIndex];
         await Plotly[chosen.method](plot, ...chosen.args);
         if (chosen.method !== "update") return;
         if (menu.name === "score") plot.dataset.score = chosen.name;
+        limits.follow(menu.name, chosen);
         const line = stairs(plot, directions[plot.dataset.score] !== "minimize");
         const place = plot.data.findIndex((trace) => trace.meta === "line");
         Plotly.restyle(plot, { x: [line.map((point) => point[0])], y: [line.map((point) => point[1])] }, [place]);
@@ -44,6 +46,83 @@
       Plotly.relayout(plot, { "xaxis.autorange": true, "yaxis.autorange": upward ? true : "reversed" });
     });
   }
+
+  // ---- limits: a slider for each axis of the plot ------------------------------------------
+  const PREFIXES = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "K"]];
+  function human(value, share) {
+    if (share) return `${(100 * value).toFixed(1)}%`;
+    const [size, prefix] = PREFIXES.find(([size]) => Math.abs(value) >= size * 0.9995) || [1, ""];
+    return `${Number((value / size).toPrecision(3))}${prefix && ` ${prefix}`}`;
+  }
+
+  function sliders(run, menus, changed) {
+    const found = {};
+    function follow(kind, button) {
+      const slider = found[kind];
+      if (!slider) return;
+      slider.column = run.columns.indexOf(button.name);
+      slider.least = kind === "score" && run.directions[button.name] === "maximize";
+      slider.share = kind === "score" && button.args[1]["yaxis.tickformat"] === ".0%";
+      // A step goes to the next value that a candidate has: fine where there are many.
+      const values = run.data.map((cells) => cells[slider.column]).filter((value) => value !== null);
+      slider.values = [...new Set(values)].sort((a, b) => (slider.least ? a - b : b - a));
+      slider.name.textContent = `${button.label} ${slider.least ? "at least" : "at most"}`;
+      slider.input.max = Math.max(slider.values.length - 1, 0);
+      slider.input.value = 0;
+      say(slider);
+    }
+    function say(slider) {
+      const place = Number(slider.input.value);
+      const text = place ? human(slider.values[place], slider.share) : "any";
+      slider.shown.textContent = text;
+      slider.input.setAttribute("aria-valuetext", text);
+    }
+    for (const kind of ["cost", "score"]) {
+      const label = document.createElement("label");
+      const [name, shown, input] = ["span", "output", "input"].map((tag) => document.createElement(tag));
+      Object.assign(input, { type: "range", min: 0, step: 1, id: `limit-${kind}` });
+      input.dataset.kept = `limit-${kind}`;
+      const line = document.createElement("span");
+      line.append(name, " ", shown);
+      label.className = "slider";
+      label.append(line, input);
+      at("limits").append(label);
+      const slider = (found[kind] = { input, name, shown });
+      follow(kind, menus.find((menu) => menu.name === kind).buttons[0]);
+      input.addEventListener("input", () => {
+        say(slider);
+        changed();
+      });
+    }
+    const limit = (kind) => {
+      const { input, values } = found[kind];
+      return Number(input.value) ? values[Number(input.value)] : null;
+    };
+    function keeps(row) {
+      return Object.keys(found).every((kind) => {
+        const [value, bound] = [row.cells[found[kind].column], limit(kind)];
+        return bound === null || (value !== null && (found[kind].least ? value >= bound : value <= bound));
+      });
+    }
+    // Where the limits lie, as lines across the plot.
+    function lines() {
+      const shape = { type: "line", line: { color: colour("orange"), width: 1.5, dash: "dot" } };
+      const [cost, score] = [limit("cost"), limit("score")];
+      return [
+        ...(cost === null ? [] : [{ ...shape, x0: cost, x1: cost, y0: 0, y1: 1, yref: "paper" }]),
+        ...(score === null ? [] : [{ ...shape, y0: score, y1: score, x0: 0, x1: 1, xref: "paper" }]),
+      ];
+    }
+    return {
+      keeps, lines,
+      follow(kind, button) {
+        follow(kind, button);
+        changed();
+      },
+      set: () => Object.keys(found).some((kind) => limit(kind) !== null),
+    };
+  }
+  const NO_LIMITS = { keeps: () => true, lines: () => [], follow() {}, set: () => false };
 
   // ---- the filter: words and comparisons ----------------------------------------------------
   const TOKEN = /([^\s<>=!,"']+)\s*(<=|>=|==|!=|=|<|>)\s*("[^"]*"|'[^']*'|[^\s,]+)|"([^"]*)"|([^\s,]+)/g;
@@ -69,7 +148,7 @@
     return (row) => tests.every((test) => test(row));
   }
 
-  function table(run, plot) {
+  function table(run, plot, limits) {
     const head = at("table").tHead.rows[0];
     const body = at("table").tBodies[0];
     const first = at("status").textContent;
@@ -112,34 +191,36 @@
       });
     }
 
+    const limited = () => at("filter").value.trim() !== "" || limits().set();
     function filter() {
       const text = at("filter").value.trim();
       try {
         const keep = parse(text, run.columns);
-        shown = text ? rows.filter(keep) : rows;
+        shown = limited() ? rows.filter((row) => keep(row) && limits().keeps(row)) : rows;
       } catch (problem) {
         at("status").textContent = problem.message;
         return;
       }
       ordered = show();
       const count = shown.length.toLocaleString("en");
-      at("status").textContent = !text ? first
+      at("status").textContent = !limited() ? first
         : shown.length ? `${count} of ${rows.length.toLocaleString("en")} candidates match` +
           (shown.length > run.limit ? `; the first ${run.limit} are listed.` : ".")
         : "No candidate satisfies this.";
       if (!plot) return;
       const ids = new Set(shown.map((row) => row.cells[identity]));
       const selected = plot.data.map((trace) => {
-        if (!text || trace.meta === "line" || trace.meta === "teacher") return null;
+        if (!limited() || trace.meta === "line" || trace.meta === "teacher") return null;
         return (trace.customdata || []).flatMap((id, row) => (ids.has(id) ? [row] : []));
       });
-      Plotly.restyle(plot, { selectedpoints: selected });
+      Plotly.update(plot, { selectedpoints: selected }, { shapes: limits().lines() });
     }
     let wait = 0;
-    at("filter").addEventListener("input", () => {
+    function soon() {
       clearTimeout(wait);
       wait = setTimeout(filter, 120);
-    });
+    }
+    at("filter").addEventListener("input", soon);
 
     at("download").addEventListener("click", () => {
       const cell = (value) => {
@@ -156,10 +237,13 @@
       URL.revokeObjectURL(link.href);
     });
 
-    return (id) => {
-      at("filter").value = `id = "${id}"`;
-      filter();
-      at("candidates").scrollIntoView();
+    return {
+      soon,
+      find(id) {
+        at("filter").value = `id = "${id}"`;
+        filter();
+        at("candidates").scrollIntoView();
+      },
     };
   }
 
@@ -176,7 +260,7 @@
 
   async function main() {
     const run = JSON.parse(await unpack("run-data"));
-    let plot = null;
+    let [plot, limits, list] = [null, NO_LIMITS, null];
     try {
       await plotly();
       root.classList.add("drawn");
@@ -184,7 +268,8 @@
         const menus = run.front.layout.updatemenus;
         delete run.front.layout.updatemenus;
         plot = await draw("front-plot", run.front);
-        controls(plot, menus, run.directions);
+        limits = sliders(run, menus, () => list && list.soon());
+        controls(plot, menus, run.directions, limits);
       }
       await draw("hypervolume-plot", run.hypervolume);
     } catch (problem) {
@@ -193,14 +278,16 @@
       console.error(problem);
     }
     if (run.rows) {
-      const find = table(run, plot);
+      list = table(run, plot, () => limits);
       if (plot) {
         plot.on("plotly_click", (event) => {
           const id = event.points[0].customdata;
-          if (id !== "teacher" && !open(id)) find(id);
+          if (id !== "teacher" && !open(id)) list.find(id);
         });
       }
     }
+    root.classList.add("ready");
+    dispatchEvent(new Event("ready"));
   }
   main();
 })();

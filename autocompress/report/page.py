@@ -4,8 +4,8 @@ import base64
 import gzip
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from autocompress.confirmation import Confirmed, confirmed, front_on_test, on_test, without_repeats
 from autocompress.front import axes, full_fidelity, knee, pareto_front
 from autocompress.pick import Pick
 from autocompress.report.cards import (
@@ -24,14 +25,18 @@ from autocompress.report.cards import (
     table_columns,
     table_rows,
 )
+from autocompress.report.confidence import confidence, repeats
 from autocompress.report.figures import draw_front, hypervolume_figure, plotly_source
-from autocompress.report.picture import front_picture, interval_picture, sparkline
+from autocompress.report.knobs import importance, parallel, split_words
+from autocompress.report.picture import front_picture, interval_picture, repeats_picture, sparkline
 from autocompress.report.points import drawn, front_data, hypervolume_data
-from autocompress.report.verdict import confidence, convergence, honesty, lede, losses, verdict
+from autocompress.report.verdict import convergence, honesty, lede, losses, verdict
 from autocompress.report.view import GROUPS, SIMULATED, classify, rank, simulated, visible
 from autocompress.storage import write_atomic
 from autocompress.words import label
 
+#: The page's name in the run folder.
+PAGE = "report.html"
 #: Rows that the table holds at once; the rest comes in when one sorts or filters.
 ROWS = 200
 #: Cards of the front that are written out.
@@ -58,23 +63,55 @@ def write_page(
         StorageError: No space is left, or the folder cannot be written.
     """
     path = Path(path)
-    # A run that broke before its teacher was trained has described little of itself.
-    meta = {"objectives": list(_FALLBACK), "name": path.parent.name, **meta}
-    if len(candidates):
-        candidates = candidates.assign(**{SIMULATED: simulated(candidates)})
-    content = _content(candidates, trials, meta, picked, _typed(path.parent))
-    page = templates().get_template("page.html.jinja").render(content)
+    page = render_page(path.parent, candidates, trials, meta, picked)
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
     return path
 
 
+def render_page(
+    folder: Path,
+    candidates: pd.DataFrame,
+    trials: pd.DataFrame,
+    meta: Mapping[str, Any],
+    picked: Pick | None = None,
+    *,
+    live: bool = False,
+) -> str:
+    """Return the report of a run as one HTML page.
+
+    Args:
+        folder: The run folder.
+        candidates: Every candidate; may be empty, as when every trial failed.
+        trials: Every trial.
+        meta: What the study says about the run.
+        picked: The recommended candidate, if there is one.
+        live: Ask the server that sent the page for newer ones; a page on disk asks nobody.
+    """
+    # A run that broke before its teacher was trained has described little of itself.
+    meta = {"objectives": list(_FALLBACK), "name": folder.name, **meta}
+    repeated = confirmed(candidates, trials, meta)
+    candidates, trials = without_repeats(candidates), without_repeats(trials)
+    if len(candidates):
+        candidates = candidates.assign(**{SIMULATED: simulated(candidates)})
+    content = _content(candidates, trials, meta, picked, repeated, _typed(folder), live)
+    content["exported"] = {place.parent.name for place in folder.glob("picks/*/manifest.json")}
+    return templates().get_template("page.html.jinja").render(content)
+
+
 def _content(
-    candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None, run: str
+    candidates: pd.DataFrame,
+    trials: pd.DataFrame,
+    meta: Mapping[str, Any],
+    picked: Pick | None,
+    repeated: Sequence[Confirmed],
+    run: str,
+    live: bool,
 ) -> dict[str, Any]:
-    script, style = asset("drawing.js") + asset("page.js"), asset("page.css")
+    script, style = asset("drawing.js") + (asset("live.js") if live else "") + asset("page.js"), asset("page.css")
     content: dict[str, Any] = {
         "meta": meta,
         "run": run,
+        "live": live,
         "verdict": verdict(candidates, trials, meta, picked),
         "lede": lede(candidates, trials, meta, picked),
         "honesty": honesty(candidates, trials, meta),
@@ -91,7 +128,7 @@ def _content(
     content["hashes"] = [script_hash(script), script_hash(plotly)]
     payload = {"hypervolume": str(hypervolume_figure(trials).to_json())}
     if len(candidates):
-        payload |= _candidates_content(content, candidates, trials, meta, picked)
+        payload |= _candidates_content(content, candidates, trials, meta, picked, repeated)
     content["plotly"] = packed(plotly)
     # Every value is JSON text already: the large ones are written once.
     content["payload"] = packed("{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in payload.items()) + "}")
@@ -104,12 +141,13 @@ def _candidates_content(
     trials: pd.DataFrame,
     meta: Mapping[str, Any],
     picked: Pick | None,
+    repeated: Sequence[Confirmed],
 ) -> dict[str, str]:
     """Fill in what the template shows of candidates; return, as JSON texts, what its script needs."""
     objectives = meta["objectives"]
     cost, score = axes(objectives)
     front = pareto_front(full_fidelity(candidates), objectives, meta.get("limits") or {})
-    data = front_data(candidates, front, meta, picked)
+    data = front_data(candidates, front, meta, picked, repeated)
     kept = drawn(candidates, front, meta, picked)
     shown = candidates.iloc[kept]
     groups = classify(candidates, front, meta).iloc[kept]
@@ -121,6 +159,8 @@ def _candidates_content(
     best = front.iloc[::-1].head(CARDS)
     listed = set(best["id"])
     line = templates().get_template("row.html.jinja").module.row  # type: ignore[attr-defined]
+    tested = on_test(front, meta)
+    mattering = importance(candidates, meta)
     content |= {
         "picked": None if picked is None else pick_card(candidates, trials, meta, picked),
         "cards": cards(best, candidates, trials, meta),
@@ -132,6 +172,12 @@ def _candidates_content(
         "still": front_picture(data),
         "window": data.window,
         "confidence": interval_picture(confidence(front, meta, picked)),
+        "repeats": repeats_picture(repeats(repeated, front, meta, picked)),
+        "mattering": mattering,
+        "parallel": parallel(front, meta, mattering, picked),
+        "split_words": split_words,
+        "on_test": "" if tested is None else front_on_test(tested),
+        "typed": shlex.quote(content["run"]),
         "score": score,
         "cost": cost,
     }
@@ -150,7 +196,7 @@ def _candidates_content(
 def templates() -> Environment:
     """Return the templates of the pages."""
     # Every name is shown as text: tags escaped by autoescape, hidden characters spelled out by finalize.
-    return Environment(
+    found = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         finalize=_finalize,
@@ -158,6 +204,8 @@ def templates() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+    found.filters["capital"] = lambda text: text[:1].upper() + text[1:] if text[1:2].islower() else text
+    return found
 
 
 def _finalize(value: Any) -> Any:
@@ -171,7 +219,7 @@ def asset(name: str) -> str:
 
 def packed(text: str) -> Markup:
     """Return text as base64 of gzip: a third of the size, and nothing in it can end the script element."""
-    return Markup(base64.b64encode(gzip.compress(text.encode("utf-8", "backslashreplace"), 4, mtime=0)).decode())
+    return Markup(base64.b64encode(gzip.compress(text.encode("utf-8", "backslashreplace"), 6, mtime=0)).decode())
 
 
 def script_hash(script: str) -> str:
@@ -180,6 +228,9 @@ def script_hash(script: str) -> str:
 
 
 def _typed(folder: Path) -> str:
-    """Return the run folder as one would type it, without saying where on the machine it lies."""
-    relative = os.path.relpath(folder)
-    return folder.name if relative.startswith("..") else relative
+    """Return the run folder as one types it beside the folder that holds runs: ``reports/digits``.
+
+    That says nothing of where on the machine it lies, and is the same from wherever the page is written.
+    """
+    whole = folder.resolve()
+    return f"{whole.parent.name}/{whole.name}" if whole.parent.name else whole.name

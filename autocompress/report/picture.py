@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autocompress.report.points import FrontData, Marks, stairs
-from autocompress.words import human, is_share, label, show
+from autocompress.words import finite, human, is_share, label, show
 
 #: Where a label may stand beside its mark: text anchor, and shifts of its start in pixels.
 PLACES = {
@@ -132,6 +132,7 @@ def front_picture(data: FrontData) -> dict[str, Any]:
             f"{'H' if row else 'M'}{x:g}{' ' if not row else 'V'}{y:g}" for row, (x, y) in enumerate(steps)
         ),
         "marks": marks,
+        "whiskers": _whiskers(data, frame),
         "xlabel": label(cost["name"]),
         "ylabel": label(score["name"]),
     }
@@ -144,6 +145,55 @@ def _pixels(marks: Marks, data: FrontData, frame: Frame) -> list[tuple[float, fl
 
 def _spots(data: FrontData, names: Iterable[str], frame: Frame) -> list[tuple[float, float]]:
     return [spot for name in names for spot in _pixels(data.marks[name], data, frame) if spot is not None]
+
+
+def _whiskers(data: FrontData, frame: Frame) -> str:
+    """Return a path with the interval of each candidate that was trained again, cut off at the frame."""
+    low, high = min(frame.scores), max(frame.scores)
+    path = ""
+    for cost, ends in zip(data.marks["again"].column(data.costs[0]["name"]), data.marks["again"].bounds, strict=True):
+        if cost is not None and cost > 0 and ends[0] < high and ends[1] > low:
+            x, bottom, top = frame.x(cost), frame.y(max(ends[0], low)), frame.y(min(ends[1], high))
+            path += f"M{x - 4:g} {bottom:g}h8M{x - 4:g} {top:g}h8M{x:g} {bottom:g}V{top:g}"
+    return path
+
+
+def repeats_picture(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Add pixels to what ``confidence.repeats`` tells: a line a candidate for select_val, and one for test below."""
+    if found is None:
+        return None
+    ends = [
+        value
+        for row in found["rows"]
+        for value in (
+            row["points"]["searched"],
+            *(each for split in ("select_val", "test") for each in _ends(row["points"][split])),
+        )
+    ]
+    low, high = min(ends), max(ends)
+    frame = Frame((900.0, 34.0 + 34.0 * len(found["rows"])), (90.0, 24.0, 8.0, 26.0), (1.0, 10.0), (low, high))
+    left, right = frame.margins[0], frame.size[0] - frame.margins[1]
+
+    def x(value: float) -> float:
+        place: float = round(left + (right - left) * (value - low) / ((high - low) or 1.0), 1)
+        return place
+
+    for line, row in enumerate(found["rows"]):
+        points = row["points"]
+        row["y"] = 22.0 + 34.0 * line
+        row["x"] = x(points["searched"])
+        for split in ("select_val", "test"):
+            first, last = _ends(points[split])
+            row[f"{split}_x"], row[f"{split}_from"], row[f"{split}_to"] = x(points[split].mean), x(first), x(last)
+    ticks = [
+        (x(value), show(value, found["score"]).replace(".0%", "%"))
+        for value in _steps(low, high, is_share(found["score"]))
+    ]
+    return {**found, "ticks": ticks, "width": frame.size[0], "height": frame.size[1]}
+
+
+def _ends(found: Any) -> tuple[float, float]:
+    return (found.low, found.high) if finite(found.low) else (found.mean, found.mean)
 
 
 def _plain(words: str) -> str:

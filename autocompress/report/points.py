@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from autocompress.confirmation import Confirmed
 from autocompress.front import Objective, axes, knee, normalise, numbers
 from autocompress.pick import Pick
+from autocompress.report.confidence import told
 from autocompress.report.view import GROUPS, classify, in_words, recipes, simulated, visible
 from autocompress.words import compare, finite, label, show
 
@@ -20,12 +22,16 @@ _LINE_LENGTH = 110
 
 @dataclass(frozen=True)
 class Marks:
-    """One group of points: ids, values by column, hover texts and labels, all of equal length."""
+    """One group of points: ids, values by column, hover texts and labels, all of equal length.
+
+    ``bounds`` are the ends of the interval of the first score, where there is one.
+    """
 
     ids: Sequence[str] = ()
     values: Mapping[str, Sequence[float | None]] | None = None
     hover: Sequence[str] = ()
     labels: Sequence[str] = ()
+    bounds: Sequence[tuple[float, float]] = ()
 
     def column(self, name: str) -> list[float | None]:
         """Return one column's values; a group without points has none."""
@@ -50,7 +56,11 @@ class FrontData:
 
 
 def front_data(
-    candidates: pd.DataFrame, front: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None = None
+    candidates: pd.DataFrame,
+    front: pd.DataFrame,
+    meta: Mapping[str, Any],
+    picked: Pick | None = None,
+    repeated: Sequence[Confirmed] = (),
 ) -> FrontData:
     """Return the points of the front's plot, grouped.
 
@@ -59,6 +69,7 @@ def front_data(
         front: Those on the front.
         meta: What the study says about the run.
         picked: The recommended candidate, if there is one.
+        repeated: Those that were trained again with several seeds.
     """
     costs, scores = _choices(candidates, meta, "cost"), _choices(candidates, meta, "score")
     kept = drawn(candidates, front, meta, picked)
@@ -83,8 +94,12 @@ def front_data(
     marks["baseline"] = replace(baselines, labels=[text(labels.get(name, "")) for name in baselines.ids])
     marks["teacher"] = _teacher(meta, names)
     marks["knee"] = named(knee(front, meta["objectives"]) if len(front) else None)
+    marks["again"] = _again(repeated, candidates, names, scores[0])
     chosen = named(picked.id if picked else None)
-    marks["pick"] = replace(chosen, labels=[f"<b>pick</b> {text(name)}" for name in chosen.ids])
+    # Chosen by both validation splits, it may be dominated on the one that the plot shows.
+    hover_of_pick = [line.replace(f"</b> {GROUPS['dominated']}", "</b> the pick", 1) for line in chosen.hover]
+    labels_of_pick = [f"<b>pick</b> {text(name)}" for name in chosen.ids]
+    marks["pick"] = replace(chosen, labels=labels_of_pick, hover=hover_of_pick)
     return FrontData(marks, costs, scores, _window(marks, scores[0]))
 
 
@@ -171,6 +186,28 @@ def _teacher(meta: Mapping[str, Any], names: Sequence[str]) -> Marks:
     hover = "<br>".join(["<b>teacher</b>", *list(lines)[:7]])
     values = {name: [_round(known.get(name))] for name in names}
     return Marks(["teacher"], values, [hover], ["teacher"])
+
+
+def _again(repeated: Sequence[Confirmed], candidates: pd.DataFrame, names: Sequence[str], score: Objective) -> Marks:
+    """Return the means of repeats: at the candidate's own costs, with the score's interval."""
+    ids = [str(name) for name in candidates["id"]]
+    shown = [each for each in repeated if each.id in ids and finite(each.select_val.low)]
+    rows = candidates.iloc[[ids.index(each.id) for each in shown]]
+    values = {name: [_round(value) for value in numbers(rows, name)] for name in names}
+    values[score["name"]] = [_round(each.select_val.mean) for each in shown]
+    hover = [
+        "<br>".join(
+            [
+                f"<b>{text(each.id)}</b> trained again with {len(each.select_val.values)} seeds",
+                f"{label(score['name'])} {told(each.select_val, score)} on select_val",
+                f"{told(each.test, score)} on test",
+                f"the search saw {show(each.searched, score)}",
+            ]
+        )
+        for each in shown
+    ]
+    ends = [(each.select_val.low, each.select_val.high) for each in shown]
+    return Marks([each.id for each in shown], values, hover, bounds=ends)
 
 
 def _hovers(candidates: pd.DataFrame, groups: "pd.Series[str]", meta: Mapping[str, Any]) -> list[str]:

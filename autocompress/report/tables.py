@@ -20,7 +20,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_tables(folder: Path, candidates: pd.DataFrame, trials: pd.DataFrame, front: pd.DataFrame) -> list[Path]:
-    """Write candidates.csv, trials.csv, front.csv and front.json; each is whole or untouched. Return their paths.
+    """Write the CSV files, front.json and candidates.parquet; each is whole or untouched. Return their paths.
 
     Args:
         folder: The run folder.
@@ -40,7 +40,28 @@ def write_tables(folder: Path, candidates: pd.DataFrame, trials: pd.DataFrame, f
     for name, text in files.items():
         # A lone surrogate, which no file can hold, is spelled out.
         write_atomic(Path(folder) / name, text.encode("utf-8", "backslashreplace"))
-    return [Path(folder) / name for name in files]
+    write_atomic(Path(folder) / "candidates.parquet", to_parquet(candidates))
+    return [Path(folder) / name for name in (*files, "candidates.parquet")]
+
+
+def to_parquet(table: pd.DataFrame) -> bytes:
+    """Return a table as Parquet: numbers stay numbers, columns of several types and nested ones become JSON texts."""
+    flat = {str(name): _uniform(table[name]) for name in table.columns}
+    return bytes(pd.DataFrame(flat, index=table.index).to_parquet(index=False))
+
+
+def _uniform(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    values = [_leaf(None, value) for value in column.tolist()]
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {str}:
+        texts = [value if value is None else value.encode("utf-8", "backslashreplace").decode() for value in values]
+        return pd.Series(texts, index=column.index, dtype="str")
+    if kinds in ({bool}, {int}, {float}, {int, float}):
+        return pd.Series(values, index=column.index, dtype="boolean" if kinds == {bool} else "float64")
+    texts = [None if value is None else json.dumps(value) for value in values]
+    return pd.Series(texts, index=column.index, dtype="str")
 
 
 def to_csv(table: pd.DataFrame) -> str:

@@ -1,22 +1,16 @@
 """What the page says in sentences: the verdict, how sure it is, how the search went, and what to be honest about."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from autocompress.front import Objective, axes, numbers
+from autocompress.front import Objective, axes
+from autocompress.native import simulated
 from autocompress.pick import Pick
 from autocompress.report.points import hypervolume_data
-from autocompress.report.view import simulated
 from autocompress.words import compare, duration, finite, gap, label, plural, show
-
-#: Scores that are a share of the examples, so that a binomial interval holds for them.
-BINOMIAL = ("accuracy", "agreement")
-_Z = 1.959964
-_SHOWN_AROUND_PICK = 8
 
 
 def verdict(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None) -> str:
@@ -48,61 +42,6 @@ def lede(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any]
     if picked is None:
         return f"The search looked at {source}{took}." if len(trials) else "No trial has been run."
     return f"Candidate {picked.id} was picked out of {source}{took}."
-
-
-def interval(share: float, examples: float) -> tuple[float, float]:
-    """Return the 95% interval of a share measured on so many examples (Wilson 1927).
-
-    Example:
-        >>> low, high = interval(0.9, 100)
-        >>> f"{low:.4f} {high:.4f}"
-        '0.8256 0.9448'
-    """
-    weight = _Z**2 / examples
-    centre = (share + weight / 2) / (1 + weight)
-    half = _Z * math.sqrt(share * (1 - share) / examples + weight / (4 * examples)) / (1 + weight)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def tied(one: float, other: float, examples: float) -> bool:
-    """Return whether two shares on as many examples differ by less than chance explains (95%, unpaired)."""
-    spread = math.sqrt((one * (1 - one) + other * (1 - other)) / examples)
-    return abs(one - other) <= _Z * spread
-
-
-def confidence(front: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None) -> dict[str, Any] | None:
-    """Return the interval of every front candidate near the pick, and who is tied with it; None if none can be told."""
-    cost, score = axes(meta["objectives"])
-    examples = (meta.get("splits") or {}).get("select_val")
-    if picked is None or score["name"] not in BINOMIAL or not finite(examples) or examples < 1:
-        return None
-    own, name = float(picked.row[score["name"]]), label(score["name"])
-    low, high = interval(own, examples)
-    rows = []
-    shares, prices = (numbers(front, axis["name"]).tolist() for axis in (score, cost))
-    for identity, share, price in zip(front["id"], shares, prices, strict=True):
-        bounds = interval(share, examples)
-        equal = tied(own, share, examples)
-        rows.append({"id": identity, "share": share, "low": bounds[0], "high": bounds[1], "tied": equal, "cost": price})
-    equals = [row for row in rows if row["tied"] and row["id"] != picked.id]
-    text = (
-        f"On {examples:,} select_val examples the {name} of {picked.id} is {show(own, score)}; "
-        f"the 95% interval is {show(low, score)} to {show(high, score)}. "
-    )
-    cheaper = [row for row in equals if row["cost"] < picked.row[cost["name"]]]
-    if not equals:
-        text += "No other candidate on the front is statistically tied with it."
-    else:
-        text += (
-            f"{plural(len(equals), 'other candidate')} on the front {'is' if len(equals) == 1 else 'are'} tied with it"
-        )
-        if cheaper:
-            saving = compare(cheaper[0]["cost"], picked.row[cost["name"]], cost["name"])
-            text += f"; the cheapest of them, {cheaper[0]['id']} ({show(cheaper[0]['share'], score)}), has {saving}"
-        text += "."
-    place = next((row for row, each in enumerate(rows) if each["id"] == picked.id), len(rows) // 2)
-    start = max(0, place - _SHOWN_AROUND_PICK)
-    return {"text": text, "rows": rows[start : place + _SHOWN_AROUND_PICK + 1], "pick": picked.id, "count": len(rows)}
 
 
 def convergence(trials: pd.DataFrame) -> str:

@@ -8,16 +8,9 @@ import numpy as np
 import pandas as pd
 
 from autocompress.front import feasible, full_fidelity, numbers
-from autocompress.words import finite
+from autocompress.native import FIRST_KNOBS, SIMULATED as SIMULATED, knob_order, knob_words, simulated as simulated
 
 SECTIONS = ("student", "distill", "fit", "prune", "quantize")
-NATIVE_BITS = (8, 32)
-#: Column that holds what :func:`simulated` says, so that a page works it out once.
-SIMULATED = "_simulated"
-_BITS = ("weight_bits", "activation_bits")
-_BIT_WORDS = ("-bit weights", "-bit activations")
-# These knobs stand first and are told even where they do not vary.
-_ALWAYS = (*_BITS, "pruning_ratio", "temperature", "width", "depth")
 # Controls (C0, C1), bidirectional overrides, zero-width characters and lone surrogates: they change how text looks.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
@@ -77,14 +70,14 @@ def recipes(
     """
     told = candidates if among is None else among
     knobs: dict[str, list[dict[str, list[str]]]] = {name: [{} for _ in range(len(candidates))] for name in SECTIONS}
-    for column in sorted(map(str, candidates.columns), key=_weight):
+    for column in sorted(map(str, candidates.columns), key=knob_order):
         section, _, rest = column.partition(".")
         method, _, knob = rest.rpartition(".")
         if section not in knobs or not method:
             continue
-        telling = _weight(column) < len(_ALWAYS) or told[column].nunique() > 1
+        telling = knob_order(column) < len(FIRST_KNOBS) or told[column].nunique() > 1
         values = candidates[column].tolist()
-        texts = {value: _knob(knob, value) for value in set(values) if value is not None and value == value}
+        texts = {value: knob_words(knob, value) for value in set(values) if value is not None and value == value}
         for found, value in zip(knobs[section], values, strict=True):
             if value in texts:
                 found.setdefault(method, []).extend([texts[value]] if telling else [])
@@ -108,35 +101,6 @@ def in_words(methods: Sequence[tuple[str, Sequence[str]]]) -> str:
     return " + ".join(f"{method} ({', '.join(knobs)})" if knobs else method for method, knobs in methods)
 
 
-def simulated(candidates: pd.DataFrame) -> list[str]:
-    """Return, one text a row, what of a candidate has no native kernel: ``4-bit weights``; empty if all is native.
-
-    Bit-widths other than 8 and 32 and quantizers that are not linear run as floating-point arithmetic that rounds the
-    same way: their scores are exact, their speed is not that of a device with such a kernel.
-    """
-    if SIMULATED in candidates:
-        return list(candidates[SIMULATED])
-    found: list[dict[str, None]] = [{} for _ in range(len(candidates))]
-    for column in sorted(map(str, candidates.columns), key=_weight):
-        section, _, knob = column.partition(".")
-        knob = knob.rpartition(".")[2]
-        if section == "quantize" and knob in (*_BITS, "quantizer"):
-            values = candidates[column].tolist()
-            texts = {value: _no_kernel(knob, value) for value in set(values)}
-            for row, value in zip(found, values, strict=True):
-                row.update(dict.fromkeys(texts[value]))
-    # What the layers have counts: mixed precision sets no width, and a progressive method may stop above the one set.
-    for row, details in zip(found, candidates.get("details", [None] * len(found)), strict=True):
-        layers = details.get("layers") or [] if isinstance(details, Mapping) else []
-        if any(knob in layer for layer in layers for knob in _BITS):
-            for text in [text for text in row if text.endswith(_BIT_WORDS)]:
-                del row[text]
-        for layer in layers:
-            for knob in _BITS:
-                row.update(dict.fromkeys(_no_kernel(knob, layer.get(knob))))
-    return [", ".join(row) for row in found]
-
-
 def rank(candidates: pd.DataFrame, groups: "pd.Series[str]", score: Mapping[str, Any], cost: str) -> list[int]:
     """Return the positions of the rows in the order of the table: by group as in ``GROUPS``, the best score first."""
     sign = -1.0 if score["direction"] == "maximize" else 1.0
@@ -145,25 +109,3 @@ def rank(candidates: pd.DataFrame, groups: "pd.Series[str]", score: Mapping[str,
     costs = np.nan_to_num(numbers(candidates, cost), nan=np.inf)
     scores = np.nan_to_num(numbers(candidates, score["name"]) * sign, nan=np.inf)
     return [int(row) for row in np.lexsort((costs, scores, place))]
-
-
-def _weight(column: str) -> int:
-    """Return where a knob stands in its recipe: those that always matter first, the others as they come."""
-    knob = column.rpartition(".")[2]
-    return _ALWAYS.index(knob) if knob in _ALWAYS else len(_ALWAYS)
-
-
-def _no_kernel(knob: str, value: object) -> list[str]:
-    if knob in _BITS and isinstance(value, int | float) and finite(value) and value not in NATIVE_BITS:
-        return [_knob(knob, value)]
-    if knob == "quantizer" and isinstance(value, str) and not value.startswith("linear"):
-        return [f"{value} quantizer"]
-    return []
-
-
-def _knob(name: str, value: object) -> str:
-    if name in _BITS and finite(value):
-        return f"{value:.0f}-bit {name.removesuffix('_bits')}s"
-    if isinstance(value, float):
-        return f"{name} {value:.3g}"
-    return f"{name} {value}"

@@ -174,4 +174,4 @@ def test_no_trials_make_an_empty_hypervolume_figure() -> None:
 
 
 def test_plotly_comes_with_the_package() -> None:
-    assert "plotly.js v" in plotly_source()[:200]
+    assert "plotly.js (basic - minified) v" in plotly_source()[:200]

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -17,13 +16,10 @@ import pytest
 
 import autocompress
 from autocompress.errors import StorageError
-from autocompress.front import full_fidelity, pareto_front
 from autocompress.pick import pick
 from autocompress.report import page, write_page
 from autocompress.report.cards import cards
 from tests.report.factory import ALL_OBJECTIVES, HOSTILE, OBJECTIVES, Run, make_run
-
-CHROMIUM = shutil.which("chromium")
 
 
 class Reader(HTMLParser):
@@ -101,7 +97,7 @@ def test_every_element_is_closed(reader: Reader) -> None:
 
 def test_nothing_comes_from_the_network(source: str) -> None:
     shown = re.sub(r'(<script type="text/plain"[^>]*>)[^<]*', r"\1", source)
-    assert len(shown) < len(source) / 2
+    assert len(shown) < len(source) - 500_000
     assert not re.search(r"https?:|//\w|@import|url\(", shown)
     assert "default-src 'none'" in source
 
@@ -111,7 +107,7 @@ def test_the_policy_admits_the_two_scripts_and_no_other(source: str, reader: Rea
     own = b"".join(Path(page.__file__).with_name(name).read_bytes() for name in ("drawing.js", "page.js"))
     hashes = re.findall(r"'(sha256-[^']+)'", source)
     assert hashes == ["sha256-" + base64.b64encode(hashlib.sha256(code).digest()).decode() for code in (own, plotly)]
-    assert b"plotly.js v" in plotly
+    assert b"plotly.js (basic - minified) v" in plotly
     kinds = [attrs.get("type") for tag, attrs in reader.tags if tag == "script"]
     assert kinds == ["text/plain", "text/plain", None]
     assert not [name for _, attrs in reader.tags for name in attrs if name.startswith("on")]
@@ -158,6 +154,14 @@ def test_the_command_names_the_run_folder_without_the_machines_paths(
     assert str(tmp_path) not in written(run, folder)
     monkeypatch.chdir(tmp_path)
     assert "autocompress export reports/digits --candidate" in written(run, folder)
+
+
+def test_what_was_exported_is_linked_relative_to_the_page(run: Run, tmp_path: Path) -> None:
+    picked = pick(run.candidates, run.meta)
+    (tmp_path / "picks" / picked.id).mkdir(parents=True)
+    assert 'href="picks/' not in written(run, tmp_path)
+    (tmp_path / "picks" / picked.id / "manifest.json").touch()
+    assert f'href="picks/{picked.id}/"' in written(run, tmp_path)
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
@@ -257,25 +261,3 @@ def test_a_report_of_three_thousand_candidates_takes_under_two_seconds(tmp_path:
     runs = [subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout for _ in range(2)]
     # Processor time and the better of two, so that a busy machine does not fail what is quick.
     assert min(map(float, runs)) < 2.0
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_browser_draws_the_plots_and_runs_nothing_hostile(tmp_path: Path) -> None:
-    run = make_run(12, 8, hostile=True)
-    front = pareto_front(full_fidelity(run.candidates), run.meta["objectives"], run.meta["limits"])
-    written(run, tmp_path)
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--window-size=1280,2000",
-        "--dump-dom", f"file://{tmp_path / 'report.html'}",
-    ]  # fmt: skip
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
-    reader = Reader(dom)
-    (document,) = [attrs for tag, attrs in reader.tags if tag == "html"]
-    # A script smuggled in by a name would have changed the language.
-    assert document == {"lang": "en", "class": "scripted drawn"}
-    points = [attrs for tag, attrs in reader.tags if tag == "path" and str(attrs.get("class")) == "point"]
-    assert len(points) > len(front)
-    assert not [tag for tag, _ in reader.tags if tag == "img"]
-    assert not [attrs for tag, attrs in reader.tags if tag == "a" and "javascript" in str(attrs)]
-    assert [attrs.get("type") for tag, attrs in reader.tags if tag == "script"].count(None) == 2

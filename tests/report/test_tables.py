@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 
 from autocompress.errors import StorageError
 from autocompress.report import tables
-from autocompress.report.tables import to_csv, to_json, write_tables
+from autocompress.report.tables import to_csv, to_json, to_parquet, write_tables
 from tests.report.factory import HOSTILE, Run, make_run
 
 
@@ -21,15 +21,38 @@ def parse(text: str) -> list[list[str]]:
     return list(csv.reader(io.StringIO(text)))
 
 
-def test_four_files_are_written_and_hold_every_row(run: Run, front: pd.DataFrame, tmp_path: Path) -> None:
+def test_five_files_are_written_and_hold_every_row(run: Run, front: pd.DataFrame, tmp_path: Path) -> None:
     paths = write_tables(tmp_path / "new", run.candidates, run.trials, front)
-    assert [path.name for path in paths] == ["candidates.csv", "trials.csv", "front.csv", "front.json"]
+    assert [path.name for path in paths] == [
+        "candidates.csv",
+        "trials.csv",
+        "front.csv",
+        "front.json",
+        "candidates.parquet",
+    ]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in paths)
     back = pd.read_csv(paths[0])
     assert back["id"].tolist() == run.candidates["id"].tolist()
     assert back["accuracy"].tolist() == run.candidates["accuracy"].tolist()
     assert len(pd.read_csv(paths[1])) == len(run.trials)
     assert pd.read_csv(paths[2])["effective_flops"].tolist() == front["effective_flops"].tolist()
+
+
+def test_parquet_holds_every_row_and_column_with_its_type(tmp_path: Path) -> None:
+    run = make_run(8, 8, hostile=True)
+    size = len(run.candidates)
+    table = run.candidates.assign(mixed=([1, "a", None, True] * size)[:size], tags=[[1, "\ud800"]] * size)
+    (tmp_path / "candidates.parquet").write_bytes(to_parquet(table))
+    back = pd.read_parquet(tmp_path / "candidates.parquet")
+    assert list(back.columns) == list(table.columns)
+    assert back["id"].tolist() == table["id"].tolist()
+    for column in table.columns:
+        if pd.api.types.is_numeric_dtype(table[column]):
+            pd.testing.assert_series_equal(back[column], table[column], check_index=False)
+    assert back["mixed"].tolist()[:2] == ["1", '"a"']
+    assert pd.isna(back["mixed"][2])
+    assert json.loads(back["details"][0]) == table["details"][0]
+    assert pd.read_parquet(io.BytesIO(to_parquet(pd.DataFrame()))).empty
 
 
 def test_json_keeps_details_opens_configs_and_has_null_for_missing(front: pd.DataFrame) -> None:

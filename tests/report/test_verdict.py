@@ -5,18 +5,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from scipy.stats import binomtest
 
 from autocompress.pick import Pick, pick
 from autocompress.report.verdict import (
-    confidence,
     convergence,
     honesty,
-    interval,
     lede,
     losses,
     split_scores,
-    tied,
     verdict,
 )
 from tests.report.factory import OBJECTIVES, Run
@@ -66,50 +62,6 @@ def test_the_lede_counts_candidates_and_trials(run: Run) -> None:
         f"out of {len(run.candidates)} candidates, cut from 19 trials ({complete} ran to the end) in 4 min 10 s" in text
     )
     assert lede(pd.DataFrame(), pd.DataFrame(), META, None) == "No trial has been run."
-
-
-@pytest.mark.parametrize(("hits", "examples"), [(90, 100), (0, 40), (40, 40), (317, 320)])
-def test_the_interval_is_wilsons(hits: int, examples: int) -> None:
-    expected = binomtest(hits, examples).proportion_ci(0.95, method="wilson")
-    assert interval(hits / examples, examples) == pytest.approx((expected.low, expected.high), abs=1e-6)
-
-
-def test_ties_are_what_chance_explains() -> None:
-    assert tied(0.97, 0.97, 320)
-    assert tied(0.97, 0.95, 320)
-    assert not tied(0.97, 0.90, 320)
-    assert not tied(0.97, 0.95, 100_000)
-    assert tied(1.0, 1.0, 10)
-
-
-def test_confidence_names_those_tied_with_the_pick(run: Run, front: pd.DataFrame) -> None:
-    picked = pick(run.candidates, run.meta)
-    told = confidence(front, run.meta, picked)
-    assert told is not None
-    expected = {
-        name
-        for name, share in zip(front["id"], front["accuracy"], strict=True)
-        if tied(picked.row["accuracy"], share, 320)
-    }
-    assert {row["id"] for row in told["rows"] if row["tied"]} <= expected
-    assert picked.id in {row["id"] for row in told["rows"]}
-    assert f"{len(expected) - 1} other candidates on the front are tied with it; the cheapest of them, " in told["text"]
-    assert "On 320 select_val examples" in told["text"]
-
-
-def test_confidence_of_a_lonely_pick(run: Run, front: pd.DataFrame) -> None:
-    picked = pick(run.candidates, run.meta)
-    told = confidence(front[front["id"] == picked.id], run.meta, picked)
-    assert told is not None
-    assert told["text"].endswith("No other candidate on the front is statistically tied with it.")
-
-
-def test_scores_that_are_no_share_of_examples_get_no_interval(run: Run, front: pd.DataFrame) -> None:
-    f1 = {**OBJECTIVES[0], "name": "f1_macro"}
-    picked = pick(run.candidates, run.meta)
-    assert confidence(front, {**run.meta, "objectives": [f1, OBJECTIVES[1]]}, picked) is None
-    assert confidence(front, {**run.meta, "splits": {}}, picked) is None
-    assert confidence(front, run.meta, None) is None
 
 
 def trials(values: list[float]) -> pd.DataFrame:

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+
+from autocompress.measure import Subject
+from autocompress.measure.resampling import DRAWS, replicates, which_are_right
+from autocompress.ties import right
+
+
+def subject(size: int, share: float, seed: int = 0) -> Subject:
+    targets = torch.arange(size) % 3
+    wrong = torch.rand(size, generator=torch.Generator().manual_seed(seed)) > share
+    logits = torch.nn.functional.one_hot((targets + wrong) % 3, 3).float()
+    return Subject({"label": logits}, {"label": targets}, {"label": logits})
+
+
+def test_their_spread_is_the_standard_error_of_the_score() -> None:
+    found = np.array(replicates(subject(400, 0.9), "accuracy"))
+    right_now = replicates(subject(400, 1.0), "accuracy")
+    assert len(found) == DRAWS
+    share = found.mean()
+    assert found.std() == pytest.approx(np.sqrt(share * (1 - share) / 400), rel=0.1)
+    assert set(right_now) == {1.0}
+
+
+def test_two_models_of_one_split_are_scored_on_the_same_draws() -> None:
+    one, other = subject(300, 0.9), subject(300, 0.9)
+    assert replicates(one, "accuracy", 50) == replicates(other, "accuracy", 50)
+    worse = np.array(replicates(subject(300, 0.5, seed=1), "f1_macro", 50))
+    assert np.corrcoef(worse, replicates(subject(300, 0.5, seed=1), "accuracy", 50))[0, 1] > 0.9
+
+
+def test_who_is_right_is_kept_bit_by_bit_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = subject(1001, 0.7)
+    bits = right(which_are_right(model))
+    assert bits is not None
+    assert bits.ravel().tolist() == (model.logits["label"].argmax(1) == model.targets["label"]).tolist()
+    monkeypatch.setattr("autocompress.measure.resampling.KEPT", 1000)
+    assert which_are_right(model) == {}

@@ -1,0 +1,250 @@
+"""The page as its reader has it: opened from disk in a browser, filtered, sorted, hovered over, clicked, read aloud."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autocompress.confirmation import Confirmed, Estimate
+from autocompress.pick import pick
+from autocompress.report import page as page_module, write_page
+from autocompress.report.live import ENDED, LiveServer
+from autocompress.report.page import render_page
+from tests.report.factory import Run, make_run
+
+CHROMIUM = shutil.which("chromium")
+pytest.importorskip("playwright")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+
+SIZES = {"desk": (1440, 900), "phone": (360, 740)}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def path(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(run, tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def small_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(make_run(6, 4), tmp_path_factory.mktemp("small"))
+
+
+def written(run: Run, folder: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_module, "confirmed", lambda *_: repeated(run))
+        return write_page(folder / "report.html", run.candidates, run.trials, run.meta, pick(run.candidates, run.meta))
+
+
+def repeated(run: Run) -> list[Confirmed]:
+    picked = pick(run.candidates, run.meta)
+    mean = float(picked.row["accuracy"]) - 0.004
+    found = Estimate(mean, mean - 0.012, mean + 0.008, (mean, mean))
+    cost = float(picked.row["effective_flops"])
+    return [Confirmed(picked.id, cost, mean + 0.004, found, found, Estimate(0.0, -0.01, 0.01, (0.0, 0.0)), 0)]
+
+
+class Opened:
+    """A page in the browser, and what it said and asked for."""
+
+    def __init__(self, browser: Any, address: str, size: str = "desk", scheme: str = "light", script: bool = True):
+        width, height = SIZES[size]
+        viewport = {"width": width, "height": height}
+        self.context = browser.new_context(viewport=viewport, color_scheme=scheme, java_script_enabled=script)
+        self.tab = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.tab.on("console", lambda message: self.said.append(message.text))
+        self.tab.on("pageerror", lambda error: self.said.append(str(error)))
+        self.tab.on("request", lambda request: self.asked.append(request.url))
+        self.tab.goto(address)
+        if script:
+            self.tab.wait_for_selector("html.ready", timeout=60_000)
+
+    def __enter__(self) -> "Opened":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+    def count(self, selector: str) -> int:
+        return int(self.tab.locator(selector).count())
+
+    def drawn(self) -> dict[str, int]:
+        """Return how many points of each group the plot shows in full."""
+        found: dict[str, int] = self.tab.evaluate(
+            "Object.fromEntries(document.getElementById('front-plot').data.filter((t) => t.customdata)"
+            ".map((t) => [t.meta, (t.selectedpoints || t.x).length]))"
+        )
+        return found
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Any, path: Path) -> Iterator[Opened]:
+    with Opened(browser, path.as_uri()) as found:
+        yield found
+
+
+def test_a_page_from_disk_asks_nobody_and_complains_of_nothing(opened: Opened, path: Path) -> None:
+    assert [url for url in opened.asked if not url.startswith("blob:")] == [path.as_uri()]
+    assert opened.said == []
+    assert opened.count("#front-plot .point") > 10
+    assert opened.count("#front-plot .yerror") == 1
+    height = "document.getElementById('front-plot')._fullLayout.height"
+    assert opened.tab.evaluate(height) == 540
+    opened.tab.set_viewport_size({"width": 1300, "height": 1000})
+    opened.tab.wait_for_timeout(500)
+    assert opened.tab.evaluate(height) == 540
+    opened.tab.set_viewport_size({"width": SIZES["desk"][0], "height": SIZES["desk"][1]})
+
+
+def test_sliders_and_words_filter_plot_and_table_alike(opened: Opened, run: Run) -> None:
+    from playwright.sync_api import expect
+
+    tab = opened.tab
+    whole = opened.drawn()
+    tab.locator("#limit-score").evaluate(
+        "(each) => { each.value = each.max * 0.8; each.dispatchEvent(new Event('input')); }"
+    )
+    told = tab.locator("#status")
+    expect(told).to_contain_text("match")
+    kept = int(tab.locator("#status").inner_text().split(" of ")[0])
+    limit = tab.evaluate("document.getElementById('front-plot').layout.shapes[0].y0")
+    assert kept == int((run.candidates["accuracy"] >= limit - 1e-9).sum()) > 0
+    assert opened.count("#table tbody tr") == kept
+    limited = opened.drawn()
+    groups = ("front", "dominated", "infeasible", "early", "baseline")
+    assert sum(limited[group] for group in groups) == kept < sum(whole[group] for group in groups)
+    tab.locator("#limit-cost").evaluate("(each) => { each.value = each.max; each.dispatchEvent(new Event('input')); }")
+    expect(told).to_have_text("No candidate satisfies this.")
+    assert opened.count("#table tbody tr") == 0
+    for name in ("cost", "score"):
+        tab.locator(f"#limit-{name}").evaluate("(each) => { each.value = 0; each.dispatchEvent(new Event('input')); }")
+    tab.locator("#filter").fill("accuracy >= 0.9 and structured")
+    expected = (run.candidates["accuracy"] >= 0.9) & (run.candidates["prune"] == "structured")
+    expect(told).to_have_text(f"{expected.sum()} of {len(run.candidates)} candidates match.")
+    assert opened.count("#table tbody tr") == expected.sum()
+    tab.locator("#filter").fill("accurcy > 1")
+    expect(told).to_contain_text("no column called accurcy")
+    tab.locator("#filter").fill("")
+    expect(told).not_to_contain_text("column")
+    expect(told).to_have_text(f"{len(run.candidates)} candidates.")
+    assert opened.drawn() == whole
+
+
+def test_a_head_sorts_the_table_up_and_down(opened: Opened, run: Run) -> None:
+    head = opened.tab.locator('#table th[data-name="bytes"]')
+    first = opened.tab.locator("#table tbody tr:first-child th")
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    least = run.candidates.loc[run.candidates["bytes"] == run.candidates["bytes"].min(), "id"]
+    assert first.inner_text().split()[0] in set(least)
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    most = run.candidates.loc[run.candidates["bytes"] == run.candidates["bytes"].max(), "id"]
+    assert first.inner_text().split()[0] in set(most)
+
+
+def test_hovering_tells_and_clicking_opens_the_card(opened: Opened, run: Run) -> None:
+    tab = opened.tab
+    picked = pick(run.candidates, run.meta)
+    x, y = tab.evaluate(
+        """() => {
+          const plot = document.getElementById("front-plot");
+          plot.scrollIntoView({ block: "center", behavior: "instant" });
+          const trace = plot.data.find((each) => each.meta === "pick");
+          const [{ _fullLayout: layout }, box] = [plot, plot.getBoundingClientRect()];
+          const at = (axis, value) => axis._offset + axis.c2p(value);
+          return [box.x + at(layout.xaxis, trace.x[0]), box.y + at(layout.yaxis, trace.y[0])];
+        }"""
+    )
+    tab.mouse.move(x - 3, y)
+    tab.mouse.move(x, y, steps=3)
+    label = tab.locator(".hovertext").first
+    label.wait_for()
+    text = label.text_content()
+    assert picked.id in text
+    assert "accuracy" in text
+    assert 0 < tab.locator(".hovertext tspan.line").count() <= 8
+    tab.mouse.click(x, y)
+    assert tab.locator(f"#card-{picked.id}").get_attribute("open") is not None
+    assert tab.locator(f"#card-{picked.id} .command").is_visible()
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("desk", "dark"), ("phone", "light")])
+def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
+    browser: Any, small_path: Path, size: str, scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_core_python")
+    with Opened(browser, small_path.as_uri(), size, scheme) as found:
+        found.tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        # The policy of the page admits no script but its own, so the examiner comes in by the side door.
+        found.tab.evaluate((Path(axe.__file__).with_name("axe.min.js")).read_text(encoding="utf-8"))
+        faults = found.tab.evaluate("axe.run({ resultTypes: ['violations'] }).then((found) => found.violations)")
+        serious = {
+            fault["id"]: [node["html"][:200] for node in fault["nodes"]][:4]
+            for fault in faults
+            if fault["impact"] in ("serious", "critical")
+        }
+        assert serious == {}
+        assert found.tab.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
+
+
+def test_without_scripts_there_are_the_table_and_the_picture(browser: Any, path: Path, run: Run) -> None:
+    with Opened(browser, path.as_uri(), script=False) as found:
+        assert found.tab.locator("#front svg .cloud.front").is_visible()
+        assert found.tab.locator("#front svg .whiskers").is_visible()
+        assert found.count("#table tbody tr") == min(page_module.ROWS, len(run.candidates))
+        assert not found.tab.locator("#limits").is_visible()
+
+
+def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
+    run = make_run(12, 8, hostile=True)
+    page = write_page(tmp_path / "report.html", run.candidates, run.trials, run.meta, pick(run.candidates, run.meta))
+    with Opened(browser, page.as_uri()) as found:
+        # A script smuggled in by a name would have changed the language.
+        assert found.tab.locator("html").get_attribute("lang") == "en"
+        assert [url for url in found.asked if not url.startswith("blob:")] == [page.as_uri()]
+        assert found.said == []
+        assert found.count("img") == 0
+        assert found.count("a[href^='javascript']") == 0
+
+
+def test_a_live_page_takes_in_what_is_new_and_keeps_what_its_reader_set(browser: Any) -> None:
+    run = make_run(4, 4)
+    version = ["1"]
+
+    def render() -> str:
+        meta = {**run.meta, "name": f"version-{version[0]}"}
+        return render_page(Path("reports/live"), run.candidates, run.trials, meta, live=True)
+
+    with LiveServer(render, lambda: version[0]) as server:
+        import threading
+
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Opened(browser, server.url) as found:
+            found.tab.locator("#filter").fill("accuracy >= 0.1")
+            version[0] = f"{ENDED} 2"
+            found.tab.get_by_text(f"version-{version[0]}").wait_for(timeout=30_000)
+            found.tab.get_by_text("The search has ended").wait_for()
+            found.tab.wait_for_selector("html.ready")
+            assert found.tab.locator("#filter").input_value() == "accuracy >= 0.1"
+            assert {
+                url.partition(
+                    "/",
+                )[0]
+                for url in found.asked
+            } <= {"http:", "blob:http:"}
+            assert found.said == []
+        server.shutdown()

@@ -1,0 +1,72 @@
+"""The server of a live page: on loopback, for who knows its address, rendering only what has changed."""
+
+import http.client
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from autocompress.report.live import LiveServer
+
+
+@dataclass
+class Source:
+    version: str = "1"
+    rendered: list[str] = field(default_factory=list)
+
+    def render(self) -> str:
+        self.rendered.append(self.version)
+        return f"<p>\ud800 page {self.version}"
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+def server(source: Source) -> Iterator[LiveServer]:
+    with LiveServer(source.render, lambda: source.version) as found:
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def ask(server: LiveServer, path: str, host: str | None = None, method: str = "GET") -> tuple[int, str]:
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
+    connection.request(method, path, headers={"Host": host} if host else {})
+    answer = connection.getresponse()
+    found = answer.status, answer.read().decode()
+    connection.close()
+    return found
+
+
+def test_it_listens_on_loopback_alone(server: LiveServer) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+    assert server.url == f"http://127.0.0.1:{server.server_port}/{server.token}/"
+    assert len(server.token) >= 16
+
+
+def test_a_page_is_rendered_once_for_each_version(server: LiveServer, source: Source) -> None:
+    root = f"/{server.token}/"
+    assert ask(server, root) == ask(server, root) == (200, "<p>\\ud800 page 1")
+    assert ask(server, f"{root}version") == (200, "1")
+    source.version = "ended: 2"
+    assert ask(server, f"{root}version") == (200, "ended: 2")
+    assert source.rendered == ["1"]
+    assert ask(server, root)[1].endswith("page ended: 2")
+    assert source.rendered == ["1", "ended: 2"]
+
+
+def test_nobody_else_is_answered(server: LiveServer, source: Source) -> None:
+    root = f"/{server.token}/"
+    assert ask(server, "/")[0] == 404
+    assert ask(server, f"{root}../study.db")[0] == 404
+    assert ask(server, "/wrong-token-of-16/")[0] == 404
+    assert ask(server, root, host="evil.example")[0] == 404
+    assert ask(server, root, host=f"localhost:{server.server_port}")[0] == 200
+    assert ask(server, root, method="POST")[0] == 501
+    assert source.rendered == ["1"]
