@@ -138,13 +138,33 @@ def test_when_tune_gives_up_as_a_whole_nothing_is_lost() -> None:
     play = Play(3)
     play.start()
     assert isinstance(play.suggest(), dict)
-    play.forwarder.collapse()
+    play.forwarder.collapse(RuntimeError("a result was lost"))
     assert not play.forwarder.under_way
     while (found := play.suggest()) != FINISHED:
         assert isinstance(found, dict)
         play.forwarder.begin(f"trial{play.trials}")
         play.end(f"trial{play.trials}")
     assert play.states == dict.fromkeys(range(3), State.COMPLETE)
+
+
+def test_a_worker_that_took_too_much_memory_takes_no_execution_from_the_others() -> None:
+    # What Ray 2.60 says, and Tune has no answer to.
+    said = (
+        "Caught unexpected exception: 1 worker(s) were killed due to the node running low on memory.\n"
+        "Considered workers: [\nSelected to kill: (Actor(a1): job ID=01, pid=1)\n(Actor(b2): job ID=01, pid=2)\n]"
+    )
+    play = Play(2)
+    for _ in range(2):
+        for actor in ("a1", "b2"):
+            assert isinstance(play.suggest(), dict)
+            play.forwarder.begin(f"trial{play.trials}", actor)
+        play.forwarder.collapse(RuntimeError(said))
+    assert play.states == {0: State.FAILED}
+    assert play.told[0][1].reason == (
+        "its worker died 2 times (1 worker(s) were killed due to the node running low on memory.)"
+    )
+    play.end(play.start())
+    assert play.states[1] is State.COMPLETE
 
 
 def test_a_parcel_is_emptied_wherever_tune_has_copied_it() -> None:
