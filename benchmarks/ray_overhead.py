@@ -153,6 +153,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print where the driver of the backend's loop is")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/ray.md"))
     asked = parser.parse_args()
+    if min(asked.trials, asked.untuned) < 6 + asked.workers:
+        parser.error("--trials and --untuned: early and late need two trials each, beside one for each worker")
     lines = [
         "# What a trial costs on Ray beside its training, ms",
         "",
