@@ -263,7 +263,8 @@ class Watcher(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a worker has the job."""
-        self._forwarder.begin(trial.trial_id, trial.temporary_state.ray_actor._actor_id.hex())
+        identity = getattr(trial.temporary_state.ray_actor, "_actor_id", None)
+        self._forwarder.begin(trial.trial_id, "" if identity is None else identity.hex())
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
