@@ -8,6 +8,7 @@ trial. Early and late: the same overhead over the first and the last third of th
 
 import argparse
 import cProfile
+import os
 import pstats
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autocompress.backends.base import NO_LIMITS, Ask, Evaluate, Tell
+from autocompress.backends.local import usable_cores
 from autocompress.backends.ray import Ray
 from autocompress.config import CompressionConfig, Part
 from autocompress.records import Job, State, TrialResult
@@ -151,6 +153,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print where the driver of the backend's loop is")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/ray.md"))
     asked = parser.parse_args()
+    if min(asked.trials, asked.untuned) < 6 + asked.workers:
+        parser.error("--trials and --untuned: early and late need two trials each, beside one for each worker")
     lines = [
         "# What a trial costs on Ray beside its training, ms",
         "",
@@ -180,6 +184,7 @@ def main() -> None:
                     f"| {name} | {megabytes:g} | {trials} | {' | '.join(f'{cell * 1e3:.1f}' for cell in cells)} |"
                 )
                 print(lines[-1], flush=True)
+    lines += ["", f"Load average at the end: {os.getloadavg()[0]:.1f} on {usable_cores()} cores."]
     text = "\n".join([*lines, ""])
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(text)

@@ -5,6 +5,7 @@ own data and plugin files must lie where each node finds it. A job whose worker 
 a second death is the job's fault. See :mod:`autocompress.backends.ray_cluster` for what Ray listens on.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,9 @@ class Ray:
         Raises:
             UsageError: Nothing answers at the address, versions differ, or one trial fits on no node.
         """
+        if self.address is not None:
+            # Read when ray is imported: seconds for which it repeats what was refused, such as a wrong token.
+            os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")
         from autocompress.backends.ray_cluster import joined, started
 
         with (

@@ -163,7 +163,10 @@ def _init_options() -> dict[str, Any]:
 def _hushed() -> Iterator[None]:
     """Keep what raylets say of dead workers and nodes, their logs included, out of the user's terminal."""
     module = ray._private.worker
-    printing = module.print_to_stdstream
+    printing = getattr(module, "print_to_stdstream", None)
+    if printing is None:
+        yield
+        return
     module.print_to_stdstream = lambda *args, **keywords: None
     try:
         yield

@@ -8,6 +8,7 @@ runs, imports this.
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,10 @@ from autocompress.records import Job, TrialResult
 
 #: Workers in a row that die before they have a job, with none at work, before the search ends.
 MISSED = 3
+#: Characters of a reason.
+MOST = 200
+#: What Ray's memory monitor says of the actors that it killed, which Tune has no answer to.
+AT_FAULT = re.compile(r"Selected to kill: \(Actor\((\w+)\)")
 #: Times in a row that Tune may give up as a whole without a result in between.
 COLLAPSES = 3
 
@@ -62,6 +67,7 @@ class UnderWay:
     job: Job
     parcel: Parcel
     begun: float | None = None
+    actor: str = ""
     outcome: TrialResult | None = None
     fault: Exception | None = None
 
@@ -128,17 +134,22 @@ class Forwarder(Searcher):
 
     # -- what the other halves note -----------------------------------------------------------
 
-    def begin(self, trial_id: str) -> None:
-        """Note that a worker runs a job now."""
+    def begin(self, trial_id: str, actor: str = "") -> None:
+        """Note that a worker, the actor of that id, runs a job now."""
         self._missed = 0
         found = self.under_way[trial_id]
+        found.actor = actor
         found.begun = time.monotonic()
         number = found.job.number
         self._executions[number] = self._executions.get(number, 0) + 1
 
-    def collapse(self) -> None:
-        """Take up what was under way when Tune gave up as a whole."""
-        for trial_id in list(self.under_way):
+    def collapse(self, error: Exception) -> None:
+        """Take up what was under way when Tune gave up as a whole; where Ray names the actors at fault, only theirs."""
+        at_fault = AT_FAULT.findall(str(error))
+        for trial_id, found in list(self.under_way.items()):
+            found.fault = error
+            if at_fault and found.begun is not None and found.actor not in at_fault:
+                self._executions[found.job.number] -= 1
             self.on_trial_complete(trial_id, error=True)
 
     # -- within -------------------------------------------------------------------------------
@@ -170,11 +181,11 @@ class Forwarder(Searcher):
             return
         took = time.monotonic() - ended.begun
         if isinstance(ended.fault, RayTaskError):
-            self._answer(job, failed(job, f"its result cannot be sent{_last_line(ended.fault)}", took))
+            self._answer(job, failed(job, f"its result cannot be sent{_gist(ended.fault)}", took))
         elif self._seconds is not None and took >= self._seconds:
             self._answer(job, failed(job, f"timed out after {self._seconds:g} s", took))
         elif deaths >= EXECUTIONS:
-            self._answer(job, failed(job, f"its worker died {deaths} times{_last_line(ended.fault)}", took))
+            self._answer(job, failed(job, f"its worker died {deaths} times{_gist(ended.fault)}", took))
         else:
             self._again.append(job)
 
@@ -185,12 +196,17 @@ class Forwarder(Searcher):
             # The next one there would not be ready either.
             self._given_up += 1
         if self._missed >= MISSED and all(found.begun is None for found in self.under_way.values()):
-            raise Through(WorkersError(f"the workers do not start{_last_line(fault)}"))
+            raise Through(WorkersError(f"the workers do not start{_gist(fault)}"))
 
 
-def _last_line(fault: BaseException | None) -> str:
-    lines = str(fault or "").strip().splitlines()
-    return f" ({lines[-1].strip()})" if lines else ""
+def _gist(fault: BaseException | None) -> str:
+    """Return the one line of Ray's many that tells why."""
+    cause = getattr(fault, "cause", None)
+    if isinstance(cause, Exception):
+        return f" ({type(cause).__name__}: {cause})"
+    lines = str(fault or "").strip().removeprefix("Caught unexpected exception: ").splitlines()
+    told = [line.partition(f"{UnreadyError.__name__}: ")[2] for line in lines if UnreadyError.__name__ in line]
+    return f" ({(told or lines)[-1 if told else 0][:MOST]})" if lines else ""
 
 
 class OneResult(TrialScheduler):
@@ -218,9 +234,12 @@ class OneResult(TrialScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Keep the reason for the searcher, which Tune does not tell it."""
-        file = trial.pickled_error_file
-        if file is not None:
-            self._forwarder.under_way[trial.trial_id].fault = ray.cloudpickle.loads(Path(file).read_bytes())
+        found = self._forwarder.under_way[trial.trial_id]
+        if trial.pickled_error_file is not None:
+            found.fault = ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        elif trial.error_file is not None:
+            # Its first line says only when that was.
+            found.fault = RuntimeError(Path(trial.error_file).read_text().partition("\n")[2])
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Do nothing: the searcher is told next."""
@@ -244,7 +263,8 @@ class Watcher(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a worker has the job."""
-        self._forwarder.begin(trial.trial_id)
+        identity = getattr(trial.temporary_state.ray_actor, "_actor_id", None)
+        self._forwarder.begin(trial.trial_id, "" if identity is None else identity.hex())
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -291,8 +311,8 @@ def run_jobs(
             # Such as a result that was lost with the node it lay on, which Tune has no answer to.
             collapses = 1 if forwarder.told > told else collapses + 1
             if collapses == COLLAPSES:
-                raise WorkersError(f"Ray Tune fails over and over{_last_line(error)}") from error
-            forwarder.collapse()
+                raise WorkersError(f"Ray Tune fails over and over{_gist(error)}") from error
+            forwarder.collapse(error)
 
 
 def _tuned(forwarder: Forwarder, bundle: Mapping[str, float], folder: str) -> None:
