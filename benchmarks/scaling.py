@@ -2,7 +2,8 @@
 
 The same search (trainings drawn at random and none stopped, so that the order of results changes nothing) is run with
 one worker and with two, and its trials once more in a bare loop: no driver, no store, no worker. Times are from the
-first job to the last result; starting workers is not in them. The contestants take turns, seed by seed.
+first job to the last result: starting workers is not in them, what a new process does slowly for the first time is. The
+contestants take turns, seed by seed.
 """
 
 import argparse
