@@ -5,7 +5,6 @@ written in the same transactions. The driver alone writes; workers return result
 """
 
 import json
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -18,9 +17,10 @@ from types import TracebackType
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic_core import from_json
 
+from autocompress.database import DATABASE as DATABASE, acquire, connect, require_run
 from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.records import Candidate, Job, State, TrialResult
 from autocompress.rows import (
@@ -34,7 +34,6 @@ from autocompress.rows import (
     cut_number,
     flat_candidate,
     job_row,
-    seal_of,
     trial_of,
 )
 from autocompress.storage import storage_errors, write_atomic
@@ -42,7 +41,6 @@ from autocompress.storage import storage_errors, write_atomic
 FORMAT = 3
 # What can be read, if not continued: its sampler kept its memory elsewhere.
 READABLE = (2, FORMAT)
-DATABASE = "study.db"
 
 
 class Study:
@@ -73,11 +71,11 @@ class Study:
         """Create the store of a new run."""
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        lock = _acquire(folder)
+        lock = acquire(folder)
         if (folder / DATABASE).exists():
             lock.release()
             raise RunFolderError(f"{folder} already holds a run; add --resume to continue it, or --name another")
-        study = cls(folder, _connect(folder / DATABASE), lock)
+        study = cls(folder, connect(folder / DATABASE), lock)
         study._connection.executescript(SCHEMA)
         study.set_meta({"format": FORMAT, **meta})
         return study
@@ -85,10 +83,10 @@ class Study:
     @classmethod
     def open(cls, folder: Path) -> "Study":
         """Open an existing run for writing."""
-        _require_run(folder)
-        lock = _acquire(folder)
+        require_run(folder)
+        lock = acquire(folder)
         try:
-            study = cls(folder, _connect(folder / DATABASE), lock)
+            study = cls(folder, connect(folder / DATABASE), lock)
             study._check()
             if study.meta("format") != FORMAT:
                 raise RunFolderError(f"{folder} was made by an older version: it can be read, but not continued")
@@ -100,16 +98,16 @@ class Study:
     @classmethod
     def read(cls, folder: Path) -> "Study":
         """Open an existing run for reading, also while a search writes to it or where its folder takes no files."""
-        _require_run(folder)
+        require_run(folder)
         try:
-            study = cls(folder, _connect(folder / DATABASE), None)
+            study = cls(folder, connect(folder / DATABASE), None)
         except StorageError:
             # Readers of a store in WAL mode write beside it, which a read-only folder does not allow.
             copy = tempfile.TemporaryDirectory(prefix="autocompress-")
             for name in (DATABASE, f"{DATABASE}-wal"):
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, Path(copy.name) / name)
-            study = cls(folder, _connect(Path(copy.name) / DATABASE), None, copy)
+            study = cls(folder, connect(Path(copy.name) / DATABASE), None, copy)
         study._check()
         return study
 
@@ -383,40 +381,6 @@ class Study:
                     f"cannot write {self.folder / DATABASE} ({fault}); free some space or choose another folder"
                 ) from fault
             raise
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(path, timeout=30, isolation_level=None)
-        connection.create_function("seal_of", -1, seal_of, deterministic=True)
-        # Journal mode is a property of the file, so Optuna's connections share it.
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-    except sqlite3.OperationalError as reason:
-        raise StorageError(f"cannot open {path} ({reason}); check that the folder can be written") from None
-    except sqlite3.DatabaseError as damage:
-        raise RunFolderError(f"{path} is not a study ({damage}); point at a folder under reports/") from None
-    return connection
-
-
-def _require_run(folder: Path) -> None:
-    if not folder.is_dir():
-        raise RunFolderError(f"{folder} does not exist; runs lie under reports/, see `ls reports`")
-    if not (folder / DATABASE).is_file():
-        raise RunFolderError(f"{folder} is not a run folder: it has no {DATABASE}")
-
-
-def _acquire(folder: Path) -> FileLock:
-    path = folder / ".lock"
-    lock = FileLock(path)
-    try:
-        with storage_errors(folder):
-            lock.acquire(timeout=0)
-    except Timeout:
-        owner = (folder / ".driver").read_text() if (folder / ".driver").exists() else "unknown"
-        raise RunFolderError(f"{folder} is in use by process {owner}; wait for it, or stop it first") from None
-    write_atomic(folder / ".driver", str(os.getpid()))
-    return lock
 
 
 def now() -> float:
