@@ -2,13 +2,17 @@
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from autocompress.backends.base import NO_LIMITS, Ask, Evaluate, Tell, TrialLimits
 from autocompress.backends.workers import Crew
 from autocompress.errors import UsageError
 from autocompress.registry import BACKENDS
+
+# What a trial needs: most of a worker's start goes into importing it.
+AHEAD = ("autocompress.trial",)
 
 
 def usable_cores() -> int:
@@ -59,14 +63,23 @@ class Local:
             raise UsageError("search.memory needs Linux: this system keeps no such limit; leave it out")
         self.workers = workers or usable_cores()
         self.limits = limits
+        self._crew: Crew | None = None
 
-    def opened(self, folder: Path | None = None) -> AbstractContextManager[None]:
-        """Ready nothing: the pool is made for each run."""
-        return nullcontext()
+    @contextmanager
+    def opened(self, folder: Path | None = None) -> Iterator[None]:
+        """Start the workers: they import torch while the teacher is loaded."""
+        self._crew = Crew(self.workers, self.limits)
+        self._crew.warm(AHEAD)
+        try:
+            yield
+        finally:
+            self._crew.kill()
+            self._crew = None
 
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
         """Keep every worker busy until ``ask`` returns ``None``."""
-        crew = Crew(self.workers, evaluate, self.limits)
+        crew = self._crew or Crew(self.workers, self.limits)
+        crew.ready(evaluate)
         try:
             while True:
                 while crew.jobs < self.workers and (job := ask()) is not None:

@@ -12,7 +12,9 @@ import signal
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -36,21 +38,20 @@ class Worker:
     """One process, and the job that it has.
 
     Args:
-        evaluate: What runs a job, pickled.
         limits: What a job may take.
+        ahead: Modules that it imports before it is told what to do.
     """
 
-    def __init__(self, evaluate: bytes, limits: TrialLimits) -> None:
+    def __init__(self, limits: TrialLimits, ahead: Sequence[str] = ()) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, limits.memory), name="autocompress worker")
+        self.process = context.Process(target=_work, args=(theirs, limits.memory, ahead), name="autocompress worker")
         self.process.start()
         theirs.close()
         self.ready = False
         self.job: Job | None = None
         self.since = 0.0
         self._limit = limits.seconds
-        self.send(evaluate)
 
     @property
     def deadline(self) -> float:
@@ -82,18 +83,27 @@ class Crew:
 
     Args:
         size: Workers at most.
-        evaluate: What runs a job.
         limits: What a job may take.
     """
 
-    def __init__(self, size: int, evaluate: Evaluate, limits: TrialLimits) -> None:
+    def __init__(self, size: int, limits: TrialLimits) -> None:
         self._size = size
-        self._evaluate = pickle.dumps(evaluate)
+        self._evaluate = b""
         self._limits = limits
         self._workers: list[Worker] = []
         self._waiting: deque[Job] = deque()
         self._deaths: dict[int, int] = {}
         self._unready = 0
+
+    def warm(self, modules: Sequence[str]) -> None:
+        """Start all workers, which import modules and wait: a start takes seconds that others need too."""
+        self._workers += [Worker(self._limits, modules) for _ in range(self._size)]
+
+    def ready(self, evaluate: Evaluate) -> None:
+        """Say what runs a job."""
+        self._evaluate = pickle.dumps(evaluate)
+        for worker in self._workers:
+            worker.send(self._evaluate)
 
     @property
     def jobs(self) -> int:
@@ -138,7 +148,8 @@ class Crew:
 
     def _assign(self) -> None:
         for _ in range(min(self._size, self.jobs) - len(self._workers)):
-            self._workers.append(Worker(self._evaluate, self._limits))
+            self._workers.append(Worker(self._limits))
+            self._workers[-1].send(self._evaluate)
         for worker in self._workers:
             if self._waiting and worker.ready and worker.job is None:
                 worker.begin(self._waiting.popleft())
@@ -212,9 +223,11 @@ def _said(code: int | None) -> str:
 # -- in the worker ----------------------------------------------------------------------------
 
 
-def _work(pipe: Connection, memory: int | None) -> None:
+def _work(pipe: Connection, memory: int | None, ahead: Sequence[str]) -> None:
     """Run jobs until the driver has none, or is gone."""
     _stand_alone()
+    for module in ahead:
+        import_module(module)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # The driver is gone.
         _serve(pipe, memory)
 

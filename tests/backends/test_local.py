@@ -48,6 +48,25 @@ def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(tmp_path: Path) ->
     assert not [child for child in trials.children() if alive(child)]
 
 
+def test_workers_that_were_started_ahead_do_the_work_and_leave_with_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autocompress.backends.local.AHEAD", ("colorsys",))
+    backend = Local(workers=2)
+    with backend.opened():
+        started = {child.pid for child in multiprocessing.active_children()}
+        told = run(backend, FakeTrials(tmp_path / "log"), 6)
+    assert sorted(told) == list(range(6))
+    assert len(started) == 2
+    prepared = [int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines() if "prepared" in line]
+    assert set(prepared) <= started
+    assert prepared
+    with pytest.raises(ValueError, match="the teacher"), backend.opened():
+        assert len(multiprocessing.active_children()) == 2
+        raise ValueError("the teacher diverged")
+    assert multiprocessing.active_children() == []
+
+
 def test_a_trial_whose_worker_was_killed_is_run_once_more(tmp_path: Path) -> None:
     trials = FakeTrials(tmp_path / "log", dying_once=(0, 1, 4))
     told = run(Local(workers=2), trials, 6)
