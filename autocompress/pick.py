@@ -78,8 +78,9 @@ def pick(
     """Return the best candidate for what is asked, among fully trained candidates of the search.
 
     Without arguments: the cheapest candidate whose score lies within ``meta["pick"]["max_drop"]`` of the teacher's on
-    both validation splits (the cheapest of hundreds on one split is too often a lucky one), or the knee of the front
-    if there is none. With limits: the best by ``prefer``, which is by default the first score if a cost is limited,
+    both validation splits (the cheapest of hundreds on one split is too often a lucky one); if there is none, the
+    cheapest within as much of the one that comes nearest; without a teacher's score, the knee of the front. With
+    limits: the best by ``prefer``, which is by default the first score if a cost is limited,
     and the first cost if only scores are. Ties go to the cheaper one, then to the first id. The limits of the run hold
     too, unless the same bound is given here. A candidate no better than the declared reference score (a dead or
     constant model) is never chosen, unless by its id.
@@ -225,11 +226,27 @@ def _binding_drop(rows: pd.DataFrame, meta: Mapping[str, Any], chosen: Mapping[s
 
 def _near(rows: pd.DataFrame, goals: Iterable[tuple[str, float, str]], drop: float, score: Objective) -> pd.DataFrame:
     """Return the rows that lose no more than ``drop`` on the splits of ``goals``."""
+    return rows[_losses(rows, goals, score) <= drop + SLACK]
+
+
+def _losses(rows: pd.DataFrame, goals: Iterable[tuple[str, float, str]], score: Objective) -> "pd.Series[float]":
+    """Return what each row loses against the teacher on the split where it loses most."""
     sign = 1.0 if score["direction"] == "maximize" else -1.0
+    worst = pd.Series(-np.inf, index=rows.index)
     for _, goal, column in goals:
         if column in rows:
-            rows = rows[(numbers(rows, column) - goal) * sign >= -drop - SLACK]
-    return rows
+            loss = sign * (goal - numbers(rows, column))
+            worst = worst.where(worst > loss, loss)
+    return worst
+
+
+def _against(chosen: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+    """Return a choice's score beside the teacher's, and what it saves."""
+    cost, score = axes(meta["objectives"])
+    goal = meta["teacher"]["scores"]["select_val"][score["name"]]
+    there = meta["teacher"].get("costs", {}).get(cost["name"])
+    saving = f", with {compare(chosen[cost['name']], there, cost['name'])}" if finite(there) else ""
+    return f"({show(chosen[score['name']], score)} against {show(goal, score)}){saving}"
 
 
 def _figures(row: Mapping[str, Any], objectives: list[Objective]) -> str:
@@ -297,7 +314,6 @@ def _default(rows: pd.DataFrame, meta: Mapping[str, Any], knee: bool) -> tuple[d
     teacher = meta.get("teacher") or {}
     goal = teacher.get("scores", {}).get("select_val", {}).get(score["name"])
     drop = (meta.get("pick") or {}).get("max_drop")
-    opening = "The knee of the front"
     if not knee and finite(goal) and finite(drop):
         near = _near(rows, _goals(meta), drop, score)
         within = f"within {gap(drop, score)} of the teacher's {label(score['name'])}"
@@ -305,13 +321,15 @@ def _default(rows: pd.DataFrame, meta: Mapping[str, Any], knee: bool) -> tuple[d
             within += " on both validation splits"
         if len(near):
             chosen = best_of(near, cost, objectives)
-            both = f"{show(chosen[score['name']], score)} against {show(goal, score)}"
-            there = teacher.get("costs", {}).get(cost["name"])
-            saving = f", with {compare(chosen[cost['name']], there, cost['name'])}" if finite(there) else ""
-            return chosen, f"{_CHEAPEST} {within} ({both}){saving}."
-        opening = f"No candidate is {within}, so this is the knee of the front"
+            return chosen, f"{_CHEAPEST} {within} {_against(chosen, meta)}."
+        losses = _losses(rows, _goals(meta), score)
+        chosen = best_of(rows[losses <= losses.min() + drop + SLACK], cost, objectives)
+        return chosen, (
+            f"No candidate is {within}: the nearest loses {gap(float(losses.min()), score)}, and this is the cheapest "
+            f"within {gap(drop, score)} of that {_against(chosen, meta)}."
+        )
     name = knee_of(pareto_front(rows, objectives), objectives)
-    return _named(rows, name), f"{opening}: the point farthest from the line between the front's two ends."
+    return _named(rows, name), "The knee of the front: the point farthest from the line between the front's two ends."
 
 
 def _superlative(record: Objective) -> str:

@@ -79,8 +79,14 @@ def test_the_page_says_the_verdict_the_pick_and_how_to_export_it(run: Run, reade
     assert picked.reason in reader.text
     assert all(f"{neighbour.text}." in reader.text for neighbour in picked.neighbours)
     assert f"--candidate {picked.id} --to onnx --verify" in reader.text
+    assert "Every bit-width in it has a native kernel: nothing is simulated." in reader.text
+
+
+def test_the_page_says_what_of_the_pick_is_simulated(run: Run, tmp_path: Path) -> None:
+    picked = pick(run.candidates, run.meta, knee=True)
     (card,) = cards(run.candidates[run.candidates["id"] == picked.id], run.candidates, run.trials, run.meta)
-    assert f"Simulated: {card['simulated']}." in reader.text
+    assert card["simulated"]
+    assert f"Simulated: {card['simulated']}." in Reader(written(run, tmp_path, picked=picked)).text
 
 
 def test_every_section_is_there_and_every_link_leads_somewhere(reader: Reader) -> None:
