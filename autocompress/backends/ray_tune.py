@@ -9,14 +9,11 @@ runs, imports this.
 import logging
 import os
 import re
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -259,21 +256,10 @@ class OneResult(TrialScheduler):
 
 
 class Watcher(tune.Callback):
-    """Notes beginnings, takes results out of Tune before it copies them, and ends the loop when that was asked for.
+    """Notes beginnings, and takes results out of Tune before it copies them."""
 
-    Args:
-        forwarder: Who asks and tells.
-        signals: Signals to end that came so far.
-    """
-
-    def __init__(self, forwarder: Forwarder, signals: Sequence[int]) -> None:
+    def __init__(self, forwarder: Forwarder) -> None:
         self._forwarder = forwarder
-        self._signals = signals
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Raise again what was lost: a signal that comes while Ray's own code runs may be swallowed there."""
-        if self._signals:
-            raise KeyboardInterrupt
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a worker has the job."""
@@ -316,8 +302,8 @@ def run_jobs(
     while True:
         told = forwarder.told
         try:
-            with _quiet(SETTINGS), noted() as signals:
-                _tuned(forwarder, bundle, folder, signals)
+            with _quiet(SETTINGS):
+                _tuned(forwarder, bundle, folder)
             return
         except Through as through:
             raise through.fault from None
@@ -329,13 +315,13 @@ def run_jobs(
             forwarder.collapse(error)
 
 
-def _tuned(forwarder: Forwarder, bundle: Mapping[str, float], folder: str, signals: Sequence[int]) -> None:
+def _tuned(forwarder: Forwarder, bundle: Mapping[str, float], folder: str) -> None:
     tune.run(
         Seat,
         name="jobs",
         search_alg=forwarder,
         scheduler=OneResult(forwarder),
-        callbacks=[Watcher(forwarder, signals)],
+        callbacks=[Watcher(forwarder)],
         resources_per_trial=tune.PlacementGroupFactory([dict(bundle)]),
         reuse_actors=True,
         num_samples=-1,
@@ -354,28 +340,6 @@ def _through() -> Iterator[None]:
         yield
     except Exception as fault:
         raise Through(fault) from fault
-
-
-@contextmanager
-def noted() -> Iterator[list[int]]:
-    """Keep a list of the signals that ask this process to end, beside what their handlers do."""
-    seen: list[int] = []
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        before = {number: handler for number, handler in handlers.items() if callable(handler)}
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        before[number](number, frame)
-
-    for number in before:
-        signal.signal(number, on_signal)
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

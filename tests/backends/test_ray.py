@@ -237,7 +237,7 @@ def test_a_cluster_of_our_own_wants_a_token_and_leaves_nothing_behind(stop: sign
     with subprocess.Popen(
         [sys.executable, str(script), str(short)], cwd=root, env=marked, stderr=subprocess.PIPE, text=True
     ) as driver:
-        until(lambda: (short / "log").exists() and "0" in (short / "log").read_text().split("\n"), 120)
+        until(lambda: (short / "log").exists() and "0" in (short / "log").read_text().split("\n"), 60)
         assert (short / "ray").is_dir()
         if stop is signal.SIGINT:
             others = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -1,8 +1,6 @@
 """What is handed out, told and handed out again, without a cluster."""
 
 import copy
-import signal
-from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +8,7 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from autocompress.backends.ray_seat import JOB, OUTCOME, Outcome, Parcel
-from autocompress.backends.ray_tune import MISSED, Forwarder, Through, Watcher, noted
+from autocompress.backends.ray_tune import MISSED, Forwarder, Through, Watcher
 from autocompress.errors import WorkersError
 from autocompress.records import Job, State, TrialResult
 from tests.backends.test_local import jobs
@@ -46,7 +44,7 @@ class Play:
 
     def end(self, trial: str) -> None:
         result = {OUTCOME: Outcome(fake_result(self.forwarder.under_way[trial].job))}
-        Watcher(self.forwarder, []).on_trial_result(1, [], SimpleNamespace(trial_id=trial), result)
+        Watcher(self.forwarder).on_trial_result(1, [], SimpleNamespace(trial_id=trial), result)
         assert result == {}, "Tune keeps the result"
         self.forwarder.on_trial_complete(trial)
 
@@ -186,16 +184,3 @@ def test_what_ask_raises_passes_through_tune() -> None:
         found.suggest("a")
     assert isinstance(through.value.fault, OSError)
     assert not isinstance(through.value, Exception)
-
-
-def test_a_signal_that_was_swallowed_ends_the_loop_at_its_next_step() -> None:
-    """Ray's own code may lose the exception of a handler: what counts is that the signal came."""
-    handler = signal.getsignal(signal.SIGINT)
-    with noted() as signals:
-        watcher = Watcher(Play(1).forwarder, signals)
-        watcher.on_step_begin(1, [])
-        with suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            watcher.on_step_begin(2, [])
-    assert signal.getsignal(signal.SIGINT) is handler
