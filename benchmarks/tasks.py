@@ -168,7 +168,7 @@ def table(rows: Iterable[Row]) -> str:
             "|" + "---|" * len(COLUMNS),
             *(f"| {' | '.join(row.cells())} |" for row in rows),
             "",
-            "A model of one's own, with its weights, on all of CIFAR-10: [ResNet-20](resnet20.md).",
+            "A model of one's own, with its weights, on all of CIFAR-10: ResNet-20, on a page of its own.",
             "",
         ]
     )

@@ -199,6 +199,7 @@ def test_a_node_with_other_packages_is_refused(
 
 
 DRIVER = """\
+import signal
 import sys
 from pathlib import Path
 from autocompress.backends.ray import Ray
@@ -206,6 +207,8 @@ from tests.backends.test_local import jobs
 from tests.fakes import FakeTrials
 
 if __name__ == "__main__":
+    # Where the tests run in the background of a shell, they inherit that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     queue, folder = jobs(1), Path(sys.argv[1])
     backend = Ray(workers=1)
     with backend.opened(folder):
@@ -237,7 +240,7 @@ def test_a_cluster_of_our_own_wants_a_token_and_leaves_nothing_behind(stop: sign
     with subprocess.Popen(
         [sys.executable, str(script), str(short)], cwd=root, env=marked, stderr=subprocess.PIPE, text=True
     ) as driver:
-        until(lambda: (short / "log").exists() and "0" in (short / "log").read_text().split("\n"), 60)
+        until(lambda: (short / "log").exists() and "0" in (short / "log").read_text().split("\n"), 120)
         assert (short / "ray").is_dir()
         if stop is signal.SIGINT:
             others = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
