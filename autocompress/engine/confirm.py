@@ -11,6 +11,7 @@ from autocompress.backends.base import Backend
 from autocompress.config import CompressionConfig, fingerprint
 from autocompress.confirmation import top
 from autocompress.engine.driver import MAX_ATTEMPTS
+from autocompress.engine.hosting import make_backend
 from autocompress.engine.results import checked
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import SearchFailedError, UsageError
@@ -19,7 +20,6 @@ from autocompress.lab import Setup
 from autocompress.pick import pick
 from autocompress.plugins import guests
 from autocompress.records import Cut, Job, Role, State, TrialResult
-from autocompress.registry import BACKENDS
 from autocompress.study import Study
 from autocompress.trial import TrialRunner
 
@@ -84,9 +84,10 @@ def _configs(study: Study, chosen: Sequence[str]) -> dict[str, CompressionConfig
 
 
 def _backend(study: Study, workers: int | None, backend: str | None) -> Backend:
-    search = parse_spec(study.meta("spec"), "spec.yaml").spec.search
-    found: Backend = BACKENDS.get(backend or search.backend)(search.workers if workers is None else workers)
-    return found
+    # Where another backend is asked for, what the run's own was told of places is not meant for it.
+    changes = [] if backend is None else [f"search.backend={backend}", "search.address=null", "search.resources=null"]
+    changes += [] if workers is None else [f"search.workers={workers}"]
+    return make_backend(parse_spec(study.meta("spec"), "spec.yaml", changes))
 
 
 @dataclass
