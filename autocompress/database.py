@@ -62,3 +62,8 @@ def acquire(folder: Path) -> FileLock:
         raise RunFolderError(f"{folder} is in use by process {owner}; wait for it, or stop it first") from None
     write_atomic(folder / ".driver", str(os.getpid()))
     return lock
+
+
+def taken(folder: Path) -> RunFolderError:
+    """Return the error of a search that would begin where a run lies."""
+    return RunFolderError(f"{folder} already holds a run; add --resume to continue it, or --name another")

@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock
 from pydantic_core import from_json
 
-from autocompress.database import DATABASE as DATABASE, acquire, connect, require_run
+from autocompress.database import DATABASE as DATABASE, acquire, connect, require_run, taken
 from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.records import Candidate, Job, State, TrialResult
 from autocompress.rows import (
@@ -74,7 +74,7 @@ class Study:
         lock = acquire(folder)
         if (folder / DATABASE).exists():
             lock.release()
-            raise RunFolderError(f"{folder} already holds a run; add --resume to continue it, or --name another")
+            raise taken(folder)
         study = cls(folder, connect(folder / DATABASE), lock)
         study._connection.executescript(SCHEMA)
         study.set_meta({"format": FORMAT, **meta})

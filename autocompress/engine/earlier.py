@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autocompress.database import DATABASE, taken
 from autocompress.engine.spec import Spec
 from autocompress.errors import RunFolderError, UnfinishedRunError
-from autocompress.study import DATABASE, Study
+from autocompress.study import Study
 from autocompress.words import plural
 
 
@@ -30,7 +31,7 @@ def look(folder: Path, spec: Spec, *, resume: bool, command: str = "") -> None:
         trials = len(study.trials())
     if before != spec.content():
         if not resume:
-            raise RunFolderError(_taken(folder))
+            raise taken(folder)
         changed = _first_difference(before, spec.content())
         raise RunFolderError(
             f"{folder} was searched with another spec: {changed} differs; restore it, or --name a new run"
@@ -38,16 +39,12 @@ def look(folder: Path, spec: Spec, *, resume: bool, command: str = "") -> None:
     if resume:
         return
     if ended:
-        raise RunFolderError(_taken(folder))
+        raise taken(folder)
     again = f"{command} --resume" if command else "search(..., resume=True)"
     raise UnfinishedRunError(
         f"{folder} holds the same search, not ended, with {plural(trials, 'trial')}; continue it with: {again} "
         "(or give a new one a --name)"
     )
-
-
-def _taken(folder: Path) -> str:
-    return f"{folder} already holds a run; add --resume to continue it, or --name another"
 
 
 def _first_difference(before: Any, after: Any, place: str = "") -> str:

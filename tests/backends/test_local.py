@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.backends.base import TrialLimits
-from autocompress.backends.local import Local, Serial, usable_cores
+from autocompress.backends.base import Backend, TrialLimits
+from autocompress.backends.local import Local, usable_cores
 from autocompress.config import CompressionConfig, Part
 from autocompress.errors import WorkersError
 from autocompress.records import Cut, Job, State, TrialResult
@@ -23,7 +23,7 @@ def jobs(count: int) -> list[Job]:
     ]
 
 
-def run(backend: Local | Serial, trials: FakeTrials, count: int) -> dict[int, TrialResult]:
+def run(backend: Backend, trials: FakeTrials, count: int) -> dict[int, TrialResult]:
     queue, told = jobs(count), {}
 
     def tell(job: Job, result: TrialResult) -> None:

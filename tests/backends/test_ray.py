@@ -22,7 +22,7 @@ from autocompress.errors import UsageError, WorkersError
 from autocompress.records import Job, State, TrialResult
 from autocompress.study import Study
 from tests.backends.nodes import LookingTrials, SlowTrials, UnreadyTrials, another
-from tests.backends.test_local import alive, jobs, until
+from tests.backends.test_local import alive, jobs, run, until
 from tests.conftest import SMALL_SEARCH
 from tests.engine.test_driver import close, driver, table
 from tests.fakes import FakeTrials, fake_result
@@ -32,17 +32,6 @@ pytestmark = pytest.mark.timeout(300)
 
 # One trial takes a whole node of the tests' cluster.
 WHOLE = {"cpu": 2.0}
-
-
-def run(backend: Ray, trials: FakeTrials, count: int) -> dict[int, TrialResult]:
-    queue, told = jobs(count), {}
-
-    def tell(job: Job, result: TrialResult) -> None:
-        assert job.number not in told, "told twice"
-        told[job.number] = result
-
-    backend.run(lambda: queue.pop(0) if queue else None, trials, tell)
-    return told
 
 
 def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(ray_cluster: Any, tmp_path: Path) -> None:
