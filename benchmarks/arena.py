@@ -164,8 +164,3 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
     return statistics.fmean(values), error
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Return the geometric mean of positive values."""
-    return math.exp(statistics.fmean(math.log(value) for value in values))

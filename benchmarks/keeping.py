@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,3 +52,8 @@ def turned(names: Sequence[str], seed: int) -> list[str]:
     """
     turn = seed % max(len(names), 1)
     return [*names[turn:], *names[:turn]]
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Return the geometric mean of positive values."""
+    return math.exp(statistics.fmean(math.log(value) for value in values))

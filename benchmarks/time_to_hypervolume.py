@@ -15,17 +15,14 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from unittest import mock
 
-from optuna.samplers import TPESampler
-
-from autocompress.engine.progress import Progress
-from autocompress.engine.run import Events, make_plan, run_search
-from autocompress.engine.spec import load_spec
 from autocompress.errors import SearchFailedError
-from autocompress.study import Study
-from benchmarks.arena import geometric_mean
-from benchmarks.keeping import about, keep, kept, questions, turned
+from benchmarks.keeping import about, geometric_mean, keep, kept, questions, turned
+
+if TYPE_CHECKING:
+    from autocompress.engine.progress import Progress
 
 PLAIN = "plain TPE"
 OURS = "ours"
@@ -34,6 +31,7 @@ CONTENDERS = {
     PLAIN: ("search.mode=sampled",),
     OURS: (),
     "our TPE, one cut a training": ("search.mode=sampled",),
+    "ours, proposed by TPE": ("search.sampler=tpe",),
     "supernet": ("search.mode=supernet",),
     "random with all cuts": ("search.sampler=random", "search.promotion=always"),
     "NSGA-II": ("search.mode=sampled", "search.sampler=nsga2"),
@@ -74,13 +72,20 @@ class Reached(KeyboardInterrupt):
 
 def run(space: str, contender: str, seed: int, target: Run | None, overrides: list[str], workers: int) -> Run:
     """Search until the target is reached; without one, all trainings of the plain study."""
+    # Workers import this module as they start, and need none of these.
+    from optuna.samplers import TPESampler
+
+    from autocompress.engine.run import Events, make_plan, run_search
+    from autocompress.engine.spec import load_spec
+    from autocompress.study import Study
+
     budget = [f"search.trials={TRIALS}", "search.minutes=null"]
     if target is not None:
         budget = [f"search.trials={MANY}", f"search.minutes={target.whole / 60}"]
     common = [f"search.seed={seed}", f"search.workers={workers}"]
     source = load_spec(space, [*overrides, *CONTENDERS[contender], *budget, *common])
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: "Progress") -> None:
         if target is not None and progress.hypervolume >= target.hypervolume:
             raise Reached
 

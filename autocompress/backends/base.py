@@ -64,6 +64,10 @@ class Backend(Protocol):
         """
         ...
 
+    def ready(self, evaluate: Evaluate) -> None:
+        """Let what was opened ready itself for ``evaluate``, while the caller does other things."""
+        ...
+
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
         """Ask, evaluate and tell until ``ask`` returns ``None`` and nothing is under way.
 

@@ -11,8 +11,9 @@ from autocompress.backends.workers import Crew
 from autocompress.errors import UsageError
 from autocompress.registry import BACKENDS
 
-# What a trial needs: most of a worker's start goes into importing it.
-AHEAD = ("autocompress.trial",)
+# What a trial needs: most of a worker's start goes into importing it. The first optimizer imports torch's compiler,
+# which takes a second.
+AHEAD = ("autocompress.trial", "torch._dynamo")
 
 
 def usable_cores() -> int:
@@ -33,6 +34,9 @@ class Serial:
     def opened(self, folder: Path | None = None) -> AbstractContextManager[None]:
         """Ready nothing."""
         return nullcontext()
+
+    def ready(self, evaluate: Evaluate) -> None:
+        """Ready nothing: there is one process, and its caller needs it."""
 
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
         """Ask, evaluate and tell, one job after the other."""
@@ -75,6 +79,11 @@ class Local:
         finally:
             self._crew.kill()
             self._crew = None
+
+    def ready(self, evaluate: Evaluate) -> None:
+        """Let the workers load what they need, if they were started."""
+        if self._crew is not None:
+            self._crew.ready(evaluate)
 
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
         """Keep every worker busy until ``ask`` returns ``None``."""

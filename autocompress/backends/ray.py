@@ -86,6 +86,9 @@ class Ray:
             finally:
                 self._cluster = None
 
+    def ready(self, evaluate: Evaluate) -> None:
+        """Ready nothing: actors come when the first job does."""
+
     def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
         """Keep every worker busy until ``ask`` returns ``None``; opens the cluster if it is not.
 

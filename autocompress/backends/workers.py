@@ -100,8 +100,11 @@ class Crew:
         self._workers += [Worker(self._limits, modules) for _ in range(self._size)]
 
     def ready(self, evaluate: Evaluate) -> None:
-        """Say what runs a job."""
-        self._evaluate = pickle.dumps(evaluate)
+        """Say what runs a job; saying it again changes nothing."""
+        content = pickle.dumps(evaluate)
+        if content == self._evaluate:
+            return
+        self._evaluate = content
         for worker in self._workers:
             worker.send(self._evaluate)
 

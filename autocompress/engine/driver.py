@@ -6,32 +6,30 @@ It trains nothing and it alone writes to the store, so it can be killed at any i
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 from optuna.trial import Trial
 
-from autocompress.config import Part, fingerprint
+from autocompress.config import CompressionConfig
 from autocompress.engine.answers import Answers
 from autocompress.engine.archive import Archive
-from autocompress.engine.effort import epochs_of_fit
-from autocompress.engine.ladder import RUNGS, Ladder
+from autocompress.engine.climbing import Climb
+from autocompress.engine.cutting import cutting
+from autocompress.engine.effort import epochs_of_fit, size_of
+from autocompress.engine.identity import key_of, seed_of
+from autocompress.engine.ladder import RUNGS
 from autocompress.engine.limits import CostLimits, Price
-from autocompress.engine.modes import MODES, Mode
+from autocompress.engine.modes import MODES
+from autocompress.engine.openings import Openings, Values, opened, whole_effort
 from autocompress.engine.pace import Pace
-from autocompress.engine.progress import Progress
-from autocompress.engine.refinement import Refinement
+from autocompress.engine.progress import Progress, progress
 from autocompress.engine.results import checked
 from autocompress.engine.sampler import Proposer
-from autocompress.engine.segments import Segments
 from autocompress.engine.space import Space
 from autocompress.engine.spec import SearchSection
-from autocompress.engine.spending import Spending
-from autocompress.engine.stages import Stages
-from autocompress.engine.starts import Fixed
-from autocompress.front import axes
-from autocompress.knobs import Leaf
-from autocompress.records import Candidate, Cut, Job, Role, State, TrialResult
+from autocompress.engine.surrogate import Surrogate
+from autocompress.records import Candidate, Job, Role, State, TrialResult
 from autocompress.registry import PROMOTION_RULES
 from autocompress.rows import StoredTrial
 from autocompress.study import Study, now
@@ -47,13 +45,14 @@ class Driver:
     Args:
         study: The open store.
         space: What may be chosen.
-        search: Mode, budget and seed.
+        search: Mode, budget, seed.
         proposer: Who proposes trainings.
         objectives: Records as they stand in the run's description, the ``box`` included.
         limits: ``{name: {"min": ..., "max": ...}}``.
-        start: Values proposed first; where there are several, the student of the last always runs to its end.
+        start: Values of the hand-made trainings; where there are several, the last always runs to its end.
         max_drop: What the choices of the mode ``sequential`` may lose of the first score.
-        price: Returns the costs of each cut of a training without training it; asked only where a cost is limited.
+        price: Returns the costs of each cut of a training without training it.
+        teacher: As a candidate, where its scores and costs are known: the surrogate's first observation.
         on_progress: Called after every ask and tell.
     """
 
@@ -65,10 +64,11 @@ class Driver:
         proposer: Proposer,
         objectives: Sequence[Mapping[str, Any]],
         limits: Mapping[str, Mapping[str, float | None]],
-        start: Sequence[Mapping[str, Leaf]] = (),
+        start: Sequence[Values] = (),
         on_progress: Callable[[Progress], None] = lambda progress: None,
         price: Price | None = None,
         max_drop: float = 0.01,
+        teacher: Candidate | None = None,
     ) -> None:
         self._study = study
         self._space = space
@@ -81,18 +81,29 @@ class Driver:
         self._archive = Archive(objectives)
         self._limits = CostLimits(limits, self._archive.value, price)
         self._cuts = space.cuts() if self._amortized else ()
-        self._refinement = self._cutting(self._cuts, mode, max_drop, price)
+        self._refinement = cutting(mode, self._cuts, search.refine, max_drop, self._archive, objectives, price)
         rule = mode.promotion or search.promotion
-        self._segments = Segments(0 if rule == "always" else RUNGS, self._refinement.at_once)
-        self._ladder = Ladder(PROMOTION_RULES.get(rule)(), self._archive.score_column)
-        self._spending = Spending()
-        # Without one that is shaped like the teacher, a search may end with nothing near the teacher's score.
-        self._sure = space.suggest(Fixed(start[-1]), cut=False)[0].student if len(start) > 1 else None
-        self._trainings: dict[int, Job] = {}
+        self._climb = Climb(
+            PROMOTION_RULES.get(rule)(),
+            0 if rule == "always" else RUNGS,
+            self._refinement.at_once,
+            self._archive.score_column,
+            self._archive.normalised,
+            # Without one that is shaped like the teacher, a search may end with nothing near the teacher's score.
+            opened(space, start[-1], cut=False).training.student if len(start) > 1 else None,
+        )
+        self._surrogate: Surrogate | None = None
+        if (mode.sampler or search.sampler) == "surrogate" and mode.amortized and price is not None:
+            self._surrogate = Surrogate(space, price, self._archive.normalised, objectives, search.seed)
+            # It knows better than to climb from the cheapest student to the dearest.
+            start = [*start[:1], *start[1:][-1:]]
+            if teacher is not None:
+                self._surrogate.note(teacher.trial, [teacher])
         self._answers = Answers(proposer)
         self._pending: list[Job] = []
         self._under_way: set[int] = set()
         self._counts = dict.fromkeys(State, 0)
+        self._refused: set[str] = set()
         self._candidates = 0
         self._next = 0
         self._elapsed_before = 0.0
@@ -101,30 +112,17 @@ class Driver:
         self.exhausted = False
         self.refused = 0
         self._resume()
-        if not self._trainings:
-            for values in start:
-                proposer.enqueue(values)
-
-    def _cutting(self, cuts: Sequence[Cut], mode: Mode, max_drop: float, price: Price | None) -> Refinement | Stages:
-        if not mode.stages:
-            return Refinement(cuts, self._search.refine, self._archive.normalised, price)
-        cost, score = axes(self._objectives)
-        sign = 1.0 if score["direction"] == "maximize" else -1.0
-        return Stages(
-            cuts,
-            max_drop,
-            self._archive.normalised,
-            lambda candidate: sign * self._archive.value(candidate, score["name"]),
-            [each["name"] for each in self._objectives].index(cost["name"]),
-        )
+        keys = [key_of(opened(space, values, cut=not self._amortized), self._amortized) for values in start]
+        left = [values for values, key in zip(start, keys, strict=True) if not self._answers.knows(key)]
+        self._openings = Openings(left, partial(whole_effort, space, price if self._amortized else None))
 
     # -- the two calls of a backend -----------------------------------------------------------
 
     def ask(self) -> Job | None:
         """Return the next job, or ``None`` when the budget is spent, the space is, or nothing works.
 
-        Trainings that were promoted go on first, then further cuts that pay, then new trainings. While jobs are under
-        way, ``None`` may be followed by another job: what they bring may be worth going on with.
+        Further cuts that pay come first, then what the surrogate expects most of; without one, promoted trainings,
+        further cuts, new trainings. While jobs are under way, ``None`` may be followed by another job.
         """
         if self._pending:
             job = self._pending.pop(0)
@@ -132,9 +130,8 @@ class Driver:
             return self._hand_out(job)
         if self.hopeless:
             return None
-        # Once for all results since the last call.
-        self._stop(self._ladder.hopeless())
-        found = self._promoted() or self._further() or self._fresh() or self._promoted(closing=True)
+        self._stop(self._climb.hopeless())
+        found = self._guided() or self._promoted() or self._further() or self._fresh() or self._promoted(closing=True)
         if found is not None:
             return self._hand_out(found)
         if self._counts[State.RUNNING]:
@@ -143,7 +140,7 @@ class Driver:
         found = self._further()
         if found is not None:
             return self._hand_out(found)
-        self._stop(self._ladder.give_up())
+        self._stop(self._climb.give_up())
         self._proposer.publish()
         self._report()
         return None
@@ -155,12 +152,14 @@ class Driver:
         self._study.finish(result, elapsed=self.elapsed, hypervolume=self._archive.hypervolume)
         self._counts[State.RUNNING] -= 1
         self._under_way.discard(job.number)
-        self._pace.note(self._segments.epochs(job), result.seconds)
+        epochs = self._climb.segments.epochs(job)
+        self._pace.note(epochs, result.seconds, epochs * size_of(result.candidates[0]) if result.candidates else 0.0)
+        self._candidates += len(result.candidates)
         self._absorb(job, result.state, result.candidates, gain)
         self._report()
 
     def leave(self) -> None:
-        """Close the books: what is still under way was cancelled by whoever ends the search, and did not fail."""
+        """Close the books: what is still under way was cancelled, and did not fail."""
         if self._under_way:
             self._study.cancel(sorted(self._under_way))
             self._under_way.clear()
@@ -178,11 +177,6 @@ class Driver:
         """Whether nothing but failures came of the first trials."""
         return self._counts[State.FAILED] >= HOPELESS and not self._candidates
 
-    @property
-    def next_number(self) -> int:
-        """Number that the next job would get."""
-        return self._next
-
     # -- what to do next ----------------------------------------------------------------------
 
     def _hand_out(self, job: Job) -> Job:
@@ -192,52 +186,102 @@ class Driver:
         return self._study.loaded(job)
 
     def _promoted(self, *, closing: bool = False) -> Job | None:
-        """Return the next segment of a paused training, unless it has to wait; when ``closing``, none has."""
-        found = self._ladder.next(
-            lambda number, rung: self._spending.effort(number, self._segments.epochs(self._up(number, rung)))
-        )
-        if found is None:
-            return None
-        number, rung = found
-        job = self._up(number, rung)
-        if not (closing or self._spending.allows(number, self._segments.epochs(job))):
-            return None
+        """Return the next segment of the training that the rule promotes, unless it has to wait."""
+        job = self._climb.promoted(closing=closing)
+        return None if job is None else self._gone_on(job)
+
+    def _gone_on(self, job: Job) -> Job | None:
+        """Return the next segment of a paused training, if there is time."""
         # Late with something to show is better than in time with nothing.
-        if self._archive.front() and self._pace.late(self._segments.epochs(job)):
+        if self._archive.front() and self._pace.late(self._climb.segments.epochs(job)):
             return None
-        self._ladder.take(number)
+        self._climb.go_on(job)
         self._study.continue_job(job)
         self._counts[State.PAUSED] -= 1
         return job
 
-    def _up(self, number: int, rung: int) -> Job:
-        return self._segments.of(self._trainings[number], rung + 1)
+    def _guided(self) -> Job | None:
+        """Return what the surrogate expects most of; ``None`` without one, or where it expects nothing."""
+        if self._surrogate is None or self._proposer.waiting:
+            return None
+        ready = self._surrogate.ready
+        found = self._owed() or (None if ready else self._promoted()) or self._further()
+        if found is not None:
+            return found
+        ups = self._climb.ups if ready else {}
+        front, _ = self._archive.normalised_front()
+        chosen = self._surrogate.best(
+            front,
+            self._next,
+            {number: self._climb.left(job) for number, job in ups.items()},
+            sorted(self._under_way & self._climb.trainings.keys()),
+            self._tried if self._may_begin() else None,
+        )
+        if isinstance(chosen, int):
+            return self._gone_on(ups[chosen])
+        if chosen is None:
+            return None
+        self._proposer.enqueue(self._surrogate.values(chosen))
+        return self._fresh()
+
+    def _owed(self) -> Job | None:
+        """Return what is shaped like the teacher, if its turn has come: it is never expected to add much."""
+        job = self._climb.owed(self._pace.short)
+        if job is not None:
+            return self._gone_on(job)
+        return self._fresh() if self._opening() else None
 
     def _further(self) -> Job | None:
         """Return a cut that trains, of a checkpoint that is there."""
         front, owners = self._archive.normalised_front()
         job = self._refinement.next(front, owners, self._next) if owners else None
-        if job is None or self._pace.late(self._segments.epochs(job)):
+        if job is None or self._pace.late(self._climb.segments.epochs(job)):
             return None
         self._study.add_job(job, None)
         self._refinement.begin(job)
         self._next += 1
         return job
 
+    def _may_begin(self) -> bool:
+        late = self._pace.late(self._longest, self._refinement.training_share)
+        return not late and len(self._climb.trainings) < self._search.trials
+
+    def _tried(self, training: CompressionConfig) -> bool:
+        key = key_of(Job(0, training, ()), amortized=True)
+        return key in self._refused or self._answers.knows(key)
+
+    def _opening(self) -> bool:
+        """Propose the next hand-made training if its turn has come."""
+        left = self._search.trials - len(self._climb.trainings)
+        if self._proposer.waiting or not self._may_begin():
+            return False
+        values = self._openings.next(
+            lambda effort: (
+                not self._climb.trainings
+                or left <= len(self._openings)
+                or self._climb.spending.affords(effort)
+                or self._pace.short(effort)
+            )
+        )
+        if values is not None:
+            self._proposer.enqueue(values)
+        return values is not None
+
     def _fresh(self) -> Job | None:
         """Return a training that was never asked for before."""
         for attempt in range(MAX_DUPLICATES):
-            late = self._pace.late(self._longest, self._refinement.training_share)
-            if late or len(self._trainings) >= self._search.trials:
+            if not self._may_begin():
                 return None
+            self._opening()
             trial = self._proposer.ask(self._next, attempt)
             training, cut = self._space.suggest(trial, cut=not self._amortized)
             whole = Job(self._next, training, self._refinement.at_once if self._amortized else (cut,))
-            key = self._key(whole)
+            key = key_of(whole, self._amortized)
             if self._answers.knows(key):
                 self._answers.repeat(key, trial)
             elif violations := self._limits.excess(training, self._cuts or (cut,)):
                 self.refused += 1
+                self._refused.add(key)
                 self._proposer.tell(trial, None, violations, stopped=True)
             else:
                 return self._begun(whole, key, trial)
@@ -245,37 +289,19 @@ class Driver:
         return None
 
     def _begun(self, whole: Job, key: str, trial: Trial) -> Job:
-        whole = replace(whole, training=replace(whole.training, seed=self._seed(whole.number)))
-        job = self._segments.of(whole, 0)
+        whole = replace(whole, training=replace(whole.training, seed=seed_of(self._search.seed, whole.number)))
+        job = self._climb.segments.of(whole, 0)
         self._study.add_job(job, trial.number)
-        self._enter(whole)
+        self._climb.enter(whole)
         self._answers.expect(job.number, key, trial)
         self._next += 1
         return job
 
-    def _enter(self, whole: Job) -> None:
-        """Put a training on the list."""
-        self._trainings[whole.number] = whole
-        if whole.training.student == self._sure:
-            self._ladder.keep(whole.number)
-            self._sure = None
-
     @property
     def _longest(self) -> int:
         """Epochs of the latest training: about those of the next."""
-        latest = next(reversed(self._trainings.values()), None)
+        latest = next(reversed(self._climb.trainings.values()), None)
         return 0 if latest is None else epochs_of_fit(latest.training.fit)
-
-    def _seed(self, number: int) -> int:
-        # Equal for the same search and number, on every machine and after every resume.
-        return int(fingerprint([self._search.seed, number]), 16) % 2**31
-
-    def _key(self, job: Job) -> str:
-        training = job.training.unseeded()
-        if self._amortized:
-            return fingerprint(training)
-        parts: list[Part | None] = [job.cuts[0].prune, job.cuts[0].quantize]
-        return fingerprint([training, [None if part is None else part.to_json() for part in parts]])
 
     # -- what came of it ----------------------------------------------------------------------
 
@@ -286,25 +312,27 @@ class Driver:
         return self._archive.hypervolume - before
 
     def _absorb(self, job: Job, state: State, candidates: Sequence[Candidate], gain: float) -> None:
-        self._candidates += len(candidates)
         if job.base is not None:
             self._refinement.add(job.number, candidates, gain)
             return
         self._counts[state] += 1
         if candidates:
-            self._refinement.train(self._segments.epochs(job))
-            self._spending.size(job.number, candidates[0])
-            self._spending.spend(job.number, self._segments.epochs(job))
+            self._learn(job.number, self._climb.segments.epochs(job), candidates)
+            self._climb.note(job, candidates)
         if state is State.PAUSED:
-            points = [self._archive.normalised(candidate) for candidate in candidates]
-            self._ladder.note(job.number, job.rung or 0, np.clip(np.stack(points), 0.0, 1.0))
-            self._ladder.pause(job.number, job.rung or 0)
+            self._climb.pause(job, candidates)
             return
         self._refinement.add(job.number, candidates, gain)
         # The first candidate is the uncut parent where there is one: telling all of them misleads the sampler.
         complete = [candidate for candidate in candidates if candidate.complete]
         answer = (self._archive.values(complete[0]), self._limits.violations(complete)) if complete else state
         self._answers.give(job.number, answer)
+
+    def _learn(self, number: int, epochs: float, candidates: Sequence[Candidate]) -> None:
+        """Take note of epochs of training, and of what was cut after them."""
+        self._refinement.train(epochs)
+        if self._surrogate is not None:
+            self._surrogate.note(number, candidates)
 
     def _stop(self, numbers: Sequence[int]) -> None:
         """Give up paused trainings: their weights go, and the sampler learns that they were not worth an end."""
@@ -332,16 +360,17 @@ class Driver:
         for stored in sorted(stored_trials, key=_ended):
             candidates = self._study.candidates_of(stored.job.number)
             gain = self._gain(candidates)
-            self._climbed(stored, candidates)
+            for epochs, cut in self._climb.passed(stored, candidates):
+                self._learn(stored.job.number, epochs, cut)
+            self._candidates += len(candidates)
             if stored.state is State.RUNNING:
-                self._candidates += len(candidates)
                 self._take_up(stored)
             elif stored.state is State.STOPPED:
-                self._candidates += len(candidates)
                 self._counts[State.STOPPED] += 1
                 self._answers.give(stored.job.number, State.STOPPED)
             else:
-                self._absorb(stored.job, stored.state, candidates, gain)
+                last = max((each.epochs for each in candidates), default=0)
+                self._absorb(stored.job, stored.state, [each for each in candidates if each.epochs == last], gain)
             running.discard(-1 if stored.optuna is None else stored.optuna)
         for orphan in running:
             # Asked, but the driver died before it could record the job: the same number is asked again.
@@ -350,22 +379,8 @@ class Driver:
     def _remember(self, stored: StoredTrial) -> None:
         job = stored.job
         cuts = self._refinement.at_once if self._amortized else job.cuts
-        self._enter(replace(job, cuts=cuts, rung=None, until=None))
-        self._answers.expect(job.number, self._key(job), stored.optuna)
-
-    def _climbed(self, stored: StoredTrial, candidates: Sequence[Candidate]) -> None:
-        """Take note of the rungs below the one that a training was last seen at."""
-        steps = self._segments.steps(stored.job.training) if stored.job.base is None else ()
-        for rung, step in enumerate(steps):
-            partial = [each for each in candidates if not each.complete and each.epochs == step]
-            here = stored.state is State.PAUSED and rung == stored.job.rung
-            if partial and not here:
-                points = [self._archive.normalised(candidate) for candidate in partial]
-                self._ladder.note(stored.job.number, rung, np.clip(np.stack(points), 0.0, 1.0))
-                epochs = step - (steps[rung - 1] if rung else 0)
-                self._refinement.train(epochs)
-                self._spending.size(stored.job.number, partial[0])
-                self._spending.spend(stored.job.number, epochs)
+        self._climb.enter(replace(job, cuts=cuts, rung=None, until=None))
+        self._answers.expect(job.number, key_of(job, self._amortized), stored.optuna)
 
     def _take_up(self, stored: StoredTrial) -> None:
         if stored.attempts < MAX_ATTEMPTS:
@@ -375,20 +390,8 @@ class Driver:
         self.tell(stored.job, TrialResult(stored.job.number, State.FAILED, reason="interrupted twice"))
 
     def _report(self) -> None:
-        minutes = self._search.minutes
         self._on_progress(
-            Progress(
-                done=self._counts[State.COMPLETE] + self._counts[State.STOPPED],
-                failed=self._counts[State.FAILED] + self._counts[State.INFEASIBLE],
-                running=self._counts[State.RUNNING],
-                total=self._search.trials,
-                elapsed=self.elapsed,
-                limit=None if minutes is None else minutes * 60,
-                candidates=self._candidates,
-                hypervolume=self._archive.hypervolume,
-                front=self._archive.front(),
-                objectives=self._objectives,
-            )
+            progress(self._counts, self._search, self.elapsed, self._candidates, self._archive, self._objectives)
         )
 
 

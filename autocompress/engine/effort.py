@@ -3,6 +3,7 @@
 Effort is counted in operations, not in seconds, so that a search repeats itself on any machine.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -11,9 +12,11 @@ from autocompress.distill.optimizers import fit_config
 from autocompress.records import Candidate, Cut
 from autocompress.registry import PRUNE, QUANTIZE, Registry
 
-# What a step takes beside its arithmetic (kernel launches, optimizer, loading), as FLOPs of a forward pass: 2.5 ms at
-# 73 GFLOP/s, a third of them forward, as measured on one core. Small students are not free because they are small.
-STEP_OVERHEAD = 6e7
+# What a step takes for each layer beside its arithmetic (kernel launches, optimizer), as FLOPs of a forward pass:
+# fitted to the seconds of 360 trainings on one core. Small students are not free because they are small.
+STEP_OVERHEAD = 7e6
+# Where the layers were not counted.
+LAYERS = 8.0
 
 
 def epochs_of(cut: Cut) -> float:
@@ -34,11 +37,16 @@ def size_of(candidate: Candidate) -> float:
     Example:
         >>> from autocompress.config import CompressionConfig
         >>> config = CompressionConfig(Part("cnn"), (Part("none"),), Part.of("adamw", batch_size=100))
-        >>> size_of(Candidate("t0c0", 0, config, 1, {}, {"flops": 4e5}))
+        >>> size_of(Candidate("t0c0", 0, config, 1, {}, {"flops": 3e5, "layers": 10.0}))
         1000000.0
     """
-    settings = fit_config(candidate.config.fit)
-    return candidate.costs.get("flops", 0.0) + STEP_OVERHEAD / max(getattr(settings, "batch_size", 1), 1)
+    return size_at(candidate.costs, candidate.config.fit)
+
+
+def size_at(costs: Mapping[str, float], fit: Part) -> float:
+    """Return what an epoch takes of a student that costs so much and is fitted so, as :func:`size_of`."""
+    overhead = STEP_OVERHEAD * costs.get("layers", LAYERS)
+    return costs.get("flops", 0.0) + overhead / max(getattr(fit_config(fit), "batch_size", 1), 1)
 
 
 def _epochs(registry: Registry[Any], part: Part | None) -> float:

@@ -51,6 +51,11 @@ class Ladder:
         """Numbers of the trainings that wait, in the order of their numbers."""
         return sorted(self._paused)
 
+    @property
+    def places(self) -> dict[int, int]:
+        """The rung of each training that waits, by its number."""
+        return dict(sorted(self._paused.items()))
+
     def note(self, trial: int, rung: int, points: NDArray[np.float64]) -> None:
         """Take note of a trial's candidates at a rung.
 

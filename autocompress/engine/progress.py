@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autocompress.engine.archive import Archive
+from autocompress.engine.spec import SearchSection
+from autocompress.records import State
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -32,3 +36,35 @@ class Progress:
     hypervolume: float
     front: tuple[tuple[str, float, float], ...]
     objectives: Sequence[Mapping[str, Any]]
+
+
+def progress(
+    counts: Mapping[State, int],
+    search: SearchSection,
+    elapsed: float,
+    candidates: int,
+    archive: Archive,
+    objectives: Sequence[Mapping[str, Any]],
+) -> Progress:
+    """Return how a search stands.
+
+    Args:
+        counts: Trials by state.
+        search: What it may spend.
+        elapsed: Seconds so far.
+        candidates: How many are in the store.
+        archive: The front so far.
+        objectives: Their records.
+    """
+    return Progress(
+        done=counts[State.COMPLETE] + counts[State.STOPPED],
+        failed=counts[State.FAILED] + counts[State.INFEASIBLE],
+        running=counts[State.RUNNING],
+        total=search.trials,
+        elapsed=elapsed,
+        limit=None if search.minutes is None else search.minutes * 60,
+        candidates=candidates,
+        hypervolume=archive.hypervolume,
+        front=archive.front(),
+        objectives=objectives,
+    )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.backends.base import Backend
-from autocompress.config import Part
+from autocompress.config import CompressionConfig, Part
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver
@@ -32,7 +32,7 @@ from autocompress.lab import Setup, settled
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
 from autocompress.plugins import guests
 from autocompress.pricing import price
-from autocompress.records import Cut
+from autocompress.records import Candidate, Cut
 from autocompress.registry import OBJECTIVES, TASKS
 from autocompress.storage import write_atomic
 from autocompress.study import DATABASE, Study
@@ -157,10 +157,11 @@ def run_search(
             with settled():
                 teacher = _teacher(plan, events)
                 _describe(plan, study, teacher)
-            driver = _driver(plan, study, events)
-            events.phase("searching")
             luggage = teacher.luggage() if plan.backend.elsewhere else None
             runner = TrialRunner(plan.setup, guests([plan.task.name]), luggage)
+            plan.backend.ready(runner)
+            driver = _driver(plan, study, events)
+            events.phase("searching")
             try:
                 plan.backend.run(driver.ask, runner, driver.tell)
             finally:
@@ -305,7 +306,16 @@ def _driver(plan: Plan, study: Study, events: Events) -> Driver:
         events.progress,
         partial(price, plan.setup),
         spec.pick.max_drop,
+        _as_candidate(plan, study.meta("teacher")),
     )
+
+
+def _as_candidate(plan: Plan, record: Mapping[str, Any]) -> Candidate:
+    """Return the teacher as what it would be in a search: a training that has ended."""
+    teacher = plan.setup.teacher
+    training = CompressionConfig(teacher.student, (Part("none"),), teacher.fit)
+    epochs = fit_config(teacher.fit).epochs
+    return Candidate("teacher", -1, training, epochs, record["scores"], record["costs"], complete=True)
 
 
 def _cost(plan: Plan, values: Values) -> float:

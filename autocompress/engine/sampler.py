@@ -26,7 +26,7 @@ class Proposer:
     Args:
         store: The run's.
         name: Name of the study.
-        sampler: ``tpe``, ``nsga2``, ``nsga3``, ``gp`` or ``random``.
+        sampler: ``surrogate``, ``tpe``, ``nsga2``, ``nsga3``, ``gp`` or ``random``.
         seed: With the number of each job it seeds the sampler, so a resumed search goes on as it would have.
         directions: ``maximize`` or ``minimize``, one an objective.
         metric_names: What Optuna's own tools call the values.
@@ -102,22 +102,24 @@ class Proposer:
             publish(self._study, self._database)
         self._published = told
 
+    @property
+    def waiting(self) -> bool:
+        """Whether values that were proposed have not been asked for yet."""
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
     def running(self) -> list[int]:
         """Return the numbers of trials that were asked and not told."""
         return [trial.number for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
     def abandon(self, number: int) -> None:
-        """Tell a trial that nobody works on as failed; hand-made values that it took are proposed again."""
-        fixed = self._study.get_trials(deepcopy=False)[number].system_attrs.get("fixed_params")
+        """Tell a trial that nobody works on as failed."""
         self.tell(number, None)
-        if fixed:
-            self._study.enqueue_trial(fixed)
 
 
 def make_sampler(name: str, seed: int) -> BaseSampler:
-    """Return Optuna's sampler of a name: ``tpe``, ``nsga2``, ``nsga3``, ``gp`` or ``random``."""
+    """Return Optuna's sampler of a name; that of ``surrogate``, which proposes by itself where it can, is TPE."""
     seed %= 2**32
-    if name == "tpe":
+    if name in ("tpe", "surrogate"):
         return TPESampler(multivariate=True, group=True, constant_liar=True, n_ei_candidates=EXPECTED, seed=seed)
     if name == "gp":
         return GPSampler(seed=seed, warn_independent_sampling=False)

@@ -40,3 +40,8 @@ class Segments:
             ) + sum(epochs_of(Cut(quantize=cut.quantize)) for cut in job.cuts)
         begun = self.steps(job.training)[job.rung - 1] if job.rung else 0
         return (job.until or epochs_of_fit(job.training.fit)) - begun
+
+    def left(self, job: Job) -> float:
+        """Return how many epochs a training has left, from the beginning of one of its segments on."""
+        begun = self.steps(job.training)[job.rung - 1] if job.rung else 0
+        return epochs_of_fit(job.training.fit) - begun

@@ -114,6 +114,9 @@ class Space:
             if len(self._selectable(section)) > 1:
                 yield section, Choice(tuple(self._selectable(section)))
             for method, knobs in methods.items():
+                if section == "distill" and method not in self._selectable(section):
+                    # A term on features is added to the one on logits, or not.
+                    yield f"{section}.{method}", Choice((False, True))
                 for name, domain in knobs.items():
                     if isinstance(domain, FloatRange | IntRange | Choice):
                         yield f"{section}.{method}.{name}", domain

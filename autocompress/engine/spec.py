@@ -52,7 +52,9 @@ class SearchSection(_Section):
         mode: ``amortized`` trains once and cuts many candidates; ``autocompress list modes`` has the others.
         trials: Trainings at most.
         minutes: Wall-clock at most; no training is started that would end later.
-        sampler: Who proposes the next training: ``tpe``, ``nsga2``, ``nsga3``, ``gp`` or ``random``.
+        sampler: Who proposes the next training. ``surrogate`` guesses scores from all rungs and weighs the hypervolume
+            that it expects against what a training takes; it needs one training to feed many candidates, and is
+            ``tpe`` in other modes. ``tpe``, ``nsga2``, ``nsga3``, ``gp`` and ``random`` are Optuna's.
         promotion: Who goes on past a rung (a ninth and a third of the epochs), in mode ``amortized``.
         refine: Epochs that cuts which train may take (recovery after pruning, training with rounding), as a share of
             those of the trainings, in mode ``amortized``.
@@ -70,7 +72,7 @@ class SearchSection(_Section):
     )
     trials: int = Field(40, ge=1)
     minutes: float | None = Field(None, gt=0)
-    sampler: Literal["tpe", "nsga2", "nsga3", "gp", "random"] = "tpe"
+    sampler: Literal["surrogate", "tpe", "nsga2", "nsga3", "gp", "random"] = "surrogate"
     promotion: Literal["pareto_rank", "best_score", "always"] = "pareto_rank"
     refine: float = Field(1.0, ge=0)
     seed: int = Field(0, ge=0)

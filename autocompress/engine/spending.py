@@ -9,6 +9,9 @@ from bisect import insort
 from autocompress.engine.effort import size_of
 from autocompress.records import Candidate
 
+# What a large training may take at most, as a share of what all others took.
+SHARE = 0.5
+
 
 class Spending:
     """Effort of each training so far."""
@@ -38,9 +41,13 @@ class Spending:
     def allows(self, trial: int, epochs: float) -> bool:
         """Return whether a training may go on for so many epochs already.
 
-        A student up to the median size always may; a larger one takes no more of a search than all others did together.
+        A student up to the median size always may; a larger one takes half of what all others did together.
         """
         if trial not in self._sizes or self._sizes[trial] <= self._by_size[(len(self._by_size) - 1) // 2]:
             return True
         own = self._spent.get(trial, 0.0)
-        return own + self.effort(trial, epochs) <= self._total - own
+        return own + self.effort(trial, epochs) <= SHARE * (self._total - own)
+
+    def affords(self, effort: float) -> bool:
+        """Return whether a training may begin with so much effort; the first always may."""
+        return not self._total or effort <= self._total

@@ -41,7 +41,8 @@ def starts(space: Space, first: Values, cost: Callable[[Values], float]) -> list
         if able:
             found.append(min(able, key=lambda each: each[0])[1])
     found = [values for place, values in enumerate(found) if values not in (first, *found[:place])]
-    return [*found, dict(first)]
+    # A thin student of the teacher's shape is nearly as cheap as the cheapest, and worth far more.
+    return [*found[1:2], *found[:1], *found[2:], dict(first)]
 
 
 class Fixed:
@@ -70,7 +71,8 @@ def _ends(domain: Domain) -> tuple[Leaf, ...]:
 def _way(cheapest: Values, first: Values, dimensions: Mapping[str, Domain]) -> Iterator[dict[str, Leaf]]:
     """Yield students from the cheapest to the first, one knob at a time; a range is crossed in two steps."""
     here = dict(cheapest)
-    for name, domain in dimensions.items():
+    # Deep and thin before wide and shallow: at equal cost it is the better student.
+    for name, domain in sorted(dimensions.items(), key=lambda each: not isinstance(each[1], Choice)):
         low, high = here[name], first[name]
         if low == high:
             continue

@@ -121,6 +121,12 @@ def nonzero_parameters(subject: Subject) -> float:
     return float(cost.nonzero_parameters(subject.layers))
 
 
+@objective("layers", "minimize", "cost")
+def layers(subject: Subject) -> float:
+    """Number of layers that multiply: what small models spend their time on is beginning the next one."""
+    return float(sum(layer.macs > 0 for layer in subject.layers.values()))
+
+
 @objective("bytes", "minimize", "cost", unit="B")
 def model_bytes(subject: Subject) -> float:
     """Bytes of the packed parameters, with one scale per quantized output channel."""

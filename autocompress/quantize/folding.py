@@ -3,7 +3,6 @@
 ``gamma (W x + b - mean) / sqrt(var + eps) + beta`` becomes ``W' x + b'``.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autocompress.errors import CompressionError
+from autocompress.quantize.copying import copied
 from autocompress.quantize.tracing import trace
 
 FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -63,21 +63,21 @@ def fold_batch_norm(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
 
 def fold(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.Module, Folding]:
     """Return what :func:`fold_batch_norm` does, and what was folded, earlier foldings included."""
-    copied = copy.deepcopy(model).eval()
-    norms = tuple(_norms(copied))
+    fresh = copied(model).eval()
+    norms = tuple(_norms(fresh))
     if not norms:
-        return copied, Folding(folded_pairs(copied))
+        return fresh, Folding(folded_pairs(fresh))
     try:
-        pairs = _find_pairs(copied, example)
+        pairs = _find_pairs(fresh, example)
     except Exception as error:  # torch.fx raises whatever the traced forward raises on a proxy
-        return copied, Folding(folded_pairs(copied), norms, f"the model cannot be traced ({_first_line(error)})")
-    folded = copy.deepcopy(copied)
+        return fresh, Folding(folded_pairs(fresh), norms, f"the model cannot be traced ({_first_line(error)})")
+    folded = copied(fresh)
     for names in pairs:
         layer, norm = (folded.get_submodule(name) for name in names)
         _replace(folded, layer, *names, *_folded_values(layer, norm))
     with torch.no_grad():
-        if pairs and not _close(copied(*example), folded(*example)):
-            return copied, Folding(folded_pairs(copied), norms, "folding changed the model's outputs")
+        if pairs and not _close(fresh(*example), folded(*example)):
+            return fresh, Folding(folded_pairs(fresh), norms, "folding changed the model's outputs")
     left = tuple(_norms(folded))
     reason = "the input is not the output of one convolution or linear layer alone" if left else ""
     return folded, Folding(folded_pairs(folded), left, reason)

@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,16 @@ from typing import Any
 import optuna
 import pytest
 
+from autocompress.config import CompressionConfig
 from autocompress.engine.driver import HOPELESS, Driver
+from autocompress.engine.limits import Price
 from autocompress.engine.modes import MODES
 from autocompress.engine.progress import Progress
 from autocompress.engine.results import checked
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.records import Job, State, TrialResult
+from autocompress.records import Cut, Job, State, TrialResult
 from autocompress.study import Study
 from tests.fakes import OBJECTIVES, fake_result
 
@@ -32,22 +34,40 @@ CLIMB = ("search.promotion=pareto_rank", "search.trials=18")
 
 
 def driver(
-    folder: Path, *overrides: str, start: Sequence[dict[str, Any]] = (), seen: list[Progress] | None = None
+    folder: Path,
+    *overrides: str,
+    start: Sequence[dict[str, Any]] = (),
+    seen: list[Progress] | None = None,
+    price: Price | None = None,
 ) -> Driver:
     source = parse_spec(SPEC, "x", overrides)
     study = Study.open(folder) if (folder / "study.db").exists() else Study.create(folder, {"name": "x"})
     search = source.spec.search
     proposer = Proposer(study, "x", search.sampler, search.seed, ["maximize", "minimize"], ["accuracy", "log10 cost"])
     report = (lambda progress: None) if seen is None else seen.append
-    return Driver(study, open_space(source), search, proposer, OBJECTIVES, {}, start, report)
+    return Driver(study, open_space(source), search, proposer, OBJECTIVES, {}, start, report, price)
 
 
-def finish(found: Driver, at_most: int = 1000) -> list[Job]:
+def cheap(training: CompressionConfig, cuts: Sequence[Cut]) -> list[dict[str, float]]:
+    """Return what the uncut student costs, as a real result would say."""
+    candidate = heavy(Job(0, training, (Cut(),))).candidates[0]
+    return [dict(candidate.costs)]
+
+
+def finish(found: Driver, at_most: int = 1000, run: Callable[[Job], TrialResult] = fake_result) -> list[Job]:
     jobs = []
     while len(jobs) < at_most and (job := found.ask()) is not None:
         jobs.append(job)
-        found.tell(job, fake_result(job))
+        found.tell(job, run(job))
     return jobs
+
+
+def heavy(job: Job) -> TrialResult:
+    """Return a result whose students take time by their width."""
+    result = fake_result(job)
+    flops = 1e5 * float(job.training.student.values["width"]) ** 2  # type: ignore[arg-type]
+    candidates = [replace(each, costs={**each.costs, "flops": flops, "layers": 1.0}) for each in result.candidates]
+    return replace(result, candidates=tuple(candidates))
 
 
 def close(found: Driver) -> None:
@@ -581,3 +601,75 @@ def test_a_training_that_was_cancelled_as_often_as_it_likes_has_not_failed(tmp_p
         close(found)
     finish(driver(tmp_path))
     assert states(tmp_path) == {"complete": 12}
+
+
+GUIDED = (*CLIMB, "search.sampler=surrogate")
+SMALL = {"student.cnn.width": 8, "student.cnn.depth": 1, "distill": "none"}
+LARGE = {"student.cnn.width": 64, "student.cnn.depth": 2, "distill": "none"}
+
+
+def guided(folder: Path, *overrides: str) -> Driver:
+    return driver(folder, *GUIDED, *overrides, start=[SMALL, LARGE], price=cheap)
+
+
+def test_a_guided_search_begins_by_hand_ends_with_what_is_like_the_teacher_and_keeps_its_budget(tmp_path: Path) -> None:
+    jobs = finish(guided(tmp_path), run=heavy)
+    trainings = {job.number: job.training for job in jobs}
+    assert len(trainings) == 18
+    assert trainings[0].student.values["width"] == 8
+    with Study.read(tmp_path) as study:
+        trials = study.trials()
+    widths = {row.number: json.loads(row.config)["student"]["cnn"]["width"] for row in trials.itertuples()}
+    (large,) = [number for number, width in widths.items() if width == 64][:1]
+    assert trials.set_index("number")["state"][large] == "complete"
+    # It costs as much as all others: it waits for them.
+    assert large > 1
+    assert set(trials["state"]) <= {"complete", "stopped"}
+
+
+def test_a_guided_search_finds_more_than_one_that_draws(tmp_path: Path) -> None:
+    """The better students of this made-up world are in the middle: 12 trainings of 122 students."""
+
+    def found(name: str, *overrides: str) -> float:
+        seen: list[Progress] = []
+        folder = tmp_path / name
+        source = driver(folder, *CLIMB, *overrides, "search.trials=12", start=[SMALL], price=cheap, seen=seen)
+        finish(source, run=heavy)
+        close(source)
+        return seen[-1].hypervolume
+
+    seeds = range(3)
+    ours = [found(f"s{seed}", "search.sampler=surrogate", f"search.seed={seed}") for seed in seeds]
+    chance = [found(f"r{seed}", "search.sampler=random", f"search.seed={seed}") for seed in seeds]
+    assert sum(ours) > sum(chance)
+
+
+@pytest.mark.parametrize("killed_after", [1, 4, 9, 17, 26])
+def test_a_guided_search_goes_on_where_it_was_killed(tmp_path: Path, killed_after: int) -> None:
+    whole = guided(tmp_path / "whole")
+    finish(whole, run=heavy)
+    close(whole)
+    first = guided(tmp_path / "killed")
+    finish(first, killed_after, heavy)
+    assert first.ask() is not None
+    close(first)
+    second = guided(tmp_path / "killed")
+    finish(second, run=heavy)
+    close(second)
+    assert table(tmp_path / "killed").equals(table(tmp_path / "whole"))
+
+
+def test_a_guided_search_proposes_nothing_that_breaks_a_limit_twice(tmp_path: Path) -> None:
+    source = parse_spec(SPEC, "x", [*GUIDED])
+    study = Study.create(tmp_path, {"name": "x"})
+    proposer = Proposer(study, "x", "surrogate", 0, ["maximize", "minimize"], ["accuracy", "log10 cost"])
+    limits = {"effective_flops": {"max": 40.0**2 * 4 * 32}}
+
+    def priced(training: CompressionConfig, cuts: Sequence[Cut]) -> list[dict[str, float]]:
+        costs = cheap(training, cuts)[0]
+        return [{"effective_flops": costs["effective_flops"] / 8}, costs] if len(cuts) > 1 else [costs]
+
+    found = Driver(study, open_space(source), source.spec.search, proposer, OBJECTIVES, limits, [SMALL], price=priced)
+    jobs = finish(found, run=heavy)
+    assert jobs
+    assert max(int(job.training.student.values["width"]) for job in jobs) <= 40  # type: ignore[arg-type]

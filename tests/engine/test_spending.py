@@ -8,18 +8,20 @@ from autocompress.engine.spending import Spending
 from autocompress.records import Candidate
 
 CONFIG = CompressionConfig(Part("cnn"), (Part("none"),), Part.of("adamw", batch_size=60))
-SMALL = Candidate("t0c0", 0, CONFIG, 3, {}, {"flops": 1e6})
-BIG = replace(SMALL, id="t1c0", trial=1, costs={"flops": 9e6})
+# With one layer, a step's overhead is 7e6 / 60 for an example.
+OVERHEAD = STEP_OVERHEAD / 60
+SMALL = Candidate("t0c0", 0, CONFIG, 3, {}, {"flops": 2e6 - OVERHEAD, "layers": 1.0})
+BIG = replace(SMALL, id="t1c0", trial=1, costs={"flops": 10e6 - OVERHEAD, "layers": 1.0})
 
 
-def test_a_large_student_takes_no_more_than_all_others_did() -> None:
+def test_a_large_student_takes_half_of_what_all_others_did() -> None:
     spending = Spending()
     for trial, candidate in ((0, SMALL), (1, BIG), (2, SMALL)):
         spending.size(trial, candidate)
         spending.spend(trial, 1)
     # Ten for an epoch of the large one, two for one of a small one: it had ten, and wants twenty more.
     assert not spending.allows(1, 2)
-    spending.spend(0, 12)
+    spending.spend(0, 27)
     assert not spending.allows(1, 2)
     spending.spend(2, 1)
     assert spending.allows(1, 2)
@@ -35,11 +37,20 @@ def test_a_student_of_median_size_waits_for_nobody() -> None:
 
 
 def test_a_small_student_is_not_free() -> None:
-    tiny = replace(SMALL, costs={"flops": 0.0})
-    assert size_of(tiny) == pytest.approx(STEP_OVERHEAD / 60)
+    tiny = replace(SMALL, costs={"flops": 0.0, "layers": 3.0})
+    assert size_of(tiny) == pytest.approx(3 * STEP_OVERHEAD / 60)
     larger_steps = replace(tiny, config=replace(CONFIG, fit=Part.of("adamw", batch_size=600)))
-    assert size_of(larger_steps) == pytest.approx(STEP_OVERHEAD / 600)
+    assert size_of(larger_steps) == pytest.approx(3 * STEP_OVERHEAD / 600)
 
 
 def test_what_was_never_sized_waits_for_nobody() -> None:
     assert Spending().allows(3, 100)
+
+
+def test_what_has_not_begun_may_take_as_much_as_all_others() -> None:
+    spending = Spending()
+    assert spending.affords(1e9)
+    spending.size(0, SMALL)
+    spending.spend(0, 10)
+    assert spending.affords(19e6)
+    assert not spending.affords(21e6)

@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+
+from autocompress.engine.gaussian import SLOPE, Gaussian, Inputs
+
+
+def inputs(*rows: tuple[float, float, float, float]) -> Inputs:
+    students, recipes, costs, epochs = np.array(rows).T
+    return Inputs(students[:, None], recipes[:, None], costs, epochs)
+
+
+def test_what_was_seen_is_expected_again_and_what_lies_far_is_not_known() -> None:
+    seen = inputs((0.0, 0.0, 5.0, 0.0), (1.0, 0.0, 5.0, 0.0))
+    model = Gaussian(seen, np.array([-3.0, -1.0]))
+    means, deviations = model.predict(inputs((0.0, 0.0, 5.0, 0.0), (1.0, 0.0, 5.0, 0.0), (0.0, 9.0, 5.0, 0.0)))
+    assert means[0] < -2.5
+    assert means[1] > -1.5
+    assert deviations[2] > 3 * deviations[0]
+    assert means[2] == pytest.approx(-2.0, abs=0.1)
+
+
+def test_errors_are_believed_to_fall_with_the_cost() -> None:
+    model = Gaussian(inputs((0.0, 0.0, 4.0, 0.0)), np.array([-1.0]))
+    means, deviations = model.predict(inputs((0.0, 0.0, 4.0, 0.0), (0.0, 0.0, 14.0, 0.0)))
+    assert means[1] - means[0] == pytest.approx(10 * SLOPE, rel=0.05)
+    assert deviations[1] > 0.5
+
+
+def test_a_training_that_was_stopped_tells_of_its_end() -> None:
+    """Two recipes at a third of their epochs: the better there is expected to be the better at the end."""
+    third = float(np.log(1 / 3))
+    model = Gaussian(inputs((0.0, 0.0, 5.0, third), (0.0, 1.0, 5.0, third)), np.array([-2.0, -0.5]))
+    means, deviations = model.predict(inputs((0.0, 0.0, 5.0, 0.0), (0.0, 1.0, 5.0, 0.0), (0.0, 0.0, 5.0, third)))
+    assert means[0] < means[1]
+    # And it is expected to become better by then, which is not as sure as what was seen.
+    assert means[0] < -2.0
+    assert deviations[0] > deviations[2]
+
+
+def test_a_space_with_nothing_to_choose_still_has_costs_and_epochs() -> None:
+    empty = Inputs(np.empty((2, 0)), np.empty((2, 0)), np.array([4.0, 5.0]), np.zeros(2))
+    means, _ = Gaussian(empty, np.array([-1.0, -3.0])).predict(empty)
+    assert means[1] < means[0]

@@ -1,0 +1,139 @@
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from autocompress.config import CompressionConfig, Part
+from autocompress.engine.archive import Archive
+from autocompress.engine.space import Space
+from autocompress.engine.surrogate import PRICED, Surrogate
+from autocompress.errors import TrialError
+from autocompress.records import Candidate, Cut
+from tests.engine.test_space import space
+from tests.fakes import OBJECTIVES
+
+TEXT = "student: {cnn: {width: {low: 4, high: 64}, depth: [1, 2]}}\ndistill: {none: {}}"
+QUANTIZE = Part.of("post_training", weight_bits=4)
+
+
+def training(width: int, depth: int = 1) -> CompressionConfig:
+    return space(TEXT.replace("{low: 4, high: 64}", str(width)).replace("[1, 2]", str(depth))).suggest(
+        _Never(), cut=False
+    )[0]
+
+
+class _Never:
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError("nothing is searched")
+
+
+def price(config: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+    flops = 100.0 * float(config.student.values["width"]) ** 2 * float(config.student.values["depth"])  # type: ignore[arg-type]
+    return [{"effective_flops": flops, "flops": flops, "layers": 4.0}]
+
+
+def finished(number: int, config: CompressionConfig, score: float, epochs: int = 30) -> list[Candidate]:
+    costs = price(config, [])[0]
+    complete = epochs == 30
+    scores = {"search_val": {"accuracy": score}}
+    uncut = Candidate(f"t{number}c0", number, config, epochs, scores, costs, complete=complete)
+    cut = CompressionConfig(config.student, config.distill, config.fit, quantize=QUANTIZE, seed=config.seed)
+    low = {**costs, "effective_flops": costs["effective_flops"] / 64}
+    return [uncut, Candidate(f"t{number}c1", number, cut, epochs, scores, low, complete=complete)]
+
+
+def surrogate(found: Space | None = None, pricing: object = price) -> tuple[Surrogate, Archive]:
+    archive = Archive(OBJECTIVES)
+    return Surrogate(found or space(TEXT), pricing, archive.normalised, OBJECTIVES, 0), archive  # type: ignore[arg-type]
+
+
+def never(config: CompressionConfig) -> bool:
+    return False
+
+
+def tell(guide: Surrogate, archive: Archive, number: int, config: CompressionConfig, score: float) -> None:
+    candidates = finished(number, config, score)
+    guide.note(number, candidates)
+    archive.add(candidates)
+
+
+def test_it_proposes_what_costs_say_would_help() -> None:
+    """A dear student that is good and a cheap one that is nearly as good: what lies below is worth trying."""
+    guide, archive = surrogate()
+    tell(guide, archive, 0, training(64), 0.97)
+    tell(guide, archive, 1, training(32), 0.97)
+    front, _ = archive.normalised_front()
+    chosen = guide.best(front, 2, {}, (), never)
+    assert isinstance(chosen, CompressionConfig)
+    assert int(chosen.student.values["width"]) < 32  # type: ignore[arg-type]
+    assert guide.values(chosen)["student.cnn.width"] == chosen.student.values["width"]
+    # The same is proposed again for the same job, and never what was begun.
+    assert guide.best(front, 2, {}, (), never) == chosen
+    assert guide.best(front, 2, {}, (), lambda config: config == chosen) != chosen
+
+
+def test_a_paused_training_that_does_well_goes_on_and_a_poor_one_waits() -> None:
+    guide, archive = surrogate()
+    tell(guide, archive, 0, training(48), 0.9)
+    guide.note(1, finished(1, training(8), 0.88, epochs=10))
+    guide.note(2, finished(2, training(8, 2), 0.12, epochs=10))
+    front, _ = archive.normalised_front()
+    assert guide.best(front, 3, {1: 20.0, 2: 20.0}, (), None) == 1
+    # What another worker has in hand is its own.
+    assert guide.best(front, 3, {2: 20.0}, (1,), None) in (None, 2)
+
+
+def test_dear_trainings_have_to_promise_more() -> None:
+    guide, archive = surrogate()
+    tell(guide, archive, 0, training(24), 0.8)
+    guide.note(1, finished(1, training(16), 0.79, epochs=10))
+    guide.note(2, finished(2, training(16, 2), 0.79, epochs=10))
+    front, _ = archive.normalised_front()
+    assert guide.best(front, 3, {1: 1.0, 2: 20.0}, (), None) == 1
+    assert guide.best(front, 3, {1: 2000.0, 2: 2.0}, (), None) == 2
+
+
+def test_nothing_is_expected_of_nothing() -> None:
+    guide, _ = surrogate()
+    assert not guide.ready
+    assert guide.best(np.empty((0, 2)), 0, {}, (), never) is None
+    # The teacher alone is enough to begin with, but tells no paused training from another.
+    guide.note(-1, finished(-1, training(64, 2), 0.99)[:1])
+    assert not guide.ready
+    assert isinstance(guide.best(np.empty((0, 2)), 0, {}, (), never), CompressionConfig)
+
+
+def test_where_all_is_reached_nothing_is_proposed() -> None:
+    guide, archive = surrogate(space("student: {cnn: {width: [48, 64]}}\ndistill: {none: {}}"))
+    for number, width in enumerate((48, 64)):
+        tell(guide, archive, number, training(width), 1.0)
+    perfect = np.array([[0.0, 0.0]])
+    assert guide.best(perfect, 2, {}, (), never) is None
+
+
+def test_few_students_are_priced_at_once_and_what_has_no_price_is_left_out() -> None:
+    asked: list[Part] = []
+
+    def counted(config: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+        asked.append(config.student)
+        if int(config.student.values["width"]) % 2:  # type: ignore[arg-type]
+            raise TrialError("cannot be built")
+        return price(config, cuts)
+
+    guide, archive = surrogate(pricing=counted)
+    tell(guide, archive, 0, training(64), 0.97)
+    front, _ = archive.normalised_front()
+    for number in range(1, 6):
+        chosen = guide.best(front, number, {}, (), never)
+        assert chosen is None or int(chosen.student.values["width"]) % 2 == 0  # type: ignore[union-attr, arg-type]
+        assert len(asked) <= number * PRICED
+    assert len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_what_is_not_a_number_teaches_nothing(score: float) -> None:
+    guide, archive = surrogate()
+    guide.note(0, finished(0, training(16), score))
+    assert not guide.ready
+    tell(guide, archive, 1, training(32), 0.9)
+    assert guide.best(archive.normalised_front()[0], 2, {}, (), never) is not None
