@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from autocompress.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
-from benchmarks.arena import Arena, geometric_mean, job_name, mean_and_error, run_all
+from benchmarks.arena import Arena, job_name, mean_and_error, run_all
+from benchmarks.keeping import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, table, variants
 from benchmarks.tasks import COLUMNS, Row, best_at_a_tenth, command, main, table as tasks_table
 

@@ -61,8 +61,10 @@ class Proposer:
     def ask(self, number: int, attempt: int = 0) -> Trial:
         """Return an empty trial for job ``number``; further attempts at the same job draw differently."""
         with _quiet():
-            # A sampler keeps no state that its study does not hold, so a fresh one per job loses nothing.
-            self._study.sampler = make_sampler(self._sampler, int(fingerprint([self._seed, number, attempt]), 16))
+            # A sampler keeps no state that its study does not hold, so a fresh one per job loses nothing. What was
+            # enqueued needs none that thinks.
+            name = "random" if self.waiting else self._sampler
+            self._study.sampler = make_sampler(name, int(fingerprint([self._seed, number, attempt]), 16))
             return self._study.ask()
 
     def tell(
