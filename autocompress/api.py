@@ -92,7 +92,7 @@ def search(
     source = load_spec(spec, [*overrides, *extra])
     folder = Path(runs) / source.spec.name
     look(folder, source.spec, resume=resume, command=command)
-    plan = make_plan(source)
+    plan = make_plan(source, warm=True)
     try:
         run_search(plan, folder, resume=resume, command=command, events=events).close()
     except (KeyboardInterrupt, SearchFailedError, WorkersError):

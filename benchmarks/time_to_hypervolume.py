@@ -96,7 +96,7 @@ def run(space: str, contender: str, seed: int, target: Run | None, overrides: li
     with TemporaryDirectory() as folder, as_it_comes if contender == PLAIN else nullcontext():
         place = Path(folder) / "run"
         with suppress(Reached, SearchFailedError):
-            run_search(make_plan(source), place, events=Events(progress=watch)).close()
+            run_search(make_plan(source, warm=True), place, events=Events(progress=watch)).close()
         with Study.read(place) as study:
             trials = study.trials()
     told = trials[(trials["role"] == "search") & trials["hypervolume"].notna()].sort_values("elapsed")

@@ -53,6 +53,14 @@ class Backend(Protocol):
     name: str
     elsewhere: bool
 
+    def warm(self) -> None:
+        """Begin to start what jobs will run on, while the caller does other things; :meth:`opened` goes on with it."""
+        ...
+
+    def cool(self) -> None:
+        """End what :meth:`warm` started, where nothing will be opened."""
+        ...
+
     def opened(self, folder: Path | None = None) -> AbstractContextManager[None]:
         """Ready what jobs run on, and free it at the end; what would make every job fail is found here.
 

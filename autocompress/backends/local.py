@@ -2,6 +2,7 @@
 
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -30,6 +31,12 @@ class Serial:
 
     def __init__(self, workers: int = 1, limits: TrialLimits = NO_LIMITS) -> None:
         self.workers = 1
+
+    def warm(self) -> None:
+        """Start nothing."""
+
+    def cool(self) -> None:
+        """End nothing."""
 
     def opened(self, folder: Path | None = None) -> AbstractContextManager[None]:
         """Ready nothing."""
@@ -69,16 +76,28 @@ class Local:
         self.limits = limits
         self._crew: Crew | None = None
 
+    def warm(self) -> None:
+        """Start the workers, if they were not: they import torch while data and teacher are loaded."""
+        if self._crew is None:
+            self._crew = Crew(self.workers, self.limits)
+            self._crew.warm(AHEAD)
+            # Whoever never opens it leaves no process behind.
+            weakref.finalize(self, self._crew.kill)
+
+    def cool(self) -> None:
+        """End the workers."""
+        if self._crew is not None:
+            self._crew.kill()
+            self._crew = None
+
     @contextmanager
     def opened(self, folder: Path | None = None) -> Iterator[None]:
-        """Start the workers: they import torch while the teacher is loaded."""
-        self._crew = Crew(self.workers, self.limits)
-        self._crew.warm(AHEAD)
+        """Start the workers, and end them."""
+        self.warm()
         try:
             yield
         finally:
-            self._crew.kill()
-            self._crew = None
+            self.cool()
 
     def ready(self, evaluate: Evaluate) -> None:
         """Let the workers load what they need, if they were started."""

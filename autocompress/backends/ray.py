@@ -86,6 +86,12 @@ class Ray:
             finally:
                 self._cluster = None
 
+    def warm(self) -> None:
+        """Start nothing: a cluster needs the run's folder."""
+
+    def cool(self) -> None:
+        """End nothing."""
+
     def ready(self, evaluate: Evaluate) -> None:
         """Ready nothing: actors come when the first job does."""
 

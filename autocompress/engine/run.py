@@ -84,13 +84,28 @@ class Plan:
     notices: tuple[str, ...] = ()
 
 
-def make_plan(source: Source) -> Plan:
+def make_plan(source: Source, *, warm: bool = False) -> Plan:
     """Check a spec against everything that is registered, load the data, and build the teacher once, untrained.
+
+    Args:
+        source: The spec with its lines.
+        warm: Whether the plan will be run, so that workers may start meanwhile.
 
     Raises:
         SpecError: A name or a setting is wrong; the message names the line.
         UsageError: The task's data cannot be used.
     """
+    backend = make_backend(source)
+    if warm:
+        backend.warm()
+    try:
+        return _checked(source, backend)
+    except BaseException:
+        backend.cool()
+        raise
+
+
+def _checked(source: Source, backend: Backend) -> Plan:
     spec = source.spec
     mode = MODES[spec.search.mode]
     space = mode.narrow(open_space(source))
@@ -125,7 +140,6 @@ def make_plan(source: Source) -> Plan:
         tuple(scores_to_measure({*OBJECTIVES} & {*task.metrics} | {*spec.objectives, *spec.limits}, task.heads)),
         tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
     )
-    backend = make_backend(source)
     records = tuple(_record(name) for name in spec.objectives)
     space, unsafe = safe_space(space, task, splits)
     return Plan(source, space, task, splits, setup, records, backend, (*task.notices, *unsafe))
