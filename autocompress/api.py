@@ -99,6 +99,9 @@ def search(
         # Whatever ended the search, what it found so far is worth a page.
         _page_of_the_broken(folder)
         raise
+    finally:
+        # Where it ended before it began.
+        plan.backend.cool()
     front = Front(folder)
     front.report()
     return front

@@ -1,8 +1,8 @@
 """Backends on this machine: worker processes, and the same in this process for debugging."""
 
+import atexit
 import os
 import sys
-import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -81,13 +81,14 @@ class Local:
         if self._crew is None:
             self._crew = Crew(self.workers, self.limits)
             self._crew.warm(AHEAD)
-            # Whoever never opens it leaves no process behind.
-            weakref.finalize(self, self._crew.kill)
+            # Python waits for its children as it ends, and they would wait for it.
+            atexit.register(self._crew.kill)
 
     def cool(self) -> None:
         """End the workers."""
         if self._crew is not None:
             self._crew.kill()
+            atexit.unregister(self._crew.kill)
             self._crew = None
 
     @contextmanager

@@ -1,5 +1,6 @@
 """What every backend must do: each asked job is told exactly once, in the caller's thread, with its own result."""
 
+import multiprocessing
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -53,6 +54,23 @@ class TestBackend:
         assert threads == {threading.get_ident()}
         # Workers are readied once, and kept.
         assert 1 <= (tmp_path / "log").read_text().count("prepared") <= 2
+
+    def test_what_was_warmed_and_readied_runs_and_what_was_cooled_leaves_nothing(
+        self, make: Make, tmp_path: Path
+    ) -> None:
+        backend = make(workers=1)
+        queue, told = self.jobs(2), []
+        trials = FakeTrials(tmp_path / "log")
+        backend.warm()
+        backend.warm()
+        with backend.opened(tmp_path):
+            backend.ready(trials)
+            backend.run(lambda: queue.pop(0) if queue else None, trials, lambda job, result: told.append(job.number))
+        assert sorted(told) == [0, 1]
+        backend.warm()
+        backend.cool()
+        backend.cool()
+        assert not multiprocessing.active_children()
 
     def test_nothing_to_do_is_fine(self, make: Make, tmp_path: Path) -> None:
         def tell(job: Job, result: TrialResult) -> None:
