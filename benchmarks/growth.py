@@ -1,26 +1,31 @@
 """What the driver itself costs as a search grows: `python -m benchmarks.growth`.
 
 Trainings that take no time, twenty-five candidates each, rungs and further cuts as in a real search; milliseconds of
-processor that the driver takes for an ask and a tell around 100, 1,000 and 10,000 candidates. (Waiting for the disk is
-not counted: others may work meanwhile.)
+processor that the driver takes for an ask and a tell around 100, 1,000 and 10,000 candidates (medians of 40). Waiting
+for the disk is not counted: others may work meanwhile. Nor is what the surrogate takes to price students that were
+never built: some hundredths of a second for each of at most sixteen, once.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from autocompress.config import CompressionConfig
 from autocompress.distill.optimizers import fit_config
 from autocompress.engine.driver import Driver
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
-from autocompress.records import Candidate, Job, State, TrialResult
+from autocompress.records import Candidate, Cut, Job, State, TrialResult
+from autocompress.storage import write_atomic
 from autocompress.study import Study
+from benchmarks.keeping import about
 
 OBJECTIVES = [
     {"name": "accuracy", "direction": "maximize", "unit": "", "kind": "score", "box": [0.1, 1.0]},
@@ -47,7 +52,7 @@ def made_up(job: Job) -> TrialResult:
         ratio = 0.0 if cut.prune is None else float(cut.prune.values["pruning_ratio"])
         score = 1 - 0.8 / width - 0.3 / min(bits) - 0.1 * ratio - 0.2 * (1 - epochs / total) + noise.normal(0, 0.01)
         scores = {split: {"accuracy": float(score)} for split in ("search_val", "select_val")}
-        costs = {"effective_flops": width**2 * (1 - ratio) ** 2 * 1e3 * bits[0] * bits[1] / 1024}
+        costs = {"effective_flops": width**2 * (1 - ratio) ** 2 * 1e3 * bits[0] * bits[1] / 1024, "layers": 4.0}
         rung = "" if complete else f"r{job.rung}"
         config = replace(job.training, prune=cut.prune, quantize=cut.quantize)
         checkpoint = "" if not complete else f"t{job.number}p0"
@@ -61,16 +66,21 @@ def made_up(job: Job) -> TrialResult:
     return TrialResult(job.number, state, tuple(found), 1.0, checkpoints=weights, paused=b"" if complete else b"paused")
 
 
-def measure(space: str) -> dict[int, tuple[float, float, int]]:
-    """Return ``{candidates: (median ask, median tell, samples)}``, in milliseconds."""
-    source = load_spec(space, [f"search.trials={10**6}", "search.minutes=null"])
+def price(training: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+    """Return what the uncut student costs."""
+    return [made_up(Job(0, training, (Cut(),))).candidates[0].costs]
+
+
+def measure(space: str, sampler: str) -> dict[int, tuple[float, float]]:
+    """Return ``{candidates: (median ask, median tell)}``, in milliseconds."""
+    source = load_spec(space, [f"search.trials={10**6}", "search.minutes=null", f"search.sampler={sampler}"])
     search = source.spec.search
     asks: list[tuple[int, float]] = []
     tells: list[tuple[int, float]] = []
     with TemporaryDirectory() as folder:
         study = Study.create(Path(folder), {"name": "growth"})
         proposer = Proposer(study, "growth", search.sampler, 0, ["maximize", "minimize"], ["accuracy", "cost"])
-        driver = Driver(study, open_space(source), search, proposer, OBJECTIVES, {})
+        driver = Driver(study, open_space(source), search, proposer, OBJECTIVES, {}, price=price)
         count = 0
         while count < AROUND[-1]:
             started = time.process_time()
@@ -87,18 +97,24 @@ def measure(space: str) -> dict[int, tuple[float, float, int]]:
     for around in AROUND:
         near = [sorted(rows, key=lambda row: abs(row[0] - around))[:WINDOW] for rows in (asks, tells)]
         medians = [statistics.median(seconds for _, seconds in rows) * 1000 for rows in near]
-        found[around] = (medians[0], medians[1], WINDOW)
+        found[around] = (medians[0], medians[1])
     return found
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure, print a table and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--space", default="digits")
-    found = measure(parser.parse_args().space)
-    print("| candidates | ask, ms | tell, ms |\n|---|---|---|")
-    for around, (ask, tell, _) in found.items():
-        print(f"| {around:,} | {ask:.1f} | {tell:.1f} |")
+    parser.add_argument("--samplers", nargs="+", default=["surrogate", "tpe", "random"])
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/growth.md"))
+    asked = parser.parse_args()
+    lines = ["# The driver as a search grows", "", "`python -m benchmarks.growth`", "", about(__doc__), ""]
+    lines += ["| sampler | candidates | ask, ms | tell, ms |", "|---|---|---|---|"]
+    for sampler in asked.samplers:
+        for around, (ask, tell) in measure(asked.space, sampler).items():
+            lines.append(f"| {sampler} | {around:,} | {ask:.1f} | {tell:.1f} |")
+            print(lines[-1], flush=True)
+    write_atomic(asked.out, "\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from autocompress.engine.limits import Price
 from autocompress.engine.space import Space
 from autocompress.errors import AutocompressError
 from autocompress.knobs import Leaf
+from autocompress.operations import starting_cuts
 from autocompress.records import Candidate, Cut
 
 Vector = NDArray[np.float64]
@@ -35,6 +36,8 @@ PARENTS = 8
 # start anyway. It is a number, and not what is priced by now, so that a resumed search chooses as it would have.
 PRICED = 16
 PRICED_AT_FIRST = 40
+# One that is cut out of the teacher takes as long as so many.
+CUT_OUT = 4
 # Observations that the model keeps.
 MEMORY = 240
 # Trainings that the effect of a cut is taken from.
@@ -206,12 +209,13 @@ class Surrogate:
         """Yield the trainings whose students have a price; only so many students are new."""
         trained = {_student(each.place.training) for each in self._observed.values()}
         new: set[str] = set()
-        most = PRICED if self.ready else PRICED_AT_FIRST
+        left = PRICED if self.ready else PRICED_AT_FIRST
         for training in trainings:
             key = _student(training)
             if key not in trained and key not in new:
-                if len(new) >= most:
+                if left <= 0:
                     continue
+                left -= CUT_OUT if starting_cuts(training.student) else 1
                 new.add(key)
             if key not in self._costs:
                 try:
