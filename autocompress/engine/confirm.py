@@ -10,13 +10,14 @@ from pathlib import Path
 from autocompress.backends.base import Backend
 from autocompress.config import CompressionConfig, fingerprint
 from autocompress.confirmation import top
+from autocompress.distill.teacher import TeacherLuggage
 from autocompress.engine.driver import MAX_ATTEMPTS
 from autocompress.engine.hosting import make_backend
 from autocompress.engine.results import checked
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import SearchFailedError, UsageError
 from autocompress.front import axes
-from autocompress.lab import Setup
+from autocompress.lab import Setup, lab, settled
 from autocompress.pick import pick
 from autocompress.plugins import guests
 from autocompress.records import Cut, Job, Role, State, TrialResult
@@ -64,8 +65,17 @@ def confirm(
         place = _backend(study, workers, backend)
         repeats = Repeats(study, _configs(study, chosen), seeds, on_progress)
         repeats.begin(chosen)
-        place.run(repeats.ask, TrialRunner(setup, guests([setup.task.name])), repeats.tell)
+        with place.opened(folder):
+            runner = TrialRunner(setup, guests([setup.task.name]), _luggage(setup) if place.elsewhere else None)
+            place.ready(runner)
+            place.run(repeats.ask, runner, repeats.tell)
         repeats.end()
+
+
+def _luggage(setup: Setup) -> TeacherLuggage:
+    """Return the teacher for machines that do not share this one's cache."""
+    with settled():
+        return lab(setup).teacher.luggage()
 
 
 def _top(study: Study, count: int) -> list[str]:

@@ -246,6 +246,7 @@ def _describe(plan: Plan, study: Study, teacher: Teacher) -> None:
             "spec": spec.to_yaml(),
             "teacher": record,
             "notices": list(plan.notices),
+            "plugins": list(guests().plugins),
             "objectives": [{**objective, "box": _box(plan, objective, record)} for objective in plan.objectives],
             "all_objectives": [_record(name) for name in (*plan.setup.scores, *plan.setup.costs)],
             "limits": {name: limit.model_dump(exclude_none=True) for name, limit in spec.limits.items()},

@@ -157,9 +157,12 @@ def as_yaml(config: object) -> str:
         return config
 
 
-def export_command(run: str, identity: str) -> str:
-    """Return the command that exports a candidate."""
-    return f"autocompress export {shlex.quote(run)} --candidate {shlex.quote(identity)} --to onnx --verify"
+def export_command(run: str, identity: str, plugins: Sequence[str] = ()) -> str:
+    """Return the command that exports a candidate, with the plugins that the search had."""
+    with_plugins = "".join(f" --plugin {shlex.quote(path)}" for path in plugins)
+    return (
+        f"autocompress export {shlex.quote(run)} --candidate {shlex.quote(identity)} --to onnx --verify{with_plugins}"
+    )
 
 
 def _measured(row: Mapping[str, Any], known: Mapping[str, Objective]) -> list[tuple[str, str, str]]:

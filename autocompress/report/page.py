@@ -120,7 +120,7 @@ def _content(
         "hypervolume": sparkline(hypervolume_data(trials)[["trial", "hypervolume"]].to_numpy().tolist(), 900.0, 160.0),
         "style": Markup(style),
         "script": Markup(script),
-        "export": lambda identity: export_command(run, identity),
+        "export": lambda identity: export_command(run, identity, meta.get("plugins") or ()),
         "label": label,
         "sparkline": sparkline,
     }

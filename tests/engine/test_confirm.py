@@ -1,17 +1,21 @@
 """Repeats of the top candidates: trained anew, kept when interrupted, never done twice."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import autocompress
+from autocompress.backends.base import Ask, Evaluate, Tell
 from autocompress.backends.local import Serial
 from autocompress.engine import confirm as module
 from autocompress.errors import SearchFailedError, UsageError
 from autocompress.records import Role, State, TrialResult
 from autocompress.study import Study
+from autocompress.trial import TrialRunner
 
 
 @pytest.fixture
@@ -118,3 +122,29 @@ def test_what_cannot_be_repeated_is_said_before_anything_is_trained(run: Path) -
     with pytest.raises(UsageError, match="has not ended: confirm reads the test split"):
         front.confirm()
     assert not len(repeats(run))
+
+
+def test_workers_on_other_machines_get_the_teacher_and_the_backend_is_opened(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    class Elsewhere(Serial):
+        elsewhere = True
+
+        @contextmanager
+        def opened(self, folder: Path | None = None) -> Iterator[None]:
+            seen.append(folder)
+            yield
+            seen.append("closed")
+
+        def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
+            assert isinstance(evaluate, TrialRunner)
+            assert evaluate.luggage is not None
+            seen.append(evaluate.luggage.name)
+            super().run(ask, evaluate, tell)
+
+    monkeypatch.setattr(module, "_backend", lambda *_: Elsewhere())
+    autocompress.load(run).confirm(top=1, seeds=1)
+    assert (seen[0], seen[2]) == (run, "closed")
+    assert seen[1]

@@ -95,3 +95,4 @@ def test_a_hostile_run_name_cannot_break_out_of_the_command() -> None:
     assert export_command("reports/digits", "t12c7") == (
         "autocompress export reports/digits --candidate t12c7 --to onnx --verify"
     )
+    assert export_command("reports/digits", "t12c7", ["/home/me/my task.py"]).endswith("--plugin '/home/me/my task.py'")
