@@ -142,6 +142,7 @@ class Surrogate:
             shift = self._normalised(each) - point
             if each.config.prune is None and np.isfinite(shift).all():
                 self._shifts.setdefault(each.config.quantize, []).append(shift)
+        self._usual = np.stack([np.median(np.stack(each[-RECENT:]), axis=0) for each in self._shifts.values()])
 
     def best(
         self,
@@ -165,8 +166,6 @@ class Surrogate:
         """
         if not self._observed:
             return None
-        shifts = [np.median(np.stack(each[-RECENT:]), axis=0) for each in self._shifts.values()]
-        self._usual = np.stack(shifts) if shifts else np.zeros((1, front.shape[1]))
         random = Random(fingerprint([self._seed, number]))
         drawn = () if known is None else self._pool(random, front)
         places = list(self._priced(each for each in drawn if known is None or not known(each)))
