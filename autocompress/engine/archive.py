@@ -67,13 +67,14 @@ class Archive:
         ]
         return np.column_stack(columns)
 
-    def add(self, candidates: Iterable[Candidate]) -> None:
-        """Let complete candidates onto the front, and off it those that they beat."""
+    def add(self, candidates: Iterable[Candidate]) -> float:
+        """Let complete candidates onto the front, and off it those that they beat; return the hypervolume they add."""
+        before = self.hypervolume
         candidates = [candidate for candidate in candidates if candidate.complete]
         new = {candidate.id: [self.value(candidate, name) for name in self._names] for candidate in candidates}
         self._checkpoints.update({candidate.id: candidate.checkpoint for candidate in candidates})
         if not new:
-            return
+            return 0.0
         points = np.vstack([self._points, np.array(list(new.values()))])
         ids = [*self._ids, *new]
         # Equal points add nothing to a front that is only looked at, so one of them is kept.
@@ -83,6 +84,7 @@ class Archive:
         self._points, self._ids = points[keep], [ids[index] for index in keep]
         self._checkpoints = {identity: self._checkpoints[identity] for identity in self._ids}
         self.hypervolume = hypervolume(pd.DataFrame(self._points, columns=self._names), self._objectives)
+        return self.hypervolume - before
 
     def front(self) -> tuple[tuple[str, float, float], ...]:
         """Return ``(id, score, cost)`` of each candidate on the front, the cheapest first."""

@@ -148,7 +148,7 @@ class Driver:
     def tell(self, job: Job, result: TrialResult) -> None:
         """Store a result, then tell the sampler; a crash between the two is mended on resume."""
         result = checked(result, [each["name"] for each in self._objectives])
-        gain = self._gain(result.candidates)
+        gain = self._archive.add(result.candidates)
         self._study.finish(result, elapsed=self.elapsed, hypervolume=self._archive.hypervolume)
         self._counts[State.RUNNING] -= 1
         self._under_way.discard(job.number)
@@ -305,14 +305,10 @@ class Driver:
 
     # -- what came of it ----------------------------------------------------------------------
 
-    def _gain(self, candidates: Sequence[Candidate]) -> float:
-        """Let candidates onto the front; return what hypervolume they add."""
-        before = self._archive.hypervolume
-        self._archive.add(candidates)
-        return self._archive.hypervolume - before
-
     def _absorb(self, job: Job, state: State, candidates: Sequence[Candidate], gain: float) -> None:
         if job.base is not None:
+            if self._surrogate is not None:
+                self._surrogate.note_cuts(candidates)
             self._refinement.add(job.number, candidates, gain)
             return
         self._counts[state] += 1
@@ -359,7 +355,7 @@ class Driver:
                 self._refinement.begin(stored.job)
         for stored in sorted(stored_trials, key=_ended):
             candidates = self._study.candidates_of(stored.job.number)
-            gain = self._gain(candidates)
+            gain = self._archive.add(candidates)
             for epochs, cut in self._climb.passed(stored, candidates):
                 self._learn(stored.job.number, epochs, cut)
             self._candidates += len(candidates)

@@ -15,7 +15,7 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.config import CompressionConfig, Part, fingerprint
+from autocompress.config import CompressionConfig, fingerprint
 from autocompress.engine.drawing import Drawn
 from autocompress.engine.effort import epochs_of_fit, size_at
 from autocompress.engine.encoding import Encoding
@@ -108,8 +108,9 @@ class Surrogate:
         self._seed = seed
         self._encoding = Encoding(space)
         self._observed: dict[int, Observed] = {}
-        self._shifts: dict[Part | None, list[Vector]] = {}
-        # How far each cut usually moves a point, [K, M].
+        self._shifts: dict[Cut, list[Vector]] = {}
+        self._ended: dict[CompressionConfig, Vector] = {}
+        # How far the cuts that are worth making usually move a point, [K, M].
         self._usual: Vector = np.zeros((1, len(objectives)))
         self._complete: list[int] = []
         self._costs: dict[str, Mapping[str, float]] = {}
@@ -138,11 +139,20 @@ class Surrogate:
         if not uncut.complete:
             return
         self._complete.append(number)
+        self._ended[training] = point
+        self.note_cuts(candidates)
+
+    def note_cuts(self, candidates: Sequence[Candidate]) -> None:
+        """Take note of what was cut from trainings that have ended, further cuts included."""
         for each in candidates:
-            shift = self._normalised(each) - point
-            if each.config.prune is None and np.isfinite(shift).all():
-                self._shifts.setdefault(each.config.quantize, []).append(shift)
-        self._usual = np.stack([np.median(np.stack(each[-RECENT:]), axis=0) for each in self._shifts.values()])
+            before = self._ended.get(each.config.training)
+            shift = None if before is None else self._normalised(each) - before
+            if shift is not None and np.isfinite(shift).all():
+                self._shifts.setdefault(Cut(each.config.prune, each.config.quantize), []).append(shift)
+        if self._shifts:
+            usual = [np.median(np.stack(each[-RECENT:]), axis=0) for each in self._shifts.values()]
+            # One that costs more than another and scores less does so wherever it begins.
+            self._usual = np.asarray(moocore.filter_dominated(np.stack(usual)))
 
     def best(
         self,

@@ -137,3 +137,22 @@ def test_what_is_not_a_number_teaches_nothing(score: float) -> None:
     assert not guide.ready
     tell(guide, archive, 1, training(32), 0.9)
     assert guide.best(archive.normalised_front()[0], 2, {}, (), never) is not None
+
+
+def test_what_further_cuts_did_is_expected_of_others_and_what_never_helps_is_left_out() -> None:
+    guide, archive = surrogate()
+    tell(guide, archive, 0, training(24), 0.9)
+    # The uncut model costs more than the rounded one and scores no better.
+    (rounded,) = guide._usual
+    uncut = finished(0, training(24), 0.9)[0]
+    pruned = CompressionConfig(uncut.config.student, uncut.config.distill, uncut.config.fit, prune=Part("structured"))
+    costs = {**uncut.costs, "effective_flops": uncut.costs["effective_flops"] / 1000}
+    worse = {"search_val": {"accuracy": 0.8}}
+    guide.note_cuts([Candidate("t1c0", 1, pruned, 30, worse, costs)])
+    after = guide._usual[np.argsort(guide._usual[:, 1])]
+    assert after[1] == pytest.approx(rounded)
+    assert after[0] == pytest.approx([0.1 / 0.9, -3 / 4])
+    # Of a training that is not known to have ended, nothing can be learned.
+    other = CompressionConfig(training(32).student, uncut.config.distill, uncut.config.fit, prune=Part("structured"))
+    guide.note_cuts([Candidate("t2c0", 2, other, 30, worse, costs)])
+    assert len(guide._usual) == 2
