@@ -1,7 +1,7 @@
 """What to train next: what may add most hypervolume for its effort.
 
 Costs are known before anything is trained, so only scores are guessed: from all trainings at all rungs, by a Gaussian
-process (:mod:`autocompress.engine.gaussian`), and from what bit-widths did to other points. New trainings and those
+process (:mod:`autocompress.engine.gaussian`), and from what cuts did to other points. New trainings and those
 that are paused compete by the hypervolume that they are expected to add (expected hypervolume improvement, Emmerich,
 Giannakoglou and Naujoks 2006) for what they have left to do.
 """
