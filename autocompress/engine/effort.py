@@ -3,20 +3,23 @@
 Effort is counted in operations, not in seconds, so that a search repeats itself on any machine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from autocompress.config import Part
+from autocompress.config import CompressionConfig, Part
+from autocompress.distill.base import Needs
 from autocompress.distill.optimizers import fit_config
 from autocompress.records import Candidate, Cut
-from autocompress.registry import PRUNE, QUANTIZE, Registry
+from autocompress.registry import DISTILL, PRUNE, QUANTIZE, Registry
 
 # What a step takes for each layer beside its arithmetic (kernel launches, optimizer), as FLOPs of a forward pass:
 # fitted to the seconds of 360 trainings on one core. Small students are not free because they are small.
 STEP_OVERHEAD = 7e6
 # Where the layers were not counted.
 LAYERS = 8.0
+# A term that reads the teacher's layers runs it at every step: as many layers of a student, on the MNIST-1D teacher.
+TEACHER_PASS = 20.0
 
 
 def epochs_of(cut: Cut) -> float:
@@ -40,13 +43,18 @@ def size_of(candidate: Candidate) -> float:
         >>> size_of(Candidate("t0c0", 0, config, 1, {}, {"flops": 3e5, "layers": 10.0}))
         1000000.0
     """
-    return size_at(candidate.costs, candidate.config.fit)
+    return size_at(candidate.costs, candidate.config)
 
 
-def size_at(costs: Mapping[str, float], fit: Part) -> float:
-    """Return what an epoch takes of a student that costs so much and is fitted so, as :func:`size_of`."""
-    overhead = STEP_OVERHEAD * costs.get("layers", LAYERS)
-    return costs.get("flops", 0.0) + overhead / max(getattr(fit_config(fit), "batch_size", 1), 1)
+def size_at(costs: Mapping[str, float], training: CompressionConfig) -> float:
+    """Return what an epoch takes of a student that costs so much and is trained so, as :func:`size_of`."""
+    overhead = STEP_OVERHEAD * (costs.get("layers", LAYERS) + TEACHER_PASS * _reads_layers(training.distill))
+    return costs.get("flops", 0.0) + overhead / max(getattr(fit_config(training.fit), "batch_size", 1), 1)
+
+
+def _reads_layers(terms: Sequence[Part]) -> bool:
+    methods = [(DISTILL.get(part.name), part) for part in terms]
+    return any(method.needs(method.config.of(part.values)) is Needs.MODEL for method, part in methods)
 
 
 def _epochs(registry: Registry[Any], part: Part | None) -> float:

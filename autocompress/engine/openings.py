@@ -50,4 +50,4 @@ def whole_effort(space: Space, price: Price | None, values: Values) -> float:
     """Return what a training takes from its beginning to its end; 0 where its costs are not known."""
     training = opened(space, values, cut=False).training
     costs = () if price is None else price(training, [Cut()])
-    return size_at(costs[0], training.fit) * epochs_of_fit(training.fit) if costs else 0.0
+    return size_at(costs[0], training) * epochs_of_fit(training.fit) if costs else 0.0

@@ -94,6 +94,7 @@ class Space:
             if section == "distill":
                 names = [name for name in names if DISTILL.get(name).kind == "logit"]
                 names.sort(key=lambda name: name == "none")
+                values |= {f"distill.{name}": False for name in methods if name not in self._selectable(section)}
             elif len(names) > 1 and section in CUT_SECTIONS:
                 names = ["none"] if "none" in names else names
             if len(self._selectable(section)) > 1:

@@ -238,7 +238,7 @@ class Surrogate:
         assert self._parent is not None
         uncut = Candidate("", -1, training, 0, self._parent.scores, costs)
         cost = math.log10(max(costs.get(self._cost, 0.0), 1e-9))
-        return Place(training, self._normalised(uncut), cost, size_at(costs, training.fit))
+        return Place(training, self._normalised(uncut), cost, size_at(costs, training))
 
     # -- what is expected ---------------------------------------------------------------------
 

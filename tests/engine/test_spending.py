@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from autocompress.config import CompressionConfig, Part
-from autocompress.engine.effort import STEP_OVERHEAD, size_of
+from autocompress.engine.effort import STEP_OVERHEAD, TEACHER_PASS, size_of
 from autocompress.engine.spending import Spending
 from autocompress.records import Candidate
 
@@ -41,6 +41,14 @@ def test_a_small_student_is_not_free() -> None:
     assert size_of(tiny) == pytest.approx(3 * STEP_OVERHEAD / 60)
     larger_steps = replace(tiny, config=replace(CONFIG, fit=Part.of("adamw", batch_size=600)))
     assert size_of(larger_steps) == pytest.approx(3 * STEP_OVERHEAD / 600)
+
+
+def test_a_term_that_reads_the_teachers_layers_takes_its_time() -> None:
+    """It runs the teacher at every step, which takes as long as some layers of a student."""
+    reading = replace(SMALL, config=replace(CONFIG, distill=(Part("none"), Part("relational"))))
+    assert size_of(reading) - size_of(SMALL) == pytest.approx(TEACHER_PASS * OVERHEAD)
+    soft = replace(SMALL, config=replace(CONFIG, distill=(Part("soft_target"),)))
+    assert size_of(soft) == size_of(SMALL)
 
 
 def test_what_was_never_sized_waits_for_nobody() -> None:
