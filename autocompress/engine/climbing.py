@@ -107,15 +107,12 @@ class Climb:
         Args:
             short: Whether so much effort should begin now to be done in time.
         """
-        job = None if self._kept is None else self.ups.get(self._kept)
-        if job is None:
+        rung = None if self._kept is None else self._ladder.places.get(self._kept)
+        if self._kept is None or rung is None:
             return None
-        left = self.spending.effort(job.number, self.left(job))
+        job = self._up(self._kept, rung)
+        left = self.spending.effort(job.number, self.segments.left(job))
         return job if short(left) or self.spending.allows(job.number, self.segments.epochs(job)) else None
-
-    def left(self, job: Job) -> float:
-        """Return how many epochs a training has left, from the beginning of one of its segments on."""
-        return self.segments.left(job)
 
     def go_on(self, job: Job) -> None:
         """Take note that a paused training goes on."""

@@ -213,7 +213,7 @@ class Driver:
         chosen = self._surrogate.best(
             front,
             self._next,
-            {number: self._climb.left(job) for number, job in ups.items()},
+            {number: self._climb.segments.left(job) for number, job in ups.items()},
             sorted(self._under_way & self._climb.trainings.keys()),
             self._tried if self._may_begin() else None,
         )

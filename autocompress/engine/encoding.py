@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.config import CompressionConfig, Part
-from autocompress.engine.space import Space
+from autocompress.engine.space import CUT_SECTIONS, Space
 from autocompress.knobs import Choice, Domain, Leaf
 
 Vector: TypeAlias = NDArray[np.float64]
@@ -27,8 +27,7 @@ class Encoding:
 
     def __init__(self, space: Space) -> None:
         dimensions = dict(space.dimensions())
-        cut = ("prune", "quantize")
-        searched = {name: each for name, each in dimensions.items() if name.partition(".")[0] not in cut}
+        searched = {name: each for name, each in dimensions.items() if name.partition(".")[0] not in CUT_SECTIONS}
         self.student = {name: each for name, each in searched.items() if name.partition(".")[0] == "student"}
         self.recipe = {name: each for name, each in searched.items() if name not in self.student}
         #: Everything that a training samples, by its dotted name.

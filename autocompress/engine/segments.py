@@ -38,10 +38,11 @@ class Segments:
             return sum(
                 epochs_of(Cut(prune)) for prune in {cut.prune for cut in job.cuts} if prune != job.base.prune
             ) + sum(epochs_of(Cut(quantize=cut.quantize)) for cut in job.cuts)
-        begun = self.steps(job.training)[job.rung - 1] if job.rung else 0
-        return (job.until or epochs_of_fit(job.training.fit)) - begun
+        return (job.until or epochs_of_fit(job.training.fit)) - self._begun(job)
 
     def left(self, job: Job) -> float:
         """Return how many epochs a training has left, from the beginning of one of its segments on."""
-        begun = self.steps(job.training)[job.rung - 1] if job.rung else 0
-        return epochs_of_fit(job.training.fit) - begun
+        return epochs_of_fit(job.training.fit) - self._begun(job)
+
+    def _begun(self, job: Job) -> int:
+        return self.steps(job.training)[job.rung - 1] if job.rung else 0

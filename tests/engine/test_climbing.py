@@ -38,14 +38,14 @@ def test_a_training_climbs_segment_by_segment() -> None:
     up(found, found.segments.of(found.trainings[0], 0))
     job = found.promoted()
     assert job is not None
-    assert (job.rung, job.until, found.left(job)) == (1, 9, 24)
+    assert (job.rung, job.until, found.segments.left(job)) == (1, 9, 24)
     assert found.ups == {0: job}
     found.go_on(job)
     assert not found.ups
     up(found, job)
     last = found.promoted()
     assert last is not None
-    assert (last.until, found.left(last)) == (None, 18)
+    assert (last.until, found.segments.left(last)) == (None, 18)
 
 
 def test_the_one_that_always_ends_waits_for_the_others_or_for_the_time() -> None:
