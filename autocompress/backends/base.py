@@ -10,6 +10,12 @@ from autocompress.records import Job, TrialResult
 
 Ask: TypeAlias = Callable[[], Job | None]
 Tell: TypeAlias = Callable[[Job, TrialResult], None]
+Ahead: TypeAlias = Callable[[], bool]
+
+
+def nothing_ahead() -> bool:
+    """Return that there is nothing to be done ahead."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -76,11 +82,14 @@ class Backend(Protocol):
         """Let what was opened ready itself for ``evaluate``, while the caller does other things."""
         ...
 
-    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
+    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell, ahead: Ahead = nothing_ahead) -> None:
         """Ask, evaluate and tell until ``ask`` returns ``None`` and nothing is under way.
 
-        ``ask`` and ``tell`` are called in the caller's thread only. After each ``tell``, ``ask`` is called again, even
-        if it has answered ``None``: a result may be worth going on with.
+        All are called in the caller's thread only. After each ``tell``, ``ask`` is called again, even if it has
+        answered ``None``: a result may be worth going on with.
+
+        While it waits and has a processor to spare, a backend may call ``ahead``: it does a little of what the next
+        ``ask`` will need, changes none of its answers, and returns whether more is left.
 
         Raises:
             KeyboardInterrupt: The user stopped it; running jobs are cancelled and not told.

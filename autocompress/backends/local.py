@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from autocompress.backends.base import NO_LIMITS, Ask, Evaluate, Tell, TrialLimits
+from autocompress.backends.base import NO_LIMITS, Ahead, Ask, Evaluate, Tell, TrialLimits, nothing_ahead
 from autocompress.backends.workers import Crew
 from autocompress.errors import UsageError
 from autocompress.registry import BACKENDS
@@ -45,7 +45,7 @@ class Serial:
     def ready(self, evaluate: Evaluate) -> None:
         """Ready nothing: there is one process, and its caller needs it."""
 
-    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
+    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell, ahead: Ahead = nothing_ahead) -> None:
         """Ask, evaluate and tell, one job after the other."""
         evaluate.prepare()
         while (job := ask()) is not None:
@@ -105,17 +105,18 @@ class Local:
         if self._crew is not None:
             self._crew.ready(evaluate)
 
-    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
+    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell, ahead: Ahead = nothing_ahead) -> None:
         """Keep every worker busy until ``ask`` returns ``None``."""
         crew = self._crew or Crew(self.workers, self.limits)
         crew.ready(evaluate)
+        meanwhile = ahead if self.workers < usable_cores() else nothing_ahead
         try:
             while True:
                 while crew.jobs < self.workers and (job := ask()) is not None:
                     crew.give(job)
                 if not crew.jobs:
                     break
-                for job, result in crew.results():
+                for job, result in crew.results(meanwhile):
                     tell(job, result)
             crew.close()
         except BaseException:

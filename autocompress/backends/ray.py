@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autocompress.backends.base import NO_LIMITS, Ask, Evaluate, Tell, TrialLimits
+from autocompress.backends.base import NO_LIMITS, Ahead, Ask, Evaluate, Tell, TrialLimits, nothing_ahead
 from autocompress.backends.local import usable_cores
 from autocompress.registry import BACKENDS
 
@@ -95,7 +95,7 @@ class Ray:
     def ready(self, evaluate: Evaluate) -> None:
         """Ready nothing: actors come when the first job does."""
 
-    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
+    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell, ahead: Ahead = nothing_ahead) -> None:
         """Keep every worker busy until ``ask`` returns ``None``; opens the cluster if it is not.
 
         Raises:

@@ -18,7 +18,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from autocompress.backends.base import Evaluate, TrialLimits
+from autocompress.backends.base import Ahead, Evaluate, TrialLimits, nothing_ahead
 from autocompress.errors import UsageError, WorkersError
 from autocompress.records import Job, State, TrialResult
 
@@ -118,8 +118,11 @@ class Crew:
         self._waiting.append(job)
         self._assign()
 
-    def results(self) -> list[tuple[Job, TrialResult]]:
+    def results(self, meanwhile: Ahead = nothing_ahead) -> list[tuple[Job, TrialResult]]:
         """Wait for results, at least one.
+
+        Args:
+            meanwhile: Called while nothing arrives, until it has nothing left to do.
 
         Raises:
             WorkersError: No worker starts.
@@ -128,7 +131,8 @@ class Crew:
             due = min((worker.deadline for worker in self._workers), default=math.inf) - time.monotonic()
             watched: list[Any] = [worker.pipe for worker in self._workers]
             watched += [worker.process.sentinel for worker in self._workers]
-            wait(watched, timeout=min(max(due, 0.0), LOOK))
+            if not wait(watched, timeout=0.0) and not meanwhile():
+                wait(watched, timeout=min(max(due, 0.0), LOOK))
             found = [outcome for worker in list(self._workers) for outcome in self._looked_at(worker)]
             self._assign()
             if found:

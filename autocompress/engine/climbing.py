@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.config import Part
+from autocompress.engine.effort import epochs_of_fit
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.promotion import PromotionRule
 from autocompress.engine.segments import Segments
@@ -84,6 +85,12 @@ class Climb:
     def _spent(self, number: int, epochs: float, uncut: Candidate) -> None:
         self.spending.size(number, uncut)
         self.spending.spend(number, epochs)
+
+    @property
+    def latest_epochs(self) -> int:
+        """Epochs of the latest training: about those of the next."""
+        latest = next(reversed(self.trainings.values()), None)
+        return 0 if latest is None else epochs_of_fit(latest.training.fit)
 
     # -- who goes on --------------------------------------------------------------------------
 

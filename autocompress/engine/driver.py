@@ -16,7 +16,7 @@ from autocompress.engine.answers import Answers
 from autocompress.engine.archive import Archive
 from autocompress.engine.climbing import Climb
 from autocompress.engine.cutting import cutting
-from autocompress.engine.effort import epochs_of_fit, size_of
+from autocompress.engine.effort import size_of
 from autocompress.engine.identity import key_of, seed_of
 from autocompress.engine.ladder import RUNGS
 from autocompress.engine.limits import CostLimits, Price
@@ -137,8 +137,7 @@ class Driver:
         if self._counts[State.RUNNING]:
             return None
         self._refinement.all_trained()
-        found = self._further()
-        if found is not None:
+        if (found := self._further()) is not None:
             return self._hand_out(found)
         self._stop(self._climb.give_up())
         self._proposer.publish()
@@ -157,6 +156,12 @@ class Driver:
         self._candidates += len(result.candidates)
         self._absorb(job, result.state, result.candidates, gain)
         self._report()
+
+    def ahead(self) -> bool:
+        """Do a little of what the next :meth:`ask` will need; return whether more is left."""
+        if self._surrogate is None or not self._may_begin():
+            return False
+        return self._surrogate.ahead(self._archive.normalised_front()[0], self._next, self._training)
 
     def leave(self) -> None:
         """Close the books: what is still under way was cancelled, and did not fail."""
@@ -205,8 +210,7 @@ class Driver:
         if self._surrogate is None or self._proposer.waiting:
             return None
         ready = self._surrogate.ready
-        found = self._owed() or (None if ready else self._promoted()) or self._further()
-        if found is not None:
+        if found := self._owed() or (None if ready else self._promoted()) or self._further():
             return found
         ups = self._climb.ups if ready else {}
         front, _ = self._archive.normalised_front()
@@ -214,7 +218,7 @@ class Driver:
             front,
             self._next,
             {number: self._climb.segments.left(job) for number, job in ups.items()},
-            sorted(self._under_way & self._climb.trainings.keys()),
+            self._training,
             self._tried if self._may_begin() else None,
         )
         if isinstance(chosen, int):
@@ -243,7 +247,7 @@ class Driver:
         return job
 
     def _may_begin(self) -> bool:
-        late = self._pace.late(self._longest, self._refinement.training_share)
+        late = self._pace.late(self._climb.latest_epochs, self._refinement.training_share)
         return not late and len(self._climb.trainings) < self._search.trials
 
     def _tried(self, training: CompressionConfig) -> bool:
@@ -298,10 +302,9 @@ class Driver:
         return job
 
     @property
-    def _longest(self) -> int:
-        """Epochs of the latest training: about those of the next."""
-        latest = next(reversed(self._climb.trainings.values()), None)
-        return 0 if latest is None else epochs_of_fit(latest.training.fit)
+    def _training(self) -> dict[int, CompressionConfig]:
+        under_way = sorted(self._under_way & self._climb.trainings.keys())
+        return {number: self._climb.trainings[number].training for number in under_way}
 
     # -- what came of it ----------------------------------------------------------------------
 

@@ -177,7 +177,7 @@ def run_search(
             driver = _driver(plan, study, events)
             events.phase("searching")
             try:
-                plan.backend.run(driver.ask, runner, driver.tell)
+                plan.backend.run(driver.ask, runner, driver.tell, driver.ahead)
             finally:
                 driver.leave()
                 study.set_meta({"seconds": driver.elapsed, "exhausted": driver.exhausted})

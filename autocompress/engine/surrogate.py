@@ -9,6 +9,7 @@ Giannakoglou and Naujoks 2006) for what they have left to do.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from random import Random
 
 import moocore
@@ -115,6 +116,7 @@ class Surrogate:
         self._complete: list[int] = []
         self._costs: dict[str, Mapping[str, float]] = {}
         self._parent: Candidate | None = None
+        self._foreseen: Iterator[bool] | None = None
 
     @property
     def ready(self) -> bool:
@@ -126,6 +128,7 @@ class Surrogate:
 
         The first candidate is the uncut one; without it nothing is learned.
         """
+        self._foreseen = None
         uncut = candidates[0]
         point = self._normalised(uncut)
         if uncut.config.prune is not None or uncut.config.quantize is not None or not np.isfinite(point).all():
@@ -159,7 +162,7 @@ class Surrogate:
         front: Vector,
         number: int,
         paused: Mapping[int, float],
-        begun: Sequence[int],
+        begun: Mapping[int, CompressionConfig],
         known: Callable[[CompressionConfig], bool] | None,
     ) -> CompressionConfig | int | None:
         """Return the training that promises most for its effort, or the number of the paused one that does.
@@ -174,10 +177,10 @@ class Surrogate:
         Returns:
             ``None`` where nothing is known, or nothing gained.
         """
+        self._foreseen = None
         if not self._observed:
             return None
-        random = Random(fingerprint([self._seed, number]))
-        drawn = () if known is None else self._pool(random, front)
+        drawn = () if known is None else self._pool(number, self._nearest(front))
         places = list(self._priced(each for each in drawn if known is None or not known(each)))
         waiting = [each for each in paused if each in self._observed]
         asked = [*places, *(self._observed[each].place for each in waiting)]
@@ -192,27 +195,60 @@ class Surrogate:
             return None
         return places[best].training if best < len(places) else waiting[best - len(places)]
 
+    def ahead(self, front: Vector, number: int, begun: Mapping[int, CompressionConfig]) -> bool:
+        """Price a student that the next choice will probably compare; no choice depends on it.
+
+        Args:
+            front: As it is now.
+            number: Of the job that a new training will be.
+            begun: Trainings that are under way: next time they may be among the best.
+
+        Returns:
+            Whether there may be more to price.
+        """
+        if not self._observed:
+            return False
+        if self._foreseen is None:
+            self._foreseen = self._foresee(front, number, begun)
+        return next(self._foreseen, None) is not None
+
     def values(self, training: CompressionConfig) -> dict[str, Leaf]:
         """Return what a sampler has to propose to get a training."""
         return self._encoding.values(training)
 
     # -- what is compared ---------------------------------------------------------------------
 
-    def _pool(self, random: Random, front: Vector) -> Iterator[CompressionConfig]:
-        near = [self.values(self._observed[number].place.training) for number in self._nearest(front)]
-        drawn = [values for values in near for _ in range(NEAR)] + [{}] * DRAWN
-        found = [self._space.suggest(Drawn(values, random), cut=False)[0] for values in drawn]
-        yield from {fingerprint(training.to_json()): training for training in found}.values()
+    def _foresee(self, front: Vector, number: int, begun: Mapping[int, CompressionConfig]) -> Iterator[bool]:
+        # To import it takes half a second.
+        import_module("sklearn.gaussian_process")
+        yield True
+        for parents in (self._nearest(front), begun):
+            for _ in self._priced(self._pool(number, parents)):
+                yield True
 
-    def _nearest(self, front: Vector) -> list[int]:
-        """Return the finished trainings whose cuts lie least behind the front."""
+    def _pool(self, number: int, near: Mapping[int, CompressionConfig]) -> Iterator[CompressionConfig]:
+        """Yield trainings drawn near some that are known, and anew; near each, they are the same beside any others."""
+        parents = [(each, self.values(training), NEAR) for each, training in near.items()]
+        seen = set()
+        for parent, values, count in [*parents, (None, {}, DRAWN)]:
+            random = Random(fingerprint([self._seed, number, parent]))
+            for _ in range(count):
+                training = self._space.suggest(Drawn(values, random), cut=False)[0]
+                key = fingerprint(training.to_json())
+                if key not in seen:
+                    yield training
+                seen.add(key)
+
+    def _nearest(self, front: Vector) -> dict[int, CompressionConfig]:
+        """Return the finished trainings whose cuts lie least behind the front, the nearest first."""
         behind = {}
         for number in self._complete:
             rows = self._rows(self._observed[number].place.point, self._observed[number].scores[1.0])
             # How far a point would have to move in one objective to be on the front.
             apart = np.clip(rows[:, None] - front[None], 0.0, None).min(axis=2).max(axis=1, initial=0.0)
             behind[number] = (float(apart.min()), -number)
-        return sorted(behind, key=lambda number: behind[number])[:PARENTS]
+        nearest = sorted(behind, key=lambda number: behind[number])[:PARENTS]
+        return {number: self._observed[number].place.training for number in nearest}
 
     def _priced(self, trainings: Iterator[CompressionConfig]) -> Iterator[Place]:
         """Yield the trainings whose students have a price; only so many students are new."""

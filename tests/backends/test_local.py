@@ -48,6 +48,29 @@ def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(tmp_path: Path) ->
     assert not [child for child in trials.children() if alive(child)]
 
 
+@pytest.mark.parametrize(("cores", "spare"), [(2, True), (1, False)])
+def test_a_driver_works_ahead_only_where_a_processor_is_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, spare: bool
+) -> None:
+    monkeypatch.setattr("autocompress.backends.local.usable_cores", lambda: cores)
+    queue, told, calls = jobs(2), [], []
+
+    def ahead() -> bool:
+        calls.append(len(told))
+        return len(calls) < 5
+
+    Local(workers=1).run(
+        lambda: queue.pop(0) if queue else None,
+        FakeTrials(tmp_path / "log"),
+        lambda job, result: told.append(job.number),
+        ahead,
+    )
+    assert told == [0, 1]
+    # What is left is done before the backend waits; when nothing is, it is not asked in a hurry.
+    assert len(calls) >= 5 if spare else not calls
+    assert len(calls) < 50
+
+
 def test_workers_that_were_started_ahead_do_the_work_and_leave_with_the_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,25 @@ class TestBackend:
             backend.run(ask, FakeTrials(tmp_path / "log"), lambda job, result: told.append(job.number))
         assert told == [0, 1]
 
+    def test_what_can_be_done_ahead_is_done_in_the_callers_thread_until_nothing_is_left(
+        self, make: Make, tmp_path: Path
+    ) -> None:
+        queue, told, threads = self.jobs(3), [], [threading.get_ident()]
+
+        def ahead() -> bool:
+            threads.append(threading.get_ident())
+            # All may be called for, or nothing: whether there is time is the backend's to say.
+            return len(threads) % 3 > 0
+
+        make(workers=1).run(
+            lambda: queue.pop(0) if queue else None,
+            FakeTrials(tmp_path / "log"),
+            lambda job, result: told.append(job.number),
+            ahead,
+        )
+        assert sorted(told) == [0, 1, 2]
+        assert set(threads) == {threading.get_ident()}
+
     def test_a_result_crosses_the_process_border_whole(self, make: Make, tmp_path: Path) -> None:
         queue, told = self.jobs(1), []
         expected = fake_result(queue[0])

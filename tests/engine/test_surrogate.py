@@ -63,13 +63,13 @@ def test_it_proposes_what_costs_say_would_help() -> None:
     tell(guide, archive, 0, training(64), 0.97)
     tell(guide, archive, 1, training(32), 0.97)
     front, _ = archive.normalised_front()
-    chosen = guide.best(front, 2, {}, (), never)
+    chosen = guide.best(front, 2, {}, {}, never)
     assert isinstance(chosen, CompressionConfig)
     assert int(chosen.student.values["width"]) < 32  # type: ignore[arg-type]
     assert guide.values(chosen)["student.cnn.width"] == chosen.student.values["width"]
     # The same is proposed again for the same job, and never what was begun.
-    assert guide.best(front, 2, {}, (), never) == chosen
-    assert guide.best(front, 2, {}, (), lambda config: config == chosen) != chosen
+    assert guide.best(front, 2, {}, {}, never) == chosen
+    assert guide.best(front, 2, {}, {}, lambda config: config == chosen) != chosen
 
 
 def test_a_paused_training_that_does_well_goes_on_and_a_poor_one_waits() -> None:
@@ -78,9 +78,9 @@ def test_a_paused_training_that_does_well_goes_on_and_a_poor_one_waits() -> None
     guide.note(1, finished(1, training(8), 0.88, epochs=10))
     guide.note(2, finished(2, training(8, 2), 0.12, epochs=10))
     front, _ = archive.normalised_front()
-    assert guide.best(front, 3, {1: 20.0, 2: 20.0}, (), None) == 1
+    assert guide.best(front, 3, {1: 20.0, 2: 20.0}, {}, None) == 1
     # What another worker has in hand is its own.
-    assert guide.best(front, 3, {2: 20.0}, (1,), None) in (None, 2)
+    assert guide.best(front, 3, {2: 20.0}, {1: training(8)}, None) in (None, 2)
 
 
 def test_dear_trainings_have_to_promise_more() -> None:
@@ -89,18 +89,18 @@ def test_dear_trainings_have_to_promise_more() -> None:
     guide.note(1, finished(1, training(16), 0.79, epochs=10))
     guide.note(2, finished(2, training(16, 2), 0.79, epochs=10))
     front, _ = archive.normalised_front()
-    assert guide.best(front, 3, {1: 1.0, 2: 20.0}, (), None) == 1
-    assert guide.best(front, 3, {1: 2000.0, 2: 2.0}, (), None) == 2
+    assert guide.best(front, 3, {1: 1.0, 2: 20.0}, {}, None) == 1
+    assert guide.best(front, 3, {1: 2000.0, 2: 2.0}, {}, None) == 2
 
 
 def test_nothing_is_expected_of_nothing() -> None:
     guide, _ = surrogate()
     assert not guide.ready
-    assert guide.best(np.empty((0, 2)), 0, {}, (), never) is None
+    assert guide.best(np.empty((0, 2)), 0, {}, {}, never) is None
     # The teacher alone is enough to begin with, but tells no paused training from another.
     guide.note(-1, finished(-1, training(64, 2), 0.99)[:1])
     assert not guide.ready
-    assert isinstance(guide.best(np.empty((0, 2)), 0, {}, (), never), CompressionConfig)
+    assert isinstance(guide.best(np.empty((0, 2)), 0, {}, {}, never), CompressionConfig)
 
 
 def test_where_all_is_reached_nothing_is_proposed() -> None:
@@ -108,7 +108,7 @@ def test_where_all_is_reached_nothing_is_proposed() -> None:
     for number, width in enumerate((48, 64)):
         tell(guide, archive, number, training(width), 1.0)
     perfect = np.array([[0.0, 0.0]])
-    assert guide.best(perfect, 2, {}, (), never) is None
+    assert guide.best(perfect, 2, {}, {}, never) is None
 
 
 def test_few_students_are_priced_at_once_and_what_has_no_price_is_left_out() -> None:
@@ -124,10 +124,38 @@ def test_few_students_are_priced_at_once_and_what_has_no_price_is_left_out() -> 
     tell(guide, archive, 0, training(64), 0.97)
     front, _ = archive.normalised_front()
     for number in range(1, 6):
-        chosen = guide.best(front, number, {}, (), never)
+        chosen = guide.best(front, number, {}, {}, never)
         assert chosen is None or int(chosen.student.values["width"]) % 2 == 0  # type: ignore[union-attr, arg-type]
         assert len(asked) <= number * PRICED
     assert len(set(asked)) == len(asked)
+
+
+def test_what_is_priced_ahead_is_not_priced_again_and_changes_no_choice() -> None:
+    asked: list[Part] = []
+
+    def counted(config: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+        asked.append(config.student)
+        return price(config, cuts)
+
+    wide = TEXT.replace("high: 64", "high: 128")
+
+    def chosen(idle: bool) -> tuple[object, int]:
+        guide, archive = surrogate(space(wide), counted)
+        assert not guide.ahead(np.empty((0, 2)), 0, {}), "nothing is known yet"
+        for number, width in enumerate((64, 32, 48)):
+            # Before each result, as while a worker trains it.
+            while idle and guide.ahead(archive.normalised_front()[0], number + 1, {number: training(width)}):
+                pass
+            tell(guide, archive, number, training(width), 0.9 + width / 1000)
+        before = len(asked)
+        return guide.best(archive.normalised_front()[0], 3, {}, {}, never), len(asked) - before
+
+    hurried, in_hurry = chosen(idle=False)
+    prepared, at_leisure = chosen(idle=True)
+    assert hurried == prepared
+    assert isinstance(hurried, CompressionConfig)
+    assert in_hurry == PRICED
+    assert at_leisure == 0
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
@@ -136,7 +164,7 @@ def test_what_is_not_a_number_teaches_nothing(score: float) -> None:
     guide.note(0, finished(0, training(16), score))
     assert not guide.ready
     tell(guide, archive, 1, training(32), 0.9)
-    assert guide.best(archive.normalised_front()[0], 2, {}, (), never) is not None
+    assert guide.best(archive.normalised_front()[0], 2, {}, {}, never) is not None
 
 
 def test_what_further_cuts_did_is_expected_of_others_and_what_never_helps_is_left_out() -> None:
