@@ -12,10 +12,6 @@ from autocompress.backends.workers import Crew
 from autocompress.errors import UsageError
 from autocompress.registry import BACKENDS
 
-# What a trial needs: most of a worker's start goes into importing it. The first optimizer imports torch's compiler,
-# which takes a second.
-AHEAD = ("autocompress.trial", "torch._dynamo")
-
 
 def usable_cores() -> int:
     """Return how many processors this process may use."""
@@ -80,7 +76,7 @@ class Local:
         """Start the workers, if they were not: they import torch while data and teacher are loaded."""
         if self._crew is None:
             self._crew = Crew(self.workers, self.limits)
-            self._crew.warm(AHEAD)
+            self._crew.warm()
             # Python waits for its children as it ends, and they would wait for it.
             atexit.register(self._crew.kill)
 

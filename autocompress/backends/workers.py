@@ -9,10 +9,12 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, wait
@@ -32,6 +34,8 @@ LOOK = 1.0
 LEAVE = 5.0
 
 READY = "ready"
+PRELOAD = "autocompress.backends.preload"
+NAME = "autocompress worker"
 
 
 class Worker:
@@ -39,19 +43,39 @@ class Worker:
 
     Args:
         limits: What a job may take.
-        ahead: Modules that it imports before it is told what to do.
+        starter: Where it is started: that waits for what workers are copied from, which imports all they need.
     """
 
-    def __init__(self, limits: TrialLimits, ahead: Sequence[str] = ()) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, limits.memory, ahead), name="autocompress worker")
-        self.process.start()
-        theirs.close()
+    def __init__(self, limits: TrialLimits, starter: Executor) -> None:
+        self.pipe, theirs = multiprocessing.get_context("spawn").Pipe()
+        self._arguments = theirs, limits.memory, dict(os.environ)
+        self._started = starter.submit(self._start)
         self.ready = False
         self.job: Job | None = None
         self.since = 0.0
         self._limit = limits.seconds
+
+    def _start(self) -> multiprocessing.process.BaseProcess:
+        with self._arguments[0]:
+            if sys.platform == "linux":
+                # One that was itself forked cannot use what its parent forks from, nor start another.
+                with suppress(OSError, EOFError):
+                    return _copied(self._arguments)
+            process = multiprocessing.get_context("spawn").Process(target=_work, args=self._arguments, name=NAME)
+            process.start()
+            return process
+
+    @property
+    def process(self) -> multiprocessing.process.BaseProcess:
+        """Its process, as soon as that is there.
+
+        Raises:
+            WorkersError: The system starts none.
+        """
+        try:
+            return self._started.result()
+        except (OSError, EOFError) as error:
+            raise WorkersError(f"the workers do not start: {type(error).__name__}: {error}") from None
 
     @property
     def deadline(self) -> float:
@@ -70,12 +94,26 @@ class Worker:
 
     def end(self) -> None:
         """Kill the process with all that it started, if it is still there, and wait until it is gone."""
-        if self.process.pid is not None and hasattr(os, "killpg"):
-            with suppress(OSError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
-        self.process.join()
+        with suppress(WorkersError):
+            if self.process.pid is not None and hasattr(os, "killpg"):
+                with suppress(OSError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
+            self.process.join()
         self.pipe.close()
+
+
+def _copied(arguments: tuple[Any, ...]) -> multiprocessing.process.BaseProcess:
+    """Start a process as a copy of one that has imported what workers need: in milliseconds, not in seconds.
+
+    Python keeps that one for all processes that a program forks so, and ends it with the program.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # Of no effect where the caller has started it for purposes of its own: workers import for themselves then.
+    context.set_forkserver_preload([PRELOAD])
+    process = context.Process(target=_work, args=arguments, name=NAME)
+    process.start()
+    return process
 
 
 class Crew:
@@ -91,13 +129,14 @@ class Crew:
         self._evaluate = b""
         self._limits = limits
         self._workers: list[Worker] = []
+        self._starter = ThreadPoolExecutor(1, "autocompress starter")
         self._waiting: deque[Job] = deque()
         self._deaths: dict[int, int] = {}
         self._unready = 0
 
-    def warm(self, modules: Sequence[str]) -> None:
-        """Start all workers, which import modules and wait: a start takes seconds that others need too."""
-        self._workers += [Worker(self._limits, modules) for _ in range(self._size)]
+    def warm(self) -> None:
+        """Begin to start all workers, which takes seconds that the caller has other uses for."""
+        self._workers += [Worker(self._limits, self._starter) for _ in range(self._size)]
 
     def ready(self, evaluate: Evaluate) -> None:
         """Say what runs a job; saying it again changes nothing."""
@@ -155,7 +194,7 @@ class Crew:
 
     def _assign(self) -> None:
         for _ in range(min(self._size, self.jobs) - len(self._workers)):
-            self._workers.append(Worker(self._limits))
+            self._workers.append(Worker(self._limits, self._starter))
             self._workers[-1].send(self._evaluate)
         for worker in self._workers:
             if self._waiting and worker.ready and worker.job is None:
@@ -230,11 +269,13 @@ def _said(code: int | None) -> str:
 # -- in the worker ----------------------------------------------------------------------------
 
 
-def _work(pipe: Connection, memory: int | None, ahead: Sequence[str]) -> None:
+def _work(pipe: Connection, memory: int | None, environment: Mapping[str, str]) -> None:
     """Run jobs until the driver has none, or is gone."""
+    # What it was copied from may be older than what the driver has set since.
+    os.environ.clear()
+    os.environ.update(environment)
     _stand_alone()
-    for module in ahead:
-        import_module(module)
+    import_module(PRELOAD)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # The driver is gone.
         _serve(pipe, memory)
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -71,23 +72,67 @@ def test_a_driver_works_ahead_only_where_a_processor_is_idle(
     assert len(calls) < 50
 
 
-def test_workers_that_were_started_ahead_do_the_work_and_leave_with_the_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("autocompress.backends.local.AHEAD", ("colorsys",))
+def test_workers_that_were_started_ahead_do_the_work_and_leave_with_the_search(tmp_path: Path) -> None:
     backend = Local(workers=2)
     with backend.opened():
+        until(lambda: len(multiprocessing.active_children()) == 2)
         started = {child.pid for child in multiprocessing.active_children()}
         told = run(backend, FakeTrials(tmp_path / "log"), 6)
     assert sorted(told) == list(range(6))
-    assert len(started) == 2
     prepared = [int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines() if "prepared" in line]
     assert set(prepared) <= started
     assert prepared
     with backend.opened():
         # The teacher diverged, say: no job was ever asked for.
-        assert len(multiprocessing.active_children()) == 2
+        until(lambda: len(multiprocessing.active_children()) == 2)
     assert multiprocessing.active_children() == []
+    # They may still be about to start.
+    with backend.opened():
+        pass
+    assert multiprocessing.active_children() == []
+
+
+@dataclass(frozen=True)
+class Looking(FakeTrials):
+    """Notes where it runs and what it finds there."""
+
+    def prepare(self) -> None:
+        self.log.write_text(f"{Path.cwd()} {os.environ.get('AUTOCOMPRESS_SEEN')} {sys.argv[1:]}\n")
+
+
+@pytest.mark.parametrize("value", ["first", "second", None])
+def test_workers_see_what_the_driver_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    """What they are copied from is older than what was set since, and may have seen what is gone."""
+    if value is None:
+        monkeypatch.delenv("AUTOCOMPRESS_SEEN", raising=False)
+    else:
+        monkeypatch.setenv("AUTOCOMPRESS_SEEN", value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["autocompress", str(value)])
+    run(Local(workers=1), Looking(tmp_path / "log"), 1)
+    assert (tmp_path / "log").read_text().splitlines()[0] == f"{tmp_path} {value} ['{value}']"
+
+
+def test_where_nothing_can_be_copied_workers_start_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(arguments: object) -> None:
+        raise ChildProcessError("a process that was itself forked has no such child")
+
+    monkeypatch.setattr("autocompress.backends.workers._copied", refused)
+    assert sorted(run(Local(workers=1), FakeTrials(tmp_path / "log"), 2)) == [0, 1]
+
+
+@pytest.mark.parametrize("fault", [BlockingIOError("no more processes"), EOFError()])
+def test_a_system_that_starts_no_process_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def refused(worker: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("autocompress.backends.workers.Worker._start", refused)
+    with pytest.raises(WorkersError, match=f"the workers do not start: {type(fault).__name__}"):
+        run(Local(workers=2), FakeTrials(tmp_path / "log"), 2)
 
 
 def test_a_trial_whose_worker_was_killed_is_run_once_more(tmp_path: Path) -> None:
