@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from autocompress.engine.space import Space
-from autocompress.knobs import Choice, Domain, Leaf
+from autocompress.knobs import Choice, Domain, FloatRange, Leaf
 
 STUDENTS = 4
+# Its steps do not grow with the gradients; those of plain descent do, and need no other rate.
+ADAPTIVE = "fit.adamw.learning_rate"
 Values = Mapping[str, Leaf]
 
 
@@ -41,8 +43,21 @@ def starts(space: Space, first: Values, cost: Callable[[Values], float]) -> list
         if able:
             found.append(min(able, key=lambda each: each[0])[1])
     found = [values for place, values in enumerate(found) if values not in (first, *found[:place])]
+    learning_rate = dict(space.dimensions()).get(ADAPTIVE)
+    if isinstance(learning_rate, FloatRange) and ADAPTIVE in first:
+        rates = [_rate(float(first[ADAPTIVE] or 0), end / cost(values), learning_rate) for values in found]
+        found = [{**values, ADAPTIVE: rate} for values, rate in zip(found, rates, strict=True)]
     # A thin student of the teacher's shape is nearly as cheap as the cheapest, and worth far more.
     return [*found[1:2], *found[:1], *found[2:], dict(first)]
+
+
+def _rate(rate: float, cheaper: float, domain: FloatRange) -> float:
+    """Return the learning rate of a student that is so many times cheaper.
+
+    With Adam, the best rate falls as a network gets wider (muP: Yang et al. 2022, arXiv:2203.03466), and its cost grows
+    with the square of its width.
+    """
+    return min(max(rate * math.sqrt(cheaper), domain.low), domain.high)
 
 
 class Fixed:

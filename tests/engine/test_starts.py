@@ -41,6 +41,23 @@ def test_starts_lie_evenly_between_the_cheapest_student_and_the_teachers_shape()
     assert {each["distill.soft_target.temperature"] for each in found} == {4.0}
 
 
+def test_thin_students_learn_faster_as_far_as_the_space_allows() -> None:
+    """With Adam the rate goes with the inverse of the width; a square root of the cost tells the width."""
+    text = SPACE + "\nfit: {adamw: {learning_rate: {low: 1e-3, high: 8e-2}}}"
+    found = spread(space(text))
+    first, *_, last = sorted(found, key=cost)
+    rate = "fit.adamw.learning_rate"
+    assert last[rate] == found[-1][rate] == 5e-3
+    assert first[rate] == 8e-2
+    for each in found:
+        assert each[rate] == min(5e-3 * math.sqrt(cost(last) / cost(each)), 8e-2)
+    assert len({each[rate] for each in found}) > 2
+    # Plain descent needs no other rate, and a fixed one is not moved.
+    plain = spread(space(SPACE + "\nfit: {sgd: {learning_rate: {low: 1e-3, high: 1.0}}}"))
+    assert len({each["fit.sgd.learning_rate"] for each in plain}) == 1
+    assert not any(rate in each for each in spread(space(SPACE + "\nfit: {adamw: {learning_rate: 1e-3}}")))
+
+
 def test_a_space_with_one_student_has_one_start() -> None:
     found = space("student: {cnn: {width: 8}}")
     assert starts(found, found.defaults(TEACHER), lambda values: 1.0) == [found.defaults(TEACHER)]
