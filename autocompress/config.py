@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from autocompress.errors import UsageError
@@ -32,7 +33,7 @@ class Part:
     @classmethod
     def of(cls, name: str, /, **settings: Leaf) -> "Part":
         """Build a part from keyword settings; lists become tuples, so that a part can be a key."""
-        return cls(name, tuple(sorted((key, _frozen(value)) for key, value in settings.items())))
+        return cls(name, tuple(sorted(_pair(key, value) for key, value in settings.items())))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Mapping[str, Leaf]]) -> "Part":
@@ -54,6 +55,16 @@ class Part:
     def to_json(self) -> dict[str, dict[str, Leaf]]:
         """Return ``{name: {setting: value}}``."""
         return {self.name: self.values}
+
+
+def _pair(key: str, value: Leaf) -> tuple[str, Leaf]:
+    return (key, _frozen(value)) if isinstance(value, list | tuple) else _shared(key, value)
+
+
+# A search of thousands of trainings has few settings that differ. Typed, as 1, 1.0 and True are equal.
+@lru_cache(maxsize=4096, typed=True)
+def _shared(key: str, value: Leaf) -> tuple[str, Leaf]:
+    return key, value
 
 
 def _frozen(value: Any) -> Any:

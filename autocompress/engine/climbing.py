@@ -16,7 +16,12 @@ from autocompress.rows import StoredTrial
 
 
 class Climb:
-    """Every training of a search, and how far it is.
+    """The trainings of a search that have not ended, and how far they are.
+
+    Attributes:
+        begun: How many trainings were begun, those that have ended included.
+        latest_epochs: Of the latest: about those of the next.
+        trainings: Those that have not ended, by their numbers.
 
     Args:
         rule: Who goes on past a rung.
@@ -36,6 +41,8 @@ class Climb:
         normalised: Callable[[Candidate], NDArray[np.float64]],
         sure: Part | None,
     ) -> None:
+        self.begun = 0
+        self.latest_epochs = 0
         self.trainings: dict[int, Job] = {}
         self.segments = Segments(rungs, cuts)
         self.spending = Spending()
@@ -46,6 +53,8 @@ class Climb:
 
     def enter(self, whole: Job) -> None:
         """Put a training on the list."""
+        self.begun += 1
+        self.latest_epochs = epochs_of_fit(whole.training.fit)
         self.trainings[whole.number] = whole
         if whole.training.student == self._sure:
             self._ladder.keep(whole.number)
@@ -86,12 +95,6 @@ class Climb:
         self.spending.size(number, uncut)
         self.spending.spend(number, epochs)
 
-    @property
-    def latest_epochs(self) -> int:
-        """Epochs of the latest training: about those of the next."""
-        latest = next(reversed(self.trainings.values()), None)
-        return 0 if latest is None else epochs_of_fit(latest.training.fit)
-
     # -- who goes on --------------------------------------------------------------------------
 
     @property
@@ -125,13 +128,22 @@ class Climb:
         """Take note that a paused training goes on."""
         self._ladder.take(job.number)
 
+    def end(self, number: int) -> None:
+        """Take out a training that has come to its end."""
+        self.trainings.pop(number, None)
+
     def hopeless(self) -> list[int]:
         """Take out the trainings that will hardly ever go on."""
-        return self._ladder.hopeless()
+        return self._ended(self._ladder.hopeless())
 
     def give_up(self) -> list[int]:
         """Take out all that wait: the search is over."""
-        return self._ladder.give_up()
+        return self._ended(self._ladder.give_up())
+
+    def _ended(self, numbers: list[int]) -> list[int]:
+        for number in numbers:
+            self.end(number)
+        return numbers
 
     def _up(self, number: int, rung: int) -> Job:
         return self.segments.of(self.trainings[number], rung + 1)

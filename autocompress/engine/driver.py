@@ -230,8 +230,7 @@ class Driver:
 
     def _owed(self) -> Job | None:
         """Return what is shaped like the teacher, if its turn has come: it is never expected to add much."""
-        job = self._climb.owed(self._pace.short)
-        if job is not None:
+        if (job := self._climb.owed(self._pace.short)) is not None:
             return self._gone_on(job)
         return self._fresh() if self._opening() else None
 
@@ -248,7 +247,7 @@ class Driver:
 
     def _may_begin(self) -> bool:
         late = self._pace.late(self._climb.latest_epochs, self._refinement.training_share)
-        return not late and len(self._climb.trainings) < self._search.trials
+        return not late and self._climb.begun < self._search.trials
 
     def _tried(self, training: CompressionConfig) -> bool:
         key = key_of(Job(0, training, ()), amortized=True)
@@ -256,12 +255,12 @@ class Driver:
 
     def _opening(self) -> bool:
         """Propose the next hand-made training if its turn has come."""
-        left = self._search.trials - len(self._climb.trainings)
+        left = self._search.trials - self._climb.begun
         if self._proposer.waiting or not self._may_begin():
             return False
         values = self._openings.next(
             lambda effort: (
-                not self._climb.trainings
+                not self._climb.begun
                 or left <= len(self._openings)
                 or self._climb.spending.affords(effort)
                 or self._pace.short(effort)
@@ -321,6 +320,7 @@ class Driver:
         if state is State.PAUSED:
             self._climb.pause(job, candidates)
             return
+        self._climb.end(job.number)
         self._refinement.add(job.number, candidates, gain)
         # The first candidate is the uncut parent where there is one: telling all of them misleads the sampler.
         complete = [candidate for candidate in candidates if candidate.complete]
@@ -366,6 +366,7 @@ class Driver:
                 self._take_up(stored)
             elif stored.state is State.STOPPED:
                 self._counts[State.STOPPED] += 1
+                self._climb.end(stored.job.number)
                 self._answers.give(stored.job.number, State.STOPPED)
             else:
                 last = max((each.epochs for each in candidates), default=0)
