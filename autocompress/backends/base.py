@@ -54,10 +54,12 @@ class Backend(Protocol):
     Attributes:
         name: What it is called in a search space.
         elsewhere: Whether workers may run on machines without this one's files.
+        libraries: Packages that it needs: a run records their versions.
     """
 
     name: str
     elsewhere: bool
+    libraries: tuple[str, ...]
 
     def warm(self) -> None:
         """Begin to start what jobs will run on, while the caller does other things; :meth:`opened` goes on with it."""

@@ -24,6 +24,7 @@ class Serial:
 
     name = "serial"
     elsewhere = False
+    libraries: tuple[str, ...] = ()
 
     def __init__(self, workers: int = 1, limits: TrialLimits = NO_LIMITS) -> None:
         self.workers = 1
@@ -64,6 +65,7 @@ class Local:
 
     name = "local"
     elsewhere = False
+    libraries: tuple[str, ...] = ()
 
     def __init__(self, workers: int = 0, limits: TrialLimits = NO_LIMITS) -> None:
         if limits.memory is not None and sys.platform != "linux":

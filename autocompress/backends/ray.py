@@ -34,6 +34,7 @@ class Ray:
     """
 
     name = "ray"
+    libraries = ("ray",)
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ from autocompress.engine.spec import Source
 from autocompress.engine.starts import Fixed, Values, starts
 from autocompress.errors import AutocompressError, SearchFailedError
 from autocompress.lab import Setup, settled
+from autocompress.machine import processor
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
 from autocompress.plugins import guests
 from autocompress.pricing import price
@@ -277,24 +278,16 @@ def _box(plan: Plan, objective: Mapping[str, Any], teacher: Mapping[str, Any]) -
 
 def _environment(plan: Plan) -> dict[str, Any]:
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "workers": getattr(plan.backend, "workers", 1),
         "threads_per_worker": 1,
         "system": platform.platform(),
         "python": sys.version.split()[0],
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: version(name) for name in (*LIBRARIES, *plan.backend.libraries)},
         "capability": cpu_capability(),
         "data": plan.splits.fingerprint(),
     }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _driver(plan: Plan, study: Study, events: Events) -> Driver:

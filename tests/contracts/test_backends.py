@@ -72,6 +72,14 @@ class TestBackend:
         backend.cool()
         assert not multiprocessing.active_children()
 
+    def test_what_it_needs_is_recorded(self, name: str, make: Make) -> None:
+        from autocompress.engine.run import _environment, make_plan
+        from autocompress.engine.spec import load_spec
+
+        versions = _environment(make_plan(load_spec("digits", [f"search.backend={name}"])))["versions"]
+        assert {*make().libraries, "torch", "optuna"} <= set(versions)
+        assert ("ray" in versions) == (name == "ray")
+
     def test_nothing_to_do_is_fine(self, make: Make, tmp_path: Path) -> None:
         def tell(job: Job, result: TrialResult) -> None:
             raise AssertionError
