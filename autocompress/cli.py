@@ -154,11 +154,16 @@ def report(
         Path | None, typer.Option(help="Write them here instead of the run folder.", metavar="FOLDER")
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --live; 0 takes a free one.")] = 0,
+    reference: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A run to draw beside this one's hypervolume; it stays there.")
+    ] = None,
     runs: Runs = Path("reports"),
 ) -> None:
     """Write the page with its CSV, JSON and Parquet twins."""
     from autocompress import api
 
+    if reference is not None:
+        api.load(run, runs).refer(api.load(reference, runs))
     if live:
         import webbrowser
 
@@ -272,13 +277,13 @@ def confirm(
     """Train the top candidates again from scratch with several seeds; give intervals on select_val and test."""
     from autocompress import api
     from autocompress.console import console
-    from autocompress.display import ConfirmDisplay
+    from autocompress.display import CountDisplay
     from autocompress.outcome import print_confirmed
 
     load_plugins(plugin)
     found = api.load(run, runs)
     try:
-        with ConfirmDisplay(console()) as display:
+        with CountDisplay(console(), "repeating from scratch", "repeated {} trainings") as display:
             found.confirm(
                 top, seeds, candidates=candidate or (), workers=workers, backend=backend, on_progress=display.progress
             )
@@ -314,31 +319,27 @@ def export(
         print(f"verified on the test split: {exported.verification}")
 
 
-@app.command(epilog="Example: autocompress bench reports/digits/picks/t12c7 --batch 8")
+@app.command(epilog="Example: autocompress bench digits, or autocompress bench reports/digits/picks/t12c7 --batch 8")
 def bench(
-    artifact: Annotated[Path, typer.Argument(help="An exported folder.", metavar="ARTIFACT")],
+    what: Annotated[str, typer.Argument(help="An exported folder; or a run, for its front.", metavar="ARTIFACT|RUN")],
+    candidate: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Of a run, this candidate instead; repeatable.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Examples in each run.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure each file.")] = 1.0,
+    seconds: Annotated[float | None, typer.Option(min=0.01, help="How long to measure each file.")] = None,
+    plugin: Plugins = None,
+    runs: Runs = Path("reports"),
 ) -> None:
-    """Measure latency and memory of an exported model on this machine."""
-    from autocompress.console import console, plain_table
-    from autocompress.export.bench import bench as measure
-    from autocompress.words import human
+    """Measure latency on this machine: of an exported model, with its memory, or of a run's front for its page."""
+    from autocompress.outcome import bench_artifact, bench_run
 
-    rows = [
-        [
-            found.file,
-            f"{found.median_ms:.3f} ms",
-            f"{found.p95_ms:.3f} ms",
-            f"{batch / found.median_ms * 1000:,.0f}/s",
-            human(found.memory_bytes, "B"),
-            human(found.file_bytes, "B"),
-        ]
-        for found in measure(artifact, batch=batch, threads=threads, seconds=seconds)
-    ]
-    console().print(plain_table(["file", "median", "95th percentile", "examples", "memory", "size"], rows))
-    print(f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}, onnxruntime on this processor")
+    given = kept({"seconds": seconds})
+    if (Path(what) / "manifest.json").is_file():
+        bench_artifact(Path(what), batch=batch, threads=threads, **given)
+    else:
+        load_plugins(plugin)
+        bench_run(what, runs, candidate or (), batch=batch, threads=threads, **given)
 
 
 @app.command("list", epilog="Example: autocompress list methods")

@@ -118,21 +118,24 @@ def _summary(progress: Progress) -> str:
     )
 
 
-class ConfirmDisplay(AbstractContextManager["ConfirmDisplay"]):
-    """A bar on a terminal, a line after each repeat elsewhere.
+class CountDisplay(AbstractContextManager["CountDisplay"]):
+    """A bar on a terminal, a line after each step elsewhere.
 
     Args:
         console: Where to write.
+        doing: What is done: ``repeating from scratch``.
+        done: What of each is done: ``repeated {} trainings``.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, doing: str, done: str) -> None:
         self._console = console
-        columns = (TextColumn("repeating from scratch"), BarColumn(), MofNCompleteColumn())
+        self._done = done
+        columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn())
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=None)
         self._said = -1
 
-    def __enter__(self) -> "ConfirmDisplay":
+    def __enter__(self) -> "CountDisplay":
         self._bar.start()
         return self
 
@@ -142,8 +145,8 @@ class ConfirmDisplay(AbstractContextManager["ConfirmDisplay"]):
         self._bar.stop()
 
     def progress(self, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` trainings are done."""
+        """Show that ``done`` of ``total`` are done."""
         self._bar.update(self._task, completed=done, total=total)
         if not self._console.is_terminal and done != self._said:
             self._said = done
-            self._console.print(f"repeated {done} of {total} trainings", soft_wrap=True, highlight=False)
+            self._console.print(self._done.format(f"{done} of {total}"), soft_wrap=True, highlight=False)

@@ -3,27 +3,31 @@
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from autocompress.api import Front
+from autocompress.api import Front, load
 from autocompress.checkup import Check
 from autocompress.confirmation import confirmed
 from autocompress.console import console, front_table, plain_table
+from autocompress.display import CountDisplay
 from autocompress.errors import NoCandidateError
-from autocompress.front import axes, by_cost
+from autocompress.front import axes, by_cost, numbers
+from autocompress.latency import NAME
+from autocompress.machine import processor
 from autocompress.pick import Pick
 from autocompress.report.confidence import repeats, told_ties
 from autocompress.report.live import ENDED, LiveServer
 from autocompress.study import Study
-from autocompress.words import label
+from autocompress.words import human, label, plural, show
 
 # Seconds between two looks at a run.
 WATCHED = 2.0
@@ -187,6 +191,58 @@ def print_confirmed(found: Front) -> None:
     for text in (told_of["text"], told_of["test"], f"{told_of['method']}."):
         print(text)
     print(f"page: {found.folder / 'report.html'}")
+
+
+def bench_artifact(folder: Path, **how: Any) -> None:
+    """Time an exported folder and print what each of its files takes."""
+    from autocompress.export.bench import bench
+
+    found = bench(folder, **how)
+    rows = [
+        [
+            one.file,
+            f"{one.median_ms:.3f} ms",
+            f"{one.p95_ms:.3f} ms",
+            f"{one.batch / one.median_ms * 1000:,.0f}/s",
+            human(one.memory_bytes, "B"),
+            human(one.file_bytes, "B"),
+        ]
+        for one in found
+    ]
+    console().print(plain_table(["file", "median", "95th percentile", "examples", "memory", "size"], rows))
+    print(_how(how))
+
+
+def bench_run(run: str, runs: Path, candidates: Iterable[str], **how: Any) -> None:
+    """Time a run's front, or some of its candidates, and print a row for each, the fastest first."""
+    found = load(run, runs)
+    with CountDisplay(console(), "exporting and timing", "timed {} models") as display:
+        reasons = found.bench([*candidates], on_progress=display.progress, **how)
+    cost, score = axes(found.meta["objectives"])
+    timed = found.candidates[np.isfinite(numbers(found.candidates, NAME))].sort_values(NAME)
+    teacher = found.meta["teacher"]["costs"].get(NAME)
+    rows = [
+        [
+            str(row["id"]),
+            show(row[score["name"]], score),
+            show(row[cost["name"]], cost),
+            f"{row[NAME]:.3f} ms",
+            "" if teacher is None else f"{teacher / row[NAME]:.2f}x",
+        ]
+        for _, row in timed.iterrows()
+    ]
+    heads = ["candidate", label(score["name"]), label(cost["name"]), "median", "faster than the teacher"]
+    console().print(plain_table(heads, rows))
+    if teacher is not None:
+        print(f"teacher: {teacher:.3f} ms")
+    for identity, reason in reasons.items():
+        print(f"  not timed: {identity}: {reason}")
+    print(_how(how))
+    print(f"page: {found.folder / 'report.html'}")
+
+
+def _how(how: Mapping[str, Any]) -> str:
+    return f"batch {how['batch']}, {plural(how['threads'], 'thread')}, onnxruntime on this processor ({processor()})"
 
 
 def _recommended(found: Front) -> Pick | None:

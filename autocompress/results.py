@@ -12,6 +12,7 @@ import pandas as pd
 from autocompress.confirmation import as_table, confirmed, without_repeats
 from autocompress.errors import NoCandidateError, UsageError
 from autocompress.front import full_fidelity, pareto_front
+from autocompress.latency import timed, with_latency
 from autocompress.pick import Pick, pick
 from autocompress.storage import write_atomic
 from autocompress.study import Study
@@ -48,8 +49,8 @@ class Front:
 
     def _read(self) -> None:
         with Study.read(self.folder) as study:
-            self.meta: dict[str, Any] = study.all_meta()
-            self.candidates: pd.DataFrame = study.candidates()
+            self.meta: dict[str, Any] = with_latency(study.all_meta())
+            self.candidates: pd.DataFrame = timed(study.candidates(), self.meta)
             self.trials: pd.DataFrame = study.trials()
 
     def to_pandas(self) -> pd.DataFrame:
@@ -180,6 +181,31 @@ class Front:
         write_atomic(folder / PAGE, self.page().encode("utf-8", "backslashreplace"))
         return folder / PAGE
 
+    def refer(self, other: "Front") -> None:
+        """Let the page draw another run's hypervolume beside this one's: that of a random search, say.
+
+        What is drawn of it is kept in this run.
+
+        Args:
+            other: A run of the same task, objectives and data.
+
+        Raises:
+            UsageError: The two do not compare, or nothing is known of the other one.
+        """
+        from autocompress.report.comparison import RunTables, told_apart
+        from autocompress.report.reference import KEPT, reference_of
+
+        fronts = (self, other)
+        names = told_apart([front.folder for front in fronts])
+        mine, theirs = (
+            RunTables(name, front.candidates, front.trials, front.meta)
+            for name, front in zip(names, fronts, strict=True)
+        )
+        kept = reference_of(mine, theirs)
+        with Study.open(self.folder) as study:
+            study.set_meta({KEPT: kept})
+        self._read()
+
     def page(self, *, live: bool = False) -> str:
         """Return the page without writing anything.
 
@@ -212,6 +238,44 @@ class Front:
         from autocompress.export.candidate import export_candidate
 
         return export_candidate(self.folder, candidate or self.pick().id, verify=verify).folder
+
+    def bench(
+        self,
+        candidates: Sequence[str] = (),
+        *,
+        batch: int = 1,
+        threads: int = 1,
+        seconds: float = 0.3,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, str]:
+        """Time the front, the pick and the teacher on this machine, as they would be exported.
+
+        The medians are kept in the run as ``latency_ms``: a column of the candidates, an axis of the page, and a name
+        for limits. It is no objective of the search, which counts costs that do not depend on a machine.
+
+        Args:
+            candidates: These instead, by their ids.
+            batch: Examples in each run.
+            threads: Threads of onnxruntime.
+            seconds: How long to measure each.
+            on_progress: Told the models that are done, and all of them.
+
+        Returns:
+            Why some could not be timed, by their ids.
+
+        Raises:
+            UsageError: There is no such candidate, or its training was not at its end.
+            VerificationError: A candidate is not here what the search stored.
+        """
+        from autocompress.export.timing import time_run
+
+        picked = self._picked()
+        chosen = candidates or [*self.to_pandas()["id"], *([] if picked is None else [picked.id])]
+        try:
+            return time_run(self.folder, chosen, batch=batch, threads=threads, seconds=seconds, on_progress=on_progress)
+        finally:
+            self._read()
+            self.report()
 
     def __len__(self) -> int:
         return len(self.to_pandas())

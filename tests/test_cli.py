@@ -162,6 +162,31 @@ def test_export_writes_verifies_and_bench_times_the_files(run, small_run: Path) 
     shutil.rmtree(folder)
 
 
+def test_bench_of_a_run_times_its_front_and_writes_the_page(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = shutil.copytree(small_run, tmp_path / "mine")
+    chosen = json.loads(run("pick", str(folder), "--json").out)["id"]
+    done = run("bench", str(folder), "--candidate", chosen, "--seconds", "0.02", "--threads", "2")
+    assert done.code == 0, done.err
+    assert "timed 2 of 2 models" in done.out
+    assert chosen in done.out
+    assert "faster than the teacher" in done.out
+    assert "batch 1, 2 threads, onnxruntime on this processor" in done.out
+    assert json.loads(run("pick", str(folder), "--json").out)["row"]["latency_ms"] > 0
+    assert run("bench", str(folder), "--candidate", "t99c9").code == 2
+    assert run("bench", str(tmp_path / "nothing")).code == 2
+
+
+def test_report_draws_another_run_for_reference(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    mine, other = (shutil.copytree(small_run, tmp_path / name) for name in ("mine", "dice"))
+    done = run("report", str(mine), "--reference", str(other))
+    assert done.code == 0, done.err
+    assert "For reference, dice ended at " in (mine / "report.html").read_text()
+    # It stays there when the page is written anew.
+    assert run("report", str(mine)).code == 0
+    assert "For reference, dice ended at " in (mine / "report.html").read_text()
+    assert run("report", str(mine), "--reference", "nowhere").code == 2
+
+
 def test_confirm_prints_intervals_and_what_the_front_is_on_test(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = shutil.copytree(small_run, tmp_path / "mine")
     done = run("confirm", str(folder), "--top", "1", "--seeds", "1")

@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,11 +45,17 @@ class Bench:
     file_bytes: int
 
 
-def bench(folder: Path | str, *, batch: int = 1, threads: int = 1, seconds: float = 1.0) -> list[Bench]:
+FILES = ("model.onnx", "model_float.onnx")
+
+
+def bench(
+    folder: Path | str, files: Sequence[str] = FILES, *, batch: int = 1, threads: int = 1, seconds: float = 1.0
+) -> list[Bench]:
     """Time model.onnx, and model_float.onnx where there is one, each in a fresh process.
 
     Args:
         folder: The artifact.
+        files: Names of files; those that are not there are left out.
         batch: Examples in each run.
         threads: Threads of onnxruntime.
         seconds: How long to measure each file.
@@ -56,8 +63,8 @@ def bench(folder: Path | str, *, batch: int = 1, threads: int = 1, seconds: floa
     Raises:
         ArtifactError: The folder is no artifact, a file was changed, or the model does not run.
     """
-    files = [name for name in ("model.onnx", "model_float.onnx") if name in read_files(Path(folder))]
-    return [_in_fresh_process(Path(folder), name, batch, threads, seconds) for name in files]
+    there = read_files(Path(folder))
+    return [_in_fresh_process(Path(folder), name, batch, threads, seconds) for name in files if name in there]
 
 
 def measure_file(folder: Path, name: str, batch: int, threads: int, seconds: float) -> Bench:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress.config import CompressionConfig, Part
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, write_artifact
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact
@@ -49,6 +50,54 @@ def export_candidate(
         ArtifactError: It cannot be exported.
         VerificationError: The exported model does not behave as the searched one.
     """
+    with settled():
+        found = _found(run, identity)
+        folder = write_artifact(run / "picks" / identity, found.deployable, found.card)
+        verification = _verified(folder, found.place, found.rebuilt, tolerance, agreement) if verify else None
+        return Exported(folder, verification)
+
+
+def write_candidate(run: Path, identity: str, folder: Path) -> Path:
+    """Write the artifact of a candidate to a folder of its own, and return that; errors as in exporting it."""
+    with settled():
+        found = _found(run, identity)
+        return write_artifact(folder, found.deployable, found.card)
+
+
+def write_teacher(run: Path, folder: Path) -> Path:
+    """Write the artifact of a run's teacher to a folder, and return that.
+
+    Raises:
+        ArtifactError: It cannot be exported.
+    """
+    with Study.read(run) as study:
+        setup = Setup.from_json(study.meta("setup"))
+    with settled():
+        place = lab(setup)
+        config = CompressionConfig(setup.teacher.student, (Part("none"),), setup.teacher.fit, seed=setup.teacher.seed)
+        models = Rebuilt(place.teacher.model, place.teacher.model, None, None)
+        card = {"title": "teacher", "summary": "What the candidates were distilled from.", "scores": {}, "costs": {}}
+        return write_artifact(folder, _deployable(place, setup, config, models), card)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A candidate, rebuilt from its run.
+
+    Attributes:
+        place: The lab of its run.
+        rebuilt: Its models.
+        deployable: Both, ready to be written.
+        card: What is said of it.
+    """
+
+    place: Lab
+    rebuilt: Rebuilt
+    deployable: Deployable
+    card: Mapping[str, Any]
+
+
+def _found(run: Path, identity: str) -> _Found:
     with Study.read(run) as study:
         candidate = study.candidate(identity)
         setup = Setup.from_json(study.meta("setup"))
@@ -59,27 +108,29 @@ def export_candidate(
             f"'{identity}' was measured after {candidate.epochs} epochs of a training that was not at its end; "
             "choose one that is complete (column `complete` of candidates.csv)"
         )
-    with settled():
-        place = lab(setup)
-        content = path.read_bytes() if path.is_file() else _trained_again(candidate, setup)
-        rebuilt = place.rebuild(candidate.config, content)
-        _compare_scores(place, rebuilt, candidate)
-        deployable = Deployable(
-            candidate.config,
-            place.task.name,
-            setup.task.values,
-            place.task.labels,
-            dict(place.task.heads),
-            place.task.inputs,
-            place.task.example(),
-            rebuilt.float_model,
-            rebuilt.model,
-            rebuilt.prune,
-            rebuilt.quantize,
-            rebuilt.start,
-        )
-        folder = write_artifact(run / "picks" / identity, deployable, _card(candidate, place, name, command))
-        return Exported(folder, _verified(folder, place, rebuilt, tolerance, agreement) if verify else None)
+    place = lab(setup)
+    content = path.read_bytes() if path.is_file() else _trained_again(candidate, setup)
+    rebuilt = place.rebuild(candidate.config, content)
+    _compare_scores(place, rebuilt, candidate)
+    deployable = _deployable(place, setup, candidate.config, rebuilt)
+    return _Found(place, rebuilt, deployable, _card(candidate, place, name, command))
+
+
+def _deployable(place: Lab, setup: Setup, config: CompressionConfig, models: Rebuilt) -> Deployable:
+    return Deployable(
+        config,
+        place.task.name,
+        setup.task.values,
+        place.task.labels,
+        dict(place.task.heads),
+        place.task.inputs,
+        place.task.example(),
+        models.float_model,
+        models.model,
+        models.prune,
+        models.quantize,
+        models.start,
+    )
 
 
 def _trained_again(candidate: Candidate, setup: Setup) -> bytes:

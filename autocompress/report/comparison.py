@@ -106,7 +106,7 @@ def compare_runs(runs: Sequence[RunTables]) -> Comparison:
         raise UsageError("compare needs two runs at least: autocompress compare RUN RUN ...")
     first = runs[0].meta.get("objectives", [])
     for run in runs:
-        _refuse_unlike(runs[0], run)
+        refuse_unlike(runs[0], run)
     cost, score = axes(first)
     compared = tuple(_compared(run, first, cost, score, _teacher_cost(runs[0], cost)) for run in runs)
     kinds: dict[str, list[Compared]] = {}
@@ -116,7 +116,12 @@ def compare_runs(runs: Sequence[RunTables]) -> Comparison:
     return Comparison(cost, score, compared, attained)
 
 
-def _refuse_unlike(first: RunTables, run: RunTables) -> None:
+def refuse_unlike(first: RunTables, run: RunTables) -> None:
+    """Refuse a run that searched for something else than another one.
+
+    Raises:
+        UsageError: It has no candidates, or another task, other objectives or other data.
+    """
     if not len(run.candidates):
         raise UsageError(f"{run.name} holds no candidates: there is nothing to compare")
     for what in ("task", "heads"):

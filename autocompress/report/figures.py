@@ -6,6 +6,7 @@ The figures stand alone in a notebook; the page takes the same ones and redraws 
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,8 @@ from autocompress.confirmation import Confirmed
 from autocompress.front import Objective
 from autocompress.pick import Pick
 from autocompress.report.picture import Frame, places
-from autocompress.report.points import FrontData, Marks, front_data, hypervolume_data, stairs
+from autocompress.report.points import FrontData, Marks, front_data, hypervolume_data, stairs, text
+from autocompress.report.reference import KEPT as REFERENCE, reference_data
 from autocompress.report.view import GROUPS
 from autocompress.words import is_share, label
 
@@ -117,24 +119,32 @@ def front_figure(
     return draw_front(front_data(candidates, front, meta, picked, repeated))
 
 
-def hypervolume_figure(trials: pd.DataFrame) -> go.Figure:
-    """Return the front's hypervolume after each trial (left) and over time (right)."""
-    curve = hypervolume_data(trials)
-    figure = go.Figure(layout={"template": go.layout.Template(), **BARE, "height": 300, "showlegend": False})
-    for column, axis, unit in (("trial", "x", "trials"), ("seconds", "x2", "s")):
-        figure.add_scatter(
-            x=curve[column].tolist(),
-            y=curve["hypervolume"].round(6).tolist(),
-            xaxis=axis,
-            mode="lines+markers",
-            line={"shape": "hv", "color": BLUE, "width": 2},
-            marker={"size": 4},
-            hovertemplate=f"%{{y:.4f}} after %{{x:.4g}} {unit}<extra></extra>",
-        )
+def hypervolume_figure(trials: pd.DataFrame, meta: Mapping[str, Any] = MappingProxyType({})) -> go.Figure:
+    """Return the hypervolume of the front, and of the reference, after each trial (left) and over time (right)."""
+    curve, other = hypervolume_data(trials), reference_data(meta)
+    figure = go.Figure(layout={"template": go.layout.Template(), **BARE, "height": 300, "showlegend": not other.empty})
+    lines = [(curve, "this search", {"color": BLUE, "width": 2})]
+    if not other.empty:
+        lines.append((other, text(meta[REFERENCE]["name"]), {"color": GREY, "width": 2, "dash": "dash"}))
+    for rows, name, line in lines:
+        for column, axis, unit in (("trial", "x", "trials"), ("seconds", "x2", "s")):
+            figure.add_scatter(
+                x=rows[column].tolist(),
+                y=rows["hypervolume"].round(6).tolist(),
+                name=name,
+                legendgroup=name,
+                showlegend=axis == "x",
+                xaxis=axis,
+                mode="lines+markers" if rows is curve else "lines",
+                line={"shape": "hv", **line},
+                marker={"size": 4},
+                hovertemplate=f"%{{y:.4f}} after %{{x:.4g}} {unit}<extra></extra>",
+            )
     return figure.update_layout(
         xaxis={"domain": [0, 0.47], "title": {"text": "trials told"}, "rangemode": "tozero", "zeroline": False},
         xaxis2={"domain": [0.53, 1], "title": {"text": "seconds"}, "rangemode": "tozero", "zeroline": False},
         yaxis={"title": {"text": "hypervolume"}, "zeroline": False},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
     )
 
 

@@ -30,6 +30,7 @@ from autocompress.report.figures import draw_front, hypervolume_figure, plotly_s
 from autocompress.report.knobs import importance, parallel, split_words
 from autocompress.report.picture import front_picture, interval_picture, repeats_picture, sparkline
 from autocompress.report.points import drawn, front_data, hypervolume_data
+from autocompress.report.reference import against
 from autocompress.report.verdict import convergence, honesty, lede, losses, verdict
 from autocompress.report.view import GROUPS, SIMULATED, classify, rank, simulated, visible
 from autocompress.storage import write_atomic
@@ -116,7 +117,7 @@ def _content(
         "lede": lede(candidates, trials, meta, picked),
         "honesty": honesty(candidates, trials, meta),
         "losses": losses(trials)[:12],
-        "convergence": convergence(trials),
+        "convergence": " ".join(filter(None, (convergence(trials), against(trials, meta)))),
         "hypervolume": sparkline(hypervolume_data(trials)[["trial", "hypervolume"]].to_numpy().tolist(), 900.0, 160.0),
         "style": Markup(style),
         "script": Markup(script),
@@ -126,7 +127,7 @@ def _content(
     }
     plotly = plotly_source()
     content["hashes"] = [script_hash(script), script_hash(plotly)]
-    payload = {"hypervolume": str(hypervolume_figure(trials).to_json())}
+    payload = {"hypervolume": str(hypervolume_figure(trials, meta).to_json())}
     if len(candidates):
         payload |= _candidates_content(content, candidates, trials, meta, picked, repeated)
     content["plotly"] = packed(plotly)

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from autocompress.front import Objective, axes
+from autocompress.latency import KEPT as LATENCY
 from autocompress.native import simulated
 from autocompress.pick import Pick
 from autocompress.report.points import hypervolume_data
@@ -88,7 +89,19 @@ def honesty(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, A
     if seeds <= 1:
         facts["Seeds"] = "one: differences between single trainings include luck"
     facts["Costs"] = "FLOPs are 2 x multiply-accumulates and say nothing about latency, which each device decides"
+    facts["Latency"] = _timed(meta)
     return [(term, text) for term, text in facts.items() if text]
+
+
+def _timed(meta: Mapping[str, Any]) -> str:
+    latency = meta.get(LATENCY) or {}
+    count = len(latency.get("rows") or {})
+    if not count:
+        return ""
+    return (
+        f"the median of {plural(count, 'exported model')}, the teacher's among them, at batch {latency['batch']} with "
+        f"{plural(latency['threads'], 'thread')} by onnxruntime {latency['runtime']} on {latency['processor']}"
+    )
 
 
 def losses(trials: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,0 +1,78 @@
+"""How long a run's candidates take on this machine: each is exported as it would be deployed, and timed.
+
+FLOPs do not say it: a small model's time goes into starting kernels, and int8 is slower than float where a processor
+has no instructions for it.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from autocompress.errors import ArtifactError
+from autocompress.export.bench import FILES, bench
+from autocompress.export.candidate import write_candidate, write_teacher
+from autocompress.latency import KEPT, TEACHER
+from autocompress.machine import processor
+from autocompress.study import Study
+
+
+def time_run(
+    run: Path,
+    identities: Sequence[str],
+    *,
+    batch: int = 1,
+    threads: int = 1,
+    seconds: float = 0.3,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, str]:
+    """Time candidates of a run, and its teacher once, by their ``model.onnx``; the medians are kept in the run.
+
+    What was measured with another batch, other threads, on another processor or by another onnxruntime is dropped: it
+    does not compare.
+
+    Args:
+        run: The run folder.
+        identities: Ids of candidates.
+        batch: Examples in each run.
+        threads: Threads of onnxruntime.
+        seconds: How long to measure each.
+        on_progress: Told the models that are done, and all of them.
+
+    Returns:
+        Why some could not be timed, by their ids.
+
+    Raises:
+        UsageError: The run has no such candidate, or its training was not at its end.
+        VerificationError: A candidate is not here what the search stored.
+    """
+    here = {"batch": batch, "threads": threads, "processor": processor(), "runtime": version("onnxruntime")}
+    with Study.read(run) as study:
+        before = study.meta(KEPT) or {}
+    rows = dict(before.get("rows") or {}) if {**before, "rows": None} == {**here, "rows": None} else {}
+    wanted = list(dict.fromkeys([*([] if TEACHER in rows else [TEACHER]), *identities]))
+    reasons: dict[str, str] = {}
+    on_progress(0, len(wanted))
+    try:
+        for done, identity in enumerate(wanted, 1):
+            with TemporaryDirectory() as folder:
+                place = Path(folder) / "model"
+                try:
+                    _write(run, identity, place)
+                    (found,) = bench(place, FILES[:1], batch=batch, threads=threads, seconds=seconds)
+                    rows[identity] = found.median_ms
+                except ArtifactError as error:
+                    reasons[identity] = str(error)
+            on_progress(done, len(wanted))
+    finally:
+        # What was timed before an interruption stays.
+        with Study.open(run) as study:
+            study.set_meta({KEPT: {**here, "rows": rows}})
+    return reasons
+
+
+def _write(run: Path, identity: str, folder: Path) -> None:
+    if identity == TEACHER:
+        write_teacher(run, folder)
+    else:
+        write_candidate(run, identity, folder)

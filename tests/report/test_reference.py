@@ -1,0 +1,76 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from autocompress.errors import UsageError
+from autocompress.report.comparison import RunTables
+from autocompress.report.figures import hypervolume_figure
+from autocompress.report.page import render_page
+from autocompress.report.points import hypervolume_data
+from autocompress.report.reference import against, reference_data, reference_of
+from tests.report.factory import Run
+from tests.report.test_comparison import tables
+
+
+def slower(run: Run, name: str = "random", by: float = 3.0, less: float = 0.9) -> RunTables:
+    found = tables(run, name)
+    trials = found.trials.assign(elapsed=found.trials["elapsed"] * by, hypervolume=found.trials["hypervolume"] * less)
+    return replace(found, trials=trials)
+
+
+def test_what_is_drawn_of_another_run_is_kept_whole(run: Run) -> None:
+    kept = reference_of(tables(run), slower(run))
+    assert kept["name"] == "random"
+    theirs = hypervolume_data(slower(run).trials)
+    found = reference_data({"reference": kept})
+    pd.testing.assert_frame_equal(found, theirs.astype(float), check_exact=False, atol=1e-3)
+    assert reference_data({}).empty
+
+
+def test_the_figure_has_a_dashed_line_for_it_beside_the_runs_own(run: Run) -> None:
+    meta = {**run.meta, "reference": reference_of(tables(run), slower(run, "<b>dice</b>"))}
+    own, _, theirs, over_time = hypervolume_figure(run.trials, meta).data
+    assert (own.name, theirs.name) == ("this search", "&lt;b&gt;dice&lt;/b&gt;")
+    assert theirs.line.dash == "dash"
+    assert max(over_time.x) == pytest.approx(3 * hypervolume_data(run.trials)["seconds"].max(), rel=1e-3)
+    assert max(theirs.y) == pytest.approx(0.9 * max(own.y), rel=1e-4)
+
+
+def test_the_page_says_which_was_there_sooner(run: Run, tmp_path: Path) -> None:
+    meta = {**run.meta, "reference": reference_of(tables(run), slower(run))}
+    said = against(run.trials, meta)
+    assert said.startswith("For reference, random ended at ")
+    assert "; this search was there after " in said
+    assert said in render_page(tmp_path, run.candidates, run.trials, meta)
+    ahead = {**run.meta, "reference": reference_of(tables(run), slower(run, by=0.5, less=1.05))}
+    assert ", and was as far as this search after " in against(run.trials, ahead)
+    assert against(run.trials, run.meta) == ""
+    assert against(pd.DataFrame(), meta) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: {**run.meta, "task": "mnist1d"}, "differ in their task"),
+        (
+            lambda run: {**run.meta, "objectives": [{**each, "box": [0.5, 0.75]} for each in run.meta["objectives"]]},
+            "declare different boxes .* autocompress compare measures them in one",
+        ),
+    ],
+)
+def test_runs_that_do_not_compare_are_refused(
+    run: Run, change: Callable[[Run], dict[str, object]], message: str
+) -> None:
+    other = replace(tables(run, "other"), meta=change(run))
+    with pytest.raises(UsageError, match=message):
+        reference_of(tables(run), other)
+
+
+def test_a_run_of_which_nothing_is_known_is_refused(run: Run) -> None:
+    other = tables(run, "other")
+    other = replace(other, trials=other.trials.assign(hypervolume=float("nan")))
+    with pytest.raises(UsageError, match="other has no hypervolume yet"):
+        reference_of(tables(run), other)
