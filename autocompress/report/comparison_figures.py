@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from autocompress.report.comparison import Comparison
-from autocompress.report.figures import BARE, COLOURS, axis
+from autocompress.report.figures import BARE, COLOURS, TICKS, axis
 from autocompress.report.points import text
 
 
@@ -30,7 +30,7 @@ def fronts_figure(comparison: Comparison) -> go.Figure:
         )
     upward = comparison.score["direction"] == "maximize"
     return figure.update_layout(
-        xaxis={"type": "log", **axis(comparison.cost), "dtick": 1, "zeroline": False},
+        xaxis={"type": "log", **axis(comparison.cost), "nticks": TICKS, "zeroline": False},
         yaxis={**axis(comparison.score), "autorange": True if upward else "reversed", "zeroline": False},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
     )

@@ -50,6 +50,8 @@ BARE: dict[str, Any] = {
     "hoverlabel": {"align": "left", "namelength": -1},
     "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE, "orientation": "v"},
 }
+# A cost over five to seven powers of ten has a tick at each of them; one over less has some between.
+TICKS = 7
 _LEGEND = ("pick", "front", "again", "knee", "teacher", "baseline", "dominated", "infeasible", "early")
 
 
@@ -165,7 +167,7 @@ def _layout(data: FrontData) -> dict[str, Any]:
         "height": 540,
         "hovermode": "closest",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": {"type": "log", **axis(cost), "dtick": 1, "zeroline": False},
+        "xaxis": {"type": "log", **axis(cost), "nticks": TICKS, "zeroline": False},
         "yaxis": {**axis(score), "range": list(data.window), "zeroline": False},
     }
 
@@ -184,7 +186,8 @@ def _direction(record: Objective) -> bool | str:
 
 def _ticks(record: Objective) -> str:
     if record["kind"] == "cost":
-        return "~s"
+        # What is below 1 would be told in thousandths.
+        return "~g" if record.get("unit") == "ms" else "~s"
     return ".0%" if is_share(record) else ""
 
 
@@ -216,8 +219,8 @@ def _menus(data: FrontData) -> list[dict[str, Any]]:
         {
             "name": "scale",
             "buttons": [
-                {"label": "logarithmic cost", "method": "relayout", "args": [{"xaxis.type": "log", "xaxis.dtick": 1}]},
-                {"label": "linear cost", "method": "relayout", "args": [{"xaxis.type": "linear", "xaxis.dtick": None}]},
+                {"label": "logarithmic cost", "method": "relayout", "args": [{"xaxis.type": "log"}]},
+                {"label": "linear cost", "method": "relayout", "args": [{"xaxis.type": "linear"}]},
             ],
         }
     )

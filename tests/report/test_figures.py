@@ -175,3 +175,17 @@ def test_no_trials_make_an_empty_hypervolume_figure() -> None:
 
 def test_plotly_comes_with_the_package() -> None:
     assert "plotly.js (basic - minified) v" in plotly_source()[:200]
+
+
+def test_an_axis_has_ticks_however_wide_its_range(run: Run) -> None:
+    """With a tick at powers of ten alone, latencies from 0.012 to 0.055 ms had none."""
+    latency = {"name": "latency_ms", "direction": "minimize", "unit": "ms", "kind": "cost"}
+    candidates = run.candidates.assign(latency_ms=np.linspace(0.012, 0.055, len(run.candidates)))
+    meta = {**run.meta, "all_objectives": [*run.meta["all_objectives"], latency]}
+    front = pareto_front(full_fidelity(candidates), run.meta["objectives"])
+    figure = front_figure(candidates, front, meta)
+    assert figure.layout.xaxis.dtick is None
+    (costs,) = [menu for menu in figure.layout.updatemenus if menu.name == "cost"]
+    formats = {button.name: button.args[1]["xaxis.tickformat"] for button in costs.buttons}
+    assert formats["effective_flops"] == "~s"
+    assert formats["latency_ms"] == "~g"
