@@ -1,0 +1,18 @@
+import platform
+from pathlib import Path
+
+import pytest
+
+from autocompress.machine import processor
+
+
+def test_the_processor_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Path("/proc/cpuinfo")
+    if known.exists() and "model name" in known.read_text():
+        assert f": {processor()}\n" in known.read_text()
+
+    def nothing(*_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", nothing)
+    assert processor() == (platform.processor() or platform.machine()) != ""
