@@ -127,6 +127,12 @@ def layers(subject: Subject) -> float:
     return float(sum(layer.macs > 0 for layer in subject.layers.values()))
 
 
+@objective("activations", "minimize", "cost")
+def activations(subject: Subject) -> float:
+    """Number of outputs of all layers that multiply: what small models wait for is memory."""
+    return float(cost.activations(subject.layers))
+
+
 @objective("bytes", "minimize", "cost", unit="B")
 def model_bytes(subject: Subject) -> float:
     """Bytes of the packed parameters, with one scale per quantized output channel."""

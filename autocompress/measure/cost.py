@@ -14,9 +14,10 @@ element-wise products, and batch norm, which folds into the layer before it.
 Elsewhere zeros count like any other weight: no dense runtime exploits them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -44,6 +45,7 @@ class LayerCost:
         buffers: Floating-point elements that are saved beside the parameters (batch-norm statistics).
         channels: Output channels of its weights: one scale each once they are quantized.
         nonzero_weights: Elements of its weight matrices that are not zero; all of them where it is not said.
+        activations: Elements of its outputs; of a layer that runs twice, of both.
     """
 
     name: str
@@ -54,6 +56,7 @@ class LayerCost:
     buffers: int = 0
     channels: int = 0
     nonzero_weights: int | None = None
+    activations: int = field(default=0, compare=False)
 
 
 Layers = Mapping[str, LayerCost]
@@ -75,10 +78,13 @@ def layer_costs(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Laye
         >>> layer_costs(nn.Sequential(nn.Linear(4, 3)), (torch.zeros(1, 4),))["0"].macs
         12
     """
-    work = _macs(model, example)
+    work, outputs = _work(model, example)
     sizes = _sizes(model)
     names = [name for name, _ in model.named_modules() if work.get(name) or name in sizes]
-    return {name: LayerCost(name, work.get(name, 0), **sizes.get(name, _NOTHING)) for name in names}
+    return {
+        name: LayerCost(name, work.get(name, 0), **sizes.get(name, _NOTHING), activations=outputs[name])
+        for name in names
+    }
 
 
 def macs(layers: Layers) -> int:
@@ -104,6 +110,19 @@ def effective_flops(layers: Layers, bits: Bits) -> float:
         64.0
     """
     return FLOPS_PER_MAC * bops(layers, bits) / (32 * 32)
+
+
+def activations(layers: Layers) -> int:
+    """Return the elements of the outputs of all layers that multiply.
+
+    Memory is what small networks wait for: their time goes with this number rather than with FLOPs (Radosavovic et al.
+    2020, arXiv:2003.13678).
+
+    Example:
+        >>> activations(layer_costs(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (torch.zeros(1, 4),)))
+        3
+    """
+    return sum(layer.activations for layer in layers.values() if layer.macs)
 
 
 def parameters(layers: Layers) -> int:
@@ -197,8 +216,12 @@ _KERNELS = {
 _NOTHING: Mapping[str, int] = {"weights": 0, "parameters": 0, "nonzero": 0}
 
 
-def _macs(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
-    """Return the multiply-accumulates by module name, read off torch's counter as modules start and end."""
+def _work(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[str, int], Counter[str]]:
+    """Return the multiply-accumulates by module name, read off torch's counter as modules start and end.
+
+    Also the elements of what each module returns, where that is a tensor.
+    """
+    outputs: Counter[str] = Counter()
     names = {module: name for name, module in model.named_modules()}
     counter = FlopCounterMode(display=False, custom_mapping=_KERNELS)
     found = dict.fromkeys(names.values(), 0)
@@ -216,13 +239,14 @@ def _macs(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, int]:
         settle()
         running.append(names[module])
 
-    def end(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+    def end(module: nn.Module, _inputs: Any, output: Any) -> None:
         settle()
         running.pop()
+        outputs[names[module]] += output.numel() if isinstance(output, Tensor) else 0
 
     with _untouched(model), _hooked(list(names), start, end), torch.no_grad(), counter:
         model(*example)
-    return found
+    return found, outputs
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def test_the_one_that_always_ends_waits_for_the_others_or_for_the_time() -> None
     owed = found.owed(lambda effort: bool(asked.append(effort)) or True)
     assert owed is not None
     assert owed.number == 0
-    assert asked[0] > found.spending.effort(1, 24) * 3
+    assert asked[0] > found.spending.effort(1, 24) * 2
 
 
 def test_without_such_a_student_nothing_is_owed() -> None:

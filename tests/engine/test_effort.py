@@ -1,8 +1,8 @@
 from autocompress.config import CompressionConfig, Part
-from autocompress.engine.effort import STEP_OVERHEAD, epochs_of, epochs_of_fit, size_at
+from autocompress.engine.effort import OUTPUT, STEP_OVERHEAD, epochs_of, epochs_of_fit, size_at
 from autocompress.records import Cut
 
-COSTS = {"flops": 1e6, "layers": 10.0}
+COSTS = {"flops": 1e6, "layers": 10.0, "activations": 0.0}
 
 
 def training(*terms: str, batch_size: int = 64) -> CompressionConfig:
@@ -14,6 +14,10 @@ def test_small_students_are_not_free() -> None:
     """A step starts kernels for each layer, however little they have to do."""
     assert size_at({**COSTS, "flops": 0.0}, training("none")) == STEP_OVERHEAD * 10 / 64
     assert size_at(COSTS, training("none")) - size_at({**COSTS, "flops": 0.0}, training("none")) == 1e6
+
+
+def test_outputs_take_time_on_their_way_through_memory() -> None:
+    assert size_at({**COSTS, "activations": 100.0}, training("none")) == size_at(COSTS, training("none")) + 100 * OUTPUT
 
 
 def test_large_batches_take_fewer_steps() -> None:
