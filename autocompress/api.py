@@ -12,7 +12,7 @@ from autocompress.errors import (
     WorkersError,
     did_you_mean,
 )
-from autocompress.results import Front as Front, refuse_worker
+from autocompress.results import Front as Front, refuse_worker, tables_of
 from autocompress.study import DATABASE
 
 if TYPE_CHECKING:
@@ -119,17 +119,10 @@ def compare(names: Sequence[str | Path], runs: Path | str = RUNS, *, page: Path 
         UsageError: There are fewer than two runs, or they searched for different things.
         RunFolderError: There is no such run.
     """
-    from autocompress.report.comparison import RunTables, compare_runs, told_apart
+    from autocompress.report.comparison import compare_runs
     from autocompress.report.comparison_page import write_comparison
 
-    fronts = [load(name, runs) for name in names]
-    called = told_apart([front.folder for front in fronts])
-    found = compare_runs(
-        [
-            RunTables(name, front.candidates, front.trials, front.meta)
-            for name, front in zip(called, fronts, strict=True)
-        ]
-    )
+    found = compare_runs(tables_of([load(name, runs) for name in names]))
     if page is not None:
         write_comparison(page, found)
     return found

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -17,6 +17,9 @@ from autocompress.pick import Pick, pick
 from autocompress.storage import write_atomic
 from autocompress.study import Study
 from autocompress.where import where
+
+if TYPE_CHECKING:
+    from autocompress.report.comparison import RunTables
 
 _NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
 
@@ -192,16 +195,9 @@ class Front:
         Raises:
             UsageError: The two do not compare, or nothing is known of the other one.
         """
-        from autocompress.report.comparison import RunTables, told_apart
         from autocompress.report.reference import KEPT, reference_of
 
-        fronts = (self, other)
-        names = told_apart([front.folder for front in fronts])
-        mine, theirs = (
-            RunTables(name, front.candidates, front.trials, front.meta)
-            for name, front in zip(names, fronts, strict=True)
-        )
-        kept = reference_of(mine, theirs)
+        kept = reference_of(*tables_of([self, other]))
         with Study.open(self.folder) as study:
             study.set_meta({KEPT: kept})
         self._read()
@@ -317,6 +313,16 @@ class Front:
         from autocompress.report.notebook import front_html
 
         return front_html(self.to_pandas(), self.meta, self._picked(), repr(self))
+
+
+def tables_of(fronts: Sequence[Front]) -> "list[RunTables]":
+    """Return the tables of runs under names that tell them apart."""
+    from autocompress.report.comparison import RunTables, told_apart
+
+    names = told_apart([front.folder for front in fronts])
+    return [
+        RunTables(name, front.candidates, front.trials, front.meta) for name, front in zip(names, fronts, strict=True)
+    ]
 
 
 def refuse_worker(caller: FrameType, call: str) -> None:

@@ -20,12 +20,9 @@ from typing import Any
 import pandas as pd
 
 import autocompress
-from autocompress.config import CompressionConfig, Part
-from autocompress.export.artifact import Deployable, write_artifact
 from autocompress.export.bench import bench
-from autocompress.export.candidate import export_candidate
+from autocompress.export.candidate import export_candidate, write_teacher
 from autocompress.front import axes
-from autocompress.lab import Setup, lab, settled
 from autocompress.plugins import load_plugin
 from autocompress.storage import write_atomic
 from autocompress.words import duration, human, times
@@ -126,7 +123,7 @@ def run(space: str, name: str, runs: Path, overrides: list[str]) -> Row:
         pick_flops=picked.row["effective_flops"],
         teacher_bytes=teacher["costs"]["bytes"],
         pick_bytes=picked.row["bytes"],
-        teacher_ms=_teacher_latency(Setup.from_json(front.meta["setup"])),
+        teacher_ms=_teacher_latency(front.folder),
         pick_ms=bench(exported.folder)[0].median_ms,
         seconds=front.meta["seconds"],
         agreement=min(exported.verification.agreement.values()),
@@ -174,25 +171,9 @@ def table(rows: Iterable[Row]) -> str:
     )
 
 
-def _teacher_latency(setup: Setup) -> float:
-    with settled(), TemporaryDirectory() as folder:
-        place = lab(setup)
-        model = place.teacher.model
-        config = CompressionConfig(setup.teacher.student, (Part("none"),), setup.teacher.fit)
-        deployable = Deployable(
-            config,
-            place.task.name,
-            setup.task.values,
-            place.task.labels,
-            dict(place.task.heads),
-            place.task.inputs,
-            place.task.example(),
-            model,
-            model,
-            None,
-            None,
-        )
-        return bench(write_artifact(Path(folder) / "teacher", deployable, {}))[0].median_ms
+def _teacher_latency(run: Path) -> float:
+    with TemporaryDirectory() as folder:
+        return bench(write_teacher(run, Path(folder) / "teacher"))[0].median_ms
 
 
 def main() -> None:
