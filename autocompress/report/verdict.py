@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from autocompress.front import Objective, axes
-from autocompress.latency import KEPT as LATENCY
+from autocompress.latency import KEPT as LATENCY, TEACHER
 from autocompress.native import simulated
 from autocompress.pick import Pick
 from autocompress.report.points import hypervolume_data
@@ -95,11 +95,12 @@ def honesty(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, A
 
 def _timed(meta: Mapping[str, Any]) -> str:
     latency = meta.get(LATENCY) or {}
-    count = len(latency.get("rows") or {})
-    if not count:
+    rows = latency.get("rows") or {}
+    if not rows:
         return ""
+    teacher = ", the teacher's among them," if TEACHER in rows else ""
     return (
-        f"the median of {plural(count, 'exported model')}, the teacher's among them, at batch {latency['batch']} with "
+        f"the median of {plural(len(rows), 'exported model')}{teacher} at batch {latency['batch']} with "
         f"{plural(latency['threads'], 'thread')} by onnxruntime {latency['runtime']} on {latency['processor']}"
     )
 

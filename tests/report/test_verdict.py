@@ -126,3 +126,14 @@ def test_all_three_scores_are_shown_with_the_gap(test: float, sentence: str) -> 
     assert [row["ours"] for row in rows[:2]] == ["98.0%", "97.3%"]
     assert [row["teacher"] for row in rows] == ["–", "98.1%", "–"]
     assert change == sentence
+
+
+@pytest.mark.parametrize(
+    ("rows", "among"), [({"teacher": 0.5, "t0c1": 0.2}, True), ({"t0c1": 0.2, "t0c2": 0.3}, False)]
+)
+def test_a_teacher_that_could_not_be_timed_is_not_claimed(run: Run, rows: dict[str, float], among: bool) -> None:
+    latency = {"batch": 1, "threads": 1, "processor": "a processor", "runtime": "1.0", "rows": rows}
+    facts = dict(honesty(run.candidates, run.trials, {**run.meta, "latency": latency}))
+    assert facts["Latency"].startswith("the median of 2 exported models")
+    assert ("the teacher's among them" in facts["Latency"]) == among
+    assert "Latency" not in dict(honesty(run.candidates, run.trials, run.meta))
