@@ -38,9 +38,11 @@ from autocompress.rows import (
 )
 from autocompress.storage import storage_errors, write_atomic
 
-FORMAT = 3
-# What can be read, if not continued: its sampler kept its memory elsewhere.
-READABLE = (2, FORMAT)
+FORMAT = 4
+# Those whose tables tell whether they were damaged, and what can be read at all: if not continued, as samplers kept
+# their memory in another form.
+PROTECTED = (3, FORMAT)
+READABLE = (2, *PROTECTED)
 
 
 class Study:
@@ -115,7 +117,7 @@ class Study:
         path = self.folder / DATABASE
         try:
             found = self.meta("format")
-            damage = self._damage() if found == FORMAT else ""
+            damage = self._damage() if found in PROTECTED else ""
         except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as fault:
             found, damage = FORMAT, str(fault)
         if damage:

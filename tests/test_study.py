@@ -161,9 +161,10 @@ def test_notes_are_written_with_the_next_transaction_or_never(tmp_path: Path) ->
         assert list(again.notes()) == [{"op": 1}, {"op": 2}]
 
 
-def test_a_run_of_the_version_before_is_read_and_not_continued(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_run_of_a_version_before_is_read_and_not_continued(tmp_path: Path, version: int) -> None:
     with filled(tmp_path) as study:
-        study.set_meta({"format": 2})
+        study.set_meta({"format": version})
     with Study.read(tmp_path) as old:
         assert len(old.candidates()) == 2
     with pytest.raises(RunFolderError, match="can be read, but not continued"):

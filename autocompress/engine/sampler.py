@@ -46,7 +46,7 @@ class Proposer:
         self._seed = seed
         self._database = store.folder / DATABASE
         self._published = -1
-        storage = optuna.storages.JournalStorage(Memory(store))
+        storage = Memory(store)
         with _quiet():
             if storage.get_all_studies():
                 self._study = optuna.load_study(study_name=name, storage=storage)
