@@ -6,19 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import (
-    ROWS,
-    Figure,
-    bad_results,
-    checkpoints,
-    damaged_store,
-    full_disk,
-    hopeless,
-    killed_drivers,
-    killed_workers,
-    same_table,
-    second_driver,
-)
+from benchmarks.faults.__main__ import ROWS
+from benchmarks.faults.drivers import killed_drivers, same_table, second_driver
+from benchmarks.faults.harm import Figure
+from benchmarks.faults.stores import checkpoints, damaged_store, full_disk
+from benchmarks.faults.workers import bad_results, hopeless, killed_workers
 
 SMALL: dict[str, Callable[[Path], Figure]] = {
     "killed drivers": partial(
