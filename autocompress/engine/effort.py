@@ -53,7 +53,7 @@ def size_at(costs: Mapping[str, float], training: CompressionConfig) -> float:
     """Return what an epoch takes of a student that costs so much and is trained so, as :func:`size_of`."""
     overhead = STEP_OVERHEAD * (costs.get("layers", LAYERS) + TEACHER_PASS * _reads_layers(training.distill))
     passing = costs.get("flops", 0.0) + OUTPUT * costs.get("activations", 0.0)
-    return passing + overhead / max(getattr(fit_config(training.fit), "batch_size", 1), 1)
+    return passing + overhead / _batch_of_fit(training.fit)
 
 
 def _reads_layers(terms: Sequence[Part]) -> bool:
@@ -72,3 +72,8 @@ def _epochs(registry: Registry[Any], part: Part | None) -> float:
 def epochs_of_fit(part: Part) -> int:
     """Return how many epochs a training has that is fitted so."""
     return fit_config(part).epochs
+
+
+@lru_cache(maxsize=1024)
+def _batch_of_fit(part: Part) -> int:
+    return max(getattr(fit_config(part), "batch_size", 1), 1)

@@ -11,8 +11,10 @@ from autocompress.records import Cut
 RUNGS = 2
 # Below this many trials at a rung, nobody is given up for good.
 CROWD = 2 * ETA
-# That many wait at a rung at most: each keeps its weights on disk and a place in the sampler.
+# About that many wait at a rung at most: each keeps its weights on disk and a place in the sampler.
 WAITING = 12
+# Where so many trials have reached a rung, twice as many may wait, as to find the hopeless takes long then.
+LARGE = 128
 # Quantized candidates of a training at a rung.
 QUANTIZED = 3
 
@@ -97,11 +99,13 @@ class Ladder:
         """Take out the trials that will hardly ever go on: those far behind the share that does."""
         found = []
         for rung in sorted(set(self._paused.values())):
-            if len(self._points[rung]) >= CROWD:
-                if rung not in self._near:
-                    self._near[rung] = self._choice(rung) | self._next_in_line(rung)
-                near = self._near[rung]
-                found += [trial for trial, place in self._paused.items() if place == rung and trial not in near]
+            here = [trial for trial, place in self._paused.items() if place == rung]
+            arrived = len(self._points[rung])
+            if arrived < CROWD or (arrived > LARGE and len(here) <= 2 * WAITING):
+                continue
+            if rung not in self._near:
+                self._near[rung] = self._choice(rung) | self._next_in_line(rung)
+            found += [trial for trial in here if trial not in self._near[rung]]
         for trial in found:
             del self._paused[trial]
         return sorted(found)

@@ -108,11 +108,12 @@ def _stacked(points: Points) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the owner of each finite row, and the rows."""
     if not points:
         return np.empty(0, dtype=np.int64), np.empty((0, 0))
-    # In the order of the trials, so that those of one lie together.
-    order = sorted(points)
-    found = [points[trial] for trial in order]
-    owners = np.repeat(np.array(order, dtype=np.int64), [len(rows) for rows in found])
-    rows = np.concatenate(found)
+    found = list(points.values())
+    sizes = np.fromiter(map(len, found), np.int64, len(found))
+    owners = np.repeat(np.fromiter(points, np.int64, len(points)), sizes)
+    # Those of one trial lie together; in the order of the trials, whoever came first.
+    order = np.argsort(owners, kind="stable")
+    owners, rows = owners[order], np.concatenate(found)[order]
     finite = np.isfinite(rows).all(axis=1)
     return owners[finite], np.ascontiguousarray(rows[finite])
 
@@ -143,6 +144,7 @@ def _extremes(owners: NDArray[np.int64], rows: NDArray[np.float64]) -> frozenset
     found = set()
     for column in range(rows.shape[1]):
         # The best in one objective, by the others where several are; the earliest trial among equals.
-        others = np.delete(rows, column, axis=1).sum(axis=1)
-        found.add(int(owners[np.lexsort((owners, others, rows[:, column]))[0]]))
+        best = rows[:, column] == rows[:, column].min()
+        others = np.delete(rows[best], column, axis=1).sum(axis=1)
+        found.add(int(owners[best][others == others.min()].min()))
     return frozenset(found)

@@ -101,7 +101,11 @@ class Refinement:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._whole: dict[CompressionConfig, Checkpoint] = {}
         self._begun: set[tuple[str, Move]] = set()
+        self._begun_moves: set[Move] = set()
         self._shifts: dict[Move, list[Vector]] = {}
+        # What moves would add to the front, by checkpoint, while that front and what moves usually do are the same.
+        self._gains: dict[str, dict[Move, float]] = {}
+        self._gains_of: tuple[bytes | None, ...] = ()
         self._trained = 0.0
         self._refined = 0.0
         self._further: set[int] = set()
@@ -125,6 +129,7 @@ class Refinement:
                 same = (move.prune, move.quantize) in ((cut.prune, None), (None, cut.quantize))
                 if same and (job.base.checkpoint, move) not in self._begun:
                     self._begun.add((job.base.checkpoint, move))
+                    self._begun_moves.add(move)
                     self._refined += move.epochs
 
     def add(self, number: int, candidates: Sequence[Candidate], gain: float) -> None:
@@ -146,6 +151,7 @@ class Refinement:
             if config.prune is None:
                 self._whole.setdefault(config.training, place)
             place.points[config.quantize] = self._normalise(candidate)
+            self._gains.pop(place.name, None)
             if self._parent is None and config.prune is None and config.quantize is None:
                 self._parent = candidate
         for candidate in candidates:
@@ -180,14 +186,18 @@ class Refinement:
         volume_of = moocore.Hypervolume(ref=np.ones(front.shape[1]))
         volume = float(volume_of(clipped))
         shifts = {move: self._shift(move) for move in self._moves}
+        gains_of = (clipped.tobytes(), *(None if shift is None else shift.tobytes() for shift in shifts.values()))
+        if gains_of != self._gains_of:
+            self._gains_of, self._gains = gains_of, {}
         for place, move in self._open(owners):
-            points = np.clip(self._expected(place, move, shifts[move]), 0.0, 1.0)
-            beaten = np.asarray((clipped[None] <= points[:, None]).all(axis=2)).any(axis=1)
-            if beaten.all():
-                continue
-            gain = float(volume_of(np.vstack([clipped, points[~beaten]]))) - volume
-            rate = gain / move.epochs / place.size
-            if gain > LEAST_GAIN and rate > best:
+            gains = self._gains.setdefault(place.name, {})
+            if move not in gains:
+                points = np.clip(self._expected(place, move, shifts[move]), 0.0, 1.0)
+                beaten = np.asarray((clipped[None] <= points[:, None]).all(axis=2)).any(axis=1)
+                left = points[~beaten]
+                gains[move] = float(volume_of(np.vstack([clipped, left]))) - volume if len(left) else 0.0
+            rate = gains[move] / move.epochs / place.size
+            if gains[move] > LEAST_GAIN and rate > best:
                 best, chosen = rate, (place, move)
         return None if chosen is None else self._job(*chosen, number)
 
@@ -204,7 +214,7 @@ class Refinement:
 
     def _untried(self, owners: Sequence[str]) -> tuple[Checkpoint, Move] | None:
         """Return a cut of which nothing can be expected yet, on the checkpoint that holds most of the front."""
-        begun = {move for _, move in self._begun}
+        begun = self._begun_moves
         methods = {move.method for move in begun}
         for move in self._moves:
             if move in begun or move in self._shifts or (move.method in methods and self._saving(move) is not None):

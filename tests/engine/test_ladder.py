@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autocompress.config import Part
-from autocompress.engine.ladder import CROWD, QUANTIZED, WAITING, Ladder, at_a_rung, pauses
+from autocompress.engine.ladder import CROWD, LARGE, QUANTIZED, WAITING, Ladder, at_a_rung, pauses
 from autocompress.engine.promotion import ParetoRank
 from autocompress.records import Cut
 
@@ -97,11 +97,26 @@ def test_at_a_rung_the_whole_model_comes_first_and_few_quantizations_follow() ->
     assert at_a_rung(cuts[:3]) == cuts[:3]
 
 
-def test_however_many_arrive_few_wait() -> None:
-    ladder = climbing(200)
+@pytest.mark.parametrize("count", [LARGE, LARGE + 1, 400])
+def test_however_many_arrive_few_wait(count: int) -> None:
+    ladder = climbing(count)
     while go_on(ladder) is not None:
         pass
     given_up = ladder.hopeless()
     assert len(ladder.paused) <= WAITING
     # Those that wait are the next in line.
     assert max(ladder.paused) < min(given_up)
+
+
+def test_where_many_have_arrived_nobody_is_given_up_for_each_that_does() -> None:
+    ladder = climbing(400)
+    while go_on(ladder) is not None:
+        pass
+    ladder.hopeless()
+    next_in_line = ladder.paused
+    for trial in range(400, 400 + 2 * WAITING + 1 - len(next_in_line)):
+        assert ladder.hopeless() == []
+        ladder.note(trial, 0, point(5 + trial / 100, 5 + trial / 100))
+        ladder.pause(trial, 0)
+    assert len(ladder.hopeless()) > WAITING / 2
+    assert set(ladder.paused) <= set(next_in_line)

@@ -14,6 +14,7 @@ FREE = Part.of("structured", pruning_ratio=0.25, recovery_epochs=0)
 EIGHT = Part.of("post_training", weight_bits=8, activation_bits=8)
 LSQ = Part.of("lsq", weight_bits=2, activation_bits=4, epochs=2)
 GRID = tuple(Cut(prune, quantize) for prune in (None, HALF, FREE) for quantize in (None, EIGHT, LSQ))
+COST = "effective_flops"
 ARCHIVE = Archive(OBJECTIVES)
 
 
@@ -183,3 +184,26 @@ def test_another_setting_of_a_method_is_made_where_what_it_saves_pays() -> None:
         assert (second is None) == (expected is None)
         if second is not None and second.cuts[0].prune is not None:
             assert second.cuts[0].prune.values["pruning_ratio"] == expected
+
+
+def test_what_is_remembered_between_choices_changes_none() -> None:
+    draw = np.random.default_rng(0)
+    found, points = learned(0.02)
+    chosen = 0
+    for trial in range(1, 40):
+        # Ever larger and better, so that many of them are on the front.
+        new = whole(trial, 0.55 + trial / 100 + float(draw.uniform(0, 0.01)), 10 ** (3 + trial / 20))
+        points += new
+        found.add(trial, new, 0.0)
+        ask(found, points)
+        remembered = ask(found, points)
+        found._gains, found._gains_of = {}, ()
+        assert ask(found, points) == remembered
+        if remembered is not None:
+            chosen += 1
+            found.begin(remembered)
+            cost = new[0].costs[COST] / 2
+            less = candidate(trial, f"t{trial}p1", Cut(HALF), 0.55 + trial / 100 - float(draw.uniform(0, 0.04)), cost)
+            found.add(100 + trial, [less], 0.0)
+            points.append(less)
+    assert chosen > 5
