@@ -9,7 +9,6 @@ Giannakoglou and Naujoks 2006) for what they have left to do.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from random import Random
 
 import moocore
@@ -219,9 +218,6 @@ class Surrogate:
     # -- what is compared ---------------------------------------------------------------------
 
     def _foresee(self, front: Vector, number: int, begun: Mapping[int, CompressionConfig]) -> Iterator[bool]:
-        # To import it takes half a second.
-        import_module("sklearn.gaussian_process")
-        yield True
         for parents in (self._nearest(front), begun):
             for _ in self._priced(self._pool(number, parents)):
                 yield True

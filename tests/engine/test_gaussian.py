@@ -41,3 +41,23 @@ def test_a_space_with_nothing_to_choose_still_has_costs_and_epochs() -> None:
     empty = Inputs(np.empty((2, 0)), np.empty((2, 0)), np.array([4.0, 5.0]), np.zeros(2))
     means, _ = Gaussian(empty, np.array([-1.0, -3.0])).predict(empty)
     assert means[1] < means[0]
+
+
+def test_how_fast_errors_fall_is_learned() -> None:
+    """Trainings whose errors hardly fall with the cost, as on few images of many kinds."""
+    costs = np.array([3.0, 3.5, 4.0, 4.5, 5.0])
+    flat = Inputs(np.zeros((5, 1)), np.zeros((5, 1)), costs, np.zeros(5))
+    larger = Inputs(np.zeros((1, 1)), np.zeros((1, 1)), np.array([6.0]), np.zeros(1))
+    means, deviations = Gaussian(flat, -1.0 - 0.1 * costs).predict(larger)
+    # Believing in the slope that was expected, it would be less than half of what it is.
+    assert means[0] == pytest.approx(-1.6, abs=0.4)
+    assert deviations[0] > 0.05
+    steep, _ = Gaussian(flat, -1.0 - 2.0 * costs).predict(larger)
+    assert steep[0] == pytest.approx(-13.0, abs=0.4)
+
+
+def test_two_trainings_do_not_overturn_what_is_believed() -> None:
+    two = Inputs(np.zeros((2, 1)), np.zeros((2, 1)), np.array([4.0, 4.1]), np.zeros(2))
+    far = Inputs(np.zeros((1, 1)), np.zeros((1, 1)), np.array([8.0]), np.zeros(1))
+    means, _ = Gaussian(two, np.array([-1.0, -1.0])).predict(far)
+    assert means[0] < -1.0 + 4 * SLOPE / 2
