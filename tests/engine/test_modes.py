@@ -1,0 +1,55 @@
+"""What each mode leaves of a space, and who chooses its further cuts."""
+
+import pytest
+
+from autocompress.engine.archive import Archive
+from autocompress.engine.cutting import cutting
+from autocompress.engine.modes import MODES, NARROWER
+from autocompress.engine.refinement import Refinement
+from autocompress.engine.space import Space, open_space
+from autocompress.engine.spec import parse_spec
+from autocompress.engine.stages import Stages
+from autocompress.knobs import Choice
+from tests.fakes import OBJECTIVES
+
+SPEC = """\
+task: digits
+student: {cnn: {width: {low: 4, high: 64}, depth: [1, 2]}}
+distill: {none: {}, soft_target: {temperature: {low: 1, high: 10}}}
+prune: {none: {}, structured: {pruning_ratio: 0.5, recovery_epochs: 3}}
+quantize: {none: {}, post_training: {weight_bits: [4, 8]}}
+"""
+
+
+def narrowed(mode: str) -> Space:
+    return MODES[mode].narrow(open_space(parse_spec(SPEC, "x", [])))
+
+
+@pytest.mark.parametrize("mode", ["amortized", "sampled", "random", "sequential"])
+def test_most_modes_leave_the_space_as_it_is(mode: str) -> None:
+    assert narrowed(mode) == open_space(parse_spec(SPEC, "x", []))
+
+
+def test_no_distillation_leaves_the_labels_alone() -> None:
+    assert set(narrowed("no_distillation").sections["distill"]) == {"none"}
+
+
+def test_uniform_int8_leaves_one_rounding_and_no_pruning() -> None:
+    cuts = narrowed("uniform_int8").cuts()
+    assert {cut.prune for cut in cuts} == {None}
+    (rounded,) = [cut.quantize for cut in cuts if cut.quantize is not None]
+    assert (rounded.values["weight_bits"], rounded.values["activation_bits"]) == (8, 8)
+
+
+def test_a_supernet_trains_the_widest_and_cuts_out_the_others() -> None:
+    space = narrowed("supernet")
+    assert space.sections["student"]["cnn"]["width"] == 64
+    (pruning,) = [knobs for name, knobs in space.sections["prune"].items() if name != "none"]
+    assert pruning["pruning_ratio"] == Choice(NARROWER)
+    assert {knobs["sandwich"] for knobs in space.sections["fit"].values()} == {NARROWER[-1]}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_only_the_way_by_hand_goes_by_stages(mode: str) -> None:
+    found = cutting(MODES[mode], narrowed(mode).cuts(), 0.5, 0.01, Archive(OBJECTIVES), OBJECTIVES, None)
+    assert isinstance(found, Stages if mode == "sequential" else Refinement)
