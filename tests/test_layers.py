@@ -105,7 +105,7 @@ def floor(name: str) -> int:
 
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-BENCHMARKS = sorted((PACKAGE.parent / "benchmarks").rglob("*.py"))
+ALL = sorted(each for part in ("autocompress", "benchmarks", "tests") for each in (PACKAGE.parent / part).rglob("*.py"))
 
 
 def test_every_module_stands_on_a_floor() -> None:
@@ -133,6 +133,6 @@ def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
             assert place in home or unit(path) in home, f"{path}:{line}: {library} belongs into {sorted(home)}"
 
 
-@pytest.mark.parametrize("path", [*MODULES, *BENCHMARKS], ids=lambda path: str(path.relative_to(PACKAGE.parent)))
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(PACKAGE.parent)))
 def test_no_module_is_long(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
