@@ -120,13 +120,11 @@ class Ladder:
     def _next_in_line(self, rung: int) -> frozenset[int]:
         """Return those who would go on if the chosen were not there, and not too many of them."""
         line = frozenset(self._points[rung]) - self._choice(rung)
-        for _ in range(len(line)):
+        while len(line) > WAITING:
             shorter = self._rule.goes_on({trial: self._points[rung][trial] for trial in line}, self._score)
             if shorter == line:
                 break
             line = shorter
-            if len(line) <= WAITING:
-                break
         return line
 
     def give_up(self) -> list[int]:

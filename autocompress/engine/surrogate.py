@@ -223,17 +223,24 @@ class Surrogate:
                 yield True
 
     def _pool(self, number: int, near: Mapping[int, CompressionConfig]) -> Iterator[CompressionConfig]:
-        """Yield trainings drawn near some that are known, and anew; near each, they are the same beside any others."""
-        parents = [(each, self.values(training), NEAR) for each, training in near.items()]
+        """Yield trainings drawn near some that are known, and anew; near each, they are the same beside any others.
+
+        All take turns: only so many have a price, and without those drawn anew a search stays where it began.
+        """
+        parents = [(each, self.values(training), 1) for each, training in near.items()]
+        draws = [
+            (values, Random(fingerprint([self._seed, number, parent])), count)
+            for parent, values, count in [*parents, (None, {}, DRAWN // NEAR)]
+        ]
         seen = set()
-        for parent, values, count in [*parents, (None, {}, DRAWN)]:
-            random = Random(fingerprint([self._seed, number, parent]))
-            for _ in range(count):
-                training = self._space.suggest(Drawn(values, random), cut=False)[0]
-                key = fingerprint(training.to_json())
-                if key not in seen:
-                    yield training
-                seen.add(key)
+        for _ in range(NEAR):
+            for values, random, count in draws:
+                for _ in range(count):
+                    training = self._space.suggest(Drawn(values, random), cut=False)[0]
+                    key = fingerprint(training.to_json())
+                    if key not in seen:
+                        yield training
+                    seen.add(key)
 
     def _nearest(self, front: Vector) -> dict[int, CompressionConfig]:
         """Return the finished trainings whose cuts lie least behind the front, the nearest first."""

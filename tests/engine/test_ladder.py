@@ -68,11 +68,13 @@ def test_a_trial_goes_on_from_rung_to_rung() -> None:
 
 def test_the_far_beaten_are_given_up_and_the_rest_waits() -> None:
     assert climbing(CROWD - 1).hopeless() == []
-    ladder = climbing(9)
-    # Three go on, two of the other six would.
-    assert ladder.hopeless() == [5, 6, 7, 8]
-    assert ladder.paused == [0, 1, 2, 3, 4]
-    assert ladder.give_up() == [0, 1, 2, 3, 4]
+    # Three of nine go on, and the other six are few enough to wait.
+    assert climbing(9).hopeless() == []
+    ladder = climbing(24)
+    # Eight go on; of the other sixteen, the best six wait.
+    assert ladder.hopeless() == list(range(14, 24))
+    assert ladder.paused == list(range(14))
+    assert ladder.give_up() == list(range(14))
     assert go_on(ladder) is None
 
 

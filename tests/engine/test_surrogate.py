@@ -184,3 +184,22 @@ def test_what_further_cuts_did_is_expected_of_others_and_what_never_helps_is_lef
     other = CompressionConfig(training(32).student, uncut.config.distill, uncut.config.fit, prune=Part("structured"))
     guide.note_cuts([Candidate("t2c0", 2, other, 30, worse, costs)])
     assert len(guide._usual) == 2
+
+
+def test_students_drawn_anew_have_a_price_however_many_are_near_the_front() -> None:
+    """Eight wide students on the front: those near them alone would take all that may be priced."""
+    asked: list[float] = []
+
+    def pricing(config: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+        asked.append(float(config.student.values["width"]))  # type: ignore[arg-type]
+        return price(config, cuts)
+
+    wide = TEXT.replace("low: 4, high: 64", "low: 2, high: 128")
+    guide, archive = surrogate(space(wide), pricing)
+    for number in range(8):
+        width = 128 - 4 * number
+        tell(guide, archive, number, training(width), 0.95 + width / 1e4)
+    front, _ = archive.normalised_front()
+    guide.best(front, 8, {}, {}, never)
+    assert len(asked) == PRICED
+    assert sum(width < 32 for width in asked) >= 6
