@@ -41,6 +41,7 @@ class Memory(InMemoryStorage):
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """Set what Optuna keeps beside a study."""
+        value = _as_read_again(value)
         super().set_study_system_attr(study_id, key, value)
         self._note("about", study_id, key, value)
 
@@ -48,6 +49,7 @@ class Memory(InMemoryStorage):
         """Begin a trial, or let one wait whose values are given in its attributes: nothing else of it is kept."""
         found = super().create_new_trial(study_id, template_trial)
         trial = self.get_trial(found)
+        trial.system_attrs = _as_read_again(trial.system_attrs)
         self._note("trial", study_id, int(trial.state), trial.system_attrs, _text(trial.datetime_start))
         return found
 
@@ -71,6 +73,7 @@ class Memory(InMemoryStorage):
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Set what Optuna keeps beside a trial: its constraints, what it is to draw."""
+        value = _as_read_again(value)
         super().set_trial_system_attr(trial_id, key, value)
         self._note("beside", trial_id, key, value)
 
@@ -103,6 +106,11 @@ class Memory(InMemoryStorage):
 
     def _again_beside(self, trial: int, key: str, value: Any) -> None:
         self.set_trial_system_attr(trial, key, value)
+
+
+def _as_read_again(value: Any) -> Any:
+    """Return a value as it comes back from JSON, so that a search that goes on and one that is resumed see the same."""
+    return json.loads(json.dumps(value))
 
 
 def _text(time: datetime | None) -> str | None:

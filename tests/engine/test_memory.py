@@ -98,3 +98,17 @@ def test_trials_share_what_they_have_in_common(tmp_path: Path) -> None:
         other = optuna.distributions.FloatDistribution(0.5, 0.7)
         with pytest.raises(ValueError, match="distribution"):
             here.ask(9).suggest_float("student", other.low, other.high)
+
+
+def test_what_is_kept_beside_a_trial_is_at_once_what_will_be_read(tmp_path: Path) -> None:
+    with Study.create(tmp_path, {"name": "x"}) as store:
+        here = proposer(store)
+        memory = here._study._storage
+        memory.set_study_system_attr(0, "pairs", {1: (2, 3)})
+        trial = here.ask(0)
+        memory.set_trial_system_attr(trial._trial_id, "pairs", {1: (2, 3)})
+        written(store)
+        before = memory.get_study_system_attrs(0)["pairs"], memory.get_trial_system_attrs(trial._trial_id)["pairs"]
+    with Study.open(tmp_path) as store:
+        again = Memory(store)
+        assert (again.get_study_system_attrs(0)["pairs"], again.get_trial_system_attrs(0)["pairs"]) == before
