@@ -3,8 +3,9 @@
 One kernel multiplies all of them, so that a training that was stopped tells of those that go on (Swersky, Snoek and
 Adams 2014, arXiv:1406.3896). How far it reaches is fixed: on a table of trainings of the digits, guesses after 3 to 50
 observations were no better with what the likelihood chose. How fast errors fall with the cost and with the epochs is
-learned, from a belief (explicit basis functions: Rasmussen and Williams 2006, section 2.7): between tasks it differs
-tenfold, and who believes in a steep fall that is not there trains ever larger students.
+learned, from a belief (explicit basis functions: Rasmussen and Williams 2006, section 2.7), and so is how far trainings
+lie from that trend: between tasks both differ tenfold. Who believes in a steep fall that is not there trains ever larger
+students; who believes in luck that is not there tries ever more small ones.
 """
 
 import math
@@ -27,11 +28,10 @@ NOISE = 0.05
 SLOPE, SLOPE_SPREAD = -1.75, 1.0
 # and with the epochs, by so much for each logarithm;
 PROGRESS, PROGRESS_SPREAD = -0.4, 0.3
-# how far a training lies from that, and how many observations it takes to believe otherwise.
-SPREAD = 1.2
-BELIEF = 4
+# how far a training lies from that, give or take so much of a logarithm.
+SPREAD, DOUBT = 1.0, 0.3
 # Scale and trend depend on each other; they change little after so many rounds.
-ROUNDS = 3
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,9 @@ class Gaussian:
         weights = believed + np.array([float((values - trend @ believed).mean()), 0.0, 0.0])
         for _ in range(ROUNDS):
             apart = values - trend @ weights
-            spread = (len(apart) * float((apart**2).mean()) + BELIEF * SPREAD**2) / (len(apart) + BELIEF)
-            self._scale = math.sqrt(spread)
+            self._scale = _scale(float(apart @ np.linalg.solve(self._covariance, apart)), len(apart) - 1)
             # Of the level nothing is believed.
-            sure = np.diag([1e-6, spread / SLOPE_SPREAD**2, spread / PROGRESS_SPREAD**2])
+            sure = np.diag([1e-6, (self._scale / SLOPE_SPREAD) ** 2, (self._scale / PROGRESS_SPREAD) ** 2])
             self._sureness = sure + trend.T @ self._along_trend
             weights = np.linalg.solve(self._sureness, sure @ believed + trend.T @ solved)
         self._weights = weights
@@ -97,6 +96,24 @@ class Gaussian:
 
     def _trend(self, inputs: Inputs) -> Vector:
         return np.column_stack([np.ones(len(inputs.costs)), inputs.costs - self._middle, inputs.epochs])
+
+
+def _scale(misfit: float, count: int) -> float:
+    """Return how far trainings lie from the trend: the likeliest, by what is seen and what was believed.
+
+    Args:
+        misfit: Sum of the squared distances, each against what its neighbours tell.
+        count: How many are free.
+    """
+    believed = math.log(SPREAD)
+    found = believed
+    # Newton's method on a convex function; in short steps, as it is steep on one side.
+    for _ in range(40):
+        seen = misfit * math.exp(-2 * found)
+        slope = count - seen + (found - believed) / DOUBT**2
+        step = slope / (2 * seen + 1 / DOUBT**2)
+        found -= min(max(step, -0.5), 0.5)
+    return math.exp(found)
 
 
 def _alike(left: Vector, right: Vector) -> Vector:

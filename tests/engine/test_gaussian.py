@@ -61,3 +61,25 @@ def test_two_trainings_do_not_overturn_what_is_believed() -> None:
     far = Inputs(np.zeros((1, 1)), np.zeros((1, 1)), np.array([8.0]), np.zeros(1))
     means, _ = Gaussian(two, np.array([-1.0, -1.0])).predict(far)
     assert means[0] < -1.0 + 4 * SLOPE / 2
+
+
+def test_how_far_trainings_lie_apart_is_learned() -> None:
+    draw = np.random.default_rng(0)
+    costs = np.linspace(3, 6, 16)
+    seen = Inputs(draw.uniform(size=(16, 1)), draw.uniform(size=(16, 1)), costs, np.zeros(16))
+    new = Inputs(np.array([[0.5]]), np.array([[3.0]]), np.array([4.5]), np.zeros(1))
+    near, far = (
+        float(Gaussian(seen, -1.75 * costs + spread * draw.standard_normal(16)).predict(new)[1][0])
+        for spread in (0.05, 2.0)
+    )
+    assert near < 0.4
+    assert far > 1.0
+
+
+@pytest.mark.parametrize("values", [[-2.0], [-2.0, -2.0, -2.0], [-9.0, 0.4, -9.0]])
+def test_what_hardly_differs_and_what_differs_wildly_has_a_finite_spread(values: list[float]) -> None:
+    count = len(values)
+    same = Inputs(np.zeros((count, 1)), np.zeros((count, 1)), np.full(count, 4.0), np.zeros(count))
+    means, deviations = Gaussian(same, np.array(values)).predict(same)
+    assert np.isfinite(means).all()
+    assert ((deviations > 0) & (deviations < 5)).all()
