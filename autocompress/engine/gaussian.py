@@ -4,8 +4,8 @@ One kernel multiplies all of them, so that a training that was stopped tells of 
 Adams 2014, arXiv:1406.3896). How far it reaches is fixed: on a table of trainings of the digits, guesses after 3 to 50
 observations were no better with what the likelihood chose. How fast errors fall with the cost and with the epochs is
 learned, from a belief (explicit basis functions: Rasmussen and Williams 2006, section 2.7), and so is how far trainings
-lie from that trend: between tasks both differ tenfold. Who believes in a steep fall that is not there trains ever larger
-students; who believes in luck that is not there tries ever more small ones.
+lie from that trend: between tasks both differ tenfold. Who believes in a steep fall that is not there trains ever
+larger students; who believes in luck that is not there tries ever more small ones.
 """
 
 import math
