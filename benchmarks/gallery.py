@@ -36,7 +36,7 @@ class Sample:
 
 
 GALLERY = {
-    "digits": Sample("images, one head", 14, 5, 4, 3),
+    "digits": Sample("images, one head", 60, 5, 4, 3),
     "langid_kind": Sample("text, two heads", 6, 9, 2, 2),
     "mnist1d": Sample("signals, one head", 8, 4, 2, 2),
     "ratings": Sample("recommendations", 12, 5, 3, 3),
