@@ -18,7 +18,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
     Raises:
         StorageError: It cannot be opened.
-        RunFolderError: It is no database.
+        RunFolderError: It is no database, or a damaged one.
     """
     try:
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
@@ -30,7 +30,15 @@ def connect(path: Path) -> sqlite3.Connection:
         raise StorageError(f"cannot open {path} ({reason}); check that the folder can be written") from None
     except sqlite3.DatabaseError as damage:
         raise RunFolderError(f"{path} is not a study ({damage}); point at a folder under reports/") from None
+    except UnicodeDecodeError:
+        # SQLite says which words of its schema it does not understand, and these are no text any more.
+        raise damaged(path, "its schema cannot be read") from None
     return connection
+
+
+def damaged(path: Path, what: str) -> RunFolderError:
+    """Return the error of a store that is not as it was written."""
+    return RunFolderError(f"{path} is damaged ({what}); run `sqlite3 {DATABASE} .recover` on a copy, or start anew")
 
 
 def require_run(folder: Path) -> None:

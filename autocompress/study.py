@@ -20,7 +20,7 @@ import pandas as pd
 from filelock import FileLock
 from pydantic_core import from_json
 
-from autocompress.database import DATABASE as DATABASE, acquire, connect, require_run, taken
+from autocompress.database import DATABASE as DATABASE, acquire, connect, damaged, require_run, taken
 from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.records import Candidate, Job, State, TrialResult
 from autocompress.rows import (
@@ -121,9 +121,7 @@ class Study:
         except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as fault:
             found, damage = FORMAT, str(fault)
         if damage:
-            raise RunFolderError(
-                f"{path} is damaged ({damage}); run `sqlite3 {DATABASE} .recover` on a copy, or start anew"
-            )
+            raise damaged(path, damage)
         if found not in READABLE:
             other = "an older" if isinstance(found, int) and found < FORMAT else "a newer"
             raise RunFolderError(f"{path} has format {found} of {other} version; this one reads format {FORMAT}")

@@ -191,3 +191,14 @@ def test_a_value_that_was_changed_on_disk_is_never_read(tmp_path: Path, change: 
     for attempt in (Study.read, Study.open):
         with pytest.raises(RunFolderError, match=f"{named} changed since written.*recover"):
             attempt(tmp_path)
+
+
+def test_a_schema_that_is_no_text_any_more_is_damage(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    file = tmp_path / "study.db"
+    intact = file.read_bytes()
+    assert b"CREATE TABLE ac_meta" in intact
+    file.write_bytes(intact.replace(b"CREATE TABLE ac_meta", b"CR\xe9ATE TABLE ac_meta"))
+    for begin in (Study.read, Study.open):
+        with pytest.raises(RunFolderError, match=r"damaged .*\.recover"):
+            begin(tmp_path)
