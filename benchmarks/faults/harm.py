@@ -65,8 +65,10 @@ def drive(folder: Path, trials: int, workers: int, pretend: Pretend, *overrides:
     proposer = Proposer(study, "x", search.sampler, search.seed, directions, names)  # type: ignore[arg-type]
     driver = Driver(study, open_space(source), search, proposer, OBJECTIVES, {})
     first = driver.ask()
-    with (folder / "stalls").open("a") as stalls:
-        stalls.write(f"{time.monotonic() - begun}\n")
+    if first is not None:
+        # Where a search is over, Optuna's tables are written, which imports another library; no worker waits for that.
+        with (folder / "stalls").open("a") as stalls:
+            stalls.write(f"{time.monotonic() - begun}\n")
     waiting = [first]
     try:
         Local(workers).run(lambda: waiting.pop() if waiting else driver.ask(), pretend, driver.tell)
