@@ -4,17 +4,11 @@ The same search (trainings drawn at random and none stopped, so that the order o
 one worker and with two, and its trials once more in a bare loop: no driver, no store, no worker. Times are from the
 first job to the last result: starting workers is not in them, what a new process does slowly for the first time is. The
 contestants take turns, seed by seed.
-
-What the machine allows is measured too: the same loop in two processes side by side, which know nothing of each other,
-against one of them alone.
 """
 
 import argparse
-import multiprocessing
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,40 +32,12 @@ def searched(space: str, trials: int, workers: int, seed: int, overrides: list[s
 def looped(space: str, trials: int, seed: int, overrides: list[str]) -> tuple[float, float]:
     """Return the seconds of a search with one worker, and those of its trials in a bare loop."""
     seconds, jobs, setup = _search(space, trials, 1, seed, overrides)
-    (bare,) = beside(jobs, setup, 1)
-    return seconds, bare
-
-
-def allowed(space: str, trials: int, seed: int, overrides: list[str]) -> float:
-    """Return how much more two processes do side by side than one of them alone."""
-    _, jobs, setup = _search(space, trials, 1, seed, overrides)
-    (alone,) = beside(jobs, setup, 1)
-    return 2 * alone / statistics.mean(beside(jobs, setup, 2))
-
-
-def beside(jobs: list[Job], setup: Setup, count: int) -> list[float]:
-    """Return the seconds that each of some processes takes for all jobs, begun at once."""
-    context = multiprocessing.get_context("spawn")
-    begin = context.Barrier(count)
-    with ProcessPoolExecutor(count, context, _meet, (begin,)) as pool:
-        return list(pool.map(_loop, [jobs] * count, [setup] * count))
-
-
-_BEGIN: list[Barrier] = []
-
-
-def _meet(begin: Barrier) -> None:
-    _BEGIN.append(begin)
-
-
-def _loop(jobs: list[Job], setup: Setup) -> float:
     with settled():
         lab(setup)
-        _BEGIN[0].wait()
         begun = time.perf_counter()
         for job in jobs:
             run_trial(job, setup)
-        return time.perf_counter() - begun
+        return seconds, time.perf_counter() - begun
 
 
 def _search(space: str, trials: int, workers: int, seed: int, overrides: list[str]) -> tuple[float, list[Job], Setup]:
@@ -100,12 +66,11 @@ def main() -> None:
     lines += [
         about(__doc__),
         "",
-        "| space | trials | seeds | two workers against one | what the machine allows"
-        " | one worker against a bare loop |",
+        "| space | trials | seeds | two workers against one | one worker against a bare loop |",
     ]
-    lines.append("|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|")
     for space in asked.spaces:
-        ratios, costs, limits = [], [], []
+        ratios, costs = [], []
         for seed in range(asked.seeds):
             times: dict[str, float] = {}
             for name in turned(["one", "two"], seed):
@@ -113,19 +78,14 @@ def main() -> None:
                     times["two"] = searched(space, asked.trials, 2, seed, asked.set)
                 else:
                     times["one"], times["bare"] = looped(space, asked.trials, seed, asked.set)
-            limits.append(allowed(space, asked.trials, seed, asked.set))
             ratios.append(times["one"] / times["two"])
             costs.append(times["one"] / times["bare"] - 1)
             print(
-                f"{space} seed {seed}: "
-                + ", ".join(f"{name} {took:.1f} s" for name, took in times.items())
-                + f"; the machine allows {limits[-1]:.2f}x",
-                flush=True,
+                f"{space} seed {seed}: " + ", ".join(f"{name} {took:.1f} s" for name, took in times.items()), flush=True
             )
         lines.append(
             f"| {space} | {asked.trials} | {asked.seeds}"
             f" | {statistics.mean(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
-            f" | {statistics.mean(limits):.2f}x ({min(limits):.2f} to {max(limits):.2f})"
             f" | {statistics.mean(costs):+.1%} ({min(costs):+.1%} to {max(costs):+.1%}) |"
         )
         print(lines[-1], flush=True)
