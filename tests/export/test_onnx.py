@@ -155,7 +155,7 @@ def test_a_depthwise_convolution_without_an_integer_kernel_stays_in_floating_poi
     assert found["Conv"] + found["FusedConv"] >= 2
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     assert stored["body.2.weight"].dtype == np.float32
-    assert stored["body.5.weight_codes"].dtype == np.int8
+    assert stored["body.5.weight_codes"].dtype == np.uint8
     assert np.array_equal(stored["body.2.weight"], made.model.get_parameter("body.2.weight").detach().numpy())
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from autocompress.quantize.integer import bias_grid, rounded_bias, widened_codes
+from autocompress.quantize.integer import EXACT, bias_grid, rounded_bias, widened_codes
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid, Linear
 
 
@@ -32,18 +32,32 @@ def test_wider_codes_stand_for_the_same_weights(
     bias = torch.randn(4, generator=generator) if with_bias else None
     wide, scale, zero_point = widened_codes(codes, grid.scale, grid.zero_point, bias, torch.tensor(0.01))
     assert scale.shape == zero_point.shape == grid.scale.shape
-    assert wide.dtype == zero_point.dtype == torch.int8
+    assert wide.dtype == zero_point.dtype
+    assert wide.dtype == torch.uint8 or int(wide.int().abs().max()) <= EXACT
     torch.testing.assert_close(values(wide, scale, zero_point), quantizer.decode(codes, grid), rtol=1e-6, atol=0)
     if (bits, scheme) != (8, "asymmetric"):
-        assert not zero_point.any()
-        reach = wide.int().abs().flatten(1).amax(1)
-        assert all(int(r) == 0 or int(r) > 63 for r in (reach if per_channel else reach.amax()[None]))
+        middle, widest = (0, EXACT) if wide.dtype == torch.int8 else (128, 127)
+        assert bool((zero_point == middle).all())
+        reach = (wide.int() - middle).abs().flatten(1).amax(1)
+        assert all(int(r) == 0 or int(r) > widest // 2 for r in (reach if per_channel else reach.amax()[None]))
 
 
 def test_the_lowest_code_stays_as_it_is() -> None:
     codes, scale, zero_point = torch.tensor([[-128, 127]], dtype=torch.int8), torch.tensor([0.5]), torch.tensor([0])
     wide, same, still = widened_codes(codes, scale, zero_point, None, None)
-    assert (wide.tolist(), same.tolist(), still.tolist()) == ([[-128, 127]], [0.5], [0])
+    assert (wide.dtype, wide.tolist(), same.tolist(), still.tolist()) == (torch.uint8, [[0, 255]], [0.5], [128])
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 8))
+def test_no_pair_of_products_of_int8_codes_leaves_16_bits(seed: int, bits: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(4, 6, generator=generator)
+    grid = WEIGHT_QUANTIZERS["symmetric"].fit(*torch.aminmax(weight, dim=1), bits)
+    wide, _, _ = widened_codes(Linear().encode(weight, grid), grid.scale, grid.zero_point, None, None)
+    assert (wide.dtype == torch.int8) == (bits < 8)
+    if bits < 8:
+        assert int((255 * wide.int()).unfold(1, 2, 1).sum(-1).abs().max()) < 2**15
 
 
 def test_a_bias_too_large_for_int32_makes_the_weights_step_larger() -> None:
@@ -54,7 +68,7 @@ def test_a_bias_too_large_for_int32_makes_the_weights_step_larger() -> None:
     steps, step = bias_grid(bias, finer, torch.tensor(0.1))
     assert int(steps.abs().max()) <= 2**30
     torch.testing.assert_close(steps * step, bias)
-    assert wide.tolist() == [[0, 0], [127, 3]]
+    assert wide.tolist() == [[128, 128], [255, 131]]
 
 
 def test_a_channel_of_zeros_keeps_its_bias() -> None:

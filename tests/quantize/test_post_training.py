@@ -15,7 +15,7 @@ from autocompress.errors import CompressionError, KnobError
 from autocompress.method import Context, LayerBits, MethodState
 from autocompress.quantize.fake_quantize import FakeQuantize
 from autocompress.quantize.folding import fold_batch_norm
-from autocompress.quantize.integer import widened_codes
+from autocompress.quantize.integer import EXACT, widened_codes
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.registry import QUANTIZE
 from tests.quantize.nets import Plain, accuracy
@@ -185,11 +185,11 @@ def test_biases_lie_on_the_grid_of_the_products(
         name = entry["name"]
         saved = [state.tensors[f"{name}.weight_{part}"] for part in ("codes", "scale", "zero_point")]
         bias, before = (model.get_parameter(f"{name}.bias").double() for model in (quantized, folded))
-        wide, scale, _ = widened_codes(*saved, before, torch.tensor(entry["input"]["scale"]))
+        wide, scale, zero_point = widened_codes(*saved, before, torch.tensor(entry["input"]["scale"]))
         step = scale.double() * entry["input"]["scale"]
         torch.testing.assert_close(bias / step, (bias / step).round(), rtol=0, atol=1e-2)
         assert bool(((bias - before).abs() <= step * 0.51).all())
-        assert int(wide.abs().max()) > 63
+        assert int((wide.int() - zero_point.int().flatten()[0]).abs().max()) > EXACT // 2
 
 
 def test_inputs_after_a_relu_spend_no_code_on_negative_values(trained: nn.Module, calibration: Context) -> None:
