@@ -179,7 +179,7 @@ def _mark(layer: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
     codes, scale, zero_point = (tensors[f"{name}.weight_{part}"] for part in ("codes", "scale", "zero_point"))
     codes, scale, zero_point = widened_codes(codes, scale, zero_point, layer.bias, input_scale)
     if zero_point.unique().numel() > 1 and getattr(layer, "groups", 1) > 1:
-        # onnxruntime has no kernel for zero points that differ and takes thirty times as long as in floating point, so that it stays.
+        # onnxruntime has no kernel for zero points that differ and takes thirty times as long as in floating point.
         return
     parametrize.register_parametrization(layer, "weight", _Dequantize(codes, scale, zero_point), unsafe=True)
     swap_quantizers(layer, lambda quantizer: _QuantizeDequantize(quantizer.grid))
