@@ -20,8 +20,8 @@ from typing import Any
 import pandas as pd
 
 import autocompress
-from autocompress.export.bench import bench
-from autocompress.export.candidate import export_candidate, write_teacher
+from autocompress.export.bench import bench, bench_file
+from autocompress.export.candidate import export_candidate, teacher_as_deployed
 from autocompress.front import axes
 from autocompress.plugins import load_plugin
 from autocompress.storage import write_atomic
@@ -172,8 +172,11 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def _teacher_latency(run: Path) -> float:
+    content, inputs = teacher_as_deployed(run)
     with TemporaryDirectory() as folder:
-        return bench(write_teacher(run, Path(folder) / "teacher"))[0].median_ms
+        place = Path(folder) / "model.onnx"
+        place.write_bytes(content)
+        return bench_file(place, inputs, batch=1, threads=1, seconds=1.0).median_ms
 
 
 def main() -> None:

@@ -33,3 +33,7 @@ def test_the_package_and_its_command_line_import_nothing_heavy(statement: str) -
 )
 def test_reading_a_run_needs_neither_torch_nor_optuna(module: str) -> None:
     assert loaded(f"import {module}") <= {"pandas", "plotly"}
+
+
+def test_timing_an_exported_file_needs_neither_torch_nor_pandas() -> None:
+    assert loaded("import autocompress.export.stopwatch") == {"onnx", "onnxruntime"}

@@ -22,7 +22,8 @@ from autocompress.errors import ArtifactError, AutocompressError
 from autocompress.export.architecture import Architecture, compact, expand, method_state, parse, saved_state
 from autocompress.export.card import render
 from autocompress.export.folder import read_files, write_files
-from autocompress.export.onnx import export_float, export_quantized, is_weights_only
+from autocompress.export.onnx import export_float, export_quantized
+from autocompress.export.runtime import is_weights_only
 from autocompress.lab import Step
 from autocompress.method import MethodState
 from autocompress.models.base import family_model
@@ -159,13 +160,33 @@ def _describe(deployable: Deployable) -> tuple[Architecture, dict[str, Tensor]]:
     return architecture, stored
 
 
+def deployed(deployable: Deployable) -> bytes:
+    """Return what ``model.onnx`` holds.
+
+    Raises:
+        ArtifactError: The model cannot be exported.
+    """
+    if not _is_quantized(deployable):
+        return _in_floating_point(deployable)
+    state = deployable.quantize_state
+    assert state is not None
+    proto = export_quantized(deployable.model, state, deployable.example, deployable.heads)
+    return bytes(proto.SerializeToString())
+
+
+def _in_floating_point(deployable: Deployable) -> bytes:
+    folded = fold_batch_norm(deployable.float_model, deployable.example)
+    return bytes(export_float(folded, deployable.example, deployable.heads).SerializeToString())
+
+
+def _is_quantized(deployable: Deployable) -> bool:
+    state = deployable.quantize_state
+    return state is not None and any(bits.weight != 32 or bits.activation != 32 for bits in state.bits.values())
+
+
 def _graphs(deployable: Deployable) -> dict[str, bytes]:
-    example, heads, state = deployable.example, deployable.heads, deployable.quantize_state
-    plain = export_float(fold_batch_norm(deployable.float_model, example), example, heads)
-    if state is None or all(bits.weight == bits.activation == 32 for bits in state.bits.values()):
-        return {"model.onnx": plain.SerializeToString()}
-    quantized = export_quantized(deployable.model, state, example, heads)
-    return {"model.onnx": quantized.SerializeToString(), "model_float.onnx": plain.SerializeToString()}
+    twin = {"model_float.onnx": _in_floating_point(deployable)} if _is_quantized(deployable) else {}
+    return {"model.onnx": deployed(deployable), **twin}
 
 
 def _rebuild(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Module:

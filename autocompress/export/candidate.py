@@ -7,7 +7,8 @@ from typing import Any
 
 from autocompress.config import CompressionConfig, Part
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
-from autocompress.export.artifact import Deployable, write_artifact
+from autocompress.export.artifact import Deployable, deployed, write_artifact
+from autocompress.export.stopwatch import Shape
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact
 from autocompress.lab import Lab, Rebuilt, Setup, lab, settled
 from autocompress.records import Candidate, Cut, Job
@@ -57,15 +58,14 @@ def export_candidate(
         return Exported(folder, verification)
 
 
-def write_candidate(run: Path, identity: str, folder: Path) -> Path:
-    """Write the artifact of a candidate to a folder of its own, and return that; errors as in exporting it."""
+def candidate_as_deployed(run: Path, identity: str) -> tuple[bytes, list[Shape]]:
+    """Return the ``model.onnx`` of a candidate and its inputs for one example; errors as in exporting it."""
     with settled():
-        found = _found(run, identity)
-        return write_artifact(folder, found.deployable, found.card)
+        return _as_deployed(_found(run, identity).deployable)
 
 
-def write_teacher(run: Path, folder: Path) -> Path:
-    """Write the artifact of a run's teacher to a folder, and return that.
+def teacher_as_deployed(run: Path) -> tuple[bytes, list[Shape]]:
+    """Return the ``model.onnx`` of a run's teacher and its inputs for one example.
 
     Raises:
         ArtifactError: It cannot be exported.
@@ -76,8 +76,12 @@ def write_teacher(run: Path, folder: Path) -> Path:
         place = lab(setup)
         config = CompressionConfig(setup.teacher.student, (Part("none"),), setup.teacher.fit, seed=setup.teacher.seed)
         models = Rebuilt(place.teacher.model, place.teacher.model, None, None)
-        card = {"title": "teacher", "summary": "What the candidates were distilled from.", "scores": {}, "costs": {}}
-        return write_artifact(folder, _deployable(place, setup, config, models), card)
+        return _as_deployed(_deployable(place, setup, config, models))
+
+
+def _as_deployed(deployable: Deployable) -> tuple[bytes, list[Shape]]:
+    shapes = [(list(each.shape), str(each.dtype).removeprefix("torch.")) for each in deployable.example]
+    return deployed(deployable), shapes
 
 
 @dataclass(frozen=True)

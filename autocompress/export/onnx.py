@@ -14,9 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import onnx
-import onnxruntime
 import torch
-from onnx.external_data_helper import uses_external_data
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -24,6 +22,7 @@ from autocompress.errors import ArtifactError
 from autocompress.export.card import input_names
 from autocompress.export.integer import integer_kernels
 from autocompress.export.lookup import BagLookup, Lookup, lookup
+from autocompress.export.runtime import WEIGHTS_ONLY
 from autocompress.method import MethodState
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, swap_quantizers
 from autocompress.quantize.integer import widened_codes
@@ -31,7 +30,6 @@ from autocompress.quantize.layers import is_table
 from autocompress.quantize.quantizers import Grid
 from autocompress.task import as_heads
 
-WEIGHTS_ONLY = "autocompress.weights_only"
 CONTAINERS = {(0, 255), (-128, 127)}
 
 
@@ -69,41 +67,6 @@ def export_quantized(
     if entries and all(entry["input"] is None for entry in layers):
         onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
     return proto
-
-
-def session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Return an onnxruntime session on the processor, as an exported model is meant to be run.
-
-    Where only weights are quantized, they are decoded once on loading: by default onnxruntime decodes them
-    again in every run.
-
-    Raises:
-        ArtifactError: The model is damaged, or keeps tensors in other files.
-    """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
-    options.log_severity_level = 3
-    if is_weights_only(model):
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common root
-        raise ArtifactError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from error
-
-
-def is_weights_only(model: bytes) -> bool:
-    """Return whether an exported model has quantized weights and floating-point inputs throughout.
-
-    Raises:
-        ArtifactError: The model is damaged, or keeps tensors in other files.
-    """
-    try:
-        proto = onnx.load_from_string(model)
-    except Exception as error:  # protobuf's DecodeError lives in a module that differs between its versions
-        raise ArtifactError(f"the ONNX model is damaged: {error}") from error
-    if any(uses_external_data(tensor) for tensor in proto.graph.initializer):
-        raise ArtifactError("the ONNX model keeps tensors in other files; that is refused")
-    return any(entry.key == WEIGHTS_ONLY for entry in proto.metadata_props)
 
 
 class _Round(nn.Module):

@@ -10,8 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from autocompress.errors import ArtifactError
-from autocompress.export.bench import FILES, bench
-from autocompress.export.candidate import write_candidate, write_teacher
+from autocompress.export.bench import bench_file
+from autocompress.export.candidate import candidate_as_deployed, teacher_as_deployed
+from autocompress.export.stopwatch import Shape
 from autocompress.latency import KEPT, TEACHER
 from autocompress.machine import processor
 from autocompress.study import Study
@@ -55,14 +56,15 @@ def time_run(
     on_progress(0, len(wanted))
     try:
         for done, identity in enumerate(wanted, 1):
-            with TemporaryDirectory() as folder:
-                place = Path(folder) / "model"
-                try:
-                    _write(run, identity, place)
-                    (found,) = bench(place, FILES[:1], batch=batch, threads=threads, seconds=seconds)
-                    rows[identity] = found.median_ms
-                except ArtifactError as error:
-                    reasons[identity] = str(error)
+            try:
+                content, inputs = _as_deployed(run, identity)
+                with TemporaryDirectory() as folder:
+                    place = Path(folder) / "model.onnx"
+                    place.write_bytes(content)
+                    found = bench_file(place, inputs, batch=batch, threads=threads, seconds=seconds)
+                rows[identity] = found.median_ms
+            except ArtifactError as error:
+                reasons[identity] = str(error)
             on_progress(done, len(wanted))
     finally:
         # What was timed before an interruption stays.
@@ -71,8 +73,5 @@ def time_run(
     return reasons
 
 
-def _write(run: Path, identity: str, folder: Path) -> None:
-    if identity == TEACHER:
-        write_teacher(run, folder)
-    else:
-        write_candidate(run, identity, folder)
+def _as_deployed(run: Path, identity: str) -> tuple[bytes, list[Shape]]:
+    return teacher_as_deployed(run) if identity == TEACHER else candidate_as_deployed(run, identity)

@@ -11,7 +11,7 @@ from torch import Tensor
 from autocompress.errors import VerificationError
 from autocompress.export.artifact import load_artifact
 from autocompress.export.folder import read_files
-from autocompress.export.onnx import session
+from autocompress.export.runtime import session
 from autocompress.measure import Subject, measure
 from autocompress.measure.heads import AT, objective_called
 from autocompress.task import Logits, Split, Targets, as_heads

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.export.lookup import Lookup
-from autocompress.export.onnx import export_float, export_quantized, is_weights_only, session
+from autocompress.export.onnx import export_float, export_quantized
+from autocompress.export.runtime import is_weights_only, session
 from autocompress.method import Context
 from autocompress.registry import QUANTIZE
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from autocompress.errors import ArtifactError
 from autocompress.export.artifact import Deployable
-from autocompress.export.onnx import export_float, export_quantized, is_weights_only, session
+from autocompress.export.onnx import export_float, export_quantized
+from autocompress.export.runtime import is_weights_only, session
 from autocompress.method import Context
 from autocompress.quantize.folding import fold_batch_norm
 from autocompress.quantize.post_training import PostTrainingConfig

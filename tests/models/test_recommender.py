@@ -4,7 +4,8 @@ from torch import Tensor, fx, nn
 
 from autocompress.config import Part
 from autocompress.errors import UsageError
-from autocompress.export.onnx import export_float, session
+from autocompress.export.onnx import export_float
+from autocompress.export.runtime import session
 from autocompress.measure import layer_costs
 from autocompress.models.base import family_model
 from autocompress.quantize.tracing import trace

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from autocompress.errors import CompressionError, KnobError
-from autocompress.export.onnx import export_quantized, session
+from autocompress.export.onnx import export_quantized
+from autocompress.export.runtime import session
 from autocompress.method import LayerBits, MethodState
 from autocompress.quantize.aware import AwareSettings, RoundedWeight, Seen
 from autocompress.quantize.coding import Coding
