@@ -14,7 +14,7 @@ from benchmarks.faults.workers import bad_results, hopeless, killed_workers
 
 SMALL: dict[str, Callable[[Path], Figure]] = {
     "killed drivers": partial(
-        killed_drivers, kills=2, trials=8, points=["after the files of a result, before its rows"]
+        killed_drivers, kills=1, trials=8, points=["after the files of a result, before its rows"]
     ),
     "killed workers": partial(killed_workers, trials=6, killed=2),
     "second driver": second_driver,
@@ -22,7 +22,7 @@ SMALL: dict[str, Callable[[Path], Figure]] = {
     "full disk": full_disk,
     "bad results": partial(bad_results, tables=50),
     "hopeless": hopeless,
-    "same table": partial(same_table, trials=12, kills=2),
+    "same table": partial(same_table, trials=12, kills=1),
     "checkpoints": partial(checkpoints, trials=20),
 }
 

@@ -110,7 +110,7 @@ def test_a_guided_search_finds_more_than_one_that_draws(tmp_path: Path) -> None:
     assert sum(ours) > sum(chance)
 
 
-@pytest.mark.parametrize("killed_after", [1, 4, 9, 17, 26])
+@pytest.mark.parametrize("killed_after", [1, 9, 26])
 def test_a_guided_search_goes_on_where_it_was_killed(tmp_path: Path, killed_after: int) -> None:
     whole = guided(tmp_path / "whole")
     finish(whole, run=heavy)
