@@ -12,6 +12,13 @@ from tests.backends.test_local import until
 from tests.fakes import FakeTrials
 
 CORES = 2
+# A lost node is noticed after three seconds, not after fifteen.
+ATTENTIVE = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 3000,
+    "health_check_failure_threshold": 3,
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ def head() -> Iterator[Any]:
     """Start a cluster of one node."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CORES, "include_dashboard": False})
+    offered = {"num_cpus": CORES, "include_dashboard": False, "_system_config": ATTENTIVE}
+    cluster = Cluster(initialize_head=True, head_node_args=offered)
     try:
         yield cluster
     finally:
@@ -76,5 +84,5 @@ def another(cluster: Any, **offered: Any) -> Iterator[Any]:
     finally:
         if node in cluster.list_all_nodes():
             cluster.remove_node(node, allow_graceful=False)
-        # For some seconds the cluster believes in a node that is gone.
+        # For a while the cluster believes in a node that is gone.
         until(lambda: sum(each["Alive"] for each in cluster.global_state.node_table()) == 1, 60)
