@@ -8,7 +8,7 @@ import pytest
 
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
 from autocompress.front import full_fidelity
-from autocompress.pick import neighbours, pick
+from autocompress.pick import pick
 from tests.report.factory import OBJECTIVES, Run, make_run
 
 
@@ -248,11 +248,6 @@ def test_a_dominated_candidate_sees_who_beats_it() -> None:
     assert (cheaper.id, cheaper.score_change) == ("t1c0", 0.0)
     assert cheaper.text == "t1c0 has 10x fewer effective FLOPs at the same accuracy"
     assert better.id == "t0c0"
-
-
-def test_a_candidate_without_scores_has_no_neighbours() -> None:
-    table, meta = small(accuracy=[math.nan, 0.96, 0.90, 0.50])
-    assert neighbours(table, meta, table.iloc[0].to_dict()) == ()
 
 
 def test_a_minimised_score_is_picked_the_other_way_round() -> None:

@@ -1,0 +1,100 @@
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from autocompress.config import CompressionConfig, Part
+from autocompress.records import Base, Candidate, Cut, Job, Role, State
+from autocompress.rows import (
+    CANDIDATE_COLUMNS,
+    StoredTrial,
+    candidate_of,
+    candidate_row,
+    flat_candidate,
+    job_row,
+    seal_of,
+    trial_of,
+)
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.one_of(st.integers(-9, 99), NUMBERS, st.booleans(), st.text(max_size=5))
+PARTS = st.builds(
+    lambda name, values: Part.of(name, **values),
+    st.sampled_from(["one", "two"]),
+    st.dictionaries(st.sampled_from(["width", "ratio"]), VALUES),
+)
+MAYBE = st.none() | PARTS
+TRAININGS = st.builds(CompressionConfig, PARTS, st.tuples(PARTS), PARTS, seed=st.integers(0, 2**31))
+JOBS = st.builds(
+    Job,
+    st.integers(0, 10**6),
+    TRAININGS,
+    st.lists(st.builds(Cut, MAYBE, MAYBE), max_size=3).map(tuple),
+    st.sampled_from(Role),
+    st.none() | st.integers(0, 2),
+    st.none() | st.integers(1, 99),
+    st.none() | st.builds(Base, st.text(max_size=9), MAYBE, st.integers(0, 99)),
+)
+METRICS = st.dictionaries(st.sampled_from(["accuracy", "f1"]), NUMBERS)
+CANDIDATES = st.builds(
+    Candidate,
+    st.text(max_size=9),
+    st.integers(0, 10**6),
+    TRAININGS,
+    st.integers(0, 99),
+    st.dictionaries(st.sampled_from(["search_val", "select_val"]), METRICS),
+    METRICS,
+    st.dictionaries(st.text(max_size=3), VALUES),
+    st.text(max_size=9),
+    st.booleans(),
+)
+
+
+@settings(deadline=None)
+@given(JOBS, st.sampled_from(State))
+def test_a_job_comes_back_from_its_row(job: Job, state: State) -> None:
+    row = {**job_row(job), "state": state.value, "optuna": 3, "attempts": 1, "seconds": None, "elapsed": 2.5}
+    assert trial_of(row) == StoredTrial(job, state, 3, 1, None, 2.5)
+
+
+@settings(deadline=None)
+@given(CANDIDATES)
+def test_a_candidate_comes_back_from_its_row(candidate: Candidate) -> None:
+    assert candidate_of(dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate), strict=True))) == candidate
+
+
+def test_the_table_has_a_column_for_each_knob_score_and_cost() -> None:
+    config = CompressionConfig(
+        Part.of("cnn", width=8), (Part.of("soft_target", temperature=4.0), Part("hint")), Part("adamw"), seed=3
+    )
+    scores = {"search_val": {"accuracy": 0.7}, "select_val": {"accuracy": 0.8}, "test": {"accuracy": 0.9}}
+    candidate = Candidate("t1c2", 1, config, 9, scores, {"flops": 5.0}, {"note": "x"})
+    row = flat_candidate("search", dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate), strict=True)))
+    expected: dict[str, Any] = {
+        "id": "t1c2",
+        "trial": 1,
+        "role": "search",
+        "epochs": 9,
+        "complete": True,
+        "seed": 3,
+        "student": "cnn",
+        "student.cnn.width": 8,
+        "fit": "adamw",
+        "prune": "none",
+        "quantize": "none",
+        "distill": "soft_target + hint",
+        "distill.soft_target.temperature": 4.0,
+        "accuracy": 0.8,
+        "accuracy_search": 0.7,
+        "accuracy_test": 0.9,
+        "flops": 5.0,
+        "details": {"note": "x"},
+    }
+    assert json.loads(row.pop("config")) == config.to_json()
+    assert row == expected
+
+
+@pytest.mark.parametrize("other", [("a", 1.0), ("a", "1"), ("a1",), ("a", 1, None), ("b", 1)])
+def test_a_seal_tells_values_and_their_kinds_apart(other: tuple[Any, ...]) -> None:
+    assert seal_of("a", 1) != seal_of(*other)

@@ -1,0 +1,46 @@
+import math
+
+import pandas as pd
+import pytest
+
+from autocompress.errors import NoCandidateError
+from autocompress.standing import best_of, neighbours, rankable, row_at
+from tests.report.factory import OBJECTIVES
+from tests.test_pick import small
+
+ACCURACY, FLOPS = OBJECTIVES
+
+
+def test_a_candidate_without_scores_has_no_neighbours() -> None:
+    table, meta = small(accuracy=[math.nan, 0.96, 0.90, 0.50])
+    assert neighbours(table, meta, table.iloc[0].to_dict()) == ()
+
+
+def test_neighbours_keep_the_limits_of_the_run_or_those_that_are_given() -> None:
+    table, meta = small()
+    row = table.iloc[1].to_dict()
+    assert [each.id for each in neighbours(table, meta, row)] == ["t1c0", "t0c0"]
+    meta["limits"] = {"effective_flops": {"max": 2e5}}
+    assert [each.id for each in neighbours(table, meta, row)] == ["t1c0"]
+    assert [each.id for each in neighbours(table, meta, row, {})] == ["t1c0", "t0c0"]
+
+
+def test_only_what_is_trained_finite_and_better_than_the_reference_may_rank() -> None:
+    table, _ = small(accuracy=[0.97, math.nan, ACCURACY["box"][0], 0.5], complete=[True, True, True, False])
+    assert list(rankable(table, OBJECTIVES)["id"]) == ["t0c0"]
+    with pytest.raises(NoCandidateError, match="no candidate yet"):
+        rankable(table.head(0), OBJECTIVES)
+
+
+def test_of_equals_the_cheaper_one_is_best_and_then_the_first() -> None:
+    table, _ = small(accuracy=[0.9, 0.9, 0.5, 0.9], effective_flops=[1e6, 1e4, 1e3, 1e4])
+    assert best_of(table, ACCURACY, OBJECTIVES)["id"] == "t0c1"
+    assert best_of(table, FLOPS, OBJECTIVES)["id"] == "t1c0"
+    with pytest.raises(NoCandidateError, match="finite accuracy"):
+        best_of(small(accuracy=math.nan)[0], ACCURACY, OBJECTIVES)
+
+
+def test_a_row_holds_plain_values() -> None:
+    table = pd.DataFrame({"id": ["a"], "cost": [1.5], "number": [3]})
+    assert row_at(table, 0) == {"id": "a", "cost": 1.5, "number": 3}
+    assert [type(value) for value in row_at(table, 0).values()] == [str, float, int]
