@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 # A worker of the test runner is one of several, and each takes one thread.
 torch.set_num_threads(1)
@@ -45,11 +47,17 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished search of a few seconds on real data, with its page written; not to be changed."""
     import autocompress
 
-    runs = tmp_path_factory.mktemp("runs")
-    front = autocompress.search(
-        "digits", runs=runs, name="small", overrides=SMALL_SEARCH, command="autocompress search digits"
-    )
-    return front.folder
+    own = tmp_path_factory.mktemp("runs")
+    # One of the runner's workers searches, and each has a copy.
+    shared = tmp_path_factory.getbasetemp().parent / "shared" if "PYTEST_XDIST_WORKER" in os.environ else own / "first"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / "lock"):
+        if not (shared / "done").exists():
+            autocompress.search(
+                "digits", runs=shared, name="small", overrides=SMALL_SEARCH, command="autocompress search digits"
+            )
+            (shared / "done").touch()
+    return shutil.copytree(shared / "small", own / "small")
 
 
 # Everything that the shipped space names, at a size that takes seconds.
