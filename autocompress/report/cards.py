@@ -10,7 +10,7 @@ import pandas as pd
 from autocompress.front import Objective, axes, numbers
 from autocompress.pick import Pick
 from autocompress.report.steps import order, tables
-from autocompress.report.verdict import split_scores
+from autocompress.report.verdict import pick_latency, split_scores
 from autocompress.report.view import GROUPS, in_words, recipes, simulated
 from autocompress.words import compare, finite, label, show
 
@@ -49,6 +49,7 @@ def pick_card(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str,
         **cards(candidates[candidates["id"] == picked.id], candidates, trials, meta)[0],
         "reason": picked.reason,
         "tiles": tiles[:4],
+        "latency": pick_latency(picked.row, meta),
         "binding": list(picked.binding),
         "neighbours": [{"kind": each.kind, "id": each.id, "text": each.text} for each in picked.neighbours],
     }

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from autocompress.front import Objective, axes
-from autocompress.latency import KEPT as LATENCY, TEACHER
+from autocompress.latency import KEPT as LATENCY, NAME as LATENCY_MS, RECORD, TEACHER
 from autocompress.native import simulated
 from autocompress.pick import Pick
 from autocompress.report.points import hypervolume_data
@@ -93,15 +93,29 @@ def honesty(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, A
     return [(term, text) for term, text in facts.items() if text]
 
 
+def pick_latency(row: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+    """Return in a sentence how long a candidate took as it was exported; empty where it was not timed."""
+    milliseconds = row.get(LATENCY_MS)
+    if milliseconds is None or not finite(milliseconds):
+        return ""
+    teachers = (meta.get("teacher") or {}).get("costs", {}).get(LATENCY_MS)
+    beside = f", the teacher {show(teachers, RECORD)}" if finite(teachers) else ""
+    return f"Exported, it took {show(milliseconds, RECORD)}{beside}: {_conditions(meta[LATENCY])}."
+
+
 def _timed(meta: Mapping[str, Any]) -> str:
     latency = meta.get(LATENCY) or {}
     rows = latency.get("rows") or {}
     if not rows:
         return ""
     teacher = ", the teacher's among them," if TEACHER in rows else ""
+    return f"the median of {plural(len(rows), 'exported model')}{teacher} {_conditions(latency)}"
+
+
+def _conditions(latency: Mapping[str, Any]) -> str:
     return (
-        f"the median of {plural(len(rows), 'exported model')}{teacher} at batch {latency['batch']} with "
-        f"{plural(latency['threads'], 'thread')} by onnxruntime {latency['runtime']} on {latency['processor']}"
+        f"at batch {latency['batch']} with {plural(latency['threads'], 'thread')} by onnxruntime {latency['runtime']} "
+        f"on {latency['processor']}"
     )
 
 

@@ -12,6 +12,7 @@ from autocompress.report.verdict import (
     honesty,
     lede,
     losses,
+    pick_latency,
     split_scores,
     verdict,
 )
@@ -137,3 +138,14 @@ def test_a_teacher_that_could_not_be_timed_is_not_claimed(run: Run, rows: dict[s
     assert facts["Latency"].startswith("the median of 2 exported models")
     assert ("the teacher's among them" in facts["Latency"]) == among
     assert "Latency" not in dict(honesty(run.candidates, run.trials, run.meta))
+
+
+def test_what_the_pick_took_is_said_beside_the_teacher_where_both_were_timed(run: Run) -> None:
+    latency = {"batch": 1, "threads": 2, "processor": "a processor", "runtime": "1.0", "rows": {"t0c1": 0.2}}
+    meta = {**run.meta, "latency": latency}
+    assert pick_latency({"id": "t0c1", "latency_ms": 0.2}, meta) == (
+        "Exported, it took 0.2 ms: at batch 1 with 2 threads by onnxruntime 1.0 on a processor."
+    )
+    teacher = {**meta["teacher"], "costs": {"latency_ms": 0.5}}
+    assert ", the teacher 0.5 ms: " in pick_latency({"latency_ms": 0.2}, {**meta, "teacher": teacher})
+    assert pick_latency({"latency_ms": float("nan")}, meta) == pick_latency({}, run.meta) == ""
