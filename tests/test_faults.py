@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults.__main__ import ROWS
-from benchmarks.faults.drivers import killed_drivers, same_table, second_driver
+from benchmarks.faults.drivers import killed_drivers, second_driver
 from benchmarks.faults.harm import Figure
 from benchmarks.faults.stores import checkpoints, damaged_store, full_disk
 from benchmarks.faults.workers import bad_results, hopeless, killed_workers
@@ -22,7 +22,6 @@ SMALL: dict[str, Callable[[Path], Figure]] = {
     "full disk": full_disk,
     "bad results": partial(bad_results, tables=50),
     "hopeless": hopeless,
-    "same table": partial(same_table, trials=12, kills=1),
     "checkpoints": partial(checkpoints, trials=20),
 }
 
