@@ -120,13 +120,11 @@ def onnxruntime_works() -> str:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     values = {"a": np.full((1, 4), 255, np.uint8), "b": np.full((4, 1), 127, np.int8)}
     (found,) = session.run(None, values)
-    product = int(found.item())
-    if product not in (4 * 255 * 127, 2 * (2**15 - 1)):
+    product, exact, saturated = int(found.item()), 4 * 255 * 127, 2 * (2**15 - 1)
+    if product not in (exact, saturated):
         raise RuntimeError(f"4 times 255 times 127 came to {product}")
-    exact = (
-        "int8 products are exact" if product == 4 * 255 * 127 else "int8 products overflow (no VNNI; exports avoid it)"
-    )
-    return f"runs a graph; {', '.join(session.get_providers())}; {exact}"
+    told = "are exact" if product == exact else "overflow (no VNNI; exports avoid it)"
+    return f"runs a graph; {', '.join(session.get_providers())}; int8 products {told}"
 
 
 def ray_works(process: "subprocess.Popen[str]") -> str:

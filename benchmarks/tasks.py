@@ -14,13 +14,12 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
 import autocompress
-from autocompress.export.bench import bench, bench_file
+from autocompress.export.bench import bench, bench_graph
 from autocompress.export.candidate import export_candidate, teacher_as_deployed
 from autocompress.front import axes
 from autocompress.plugins import load_plugin
@@ -173,10 +172,7 @@ def table(rows: Iterable[Row]) -> str:
 
 def _teacher_latency(run: Path) -> float:
     content, inputs = teacher_as_deployed(run)
-    with TemporaryDirectory() as folder:
-        place = Path(folder) / "model.onnx"
-        place.write_bytes(content)
-        return bench_file(place, inputs, batch=1, threads=1, seconds=1.0).median_ms
+    return bench_graph(content, inputs, batch=1, threads=1, seconds=1.0).median_ms
 
 
 def main() -> None:

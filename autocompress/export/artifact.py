@@ -166,10 +166,9 @@ def deployed(deployable: Deployable) -> bytes:
     Raises:
         ArtifactError: The model cannot be exported.
     """
-    if not _is_quantized(deployable):
+    state = _rounding(deployable)
+    if state is None:
         return _in_floating_point(deployable)
-    state = deployable.quantize_state
-    assert state is not None
     proto = export_quantized(deployable.model, state, deployable.example, deployable.heads)
     return bytes(proto.SerializeToString())
 
@@ -179,13 +178,16 @@ def _in_floating_point(deployable: Deployable) -> bytes:
     return bytes(export_float(folded, deployable.example, deployable.heads).SerializeToString())
 
 
-def _is_quantized(deployable: Deployable) -> bool:
+def _rounding(deployable: Deployable) -> MethodState | None:
+    """Return how the model was quantized, if any layer of it was."""
     state = deployable.quantize_state
-    return state is not None and any(bits.weight != 32 or bits.activation != 32 for bits in state.bits.values())
+    if state is None or all(bits.weight == bits.activation == 32 for bits in state.bits.values()):
+        return None
+    return state
 
 
 def _graphs(deployable: Deployable) -> dict[str, bytes]:
-    twin = {"model_float.onnx": _in_floating_point(deployable)} if _is_quantized(deployable) else {}
+    twin = {} if _rounding(deployable) is None else {"model_float.onnx": _in_floating_point(deployable)}
     return {"model.onnx": deployed(deployable), **twin}
 
 

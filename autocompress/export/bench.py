@@ -5,9 +5,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from autocompress.errors import ArtifactError
-from autocompress.export.artifact import read_architecture
+from autocompress.export.architecture import parse
 from autocompress.export.folder import read_files
 from autocompress.export.stopwatch import Bench, Shape
 
@@ -31,19 +32,15 @@ def bench(
     """
     folder = Path(folder)
     there = read_files(folder)
-    inputs: list[Shape] = [(list(each.shape), each.dtype) for each in read_architecture(folder).inputs]
-    return [
-        bench_file(folder / name, inputs, batch=batch, threads=threads, seconds=seconds)
-        for name in files
-        if name in there
-    ]
+    inputs: list[Shape] = [(list(each.shape), each.dtype) for each in parse(there["architecture.json"]).inputs]
+    return [_in_fresh_process(folder / name, inputs, batch, threads, seconds) for name in files if name in there]
 
 
-def bench_file(file: Path, inputs: Sequence[Shape], *, batch: int, threads: int, seconds: float) -> Bench:
-    """Time one exported file in a fresh process.
+def bench_graph(content: bytes, inputs: Sequence[Shape], *, batch: int, threads: int, seconds: float) -> Bench:
+    """Time a model that lies in no artifact, in a fresh process.
 
     Args:
-        file: The ONNX model.
+        content: The ONNX model.
         inputs: Its inputs; their first axis is the batch.
         batch: Examples in each run.
         threads: Threads of onnxruntime.
@@ -52,6 +49,13 @@ def bench_file(file: Path, inputs: Sequence[Shape], *, batch: int, threads: int,
     Raises:
         ArtifactError: The model does not run.
     """
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        file.write_bytes(content)
+        return _in_fresh_process(file, inputs, batch, threads, seconds)
+
+
+def _in_fresh_process(file: Path, inputs: Sequence[Shape], batch: int, threads: int, seconds: float) -> Bench:
     batched = [([batch, *shape[1:]], dtype) for shape, dtype in inputs]
     words = [str(file), json.dumps(batched), str(threads), str(seconds)]
     done = subprocess.run(

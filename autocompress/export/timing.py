@@ -7,10 +7,9 @@ has no instructions for it.
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from autocompress.errors import ArtifactError
-from autocompress.export.bench import bench_file
+from autocompress.export.bench import bench_graph
 from autocompress.export.candidate import candidate_as_deployed, teacher_as_deployed
 from autocompress.export.stopwatch import Shape
 from autocompress.latency import KEPT, TEACHER
@@ -58,10 +57,7 @@ def time_run(
         for done, identity in enumerate(wanted, 1):
             try:
                 content, inputs = _as_deployed(run, identity)
-                with TemporaryDirectory() as folder:
-                    place = Path(folder) / "model.onnx"
-                    place.write_bytes(content)
-                    found = bench_file(place, inputs, batch=batch, threads=threads, seconds=seconds)
+                found = bench_graph(content, inputs, batch=batch, threads=threads, seconds=seconds)
                 rows[identity] = found.median_ms
             except ArtifactError as error:
                 reasons[identity] = str(error)

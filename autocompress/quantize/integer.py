@@ -45,8 +45,9 @@ def widened_codes(
     reach = steps.abs().flatten(1).amax(1) if scale.ndim else steps.abs().amax()
     wide, fits = scale.double(), int(steps.min()) >= -128 and int(steps.max()) <= 127
     exact = int(reach.max()) <= EXACT
+    widest, middle, dtype = (EXACT, 0, torch.int8) if exact else (127, 128, torch.uint8)
     if fits:
-        factor = ((EXACT if exact else 127) // reach.clamp(min=1)).clamp(min=1)
+        factor = (widest // reach.clamp(min=1)).clamp(min=1)
         steps, wide = steps * factor.view(axes), wide / factor
     if bias is not None and input_scale is not None:
         size = bias.detach().double().abs()
@@ -56,8 +57,7 @@ def widened_codes(
         if bool((wanted > wide).any()):
             steps = steps.mul((wide / wanted).view(axes)).round().int()
         wide = wanted
-    moved = torch.full_like(zero_point, 0 if exact else 128, dtype=torch.int32) if fits else zero_point.int()
-    dtype = torch.int8 if exact else torch.uint8
+    moved = torch.full_like(zero_point, middle, dtype=torch.int32) if fits else zero_point.int()
     return (steps + moved.view(axes)).to(dtype), wide.float(), moved.to(dtype)
 
 
