@@ -53,24 +53,19 @@ class Proposer:
             else:
                 self._study = optuna.create_study(storage=storage, study_name=name, directions=list(directions))
                 self._study.set_metric_names(list(metric_names))
-        self._waiting = self._any_waiting()
 
     def enqueue(self, values: Mapping[str, Leaf]) -> None:
         """Propose ``values`` before anything that is sampled."""
         self._study.enqueue_trial(dict(values), skip_if_exists=True)
-        self._waiting = self._any_waiting()
 
     def ask(self, number: int, attempt: int = 0) -> Trial:
         """Return an empty trial for job ``number``; further attempts at the same job draw differently."""
         with _quiet():
             # A sampler keeps no state that its study does not hold, so a fresh one per job loses nothing. What was
             # enqueued needs none that thinks.
-            name = "random" if self._waiting else self._sampler
+            name = "random" if self.waiting else self._sampler
             self._study.sampler = make_sampler(name, int(fingerprint([self._seed, number, attempt]), 16))
-            trial = self._study.ask()
-        # All trials are looked through for it, so not where nothing can have changed.
-        self._waiting = self._waiting and self._any_waiting()
-        return trial
+            return self._study.ask()
 
     def tell(
         self,
@@ -112,9 +107,6 @@ class Proposer:
     @property
     def waiting(self) -> bool:
         """Whether values that were proposed have not been asked for yet."""
-        return self._waiting
-
-    def _any_waiting(self) -> bool:
         return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def running(self) -> list[int]:
