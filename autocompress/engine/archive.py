@@ -47,9 +47,12 @@ class Archive:
 
     def normalised(self, candidate: Candidate) -> NDArray[np.float64]:
         """Return a candidate's objectives where 0 is the ideal and 1 the reference, ``[M]``, not clipped."""
-        values = [self.value(candidate, name) for name in self._names]
-        row: NDArray[np.float64] = self._normalised(np.array([values]))[0]
+        row: NDArray[np.float64] = self.all_normalised([candidate])[0]
         return row
+
+    def all_normalised(self, candidates: Sequence[Candidate]) -> NDArray[np.float64]:
+        """Return the same of several candidates, ``[K, M]``."""
+        return self._normalised(np.array([[self.value(each, name) for name in self._names] for each in candidates]))
 
     @property
     def score_column(self) -> int:

@@ -28,7 +28,7 @@ class Climb:
         rungs: How often a training pauses at most.
         cuts: What is made of a finished training.
         score: Column of the first score in the normalised objectives.
-        normalised: Candidate to normalised objectives, ``[M]``, not clipped.
+        normalised: Candidates to normalised objectives, ``[K, M]``, not clipped.
         sure: The student whose training always runs to its end, or ``None``.
     """
 
@@ -38,7 +38,7 @@ class Climb:
         rungs: int,
         cuts: Sequence[Cut],
         score: int,
-        normalised: Callable[[Candidate], NDArray[np.float64]],
+        normalised: Callable[[Sequence[Candidate]], NDArray[np.float64]],
         sure: Part | None,
     ) -> None:
         self.begun = 0
@@ -88,8 +88,7 @@ class Climb:
                 yield epochs, partial
 
     def _at(self, number: int, rung: int, candidates: Sequence[Candidate]) -> None:
-        points = [self._normalised(candidate) for candidate in candidates]
-        self._ladder.note(number, rung, np.clip(np.stack(points), 0.0, 1.0))
+        self._ladder.note(number, rung, np.clip(self._normalised(candidates), 0.0, 1.0))
 
     def _spent(self, number: int, epochs: float, uncut: Candidate) -> None:
         self.spending.size(number, uncut)

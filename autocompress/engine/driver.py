@@ -88,7 +88,7 @@ class Driver:
             0 if rule == "always" else RUNGS,
             self._refinement.at_once,
             self._archive.score_column,
-            self._archive.normalised,
+            self._archive.all_normalised,
             # Without one that is shaped like the teacher, a search may end with nothing near the teacher's score.
             opened(space, start[-1], cut=False).training.student if len(start) > 1 else None,
         )

@@ -1,11 +1,11 @@
 """The rungs of a search: where trainings pause, and who of the paused goes on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set as AbstractSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.engine.promotion import ETA, PromotionRule
+from autocompress.engine.promotion import ETA, Line, PromotionRule, Ranking
 from autocompress.records import Cut
 
 RUNGS = 2
@@ -30,6 +30,66 @@ def pauses(epochs: int, rungs: int = RUNGS) -> tuple[int, ...]:
     return tuple(sorted(epoch for epoch in found if 0 < epoch < epochs))
 
 
+class Rung:
+    """One rung: who has reached it, and who of them goes on.
+
+    Args:
+        rule: Who goes on.
+        score: Column of the first score in the points.
+        kept: Those who go on whoever is better, here or elsewhere.
+    """
+
+    def __init__(self, rule: PromotionRule, score: int, kept: AbstractSet[int]) -> None:
+        self._rule = rule
+        self._ranking = rule if isinstance(rule, Ranking) else None
+        self._score = score
+        self._kept = kept
+        self._points: dict[int, NDArray[np.float64]] = {}
+        # What follows from the points, found out when somebody asks.
+        self._line: Line | None = None
+        self._chosen: frozenset[int] | None = None
+        self._near: frozenset[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def note(self, trial: int, points: NDArray[np.float64]) -> None:
+        """Take note of a trial's candidates here, ``[K, M]``."""
+        if self._line is not None:
+            self._line = None if trial in self._points else self._line.joined(points)
+        self._points[trial] = points
+        self.forget()
+
+    def forget(self) -> None:
+        """Take note that others than before may go on."""
+        self._chosen = self._near = None
+
+    @property
+    def chosen(self) -> frozenset[int]:
+        """Who goes on."""
+        if self._chosen is None:
+            if self._ranking is None:
+                found = self._rule.goes_on(self._points, self._score)
+            else:
+                self._line = self._line or self._ranking.line(self._points)
+                found = self._line.goes_on
+            self._chosen = found | (self._kept & self._points.keys())
+        return self._chosen
+
+    @property
+    def near(self) -> frozenset[int]:
+        """Who goes on, and those who would if these were not there, but not too many of them."""
+        if self._near is None:
+            line = frozenset(self._points) - self.chosen
+            while len(line) > WAITING:
+                shorter = self._rule.goes_on({trial: self._points[trial] for trial in line}, self._score)
+                if shorter == line:
+                    break
+                line = shorter
+            self._near = self.chosen | line
+        return self._near
+
+
 class Ladder:
     """Trainings by the rung that they have reached; asynchronous, so that no worker ever waits for another.
 
@@ -41,10 +101,7 @@ class Ladder:
     def __init__(self, rule: PromotionRule, score: int) -> None:
         self._rule = rule
         self._score = score
-        self._points: list[dict[int, NDArray[np.float64]]] = []
-        # What follows from the points of a rung, found out when somebody asks.
-        self._chosen: dict[int, frozenset[int]] = {}
-        self._near: dict[int, frozenset[int]] = {}
+        self._rungs: list[Rung] = []
         self._paused: dict[int, int] = {}
         self._kept: set[int] = set()
 
@@ -66,17 +123,15 @@ class Ladder:
             rung: 0 is the first.
             points: Normalised objectives of the candidates, ``[K, M]``: 0 is the ideal, 1 the reference.
         """
-        while len(self._points) <= rung:
-            self._points.append({})
-        self._points[rung][trial] = points
-        self._chosen.pop(rung, None)
-        self._near.pop(rung, None)
+        while len(self._rungs) <= rung:
+            self._rungs.append(Rung(self._rule, self._score, self._kept))
+        self._rungs[rung].note(trial, points)
 
     def keep(self, trial: int) -> None:
         """Let a trial go on past every rung, whoever is better."""
         self._kept.add(trial)
-        self._chosen.clear()
-        self._near.clear()
+        for rung in self._rungs:
+            rung.forget()
 
     def pause(self, trial: int, rung: int) -> None:
         """Let a trial wait at a rung that it was noted at."""
@@ -88,7 +143,8 @@ class Ladder:
         Args:
             effort: Of going on to the next rung, by trial and rung.
         """
-        able = [(trial, rung) for trial, rung in self._paused.items() if trial in self._choice(rung)]
+        chosen = {rung: self._rungs[rung].chosen for rung in set(self._paused.values())}
+        able = [(trial, rung) for trial, rung in self._paused.items() if trial in chosen[rung]]
         return min(able, key=lambda each: (effort(*each), each), default=None)
 
     def take(self, trial: int) -> None:
@@ -100,32 +156,14 @@ class Ladder:
         found = []
         for rung in sorted(set(self._paused.values())):
             here = [trial for trial, place in self._paused.items() if place == rung]
-            arrived = len(self._points[rung])
+            arrived = len(self._rungs[rung])
             if arrived < CROWD or (arrived > LARGE and len(here) <= 2 * WAITING):
                 continue
-            if rung not in self._near:
-                self._near[rung] = self._choice(rung) | self._next_in_line(rung)
-            found += [trial for trial in here if trial not in self._near[rung]]
+            near = self._rungs[rung].near
+            found += [trial for trial in here if trial not in near]
         for trial in found:
             del self._paused[trial]
         return sorted(found)
-
-    def _choice(self, rung: int) -> frozenset[int]:
-        """Return who goes on past a rung."""
-        if rung not in self._chosen:
-            kept = self._kept & self._points[rung].keys()
-            self._chosen[rung] = self._rule.goes_on(self._points[rung], self._score) | kept
-        return self._chosen[rung]
-
-    def _next_in_line(self, rung: int) -> frozenset[int]:
-        """Return those who would go on if the chosen were not there, and not too many of them."""
-        line = frozenset(self._points[rung]) - self._choice(rung)
-        while len(line) > WAITING:
-            shorter = self._rule.goes_on({trial: self._points[rung][trial] for trial in line}, self._score)
-            if shorter == line:
-                break
-            line = shorter
-        return line
 
     def give_up(self) -> list[int]:
         """Take out all that wait: the search is over."""

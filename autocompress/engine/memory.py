@@ -27,7 +27,7 @@ class Memory(InMemoryStorage):
 
     def __init__(self, study: Study) -> None:
         super().__init__()
-        self._known: dict[BaseDistribution, BaseDistribution] = {}
+        self._known: dict[BaseDistribution, tuple[BaseDistribution, str]] = {}
         self._run: Study | None = None
         for name, *arguments in study.notes():
             getattr(self, f"_again_{name}")(*arguments)
@@ -59,9 +59,11 @@ class Memory(InMemoryStorage):
         """Set a value, as a number, and what it was drawn from."""
         # Thousands of trials draw the same few settings from the same few ranges.
         param_name = sys.intern(param_name)
-        distribution = self._known.setdefault(distribution, distribution)
+        if distribution not in self._known:
+            self._known[distribution] = distribution, distribution_to_json(distribution)
+        distribution, text = self._known[distribution]
         super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
-        self._note("value", trial_id, param_name, param_value_internal, distribution_to_json(distribution))
+        self._note("value", trial_id, param_name, param_value_internal, text)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set what became of a trial; return whether it may."""

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import moocore
 import numpy as np
@@ -36,6 +37,54 @@ class PromotionRule(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Line:
+    """Who goes on past a rung by rank, and what a newcomer has to reach to change that.
+
+    Attributes:
+        order: Trials, the best first, down to those that share the last rank that goes on.
+        ranked: How many trials have a rank.
+        extremes: Trials that go on whatever their place.
+        bar: Rows of that last rank, ``[N, M]``.
+    """
+
+    order: tuple[int, ...]
+    ranked: int
+    extremes: frozenset[int]
+    bar: NDArray[np.float64]
+
+    @property
+    def goes_on(self) -> frozenset[int]:
+        """The trials that continue past the rung."""
+        return frozenset(self.order[: _places(self.ranked)]) | self.extremes
+
+    def joined(self, rows: NDArray[np.float64]) -> "Line | None":
+        """Return the line with a newcomer, or ``None`` where it has to be drawn up anew.
+
+        Rows that the bar dominates rank behind it and dominate nobody who goes on: most newcomers change nothing but
+        the number of places.
+
+        Args:
+            rows: Candidates of a trial that was not there before, ``[K, M]``.
+        """
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        if not len(rows):
+            return self
+        no_worse = (self.bar[None] <= rows[:, None]).all(axis=2)
+        better = (self.bar[None] < rows[:, None]).any(axis=2)
+        behind = np.logical_and(no_worse, better).any(axis=1).all()
+        return replace(self, ranked=self.ranked + 1) if behind and _places(self.ranked + 1) <= len(self.order) else None
+
+
+@runtime_checkable
+class Ranking(PromotionRule, Protocol):
+    """A promotion rule that can tell which newcomers change nothing; :class:`PromotionRule` is enough to have one."""
+
+    def line(self, points: Points) -> Line:
+        """Return who goes on and what a newcomer has to reach; arguments as in ``goes_on``."""
+        ...
+
+
 @PROMOTION_RULES.register("always")
 class Always:
     """Every training runs to its last epoch."""
@@ -60,7 +109,7 @@ class BestScore:
     def goes_on(self, points: Points, score: int) -> frozenset[int]:
         """Return the best third, at least one."""
         best = {trial: float(np.nanmin(rows[:, score], initial=np.inf)) for trial, rows in points.items()}
-        return _first(sorted(best, key=lambda trial: (best[trial], trial)))
+        return frozenset(sorted(best, key=lambda trial: (best[trial], trial))[: _places(len(best))])
 
 
 @PROMOTION_RULES.register("pareto_rank")
@@ -76,32 +125,30 @@ class ParetoRank:
 
     def goes_on(self, points: Points, score: int) -> frozenset[int]:
         """Return the best third by rank, at least one, and the holders of an extreme."""
+        return self.line(points).goes_on
+
+    def line(self, points: Points) -> Line:
+        """Return the same, and what a newcomer has to reach."""
         owners, rows = _stacked(points)
         if not len(rows):
-            return frozenset()
+            return Line((), 0, frozenset(), rows)
         ranks = np.asarray(moocore.pareto_rank(rows))
-        trials, starts = np.unique(owners, return_index=True)
+        # Those of one trial lie together.
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))
+        trials = owners[starts]
         best = np.minimum.reduceat(ranks, starts)
-        ordered = np.lexsort((trials, best))
-        order: list[int] = trials[ordered].tolist()
-        places = _places(len(order))
-        if len(order) > places:
-            # Only those that share the last promoted rank need to be told apart.
-            level = best[ordered[places - 1]]
-            tied: list[int] = trials[best == level].tolist()
-            at_level = ranks == level
-            own = _exclusive(owners[at_level], rows[at_level], tied)
-            order = order[: int((best < level).sum())]
-            order += sorted(tied, key=lambda trial: (-own[trial], trial))
-        return _first(order, places) | _extremes(owners, rows)
+        level = np.sort(best)[_places(len(trials)) - 1]
+        ahead = best < level
+        tied: list[int] = trials[best == level].tolist()
+        at_level = ranks == level
+        # Only those that share the last promoted rank need to be told apart.
+        own = _exclusive(owners[at_level], rows[at_level], tied)
+        order = (*trials[ahead].tolist(), *sorted(tied, key=lambda trial: (-own[trial], trial)))
+        return Line(order, len(trials), _extremes(owners, rows), rows[at_level])
 
 
 def _places(count: int) -> int:
     return max(1, math.ceil(count / ETA))
-
-
-def _first(order: list[int], places: int | None = None) -> frozenset[int]:
-    return frozenset(order[: _places(len(order)) if places is None else places])
 
 
 def _stacked(points: Points) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -109,11 +156,8 @@ def _stacked(points: Points) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     if not points:
         return np.empty(0, dtype=np.int64), np.empty((0, 0))
     found = list(points.values())
-    sizes = np.fromiter(map(len, found), np.int64, len(found))
-    owners = np.repeat(np.fromiter(points, np.int64, len(points)), sizes)
-    # Those of one trial lie together; in the order of the trials, whoever came first.
-    order = np.argsort(owners, kind="stable")
-    owners, rows = owners[order], np.concatenate(found)[order]
+    owners = np.repeat(np.fromiter(points, np.int64, len(points)), np.fromiter(map(len, found), np.int64, len(found)))
+    rows = np.concatenate(found)
     finite = np.isfinite(rows).all(axis=1)
     return owners[finite], np.ascontiguousarray(rows[finite])
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +17,9 @@ def whole(number: int, width: int) -> Job:
     return Job(number, CompressionConfig(Part.of("cnn", width=width), (Part("none"),), FIT, seed=number), (Cut(),))
 
 
-def normalised(candidate: Candidate) -> np.ndarray:
-    cost = np.log10(candidate.costs["effective_flops"]) / 8
-    return np.array([1 - candidate.scores["search_val"]["accuracy"], cost])
+def normalised(candidates: Sequence[Candidate]) -> np.ndarray:
+    costs = [np.log10(each.costs["effective_flops"]) / 8 for each in candidates]
+    return np.column_stack([[1 - each.scores["search_val"]["accuracy"] for each in candidates], costs])
 
 
 def climb(sure: Part | None = None) -> Climb:

@@ -54,6 +54,31 @@ def test_the_best_third_by_rank_and_exclusive_hypervolume_goes_on(sets: dict[int
     assert len(found - by_hand(sets, 0)) <= 2
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.lists(st.tuples(NUMBER, NUMBER), min_size=1, max_size=4).map(np.array), min_size=1, max_size=16))
+def test_a_line_that_newcomers_join_is_that_of_all_of_them(arrivals: list[NDArray[np.float64]]) -> None:
+    line, here = None, {}
+    for trial, rows in enumerate(arrivals):
+        line = None if line is None else line.joined(rows)
+        here[trial] = rows
+        line = line or ParetoRank().line(here)
+        assert line.goes_on == ParetoRank().goes_on(here, 0)
+
+
+def test_a_newcomer_behind_the_bar_leaves_the_line_as_it_is() -> None:
+    here = {trial: np.array([[0.1 + trial / 100, 0.1 + trial / 100]]) for trial in range(7)}
+    line = ParetoRank().line(here)
+    assert line.goes_on == {0, 1, 2}
+    behind = line.joined(np.array([[0.5, 0.5], [0.9, 0.2]]))
+    assert behind is not None
+    assert behind.goes_on == {0, 1, 2}
+    # At the bar, before it in one objective, or with a place more than there are trials in line.
+    assert line.joined(line.bar) is None
+    assert line.joined(np.array([[0.9, 0.0]])) is None
+    assert behind.joined(np.array([[0.5, 0.5]])) is not None
+    assert behind.joined(np.array([[0.5, 0.5]])).joined(np.array([[0.5, 0.5]])) is None  # type: ignore[union-attr]
+
+
 def test_a_small_student_goes_on_though_its_score_is_the_lowest() -> None:
     sets = points(t0=[(0.05, 0.9)], t1=[(0.06, 0.92)], t2=[(0.07, 0.95)], t3=[(0.4, 0.1)])
     assert 3 in ParetoRank().goes_on(sets, 0)
