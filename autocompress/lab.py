@@ -15,6 +15,7 @@ from autocompress.config import CompressionConfig, Part
 from autocompress.distill.attacks import ATTACKS, EPSILON, attacked_logits
 from autocompress.distill.fit import fit, fit_until, predict
 from autocompress.distill.optimizers import fit_config
+from autocompress.distill.place import CPU
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import Subject, measure
@@ -40,6 +41,8 @@ class Setup:
         teacher: How the teacher was trained, so that a worker finds it in the cache.
         scores: Names of the scores to measure on every split.
         costs: Names of the costs to measure on every candidate.
+        device: Where trainings run, as torch calls it: ``cpu`` or ``cuda``. Candidates are cut and measured on the
+            processor wherever they were trained, as the models that are exported are.
     """
 
     task: Part
@@ -47,9 +50,10 @@ class Setup:
     teacher: TeacherRecipe
     scores: tuple[str, ...]
     costs: tuple[str, ...]
+    device: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the setup as JSON values, for the run's description."""
+        """Return the setup as JSON values, for the run's description; where it ran is not in it."""
         teacher = {
             "student": self.teacher.student.to_json(),
             "fit": self.teacher.fit.to_json(),
@@ -119,11 +123,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class Lab:
-    """Task, splits and teacher of one run, in this process."""
+    """Task, splits and teacher of one run, in this process, and where it trains."""
 
     task: Task
     splits: Splits
     teacher: Teacher
+    device: torch.device = CPU
 
     def train(self, training: CompressionConfig, until: int | None = None, paused: bytes = b"") -> "Trained":
         """Build the student of ``training``, distil it, and return it with its curve.
@@ -153,6 +158,7 @@ class Lab:
             until=until,
             paused=state,
             beside=SubNetworks(model, self.task.heads, self.context(training), narrowest) if narrowest else None,
+            device=self.device,
         )
         left = pack(fitted.paused, [step.state.history for step in start]) if fitted.paused else b""
         return Trained(model, fitted.curve, start, left)
@@ -232,6 +238,7 @@ class Lab:
             teacher=self.teacher,
             seed=training.seed + 1,
             after_step=after_step,
+            device=self.device,
         )
 
     def quantize(
@@ -359,7 +366,7 @@ def lab(setup: Setup) -> Lab:
         UsageError: The task's options do not fit it.
     """
     task, splits = learned(setup)
-    return Lab(task, splits, load_teacher(task, splits, setup.teacher))
+    return Lab(task, splits, load_teacher(task, splits, setup.teacher), torch.device(setup.device))
 
 
 @lru_cache(maxsize=2)

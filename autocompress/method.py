@@ -99,7 +99,8 @@ class MethodState:
     def hold(self, model: nn.Module) -> None:
         """Set the removed weights of ``model`` back to exactly zero, in place."""
         for name, mask in self.masks.items():
-            model.get_parameter(name).data.mul_(mask)
+            weight = model.get_parameter(name).data
+            weight.mul_(mask.to(weight.device))
 
 
 class Method(Protocol[C]):

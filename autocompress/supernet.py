@@ -63,7 +63,7 @@ class SubNetworks:
     def __call__(self, inputs: tuple[Tensor, ...], logits: Mapping[str, Tensor]) -> Tensor:
         """Return the mean divergence of the sub-networks from the student, summed over them, ``[]``."""
         # Torch's own stream is the one that a pause keeps.
-        drawn = torch.randint(len(self._ratios), (DRAWN,)).tolist()
+        drawn = torch.randint(len(self._ratios), (DRAWN,), device="cpu").tolist()
         losses = []
         for ratio in dict.fromkeys([self._ratios[-1], *(self._ratios[place] for place in drawn)]):
             output = as_heads(self._at(ratio)(self._model, inputs), self._heads)
@@ -72,7 +72,8 @@ class SubNetworks:
 
     def _at(self, ratio: float) -> "_SubNetwork":
         if ratio not in self._cut:
-            self._cut[ratio] = _SubNetwork(self._untrained, ratio, self._context)
+            with torch.device("cpu"):
+                self._cut[ratio] = _SubNetwork(self._untrained, ratio, self._context)
         return self._cut[ratio]
 
 
@@ -93,10 +94,16 @@ class _SubNetwork:
             places = method.restore(places, settings, state)
         self._places = {name: parameter.detach().long() for name, parameter in places.named_parameters()}
         self._shape.requires_grad_(False)
+        self._device = torch.device("cpu")
 
     def __call__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> object:
         """Return what the sub-network makes of a batch, with the weights that the student has now."""
         self._shape.train(model.training)
         whole = dict(model.named_parameters())
+        device = inputs[0].device
+        if self._device != device:
+            self._shape.to(device)
+            self._places = {name: place.to(device) for name, place in self._places.items()}
+            self._device = device
         weights = {name: whole[name].flatten()[place] for name, place in self._places.items()}
         return functional_call(self._shape, weights, inputs)

@@ -61,6 +61,13 @@ class Split:
             {head: target[index] for head, target in self.targets.items()},
         )
 
+    def to(self, device: torch.device) -> "Split":
+        """Return the examples on a device."""
+        return Split(
+            tuple(tensor.to(device) for tensor in self.inputs),
+            {head: target.to(device) for head, target in self.targets.items()},
+        )
+
 
 @dataclass(frozen=True)
 class Splits:

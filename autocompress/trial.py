@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from autocompress.checkpoints import write_checkpoint
 from autocompress.config import Part
+from autocompress.distill.place import refuse_missing
 from autocompress.distill.teacher import TeacherLuggage, teacher_name
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.lab import Lab, Setup, lab, learned, settled
@@ -48,10 +49,15 @@ class TrialRunner:
     luggage: TeacherLuggage | None = None
 
     def prepare(self) -> None:
-        """Ready this process: Ctrl-C left to the driver, plugins, task and teacher loaded."""
+        """Ready this process: Ctrl-C left to the driver, plugins, task and teacher loaded.
+
+        Raises:
+            UsageError: Trainings were to run on a graphics card and there is none; or the data differ.
+        """
         if threading.current_thread() is threading.main_thread():
             # Ctrl-C reaches the whole process group; only the driver answers it.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        refuse_missing(self.setup.device)
         self.guests.settle()
         with settled():
             if self.luggage is not None:

@@ -29,7 +29,7 @@ class Ray:
         workers: Trials at once; 0 takes what the nodes have room for, and follows them as they come and go.
         limits: What one job may take.
         resources: What one trial takes, such as ``{"cpu": 1, "gpu": 0.25}``. Ray places workers by it and shows each
-            the GPU it was given; trainings run on the CPU in this version.
+            the GPU it was given.
         address: ``HOST:PORT``, or ``auto`` for the cluster of this machine; ``None`` starts one.
     """
 

@@ -120,7 +120,8 @@ def _ascend(
     if start is not None:
         for place, least, most, is_free in zip(places, low, high, free, strict=True):
             if is_free:
-                place.copy_(least + (most - least) * torch.rand(place.shape, generator=start))
+                drawn = torch.rand(place.shape, generator=start, device="cpu").to(place.device)
+                place.copy_(least + (most - least) * drawn)
     for _ in range(steps):
         for place in places:
             place.requires_grad_()

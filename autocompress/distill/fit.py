@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -10,6 +11,7 @@ from autocompress.distill import loop, parallel
 from autocompress.distill.base import Beside, TeacherSource
 from autocompress.distill.loop import Fitted, predict
 from autocompress.distill.optimizers import fit_config
+from autocompress.distill.place import CPU
 from autocompress.task import Split, Task
 
 __all__ = ["Fitted", "fit", "fit_until", "predict"]
@@ -26,6 +28,7 @@ def fit(
     seed: int = 0,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     after_step: Callable[[], None] | None = None,
+    device: torch.device = CPU,
 ) -> list[dict[str, float]]:
     """Train ``model`` in place and return its curve, one row an epoch.
 
@@ -35,6 +38,7 @@ def fit(
 
     With ``fit.processes`` above 1 the batches are shared by as many processes of this machine. A fit that calls
     ``after_step``, or whose layers are parametrized (both belong to one process), runs in this one: slower, but alike.
+    So does one on a graphics card.
 
     Args:
         model: Trained in place and left in evaluation mode.
@@ -46,6 +50,7 @@ def fit(
         seed: Seeds the order of the examples, mixup and attacks.
         on_epoch: Called with each row of the curve.
         after_step: Called after each optimizer step; masks are put back on here.
+        device: Where it runs; the model is on the processor before and after.
 
     Raises:
         TrialError: The loss is no longer finite, a term needs a teacher and there is none, or a tap does not exist.
@@ -60,6 +65,7 @@ def fit(
         seed=seed,
         on_epoch=on_epoch,
         after_step=after_step,
+        device=device,
     ).curve
 
 
@@ -77,6 +83,7 @@ def fit_until(
     beside: Beside | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     after_step: Callable[[], None] | None = None,
+    device: torch.device = CPU,
 ) -> Fitted:
     """Train ``model`` in place as :func:`fit` does, but pause after ``until`` epochs, to go on from there later.
 
@@ -96,12 +103,13 @@ def fit_until(
         beside: A further loss of each batch, of what is trained beside the model.
         on_epoch: Called with each row of the curve.
         after_step: Called after each optimizer step.
+        device: Where it runs; on a graphics card segments are alike, not bit for bit.
 
     Raises:
         TrialError: As in :func:`fit`; or ``paused`` is damaged or of another model.
     """
     parametrized = any(parametrize.is_parametrized(module) for module in model.modules())
-    rooted = parametrized or after_step is not None or beside is not None
+    rooted = parametrized or after_step is not None or beside is not None or device != CPU
     if fit_config(part).processes > 1 and not rooted:
         return Fitted(
             parallel.fit_parallel(model, task, train, part, terms=terms, teacher=teacher, seed=seed, on_epoch=on_epoch)
@@ -119,4 +127,5 @@ def fit_until(
         until=until,
         paused=paused,
         beside=beside,
+        device=device,
     )

@@ -103,12 +103,12 @@ class DynamicWeights(HeadWeights):
 
     def set_extra_state(self, state: list[Tensor]) -> None:
         """Take up the history of a paused fit."""
-        self.history = list(state)
+        self.history = [each.to(self._sum.device) for each in state]
 
     def after_epoch(self, mean: Callable[[Tensor], Tensor]) -> None:
         """Close an epoch: its mean losses join the history."""
         self.history.append(mean(self._sum / max(self._steps, 1)))
-        self._sum, self._steps = torch.zeros(len(self.heads)), 0
+        self._sum, self._steps = torch.zeros_like(self._sum), 0
 
 
 #: Name to a function of the heads and of what the first of them counts.

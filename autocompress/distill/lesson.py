@@ -184,9 +184,9 @@ class Lesson:
             return examples.inputs, smoothed
         if not all(tensor.is_floating_point() for tensor in examples.inputs):
             raise TrialError("mixup needs inputs of real numbers; set fit.mixup to 0 for this task")
-        alpha = torch.full((2,), self.config.mixup)
-        first, second = torch._sample_dirichlet(alpha, generator=generator)
-        partner = torch.randperm(len(examples), generator=generator)
+        alpha = torch.full((2,), self.config.mixup, device="cpu")
+        first, second = torch._sample_dirichlet(alpha, generator=generator).tolist()
+        partner = torch.randperm(len(examples), generator=generator, device="cpu").to(examples.inputs[0].device)
         inputs = tuple(first * tensor + second * tensor[partner] for tensor in examples.inputs)
 
         def mixed(logits: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:

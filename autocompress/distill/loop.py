@@ -15,6 +15,7 @@ from autocompress.distill.base import Beside, TeacherSource
 from autocompress.distill.lesson import Lesson
 from autocompress.distill.optimizers import SCHEDULES, FitConfig, fit_config
 from autocompress.distill.pause import facts, freeze, thaw
+from autocompress.distill.place import CPU, made_on, moved
 from autocompress.distill.precision import choose_precision
 from autocompress.distill.taps import head_layers
 from autocompress.distill.team import ALONE, Team
@@ -65,8 +66,12 @@ def run(
     until: int | None = None,
     paused: bytes = b"",
     beside: Beside | None = None,
+    device: torch.device = CPU,
 ) -> Fitted:
     """Train ``model`` in place, as one process of ``team``, and return its curve.
+
+    Model, batches and the teacher where it runs live are on ``device`` meanwhile; afterwards the model is back on the
+    processor.
 
     With ``until`` it pauses after that many epochs, and goes on from ``paused`` as if it never had: the schedule is
     that of all epochs. Where the fit pauses, ``model`` is left as evaluation wants it.
@@ -78,7 +83,8 @@ def run(
         TrialError: The loss is no longer finite, a term needs a teacher and there is none, or a tap does not exist.
     """
     config = fit_config(part)
-    lesson = Lesson.of(terms, task, config, teacher, seed)
+    with made_on(device):
+        lesson = Lesson.of(terms, task, config, teacher, seed)
     lesson.beside = beside
     kept, held = hold_out(train, config, seed)
     batch = min(config.batch_size, len(kept))
@@ -89,16 +95,19 @@ def run(
     before = facts(paused) if paused else {}
     # A probe must not answer differently after a pause.
     wanted = config.precision if not before else "bfloat16" if before["low"] else "float32"
-    precision = choose_precision(wanted, model, task, train.take(slice(0, batch)))
     curve: list[dict[str, float]] = list(before.get("curve", []))
     best = _Best(config.patience)
     frozen = b""
     with ExitStack() as stack:
+        stack.enter_context(moved(model, device))
+        if lesson.live and teacher is not None:
+            stack.enter_context(moved(teacher.model, device))
+        precision = choose_precision(wanted, model, task, train.take(slice(0, batch)).to(device))
         if config.backbone == "frozen":
             stack.enter_context(_frozen_backbone(model))
         lesson.listen(stack, model)
         with precision.running():
-            learned = lesson.learned(train.take(kept[: min(batch, 8)]))
+            learned = lesson.learned(train.take(kept[: min(batch, 8)]).to(device))
         step_loss = team.join(_Step(lesson, model, learned))
         parameters = [p for p in (*model.parameters(), *learned.parameters()) if p.requires_grad]
         optimizer = FITS.get(part.name).optimizer(config, parameters)
@@ -113,13 +122,14 @@ def run(
             index = epoch % task.views
             view = task.view(train, index)
             known = lesson.known(index)
-            shuffled = kept[torch.randperm(len(kept), generator=order)]
-            total = torch.zeros(())
+            shuffled = kept[torch.randperm(len(kept), generator=order, device=CPU)]
+            total = torch.zeros((), device=device)
             for step in range(steps):
                 rows = shuffled[step * batch : (step + 1) * batch]
                 mine = team.share(rows)
                 with precision.running():
-                    loss = step_loss(view.take(mine), {head: z[mine] for head, z in known.items()}, noise)
+                    says = {head: logits[mine].to(device) for head, logits in known.items()}
+                    loss = step_loss(view.take(mine).to(device), says, noise)
                     loss = loss * team.factor(mine, rows)
                 optimizer.zero_grad()
                 loss.backward()
@@ -137,7 +147,7 @@ def run(
             lesson.after_epoch(team.mean)
             if held is not None:
                 # Statistics of batch norms differ between processes, but all of them must end in the same epoch.
-                row["held_out_loss"] = float(team.mean(_loss(model, task, held)))
+                row["held_out_loss"] = float(team.mean(_loss(model, task, held, device)))
             curve.append(row)
             schedule.after_epoch(row.get("held_out_loss", row["loss"]))
             if on_epoch is not None:
@@ -147,17 +157,18 @@ def run(
         else:
             if last < config.epochs:
                 frozen = freeze(parts, generators, {"curve": curve, "low": precision.low})
-    best.put_back(model)
-    precision.leave(model)
+        best.put_back(model)
+        precision.leave(model)
     model.eval()
     return Fitted(curve, frozen)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, task: Task, split: Split, batch_size: int = 512) -> dict[str, Tensor]:
-    """Return the model's logits on a split, ``{head: [N, C]}``, in evaluation mode."""
+    """Return the model's logits on a split, ``{head: [N, C]}``, in evaluation mode and on the model's own device."""
     model.eval()
-    parts = [as_heads(model(*batch.inputs), task.heads) for batch in split.batches(batch_size)]
+    device = next((parameter.device for parameter in model.parameters()), CPU)
+    parts = [as_heads(model(*batch.to(device).inputs), task.heads) for batch in split.batches(batch_size)]
     return {head: torch.cat([part[head] for part in parts]) for head in task.heads}
 
 
@@ -233,5 +244,6 @@ class _Best:
 
 
 @torch.no_grad()
-def _loss(model: nn.Module, task: Task, split: Split) -> Tensor:
-    return task.loss(predict(model, task, split), split.targets)
+def _loss(model: nn.Module, task: Task, split: Split, device: torch.device) -> Tensor:
+    with made_on(device):
+        return task.loss(predict(model, task, split), split.to(device).targets)

@@ -1,5 +1,6 @@
 """A fit that is interrupted between two epochs: everything that it goes on from, as bytes that hold no code."""
 
+import copy
 import io
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -33,7 +34,7 @@ def freeze(
     """
     buffer = io.BytesIO()
     state = {
-        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "parts": {name: _home(part.state_dict()) for name, part in parts.items()},
         "generators": {name: generator.get_state() for name, generator in generators.items()},
         "torch": torch.get_rng_state(),
         "facts": dict(facts),
@@ -68,10 +69,22 @@ def thaw(content: bytes, parts: Mapping[str, Stateful], generators: Mapping[str,
     torch.set_rng_state(state["torch"])
 
 
+def _home(value: Any) -> Any:
+    """Return a state whose tensors lie on the processor, wherever they were."""
+    if isinstance(value, torch.Tensor):
+        return value.to("cpu")
+    if isinstance(value, Mapping):
+        # What a model's state knows beside its tensors comes along.
+        found = copy.copy(value)
+        found.update((key, _home(each)) for key, each in value.items())  # type: ignore[attr-defined]
+        return found
+    return type(value)(map(_home, value)) if isinstance(value, list | tuple) else value
+
+
 def _read(content: bytes) -> dict[str, Any]:
     try:
         # Tensors and plain values only: a run folder that came from somewhere else must not run code.
-        state = torch.load(io.BytesIO(content), weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return {name: state[name] for name in ("parts", "generators", "torch", "facts")}
     except Exception as damage:  # Whatever torch's reader meets in a damaged file.
         raise TrialError(f"a paused training cannot be read: {damage}") from damage

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from autocompress.distill.place import CPU, made_on, wait_for
 from autocompress.task import Split, Task, as_heads
 
 PROBE_STEPS = 3
@@ -16,13 +17,19 @@ PROBE_STEPS = 3
 
 @dataclass(frozen=True)
 class Precision:
-    """Single precision, or bfloat16 autocast on channels_last."""
+    """Single precision, or bfloat16 autocast on channels_last.
+
+    Attributes:
+        low: Whether it is the latter.
+        device: Where the model runs.
+    """
 
     low: bool
+    device: torch.device = CPU
 
     def running(self) -> AbstractContextManager[None]:
-        """Return a context in which forward passes run in this precision."""
-        return _autocast(self.low)
+        """Return a context in which forward passes run in this precision, and make what they need where they run."""
+        return _autocast(self.low, self.device)
 
     def leave(self, model: nn.Module) -> None:
         """Give the model back in the plain memory layout."""
@@ -31,8 +38,8 @@ class Precision:
 
 
 @contextmanager
-def _autocast(low: bool) -> Iterator[None]:
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+def _autocast(low: bool, device: torch.device) -> Iterator[None]:
+    with made_on(device), torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
         yield
 
 
@@ -41,7 +48,7 @@ def choose_precision(wanted: str, model: nn.Module, task: Task, batch: Split) ->
     low = wanted == "bfloat16" or (wanted == "auto" and bfloat16_pays(model, task, batch))
     if low:
         _lay_out(model, torch.channels_last)
-    return Precision(low)
+    return Precision(low, batch.inputs[0].device)
 
 
 def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
@@ -59,15 +66,16 @@ def bfloat16_pays(model: nn.Module, task: Task, batch: Split) -> bool:
 
 
 def _seconds(model: nn.Module, task: Task, batch: Split, *, low: bool) -> float:
-    probe = copy.deepcopy(model).train()
+    probe, device = copy.deepcopy(model).train(), batch.inputs[0].device
     if low:
         _lay_out(probe, torch.channels_last)
     fastest = float("inf")
     for _ in range(PROBE_STEPS):
         started = time.perf_counter()
-        with _autocast(low):
+        with _autocast(low, device):
             heads = as_heads(probe(*batch.inputs), task.heads)
             loss = task.loss({head: logits.float() for head, logits in heads.items()}, batch.targets)
         loss.backward()
+        wait_for(device)
         fastest = min(fastest, time.perf_counter() - started)
     return fastest

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from autocompress.config import Part, fingerprint
 from autocompress.distill.fit import fit, predict
 from autocompress.distill.optimizers import fit_config
+from autocompress.distill.place import CPU
 from autocompress.distill.precision import choose_precision
 from autocompress.storage import cache_folder, sha256, write_atomic
 from autocompress.task import Splits, Task, content
@@ -122,8 +123,9 @@ def load_teacher(
     splits: Splits,
     recipe: TeacherRecipe,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    device: torch.device = CPU,
 ) -> Teacher:
-    """Return the teacher of this recipe, from the cache or freshly trained.
+    """Return the teacher of this recipe, from the cache or freshly trained on ``device``.
 
     Processes that ask at the same time wait for one of them to train it.
 
@@ -143,7 +145,7 @@ def load_teacher(
                 notice = f"the cached teacher in {folder} is damaged ({damage}); it was trained again"
         torch.manual_seed(recipe.seed)
         model = task.build(recipe.student)
-        curve = fit(model, task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch)
+        curve = fit(model, task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch, device=device)
         logits = teacher_logits(model, task, splits, fit_config(recipe.fit).precision)
         _write(folder, model, logits, recipe, curve)
         return Teacher(model, logits, folder, trained=True, notice=notice)

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autocompress.backends.base import Backend
 from autocompress.config import CompressionConfig, fingerprint
 from autocompress.confirmation import top
 from autocompress.distill.teacher import TeacherLuggage
 from autocompress.engine.driver import MAX_ATTEMPTS
 from autocompress.engine.hosting import make_backend
 from autocompress.engine.results import checked
-from autocompress.engine.spec import parse_spec
+from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SearchFailedError, UsageError
 from autocompress.front import axes
 from autocompress.lab import Setup, lab, settled
@@ -61,8 +60,9 @@ def confirm(
                 "frozen; finish it with `autocompress search ... --resume`"
             )
         chosen = list(candidates) or _top(study, count)
-        setup = Setup.from_json(study.meta("setup"))
-        place = _backend(study, workers, backend)
+        hosted = _hosted(study, workers, backend)
+        setup = replace(Setup.from_json(study.meta("setup")), device=hosted.spec.search.trains_on)
+        place = make_backend(hosted)
         repeats = Repeats(study, _configs(study, chosen), seeds, on_progress)
         repeats.begin(chosen)
         with place.opened(folder):
@@ -93,11 +93,13 @@ def _configs(study: Study, chosen: Sequence[str]) -> dict[str, CompressionConfig
     return found
 
 
-def _backend(study: Study, workers: int | None, backend: str | None) -> Backend:
+def _hosted(study: Study, workers: int | None, backend: str | None) -> Source:
+    """Return the run's spec with what is changed of where it runs."""
     # Where another backend is asked for, what the run's own was told of places is not meant for it.
-    changes = [] if backend is None else [f"search.backend={backend}", "search.address=null", "search.resources=null"]
+    places = ("address", "resources", "device")
+    changes = [] if backend is None else [f"search.backend={backend}", *(f"search.{name}=null" for name in places)]
     changes += [] if workers is None else [f"search.workers={workers}"]
-    return make_backend(parse_spec(study.meta("spec"), "spec.yaml", changes))
+    return parse_spec(study.meta("spec"), "spec.yaml", changes)
 
 
 @dataclass

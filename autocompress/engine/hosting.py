@@ -3,8 +3,9 @@
 import inspect
 
 from autocompress.backends.base import Backend, TrialLimits
+from autocompress.distill.place import refuse_missing
 from autocompress.engine.spec import SearchSection, Source
-from autocompress.errors import AutocompressError, SpecError
+from autocompress.errors import AutocompressError, SpecError, UsageError
 from autocompress.registry import BACKENDS
 
 #: Settings of ``search`` that not every backend takes; each is given by its name where it is set.
@@ -15,7 +16,8 @@ def make_backend(source: Source) -> Backend:
     """Return the backend that a spec asks for, not yet opened.
 
     Raises:
-        SpecError: There is no such backend, or it cannot keep a setting; the message names the line.
+        SpecError: There is no such backend, it cannot keep a setting, or trainings were to run on a graphics card that
+            is not there; the message names the line.
     """
     search = source.spec.search
     try:
@@ -30,6 +32,11 @@ def make_backend(source: Source) -> Backend:
         raise
     except AutocompressError as error:
         raise source.error(("search", "backend"), str(error)) from None
+    if not made.elsewhere:
+        try:
+            refuse_missing(search.trains_on)
+        except UsageError as error:
+            raise source.error(("search", "device"), str(error)) from None
     return made
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from autocompress.backends.base import Backend
 from autocompress.config import CompressionConfig, Part
 from autocompress.distill.optimizers import fit_config
+from autocompress.distill.place import nearest
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver
 from autocompress.engine.earlier import look
@@ -140,6 +141,7 @@ def _checked(source: Source, backend: Backend) -> Plan:
         TeacherRecipe(student, fit, spec.teacher.seed),
         tuple(scores_to_measure({*OBJECTIVES} & {*task.metrics} | {*spec.objectives, *spec.limits}, task.heads)),
         tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
+        spec.search.trains_on,
     )
     records = tuple(_record(name) for name in spec.objectives)
     space, unsafe = safe_space(space, task, splits)
@@ -221,8 +223,10 @@ def _open(plan: Plan, folder: Path, resume: bool, command: str) -> Study:
 def _teacher(plan: Plan, events: Events) -> Teacher:
     total = fit_config(plan.setup.teacher.fit).epochs
     events.phase("loading the teacher")
+    # The driver of a cluster may sit where no card is.
+    device = nearest(plan.setup.device)
     teacher = load_teacher(
-        plan.task, plan.splits, plan.setup.teacher, lambda row: events.teacher(int(row["epoch"]), total)
+        plan.task, plan.splits, plan.setup.teacher, lambda row: events.teacher(int(row["epoch"]), total), device
     )
     if teacher.notice:
         events.phase(teacher.notice)

@@ -62,6 +62,8 @@ class SearchSection(_Section):
         workers: Processes that train; 0 takes one per core.
         backend: Where they run.
         resources: What one training takes of a machine, such as ``{cpu: 1, gpu: 0.25}``, for the backend ``ray``.
+        device: Where trainings run: ``cpu`` or ``cuda``; by default on the graphics card where ``resources`` asks for a
+            share of one.
         address: The cluster that the backend ``ray`` joins: ``HOST:PORT``, or ``auto`` for the one of this machine.
         trial_minutes: Wall-clock that one training, or one segment of it, may take with its cuts.
         memory: What one worker may take, such as ``4 GiB``; a trial that wants more fails.
@@ -79,9 +81,15 @@ class SearchSection(_Section):
     workers: int = Field(0, ge=0)
     backend: str = "local"
     resources: dict[str, Annotated[float, Field(gt=0)]] | None = Field(None, min_length=1)
+    device: Literal["cpu", "cuda"] | None = None
     address: str | None = None
     trial_minutes: float | None = Field(None, gt=0)
     memory: Annotated[int | None, BeforeValidator(_size)] = None
+
+    @property
+    def trains_on(self) -> str:
+        """The device of a training, as torch calls it."""
+        return self.device or ("cuda" if (self.resources or {}).get("gpu") else "cpu")
 
 
 class TeacherSection(_Section):
@@ -181,7 +189,8 @@ class Spec(_Section):
         """Return what a resumed run may not change: everything but the name and the budget."""
         data = self.model_dump(mode="json")
         del data["name"]
-        for field in ("trials", "minutes", "workers", "backend", "resources", "address", "trial_minutes", "memory"):
+        budget = ("trials", "minutes", "trial_minutes", "memory")
+        for field in (*budget, "workers", "backend", "resources", "device", "address"):
             del data["search"][field]
         return data
 

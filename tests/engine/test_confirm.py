@@ -144,7 +144,7 @@ def test_workers_on_other_machines_get_the_teacher_and_the_backend_is_opened(
             seen.append(evaluate.luggage.name)
             super().run(ask, evaluate, tell)
 
-    monkeypatch.setattr(module, "_backend", lambda *_: Elsewhere())
+    monkeypatch.setattr(module, "make_backend", lambda *_: Elsewhere())
     autocompress.load(run).confirm(top=1, seeds=1)
     assert (seen[0], seen[2]) == (run, "closed")
     assert seen[1]

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from autocompress.backends.base import TrialLimits
 from autocompress.backends.ray import Ray
@@ -48,3 +49,26 @@ def test_resources_are_amounts_above_nothing(resources: str) -> None:
 def test_where_a_search_runs_may_change_when_it_is_resumed() -> None:
     here = source("backend: local").spec.content()
     assert source("backend: ray", "search.address=auto", "search.resources={gpu: 1}").spec.content() == here
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("backend: local", "cpu"),
+        ("device: cuda", "cuda"),
+        ("resources: {cpu: 2}", "cpu"),
+        ("resources: {gpu: 0.25}", "cuda"),
+        ("device: cpu", "cpu"),
+    ],
+)
+def test_trainings_run_on_the_card_where_a_share_of_one_is_asked_for(line: str, expected: str) -> None:
+    assert source(line).spec.search.trains_on == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+@pytest.mark.parametrize("line", ["device: cuda", "backend: ray", "backend: serial"])
+def test_a_card_that_this_machine_does_not_have_is_refused_before_anything_starts(line: str) -> None:
+    with pytest.raises(SpecError, match=r"search\.device: trainings were to run on a graphics card"):
+        make_backend(source(line, "search.device=cuda"))
+    # The machines of a cluster are asked one by one.
+    assert make_backend(source(line, "search.device=cuda", "search.backend=ray", "search.address=host:1")).elsewhere
