@@ -258,11 +258,20 @@
   }
   addEventListener("hashchange", () => open(decodeURIComponent(location.hash.replace("#card-", ""))));
 
+  // The still pictures stay where the figures cannot be drawn.
+  function still(problem) {
+    root.classList.remove("drawn");
+    console.error(problem);
+  }
+
   async function main() {
-    const run = JSON.parse(await unpack("run-data"));
+    // Both are unpacked at once, and the smaller one is there first.
+    const [data, library] = [unpack("run-data"), plotly().then(() => null, (problem) => problem)];
+    const run = JSON.parse(await data);
     let [plot, limits, list] = [null, NO_LIMITS, null];
     try {
-      await plotly();
+      const problem = await library;
+      if (problem) throw problem;
       root.classList.add("drawn");
       if (run.front) {
         const menus = run.front.layout.updatemenus;
@@ -271,11 +280,8 @@
         limits = sliders(run, menus, () => list && list.soon());
         controls(plot, menus, run.directions, limits);
       }
-      await draw("hypervolume-plot", run.hypervolume);
     } catch (problem) {
-      // The still pictures stay.
-      root.classList.remove("drawn");
-      console.error(problem);
+      still(problem);
     }
     if (run.rows) {
       list = table(run, plot, () => limits);
@@ -288,6 +294,8 @@
     }
     root.classList.add("ready");
     dispatchEvent(new Event("ready"));
+    // The curve stands far below: whoever looks at the front need not wait for it.
+    requestAnimationFrame(() => setTimeout(() => draw("hypervolume-plot", run.hypervolume).catch(still)));
   }
   main();
 })();

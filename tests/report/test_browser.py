@@ -201,6 +201,29 @@ def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
         assert found.tab.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
 
 
+@pytest.mark.parametrize("name", ["candidates", "search", "honesty"])
+def test_what_lies_below_the_front_is_there_for_whoever_goes_to_it(browser: Any, path: Path, name: str) -> None:
+    with Opened(browser, path.as_uri()) as page:
+        page.tab.locator(f'nav a[href="#{name}"]').click()
+        heading = page.tab.locator(f"#{name}-title")
+        page.tab.wait_for_function(
+            "(id) => { const y = document.getElementById(id).getBoundingClientRect().y; return y >= 0 && y < 450; }",
+            arg=f"{name}-title",
+        )
+        assert heading.is_visible()
+        page.tab.wait_for_selector("#search #hypervolume-plot .main-svg", state="attached")
+        assert not page.said
+
+
+def test_a_printed_page_has_all_its_sections(browser: Any, path: Path) -> None:
+    with Opened(browser, path.as_uri()) as page:
+        page.tab.emulate_media(media="print")
+        kept = page.tab.evaluate(
+            "[...document.querySelectorAll('section')].map((each) => getComputedStyle(each).contentVisibility)"
+        )
+    assert set(kept) == {"visible"}
+
+
 def test_without_scripts_there_are_the_table_and_the_picture(browser: Any, path: Path, run: Run) -> None:
     with Opened(browser, path.as_uri(), script=False) as found:
         assert found.tab.locator("#front svg .cloud.front").is_visible()
