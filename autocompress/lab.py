@@ -21,7 +21,7 @@ from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import Subject, measure
 from autocompress.method import Context, MethodState, Recovery
 from autocompress.operations import starting_cuts
-from autocompress.prune import reestimate_batch_norm
+from autocompress.prune import inherit, reestimate_batch_norm
 from autocompress.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
 from autocompress.supernet import SubNetworks
 from autocompress.task import Split, Splits, Task, as_heads
@@ -146,7 +146,10 @@ class Lab:
         torch.manual_seed(training.seed)
         state, histories = unpack(paused) if paused else (b"", None)
         model, start = self.begun(training, histories)
-        narrowest = fit_config(training.fit).sandwich
+        config = fit_config(training.fit)
+        if config.init == "teacher" and not paused:
+            inherit(model, self.teacher.model, self.task.example())
+        narrowest = config.sandwich
         fitted = fit_until(
             model,
             self.task,

@@ -32,7 +32,9 @@ def operations(config: CompressionConfig) -> tuple[str, ...]:
         ('train 20 epochs', 'prune (structured)', 'tune 6 epochs', 'quantize (qat)', 'tune 4 epochs')
     """
     done = [f"cut the teacher ({part.name})" for part in starting_cuts(config.student)]
-    done.append(f"train {fit_config(config.fit).epochs} epochs")
+    fit = fit_config(config.fit)
+    done += ["take the teacher's weights"] if fit.init == "teacher" and not done else []
+    done.append(f"train {fit.epochs} epochs")
     if config.prune is not None:
         settings = PRUNE.get(config.prune.name).config.of(config.prune.values)
         done += [f"prune ({config.prune.name})"]

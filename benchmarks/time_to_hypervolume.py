@@ -38,6 +38,7 @@ CONTENDERS = {
     "halving by accuracy": ("search.promotion=best_score",),
     "ours, nobody stopped": ("search.promotion=always",),
     "ours, no further cuts": ("search.refine=0",),
+    "ours, weights from the teacher": ("fit.adamw.init=teacher",),
 }
 #: Trainings of the plain study; on one quiet core about two minutes on digits, four on mnist1d.
 TRIALS = 40

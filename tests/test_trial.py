@@ -10,6 +10,7 @@ from autocompress.distill.teacher import TeacherRecipe
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.lab import Setup, lab, settled
 from autocompress.measure import Subject, measure
+from autocompress.operations import operations
 from autocompress.records import Base, Cut, Job, State
 from autocompress.trial import TrialRunner, out_of_memory, run_trial, score_test_split, teacher_record
 
@@ -248,3 +249,28 @@ def test_a_worker_whose_data_differ_from_the_drivers_is_not_ready() -> None:
     other = replace(SETUP, split_seed=1)
     with pytest.raises(UsageError, match="the data of the task 'digits' differ from the driver's"):
         TrialRunner(other, luggage=luggage).prepare()
+
+
+def test_a_student_may_start_from_its_teachers_weights() -> None:
+    place = lab(SETUP)
+    one_epoch = {"epochs": 1, "learning_rate": 1e-3}
+
+    def score(width: int, init: str) -> float:
+        fit = Part.of("adamw", init=init, **one_epoch)
+        training = replace(TRAINING, student=Part.of("cnn", width=width, depth=1), fit=fit)
+        with settled():
+            return place.score(place.train(training).model)
+
+    # One of the teacher's own shape knows at once what it knows; a narrower one takes its best channels.
+    assert score(12, "teacher") > 0.9 > 0.5 > score(12, "random")
+    assert score(8, "teacher") > score(8, "random") + 0.05
+    assert operations(replace(TRAINING, fit=Part.of("adamw", init="teacher")))[0] == "take the teacher's weights"
+
+
+def test_a_training_that_started_from_the_teacher_goes_on_after_a_pause_as_if_it_never_had() -> None:
+    place, training = lab(SETUP), replace(TRAINING, fit=Part.of("adamw", epochs=3, init="teacher"))
+    with settled():
+        whole = place.train(training).model.state_dict()
+        paused = place.train(training, until=1).paused
+        again = place.train(training, paused=paused).model.state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)

@@ -36,6 +36,11 @@ class FitConfig(Settings):
     precision: str = knob(
         "float32", Choice(("float32", "bfloat16", "auto")), "bfloat16 runs channels_last under autocast; auto probes"
     )
+    init: str = knob(
+        "random",
+        Choice(("random", "teacher")),
+        "where weights start: at random, or from the teacher's in layers of the same name",
+    )
     backbone: str = knob("tuned", Choice(("tuned", "frozen")), "frozen trains the heads alone")
     head_weights: str = knob(
         "fixed", Choice(("fixed", "uncertainty", "dynamic")), "how the losses of several heads are weighted"
