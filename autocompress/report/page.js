@@ -294,8 +294,11 @@
     }
     root.classList.add("ready");
     dispatchEvent(new Event("ready"));
-    // The curve stands far below: whoever looks at the front need not wait for it.
-    requestAnimationFrame(() => setTimeout(() => draw("hypervolume-plot", run.hypervolume).catch(still)));
+    // Whoever looks at the front need not wait for what stands far below.
+    (window.requestIdleCallback || setTimeout)(async () => {
+      await draw("hypervolume-plot", run.hypervolume).catch(still);
+      root.classList.add("whole");
+    });
   }
   main();
 })();

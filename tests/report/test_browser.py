@@ -211,7 +211,7 @@ def test_what_lies_below_the_front_is_there_for_whoever_goes_to_it(browser: Any,
             arg=f"{name}-title",
         )
         assert heading.is_visible()
-        page.tab.wait_for_selector("#search #hypervolume-plot .main-svg", state="attached")
+        page.tab.wait_for_selector("html.whole #search #hypervolume-plot .main-svg", state="attached")
         assert not page.said
 
 
