@@ -77,7 +77,7 @@ def screenshots(page: Path) -> list[Path]:
                 context = browser.new_context(viewport=viewport, color_scheme=scheme)  # type: ignore[arg-type]
                 tab = context.new_page()
                 tab.goto(page.resolve().as_uri())
-                tab.wait_for_selector("html.ready", timeout=120_000)
+                tab.wait_for_selector("html.whole", timeout=120_000)
                 picture = Image.open(io.BytesIO(tab.screenshot(full_page=True)))
                 found.append(page.with_name(f"page-{width}-{scheme}.webp"))
                 picture.save(found[-1], quality=40, method=6)
