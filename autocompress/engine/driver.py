@@ -79,7 +79,7 @@ class Driver:
         mode = MODES[search.mode]
         self._amortized = mode.amortized
         self._archive = Archive(objectives)
-        self._limits = CostLimits(limits, self._archive.value, price)
+        self.limits = CostLimits(limits, self._archive.value, price)
         self._cuts = space.cuts() if self._amortized else ()
         self._refinement = cutting(mode, self._cuts, search.refine, max_drop, self._archive, objectives, price)
         rule = mode.promotion or search.promotion
@@ -110,7 +110,6 @@ class Driver:
         self._started = now()
         self._pace = Pace(None if search.minutes is None else search.minutes * 60, lambda: self.elapsed)
         self.exhausted = False
-        self.refused = 0
         self._resume()
         keys = [key_of(opened(space, values, cut=not self._amortized), self._amortized) for values in start]
         left = [values for values, key in zip(start, keys, strict=True) if not self._answers.knows(key)]
@@ -282,8 +281,7 @@ class Driver:
             key = key_of(whole, self._amortized)
             if self._answers.knows(key):
                 self._answers.repeat(key, trial)
-            elif violations := self._limits.excess(training, self._cuts or (cut,)):
-                self.refused += 1
+            elif violations := self.limits.excess(training, self._cuts or (cut,)):
                 self._refused.add(key)
                 self._proposer.tell(trial, None, violations, stopped=True)
             else:
@@ -324,7 +322,7 @@ class Driver:
         self._refinement.add(job.number, candidates, gain)
         # The first candidate is the uncut parent where there is one: telling all of them misleads the sampler.
         complete = [candidate for candidate in candidates if candidate.complete]
-        answer = (self._archive.values(complete[0]), self._limits.violations(complete)) if complete else state
+        answer = (self._archive.values(complete[0]), self.limits.violations(complete)) if complete else state
         self._answers.give(job.number, answer)
 
     def _learn(self, number: int, epochs: float, candidates: Sequence[Candidate]) -> None:

@@ -13,6 +13,10 @@ Price: TypeAlias = Callable[[CompressionConfig, Sequence[Cut]], Sequence[Mapping
 class CostLimits:
     """Tells by how much trainings break the limits.
 
+    Attributes:
+        refused: How many trainings cannot keep a limit on a cost, however they are cut.
+        least: Limited cost to the least of it that a training was priced at.
+
     Args:
         limits: ``{name: {"min": ..., "max": ...}}``.
         value: Returns a score or a cost of a candidate.
@@ -28,6 +32,8 @@ class CostLimits:
         self._limits = limits
         self._value = value
         self._price = price
+        self.refused = 0
+        self.least: dict[str, float] = {}
 
     def violations(self, candidates: Sequence[Candidate]) -> dict[str, float]:
         """Return by how much the best candidate of a training breaks each limit; at most 0 keeps it."""
@@ -46,9 +52,13 @@ class CostLimits:
         if self._price is None or not limited:
             return {}
         prices = self._price(training, cuts)
-        found = {
-            f"{name} max": min(costs[name] for costs in prices) - float(most or 0)
-            for name, most in limited.items()
-            if prices and name in prices[0]
-        }
-        return found if any(excess > 0 for excess in found.values()) else {}
+        found = {}
+        for name, most in limited.items():
+            if prices and name in prices[0]:
+                cheapest = min(costs[name] for costs in prices)
+                self.least[name] = min(cheapest, self.least.get(name, cheapest))
+                found[f"{name} max"] = cheapest - float(most or 0)
+        if all(excess <= 0 for excess in found.values()):
+            return {}
+        self.refused += 1
+        return found

@@ -342,9 +342,13 @@ def _cost(plan: Plan, values: Values) -> float:
 
 
 def _why_nothing(plan: Plan, driver: Driver, study: Study) -> str:
-    if driver.refused and study.trials().empty:
-        names = ", ".join(plan.source.spec.limits)
-        return f"none of {driver.refused} configurations keeps the limits on {names}, however it is cut; widen them"
+    limits = driver.limits
+    if limits.refused and study.trials().empty:
+        found = ", ".join(f"{name} = {least:.6g}" for name, least in limits.least.items())
+        return (
+            f"none of {limits.refused} configurations keeps the limits on {', '.join(limits.least)}, however it is cut "
+            f"(the least was {found}); widen them"
+        )
     return f"every trial failed; the most frequent reason: {_top_reason(study)}"
 
 

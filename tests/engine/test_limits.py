@@ -39,6 +39,13 @@ def test_only_what_even_its_cheapest_cut_breaks_keeps_a_training_from_beginning(
     assert CostLimits({"bytes": {"max": 50.0}}, value, price).excess(TRAINING, CUTS[:1]) == {"bytes max": 50.0}
 
 
+def test_what_was_refused_is_counted_and_the_least_of_each_cost_is_known() -> None:
+    limits = CostLimits({"bytes": {"max": 40.0}}, value, price)
+    for cuts in (CUTS[:1], CUTS, CUTS[:1]):
+        limits.excess(TRAINING, cuts)
+    assert (limits.refused, limits.least) == (3, {"bytes": 50.0})
+
+
 def test_scores_and_what_has_no_price_are_known_after_training_only() -> None:
     assert CostLimits({"accuracy": {"max": 0.5}}, value, price).excess(TRAINING, CUTS) == {}
     assert CostLimits({"bytes": {"max": 1.0}}, value, None).excess(TRAINING, CUTS) == {}
