@@ -39,7 +39,7 @@ def inherit(student: nn.Module, teacher: nn.Module, example: tuple[Tensor, ...])
 
     A kernel of another size is cut or padded around its middle. Layers that only the student has, and channels that
     lead elsewhere than in the teacher, keep what they are. Where either cannot be traced, tensors of equal shape are
-    taken over. The teacher stays as it was.
+    taken over. A layer whose weight cannot be filled keeps its bias, too. The teacher stays as it was.
 
     Args:
         student: The model to fill.
@@ -47,19 +47,27 @@ def inherit(student: nn.Module, teacher: nn.Module, example: tuple[Tensor, ...])
         example: A batch of one, as positional arguments of both.
     """
     matching = _match(student, teacher, example)
-    theirs = teacher.state_dict()
+    ours, theirs = student.state_dict(), teacher.state_dict()
     modules = dict(student.named_modules())
-    filled = []
+    found = {}
+    for name, tensor in ours.items():
+        if name in theirs and tensor.is_floating_point():
+            taken = matching.taken(name.rpartition(".")[0], modules, tensor, theirs[name])
+            if taken is not None:
+                found[name] = taken
+    # A bias without its weights would answer as the teacher does on average, and leave little to learn.
+    filled = [name for name in found if _weight(name) in found or _weight(name) not in ours]
     with torch.no_grad():
-        for name, tensor in student.state_dict().items():
-            if name in theirs and tensor.is_floating_point():
-                taken = matching.taken(name.rpartition(".")[0], modules, tensor, theirs[name])
-                if taken is not None:
-                    tensor.copy_(taken)
-                    filled.append(name)
+        for name in filled:
+            ours[name].copy_(found[name])
     sizes = {name: parameter.numel() for name, parameter in student.named_parameters()}
     share = sum(sizes.get(name, 0) for name in filled) / max(sum(sizes.values()), 1)
     return Inheritance(tuple(filled), share)
+
+
+def _weight(name: str) -> str:
+    """Return the name of the weight of the layer that a tensor belongs to."""
+    return f"{name.rpartition('.')[0]}.weight".lstrip(".")
 
 
 @dataclass
