@@ -97,14 +97,15 @@ def packages() -> Iterator[Check]:
 
 
 def torch_works() -> str:
-    """Train one step of a small network; return what computes it."""
+    """Train one step of a small network; return what computes it, and which graphics card there is."""
     import torch
 
     layer = torch.nn.Conv2d(1, 2, 3)
     layer(torch.ones(1, 1, 5, 5)).sum().backward()
     if layer.weight.grad is None or not bool(layer.weight.grad.isfinite().all()):
         raise RuntimeError("a gradient is not finite")
-    return f"trains; {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    card = f"{torch.cuda.get_device_name()} (search.device=cuda)" if torch.cuda.is_available() else "no graphics card"
+    return f"trains; {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {card}"
 
 
 def onnxruntime_works() -> str:

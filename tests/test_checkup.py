@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from autocompress import checkup
 
@@ -41,6 +42,7 @@ def test_little_memory_is_scant(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_libraries_are_tried_not_only_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkup.torch_works().startswith("trains; ")
+    assert checkup.torch_works().endswith("no graphics card") == (not torch.cuda.is_available())
     assert re.search("CPUExecutionProvider; int8 products (are exact|overflow)", checkup.onnxruntime_works())
     monkeypatch.setattr("torch.nn.Conv2d", None)
     found = checkup._tried("torch", checkup.torch_works, "mend it")

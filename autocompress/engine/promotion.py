@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Protocol, final, runtime_checkable
 
 import moocore
 import numpy as np
@@ -113,6 +113,7 @@ class BestScore:
 
 
 @PROMOTION_RULES.register("pareto_rank")
+@final
 class ParetoRank:
     """A trial counts by the best Pareto rank of its candidates among all candidates at the rung.
 
