@@ -130,7 +130,7 @@ print(model(torch.zeros(1, 4)).shape)
     runs = ["--runs", str(tmp_path / "runs")]
     small = [
         *("--trials", "2", "--workers", "1", "--name", "mine"),
-        *("--set", "fit.adamw.epochs=2", "--set", "fit.adamw.precision=float32", "--set", "search.refine=0"),
+        *("--set", "fit.adamw.epochs=2", "--set", "fit.adamw.precision=float32"),
     ]
     first = _run([*command, "search", "--plugin", str(plugin), *runs, *small], tmp_path)
     assert f"--plugin {plugin}" in first
