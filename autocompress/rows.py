@@ -55,6 +55,7 @@ TRIAL_COLUMNS = (
     "attempts",
     "seconds",
     "elapsed",
+    "reason",
 )
 SUFFIX = {"select_val": "", "search_val": "_search", "test": "_test"}
 
@@ -69,6 +70,7 @@ class StoredTrial:
     attempts: int
     seconds: float | None
     elapsed: float | None
+    reason: str = ""
 
 
 def job_row(job: Job) -> dict[str, Any]:
@@ -100,7 +102,8 @@ def trial_of(row: Mapping[str, Any]) -> StoredTrial:
         row["until"],
         base,
     )
-    return StoredTrial(job, State(row["state"]), row["optuna"], row["attempts"], row["seconds"], row["elapsed"])
+    told = (row[name] for name in ("optuna", "attempts", "seconds", "elapsed", "reason"))
+    return StoredTrial(job, State(row["state"]), *told)
 
 
 def candidate_row(candidate: Candidate) -> tuple[Any, ...]:

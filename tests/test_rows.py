@@ -54,8 +54,9 @@ CANDIDATES = st.builds(
 @settings(deadline=None)
 @given(JOBS, st.sampled_from(State))
 def test_a_job_comes_back_from_its_row(job: Job, state: State) -> None:
-    row = {**job_row(job), "state": state.value, "optuna": 3, "attempts": 1, "seconds": None, "elapsed": 2.5}
-    assert trial_of(row) == StoredTrial(job, state, 3, 1, None, 2.5)
+    told = {"optuna": 3, "attempts": 1, "seconds": None, "elapsed": 2.5, "reason": "its worker died"}
+    row = {**job_row(job), "state": state.value, **told}
+    assert trial_of(row) == StoredTrial(job, state, 3, 1, None, 2.5, "its worker died")
 
 
 @settings(deadline=None)

@@ -12,7 +12,7 @@ from autocompress.confirmation import top
 from autocompress.distill.teacher import TeacherLuggage
 from autocompress.engine.driver import MAX_ATTEMPTS
 from autocompress.engine.hosting import make_backend
-from autocompress.engine.results import checked
+from autocompress.engine.results import INTERRUPTED, checked
 from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SearchFailedError, UsageError
 from autocompress.front import axes
@@ -131,7 +131,7 @@ class Repeats:
             if trial.job.role is not Role.CONFIRM:
                 continue
             if trial.state is State.RUNNING and trial.attempts >= MAX_ATTEMPTS:
-                self._store(TrialResult(trial.job.number, State.FAILED, reason="interrupted twice"))
+                self._store(TrialResult(trial.job.number, State.FAILED, reason=INTERRUPTED))
             elif trial.state is State.RUNNING:
                 self._waiting.append((trial.job, True))
             done |= {(trial.job.training.fingerprint, cut) for cut in trial.job.cuts}

@@ -24,7 +24,7 @@ from autocompress.engine.modes import MODES
 from autocompress.engine.openings import Openings, Values, opened, whole_effort
 from autocompress.engine.pace import Pace
 from autocompress.engine.progress import Progress, progress
-from autocompress.engine.results import checked
+from autocompress.engine.results import INTERRUPTED, checked
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space
 from autocompress.engine.spec import SearchSection
@@ -178,8 +178,8 @@ class Driver:
 
     @property
     def hopeless(self) -> bool:
-        """Whether nothing but failures came of the first trials."""
-        return self._counts[State.FAILED] >= HOPELESS and not self._candidates
+        """Whether nothing but failures of their own came of the first trials."""
+        return self._counts[State.FAILED] - self._interrupted >= HOPELESS and not self._candidates
 
     # -- what to do next ----------------------------------------------------------------------
 
@@ -348,6 +348,7 @@ class Driver:
         everything = self._study.stored_trials()
         self._next = max((stored.job.number + 1 for stored in everything), default=0)
         stored_trials = [stored for stored in everything if stored.job.role is Role.SEARCH]
+        self._interrupted = sum(stored.reason == INTERRUPTED for stored in stored_trials)
         for stored in stored_trials:
             self._elapsed_before = max(self._elapsed_before, stored.elapsed or 0.0)
             if stored.job.base is None:
@@ -385,7 +386,8 @@ class Driver:
             self._pending.append(stored.job)
             return
         self._counts[State.RUNNING] += 1
-        self.tell(stored.job, TrialResult(stored.job.number, State.FAILED, reason="interrupted twice"))
+        self._interrupted += 1
+        self.tell(stored.job, TrialResult(stored.job.number, State.FAILED, reason=INTERRUPTED))
 
     def _report(self) -> None:
         self._on_progress(

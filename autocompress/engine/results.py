@@ -5,6 +5,9 @@ from dataclasses import replace
 
 from autocompress.records import Candidate, State, TrialResult
 
+# Why a job failed whose executions were both cut off: that says nothing of the job.
+INTERRUPTED = "interrupted twice"
+
 
 def checked(result: TrialResult, objectives: Collection[str] = ()) -> TrialResult:
     """Return a result without candidates whose numbers are missing or not finite; with none left it has failed.

@@ -169,6 +169,20 @@ def test_a_training_that_was_interrupted_twice_is_given_up(tmp_path: Path) -> No
     assert row["reason"] == "interrupted twice"
 
 
+def test_drivers_that_are_killed_again_and_again_do_not_end_a_search_whose_trainings_are_sound(tmp_path: Path) -> None:
+    for _ in range(2 * HOPELESS + 2):
+        found = driver(tmp_path)
+        assert found.ask() is not None
+        close(found)
+    found = driver(tmp_path)
+    assert not found.hopeless
+    finish(found)
+    with Study.read(tmp_path) as study:
+        states = study.trials()["state"]
+    assert (states == "failed").sum() > HOPELESS
+    assert (states == "complete").any()
+
+
 def test_a_search_in_which_nothing_works_ends_early(tmp_path: Path) -> None:
     found = driver(tmp_path, "search.trials=100")
     count = 0
