@@ -147,7 +147,8 @@ class Lab:
         state, histories = unpack(paused) if paused else (b"", None)
         model, start = self.begun(training, histories)
         config = fit_config(training.fit)
-        if config.init == "teacher" and not paused:
+        # One that is the teacher, cut, has its weights.
+        if config.init == "teacher" and not paused and not start:
             inherit(model, self.teacher.model, self.task.example())
         narrowest = config.sandwich
         fitted = fit_until(
