@@ -94,16 +94,14 @@ class _SubNetwork:
             places = method.restore(places, settings, state)
         self._places = {name: parameter.detach().long() for name, parameter in places.named_parameters()}
         self._shape.requires_grad_(False)
-        self._device = torch.device("cpu")
 
     def __call__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> object:
         """Return what the sub-network makes of a batch, with the weights that the student has now."""
         self._shape.train(model.training)
         whole = dict(model.named_parameters())
         device = inputs[0].device
-        if self._device != device:
+        if any(place.device != device for place in self._places.values()):
             self._shape.to(device)
             self._places = {name: place.to(device) for name, place in self._places.items()}
-            self._device = device
         weights = {name: whole[name].flatten()[place] for name, place in self._places.items()}
         return functional_call(self._shape, weights, inputs)

@@ -245,5 +245,6 @@ class _Best:
 
 @torch.no_grad()
 def _loss(model: nn.Module, task: Task, split: Split, device: torch.device) -> Tensor:
+    targets = {head: target.to(device) for head, target in split.targets.items()}
     with made_on(device):
-        return task.loss(predict(model, task, split), split.to(device).targets)
+        return task.loss(predict(model, task, split), targets)

@@ -84,7 +84,7 @@ def _home(value: Any) -> Any:
 def _read(content: bytes) -> dict[str, Any]:
     try:
         # Tensors and plain values only: a run folder that came from somewhere else must not run code.
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), weights_only=True)
         return {name: state[name] for name in ("parts", "generators", "torch", "facts")}
     except Exception as damage:  # Whatever torch's reader meets in a damaged file.
         raise TrialError(f"a paused training cannot be read: {damage}") from damage
