@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autocompress.api import Front, load, search
-    from autocompress.config import CompressionConfig, Part
+    from autocompress.core.config import CompressionConfig, Part
     from autocompress.errors import AutocompressError
     from autocompress.export.artifact import load_artifact
-    from autocompress.knobs import Choice, FloatRange, IntRange, Settings, knob
+    from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
     from autocompress.pick import Pick
-    from autocompress.plugins import load_plugin
+    from autocompress.core.plugins import load_plugin
     from autocompress.tasks.images_folder import Images
     from autocompress.tasks.module import bring_model
     from autocompress.tasks.tensors import Tensors

@@ -45,7 +45,7 @@ Plugins = Annotated[
 def load_plugins(plugins: list[Path] | None) -> None:
     """Run the plugin files that were named."""
     if plugins:
-        from autocompress.plugins import load_plugin
+        from autocompress.core.plugins import load_plugin
 
         for path in plugins:
             load_plugin(path)

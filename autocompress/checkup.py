@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from autocompress.backends.local import usable_cores
-from autocompress.storage import cache_folder
-from autocompress.words import human
+from autocompress.core.atomic import cache_folder
+from autocompress.core.formatting import human
 
 SCANT_MEMORY = 2e9
 SCANT_SPACE = 1e9

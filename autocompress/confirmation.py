@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autocompress.front import Objective, axes, by_cost, dominated, full_fidelity, numbers, pareto_front
-from autocompress.words import finite, plural
+from autocompress.core.formatting import finite, plural
 
 ROLE = "confirm"
 #: How the intervals are made, for whoever shows them.

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.front import axes
-from autocompress.words import label, show
+from autocompress.core.formatting import label, show
 
 
 def front_table(table: pd.DataFrame, objectives: Sequence[Mapping[str, Any]], marked: str = "") -> Table:

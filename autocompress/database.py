@@ -8,7 +8,7 @@ from filelock import FileLock, Timeout
 
 from autocompress.errors import RunFolderError, StorageError
 from autocompress.rows import seal_of
-from autocompress.storage import storage_errors, write_atomic
+from autocompress.core.atomic import storage_errors, write_atomic
 
 DATABASE = "study.db"
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from autocompress.engine.progress import Progress
 from autocompress.engine.run import Events
 from autocompress.front import axes
-from autocompress.words import duration, label, plural, show
+from autocompress.core.formatting import duration, label, plural, show
 
 SECONDS_BETWEEN_LINES = 5.0
 ROWS = 8

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.checkpoints import pack, read_checkpoint, unpack
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.distill.attacks import ATTACKS, EPSILON, attacked_logits
 from autocompress.distill.fit import fit, fit_until, predict
 from autocompress.distill.optimizers import fit_config
@@ -19,12 +19,12 @@ from autocompress.distill.place import CPU
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import Subject, measure
-from autocompress.method import Context, MethodState, Recovery
+from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.operations import starting_cuts
 from autocompress.prune import inherit, reestimate_batch_norm
-from autocompress.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
+from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
 from autocompress.supernet import SubNetworks
-from autocompress.task import Split, Splits, Task, as_heads
+from autocompress.core.task import Split, Splits, Task, as_heads
 
 CALIBRATION_BATCH = 64
 BATCH_NORM_BATCH = 256

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from autocompress.words import finite
+from autocompress.core.formatting import finite
 
 NATIVE_BITS = (8, 32)
 #: Column that holds what :func:`simulated` says, so that a page works it out once.

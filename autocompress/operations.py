@@ -1,10 +1,10 @@
 """What is done to make a candidate, in order: read off its config."""
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.distill.optimizers import fit_config
-from autocompress.method import Recovery
+from autocompress.core.method import Recovery
 from autocompress.models.from_teacher import FromTeacherConfig
-from autocompress.registry import PRUNE, QUANTIZE, STUDENTS
+from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS
 
 
 def starting_cuts(student: Part) -> tuple[Part, ...]:

@@ -22,12 +22,12 @@ from autocompress.display import CountDisplay
 from autocompress.errors import NoCandidateError
 from autocompress.front import axes, by_cost, numbers
 from autocompress.latency import NAME
-from autocompress.machine import processor
+from autocompress.core.machine import processor
 from autocompress.pick import Pick
 from autocompress.report.confidence import repeats, told_ties
 from autocompress.report.live import ENDED, LiveServer
 from autocompress.study import Study
-from autocompress.words import human, label, plural, show
+from autocompress.core.formatting import human, label, plural, show
 
 # Seconds between two looks at a run.
 WATCHED = 2.0

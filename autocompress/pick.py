@@ -33,7 +33,7 @@ from autocompress.standing import (
 )
 from autocompress.ties import Ties, ties
 from autocompress.where import where as where
-from autocompress.words import compare, finite, gap, is_counted, label, plural, show
+from autocompress.core.formatting import compare, finite, gap, is_counted, label, plural, show
 
 # A hair of it: 0.98 - 0.01 must not refuse 0.97.
 SLACK = 1e-9

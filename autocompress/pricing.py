@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import torch
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.errors import AutocompressError
 from autocompress.lab import Lab, Setup, lab, settled
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.measure.cost import LayerCost
 from autocompress.quantize import fold_batch_norm
-from autocompress.records import Cut
-from autocompress.registry import PRUNE, QUANTIZE
+from autocompress.core.records import Cut
+from autocompress.core.registry import PRUNE, QUANTIZE
 
 BITS = ("weight_bits", "activation_bits")
 

@@ -14,7 +14,7 @@ from autocompress.errors import NoCandidateError, UsageError
 from autocompress.front import full_fidelity, pareto_front
 from autocompress.latency import timed, with_latency
 from autocompress.pick import Pick, pick
-from autocompress.storage import write_atomic
+from autocompress.core.atomic import write_atomic
 from autocompress.study import Study
 from autocompress.where import where
 

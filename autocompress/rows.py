@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from autocompress.config import CompressionConfig, Part
-from autocompress.records import Base, Candidate, Cut, Job, Role, State
+from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.records import Base, Candidate, Cut, Job, Role, State
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS ac_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, seal TEXT);

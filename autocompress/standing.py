@@ -9,7 +9,7 @@ import pandas as pd
 
 from autocompress.errors import NoCandidateError
 from autocompress.front import Limits, Objective, axes, by_cost, full_fidelity, numbers, pareto_front
-from autocompress.words import compare, finite, gap, label
+from autocompress.core.formatting import compare, finite, gap, label
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pydantic_core import from_json
 
 from autocompress.database import DATABASE as DATABASE, acquire, connect, damaged, require_run, taken
 from autocompress.errors import RunFolderError, StorageError, UsageError
-from autocompress.records import Candidate, Job, State, TrialResult
+from autocompress.core.records import Candidate, Job, State, TrialResult
 from autocompress.rows import (
     CANDIDATE_COLUMNS,
     SCHEMA,
@@ -36,7 +36,7 @@ from autocompress.rows import (
     job_row,
     trial_of,
 )
-from autocompress.storage import storage_errors, write_atomic
+from autocompress.core.atomic import storage_errors, write_atomic
 
 FORMAT = 4
 # Those whose tables tell whether they were damaged, and what can be read at all: if not continued, as samplers kept

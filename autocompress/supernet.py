@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.losses import softened_kl
-from autocompress.method import Context
-from autocompress.registry import PRUNE
-from autocompress.task import as_heads
+from autocompress.core.method import Context
+from autocompress.core.registry import PRUNE
+from autocompress.core.task import as_heads
 
 # Ratios that are drawn from lie this far apart: each is traced once.
 STEP = 0.05

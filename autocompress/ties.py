@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autocompress.front import axes, numbers
-from autocompress.words import finite
+from autocompress.core.formatting import finite
 
 #: Scores that are a share of the examples, so that a binomial interval holds for them.
 BINOMIAL = ("accuracy", "agreement")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.checkpoints import write_checkpoint
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.place import refuse_missing
 from autocompress.distill.teacher import TeacherLuggage, teacher_name
 from autocompress.errors import AutocompressError, TrialError, UsageError
@@ -25,9 +25,9 @@ from autocompress.measure import Subject, layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost
 from autocompress.measure.resampling import replicates, which_are_right
 from autocompress.operations import operations
-from autocompress.plugins import Guests
+from autocompress.core.plugins import Guests
 from autocompress.quantize import fold_batch_norm
-from autocompress.records import Base, Candidate, Cut, Job, Role, State, TrialResult
+from autocompress.core.records import Base, Candidate, Cut, Job, Role, State, TrialResult
 
 VALIDATION = ("search_val", "select_val")
 # What is trained again after the front is frozen may be shown the test split.

@@ -16,14 +16,14 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from autocompress.config import CompressionConfig
+from autocompress.core.config import CompressionConfig
 from autocompress.distill.optimizers import fit_config
 from autocompress.engine.driver import Driver
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
-from autocompress.records import Candidate, Cut, Job, State, TrialResult
-from autocompress.storage import write_atomic
+from autocompress.core.records import Candidate, Cut, Job, State, TrialResult
+from autocompress.core.atomic import write_atomic
 from autocompress.study import Study
 from benchmarks.keeping import about
 

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from autocompress.engine.run import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.lab import Setup, lab, settled
-from autocompress.records import Cut, Job
+from autocompress.core.records import Cut, Job
 from autocompress.study import Study
 from autocompress.trial import run_trial
 from benchmarks.keeping import about

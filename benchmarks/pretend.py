@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autocompress.records import Candidate, Job, State, TrialResult
+from autocompress.core.records import Candidate, Job, State, TrialResult
 
 #: What goes wrong in a trial.
 FAULTS = ("kill", "kill once", "hang", "hoard", "raise")

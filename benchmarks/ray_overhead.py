@@ -18,8 +18,8 @@ from pathlib import Path
 from autocompress.backends.base import NO_LIMITS, Ask, Evaluate, Tell
 from autocompress.backends.local import usable_cores
 from autocompress.backends.ray import Ray
-from autocompress.config import CompressionConfig, Part
-from autocompress.records import Job, State, TrialResult
+from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.records import Job, State, TrialResult
 from benchmarks.keeping import about
 
 Loop = Callable[[Ask, Evaluate, Tell, int, str], None]

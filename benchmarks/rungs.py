@@ -21,7 +21,7 @@ from autocompress.engine.space import Space
 from autocompress.engine.spec import load_spec
 from autocompress.front import axes
 from autocompress.lab import lab, settled
-from autocompress.records import Job, State
+from autocompress.core.records import Job, State
 from autocompress.trial import TrialRunner, teacher_record
 
 

@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 from autocompress.engine.run import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.lab import Setup, lab, settled
-from autocompress.records import Job
-from autocompress.storage import write_atomic
+from autocompress.core.records import Job
+from autocompress.core.atomic import write_atomic
 from autocompress.study import Study
 from autocompress.trial import run_trial
 from benchmarks.keeping import about, turned

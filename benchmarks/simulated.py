@@ -21,8 +21,8 @@ from autocompress.engine.driver import Driver
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
-from autocompress.records import Job
-from autocompress.storage import write_atomic
+from autocompress.core.records import Job
+from autocompress.core.atomic import write_atomic
 from autocompress.study import Study
 from benchmarks.growth import OBJECTIVES, made_up
 from benchmarks.keeping import about

@@ -12,7 +12,7 @@ from torch import nn
 
 from autocompress.lab import settled
 from autocompress.prune.storage import break_even, linear_speed, pays_below, storage
-from autocompress.storage import write_atomic
+from autocompress.core.atomic import write_atomic
 
 SHAPES = ((64, 64), (256, 256), (1024, 1024), (4096, 1024))
 BATCHES = (1, 32)

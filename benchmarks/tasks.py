@@ -22,9 +22,9 @@ import autocompress
 from autocompress.export.bench import bench, bench_graph
 from autocompress.export.candidate import export_candidate, teacher_as_deployed
 from autocompress.front import axes
-from autocompress.plugins import load_plugin
-from autocompress.storage import write_atomic
-from autocompress.words import duration, human, times
+from autocompress.core.plugins import load_plugin
+from autocompress.core.atomic import write_atomic
+from autocompress.core.formatting import duration, human, times
 from benchmarks.keeping import keep, kept
 
 DEFAULT = ("digits", "mnist1d", "langid", "langid_kind", "ratings", "ranking")

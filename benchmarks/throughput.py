@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.fit import fit
 from autocompress.lab import settled
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.models.base import family_model
-from autocompress.registry import QUANTIZE
-from autocompress.storage import write_atomic
-from autocompress.task import InputSpec, Split
+from autocompress.core.registry import QUANTIZE
+from autocompress.core.atomic import write_atomic
+from autocompress.core.task import InputSpec, Split
 from autocompress.tasks.tensors import Tensors
 
 STUDENTS: Mapping[str, Part] = {

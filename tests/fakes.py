@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autocompress.records import Candidate, Job, State, TrialResult
+from autocompress.core.records import Candidate, Job, State, TrialResult
 
 OBJECTIVES = [
     {"name": "accuracy", "direction": "maximize", "unit": "", "kind": "score", "box": [0.1, 1.0]},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from autocompress.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
+from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from benchmarks.arena import Arena, job_name, mean_and_error, run_all
 from benchmarks.keeping import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, table, variants

@@ -10,7 +10,7 @@ import torch
 
 import autocompress
 from autocompress.models.from_teacher import FromTeacherConfig
-from autocompress.registry import TASKS
+from autocompress.core.registry import TASKS
 from autocompress.study import Study
 
 SHARED = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.pricing import price
-from autocompress.records import Cut
+from autocompress.core.records import Cut
 from autocompress.trial import run_trial
 from tests.test_trial import JOB, SETUP, TRAINING
 

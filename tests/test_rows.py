@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from autocompress.config import CompressionConfig, Part
-from autocompress.records import Base, Candidate, Cut, Job, Role, State
+from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.records import Base, Candidate, Cut, Job, Role, State
 from autocompress.rows import (
     CANDIDATE_COLUMNS,
     StoredTrial,

@@ -12,7 +12,7 @@ from autocompress.engine.run import make_plan
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec, shipped_spaces
 from autocompress.errors import SpecError
-from autocompress.registry import TASKS
+from autocompress.core.registry import TASKS
 from autocompress.tasks.module import bring_model
 
 SPACES = sorted(shipped_spaces())

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load as tensors_of
 
 import autocompress
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.distill.teacher import TeacherRecipe
 from autocompress.engine.run import make_plan
 from autocompress.engine.spec import parse_spec
@@ -19,9 +19,9 @@ from autocompress.errors import SpecError
 from autocompress.export.artifact import Deployable, load_artifact, write_artifact
 from autocompress.lab import Setup, lab, settled
 from autocompress.measure.heads import scores_to_measure
-from autocompress.records import Cut, Job, TrialResult
-from autocompress.registry import TASKS
-from autocompress.task import Split, Splits
+from autocompress.core.records import Cut, Job, TrialResult
+from autocompress.core.registry import TASKS
+from autocompress.core.task import Split, Splits
 from autocompress.tasks.images import Digits
 from autocompress.trial import run_trial, score_test_split, teacher_record
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.errors import RunFolderError, StorageError, UsageError
-from autocompress.records import Cut, Job, Role, State, TrialResult
+from autocompress.core.records import Cut, Job, Role, State, TrialResult
 from autocompress.study import Study
 from tests.fakes import fake_result
 

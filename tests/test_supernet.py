@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.distill.teacher import TeacherRecipe
 from autocompress.errors import CompressionError
 from autocompress.lab import Setup, lab, settled
-from autocompress.method import Context
-from autocompress.registry import PRUNE, TASKS
+from autocompress.core.method import Context
+from autocompress.core.registry import PRUNE, TASKS
 from autocompress.supernet import SubNetworks, narrowed
-from autocompress.task import as_heads
+from autocompress.core.task import as_heads
 
 DIGITS = TASKS.get("digits")()
 TEXTS = TASKS.get("langid")()

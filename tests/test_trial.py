@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.distill.teacher import TeacherRecipe
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.lab import Setup, lab, settled
 from autocompress.measure import Subject, measure
 from autocompress.operations import operations
-from autocompress.records import Base, Cut, Job, State
+from autocompress.core.records import Base, Cut, Job, State
 from autocompress.trial import TrialRunner, out_of_memory, run_trial, score_test_split, teacher_record
 
 SETUP = Setup(

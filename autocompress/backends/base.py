@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from autocompress.records import Job, TrialResult
+from autocompress.core.records import Job, TrialResult
 
 Ask: TypeAlias = Callable[[], Job | None]
 Tell: TypeAlias = Callable[[Job, TrialResult], None]

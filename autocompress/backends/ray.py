@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from autocompress.backends.base import NO_LIMITS, Ahead, Ask, Evaluate, Tell, TrialLimits, nothing_ahead
 from autocompress.backends.local import usable_cores
-from autocompress.registry import BACKENDS
+from autocompress.core.registry import BACKENDS
 
 if TYPE_CHECKING:
     from autocompress.backends.ray_cluster import Cluster

@@ -14,7 +14,7 @@ from autocompress.backends.base import Evaluate, TrialLimits
 from autocompress.backends.guard import guard_group
 from autocompress.backends.workers import confine, failed
 from autocompress.errors import UsageError
-from autocompress.records import Job, TrialResult
+from autocompress.core.records import Job, TrialResult
 
 JOB = "job"
 OUTCOME = "outcome"

@@ -26,7 +26,7 @@ from autocompress.backends.base import Ask, Evaluate, Tell, TrialLimits
 from autocompress.backends.ray_seat import JOB, OUTCOME, Kit, Parcel, Seat, UnreadyError
 from autocompress.backends.workers import EXECUTIONS, failed
 from autocompress.errors import WorkersError
-from autocompress.records import Job, TrialResult
+from autocompress.core.records import Job, TrialResult
 
 #: Workers in a row that die before they have a job, with none at work, before the search ends.
 MISSED = 3

@@ -22,7 +22,7 @@ from typing import Any
 
 from autocompress.backends.base import Ahead, Evaluate, TrialLimits, nothing_ahead
 from autocompress.errors import UsageError, WorkersError
-from autocompress.records import Job, State, TrialResult
+from autocompress.core.records import Job, State, TrialResult
 
 # Executions of a job whose worker dies: the system may have killed it for what another process took.
 EXECUTIONS = 2

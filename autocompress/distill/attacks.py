@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from autocompress.distill.base import Batch, Perturbation, Term
 from autocompress.distill.losses import Softened, mean_over_heads, mixed, softened_kl
 from autocompress.errors import TrialError
-from autocompress.knobs import Choice, FloatRange, IntRange, knob
-from autocompress.registry import DISTILL
-from autocompress.task import Split, Task, as_heads
+from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
+from autocompress.core.registry import DISTILL
+from autocompress.core.task import Split, Task, as_heads
 
 Loss = Callable[[Any], Tensor]
 Range = tuple[float, float]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from autocompress.knobs import Settings
+from autocompress.core.knobs import Settings
 
 C = TypeVar("C", bound=Settings)
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from autocompress.distill.base import Activations, Batch, Needs, Term
 from autocompress.distill.taps import tap_points
 from autocompress.errors import TrialError
-from autocompress.knobs import Choice, FloatRange, Settings, knob
-from autocompress.registry import DISTILL
+from autocompress.core.knobs import Choice, FloatRange, Settings, knob
+from autocompress.core.registry import DISTILL
 
 PLACES = ("first", "middle", "last")
 TINY = 1e-12

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill import loop, parallel
 from autocompress.distill.base import Beside, TeacherSource
 from autocompress.distill.loop import Fitted, predict
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.place import CPU
-from autocompress.task import Split, Task
+from autocompress.core.task import Split, Task
 
 __all__ = ["Fitted", "fit", "fit_until", "predict"]
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.base import Activations, Batch, Beside, DistillTerm, Needs, TaskLoss, TeacherSource
 from autocompress.distill.heads import HEAD_WEIGHTS, HeadWeights
 from autocompress.distill.losses import Softened
 from autocompress.distill.optimizers import FitConfig
 from autocompress.distill.taps import over_tokens, tapped
 from autocompress.errors import TrialError
-from autocompress.registry import DISTILL
-from autocompress.task import Split, Task, as_heads
+from autocompress.core.registry import DISTILL
+from autocompress.core.task import Split, Task, as_heads
 
 
 @dataclass

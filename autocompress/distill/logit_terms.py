@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from autocompress.distill.base import Batch, Term
 from autocompress.distill.losses import TEMPERATURES, Softened, mean_over_heads, mixed, softened_kl
-from autocompress.knobs import FloatRange, knob
-from autocompress.registry import DISTILL
+from autocompress.core.knobs import FloatRange, knob
+from autocompress.core.registry import DISTILL
 
 TINY = 1e-7
 

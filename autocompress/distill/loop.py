@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.base import Beside, TeacherSource
 from autocompress.distill.lesson import Lesson
 from autocompress.distill.optimizers import SCHEDULES, FitConfig, fit_config
@@ -20,8 +20,8 @@ from autocompress.distill.precision import choose_precision
 from autocompress.distill.taps import head_layers
 from autocompress.distill.team import ALONE, Team
 from autocompress.errors import TrialError
-from autocompress.registry import FITS
-from autocompress.task import Split, Task, as_heads
+from autocompress.core.registry import FITS
+from autocompress.core.task import Split, Task, as_heads
 
 HELD_OUT = 0.1
 

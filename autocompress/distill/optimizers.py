@@ -10,9 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
-from autocompress.config import Part
-from autocompress.knobs import Choice, FloatRange, IntRange, Settings, knob
-from autocompress.registry import FITS
+from autocompress.core.config import Part
+from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
+from autocompress.core.registry import FITS
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill import loop
 from autocompress.distill.base import TeacherSource
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.precision import choose_precision
 from autocompress.distill.team import Team
 from autocompress.errors import AutocompressError, TrialError
-from autocompress.task import Split, Task
+from autocompress.core.task import Split, Task
 
 # The first message is what multiprocessing gives its own children: search path, main module, working folder.
 _CHILD = """

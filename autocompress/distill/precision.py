@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autocompress.distill.place import CPU, made_on, wait_for
-from autocompress.task import Split, Task, as_heads
+from autocompress.core.task import Split, Task, as_heads
 
 PROBE_STEPS = 3
 

@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from autocompress.config import Part, fingerprint
+from autocompress.core.config import Part, fingerprint
 from autocompress.distill.fit import fit, predict
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.place import CPU
 from autocompress.distill.precision import choose_precision
-from autocompress.storage import cache_folder, sha256, write_atomic
-from autocompress.task import Splits, Task, content
+from autocompress.core.atomic import cache_folder, sha256, write_atomic
+from autocompress.core.task import Splits, Task, content
 
 FORMAT = 1
 # Examples of the batch on which precisions are compared.

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.base import TeacherSource
 from autocompress.distill.fit import fit
 from autocompress.distill.taps import head_layers
 from autocompress.errors import TrialError
-from autocompress.task import Split, Task
+from autocompress.core.task import Split, Task
 
 
 def transfer(

@@ -5,7 +5,7 @@ from typing import TypeAlias
 from optuna.trial import Trial
 
 from autocompress.engine.sampler import Proposer
-from autocompress.records import State
+from autocompress.core.records import State
 
 #: Values and violations of the limits, or how a training ended without any.
 Answer: TypeAlias = tuple[list[float], dict[str, float]] | State

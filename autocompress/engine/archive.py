@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autocompress.front import axes, dominated, hypervolume, normalise
-from autocompress.records import Candidate
+from autocompress.core.records import Candidate
 
 
 class Archive:

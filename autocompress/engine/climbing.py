@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.engine.effort import epochs_of_fit
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.promotion import PromotionRule
 from autocompress.engine.segments import Segments
 from autocompress.engine.spending import Spending
-from autocompress.records import Candidate, Cut, Job, State
+from autocompress.core.records import Candidate, Cut, Job, State
 from autocompress.rows import StoredTrial
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autocompress.config import CompressionConfig, fingerprint
+from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.confirmation import top
 from autocompress.distill.teacher import TeacherLuggage
 from autocompress.engine.driver import MAX_ATTEMPTS
@@ -18,8 +18,8 @@ from autocompress.errors import SearchFailedError, UsageError
 from autocompress.front import axes
 from autocompress.lab import Setup, lab, settled
 from autocompress.pick import pick
-from autocompress.plugins import guests
-from autocompress.records import Cut, Job, Role, State, TrialResult
+from autocompress.core.plugins import guests
+from autocompress.core.records import Cut, Job, Role, State, TrialResult
 from autocompress.study import Study
 from autocompress.trial import TrialRunner
 

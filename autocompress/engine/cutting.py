@@ -9,7 +9,7 @@ from autocompress.engine.modes import Mode
 from autocompress.engine.refinement import Refinement
 from autocompress.engine.stages import Stages
 from autocompress.front import axes
-from autocompress.records import Cut
+from autocompress.core.records import Cut
 
 
 def cutting(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 
 from autocompress.engine.encoding import WIDE
-from autocompress.knobs import Leaf
+from autocompress.core.knobs import Leaf
 
 # Share of the settings that change, and how far a number moves: a share of its range.
 CHANGED = 0.35

@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.trial import Trial
 
-from autocompress.config import CompressionConfig
+from autocompress.core.config import CompressionConfig
 from autocompress.engine.answers import Answers
 from autocompress.engine.archive import Archive
 from autocompress.engine.climbing import Climb
@@ -29,8 +29,8 @@ from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import Space
 from autocompress.engine.spec import SearchSection
 from autocompress.engine.surrogate import Surrogate
-from autocompress.records import Candidate, Job, Role, State, TrialResult
-from autocompress.registry import PROMOTION_RULES
+from autocompress.core.records import Candidate, Job, Role, State, TrialResult
+from autocompress.core.registry import PROMOTION_RULES
 from autocompress.rows import StoredTrial
 from autocompress.study import Study, now
 

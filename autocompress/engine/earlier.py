@@ -8,7 +8,7 @@ from autocompress.database import DATABASE, taken
 from autocompress.engine.spec import Spec
 from autocompress.errors import RunFolderError, UnfinishedRunError
 from autocompress.study import Study
-from autocompress.words import plural
+from autocompress.core.formatting import plural
 
 
 def look(folder: Path, spec: Spec, *, resume: bool, command: str = "") -> None:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.distill.base import Needs
 from autocompress.distill.optimizers import fit_config
-from autocompress.records import Candidate, Cut
-from autocompress.registry import DISTILL, PRUNE, QUANTIZE, Registry
+from autocompress.core.records import Candidate, Cut
+from autocompress.core.registry import DISTILL, PRUNE, QUANTIZE, Registry
 
 # What a step takes for each layer beside its arithmetic (kernel launches, optimizer), and what each output of a layer
 # takes on its way through memory, as FLOPs of a forward pass. Fitted to the seconds of students of four spaces on one
@@ -41,7 +41,7 @@ def size_of(candidate: Candidate) -> float:
     """Return what an epoch of a candidate's training takes, as FLOPs of an example: arithmetic, memory, overhead.
 
     Example:
-        >>> from autocompress.config import CompressionConfig
+        >>> from autocompress.core.config import CompressionConfig
         >>> config = CompressionConfig(Part("cnn"), (Part("none"),), Part.of("adamw", batch_size=100))
         >>> size_of(Candidate("t0c0", 0, config, 1, {}, {"flops": 3e5, "activations": 1e3, "layers": 10.0}))
         3500000.0

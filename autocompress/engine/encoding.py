@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.space import CUT_SECTIONS, Space
-from autocompress.knobs import Choice, Domain, Leaf
+from autocompress.core.knobs import Choice, Domain, Leaf
 
 Vector: TypeAlias = NDArray[np.float64]
 # A range whose ends differ by more is compared by ratios: 4 channels more are much to 4 and little to 64.

@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.errors import NoCandidateError
 from autocompress.front import axes, full_fidelity, pareto_front
 from autocompress.lab import Setup
 from autocompress.pick import pick
-from autocompress.records import Cut, Job, Role
+from autocompress.core.records import Cut, Job, Role
 from autocompress.study import Study
 from autocompress.trial import TrialRunner, score_test_split
 

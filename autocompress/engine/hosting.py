@@ -6,7 +6,7 @@ from autocompress.backends.base import Backend, TrialLimits
 from autocompress.distill.place import refuse_missing
 from autocompress.engine.spec import SearchSection, Source
 from autocompress.errors import AutocompressError, SpecError, UsageError
-from autocompress.registry import BACKENDS
+from autocompress.core.registry import BACKENDS
 
 #: Settings of ``search`` that not every backend takes; each is given by its name where it is set.
 SETTINGS = ("resources", "address")

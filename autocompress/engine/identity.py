@@ -1,7 +1,7 @@
 """What tells a training from others, and what it is seeded with."""
 
-from autocompress.config import Part, fingerprint
-from autocompress.records import Job
+from autocompress.core.config import Part, fingerprint
+from autocompress.core.records import Job
 
 
 def seed_of(search_seed: int, number: int) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.engine.promotion import ETA, Line, PromotionRule, Ranking
-from autocompress.records import Cut
+from autocompress.core.records import Cut
 
 RUNGS = 2
 # Below this many trials at a rung, nobody is given up for good.

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from autocompress.config import CompressionConfig
-from autocompress.records import Candidate, Cut
+from autocompress.core.config import CompressionConfig
+from autocompress.core.records import Candidate, Cut
 
 #: Returns the costs of each cut of a training, without training it.
 Price: TypeAlias = Callable[[CompressionConfig, Sequence[Cut]], Sequence[Mapping[str, float]]]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from autocompress.engine.space import Methods, Space
-from autocompress.knobs import Choice, IntRange
+from autocompress.core.knobs import Choice, IntRange
 from autocompress.supernet import narrowed
 
 # Shares of channels that the sub-networks of a supernet do without: each lies in the one before.

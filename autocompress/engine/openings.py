@@ -6,8 +6,8 @@ from autocompress.engine.effort import epochs_of_fit, size_at
 from autocompress.engine.limits import Price
 from autocompress.engine.space import Space
 from autocompress.engine.starts import Fixed
-from autocompress.knobs import Leaf
-from autocompress.records import Cut, Job
+from autocompress.core.knobs import Leaf
+from autocompress.core.records import Cut, Job
 
 Values = Mapping[str, Leaf]
 

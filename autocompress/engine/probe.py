@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.engine.space import Space
 from autocompress.errors import CompressionError
-from autocompress.knobs import Domain, Leaf
+from autocompress.core.knobs import Domain, Leaf
 from autocompress.lab import CALIBRATION_BATCH
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
-from autocompress.registry import PRUNE
-from autocompress.task import Splits, Task, as_heads
+from autocompress.core.registry import PRUNE
+from autocompress.core.task import Splits, Task, as_heads
 
 FALLBACK = "unstructured"
 # Knob of the student to the method that it stands for, and what that does, in words.

@@ -6,7 +6,7 @@ from typing import Any
 
 from autocompress.engine.archive import Archive
 from autocompress.engine.spec import SearchSection
-from autocompress.records import State
+from autocompress.core.records import State
 
 
 @dataclass(frozen=True)

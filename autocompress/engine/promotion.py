@@ -10,7 +10,7 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.registry import PROMOTION_RULES
+from autocompress.core.registry import PROMOTION_RULES
 
 ETA = 3
 

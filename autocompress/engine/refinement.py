@@ -13,10 +13,10 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.effort import epochs_of, size_of
 from autocompress.engine.limits import Price
-from autocompress.records import Base, Candidate, Cut, Job
+from autocompress.core.records import Base, Candidate, Cut, Job
 
 # Share of the box; less is noise.
 LEAST_GAIN = 1e-4

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import replace
 
-from autocompress.records import Candidate, State, TrialResult
+from autocompress.core.records import Candidate, State, TrialResult
 
 # Why a job failed whose executions were both cut off: that says nothing of the job.
 INTERRUPTED = "interrupted twice"

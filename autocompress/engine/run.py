@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.backends.base import Backend
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.distill.optimizers import fit_config
 from autocompress.distill.place import nearest
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
@@ -30,15 +30,15 @@ from autocompress.engine.spec import Source
 from autocompress.engine.starts import Fixed, Values, starts
 from autocompress.errors import AutocompressError, SearchFailedError
 from autocompress.lab import Setup, settled
-from autocompress.machine import processor
+from autocompress.core.machine import processor
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
-from autocompress.plugins import guests
+from autocompress.core.plugins import guests
 from autocompress.pricing import price
-from autocompress.records import Candidate, Cut
-from autocompress.registry import OBJECTIVES, TASKS
-from autocompress.storage import write_atomic
+from autocompress.core.records import Candidate, Cut
+from autocompress.core.registry import OBJECTIVES, TASKS
+from autocompress.core.atomic import write_atomic
 from autocompress.study import DATABASE, Study
-from autocompress.task import Splits, Task
+from autocompress.core.task import Splits, Task
 from autocompress.trial import TrialRunner, cpu_capability, teacher_record
 
 LIBRARIES = ("autocompress", "torch", "optuna", "torch-pruning", "onnxruntime")

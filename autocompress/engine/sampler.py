@@ -9,10 +9,10 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import Trial, TrialState
 
-from autocompress.config import fingerprint
+from autocompress.core.config import fingerprint
 from autocompress.engine.memory import Memory
 from autocompress.engine.publishing import publish
-from autocompress.knobs import Leaf
+from autocompress.core.knobs import Leaf
 from autocompress.study import DATABASE, Study
 
 # Points that TPE weighs before it proposes one. More than Optuna's 24 pays in joint spaces: on NAS-Bench-201 the regret

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autocompress.config import CompressionConfig
+from autocompress.core.config import CompressionConfig
 from autocompress.engine.effort import epochs_of, epochs_of_fit
 from autocompress.engine.ladder import at_a_rung, pauses
-from autocompress.records import Cut, Job
+from autocompress.core.records import Cut, Job
 
 
 class Segments:

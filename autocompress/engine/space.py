@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.spec import Source
 from autocompress.errors import AutocompressError, did_you_mean
-from autocompress.knobs import Choice, Domain, FloatRange, IntRange, Knob, Leaf
-from autocompress.records import Cut
-from autocompress.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS, Registry
+from autocompress.core.knobs import Choice, Domain, FloatRange, IntRange, Knob, Leaf
+from autocompress.core.records import Cut
+from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS, Registry
 
 SECTIONS: Mapping[str, Registry[Any]] = {
     "student": STUDENTS,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from autocompress.engine.yaml import Place, parse
 from autocompress.errors import SpecError, UsageError, did_you_mean
-from autocompress.words import bytes_of
+from autocompress.core.formatting import bytes_of
 
 Setting = dict[str, Any]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.records import Base, Candidate, Cut, Job
+from autocompress.core.records import Base, Candidate, Cut, Job
 
 Vector = NDArray[np.float64]
 

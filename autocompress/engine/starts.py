@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from autocompress.engine.space import Space
-from autocompress.knobs import Choice, Domain, FloatRange, Leaf
+from autocompress.core.knobs import Choice, Domain, FloatRange, Leaf
 
 STUDENTS = 4
 # Its steps do not grow with the gradients; those of plain descent do, and need no other rate.

@@ -15,7 +15,7 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.config import CompressionConfig, fingerprint
+from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.engine.drawing import Drawn
 from autocompress.engine.effort import epochs_of_fit, size_at
 from autocompress.engine.encoding import Encoding
@@ -23,9 +23,9 @@ from autocompress.engine.gaussian import Gaussian, Inputs
 from autocompress.engine.limits import Price
 from autocompress.engine.space import Space
 from autocompress.errors import AutocompressError
-from autocompress.knobs import Leaf
+from autocompress.core.knobs import Leaf
 from autocompress.operations import starting_cuts
-from autocompress.records import Candidate, Cut
+from autocompress.core.records import Candidate, Cut
 
 Vector = NDArray[np.float64]
 # Trainings that are compared for one choice: drawn anew, and near the best so far.

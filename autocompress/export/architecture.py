@@ -7,11 +7,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
-from autocompress.config import CompressionConfig
+from autocompress.core.config import CompressionConfig
 from autocompress.errors import ArtifactError, UsageError
-from autocompress.method import LayerBits, MethodState
+from autocompress.core.method import LayerBits, MethodState
 from autocompress.quantize.packing import pack, unpack
-from autocompress.task import InputSpec
+from autocompress.core.task import InputSpec
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
@@ -35,7 +35,7 @@ class Packed(_Strict):
 
 
 class Input(_Strict):
-    """One positional argument of the model, for a batch of one; see :class:`autocompress.task.InputSpec`."""
+    """One positional argument of the model, for a batch of one; see :class:`autocompress.core.task.InputSpec`."""
 
     shape: Shape
     vocabulary: Count = 0
@@ -44,7 +44,7 @@ class Input(_Strict):
 
 
 class SavedState(_Strict):
-    """The JSON part of a :class:`~autocompress.method.MethodState`."""
+    """The JSON part of a :class:`~autocompress.core.method.MethodState`."""
 
     history: dict[str, JsonValue]
     bits: dict[str, tuple[Bits, Bits]]

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.errors import ArtifactError, AutocompressError
 from autocompress.export.architecture import Architecture, compact, expand, method_state, parse, saved_state
 from autocompress.export.card import render
@@ -25,12 +25,12 @@ from autocompress.export.folder import read_files, write_files
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.runtime import is_weights_only
 from autocompress.lab import Step
-from autocompress.method import MethodState
+from autocompress.core.method import MethodState
 from autocompress.models.base import family_model
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.quantize.folding import fold_batch_norm, fold_structure, folded_pairs
-from autocompress.registry import PRUNE, QUANTIZE, STUDENTS, TASKS
-from autocompress.task import InputSpec, as_heads
+from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS
+from autocompress.core.task import InputSpec, as_heads
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, deployed, write_artifact
 from autocompress.export.stopwatch import Shape
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact
 from autocompress.lab import Lab, Rebuilt, Setup, lab, settled
-from autocompress.records import Candidate, Cut, Job
+from autocompress.core.records import Candidate, Cut, Job
 from autocompress.study import Study
-from autocompress.task import Logits, Targets
+from autocompress.core.task import Logits, Targets
 from autocompress.trial import run_trial
 
 REPRODUCED = 0.005

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.export.architecture import Architecture
 
 FILES = {

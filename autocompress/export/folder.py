@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autocompress.errors import ArtifactError
-from autocompress.storage import sha256, storage_errors
+from autocompress.core.atomic import sha256, storage_errors
 
 MANIFEST = "manifest.json"
 REQUIRED = ("model.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md")

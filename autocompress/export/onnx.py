@@ -23,12 +23,12 @@ from autocompress.export.card import input_names
 from autocompress.export.integer import integer_kernels
 from autocompress.export.lookup import BagLookup, Lookup, lookup
 from autocompress.export.runtime import WEIGHTS_ONLY
-from autocompress.method import MethodState
+from autocompress.core.method import MethodState
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, swap_quantizers
 from autocompress.quantize.integer import widened_codes
 from autocompress.quantize.layers import is_table
 from autocompress.quantize.quantizers import Grid
-from autocompress.task import as_heads
+from autocompress.core.task import as_heads
 
 CONTAINERS = {(0, 255), (-128, 127)}
 

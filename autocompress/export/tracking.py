@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from autocompress.errors import UsageError
-from autocompress.words import finite
+from autocompress.core.formatting import finite
 
 ARTIFACTS = ("report.html", "front.csv", "front.json", "candidates.csv", "trials.csv", "spec.yaml", "environment.json")
 # What one call of MLflow takes at most.

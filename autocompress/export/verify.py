@@ -14,7 +14,7 @@ from autocompress.export.folder import read_files
 from autocompress.export.runtime import session
 from autocompress.measure import Subject, measure
 from autocompress.measure.heads import AT, objective_called
-from autocompress.task import Logits, Split, Targets, as_heads
+from autocompress.core.task import Logits, Split, Targets, as_heads
 
 BATCH = 256
 

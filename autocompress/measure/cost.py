@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autocompress.method import LayerBits
+from autocompress.core.method import LayerBits
 
 FLOPS_PER_MAC = 2
 QUANTIZER = "input_quantizer"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from autocompress.errors import TrialError, UsageError, did_you_mean
 from autocompress.measure import builtin
 from autocompress.measure.objectives import Objective, Subject, objective
-from autocompress.registry import OBJECTIVES
+from autocompress.core.registry import OBJECTIVES
 
 AT = "@"
 """Stands between a score and its head; no name of a registered score holds it."""

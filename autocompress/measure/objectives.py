@@ -7,8 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 from autocompress.measure.cost import LayerCost
-from autocompress.method import LayerBits
-from autocompress.registry import OBJECTIVES
+from autocompress.core.method import LayerBits
+from autocompress.core.registry import OBJECTIVES
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from typing import ClassVar, Protocol, TypeVar
 
 from torch import nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.errors import UsageError
-from autocompress.knobs import Settings
-from autocompress.registry import STUDENTS
-from autocompress.task import InputSpec
+from autocompress.core.knobs import Settings
+from autocompress.core.registry import STUDENTS
+from autocompress.core.task import InputSpec
 
 C = TypeVar("C", bound=Settings)
 

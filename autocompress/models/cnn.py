@@ -8,8 +8,8 @@ from torch import nn
 
 from autocompress.models.base import only_real_input, refuse_no_heads
 from autocompress.models.convolutional import CNN, ConvConfig
-from autocompress.registry import STUDENTS
-from autocompress.task import InputSpec
+from autocompress.core.registry import STUDENTS
+from autocompress.core.task import InputSpec
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from torch import nn
 
-from autocompress.knobs import Choice, IntRange, knob
+from autocompress.core.knobs import Choice, IntRange, knob
 from autocompress.models.base import only_real_input, refuse_no_heads
 from autocompress.models.convolutional import CNN, ConvConfig
-from autocompress.registry import STUDENTS
-from autocompress.task import InputSpec
+from autocompress.core.registry import STUDENTS
+from autocompress.core.task import InputSpec
 
 
 @dataclass(frozen=True)

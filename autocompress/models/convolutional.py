@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from autocompress.knobs import Choice, IntRange, knob
+from autocompress.core.knobs import Choice, IntRange, knob
 from autocompress.models.sharing import HeadConfig, make_heads
 
 # Convolution, batch norm and pooling by the number of axes.

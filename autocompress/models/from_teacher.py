@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from torch import nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.errors import UsageError
-from autocompress.knobs import Choice, FloatRange, Leaf, Settings, knob
-from autocompress.registry import STUDENTS
-from autocompress.task import InputSpec
+from autocompress.core.knobs import Choice, FloatRange, Leaf, Settings, knob
+from autocompress.core.registry import STUDENTS
+from autocompress.core.task import InputSpec
 
 NAME = "from_teacher"
 

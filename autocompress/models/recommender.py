@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import UsageError
-from autocompress.knobs import IntRange, Settings, knob
+from autocompress.core.knobs import IntRange, Settings, knob
 from autocompress.models.base import C, describe, refuse_no_heads
 from autocompress.models.sharing import HeadConfig, Logits, make_heads
-from autocompress.registry import STUDENTS
-from autocompress.task import InputSpec
+from autocompress.core.registry import STUDENTS
+from autocompress.core.task import InputSpec
 
 EMBEDDING_SCALE = 0.1
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import UsageError
-from autocompress.knobs import Choice, IntRange, Knob, Settings, knob
+from autocompress.core.knobs import Choice, IntRange, Knob, Settings, knob
 
 Logits = Tensor | dict[str, Tensor]
 

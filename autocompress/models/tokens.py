@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from autocompress.errors import UsageError
 from autocompress.models.base import describe
 from autocompress.models.sharing import Logits
-from autocompress.task import InputSpec
+from autocompress.core.task import InputSpec
 
 #: Far below any score of a network, and finite in every precision with eight exponent bits.
 FAR = 1e9

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import CompressionError
-from autocompress.knobs import FloatRange, knob
-from autocompress.method import Context, MethodState, Recovery
+from autocompress.core.knobs import FloatRange, knob
+from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.prune.allocation import nearest
 from autocompress.prune.evidence import one_line, read, refuse_dead_model, refuse_empty_layers
-from autocompress.registry import PRUNE
+from autocompress.core.registry import PRUNE
 
 
 @dataclass(frozen=True)

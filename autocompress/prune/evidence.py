@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.prune.batch_norm import reestimate_batch_norm
 from autocompress.prune.importance import WEIGHTED
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context, MethodState
+from autocompress.core.method import Context, MethodState
 from autocompress.prune.allocation import nearest
 from autocompress.prune.evidence import gradients
 from autocompress.prune.importance import CRITERIA, finite_scores

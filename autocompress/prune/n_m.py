@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from autocompress.errors import CompressionError
-from autocompress.knobs import Choice, knob
-from autocompress.method import Context, MethodState, Recovery
+from autocompress.core.knobs import Choice, knob
+from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.prune.evidence import refuse_dead_model
 from autocompress.prune.masking import (
     WEIGHT_CRITERIA,
@@ -20,7 +20,7 @@ from autocompress.prune.masking import (
     weight_scores,
     weighted,
 )
-from autocompress.registry import PRUNE
+from autocompress.core.registry import PRUNE
 
 LAYERS = (_ConvNd, nn.Linear, nn.MultiheadAttention, nn.RNNBase)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from autocompress.errors import CompressionError
-from autocompress.knobs import Choice, IntRange, knob
-from autocompress.method import Context, Recovery
+from autocompress.core.knobs import Choice, IntRange, knob
+from autocompress.core.method import Context, Recovery
 from autocompress.prune.batch_norm import reestimate_batch_norm
 
 SCHEDULES: Mapping[str, Callable[[float], float]] = {

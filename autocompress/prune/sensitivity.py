@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.prune.allocation import nearest, spare
 from autocompress.prune.batch_norm import reestimate_batch_norm
 from autocompress.prune.channels import silence, size_of

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from torch import nn
 
-from autocompress.knobs import Choice, knob
-from autocompress.method import Context, MethodState
+from autocompress.core.knobs import Choice, knob
+from autocompress.core.method import Context, MethodState
 from autocompress.prune.allocation import least_important
 from autocompress.prune.cutting import ChannelConfig, Ranked, cut_channels, restore_channels
-from autocompress.registry import PRUNE
+from autocompress.core.registry import PRUNE
 
 
 @dataclass(frozen=True)

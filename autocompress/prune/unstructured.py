@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from autocompress.knobs import Choice, FloatRange, knob
-from autocompress.method import Context, MethodState
+from autocompress.core.knobs import Choice, FloatRange, knob
+from autocompress.core.method import Context, MethodState
 from autocompress.prune.evidence import refuse_dead_model
 from autocompress.prune.masking import (
     WEIGHT_CRITERIA,
@@ -21,7 +21,7 @@ from autocompress.prune.masking import (
     weights,
 )
 from autocompress.prune.schedule import Gradual
-from autocompress.registry import PRUNE
+from autocompress.core.registry import PRUNE
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import CompressionError
-from autocompress.knobs import Choice, IntRange, knob
-from autocompress.method import Context, MethodState
+from autocompress.core.knobs import Choice, IntRange, knob
+from autocompress.core.method import Context, MethodState
 from autocompress.quantize.coding import WEIGHT_OBSERVERS, Coded, Coding, encode_weight, fit_grid
 from autocompress.quantize.draft import Draft, fit_input
 from autocompress.quantize.history import restore
@@ -19,7 +19,7 @@ from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.quantizers import Grid, along
 from autocompress.quantize.reconstruction import Moments, Steps, learn_rounding
 from autocompress.quantize.settings import BITS, BitSettings, InputSettings, WeightSettings
-from autocompress.registry import QUANTIZE
+from autocompress.core.registry import QUANTIZE
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from autocompress.errors import CompressionError
-from autocompress.knobs import Choice, FloatRange, IntRange, knob
-from autocompress.method import Context, MethodState
+from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
+from autocompress.core.method import Context, MethodState
 from autocompress.quantize.coding import GRANULARITIES, Coded, Coding, clipping, join, split, spread
 from autocompress.quantize.draft import Draft
 from autocompress.quantize.fake_quantize import quantize_input

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context, LayerBits, MethodState
+from autocompress.core.method import Context, LayerBits, MethodState
 from autocompress.quantize.bias_correction import BiasCorrection
 from autocompress.quantize.coding import Coded
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, quantize_input, quantize_output

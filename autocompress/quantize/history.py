@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import CompressionError
-from autocompress.method import MethodState
+from autocompress.core.method import MethodState
 from autocompress.quantize.coding import load_weight
 from autocompress.quantize.fake_quantize import INPUT, OUTPUT, FakeQuantize, quantize_input, quantize_output
 from autocompress.quantize.folding import fold_structure

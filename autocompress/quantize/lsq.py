@@ -6,14 +6,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from autocompress.method import Context, MethodState
+from autocompress.core.method import Context, MethodState
 from autocompress.quantize.aware import WEIGHTS, AwareSettings, Gridded, Scaled, Seen, code_ends, train_rounded
 from autocompress.quantize.coding import Coding
 from autocompress.quantize.draft import fit_input
 from autocompress.quantize.history import restore
 from autocompress.quantize.quantizers import Grid
 from autocompress.quantize.steps import gradient_scale, learned_step
-from autocompress.registry import QUANTIZE
+from autocompress.core.registry import QUANTIZE
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import CompressionError
-from autocompress.knobs import Choice, FloatRange, knob
-from autocompress.method import Context, MethodState
+from autocompress.core.knobs import Choice, FloatRange, knob
+from autocompress.core.method import Context, MethodState
 from autocompress.quantize.bias_correction import BiasCorrection
 from autocompress.quantize.budget import SOLVERS
 from autocompress.quantize.coding import WEIGHT_OBSERVERS, Coded, encode_weight
@@ -22,7 +22,7 @@ from autocompress.quantize.quantizers import Grid
 from autocompress.quantize.sensitivity import MEASURES, Sensitivity, expected, measure_sensitivity
 from autocompress.quantize.settings import BITS, InputSettings, WeightSettings
 from autocompress.quantize.watching import Observer
-from autocompress.registry import QUANTIZE
+from autocompress.core.registry import QUANTIZE
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 

@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from autocompress.knobs import Choice, knob
-from autocompress.method import Context, MethodState
+from autocompress.core.knobs import Choice, knob
+from autocompress.core.method import Context, MethodState
 from autocompress.quantize.bias_correction import BiasCorrection
 from autocompress.quantize.coding import QUANTIZERS, WEIGHT_OBSERVERS, Coded, Coding, encode_weight
 from autocompress.quantize.draft import Draft, fit_input
 from autocompress.quantize.history import restore
 from autocompress.quantize.layers import coding_of, naming
 from autocompress.quantize.settings import BitSettings, InputSettings, WeightSettings
-from autocompress.registry import QUANTIZE
+from autocompress.core.registry import QUANTIZE
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from autocompress.method import Context, MethodState
+from autocompress.core.method import Context, MethodState
 from autocompress.quantize.aware import WEIGHTS, AwareSettings, Gridded, Scaled, Seen, code_ends, train_rounded
 from autocompress.quantize.coding import Coding
 from autocompress.quantize.draft import fit_input
@@ -15,7 +15,7 @@ from autocompress.quantize.history import restore
 from autocompress.quantize.observers import MovingAverage
 from autocompress.quantize.quantizers import Grid
 from autocompress.quantize.steps import straight_through
-from autocompress.registry import QUANTIZE
+from autocompress.core.registry import QUANTIZE
 
 MOMENTUM = 0.99
 

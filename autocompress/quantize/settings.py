@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from autocompress.knobs import Choice, FloatRange, IntRange, Settings, knob
+from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
 from autocompress.quantize.coding import GRANULARITIES, WEIGHT_OBSERVERS, Coding
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS

@@ -12,7 +12,7 @@ from autocompress.pick import Pick
 from autocompress.report.steps import order, tables
 from autocompress.report.verdict import pick_latency, split_scores
 from autocompress.report.view import GROUPS, in_words, recipes, simulated
-from autocompress.words import compare, finite, label, show
+from autocompress.core.formatting import compare, finite, label, show
 
 _TILES = ("bytes", "parameters", "flops")
 _SECTIONS = {

@@ -10,8 +10,8 @@ from autocompress.report.comparison import SHARES, Comparison
 from autocompress.report.comparison_figures import fronts_figure, volumes_figure
 from autocompress.report.figures import plotly_source
 from autocompress.report.page import asset, packed, script_hash, templates
-from autocompress.storage import write_atomic
-from autocompress.words import duration, label, show
+from autocompress.core.atomic import write_atomic
+from autocompress.core.formatting import duration, label, show
 
 
 def write_comparison(path: Path, comparison: Comparison) -> Path:

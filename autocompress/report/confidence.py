@@ -9,7 +9,7 @@ from autocompress.confirmation import METHOD, Confirmed, Estimate, front_on_test
 from autocompress.front import Objective, axes, numbers
 from autocompress.pick import Pick
 from autocompress.ties import BINOMIAL, Ties, interval
-from autocompress.words import compare, finite, gap, label, plural, show
+from autocompress.core.formatting import compare, finite, gap, label, plural, show
 
 _SHOWN_AROUND_PICK = 8
 

@@ -19,7 +19,7 @@ from autocompress.report.picture import Frame, places
 from autocompress.report.points import FrontData, Marks, front_data, hypervolume_data, stairs, text
 from autocompress.report.reference import KEPT as REFERENCE, reference_data
 from autocompress.report.view import GROUPS
-from autocompress.words import is_share, label
+from autocompress.core.formatting import is_share, label
 
 # Okabe and Ito's palette in mid tones that hold on white and on black; shapes tell the groups apart without colour.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f86c8", "#dd5c10", "#109a72", "#b0659a", "#8b93a1"

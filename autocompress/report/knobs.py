@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from autocompress.front import Objective, axes, full_fidelity, numbers
 from autocompress.pick import Pick
 from autocompress.report.view import SECTIONS, visible
-from autocompress.words import DASH, finite, human, label, show
+from autocompress.core.formatting import DASH, finite, human, label, show
 
 SHOWN = 8
 #: Axes of the parallel coordinates beside cost and score.

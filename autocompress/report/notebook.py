@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from autocompress.pick import Pick
-from autocompress.words import label, show
+from autocompress.core.formatting import label, show
 
 
 def front_html(front: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None, title: str) -> str:

@@ -33,8 +33,8 @@ from autocompress.report.points import drawn, front_data, hypervolume_data
 from autocompress.report.reference import against
 from autocompress.report.verdict import convergence, honesty, lede, losses, verdict
 from autocompress.report.view import GROUPS, SIMULATED, classify, rank, simulated, visible
-from autocompress.storage import write_atomic
-from autocompress.words import label
+from autocompress.core.atomic import write_atomic
+from autocompress.core.formatting import label
 
 #: The page's name in the run folder.
 PAGE = "report.html"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autocompress.report.points import FrontData, Marks, stairs
-from autocompress.words import finite, human, is_share, label, show
+from autocompress.core.formatting import finite, human, is_share, label, show
 
 #: Where a label may stand beside its mark: text anchor, and shifts of its start in pixels.
 PLACES = {

@@ -13,7 +13,7 @@ from autocompress.front import Objective, axes, knee, normalise, numbers
 from autocompress.pick import Pick
 from autocompress.report.confidence import told
 from autocompress.report.view import GROUPS, classify, in_words, recipes, simulated, visible
-from autocompress.words import compare, finite, label, show
+from autocompress.core.formatting import compare, finite, label, show
 
 #: More points make a browser slow: beyond this the front, the baselines and the candidates nearest to it are drawn.
 DRAWN = 4000

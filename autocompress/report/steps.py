@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from autocompress.words import DASH, finite
+from autocompress.core.formatting import DASH, finite
 
 ROWS = 40
 _TITLES = {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autocompress.storage import write_atomic
+from autocompress.core.atomic import write_atomic
 
 # Nested values have no place in a cell; front.json carries them.
 _NESTED = ("details", "curve")

@@ -11,7 +11,7 @@ from autocompress.latency import KEPT as LATENCY, NAME as LATENCY_MS, RECORD, TE
 from autocompress.native import simulated
 from autocompress.pick import Pick
 from autocompress.report.points import hypervolume_data
-from autocompress.words import compare, duration, finite, gap, label, plural, show
+from autocompress.core.formatting import compare, duration, finite, gap, label, plural, show
 
 
 def verdict(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None) -> str:

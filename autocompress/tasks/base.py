@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.models.base import family_model
-from autocompress.task import InputSpec, Logits, Split, Targets
+from autocompress.core.task import InputSpec, Logits, Split, Targets
 
 METRICS = ("accuracy", "f1_macro", "loss", "kl", "agreement", "retention")
 IMBALANCE = 10

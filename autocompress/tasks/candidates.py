@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from autocompress.errors import UsageError
-from autocompress.task import Split
+from autocompress.core.task import Split
 
 Rows = NDArray[np.int64]
 FROM_THE_END = ("test", "select_val", "search_val", "calibration")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress.task import Split, Targets
+from autocompress.core.task import Split, Targets
 from autocompress.tasks.augment import move
 
 CHUNK = 1024

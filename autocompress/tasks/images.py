@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from sklearn.datasets import load_digits
 
-from autocompress.config import Part
-from autocompress.registry import TASKS
-from autocompress.task import InputSpec, Split, Splits
+from autocompress.core.config import Part
+from autocompress.core.registry import TASKS
+from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.tasks.augment import random_affine
 from autocompress.tasks.base import Supervised
 from autocompress.tasks.splitting import stratified_splits

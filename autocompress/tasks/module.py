@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
-from autocompress.registry import TASKS
-from autocompress.task import Logits, Split, Splits, Targets, Task, as_heads
+from autocompress.core.registry import TASKS
+from autocompress.core.task import Logits, Split, Splits, Targets, Task, as_heads
 from autocompress.tasks.base import Supervised
 from autocompress.tasks.tensors import Tensors
 

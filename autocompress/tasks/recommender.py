@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.errors import UsageError
-from autocompress.registry import TASKS
-from autocompress.task import InputSpec, Split, Splits
+from autocompress.core.registry import TASKS
+from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.tasks.base import Supervised
 from autocompress.tasks.candidates import Lists, time_ordered
 from autocompress.tasks.generated_interactions import NOTICE, generated_interactions

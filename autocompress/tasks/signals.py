@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.errors import UsageError
-from autocompress.registry import TASKS
-from autocompress.task import InputSpec, Split, Splits
+from autocompress.core.registry import TASKS
+from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.tasks.augment import random_shift
 from autocompress.tasks.base import Supervised
 from autocompress.tasks.mnist1d import CLASSES, POINTS, mnist1d

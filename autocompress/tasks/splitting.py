@@ -10,7 +10,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from autocompress.errors import UsageError
-from autocompress.task import Split, Splits
+from autocompress.core.task import Split, Splits
 
 FRACTIONS: Mapping[str, float] = MappingProxyType(
     {"test": 0.20, "select_val": 0.12, "search_val": 0.12, "calibration": 0.04}

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.errors import UsageError
-from autocompress.task import InputSpec, Split, Splits
+from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.tasks.base import Supervised, imbalance
 from autocompress.tasks.splitting import five_splits
 

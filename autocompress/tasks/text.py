@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.errors import UsageError
-from autocompress.registry import TASKS
-from autocompress.task import InputSpec, Split, Splits
+from autocompress.core.registry import TASKS
+from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.tasks.base import Supervised, imbalance
 from autocompress.tasks.names import KINDS, LANGUAGES, names
 from autocompress.tasks.splitting import FRACTIONS, five_splits, stratified_splits

@@ -53,8 +53,8 @@ def hung_trials(place: Path, limit: float = 3.0) -> Figure:
 
 
 def _run(backend: Any, pretend: Pretend, count: int) -> dict[int, Any]:
-    from autocompress.config import CompressionConfig, Part
-    from autocompress.records import Cut, Job
+    from autocompress.core.config import CompressionConfig, Part
+    from autocompress.core.records import Cut, Job
 
     part = Part("adamw")
     queue = [
@@ -70,10 +70,10 @@ def bad_results(place: Path, tables: int = 500) -> Figure:
     """Row 9: results that are no numbers, and the front against brute force."""
     import numpy as np
 
-    from autocompress.config import CompressionConfig, Part
+    from autocompress.core.config import CompressionConfig, Part
     from autocompress.engine.results import checked
     from autocompress.front import dominated
-    from autocompress.records import Cut, Job
+    from autocompress.core.records import Cut, Job
 
     job = Job(0, CompressionConfig(Part.of("cnn", width=8), (Part("none"),), Part("adamw")), (Cut(),))
     result = outcome(job)
@@ -118,7 +118,7 @@ def run_again(place: Path, trials: int = 10) -> Figure:
     """Row 20: real trials run once more from their records."""
     import autocompress
     from autocompress.lab import Setup
-    from autocompress.records import Role, State
+    from autocompress.core.records import Role, State
     from autocompress.study import Study
     from autocompress.trial import TrialRunner
 

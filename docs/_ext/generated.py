@@ -34,7 +34,7 @@ def methods(section: str) -> str:
 
 def objectives(kind: str) -> str:
     """Return every objective of a kind, ``score`` or ``cost``."""
-    from autocompress.registry import OBJECTIVES
+    from autocompress.core.registry import OBJECTIVES
 
     found = [OBJECTIVES.get(name) for name in OBJECTIVES if OBJECTIVES.get(name).kind == kind]
     rows = [
@@ -52,7 +52,7 @@ def modes() -> str:
 
 def tasks() -> str:
     """Return every task, with what its constructor takes in a spec."""
-    from autocompress.registry import TASKS
+    from autocompress.core.registry import TASKS
 
     rows = []
     for name in TASKS:
@@ -64,7 +64,7 @@ def tasks() -> str:
 
 def task_options() -> str:
     """Return every task with the options that a spec may give it."""
-    from autocompress.registry import TASKS
+    from autocompress.core.registry import TASKS
 
     parts = []
     for name in TASKS:
@@ -79,7 +79,7 @@ def task_options() -> str:
 
 def promotion() -> str:
     """Return every rule of who goes on past a rung."""
-    from autocompress.registry import PROMOTION_RULES
+    from autocompress.core.registry import PROMOTION_RULES
 
     rows = [[_code(name), _first_line(PROMOTION_RULES.get(name))] for name in PROMOTION_RULES]
     return _table(["`search.promotion`", "who goes on"], rows)
@@ -174,7 +174,7 @@ def _cell(text: str) -> str:
 
 
 def _range(domain: object) -> str:
-    from autocompress.knobs import Choice
+    from autocompress.core.knobs import Choice
 
     return ", ".join(map(_code, domain.options)) if isinstance(domain, Choice) else str(domain)
 

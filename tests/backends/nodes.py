@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from autocompress.records import Job, TrialResult
+from autocompress.core.records import Job, TrialResult
 from tests.backends.test_local import until
 from tests.fakes import FakeTrials
 

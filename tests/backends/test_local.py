@@ -11,9 +11,9 @@ import pytest
 
 from autocompress.backends.base import Backend, TrialLimits
 from autocompress.backends.local import Local, usable_cores
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.errors import WorkersError
-from autocompress.records import Cut, Job, State, TrialResult
+from autocompress.core.records import Cut, Job, State, TrialResult
 from tests.fakes import FakeTrials
 
 

@@ -19,7 +19,7 @@ from autocompress.backends.ray import Ray
 from autocompress.engine.run import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.errors import UsageError, WorkersError
-from autocompress.records import Job, State, TrialResult
+from autocompress.core.records import Job, State, TrialResult
 from autocompress.study import Study
 from tests.backends.nodes import LookingTrials, SlowTrials, UnreadyTrials, another
 from tests.backends.test_local import alive, jobs, run, until

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from autocompress.backends.ray_seat import JOB, OUTCOME, Outcome, Parcel
 from autocompress.backends.ray_tune import MISSED, Forwarder, Through, Watcher
 from autocompress.errors import WorkersError
-from autocompress.records import Job, State, TrialResult
+from autocompress.core.records import Job, State, TrialResult
 from tests.backends.test_local import jobs
 from tests.fakes import fake_result
 

@@ -10,9 +10,9 @@ from typing import TypeAlias
 import pytest
 
 from autocompress.backends.base import Backend
-from autocompress.config import CompressionConfig, Part
-from autocompress.records import Cut, Job, State, TrialResult
-from autocompress.registry import BACKENDS
+from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.records import Cut, Job, State, TrialResult
+from autocompress.core.registry import BACKENDS
 from tests.fakes import FakeTrials, fake_result
 
 Make: TypeAlias = Callable[..., Backend]

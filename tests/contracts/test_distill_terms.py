@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.base import Activations, Batch, Needs
 from autocompress.distill.fit import fit, predict
-from autocompress.registry import DISTILL
+from autocompress.core.registry import DISTILL
 from autocompress.tasks.images import Digits
 
 TASK = Digits()

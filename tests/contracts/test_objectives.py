@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from autocompress.measure import LayerCost, Subject
-from autocompress.method import LayerBits
-from autocompress.registry import OBJECTIVES
+from autocompress.core.method import LayerBits
+from autocompress.core.registry import OBJECTIVES
 
 # More than the ten that stand in a list.
 CLASSES = 20

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from autocompress.errors import KnobError, UsageError
-from autocompress.knobs import Choice, FloatRange, IntRange
+from autocompress.core.knobs import Choice, FloatRange, IntRange
 from autocompress.measure import layer_costs
 from autocompress.measure.cost import flops
-from autocompress.registry import STUDENTS
-from autocompress.task import InputSpec
+from autocompress.core.registry import STUDENTS
+from autocompress.core.task import InputSpec
 
 # What the teacher is, only a task knows that brings one: see tests/tasks/test_module.py.
 FAMILIES = [pytest.param(STUDENTS.get(name), id=name) for name in STUDENTS.names() if name != "from_teacher"]

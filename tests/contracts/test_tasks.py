@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from autocompress.registry import OBJECTIVES, STUDENTS, TASKS
-from autocompress.task import Splits, Task, as_heads
+from autocompress.core.registry import OBJECTIVES, STUDENTS, TASKS
+from autocompress.core.task import Splits, Task, as_heads
 
 Make = Callable[[], Task]
 

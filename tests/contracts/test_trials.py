@@ -5,8 +5,8 @@ import pytest
 from autocompress.engine.run import Plan, make_plan
 from autocompress.engine.spec import parse_spec
 from autocompress.lab import lab, settled
-from autocompress.records import Job, TrialResult
-from autocompress.registry import DISTILL, FITS, QUANTIZE
+from autocompress.core.records import Job, TrialResult
+from autocompress.core.registry import DISTILL, FITS, QUANTIZE
 from autocompress.trial import run_trial
 
 SPEC = """

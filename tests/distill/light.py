@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.config import Part
-from autocompress.task import Logits, Split, Splits, Targets
+from autocompress.core.config import Part
+from autocompress.core.task import Logits, Split, Splits, Targets
 
 
 def network(width: int = 6, seed: int = 0) -> nn.Module:

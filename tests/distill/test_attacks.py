@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.attacks import Robust, RobustConfig, attacked_logits, fgsm, pgd
 from autocompress.distill.base import Perturbation
 from autocompress.distill.fit import fit, predict
 from autocompress.errors import TrialError
-from autocompress.task import Split
+from autocompress.core.task import Split
 from autocompress.tasks.images import Digits
 
 TASK = Digits()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.base import Activations, Batch, Needs
 from autocompress.distill.feature_terms import (
     Attention,

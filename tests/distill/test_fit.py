@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.fit import fit, predict
 from autocompress.distill.lesson import Lesson
 from autocompress.distill.loop import hold_out

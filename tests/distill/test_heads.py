@@ -7,14 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.fit import fit, predict
 from autocompress.distill.heads import HEAD_WEIGHTS, DynamicWeights, FixedWeights, UncertaintyWeights
 from autocompress.distill.lesson import Lesson
 from autocompress.distill.losses import softened_kl
 from autocompress.distill.optimizers import AdamWConfig, fit_config
 from autocompress.errors import TrialError
-from autocompress.task import Logits, Split, Targets
+from autocompress.core.task import Logits, Split, Targets
 from autocompress.tasks.images import Digits
 
 

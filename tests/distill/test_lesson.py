@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.base import Batch
 from autocompress.distill.feature_terms import attention_map
 from autocompress.distill.fit import fit, predict

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from autocompress.distill.base import Activations, Batch, Needs
 from autocompress.distill.losses import SoftTarget, SoftTargetConfig, softened_kl
-from autocompress.registry import DISTILL
+from autocompress.core.registry import DISTILL
 
 
 def hard(logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:

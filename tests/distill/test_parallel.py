@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill import loop, parallel
 from autocompress.distill.fit import fit
 from autocompress.distill.parallel import fit_parallel
@@ -95,7 +95,7 @@ SCRIPT = """
 from pathlib import Path
 import torch
 from tests.distill.light import Light, examples, network
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.parallel import fit_parallel
 
 class Mine(Light):

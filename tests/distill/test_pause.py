@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.fit import Fitted, fit, fit_until
 from autocompress.distill.heads import DynamicWeights
 from autocompress.distill.pause import freeze, thaw

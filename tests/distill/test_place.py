@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.distill.fit import fit, fit_until
 from autocompress.distill.place import CPU, made_on, moved, nearest, refuse_missing
 from autocompress.distill.teacher import TeacherRecipe
 from autocompress.errors import UsageError
 from autocompress.lab import Setup, lab, settled
-from autocompress.records import Cut, Job
-from autocompress.registry import DISTILL, TASKS
+from autocompress.core.records import Cut, Job
+from autocompress.core.registry import DISTILL, TASKS
 from autocompress.trial import run_trial
 from tests.distill.card import CARD, OnCard, a_card
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.taps import head_layers, over_tokens, tap_points, tapped
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits

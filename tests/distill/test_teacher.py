@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.fit import predict
 from autocompress.distill.teacher import TeacherRecipe, cache_folder, load_teacher, teacher_name
 from autocompress.tasks.images import Digits

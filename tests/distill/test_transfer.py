@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.fit import fit, predict
 from autocompress.distill.transfer import transfer, with_new_head
 from autocompress.errors import TrialError
-from autocompress.task import Split
+from autocompress.core.task import Split
 from autocompress.tasks.augment import random_affine
 from autocompress.tasks.images import Digits
 

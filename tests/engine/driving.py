@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.config import CompressionConfig
+from autocompress.core.config import CompressionConfig
 from autocompress.engine.driver import Driver
 from autocompress.engine.limits import Price
 from autocompress.engine.progress import Progress
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.records import Cut, Job, TrialResult
+from autocompress.core.records import Cut, Job, TrialResult
 from autocompress.study import Study
 from tests.fakes import OBJECTIVES, fake_result
 

@@ -7,7 +7,7 @@ from optuna.trial import TrialState
 
 from autocompress.engine.answers import Answers
 from autocompress.engine.sampler import Proposer
-from autocompress.records import State
+from autocompress.core.records import State
 from autocompress.study import Study
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.archive import Archive
-from autocompress.records import Candidate
+from autocompress.core.records import Candidate
 from tests.fakes import OBJECTIVES
 
 CONFIG = CompressionConfig(Part("cnn"), (Part("none"),), Part("adamw"))

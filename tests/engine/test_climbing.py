@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.climbing import Climb
 from autocompress.engine.promotion import ParetoRank
-from autocompress.records import Candidate, Cut, Job, State
+from autocompress.core.records import Candidate, Cut, Job, State
 from autocompress.rows import StoredTrial
 from tests.fakes import fake_result
 

@@ -13,7 +13,7 @@ from autocompress.backends.base import Ask, Evaluate, Tell
 from autocompress.backends.local import Serial
 from autocompress.engine import confirm as module
 from autocompress.errors import SearchFailedError, UsageError
-from autocompress.records import Role, State, TrialResult
+from autocompress.core.records import Role, State, TrialResult
 from autocompress.study import Study
 from autocompress.trial import TrialRunner
 

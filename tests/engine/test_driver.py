@@ -14,7 +14,7 @@ from autocompress.engine.results import checked
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.records import State, TrialResult
+from autocompress.core.records import State, TrialResult
 from autocompress.study import Study
 from tests.engine.driving import SPEC, close, driver, finish, states, table
 from tests.fakes import OBJECTIVES, fake_result

@@ -8,13 +8,13 @@ from typing import Any
 import optuna
 import pytest
 
-from autocompress.config import CompressionConfig
+from autocompress.core.config import CompressionConfig
 from autocompress.engine.driver import Driver
 from autocompress.engine.progress import Progress
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.records import Cut, Job
+from autocompress.core.records import Cut, Job
 from autocompress.study import Study
 from tests.engine.driving import (
     CLIMB,

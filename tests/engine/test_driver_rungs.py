@@ -10,7 +10,7 @@ import pytest
 from autocompress.engine.modes import MODES
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.records import State, TrialResult
+from autocompress.core.records import State, TrialResult
 from autocompress.study import Study
 from tests.engine.driving import (
     CLIMB,

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.engine.ladder import CROWD, LARGE, QUANTIZED, WAITING, Ladder, at_a_rung, pauses
 from autocompress.engine.promotion import ParetoRank
-from autocompress.records import Cut
+from autocompress.core.records import Cut
 
 
 def point(score: float, cost: float) -> NDArray[np.float64]:

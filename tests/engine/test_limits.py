@@ -1,8 +1,8 @@
 from collections.abc import Mapping, Sequence
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.limits import CostLimits
-from autocompress.records import Candidate, Cut
+from autocompress.core.records import Candidate, Cut
 
 TRAINING = CompressionConfig(Part("cnn"), (Part("none"),), Part("adamw"))
 CUTS = (Cut(), Cut(quantize=Part("post_training")))

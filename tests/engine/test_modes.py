@@ -9,7 +9,7 @@ from autocompress.engine.refinement import Refinement
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.engine.stages import Stages
-from autocompress.knobs import Choice
+from autocompress.core.knobs import Choice
 from tests.fakes import OBJECTIVES
 
 SPEC = """\

@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
 from autocompress.engine.promotion import Always, BestScore, ParetoRank, PromotionRule
-from autocompress.registry import PROMOTION_RULES
+from autocompress.core.registry import PROMOTION_RULES
 
 NUMBER = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1), st.just(float("nan")))
 SETS = st.dictionaries(

@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.archive import Archive
 from autocompress.engine.refinement import Move, Refinement, divided
-from autocompress.records import Candidate, Cut, Job
+from autocompress.core.records import Candidate, Cut, Job
 from tests.fakes import OBJECTIVES
 
 HALF = Part.of("structured", pruning_ratio=0.5, recovery_epochs=3)
@@ -96,7 +96,7 @@ def learned(drop: float) -> tuple[Refinement, list[Candidate]]:
 
 
 def _base(name: str):  # type: ignore[no-untyped-def]
-    from autocompress.records import Base
+    from autocompress.core.records import Base
 
     return Base(name, None, 10)
 

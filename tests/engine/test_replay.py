@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from autocompress.engine.ladder import Ladder
 from autocompress.engine.promotion import PromotionRule
-from autocompress.registry import PROMOTION_RULES
+from autocompress.core.registry import PROMOTION_RULES
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "rungs.json").read_text())
 TRAININGS: list[dict[str, Any]] = RECORDED["trainings"]

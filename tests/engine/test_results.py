@@ -1,8 +1,8 @@
 import pytest
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.results import checked
-from autocompress.records import Candidate, State, TrialResult
+from autocompress.core.records import Candidate, State, TrialResult
 
 NAMES = ("accuracy", "bytes")
 

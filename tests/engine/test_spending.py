@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.effort import STEP_OVERHEAD, TEACHER_PASS, size_of
 from autocompress.engine.spending import Spending
-from autocompress.records import Candidate
+from autocompress.core.records import Candidate
 
 CONFIG = CompressionConfig(Part("cnn"), (Part("none"),), Part.of("adamw", batch_size=60))
 # With one layer, a step's overhead is 7e6 / 60 for an example.

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.stages import Stages
-from autocompress.records import Candidate, Cut, Job
+from autocompress.core.records import Candidate, Cut, Job
 
 HALF, MORE = (Part.of("structured", pruning_ratio=ratio) for ratio in (0.5, 0.75))
 EIGHT, FOUR = (Part.of("post_training", weight_bits=bits) for bits in (8, 4))

@@ -2,10 +2,10 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.engine.space import Space
 from autocompress.engine.starts import Fixed, starts
-from autocompress.knobs import Leaf
+from autocompress.core.knobs import Leaf
 from tests.engine.test_space import space
 
 SPACE = (

@@ -3,12 +3,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.archive import Archive
 from autocompress.engine.space import Space
 from autocompress.engine.surrogate import PRICED, Surrogate
 from autocompress.errors import TrialError
-from autocompress.records import Candidate, Cut
+from autocompress.core.records import Candidate, Cut
 from tests.engine.test_space import space
 from tests.fakes import OBJECTIVES
 

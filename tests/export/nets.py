@@ -8,12 +8,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.export.artifact import Deployable
-from autocompress.method import Context, MethodState
+from autocompress.core.method import Context, MethodState
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
-from autocompress.registry import TASKS
-from autocompress.task import InputSpec, Split
+from autocompress.core.registry import TASKS
+from autocompress.core.task import InputSpec, Split
 
 METHOD = PostTraining()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autocompress.errors import ArtifactError
 from autocompress.export.architecture import LARGEST_CONSTANT, Packed, compact, expand, method_state, parse, saved_state
-from autocompress.method import LayerBits, MethodState
+from autocompress.core.method import LayerBits, MethodState
 
 GOOD: dict[str, Any] = {
     "format": 1,

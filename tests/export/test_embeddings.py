@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from autocompress.export.lookup import Lookup
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.runtime import is_weights_only, session
-from autocompress.method import Context
-from autocompress.registry import QUANTIZE
+from autocompress.core.method import Context
+from autocompress.core.registry import QUANTIZE
 
 ROWS, COLUMNS = 300, 10
 METHOD = QUANTIZE.get("post_training")

@@ -12,7 +12,7 @@ from autocompress.export.candidate import _compare_scores, export_candidate
 from autocompress.export.verify import Metric, verify
 from autocompress.lab import Setup, lab
 from autocompress.study import Study
-from autocompress.task import Split, as_heads
+from autocompress.core.task import Split, as_heads
 from tests.export.nets import deployable, splits, train
 
 Promise = tuple[dict[str, float], dict[str, Tensor]]

@@ -6,8 +6,8 @@ from torch import nn
 
 from autocompress.errors import TrialError, UnknownNameError
 from autocompress.measure import Subject, cost, layer_costs, measure, quality
-from autocompress.method import LayerBits
-from autocompress.registry import OBJECTIVES
+from autocompress.core.method import LayerBits
+from autocompress.core.registry import OBJECTIVES
 
 SCORES = {
     "accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro", "loss", "kl", "agreement", "retention",

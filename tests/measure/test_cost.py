@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autocompress.measure import cost
 from autocompress.measure.cost import LayerCost, layer_costs
-from autocompress.method import LayerBits
+from autocompress.core.method import LayerBits
 from autocompress.models import CNN, CNNConfig
 
 MLP = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5, bias=False))

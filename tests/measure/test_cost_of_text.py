@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.measure import cost
 from autocompress.measure.cost import LayerCost, layer_costs
-from autocompress.method import LayerBits
+from autocompress.core.method import LayerBits
 from autocompress.models.base import family_model
-from autocompress.task import InputSpec
+from autocompress.core.task import InputSpec
 
 STEPS, FEATURES, UNITS = 5, 8, 6
 X = torch.zeros(1, STEPS, FEATURES)

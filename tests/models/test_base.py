@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.errors import KnobError, UnknownNameError
 from autocompress.models.base import family_model
-from autocompress.task import InputSpec
+from autocompress.core.task import InputSpec
 
 
 def test_a_part_names_family_and_knobs() -> None:

@@ -6,8 +6,8 @@ from torch import nn
 from autocompress.errors import KnobError, UsageError
 from autocompress.models import CNNConfig
 from autocompress.models.convolutional import BLOCKS
-from autocompress.registry import STUDENTS
-from autocompress.task import InputSpec
+from autocompress.core.registry import STUDENTS
+from autocompress.core.task import InputSpec
 
 FAMILY = STUDENTS.get("cnn")
 

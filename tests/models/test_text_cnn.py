@@ -9,8 +9,8 @@ from autocompress.export.onnx import export_float, export_quantized
 from autocompress.measure.cost import flops, layer_costs
 from autocompress.models.text_cnn import BLOCKS, TextCNNConfig
 from autocompress.quantize.folding import fold_batch_norm
-from autocompress.registry import PRUNE, QUANTIZE
-from autocompress.task import InputSpec
+from autocompress.core.registry import PRUNE, QUANTIZE
+from autocompress.core.task import InputSpec
 from tests.models.texts import (
     EXAMPLE,
     HEADS,

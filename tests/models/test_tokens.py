@@ -3,7 +3,7 @@ import torch
 
 from autocompress.errors import UsageError
 from autocompress.models.tokens import POOLING, MaskedPool, TokenMask, only_token_input
-from autocompress.task import InputSpec
+from autocompress.core.task import InputSpec
 
 
 def test_the_mask_is_one_at_tokens() -> None:

@@ -10,8 +10,8 @@ from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.measure.cost import flops, layer_costs
 from autocompress.models.transformer import Attention, TransformerConfig
-from autocompress.registry import DISTILL, PRUNE, QUANTIZE
-from autocompress.task import InputSpec
+from autocompress.core.registry import DISTILL, PRUNE, QUANTIZE
+from autocompress.core.task import InputSpec
 from tests.models.texts import (
     EXAMPLE,
     HEADS,

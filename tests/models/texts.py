@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.base import Activations, Batch
 from autocompress.distill.taps import over_tokens, tapped
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.models.base import family_model
-from autocompress.registry import DISTILL
-from autocompress.task import InputSpec
+from autocompress.core.registry import DISTILL
+from autocompress.core.task import InputSpec
 
 LENGTH, VOCABULARY, CLASSES = 12, 40, 5
 INPUTS = (InputSpec((LENGTH,), vocabulary=VOCABULARY, missing=0),)

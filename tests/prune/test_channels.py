@@ -4,7 +4,7 @@ import torch_pruning
 from torch import nn
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context, MethodState
+from autocompress.core.method import Context, MethodState
 from autocompress.prune import Structured, StructuredConfig
 from autocompress.prune.channels import Channels, replay, silence, verify_cut
 from autocompress.prune.evidence import tensors

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.config import CompressionConfig, Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.lab import lab, settled
 from tests.prune.test_on_digits import SETUP, costs, scores
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from autocompress.errors import CompressionError
-from autocompress.method import MethodState
+from autocompress.core.method import MethodState
 from autocompress.prune import StructuredConfig
 from autocompress.prune.channels import Group
 from autocompress.prune.cutting import Ranked, rounded
-from autocompress.registry import PRUNE
+from autocompress.core.registry import PRUNE
 from tests.prune.toys import Tuner, cnn, labelled_context
 
 METHODS = [PRUNE.get("structured"), PRUNE.get("adaptive")]

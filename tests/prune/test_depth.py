@@ -7,11 +7,11 @@ from torch import nn
 
 from autocompress.errors import CompressionError
 from autocompress.measure import cost, layer_costs
-from autocompress.method import Context, MethodState
+from autocompress.core.method import Context, MethodState
 from autocompress.prune import DepthConfig
 from autocompress.prune.depth import Dropped, find_blocks
 from autocompress.prune.evidence import read
-from autocompress.registry import PRUNE
+from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, believing, cnn, cross_entropy, labelled_context
 
 METHOD = PRUNE.get("depth")

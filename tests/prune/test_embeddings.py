@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.errors import CompressionError
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.models.base import family_model
 from autocompress.prune.importance import by_channel
-from autocompress.registry import PRUNE
-from autocompress.task import InputSpec
+from autocompress.core.registry import PRUNE
+from autocompress.core.task import InputSpec
 
 USERS, ITEMS, K = 40, 60, 12
 RATING = (InputSpec((), vocabulary=USERS), InputSpec((), vocabulary=ITEMS), InputSpec((5,)))

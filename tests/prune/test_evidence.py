@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.prune.evidence import (
     gradients,
     labelled,

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.fit import fit, predict
 from autocompress.prune.channels import Channels, silence
 from autocompress.prune.evidence import trainable
 from autocompress.prune.inherit import inherit
-from autocompress.registry import TASKS
+from autocompress.core.registry import TASKS
 from tests.prune.toys import EXAMPLE, cnn
 from tests.prune.zoo import FOLLOWED, Branching, Mlp, Net, conv
 

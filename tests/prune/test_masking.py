@@ -4,7 +4,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from autocompress.errors import CompressionError
-from autocompress.method import MethodState
+from autocompress.core.method import MethodState
 from autocompress.prune.masking import (
     WEIGHT_CRITERIA,
     keep_best,

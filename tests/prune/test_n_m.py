@@ -4,11 +4,11 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.prune import NMConfig
 from autocompress.prune.masking import WEIGHT_CRITERIA
 from autocompress.prune.n_m import best_of, follows, input_axis
-from autocompress.registry import PRUNE
+from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, Tuner, cnn, labelled_context
 
 METHOD = PRUNE.get("n_m")

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context, MethodState
+from autocompress.core.method import Context, MethodState
 from autocompress.models import CNN, CNNConfig
 from autocompress.prune import Progressive, ProgressiveConfig
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.prune.schedule import SCHEDULES, Gradual
 from tests.prune.toys import EXAMPLE, Tuner, cnn, labelled_context
 

@@ -13,7 +13,7 @@ from autocompress.prune.cutting import Ranked
 from autocompress.prune.evidence import read, trainable
 from autocompress.prune.importance import CRITERIA, channel_scores
 from autocompress.prune.sensitivity import Cost, Sensitivity, allocate, measure_sensitivity, uses_of_weights
-from autocompress.registry import PRUNE
+from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, cnn, labelled_context
 from tests.prune.zoo import FOLLOWED
 

@@ -18,7 +18,7 @@ from autocompress.prune.storage import (
     to_csr,
     unpack_sparse,
 )
-from autocompress.registry import PRUNE
+from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, cnn, labelled_context
 
 SHAPES = st.lists(st.integers(1, 7), min_size=2, max_size=4)

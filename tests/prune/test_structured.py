@@ -8,10 +8,10 @@ from torch import nn
 
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import cost, layer_costs
-from autocompress.method import Context, MethodState, Recovery
+from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.prune import StructuredConfig
 from autocompress.prune.importance import CRITERIA
-from autocompress.registry import PRUNE
+from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, chain, cnn, labelled_context
 
 METHOD = PRUNE.get("structured")

@@ -6,10 +6,10 @@ from torch import nn
 
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import cost, layer_costs
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.prune import UnstructuredConfig
 from autocompress.prune.masking import WEIGHT_CRITERIA, weights
-from autocompress.registry import PRUNE
+from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, Tuner, cnn, labelled_context
 
 METHOD = PRUNE.get("unstructured")

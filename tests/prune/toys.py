@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.models import CNN, CNNConfig
 
 EXAMPLE = (torch.zeros(1, 1, 8, 8),)

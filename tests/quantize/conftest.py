@@ -3,7 +3,7 @@
 import pytest
 from torch import Tensor, nn
 
-from autocompress.method import Context
+from autocompress.core.method import Context
 from tests.quantize.nets import Plain, digits, train
 from tests.quantize.rounding import context
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autocompress.method import Context, MethodState
+from autocompress.core.method import Context, MethodState
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 
 METHOD = PostTraining()

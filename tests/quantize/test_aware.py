@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from autocompress.errors import CompressionError, KnobError
 from autocompress.export.onnx import export_quantized
 from autocompress.export.runtime import session
-from autocompress.method import LayerBits, MethodState
+from autocompress.core.method import LayerBits, MethodState
 from autocompress.quantize.aware import AwareSettings, RoundedWeight, Seen
 from autocompress.quantize.coding import Coding
 from autocompress.quantize.folding import FoldedBatchNorm
@@ -22,7 +22,7 @@ from autocompress.quantize.lsq import LSQ, Learned, LSQConfig
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.qat import QAT, Following, FollowingInput, QATConfig
 from autocompress.quantize.watching import MinMax
-from autocompress.registry import QUANTIZE
+from autocompress.core.registry import QUANTIZE
 from tests.quantize.nets import Plain, accuracy, digits
 from tests.quantize.tuning import Digits, context, fitted, mean_and_error
 

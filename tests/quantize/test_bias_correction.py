@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 
 METHOD = PostTraining()

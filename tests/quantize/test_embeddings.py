@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from autocompress.errors import CompressionError
 from autocompress.measure import layer_costs
 from autocompress.measure.cost import model_bytes
-from autocompress.method import Context, LayerBits
+from autocompress.core.method import Context, LayerBits
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS
-from autocompress.registry import QUANTIZE
+from autocompress.core.registry import QUANTIZE
 
 ROWS = 40
 METHODS = {

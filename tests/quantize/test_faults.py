@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.quantize.coding import GRANULARITIES, QUANTIZERS, WEIGHT_OBSERVERS, Coding, encode_weight
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import Subject, layer_costs, measure
-from autocompress.method import Context, LayerBits, MethodState
+from autocompress.core.method import Context, LayerBits, MethodState
 from autocompress.quantize.mixed_precision import WIDTHS, MixedPrecision, MixedPrecisionConfig
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.sensitivity import expected
-from autocompress.registry import QUANTIZE
+from autocompress.core.registry import QUANTIZE
 from tests.quantize.nets import Plain, accuracy, digits
 from tests.quantize.tuning import Digits, context, fitted, mean_and_error
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context, LayerBits, MethodState
+from autocompress.core.method import Context, LayerBits, MethodState
 from autocompress.models import CNN, CNNConfig
 from autocompress.quantize import Progressive, ProgressiveConfig
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.errors import CompressionError
-from autocompress.method import Context
+from autocompress.core.method import Context
 from autocompress.quantize.coding import Coding, encode_weight
 from autocompress.quantize.draft import Draft, fit_input
 from autocompress.quantize.sensitivity import Divergence, Loss, Sensitivity, expected, measure_sensitivity

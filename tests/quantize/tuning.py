@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.method import Context
+from autocompress.core.method import Context
 
 Digits = tuple[Tensor, Tensor, Tensor, Tensor]
 

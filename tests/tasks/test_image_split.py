@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from autocompress.task import Split
+from autocompress.core.task import Split
 from autocompress.tasks.augment import move, random_moves
 from autocompress.tasks.image_split import ImageSplit, Normal
 

@@ -1,7 +1,7 @@
 import torch
 from sklearn.datasets import load_digits
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.tasks.images import Digits
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.fit import fit, predict
 from autocompress.errors import UsageError
-from autocompress.task import Split
+from autocompress.core.task import Split
 from autocompress.tasks.image_split import ImageSplit
 from autocompress.tasks.images_folder import Images
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.fit import fit, predict
 from autocompress.errors import UsageError
 from autocompress.measure import Subject, measure
-from autocompress.task import Split, Splits
+from autocompress.core.task import Split, Splits
 from autocompress.tasks.generated_interactions import generated_interactions
 from autocompress.tasks.recommender import Bins, Ranking, Ratings
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.config import Part
+from autocompress.core.config import Part
 from autocompress.distill.fit import fit, predict
 from autocompress.errors import UsageError
-from autocompress.task import Splits
+from autocompress.core.task import Splits
 from autocompress.tasks.signals import MNIST1D, Signals
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.machine import processor
+from autocompress.core.machine import processor
 
 
 def test_the_processor_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

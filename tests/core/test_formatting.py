@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given, strategies as st
 
-from autocompress.words import compare, duration, finite, gap, human, is_share, label, plural, show, times
+from autocompress.core.formatting import compare, duration, finite, gap, human, is_share, label, plural, show, times
 
 ACCURACY = {"name": "accuracy", "kind": "score", "direction": "maximize", "unit": ""}
 LOSS = {"name": "loss", "kind": "score", "direction": "minimize", "unit": "nats"}

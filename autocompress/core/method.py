@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from autocompress.knobs import FloatRange, IntRange, Settings, knob
+from autocompress.core.knobs import FloatRange, IntRange, Settings, knob
 
 C = TypeVar("C", bound=Settings)
 T = TypeVar("T")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress import plugins
+from autocompress.core import plugins
 from autocompress.errors import UsageError
-from autocompress.plugins import Guests, guests, load_plugin
-from autocompress.registry import TASKS
+from autocompress.core.plugins import Guests, guests, load_plugin
+from autocompress.core.registry import TASKS
 from autocompress.tasks.module import bring_model
 
 PLUGIN = """

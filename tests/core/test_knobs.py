@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from autocompress.errors import KnobError
-from autocompress.knobs import Choice, FloatRange, IntRange, Settings, knob
+from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
 
 
 @dataclass(frozen=True)

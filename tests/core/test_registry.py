@@ -4,9 +4,9 @@ from types import ModuleType
 
 import pytest
 
-from autocompress import registry
+from autocompress.core import registry
 from autocompress.errors import UnknownNameError, UsageError
-from autocompress.registry import Registry
+from autocompress.core.registry import Registry
 
 
 def test_register_get_and_names() -> None:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from autocompress.errors import UsageError
-from autocompress.knobs import Leaf
+from autocompress.core.knobs import Leaf
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from autocompress.config import Part, fingerprint
+from autocompress.core.config import Part, fingerprint
 from autocompress.errors import TrialError
 
 Logits = Mapping[str, Tensor]

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
 
-from autocompress.config import CompressionConfig, Part, fingerprint
+from autocompress.core.config import CompressionConfig, Part, fingerprint
 from autocompress.errors import UsageError
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

@@ -11,7 +11,7 @@ from pathlib import Path
 from traceback import extract_tb
 
 from autocompress.errors import AutocompressError, UsageError
-from autocompress.registry import TASKS
+from autocompress.core.registry import TASKS
 
 _PREFIX = "autocompress_plugin_"
 _loaded: dict[Path, None] = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import StorageError
-from autocompress.storage import cache_folder, file_sha256, sha256, storage_errors, write_atomic
+from autocompress.core.atomic import cache_folder, file_sha256, sha256, storage_errors, write_atomic
 
 
 def test_a_file_is_replaced_whole_and_nothing_lies_about(tmp_path: Path) -> None:
