@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from autocompress.errors import AutocompressError
     from autocompress.export.artifact import load_artifact
     from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
-    from autocompress.pick import Pick
+    from autocompress.analysis.selection import Pick
     from autocompress.core.plugins import load_plugin
     from autocompress.tasks.images_folder import Images
     from autocompress.tasks.module import bring_model

@@ -12,7 +12,7 @@ from autocompress.errors import (
     WorkersError,
     did_you_mean,
 )
-from autocompress.results import Front as Front, refuse_worker, tables_of
+from autocompress.front import Front as Front, refuse_worker, tables_of
 from autocompress.study import DATABASE
 
 if TYPE_CHECKING:

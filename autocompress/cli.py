@@ -211,7 +211,7 @@ def front(
     """Print the front, or the part of it that satisfies an expression."""
     from autocompress import api
     from autocompress.console import console, front_table
-    from autocompress.where import where as select
+    from autocompress.analysis.query import where as select
 
     found = api.load(run, runs)
     table = found.candidates if everything else found.to_pandas()

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.front import axes
+from autocompress.analysis.pareto import axes
 from autocompress.core.formatting import label, show
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from autocompress.engine.progress import Progress
 from autocompress.engine.run import Events
-from autocompress.front import axes
+from autocompress.analysis.pareto import axes
 from autocompress.core.formatting import duration, label, plural, show
 
 SECONDS_BETWEEN_LINES = 5.0

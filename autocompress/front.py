@@ -1,226 +1,335 @@
-"""Dominance, hypervolume and knee: pure functions on a table of candidates.
+"""What a run came to: its candidates, its front, and what can be made of them."""
 
-An objective is the record that a run stores, for example ``{"name": "accuracy", "direction": "maximize",
-"kind": "score", "unit": "", "box": [0.1, 1.0]}``; ``box`` is [reference (worst), ideal (best)].
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-Three rules hold everywhere: a value that is not finite never ranks; duplicates all stay; candidates of different
-fidelity never share a front, so the caller narrows a mixed table by :func:`full_fidelity` first.
-"""
-
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
-
-import moocore
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
 
-from autocompress.errors import NoCandidateError, UnknownNameError, UsageError, did_you_mean
+from autocompress.analysis.confirmation import as_table, confirmed, without_repeats
+from autocompress.errors import NoCandidateError, UsageError
+from autocompress.analysis.pareto import full_fidelity, pareto_front
+from autocompress.analysis.latency import timed, with_latency
+from autocompress.analysis.selection import Pick, pick
+from autocompress.core.atomic import write_atomic
+from autocompress.study import Study
+from autocompress.analysis.query import where
 
-Objective: TypeAlias = Mapping[str, Any]
-Limits: TypeAlias = Mapping[str, Mapping[str, float]]
+if TYPE_CHECKING:
+    from autocompress.report.comparison import RunTables
+
+_NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
 
 
-def dominated(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which rows are beaten: ``[N, M]``, M directions -> ``[N]``.
+class Front:
+    """The outcome of one run: its candidates, its front, and what can be made of them.
 
-    A row is beaten if another is at least as good everywhere and better somewhere. Equal rows do not beat each
-    other, so duplicates stay together; a row with a value that is not finite counts as beaten and beats nothing.
+    Args:
+        folder: The run folder.
+
+    Attributes:
+        folder: The run folder.
+        candidates: One row a candidate: its id, every knob by its dotted name, scores (``accuracy_search`` on
+            search_val, ``accuracy`` on select_val, ``accuracy_test``), costs, and whether its training is ``complete``.
+        trials: One row a trial: its state, seconds, and the reason where it failed.
+        meta: What the run says of itself: objectives with their boxes, limits, teacher, splits, environment.
 
     Raises:
-        UsageError: A direction is neither ``maximize`` nor ``minimize``, or their number differs from M.
+        RunFolderError: The folder is not a run.
 
     Example:
-        >>> dominated([[0.9, 10], [0.8, 20], [0.9, 10]], ["maximize", "minimize"]).tolist()
-        [False, True, False]
+        >>> front = Front(Path("reports/digits"))  # doctest: +SKIP
+        >>> front.pick(max={"effective_flops": 2e6}).id  # doctest: +SKIP
+        't12c7'
     """
-    table = np.asarray(values, dtype=np.float64)
-    if table.ndim != 2 or table.shape[1] != len(directions):
-        raise UsageError(f"values of shape {list(table.shape)} need {len(directions)} columns, one per direction")
-    beaten: NDArray[np.bool_] = np.asarray(~np.isfinite(table).all(axis=1), dtype=bool)
-    if not beaten.all():
-        maximise = [_maximised(direction) for direction in directions]
-        beaten[~beaten] = ~moocore.is_nondominated(table[~beaten], maximise=maximise, keep_weakly=True)
-    return beaten
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._read()
+
+    def _read(self) -> None:
+        with Study.read(self.folder) as study:
+            self.meta: dict[str, Any] = with_latency(study.all_meta())
+            self.candidates: pd.DataFrame = timed(study.candidates(), self.meta)
+            self.trials: pd.DataFrame = study.trials()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the front, the cheapest candidate first; plain metric names are select_val scores.
+
+        Of a search that is under way it is the front so far; limits of the search hold.
+        """
+        if self.candidates.empty or "objectives" not in self.meta:
+            return self.candidates
+        return pareto_front(full_fidelity(self.candidates), self.meta["objectives"], self.meta.get("limits") or {})
+
+    def to_parquet(self, path: Path | str) -> Path:
+        """Write every candidate as Parquet, and return the path; nested columns become JSON texts.
+
+        Raises:
+            StorageError: No space is left, or the folder cannot be written.
+        """
+        from autocompress.report.tables import to_parquet
+
+        write_atomic(Path(path), to_parquet(self.candidates))
+        return Path(path)
+
+    def where(self, expression: str) -> pd.DataFrame:
+        """Return the front's rows for which an expression holds, such as ``accuracy >= 0.95``.
+
+        Raises:
+            UnknownNameError: A name is no column; the message suggests the nearest.
+            UsageError: The expression is not a plain comparison of columns.
+        """
+        return where(self.to_pandas(), expression)
+
+    def pick(
+        self,
+        *,
+        max: Mapping[str, float] = _NO_BOUNDS,
+        min: Mapping[str, float] = _NO_BOUNDS,
+        prefer: str | None = None,
+        knee: bool = False,
+        candidate: str | None = None,
+    ) -> Pick:
+        """Return the best candidate for what is asked; without arguments, the recommended one.
+
+        Args:
+            max: Largest value allowed, by column: ``{"effective_flops": 2e6}``.
+            min: Smallest value allowed, by column.
+            prefer: The objective to be best at among what is allowed.
+            knee: Take the bend of the front.
+            candidate: Take this one.
+
+        Raises:
+            NoCandidateError: Nothing satisfies the limits; the message names the nearest.
+            UnknownNameError: A column, an objective or an id that does not exist; the message suggests the nearest.
+            UsageError: What is asked contradicts itself, or is about the test split.
+        """
+        if self.candidates.empty:
+            raise NoCandidateError(f"{self.folder} holds no candidates yet")
+        return pick(self.candidates, self.meta, max=max, min=min, prefer=prefer, knee=knee, candidate=candidate)
+
+    def confirm(
+        self,
+        top: int = 5,
+        seeds: int = 5,
+        *,
+        candidates: Sequence[str] = (),
+        workers: int | None = None,
+        backend: str | None = None,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> pd.DataFrame:
+        """Repeat the top candidates from scratch with several seeds, and return what :meth:`confirmed` then says.
+
+        The pick is repeated, and those beside it on the front: by turns the next cheaper and the next better one. Each
+        repeat is the whole recipe with another seed (training, cut, recovery, quantization); test is read for it.
+        What was done before is kept and not done again. Call it under ``if __name__ == "__main__":``.
+
+        Args:
+            top: How many candidates.
+            seeds: How often each is repeated.
+            candidates: These instead, by their ids.
+            workers: Worker processes, instead of the run's own; 0 takes one per core.
+            backend: Where to train, instead of the run's own.
+            on_progress: Told the trainings that are done, and all of them.
+
+        Raises:
+            UsageError: The search has not ended, or a candidate cannot be repeated.
+            SearchFailedError: Every repeat failed.
+        """
+        from autocompress.engine.confirm import confirm
+
+        refuse_worker(sys._getframe(1), "confirm")
+        try:
+            confirm(
+                self.folder,
+                top,
+                seeds,
+                candidates=candidates,
+                workers=workers,
+                backend=backend,
+                on_progress=on_progress,
+            )
+        finally:
+            self._read()
+        self.report()
+        return self.confirmed()
+
+    def confirmed(self) -> pd.DataFrame:
+        """Return one row for each candidate that was repeated: its means over seeds with their 95% intervals.
+
+        Columns: ``id``, ``cost``, ``searched`` (its score in the search, on select_val), ``seeds``, ``failed``, and
+        for each of ``select_val``, ``test`` and ``gap`` (test minus select_val) the mean, ``_low`` and ``_high``.
+        """
+        found = confirmed(self.candidates, self.trials, self.meta) if "objectives" in self.meta else []
+        return as_table(found)
+
+    def report(self, out: Path | str | None = None) -> Path:
+        """Write the page with its CSV, JSON and Parquet twins; return the page's path.
+
+        Args:
+            out: The folder to write to; the run folder by default.
+
+        Raises:
+            StorageError: No space is left, or the folder cannot be written.
+        """
+        from autocompress.report import write_tables
+        from autocompress.report.page import PAGE
+
+        folder = self.folder if out is None else Path(out)
+        write_tables(folder, self.candidates, self.trials, self.to_pandas())
+        write_atomic(folder / PAGE, self.page().encode("utf-8", "backslashreplace"))
+        return folder / PAGE
+
+    def refer(self, other: "Front") -> None:
+        """Let the page draw another run's hypervolume beside this one's: that of a random search, say.
+
+        What is drawn of it is kept in this run.
+
+        Args:
+            other: A run of the same task, objectives and data.
+
+        Raises:
+            UsageError: The two do not compare, or nothing is known of the other one.
+        """
+        from autocompress.report.reference import KEPT, reference_of
+
+        kept = reference_of(*tables_of([self, other]))
+        with Study.open(self.folder) as study:
+            study.set_meta({KEPT: kept})
+        self._read()
+
+    def page(self, *, live: bool = False) -> str:
+        """Return the page without writing anything.
+
+        Args:
+            live: Let it ask the server that sends it for newer ones.
+        """
+        from autocompress.report.page import render_page
+
+        return render_page(self.folder, self.candidates, self.trials, self.meta, self._picked(), live=live)
+
+    def _picked(self) -> Pick | None:
+        with suppress(NoCandidateError):  # The page says so itself.
+            return self.pick() if "objectives" in self.meta else None
+        return None
+
+    def export(self, candidate: str | None = None, *, verify: bool = True) -> Path:
+        """Write one candidate as a deployable folder; return its path.
+
+        Args:
+            candidate: Its id; the recommended one by default.
+            verify: Run the exported file on the test split and compare.
+
+        Raises:
+            VerificationError: The exported file does not behave as the searched candidate.
+            NoCandidateError: None was named, and none can be recommended.
+            UnknownNameError: There is no such candidate.
+            ArtifactError: The model cannot be exported, or something else than an artifact is in the place.
+            StorageError: No space is left, or the folder cannot be written.
+        """
+        from autocompress.export.candidate import export_candidate
+
+        return export_candidate(self.folder, candidate or self.pick().id, verify=verify).folder
+
+    def bench(
+        self,
+        candidates: Sequence[str] = (),
+        *,
+        batch: int = 1,
+        threads: int = 1,
+        seconds: float = 0.3,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, str]:
+        """Time the front, the pick and the teacher on this machine, as they would be exported.
+
+        The medians are kept in the run as ``latency_ms``: a column of the candidates, an axis of the page, and a name
+        for limits. It is no objective of the search, which counts costs that do not depend on a machine.
+
+        Args:
+            candidates: These instead, by their ids.
+            batch: Examples in each run.
+            threads: Threads of onnxruntime.
+            seconds: How long to measure each.
+            on_progress: Told the models that are done, and all of them.
+
+        Returns:
+            Why some could not be timed, by their ids.
+
+        Raises:
+            UsageError: There is no such candidate, or its training was not at its end.
+            VerificationError: A candidate is not here what the search stored.
+        """
+        from autocompress.export.timing import time_run
+
+        picked = self._picked()
+        chosen = candidates or [*self.to_pandas()["id"], *([] if picked is None else [picked.id])]
+        try:
+            return time_run(self.folder, chosen, batch=batch, threads=threads, seconds=seconds, on_progress=on_progress)
+        finally:
+            self._read()
+            self.report()
+
+    def __len__(self) -> int:
+        return len(self.to_pandas())
+
+    def __repr__(self) -> str:
+        return f"Front({str(self.folder)!r}: {len(self)} of {len(self.candidates)} candidates)"
+
+    def figure(self) -> Any:
+        """Return the front as a plotly figure, as the page has it: for a notebook, or to be drawn on."""
+        from autocompress.report.figures import front_figure
+
+        repeated = confirmed(self.candidates, self.trials, self.meta)
+        own = without_repeats(self.candidates)
+        return front_figure(own, self.to_pandas(), self.meta, self._picked(), repeated)
+
+    def to_mlflow(self, experiment: str = "autocompress", tracking_uri: str | None = None) -> str:
+        """Log the run to MLflow: one run with the page and the tables, and below it one for each trial and candidate.
+
+        Needs the extra ``mlflow``. Logged once more, it is logged anew.
+
+        Args:
+            experiment: Name of the experiment; made if there is none.
+            tracking_uri: Where to log; MLflow's own setting by default.
+
+        Returns:
+            The id of the run in MLflow.
+
+        Raises:
+            UsageError: MLflow is not installed.
+        """
+        from autocompress.export.tracking import log_run
+
+        picked = self._picked()
+        chosen = "" if picked is None else picked.id
+        folder = self.report().parent
+        return log_run(folder, self.meta, self.trials, self.to_pandas(), chosen, experiment, tracking_uri)
+
+    def _repr_html_(self) -> str:
+        from autocompress.report.notebook import front_html
+
+        return front_html(self.to_pandas(), self.meta, self._picked(), repr(self))
 
 
-def feasible(table: pd.DataFrame, limits: Limits) -> "pd.Series[bool]":
-    """Return a mask of the rows that keep every limit; a value that is not finite keeps none.
+def tables_of(fronts: Sequence[Front]) -> "list[RunTables]":
+    """Return the tables of runs under names that tell them apart."""
+    from autocompress.report.comparison import RunTables, told_apart
 
-    Args:
-        table: Candidates.
-        limits: Column name to bounds, both included: ``{"effective_flops": {"max": 2e6}}``.
+    names = told_apart([front.folder for front in fronts])
+    return [
+        RunTables(name, front.candidates, front.trials, front.meta) for name, front in zip(names, fronts, strict=True)
+    ]
+
+
+def refuse_worker(caller: FrameType, call: str) -> None:
+    """Refuse a call that a worker makes because it imports the user's script anew.
 
     Raises:
-        UnknownNameError: A limit names no column; the message suggests the nearest.
-        UsageError: A bound is neither ``max`` nor ``min``.
+        UsageError: The caller is such a script.
     """
-    keeps = pd.Series(True, index=table.index)
-    for name, bounds in limits.items():
-        values = numbers(table, name)
-        keeps &= np.isfinite(values)
-        for bound, limit in bounds.items():
-            if bound not in ("max", "min"):
-                raise UsageError(f"the limit on '{name}' has the bound '{bound}': use 'max' or 'min'")
-            keeps &= values <= limit if bound == "max" else values >= limit
-    return keeps
-
-
-def full_fidelity(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the candidates of the search whose training ran to its end, the only ones that may rank."""
-    search = table[table["role"] == "search"] if "role" in table else table
-    return search[search["complete"].astype(bool)] if "complete" in search else search
-
-
-def pareto_front(table: pd.DataFrame, objectives: Sequence[Objective], limits: Limits | None = None) -> pd.DataFrame:
-    """Return the rows that no other beats, cheapest first.
-
-    Only rows of role ``search`` that keep every limit and whose objectives are all finite take part; every duplicate
-    stays. Rows of several fidelities must not be mixed here: pass ``full_fidelity(table)``.
-
-    Args:
-        table: Candidates.
-        objectives: What to rank by.
-        limits: As in :func:`feasible`; none by default.
-
-    Raises:
-        UnknownNameError: An objective or a limit names no column.
-    """
-    rows = table[table["role"] == "search"] if "role" in table else table
-    rows = rows[feasible(rows, limits or {})]
-    beaten = dominated(_matrix(rows, objectives), [objective["direction"] for objective in objectives])
-    return by_cost(rows[~beaten], objectives)
-
-
-def by_cost(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
-    """Return the rows cheapest first; ties by the better score, then by id (``t2c10`` after ``t2c9``)."""
-    cost, score = (np.nan_to_num(_signed(table, objective), nan=np.inf) for objective in axes(objectives))
-    names = [natural(name) for name in table["id"]] if "id" in table else [()] * len(table)
-    return table.iloc[sorted(range(len(table)), key=lambda row: (cost[row], score[row], names[row]))]
-
-
-def normalise(values: ArrayLike, box: Sequence[float], log: bool = False, clip: bool = True) -> NDArray[np.float64]:
-    """Return values in the space where 0 is the box's ideal and 1 its reference: ``[N] -> [N]``, smaller is better.
-
-    Args:
-        values: One objective's values; one that is not finite becomes NaN.
-        box: [reference (worst), ideal (best)], whichever is larger.
-        log: Compare logarithms, as for costs.
-        clip: Keep the result inside 0..1.
-
-    Raises:
-        UsageError: The box is empty, not finite, or not positive where logarithms are taken.
-
-    Example:
-        >>> normalise([1e6, 1e3, 1e9], [1e6, 1e2], log=True).tolist()
-        [1.0, 0.25, 1.0]
-    """
-    worst, best = float(box[0]), float(box[1])
-    if not np.isfinite([worst, best]).all() or worst == best or (log and min(worst, best) <= 0):
-        raise UsageError(f"box [{worst:g}, {best:g}] needs two different finite bounds, above 0 for a cost")
-    points = np.asarray(values, dtype=np.float64)
-    points = np.where(np.isfinite(points), points, np.nan)
-    if log:
-        # A cost of 0 is better than any ideal: its logarithm is -inf, which the clip turns into 0.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            points, worst, best = np.log10(points), float(np.log10(worst)), float(np.log10(best))
-    scaled = (points - best) / (worst - best)
-    return np.clip(scaled, 0.0, 1.0) if clip else scaled
-
-
-def hypervolume(table: pd.DataFrame, objectives: Sequence[Objective]) -> float:
-    """Return the share of the declared box that the rows dominate, 0..1 (Zitzler and Thiele 1998).
-
-    The rows are taken as they are: pass a front, or rows that may share one. Rows outside the box add only what lies
-    inside it; rows that are not finite add nothing. The box is declared before the search, so values compare.
-
-    Raises:
-        UnknownNameError: An objective names no column.
-        UsageError: An objective has no usable box.
-    """
-    if not len(table):
-        return 0.0
-    space = np.column_stack([_scaled(table, objective) for objective in objectives])
-    space = space[np.isfinite(space).all(axis=1)]
-    return float(moocore.hypervolume(space, ref=np.ones(len(objectives)))) if len(space) else 0.0
-
-
-def knee(front: pd.DataFrame, objectives: Sequence[Objective]) -> str:
-    """Return the id of the row farthest from the line through the front's two ends, on the ideal's side (Das 1999).
-
-    Distances are measured between the first cost (logarithm) and the first score, each scaled by its box. One row is
-    its own knee. Two rows, or a front that does not bulge towards the ideal, have no bend: the row with the smallest
-    sum of both scaled values is taken. Remaining ties go to the cheaper row, then to the first id.
-
-    Raises:
-        NoCandidateError: The front is empty.
-    """
-    if not len(front):
-        raise NoCandidateError("an empty front has no knee")
-    front = by_cost(front, objectives)
-    cost, score = (_scaled(front, objective, clip=False) for objective in axes(objectives))
-    cost = np.nan_to_num(cost, neginf=-1.0)
-    best = int(score.argmin())
-    run, rise = cost[best] - cost[0], score[best] - score[0]
-    length = float(np.hypot(run, rise)) or 1.0
-    bulge = (run * (score[0] - score) - (cost[0] - cost) * rise) / length
-    # Rounded, so that points on the line tie at 0 whatever the last bit says.
-    order = np.lexsort((np.arange(len(front)), (cost + score).round(9), -bulge.round(9)))
-    return str(front["id"].iloc[order[0]])
-
-
-def axes(objectives: Sequence[Objective]) -> tuple[Objective, Objective]:
-    """Return (cost, score): the first of each kind, or the nearest substitute where a kind is missing.
-
-    Raises:
-        UsageError: There are no objectives.
-    """
-    if not objectives:
-        raise UsageError("a front needs at least one objective")
-    scores = [objective for objective in objectives if objective["kind"] == "score"]
-    costs = [objective for objective in objectives if objective["kind"] == "cost"]
-    score = scores[0] if scores else objectives[0]
-    others = [objective for objective in objectives if objective is not score]
-    return (costs or others or [score])[0], score
-
-
-def natural(name: str) -> tuple[tuple[int, str], ...]:
-    """Return a key that sorts ``t2c10`` after ``t2c9``."""
-    return tuple((int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d*)", str(name)))
-
-
-def numbers(table: pd.DataFrame, name: str) -> "pd.Series[float]":
-    """Return one column as floats; what is no number becomes NaN.
-
-    Raises:
-        UnknownNameError: No column is called so; the message suggests the nearest.
-    """
-    if name not in table:
-        known = [str(column) for column in table.columns if pd.api.types.is_numeric_dtype(table[column])]
-        raise UnknownNameError(f"unknown column '{name}': {did_you_mean(name, known)}")
-    return pd.to_numeric(table[name], errors="coerce").astype("float64")
-
-
-def _maximised(direction: str) -> bool:
-    if direction not in ("maximize", "minimize"):
-        raise UsageError(f"unknown direction '{direction}': use 'maximize' or 'minimize'")
-    return direction == "maximize"
-
-
-def _matrix(table: pd.DataFrame, objectives: Sequence[Objective]) -> NDArray[np.float64]:
-    axes(objectives)
-    return np.stack([_values(table, objective) for objective in objectives], axis=1)
-
-
-def _values(table: pd.DataFrame, objective: Objective) -> NDArray[np.float64]:
-    return np.asarray(numbers(table, objective["name"]), dtype=np.float64)
-
-
-def _signed(table: pd.DataFrame, objective: Objective) -> NDArray[np.float64]:
-    values = _values(table, objective)
-    return -values if _maximised(objective["direction"]) else values
-
-
-def _scaled(table: pd.DataFrame, objective: Objective, clip: bool = True) -> NDArray[np.float64]:
-    return normalise(_values(table, objective), objective["box"], objective["kind"] == "cost", clip)
+    if caller.f_globals.get("__name__") == "__mp_main__":
+        raise UsageError(f'a worker imports this script anew: call {call} under `if __name__ == "__main__":`')

@@ -16,14 +16,14 @@ from rich.text import Text
 
 from autocompress.api import Front, load
 from autocompress.checkup import Check
-from autocompress.confirmation import confirmed
+from autocompress.analysis.confirmation import confirmed
 from autocompress.console import console, front_table, plain_table
 from autocompress.display import CountDisplay
 from autocompress.errors import NoCandidateError
-from autocompress.front import axes, by_cost, numbers
-from autocompress.latency import NAME
+from autocompress.analysis.pareto import axes, by_cost, numbers
+from autocompress.analysis.latency import NAME
 from autocompress.core.machine import processor
-from autocompress.pick import Pick
+from autocompress.analysis.selection import Pick
 from autocompress.report.confidence import repeats, told_ties
 from autocompress.report.live import ENDED, LiveServer
 from autocompress.study import Study

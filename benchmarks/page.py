@@ -29,7 +29,7 @@ import json, sys, time
 started = time.perf_counter()
 import pandas as pd
 from pathlib import Path
-from autocompress.pick import pick
+from autocompress.analysis.selection import pick
 from autocompress.report import write_page
 here = Path(sys.argv[1])
 candidates, trials = (pd.read_pickle(here / f"{name}.pkl") for name in ("candidates", "trials"))

@@ -19,7 +19,7 @@ from autocompress.engine.refinement import divided
 from autocompress.engine.run import make_plan
 from autocompress.engine.space import Space
 from autocompress.engine.spec import load_spec
-from autocompress.front import axes
+from autocompress.analysis.pareto import axes
 from autocompress.lab import lab, settled
 from autocompress.core.records import Job, State
 from autocompress.trial import TrialRunner, teacher_record

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autocompress.front import axes, dominated, hypervolume, normalise
+from autocompress.analysis.pareto import axes, dominated, hypervolume, normalise
 from autocompress.core.records import Candidate
 
 

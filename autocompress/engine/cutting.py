@@ -8,7 +8,7 @@ from autocompress.engine.limits import Price
 from autocompress.engine.modes import Mode
 from autocompress.engine.refinement import Refinement
 from autocompress.engine.stages import Stages
-from autocompress.front import axes
+from autocompress.analysis.pareto import axes
 from autocompress.core.records import Cut
 
 

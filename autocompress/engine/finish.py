@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from autocompress.core.config import Part
 from autocompress.errors import NoCandidateError
-from autocompress.front import axes, full_fidelity, pareto_front
+from autocompress.analysis.pareto import axes, full_fidelity, pareto_front
 from autocompress.lab import Setup
-from autocompress.pick import pick
+from autocompress.analysis.selection import pick
 from autocompress.core.records import Cut, Job, Role
 from autocompress.study import Study
 from autocompress.trial import TrialRunner, score_test_split

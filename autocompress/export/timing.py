@@ -12,7 +12,7 @@ from autocompress.errors import ArtifactError
 from autocompress.export.bench import bench_graph
 from autocompress.export.candidate import candidate_as_deployed, teacher_as_deployed
 from autocompress.export.stopwatch import Shape
-from autocompress.latency import KEPT, TEACHER
+from autocompress.analysis.latency import KEPT, TEACHER
 from autocompress.core.machine import processor
 from autocompress.study import Study
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.front import Objective, axes, numbers
-from autocompress.pick import Pick
+from autocompress.analysis.pareto import Objective, axes, numbers
+from autocompress.analysis.selection import Pick
 from autocompress.report.steps import order, tables
 from autocompress.report.verdict import pick_latency, split_scores
 from autocompress.report.view import GROUPS, in_words, recipes, simulated

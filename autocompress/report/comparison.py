@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autocompress.errors import UsageError
-from autocompress.front import Objective, axes, full_fidelity, hypervolume, numbers, pareto_front
+from autocompress.analysis.pareto import Objective, axes, full_fidelity, hypervolume, numbers, pareto_front
 
 #: Shares of the teacher's cost at which scores are compared.
 SHARES = (0.1, 0.01, 0.001)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.confirmation import METHOD, Confirmed, Estimate, front_on_test, on_test
-from autocompress.front import Objective, axes, numbers
-from autocompress.pick import Pick
-from autocompress.ties import BINOMIAL, Ties, interval
+from autocompress.analysis.confirmation import METHOD, Confirmed, Estimate, front_on_test, on_test
+from autocompress.analysis.pareto import Objective, axes, numbers
+from autocompress.analysis.selection import Pick
+from autocompress.analysis.significance import BINOMIAL, Ties, interval
 from autocompress.core.formatting import compare, finite, gap, label, plural, show
 
 _SHOWN_AROUND_PICK = 8

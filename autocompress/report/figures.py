@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from autocompress.confirmation import Confirmed
-from autocompress.front import Objective
-from autocompress.pick import Pick
+from autocompress.analysis.confirmation import Confirmed
+from autocompress.analysis.pareto import Objective
+from autocompress.analysis.selection import Pick
 from autocompress.report.picture import Frame, places
 from autocompress.report.points import FrontData, Marks, front_data, hypervolume_data, stairs, text
 from autocompress.report.reference import KEPT as REFERENCE, reference_data

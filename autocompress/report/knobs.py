@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autocompress.front import Objective, axes, full_fidelity, numbers
-from autocompress.pick import Pick
+from autocompress.analysis.pareto import Objective, axes, full_fidelity, numbers
+from autocompress.analysis.selection import Pick
 from autocompress.report.view import SECTIONS, visible
 from autocompress.core.formatting import DASH, finite, human, label, show
 

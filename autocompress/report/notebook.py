@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.pick import Pick
+from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import label, show
 
 

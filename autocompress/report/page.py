@@ -14,9 +14,9 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from autocompress.confirmation import Confirmed, confirmed, front_on_test, on_test, without_repeats
-from autocompress.front import axes, full_fidelity, knee, pareto_front
-from autocompress.pick import Pick
+from autocompress.analysis.confirmation import Confirmed, confirmed, front_on_test, on_test, without_repeats
+from autocompress.analysis.pareto import axes, full_fidelity, knee, pareto_front
+from autocompress.analysis.selection import Pick
 from autocompress.report.cards import (
     cards,
     export_command,

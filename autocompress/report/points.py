@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autocompress.confirmation import Confirmed
-from autocompress.front import Objective, axes, knee, normalise, numbers
-from autocompress.pick import Pick
+from autocompress.analysis.confirmation import Confirmed
+from autocompress.analysis.pareto import Objective, axes, knee, normalise, numbers
+from autocompress.analysis.selection import Pick
 from autocompress.report.confidence import told
 from autocompress.report.view import GROUPS, classify, in_words, recipes, simulated, visible
 from autocompress.core.formatting import compare, finite, label, show

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.front import Objective, axes
-from autocompress.latency import KEPT as LATENCY, NAME as LATENCY_MS, RECORD, TEACHER
-from autocompress.native import simulated
-from autocompress.pick import Pick
+from autocompress.analysis.pareto import Objective, axes
+from autocompress.analysis.latency import KEPT as LATENCY, NAME as LATENCY_MS, RECORD, TEACHER
+from autocompress.analysis.simulated import simulated
+from autocompress.analysis.selection import Pick
 from autocompress.report.points import hypervolume_data
 from autocompress.core.formatting import compare, duration, finite, gap, label, plural, show
 

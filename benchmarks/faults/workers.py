@@ -72,7 +72,7 @@ def bad_results(place: Path, tables: int = 500) -> Figure:
 
     from autocompress.core.config import CompressionConfig, Part
     from autocompress.engine.results import checked
-    from autocompress.front import dominated
+    from autocompress.analysis.pareto import dominated
     from autocompress.core.records import Cut, Job
 
     job = Job(0, CompressionConfig(Part.of("cnn", width=8), (Part("none"),), Part("adamw")), (Cut(),))

@@ -4,7 +4,7 @@ import torch
 
 from autocompress.measure import Subject
 from autocompress.measure.resampling import DRAWS, replicates, which_are_right
-from autocompress.ties import right
+from autocompress.analysis.significance import right
 
 
 def subject(size: int, share: float, seed: int = 0) -> Subject:

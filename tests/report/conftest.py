@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from autocompress.front import full_fidelity, pareto_front
+from autocompress.analysis.pareto import full_fidelity, pareto_front
 from tests.report.factory import Run, make_run
 
 

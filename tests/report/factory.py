@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autocompress.front import full_fidelity, hypervolume, pareto_front
+from autocompress.analysis.pareto import full_fidelity, hypervolume, pareto_front
 
 HOSTILE = (
     "</script><script>document.documentElement.lang=1</script>",

@@ -11,8 +11,8 @@ import pytest
 
 import autocompress
 from autocompress.errors import NoCandidateError, StorageError
-from autocompress.front import full_fidelity
-from autocompress.pick import Pick, pick
+from autocompress.analysis.pareto import full_fidelity
+from autocompress.analysis.selection import Pick, pick
 from autocompress.report import write_page
 from autocompress.study import Study
 from tests.report.factory import Run

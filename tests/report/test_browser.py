@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from autocompress.confirmation import Confirmed, Estimate
-from autocompress.pick import pick
+from autocompress.analysis.confirmation import Confirmed, Estimate
+from autocompress.analysis.selection import pick
 from autocompress.report import page as page_module, write_page
 from autocompress.report.live import ENDED, LiveServer
 from autocompress.report.page import render_page

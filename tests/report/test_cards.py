@@ -6,7 +6,7 @@ import shlex
 import pandas as pd
 import yaml
 
-from autocompress.pick import pick
+from autocompress.analysis.selection import pick
 from autocompress.report.cards import as_yaml, cards, export_command, pick_card, table_columns, table_rows
 from autocompress.report.view import classify
 from tests.report.factory import HOSTILE, Run

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pandas as pd
 
-from autocompress.confirmation import Confirmed, Estimate
-from autocompress.pick import pick
+from autocompress.analysis.confirmation import Confirmed, Estimate
+from autocompress.analysis.selection import pick
 from autocompress.report.confidence import confidence, repeats
-from autocompress.ties import ties, unpaired
+from autocompress.analysis.significance import ties, unpaired
 from tests.report.factory import OBJECTIVES, Run
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autocompress.front import full_fidelity, pareto_front
-from autocompress.pick import pick
+from autocompress.analysis.pareto import full_fidelity, pareto_front
+from autocompress.analysis.selection import pick
 from autocompress.report import points
 from autocompress.report.figures import draw_front, front_figure, hypervolume_figure, plotly_source
 from autocompress.report.points import drawn, front_data, hypervolume_data, stairs

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import f_oneway
 
-from autocompress.pick import pick
+from autocompress.analysis.selection import pick
 from autocompress.report.knobs import LINES, explained, importance, knobs, parallel
 from tests.report.factory import OBJECTIVES, Run
 

@@ -1,6 +1,6 @@
 import pandas as pd
 
-from autocompress.pick import pick
+from autocompress.analysis.selection import pick
 from autocompress.report.notebook import front_html
 from tests.report.factory import Run, make_run
 

@@ -16,7 +16,7 @@ import pytest
 
 import autocompress
 from autocompress.errors import StorageError
-from autocompress.pick import pick
+from autocompress.analysis.selection import pick
 from autocompress.report import page, write_page
 from autocompress.report.cards import cards
 from tests.report.factory import ALL_OBJECTIVES, HOSTILE, OBJECTIVES, Run, make_run
@@ -241,7 +241,7 @@ def test_a_failing_write_leaves_the_old_page(run: Run, tmp_path: Path, monkeypat
 
 def test_reading_a_run_loads_no_heavy_library() -> None:
     code = (
-        "import sys, autocompress.report, autocompress.pick, autocompress.front;"
+        "import sys, autocompress.report, autocompress.analysis.selection, autocompress.analysis.pareto;"
         "print([name for name in ('torch', 'optuna', 'ray', 'sklearn', 'scipy', 'onnx') if name in sys.modules])"
     )
     root = Path(autocompress.__file__).parents[1]

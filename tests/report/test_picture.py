@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from autocompress.pick import pick
+from autocompress.analysis.selection import pick
 from autocompress.report.confidence import confidence
 from autocompress.report.picture import Frame, front_picture, interval_picture, place, sparkline
 from autocompress.report.points import front_data

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from autocompress.pick import Pick, pick
+from autocompress.analysis.selection import Pick, pick
 from autocompress.report.verdict import (
     convergence,
     honesty,

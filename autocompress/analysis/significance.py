@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autocompress.front import axes, numbers
+from autocompress.analysis.pareto import axes, numbers
 from autocompress.core.formatting import finite
 
 #: Scores that are a share of the examples, so that a binomial interval holds for them.

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autocompress.confirmation import confirmed, on_test, top, without_repeats
+from autocompress.analysis.confirmation import confirmed, on_test, top, without_repeats
 from tests.report.factory import OBJECTIVES
 
 META: dict[str, Any] = {"objectives": OBJECTIVES}

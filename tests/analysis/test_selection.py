@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
-from autocompress.front import full_fidelity
-from autocompress.pick import pick
+from autocompress.analysis.pareto import full_fidelity
+from autocompress.analysis.selection import pick
 from tests.report.factory import OBJECTIVES, Run, make_run
 
 

@@ -1,6 +1,6 @@
 import pandas as pd
 
-from autocompress.native import SIMULATED, knob_order, simulated
+from autocompress.analysis.simulated import SIMULATED, knob_order, simulated
 
 
 def table(**columns: list[object]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
-from autocompress.front import (
+from autocompress.analysis.pareto import (
     axes,
     by_cost,
     dominated,

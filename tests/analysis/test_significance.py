@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, ttest_rel
 
-from autocompress.ties import interval, paired, right, ties, unpaired
+from autocompress.analysis.significance import interval, paired, right, ties, unpaired
 from tests.report.factory import OBJECTIVES
 
 META: dict[str, Any] = {"objectives": OBJECTIVES, "splits": {"select_val": 320}}

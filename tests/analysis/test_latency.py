@@ -2,7 +2,7 @@ import math
 
 import pandas as pd
 
-from autocompress.latency import timed, with_latency
+from autocompress.analysis.latency import timed, with_latency
 
 META = {
     "teacher": {"costs": {"flops": 5.0}, "scores": {}},

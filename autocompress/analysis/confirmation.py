@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autocompress.front import Objective, axes, by_cost, dominated, full_fidelity, numbers, pareto_front
+from autocompress.analysis.pareto import Objective, axes, by_cost, dominated, full_fidelity, numbers, pareto_front
 from autocompress.core.formatting import finite, plural
 
 ROLE = "confirm"

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from autocompress.errors import NoCandidateError
-from autocompress.front import Limits, Objective, axes, by_cost, full_fidelity, numbers, pareto_front
+from autocompress.analysis.pareto import Limits, Objective, axes, by_cost, full_fidelity, numbers, pareto_front
 from autocompress.core.formatting import compare, finite, gap, label
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from autocompress.errors import NoCandidateError
-from autocompress.standing import best_of, neighbours, rankable, row_at
+from autocompress.analysis.ranking import best_of, neighbours, rankable, row_at
 from tests.report.factory import OBJECTIVES
 from tests.test_pick import small
 

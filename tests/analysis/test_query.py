@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from autocompress.errors import UnknownNameError, UsageError
-from autocompress.where import where
+from autocompress.analysis.query import where
 
 TABLE = pd.DataFrame(
     {

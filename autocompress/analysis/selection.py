@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError, did_you_mean
-from autocompress.front import (
+from autocompress.analysis.pareto import (
     Limits,
     Objective,
     axes,
@@ -23,16 +23,16 @@ from autocompress.front import (
     numbers,
     pareto_front,
 )
-from autocompress.native import simulated
-from autocompress.standing import (
+from autocompress.analysis.simulated import simulated
+from autocompress.analysis.ranking import (
     Neighbour as Neighbour,
     best_of,
     neighbours as neighbours,
     rankable,
     row_at,
 )
-from autocompress.ties import Ties, ties
-from autocompress.where import where as where
+from autocompress.analysis.significance import Ties, ties
+from autocompress.analysis.query import where as where
 from autocompress.core.formatting import compare, finite, gap, is_counted, label, plural, show
 
 # A hair of it: 0.98 - 0.01 must not refuse 0.97.
