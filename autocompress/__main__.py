@@ -1,6 +1,6 @@
 """Run the command line: ``python -m autocompress``."""
 
-from autocompress.cli import main
+from autocompress.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from autocompress import cli
+from autocompress.cli import app as cli
 from tests.conftest import SMALL_SEARCH
 
 # The models of a search of seconds are poor: what an example asks of accuracy is asked of them at half the level.

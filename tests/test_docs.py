@@ -14,7 +14,7 @@ import pytest
 import typer
 
 import autocompress
-from autocompress import cli
+from autocompress.cli import app as cli
 from autocompress.core import plugins, registry
 from autocompress.engine.space import SECTIONS, open_space
 from autocompress.engine.spec import Spec, parse_spec

@@ -18,7 +18,7 @@ def loaded(statement: str) -> set[str]:
     "statement",
     [
         "import autocompress",
-        "import autocompress.cli",
+        "import autocompress.cli.app",
         "from autocompress import CompressionConfig, knob",
         "dir(__import__('autocompress'))",
     ],

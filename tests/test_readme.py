@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress import cli
+from autocompress.cli import app as cli
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from tests.examples import blocks, commands, run, small_command, small_python

@@ -78,7 +78,7 @@ def interrupted(place: Path) -> Figure:
     """Row 5: Ctrl-C once and twice, and SIGTERM, on the command line with real trainings; then the run goes on."""
     small = ["search.trials=6", "search.workers=2", "fit.adamw.epochs=12", "teacher.fit={adamw: {epochs: 12}}"]
     small += ["teacher.student={cnn: {width: 12, depth: 1}}"]
-    words = [sys.executable, "-m", "autocompress.cli", "search", "digits", "--runs", str(place), "--resume"]
+    words = [sys.executable, "-m", "autocompress.cli.app", "search", "digits", "--runs", str(place), "--resume"]
     words += [word for setting in small for word in ("--set", setting)]
     found, held, before = [], True, 0
     for signals in ([signal.SIGINT], [signal.SIGINT, signal.SIGINT], [signal.SIGTERM], []):

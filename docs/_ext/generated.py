@@ -102,7 +102,7 @@ def commands() -> str:
     """Return every verb of the command line with its arguments, options and an example."""
     import typer
 
-    from autocompress.cli import app
+    from autocompress.cli.app import app
 
     group: Any = typer.main.get_command(app)
     parts = []

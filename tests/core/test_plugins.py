@@ -126,7 +126,7 @@ import torch
 model = autocompress.load_artifact(folder)
 print(model(torch.zeros(1, 4)).shape)
 """
-    command = [sys.executable, "-m", "autocompress.cli"]
+    command = [sys.executable, "-m", "autocompress.cli.app"]
     runs = ["--runs", str(tmp_path / "runs")]
     small = [
         *("--trials", "2", "--workers", "1", "--name", "mine"),

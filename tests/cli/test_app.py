@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress import cli
+from autocompress.cli import app as cli
 from autocompress.study import Study
 from tests.conftest import SMALL_SEARCH
 
@@ -249,8 +249,8 @@ def test_list_names_what_a_spec_can_name(run, kind: str, names: list[str]) -> No
 
 
 def test_doctor_says_what_is_broken_and_how_to_mend_it(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("autocompress.checkup.ray_works", lambda process: "not started in a test")
-    monkeypatch.setattr("autocompress.checkup._RAY", "")
+    monkeypatch.setattr("autocompress.cli.doctor.ray_works", lambda process: "not started in a test")
+    monkeypatch.setattr("autocompress.cli.doctor._RAY", "")
     done = run("doctor")
     assert done.code == 0, done.out
     assert "ready to search" in done.out
@@ -293,7 +293,7 @@ def test_ctrl_c_keeps_what_was_found_and_says_how_to_continue(  # type: ignore[n
     offered = run(*words)
     assert offered.code == 2
     assert f"continue it with: autocompress {shlex.join(words)} --resume (or give a new one a --name)" in offered.err
-    monkeypatch.setattr("autocompress.stopping.somebody_is_there", lambda: True)
+    monkeypatch.setattr("autocompress.cli.signals.somebody_is_there", lambda: True)
     asked = []
     monkeypatch.setattr("typer.confirm", lambda question, default: asked.append((question, default)))
     declined = run(*words)

@@ -110,7 +110,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], form: TableFormat) -> None:
 
 def offer(found: UnfinishedRunError) -> None:
     """Ask whether to continue a run that was not ended; where nobody can answer, say how."""
-    from autocompress.stopping import somebody_is_there
+    from autocompress.cli.signals import somebody_is_there
 
     if not somebody_is_there():
         raise found

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autocompress.arguments import (
+from autocompress.cli.options import (
     INTERRUPTED,
     Format,
     Kind,
@@ -65,7 +65,7 @@ def search(
     runs: Runs = Path("reports"),
 ) -> None:
     """Search: train, cut, measure, and print the front with the recommended candidate."""
-    from autocompress.console import console
+    from autocompress.cli.tables import console
 
     load_plugins(plugin)
     if spec is None:
@@ -80,8 +80,8 @@ def search(
         print_dry_run(spec, overrides, given)
         return
     from autocompress import api
-    from autocompress.display import SearchDisplay
-    from autocompress.stopping import Stopping
+    from autocompress.cli.progress import SearchDisplay
+    from autocompress.cli.signals import Stopping
 
     command = "autocompress " + shlex.join(sys.argv[1:])
 
@@ -102,7 +102,7 @@ def search(
             again = command if resume else f"{command} --resume"
             print(f"interrupted; what was found is kept. Continue with: {again}", file=sys.stderr)
             raise typer.Exit(stopping.exit_code) from None
-    from autocompress.outcome import print_outcome
+    from autocompress.cli.output import print_outcome
 
     print_outcome(front, plugin or [])
 
@@ -130,7 +130,7 @@ def status(
 ) -> None:
     """Show progress, failures by reason, and the front so far."""
     from autocompress import api
-    from autocompress.outcome import print_status, status_rows, watch_status
+    from autocompress.cli.output import print_status, status_rows, watch_status
 
     if watch:
         try:
@@ -167,7 +167,7 @@ def report(
     if live:
         import webbrowser
 
-        from autocompress.outcome import serve_live
+        from autocompress.cli.output import serve_live
 
         serve_live(api.find_run(run, runs), port, webbrowser.open if show else len)
         return
@@ -188,7 +188,7 @@ def compare(
 ) -> None:
     """Lay fronts over each other: hypervolume, hypervolume over time, and what is attained."""
     from autocompress import api
-    from autocompress.console import console, plain_table
+    from autocompress.cli.tables import console, plain_table
     from autocompress.report.comparison_page import columns, rows, verdict
 
     found = api.compare(names, runs, page=out)
@@ -210,7 +210,7 @@ def front(
 ) -> None:
     """Print the front, or the part of it that satisfies an expression."""
     from autocompress import api
-    from autocompress.console import console, front_table
+    from autocompress.cli.tables import console, front_table
     from autocompress.analysis.query import where as select
 
     found = api.load(run, runs)
@@ -243,8 +243,8 @@ def pick(
 ) -> None:
     """Choose one candidate, and say why."""
     from autocompress import api
-    from autocompress.console import console, front_table
-    from autocompress.outcome import print_pick
+    from autocompress.cli.tables import console, front_table
+    from autocompress.cli.output import print_pick
 
     found = api.load(run, runs)
     chosen = found.pick(max=bounds(most), min=bounds(least), prefer=prefer, knee=knee, candidate=candidate)
@@ -276,9 +276,9 @@ def confirm(
 ) -> None:
     """Train the top candidates again from scratch with several seeds; give intervals on select_val and test."""
     from autocompress import api
-    from autocompress.console import console
-    from autocompress.display import CountDisplay
-    from autocompress.outcome import print_confirmed
+    from autocompress.cli.tables import console
+    from autocompress.cli.progress import CountDisplay
+    from autocompress.cli.output import print_confirmed
 
     load_plugins(plugin)
     found = api.load(run, runs)
@@ -332,7 +332,7 @@ def bench(
     runs: Runs = Path("reports"),
 ) -> None:
     """Measure latency on this machine: of an exported model, with its memory, or of a run's front for its page."""
-    from autocompress.outcome import bench_artifact, bench_run
+    from autocompress.cli.output import bench_artifact, bench_run
 
     given = kept({"seconds": seconds})
     if (Path(what) / "manifest.json").is_file():
@@ -345,11 +345,11 @@ def bench(
 @app.command("list", epilog="Example: autocompress list methods")
 def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], form: Format = TableFormat.table) -> None:
     """List what a search space can name."""
-    from autocompress import catalogue
+    from autocompress.cli import catalogue
 
     found = getattr(catalogue, kind.value)()
     if form is TableFormat.table:
-        from autocompress.console import console
+        from autocompress.cli.tables import console
 
         console().print(catalogue.table(found))
     else:
@@ -359,9 +359,9 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], form: For
 @app.command(epilog="Example: autocompress doctor")
 def doctor(runs: Runs = Path("reports")) -> None:
     """Check versions, libraries, cores, memory and folders; exit 1 with the fix where something is broken."""
-    from autocompress.checkup import checkup
-    from autocompress.console import console
-    from autocompress.outcome import print_checks
+    from autocompress.cli.doctor import checkup
+    from autocompress.cli.tables import console
+    from autocompress.cli.output import print_checks
 
     if not print_checks(checkup(runs), console()):
         raise typer.Exit(1)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from autocompress.arguments import TableFormat, bounds, kept, offer, print_rows
+from autocompress.cli.options import TableFormat, bounds, kept, offer, print_rows
 from autocompress.errors import UnfinishedRunError, UsageError
 
 ROWS = [{"id": "t0c0", "accuracy": 0.5}, {"id": "t0,c1", "accuracy": None}]
@@ -37,7 +37,7 @@ def test_an_unfinished_run_is_offered_to_somebody(monkeypatch: pytest.MonkeyPatc
         asked.append(question)
         return answer
 
-    monkeypatch.setattr("autocompress.stopping.somebody_is_there", lambda: True)
+    monkeypatch.setattr("autocompress.cli.signals.somebody_is_there", lambda: True)
     monkeypatch.setattr("typer.confirm", confirm)
     found = UnfinishedRunError("reports/digits did not end (3 of 40 trials); continue it with --resume")
     if goes_on:
@@ -49,7 +49,7 @@ def test_an_unfinished_run_is_offered_to_somebody(monkeypatch: pytest.MonkeyPatc
 
 
 def test_where_nobody_is_there_the_run_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autocompress.stopping.somebody_is_there", lambda: False)
+    monkeypatch.setattr("autocompress.cli.signals.somebody_is_there", lambda: False)
     found = UnfinishedRunError("reports/digits did not end; continue it with --resume")
     with pytest.raises(UnfinishedRunError) as refused:
         offer(found)

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from autocompress.console import _bits, front_table, plain_table
+from autocompress.cli.tables import _bits, front_table, plain_table
 from tests.fakes import OBJECTIVES
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autocompress import checkup
+from autocompress.cli import doctor as checkup
 
 
 def test_a_missing_package_and_an_old_one_are_broken_with_their_fix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from autocompress.display import SearchDisplay
+from autocompress.cli.progress import SearchDisplay
 from autocompress.engine.progress import Progress
 from tests.fakes import OBJECTIVES
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from autocompress.stopping import Stopping
+from autocompress.cli.signals import Stopping
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])

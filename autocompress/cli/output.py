@@ -15,10 +15,10 @@ from rich.live import Live
 from rich.text import Text
 
 from autocompress.api import Front, load
-from autocompress.checkup import Check
+from autocompress.cli.doctor import Check
 from autocompress.analysis.confirmation import confirmed
-from autocompress.console import console, front_table, plain_table
-from autocompress.display import CountDisplay
+from autocompress.cli.tables import console, front_table, plain_table
+from autocompress.cli.progress import CountDisplay
 from autocompress.errors import NoCandidateError
 from autocompress.analysis.pareto import axes, by_cost, numbers
 from autocompress.analysis.latency import NAME
