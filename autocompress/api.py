@@ -13,7 +13,7 @@ from autocompress.errors import (
     did_you_mean,
 )
 from autocompress.front import Front as Front, refuse_worker, tables_of
-from autocompress.study import DATABASE
+from autocompress.store.run_store import DATABASE
 
 if TYPE_CHECKING:
     from autocompress.engine.run import Events

@@ -15,7 +15,7 @@ from autocompress.analysis.pareto import full_fidelity, pareto_front
 from autocompress.analysis.latency import timed, with_latency
 from autocompress.analysis.selection import Pick, pick
 from autocompress.core.atomic import write_atomic
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from autocompress.analysis.query import where
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
 from autocompress.core.records import Candidate, Cut, Job, State, TrialResult
 from autocompress.core.atomic import write_atomic
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from benchmarks.keeping import about
 
 OBJECTIVES = [

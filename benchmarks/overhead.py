@@ -18,7 +18,7 @@ from autocompress.engine.run import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.lab import Setup, lab, settled
 from autocompress.core.records import Cut, Job
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from autocompress.trial import run_trial
 from benchmarks.keeping import about
 

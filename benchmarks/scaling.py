@@ -21,7 +21,7 @@ from autocompress.engine.spec import load_spec
 from autocompress.lab import Setup, lab, settled
 from autocompress.core.records import Job
 from autocompress.core.atomic import write_atomic
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from autocompress.trial import run_trial
 from benchmarks.keeping import about, turned
 

@@ -23,7 +23,7 @@ from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
 from autocompress.core.records import Job
 from autocompress.core.atomic import write_atomic
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from benchmarks.growth import OBJECTIVES, made_up
 from benchmarks.keeping import about
 

@@ -78,7 +78,7 @@ def run(space: str, contender: str, seed: int, target: Run | None, overrides: li
 
     from autocompress.engine.run import Events, make_plan, run_search
     from autocompress.engine.spec import load_spec
-    from autocompress.study import Study
+    from autocompress.store.run_store import Study
 
     budget = [f"search.trials={TRIALS}", "search.minutes=null"]
     if target is not None:

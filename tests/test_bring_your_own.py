@@ -11,7 +11,7 @@ import torch
 import autocompress
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.core.registry import TASKS
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 
 SHARED = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 OWN = SHARED.parent / "byo" / "resnet_cifar.py"

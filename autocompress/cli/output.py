@@ -26,7 +26,7 @@ from autocompress.core.machine import processor
 from autocompress.analysis.selection import Pick
 from autocompress.report.confidence import repeats, told_ties
 from autocompress.report.live import ENDED, LiveServer
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from autocompress.core.formatting import human, label, plural, show
 
 # Seconds between two looks at a run.

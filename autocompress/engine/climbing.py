@@ -12,7 +12,7 @@ from autocompress.engine.promotion import PromotionRule
 from autocompress.engine.segments import Segments
 from autocompress.engine.spending import Spending
 from autocompress.core.records import Candidate, Cut, Job, State
-from autocompress.rows import StoredTrial
+from autocompress.store.schema import StoredTrial
 
 
 class Climb:

@@ -20,7 +20,7 @@ from autocompress.lab import Setup, lab, settled
 from autocompress.analysis.selection import pick
 from autocompress.core.plugins import guests
 from autocompress.core.records import Cut, Job, Role, State, TrialResult
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from autocompress.trial import TrialRunner
 
 Progress = Callable[[int, int], None]

@@ -31,8 +31,8 @@ from autocompress.engine.spec import SearchSection
 from autocompress.engine.surrogate import Surrogate
 from autocompress.core.records import Candidate, Job, Role, State, TrialResult
 from autocompress.core.registry import PROMOTION_RULES
-from autocompress.rows import StoredTrial
-from autocompress.study import Study, now
+from autocompress.store.schema import StoredTrial
+from autocompress.store.run_store import Study, now
 
 MAX_ATTEMPTS = 2
 HOPELESS = 10

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autocompress.database import DATABASE, taken
+from autocompress.store.connection import DATABASE, taken
 from autocompress.engine.spec import Spec
 from autocompress.errors import RunFolderError, UnfinishedRunError
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from autocompress.core.formatting import plural
 
 

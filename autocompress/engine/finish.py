@@ -10,7 +10,7 @@ from autocompress.analysis.pareto import axes, full_fidelity, pareto_front
 from autocompress.lab import Setup
 from autocompress.analysis.selection import pick
 from autocompress.core.records import Cut, Job, Role
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from autocompress.trial import TrialRunner, score_test_split
 
 PLAIN = (Part("none"),)

@@ -11,7 +11,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 
 
 class Memory(InMemoryStorage):

@@ -37,7 +37,7 @@ from autocompress.pricing import price
 from autocompress.core.records import Candidate, Cut
 from autocompress.core.registry import OBJECTIVES, TASKS
 from autocompress.core.atomic import write_atomic
-from autocompress.study import DATABASE, Study
+from autocompress.store.run_store import DATABASE, Study
 from autocompress.core.task import Splits, Task
 from autocompress.trial import TrialRunner, cpu_capability, teacher_record
 

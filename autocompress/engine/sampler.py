@@ -13,7 +13,7 @@ from autocompress.core.config import fingerprint
 from autocompress.engine.memory import Memory
 from autocompress.engine.publishing import publish
 from autocompress.core.knobs import Leaf
-from autocompress.study import DATABASE, Study
+from autocompress.store.run_store import DATABASE, Study
 
 # Points that TPE weighs before it proposes one. More than Optuna's 24 pays in joint spaces: on NAS-Bench-201 the regret
 # after 200 evaluations falls by a quarter (tests/engine/test_sampler_regret.py); with 256 it rises again.

@@ -12,7 +12,7 @@ from autocompress.export.stopwatch import Shape
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact
 from autocompress.lab import Lab, Rebuilt, Setup, lab, settled
 from autocompress.core.records import Candidate, Cut, Job
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from autocompress.core.task import Logits, Targets
 from autocompress.trial import run_trial
 

@@ -14,7 +14,7 @@ from autocompress.export.candidate import candidate_as_deployed, teacher_as_depl
 from autocompress.export.stopwatch import Shape
 from autocompress.analysis.latency import KEPT, TEACHER
 from autocompress.core.machine import processor
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 
 
 def time_run(

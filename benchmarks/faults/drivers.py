@@ -123,7 +123,7 @@ def second_driver(place: Path) -> Figure:
 
 def same_table(place: Path, trials: int = 30, kills: int = 5) -> Figure:
     """Row 21: a search in one go and one that is killed and resumed, with one worker."""
-    from autocompress.study import Study
+    from autocompress.store.run_store import Study
 
     def table(folder: Path) -> str:
         with Study.read(folder) as study:

@@ -55,7 +55,7 @@ def drive(folder: Path, trials: int, workers: int, pretend: Pretend, *overrides:
     from autocompress.engine.sampler import Proposer
     from autocompress.engine.space import open_space
     from autocompress.engine.spec import parse_spec
-    from autocompress.study import DATABASE, Study
+    from autocompress.store.run_store import DATABASE, Study
 
     begun = time.monotonic()
     source = parse_spec(SPEC, "x", [f"search.trials={trials}", "search.seed=3", *overrides])

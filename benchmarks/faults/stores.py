@@ -15,7 +15,7 @@ from benchmarks.pretend import Pretend, outcome
 def damaged_store(place: Path, cuts: int = 20, flips: int = 200) -> Figure:
     """Row 7: a store whose tail is cut off, and one with flipped bytes."""
     from autocompress.errors import AutocompressError
-    from autocompress.study import DATABASE, Study
+    from autocompress.store.run_store import DATABASE, Study
 
     def content(folder: Path) -> list[Any]:
         with Study.read(folder) as study:
@@ -52,7 +52,7 @@ def full_disk(place: Path) -> Figure:
     import resource
 
     from autocompress.errors import StorageError
-    from autocompress.study import Study
+    from autocompress.store.run_store import Study
 
     def harm() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
@@ -93,7 +93,7 @@ def _grown(place: Path, trials: int) -> tuple[int, float, float]:
     from autocompress.engine.sampler import Proposer
     from autocompress.engine.space import open_space
     from autocompress.engine.spec import parse_spec
-    from autocompress.study import Study
+    from autocompress.store.run_store import Study
 
     source = parse_spec(SPEC, "x", [f"search.trials={trials}", "search.sampler=random"])
     study = Study.create(place, {"name": "x"})

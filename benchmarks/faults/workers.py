@@ -119,7 +119,7 @@ def run_again(place: Path, trials: int = 10) -> Figure:
     import autocompress
     from autocompress.lab import Setup
     from autocompress.core.records import Role, State
-    from autocompress.study import Study
+    from autocompress.store.run_store import Study
     from autocompress.trial import TrialRunner
 
     small = [f"search.trials={trials}", "search.backend=serial", "search.promotion=always", "search.refine=0"]

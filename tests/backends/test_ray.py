@@ -20,7 +20,7 @@ from autocompress.engine.run import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.errors import UsageError, WorkersError
 from autocompress.core.records import Job, State, TrialResult
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from tests.backends.nodes import LookingTrials, SlowTrials, UnreadyTrials, another
 from tests.backends.test_local import alive, jobs, run, until
 from tests.conftest import SMALL_SEARCH

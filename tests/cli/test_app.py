@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.cli import app as cli
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from tests.conftest import SMALL_SEARCH
 
 

@@ -13,7 +13,7 @@ from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.core.records import Cut, Job, TrialResult
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from tests.fakes import OBJECTIVES, fake_result
 
 SPEC = """\

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 from autocompress.engine.answers import Answers
 from autocompress.engine.sampler import Proposer
 from autocompress.core.records import State
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 
 
 @pytest.fixture

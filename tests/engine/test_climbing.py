@@ -7,7 +7,7 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.climbing import Climb
 from autocompress.engine.promotion import ParetoRank
 from autocompress.core.records import Candidate, Cut, Job, State
-from autocompress.rows import StoredTrial
+from autocompress.store.schema import StoredTrial
 from tests.fakes import fake_result
 
 FIT = Part.of("adamw", epochs=27)

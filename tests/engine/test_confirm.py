@@ -14,7 +14,7 @@ from autocompress.backends.local import Serial
 from autocompress.engine import confirm as module
 from autocompress.errors import SearchFailedError, UsageError
 from autocompress.core.records import Role, State, TrialResult
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from autocompress.trial import TrialRunner
 
 

@@ -15,7 +15,7 @@ from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.core.records import State, TrialResult
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from tests.engine.driving import SPEC, close, driver, finish, states, table
 from tests.fakes import OBJECTIVES, fake_result
 

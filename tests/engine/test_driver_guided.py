@@ -15,7 +15,7 @@ from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.core.records import Cut, Job
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from tests.engine.driving import (
     CLIMB,
     SPEC,

@@ -11,7 +11,7 @@ from autocompress.engine.modes import MODES
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.core.records import State, TrialResult
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from tests.engine.driving import (
     CLIMB,
     FURTHER,

@@ -7,7 +7,7 @@ import pytest
 from autocompress.engine.earlier import look
 from autocompress.engine.spec import Spec, parse_spec
 from autocompress.errors import RunFolderError, UnfinishedRunError
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 
 SOUND = "task: digits\nstudent: {cnn: {}}\n"
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.engine.finish import seen_before
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from tests.fakes import OBJECTIVES
 
 

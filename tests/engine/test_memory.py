@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.engine.memory import Memory
 from autocompress.engine.sampler import Proposer
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 
 
 def proposer(store: Study, sampler: str = "tpe") -> Proposer:

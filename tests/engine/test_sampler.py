@@ -8,7 +8,7 @@ from optuna.samplers import GPSampler, NSGAIIISampler, NSGAIISampler, RandomSamp
 from optuna.trial import TrialState
 
 from autocompress.engine.sampler import Proposer, make_sampler
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 
 
 def proposer(folder: Path, sampler: str = "tpe", seed: int = 0) -> Proposer:

@@ -5,7 +5,7 @@ import pytest
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.export.bench import bench
 from autocompress.export.candidate import export_candidate
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 
 
 @pytest.fixture(scope="module")

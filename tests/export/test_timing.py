@@ -7,7 +7,7 @@ import autocompress
 from autocompress.errors import ArtifactError, UnknownNameError, UsageError
 from autocompress.export import timing
 from autocompress.export.timing import time_run
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from autocompress.errors import NoCandidateError, StorageError
 from autocompress.analysis.pareto import full_fidelity
 from autocompress.analysis.selection import Pick, pick
 from autocompress.report import write_page
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from tests.report.factory import Run
 
 

@@ -20,10 +20,10 @@ import pandas as pd
 from filelock import FileLock
 from pydantic_core import from_json
 
-from autocompress.database import DATABASE as DATABASE, acquire, connect, damaged, require_run, taken
+from autocompress.store.connection import DATABASE as DATABASE, acquire, connect, damaged, require_run, taken
 from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.core.records import Candidate, Job, State, TrialResult
-from autocompress.rows import (
+from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
     SCHEMA,
     SEALED,

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from autocompress.errors import RunFolderError, StorageError
-from autocompress.rows import seal_of
+from autocompress.store.schema import seal_of
 from autocompress.core.atomic import storage_errors, write_atomic
 
 DATABASE = "study.db"

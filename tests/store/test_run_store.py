@@ -8,7 +8,7 @@ import pytest
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.core.records import Cut, Job, Role, State, TrialResult
-from autocompress.study import Study
+from autocompress.store.run_store import Study
 from tests.fakes import fake_result
 
 CUTS = (Cut(), Cut(quantize=Part.of("post_training", weight_bits=4)))

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Base, Candidate, Cut, Job, Role, State
-from autocompress.rows import (
+from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
     StoredTrial,
     candidate_of,
