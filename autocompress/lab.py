@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from autocompress.checkpoints import pack, read_checkpoint, unpack
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.distill.attacks import ATTACKS, EPSILON, attacked_logits
-from autocompress.distill.fit import fit, fit_until, predict
-from autocompress.distill.optimizers import fit_config
-from autocompress.distill.place import CPU
+from autocompress.training.fit import fit, fit_until, predict
+from autocompress.training.optimizers import fit_config
+from autocompress.training.device import CPU
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import Subject, measure

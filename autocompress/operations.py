@@ -1,7 +1,7 @@
 """What is done to make a candidate, in order: read off its config."""
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.distill.optimizers import fit_config
+from autocompress.training.optimizers import fit_config
 from autocompress.core.method import Recovery
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS

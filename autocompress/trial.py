@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autocompress.checkpoints import write_checkpoint
 from autocompress.core.config import Part
-from autocompress.distill.place import refuse_missing
+from autocompress.training.device import refuse_missing
 from autocompress.distill.teacher import TeacherLuggage, teacher_name
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.lab import Lab, Setup, lab, learned, settled

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from autocompress.core.config import CompressionConfig
-from autocompress.distill.optimizers import fit_config
+from autocompress.training.optimizers import fit_config
 from autocompress.engine.driver import Driver
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space

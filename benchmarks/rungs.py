@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from autocompress.distill.optimizers import fit_config
+from autocompress.training.optimizers import fit_config
 from autocompress.engine.archive import Archive
 from autocompress.engine.ladder import at_a_rung, pauses
 from autocompress.engine.refinement import divided

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from autocompress.distill.optimizers import fit_config
+from autocompress.training.optimizers import fit_config
 from autocompress.engine.driver import Driver
 from autocompress.engine.sampler import Proposer
 from autocompress.engine.space import open_space

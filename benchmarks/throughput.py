@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
-from autocompress.distill.fit import fit
+from autocompress.training.fit import fit
 from autocompress.lab import settled
 from autocompress.core.method import Context
 from autocompress.models.base import family_model

@@ -1,6 +1,8 @@
 """Distillation: the terms of the loss, the one training loop, and the cached teacher."""
 
-from autocompress.distill import attacks, feature_terms, logit_terms, losses, optimizers
+from autocompress.distill import attacks, feature_terms, logit_terms, losses
+
+from autocompress.training import optimizers
 from autocompress.distill.base import Activations, DistillTerm, Needs, Term
 
 __all__ = [

@@ -16,10 +16,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autocompress.core.config import Part, fingerprint
-from autocompress.distill.fit import fit, predict
-from autocompress.distill.optimizers import fit_config
-from autocompress.distill.place import CPU
-from autocompress.distill.precision import choose_precision
+from autocompress.training.fit import fit, predict
+from autocompress.training.optimizers import fit_config
+from autocompress.training.device import CPU
+from autocompress.training.precision import choose_precision
 from autocompress.core.atomic import cache_folder, sha256, write_atomic
 from autocompress.core.task import Splits, Task, content
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from autocompress.core.config import Part
 from autocompress.distill.base import TeacherSource
-from autocompress.distill.fit import fit
+from autocompress.training.fit import fit
 from autocompress.distill.taps import head_layers
 from autocompress.errors import TrialError
 from autocompress.core.task import Split, Task

@@ -9,7 +9,7 @@ from typing import Any
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.distill.base import Needs
-from autocompress.distill.optimizers import fit_config
+from autocompress.training.optimizers import fit_config
 from autocompress.core.records import Candidate, Cut
 from autocompress.core.registry import DISTILL, PRUNE, QUANTIZE, Registry
 

@@ -3,7 +3,7 @@
 import inspect
 
 from autocompress.backends.base import Backend, TrialLimits
-from autocompress.distill.place import refuse_missing
+from autocompress.training.device import refuse_missing
 from autocompress.engine.spec import SearchSection, Source
 from autocompress.errors import AutocompressError, SpecError, UsageError
 from autocompress.core.registry import BACKENDS

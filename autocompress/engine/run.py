@@ -14,8 +14,8 @@ from typing import Any
 
 from autocompress.backends.base import Backend
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.distill.optimizers import fit_config
-from autocompress.distill.place import nearest
+from autocompress.training.optimizers import fit_config
+from autocompress.training.device import nearest
 from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver
 from autocompress.engine.earlier import look

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from autocompress.core.config import Part
 from autocompress.distill.base import Activations, Batch, Needs
-from autocompress.distill.fit import fit, predict
+from autocompress.training.fit import fit, predict
 from autocompress.core.registry import DISTILL
 from autocompress.tasks.images import Digits
 

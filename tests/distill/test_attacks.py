@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from autocompress.core.config import Part
 from autocompress.distill.attacks import Robust, RobustConfig, attacked_logits, fgsm, pgd
 from autocompress.distill.base import Perturbation
-from autocompress.distill.fit import fit, predict
+from autocompress.training.fit import fit, predict
 from autocompress.errors import TrialError
 from autocompress.core.task import Split
 from autocompress.tasks.images import Digits

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.core.config import Part
-from autocompress.distill.fit import fit, predict
+from autocompress.training.fit import fit, predict
 from autocompress.distill.heads import HEAD_WEIGHTS, DynamicWeights, FixedWeights, UncertaintyWeights
-from autocompress.distill.lesson import Lesson
+from autocompress.training.objective import Lesson
 from autocompress.distill.losses import softened_kl
-from autocompress.distill.optimizers import AdamWConfig, fit_config
+from autocompress.training.optimizers import AdamWConfig, fit_config
 from autocompress.errors import TrialError
 from autocompress.core.task import Logits, Split, Targets
 from autocompress.tasks.images import Digits

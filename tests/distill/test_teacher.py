@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from autocompress.core.config import Part
-from autocompress.distill.fit import predict
+from autocompress.training.fit import predict
 from autocompress.distill.teacher import TeacherRecipe, cache_folder, load_teacher, teacher_name
 from autocompress.tasks.images import Digits
 

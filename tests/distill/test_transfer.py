@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.distill.fit import fit, predict
+from autocompress.training.fit import fit, predict
 from autocompress.distill.transfer import transfer, with_new_head
 from autocompress.errors import TrialError
 from autocompress.core.task import Split

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.distill.fit import fit, predict
+from autocompress.training.fit import fit, predict
 from autocompress.prune.channels import Channels, silence
 from autocompress.prune.evidence import trainable
 from autocompress.prune.inherit import inherit

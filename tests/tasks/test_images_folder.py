@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from autocompress.core.config import Part
-from autocompress.distill.fit import fit, predict
+from autocompress.training.fit import fit, predict
 from autocompress.errors import UsageError
 from autocompress.core.task import Split
 from autocompress.tasks.image_split import ImageSplit

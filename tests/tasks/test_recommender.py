@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from autocompress.core.config import Part
-from autocompress.distill.fit import fit, predict
+from autocompress.training.fit import fit, predict
 from autocompress.errors import UsageError
 from autocompress.measure import Subject, measure
 from autocompress.core.task import Split, Splits

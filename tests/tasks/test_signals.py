@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.distill.fit import fit, predict
+from autocompress.training.fit import fit, predict
 from autocompress.errors import UsageError
 from autocompress.core.task import Splits
 from autocompress.tasks.signals import MNIST1D, Signals

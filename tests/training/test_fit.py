@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.distill.fit import fit, predict
-from autocompress.distill.lesson import Lesson
-from autocompress.distill.loop import hold_out
-from autocompress.distill.optimizers import fit_config
-from autocompress.distill.precision import bfloat16_pays, choose_precision
+from autocompress.training.fit import fit, predict
+from autocompress.training.objective import Lesson
+from autocompress.training.trainer import hold_out
+from autocompress.training.optimizers import fit_config
+from autocompress.training.precision import bfloat16_pays, choose_precision
 from autocompress.errors import KnobError, TrialError, UnknownNameError
 from autocompress.tasks.images import Digits
 
@@ -195,7 +195,7 @@ def test_auto_takes_what_the_probe_finds_faster(monkeypatch: pytest.MonkeyPatch)
     assert bfloat16_pays(model, TASK, batch) in (True, False)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     for pays in (True, False):
-        monkeypatch.setattr("autocompress.distill.precision.bfloat16_pays", lambda *args, pays=pays: pays)
+        monkeypatch.setattr("autocompress.training.precision.bfloat16_pays", lambda *args, pays=pays: pays)
         assert choose_precision("auto", model, TASK, batch).low is pays
     assert not choose_precision("float32", model, TASK, batch).low
 

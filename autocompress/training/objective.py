@@ -14,7 +14,7 @@ from autocompress.core.config import Part
 from autocompress.distill.base import Activations, Batch, Beside, DistillTerm, Needs, TaskLoss, TeacherSource
 from autocompress.distill.heads import HEAD_WEIGHTS, HeadWeights
 from autocompress.distill.losses import Softened
-from autocompress.distill.optimizers import FitConfig
+from autocompress.training.optimizers import FitConfig
 from autocompress.distill.taps import over_tokens, tapped
 from autocompress.errors import TrialError
 from autocompress.core.registry import DISTILL

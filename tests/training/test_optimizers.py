@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.distill.optimizers import SCHEDULES, AdamWConfig
+from autocompress.training.optimizers import SCHEDULES, AdamWConfig
 
 
 def rates(name: str, steps: int = 100, **settings: float) -> list[float]:

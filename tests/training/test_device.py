@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.distill.fit import fit, fit_until
-from autocompress.distill.place import CPU, made_on, moved, nearest, refuse_missing
+from autocompress.training.fit import fit, fit_until
+from autocompress.training.device import CPU, made_on, moved, nearest, refuse_missing
 from autocompress.distill.teacher import TeacherRecipe
 from autocompress.errors import UsageError
 from autocompress.lab import Setup, lab, settled

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.distill.fit import Fitted, fit, fit_until
+from autocompress.training.fit import Fitted, fit, fit_until
 from autocompress.distill.heads import DynamicWeights
-from autocompress.distill.pause import freeze, thaw
+from autocompress.training.state import freeze, thaw
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits
 

@@ -7,9 +7,9 @@ from torch import nn
 from autocompress.core.config import Part
 from autocompress.distill.base import Batch
 from autocompress.distill.feature_terms import attention_map
-from autocompress.distill.fit import fit, predict
-from autocompress.distill.lesson import Lesson
-from autocompress.distill.optimizers import fit_config
+from autocompress.training.fit import fit, predict
+from autocompress.training.objective import Lesson
+from autocompress.training.optimizers import fit_config
 from autocompress.tasks.images import Digits
 from tests.distill.light import Light, Wide, examples, network
 

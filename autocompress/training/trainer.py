@@ -12,13 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.core.config import Part
 from autocompress.distill.base import Beside, TeacherSource
-from autocompress.distill.lesson import Lesson
-from autocompress.distill.optimizers import SCHEDULES, FitConfig, fit_config
-from autocompress.distill.pause import facts, freeze, thaw
-from autocompress.distill.place import CPU, made_on, moved
-from autocompress.distill.precision import choose_precision
+from autocompress.training.objective import Lesson
+from autocompress.training.optimizers import SCHEDULES, FitConfig, fit_config
+from autocompress.training.state import facts, freeze, thaw
+from autocompress.training.device import CPU, made_on, moved
+from autocompress.training.precision import choose_precision
 from autocompress.distill.taps import head_layers
-from autocompress.distill.team import ALONE, Team
+from autocompress.training.process_group import ALONE, Team
 from autocompress.errors import TrialError
 from autocompress.core.registry import FITS
 from autocompress.core.task import Split, Task, as_heads

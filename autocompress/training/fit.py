@@ -7,11 +7,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from autocompress.core.config import Part
-from autocompress.distill import loop, parallel
+from autocompress.training import trainer as loop, distributed as parallel
 from autocompress.distill.base import Beside, TeacherSource
-from autocompress.distill.loop import Fitted, predict
-from autocompress.distill.optimizers import fit_config
-from autocompress.distill.place import CPU
+from autocompress.training.trainer import Fitted, predict
+from autocompress.training.optimizers import fit_config
+from autocompress.training.device import CPU
 from autocompress.core.task import Split, Task
 
 __all__ = ["Fitted", "fit", "fit_until", "predict"]

@@ -29,11 +29,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
-from autocompress.distill import loop
+from autocompress.training import trainer as loop
 from autocompress.distill.base import TeacherSource
-from autocompress.distill.optimizers import fit_config
-from autocompress.distill.precision import choose_precision
-from autocompress.distill.team import Team
+from autocompress.training.optimizers import fit_config
+from autocompress.training.precision import choose_precision
+from autocompress.training.process_group import Team
 from autocompress.errors import AutocompressError, TrialError
 from autocompress.core.task import Split, Task
 
@@ -42,7 +42,7 @@ _CHILD = """
 import pickle, sys
 from multiprocessing import spawn
 spawn.prepare(pickle.load(sys.stdin.buffer))
-from autocompress.distill.parallel import serve
+from autocompress.training.distributed import serve
 serve(sys.stdin.buffer)
 """
 _INSIDE = "AUTOCOMPRESS_FIT_PROCESS"

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.distill import loop, parallel
-from autocompress.distill.fit import fit
-from autocompress.distill.parallel import fit_parallel
-from autocompress.distill.team import Team
+from autocompress.training import trainer as loop, distributed as parallel
+from autocompress.training.fit import fit
+from autocompress.training.distributed import fit_parallel
+from autocompress.training.process_group import Team
 from autocompress.errors import TrialError
 from tests.distill.light import Faulty, Light, Wide, examples, network
 
@@ -96,7 +96,7 @@ from pathlib import Path
 import torch
 from tests.distill.light import Light, examples, network
 from autocompress.core.config import Part
-from autocompress.distill.parallel import fit_parallel
+from autocompress.training.distributed import fit_parallel
 
 class Mine(Light):
     pass

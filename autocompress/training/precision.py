@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autocompress.distill.place import CPU, made_on, wait_for
+from autocompress.training.device import CPU, made_on, wait_for
 from autocompress.core.task import Split, Task, as_heads
 
 PROBE_STEPS = 3
