@@ -14,7 +14,7 @@ from typing import Any
 
 from autocompress.core.config import Part
 from autocompress.distill.attacks import attacked_logits
-from autocompress.lab import Lab
+from autocompress.trial.pipeline import Lab
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.measure.cost import flops
 from autocompress.core.method import Context

@@ -16,10 +16,10 @@ from tempfile import TemporaryDirectory
 
 from autocompress.engine.run import make_plan, run_search
 from autocompress.engine.spec import load_spec
-from autocompress.lab import Setup, lab, settled
+from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.core.records import Cut, Job
 from autocompress.store.run_store import Study
-from autocompress.trial import run_trial
+from autocompress.trial.runner import run_trial
 from benchmarks.keeping import about
 
 #: What a training is there for, by the file and the name of the outermost function that does it.

@@ -20,9 +20,9 @@ from autocompress.engine.run import make_plan
 from autocompress.engine.space import Space
 from autocompress.engine.spec import load_spec
 from autocompress.analysis.pareto import axes
-from autocompress.lab import lab, settled
+from autocompress.trial.pipeline import lab, settled
 from autocompress.core.records import Job, State
-from autocompress.trial import TrialRunner, teacher_record
+from autocompress.trial.runner import TrialRunner, teacher_record
 
 
 def record(name: str, trainings: int) -> dict[str, object]:

@@ -18,11 +18,11 @@ from tempfile import TemporaryDirectory
 
 from autocompress.engine.run import make_plan, run_search
 from autocompress.engine.spec import load_spec
-from autocompress.lab import Setup, lab, settled
+from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.core.records import Job
 from autocompress.core.atomic import write_atomic
 from autocompress.store.run_store import Study
-from autocompress.trial import run_trial
+from autocompress.trial.runner import run_trial
 from benchmarks.keeping import about, turned
 
 FIXED = ("search.minutes=null", "search.sampler=random", "search.promotion=always", "search.refine=0")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autocompress.lab import settled
+from autocompress.trial.pipeline import settled
 from autocompress.prune.storage import break_even, linear_speed, pays_below, storage
 from autocompress.core.atomic import write_atomic
 

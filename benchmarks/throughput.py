@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autocompress.core.config import Part
 from autocompress.training.fit import fit
-from autocompress.lab import settled
+from autocompress.trial.pipeline import settled
 from autocompress.core.method import Context
 from autocompress.models.base import family_model
 from autocompress.core.registry import QUANTIZE

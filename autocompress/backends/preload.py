@@ -10,5 +10,5 @@ from importlib import import_module
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 # What a trial needs. The first optimizer imports torch's compiler, which takes a second.
-for _name in ("autocompress.trial", "torch._dynamo", "autocompress.tasks"):
+for _name in ("autocompress.trial.runner", "torch._dynamo", "autocompress.tasks"):
     import_module(_name)

@@ -9,19 +9,19 @@ from pathlib import Path
 
 from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.analysis.confirmation import top
-from autocompress.distill.teacher import TeacherLuggage
+from autocompress.trial.teacher import TeacherLuggage
 from autocompress.engine.driver import MAX_ATTEMPTS
 from autocompress.engine.hosting import make_backend
 from autocompress.engine.results import INTERRUPTED, checked
 from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SearchFailedError, UsageError
 from autocompress.analysis.pareto import axes
-from autocompress.lab import Setup, lab, settled
+from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.analysis.selection import pick
 from autocompress.core.plugins import guests
 from autocompress.core.records import Cut, Job, Role, State, TrialResult
 from autocompress.store.run_store import Study
-from autocompress.trial import TrialRunner
+from autocompress.trial.runner import TrialRunner
 
 Progress = Callable[[int, int], None]
 

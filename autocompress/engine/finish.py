@@ -7,11 +7,11 @@ from dataclasses import replace
 from autocompress.core.config import Part
 from autocompress.errors import NoCandidateError
 from autocompress.analysis.pareto import axes, full_fidelity, pareto_front
-from autocompress.lab import Setup
+from autocompress.trial.pipeline import Setup
 from autocompress.analysis.selection import pick
 from autocompress.core.records import Cut, Job, Role
 from autocompress.store.run_store import Study
-from autocompress.trial import TrialRunner, score_test_split
+from autocompress.trial.runner import TrialRunner, score_test_split
 
 PLAIN = (Part("none"),)
 # Share of the budget in time that the twin of the pick may add to it.

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from autocompress.engine.space import Methods, Space
 from autocompress.core.knobs import Choice, IntRange
-from autocompress.supernet import narrowed
+from autocompress.trial.supernet import narrowed
 
 # Shares of channels that the sub-networks of a supernet do without: each lies in the one before.
 NARROWER = (0.25, 0.5, 0.65, 0.8)

@@ -8,7 +8,7 @@ from autocompress.core.config import Part
 from autocompress.engine.space import Space
 from autocompress.errors import CompressionError
 from autocompress.core.knobs import Domain, Leaf
-from autocompress.lab import CALIBRATION_BATCH
+from autocompress.trial.pipeline import CALIBRATION_BATCH
 from autocompress.core.method import Context
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.core.registry import PRUNE

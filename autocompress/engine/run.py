@@ -16,7 +16,7 @@ from autocompress.backends.base import Backend
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.training.optimizers import fit_config
 from autocompress.training.device import nearest
-from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
+from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver
 from autocompress.engine.earlier import look
 from autocompress.engine.finish import finish
@@ -29,17 +29,17 @@ from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import Source
 from autocompress.engine.starts import Fixed, Values, starts
 from autocompress.errors import AutocompressError, SearchFailedError
-from autocompress.lab import Setup, settled
+from autocompress.trial.pipeline import Setup, settled
 from autocompress.core.machine import processor
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
 from autocompress.core.plugins import guests
-from autocompress.pricing import price
+from autocompress.trial.cost_estimate import price
 from autocompress.core.records import Candidate, Cut
 from autocompress.core.registry import OBJECTIVES, TASKS
 from autocompress.core.atomic import write_atomic
 from autocompress.store.run_store import DATABASE, Study
 from autocompress.core.task import Splits, Task
-from autocompress.trial import TrialRunner, cpu_capability, teacher_record
+from autocompress.trial.runner import TrialRunner, cpu_capability, teacher_record
 
 LIBRARIES = ("autocompress", "torch", "optuna", "torch-pruning", "onnxruntime")
 

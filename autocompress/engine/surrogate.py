@@ -24,7 +24,7 @@ from autocompress.engine.limits import Price
 from autocompress.engine.space import Space
 from autocompress.errors import AutocompressError
 from autocompress.core.knobs import Leaf
-from autocompress.operations import starting_cuts
+from autocompress.trial.recipe import starting_cuts
 from autocompress.core.records import Candidate, Cut
 
 Vector = NDArray[np.float64]

@@ -24,7 +24,7 @@ from autocompress.export.card import render
 from autocompress.export.folder import read_files, write_files
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.runtime import is_weights_only
-from autocompress.lab import Step
+from autocompress.trial.pipeline import Step
 from autocompress.core.method import MethodState
 from autocompress.models.base import family_model
 from autocompress.models.from_teacher import NAME as FROM_TEACHER

@@ -10,11 +10,11 @@ from autocompress.errors import TrialError, UnknownNameError, UsageError, Verifi
 from autocompress.export.artifact import Deployable, deployed, write_artifact
 from autocompress.export.stopwatch import Shape
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact
-from autocompress.lab import Lab, Rebuilt, Setup, lab, settled
+from autocompress.trial.pipeline import Lab, Rebuilt, Setup, lab, settled
 from autocompress.core.records import Candidate, Cut, Job
 from autocompress.store.run_store import Study
 from autocompress.core.task import Logits, Targets
-from autocompress.trial import run_trial
+from autocompress.trial.runner import run_trial
 
 REPRODUCED = 0.005
 

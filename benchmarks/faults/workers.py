@@ -117,10 +117,10 @@ def hopeless(place: Path) -> Figure:
 def run_again(place: Path, trials: int = 10) -> Figure:
     """Row 20: real trials run once more from their records."""
     import autocompress
-    from autocompress.lab import Setup
+    from autocompress.trial.pipeline import Setup
     from autocompress.core.records import Role, State
     from autocompress.store.run_store import Study
-    from autocompress.trial import TrialRunner
+    from autocompress.trial.runner import TrialRunner
 
     small = [f"search.trials={trials}", "search.backend=serial", "search.promotion=always", "search.refine=0"]
     small += ["fit.adamw.epochs=3", "student.cnn.width=[6, 8, 12]", "teacher.fit={adamw: {epochs: 8}}"]

@@ -313,7 +313,7 @@ def test_a_search_in_which_everything_fails_exits_one_with_the_reason_and_a_page
     def broken(job: object, setup: object) -> None:
         raise RuntimeError("no luck at all")
 
-    monkeypatch.setattr("autocompress.trial.run_trial", broken)
+    monkeypatch.setattr("autocompress.trial.runner.run_trial", broken)
     done = run(*small("--name", "bad", "--trials", "30"))
     assert done.code == 1
     assert done.err == "error: every trial failed; the most frequent reason: RuntimeError: no luck at all\n"

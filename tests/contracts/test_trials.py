@@ -4,10 +4,10 @@ import pytest
 
 from autocompress.engine.run import Plan, make_plan
 from autocompress.engine.spec import parse_spec
-from autocompress.lab import lab, settled
+from autocompress.trial.pipeline import lab, settled
 from autocompress.core.records import Job, TrialResult
 from autocompress.core.registry import DISTILL, FITS, QUANTIZE
-from autocompress.trial import run_trial
+from autocompress.trial.runner import run_trial
 
 SPEC = """
 task: digits

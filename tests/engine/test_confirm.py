@@ -15,7 +15,7 @@ from autocompress.engine import confirm as module
 from autocompress.errors import SearchFailedError, UsageError
 from autocompress.core.records import Role, State, TrialResult
 from autocompress.store.run_store import Study
-from autocompress.trial import TrialRunner
+from autocompress.trial.runner import TrialRunner
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from autocompress.errors import ArtifactError, VerificationError
 from autocompress.export.artifact import Deployable, write_artifact
 from autocompress.export.candidate import _compare_scores, export_candidate
 from autocompress.export.verify import Metric, verify
-from autocompress.lab import Setup, lab
+from autocompress.trial.pipeline import Setup, lab
 from autocompress.store.run_store import Study
 from autocompress.core.task import Split, as_heads
 from tests.export.nets import deployable, splits, train

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.lab import lab, settled
+from autocompress.trial.pipeline import lab, settled
 from tests.prune.test_on_digits import SETUP, costs, scores
 
 STUDENT = Part.of("cnn", width=8, depth=1, stages=2)

@@ -7,7 +7,7 @@ import torch
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.errors import AutocompressError
-from autocompress.lab import Lab, Setup, lab, settled
+from autocompress.trial.pipeline import Lab, Setup, lab, settled
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.measure.cost import LayerCost
 from autocompress.quantize import fold_batch_norm

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.distill.teacher import TeacherRecipe
+from autocompress.trial.teacher import TeacherRecipe
 from autocompress.errors import CompressionError
-from autocompress.lab import Setup, lab, settled
+from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE, TASKS
-from autocompress.supernet import SubNetworks, narrowed
+from autocompress.trial.supernet import SubNetworks, narrowed
 from autocompress.core.task import as_heads
 
 DIGITS = TASKS.get("digits")()

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.checkpoints import pack, read_checkpoint, unpack
+from autocompress.trial.checkpoints import pack, read_checkpoint, unpack
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.distill.attacks import ATTACKS, EPSILON, attacked_logits
 from autocompress.training.fit import fit, fit_until, predict
 from autocompress.training.optimizers import fit_config
 from autocompress.training.device import CPU
-from autocompress.distill.teacher import Teacher, TeacherRecipe, load_teacher
+from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import Subject, measure
 from autocompress.core.method import Context, MethodState, Recovery
-from autocompress.operations import starting_cuts
+from autocompress.trial.recipe import starting_cuts
 from autocompress.prune import inherit, reestimate_batch_norm
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
-from autocompress.supernet import SubNetworks
+from autocompress.trial.supernet import SubNetworks
 from autocompress.core.task import Split, Splits, Task, as_heads
 
 CALIBRATION_BATCH = 64

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.checkpoints import pack, read_checkpoint, unpack, write_checkpoint
+from autocompress.trial.checkpoints import pack, read_checkpoint, unpack, write_checkpoint
 from autocompress.errors import TrialError
 
 PRUNE, START = {"layers": [{"name": "0", "kept": [0, 2]}]}, [{"layers": []}, {"dropped": ["1"]}]

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.distill.teacher import TeacherRecipe
+from autocompress.trial.teacher import TeacherRecipe
 from autocompress.errors import ArtifactError, UsageError
-from autocompress.lab import Setup, lab, settled
+from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.measure import Subject, measure
-from autocompress.operations import operations
+from autocompress.trial.recipe import operations
 from autocompress.core.records import Base, Cut, Job, State
-from autocompress.trial import TrialRunner, out_of_memory, run_trial, score_test_split, teacher_record
+from autocompress.trial.runner import TrialRunner, out_of_memory, run_trial, score_test_split, teacher_record
 
 SETUP = Setup(
     Part("digits"),
@@ -150,7 +150,7 @@ def test_whatever_is_raised_in_a_trial_becomes_its_reason(
     def broken(job: Job, setup: Setup) -> None:
         raise fault
 
-    monkeypatch.setattr("autocompress.trial.run_trial", broken)
+    monkeypatch.setattr("autocompress.trial.runner.run_trial", broken)
     found = TrialRunner(SETUP)(JOB)
     assert found.state is State.FAILED
     assert found.reason == reason

@@ -6,7 +6,7 @@ import torch
 
 from autocompress.core.config import Part
 from autocompress.training.fit import predict
-from autocompress.distill.teacher import TeacherRecipe, cache_folder, load_teacher, teacher_name
+from autocompress.trial.teacher import TeacherRecipe, cache_folder, load_teacher, teacher_name
 from autocompress.tasks.images import Digits
 
 TASK = Digits()

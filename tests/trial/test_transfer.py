@@ -8,7 +8,7 @@ from torch import nn
 
 from autocompress.core.config import Part
 from autocompress.training.fit import fit, predict
-from autocompress.distill.transfer import transfer, with_new_head
+from autocompress.trial.transfer import transfer, with_new_head
 from autocompress.errors import TrialError
 from autocompress.core.task import Split
 from autocompress.tasks.augment import random_affine

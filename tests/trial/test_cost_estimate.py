@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from autocompress.core.config import Part
-from autocompress.pricing import price
+from autocompress.trial.cost_estimate import price
 from autocompress.core.records import Cut
-from autocompress.trial import run_trial
+from autocompress.trial.runner import run_trial
 from tests.test_trial import JOB, SETUP, TRAINING
 
 LSQ = Part.of("lsq", weight_bits=2, activation_bits=2, epochs=1)
