@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.distill.base import Batch, Perturbation, Term
-from autocompress.distill.losses import Softened, mean_over_heads, mixed, softened_kl
+from autocompress.distill.kernels import Softened, mean_over_heads, mixed, softened_kl
 from autocompress.errors import TrialError
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.registry import DISTILL

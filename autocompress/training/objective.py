@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.core.config import Part
 from autocompress.distill.base import Activations, Batch, Beside, DistillTerm, Needs, TaskLoss, TeacherSource
-from autocompress.distill.heads import HEAD_WEIGHTS, HeadWeights
-from autocompress.distill.losses import Softened
+from autocompress.distill.head_weighting import HEAD_WEIGHTS, HeadWeights
+from autocompress.distill.kernels import Softened
 from autocompress.training.optimizers import FitConfig
-from autocompress.distill.taps import over_tokens, tapped
+from autocompress.distill.activations import over_tokens, tapped
 from autocompress.errors import TrialError
 from autocompress.core.registry import DISTILL
 from autocompress.core.task import Split, Task, as_heads

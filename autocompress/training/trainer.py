@@ -17,7 +17,7 @@ from autocompress.training.optimizers import SCHEDULES, FitConfig, fit_config
 from autocompress.training.state import facts, freeze, thaw
 from autocompress.training.device import CPU, made_on, moved
 from autocompress.training.precision import choose_precision
-from autocompress.distill.taps import head_layers
+from autocompress.distill.activations import head_layers
 from autocompress.training.process_group import ALONE, Team
 from autocompress.errors import TrialError
 from autocompress.core.registry import FITS

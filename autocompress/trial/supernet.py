@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from autocompress.core.config import Part
-from autocompress.distill.losses import softened_kl
+from autocompress.distill.kernels import softened_kl
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
 from autocompress.core.task import as_heads

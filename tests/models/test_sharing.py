@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.distill.taps import head_layers, tap_points
+from autocompress.distill.activations import head_layers, tap_points
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float
 from autocompress.measure.cost import layer_costs, macs

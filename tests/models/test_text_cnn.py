@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from autocompress.distill.taps import head_layers, over_tokens, tap_points
+from autocompress.distill.activations import head_layers, over_tokens, tap_points
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.measure.cost import flops, layer_costs

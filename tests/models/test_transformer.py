@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.distill.base import Activations, Batch
-from autocompress.distill.taps import head_layers, over_tokens, tap_points, tapped
+from autocompress.distill.activations import head_layers, over_tokens, tap_points, tapped
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.measure.cost import flops, layer_costs

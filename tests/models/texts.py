@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from autocompress.core.config import Part
 from autocompress.distill.base import Activations, Batch
-from autocompress.distill.taps import over_tokens, tapped
+from autocompress.distill.activations import over_tokens, tapped
 from autocompress.core.method import Context
 from autocompress.models.base import family_model
 from autocompress.core.registry import DISTILL

@@ -6,7 +6,7 @@ from torch import nn
 
 from autocompress.core.config import Part
 from autocompress.distill.base import Batch
-from autocompress.distill.feature_terms import attention_map
+from autocompress.distill.feature_losses import attention_map
 from autocompress.training.fit import fit, predict
 from autocompress.training.objective import Lesson
 from autocompress.training.optimizers import fit_config

@@ -8,7 +8,7 @@ from torch import nn
 
 from autocompress.core.config import Part
 from autocompress.training.fit import Fitted, fit, fit_until
-from autocompress.distill.heads import DynamicWeights
+from autocompress.distill.head_weighting import DynamicWeights
 from autocompress.training.state import freeze, thaw
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from autocompress.core.config import Part
 from autocompress.distill.base import Activations, Batch, Needs
-from autocompress.distill.feature_terms import (
+from autocompress.distill.feature_losses import (
     Attention,
     AttentionConfig,
     Hint,

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from autocompress.core.config import Part
 from autocompress.training.fit import fit, predict
-from autocompress.distill.heads import HEAD_WEIGHTS, DynamicWeights, FixedWeights, UncertaintyWeights
+from autocompress.distill.head_weighting import HEAD_WEIGHTS, DynamicWeights, FixedWeights, UncertaintyWeights
 from autocompress.training.objective import Lesson
-from autocompress.distill.losses import softened_kl
+from autocompress.distill.kernels import softened_kl
 from autocompress.training.optimizers import AdamWConfig, fit_config
 from autocompress.errors import TrialError
 from autocompress.core.task import Logits, Split, Targets

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.distill.taps import head_layers, over_tokens, tap_points, tapped
+from autocompress.distill.activations import head_layers, over_tokens, tap_points, tapped
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.distill.base import Activations, Batch, Needs
-from autocompress.distill.losses import SoftTarget, SoftTargetConfig, softened_kl
+from autocompress.distill.kernels import SoftTarget, SoftTargetConfig, softened_kl
 from autocompress.core.registry import DISTILL
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.distill.base import Activations, Batch, Needs, Term
-from autocompress.distill.taps import tap_points
+from autocompress.distill.activations import tap_points
 from autocompress.errors import TrialError
 from autocompress.core.knobs import Choice, FloatRange, Settings, knob
 from autocompress.core.registry import DISTILL
