@@ -16,7 +16,7 @@ from autocompress.front import Front as Front, refuse_worker, tables_of
 from autocompress.store.run_store import DATABASE
 
 if TYPE_CHECKING:
-    from autocompress.engine.run import Events
+    from autocompress.engine.runner import Events
     from autocompress.report.comparison import Comparison
 
 RUNS = Path("reports")
@@ -67,8 +67,8 @@ def search(
         SearchFailedError: Every trial failed; what is stored has its page.
         KeyboardInterrupt: It was interrupted; what was found has its page, and ``resume`` goes on.
     """
-    from autocompress.engine.earlier import look
-    from autocompress.engine.run import make_plan, run_search
+    from autocompress.engine.preflight import look
+    from autocompress.engine.runner import make_plan, run_search
     from autocompress.engine.spec import load_spec
 
     refuse_worker(sys._getframe(1), "search")

@@ -19,7 +19,7 @@ import numpy as np
 from autocompress.core.config import CompressionConfig
 from autocompress.training.optimizers import fit_config
 from autocompress.engine.driver import Driver
-from autocompress.engine.sampler import Proposer
+from autocompress.engine.sampler.optuna import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
 from autocompress.core.records import Candidate, Cut, Job, State, TrialResult

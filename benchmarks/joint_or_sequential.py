@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from autocompress.engine.run import make_plan, run_search
+from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.errors import SearchFailedError
 from autocompress.analysis.pareto import axes, full_fidelity, hypervolume, pareto_front

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from autocompress.engine.run import make_plan, run_search
+from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.core.records import Cut, Job

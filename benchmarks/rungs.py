@@ -14,9 +14,9 @@ import optuna
 
 from autocompress.training.optimizers import fit_config
 from autocompress.engine.archive import Archive
-from autocompress.engine.ladder import at_a_rung, pauses
+from autocompress.engine.scheduler.asha import at_a_rung, pauses
 from autocompress.engine.refinement import divided
-from autocompress.engine.run import make_plan
+from autocompress.engine.runner import make_plan
 from autocompress.engine.space import Space
 from autocompress.engine.spec import load_spec
 from autocompress.analysis.pareto import axes

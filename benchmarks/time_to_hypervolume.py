@@ -76,7 +76,7 @@ def run(space: str, contender: str, seed: int, target: Run | None, overrides: li
     # Workers import this module as they start, and need none of these.
     from optuna.samplers import TPESampler
 
-    from autocompress.engine.run import Events, make_plan, run_search
+    from autocompress.engine.runner import Events, make_plan, run_search
     from autocompress.engine.spec import load_spec
     from autocompress.store.run_store import Study
 
@@ -90,9 +90,9 @@ def run(space: str, contender: str, seed: int, target: Run | None, overrides: li
         if target is not None and progress.hypervolume >= target.hypervolume:
             raise Reached
 
-    # Optuna's TPE as it comes; that of a search weighs more points (`engine/sampler.py`).
+    # Optuna's TPE as it comes; that of a search weighs more points (`engine/sampler/optuna.py`).
     as_it_comes = mock.patch(
-        "autocompress.engine.sampler.make_sampler", lambda name, seed: TPESampler(seed=seed % 2**32)
+        "autocompress.engine.sampler.optuna.make_sampler", lambda name, seed: TPESampler(seed=seed % 2**32)
     )
     with TemporaryDirectory() as folder, as_it_comes if contender == PLAIN else nullcontext():
         place = Path(folder) / "run"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import autocompress
-from autocompress.engine.run import make_plan
+from autocompress.engine.runner import make_plan
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec, shipped_spaces
 from autocompress.errors import SpecError

@@ -13,7 +13,7 @@ from safetensors.torch import load as tensors_of
 import autocompress
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.trial.teacher import TeacherRecipe
-from autocompress.engine.run import make_plan
+from autocompress.engine.runner import make_plan
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import SpecError
 from autocompress.export.artifact import Deployable, load_artifact, write_artifact

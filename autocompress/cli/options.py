@@ -58,7 +58,7 @@ def kept(given: dict[str, Any]) -> dict[str, Any]:
 
 def print_dry_run(spec: str, overrides: list[str], given: dict[str, Any]) -> None:
     """Check a spec and print what would be searched."""
-    from autocompress.engine.run import make_plan
+    from autocompress.engine.runner import make_plan
     from autocompress.engine.spec import load_spec
 
     budget = {"name": given.pop("name"), **{f"search.{key}": value for key, value in given.items()}}

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.engine.progress import Progress
-from autocompress.engine.run import Events
+from autocompress.engine.runner import Events
 from autocompress.analysis.pareto import axes
 from autocompress.core.formatting import duration, label, plural, show
 

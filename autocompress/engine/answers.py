@@ -4,7 +4,7 @@ from typing import TypeAlias
 
 from optuna.trial import Trial
 
-from autocompress.engine.sampler import Proposer
+from autocompress.engine.sampler.optuna import Proposer
 from autocompress.core.records import State
 
 #: Values and violations of the limits, or how a training ended without any.

@@ -11,8 +11,8 @@ from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.analysis.confirmation import top
 from autocompress.trial.teacher import TeacherLuggage
 from autocompress.engine.driver import MAX_ATTEMPTS
-from autocompress.engine.hosting import make_backend
-from autocompress.engine.results import INTERRUPTED, checked
+from autocompress.engine.backend_factory import make_backend
+from autocompress.engine.result_validation import INTERRUPTED, checked
 from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SearchFailedError, UsageError
 from autocompress.analysis.pareto import axes

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.effort import epochs_of, size_of
+from autocompress.engine.scheduler.compute_cost import epochs_of, size_of
 from autocompress.engine.limits import Price
 from autocompress.core.records import Base, Candidate, Cut, Job
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autocompress.core.config import CompressionConfig
-from autocompress.engine.effort import epochs_of, epochs_of_fit
-from autocompress.engine.ladder import at_a_rung, pauses
+from autocompress.engine.scheduler.compute_cost import epochs_of, epochs_of_fit
+from autocompress.engine.scheduler.asha import at_a_rung, pauses
 from autocompress.core.records import Cut, Job
 
 

@@ -103,7 +103,7 @@ def interrupted(place: Path) -> Figure:
 
 def second_driver(place: Path) -> Figure:
     """Row 6: a second driver on the same folder."""
-    from autocompress.engine.earlier import look
+    from autocompress.engine.preflight import look
     from autocompress.engine.spec import parse_spec
     from autocompress.errors import RunFolderError
 

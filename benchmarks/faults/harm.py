@@ -52,7 +52,7 @@ def drive(folder: Path, trials: int, workers: int, pretend: Pretend, *overrides:
     """Search, or go on with a search, in this process; return whether nothing but failures came of it."""
     from autocompress.backends.local import Local
     from autocompress.engine.driver import Driver
-    from autocompress.engine.sampler import Proposer
+    from autocompress.engine.sampler.optuna import Proposer
     from autocompress.engine.space import open_space
     from autocompress.engine.spec import parse_spec
     from autocompress.store.run_store import DATABASE, Study

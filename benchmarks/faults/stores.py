@@ -90,7 +90,7 @@ def _grown(place: Path, trials: int) -> tuple[int, float, float]:
     import gc
 
     from autocompress.engine.driver import Driver
-    from autocompress.engine.sampler import Proposer
+    from autocompress.engine.sampler.optuna import Proposer
     from autocompress.engine.space import open_space
     from autocompress.engine.spec import parse_spec
     from autocompress.store.run_store import Study

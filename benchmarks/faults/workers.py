@@ -71,7 +71,7 @@ def bad_results(place: Path, tables: int = 500) -> Figure:
     import numpy as np
 
     from autocompress.core.config import CompressionConfig, Part
-    from autocompress.engine.results import checked
+    from autocompress.engine.result_validation import checked
     from autocompress.analysis.pareto import dominated
     from autocompress.core.records import Cut, Job
 

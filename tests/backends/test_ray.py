@@ -16,7 +16,7 @@ import pytest
 
 from autocompress.backends.base import TrialLimits
 from autocompress.backends.ray import Ray
-from autocompress.engine.run import make_plan, run_search
+from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.errors import UsageError, WorkersError
 from autocompress.core.records import Job, State, TrialResult

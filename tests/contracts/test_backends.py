@@ -73,7 +73,7 @@ class TestBackend:
         assert not multiprocessing.active_children()
 
     def test_what_it_needs_is_recorded(self, name: str, make: Make) -> None:
-        from autocompress.engine.run import _environment, make_plan
+        from autocompress.engine.runner import _environment, make_plan
         from autocompress.engine.spec import load_spec
 
         versions = _environment(make_plan(load_spec("digits", [f"search.backend={name}"])))["versions"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from autocompress.engine.run import Plan, make_plan
+from autocompress.engine.runner import Plan, make_plan
 from autocompress.engine.spec import parse_spec
 from autocompress.trial.pipeline import lab, settled
 from autocompress.core.records import Job, TrialResult

@@ -9,7 +9,7 @@ from autocompress.core.config import CompressionConfig
 from autocompress.engine.driver import Driver
 from autocompress.engine.limits import Price
 from autocompress.engine.progress import Progress
-from autocompress.engine.sampler import Proposer
+from autocompress.engine.sampler.optuna import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.core.records import Cut, Job, TrialResult

@@ -6,7 +6,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autocompress.engine.answers import Answers
-from autocompress.engine.sampler import Proposer
+from autocompress.engine.sampler.optuna import Proposer
 from autocompress.core.records import State
 from autocompress.store.run_store import Study
 

@@ -10,8 +10,8 @@ import pytest
 
 from autocompress.engine.driver import HOPELESS, Driver
 from autocompress.engine.progress import Progress
-from autocompress.engine.results import checked
-from autocompress.engine.sampler import Proposer
+from autocompress.engine.result_validation import checked
+from autocompress.engine.sampler.optuna import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.core.records import State, TrialResult

@@ -11,7 +11,7 @@ import pytest
 from autocompress.core.config import CompressionConfig
 from autocompress.engine.driver import Driver
 from autocompress.engine.progress import Progress
-from autocompress.engine.sampler import Proposer
+from autocompress.engine.sampler.optuna import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.core.records import Cut, Job

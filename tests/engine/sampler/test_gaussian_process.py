@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from autocompress.engine.gaussian import SLOPE, Gaussian, Inputs
+from autocompress.engine.sampler.gaussian_process import SLOPE, Gaussian, Inputs
 
 
 def inputs(*rows: tuple[float, float, float, float]) -> Inputs:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence, Set as AbstractSet
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.engine.promotion import ETA, Line, PromotionRule, Ranking
+from autocompress.engine.scheduler.promotion import ETA, Line, PromotionRule, Ranking
 from autocompress.core.records import Cut
 
 RUNGS = 2

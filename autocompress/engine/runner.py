@@ -18,16 +18,16 @@ from autocompress.training.optimizers import fit_config
 from autocompress.training.device import nearest
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.engine.driver import Driver
-from autocompress.engine.earlier import look
+from autocompress.engine.preflight import look
 from autocompress.engine.finish import finish
-from autocompress.engine.hosting import make_backend
+from autocompress.engine.backend_factory import make_backend
 from autocompress.engine.modes import MODES
 from autocompress.engine.probe import safe_space
 from autocompress.engine.progress import Progress
-from autocompress.engine.sampler import Proposer
+from autocompress.engine.sampler.optuna import Proposer
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import Source
-from autocompress.engine.starts import Fixed, Values, starts
+from autocompress.engine.initial_design import Fixed, Values, starts
 from autocompress.errors import AutocompressError, SearchFailedError
 from autocompress.trial.pipeline import Setup, settled
 from autocompress.core.machine import processor

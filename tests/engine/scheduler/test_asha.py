@@ -3,8 +3,8 @@ import pytest
 from numpy.typing import NDArray
 
 from autocompress.core.config import Part
-from autocompress.engine.ladder import CROWD, LARGE, QUANTIZED, WAITING, Ladder, at_a_rung, pauses
-from autocompress.engine.promotion import ParetoRank
+from autocompress.engine.scheduler.asha import CROWD, LARGE, QUANTIZED, WAITING, Ladder, at_a_rung, pauses
+from autocompress.engine.scheduler.promotion import ParetoRank
 from autocompress.core.records import Cut
 
 

@@ -1,5 +1,5 @@
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.effort import OUTPUT, STEP_OVERHEAD, epochs_of, epochs_of_fit, size_at
+from autocompress.engine.scheduler.compute_cost import OUTPUT, STEP_OVERHEAD, epochs_of, epochs_of_fit, size_at
 from autocompress.core.records import Cut
 
 COSTS = {"flops": 1e6, "layers": 10.0, "activations": 0.0}

@@ -10,8 +10,8 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISample
 from optuna.trial import Trial, TrialState
 
 from autocompress.core.config import fingerprint
-from autocompress.engine.memory import Memory
-from autocompress.engine.publishing import publish
+from autocompress.engine.sampler.optuna_storage import Memory
+from autocompress.engine.sampler.optuna_export import publish
 from autocompress.core.knobs import Leaf
 from autocompress.store.run_store import DATABASE, Study
 

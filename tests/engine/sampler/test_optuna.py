@@ -7,7 +7,7 @@ import pytest
 from optuna.samplers import GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from autocompress.engine.sampler import Proposer, make_sampler
+from autocompress.engine.sampler.optuna import Proposer, make_sampler
 from autocompress.store.run_store import Study
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.engine.earlier import look
+from autocompress.engine.preflight import look
 from autocompress.engine.spec import Spec, parse_spec
 from autocompress.errors import RunFolderError, UnfinishedRunError
 from autocompress.store.run_store import Study

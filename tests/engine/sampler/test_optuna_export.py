@@ -4,7 +4,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from autocompress.engine.publishing import publish
+from autocompress.engine.sampler.optuna_export import publish
 from autocompress.errors import StorageError
 
 
@@ -45,7 +45,7 @@ def test_what_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     def broken(*_: object) -> None:
         raise sqlite3.OperationalError(words)
 
-    monkeypatch.setattr("autocompress.engine.publishing._write", broken)
+    monkeypatch.setattr("autocompress.engine.sampler.optuna_export._write", broken)
     words = "database or disk is full"
     with pytest.raises(StorageError, match="free some space"):
         publish(study(), tmp_path / "study.db")

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from autocompress.backends.base import TrialLimits
-from autocompress.engine.run import make_plan
+from autocompress.engine.runner import make_plan
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import SpecError
 
@@ -26,7 +26,7 @@ def test_a_plan_that_fails_ends_the_workers_that_were_started_for_it() -> None:
 
 def test_a_process_that_never_runs_its_plan_ends() -> None:
     code = (
-        "from autocompress.engine.run import make_plan\n"
+        "from autocompress.engine.runner import make_plan\n"
         "from autocompress.engine.spec import parse_spec\n"
         f"if __name__ == '__main__':\n    plan = make_plan(parse_spec({SOUND!r}, 'x'), warm=True)\n    print('made')\n"
     )

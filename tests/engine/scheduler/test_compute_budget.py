@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.effort import STEP_OVERHEAD, TEACHER_PASS, size_of
-from autocompress.engine.spending import Spending
+from autocompress.engine.scheduler.compute_cost import STEP_OVERHEAD, TEACHER_PASS, size_of
+from autocompress.engine.scheduler.compute_budget import Spending
 from autocompress.core.records import Candidate
 
 CONFIG = CompressionConfig(Part("cnn"), (Part("none"),), Part.of("adamw", batch_size=60))

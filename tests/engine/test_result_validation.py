@@ -1,7 +1,7 @@
 import pytest
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.results import checked
+from autocompress.engine.result_validation import checked
 from autocompress.core.records import Candidate, State, TrialResult
 
 NAMES = ("accuracy", "bytes")

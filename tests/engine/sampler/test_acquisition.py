@@ -6,7 +6,7 @@ import pytest
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.engine.archive import Archive
 from autocompress.engine.space import Space
-from autocompress.engine.surrogate import PRICED, Surrogate
+from autocompress.engine.sampler.acquisition import PRICED, Surrogate
 from autocompress.errors import TrialError
 from autocompress.core.records import Candidate, Cut
 from tests.engine.test_space import space

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from autocompress.engine.encoding import WIDE
+from autocompress.engine.sampler.encoding import WIDE
 from autocompress.core.knobs import Leaf
 
 # Share of the settings that change, and how far a number moves: a share of its range.

@@ -1,4 +1,4 @@
-from autocompress.engine.pace import SPARE, Pace
+from autocompress.engine.time_budget import SPARE, Pace
 
 
 def test_a_job_that_would_end_after_the_budget_is_late_at_the_median_pace() -> None:

@@ -6,7 +6,7 @@ minutes on the largest of them.
 
 from bisect import insort
 
-from autocompress.engine.effort import size_of
+from autocompress.engine.scheduler.compute_cost import size_of
 from autocompress.core.records import Candidate
 
 # What a large training may take at most, as a share of what all others took.

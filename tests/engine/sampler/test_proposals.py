@@ -2,7 +2,7 @@ from random import Random
 
 from hypothesis import given, strategies as st
 
-from autocompress.engine.drawing import CHANGED, Drawn
+from autocompress.engine.sampler.proposals import CHANGED, Drawn
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 

@@ -1,7 +1,7 @@
 """What to train next: what may add most hypervolume for its effort.
 
 Costs are known before anything is trained, so only scores are guessed: from all trainings at all rungs, by a Gaussian
-process (:mod:`autocompress.engine.gaussian`), and from what cuts did to other points. New trainings and those
+process (:mod:`autocompress.engine.sampler.gaussian_process`), and from what cuts did to other points. New trainings and those
 that are paused compete by the hypervolume that they are expected to add (expected hypervolume improvement, Emmerich,
 Giannakoglou and Naujoks 2006) for what they have left to do.
 """
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, fingerprint
-from autocompress.engine.drawing import Drawn
-from autocompress.engine.effort import epochs_of_fit, size_at
-from autocompress.engine.encoding import Encoding
-from autocompress.engine.gaussian import Gaussian, Inputs
+from autocompress.engine.sampler.proposals import Drawn
+from autocompress.engine.scheduler.compute_cost import epochs_of_fit, size_at
+from autocompress.engine.sampler.encoding import Encoding
+from autocompress.engine.sampler.gaussian_process import Gaussian, Inputs
 from autocompress.engine.limits import Price
 from autocompress.engine.space import Space
 from autocompress.errors import AutocompressError

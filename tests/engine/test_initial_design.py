@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from autocompress.core.config import Part
 from autocompress.engine.space import Space
-from autocompress.engine.starts import Fixed, starts
+from autocompress.engine.initial_design import Fixed, starts
 from autocompress.core.knobs import Leaf
 from tests.engine.test_space import space
 

@@ -3,7 +3,7 @@ import torch
 
 from autocompress.backends.base import TrialLimits
 from autocompress.backends.ray import Ray
-from autocompress.engine.hosting import make_backend
+from autocompress.engine.backend_factory import make_backend
 from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SpecError
 
