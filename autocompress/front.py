@@ -71,7 +71,7 @@ class Front:
         Raises:
             StorageError: No space is left, or the folder cannot be written.
         """
-        from autocompress.report.tables import to_parquet
+        from autocompress.report.data_files import to_parquet
 
         write_atomic(Path(path), to_parquet(self.candidates))
         return Path(path)
@@ -263,7 +263,7 @@ class Front:
             UsageError: There is no such candidate, or its training was not at its end.
             VerificationError: A candidate is not here what the search stored.
         """
-        from autocompress.export.timing import time_run
+        from autocompress.export.front_latency import time_run
 
         picked = self._picked()
         chosen = candidates or [*self.to_pandas()["id"], *([] if picked is None else [picked.id])]
@@ -302,7 +302,7 @@ class Front:
         Raises:
             UsageError: MLflow is not installed.
         """
-        from autocompress.export.tracking import log_run
+        from autocompress.export.mlflow_export import log_run
 
         picked = self._picked()
         chosen = "" if picked is None else picked.id

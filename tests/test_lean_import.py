@@ -36,4 +36,4 @@ def test_reading_a_run_needs_neither_torch_nor_optuna(module: str) -> None:
 
 
 def test_timing_an_exported_file_needs_neither_torch_nor_pandas() -> None:
-    assert loaded("import autocompress.export.stopwatch") == {"onnx", "onnxruntime"}
+    assert loaded("import autocompress.export.bench_worker") == {"onnx", "onnxruntime"}

@@ -26,7 +26,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from autocompress.backends.guard import guard_folder
+from autocompress.backends.watchdog import guard_folder
 from autocompress.errors import UsageError
 
 #: Bytes of shared memory for results and paused trainings under way; more of them spill to the temporary folder.

@@ -23,7 +23,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from autocompress.backends.base import Ask, Evaluate, Tell, TrialLimits
-from autocompress.backends.ray_seat import JOB, OUTCOME, Kit, Parcel, Seat, UnreadyError
+from autocompress.backends.ray_worker import JOB, OUTCOME, Kit, Parcel, Seat, UnreadyError
 from autocompress.backends.workers import EXECUTIONS, failed
 from autocompress.errors import WorkersError
 from autocompress.core.records import Job, TrialResult

@@ -24,7 +24,7 @@ from autocompress.analysis.pareto import axes, by_cost, numbers
 from autocompress.analysis.latency import NAME
 from autocompress.core.machine import processor
 from autocompress.analysis.selection import Pick
-from autocompress.report.confidence import repeats, told_ties
+from autocompress.report.uncertainty import repeats, told_ties
 from autocompress.report.live import ENDED, LiveServer
 from autocompress.store.run_store import Study
 from autocompress.core.formatting import human, label, plural, show

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from autocompress.errors import ArtifactError
 from autocompress.export.architecture import parse
 from autocompress.export.folder import read_files
-from autocompress.export.stopwatch import Bench, Shape
+from autocompress.export.bench_worker import Bench, Shape
 
 FILES = ("model.onnx", "model_float.onnx")
 
@@ -59,7 +59,7 @@ def _in_fresh_process(file: Path, inputs: Sequence[Shape], batch: int, threads: 
     batched = [([batch, *shape[1:]], dtype) for shape, dtype in inputs]
     words = [str(file), json.dumps(batched), str(threads), str(seconds)]
     done = subprocess.run(
-        [sys.executable, "-m", "autocompress.export.stopwatch", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "autocompress.export.bench_worker", *words], capture_output=True, text=True, check=False
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]

@@ -8,7 +8,7 @@ from typing import Any
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, deployed, write_artifact
-from autocompress.export.stopwatch import Shape
+from autocompress.export.bench_worker import Shape
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact
 from autocompress.trial.pipeline import Lab, Rebuilt, Setup, lab, settled
 from autocompress.core.records import Candidate, Cut, Job

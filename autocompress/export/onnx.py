@@ -1,7 +1,7 @@
 """ONNX graphs: the float one as torch exports it, the quantized one with integer codes and our own ranges.
 
 The quantized graph is exported with QuantizeLinear and DequantizeLinear where the model rounds its inputs and
-weights, so no node has to be found again by its name; :mod:`autocompress.export.integer` then makes it fit the
+weights, so no node has to be found again by its name; :mod:`autocompress.export.integer_graph` then makes it fit the
 rules by which onnxruntime chooses integer kernels.
 """
 
@@ -20,12 +20,12 @@ from torch.nn.utils import parametrize
 
 from autocompress.errors import ArtifactError
 from autocompress.export.card import input_names
-from autocompress.export.integer import integer_kernels
-from autocompress.export.lookup import BagLookup, Lookup, lookup
+from autocompress.export.integer_graph import integer_kernels
+from autocompress.export.embedding_tables import BagLookup, Lookup, lookup
 from autocompress.export.runtime import WEIGHTS_ONLY
 from autocompress.core.method import MethodState
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, swap_quantizers
-from autocompress.quantize.integer import widened_codes
+from autocompress.quantize.integer_arithmetic import widened_codes
 from autocompress.quantize.layers import is_table
 from autocompress.quantize.quantizers import Grid
 from autocompress.core.task import as_heads
@@ -49,7 +49,7 @@ def export_quantized(
 
     An n-bit grid lives in an 8-bit container, clipped to the n-bit codes. A layer whose weights stay at 32 bits
     rounds its inputs in floating point: with a quantized input, onnxruntime would round the weights too. Embedding
-    tables are stored as packed codes and looked up there (:mod:`autocompress.export.lookup`).
+    tables are stored as packed codes and looked up there (:mod:`autocompress.export.embedding_tables`).
 
     Raises:
         ArtifactError: torch cannot export the model.

@@ -3,7 +3,7 @@
 from autocompress.prune.adaptive import Adaptive, AdaptiveConfig
 from autocompress.prune.batch_norm import reestimate_batch_norm
 from autocompress.prune.depth import Depth, DepthConfig
-from autocompress.prune.inherit import Inheritance, inherit
+from autocompress.prune.weight_inheritance import Inheritance, inherit
 from autocompress.prune.masking import masks_from_zeros
 from autocompress.prune.n_m import NM, NMConfig
 from autocompress.prune.progressive import Progressive, ProgressiveConfig

@@ -23,7 +23,7 @@ from torch_pruning.ops import OPTYPE, module2type
 from torch_pruning.pruner.function import PrunerBox
 
 from autocompress.errors import CompressionError
-from autocompress.prune.evidence import one_line, tensors
+from autocompress.prune.calibration import one_line, tensors
 from autocompress.prune.importance import WEIGHTED, Slice, across
 
 History = list[list[Any]]

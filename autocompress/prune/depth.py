@@ -13,7 +13,7 @@ from autocompress.errors import CompressionError
 from autocompress.core.knobs import FloatRange, knob
 from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.prune.allocation import nearest
-from autocompress.prune.evidence import one_line, read, refuse_dead_model, refuse_empty_layers
+from autocompress.prune.calibration import one_line, read, refuse_dead_model, refuse_empty_layers
 from autocompress.core.registry import PRUNE
 
 

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from autocompress.errors import CompressionError
 from autocompress.core.method import Context, MethodState
 from autocompress.prune.allocation import nearest
-from autocompress.prune.evidence import gradients
+from autocompress.prune.calibration import gradients
 from autocompress.prune.importance import CRITERIA, finite_scores
 
 Masks = dict[str, Tensor]

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, knob
 from autocompress.core.method import Context, MethodState, Recovery
-from autocompress.prune.evidence import refuse_dead_model
+from autocompress.prune.calibration import refuse_dead_model
 from autocompress.prune.masking import (
     WEIGHT_CRITERIA,
     Masks,

@@ -10,7 +10,7 @@ from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.prune.batch_norm import reestimate_batch_norm
-from autocompress.prune.cutting import restore_channels
+from autocompress.prune.channel_pruning import restore_channels
 from autocompress.prune.importance import CRITERIA
 from autocompress.prune.structured import Structured, StructuredConfig
 from autocompress.core.registry import PRUNE

@@ -10,7 +10,7 @@ from torch import nn
 
 from autocompress.core.knobs import Choice, FloatRange, knob
 from autocompress.core.method import Context, MethodState
-from autocompress.prune.evidence import refuse_dead_model
+from autocompress.prune.calibration import refuse_dead_model
 from autocompress.prune.masking import (
     WEIGHT_CRITERIA,
     Masks,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, IntRange, knob
 from autocompress.core.method import Context, MethodState
-from autocompress.quantize.coding import WEIGHT_OBSERVERS, Coded, Coding, encode_weight, fit_grid
-from autocompress.quantize.draft import Draft, fit_input
-from autocompress.quantize.history import restore
+from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, Coded, Coding, encode_weight, fit_grid
+from autocompress.quantize.model_quantizer import Draft, fit_input
+from autocompress.quantize.serialization import restore
 from autocompress.quantize.layers import coding_of, is_table, naming, rows_of, watching
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.quantizers import Grid, along

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.steps import straight_through
+from autocompress.quantize.ste import straight_through
 
 INPUT = "input_quantizer"
 OUTPUT = "output_quantizer"

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.copying import copied
+from autocompress.quantize.model_copy import copied
 from autocompress.quantize.tracing import trace
 
 FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Linear)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.coding import Coded, Coding
+from autocompress.quantize.weight_coding import Coded, Coding
 from autocompress.quantize.fake_quantize import INPUT
 
 TABLES = (nn.Embedding, nn.EmbeddingBag)

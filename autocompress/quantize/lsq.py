@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.method import Context, MethodState
-from autocompress.quantize.aware import WEIGHTS, AwareSettings, Gridded, Scaled, Seen, code_ends, train_rounded
-from autocompress.quantize.coding import Coding
-from autocompress.quantize.draft import fit_input
-from autocompress.quantize.history import restore
+from autocompress.quantize.quantization_aware import WEIGHTS, AwareSettings, Gridded, Scaled, Seen, code_ends, train_rounded
+from autocompress.quantize.weight_coding import Coding
+from autocompress.quantize.model_quantizer import fit_input
+from autocompress.quantize.serialization import restore
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.steps import gradient_scale, learned_step
+from autocompress.quantize.ste import gradient_scale, learned_step
 from autocompress.core.registry import QUANTIZE
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState
-from autocompress.quantize.aware import AwareSettings
+from autocompress.quantize.quantization_aware import AwareSettings
 from autocompress.quantize.folding import fold_batch_norm
-from autocompress.quantize.history import restore
+from autocompress.quantize.serialization import restore
 from autocompress.quantize.lsq import LSQ, LSQConfig
 from autocompress.quantize.qat import QAT, QATConfig
 from autocompress.quantize.settings import BITS, BitSettings

@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 
 from autocompress.report.comparison import Comparison
 from autocompress.report.figures import BARE, COLOURS, TICKS, axis
-from autocompress.report.points import text
+from autocompress.report.figure_data import text
 
 
 def fronts_figure(comparison: Comparison) -> go.Figure:

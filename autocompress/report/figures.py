@@ -15,10 +15,10 @@ import plotly.graph_objects as go
 from autocompress.analysis.confirmation import Confirmed
 from autocompress.analysis.pareto import Objective
 from autocompress.analysis.selection import Pick
-from autocompress.report.picture import Frame, places
-from autocompress.report.points import FrontData, Marks, front_data, hypervolume_data, stairs, text
+from autocompress.report.static_figure import Frame, places
+from autocompress.report.figure_data import FrontData, Marks, front_data, hypervolume_data, stairs, text
 from autocompress.report.reference import KEPT as REFERENCE, reference_data
-from autocompress.report.view import GROUPS
+from autocompress.report.table_view import GROUPS
 from autocompress.core.formatting import is_share, label
 
 # Okabe and Ito's palette in mid tones that hold on white and on black; shapes tell the groups apart without colour.

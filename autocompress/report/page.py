@@ -25,14 +25,14 @@ from autocompress.report.cards import (
     table_columns,
     table_rows,
 )
-from autocompress.report.confidence import confidence, repeats
+from autocompress.report.uncertainty import confidence, repeats
 from autocompress.report.figures import draw_front, hypervolume_figure, plotly_source
-from autocompress.report.knobs import importance, parallel, split_words
-from autocompress.report.picture import front_picture, interval_picture, repeats_picture, sparkline
-from autocompress.report.points import drawn, front_data, hypervolume_data
+from autocompress.report.hyperparameters import importance, parallel, split_words
+from autocompress.report.static_figure import front_picture, interval_picture, repeats_picture, sparkline
+from autocompress.report.figure_data import drawn, front_data, hypervolume_data
 from autocompress.report.reference import against
-from autocompress.report.verdict import convergence, honesty, lede, losses, verdict
-from autocompress.report.view import GROUPS, SIMULATED, classify, rank, simulated, visible
+from autocompress.report.summary import convergence, honesty, lede, losses, verdict
+from autocompress.report.table_view import GROUPS, SIMULATED, classify, rank, simulated, visible
 from autocompress.core.atomic import write_atomic
 from autocompress.core.formatting import label
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from autocompress.errors import UsageError
-from autocompress.tasks.decoding import Source
+from autocompress.tasks.image_decoding import Source
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 PARTS: Mapping[str, tuple[str, ...]] = {

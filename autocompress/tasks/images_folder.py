@@ -15,7 +15,7 @@ from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.tasks.augment import move, random_moves
 from autocompress.tasks.base import Supervised, imbalance
-from autocompress.tasks.decoding import Decoded, decode, shape_of
+from autocompress.tasks.image_decoding import Decoded, decode, shape_of
 from autocompress.tasks.image_sources import Album, Dataset, from_datasets, from_path
 from autocompress.tasks.image_split import ImageSplit, Normal
 from autocompress.tasks.splitting import FRACTIONS, stratified_rows

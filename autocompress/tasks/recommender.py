@@ -19,7 +19,7 @@ from autocompress.errors import UsageError
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.tasks.base import Supervised
-from autocompress.tasks.candidates import Lists, time_ordered
+from autocompress.tasks.negative_sampling import Lists, time_ordered
 from autocompress.tasks.generated_interactions import NOTICE, generated_interactions
 from autocompress.tasks.interactions import Columns, Interactions, read_interactions
 from autocompress.tasks.splitting import FRACTIONS, stratified_rows

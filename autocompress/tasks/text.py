@@ -15,7 +15,7 @@ from autocompress.errors import UsageError
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.tasks.base import Supervised, imbalance
-from autocompress.tasks.names import KINDS, LANGUAGES, names
+from autocompress.tasks.locale_names import KINDS, LANGUAGES, names
 from autocompress.tasks.splitting import FRACTIONS, five_splits, stratified_splits
 from autocompress.tasks.text_encoding import PADDING, Encoding, cut_short, drop_tokens, fit_encoding
 from autocompress.tasks.text_files import Texts, read_texts, refuse_real_numbers
@@ -60,7 +60,7 @@ class LangId(_Tokens):
 
     The names are those of territories, languages, currencies and scripts in Babel's locale data (CLDR), about
     23,600 of 30 languages that use the Latin alphabet, read character by character. Names that several languages
-    share are left out, as :func:`autocompress.tasks.names.names` says. The split is by name: the words of a test
+    share are left out, as :func:`autocompress.tasks.locale_names.names` says. The split is by name: the words of a test
     name may occur in others of its language.
 
     Args:

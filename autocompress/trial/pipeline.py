@@ -21,7 +21,7 @@ from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import Subject, measure
 from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.trial.recipe import starting_cuts
-from autocompress.prune import inherit, reestimate_batch_norm
+from autocompress.prune import weight_inheritance as inherit, reestimate_batch_norm
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
 from autocompress.trial.supernet import SubNetworks
 from autocompress.core.task import Split, Splits, Task, as_heads

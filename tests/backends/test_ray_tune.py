@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
-from autocompress.backends.ray_seat import JOB, OUTCOME, Outcome, Parcel
+from autocompress.backends.ray_worker import JOB, OUTCOME, Outcome, Parcel
 from autocompress.backends.ray_tune import MISSED, Forwarder, Through, Watcher
 from autocompress.errors import WorkersError
 from autocompress.core.records import Job, State, TrialResult

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.export.lookup import Lookup
+from autocompress.export.embedding_tables import Lookup
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.runtime import is_weights_only, session
 from autocompress.core.method import Context

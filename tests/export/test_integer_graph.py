@@ -3,7 +3,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.export.integer import integer_kernels
+from autocompress.export.integer_graph import integer_kernels
 
 
 def graph(zero_point: int, relu_is_output: bool = False, bias: bool = True) -> onnx.ModelProto:

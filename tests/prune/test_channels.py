@@ -7,7 +7,7 @@ from autocompress.errors import CompressionError
 from autocompress.core.method import Context, MethodState
 from autocompress.prune import Structured, StructuredConfig
 from autocompress.prune.channels import Channels, replay, silence, verify_cut
-from autocompress.prune.evidence import tensors
+from autocompress.prune.calibration import tensors
 from tests.prune.toys import cnn, labelled_context
 from tests.prune.zoo import (
     FOLLOWED,

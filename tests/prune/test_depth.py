@@ -10,7 +10,7 @@ from autocompress.measure import cost, layer_costs
 from autocompress.core.method import Context, MethodState
 from autocompress.prune import DepthConfig
 from autocompress.prune.depth import Dropped, find_blocks
-from autocompress.prune.evidence import read
+from autocompress.prune.calibration import read
 from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, believing, cnn, cross_entropy, labelled_context
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import CompressionError
 from autocompress.core.method import Context
-from autocompress.quantize.coding import GRANULARITIES, QUANTIZERS, WEIGHT_OBSERVERS, Coding, encode_weight
+from autocompress.quantize.weight_coding import GRANULARITIES, QUANTIZERS, WEIGHT_OBSERVERS, Coding, encode_weight
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Grid, along

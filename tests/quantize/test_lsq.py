@@ -10,7 +10,7 @@ from torch import Tensor
 from autocompress.quantize.lsq import LSQ, LearnedInput, LearnedStep, LearnedWeight, LSQConfig
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.steps import gradient_scale, learned_step
+from autocompress.quantize.ste import gradient_scale, learned_step
 from tests.quantize.nets import Plain, accuracy, digits
 from tests.quantize.tuning import Digits, context, fitted, mean_and_error
 

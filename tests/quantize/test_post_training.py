@@ -15,7 +15,7 @@ from autocompress.errors import CompressionError, KnobError
 from autocompress.core.method import Context, LayerBits, MethodState
 from autocompress.quantize.fake_quantize import FakeQuantize
 from autocompress.quantize.folding import fold_batch_norm
-from autocompress.quantize.integer import EXACT, widened_codes
+from autocompress.quantize.integer_arithmetic import EXACT, widened_codes
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.core.registry import QUANTIZE
 from tests.quantize.nets import Plain, accuracy

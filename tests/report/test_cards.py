@@ -8,7 +8,7 @@ import yaml
 
 from autocompress.analysis.selection import pick
 from autocompress.report.cards import as_yaml, cards, export_command, pick_card, table_columns, table_rows
-from autocompress.report.view import classify
+from autocompress.report.table_view import classify
 from tests.report.factory import HOSTILE, Run
 
 

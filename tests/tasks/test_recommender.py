@@ -210,7 +210,7 @@ class TestRanking:
 
     def test_too_many_users_for_a_table_get_the_same_lists(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tabled = Ranking(candidates=10).splits(0)
-        monkeypatch.setattr("autocompress.tasks.candidates.LARGEST_TABLE", 0)
+        monkeypatch.setattr("autocompress.tasks.negative_sampling.LARGEST_TABLE", 0)
         assert Ranking(candidates=10).splits(0).fingerprint() == tabled.fingerprint()
 
     def test_views_draw_other_negatives_for_the_same_items(self) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from autocompress.errors import UsageError
 from autocompress.models.sharing import refuse_head_names
-from autocompress.tasks.names import KINDS, LANGUAGES, names
+from autocompress.tasks.locale_names import KINDS, LANGUAGES, names
 from autocompress.tasks.splitting import FRACTIONS
 from autocompress.tasks.text import LangId, LangIdKind, Text
 

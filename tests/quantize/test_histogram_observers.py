@@ -1,0 +1,115 @@
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
+
+from autocompress.quantize.model_quantizer import fit_input
+from autocompress.quantize.histogram_observers import SMOOTHING, Entropy, MeanSquaredError, divergence, summarize
+from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS
+from autocompress.quantize.activation_recorder import Aim, MinMax
+
+SCHEMES = sorted(ACTIVATION_QUANTIZERS)
+
+
+def ends(observer: Any, values: Tensor) -> tuple[float, float]:
+    observer.observe(values)
+    found: tuple[float, float] = observer.range()
+    return found
+
+
+def error(values: Tensor, found: tuple[float, float], aim: Aim) -> float:
+    quantizer, grid = ACTIVATION_QUANTIZERS[aim.scheme], fit_input(found, aim.scheme, aim.bits)
+    return float((quantizer.decode(quantizer.encode(values, grid), grid) - values).double().square().mean())
+
+
+def drawn(shape: str) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(4000, generator=generator)
+    return {"normal": normal, "relu": normal.relu(), "tails": normal**3, "shifted": normal + 5}[shape]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("shape", ["normal", "relu", "tails", "shifted"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_mse_is_close_to_the_best_of_all_ranges(shape: str, bits: int, scheme: str) -> None:
+    values, aim = drawn(shape), Aim(bits, scheme)
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    shares = np.linspace(0.05, 1, 40)
+    lows = low * shares if low < 0 else [0.0]
+    every = [error(values, (float(a), float(b)), aim) for a in lows for b in high * shares]
+    found = error(values, ends(MeanSquaredError(aim), values), aim)
+    assert found <= 1.1 * min(every)
+    assert found <= error(values, ends(MinMax(), values), aim) * (1 + 1e-6)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(-1, 1, width=32, allow_subnormal=False), min_size=1, max_size=50),
+    st.sampled_from([1e-20, 1.0, 1e30]),
+    st.integers(2, 8),
+    st.sampled_from(SCHEMES),
+    st.sampled_from([MeanSquaredError, Entropy]),
+)
+def test_ranges_are_finite_and_lie_inside_what_was_seen(
+    values: list[float], size: float, bits: int, scheme: str, kind: Any
+) -> None:
+    tensor = torch.tensor(values) * size
+    low, high = ends(kind(Aim(bits, scheme)), tensor)
+    assert min(float(tensor.min()), 0.0) <= low <= 0.0 <= high <= max(float(tensor.max()), 0.0)
+    assert math.isfinite(error(tensor / size, (low / size, high / size), Aim(bits, scheme)))
+
+
+def slow_divergence(counts: list[float], first: int, last: int, levels: int) -> float:
+    """Follow the algorithm of the TensorRT talk bin by bin."""
+    reference = [float(count) for count in counts[first:last]]
+    reference[0] += sum(counts[:first])
+    reference[-1] += sum(counts[last:])
+    inside, candidate = counts[first:last], [0.0] * (last - first)
+    edges = [level * len(inside) // levels for level in range(levels + 1)]
+    for begin, end in pairwise(edges):
+        filled = [place for place in range(begin, end) if inside[place] > 0]
+        for place in filled:
+            candidate[place] = sum(inside[begin:end]) / len(filled)
+
+    def smooth(shares: list[float]) -> list[float]:
+        total, size = sum(shares), len(shares)
+        return [((s / total if total else 1 / size) + SMOOTHING / size) / (1 + SMOOTHING) for s in shares]
+
+    return sum(p * math.log(p / q) for p, q in zip(smooth(reference), smooth(candidate), strict=True))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.integers(0, 30), min_size=4, max_size=60), st.data())
+def test_the_divergence_is_the_one_computed_bin_by_bin(counts: list[int], data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, len(counts) - 2))
+    last = data.draw(st.integers(first + 1, len(counts)))
+    levels = data.draw(st.integers(1, 16))
+    fast = divergence(np.array(counts, np.float64), first, last, levels)
+    assert fast == pytest.approx(slow_divergence([float(c) for c in counts], first, last, levels), rel=1e-9, abs=1e-12)
+    assert fast >= -1e-12
+
+
+def test_a_histogram_loses_nothing_to_as_many_levels_as_bins() -> None:
+    assert divergence(np.array([3.0, 0.0, 5.0, 1.0]), 0, 4, 4) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_entropy_cuts_what_lies_far_out_and_keeps_what_does_not() -> None:
+    bulk = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).relu()
+    _, far = ends(Entropy(Aim(bits=4)), torch.cat([bulk, torch.tensor([100.0])]))
+    assert far < 10
+    _, even = ends(Entropy(Aim(bits=8)), torch.linspace(0, 1, 20_000))
+    assert even == 1.0
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=50))
+def test_a_summary_keeps_number_and_sum(values: list[float]) -> None:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    mean, count = summarize(tensor, float(tensor.min()), float(tensor.max()))
+    assert float(count.sum()) == len(values)
+    assert float(mean @ count) == pytest.approx(float(tensor.sum()), abs=1e-9)

@@ -1,0 +1,104 @@
+"""What each candidate is, in groups and in words."""
+
+import pandas as pd
+import pytest
+
+from autocompress.report.table_view import GROUPS, classify, in_words, rank, recipes, simulated, visible
+from tests.report.factory import OBJECTIVES, Run
+
+
+def test_every_candidate_is_in_exactly_the_group_it_belongs_to(run: Run, front: pd.DataFrame) -> None:
+    table = run.candidates
+    groups = classify(table, front, run.meta)
+    assert set(groups) <= set(GROUPS)
+    assert set(table[groups == "front"]["id"]) == set(front["id"])
+    assert (table[groups == "baseline"]["role"] == "baseline").all()
+    assert (table[groups == "early"]["epochs"] < 27).all()
+    assert (table[groups == "infeasible"]["effective_flops"] > 4e6).all()
+    dominated = table[groups == "dominated"]
+    assert ((dominated["epochs"] == 27) & (dominated["effective_flops"] <= 4e6)).all()
+    assert {"front", "baseline", "early", "infeasible", "dominated"} == set(groups)
+
+
+def test_a_candidate_without_a_finite_objective_is_not_measured(run: Run, front: pd.DataFrame) -> None:
+    table = run.candidates.copy()
+    victim = table[(table["role"] == "search") & (table["epochs"] == 27)].index[0]
+    table.loc[victim, "accuracy"] = float("inf")
+    assert classify(table, front, run.meta)[victim] == "unmeasured"
+
+
+def test_the_front_is_ranked_first_and_every_group_by_score(run: Run, front: pd.DataFrame) -> None:
+    groups = classify(run.candidates, front, run.meta)
+    order = rank(run.candidates, groups, OBJECTIVES[0], "effective_flops")
+    ranked = run.candidates.iloc[order]
+    assert sorted(order) == list(range(len(run.candidates)))
+    assert set(ranked["id"].head(len(front))) == set(front["id"])
+    assert list(dict.fromkeys(groups.iloc[order])) == [name for name in GROUPS if name in set(groups)]
+    for _, scores in ranked["accuracy"].groupby(groups.iloc[order].to_numpy(), sort=False):
+        assert scores.is_monotonic_decreasing
+
+
+def table(**columns: list[object]) -> pd.DataFrame:
+    names = {"student": "cnn", "distill": "dist + hint", "prune": "none", "quantize": "post_training"}
+    return pd.DataFrame({**names, **columns}, index=range(2))
+
+
+def test_recipes_tell_the_knobs_that_vary() -> None:
+    rows = table(**{"student.cnn.width": [16.0, 8.0], "student.cnn.kernel": [3, 3], "distill.hint.weight": [0.5, None]})
+    known = recipes(rows)
+    assert known["student"] == [[("cnn", ["width 16"])], [("cnn", ["width 8"])]]
+    assert in_words(known["distill"][0]) == "hint"
+    assert in_words(known["prune"][0]) == "none"
+    assert in_words(known["fit"][0]) == "none"
+    assert recipes(rows.head(1), rows)["student"] == [[("cnn", ["width 16"])]]
+    assert recipes(rows.head(1))["distill"] == [[("hint", [])]]
+
+
+def test_recipes_always_tell_bits_ratio_and_temperature_and_those_first() -> None:
+    rows = table(
+        **{
+            "quantize.post_training.observer": ["minmax", "mse"],
+            "quantize.post_training.activation_bits": [8, 8],
+            "quantize.post_training.weight_bits": [4, 4],
+            "distill.dist.temperature": [4.56789, 4.56789],
+            "distill.hint.weight": [0.5, 0.25],
+        }
+    )
+    assert in_words(recipes(rows)["quantize"][1]) == "post_training (4-bit weights, 8-bit activations, observer mse)"
+    assert in_words(recipes(rows)["distill"][0]) == "dist (temperature 4.57) + hint (weight 0.5)"
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "quantizer", "layers", "expected"),
+    [
+        (8, 8, "linear_symmetric", [], ""),
+        (32, 8, "linear_asymmetric", [], ""),
+        (4, 8, "linear_symmetric", [], "4-bit weights"),
+        (3, 6, "linear_symmetric", [], "3-bit weights, 6-bit activations"),
+        (8, 8, "power_of_two", [], "power_of_two quantizer"),
+        (3, 8, "linear", [{"weight_bits": 4, "activation_bits": 8}], "4-bit weights"),
+        (8, 8, "linear", [{"weight_bits": 8}, {"weight_bits": 5}, {"weight_bits": 5}, {}], "5-bit weights"),
+        (float("nan"), float("nan"), None, None, ""),
+    ],
+)
+def test_only_what_has_no_native_kernel_is_simulated(weight, activation, quantizer, layers, expected) -> None:
+    table = pd.DataFrame(
+        {
+            "quantize.post_training.weight_bits": [weight],
+            "quantize.post_training.activation_bits": [activation],
+            "quantize.post_training.quantizer": [quantizer],
+            "details": [{"layers": layers}],
+        }
+    )
+    assert simulated(table) == [expected]
+
+
+def test_details_may_be_absent_or_empty() -> None:
+    assert simulated(pd.DataFrame({"details": [{}, None, float("nan")]})) == ["", "", ""]
+    assert simulated(pd.DataFrame({"id": ["a"]})) == [""]
+
+
+def test_hidden_characters_are_spelled_out() -> None:
+    assert visible("a\u202egpj.exe\x00\u200b") == "a\\u202egpj.exe\\u0000\\u200b"
+    assert visible("plain – text\n\tßé漢") == "plain – text\n\tßé漢"
+    assert visible("\ud800") == "\\ud800"
