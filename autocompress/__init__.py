@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import Front, load, search
+    from autocompress.analysis.selection import Pick
+    from autocompress.api import load, search
     from autocompress.core.config import CompressionConfig, Part
+    from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
+    from autocompress.core.plugins import load_plugin
     from autocompress.errors import AutocompressError
     from autocompress.export.artifact import load_artifact
-    from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
-    from autocompress.analysis.selection import Pick
-    from autocompress.core.plugins import load_plugin
+    from autocompress.front import Front
     from autocompress.tasks.images_folder import Images
     from autocompress.tasks.module import bring_model
     from autocompress.tasks.tensors import Tensors
@@ -25,21 +26,21 @@ __version__ = "0.1.0"
 # Name to module: nothing is imported before it is asked for, so `import autocompress` loads neither torch nor pandas.
 _HOME = {
     "AutocompressError": "errors",
-    "Choice": "knobs",
-    "CompressionConfig": "config",
-    "FloatRange": "knobs",
-    "Front": "api",
+    "Choice": "core.knobs",
+    "CompressionConfig": "core.config",
+    "FloatRange": "core.knobs",
+    "Front": "front",
     "Images": "tasks.images_folder",
-    "IntRange": "knobs",
-    "Part": "config",
-    "Pick": "pick",
-    "Settings": "knobs",
+    "IntRange": "core.knobs",
+    "Part": "core.config",
+    "Pick": "analysis.selection",
+    "Settings": "core.knobs",
     "Tensors": "tasks.tensors",
     "bring_model": "tasks.module",
-    "knob": "knobs",
+    "knob": "core.knobs",
     "load": "api",
     "load_artifact": "export.artifact",
-    "load_plugin": "plugins",
+    "load_plugin": "core.plugins",
     "search": "api",
 }
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from autocompress.analysis.confirmation import as_table, confirmed, without_repeats
-from autocompress.errors import NoCandidateError, UsageError
-from autocompress.analysis.pareto import full_fidelity, pareto_front
 from autocompress.analysis.latency import timed, with_latency
+from autocompress.analysis.pareto import full_fidelity, pareto_front
+from autocompress.analysis.query import where
 from autocompress.analysis.selection import Pick, pick
 from autocompress.core.atomic import write_atomic
+from autocompress.errors import NoCandidateError, UsageError
 from autocompress.store.run_store import Study
-from autocompress.analysis.query import where
 
 if TYPE_CHECKING:
     from autocompress.report.comparison import RunTables

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from autocompress.backends.local import usable_cores
 from autocompress.core.config import CompressionConfig, Part, fingerprint
-from autocompress.trial.teacher import TeacherRecipe
-from autocompress.trial.pipeline import Lab, Setup, lab, settled
-from autocompress.measure import Subject, measure
 from autocompress.core.records import Cut, Job
 from autocompress.core.registry import TASKS
+from autocompress.measure import Subject, measure
+from autocompress.trial.pipeline import Lab, Setup, lab, settled
 from autocompress.trial.runner import run_trial
+from autocompress.trial.teacher import TeacherRecipe
 
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 SCORES = ("accuracy", "agreement", "kl", "loss")

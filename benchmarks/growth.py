@@ -16,15 +16,15 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig
-from autocompress.training.optimizers import fit_config
+from autocompress.core.records import Candidate, Cut, Job, State, TrialResult
 from autocompress.engine.driver import Driver
 from autocompress.engine.sampler.optuna import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
-from autocompress.core.records import Candidate, Cut, Job, State, TrialResult
-from autocompress.core.atomic import write_atomic
 from autocompress.store.run_store import Study
+from autocompress.training.optimizers import fit_config
 from benchmarks.keeping import about
 
 OBJECTIVES = [

@@ -17,10 +17,10 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
+from autocompress.analysis.pareto import axes, full_fidelity, hypervolume, pareto_front
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.errors import SearchFailedError
-from autocompress.analysis.pareto import axes, full_fidelity, hypervolume, pareto_front
 from autocompress.store.run_store import Study
 from benchmarks.arena import mean_and_error
 from benchmarks.keeping import about, keep, kept, questions, turned

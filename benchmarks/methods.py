@@ -12,15 +12,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from autocompress.core.atomic import write_atomic
 from autocompress.core.config import Part
-from autocompress.distill.attacks import attacked_logits
-from autocompress.trial.pipeline import Lab
-from autocompress.measure import Subject, layer_costs, measure
-from autocompress.measure.cost import flops
 from autocompress.core.method import Context
 from autocompress.core.records import Cut
 from autocompress.core.registry import PRUNE, TASKS
-from autocompress.core.atomic import write_atomic
+from autocompress.distill.attacks import attacked_logits
+from autocompress.measure import Subject, layer_costs, measure
+from autocompress.measure.cost import flops
+from autocompress.trial.pipeline import Lab
 from benchmarks.arena import TEMPERATURES, Arena, Measured, Variant, mean_and_error, run_all
 
 RECOVERY = {"recovery_epochs": 6, "recovery_learning_rate": 1e-2}

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from autocompress.core.records import Cut, Job
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
-from autocompress.trial.pipeline import Setup, lab, settled
-from autocompress.core.records import Cut, Job
 from autocompress.store.run_store import Study
+from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.trial.runner import run_trial
 from benchmarks.keeping import about
 

@@ -48,8 +48,8 @@ def tune_as_it_comes(ask: Ask, evaluate: Evaluate, tell: Tell, workers: int, fol
     import ray
     from ray import tune
 
-    from autocompress.backends.ray_worker import Kit, Parcel, Seat
     from autocompress.backends.ray_tune import Forwarder, OneResult, Watcher
+    from autocompress.backends.ray_worker import Kit, Parcel, Seat
 
     kit = ray.put(Kit(evaluate, NO_LIMITS))
     forwarder = Forwarder(ask, tell, lambda: workers, lambda job: Parcel(job, kit, "."))

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from autocompress.training.optimizers import fit_config
+from autocompress.analysis.pareto import axes
+from autocompress.core.records import Job, State
 from autocompress.engine.archive import Archive
-from autocompress.engine.scheduler.asha import at_a_rung, pauses
 from autocompress.engine.refinement import divided
 from autocompress.engine.runner import make_plan
+from autocompress.engine.scheduler.asha import at_a_rung, pauses
 from autocompress.engine.space import Space
 from autocompress.engine.spec import load_spec
-from autocompress.analysis.pareto import axes
+from autocompress.training.optimizers import fit_config
 from autocompress.trial.pipeline import lab, settled
-from autocompress.core.records import Job, State
 from autocompress.trial.runner import TrialRunner, teacher_record
 
 

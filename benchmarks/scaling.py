@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from autocompress.core.atomic import write_atomic
+from autocompress.core.records import Job
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
-from autocompress.trial.pipeline import Setup, lab, settled
-from autocompress.core.records import Job
-from autocompress.core.atomic import write_atomic
 from autocompress.store.run_store import Study
+from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.trial.runner import run_trial
 from benchmarks.keeping import about, turned
 

@@ -16,14 +16,14 @@ from unittest.mock import patch
 
 import numpy as np
 
-from autocompress.training.optimizers import fit_config
+from autocompress.core.atomic import write_atomic
+from autocompress.core.records import Job
 from autocompress.engine.driver import Driver
 from autocompress.engine.sampler.optuna import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
-from autocompress.core.records import Job
-from autocompress.core.atomic import write_atomic
 from autocompress.store.run_store import Study
+from autocompress.training.optimizers import fit_config
 from benchmarks.growth import OBJECTIVES, made_up
 from benchmarks.keeping import about
 

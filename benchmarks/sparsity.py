@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autocompress.trial.pipeline import settled
-from autocompress.prune.sparse_storage import break_even, linear_speed, pays_below, storage
 from autocompress.core.atomic import write_atomic
+from autocompress.prune.sparse_storage import break_even, linear_speed, pays_below, storage
+from autocompress.trial.pipeline import settled
 
 SHAPES = ((64, 64), (256, 256), (1024, 1024), (4096, 1024))
 BATCHES = (1, 32)

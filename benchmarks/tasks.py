@@ -19,12 +19,12 @@ from typing import Any
 import pandas as pd
 
 import autocompress
-from autocompress.export.bench import bench, bench_graph
-from autocompress.export.candidate import export_candidate, teacher_as_deployed
 from autocompress.analysis.pareto import axes
-from autocompress.core.plugins import load_plugin
 from autocompress.core.atomic import write_atomic
 from autocompress.core.formatting import duration, human, times
+from autocompress.core.plugins import load_plugin
+from autocompress.export.bench import bench, bench_graph
+from autocompress.export.candidate import export_candidate, teacher_as_deployed
 from benchmarks.keeping import keep, kept
 
 DEFAULT = ("digits", "mnist1d", "langid", "langid_kind", "ratings", "ranking")

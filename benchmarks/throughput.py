@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from autocompress.core.atomic import write_atomic
 from autocompress.core.config import Part
+from autocompress.core.method import Context
+from autocompress.core.registry import QUANTIZE
+from autocompress.core.task import InputSpec, Split
+from autocompress.models.base import family_model
+from autocompress.tasks.tensors import Tensors
 from autocompress.training.fit import fit
 from autocompress.trial.pipeline import settled
-from autocompress.core.method import Context
-from autocompress.models.base import family_model
-from autocompress.core.registry import QUANTIZE
-from autocompress.core.atomic import write_atomic
-from autocompress.core.task import InputSpec, Split
-from autocompress.tasks.tensors import Tensors
 
 STUDENTS: Mapping[str, Part] = {
     "plain, width 8": Part.of("cnn", width=8, depth=1, stages=3, block="plain"),

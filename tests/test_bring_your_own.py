@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import autocompress
-from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.core.registry import TASKS
+from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.store.run_store import Study
 
 SHARED = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

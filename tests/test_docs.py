@@ -16,10 +16,10 @@ import typer
 import autocompress
 from autocompress.cli import app as cli
 from autocompress.core import plugins, registry
+from autocompress.core.registry import OBJECTIVES, Registry
 from autocompress.engine.space import SECTIONS, open_space
 from autocompress.engine.spec import Spec, parse_spec
 from autocompress.errors import SpecError
-from autocompress.core.registry import OBJECTIVES, Registry
 from tests.examples import blocks, commands, every_block, run, small_command, small_python
 
 ROOT = Path(__file__).parent.parent

@@ -29,7 +29,13 @@ def test_the_package_and_its_command_line_import_nothing_heavy(statement: str) -
 
 @pytest.mark.parametrize(
     "module",
-    ["autocompress.api", "autocompress.report", "autocompress.pick", "autocompress.analysis.pareto", "autocompress.store.run_store"],
+    [
+        "autocompress.api",
+        "autocompress.report",
+        "autocompress.pick",
+        "autocompress.analysis.pareto",
+        "autocompress.store.run_store",
+    ],
 )
 def test_reading_a_run_needs_neither_torch_nor_optuna(module: str) -> None:
     assert loaded(f"import {module}") <= {"pandas", "plotly"}

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import autocompress
+from autocompress.core.registry import TASKS
 from autocompress.engine.runner import make_plan
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec, shipped_spaces
 from autocompress.errors import SpecError
-from autocompress.core.registry import TASKS
 from autocompress.tasks.module import bring_model
 
 SPACES = sorted(shipped_spaces())

@@ -12,18 +12,18 @@ from safetensors.torch import load as tensors_of
 
 import autocompress
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.trial.teacher import TeacherRecipe
+from autocompress.core.records import Cut, Job, TrialResult
+from autocompress.core.registry import TASKS
+from autocompress.core.task import Split, Splits
 from autocompress.engine.runner import make_plan
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import SpecError
 from autocompress.export.artifact import Deployable, load_artifact, write_artifact
-from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.measure.heads import scores_to_measure
-from autocompress.core.records import Cut, Job, TrialResult
-from autocompress.core.registry import TASKS
-from autocompress.core.task import Split, Splits
 from autocompress.tasks.images import Digits
+from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.trial.runner import run_trial, score_test_split, teacher_record
+from autocompress.trial.teacher import TeacherRecipe
 
 NAME = "digits_and_parity"
 HEADS = ("label", "parity")

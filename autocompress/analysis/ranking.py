@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from autocompress.errors import NoCandidateError
 from autocompress.analysis.pareto import Limits, Objective, axes, by_cost, full_fidelity, numbers, pareto_front
 from autocompress.core.formatting import compare, finite, gap, label
+from autocompress.errors import NoCandidateError
 
 
 @dataclass(frozen=True)

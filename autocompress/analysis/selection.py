@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autocompress.errors import NoCandidateError, UnknownNameError, UsageError, did_you_mean
 from autocompress.analysis.pareto import (
     Limits,
     Objective,
@@ -23,7 +22,7 @@ from autocompress.analysis.pareto import (
     numbers,
     pareto_front,
 )
-from autocompress.analysis.simulated import simulated
+from autocompress.analysis.query import where as where
 from autocompress.analysis.ranking import (
     Neighbour as Neighbour,
     best_of,
@@ -32,8 +31,9 @@ from autocompress.analysis.ranking import (
     row_at,
 )
 from autocompress.analysis.significance import Ties, ties
-from autocompress.analysis.query import where as where
+from autocompress.analysis.simulated import simulated
 from autocompress.core.formatting import compare, finite, gap, is_counted, label, plural, show
+from autocompress.errors import NoCandidateError, UnknownNameError, UsageError, did_you_mean
 
 # A hair of it: 0.98 - 0.01 must not refuse 0.97.
 SLACK = 1e-9

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from autocompress.backends.base import NO_LIMITS, Ahead, Ask, Evaluate, Tell, TrialLimits, nothing_ahead
 from autocompress.backends.workers import Crew
-from autocompress.errors import UsageError
 from autocompress.core.registry import BACKENDS
+from autocompress.errors import UsageError
 
 
 def usable_cores() -> int:

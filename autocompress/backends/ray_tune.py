@@ -25,8 +25,8 @@ from ray.tune.search import Searcher
 from autocompress.backends.base import Ask, Evaluate, Tell, TrialLimits
 from autocompress.backends.ray_worker import JOB, OUTCOME, Kit, Parcel, Seat, UnreadyError
 from autocompress.backends.workers import EXECUTIONS, failed
-from autocompress.errors import WorkersError
 from autocompress.core.records import Job, TrialResult
+from autocompress.errors import WorkersError
 
 #: Workers in a row that die before they have a job, with none at work, before the search ends.
 MISSED = 3

@@ -13,8 +13,8 @@ from ray import tune
 from autocompress.backends.base import Evaluate, TrialLimits
 from autocompress.backends.watchdog import guard_group
 from autocompress.backends.workers import confine, failed
-from autocompress.errors import UsageError
 from autocompress.core.records import Job, TrialResult
+from autocompress.errors import UsageError
 
 JOB = "job"
 OUTCOME = "outcome"

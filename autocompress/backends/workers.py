@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from autocompress.backends.base import Ahead, Evaluate, TrialLimits, nothing_ahead
-from autocompress.errors import UsageError, WorkersError
 from autocompress.core.records import Job, State, TrialResult
+from autocompress.errors import UsageError, WorkersError
 
 # Executions of a job whose worker dies: the system may have killed it for what another process took.
 EXECUTIONS = 2

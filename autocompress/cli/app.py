@@ -210,8 +210,8 @@ def front(
 ) -> None:
     """Print the front, or the part of it that satisfies an expression."""
     from autocompress import api
-    from autocompress.cli.tables import console, front_table
     from autocompress.analysis.query import where as select
+    from autocompress.cli.tables import console, front_table
 
     found = api.load(run, runs)
     table = found.candidates if everything else found.to_pandas()
@@ -243,8 +243,8 @@ def pick(
 ) -> None:
     """Choose one candidate, and say why."""
     from autocompress import api
-    from autocompress.cli.tables import console, front_table
     from autocompress.cli.output import print_pick
+    from autocompress.cli.tables import console, front_table
 
     found = api.load(run, runs)
     chosen = found.pick(max=bounds(most), min=bounds(least), prefer=prefer, knee=knee, candidate=candidate)
@@ -276,9 +276,9 @@ def confirm(
 ) -> None:
     """Train the top candidates again from scratch with several seeds; give intervals on select_val and test."""
     from autocompress import api
-    from autocompress.cli.tables import console
-    from autocompress.cli.progress import CountDisplay
     from autocompress.cli.output import print_confirmed
+    from autocompress.cli.progress import CountDisplay
+    from autocompress.cli.tables import console
 
     load_plugins(plugin)
     found = api.load(run, runs)
@@ -360,8 +360,8 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], form: For
 def doctor(runs: Runs = Path("reports")) -> None:
     """Check versions, libraries, cores, memory and folders; exit 1 with the fix where something is broken."""
     from autocompress.cli.doctor import checkup
-    from autocompress.cli.tables import console
     from autocompress.cli.output import print_checks
+    from autocompress.cli.tables import console
 
     if not print_checks(checkup(runs), console()):
         raise typer.Exit(1)

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from autocompress.core.registry import OBJECTIVES, TASKS
 from autocompress.engine.modes import MODES
 from autocompress.engine.space import SECTIONS
 from autocompress.engine.spec import shipped_spaces
-from autocompress.core.registry import OBJECTIVES, TASKS
 
 Rows = list[dict[str, str]]
 _LEADING = ("section", "method")

@@ -14,20 +14,20 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from autocompress.analysis.confirmation import confirmed
+from autocompress.analysis.latency import NAME
+from autocompress.analysis.pareto import axes, by_cost, numbers
+from autocompress.analysis.selection import Pick
 from autocompress.api import Front, load
 from autocompress.cli.doctor import Check
-from autocompress.analysis.confirmation import confirmed
-from autocompress.cli.tables import console, front_table, plain_table
 from autocompress.cli.progress import CountDisplay
-from autocompress.errors import NoCandidateError
-from autocompress.analysis.pareto import axes, by_cost, numbers
-from autocompress.analysis.latency import NAME
-from autocompress.core.machine import processor
-from autocompress.analysis.selection import Pick
-from autocompress.report.uncertainty import repeats, told_ties
-from autocompress.report.live import ENDED, LiveServer
-from autocompress.store.run_store import Study
+from autocompress.cli.tables import console, front_table, plain_table
 from autocompress.core.formatting import human, label, plural, show
+from autocompress.core.machine import processor
+from autocompress.errors import NoCandidateError
+from autocompress.report.live import ENDED, LiveServer
+from autocompress.report.uncertainty import repeats, told_ties
+from autocompress.store.run_store import Study
 
 # Seconds between two looks at a run.
 WATCHED = 2.0

@@ -10,10 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.engine.progress import Progress
-from autocompress.engine.runner import Events
 from autocompress.analysis.pareto import axes
 from autocompress.core.formatting import duration, label, plural, show
+from autocompress.engine.progress import Progress
+from autocompress.engine.runner import Events
 
 SECONDS_BETWEEN_LINES = 5.0
 ROWS = 8

@@ -1,0 +1,1 @@
+"""Shared vocabulary: configurations, hyperparameters, registries, records and the interfaces of tasks and methods."""

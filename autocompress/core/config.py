@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from autocompress.errors import UsageError
 from autocompress.core.knobs import Leaf
+from autocompress.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from traceback import extract_tb
 
-from autocompress.errors import AutocompressError, UsageError
 from autocompress.core.registry import TASKS
+from autocompress.errors import AutocompressError, UsageError
 
 _PREFIX = "autocompress_plugin_"
 _loaded: dict[Path, None] = {}

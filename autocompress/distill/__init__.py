@@ -1,18 +1,6 @@
-"""Distillation: the terms of the loss, the one training loop, and the cached teacher."""
+"""Distillation: loss terms on logits and features, attacks, and weights of several heads."""
 
-from autocompress.distill import attacks, feature_losses as feature_terms, logit_losses as logit_terms, kernels as losses
-
-from autocompress.training import optimizers
+from autocompress.distill import attacks, feature_losses, kernels, logit_losses
 from autocompress.distill.base import Activations, DistillTerm, Needs, Term
 
-__all__ = [
-    "Activations",
-    "DistillTerm",
-    "Needs",
-    "Term",
-    "attacks",
-    "feature_terms",
-    "logit_terms",
-    "losses",
-    "optimizers",
-]
+__all__ = ["Activations", "DistillTerm", "Needs", "Term", "attacks", "feature_losses", "kernels", "logit_losses"]

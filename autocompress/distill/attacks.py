@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.distill.base import Batch, Perturbation, Term
-from autocompress.distill.kernels import Softened, mean_over_heads, mixed, softened_kl
-from autocompress.errors import TrialError
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.registry import DISTILL
 from autocompress.core.task import Split, Task, as_heads
+from autocompress.distill.base import Batch, Perturbation, Term
+from autocompress.distill.kernels import Softened, mean_over_heads, mixed, softened_kl
+from autocompress.errors import TrialError
 
 Loss = Callable[[Any], Tensor]
 Range = tuple[float, float]

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.distill.base import Activations, Batch, Needs, Term
-from autocompress.distill.activations import tap_points
-from autocompress.errors import TrialError
 from autocompress.core.knobs import Choice, FloatRange, Settings, knob
 from autocompress.core.registry import DISTILL
+from autocompress.distill.activations import tap_points
+from autocompress.distill.base import Activations, Batch, Needs, Term
+from autocompress.errors import TrialError
 
 PLACES = ("first", "middle", "last")
 TINY = 1e-12

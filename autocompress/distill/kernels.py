@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autocompress.distill.base import Batch, Needs, Term
 from autocompress.core.knobs import FloatRange, Settings, knob
 from autocompress.core.registry import DISTILL
+from autocompress.distill.base import Batch, Needs, Term
 
 
 @dataclass(frozen=True)

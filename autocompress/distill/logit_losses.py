@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autocompress.distill.base import Batch, Term
-from autocompress.distill.kernels import TEMPERATURES, Softened, mean_over_heads, mixed, softened_kl
 from autocompress.core.knobs import FloatRange, knob
 from autocompress.core.registry import DISTILL
+from autocompress.distill.base import Batch, Term
+from autocompress.distill.kernels import TEMPERATURES, Softened, mean_over_heads, mixed, softened_kl
 
 TINY = 1e-7
 

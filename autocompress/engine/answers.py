@@ -4,8 +4,8 @@ from typing import TypeAlias
 
 from optuna.trial import Trial
 
-from autocompress.engine.sampler.optuna import Proposer
 from autocompress.core.records import State
+from autocompress.engine.sampler.optuna import Proposer
 
 #: Values and violations of the limits, or how a training ended without any.
 Answer: TypeAlias = tuple[list[float], dict[str, float]] | State

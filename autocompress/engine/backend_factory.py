@@ -3,10 +3,10 @@
 import inspect
 
 from autocompress.backends.base import Backend, TrialLimits
-from autocompress.training.device import refuse_missing
+from autocompress.core.registry import BACKENDS
 from autocompress.engine.spec import SearchSection, Source
 from autocompress.errors import AutocompressError, SpecError, UsageError
-from autocompress.core.registry import BACKENDS
+from autocompress.training.device import refuse_missing
 
 #: Settings of ``search`` that not every backend takes; each is given by its name where it is set.
 SETTINGS = ("resources", "address")

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import Part
-from autocompress.engine.scheduler.compute_cost import epochs_of_fit
+from autocompress.core.records import Candidate, Cut, Job, State
 from autocompress.engine.scheduler.asha import Ladder
+from autocompress.engine.scheduler.compute_budget import Spending
+from autocompress.engine.scheduler.compute_cost import epochs_of_fit
 from autocompress.engine.scheduler.promotion import PromotionRule
 from autocompress.engine.segments import Segments
-from autocompress.engine.scheduler.compute_budget import Spending
-from autocompress.core.records import Candidate, Cut, Job, State
 from autocompress.store.schema import StoredTrial
 
 

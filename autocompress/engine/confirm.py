@@ -7,21 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.analysis.confirmation import top
-from autocompress.trial.teacher import TeacherLuggage
-from autocompress.engine.driver import MAX_ATTEMPTS
+from autocompress.analysis.pareto import axes
+from autocompress.analysis.selection import pick
+from autocompress.core.config import CompressionConfig, fingerprint
+from autocompress.core.plugins import guests
+from autocompress.core.records import Cut, Job, Role, State, TrialResult
 from autocompress.engine.backend_factory import make_backend
+from autocompress.engine.driver import MAX_ATTEMPTS
 from autocompress.engine.result_validation import INTERRUPTED, checked
 from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SearchFailedError, UsageError
-from autocompress.analysis.pareto import axes
-from autocompress.trial.pipeline import Setup, lab, settled
-from autocompress.analysis.selection import pick
-from autocompress.core.plugins import guests
-from autocompress.core.records import Cut, Job, Role, State, TrialResult
 from autocompress.store.run_store import Study
+from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.trial.runner import TrialRunner
+from autocompress.trial.teacher import TeacherLuggage
 
 Progress = Callable[[int, int], None]
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autocompress.analysis.pareto import axes
+from autocompress.core.records import Cut
 from autocompress.engine.archive import Archive
 from autocompress.engine.limits import Price
 from autocompress.engine.modes import Mode
 from autocompress.engine.refinement import Refinement
 from autocompress.engine.stages import Stages
-from autocompress.analysis.pareto import axes
-from autocompress.core.records import Cut
 
 
 def cutting(

@@ -12,27 +12,27 @@ from typing import Any
 from optuna.trial import Trial
 
 from autocompress.core.config import CompressionConfig
+from autocompress.core.records import Candidate, Job, Role, State, TrialResult
+from autocompress.core.registry import PROMOTION_RULES
 from autocompress.engine.answers import Answers
 from autocompress.engine.archive import Archive
 from autocompress.engine.climbing import Climb
 from autocompress.engine.cutting import cutting
-from autocompress.engine.scheduler.compute_cost import size_of
 from autocompress.engine.identity import key_of, seed_of
-from autocompress.engine.scheduler.asha import RUNGS
 from autocompress.engine.limits import CostLimits, Price
 from autocompress.engine.modes import MODES
 from autocompress.engine.openings import Openings, Values, opened, whole_effort
-from autocompress.engine.time_budget import Pace
 from autocompress.engine.progress import Progress, progress
 from autocompress.engine.result_validation import INTERRUPTED, checked
+from autocompress.engine.sampler.acquisition import Surrogate
 from autocompress.engine.sampler.optuna import Proposer
+from autocompress.engine.scheduler.asha import RUNGS
+from autocompress.engine.scheduler.compute_cost import size_of
 from autocompress.engine.space import Space
 from autocompress.engine.spec import SearchSection
-from autocompress.engine.sampler.acquisition import Surrogate
-from autocompress.core.records import Candidate, Job, Role, State, TrialResult
-from autocompress.core.registry import PROMOTION_RULES
-from autocompress.store.schema import StoredTrial
+from autocompress.engine.time_budget import Pace
 from autocompress.store.run_store import Study, now
+from autocompress.store.schema import StoredTrial
 
 MAX_ATTEMPTS = 2
 HOPELESS = 10

@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from autocompress.core.config import Part
-from autocompress.errors import NoCandidateError
 from autocompress.analysis.pareto import axes, full_fidelity, pareto_front
-from autocompress.trial.pipeline import Setup
 from autocompress.analysis.selection import pick
+from autocompress.core.config import Part
 from autocompress.core.records import Cut, Job, Role
+from autocompress.errors import NoCandidateError
 from autocompress.store.run_store import Study
+from autocompress.trial.pipeline import Setup
 from autocompress.trial.runner import TrialRunner, score_test_split
 
 PLAIN = (Part("none"),)

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from autocompress.engine.space import Space
 from autocompress.core.knobs import Choice, Domain, FloatRange, Leaf
+from autocompress.engine.space import Space
 
 STUDENTS = 4
 # Its steps do not grow with the gradients; those of plain descent do, and need no other rate.

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from autocompress.engine.space import Methods, Space
 from autocompress.core.knobs import Choice, IntRange
+from autocompress.engine.space import Methods, Space
 from autocompress.trial.supernet import narrowed
 
 # Shares of channels that the sub-networks of a supernet do without: each lies in the one before.

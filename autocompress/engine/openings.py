@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from autocompress.engine.scheduler.compute_cost import epochs_of_fit, size_at
-from autocompress.engine.limits import Price
-from autocompress.engine.space import Space
-from autocompress.engine.initial_design import Fixed
 from autocompress.core.knobs import Leaf
 from autocompress.core.records import Cut, Job
+from autocompress.engine.initial_design import Fixed
+from autocompress.engine.limits import Price
+from autocompress.engine.scheduler.compute_cost import epochs_of_fit, size_at
+from autocompress.engine.space import Space
 
 Values = Mapping[str, Leaf]
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autocompress.store.connection import DATABASE, taken
+from autocompress.core.formatting import plural
 from autocompress.engine.spec import Spec
 from autocompress.errors import RunFolderError, UnfinishedRunError
+from autocompress.store.connection import DATABASE, taken
 from autocompress.store.run_store import Study
-from autocompress.core.formatting import plural
 
 
 def look(folder: Path, spec: Spec, *, resume: bool, command: str = "") -> None:

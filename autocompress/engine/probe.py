@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from autocompress.core.config import Part
-from autocompress.engine.space import Space
-from autocompress.errors import CompressionError
 from autocompress.core.knobs import Domain, Leaf
-from autocompress.trial.pipeline import CALIBRATION_BATCH
 from autocompress.core.method import Context
-from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.core.registry import PRUNE
 from autocompress.core.task import Splits, Task, as_heads
+from autocompress.engine.space import Space
+from autocompress.errors import CompressionError
+from autocompress.models.from_teacher import NAME as FROM_TEACHER
+from autocompress.trial.pipeline import CALIBRATION_BATCH
 
 FALLBACK = "unstructured"
 # Knob of the student to the method that it stands for, and what that does, in words.

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from autocompress.core.records import State
 from autocompress.engine.archive import Archive
 from autocompress.engine.spec import SearchSection
-from autocompress.core.records import State
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.scheduler.compute_cost import epochs_of, size_of
-from autocompress.engine.limits import Price
 from autocompress.core.records import Base, Candidate, Cut, Job
+from autocompress.engine.limits import Price
+from autocompress.engine.scheduler.compute_cost import epochs_of, size_of
 
 # Share of the box; less is noise.
 LEAST_GAIN = 1e-4

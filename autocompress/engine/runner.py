@@ -13,33 +13,33 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.backends.base import Backend
+from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.training.optimizers import fit_config
-from autocompress.training.device import nearest
-from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
-from autocompress.engine.driver import Driver
-from autocompress.engine.preflight import look
-from autocompress.engine.finish import finish
+from autocompress.core.machine import processor
+from autocompress.core.plugins import guests
+from autocompress.core.records import Candidate, Cut
+from autocompress.core.registry import OBJECTIVES, TASKS
+from autocompress.core.task import Splits, Task
 from autocompress.engine.backend_factory import make_backend
+from autocompress.engine.driver import Driver
+from autocompress.engine.finish import finish
+from autocompress.engine.initial_design import Fixed, Values, starts
 from autocompress.engine.modes import MODES
+from autocompress.engine.preflight import look
 from autocompress.engine.probe import safe_space
 from autocompress.engine.progress import Progress
 from autocompress.engine.sampler.optuna import Proposer
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import Source
-from autocompress.engine.initial_design import Fixed, Values, starts
 from autocompress.errors import AutocompressError, SearchFailedError
-from autocompress.trial.pipeline import Setup, settled
-from autocompress.core.machine import processor
 from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
-from autocompress.core.plugins import guests
-from autocompress.trial.cost_estimate import price
-from autocompress.core.records import Candidate, Cut
-from autocompress.core.registry import OBJECTIVES, TASKS
-from autocompress.core.atomic import write_atomic
 from autocompress.store.run_store import DATABASE, Study
-from autocompress.core.task import Splits, Task
+from autocompress.training.device import nearest
+from autocompress.training.optimizers import fit_config
+from autocompress.trial.cost_estimate import price
+from autocompress.trial.pipeline import Setup, settled
 from autocompress.trial.runner import TrialRunner, cpu_capability, teacher_record
+from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 
 LIBRARIES = ("autocompress", "torch", "optuna", "torch-pruning", "onnxruntime")
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autocompress.core.config import CompressionConfig
-from autocompress.engine.scheduler.compute_cost import epochs_of, epochs_of_fit
-from autocompress.engine.scheduler.asha import at_a_rung, pauses
 from autocompress.core.records import Cut, Job
+from autocompress.engine.scheduler.asha import at_a_rung, pauses
+from autocompress.engine.scheduler.compute_cost import epochs_of, epochs_of_fit
 
 
 class Segments:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.spec import Source
-from autocompress.errors import AutocompressError, did_you_mean
 from autocompress.core.knobs import Choice, Domain, FloatRange, IntRange, Knob, Leaf
 from autocompress.core.records import Cut
 from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS, Registry
+from autocompress.engine.spec import Source
+from autocompress.errors import AutocompressError, did_you_mean
 
 SECTIONS: Mapping[str, Registry[Any]] = {
     "student": STUDENTS,

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import yaml as pyyaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from autocompress.core.formatting import bytes_of
 from autocompress.engine.yaml import Place, parse
 from autocompress.errors import SpecError, UsageError, did_you_mean
-from autocompress.core.formatting import bytes_of
 
 Setting = dict[str, Any]
 

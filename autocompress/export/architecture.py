@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from torch import Tensor
 
 from autocompress.core.config import CompressionConfig
-from autocompress.errors import ArtifactError, UsageError
 from autocompress.core.method import LayerBits, MethodState
-from autocompress.quantize.packing import pack, unpack
 from autocompress.core.task import InputSpec
+from autocompress.errors import ArtifactError, UsageError
+from autocompress.quantize.packing import pack, unpack
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]

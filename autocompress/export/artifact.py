@@ -18,19 +18,19 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.method import MethodState
+from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS
+from autocompress.core.task import InputSpec, as_heads
 from autocompress.errors import ArtifactError, AutocompressError
 from autocompress.export.architecture import Architecture, compact, expand, method_state, parse, saved_state
 from autocompress.export.card import render
 from autocompress.export.folder import read_files, write_files
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.runtime import is_weights_only
-from autocompress.trial.pipeline import Step
-from autocompress.core.method import MethodState
 from autocompress.models.base import family_model
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.quantize.folding import fold_batch_norm, fold_structure, folded_pairs
-from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS
-from autocompress.core.task import InputSpec, as_heads
+from autocompress.trial.pipeline import Step
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 
 from autocompress.errors import ArtifactError
 from autocompress.export.architecture import parse
-from autocompress.export.folder import read_files
 from autocompress.export.bench_worker import Bench, Shape
+from autocompress.export.folder import read_files
 
 FILES = ("model.onnx", "model_float.onnx")
 

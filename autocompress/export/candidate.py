@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.records import Candidate, Cut, Job
+from autocompress.core.task import Logits, Targets
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, deployed, write_artifact
 from autocompress.export.bench_worker import Shape
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact
-from autocompress.trial.pipeline import Lab, Rebuilt, Setup, lab, settled
-from autocompress.core.records import Candidate, Cut, Job
 from autocompress.store.run_store import Study
-from autocompress.core.task import Logits, Targets
+from autocompress.trial.pipeline import Lab, Rebuilt, Setup, lab, settled
 from autocompress.trial.runner import run_trial
 
 REPRODUCED = 0.005

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from autocompress.errors import ArtifactError
 from autocompress.core.atomic import sha256, storage_errors
+from autocompress.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 REQUIRED = ("model.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md")

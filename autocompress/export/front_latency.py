@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from autocompress.errors import ArtifactError
-from autocompress.export.bench import bench_graph
-from autocompress.export.candidate import candidate_as_deployed, teacher_as_deployed
-from autocompress.export.bench_worker import Shape
 from autocompress.analysis.latency import KEPT, TEACHER
 from autocompress.core.machine import processor
+from autocompress.errors import ArtifactError
+from autocompress.export.bench import bench_graph
+from autocompress.export.bench_worker import Shape
+from autocompress.export.candidate import candidate_as_deployed, teacher_as_deployed
 from autocompress.store.run_store import Study
 
 

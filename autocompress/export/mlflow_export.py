@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.errors import UsageError
 from autocompress.core.formatting import finite
+from autocompress.errors import UsageError
 
 ARTIFACTS = ("report.html", "front.csv", "front.json", "candidates.csv", "trials.csv", "spec.yaml", "environment.json")
 # What one call of MLflow takes at most.

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from autocompress.core.method import MethodState
+from autocompress.core.task import as_heads
 from autocompress.errors import ArtifactError
 from autocompress.export.card import input_names
-from autocompress.export.integer_graph import integer_kernels
 from autocompress.export.embedding_tables import BagLookup, Lookup, lookup
+from autocompress.export.integer_graph import integer_kernels
 from autocompress.export.runtime import WEIGHTS_ONLY
-from autocompress.core.method import MethodState
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, swap_quantizers
 from autocompress.quantize.integer_arithmetic import widened_codes
 from autocompress.quantize.layers import is_table
 from autocompress.quantize.quantizers import Grid
-from autocompress.core.task import as_heads
 
 CONTAINERS = {(0, 255), (-128, 127)}
 

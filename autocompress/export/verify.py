@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autocompress.core.task import Logits, Split, Targets, as_heads
 from autocompress.errors import VerificationError
 from autocompress.export.artifact import load_artifact
 from autocompress.export.folder import read_files
 from autocompress.export.runtime import session
 from autocompress.measure import Subject, measure
 from autocompress.measure.heads import AT, objective_called
-from autocompress.core.task import Logits, Split, Targets, as_heads
 
 BATCH = 256
 

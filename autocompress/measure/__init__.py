@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from autocompress.measure import builtin, ranking_metrics as ranking
+from autocompress.measure import builtin, ranking_metrics
 from autocompress.measure.cost import LayerCost, layer_costs
 from autocompress.measure.heads import objective_called
 from autocompress.measure.objectives import Objective, Subject, objective
@@ -17,7 +17,7 @@ __all__ = [
     "measure",
     "objective",
     "per_class",
-    "ranking",
+    "ranking_metrics",
 ]
 
 

@@ -8,10 +8,10 @@ import math
 from collections.abc import Collection
 from dataclasses import replace
 
+from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError, UsageError, did_you_mean
 from autocompress.measure import builtin
 from autocompress.measure.objectives import Objective, Subject, objective
-from autocompress.core.registry import OBJECTIVES
 
 AT = "@"
 """Stands between a score and its head; no name of a registered score holds it."""

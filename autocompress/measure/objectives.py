@@ -6,9 +6,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from autocompress.measure.cost import LayerCost
 from autocompress.core.method import LayerBits
 from autocompress.core.registry import OBJECTIVES
+from autocompress.measure.cost import LayerCost
 
 
 @dataclass(frozen=True)

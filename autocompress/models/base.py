@@ -6,10 +6,10 @@ from typing import ClassVar, Protocol, TypeVar
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.errors import UsageError
 from autocompress.core.knobs import Settings
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
+from autocompress.errors import UsageError
 
 C = TypeVar("C", bound=Settings)
 

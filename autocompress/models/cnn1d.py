@@ -7,10 +7,10 @@ from typing import ClassVar
 from torch import nn
 
 from autocompress.core.knobs import Choice, IntRange, knob
-from autocompress.models.base import only_real_input, refuse_no_heads
-from autocompress.models.convolutional import CNN, ConvConfig
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
+from autocompress.models.base import only_real_input, refuse_no_heads
+from autocompress.models.convolutional import CNN, ConvConfig
 
 
 @dataclass(frozen=True)

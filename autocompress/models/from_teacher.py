@@ -7,10 +7,10 @@ from typing import ClassVar
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.errors import UsageError
 from autocompress.core.knobs import Choice, FloatRange, Leaf, Settings, knob
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
+from autocompress.errors import UsageError
 
 NAME = "from_teacher"
 

@@ -14,12 +14,12 @@ from typing import ClassVar, Generic
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import UsageError
 from autocompress.core.knobs import IntRange, Settings, knob
-from autocompress.models.base import C, describe, refuse_no_heads
-from autocompress.models.sharing import HeadConfig, Logits, make_heads
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
+from autocompress.errors import UsageError
+from autocompress.models.base import C, describe, refuse_no_heads
+from autocompress.models.sharing import HeadConfig, Logits, make_heads
 
 EMBEDDING_SCALE = 0.1
 

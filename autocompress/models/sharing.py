@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import UsageError
 from autocompress.core.knobs import Choice, IntRange, Knob, Settings, knob
+from autocompress.errors import UsageError
 
 Logits = Tensor | dict[str, Tensor]
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.knobs import Choice, IntRange, knob
+from autocompress.core.registry import STUDENTS
+from autocompress.core.task import InputSpec
 from autocompress.models.base import refuse_no_heads
 from autocompress.models.sharing import HeadConfig, make_heads
 from autocompress.models.tokens import POOLING, MaskedPool, TokenClassifier, TokenMask, only_token_input
-from autocompress.core.registry import STUDENTS
-from autocompress.core.task import InputSpec
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
+from autocompress.core.task import InputSpec
 from autocompress.errors import UsageError
 from autocompress.models.base import describe
 from autocompress.models.sharing import Logits
-from autocompress.core.task import InputSpec
 
 #: Far below any score of a network, and finite in every precision with eight exponent bits.
 FAR = 1e9

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.knobs import Choice, IntRange, knob
+from autocompress.core.registry import STUDENTS
+from autocompress.core.task import InputSpec
 from autocompress.models.base import refuse_no_heads
 from autocompress.models.sharing import HeadConfig, make_heads
 from autocompress.models.tokens import FAR, POOLING, MaskedPool, TokenClassifier, TokenMask, only_token_input
-from autocompress.core.registry import STUDENTS
-from autocompress.core.task import InputSpec
 
 #: Deviation of the untrained embedding and positions, as in GPT (Radford et al. 2018).
 START = 0.02

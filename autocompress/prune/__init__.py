@@ -3,12 +3,12 @@
 from autocompress.prune.adaptive import Adaptive, AdaptiveConfig
 from autocompress.prune.batch_norm import reestimate_batch_norm
 from autocompress.prune.depth import Depth, DepthConfig
-from autocompress.prune.weight_inheritance import Inheritance, inherit
 from autocompress.prune.masking import masks_from_zeros
 from autocompress.prune.n_m import NM, NMConfig
 from autocompress.prune.progressive import Progressive, ProgressiveConfig
 from autocompress.prune.structured import Structured, StructuredConfig
 from autocompress.prune.unstructured import Unstructured, UnstructuredConfig
+from autocompress.prune.weight_inheritance import Inheritance, inherit
 
 __all__ = [
     "NM",

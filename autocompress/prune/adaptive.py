@@ -9,11 +9,11 @@ from torch import nn
 
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState
+from autocompress.core.registry import PRUNE
 from autocompress.prune.channel_pruning import ChannelConfig, Ranked, cut_channels, restore_channels
+from autocompress.prune.channel_sensitivity import Cost, allocate, measure_sensitivity, uses_of_weights
 from autocompress.prune.importance import CRITERIA
 from autocompress.prune.schedule import SCHEDULES
-from autocompress.prune.channel_sensitivity import Cost, allocate, measure_sensitivity, uses_of_weights
-from autocompress.core.registry import PRUNE
 
 # A share r of the FLOPs is gone where each layer keeps a share sqrt(1 - r) of its channels. Some may keep less, but not
 # next to nothing: what little a narrow layer costs is no measure of what must pass through it.

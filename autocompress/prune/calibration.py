@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context
+from autocompress.errors import CompressionError
 from autocompress.prune.batch_norm import reestimate_batch_norm
 from autocompress.prune.importance import WEIGHTED
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, FloatRange, knob
 from autocompress.core.method import Context, MethodState
-from autocompress.prune.channels import Channels, Group, History, replay, size_of, verify_cut
+from autocompress.errors import CompressionError
 from autocompress.prune.calibration import gradients, refuse_dead_model, refuse_empty_layers, trainable
+from autocompress.prune.channels import Channels, Group, History, replay, size_of, verify_cut
 from autocompress.prune.importance import CRITERIA, channel_scores
 from autocompress.prune.schedule import Gradual
 

@@ -14,9 +14,9 @@ from torch.nn.modules.conv import _ConvNd
 from autocompress.core.method import Context
 from autocompress.prune.allocation import nearest, spare
 from autocompress.prune.batch_norm import reestimate_batch_norm
-from autocompress.prune.channels import silence, size_of
-from autocompress.prune.channel_pruning import Ranked
 from autocompress.prune.calibration import EXAMPLES, Reading, labelled, read
+from autocompress.prune.channel_pruning import Ranked
+from autocompress.prune.channels import silence, size_of
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)
 # A group gives up its channels in at most this many steps, so that wide layers do not cost time.

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.knobs import FloatRange, knob
 from autocompress.core.method import Context, MethodState, Recovery
+from autocompress.core.registry import PRUNE
+from autocompress.errors import CompressionError
 from autocompress.prune.allocation import nearest
 from autocompress.prune.calibration import one_line, read, refuse_dead_model, refuse_empty_layers
-from autocompress.core.registry import PRUNE
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context, MethodState
+from autocompress.errors import CompressionError
 from autocompress.prune.allocation import nearest
 from autocompress.prune.calibration import gradients
 from autocompress.prune.importance import CRITERIA, finite_scores

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, knob
 from autocompress.core.method import Context, MethodState, Recovery
+from autocompress.core.registry import PRUNE
+from autocompress.errors import CompressionError
 from autocompress.prune.calibration import refuse_dead_model
 from autocompress.prune.masking import (
     WEIGHT_CRITERIA,
@@ -20,7 +21,6 @@ from autocompress.prune.masking import (
     weight_scores,
     weighted,
 )
-from autocompress.core.registry import PRUNE
 
 LAYERS = (_ConvNd, nn.Linear, nn.MultiheadAttention, nn.RNNBase)
 

@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState, Recovery
+from autocompress.core.registry import PRUNE
+from autocompress.errors import CompressionError
 from autocompress.prune.batch_norm import reestimate_batch_norm
 from autocompress.prune.channel_pruning import restore_channels
 from autocompress.prune.importance import CRITERIA
 from autocompress.prune.structured import Structured, StructuredConfig
-from autocompress.core.registry import PRUNE
 
 CUT = Structured()
 # A share of what is left may exceed what one cut of structured pruning takes.

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, IntRange, knob
 from autocompress.core.method import Context, Recovery
+from autocompress.errors import CompressionError
 from autocompress.prune.batch_norm import reestimate_batch_norm
 
 SCHEDULES: Mapping[str, Callable[[float], float]] = {

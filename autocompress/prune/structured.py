@@ -8,9 +8,9 @@ from torch import nn
 
 from autocompress.core.knobs import Choice, knob
 from autocompress.core.method import Context, MethodState
+from autocompress.core.registry import PRUNE
 from autocompress.prune.allocation import least_important
 from autocompress.prune.channel_pruning import ChannelConfig, Ranked, cut_channels, restore_channels
-from autocompress.core.registry import PRUNE
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from autocompress.core.knobs import Choice, FloatRange, knob
 from autocompress.core.method import Context, MethodState
+from autocompress.core.registry import PRUNE
 from autocompress.prune.calibration import refuse_dead_model
 from autocompress.prune.masking import (
     WEIGHT_CRITERIA,
@@ -21,7 +22,6 @@ from autocompress.prune.masking import (
     weights,
 )
 from autocompress.prune.schedule import Gradual
-from autocompress.core.registry import PRUNE
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from autocompress.errors import CompressionError
-from autocompress.prune.channels import Channels, Group, size_of
 from autocompress.prune.calibration import trainable
+from autocompress.prune.channels import Channels, Group, size_of
 from autocompress.prune.importance import CRITERIA, Slice, channel_scores
 
 Side = tuple[str, bool]

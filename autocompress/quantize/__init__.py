@@ -1,9 +1,9 @@
 """Quantization: fewer bits for weights and activations."""
 
 from autocompress.quantize.adaround import AdaRound, AdaRoundConfig
-from autocompress.quantize.weight_coding import Coded, Coding, encode_weight
 from autocompress.quantize.fake_quantize import FakeQuantize
 from autocompress.quantize.folding import FoldedBatchNorm, fold_batch_norm
+from autocompress.quantize.lookup_quantizers import Table
 from autocompress.quantize.lsq import LSQ, LSQConfig
 from autocompress.quantize.mixed_precision import MixedPrecision, MixedPrecisionConfig
 from autocompress.quantize.packing import pack, packed_bytes, unpack
@@ -11,7 +11,7 @@ from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.progressive import Progressive, ProgressiveConfig
 from autocompress.quantize.qat import QAT, QATConfig
 from autocompress.quantize.quantizers import Asymmetric, Grid, Symmetric
-from autocompress.quantize.lookup_quantizers import Table
+from autocompress.quantize.weight_coding import Coded, Coding, encode_weight
 
 __all__ = [
     "LSQ",

@@ -8,18 +8,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, IntRange, knob
 from autocompress.core.method import Context, MethodState
-from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, Coded, Coding, encode_weight, fit_grid
-from autocompress.quantize.model_quantizer import Draft, fit_input
-from autocompress.quantize.serialization import restore
+from autocompress.core.registry import QUANTIZE
+from autocompress.errors import CompressionError
 from autocompress.quantize.layers import coding_of, is_table, naming, rows_of, watching
+from autocompress.quantize.model_quantizer import Draft, fit_input
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.quantizers import Grid, along
 from autocompress.quantize.reconstruction import Moments, Steps, learn_rounding
+from autocompress.quantize.serialization import restore
 from autocompress.quantize.settings import BITS, BitSettings, InputSettings, WeightSettings
-from autocompress.core.registry import QUANTIZE
+from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, Coded, Coding, encode_weight, fit_grid
 
 
 @dataclass(frozen=True)

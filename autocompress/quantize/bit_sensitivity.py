@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.weight_coding import Coded
-from autocompress.quantize.model_quantizer import Draft
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, quantize_input
 from autocompress.quantize.layers import along_channels, set_weight, watching
+from autocompress.quantize.model_quantizer import Draft
 from autocompress.quantize.quantizers import Grid
+from autocompress.quantize.weight_coding import Coded
 
 
 @dataclass(frozen=True)

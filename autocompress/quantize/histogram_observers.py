@@ -5,8 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, Grid
 from autocompress.quantize.activation_recorder import Aim, Sample
+from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, Grid
 
 BINS = 2048
 CANDIDATES = 96

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.weight_coding import Coded, Coding
 from autocompress.quantize.fake_quantize import INPUT
+from autocompress.quantize.weight_coding import Coded, Coding
 
 TABLES = (nn.Embedding, nn.EmbeddingBag)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, *TABLES)

@@ -7,13 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.method import Context, MethodState
-from autocompress.quantize.quantization_aware import WEIGHTS, AwareSettings, Gridded, Scaled, Seen, code_ends, train_rounded
-from autocompress.quantize.weight_coding import Coding
-from autocompress.quantize.model_quantizer import fit_input
-from autocompress.quantize.serialization import restore
-from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.ste import gradient_scale, learned_step
 from autocompress.core.registry import QUANTIZE
+from autocompress.quantize.model_quantizer import fit_input
+from autocompress.quantize.quantization_aware import (
+    WEIGHTS,
+    AwareSettings,
+    Gridded,
+    Scaled,
+    Seen,
+    code_ends,
+    train_rounded,
+)
+from autocompress.quantize.quantizers import Grid
+from autocompress.quantize.serialization import restore
+from autocompress.quantize.ste import gradient_scale, learned_step
+from autocompress.quantize.weight_coding import Coding
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, FloatRange, knob
 from autocompress.core.method import Context, MethodState
+from autocompress.core.registry import QUANTIZE
+from autocompress.errors import CompressionError
+from autocompress.quantize.activation_recorder import Observer
 from autocompress.quantize.bias_correction import BiasCorrection
+from autocompress.quantize.bit_sensitivity import MEASURES, Sensitivity, expected, measure_sensitivity
 from autocompress.quantize.budget import SOLVERS
-from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, Coded, encode_weight
-from autocompress.quantize.model_quantizer import Draft, fit_input
-from autocompress.quantize.serialization import restore
 from autocompress.quantize.layers import coding_of, is_table, naming, watching
+from autocompress.quantize.model_quantizer import Draft, fit_input
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.bit_sensitivity import MEASURES, Sensitivity, expected, measure_sensitivity
+from autocompress.quantize.serialization import restore
 from autocompress.quantize.settings import BITS, InputSettings, WeightSettings
-from autocompress.quantize.activation_recorder import Observer
-from autocompress.core.registry import QUANTIZE
+from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, Coded, encode_weight
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context, LayerBits, MethodState
+from autocompress.errors import CompressionError
+from autocompress.quantize.activation_recorder import MinMax, Observer, extremes
 from autocompress.quantize.bias_correction import BiasCorrection
-from autocompress.quantize.weight_coding import Coded
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, quantize_input, quantize_output
 from autocompress.quantize.fidelity import Fidelity
 from autocompress.quantize.folding import fold
-from autocompress.quantize.serialization import grid_to_json, restored_names
 from autocompress.quantize.integer_arithmetic import rounded_bias
 from autocompress.quantize.layers import find_layers, is_table, naming, set_bias, set_weight, watching
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, Grid
+from autocompress.quantize.serialization import grid_to_json, restored_names
 from autocompress.quantize.tracing import open_outputs
-from autocompress.quantize.activation_recorder import MinMax, Observer, extremes
+from autocompress.quantize.weight_coding import Coded
 
 NOT_INTEGER = "groups and tables have no int8 form, so model.onnx holds these layers' weights as 32-bit values"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.histogram_observers import Entropy, MeanSquaredError
 from autocompress.quantize.activation_recorder import Aim, MinMax, Observer, Sample, extremes
+from autocompress.quantize.histogram_observers import Entropy, MeanSquaredError
 
 
 class MovingAverage:

@@ -8,13 +8,13 @@ from torch import nn
 
 from autocompress.core.knobs import Choice, knob
 from autocompress.core.method import Context, MethodState
+from autocompress.core.registry import QUANTIZE
 from autocompress.quantize.bias_correction import BiasCorrection
-from autocompress.quantize.weight_coding import QUANTIZERS, WEIGHT_OBSERVERS, Coded, Coding, encode_weight
+from autocompress.quantize.layers import coding_of, naming
 from autocompress.quantize.model_quantizer import Draft, fit_input
 from autocompress.quantize.serialization import restore
-from autocompress.quantize.layers import coding_of, naming
 from autocompress.quantize.settings import BitSettings, InputSettings, WeightSettings
-from autocompress.core.registry import QUANTIZE
+from autocompress.quantize.weight_coding import QUANTIZERS, WEIGHT_OBSERVERS, Coded, Coding, encode_weight
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState
-from autocompress.quantize.quantization_aware import AwareSettings
+from autocompress.core.registry import QUANTIZE
+from autocompress.errors import CompressionError
 from autocompress.quantize.folding import fold_batch_norm
-from autocompress.quantize.serialization import restore
 from autocompress.quantize.lsq import LSQ, LSQConfig
 from autocompress.quantize.qat import QAT, QATConfig
+from autocompress.quantize.quantization_aware import AwareSettings
+from autocompress.quantize.serialization import restore
 from autocompress.quantize.settings import BITS, BitSettings
-from autocompress.core.registry import QUANTIZE
 
 RUNGS = (8, 6, 4, 3, 2)
 TRAININGS: dict[str, tuple[Any, type[AwareSettings]]] = {"qat": (QAT(), QATConfig), "lsq": (LSQ(), LSQConfig)}

@@ -7,15 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.method import Context, MethodState
-from autocompress.quantize.quantization_aware import WEIGHTS, AwareSettings, Gridded, Scaled, Seen, code_ends, train_rounded
-from autocompress.quantize.weight_coding import Coding
-from autocompress.quantize.model_quantizer import fit_input
-from autocompress.quantize.fake_quantize import FakeQuantize
-from autocompress.quantize.serialization import restore
-from autocompress.quantize.observers import MovingAverage
-from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.ste import straight_through
 from autocompress.core.registry import QUANTIZE
+from autocompress.quantize.fake_quantize import FakeQuantize
+from autocompress.quantize.model_quantizer import fit_input
+from autocompress.quantize.observers import MovingAverage
+from autocompress.quantize.quantization_aware import (
+    WEIGHTS,
+    AwareSettings,
+    Gridded,
+    Scaled,
+    Seen,
+    code_ends,
+    train_rounded,
+)
+from autocompress.quantize.quantizers import Grid
+from autocompress.quantize.serialization import restore
+from autocompress.quantize.ste import straight_through
+from autocompress.quantize.weight_coding import Coding
 
 MOMENTUM = 0.99
 

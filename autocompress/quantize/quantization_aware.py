@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from autocompress.errors import CompressionError
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState
-from autocompress.quantize.weight_coding import GRANULARITIES, Coded, Coding, clipping, join, split, spread
-from autocompress.quantize.model_quantizer import Draft
+from autocompress.errors import CompressionError
+from autocompress.quantize.activation_recorder import MinMax, Observer, extremes
 from autocompress.quantize.fake_quantize import quantize_input
 from autocompress.quantize.layers import coding_of, naming
+from autocompress.quantize.model_quantizer import Draft
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid
 from autocompress.quantize.settings import BITS, BitSettings, InputSettings
-from autocompress.quantize.activation_recorder import MinMax, Observer, extremes
+from autocompress.quantize.weight_coding import GRANULARITIES, Coded, Coding, clipping, join, split, spread
 
 WEIGHTS = WEIGHT_QUANTIZERS["symmetric"]
 

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import MethodState
-from autocompress.quantize.weight_coding import load_weight
+from autocompress.errors import CompressionError
 from autocompress.quantize.fake_quantize import INPUT, OUTPUT, FakeQuantize, quantize_input, quantize_output
 from autocompress.quantize.folding import fold_structure
 from autocompress.quantize.layers import find_layers, set_weight
 from autocompress.quantize.quantizers import Grid
+from autocompress.quantize.weight_coding import load_weight
 
 
 def restore(model: nn.Module, state: MethodState) -> nn.Module:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
-from autocompress.quantize.weight_coding import GRANULARITIES, WEIGHT_OBSERVERS, Coding
+from autocompress.quantize.activation_recorder import Aim, Observer
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
-from autocompress.quantize.activation_recorder import Aim, Observer
+from autocompress.quantize.weight_coding import GRANULARITIES, WEIGHT_OBSERVERS, Coding
 
 BITS = Choice((2, 3, 4, 5, 6, 7, 8, 32))
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from autocompress.errors import CompressionError
 from autocompress.quantize.histogram_observers import squared_error
-from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid, Linear
 from autocompress.quantize.lookup_quantizers import Table, codebook, power_of_two
+from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid, Linear
 
 QUANTIZERS = ("linear", "power_of_two", "codebook")
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")

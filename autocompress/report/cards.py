@@ -9,10 +9,10 @@ import pandas as pd
 
 from autocompress.analysis.pareto import Objective, axes, numbers
 from autocompress.analysis.selection import Pick
+from autocompress.core.formatting import compare, finite, label, show
 from autocompress.report.recipe_view import order, tables
 from autocompress.report.summary import pick_latency, split_scores
 from autocompress.report.table_view import GROUPS, in_words, recipes, simulated
-from autocompress.core.formatting import compare, finite, label, show
 
 _TILES = ("bytes", "parameters", "flops")
 _SECTIONS = {

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autocompress.errors import UsageError
 from autocompress.analysis.pareto import Objective, axes, full_fidelity, hypervolume, numbers, pareto_front
+from autocompress.errors import UsageError
 
 #: Shares of the teacher's cost at which scores are compared.
 SHARES = (0.1, 0.01, 0.001)

@@ -3,8 +3,8 @@
 import plotly.graph_objects as go
 
 from autocompress.report.comparison import Comparison
-from autocompress.report.figures import BARE, COLOURS, TICKS, axis
 from autocompress.report.figure_data import text
+from autocompress.report.figures import BARE, COLOURS, TICKS, axis
 
 
 def fronts_figure(comparison: Comparison) -> go.Figure:

@@ -6,12 +6,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from autocompress.core.atomic import write_atomic
+from autocompress.core.formatting import duration, label, show
 from autocompress.report.comparison import SHARES, Comparison
 from autocompress.report.comparison_figures import fronts_figure, volumes_figure
 from autocompress.report.figures import plotly_source
 from autocompress.report.page import asset, packed, script_hash, templates
-from autocompress.core.atomic import write_atomic
-from autocompress.core.formatting import duration, label, show
 
 
 def write_comparison(path: Path, comparison: Comparison) -> Path:

@@ -11,9 +11,9 @@ import pandas as pd
 from autocompress.analysis.confirmation import Confirmed
 from autocompress.analysis.pareto import Objective, axes, knee, normalise, numbers
 from autocompress.analysis.selection import Pick
-from autocompress.report.uncertainty import told
-from autocompress.report.table_view import GROUPS, classify, in_words, recipes, simulated, visible
 from autocompress.core.formatting import compare, finite, label, show
+from autocompress.report.table_view import GROUPS, classify, in_words, recipes, simulated, visible
+from autocompress.report.uncertainty import told
 
 #: More points make a browser slow: beyond this the front, the baselines and the candidates nearest to it are drawn.
 DRAWN = 4000

@@ -15,11 +15,11 @@ import plotly.graph_objects as go
 from autocompress.analysis.confirmation import Confirmed
 from autocompress.analysis.pareto import Objective
 from autocompress.analysis.selection import Pick
-from autocompress.report.static_figure import Frame, places
+from autocompress.core.formatting import is_share, label
 from autocompress.report.figure_data import FrontData, Marks, front_data, hypervolume_data, stairs, text
 from autocompress.report.reference import KEPT as REFERENCE, reference_data
+from autocompress.report.static_figure import Frame, places
 from autocompress.report.table_view import GROUPS
-from autocompress.core.formatting import is_share, label
 
 # Okabe and Ito's palette in mid tones that hold on white and on black; shapes tell the groups apart without colour.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f86c8", "#dd5c10", "#109a72", "#b0659a", "#8b93a1"

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from autocompress.analysis.pareto import Objective, axes, full_fidelity, numbers
 from autocompress.analysis.selection import Pick
-from autocompress.report.table_view import SECTIONS, visible
 from autocompress.core.formatting import DASH, finite, human, label, show
+from autocompress.report.table_view import SECTIONS, visible
 
 SHOWN = 8
 #: Axes of the parallel coordinates beside cost and score.

@@ -17,6 +17,8 @@ from markupsafe import Markup
 from autocompress.analysis.confirmation import Confirmed, confirmed, front_on_test, on_test, without_repeats
 from autocompress.analysis.pareto import axes, full_fidelity, knee, pareto_front
 from autocompress.analysis.selection import Pick
+from autocompress.core.atomic import write_atomic
+from autocompress.core.formatting import label
 from autocompress.report.cards import (
     cards,
     export_command,
@@ -25,16 +27,14 @@ from autocompress.report.cards import (
     table_columns,
     table_rows,
 )
-from autocompress.report.uncertainty import confidence, repeats
+from autocompress.report.figure_data import drawn, front_data, hypervolume_data
 from autocompress.report.figures import draw_front, hypervolume_figure, plotly_source
 from autocompress.report.hyperparameters import importance, parallel, split_words
-from autocompress.report.static_figure import front_picture, interval_picture, repeats_picture, sparkline
-from autocompress.report.figure_data import drawn, front_data, hypervolume_data
 from autocompress.report.reference import against
+from autocompress.report.static_figure import front_picture, interval_picture, repeats_picture, sparkline
 from autocompress.report.summary import convergence, honesty, lede, losses, verdict
 from autocompress.report.table_view import GROUPS, SIMULATED, classify, rank, simulated, visible
-from autocompress.core.atomic import write_atomic
-from autocompress.core.formatting import label
+from autocompress.report.uncertainty import confidence, repeats
 
 #: The page's name in the run folder.
 PAGE = "report.html"

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import pandas as pd
 
+from autocompress.core.formatting import duration
 from autocompress.errors import UsageError
 from autocompress.report.comparison import RunTables, refuse_unlike
 from autocompress.report.figure_data import hypervolume_data
-from autocompress.core.formatting import duration
 
 #: Key of what is kept in a run: ``name``, and ``rows`` of trial, seconds and hypervolume.
 KEPT: Final = "reference"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autocompress.report.figure_data import FrontData, Marks, stairs
 from autocompress.core.formatting import finite, human, is_share, label, show
+from autocompress.report.figure_data import FrontData, Marks, stairs
 
 #: Where a label may stand beside its mark: text anchor, and shifts of its start in pixels.
 PLACES = {

@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.analysis.pareto import Objective, axes
 from autocompress.analysis.latency import KEPT as LATENCY, NAME as LATENCY_MS, RECORD, TEACHER
-from autocompress.analysis.simulated import simulated
+from autocompress.analysis.pareto import Objective, axes
 from autocompress.analysis.selection import Pick
-from autocompress.report.figure_data import hypervolume_data
+from autocompress.analysis.simulated import simulated
 from autocompress.core.formatting import compare, duration, finite, gap, label, plural, show
+from autocompress.report.figure_data import hypervolume_data
 
 
 def verdict(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None) -> str:

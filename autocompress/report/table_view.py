@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 
 from autocompress.analysis.pareto import feasible, full_fidelity, numbers
-from autocompress.analysis.simulated import FIRST_KNOBS, SIMULATED as SIMULATED, knob_order, knob_words, simulated as simulated
+from autocompress.analysis.simulated import (
+    FIRST_KNOBS,
+    SIMULATED as SIMULATED,
+    knob_order,
+    knob_words,
+    simulated as simulated,
+)
 
 SECTIONS = ("student", "distill", "fit", "prune", "quantize")
 # Controls (C0, C1), bidirectional overrides, zero-width characters and lone surrogates: they change how text looks.

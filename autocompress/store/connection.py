@@ -6,9 +6,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from autocompress.core.atomic import storage_errors, write_atomic
 from autocompress.errors import RunFolderError, StorageError
 from autocompress.store.schema import seal_of
-from autocompress.core.atomic import storage_errors, write_atomic
 
 DATABASE = "study.db"
 

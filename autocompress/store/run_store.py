@@ -20,9 +20,10 @@ import pandas as pd
 from filelock import FileLock
 from pydantic_core import from_json
 
-from autocompress.store.connection import DATABASE as DATABASE, acquire, connect, damaged, require_run, taken
-from autocompress.errors import RunFolderError, StorageError, UsageError
+from autocompress.core.atomic import storage_errors, write_atomic
 from autocompress.core.records import Candidate, Job, State, TrialResult
+from autocompress.errors import RunFolderError, StorageError, UsageError
+from autocompress.store.connection import DATABASE as DATABASE, acquire, connect, damaged, require_run, taken
 from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
     SCHEMA,
@@ -36,7 +37,6 @@ from autocompress.store.schema import (
     job_row,
     trial_of,
 )
-from autocompress.core.atomic import storage_errors, write_atomic
 
 FORMAT = 4
 # Those whose tables tell whether they were damaged, and what can be read at all: if not continued, as samplers kept

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.core.config import Part
-from autocompress.models.base import family_model
 from autocompress.core.task import InputSpec, Logits, Split, Targets
+from autocompress.models.base import family_model
 
 METRICS = ("accuracy", "f1_macro", "loss", "kl", "agreement", "retention")
 IMBALANCE = 10

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from autocompress.core.atomic import cache_folder, file_sha256, storage_errors, write_atomic
 from autocompress.core.config import fingerprint
 from autocompress.errors import UsageError
-from autocompress.core.atomic import cache_folder, file_sha256, storage_errors, write_atomic
 
 FORMAT = 1
 MOST_UNREADABLE = 0.05

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from autocompress.core.config import Part
-from autocompress.errors import UsageError
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
+from autocompress.errors import UsageError
 from autocompress.tasks.augment import move, random_moves
 from autocompress.tasks.base import Supervised, imbalance
 from autocompress.tasks.image_decoding import Decoded, decode, shape_of

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
-from autocompress.errors import AutocompressError, TrialError, UsageError
-from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Logits, Split, Splits, Targets, Task, as_heads
+from autocompress.errors import AutocompressError, TrialError, UsageError
+from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.tasks.base import Supervised
 from autocompress.tasks.tensors import Tensors
 

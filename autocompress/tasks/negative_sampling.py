@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autocompress.errors import UsageError
 from autocompress.core.task import Split
+from autocompress.errors import UsageError
 
 Rows = NDArray[np.int64]
 FROM_THE_END = ("test", "select_val", "search_val", "calibration")

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.core.config import Part
-from autocompress.errors import UsageError
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
+from autocompress.errors import UsageError
 from autocompress.tasks.base import Supervised
-from autocompress.tasks.negative_sampling import Lists, time_ordered
 from autocompress.tasks.generated_interactions import NOTICE, generated_interactions
 from autocompress.tasks.interactions import Columns, Interactions, read_interactions
+from autocompress.tasks.negative_sampling import Lists, time_ordered
 from autocompress.tasks.splitting import FRACTIONS, stratified_rows
 
 LEVELS = 20

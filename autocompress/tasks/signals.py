@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from autocompress.core.config import Part
-from autocompress.errors import UsageError
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
+from autocompress.errors import UsageError
 from autocompress.tasks.augment import random_shift
 from autocompress.tasks.base import Supervised
 from autocompress.tasks.mnist1d import CLASSES, POINTS, mnist1d

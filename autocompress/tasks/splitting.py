@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from autocompress.errors import UsageError
 from autocompress.core.task import Split, Splits
+from autocompress.errors import UsageError
 
 FRACTIONS: Mapping[str, float] = MappingProxyType(
     {"test": 0.20, "select_val": 0.12, "search_val": 0.12, "calibration": 0.04}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from autocompress.core.config import Part
-from autocompress.errors import UsageError
 from autocompress.core.task import InputSpec, Split, Splits
+from autocompress.errors import UsageError
 from autocompress.tasks.base import Supervised, imbalance
 from autocompress.tasks.splitting import five_splits
 

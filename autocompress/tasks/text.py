@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
-from autocompress.errors import UsageError
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
+from autocompress.errors import UsageError
 from autocompress.tasks.base import Supervised, imbalance
 from autocompress.tasks.locale_names import KINDS, LANGUAGES, names
 from autocompress.tasks.splitting import FRACTIONS, five_splits, stratified_splits

@@ -29,13 +29,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
-from autocompress.training import trainer as loop
+from autocompress.core.task import Split, Task
 from autocompress.distill.base import TeacherSource
+from autocompress.errors import AutocompressError, TrialError
+from autocompress.training import trainer as loop
 from autocompress.training.optimizers import fit_config
 from autocompress.training.precision import choose_precision
 from autocompress.training.process_group import Team
-from autocompress.errors import AutocompressError, TrialError
-from autocompress.core.task import Split, Task
 
 # The first message is what multiprocessing gives its own children: search path, main module, working folder.
 _CHILD = """

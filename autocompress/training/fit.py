@@ -7,12 +7,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from autocompress.core.config import Part
-from autocompress.training import trainer as loop, distributed as parallel
-from autocompress.distill.base import Beside, TeacherSource
-from autocompress.training.trainer import Fitted, predict
-from autocompress.training.optimizers import fit_config
-from autocompress.training.device import CPU
 from autocompress.core.task import Split, Task
+from autocompress.distill.base import Beside, TeacherSource
+from autocompress.training import distributed as parallel, trainer as loop
+from autocompress.training.device import CPU
+from autocompress.training.optimizers import fit_config
+from autocompress.training.trainer import Fitted, predict
 
 __all__ = ["Fitted", "fit", "fit_until", "predict"]
 

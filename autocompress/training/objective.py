@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.core.config import Part
+from autocompress.core.registry import DISTILL
+from autocompress.core.task import Split, Task, as_heads
+from autocompress.distill.activations import over_tokens, tapped
 from autocompress.distill.base import Activations, Batch, Beside, DistillTerm, Needs, TaskLoss, TeacherSource
 from autocompress.distill.head_weighting import HEAD_WEIGHTS, HeadWeights
 from autocompress.distill.kernels import Softened
-from autocompress.training.optimizers import FitConfig
-from autocompress.distill.activations import over_tokens, tapped
 from autocompress.errors import TrialError
-from autocompress.core.registry import DISTILL
-from autocompress.core.task import Split, Task, as_heads
+from autocompress.training.optimizers import FitConfig
 
 
 @dataclass

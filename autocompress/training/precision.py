@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autocompress.training.device import CPU, made_on, wait_for
 from autocompress.core.task import Split, Task, as_heads
+from autocompress.training.device import CPU, made_on, wait_for
 
 PROBE_STEPS = 3
 

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.core.config import Part
-from autocompress.distill.base import Beside, TeacherSource
-from autocompress.training.objective import Lesson
-from autocompress.training.optimizers import SCHEDULES, FitConfig, fit_config
-from autocompress.training.state import facts, freeze, thaw
-from autocompress.training.device import CPU, made_on, moved
-from autocompress.training.precision import choose_precision
-from autocompress.distill.activations import head_layers
-from autocompress.training.process_group import ALONE, Team
-from autocompress.errors import TrialError
 from autocompress.core.registry import FITS
 from autocompress.core.task import Split, Task, as_heads
+from autocompress.distill.activations import head_layers
+from autocompress.distill.base import Beside, TeacherSource
+from autocompress.errors import TrialError
+from autocompress.training.device import CPU, made_on, moved
+from autocompress.training.objective import Lesson
+from autocompress.training.optimizers import SCHEDULES, FitConfig, fit_config
+from autocompress.training.precision import choose_precision
+from autocompress.training.process_group import ALONE, Team
+from autocompress.training.state import facts, freeze, thaw
 
 HELD_OUT = 0.1
 

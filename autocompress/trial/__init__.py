@@ -1,0 +1,1 @@
+"""One trial: teacher, student, compression recipe, checkpoints and measured candidates."""

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.records import Cut
+from autocompress.core.registry import PRUNE, QUANTIZE
 from autocompress.errors import AutocompressError
-from autocompress.trial.pipeline import Lab, Setup, lab, settled
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.measure.cost import LayerCost
 from autocompress.quantize import fold_batch_norm
-from autocompress.core.records import Cut
-from autocompress.core.registry import PRUNE, QUANTIZE
+from autocompress.trial.pipeline import Lab, Setup, lab, settled
 
 BITS = ("weight_bits", "activation_bits")
 

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.trial.checkpoints import pack, read_checkpoint, unpack
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.method import Context, MethodState, Recovery
+from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
+from autocompress.core.task import Split, Splits, Task, as_heads
 from autocompress.distill.attacks import ATTACKS, EPSILON, attacked_logits
-from autocompress.training.fit import fit, fit_until, predict
-from autocompress.training.optimizers import fit_config
-from autocompress.training.device import CPU
-from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import Subject, measure
-from autocompress.core.method import Context, MethodState, Recovery
+from autocompress.prune import inherit, reestimate_batch_norm
+from autocompress.training.device import CPU
+from autocompress.training.fit import fit, fit_until, predict
+from autocompress.training.optimizers import fit_config
+from autocompress.trial.checkpoints import pack, read_checkpoint, unpack
 from autocompress.trial.recipe import starting_cuts
-from autocompress.prune import weight_inheritance as inherit, reestimate_batch_norm
-from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
 from autocompress.trial.supernet import SubNetworks
-from autocompress.core.task import Split, Splits, Task, as_heads
+from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 
 CALIBRATION_BATCH = 64
 BATCH_NORM_BATCH = 256

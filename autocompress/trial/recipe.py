@@ -1,10 +1,10 @@
 """What is done to make a candidate, in order: read off its config."""
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.training.optimizers import fit_config
 from autocompress.core.method import Recovery
-from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS
+from autocompress.models.from_teacher import FromTeacherConfig
+from autocompress.training.optimizers import fit_config
 
 
 def starting_cuts(student: Part) -> tuple[Part, ...]:

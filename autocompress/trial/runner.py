@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.trial.checkpoints import write_checkpoint
 from autocompress.core.config import Part
-from autocompress.training.device import refuse_missing
-from autocompress.trial.teacher import TeacherLuggage, teacher_name
+from autocompress.core.plugins import Guests
+from autocompress.core.records import Base, Candidate, Cut, Job, Role, State, TrialResult
 from autocompress.errors import AutocompressError, TrialError, UsageError
-from autocompress.trial.pipeline import Lab, Setup, lab, learned, settled
 from autocompress.measure import Subject, layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost
 from autocompress.measure.resampling import replicates, which_are_right
-from autocompress.trial.recipe import operations
-from autocompress.core.plugins import Guests
 from autocompress.quantize import fold_batch_norm
-from autocompress.core.records import Base, Candidate, Cut, Job, Role, State, TrialResult
+from autocompress.training.device import refuse_missing
+from autocompress.trial.checkpoints import write_checkpoint
+from autocompress.trial.pipeline import Lab, Setup, lab, learned, settled
+from autocompress.trial.recipe import operations
+from autocompress.trial.teacher import TeacherLuggage, teacher_name
 
 VALIDATION = ("search_val", "select_val")
 # What is trained again after the front is frozen may be shown the test split.

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from autocompress.core.config import Part
-from autocompress.distill.kernels import softened_kl
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
 from autocompress.core.task import as_heads
+from autocompress.distill.kernels import softened_kl
 
 # Ratios that are drawn from lie this far apart: each is traced once.
 STEP = 0.05

@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from autocompress.core.atomic import cache_folder, sha256, write_atomic
 from autocompress.core.config import Part, fingerprint
+from autocompress.core.task import Splits, Task, content
+from autocompress.training.device import CPU
 from autocompress.training.fit import fit, predict
 from autocompress.training.optimizers import fit_config
-from autocompress.training.device import CPU
 from autocompress.training.precision import choose_precision
-from autocompress.core.atomic import cache_folder, sha256, write_atomic
-from autocompress.core.task import Splits, Task, content
 
 FORMAT = 1
 # Examples of the batch on which precisions are compared.

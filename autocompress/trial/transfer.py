@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.distill.base import TeacherSource
-from autocompress.training.fit import fit
-from autocompress.distill.activations import head_layers
-from autocompress.errors import TrialError
 from autocompress.core.task import Split, Task
+from autocompress.distill.activations import head_layers
+from autocompress.distill.base import TeacherSource
+from autocompress.errors import TrialError
+from autocompress.training.fit import fit
 
 
 def transfer(
@@ -56,7 +56,7 @@ def transfer(
 def with_new_head(model: nn.Module, classes: int, *, frozen: bool) -> nn.Module:
     """Return a copy whose head is new and has ``classes`` outputs.
 
-    The head is the linear layer that is declared last, as :func:`autocompress.distill.activations.head_layers` finds it.
+    The head is the last linear layer (:func:`autocompress.distill.activations.head_layers`).
 
     Args:
         model: A trained model of one head; stays as it was.

@@ -70,10 +70,10 @@ def bad_results(place: Path, tables: int = 500) -> Figure:
     """Row 9: results that are no numbers, and the front against brute force."""
     import numpy as np
 
-    from autocompress.core.config import CompressionConfig, Part
-    from autocompress.engine.result_validation import checked
     from autocompress.analysis.pareto import dominated
+    from autocompress.core.config import CompressionConfig, Part
     from autocompress.core.records import Cut, Job
+    from autocompress.engine.result_validation import checked
 
     job = Job(0, CompressionConfig(Part.of("cnn", width=8), (Part("none"),), Part("adamw")), (Cut(),))
     result = outcome(job)
@@ -117,9 +117,9 @@ def hopeless(place: Path) -> Figure:
 def run_again(place: Path, trials: int = 10) -> Figure:
     """Row 20: real trials run once more from their records."""
     import autocompress
-    from autocompress.trial.pipeline import Setup
     from autocompress.core.records import Role, State
     from autocompress.store.run_store import Study
+    from autocompress.trial.pipeline import Setup
     from autocompress.trial.runner import TrialRunner
 
     small = [f"search.trials={trials}", "search.backend=serial", "search.promotion=always", "search.refine=0"]

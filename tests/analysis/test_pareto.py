@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
 from autocompress.analysis.pareto import (
     axes,
     by_cost,
@@ -20,6 +19,7 @@ from autocompress.analysis.pareto import (
     normalise,
     pareto_front,
 )
+from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
 
 ACCURACY = {"name": "accuracy", "direction": "maximize", "kind": "score", "unit": "", "box": [0.0, 1.0]}
 FLOPS = {"name": "flops", "direction": "minimize", "kind": "cost", "unit": "FLOPs", "box": [1e6, 1e2]}

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from autocompress.errors import UnknownNameError, UsageError
 from autocompress.analysis.query import where
+from autocompress.errors import UnknownNameError, UsageError
 
 TABLE = pd.DataFrame(
     {

@@ -3,8 +3,8 @@ import math
 import pandas as pd
 import pytest
 
-from autocompress.errors import NoCandidateError
 from autocompress.analysis.ranking import best_of, neighbours, rankable, row_at
+from autocompress.errors import NoCandidateError
 from tests.report.factory import OBJECTIVES
 from tests.test_pick import small
 

@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
 from autocompress.analysis.pareto import full_fidelity
 from autocompress.analysis.selection import pick
+from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
 from tests.report.factory import OBJECTIVES, Run, make_run
 
 

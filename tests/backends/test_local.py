@@ -12,8 +12,8 @@ import pytest
 from autocompress.backends.base import Backend, TrialLimits
 from autocompress.backends.local import Local, usable_cores
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.errors import WorkersError
 from autocompress.core.records import Cut, Job, State, TrialResult
+from autocompress.errors import WorkersError
 from tests.fakes import FakeTrials
 
 

@@ -16,10 +16,10 @@ import pytest
 
 from autocompress.backends.base import TrialLimits
 from autocompress.backends.ray import Ray
+from autocompress.core.records import Job, State, TrialResult
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.errors import UsageError, WorkersError
-from autocompress.core.records import Job, State, TrialResult
 from autocompress.store.run_store import Study
 from tests.backends.nodes import LookingTrials, SlowTrials, UnreadyTrials, another
 from tests.backends.test_local import alive, jobs, run, until

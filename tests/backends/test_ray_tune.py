@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
-from autocompress.backends.ray_worker import JOB, OUTCOME, Outcome, Parcel
 from autocompress.backends.ray_tune import MISSED, Forwarder, Through, Watcher
-from autocompress.errors import WorkersError
+from autocompress.backends.ray_worker import JOB, OUTCOME, Outcome, Parcel
 from autocompress.core.records import Job, State, TrialResult
+from autocompress.errors import WorkersError
 from tests.backends.test_local import jobs
 from tests.fakes import fake_result
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.core.config import Part
-from autocompress.distill.base import Activations, Batch, Needs
-from autocompress.training.fit import fit, predict
 from autocompress.core.registry import DISTILL
+from autocompress.distill.base import Activations, Batch, Needs
 from autocompress.tasks.images import Digits
+from autocompress.training.fit import fit, predict
 
 TASK = Digits()
 SPLITS = TASK.splits(0)

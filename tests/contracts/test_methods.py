@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.core.knobs import FloatRange, IntRange
+from autocompress.core.method import Context, LayerBits, MethodState, Recovery
+from autocompress.core.registry import PRUNE, QUANTIZE
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import CompressionError
-from autocompress.core.knobs import FloatRange, IntRange
 from autocompress.measure import Subject, layer_costs, measure
-from autocompress.core.method import Context, LayerBits, MethodState, Recovery
 from autocompress.models import CNN, CNNConfig
-from autocompress.core.registry import PRUNE, QUANTIZE
 
 METHODS = [pytest.param(PRUNE.get(name), id=f"prune.{name}") for name in PRUNE.names()]
 METHODS += [pytest.param(QUANTIZE.get(name), id=f"quantize.{name}") for name in QUANTIZE.names()]

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from autocompress.measure import LayerCost, Subject
 from autocompress.core.method import LayerBits
 from autocompress.core.registry import OBJECTIVES
+from autocompress.measure import LayerCost, Subject
 
 # More than the ten that stand in a list.
 CLASSES = 20

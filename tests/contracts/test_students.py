@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.errors import KnobError, UsageError
 from autocompress.core.knobs import Choice, FloatRange, IntRange
-from autocompress.measure import layer_costs
-from autocompress.measure.cost import flops
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
+from autocompress.errors import KnobError, UsageError
+from autocompress.measure import layer_costs
+from autocompress.measure.cost import flops
 
 # What the teacher is, only a task knows that brings one: see tests/tasks/test_module.py.
 FAMILIES = [pytest.param(STUDENTS.get(name), id=name) for name in STUDENTS.names() if name != "from_teacher"]

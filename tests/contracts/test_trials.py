@@ -2,11 +2,11 @@
 
 import pytest
 
+from autocompress.core.records import Job, TrialResult
+from autocompress.core.registry import DISTILL, FITS, QUANTIZE
 from autocompress.engine.runner import Plan, make_plan
 from autocompress.engine.spec import parse_spec
 from autocompress.trial.pipeline import lab, settled
-from autocompress.core.records import Job, TrialResult
-from autocompress.core.registry import DISTILL, FITS, QUANTIZE
 from autocompress.trial.runner import run_trial
 
 SPEC = """

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.errors import StorageError
 from autocompress.core.atomic import cache_folder, file_sha256, sha256, storage_errors, write_atomic
+from autocompress.errors import StorageError
 
 
 def test_a_file_is_replaced_whole_and_nothing_lies_about(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@ from dataclasses import FrozenInstanceError, dataclass
 import pytest
 from hypothesis import given, strategies as st
 
-from autocompress.errors import KnobError
 from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
+from autocompress.errors import KnobError
 
 
 @dataclass(frozen=True)

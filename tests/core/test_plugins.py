@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from autocompress.core import plugins
-from autocompress.errors import UsageError
 from autocompress.core.plugins import Guests, guests, load_plugin
 from autocompress.core.registry import TASKS
+from autocompress.errors import UsageError
 from autocompress.tasks.module import bring_model
 
 PLUGIN = """

@@ -5,8 +5,8 @@ from types import ModuleType
 import pytest
 
 from autocompress.core import registry
-from autocompress.errors import UnknownNameError, UsageError
 from autocompress.core.registry import Registry
+from autocompress.errors import UnknownNameError, UsageError
 
 
 def test_register_get_and_names() -> None:

@@ -6,12 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.core.config import Part
+from autocompress.core.task import Split
 from autocompress.distill.attacks import Robust, RobustConfig, attacked_logits, fgsm, pgd
 from autocompress.distill.base import Perturbation
-from autocompress.training.fit import fit, predict
 from autocompress.errors import TrialError
-from autocompress.core.task import Split
 from autocompress.tasks.images import Digits
+from autocompress.training.fit import fit, predict
 
 TASK = Digits()
 SPLITS = TASK.splits(0)

@@ -8,14 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.core.config import Part
-from autocompress.training.fit import fit, predict
-from autocompress.distill.head_weighting import HEAD_WEIGHTS, DynamicWeights, FixedWeights, UncertaintyWeights
-from autocompress.training.objective import Lesson
-from autocompress.distill.kernels import softened_kl
-from autocompress.training.optimizers import AdamWConfig, fit_config
-from autocompress.errors import TrialError
 from autocompress.core.task import Logits, Split, Targets
+from autocompress.distill.head_weighting import HEAD_WEIGHTS, DynamicWeights, FixedWeights, UncertaintyWeights
+from autocompress.distill.kernels import softened_kl
+from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits
+from autocompress.training.fit import fit, predict
+from autocompress.training.objective import Lesson
+from autocompress.training.optimizers import AdamWConfig, fit_config
 
 
 def alone(value: torch.Tensor) -> torch.Tensor:

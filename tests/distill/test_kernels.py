@@ -6,9 +6,9 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from autocompress.core.registry import DISTILL
 from autocompress.distill.base import Activations, Batch, Needs
 from autocompress.distill.kernels import SoftTarget, SoftTargetConfig, softened_kl
-from autocompress.core.registry import DISTILL
 
 
 def hard(logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:

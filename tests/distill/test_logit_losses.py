@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from autocompress.distill.logit_losses import correlation_distance, correlation_loss, decoupled_kl, standardized
 from autocompress.distill.kernels import softened_kl
+from autocompress.distill.logit_losses import correlation_distance, correlation_loss, decoupled_kl, standardized
 
 
 def logs(*odds: float) -> torch.Tensor:

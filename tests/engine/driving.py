@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.core.config import CompressionConfig
+from autocompress.core.records import Cut, Job, TrialResult
 from autocompress.engine.driver import Driver
 from autocompress.engine.limits import Price
 from autocompress.engine.progress import Progress
 from autocompress.engine.sampler.optuna import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.core.records import Cut, Job, TrialResult
 from autocompress.store.run_store import Study
 from tests.fakes import OBJECTIVES, fake_result
 

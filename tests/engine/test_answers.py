@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from autocompress.core.records import State
 from autocompress.engine.answers import Answers
 from autocompress.engine.sampler.optuna import Proposer
-from autocompress.core.records import State
 from autocompress.store.run_store import Study
 
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.archive import Archive
 from autocompress.core.records import Candidate
+from autocompress.engine.archive import Archive
 from tests.fakes import OBJECTIVES
 
 CONFIG = CompressionConfig(Part("cnn"), (Part("none"),), Part("adamw"))

@@ -4,9 +4,9 @@ from dataclasses import replace
 import numpy as np
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.records import Candidate, Cut, Job, State
 from autocompress.engine.climbing import Climb
 from autocompress.engine.scheduler.promotion import ParetoRank
-from autocompress.core.records import Candidate, Cut, Job, State
 from autocompress.store.schema import StoredTrial
 from tests.fakes import fake_result
 

@@ -11,9 +11,9 @@ import pytest
 import autocompress
 from autocompress.backends.base import Ask, Evaluate, Tell
 from autocompress.backends.local import Serial
+from autocompress.core.records import Role, State, TrialResult
 from autocompress.engine import confirm as module
 from autocompress.errors import SearchFailedError, UsageError
-from autocompress.core.records import Role, State, TrialResult
 from autocompress.store.run_store import Study
 from autocompress.trial.runner import TrialRunner
 

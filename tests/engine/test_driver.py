@@ -8,13 +8,13 @@ from typing import Any
 import optuna
 import pytest
 
+from autocompress.core.records import State, TrialResult
 from autocompress.engine.driver import HOPELESS, Driver
 from autocompress.engine.progress import Progress
 from autocompress.engine.result_validation import checked
 from autocompress.engine.sampler.optuna import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.core.records import State, TrialResult
 from autocompress.store.run_store import Study
 from tests.engine.driving import SPEC, close, driver, finish, states, table
 from tests.fakes import OBJECTIVES, fake_result

@@ -9,12 +9,12 @@ import optuna
 import pytest
 
 from autocompress.core.config import CompressionConfig
+from autocompress.core.records import Cut, Job
 from autocompress.engine.driver import Driver
 from autocompress.engine.progress import Progress
 from autocompress.engine.sampler.optuna import Proposer
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.core.records import Cut, Job
 from autocompress.store.run_store import Study
 from tests.engine.driving import (
     CLIMB,

@@ -7,10 +7,10 @@ from pathlib import Path
 import optuna
 import pytest
 
+from autocompress.core.records import State, TrialResult
 from autocompress.engine.modes import MODES
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.core.records import State, TrialResult
 from autocompress.store.run_store import Study
 from tests.engine.driving import (
     CLIMB,

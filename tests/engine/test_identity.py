@@ -1,8 +1,8 @@
 from dataclasses import replace
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.identity import key_of, seed_of
 from autocompress.core.records import Cut, Job
+from autocompress.engine.identity import key_of, seed_of
 
 TRAINING = CompressionConfig(Part.of("cnn", width=8), (Part("none"),), Part("adamw"))
 JOB = Job(3, TRAINING, (Cut(),))

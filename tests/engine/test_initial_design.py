@@ -3,9 +3,9 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 from autocompress.core.config import Part
-from autocompress.engine.space import Space
-from autocompress.engine.initial_design import Fixed, starts
 from autocompress.core.knobs import Leaf
+from autocompress.engine.initial_design import Fixed, starts
+from autocompress.engine.space import Space
 from tests.engine.test_space import space
 
 SPACE = (

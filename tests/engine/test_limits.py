@@ -1,8 +1,8 @@
 from collections.abc import Mapping, Sequence
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.limits import CostLimits
 from autocompress.core.records import Candidate, Cut
+from autocompress.engine.limits import CostLimits
 
 TRAINING = CompressionConfig(Part("cnn"), (Part("none"),), Part("adamw"))
 CUTS = (Cut(), Cut(quantize=Part("post_training")))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from autocompress.core.knobs import Choice
 from autocompress.engine.archive import Archive
 from autocompress.engine.cutting import cutting
 from autocompress.engine.modes import MODES, NARROWER
@@ -9,7 +10,6 @@ from autocompress.engine.refinement import Refinement
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.engine.stages import Stages
-from autocompress.core.knobs import Choice
 from tests.fakes import OBJECTIVES
 
 SPEC = """\

@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 
-from autocompress.engine.openings import Openings, opened, whole_effort
 from autocompress.engine.initial_design import Fixed
+from autocompress.engine.openings import Openings, opened, whole_effort
 from tests.engine.test_space import space
 from tests.engine.test_surrogate import price
 

@@ -3,13 +3,13 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
+from autocompress.core.knobs import FloatRange
+from autocompress.core.method import Context
+from autocompress.core.registry import PRUNE
 from autocompress.engine.probe import safe_space
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.core.knobs import FloatRange
-from autocompress.core.method import Context
 from autocompress.prune import StructuredConfig
-from autocompress.core.registry import PRUNE
 from autocompress.tasks.module import Module
 from tests.prune import zoo
 

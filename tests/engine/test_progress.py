@@ -1,7 +1,7 @@
+from autocompress.core.records import State
 from autocompress.engine.archive import Archive
 from autocompress.engine.progress import progress
 from autocompress.engine.spec import SearchSection
-from autocompress.core.records import State
 from tests.engine.test_archive import candidates
 from tests.fakes import OBJECTIVES
 

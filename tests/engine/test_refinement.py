@@ -4,9 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.records import Candidate, Cut, Job
 from autocompress.engine.archive import Archive
 from autocompress.engine.refinement import Move, Refinement, divided
-from autocompress.core.records import Candidate, Cut, Job
 from tests.fakes import OBJECTIVES
 
 HALF = Part.of("structured", pruning_ratio=0.5, recovery_epochs=3)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from autocompress.core.registry import PROMOTION_RULES
 from autocompress.engine.scheduler.asha import Ladder
 from autocompress.engine.scheduler.promotion import PromotionRule
-from autocompress.core.registry import PROMOTION_RULES
 
 RECORDED: dict[str, Any] = json.loads((Path(__file__).parent / "rungs.json").read_text())
 TRAININGS: list[dict[str, Any]] = RECORDED["trainings"]

@@ -1,8 +1,8 @@
 import pytest
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.result_validation import checked
 from autocompress.core.records import Candidate, State, TrialResult
+from autocompress.engine.result_validation import checked
 
 NAMES = ("accuracy", "bytes")
 

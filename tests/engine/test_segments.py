@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.segments import Segments
 from autocompress.core.records import Base, Cut, Job
+from autocompress.engine.segments import Segments
 
 PRUNE = Part.of("structured", pruning_ratio=0.5, recovery_epochs=6)
 LSQ = Part.of("lsq", epochs=4)

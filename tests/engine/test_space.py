@@ -3,11 +3,11 @@ from typing import Any
 import pytest
 
 from autocompress.core.config import Part
+from autocompress.core.knobs import Choice, FloatRange, IntRange
+from autocompress.core.records import Cut
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import SpecError
-from autocompress.core.knobs import Choice, FloatRange, IntRange
-from autocompress.core.records import Cut
 
 HEAD = "task: digits\n"
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.stages import Stages
 from autocompress.core.records import Candidate, Cut, Job
+from autocompress.engine.stages import Stages
 
 HALF, MORE = (Part.of("structured", pruning_ratio=ratio) for ratio in (0.5, 0.75))
 EIGHT, FOUR = (Part.of("post_training", weight_bits=bits) for bits in (8, 4))

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.export.artifact import Deployable
 from autocompress.core.method import Context, MethodState
-from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split
+from autocompress.export.artifact import Deployable
+from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 
 METHOD = PostTraining()
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from autocompress.core.method import LayerBits, MethodState
 from autocompress.errors import ArtifactError
 from autocompress.export.architecture import LARGEST_CONSTANT, Packed, compact, expand, method_state, parse, saved_state
-from autocompress.core.method import LayerBits, MethodState
 
 GOOD: dict[str, Any] = {
     "format": 1,

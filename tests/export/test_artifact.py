@@ -17,14 +17,14 @@ from safetensors.torch import load, save
 from torch import nn
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.method import Context
+from autocompress.core.registry import PRUNE, TASKS
+from autocompress.core.task import Split, as_heads
 from autocompress.errors import ArtifactError
 from autocompress.export import artifact
 from autocompress.export.artifact import Deployable, load_artifact, read_architecture, write_artifact
 from autocompress.export.folder import read_files, write_files
-from autocompress.core.method import Context
 from autocompress.quantize.folding import FoldedBatchNorm, fold_batch_norm
-from autocompress.core.registry import PRUNE, TASKS
-from autocompress.core.task import Split, as_heads
 from tests.export.nets import NETS, deployable, splits, train
 
 CARD = {"title": "t1c2", "summary": "A test.", "scores": {"test": {"accuracy": 0.9}}}

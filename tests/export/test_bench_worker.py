@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from autocompress.errors import ArtifactError
-from autocompress.export.onnx import export_float
 from autocompress.export.bench_worker import measure_file
+from autocompress.export.onnx import export_float
 
 
 @pytest.fixture

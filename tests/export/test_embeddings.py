@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autocompress.core.method import Context
+from autocompress.core.registry import QUANTIZE
 from autocompress.export.embedding_tables import Lookup
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.runtime import is_weights_only, session
-from autocompress.core.method import Context
-from autocompress.core.registry import QUANTIZE
 
 ROWS, COLUMNS = 300, 10
 METHOD = QUANTIZE.get("post_training")

@@ -13,14 +13,14 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from autocompress.core.method import Context
+from autocompress.core.task import Split, as_heads
 from autocompress.errors import ArtifactError
 from autocompress.export.artifact import Deployable
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.runtime import is_weights_only, session
-from autocompress.core.method import Context
 from autocompress.quantize.folding import fold_batch_norm
 from autocompress.quantize.post_training import PostTrainingConfig
-from autocompress.core.task import Split, as_heads
 from tests.export.nets import METHOD, NETS, deployable, heads_of, splits, state_of, train
 
 Exported = tuple[Deployable, onnx.ModelProto]

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 import autocompress
+from autocompress.core.task import Split, as_heads
 from autocompress.errors import ArtifactError, VerificationError
 from autocompress.export.artifact import Deployable, write_artifact
 from autocompress.export.candidate import _compare_scores, export_candidate
 from autocompress.export.verify import Metric, verify
-from autocompress.trial.pipeline import Setup, lab
 from autocompress.store.run_store import Study
-from autocompress.core.task import Split, as_heads
+from autocompress.trial.pipeline import Setup, lab
 from tests.export.nets import deployable, splits, train
 
 Promise = tuple[dict[str, float], dict[str, Tensor]]

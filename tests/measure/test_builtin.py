@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.errors import TrialError, UnknownNameError
-from autocompress.measure import Subject, cost, layer_costs, measure, quality
 from autocompress.core.method import LayerBits
 from autocompress.core.registry import OBJECTIVES
+from autocompress.errors import TrialError, UnknownNameError
+from autocompress.measure import Subject, cost, layer_costs, measure, quality
 
 SCORES = {
     "accuracy", "f1_macro", "f1_weighted", "precision_macro", "recall_macro", "loss", "kl", "agreement", "retention",

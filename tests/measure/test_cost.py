@@ -5,9 +5,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from autocompress.core.method import LayerBits
 from autocompress.measure import cost
 from autocompress.measure.cost import LayerCost, layer_costs
-from autocompress.core.method import LayerBits
 from autocompress.models import CNN, CNNConfig
 
 MLP = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 5, bias=False))

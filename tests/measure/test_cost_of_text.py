@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.core.config import Part
+from autocompress.core.method import LayerBits
+from autocompress.core.task import InputSpec
 from autocompress.measure import cost
 from autocompress.measure.cost import LayerCost, layer_costs
-from autocompress.core.method import LayerBits
 from autocompress.models.base import family_model
-from autocompress.core.task import InputSpec
 
 STEPS, FEATURES, UNITS = 5, 8, 6
 X = torch.zeros(1, STEPS, FEATURES)

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
+from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError, UnknownNameError, UsageError
 from autocompress.measure import Subject, measure, quality
 from autocompress.measure.heads import objective_called, refuse_unknown_head, scores_to_measure
-from autocompress.core.registry import OBJECTIVES
 
 HEADS = ("language", "kind")
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from autocompress.analysis.significance import right
 from autocompress.measure import Subject
 from autocompress.measure.resampling import DRAWS, replicates, which_are_right
-from autocompress.analysis.significance import right
 
 
 def subject(size: int, share: float, seed: int = 0) -> Subject:

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from autocompress.core.config import Part
+from autocompress.core.task import InputSpec
 from autocompress.errors import KnobError, UnknownNameError
 from autocompress.models.base import family_model
-from autocompress.core.task import InputSpec
 
 
 def test_a_part_names_family_and_knobs() -> None:

@@ -3,11 +3,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from autocompress.core.registry import STUDENTS
+from autocompress.core.task import InputSpec
 from autocompress.errors import KnobError, UsageError
 from autocompress.models import CNNConfig
 from autocompress.models.convolutional import BLOCKS
-from autocompress.core.registry import STUDENTS
-from autocompress.core.task import InputSpec
 
 FAMILY = STUDENTS.get("cnn")
 

@@ -6,15 +6,15 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from autocompress.core.method import Context
+from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS
+from autocompress.core.task import InputSpec
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.measure.cost import flops, layer_costs
-from autocompress.core.method import Context
 from autocompress.models.cnn1d import CNN1dConfig
 from autocompress.models.convolutional import BLOCKS
 from autocompress.quantize.folding import fold_batch_norm
-from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS
-from autocompress.core.task import InputSpec
 
 FAMILY = STUDENTS.get("cnn1d")
 EXAMPLE = (torch.zeros(1, 1, 40),)

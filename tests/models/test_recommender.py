@@ -3,13 +3,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from autocompress.core.config import Part
+from autocompress.core.task import InputSpec
 from autocompress.errors import UsageError
 from autocompress.export.onnx import export_float
 from autocompress.export.runtime import session
 from autocompress.measure import layer_costs
 from autocompress.models.base import family_model
 from autocompress.quantize.tracing import trace
-from autocompress.core.task import InputSpec
 
 USERS, ITEMS, K = 30, 50, 8
 USER, ITEM, LIST = InputSpec((), vocabulary=USERS), InputSpec((), vocabulary=ITEMS), InputSpec((K,), vocabulary=ITEMS)

@@ -3,17 +3,17 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.core.method import Context
+from autocompress.core.registry import PRUNE, STUDENTS
+from autocompress.core.task import InputSpec
 from autocompress.distill.activations import head_layers, tap_points
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float
 from autocompress.measure.cost import layer_costs, macs
-from autocompress.core.method import Context
 from autocompress.models.cnn import CNNConfig
 from autocompress.models.cnn1d import CNN1dConfig
 from autocompress.models.sharing import SHARING, HeadConfig, make_heads
 from autocompress.prune.depth import find_blocks
-from autocompress.core.registry import PRUNE, STUDENTS
-from autocompress.core.task import InputSpec
 
 HEADS = {"kind": 5, "language": 3}
 FAMILIES = {"cnn": (CNNConfig, (1, 8, 8)), "cnn1d": (CNN1dConfig, (1, 40))}

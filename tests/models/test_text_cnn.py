@@ -3,14 +3,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from autocompress.core.registry import PRUNE, QUANTIZE
+from autocompress.core.task import InputSpec
 from autocompress.distill.activations import head_layers, over_tokens, tap_points
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.measure.cost import flops, layer_costs
 from autocompress.models.text_cnn import BLOCKS, TextCNNConfig
 from autocompress.quantize.folding import fold_batch_norm
-from autocompress.core.registry import PRUNE, QUANTIZE
-from autocompress.core.task import InputSpec
 from tests.models.texts import (
     EXAMPLE,
     HEADS,

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from autocompress.core.task import InputSpec
 from autocompress.errors import UsageError
 from autocompress.models.tokens import POOLING, MaskedPool, TokenMask, only_token_input
-from autocompress.core.task import InputSpec
 
 
 def test_the_mask_is_one_at_tokens() -> None:

@@ -4,14 +4,14 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from autocompress.distill.base import Activations, Batch
+from autocompress.core.registry import DISTILL, PRUNE, QUANTIZE
+from autocompress.core.task import InputSpec
 from autocompress.distill.activations import head_layers, over_tokens, tap_points, tapped
+from autocompress.distill.base import Activations, Batch
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.measure.cost import flops, layer_costs
 from autocompress.models.transformer import Attention, TransformerConfig
-from autocompress.core.registry import DISTILL, PRUNE, QUANTIZE
-from autocompress.core.task import InputSpec
 from tests.models.texts import (
     EXAMPLE,
     HEADS,

@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from autocompress.core.config import Part
-from autocompress.distill.base import Activations, Batch
-from autocompress.distill.activations import over_tokens, tapped
 from autocompress.core.method import Context
-from autocompress.models.base import family_model
 from autocompress.core.registry import DISTILL
 from autocompress.core.task import InputSpec
+from autocompress.distill.activations import over_tokens, tapped
+from autocompress.distill.base import Activations, Batch
+from autocompress.models.base import family_model
 
 LENGTH, VOCABULARY, CLASSES = 12, 40, 5
 INPUTS = (InputSpec((LENGTH,), vocabulary=VOCABULARY, missing=0),)

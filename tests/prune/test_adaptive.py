@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.core.method import Context
+from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import cost, layer_costs
-from autocompress.core.method import Context
 from autocompress.prune import AdaptiveConfig
 from autocompress.prune.adaptive import NARROWEST
-from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, believing, chain, cnn, labelled_context
 
 METHOD = PRUNE.get("adaptive")

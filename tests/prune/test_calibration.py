@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context
+from autocompress.errors import CompressionError
 from autocompress.prune.calibration import (
     gradients,
     labelled,

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import MethodState
-from autocompress.prune import StructuredConfig
-from autocompress.prune.channels import Group
-from autocompress.prune.channel_pruning import Ranked, rounded
 from autocompress.core.registry import PRUNE
+from autocompress.errors import CompressionError
+from autocompress.prune import StructuredConfig
+from autocompress.prune.channel_pruning import Ranked, rounded
+from autocompress.prune.channels import Group
 from tests.prune.toys import Tuner, cnn, labelled_context
 
 METHODS = [PRUNE.get("structured"), PRUNE.get("adaptive")]

@@ -5,15 +5,15 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
+from autocompress.core.registry import PRUNE
 from autocompress.measure import cost, layer_costs
 from autocompress.prune import StructuredConfig
 from autocompress.prune.allocation import spare
-from autocompress.prune.channels import Channels
-from autocompress.prune.channel_pruning import Ranked
 from autocompress.prune.calibration import read, trainable
-from autocompress.prune.importance import CRITERIA, channel_scores
+from autocompress.prune.channel_pruning import Ranked
 from autocompress.prune.channel_sensitivity import Cost, Sensitivity, allocate, measure_sensitivity, uses_of_weights
-from autocompress.core.registry import PRUNE
+from autocompress.prune.channels import Channels
+from autocompress.prune.importance import CRITERIA, channel_scores
 from tests.prune.toys import EXAMPLE, cnn, labelled_context
 from tests.prune.zoo import FOLLOWED
 

@@ -3,11 +3,11 @@ import torch
 import torch_pruning
 from torch import nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context, MethodState
+from autocompress.errors import CompressionError
 from autocompress.prune import Structured, StructuredConfig
-from autocompress.prune.channels import Channels, replay, silence, verify_cut
 from autocompress.prune.calibration import tensors
+from autocompress.prune.channels import Channels, replay, silence, verify_cut
 from tests.prune.toys import cnn, labelled_context
 from tests.prune.zoo import (
     FOLLOWED,

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.core.method import Context, MethodState
+from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError
 from autocompress.measure import cost, layer_costs
-from autocompress.core.method import Context, MethodState
 from autocompress.prune import DepthConfig
-from autocompress.prune.depth import Dropped, find_blocks
 from autocompress.prune.calibration import read
-from autocompress.core.registry import PRUNE
+from autocompress.prune.depth import Dropped, find_blocks
 from tests.prune.toys import EXAMPLE, believing, cnn, cross_entropy, labelled_context
 
 METHOD = PRUNE.get("depth")

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context
-from autocompress.models.base import family_model
-from autocompress.prune.importance import by_channel
 from autocompress.core.registry import PRUNE
 from autocompress.core.task import InputSpec
+from autocompress.errors import CompressionError
+from autocompress.models.base import family_model
+from autocompress.prune.importance import by_channel
 
 USERS, ITEMS, K = 40, 60, 12
 RATING = (InputSpec((), vocabulary=USERS), InputSpec((), vocabulary=ITEMS), InputSpec((5,)))

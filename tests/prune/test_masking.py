@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import MethodState
+from autocompress.errors import CompressionError
 from autocompress.prune.masking import (
     WEIGHT_CRITERIA,
     keep_best,

@@ -3,12 +3,12 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context
+from autocompress.core.registry import PRUNE
+from autocompress.errors import CompressionError
 from autocompress.prune import NMConfig
 from autocompress.prune.masking import WEIGHT_CRITERIA
 from autocompress.prune.n_m import best_of, follows, input_axis
-from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, Tuner, cnn, labelled_context
 
 METHOD = PRUNE.get("n_m")

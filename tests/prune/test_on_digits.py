@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from autocompress.trial.checkpoints import write_checkpoint
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.trial.teacher import TeacherRecipe
-from autocompress.trial.pipeline import Setup, lab, settled
+from autocompress.core.records import Cut, Job
+from autocompress.core.registry import PRUNE
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.prune.n_m import follows
 from autocompress.quantize import fold_batch_norm
-from autocompress.core.records import Cut, Job
-from autocompress.core.registry import PRUNE
+from autocompress.trial.checkpoints import write_checkpoint
+from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.trial.runner import run_trial
+from autocompress.trial.teacher import TeacherRecipe
 
 SETUP = Setup(
     Part("digits"),

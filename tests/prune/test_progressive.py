@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context, MethodState
+from autocompress.errors import CompressionError
 from autocompress.models import CNN, CNNConfig
 from autocompress.prune import Progressive, ProgressiveConfig
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context
+from autocompress.errors import CompressionError
 from autocompress.prune.schedule import SCHEDULES, Gradual
 from tests.prune.toys import EXAMPLE, Tuner, cnn, labelled_context
 

@@ -5,6 +5,7 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn import functional as F
 
+from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError
 from autocompress.measure import cost, layer_costs
 from autocompress.prune import UnstructuredConfig
@@ -18,7 +19,6 @@ from autocompress.prune.sparse_storage import (
     to_csr,
     unpack_sparse,
 )
-from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, cnn, labelled_context
 
 SHAPES = st.lists(st.integers(1, 7), min_size=2, max_size=4)

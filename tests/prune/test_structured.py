@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.core.method import Context, MethodState, Recovery
+from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import cost, layer_costs
-from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.prune import StructuredConfig
 from autocompress.prune.importance import CRITERIA
-from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, chain, cnn, labelled_context
 
 METHOD = PRUNE.get("structured")

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.core.method import Context
+from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import cost, layer_costs
-from autocompress.core.method import Context
 from autocompress.prune import UnstructuredConfig
 from autocompress.prune.masking import WEIGHT_CRITERIA, weights
-from autocompress.core.registry import PRUNE
 from tests.prune.toys import EXAMPLE, Tuner, cnn, labelled_context
 
 METHOD = PRUNE.get("unstructured")

@@ -3,11 +3,11 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.training.fit import fit, predict
-from autocompress.prune.channels import Channels, silence
-from autocompress.prune.calibration import trainable
-from autocompress.prune.weight_inheritance import inherit
 from autocompress.core.registry import TASKS
+from autocompress.prune.calibration import trainable
+from autocompress.prune.channels import Channels, silence
+from autocompress.prune.weight_inheritance import inherit
+from autocompress.training.fit import fit, predict
 from tests.prune.toys import EXAMPLE, cnn
 from tests.prune.zoo import FOLLOWED, Branching, Mlp, Net, conv
 

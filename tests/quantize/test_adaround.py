@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import CompressionError, KnobError
 from autocompress.core.method import Context, LayerBits, MethodState
+from autocompress.core.registry import QUANTIZE
+from autocompress.errors import CompressionError, KnobError
 from autocompress.quantize.adaround import AdaRound, AdaRoundConfig
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
-from autocompress.core.registry import QUANTIZE
 from tests.quantize.nets import Plain, accuracy, digits
 from tests.quantize.tuning import Digits, context, fitted, mean_and_error
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context
+from autocompress.errors import CompressionError
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 
 METHOD = PostTraining()

@@ -9,11 +9,11 @@ from hypothesis import given, strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context
-from autocompress.quantize.weight_coding import Coding, encode_weight
-from autocompress.quantize.model_quantizer import Draft, fit_input
+from autocompress.errors import CompressionError
 from autocompress.quantize.bit_sensitivity import Divergence, Loss, Sensitivity, expected, measure_sensitivity
+from autocompress.quantize.model_quantizer import Draft, fit_input
+from autocompress.quantize.weight_coding import Coding, encode_weight
 
 WIDTHS = (2, 4, 8)
 

@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
-from autocompress.quantize.weight_coding import Coding, encode_weight
 from autocompress.quantize.ste import learned_step
+from autocompress.quantize.weight_coding import Coding, encode_weight
 
 pytest.importorskip("brevitas", reason="brevitas is an optional oracle")
 

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocompress.core.method import Context, LayerBits
+from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError
 from autocompress.measure import layer_costs
 from autocompress.measure.cost import model_bytes
-from autocompress.core.method import Context, LayerBits
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS
-from autocompress.core.registry import QUANTIZE
 
 ROWS = 40
 METHODS = {

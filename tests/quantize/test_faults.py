@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context
-from autocompress.quantize.weight_coding import GRANULARITIES, QUANTIZERS, WEIGHT_OBSERVERS, Coding, encode_weight
+from autocompress.errors import CompressionError
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Grid, along
+from autocompress.quantize.weight_coding import GRANULARITIES, QUANTIZERS, WEIGHT_OBSERVERS, Coding, encode_weight
 
 METHOD = PostTraining()
 SPREAD = torch.linspace(-1, 1, 12)

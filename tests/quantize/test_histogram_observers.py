@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from autocompress.quantize.model_quantizer import fit_input
-from autocompress.quantize.histogram_observers import SMOOTHING, Entropy, MeanSquaredError, divergence, summarize
-from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS
 from autocompress.quantize.activation_recorder import Aim, MinMax
+from autocompress.quantize.histogram_observers import SMOOTHING, Entropy, MeanSquaredError, divergence, summarize
+from autocompress.quantize.model_quantizer import fit_input
+from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS
 
 SCHEMES = sorted(ACTIVATION_QUANTIZERS)
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autocompress.core.method import Context, LayerBits, MethodState
+from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import Subject, layer_costs, measure
-from autocompress.core.method import Context, LayerBits, MethodState
+from autocompress.quantize.bit_sensitivity import expected
 from autocompress.quantize.mixed_precision import WIDTHS, MixedPrecision, MixedPrecisionConfig
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
-from autocompress.quantize.bit_sensitivity import expected
-from autocompress.core.registry import QUANTIZE
 from tests.quantize.nets import Plain, accuracy, digits
 from tests.quantize.tuning import Digits, context, fitted, mean_and_error
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.observers import OBSERVERS, MovingAverage, Percentile
 from autocompress.quantize.activation_recorder import Aim, MinMax, Observer
+from autocompress.quantize.observers import OBSERVERS, MovingAverage, Percentile
 
 batches = st.lists(
     st.lists(st.floats(-100, 100, width=32, allow_subnormal=False), min_size=1, max_size=30), min_size=1, max_size=5

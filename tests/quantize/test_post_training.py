@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.errors import CompressionError, KnobError
 from autocompress.core.method import Context, LayerBits, MethodState
+from autocompress.core.registry import QUANTIZE
+from autocompress.errors import CompressionError, KnobError
 from autocompress.quantize.fake_quantize import FakeQuantize
 from autocompress.quantize.folding import fold_batch_norm
 from autocompress.quantize.integer_arithmetic import EXACT, widened_codes
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
-from autocompress.core.registry import QUANTIZE
 from tests.quantize.nets import Plain, accuracy
 from tests.quantize.rounding import METHOD, WIDTHS, config, context, weight_error
 

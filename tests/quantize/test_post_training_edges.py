@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context, MethodState
+from autocompress.errors import CompressionError
 from autocompress.quantize.folding import fold_batch_norm
 from tests.quantize.nets import Plain, unsettle
 from tests.quantize.rounding import METHOD, WIDTHS, config, context

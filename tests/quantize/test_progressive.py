@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from autocompress.errors import CompressionError
 from autocompress.core.method import Context, LayerBits, MethodState
+from autocompress.errors import CompressionError
 from autocompress.models import CNN, CNNConfig
 from autocompress.quantize import Progressive, ProgressiveConfig
 

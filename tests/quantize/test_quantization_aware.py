@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from autocompress.core.method import LayerBits, MethodState
+from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.export.onnx import export_quantized
 from autocompress.export.runtime import session
-from autocompress.core.method import LayerBits, MethodState
-from autocompress.quantize.quantization_aware import AwareSettings, RoundedWeight, Seen
-from autocompress.quantize.weight_coding import Coding
+from autocompress.quantize.activation_recorder import MinMax
 from autocompress.quantize.folding import FoldedBatchNorm
 from autocompress.quantize.lsq import LSQ, Learned, LSQConfig
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.qat import QAT, Following, FollowingInput, QATConfig
-from autocompress.quantize.activation_recorder import MinMax
-from autocompress.core.registry import QUANTIZE
+from autocompress.quantize.quantization_aware import AwareSettings, RoundedWeight, Seen
+from autocompress.quantize.weight_coding import Coding
 from tests.quantize.nets import Plain, accuracy, digits
 from tests.quantize.tuning import Digits, context, fitted, mean_and_error
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autocompress.errors import CompressionError
+from autocompress.quantize.lookup_quantizers import Table
+from autocompress.quantize.packing import pack, unpack
+from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS
 from autocompress.quantize.weight_coding import (
     GRANULARITIES,
     QUANTIZERS,
@@ -21,9 +24,6 @@ from autocompress.quantize.weight_coding import (
     load_weight,
     split,
 )
-from autocompress.quantize.packing import pack, unpack
-from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS
-from autocompress.quantize.lookup_quantizers import Table
 
 EVERY = [
     Coding(4, quantizer, scheme, granularity, 5, observer)

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 import autocompress
-from autocompress.errors import NoCandidateError, StorageError
 from autocompress.analysis.pareto import full_fidelity
 from autocompress.analysis.selection import Pick, pick
+from autocompress.errors import NoCandidateError, StorageError
 from autocompress.report import write_page
 from autocompress.store.run_store import Study
 from tests.report.factory import Run

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from autocompress.errors import UsageError
 from autocompress.analysis.pareto import full_fidelity, hypervolume, pareto_front
+from autocompress.errors import UsageError
 from autocompress.report.comparison import RunTables, compare_runs
 from autocompress.report.comparison_figures import fronts_figure, volumes_figure
 from autocompress.report.comparison_page import columns, rows, verdict, write_comparison

@@ -10,8 +10,8 @@ import pytest
 from autocompress.analysis.pareto import full_fidelity, pareto_front
 from autocompress.analysis.selection import pick
 from autocompress.report import figure_data as points
-from autocompress.report.figures import draw_front, front_figure, hypervolume_figure, plotly_source
 from autocompress.report.figure_data import drawn, front_data, hypervolume_data, stairs
+from autocompress.report.figures import draw_front, front_figure, hypervolume_figure, plotly_source
 from tests.report.factory import HOSTILE, Run, make_run
 
 

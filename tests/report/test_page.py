@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 import autocompress
-from autocompress.errors import StorageError
 from autocompress.analysis.selection import pick
+from autocompress.errors import StorageError
 from autocompress.report import page, write_page
 from autocompress.report.cards import cards
 from tests.report.factory import ALL_OBJECTIVES, HOSTILE, OBJECTIVES, Run, make_run

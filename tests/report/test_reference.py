@@ -7,9 +7,9 @@ import pytest
 
 from autocompress.errors import UsageError
 from autocompress.report.comparison import RunTables
+from autocompress.report.figure_data import hypervolume_data
 from autocompress.report.figures import hypervolume_figure
 from autocompress.report.page import render_page
-from autocompress.report.figure_data import hypervolume_data
 from autocompress.report.reference import against, reference_data, reference_of
 from tests.report.factory import Run
 from tests.report.test_comparison import tables

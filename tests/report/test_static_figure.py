@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from autocompress.analysis.selection import pick
-from autocompress.report.uncertainty import confidence
-from autocompress.report.static_figure import Frame, front_picture, interval_picture, place, sparkline
 from autocompress.report.figure_data import front_data
+from autocompress.report.static_figure import Frame, front_picture, interval_picture, place, sparkline
+from autocompress.report.uncertainty import confidence
 from tests.report.factory import HOSTILE, Run, make_run
 
 FRAME = Frame((900.0, 400.0), (50.0, 50.0, 0.0, 0.0), (1e2, 1e6), (0.5, 1.0))

@@ -6,8 +6,8 @@ import pandas as pd
 
 from autocompress.analysis.confirmation import Confirmed, Estimate
 from autocompress.analysis.selection import pick
-from autocompress.report.uncertainty import confidence, repeats
 from autocompress.analysis.significance import ties, unpaired
+from autocompress.report.uncertainty import confidence, repeats
 from tests.report.factory import OBJECTIVES, Run
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.core.records import Cut, Job, Role, State, TrialResult
+from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.store.run_store import Study
 from tests.fakes import fake_result
 

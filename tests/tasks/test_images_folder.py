@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from autocompress.core.config import Part
-from autocompress.training.fit import fit, predict
-from autocompress.errors import UsageError
 from autocompress.core.task import Split
+from autocompress.errors import UsageError
 from autocompress.tasks.image_split import ImageSplit
 from autocompress.tasks.images_folder import Images
+from autocompress.training.fit import fit, predict
 
 SHARED = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 CIFAR10 = SHARED / "cifar10_jpeg.zip"

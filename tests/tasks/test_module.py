@@ -4,10 +4,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.errors import UsageError
-from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.core.registry import STUDENTS, TASKS
 from autocompress.core.task import as_heads
+from autocompress.errors import UsageError
+from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.tasks.module import Module, answered, bring_model
 from autocompress.tasks.tensors import Tensors
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from autocompress.core.config import Part
-from autocompress.training.fit import fit, predict
+from autocompress.core.task import Split, Splits
 from autocompress.errors import UsageError
 from autocompress.measure import Subject, measure
-from autocompress.core.task import Split, Splits
 from autocompress.tasks.generated_interactions import generated_interactions
 from autocompress.tasks.recommender import Bins, Ranking, Ratings
+from autocompress.training.fit import fit, predict
 
 
 def write(path: Path, lines: list[str]) -> Path:

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.training.fit import fit, predict
-from autocompress.errors import UsageError
 from autocompress.core.task import Splits
+from autocompress.errors import UsageError
 from autocompress.tasks.signals import MNIST1D, Signals
+from autocompress.training.fit import fit, predict
 
 
 def accuracy(task, model, split) -> float:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.training.fit import fit, fit_until
-from autocompress.training.device import CPU, made_on, moved, nearest, refuse_missing
-from autocompress.trial.teacher import TeacherRecipe
-from autocompress.errors import UsageError
-from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.core.records import Cut, Job
 from autocompress.core.registry import DISTILL, TASKS
+from autocompress.errors import UsageError
+from autocompress.training.device import CPU, made_on, moved, nearest, refuse_missing
+from autocompress.training.fit import fit, fit_until
+from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.trial.runner import run_trial
-from tests.distill.card import CARD, OnCard, a_card
+from autocompress.trial.teacher import TeacherRecipe
+from tests.training.mock_device import CARD, OnCard, a_card
 
 TEACHER = TeacherRecipe(Part.of("cnn", width=8, depth=1), Part.of("adamw", epochs=3, learning_rate=1e-2))
 SETUP = Setup(Part("digits"), 0, TEACHER, ("accuracy", "loss"), ("bytes", "effective_flops"))

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.training import trainer as loop, distributed as parallel
-from autocompress.training.fit import fit
-from autocompress.training.distributed import fit_parallel
-from autocompress.training.process_group import Team
 from autocompress.errors import TrialError
-from tests.distill.light import Faulty, Light, Wide, examples, network
+from autocompress.training import distributed as parallel, trainer as loop
+from autocompress.training.distributed import fit_parallel
+from autocompress.training.fit import fit
+from autocompress.training.process_group import Team
+from tests.training.light import Faulty, Light, Wide, examples, network
 
 # Two processes make shares of 26 and 25 of 51 examples.
 SETTINGS = {"epochs": 6, "learning_rate": 3e-2, "batch_size": 51, "l1_weights": 1e-4, "patience": 4}
@@ -94,7 +94,7 @@ def test_what_cannot_work_is_refused_before_a_process_starts(monkeypatch: pytest
 SCRIPT = """
 from pathlib import Path
 import torch
-from tests.distill.light import Light, examples, network
+from tests.training.light import Light, examples, network
 from autocompress.core.config import Part
 from autocompress.training.distributed import fit_parallel
 

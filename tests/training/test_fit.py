@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.training.fit import fit, predict
-from autocompress.training.objective import Lesson
-from autocompress.training.trainer import hold_out
-from autocompress.training.optimizers import fit_config
-from autocompress.training.precision import bfloat16_pays, choose_precision
 from autocompress.errors import KnobError, TrialError, UnknownNameError
 from autocompress.tasks.images import Digits
+from autocompress.training.fit import fit, predict
+from autocompress.training.objective import Lesson
+from autocompress.training.optimizers import fit_config
+from autocompress.training.precision import bfloat16_pays, choose_precision
+from autocompress.training.trainer import hold_out
 
 TASK = Digits()
 SPLITS = TASK.splits(0)

@@ -7,11 +7,11 @@ from torch import nn
 from autocompress.core.config import Part
 from autocompress.distill.base import Batch
 from autocompress.distill.feature_losses import attention_map
+from autocompress.tasks.images import Digits
 from autocompress.training.fit import fit, predict
 from autocompress.training.objective import Lesson
 from autocompress.training.optimizers import fit_config
-from autocompress.tasks.images import Digits
-from tests.distill.light import Light, Wide, examples, network
+from tests.training.light import Light, Wide, examples, network
 
 TASK = Digits()
 BATCH = TASK.splits(0).train.take(slice(0, 12))

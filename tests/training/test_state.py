@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.training.fit import Fitted, fit, fit_until
 from autocompress.distill.head_weighting import DynamicWeights
-from autocompress.training.state import freeze, thaw
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits
+from autocompress.training.fit import Fitted, fit, fit_until
+from autocompress.training.state import freeze, thaw
 
 TASK = Digits()
 SPLITS = TASK.splits(0)

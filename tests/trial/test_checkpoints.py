@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.trial.checkpoints import pack, read_checkpoint, unpack, write_checkpoint
 from autocompress.errors import TrialError
+from autocompress.trial.checkpoints import pack, read_checkpoint, unpack, write_checkpoint
 
 PRUNE, START = {"layers": [{"name": "0", "kept": [0, 2]}]}, [{"layers": []}, {"dropped": ["1"]}]
 

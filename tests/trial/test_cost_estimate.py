@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from autocompress.core.config import Part
-from autocompress.trial.cost_estimate import price
 from autocompress.core.records import Cut
+from autocompress.trial.cost_estimate import price
 from autocompress.trial.runner import run_trial
 from tests.test_trial import JOB, SETUP, TRAINING
 

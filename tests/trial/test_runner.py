@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.trial.teacher import TeacherRecipe
-from autocompress.errors import ArtifactError, UsageError
-from autocompress.trial.pipeline import Setup, lab, settled
-from autocompress.measure import Subject, measure
-from autocompress.trial.recipe import operations
 from autocompress.core.records import Base, Cut, Job, State
+from autocompress.errors import ArtifactError, UsageError
+from autocompress.measure import Subject, measure
+from autocompress.trial.pipeline import Setup, lab, settled
+from autocompress.trial.recipe import operations
 from autocompress.trial.runner import TrialRunner, out_of_memory, run_trial, score_test_split, teacher_record
+from autocompress.trial.teacher import TeacherRecipe
 
 SETUP = Setup(
     Part("digits"),

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.trial.teacher import TeacherRecipe
-from autocompress.errors import CompressionError
-from autocompress.trial.pipeline import Setup, lab, settled
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE, TASKS
-from autocompress.trial.supernet import SubNetworks, narrowed
 from autocompress.core.task import as_heads
+from autocompress.errors import CompressionError
+from autocompress.trial.pipeline import Setup, lab, settled
+from autocompress.trial.supernet import SubNetworks, narrowed
+from autocompress.trial.teacher import TeacherRecipe
 
 DIGITS = TASKS.get("digits")()
 TEXTS = TASKS.get("langid")()

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from autocompress.core.config import Part
+from autocompress.tasks.images import Digits
 from autocompress.training.fit import predict
 from autocompress.trial.teacher import TeacherRecipe, cache_folder, load_teacher, teacher_name
-from autocompress.tasks.images import Digits
 
 TASK = Digits()
 SPLITS = TASK.splits(0)

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.training.fit import fit, predict
-from autocompress.trial.transfer import transfer, with_new_head
-from autocompress.errors import TrialError
 from autocompress.core.task import Split
+from autocompress.errors import TrialError
 from autocompress.tasks.augment import random_affine
 from autocompress.tasks.images import Digits
+from autocompress.training.fit import fit, predict
+from autocompress.trial.transfer import transfer, with_new_head
 
 TASK = Digits()
 SPLITS = TASK.splits(0)

@@ -1,0 +1,1 @@
+"""Samplers: Optuna's, and the surrogate with expected hypervolume improvement."""

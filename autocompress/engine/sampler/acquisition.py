@@ -1,8 +1,8 @@
 """What to train next: what may add most hypervolume for its effort.
 
 Costs are known before anything is trained, so only scores are guessed: from all trainings at all rungs, by a Gaussian
-process (:mod:`autocompress.engine.sampler.gaussian_process`), and from what cuts did to other points. New trainings and those
-that are paused compete by the hypervolume that they are expected to add (expected hypervolume improvement, Emmerich,
+process (:mod:`autocompress.engine.sampler.gaussian_process`), and from what cuts did to other points. New trainings
+and those that are paused compete by the hypervolume that they are expected to add (expected hypervolume improvement, Emmerich,
 Giannakoglou and Naujoks 2006) for what they have left to do.
 """
 
@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, fingerprint
-from autocompress.engine.sampler.proposals import Drawn
-from autocompress.engine.scheduler.compute_cost import epochs_of_fit, size_at
+from autocompress.core.knobs import Leaf
+from autocompress.core.records import Candidate, Cut
+from autocompress.engine.limits import Price
 from autocompress.engine.sampler.encoding import Encoding
 from autocompress.engine.sampler.gaussian_process import Gaussian, Inputs
-from autocompress.engine.limits import Price
+from autocompress.engine.sampler.proposals import Drawn
+from autocompress.engine.scheduler.compute_cost import epochs_of_fit, size_at
 from autocompress.engine.space import Space
 from autocompress.errors import AutocompressError
-from autocompress.core.knobs import Leaf
 from autocompress.trial.recipe import starting_cuts
-from autocompress.core.records import Candidate, Cut
 
 Vector = NDArray[np.float64]
 # Trainings that are compared for one choice: drawn anew, and near the best so far.

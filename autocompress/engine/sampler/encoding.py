@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.space import CUT_SECTIONS, Space
 from autocompress.core.knobs import Choice, Domain, Leaf
+from autocompress.engine.space import CUT_SECTIONS, Space
 
 Vector: TypeAlias = NDArray[np.float64]
 # A range whose ends differ by more is compared by ratios: 4 channels more are much to 4 and little to 64.

@@ -10,9 +10,9 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISample
 from optuna.trial import Trial, TrialState
 
 from autocompress.core.config import fingerprint
-from autocompress.engine.sampler.optuna_storage import Memory
-from autocompress.engine.sampler.optuna_export import publish
 from autocompress.core.knobs import Leaf
+from autocompress.engine.sampler.optuna_export import publish
+from autocompress.engine.sampler.optuna_storage import Memory
 from autocompress.store.run_store import DATABASE, Study
 
 # Points that TPE weighs before it proposes one. More than Optuna's 24 pays in joint spaces: on NAS-Bench-201 the regret

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from autocompress.engine.sampler.encoding import WIDE
 from autocompress.core.knobs import Leaf
+from autocompress.engine.sampler.encoding import WIDE
 
 # Share of the settings that change, and how far a number moves: a share of its range.
 CHANGED = 0.35

@@ -1,0 +1,1 @@
+"""Schedulers: asynchronous successive halving, promotion rules and compute costs."""

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence, Set as AbstractSet
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.engine.scheduler.promotion import ETA, Line, PromotionRule, Ranking
 from autocompress.core.records import Cut
+from autocompress.engine.scheduler.promotion import ETA, Line, PromotionRule, Ranking
 
 RUNGS = 2
 # Below this many trials at a rung, nobody is given up for good.

@@ -6,8 +6,8 @@ minutes on the largest of them.
 
 from bisect import insort
 
-from autocompress.engine.scheduler.compute_cost import size_of
 from autocompress.core.records import Candidate
+from autocompress.engine.scheduler.compute_cost import size_of
 
 # What a large training may take at most, as a share of what all others took.
 SHARE = 0.5

@@ -8,10 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.distill.base import Needs
-from autocompress.training.optimizers import fit_config
 from autocompress.core.records import Candidate, Cut
 from autocompress.core.registry import DISTILL, PRUNE, QUANTIZE, Registry
+from autocompress.distill.base import Needs
+from autocompress.training.optimizers import fit_config
 
 # What a step takes for each layer beside its arithmetic (kernel launches, optimizer), and what each output of a layer
 # takes on its way through memory, as FLOPs of a forward pass. Fitted to the seconds of students of four spaces on one

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.archive import Archive
-from autocompress.engine.space import Space
-from autocompress.engine.sampler.acquisition import PRICED, Surrogate
-from autocompress.errors import TrialError
 from autocompress.core.records import Candidate, Cut
+from autocompress.engine.archive import Archive
+from autocompress.engine.sampler.acquisition import PRICED, Surrogate
+from autocompress.engine.space import Space
+from autocompress.errors import TrialError
 from tests.engine.test_space import space
 from tests.fakes import OBJECTIVES
 

@@ -3,10 +3,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from autocompress.engine.sampler.proposals import Drawn
-from autocompress.engine.sampler.encoding import Encoding
-from autocompress.engine.space import Space
 from autocompress.engine.initial_design import Fixed
+from autocompress.engine.sampler.encoding import Encoding
+from autocompress.engine.sampler.proposals import Drawn
+from autocompress.engine.space import Space
 from tests.engine.test_space import space
 
 TEXT = (

@@ -7,8 +7,8 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.engine.sampler.optuna_storage import Memory
 from autocompress.engine.sampler.optuna import Proposer
+from autocompress.engine.sampler.optuna_storage import Memory
 from autocompress.store.run_store import Study
 
 

@@ -3,9 +3,9 @@ import pytest
 from numpy.typing import NDArray
 
 from autocompress.core.config import Part
+from autocompress.core.records import Cut
 from autocompress.engine.scheduler.asha import CROWD, LARGE, QUANTIZED, WAITING, Ladder, at_a_rung, pauses
 from autocompress.engine.scheduler.promotion import ParetoRank
-from autocompress.core.records import Cut
 
 
 def point(score: float, cost: float) -> NDArray[np.float64]:

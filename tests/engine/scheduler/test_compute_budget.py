@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.scheduler.compute_cost import STEP_OVERHEAD, TEACHER_PASS, size_of
-from autocompress.engine.scheduler.compute_budget import Spending
 from autocompress.core.records import Candidate
+from autocompress.engine.scheduler.compute_budget import Spending
+from autocompress.engine.scheduler.compute_cost import STEP_OVERHEAD, TEACHER_PASS, size_of
 
 CONFIG = CompressionConfig(Part("cnn"), (Part("none"),), Part.of("adamw", batch_size=60))
 # With one layer, a step's overhead is 7e6 / 60 for an example.

@@ -1,6 +1,6 @@
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.engine.scheduler.compute_cost import OUTPUT, STEP_OVERHEAD, epochs_of, epochs_of_fit, size_at
 from autocompress.core.records import Cut
+from autocompress.engine.scheduler.compute_cost import OUTPUT, STEP_OVERHEAD, epochs_of, epochs_of_fit, size_at
 
 COSTS = {"flops": 1e6, "layers": 10.0, "activations": 0.0}
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
-from autocompress.engine.scheduler.promotion import Always, BestScore, ParetoRank, PromotionRule
 from autocompress.core.registry import PROMOTION_RULES
+from autocompress.engine.scheduler.promotion import Always, BestScore, ParetoRank, PromotionRule
 
 NUMBER = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1), st.just(float("nan")))
 SETS = st.dictionaries(
