@@ -5,8 +5,8 @@ import pytest
 
 from autocompress.analysis.ranking import best_of, neighbours, rankable, row_at
 from autocompress.errors import NoCandidateError
+from tests.analysis.test_selection import small
 from tests.report.factory import OBJECTIVES
-from tests.test_pick import small
 
 ACCURACY, FLOPS = OBJECTIVES
 

@@ -2,8 +2,8 @@ from collections.abc import Mapping
 
 from autocompress.engine.initial_design import Fixed
 from autocompress.engine.openings import Openings, opened, whole_effort
+from tests.engine.sampler.test_acquisition import price
 from tests.engine.test_space import space
-from tests.engine.test_surrogate import price
 
 FIRST, LARGE = {"student.cnn.width": 4}, {"student.cnn.width": 64}
 

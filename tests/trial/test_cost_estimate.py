@@ -6,7 +6,7 @@ from autocompress.core.config import Part
 from autocompress.core.records import Cut
 from autocompress.trial.cost_estimate import price
 from autocompress.trial.runner import run_trial
-from tests.test_trial import JOB, SETUP, TRAINING
+from tests.trial.test_runner import JOB, SETUP, TRAINING
 
 LSQ = Part.of("lsq", weight_bits=2, activation_bits=2, epochs=1)
 HALF = Part.of("structured", pruning_ratio=0.5, recovery_epochs=0)
