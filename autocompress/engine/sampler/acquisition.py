@@ -1,14 +1,17 @@
-"""What to train next: what may add most hypervolume for its effort.
+"""Acquisition function of the search: expected hypervolume improvement per compute cost.
 
-Costs are known before anything is trained, so only scores are guessed: from all trainings at all rungs, by a Gaussian
-process (:mod:`autocompress.engine.sampler.gaussian_process`), and from what cuts did to other points. New trainings
-and those that are paused compete by the hypervolume that they are expected to add (expected hypervolume improvement, Emmerich,
-Giannakoglou and Naujoks 2006) for what they have left to do.
+Costs are known before a trial is trained, so only its scores are uncertain. A Gaussian process
+(:mod:`autocompress.engine.sampler.gaussian_process`) predicts them from all trials at all rungs; the effect of a
+compression recipe on a point is predicted as its median effect in earlier trials. New trials and paused ones compete by
+their expected hypervolume improvement (EHVI: Emmerich, Giannakoglou and Naujoks 2006) divided by the compute cost that
+they have left.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 import moocore
@@ -18,320 +21,407 @@ from numpy.typing import NDArray
 from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.core.knobs import Leaf
 from autocompress.core.records import Candidate, Cut
-from autocompress.engine.limits import Price
+from autocompress.core.run_info import ObjectiveSpec
+from autocompress.engine.limits import CostEstimator
 from autocompress.engine.sampler.encoding import Encoding
-from autocompress.engine.sampler.gaussian_process import Gaussian, Inputs
-from autocompress.engine.sampler.proposals import Drawn
-from autocompress.engine.scheduler.compute_cost import epochs_of_fit, size_at
+from autocompress.engine.sampler.gaussian_process import GaussianProcess, Inputs
+from autocompress.engine.sampler.proposals import RandomTrial
+from autocompress.engine.scheduler.compute_cost import count_fit_epochs, estimate_epoch_cost
 from autocompress.engine.space import Space
 from autocompress.errors import AutocompressError
-from autocompress.trial.recipe import starting_cuts
+from autocompress.trial.recipe import list_teacher_pruning
 
 Vector = NDArray[np.float64]
-# Trainings that are compared for one choice: drawn anew, and near the best so far.
-DRAWN = 48
-NEAR = 12
+logger = logging.getLogger(__name__)
+
+# Size of the candidate pool: trials drawn at random, mutations of each parent, and parents, the trials nearest to the
+# front.
+RANDOM_CANDIDATES = 48
+MUTATIONS_PER_PARENT = 12
 PARENTS = 8
-# Students among them that were never trained, as to price one takes some hundredths of a second; at first the workers
-# start anyway. It is a number, and not what is priced by now, so that a resumed search chooses as it would have.
-PRICED = 16
-PRICED_AT_FIRST = 40
-# One that is cut out of the teacher takes as long as so many.
-CUT_OUT = 4
-# Observations that the model keeps.
-MEMORY = 240
-# Trainings that the effect of a cut is taken from.
-RECENT = 12
-# Share of the box; less is noise.
-LEAST_GAIN = 1e-4
-# An error of nothing is not far better than one of a hundredth.
-FLOOR = 0.01
-WORST = 1.5
-# What is uncertain of a score: standard deviations, and how likely each is.
-NODES = ((-2.0, 0.1), (-0.7, 0.4), (0.7, 0.4), (2.0, 0.1))
+# Students in the pool whose costs are not known yet. To build and price one takes some hundredths of a second, so only
+# so many are; more before the first trial is complete, as workers are still starting then. The limit counts students
+# that were never trained, not those that lack a price, so that a resumed search makes the same choices.
+MAX_NEW_STUDENTS = 16
+MAX_NEW_STUDENTS_AT_START = 40
+# Relative pricing time of a teacher-derived student, which has to be pruned from the teacher first.
+TEACHER_DERIVED_PRICING = 4
+# Observations that the Gaussian process keeps, the latest ones: its time grows with their cube.
+MAX_OBSERVATIONS = 240
+# Latest trials that the median effect of a compression recipe is taken over.
+RECENT_EFFECTS = 12
+# Share of the reference volume; smaller improvements are noise.
+MIN_IMPROVEMENT = 1e-4
+# The Gaussian process models log(error + ERROR_FLOOR): an error of 0 is not far better than one of 0.01. Errors, which
+# are normalised, are clipped at ERROR_CEILING.
+ERROR_FLOOR = 0.01
+ERROR_CEILING = 1.5
+# Nodes and weights of the quadrature over a standard normal variable, in the manner of the four-point Gauss-Hermite
+# rule (nodes 0.74 and 2.33, weights 0.454 and 0.046) with rounded values and more weight on the outer nodes: the rule's
+# variance is 1.19 instead of 1, so the search explores a little more than the exact rule would.
+QUADRATURE = ((-2.0, 0.1), (-0.7, 0.4), (0.7, 0.4), (2.0, 0.1))
+
+
+class ExpectedHypervolumeImprovement:
+    """Hypervolume that a trial is expected to add to a front.
+
+    Objectives are normalised and minimised: 0 is the ideal, and the reference point is ``(1, ..., 1)``.
+
+    Args:
+        points: Normalised objectives of the front and of what running trials are expected to reach, ``[N, M]``.
+    """
+
+    def __init__(self, points: Vector) -> None:
+        front = np.clip(points, 0.0, 1.0)
+        if len(front):
+            front = np.asarray(moocore.filter_dominated(front))
+        self._front = front
+        self._hypervolume = moocore.Hypervolume(ref=np.ones(front.shape[1]))
+        self._reached = float(self._hypervolume(front)) if len(front) else 0.0
+
+    def improve(self, points: Vector) -> float:
+        """Return the hypervolume that points add to the front.
+
+        Args:
+            points: Normalised objectives of a trial's candidates, ``[K, M]``.
+        """
+        points = np.clip(points, 0.0, 1.0)
+        dominated = np.asarray((self._front[None] <= points[:, None]).all(axis=2)).any(axis=1)
+        if dominated.all():
+            return 0.0
+        return float(self._hypervolume(np.vstack([self._front, points[~dominated]]))) - self._reached
+
+    def integrate(self, mean: Vector, deviation: Vector, place_candidates: Callable[[Vector], Vector]) -> float:
+        """Return the expected improvement of a trial whose log errors are normally distributed.
+
+        One standard normal variable moves all scores of a trial together, so that the integral has one dimension.
+
+        Args:
+            mean: Posterior means of its log errors, ``[S]``.
+            deviation: Posterior standard deviations of its log errors, ``[S]``.
+            place_candidates: Function from log errors, ``[S]``, to its candidates' objectives, ``[K, M]``.
+        """
+        expected = 0.0
+        for node, weight in QUADRATURE:
+            expected += weight * self.improve(place_candidates(mean + node * deviation))
+        return expected
 
 
 @dataclass(frozen=True)
-class Place:
-    """A training by what is known of it before it begins.
+class TrialFeatures:
+    """What is known of a trial before it is trained.
 
     Attributes:
-        training: How it is trained.
-        point: Normalised objectives of the uncut student, ``[M]``; the scores are not known.
-        cost: Decimal logarithm of its first cost.
-        size: What an epoch of it takes.
+        config: Student, distillation and fitting of the trial.
+        point: Normalised objectives of the uncompressed student, ``[M]``; its scores are placeholders.
+        log_cost: Decimal logarithm of its first cost.
+        epoch_cost: Compute cost of one epoch, as :func:`estimate_epoch_cost` gives it.
     """
 
-    training: CompressionConfig
+    config: CompressionConfig
     point: Vector
-    cost: float
-    size: float
+    log_cost: float
+    epoch_cost: float
 
 
 @dataclass
-class Observed:
-    """A training that has begun.
+class TrialObservations:
+    """Scores of a trial at the rungs that it has reached.
 
     Attributes:
-        place: Where it lies.
-        scores: Share of its epochs to its normalised scores, ``[S]``.
+        features: Features of the trial.
+        errors: Normalised scores, ``[S]``, less is better, by the share of the epochs.
     """
 
-    place: Place
-    scores: dict[float, Vector] = field(default_factory=dict)
+    features: TrialFeatures
+    errors: dict[float, Vector] = field(default_factory=dict)
 
 
-class Surrogate:
-    """Compares trainings.
+class SurrogateSampler:
+    """Selects the next trial: the one with the largest expected hypervolume improvement per compute cost.
 
     Args:
-        space: What may be chosen.
-        price: Returns the costs of cuts of a training.
-        normalised: Candidate to normalised objectives, ``[M]``, not clipped.
-        objectives: Records as they stand in the run's description.
-        seed: Of what is drawn.
+        space: The search space.
+        price: Function that returns the costs of a trial under each compression recipe.
+        normalise: Function from a candidate to its normalised objectives, ``[M]``, not clipped.
+        objectives: Objectives of the search.
+        seed: Seed of the candidate pool.
     """
 
     def __init__(
         self,
         space: Space,
-        price: Price,
-        normalised: Callable[[Candidate], Vector],
-        objectives: Sequence[Mapping[str, object]],
+        price: CostEstimator,
+        normalise: Callable[[Candidate], Vector],
+        objectives: Sequence[ObjectiveSpec],
         seed: int,
     ) -> None:
         self._space = space
         self._price = price
-        self._normalised = normalised
-        self._scores = [column for column, each in enumerate(objectives) if each["kind"] == "score"]
-        self._cost = str(next(each["name"] for each in objectives if each["kind"] == "cost"))
+        self._normalise = normalise
+        kinds = [objective.kind for objective in objectives]
+        self._score_columns = [column for column, kind in enumerate(kinds) if kind == "score"]
+        self._cost_name = objectives[kinds.index("cost")].name
         self._seed = seed
         self._encoding = Encoding(space)
-        self._observed: dict[int, Observed] = {}
-        self._shifts: dict[Cut, list[Vector]] = {}
-        self._ended: dict[CompressionConfig, Vector] = {}
-        # How far the cuts that are worth making usually move a point, [K, M].
-        self._usual: Vector = np.zeros((1, len(objectives)))
+        self._observations: dict[int, TrialObservations] = {}
         self._complete: list[int] = []
+        self._complete_points: dict[CompressionConfig, Vector] = {}
+        self._effects: dict[Cut, list[Vector]] = {}
+        # Median effects of the non-dominated compression recipes on normalised objectives, [K, M].
+        self._median_effects: Vector = np.zeros((1, len(objectives)))
+        # Costs of uncompressed students by fingerprint; empty where a student cannot be built.
         self._costs: dict[str, Mapping[str, float]] = {}
-        self._parent: Candidate | None = None
-        self._foreseen: Iterator[bool] | None = None
+        # A candidate whose scores stand in for the unknown ones where only costs are to be normalised.
+        self._template: Candidate | None = None
+        self._pricing: Iterator[bool] | None = None
 
     @property
-    def ready(self) -> bool:
-        """Whether a training of the search has ended, so that those that are paused can be told apart."""
+    def has_complete_trial(self) -> bool:
+        """Whether a trial of the search is complete, so that predictions tell paused trials apart."""
+        # The teacher is recorded as trial -1.
         return any(number >= 0 for number in self._complete)
 
-    def note(self, number: int, candidates: Sequence[Candidate]) -> None:
-        """Take note of what was cut from a training at a rung or at its end; ``number`` is that of its job.
+    def record_trial(self, number: int, candidates: Sequence[Candidate]) -> None:
+        """Record a trial's candidates at a rung or at its end.
 
-        The first candidate is the uncut one; without it nothing is learned.
+        Nothing is recorded unless the first candidate is the uncompressed one and its objectives are finite.
+
+        Args:
+            number: The number of its job.
+            candidates: Its candidates at one number of epochs.
         """
-        self._foreseen = None
-        uncut = candidates[0]
-        point = self._normalised(uncut)
-        if uncut.config.prune is not None or uncut.config.quantize is not None or not np.isfinite(point).all():
+        self._pricing = None
+        parent = candidates[0]
+        point = self._normalise(parent)
+        is_compressed = parent.config.prune is not None or parent.config.quantize is not None
+        if is_compressed or not np.isfinite(point).all():
             return
-        training = uncut.config.training
-        self._parent = self._parent or uncut
-        self._costs.setdefault(_student(training), uncut.costs)
-        known = self._observed.setdefault(number, Observed(self._placed(training, uncut.costs)))
-        share = 1.0 if uncut.complete else uncut.epochs / max(epochs_of_fit(training.fit), uncut.epochs)
-        known.scores[share] = point[self._scores]
-        if not uncut.complete:
+        config = parent.config.training
+        self._template = self._template or parent
+        self._costs.setdefault(_student_key(config), parent.costs)
+        features = self._extract_features(config, parent.costs)
+        observations = self._observations.setdefault(number, TrialObservations(features))
+        share = 1.0 if parent.complete else parent.epochs / max(count_fit_epochs(config.fit), parent.epochs)
+        observations.errors[share] = point[self._score_columns]
+        if not parent.complete:
             return
         self._complete.append(number)
-        self._ended[training] = point
-        self.note_cuts(candidates)
+        self._complete_points[config] = point
+        self.record_compressions(candidates)
 
-    def note_cuts(self, candidates: Sequence[Candidate]) -> None:
-        """Take note of what was cut from trainings that have ended, further cuts included."""
-        for each in candidates:
-            before = self._ended.get(each.config.training)
-            shift = None if before is None else self._normalised(each) - before
-            if shift is not None and np.isfinite(shift).all():
-                self._shifts.setdefault(Cut(each.config.prune, each.config.quantize), []).append(shift)
-        if self._shifts:
-            usual = [np.median(np.stack(each[-RECENT:]), axis=0) for each in self._shifts.values()]
-            # One that costs more than another and scores less does so wherever it begins.
-            self._usual = np.asarray(moocore.filter_dominated(np.stack(usual)))
+    def record_compressions(self, candidates: Sequence[Candidate]) -> None:
+        """Record the effects of compression recipes on complete trials, refinements included."""
+        for candidate in candidates:
+            before = self._complete_points.get(candidate.config.training)
+            effect = None if before is None else self._normalise(candidate) - before
+            if effect is not None and np.isfinite(effect).all():
+                recipe = Cut(candidate.config.prune, candidate.config.quantize)
+                self._effects.setdefault(recipe, []).append(effect)
+        if self._effects:
+            medians = [np.median(np.stack(effects[-RECENT_EFFECTS:]), axis=0) for effects in self._effects.values()]
+            # Effects are added to every point alike, so a dominated effect gives a dominated candidate.
+            self._median_effects = np.asarray(moocore.filter_dominated(np.stack(medians)))
 
-    def best(
+    def select_trial(
         self,
         front: Vector,
         number: int,
         paused: Mapping[int, float],
-        begun: Mapping[int, CompressionConfig],
-        known: Callable[[CompressionConfig], bool] | None,
+        running: Mapping[int, CompressionConfig],
+        is_duplicate: Callable[[CompressionConfig], bool] | None,
     ) -> CompressionConfig | int | None:
-        """Return the training that promises most for its effort, or the number of the paused one that does.
+        """Return the config of the new trial, or the number of the paused one, with the largest EHVI per compute cost.
 
         Args:
             front: Normalised objectives of the front, ``[N, M]``.
-            number: Of the job that a new training will be.
-            paused: Epochs that each paused training has left.
-            begun: Trainings that are under way: what they will add is theirs.
-            known: Whether a training was begun before; ``None`` where none may begin.
+            number: The job number that a new trial will get; it seeds the candidate pool.
+            paused: Epochs left of each paused trial, by number.
+            running: Configs of running trials, by number; what they are expected to add is not counted again.
+            is_duplicate: Predicate for configs that were proposed before; ``None`` where no new trial may start.
 
         Returns:
-            ``None`` where nothing is known, or nothing gained.
+            The selection, or ``None`` where nothing was observed yet or no improvement is expected.
         """
-        self._foreseen = None
-        if not self._observed:
+        self._pricing = None
+        if not self._observations:
             return None
-        drawn = () if known is None else self._pool(number, self._nearest(front))
-        places = list(self._priced(each for each in drawn if known is None or not known(each)))
-        waiting = [each for each in paused if each in self._observed]
-        asked = [*places, *(self._observed[each].place for each in waiting)]
-        if not asked:
+        pool = () if is_duplicate is None else self._draw_pool(number, self._nearest_to_front(front))
+        new = list(self._price_pool(config for config in pool if is_duplicate is None or not is_duplicate(config)))
+        waiting = [trial for trial in paused if trial in self._observations]
+        options = [*new, *(self._observations[trial].features for trial in waiting)]
+        if not options:
             return None
-        gains = self._gains(asked, [self._observed[each].place for each in begun if each in self._observed], front)
-        epochs = [*(float(epochs_of_fit(place.training.fit)) for place in places), *(paused[each] for each in waiting)]
-        rates = gains / (np.array(epochs) * np.array([place.size for place in asked]))
-        rates[gains <= LEAST_GAIN] = 0.0
+        begun = [self._observations[trial].features for trial in running if trial in self._observations]
+        gains = self._expect_improvements(options, begun, front)
+        epochs = [
+            *(float(count_fit_epochs(option.config.fit)) for option in new),
+            *(paused[trial] for trial in waiting),
+        ]
+        rates = gains / (np.array(epochs) * np.array([option.epoch_cost for option in options]))
+        rates[gains <= MIN_IMPROVEMENT] = 0.0
         best = int(np.argmax(rates))
         if not rates[best] > 0:
+            logger.debug("no improvement expected from %d new and %d paused trials", len(new), len(waiting))
             return None
-        return places[best].training if best < len(places) else waiting[best - len(places)]
+        selection = new[best].config if best < len(new) else waiting[best - len(new)]
+        title = "a new trial" if best < len(new) else f"paused trial {selection}"
+        logger.debug(
+            "selected %s of %d options: EHVI %.3g, %.3g per cost", title, len(options), gains[best], rates[best]
+        )
+        return selection
 
-    def ahead(self, front: Vector, number: int, begun: Mapping[int, CompressionConfig]) -> bool:
-        """Price a student that the next choice will probably compare; no choice depends on it.
+    def price_ahead(self, front: Vector, number: int, running: Mapping[int, CompressionConfig]) -> bool:
+        """Price one student that the next selection will probably compare, while workers are busy.
+
+        Prices are cached, so no selection depends on it.
 
         Args:
-            front: As it is now.
-            number: Of the job that a new training will be.
-            begun: Trainings that are under way: next time they may be among the best.
+            front: Normalised objectives of the present front, ``[N, M]``.
+            number: The job number that a new trial will get.
+            running: Configs of running trials, which may be parents of the next pool.
 
         Returns:
             Whether there may be more to price.
         """
-        if not self._observed:
+        if not self._observations:
             return False
-        if self._foreseen is None:
-            self._foreseen = self._foresee(front, number, begun)
-        return next(self._foreseen, None) is not None
+        if self._pricing is None:
+            self._pricing = self._price_next_pools(front, number, running)
+        return next(self._pricing, None) is not None
 
-    def values(self, training: CompressionConfig) -> dict[str, Leaf]:
-        """Return what a sampler has to propose to get a training."""
-        return self._encoding.values(training)
+    def sampler_values(self, config: CompressionConfig) -> dict[str, Leaf]:
+        """Return the values that a sampler has to propose to get a config."""
+        return self._encoding.sampler_values(config)
 
-    # -- what is compared ---------------------------------------------------------------------
+    # -- the candidate pool -------------------------------------------------------------------
 
-    def _foresee(self, front: Vector, number: int, begun: Mapping[int, CompressionConfig]) -> Iterator[bool]:
-        for parents in (self._nearest(front), begun):
-            for _ in self._priced(self._pool(number, parents)):
+    def _price_next_pools(self, front: Vector, number: int, running: Mapping[int, CompressionConfig]) -> Iterator[bool]:
+        for parents in (self._nearest_to_front(front), running):
+            for _ in self._price_pool(self._draw_pool(number, parents)):
                 yield True
 
-    def _pool(self, number: int, near: Mapping[int, CompressionConfig]) -> Iterator[CompressionConfig]:
-        """Yield trainings drawn near some that are known, and anew; near each, they are the same beside any others.
+    def _draw_pool(self, number: int, parents: Mapping[int, CompressionConfig]) -> Iterator[CompressionConfig]:
+        """Yield random configs and mutations of the parents, without repeats.
 
-        All take turns: only so many have a price, and without those drawn anew a search stays where it began.
+        The random stream of a parent depends on no other parent, so that pricing ahead draws the same mutations. Random
+        configs and all parents take turns: only so many students are priced, and without random ones a search would
+        stay where it began.
         """
-        parents = [(each, self.values(training), 1) for each, training in near.items()]
-        draws = [
-            (values, Random(fingerprint([self._seed, number, parent])), count)
-            for parent, values, count in [*parents, (None, {}, DRAWN // NEAR)]
+        streams: list[tuple[Mapping[str, Leaf], Random, int]] = [
+            (self.sampler_values(config), Random(fingerprint([self._seed, number, parent])), 1)
+            for parent, config in parents.items()
         ]
-        seen = set()
-        for _ in range(NEAR):
-            for values, random, count in draws:
+        per_turn = RANDOM_CANDIDATES // MUTATIONS_PER_PARENT
+        streams.append(({}, Random(fingerprint([self._seed, number, None])), per_turn))
+        drawn = set()
+        for _ in range(MUTATIONS_PER_PARENT):
+            for values, random, count in streams:
                 for _ in range(count):
-                    training = self._space.suggest(Drawn(values, random), cut=False)[0]
-                    key = fingerprint(training.to_json())
-                    if key not in seen:
-                        yield training
-                    seen.add(key)
+                    config = self._space.suggest_config(RandomTrial(values, random), with_compression=False)[0]
+                    key = fingerprint(config.to_json())
+                    if key not in drawn:
+                        yield config
+                    drawn.add(key)
 
-    def _nearest(self, front: Vector) -> dict[int, CompressionConfig]:
-        """Return the finished trainings whose cuts lie least behind the front, the nearest first."""
-        behind = {}
+    def _nearest_to_front(self, front: Vector) -> dict[int, CompressionConfig]:
+        """Return the complete trials whose candidates lie nearest to the front, the nearest first."""
+        distances = {}
         for number in self._complete:
-            rows = self._rows(self._observed[number].place.point, self._observed[number].scores[1.0])
-            # How far a point would have to move in one objective to be on the front.
-            apart = np.clip(rows[:, None] - front[None], 0.0, None).min(axis=2).max(axis=1, initial=0.0)
-            behind[number] = (float(apart.min()), -number)
-        nearest = sorted(behind, key=lambda number: behind[number])[:PARENTS]
-        return {number: self._observed[number].place.training for number in nearest}
+            observations = self._observations[number]
+            points = self._place_candidates(observations.features.point, observations.errors[1.0])
+            # The distance of a point is how far it must move in one objective until the front does not dominate it.
+            gaps = np.clip(points[:, None] - front[None], 0.0, None).min(axis=2).max(axis=1, initial=0.0)
+            # Of equally near trials, the later one comes first.
+            distances[number] = (float(gaps.min()), -number)
+        nearest = sorted(distances, key=lambda number: distances[number])[:PARENTS]
+        return {number: self._observations[number].features.config for number in nearest}
 
-    def _priced(self, trainings: Iterator[CompressionConfig]) -> Iterator[Place]:
-        """Yield the trainings whose students have a price; only so many students are new."""
-        trained = {_student(each.place.training) for each in self._observed.values()}
+    def _price_pool(self, configs: Iterator[CompressionConfig]) -> Iterator[TrialFeatures]:
+        """Yield the features of the configs whose students can be priced; the number of new students is limited."""
+        trained = {_student_key(observations.features.config) for observations in self._observations.values()}
         new: set[str] = set()
-        left = PRICED if self.ready else PRICED_AT_FIRST
-        for training in trainings:
-            key = _student(training)
+        left = MAX_NEW_STUDENTS if self.has_complete_trial else MAX_NEW_STUDENTS_AT_START
+        for config in configs:
+            key = _student_key(config)
             if key not in trained and key not in new:
                 if left <= 0:
                     continue
-                left -= CUT_OUT if starting_cuts(training.student) else 1
+                left -= TEACHER_DERIVED_PRICING if list_teacher_pruning(config.student) else 1
                 new.add(key)
             if key not in self._costs:
                 try:
-                    self._costs[key] = next(iter(self._price(training, [Cut()])), {})
+                    self._costs[key] = next(iter(self._price(config, [Cut()])), {})
                 except AutocompressError:
                     self._costs[key] = {}
             if self._costs[key]:
-                yield self._placed(training, self._costs[key])
+                yield self._extract_features(config, self._costs[key])
 
-    def _placed(self, training: CompressionConfig, costs: Mapping[str, float]) -> Place:
-        assert self._parent is not None
-        uncut = Candidate("", -1, training, 0, self._parent.scores, costs)
-        cost = math.log10(max(costs.get(self._cost, 0.0), 1e-9))
-        return Place(training, self._normalised(uncut), cost, size_at(costs, training))
+    def _extract_features(self, config: CompressionConfig, costs: Mapping[str, float]) -> TrialFeatures:
+        assert self._template is not None
+        candidate = Candidate("", -1, config, 0, self._template.scores, costs)
+        # A cost of 0 has no logarithm.
+        log_cost = math.log10(max(costs.get(self._cost_name, 0.0), 1e-9))
+        return TrialFeatures(config, self._normalise(candidate), log_cost, estimate_epoch_cost(costs, config))
 
-    # -- what is expected ---------------------------------------------------------------------
+    # -- the acquisition function -------------------------------------------------------------
 
-    def _gains(self, asked: Sequence[Place], begun: Sequence[Place], front: Vector) -> Vector:
-        """Return the hypervolume that each is expected to add to the front and to what is under way, ``[N]``."""
-        means, deviations = self._predicted([*asked, *begun])
-        later = zip(begun, means[len(asked) :], strict=True)
-        expected = [self._rows(place.point, _back(mean)) for place, mean in later]
-        reached = np.clip(np.vstack([front, *expected]), 0.0, 1.0)
-        if len(reached):
-            reached = np.asarray(moocore.filter_dominated(reached))
-        volume = moocore.Hypervolume(ref=np.ones(len(asked[0].point)))
-        before = float(volume(reached)) if len(reached) else 0.0
-        gains = np.zeros(len(asked))
-        for index, place in enumerate(asked):
-            for node, weight in NODES:
-                rows = np.clip(self._rows(place.point, _back(means[index] + node * deviations[index])), 0.0, 1.0)
-                beaten = np.asarray((reached[None] <= rows[:, None]).all(axis=2)).any(axis=1)
-                if not beaten.all():
-                    gains[index] += weight * (float(volume(np.vstack([reached, rows[~beaten]]))) - before)
+    def _expect_improvements(
+        self, options: Sequence[TrialFeatures], running: Sequence[TrialFeatures], front: Vector
+    ) -> Vector:
+        """Return the expected hypervolume improvement of each option, ``[N]``.
+
+        It counts from the front together with the posterior means of running trials.
+        """
+        means, deviations = self._predict_log_errors([*options, *running])
+        running_means = zip(running, means[len(options) :], strict=True)
+        expected = [self._place_predictions(trial.point, mean) for trial, mean in running_means]
+        ehvi = ExpectedHypervolumeImprovement(np.vstack([front, *expected]))
+        gains = np.zeros(len(options))
+        for index, option in enumerate(options):
+            place_candidates = partial(self._place_predictions, option.point)
+            gains[index] = ehvi.integrate(means[index], deviations[index], place_candidates)
         return gains
 
-    def _rows(self, point: Vector, scores: Vector) -> Vector:
-        """Return where the cuts of a training lie that scores so, ``[K, M]``: moved as far as they moved others."""
-        found = point.copy()
-        found[self._scores] = scores
-        return np.asarray(found + self._usual)
+    def _place_predictions(self, point: Vector, log_errors: Vector) -> Vector:
+        """Return the objectives of a trial's candidates where the Gaussian process gives its scores, ``[K, M]``."""
+        return self._place_candidates(point, np.exp(log_errors) - ERROR_FLOOR)
 
-    def _predicted(self, asked: Sequence[Place]) -> tuple[Vector, Vector]:
-        """Return means and deviations of the logarithms of the scores at the end, ``[N, S]`` each."""
-        # In an order that a resumed search finds again.
-        known = [self._observed[number] for number in sorted(self._observed)]
-        seen = [(each.place, share, row) for each in known for share, row in sorted(each.scores.items())][-MEMORY:]
-        where = self._inputs(asked, [1.0] * len(asked))
-        inputs = self._inputs([place for place, _, _ in seen], [share for _, share, _ in seen])
-        values = np.log(np.clip(np.stack([row for _, _, row in seen]), 0.0, WORST) + FLOOR)
-        found = [Gaussian(inputs, values[:, column]).predict(where) for column in range(values.shape[1])]
-        return np.column_stack([mean for mean, _ in found]), np.column_stack([deviation for _, deviation in found])
+    def _place_candidates(self, point: Vector, errors: Vector) -> Vector:
+        """Return the objectives of a trial's candidates, ``[K, M]``: its point with each median effect added.
 
-    def _inputs(self, places: Sequence[Place], shares: Sequence[float]) -> Inputs:
-        pairs = [self._encoding.points(place.training) for place in places]
+        Args:
+            point: Normalised objectives of the uncompressed student, ``[M]``.
+            errors: Normalised scores that replace those of the point, ``[S]``.
+        """
+        parent = point.copy()
+        parent[self._score_columns] = errors
+        return np.asarray(parent + self._median_effects)
+
+    def _predict_log_errors(self, trials: Sequence[TrialFeatures]) -> tuple[Vector, Vector]:
+        """Return posterior means and standard deviations of the log errors of complete trials, ``[N, S]`` each."""
+        # Sorted, so that a resumed search sees its observations in the same order.
+        history = [self._observations[number] for number in sorted(self._observations)]
+        rows = [(past.features, share, errors) for past in history for share, errors in sorted(past.errors.items())]
+        rows = rows[-MAX_OBSERVATIONS:]
+        new = self._encode_inputs(trials, [1.0] * len(trials))
+        seen = self._encode_inputs([features for features, _, _ in rows], [share for _, share, _ in rows])
+        targets = np.log(np.clip(np.stack([errors for _, _, errors in rows]), 0.0, ERROR_CEILING) + ERROR_FLOOR)
+        logger.debug("surrogate fitted to %d observations of %d trials", len(rows), len(history))
+        # Scores are modelled independently.
+        predictions = [GaussianProcess(seen, targets[:, column]).predict(new) for column in range(targets.shape[1])]
+        return np.column_stack([mean for mean, _ in predictions]), np.column_stack([std for _, std in predictions])
+
+    def _encode_inputs(self, trials: Sequence[TrialFeatures], shares: Sequence[float]) -> Inputs:
+        pairs = [self._encoding.encode_trial(trial.config) for trial in trials]
         return Inputs(
             np.stack([student for student, _ in pairs]),
             np.stack([recipe for _, recipe in pairs]),
-            np.array([place.cost for place in places]),
+            np.array([trial.log_cost for trial in trials]),
             np.log(np.array(shares)),
         )
 
 
-def _student(training: CompressionConfig) -> str:
-    # What an uncut student costs depends on nothing else.
-    return fingerprint(training.student.to_json())
-
-
-def _back(logarithms: Vector) -> Vector:
-    """Return normalised scores of what the model knows them by."""
-    return np.asarray(np.exp(logarithms) - FLOOR)
+def _student_key(config: CompressionConfig) -> str:
+    # The costs of an uncompressed student depend on nothing else.
+    return fingerprint(config.student.to_json())

@@ -1,91 +1,94 @@
-"""Trainings as points: what a sampler would call their settings, and numbers that a model can compare."""
+"""Encoding of trials: sampler values by dotted name, and vectors that the surrogate's kernel compares."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.knobs import Choice, Domain, Leaf
-from autocompress.engine.space import CUT_SECTIONS, Space
+from autocompress.engine.space import COMPRESSION_SECTIONS, Space
 
 Vector: TypeAlias = NDArray[np.float64]
-# A range whose ends differ by more is compared by ratios: 4 channels more are much to 4 and little to 64.
-WIDE = 4.0
-# Where a setting that does not apply stands.
-NOWHERE = 0.5
+# Ranges whose bounds have a larger ratio are encoded in logarithms: 4 more channels matter at 4 and little at 64.
+LOG_SCALE_RATIO = 4.0
+# Coordinate of a hyperparameter that does not apply, half-way between the bounds.
+INACTIVE = 0.5
 
 
 class Encoding:
-    """Coordinates of trainings: each searched setting of the student, then of everything else, from 0 to 1.
+    """Coordinates from 0 to 1 of the searched hyperparameters of trials; compression recipes are left out.
 
     Args:
-        space: What may be chosen.
+        space: The search space.
     """
 
     def __init__(self, space: Space) -> None:
-        dimensions = dict(space.dimensions())
-        searched = {name: each for name, each in dimensions.items() if name.partition(".")[0] not in CUT_SECTIONS}
-        self.student = {name: each for name, each in searched.items() if name.partition(".")[0] == "student"}
-        self.recipe = {name: each for name, each in searched.items() if name not in self.student}
-        #: Everything that a training samples, by its dotted name.
+        sections = {name: name.partition(".")[0] for name, _ in space.dimensions()}
+        searched = {name: domain for name, domain in space.dimensions() if sections[name] not in COMPRESSION_SECTIONS}
+        self.student = {name: domain for name, domain in searched.items() if sections[name] == "student"}
+        self.recipe = {name: domain for name, domain in searched.items() if name not in self.student}
+        #: The domain of each hyperparameter that a trial samples, by its dotted name.
         self.dimensions: Mapping[str, Domain] = {**self.student, **self.recipe}
 
-    def values(self, training: CompressionConfig) -> dict[str, Leaf]:
-        """Return what a sampler would have to propose to get a training."""
-        found: dict[str, Leaf] = {}
-        for section, part in _parts(training):
-            if part.name in _options(self.dimensions.get(section)):
-                found[section] = part.name
-            for knob, value in part.settings:
-                name = f"{section}.{part.name}.{knob}"
+    def sampler_values(self, config: CompressionConfig) -> dict[str, Leaf]:
+        """Return the values that a sampler has to propose to get a config."""
+        values: dict[str, Leaf] = {}
+        for section, part in _list_parts(config):
+            if part.name in _list_options(self.dimensions.get(section)):
+                values[section] = part.name
+            for setting, value in part.settings:
+                name = f"{section}.{part.name}.{setting}"
                 if name in self.dimensions:
-                    found[name] = value
-        present = {part.name for part in training.distill}
+                    values[name] = value
+        terms = {part.name for part in config.distill}
         for name in self.dimensions:
             section, _, rest = name.partition(".")
+            # An optional distillation term is a flag, `distill.relational`.
             if section == "distill" and rest and "." not in rest:
-                found[name] = rest in present
-        return found
+                values[name] = rest in terms
+        return values
 
-    def points(self, training: CompressionConfig) -> tuple[Vector, Vector]:
-        """Return the coordinates of the student, and those of the rest."""
-        values = self.values(training)
-        return _coordinates(self.student, values), _coordinates(self.recipe, values)
-
-
-def _parts(training: CompressionConfig) -> list[tuple[str, Part]]:
-    return [("student", training.student), *(("distill", part) for part in training.distill), ("fit", training.fit)]
+    def encode_trial(self, config: CompressionConfig) -> tuple[Vector, Vector]:
+        """Return the coordinates of the student, ``[S]``, and of distillation and fitting, ``[R]``."""
+        values = self.sampler_values(config)
+        return _encode_values(self.student, values), _encode_values(self.recipe, values)
 
 
-def _options(domain: Domain | None) -> tuple[Leaf, ...]:
+def _list_parts(config: CompressionConfig) -> list[tuple[str, Part]]:
+    return [("student", config.student), *(("distill", part) for part in config.distill), ("fit", config.fit)]
+
+
+def _list_options(domain: Domain | None) -> tuple[Leaf, ...]:
     return domain.options if isinstance(domain, Choice) else ()
 
 
-def _coordinates(dimensions: Mapping[str, Domain], values: Mapping[str, Leaf]) -> Vector:
-    found: list[float] = []
+def _encode_values(dimensions: Mapping[str, Domain], values: Mapping[str, Leaf]) -> Vector:
+    coordinates: list[float] = []
     for name, domain in dimensions.items():
-        found += _coordinate(domain, values.get(name))
-    return np.array(found)
+        coordinates += _encode_value(domain, values.get(name))
+    return np.array(coordinates)
 
 
-def _coordinate(domain: Domain, value: Any) -> list[float]:
-    ends = numeric_ends(domain)
-    if ends is None:
-        # Two different names are 1 apart.
-        return [math.sqrt(0.5) * (value == option) for option in _options(domain)]
+def _encode_value(domain: Domain, value: Leaf | None) -> list[float]:
+    """Return the coordinates of one hyperparameter: a number, or one-hot for names."""
+    bounds = numeric_bounds(domain)
+    if bounds is None:
+        # Two different names have the distance 1.
+        return [math.sqrt(0.5) * (value == option) for option in _list_options(domain)]
     if value is None:
-        return [NOWHERE]
-    low, high = ends
-    if low > 0 and high / low > WIDE:
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return [(value - low) / (high - low)]
+        return [INACTIVE]
+    low, high = bounds
+    number = float(value)
+    if low > 0 and high / low > LOG_SCALE_RATIO:
+        low, high, number = math.log(low), math.log(high), math.log(number)
+    return [(number - low) / (high - low)]
 
 
-def numeric_ends(domain: Domain) -> tuple[float, float] | None:
-    """Return the least and the greatest of numbers; ``None`` for names."""
+def numeric_bounds(domain: Domain) -> tuple[float, float] | None:
+    """Return the least and the greatest value of a numeric domain; ``None`` for names and for a single number."""
     if not isinstance(domain, Choice):
         return float(domain.low), float(domain.high)
     numbers = [option for option in domain.options if isinstance(option, int | float) and not isinstance(option, bool)]

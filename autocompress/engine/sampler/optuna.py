@@ -1,4 +1,4 @@
-"""Optuna behind one small class: who proposes the next training, and what it learns from."""
+"""Optuna behind one small class that proposes configs and records their results."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,30 +11,30 @@ from optuna.trial import Trial, TrialState
 
 from autocompress.core.config import fingerprint
 from autocompress.core.knobs import Leaf
-from autocompress.engine.sampler.optuna_export import publish
-from autocompress.engine.sampler.optuna_storage import Memory
-from autocompress.store.run_store import DATABASE, Study
+from autocompress.engine.sampler.optuna_export import export_study
+from autocompress.engine.sampler.optuna_storage import OptunaStorage
+from autocompress.store.run_store import DATABASE, RunStore
 
-# Points that TPE weighs before it proposes one. More than Optuna's 24 pays in joint spaces: on NAS-Bench-201 the regret
+# Candidates that TPE scores for one proposal. More than Optuna's 24 pays in joint spaces: on NAS-Bench-201 the regret
 # after 200 evaluations falls by a quarter (tests/engine/test_sampler_regret.py); with 256 it rises again.
-EXPECTED = 64
+TPE_CANDIDATES = 64
 
 
-class Proposer:
+class OptunaSampler:
     """Ask and tell on an Optuna study that is in memory, and on disk in the run's store.
 
     Args:
-        store: The run's.
+        store: The open store of the run.
         name: Name of the study.
         sampler: ``surrogate``, ``tpe``, ``nsga2``, ``nsga3``, ``gp`` or ``random``.
-        seed: With the number of each job it seeds the sampler, so a resumed search goes on as it would have.
-        directions: ``maximize`` or ``minimize``, one an objective.
-        metric_names: What Optuna's own tools call the values.
+        seed: Seed of the sampler, together with the number of each job, so a resumed search repeats its draws.
+        directions: ``maximize`` or ``minimize`` for each objective.
+        metric_names: Name of each objective for Optuna's own tools.
     """
 
     def __init__(
         self,
-        store: Study,
+        store: RunStore,
         name: str,
         sampler: str,
         seed: int,
@@ -45,9 +45,9 @@ class Proposer:
         self._sampler = sampler
         self._seed = seed
         self._database = store.folder / DATABASE
-        self._published = -1
-        storage = Memory(store)
-        with _quiet():
+        self._exported_trials = -1
+        storage = OptunaStorage(store)
+        with _ignore_experimental_warnings():
             if storage.get_all_studies():
                 self._study = optuna.load_study(study_name=name, storage=storage)
             else:
@@ -55,15 +55,15 @@ class Proposer:
                 self._study.set_metric_names(list(metric_names))
 
     def enqueue(self, values: Mapping[str, Leaf]) -> None:
-        """Propose ``values`` before anything that is sampled."""
+        """Enqueue sampler values; the next trial takes them before anything is sampled."""
         self._study.enqueue_trial(dict(values), skip_if_exists=True)
 
     def ask(self, number: int, attempt: int = 0) -> Trial:
         """Return an empty trial for job ``number``; further attempts at the same job draw differently."""
-        with _quiet():
-            # A sampler keeps no state that its study does not hold, so a fresh one per job loses nothing. What was
-            # enqueued needs none that thinks.
-            name = "random" if self.waiting else self._sampler
+        with _ignore_experimental_warnings():
+            # A sampler keeps no state outside its study, so a fresh one per job loses nothing. An enqueued trial needs
+            # none, and the random one costs least.
+            name = "random" if self.has_enqueued_trial else self._sampler
             self._study.sampler = make_sampler(name, int(fingerprint([self._seed, number, attempt]), 16))
             return self._study.ask()
 
@@ -75,54 +75,54 @@ class Proposer:
         *,
         stopped: bool = False,
     ) -> None:
-        """Tell a trial's values, or with ``None`` that it failed; a trial that was told before stays as it is.
+        """Record a trial's values, or its failure; a trial that is finished already stays as it is.
 
         Args:
             trial: The trial or its number in the study.
-            values: One an objective.
-            constraints: Name to violation; at most 0 is feasible.
-            stopped: Whether one without values was given up, not broken: TPE then takes it for a poor one.
+            values: One value for each objective; ``None`` where the trial failed or was stopped early.
+            constraints: Violation of each constraint by name; at most 0 is feasible.
+            stopped: Whether a trial without values was stopped early and did not fail; TPE learns that it was poor.
         """
         if isinstance(trial, Trial):
             for name, violation in (constraints or {}).items():
                 trial.set_constraint(name, violation)
         missing = TrialState.PRUNED if stopped else TrialState.FAIL
         state = TrialState.COMPLETE if values is not None else missing
-        with _quiet():
+        with _ignore_experimental_warnings():
             self._study.tell(trial, values, state=state, skip_if_finished=True)
 
-    def publish(self) -> None:
-        """Bring Optuna's own tables in ``study.db`` up to date, for Optuna's tools: nothing here reads them.
+    def export_tables(self) -> None:
+        """Bring Optuna's own tables in ``study.db`` up to date, for Optuna's tools; autocompress does not read them.
 
         Raises:
             StorageError: No space is left, or the folder cannot be written.
         """
-        told = sum(trial.state.is_finished() for trial in self._study.get_trials(deepcopy=False))
-        if told == self._published:
+        finished = sum(trial.state.is_finished() for trial in self._study.get_trials(deepcopy=False))
+        if finished == self._exported_trials:
             return
-        with _quiet():
-            publish(self._study, self._database)
-        self._published = told
+        with _ignore_experimental_warnings():
+            export_study(self._study, self._database)
+        self._exported_trials = finished
 
     @property
-    def waiting(self) -> bool:
-        """Whether values that were proposed have not been asked for yet."""
+    def has_enqueued_trial(self) -> bool:
+        """Whether enqueued values have not become a trial yet."""
         return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
-    def running(self) -> list[int]:
-        """Return the numbers of trials that were asked and not told."""
+    def running_trials(self) -> list[int]:
+        """Return the numbers of the trials without a result."""
         return [trial.number for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
-    def abandon(self, number: int) -> None:
-        """Tell a trial that nobody works on as failed."""
+    def fail_trial(self, number: int) -> None:
+        """Record a trial whose job was lost as failed."""
         self.tell(number, None)
 
 
 def make_sampler(name: str, seed: int) -> BaseSampler:
-    """Return Optuna's sampler of a name; that of ``surrogate``, which proposes by itself where it can, is TPE."""
+    """Return Optuna's sampler of a name; for ``surrogate``, which falls back on it where it cannot predict, TPE."""
     seed %= 2**32
     if name in ("tpe", "surrogate"):
-        return TPESampler(multivariate=True, group=True, constant_liar=True, n_ei_candidates=EXPECTED, seed=seed)
+        return TPESampler(multivariate=True, group=True, constant_liar=True, n_ei_candidates=TPE_CANDIDATES, seed=seed)
     if name == "gp":
         return GPSampler(seed=seed, warn_independent_sampling=False)
     if name == "nsga2":
@@ -131,8 +131,8 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Optuna's notices that a feature is experimental: which ones are used is decided here."""
+def _ignore_experimental_warnings() -> Iterator[None]:
+    """Silence Optuna's warnings of experimental features: this module uses them knowingly."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield

@@ -1,123 +1,131 @@
-"""What the sampler remembers, kept in memory and, change by change, in the run's own store."""
+"""Optuna's storage, in memory and journaled in the run's own store."""
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TypeVar
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import JsonValue
 
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
+
+T = TypeVar("T")
 
 
-class Memory(InMemoryStorage):
+class OptunaStorage(InMemoryStorage):
     """Optuna's storage in memory, whose changes are written in the transactions of the run's store.
 
-    What a sampler did for a job is on disk if and only if the job is, and costs no write of its own. (Optuna's own
-    tables took some thirty transactions for one training, and each proposal read them all again; its journal keeps the
-    range of every setting anew for every trial, which was a third of a driver's memory.)
+    The sampler's part of a job is on disk if and only if the job is, and needs no write of its own. (Optuna's own
+    tables took some thirty transactions for one trial, and each proposal read them all again; its journal stores the
+    domain of every hyperparameter anew for every trial, which was a third of a driver's memory.)
 
     Args:
-        study: The open store.
+        store: The open store.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, store: RunStore) -> None:
         super().__init__()
-        self._known: dict[BaseDistribution, tuple[BaseDistribution, str]] = {}
-        self._run: Study | None = None
-        for name, *arguments in study.notes():
-            getattr(self, f"_again_{name}")(*arguments)
-        self._run = study
+        # One object and its text for all equal distributions.
+        self._distributions: dict[BaseDistribution, tuple[BaseDistribution, str]] = {}
+        self._store: RunStore | None = None
+        # By the first word of a journal entry; the words are stored.
+        replays: Mapping[str, Callable[..., None]] = {
+            "study": self._replay_study,
+            "about": self.set_study_system_attr,
+            "trial": self._replay_trial,
+            "value": self._replay_param,
+            "state": self._replay_state,
+            "beside": self.set_trial_system_attr,
+        }
+        for name, *arguments in store.notes():
+            replays[name](*arguments)
+        # Only from here on are changes written.
+        self._store = store
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        """Begin a study; see Optuna's storages for this and what follows."""
-        found = super().create_new_study(directions, study_name)
-        self._note("study", [int(each) for each in directions], study_name)
-        return found
+        """Create a study; see Optuna's base class for this method and the following."""
+        study_id = super().create_new_study(directions, study_name)
+        self._write_entry("study", [int(direction) for direction in directions], study_name)
+        return study_id
 
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        """Set what Optuna keeps beside a study."""
-        value = _as_read_again(value)
+    def set_study_system_attr(self, study_id: int, key: str, value: JsonValue) -> None:
+        """Set an attribute of a study."""
+        value = _round_trip(value)
         super().set_study_system_attr(study_id, key, value)
-        self._note("about", study_id, key, value)
+        self._write_entry("about", study_id, key, value)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Begin a trial, or let one wait whose values are given in its attributes: nothing else of it is kept."""
-        found = super().create_new_trial(study_id, template_trial)
-        trial = self.get_trial(found)
-        trial.system_attrs = _as_read_again(trial.system_attrs)
-        self._note("trial", study_id, int(trial.state), trial.system_attrs, _text(trial.datetime_start))
-        return found
+        """Create a trial; of a template, only state, attributes and start are kept, which is all of an enqueued one."""
+        trial_id = super().create_new_trial(study_id, template_trial)
+        trial = self.get_trial(trial_id)
+        trial.system_attrs = _round_trip(trial.system_attrs)
+        self._write_entry("trial", study_id, int(trial.state), trial.system_attrs, _format_time(trial.datetime_start))
+        return trial_id
 
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        """Set a value, as a number, and what it was drawn from."""
-        # Thousands of trials draw the same few settings from the same few ranges.
+        """Set the value of a hyperparameter and its distribution."""
+        # Thousands of trials share the names and the distributions of a few hyperparameters.
         param_name = sys.intern(param_name)
-        if distribution not in self._known:
-            self._known[distribution] = distribution, distribution_to_json(distribution)
-        distribution, text = self._known[distribution]
+        if distribution not in self._distributions:
+            self._distributions[distribution] = distribution, distribution_to_json(distribution)
+        distribution, text = self._distributions[distribution]
         super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
-        self._note("value", trial_id, param_name, param_value_internal, text)
+        self._write_entry("value", trial_id, param_name, param_value_internal, text)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Set what became of a trial; return whether it may."""
-        done = super().set_trial_state_values(trial_id, state, values)
+        """Set state and values of a trial; return whether the state changed."""
+        is_changed = super().set_trial_state_values(trial_id, state, values)
         trial = self.get_trial(trial_id)
-        times = [_text(time) for time in (trial.datetime_start, trial.datetime_complete)]
-        self._note("state", trial_id, int(state), None if values is None else list(values), *times)
-        return done
+        times = [_format_time(time) for time in (trial.datetime_start, trial.datetime_complete)]
+        self._write_entry("state", trial_id, int(state), None if values is None else list(values), *times)
+        return is_changed
 
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Set what Optuna keeps beside a trial: its constraints, what it is to draw."""
-        value = _as_read_again(value)
+    def set_trial_system_attr(self, trial_id: int, key: str, value: JsonValue) -> None:
+        """Set an attribute of a trial, such as its constraints or its enqueued values."""
+        value = _round_trip(value)
         super().set_trial_system_attr(trial_id, key, value)
-        self._note("beside", trial_id, key, value)
+        self._write_entry("beside", trial_id, key, value)
 
-    # -- and again, from what was noted -------------------------------------------------------
+    # -- the journal --------------------------------------------------------------------------
 
-    def _note(self, *words: Any) -> None:
-        if self._run is not None:
-            self._run.note(json.dumps(words))
+    def _write_entry(self, *words: object) -> None:
+        if self._store is not None:
+            self._store.note(json.dumps(words))
 
-    def _again_study(self, directions: list[int], name: str) -> None:
-        self.create_new_study([StudyDirection(each) for each in directions], name)
+    def _replay_study(self, directions: list[int], name: str) -> None:
+        self.create_new_study([StudyDirection(direction) for direction in directions], name)
 
-    def _again_about(self, study: int, key: str, value: Any) -> None:
-        self.set_study_system_attr(study, key, value)
+    def _replay_trial(self, study_id: int, state: int, attributes: dict[str, JsonValue], start: str | None) -> None:
+        trial = self.get_trial(self.create_new_trial(study_id, None))
+        trial.state, trial.system_attrs, trial.datetime_start = TrialState(state), attributes, _parse_time(start)
 
-    def _again_trial(self, study: int, state: int, beside: dict[str, Any], start: str | None) -> None:
-        number = self.create_new_trial(study, None)
-        trial = self.get_trial(number)
-        trial.state, trial.system_attrs, trial.datetime_start = TrialState(state), beside, _time(start)
+    def _replay_param(self, trial_id: int, name: str, value: float, distribution: str) -> None:
+        self.set_trial_param(trial_id, name, value, json_to_distribution(distribution))
 
-    def _again_value(self, trial: int, name: str, value: float, distribution: str) -> None:
-        self.set_trial_param(trial, name, value, json_to_distribution(distribution))
-
-    def _again_state(
-        self, trial: int, state: int, values: list[float] | None, start: str | None, end: str | None
+    def _replay_state(
+        self, trial_id: int, state: int, values: list[float] | None, start: str | None, end: str | None
     ) -> None:
-        self.set_trial_state_values(trial, TrialState(state), values)
-        found = self.get_trial(trial)
-        found.datetime_start, found.datetime_complete = _time(start), _time(end)
-
-    def _again_beside(self, trial: int, key: str, value: Any) -> None:
-        self.set_trial_system_attr(trial, key, value)
+        self.set_trial_state_values(trial_id, TrialState(state), values)
+        trial = self.get_trial(trial_id)
+        trial.datetime_start, trial.datetime_complete = _parse_time(start), _parse_time(end)
 
 
-def _as_read_again(value: Any) -> Any:
-    """Return a value as it comes back from JSON, so that a search that goes on and one that is resumed see the same."""
-    return json.loads(json.dumps(value))
+def _round_trip(value: T) -> T:
+    """Return a value as JSON gives it back, so that a running search and a resumed one see the same."""
+    copy: T = json.loads(json.dumps(value))
+    return copy
 
 
-def _text(time: datetime | None) -> str | None:
+def _format_time(time: datetime | None) -> str | None:
     return None if time is None else time.isoformat()
 
 
-def _time(text: str | None) -> datetime | None:
+def _parse_time(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)

@@ -3,9 +3,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from autocompress.engine.initial_design import Fixed
+from autocompress.engine.initial_design import FixedTrial
 from autocompress.engine.sampler.encoding import Encoding
-from autocompress.engine.sampler.proposals import Drawn
+from autocompress.engine.sampler.proposals import RandomTrial
 from autocompress.engine.space import Space
 from tests.engine.test_space import space
 
@@ -18,7 +18,9 @@ TEXT = (
 
 def near(found: Space, **changes: object) -> np.ndarray:
     values = {"student.cnn.width": 16, "student.cnn.depth": 1, "student.cnn.block": "plain", "distill": "none"}
-    return np.concatenate(Encoding(found).points(found.suggest(Fixed({**values, **changes}), cut=False)[0]))  # type: ignore[dict-item]
+    return np.concatenate(
+        Encoding(found).encode_trial(found.suggest_config(FixedTrial({**values, **changes}), with_compression=False)[0])
+    )  # type: ignore[dict-item]
 
 
 def apart(found: Space, **changes: object) -> float:
@@ -28,8 +30,11 @@ def apart(found: Space, **changes: object) -> float:
 @pytest.mark.parametrize("seed", range(20))
 def test_values_give_the_training_they_were_read_from(seed: int) -> None:
     found = space(TEXT)
-    training, _ = found.suggest(Drawn({}, Random(seed)), cut=False)
-    assert found.suggest(Fixed(Encoding(found).values(training)), cut=False)[0] == training
+    training, _ = found.suggest_config(RandomTrial({}, Random(seed)), with_compression=False)
+    assert (
+        found.suggest_config(FixedTrial(Encoding(found).sampler_values(training)), with_compression=False)[0]
+        == training
+    )
 
 
 def test_wide_ranges_are_compared_by_ratios_and_names_by_being_equal() -> None:

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from autocompress.engine.sampler.gaussian_process import SLOPE, Gaussian, Inputs
+from autocompress.engine.sampler.gaussian_process import (
+    COST_SLOPE_MEAN,
+    NOISE,
+    GaussianProcess,
+    Inputs,
+    fit_scale,
+    kernel,
+)
 
 
 def inputs(*rows: tuple[float, float, float, float]) -> Inputs:
@@ -9,9 +16,9 @@ def inputs(*rows: tuple[float, float, float, float]) -> Inputs:
     return Inputs(students[:, None], recipes[:, None], costs, epochs)
 
 
-def test_what_was_seen_is_expected_again_and_what_lies_far_is_not_known() -> None:
+def test_mean_follows_observations_and_deviation_grows_with_distance() -> None:
     seen = inputs((0.0, 0.0, 5.0, 0.0), (1.0, 0.0, 5.0, 0.0))
-    model = Gaussian(seen, np.array([-3.0, -1.0]))
+    model = GaussianProcess(seen, np.array([-3.0, -1.0]))
     means, deviations = model.predict(inputs((0.0, 0.0, 5.0, 0.0), (1.0, 0.0, 5.0, 0.0), (0.0, 9.0, 5.0, 0.0)))
     assert means[0] < -2.5
     assert means[1] > -1.5
@@ -19,57 +26,90 @@ def test_what_was_seen_is_expected_again_and_what_lies_far_is_not_known() -> Non
     assert means[2] == pytest.approx(-2.0, abs=0.1)
 
 
-def test_errors_are_believed_to_fall_with_the_cost() -> None:
-    model = Gaussian(inputs((0.0, 0.0, 4.0, 0.0)), np.array([-1.0]))
+def test_prediction_equals_the_formulas_without_cholesky() -> None:
+    """R&W (2.41) and (2.42), written with the inverse of K."""
+    draw = np.random.default_rng(1)
+    seen, new = (
+        Inputs(draw.uniform(size=(n, 2)), draw.uniform(size=(n, 3)), draw.uniform(3, 6, n), draw.uniform(-2, 0, n))
+        for n in (12, 5)
+    )
+    targets = draw.normal(-2.0, 1.0, 12)
+    model = GaussianProcess(seen, targets)
+    inverse = np.linalg.inv(kernel(seen.kernel_inputs, seen.kernel_inputs) + NOISE * np.eye(12))
+    scale, precision = model._scale, model._posterior_precision
+    basis, new_basis = (
+        np.column_stack([np.ones(len(each.costs)), each.costs - seen.costs.mean(), each.epochs]) for each in (seen, new)
+    )
+    prior_precision = precision - basis.T @ inverse @ basis
+    assert np.diag(prior_precision) == pytest.approx([1e-6, scale**2 / 1.0, scale**2 / 0.3**2])
+    prior_mean = np.array([0.0, COST_SLOPE_MEAN, -0.4])
+    beta = np.linalg.inv(precision) @ (prior_precision @ prior_mean + basis.T @ inverse @ targets)
+    cross = kernel(new.kernel_inputs, seen.kernel_inputs)
+    rest = new_basis - cross @ inverse @ basis
+    variances = 1 - np.diag(cross @ inverse @ cross.T) + np.diag(rest @ np.linalg.inv(precision) @ rest.T)
+    means, deviations = model.predict(new)
+    assert means == pytest.approx(new_basis @ beta + cross @ inverse @ (targets - basis @ beta))
+    assert deviations == pytest.approx(scale * np.sqrt(variances))
+
+
+@pytest.mark.parametrize(("squares", "degrees"), [(0.0, 0), (3.0, 5), (1e6, 5), (0.0, 200)])
+def test_scale_is_the_mode_of_its_posterior(squares: float, degrees: int) -> None:
+    scale = fit_scale(squares, degrees)
+    gradient = degrees - squares / scale**2 + np.log(scale) / 0.3**2
+    assert gradient == pytest.approx(0.0, abs=1e-6 * max(degrees, 1))
+
+
+def test_prior_mean_falls_with_cost() -> None:
+    model = GaussianProcess(inputs((0.0, 0.0, 4.0, 0.0)), np.array([-1.0]))
     means, deviations = model.predict(inputs((0.0, 0.0, 4.0, 0.0), (0.0, 0.0, 14.0, 0.0)))
-    assert means[1] - means[0] == pytest.approx(10 * SLOPE, rel=0.05)
+    assert means[1] - means[0] == pytest.approx(10 * COST_SLOPE_MEAN, rel=0.05)
     assert deviations[1] > 0.5
 
 
-def test_a_training_that_was_stopped_tells_of_its_end() -> None:
-    """Two recipes at a third of their epochs: the better there is expected to be the better at the end."""
+def test_scores_at_a_rung_inform_the_prediction_of_the_complete_trial() -> None:
+    """Of two recipes at a third of their epochs, the better one has the lower posterior mean at the end."""
     third = float(np.log(1 / 3))
-    model = Gaussian(inputs((0.0, 0.0, 5.0, third), (0.0, 1.0, 5.0, third)), np.array([-2.0, -0.5]))
+    model = GaussianProcess(inputs((0.0, 0.0, 5.0, third), (0.0, 1.0, 5.0, third)), np.array([-2.0, -0.5]))
     means, deviations = model.predict(inputs((0.0, 0.0, 5.0, 0.0), (0.0, 1.0, 5.0, 0.0), (0.0, 0.0, 5.0, third)))
     assert means[0] < means[1]
-    # And it is expected to become better by then, which is not as sure as what was seen.
+    # The error falls until then, with a larger deviation than at the observed rung.
     assert means[0] < -2.0
     assert deviations[0] > deviations[2]
 
 
-def test_a_space_with_nothing_to_choose_still_has_costs_and_epochs() -> None:
+def test_space_without_hyperparameters_is_modelled_by_cost_and_epochs() -> None:
     empty = Inputs(np.empty((2, 0)), np.empty((2, 0)), np.array([4.0, 5.0]), np.zeros(2))
-    means, _ = Gaussian(empty, np.array([-1.0, -3.0])).predict(empty)
+    means, _ = GaussianProcess(empty, np.array([-1.0, -3.0])).predict(empty)
     assert means[1] < means[0]
 
 
-def test_how_fast_errors_fall_is_learned() -> None:
-    """Trainings whose errors hardly fall with the cost, as on few images of many kinds."""
+def test_slope_is_fitted_to_observations() -> None:
+    """Errors that hardly fall with cost, as in tasks with few images and many classes."""
     costs = np.array([3.0, 3.5, 4.0, 4.5, 5.0])
     flat = Inputs(np.zeros((5, 1)), np.zeros((5, 1)), costs, np.zeros(5))
     larger = Inputs(np.zeros((1, 1)), np.zeros((1, 1)), np.array([6.0]), np.zeros(1))
-    means, deviations = Gaussian(flat, -1.0 - 0.1 * costs).predict(larger)
-    # Believing in the slope that was expected, it would be less than half of what it is.
+    means, deviations = GaussianProcess(flat, -1.0 - 0.1 * costs).predict(larger)
+    # At the prior slope, the error would be less than half of this.
     assert means[0] == pytest.approx(-1.6, abs=0.4)
     assert deviations[0] > 0.05
-    steep, _ = Gaussian(flat, -1.0 - 2.0 * costs).predict(larger)
+    steep, _ = GaussianProcess(flat, -1.0 - 2.0 * costs).predict(larger)
     assert steep[0] == pytest.approx(-13.0, abs=0.4)
 
 
-def test_two_trainings_do_not_overturn_what_is_believed() -> None:
+def test_two_observations_hardly_change_the_prior_slope() -> None:
     two = Inputs(np.zeros((2, 1)), np.zeros((2, 1)), np.array([4.0, 4.1]), np.zeros(2))
     far = Inputs(np.zeros((1, 1)), np.zeros((1, 1)), np.array([8.0]), np.zeros(1))
-    means, _ = Gaussian(two, np.array([-1.0, -1.0])).predict(far)
-    assert means[0] < -1.0 + 4 * SLOPE / 2
+    means, _ = GaussianProcess(two, np.array([-1.0, -1.0])).predict(far)
+    assert means[0] < -1.0 + 4 * COST_SLOPE_MEAN / 2
 
 
-def test_how_far_trainings_lie_apart_is_learned() -> None:
+def test_scale_is_fitted_to_observations() -> None:
     draw = np.random.default_rng(0)
     costs = np.linspace(3, 6, 16)
     seen = Inputs(draw.uniform(size=(16, 1)), draw.uniform(size=(16, 1)), costs, np.zeros(16))
     new = Inputs(np.array([[0.5]]), np.array([[3.0]]), np.array([4.5]), np.zeros(1))
     near, far = (
-        float(Gaussian(seen, -1.75 * costs + spread * draw.standard_normal(16)).predict(new)[1][0])
+        float(GaussianProcess(seen, -1.75 * costs + spread * draw.standard_normal(16)).predict(new)[1][0])
         for spread in (0.05, 2.0)
     )
     assert near < 0.4
@@ -77,9 +117,9 @@ def test_how_far_trainings_lie_apart_is_learned() -> None:
 
 
 @pytest.mark.parametrize("values", [[-2.0], [-2.0, -2.0, -2.0], [-9.0, 0.4, -9.0]])
-def test_what_hardly_differs_and_what_differs_wildly_has_a_finite_spread(values: list[float]) -> None:
+def test_deviation_is_finite_for_equal_and_for_extreme_targets(values: list[float]) -> None:
     count = len(values)
     same = Inputs(np.zeros((count, 1)), np.zeros((count, 1)), np.full(count, 4.0), np.zeros(count))
-    means, deviations = Gaussian(same, np.array(values)).predict(same)
+    means, deviations = GaussianProcess(same, np.array(values)).predict(same)
     assert np.isfinite(means).all()
     assert ((deviations > 0) & (deviations < 5)).all()

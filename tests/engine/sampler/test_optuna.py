@@ -7,16 +7,16 @@ import pytest
 from optuna.samplers import GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from autocompress.engine.sampler.optuna import Proposer, make_sampler
-from autocompress.store.run_store import Study
+from autocompress.engine.sampler.optuna import OptunaSampler, make_sampler
+from autocompress.store.run_store import RunStore
 
 
-def proposer(folder: Path, sampler: str = "tpe", seed: int = 0) -> Proposer:
-    store = Study.create(folder, {"name": "x"})
-    return Proposer(store, "x", sampler, seed, ["maximize", "minimize"], ["accuracy", "cost"])
+def proposer(folder: Path, sampler: str = "tpe", seed: int = 0) -> OptunaSampler:
+    store = RunStore.create(folder, {"name": "x"})
+    return OptunaSampler(store, "x", sampler, seed, ["maximize", "minimize"], ["accuracy", "cost"])
 
 
-def drawn(found: Proposer, number: int, attempt: int = 0) -> float:
+def drawn(found: OptunaSampler, number: int, attempt: int = 0) -> float:
     return found.ask(number, attempt).suggest_float("x", 0, 1)
 
 
@@ -47,23 +47,23 @@ def test_what_is_enqueued_comes_first_and_once(tmp_path: Path) -> None:
     found = proposer(tmp_path)
     found.enqueue({"x": 0.25})
     found.enqueue({"x": 0.25})
-    assert found.waiting
+    assert found.has_enqueued_trial
     assert drawn(found, 0) == 0.25
-    assert not found.waiting
+    assert not found.has_enqueued_trial
     assert drawn(found, 1) != 0.25
 
 
 def test_a_trial_is_told_once(tmp_path: Path) -> None:
     found = proposer(tmp_path)
     trial = found.ask(0)
-    assert found.running() == [0]
+    assert found.running_trials() == [0]
     found.tell(trial, [0.9, 4.0], {"bytes": -1.0})
     found.tell(0, [0.1, 9.0])
     found.tell(0, None)
-    assert found.running() == []
+    assert found.running_trials() == []
     assert found._study.trials[0].values == [0.9, 4.0]
     found.ask(1)
-    found.abandon(1)
+    found.fail_trial(1)
     assert found._study.trials[1].state is TrialState.FAIL
 
 
@@ -74,12 +74,12 @@ def test_optunas_own_tables_are_written_when_asked_for_and_when_something_is_new
 
     found = proposer(tmp_path)
     found.tell(found.ask(0), [0.9, 4.0])
-    found.publish()
+    found.export_tables()
     assert told() == 1
     with sqlite3.connect(tmp_path / "study.db") as disk:
         disk.execute("DELETE FROM trials")
-    found.publish()
+    found.export_tables()
     assert told() == 0
     found.tell(found.ask(1), [0.8, 3.0])
-    found.publish()
+    found.export_tables()
     assert told() == 2

@@ -4,7 +4,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from autocompress.engine.sampler.optuna_export import publish
+from autocompress.engine.sampler.optuna_export import export_study
 from autocompress.errors import StorageError
 
 
@@ -27,7 +27,7 @@ def study() -> optuna.Study:
 def test_optunas_tools_read_the_same_study_however_often_it_was_written(tmp_path: Path) -> None:
     ours = study()
     for _ in range(2):
-        publish(ours, tmp_path / "study.db")
+        export_study(ours, tmp_path / "study.db")
     theirs = optuna.load_study(study_name="x", storage=f"sqlite:///{tmp_path}/study.db")
     assert theirs.directions == ours.directions
     assert theirs.metric_names == ["accuracy", "cost"]
@@ -45,11 +45,11 @@ def test_what_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     def broken(*_: object) -> None:
         raise sqlite3.OperationalError(words)
 
-    monkeypatch.setattr("autocompress.engine.sampler.optuna_export._write", broken)
+    monkeypatch.setattr("autocompress.engine.sampler.optuna_export._write_trials", broken)
     words = "database or disk is full"
     with pytest.raises(StorageError, match="free some space"):
-        publish(study(), tmp_path / "study.db")
+        export_study(study(), tmp_path / "study.db")
     # Tables that a later Optuna lays out otherwise are no reason to lose a search.
     words = "table trials has no column named number"
     with pytest.warns(UserWarning, match="Optuna's own tables were not written"):
-        publish(study(), tmp_path / "study.db")
+        export_study(study(), tmp_path / "study.db")

@@ -7,16 +7,16 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.engine.sampler.optuna import Proposer
-from autocompress.engine.sampler.optuna_storage import Memory
-from autocompress.store.run_store import Study
+from autocompress.engine.sampler.optuna import OptunaSampler
+from autocompress.engine.sampler.optuna_storage import OptunaStorage
+from autocompress.store.run_store import RunStore
 
 
-def proposer(store: Study, sampler: str = "tpe") -> Proposer:
-    return Proposer(store, "x", sampler, 1, ["maximize", "minimize"], ["accuracy", "cost"])
+def proposer(store: RunStore, sampler: str = "tpe") -> OptunaSampler:
+    return OptunaSampler(store, "x", sampler, 1, ["maximize", "minimize"], ["accuracy", "cost"])
 
 
-def one(proposer: Proposer, number: int, *, told: bool = True) -> dict[str, Any]:
+def one(proposer: OptunaSampler, number: int, *, told: bool = True) -> dict[str, Any]:
     trial = proposer.ask(number)
     kind = trial.suggest_categorical("student", ["cnn", "mlp"])
     width = trial.suggest_int(f"student.{kind}.width", 4, 64, log=True)
@@ -28,18 +28,18 @@ def one(proposer: Proposer, number: int, *, told: bool = True) -> dict[str, Any]
     return trial.params
 
 
-def trials(memory: Memory) -> list[FrozenTrial]:
+def trials(memory: OptunaStorage) -> list[FrozenTrial]:
     (study,) = memory.get_all_studies()
     return memory.get_all_trials(study._study_id)
 
 
-def written(store: Study) -> None:
+def written(store: RunStore) -> None:
     """Let a transaction pass, as a driver does with each job."""
     store.set_meta({"anything": 1})
 
 
 def test_what_was_noted_is_found_again(tmp_path: Path) -> None:
-    with Study.create(tmp_path, {"name": "x"}) as store:
+    with RunStore.create(tmp_path, {"name": "x"}) as store:
         here = proposer(store)
         here.enqueue({"student": "mlp", "student.mlp.width": 7, "fit.rate": 0.01})
         assert one(here, 0) == {"student": "mlp", "student.mlp.width": 7, "fit.rate": 0.01}
@@ -49,8 +49,8 @@ def test_what_was_noted_is_found_again(tmp_path: Path) -> None:
         here.enqueue({"student": "cnn"})
         written(store)
         before = trials(here._study._storage)  # type: ignore[arg-type]
-    with Study.open(tmp_path) as store:
-        memory = Memory(store)
+    with RunStore.open(tmp_path) as store:
+        memory = OptunaStorage(store)
         assert trials(memory) == before
         (study,) = memory.get_all_studies()
         assert study.study_name == "x"
@@ -64,31 +64,31 @@ def test_what_was_noted_is_found_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
 def test_a_search_that_is_taken_up_proposes_what_it_would_have(tmp_path: Path, sampler: str) -> None:
-    with Study.create(tmp_path / "whole", {"name": "x"}) as store:
+    with RunStore.create(tmp_path / "whole", {"name": "x"}) as store:
         whole = proposer(store, sampler)
         expected = [one(whole, number) for number in range(16)]
-    with Study.create(tmp_path / "parts", {"name": "x"}) as store:
+    with RunStore.create(tmp_path / "parts", {"name": "x"}) as store:
         first = proposer(store, sampler)
         found = [one(first, number) for number in range(12)]
         written(store)
-    with Study.open(tmp_path / "parts") as store:
+    with RunStore.open(tmp_path / "parts") as store:
         again = proposer(store, sampler)
         found += [one(again, number) for number in range(12, 16)]
     assert found == expected
 
 
 def test_what_is_in_no_transaction_is_forgotten(tmp_path: Path) -> None:
-    with Study.create(tmp_path, {"name": "x"}) as store:
+    with RunStore.create(tmp_path, {"name": "x"}) as store:
         here = proposer(store)
         one(here, 0)
         written(store)
         one(here, 1)
-    with Study.open(tmp_path) as store:
-        assert len(trials(Memory(store))) == 1
+    with RunStore.open(tmp_path) as store:
+        assert len(trials(OptunaStorage(store))) == 1
 
 
 def test_trials_share_what_they_have_in_common(tmp_path: Path) -> None:
-    with Study.create(tmp_path, {"name": "x"}) as store:
+    with RunStore.create(tmp_path, {"name": "x"}) as store:
         here = proposer(store, "random")
         for number in range(8):
             one(here, number)
@@ -101,7 +101,7 @@ def test_trials_share_what_they_have_in_common(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_beside_a_trial_is_at_once_what_will_be_read(tmp_path: Path) -> None:
-    with Study.create(tmp_path, {"name": "x"}) as store:
+    with RunStore.create(tmp_path, {"name": "x"}) as store:
         here = proposer(store)
         memory = here._study._storage
         memory.set_study_system_attr(0, "pairs", {1: (2, 3)})
@@ -109,6 +109,6 @@ def test_what_is_kept_beside_a_trial_is_at_once_what_will_be_read(tmp_path: Path
         memory.set_trial_system_attr(trial._trial_id, "pairs", {1: (2, 3)})
         written(store)
         before = memory.get_study_system_attrs(0)["pairs"], memory.get_trial_system_attrs(trial._trial_id)["pairs"]
-    with Study.open(tmp_path) as store:
-        again = Memory(store)
+    with RunStore.open(tmp_path) as store:
+        again = OptunaStorage(store)
         assert (again.get_study_system_attrs(0)["pairs"], again.get_trial_system_attrs(0)["pairs"]) == before

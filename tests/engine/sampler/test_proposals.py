@@ -2,7 +2,7 @@ from random import Random
 
 from hypothesis import given, strategies as st
 
-from autocompress.engine.sampler.proposals import CHANGED, Drawn
+from autocompress.engine.sampler.proposals import MUTATION_RATE, RandomTrial
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 
@@ -13,7 +13,7 @@ KNOWN = {"student.cnn.width": 16, "student.cnn.depth": 2, "student.cnn.block": "
 @given(st.integers(0, 1000), st.booleans(), st.floats(1.0, 3.0))
 def test_numbers_stay_in_their_range(seed: int, log: bool, value: float) -> None:
     for known in ({}, {"x": value}):
-        drawn = Drawn(known, Random(seed))
+        drawn = RandomTrial(known, Random(seed))
         assert 1.0 <= drawn.suggest_float("x", 1.0, 3.0, log=log) <= 3.0 + 1e-12
         assert drawn.suggest_int("x", 1, 3, log=log) in (1, 2, 3)
 
@@ -21,10 +21,12 @@ def test_numbers_stay_in_their_range(seed: int, log: bool, value: float) -> None
 def test_most_settings_stay_as_they_are_near_a_training() -> None:
     found = open_space(parse_spec(TEXT, "x"))
     random = Random(0)
-    students = [found.suggest(Drawn(KNOWN, random), cut=False)[0].student.values for _ in range(400)]
+    students = [
+        found.suggest_config(RandomTrial(KNOWN, random), with_compression=False)[0].student.values for _ in range(400)
+    ]
     same = sum(student["block"] == "residual" for student in students) / 400
     # Half of what changes draws the same again.
-    assert abs(same - (1 - CHANGED / 2)) < 0.08
+    assert abs(same - (1 - MUTATION_RATE / 2)) < 0.08
     widths = [int(student["width"]) for student in students]  # type: ignore[arg-type]
     assert 0.5 < widths.count(16) / 400 < 0.9
     assert len(set(widths)) > 10
@@ -34,7 +36,9 @@ def test_most_settings_stay_as_they_are_near_a_training() -> None:
 def test_without_a_training_everything_is_drawn_anew_and_wide_ranges_by_ratios() -> None:
     found = open_space(parse_spec(TEXT, "x"))
     random = Random(0)
-    students = [found.suggest(Drawn({}, random), cut=False)[0].student.values for _ in range(400)]
+    students = [
+        found.suggest_config(RandomTrial({}, random), with_compression=False)[0].student.values for _ in range(400)
+    ]
     below = sum(int(student["width"]) < 16 for student in students)  # type: ignore[arg-type]
     assert 150 < below < 250
     assert {student["block"] for student in students} == {"plain", "residual"}
