@@ -11,7 +11,7 @@ from autocompress.core.config import CompressionConfig
 from autocompress.core.method import LayerBits, MethodState
 from autocompress.core.task import InputSpec
 from autocompress.errors import ArtifactError, UsageError
-from autocompress.quantize.packing import pack, unpack
+from autocompress.quantize.packing import pack_codes, unpack_codes
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
@@ -166,7 +166,7 @@ def compact(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
             {"bits": bits, "offset": low, "shape": tuple(tensor.shape), "dtype": dtype}
         )
         if bits:
-            stored[name] = pack(tensor, bits, low)
+            stored[name] = pack_codes(tensor, bits, low)
     return stored, packed, aliases
 
 
@@ -185,7 +185,7 @@ def expand(stored: Mapping[str, Tensor], packed: Mapping[str, Packed], aliases: 
         dtype = getattr(torch, how.dtype)
         try:
             if how.bits:
-                tensors[name] = unpack(stored[name], how.bits, how.shape, how.offset, dtype)
+                tensors[name] = unpack_codes(stored[name], how.bits, how.shape, how.offset, dtype)
             else:
                 tensors[name] = torch.full(how.shape, how.offset, dtype=dtype)
         except (OverflowError, RuntimeError, ValueError) as error:

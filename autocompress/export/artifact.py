@@ -29,8 +29,8 @@ from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.runtime import is_weights_only
 from autocompress.models.base import family_model
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
-from autocompress.quantize.folding import fold_batch_norm, fold_structure, folded_pairs
-from autocompress.trial.pipeline import Step
+from autocompress.quantize.folding import find_folded_pairs, fold_batch_norm, fold_structure
+from autocompress.trial.pipeline import PruningStep
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Deployable:
     model: nn.Module
     prune_state: MethodState | None
     quantize_state: MethodState | None
-    start: tuple[Step, ...] = ()
+    start: tuple[PruningStep, ...] = ()
 
 
 def write_artifact(folder: Path | str, deployable: Deployable, card: Mapping[str, Any]) -> Path:
@@ -148,7 +148,7 @@ def _describe(deployable: Deployable) -> tuple[Architecture, dict[str, Tensor]]:
             "heads": dict(deployable.heads),
             "labels": {head: list(names) for head, names in deployable.labels.items()} or None,
             "inputs": inputs,
-            "folded": list(folded_pairs(deployable.model)),
+            "folded": list(find_folded_pairs(deployable.model)),
             "start": [{"part": step.part.to_json(), "state": saved_state(step.state)} for step in deployable.start],
             "prune": saved_state(deployable.prune_state),
             "quantize": saved_state(deployable.quantize_state),

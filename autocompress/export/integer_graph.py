@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from autocompress.quantize.integer_arithmetic import bias_grid
+from autocompress.quantize.integer_arithmetic import quantize_bias
 
 
 def integer_kernels(proto: ModelProto) -> ModelProto:
@@ -82,7 +82,7 @@ def _quantize_bias(graph: _Graph, node: NodeProto) -> None:
     if bias is None or scales[0] is None or scales[1] is None:
         return
     input_scale, weight_scale = (torch.from_numpy(scale.copy()) for scale in (scales[0], scales[1]))
-    codes, scale = bias_grid(torch.from_numpy(bias.copy()), weight_scale, input_scale)
+    codes, scale = quantize_bias(torch.from_numpy(bias.copy()), weight_scale, input_scale)
     name = f"{node.output[0]}_bias"
     inputs = [
         graph.add_constant(f"{name}_codes", codes.numpy()),

@@ -25,9 +25,9 @@ from autocompress.export.card import input_names
 from autocompress.export.embedding_tables import BagLookup, Lookup, lookup
 from autocompress.export.integer_graph import integer_kernels
 from autocompress.export.runtime import WEIGHTS_ONLY
-from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, swap_quantizers
-from autocompress.quantize.integer_arithmetic import widened_codes
-from autocompress.quantize.layers import is_table
+from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, replace_quantizers
+from autocompress.quantize.integer_arithmetic import widen_codes
+from autocompress.quantize.layers import is_embedding
 from autocompress.quantize.quantizers import Grid
 
 CONTAINERS = {(0, 255), (-128, 127)}
@@ -127,7 +127,7 @@ def _with_lookup(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[st
     """Return the model with the embedding table of this entry, if it is one, as the look-up of its codes."""
     name = entry["name"]
     table = model.get_submodule(name)
-    if not is_table(table) or (entry["weight"] is None and entry["decoded"] is None):
+    if not is_embedding(table) or (entry["weight"] is None and entry["decoded"] is None):
         return model
     if not name:
         return lookup(table, name, tensors)
@@ -140,12 +140,12 @@ def _mark(layer: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
     quantizer = getattr(layer, INPUT, None)
     input_scale = quantizer.scale if isinstance(quantizer, FakeQuantize) else None
     codes, scale, zero_point = (tensors[f"{name}.weight_{part}"] for part in ("codes", "scale", "zero_point"))
-    codes, scale, zero_point = widened_codes(codes, scale, zero_point, layer.bias, input_scale)
+    codes, scale, zero_point = widen_codes(codes, scale, zero_point, layer.bias, input_scale)
     if zero_point.unique().numel() > 1 and getattr(layer, "groups", 1) > 1:
         # onnxruntime has no kernel for zero points that differ and takes thirty times as long as in floating point.
         return
     parametrize.register_parametrization(layer, "weight", _Dequantize(codes, scale, zero_point), unsafe=True)
-    swap_quantizers(layer, lambda quantizer: _QuantizeDequantize(quantizer.grid))
+    replace_quantizers(layer, lambda quantizer: _QuantizeDequantize(quantizer.grid))
 
 
 def _emit(
@@ -156,7 +156,7 @@ def _emit(
 
 
 def _export(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int]) -> onnx.ModelProto:
-    swap_quantizers(model, lambda quantizer: _Round(quantizer.grid))
+    replace_quantizers(model, lambda quantizer: _Round(quantizer.grid))
     # A batch of one would be taken for a constant, so the example is shown twice.
     inputs = tuple(torch.cat([tensor, tensor]) for tensor in example)
     batch = torch.export.Dim("batch")

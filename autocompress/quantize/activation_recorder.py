@@ -31,7 +31,7 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Aim:
+class ObserverConfig:
     """What a range is chosen for.
 
     Attributes:
@@ -45,7 +45,15 @@ class Aim:
     percentile: float = 99.9
 
 
-class MinMax:
+class ObserverFactory(Protocol):
+    """A function or class that makes an observer; registered by name in ``OBSERVERS``."""
+
+    def __call__(self, config: ObserverConfig, /) -> Observer:
+        """Return a new observer of one tensor."""
+        ...
+
+
+class MinMaxObserver:
     """The range is the smallest and the largest value seen.
 
     Example:
@@ -60,7 +68,7 @@ class MinMax:
 
     def observe(self, values: Tensor) -> None:
         """Widen the range to hold every value."""
-        low, high = extremes(values)
+        low, high = finite_min_max(values)
         self._low, self._high = min(self._low, low), max(self._high, high)
 
     def range(self) -> tuple[float, float]:
@@ -70,7 +78,7 @@ class MinMax:
         return self._low, self._high
 
 
-class Sample:
+class ActivationRecorder:
     """Remembers the values that it is shown, of a large tensor a repeatable random share.
 
     Args:
@@ -80,7 +88,7 @@ class Sample:
     def __init__(self, keep: int = 2**16) -> None:
         self._keep = keep
         self._seen: list[Tensor] = []
-        self._ends = MinMax()
+        self._ends = MinMaxObserver()
         self._sampler = torch.Generator().manual_seed(0)
 
     def observe(self, values: Tensor) -> None:
@@ -91,7 +99,7 @@ class Sample:
             flat = flat[torch.randint(flat.numel(), (self._keep,), generator=self._sampler)]
         self._seen.append(flat.clone())
 
-    def values(self) -> Tensor:
+    def all_values(self) -> Tensor:
         """Return everything that is remembered, ``[n]``.
 
         Raises:
@@ -100,12 +108,12 @@ class Sample:
         self._ends.range()
         return torch.cat(self._seen)
 
-    def ends(self) -> tuple[float, float]:
+    def min_max(self) -> tuple[float, float]:
         """Return the smallest and the largest value seen, remembered or not."""
         return self._ends.range()
 
 
-def extremes(values: Tensor) -> tuple[float, float]:
+def finite_min_max(values: Tensor) -> tuple[float, float]:
     """Return the smallest and the largest value of a tensor.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autocompress.quantize.layers import along_channels, rows_of, set_bias
+from autocompress.quantize.layers import broadcast_channels, flatten_positions, set_bias
 
 
 class BiasCorrection:
@@ -33,7 +33,7 @@ class BiasCorrection:
         """Take note of one call in floating point; ``first`` is True for those of the first batch."""
         if getattr(layer, "bias", None) is None:
             return
-        rows = rows_of(layer, output)
+        rows = flatten_positions(layer, output)
         self._sums[name] = self._sums.get(name, 0.0) + rows.sum(0)
         self._rows[name] = self._rows.get(name, 0) + len(rows)
         self._calls[name] = self._calls.get(name, 0) + first
@@ -42,7 +42,7 @@ class BiasCorrection:
         """Return what a layer's mean output over all batches lacks, ``[C]``, or None where it is left alone."""
         if getattr(layer, "bias", None) is None or self._calls.get(name) != 1:
             return None
-        return self._sums[name] / self._rows[name] - rows_of(layer, output).mean(0)
+        return self._sums[name] / self._rows[name] - flatten_positions(layer, output).mean(0)
 
     def correct(self, name: str, layer: Any, output: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
         """Change the bias of a layer by what its mean output lacks; return the output that the layer then gives.
@@ -61,4 +61,4 @@ class BiasCorrection:
         set_bias(layer, after)
         self.shifts[name] = float(shift.abs().max())
         # The layers behind see what the corrected layer gives.
-        return output + along_channels(layer, after - before, output)
+        return output + broadcast_channels(layer, after - before, output)

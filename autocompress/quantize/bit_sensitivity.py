@@ -11,15 +11,15 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, quantize_input
-from autocompress.quantize.layers import along_channels, set_weight, watching
-from autocompress.quantize.model_quantizer import Draft
+from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, attach_input_quantizer
+from autocompress.quantize.layers import broadcast_channels, forward_hooks, set_weight
+from autocompress.quantize.model_quantizer import ModelQuantizer
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.weight_coding import Coded
+from autocompress.quantize.weight_coding import QuantizedWeight
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class LayerSensitivity:
     """One layer of the table.
 
     Attributes:
@@ -39,11 +39,11 @@ class Sensitivity:
 
 
 def measure_sensitivity(
-    draft: Draft,
+    draft: ModelQuantizer,
     measure: Callable[[], float],
-    weights: Mapping[str, Mapping[int, Coded]],
+    weights: Mapping[str, Mapping[int, QuantizedWeight]],
     inputs: Mapping[str, Mapping[int, Grid]],
-) -> list[Sensitivity]:
+) -> list[LayerSensitivity]:
     """Return the table; the draft computes what it did before.
 
     Where the draft corrects biases, the mean output of the rounded layer is put right while it is measured.
@@ -62,31 +62,31 @@ def measure_sensitivity(
     def correct(name: str, _: object, __: object, output: Tensor) -> Tensor:
         layer = draft.layers[name]
         shift = None if draft.correction is None else draft.correction.shift(name, layer, output)
-        return output if shift is None else output + along_channels(layer, shift, output)
+        return output if shift is None else output + broadcast_channels(layer, shift, output)
 
     for name, layer in draft.layers.items():
         of_weights, of_inputs, exact = {}, {}, layer.weight
-        with watching({name: layer}, correct):
+        with forward_hooks({name: layer}, correct):
             for bits, coded in weights[name].items():
                 set_weight(layer, coded)
                 of_weights[bits] = _finite(measure(), name, bits)
             layer.weight = exact
             for bits, grid in inputs[name].items():
-                quantize_input(layer, FakeQuantize(grid, bits))
+                attach_input_quantizer(layer, FakeQuantize(grid, bits))
                 of_inputs[bits] = _finite(measure(), name, bits)
         if inputs[name]:
             layer.add_module(INPUT, nn.Identity())
-        table.append(Sensitivity(name, of_weights, of_inputs))
+        table.append(LayerSensitivity(name, of_weights, of_inputs))
     return table
 
 
-def expected(rises: Mapping[int, float]) -> dict[int, float]:
+def enforce_monotone_losses(rises: Mapping[int, float]) -> dict[int, float]:
     """Return what each width is expected to cost: never less than nothing, and never less than a wider one.
 
     A narrower width that measured better than a wider one did so by chance.
 
     Example:
-        >>> expected({2: 0.5, 4: -0.1, 8: 0.1})
+        >>> enforce_monotone_losses({2: 0.5, 4: -0.1, 8: 0.1})
         {8: 0.1, 4: 0.1, 2: 0.5}
     """
     found: dict[int, float] = {}
@@ -96,7 +96,7 @@ def expected(rises: Mapping[int, float]) -> dict[int, float]:
     return found
 
 
-class Divergence:
+class OutputDivergence:
     """The Kullback-Leibler divergence of the outputs' classes from what they were in floating point, per example.
 
     It is the rise of the loss to expect if labels came as often as the model says they do. Other than the rise of the
@@ -106,10 +106,10 @@ class Divergence:
         CompressionError: There are no calibration batches.
     """
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: ModelQuantizer) -> None:
         if not draft.context.calibration:
             raise CompressionError("sensitivities need calibration batches: the context holds none")
-        self._draft, self._inputs = draft, draft.joined()
+        self._draft, self._inputs = draft, draft.join_batches()
         self._exact = self._outputs()
 
     def __call__(self) -> float:
@@ -122,18 +122,18 @@ class Divergence:
         return [F.log_softmax(leaf.double(), -1) for leaf in tree_leaves(self._draft.model(*self._inputs))]
 
 
-class Loss:
+class LossIncrease:
     """The rise of the task's loss on the calibration batches; below zero where rounding happened to help.
 
     Raises:
         CompressionError: The context lacks the loss, calibration batches or their targets.
     """
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: ModelQuantizer) -> None:
         context = draft.context
         if context.loss is None or not context.targets or len(context.targets) != len(context.calibration):
             raise CompressionError("sensitivities need the loss on calibration batches: the context lacks it")
-        self._draft, self._inputs, self._loss = draft, draft.joined(), context.loss
+        self._draft, self._inputs, self._loss = draft, draft.join_batches(), context.loss
         heads = context.targets[0]
         self._targets = {head: torch.cat([targets[head] for targets in context.targets]) for head in heads}
         self._exact = self._now()
@@ -146,7 +146,10 @@ class Loss:
         return float(self._loss(self._draft.model(*self._inputs), self._targets))
 
 
-MEASURES: dict[str, Callable[[Draft], Callable[[], float]]] = {"divergence": Divergence, "loss": Loss}
+MEASURES: dict[str, Callable[[ModelQuantizer], Callable[[], float]]] = {
+    "divergence": OutputDivergence,
+    "loss": LossIncrease,
+}
 
 
 def _finite(measured: float, layer: str, bits: int) -> float:

@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def cluster(values: Tensor, weights: Tensor, count: int) -> Tensor:
+def cluster_values(values: Tensor, weights: Tensor, count: int) -> Tensor:
     """Return at most ``count`` ascending centres, float64, that leave a small weighted squared distance to the values.
 
     Dynamic programming over stretches of neighbouring values (Wang and Song 2011, Ckmeans.1d.dp) finds a start, which
@@ -26,7 +26,7 @@ def cluster(values: Tensor, weights: Tensor, count: int) -> Tensor:
         count: Most centres to return.
 
     Example:
-        >>> cluster(torch.tensor([1.0, 2.0, 9.0]), torch.ones(3), 2).tolist()
+        >>> cluster_values(torch.tensor([1.0, 2.0, 9.0]), torch.ones(3), 2).tolist()
         [1.5, 9.0]
     """
     places, owner = np.unique(values.detach().flatten().double().numpy(), return_inverse=True)

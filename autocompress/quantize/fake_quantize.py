@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.ste import straight_through
+from autocompress.quantize.ste import ste_quantize
 
 INPUT = "input_quantizer"
 OUTPUT = "output_quantizer"
@@ -47,7 +47,7 @@ class FakeQuantize(nn.Module):
         """Return ``values`` on the grid, ``[...] -> [...]``."""
         low, high = self.low - int(self.zero_point), self.high - int(self.zero_point)
         if values.requires_grad and torch.is_grad_enabled():
-            return straight_through(values, self.scale, low, high)
+            return ste_quantize(values, self.scale, low, high)
         # Ten times the speed of torch's operator, whose loop is not vectorised. It divides as ONNX does, where torch
         # multiplies by the reciprocal: the two part at ties, which discrete inputs such as pixels often hit.
         steps = values.float().div(self.scale).round_().clamp_(low, high)
@@ -58,7 +58,7 @@ class FakeQuantize(nn.Module):
         return f"bits={self.bits}, scale={float(self.scale):.3g}, zero_point={int(self.zero_point)}"
 
 
-def quantize_input(layer: nn.Module, quantizer: nn.Module) -> None:
+def attach_input_quantizer(layer: nn.Module, quantizer: nn.Module) -> None:
     """Round the first input of ``layer`` from now on; the quantizer becomes its submodule ``input_quantizer``.
 
     A quantizer that is there already gives way.
@@ -68,13 +68,13 @@ def quantize_input(layer: nn.Module, quantizer: nn.Module) -> None:
     layer.add_module(INPUT, quantizer.train(layer.training))
 
 
-def quantize_output(layer: nn.Module, quantizer: nn.Module) -> None:
+def attach_output_quantizer(layer: nn.Module, quantizer: nn.Module) -> None:
     """Round the output of ``layer`` from now on; the quantizer becomes its submodule ``output_quantizer``."""
     layer.add_module(OUTPUT, quantizer.train(layer.training))
     layer.register_forward_hook(_after)
 
 
-def swap_quantizers(model: nn.Module, build: Callable[[FakeQuantize], nn.Module]) -> None:
+def replace_quantizers(model: nn.Module, build: Callable[[FakeQuantize], nn.Module]) -> None:
     """Put what ``build`` makes of it in the place of every :class:`FakeQuantize` in ``model``."""
     for layer in list(model.modules()):
         for name, child in list(layer.named_children()):

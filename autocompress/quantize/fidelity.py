@@ -5,12 +5,12 @@ import math
 from torch import Tensor
 
 
-class Fidelity:
+class ErrorStatistics:
     """Compares tensors with what they became, one pair after the other.
 
     Example:
         >>> import torch
-        >>> Fidelity().add(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])).row()["sqnr_db"]
+        >>> ErrorStatistics().add(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])).row()["sqnr_db"]
         0.0
     """
 
@@ -18,7 +18,7 @@ class Fidelity:
         self._count = 0
         self._signal = self._noise = self._power = self._together = 0.0
 
-    def add(self, exact: Tensor, rounded: Tensor) -> "Fidelity":
+    def add(self, exact: Tensor, rounded: Tensor) -> "ErrorStatistics":
         """Take note of a pair of one shape, and return this object."""
         before, after = exact.detach().flatten(), rounded.detach().flatten()
         error = before - after

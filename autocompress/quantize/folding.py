@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.model_copy import copied
-from autocompress.quantize.tracing import trace
+from autocompress.quantize.model_copy import copy_model
+from autocompress.quantize.tracing import trace_graph
 
 FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Linear)
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -34,7 +34,7 @@ class FoldedBatchNorm(nn.Identity):
 
 
 @dataclass(frozen=True)
-class Folding:
+class FoldingResult:
     """What was folded.
 
     Attributes:
@@ -58,32 +58,34 @@ def fold_batch_norm(model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     A pair is folded where torch.fx sees that the layer's output goes nowhere but into the normalization.
     A model that cannot be traced, or whose folded outputs differ on ``example``, keeps its normalizations.
     """
-    return fold(model, example)[0]
+    return fold_with_report(model, example)[0]
 
 
-def fold(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.Module, Folding]:
+def fold_with_report(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.Module, FoldingResult]:
     """Return what :func:`fold_batch_norm` does, and what was folded, earlier foldings included."""
-    fresh = copied(model).eval()
+    fresh = copy_model(model).eval()
     norms = tuple(_norms(fresh))
     if not norms:
-        return fresh, Folding(folded_pairs(fresh))
+        return fresh, FoldingResult(find_folded_pairs(fresh))
     try:
         pairs = _find_pairs(fresh, example)
     except Exception as error:  # torch.fx raises whatever the traced forward raises on a proxy
-        return fresh, Folding(folded_pairs(fresh), norms, f"the model cannot be traced ({_first_line(error)})")
-    folded = copied(fresh)
+        return fresh, FoldingResult(
+            find_folded_pairs(fresh), norms, f"the model cannot be traced ({_first_line(error)})"
+        )
+    folded = copy_model(fresh)
     for names in pairs:
         layer, norm = (folded.get_submodule(name) for name in names)
         _replace(folded, layer, *names, *_folded_values(layer, norm))
     with torch.no_grad():
         if pairs and not _close(fresh(*example), folded(*example)):
-            return fresh, Folding(folded_pairs(fresh), norms, "folding changed the model's outputs")
+            return fresh, FoldingResult(find_folded_pairs(fresh), norms, "folding changed the model's outputs")
     left = tuple(_norms(folded))
     reason = "the input is not the output of one convolution or linear layer alone" if left else ""
-    return folded, Folding(folded_pairs(folded), left, reason)
+    return folded, FoldingResult(find_folded_pairs(folded), left, reason)
 
 
-def folded_pairs(model: nn.Module) -> tuple[tuple[str, str], ...]:
+def find_folded_pairs(model: nn.Module) -> tuple[tuple[str, str], ...]:
     """Return the layer and batch-normalization names that were folded in ``model``."""
     return tuple((module.into, name) for name, module in model.named_modules() if isinstance(module, FoldedBatchNorm))
 
@@ -112,7 +114,7 @@ def _norms(model: nn.Module) -> list[str]:
 
 def _find_pairs(model: nn.Module, example: tuple[Tensor, ...]) -> list[tuple[str, str]]:
     modules = dict(model.named_modules())
-    graph = trace(model, example)
+    graph = trace_graph(model, example)
     calls = Counter(_identity(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
     elsewhere = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     pairs = []

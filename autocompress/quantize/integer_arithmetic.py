@@ -18,7 +18,7 @@ EXACT = 64
 TINY = torch.finfo(torch.float32).tiny
 
 
-def widened_codes(
+def widen_codes(
     codes: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None, input_scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return int8 or uint8 codes, their scale and their zero point, for the same weights on a finer grid.
@@ -37,7 +37,7 @@ def widened_codes(
 
     Example:
         >>> codes, scale = torch.tensor([[-1, 0, 1]], dtype=torch.int8), torch.tensor([0.5])
-        >>> widened_codes(codes, scale, torch.tensor([0]), None, None)[0].tolist()
+        >>> widen_codes(codes, scale, torch.tensor([0]), None, None)[0].tolist()
         [[-64, 0, 64]]
     """
     axes = [-1, *[1] * (codes.ndim - 1)] if scale.ndim else []
@@ -61,19 +61,19 @@ def widened_codes(
     return (steps + moved.view(axes)).to(dtype), wide.float(), moved.to(dtype)
 
 
-def bias_grid(bias: Tensor, weight_scale: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_bias(bias: Tensor, weight_scale: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return the int32 codes of a bias and their scale, ``[C]`` and ``[C]`` or ``[]``.
 
     Example:
-        >>> bias_grid(torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor(0.25))[0].tolist()
+        >>> quantize_bias(torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor(0.25))[0].tolist()
         [8]
     """
     scale = (weight_scale.double() * input_scale.double()).clamp(min=TINY).float()
     return bias.detach().double().div(scale.double()).round().to(torch.int32), scale
 
 
-def rounded_bias(codes: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor, input_scale: Tensor) -> Tensor:
+def round_bias(codes: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor, input_scale: Tensor) -> Tensor:
     """Return the bias as an integer kernel adds it, shaped and typed like ``bias``."""
-    _, wide, _ = widened_codes(codes, scale, zero_point, bias, input_scale)
-    steps, step = bias_grid(bias, wide, input_scale)
+    _, wide, _ = widen_codes(codes, scale, zero_point, bias, input_scale)
+    steps, step = quantize_bias(bias, wide, input_scale)
     return (steps * step.double()).to(bias.dtype)

@@ -10,14 +10,14 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from autocompress.errors import CompressionError
 from autocompress.quantize.fake_quantize import INPUT
-from autocompress.quantize.weight_coding import Coded, Coding
+from autocompress.quantize.weight_coding import QuantizedWeight, WeightCoding
 
-TABLES = (nn.Embedding, nn.EmbeddingBag)
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, *TABLES)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, *EMBEDDINGS)
 
 
 @contextmanager
-def naming(layer: str, what: str) -> Iterator[None]:
+def add_layer_to_errors(layer: str, what: str) -> Iterator[None]:
     """Put the layer's name in front of an error about one of its tensors."""
     try:
         yield
@@ -26,7 +26,7 @@ def naming(layer: str, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def watching(layers: Mapping[str, nn.Module], watch: Callable[..., Any]) -> Iterator[None]:
+def forward_hooks(layers: Mapping[str, nn.Module], watch: Callable[..., Any]) -> Iterator[None]:
     """Show ``watch`` every call of the layers: name, arguments, keyword arguments, output.
 
     What it returns takes the place of the output, unless it is None.
@@ -66,20 +66,20 @@ def find_layers(model: nn.Module) -> dict[str, Any]:
     return layers
 
 
-def is_table(layer: nn.Module) -> bool:
+def is_embedding(layer: nn.Module) -> bool:
     """Return whether a layer looks rows up: its input is row numbers, which are never rounded, and it has no bias."""
-    return isinstance(layer, TABLES)
+    return isinstance(layer, EMBEDDINGS)
 
 
-def coding_of(layer: nn.Module, coding: Coding) -> Coding:
+def coding_for_layer(layer: nn.Module, coding: WeightCoding) -> WeightCoding:
     """Return how the weight of this layer becomes codes: an embedding table always has one scale a row.
 
     Only the rows of an example are read, and those of rare ones are far smaller than those of frequent ones.
     """
-    return replace(coding, granularity="per_channel") if is_table(layer) else coding
+    return replace(coding, granularity="per_channel") if is_embedding(layer) else coding
 
 
-def set_weight(layer: Any, coded: Coded) -> None:
+def set_weight(layer: Any, coded: QuantizedWeight) -> None:
     """Give ``layer`` the values of the codes; as a new parameter, so that a shared weight stays as it was elsewhere."""
     values = coded.values().to(layer.weight.dtype)
     layer.weight = nn.Parameter(values, requires_grad=layer.weight.requires_grad)
@@ -90,11 +90,11 @@ def set_bias(layer: Any, bias: Tensor) -> None:
     layer.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
 
 
-def rows_of(layer: nn.Module, output: Tensor) -> Tensor:
+def flatten_positions(layer: nn.Module, output: Tensor) -> Tensor:
     """Return a layer's output with one row a position, ``[.., C] or [N, C, ..] -> [P, C]``."""
     return (output if isinstance(layer, nn.Linear) else output.movedim(1, -1)).flatten(0, -2)
 
 
-def along_channels(layer: nn.Module, values: Tensor, output: Tensor) -> Tensor:
+def broadcast_channels(layer: nn.Module, values: Tensor, output: Tensor) -> Tensor:
     """Return one number a channel in a shape that broadcasts over a layer's output, ``[C] -> [C, 1, ..]``."""
     return values if isinstance(layer, nn.Linear) else values.view(-1, *[1] * (output.ndim - 2))

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.clustering import cluster
-from autocompress.quantize.quantizers import LARGEST_SCALE, SMALLEST_SCALE, along
+from autocompress.quantize.clustering import cluster_values
+from autocompress.quantize.quantizers import LARGEST_SCALE, SMALLEST_SCALE, broadcast_parameter
 
 # Below 2**-24 of the largest a weight changes no float32 sum that the largest is part of.
 LARGEST_EXPONENTS = 24
 
 
 @dataclass(frozen=True)
-class Table:
+class LookupTable:
     """Unevenly spaced values: code ``c`` stands for ``levels[c] * scale``.
 
     Attributes:
@@ -30,14 +30,16 @@ class Table:
     def encode(self, values: Tensor) -> Tensor:
         """Return the code of the nearest value, uint8; a tie goes to the lower one."""
         middle = (self.levels[1:].double() + self.levels[:-1].double()) / 2
-        return torch.bucketize(values.double() / along(self.scale, values, self.group), middle).to(torch.uint8)
+        return torch.bucketize(values.double() / broadcast_parameter(self.scale, values, self.group), middle).to(
+            torch.uint8
+        )
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the float32 value of each code."""
-        return self.levels[codes.int()] * along(self.scale, codes, self.group)
+        return self.levels[codes.int()] * broadcast_parameter(self.scale, codes, self.group)
 
 
-def power_of_two_levels(bits: int) -> Tensor:
+def build_power_of_two_levels(bits: int) -> Tensor:
     """Return ``-1, -1/2, .., 0, .., 1/2, 1``: a sign and an exponent a code, and zero (Zhou et al. 2017, INQ).
 
     More than 24 exponents are never used, so that a sixth bit is the last that adds any.
@@ -46,7 +48,7 @@ def power_of_two_levels(bits: int) -> Tensor:
         CompressionError: Fewer than 2 bits leave zero alone.
 
     Example:
-        >>> power_of_two_levels(3).tolist()
+        >>> build_power_of_two_levels(3).tolist()
         [-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0]
     """
     if bits < 2:
@@ -56,7 +58,7 @@ def power_of_two_levels(bits: int) -> Tensor:
     return torch.cat([-positive.flip(0), torch.zeros(1), positive])
 
 
-def power_of_two(reach: Tensor, bits: int) -> Table:
+def fit_power_of_two_table(reach: Tensor, bits: int) -> LookupTable:
     """Return the table of powers of two whose largest is the nearest to ``reach``, ``[]``, ``[C]`` or ``[C, G]``.
 
     Every value up to ``reach`` lies within half of the largest power, the table's scale.
@@ -65,19 +67,19 @@ def power_of_two(reach: Tensor, bits: int) -> Table:
         CompressionError: Fewer than 2 bits.
 
     Example:
-        >>> table = power_of_two(torch.tensor(0.7), bits=3)
+        >>> table = fit_power_of_two_table(torch.tensor(0.7), bits=3)
         >>> table.decode(table.encode(torch.tensor([-0.7, 0.2, 0.01]))).tolist()
         [-0.5, 0.25, 0.0]
     """
-    levels = power_of_two_levels(bits)
+    levels = build_power_of_two_levels(bits)
     fraction, exponent = torch.frexp(reach.double())
     # reach = fraction * 2**exponent with a fraction from 1/2 to 1: from 3/4 on the power above is nearer.
     scale = torch.ldexp(torch.ones_like(fraction), exponent - (fraction < 0.75).int())
     scale = torch.where(reach == 0, 1.0, scale.clamp(SMALLEST_SCALE, LARGEST_SCALE))
-    return Table(levels, scale.float())
+    return LookupTable(levels, scale.float())
 
 
-def codebook(values: Tensor, scale: Tensor, group: int, bits: int) -> Table:
+def fit_codebook(values: Tensor, scale: Tensor, group: int, bits: int) -> LookupTable:
     """Return a table of at most ``2 ** bits`` levels clustered from a weight (Deep Compression, Han et al. 2016).
 
     The squared error of ``levels * scale`` is what is made small. Weights of exactly zero keep that value, so that
@@ -89,13 +91,13 @@ def codebook(values: Tensor, scale: Tensor, group: int, bits: int) -> Table:
         group: Values that share a scale where there are groups.
         bits: 1 to 8.
     """
-    spread = along(scale, values, group).double().expand_as(values).flatten()
+    spread = broadcast_parameter(scale, values, group).double().expand_as(values).flatten()
     places = values.detach().flatten().double() / spread
     zero = places == 0
     count = 2**bits - bool(zero.any())
     levels = torch.zeros(0, dtype=torch.float64)
     if not bool(zero.all()):
-        levels = cluster(places[~zero], spread[~zero].square(), count)
+        levels = cluster_values(places[~zero], spread[~zero].square(), count)
     if count < 2**bits:
         levels = torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
-    return Table(levels.float().unique(), scale, group)
+    return LookupTable(levels.float().unique(), scale, group)

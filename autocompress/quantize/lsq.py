@@ -8,24 +8,24 @@ from torch import Tensor, nn
 
 from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import QUANTIZE
-from autocompress.quantize.model_quantizer import fit_input
+from autocompress.quantize.model_quantizer import fit_activation_grid
 from autocompress.quantize.quantization_aware import (
     WEIGHTS,
-    AwareSettings,
-    Gridded,
-    Scaled,
-    Seen,
-    code_ends,
-    train_rounded,
+    InputQuantizer,
+    QuantizationAwareSettings,
+    RangeRecorder,
+    WeightQuantizer,
+    code_range,
+    train_with_rounding,
 )
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.serialization import restore
-from autocompress.quantize.ste import gradient_scale, learned_step
-from autocompress.quantize.weight_coding import Coding
+from autocompress.quantize.serialization import restore_quantization
+from autocompress.quantize.ste import gradient_scale, lsq_quantize
+from autocompress.quantize.weight_coding import WeightCoding
 
 
 @dataclass(frozen=True)
-class LSQConfig(AwareSettings):
+class LSQConfig(QuantizationAwareSettings):
     """How long to train steps and weights, and with how many bits.
 
     Example:
@@ -58,7 +58,7 @@ class LearnedStep(nn.Module):
         return self.start * self.drift.exp()
 
 
-class LearnedWeight(Scaled):
+class LSQWeightQuantizer(WeightQuantizer):
     """Each row's step is learned.
 
     Args:
@@ -72,7 +72,7 @@ class LearnedWeight(Scaled):
     def __init__(self, start: Tensor, count: int, bits: int) -> None:
         super().__init__()
         self.step = LearnedStep(start)
-        self._ends = code_ends(bits)
+        self._ends = code_range(bits)
         self.register_buffer("factor", torch.full_like(start, gradient_scale(count, self._ends[1])))
 
     def scale(self, blocks: Tensor) -> Tensor:
@@ -82,10 +82,10 @@ class LearnedWeight(Scaled):
 
     def forward(self, blocks: Tensor) -> Tensor:
         """Return the rows on their grids."""
-        return learned_step(blocks, self.step(), self.factor, *self._ends)
+        return lsq_quantize(blocks, self.step(), self.factor, *self._ends)
 
 
-class LearnedInput(Gridded):
+class LSQInputQuantizer(InputQuantizer):
     """The step is learned; the code of zero is the one that was calibrated.
 
     Args:
@@ -111,22 +111,24 @@ class LearnedInput(Gridded):
         """Return ``values`` on the grid, ``[...] -> [...]``."""
         # An input that is never above zero has no positive code.
         factor = gradient_scale(values[0].numel(), max(self._ends[1], 1))
-        rounded = learned_step(values.float(), self.step(), values.new_tensor(factor, dtype=torch.float32), *self._ends)
+        rounded = lsq_quantize(values.float(), self.step(), values.new_tensor(factor, dtype=torch.float32), *self._ends)
         return rounded.to(values.dtype)
 
 
-class Learned:
+class LSQRounding:
     """Rounds on steps that are learned, from the ones that leave the smallest squared error (Bhalgat et al. 2020)."""
 
-    def weight(self, blocks: Tensor, share: Tensor, coding: Coding) -> Scaled:
+    def weight(self, blocks: Tensor, share: Tensor, coding: WeightCoding) -> WeightQuantizer:
         """Return what rounds a weight."""
         low, high = torch.aminmax(blocks, dim=1)
         start = WEIGHTS.fit(low * share, high * share, coding.bits).scale
-        return LearnedWeight(start[:, None], blocks.shape[1], coding.bits)
+        return LSQWeightQuantizer(start[:, None], blocks.shape[1], coding.bits)
 
-    def input(self, seen: Seen, settings: AwareSettings) -> Gridded:
+    def input(self, seen: RangeRecorder, settings: QuantizationAwareSettings) -> InputQuantizer:
         """Return what rounds the input of a layer."""
-        return LearnedInput(fit_input(seen.range(), settings.activation_scheme, settings.activation_bits))
+        return LSQInputQuantizer(
+            fit_activation_grid(seen.range(), settings.activation_scheme, settings.activation_bits)
+        )
 
 
 class LSQ:
@@ -150,7 +152,7 @@ class LSQ:
             CompressionError: The context cannot train, calibration batches are missing, a tensor is empty, NaN or
                 infinite, or no layer can be quantized.
         """
-        return train_rounded(model, config, context, Learned())
+        return train_with_rounding(model, config, context, LSQRounding())
 
     def restore(self, model: nn.Module, config: LSQConfig, state: MethodState) -> nn.Module:
         """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.
@@ -158,7 +160,7 @@ class LSQ:
         Raises:
             CompressionError: The history does not fit the model.
         """
-        return restore(model, state)
+        return restore_quantization(model, state)
 
 
 QUANTIZE.add(LSQ.name, LSQ())

@@ -14,15 +14,20 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError
 from autocompress.quantize.activation_recorder import Observer
 from autocompress.quantize.bias_correction import BiasCorrection
-from autocompress.quantize.bit_sensitivity import MEASURES, Sensitivity, expected, measure_sensitivity
+from autocompress.quantize.bit_sensitivity import (
+    MEASURES,
+    LayerSensitivity,
+    enforce_monotone_losses,
+    measure_sensitivity,
+)
 from autocompress.quantize.budget import SOLVERS
-from autocompress.quantize.layers import coding_of, is_table, naming, watching
-from autocompress.quantize.model_quantizer import Draft, fit_input
-from autocompress.quantize.observers import OBSERVERS
+from autocompress.quantize.layers import add_layer_to_errors, coding_for_layer, forward_hooks, is_embedding
+from autocompress.quantize.model_quantizer import ModelQuantizer, fit_activation_grid
+from autocompress.quantize.observers import OBSERVER_CHOICE
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.serialization import restore
+from autocompress.quantize.serialization import restore_quantization
 from autocompress.quantize.settings import BITS, InputSettings, WeightSettings
-from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, Coded, encode_weight
+from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, QuantizedWeight, encode_weight
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 
@@ -54,7 +59,7 @@ class MixedPrecisionConfig(WeightSettings, InputSettings):
     )
     activation_bits: int = knob(8, BITS, "bits of every layer's input where the budget is a size")
     weight_observer: str = knob("mse", Choice(WEIGHT_OBSERVERS), "how a weight's range is found")
-    observer: str = knob("mse", Choice(tuple(OBSERVERS)), "how an input's range is found")
+    observer: str = knob("mse", OBSERVER_CHOICE, "how an input's range is found")
     bias_correction: bool = knob(
         True, Choice((False, True)), "move biases so that each layer's mean output stays as it was"
     )
@@ -88,10 +93,10 @@ class MixedPrecision:
         """
         with torch.no_grad():
             if self.is_identity(config):
-                draft = Draft(model, context)
+                draft = ModelQuantizer(model, context)
                 draft.observe(None)
-                return draft.close()
-            draft = Draft(model, context, BiasCorrection() if config.bias_correction else None)
+                return draft.finalize()
+            draft = ModelQuantizer(model, context, BiasCorrection() if config.bias_correction else None)
             input_widths = WIDTHS if config.budget == "bops" else (config.activation_bits,)
             inputs = _input_grids(draft, config, [bits for bits in input_widths if bits < 32])
             weights = _weight_codes(draft, config)
@@ -104,10 +109,10 @@ class MixedPrecision:
             chosen = {name: list(some)[at] for (name, some), at in zip(options.items(), found, strict=True)}
             for name, (weight_bits, input_bits) in chosen.items():
                 if input_bits < 32:
-                    draft.round_input(name, inputs[name][input_bits], input_bits)
-                draft.round_weight(name, weights[name][weight_bits], weight_bits)
+                    draft.quantize_input(name, inputs[name][input_bits], input_bits)
+                draft.quantize_weight(name, weights[name][weight_bits], weight_bits)
             assignment = _describe(options, chosen, limit, input_widths)
-            return draft.close({"sensitivity": [row.to_json() for row in table], "assignment": assignment})
+            return draft.finalize({"sensitivity": [row.to_json() for row in table], "assignment": assignment})
 
     def restore(self, model: nn.Module, config: MixedPrecisionConfig, state: MethodState) -> nn.Module:
         """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.
@@ -115,7 +120,7 @@ class MixedPrecision:
         Raises:
             CompressionError: The history does not fit the model.
         """
-        return restore(model, state)
+        return restore_quantization(model, state)
 
 
 QUANTIZE.add(MixedPrecision.name, MixedPrecision())
@@ -167,7 +172,9 @@ class _Several:
         return next(iter(self.observers.values())).range()
 
 
-def _input_grids(draft: Draft, config: MixedPrecisionConfig, widths: Sequence[int]) -> dict[str, dict[int, Grid]]:
+def _input_grids(
+    draft: ModelQuantizer, config: MixedPrecisionConfig, widths: Sequence[int]
+) -> dict[str, dict[int, Grid]]:
     seen: dict[str, _Several] = {}
 
     def build(name: str) -> Observer:
@@ -177,22 +184,24 @@ def _input_grids(draft: Draft, config: MixedPrecisionConfig, widths: Sequence[in
     draft.observe(build if widths else None)
     return {
         name: {
-            bits: fit_input(observer.range(), config.activation_scheme, bits)
+            bits: fit_activation_grid(observer.range(), config.activation_scheme, bits)
             for bits, observer in (seen[name].observers.items() if name in seen else ())
         }
         for name in draft.layers
     }
 
 
-def _weight_codes(draft: Draft, config: MixedPrecisionConfig) -> dict[str, dict[int, Coded]]:
-    codes: dict[str, dict[int, Coded]] = {}
+def _weight_codes(draft: ModelQuantizer, config: MixedPrecisionConfig) -> dict[str, dict[int, QuantizedWeight]]:
+    codes: dict[str, dict[int, QuantizedWeight]] = {}
     for name, layer in draft.layers.items():
-        with naming(name, "weight"):
-            codes[name] = {bits: encode_weight(layer.weight, coding_of(layer, config.coding(bits))) for bits in WIDTHS}
+        with add_layer_to_errors(name, "weight"):
+            codes[name] = {
+                bits: encode_weight(layer.weight, coding_for_layer(layer, config.coding(bits))) for bits in WIDTHS
+            }
     return codes
 
 
-def _costs(draft: Draft, budget: str) -> dict[str, int]:
+def _costs(draft: ModelQuantizer, budget: str) -> dict[str, int]:
     """Return what a bit of each layer costs: its multiply-accumulates for one example, or its weights.
 
     Raises:
@@ -206,15 +215,15 @@ def _costs(draft: Draft, budget: str) -> dict[str, int]:
         macs[name] += output.numel() * draft.layers[name].weight[0].numel()
 
     # Looking a row up multiplies nothing.
-    with watching({name: layer for name, layer in draft.layers.items() if not is_table(layer)}, watch):
+    with forward_hooks({name: layer for name, layer in draft.layers.items() if not is_embedding(layer)}, watch):
         draft.model(*draft.context.example)
     if not any(macs.values()):
         raise CompressionError("the model looks rows up and multiplies nothing: set budget to 'size'")
     return macs
 
 
-def _options(row: Sensitivity, unit: int, limit: _Limit, input_widths: Sequence[int]) -> dict[Bits, Option]:
-    of_weights, of_inputs = expected(row.weights), {32: 0.0, **expected(row.inputs)}
+def _options(row: LayerSensitivity, unit: int, limit: _Limit, input_widths: Sequence[int]) -> dict[Bits, Option]:
+    of_weights, of_inputs = enforce_monotone_losses(row.weights), {32: 0.0, **enforce_monotone_losses(row.inputs)}
     return {
         (weight, inputs): (limit.of(unit, weight, inputs), of_weights[weight] + of_inputs[inputs])
         for weight in WIDTHS

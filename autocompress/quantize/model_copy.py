@@ -13,7 +13,7 @@ TABLES = ("_parameters", "_buffers", "_modules")
 OWN = frozenset(vars(nn.Module()))
 
 
-def copied(model: M) -> M:
+def copy_model(model: M) -> M:
     """Return an independent copy of a model, as :func:`copy.deepcopy` does.
 
     Most of a deep copy's time goes into the empty tables of each module's hooks. A model whose modules hold nothing

@@ -10,24 +10,31 @@ from torch import Tensor, nn
 
 from autocompress.core.method import Context, LayerBits, MethodState
 from autocompress.errors import CompressionError
-from autocompress.quantize.activation_recorder import MinMax, Observer, extremes
+from autocompress.quantize.activation_recorder import MinMaxObserver, Observer, finite_min_max
 from autocompress.quantize.bias_correction import BiasCorrection
-from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, quantize_input, quantize_output
-from autocompress.quantize.fidelity import Fidelity
-from autocompress.quantize.folding import fold
-from autocompress.quantize.integer_arithmetic import rounded_bias
-from autocompress.quantize.layers import find_layers, is_table, naming, set_bias, set_weight, watching
+from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, attach_input_quantizer, attach_output_quantizer
+from autocompress.quantize.fidelity import ErrorStatistics
+from autocompress.quantize.folding import fold_with_report
+from autocompress.quantize.integer_arithmetic import round_bias
+from autocompress.quantize.layers import (
+    add_layer_to_errors,
+    find_layers,
+    forward_hooks,
+    is_embedding,
+    set_bias,
+    set_weight,
+)
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, Grid
-from autocompress.quantize.serialization import grid_to_json, restored_names
-from autocompress.quantize.tracing import open_outputs
-from autocompress.quantize.weight_coding import Coded
+from autocompress.quantize.serialization import grid_to_json, list_restored_names
+from autocompress.quantize.tracing import find_outputs_to_quantize
+from autocompress.quantize.weight_coding import QuantizedWeight
 
 NOT_INTEGER = "groups and tables have no int8 form, so model.onnx holds these layers' weights as 32-bit values"
 
 Ranges = dict[str, tuple[float, float]]
 
 
-class Draft:
+class ModelQuantizer:
     """A folded copy in evaluation mode, on its way to being quantized.
 
     :meth:`observe` while it is in floating point, then :meth:`round_input` and :meth:`round_weight` for each layer,
@@ -53,15 +60,15 @@ class Draft:
                 "bias_correction needs calibration batches, and the context holds none: switch it off"
             )
         self.correction = correction
-        self.model, self._folding = fold(model, context.example)
+        self.model, self._folding = fold_with_report(model, context.example)
         self.context = context
         self.layers = find_layers(self.model)
         self._refuse_nothing()
         self._candidates = tuple(self.layers)
-        self.settle()
+        self.record_exact_weights()
         self._outputs: dict[str, list[Tensor]] = {}
         self._inputs: dict[str, tuple[Grid, int]] = {}
-        self._weights: dict[str, tuple[Coded, int]] = {}
+        self._weights: dict[str, tuple[QuantizedWeight, int]] = {}
 
     def observe(self, build: Callable[[str], Observer] | None, key: Hashable = None) -> Ranges:
         """Pass over the calibration batches; return the range of every layer's input, or nothing without ``build``.
@@ -103,20 +110,20 @@ class Draft:
             if self.correction is not None:
                 self.correction.note(name, self.layers[name], output, first)
             called.add(name)
-            if build is not None and not is_table(self.layers[name]):
+            if build is not None and not is_embedding(self.layers[name]):
                 if name not in seen:
                     seen[name] = build(name)
-                with naming(name, "input"):
+                with add_layer_to_errors(name, "input"):
                     seen[name].observe(args[0] if args else kwargs["input"])
 
-        with watching(self.layers, watch):
+        with forward_hooks(self.layers, watch):
             for batch in self.context.calibration[: None if build or self.correction else 1]:
                 self.model(*batch)
                 first = False
         ranges = {name: observer.range() for name, observer in seen.items()}
         return _Observed(ranges, frozenset(called), outputs, self.correction)
 
-    def settle(self) -> None:
+    def record_exact_weights(self) -> None:
         """Take the layers' parameters as they are now for the exact ones, as after a training.
 
         Raises:
@@ -125,20 +132,20 @@ class Draft:
         self._exact = {name: layer.weight.detach() for name, layer in self.layers.items()}
         for name, layer in self.layers.items():
             for part, tensor in layer.named_parameters(recurse=False):
-                with naming(name, part):
-                    extremes(tensor)
+                with add_layer_to_errors(name, part):
+                    finite_min_max(tensor)
 
-    def round_input(self, name: str, grid: Grid, bits: int) -> None:
+    def quantize_input(self, name: str, grid: Grid, bits: int) -> None:
         """Round the input of a layer from now on."""
         self._inputs[name] = grid, bits
-        quantize_input(self.layers[name], FakeQuantize(grid, bits))
+        attach_input_quantizer(self.layers[name], FakeQuantize(grid, bits))
 
-    def round_weight(self, name: str, coded: Coded, bits: int) -> None:
+    def quantize_weight(self, name: str, coded: QuantizedWeight, bits: int) -> None:
         """Give a layer the values of its codes."""
         self._weights[name] = coded, bits
         set_weight(self.layers[name], coded)
 
-    def joined(self) -> tuple[Tensor, ...]:
+    def join_batches(self) -> tuple[Tensor, ...]:
         """Return all calibration batches as one.
 
         Raises:
@@ -149,7 +156,7 @@ class Draft:
         except (RuntimeError, ValueError) as error:
             raise CompressionError(f"calibration batches cannot be joined to one: {error}") from error
 
-    def close(self, report: Mapping[str, Any] | None = None) -> tuple[nn.Module, MethodState]:
+    def finalize(self, report: Mapping[str, Any] | None = None) -> tuple[nn.Module, MethodState]:
         """Round what integer kernels round too, and return the model and what was done.
 
         ``report`` is added to the state's. The history is described in :mod:`autocompress.quantize.serialization`.
@@ -169,14 +176,14 @@ class Draft:
         }
         decoded = [entry["name"] for entry in entries if entry["decoded"] is not None]
         # A table's codes are looked up, not multiplied, so the graph holds them in any form.
-        decoded = [name for name in decoded if not is_table(self.layers[name])]
+        decoded = [name for name in decoded if not is_embedding(self.layers[name])]
         if decoded:
             state_report["float_in_onnx"] = {"layers": decoded, "reason": NOT_INTEGER}
         if self.correction is not None:
             left = [name for name in self.layers if name not in self.correction.shifts]
             state_report["bias_correction"] = {"shifts": self.correction.shifts, "uncorrected": left}
         return self.model, MethodState(
-            history={"folded": folded["folded"], "layers": entries, "restored": restored_names(entries)},
+            history={"folded": folded["folded"], "layers": entries, "restored": list_restored_names(entries)},
             tensors={key: t for name, (coded, _) in self._weights.items() for key, t in coded.saved(name).items()},
             bits={name: LayerBits(self._bits(name), self._bits_of_input(name)) for name in self.layers},
             report={**state_report, **(report or {})},
@@ -214,7 +221,7 @@ class Draft:
             return bias
         coded, grid = self._weights[name][0], self._weights[name][0].how
         assert isinstance(grid, Grid)
-        return rounded_bias(coded.codes, grid.scale, grid.zero_point, bias, self._inputs[name][0].scale)
+        return round_bias(coded.codes, grid.scale, grid.zero_point, bias, self._inputs[name][0].scale)
 
     def _round_outputs(self, seen: "_Seen") -> dict[str, Grid]:
         """Round the outputs that no input quantizer of a next layer rounds, over the range they have by now.
@@ -223,9 +230,10 @@ class Draft:
         """
         integer = [name for name in self.layers if self._integer(name)]
         rectified = self.context.once(
-            ("open", *integer), lambda: open_outputs(self.model, self.context.example, integer) if integer else {}
+            ("open", *integer),
+            lambda: find_outputs_to_quantize(self.model, self.context.example, integer) if integer else {},
         )
-        ranges = {name: MinMax() for name in rectified}
+        ranges = {name: MinMaxObserver() for name in rectified}
         correction, watches = self.correction, {**self.layers, **self._quantizers()}
 
         def watch(name: str, args: tuple[Any, ...], _: object, output: Tensor) -> Tensor:
@@ -234,14 +242,14 @@ class Draft:
             elif correction is None and first:
                 seen(name, args, output)
             if name in ranges:
-                with naming(name, "output"):
+                with add_layer_to_errors(name, "output"):
                     ranges[name].observe(output)
             return output
 
         # A bias is corrected by what all batches say about it, before any layer behind it runs.
-        batches = self.context.calibration[: None if ranges else 1] if correction is None else (self.joined(),)
+        batches = self.context.calibration[: None if ranges else 1] if correction is None else (self.join_batches(),)
         first = True
-        with watching(watches, watch):
+        with forward_hooks(watches, watch):
             for batch in batches:
                 self.model(*batch)
                 first = False
@@ -249,10 +257,10 @@ class Draft:
         for name, observer in ranges.items():
             low, high = observer.range()
             # A grid that starts at zero does the work of the ReLU behind it.
-            grids[name] = fit_input((0.0 if rectified[name] else low, high), "asymmetric", 8)
-            quantize_output(self.layers[name], FakeQuantize(grids[name], 8))
+            grids[name] = fit_activation_grid((0.0 if rectified[name] else low, high), "asymmetric", 8)
+            attach_output_quantizer(self.layers[name], FakeQuantize(grids[name], 8))
         if correction is not None:
-            with watching(watches, lambda name, args, _, output: seen(name, args, output)):
+            with forward_hooks(watches, lambda name, args, _, output: seen(name, args, output)):
                 self.model(*self.context.calibration[0])
         return grids
 
@@ -263,7 +271,7 @@ class Draft:
         """Return one line of the error report: a layer's weight, its input, its output after all that came before."""
         row: dict[str, Any] = {"name": name}
         row |= {"weight_bits": self._bits(name), "activation_bits": self._bits_of_input(name)}
-        row |= Fidelity().add(self._exact[name], self.layers[name].weight).row()
+        row |= ErrorStatistics().add(self._exact[name], self.layers[name].weight).row()
         for side, found in (("input_", seen.inputs.get(name)), ("output_", seen.outputs.get(name))):
             row |= found.row(side) if found is not None else {}
         return row
@@ -295,17 +303,17 @@ class _Seen:
 
     def __init__(self, exact: Mapping[str, Sequence[Tensor]]) -> None:
         self._exact = {name: iter(outputs) for name, outputs in exact.items()}
-        self.inputs: dict[str, Fidelity] = {}
-        self.outputs: dict[str, Fidelity] = {}
+        self.inputs: dict[str, ErrorStatistics] = {}
+        self.outputs: dict[str, ErrorStatistics] = {}
 
     def __call__(self, name: str, args: tuple[Any, ...], output: Tensor) -> None:
         if name.endswith(f".{INPUT}"):
-            self.inputs.setdefault(name.removesuffix(f".{INPUT}"), Fidelity()).add(args[0], output)
+            self.inputs.setdefault(name.removesuffix(f".{INPUT}"), ErrorStatistics()).add(args[0], output)
         elif name in self._exact:
-            self.outputs.setdefault(name, Fidelity()).add(next(self._exact[name]), output)
+            self.outputs.setdefault(name, ErrorStatistics()).add(next(self._exact[name]), output)
 
 
-def fit_input(ends: tuple[float, float], scheme: str, bits: int) -> Grid:
+def fit_activation_grid(ends: tuple[float, float], scheme: str, bits: int) -> Grid:
     """Return the grid for a range of activations."""
     # Zero stays inside the range: padding and empty inputs are zero, and must cost nothing.
     low, high = min(ends[0], 0.0), max(ends[1], 0.0)

@@ -1,16 +1,23 @@
 """Observers: they watch tensors go by and say which range a quantizer should cover."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from torch import Tensor
 
+from autocompress.core.knobs import RegisteredChoice
+from autocompress.core.registry import OBSERVERS
 from autocompress.errors import CompressionError
-from autocompress.quantize.activation_recorder import Aim, MinMax, Observer, Sample, extremes
-from autocompress.quantize.histogram_observers import Entropy, MeanSquaredError
+from autocompress.quantize.activation_recorder import (
+    ActivationRecorder,
+    MinMaxObserver,
+    ObserverFactory,
+    finite_min_max,
+)
+from autocompress.quantize.histogram_observers import EntropyObserver, MseObserver
 
 
-class MovingAverage:
+class MovingAverageObserver:
     """The range is an average of each tensor's smallest and largest value, in which newer ones count more.
 
     Args:
@@ -18,7 +25,7 @@ class MovingAverage:
 
     Example:
         >>> import torch
-        >>> observer = MovingAverage(momentum=0.5)
+        >>> observer = MovingAverageObserver(momentum=0.5)
         >>> for values in (torch.tensor([0.0, 2.0]), torch.tensor([-1.0, 4.0])):
         ...     observer.observe(values)
         >>> observer.range()
@@ -31,7 +38,7 @@ class MovingAverage:
 
     def observe(self, values: Tensor) -> None:
         """Move both ends towards those of the tensor."""
-        ends = extremes(values)
+        ends = finite_min_max(values)
         before = self._range or ends
         low, high = (old + (1 - self._momentum) * (new - old) for old, new in zip(before, ends, strict=True))
         self._range = low, high
@@ -43,7 +50,7 @@ class MovingAverage:
         return self._range
 
 
-class Percentile(Sample):
+class PercentileObserver(ActivationRecorder):
     """The range cuts equal tails off both ends: from percentile ``100 - p`` to percentile ``p`` of all values.
 
     Args:
@@ -57,17 +64,21 @@ class Percentile(Sample):
 
     def range(self) -> tuple[float, float]:
         """Return the two percentiles, each a value that was seen."""
-        values = self.values()
+        values = self.all_values()
         count = values.numel()
         tail = math.floor((1 - self._share) * (count - 1) + 1e-6)
         low, high = (float(values.kthvalue(rank).values) for rank in (tail + 1, count - tail))
         return min(low, high), max(low, high)
 
 
-OBSERVERS: dict[str, Callable[[Aim], Observer]] = {
-    "minmax": lambda _: MinMax(),
-    "moving_average": lambda _: MovingAverage(),
-    "percentile": lambda aim: Percentile(aim.percentile),
-    "mse": MeanSquaredError,
-    "entropy": Entropy,
+_BUILTIN: Mapping[str, ObserverFactory] = {
+    "minmax": lambda _: MinMaxObserver(),
+    "moving_average": lambda _: MovingAverageObserver(),
+    "percentile": lambda aim: PercentileObserver(aim.percentile),
+    "mse": MseObserver,
+    "entropy": EntropyObserver,
 }
+for _name, _factory in _BUILTIN.items():
+    OBSERVERS.add(_name, _factory)
+
+OBSERVER_CHOICE = RegisteredChoice(OBSERVERS, first=tuple(_BUILTIN))

@@ -5,17 +5,17 @@ import torch
 from torch import Tensor
 
 
-def packed_bytes(count: int, bits: int) -> int:
+def count_packed_bytes(count: int, bits: int) -> int:
     """Return the bytes that ``count`` codes of ``bits`` bits take.
 
     Example:
-        >>> packed_bytes(10, 3)
+        >>> count_packed_bytes(10, 3)
         4
     """
     return (count * bits + 7) // 8
 
 
-def pack(codes: Tensor, bits: int, offset: int = 0) -> Tensor:
+def pack_codes(codes: Tensor, bits: int, offset: int = 0) -> Tensor:
     """Return integer codes as a dense stream of bits, ``[...] -> uint8 [packed_bytes(n, bits)]``.
 
     Args:
@@ -27,7 +27,7 @@ def pack(codes: Tensor, bits: int, offset: int = 0) -> Tensor:
         ValueError: ``bits`` is not 1 to 8, or a code does not fit.
 
     Example:
-        >>> pack(torch.tensor([1, 2, 3]), bits=2).tolist()
+        >>> pack_codes(torch.tensor([1, 2, 3]), bits=2).tolist()
         [57]
     """
     _check(bits)
@@ -38,15 +38,15 @@ def pack(codes: Tensor, bits: int, offset: int = 0) -> Tensor:
     return torch.from_numpy(np.packbits(planes, bitorder="little"))
 
 
-def unpack(packed: Tensor, bits: int, shape: tuple[int, ...], offset: int, dtype: torch.dtype) -> Tensor:
-    """Return the codes that :func:`pack` stored, ``uint8 [packed_bytes(n, bits)] -> shape``.
+def unpack_codes(packed: Tensor, bits: int, shape: tuple[int, ...], offset: int, dtype: torch.dtype) -> Tensor:
+    """Return the codes that :func:`pack_codes` stored, ``uint8 [packed_bytes(n, bits)] -> shape``.
 
     Raises:
         ValueError: ``bits`` is not 1 to 8, or the stream is not as long as the shape needs.
     """
     _check(bits)
     count = int(np.prod(shape, dtype=np.int64))
-    size = packed_bytes(count, bits)
+    size = count_packed_bytes(count, bits)
     if packed.dtype != torch.uint8 or tuple(packed.shape) != (size,):
         raise ValueError(f"{count} codes of {bits} bits take {size} bytes, got {list(packed.shape)}")
     planes = np.unpackbits(packed.cpu().numpy(), count=count * bits, bitorder="little").reshape(count, bits)

@@ -10,11 +10,17 @@ from autocompress.core.knobs import Choice, knob
 from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.quantize.bias_correction import BiasCorrection
-from autocompress.quantize.layers import coding_of, naming
-from autocompress.quantize.model_quantizer import Draft, fit_input
-from autocompress.quantize.serialization import restore
+from autocompress.quantize.layers import add_layer_to_errors, coding_for_layer
+from autocompress.quantize.model_quantizer import ModelQuantizer, fit_activation_grid
+from autocompress.quantize.serialization import restore_quantization
 from autocompress.quantize.settings import BitSettings, InputSettings, WeightSettings
-from autocompress.quantize.weight_coding import QUANTIZERS, WEIGHT_OBSERVERS, Coded, Coding, encode_weight
+from autocompress.quantize.weight_coding import (
+    QUANTIZER_CHOICE,
+    WEIGHT_OBSERVERS,
+    QuantizedWeight,
+    WeightCoding,
+    encode_weight,
+)
 
 
 @dataclass(frozen=True)
@@ -29,14 +35,14 @@ class PostTrainingConfig(WeightSettings, InputSettings, BitSettings):
     label: ClassVar[str] = "quantize.post_training"
 
     quantizer: str = knob(
-        "linear", Choice(QUANTIZERS), "what a weight's codes stand for: even steps, powers of two, a fitted table"
+        "linear", QUANTIZER_CHOICE, "what a weight's codes stand for: even steps, powers of two, a fitted table"
     )
     weight_observer: str = knob("mse", Choice(WEIGHT_OBSERVERS), "how a weight's range is found")
     bias_correction: bool = knob(
         True, Choice((False, True)), "move biases so that each layer's mean output stays as it was"
     )
 
-    def coding(self, bits: int) -> Coding:
+    def coding(self, bits: int) -> WeightCoding:
         """Return how a weight becomes codes of some bits."""
         return replace(super().coding(bits), quantizer=self.quantizer)
 
@@ -68,7 +74,7 @@ class PostTraining:
         """
         with torch.no_grad():
             corrects = config.bias_correction and not self.is_identity(config)
-            draft = Draft(model, context, BiasCorrection() if corrects else None)
+            draft = ModelQuantizer(model, context, BiasCorrection() if corrects else None)
             rounds_inputs = config.activation_bits < 32
             ranges = draft.observe(
                 (lambda _: config.watch(config.activation_bits)) if rounds_inputs else None,
@@ -76,15 +82,15 @@ class PostTraining:
             )
             for name, layer in draft.layers.items():
                 if name in ranges:
-                    grid = fit_input(ranges[name], config.activation_scheme, config.activation_bits)
-                    draft.round_input(name, grid, config.activation_bits)
+                    grid = fit_activation_grid(ranges[name], config.activation_scheme, config.activation_bits)
+                    draft.quantize_input(name, grid, config.activation_bits)
                 if config.weight_bits < 32:
-                    draft.round_weight(name, self._coded(name, layer, config, context), config.weight_bits)
-            return draft.close()
+                    draft.quantize_weight(name, self._coded(name, layer, config, context), config.weight_bits)
+            return draft.finalize()
 
-    def _coded(self, name: str, layer: Any, config: PostTrainingConfig, context: Context) -> Coded:
-        coding = coding_of(layer, config.coding(config.weight_bits))
-        with naming(name, "weight"):
+    def _coded(self, name: str, layer: Any, config: PostTrainingConfig, context: Context) -> QuantizedWeight:
+        coding = coding_for_layer(layer, config.coding(config.weight_bits))
+        with add_layer_to_errors(name, "weight"):
             return context.once(("weight", name, coding), lambda: encode_weight(layer.weight, coding))
 
     def restore(self, model: nn.Module, config: PostTrainingConfig, state: MethodState) -> nn.Module:
@@ -93,7 +99,7 @@ class PostTraining:
         Raises:
             CompressionError: The history does not fit the model.
         """
-        return restore(model, state)
+        return restore_quantization(model, state)
 
 
 QUANTIZE.add(PostTraining.name, PostTraining())

@@ -14,12 +14,15 @@ from autocompress.errors import CompressionError
 from autocompress.quantize.folding import fold_batch_norm
 from autocompress.quantize.lsq import LSQ, LSQConfig
 from autocompress.quantize.qat import QAT, QATConfig
-from autocompress.quantize.quantization_aware import AwareSettings
-from autocompress.quantize.serialization import restore
+from autocompress.quantize.quantization_aware import QuantizationAwareSettings
+from autocompress.quantize.serialization import restore_quantization
 from autocompress.quantize.settings import BITS, BitSettings
 
 RUNGS = (8, 6, 4, 3, 2)
-TRAININGS: dict[str, tuple[Any, type[AwareSettings]]] = {"qat": (QAT(), QATConfig), "lsq": (LSQ(), LSQConfig)}
+TRAINING_METHODS: dict[str, tuple[Any, type[QuantizationAwareSettings]]] = {
+    "qat": (QAT(), QATConfig),
+    "lsq": (LSQ(), LSQConfig),
+}
 _ORIGINAL = ".parametrizations.weight.original"
 
 
@@ -39,7 +42,9 @@ class ProgressiveConfig(BitSettings):
     epochs: int = knob(3, IntRange(1, 1000), "passes over the training split on each rung")
     learning_rate: float = knob(5e-3, FloatRange(1e-6, 1.0, log=True), "peak learning rate of each rung")
     floor: float = knob(0.02, FloatRange(0.0, 1.0), "what the task's first metric may lose before a rung is undone")
-    training: str = knob("lsq", Choice(tuple(TRAININGS)), "how a rung is trained: ranges that follow, or learned steps")
+    training: str = knob(
+        "lsq", Choice(tuple(TRAINING_METHODS)), "how a rung is trained: ranges that follow, or learned steps"
+    )
 
     def effort(self) -> float:
         """Return the epochs of all rungs, if none is undone."""
@@ -77,7 +82,7 @@ class Progressive:
             CompressionError: The first rung already falls below the floor, the context cannot measure or train,
                 or the model cannot be quantized.
         """
-        method, settings = TRAININGS[config.training]
+        method, settings = TRAINING_METHODS[config.training]
         rungs = config.rungs()
         if not rungs:
             identity: tuple[nn.Module, MethodState] = method.apply(
@@ -125,7 +130,7 @@ class Progressive:
         Raises:
             CompressionError: The history does not fit the model.
         """
-        return restore(model, state)
+        return restore_quantization(model, state)
 
 
 def _noting(tune: Callable[..., None], trained: dict[str, Tensor]) -> Callable[..., None]:

@@ -9,27 +9,27 @@ from torch import Tensor, nn
 from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.quantize.fake_quantize import FakeQuantize
-from autocompress.quantize.model_quantizer import fit_input
-from autocompress.quantize.observers import MovingAverage
+from autocompress.quantize.model_quantizer import fit_activation_grid
+from autocompress.quantize.observers import MovingAverageObserver
 from autocompress.quantize.quantization_aware import (
     WEIGHTS,
-    AwareSettings,
-    Gridded,
-    Scaled,
-    Seen,
-    code_ends,
-    train_rounded,
+    InputQuantizer,
+    QuantizationAwareSettings,
+    RangeRecorder,
+    WeightQuantizer,
+    code_range,
+    train_with_rounding,
 )
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.serialization import restore
-from autocompress.quantize.ste import straight_through
-from autocompress.quantize.weight_coding import Coding
+from autocompress.quantize.serialization import restore_quantization
+from autocompress.quantize.ste import ste_quantize
+from autocompress.quantize.weight_coding import WeightCoding
 
 MOMENTUM = 0.99
 
 
 @dataclass(frozen=True)
-class QATConfig(AwareSettings):
+class QATConfig(QuantizationAwareSettings):
     """How long to train with rounding, and with how many bits.
 
     Example:
@@ -40,7 +40,7 @@ class QATConfig(AwareSettings):
     label: ClassVar[str] = "quantize.qat"
 
 
-class FollowingWeight(Scaled):
+class QATWeightQuantizer(WeightQuantizer):
     """Each row's scale covers a fixed share of the range that its weights have now.
 
     Args:
@@ -62,10 +62,10 @@ class FollowingWeight(Scaled):
 
     def forward(self, blocks: Tensor) -> Tensor:
         """Return the rows on their grids; gradients pass inside them."""
-        return straight_through(blocks, self.scale(blocks), *code_ends(self._bits))
+        return ste_quantize(blocks, self.scale(blocks), *code_range(self._bits))
 
 
-class FollowingInput(Gridded):
+class QATInputQuantizer(InputQuantizer):
     """The range follows a moving average of each batch's smallest and largest value (Jacob et al. 2018).
 
     Where the observer cut the calibrated range short of these, the same share of the moving one is covered.
@@ -76,14 +76,14 @@ class FollowingInput(Gridded):
         bits: Bits of a code.
     """
 
-    def __init__(self, seen: Seen, scheme: str, bits: int) -> None:
+    def __init__(self, seen: RangeRecorder, scheme: str, bits: int) -> None:
         super().__init__()
         first, chosen = seen.ends.range(), seen.range()
         self._shares = tuple(part / end if end else 1.0 for part, end in zip(chosen, first, strict=True))
-        self._average = MovingAverage(MOMENTUM)
+        self._average = MovingAverageObserver(MOMENTUM)
         self._average.observe(torch.tensor(first))
         self._scheme, self._bits = scheme, bits
-        self.rounding = FakeQuantize(fit_input(chosen, scheme, bits), bits)
+        self.rounding = FakeQuantize(fit_activation_grid(chosen, scheme, bits), bits)
 
     @property
     def grid(self) -> Grid:
@@ -95,23 +95,23 @@ class FollowingInput(Gridded):
         if self.training:
             self._average.observe(values)
             low, high = (end * share for end, share in zip(self._average.range(), self._shares, strict=True))
-            grid = fit_input((low, high), self._scheme, self._bits)
+            grid = fit_activation_grid((low, high), self._scheme, self._bits)
             self.rounding.scale, self.rounding.zero_point = grid.scale, grid.zero_point
             self.rounding.low, self.rounding.high = grid.low, grid.high
         rounded: Tensor = self.rounding(values)
         return rounded
 
 
-class Following:
+class QATRounding:
     """Rounds on ranges that follow weights and activations."""
 
-    def weight(self, blocks: Tensor, share: Tensor, coding: Coding) -> Scaled:
+    def weight(self, blocks: Tensor, share: Tensor, coding: WeightCoding) -> WeightQuantizer:
         """Return what rounds a weight."""
-        return FollowingWeight(share, coding.bits)
+        return QATWeightQuantizer(share, coding.bits)
 
-    def input(self, seen: Seen, settings: AwareSettings) -> Gridded:
+    def input(self, seen: RangeRecorder, settings: QuantizationAwareSettings) -> InputQuantizer:
         """Return what rounds the input of a layer."""
-        return FollowingInput(seen, settings.activation_scheme, settings.activation_bits)
+        return QATInputQuantizer(seen, settings.activation_scheme, settings.activation_bits)
 
 
 class QAT:
@@ -134,7 +134,7 @@ class QAT:
             CompressionError: The context cannot train, calibration batches are missing, a tensor is empty, NaN or
                 infinite, or no layer can be quantized.
         """
-        return train_rounded(model, config, context, Following())
+        return train_with_rounding(model, config, context, QATRounding())
 
     def restore(self, model: nn.Module, config: QATConfig, state: MethodState) -> nn.Module:
         """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.
@@ -142,7 +142,7 @@ class QAT:
         Raises:
             CompressionError: The history does not fit the model.
         """
-        return restore(model, state)
+        return restore_quantization(model, state)
 
 
 QUANTIZE.add(QAT.name, QAT())

@@ -16,20 +16,28 @@ from torch.nn.utils import parametrize
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState
 from autocompress.errors import CompressionError
-from autocompress.quantize.activation_recorder import MinMax, Observer, extremes
-from autocompress.quantize.fake_quantize import quantize_input
-from autocompress.quantize.layers import coding_of, naming
-from autocompress.quantize.model_quantizer import Draft
-from autocompress.quantize.observers import OBSERVERS
+from autocompress.quantize.activation_recorder import MinMaxObserver, Observer, finite_min_max
+from autocompress.quantize.fake_quantize import attach_input_quantizer
+from autocompress.quantize.layers import add_layer_to_errors, coding_for_layer
+from autocompress.quantize.model_quantizer import ModelQuantizer
+from autocompress.quantize.observers import OBSERVER_CHOICE
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid
 from autocompress.quantize.settings import BITS, BitSettings, InputSettings
-from autocompress.quantize.weight_coding import GRANULARITIES, Coded, Coding, clipping, join, split, spread
+from autocompress.quantize.weight_coding import (
+    GRANULARITIES,
+    QuantizedWeight,
+    WeightCoding,
+    join_blocks,
+    reshape_to_scale,
+    search_clipping,
+    split_blocks,
+)
 
 WEIGHTS = WEIGHT_QUANTIZERS["symmetric"]
 
 
 @dataclass(frozen=True)
-class AwareSettings(InputSettings, BitSettings):
+class QuantizationAwareSettings(InputSettings, BitSettings):
     """What methods that train with rounding share; 32 bits leave weights or activations as they are."""
 
     weight_bits: int = knob(4, BITS, "bits of a weight")
@@ -38,7 +46,7 @@ class AwareSettings(InputSettings, BitSettings):
     learning_rate: float = knob(5e-3, FloatRange(1e-6, 1.0, log=True), "peak learning rate of that training")
     granularity: str = knob("per_channel", Choice(GRANULARITIES), "what shares one weight scale")
     group_size: int = knob(32, IntRange(2, 1024, log=True), "weights of a channel in a group, for 'per_group'")
-    observer: str = knob("mse", Choice(tuple(OBSERVERS)), "how an input's first range is found")
+    observer: str = knob("mse", OBSERVER_CHOICE, "how an input's first range is found")
 
     @property
     def is_identity(self) -> bool:
@@ -49,12 +57,12 @@ class AwareSettings(InputSettings, BitSettings):
         """Return the epochs of the training with rounding."""
         return 0.0 if self.is_identity else float(self.epochs)
 
-    def coding(self) -> Coding:
+    def coding(self) -> WeightCoding:
         """Return how a weight becomes codes; its first range leaves the smallest squared error."""
-        return Coding(self.weight_bits, "linear", "symmetric", self.granularity, self.group_size, "mse")
+        return WeightCoding(self.weight_bits, "linear", "symmetric", self.granularity, self.group_size, "mse")
 
 
-class Scaled(nn.Module, ABC):
+class WeightQuantizer(nn.Module, ABC):
     """Rounds the rows of a weight, each with a scale of its own, ``[B, n] -> [B, n]``."""
 
     @abstractmethod
@@ -62,7 +70,7 @@ class Scaled(nn.Module, ABC):
         """Return the scale of each row, ``[B, n] -> [B, 1]``."""
 
 
-class Gridded(nn.Module, ABC):
+class InputQuantizer(nn.Module, ABC):
     """Rounds a layer's input, ``[...] -> [...]``, and finds its grid while it is trained."""
 
     @property
@@ -72,11 +80,11 @@ class Gridded(nn.Module, ABC):
 
 
 @dataclass
-class Seen:
+class RangeRecorder:
     """An observer that remembers the smallest and the largest value beside the range it settles on."""
 
     chosen: Observer
-    ends: MinMax = field(default_factory=MinMax)
+    ends: MinMaxObserver = field(default_factory=MinMaxObserver)
 
     def observe(self, values: Tensor) -> None:
         """Take note of one tensor of any shape."""
@@ -88,19 +96,19 @@ class Seen:
         return self.chosen.range()
 
 
-class Rounding(Protocol):
+class QuantizerFactory(Protocol):
     """What a method rounds with while it trains."""
 
-    def weight(self, blocks: Tensor, share: Tensor, coding: Coding) -> Scaled:
+    def weight(self, blocks: Tensor, share: Tensor, coding: WeightCoding) -> WeightQuantizer:
         """Return what rounds a weight; ``share`` of each row's range is what its first scale covers, ``[B]``."""
         ...
 
-    def input(self, seen: Seen, settings: AwareSettings) -> Gridded:
+    def input(self, seen: RangeRecorder, settings: QuantizationAwareSettings) -> InputQuantizer:
         """Return what rounds the input of a layer, on which ``seen`` looked."""
         ...
 
 
-class RoundedWeight(nn.Module):
+class WeightParametrization(nn.Module):
     """The parametrization of a weight that is trained with rounding.
 
     Args:
@@ -111,45 +119,45 @@ class RoundedWeight(nn.Module):
 
     kept: Tensor | None
 
-    def __init__(self, weight: Tensor, coding: Coding, rounding: Rounding) -> None:
+    def __init__(self, weight: Tensor, coding: WeightCoding, rounding: QuantizerFactory) -> None:
         super().__init__()
         self.coding = coding
         kept = weight != 0
         self.register_buffer("kept", None if bool(kept.all()) else kept.to(weight.dtype))
-        blocks = split(weight, coding)
+        blocks = split_blocks(weight, coding)
         low, high = torch.aminmax(blocks, dim=1)
-        self.rounding = rounding.weight(blocks, clipping(blocks, low, high, coding), coding)
+        self.rounding = rounding.weight(blocks, search_clipping(blocks, low, high, coding), coding)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the rounded weight, ``[C, ...] -> [C, ...]``."""
-        return join(self.rounding(self._blocks(weight)), weight.shape, self.coding)
+        return join_blocks(self.rounding(self._blocks(weight)), weight.shape, self.coding)
 
-    def coded(self, weight: Tensor) -> Coded:
+    def coded(self, weight: Tensor) -> QuantizedWeight:
         """Return the codes of what :meth:`forward` returns."""
         blocks = self._blocks(weight)
         scale = self.rounding.scale(blocks).detach()
-        low, high = code_ends(self.coding.bits)
+        low, high = code_range(self.coding.bits)
         codes = blocks.div(scale).round_().clamp_(low, high)
-        shared = spread(scale.flatten(), weight, self.coding)
+        shared = reshape_to_scale(scale.flatten(), weight, self.coding)
         grid = Grid(shared, torch.zeros_like(shared, dtype=torch.int32), low, high, self.coding.group)
-        return Coded(join(codes, weight.shape, self.coding).to(grid.dtype), grid)
+        return QuantizedWeight(join_blocks(codes, weight.shape, self.coding).to(grid.dtype), grid)
 
     def _blocks(self, weight: Tensor) -> Tensor:
-        return split(weight if self.kept is None else weight * self.kept, self.coding)
+        return split_blocks(weight if self.kept is None else weight * self.kept, self.coding)
 
 
-def code_ends(bits: int) -> tuple[int, int]:
+def code_range(bits: int) -> tuple[int, int]:
     """Return the smallest and the largest code of a weight.
 
     Example:
-        >>> code_ends(3)
+        >>> code_range(3)
         (-4, 3)
     """
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
-def train_rounded(
-    model: nn.Module, settings: AwareSettings, context: Context, rounding: Rounding
+def train_with_rounding(
+    model: nn.Module, settings: QuantizationAwareSettings, context: Context, rounding: QuantizerFactory
 ) -> tuple[nn.Module, MethodState]:
     """Train a folded copy of ``model`` with its weights and inputs rounded, and return it in its deployed form.
 
@@ -161,26 +169,26 @@ def train_rounded(
     """
     if settings.is_identity:
         with torch.no_grad():
-            draft = Draft(model, context)
+            draft = ModelQuantizer(model, context)
             draft.observe(None)
-            return draft.close()
+            return draft.finalize()
     if context.tune is None:
         raise CompressionError(f"{settings.label} trains the model, and the context holds no 'tune' to do so")
-    seen: dict[str, Seen] = {}
+    seen: dict[str, RangeRecorder] = {}
 
     def watch(name: str) -> Observer:
-        seen[name] = Seen(settings.watch(settings.activation_bits))
+        seen[name] = RangeRecorder(settings.watch(settings.activation_bits))
         return seen[name]
 
     with torch.no_grad():
-        draft = Draft(model, context)
+        draft = ModelQuantizer(model, context)
         draft.observe(watch if settings.activation_bits < 32 else None)
         inputs = {name: rounding.input(found, settings) for name, found in seen.items()}
         for name, layer in draft.layers.items():
             if name in inputs:
-                quantize_input(layer, inputs[name])
+                attach_input_quantizer(layer, inputs[name])
             if settings.weight_bits < 32:
-                rounded = RoundedWeight(layer.weight, coding_of(layer, settings.coding()), rounding)
+                rounded = WeightParametrization(layer.weight, coding_for_layer(layer, settings.coding()), rounding)
                 parametrize.register_parametrization(layer, "weight", rounded)
     # The fit has generators of its own; what else is random, such as dropout, follows the seed too.
     with torch.random.fork_rng(devices=[]):
@@ -189,13 +197,13 @@ def train_rounded(
     draft.model.eval()
     with torch.no_grad():
         for name, parameter in draft.model.named_parameters():
-            with naming(name, "trained"):
-                extremes(parameter)
+            with add_layer_to_errors(name, "trained"):
+                finite_min_max(parameter)
         for name, layer in draft.layers.items():
             if name in inputs:
-                draft.round_input(name, inputs[name].grid, settings.activation_bits)
+                draft.quantize_input(name, inputs[name].grid, settings.activation_bits)
             if settings.weight_bits < 32:
                 rounded = layer.parametrizations.weight[0]
                 parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-                draft.round_weight(name, rounded.coded(layer.weight), settings.weight_bits)
-        return draft.close({"trained": {"epochs": settings.epochs, "learning_rate": settings.learning_rate}})
+                draft.quantize_weight(name, rounded.coded(layer.weight), settings.weight_bits)
+        return draft.finalize({"trained": {"epochs": settings.epochs, "learning_rate": settings.learning_rate}})

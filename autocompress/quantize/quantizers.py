@@ -52,7 +52,7 @@ class Quantizer(Protocol):
         ...
 
 
-class Linear:
+class LinearQuantizer:
     """Evenly spaced codes: rounding to the nearest, half to even, as the fake-quantization operators of torch do.
 
     Inside the fitted range ``|x - decode(encode(x))| <= scale / 2``. A channel that holds a single value is
@@ -61,25 +61,25 @@ class Linear:
 
     def encode(self, values: Tensor, grid: Grid) -> Tensor:
         """Return the code of each value; values outside the range get the nearest end."""
-        scale = along(grid.scale, values, grid.group)
-        zero_point = along(grid.zero_point, values, grid.group)
+        scale = broadcast_parameter(grid.scale, values, grid.group)
+        zero_point = broadcast_parameter(grid.zero_point, values, grid.group)
         return values.mul(scale.reciprocal()).round_().add_(zero_point).clamp_(grid.low, grid.high).to(grid.dtype)
 
     def decode(self, codes: Tensor, grid: Grid) -> Tensor:
         """Return the float32 value of each code."""
-        zero_point = along(grid.zero_point, codes, grid.group)
-        return (codes.to(torch.float32) - zero_point).mul_(along(grid.scale, codes, grid.group))
+        zero_point = broadcast_parameter(grid.zero_point, codes, grid.group)
+        return (codes.to(torch.float32) - zero_point).mul_(broadcast_parameter(grid.scale, codes, grid.group))
 
 
-class Symmetric(Linear):
+class SymmetricQuantizer(LinearQuantizer):
     """Zero is code 0 and the range reaches equally far to both sides: [-a, a] -> -(2^(bits-1) - 1) .. 2^(bits-1) - 1.
 
     Args:
         unsigned: Spend all codes on the positive side where the range holds no negative value.
 
     Example:
-        >>> grid = Symmetric().fit(torch.tensor(-1.0), torch.tensor(0.5), bits=3)
-        >>> Symmetric().encode(torch.tensor([-1.0, 0.2, 0.5]), grid).tolist()
+        >>> grid = SymmetricQuantizer().fit(torch.tensor(-1.0), torch.tensor(0.5), bits=3)
+        >>> SymmetricQuantizer().encode(torch.tensor([-1.0, 0.2, 0.5]), grid).tolist()
         [-3, 1, 2]
     """
 
@@ -99,11 +99,11 @@ class Symmetric(Linear):
         return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), first, last)
 
 
-class Asymmetric(Linear):
+class AsymmetricQuantizer(LinearQuantizer):
     """The codes 0 .. 2^bits - 1 span the range, which is widened to hold zero.
 
     Example:
-        >>> grid = Asymmetric().fit(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
+        >>> grid = AsymmetricQuantizer().fit(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
         >>> grid.scale.item(), grid.zero_point.item()
         (1.0, 1)
     """
@@ -119,8 +119,11 @@ class Asymmetric(Linear):
         return Grid(scale, zero_point, 0, last)
 
 
-WEIGHT_QUANTIZERS: dict[str, Quantizer] = {"symmetric": Symmetric(), "asymmetric": Asymmetric()}
-ACTIVATION_QUANTIZERS: dict[str, Quantizer] = {"symmetric": Symmetric(unsigned=True), "asymmetric": Asymmetric()}
+WEIGHT_QUANTIZERS: dict[str, Quantizer] = {"symmetric": SymmetricQuantizer(), "asymmetric": AsymmetricQuantizer()}
+ACTIVATION_QUANTIZERS: dict[str, Quantizer] = {
+    "symmetric": SymmetricQuantizer(unsigned=True),
+    "asymmetric": AsymmetricQuantizer(),
+}
 
 
 def _scale(scale: Tensor, reach: Tensor, exact: Tensor) -> Tensor:
@@ -128,11 +131,11 @@ def _scale(scale: Tensor, reach: Tensor, exact: Tensor) -> Tensor:
     return torch.where(reach == 0, 1.0, scale).float()
 
 
-def along(parameter: Tensor, values: Tensor, group: int) -> Tensor:
+def broadcast_parameter(parameter: Tensor, values: Tensor, group: int) -> Tensor:
     """Return a scale or zero point in a shape that broadcasts over ``values``.
 
     Example:
-        >>> along(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 3), group=2).tolist()
+        >>> broadcast_parameter(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 3), group=2).tolist()
         [[1.0, 1.0, 2.0]]
     """
     if parameter.ndim == 0:

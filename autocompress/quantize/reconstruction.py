@@ -52,7 +52,7 @@ class Moments:
             CompressionError: Squares of the outputs leave single precision.
         """
         groups = getattr(layer, "groups", 1)
-        rows = patches(layer, inputs)
+        rows = unfold_patches(layer, inputs)
         x = rows.view(len(rows), groups, -1).movedim(1, 0)
         y = wanted if layer.bias is None else wanted - layer.bias.detach()
         weight = layer.weight.detach().reshape(groups, -1, x.shape[-1])
@@ -71,7 +71,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Steps:
+class WeightSteps:
     """A weight in units of its grid.
 
     Attributes:
@@ -97,7 +97,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearnedRounding:
     """What learning the roundings gave.
 
     Attributes:
@@ -113,7 +113,7 @@ class Learned:
     flipped: float
 
 
-def learn_rounding(steps: Steps, moments: Moments, iterations: int) -> Learned:
+def learn_rounding(steps: WeightSteps, moments: Moments, iterations: int) -> LearnedRounding:
     """Learn which way to round (AdaRound, Nagel et al. 2020, arXiv:2004.10568).
 
     The error of the outputs, as a share of what rounding to the nearest leaves, plus the mean of
@@ -127,10 +127,10 @@ def learn_rounding(steps: Steps, moments: Moments, iterations: int) -> Learned:
     floor = exact.floor()
     # h starts at what the weight is above the step below it.
     logits = torch.logit((exact - floor + OVERHANG) / (1 + 2 * OVERHANG))
-    problem = Problem(steps, floor, moments, unit)
+    problem = RoundingObjective(steps, floor, moments, unit)
     first, second = torch.zeros_like(logits), torch.zeros_like(logits)
     for iteration in range(iterations):
-        gradient = problem.gradient(logits, annealed(iteration / iterations))
+        gradient = problem.gradient(logits, anneal_beta(iteration / iterations))
         # Adam (Kingma and Ba 2015): a step of an optimizer object costs more than all the rest here.
         first.lerp_(gradient, 0.1)
         second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
@@ -142,7 +142,7 @@ def learn_rounding(steps: Steps, moments: Moments, iterations: int) -> Learned:
     found = moments.error(steps.change(learned))
     better = found < errors
     chosen = torch.where(better[:, None], learned, nearest)
-    return Learned(
+    return LearnedRounding(
         chosen,
         float(errors.mean()),
         float(torch.where(better, found, errors).mean()),
@@ -151,7 +151,7 @@ def learn_rounding(steps: Steps, moments: Moments, iterations: int) -> Learned:
 
 
 @dataclass(frozen=True)
-class Problem:
+class RoundingObjective:
     """What the logits of all roundings of a layer should make small.
 
     Attributes:
@@ -161,14 +161,14 @@ class Problem:
         unit: The error that counts as 1.
     """
 
-    steps: Steps
+    steps: WeightSteps
     floor: Tensor
     moments: Moments
     unit: Tensor
 
     def loss(self, logits: Tensor, beta: float | None) -> Tensor:
         """Return the share of the error that is left, plus the regulariser where there is a beta."""
-        up = rectified(logits)
+        up = rectify_sigmoid(logits)
         soft = (self.floor + up).clamp(self.steps.low, self.steps.high)
         loss = self.moments.error(self.steps.change(soft)).sum() / self.unit
         return loss if beta is None else loss + REGULARISER * (1 - (2 * up - 1).abs().pow(beta)).mean()
@@ -190,11 +190,11 @@ class Problem:
         return of_up.mul_(inside).mul_(curve * (1 - curve)).mul_(1 + 2 * OVERHANG)
 
 
-def annealed(share: float) -> float | None:
+def anneal_beta(share: float) -> float | None:
     """Return beta after a share of the steps: none at first, then falling along half a cosine.
 
     Example:
-        >>> annealed(0.1), annealed(0.2), round(annealed(0.6), 3)
+        >>> anneal_beta(0.1), anneal_beta(0.2), round(anneal_beta(0.6), 3)
         (None, 20.0, 11.0)
     """
     if share < WARM_UP:
@@ -203,7 +203,7 @@ def annealed(share: float) -> float | None:
     return LAST_BETA + (FIRST_BETA - LAST_BETA) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def patches(layer: Any, inputs: Tensor) -> Tensor:
+def unfold_patches(layer: Any, inputs: Tensor) -> Tensor:
     """Return what each output position of a layer reads, ``[P, groups * K]``."""
     if isinstance(layer, nn.Linear):
         return inputs.flatten(0, -2)
@@ -216,6 +216,6 @@ def patches(layer: Any, inputs: Tensor) -> Tensor:
     return F.unfold(padded, kernel, dilation=dilation, stride=stride).movedim(1, -1).flatten(0, 1)
 
 
-def rectified(logits: Tensor) -> Tensor:
+def rectify_sigmoid(logits: Tensor) -> Tensor:
     """Return how far each weight is rounded up, 0 to 1, from its logit."""
     return (torch.sigmoid(logits) * (1 + 2 * OVERHANG) - OVERHANG).clamp(0, 1)

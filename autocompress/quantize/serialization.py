@@ -1,7 +1,7 @@
 """The record of a quantization: plain JSON and tensors, replayed on a fresh model.
 
 ``history`` holds ``folded`` (pairs of layer and batch normalization), ``restored`` (names in the ``state_dict`` that
-:func:`restore` fills by itself) and ``layers``, one entry a quantized layer: its ``name``, and what is known of
+:func:`restore_quantization` fills by itself) and ``layers``, one entry a quantized layer: its ``name``, and what is known of
 
     weight      codes on an evenly spaced grid, one scale for the tensor or each channel: what integer kernels run
     decoded     codes that only decode to floating point: groups, or a table
@@ -21,14 +21,20 @@ from torch import nn
 
 from autocompress.core.method import MethodState
 from autocompress.errors import CompressionError
-from autocompress.quantize.fake_quantize import INPUT, OUTPUT, FakeQuantize, quantize_input, quantize_output
+from autocompress.quantize.fake_quantize import (
+    INPUT,
+    OUTPUT,
+    FakeQuantize,
+    attach_input_quantizer,
+    attach_output_quantizer,
+)
 from autocompress.quantize.folding import fold_structure
 from autocompress.quantize.layers import find_layers, set_weight
 from autocompress.quantize.quantizers import Grid
 from autocompress.quantize.weight_coding import load_weight
 
 
-def restore(model: nn.Module, state: MethodState) -> nn.Module:
+def restore_quantization(model: nn.Module, state: MethodState) -> nn.Module:
     """Fold and quantize a fresh model as ``state`` records; the other tensors come from the saved ``state_dict``.
 
     Raises:
@@ -45,16 +51,16 @@ def restore(model: nn.Module, state: MethodState) -> nn.Module:
             if stored is not None:
                 set_weight(layer, load_weight(name, stored, layer.weight.shape, state.tensors))
             if entry["input"] is not None:
-                quantize_input(layer, FakeQuantize(_grid(entry["input"]), entry["input"]["bits"]))
+                attach_input_quantizer(layer, FakeQuantize(_grid(entry["input"]), entry["input"]["bits"]))
             if entry["output"] is not None:
-                quantize_output(layer, FakeQuantize(_grid(entry["output"]), entry["output"]["bits"]))
+                attach_output_quantizer(layer, FakeQuantize(_grid(entry["output"]), entry["output"]["bits"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CompressionError(f"the quantization history does not fit the model: {error!r}") from error
     return model
 
 
-def restored_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names in the ``state_dict`` that :func:`restore` fills by itself."""
+def list_restored_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names in the ``state_dict`` that :func:`restore_quantization` fills by itself."""
 
     def names() -> Iterator[str]:
         for entry in entries:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
-from autocompress.quantize.activation_recorder import Aim, Observer
-from autocompress.quantize.observers import OBSERVERS
+from autocompress.quantize.activation_recorder import Observer, ObserverConfig
+from autocompress.core.registry import OBSERVERS
+from autocompress.quantize.observers import OBSERVER_CHOICE
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS
-from autocompress.quantize.weight_coding import GRANULARITIES, WEIGHT_OBSERVERS, Coding
+from autocompress.quantize.weight_coding import GRANULARITIES, WEIGHT_OBSERVERS, WeightCoding
 
 BITS = Choice((2, 3, 4, 5, 6, 7, 8, 32))
 
@@ -18,12 +19,12 @@ class InputSettings(Settings):
     activation_scheme: str = knob(
         "asymmetric", Choice(tuple(ACTIVATION_QUANTIZERS)), "where an input's codes lie around zero"
     )
-    observer: str = knob("minmax", Choice(tuple(OBSERVERS)), "how an input's range is found")
+    observer: str = knob("minmax", OBSERVER_CHOICE, "how an input's range is found")
     percentile: float = knob(99.9, FloatRange(90.0, 100.0), "upper end of the range for the observer 'percentile'")
 
     def watch(self, bits: int) -> Observer:
         """Return an observer for the inputs of one layer."""
-        return OBSERVERS[self.observer](Aim(bits, self.activation_scheme, self.percentile))
+        return OBSERVERS[self.observer](ObserverConfig(bits, self.activation_scheme, self.percentile))
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class WeightSettings(Settings):
     group_size: int = knob(32, IntRange(2, 1024, log=True), "weights of a channel in a group, for 'per_group'")
     weight_observer: str = knob("minmax", Choice(WEIGHT_OBSERVERS), "how a weight's range is found")
 
-    def coding(self, bits: int) -> Coding:
+    def coding(self, bits: int) -> WeightCoding:
         """Return how a weight becomes linear codes of some bits."""
-        return Coding(bits, "linear", self.weight_scheme, self.granularity, self.group_size, self.weight_observer)
+        return WeightCoding(bits, "linear", self.weight_scheme, self.granularity, self.group_size, self.weight_observer)
 
 
 @dataclass(frozen=True)

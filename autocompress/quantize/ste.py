@@ -44,12 +44,12 @@ class _LearnedStep(Function):
         return inside, of_step, None, None, None
 
 
-def straight_through(values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+def ste_quantize(values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """Return values on the grid ``low * scale .. high * scale``; gradients pass inside it (Bengio et al. 2013).
 
     Example:
         >>> values = torch.tensor([0.6, 9.0], requires_grad=True)
-        >>> straight_through(values, torch.tensor(0.5), 0, 3).sum().backward()
+        >>> ste_quantize(values, torch.tensor(0.5), 0, 3).sum().backward()
         >>> values.grad.tolist()
         [1.0, 0.0]
     """
@@ -57,7 +57,7 @@ def straight_through(values: Tensor, scale: Tensor, low: int, high: int) -> Tens
     return rounded
 
 
-def learned_step(values: Tensor, step: Tensor, factor: Tensor, low: int, high: int) -> Tensor:
+def lsq_quantize(values: Tensor, step: Tensor, factor: Tensor, low: int, high: int) -> Tensor:
     """Return values on the grid of a step size that is learned too (LSQ, Esser et al. 2020, arXiv:1902.08153).
 
     The gradient of the step is ``round(v / s) - v / s`` inside and ``low`` or ``high`` outside, summed over the
@@ -72,7 +72,7 @@ def learned_step(values: Tensor, step: Tensor, factor: Tensor, low: int, high: i
 
     Example:
         >>> step = torch.tensor(1.0, requires_grad=True)
-        >>> learned_step(torch.tensor([0.25, 9.0]), step, torch.tensor(1.0), 0, 3).sum().backward()
+        >>> lsq_quantize(torch.tensor([0.25, 9.0]), step, torch.tensor(1.0), 0, 3).sum().backward()
         >>> step.grad.item()
         2.75
     """

@@ -15,7 +15,7 @@ PASSING_FUNCTIONS = {F.max_pool1d, F.max_pool2d, torch.flatten, torch.reshape, t
 PASSING_METHODS = {"contiguous", "flatten", "permute", "reshape", "squeeze", "transpose", "unsqueeze", "view"}
 
 
-def trace(model: nn.Module, example: tuple[Tensor, ...]) -> fx.Graph:
+def trace_graph(model: nn.Module, example: tuple[Tensor, ...]) -> fx.Graph:
     """Return the graph of a model's forward on the arguments that ``example`` gives.
 
     Raises:
@@ -27,14 +27,16 @@ def trace(model: nn.Module, example: tuple[Tensor, ...]) -> fx.Graph:
     return fx.Tracer().trace(model, concrete_args=defaults or None)
 
 
-def open_outputs(model: nn.Module, example: tuple[Tensor, ...], quantized: Collection[str]) -> dict[str, bool]:
+def find_outputs_to_quantize(
+    model: nn.Module, example: tuple[Tensor, ...], quantized: Collection[str]
+) -> dict[str, bool]:
     """Return the convolutions whose output is read by more than quantized layers; True where a ReLU follows first.
 
     A runtime has no integer kernel for such a convolution unless its output is rounded as well. One whose output
     is an output of the model is left out, as is every layer of a model that cannot be traced.
     """
     try:
-        graph = trace(model, example)
+        graph = trace_graph(model, example)
     except Exception:  # torch.fx raises whatever the traced forward raises on a proxy
         return {}
     look = _Look(dict(model.named_modules()), quantized)

@@ -11,9 +11,15 @@ from torch.nn import functional as F
 
 from autocompress.core.method import Context
 from autocompress.errors import CompressionError
-from autocompress.quantize.bit_sensitivity import Divergence, Loss, Sensitivity, expected, measure_sensitivity
-from autocompress.quantize.model_quantizer import Draft, fit_input
-from autocompress.quantize.weight_coding import Coding, encode_weight
+from autocompress.quantize.bit_sensitivity import (
+    LayerSensitivity,
+    LossIncrease,
+    OutputDivergence,
+    enforce_monotone_losses,
+    measure_sensitivity,
+)
+from autocompress.quantize.model_quantizer import ModelQuantizer, fit_activation_grid
+from autocompress.quantize.weight_coding import WeightCoding, encode_weight
 
 WIDTHS = (2, 4, 8)
 
@@ -38,32 +44,35 @@ def context() -> Context:
 
 
 @pytest.fixture
-def draft(context: Context) -> Draft:
+def draft(context: Context) -> ModelQuantizer:
     torch.manual_seed(0)
-    return Draft(Net(), context)
+    return ModelQuantizer(Net(), context)
 
 
-def table(draft: Draft, measure: Divergence | Loss) -> list[Sensitivity]:
+def table(draft: ModelQuantizer, measure: OutputDivergence | LossIncrease) -> list[LayerSensitivity]:
     with torch.no_grad():
         weights = {
-            name: {bits: encode_weight(layer.weight, Coding(bits)) for bits in WIDTHS}
+            name: {bits: encode_weight(layer.weight, WeightCoding(bits)) for bits in WIDTHS}
             for name, layer in draft.layers.items()
         }
-        grid = {bits: fit_input((-3.0, 3.0), "asymmetric", bits) for bits in WIDTHS}
+        grid = {bits: fit_activation_grid((-3.0, 3.0), "asymmetric", bits) for bits in WIDTHS}
         return measure_sensitivity(draft, measure, weights, dict.fromkeys(draft.layers, grid))
 
 
 @torch.no_grad()
-def test_each_entry_is_what_a_copy_with_that_layer_rounded_measures(draft: Draft, context: Context) -> None:
+def test_each_entry_is_what_a_copy_with_that_layer_rounded_measures(draft: ModelQuantizer, context: Context) -> None:
     inputs = torch.cat([batch for (batch,) in context.calibration])
     labels = torch.cat([target["label"] for target in context.targets])
     exact = draft.model(inputs)
-    rows = {name: table(draft, measure(draft)) for name, measure in (("divergence", Divergence), ("loss", Loss))}
+    rows = {
+        name: table(draft, measure(draft))
+        for name, measure in (("divergence", OutputDivergence), ("loss", LossIncrease))
+    }
     for at, name in enumerate(("first", "second")):
         for bits in WIDTHS:
             alone = copy.deepcopy(draft.model)
             layer = alone.get_submodule(name)
-            layer.weight = nn.Parameter(encode_weight(layer.weight, Coding(bits)).values())
+            layer.weight = nn.Parameter(encode_weight(layer.weight, WeightCoding(bits)).values())
             out = alone(inputs)
             before, after = exact.softmax(1), out.softmax(1)
             divergence = (before * (before / after).log()).sum(1).mean()
@@ -79,17 +88,17 @@ def test_each_entry_is_what_a_copy_with_that_layer_rounded_measures(draft: Draft
         assert rows["loss"][at].inputs[2] == pytest.approx(float(loss), rel=1e-3, abs=1e-6)
 
 
-def test_the_draft_computes_what_it_did_before(draft: Draft, context: Context) -> None:
+def test_the_draft_computes_what_it_did_before(draft: ModelQuantizer, context: Context) -> None:
     before, outputs = copy.deepcopy(draft.model.state_dict()), draft.model(*context.calibration[0])
-    table(draft, Divergence(draft))
+    table(draft, OutputDivergence(draft))
     assert draft.model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in draft.model.state_dict().items())
     assert torch.equal(draft.model(*context.calibration[0]), outputs)
 
 
 @torch.no_grad()
-def test_fewer_bits_diverge_more_and_nothing_diverges_less_than_not_at_all(draft: Draft) -> None:
-    measure = Divergence(draft)
+def test_fewer_bits_diverge_more_and_nothing_diverges_less_than_not_at_all(draft: ModelQuantizer) -> None:
+    measure = OutputDivergence(draft)
     assert measure() == pytest.approx(0.0, abs=1e-12)
     for row in table(draft, measure):
         for side in (row.weights, row.inputs):
@@ -98,7 +107,7 @@ def test_fewer_bits_diverge_more_and_nothing_diverges_less_than_not_at_all(draft
 
 @given(st.dictionaries(st.sampled_from(range(2, 9)), st.floats(-1, 1, allow_subnormal=False), min_size=1))
 def test_what_is_expected_never_falls_with_fewer_bits(rises: dict[int, float]) -> None:
-    found = expected(rises)
+    found = enforce_monotone_losses(rises)
     assert found.keys() == rises.keys()
     values = [found[bits] for bits in sorted(found)]
     assert values == sorted(values, reverse=True)
@@ -107,19 +116,19 @@ def test_what_is_expected_never_falls_with_fewer_bits(rises: dict[int, float]) -
 
 
 def test_rows_are_json() -> None:
-    row = Sensitivity("a", {2: 0.5}, {8: 0.0})
+    row = LayerSensitivity("a", {2: 0.5}, {8: 0.0})
     assert row.to_json() == {"name": "a", "weight_bits": {"2": 0.5}, "activation_bits": {"8": 0.0}}
 
 
 def test_what_it_measures_with_must_be_there(context: Context) -> None:
     for missing in ({"loss": None}, {"targets": ()}, {"targets": context.targets[:1]}):
         with pytest.raises(CompressionError, match="need the loss on calibration batches"):
-            Loss(Draft(Net(), replace(context, **missing)))
+            LossIncrease(ModelQuantizer(Net(), replace(context, **missing)))
     with pytest.raises(CompressionError, match="need calibration batches"):
-        Divergence(Draft(Net(), replace(context, calibration=())))
+        OutputDivergence(ModelQuantizer(Net(), replace(context, calibration=())))
 
 
 def test_a_loss_that_is_not_finite_is_refused_by_name(context: Context) -> None:
-    draft = Draft(Net(), replace(context, loss=lambda *_: torch.tensor(torch.nan)))
+    draft = ModelQuantizer(Net(), replace(context, loss=lambda *_: torch.tensor(torch.nan)))
     with pytest.raises(CompressionError, match="layer 'first' at 2 bits: the sensitivity is nan"):
-        table(draft, Loss(draft))
+        table(draft, LossIncrease(draft))

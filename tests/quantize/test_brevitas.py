@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
-from autocompress.quantize.ste import learned_step
-from autocompress.quantize.weight_coding import Coding, encode_weight
+from autocompress.quantize.ste import lsq_quantize
+from autocompress.quantize.weight_coding import WeightCoding, encode_weight
 
 pytest.importorskip("brevitas", reason="brevitas is an optional oracle")
 
@@ -26,7 +26,7 @@ def test_weights_are_rounded_as_brevitas_rounds_them(bits: int, granularity: str
     torch.manual_seed(bits)
     layer = QuantConv2d(3, 5, 3, weight_quant=kinds[granularity], weight_bit_width=bits).eval()
     theirs = layer.quant_weight()
-    ours = encode_weight(layer.weight, Coding(bits, granularity=granularity))
+    ours = encode_weight(layer.weight, WeightCoding(bits, granularity=granularity))
     torch.testing.assert_close(ours.how.scale, theirs.scale.detach().flatten().squeeze(), rtol=1e-5, atol=0)
     torch.testing.assert_close(ours.values(), theirs.value.detach(), rtol=1e-4, atol=1e-6)
 
@@ -54,7 +54,7 @@ def test_gradients_of_weights_and_steps_are_those_of_brevitas(bits: int) -> None
     found = []
     weigh = torch.randn(5, 64)
     for rounded in (
-        lambda v, s: learned_step(v, s, torch.ones_like(s), low, high),
+        lambda v, s: lsq_quantize(v, s, torch.ones_like(s), low, high),
         lambda v, s: oracle(s, torch.tensor(0.0), torch.tensor(float(bits)), v),
     ):
         v, s = values.clone().requires_grad_(), step.clone().requires_grad_()

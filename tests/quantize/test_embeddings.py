@@ -9,7 +9,7 @@ from autocompress.core.method import Context, LayerBits
 from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError
 from autocompress.measure import layer_costs
-from autocompress.measure.cost import model_bytes
+from autocompress.measure.cost import count_model_bytes
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS
 
 ROWS = 40
@@ -118,8 +118,8 @@ def test_bytes_count_codes_and_one_scale_a_row(net: Net, context: Context) -> No
     costs = layer_costs(quantized, context.example)
     assert costs["one"].channels == ROWS
     tables = {name: costs[name] for name in ("one", "bag")}
-    assert model_bytes(tables, state.bits) == 2 * (ROWS * 6 * 4 // 8 + 4 * ROWS)
-    assert model_bytes(tables, {}) == 2 * ROWS * 6 * 4
+    assert count_model_bytes(tables, state.bits) == 2 * (ROWS * 6 * 4 // 8 + 4 * ROWS)
+    assert count_model_bytes(tables, {}) == 2 * ROWS * 6 * 4
 
 
 def test_rows_of_zeros_and_padding_stay_zero(context: Context) -> None:

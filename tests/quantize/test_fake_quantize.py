@@ -7,7 +7,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from autocompress.quantize.fake_quantize import FakeQuantize, quantize_input, quantize_output, swap_quantizers
+from autocompress.quantize.fake_quantize import (
+    FakeQuantize,
+    attach_input_quantizer,
+    attach_output_quantizer,
+    replace_quantizers,
+)
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, Grid
 
 
@@ -71,7 +76,7 @@ def test_a_layer_rounds_its_input_however_it_is_called() -> None:
     layer = nn.Linear(3, 2)
     values = torch.randn(4, 3)
     plain = copy.deepcopy(layer)
-    quantize_input(layer, quantizer(-1.0, 1.0, bits=2))
+    attach_input_quantizer(layer, quantizer(-1.0, 1.0, bits=2))
     expected = plain(layer.get_submodule("input_quantizer")(values))
     assert torch.equal(layer(values), expected)
     assert torch.equal(layer(input=values), expected)
@@ -81,7 +86,7 @@ def test_a_layer_rounds_its_input_however_it_is_called() -> None:
 
 def test_copies_round_with_their_own_quantizer() -> None:
     layer = nn.Linear(1, 1)
-    quantize_input(layer, quantizer(-1.0, 1.0, bits=2))
+    attach_input_quantizer(layer, quantizer(-1.0, 1.0, bits=2))
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         twin.input_quantizer.scale.fill_(100.0)
         ones = torch.ones(1, 1)
@@ -91,8 +96,8 @@ def test_copies_round_with_their_own_quantizer() -> None:
 
 def test_the_grid_travels_in_the_state_dict() -> None:
     layer, other = nn.Linear(1, 1), nn.Linear(1, 1)
-    quantize_input(layer, quantizer(-1.0, 1.0))
-    quantize_input(other, quantizer(0.0, 5.0))
+    attach_input_quantizer(layer, quantizer(-1.0, 1.0))
+    attach_input_quantizer(other, quantizer(0.0, 5.0))
     other.load_state_dict(layer.state_dict())
     values = torch.linspace(-2, 2, 9)[:, None]
     assert torch.equal(layer(values), other(values))
@@ -102,7 +107,7 @@ def test_a_layer_rounds_its_output() -> None:
     layer = nn.Linear(3, 2)
     values = torch.randn(4, 3)
     expected = quantizer(0.0, 0.5, bits=3)(layer(values).detach())
-    quantize_output(layer, quantizer(0.0, 0.5, bits=3))
+    attach_output_quantizer(layer, quantizer(0.0, 0.5, bits=3))
     assert torch.equal(copy.deepcopy(layer)(values).detach(), expected)
     assert set(dict(layer.named_children())) == {"output_quantizer"}
 
@@ -111,12 +116,12 @@ def test_quantizers_can_be_swapped_for_others() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     values = torch.randn(4, 3)
     before = model(values)
-    quantize_input(model[0], quantizer(0.0, 0.1, bits=2))
-    quantize_output(model[0], quantizer(0.0, 0.1, bits=2))
-    quantize_input(model[1], quantizer(0.0, 0.1, bits=2))
+    attach_input_quantizer(model[0], quantizer(0.0, 0.1, bits=2))
+    attach_output_quantizer(model[0], quantizer(0.0, 0.1, bits=2))
+    attach_input_quantizer(model[1], quantizer(0.0, 0.1, bits=2))
     assert not torch.equal(model(values), before)
     seen: list[FakeQuantize] = []
-    swap_quantizers(model, lambda found: seen.append(found) or nn.Identity())
+    replace_quantizers(model, lambda found: seen.append(found) or nn.Identity())
     assert torch.equal(model(values), before)
     assert len(seen) == 3
 

@@ -11,8 +11,8 @@ from autocompress.core.method import Context
 from autocompress.errors import CompressionError
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
-from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Grid, along
-from autocompress.quantize.weight_coding import GRANULARITIES, QUANTIZERS, WEIGHT_OBSERVERS, Coding, encode_weight
+from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Grid, broadcast_parameter
+from autocompress.quantize.weight_coding import GRANULARITIES, QUANTIZER_NAMES, WEIGHT_OBSERVERS, WeightCoding, encode_weight
 
 METHOD = PostTraining()
 SPREAD = torch.linspace(-1, 1, 12)
@@ -47,7 +47,7 @@ def test_weights_of_every_kind_through_every_quantizer() -> None:
     seen = {"finite": 0, "refused": 0}
     kinds = [
         (quantizer, scheme, granularity, observer)
-        for quantizer, granularity, observer in product(QUANTIZERS, GRANULARITIES, WEIGHT_OBSERVERS)
+        for quantizer, granularity, observer in product(QUANTIZER_NAMES, GRANULARITIES, WEIGHT_OBSERVERS)
         for scheme in (WEIGHT_QUANTIZERS if quantizer == "linear" else ["symmetric"])
     ]
     for (name, weight), kind, bits in product(TENSORS.items(), kinds, (2, 5, 8)):
@@ -89,8 +89,8 @@ def test_the_error_is_at_most_half_a_step_of_every_grid_and_table() -> None:
     for (name, weight), (quantizer, scheme, granularity, bits) in product(TENSORS.items(), list(kinds)):
         if name in BROKEN or (quantizer == "power_of_two" and bits == 1):
             continue
-        coded = encode_weight(weight, Coding(bits, quantizer, scheme, granularity, 3))
-        scale = along(coded.how.scale.double(), weight, coded.how.group)
+        coded = encode_weight(weight, WeightCoding(bits, quantizer, scheme, granularity, 3))
+        scale = broadcast_parameter(coded.how.scale.double(), weight, coded.how.group)
         # A table's scale is its largest power of two, to which the largest weight is nearest.
         assert bool(((coded.values().double() - weight.double()).abs() <= scale * 0.5001).all()), (name, quantizer)
         assert isinstance(coded.how, Grid) == (quantizer == "linear")
@@ -101,7 +101,7 @@ def test_the_error_is_at_most_half_a_step_of_every_grid_and_table() -> None:
 
 def test_one_bit_of_a_power_of_two_is_refused() -> None:
     with pytest.raises(CompressionError, match="powers of two need 2 bits"):
-        encode_weight(torch.ones(2, 2), Coding(1, "power_of_two"))
+        encode_weight(torch.ones(2, 2), WeightCoding(1, "power_of_two"))
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.folding import FoldedBatchNorm, fold, fold_batch_norm, fold_structure, folded_pairs
+from autocompress.quantize.folding import (
+    FoldedBatchNorm,
+    find_folded_pairs,
+    fold_batch_norm,
+    fold_structure,
+    fold_with_report,
+)
 from tests.quantize.nets import Plain, unsettle
 
 IMAGE = (torch.zeros(1, 1, 8, 8),)
@@ -54,7 +60,7 @@ def test_a_folded_model_computes_the_same(model: nn.Module, shape: tuple[int, ..
     dtype = next(model.parameters()).dtype
     torch.set_default_dtype(dtype)
     try:
-        folded, folding = fold(model, (torch.zeros(1, *shape),))
+        folded, folding = fold_with_report(model, (torch.zeros(1, *shape),))
         outputs_agree(model, folded, *shape)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -76,14 +82,14 @@ def test_the_original_is_left_alone() -> None:
 
 
 def test_folding_a_folded_model_neither_traces_nor_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    folded, first = fold(unsettle(Plain()), IMAGE)
+    folded, first = fold_with_report(unsettle(Plain()), IMAGE)
 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("traced again")
 
     monkeypatch.setattr(torch.fx.Tracer, "trace", forbidden)
-    again, second = fold(folded, IMAGE)
-    assert second.pairs == first.pairs == folded_pairs(folded)
+    again, second = fold_with_report(folded, IMAGE)
+    assert second.pairs == first.pairs == find_folded_pairs(folded)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in folded.state_dict().items())
 
 
@@ -105,7 +111,7 @@ def test_a_normalization_is_kept_where_folding_would_be_wrong() -> None:
     }
     for name, model in cases.items():
         unsettle(model)
-        folded, folding = fold(model, IMAGE)
+        folded, folding = fold_with_report(model, IMAGE)
         assert folding.left == ("n",), name
         assert folding.pairs == (), name
         assert folding.reason, name
@@ -115,7 +121,7 @@ def test_a_normalization_is_kept_where_folding_would_be_wrong() -> None:
 def test_a_channel_axis_that_only_looks_right_is_noticed() -> None:
     # Linear works along the last axis, this normalization along axis 1; both have 4 entries.
     model = unsettle(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
-    folded, folding = fold(model, (torch.randn(1, 4, 4),))
+    folded, folding = fold_with_report(model, (torch.randn(1, 4, 4),))
     assert folding.reason == "folding changed the model's outputs"
     assert folding.left == ("1",)
     outputs_agree(model, folded, 4, 4)
@@ -136,7 +142,7 @@ def test_an_optional_argument_stays_its_default() -> None:
             return {"label": self.norm(x)}
 
     model = unsettle(Masked())
-    folded, folding = fold(model, IMAGE)
+    folded, folding = fold_with_report(model, IMAGE)
     assert folding.pairs == (("conv", "norm"),)
     outputs_agree(model, folded, 1, 8, 8)
 
@@ -146,14 +152,14 @@ def test_a_weight_shared_with_another_layer_stays_as_it_was_there() -> None:
     model.other = conv(4, 4)
     model.other.weight = model.c.weight
     unsettle(model)
-    folded, folding = fold(model, IMAGE)
+    folded, folding = fold_with_report(model, IMAGE)
     assert ("c", "n") in folding.pairs
     outputs_agree(model, folded, 1, 8, 8)
 
 
 def test_the_structure_alone_takes_a_folded_state_dict() -> None:
     trained, fresh = unsettle(Plain()), Plain().eval()
-    folded, folding = fold(trained, IMAGE)
+    folded, folding = fold_with_report(trained, IMAGE)
     fold_structure(fresh, folding.pairs)
     fold_structure(fresh, folding.pairs)
     fresh.load_state_dict(folded.state_dict())

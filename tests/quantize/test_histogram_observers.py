@@ -8,9 +8,15 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from autocompress.quantize.activation_recorder import Aim, MinMax
-from autocompress.quantize.histogram_observers import SMOOTHING, Entropy, MeanSquaredError, divergence, summarize
-from autocompress.quantize.model_quantizer import fit_input
+from autocompress.quantize.activation_recorder import MinMaxObserver, ObserverConfig
+from autocompress.quantize.histogram_observers import (
+    SMOOTHING,
+    EntropyObserver,
+    MseObserver,
+    bin_means,
+    compute_divergence,
+)
+from autocompress.quantize.model_quantizer import fit_activation_grid
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS
 
 SCHEMES = sorted(ACTIVATION_QUANTIZERS)
@@ -22,8 +28,8 @@ def ends(observer: Any, values: Tensor) -> tuple[float, float]:
     return found
 
 
-def error(values: Tensor, found: tuple[float, float], aim: Aim) -> float:
-    quantizer, grid = ACTIVATION_QUANTIZERS[aim.scheme], fit_input(found, aim.scheme, aim.bits)
+def error(values: Tensor, found: tuple[float, float], aim: ObserverConfig) -> float:
+    quantizer, grid = ACTIVATION_QUANTIZERS[aim.scheme], fit_activation_grid(found, aim.scheme, aim.bits)
     return float((quantizer.decode(quantizer.encode(values, grid), grid) - values).double().square().mean())
 
 
@@ -37,14 +43,14 @@ def drawn(shape: str) -> Tensor:
 @pytest.mark.parametrize("shape", ["normal", "relu", "tails", "shifted"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_mse_is_close_to_the_best_of_all_ranges(shape: str, bits: int, scheme: str) -> None:
-    values, aim = drawn(shape), Aim(bits, scheme)
+    values, aim = drawn(shape), ObserverConfig(bits, scheme)
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     shares = np.linspace(0.05, 1, 40)
     lows = low * shares if low < 0 else [0.0]
     every = [error(values, (float(a), float(b)), aim) for a in lows for b in high * shares]
-    found = error(values, ends(MeanSquaredError(aim), values), aim)
+    found = error(values, ends(MseObserver(aim), values), aim)
     assert found <= 1.1 * min(every)
-    assert found <= error(values, ends(MinMax(), values), aim) * (1 + 1e-6)
+    assert found <= error(values, ends(MinMaxObserver(), values), aim) * (1 + 1e-6)
 
 
 @settings(deadline=None)
@@ -53,15 +59,15 @@ def test_mse_is_close_to_the_best_of_all_ranges(shape: str, bits: int, scheme: s
     st.sampled_from([1e-20, 1.0, 1e30]),
     st.integers(2, 8),
     st.sampled_from(SCHEMES),
-    st.sampled_from([MeanSquaredError, Entropy]),
+    st.sampled_from([MseObserver, EntropyObserver]),
 )
 def test_ranges_are_finite_and_lie_inside_what_was_seen(
     values: list[float], size: float, bits: int, scheme: str, kind: Any
 ) -> None:
     tensor = torch.tensor(values) * size
-    low, high = ends(kind(Aim(bits, scheme)), tensor)
+    low, high = ends(kind(ObserverConfig(bits, scheme)), tensor)
     assert min(float(tensor.min()), 0.0) <= low <= 0.0 <= high <= max(float(tensor.max()), 0.0)
-    assert math.isfinite(error(tensor / size, (low / size, high / size), Aim(bits, scheme)))
+    assert math.isfinite(error(tensor / size, (low / size, high / size), ObserverConfig(bits, scheme)))
 
 
 def slow_divergence(counts: list[float], first: int, last: int, levels: int) -> float:
@@ -89,20 +95,20 @@ def test_the_divergence_is_the_one_computed_bin_by_bin(counts: list[int], data: 
     first = data.draw(st.integers(0, len(counts) - 2))
     last = data.draw(st.integers(first + 1, len(counts)))
     levels = data.draw(st.integers(1, 16))
-    fast = divergence(np.array(counts, np.float64), first, last, levels)
+    fast = compute_divergence(np.array(counts, np.float64), first, last, levels)
     assert fast == pytest.approx(slow_divergence([float(c) for c in counts], first, last, levels), rel=1e-9, abs=1e-12)
     assert fast >= -1e-12
 
 
 def test_a_histogram_loses_nothing_to_as_many_levels_as_bins() -> None:
-    assert divergence(np.array([3.0, 0.0, 5.0, 1.0]), 0, 4, 4) == pytest.approx(0.0, abs=1e-12)
+    assert compute_divergence(np.array([3.0, 0.0, 5.0, 1.0]), 0, 4, 4) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_entropy_cuts_what_lies_far_out_and_keeps_what_does_not() -> None:
     bulk = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).relu()
-    _, far = ends(Entropy(Aim(bits=4)), torch.cat([bulk, torch.tensor([100.0])]))
+    _, far = ends(EntropyObserver(ObserverConfig(bits=4)), torch.cat([bulk, torch.tensor([100.0])]))
     assert far < 10
-    _, even = ends(Entropy(Aim(bits=8)), torch.linspace(0, 1, 20_000))
+    _, even = ends(EntropyObserver(ObserverConfig(bits=8)), torch.linspace(0, 1, 20_000))
     assert even == 1.0
 
 
@@ -110,6 +116,6 @@ def test_entropy_cuts_what_lies_far_out_and_keeps_what_does_not() -> None:
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=50))
 def test_a_summary_keeps_number_and_sum(values: list[float]) -> None:
     tensor = torch.tensor(values, dtype=torch.float64)
-    mean, count = summarize(tensor, float(tensor.min()), float(tensor.max()))
+    mean, count = bin_means(tensor, float(tensor.min()), float(tensor.max()))
     assert float(count.sum()) == len(values)
     assert float(mean @ count) == pytest.approx(float(tensor.sum()), abs=1e-9)

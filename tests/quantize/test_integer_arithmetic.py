@@ -2,12 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from autocompress.quantize.integer_arithmetic import EXACT, bias_grid, rounded_bias, widened_codes
-from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid, Linear
+from autocompress.quantize.integer_arithmetic import EXACT, quantize_bias, round_bias, widen_codes
+from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid, LinearQuantizer
 
 
 def values(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> torch.Tensor:
-    return Linear().decode(codes, Grid(scale, zero_point, 0, 255))
+    return LinearQuantizer().decode(codes, Grid(scale, zero_point, 0, 255))
 
 
 @settings(deadline=None)
@@ -30,7 +30,7 @@ def test_wider_codes_stand_for_the_same_weights(
     grid = quantizer.fit(low * covered, high * covered, bits)
     codes = quantizer.encode(weight, grid)
     bias = torch.randn(4, generator=generator) if with_bias else None
-    wide, scale, zero_point = widened_codes(codes, grid.scale, grid.zero_point, bias, torch.tensor(0.01))
+    wide, scale, zero_point = widen_codes(codes, grid.scale, grid.zero_point, bias, torch.tensor(0.01))
     assert scale.shape == zero_point.shape == grid.scale.shape
     assert wide.dtype == zero_point.dtype
     assert wide.dtype == torch.uint8 or int(wide.int().abs().max()) <= EXACT
@@ -44,7 +44,7 @@ def test_wider_codes_stand_for_the_same_weights(
 
 def test_the_lowest_code_stays_as_it_is() -> None:
     codes, scale, zero_point = torch.tensor([[-128, 127]], dtype=torch.int8), torch.tensor([0.5]), torch.tensor([0])
-    wide, same, still = widened_codes(codes, scale, zero_point, None, None)
+    wide, same, still = widen_codes(codes, scale, zero_point, None, None)
     assert (wide.dtype, wide.tolist(), same.tolist(), still.tolist()) == (torch.uint8, [[0, 255]], [0.5], [128])
 
 
@@ -54,7 +54,7 @@ def test_no_pair_of_products_of_int8_codes_leaves_16_bits(seed: int, bits: int) 
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, 6, generator=generator)
     grid = WEIGHT_QUANTIZERS["symmetric"].fit(*torch.aminmax(weight, dim=1), bits)
-    wide, _, _ = widened_codes(Linear().encode(weight, grid), grid.scale, grid.zero_point, None, None)
+    wide, _, _ = widen_codes(LinearQuantizer().encode(weight, grid), grid.scale, grid.zero_point, None, None)
     assert (wide.dtype == torch.int8) == (bits < 8)
     if bits < 8:
         assert int((255 * wide.int()).unfold(1, 2, 1).sum(-1).abs().max()) < 2**15
@@ -64,8 +64,8 @@ def test_a_bias_too_large_for_int32_makes_the_weights_step_larger() -> None:
     codes = torch.tensor([[127, -64], [127, 3]], dtype=torch.int8)
     scale, zero_point = torch.tensor([1e-20, 1.0]), torch.tensor([0, 0])
     bias = torch.tensor([1.0, 1.0])
-    wide, finer, _ = widened_codes(codes, scale, zero_point, bias, torch.tensor(0.1))
-    steps, step = bias_grid(bias, finer, torch.tensor(0.1))
+    wide, finer, _ = widen_codes(codes, scale, zero_point, bias, torch.tensor(0.1))
+    steps, step = quantize_bias(bias, finer, torch.tensor(0.1))
     assert int(steps.abs().max()) <= 2**30
     torch.testing.assert_close(steps * step, bias)
     assert wide.tolist() == [[128, 128], [255, 131]]
@@ -74,7 +74,7 @@ def test_a_bias_too_large_for_int32_makes_the_weights_step_larger() -> None:
 def test_a_channel_of_zeros_keeps_its_bias() -> None:
     codes, scale, zero_point = torch.zeros(2, 5, dtype=torch.int8), torch.ones(2), torch.zeros(2, dtype=torch.int32)
     bias = torch.tensor([0.123456, 0.0])
-    rounded = rounded_bias(codes, scale, zero_point, bias, torch.tensor(0.5))
+    rounded = round_bias(codes, scale, zero_point, bias, torch.tensor(0.5))
     torch.testing.assert_close(rounded, bias, rtol=1e-6, atol=0)
 
 
@@ -85,16 +85,16 @@ def test_a_bias_comes_back_within_half_a_step(seed: int, per_channel: bool) -> N
     bias = torch.randn(6, generator=generator)
     weight_scale = torch.rand(6, generator=generator) * 1e-2 + 1e-4 if per_channel else torch.tensor(1e-3)
     input_scale = torch.tensor(0.02)
-    codes, scale = bias_grid(bias, weight_scale, input_scale)
+    codes, scale = quantize_bias(bias, weight_scale, input_scale)
     assert codes.dtype == torch.int32
     assert scale.shape == weight_scale.shape
     rounded = codes * scale.double()
     assert bool(((rounded - bias).abs() <= scale.double() * 0.5 * (1 + 1e-6)).all())
-    again, _ = bias_grid(rounded.float(), weight_scale, input_scale)
+    again, _ = quantize_bias(rounded.float(), weight_scale, input_scale)
     assert torch.equal(again, codes)
 
 
 def test_bias_grid_survives_vanishing_scales() -> None:
-    codes, scale = bias_grid(torch.zeros(1), torch.tensor([2.0**-100]), torch.tensor(2.0**-100))
+    codes, scale = quantize_bias(torch.zeros(1), torch.tensor([2.0**-100]), torch.tensor(2.0**-100))
     assert codes.tolist() == [0]
     assert float(scale) == pytest.approx(torch.finfo(torch.float32).tiny)

@@ -3,7 +3,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.lookup_quantizers import LARGEST_EXPONENTS, codebook, power_of_two, power_of_two_levels
+from autocompress.quantize.lookup_quantizers import (
+    LARGEST_EXPONENTS,
+    build_power_of_two_levels,
+    fit_codebook,
+    fit_power_of_two_table,
+)
 
 reaches = st.floats(2.0**-40, 2.0**40, width=32)
 
@@ -17,12 +22,12 @@ reaches = st.floats(2.0**-40, 2.0**40, width=32)
     ],
 )
 def test_levels_are_a_sign_and_an_exponent(bits: int, levels: list[float]) -> None:
-    assert power_of_two_levels(bits).tolist() == levels
+    assert build_power_of_two_levels(bits).tolist() == levels
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_levels_fit_their_bits_and_stop_where_float32_no_longer_tells(bits: int) -> None:
-    levels = power_of_two_levels(bits)
+    levels = build_power_of_two_levels(bits)
     assert len(levels) <= 2**bits
     assert len(levels) == 2 * min(2 ** (bits - 1) - 1, LARGEST_EXPONENTS) + 1
     assert torch.equal(levels, -levels.flip(0))
@@ -30,16 +35,16 @@ def test_levels_fit_their_bits_and_stop_where_float32_no_longer_tells(bits: int)
 
 def test_one_bit_is_too_few() -> None:
     with pytest.raises(CompressionError, match="powers of two need 2 bits"):
-        power_of_two(torch.tensor(1.0), 1)
+        fit_power_of_two_table(torch.tensor(1.0), 1)
 
 
 @pytest.mark.parametrize(("reach", "scale"), [(1.0, 1.0), (0.7, 0.5), (0.75, 1.0), (3.0, 4.0), (2.9, 2.0), (0.0, 1.0)])
 def test_the_largest_power_is_the_nearest(reach: float, scale: float) -> None:
-    assert power_of_two(torch.tensor(reach), 4).scale.item() == scale
+    assert fit_power_of_two_table(torch.tensor(reach), 4).scale.item() == scale
 
 
 def test_hand_values() -> None:
-    table = power_of_two(torch.tensor(1.0), bits=4)
+    table = fit_power_of_two_table(torch.tensor(1.0), bits=4)
     values = torch.tensor([1.0, 0.8, 0.7, 0.3, -0.3, -0.1, 0.005, 0.0, 5.0])
     assert table.decode(table.encode(values)).tolist() == [1.0, 1.0, 0.5, 0.25, -0.25, -0.125, 0.0, 0.0, 1.0]
 
@@ -47,7 +52,7 @@ def test_hand_values() -> None:
 @settings(deadline=None)
 @given(reaches, st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=30), st.integers(2, 8))
 def test_values_become_powers_of_two_that_are_the_nearest(reach: float, shares: list[float], bits: int) -> None:
-    table = power_of_two(torch.tensor(reach), bits)
+    table = fit_power_of_two_table(torch.tensor(reach), bits)
     values = torch.tensor(shares) * reach
     rounded = table.decode(table.encode(values))
     every = (table.levels * table.scale).double()
@@ -64,7 +69,7 @@ def test_a_codebook_keeps_to_its_bits_and_pruned_weights_at_zero(seed: int, bits
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(6, 20, generator=generator)
     weight[torch.rand(6, 20, generator=generator) < sparsity] = 0
-    table = codebook(weight, torch.tensor(1.0), 0, bits)
+    table = fit_codebook(weight, torch.tensor(1.0), 0, bits)
     codes = table.encode(weight)
     assert int(codes.max()) < len(table.levels) <= 2**bits
     rounded = table.decode(codes)
@@ -74,6 +79,6 @@ def test_a_codebook_keeps_to_its_bits_and_pruned_weights_at_zero(seed: int, bits
 
 def test_a_codebook_holds_few_values_exactly() -> None:
     weight = torch.tensor([[0.5, -0.25], [0.0, 0.5]])
-    table = codebook(weight, torch.tensor(1.0), 0, 2)
+    table = fit_codebook(weight, torch.tensor(1.0), 0, 2)
     assert torch.equal(table.decode(table.encode(weight)), weight)
     assert table.levels.tolist() == [-0.25, 0.0, 0.5]

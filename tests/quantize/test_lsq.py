@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from autocompress.quantize.lsq import LSQ, LearnedInput, LearnedStep, LearnedWeight, LSQConfig
+from autocompress.quantize.lsq import LSQ, LearnedStep, LSQConfig, LSQInputQuantizer, LSQWeightQuantizer
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.ste import gradient_scale, learned_step
+from autocompress.quantize.ste import gradient_scale, lsq_quantize
 from tests.quantize.nets import Plain, accuracy, digits
 from tests.quantize.tuning import Digits, context, fitted, mean_and_error
 
@@ -45,7 +45,7 @@ def gradients(
 @given(st.integers(0, 2**31), st.integers(2, 8))
 def test_gradients_are_those_of_the_definition(seed: int, bits: int) -> None:
     values, step, factor, low, high = sample(seed, bits, rows=3)
-    ours = gradients(lambda v, s: learned_step(v, s, factor, low, high), values, step)
+    ours = gradients(lambda v, s: lsq_quantize(v, s, factor, low, high), values, step)
     reference = gradients(lambda v, s: by_definition(v, s, factor, low, high), values, step)
     for found, expected in zip(ours, reference, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -65,7 +65,7 @@ def test_torchs_operator_per_channel_has_the_same_step_gradient(seed: int, bits:
     # torch counts a value as inside by its code, LSQ by the value itself: they part up to half a step beyond the ends.
     steps = values / step
     values = torch.where((steps > high) & (steps < high + 0.6) | (steps < low) & (steps > low - 0.6), 0.0, values)
-    ours = gradients(lambda v, s: learned_step(v, s, factor, low, high), values, step)
+    ours = gradients(lambda v, s: lsq_quantize(v, s, factor, low, high), values, step)
     theirs = gradients(torchs, values, step)
     for found, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
@@ -75,8 +75,8 @@ def test_torchs_operator_per_channel_has_the_same_step_gradient(seed: int, bits:
 @given(st.integers(0, 2**31), st.integers(2, 8))
 def test_one_step_for_all_is_one_row(seed: int, bits: int) -> None:
     values, step, factor, low, high = sample(seed, bits, rows=1)
-    row = gradients(lambda v, s: learned_step(v, s, factor, low, high), values, step)
-    whole = gradients(lambda v, s: learned_step(v, s, factor.view(()), low, high), values.view(4, 10), step.view(()))
+    row = gradients(lambda v, s: lsq_quantize(v, s, factor, low, high), values, step)
+    whole = gradients(lambda v, s: lsq_quantize(v, s, factor.view(()), low, high), values.view(4, 10), step.view(()))
     for found, expected in zip(whole, row, strict=True):
         assert found is not None
         assert expected is not None
@@ -85,7 +85,7 @@ def test_one_step_for_all_is_one_row(seed: int, bits: int) -> None:
 
 def test_the_gradient_scale_is_the_papers() -> None:
     assert gradient_scale(100, 7) == pytest.approx((100 * 7) ** -0.5)
-    module = LearnedWeight(torch.full((2, 1), 0.5), count=9, bits=3)
+    module = LSQWeightQuantizer(torch.full((2, 1), 0.5), count=9, bits=3)
     assert module.factor.flatten().tolist() == pytest.approx([(9 * 3) ** -0.5] * 2)
 
 
@@ -98,7 +98,7 @@ def test_a_step_stays_positive_and_begins_where_it_should() -> None:
 
 
 def test_an_input_keeps_its_code_of_zero() -> None:
-    module = LearnedInput(Grid(torch.tensor(0.5), torch.tensor(3, dtype=torch.int32), 0, 15))
+    module = LSQInputQuantizer(Grid(torch.tensor(0.5), torch.tensor(3, dtype=torch.int32), 0, 15))
     with torch.no_grad():
         module.step.drift.fill_(0.7)
     grid = module.grid
@@ -109,7 +109,7 @@ def test_an_input_keeps_its_code_of_zero() -> None:
 
 
 def test_steps_are_learned() -> None:
-    module = LearnedInput(Grid(torch.tensor(0.5), torch.tensor(0, dtype=torch.int32), 0, 3))
+    module = LSQInputQuantizer(Grid(torch.tensor(0.5), torch.tensor(0, dtype=torch.int32), 0, 3))
     values = torch.rand(64, 10, generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
     errors = []

@@ -13,7 +13,7 @@ from autocompress.core.method import Context, LayerBits, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import Subject, layer_costs, measure
-from autocompress.quantize.bit_sensitivity import expected
+from autocompress.quantize.bit_sensitivity import enforce_monotone_losses
 from autocompress.quantize.mixed_precision import WIDTHS, MixedPrecision, MixedPrecisionConfig
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from tests.quantize.nets import Plain, accuracy, digits
@@ -104,7 +104,10 @@ def test_the_exact_solver_finds_the_best_of_all_assignments(small: tuple[nn.Modu
     macs = [120, 180, 36]
     rows = states["exact"].report["sensitivity"]
     assert rows == states["greedy"].report["sensitivity"]
-    tables = [tuple(expected({int(bits): rise for bits, rise in row[side].items()}) for side in SIDES) for row in rows]
+    tables = [
+        tuple(enforce_monotone_losses({int(bits): rise for bits, rise in row[side].items()}) for side in SIDES)
+        for row in rows
+    ]
     options = [
         [(unit * w * a, weights[w] + inputs[a]) for w in WIDTHS for a in WIDTHS]
         for unit, (weights, inputs) in zip(macs, tables, strict=True)

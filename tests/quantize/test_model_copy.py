@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.quantize.model_copy import copied
+from autocompress.quantize.model_copy import copy_model
 
 
 class Tied(nn.Module):
@@ -36,7 +36,7 @@ class Listed(nn.Module):
 def test_a_copy_computes_the_same_and_shares_nothing(build: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = build().eval()
-    found, expected = copied(model), copy.deepcopy(model)
+    found, expected = copy_model(model), copy.deepcopy(model)
     example = torch.randn(3, 4)
     assert torch.equal(found(example), model(example))
     assert type(found) is type(model)
@@ -59,7 +59,7 @@ def test_a_copy_computes_the_same_and_shares_nothing(build: type[nn.Module]) -> 
 
 
 def test_what_was_tied_stays_tied() -> None:
-    found = copied(Tied())
+    found = copy_model(Tied())
     assert found.first.weight is found.second.weight
     assert found.again is found.first
     assert "steps" not in found.state_dict()
@@ -69,5 +69,5 @@ def test_a_model_with_hooks_is_copied_deeply() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     seen: list[int] = []
     model[0].register_forward_hook(lambda *_: seen.append(1))
-    copied(model)(torch.zeros(1, 2))
+    copy_model(model)(torch.zeros(1, 2))
     assert seen == [1]

@@ -16,7 +16,7 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.quantize.fake_quantize import FakeQuantize
 from autocompress.quantize.folding import fold_batch_norm
-from autocompress.quantize.integer_arithmetic import EXACT, widened_codes
+from autocompress.quantize.integer_arithmetic import EXACT, widen_codes
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from tests.quantize.nets import Plain, accuracy
 from tests.quantize.rounding import METHOD, WIDTHS, config, context, weight_error
@@ -185,7 +185,7 @@ def test_biases_lie_on_the_grid_of_the_products(
         name = entry["name"]
         saved = [state.tensors[f"{name}.weight_{part}"] for part in ("codes", "scale", "zero_point")]
         bias, before = (model.get_parameter(f"{name}.bias").double() for model in (quantized, folded))
-        wide, scale, zero_point = widened_codes(*saved, before, torch.tensor(entry["input"]["scale"]))
+        wide, scale, zero_point = widen_codes(*saved, before, torch.tensor(entry["input"]["scale"]))
         step = scale.double() * entry["input"]["scale"]
         torch.testing.assert_close(bias / step, (bias / step).round(), rtol=0, atol=1e-2)
         assert bool(((bias - before).abs() <= step * 0.51).all())

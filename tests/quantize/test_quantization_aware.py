@@ -16,13 +16,13 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.export.onnx import export_quantized
 from autocompress.export.runtime import session
-from autocompress.quantize.activation_recorder import MinMax
+from autocompress.quantize.activation_recorder import MinMaxObserver
 from autocompress.quantize.folding import FoldedBatchNorm
-from autocompress.quantize.lsq import LSQ, Learned, LSQConfig
+from autocompress.quantize.lsq import LSQ, LSQConfig, LSQRounding
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
-from autocompress.quantize.qat import QAT, Following, FollowingInput, QATConfig
-from autocompress.quantize.quantization_aware import AwareSettings, RoundedWeight, Seen
-from autocompress.quantize.weight_coding import Coding
+from autocompress.quantize.qat import QAT, QATConfig, QATInputQuantizer, QATRounding
+from autocompress.quantize.quantization_aware import QuantizationAwareSettings, RangeRecorder, WeightParametrization
+from autocompress.quantize.weight_coding import WeightCoding
 from tests.quantize.nets import Plain, accuracy, digits
 from tests.quantize.tuning import Digits, context, fitted, mean_and_error
 
@@ -42,19 +42,19 @@ def trained(data: Digits) -> nn.Module:
 
 @pytest.mark.parametrize(("method", "config"), METHODS)
 class TestEveryMethod:
-    def test_it_is_registered(self, method: Any, config: type[AwareSettings]) -> None:
+    def test_it_is_registered(self, method: Any, config: type[QuantizationAwareSettings]) -> None:
         assert isinstance(QUANTIZE.get(method.name), type(method))
         with pytest.raises(KnobError, match=f"quantize.{method.name}.epochs"):
             config.of({"epochs": 0})
 
     def test_a_context_that_cannot_train_is_refused(
-        self, method: Any, config: type[AwareSettings], trained: nn.Module, data: Digits
+        self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:
         with pytest.raises(CompressionError, match=f"{method.name} trains the model"):
             method.apply(trained, config(), replace(context(data), tune=None))
 
     def test_32_bits_train_nothing(
-        self, method: Any, config: type[AwareSettings], trained: nn.Module, data: Digits
+        self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:
         nothing = config(weight_bits=32, activation_bits=32)
         out, state = method.apply(trained, nothing, replace(context(data), tune=None))
@@ -69,7 +69,7 @@ class TestEveryMethod:
     def test_the_deployed_model_rounds_as_the_trained_one_did(
         self,
         method: Any,
-        config: type[AwareSettings],
+        config: type[QuantizationAwareSettings],
         bits: tuple[int, int],
         granularity: str,
         trained: nn.Module,
@@ -102,7 +102,9 @@ class TestEveryMethod:
         torch.testing.assert_close(before, after, rtol=0, atol=0.03 * float(before.abs().max()))
         assert float((before.argmax(1) == after.argmax(1)).float().mean()) > 0.985
 
-    def test_the_same_seed_gives_the_same_model(self, method: Any, config: type[AwareSettings], data: Digits) -> None:
+    def test_the_same_seed_gives_the_same_model(
+        self, method: Any, config: type[QuantizationAwareSettings], data: Digits
+    ) -> None:
         model = fitted(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 10)), data, 0, epochs=1)
         before = copy.deepcopy(model.state_dict())
         made = []
@@ -118,7 +120,7 @@ class TestEveryMethod:
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
     def test_what_was_pruned_stays_pruned(
-        self, method: Any, config: type[AwareSettings], trained: nn.Module, data: Digits
+        self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:
         pruned = copy.deepcopy(trained)
         gone = {}
@@ -134,7 +136,7 @@ class TestEveryMethod:
             assert not state.tensors[f"{name}.weight_codes"][zero].any()
 
     def test_restore_and_onnx_need_nothing_else(
-        self, method: Any, config: type[AwareSettings], trained: nn.Module, data: Digits
+        self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:
         settings = config(weight_bits=4, activation_bits=8, **SHORT)
         out, state = method.apply(trained, settings, context(data))
@@ -151,7 +153,7 @@ class TestEveryMethod:
         assert float((torch.from_numpy(found).argmax(1) == logits.argmax(1)).float().mean()) >= 0.99
 
     def test_training_that_ends_in_nan_is_refused_by_name(
-        self, method: Any, config: type[AwareSettings], trained: nn.Module, data: Digits
+        self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:
         def spoil(model: nn.Module, *_: object) -> None:
             with torch.no_grad():
@@ -161,7 +163,7 @@ class TestEveryMethod:
             method.apply(trained, config(**SHORT), replace(context(data), tune=spoil))
 
     def test_batch_norms_are_folded_before_training(
-        self, method: Any, config: type[AwareSettings], trained: nn.Module, data: Digits
+        self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:
         kinds: set[type] = set()
         method.apply(trained, config(**SHORT), context(data, lambda m: kinds.update(type(x) for x in m.modules())))
@@ -169,11 +171,11 @@ class TestEveryMethod:
         assert nn.BatchNorm2d not in kinds
 
 
-@pytest.mark.parametrize("rounding", [Following(), Learned()], ids=["qat", "lsq"])
+@pytest.mark.parametrize("rounding", [QATRounding(), LSQRounding()], ids=["qat", "lsq"])
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
 def test_codes_stand_for_the_weight_that_is_trained(rounding: Any, granularity: str) -> None:
     weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    module = RoundedWeight(weight, Coding(3, granularity=granularity, group_size=8), rounding)
+    module = WeightParametrization(weight, WeightCoding(3, granularity=granularity, group_size=8), rounding)
     coded = module.coded(weight)
     assert torch.equal(coded.values(), module(weight))
     assert coded.codes.dtype == torch.int8
@@ -181,14 +183,14 @@ def test_codes_stand_for_the_weight_that_is_trained(rounding: Any, granularity: 
     assert int(coded.codes.max()) <= 3
 
 
-def observed(*values: float) -> Seen:
-    seen = Seen(MinMax())
+def observed(*values: float) -> RangeRecorder:
+    seen = RangeRecorder(MinMaxObserver())
     seen.observe(torch.tensor(values))
     return seen
 
 
 def test_ranges_follow_the_batches_in_training_mode_alone() -> None:
-    module = FollowingInput(observed(0.0, 1.0), "asymmetric", 8)
+    module = QATInputQuantizer(observed(0.0, 1.0), "asymmetric", 8)
     first = module.grid.scale.clone()
     for _ in range(300):
         module.eval()(torch.tensor([0.0, 3.0]))
@@ -200,21 +202,21 @@ def test_ranges_follow_the_batches_in_training_mode_alone() -> None:
 
 
 def test_the_share_that_the_observer_cut_off_stays_cut_off() -> None:
-    class Half(MinMax):
+    class Half(MinMaxObserver):
         def range(self) -> tuple[float, float]:
             low, high = super().range()
             return low, high / 2
 
-    seen = Seen(Half())
+    seen = RangeRecorder(Half())
     seen.observe(torch.tensor([0.0, 4.0]))
-    module = FollowingInput(seen, "asymmetric", 2).train()
+    module = QATInputQuantizer(seen, "asymmetric", 2).train()
     module(torch.tensor([0.0, 4.0]))
     assert float(module.grid.scale) == pytest.approx(2 / 3)
 
 
 def test_scales_follow_the_weights() -> None:
     weight = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
-    module = RoundedWeight(weight, Coding(4), Following())
+    module = WeightParametrization(weight, WeightCoding(4), QATRounding())
     assert torch.allclose(module(3 * weight), 3 * module(weight))
 
 
@@ -234,5 +236,5 @@ def test_qat_recovers_what_rounding_took(data: Digits, record_property: Callable
 
 def test_the_input_is_left_alone() -> None:
     values: Tensor = torch.tensor([0.123, 0.5])
-    FollowingInput(observed(0.0, 1.0), "asymmetric", 2).train()(values)
+    QATInputQuantizer(observed(0.0, 1.0), "asymmetric", 2).train()(values)
     assert values.tolist() == pytest.approx([0.123, 0.5])

@@ -12,12 +12,12 @@ from autocompress.quantize.reconstruction import (
     LAST_BETA,
     OVERHANG,
     Moments,
-    Problem,
-    Steps,
-    annealed,
+    RoundingObjective,
+    WeightSteps,
+    anneal_beta,
     learn_rounding,
-    patches,
-    rectified,
+    rectify_sigmoid,
+    unfold_patches,
 )
 
 LAYERS: dict[str, Any] = {
@@ -61,13 +61,15 @@ def test_moments_give_the_error_that_the_changed_layer_makes(name: str) -> None:
 def test_patches_times_the_weight_are_the_output(name: str) -> None:
     layer, inputs = made(name)
     groups = getattr(layer, "groups", 1)
-    x = patches(layer, inputs).view(-1, groups, layer.weight[0].numel()).movedim(1, 0)
+    x = unfold_patches(layer, inputs).view(-1, groups, layer.weight[0].numel()).movedim(1, 0)
     y = (x @ layer.weight.reshape(groups, -1, x.shape[-1]).mT).movedim(0, 1).flatten(1)
     y = y if layer.bias is None else y + layer.bias
     torch.testing.assert_close(y, rows(layer, layer(inputs)), rtol=1e-4, atol=1e-5)
 
 
-def problem(outputs: int, inputs: int, low: float = -4.0, high: float = 3.0, seed: int = 0) -> tuple[Steps, Moments]:
+def problem(
+    outputs: int, inputs: int, low: float = -4.0, high: float = 3.0, seed: int = 0
+) -> tuple[WeightSteps, Moments]:
     torch.manual_seed(seed)
     layer = nn.Linear(inputs, outputs)
     # Inputs that go together are what makes rounding to the nearest a bad choice.
@@ -75,14 +77,14 @@ def problem(outputs: int, inputs: int, low: float = -4.0, high: float = 3.0, see
     moments = Moments.of(layer, x, layer(x).detach())
     weight = layer.weight.detach()
     full = torch.ones_like(weight)
-    return Steps(weight, full * weight.abs().max() / high, full * low, full * high), moments
+    return WeightSteps(weight, full * weight.abs().max() / high, full * low, full * high), moments
 
 
 @pytest.mark.parametrize("beta", [None, 20.0, 7.0, 2.0])
 def test_the_gradient_is_the_one_that_torch_derives(beta: float | None) -> None:
     steps, moments = problem(3, 5)
     floor = (steps.weight / steps.scale).floor()
-    made = Problem(steps, floor, moments, torch.tensor(0.37))
+    made = RoundingObjective(steps, floor, moments, torch.tensor(0.37))
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).mul(3).requires_grad_()
     (expected,) = torch.autograd.grad(made.loss(logits, beta), logits)
     torch.testing.assert_close(made.gradient(logits.detach(), beta), expected, rtol=1e-4, atol=1e-6)
@@ -139,7 +141,9 @@ def test_weights_and_inputs_of_any_size_are_never_worse_than_the_nearest(size: f
     layer, x = nn.Linear(5, 3), torch.randn(50, 5) * size
     layer.weight *= size
     full = torch.ones(3, 5)
-    steps = Steps(layer.weight.detach(), full * max(float(layer.weight.abs().max()), 1e-30) / 3, full * -4, full * 3)
+    steps = WeightSteps(
+        layer.weight.detach(), full * max(float(layer.weight.abs().max()), 1e-30) / 3, full * -4, full * 3
+    )
     learned = learn_rounding(steps, Moments.of(layer, x, layer(x)), 20)
     assert bool(learned.steps.isfinite().all())
     assert learned.error <= learned.nearest
@@ -154,7 +158,7 @@ def test_squares_that_overflow_are_refused() -> None:
 
 
 def test_beta_falls_after_the_warm_up() -> None:
-    shares = [annealed(step / 100) for step in range(101)]
+    shares = [anneal_beta(step / 100) for step in range(101)]
     assert shares[:20] == [None] * 20
     betas = [beta for beta in shares if beta is not None]
     assert betas == sorted(betas, reverse=True)
@@ -162,7 +166,7 @@ def test_beta_falls_after_the_warm_up() -> None:
 
 
 def test_the_rectified_sigmoid_reaches_its_ends() -> None:
-    assert rectified(torch.tensor([-9.0, 0.0, 9.0])).tolist() == pytest.approx([0.0, 0.5, 1.0])
+    assert rectify_sigmoid(torch.tensor([-9.0, 0.0, 9.0])).tolist() == pytest.approx([0.0, 0.5, 1.0])
     values = torch.linspace(-2, 2, 9)
     expected = F.hardtanh(torch.sigmoid(values) * (1 + 2 * OVERHANG) - OVERHANG, 0.0, 1.0)
-    torch.testing.assert_close(rectified(values), expected)
+    torch.testing.assert_close(rectify_sigmoid(values), expected)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.quantize.tracing import open_outputs, trace
+from autocompress.quantize.tracing import find_outputs_to_quantize, trace_graph
 
 EXAMPLE = (torch.zeros(1, 1, 8, 8),)
 
@@ -41,17 +41,17 @@ class Net(nn.Module):
     ],
 )
 def test_outputs_that_more_than_quantized_layers_read(run: Any, expected: dict[str, bool]) -> None:
-    assert open_outputs(Net(run), EXAMPLE, ["conv", "next", "head"]) == expected
+    assert find_outputs_to_quantize(Net(run), EXAMPLE, ["conv", "next", "head"]) == expected
 
 
 def test_a_layer_that_is_not_quantized_reads_in_floating_point() -> None:
     net = Net(lambda s, x: s.next(s.conv(x)).sum())
-    assert open_outputs(net, EXAMPLE, ["conv"]) == {"conv": False}
+    assert find_outputs_to_quantize(net, EXAMPLE, ["conv"]) == {"conv": False}
 
 
 def test_a_padding_that_is_an_operation_of_its_own_needs_no_integer_output() -> None:
     net = Net(lambda s, x: s.conv(x).sum(), padding_mode="circular")
-    assert open_outputs(net, EXAMPLE, ["conv"]) == {}
+    assert find_outputs_to_quantize(net, EXAMPLE, ["conv"]) == {}
 
 
 def test_tracing_follows_the_arguments_that_are_given() -> None:
@@ -60,5 +60,5 @@ def test_tracing_follows_the_arguments_that_are_given() -> None:
             return x + 1 if mask is None else x * mask
 
     for example, operator in (((torch.ones(1),), "add"), ((torch.ones(1), torch.ones(1)), "mul")):
-        called = [node.target.__name__ for node in trace(Optional(), example).nodes if node.op == "call_function"]
+        called = [node.target.__name__ for node in trace_graph(Optional(), example).nodes if node.op == "call_function"]
         assert operator in called

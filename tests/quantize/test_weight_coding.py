@@ -10,25 +10,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.lookup_quantizers import Table
-from autocompress.quantize.packing import pack, unpack
+from autocompress.quantize.lookup_quantizers import LookupTable
+from autocompress.quantize.packing import pack_codes, unpack_codes
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS
 from autocompress.quantize.weight_coding import (
     GRANULARITIES,
-    QUANTIZERS,
+    QUANTIZER_NAMES,
     WEIGHT_OBSERVERS,
-    Coded,
-    Coding,
+    QuantizedWeight,
+    WeightCoding,
     encode_weight,
-    join,
+    join_blocks,
     load_weight,
-    split,
+    split_blocks,
 )
 
 EVERY = [
-    Coding(4, quantizer, scheme, granularity, 5, observer)
+    WeightCoding(4, quantizer, scheme, granularity, 5, observer)
     for quantizer, scheme, granularity, observer in product(
-        QUANTIZERS, WEIGHT_QUANTIZERS, GRANULARITIES, WEIGHT_OBSERVERS
+        QUANTIZER_NAMES, WEIGHT_QUANTIZERS, GRANULARITIES, WEIGHT_OBSERVERS
     )
 ]
 codings = st.builds(lambda coding, bits: replace(coding, bits=bits), st.sampled_from(EVERY), st.integers(1, 8))
@@ -50,17 +50,19 @@ def weights(draw: st.DrawFn) -> Tensor:
     return weight * draw(st.sampled_from([1e-30, 1e-3, 1.0, 1e30]))
 
 
-def fits(coding: Coding) -> bool:
+def fits(coding: WeightCoding) -> bool:
     return coding.quantizer != "power_of_two" or coding.bits > 1
 
 
-def reload(coded: Coded, shape: torch.Size) -> Coded:
+def reload(coded: QuantizedWeight, shape: torch.Size) -> QuantizedWeight:
     return load_weight("a", coded.form(), shape, coded.saved("a"))
 
 
 @settings(deadline=None, max_examples=300)
 @given(weights(), codings)
-def test_every_weight_has_codes_that_keep_to_their_bits_and_come_back_exactly(weight: Tensor, coding: Coding) -> None:
+def test_every_weight_has_codes_that_keep_to_their_bits_and_come_back_exactly(
+    weight: Tensor, coding: WeightCoding
+) -> None:
     if not fits(coding):
         with pytest.raises(CompressionError, match="2 bits"):
             encode_weight(weight, coding)
@@ -75,9 +77,9 @@ def test_every_weight_has_codes_that_keep_to_their_bits_and_come_back_exactly(we
     assert not values[weight == 0].any()
     codes = coded.codes
     lowest = -(2 ** (coding.bits - 1)) if codes.dtype == torch.int8 else 0
-    packed = pack(codes, coding.bits, lowest)
+    packed = pack_codes(codes, coding.bits, lowest)
     assert packed.numel() == math.ceil(codes.numel() * coding.bits / 8)
-    back = unpack(packed, coding.bits, tuple(codes.shape), lowest, codes.dtype)
+    back = unpack_codes(packed, coding.bits, tuple(codes.shape), lowest, codes.dtype)
     assert torch.equal(back, codes)
     assert torch.equal(reload(replace(coded, codes=back), weight.shape).values(), values)
     again = encode_weight(weight, coding)
@@ -87,7 +89,7 @@ def test_every_weight_has_codes_that_keep_to_their_bits_and_come_back_exactly(we
 
 @settings(deadline=None)
 @given(weights(), codings)
-def test_searching_a_clipping_never_leaves_more_error(weight: Tensor, coding: Coding) -> None:
+def test_searching_a_clipping_never_leaves_more_error(weight: Tensor, coding: WeightCoding) -> None:
     if not fits(coding):
         return
     errors = {}
@@ -102,13 +104,15 @@ def test_searching_a_clipping_never_leaves_more_error(weight: Tensor, coding: Co
 def test_a_clipping_that_was_searched_leaves_much_less_error(scheme: str, bits: int) -> None:
     weight = torch.randn(8, 400, generator=torch.Generator().manual_seed(0))
     errors = [
-        float((encode_weight(weight, Coding(bits, scheme=scheme, observer=name)).values() - weight).square().mean())
+        float(
+            (encode_weight(weight, WeightCoding(bits, scheme=scheme, observer=name)).values() - weight).square().mean()
+        )
         for name in WEIGHT_OBSERVERS
     ]
     assert errors[1] < 0.9 * errors[0]
 
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("quantizer", QUANTIZER_NAMES)
 def test_smaller_parts_with_a_scale_each_are_closer(quantizer: str) -> None:
     generator = torch.Generator().manual_seed(0)
     size = torch.logspace(-2, 1, 8)[:, None] * torch.logspace(-1, 1, 64)
@@ -117,7 +121,7 @@ def test_smaller_parts_with_a_scale_each_are_closer(quantizer: str) -> None:
     errors = [
         float(
             (
-                encode_weight(weight, Coding(4, quantizer, granularity=name, group_size=8)).values() / size
+                encode_weight(weight, WeightCoding(4, quantizer, granularity=name, group_size=8)).values() / size
                 - weight / size
             )
             .square()
@@ -144,7 +148,10 @@ def test_a_codebook_beats_even_steps_of_the_same_bits() -> None:
     for bits in (2, 3, 4):
         by_table, by_grid = (
             float(
-                (encode_weight(weight, Coding(bits, name, granularity="per_tensor", observer="mse")).values() - weight)
+                (
+                    encode_weight(weight, WeightCoding(bits, name, granularity="per_tensor", observer="mse")).values()
+                    - weight
+                )
                 .square()
                 .mean()
             )
@@ -156,18 +163,18 @@ def test_a_codebook_beats_even_steps_of_the_same_bits() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7, 100])
 def test_the_last_group_of_a_channel_may_be_shorter(size: int) -> None:
     weight = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
-    coding = Coding(4, granularity="per_group", group_size=size)
+    coding = WeightCoding(4, granularity="per_group", group_size=size)
     coded = encode_weight(weight, coding)
     assert coded.how.scale.shape == (3, math.ceil(6 / size))
     for channel, row in enumerate(weight.flatten(1)):
         for at, group in enumerate(row.split(size)):
             # A shorter group is filled up with zeros.
             whole = F.pad(group[None], (0, size - len(group)))
-            alone = encode_weight(whole, Coding(4, granularity="per_tensor"))
+            alone = encode_weight(whole, WeightCoding(4, granularity="per_tensor"))
             assert torch.equal(coded.how.scale[channel, at], alone.how.scale)
             got = coded.values().flatten(1)[channel, at * size : (at + 1) * size]
             assert torch.equal(got, alone.values()[0, : len(group)])
-    assert torch.equal(join(split(weight, coding), weight.shape, coding), weight)
+    assert torch.equal(join_blocks(split_blocks(weight, coding), weight.shape, coding), weight)
 
 
 def test_only_even_steps_for_a_tensor_or_channels_are_for_integer_kernels() -> None:
@@ -177,22 +184,24 @@ def test_only_even_steps_for_a_tensor_or_channels_are_for_integer_kernels() -> N
         assert coded.is_integer == coding.is_integer
         assert coded.is_integer == (coding.quantizer == "linear" and coding.granularity != "per_group")
         parts = {name.removeprefix("a.weight_") for name in coded.saved("a")}
-        assert parts == {"codes", "scale", "levels" if isinstance(coded.how, Table) else "zero_point"}
+        assert parts == {"codes", "scale", "levels" if isinstance(coded.how, LookupTable) else "zero_point"}
 
 
 @pytest.mark.parametrize(
     ("coding", "part", "wrong", "message"),
     [
-        (Coding(4), "codes", torch.zeros(4, 9, dtype=torch.int8), "another shape"),
-        (Coding(4), "scale", torch.ones(3), r"has \[3\] scales"),
-        (Coding(4), "zero_point", torch.zeros(3, dtype=torch.int32), "zero points"),
-        (Coding(4, granularity="per_group", group_size=4), "scale", torch.ones(4, 2), "scales"),
-        (Coding(4, "codebook"), "levels", torch.ones(2), "beyond its table"),
-        (Coding(4, "codebook"), "levels", torch.ones(4, 4), "beyond its table"),
-        (Coding(4, "power_of_two"), "codes", torch.zeros(4, 10, dtype=torch.int8), "beyond its table"),
+        (WeightCoding(4), "codes", torch.zeros(4, 9, dtype=torch.int8), "another shape"),
+        (WeightCoding(4), "scale", torch.ones(3), r"has \[3\] scales"),
+        (WeightCoding(4), "zero_point", torch.zeros(3, dtype=torch.int32), "zero points"),
+        (WeightCoding(4, granularity="per_group", group_size=4), "scale", torch.ones(4, 2), "scales"),
+        (WeightCoding(4, "codebook"), "levels", torch.ones(2), "beyond its table"),
+        (WeightCoding(4, "codebook"), "levels", torch.ones(4, 4), "beyond its table"),
+        (WeightCoding(4, "power_of_two"), "codes", torch.zeros(4, 10, dtype=torch.int8), "beyond its table"),
     ],
 )
-def test_tensors_that_do_not_fit_each_other_are_refused(coding: Coding, part: str, wrong: Any, message: str) -> None:
+def test_tensors_that_do_not_fit_each_other_are_refused(
+    coding: WeightCoding, part: str, wrong: Any, message: str
+) -> None:
     weight = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
     coded = encode_weight(weight, coding)
     with pytest.raises(CompressionError, match=f"layer 'a' .*{message}"):
