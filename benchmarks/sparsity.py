@@ -11,8 +11,13 @@ import torch
 from torch import nn
 
 from autocompress.core.atomic import write_atomic
-from autocompress.prune.sparse_storage import break_even, linear_speed, pays_below, storage
-from autocompress.trial.pipeline import settled
+from autocompress.prune.sparse_storage import (
+    break_even_density,
+    csr_speed_threshold,
+    measure_linear_speed,
+    measure_storage,
+)
+from autocompress.trial.pipeline import reproducible_torch
 
 SHAPES = ((64, 64), (256, 256), (1024, 1024), (4096, 1024))
 BATCHES = (1, 32)
@@ -27,12 +32,12 @@ def sizes() -> list[str]:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             layer.weight.mul_(torch.rand(256, 256, generator=generator) < density)
-        (row,) = storage(layer)
+        (row,) = measure_storage(layer)
         lines.append(f"| {row.density:.2f} | {row.dense:,} | {row.packed:,} | {row.csr:,} | {row.smallest} |")
     lines.append("")
     lines.append(
-        f"Fewer bytes than dense below a density of {break_even('packed', 256, 256):.3f} (packed) and "
-        f"{break_even('csr', 256, 256):.3f} (CSR)."
+        f"Fewer bytes than dense below a density of {break_even_density('packed', 256, 256):.3f} (packed) and "
+        f"{break_even_density('csr', 256, 256):.3f} (CSR)."
     )
     return lines
 
@@ -43,9 +48,9 @@ def speeds(repeats: int) -> list[str]:
     lines = [f"| layer | batch | {shown} | pays below |", "|---|---|" + "---|" * (len(DENSITIES) + 1)]
     for outputs, inputs in SHAPES:
         for batch in BATCHES:
-            rows = linear_speed(outputs, inputs, batch, DENSITIES, repeats)
+            rows = measure_linear_speed(outputs, inputs, batch, DENSITIES, repeats)
             ratios = " | ".join(f"{row.dense_ms / row.csr_ms:.2f}" for row in rows)
-            lines.append(f"| {outputs} x {inputs} | {batch} | {ratios} | {pays_below(rows) or 'never'} |")
+            lines.append(f"| {outputs} x {inputs} | {batch} | {ratios} | {csr_speed_threshold(rows) or 'never'} |")
     return lines
 
 
@@ -55,7 +60,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/sparsity.md"))
     asked = parser.parse_args()
-    with settled():
+    with reproducible_torch():
         text = "\n".join(
             [
                 "# Sparse weights: bytes, and speed as a multiple of the dense layer's",

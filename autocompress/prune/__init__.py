@@ -8,7 +8,7 @@ from autocompress.prune.n_m import NM, NMConfig
 from autocompress.prune.progressive import Progressive, ProgressiveConfig
 from autocompress.prune.structured import Structured, StructuredConfig
 from autocompress.prune.unstructured import Unstructured, UnstructuredConfig
-from autocompress.prune.weight_inheritance import Inheritance, inherit
+from autocompress.prune.weight_inheritance import Inheritance, inherit_weights
 
 __all__ = [
     "NM",
@@ -24,7 +24,7 @@ __all__ = [
     "StructuredConfig",
     "Unstructured",
     "UnstructuredConfig",
-    "inherit",
+    "inherit_weights",
     "masks_from_zeros",
     "reestimate_batch_norm",
 ]

@@ -1,28 +1,34 @@
-"""Adaptive pruning: each layer gives up as many channels as its measured sensitivity allows."""
+"""Adaptive pruning: the number of channels removed from each layer follows its measured sensitivity."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import PRUNE
-from autocompress.prune.channel_pruning import ChannelConfig, Ranked, cut_channels, restore_channels
-from autocompress.prune.channel_sensitivity import Cost, allocate, measure_sensitivity, uses_of_weights
-from autocompress.prune.importance import CRITERIA
+from autocompress.prune.channel_pruning import ChannelConfig, ScoredGroup, prune_channels, restore_channels
+from autocompress.prune.channel_sensitivity import (
+    ChannelCost,
+    allocate_removals,
+    count_weight_uses,
+    measure_sensitivity,
+)
+from autocompress.prune.importance import CRITERION_CHOICE
 from autocompress.prune.schedule import SCHEDULES
 
-# A share r of the FLOPs is gone where each layer keeps a share sqrt(1 - r) of its channels. Some may keep less, but not
-# next to nothing: what little a narrow layer costs is no measure of what must pass through it.
-NARROWEST = 1 / 3
+# The FLOPs of a layer fall with the square of its width, so keeping a share sqrt(1 - r) of all channels removes a share
+# r of the FLOPs. A single layer may become narrower than that, but by at most this factor: a narrow layer costs few
+# FLOPs, and yet all information passes through it.
+MIN_WIDTH_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
 class AdaptiveConfig(ChannelConfig):
-    """How much of the model's cost goes.
+    """The share of the model's cost to remove, and how the steps are scheduled.
 
     Example:
         >>> AdaptiveConfig(pruning_ratio=0.75, budget="parameters").criterion
@@ -32,63 +38,66 @@ class AdaptiveConfig(ChannelConfig):
     label: ClassVar[str] = "prune.adaptive"
 
     pruning_ratio: float = knob(0.5, FloatRange(0.0, 0.98), "share of the budget to remove")
-    criterion: str = knob("taylor", Choice(tuple(CRITERIA)), "which channels of a layer go first")
-    budget: str = knob("flops", Choice(("flops", "parameters")), "what the ratio is a share of")
-    schedule: str = knob("linear", Choice(tuple(SCHEDULES)), "how the ratio grows from cut to cut")
-    steps: int = knob(3, IntRange(1, 50), "cuts of the schedules linear and cubic")
-    step_epochs: int = knob(0, IntRange(0, 1000), "passes over the training split between two cuts")
+    criterion: str = knob("taylor", CRITERION_CHOICE, "which channels of a layer are removed first")
+    budget: str = knob("flops", Choice(("flops", "parameters")), "the cost that the ratio is a share of")
+    schedule: str = knob("linear", Choice(tuple(SCHEDULES)), "how the ratio grows over the pruning steps")
+    steps: int = knob(3, IntRange(1, 50), "pruning steps of the schedules linear and cubic")
+    step_epochs: int = knob(0, IntRange(0, 1000), "passes over the training split between two steps")
 
 
 class Adaptive:
-    """Removes channels where the loss rises least for what they cost, until a share of FLOPs or parameters is gone.
+    """Removes the channels with the smallest rise of the loss per saved cost, until the budget is met.
 
-    Every group of channels is silenced at a few ratios, one group at a time, and the calibration loss is read; with a
-    schedule, that is measured again before every cut. The report holds ``sensitivity`` (one row a cut, layer and
-    ratio: the rise of the loss and each head's drop in accuracy), ``removed`` (share of the budget that went; of
-    convolutions and linear layers alone) and what ``structured`` reports.
+    The sensitivity of a channel group is the rise of the calibration loss when its least important channels are set to
+    zero, measured at a few ratios for one group at a time. With a schedule it is measured again before every step. The
+    report holds ``sensitivity`` (one row per step, layer and ratio: the rise of the loss and each head's drop in
+    accuracy), ``removed`` (the removed share of the budget, over convolutions and linear layers) and the entries of
+    ``structured``.
     """
 
     name: ClassVar[str] = "adaptive"
     config = AdaptiveConfig
 
     def is_identity(self, config: AdaptiveConfig) -> bool:
-        """Return whether nothing is removed."""
+        """Return whether the config removes nothing."""
         return config.pruning_ratio == 0
 
     def apply(self, model: nn.Module, config: AdaptiveConfig, context: Context) -> tuple[nn.Module, MethodState]:
-        """Return a copy with fewer channels, and what was removed; ``model`` stays as it was.
+        """Return a copy with fewer channels and a record of the removal; ``model`` is not changed.
 
         Raises:
-            CompressionError: The model cannot be traced, has nothing to remove, would compute something else, or its
-                loss cannot be measured.
+            CompressionError: The model cannot be traced, has no removable channels, would compute other values
+                after pruning, or its loss cannot be measured.
         """
-        rows: list[dict[str, Any]] = []
-        whole: list[float] = []
-        left: list[float] = []
+        rows: list[dict[str, object]] = []
+        costs_before: list[float] = []
+        costs_after: list[float] = []
 
-        def choose(pruned: nn.Module, ranked: Sequence[Ranked], ratio: float) -> list[list[int]]:
-            measured = measure_sensitivity(pruned, ranked, context)
-            orders = [group.order for group in measured]
-            cost = Cost(pruned, ranked, orders, _uses(pruned, config, context))
-            nothing = [0] * len(ranked)
-            whole.append(cost(nothing))
-            narrowest = NARROWEST * math.sqrt(1 - config.pruning_ratio)
+        def choose_channels(pruned: nn.Module, groups: Sequence[ScoredGroup], ratio: float) -> list[list[int]]:
+            sensitivities = measure_sensitivity(pruned, groups, context)
+            orders = [sensitivity.order for sensitivity in sensitivities]
+            cost = ChannelCost(pruned, groups, orders, _weight_uses(pruned, config, context))
+            costs_before.append(cost([0] * len(groups)))
+            min_share = MIN_WIDTH_SHARE * math.sqrt(1 - config.pruning_ratio)
+            # A curve ends at the last channel that may be removed, so the allocation never goes beyond it.
             curves = [
-                group.curve()[: spare(place, narrowest) + 1] for place, group in zip(ranked, measured, strict=True)
+                sensitivity.loss_curve()[: count_removable(scored, min_share) + 1]
+                for scored, sensitivity in zip(groups, sensitivities, strict=True)
             ]
-            counts = allocate(curves, cost, whole[0] * (1 - ratio))
-            left.append(cost(counts))
-            for place, group in zip(ranked, measured, strict=True):
-                rows.extend({"step": len(whole), **row} for row in group.rows(place.group.channels))
+            # The target refers to the model before the first step, not to the one before this step.
+            counts = allocate_removals(curves, cost, costs_before[0] * (1 - ratio))
+            costs_after.append(cost(counts))
+            for scored, sensitivity in zip(groups, sensitivities, strict=True):
+                rows.extend({"step": len(costs_before), **row} for row in sensitivity.table_rows(scored.group.channels))
             return [sorted(order[:count]) for order, count in zip(orders, counts, strict=True)]
 
-        pruned, state = cut_channels(model, config, context, choose)
-        removed = 1 - left[-1] / whole[0] if left else 0.0
-        report: Mapping[str, Any] = {**state.report, "removed": removed, "sensitivity": rows}
+        pruned, state = prune_channels(model, config, context, choose_channels)
+        removed = 1 - costs_after[-1] / costs_before[0] if costs_after else 0.0
+        report: Mapping[str, object] = {**state.report, "removed": removed, "sensitivity": rows}
         return pruned, MethodState(history=state.history, report=report)
 
     def restore(self, model: nn.Module, config: AdaptiveConfig, state: MethodState) -> nn.Module:
-        """Give a fresh model the pruned shape, in place, and return it in evaluation mode.
+        """Shrink a freshly built model to the pruned shape, in place, and return it in evaluation mode.
 
         Raises:
             CompressionError: The history does not fit the model.
@@ -96,14 +105,15 @@ class Adaptive:
         return restore_channels(model, state)
 
 
-def spare(place: Ranked, narrowest: float) -> int:
-    """Return how many channels a group may give up so that it keeps at least a share of those it began with."""
-    least = max(math.ceil(narrowest * (place.group.channels + place.gone)), 1)
-    return max(place.group.channels - least, 0)
+def count_removable(scored: ScoredGroup, min_share: float) -> int:
+    """Return the number of channels that can be removed while the group keeps ``min_share`` of its original ones."""
+    smallest = max(math.ceil(min_share * (scored.group.channels + scored.removed)), 1)
+    return max(scored.group.channels - smallest, 0)
 
 
-def _uses(model: nn.Module, config: AdaptiveConfig, context: Context) -> dict[str, float]:
-    uses = uses_of_weights(model, context.example)
+def _weight_uses(model: nn.Module, config: AdaptiveConfig, context: Context) -> dict[str, float]:
+    """Return the cost of one weight per layer: its uses for FLOPs, 1 for the number of parameters."""
+    uses = count_weight_uses(model, context.example)
     return uses if config.budget == "flops" else dict.fromkeys(uses, 1.0)
 
 

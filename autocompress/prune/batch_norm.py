@@ -1,4 +1,4 @@
-"""Batch-norm statistics, measured again after a model has changed."""
+"""Batch-norm re-estimation: running statistics measured again after a model has changed."""
 
 from collections.abc import Iterable
 
@@ -12,9 +12,9 @@ from autocompress.errors import CompressionError
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
     """Replace every batch-norm's running statistics by their plain average over ``batches``, in place.
 
-    A cut or a coarser grid shifts what reaches each layer, and the statistics of the whole model no longer
+    Pruning and quantization shift the inputs of each layer, and the statistics of the original model no longer
     fit. No weight changes; dropout stays off; every module keeps its training flag and its momentum. A
-    batch of one example has no variance and is skipped. A model without batch norm stays as it is.
+    batch of one example has no variance and is skipped. A model without batch norm is not changed.
 
     Args:
         model: The model to measure.
@@ -29,19 +29,20 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[tuple[Tensor, ...]
     usable = [batch for batch in batches if batch[0].shape[0] > 1]
     if not usable:
         raise CompressionError("batch-norm statistics need a calibration batch of at least two examples")
-    training = [(module, module.training) for module in model.modules()]
-    momentum = [norm.momentum for norm in norms]
+    training_flags = [(module, module.training) for module in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    # Only the batch norms are set to training mode: dropout would distort the statistics.
     model.eval()
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # torch's spelling of a cumulative average
+            norm.momentum = None  # torch reads None as a cumulative average over all batches
             norm.train()
         with torch.no_grad():
             for batch in usable:
                 model(*batch)
     finally:
-        for norm, before in zip(norms, momentum, strict=True):
-            norm.momentum = before
-        for module, flag in training:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, flag in training_flags:
             module.training = flag

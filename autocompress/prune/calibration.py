@@ -1,10 +1,9 @@
-"""What a method learns about a model from the calibration split: its loss, its accuracy, its gradients."""
+"""Measurements of a model on the calibration split: loss, accuracy and gradients."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,101 +11,106 @@ from torch import Tensor, nn
 from autocompress.core.method import Context
 from autocompress.errors import CompressionError
 from autocompress.prune.batch_norm import reestimate_batch_norm
-from autocompress.prune.importance import WEIGHTED
+from autocompress.prune.importance import WEIGHTED_LAYERS
 
-Labelled = tuple[tuple[Tensor, ...], Mapping[str, Tensor]]
+LabelledBatch = tuple[tuple[Tensor, ...], Mapping[str, Tensor]]
+"""Inputs and targets of one batch."""
 
-# Enough to rank layers and weights; more would only cost time.
-EXAMPLES = 512
-GRADIENTS = 256
+# Ranking layers and weights needs no exact scores, so a part of the calibration split is enough.
+MAX_EXAMPLES = 512
+MAX_GRADIENT_EXAMPLES = 256
+# Smallest normal float32: the divisor of a gradient that is zero everywhere.
 TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How well a model does on the calibration split.
+class CalibrationMetrics:
+    """Loss and accuracy of a model on the calibration split.
 
     Attributes:
         loss: The task's loss, averaged over the examples.
-        accuracy: Head name to the share of examples whose class is predicted, for the heads that name a class.
+        accuracy: Head name to the share of correctly classified examples, for classification heads.
     """
 
     loss: float
     accuracy: Mapping[str, float]
 
 
-def labelled(context: Context, size: int, limit: int = EXAMPLES) -> list[Labelled]:
-    """Return inputs and targets of the calibration split, in batches of at most ``size``, ``limit`` examples in all.
+def calibration_batches(context: Context, size: int, limit: int = MAX_EXAMPLES) -> list[LabelledBatch]:
+    """Return inputs and targets of the calibration split, in batches of ``size``, at most ``limit`` examples in total.
 
     Raises:
-        CompressionError: There is no loss, or there are no calibration batches with targets.
+        CompressionError: The context has no loss, or no calibration batches with targets.
     """
-    _loss_of(context)
-    found: list[Labelled] = []
-    left = limit
+    _require_loss(context)
+    batches: list[LabelledBatch] = []
+    remaining = limit
     for inputs, targets in zip(context.calibration, context.targets, strict=False):
-        for start in range(0, min(len(inputs[0]), left), size):
-            rows = slice(start, min(start + size, left))
-            found.append(
+        for start in range(0, min(len(inputs[0]), remaining), size):
+            rows = slice(start, min(start + size, remaining))
+            batches.append(
                 (tuple(tensor[rows] for tensor in inputs), {head: target[rows] for head, target in targets.items()})
             )
-        left -= min(len(inputs[0]), left)
-    if not found:
-        raise CompressionError("a measured criterion needs calibration batches with their targets")
-    return found
+        remaining -= min(len(inputs[0]), remaining)
+    if not batches:
+        raise CompressionError("a criterion measured on data needs calibration batches with their targets")
+    return batches
 
 
 @torch.no_grad()
-def read(model: nn.Module, context: Context) -> Reading:
-    """Measure a model on the calibration split, in the mode that it is in.
+def measure_calibration(model: nn.Module, context: Context) -> CalibrationMetrics:
+    """Return loss and accuracy of a model on the calibration split; the model keeps its mode.
 
     Raises:
-        CompressionError: The loss is missing or not finite, or there are no targets.
+        CompressionError: The loss is missing or not finite, or the targets are missing.
     """
-    measure = _loss_of(context)
-    loss, examples = 0.0, 0
+    loss_function = _require_loss(context)
+    total_loss, examples = 0.0, 0
     hits: dict[str, int] = {}
-    for inputs, targets in labelled(context, EXAMPLES):
+    for inputs, targets in calibration_batches(context, MAX_EXAMPLES):
         output, count = model(*inputs), len(inputs[0])
-        loss += float(measure(output, targets)) * count
+        total_loss += float(loss_function(output, targets)) * count
         examples += count
-        for head, logits in _classes(output, targets).items():
+        for head, logits in _class_logits(output, targets).items():
             hits[head] = hits.get(head, 0) + int((logits.argmax(1) == targets[head]).sum())
-    if not torch.isfinite(torch.tensor(loss)):
-        raise CompressionError(f"the loss of {type(model).__name__} on the calibration split is {loss}")
-    return Reading(loss / examples, {head: count / examples for head, count in hits.items()})
+    if not torch.isfinite(torch.tensor(total_loss)):
+        raise CompressionError(f"the loss of {type(model).__name__} on the calibration split is {total_loss}")
+    return CalibrationMetrics(total_loss / examples, {head: count / examples for head, count in hits.items()})
 
 
 @contextmanager
-def gradients(model: nn.Module, context: Context) -> Iterator[None]:
+def calibration_gradients(model: nn.Module, context: Context) -> Iterator[None]:
     """Give every parameter a gradient in ``grad`` while the body runs, and none afterwards.
 
-    It is the root of the mean square over single examples of the calibration split, each example's whole gradient
-    scaled to length 1. At a minimum the mean itself is zero for every weight, and an example that the model is sure
-    of, which is nearly every one, would count for nothing beside a few odd ones.
+    The gradient is the root mean square over single examples of the calibration split, with the gradient of each
+    example scaled to length 1. In a trained model the mean gradient is close to zero for every weight, and without the
+    scaling a few examples with a large loss would outweigh all that the model classifies with confidence.
 
     Raises:
         CompressionError: A loss, targets or calibration batches are missing, or a gradient is not finite.
     """
-    measure = _loss_of(context)
-    examples = labelled(context, 1, GRADIENTS)
+    loss_function = _require_loss(context)
+    examples = calibration_batches(context, 1, MAX_GRADIENT_EXAMPLES)
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     squares = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    with trainable(model), torch.enable_grad():
+    with enable_gradients(model), torch.enable_grad():
         for inputs, targets in examples:
             model.zero_grad()
             try:
-                measure(model(*inputs), targets).backward()
-            except RuntimeError as error:
-                raise CompressionError(f"{type(model).__name__} passes no gradient back: {one_line(error)}") from error
-            found = {name: p.grad.square() for name, p in parameters.items() if p.grad is not None}
-            length = torch.stack([square.double().sum() for square in found.values()]).sum()
-            if not bool(length.isfinite()):
+                loss_function(model(*inputs), targets).backward()
+            except RuntimeError as error:  # An output detached from the weights, for example.
+                raise CompressionError(
+                    f"{type(model).__name__} cannot be differentiated: {format_error(error)}"
+                ) from error
+            gradient_squares = {name: p.grad.square() for name, p in parameters.items() if p.grad is not None}
+            # Summed in double precision: models have millions of small squares.
+            squared_norm = torch.stack([square.double().sum() for square in gradient_squares.values()]).sum()
+            if not bool(squared_norm.isfinite()):
                 raise CompressionError(
                     f"{type(model).__name__} has a gradient on the calibration split that is not finite"
                 )
-            for name, square in found.items():
-                squares[name] += square / length.clamp_min(TINY)
+            for name, square in gradient_squares.items():
+                squares[name] += square / squared_norm.clamp_min(TINY)
     for name, parameter in parameters.items():
         parameter.grad = squares[name].div(len(examples)).sqrt()
     try:
@@ -116,8 +120,11 @@ def gradients(model: nn.Module, context: Context) -> Iterator[None]:
 
 
 @contextmanager
-def trainable(model: nn.Module) -> Iterator[None]:
-    """Let gradients reach every parameter while the body runs, frozen ones too; the body may replace parameters."""
+def enable_gradients(model: nn.Module) -> Iterator[None]:
+    """Make every parameter require a gradient while the body runs; frozen ones are frozen again afterwards.
+
+    Parameters are looked up by name afterwards, so the body may replace them.
+    """
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -128,59 +135,60 @@ def trainable(model: nn.Module) -> Iterator[None]:
             model.get_parameter(name).requires_grad_(False)
 
 
-def refuse_empty_layers(model: nn.Module) -> None:
-    """Refuse a model with a layer that has no channels.
+def check_layers_not_empty(model: nn.Module) -> None:
+    """Check that every layer with weights has channels.
 
     Raises:
-        CompressionError: There is one.
+        CompressionError: A layer has none.
     """
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(module, WEIGHTED) and isinstance(weight, Tensor) and weight.numel() == 0:
-            raise CompressionError(f"layer '{name}' has no channels: a model that ignores its input is no model")
+        if isinstance(module, WEIGHTED_LAYERS) and isinstance(weight, Tensor) and weight.numel() == 0:
+            raise CompressionError(f"layer '{name}' has no channels, so the model ignores its input")
 
 
 @torch.no_grad()
-def refuse_dead_model(model: nn.Module, context: Context) -> None:
-    """Refuse a model that answers every calibration example alike, once its batch norms are measured again.
+def check_output_varies(model: nn.Module, context: Context) -> None:
+    """Check that the output of a model differs between calibration examples, after batch-norm re-estimation.
 
-    A context with fewer than two calibration examples shows nothing, and everything passes.
+    A context with fewer than two calibration examples passes every model.
 
     Raises:
-        CompressionError: It does, or its output is not finite.
+        CompressionError: The output is the same for all examples, or it is not finite.
     """
     if max((len(inputs[0]) for inputs in context.calibration), default=0) < 2:
         return
-    measured = copy.deepcopy(model)
-    reestimate_batch_norm(measured, context.calibration)
-    answers = zip(*(tensors(measured(*inputs)) for inputs in context.calibration), strict=True)
-    outputs = [torch.cat(parts) for parts in answers]
+    reestimated = copy.deepcopy(model)
+    reestimate_batch_norm(reestimated, context.calibration)
+    outputs_of_batches = zip(*(flatten_outputs(reestimated(*inputs)) for inputs in context.calibration), strict=True)
+    outputs = [torch.cat(parts) for parts in outputs_of_batches]
     if not all(bool(output.isfinite().all()) for output in outputs):
         raise CompressionError("the pruned model's output is not finite")
+    # Relative to the size of the output, so that rounding differences do not count as a reaction to the input.
     if all(bool((output - output[:1]).abs().max() <= 1e-6 * output.abs().max()) for output in outputs):
         raise CompressionError("the pruned model ignores its input: no weight path is left; lower pruning_ratio")
 
 
-def tensors(output: Any) -> list[Tensor]:
-    """Return every tensor of a model's output, in order."""
+def flatten_outputs(output: object) -> list[Tensor]:
+    """Return every tensor of a model's output, nested or not, in order."""
     if isinstance(output, Tensor):
         return [output]
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return [tensor for part in parts for tensor in tensors(part)]
+    return [tensor for part in parts for tensor in flatten_outputs(part)]
 
 
-def one_line(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """Return an error's type and message, in one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _loss_of(context: Context) -> Any:
+def _require_loss(context: Context) -> Callable[[object, Mapping[str, Tensor]], Tensor]:
     if context.loss is None:
-        raise CompressionError("a measured criterion needs the task's loss, and there is none")
+        raise CompressionError("a criterion measured on data needs the task's loss, and the context has none")
     return context.loss
 
 
-def _classes(output: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _class_logits(output: object, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the logits ``{head: [B, C]}`` of the heads whose targets are classes ``[B]``."""
     heads = {next(iter(targets)): output} if isinstance(output, Tensor) and len(targets) == 1 else output
     if not isinstance(heads, Mapping):

@@ -1,169 +1,191 @@
-"""What the methods that remove channels share: their knobs, and the cuts with the checks around them."""
+"""Shared parts of the methods that remove channels: their config, the pruning steps and the checks around them."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.core.knobs import Choice, FloatRange, knob
 from autocompress.core.method import Context, MethodState
+from autocompress.core.registry import CRITERIA
 from autocompress.errors import CompressionError
-from autocompress.prune.calibration import gradients, refuse_dead_model, refuse_empty_layers, trainable
-from autocompress.prune.channels import Channels, Group, History, replay, size_of, verify_cut
-from autocompress.prune.importance import CRITERIA, channel_scores
-from autocompress.prune.schedule import Gradual
+from autocompress.prune.calibration import (
+    calibration_gradients,
+    check_layers_not_empty,
+    check_output_varies,
+    enable_gradients,
+)
+from autocompress.prune.channels import (
+    ChannelGraph,
+    ChannelGroup,
+    PruningHistory,
+    count_channels,
+    replay_history,
+    verify_pruned_model,
+)
+from autocompress.prune.importance import CRITERION_CHOICE, score_channels
+from autocompress.prune.schedule import GradualConfig
 
 
 @dataclass(frozen=True)
-class ChannelConfig(Gradual):
-    """Knobs that every method that removes channels shares."""
+class ChannelConfig(GradualConfig):
+    """Hyperparameters shared by the methods that remove channels."""
 
     pruning_ratio: float = knob(0.5, FloatRange(0.0, 0.9), "share of the channels to remove")
-    criterion: str = knob("l2", Choice(tuple(CRITERIA)), "what makes a channel important")
+    criterion: str = knob("l2", CRITERION_CHOICE, "what makes a channel important")
     round_to: int = knob(
-        1, Choice((1, 2, 4, 8, 16)), "layers keep a multiple of it: int8 kernels take channels by fours"
+        1,
+        Choice((1, 2, 4, 8, 16)),
+        "layers keep a multiple of this number of channels: int8 kernels read channels in groups of four",
     )
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """A group of channels with one score each.
+class ScoredGroup:
+    """A channel group with one importance score per channel.
 
     Attributes:
-        group: The channels.
-        scores: ``[channels]``; larger = keep.
-        gone: How many of the group's channels earlier cuts removed.
+        group: Coupled channels.
+        scores: Importance of each channel, ``[channels]``; larger = keep.
+        removed: Number of the group's channels that earlier steps removed.
     """
 
-    group: Group
+    group: ChannelGroup
     scores: Tensor
-    gone: int
+    removed: int
 
 
-Choose = Callable[[nn.Module, Sequence[Ranked], float], list[list[int]]]
-"""Takes the model before a cut, its groups and the ratio to reach; returns the channels to remove from each group."""
+ChannelSelector = Callable[[nn.Module, Sequence[ScoredGroup], float], list[list[int]]]
+"""Maps the model before a step, its groups and the ratio to reach to the channels to remove from each group."""
 
 
-def cut_channels(
-    model: nn.Module, config: ChannelConfig, context: Context, choose: Choose
+def prune_channels(
+    model: nn.Module, config: ChannelConfig, context: Context, select_channels: ChannelSelector
 ) -> tuple[nn.Module, MethodState]:
-    """Return a copy with fewer channels, and what was removed; ``model`` stays as it was.
+    """Return a copy with fewer channels and a record of the removal; ``model`` is not changed.
 
-    The state's report holds ``sparsity`` (share of the removable channels that went), ``channels`` (layer to
-    outputs before and after) and ``uncut`` (layer to why its channels stayed).
+    The state's report holds ``sparsity`` (removed share of the removable channels), ``channels`` (layer to its number
+    of outputs before and after) and ``uncut`` (layer to the reason why its channels cannot be removed).
 
     Raises:
-        CompressionError: The model cannot be traced, has nothing to remove, or would compute something else.
+        CompressionError: The model cannot be traced, has no removable channels, or would compute other values after
+            pruning.
     """
     pruned = copy.deepcopy(model).eval()
     if config.pruning_ratio == 0:
         return pruned, MethodState(history={"layers": []}, report={"sparsity": 0.0, "channels": {}, "uncut": {}})
     if not all(isinstance(tensor, Tensor) for tensor in context.example):
-        raise CompressionError("structured pruning traces models whose inputs are tensors, not containers of them")
-    refuse_empty_layers(pruned)
-    # A generator of its own: the global stream stays where it was.
+        raise CompressionError("structured pruning needs a model whose inputs are tensors, not containers of tensors")
+    check_layers_not_empty(pruned)
+    # A generator of its own leaves torch's global random state unchanged.
     generator = torch.Generator().manual_seed(context.seed)
-    history: History = []
-    gone: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    uncut: dict[str, str] = {}
-    for step, ratio in enumerate(config.ratios(config.pruning_ratio)):
+    history: PruningHistory = []
+    removed_channels: dict[str, int] = {}
+    original_sizes: dict[str, int] = {}
+    unprunable: dict[str, str] = {}
+    for step, ratio in enumerate(config.step_ratios(config.pruning_ratio)):
         if step:
-            config.between(pruned, context)
-        whole = copy.deepcopy(pruned)
-        with trainable(pruned):  # Tracing follows gradients, so even frozen weights need one.
-            channels = Channels(pruned, context.example)
-            ranked = _ranked(pruned, channels, config.criterion, context, generator, gone)
-            chosen = choose(pruned, ranked, ratio) if ranked else []
-            chosen = [rounded(place, indices, config.round_to) for place, indices in zip(ranked, chosen, strict=True)]
-            for place, indices in zip(ranked, chosen, strict=True):
-                channels.remove(place.group, indices)
-        verify_cut(whole, pruned, channels.history, _probe(context))
-        history += channels.history
-        uncut.update(channels.uncut)
-        for place, indices in zip(ranked, chosen, strict=True):
-            gone[place.group.name] = place.gone + len(indices)
-        for group in channels.groups:
-            sizes.setdefault(group.name, group.channels * group.repeats)
+            config.train_between_steps(pruned, context)
+        before_step = copy.deepcopy(pruned)
+        with enable_gradients(pruned):  # Tracing follows gradients, so even frozen weights need one.
+            # Indices shift when channels are removed, so every step traces the model again.
+            graph = ChannelGraph(pruned, context.example)
+            groups = _score_groups(pruned, graph, config.criterion, context, generator, removed_channels)
+            selected = select_channels(pruned, groups, ratio) if groups else []
+            selected = [
+                round_to_multiple(scored, indices, config.round_to)
+                for scored, indices in zip(groups, selected, strict=True)
+            ]
+            for scored, indices in zip(groups, selected, strict=True):
+                graph.remove_channels(scored.group, indices)
+        verify_pruned_model(before_step, pruned, graph.history, _test_inputs(context))
+        history += graph.history
+        unprunable.update(graph.unprunable)
+        for scored, indices in zip(groups, selected, strict=True):
+            removed_channels[scored.group.name] = scored.removed + len(indices)
+        for group in graph.groups:
+            original_sizes.setdefault(group.name, group.channels * group.repeats)
     if not history:
-        reasons = ", ".join(f"'{name}': {reason}" for name, reason in uncut.items())
-        raise CompressionError(f"there is no channel to spare ({reasons or 'every layer has one'})")
-    refuse_dead_model(pruned, context)
-    widths = _widths(model, pruned, history)
-    removed = sum(before - after for name, (before, after) in widths.items() if name in sizes)
-    report = {"sparsity": removed / sum(sizes.values()), "channels": widths, "uncut": uncut}
+        reasons = ", ".join(f"'{name}': {reason}" for name, reason in unprunable.items())
+        raise CompressionError(f"no channel can be removed ({reasons or 'every layer has one'})")
+    check_output_varies(pruned, context)
+    widths = _layer_widths(model, pruned, history)
+    # Layers behind a group shrink on their input side; counting the first layer of each group counts a channel once.
+    removed = sum(before - after for name, (before, after) in widths.items() if name in original_sizes)
+    report = {"sparsity": removed / sum(original_sizes.values()), "channels": widths, "uncut": unprunable}
     return pruned, MethodState(history={"layers": history}, report=report)
 
 
-def rounded(place: Ranked, indices: Sequence[int], multiple: int) -> list[int]:
-    """Return the channels to remove so that a group keeps the nearest multiple, the least important ones going first.
+def round_to_multiple(scored: ScoredGroup, indices: Sequence[int], multiple: int) -> list[int]:
+    """Return the channels to remove so that the number a group keeps is the nearest multiple.
 
-    A group never keeps less than one multiple, nor more than it has.
+    The least important channels are removed first. A group keeps at least one multiple, or all it has if that is less.
 
     Example:
-        >>> place = Ranked(Group("a", 6, 1, (), ()), torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), 0)
-        >>> rounded(place, [5], 4), rounded(place, [3, 4, 5], 4), rounded(place, [5], 1)
-        ([4, 5], [4, 5], [5])
+        >>> scored = ScoredGroup(ChannelGroup("a", 6, 1, (), ()), torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), 0)
+        >>> round_to_multiple(scored, [5], 4), round_to_multiple(scored, [5], 1)
+        ([4, 5], [5])
     """
     if multiple == 1 or not indices:
         return list(indices)
-    channels = place.group.channels
-    kept = channels - len(indices)
-    order = torch.argsort(place.scores, stable=True).tolist()
-    # Those that were chosen go before those that were not, whatever the scores say.
+    channels = scored.group.channels
+    remaining = channels - len(indices)
+    order = torch.argsort(scored.scores, stable=True).tolist()
+    # Selected channels come before all others, whatever their scores: the sort is stable.
     order.sort(key=lambda index: index not in indices)
 
-    def gone(wanted: int) -> list[int]:
-        return sorted(order[: channels - min(max(wanted, multiple), channels)])
+    def remove_down_to(width: int) -> list[int]:
+        return sorted(order[: channels - min(max(width, multiple), channels)])
 
-    nearest = gone((kept + multiple // 2) // multiple * multiple)
-    if any(set(part) <= set(nearest) for part in place.group.parts):
-        # One more would be all that a layer has: only putting back is safe.
-        return gone(-(-kept // multiple) * multiple)
+    nearest = remove_down_to((remaining + multiple // 2) // multiple * multiple)
+    if any(set(protected) <= set(nearest) for protected in scored.group.protected_sets):
+        # Rounding down would empty one of the layers, so the width is rounded up.
+        return remove_down_to(-(-remaining // multiple) * multiple)
     return nearest
 
 
 def restore_channels(model: nn.Module, state: MethodState) -> nn.Module:
-    """Give a fresh model the pruned shape, in place, and return it in evaluation mode.
+    """Shrink a freshly built model to the pruned shape, in place, and return it in evaluation mode.
 
     Raises:
         CompressionError: The history does not fit the model.
     """
     if not isinstance(state.history.get("layers"), list):
         raise CompressionError("the pruning history has no list of layers")
-    replay(model, state.history["layers"])
+    replay_history(model, state.history["layers"])
     return model.eval()
 
 
-def _ranked(
+def _score_groups(
     model: nn.Module,
-    channels: Channels,
-    name: str,
+    graph: ChannelGraph,
+    criterion_name: str,
     context: Context,
     generator: torch.Generator,
-    gone: Mapping[str, int],
-) -> list[Ranked]:
-    criterion = CRITERIA[name]
-    found = []
+    removed_channels: Mapping[str, int],
+) -> list[ScoredGroup]:
+    """Return the groups whose layers the criterion can score; the others are noted as unprunable."""
+    criterion = CRITERIA[criterion_name]
+    scored_groups = []
     with ExitStack() as stack:
         if criterion.gradients:
-            stack.enter_context(gradients(model, context))
-        for group in channels.groups:
+            stack.enter_context(calibration_gradients(model, context))
+        for group in graph.groups:
             if any(isinstance(part.layer, criterion.layers) for part in group.slices):
-                scores = channel_scores(group.slices, group.channels * group.repeats, criterion, generator)
+                scores = score_channels(group.slices, group.channels * group.repeats, criterion, generator)
+                # The blocks of a grouped convolution lose the same channels, so their scores are averaged.
                 scores = scores.view(group.repeats, group.channels).mean(0)
-                found.append(Ranked(group, scores, gone.get(group.name, 0)))
+                scored_groups.append(ScoredGroup(group, scores, removed_channels.get(group.name, 0)))
             else:
-                channels.uncut[group.name] = f"the criterion {name} finds no layer to read"
-    return found
+                graph.unprunable[group.name] = f"the criterion {criterion_name} scores none of its layers"
+    return scored_groups
 
 
-def _probe(context: Context) -> tuple[Tensor, ...]:
-    """Return a few inputs that tell channels apart: calibration examples, or else noise of the example's shape."""
+def _test_inputs(context: Context) -> tuple[Tensor, ...]:
+    """Return inputs to compare models on: calibration examples, or noise of the example's shape without them."""
     if context.calibration:
         return tuple(tensor[:8] for tensor in context.calibration[0])
     generator = torch.Generator().manual_seed(context.seed)
@@ -173,11 +195,11 @@ def _probe(context: Context) -> tuple[Tensor, ...]:
     )
 
 
-def _widths(model: nn.Module, pruned: nn.Module, history: History) -> dict[str, Any]:
-    """Return the outputs of each layer that lost some, ``[before, after]``."""
+def _layer_widths(model: nn.Module, pruned: nn.Module, history: PruningHistory) -> dict[str, list[int]]:
+    """Return the number of outputs ``[before, after]`` of each layer that lost some."""
     widths = {}
     for name, outputs, _ in history:
         before, after = model.get_submodule(name), pruned.get_submodule(name)
         if outputs and isinstance(before, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd):
-            widths[name] = [size_of(before, True), size_of(after, True)]
+            widths[name] = [count_channels(before, True), count_channels(after, True)]
     return widths

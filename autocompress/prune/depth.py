@@ -1,10 +1,10 @@
-"""Depth pruning: whole blocks are dropped, those without which the loss rises least."""
+"""Depth pruning: the blocks with the smallest rise of the loss are dropped."""
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,18 @@ from autocompress.core.knobs import FloatRange, knob
 from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError
-from autocompress.prune.allocation import nearest
-from autocompress.prune.calibration import one_line, read, refuse_dead_model, refuse_empty_layers
+from autocompress.prune.allocation import round_half_up
+from autocompress.prune.calibration import (
+    check_layers_not_empty,
+    check_output_varies,
+    format_error,
+    measure_calibration,
+)
 
 
 @dataclass(frozen=True)
 class DepthConfig(Recovery):
-    """How many blocks go.
+    """The share of blocks to drop.
 
     Example:
         >>> DepthConfig(pruning_ratio=0.25).recovery_epochs
@@ -28,67 +33,68 @@ class DepthConfig(Recovery):
 
     label: ClassVar[str] = "prune.depth"
 
-    pruning_ratio: float = knob(0.5, FloatRange(0.0, 0.9), "share of the blocks that keep their shape to drop")
+    pruning_ratio: float = knob(0.5, FloatRange(0.0, 0.9), "share of the shape-preserving blocks to drop")
 
 
-class Dropped(nn.Identity):
-    """Stands where a block was, and returns its first input."""
+class DroppedBlock(nn.Identity):
+    """Replacement of a dropped block; it returns its first input."""
 
-    def forward(self, input: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Return ``input``; masks and the like, which the block took beside it, are ignored."""
+    def forward(self, input: Tensor, *_: object, **__: object) -> Tensor:
+        """Return ``input``; further arguments of the block, such as masks, are ignored."""
         return input
 
 
 class Depth:
-    """Drops residual blocks or transformer layers, those without which the calibration loss rises least.
+    """Drops the residual blocks or transformer layers with the smallest rise of the calibration loss.
 
     A block is a module with layers inside, a child of an ``nn.Sequential`` or ``nn.ModuleList``, that runs once and
-    returns a tensor shaped like its first input. One block goes at a time, and what is left is measured again.
-    At least one such block is kept. The report holds ``dropped`` (block to the rise of the loss, in order),
-    ``blocks`` (all that could have gone) and ``sparsity`` (share of them that went).
+    returns a tensor shaped like its first input. Blocks are dropped one at a time, and the others are measured again
+    after each. At least one block remains. The report holds ``dropped`` (block to the rise of the loss, in order),
+    ``blocks`` (all droppable blocks) and ``sparsity`` (dropped share of them).
     """
 
     name: ClassVar[str] = "depth"
     config = DepthConfig
 
     def is_identity(self, config: DepthConfig) -> bool:
-        """Return whether nothing is dropped."""
+        """Return whether the config drops nothing."""
         return config.pruning_ratio == 0
 
     def apply(self, model: nn.Module, config: DepthConfig, context: Context) -> tuple[nn.Module, MethodState]:
-        """Return a copy without some of its blocks, and their names; ``model`` stays as it was.
+        """Return a copy without some of its blocks, and their names; ``model`` is not changed.
 
         Raises:
-            CompressionError: There is no block to spare, the loss cannot be measured or is not finite, or what
-                would be left ignores its input.
+            CompressionError: No block can be dropped, the loss cannot be measured or is not finite, or the pruned
+                model ignores its input.
         """
         pruned = copy.deepcopy(model).eval()
         if self.is_identity(config):
             return pruned, MethodState(history={"dropped": []}, report={"sparsity": 0.0, "dropped": {}, "blocks": []})
-        refuse_empty_layers(pruned)
+        check_layers_not_empty(pruned)
         blocks = find_blocks(pruned, context.example)
         if len(blocks) < 2:
-            only = f"'{blocks[0]}' is the only one" if blocks else "none"
-            raise CompressionError(f"there is no block to spare: of those that keep their shape, {only} can go")
-        before = read(pruned, context).loss
-        number = min(max(nearest(config.pruning_ratio * len(blocks)), 1), len(blocks) - 1)
+            reason = f"'{blocks[0]}' is the only shape-preserving block" if blocks else "none preserves its shape"
+            raise CompressionError(f"no block can be dropped: {reason}")
+        loss_before = measure_calibration(pruned, context).loss
+        drop_count = min(max(round_half_up(config.pruning_ratio * len(blocks)), 1), len(blocks) - 1)
         dropped: dict[str, float] = {}
-        for _ in range(number):
+        # Greedy: two blocks that are each dispensable may not be so together.
+        for _ in range(drop_count):
             rises = {}
             for name in blocks:
                 if name not in dropped:
-                    with _bypassed(pruned, name):
-                        rises[name] = read(pruned, context).loss - before
-            weakest = min(rises, key=lambda name: rises[name])
-            _replace(pruned, weakest, Dropped())
-            dropped[weakest] = rises[weakest]
+                    with _bypass_block(pruned, name):
+                        rises[name] = measure_calibration(pruned, context).loss - loss_before
+            least_needed = min(rises, key=lambda name: rises[name])
+            _replace_block(pruned, least_needed, DroppedBlock())
+            dropped[least_needed] = rises[least_needed]
         pruned.eval()
-        refuse_dead_model(pruned, context)
-        report = {"sparsity": number / len(blocks), "dropped": dropped, "blocks": blocks}
+        check_output_varies(pruned, context)
+        report = {"sparsity": drop_count / len(blocks), "dropped": dropped, "blocks": blocks}
         return pruned, MethodState(history={"dropped": list(dropped)}, report=report)
 
     def restore(self, model: nn.Module, config: DepthConfig, state: MethodState) -> nn.Module:
-        """Drop the same blocks of a fresh model, in place, and return it in evaluation mode.
+        """Drop the same blocks of a freshly built model, in place, and return it in evaluation mode.
 
         Raises:
             CompressionError: The history does not fit the model.
@@ -96,11 +102,11 @@ class Depth:
         names = state.history.get("dropped")
         if not isinstance(names, list):
             raise CompressionError("the pruning history has no list of dropped blocks")
-        known = dict(model.named_modules())
+        modules = dict(model.named_modules())
         for name in names:
-            if not isinstance(name, str) or not name or name not in known:
+            if not isinstance(name, str) or not name or name not in modules:
                 raise CompressionError(f"the pruning history does not fit the model: it has no block '{name}'")
-            _replace(model, name, Dropped())
+            _replace_block(model, name, DroppedBlock())
         return model.eval()
 
 
@@ -108,35 +114,36 @@ class Depth:
 def find_blocks(model: nn.Module, example: tuple[Tensor, ...]) -> list[str]:
     """Return the names of the blocks that can be dropped, in the order of the model.
 
-    Of blocks within blocks, the inner ones are meant where the outer is a mere chain (a stage), and the outer one
-    where it has a forward of its own (a residual block).
+    Of nested blocks, the inner ones count if the outer one is a plain ``nn.Sequential`` (a stage), and the outer one
+    if it has its own ``forward`` (a residual block).
 
     Raises:
         CompressionError: The model fails on its example.
     """
-    kept = _keep_their_shape(model, example)
-    found: list[str] = []
+    candidates = _shape_preserving_blocks(model, example)
+    droppable: list[str] = []
 
-    def walk(module: nn.Module, prefix: str) -> list[str]:
-        inside: list[str] = []
+    def collect_blocks(module: nn.Module, prefix: str) -> list[str]:
+        names: list[str] = []
         for key, child in module.named_children():
             name = f"{prefix}.{key}" if prefix else key
-            block = isinstance(module, nn.Sequential | nn.ModuleList) and name in kept
-            deeper = [] if block and not isinstance(child, nn.Sequential) else walk(child, name)
-            inside += deeper or ([name] if block else [])
-        return inside
+            is_candidate = isinstance(module, nn.Sequential | nn.ModuleList) and name in candidates
+            nested = [] if is_candidate and not isinstance(child, nn.Sequential) else collect_blocks(child, name)
+            names += nested or ([name] if is_candidate else [])
+        return names
 
-    for name in walk(model, ""):
-        with _bypassed(model, name):
+    for name in collect_blocks(model, ""):
+        with _bypass_block(model, name):
             try:
                 model(*example)
-            except Exception:  # A model may look into its own blocks, in any way; such a block has to stay.
+            except Exception:  # The model may use attributes of its own blocks; such a block cannot be dropped.
                 continue
-        found.append(name)
-    return found
+        droppable.append(name)
+    return droppable
 
 
-def _keep_their_shape(model: nn.Module, example: tuple[Tensor, ...]) -> set[str]:
+def _shape_preserving_blocks(model: nn.Module, example: tuple[Tensor, ...]) -> set[str]:
+    """Return the names of modules with layers inside that run once and return a tensor shaped like their input."""
     names = {
         module: name
         for name, module in model.named_modules()
@@ -144,36 +151,38 @@ def _keep_their_shape(model: nn.Module, example: tuple[Tensor, ...]) -> set[str]
     }
     calls: dict[str, list[bool]] = {}
 
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        calls.setdefault(names[module], []).append(bool(inputs) and _alike(inputs[0], output))
+    def record_call(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        calls.setdefault(names[module], []).append(bool(inputs) and _have_same_shape(inputs[0], output))
 
-    handles = [module.register_forward_hook(note) for module in names]
+    handles = [module.register_forward_hook(record_call) for module in names]
     try:
         model(*example)
     except Exception as error:
-        raise CompressionError(f"{type(model).__name__} fails on its example: {one_line(error)}") from error
+        raise CompressionError(f"{type(model).__name__} fails on its example: {format_error(error)}") from error
     finally:
         for handle in handles:
             handle.remove()
     return {name for name, same in calls.items() if same == [True]}
 
 
-def _alike(one: Any, other: Any) -> bool:
-    both = isinstance(one, Tensor) and isinstance(other, Tensor)
-    return both and one.shape == other.shape and one.dtype == other.dtype
+def _have_same_shape(one: object, other: object) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return False
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 @contextmanager
-def _bypassed(model: nn.Module, name: str) -> Iterator[None]:
+def _bypass_block(model: nn.Module, name: str) -> Iterator[None]:
+    """Drop a block while the body runs."""
     block = model.get_submodule(name)
-    _replace(model, name, Dropped())
+    _replace_block(model, name, DroppedBlock())
     try:
         yield
     finally:
-        _replace(model, name, block)
+        _replace_block(model, name, block)
 
 
-def _replace(model: nn.Module, name: str, block: nn.Module) -> None:
+def _replace_block(model: nn.Module, name: str, block: nn.Module) -> None:
     parent, _, key = name.rpartition(".")
     setattr(model.get_submodule(parent), key, block)
 

@@ -1,55 +1,55 @@
-"""Single weights removed: which tensors take part, their scores, and the masks that later training keeps exact."""
+"""Pruning of single weights: the tensors that can be pruned, their scores, and masks that training respects."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from autocompress.core.method import Context, MethodState
+from autocompress.core.registry import CRITERIA
 from autocompress.errors import CompressionError
-from autocompress.prune.allocation import nearest
-from autocompress.prune.calibration import gradients
-from autocompress.prune.importance import CRITERIA, finite_scores
+from autocompress.prune.allocation import round_half_up
+from autocompress.prune.calibration import calibration_gradients
+from autocompress.prune.importance import score_weight
 
 Masks = dict[str, Tensor]
-"""Parameter name to a boolean mask of its shape, false where the weight is removed."""
+"""Parameter name to a boolean mask of its shape; false marks removed weights."""
 
+# Layers whose weights can be set to zero one by one.
 LAYERS = (_ConvNd, nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase)
-# The scale of a batch norm says something about a channel, and nothing about a single weight.
-WEIGHT_CRITERIA = tuple(name for name in CRITERIA if name != "batch_norm")
 
 
-def weights(model: nn.Module) -> dict[str, nn.Parameter]:
+def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weight matrices and kernels of a model by name; a shared one occurs once.
 
-    Biases, normalizations and bare parameters do not take part: they hold little, and losing them costs much.
+    Biases, normalizations and bare parameters are excluded: they are few, and removing them costs much accuracy.
 
     Raises:
-        CompressionError: There is none, or one is empty.
+        CompressionError: The model has no such weight, or one is empty.
     """
-    return {name: weight for name, _, weight in weighted(model)}
+    return {name: weight for name, _, weight in find_prunable_weights(model)}
 
 
-def weighted(model: nn.Module) -> list[tuple[str, nn.Module, nn.Parameter]]:
-    """Return name, layer and value of what :func:`weights` returns.
+def find_prunable_weights(model: nn.Module) -> list[tuple[str, nn.Module, nn.Parameter]]:
+    """Return name, layer and value of each prunable weight.
 
     Raises:
-        CompressionError: There is none, or one is empty.
+        CompressionError: The model has no such weight, or one is empty.
     """
-    found = list(_weighted(model))
-    if not found:
+    triples = list(_iterate_weights(model))
+    if not triples:
         raise CompressionError(f"{type(model).__name__} has no layer whose weights could be removed")
-    for name, _, weight in found:
+    for name, _, weight in triples:
         if weight.numel() == 0:
             layer = name.rpartition(".")[0]
-            raise CompressionError(f"layer '{layer}' has no channels: a model that ignores its input is no model")
-    return found
+            raise CompressionError(f"layer '{layer}' has no channels, so the model ignores its input")
+    return triples
 
 
-def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+def _iterate_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    # By identity: tied weights are one tensor under several names.
     seen: set[int] = set()
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False) if isinstance(module, LAYERS) else ():
@@ -58,76 +58,81 @@ def _weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]
                 yield f"{name}.{key}" if name else key, module, parameter
 
 
-def weight_scores(
+def score_weights(
     model: nn.Module, names: Mapping[str, object], criterion: str, context: Context, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Return scores shaped like each named weight, larger = keep.
 
     Raises:
-        CompressionError: A weight or a gradient is not finite, or the criterion lacks what it measures on.
+        CompressionError: A weight or a gradient is not finite, or the context lacks the data that the criterion needs.
     """
     chosen = CRITERIA[criterion]
     with ExitStack() as stack:
         if chosen.gradients:
-            stack.enter_context(gradients(model, context))
+            stack.enter_context(calibration_gradients(model, context))
         return {
-            name: finite_scores(model.get_parameter(name), f"the weights '{name}'", chosen, generator) for name in names
+            name: score_weight(model.get_parameter(name), f"the weights '{name}'", chosen, generator) for name in names
         }
 
 
-def keep_best(scores: Mapping[str, Tensor], masks: Masks, ratio: float, pooled: bool, adapted: bool = False) -> Masks:
-    """Return masks with the nearest number to ``ratio`` of the weights removed, those removed before among them.
+def tighten_masks(
+    scores: Mapping[str, Tensor], masks: Masks, ratio: float, pooled: bool, layer_adaptive: bool = False
+) -> Masks:
+    """Return masks that remove the share ``ratio`` of all weights, including those that ``masks`` removes already.
 
-    The best weight of every tensor is kept, and a ratio above zero removes at least one weight.
+    The most important weight of every tensor is never removed, and a ratio above zero removes at least one weight.
 
     Args:
         scores: Parameter name to scores, larger = keep.
-        masks: What earlier cuts left.
+        masks: Masks of the earlier steps.
         ratio: Share to remove, 0 to 1.
-        pooled: Rank the weights of all tensors together rather than each tensor by itself.
-        adapted: Divide each score by the sum of those of its tensor that are no smaller, before tensors are ranked
-            together: with squares as scores, layer-adaptive magnitude (LAMP, Lee 2021, arXiv:2010.07611).
+        pooled: Whether the weights of all tensors are ranked together rather than each tensor by itself.
+        layer_adaptive: Whether each score is divided by the sum of the scores in its tensor that are not smaller; with
+            squares as scores, this is layer-adaptive magnitude pruning (LAMP, Lee 2021, arXiv:2010.07611).
 
     Example:
         >>> scores = {"a": torch.tensor([[1.0, 4.0], [3.0, 2.0]])}
-        >>> keep_best(scores, {"a": torch.ones(2, 2, dtype=torch.bool)}, 0.5, pooled=False)["a"].tolist()
+        >>> tighten_masks(scores, {"a": torch.ones(2, 2, dtype=torch.bool)}, 0.5, pooled=False)["a"].tolist()
         [[False, True], [True, False]]
     """
-    flat = {name: _ranked(score, masks[name], adapted) for name, score in scores.items()}
-    pools = [list(flat)] if pooled else [[name] for name in flat]
-    kept: Masks = {}
+    ranking_scores = {name: _ranking_scores(score, masks[name], layer_adaptive) for name, score in scores.items()}
+    pools = [list(ranking_scores)] if pooled else [[name] for name in ranking_scores]
+    new_masks: Masks = {}
     for pool in pools:
-        together = torch.cat([flat[name] for name in pool])
-        number = min(nearest(ratio * len(together)), len(together) - len(pool))
-        mask = torch.ones(len(together), dtype=torch.bool)
-        mask[torch.argsort(together, stable=True)[:number]] = False
-        for name, part in zip(pool, mask.split([len(flat[name]) for name in pool]), strict=True):
-            kept[name] = part.view(scores[name].shape).to(scores[name].device)
-    if ratio > 0 and all(bool(mask.all()) for mask in kept.values()):
-        widest = max(flat, key=lambda name: len(flat[name]))
-        if len(flat[widest]) > 1:
-            kept[widest].view(-1)[flat[widest].argmin()] = False
-    return kept
+        pooled_scores = torch.cat([ranking_scores[name] for name in pool])
+        # The most important weight of each tensor remains, so that every layer passes something on.
+        count = min(round_half_up(ratio * len(pooled_scores)), len(pooled_scores) - len(pool))
+        mask = torch.ones(len(pooled_scores), dtype=torch.bool)
+        mask[torch.argsort(pooled_scores, stable=True)[:count]] = False
+        for name, part in zip(pool, mask.split([len(ranking_scores[name]) for name in pool]), strict=True):
+            new_masks[name] = part.view(scores[name].shape).to(scores[name].device)
+    if ratio > 0 and all(bool(mask.all()) for mask in new_masks.values()):
+        widest = max(ranking_scores, key=lambda name: len(ranking_scores[name]))
+        if len(ranking_scores[widest]) > 1:
+            new_masks[widest].view(-1)[ranking_scores[widest].argmin()] = False
+    return new_masks
 
 
-def _ranked(scores: Tensor, mask: Tensor, adapted: bool) -> Tensor:
-    """Return one row of scores: what is gone below everything, the best above everything."""
+def _ranking_scores(scores: Tensor, mask: Tensor, layer_adaptive: bool) -> Tensor:
+    """Return the scores as one row, with removed weights below all others and the largest one above all others."""
     flat = scores.double().flatten().cpu()
-    gone = ~mask.flatten().cpu()
-    flat[gone] = 0
-    if adapted:
+    is_removed = ~mask.flatten().cpu()
+    flat[is_removed] = 0
+    if layer_adaptive:
         order = torch.argsort(flat, descending=True, stable=True)
+        # The smallest normal number keeps a tensor of zeros from dividing by zero.
         flat[order] = flat[order] / flat[order].cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
-    flat[gone] = -1
+    # Scores are not negative, so removed weights rank first and stay removed.
+    flat[is_removed] = -1
     flat[flat.argmax()] = torch.inf
     return flat
 
 
-def masked_state(model: nn.Module, masks: Masks, **report: Any) -> MethodState:
-    """Set the removed weights of ``model`` to zero, in place, and return the state that keeps them there.
+def apply_masks(model: nn.Module, masks: Masks, **report: object) -> MethodState:
+    """Set the removed weights of ``model`` to zero, in place, and return the state that keeps them at zero.
 
-    The report holds ``sparsity`` (share of the weights that went) and ``density`` (parameter name to the share
-    that stayed). The history holds names alone: the zeros are in the weights.
+    The report holds ``sparsity`` (removed share of the weights) and ``density`` (parameter name to the remaining
+    share). The history holds only names, because the saved weights contain the zeros.
     """
     state = MethodState(
         history={"masked": list(masks)},
@@ -138,31 +143,31 @@ def masked_state(model: nn.Module, masks: Masks, **report: Any) -> MethodState:
         },
         masks=masks,
     )
-    state.hold(model)
+    state.apply_masks(model)
     return state
 
 
-def restore_masked(model: nn.Module, state: MethodState) -> nn.Module:
-    """Check that a fresh model has the masked weights, and return it in evaluation mode; the zeros are in its weights.
+def check_masks(model: nn.Module, state: MethodState) -> nn.Module:
+    """Check that a freshly built model has the weights that were masked, and return it in evaluation mode.
 
     Raises:
         CompressionError: The history does not fit the model.
     """
-    masked(model, state)
+    masked_weights(model, state)
     return model.eval()
 
 
 def masks_from_zeros(model: nn.Module, state: MethodState) -> Masks:
-    """Return the masks of a model that was saved and loaded again: what is zero in a masked weight stays so.
+    """Return the masks of a model loaded from a file: zeros in masked weights count as removed.
 
     Raises:
         CompressionError: The history does not fit the model.
     """
-    return {name: weight.detach() != 0 for name, weight in masked(model, state).items()}
+    return {name: weight.detach() != 0 for name, weight in masked_weights(model, state).items()}
 
 
-def masked(model: nn.Module, state: MethodState) -> dict[str, nn.Parameter]:
-    """Return the weights that a history names as masked.
+def masked_weights(model: nn.Module, state: MethodState) -> dict[str, nn.Parameter]:
+    """Return the masked weights that a history names.
 
     Raises:
         CompressionError: The history does not fit the model.
@@ -170,8 +175,8 @@ def masked(model: nn.Module, state: MethodState) -> dict[str, nn.Parameter]:
     names = state.history.get("masked")
     if not isinstance(names, list):
         raise CompressionError("the pruning history has no list of masked weights")
-    known = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in names:
-        if not isinstance(name, str) or name not in known:
+        if not isinstance(name, str) or name not in parameters:
             raise CompressionError(f"the pruning history does not fit the model: it has no weight '{name}'")
-    return {name: known[name] for name in names}
+    return {name: parameters[name] for name in names}

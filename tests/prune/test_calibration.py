@@ -7,13 +7,13 @@ from torch import nn
 from autocompress.core.method import Context
 from autocompress.errors import CompressionError
 from autocompress.prune.calibration import (
-    gradients,
-    labelled,
-    read,
-    refuse_dead_model,
-    refuse_empty_layers,
-    tensors,
-    trainable,
+    calibration_batches,
+    calibration_gradients,
+    check_layers_not_empty,
+    check_output_varies,
+    enable_gradients,
+    flatten_outputs,
+    measure_calibration,
 )
 from tests.prune.toys import EXAMPLE, cnn, cross_entropy, labelled_context
 
@@ -22,7 +22,7 @@ class TestLabelled:
     @pytest.mark.parametrize(("size", "limit", "sizes"), [(1, 99, [1] * 16), (5, 99, [5, 3, 5, 3]), (8, 11, [8, 3])])
     def test_batches_hold_each_example_once_up_to_the_limit(self, size, limit, sizes):
         context = labelled_context()
-        found = labelled(context, size, limit)
+        found = calibration_batches(context, size, limit)
         assert [len(inputs[0]) for inputs, _ in found] == sizes
         total = sum(sizes)
         assert torch.equal(
@@ -35,9 +35,9 @@ class TestLabelled:
 
     def test_without_targets_or_a_loss_there_is_nothing_to_measure(self):
         with pytest.raises(CompressionError, match="batches with their targets"):
-            labelled(replace(labelled_context(), targets=()), 8)
+            calibration_batches(replace(labelled_context(), targets=()), 8)
         with pytest.raises(CompressionError, match="needs the task's loss"):
-            labelled(Context(EXAMPLE), 8)
+            calibration_batches(Context(EXAMPLE), 8)
 
 
 class TestRead:
@@ -46,22 +46,24 @@ class TestRead:
         x, y = torch.cat([b[0] for b in context.calibration]), torch.cat([t["label"] for t in context.targets])
         with torch.no_grad():
             logits = model(x)
-        found = read(model, context)
+        found = measure_calibration(model, context)
         assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, y)), rel=1e-5)
         assert found.accuracy == {"label": pytest.approx(float((logits.argmax(1) == y).float().mean()))}
 
     def test_every_head_has_its_accuracy(self):
         heads = {"digit": 10, "parity": 2}
-        assert set(read(cnn(heads=heads), labelled_context(heads=heads)).accuracy) == set(heads)
+        assert set(measure_calibration(cnn(heads=heads), labelled_context(heads=heads)).accuracy) == set(heads)
 
     def test_a_head_that_names_no_class_has_none(self):
         context = replace(
             labelled_context(), loss=lambda output, targets: (output.mean(1) - targets["label"]).square().mean()
         )
         regression = replace(context, targets=tuple({"label": t["label"].float()} for t in context.targets))
-        assert read(cnn(), regression).accuracy == {}
+        assert measure_calibration(cnn(), regression).accuracy == {}
         assert (
-            read(nn.Sequential(cnn(), nn.Unflatten(1, (2, 5))), replace(context, loss=lambda o, t: o.sum())).accuracy
+            measure_calibration(
+                nn.Sequential(cnn(), nn.Unflatten(1, (2, 5))), replace(context, loss=lambda o, t: o.sum())
+            ).accuracy
             == {}
         )
 
@@ -71,17 +73,17 @@ class TestRead:
                 return [x.mean()]
 
         context = replace(labelled_context(), loss=lambda output, _: output[0])
-        assert read(Listed(), context).accuracy == {}
+        assert measure_calibration(Listed(), context).accuracy == {}
 
     def test_a_loss_that_is_not_finite_is_refused(self):
         model = cnn()
         model.stem[0].weight.data[:] = torch.nan
         with pytest.raises(CompressionError, match="loss of CNN on the calibration split is nan"):
-            read(model, labelled_context())
+            measure_calibration(model, labelled_context())
 
     def test_without_a_loss(self):
         with pytest.raises(CompressionError, match="needs the task's loss"):
-            read(cnn(), Context(EXAMPLE))
+            measure_calibration(cnn(), Context(EXAMPLE))
 
 
 class TestGradients:
@@ -95,7 +97,7 @@ class TestGradients:
             found = torch.autograd.grad(loss, list(model.parameters()))
             length = sum(g.square().sum() for g in found)
             squares = [s + g.square() / length for s, g in zip(squares, found, strict=True)]
-        with gradients(model, context):
+        with calibration_gradients(model, context):
             for parameter, square in zip(model.parameters(), squares, strict=True):
                 torch.testing.assert_close(parameter.grad, (square / 3).sqrt())
         assert all(parameter.grad is None for parameter in model.parameters())
@@ -108,14 +110,14 @@ class TestGradients:
         x[0, 0, 0, 0] = x[1, 0, 0, 1] = 1.0
         # The first is predicted right with near certainty, the second is wrong.
         context = Context((x[:1],), ((x,),), ({"label": torch.tensor([0, 0])},), cross_entropy)
-        with gradients(model, context):
+        with calibration_gradients(model, context):
             used = model[1].weight.grad[:, :2].square().sum(0)
         torch.testing.assert_close(used[0], used[1])
 
     def test_frozen_weights_get_one_and_stay_frozen(self):
         model = cnn()
         model.stem.requires_grad_(False)
-        with gradients(model, labelled_context()):
+        with calibration_gradients(model, labelled_context()):
             assert model.stem[0].weight.grad.abs().sum() > 0
         assert not model.stem[0].weight.requires_grad
         assert model.heads["label"].weight.requires_grad
@@ -124,18 +126,18 @@ class TestGradients:
         heads = {"label": 10, "other": 2}
         model = cnn(heads=heads)
         context = labelled_context()
-        with gradients(model, replace(context, loss=lambda o, t: cross_entropy({"label": o["label"]}, t))):
+        with calibration_gradients(model, replace(context, loss=lambda o, t: cross_entropy({"label": o["label"]}, t))):
             assert not model.heads["other"].weight.grad.any()
 
     def test_a_model_cut_off_from_its_loss_is_refused(self):
         context = replace(labelled_context(), loss=lambda output, targets: output.detach().sum())
-        with pytest.raises(CompressionError, match="passes no gradient back"), gradients(cnn(), context):
+        with pytest.raises(CompressionError, match="cannot be differentiated"), calibration_gradients(cnn(), context):
             pass
 
     def test_gradients_that_are_not_finite_are_refused(self):
         model = cnn()
         model.heads["label"].weight.data[0, 0] = torch.nan
-        with pytest.raises(CompressionError, match="not finite"), gradients(model, labelled_context()):
+        with pytest.raises(CompressionError, match="not finite"), calibration_gradients(model, labelled_context()):
             pass
 
 
@@ -143,7 +145,7 @@ class TestTrainable:
     def test_flags_come_back_even_for_replaced_parameters(self):
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         model[0].requires_grad_(False)
-        with trainable(model):
+        with enable_gradients(model):
             assert all(parameter.requires_grad for parameter in model.parameters())
             model[0].weight = nn.Parameter(torch.ones(1, 2))
         assert [parameter.requires_grad for parameter in model.parameters()] == [False, False, True, True]
@@ -154,21 +156,21 @@ class TestRefuseEmptyLayers:
         with pytest.warns(UserWarning, match="zero-element"):
             model = nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 2))
         with pytest.raises(CompressionError, match="'0' has no channels"):
-            refuse_empty_layers(model)
+            check_layers_not_empty(model)
 
     def test_a_batch_norm_without_weights_is_none(self):
-        refuse_empty_layers(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, affine=False)))
+        check_layers_not_empty(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, affine=False)))
 
 
 class TestRefuseDeadModel:
     def test_a_model_that_listens_passes(self):
-        refuse_dead_model(cnn(), labelled_context())
+        check_output_varies(cnn(), labelled_context())
 
     def test_one_that_answers_alike_is_refused(self):
         model = cnn()
         model.stem[0].weight.data.zero_()
         with pytest.raises(CompressionError, match="ignores its input"):
-            refuse_dead_model(model, labelled_context())
+            check_output_varies(model, labelled_context())
 
     def test_one_whose_statistics_only_look_dead_passes(self):
         """A cut shifts what reaches a batch norm so far that no rectifier opens; measuring again brings it back."""
@@ -177,27 +179,27 @@ class TestRefuseDeadModel:
         with torch.no_grad():
             answers = model(torch.randn(4, 1, 8, 8))
         assert torch.equal(answers, answers[:1].expand_as(answers))
-        refuse_dead_model(model, labelled_context())
+        check_output_varies(model, labelled_context())
 
     def test_an_output_that_is_not_finite(self):
         model = cnn()
         model.heads["label"].bias.data[0] = torch.inf
         with pytest.raises(CompressionError, match="not finite"):
-            refuse_dead_model(model, labelled_context())
+            check_output_varies(model, labelled_context())
 
     @pytest.mark.parametrize("context", [Context(EXAMPLE), labelled_context(size=1)], ids=["none", "ones"])
     def test_too_few_examples_show_nothing(self, context):
         model = cnn()
         model.stem[0].weight.data.zero_()
-        refuse_dead_model(model, context)
+        check_output_varies(model, context)
 
     def test_the_model_stays_as_it_was(self):
         model = cnn()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        refuse_dead_model(model, labelled_context())
+        check_output_varies(model, labelled_context())
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_tensors_are_found_in_any_output():
     one, other = torch.zeros(1), torch.ones(2)
-    assert [t.tolist() for t in tensors({"a": [one, (other, None)], "b": 3})] == [[0.0], [1.0, 1.0]]
+    assert [t.tolist() for t in flatten_outputs({"a": [one, (other, None)], "b": 3})] == [[0.0], [1.0, 1.0]]

@@ -11,8 +11,8 @@ from autocompress.core.method import MethodState
 from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError
 from autocompress.prune import StructuredConfig
-from autocompress.prune.channel_pruning import Ranked, rounded
-from autocompress.prune.channels import Group
+from autocompress.prune.channel_pruning import ScoredGroup, round_to_multiple
+from autocompress.prune.channels import ChannelGroup
 from tests.prune.toys import Tuner, cnn, labelled_context
 
 METHODS = [PRUNE.get("structured"), PRUNE.get("adaptive")]
@@ -63,7 +63,7 @@ class TestStructuredSteps:
 
         config = StructuredConfig(pruning_ratio=0.75, schedule=schedule, steps=3, scope=scope)
         _, state = self.METHOD.apply(cnn(block="plain", width=16, stages=1), config, labelled_context(tune=tune))
-        left = [32 - round(32 * ratio) for ratio in config.ratios(0.75)]
+        left = [32 - round(32 * ratio) for ratio in config.step_ratios(0.75)]
         assert widths == [pytest.approx(count, abs=1) for count in left[:2]]
         assert state.report["sparsity"] == pytest.approx(0.75, abs=0.04)
 
@@ -121,13 +121,13 @@ def test_layers_keep_a_multiple_of_what_is_asked(method, multiple):
 
 
 def test_rounding_never_takes_all_that_a_layer_has():
-    group = Group("a", 8, 1, (), ((0, 1, 2), (3, 4, 5, 6, 7)))
+    group = ChannelGroup("a", 8, 1, (), ((0, 1, 2), (3, 4, 5, 6, 7)))
     scores = torch.tensor([0.0, 0.1, 9.0, 5.0, 5.0, 5.0, 5.0, 5.0])
     # Five are kept; four would be nearest, at the price of the first part.
-    found = rounded(Ranked(group, scores, 0), [0, 1, 3], 4)
+    found = round_to_multiple(ScoredGroup(group, scores, 0), [0, 1, 3], 4)
     assert len(found) in (0, 4)
     assert not {0, 1, 2} <= set(found)
-    tight = rounded(Ranked(group, torch.arange(8.0), 0), [0, 1], 8)
+    tight = round_to_multiple(ScoredGroup(group, torch.arange(8.0), 0), [0, 1], 8)
     assert tight == []
 
 
@@ -137,7 +137,7 @@ def test_the_nearest_multiple_is_kept(channels, data):
     indices = data.draw(st.lists(st.integers(0, channels - 1), unique=True, max_size=channels - 1))
     multiple = data.draw(st.sampled_from([1, 2, 4, 8, 16]))
     scores = torch.tensor(data.draw(st.lists(st.floats(0, 1), min_size=channels, max_size=channels)))
-    found = rounded(Ranked(Group("a", channels, 1, (), ()), scores, 0), indices, multiple)
+    found = round_to_multiple(ScoredGroup(ChannelGroup("a", channels, 1, (), ()), scores, 0), indices, multiple)
     left = channels - len(found)
     assert set(found) <= set(range(channels))
     assert left % multiple == 0 or left == channels

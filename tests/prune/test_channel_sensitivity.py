@@ -8,42 +8,48 @@ from torch import nn
 from autocompress.core.registry import PRUNE
 from autocompress.measure import cost, layer_costs
 from autocompress.prune import StructuredConfig
-from autocompress.prune.allocation import spare
-from autocompress.prune.calibration import read, trainable
-from autocompress.prune.channel_pruning import Ranked
-from autocompress.prune.channel_sensitivity import Cost, Sensitivity, allocate, measure_sensitivity, uses_of_weights
-from autocompress.prune.channels import Channels
-from autocompress.prune.importance import CRITERIA, channel_scores
+from autocompress.prune.allocation import rank_removable_channels
+from autocompress.prune.calibration import enable_gradients, measure_calibration
+from autocompress.prune.channel_pruning import ScoredGroup
+from autocompress.prune.channel_sensitivity import (
+    ChannelCost,
+    GroupSensitivity,
+    allocate_removals,
+    count_weight_uses,
+    measure_sensitivity,
+)
+from autocompress.prune.channels import ChannelGraph
+from autocompress.prune.importance import CRITERIA, score_channels
 from tests.prune.toys import EXAMPLE, cnn, labelled_context
 from tests.prune.zoo import FOLLOWED
 
 
 def ranked_groups(model, example=EXAMPLE):
-    with trainable(model):
-        channels = Channels(model, example)
+    with enable_gradients(model):
+        channels = ChannelGraph(model, example)
     found = []
     for group in channels.groups:
-        scores = channel_scores(group.slices, group.channels * group.repeats, CRITERIA["l2"], torch.Generator())
-        found.append(Ranked(group, scores.view(group.repeats, group.channels).mean(0), 0))
+        scores = score_channels(group.slices, group.channels * group.repeats, CRITERIA["l2"], torch.Generator())
+        found.append(ScoredGroup(group, scores.view(group.repeats, group.channels).mean(0), 0))
     return channels, found
 
 
 class TestMeasuring:
     def test_silence_reads_as_a_cut_does(self):
         model, context = cnn(block="residual", width=8), labelled_context()
-        before = read(model, context)
+        before = measure_calibration(model, context)
         measured = measure_sensitivity(model, ranked_groups(model)[1], context)
         for place, group in zip(ranked_groups(model)[1], measured, strict=True):
             for count, loss, drop in group.points:
                 cut = cnn(block="residual", width=8)
                 channels, places = ranked_groups(cut)
                 twin = next(other for other in places if other.group.name == place.group.name)
-                channels.remove(twin.group, list(group.order[:count]))
-                after = read(_settled(cut, context), context)
-                base = read(_settled(cnn(block="residual", width=8), context), context)
+                channels.remove_channels(twin.group, list(group.order[:count]))
+                after = measure_calibration(_settled(cut, context), context)
+                base = measure_calibration(_settled(cnn(block="residual", width=8), context), context)
                 assert loss == pytest.approx(after.loss - base.loss, abs=1e-4)
                 assert drop["label"] == pytest.approx(base.accuracy["label"] - after.accuracy["label"])
-        assert read(model, context) == before
+        assert measure_calibration(model, context) == before
 
     def test_points_reach_from_few_channels_to_all_that_may_go(self):
         model = cnn(block="plain", width=8, stages=1)
@@ -56,12 +62,12 @@ class TestMeasuring:
         model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(36, 10)).eval()
         (group,) = measure_sensitivity(model, ranked_groups(model)[1], labelled_context())
         assert group.points == ()
-        assert group.curve() == [0.0]
-        assert group.rows(1) == []
+        assert group.loss_curve() == [0.0]
+        assert group.table_rows(1) == []
 
     def test_rows_are_a_table(self):
-        group = Sensitivity("stem.0", (1, 0, 2), ((1, 0.1, {"label": 0.02}), (3, 0.5, {"label": 0.3})))
-        assert group.rows(4) == [
+        group = GroupSensitivity("stem.0", (1, 0, 2), ((1, 0.1, {"label": 0.02}), (3, 0.5, {"label": 0.3})))
+        assert group.table_rows(4) == [
             {"layer": "stem.0", "pruning_ratio": 0.25, "loss": 0.1, "accuracy_drop": {"label": 0.02}},
             {"layer": "stem.0", "pruning_ratio": 0.75, "loss": 0.5, "accuracy_drop": {"label": 0.3}},
         ]
@@ -78,7 +84,7 @@ class TestCurve:
     @given(st.lists(st.floats(-1, 5), min_size=1, max_size=5))
     def test_it_rises_ever_faster_and_never_above_a_measurement(self, losses):
         points = tuple((2 * index + 1, loss, {}) for index, loss in enumerate(losses))
-        curve = Sensitivity("a", tuple(range(points[-1][0])), points).curve()
+        curve = GroupSensitivity("a", tuple(range(points[-1][0])), points).loss_curve()
         assert len(curve) == points[-1][0] + 1
         assert curve[0] == 0.0
         steps = [after - before for before, after in pairwise(curve)]
@@ -87,8 +93,8 @@ class TestCurve:
         assert all(curve[count] <= max(loss, 0.0) + 1e-9 for count, loss, _ in points)
 
     def test_by_hand(self):
-        group = Sensitivity("a", (0, 1, 2, 3), ((1, 0.3, {}), (2, 0.2, {}), (4, 1.2, {})))
-        assert group.curve() == pytest.approx([0.0, 0.1, 0.2, 0.7, 1.2])
+        group = GroupSensitivity("a", (0, 1, 2, 3), ((1, 0.3, {}), (2, 0.2, {}), (4, 1.2, {})))
+        assert group.loss_curve() == pytest.approx([0.0, 0.1, 0.2, 0.7, 1.2])
 
 
 class TestCost:
@@ -98,15 +104,15 @@ class TestCost:
         torch.manual_seed(0)
         model = kind().eval()
         channels, ranked = ranked_groups(model, example)
-        orders = [spare(place.scores, place.group.parts) for place in ranked]
-        uses = uses_of_weights(model, example)
+        orders = [rank_removable_channels(place.scores, place.group.protected_sets) for place in ranked]
+        uses = count_weight_uses(model, example)
         uses = uses if weighted == "flops" else dict.fromkeys(uses, 1.0)
-        foreseen = Cost(model, ranked, orders, uses)
+        foreseen = ChannelCost(model, ranked, orders, uses)
         counts = [len(order) // 2 for order in orders]
         expected = foreseen(counts)
         assert foreseen([0] * len(orders)) == pytest.approx(self.true(model, uses))
         for place, order, count in zip(ranked, orders, counts, strict=True):
-            channels.remove(place.group, sorted(order[:count]))
+            channels.remove_channels(place.group, sorted(order[:count]))
         assert expected == pytest.approx(self.true(model, uses))
 
     def true(self, model, uses):
@@ -116,15 +122,15 @@ class TestCost:
     def test_the_uses_of_a_cnn_make_its_macs(self, block):
         model = cnn(block=block, width=8)
         total = sum(
-            use * model.get_submodule(name).weight.numel() for name, use in uses_of_weights(model, EXAMPLE).items()
+            use * model.get_submodule(name).weight.numel() for name, use in count_weight_uses(model, EXAMPLE).items()
         )
-        assert total == cost.macs(layer_costs(model, EXAMPLE))
+        assert total == cost.count_macs(layer_costs(model, EXAMPLE))
 
     def test_a_transposed_convolution_counts_by_its_inputs(self):
         model = nn.Sequential(nn.ConvTranspose2d(2, 3, 2, stride=2)).eval()
         example = (torch.zeros(1, 2, 4, 4),)
-        assert uses_of_weights(model, example) == {"0": 16.0}
-        assert 16 * model[0].weight.numel() == cost.macs(layer_costs(model, example))
+        assert count_weight_uses(model, example) == {"0": 16.0}
+        assert 16 * model[0].weight.numel() == cost.count_macs(layer_costs(model, example))
 
     def test_a_batch_of_several_layers_that_run_twice(self):
         class Twice(nn.Module):
@@ -135,7 +141,7 @@ class TestCost:
             def forward(self, x):
                 return self.a(self.a(x))
 
-        assert uses_of_weights(Twice(), (torch.zeros(1, 4),)) == {"a": 2.0}
+        assert count_weight_uses(Twice(), (torch.zeros(1, 4),)) == {"a": 2.0}
 
 
 class TestAllocate:
@@ -153,8 +159,8 @@ class TestAllocate:
             return sum(len(curve) - count for curve, count in zip(curves, counts, strict=True))
 
         whole = total([0] * len(curves))
-        less = allocate(curves, total, max(one, other) * whole)
-        more = allocate(curves, total, min(one, other) * whole)
+        less = allocate_removals(curves, total, max(one, other) * whole)
+        more = allocate_removals(curves, total, min(one, other) * whole)
         assert all(few <= many for few, many in zip(less, more, strict=True))
 
     @given(CURVES, st.floats(0, 1))
@@ -163,7 +169,7 @@ class TestAllocate:
             return float(sum(len(curve) - count for curve, count in zip(curves, counts, strict=True)))
 
         target = share * total([0] * len(curves))
-        counts = allocate(curves, total, target)
+        counts = allocate_removals(curves, total, target)
         assert all(0 <= count < len(curve) for count, curve in zip(counts, curves, strict=True))
         assert total(counts) <= target or counts == [len(curve) - 1 for curve in curves]
 
@@ -172,8 +178,8 @@ class TestAllocate:
         def total(counts):
             return 100 - counts[0] - 10 * counts[1]
 
-        assert allocate([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]], total, 80) == [0, 2]
-        assert allocate([[0.0, 0.0, 2.0], [0.0, 1.0, 2.0]], total, 80) == [1, 2]
+        assert allocate_removals([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]], total, 80) == [0, 2]
+        assert allocate_removals([[0.0, 0.0, 2.0], [0.0, 1.0, 2.0]], total, 80) == [1, 2]
 
     def test_a_wide_group_goes_in_few_steps(self):
         calls = []
@@ -182,7 +188,9 @@ class TestAllocate:
             calls.append(1)
             return 1000.0 - sum(counts)
 
-        assert allocate([[index / 1000 for index in range(1001)]], total, 500.0)[0] == pytest.approx(500, abs=31)
+        assert allocate_removals([[index / 1000 for index in range(1001)]], total, 500.0)[0] == pytest.approx(
+            500, abs=31
+        )
         assert len(calls) < 40
 
 
@@ -190,7 +198,7 @@ def test_a_uniform_cut_is_what_the_cost_says():
     model = cnn(block="residual", width=8, depth=2)
     _, ranked = ranked_groups(model)
     pruned, _ = PRUNE.get("structured").apply(model, StructuredConfig(pruning_ratio=0.5), labelled_context())
-    orders = [spare(place.scores, place.group.parts) for place in ranked]
+    orders = [rank_removable_channels(place.scores, place.group.protected_sets) for place in ranked]
     counts = [len(place.scores) // 2 for place in ranked]
-    expected = Cost(model, ranked, orders, uses_of_weights(model, EXAMPLE))(counts)
-    assert cost.macs(layer_costs(pruned, EXAMPLE)) == expected
+    expected = ChannelCost(model, ranked, orders, count_weight_uses(model, EXAMPLE))(counts)
+    assert cost.count_macs(layer_costs(pruned, EXAMPLE)) == expected

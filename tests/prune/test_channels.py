@@ -6,8 +6,8 @@ from torch import nn
 from autocompress.core.method import Context, MethodState
 from autocompress.errors import CompressionError
 from autocompress.prune import Structured, StructuredConfig
-from autocompress.prune.calibration import tensors
-from autocompress.prune.channels import Channels, replay, silence, verify_cut
+from autocompress.prune.calibration import flatten_outputs
+from autocompress.prune.channels import ChannelGraph, replay_history, verify_pruned_model, zero_input_channels
 from tests.prune.toys import cnn, labelled_context
 from tests.prune.zoo import (
     FOLLOWED,
@@ -57,14 +57,16 @@ class TestFollowed:
         assert set(state.report["channels"]) == layers
         rebuilt = METHOD.restore(kind(), config, state)
         rebuilt.load_state_dict(pruned.state_dict())
-        for ours, theirs in zip(tensors(rebuilt(*batch(example))), tensors(pruned(*batch(example))), strict=True):
+        for ours, theirs in zip(
+            flatten_outputs(rebuilt(*batch(example))), flatten_outputs(pruned(*batch(example))), strict=True
+        ):
             assert torch.equal(ours, theirs)
 
     def test_the_deepest_cut_keeps_a_channel_everywhere(self, kind, example, layers, scope):
         config = StructuredConfig(pruning_ratio=0.9, scope=scope)
         pruned, state = METHOD.apply(build(kind), config, Context(example))
         assert all(before > after >= 1 for before, after in state.report["channels"].values())
-        assert all(out.isfinite().all() for out in tensors(pruned(*batch(example))))
+        assert all(out.isfinite().all() for out in flatten_outputs(pruned(*batch(example))))
 
 
 @pytest.mark.parametrize("scope", ["uniform", "global"])
@@ -73,7 +75,7 @@ def test_what_cannot_be_followed_is_refused_by_name(kind, example, reason, scope
     # An odd number of channels per half would break Shuffled in another way.
     ratio = 0.5 if scope == "uniform" else 0.25
     if kind.__name__ == "Shuffled" and scope == "global":
-        reason = "pruned model fails|mixes channels unseen"
+        reason = "pruned model fails|mixes channels in an operation"
     with pytest.raises(CompressionError, match=reason):
         METHOD.apply(build(kind), StructuredConfig(pruning_ratio=ratio, scope=scope), Context(example))
 
@@ -84,9 +86,9 @@ class TestRemoval:
         model = Net(a=nn.Linear(4, 3), b=nn.Linear(3, 2))
         model.forward = lambda x: model.b(model.a(x).relu())
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        channels = Channels(model.eval(), VECTOR)
+        channels = ChannelGraph(model.eval(), VECTOR)
         (group,) = channels.groups
-        channels.remove(group, [1])
+        channels.remove_channels(group, [1])
         assert channels.history == [["a", True, [1]], ["b", False, [1]]]
         assert torch.equal(model.a.weight, before["a.weight"][[0, 2]])
         assert torch.equal(model.a.bias, before["a.bias"][[0, 2]])
@@ -94,37 +96,37 @@ class TestRemoval:
         assert torch.equal(model.b.bias, before["b.bias"])
 
     def test_nothing_chosen_changes_nothing(self):
-        channels = Channels(build(Mlp), VECTOR)
-        channels.remove(channels.groups[0], [])
+        channels = ChannelGraph(build(Mlp), VECTOR)
+        channels.remove_channels(channels.groups[0], [])
         assert channels.history == []
 
     def test_a_choice_in_a_grouped_convolution_goes_from_every_block(self):
-        channels = Channels(build(Grouped), IMAGE)
+        channels = ChannelGraph(build(Grouped), IMAGE)
         wide = next(group for group in channels.groups if group.name == "g")
-        assert (wide.channels, wide.repeats, wide.expand([0, 2])) == (3, 4, [0, 2, 3, 5, 6, 8, 9, 11])
+        assert (wide.channels, wide.repeats, wide.expand_indices([0, 2])) == (3, 4, [0, 2, 3, 5, 6, 8, 9, 11])
 
     @pytest.mark.parametrize("chosen", [range(8), [8], [-1]], ids=str)
     def test_all_channels_or_one_that_is_not_there_are_refused(self, chosen):
-        channels = Channels(build(Shared), IMAGE)
-        with pytest.raises(CompressionError, match="has 8 channels to choose from and must keep one"):
-            channels.remove(channels.groups[0], chosen)
+        channels = ChannelGraph(build(Shared), IMAGE)
+        with pytest.raises(CompressionError, match="has 8 channels and must keep at least one"):
+            channels.remove_channels(channels.groups[0], chosen)
 
     def test_emptying_a_part_is_refused(self):
-        channels = Channels(build(AddedToConcat), IMAGE)
+        channels = ChannelGraph(build(AddedToConcat), IMAGE)
         group = next(group for group in channels.groups if group.name == "c")
-        assert set(group.parts) == {tuple(range(8)), tuple(range(6)), (6, 7)}
-        with pytest.raises(CompressionError, match="would leave 'b' without any"):
-            channels.remove(group, [6, 7])
+        assert set(group.protected_sets) == {tuple(range(8)), tuple(range(6)), (6, 7)}
+        with pytest.raises(CompressionError, match="would leave 'b' without channels"):
+            channels.remove_channels(group, [6, 7])
 
     def test_what_torch_pruning_cannot_do_is_said(self, monkeypatch):
-        channels = Channels(build(Flatten), IMAGE)
+        channels = ChannelGraph(build(Flatten), IMAGE)
 
         def fail(*_):
             raise IndexError("out of\n range")
 
         monkeypatch.setattr(channels._graph, "get_pruning_group", fail)
         with pytest.raises(CompressionError, match="'hidden' cannot be removed: IndexError: out of range"):
-            channels.remove(channels.groups[0], [0])
+            channels.remove_channels(channels.groups[0], [0])
 
 
 class TestGroups:
@@ -165,7 +167,7 @@ class TestSilence:
         loud = x.clone()
         loud[:, [1, 2]] += 5
         assert not torch.allclose(layer(x), layer(loud))
-        silence(layer, [1, 2])
+        zero_input_channels(layer, [1, 2])
         torch.testing.assert_close(layer(x), layer(loud))
 
 
@@ -191,7 +193,7 @@ class TestReplay:
     )
     def test_a_history_that_does_not_fit_is_refused(self, history):
         with pytest.raises(CompressionError, match="history does not fit"):
-            replay(Mlp(), history)
+            replay_history(Mlp(), history)
 
     def test_a_state_without_history_is_refused(self):
         with pytest.raises(CompressionError, match="no list of layers"):
@@ -208,36 +210,36 @@ class TestVerification:
 
     def test_the_right_cut_passes(self):
         model, pruned, history = self.cut()
-        verify_cut(model, pruned, history, batch(VECTOR))
+        verify_pruned_model(model, pruned, history, batch(VECTOR))
 
     def test_channels_in_another_order(self):
         model, pruned, history = self.cut()
         with torch.no_grad():
             pruned[2].weight.copy_(pruned[2].weight.flip(1))
         with pytest.raises(CompressionError, match="mixes channels"):
-            verify_cut(model, pruned, history, batch(VECTOR))
+            verify_pruned_model(model, pruned, history, batch(VECTOR))
 
     def test_an_output_that_is_not_finite(self):
         model, pruned, history = self.cut()
         with torch.no_grad():
             pruned[4].bias[0] = torch.inf
         with pytest.raises(CompressionError, match="not finite"):
-            verify_cut(model, pruned, history, batch(VECTOR))
+            verify_pruned_model(model, pruned, history, batch(VECTOR))
 
     def test_another_shape(self):
         model, pruned, history = self.cut()
         pruned[4] = nn.Linear(3, 2)
         with pytest.raises(CompressionError, match="shape"):
-            verify_cut(model, pruned, history, batch(VECTOR))
+            verify_pruned_model(model, pruned, history, batch(VECTOR))
 
     def test_a_model_that_no_longer_runs(self):
         model, pruned, history = self.cut()
         pruned[2] = nn.Linear(7, 6)
         with pytest.raises(CompressionError, match="fails"):
-            verify_cut(model, pruned, history, batch(VECTOR))
+            verify_pruned_model(model, pruned, history, batch(VECTOR))
 
     def test_the_whole_model_stays_as_it_was(self):
         model, pruned, history = self.cut(Dense, IMAGE)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        verify_cut(model, pruned, history, batch(IMAGE))
+        verify_pruned_model(model, pruned, history, batch(IMAGE))
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.trial.pipeline import lab, settled
+from autocompress.trial.pipeline import load_pipeline, reproducible_torch
 from tests.prune.test_on_digits import SETUP, costs, scores
 
 STUDENT = Part.of("cnn", width=8, depth=1, stages=2)
@@ -14,7 +14,7 @@ NONE = (Part("none"),)
 
 @pytest.fixture(scope="module", autouse=True)
 def _settled():
-    with settled():
+    with reproducible_torch():
         yield
 
 
@@ -24,13 +24,13 @@ def students():
     found = []
     for seed in range(3):
         training = CompressionConfig(STUDENT, NONE, Part.of("adamw", epochs=7, learning_rate=1e-2), seed=seed)
-        found.append((training, lab(SETUP).train(training).model))
+        found.append((training, load_pipeline(SETUP).train(training).model))
     return found
 
 
 def mean_loss(students, part):
     """Return the mean loss of the students after a cut and what recovery it asks for."""
-    place = lab(SETUP)
+    place = load_pipeline(SETUP)
     losses = [scores(place.prune(model, training, part)[0])["loss"] for training, model in students]
     return sum(losses) / len(losses)
 
@@ -61,14 +61,14 @@ def test_many_small_cuts_beat_one_large_one(students):
 def test_adaptive_beats_uniform_at_equal_flops(students):
     training, model = students[0]
     uniform = Part.of("structured", pruning_ratio=0.4, recovery_epochs=3)
-    share = costs(lab(SETUP).prune(model, training, uniform)[0])["flops"] / costs(model)["flops"]
+    share = costs(load_pipeline(SETUP).prune(model, training, uniform)[0])["flops"] / costs(model)["flops"]
     adaptive = Part.of("adaptive", pruning_ratio=1 - share, recovery_epochs=3)
     assert mean_loss(students, adaptive) < mean_loss(students, uniform)
 
 
 def test_network_slimming_works_from_end_to_end():
     """A penalty on batch-norm scales while fitting, then the channels with the smallest scales go (Liu 2017)."""
-    place = lab(SETUP)
+    place = load_pipeline(SETUP)
     found = {"slimmed": [], "random": [], "without penalty": []}
     for seed in range(2):
         for penalty in (0.0, 0.03):

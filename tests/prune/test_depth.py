@@ -10,8 +10,8 @@ from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError
 from autocompress.measure import cost, layer_costs
 from autocompress.prune import DepthConfig
-from autocompress.prune.calibration import read
-from autocompress.prune.depth import Dropped, find_blocks
+from autocompress.prune.calibration import measure_calibration
+from autocompress.prune.depth import DroppedBlock, find_blocks
 from tests.prune.toys import EXAMPLE, believing, cnn, cross_entropy, labelled_context
 
 METHOD = PRUNE.get("depth")
@@ -117,7 +117,7 @@ class TestDropping:
         costs = []
         for ratio in (0.0, 0.01, 0.3, 0.6, 0.9):
             pruned, state = apply(model, pruning_ratio=ratio)
-            costs.append(cost.flops(layer_costs(pruned, EXAMPLE)))
+            costs.append(cost.count_flops(layer_costs(pruned, EXAMPLE)))
             assert len(state.history["dropped"]) < 5
             assert pruned(torch.randn(2, 1, 8, 8)).shape == (2, 10)
         assert costs == sorted(costs, reverse=True)
@@ -139,7 +139,9 @@ class TestDropping:
         context = believing(model, labelled_context())
         pruned, state = apply(model, context, pruning_ratio=0.6)
         first, last = state.report["dropped"].values()
-        assert last == pytest.approx(read(pruned, context).loss - read(model, context).loss)
+        assert last == pytest.approx(
+            measure_calibration(pruned, context).loss - measure_calibration(model, context).loss
+        )
         assert first > 0
         assert state.report["sparsity"] == pytest.approx(2 / 3)
         assert state.report["blocks"] == ["stages.0.0", "stages.0.1", "stages.1.1"]
@@ -155,7 +157,7 @@ class TestDropping:
             other = METHOD.restore(
                 cnn(block="residual", depth=2, stages=2, width=8), DepthConfig(), MethodState(history={"dropped": pair})
             )
-            losses.append(read(other, context).loss - read(model, context).loss)
+            losses.append(measure_calibration(other, context).loss - measure_calibration(model, context).loss)
         assert chosen <= sum(losses) / 3
 
     def test_transformer_layers(self):
@@ -172,7 +174,7 @@ class TestDropping:
         assert torch.equal(rebuilt(TOKENS[0]), pruned(TOKENS[0]))
 
     def test_a_dropped_block_takes_and_ignores_what_the_block_took(self):
-        assert Dropped()(torch.ones(2), None, scale=3).tolist() == [1.0, 1.0]
+        assert DroppedBlock()(torch.ones(2), None, scale=3).tolist() == [1.0, 1.0]
 
     def test_it_can_be_traced_and_exported(self):
         pruned, _ = apply(cnn(block="residual", depth=2, width=4))
@@ -182,10 +184,10 @@ class TestDropping:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(("depth", "reason"), [(1, "'stages.0.0' is the only one"), (None, "none can go")])
+    @pytest.mark.parametrize(("depth", "reason"), [(1, "'stages.0.0' is the only"), (None, "none preserves its shape")])
     def test_no_block_to_spare(self, depth, reason):
         model = cnn(depth=1) if depth else nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-        with pytest.raises(CompressionError, match=f"no block to spare: .*{reason}"):
+        with pytest.raises(CompressionError, match=f"no block can be dropped: .*{reason}"):
             apply(model)
 
     def test_nothing_to_measure_on(self):

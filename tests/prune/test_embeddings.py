@@ -10,7 +10,7 @@ from autocompress.core.registry import PRUNE
 from autocompress.core.task import InputSpec
 from autocompress.errors import CompressionError
 from autocompress.models.base import family_model
-from autocompress.prune.importance import by_channel
+from autocompress.prune.importance import flatten_by_channel
 
 USERS, ITEMS, K = 40, 60, 12
 RATING = (InputSpec((), vocabulary=USERS), InputSpec((), vocabulary=ITEMS), InputSpec((5,)))
@@ -159,7 +159,7 @@ def test_features_in_front_of_rows_never_give_a_wrong_model() -> None:
     torch.manual_seed(0)
     inputs = (RATING[0], RATING[2])
     # No trace sees how many features stand before the rows, so that the wrong inputs of the layer would go.
-    with pytest.raises(CompressionError, match="mixes channels unseen"):
+    with pytest.raises(CompressionError, match="mixes channels in an operation"):
         structured(Front().eval(), context(inputs), pruning_ratio=0.5)
 
 
@@ -178,4 +178,4 @@ def test_unstructured_pruning_reaches_tables() -> None:
 
 def test_the_channels_of_a_table_are_its_columns() -> None:
     table = nn.Embedding(5, 3)
-    assert torch.equal(by_channel(table, table.weight, outputs=True), table.weight.T)
+    assert torch.equal(flatten_by_channel(table, table.weight, outputs=True), table.weight.T)

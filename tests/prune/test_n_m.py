@@ -7,8 +7,8 @@ from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError
 from autocompress.prune import NMConfig
-from autocompress.prune.masking import WEIGHT_CRITERIA
-from autocompress.prune.n_m import best_of, follows, input_axis
+from autocompress.prune.importance import WEIGHT_CRITERIA
+from autocompress.prune.n_m import has_n_m_pattern, input_axis, n_m_mask
 from tests.prune.toys import EXAMPLE, Tuner, cnn, labelled_context
 
 METHOD = PRUNE.get("n_m")
@@ -28,7 +28,7 @@ class TestPattern:
         assert state.masks
         for name, mask in state.masks.items():
             weight = pruned.get_parameter(name)
-            assert follows(weight, n, m)
+            assert has_n_m_pattern(weight, n, m)
             assert torch.equal(weight, model.get_parameter(name) * mask)
             assert float(mask.float().mean()) == n / m
         assert state.report["sparsity"] == 1 - n / m
@@ -36,8 +36,8 @@ class TestPattern:
 
     def test_it_still_holds_after_training_on(self, n, m):
         pruned, state = apply(cnn(width=8), n=n, m=m)
-        Tuner(steps=10)(pruned, 1, 0.05, lambda: state.hold(pruned))
-        assert all(follows(pruned.get_parameter(name), n, m) for name in state.masks)
+        Tuner(steps=10)(pruned, 1, 0.05, lambda: state.apply_masks(pruned))
+        assert all(has_n_m_pattern(pruned.get_parameter(name), n, m) for name in state.masks)
         assert all(torch.equal(pruned.get_parameter(name) != 0, mask) for name, mask in state.masks.items())
 
 
@@ -45,7 +45,7 @@ class TestChoice:
     @given(st.integers(1, 4), st.integers(1, 3), st.integers(0, 99))
     def test_the_largest_of_each_group_stay(self, rows, groups, seed):
         scores = torch.rand(rows, groups * 4, generator=torch.Generator().manual_seed(seed))
-        mask = best_of(scores, 2, 4)
+        mask = n_m_mask(scores, 2, 4)
         for row in range(rows):
             for group in range(groups):
                 part = slice(group * 4, group * 4 + 4)
@@ -56,7 +56,7 @@ class TestChoice:
         scores = torch.zeros(1, 4, 1, 2)
         scores[0, :, 0, 0] = torch.tensor([4.0, 3.0, 2.0, 1.0])
         scores[0, :, 0, 1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
-        mask = best_of(scores, 1, 4)
+        mask = n_m_mask(scores, 1, 4)
         assert mask[0, :, 0, 0].tolist() == [True, False, False, False]
         assert mask[0, :, 0, 1].tolist() == [False, False, False, True]
 
@@ -64,16 +64,16 @@ class TestChoice:
         layer = nn.ConvTranspose2d(8, 6, 3)
         assert input_axis(layer) == 0
         pruned, state = METHOD.apply(layer, NMConfig(), Context((torch.zeros(1, 8, 4, 4),)))
-        assert follows(pruned.weight, 2, 4, axis=0)
+        assert has_n_m_pattern(pruned.weight, 2, 4, axis=0)
         assert state.report["sparsity"] == 0.5
 
     def test_more_than_n_is_seen(self):
         weight = torch.ones(2, 8)
-        assert not follows(weight, 2, 4)
+        assert not has_n_m_pattern(weight, 2, 4)
         weight[:, ::2] = 0
-        assert follows(weight, 2, 4)
+        assert has_n_m_pattern(weight, 2, 4)
         weight[1, 0] = 1
-        assert not follows(weight, 2, 4)
+        assert not has_n_m_pattern(weight, 2, 4)
 
 
 class TestWhatStaysDense:

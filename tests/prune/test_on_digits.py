@@ -7,10 +7,10 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Cut, Job
 from autocompress.core.registry import PRUNE
 from autocompress.measure import Subject, layer_costs, measure
-from autocompress.prune.n_m import follows
+from autocompress.prune.n_m import has_n_m_pattern
 from autocompress.quantize import fold_batch_norm
 from autocompress.trial.checkpoints import write_checkpoint
-from autocompress.trial.pipeline import Setup, lab, settled
+from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
 from autocompress.trial.teacher import TeacherRecipe
 
@@ -45,30 +45,30 @@ EIGHT = Part.of("post_training", weight_bits=8, activation_bits=8)
 
 @pytest.fixture(scope="module", autouse=True)
 def _settled():
-    with settled():
+    with reproducible_torch():
         yield
 
 
 @pytest.fixture(scope="module")
 def trained():
-    return lab(SETUP).train(TRAINING).model
+    return load_pipeline(SETUP).train(TRAINING).model
 
 
 def scores(model):
-    place = lab(SETUP)
+    place = load_pipeline(SETUP)
     subject = Subject(place.predict(model, place.splits.select_val), place.splits.select_val.targets)
     return measure(subject, SETUP.scores)
 
 
 def costs(model, state=None):
-    place = lab(SETUP)
+    place = load_pipeline(SETUP)
     layers = layer_costs(fold_batch_norm(model, place.task.example()), place.task.example())
     return measure(Subject(layers=layers, bits={} if state is None else state.bits), SETUP.costs)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part.name}-{part.values.get('criterion', 'default')}")
 def test_a_method_changes_the_model_which_recovers_and_is_rebuilt(part, trained):
-    place = lab(SETUP)
+    place = load_pipeline(SETUP)
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     pruned, state = place.prune(trained, TRAINING, part)
     assert all(torch.equal(before[name], tensor) for name, tensor in trained.state_dict().items())
@@ -83,7 +83,7 @@ def test_a_method_changes_the_model_which_recovers_and_is_rebuilt(part, trained)
     for name, mask in state.masks.items():
         assert torch.equal(pruned.get_parameter(name) != 0, mask)
         if part.name == "n_m":
-            assert follows(pruned.get_parameter(name), part.values["n"], part.values["m"])
+            assert has_n_m_pattern(pruned.get_parameter(name), part.values["n"], part.values["m"])
     assert scores(pruned)["accuracy"] > 0.8
 
     config = CompressionConfig(TRAINING.student, TRAINING.distill, TRAINING.fit, part, EIGHT, TRAINING.seed)
@@ -110,5 +110,5 @@ def test_a_trial_cuts_and_measures_a_candidate_of_every_method():
     assert len({candidate.scores["select_val"]["loss"] for candidate in result.candidates}) == len(cuts)
     for candidate in others:
         assert candidate.costs["sparse_bytes"] < whole.costs["sparse_bytes"]
-        rebuilt = lab(SETUP).rebuild(candidate.config, result.checkpoints[candidate.checkpoint])
+        rebuilt = load_pipeline(SETUP).rebuild(candidate.config, result.checkpoints[candidate.checkpoint])
         assert scores(rebuilt.model)["accuracy"] == candidate.scores["select_val"]["accuracy"]

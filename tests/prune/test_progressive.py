@@ -52,7 +52,7 @@ def run(worth, **knobs):
     [(0.3, 0.1, [0.1, 0.2, 0.3]), (0.25, 0.1, [0.1, 0.2, 0.25]), (0.05, 0.1, [0.05]), (0.9, 0.9, [0.9])],
 )
 def test_the_last_cut_reaches_the_ratio(ratio, step, found):
-    assert ProgressiveConfig(pruning_ratio=ratio, step=step).ratios() == found
+    assert ProgressiveConfig(pruning_ratio=ratio, step=step).step_ratios() == found
 
 
 def test_it_goes_all_the_way_while_the_score_holds():
@@ -77,7 +77,10 @@ def test_the_floor_itself_is_still_allowed():
 
 
 def test_a_first_cut_below_the_floor_is_an_error_with_the_figures():
-    with pytest.raises(CompressionError, match=r"10% of the channels, takes the score from 0.9000 to 0.5000"):
+    with pytest.raises(
+        CompressionError,
+        match=r"10% of the channels and lowers the score from 0\.9000 to 0\.5000, below the limit of 0\.8800",
+    ):
         run(lambda left: 0.9 if left == 20 else 0.5)
 
 
@@ -95,11 +98,11 @@ def test_the_result_is_rebuilt_from_its_history():
 
 
 def test_a_context_that_cannot_measure_is_refused():
-    with pytest.raises(CompressionError, match="measures and trains after each cut"):
+    with pytest.raises(CompressionError, match="measures and trains after each step"):
         METHOD.apply(net(), ProgressiveConfig(), Context(EXAMPLE))
 
 
 def test_a_model_without_channels_to_spare_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
-    with pytest.raises(CompressionError, match="no channel to spare"):
+    with pytest.raises(CompressionError, match="no channel can be removed"):
         METHOD.apply(model, ProgressiveConfig(), Context(EXAMPLE, score=lambda _: 1.0, tune=lambda *_: None))

@@ -10,12 +10,12 @@ from autocompress.errors import CompressionError
 from autocompress.measure import cost, layer_costs
 from autocompress.prune import UnstructuredConfig
 from autocompress.prune.sparse_storage import (
-    Speed,
-    break_even,
-    linear_speed,
+    LinearSpeed,
+    break_even_density,
+    csr_speed_threshold,
+    measure_linear_speed,
+    measure_storage,
     pack_sparse,
-    pays_below,
-    storage,
     to_csr,
     unpack_sparse,
 )
@@ -75,7 +75,7 @@ class TestBytes:
         model, _ = PRUNE.get("unstructured").apply(
             cnn(width=8), UnstructuredConfig(pruning_ratio=0.7), labelled_context()
         )
-        for row in storage(model):
+        for row in measure_storage(model):
             weight = model.get_parameter(row.name).detach()
             mask, values = pack_sparse(weight)
             matrix = to_csr(weight)
@@ -83,35 +83,35 @@ class TestBytes:
             assert row.packed == saved(mask=mask, values=values)
             assert row.csr == saved(rows=matrix.crow_indices(), columns=matrix.col_indices(), values=matrix.values())
             assert row.density == int(weight.count_nonzero()) / weight.numel()
-            assert row.smallest == min(("dense", "packed", "csr"), key=lambda form: getattr(row, form))
+            assert row.smallest_form == min(("dense", "packed", "csr"), key=lambda form: getattr(row, form))
 
     def test_the_packed_column_is_the_cost_objective_s(self):
         model, _ = PRUNE.get("unstructured").apply(
             cnn(width=8), UnstructuredConfig(pruning_ratio=0.8), labelled_context()
         )
         layers = layer_costs(model, EXAMPLE)
-        rows = storage(model)
+        rows = measure_storage(model)
         saving = sum(row.dense - min(row.dense, row.packed) for row in rows)
-        assert cost.model_bytes(layers, {}) - cost.sparse_bytes(layers, {}) == saving > 0
+        assert cost.count_model_bytes(layers, {}) - cost.count_sparse_bytes(layers, {}) == saving > 0
 
     def test_dense_weights_stay_dense(self):
-        assert [row.smallest for row in storage(nn.Linear(16, 16))] == ["dense"]
+        assert [row.smallest_form for row in measure_storage(nn.Linear(16, 16))] == ["dense"]
 
     @pytest.mark.parametrize("form", ["packed", "csr"])
     @pytest.mark.parametrize("shape", [(64, 64), (8, 200), (200, 8)])
     def test_break_even_is_where_the_bytes_cross(self, form, shape):
-        edge = break_even(form, *shape)
+        edge = break_even_density(form, *shape)
         size = shape[0] * shape[1]
         for count, smaller in ((int(edge * size) - 1, True), (int(edge * size) + 2, False)):
             layer = nn.Linear(shape[1], shape[0])
             flat = torch.zeros(size)
             flat[:count] = 1.0
             layer.weight.data = flat.view(shape)
-            (row,) = storage(layer)
+            (row,) = measure_storage(layer)
             assert (getattr(row, form) < row.dense) is smaller
 
     def test_a_matrix_of_one_column_never_pays_as_rows(self):
-        assert break_even("csr", 64, 1) == 0.0
+        assert break_even_density("csr", 64, 1) == 0.0
 
 
 class TestSpeed:
@@ -120,7 +120,7 @@ class TestSpeed:
         torch.testing.assert_close(F.linear(x, to_csr(weight)), F.linear(x, weight))
 
     def test_a_row_for_each_density_with_times_above_zero(self):
-        rows = linear_speed(16, 24, 4, densities=(0.5, 0.01), repeats=3)
+        rows = measure_linear_speed(16, 24, 4, densities=(0.5, 0.01), repeats=3)
         assert [row.density for row in rows] == [0.5, 0.01]
         assert all(row.dense_ms > 0 and row.csr_ms > 0 for row in rows)
 
@@ -129,5 +129,5 @@ class TestSpeed:
         [([4, 2, 0.5], 0.1), ([0.5, 0.5, 0.5], 0.5), ([4, 2, 2], 0.0), ([0.5, 2, 0.5], 0.1), ([4, 1, 0.5], 0.1)],
     )
     def test_the_density_where_it_starts_to_pay(self, times, expected):
-        rows = [Speed(density, 1.0, csr) for density, csr in zip((0.5, 0.2, 0.1), times, strict=True)]
-        assert pays_below(rows) == expected
+        rows = [LinearSpeed(density, 1.0, csr) for density, csr in zip((0.5, 0.2, 0.1), times, strict=True)]
+        assert csr_speed_threshold(rows) == expected

@@ -9,7 +9,8 @@ from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import cost, layer_costs
 from autocompress.prune import UnstructuredConfig
-from autocompress.prune.masking import WEIGHT_CRITERIA, weights
+from autocompress.prune.importance import WEIGHT_CRITERIA
+from autocompress.prune.masking import prunable_weights
 from tests.prune.toys import EXAMPLE, Tuner, cnn, labelled_context
 
 METHOD = PRUNE.get("unstructured")
@@ -20,7 +21,7 @@ def apply(model, context=None, **knobs):
 
 
 def density(model):
-    found = weights(model).values()
+    found = prunable_weights(model).values()
     return sum(int(w.count_nonzero()) for w in found) / sum(w.numel() for w in found)
 
 
@@ -44,11 +45,11 @@ class TestEveryCriterion:
     def test_flops_and_parameters_stay(self, criterion, scope):
         model = cnn()
         before, after = (layer_costs(m, EXAMPLE) for m in (model, apply(model, criterion=criterion, scope=scope)[0]))
-        assert cost.flops(after) == cost.flops(before)
-        assert cost.parameters(after) == cost.parameters(before)
-        assert cost.nonzero_parameters(after) < cost.nonzero_parameters(before)
-        assert cost.model_bytes(after, {}) == cost.model_bytes(before, {})
-        assert cost.sparse_bytes(after, {}) < cost.sparse_bytes(before, {})
+        assert cost.count_flops(after) == cost.count_flops(before)
+        assert cost.count_parameters(after) == cost.count_parameters(before)
+        assert cost.count_nonzero_parameters(after) < cost.count_nonzero_parameters(before)
+        assert cost.count_model_bytes(after, {}) == cost.count_model_bytes(before, {})
+        assert cost.count_sparse_bytes(after, {}) < cost.count_sparse_bytes(before, {})
 
 
 class TestRatios:
@@ -135,9 +136,9 @@ class TestSchedule:
             step_epochs=2,
             recovery_learning_rate=0.02,
         )
-        total = sum(w.numel() for w in weights(pruned).values())
+        total = sum(w.numel() for w in prunable_weights(pruned).values())
         assert tuner.calls == [(2, 0.02), (2, 0.02)]
-        ratios = UnstructuredConfig(schedule="cubic", steps=3).ratios(0.9)
+        ratios = UnstructuredConfig(schedule="cubic", steps=3).step_ratios(0.9)
         assert [zeros / total for zeros in tuner.zeros] == pytest.approx(ratios[:2], abs=0.01)
         assert 1 - density(pruned) == pytest.approx(0.9, abs=0.01)
         assert not torch.equal(pruned.stem[0].weight, apply(cnn(width=8), pruning_ratio=0.9)[0].stem[0].weight)
@@ -146,14 +147,14 @@ class TestSchedule:
         context = labelled_context(tune=Tuner())
         pruned, state = apply(cnn(width=8), context, pruning_ratio=0.8, schedule="linear", steps=2)
         before = {name: pruned.get_parameter(name).clone() for name in state.masks}
-        Tuner(steps=10)(pruned, 1, 0.05, lambda: state.hold(pruned))
+        Tuner(steps=10)(pruned, 1, 0.05, lambda: state.apply_masks(pruned))
         for name, mask in state.masks.items():
             after = pruned.get_parameter(name)
             assert torch.equal(after != 0, mask)
             assert not torch.equal(after, before[name])
 
     def test_without_training_it_is_refused_or_only_counts(self):
-        with pytest.raises(CompressionError, match="trains between its cuts"):
+        with pytest.raises(CompressionError, match="trains between its steps"):
             apply(cnn(), schedule="linear")
         _, state = apply(cnn(), schedule="linear", step_epochs=0, pruning_ratio=0.8)
         assert state.report["sparsity"] == pytest.approx(0.8, abs=0.01)

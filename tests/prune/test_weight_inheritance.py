@@ -4,10 +4,10 @@ from torch import nn
 
 from autocompress.core.config import Part
 from autocompress.core.registry import TASKS
-from autocompress.prune.calibration import trainable
-from autocompress.prune.channels import Channels, silence
-from autocompress.prune.weight_inheritance import inherit
-from autocompress.training.fit import fit, predict
+from autocompress.prune.calibration import enable_gradients
+from autocompress.prune.channels import ChannelGraph, zero_input_channels
+from autocompress.prune.weight_inheritance import inherit_weights
+from autocompress.training.fit import FitRequest, fit, predict
 from tests.prune.toys import EXAMPLE, cnn
 from tests.prune.zoo import FOLLOWED, Branching, Mlp, Net, conv
 
@@ -20,7 +20,7 @@ class TestTheSameShape:
     @pytest.mark.parametrize("block", ["plain", "residual", "separable", "inverted"])
     def test_everything_is_taken_over(self, block):
         teacher, student = cnn(seed=1, block=block), cnn(seed=2, block=block)
-        found = inherit(student, teacher, EXAMPLE)
+        found = inherit_weights(student, teacher, EXAMPLE)
         x = torch.randn(3, 1, 8, 8)
         assert torch.equal(student(x), teacher(x))
         assert found.share == 1.0
@@ -28,12 +28,12 @@ class TestTheSameShape:
     @pytest.mark.parametrize(("kind", "example", "layers"), FOLLOWED, ids=[row[0].__name__ for row in FOLLOWED])
     def test_any_model(self, kind, example, layers):
         teacher, student = kind().eval(), kind().eval()
-        inherit(student, teacher, example)
+        inherit_weights(student, teacher, example)
         assert all(torch.equal(tensor, teacher.state_dict()[name]) for name, tensor in student.state_dict().items())
 
     def test_a_model_that_cannot_be_traced_takes_over_equal_shapes(self):
         teacher, student = Branching(), Branching()
-        found = inherit(student, teacher, (torch.zeros(1, 4),))
+        found = inherit_weights(student, teacher, (torch.zeros(1, 4),))
         assert found.share == 1.0
         assert torch.equal(student.a.weight, teacher.a.weight)
 
@@ -45,7 +45,7 @@ class TestFewerChannels:
         teacher, student = cnn(seed=1, block=block, width=8, depth=2), cnn(seed=2, block=block, width=4, depth=2)
         channels = _silence_half(teacher)
         assert channels > 0
-        found = inherit(student, teacher, EXAMPLE)
+        found = inherit_weights(student, teacher, EXAMPLE)
         x = torch.randn(3, 1, 8, 8)
         with torch.no_grad():
             torch.testing.assert_close(student(x), teacher(x), rtol=1e-4, atol=1e-5)
@@ -56,7 +56,7 @@ class TestFewerChannels:
         teacher, student = _pair(4), _pair(2)
         with torch.no_grad():
             teacher.a.weight[[0, 2]] *= 10
-        inherit(student, teacher, (torch.zeros(1, 1, 8, 8),))
+        inherit_weights(student, teacher, (torch.zeros(1, 1, 8, 8),))
         assert torch.equal(student.a.weight, teacher.a.weight[[0, 2]])
         assert torch.equal(student.b.weight, teacher.b.weight[:, [0, 2]])
         assert torch.equal(student.b.bias, teacher.b.bias)
@@ -66,7 +66,7 @@ class TestFewerChannels:
         teacher, student = _flat(4), _flat(2)
         with torch.no_grad():
             teacher.a.weight[[1, 3]] *= 10
-        inherit(student, teacher, (torch.zeros(1, 1, 4, 4),))
+        inherit_weights(student, teacher, (torch.zeros(1, 1, 4, 4),))
         columns = [*range(16, 32), *range(48, 64)]
         assert torch.equal(student.fc.weight, teacher.fc.weight[:, columns])
 
@@ -75,7 +75,7 @@ class TestWhatIsLeftAlone:
     def test_more_channels_than_the_teacher_has(self):
         teacher, student = cnn(seed=1, block="plain", width=4), cnn(seed=2, block="plain", width=8)
         before = snapshot(student)
-        found = inherit(student, teacher, EXAMPLE)
+        found = inherit_weights(student, teacher, EXAMPLE)
         # The head's bias has the right shape; without its weights it would answer what the teacher does on average.
         assert (found.tensors, found.share) == ((), 0.0)
         assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
@@ -83,7 +83,7 @@ class TestWhatIsLeftAlone:
     def test_blocks_that_only_the_student_has(self):
         teacher, student = cnn(seed=1, depth=1, width=8), cnn(seed=2, depth=2, width=8)
         before = snapshot(student)
-        found = inherit(student, teacher, EXAMPLE)
+        found = inherit_weights(student, teacher, EXAMPLE)
         assert not any(name.startswith("stages.0.1") for name in found.tensors)
         assert torch.equal(student.stages[0][1].body[0].weight, before["stages.0.1.body.0.weight"])
         assert torch.equal(student.stages[0][0].body[0].weight, teacher.stages[0][0].body[0].weight)
@@ -93,7 +93,7 @@ class TestWhatIsLeftAlone:
         assert student.heads["label"].weight.shape == teacher.heads["label"].weight.shape
         student_of_half = cnn(seed=2, stages=1, width=4)
         for each in (student, student_of_half):
-            assert not any(name.startswith("heads") for name in inherit(each, teacher, EXAMPLE).tensors)
+            assert not any(name.startswith("heads") for name in inherit_weights(each, teacher, EXAMPLE).tensors)
 
     def test_the_teacher_and_all_flags_stay_as_they_were(self):
         teacher, student = cnn(seed=1, width=8).train(), cnn(seed=2, width=4).train()
@@ -101,7 +101,7 @@ class TestWhatIsLeftAlone:
         student.stages.eval()
         flags = [(module.training) for module in [*student.modules(), *teacher.modules()]]
         before = snapshot(teacher)
-        inherit(student, teacher, EXAMPLE)
+        inherit_weights(student, teacher, EXAMPLE)
         assert [(module.training) for module in [*student.modules(), *teacher.modules()]] == flags
         assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
         assert {name for name, p in student.named_parameters() if not p.requires_grad} == {
@@ -109,14 +109,14 @@ class TestWhatIsLeftAlone:
         }  # fmt: skip
 
     def test_another_architecture(self):
-        assert inherit(Mlp().eval(), nn.Sequential(nn.Conv1d(4, 8, 1)).eval(), (torch.zeros(1, 4),)).share < 0.1
+        assert inherit_weights(Mlp().eval(), nn.Sequential(nn.Conv1d(4, 8, 1)).eval(), (torch.zeros(1, 4),)).share < 0.1
 
 
 class TestKernels:
     @pytest.mark.parametrize(("ours", "theirs"), [(3, 5), (5, 3), (3, 7), (7, 7)])
     def test_a_window_is_cut_or_padded_around_its_middle(self, ours, theirs):
         teacher, student = cnn(seed=1, kernel=theirs, width=4), cnn(seed=2, kernel=ours, width=4)
-        inherit(student, teacher, EXAMPLE)
+        inherit_weights(student, teacher, EXAMPLE)
         shared = min(ours, theirs)
         parts = []
         for model, kernel in ((student, ours), (teacher, theirs)):
@@ -131,7 +131,7 @@ def teacher():
     task = TASKS.get("digits")()
     torch.manual_seed(0)
     model = task.build(Part.of("cnn", width=16, depth=2, stages=2))
-    fit(model, task, task.splits(0).train, Part.of("adamw", epochs=8, learning_rate=1e-2), seed=0)
+    fit(model, FitRequest(task, task.splits(0).train, Part.of("adamw", epochs=8, learning_rate=1e-2), seed=0))
     return model
 
 
@@ -148,8 +148,8 @@ class TestOnDigits:
                 torch.manual_seed(seed)
                 student = task.build(Part.of("cnn", stages=2, **knobs))
                 if heir:
-                    inherit(student, teacher, task.example())
-                fit(student, task, splits.train, Part.of("adamw", epochs=2, learning_rate=5e-3), seed=seed)
+                    inherit_weights(student, teacher, task.example())
+                fit(student, FitRequest(task, splits.train, Part.of("adamw", epochs=2, learning_rate=5e-3), seed=seed))
                 logits = predict(student, task, splits.select_val)
                 losses[heir].append(float(task.loss(logits, splits.select_val.targets)))
         assert max(losses[True]) < min(losses[False])
@@ -174,13 +174,13 @@ def _flat(width):
 @torch.no_grad()
 def _silence_half(model):
     """Make every second channel of every group weigh nothing, and say nothing."""
-    with trainable(model):
-        groups = Channels(model, EXAMPLE).groups
+    with enable_gradients(model):
+        groups = ChannelGraph(model, EXAMPLE).groups
     for group in groups:
         for part in group.slices:
             half = [index for index, root in zip(part.indices, part.roots, strict=True) if root % 2]
             if part.outputs:
                 part.layer.weight[half] *= 1e-3
             else:
-                silence(part.layer, half)
+                zero_input_channels(part.layer, half)
     return len(groups)

@@ -241,12 +241,12 @@ class Dictionary(Branching):
 
 # What nobody may prune by a trace: class, example, what the refusal says.
 REFUSED = [
-    (Flipped, IMAGE, "mixes channels unseen"),
-    (Shuffled, IMAGE, "mixes channels unseen"),
+    (Flipped, IMAGE, "mixes channels in an operation"),
+    (Shuffled, IMAGE, "mixes channels in an operation"),
     (Halved, IMAGE, "the pruned model fails"),
-    (Branching, VECTOR, "decides by the data"),
-    (BranchingOnShape, VECTOR, "'c' takes no part"),
-    (Detached, VECTOR, "'a' takes no part"),
+    (Branching, VECTOR, "branches on the values"),
+    (BranchingOnShape, VECTOR, "'c' is not used"),
+    (Detached, VECTOR, "'a' is not used"),
     (Silent, VECTOR, "Silent cannot be traced"),
     (Failing, VECTOR, "fails on its example: ValueError: no such input"),
     (Dictionary, ({"x": torch.zeros(1, 4)},), "inputs are tensors"),
