@@ -67,7 +67,7 @@ def search(
         SearchFailedError: Every trial failed; what is stored has its page.
         KeyboardInterrupt: It was interrupted; what was found has its page, and ``resume`` goes on.
     """
-    from autocompress.engine.preflight import look
+    from autocompress.engine.preflight import check_run_folder
     from autocompress.engine.runner import make_plan, run_search
     from autocompress.engine.spec import load_spec
 
@@ -91,7 +91,7 @@ def search(
     extra = [f"{key}={value}" for key, value in given.items() if value is not None]
     source = load_spec(spec, [*overrides, *extra])
     folder = Path(runs) / source.spec.name
-    look(folder, source.spec, resume=resume, command=command)
+    check_run_folder(folder, source.spec, resume=resume, command=command)
     plan = make_plan(source, warm=True)
     try:
         run_search(plan, folder, resume=resume, command=command, events=events).close()
@@ -101,7 +101,7 @@ def search(
         raise
     finally:
         # Where it ended before it began.
-        plan.backend.cool()
+        plan.backend.shutdown()
     front = Front(folder)
     front.report()
     return front
@@ -156,5 +156,5 @@ def _page_of_the_broken(folder: Path) -> None:
     if not (folder / DATABASE).is_file():
         return
     front = Front(folder)
-    if "objectives" in front.meta:
+    if front.info.objectives:
         front.report()

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ from autocompress.analysis.pareto import full_fidelity, pareto_front
 from autocompress.analysis.query import where
 from autocompress.analysis.selection import Pick, pick
 from autocompress.core.atomic import write_atomic
+from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError, UsageError
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 
 if TYPE_CHECKING:
     from autocompress.report.comparison import RunTables
@@ -35,7 +37,7 @@ class Front:
         candidates: One row a candidate: its id, every knob by its dotted name, scores (``accuracy_search`` on
             search_val, ``accuracy`` on select_val, ``accuracy_test``), costs, and whether its training is ``complete``.
         trials: One row a trial: its state, seconds, and the reason where it failed.
-        meta: What the run says of itself: objectives with their boxes, limits, teacher, splits, environment.
+        info: Description of the run: objectives with their bounds, limits, teacher, splits, environment.
 
     Raises:
         RunFolderError: The folder is not a run.
@@ -51,19 +53,24 @@ class Front:
         self._read()
 
     def _read(self) -> None:
-        with Study.read(self.folder) as study:
-            self.meta: dict[str, Any] = with_latency(study.all_meta())
-            self.candidates: pd.DataFrame = timed(study.candidates(), self.meta)
-            self.trials: pd.DataFrame = study.trials()
+        with RunStore.read(self.folder) as store:
+            self.info: RunInfo = with_latency(store.run_info())
+            self.candidates: pd.DataFrame = timed(store.candidates(), self.info)
+            self.trials: pd.DataFrame = store.trials()
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The description of the run as JSON values, by the names under which a run folder stores them."""
+        return self.info.to_json()
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the front, the cheapest candidate first; plain metric names are select_val scores.
 
         Of a search that is under way it is the front so far; limits of the search hold.
         """
-        if self.candidates.empty or "objectives" not in self.meta:
+        if self.candidates.empty or not self.info.objectives:
             return self.candidates
-        return pareto_front(full_fidelity(self.candidates), self.meta["objectives"], self.meta.get("limits") or {})
+        return pareto_front(full_fidelity(self.candidates), self.info.objectives, self.info.limits)
 
     def to_parquet(self, path: Path | str) -> Path:
         """Write every candidate as Parquet, and return the path; nested columns become JSON texts.
@@ -110,7 +117,7 @@ class Front:
         """
         if self.candidates.empty:
             raise NoCandidateError(f"{self.folder} holds no candidates yet")
-        return pick(self.candidates, self.meta, max=max, min=min, prefer=prefer, knee=knee, candidate=candidate)
+        return pick(self.candidates, self.info, max=max, min=min, prefer=prefer, knee=knee, candidate=candidate)
 
     def confirm(
         self,
@@ -140,11 +147,11 @@ class Front:
             UsageError: The search has not ended, or a candidate cannot be repeated.
             SearchFailedError: Every repeat failed.
         """
-        from autocompress.engine.confirm import confirm
+        from autocompress.engine.confirm import confirm_candidates
 
         refuse_worker(sys._getframe(1), "confirm")
         try:
-            confirm(
+            confirm_candidates(
                 self.folder,
                 top,
                 seeds,
@@ -164,7 +171,7 @@ class Front:
         Columns: ``id``, ``cost``, ``searched`` (its score in the search, on select_val), ``seeds``, ``failed``, and
         for each of ``select_val``, ``test`` and ``gap`` (test minus select_val) the mean, ``_low`` and ``_high``.
         """
-        found = confirmed(self.candidates, self.trials, self.meta) if "objectives" in self.meta else []
+        found = confirmed(self.candidates, self.trials, self.info) if self.info.objectives else []
         return as_table(found)
 
     def report(self, out: Path | str | None = None) -> Path:
@@ -195,11 +202,11 @@ class Front:
         Raises:
             UsageError: The two do not compare, or nothing is known of the other one.
         """
-        from autocompress.report.reference import KEPT, reference_of
+        from autocompress.report.reference import reference_of
 
-        kept = reference_of(*tables_of([self, other]))
-        with Study.open(self.folder) as study:
-            study.set_meta({KEPT: kept})
+        reference = reference_of(*tables_of([self, other]))
+        with RunStore.open(self.folder) as store:
+            store.update_run_info(replace(store.run_info(), reference=reference))
         self._read()
 
     def page(self, *, live: bool = False) -> str:
@@ -210,11 +217,11 @@ class Front:
         """
         from autocompress.report.page import render_page
 
-        return render_page(self.folder, self.candidates, self.trials, self.meta, self._picked(), live=live)
+        return render_page(self.folder, self.candidates, self.trials, self.info, self._picked(), live=live)
 
     def _picked(self) -> Pick | None:
         with suppress(NoCandidateError):  # The page says so itself.
-            return self.pick() if "objectives" in self.meta else None
+            return self.pick() if self.info.objectives else None
         return None
 
     def export(self, candidate: str | None = None, *, verify: bool = True) -> Path:
@@ -283,9 +290,9 @@ class Front:
         """Return the front as a plotly figure, as the page has it: for a notebook, or to be drawn on."""
         from autocompress.report.figures import front_figure
 
-        repeated = confirmed(self.candidates, self.trials, self.meta)
+        repeated = confirmed(self.candidates, self.trials, self.info)
         own = without_repeats(self.candidates)
-        return front_figure(own, self.to_pandas(), self.meta, self._picked(), repeated)
+        return front_figure(own, self.to_pandas(), self.info, self._picked(), repeated)
 
     def to_mlflow(self, experiment: str = "autocompress", tracking_uri: str | None = None) -> str:
         """Log the run to MLflow: one run with the page and the tables, and below it one for each trial and candidate.
@@ -307,21 +314,21 @@ class Front:
         picked = self._picked()
         chosen = "" if picked is None else picked.id
         folder = self.report().parent
-        return log_run(folder, self.meta, self.trials, self.to_pandas(), chosen, experiment, tracking_uri)
+        return log_run(folder, self.info, self.trials, self.to_pandas(), chosen, experiment, tracking_uri)
 
     def _repr_html_(self) -> str:
         from autocompress.report.notebook import front_html
 
-        return front_html(self.to_pandas(), self.meta, self._picked(), repr(self))
+        return front_html(self.to_pandas(), self.info, self._picked(), repr(self))
 
 
 def tables_of(fronts: Sequence[Front]) -> "list[RunTables]":
     """Return the tables of runs under names that tell them apart."""
-    from autocompress.report.comparison import RunTables, told_apart
+    from autocompress.report.comparison import RunTables, distinct_names
 
-    names = told_apart([front.folder for front in fronts])
+    names = distinct_names([front.folder for front in fronts])
     return [
-        RunTables(name, front.candidates, front.trials, front.meta) for name, front in zip(names, fronts, strict=True)
+        RunTables(name, front.candidates, front.trials, front.info) for name, front in zip(names, fronts, strict=True)
     ]
 
 

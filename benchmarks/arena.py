@@ -18,14 +18,14 @@ from autocompress.core.config import CompressionConfig, Part, fingerprint
 from autocompress.core.records import Cut, Job
 from autocompress.core.registry import TASKS
 from autocompress.measure import Subject, measure
-from autocompress.trial.pipeline import Lab, Setup, lab, settled
+from autocompress.trial.pipeline import Setup, TrialPipeline, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
 from autocompress.trial.teacher import TeacherRecipe
 
 TEMPERATURES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 SCORES = ("accuracy", "agreement", "kl", "loss")
 COSTS = ("bops", "bytes", "effective_flops", "flops", "nonzero_parameters", "parameters")
-Extra = Callable[[Lab, Any, float], Mapping[str, float]]
+Extra = Callable[[TrialPipeline, Any, float], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def run_variant(arena: Arena, variant: Variant, seed: int) -> Measured:
         TrialError: The training diverged, or a cut failed.
     """
     setup = arena.setup()
-    with settled():
-        place = lab(setup)
+    with reproducible_torch():
+        place = load_pipeline(setup)
         result = run_trial(Job(seed, variant.training(arena, seed), tuple(variant.cuts.values())), setup)
         if result.reason:
             raise RuntimeError(f"{arena.name} / {variant.name}: {result.reason}")
@@ -110,7 +110,7 @@ def run_variant(arena: Arena, variant: Variant, seed: int) -> Measured:
 
 @lru_cache(maxsize=1)
 def _teacher_on_test(setup: Setup) -> dict[str, Tensor]:
-    place = lab(setup)
+    place = load_pipeline(setup)
     return place.predict(place.teacher.model, place.splits.test)
 
 

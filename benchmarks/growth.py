@@ -19,17 +19,18 @@ import numpy as np
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig
 from autocompress.core.records import Candidate, Cut, Job, State, TrialResult
+from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.engine.driver import Driver
-from autocompress.engine.sampler.optuna import Proposer
+from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 from autocompress.training.optimizers import fit_config
 from benchmarks.keeping import about
 
 OBJECTIVES = [
-    {"name": "accuracy", "direction": "maximize", "unit": "", "kind": "score", "box": [0.1, 1.0]},
-    {"name": "effective_flops", "direction": "minimize", "unit": "FLOPs", "kind": "cost", "box": [1e7, 1e2]},
+    ObjectiveSpec("accuracy", "maximize", "", "score", (0.1, 1.0)),
+    ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost", (1e7, 1e2)),
 ]
 AROUND = (100, 1_000, 10_000)
 WINDOW = 40
@@ -78,9 +79,9 @@ def measure(space: str, sampler: str) -> dict[int, tuple[float, float]]:
     asks: list[tuple[int, float]] = []
     tells: list[tuple[int, float]] = []
     with TemporaryDirectory() as folder:
-        study = Study.create(Path(folder), {"name": "growth"})
-        proposer = Proposer(study, "growth", search.sampler, 0, ["maximize", "minimize"], ["accuracy", "cost"])
-        driver = Driver(study, open_space(source), search, proposer, OBJECTIVES, {}, price=price)
+        study = RunStore.create(Path(folder), RunInfo(name="growth"))
+        proposer = OptunaSampler(study, "growth", search.sampler, 0, ["maximize", "minimize"], ["accuracy", "cost"])
+        driver = Driver(study, open_space(source), search, proposer, OBJECTIVES, {}, estimate_costs=price)
         count = 0
         while count < AROUND[-1]:
             started = time.process_time()

@@ -21,7 +21,7 @@ from autocompress.analysis.pareto import axes, full_fidelity, hypervolume, paret
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.errors import SearchFailedError
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 from benchmarks.arena import mean_and_error
 from benchmarks.keeping import about, keep, kept, questions, turned
 
@@ -67,20 +67,20 @@ def run(space: str, way: str, seed: int, minutes: float, overrides: list[str], w
         place = Path(folder) / "run"
         with suppress(SearchFailedError):
             run_search(make_plan(load_spec(space, [*overrides, *budget, *common])), place).close()
-        with Study.read(place) as study:
-            table, trials, meta = study.candidates(), study.trials(), study.all_meta()
-    objectives = meta["objectives"]
+        with RunStore.read(place) as study:
+            table, trials, info = study.candidates(), study.trials(), study.run_info()
+    objectives = info.objectives
     cost, score = axes(objectives)
     front = pareto_front(full_fidelity(table), objectives)
-    on_test = front.assign(**{score["name"]: front[f"{score['name']}_test"]})
+    on_test = front.assign(**{score.name: front[f"{score.name}_test"]})
     search = trials[trials["role"] == "search"]
-    whole = float(meta["teacher"]["costs"][cost["name"]])
+    whole = float(info.teacher.costs[cost.name])
     return Run(
         space,
         way,
         seed,
         hypervolume(on_test, objectives),
-        [best_under(front, cost["name"], whole * share, score) for share in LIMITS],
+        [best_under(front, cost.name, whole * share, score) for share in LIMITS],
         float(search["elapsed"].max()),
         int((~search["further"]).sum()),
     )
@@ -91,9 +91,9 @@ def best_under(front: pd.DataFrame, cost: str, limit: float, score: dict[str, st
     within = front[front[cost] <= limit]
     if within.empty:
         return math.nan
-    values = within[score["name"]]
-    best = values.idxmax() if score["direction"] == "maximize" else values.idxmin()
-    return float(within.loc[best, f"{score['name']}_test"])
+    values = within[score.name]
+    best = values.idxmax() if score.is_maximized else values.idxmin()
+    return float(within.loc[best, f"{score.name}_test"])
 
 
 def table(runs: list[Run]) -> str:

@@ -17,10 +17,10 @@ from autocompress.core.config import Part
 from autocompress.core.method import Context
 from autocompress.core.records import Cut
 from autocompress.core.registry import PRUNE, TASKS
-from autocompress.distill.attacks import attacked_logits
+from autocompress.distill.attacks import predict_under_attack
 from autocompress.measure import Subject, layer_costs, measure
-from autocompress.measure.cost import flops
-from autocompress.trial.pipeline import Lab
+from autocompress.measure.cost import count_flops
+from autocompress.trial.pipeline import TrialPipeline
 from benchmarks.arena import TEMPERATURES, Arena, Measured, Variant, mean_and_error, run_all
 
 RECOVERY = {"recovery_epochs": 6, "recovery_learning_rate": 1e-2}
@@ -72,11 +72,11 @@ def pruned(method: str, ratio: float, **settings: Any) -> Cut:
     return Cut(prune=Part.of(method, pruning_ratio=ratio, **{**RECOVERY, **settings}))
 
 
-def robustness(place: Lab, model: Any, epsilon: float) -> Mapping[str, float]:
+def robustness(place: TrialPipeline, model: Any, epsilon: float) -> Mapping[str, float]:
     """Return accuracy under FGSM and PGD on the test split."""
     found = {}
     for name, steps in (("fgsm_accuracy", 1), ("pgd_accuracy", 10)):
-        logits = attacked_logits(model, place.task, place.splits.test, epsilon=epsilon, steps=steps)
+        logits = predict_under_attack(model, place.task, place.splits.test, epsilon=epsilon, steps=steps)
         found[name] = measure(Subject(logits, place.splits.test.targets), ["accuracy"])["accuracy"]
     return found
 
@@ -88,7 +88,7 @@ def removed_flops(arena: Arena, ratio: float) -> float:
     student = Part.of(arena.student.name, **{**arena.student.values, **RESIDUAL})
     model, method = task.build(student), PRUNE.get("structured")
     cut, _ = method.apply(model, method.config.of({"pruning_ratio": ratio}), Context(task.example()))
-    before, after = (flops(layer_costs(each.eval(), task.example())) for each in (model, cut))
+    before, after = (count_flops(layer_costs(each.eval(), task.example())) for each in (model, cut))
     return 1 - after / before
 
 

@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 from autocompress.core.records import Cut, Job
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
-from autocompress.store.run_store import Study
-from autocompress.trial.pipeline import Setup, lab, settled
+from autocompress.store.run_store import RunStore
+from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
 from benchmarks.keeping import about
 
@@ -60,9 +60,9 @@ def measure(space: str, trials: int, overrides: list[str]) -> Overhead:
     with TemporaryDirectory() as folder:
         place = Path(folder) / "run"
         run_search(make_plan(load_spec(space, [*overrides, *budget])), place).close()
-        with Study.read(place) as study:
+        with RunStore.read(place) as study:
             table = study.trials()
-            setup = Setup.from_json(study.meta("setup"))
+            setup = Setup.from_json(study.run_info().setup)
             stored = [trial.job for trial in study.stored_trials() if trial.job.base is None]
     search = table[(table["role"] == "search") & table["elapsed"].notna()].sort_values("elapsed")
     first = search.iloc[0]
@@ -76,8 +76,8 @@ def measure(space: str, trials: int, overrides: list[str]) -> Overhead:
 def _profile(jobs: list[Job], setup: Setup) -> tuple[float, float, float]:
     """Return the seconds of whole trainings with their cuts, of what is useful in them, and of scoring."""
     profile = cProfile.Profile()
-    with settled():
-        lab(setup)
+    with reproducible_torch():
+        load_pipeline(setup)
         begun = time.perf_counter()
         profile.enable()
         for job in jobs:

@@ -29,13 +29,14 @@ import json, sys, time
 started = time.perf_counter()
 import pandas as pd
 from pathlib import Path
+from autocompress.core.run_info import RunInfo
 from autocompress.analysis.selection import pick
 from autocompress.report import write_page
 here = Path(sys.argv[1])
 candidates, trials = (pd.read_pickle(here / f"{name}.pkl") for name in ("candidates", "trials"))
-meta = json.loads((here / "meta.json").read_text())
+info = RunInfo.from_json(json.loads((here / "meta.json").read_text()))
 loaded = time.perf_counter()
-write_page(here / "report.html", candidates, trials, meta, pick(candidates, meta))
+write_page(here / "report.html", candidates, trials, info, pick(candidates, info))
 print(time.perf_counter() - started, time.perf_counter() - loaded, time.process_time())
 """
 _PLACE = """() => {
@@ -77,7 +78,7 @@ def measure(wanted: int, repeats: int, browser: Any) -> Timing:
         here = Path(name)
         run.candidates.to_pickle(here / "candidates.pkl")
         run.trials.to_pickle(here / "trials.pkl")
-        (here / "meta.json").write_text(json.dumps(run.meta))
+        (here / "meta.json").write_text(json.dumps(run.info.to_json()))
         made = []
         for _ in range(repeats):
             command = [sys.executable, "-c", _MAKE, name]

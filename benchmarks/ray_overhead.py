@@ -48,16 +48,16 @@ def tune_as_it_comes(ask: Ask, evaluate: Evaluate, tell: Tell, workers: int, fol
     import ray
     from ray import tune
 
-    from autocompress.backends.ray_tune import Forwarder, OneResult, Watcher
-    from autocompress.backends.ray_worker import Kit, Parcel, Seat
+    from autocompress.backends.ray_tune import JobSearcher, ResultCollector, SingleResultScheduler
+    from autocompress.backends.ray_worker import JobPayload, RayWorker, WorkerSetup
 
-    kit = ray.put(Kit(evaluate, NO_LIMITS))
-    forwarder = Forwarder(ask, tell, lambda: workers, lambda job: Parcel(job, kit, "."))
+    kit = ray.put(WorkerSetup(evaluate, NO_LIMITS))
+    forwarder = JobSearcher(ask, tell, lambda: workers, lambda job: JobPayload(job, kit, "."))
     tune.run(
-        Seat,
+        RayWorker,
         search_alg=forwarder,
-        scheduler=OneResult(forwarder),
-        callbacks=[Watcher(forwarder)],
+        scheduler=SingleResultScheduler(forwarder),
+        callbacks=[ResultCollector(forwarder)],
         resources_per_trial={"cpu": 1},
         num_samples=-1,
         storage_path=folder,
@@ -167,7 +167,7 @@ def main() -> None:
     ]
     profile = cProfile.Profile()
     backend = Ray(asked.workers)
-    with backend.opened():
+    with backend.open():
         assert backend.workers == asked.workers, "this machine has fewer cores"
         assert backend.folder is not None
         for megabytes in asked.megabytes:

@@ -20,8 +20,8 @@ from autocompress.core.atomic import write_atomic
 from autocompress.core.records import Job
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
-from autocompress.store.run_store import Study
-from autocompress.trial.pipeline import Setup, lab, settled
+from autocompress.store.run_store import RunStore
+from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
 from benchmarks.keeping import about, turned
 
@@ -60,8 +60,8 @@ def _loops(count: int, jobs: list[Job], setup: Setup) -> float:
 def loop(work: Path) -> None:
     """Be one of the bare loops: say when it is ready, wait for a word, and say how long it took."""
     jobs, setup = pickle.loads(work.read_bytes())
-    with settled():
-        lab(setup)
+    with reproducible_torch():
+        load_pipeline(setup)
         print("ready", flush=True)
         sys.stdin.readline()
         begun = time.perf_counter()
@@ -75,10 +75,10 @@ def _search(space: str, trials: int, workers: int, seed: int, overrides: list[st
     with TemporaryDirectory() as folder:
         place = Path(folder) / "run"
         run_search(make_plan(load_spec(space, [*FIXED, *budget, *overrides])), place).close()
-        with Study.read(place) as study:
+        with RunStore.read(place) as study:
             table = study.trials()
             jobs = [each.job for each in study.stored_trials() if each.job.role.value == "search"]
-            setup = Setup.from_json(study.meta("setup"))
+            setup = Setup.from_json(study.run_info().setup)
     table = table[(table["role"] == "search") & table["elapsed"].notna()]
     return float(table["elapsed"].max() - (table["elapsed"] - table["seconds"]).min()), jobs, setup
 

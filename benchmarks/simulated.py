@@ -18,11 +18,12 @@ import numpy as np
 
 from autocompress.core.atomic import write_atomic
 from autocompress.core.records import Job
+from autocompress.core.run_info import RunInfo
 from autocompress.engine.driver import Driver
-from autocompress.engine.sampler.optuna import Proposer
+from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 from autocompress.training.optimizers import fit_config
 from benchmarks.growth import OBJECTIVES, made_up
 from benchmarks.keeping import about
@@ -71,11 +72,11 @@ def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, see
         TemporaryDirectory() as folder,
         patch("autocompress.engine.driver.now", lambda: clock),
         # What is written once, after the search, for others to read.
-        patch.object(Proposer, "publish"),
+        patch.object(OptunaSampler, "publish"),
     ):
-        study = Study.create(Path(folder), {"name": "simulated"})
+        study = RunStore.create(Path(folder), RunInfo(name="simulated"))
         directions, names = ["maximize", "minimize"], ["accuracy", "cost"]
-        proposer = Proposer(study, "simulated", sampler, seed, directions, names)  # type: ignore[arg-type]
+        proposer = OptunaSampler(study, "simulated", sampler, seed, directions, names)  # type: ignore[arg-type]
         driver = Driver(study, open_space(source), source.spec.search, proposer, OBJECTIVES, {})
         under_way: list[tuple[float, int, Job, float]] = []
         idle, count, spent = workers, 0, []

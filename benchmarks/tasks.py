@@ -11,18 +11,18 @@ data of one's own needs to be told where that is, and its row what to be called:
 import argparse
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 import autocompress
 from autocompress.analysis.pareto import axes
 from autocompress.core.atomic import write_atomic
-from autocompress.core.formatting import duration, human, times
+from autocompress.core.formatting import format_count, format_duration, format_factor
 from autocompress.core.plugins import load_plugin
+from autocompress.core.run_info import RunInfo
 from autocompress.export.bench import bench, bench_graph
 from autocompress.export.candidate import export_candidate, teacher_as_deployed
 from benchmarks.keeping import keep, kept
@@ -56,10 +56,10 @@ class Row:
             self.space,
             f"{self.score} {self.teacher_score:.4f}",
             f"{self.pick} {self.pick_score:.4f}",
-            f"{human(self.teacher_flops)} → {human(self.pick_flops)} ({times(self.teacher_flops / self.pick_flops)})",
-            f"{human(self.teacher_bytes)} → {human(self.pick_bytes)} ({times(self.teacher_bytes / self.pick_bytes)})",
-            f"{self.teacher_ms:.3f} → {self.pick_ms:.3f} ({times(self.teacher_ms / self.pick_ms)})",
-            duration(self.seconds),
+            f"{format_count(self.teacher_flops)} → {format_count(self.pick_flops)} ({format_factor(self.teacher_flops / self.pick_flops)})",
+            f"{format_count(self.teacher_bytes)} → {format_count(self.pick_bytes)} ({format_factor(self.teacher_bytes / self.pick_bytes)})",
+            f"{self.teacher_ms:.3f} → {self.pick_ms:.3f} ({format_factor(self.teacher_ms / self.pick_ms)})",
+            format_duration(self.seconds),
             f"{self.agreement:.2%}",
             self.tenth,
         ]
@@ -108,42 +108,42 @@ def run(space: str, name: str, runs: Path, overrides: list[str]) -> Row:
     """
     folder = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-") if name != space else space
     front = autocompress.search(space, name=folder, runs=runs, overrides=overrides)
-    _, score = axes(front.meta["objectives"])
-    picked, teacher = front.pick(), front.meta["teacher"]
+    _, score = axes(front.info.objectives)
+    picked, teacher = front.pick(), front.info.teacher
     exported = export_candidate(front.folder, picked.id)
     assert exported.verification is not None
     return Row(
         space=name,
-        score=score["name"],
-        teacher_score=teacher["scores"]["test"][score["name"]],
+        score=score.name,
+        teacher_score=teacher.scores["test"][score.name],
         pick=picked.id,
-        pick_score=picked.row[f"{score['name']}_test"],
+        pick_score=picked.row[f"{score.name}_test"],
         teacher_flops=teacher["costs"]["effective_flops"],
         pick_flops=picked.row["effective_flops"],
         teacher_bytes=teacher["costs"]["bytes"],
         pick_bytes=picked.row["bytes"],
         teacher_ms=_teacher_latency(front.folder),
         pick_ms=bench(exported.folder)[0].median_ms,
-        seconds=front.meta["seconds"],
+        seconds=front.info.seconds or 0.0,
         agreement=min(exported.verification.agreement.values()),
-        tenth=best_at_a_tenth(front.to_pandas(), front.meta),
+        tenth=best_at_a_tenth(front.to_pandas(), front.info),
         command=command(space, name, overrides),
     )
 
 
-def best_at_a_tenth(rows: pd.DataFrame, meta: Mapping[str, Any]) -> str:
+def best_at_a_tenth(rows: pd.DataFrame, info: RunInfo) -> str:
     """Return who of a front scores best with a tenth of the teacher's effective FLOPs and bytes, and its test score.
 
     Chosen on select_val, as every pick is.
     """
-    _, score = axes(meta["objectives"])
-    costs = meta["teacher"]["costs"]
+    _, score = axes(info.objectives)
+    costs = info.teacher.costs
     able = rows[(rows["effective_flops"] <= costs["effective_flops"] / 10) & (rows["bytes"] <= costs["bytes"] / 10)]
     if not len(able):
         return "none"
-    order = able.sort_values(score["name"], ascending=score["direction"] == "minimize", kind="stable")
+    order = able.sort_values(score.name, ascending=not score.is_maximized, kind="stable")
     best = order.iloc[0]
-    return f"{best['id']} {best[score['name'] + '_test']:.4f}"
+    return f"{best['id']} {best[f'{score.name}_test']:.4f}"
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -22,8 +22,8 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.core.task import InputSpec, Split
 from autocompress.models.base import family_model
 from autocompress.tasks.tensors import Tensors
-from autocompress.training.fit import fit
-from autocompress.trial.pipeline import settled
+from autocompress.training.fit import FitRequest, fit
+from autocompress.trial.pipeline import reproducible_torch
 
 STUDENTS: Mapping[str, Part] = {
     "plain, width 8": Part.of("cnn", width=8, depth=1, stages=3, block="plain"),
@@ -52,7 +52,7 @@ class Contest:
         """Return the seconds of one epoch."""
         part = Part.of("adamw", epochs=1, batch_size=BATCH, precision=precision, schedule="constant")
         model, started = self.model(), time.perf_counter()
-        fit(model, self.task, self.train, part)
+        fit(model, FitRequest(self.task, self.train, part))
         return time.perf_counter() - started
 
     def rounded(self, name: str) -> float:
@@ -63,11 +63,11 @@ class Contest:
             nonlocal spent
             part = Part.of("adamw", epochs=1, batch_size=BATCH, precision="float32", schedule="constant")
             started = time.perf_counter()
-            fit(model, self.task, self.train, part)
+            fit(model, FitRequest(self.task, self.train, part))
             spent = time.perf_counter() - started
 
         method = QUANTIZE.get(name)
-        context = Context((IMAGE.zeros(),), (self._batch(),), tune=tune)
+        context = Context((IMAGE.make_zeros(),), (self._batch(),), tune=tune)
         method.apply(self.model().eval(), method.config.of({"weight_bits": 4, "activation_bits": 4}), context)
         return spent
 
@@ -109,7 +109,7 @@ def main() -> None:
         "| student | training | speed |",
         "|---|---|---|",
     ]
-    with settled():
+    with reproducible_torch():
         for name, student in STUDENTS.items():
             for way, ratios in measure(student, asked.rounds).items():
                 spread = f"{min(ratios):.2f} to {max(ratios):.2f}"

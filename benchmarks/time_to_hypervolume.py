@@ -78,7 +78,7 @@ def run(space: str, contender: str, seed: int, target: Run | None, overrides: li
 
     from autocompress.engine.runner import Events, make_plan, run_search
     from autocompress.engine.spec import load_spec
-    from autocompress.store.run_store import Study
+    from autocompress.store.run_store import RunStore
 
     budget = [f"search.trials={TRIALS}", "search.minutes=null"]
     if target is not None:
@@ -98,7 +98,7 @@ def run(space: str, contender: str, seed: int, target: Run | None, overrides: li
         place = Path(folder) / "run"
         with suppress(Reached, SearchFailedError):
             run_search(make_plan(source, warm=True), place, events=Events(progress=watch)).close()
-        with Study.read(place) as study:
+        with RunStore.read(place) as study:
             trials = study.trials()
     told = trials[(trials["role"] == "search") & trials["hypervolume"].notna()].sort_values("elapsed")
     best = float(told["hypervolume"].max())

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autocompress.core.records import Candidate, Job, State, TrialResult
+from autocompress.core.run_info import ObjectiveSpec
 
-OBJECTIVES = [
-    {"name": "accuracy", "direction": "maximize", "unit": "", "kind": "score", "box": [0.1, 1.0]},
-    {"name": "effective_flops", "direction": "minimize", "unit": "FLOPs", "kind": "cost", "box": [1e6, 1e2]},
-]
+OBJECTIVES = (
+    ObjectiveSpec("accuracy", "maximize", "", "score", (0.1, 1.0)),
+    ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost", (1e6, 1e2)),
+)
 
 
 def fake_result(job: Job) -> TrialResult:

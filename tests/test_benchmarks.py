@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
+from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 from benchmarks.arena import Arena, job_name, mean_and_error, run_all
 from benchmarks.keeping import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, table, variants
@@ -100,14 +101,14 @@ def test_who_scores_best_at_a_tenth_of_both_costs() -> None:
             "accuracy_test": [0.91, 0.79, 0.72],
         }
     )
-    objectives = [
-        {"name": "effective_flops", "direction": "minimize", "kind": "cost", "unit": "FLOPs"},
-        {"name": "accuracy", "direction": "maximize", "kind": "score", "unit": ""},
-    ]
+    objectives = (
+        ObjectiveSpec("effective_flops", "minimize", unit="FLOPs", kind="cost"),
+        ObjectiveSpec("accuracy", "maximize"),
+    )
 
     def best(effective_flops: float, size: float) -> str:
-        meta = {"objectives": objectives, "teacher": {"costs": {"effective_flops": effective_flops, "bytes": size}}}
-        return best_at_a_tenth(rows, meta)
+        teacher = TeacherInfo(costs={"effective_flops": effective_flops, "bytes": size})
+        return best_at_a_tenth(rows, RunInfo(objectives=objectives, teacher=teacher))
 
     assert best(100.0, 100.0) == "t0c2 0.7200"
     assert best(1000.0, 1000.0) == "t0c0 0.9100"

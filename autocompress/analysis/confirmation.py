@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autocompress.analysis.pareto import Objective, axes, by_cost, dominated, full_fidelity, numbers, pareto_front
-from autocompress.core.formatting import finite, plural
+from autocompress.analysis.pareto import axes, by_cost, dominated, full_fidelity, numbers, pareto_front
+from autocompress.core.formatting import format_plural, is_finite
+from autocompress.core.run_info import ObjectiveSpec, RunInfo
 
 ROLE = "confirm"
 #: How the intervals are made, for whoever shows them.
@@ -88,24 +89,23 @@ class TestFront:
     count: int
 
 
-def top(table: pd.DataFrame, meta: Mapping[str, Any], picked: str, count: int) -> list[str]:
+def top(table: pd.DataFrame, info: RunInfo, picked: str, count: int) -> list[str]:
     """Return the ids to confirm: the pick, then those beside it on the front, by turns the next cheaper and better.
 
     Args:
         table: Candidates.
-        meta: What the study says about the run.
+        info: Description of the run.
         picked: The pick's id; it may lie a little behind the front.
         count: How many at most.
 
     Example:
-        >>> score = {"name": "accuracy", "direction": "maximize", "kind": "score"}
-        >>> cost = {"name": "bytes", "direction": "minimize", "kind": "cost"}
+        >>> objectives = (ObjectiveSpec("accuracy", "maximize"), ObjectiveSpec("bytes", "minimize", kind="cost"))
         >>> rows = {"id": ["a", "b", "c", "d"], "accuracy": [0.6, 0.7, 0.8, 0.9], "bytes": [1, 2, 3, 4]}
-        >>> top(pd.DataFrame(rows), {"objectives": [score, cost]}, "b", 3)
+        >>> top(pd.DataFrame(rows), RunInfo(objectives=objectives), "b", 3)
         ['b', 'a', 'c']
     """
-    objectives = meta["objectives"]
-    front = pareto_front(full_fidelity(table), objectives, meta.get("limits") or {})
+    objectives = info.objectives
+    front = pareto_front(full_fidelity(table), objectives, info.limits)
     both = pd.concat([front, table[(table["id"] == picked) & ~table["id"].isin(front["id"])]])
     ids = [str(name) for name in by_cost(both, objectives)["id"]]
     place = ids.index(picked)
@@ -129,22 +129,22 @@ def without_repeats(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["role"] != ROLE] if "role" in table else table
 
 
-def confirmed(table: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any]) -> list[Confirmed]:
+def confirmed(table: pd.DataFrame, trials: pd.DataFrame, info: RunInfo) -> list[Confirmed]:
     """Return every candidate that was repeated, the cheapest first; none before ``autocompress confirm``.
 
     Args:
         table: Candidates, repeats included.
         trials: Trials, repeats included: those that failed are counted.
-        meta: What the study says about the run.
+        info: Description of the run.
     """
     if "role" not in table or not (table["role"] == ROLE).any():
         return []
-    cost, score = axes(meta["objectives"])
+    cost, score = axes(info.objectives)
     repeats = table[table["role"] == ROLE]
     groups: dict[str, list[int]] = {}
     for place, config in enumerate(repeats["config"]):
         groups.setdefault(unseeded(config), []).append(place)
-    wanted = meta.get("confirmed") or {}
+    wanted = info.confirmed
     originals = full_fidelity(table)
     found = []
     for place, config in enumerate(originals["config"]):
@@ -154,7 +154,7 @@ def confirmed(table: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any]
         row = originals.iloc[place]
         mine = repeats.iloc[rows]
         asked = wanted.get(str(row["id"]), len(rows))
-        found.append(_confirmed(row, mine, cost["name"], score["name"], max(int(asked) - len(rows), 0)))
+        found.append(_confirmed(row, mine, cost.name, score.name, max(int(asked) - len(rows), 0)))
     return sorted(found, key=lambda each: each.cost)
 
 
@@ -197,26 +197,26 @@ def _estimate(values: NDArray[np.float64], draws: NDArray[np.float64] | None) ->
     return Estimate(mean, float(low), float(high), each)
 
 
-def on_test(front: pd.DataFrame, meta: Mapping[str, Any], repeated: Sequence[Confirmed] = ()) -> TestFront | None:
+def on_test(front: pd.DataFrame, info: RunInfo, repeated: Sequence[Confirmed] = ()) -> TestFront | None:
     """Return what the front becomes on test; None where test was not read.
 
     Args:
         front: The front of select_val, with its test scores.
-        meta: What the study says about the run.
+        info: Description of the run.
         repeated: Candidates whose test score is known as a mean over seeds, which is then taken.
     """
-    cost, score = axes(meta["objectives"])
-    column = f"{score['name']}_test"
+    cost, score = axes(info.objectives)
+    column = f"{score.name}_test"
     if column not in front:
         return None
     means = {each.id: each.test.mean for each in repeated}
     tested = front.assign(
         _tested=[means.get(str(name), own) for name, own in zip(front["id"], front[column], strict=True)]
     )
-    tested = tested[[finite(value) for value in tested["_tested"]]]
+    tested = tested[[is_finite(value) for value in tested["_tested"]]]
     if not len(tested):
         return None
-    points = np.column_stack([numbers(tested, "_tested"), numbers(tested, cost["name"])])
+    points = np.column_stack([numbers(tested, "_tested"), numbers(tested, cost.name)])
     ids = [str(name) for name in tested["id"]]
     opposite = {"maximize": "minimize", "minimize": "maximize"}
 
@@ -224,16 +224,16 @@ def on_test(front: pd.DataFrame, meta: Mapping[str, Any], repeated: Sequence[Con
         beaten = dominated(points, directions)
         return tuple(name for name, out in zip(ids, beaten, strict=True) if not out)
 
-    ways = [score["direction"], cost["direction"]]
+    ways = [score.direction, cost.direction]
     return TestFront(unbeaten(ways), unbeaten([opposite[way] for way in ways]), len(ids))
 
 
-def bounds(objective: Objective, estimate: Estimate) -> tuple[float, float] | None:
+def bounds(objective: ObjectiveSpec, estimate: Estimate) -> tuple[float, float] | None:
     """Return an interval as [worse end, better end] of an objective; None if it cannot be told."""
-    if not (finite(estimate.low) and finite(estimate.high)):
+    if not (is_finite(estimate.low) and is_finite(estimate.high)):
         return None
     ends = (estimate.low, estimate.high)
-    return ends if objective["direction"] == "maximize" else (ends[1], ends[0])
+    return ends if objective.direction == "maximize" else (ends[1], ends[0])
 
 
 def front_on_test(found: TestFront) -> str:
@@ -241,7 +241,7 @@ def front_on_test(found: TestFront) -> str:
 
     Example:
         >>> front_on_test(TestFront(("a", "c"), ("b",), 3))
-        'On test 2 of the 3 candidates of the front are still unbeaten (a, c), and 1 beats no other (b).'
+        'On the test split, 2 of 3 front candidates remain non-dominated (a, c), and 1 dominates no other (b).'
     """
 
     def named(ids: Sequence[str]) -> str:
@@ -249,9 +249,9 @@ def front_on_test(found: TestFront) -> str:
 
     still, worst = len(found.optimistic), len(found.pessimistic)
     return (
-        f"On test {still} of the {plural(found.count, 'candidate')} of the front {'is' if still == 1 else 'are'} still "
-        f"unbeaten{named(found.optimistic)}, and {worst} {'beats' if worst == 1 else 'beat'} no "
-        f"other{named(found.pessimistic)}."
+        f"On the test split, {still} of {format_plural(found.count, 'front candidate')} "
+        f"{'remains' if still == 1 else 'remain'} non-dominated{named(found.optimistic)}, and {worst} "
+        f"{'dominates' if worst == 1 else 'dominate'} no other{named(found.pessimistic)}."
     )
 
 

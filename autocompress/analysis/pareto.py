@@ -1,25 +1,19 @@
 """Dominance, hypervolume and knee: pure functions on a table of candidates.
 
-An objective is the record that a run stores, for example ``{"name": "accuracy", "direction": "maximize",
-"kind": "score", "unit": "", "box": [0.1, 1.0]}``; ``box`` is [reference (worst), ideal (best)].
-
 Three rules hold everywhere: a value that is not finite never ranks; duplicates all stay; candidates of different
 fidelity never share a front, so the caller narrows a mixed table by :func:`full_fidelity` first.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
 
 import moocore
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from autocompress.core.run_info import Limits, ObjectiveSpec
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError, did_you_mean
-
-Objective: TypeAlias = Mapping[str, Any]
-Limits: TypeAlias = Mapping[str, Mapping[str, float]]
 
 
 def dominated(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.bool_]:
@@ -73,7 +67,9 @@ def full_fidelity(table: pd.DataFrame) -> pd.DataFrame:
     return search[search["complete"].astype(bool)] if "complete" in search else search
 
 
-def pareto_front(table: pd.DataFrame, objectives: Sequence[Objective], limits: Limits | None = None) -> pd.DataFrame:
+def pareto_front(
+    table: pd.DataFrame, objectives: Sequence[ObjectiveSpec], limits: Limits | None = None
+) -> pd.DataFrame:
     """Return the rows that no other beats, cheapest first.
 
     Only rows of role ``search`` that keep every limit and whose objectives are all finite take part; every duplicate
@@ -89,11 +85,11 @@ def pareto_front(table: pd.DataFrame, objectives: Sequence[Objective], limits: L
     """
     rows = table[table["role"] == "search"] if "role" in table else table
     rows = rows[feasible(rows, limits or {})]
-    beaten = dominated(_matrix(rows, objectives), [objective["direction"] for objective in objectives])
+    beaten = dominated(_matrix(rows, objectives), [objective.direction for objective in objectives])
     return by_cost(rows[~beaten], objectives)
 
 
-def by_cost(table: pd.DataFrame, objectives: Sequence[Objective]) -> pd.DataFrame:
+def by_cost(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> pd.DataFrame:
     """Return the rows cheapest first; ties by the better score, then by id (``t2c10`` after ``t2c9``)."""
     cost, score = (np.nan_to_num(_signed(table, objective), nan=np.inf) for objective in axes(objectives))
     names = [natural(name) for name in table["id"]] if "id" in table else [()] * len(table)
@@ -129,7 +125,7 @@ def normalise(values: ArrayLike, box: Sequence[float], log: bool = False, clip: 
     return np.clip(scaled, 0.0, 1.0) if clip else scaled
 
 
-def hypervolume(table: pd.DataFrame, objectives: Sequence[Objective]) -> float:
+def hypervolume(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> float:
     """Return the share of the declared box that the rows dominate, 0..1 (Zitzler and Thiele 1998).
 
     The rows are taken as they are: pass a front, or rows that may share one. Rows outside the box add only what lies
@@ -146,7 +142,7 @@ def hypervolume(table: pd.DataFrame, objectives: Sequence[Objective]) -> float:
     return float(moocore.hypervolume(space, ref=np.ones(len(objectives)))) if len(space) else 0.0
 
 
-def knee(front: pd.DataFrame, objectives: Sequence[Objective]) -> str:
+def knee(front: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> str:
     """Return the id of the row farthest from the line through the front's two ends, on the ideal's side (Das 1999).
 
     Distances are measured between the first cost (logarithm) and the first score, each scaled by its box. One row is
@@ -170,7 +166,7 @@ def knee(front: pd.DataFrame, objectives: Sequence[Objective]) -> str:
     return str(front["id"].iloc[order[0]])
 
 
-def axes(objectives: Sequence[Objective]) -> tuple[Objective, Objective]:
+def axes(objectives: Sequence[ObjectiveSpec]) -> tuple[ObjectiveSpec, ObjectiveSpec]:
     """Return (cost, score): the first of each kind, or the nearest substitute where a kind is missing.
 
     Raises:
@@ -178,8 +174,8 @@ def axes(objectives: Sequence[Objective]) -> tuple[Objective, Objective]:
     """
     if not objectives:
         raise UsageError("a front needs at least one objective")
-    scores = [objective for objective in objectives if objective["kind"] == "score"]
-    costs = [objective for objective in objectives if objective["kind"] == "cost"]
+    scores = [objective for objective in objectives if objective.kind == "score"]
+    costs = [objective for objective in objectives if objective.kind == "cost"]
     score = scores[0] if scores else objectives[0]
     others = [objective for objective in objectives if objective is not score]
     return (costs or others or [score])[0], score
@@ -208,19 +204,21 @@ def _maximised(direction: str) -> bool:
     return direction == "maximize"
 
 
-def _matrix(table: pd.DataFrame, objectives: Sequence[Objective]) -> NDArray[np.float64]:
+def _matrix(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> NDArray[np.float64]:
     axes(objectives)
     return np.stack([_values(table, objective) for objective in objectives], axis=1)
 
 
-def _values(table: pd.DataFrame, objective: Objective) -> NDArray[np.float64]:
-    return np.asarray(numbers(table, objective["name"]), dtype=np.float64)
+def _values(table: pd.DataFrame, objective: ObjectiveSpec) -> NDArray[np.float64]:
+    return np.asarray(numbers(table, objective.name), dtype=np.float64)
 
 
-def _signed(table: pd.DataFrame, objective: Objective) -> NDArray[np.float64]:
+def _signed(table: pd.DataFrame, objective: ObjectiveSpec) -> NDArray[np.float64]:
     values = _values(table, objective)
-    return -values if _maximised(objective["direction"]) else values
+    return -values if _maximised(objective.direction) else values
 
 
-def _scaled(table: pd.DataFrame, objective: Objective, clip: bool = True) -> NDArray[np.float64]:
-    return normalise(_values(table, objective), objective["box"], objective["kind"] == "cost", clip)
+def _scaled(table: pd.DataFrame, objective: ObjectiveSpec, clip: bool = True) -> NDArray[np.float64]:
+    if objective.bounds is None:
+        raise UsageError(f"the objective '{objective.name}' declares no reference and ideal point")
+    return normalise(_values(table, objective), objective.bounds, objective.kind == "cost", clip)

@@ -1,14 +1,15 @@
 """How candidates stand to each other: who may rank, who is best in one thing, and what a step along the front costs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from autocompress.analysis.pareto import Limits, Objective, axes, by_cost, full_fidelity, numbers, pareto_front
-from autocompress.core.formatting import compare, finite, gap, label
+from autocompress.analysis.pareto import axes, by_cost, full_fidelity, numbers, pareto_front
+from autocompress.core.formatting import compare_costs, format_difference, is_finite, label_column
+from autocompress.core.run_info import Limits, ObjectiveSpec, RunInfo
 from autocompress.errors import NoCandidateError
 
 
@@ -32,7 +33,7 @@ class Neighbour:
 
 
 def neighbours(
-    table: pd.DataFrame, meta: Mapping[str, Any], row: Mapping[str, Any], limits: Limits | None = None
+    table: pd.DataFrame, info: RunInfo, row: Mapping[str, Any], limits: Limits | None = None
 ) -> tuple[Neighbour, ...]:
     """Return the next cheaper and the next better candidate on the front, as exchange rates.
 
@@ -40,20 +41,18 @@ def neighbours(
 
     Args:
         table: Candidates.
-        meta: What the study says about the run.
+        info: Description of the run.
         row: The candidate to compare with.
         limits: Limits that the neighbours keep; those of the run by default.
     """
-    objectives = meta["objectives"]
+    objectives = info.objectives
     cost, score = axes(objectives)
-    if not (finite(row[cost["name"]]) and finite(row[score["name"]])):
+    if not (is_finite(row[cost.name]) and is_finite(row[score.name])):
         return ()
-    front = pareto_front(
-        rankable(table, objectives), objectives, (meta.get("limits") or {}) if limits is None else limits
-    )
-    sign = 1.0 if score["direction"] == "maximize" else -1.0
-    gain = (front[score["name"]] - row[score["name"]]) * sign
-    cheaper = front[(front[cost["name"]] < row[cost["name"]]) & (gain <= 0)]
+    front = pareto_front(rankable(table, objectives), objectives, info.limits if limits is None else limits)
+    sign = 1.0 if score.direction == "maximize" else -1.0
+    gain = (front[score.name] - row[score.name]) * sign
+    cheaper = front[(front[cost.name] < row[cost.name]) & (gain <= 0)]
     better = front[gain > 0]
     found = []
     if len(cheaper):
@@ -63,31 +62,31 @@ def neighbours(
     return tuple(found)
 
 
-def rankable(table: pd.DataFrame, objectives: list[Objective]) -> pd.DataFrame:
+def rankable(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> pd.DataFrame:
     """Return the rows that may be chosen: fully trained, finite, and better than the reference score."""
     if not len(table):
         raise NoCandidateError("the run has no candidate yet")
     rows = full_fidelity(table)
     for objective in objectives:
-        rows = rows[np.isfinite(numbers(rows, objective["name"]))]
+        rows = rows[np.isfinite(numbers(rows, objective.name))]
     score = axes(objectives)[1]
-    if score["kind"] != "score":
+    if score.kind != "score" or score.bounds is None:
         return rows
-    values, worst = numbers(rows, score["name"]), float(score["box"][0])
-    alive: pd.DataFrame = rows[values > worst if score["direction"] == "maximize" else values < worst]
-    return alive
+    values, reference = numbers(rows, score.name), score.bounds[0]
+    better: pd.DataFrame = rows[values > reference if score.is_maximized else values < reference]
+    return better
 
 
-def best_of(rows: pd.DataFrame, objective: Objective, objectives: list[Objective]) -> dict[str, Any]:
+def best_of(rows: pd.DataFrame, objective: ObjectiveSpec, objectives: Sequence[ObjectiveSpec]) -> dict[str, Any]:
     """Return the row that is best in one objective; of equals the cheaper one, then the first by id.
 
     Raises:
         NoCandidateError: No row has a finite value.
     """
-    values = numbers(rows, objective["name"])
-    best = values.max() if objective["direction"] == "maximize" else values.min()
+    values = numbers(rows, objective.name)
+    best = values.max() if objective.direction == "maximize" else values.min()
     if not np.isfinite(best):
-        raise NoCandidateError(f"no candidate has a finite {objective['name']}")
+        raise NoCandidateError(f"no candidate has a finite {objective.name}")
     return row_at(by_cost(rows[values == best], objectives), 0)
 
 
@@ -101,17 +100,17 @@ def _exchange(
     kind: Literal["cheaper", "better"],
     there: Mapping[str, Any],
     here: Mapping[str, Any],
-    cost: Objective,
-    score: Objective,
+    cost: ObjectiveSpec,
+    score: ObjectiveSpec,
 ) -> Neighbour:
-    change = there[score["name"]] - here[score["name"]]
-    saving = compare(there[cost["name"]], here[cost["name"]], cost["name"])
-    points = f"{gap(change, score)} of {label(score['name'])}"
+    change = there[score.name] - here[score.name]
+    saving = compare_costs(there[cost.name], here[cost.name], cost.name)
+    points = f"{format_difference(change, score)} of {label_column(score.name)}"
     if change == 0:
-        text = f"{there['id']} has {saving} at the same {label(score['name'])}"
+        text = f"{there['id']} has {saving} at the same {label_column(score.name)}"
     elif kind == "cheaper":
         text = f"{there['id']} has {saving} and loses {points}"
     else:
         text = f"{there['id']} gains {points} and has {saving}"
-    ratio = there[cost["name"]] / here[cost["name"]] if here[cost["name"]] else float("inf")
+    ratio = there[cost.name] / here[cost.name] if here[cost.name] else float("inf")
     return Neighbour(kind, str(there["id"]), float(ratio), float(change), text)

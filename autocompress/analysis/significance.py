@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autocompress.analysis.pareto import axes, numbers
-from autocompress.core.formatting import finite
+from autocompress.core.formatting import is_finite
+from autocompress.core.run_info import RunInfo
 
 #: Scores that are a share of the examples, so that a binomial interval holds for them.
 BINOMIAL = ("accuracy", "agreement")
@@ -41,15 +42,15 @@ class Ties:
         return tuple(name for name, value in self.p.items() if value > LEVEL)
 
 
-def ties(rows: pd.DataFrame, row: Mapping[str, Any], meta: Mapping[str, Any]) -> Ties | None:
+def ties(rows: pd.DataFrame, row: Mapping[str, Any], info: RunInfo) -> Ties | None:
     """Return who among ``rows`` is tied with ``row`` in the first score on select_val; None if no test is there.
 
     Args:
         rows: Candidates, usually the front; ``row`` itself is left out.
         row: The candidate to compare with.
-        meta: What the study says about the run.
+        info: Description of the run.
     """
-    score = axes(meta["objectives"])[1]["name"]
+    score = axes(info.objectives)[1].name
     base, _, head = score.partition("@")
     others = rows[rows["id"] != row["id"]]
     if base == "accuracy":
@@ -58,8 +59,8 @@ def ties(rows: pd.DataFrame, row: Mapping[str, Any], meta: Mapping[str, Any]) ->
         if own is not None and all(each is not None and each.shape == own.shape for each in theirs) and theirs:
             found = [paired(own, each) for each in theirs if each is not None]
             return Ties(_words(own), dict(zip(map(str, others["id"]), found, strict=True)))
-    examples = (meta.get("splits") or {}).get("select_val")
-    if base not in BINOMIAL or not finite(examples) or examples < 1:
+    examples = info.splits.get("select_val")
+    if base not in BINOMIAL or not is_finite(examples) or examples < 1:
         return None
     shares = numbers(others, score).tolist()
     values = {

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from autocompress.core.formatting import finite
+from autocompress.core.formatting import is_finite
 
 NATIVE_BITS = (8, 32)
 #: Column that holds what :func:`simulated` says, so that a page works it out once.
@@ -51,7 +51,7 @@ def knob_order(column: str) -> int:
 
 
 def _no_kernel(knob: str, value: object) -> list[str]:
-    if knob in _BITS and isinstance(value, int | float) and finite(value) and value not in NATIVE_BITS:
+    if knob in _BITS and isinstance(value, int | float) and is_finite(value) and value not in NATIVE_BITS:
         return [knob_words(knob, value)]
     if knob == "quantizer" and isinstance(value, str) and not value.startswith("linear"):
         return [f"{value} quantizer"]
@@ -65,7 +65,7 @@ def knob_words(name: str, value: object) -> str:
         >>> knob_words("weight_bits", 4), knob_words("temperature", 2.7182)
         ('4-bit weights', 'temperature 2.72')
     """
-    if name in _BITS and finite(value):
+    if name in _BITS and is_finite(value):
         return f"{value:.0f}-bit {name.removesuffix('_bits')}s"
     if isinstance(value, float):
         return f"{name} {value:.3g}"

@@ -1,4 +1,4 @@
-"""The end of a search: the front is frozen, the pick gets its twin, and the test split is read."""
+"""End of a search: freeze the front, train the baseline without distillation, and read the test split."""
 
 import math
 from collections.abc import Mapping
@@ -9,98 +9,101 @@ from autocompress.analysis.selection import pick
 from autocompress.core.config import Part
 from autocompress.core.records import Cut, Job, Role
 from autocompress.errors import NoCandidateError
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 from autocompress.trial.pipeline import Setup
 from autocompress.trial.runner import TrialRunner, score_test_split
 
 PLAIN = (Part("none"),)
-# Share of the budget in time that the twin of the pick may add to it.
-TWIN = 0.1
-# A teacher's gap between validation and test that says something: two points, and four standard errors.
-LARGE_GAP = 0.02
-SURE = 4.0
+# Share of the time budget that the baseline without distillation may add to it.
+BASELINE_TIME_SHARE = 0.1
+# Gap of a teacher's accuracy between validation and test that counts as a leak: at least two points, and at least four
+# standard errors.
+LEAK_GAP = 0.02
+LEAK_STANDARD_ERRORS = 4.0
 
 
-def finish(setup: Setup, minutes: float | None, study: Study) -> None:
-    """Freeze the front on select_val, train a twin of the pick without distillation, and read the test split.
+def finish_run(setup: Setup, minutes: float | None, store: RunStore) -> None:
+    """Freeze the front on select_val, train the selected candidate without distillation, and read the test split.
 
     Args:
-        setup: The run's.
-        minutes: Its budget in time.
-        study: Its open store.
+        setup: Setup of the run.
+        minutes: Time budget of the run, in minutes; ``None`` for no limit.
+        store: The open store of the run.
     """
-    table = study.candidates()
-    front = list(pareto_front(full_fidelity(table), study.meta("objectives"), study.meta("limits"))["id"])
+    table, info = store.candidates(), store.run_info()
+    front = list(pareto_front(full_fidelity(table), info.objectives, info.limits)["id"])
     try:
-        recommended = pick(table, study.all_meta()).id
+        recommended = pick(table, info).id
     except NoCandidateError:
         recommended = ""
-    baselines = _twin(setup, minutes, study, [recommended, *reversed(front)] if recommended else [])
-    chosen = {}
+    baselines = _train_baseline(setup, minutes, store, [recommended, *reversed(front)] if recommended else [])
+    models = {}
     for identity in dict.fromkeys([*front, *filter(None, [recommended]), *baselines]):
-        candidate = study.candidate(identity)
-        chosen[identity] = (candidate, study.checkpoint_path(candidate.checkpoint).read_bytes())
-    scores, teacher = score_test_split(chosen, setup)
-    study.add_scores({identity: {"test": values} for identity, values in scores.items()})
-    record = study.meta("teacher")
-    record["scores"]["test"] = teacher
-    study.set_meta(
-        {
-            "teacher": record,
-            "front": front,
-            "recommended": recommended,
-            "baselines": baselines,
-            "test_reads": study.meta("test_reads", 0) + 1,
-            "notices": list(dict.fromkeys([*study.meta("notices", []), *seen_before(study, teacher)])),
-        }
+        candidate = store.candidate(identity)
+        models[identity] = (candidate, store.checkpoint_path(candidate.checkpoint).read_bytes())
+    scores, teacher = score_test_split(models, setup)
+    store.add_scores({identity: {"test": values} for identity, values in scores.items()})
+    store.update_run_info(
+        replace(
+            info,
+            teacher=replace(info.teacher, scores={**info.teacher.scores, "test": teacher}),
+            front=tuple(front),
+            recommended=recommended,
+            baselines=baselines,
+            test_reads=info.test_reads + 1,
+            notices=tuple(dict.fromkeys([*info.notices, *detect_validation_leak(store, teacher)])),
+        )
     )
 
 
-def seen_before(study: Study, test: Mapping[str, float]) -> list[str]:
-    """Return a notice where the teacher is so much better on the validation split that it must have seen it.
+def detect_validation_leak(store: RunStore, test: Mapping[str, float]) -> list[str]:
+    """Return a notice where the teacher scores so much better on validation than on test that it has seen the former.
 
-    A model of one's own often has: its losses are then measured against a score that it has nowhere else.
+    It is common for models that users bring, and makes every candidate seem to lose more than it does.
     """
-    sizes = study.meta("splits", {})
-    _, score = axes(study.meta("objectives"))
-    name = score["name"]
-    before, after = study.meta("teacher")["scores"]["select_val"].get(name), test.get(name)
+    info = store.run_info()
+    sizes = info.splits
+    _, score = axes(info.objectives)
+    name = score.name
+    before, after = info.teacher.score(name), test.get(name)
     if name != "accuracy" or before is None or after is None:
         return []
     both = (before * sizes["select_val"] + after * sizes["test"]) / (sizes["select_val"] + sizes["test"])
+    # Standard error of the difference of two proportions, pooled.
     error = math.sqrt(both * (1 - both) * (1 / sizes["select_val"] + 1 / sizes["test"]))
-    if before - after < max(LARGE_GAP, SURE * error):
+    if before - after < max(LEAK_GAP, LEAK_STANDARD_ERRORS * error):
         return []
     return [
         f"the teacher's {name} is {before:.1%} on the validation split and {after:.1%} on the test split: it has "
-        "probably been trained on what it is validated on, so every candidate looks worse beside it than it is"
+        "probably been trained on the validation data, so every candidate seems to lose more than it does"
     ]
 
 
-def _twin(setup: Setup, minutes: float | None, study: Study, wanted: list[str]) -> dict[str, str]:
-    """Train the first distilled one of ``wanted`` once more without distillation; return the twin's id and label.
+def _train_baseline(setup: Setup, minutes: float | None, store: RunStore, ids: list[str]) -> dict[str, str]:
+    """Train the first distilled one of some candidates again without distillation; return the new id and its label.
 
-    There is none where nothing is distilled, or where it would take long beside the budget.
+    The result is empty where no candidate is distilled, or where the trial would exceed its share of the time budget.
     """
-    distilled = [candidate for candidate in map(study.candidate, wanted) if candidate.config.distill != PLAIN]
+    distilled = [candidate for candidate in map(store.candidate, ids) if candidate.config.distill != PLAIN]
     if not distilled:
         return {}
     candidate = distilled[0]
     label = f"{candidate.id} without distillation"
     config = replace(candidate.config, distill=PLAIN)
-    stored = study.stored_trials()
+    stored = store.stored_trials()
+    # A resumed run may have trained it already.
     for trial in stored:
         if trial.job.role is Role.BASELINE:
-            for earlier in study.candidates_of(trial.job.number):
+            for earlier in store.candidates_of(trial.job.number):
                 if earlier.config == config:
                     return {earlier.id: label}
     seconds = sum(trial.seconds or 0.0 for trial in stored if trial.job.training == candidate.config.training)
-    if minutes is not None and seconds > TWIN * minutes * 60:
-        # The budget is what was promised; a comparison is not worth going far beyond it.
+    # The user set the budget; a comparison is not worth exceeding it by much.
+    if minutes is not None and seconds > BASELINE_TIME_SHARE * minutes * 60:
         return {}
     number = max(trial.job.number for trial in stored) + 1
     job = Job(number, config.training, (Cut(config.prune, config.quantize),), Role.BASELINE)
-    study.add_job(job, None)
+    store.add_job(job, None)
     result = TrialRunner(setup)(job)
-    study.finish(result, elapsed=study.meta("seconds", 0.0), hypervolume=float("nan"))
-    return {twin.id: label for twin in result.candidates}
+    store.finish(result, elapsed=store.run_info().seconds or 0.0, hypervolume=float("nan"))
+    return {baseline.id: label for baseline in result.candidates}

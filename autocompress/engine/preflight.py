@@ -1,38 +1,40 @@
-"""What lies in a run folder already, looked at before anything is loaded."""
+"""Check of the run folder before anything expensive starts."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from autocompress.core.formatting import plural
+from pydantic import JsonValue
+
+from autocompress.core.formatting import format_plural
 from autocompress.engine.spec import Spec
 from autocompress.errors import RunFolderError, UnfinishedRunError
 from autocompress.store.connection import DATABASE, taken
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 
 
-def look(folder: Path, spec: Spec, *, resume: bool, command: str = "") -> None:
-    """Refuse at once what would be refused later; never changes a run.
+def check_run_folder(folder: Path, spec: Spec, *, resume: bool, command: str = "") -> None:
+    """Check that a search may start or resume in a folder; the folder is not changed.
 
     Args:
-        folder: Where the run would lie.
-        spec: Of the search that is asked for.
-        resume: Whether it shall continue what lies there.
-        command: What the user typed, for the message.
+        folder: The run folder, which need not exist.
+        spec: Spec of the requested search.
+        resume: Whether the run in the folder is to be continued.
+        command: Command line of the user, for the message.
 
     Raises:
-        UnfinishedRunError: The same search was begun there and not ended, and ``resume`` is not given.
-        RunFolderError: Another run lies there, or it is in use.
+        UnfinishedRunError: The folder holds the same search, unfinished, and ``resume`` is not given.
+        RunFolderError: The folder holds another run, or one that is in use.
     """
     if not (folder / DATABASE).exists():
         return
-    with Study.open(folder) as study:
-        before, ended = study.meta("content"), "front" in study.all_meta()
-        trials = len(study.trials())
-    if before != spec.content():
+    with RunStore.open(folder) as store:
+        info = store.run_info()
+        before, ended = info.content, info.is_finished
+        trials = len(store.trials())
+    if before != spec.immutable_content():
         if not resume:
             raise taken(folder)
-        changed = _first_difference(before, spec.content())
+        changed = _first_difference(before, spec.immutable_content())
         raise RunFolderError(
             f"{folder} was searched with another spec: {changed} differs; restore it, or --name a new run"
         )
@@ -42,14 +44,15 @@ def look(folder: Path, spec: Spec, *, resume: bool, command: str = "") -> None:
         raise taken(folder)
     again = f"{command} --resume" if command else "search(..., resume=True)"
     raise UnfinishedRunError(
-        f"{folder} holds the same search, not ended, with {plural(trials, 'trial')}; continue it with: {again} "
+        f"{folder} holds the same search, unfinished, with {format_plural(trials, 'trial')}; continue it with: {again} "
         "(or give a new one a --name)"
     )
 
 
-def _first_difference(before: Any, after: Any, place: str = "") -> str:
+def _first_difference(before: JsonValue, after: JsonValue, key: str = "") -> str:
+    """Return the first dotted key whose values differ, with both values."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key):
-                return _first_difference(before.get(key), after.get(key), f"{place}.{key}" if place else str(key))
-    return f"{place} ({before!r} then, {after!r} now)"
+        for name in sorted({*before, *after}):
+            if before.get(name) != after.get(name):
+                return _first_difference(before.get(name), after.get(name), f"{key}.{name}" if key else name)
+    return f"{key} ({before!r} then, {after!r} now)"

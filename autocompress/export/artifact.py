@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.method import MethodState
 from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS
-from autocompress.core.task import InputSpec, as_heads
+from autocompress.core.task import InputSpec, logits_by_head
 from autocompress.errors import ArtifactError, AutocompressError
 from autocompress.export.architecture import Architecture, compact, expand, method_state, parse, saved_state
 from autocompress.export.card import render
@@ -255,7 +255,7 @@ def _compare(deployable: Deployable, rebuilt: nn.Module) -> None:
     ours, theirs = deployable.model.state_dict(), rebuilt.state_dict()
     different = [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]
     with torch.inference_mode():
-        outputs = [as_heads(model(*deployable.example), deployable.heads) for model in (deployable.model, rebuilt)]
+        outputs = [logits_by_head(model(*deployable.example), deployable.heads) for model in (deployable.model, rebuilt)]
     different += [head for head in deployable.heads if not torch.equal(outputs[0][head], outputs[1][head])]
     if different or len(ours) != len(theirs):
         raise ArtifactError(f"the rebuilt module is another one than was exported: {', '.join(different[:3])}")

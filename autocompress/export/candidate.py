@@ -12,8 +12,8 @@ from autocompress.errors import TrialError, UnknownNameError, UsageError, Verifi
 from autocompress.export.artifact import Deployable, deployed, write_artifact
 from autocompress.export.bench_worker import Shape
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact
-from autocompress.store.run_store import Study
-from autocompress.trial.pipeline import Lab, Rebuilt, Setup, lab, settled
+from autocompress.store.run_store import RunStore
+from autocompress.trial.pipeline import RebuiltCandidate, Setup, TrialPipeline, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
 
 REPRODUCED = 0.005
@@ -51,7 +51,7 @@ def export_candidate(
         ArtifactError: It cannot be exported.
         VerificationError: The exported model does not behave as the searched one.
     """
-    with settled():
+    with reproducible_torch():
         found = _found(run, identity)
         folder = write_artifact(run / "picks" / identity, found.deployable, found.card)
         verification = _verified(folder, found.place, found.rebuilt, tolerance, agreement) if verify else None
@@ -60,7 +60,7 @@ def export_candidate(
 
 def candidate_as_deployed(run: Path, identity: str) -> tuple[bytes, list[Shape]]:
     """Return the ``model.onnx`` of a candidate and its inputs for one example; errors as in exporting it."""
-    with settled():
+    with reproducible_torch():
         return _as_deployed(_found(run, identity).deployable)
 
 
@@ -70,12 +70,12 @@ def teacher_as_deployed(run: Path) -> tuple[bytes, list[Shape]]:
     Raises:
         ArtifactError: It cannot be exported.
     """
-    with Study.read(run) as study:
-        setup = Setup.from_json(study.meta("setup"))
-    with settled():
-        place = lab(setup)
+    with RunStore.read(run) as study:
+        setup = Setup.from_json(study.run_info().setup)
+    with reproducible_torch():
+        place = load_pipeline(setup)
         config = CompressionConfig(setup.teacher.student, (Part("none"),), setup.teacher.fit, seed=setup.teacher.seed)
-        models = Rebuilt(place.teacher.model, place.teacher.model, None, None)
+        models = RebuiltCandidate(place.teacher.model, place.teacher.model, None, None)
         return _as_deployed(_deployable(place, setup, config, models))
 
 
@@ -95,32 +95,32 @@ class _Found:
         card: What is said of it.
     """
 
-    place: Lab
-    rebuilt: Rebuilt
+    place: TrialPipeline
+    rebuilt: RebuiltCandidate
     deployable: Deployable
     card: Mapping[str, Any]
 
 
 def _found(run: Path, identity: str) -> _Found:
-    with Study.read(run) as study:
+    with RunStore.read(run) as study:
         candidate = study.candidate(identity)
-        setup = Setup.from_json(study.meta("setup"))
-        name, command = study.meta("name"), study.meta("command")
+        info = study.run_info()
         path = study.checkpoint_path(candidate.checkpoint)
     if not candidate.complete:
         raise UsageError(
             f"'{identity}' was measured after {candidate.epochs} epochs of a training that was not at its end; "
             "choose one that is complete (column `complete` of candidates.csv)"
         )
-    place = lab(setup)
+    setup = Setup.from_json(info.setup)
+    place = load_pipeline(setup)
     content = path.read_bytes() if path.is_file() else _trained_again(candidate, setup)
     rebuilt = place.rebuild(candidate.config, content)
     _compare_scores(place, rebuilt, candidate)
     deployable = _deployable(place, setup, candidate.config, rebuilt)
-    return _Found(place, rebuilt, deployable, _card(candidate, place, name, command))
+    return _Found(place, rebuilt, deployable, _card(candidate, place, info.name, info.command))
 
 
-def _deployable(place: Lab, setup: Setup, config: CompressionConfig, models: Rebuilt) -> Deployable:
+def _deployable(place: TrialPipeline, setup: Setup, config: CompressionConfig, models: RebuiltCandidate) -> Deployable:
     return Deployable(
         config,
         place.task.name,
@@ -144,7 +144,7 @@ def _trained_again(candidate: Candidate, setup: Setup) -> bytes:
     return content
 
 
-def _metric(place: Lab, logits: Logits, targets: Targets) -> Metric:
+def _metric(place: TrialPipeline, logits: Logits, targets: Targets) -> Metric:
     """Return the task's first score that can be measured on outputs alone, without a teacher and without attacks."""
     levels = getattr(place.task, "levels", {})
     for name in place.task.metrics:
@@ -157,7 +157,7 @@ def _metric(place: Lab, logits: Logits, targets: Targets) -> Metric:
     return Metric()
 
 
-def _compare_scores(place: Lab, rebuilt: Rebuilt, candidate: Candidate) -> None:
+def _compare_scores(place: TrialPipeline, rebuilt: RebuiltCandidate, candidate: Candidate) -> None:
     """Make sure that this is the model whose scores the store holds."""
     split = place.splits.select_val
     logits = place.predict(rebuilt.model, split)
@@ -171,7 +171,7 @@ def _compare_scores(place: Lab, rebuilt: Rebuilt, candidate: Candidate) -> None:
         )
 
 
-def _verified(folder: Path, place: Lab, rebuilt: Rebuilt, tolerance: float, agreement: float) -> Verification:
+def _verified(folder: Path, place: TrialPipeline, rebuilt: RebuiltCandidate, tolerance: float, agreement: float) -> Verification:
     split = place.splits.test
     logits = place.predict(rebuilt.model, split)
     metric = _metric(place, logits, split.targets)
@@ -180,7 +180,7 @@ def _verified(folder: Path, place: Lab, rebuilt: Rebuilt, tolerance: float, agre
     return verify_artifact(folder, split, place.task.heads, scores, predictions, tolerance, agreement, metric)
 
 
-def _card(candidate: Candidate, place: Lab, name: str, command: str) -> Mapping[str, Any]:
+def _card(candidate: Candidate, place: TrialPipeline, name: str, command: str) -> Mapping[str, Any]:
     about = (type(place.task).__doc__ or place.task.name).strip().splitlines()[0]
     before = place.task.preprocessing
     return {

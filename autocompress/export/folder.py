@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from autocompress.core.atomic import sha256, storage_errors
+from autocompress.core.atomic import compute_sha256, storage_errors
 from autocompress.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -87,15 +87,15 @@ def read_files(folder: Path) -> dict[str, bytes]:
             content = path.read_bytes()
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read ({error.strerror}); export it again") from error
-        if sha256(content) != entry.sha256:
+        if compute_sha256(content) != entry.sha256:
             raise ArtifactError(f"{path} was changed: its SHA-256 is not the manifest's; export it again")
         files[name] = content
     return files
 
 
 def _manifest(files: Mapping[str, bytes]) -> bytes:
-    entries = {name: {"bytes": len(content), "sha256": sha256(content)} for name, content in files.items()}
-    return _written({"files": entries, "format": 1, "sha256": sha256(_canonical(entries))})
+    entries = {name: {"bytes": len(content), "sha256": compute_sha256(content)} for name, content in files.items()}
+    return _written({"files": entries, "format": 1, "sha256": compute_sha256(_canonical(entries))})
 
 
 def _read_manifest(folder: Path) -> _Manifest:
@@ -111,7 +111,7 @@ def _read_manifest(folder: Path) -> _Manifest:
     except ValidationError as error:
         raise ArtifactError(f"{path} was changed: {error.errors()[0]['msg']}; export it again") from error
     # The text must be the one that was written, to the last space: then a flipped bit anywhere shows.
-    if _written(data) != content or sha256(_canonical(data["files"])) != data["sha256"]:
+    if _written(data) != content or compute_sha256(_canonical(data["files"])) != data["sha256"]:
         raise ArtifactError(f"{path} was changed; export it again")
     missing = [name for name in REQUIRED if name not in data["files"]]
     if missing:

@@ -5,16 +5,18 @@ has no instructions for it.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from autocompress.analysis.latency import KEPT, TEACHER
-from autocompress.core.machine import processor
+from autocompress.analysis.latency import TEACHER
+from autocompress.core.machine import read_processor_name
+from autocompress.core.run_info import LatencyInfo
 from autocompress.errors import ArtifactError
 from autocompress.export.bench import bench_graph
 from autocompress.export.bench_worker import Shape
 from autocompress.export.candidate import candidate_as_deployed, teacher_as_deployed
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 
 
 def time_run(
@@ -46,10 +48,10 @@ def time_run(
         UsageError: The run has no such candidate, or its training was not at its end.
         VerificationError: A candidate is not here what the search stored.
     """
-    here = {"batch": batch, "threads": threads, "processor": processor(), "runtime": version("onnxruntime")}
-    with Study.read(run) as study:
-        before = study.meta(KEPT) or {}
-    rows = dict(before.get("rows") or {}) if {**before, "rows": None} == {**here, "rows": None} else {}
+    measured = LatencyInfo(batch, threads, read_processor_name(), version("onnxruntime"))
+    with RunStore.read(run) as study:
+        earlier = study.run_info().latency
+    rows = {} if earlier is None or replace(earlier, rows={}) != measured else dict(earlier.rows)
     wanted = list(dict.fromkeys([*([] if TEACHER in rows else [TEACHER]), *identities]))
     reasons: dict[str, str] = {}
     on_progress(0, len(wanted))
@@ -64,8 +66,8 @@ def time_run(
             on_progress(done, len(wanted))
     finally:
         # What was timed before an interruption stays.
-        with Study.open(run) as study:
-            study.set_meta({KEPT: {**here, "rows": rows}})
+        with RunStore.open(run) as study:
+            study.update_run_info(replace(study.run_info(), latency=replace(measured, rows=rows)))
     return reasons
 
 

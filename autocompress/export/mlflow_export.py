@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.core.formatting import finite
+from autocompress.core.formatting import is_finite
+from autocompress.core.run_info import RunInfo
 from autocompress.errors import UsageError
 
 ARTIFACTS = ("report.html", "front.csv", "front.json", "candidates.csv", "trials.csv", "spec.yaml", "environment.json")
@@ -18,7 +19,7 @@ _METRICS, _PARAMS, _LENGTH = 1000, 100, 6000
 
 def log_run(
     folder: Path,
-    meta: Mapping[str, Any],
+    info: RunInfo,
     trials: pd.DataFrame,
     front: pd.DataFrame,
     picked: str,
@@ -33,7 +34,7 @@ def log_run(
 
     Args:
         folder: The run folder, with its page written.
-        meta: What the study says about the run.
+        info: Description of the run.
         trials: Every trial.
         front: The candidates on the front.
         picked: The recommended candidate; empty if there is none.
@@ -51,9 +52,9 @@ def log_run(
     found = client.get_experiment_by_name(experiment)
     place = found.experiment_id if found is not None else client.create_experiment(experiment)
     log = _Log(client, place)
-    name = str(meta.get("name", folder.name))
+    name = info.name or folder.name
     whole = log.begin(name, {"autocompress.run": name, "autocompress.pick": picked, "autocompress.kind": "search"})
-    log.params(whole, _flat(meta.get("content") or {}))
+    log.params(whole, _flat(info.content))
     volumes = trials["hypervolume"].dropna() if "hypervolume" in trials else pd.Series(dtype=float)
     log.metrics(whole, [{"front": float(len(front)), "trials": float(len(trials))}])
     log.metrics(whole, [{"hypervolume": float(value)} for value in volumes])
@@ -67,9 +68,10 @@ def log_run(
         log.params(run, _flat(json.loads(row["config"])))
         log.metrics(run, [{key: value for key, value in step.items() if key != "epoch"} for step in row["curve"]])
         client.set_terminated(run, "FAILED" if row["state"] == "failed" else "FINISHED")
-    records = [*meta.get("all_objectives", []), *meta.get("objectives", [])]
     names = [
-        name for record in records for name in (record["name"], f"{record['name']}_search", f"{record['name']}_test")
+        column
+        for objective in (*info.all_objectives, *info.objectives)
+        for column in (objective.name, f"{objective.name}_search", f"{objective.name}_test")
     ]
     for row in front.to_dict("records"):
         mark = {"autocompress.pick": "yes"} if row["id"] == picked else {}
@@ -105,7 +107,7 @@ class _Log:
             Metric(_name(name), float(value), now, step)
             for step, row in enumerate(steps)
             for name, value in row.items()
-            if finite(value)
+            if is_finite(value)
         ]
         for place in range(0, len(found), _METRICS):
             self._client.log_batch(run, metrics=found[place : place + _METRICS])

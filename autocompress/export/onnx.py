@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from autocompress.core.method import MethodState
-from autocompress.core.task import as_heads
+from autocompress.core.task import logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export.card import input_names
 from autocompress.export.embedding_tables import BagLookup, Lookup, lookup
@@ -120,7 +120,7 @@ class _Heads(nn.Module):
         self.model, self.heads = model, dict(heads)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(as_heads(self.model(*inputs), self.heads).values())
+        return tuple(logits_by_head(self.model(*inputs), self.heads).values())
 
 
 def _with_lookup(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:

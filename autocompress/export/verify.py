@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.core.task import Logits, Split, Targets, as_heads
+from autocompress.core.task import Logits, Split, Targets, logits_by_head
 from autocompress.errors import VerificationError
 from autocompress.export.artifact import load_artifact
 from autocompress.export.folder import read_files
 from autocompress.export.runtime import session
 from autocompress.measure import Subject, measure
-from autocompress.measure.heads import AT, objective_called
+from autocompress.measure.heads import AT, get_objective
 
 BATCH = 256
 
@@ -46,7 +46,7 @@ class Metric:
 
     def worse(self, found: float, expected: float) -> float:
         """Return by how much a score is worse than another: above 0 a loss, whichever direction is better."""
-        return expected - found if objective_called(self.name).direction == "maximize" else found - expected
+        return expected - found if get_objective(self.name).direction == "maximize" else found - expected
 
     def _subject(self, logits: Logits, targets: Targets) -> Subject:
         return Subject(logits, targets, levels=self.levels)
@@ -144,7 +144,7 @@ def _run_onnx(model: bytes, split: Split, heads: Mapping[str, int]) -> dict[str,
 def _run_module(folder: Path | str, split: Split, heads: Mapping[str, int]) -> dict[str, Tensor]:
     model = load_artifact(folder)
     with torch.inference_mode():
-        logits = [as_heads(model(*batch.inputs), heads) for batch in split.batches(BATCH)]
+        logits = [logits_by_head(model(*batch.inputs), heads) for batch in split.batches(BATCH)]
     return {head: torch.cat([batch[head] for batch in logits]) for head in heads}
 
 

@@ -1,59 +1,56 @@
-"""Another run's hypervolume beside a run's own: whether a random search would have come as far.
+"""Hypervolume of another run for reference, for example of a random search.
 
-What is drawn of it is kept in the run, so that its page needs no other folder.
+The run stores a copy of the other run's curve, so that its page needs no other folder.
 """
-
-from collections.abc import Mapping
-from typing import Any, Final
 
 import pandas as pd
 
-from autocompress.core.formatting import duration
+from autocompress.core.formatting import format_duration
+from autocompress.core.run_info import ReferenceRun, RunInfo
 from autocompress.errors import UsageError
-from autocompress.report.comparison import RunTables, refuse_unlike
+from autocompress.report.comparison import RunTables, check_comparable
 from autocompress.report.figure_data import hypervolume_data
 
-#: Key of what is kept in a run: ``name``, and ``rows`` of trial, seconds and hypervolume.
-KEPT: Final = "reference"
 
-
-def reference_of(run: RunTables, other: RunTables) -> dict[str, Any]:
+def reference_of(run: RunTables, other: RunTables) -> ReferenceRun:
     """Return what is kept of another run.
 
     Raises:
-        UsageError: They searched for different things, or in different boxes, or nothing is known of the other one.
+        UsageError: The runs have another task, other data, objectives or reference points, or ``other`` has no results.
     """
-    refuse_unlike(run, other)
-    boxes = [{each["name"]: each.get("box") for each in one.meta["objectives"]} for one in (run, other)]
-    if boxes[0] != boxes[1]:
+    check_comparable(run, other)
+    bounds = [{objective.name: objective.bounds for objective in one.info.objectives} for one in (run, other)]
+    if bounds[0] != bounds[1]:
         raise UsageError(
-            f"{run.name} and {other.name} declare different boxes (objectives: in the spec), so that their "
-            "hypervolumes do not compare; autocompress compare measures them in one"
+            f"{run.name} and {other.name} have different reference points (objectives: in the spec), so their "
+            "hypervolumes are not comparable; autocompress compare computes both with one reference point"
         )
     curve = hypervolume_data(other.trials)
     if curve.empty:
-        raise UsageError(f"{other.name} has no hypervolume yet: nothing can be drawn of it")
-    return {"name": other.name, "rows": curve.round({"seconds": 3, "hypervolume": 6}).to_numpy().tolist()}
+        raise UsageError(f"{other.name} has no hypervolume yet")
+    rows = curve.round({"seconds": 3, "hypervolume": 6}).to_numpy().tolist()
+    return ReferenceRun(other.name, tuple(map(tuple, rows)))
 
 
-def reference_data(meta: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the columns ``trial``, ``seconds`` and ``hypervolume`` of the reference; empty where there is none."""
-    rows = (meta.get(KEPT) or {}).get("rows") or []
+def reference_data(info: RunInfo) -> pd.DataFrame:
+    """Return the columns ``trial``, ``seconds`` and ``hypervolume`` of the reference run; empty if there is none."""
+    rows = [] if info.reference is None else info.reference.rows
     return pd.DataFrame(rows, columns=["trial", "seconds", "hypervolume"], dtype="float64")
 
 
-def against(trials: pd.DataFrame, meta: Mapping[str, Any]) -> str:
-    """Return in a sentence how far the reference came, and which was there sooner; empty without one.
+def compare_with_reference(trials: pd.DataFrame, info: RunInfo) -> str:
+    """Return in a sentence which run reached the smaller of the two final hypervolumes first; empty without a reference.
 
-    For example ``digits-random ended at 93.1% after 48 s; this search was there after 6 s.``
+    For example ``The reference run random reached 0.931 after 48 s; this search reached that value after 6 s.``
     """
-    curve, other = hypervolume_data(trials), reference_data(meta)
-    if curve.empty or other.empty:
+    curve, other = hypervolume_data(trials), reference_data(info)
+    if info.reference is None or curve.empty or other.empty:
         return ""
-    name, theirs, ours = meta[KEPT]["name"], float(other["hypervolume"].max()), float(curve["hypervolume"].max())
-    after = duration(float(other["seconds"].max()))
+    name, theirs, ours = info.reference.name, float(other["hypervolume"].max()), float(curve["hypervolume"].max())
+    after = format_duration(float(other["seconds"].max()))
     first, goal = (curve, theirs) if ours >= theirs else (other, ours)
-    there = duration(float(first[first["hypervolume"] >= goal]["seconds"].min()))
+    there = format_duration(float(first[first["hypervolume"] >= goal]["seconds"].min()))
+    lead = f"The reference run {name} reached {theirs:.3f} after {after}"
     if ours >= theirs:
-        return f"For reference, {name} ended at {theirs:.1%} after {after}; this search was there after {there}."
-    return f"For reference, {name} ended at {theirs:.1%} after {after}, and was as far as this search after {there}."
+        return f"{lead}; this search reached that value after {there}."
+    return f"{lead}, and the value of this search after {there}."

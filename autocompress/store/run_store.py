@@ -18,10 +18,12 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock
+from pydantic import JsonValue
 from pydantic_core import from_json
 
 from autocompress.core.atomic import storage_errors, write_atomic
 from autocompress.core.records import Candidate, Job, State, TrialResult
+from autocompress.core.run_info import RunInfo
 from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.store.connection import DATABASE as DATABASE, acquire, connect, damaged, require_run, taken
 from autocompress.store.schema import (
@@ -45,7 +47,7 @@ PROTECTED = (3, FORMAT)
 READABLE = (2, *PROTECTED)
 
 
-class Study:
+class RunStore:
     """One run folder's store.
 
     Open it with :meth:`create`, :meth:`open` (both lock it for writing) or :meth:`read`.
@@ -69,7 +71,7 @@ class Study:
         self._copy = copy
 
     @classmethod
-    def create(cls, folder: Path, meta: Mapping[str, Any]) -> "Study":
+    def create(cls, folder: Path, info: RunInfo) -> "RunStore":
         """Create the store of a new run."""
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -79,18 +81,18 @@ class Study:
             raise taken(folder)
         study = cls(folder, connect(folder / DATABASE), lock)
         study._connection.executescript(SCHEMA)
-        study.set_meta({"format": FORMAT, **meta})
+        study.update_run_info(replace(info, format=FORMAT))
         return study
 
     @classmethod
-    def open(cls, folder: Path) -> "Study":
+    def open(cls, folder: Path) -> "RunStore":
         """Open an existing run for writing."""
         require_run(folder)
         lock = acquire(folder)
         try:
             study = cls(folder, connect(folder / DATABASE), lock)
             study._check()
-            if study.meta("format") != FORMAT:
+            if study._entry("format") != FORMAT:
                 raise RunFolderError(f"{folder} was made by an older version: it can be read, but not continued")
         except BaseException:
             lock.release()
@@ -98,7 +100,7 @@ class Study:
         return study
 
     @classmethod
-    def read(cls, folder: Path) -> "Study":
+    def read(cls, folder: Path) -> "RunStore":
         """Open an existing run for reading, also while a search writes to it or where its folder takes no files."""
         require_run(folder)
         try:
@@ -116,7 +118,7 @@ class Study:
     def _check(self) -> None:
         path = self.folder / DATABASE
         try:
-            found = self.meta("format")
+            found = self._entry("format")
             damage = self._damage() if found in PROTECTED else ""
         except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as fault:
             found, damage = FORMAT, str(fault)
@@ -146,7 +148,7 @@ class Study:
         if self._lock is not None:
             self._lock.release()
 
-    def __enter__(self) -> "Study":
+    def __enter__(self) -> "RunStore":
         return self
 
     def __exit__(
@@ -154,25 +156,32 @@ class Study:
     ) -> None:
         self.close()
 
-    # -- meta ---------------------------------------------------------------------------------
+    # -- description --------------------------------------------------------------------------
 
-    def meta(self, key: str, default: Any = None) -> Any:
-        """Return one value of the run's description."""
-        row = self._connection.execute("SELECT value FROM ac_meta WHERE key = ?", (key,)).fetchone()
-        return default if row is None else from_json(row[0])
+    def run_info(self) -> RunInfo:
+        """Return the description of the run."""
+        return RunInfo.from_json(self._entries())
 
-    def all_meta(self) -> dict[str, Any]:
-        """Return the whole description."""
-        rows = self._connection.execute("SELECT key, value FROM ac_meta ORDER BY key")
-        return {key: from_json(value) for key, value in rows}
-
-    def set_meta(self, values: Mapping[str, Any]) -> None:
-        """Write values of the description in one transaction."""
+    def update_run_info(self, info: RunInfo) -> None:
+        """Write the entries of the description that differ from the stored ones, in one transaction."""
+        stored, entries = self._entries(), info.to_json()
         with self._transaction():
             self._connection.executemany(
                 "INSERT INTO ac_meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                [(key, json.dumps(value)) for key, value in values.items()],
+                [(key, json.dumps(value)) for key, value in entries.items() if stored.get(key) != value],
             )
+            self._connection.executemany(
+                "DELETE FROM ac_meta WHERE key = ?", [(key,) for key in stored if key not in entries]
+            )
+
+    def _entries(self) -> dict[str, JsonValue]:
+        rows = self._connection.execute("SELECT key, value FROM ac_meta ORDER BY key")
+        return {key: from_json(value) for key, value in rows}
+
+    def _entry(self, key: str) -> JsonValue:
+        row = self._connection.execute("SELECT value FROM ac_meta WHERE key = ?", (key,)).fetchone()
+        value: JsonValue = None if row is None else from_json(row[0])
+        return value
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -359,7 +368,7 @@ class Study:
         states = self._connection.execute("SELECT state, COUNT(*) FROM ac_trials GROUP BY state ORDER BY state")
         (candidates,) = self._connection.execute("SELECT COUNT(*) FROM ac_candidates").fetchone()
         counted = " ".join(f"{count} {state}" for state, count in states)
-        return f"{counted}; {candidates} candidates; test read {self.meta('test_reads', 0)} times"
+        return f"{counted}; {candidates} candidates; test read {self._entry('test_reads') or 0} times"
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -103,7 +103,7 @@ def interrupted(place: Path) -> Figure:
 
 def second_driver(place: Path) -> Figure:
     """Row 6: a second driver on the same folder."""
-    from autocompress.engine.preflight import look
+    from autocompress.engine.preflight import check_run_folder
     from autocompress.engine.spec import parse_spec
     from autocompress.errors import RunFolderError
 
@@ -113,7 +113,7 @@ def second_driver(place: Path) -> Figure:
             time.sleep(0.05)
         begun = time.monotonic()
         try:
-            look(place, parse_spec(SPEC, "x").spec, resume=True)
+            check_run_folder(place, parse_spec(SPEC, "x").spec, resume=True)
         except RunFolderError as refusal:
             said, took = str(refusal).replace(str(place), "FOLDER"), time.monotonic() - begun
         os.kill(process, signal.SIGKILL)
@@ -123,10 +123,10 @@ def second_driver(place: Path) -> Figure:
 
 def same_table(place: Path, trials: int = 30, kills: int = 5) -> Figure:
     """Row 21: a search in one go and one that is killed and resumed, with one worker."""
-    from autocompress.store.run_store import Study
+    from autocompress.store.run_store import RunStore
 
     def table(folder: Path) -> str:
-        with Study.read(folder) as study:
+        with RunStore.read(folder) as study:
             return str(study.candidates().to_csv())
 
     for name in ("whole", "killed"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from benchmarks.pretend import Pretend
 
 SPEC = """\
@@ -20,20 +21,20 @@ distill: {none: {}, soft_target: {temperature: {low: 1, high: 10}}}
 quantize: {none: {}, post_training: {weight_bits: [4, 8]}}
 """
 OBJECTIVES = [
-    {"name": "accuracy", "direction": "maximize", "unit": "", "kind": "score", "box": [0.1, 1.0]},
-    {"name": "effective_flops", "direction": "minimize", "unit": "FLOPs", "kind": "cost", "box": [1e7, 1e2]},
+    ObjectiveSpec("accuracy", "maximize", "", "score", (0.1, 1.0)),
+    ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost", (1e7, 1e2)),
 ]
 #: Where a driver is killed: a function, and whether before or after it has done its work.
 POINTS = {
-    "before a job is recorded": ("study", "Study.add_job", False),
-    "after a job was recorded": ("study", "Study.add_job", True),
-    "after a training was sent to its next rung": ("study", "Study.continue_job", True),
-    "before a result is stored": ("study", "Study.finish", False),
-    "after the files of a result, before its rows": ("study", "write_atomic", True),
-    "among the rows of a result": ("study", "candidate_row", False),
-    "after a result was stored, before the sampler knows": ("study", "Study.finish", True),
-    "after the sampler was told": ("engine.sampler", "Proposer.tell", True),
-    "after a training was given up": ("study", "Study.stop", True),
+    "before a job is recorded": ("store.run_store", "RunStore.add_job", False),
+    "after a job was recorded": ("store.run_store", "RunStore.add_job", True),
+    "after a training was sent to its next rung": ("store.run_store", "RunStore.continue_job", True),
+    "before a result is stored": ("store.run_store", "RunStore.finish", False),
+    "after the files of a result, before its rows": ("store.run_store", "write_atomic", True),
+    "among the rows of a result": ("store.run_store", "candidate_row", False),
+    "after a result was stored, before the sampler knows": ("store.run_store", "RunStore.finish", True),
+    "after the sampler was told": ("engine.sampler", "OptunaSampler.tell", True),
+    "after a training was given up": ("store.run_store", "RunStore.stop", True),
 }
 
 TRAININGS = "SELECT number, state, config FROM ac_trials WHERE base IS NULL"
@@ -52,17 +53,17 @@ def drive(folder: Path, trials: int, workers: int, pretend: Pretend, *overrides:
     """Search, or go on with a search, in this process; return whether nothing but failures came of it."""
     from autocompress.backends.local import Local
     from autocompress.engine.driver import Driver
-    from autocompress.engine.sampler.optuna import Proposer
+    from autocompress.engine.sampler.optuna import OptunaSampler
     from autocompress.engine.space import open_space
     from autocompress.engine.spec import parse_spec
-    from autocompress.store.run_store import DATABASE, Study
+    from autocompress.store.run_store import DATABASE, RunStore
 
     begun = time.monotonic()
     source = parse_spec(SPEC, "x", [f"search.trials={trials}", "search.seed=3", *overrides])
     search = source.spec.search
-    study = Study.open(folder) if (folder / DATABASE).exists() else Study.create(folder, {"name": "x"})
+    study = RunStore.open(folder) if (folder / DATABASE).exists() else RunStore.create(folder, RunInfo(name="x"))
     names, directions = ["accuracy", "log10 cost"], ["maximize", "minimize"]
-    proposer = Proposer(study, "x", search.sampler, search.seed, directions, names)  # type: ignore[arg-type]
+    proposer = OptunaSampler(study, "x", search.sampler, search.seed, directions, names)  # type: ignore[arg-type]
     driver = Driver(study, open_space(source), search, proposer, OBJECTIVES, {})
     first = driver.ask()
     if first is not None:
@@ -73,9 +74,9 @@ def drive(folder: Path, trials: int, workers: int, pretend: Pretend, *overrides:
     try:
         Local(workers).run(lambda: waiting.pop() if waiting else driver.ask(), pretend, driver.tell)
     finally:
-        driver.leave()
+        driver.close()
         study.close()
-    return driver.hopeless
+    return driver.has_only_failed_trials
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from autocompress.core.run_info import RunInfo
 from benchmarks.faults.harm import OBJECTIVES, SPEC, TRAININGS, Figure, drive, forked, rows
 from benchmarks.pretend import Pretend, outcome
 
@@ -15,11 +16,11 @@ from benchmarks.pretend import Pretend, outcome
 def damaged_store(place: Path, cuts: int = 20, flips: int = 200) -> Figure:
     """Row 7: a store whose tail is cut off, and one with flipped bytes."""
     from autocompress.errors import AutocompressError
-    from autocompress.store.run_store import DATABASE, Study
+    from autocompress.store.run_store import DATABASE, RunStore
 
     def content(folder: Path) -> list[Any]:
-        with Study.read(folder) as study:
-            return [study.candidates().to_csv(), study.trials().to_csv(), study.all_meta(), list(study.notes())]
+        with RunStore.read(folder) as study:
+            return [study.candidates().to_csv(), study.trials().to_csv(), study.run_info(), list(study.notes())]
 
     drive(place, 20, 1, Pretend(place / "log", 0.0))
     intact = (place / DATABASE).read_bytes()
@@ -52,7 +53,7 @@ def full_disk(place: Path) -> Figure:
     import resource
 
     from autocompress.errors import StorageError
-    from autocompress.store.run_store import Study
+    from autocompress.store.run_store import RunStore
 
     def harm() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
@@ -69,7 +70,7 @@ def full_disk(place: Path) -> Figure:
         finally:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    with Study.read(place) as study:
+    with RunStore.read(place) as study:
         trials = len(study.trials())
     said = (place.parent / "said").read_text().replace(str(place), "FOLDER") if code == 3 else "nothing"
     found = f"exit {code}, {trials} trials readable, it said: {said}"
@@ -90,14 +91,14 @@ def _grown(place: Path, trials: int) -> tuple[int, float, float]:
     import gc
 
     from autocompress.engine.driver import Driver
-    from autocompress.engine.sampler.optuna import Proposer
+    from autocompress.engine.sampler.optuna import OptunaSampler
     from autocompress.engine.space import open_space
     from autocompress.engine.spec import parse_spec
-    from autocompress.store.run_store import Study
+    from autocompress.store.run_store import RunStore
 
     source = parse_spec(SPEC, "x", [f"search.trials={trials}", "search.sampler=random"])
-    study = Study.create(place, {"name": "x"})
-    proposer = Proposer(study, "x", "random", 0, ["maximize", "minimize"], ["accuracy", "cost"])
+    study = RunStore.create(place, RunInfo(name="x"))
+    proposer = OptunaSampler(study, "x", "random", 0, ["maximize", "minimize"], ["accuracy", "cost"])
     driver = Driver(study, open_space(source), source.spec.search, proposer, OBJECTIVES, {})
     begun, tells, at_first, at_last = 0, [], 0, 0
     while (job := driver.ask()) is not None:

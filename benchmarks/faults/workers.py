@@ -73,7 +73,7 @@ def bad_results(place: Path, tables: int = 500) -> Figure:
     from autocompress.analysis.pareto import dominated
     from autocompress.core.config import CompressionConfig, Part
     from autocompress.core.records import Cut, Job
-    from autocompress.engine.result_validation import checked
+    from autocompress.engine.result_validation import validate_result
 
     job = Job(0, CompressionConfig(Part.of("cnn", width=8), (Part("none"),), Part("adamw")), (Cut(),))
     result = outcome(job)
@@ -85,11 +85,11 @@ def bad_results(place: Path, tables: int = 500) -> Figure:
         harmed.append(replace(good, scores={**good.scores, "select_val": {"accuracy": value}}))
         harmed.append(replace(good, costs={"effective_flops": value}))
         harmed.append(replace(good, costs={}, scores={"search_val": {"loss": value}}))
-    names = [str(objective["name"]) for objective in OBJECTIVES]
+    names = [objective.name for objective in OBJECTIVES]
     failed = sum(
         found.state.value == "failed" and bool(found.reason)
         for each in harmed
-        for found in [checked(replace(result, candidates=(each,)), names)]
+        for found in [validate_result(replace(result, candidates=(each,)), names)]
     )
     draw = np.random.default_rng(0)
     equal = 0
@@ -118,7 +118,7 @@ def run_again(place: Path, trials: int = 10) -> Figure:
     """Row 20: real trials run once more from their records."""
     import autocompress
     from autocompress.core.records import Role, State
-    from autocompress.store.run_store import Study
+    from autocompress.store.run_store import RunStore
     from autocompress.trial.pipeline import Setup
     from autocompress.trial.runner import TrialRunner
 
@@ -127,8 +127,8 @@ def run_again(place: Path, trials: int = 10) -> Figure:
     small += ["teacher.student={cnn: {width: 12, depth: 1}}"]
     folder = autocompress.search("digits", runs=place, overrides=small).folder
     same = whole = 0
-    with Study.read(folder) as study:
-        runner = TrialRunner(Setup.from_json(study.meta("setup")))
+    with RunStore.read(folder) as study:
+        runner = TrialRunner(Setup.from_json(study.run_info().setup))
         for stored in study.stored_trials():
             if stored.job.role is not Role.SEARCH or stored.state is not State.COMPLETE:
                 continue

@@ -1,6 +1,7 @@
 """Which candidates are confirmed, and what their repeats come to."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ import pandas as pd
 import pytest
 
 from autocompress.analysis.confirmation import confirmed, on_test, top, without_repeats
+from autocompress.core.run_info import RunInfo
 from tests.report.factory import OBJECTIVES
 
-META: dict[str, Any] = {"objectives": OBJECTIVES}
+META = RunInfo(objectives=OBJECTIVES)
 
 
 def config(width: int, seed: int) -> str:
@@ -46,7 +48,7 @@ def test_a_pick_behind_the_front_stands_where_its_cost_does() -> None:
 
 
 def test_limits_of_the_run_hold_for_what_is_confirmed() -> None:
-    assert top(front(6), {**META, "limits": {"effective_flops": {"max": 300}}}, "t3c0", 9) == ["t3c0", "t2c0", "t1c0"]
+    assert top(front(6), replace(META, limits={"effective_flops": {"max": 300}}), "t3c0", 9) == ["t3c0", "t2c0", "t1c0"]
 
 
 def repeats(means: list[float], examples: int = 400, draws: int = 500) -> list[dict[str, Any]]:
@@ -62,7 +64,7 @@ def repeats(means: list[float], examples: int = 400, draws: int = 500) -> list[d
 
 def test_repeats_are_found_by_their_config_and_give_means_with_intervals() -> None:
     table = pd.concat([front(4), pd.DataFrame(repeats([0.60, 0.64, 0.62]))], ignore_index=True)
-    (found,) = confirmed(table, pd.DataFrame(), {**META, "confirmed": {"t3c0": 5}})
+    (found,) = confirmed(table, pd.DataFrame(), replace(META, confirmed={"t3c0": 5}))
     assert (found.id, found.failed, found.searched) == ("t3c0", 2, 0.53)
     assert found.select_val.values == (0.60, 0.64, 0.62)
     assert found.select_val.mean == pytest.approx(0.62)

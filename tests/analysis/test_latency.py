@@ -1,31 +1,32 @@
 import math
+from dataclasses import replace
 
 import pandas as pd
 
 from autocompress.analysis.latency import timed, with_latency
+from autocompress.core.run_info import LatencyInfo, ObjectiveSpec, RunInfo, TeacherInfo
 
-META = {
-    "teacher": {"costs": {"flops": 5.0}, "scores": {}},
-    "all_objectives": [{"name": "flops", "direction": "minimize", "unit": "FLOPs", "kind": "cost"}],
-}
-LATENCY = {"batch": 1, "threads": 1, "rows": {"teacher": 0.5, "t0c1": 0.25}}
+META = RunInfo(
+    teacher=TeacherInfo(costs={"flops": 5.0}), all_objectives=(ObjectiveSpec("flops", "minimize", "FLOPs", "cost"),)
+)
+LATENCY = LatencyInfo(rows={"teacher": 0.5, "t0c1": 0.25})
 
 
 def test_what_was_timed_stands_where_costs_are_looked_for() -> None:
-    found = with_latency({**META, "latency": LATENCY})
-    assert found["teacher"]["costs"] == {"flops": 5.0, "latency_ms": 0.5}
-    assert [each["name"] for each in found["all_objectives"]] == ["flops", "latency_ms"]
+    found = with_latency(replace(META, latency=LATENCY))
+    assert found.teacher.costs == {"flops": 5.0, "latency_ms": 0.5}
+    assert [objective.name for objective in found.all_objectives] == ["flops", "latency_ms"]
     table = timed(pd.DataFrame({"id": ["t0c0", "t0c1"]}), found)
     assert math.isnan(table["latency_ms"][0])
     assert table["latency_ms"][1] == 0.25
     # What a search counted is left as it was.
-    assert META["teacher"]["costs"] == {"flops": 5.0}  # type: ignore[index]
+    assert META.teacher.costs == {"flops": 5.0}
 
 
 def test_where_nothing_was_timed_nothing_is_said() -> None:
     table = pd.DataFrame({"id": ["t0c0"]})
-    for meta in (META, {**META, "latency": {"rows": {}}}, {}):
-        assert "latency_ms" not in [each["name"] for each in with_latency(meta).get("all_objectives", [])]
-        assert list(timed(table, meta).columns) == ["id"]
-    assert timed(pd.DataFrame(), {"latency": LATENCY}).empty
-    assert "teacher" not in with_latency({"latency": LATENCY})
+    for info in (META, replace(META, latency=LatencyInfo()), RunInfo()):
+        assert "latency_ms" not in [objective.name for objective in with_latency(info).all_objectives]
+        assert list(timed(table, info).columns) == ["id"]
+    assert timed(pd.DataFrame(), RunInfo(latency=LATENCY)).empty
+    assert with_latency(RunInfo(latency=LATENCY)).teacher == TeacherInfo()

@@ -1,6 +1,7 @@
 """Dominance, hypervolume and knee against brute force, hand-worked numbers and invariants."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,11 +20,12 @@ from autocompress.analysis.pareto import (
     normalise,
     pareto_front,
 )
+from autocompress.core.run_info import ObjectiveSpec
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
 
-ACCURACY = {"name": "accuracy", "direction": "maximize", "kind": "score", "unit": "", "box": [0.0, 1.0]}
-FLOPS = {"name": "flops", "direction": "minimize", "kind": "cost", "unit": "FLOPs", "box": [1e6, 1e2]}
-BYTES = {"name": "bytes", "direction": "minimize", "kind": "cost", "unit": "B", "box": [1e6, 1e2]}
+ACCURACY = ObjectiveSpec("accuracy", "maximize", bounds=(0.0, 1.0))
+FLOPS = ObjectiveSpec("flops", "minimize", "FLOPs", "cost", (1e6, 1e2))
+BYTES = ObjectiveSpec("bytes", "minimize", "B", "cost", (1e6, 1e2))
 TWO = [ACCURACY, FLOPS]
 
 # Few distinct values, so that ties and duplicates are the rule and not the exception.
@@ -280,6 +282,6 @@ def test_no_point_of_the_front_bulges_more_than_the_knee(points) -> None:
 
 def test_axes_are_the_first_cost_and_the_first_score() -> None:
     assert axes([FLOPS, ACCURACY, BYTES]) == (FLOPS, ACCURACY)
-    loss = {**ACCURACY, "name": "loss", "direction": "minimize"}
+    loss = replace(ACCURACY, name="loss", direction="minimize")
     assert axes([ACCURACY, loss]) == (loss, ACCURACY)
     assert axes([ACCURACY]) == (ACCURACY, ACCURACY)

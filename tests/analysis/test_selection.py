@@ -1,6 +1,7 @@
 """The choice of one candidate: what is asked, what is refused, what is said."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 
 from autocompress.analysis.pareto import full_fidelity
 from autocompress.analysis.selection import pick
+from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
 from tests.report.factory import OBJECTIVES, Run, make_run
 
@@ -17,8 +19,8 @@ def run() -> Run:
     return make_run(trials=20, cuts=12)
 
 
-def small(**columns: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Four candidates on a front of accuracy against effective FLOPs, and the meta record for them."""
+def small(**columns: Any) -> tuple[pd.DataFrame, RunInfo]:
+    """Four candidates on a front of accuracy against effective FLOPs, and the description of their run."""
     rows = {
         "id": ["t0c0", "t0c1", "t1c0", "t1c1"],
         "role": "search",
@@ -28,21 +30,25 @@ def small(**columns: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
         "accuracy_test": [0.10, 0.20, 0.30, 0.99],
         "bytes": [400.0, 300.0, 200.0, 100.0],
     }
-    record = {"name": "bytes", "direction": "minimize", "kind": "cost", "unit": "B"}
-    scores = {"select_val": {"accuracy": 0.98}}
-    meta = {
-        "objectives": OBJECTIVES,
-        "all_objectives": [*OBJECTIVES, record],
-        "limits": {},
-        "teacher": {"scores": scores, "costs": {"effective_flops": 1e8}},
-        "pick": {"max_drop": 0.02},
-    }
-    return pd.DataFrame(rows | columns), meta
+    size = ObjectiveSpec("bytes", "minimize", unit="B", kind="cost")
+    info = RunInfo(
+        objectives=OBJECTIVES,
+        all_objectives=(*OBJECTIVES, size),
+        teacher=TeacherInfo({"select_val": {"accuracy": 0.98}}, {"effective_flops": 1e8}),
+        max_drop=0.02,
+    )
+    return pd.DataFrame(rows | columns), info
+
+
+def with_search_score(info: RunInfo, accuracy: float) -> RunInfo:
+    """The same run, with the teacher's accuracy on search_val known."""
+    scores = {**info.teacher.scores, "search_val": {"accuracy": accuracy}}
+    return replace(info, teacher=replace(info.teacher, scores=scores))
 
 
 def test_without_arguments_the_cheapest_within_the_allowed_drop() -> None:
-    table, meta = small()
-    found = pick(table, meta)
+    table, info = small()
+    found = pick(table, info)
     assert found.id == "t0c1"
     assert found.reason == (
         "The cheapest candidate within 2.0 points of the teacher's accuracy (96.0% against 98.0%), "
@@ -51,31 +57,31 @@ def test_without_arguments_the_cheapest_within_the_allowed_drop() -> None:
 
 
 def test_if_all_lose_too_much_the_cheapest_that_is_about_as_near_as_any() -> None:
-    table, meta = small()
-    found = pick(table, {**meta, "pick": {"max_drop": 0.001}})
+    table, info = small()
+    found = pick(table, replace(info, max_drop=0.001))
     assert found.id == "t0c0"
     assert found.reason == (
-        "No candidate is within 0.1 points of the teacher's accuracy: the nearest loses 1.0 point, and this is the "
-        "cheapest within 0.1 points of that (97.0% against 98.0%), with 100x fewer effective FLOPs."
+        "No candidate is within 0.1 points of the teacher's accuracy: the best loses 1.0 point, and this is the "
+        "cheapest within 0.1 points of it (97.0% against 98.0%), with 100x fewer effective FLOPs."
     )
     assert not found.binding
     # On another split another may be nearer: what counts is the split where a candidate loses most.
     searched = table.assign(accuracy_search=table["accuracy"].where(table["id"] != "t0c0", 0.5))
-    teacher = {**meta["teacher"], "scores": {"select_val": {"accuracy": 0.98}, "search_val": {"accuracy": 0.98}}}
-    other = pick(searched, {**meta, "teacher": teacher, "pick": {"max_drop": 0.001}})
+    teacher = replace(info.teacher, scores={"select_val": {"accuracy": 0.98}, "search_val": {"accuracy": 0.98}})
+    other = pick(searched, replace(info, teacher=teacher, max_drop=0.001))
     assert other.id == "t0c1"
-    assert "on both validation splits: the nearest loses 2.0 points" in other.reason
+    assert "on both validation splits: the best loses 2.0 points" in other.reason
 
 
 def test_the_knee_on_request_and_without_a_teacher() -> None:
-    table, meta = small()
-    assert pick(table, meta, knee=True).id == "t1c0"
-    assert pick(table, {**meta, "teacher": {}}).id == "t1c0"
+    table, info = small()
+    assert pick(table, info, knee=True).id == "t1c0"
+    assert pick(table, replace(info, teacher=TeacherInfo())).id == "t1c0"
 
 
 def test_the_knee_keeps_the_limits() -> None:
-    table, meta = small()
-    assert pick(table, meta, knee=True, min={"accuracy": 0.95}).id == "t0c1"
+    table, info = small()
+    assert pick(table, info, knee=True, min={"accuracy": 0.95}).id == "t0c1"
 
 
 @pytest.mark.parametrize(
@@ -103,54 +109,54 @@ def test_the_reason_names_limits_and_how_many_kept_them() -> None:
 
 
 def test_limits_of_the_run_hold_unless_the_same_bound_is_given() -> None:
-    table, meta = small()
-    meta["limits"] = {"effective_flops": {"max": 5e4}}
-    assert pick(table, meta, prefer="accuracy").id == "t1c0"
-    assert pick(table, meta, min={"accuracy": 0.6}).id == "t1c0"
-    assert pick(table, meta, max={"effective_flops": 1e9}).id == "t0c0"
+    table, info = small()
+    info = replace(info, limits={"effective_flops": {"max": 5e4}})
+    assert pick(table, info, prefer="accuracy").id == "t1c0"
+    assert pick(table, info, min={"accuracy": 0.6}).id == "t1c0"
+    assert pick(table, info, max={"effective_flops": 1e9}).id == "t0c0"
 
 
 def test_ties_go_to_the_cheaper_then_to_the_first_id() -> None:
-    table, meta = small(accuracy=0.9, effective_flops=[5.0, 4.0, 4.0, 9.0], id=["t0c0", "t0c10", "t0c9", "t1c0"])
-    assert pick(table, meta, prefer="accuracy").id == "t0c9"
+    table, info = small(accuracy=0.9, effective_flops=[5.0, 4.0, 4.0, 9.0], id=["t0c0", "t0c10", "t0c9", "t1c0"])
+    assert pick(table, info, prefer="accuracy").id == "t0c9"
 
 
 def test_a_lucky_score_on_one_validation_split_is_not_enough() -> None:
-    table, meta = small()
-    meta["teacher"]["scores"]["search_val"] = {"accuracy": 0.98}
-    assert pick(table.assign(accuracy_search=0.97), meta).id == "t0c1"
+    table, info = small()
+    info = with_search_score(info, 0.98)
+    assert pick(table.assign(accuracy_search=0.97), info).id == "t0c1"
     unlucky = table["accuracy"].where(table["id"] != "t0c1", 0.9)
-    found = pick(table.assign(accuracy_search=unlucky), meta)
+    found = pick(table.assign(accuracy_search=unlucky), info)
     assert found.id == "t0c0"
     assert "on both validation splits (96.0%" not in found.reason
     assert "on both validation splits" in found.reason
     # What is asked for by a limit is taken by its word.
-    assert pick(table.assign(accuracy_search=unlucky), meta, min={"accuracy": 0.95}).id == "t0c1"
+    assert pick(table.assign(accuracy_search=unlucky), info, min={"accuracy": 0.95}).id == "t0c1"
 
 
 def test_the_test_split_is_never_looked_at() -> None:
-    table, meta = small()
+    table, info = small()
     for value in (math.nan, 0.0, 1.0):
-        assert pick(table.assign(accuracy_test=value), meta).id == pick(table, meta).id
+        assert pick(table.assign(accuracy_test=value), info).id == pick(table, info).id
     for asked in ({"max": {"accuracy_test": 1.0}}, {"prefer": "accuracy_test"}):
         with pytest.raises(UsageError, match="test split is read after the choice"):
-            pick(table, meta, **asked)
+            pick(table, info, **asked)
 
 
 def test_only_fully_trained_finite_candidates_of_the_search_are_chosen() -> None:
-    table, meta = small(complete=[True, False, True, True], role=["baseline", "search", "search", "search"])
-    assert pick(table, meta, prefer="accuracy").id == "t1c0"
-    table, meta = small(accuracy=[math.nan, math.inf, 0.9, 0.5])
-    assert pick(table, meta, prefer="accuracy").id == "t1c0"
+    table, info = small(complete=[True, False, True, True], role=["baseline", "search", "search", "search"])
+    assert pick(table, info, prefer="accuracy").id == "t1c0"
+    table, info = small(accuracy=[math.nan, math.inf, 0.9, 0.5])
+    assert pick(table, info, prefer="accuracy").id == "t1c0"
 
 
 def test_a_dead_model_is_never_recommended() -> None:
-    table, meta = small(accuracy=[0.1, 0.1, 0.05, 0.0])
+    table, info = small(accuracy=[0.1, 0.1, 0.05, 0.0])
     with pytest.raises(NoCandidateError, match="better than the reference score"):
-        pick(table, meta)
+        pick(table, info)
     with pytest.raises(NoCandidateError):
-        pick(table, meta, prefer="effective_flops")
-    assert pick(table, meta, candidate="t1c1").id == "t1c1"
+        pick(table, info, prefer="effective_flops")
+    assert pick(table, info, candidate="t1c1").id == "t1c1"
 
 
 @pytest.mark.parametrize(
@@ -180,17 +186,17 @@ def test_nothing_satisfies_names_the_nearest_miss(asked: dict[str, Any], message
 
 
 def test_a_limit_on_a_column_that_was_never_measured_says_so() -> None:
-    table, meta = small(bytes=math.nan)
+    table, info = small(bytes=math.nan)
     with pytest.raises(NoCandidateError, match="no candidate has a finite bytes"):
-        pick(table, meta, max={"bytes": 5})
+        pick(table, info, max={"bytes": 5})
     with pytest.raises(NoCandidateError, match="no candidate has a finite bytes"):
-        pick(table, meta, prefer="bytes")
+        pick(table, info, prefer="bytes")
 
 
 def test_limits_whose_columns_are_never_finite_together_say_so() -> None:
-    table, meta = small(bytes=[math.nan, math.nan, math.nan, 1.0], parameters=[5.0, 5.0, 5.0, math.nan])
+    table, info = small(bytes=[math.nan, math.nan, math.nan, 1.0], parameters=[5.0, 5.0, 5.0, math.nan])
     with pytest.raises(NoCandidateError, match="all of bytes, parameters"):
-        pick(table, meta, max={"bytes": 5, "parameters": 9})
+        pick(table, info, max={"bytes": 5, "parameters": 9})
 
 
 @pytest.mark.parametrize(
@@ -205,8 +211,8 @@ def test_limits_whose_columns_are_never_finite_together_say_so() -> None:
         ({"candidate": "t0c0", "prefer": "bytes"}, UsageError, "nothing to choose"),
         ({"candidate": "t0c0", "max": {"bytes": 1}}, UsageError, "nothing to choose"),
         ({"max": {"bytes": 1}, "min": {"bytes": 2}}, UsageError, "exclude each other: at least 2, at most 1"),
-        ({"max": {"bytes": math.nan}}, UsageError, "no finite number"),
-        ({"max": {"bytes": "5"}}, UsageError, "no finite number"),
+        ({"max": {"bytes": math.nan}}, UsageError, "not a finite number"),
+        ({"max": {"bytes": "5"}}, UsageError, "not a finite number"),
     ],
 )
 def test_wrong_use_is_refused(asked: dict[str, Any], error: type[Exception], hint: str) -> None:
@@ -215,16 +221,16 @@ def test_wrong_use_is_refused(asked: dict[str, Any], error: type[Exception], hin
 
 
 def test_an_empty_run_has_no_candidate() -> None:
-    _, meta = small()
+    _, info = small()
     with pytest.raises(NoCandidateError, match="no candidate yet"):
-        pick(pd.DataFrame(), meta)
+        pick(pd.DataFrame(), info)
     with pytest.raises(UnknownNameError):
-        pick(pd.DataFrame(), meta, candidate="t0c0")
+        pick(pd.DataFrame(), info, candidate="t0c0")
 
 
 def test_an_unknown_id_among_thousands_is_not_answered_with_all_of_them(run: Run) -> None:
     with pytest.raises(UnknownNameError) as raised:
-        pick(run.candidates, run.meta, candidate="zzz")
+        pick(run.candidates, run.info, candidate="zzz")
     assert len(str(raised.value)) < 120
 
 
@@ -243,28 +249,27 @@ def test_the_ends_of_the_front_have_one_neighbour() -> None:
 
 
 def test_a_dominated_candidate_sees_who_beats_it() -> None:
-    table, meta = small(accuracy=[0.97, 0.96, 0.96, 0.5])
-    (cheaper, better) = pick(table, meta, candidate="t0c1").neighbours
+    table, info = small(accuracy=[0.97, 0.96, 0.96, 0.5])
+    (cheaper, better) = pick(table, info, candidate="t0c1").neighbours
     assert (cheaper.id, cheaper.score_change) == ("t1c0", 0.0)
     assert cheaper.text == "t1c0 has 10x fewer effective FLOPs at the same accuracy"
     assert better.id == "t0c0"
 
 
 def test_a_minimised_score_is_picked_the_other_way_round() -> None:
-    table, meta = small(loss=[0.1, 0.2, 0.5, 2.0])
-    loss = {"name": "loss", "direction": "minimize", "kind": "score", "unit": "nats", "box": [2.3, 0.0]}
-    meta["objectives"] = [loss, OBJECTIVES[1]]
-    meta["teacher"] = {"scores": {"select_val": {"loss": 0.05}}, "costs": {}}
-    meta["pick"] = {"max_drop": 0.16}
-    found = pick(table, meta)
+    table, info = small(loss=[0.1, 0.2, 0.5, 2.0])
+    loss = ObjectiveSpec("loss", "minimize", "nats", "score", (2.3, 0.0))
+    teacher = TeacherInfo({"select_val": {"loss": 0.05}})
+    info = replace(info, objectives=(loss, OBJECTIVES[1]), teacher=teacher, max_drop=0.16)
+    found = pick(table, info)
     assert found.id == "t0c1"
     assert found.neighbours[1].text.startswith("t0c0 gains 0.1 nats of loss")
-    assert pick(table, meta, max={"effective_flops": 2e4}).id == "t1c0"
+    assert pick(table, info, max={"effective_flops": 2e4}).id == "t1c0"
 
 
 @pytest.mark.parametrize("bound", [3e3, 3e4, 3e5, 3e6])
 def test_under_a_limit_nothing_feasible_is_better(run: Run, bound: float) -> None:
-    found = pick(run.candidates, run.meta, max={"effective_flops": bound})
+    found = pick(run.candidates, run.info, max={"effective_flops": bound})
     rows = full_fidelity(run.candidates)
     rows = rows[rows["effective_flops"] <= bound]
     assert found.row["accuracy"] == rows["accuracy"].max()
@@ -278,41 +283,41 @@ def test_a_pick_is_frozen_and_its_row_holds_plain_python_values() -> None:
     assert {type(value) for value in found.row.values()} <= {str, int, float}
 
 
-def both_splits() -> tuple[pd.DataFrame, dict[str, Any]]:
-    table, meta = small(accuracy_search=[0.97, 0.97, 0.95, 0.50], accuracy=[0.97, 0.965, 0.97, 0.50])
-    meta["teacher"]["scores"]["search_val"] = {"accuracy": 0.98}
-    return table, meta
+def both_splits() -> tuple[pd.DataFrame, RunInfo]:
+    table, info = small(accuracy_search=[0.97, 0.97, 0.95, 0.50], accuracy=[0.97, 0.965, 0.97, 0.50])
+    info = with_search_score(info, 0.98)
+    return table, info
 
 
 def test_a_cheaper_candidate_that_looks_as_good_says_why_it_was_not_chosen() -> None:
-    table, meta = both_splits()
-    found = pick(table, meta)
+    table, info = both_splits()
+    found = pick(table, info)
     assert found.id == "t0c1"
     cheaper, better = found.neighbours
     assert cheaper.text.startswith(
-        "t1c1 has 100x fewer effective FLOPs and loses 46.5 points of accuracy, but on select_val"
+        "t1c1 has 100x fewer effective FLOPs and loses 46.5 points of accuracy, but loses 47.5 points on the selection split"
     )
     assert better.text == (
-        "t1c0 gains 0.5 points of accuracy and has 10x fewer effective FLOPs, but on search_val it loses 3.0 points "
-        "against the teacher (95.0% against 98.0%), where 2.0 points are allowed"
+        "t1c0 gains 0.5 points of accuracy and has 10x fewer effective FLOPs, but loses 3.0 points on the search "
+        "split (95.0% against the teacher's 98.0%); at most 2.0 points are allowed"
     )
     assert found.binding == (
-        "the allowed loss of 2.0 points binds on search_val: without it t1c0 (97.0%, 10 KFLOPs) would be chosen "
-        "(95.0% there)",
+        "at most 2.0 points lost on the search split; without it, t1c0 (97.0%, 10 KFLOPs) would be chosen "
+        "(95.0% on that split)",
     )
     # What was asked for otherwise needs no such excuse.
-    assert "but on" not in "".join(each.text for each in pick(table, meta, prefer="bytes").neighbours)
+    assert "but loses" not in "".join(each.text for each in pick(table, info, prefer="bytes").neighbours)
 
 
 def test_limits_that_bind_are_told_with_what_they_cost() -> None:
-    table, meta = small()
-    found = pick(table, meta, max={"effective_flops": 2e4, "bytes": 1e9})
-    assert found.binding == ("effective_flops <= 20000 binds: without it t0c0 (97.0%, 1 MFLOPs) would be chosen",)
-    assert pick(table, meta, max={"effective_flops": 1e9}).binding == ()
+    table, info = small()
+    found = pick(table, info, max={"effective_flops": 2e4, "bytes": 1e9})
+    assert found.binding == ("effective_flops <= 20000; without it, t0c0 (97.0%, 1 MFLOPs) would be chosen",)
+    assert pick(table, info, max={"effective_flops": 1e9}).binding == ()
 
 
 def test_a_pick_knows_who_is_tied_with_it_and_what_of_it_is_simulated(run: Run) -> None:
-    found = pick(run.candidates, run.meta)
+    found = pick(run.candidates, run.info)
     assert found.ties is not None
     assert found.ties.method == "unpaired binomial test on 320 select_val examples"
     assert found.id not in found.ties.p

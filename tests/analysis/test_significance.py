@@ -1,6 +1,7 @@
 """Who is tied: the tests against scipy's, and which one is used."""
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from scipy.stats import binomtest, ttest_rel
 
 from autocompress.analysis.significance import interval, paired, right, ties, unpaired
+from autocompress.core.run_info import RunInfo
 from tests.report.factory import OBJECTIVES
 
-META: dict[str, Any] = {"objectives": OBJECTIVES, "splits": {"select_val": 320}}
+META = RunInfo(objectives=OBJECTIVES, splits={"select_val": 320})
 
 
 def packed(bits: np.ndarray) -> str:
@@ -76,8 +78,8 @@ def test_a_paired_test_tells_apart_what_an_unpaired_one_cannot() -> None:
 def test_a_score_that_is_no_share_of_examples_has_no_test() -> None:
     table = rows(np.ones(8, dtype=bool), np.ones(8, dtype=bool))
     row = table.iloc[0].to_dict()
-    assert ties(table, row, {**META, "objectives": [{**OBJECTIVES[0], "name": "f1_macro"}, OBJECTIVES[1]]}) is None
-    assert ties(rows(None, None), row, {**META, "splits": {}}) is None
+    assert ties(table, row, replace(META, objectives=[replace(OBJECTIVES[0], name="f1_macro"), OBJECTIVES[1]])) is None
+    assert ties(rows(None, None), row, replace(META, splits={})) is None
 
 
 @pytest.mark.parametrize("details", [None, {}, {"right": {}}, {"right": {"other": "1:gA=="}}])

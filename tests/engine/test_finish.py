@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.engine.finish import seen_before
-from autocompress.store.run_store import Study
+from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
+from autocompress.engine.finish import detect_validation_leak
+from autocompress.store.run_store import RunStore
 from tests.fakes import OBJECTIVES
 
 
@@ -21,27 +22,27 @@ from tests.fakes import OBJECTIVES
 def test_a_teacher_that_knows_its_validation_split_is_told(
     tmp_path: Path, validation: float, test: float, size: int, told: bool
 ) -> None:
-    with Study.create(tmp_path / "run", {}) as study:
-        study.set_meta(
-            {
-                "objectives": OBJECTIVES,
-                "splits": {"select_val": size, "test": 2 * size},
-                "teacher": {"scores": {"select_val": {"accuracy": validation}}},
-            }
+    with RunStore.create(tmp_path / "run", RunInfo()) as study:
+        study.update_run_info(
+            RunInfo(
+                objectives=OBJECTIVES,
+                splits={"select_val": size, "test": 2 * size},
+                teacher=TeacherInfo({"select_val": {"accuracy": validation}}),
+            )
         )
-        found = seen_before(study, {"accuracy": test})
+        found = detect_validation_leak(study, {"accuracy": test})
     assert len(found) == told
     assert not found or f"{validation:.1%}" in found[0]
 
 
 def test_without_an_accuracy_nothing_is_said(tmp_path: Path) -> None:
-    with Study.create(tmp_path / "run", {}) as study:
-        score = {"name": "rmse", "direction": "minimize", "unit": "", "kind": "score", "box": [1.0, 0.0]}
-        study.set_meta(
-            {
-                "objectives": [score, OBJECTIVES[1]],
-                "splits": {"select_val": 100, "test": 200},
-                "teacher": {"scores": {"select_val": {"rmse": 0.2}}},
-            }
+    with RunStore.create(tmp_path / "run", RunInfo()) as study:
+        score = ObjectiveSpec("rmse", "minimize", "", "score", (1.0, 0.0))
+        study.update_run_info(
+            RunInfo(
+                objectives=(score, OBJECTIVES[1]),
+                splits={"select_val": 100, "test": 200},
+                teacher=TeacherInfo({"select_val": {"rmse": 0.2}}),
+            )
         )
-        assert seen_before(study, {"rmse": 0.9}) == []
+        assert detect_validation_leak(study, {"rmse": 0.9}) == []

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.engine.preflight import look
+from autocompress.core.run_info import RunInfo
+from autocompress.engine.preflight import check_run_folder
 from autocompress.engine.spec import Spec, parse_spec
 from autocompress.errors import RunFolderError, UnfinishedRunError
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 
 SOUND = "task: digits\nstudent: {cnn: {}}\n"
 
@@ -16,40 +17,40 @@ def spec(*overrides: str) -> Spec:
     return parse_spec(SOUND, "x", overrides).spec
 
 
-def begun(folder: Path, **meta: object) -> Path:
-    Study.create(folder, {"content": spec().content(), **meta}).close()
+def begun(folder: Path, front: tuple[str, ...] | None = None) -> Path:
+    RunStore.create(folder, RunInfo(content=spec().immutable_content(), front=front)).close()
     return folder
 
 
 def test_where_nothing_lies_everything_may_begin(tmp_path: Path) -> None:
-    look(tmp_path / "new", spec(), resume=False)
-    look(tmp_path / "new", spec(), resume=True)
+    check_run_folder(tmp_path / "new", spec(), resume=False)
+    check_run_folder(tmp_path / "new", spec(), resume=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_same_search_that_was_not_ended_is_offered(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     with pytest.raises(UnfinishedRunError, match="continue it with: autocompress search x --resume") as offer:
-        look(folder, spec("search.trials=3"), resume=False, command="autocompress search x")
+        check_run_folder(folder, spec("search.trials=3"), resume=False, command="autocompress search x")
     assert "--name" in str(offer.value)
     with pytest.raises(UnfinishedRunError, match="resume=True"):
-        look(folder, spec(), resume=False)
-    look(folder, spec(), resume=True)
+        check_run_folder(folder, spec(), resume=False)
+    check_run_folder(folder, spec(), resume=True)
 
 
 def test_another_search_or_one_that_has_ended_is_not(tmp_path: Path) -> None:
-    ended = begun(tmp_path / "ended", front=[])
+    ended = begun(tmp_path / "ended", front=())
     for folder, asked in ((ended, spec()), (begun(tmp_path / "other"), spec("search.seed=5"))):
         with pytest.raises(RunFolderError, match="already holds a run; add --resume") as refusal:
-            look(folder, asked, resume=False)
+            check_run_folder(folder, asked, resume=False)
         assert not isinstance(refusal.value, UnfinishedRunError)
-    look(ended, spec(), resume=True)
+    check_run_folder(ended, spec(), resume=True)
     with pytest.raises(RunFolderError, match=r"search\.seed \(0 then, 5 now\) differs"):
-        look(ended, spec("search.seed=5"), resume=True)
+        check_run_folder(ended, spec("search.seed=5"), resume=True)
 
 
 def _hold(folder: str, ready: Connection) -> None:
-    with Study.open(Path(folder)):
+    with RunStore.open(Path(folder)):
         ready.send(True)
         ready.recv()
 
@@ -63,6 +64,6 @@ def test_a_run_in_use_is_refused_before_anything_is_loaded(tmp_path: Path, resum
     other.start()
     assert ours.poll(60)
     with pytest.raises(RunFolderError, match=f"in use by process {other.pid}"):
-        look(tmp_path / "run", spec(), resume=resume)
+        check_run_folder(tmp_path / "run", spec(), resume=resume)
     ours.send(None)
     other.join()

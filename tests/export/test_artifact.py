@@ -19,7 +19,7 @@ from torch import nn
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE, TASKS
-from autocompress.core.task import Split, as_heads
+from autocompress.core.task import Split, logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export import artifact
 from autocompress.export.artifact import Deployable, load_artifact, read_architecture, write_artifact
@@ -58,7 +58,7 @@ def folder(written: tuple[Deployable, Path], tmp_path: Path) -> Path:
 
 def same(first: nn.Module, second: nn.Module, split: Split, heads: Mapping[str, int]) -> None:
     with torch.inference_mode():
-        ours, theirs = (as_heads(model(*split.inputs), heads) for model in (first, second))
+        ours, theirs = (logits_by_head(model(*split.inputs), heads) for model in (first, second))
     assert all(torch.equal(ours[head], theirs[head]) for head in heads)
 
 

@@ -5,12 +5,12 @@ import pytest
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.export.bench import bench
 from autocompress.export.candidate import export_candidate
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 
 
 @pytest.fixture(scope="module")
 def artifact(small_run: Path) -> Path:
-    with Study.read(small_run) as study:
+    with RunStore.read(small_run) as study:
         table = study.candidates()
     quantized = table[(table["quantize"] != "none") & (table["role"] == "search") & table["complete"]]["id"].iloc[0]
     return export_candidate(small_run, quantized, verify=True).folder
@@ -38,7 +38,7 @@ def test_a_candidate_without_its_checkpoint_is_trained_again(small_run: Path, tm
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / "checkpoints")
-    with Study.read(copy) as study:
+    with RunStore.read(copy) as study:
         table = study.candidates()
     pruned = table[(table["prune"] != "none") & (table["role"] == "search")]["id"].iloc[0]
     exported = export_candidate(copy, pruned)
@@ -47,7 +47,7 @@ def test_a_candidate_without_its_checkpoint_is_trained_again(small_run: Path, tm
 
 
 def test_a_candidate_of_a_training_under_way_is_refused(small_run: Path) -> None:
-    with Study.read(small_run) as study:
+    with RunStore.read(small_run) as study:
         table = study.candidates()
     partial = table[~table["complete"]]["id"].iloc[0]
     with pytest.raises(UsageError, match=f"'{partial}' was measured after . epochs of a training that was not at its"):
@@ -62,7 +62,7 @@ def test_a_candidate_that_scores_otherwise_than_the_store_says_is_refused(small_
 
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
-    with Study.open(copy) as study:
+    with RunStore.open(copy) as study:
         candidate = study.candidate("t0c0")
         scores = json.dumps({**candidate.scores, "select_val": {"accuracy": 0.01}})
         with study._transaction():

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 
 import autocompress
+from autocompress.core.run_info import LatencyInfo
 from autocompress.errors import ArtifactError, UnknownNameError, UsageError
 from autocompress.export import front_latency as timing
 from autocompress.export.front_latency import time_run
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 
 
 @pytest.fixture
@@ -15,13 +16,15 @@ def run(small_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small_run, tmp_path / "mine")
 
 
-def kept(run: Path) -> dict[str, object]:
-    with Study.read(run) as study:
-        return dict(study.meta("latency"))
+def kept(run: Path) -> LatencyInfo:
+    with RunStore.read(run) as study:
+        latency = study.run_info().latency
+    assert latency is not None
+    return latency
 
 
 def ids(run: Path, count: int) -> list[str]:
-    with Study.read(run) as study:
+    with RunStore.read(run) as study:
         table = study.candidates()
     return list(table[table["complete"] & (table["role"] == "search")]["id"].head(count))
 
@@ -34,7 +37,7 @@ def test_a_front_is_timed_and_is_an_axis_a_column_and_a_limit(run: Path) -> None
     assert told == [(done, len(wanted) + 1) for done in range(len(wanted) + 2)]
     table = front.to_pandas()
     assert (table["latency_ms"] > 0).all()
-    teacher = front.meta["teacher"]["costs"]["latency_ms"]
+    teacher = front.info.teacher.costs["latency_ms"]
     assert teacher > 0
     # What was not asked for has none, and the fastest can be chosen.
     assert front.candidates["latency_ms"].isna().any()
@@ -50,15 +53,15 @@ def test_a_front_is_timed_and_is_an_axis_a_column_and_a_limit(run: Path) -> None
 def test_what_was_timed_stays_until_it_is_timed_otherwise(run: Path) -> None:
     first, second = ids(run, 2)
     time_run(run, [first], seconds=0.01)
-    before = kept(run)["rows"]
-    assert set(before) == {"teacher", first}  # type: ignore[call-overload]
+    before = kept(run).rows
+    assert set(before) == {"teacher", first}
     time_run(run, [second], seconds=0.01)
-    rows = kept(run)["rows"]
-    assert set(rows) == {"teacher", first, second}  # type: ignore[call-overload]
+    rows = kept(run).rows
+    assert set(rows) == {"teacher", first, second}
     assert rows["teacher"] == before["teacher"]  # type: ignore[index]
     time_run(run, [], batch=4, seconds=0.01)
-    assert kept(run)["batch"] == 4
-    assert set(kept(run)["rows"]) == {"teacher"}  # type: ignore[call-overload]
+    assert kept(run).batch == 4
+    assert set(kept(run).rows) == {"teacher"}
 
 
 def test_a_model_that_cannot_be_exported_is_said_and_the_others_are_timed(
@@ -70,8 +73,8 @@ def test_a_model_that_cannot_be_exported_is_said_and_the_others_are_timed(
     monkeypatch.setattr(timing, "teacher_as_deployed", refused)
     (first,) = ids(run, 1)
     assert time_run(run, [first], seconds=0.01) == {"teacher": "the teacher has a layer that ONNX does not know"}
-    assert set(kept(run)["rows"]) == {first}  # type: ignore[call-overload]
-    assert "latency_ms" not in autocompress.load(run).meta["teacher"]["costs"]
+    assert set(kept(run).rows) == {first}
+    assert "latency_ms" not in autocompress.load(run).info.teacher.costs
 
 
 def test_what_was_timed_before_an_interruption_is_kept(run: Path) -> None:
@@ -82,13 +85,13 @@ def test_what_was_timed_before_an_interruption_is_kept(run: Path) -> None:
     first, second = ids(run, 2)
     with pytest.raises(KeyboardInterrupt):
         time_run(run, [first, second], seconds=0.01, on_progress=interrupted)
-    assert set(kept(run)["rows"]) == {"teacher", first}  # type: ignore[call-overload]
+    assert set(kept(run).rows) == {"teacher", first}
 
 
 def test_candidates_that_are_not_there_or_not_done_are_refused(run: Path) -> None:
     with pytest.raises((UsageError, UnknownNameError), match="t99c9"):
         time_run(run, ["t99c9"], seconds=0.01)
-    with Study.read(run) as study:
+    with RunStore.read(run) as study:
         table = study.candidates()
     partial = str(table[~table["complete"]]["id"].iloc[0])
     with pytest.raises(UsageError, match="not at its end"):

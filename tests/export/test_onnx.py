@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from autocompress.core.method import Context
-from autocompress.core.task import Split, as_heads
+from autocompress.core.task import Split, logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export.artifact import Deployable
 from autocompress.export.onnx import export_float, export_quantized
@@ -65,7 +65,7 @@ def logits(proto: onnx.ModelProto, split: Split) -> dict[str, Tensor]:
 
 def outputs(model: nn.Module, split: Split, heads: Mapping[str, int]) -> dict[str, Tensor]:
     with torch.inference_mode():
-        return as_heads(model(*split.inputs), heads)
+        return logits_by_head(model(*split.inputs), heads)
 
 
 def kernels(proto: onnx.ModelProto, folder: Path) -> Counter[str]:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 import autocompress
-from autocompress.core.task import Split, as_heads
+from autocompress.core.task import Split, logits_by_head
 from autocompress.errors import ArtifactError, VerificationError
 from autocompress.export.artifact import Deployable, write_artifact
 from autocompress.export.candidate import _compare_scores, export_candidate
 from autocompress.export.verify import Metric, verify
-from autocompress.store.run_store import Study
-from autocompress.trial.pipeline import Setup, lab
+from autocompress.store.run_store import RunStore
+from autocompress.trial.pipeline import Setup, load_pipeline
 from tests.export.nets import deployable, splits, train
 
 Promise = tuple[dict[str, float], dict[str, Tensor]]
@@ -33,7 +33,7 @@ def written(data: tuple[Split, Split], tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def promise(written: tuple[Deployable, Path], data: tuple[Split, Split]) -> Promise:
     with torch.inference_mode():
-        logits = as_heads(written[0].model(*data[1].inputs), written[0].heads)
+        logits = logits_by_head(written[0].model(*data[1].inputs), written[0].heads)
     predictions = {head: values.argmax(1) for head, values in logits.items()}
     scores = {head: float((found == data[1].targets[head]).double().mean()) for head, found in predictions.items()}
     return scores, predictions
@@ -73,7 +73,7 @@ def test_a_score_that_is_better_low_is_refused_when_it_is_higher(
     made, folder = written
     metric = Metric("rmse", {head: torch.arange(classes) * 1.0 for head, classes in made.heads.items()})
     with torch.inference_mode():
-        logits = as_heads(made.model(*data[1].inputs), made.heads)
+        logits = logits_by_head(made.model(*data[1].inputs), made.heads)
     kept = metric.by_head(logits, data[1].targets)
     found = verify(folder, data[1], made.heads, kept, promise[1], metric=metric)
     assert found.metric == "rmse"
@@ -115,8 +115,8 @@ def test_an_export_is_held_to_the_first_score_of_its_task(monkeypatch: pytest.Mo
         front.pick(candidate=identity).row["rmse_test"], abs=1e-4
     )
 
-    with Study.read(front.folder) as study:
-        place = lab(Setup.from_json(study.meta("setup")))
+    with RunStore.read(front.folder) as study:
+        place = load_pipeline(Setup.from_json(study.run_info().setup))
         candidate = study.candidate(identity)
         content = study.checkpoint_path(candidate.checkpoint).read_bytes()
     other = place.rebuild(candidate.config, content)

@@ -1,4 +1,4 @@
-"""A made-up finished run: the tables and the meta record that a study returns, without a single training."""
+"""A made-up finished run: the tables and the description that a store returns, without a single training."""
 
 import json
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from autocompress.analysis.pareto import full_fidelity, hypervolume, pareto_front
+from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, TeacherInfo
 
 HOSTILE = (
     "</script><script>document.documentElement.lang=1</script>",
@@ -18,27 +19,24 @@ HOSTILE = (
     "\u202egpj.exe",
 )
 
-OBJECTIVES = [
-    {"name": "accuracy", "direction": "maximize", "unit": "", "kind": "score", "box": [0.1, 1.0]},
-    {"name": "effective_flops", "direction": "minimize", "unit": "FLOPs", "kind": "cost", "box": [1e8, 1e2]},
-]
-ALL_OBJECTIVES = [
-    {"name": name, "direction": direction, "unit": unit, "kind": kind}
-    for name, direction, unit, kind in (
-        ("accuracy", "maximize", "", "score"),
-        ("f1_macro", "maximize", "", "score"),
-        ("agreement", "maximize", "", "score"),
-        ("retention", "maximize", "", "score"),
-        ("loss", "minimize", "nats", "score"),
-        ("kl", "minimize", "nats", "score"),
-        ("effective_flops", "minimize", "FLOPs", "cost"),
-        ("flops", "minimize", "FLOPs", "cost"),
-        ("macs", "minimize", "MACs", "cost"),
-        ("bops", "minimize", "BOPs", "cost"),
-        ("parameters", "minimize", "", "cost"),
-        ("bytes", "minimize", "B", "cost"),
-    )
-]
+OBJECTIVES = (
+    ObjectiveSpec("accuracy", "maximize", "", "score", (0.1, 1.0)),
+    ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost", (1e8, 1e2)),
+)
+ALL_OBJECTIVES = (
+    ObjectiveSpec("accuracy", "maximize"),
+    ObjectiveSpec("f1_macro", "maximize"),
+    ObjectiveSpec("agreement", "maximize"),
+    ObjectiveSpec("retention", "maximize"),
+    ObjectiveSpec("loss", "minimize", "nats"),
+    ObjectiveSpec("kl", "minimize", "nats"),
+    ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost"),
+    ObjectiveSpec("flops", "minimize", "FLOPs", "cost"),
+    ObjectiveSpec("macs", "minimize", "MACs", "cost"),
+    ObjectiveSpec("bops", "minimize", "BOPs", "cost"),
+    ObjectiveSpec("parameters", "minimize", kind="cost"),
+    ObjectiveSpec("bytes", "minimize", "B", "cost"),
+)
 _SCORES = ("accuracy", "f1_macro", "loss", "kl", "agreement", "retention")
 _CUTS = list(product([0.0, 0.3, 0.5, 0.7, 0.85], [(32, 32), (8, 8), (6, 8), (4, 8), (4, 4), (3, 8), (2, 8)]))
 _TEACHER_FLOPS = 2.4e7
@@ -46,11 +44,11 @@ _TEACHER_FLOPS = 2.4e7
 
 @dataclass(frozen=True)
 class Run:
-    """What study.py hands over."""
+    """Tables and description of a run."""
 
     candidates: pd.DataFrame
     trials: pd.DataFrame
-    meta: dict[str, Any]
+    info: RunInfo
 
 
 def make_run(trials: int = 12, cuts: int = 12, seed: int = 0, hostile: bool = False, tested: bool = True) -> Run:
@@ -106,7 +104,7 @@ def make_run(trials: int = 12, cuts: int = 12, seed: int = 0, hostile: bool = Fa
         finished = full_fidelity(table[table["trial"] <= row["number"]])
         if row["state"] == "complete" and row["role"] == "search" and (finished["epochs"] == 27).any():
             row["hypervolume"] = hypervolume(pareto_front(finished, OBJECTIVES), OBJECTIVES)
-    return Run(table, pd.DataFrame(told), _meta(labels, hostile, elapsed))
+    return Run(table, pd.DataFrame(told), _run_info(labels, hostile, elapsed))
 
 
 def _training(rng: np.random.Generator) -> dict[str, Any]:
@@ -240,39 +238,37 @@ def _reason(rng: np.random.Generator, state: str, hostile: bool) -> str:
     return "ranked behind the best third at epoch 9" if state == "stopped" else ""
 
 
-def _meta(labels: dict[str, str], hostile: bool, elapsed: float) -> dict[str, Any]:
+def _run_info(labels: dict[str, str], hostile: bool, elapsed: float) -> RunInfo:
     scores = {"accuracy": 0.981, "f1_macro": 0.9803, "loss": 0.05, "kl": 0.0, "agreement": 1.0, "retention": 1.0}
     splits = {"select_val": scores, "search_val": scores | {"accuracy": 0.983}, "test": scores | {"accuracy": 0.979}}
-    return {
-        "name": HOSTILE[0] if hostile else "digits",
-        "task": "digits",
-        "mode": "amortized",
-        "objectives": OBJECTIVES,
-        "all_objectives": ALL_OBJECTIVES,
-        "limits": {"effective_flops": {"max": 4e6}},
-        "teacher": {
-            "scores": splits,
-            "costs": {
-                "flops": _TEACHER_FLOPS,
-                "macs": _TEACHER_FLOPS / 2,
-                "bops": _TEACHER_FLOPS * 512,
-                "effective_flops": _TEACHER_FLOPS,
-                "parameters": 287_402.0,
-                "bytes": 1_152_008.0,
-            },
-            "config": {"student": {"cnn": {"width": 64, "depth": 3}}},
-        },
-        "baselines": {name: HOSTILE[2] if hostile else label for name, label in labels.items()},
-        "splits": {"train": 1000, "calibration": 128, "search_val": 320, "select_val": 320, "test": 360},
-        "environment": {
-            "processor": HOSTILE[2] if hostile else "Intel Xeon Platinum 8481C",
-            "cores": 2,
-            "threads_per_worker": 1,
-            "versions": {"autocompress": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "optuna": "5.0.0"},
-            "data": HOSTILE[4] if hostile else "3f9a0c11d2e4",
-        },
-        "spec": HOSTILE[0] if hostile else "task: digits\nsearch:\n  mode: amortized\n  trials: 40\n",
-        "command": HOSTILE[0] if hostile else "autocompress search digits",
-        "pick": {"max_drop": 0.01},
-        "seconds": elapsed + 31.0,
+    costs = {
+        "flops": _TEACHER_FLOPS,
+        "macs": _TEACHER_FLOPS / 2,
+        "bops": _TEACHER_FLOPS * 512,
+        "effective_flops": _TEACHER_FLOPS,
+        "parameters": 287_402.0,
+        "bytes": 1_152_008.0,
     }
+    environment = EnvironmentInfo(
+        processor=HOSTILE[2] if hostile else "Intel Xeon Platinum 8481C",
+        cores=2,
+        threads_per_worker=1,
+        versions={"autocompress": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "optuna": "5.0.0"},
+        data=HOSTILE[4] if hostile else "3f9a0c11d2e4",
+    )
+    return RunInfo(
+        name=HOSTILE[0] if hostile else "digits",
+        task="digits",
+        mode="amortized",
+        objectives=OBJECTIVES,
+        all_objectives=ALL_OBJECTIVES,
+        limits={"effective_flops": {"max": 4e6}},
+        teacher=TeacherInfo(splits, costs, {"student": {"cnn": {"width": 64, "depth": 3}}}),
+        baselines={name: HOSTILE[2] if hostile else label for name, label in labels.items()},
+        splits={"train": 1000, "calibration": 128, "search_val": 320, "select_val": 320, "test": 360},
+        environment=environment,
+        spec=HOSTILE[0] if hostile else "task: digits\nsearch:\n  mode: amortized\n  trials: 40\n",
+        command=HOSTILE[0] if hostile else "autocompress search digits",
+        max_drop=0.01,
+        seconds=elapsed + 31.0,
+    )

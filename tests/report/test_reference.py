@@ -5,12 +5,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from autocompress.core.run_info import RunInfo
 from autocompress.errors import UsageError
 from autocompress.report.comparison import RunTables
 from autocompress.report.figure_data import hypervolume_data
 from autocompress.report.figures import hypervolume_figure
 from autocompress.report.page import render_page
-from autocompress.report.reference import against, reference_data, reference_of
+from autocompress.report.reference import compare_with_reference, reference_data, reference_of
 from tests.report.factory import Run
 from tests.report.test_comparison import tables
 
@@ -23,16 +24,16 @@ def slower(run: Run, name: str = "random", by: float = 3.0, less: float = 0.9) -
 
 def test_what_is_drawn_of_another_run_is_kept_whole(run: Run) -> None:
     kept = reference_of(tables(run), slower(run))
-    assert kept["name"] == "random"
+    assert kept.name == "random"
     theirs = hypervolume_data(slower(run).trials)
-    found = reference_data({"reference": kept})
+    found = reference_data(RunInfo(reference=kept))
     pd.testing.assert_frame_equal(found, theirs.astype(float), check_exact=False, atol=1e-3)
-    assert reference_data({}).empty
+    assert reference_data(RunInfo()).empty
 
 
 def test_the_figure_has_a_dashed_line_for_it_beside_the_runs_own(run: Run) -> None:
-    meta = {**run.meta, "reference": reference_of(tables(run), slower(run, "<b>dice</b>"))}
-    own, _, theirs, over_time = hypervolume_figure(run.trials, meta).data
+    info = replace(run.info, reference=reference_of(tables(run), slower(run, "<b>dice</b>")))
+    own, _, theirs, over_time = hypervolume_figure(run.trials, info).data
     assert (own.name, theirs.name) == ("this search", "&lt;b&gt;dice&lt;/b&gt;")
     assert theirs.line.dash == "dash"
     assert max(over_time.x) == pytest.approx(3 * hypervolume_data(run.trials)["seconds"].max(), rel=1e-3)
@@ -40,23 +41,23 @@ def test_the_figure_has_a_dashed_line_for_it_beside_the_runs_own(run: Run) -> No
 
 
 def test_the_page_says_which_was_there_sooner(run: Run, tmp_path: Path) -> None:
-    meta = {**run.meta, "reference": reference_of(tables(run), slower(run))}
-    said = against(run.trials, meta)
+    info = replace(run.info, reference=reference_of(tables(run), slower(run)))
+    said = compare_with_reference(run.trials, info)
     assert said.startswith("For reference, random ended at ")
     assert "; this search was there after " in said
-    assert said in render_page(tmp_path, run.candidates, run.trials, meta)
-    ahead = {**run.meta, "reference": reference_of(tables(run), slower(run, by=0.5, less=1.05))}
-    assert ", and was as far as this search after " in against(run.trials, ahead)
-    assert against(run.trials, run.meta) == ""
-    assert against(pd.DataFrame(), meta) == ""
+    assert said in render_page(tmp_path, run.candidates, run.trials, info)
+    ahead = replace(run.info, reference=reference_of(tables(run), slower(run, by=0.5, less=1.05)))
+    assert ", and was as far as this search after " in compare_with_reference(run.trials, ahead)
+    assert compare_with_reference(run.trials, run.info) == ""
+    assert compare_with_reference(pd.DataFrame(), info) == ""
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda run: {**run.meta, "task": "mnist1d"}, "differ in their task"),
+        (lambda run: replace(run.info, task="mnist1d"), "differ in their task"),
         (
-            lambda run: {**run.meta, "objectives": [{**each, "box": [0.5, 0.75]} for each in run.meta["objectives"]]},
+            lambda run: replace(run.info, objectives=[replace(each, bounds=(0.5, 0.75)) for each in run.info.objectives]),
             "declare different boxes .* autocompress compare measures them in one",
         ),
     ],
@@ -64,7 +65,7 @@ def test_the_page_says_which_was_there_sooner(run: Run, tmp_path: Path) -> None:
 def test_runs_that_do_not_compare_are_refused(
     run: Run, change: Callable[[Run], dict[str, object]], message: str
 ) -> None:
-    other = replace(tables(run, "other"), meta=change(run))
+    other = replace(tables(run, "other"), info=change(run))
     with pytest.raises(UsageError, match=message):
         reference_of(tables(run), other)
 

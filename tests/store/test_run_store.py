@@ -7,8 +7,9 @@ import pytest
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Cut, Job, Role, State, TrialResult
+from autocompress.core.run_info import RunInfo
 from autocompress.errors import RunFolderError, StorageError, UsageError
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 from tests.fakes import fake_result
 
 CUTS = (Cut(), Cut(quantize=Part.of("post_training", weight_bits=4)))
@@ -21,8 +22,8 @@ def job(number: int = 0, role: Role = Role.SEARCH) -> Job:
     return Job(number, training, CUTS, role)
 
 
-def filled(folder: Path) -> Study:
-    study = Study.create(folder, {"name": "x"})
+def filled(folder: Path) -> RunStore:
+    study = RunStore.create(folder, RunInfo(name="x"))
     study.add_job(job(), 0)
     result = replace(fake_result(job()), checkpoints={"t0p0": b"weights"})
     study.finish(result, elapsed=2.0, hypervolume=0.5)
@@ -32,15 +33,15 @@ def filled(folder: Path) -> Study:
 def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
     with filled(tmp_path):
         pass
-    with Study.read(tmp_path) as study:
+    with RunStore.read(tmp_path) as study:
         (stored,) = study.stored_trials()
         assert stored.job == job()
         assert stored.state is State.COMPLETE
         assert tuple(study.candidates_of(0)) == fake_result(job()).candidates
         assert study.candidate("t0c1") == fake_result(job()).candidates[1]
         assert study.checkpoint_path("t0p0").read_bytes() == b"weights"
-        assert study.meta("name") == "x"
-        assert study.meta("nothing", 3) == 3
+        assert study.run_info().name == "x"
+        assert study.run_info().seconds is None
 
 
 def test_the_tables_are_flat_and_name_the_splits(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_the_tables_are_flat_and_name_the_splits(tmp_path: Path) -> None:
 
 def test_candidates_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     many = replace(job(), cuts=tuple(Cut(quantize=Part.of("q", weight_bits=bits)) for bits in range(1, 13)))
-    with Study.create(tmp_path, {}) as study:
+    with RunStore.create(tmp_path, RunInfo()) as study:
         study.add_job(many, 0)
         study.finish(fake_result(many), elapsed=0, hypervolume=0)
         assert list(study.candidates()["id"]) == [f"t0c{n}" for n in range(12)]
@@ -75,13 +76,13 @@ def test_an_unknown_candidate_is_a_usage_error(tmp_path: Path) -> None:
 def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     filled(tmp_path).close()
     with pytest.raises(RunFolderError, match="--resume"):
-        Study.create(tmp_path, {})
-    with Study.read(tmp_path) as study:
+        RunStore.create(tmp_path, RunInfo())
+    with RunStore.read(tmp_path) as study:
         assert len(study.candidates()) == 2
 
 
 def _hold(folder: str, ready: "multiprocessing.connection.Connection") -> None:
-    study = Study.open(Path(folder))
+    study = RunStore.open(Path(folder))
     ready.send(True)
     ready.recv()
     study.close()
@@ -95,34 +96,34 @@ def test_a_second_writer_is_refused_and_told_the_process_id_and_a_killed_one_fre
     other.start()
     assert ours.poll(30)
     with pytest.raises(RunFolderError, match=f"in use by process {other.pid}"):
-        Study.open(tmp_path)
-    with Study.read(tmp_path) as study:
+        RunStore.open(tmp_path)
+    with RunStore.read(tmp_path) as study:
         assert len(study.candidates()) == 2
     other.kill()
     other.join()
-    Study.open(tmp_path).close()
+    RunStore.open(tmp_path).close()
 
 
 def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="does not exist"):
-        Study.read(tmp_path / "none")
+        RunStore.read(tmp_path / "none")
     with pytest.raises(RunFolderError, match=r"has no study\.db"):
-        Study.read(tmp_path)
+        RunStore.read(tmp_path)
     (tmp_path / "study.db").write_bytes(b"not a database" * 100)
     with pytest.raises(RunFolderError, match="not a study"):
-        Study.read(tmp_path)
+        RunStore.read(tmp_path)
 
 
 def test_another_sqlite_file_and_a_newer_format_are_refused(tmp_path: Path) -> None:
     sqlite3.connect(tmp_path / "study.db").close()
     (tmp_path / "study.db").write_bytes(b"")
     with pytest.raises(RunFolderError, match="recover"):
-        Study.read(tmp_path)
-    with Study.create(tmp_path / "new", {}) as study:
-        study.set_meta({"format": 99})
+        RunStore.read(tmp_path)
+    with RunStore.create(tmp_path / "new", RunInfo()) as study:
+        study.update_run_info(replace(study.run_info(), format=99))
     with pytest.raises(RunFolderError, match="newer version"):
-        Study.open(tmp_path / "new")
-    Study.create(tmp_path / "other", {}).close()
+        RunStore.open(tmp_path / "new")
+    RunStore.create(tmp_path / "other", RunInfo()).close()
 
 
 def test_a_full_disk_is_named_and_what_was_stored_stays(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_full_disk_is_named_and_what_was_stored_stays(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="free some space"):
         study.finish(big, elapsed=3, hypervolume=0)
     study.close()
-    with Study.read(tmp_path) as again:
+    with RunStore.read(tmp_path) as again:
         assert [trial.state for trial in again.stored_trials()] == [State.COMPLETE, State.RUNNING]
 
 
@@ -157,18 +158,18 @@ def test_notes_are_written_with_the_next_transaction_or_never(tmp_path: Path) ->
     study.add_job(job(1), 1)
     study.note('{"op": 3}')
     study.close()
-    with Study.read(tmp_path) as again:
+    with RunStore.read(tmp_path) as again:
         assert list(again.notes()) == [{"op": 1}, {"op": 2}]
 
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_a_run_of_a_version_before_is_read_and_not_continued(tmp_path: Path, version: int) -> None:
     with filled(tmp_path) as study:
-        study.set_meta({"format": version})
-    with Study.read(tmp_path) as old:
+        study.update_run_info(replace(study.run_info(), format=version))
+    with RunStore.read(tmp_path) as old:
         assert len(old.candidates()) == 2
     with pytest.raises(RunFolderError, match="can be read, but not continued"):
-        Study.open(tmp_path)
+        RunStore.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def test_a_value_that_was_changed_on_disk_is_never_read(tmp_path: Path, change: 
     disk.execute(change)
     disk.commit()
     disk.close()
-    for attempt in (Study.read, Study.open):
+    for attempt in (RunStore.read, RunStore.open):
         with pytest.raises(RunFolderError, match=f"{named} changed since written.*recover"):
             attempt(tmp_path)
 
@@ -199,6 +200,6 @@ def test_a_schema_that_is_no_text_any_more_is_damage(tmp_path: Path) -> None:
     intact = file.read_bytes()
     assert b"CREATE TABLE ac_meta" in intact
     file.write_bytes(intact.replace(b"CREATE TABLE ac_meta", b"CR\xe9ATE TABLE ac_meta"))
-    for begin in (Study.read, Study.open):
+    for begin in (RunStore.read, RunStore.open):
         with pytest.raises(RunFolderError, match=r"damaged .*\.recover"):
             begin(tmp_path)

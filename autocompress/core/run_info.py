@@ -1,0 +1,339 @@
+"""The description of a run as typed records: objectives, limits, teacher, splits, environment and outcome.
+
+A run folder stores one JSON value per entry. :meth:`RunInfo.from_json` and :meth:`RunInfo.to_json` are the only
+places that know the names of these entries.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Literal, TypeAlias
+
+from pydantic import JsonValue, TypeAdapter
+
+Direction: TypeAlias = Literal["maximize", "minimize"]
+#: Column name to bounds, both included: ``{"effective_flops": {"max": 2e6}}``.
+Limits: TypeAlias = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """One score or cost of a run.
+
+    Attributes:
+        name: Name of the column, the axis and the limit.
+        direction: Whether larger or smaller values are better.
+        unit: Unit printed after the value; empty for a fraction.
+        kind: ``score`` if it is measured on a split, ``cost`` if on the model alone.
+        bounds: Reference point (worst value) and ideal point (best value) of the hypervolume; None for a column that
+            is not an objective of the search.
+
+    Example:
+        >>> ObjectiveSpec("accuracy", "maximize", bounds=(0.1, 1.0)).to_json()["box"]
+        [0.1, 1.0]
+    """
+
+    name: str
+    direction: Direction
+    unit: str = ""
+    kind: Literal["score", "cost"] = "score"
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def is_maximized(self) -> bool:
+        """Whether larger values are better."""
+        return self.direction == "maximize"
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the objective as it is stored."""
+        entries: dict[str, JsonValue] = {
+            "name": self.name,
+            "direction": self.direction,
+            "unit": self.unit,
+            "kind": self.kind,
+        }
+        if self.bounds is not None:
+            entries["box"] = list(self.bounds)
+        return entries
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """Measurements of the teacher; empty in a run that ended before it was trained.
+
+    Attributes:
+        scores: Split name to metric name to value, as for a candidate.
+        costs: Cost name to value.
+        config: Its model and training as stored in the spec: ``student`` and ``fit``.
+    """
+
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    def score(self, name: str, split: str = "select_val") -> float | None:
+        """Return one score on one split; None if it was not measured."""
+        return self.scores.get(split, {}).get(name)
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the teacher as it is stored; empty if nothing is known of it."""
+        entries: dict[str, JsonValue] = {
+            "scores": {split: dict(values) for split, values in self.scores.items()},
+            "costs": dict(self.costs),
+            "config": dict(self.config),
+        }
+        return {name: value for name, value in entries.items() if value}
+
+
+@dataclass(frozen=True)
+class LatencyInfo:
+    """Median latencies of exported models on one machine.
+
+    Attributes:
+        batch: Examples per run.
+        threads: Threads of onnxruntime.
+        processor: Model name of the processor.
+        runtime: Version of onnxruntime.
+        rows: Candidate id, or ``teacher``, to milliseconds.
+    """
+
+    batch: int = 1
+    threads: int = 1
+    processor: str = ""
+    runtime: str = ""
+    rows: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the latencies as they are stored."""
+        return {
+            "batch": self.batch,
+            "threads": self.threads,
+            "processor": self.processor,
+            "runtime": self.runtime,
+            "rows": dict(self.rows),
+        }
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """Hypervolume of another run, drawn beside this run's own.
+
+    Attributes:
+        name: Name of the other run.
+        rows: One row per improvement: trial number, seconds, hypervolume.
+    """
+
+    name: str
+    rows: tuple[tuple[float, ...], ...] = ()
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the reference as it is stored."""
+        return {"name": self.name, "rows": [list(row) for row in self.rows]}
+
+
+@dataclass(frozen=True)
+class EnvironmentInfo:
+    """Machine and software of a run, and the fingerprint of its data; None and empty where it is not known.
+
+    Attributes:
+        processor: Model name of the processor.
+        cores: Number of its logical cores.
+        workers: Number of worker processes.
+        threads_per_worker: Threads of torch in each worker.
+        system: Operating system.
+        python: Version of Python.
+        versions: Library name to its version.
+        capability: Instruction set that torch uses, such as ``AVX512``.
+        data: Fingerprint of the five splits.
+    """
+
+    processor: str = ""
+    cores: int | None = None
+    workers: int | None = None
+    threads_per_worker: int | None = None
+    system: str = ""
+    python: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    capability: str = ""
+    data: str = ""
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the environment as it is stored; what is not known is left out."""
+        entries: dict[str, JsonValue] = {
+            "processor": self.processor,
+            "cores": self.cores,
+            "workers": self.workers,
+            "threads_per_worker": self.threads_per_worker,
+            "system": self.system,
+            "python": self.python,
+            "versions": dict(self.versions),
+            "capability": self.capability,
+            "data": self.data,
+        }
+        return {name: value for name, value in entries.items() if value}
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Everything a run folder stores about a run besides its trials and candidates.
+
+    Entries are stored in three steps: the first four when the folder is created, those from ``setup`` to
+    ``environment`` when the teacher is ready, those from ``front`` on when the search has ended or later.
+
+    Attributes:
+        format: Format of the run folder.
+        name: Name of the run.
+        content: Parts of the spec that decide the results; a run is resumed only with equal content.
+        command: Command line that started the run, for the report.
+        setup: Setup of the workers, as :meth:`autocompress.trial.pipeline.Setup.to_json` returns it.
+        task: Name of the task.
+        heads: Head name to its number of classes.
+        mode: Search mode.
+        spec: The spec as YAML.
+        teacher: Measurements of the teacher.
+        notices: Warnings shown to the user.
+        plugins: Plugin modules and files that were loaded.
+        objectives: Objectives of the search, with their bounds.
+        all_objectives: Every score and cost that was measured, without bounds.
+        limits: Limits of the search.
+        max_drop: Largest loss in the first score, against the teacher, that the recommended candidate may have.
+        splits: Split name to its number of examples.
+        environment: Machine and software.
+        seconds: Seconds of search so far, over all sessions; None before the first session ended.
+        exhausted: Whether every configuration of the search space was tried.
+        front: Candidate ids of the frozen front, cheapest first; None before the search has ended.
+        recommended: Id of the recommended candidate; empty if none can be recommended.
+        baselines: Id of each baseline to its label.
+        test_reads: Number of times the test split was read.
+        confirmed: Candidate id to the number of repeats asked for.
+        latency: Measured latencies.
+        reference: Hypervolume of a run to compare with.
+        other: Entries that this version does not know.
+    """
+
+    format: int = 0
+    name: str = ""
+    content: Mapping[str, JsonValue] = field(default_factory=dict)
+    command: str = ""
+    setup: Mapping[str, JsonValue] = field(default_factory=dict)
+    task: str = ""
+    heads: Mapping[str, int] = field(default_factory=dict)
+    mode: str = ""
+    spec: str = ""
+    teacher: TeacherInfo = field(default_factory=TeacherInfo)
+    notices: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+    objectives: tuple[ObjectiveSpec, ...] = ()
+    all_objectives: tuple[ObjectiveSpec, ...] = ()
+    limits: Limits = field(default_factory=dict)
+    max_drop: float | None = None
+    splits: Mapping[str, int] = field(default_factory=dict)
+    environment: EnvironmentInfo = field(default_factory=EnvironmentInfo)
+    seconds: float | None = None
+    exhausted: bool = False
+    front: tuple[str, ...] | None = None
+    recommended: str = ""
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    test_reads: int = 0
+    confirmed: Mapping[str, int] = field(default_factory=dict)
+    latency: LatencyInfo | None = None
+    reference: ReferenceRun | None = None
+    other: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the search has ended and its front is frozen."""
+        return self.front is not None
+
+    @property
+    def measured(self) -> dict[str, ObjectiveSpec]:
+        """Every measured score and cost by name; objectives of the search with their bounds."""
+        return {objective.name: objective for objective in (*self.all_objectives, *self.objectives)}
+
+    @classmethod
+    def from_json(cls, entries: Mapping[str, JsonValue]) -> "RunInfo":
+        """Return the description that :meth:`to_json` wrote, also one by an earlier version.
+
+        A missing entry takes its default.
+
+        Raises:
+            ValueError: An entry has another type than it should have.
+
+        Example:
+            >>> info = RunInfo.from_json({"name": "digits", "pick": {"max_drop": 0.01}, "colour": "blue"})
+            >>> info.max_drop, info.front, info.to_json() == {**info.other, "name": "digits", "pick": {"max_drop": 0.01}}
+            (0.01, None, True)
+        """
+        known = {name: value for name, value in entries.items() if name in _ENTRIES and value is not None}
+        other = {name: value for name, value in entries.items() if name not in {*_ENTRIES, "pick"}}
+        for name in ("objectives", "all_objectives"):
+            listed = known.get(name)
+            if isinstance(listed, list):
+                known[name] = [_with_bounds(each) for each in listed]
+        pick = entries.get("pick")
+        if isinstance(pick, dict):
+            known["max_drop"] = pick.get("max_drop")
+        return _run_info_adapter().validate_python({**known, "other": other})
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the description as it is stored: one JSON value per entry.
+
+        Entries of a step that the run has not reached are left out.
+        """
+        entries: dict[str, JsonValue] = {
+            "format": self.format,
+            "name": self.name,
+            "content": dict(self.content),
+            "command": self.command,
+            "setup": dict(self.setup),
+            "task": self.task,
+            "heads": dict(self.heads),
+            "mode": self.mode,
+            "spec": self.spec,
+            "teacher": self.teacher.to_json(),
+            "notices": list(self.notices),
+            "plugins": list(self.plugins),
+            "objectives": [objective.to_json() for objective in self.objectives],
+            "all_objectives": [objective.to_json() for objective in self.all_objectives],
+            "limits": {name: dict(bounds) for name, bounds in self.limits.items()},
+            "pick": {} if self.max_drop is None else {"max_drop": self.max_drop},
+            "splits": dict(self.splits),
+            "environment": self.environment.to_json(),
+            "seconds": self.seconds,
+            "exhausted": self.exhausted,
+            "front": None if self.front is None else list(self.front),
+            "recommended": self.recommended,
+            "baselines": dict(self.baselines),
+            "test_reads": self.test_reads,
+            "confirmed": dict(self.confirmed),
+            "latency": None if self.latency is None else self.latency.to_json(),
+            "reference": None if self.reference is None else self.reference.to_json(),
+        }
+        # Empty values are stored too, once their step is reached: a run with no notice says so.
+        reached = {"command"} if self.content else set()
+        reached |= {"notices", "plugins", "limits"} if self.objectives else set()
+        reached |= {"exhausted"} if self.seconds is not None else set()
+        reached |= {"front", "recommended", "baselines"} if self.front is not None else set()
+        stored = {
+            name: value
+            for name, value in entries.items()
+            if name in reached or value or isinstance(value, float) or (name == "seconds" and value is not None)
+        }
+        return {**stored, **self.other}
+
+
+#: Entries that have a field of the same name; ``pick`` holds ``max_drop``.
+_ENTRIES = {entry.name for entry in fields(RunInfo)} - {"max_drop", "other"}
+
+
+@cache
+def _run_info_adapter() -> TypeAdapter[RunInfo]:
+    # Built at the first use: it takes some milliseconds, which `autocompress --version` need not spend.
+    return TypeAdapter(RunInfo)
+
+
+def _with_bounds(objective: JsonValue) -> JsonValue:
+    """Return a stored objective with ``box`` under the name of the field."""
+    if not isinstance(objective, dict):
+        return objective
+    return {"bounds" if name == "box" else name: value for name, value in objective.items()}
