@@ -1,4 +1,4 @@
-"""What observers share: what they watch for, and what they remember."""
+"""The observer interface, the min-max observer, and a recorder of sampled activations that other observers extend."""
 
 import math
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from autocompress.errors import CompressionError
 
 
 class Observer(Protocol):
-    """Watches tensors and settles on a range."""
+    """Observes tensors and computes the range that a quantizer should cover."""
 
     def observe(self, values: Tensor) -> None:
-        """Take note of one tensor of any shape.
+        """Update the statistics with one tensor of any shape.
 
         Raises:
             CompressionError: The tensor is empty, or holds a NaN or an infinity.
@@ -22,7 +22,7 @@ class Observer(Protocol):
         ...
 
     def range(self) -> tuple[float, float]:
-        """Return the lowest and the highest value to represent.
+        """Return the smallest and the largest value that the grid must cover.
 
         Raises:
             CompressionError: Nothing was observed.
@@ -32,12 +32,12 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class ObserverConfig:
-    """What a range is chosen for.
+    """Settings of an observer: the quantizer that its range is for.
 
     Attributes:
-        bits: Bits of the codes that will cover it.
-        scheme: Name of the quantizer that will.
-        percentile: Share of the values at or below the upper end, in percent; one observer reads it.
+        bits: Bits of a code.
+        scheme: Name of the activation quantizer, ``"symmetric"`` or ``"asymmetric"``.
+        percentile: Share of the values at or below the upper end, in percent; only ``percentile`` reads it.
     """
 
     bits: int = 8
@@ -46,7 +46,7 @@ class ObserverConfig:
 
 
 class ObserverFactory(Protocol):
-    """A function or class that makes an observer; registered by name in ``OBSERVERS``."""
+    """A function or class that builds an observer; registered by name in ``OBSERVERS``."""
 
     def __call__(self, config: ObserverConfig, /) -> Observer:
         """Return a new observer of one tensor."""
@@ -54,10 +54,10 @@ class ObserverFactory(Protocol):
 
 
 class MinMaxObserver:
-    """The range is the smallest and the largest value seen.
+    """Observer whose range is the smallest and the largest observed value.
 
     Example:
-        >>> observer = MinMax()
+        >>> observer = MinMaxObserver()
         >>> observer.observe(torch.tensor([1.0, -2.0]))
         >>> observer.range()
         (-2.0, 1.0)
@@ -67,50 +67,53 @@ class MinMaxObserver:
         self._low, self._high = math.inf, -math.inf
 
     def observe(self, values: Tensor) -> None:
-        """Widen the range to hold every value."""
+        """Widen the range to include every value of the tensor."""
         low, high = finite_min_max(values)
         self._low, self._high = min(self._low, low), max(self._high, high)
 
     def range(self) -> tuple[float, float]:
-        """Return the smallest and the largest value seen."""
+        """Return the smallest and the largest observed value."""
         if self._low > self._high:
             raise CompressionError("nothing was observed")
         return self._low, self._high
 
 
 class ActivationRecorder:
-    """Remembers the values that it is shown, of a large tensor a repeatable random share.
+    """Stores observed values; of a large tensor it stores a random sample, which is the same in every run.
 
     Args:
-        keep: Values remembered of one tensor.
+        keep: Largest number of values stored per tensor.
     """
 
     def __init__(self, keep: int = 2**16) -> None:
         self._keep = keep
-        self._seen: list[Tensor] = []
-        self._ends = MinMaxObserver()
+        self._samples: list[Tensor] = []
+        # A sample can miss the extreme values, so they are tracked on all values.
+        self._min_max = MinMaxObserver()
         self._sampler = torch.Generator().manual_seed(0)
 
     def observe(self, values: Tensor) -> None:
-        """Remember the values, or a sample of them."""
-        self._ends.observe(values)
+        """Store the values of the tensor, or a sample of them."""
+        self._min_max.observe(values)
         flat = values.detach().flatten()
         if flat.numel() > self._keep:
+            # Drawn with replacement, so that the cost depends on the sample and not on the tensor.
             flat = flat[torch.randint(flat.numel(), (self._keep,), generator=self._sampler)]
-        self._seen.append(flat.clone())
+        # A copy, because an operation in place may follow.
+        self._samples.append(flat.clone())
 
     def all_values(self) -> Tensor:
-        """Return everything that is remembered, ``[n]``.
+        """Return all stored values, ``[n]``.
 
         Raises:
             CompressionError: Nothing was observed.
         """
-        self._ends.range()
-        return torch.cat(self._seen)
+        self._min_max.range()
+        return torch.cat(self._samples)
 
     def min_max(self) -> tuple[float, float]:
-        """Return the smallest and the largest value seen, remembered or not."""
-        return self._ends.range()
+        """Return the smallest and the largest observed value, whether it was stored or not."""
+        return self._min_max.range()
 
 
 def finite_min_max(values: Tensor) -> tuple[float, float]:

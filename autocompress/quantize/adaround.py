@@ -1,9 +1,9 @@
-"""Adaptive rounding: whether a weight is rounded up or down is learned, one layer after the other, without labels."""
+"""Adaptive rounding (AdaRound): the rounding direction of each weight is learned layer by layer, without labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, QuantizedWeigh
 
 @dataclass(frozen=True)
 class AdaRoundConfig(WeightSettings, InputSettings, BitSettings):
-    """How long rounding is learned.
+    """Settings of adaptive rounding.
 
     Example:
         >>> AdaRoundConfig(weight_bits=3).weight_observer
@@ -44,19 +44,20 @@ class AdaRoundConfig(WeightSettings, InputSettings, BitSettings):
     observer: str = knob("mse", OBSERVER_CHOICE, "how an input's range is found")
     iterations: int = knob(200, IntRange(1, 100_000, log=True), "steps that each layer's rounding is learned for")
 
-    def effort(self) -> float:
-        """Return what the learning takes, where 200 steps a layer count as an epoch."""
+    def estimate_epochs(self) -> float:
+        """Return the compute cost in epochs; 200 steps per layer count as one epoch."""
         return self.iterations / 200
 
 
 class AdaRound:
-    """Rounds each weight up or down so that its layer's outputs stay (Nagel et al. 2020, arXiv:2004.10568).
+    """Rounds each weight up or down to preserve the outputs of its layer (Nagel et al. 2020, arXiv:2004.10568).
 
-    Layers are learned in the order of their calls, on the inputs that the rounded layers before them give, against
-    the outputs in floating point (before what follows the layer, unlike the paper's). ``report["adaround"]`` holds
-    for each layer the output error with all weights rounded to the nearest, the error as learned, which is never
-    larger, and the share of weights that changed sides. A layer called more than once learns from its first call.
-    Embedding tables are rounded to the nearest first: a row's own outputs, the row itself, are nearest then.
+    Layers are optimized in the order of their calls. Their inputs come from the quantized layers before, their targets
+    are the outputs in floating point, before the activation function (the paper uses those after it).
+    ``report["adaround"]`` contains for each layer the output error with all weights rounded to the nearest, the error
+    after learning, which is never larger, and the share of weights with another rounding direction. A layer that is
+    called more than once learns from its first call. Embeddings are rounded to the nearest, which is optimal for them
+    because their outputs are their rows.
     """
 
     name: ClassVar[str] = "adaround"
@@ -67,24 +68,27 @@ class AdaRound:
         return config.weight_bits == 32 and config.activation_bits == 32
 
     def apply(self, model: nn.Module, config: AdaRoundConfig, context: Context) -> tuple[nn.Module, MethodState]:
-        """Return a folded, quantized copy in evaluation mode, and what was done.
+        """Return a folded, quantized copy in evaluation mode, and its state.
 
         Raises:
             CompressionError: The model cannot be quantized, or calibration batches are missing.
         """
         with torch.no_grad():
-            draft = ModelQuantizer(model, context)
-            rounds_inputs = config.activation_bits < 32
-            ranges = draft.observe((lambda _: config.watch(config.activation_bits)) if rounds_inputs else None)
-            coding = config.coding(config.weight_bits)
-            wanted = _outputs(draft) if config.weight_bits < 32 else {}
+            quantizer = ModelQuantizer(model, context)
+            has_input_bits = config.activation_bits < 32
+            ranges = quantizer.observe_ranges(
+                (lambda _: config.build_observer(config.activation_bits)) if has_input_bits else None
+            )
+            coding = config.weight_coding(config.weight_bits)
+            # The targets are recorded before any input is quantized.
+            targets = _record_float_outputs(quantizer) if config.weight_bits < 32 else {}
             for name, ends in ranges.items():
                 grid = fit_activation_grid(ends, config.activation_scheme, config.activation_bits)
-                draft.quantize_input(name, grid, config.activation_bits)
+                quantizer.quantize_input(name, grid, config.activation_bits)
             if config.weight_bits < 32:
-                _round_tables(draft, coding)
-            learned = _learn(draft, wanted, coding, config.iterations) if wanted else {}
-            return draft.finalize({"adaround": learned})
+                _quantize_embeddings(quantizer, coding)
+            report = _learn_layers(quantizer, targets, coding, config.iterations) if targets else {}
+            return quantizer.finalize({"adaround": report})
 
     def restore(self, model: nn.Module, config: AdaRoundConfig, state: MethodState) -> nn.Module:
         """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.
@@ -98,64 +102,70 @@ class AdaRound:
 QUANTIZE.add(AdaRound.name, AdaRound())
 
 
-def _outputs(draft: ModelQuantizer) -> dict[str, Tensor]:
-    """Return what each layer gives at its first call, in floating point, one row a position."""
-    if not draft.context.calibration:
+def _record_float_outputs(quantizer: ModelQuantizer) -> dict[str, Tensor]:
+    """Return the floating-point outputs of each layer at its first call, one row per position, ``[P, C]``."""
+    if not quantizer.context.calibration:
         raise CompressionError("adaptive rounding needs calibration batches: the context holds none")
     outputs: dict[str, Tensor] = {}
-    layers = {name: layer for name, layer in draft.layers.items() if not is_embedding(layer)}
+    layers = {name: layer for name, layer in quantizer.layers.items() if not is_embedding(layer)}
 
-    def watch(name: str, _: object, __: object, output: Tensor) -> None:
+    def record_output(name: str, _: object, __: object, output: Tensor) -> None:
         if name not in outputs:
             outputs[name] = flatten_positions(layers[name], output).clone()
 
-    with forward_hooks(layers, watch):
-        draft.model(*draft.join_batches())
+    with forward_hooks(layers, record_output):
+        quantizer.model(*quantizer.join_batches())
     return outputs
 
 
-def _round_tables(draft: ModelQuantizer, coding: WeightCoding) -> None:
-    """Round the embedding tables of the draft, so that what is learned is learned on their rounded rows."""
-    for name, layer in draft.layers.items():
+def _quantize_embeddings(quantizer: ModelQuantizer, coding: WeightCoding) -> None:
+    """Quantize the embeddings first, so that later layers learn on inputs from quantized rows."""
+    for name, layer in quantizer.layers.items():
         if is_embedding(layer):
             with add_layer_to_errors(name, "weight"):
-                draft.quantize_weight(name, encode_weight(layer.weight, coding_for_layer(layer, coding)), coding.bits)
+                quantizer.quantize_weight(
+                    name, encode_weight(layer.weight, coding_for_layer(layer, coding)), coding.bits
+                )
 
 
-def _learn(draft: ModelQuantizer, wanted: dict[str, Tensor], coding: WeightCoding, iterations: int) -> dict[str, Any]:
-    """Round the weights of the draft, each as its layer is called, and return the report."""
-    report: dict[str, Any] = {}
+def _learn_layers(
+    quantizer: ModelQuantizer, targets: dict[str, Tensor], coding: WeightCoding, iterations: int
+) -> dict[str, dict[str, float]]:
+    """Learn the rounding of each layer during one forward pass, and return the report by layer."""
+    report: dict[str, dict[str, float]] = {}
 
-    def before(name: str, layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        outputs = wanted.pop(name, None)
+    def learn_layer(name: str, layer: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        outputs = targets.pop(name, None)
         if outputs is None:
             return
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
         with add_layer_to_errors(name, "output"):
-            moments = Moments.of(layer, args[0] if args else kwargs["input"], outputs)
+            moments = Moments.from_batch(layer, args[0] if args else kwargs["input"], outputs)
         with add_layer_to_errors(name, "weight"):
             grid = fit_grid(layer.weight, coding)
-        rounded = learn_rounding(_steps(layer.weight.detach(), grid), moments, iterations)
+        rounded = learn_rounding(_to_steps(layer.weight.detach(), grid), moments, iterations)
         zero_point = broadcast_parameter(grid.zero_point, layer.weight, grid.group)
         codes = (rounded.steps.view_as(layer.weight) + zero_point).to(grid.dtype)
-        # The call that follows reads the rounded weight.
-        draft.quantize_weight(name, QuantizedWeight(codes, grid), coding.bits)
+        # The hook runs before the call, so the call already computes with the quantized weight.
+        quantizer.quantize_weight(name, QuantizedWeight(codes, grid), coding.bits)
         report[name] = {"nearest": rounded.nearest, "learned": rounded.error, "flipped": rounded.flipped}
 
     handles = [
-        layer.register_forward_pre_hook(partial(before, name), with_kwargs=True) for name, layer in draft.layers.items()
+        layer.register_forward_pre_hook(partial(learn_layer, name), with_kwargs=True)
+        for name, layer in quantizer.layers.items()
     ]
     try:
-        draft.model(*draft.join_batches())
+        quantizer.model(*quantizer.join_batches())
     finally:
         for handle in handles:
             handle.remove()
-    for name, layer in draft.layers.items():
+    for name, layer in quantizer.layers.items():
         if name not in report and not is_embedding(layer):
-            draft.quantize_weight(name, encode_weight(layer.weight, coding), coding.bits)
+            quantizer.quantize_weight(name, encode_weight(layer.weight, coding), coding.bits)
     return report
 
 
-def _steps(weight: Tensor, grid: Grid) -> WeightSteps:
+def _to_steps(weight: Tensor, grid: Grid) -> WeightSteps:
     scale, zero_point = (
         broadcast_parameter(t, weight, grid.group).expand_as(weight).flatten(1) for t in (grid.scale, grid.zero_point)
     )

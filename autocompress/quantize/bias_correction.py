@@ -1,20 +1,19 @@
-"""Bias correction: rounding moves the mean of a layer's outputs, and its bias moves it back."""
+"""Bias correction: the bias of a quantized layer compensates the shift of its mean output."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
-from autocompress.quantize.layers import broadcast_channels, flatten_positions, set_bias
+from autocompress.quantize.layers import Layer, broadcast_channels, flatten_positions, layer_bias, set_bias
 
 
 class BiasCorrection:
-    """Remembers each layer's mean outputs in floating point, and gives them back (Nagel et al. 2019, arXiv:1906.04721).
+    """Restores the mean output that each layer had in floating point (Nagel et al. 2019, arXiv:1906.04721).
 
-    Layers without a bias, and those that are called more than once, are left alone.
+    Layers without a bias and layers that are called more than once are not corrected.
 
     Attributes:
-        shifts: Layer to the largest change of its bias.
+        shifts: Largest absolute change of the bias, by layer.
     """
 
     def __init__(self) -> None:
@@ -23,42 +22,42 @@ class BiasCorrection:
         self._calls: dict[str, int] = {}
         self.shifts: dict[str, float] = {}
 
-    def like(self) -> "BiasCorrection":
-        """Return another one with the same mean outputs, that has corrected nothing yet."""
+    def copy_statistics(self) -> "BiasCorrection":
+        """Return a new object with the same recorded outputs that has not corrected any layer."""
         other = BiasCorrection()
         other._sums, other._rows, other._calls = self._sums, self._rows, self._calls
         return other
 
-    def note(self, name: str, layer: Any, output: Tensor, first: bool) -> None:
-        """Take note of one call in floating point; ``first`` is True for those of the first batch."""
-        if getattr(layer, "bias", None) is None:
+    def record_output(self, name: str, layer: Layer, output: Tensor, is_first_batch: bool) -> None:
+        """Add the output of one call in floating point to the mean output of the layer."""
+        if layer_bias(layer) is None:
             return
         rows = flatten_positions(layer, output)
         self._sums[name] = self._sums.get(name, 0.0) + rows.sum(0)
         self._rows[name] = self._rows.get(name, 0) + len(rows)
-        self._calls[name] = self._calls.get(name, 0) + first
+        self._calls[name] = self._calls.get(name, 0) + is_first_batch
 
-    def shift(self, name: str, layer: Any, output: Tensor) -> Tensor | None:
-        """Return what a layer's mean output over all batches lacks, ``[C]``, or None where it is left alone."""
-        if getattr(layer, "bias", None) is None or self._calls.get(name) != 1:
+    def compute_shift(self, name: str, layer: Layer, output: Tensor) -> Tensor | None:
+        """Return the difference of exact and current mean output, ``[C]``, or None without a correction."""
+        if layer_bias(layer) is None or self._calls.get(name) != 1:
             return None
         return self._sums[name] / self._rows[name] - flatten_positions(layer, output).mean(0)
 
-    def correct(self, name: str, layer: Any, output: Tensor, finish: Callable[[Tensor], Tensor]) -> Tensor:
-        """Change the bias of a layer by what its mean output lacks; return the output that the layer then gives.
+    def correct_bias(self, name: str, layer: Layer, output: Tensor, round_bias: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add the shift of the mean output to the bias of a layer and return the output with the new bias.
 
         Args:
-            name: The layer's name.
-            layer: The layer.
-            output: Its output over all calibration batches.
-            finish: Rounds the bias as the layer will hold it.
+            name: Name of the layer.
+            layer: Layer whose bias is changed.
+            output: Output of the layer for all calibration batches.
+            round_bias: Function that rounds the bias to the values that the layer can represent.
         """
-        shift = self.shift(name, layer, output)
-        if shift is None:
+        shift, bias = self.compute_shift(name, layer, output), layer_bias(layer)
+        if shift is None or bias is None:
             return output
-        before = layer.bias.detach()
-        after = finish(before + shift)
+        before = bias.detach()
+        after = round_bias(before + shift)
         set_bias(layer, after)
         self.shifts[name] = float(shift.abs().max())
-        # The layers behind see what the corrected layer gives.
+        # The forward pass continues with the corrected output, which later layers are corrected for.
         return output + broadcast_channels(layer, after - before, output)

@@ -1,9 +1,8 @@
-"""How much a model suffers when one layer's weights, or its inputs, are rounded and everything else is not."""
+"""Bit sensitivity: the loss of a model when only the weights, or only the inputs, of one layer are quantized."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,130 +19,137 @@ from autocompress.quantize.weight_coding import QuantizedWeight
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """One layer of the table.
+    """Sensitivity of one layer.
 
     Attributes:
-        layer: Its name.
-        weights: Bits of its weights to what was measured.
-        inputs: Bits of its inputs to what was measured.
+        layer: Name of the layer.
+        weights: Measured loss by bits of the weights.
+        inputs: Measured loss by bits of the inputs.
     """
 
     layer: str
     weights: Mapping[int, float]
     inputs: Mapping[int, float]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the row as JSON values; bits are texts there."""
-        weights, inputs = ({str(bits): rise for bits, rise in side.items()} for side in (self.weights, self.inputs))
+    def to_json(self) -> dict[str, object]:
+        """Return the sensitivity as JSON values, with the bits as strings."""
+        weights, inputs = ({str(bits): loss for bits, loss in side.items()} for side in (self.weights, self.inputs))
         return {"name": self.layer, "weight_bits": weights, "activation_bits": inputs}
 
 
 def measure_sensitivity(
-    draft: ModelQuantizer,
+    quantizer: ModelQuantizer,
     measure: Callable[[], float],
     weights: Mapping[str, Mapping[int, QuantizedWeight]],
     inputs: Mapping[str, Mapping[int, Grid]],
 ) -> list[LayerSensitivity]:
-    """Return the table; the draft computes what it did before.
+    """Return the sensitivity of each layer; the model computes the same as before afterwards.
 
-    Where the draft corrects biases, the mean output of the rounded layer is put right while it is measured.
+    With bias correction, the mean output of the quantized layer is corrected while its loss is measured.
 
     Args:
-        draft: In floating point.
-        measure: One of :data:`MEASURES`, built on the draft.
-        weights: Layer to bits to its weight's codes.
-        inputs: Layer to bits to the grid of its inputs.
+        quantizer: Model quantizer, before any layer is quantized.
+        measure: Loss of the current model, one of :data:`MEASURES`.
+        weights: Quantized weights by layer and bits.
+        inputs: Input grids by layer and bits.
 
     Raises:
-        CompressionError: What is measured is not finite.
+        CompressionError: A measured loss is not finite.
     """
-    table = []
+    sensitivities = []
 
-    def correct(name: str, _: object, __: object, output: Tensor) -> Tensor:
-        layer = draft.layers[name]
-        shift = None if draft.correction is None else draft.correction.shift(name, layer, output)
+    def correct_output(name: str, _: object, __: object, output: Tensor) -> Tensor:
+        layer, correction = quantizer.layers[name], quantizer.correction
+        shift = None if correction is None else correction.compute_shift(name, layer, output)
         return output if shift is None else output + broadcast_channels(layer, shift, output)
 
-    for name, layer in draft.layers.items():
-        of_weights, of_inputs, exact = {}, {}, layer.weight
-        with forward_hooks({name: layer}, correct):
-            for bits, coded in weights[name].items():
-                set_weight(layer, coded)
-                of_weights[bits] = _finite(measure(), name, bits)
+    for name, layer in quantizer.layers.items():
+        weight_losses, input_losses, exact = {}, {}, layer.weight
+        with forward_hooks({name: layer}, correct_output):
+            for bits, quantized in weights[name].items():
+                set_weight(layer, quantized)
+                weight_losses[bits] = _require_finite(measure(), name, bits)
             layer.weight = exact
             for bits, grid in inputs[name].items():
                 attach_input_quantizer(layer, FakeQuantize(grid, bits))
-                of_inputs[bits] = _finite(measure(), name, bits)
+                input_losses[bits] = _require_finite(measure(), name, bits)
         if inputs[name]:
+            # The hook of the input quantizer stays on the layer, so its submodule becomes the identity.
             layer.add_module(INPUT, nn.Identity())
-        table.append(LayerSensitivity(name, of_weights, of_inputs))
-    return table
+        sensitivities.append(LayerSensitivity(name, weight_losses, input_losses))
+    return sensitivities
 
 
-def enforce_monotone_losses(rises: Mapping[int, float]) -> dict[int, float]:
-    """Return what each width is expected to cost: never less than nothing, and never less than a wider one.
+def enforce_monotone_losses(losses: Mapping[int, float]) -> dict[int, float]:
+    """Return losses by bits that are not negative and do not decrease with fewer bits.
 
-    A narrower width that measured better than a wider one did so by chance.
+    A smaller measured loss with fewer bits is noise of the calibration batches.
 
     Example:
         >>> enforce_monotone_losses({2: 0.5, 4: -0.1, 8: 0.1})
         {8: 0.1, 4: 0.1, 2: 0.5}
     """
-    found: dict[int, float] = {}
+    monotone: dict[int, float] = {}
     worst = 0.0
-    for bits in sorted(rises, reverse=True):
-        worst = found[bits] = max(worst, rises[bits])
-    return found
+    for bits in sorted(losses, reverse=True):
+        worst = monotone[bits] = max(worst, losses[bits])
+    return monotone
 
 
 class OutputDivergence:
-    """The Kullback-Leibler divergence of the outputs' classes from what they were in floating point, per example.
+    """Kullback-Leibler divergence of the quantized from the floating-point class probabilities, per example.
 
-    It is the rise of the loss to expect if labels came as often as the model says they do. Other than the rise of the
-    loss itself, it does not hang on which labels a few calibration batches hold, and is never below zero.
+    It is the expected increase of the cross-entropy if labels followed the predicted probabilities. Unlike the
+    increase of the loss itself, it does not depend on the labels of a few calibration batches and is never negative.
+
+    Args:
+        quantizer: Model quantizer, before any layer is quantized.
 
     Raises:
         CompressionError: There are no calibration batches.
     """
 
-    def __init__(self, draft: ModelQuantizer) -> None:
-        if not draft.context.calibration:
+    def __init__(self, quantizer: ModelQuantizer) -> None:
+        if not quantizer.context.calibration:
             raise CompressionError("sensitivities need calibration batches: the context holds none")
-        self._draft, self._inputs = draft, draft.join_batches()
-        self._exact = self._outputs()
+        self._model, self._inputs = quantizer.model, quantizer.join_batches()
+        self._exact = self._log_probabilities()
 
     def __call__(self) -> float:
-        """Return the divergence for the model as it is now."""
-        pairs = zip(self._exact, self._outputs(), strict=True)
-        parts = [F.kl_div(now, before, reduction="sum", log_target=True) for before, now in pairs]
+        """Return the divergence of the current model."""
+        pairs = zip(self._exact, self._log_probabilities(), strict=True)
+        parts = [F.kl_div(current, exact, reduction="sum", log_target=True) for exact, current in pairs]
         return float(torch.stack(parts).sum()) / len(self._inputs[0])
 
-    def _outputs(self) -> list[Tensor]:
-        return [F.log_softmax(leaf.double(), -1) for leaf in tree_leaves(self._draft.model(*self._inputs))]
+    def _log_probabilities(self) -> list[Tensor]:
+        return [F.log_softmax(leaf.double(), -1) for leaf in tree_leaves(self._model(*self._inputs))]
 
 
 class LossIncrease:
-    """The rise of the task's loss on the calibration batches; below zero where rounding happened to help.
+    """Increase of the task's loss on the calibration batches; it can be negative.
+
+    Args:
+        quantizer: Model quantizer, before any layer is quantized.
 
     Raises:
         CompressionError: The context lacks the loss, calibration batches or their targets.
     """
 
-    def __init__(self, draft: ModelQuantizer) -> None:
-        context = draft.context
+    def __init__(self, quantizer: ModelQuantizer) -> None:
+        context = quantizer.context
         if context.loss is None or not context.targets or len(context.targets) != len(context.calibration):
             raise CompressionError("sensitivities need the loss on calibration batches: the context lacks it")
-        self._draft, self._inputs, self._loss = draft, draft.join_batches(), context.loss
+        self._model, self._inputs, self._loss = quantizer.model, quantizer.join_batches(), context.loss
         heads = context.targets[0]
         self._targets = {head: torch.cat([targets[head] for targets in context.targets]) for head in heads}
-        self._exact = self._now()
+        self._exact = self._compute_loss()
 
     def __call__(self) -> float:
-        """Return the rise for the model as it is now."""
-        return self._now() - self._exact
+        """Return the increase of the loss of the current model."""
+        return self._compute_loss() - self._exact
 
-    def _now(self) -> float:
-        return float(self._loss(self._draft.model(*self._inputs), self._targets))
+    def _compute_loss(self) -> float:
+        return float(self._loss(self._model(*self._inputs), self._targets))
 
 
 MEASURES: dict[str, Callable[[ModelQuantizer], Callable[[], float]]] = {
@@ -152,7 +158,7 @@ MEASURES: dict[str, Callable[[ModelQuantizer], Callable[[], float]]] = {
 }
 
 
-def _finite(measured: float, layer: str, bits: int) -> float:
-    if not math.isfinite(measured):
-        raise CompressionError(f"layer '{layer}' at {bits} bits: the sensitivity is {measured}, not a finite loss")
-    return measured
+def _require_finite(loss: float, layer: str, bits: int) -> float:
+    if not math.isfinite(loss):
+        raise CompressionError(f"layer '{layer}' at {bits} bits: the sensitivity is {loss}, not a finite loss")
+    return loss

@@ -1,92 +1,101 @@
-"""k-means on a line: a start that is optimal on a few hundred stretches, then steps that look at every value."""
+"""One-dimensional k-means: dynamic programming over a few hundred segments, then Lloyd's algorithm on all values."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-STEPS = 100
+# Largest number of Lloyd iterations; the start is near the optimum, so few are needed.
+LLOYD_ITERATIONS = 100
+# Bins of the histogram that places the segment bounds.
 BINS = 256
-STRETCHES = 512
+# Segments of the dynamic program, whose cost grows with their square.
+SEGMENTS = 512
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 def cluster_values(values: Tensor, weights: Tensor, count: int) -> Tensor:
-    """Return at most ``count`` ascending centres, float64, that leave a small weighted squared distance to the values.
+    """Return at most ``count`` ascending cluster centres, float64, of small weighted squared distance to the values.
 
-    Dynamic programming over stretches of neighbouring values (Wang and Song 2011, Ckmeans.1d.dp) finds a start, which
-    is the optimum itself up to 512 different values; Lloyd's steps (1982) move it where there are more. Values that
-    take no more than ``count`` different places are their own centres.
+    Dynamic programming over segments of neighbouring values (Ckmeans.1d.dp, Wang and Song 2011) gives the start, which
+    is the global optimum for up to 512 distinct values. With more, Lloyd's algorithm (1982) improves it. At most
+    ``count`` distinct values are their own centres.
 
     Args:
-        values: ``[n]``, finite, at least one.
-        weights: ``[n]``, positive.
-        count: Most centres to return.
+        values: Finite values, ``[n]``, at least one.
+        weights: Positive weights, ``[n]``.
+        count: Largest number of centres.
 
     Example:
         >>> cluster_values(torch.tensor([1.0, 2.0, 9.0]), torch.ones(3), 2).tolist()
         [1.5, 9.0]
     """
-    places, owner = np.unique(values.detach().flatten().double().numpy(), return_inverse=True)
-    if len(places) <= count:
-        return torch.from_numpy(places)
-    mass = np.bincount(owner, weights.detach().flatten().double().numpy()).astype(np.float64)
-    line = _Line(places, mass)
-    return torch.from_numpy(line.settle(line.best_cuts(line.stretches(), count)))
+    points, index = np.unique(values.detach().flatten().double().numpy(), return_inverse=True)
+    if len(points) <= count:
+        return torch.from_numpy(points)
+    mass = np.bincount(index, weights.detach().flatten().double().numpy()).astype(np.float64)
+    line = _WeightedPoints(points, mass)
+    return torch.from_numpy(line.run_lloyd(line.optimal_bounds(line.segment_bounds(), count)))
 
 
-class _Line:
-    """Ascending places, the weight on each, and the prefix sums that give any stretch's weight, centre and spread."""
+class _WeightedPoints:
+    """Points in ascending order with weights, and prefix sums that give weight, mean and variance of any segment.
 
-    def __init__(self, places: Floats, weights: Floats) -> None:
-        self.places, self.weights = places, weights
-        # Squares of what is far from zero would drown the spread of a stretch.
-        self._middle = np.average(places, weights=weights)
-        near = places - self._middle
+    Args:
+        points: Distinct values in ascending order, ``[n]``.
+        weights: Weight of each point, ``[n]``.
+    """
+
+    def __init__(self, points: Floats, weights: Floats) -> None:
+        self.points = points
+        # Centred, because squares of values far from zero would cancel in the variance of a segment.
+        self._mean = np.average(points, weights=weights)
+        centred = points - self._mean
         self._mass, self._moment, self._square = (
-            np.concatenate([[0.0], sums.cumsum()]) for sums in (weights, weights * near, weights * near**2)
+            np.concatenate([[0.0], sums.cumsum()]) for sums in (weights, weights * centred, weights * centred**2)
         )
 
-    def stretches(self) -> Ints:
-        """Return where stretches that are never split begin and end: finer where more or rarer values lie."""
-        if len(self.places) <= STRETCHES:
-            return np.arange(len(self.places) + 1)
-        low, high = self.places[0], self.places[-1]
+    def segment_bounds(self) -> Ints:
+        """Return the bounds of the segments that the dynamic program does not split, as indices of points."""
+        if len(self.points) <= SEGMENTS:
+            return np.arange(len(self.points) + 1)
+        low, high = self.points[0], self.points[-1]
         edges = np.linspace(low, high, BINS + 1)
-        mass = np.diff(self._mass[np.searchsorted(self.places, edges[1:-1])], prepend=0, append=self._mass[-1])
+        mass = np.diff(self._mass[np.searchsorted(self.points, edges[1:-1])], prepend=0, append=self._mass[-1])
         # The asymptotically optimal density of centres is the cube root of that of the values (Panter and Dite 1951).
-        reached = np.concatenate([[0.0], np.cbrt(mass).cumsum()])
-        even = np.interp(np.linspace(0, reached[-1], STRETCHES // 2 + 1), reached, edges)
-        ranks = np.linspace(0, len(self.places), STRETCHES // 2 + 1).astype(np.int64)
-        return np.unique(np.concatenate([ranks, np.searchsorted(self.places, even[1:-1])]))
+        cumulative = np.concatenate([[0.0], np.cbrt(mass).cumsum()])
+        bounds = np.interp(np.linspace(0, cumulative[-1], SEGMENTS // 2 + 1), cumulative, edges)
+        # The other half of the bounds lie at quantiles, so that no segment holds a large share of the points.
+        ranks = np.linspace(0, len(self.points), SEGMENTS // 2 + 1).astype(np.int64)
+        return np.unique(np.concatenate([ranks, np.searchsorted(self.points, bounds[1:-1])]))
 
-    def best_cuts(self, ends: Ints, count: int) -> Ints:
-        """Return the ``count + 1`` of the ends that cut the line with the smallest squared distance."""
-        mass, moment, square = (sums[ends] for sums in (self._mass, self._moment, self._square))
-        # cost[b, a]: the squared distance of all from end a to end b to one centre.
+    def optimal_bounds(self, bounds: Ints, count: int) -> Ints:
+        """Return the ``count + 1`` of the bounds that divide the points into clusters of least squared distance."""
+        mass, moment, square = (sums[bounds] for sums in (self._mass, self._moment, self._square))
+        # cost[b, a]: squared distance of the points from bound a to bound b to their mean.
         width, shift = mass[:, None] - mass, moment[:, None] - moment
         cost = np.full(width.shape, np.inf)
         np.divide(shift**2, width, out=cost, where=width > 0)
         cost = np.where(width > 0, square[:, None] - square - cost, np.inf)
-        best, came_from = cost[:, 0], []
+        best, predecessors = cost[:, 0], []
         for _ in range(count - 1):
             total = cost + best
-            came_from.append(total.argmin(1))
-            best = np.take_along_axis(total, came_from[-1][:, None], 1)[:, 0]
-        cuts = [len(ends) - 1]
-        for back in reversed(came_from):
-            cuts.append(int(back[cuts[-1]]))
-        return ends[[0, *reversed(cuts)]]
+            predecessors.append(total.argmin(1))
+            best = np.take_along_axis(total, predecessors[-1][:, None], 1)[:, 0]
+        chosen = [len(bounds) - 1]
+        for predecessor in reversed(predecessors):
+            chosen.append(int(predecessor[chosen[-1]]))
+        return bounds[[0, *reversed(chosen)]]
 
-    def settle(self, cuts: Ints) -> Floats:
-        """Return the centres between cuts that were moved until no value changes sides."""
-        for _ in range(STEPS):
-            centres = np.diff(self._moment[cuts]) / np.diff(self._mass[cuts]) + self._middle
-            inner = np.searchsorted(self.places, (centres[1:] + centres[:-1]) / 2, side="right")
-            before, cuts = cuts, np.concatenate([[0], inner, [len(self.places)]])
-            # A centre between two others that are nearer to all of its values would be left with none.
-            if np.array_equal(before, cuts) or bool((np.diff(cuts) == 0).any()):
+    def run_lloyd(self, bounds: Ints) -> Floats:
+        """Return the cluster centres after Lloyd's algorithm, which ends when no point changes its cluster."""
+        for _ in range(LLOYD_ITERATIONS):
+            centres = np.diff(self._moment[bounds]) / np.diff(self._mass[bounds]) + self._mean
+            inner = np.searchsorted(self.points, (centres[1:] + centres[:-1]) / 2, side="right")
+            before, bounds = bounds, np.concatenate([[0], inner, [len(self.points)]])
+            # A cluster loses all of its points where two other centres are nearer to them; its mean would be undefined.
+            if np.array_equal(before, bounds) or bool((np.diff(bounds) == 0).any()):
                 break
         return centres

@@ -1,20 +1,23 @@
-"""Integer arithmetic of a quantized layer: 8-bit products summed in int32, the bias on the grid of the products.
+"""Integer arithmetic of a quantized layer: 8-bit products are summed in int32, and so is the bias.
 
-Runtimes store the bias as int32 on the scale ``input scale x weight scale`` (Jacob et al. 2018). On coarse weights
-that is a coarse grid for the bias too, so codes are first widened; their values stay the same.
+Runtimes store the bias as int32 with the scale ``input scale x weight scale`` (Jacob et al. 2018). Weights of few bits
+have a large scale, which is too coarse for the bias. Codes are therefore multiplied to use more of the 8 bits, and the
+scale is divided by the same factor; the weights stay the same.
 
-How far is a matter of the processor. x86 without VNNI adds two products of an unsigned input and an int8 weight in 16
+The processor limits the factor. x86 without VNNI adds two products of an unsigned input and an int8 weight in 16
 bits, which saturate (``vpmaddubsw``): beyond 64 a weight's code may then give another sum than on other processors.
-So codes are int8 up to 64, and what reaches beyond is stored as uint8, for which runtimes have kernels that are exact
-everywhere (a quarter to two fifths slower there, as fast as int8 with VNNI).
+So codes up to 64 are stored as int8, and larger ones as uint8, for which runtimes have kernels that are exact on every
+processor (25% to 40% slower without VNNI, as fast as int8 with it).
 """
 
 import torch
 from torch import Tensor
 
+# Codes of a bias stay below this, which leaves half of int32 to the sum of the products.
 LARGEST_BIAS = 2.0**30
-# Twice 255 times this, two products with the largest input, is the last that fits into 16 bits.
-EXACT = 64
+# Largest absolute weight code for which the sum of two products with the largest input, 255, fits into 16 bits.
+LARGEST_EXACT_CODE = 64
+# Smallest positive normal float32: a scale below it would be rounded to zero or lose precision.
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -23,17 +26,17 @@ def widen_codes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return int8 or uint8 codes, their scale and their zero point, for the same weights on a finer grid.
 
-    Where all lie from -64 to 64 around the zero point they are int8 around 0, multiplied to come close to 64; where
-    all lie from -128 to 127, uint8 around 128. Some 8-bit asymmetric ones do not, and keep their zero point. A scale so
-    small that a bias would not fit into int32 is raised: what the weights lose is below the bias's own float32
-    precision.
+    Codes within 64 of the zero point become int8 with zero point 0, multiplied to come close to 64. Codes from -128
+    to 127 around it become uint8 with zero point 128. Some 8-bit asymmetric codes fit neither and keep their zero
+    point. A scale that is too small for an int32 bias is raised; the error of the weights is then below the float32
+    precision of the bias.
 
     Args:
-        codes: ``[C, ...]``.
-        scale: ``[C]``, or ``[]`` for the whole tensor.
-        zero_point: Shaped like ``scale``.
-        bias: ``[C]``, if the layer has one.
-        input_scale: ``[]``, if the layer's input is quantized.
+        codes: Codes of the weight, ``[C, ...]``.
+        scale: Scale of the weight, ``[C]``, or ``[]`` for the whole tensor.
+        zero_point: Code of 0.0, shaped like ``scale``.
+        bias: Bias of the layer, ``[C]``, if it has one.
+        input_scale: Scale of the layer's input, ``[]``, if it is quantized.
 
     Example:
         >>> codes, scale = torch.tensor([[-1, 0, 1]], dtype=torch.int8), torch.tensor([0.5])
@@ -42,23 +45,23 @@ def widen_codes(
     """
     axes = [-1, *[1] * (codes.ndim - 1)] if scale.ndim else []
     steps = codes.int() - zero_point.int().view(axes)
-    reach = steps.abs().flatten(1).amax(1) if scale.ndim else steps.abs().amax()
-    wide, fits = scale.double(), int(steps.min()) >= -128 and int(steps.max()) <= 127
-    exact = int(reach.max()) <= EXACT
-    widest, middle, dtype = (EXACT, 0, torch.int8) if exact else (127, 128, torch.uint8)
+    max_steps = steps.abs().flatten(1).amax(1) if scale.ndim else steps.abs().amax()
+    new_scale, fits = scale.double(), int(steps.min()) >= -128 and int(steps.max()) <= 127
+    exact = int(max_steps.max()) <= LARGEST_EXACT_CODE
+    widest, middle, dtype = (LARGEST_EXACT_CODE, 0, torch.int8) if exact else (127, 128, torch.uint8)
     if fits:
-        factor = (widest // reach.clamp(min=1)).clamp(min=1)
-        steps, wide = steps * factor.view(axes), wide / factor
+        factor = (widest // max_steps.clamp(min=1)).clamp(min=1)
+        steps, new_scale = steps * factor.view(axes), new_scale / factor
     if bias is not None and input_scale is not None:
-        size = bias.detach().double().abs()
-        finest = (size if scale.ndim else size.amax()) / (input_scale.double() * LARGEST_BIAS)
-        # Where every weight is zero any scale will do, and the finest keeps the bias.
-        wanted = torch.where(reach == 0, finest.clamp(min=TINY), torch.maximum(wide, finest))
-        if bool((wanted > wide).any()):
-            steps = steps.mul((wide / wanted).view(axes)).round().int()
-        wide = wanted
-    moved = torch.full_like(zero_point, middle, dtype=torch.int32) if fits else zero_point.int()
-    return (steps + moved.view(axes)).to(dtype), wide.float(), moved.to(dtype)
+        magnitude = bias.detach().double().abs()
+        finest = (magnitude if scale.ndim else magnitude.amax()) / (input_scale.double() * LARGEST_BIAS)
+        # Where all weights are zero any scale represents them, and the finest one represents the bias best.
+        required = torch.where(max_steps == 0, finest.clamp(min=TINY), torch.maximum(new_scale, finest))
+        if bool((required > new_scale).any()):
+            steps = steps.mul((new_scale / required).view(axes)).round().int()
+        new_scale = required
+    new_zero_point = torch.full_like(zero_point, middle, dtype=torch.int32) if fits else zero_point.int()
+    return (steps + new_zero_point.view(axes)).to(dtype), new_scale.float(), new_zero_point.to(dtype)
 
 
 def quantize_bias(bias: Tensor, weight_scale: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +76,7 @@ def quantize_bias(bias: Tensor, weight_scale: Tensor, input_scale: Tensor) -> tu
 
 
 def round_bias(codes: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor, input_scale: Tensor) -> Tensor:
-    """Return the bias as an integer kernel adds it, shaped and typed like ``bias``."""
-    _, wide, _ = widen_codes(codes, scale, zero_point, bias, input_scale)
-    steps, step = quantize_bias(bias, wide, input_scale)
-    return (steps * step.double()).to(bias.dtype)
+    """Return the bias that an integer kernel adds, with the shape and the type of ``bias``."""
+    _, weight_scale, _ = widen_codes(codes, scale, zero_point, bias, input_scale)
+    codes_of_bias, bias_scale = quantize_bias(bias, weight_scale, input_scale)
+    return (codes_of_bias * bias_scale.double()).to(bias.dtype)

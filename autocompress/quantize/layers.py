@@ -1,9 +1,9 @@
-"""The layers that quantization works on: finding them, watching them, and giving them other parameters."""
+"""Layers that can be quantized: finding them, hooking their calls and replacing their parameters."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -14,25 +14,30 @@ from autocompress.quantize.weight_coding import QuantizedWeight, WeightCoding
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, *EMBEDDINGS)
+Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Linear | nn.Embedding | nn.EmbeddingBag
+LayerHook: TypeAlias = Callable[[str, tuple[Tensor, ...], Mapping[str, Tensor], Tensor], Tensor | None]
 
 
 @contextmanager
-def add_layer_to_errors(layer: str, what: str) -> Iterator[None]:
-    """Put the layer's name in front of an error about one of its tensors."""
+def add_layer_to_errors(layer: str, tensor: str) -> Iterator[None]:
+    """Prefix a CompressionError about a tensor of a layer with the names of the layer and the tensor."""
     try:
         yield
     except CompressionError as error:
-        raise CompressionError(f"layer '{layer}', {what}: {error}") from None
+        raise CompressionError(f"layer '{layer}', {tensor}: {error}") from None
 
 
 @contextmanager
-def forward_hooks(layers: Mapping[str, nn.Module], watch: Callable[..., Any]) -> Iterator[None]:
-    """Show ``watch`` every call of the layers: name, arguments, keyword arguments, output.
+def forward_hooks(layers: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[None]:
+    """Register a forward hook on each layer inside the ``with`` block.
 
-    What it returns takes the place of the output, unless it is None.
+    Args:
+        layers: Layers by name.
+        hook: Function of name, arguments, keyword arguments and output of a call; its result replaces the output
+            unless it is None.
     """
     handles = [
-        layer.register_forward_hook(lambda _, *call, name=name: watch(name, *call), with_kwargs=True)
+        layer.register_forward_hook(lambda _, *call, name=name: hook(name, *call), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:
@@ -42,14 +47,14 @@ def forward_hooks(layers: Mapping[str, nn.Module], watch: Callable[..., Any]) ->
             handle.remove()
 
 
-def find_layers(model: nn.Module) -> dict[str, Any]:
+def find_layers(model: nn.Module) -> dict[str, Layer]:
     """Return the layers that can be quantized, by name.
 
-    The output projection of torch's attention is none of them: attention reads its weight without calling it. Nor is
-    an embedding table with ``max_norm``, which rescales its rows as they are looked up.
+    Two kinds are left out: the output projection of torch's attention, whose weight is read without a call of the
+    layer, and embeddings with ``max_norm``, which rescale their rows at each lookup.
 
     Raises:
-        CompressionError: A layer computes its weight, or is quantized already.
+        CompressionError: A layer has a parametrized weight, or is already quantized.
     """
     layers = {
         name: module
@@ -67,34 +72,43 @@ def find_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def is_embedding(layer: nn.Module) -> bool:
-    """Return whether a layer looks rows up: its input is row numbers, which are never rounded, and it has no bias."""
+    """Return whether a layer is an embedding: its inputs are indices, which stay integers, and it has no bias."""
     return isinstance(layer, EMBEDDINGS)
 
 
 def coding_for_layer(layer: nn.Module, coding: WeightCoding) -> WeightCoding:
-    """Return how the weight of this layer becomes codes: an embedding table always has one scale a row.
+    """Return the coding for the weight of a layer; an embedding always has one scale per row.
 
-    Only the rows of an example are read, and those of rare ones are far smaller than those of frequent ones.
+    Rows of rare indices are often far smaller than rows of frequent ones, so a shared scale would round them to zero.
     """
     return replace(coding, granularity="per_channel") if is_embedding(layer) else coding
 
 
-def set_weight(layer: Any, coded: QuantizedWeight) -> None:
-    """Give ``layer`` the values of the codes; as a new parameter, so that a shared weight stays as it was elsewhere."""
-    values = coded.values().to(layer.weight.dtype)
+def set_weight(layer: Layer, quantized: QuantizedWeight) -> None:
+    """Replace the weight of a layer by the dequantized one.
+
+    It is a new parameter, so a weight that is shared with another layer does not change there.
+    """
+    values = quantized.dequantize().to(layer.weight.dtype)
     layer.weight = nn.Parameter(values, requires_grad=layer.weight.requires_grad)
 
 
-def set_bias(layer: Any, bias: Tensor) -> None:
-    """Give ``layer`` another bias, as a new parameter."""
-    layer.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+def set_bias(layer: Layer, bias: Tensor) -> None:
+    """Replace the bias of a layer by a new parameter."""
+    current = layer_bias(layer)
+    layer.bias = nn.Parameter(bias, requires_grad=current is not None and current.requires_grad)
+
+
+def layer_bias(layer: Layer) -> Tensor | None:
+    """Return the bias of a layer, ``[C]``, or None where it has none."""
+    return None if isinstance(layer, EMBEDDINGS) else layer.bias
 
 
 def flatten_positions(layer: nn.Module, output: Tensor) -> Tensor:
-    """Return a layer's output with one row a position, ``[.., C] or [N, C, ..] -> [P, C]``."""
+    """Return the output of a layer with one row per position, ``[.., C] or [N, C, ..] -> [P, C]``."""
     return (output if isinstance(layer, nn.Linear) else output.movedim(1, -1)).flatten(0, -2)
 
 
 def broadcast_channels(layer: nn.Module, values: Tensor, output: Tensor) -> Tensor:
-    """Return one number a channel in a shape that broadcasts over a layer's output, ``[C] -> [C, 1, ..]``."""
+    """Return values per channel in a shape that broadcasts to a layer's output, ``[C] -> [C, 1, ..]``."""
     return values if isinstance(layer, nn.Linear) else values.view(-1, *[1] * (output.ndim - 2))

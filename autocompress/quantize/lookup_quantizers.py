@@ -1,4 +1,4 @@
-"""Quantizers whose codes look up a table: powers of two, and a codebook that is fitted to the weights."""
+"""Non-uniform weight quantizers with a lookup table: powers of two, and a codebook clustered from the weights."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from autocompress.errors import CompressionError
 from autocompress.quantize.clustering import cluster_values
 from autocompress.quantize.quantizers import LARGEST_SCALE, SMALLEST_SCALE, broadcast_parameter
 
-# Below 2**-24 of the largest a weight changes no float32 sum that the largest is part of.
+# A weight below 2**-24 of the largest one does not change a float32 sum that contains the largest.
 LARGEST_EXPONENTS = 24
 
 
@@ -18,9 +18,10 @@ class LookupTable:
     """Unevenly spaced values: code ``c`` stands for ``levels[c] * scale``.
 
     Attributes:
-        levels: Ascending, float32, ``[L]``.
-        scale: Float32; ``[]`` for a whole tensor, ``[C]`` along axis 0, ``[C, G]`` for groups of each flattened row.
-        group: Values that share a scale where there are groups; the last group of a row may be shorter.
+        levels: Table of values in ascending order, float32, ``[L]``.
+        scale: Factor of the levels, float32; ``[]`` for a whole tensor, ``[C]`` along axis 0, ``[C, G]`` for groups of
+            each flattened row.
+        group: Number of values that share a scale with groups, 0 without; the last group of a row may be shorter.
     """
 
     levels: Tensor
@@ -28,9 +29,9 @@ class LookupTable:
     group: int = 0
 
     def encode(self, values: Tensor) -> Tensor:
-        """Return the code of the nearest value, uint8; a tie goes to the lower one."""
-        middle = (self.levels[1:].double() + self.levels[:-1].double()) / 2
-        return torch.bucketize(values.double() / broadcast_parameter(self.scale, values, self.group), middle).to(
+        """Return the code of the nearest level, uint8; a tie goes to the lower level."""
+        midpoints = (self.levels[1:].double() + self.levels[:-1].double()) / 2
+        return torch.bucketize(values.double() / broadcast_parameter(self.scale, values, self.group), midpoints).to(
             torch.uint8
         )
 
@@ -40,12 +41,12 @@ class LookupTable:
 
 
 def build_power_of_two_levels(bits: int) -> Tensor:
-    """Return ``-1, -1/2, .., 0, .., 1/2, 1``: a sign and an exponent a code, and zero (Zhou et al. 2017, INQ).
+    """Return the levels ``-1, -1/2, .., 0, .., 1/2, 1`` (INQ, Zhou et al. 2017, arXiv:1702.03044).
 
-    More than 24 exponents are never used, so that a sixth bit is the last that adds any.
+    At most 24 exponents are used, so 7 and 8 bits give the same levels as 6.
 
     Raises:
-        CompressionError: Fewer than 2 bits leave zero alone.
+        CompressionError: ``bits`` is below 2: zero would be the only level.
 
     Example:
         >>> build_power_of_two_levels(3).tolist()
@@ -58,13 +59,13 @@ def build_power_of_two_levels(bits: int) -> Tensor:
     return torch.cat([-positive.flip(0), torch.zeros(1), positive])
 
 
-def fit_power_of_two_table(reach: Tensor, bits: int) -> LookupTable:
-    """Return the table of powers of two whose largest is the nearest to ``reach``, ``[]``, ``[C]`` or ``[C, G]``.
+def fit_power_of_two_table(max_abs: Tensor, bits: int) -> LookupTable:
+    """Return the table of powers of two whose largest level is nearest to ``max_abs``, ``[]``, ``[C]`` or ``[C, G]``.
 
-    Every value up to ``reach`` lies within half of the largest power, the table's scale.
+    Values up to ``max_abs`` have an error of at most half of the table's scale, the largest level.
 
     Raises:
-        CompressionError: Fewer than 2 bits.
+        CompressionError: ``bits`` is below 2.
 
     Example:
         >>> table = fit_power_of_two_table(torch.tensor(0.7), bits=3)
@@ -72,32 +73,34 @@ def fit_power_of_two_table(reach: Tensor, bits: int) -> LookupTable:
         [-0.5, 0.25, 0.0]
     """
     levels = build_power_of_two_levels(bits)
-    fraction, exponent = torch.frexp(reach.double())
-    # reach = fraction * 2**exponent with a fraction from 1/2 to 1: from 3/4 on the power above is nearer.
+    fraction, exponent = torch.frexp(max_abs.double())
+    # max_abs = fraction * 2**exponent with a fraction in [1/2, 1): from 3/4 on the larger power is nearer.
     scale = torch.ldexp(torch.ones_like(fraction), exponent - (fraction < 0.75).int())
-    scale = torch.where(reach == 0, 1.0, scale.clamp(SMALLEST_SCALE, LARGEST_SCALE))
+    scale = torch.where(max_abs == 0, 1.0, scale.clamp(SMALLEST_SCALE, LARGEST_SCALE))
     return LookupTable(levels, scale.float())
 
 
 def fit_codebook(values: Tensor, scale: Tensor, group: int, bits: int) -> LookupTable:
     """Return a table of at most ``2 ** bits`` levels clustered from a weight (Deep Compression, Han et al. 2016).
 
-    The squared error of ``levels * scale`` is what is made small. Weights of exactly zero keep that value, so that
-    what was pruned stays pruned.
+    The clustering minimizes the squared error of ``levels * scale``. Weights that are exactly zero stay zero, so
+    pruned weights stay pruned.
 
     Args:
         values: The weight, ``[C, ...]``.
-        scale: What levels are multiplied by, ``[]``, ``[C]`` or ``[C, G]``, positive.
-        group: Values that share a scale where there are groups.
-        bits: 1 to 8.
+        scale: Positive factor of the levels, ``[]``, ``[C]`` or ``[C, G]``.
+        group: Number of values that share a scale with groups, 0 without.
+        bits: Number of bits of a code, 1 to 8.
     """
-    spread = broadcast_parameter(scale, values, group).double().expand_as(values).flatten()
-    places = values.detach().flatten().double() / spread
-    zero = places == 0
+    scales = broadcast_parameter(scale, values, group).double().expand_as(values).flatten()
+    normalized = values.detach().flatten().double() / scales
+    zero = normalized == 0
+    # One level is reserved for pruned weights.
     count = 2**bits - bool(zero.any())
     levels = torch.zeros(0, dtype=torch.float64)
     if not bool(zero.all()):
-        levels = cluster_values(places[~zero], spread[~zero].square(), count)
+        # An error of a normalized value counts by its squared scale.
+        levels = cluster_values(normalized[~zero], scales[~zero].square(), count)
     if count < 2**bits:
         levels = torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
     return LookupTable(levels.float().unique(), scale, group)

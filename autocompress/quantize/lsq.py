@@ -1,4 +1,4 @@
-"""Learned step size quantization: the scales of weights and inputs are trained with the weights."""
+"""Learned step size quantization (LSQ): the scales of weights and inputs are trained with the weights."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,11 +10,11 @@ from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.quantize.model_quantizer import fit_activation_grid
 from autocompress.quantize.quantization_aware import (
-    WEIGHTS,
-    InputQuantizer,
+    SYMMETRIC,
     QuantizationAwareSettings,
     RangeRecorder,
-    WeightQuantizer,
+    TrainableInputQuantizer,
+    TrainableWeightQuantizer,
     code_range,
     train_with_rounding,
 )
@@ -26,7 +26,7 @@ from autocompress.quantize.weight_coding import WeightCoding
 
 @dataclass(frozen=True)
 class LSQConfig(QuantizationAwareSettings):
-    """How long to train steps and weights, and with how many bits.
+    """Settings of learned step size quantization.
 
     Example:
         >>> LSQConfig(weight_bits=2, activation_bits=2).observer
@@ -37,13 +37,13 @@ class LSQConfig(QuantizationAwareSettings):
 
 
 class LearnedStep(nn.Module):
-    """Positive steps ``start * exp(drift)``, of which the drift is trained.
+    """Positive step sizes ``start * exp(drift)`` with a trainable drift.
 
-    A step of an optimizer such as Adam then changes each step size by a share of it, whatever its size, and none
-    changes its sign; weight decay draws it back to where it started.
+    An update of an optimizer such as Adam then changes each step size by a relative amount, and no update changes its
+    sign. Weight decay pulls a step size back to its start.
 
     Args:
-        start: Positive, of any shape.
+        start: Positive initial step sizes, of any shape.
     """
 
     start: Tensor
@@ -54,17 +54,17 @@ class LearnedStep(nn.Module):
         self.drift = nn.Parameter(torch.zeros_like(start))
 
     def forward(self) -> Tensor:
-        """Return the steps, shaped like ``start``."""
+        """Return the step sizes, shaped like ``start``."""
         return self.start * self.drift.exp()
 
 
-class LSQWeightQuantizer(WeightQuantizer):
-    """Each row's step is learned.
+class LSQWeightQuantizer(TrainableWeightQuantizer):
+    """Weight quantizer with a learned step size per row.
 
     Args:
-        start: The first step of each row, ``[B, 1]``.
-        count: Weights in a row.
-        bits: Bits of a code.
+        start: Initial step size of each row, ``[B, 1]``.
+        count: Number of weights in a row.
+        bits: Number of bits of a code.
     """
 
     factor: Tensor
@@ -72,24 +72,24 @@ class LSQWeightQuantizer(WeightQuantizer):
     def __init__(self, start: Tensor, count: int, bits: int) -> None:
         super().__init__()
         self.step = LearnedStep(start)
-        self._ends = code_range(bits)
-        self.register_buffer("factor", torch.full_like(start, gradient_scale(count, self._ends[1])))
+        self._code_range = code_range(bits)
+        self.register_buffer("factor", torch.full_like(start, gradient_scale(count, self._code_range[1])))
 
-    def scale(self, blocks: Tensor) -> Tensor:
-        """Return the step of each row, ``[B, 1]``."""
+    def compute_scale(self, blocks: Tensor) -> Tensor:
+        """Return the step size of each row, ``[B, 1]``."""
         step: Tensor = self.step()
         return step
 
     def forward(self, blocks: Tensor) -> Tensor:
-        """Return the rows on their grids."""
-        return lsq_quantize(blocks, self.step(), self.factor, *self._ends)
+        """Return the rows rounded to their grids."""
+        return lsq_quantize(blocks, self.step(), self.factor, *self._code_range)
 
 
-class LSQInputQuantizer(InputQuantizer):
-    """The step is learned; the code of zero is the one that was calibrated.
+class LSQInputQuantizer(TrainableInputQuantizer):
+    """Input quantizer with a learned step size and the calibrated zero point.
 
     Args:
-        grid: The first grid, of a whole tensor.
+        grid: Initial grid of a whole tensor.
     """
 
     zero_point: Tensor
@@ -99,8 +99,8 @@ class LSQInputQuantizer(InputQuantizer):
         self.step = LearnedStep(grid.scale)
         self.register_buffer("zero_point", grid.zero_point)
         self._low, self._high = grid.low, grid.high
-        # The zero point never changes: it is read once, not in every step.
-        self._ends = grid.low - int(grid.zero_point), grid.high - int(grid.zero_point)
+        # The zero point does not change, so it is read from its tensor once and not in every step.
+        self._code_range = grid.low - int(grid.zero_point), grid.high - int(grid.zero_point)
 
     @property
     def grid(self) -> Grid:
@@ -108,34 +108,39 @@ class LSQInputQuantizer(InputQuantizer):
         return Grid(self.step().detach(), self.zero_point, self._low, self._high)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return ``values`` on the grid, ``[...] -> [...]``."""
-        # An input that is never above zero has no positive code.
-        factor = gradient_scale(values[0].numel(), max(self._ends[1], 1))
-        rounded = lsq_quantize(values.float(), self.step(), values.new_tensor(factor, dtype=torch.float32), *self._ends)
+        """Return the values rounded to the grid, ``[...] -> [...]``."""
+        # An input without positive values has no positive code; the factor must stay finite.
+        factor = gradient_scale(values[0].numel(), max(self._code_range[1], 1))
+        rounded = lsq_quantize(
+            values.float(), self.step(), values.new_tensor(factor, dtype=torch.float32), *self._code_range
+        )
         return rounded.to(values.dtype)
 
 
 class LSQRounding:
-    """Rounds on steps that are learned, from the ones that leave the smallest squared error (Bhalgat et al. 2020)."""
+    """Factory of quantizers with learned steps, initialized by the least squared error (LSQ+, Bhalgat et al. 2020)."""
 
-    def weight(self, blocks: Tensor, share: Tensor, coding: WeightCoding) -> WeightQuantizer:
-        """Return what rounds a weight."""
+    def build_weight_quantizer(self, blocks: Tensor, share: Tensor, coding: WeightCoding) -> TrainableWeightQuantizer:
+        """Return the quantizer of a weight."""
         low, high = torch.aminmax(blocks, dim=1)
-        start = WEIGHTS.fit(low * share, high * share, coding.bits).scale
+        start = SYMMETRIC.fit(low * share, high * share, coding.bits).scale
         return LSQWeightQuantizer(start[:, None], blocks.shape[1], coding.bits)
 
-    def input(self, seen: RangeRecorder, settings: QuantizationAwareSettings) -> InputQuantizer:
-        """Return what rounds the input of a layer."""
+    def build_input_quantizer(
+        self, recorder: RangeRecorder, settings: QuantizationAwareSettings
+    ) -> TrainableInputQuantizer:
+        """Return the quantizer of a layer's input."""
         return LSQInputQuantizer(
-            fit_activation_grid(seen.range(), settings.activation_scheme, settings.activation_bits)
+            fit_activation_grid(recorder.range(), settings.activation_scheme, settings.activation_bits)
         )
 
 
 class LSQ:
     """Trains weights and step sizes (Esser et al. 2020, arXiv:1902.08153).
 
-    The gradient of a step is scaled by ``1 / sqrt(N Qp)``: ``N`` weights that share it or features of an example,
-    ``Qp`` the largest code. The trained model is deployed as that of post-training quantization is.
+    The gradient of a step size is scaled by ``1 / sqrt(N Qp)``, where ``N`` is the number of weights with that step or
+    of features of an example, and ``Qp`` the largest code. The trained model is deployed in the same form as after
+    post-training quantization.
     """
 
     name: ClassVar[str] = "lsq"
@@ -146,7 +151,7 @@ class LSQ:
         return config.is_identity
 
     def apply(self, model: nn.Module, config: LSQConfig, context: Context) -> tuple[nn.Module, MethodState]:
-        """Return a folded, trained and quantized copy in evaluation mode, and what was done.
+        """Return a folded, trained and quantized copy in evaluation mode, and its state.
 
         Raises:
             CompressionError: The context cannot train, calibration batches are missing, a tensor is empty, NaN or

@@ -1,9 +1,9 @@
-"""Mixed precision: each layer gets its own bits, so that a budget is spent where the loss depends on it."""
+"""Mixed precision: bit-widths per layer that minimize the expected loss within a budget."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +29,17 @@ from autocompress.quantize.serialization import restore_quantization
 from autocompress.quantize.settings import BITS, InputSettings, WeightSettings
 from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, QuantizedWeight, encode_weight
 
-WIDTHS = (2, 3, 4, 5, 6, 8)
+BIT_WIDTHS = (2, 3, 4, 5, 6, 8)
 
+# Bits of the weights and of the inputs of a layer.
 Bits = tuple[int, int]
-# What one choice for a layer costs, and the loss that it is expected to add.
+# Cost of one option of a layer, and the loss that it is expected to add.
 Option = tuple[int, float]
 
 
 @dataclass(frozen=True)
 class MixedPrecisionConfig(WeightSettings, InputSettings):
-    """How many bits there are to spend.
+    """Settings of mixed precision: the budget and the search for an assignment.
 
     Example:
         >>> MixedPrecisionConfig(budget_bits=3.5).solver
@@ -66,26 +67,26 @@ class MixedPrecisionConfig(WeightSettings, InputSettings):
 
 
 class MixedPrecision:
-    """Chooses 2 to 8 bits for each layer's weights and, where bit operations are spent, for its inputs.
+    """Chooses 2 to 8 bits for the weights of each layer and, with the budget ``bops``, for its inputs.
 
-    What each layer and width by itself does to the outputs is measured on the calibration batches, and the sum is
-    made small within the budget (HAWQ-V3 does so by curvature, Yao et al. 2021, arXiv:2011.10680).
-    ``report["sensitivity"]`` is the table, ``report["assignment"]`` what was spent and expected, beside the widest
-    uniform assignment within the budget.
+    The effect of each layer and bit-width on the outputs is measured separately on the calibration batches; the
+    assignment minimizes the sum within the budget (HAWQ-V3, Yao et al. 2021, arXiv:2011.10680, uses the curvature).
+    ``report["sensitivity"]`` contains the measurements, ``report["assignment"]`` the cost and the expected loss of
+    the assignment and of the widest uniform assignment within the budget.
 
-    Looking a row of an embedding table up is no bit operation: where these are spent, tables keep 8 bits, and the
-    budget ``size`` is what shrinks them.
+    A lookup in an embedding has no bit operations. With the budget ``bops`` embeddings keep 8 bits; the budget
+    ``size`` reduces them.
     """
 
     name: ClassVar[str] = "mixed_precision"
     config = MixedPrecisionConfig
 
     def is_identity(self, config: MixedPrecisionConfig) -> bool:
-        """Return whether the budget is that of a 32-bit model."""
+        """Return whether the budget is that of the model in 32 bits."""
         return config.budget_bits == 32
 
     def apply(self, model: nn.Module, config: MixedPrecisionConfig, context: Context) -> tuple[nn.Module, MethodState]:
-        """Return a folded, quantized copy in evaluation mode, and what was done.
+        """Return a folded, quantized copy in evaluation mode, and its state.
 
         Raises:
             CompressionError: The budget is below the smallest assignment, the model cannot be quantized, or the
@@ -93,26 +94,30 @@ class MixedPrecision:
         """
         with torch.no_grad():
             if self.is_identity(config):
-                draft = ModelQuantizer(model, context)
-                draft.observe(None)
-                return draft.finalize()
-            draft = ModelQuantizer(model, context, BiasCorrection() if config.bias_correction else None)
-            input_widths = WIDTHS if config.budget == "bops" else (config.activation_bits,)
-            inputs = _input_grids(draft, config, [bits for bits in input_widths if bits < 32])
-            weights = _weight_codes(draft, config)
-            costs = _costs(draft, config.budget)
-            limit = _Limit(config, sum(costs.values()))
-            limit.check(min(WIDTHS), min(input_widths))
-            table = measure_sensitivity(draft, MEASURES[config.sensitivity](draft), weights, inputs)
-            options = {row.layer: _options(row, costs[row.layer], limit, input_widths) for row in table}
-            found = SOLVERS[config.solver]([list(some.values()) for some in options.values()], limit.cost)
-            chosen = {name: list(some)[at] for (name, some), at in zip(options.items(), found, strict=True)}
+                quantizer = ModelQuantizer(model, context)
+                quantizer.observe_ranges(None)
+                return quantizer.finalize()
+            quantizer = ModelQuantizer(model, context, BiasCorrection() if config.bias_correction else None)
+            input_widths = BIT_WIDTHS if config.budget == "bops" else (config.activation_bits,)
+            inputs = _input_grids(quantizer, config, [bits for bits in input_widths if bits < 32])
+            weights = _encode_weights(quantizer, config)
+            unit_costs = _unit_costs(quantizer, config.budget)
+            budget = _BitBudget(config, sum(unit_costs.values()))
+            budget.require_feasible(min(BIT_WIDTHS), min(input_widths))
+            sensitivities = measure_sensitivity(quantizer, MEASURES[config.sensitivity](quantizer), weights, inputs)
+            options = {
+                row.layer: _layer_options(row, unit_costs[row.layer], budget, input_widths) for row in sensitivities
+            }
+            solution = SOLVERS[config.solver]([list(layer.values()) for layer in options.values()], budget.max_cost)
+            chosen = {name: list(layer)[index] for (name, layer), index in zip(options.items(), solution, strict=True)}
             for name, (weight_bits, input_bits) in chosen.items():
                 if input_bits < 32:
-                    draft.quantize_input(name, inputs[name][input_bits], input_bits)
-                draft.quantize_weight(name, weights[name][weight_bits], weight_bits)
-            assignment = _describe(options, chosen, limit, input_widths)
-            return draft.finalize({"sensitivity": [row.to_json() for row in table], "assignment": assignment})
+                    quantizer.quantize_input(name, inputs[name][input_bits], input_bits)
+                quantizer.quantize_weight(name, weights[name][weight_bits], weight_bits)
+            assignment = _describe_assignment(options, chosen, budget, input_widths)
+            return quantizer.finalize(
+                {"sensitivity": [row.to_json() for row in sensitivities], "assignment": assignment}
+            )
 
     def restore(self, model: nn.Module, config: MixedPrecisionConfig, state: MethodState) -> nn.Module:
         """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.
@@ -127,128 +132,158 @@ QUANTIZE.add(MixedPrecision.name, MixedPrecision())
 
 
 @dataclass(frozen=True)
-class _Limit:
-    """The budget: what ``budget_bits`` everywhere would cost."""
+class _BitBudget:
+    """The budget: the cost of ``budget_bits`` bits in every layer.
+
+    Attributes:
+        config: Settings with the kind of budget and ``budget_bits``.
+        total: Sum of the unit costs of all layers, see :func:`_unit_costs`.
+    """
 
     config: MixedPrecisionConfig
     total: int
 
     @property
-    def squared(self) -> bool:
+    def is_quadratic(self) -> bool:
+        """Whether the cost is proportional to the bits of weights times the bits of inputs."""
         return self.config.budget == "bops"
 
     @property
-    def cost(self) -> int:
+    def max_cost(self) -> int:
+        """The largest sum of costs within the budget."""
         bits = self.config.budget_bits
-        return math.floor(self.total * bits * (bits if self.squared else 1) + 1e-6)
+        # Costs are integers: the summand keeps a product just below an integer from losing one unit.
+        return math.floor(self.total * bits * (bits if self.is_quadratic else 1) + 1e-6)
 
-    def of(self, unit: int, weight_bits: int, input_bits: int) -> int:
-        return unit * weight_bits * (input_bits if self.squared else 1)
+    def compute_cost(self, unit_cost: int, weight_bits: int, input_bits: int) -> int:
+        """Return the cost of a layer with these bits."""
+        return unit_cost * weight_bits * (input_bits if self.is_quadratic else 1)
 
-    def in_bits(self, cost: float) -> float:
+    def to_bits(self, cost: float) -> float:
+        """Return the uniform bit-width that has this cost."""
         share = cost / self.total
-        return math.sqrt(share) if self.squared else share
+        return math.sqrt(share) if self.is_quadratic else share
 
-    def check(self, weight_bits: int, input_bits: int) -> None:
-        smallest = self.of(self.total, weight_bits, input_bits)
-        if smallest > self.cost:
+    def require_feasible(self, weight_bits: int, input_bits: int) -> None:
+        """Raise an error if the smallest bit-widths exceed the budget."""
+        smallest = self.compute_cost(self.total, weight_bits, input_bits)
+        if smallest > self.max_cost:
             raise CompressionError(
                 f"budget_bits = {self.config.budget_bits:g} is below the smallest assignment, "
-                f"{self.in_bits(smallest):g} bits in every layer; raise it"
+                f"{self.to_bits(smallest):g} bits in every layer; raise it"
             )
 
 
-class _Several:
-    """Shows one input to an observer for each width."""
+class _MultiWidthObserver:
+    """Passes one input to an observer per bit-width, so that one pass gives the ranges of all.
+
+    Args:
+        observers: Observers by bits.
+    """
 
     def __init__(self, observers: Mapping[int, Observer]) -> None:
         self.observers = observers
 
     def observe(self, values: Tensor) -> None:
+        """Update all observers with one tensor."""
         for observer in self.observers.values():
             observer.observe(values)
 
     def range(self) -> tuple[float, float]:
+        """Return the range of the first observer; the others are read directly."""
         return next(iter(self.observers.values())).range()
 
 
 def _input_grids(
-    draft: ModelQuantizer, config: MixedPrecisionConfig, widths: Sequence[int]
+    quantizer: ModelQuantizer, config: MixedPrecisionConfig, widths: Sequence[int]
 ) -> dict[str, dict[int, Grid]]:
-    seen: dict[str, _Several] = {}
+    observers: dict[str, _MultiWidthObserver] = {}
 
     def build(name: str) -> Observer:
-        seen[name] = _Several({bits: config.watch(bits) for bits in widths})
-        return seen[name]
+        observers[name] = _MultiWidthObserver({bits: config.build_observer(bits) for bits in widths})
+        return observers[name]
 
-    draft.observe(build if widths else None)
+    quantizer.observe_ranges(build if widths else None)
     return {
         name: {
             bits: fit_activation_grid(observer.range(), config.activation_scheme, bits)
-            for bits, observer in (seen[name].observers.items() if name in seen else ())
+            for bits, observer in (observers[name].observers.items() if name in observers else ())
         }
-        for name in draft.layers
+        for name in quantizer.layers
     }
 
 
-def _weight_codes(draft: ModelQuantizer, config: MixedPrecisionConfig) -> dict[str, dict[int, QuantizedWeight]]:
-    codes: dict[str, dict[int, QuantizedWeight]] = {}
-    for name, layer in draft.layers.items():
+def _encode_weights(quantizer: ModelQuantizer, config: MixedPrecisionConfig) -> dict[str, dict[int, QuantizedWeight]]:
+    weights: dict[str, dict[int, QuantizedWeight]] = {}
+    for name, layer in quantizer.layers.items():
         with add_layer_to_errors(name, "weight"):
-            codes[name] = {
-                bits: encode_weight(layer.weight, coding_for_layer(layer, config.coding(bits))) for bits in WIDTHS
+            weights[name] = {
+                bits: encode_weight(layer.weight, coding_for_layer(layer, config.weight_coding(bits)))
+                for bits in BIT_WIDTHS
             }
-    return codes
+    return weights
 
 
-def _costs(draft: ModelQuantizer, budget: str) -> dict[str, int]:
-    """Return what a bit of each layer costs: its multiply-accumulates for one example, or its weights.
+def _unit_costs(quantizer: ModelQuantizer, budget: str) -> dict[str, int]:
+    """Return the cost of one bit of each layer: its multiply-accumulates for one example, or its number of weights.
 
     Raises:
-        CompressionError: Bit operations are spent, and the model has none.
+        CompressionError: The budget is ``bops`` and the model has no bit operations.
     """
     if budget == "size":
-        return {name: layer.weight.numel() for name, layer in draft.layers.items()}
-    macs = dict.fromkeys(draft.layers, 0)
+        return {name: layer.weight.numel() for name, layer in quantizer.layers.items()}
+    macs = dict.fromkeys(quantizer.layers, 0)
 
-    def watch(name: str, _: object, __: object, output: Tensor) -> None:
-        macs[name] += output.numel() * draft.layers[name].weight[0].numel()
+    def count_macs(name: str, _: object, __: object, output: Tensor) -> None:
+        macs[name] += output.numel() * quantizer.layers[name].weight[0].numel()
 
-    # Looking a row up multiplies nothing.
-    with forward_hooks({name: layer for name, layer in draft.layers.items() if not is_embedding(layer)}, watch):
-        draft.model(*draft.context.example)
+    # A lookup in an embedding multiplies nothing.
+    multiplying = {name: layer for name, layer in quantizer.layers.items() if not is_embedding(layer)}
+    with forward_hooks(multiplying, count_macs):
+        quantizer.model(*quantizer.context.example)
     if not any(macs.values()):
         raise CompressionError("the model looks rows up and multiplies nothing: set budget to 'size'")
     return macs
 
 
-def _options(row: LayerSensitivity, unit: int, limit: _Limit, input_widths: Sequence[int]) -> dict[Bits, Option]:
-    of_weights, of_inputs = enforce_monotone_losses(row.weights), {32: 0.0, **enforce_monotone_losses(row.inputs)}
+def _layer_options(
+    row: LayerSensitivity, unit_cost: int, budget: _BitBudget, input_widths: Sequence[int]
+) -> dict[Bits, Option]:
+    weight_losses = enforce_monotone_losses(row.weights)
+    input_losses = {32: 0.0, **enforce_monotone_losses(row.inputs)}
     return {
-        (weight, inputs): (limit.of(unit, weight, inputs), of_weights[weight] + of_inputs[inputs])
-        for weight in WIDTHS
-        for inputs in (input_widths if row.inputs else (32,))
+        (weight_bits, input_bits): (
+            budget.compute_cost(unit_cost, weight_bits, input_bits),
+            # Effects of weights and inputs are assumed to add up, as those of layers are.
+            weight_losses[weight_bits] + input_losses[input_bits],
+        )
+        for weight_bits in BIT_WIDTHS
+        for input_bits in (input_widths if row.inputs else (32,))
     }
 
 
-def _describe(
-    options: Mapping[str, Mapping[Bits, Option]], chosen: Mapping[str, Bits], limit: _Limit, input_widths: Sequence[int]
-) -> dict[str, Any]:
-    def total(assigned: Mapping[str, Bits]) -> tuple[float, float]:
-        costs, losses = zip(*(options[name][bits] for name, bits in assigned.items()), strict=True)
-        return limit.in_bits(sum(costs)), sum(losses)
+def _describe_assignment(
+    options: Mapping[str, Mapping[Bits, Option]],
+    chosen: Mapping[str, Bits],
+    budget: _BitBudget,
+    input_widths: Sequence[int],
+) -> dict[str, object]:
+    def sum_options(assignment: Mapping[str, Bits]) -> tuple[float, float]:
+        costs, losses = zip(*(options[name][bits] for name, bits in assignment.items()), strict=True)
+        return budget.to_bits(sum(costs)), sum(losses)
 
-    uniform = max(bits for bits in WIDTHS if bits <= limit.config.budget_bits)
-    of_inputs = uniform if len(input_widths) > 1 else input_widths[0]
-    same = {name: (uniform, of_inputs if (uniform, of_inputs) in options[name] else 32) for name in chosen}
-    bits, loss = total(chosen)
-    _, uniform_loss = total(same)
+    uniform_bits = max(bits for bits in BIT_WIDTHS if bits <= budget.config.budget_bits)
+    uniform_input_bits = uniform_bits if len(input_widths) > 1 else input_widths[0]
+    uniform_pair = (uniform_bits, uniform_input_bits)
+    uniform = {name: uniform_pair if uniform_pair in options[name] else (uniform_bits, 32) for name in chosen}
+    bits, loss = sum_options(chosen)
+    _, uniform_loss = sum_options(uniform)
     return {
-        "budget": limit.config.budget,
-        "budget_bits": limit.config.budget_bits,
+        "budget": budget.config.budget,
+        "budget_bits": budget.config.budget_bits,
         "spent_bits": bits,
         "expected_loss": loss,
-        "uniform_bits": uniform,
+        "uniform_bits": uniform_bits,
         "uniform_expected_loss": uniform_loss,
         "layers": {name: list(widths) for name, widths in chosen.items()},
     }

@@ -1,9 +1,9 @@
-"""What every quantization method works on: a folded copy of the model that is quantized layer by layer, then closed."""
+"""The model quantizer: a folded copy of a model whose layers a quantization method quantizes."""
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from autocompress.errors import CompressionError
 from autocompress.quantize.activation_recorder import MinMaxObserver, Observer, finite_min_max
 from autocompress.quantize.bias_correction import BiasCorrection
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, attach_input_quantizer, attach_output_quantizer
-from autocompress.quantize.fidelity import ErrorStatistics
 from autocompress.quantize.folding import fold_with_report
 from autocompress.quantize.integer_arithmetic import round_bias
 from autocompress.quantize.layers import (
@@ -21,6 +20,7 @@ from autocompress.quantize.layers import (
     find_layers,
     forward_hooks,
     is_embedding,
+    layer_bias,
     set_bias,
     set_weight,
 )
@@ -29,26 +29,26 @@ from autocompress.quantize.serialization import grid_to_json, list_restored_name
 from autocompress.quantize.tracing import find_outputs_to_quantize
 from autocompress.quantize.weight_coding import QuantizedWeight
 
-NOT_INTEGER = "groups and tables have no int8 form, so model.onnx holds these layers' weights as 32-bit values"
+FLOAT_IN_ONNX_REASON = "groups and tables have no int8 form, so model.onnx holds these layers' weights as 32-bit values"
 
 Ranges = dict[str, tuple[float, float]]
 
 
 class ModelQuantizer:
-    """A folded copy in evaluation mode, on its way to being quantized.
+    """Quantizes the layers of a folded copy of a model, in evaluation mode.
 
-    :meth:`observe` while it is in floating point, then :meth:`round_input` and :meth:`round_weight` for each layer,
-    then :meth:`close`.
+    Call :meth:`observe_ranges` first, while the copy is in floating point, then :meth:`quantize_input` and
+    :meth:`quantize_weight` for each layer, then :meth:`finalize`.
 
     Args:
-        model: Stays as it was.
-        context: Where the example and the calibration batches come from.
-        correction: Corrects biases as the draft is closed, if given; it needs calibration batches.
+        model: Model to quantize; it does not change.
+        context: Context with the example and the calibration batches.
+        correction: Bias correction, applied by :meth:`finalize`; it needs calibration batches.
 
     Attributes:
-        model: The copy.
-        layers: The convolutions, linear layers and embedding tables of it, by name; :meth:`observe` leaves those that
-            are called.
+        model: The folded copy.
+        layers: Convolutions, linear layers and embeddings of the copy by name; :meth:`observe_ranges` removes those
+            that the forward pass does not call.
 
     Raises:
         CompressionError: A parameter is empty, NaN or infinite, or a layer cannot be quantized.
@@ -63,229 +63,236 @@ class ModelQuantizer:
         self.model, self._folding = fold_with_report(model, context.example)
         self.context = context
         self.layers = find_layers(self.model)
-        self._refuse_nothing()
+        self._require_layers()
         self._candidates = tuple(self.layers)
-        self.record_exact_weights()
+        # The parameters in floating point, which the error report compares with.
+        self._exact = {name: layer.weight.detach() for name, layer in self.layers.items()}
+        for name, layer in self.layers.items():
+            for parameter_name, parameter in layer.named_parameters(recurse=False):
+                with add_layer_to_errors(name, parameter_name):
+                    finite_min_max(parameter)
         self._outputs: dict[str, list[Tensor]] = {}
         self._inputs: dict[str, tuple[Grid, int]] = {}
         self._weights: dict[str, tuple[QuantizedWeight, int]] = {}
 
-    def observe(self, build: Callable[[str], Observer] | None, key: Hashable = None) -> Ranges:
-        """Pass over the calibration batches; return the range of every layer's input, or nothing without ``build``.
+    def observe_ranges(self, build: Callable[[str], Observer] | None, key: Hashable = None) -> Ranges:
+        """Run the calibration batches and return the range of each layer's input; no ranges without ``build``.
 
-        The input of an embedding table is row numbers and has no range.
+        The inputs of an embedding are indices and have no range.
 
         Args:
-            build: Makes an observer for the layer of a name.
-            key: Says which observers ``build`` makes; drafts of one model that give the same one pass but once.
+            build: Function that returns an observer for a layer name.
+            key: Key of the observers that ``build`` returns; with a key the result is computed once per model.
 
         Raises:
-            CompressionError: Ranges are asked for and there are no batches, or an input is not finite.
+            CompressionError: ``build`` is given without calibration batches, or an input is not finite.
         """
         if build is not None and not self.context.calibration:
             raise CompressionError("activation ranges need calibration batches: the context holds none")
-        found = (
-            self._pass(build)
+        calibration = (
+            self._run_calibration(build)
             if key is None
-            else self.context.once(("observed", key, self.correction is None), lambda: self._pass(build))
+            else self.context.compute_once(
+                ("observed", key, self.correction is None), lambda: self._run_calibration(build)
+            )
         )
-        self._outputs = found.outputs
-        if found.correction is not None:
-            self.correction = found.correction.like()
+        self._outputs = calibration.outputs
+        if calibration.correction is not None:
+            # The recorded statistics are shared between candidates, the corrections are not.
+            self.correction = calibration.correction.copy_statistics()
         if build is not None:
-            self.layers = {name: layer for name, layer in self.layers.items() if name in found.called}
-        self._refuse_nothing()
-        return {name: found.ranges[name] for name in self.layers if name in found.ranges}
+            self.layers = {name: layer for name, layer in self.layers.items() if name in calibration.called}
+        self._require_layers()
+        return {name: calibration.ranges[name] for name in self.layers if name in calibration.ranges}
 
-    def _pass(self, build: Callable[[str], Observer] | None) -> "_Observed":
-        seen: dict[str, Observer] = {}
+    def _run_calibration(self, build: Callable[[str], Observer] | None) -> "_Calibration":
+        observers: dict[str, Observer] = {}
         called: set[str] = set()
         outputs: dict[str, list[Tensor]] = {}
-        first = True
+        is_first_batch = True
 
-        def watch(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
-            if first:
-                # A copy: an operation in place may follow.
+        def record_call(name: str, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor) -> None:
+            if is_first_batch:
+                # A copy, because an operation in place may follow.
                 outputs.setdefault(name, []).append(output.clone())
             if self.correction is not None:
-                self.correction.note(name, self.layers[name], output, first)
+                self.correction.record_output(name, self.layers[name], output, is_first_batch)
             called.add(name)
             if build is not None and not is_embedding(self.layers[name]):
-                if name not in seen:
-                    seen[name] = build(name)
+                if name not in observers:
+                    observers[name] = build(name)
                 with add_layer_to_errors(name, "input"):
-                    seen[name].observe(args[0] if args else kwargs["input"])
+                    observers[name].observe(args[0] if args else kwargs["input"])
 
-        with forward_hooks(self.layers, watch):
+        with forward_hooks(self.layers, record_call):
+            # Without ranges and bias correction only the outputs on the first batch are needed, for the error report.
             for batch in self.context.calibration[: None if build or self.correction else 1]:
                 self.model(*batch)
-                first = False
-        ranges = {name: observer.range() for name, observer in seen.items()}
-        return _Observed(ranges, frozenset(called), outputs, self.correction)
-
-    def record_exact_weights(self) -> None:
-        """Take the layers' parameters as they are now for the exact ones, as after a training.
-
-        Raises:
-            CompressionError: One is empty, NaN or infinite.
-        """
-        self._exact = {name: layer.weight.detach() for name, layer in self.layers.items()}
-        for name, layer in self.layers.items():
-            for part, tensor in layer.named_parameters(recurse=False):
-                with add_layer_to_errors(name, part):
-                    finite_min_max(tensor)
+                is_first_batch = False
+        ranges = {name: observer.range() for name, observer in observers.items()}
+        return _Calibration(ranges, frozenset(called), outputs, self.correction)
 
     def quantize_input(self, name: str, grid: Grid, bits: int) -> None:
-        """Round the input of a layer from now on."""
+        """Attach a quantizer to the input of a layer."""
         self._inputs[name] = grid, bits
         attach_input_quantizer(self.layers[name], FakeQuantize(grid, bits))
 
-    def quantize_weight(self, name: str, coded: QuantizedWeight, bits: int) -> None:
-        """Give a layer the values of its codes."""
-        self._weights[name] = coded, bits
-        set_weight(self.layers[name], coded)
+    def quantize_weight(self, name: str, quantized: QuantizedWeight, bits: int) -> None:
+        """Replace the weight of a layer by the dequantized one."""
+        self._weights[name] = quantized, bits
+        set_weight(self.layers[name], quantized)
 
     def join_batches(self) -> tuple[Tensor, ...]:
-        """Return all calibration batches as one.
+        """Return all calibration batches concatenated to one.
 
         Raises:
-            CompressionError: They differ in more than their size.
+            CompressionError: The batches differ in more than their size.
         """
         try:
             return tuple(torch.cat(tensors) for tensors in zip(*self.context.calibration, strict=True))
         except (RuntimeError, ValueError) as error:
             raise CompressionError(f"calibration batches cannot be joined to one: {error}") from error
 
-    def finalize(self, report: Mapping[str, Any] | None = None) -> tuple[nn.Module, MethodState]:
-        """Round what integer kernels round too, and return the model and what was done.
+    def finalize(self, report: Mapping[str, object] | None = None) -> tuple[nn.Module, MethodState]:
+        """Quantize biases and outputs as integer kernels do, and return the model with its state.
 
-        ``report`` is added to the state's. The history is described in :mod:`autocompress.quantize.serialization`.
+        The module :mod:`autocompress.quantize.serialization` describes the history of the state.
+
+        Args:
+            report: Entries that are added to the report of the state.
         """
-        seen = _Seen(self._outputs)
+        errors = _ErrorRecorder(self._outputs)
         if self.correction is None:
             for name, layer in self.layers.items():
-                if getattr(layer, "bias", None) is not None:
-                    set_bias(layer, self._final_bias(name, layer.bias.detach()))
-        outputs = self._round_outputs(seen)
-        entries = [self._entry(name, outputs.get(name)) for name in self.layers]
-        folded = self._folding.to_json()
-        state_report: dict[str, Any] = {
-            "layers": [self._row(name, seen) for name in self.layers],
-            "batch_norm": folded,
+                bias = layer_bias(layer)
+                if bias is not None:
+                    set_bias(layer, self._round_bias(name, bias.detach()))
+        outputs = self._quantize_outputs(errors)
+        entries = [self._layer_entry(name, outputs.get(name)) for name in self.layers]
+        folding = self._folding.to_json()
+        state_report: dict[str, object] = {
+            "layers": [self._error_row(name, errors) for name in self.layers],
+            "batch_norm": folding,
             "float_layers": [name for name in self._candidates if name not in self.layers],
         }
-        decoded = [entry["name"] for entry in entries if entry["decoded"] is not None]
-        # A table's codes are looked up, not multiplied, so the graph holds them in any form.
-        decoded = [name for name in decoded if not is_embedding(self.layers[name])]
+        # An embedding looks its codes up and multiplies nothing, so a graph can contain codes of any form.
+        decoded = [
+            name
+            for name in self.layers
+            if name in self._weights and not self._weights[name][0].is_integer and not is_embedding(self.layers[name])
+        ]
         if decoded:
-            state_report["float_in_onnx"] = {"layers": decoded, "reason": NOT_INTEGER}
+            state_report["float_in_onnx"] = {"layers": decoded, "reason": FLOAT_IN_ONNX_REASON}
         if self.correction is not None:
-            left = [name for name in self.layers if name not in self.correction.shifts]
-            state_report["bias_correction"] = {"shifts": self.correction.shifts, "uncorrected": left}
+            uncorrected = [name for name in self.layers if name not in self.correction.shifts]
+            state_report["bias_correction"] = {"shifts": self.correction.shifts, "uncorrected": uncorrected}
         return self.model, MethodState(
-            history={"folded": folded["folded"], "layers": entries, "restored": list_restored_names(entries)},
-            tensors={key: t for name, (coded, _) in self._weights.items() for key, t in coded.saved(name).items()},
-            bits={name: LayerBits(self._bits(name), self._bits_of_input(name)) for name in self.layers},
+            history={"folded": folding["folded"], "layers": entries, "restored": list_restored_names(entries)},
+            tensors={
+                key: t for name, (weight, _) in self._weights.items() for key, t in weight.to_tensors(name).items()
+            },
+            bits={name: LayerBits(self._weight_bits(name), self._input_bits(name)) for name in self.layers},
             report={**state_report, **(report or {})},
         )
 
-    def _refuse_nothing(self) -> None:
+    def _require_layers(self) -> None:
         if not self.layers:
             raise CompressionError(
                 "the model calls no convolution, linear layer or embedding: there is nothing to quantize"
             )
 
-    def _bits(self, name: str) -> int:
+    def _weight_bits(self, name: str) -> int:
         return self._weights[name][1] if name in self._weights else 32
 
-    def _bits_of_input(self, name: str) -> int:
+    def _input_bits(self, name: str) -> int:
         return self._inputs[name][1] if name in self._inputs else 32
 
-    def _integer(self, name: str) -> bool:
+    def _has_integer_kernel(self, name: str) -> bool:
         return name in self._inputs and name in self._weights and self._weights[name][0].is_integer
 
-    def _entry(self, name: str, output: Grid | None) -> dict[str, Any]:
-        entry: dict[str, Any] = {"name": name, "weight": None, "decoded": None, "input": None, "output": None}
+    def _layer_entry(self, name: str, output: Grid | None) -> dict[str, object]:
+        entry: dict[str, object] = {"name": name, "weight": None, "decoded": None, "input": None, "output": None}
         if name in self._weights:
-            coded, bits = self._weights[name]
-            entry["weight" if coded.is_integer else "decoded"] = {"bits": bits, **coded.form()}
+            weight, bits = self._weights[name]
+            entry["weight" if weight.is_integer else "decoded"] = {"bits": bits, **weight.to_json()}
         if name in self._inputs:
             entry["input"] = grid_to_json(*self._inputs[name])
         if output is not None:
             entry["output"] = grid_to_json(output, 8)
         return entry
 
-    def _final_bias(self, name: str, bias: Tensor) -> Tensor:
-        """Return a bias as the layer will hold it: on the grid of the products where integer kernels run."""
-        if not self._integer(name):
+    def _round_bias(self, name: str, bias: Tensor) -> Tensor:
+        """Return the bias that the layer computes with: on the grid of the products for an integer kernel."""
+        if not self._has_integer_kernel(name):
             return bias
-        coded, grid = self._weights[name][0], self._weights[name][0].how
+        weight, grid = self._weights[name][0], self._weights[name][0].code_map
         assert isinstance(grid, Grid)
-        return round_bias(coded.codes, grid.scale, grid.zero_point, bias, self._inputs[name][0].scale)
+        return round_bias(weight.codes, grid.scale, grid.zero_point, bias, self._inputs[name][0].scale)
 
-    def _round_outputs(self, seen: "_Seen") -> dict[str, Grid]:
-        """Round the outputs that no input quantizer of a next layer rounds, over the range they have by now.
+    def _quantize_outputs(self, errors: "_ErrorRecorder") -> dict[str, Grid]:
+        """Quantize the outputs that no input quantizer of a later layer rounds, and return their grids.
 
-        On the way biases are corrected, where that is asked for, and ``seen`` notes what rounding does to a batch.
+        The same pass over the calibration batches corrects the biases and records the errors of the first batch.
         """
-        integer = [name for name in self.layers if self._integer(name)]
-        rectified = self.context.once(
+        integer = [name for name in self.layers if self._has_integer_kernel(name)]
+        has_relu = self.context.compute_once(
             ("open", *integer),
             lambda: find_outputs_to_quantize(self.model, self.context.example, integer) if integer else {},
         )
-        ranges = {name: MinMaxObserver() for name in rectified}
-        correction, watches = self.correction, {**self.layers, **self._quantizers()}
+        ranges = {name: MinMaxObserver() for name in has_relu}
+        correction, hooked = self.correction, {**self.layers, **self._input_quantizers()}
 
-        def watch(name: str, args: tuple[Any, ...], _: object, output: Tensor) -> Tensor:
+        def process_call(name: str, args: tuple[Tensor, ...], _: object, output: Tensor) -> Tensor:
             if correction is not None and name in self.layers:
-                output = correction.correct(name, self.layers[name], output, partial(self._final_bias, name))
-            elif correction is None and first:
-                seen(name, args, output)
+                output = correction.correct_bias(name, self.layers[name], output, partial(self._round_bias, name))
+            elif correction is None and is_first_batch:
+                errors.record(name, args, output)
             if name in ranges:
                 with add_layer_to_errors(name, "output"):
                     ranges[name].observe(output)
             return output
 
-        # A bias is corrected by what all batches say about it, before any layer behind it runs.
+        # A bias is corrected once, on all batches together, before any later layer runs.
         batches = self.context.calibration[: None if ranges else 1] if correction is None else (self.join_batches(),)
-        first = True
-        with forward_hooks(watches, watch):
+        is_first_batch = True
+        with forward_hooks(hooked, process_call):
             for batch in batches:
                 self.model(*batch)
-                first = False
+                is_first_batch = False
         grids = {}
         for name, observer in ranges.items():
             low, high = observer.range()
-            # A grid that starts at zero does the work of the ReLU behind it.
-            grids[name] = fit_activation_grid((0.0 if rectified[name] else low, high), "asymmetric", 8)
+            # A grid that starts at zero does the work of the ReLU that follows.
+            grids[name] = fit_activation_grid((0.0 if has_relu[name] else low, high), "asymmetric", 8)
             attach_output_quantizer(self.layers[name], FakeQuantize(grids[name], 8))
         if correction is not None:
-            with forward_hooks(watches, lambda name, args, _, output: seen(name, args, output)):
+            # The errors of the corrected model differ from those that the pass above saw.
+            with forward_hooks(hooked, lambda name, args, _, output: errors.record(name, args, output)):
                 self.model(*self.context.calibration[0])
         return grids
 
-    def _quantizers(self) -> dict[str, nn.Module]:
+    def _input_quantizers(self) -> dict[str, nn.Module]:
         return {f"{name}.{INPUT}": self.model.get_submodule(f"{name}.{INPUT}") for name in self._inputs}
 
-    def _row(self, name: str, seen: "_Seen") -> dict[str, Any]:
-        """Return one line of the error report: a layer's weight, its input, its output after all that came before."""
-        row: dict[str, Any] = {"name": name}
-        row |= {"weight_bits": self._bits(name), "activation_bits": self._bits_of_input(name)}
-        row |= ErrorStatistics().add(self._exact[name], self.layers[name].weight).row()
-        for side, found in (("input_", seen.inputs.get(name)), ("output_", seen.outputs.get(name))):
-            row |= found.row(side) if found is not None else {}
+    def _error_row(self, name: str, errors: "_ErrorRecorder") -> dict[str, object]:
+        """Return a row of the error report: the errors of a layer's weight, input and output."""
+        row: dict[str, object] = {"name": name}
+        row |= {"weight_bits": self._weight_bits(name), "activation_bits": self._input_bits(name)}
+        row |= ErrorStatistics().add(self._exact[name], self.layers[name].weight).to_row()
+        for prefix, statistics in (("input_", errors.inputs.get(name)), ("output_", errors.outputs.get(name))):
+            row |= statistics.to_row(prefix) if statistics is not None else {}
         return row
 
 
 @dataclass(frozen=True)
-class _Observed:
-    """What a pass over the calibration batches has shown.
+class _Calibration:
+    """Results of a pass over the calibration batches.
 
     Attributes:
-        ranges: Of the inputs of each layer.
-        called: Layers that ran.
-        outputs: Of each layer on the first batch, one for each call.
-        correction: Its mean outputs, where biases will be corrected.
+        ranges: Input range of each layer.
+        called: Names of the layers that ran.
+        outputs: Outputs of each layer on the first batch, one per call.
+        correction: Bias correction with the mean outputs, if biases will be corrected.
     """
 
     ranges: Ranges
@@ -294,11 +301,54 @@ class _Observed:
     correction: BiasCorrection | None
 
 
-class _Seen:
-    """What rounding does to each layer's input and output in one batch.
+class ErrorStatistics:
+    """Accumulates mean squared error, signal-to-noise ratio and cosine similarity over pairs of tensors.
+
+    Example:
+        >>> ErrorStatistics().add(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])).to_row()["sqnr_db"]
+        0.0
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._signal = self._noise = self._power = self._product = 0.0
+
+    def add(self, exact: Tensor, rounded: Tensor) -> "ErrorStatistics":
+        """Add a pair of tensors of the same shape, and return this object."""
+        before, after = exact.detach().flatten(), rounded.detach().flatten()
+        error = before - after
+        self._count += before.numel()
+        self._signal += _dot_product(before, before)
+        self._noise += _dot_product(error, error)
+        self._power += _dot_product(after, after)
+        self._product += _dot_product(before, after)
+        return self
+
+    def to_row(self, prefix: str = "") -> dict[str, float | None]:
+        """Return ``mse``, ``sqnr_db`` (10 log10 of signal over noise) and ``cosine`` over all pairs.
+
+        ``sqnr_db`` is None where nothing changed, or where all values are zero.
+        """
+        norms = math.sqrt(self._signal) * math.sqrt(self._power)
+        decibels = 10 * math.log10(self._signal / self._noise) if self._noise and self._signal else None
+        return {
+            f"{prefix}mse": self._noise / self._count,
+            f"{prefix}sqnr_db": decibels,
+            f"{prefix}cosine": (self._product / norms if norms else 0.0) if self._noise else 1.0,
+        }
+
+
+def _dot_product(first: Tensor, second: Tensor) -> float:
+    product = float(first.dot(second))
+    # In double precision where the squares overflow or underflow single precision.
+    return product if product and math.isfinite(product) else float(first.double().dot(second.double()))
+
+
+class _ErrorRecorder:
+    """Error statistics of each layer's input and output on one batch.
 
     Args:
-        exact: The outputs in floating point, one for each call of a layer.
+        exact: Outputs in floating point by layer, one per call.
     """
 
     def __init__(self, exact: Mapping[str, Sequence[Tensor]]) -> None:
@@ -306,7 +356,8 @@ class _Seen:
         self.inputs: dict[str, ErrorStatistics] = {}
         self.outputs: dict[str, ErrorStatistics] = {}
 
-    def __call__(self, name: str, args: tuple[Any, ...], output: Tensor) -> None:
+    def record(self, name: str, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """Add one call of a layer or of an input quantizer."""
         if name.endswith(f".{INPUT}"):
             self.inputs.setdefault(name.removesuffix(f".{INPUT}"), ErrorStatistics()).add(args[0], output)
         elif name in self._exact:
@@ -315,7 +366,7 @@ class _Seen:
 
 def fit_activation_grid(ends: tuple[float, float], scheme: str, bits: int) -> Grid:
     """Return the grid for a range of activations."""
-    # Zero stays inside the range: padding and empty inputs are zero, and must cost nothing.
+    # The range includes zero, because padding is zero and must have no rounding error.
     low, high = min(ends[0], 0.0), max(ends[1], 0.0)
     as_tensor = torch.tensor([low, high], dtype=torch.float64)
     return ACTIVATION_QUANTIZERS[scheme].fit(as_tensor[0], as_tensor[1], bits)

@@ -1,4 +1,4 @@
-"""Observers: they watch tensors go by and say which range a quantizer should cover."""
+"""The registered observers: each computes the range that a quantizer should cover from observed tensors."""
 
 import math
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ from autocompress.quantize.histogram_observers import EntropyObserver, MseObserv
 
 
 class MovingAverageObserver:
-    """The range is an average of each tensor's smallest and largest value, in which newer ones count more.
+    """Observer whose range is an exponential moving average of the minimum and the maximum of each tensor.
 
     Args:
-        momentum: Share of the average that the next tensor leaves as it is (Jacob et al. 2018, arXiv:1712.05877).
+        momentum: Weight of the previous average in each update (Jacob et al. 2018, arXiv:1712.05877).
 
     Example:
         >>> import torch
@@ -37,25 +37,26 @@ class MovingAverageObserver:
         self._range: tuple[float, float] | None = None
 
     def observe(self, values: Tensor) -> None:
-        """Move both ends towards those of the tensor."""
+        """Move both ends of the range towards the extremes of the tensor."""
         ends = finite_min_max(values)
+        # The first tensor sets the range, so that the average has no bias towards zero.
         before = self._range or ends
         low, high = (old + (1 - self._momentum) * (new - old) for old, new in zip(before, ends, strict=True))
         self._range = low, high
 
     def range(self) -> tuple[float, float]:
-        """Return the averages of the smallest and of the largest values."""
+        """Return the averages of the minima and of the maxima."""
         if self._range is None:
             raise CompressionError("nothing was observed")
         return self._range
 
 
 class PercentileObserver(ActivationRecorder):
-    """The range cuts equal tails off both ends: from percentile ``100 - p`` to percentile ``p`` of all values.
+    """Observer whose range clips equal tails on both sides: from percentile ``100 - p`` to percentile ``p``.
 
     Args:
         percentile: Share of the values at or below the upper end, in percent; 100 is min-max.
-        keep: Values remembered of one tensor; of a larger one a seeded random sample is taken.
+        keep: Largest number of values stored per tensor; a larger tensor is sampled with a fixed seed.
     """
 
     def __init__(self, percentile: float = 99.9, keep: int = 2**18) -> None:
@@ -63,9 +64,10 @@ class PercentileObserver(ActivationRecorder):
         self._share = percentile / 100
 
     def range(self) -> tuple[float, float]:
-        """Return the two percentiles, each a value that was seen."""
+        """Return the two percentiles; each is an observed value."""
         values = self.all_values()
         count = values.numel()
+        # The small summand keeps a share such as 0.999 from losing a value to floating-point error.
         tail = math.floor((1 - self._share) * (count - 1) + 1e-6)
         low, high = (float(values.kthvalue(rank).values) for rank in (tail + 1, count - tail))
         return min(low, high), max(low, high)
@@ -74,7 +76,7 @@ class PercentileObserver(ActivationRecorder):
 _BUILTIN: Mapping[str, ObserverFactory] = {
     "minmax": lambda _: MinMaxObserver(),
     "moving_average": lambda _: MovingAverageObserver(),
-    "percentile": lambda aim: PercentileObserver(aim.percentile),
+    "percentile": lambda config: PercentileObserver(config.percentile),
     "mse": MseObserver,
     "entropy": EntropyObserver,
 }

@@ -1,9 +1,9 @@
-"""Progressive quantization: fewer bits from rung to rung, each trained from the one before, down to a floor."""
+"""Progressive quantization: training in stages of fewer and fewer bits until the score falls too far."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
@@ -12,60 +12,67 @@ from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError
 from autocompress.quantize.folding import fold_batch_norm
-from autocompress.quantize.lsq import LSQ, LSQConfig
-from autocompress.quantize.qat import QAT, QATConfig
-from autocompress.quantize.quantization_aware import QuantizationAwareSettings
+from autocompress.quantize.lsq import LSQConfig, LSQRounding
+from autocompress.quantize.qat import QATConfig, QATRounding
+from autocompress.quantize.quantization_aware import QuantizationAwareSettings, QuantizerFactory, train_with_rounding
 from autocompress.quantize.serialization import restore_quantization
 from autocompress.quantize.settings import BITS, BitSettings
 
-RUNGS = (8, 6, 4, 3, 2)
-TRAINING_METHODS: dict[str, tuple[Any, type[QuantizationAwareSettings]]] = {
-    "qat": (QAT(), QATConfig),
-    "lsq": (LSQ(), LSQConfig),
+BIT_STAGES = (8, 6, 4, 3, 2)
+TRAINING_METHODS: dict[str, tuple[QuantizerFactory, type[QuantizationAwareSettings]]] = {
+    "qat": (QATRounding(), QATConfig),
+    "lsq": (LSQRounding(), LSQConfig),
 }
+# The end of the name of a parametrized weight in a `state_dict` (torch.nn.utils.parametrize).
 _ORIGINAL = ".parametrizations.weight.original"
+
+TuneFunction: TypeAlias = Callable[[nn.Module, int, float, Callable[[], None] | None], None]
 
 
 @dataclass(frozen=True)
 class ProgressiveConfig(BitSettings):
-    """How few bits to reach, and where to stop.
+    """Settings of progressive quantization: the bits of the last stage and the allowed loss.
 
     Example:
-        >>> ProgressiveConfig(weight_bits=4, activation_bits=6).rungs()
+        >>> ProgressiveConfig(weight_bits=4, activation_bits=6).bit_stages()
         [(8, 8), (6, 6), (4, 6)]
     """
 
     label: ClassVar[str] = "quantize.progressive"
 
-    weight_bits: int = knob(3, BITS, "bits of a weight on the last rung; the rungs are 8, 6, 4, 3, 2")
-    activation_bits: int = knob(4, BITS, "bits of a layer's input, from where on they stay")
-    epochs: int = knob(3, IntRange(1, 1000), "passes over the training split on each rung")
-    learning_rate: float = knob(5e-3, FloatRange(1e-6, 1.0, log=True), "peak learning rate of each rung")
-    floor: float = knob(0.02, FloatRange(0.0, 1.0), "what the task's first metric may lose before a rung is undone")
+    weight_bits: int = knob(3, BITS, "bits of a weight in the last stage; the stages have 8, 6, 4, 3, 2 bits")
+    activation_bits: int = knob(4, BITS, "bits of a layer's input in the last stage")
+    epochs: int = knob(3, IntRange(1, 1000), "passes over the training split in each stage")
+    learning_rate: float = knob(5e-3, FloatRange(1e-6, 1.0, log=True), "peak learning rate of each stage")
+    floor: float = knob(
+        0.02, FloatRange(0.0, 1.0), "largest loss of the task's first metric; a stage that loses more is discarded"
+    )
     training: str = knob(
-        "lsq", Choice(tuple(TRAINING_METHODS)), "how a rung is trained: ranges that follow, or learned steps"
+        "lsq", Choice(tuple(TRAINING_METHODS)), "training method of a stage: moving ranges (qat) or learned steps (lsq)"
     )
 
-    def effort(self) -> float:
-        """Return the epochs of all rungs, if none is undone."""
-        return float(self.epochs * len(self.rungs()))
+    def estimate_epochs(self) -> float:
+        """Return the number of epochs of all stages."""
+        return float(self.epochs * len(self.bit_stages()))
 
-    def rungs(self) -> list[tuple[int, int]]:
-        """Return the bits of weights and activations from rung to rung."""
+    def bit_stages(self) -> list[tuple[int, int]]:
+        """Return the bits of weights and activations of each stage."""
         if self.weight_bits == 32 and self.activation_bits == 32:
             return []
         lowest = min(self.weight_bits, self.activation_bits)
-        bits = [rung for rung in RUNGS if rung > lowest] + [lowest]
-        pairs = [(max(rung, self.weight_bits), max(rung, self.activation_bits)) for rung in bits]
+        widths = [bits for bits in BIT_STAGES if bits > lowest] + [lowest]
+        pairs = [(max(bits, self.weight_bits), max(bits, self.activation_bits)) for bits in widths]
+        # Equal pairs follow each other where both bit-widths have reached their end.
         return list(dict.fromkeys(pairs))
 
 
 class Progressive:
-    """Trains with 8 bits, then 6, 4, 3, 2, measures on ``search_val`` after each, and stops above the floor.
+    """Trains with 8 bits, then 6, 4, 3 and 2, and measures the score on ``search_val`` after each stage.
 
-    Each rung starts from the real-numbered weights that the one before trained (as in Zhuang et al. 2018,
-    arXiv:1711.00205, section 3.2). The rung whose score falls below the floor is undone. The report holds ``path``
-    (one row a rung: the bits, the score, whether it stayed) and what ``qat`` or ``lsq`` reports of the last rung.
+    Each stage starts from the floating-point weights of the stage before (Zhuang et al. 2018, arXiv:1711.00205,
+    section 3.2). A stage whose score is lower than the first score by more than ``floor`` ends the method and is
+    discarded. The report contains ``path``, one row per stage with its bits, its score and whether it was kept, and
+    the report of ``qat`` or ``lsq`` for the last kept stage.
     """
 
     name: ClassVar[str] = "progressive"
@@ -73,55 +80,48 @@ class Progressive:
 
     def is_identity(self, config: ProgressiveConfig) -> bool:
         """Return whether both weights and activations keep 32 bits."""
-        return not config.rungs()
+        return not config.bit_stages()
 
     def apply(self, model: nn.Module, config: ProgressiveConfig, context: Context) -> tuple[nn.Module, MethodState]:
-        """Return a folded, trained and quantized copy of the last rung that stayed; ``model`` stays as it was.
+        """Return a folded, trained and quantized copy from the last kept stage; ``model`` does not change.
 
         Raises:
-            CompressionError: The first rung already falls below the floor, the context cannot measure or train,
-                or the model cannot be quantized.
+            CompressionError: The first stage already loses too much, the context cannot measure or train, or the
+                model cannot be quantized.
         """
-        method, settings = TRAINING_METHODS[config.training]
-        rungs = config.rungs()
-        if not rungs:
-            identity: tuple[nn.Module, MethodState] = method.apply(
-                model, settings.of({"weight_bits": 32, "activation_bits": 32}), context
-            )
-            return identity
+        factory, settings = TRAINING_METHODS[config.training]
+        stages = config.bit_stages()
+        if not stages:
+            identity = settings.of({"weight_bits": 32, "activation_bits": 32})
+            return train_with_rounding(model, identity, context, factory)
         if context.score is None or context.tune is None:
-            raise CompressionError("progressive quantization trains and measures on each rung; the context does not")
-        start = context.score(copy.deepcopy(model).eval())
-        path: list[dict[str, Any]] = [{"weight_bits": 32, "activation_bits": 32, "score": start, "kept": True}]
-        kept: tuple[nn.Module, MethodState] | None = None
-        source, folded = model, list[Any]()
-        for weight_bits, activation_bits in rungs:
+            raise CompressionError("progressive quantization trains and measures in each stage; the context does not")
+        first_score = context.score(copy.deepcopy(model).eval())
+        path: list[dict[str, object]] = [{"weight_bits": 32, "activation_bits": 32, "score": first_score, "kept": True}]
+        best: tuple[nn.Module, MethodState] | None = None
+        source, folded = model, list[Sequence[str]]()
+        for weight_bits, activation_bits in stages:
             trained: dict[str, Tensor] = {}
-            rung = settings.of(
-                {
-                    "weight_bits": weight_bits,
-                    "activation_bits": activation_bits,
-                    "epochs": config.epochs,
-                    "learning_rate": config.learning_rate,
-                }
-            )
-            quantized, state = method.apply(source, rung, replace(context, tune=_noting(context.tune, trained)))
-            # A later rung starts from a folded model, and sees nothing to fold.
+            bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+            stage = settings.of({**bits, "epochs": config.epochs, "learning_rate": config.learning_rate})
+            recording = replace(context, tune=_record_training(context.tune, trained))
+            quantized, state = train_with_rounding(source, stage, recording, factory)
+            # A later stage starts from a folded model, so only the first one reports the folded pairs.
             folded = folded or list(state.history["folded"])
             score = context.score(quantized)
-            stays = score >= start - config.floor
-            path.append({"weight_bits": weight_bits, "activation_bits": activation_bits, "score": score, "kept": stays})
-            if not stays:
+            is_kept = score >= first_score - config.floor
+            path.append({**bits, "score": score, "kept": is_kept})
+            if not is_kept:
                 break
-            kept = quantized, replace(state, history={**state.history, "folded": folded})
+            best = quantized, replace(state, history={**state.history, "folded": folded})
             source = fold_batch_norm(model, context.example)
             source.load_state_dict({**source.state_dict(), **{k: trained[k] for k in source.state_dict()}})
-        if kept is None:
+        if best is None:
             raise CompressionError(
-                f"the first rung, {rungs[0][0]}/{rungs[0][1]} bits, takes the score from {start:.4f} to "
-                f"{path[-1]['score']:.4f}, below the floor of {start - config.floor:.4f}"
+                f"the first stage, {stages[0][0]}/{stages[0][1]} bits, takes the score from {first_score:.4f} to "
+                f"{score:.4f}, below the limit of {first_score - config.floor:.4f}"
             )
-        quantized, state = kept
+        quantized, state = best
         return quantized, replace(state, report={**state.report, "path": path})
 
     def restore(self, model: nn.Module, config: ProgressiveConfig, state: MethodState) -> nn.Module:
@@ -133,15 +133,17 @@ class Progressive:
         return restore_quantization(model, state)
 
 
-def _noting(tune: Callable[..., None], trained: dict[str, Tensor]) -> Callable[..., None]:
-    """Return ``tune``, which afterwards leaves in ``trained`` what it trained, before anything is rounded."""
+def _record_training(tune: TuneFunction, trained: dict[str, Tensor]) -> TuneFunction:
+    """Return a function that trains as ``tune`` does and then stores the floating-point tensors in ``trained``."""
 
-    def noting(model: nn.Module, *arguments: Any) -> None:
-        tune(model, *arguments)
+    def tune_and_record(
+        model: nn.Module, epochs: int, learning_rate: float, after_step: Callable[[], None] | None
+    ) -> None:
+        tune(model, epochs, learning_rate, after_step)
         for name, tensor in model.state_dict().items():
             trained[name.replace(_ORIGINAL, ".weight")] = tensor.detach().clone()
 
-    return noting
+    return tune_and_record
 
 
 QUANTIZE.add(Progressive.name, Progressive())

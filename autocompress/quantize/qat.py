@@ -1,4 +1,4 @@
-"""Quantization-aware training with the straight-through estimator: ranges follow what passes by."""
+"""Quantization-aware training with the straight-through estimator; ranges follow weights and activations."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,11 +12,11 @@ from autocompress.quantize.fake_quantize import FakeQuantize
 from autocompress.quantize.model_quantizer import fit_activation_grid
 from autocompress.quantize.observers import MovingAverageObserver
 from autocompress.quantize.quantization_aware import (
-    WEIGHTS,
-    InputQuantizer,
+    SYMMETRIC,
     QuantizationAwareSettings,
     RangeRecorder,
-    WeightQuantizer,
+    TrainableInputQuantizer,
+    TrainableWeightQuantizer,
     code_range,
     train_with_rounding,
 )
@@ -25,12 +25,13 @@ from autocompress.quantize.serialization import restore_quantization
 from autocompress.quantize.ste import ste_quantize
 from autocompress.quantize.weight_coding import WeightCoding
 
+# Weight of the previous average in the moving range of an input.
 MOMENTUM = 0.99
 
 
 @dataclass(frozen=True)
 class QATConfig(QuantizationAwareSettings):
-    """How long to train with rounding, and with how many bits.
+    """Settings of quantization-aware training with the straight-through estimator.
 
     Example:
         >>> QATConfig(weight_bits=3, epochs=10).granularity
@@ -40,12 +41,12 @@ class QATConfig(QuantizationAwareSettings):
     label: ClassVar[str] = "quantize.qat"
 
 
-class QATWeightQuantizer(WeightQuantizer):
-    """Each row's scale covers a fixed share of the range that its weights have now.
+class QATWeightQuantizer(TrainableWeightQuantizer):
+    """Weight quantizer whose scale covers a fixed share of the current range of each row.
 
     Args:
-        share: ``[B]``, as calibrated on the weights before training.
-        bits: Bits of a code.
+        share: Share of the range of each row, fitted to the weight before training, ``[B]``.
+        bits: Number of bits of a code.
     """
 
     share: Tensor
@@ -55,35 +56,37 @@ class QATWeightQuantizer(WeightQuantizer):
         self.register_buffer("share", share)
         self._bits = bits
 
-    def scale(self, blocks: Tensor) -> Tensor:
+    def compute_scale(self, blocks: Tensor) -> Tensor:
         """Return the scale of each row, ``[B, n] -> [B, 1]``."""
         low, high = torch.aminmax(blocks.detach(), dim=1)
-        return WEIGHTS.fit(low * self.share, high * self.share, self._bits).scale[:, None]
+        return SYMMETRIC.fit(low * self.share, high * self.share, self._bits).scale[:, None]
 
     def forward(self, blocks: Tensor) -> Tensor:
-        """Return the rows on their grids; gradients pass inside them."""
-        return ste_quantize(blocks, self.scale(blocks), *code_range(self._bits))
+        """Return the rows rounded to their grids; gradients pass inside the grids."""
+        return ste_quantize(blocks, self.compute_scale(blocks), *code_range(self._bits))
 
 
-class QATInputQuantizer(InputQuantizer):
-    """The range follows a moving average of each batch's smallest and largest value (Jacob et al. 2018).
+class QATInputQuantizer(TrainableInputQuantizer):
+    """Input quantizer whose range follows a moving average of the extremes of each batch (Jacob et al. 2018).
 
-    Where the observer cut the calibrated range short of these, the same share of the moving one is covered.
+    Where the calibrated range is clipped, the same share of the moving range is covered.
 
     Args:
-        seen: What was observed on the calibration batches.
-        scheme: Where the codes lie around zero.
-        bits: Bits of a code.
+        recorder: Ranges recorded on the calibration batches.
+        scheme: Activation quantizer, ``symmetric`` or ``asymmetric``.
+        bits: Number of bits of a code.
     """
 
-    def __init__(self, seen: RangeRecorder, scheme: str, bits: int) -> None:
+    def __init__(self, recorder: RangeRecorder, scheme: str, bits: int) -> None:
         super().__init__()
-        first, chosen = seen.ends.range(), seen.range()
-        self._shares = tuple(part / end if end else 1.0 for part, end in zip(chosen, first, strict=True))
+        extremes, calibrated = recorder.min_max.range(), recorder.range()
+        self._shares = tuple(
+            end / extreme if extreme else 1.0 for end, extreme in zip(calibrated, extremes, strict=True)
+        )
         self._average = MovingAverageObserver(MOMENTUM)
-        self._average.observe(torch.tensor(first))
+        self._average.observe(torch.tensor(extremes))
         self._scheme, self._bits = scheme, bits
-        self.rounding = FakeQuantize(fit_activation_grid(chosen, scheme, bits), bits)
+        self.rounding = FakeQuantize(fit_activation_grid(calibrated, scheme, bits), bits)
 
     @property
     def grid(self) -> Grid:
@@ -91,7 +94,7 @@ class QATInputQuantizer(InputQuantizer):
         return self.rounding.grid
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return ``values`` on the grid; in training mode the grid follows them first."""
+        """Return the values rounded to the grid; in training mode the grid is updated first."""
         if self.training:
             self._average.observe(values)
             low, high = (end * share for end, share in zip(self._average.range(), self._shares, strict=True))
@@ -103,21 +106,23 @@ class QATInputQuantizer(InputQuantizer):
 
 
 class QATRounding:
-    """Rounds on ranges that follow weights and activations."""
+    """Factory of quantizers whose ranges follow weights and activations."""
 
-    def weight(self, blocks: Tensor, share: Tensor, coding: WeightCoding) -> WeightQuantizer:
-        """Return what rounds a weight."""
+    def build_weight_quantizer(self, blocks: Tensor, share: Tensor, coding: WeightCoding) -> TrainableWeightQuantizer:
+        """Return the quantizer of a weight."""
         return QATWeightQuantizer(share, coding.bits)
 
-    def input(self, seen: RangeRecorder, settings: QuantizationAwareSettings) -> InputQuantizer:
-        """Return what rounds the input of a layer."""
-        return QATInputQuantizer(seen, settings.activation_scheme, settings.activation_bits)
+    def build_input_quantizer(
+        self, recorder: RangeRecorder, settings: QuantizationAwareSettings
+    ) -> TrainableInputQuantizer:
+        """Return the quantizer of a layer's input."""
+        return QATInputQuantizer(recorder, settings.activation_scheme, settings.activation_bits)
 
 
 class QAT:
-    """Trains weights through their rounding; gradients pass inside the ranges and stop outside (Bengio et al. 2013).
+    """Trains weights with rounding and the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432).
 
-    The trained model is deployed as that of post-training quantization is.
+    The trained model is deployed in the same form as after post-training quantization.
     """
 
     name: ClassVar[str] = "qat"
@@ -128,7 +133,7 @@ class QAT:
         return config.is_identity
 
     def apply(self, model: nn.Module, config: QATConfig, context: Context) -> tuple[nn.Module, MethodState]:
-        """Return a folded, trained and quantized copy in evaluation mode, and what was done.
+        """Return a folded, trained and quantized copy in evaluation mode, and its state.
 
         Raises:
             CompressionError: The context cannot train, calibration batches are missing, a tensor is empty, NaN or

@@ -1,8 +1,9 @@
-"""Quantization-aware training: the model learns with its weights and inputs rounded.
+"""Quantization-aware training: the model is trained with rounded weights and inputs.
 
-Batch norms are folded first, with the statistics that the trained model has (Jacob et al. 2018 fold the batch's own,
-Krishnamoorthi 2018 freezes them after a while): what is trained is what is deployed, and a fit of a few epochs at a
-small learning rate needs no normalization. Weights that are zero when training begins were pruned, and stay zero.
+Batch normalizations are folded first, with the statistics of the trained model (Jacob et al. 2018 fold those of the
+batch, Krishnamoorthi 2018 freezes them after some steps). So the deployed model is the one that is trained, and a few
+epochs with a small learning rate need no normalization. Weights that are zero before training were pruned and stay
+zero.
 """
 
 from abc import ABC, abstractmethod
@@ -33,12 +34,12 @@ from autocompress.quantize.weight_coding import (
     split_blocks,
 )
 
-WEIGHTS = WEIGHT_QUANTIZERS["symmetric"]
+SYMMETRIC = WEIGHT_QUANTIZERS["symmetric"]
 
 
 @dataclass(frozen=True)
 class QuantizationAwareSettings(InputSettings, BitSettings):
-    """What methods that train with rounding share; 32 bits leave weights or activations as they are."""
+    """Settings of quantization-aware training; 32 bits leave weights or activations in floating point."""
 
     weight_bits: int = knob(4, BITS, "bits of a weight")
     activation_bits: int = knob(4, BITS, "bits of a layer's input")
@@ -53,25 +54,25 @@ class QuantizationAwareSettings(InputSettings, BitSettings):
         """Whether both weights and activations keep 32 bits."""
         return self.weight_bits == 32 and self.activation_bits == 32
 
-    def effort(self) -> float:
-        """Return the epochs of the training with rounding."""
+    def estimate_epochs(self) -> float:
+        """Return the number of epochs of quantization-aware training."""
         return 0.0 if self.is_identity else float(self.epochs)
 
-    def coding(self) -> WeightCoding:
-        """Return how a weight becomes codes; its first range leaves the smallest squared error."""
+    def weight_coding(self) -> WeightCoding:
+        """Return the coding of a weight, whose first range minimizes the squared error."""
         return WeightCoding(self.weight_bits, "linear", "symmetric", self.granularity, self.group_size, "mse")
 
 
-class WeightQuantizer(nn.Module, ABC):
-    """Rounds the rows of a weight, each with a scale of its own, ``[B, n] -> [B, n]``."""
+class TrainableWeightQuantizer(nn.Module, ABC):
+    """Module that rounds the rows of a weight, each with its own scale, ``[B, n] -> [B, n]``."""
 
     @abstractmethod
-    def scale(self, blocks: Tensor) -> Tensor:
+    def compute_scale(self, blocks: Tensor) -> Tensor:
         """Return the scale of each row, ``[B, n] -> [B, 1]``."""
 
 
-class InputQuantizer(nn.Module, ABC):
-    """Rounds a layer's input, ``[...] -> [...]``, and finds its grid while it is trained."""
+class TrainableInputQuantizer(nn.Module, ABC):
+    """Module that rounds the input of a layer, ``[...] -> [...]``, to a grid that training changes."""
 
     @property
     @abstractmethod
@@ -81,69 +82,83 @@ class InputQuantizer(nn.Module, ABC):
 
 @dataclass
 class RangeRecorder:
-    """An observer that remembers the smallest and the largest value beside the range it settles on."""
+    """An observer that records the range of another observer and the extreme values.
 
-    chosen: Observer
-    ends: MinMaxObserver = field(default_factory=MinMaxObserver)
+    Attributes:
+        observer: Observer that computes the range.
+        min_max: Observer of the smallest and the largest value.
+    """
+
+    observer: Observer
+    min_max: MinMaxObserver = field(default_factory=MinMaxObserver)
 
     def observe(self, values: Tensor) -> None:
-        """Take note of one tensor of any shape."""
-        self.chosen.observe(values)
-        self.ends.observe(values)
+        """Update both observers with one tensor of any shape."""
+        self.observer.observe(values)
+        self.min_max.observe(values)
 
     def range(self) -> tuple[float, float]:
-        """Return the lowest and the highest value to represent."""
-        return self.chosen.range()
+        """Return the smallest and the largest value that the grid must cover."""
+        return self.observer.range()
 
 
 class QuantizerFactory(Protocol):
-    """What a method rounds with while it trains."""
+    """Builds the trainable quantizers of one method."""
 
-    def weight(self, blocks: Tensor, share: Tensor, coding: WeightCoding) -> WeightQuantizer:
-        """Return what rounds a weight; ``share`` of each row's range is what its first scale covers, ``[B]``."""
+    def build_weight_quantizer(self, blocks: Tensor, share: Tensor, coding: WeightCoding) -> TrainableWeightQuantizer:
+        """Return the quantizer of a weight.
+
+        Args:
+            blocks: Blocks of the weight with one scale each, ``[B, n]``.
+            share: Share of each block's range that its first scale covers, ``[B]``.
+            coding: Coding of the weight.
+        """
         ...
 
-    def input(self, seen: RangeRecorder, settings: QuantizationAwareSettings) -> InputQuantizer:
-        """Return what rounds the input of a layer, on which ``seen`` looked."""
+    def build_input_quantizer(
+        self, recorder: RangeRecorder, settings: QuantizationAwareSettings
+    ) -> TrainableInputQuantizer:
+        """Return the quantizer of a layer's input from its recorded ranges."""
         ...
 
 
 class WeightParametrization(nn.Module):
-    """The parametrization of a weight that is trained with rounding.
+    """Parametrization of a weight by its rounded values, for training.
 
     Args:
-        weight: As it is before training; where it is zero it stays zero.
-        coding: What shares a scale.
-        rounding: Builds what rounds.
+        weight: Weight before training, ``[C, ...]``; its zeros stay zero.
+        coding: Coding of the weight.
+        factory: Factory of the weight quantizer.
     """
 
-    kept: Tensor | None
+    mask: Tensor | None
 
-    def __init__(self, weight: Tensor, coding: WeightCoding, rounding: QuantizerFactory) -> None:
+    def __init__(self, weight: Tensor, coding: WeightCoding, factory: QuantizerFactory) -> None:
         super().__init__()
         self.coding = coding
-        kept = weight != 0
-        self.register_buffer("kept", None if bool(kept.all()) else kept.to(weight.dtype))
+        mask = weight != 0
+        # Without pruned weights there is no mask, which saves a product in every step.
+        self.register_buffer("mask", None if bool(mask.all()) else mask.to(weight.dtype))
         blocks = split_blocks(weight, coding)
         low, high = torch.aminmax(blocks, dim=1)
-        self.rounding = rounding.weight(blocks, search_clipping(blocks, low, high, coding), coding)
+        self.rounding = factory.build_weight_quantizer(blocks, search_clipping(blocks, low, high, coding), coding)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the rounded weight, ``[C, ...] -> [C, ...]``."""
-        return join_blocks(self.rounding(self._blocks(weight)), weight.shape, self.coding)
+        return join_blocks(self.rounding(self._masked_blocks(weight)), weight.shape, self.coding)
 
-    def coded(self, weight: Tensor) -> QuantizedWeight:
-        """Return the codes of what :meth:`forward` returns."""
-        blocks = self._blocks(weight)
-        scale = self.rounding.scale(blocks).detach()
+    def encode(self, weight: Tensor) -> QuantizedWeight:
+        """Return the codes of the weight that :meth:`forward` returns."""
+        blocks = self._masked_blocks(weight)
+        scale = self.rounding.compute_scale(blocks).detach()
         low, high = code_range(self.coding.bits)
         codes = blocks.div(scale).round_().clamp_(low, high)
-        shared = reshape_to_scale(scale.flatten(), weight, self.coding)
-        grid = Grid(shared, torch.zeros_like(shared, dtype=torch.int32), low, high, self.coding.group)
+        grid_scale = reshape_to_scale(scale.flatten(), weight, self.coding)
+        grid = Grid(grid_scale, torch.zeros_like(grid_scale, dtype=torch.int32), low, high, self.coding.group)
         return QuantizedWeight(join_blocks(codes, weight.shape, self.coding).to(grid.dtype), grid)
 
-    def _blocks(self, weight: Tensor) -> Tensor:
-        return split_blocks(weight if self.kept is None else weight * self.kept, self.coding)
+    def _masked_blocks(self, weight: Tensor) -> Tensor:
+        return split_blocks(weight if self.mask is None else weight * self.mask, self.coding)
 
 
 def code_range(bits: int) -> tuple[int, int]:
@@ -157,11 +172,11 @@ def code_range(bits: int) -> tuple[int, int]:
 
 
 def train_with_rounding(
-    model: nn.Module, settings: QuantizationAwareSettings, context: Context, rounding: QuantizerFactory
+    model: nn.Module, settings: QuantizationAwareSettings, context: Context, factory: QuantizerFactory
 ) -> tuple[nn.Module, MethodState]:
-    """Train a folded copy of ``model`` with its weights and inputs rounded, and return it in its deployed form.
+    """Train a folded copy of a model with rounded weights and inputs, and return it in its deployed form.
 
-    Codes and grids are the ones that the last step of training left, so weights and inputs are rounded as they were.
+    Codes and grids are those of the last training step, so the deployed model rounds as in training.
 
     Raises:
         CompressionError: The context cannot train, calibration batches are missing, a tensor is not finite, or no
@@ -169,41 +184,56 @@ def train_with_rounding(
     """
     if settings.is_identity:
         with torch.no_grad():
-            draft = ModelQuantizer(model, context)
-            draft.observe(None)
-            return draft.finalize()
+            quantizer = ModelQuantizer(model, context)
+            quantizer.observe_ranges(None)
+            return quantizer.finalize()
     if context.tune is None:
         raise CompressionError(f"{settings.label} trains the model, and the context holds no 'tune' to do so")
-    seen: dict[str, RangeRecorder] = {}
-
-    def watch(name: str) -> Observer:
-        seen[name] = RangeRecorder(settings.watch(settings.activation_bits))
-        return seen[name]
-
     with torch.no_grad():
-        draft = ModelQuantizer(model, context)
-        draft.observe(watch if settings.activation_bits < 32 else None)
-        inputs = {name: rounding.input(found, settings) for name, found in seen.items()}
-        for name, layer in draft.layers.items():
-            if name in inputs:
-                attach_input_quantizer(layer, inputs[name])
-            if settings.weight_bits < 32:
-                rounded = WeightParametrization(layer.weight, coding_for_layer(layer, settings.coding()), rounding)
-                parametrize.register_parametrization(layer, "weight", rounded)
-    # The fit has generators of its own; what else is random, such as dropout, follows the seed too.
+        quantizer = ModelQuantizer(model, context)
+        inputs = _attach_trainable_quantizers(quantizer, settings, factory)
+    # The training loop has its own generators; other random operations, such as dropout, follow the seed as well.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        context.tune(draft.model, settings.epochs, settings.learning_rate, None)
-    draft.model.eval()
+        context.tune(quantizer.model, settings.epochs, settings.learning_rate, None)
+    quantizer.model.eval()
     with torch.no_grad():
-        for name, parameter in draft.model.named_parameters():
+        # A diverged training is reported by the name of the parameter.
+        for name, parameter in quantizer.model.named_parameters():
             with add_layer_to_errors(name, "trained"):
                 finite_min_max(parameter)
-        for name, layer in draft.layers.items():
+        for name, layer in quantizer.layers.items():
             if name in inputs:
-                draft.quantize_input(name, inputs[name].grid, settings.activation_bits)
+                quantizer.quantize_input(name, inputs[name].grid, settings.activation_bits)
             if settings.weight_bits < 32:
-                rounded = layer.parametrizations.weight[0]
+                parametrization = _weight_parametrization(layer)
                 parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-                draft.quantize_weight(name, rounded.coded(layer.weight), settings.weight_bits)
-        return draft.finalize({"trained": {"epochs": settings.epochs, "learning_rate": settings.learning_rate}})
+                quantizer.quantize_weight(name, parametrization.encode(layer.weight), settings.weight_bits)
+        return quantizer.finalize({"trained": {"epochs": settings.epochs, "learning_rate": settings.learning_rate}})
+
+
+def _attach_trainable_quantizers(
+    quantizer: ModelQuantizer, settings: QuantizationAwareSettings, factory: QuantizerFactory
+) -> dict[str, TrainableInputQuantizer]:
+    """Attach quantizers to the weights and inputs of all layers, and return those of the inputs by layer."""
+    recorders: dict[str, RangeRecorder] = {}
+
+    def build_recorder(name: str) -> Observer:
+        recorders[name] = RangeRecorder(settings.build_observer(settings.activation_bits))
+        return recorders[name]
+
+    quantizer.observe_ranges(build_recorder if settings.activation_bits < 32 else None)
+    inputs = {name: factory.build_input_quantizer(recorder, settings) for name, recorder in recorders.items()}
+    for name, layer in quantizer.layers.items():
+        if name in inputs:
+            attach_input_quantizer(layer, inputs[name])
+        if settings.weight_bits < 32:
+            coding = coding_for_layer(layer, settings.weight_coding())
+            parametrize.register_parametrization(layer, "weight", WeightParametrization(layer.weight, coding, factory))
+    return inputs
+
+
+def _weight_parametrization(layer: nn.Module) -> WeightParametrization:
+    parametrization = layer.get_submodule("parametrizations.weight.0")
+    assert isinstance(parametrization, WeightParametrization)
+    return parametrization

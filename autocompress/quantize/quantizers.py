@@ -1,4 +1,4 @@
-"""Quantizers: a range becomes a grid of codes, and tensors go to codes and back."""
+"""Linear quantizers: fit a grid to a range, encode tensors to codes and decode them."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# The reciprocal of a scale inside these limits is finite in float32, and so is every code times it.
+# A scale within these limits has a finite reciprocal in float32, and its product with every code is finite too.
 SMALLEST_SCALE = 2.0**-100
 LARGEST_SCALE = 2.0**119
 
@@ -16,12 +16,12 @@ class Grid:
     """Evenly spaced values: code ``c`` stands for ``(c - zero_point) * scale``.
 
     Attributes:
-        scale: Distance of neighbours, float32; ``[]`` for a whole tensor, ``[C]`` along axis 0, ``[C, G]`` for
-            groups of each flattened row.
+        scale: Step between neighbouring values, float32; ``[]`` for a whole tensor, ``[C]`` along axis 0, ``[C, G]``
+            for groups of each flattened row.
         zero_point: The code of 0.0, int32, shaped like ``scale``.
         low: The smallest code.
         high: The largest code.
-        group: Values that share a scale where there are groups; the last group of a row may be shorter.
+        group: Number of values that share a scale with groups, 0 without; the last group of a row may be shorter.
     """
 
     scale: Tensor
@@ -37,10 +37,10 @@ class Grid:
 
 
 class Quantizer(Protocol):
-    """Maps a range to a grid, and tensors to codes and back."""
+    """Fits a grid to a range, encodes tensors to codes and decodes codes to tensors."""
 
     def fit(self, low: Tensor, high: Tensor, bits: int) -> Grid:
-        """Return the grid for values from ``low`` to ``high``, of any one shape."""
+        """Return the grid for values from ``low`` to ``high``, two tensors of the same shape."""
         ...
 
     def encode(self, values: Tensor, grid: Grid) -> Tensor:
@@ -53,14 +53,14 @@ class Quantizer(Protocol):
 
 
 class LinearQuantizer:
-    """Evenly spaced codes: rounding to the nearest, half to even, as the fake-quantization operators of torch do.
+    """Quantizer with evenly spaced codes; it rounds to the nearest, half to even, as torch does.
 
-    Inside the fitted range ``|x - decode(encode(x))| <= scale / 2``. A channel that holds a single value is
-    given that value as its scale, so it comes back exactly; a range of zero has scale 1.
+    Inside the fitted range ``|x - decode(encode(x))| <= scale / 2``. A channel with a single value gets that value
+    as its scale and is represented exactly; a range of zeros gets scale 1.
     """
 
     def encode(self, values: Tensor, grid: Grid) -> Tensor:
-        """Return the code of each value; values outside the range get the nearest end."""
+        """Return the code of each value; values outside the range are clipped."""
         scale = broadcast_parameter(grid.scale, values, grid.group)
         zero_point = broadcast_parameter(grid.zero_point, values, grid.group)
         return values.mul(scale.reciprocal()).round_().add_(zero_point).clamp_(grid.low, grid.high).to(grid.dtype)
@@ -72,10 +72,10 @@ class LinearQuantizer:
 
 
 class SymmetricQuantizer(LinearQuantizer):
-    """Zero is code 0 and the range reaches equally far to both sides: [-a, a] -> -(2^(bits-1) - 1) .. 2^(bits-1) - 1.
+    """Quantizer with zero point 0 and a symmetric range: [-a, a] -> -(2^(bits-1) - 1) .. 2^(bits-1) - 1.
 
     Args:
-        unsigned: Spend all codes on the positive side where the range holds no negative value.
+        unsigned: Whether a range without negative values uses unsigned codes.
 
     Example:
         >>> grid = SymmetricQuantizer().fit(torch.tensor(-1.0), torch.tensor(0.5), bits=3)
@@ -87,20 +87,20 @@ class SymmetricQuantizer(LinearQuantizer):
         self.unsigned = unsigned
 
     def fit(self, low: Tensor, high: Tensor, bits: int) -> Grid:
-        """Return the grid for values from ``low`` to ``high``, of any one shape."""
+        """Return the grid for values from ``low`` to ``high``, two tensors of the same shape."""
         low, high = low.double(), high.double()
         if self.unsigned and bool((low >= 0).all()):
             steps, first, last = 2.0**bits - 1, 0, 2**bits - 1
         else:
-            # One bit leaves the codes -1 and 0: a step of twice the range keeps the error below half a step.
+            # One bit has only the codes -1 and 0: a step of twice the range keeps the error below half a step.
             steps, first, last = max(2.0 ** (bits - 1) - 1, 0.5), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-        reach = torch.maximum(low.abs(), high.abs())
-        scale = _scale(reach / steps, reach, exact=(low == high) & (last > 0))
+        max_abs = torch.maximum(low.abs(), high.abs())
+        scale = _limit_scale(max_abs / steps, max_abs, exact=(low == high) & (last > 0))
         return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), first, last)
 
 
 class AsymmetricQuantizer(LinearQuantizer):
-    """The codes 0 .. 2^bits - 1 span the range, which is widened to hold zero.
+    """Quantizer whose codes 0 .. 2^bits - 1 span the range, which is widened to include zero.
 
     Example:
         >>> grid = AsymmetricQuantizer().fit(torch.tensor(-1.0), torch.tensor(2.0), bits=2)
@@ -109,12 +109,12 @@ class AsymmetricQuantizer(LinearQuantizer):
     """
 
     def fit(self, low: Tensor, high: Tensor, bits: int) -> Grid:
-        """Return the grid for values from ``low`` to ``high``, of any one shape."""
+        """Return the grid for values from ``low`` to ``high``, two tensors of the same shape."""
         low, high = low.double(), high.double()
         last = 2**bits - 1
         below, above = low.clamp(max=0), high.clamp(min=0)
-        reach = above - below
-        scale = _scale(reach / last, reach, exact=low == high)
+        width = above - below
+        scale = _limit_scale(width / last, width, exact=low == high)
         zero_point = (-below / scale).round_().clamp_(0, last).to(torch.int32)
         return Grid(scale, zero_point, 0, last)
 
@@ -126,13 +126,14 @@ ACTIVATION_QUANTIZERS: dict[str, Quantizer] = {
 }
 
 
-def _scale(scale: Tensor, reach: Tensor, exact: Tensor) -> Tensor:
-    scale = torch.where(exact, reach, scale).clamp_(SMALLEST_SCALE, LARGEST_SCALE)
-    return torch.where(reach == 0, 1.0, scale).float()
+def _limit_scale(scale: Tensor, width: Tensor, exact: Tensor) -> Tensor:
+    # Where `exact` holds the range is a single value, which becomes the scale and is then represented exactly.
+    scale = torch.where(exact, width, scale).clamp_(SMALLEST_SCALE, LARGEST_SCALE)
+    return torch.where(width == 0, 1.0, scale).float()
 
 
 def broadcast_parameter(parameter: Tensor, values: Tensor, group: int) -> Tensor:
-    """Return a scale or zero point in a shape that broadcasts over ``values``.
+    """Return a scale or zero point in a shape that broadcasts to ``values``.
 
     Example:
         >>> broadcast_parameter(torch.tensor([[1.0, 2.0]]), torch.zeros(1, 3), group=2).tolist()
@@ -142,5 +143,5 @@ def broadcast_parameter(parameter: Tensor, values: Tensor, group: int) -> Tensor
         return parameter
     if parameter.ndim == 1:
         return parameter.view(-1, *[1] * (values.ndim - 1))
-    row = values[0].numel()
-    return parameter.repeat_interleave(group, 1)[:, :row].reshape(values.shape)
+    row_size = values[0].numel()
+    return parameter.repeat_interleave(group, 1)[:, :row_size].reshape(values.shape)

@@ -1,12 +1,12 @@
-"""AdaRound's problem for one layer: which way to round each weight so that the layer's outputs stay as they were.
+"""AdaRound for one layer: choose the rounding direction of each weight that preserves the outputs of the layer.
 
-The squared error of the outputs is a quadratic form of what rounding changes, so the inputs are needed only for their
-second moments: a step costs one product of the weight with a square matrix, however many calibration examples.
+The squared error of the outputs is a quadratic form of the change of the weight, so only the second moments of the
+inputs are needed. A step costs one product of the weight with a square matrix, whatever the number of examples.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,71 +14,75 @@ from torch.nn import functional as F
 
 from autocompress.errors import CompressionError
 
-# The rectified sigmoid (Louizos et al. 2018, arXiv:1712.01312) reaches past 0 and 1 by this much on either side.
-OVERHANG = 0.1
-# For this share of the steps nothing draws the roundings towards 0 or 1; beta falls over the others.
+# The rectified sigmoid (Louizos et al. 2018, arXiv:1712.01312) exceeds 0 and 1 by this much before it is clipped.
+STRETCH = 0.1
+# Share of the steps without the regularizer that draws roundings towards 0 or 1; beta falls over the other steps.
 WARM_UP = 0.2
 FIRST_BETA, LAST_BETA = 20.0, 2.0
-REGULARISER = 1.0
+REGULARIZER_WEIGHT = 1.0
 LEARNING_RATE = 0.1
-# Keeps a step finite where no gradient ever was.
-TINY = 1e-8
+# Adam's epsilon: it keeps a step finite where every gradient was zero.
+EPSILON = 1e-8
+
+WeightedLayer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Linear
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What inputs and wanted outputs say about changes to a layer's weight, ``[C, K]``, in ``g`` groups of channels.
+    """Second moments of inputs and residuals of a layer with a weight ``[C, K]`` in ``g`` groups of channels.
+
+    The residual ``r`` is the target output minus the output with the exact weight.
 
     Attributes:
         inputs: Mean of ``x x^T`` over positions, ``[g, K, K]``.
-        both: Mean of ``r x^T``, where ``r`` is what the unchanged weight leaves to be wanted, ``[g, C / g, K]``.
-        left: Mean of ``r^2``, ``[g, C / g]``.
+        cross: Mean of ``r x^T`` over positions, ``[g, C / g, K]``.
+        residual: Mean of ``r^2`` over positions, ``[g, C / g]``.
     """
 
     inputs: Tensor
-    both: Tensor
-    left: Tensor
+    cross: Tensor
+    residual: Tensor
 
     @classmethod
-    def of(cls, layer: Any, inputs: Tensor, wanted: Tensor) -> "Moments":
-        """Return the moments of what a layer reads and what it should give.
+    def from_batch(cls, layer: WeightedLayer, inputs: Tensor, targets: Tensor) -> "Moments":
+        """Return the moments of the inputs and the target outputs of a layer.
 
         Args:
-            layer: A convolution or a linear layer.
-            inputs: What it reads.
-            wanted: What it should give, one row a position, ``[P, C]``.
+            layer: Convolution or linear layer.
+            inputs: Inputs of the layer.
+            targets: Target outputs with one row per position, ``[P, C]``.
 
         Raises:
-            CompressionError: Squares of the outputs leave single precision.
+            CompressionError: The squares of the outputs overflow single precision.
         """
-        groups = getattr(layer, "groups", 1)
+        groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         rows = unfold_patches(layer, inputs)
         x = rows.view(len(rows), groups, -1).movedim(1, 0)
-        y = wanted if layer.bias is None else wanted - layer.bias.detach()
+        y = targets if layer.bias is None else targets - layer.bias.detach()
         weight = layer.weight.detach().reshape(groups, -1, x.shape[-1])
-        left = y.reshape(len(y), groups, -1).movedim(1, 0) - x @ weight.mT
-        moments = cls(x.mT @ x / len(rows), left.mT @ x / len(rows), left.square().mean(1))
-        if not bool(moments.error(layer.weight.detach()).isfinite().all()):
+        residual = y.reshape(len(y), groups, -1).movedim(1, 0) - x @ weight.mT
+        moments = cls(x.mT @ x / len(rows), residual.mT @ x / len(rows), residual.square().mean(1))
+        if not bool(moments.output_error(layer.weight.detach()).isfinite().all()):
             raise CompressionError(
                 "the squares of what it gives are too large for 32 bits; scale the model's inputs down"
             )
         return moments
 
-    def error(self, change: Tensor) -> Tensor:
-        """Return the mean squared error of each output channel after a change of the weight, ``[C, K] -> [C]``."""
-        rows = change.view(self.both.shape)
-        return ((rows @ self.inputs - 2 * self.both) * rows).sum(-1).add(self.left).flatten()
+    def output_error(self, change: Tensor) -> Tensor:
+        """Return the mean squared error of each output channel for a change of the weight, ``[C, K] -> [C]``."""
+        rows = change.view(self.cross.shape)
+        return ((rows @ self.inputs - 2 * self.cross) * rows).sum(-1).add(self.residual).flatten()
 
 
 @dataclass(frozen=True)
 class WeightSteps:
-    """A weight in units of its grid.
+    """A weight in units of the step of its grid.
 
     Attributes:
-        weight: The exact weight, ``[C, K]``.
-        scale: The grid's step for each weight, ``[C, K]``.
-        low: The smallest number of steps from zero, ``[C, K]``.
-        high: The largest.
+        weight: Exact weight, ``[C, K]``.
+        scale: Step of the grid for each weight, ``[C, K]``.
+        low: Smallest number of steps from zero, ``[C, K]``.
+        high: Largest number of steps from zero, ``[C, K]``.
     """
 
     weight: Tensor
@@ -88,22 +92,22 @@ class WeightSteps:
 
     @property
     def nearest(self) -> Tensor:
-        """The nearest number of steps from zero."""
+        """The number of steps from zero with each weight rounded to the nearest, ``[C, K]``."""
         return (self.weight / self.scale).round().clamp(self.low, self.high)
 
-    def change(self, steps: Tensor) -> Tensor:
-        """Return what a number of steps in place of each weight changes."""
+    def weight_change(self, steps: Tensor) -> Tensor:
+        """Return the difference of the rounded and the exact weight for a number of steps, ``[C, K]``."""
         return steps * self.scale - self.weight
 
 
 @dataclass(frozen=True)
 class LearnedRounding:
-    """What learning the roundings gave.
+    """Result of learning the rounding of a layer.
 
     Attributes:
-        steps: How many steps from zero each weight is, ``[C, K]``.
-        nearest: Mean squared error of the layer's outputs with every weight rounded to the nearest.
-        error: The same with ``steps``; never larger.
+        steps: Number of steps from zero of each weight, ``[C, K]``.
+        nearest: Mean squared error of the layer's outputs with all weights rounded to the nearest.
+        error: Mean squared error of the layer's outputs with ``steps``, never larger than ``nearest``.
         flipped: Share of the weights that are not rounded to the nearest.
     """
 
@@ -114,51 +118,56 @@ class LearnedRounding:
 
 
 def learn_rounding(steps: WeightSteps, moments: Moments, iterations: int) -> LearnedRounding:
-    """Learn which way to round (AdaRound, Nagel et al. 2020, arXiv:2004.10568).
+    """Learn the rounding direction of each weight (AdaRound, Nagel et al. 2020, arXiv:2004.10568).
 
-    The error of the outputs, as a share of what rounding to the nearest leaves, plus the mean of
-    ``1 - |2h - 1|^beta`` falls, where ``h`` from 0 (down) to 1 (up) is the rounding of a weight. A channel that ends
-    up no better than rounded to the nearest is rounded to the nearest.
+    Minimizes the output error, relative to the error of rounding to the nearest, plus the mean of
+    ``1 - |2h - 1|^beta``, where ``h`` from 0 (down) to 1 (up) is the rounding of a weight. A channel whose error does
+    not fall is rounded to the nearest.
+
+    Args:
+        steps: Weight in units of its grid.
+        moments: Moments of the inputs and target outputs of the layer.
+        iterations: Number of optimizer steps.
     """
     nearest = steps.nearest
-    errors = moments.error(steps.change(nearest))
+    errors = moments.output_error(steps.weight_change(nearest))
     unit = errors.sum().clamp(min=torch.finfo(errors.dtype).tiny)
     exact = steps.weight / steps.scale
     floor = exact.floor()
-    # h starts at what the weight is above the step below it.
-    logits = torch.logit((exact - floor + OVERHANG) / (1 + 2 * OVERHANG))
-    problem = RoundingObjective(steps, floor, moments, unit)
+    # h starts at the fraction of a step by which the weight exceeds the step below, so the start has no error.
+    logits = torch.logit((exact - floor + STRETCH) / (1 + 2 * STRETCH))
+    objective = RoundingObjective(steps, floor, moments, unit)
     first, second = torch.zeros_like(logits), torch.zeros_like(logits)
     for iteration in range(iterations):
-        gradient = problem.gradient(logits, anneal_beta(iteration / iterations))
-        # Adam (Kingma and Ba 2015): a step of an optimizer object costs more than all the rest here.
+        gradient = objective.gradient(logits, anneal_beta(iteration / iterations))
+        # Adam (Kingma and Ba 2015), written out: a step of torch's optimizer costs more than the rest of the loop.
         first.lerp_(gradient, 0.1)
         second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         rate = LEARNING_RATE * math.sqrt(1 - 0.999 ** (iteration + 1)) / (1 - 0.9 ** (iteration + 1))
-        logits.addcdiv_(first, second.sqrt().add_(TINY), value=-rate)
-    learned = (floor + (logits >= 0)).clamp(steps.low, steps.high)
+        logits.addcdiv_(first, second.sqrt().add_(EPSILON), value=-rate)
+    rounded = (floor + (logits >= 0)).clamp(steps.low, steps.high)
     # A pruned weight stays pruned.
-    learned = torch.where(steps.weight != 0, learned, nearest)
-    found = moments.error(steps.change(learned))
-    better = found < errors
-    chosen = torch.where(better[:, None], learned, nearest)
+    rounded = torch.where(steps.weight != 0, rounded, nearest)
+    rounded_errors = moments.output_error(steps.weight_change(rounded))
+    improved = rounded_errors < errors
+    chosen = torch.where(improved[:, None], rounded, nearest)
     return LearnedRounding(
         chosen,
         float(errors.mean()),
-        float(torch.where(better, found, errors).mean()),
+        float(torch.where(improved, rounded_errors, errors).mean()),
         float((chosen != nearest).double().mean()),
     )
 
 
 @dataclass(frozen=True)
 class RoundingObjective:
-    """What the logits of all roundings of a layer should make small.
+    """Objective of the rounding logits of a layer.
 
     Attributes:
-        steps: The weight in units of its grid.
-        floor: Steps from zero when every weight is rounded down.
-        moments: What the layer reads and should give.
-        unit: The error that counts as 1.
+        steps: Weight in units of its grid.
+        floor: Number of steps from zero with all weights rounded down, ``[C, K]``.
+        moments: Moments of the inputs and target outputs of the layer.
+        unit: Output error that the loss counts as 1.
     """
 
     steps: WeightSteps
@@ -167,31 +176,33 @@ class RoundingObjective:
     unit: Tensor
 
     def loss(self, logits: Tensor, beta: float | None) -> Tensor:
-        """Return the share of the error that is left, plus the regulariser where there is a beta."""
+        """Return the relative output error, plus the regularizer if ``beta`` is given."""
         up = rectify_sigmoid(logits)
         soft = (self.floor + up).clamp(self.steps.low, self.steps.high)
-        loss = self.moments.error(self.steps.change(soft)).sum() / self.unit
-        return loss if beta is None else loss + REGULARISER * (1 - (2 * up - 1).abs().pow(beta)).mean()
+        loss = self.moments.output_error(self.steps.weight_change(soft)).sum() / self.unit
+        return loss if beta is None else loss + REGULARIZER_WEIGHT * (1 - (2 * up - 1).abs().pow(beta)).mean()
 
     def gradient(self, logits: Tensor, beta: float | None) -> Tensor:
-        """Return the gradient of :meth:`loss`, written out: several times as fast as having it derived."""
+        """Return the gradient of :meth:`loss`, written out because that is several times as fast as autograd."""
         curve = torch.sigmoid(logits)
-        open_up = curve * (1 + 2 * OVERHANG) - OVERHANG
-        up = open_up.clamp(0, 1)
-        raised = self.floor + up
-        soft = raised.clamp(self.steps.low, self.steps.high)
-        rows = self.steps.change(soft).view(self.moments.both.shape)
-        of_steps = (rows @ self.moments.inputs - self.moments.both).view_as(soft).mul_(self.steps.scale)
-        of_up = of_steps.mul_(raised == soft).mul_(2 / self.unit)
+        stretched = curve * (1 + 2 * STRETCH) - STRETCH
+        up = stretched.clamp(0, 1)
+        unclipped = self.floor + up
+        soft = unclipped.clamp(self.steps.low, self.steps.high)
+        rows = self.steps.weight_change(soft).view(self.moments.cross.shape)
+        step_gradient = (rows @ self.moments.inputs - self.moments.cross).view_as(soft).mul_(self.steps.scale)
+        up_gradient = step_gradient.mul_(unclipped == soft).mul_(2 / self.unit)
         if beta is not None:
-            away = 2 * up - 1
-            of_up -= away.abs().pow_(beta - 1).mul_(away.sign()).mul_(2 * beta * REGULARISER / up.numel())
-        inside = (open_up > 0) & (open_up < 1)
-        return of_up.mul_(inside).mul_(curve * (1 - curve)).mul_(1 + 2 * OVERHANG)
+            distance = 2 * up - 1
+            up_gradient -= (
+                distance.abs().pow_(beta - 1).mul_(distance.sign()).mul_(2 * beta * REGULARIZER_WEIGHT / up.numel())
+            )
+        inside = (stretched > 0) & (stretched < 1)
+        return up_gradient.mul_(inside).mul_(curve * (1 - curve)).mul_(1 + 2 * STRETCH)
 
 
 def anneal_beta(share: float) -> float | None:
-    """Return beta after a share of the steps: none at first, then falling along half a cosine.
+    """Return the exponent beta after a share of the steps: None during warm-up, then falling along half a cosine.
 
     Example:
         >>> anneal_beta(0.1), anneal_beta(0.2), round(anneal_beta(0.6), 3)
@@ -203,19 +214,20 @@ def anneal_beta(share: float) -> float | None:
     return LAST_BETA + (FIRST_BETA - LAST_BETA) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def unfold_patches(layer: Any, inputs: Tensor) -> Tensor:
-    """Return what each output position of a layer reads, ``[P, groups * K]``."""
+def unfold_patches(layer: WeightedLayer, inputs: Tensor) -> Tensor:
+    """Return the inputs that each output position of a layer reads, ``[P, groups * K]``."""
     if isinstance(layer, nn.Linear):
         return inputs.flatten(0, -2)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
     kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
-    if len(kernel) == 1:
+    if isinstance(layer, nn.Conv1d):
+        # `unfold` knows two dimensions only.
         padded = padded.unsqueeze(2)
         kernel, dilation, stride = (1, *kernel), (1, *dilation), (1, *stride)
     return F.unfold(padded, kernel, dilation=dilation, stride=stride).movedim(1, -1).flatten(0, 1)
 
 
 def rectify_sigmoid(logits: Tensor) -> Tensor:
-    """Return how far each weight is rounded up, 0 to 1, from its logit."""
-    return (torch.sigmoid(logits) * (1 + 2 * OVERHANG) - OVERHANG).clamp(0, 1)
+    """Return the rounding of each weight, 0 (down) to 1 (up), from its logit."""
+    return (torch.sigmoid(logits) * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)

@@ -1,51 +1,62 @@
-"""Rounding that gradients pass: straight through, or into a step size that is learned."""
+"""Differentiable rounding: the straight-through estimator (STE) and learned step size quantization (LSQ)."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+
+class _Context(FunctionCtx):
+    """What a rounding keeps for its backward pass: autograd accepts any attribute."""
+
+    saved_tensors: tuple[Tensor, ...]
+    code_range: tuple[float, float]
 
 
 class _StraightThrough(Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+    def forward(ctx: _Context, values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
         steps = values / scale
         ctx.save_for_backward(steps)
-        ctx.ends = low - 0.5, high + 0.5
+        # A value within half a step of the range is rounded into it and still has a gradient.
+        ctx.code_range = low - 0.5, high + 0.5
         return steps.round().clamp_(low, high).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (steps,) = ctx.saved_tensors
-        # One vectorised pass: the gradient inside the ends, zero outside.
-        return torch.ops.aten.hardtanh_backward(gradients[0], steps, *ctx.ends), None, None, None
+        # One vectorised pass: the gradient inside the range, zero outside.
+        return torch.ops.aten.hardtanh_backward(gradients[0], steps, *ctx.code_range), None, None, None
 
 
 class _LearnedStep(Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, step: Tensor, factor: Tensor, low: int, high: int) -> Tensor:
+    def forward(ctx: _Context, values: Tensor, step: Tensor, factor: Tensor, low: int, high: int) -> Tensor:
         steps = values / step
         codes = steps.round().clamp_(low, high)
         ctx.save_for_backward(steps, codes, factor)
-        ctx.ends = low, high
+        ctx.code_range = low, high
         return codes * step
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         steps, codes, factor = ctx.saved_tensors
         gradient = gradients[0]
-        inside = torch.ops.aten.hardtanh_backward(gradient, steps, *ctx.ends)
+        inside = torch.ops.aten.hardtanh_backward(gradient, steps, *ctx.code_range)
+        # Gradient of the step (LSQ, equation 3): codes minus steps inside the range, the clipped code outside.
         if factor.ndim:
-            of_step = ((gradient * codes).sum(1, keepdim=True) - (inside * steps).sum(1, keepdim=True)) * factor
+            step_gradient = ((gradient * codes).sum(1, keepdim=True) - (inside * steps).sum(1, keepdim=True)) * factor
         else:
-            of_step = (gradient.flatten().dot(codes.flatten()) - inside.flatten().dot(steps.flatten())) * factor
-        return inside, of_step, None, None, None
+            step_gradient = (gradient.flatten().dot(codes.flatten()) - inside.flatten().dot(steps.flatten())) * factor
+        return inside, step_gradient, None, None, None
 
 
 def ste_quantize(values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    """Return values on the grid ``low * scale .. high * scale``; gradients pass inside it (Bengio et al. 2013).
+    """Return values rounded to the grid ``low * scale .. high * scale``; the gradient passes inside the range.
+
+    It is the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432).
 
     Example:
         >>> values = torch.tensor([0.6, 9.0], requires_grad=True)
@@ -58,17 +69,17 @@ def ste_quantize(values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
 
 def lsq_quantize(values: Tensor, step: Tensor, factor: Tensor, low: int, high: int) -> Tensor:
-    """Return values on the grid of a step size that is learned too (LSQ, Esser et al. 2020, arXiv:1902.08153).
+    """Return values rounded to a grid with a learned step size (LSQ, Esser et al. 2020, arXiv:1902.08153).
 
     The gradient of the step is ``round(v / s) - v / s`` inside and ``low`` or ``high`` outside, summed over the
     values that share the step, and multiplied by ``factor``.
 
     Args:
-        values: ``[...]``, or rows ``[B, n]`` with a step each.
-        step: ``[]``, or ``[B, 1]``.
-        factor: Shaped like ``step``.
-        low: The smallest code.
-        high: The largest code.
+        values: Values of any shape, or rows ``[B, n]`` with a step per row.
+        step: Step size, ``[]`` or ``[B, 1]``.
+        factor: Scale of the step's gradient, shaped like ``step``.
+        low: Smallest code.
+        high: Largest code.
 
     Example:
         >>> step = torch.tensor(1.0, requires_grad=True)
@@ -81,7 +92,7 @@ def lsq_quantize(values: Tensor, step: Tensor, factor: Tensor, low: int, high: i
 
 
 def gradient_scale(count: int, high: int) -> float:
-    """Return what LSQ multiplies the gradient of a step by: ``1 / sqrt(count * high)``.
+    """Return the factor of the gradient of a step in LSQ: ``1 / sqrt(count * high)``.
 
     Example:
         >>> gradient_scale(25, 4)

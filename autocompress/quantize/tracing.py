@@ -1,27 +1,26 @@
-"""What torch.fx tells about a model: its graph, and where a layer's output goes."""
+"""Tracing with torch.fx: the graph of a model, and the readers of each layer's output."""
 
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-RELU: tuple[Callable[..., Any], ...] = (F.relu, torch.relu)
-# Integer codes go through these unchanged, so a quantizer behind them can work in front of them.
-PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool1d, nn.MaxPool2d)
-PASSING_FUNCTIONS = {F.max_pool1d, F.max_pool2d, torch.flatten, torch.reshape, torch.permute, torch.transpose}
-PASSING_METHODS = {"contiguous", "flatten", "permute", "reshape", "squeeze", "transpose", "unsqueeze", "view"}
+RELU: tuple[Callable[..., Tensor], ...] = (F.relu, torch.relu)
+# Operations that do not change integer codes, so a quantizer after them can be moved before them.
+CODE_PRESERVING_MODULES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool1d, nn.MaxPool2d)
+CODE_PRESERVING_FUNCTIONS = {F.max_pool1d, F.max_pool2d, torch.flatten, torch.reshape, torch.permute, torch.transpose}
+CODE_PRESERVING_METHODS = {"contiguous", "flatten", "permute", "reshape", "squeeze", "transpose", "unsqueeze", "view"}
 
 
 def trace_graph(model: nn.Module, example: tuple[Tensor, ...]) -> fx.Graph:
-    """Return the graph of a model's forward on the arguments that ``example`` gives.
+    """Return the graph of a model's forward on the arguments in ``example``.
 
     Raises:
-        Exception: Whatever the forward raises on a tensor without values.
+        Exception: Any exception of the forward on a tensor without values.
     """
-    # An optional argument that the example leaves out must stay its default, or fx follows the other branch.
+    # An optional argument that is not in the example must keep its default, or fx traces the wrong branch.
     parameters = list(inspect.signature(model.forward).parameters.values())[len(example) :]
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     return fx.Tracer().trace(model, concrete_args=defaults or None)
@@ -30,53 +29,58 @@ def trace_graph(model: nn.Module, example: tuple[Tensor, ...]) -> fx.Graph:
 def find_outputs_to_quantize(
     model: nn.Module, example: tuple[Tensor, ...], quantized: Collection[str]
 ) -> dict[str, bool]:
-    """Return the convolutions whose output is read by more than quantized layers; True where a ReLU follows first.
+    """Return the convolutions whose output has a reader that is not a quantized layer; True if a ReLU follows.
 
-    A runtime has no integer kernel for such a convolution unless its output is rounded as well. One whose output
-    is an output of the model is left out, as is every layer of a model that cannot be traced.
+    A runtime has an integer kernel for such a convolution only if its output is quantized as well. A convolution
+    whose output is an output of the model is left out. The result is empty for a model that cannot be traced.
     """
     try:
         graph = trace_graph(model, example)
     except Exception:  # torch.fx raises whatever the traced forward raises on a proxy
         return {}
-    look = _Look(dict(model.named_modules()), quantized)
-    found: dict[str, list[bool | None]] = {}
+    readers = _OutputReaders(dict(model.named_modules()), quantized)
+    calls_by_layer: dict[str, list[bool | None]] = {}
     for node in graph.nodes:
         if node.op == "call_module" and node.target in quantized:
-            found.setdefault(str(node.target), []).append(look.rectified_if_open(node))
-    rounded = {}
-    for name, calls in found.items():
-        layer = look.modules[name]
-        if isinstance(layer, nn.Linear) or layer.padding_mode != "zeros" or look.returned & {name}:
+            calls_by_layer.setdefault(str(node.target), []).append(readers.find_open_relu(node))
+    outputs = {}
+    for name, calls in calls_by_layer.items():
+        layer = readers.modules[name]
+        if isinstance(layer, nn.Linear) or layer.padding_mode != "zeros" or name in readers.model_outputs:
             continue
         if any(call is not None for call in calls):
-            rounded[name] = all(call is True for call in calls)
-    return rounded
+            outputs[name] = all(call is True for call in calls)
+    return outputs
 
 
-class _Look:
-    """Follows the users of a layer's output."""
+class _OutputReaders:
+    """Follows the readers of a layer's output in a traced graph.
+
+    Args:
+        modules: Modules of the model by name.
+        quantized: Names of the quantized layers.
+    """
 
     def __init__(self, modules: dict[str, nn.Module], quantized: Collection[str]) -> None:
         self.modules, self.quantized = modules, quantized
-        self.returned: set[str] = set()
+        self.model_outputs: set[str] = set()
 
-    def rectified_if_open(self, node: fx.Node) -> bool | None:
-        """Return whether a ReLU follows, or None where every way leads to a quantized layer."""
+    def find_open_relu(self, node: fx.Node) -> bool | None:
+        """Return whether a ReLU follows a call, or None where every reader is a quantized layer."""
         users = list(node.users)
         while len(users) == 1 and self._is_identity(users[0]):
             users = list(users[0].users)
-        rectified = len(users) == 1 and self._is_relu(users[0])
-        if rectified:
+        has_relu = len(users) == 1 and self._is_relu(users[0])
+        if has_relu:
             users = list(users[0].users)
         if any(user.op == "output" for user in users):
-            self.returned.add(str(node.target))
-        return None if all(self._meets(user) for user in users) else rectified
+            self.model_outputs.add(str(node.target))
+        return None if all(self._reaches_quantized_layer(user) for user in users) else has_relu
 
-    def _meets(self, node: fx.Node) -> bool:
+    def _reaches_quantized_layer(self, node: fx.Node) -> bool:
         if node.op == "call_module" and node.target in self.quantized:
             return True
-        return self._passes(node) and all(self._meets(user) for user in node.users)
+        return self._preserves_codes(node) and all(self._reaches_quantized_layer(user) for user in node.users)
 
     def _is_identity(self, node: fx.Node) -> bool:
         return node.op == "call_module" and isinstance(self.modules[str(node.target)], nn.Identity | nn.Dropout)
@@ -86,7 +90,7 @@ class _Look:
             return isinstance(self.modules[str(node.target)], nn.ReLU)
         return node.target in RELU if node.op == "call_function" else node.target in ("relu", "relu_")
 
-    def _passes(self, node: fx.Node) -> bool:
+    def _preserves_codes(self, node: fx.Node) -> bool:
         if node.op == "call_module":
-            return isinstance(self.modules[str(node.target)], PASSING_MODULES)
-        return node.target in (PASSING_FUNCTIONS if node.op == "call_function" else PASSING_METHODS)
+            return isinstance(self.modules[str(node.target)], CODE_PRESERVING_MODULES)
+        return node.target in (CODE_PRESERVING_FUNCTIONS if node.op == "call_function" else CODE_PRESERVING_METHODS)

@@ -1,9 +1,9 @@
-"""From a weight to codes and back: which quantizer, over which part of the weight, with which range."""
+"""Coding of weights: a quantizer, a granularity and a range turn a weight into codes and back."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,23 +18,27 @@ from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid, LinearQuan
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 WEIGHT_OBSERVERS = ("minmax", "mse")
-SHARES = tuple(1 - 0.02 * step for step in range(40))
-SHIFTS = (1.0, 0.5, 0.25, 0.125)
+# Shares of the range of a block that the search for the best clipping compares.
+CLIPPING_SHARES = tuple(1 - 0.02 * step for step in range(40))
+# Factors of the scale that the same search compares for powers of two, whose scale is a power of two itself.
+SCALE_FACTORS = (1.0, 0.5, 0.25, 0.125)
+# Largest number of values that the search for the best clipping holds in memory at once.
 LARGEST_SEARCH = 2**22
 
 
 @dataclass(frozen=True)
 class WeightCoding:
-    """How a weight becomes codes.
+    """Settings of the coding of a weight.
 
     Attributes:
-        bits: Bits of a code.
+        bits: Number of bits of a code.
         quantizer: Registered name of the quantizer, such as ``linear``, ``power_of_two`` or ``codebook``.
-        scheme: Where the codes of ``linear`` lie around zero.
-        granularity: What shares a scale: the tensor, each output channel, or each group of a channel's weights.
-        group_size: Weights in a group; the last group of a channel is shorter where it does not divide.
-        observer: ``minmax``, or ``mse``, the clipping that leaves the smallest squared error; a codebook has that
-            anyway.
+        scheme: ``symmetric`` or ``asymmetric`` codes around zero, for ``linear``.
+        granularity: Part of the weight with one scale: ``per_tensor``, ``per_channel`` (output channel) or
+            ``per_group`` (group of weights of a channel).
+        group_size: Number of weights in a group; the last group of a channel can be shorter.
+        observer: Range of a block: ``minmax``, or ``mse``, the clipping of least squared error; a codebook minimizes
+            that error in any case.
     """
 
     bits: int
@@ -46,52 +50,62 @@ class WeightCoding:
 
     @property
     def is_integer(self) -> bool:
-        """Whether integer kernels can run it: one scale and one zero point for the tensor or each channel."""
+        """Whether integer kernels can run the weight: one scale and zero point per tensor or channel."""
         return self.quantizer == "linear" and self.granularity != "per_group"
 
     @property
     def group(self) -> int:
-        """The weights in a group, 0 where there are none."""
+        """The number of weights in a group, 0 without groups."""
         return self.group_size if self.granularity == "per_group" else 0
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight as codes, and what they stand for."""
+    """A weight as integer codes with the map from codes to values.
+
+    Attributes:
+        codes: Integer codes, shaped like the weight.
+        code_map: Grid of evenly spaced values, or lookup table.
+    """
 
     codes: Tensor
-    how: Grid | LookupTable
+    code_map: Grid | LookupTable
 
-    def values(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """Return the float32 weight."""
         return (
-            LinearQuantizer().decode(self.codes, self.how)
-            if isinstance(self.how, Grid)
-            else self.how.decode(self.codes)
+            LinearQuantizer().decode(self.codes, self.code_map)
+            if isinstance(self.code_map, Grid)
+            else self.code_map.decode(self.codes)
         )
 
     @property
     def is_integer(self) -> bool:
-        """Whether integer kernels can run it."""
-        return isinstance(self.how, Grid) and not self.how.group
+        """Whether integer kernels can run the weight."""
+        return isinstance(self.code_map, Grid) and not self.code_map.group
 
-    def form(self) -> dict[str, Any]:
-        """Return what :func:`load_weight` must know beside the tensors; nothing for what integer kernels can run."""
+    def to_json(self) -> dict[str, str | int]:
+        """Return the JSON values that :func:`load_weight` needs with the tensors; none for integer kernels."""
         if self.is_integer:
             return {}
-        return {"by": "grid" if isinstance(self.how, Grid) else "table", "group": self.how.group}
+        return {"by": "grid" if isinstance(self.code_map, Grid) else "table", "group": self.code_map.group}
 
-    def saved(self, layer: str) -> dict[str, Tensor]:
-        """Return the tensors that :func:`load_weight` reads."""
-        how = {"zero_point": self.how.zero_point} if isinstance(self.how, Grid) else {"levels": self.how.levels}
-        tensors = {"codes": self.codes, "scale": self.how.scale, **how}
+    def to_tensors(self, layer: str) -> dict[str, Tensor]:
+        """Return the tensors that :func:`load_weight` reads, by name."""
+        last = (
+            {"zero_point": self.code_map.zero_point}
+            if isinstance(self.code_map, Grid)
+            else {"levels": self.code_map.levels}
+        )
+        tensors = {"codes": self.codes, "scale": self.code_map.scale, **last}
         return {f"{layer}.weight_{part}": tensor for part, tensor in tensors.items()}
 
 
 class WeightQuantizer(Protocol):
-    """A function that turns a weight into codes; registered by name in ``QUANTIZERS``.
+    """A function that encodes a weight; registered by name in ``QUANTIZERS``.
 
-    A new grid is a :class:`LookupTable` of its levels: exported models hold it, and need no code of the quantizer.
+    A quantizer with levels of its own returns them as a :class:`LookupTable`, which exported models contain, so they
+    do not need the code of the quantizer.
     """
 
     def __call__(self, weight: Tensor, coding: WeightCoding, /) -> QuantizedWeight:
@@ -100,51 +114,52 @@ class WeightQuantizer(Protocol):
 
 
 def encode_weight(weight: Tensor, coding: WeightCoding) -> QuantizedWeight:
-    """Return a weight's codes, ``[C, ...] -> [C, ...]``.
+    """Return a weight as codes, ``[C, ...] -> [C, ...]``.
 
     Raises:
-        CompressionError: The quantizer needs more bits.
+        CompressionError: The quantizer does not support so few bits.
 
     Example:
-        >>> coded = encode_weight(torch.tensor([[0.9, -0.4], [3.0, 1.0]]), WeightCoding(2))
-        >>> coded.codes.tolist(), coded.how.scale.tolist()
+        >>> quantized = encode_weight(torch.tensor([[0.9, -0.4], [3.0, 1.0]]), WeightCoding(2))
+        >>> quantized.codes.tolist(), quantized.code_map.scale.tolist()
         ([[1, 0], [1, 0]], [0.8999999761581421, 3.0])
     """
-    coded = QUANTIZERS[coding.quantizer](weight.detach(), coding)
-    # Artifacts hold nothing but tensors: they are read without the code of the plugin that wrote them.
-    if not isinstance(coded, QuantizedWeight) or not isinstance(coded.how, Grid | LookupTable):
+    quantized = QUANTIZERS[coding.quantizer](weight.detach(), coding)
+    # An artifact contains only tensors, because it is loaded without the code of the plugin that wrote it.
+    if not isinstance(quantized, QuantizedWeight) or not isinstance(quantized.code_map, Grid | LookupTable):
         raise CompressionError(
-            f"quantizer '{coding.quantizer}' returns codes that an exported model cannot hold: it must return "
-            "QuantizedWeight(codes, LookupTable(levels, scale, group)), or a Grid in the place of the table"
+            f"quantizer '{coding.quantizer}' returns codes that an exported model cannot contain: it must return "
+            "QuantizedWeight(codes, LookupTable(levels, scale, group)), or a Grid instead of the table"
         )
-    return coded
+    return quantized
 
 
 def encode_linear(weight: Tensor, coding: WeightCoding) -> QuantizedWeight:
-    """Return codes of evenly spaced values."""
+    """Return a weight as codes of evenly spaced values."""
     grid = fit_grid(weight, coding)
     return QuantizedWeight(LinearQuantizer().encode(weight, grid), grid)
 
 
 def encode_power_of_two(weight: Tensor, coding: WeightCoding) -> QuantizedWeight:
-    """Return codes of powers of two times a scale."""
+    """Return a weight as codes of powers of two times a scale."""
     blocks = split_blocks(weight, coding)
-    table = _power_of_two(blocks, blocks.abs().amax(1), coding)
+    table = _fit_power_of_two(blocks, blocks.abs().amax(1), coding)
     table = replace(table, scale=reshape_to_scale(table.scale, weight, coding), group=coding.group)
     return QuantizedWeight(table.encode(weight), table)
 
 
 def encode_codebook(weight: Tensor, coding: WeightCoding) -> QuantizedWeight:
-    """Return codes of a table that is fitted to the weight."""
-    reach = split_blocks(weight, coding).abs().amax(1)
-    one = torch.ones_like(reach)
-    scale = one if coding.granularity == "per_tensor" else torch.where(reach == 0, one, reach)
+    """Return a weight as codes of a lookup table that is fitted to it."""
+    max_abs = split_blocks(weight, coding).abs().amax(1)
+    # One table serves all blocks, so each block is normalized by its largest value; a single block needs no scale.
+    ones = torch.ones_like(max_abs)
+    scale = ones if coding.granularity == "per_tensor" else torch.where(max_abs == 0, ones, max_abs)
     table = fit_codebook(weight, reshape_to_scale(scale, weight, coding), coding.group, coding.bits)
     return QuantizedWeight(table.encode(weight), table)
 
 
 def fit_grid(weight: Tensor, coding: WeightCoding) -> Grid:
-    """Return the evenly spaced grid for a weight."""
+    """Return the grid of evenly spaced values for a weight."""
     quantizer = WEIGHT_QUANTIZERS[coding.scheme]
     blocks = split_blocks(weight.detach(), coding)
     low, high = torch.aminmax(blocks, dim=1)
@@ -156,19 +171,19 @@ def fit_grid(weight: Tensor, coding: WeightCoding) -> Grid:
 
 
 def search_clipping(blocks: Tensor, low: Tensor, high: Tensor, coding: WeightCoding) -> Tensor:
-    """Return the share of each block's range whose grid leaves the smallest squared error, ``[B, n] -> [B]``."""
+    """Return the share of each block's range that minimizes the squared error, ``[B, n] -> [B]``."""
     quantizer = WEIGHT_QUANTIZERS[coding.scheme]
-    shares = torch.tensor(SHARES, dtype=low.dtype)
-    at_once = max(1, LARGEST_SEARCH // blocks.numel())
+    shares = torch.tensor(CLIPPING_SHARES, dtype=low.dtype)
+    chunk_size = max(1, LARGEST_SEARCH // blocks.numel())
     errors = [
-        compute_squared_error(blocks, quantizer.fit(low * some[:, None], high * some[:, None], coding.bits)).sum(-1)
-        for some in shares.split(at_once)
+        compute_squared_error(blocks, quantizer.fit(low * chunk[:, None], high * chunk[:, None], coding.bits)).sum(-1)
+        for chunk in shares.split(chunk_size)
     ]
     return shares[torch.cat(errors).argmin(0)]
 
 
 def split_blocks(weight: Tensor, coding: WeightCoding) -> Tensor:
-    """Return what shares a scale as rows, ``[C, ...] -> [B, n]``; a shorter last group is filled up with zeros.
+    """Return the blocks with one scale as rows, ``[C, ...] -> [B, n]``; a shorter last group is padded with zeros.
 
     Example:
         >>> split_blocks(torch.ones(2, 3), WeightCoding(8, granularity="per_group", group_size=2)).tolist()
@@ -183,30 +198,30 @@ def split_blocks(weight: Tensor, coding: WeightCoding) -> Tensor:
 
 
 def join_blocks(blocks: Tensor, shape: torch.Size, coding: WeightCoding) -> Tensor:
-    """Return the weight that :func:`split_blocks` was given, ``[B, n] -> [C, ...]``."""
+    """Return the weight from its blocks, the inverse of :func:`split_blocks`, ``[B, n] -> [C, ...]``."""
     if coding.granularity == "per_group":
         blocks = blocks.view(shape[0], -1)[:, : shape[1:].numel()]
     return blocks.reshape(shape)
 
 
 def reshape_to_scale(parameter: Tensor, weight: Tensor, coding: WeightCoding) -> Tensor:
-    """Return one number a block in the shape of a scale, ``[B] -> []``, ``[C]`` or ``[C, G]``."""
+    """Return values per block in the shape of a scale, ``[B] -> []``, ``[C]`` or ``[C, G]``."""
     if coding.granularity == "per_tensor":
         return parameter.view(())
     return parameter.view(len(weight), -1) if coding.granularity == "per_group" else parameter
 
 
 def load_weight(
-    layer: str, entry: Mapping[str, Any], shape: torch.Size, tensors: Mapping[str, Tensor]
+    layer: str, entry: Mapping[str, str | int], shape: torch.Size, tensors: Mapping[str, Tensor]
 ) -> QuantizedWeight:
-    """Return the codes that :meth:`QuantizedWeight.saved` wrote.
+    """Return the quantized weight that :meth:`QuantizedWeight.to_tensors` wrote.
 
     Raises:
         CompressionError: The tensors do not fit the layer or each other.
         KeyError: A tensor is missing.
     """
-    by_table = entry.get("by") == "table"
-    parts = ("codes", "scale", "levels" if by_table else "zero_point")
+    is_table = entry.get("by") == "table"
+    parts = ("codes", "scale", "levels" if is_table else "zero_point")
     codes, scale, last = (tensors[f"{layer}.weight_{part}"] for part in parts)
     if codes.shape != shape:
         raise CompressionError(f"layer '{layer}' has another shape: {list(codes.shape)} codes, {list(shape)} weights")
@@ -214,25 +229,26 @@ def load_weight(
     blocks = (shape[0], math.ceil(shape[1:].numel() / group)) if group > 0 else None
     if tuple(scale.shape) not in ({blocks} if blocks else {(), (shape[0],)}):
         raise CompressionError(f"layer '{layer}' has {list(scale.shape)} scales for {list(shape)} codes")
-    if by_table:
+    if is_table:
         if last.ndim != 1 or codes.dtype != torch.uint8 or int(codes.max()) >= len(last):
             raise CompressionError(f"layer '{layer}' has codes beyond its table of {list(last.shape)} levels")
         return QuantizedWeight(codes, LookupTable(last, scale, group))
     if last.shape != scale.shape:
         raise CompressionError(f"layer '{layer}' has {list(last.shape)} zero points for {list(scale.shape)} scales")
+    # The exact ends do not matter for decoding, so those of the integer type stand for them.
     limits = torch.iinfo(codes.dtype)
     return QuantizedWeight(codes, Grid(scale, last, limits.min, limits.max, group))
 
 
-def _power_of_two(blocks: Tensor, reach: Tensor, coding: WeightCoding) -> LookupTable:
-    """Return the table of each block, its scale halved where that leaves a smaller squared error."""
-    table = fit_power_of_two_table(reach, coding.bits)
+def _fit_power_of_two(blocks: Tensor, max_abs: Tensor, coding: WeightCoding) -> LookupTable:
+    """Return the table of each block, with the scale factor that minimizes the squared error."""
+    table = fit_power_of_two_table(max_abs, coding.bits)
     if coding.observer == "minmax":
         return table
-    tables = [replace(table, scale=table.scale * shift) for shift in SHIFTS]
-    errors = [(one.decode(one.encode(blocks)) - blocks).square().sum(1) for one in tables]
+    tables = [replace(table, scale=table.scale * factor) for factor in SCALE_FACTORS]
+    errors = [(option.decode(option.encode(blocks)) - blocks).square().sum(1) for option in tables]
     best = torch.stack(errors).argmin(0)
-    return replace(table, scale=torch.stack([one.scale for one in tables]).gather(0, best[None])[0])
+    return replace(table, scale=torch.stack([option.scale for option in tables]).gather(0, best[None])[0])
 
 
 _BUILTIN: Mapping[str, WeightQuantizer] = {

@@ -13,7 +13,7 @@ from autocompress.errors import CompressionError, KnobError
 from autocompress.quantize.adaround import AdaRound, AdaRoundConfig
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from tests.quantize.nets import Plain, accuracy, digits
-from tests.quantize.tuning import Digits, context, fitted, mean_and_error
+from tests.quantize.tuning import Digits, context, mean_and_error, train_model
 
 METHOD = AdaRound()
 SEEDS = range(5)
@@ -26,7 +26,7 @@ def data() -> Digits:
 
 @pytest.fixture(scope="module")
 def models(data: Digits) -> list[nn.Module]:
-    return [fitted(Plain, data, seed) for seed in SEEDS]
+    return [train_model(Plain, data, seed) for seed in SEEDS]
 
 
 def config(**settings: Any) -> AdaRoundConfig:
@@ -64,9 +64,9 @@ def test_what_is_deployed_has_the_form_of_post_training(
         "weight_observer": "mse",
     }
     shared |= {"observer": "mse"}
-    made = context(data)
-    out, state = METHOD.apply(models[0], config(iterations=20, **shared), made)
-    _, plain = PostTraining().apply(models[0], PostTrainingConfig(**shared), made)
+    calibration = context(data)
+    out, state = METHOD.apply(models[0], config(iterations=20, **shared), calibration)
+    _, plain = PostTraining().apply(models[0], PostTrainingConfig(**shared), calibration)
     assert state.bits == plain.bits == dict.fromkeys(state.bits, LayerBits(*bits))
     assert state.tensors.keys() == plain.tensors.keys()
     for name, tensor in state.tensors.items():
@@ -123,12 +123,12 @@ def test_it_beats_rounding_to_the_nearest(
     pairs = []
     for model in models:
         plain, _ = PostTraining().apply(model, PostTrainingConfig(weight_bits=bits, activation_bits=32), context(data))
-        learned, _ = METHOD.apply(model, config(weight_bits=bits), context(data))
-        pairs.append((learned, plain))
+        adaptive, _ = METHOD.apply(model, config(weight_bits=bits), context(data))
+        pairs.append((adaptive, plain))
     difference = gains(lambda a, b: accuracy(a, data[2], data[3]) - accuracy(b, data[2], data[3]))
     record_property("accuracy gain, mean and standard error", mean_and_error(difference))
     assert mean_and_error(difference)[0] > least
     with torch.no_grad():
-        for model, (learned, plain) in zip(models, pairs, strict=True):
+        for model, (adaptive, plain) in zip(models, pairs, strict=True):
             exact = model(data[2])
-            assert (learned(data[2]) - exact).square().mean() < (plain(data[2]) - exact).square().mean()
+            assert (adaptive(data[2]) - exact).square().mean() < (plain(data[2]) - exact).square().mean()

@@ -30,12 +30,12 @@ def images() -> Tensor:
 
 
 def outputs(model: nn.Module, name: str, values: Tensor) -> Tensor:
-    found: list[Tensor] = []
-    handle = model.get_submodule(name).register_forward_hook(lambda *call: found.append(call[-1]))
+    captured: list[Tensor] = []
+    handle = model.get_submodule(name).register_forward_hook(lambda *call: captured.append(call[-1]))
     with torch.no_grad():
         model(values)
     handle.remove()
-    return found[0].movedim(1, -1).flatten(0, -2) if found[0].ndim > 2 else found[0]
+    return captured[0].movedim(1, -1).flatten(0, -2) if captured[0].ndim > 2 else captured[0]
 
 
 @pytest.mark.parametrize("settings", [{}, {"quantizer": "codebook"}, {"granularity": "per_group", "group_size": 5}])

@@ -44,35 +44,37 @@ def context() -> Context:
 
 
 @pytest.fixture
-def draft(context: Context) -> ModelQuantizer:
+def quantizer(context: Context) -> ModelQuantizer:
     torch.manual_seed(0)
     return ModelQuantizer(Net(), context)
 
 
-def table(draft: ModelQuantizer, measure: OutputDivergence | LossIncrease) -> list[LayerSensitivity]:
+def measure_layers(quantizer: ModelQuantizer, measure: OutputDivergence | LossIncrease) -> list[LayerSensitivity]:
     with torch.no_grad():
         weights = {
             name: {bits: encode_weight(layer.weight, WeightCoding(bits)) for bits in WIDTHS}
-            for name, layer in draft.layers.items()
+            for name, layer in quantizer.layers.items()
         }
         grid = {bits: fit_activation_grid((-3.0, 3.0), "asymmetric", bits) for bits in WIDTHS}
-        return measure_sensitivity(draft, measure, weights, dict.fromkeys(draft.layers, grid))
+        return measure_sensitivity(quantizer, measure, weights, dict.fromkeys(quantizer.layers, grid))
 
 
 @torch.no_grad()
-def test_each_entry_is_what_a_copy_with_that_layer_rounded_measures(draft: ModelQuantizer, context: Context) -> None:
+def test_each_entry_is_what_a_copy_with_that_layer_rounded_measures(
+    quantizer: ModelQuantizer, context: Context
+) -> None:
     inputs = torch.cat([batch for (batch,) in context.calibration])
     labels = torch.cat([target["label"] for target in context.targets])
-    exact = draft.model(inputs)
+    exact = quantizer.model(inputs)
     rows = {
-        name: table(draft, measure(draft))
+        name: measure_layers(quantizer, measure(quantizer))
         for name, measure in (("divergence", OutputDivergence), ("loss", LossIncrease))
     }
     for at, name in enumerate(("first", "second")):
         for bits in WIDTHS:
-            alone = copy.deepcopy(draft.model)
+            alone = copy.deepcopy(quantizer.model)
             layer = alone.get_submodule(name)
-            layer.weight = nn.Parameter(encode_weight(layer.weight, WeightCoding(bits)).values())
+            layer.weight = nn.Parameter(encode_weight(layer.weight, WeightCoding(bits)).dequantize())
             out = alone(inputs)
             before, after = exact.softmax(1), out.softmax(1)
             divergence = (before * (before / after).log()).sum(1).mean()
@@ -80,39 +82,39 @@ def test_each_entry_is_what_a_copy_with_that_layer_rounded_measures(draft: Model
             assert rows["divergence"][at].weights[bits] == pytest.approx(float(divergence), rel=1e-3, abs=1e-7)
             assert rows["loss"][at].weights[bits] == pytest.approx(float(loss), rel=1e-3, abs=1e-6)
         step = 6 / 3
-        rounded = torch.relu(draft.model.first(inputs)) if name == "second" else inputs
+        rounded = torch.relu(quantizer.model.first(inputs)) if name == "second" else inputs
         rounded = rounded.div(step).round().clamp(-2, 1).mul(step)
-        hidden = rounded if name == "second" else torch.relu(draft.model.first(rounded))
-        out = draft.model.second(hidden)
+        hidden = rounded if name == "second" else torch.relu(quantizer.model.first(rounded))
+        out = quantizer.model.second(hidden)
         loss = F.cross_entropy(out, labels) - F.cross_entropy(exact, labels)
         assert rows["loss"][at].inputs[2] == pytest.approx(float(loss), rel=1e-3, abs=1e-6)
 
 
-def test_the_draft_computes_what_it_did_before(draft: ModelQuantizer, context: Context) -> None:
-    before, outputs = copy.deepcopy(draft.model.state_dict()), draft.model(*context.calibration[0])
-    table(draft, OutputDivergence(draft))
-    assert draft.model.state_dict().keys() == before.keys()
-    assert all(torch.equal(value, before[name]) for name, value in draft.model.state_dict().items())
-    assert torch.equal(draft.model(*context.calibration[0]), outputs)
+def test_the_draft_computes_what_it_did_before(quantizer: ModelQuantizer, context: Context) -> None:
+    before, outputs = copy.deepcopy(quantizer.model.state_dict()), quantizer.model(*context.calibration[0])
+    measure_layers(quantizer, OutputDivergence(quantizer))
+    assert quantizer.model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.model.state_dict().items())
+    assert torch.equal(quantizer.model(*context.calibration[0]), outputs)
 
 
 @torch.no_grad()
-def test_fewer_bits_diverge_more_and_nothing_diverges_less_than_not_at_all(draft: ModelQuantizer) -> None:
-    measure = OutputDivergence(draft)
+def test_fewer_bits_diverge_more_and_nothing_diverges_less_than_not_at_all(quantizer: ModelQuantizer) -> None:
+    measure = OutputDivergence(quantizer)
     assert measure() == pytest.approx(0.0, abs=1e-12)
-    for row in table(draft, measure):
+    for row in measure_layers(quantizer, measure):
         for side in (row.weights, row.inputs):
             assert side[2] > side[4] > side[8] > 0
 
 
 @given(st.dictionaries(st.sampled_from(range(2, 9)), st.floats(-1, 1, allow_subnormal=False), min_size=1))
-def test_what_is_expected_never_falls_with_fewer_bits(rises: dict[int, float]) -> None:
-    found = enforce_monotone_losses(rises)
-    assert found.keys() == rises.keys()
-    values = [found[bits] for bits in sorted(found)]
+def test_what_is_expected_never_falls_with_fewer_bits(losses: dict[int, float]) -> None:
+    monotone = enforce_monotone_losses(losses)
+    assert monotone.keys() == losses.keys()
+    values = [monotone[bits] for bits in sorted(monotone)]
     assert values == sorted(values, reverse=True)
-    assert all(found[bits] >= max(rises[bits], 0.0) for bits in rises)
-    assert max(values) == max(0.0, *rises.values())
+    assert all(monotone[bits] >= max(losses[bits], 0.0) for bits in losses)
+    assert max(values) == max(0.0, *losses.values())
 
 
 def test_rows_are_json() -> None:
@@ -129,6 +131,6 @@ def test_what_it_measures_with_must_be_there(context: Context) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_refused_by_name(context: Context) -> None:
-    draft = ModelQuantizer(Net(), replace(context, loss=lambda *_: torch.tensor(torch.nan)))
+    quantizer = ModelQuantizer(Net(), replace(context, loss=lambda *_: torch.tensor(torch.nan)))
     with pytest.raises(CompressionError, match="layer 'first' at 2 bits: the sensitivity is nan"):
-        table(draft, LossIncrease(draft))
+        measure_layers(quantizer, LossIncrease(quantizer))

@@ -27,8 +27,8 @@ def test_weights_are_rounded_as_brevitas_rounds_them(bits: int, granularity: str
     layer = QuantConv2d(3, 5, 3, weight_quant=kinds[granularity], weight_bit_width=bits).eval()
     theirs = layer.quant_weight()
     ours = encode_weight(layer.weight, WeightCoding(bits, granularity=granularity))
-    torch.testing.assert_close(ours.how.scale, theirs.scale.detach().flatten().squeeze(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(ours.values(), theirs.value.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ours.code_map.scale, theirs.scale.detach().flatten().squeeze(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours.dequantize(), theirs.value.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -51,7 +51,7 @@ def test_gradients_of_weights_and_steps_are_those_of_brevitas(bits: int) -> None
         tensor_clamp_impl=TensorClamp(),
         input_view_impl=Identity(),
     )
-    found = []
+    results = []
     weigh = torch.randn(5, 64)
     for rounded in (
         lambda v, s: lsq_quantize(v, s, torch.ones_like(s), low, high),
@@ -60,6 +60,6 @@ def test_gradients_of_weights_and_steps_are_those_of_brevitas(bits: int) -> None
         v, s = values.clone().requires_grad_(), step.clone().requires_grad_()
         out = rounded(v, s)
         (out * weigh).sum().backward()
-        found.append((out.detach(), v.grad, s.grad))
-    for ours, theirs in zip(*found, strict=True):
+        results.append((out.detach(), v.grad, s.grad))
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -87,10 +87,10 @@ def test_a_layer_rounds_its_input_however_it_is_called() -> None:
 def test_copies_round_with_their_own_quantizer() -> None:
     layer = nn.Linear(1, 1)
     attach_input_quantizer(layer, quantizer(-1.0, 1.0, bits=2))
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        twin.input_quantizer.scale.fill_(100.0)
+    for duplicate in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        duplicate.input_quantizer.scale.fill_(100.0)
         ones = torch.ones(1, 1)
-        assert torch.equal(twin(ones), twin.bias[None])
+        assert torch.equal(duplicate(ones), duplicate.bias[None])
         assert not torch.equal(layer(ones), layer.bias[None])
 
 
@@ -120,10 +120,10 @@ def test_quantizers_can_be_swapped_for_others() -> None:
     attach_output_quantizer(model[0], quantizer(0.0, 0.1, bits=2))
     attach_input_quantizer(model[1], quantizer(0.0, 0.1, bits=2))
     assert not torch.equal(model(values), before)
-    seen: list[FakeQuantize] = []
-    replace_quantizers(model, lambda found: seen.append(found) or nn.Identity())
+    replaced: list[FakeQuantize] = []
+    replace_quantizers(model, lambda module: replaced.append(module) or nn.Identity())
     assert torch.equal(model(values), before)
-    assert len(seen) == 3
+    assert len(replaced) == 3
 
 
 def test_the_repr_tells_bits_scale_and_zero_point() -> None:

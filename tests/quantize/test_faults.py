@@ -12,7 +12,13 @@ from autocompress.errors import CompressionError
 from autocompress.quantize.observers import OBSERVERS
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Grid, broadcast_parameter
-from autocompress.quantize.weight_coding import GRANULARITIES, QUANTIZER_NAMES, WEIGHT_OBSERVERS, WeightCoding, encode_weight
+from autocompress.quantize.weight_coding import (
+    GRANULARITIES,
+    QUANTIZER_NAMES,
+    WEIGHT_OBSERVERS,
+    WeightCoding,
+    encode_weight,
+)
 
 METHOD = PostTraining()
 SPREAD = torch.linspace(-1, 1, 12)
@@ -89,11 +95,14 @@ def test_the_error_is_at_most_half_a_step_of_every_grid_and_table() -> None:
     for (name, weight), (quantizer, scheme, granularity, bits) in product(TENSORS.items(), list(kinds)):
         if name in BROKEN or (quantizer == "power_of_two" and bits == 1):
             continue
-        coded = encode_weight(weight, WeightCoding(bits, quantizer, scheme, granularity, 3))
-        scale = broadcast_parameter(coded.how.scale.double(), weight, coded.how.group)
+        quantized = encode_weight(weight, WeightCoding(bits, quantizer, scheme, granularity, 3))
+        scale = broadcast_parameter(quantized.code_map.scale.double(), weight, quantized.code_map.group)
         # A table's scale is its largest power of two, to which the largest weight is nearest.
-        assert bool(((coded.values().double() - weight.double()).abs() <= scale * 0.5001).all()), (name, quantizer)
-        assert isinstance(coded.how, Grid) == (quantizer == "linear")
+        assert bool(((quantized.dequantize().double() - weight.double()).abs() <= scale * 0.5001).all()), (
+            name,
+            quantizer,
+        )
+        assert isinstance(quantized.code_map, Grid) == (quantizer == "linear")
         cases += 1
     print(f"half a step: {cases} cases")
     assert cases >= 500

@@ -65,7 +65,7 @@ def test_a_folded_model_computes_the_same(model: nn.Module, shape: tuple[int, ..
     finally:
         torch.set_default_dtype(torch.float32)
     assert len(folding.pairs) == count
-    assert folding.left == ()
+    assert folding.unfolded == ()
     assert folding.reason == ""
     assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in folded.modules())
     assert next(folded.parameters()).dtype == dtype
@@ -112,7 +112,7 @@ def test_a_normalization_is_kept_where_folding_would_be_wrong() -> None:
     for name, model in cases.items():
         unsettle(model)
         folded, folding = fold_with_report(model, IMAGE)
-        assert folding.left == ("n",), name
+        assert folding.unfolded == ("n",), name
         assert folding.pairs == (), name
         assert folding.reason, name
         outputs_agree(model, folded, 1, 8, 8)
@@ -123,7 +123,7 @@ def test_a_channel_axis_that_only_looks_right_is_noticed() -> None:
     model = unsettle(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
     folded, folding = fold_with_report(model, (torch.randn(1, 4, 4),))
     assert folding.reason == "folding changed the model's outputs"
-    assert folding.left == ("1",)
+    assert folding.unfolded == ("1",)
     outputs_agree(model, folded, 4, 4)
 
 

@@ -22,18 +22,18 @@ from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS
 SCHEMES = sorted(ACTIVATION_QUANTIZERS)
 
 
-def ends(observer: Any, values: Tensor) -> tuple[float, float]:
+def observe_range(observer: Any, values: Tensor) -> tuple[float, float]:
     observer.observe(values)
-    found: tuple[float, float] = observer.range()
-    return found
+    limits: tuple[float, float] = observer.range()
+    return limits
 
 
-def error(values: Tensor, found: tuple[float, float], aim: ObserverConfig) -> float:
-    quantizer, grid = ACTIVATION_QUANTIZERS[aim.scheme], fit_activation_grid(found, aim.scheme, aim.bits)
+def error(values: Tensor, limits: tuple[float, float], aim: ObserverConfig) -> float:
+    quantizer, grid = ACTIVATION_QUANTIZERS[aim.scheme], fit_activation_grid(limits, aim.scheme, aim.bits)
     return float((quantizer.decode(quantizer.encode(values, grid), grid) - values).double().square().mean())
 
 
-def drawn(shape: str) -> Tensor:
+def draw_values(shape: str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(4000, generator=generator)
     return {"normal": normal, "relu": normal.relu(), "tails": normal**3, "shifted": normal + 5}[shape]
@@ -43,14 +43,14 @@ def drawn(shape: str) -> Tensor:
 @pytest.mark.parametrize("shape", ["normal", "relu", "tails", "shifted"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_mse_is_close_to_the_best_of_all_ranges(shape: str, bits: int, scheme: str) -> None:
-    values, aim = drawn(shape), ObserverConfig(bits, scheme)
+    values, aim = draw_values(shape), ObserverConfig(bits, scheme)
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     shares = np.linspace(0.05, 1, 40)
     lows = low * shares if low < 0 else [0.0]
     every = [error(values, (float(a), float(b)), aim) for a in lows for b in high * shares]
-    found = error(values, ends(MseObserver(aim), values), aim)
-    assert found <= 1.1 * min(every)
-    assert found <= error(values, ends(MinMaxObserver(), values), aim) * (1 + 1e-6)
+    limits = error(values, observe_range(MseObserver(aim), values), aim)
+    assert limits <= 1.1 * min(every)
+    assert limits <= error(values, observe_range(MinMaxObserver(), values), aim) * (1 + 1e-6)
 
 
 @settings(deadline=None)
@@ -65,7 +65,7 @@ def test_ranges_are_finite_and_lie_inside_what_was_seen(
     values: list[float], size: float, bits: int, scheme: str, kind: Any
 ) -> None:
     tensor = torch.tensor(values) * size
-    low, high = ends(kind(ObserverConfig(bits, scheme)), tensor)
+    low, high = observe_range(kind(ObserverConfig(bits, scheme)), tensor)
     assert min(float(tensor.min()), 0.0) <= low <= 0.0 <= high <= max(float(tensor.max()), 0.0)
     assert math.isfinite(error(tensor / size, (low / size, high / size), ObserverConfig(bits, scheme)))
 
@@ -78,9 +78,9 @@ def slow_divergence(counts: list[float], first: int, last: int, levels: int) -> 
     inside, candidate = counts[first:last], [0.0] * (last - first)
     edges = [level * len(inside) // levels for level in range(levels + 1)]
     for begin, end in pairwise(edges):
-        filled = [place for place in range(begin, end) if inside[place] > 0]
-        for place in filled:
-            candidate[place] = sum(inside[begin:end]) / len(filled)
+        filled = [index for index in range(begin, end) if inside[index] > 0]
+        for index in filled:
+            candidate[index] = sum(inside[begin:end]) / len(filled)
 
     def smooth(shares: list[float]) -> list[float]:
         total, size = sum(shares), len(shares)
@@ -106,9 +106,9 @@ def test_a_histogram_loses_nothing_to_as_many_levels_as_bins() -> None:
 
 def test_entropy_cuts_what_lies_far_out_and_keeps_what_does_not() -> None:
     bulk = torch.randn(20_000, generator=torch.Generator().manual_seed(0)).relu()
-    _, far = ends(EntropyObserver(ObserverConfig(bits=4)), torch.cat([bulk, torch.tensor([100.0])]))
+    _, far = observe_range(EntropyObserver(ObserverConfig(bits=4)), torch.cat([bulk, torch.tensor([100.0])]))
     assert far < 10
-    _, even = ends(EntropyObserver(ObserverConfig(bits=8)), torch.linspace(0, 1, 20_000))
+    _, even = observe_range(EntropyObserver(ObserverConfig(bits=8)), torch.linspace(0, 1, 20_000))
     assert even == 1.0
 
 

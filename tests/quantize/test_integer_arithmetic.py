@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from autocompress.quantize.integer_arithmetic import EXACT, quantize_bias, round_bias, widen_codes
+from autocompress.quantize.integer_arithmetic import LARGEST_EXACT_CODE, quantize_bias, round_bias, widen_codes
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid, LinearQuantizer
 
 
@@ -26,17 +26,17 @@ def test_wider_codes_stand_for_the_same_weights(
     weight = torch.randn(4, 3, 3, generator=generator) * torch.tensor([1.0, 0.0, 1e-3, 5.0])[:, None, None]
     low, high = torch.aminmax(weight.flatten(1), dim=1) if per_channel else torch.aminmax(weight)
     quantizer = WEIGHT_QUANTIZERS[scheme]
-    # What is cut off on the negative side takes the code -128, which has no positive twin.
+    # Clipped negative values take the code -128, which has no positive counterpart.
     grid = quantizer.fit(low * covered, high * covered, bits)
     codes = quantizer.encode(weight, grid)
     bias = torch.randn(4, generator=generator) if with_bias else None
     wide, scale, zero_point = widen_codes(codes, grid.scale, grid.zero_point, bias, torch.tensor(0.01))
     assert scale.shape == zero_point.shape == grid.scale.shape
     assert wide.dtype == zero_point.dtype
-    assert wide.dtype == torch.uint8 or int(wide.int().abs().max()) <= EXACT
+    assert wide.dtype == torch.uint8 or int(wide.int().abs().max()) <= LARGEST_EXACT_CODE
     torch.testing.assert_close(values(wide, scale, zero_point), quantizer.decode(codes, grid), rtol=1e-6, atol=0)
     if (bits, scheme) != (8, "asymmetric"):
-        middle, widest = (0, EXACT) if wide.dtype == torch.int8 else (128, 127)
+        middle, widest = (0, LARGEST_EXACT_CODE) if wide.dtype == torch.int8 else (128, 127)
         assert bool((zero_point == middle).all())
         reach = (wide.int() - middle).abs().flatten(1).amax(1)
         assert all(int(r) == 0 or int(r) > widest // 2 for r in (reach if per_channel else reach.amax()[None]))

@@ -12,7 +12,7 @@ from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.quantizers import Grid
 from autocompress.quantize.ste import gradient_scale, lsq_quantize
 from tests.quantize.nets import Plain, accuracy, digits
-from tests.quantize.tuning import Digits, context, fitted, mean_and_error
+from tests.quantize.tuning import Digits, context, mean_and_error, train_model
 
 
 def by_definition(values: Tensor, step: Tensor, factor: Tensor, low: int, high: int) -> Tensor:
@@ -47,8 +47,8 @@ def test_gradients_are_those_of_the_definition(seed: int, bits: int) -> None:
     values, step, factor, low, high = sample(seed, bits, rows=3)
     ours = gradients(lambda v, s: lsq_quantize(v, s, factor, low, high), values, step)
     reference = gradients(lambda v, s: by_definition(v, s, factor, low, high), values, step)
-    for found, expected in zip(ours, reference, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for actual, expected in zip(ours, reference, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @settings(deadline=None, max_examples=50)
@@ -57,18 +57,18 @@ def test_torchs_operator_per_channel_has_the_same_step_gradient(seed: int, bits:
     values, step, factor, low, high = sample(seed, bits, rows=3)
 
     def torchs(v: Tensor, s: Tensor) -> Tensor:
-        found: Tensor = torch._fake_quantize_learnable_per_channel_affine(
+        actual: Tensor = torch._fake_quantize_learnable_per_channel_affine(
             v, s.flatten(), torch.zeros(3), 0, low, high, float(factor[0])
         )
-        return found
+        return actual
 
     # torch counts a value as inside by its code, LSQ by the value itself: they part up to half a step beyond the ends.
     steps = values / step
     values = torch.where((steps > high) & (steps < high + 0.6) | (steps < low) & (steps > low - 0.6), 0.0, values)
     ours = gradients(lambda v, s: lsq_quantize(v, s, factor, low, high), values, step)
     theirs = gradients(torchs, values, step)
-    for found, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    for actual, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
 
 @settings(deadline=None, max_examples=50)
@@ -77,10 +77,10 @@ def test_one_step_for_all_is_one_row(seed: int, bits: int) -> None:
     values, step, factor, low, high = sample(seed, bits, rows=1)
     row = gradients(lambda v, s: lsq_quantize(v, s, factor, low, high), values, step)
     whole = gradients(lambda v, s: lsq_quantize(v, s, factor.view(()), low, high), values.view(4, 10), step.view(()))
-    for found, expected in zip(whole, row, strict=True):
-        assert found is not None
+    for actual, expected in zip(whole, row, strict=True):
+        assert actual is not None
         assert expected is not None
-        torch.testing.assert_close(found.flatten(), expected.flatten(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(actual.flatten(), expected.flatten(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_gradient_scale_is_the_papers() -> None:
@@ -131,7 +131,7 @@ def data() -> Digits:
 
 @pytest.fixture(scope="module")
 def models(data: Digits) -> list[torch.nn.Module]:
-    return [fitted(Plain, data, seed) for seed in range(5)]
+    return [train_model(Plain, data, seed) for seed in range(5)]
 
 
 @pytest.mark.parametrize(("bits", "points"), [(2, 10), (3, 0.5)])
@@ -143,8 +143,8 @@ def test_it_beats_the_best_of_post_training_over_five_seeds(
     gains = []
     for model in models:
         rounded, _ = PostTraining().apply(model, post, context(data))
-        learned, _ = LSQ().apply(model, aware, context(data))
-        gains.append(accuracy(learned, data[2], data[3]) - accuracy(rounded, data[2], data[3]))
+        trained_model, _ = LSQ().apply(model, aware, context(data))
+        gains.append(accuracy(trained_model, data[2], data[3]) - accuracy(rounded, data[2], data[3]))
     record_property("gain", mean_and_error(gains))
     mean, error = mean_and_error(gains)
     print(f"{bits} bits: {100 * mean:.1f} +- {100 * error:.1f} points over five seeds")

@@ -14,10 +14,10 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.quantize.bit_sensitivity import enforce_monotone_losses
-from autocompress.quantize.mixed_precision import WIDTHS, MixedPrecision, MixedPrecisionConfig
+from autocompress.quantize.mixed_precision import BIT_WIDTHS, MixedPrecision, MixedPrecisionConfig
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from tests.quantize.nets import Plain, accuracy, digits
-from tests.quantize.tuning import Digits, context, fitted, mean_and_error
+from tests.quantize.tuning import Digits, context, mean_and_error, train_model
 
 METHOD = MixedPrecision()
 BEST: dict[str, Any] = {"observer": "mse", "weight_observer": "mse", "bias_correction": True}
@@ -31,12 +31,12 @@ def data() -> Digits:
 
 @pytest.fixture(scope="module")
 def models(data: Digits) -> list[nn.Module]:
-    return [fitted(Plain, data, seed) for seed in range(5)]
+    return [train_model(Plain, data, seed) for seed in range(5)]
 
 
 def bops(model: nn.Module, bits: Mapping[str, LayerBits], data: Digits) -> float:
-    found: float = measure(Subject(layers=layer_costs(model, (data[0][:1],)), bits=bits), ("bops",))["bops"]
-    return found
+    cost: float = measure(Subject(layers=layer_costs(model, (data[0][:1],)), bits=bits), ("bops",))["bops"]
+    return cost
 
 
 def test_it_is_registered_with_its_knobs() -> None:
@@ -109,7 +109,7 @@ def test_the_exact_solver_finds_the_best_of_all_assignments(small: tuple[nn.Modu
         for row in rows
     ]
     options = [
-        [(unit * w * a, weights[w] + inputs[a]) for w in WIDTHS for a in WIDTHS]
+        [(unit * w * a, weights[w] + inputs[a]) for w in BIT_WIDTHS for a in BIT_WIDTHS]
         for unit, (weights, inputs) in zip(macs, tables, strict=True)
     ]
     costs = [torch.tensor([cost for cost, _ in some], dtype=torch.float64) for some in options]
@@ -117,10 +117,10 @@ def test_the_exact_solver_finds_the_best_of_all_assignments(small: tuple[nn.Modu
     cost = costs[0][:, None, None] + costs[1][:, None] + costs[2]
     loss = losses[0][:, None, None] + losses[1][:, None] + losses[2]
     best = float(loss[cost <= sum(macs) * average**2].min())
-    found = {solver: state.report["assignment"]["expected_loss"] for solver, state in states.items()}
-    assert found["exact"] == pytest.approx(best, rel=1e-9)
-    assert found["greedy"] >= found["exact"] - 1e-12
-    assert found["exact"] <= states["exact"].report["assignment"]["uniform_expected_loss"] + 1e-12
+    expected_losses = {solver: state.report["assignment"]["expected_loss"] for solver, state in states.items()}
+    assert expected_losses["exact"] == pytest.approx(best, rel=1e-9)
+    assert expected_losses["greedy"] >= expected_losses["exact"] - 1e-12
+    assert expected_losses["exact"] <= states["exact"].report["assignment"]["uniform_expected_loss"] + 1e-12
 
 
 def test_the_table_has_a_row_a_layer_and_the_assignment_is_what_was_done(models: list[nn.Module], data: Digits) -> None:
@@ -128,7 +128,7 @@ def test_the_table_has_a_row_a_layer_and_the_assignment_is_what_was_done(models:
     rows = state.report["sensitivity"]
     assert [row["name"] for row in rows] == list(state.bits)
     for row, side in product(rows, SIDES):
-        assert set(row[side]) == {str(bits) for bits in WIDTHS}
+        assert set(row[side]) == {str(bits) for bits in BIT_WIDTHS}
         assert row[side]["2"] > row[side]["8"] >= 0
     chosen = {name: [bits.weight, bits.activation] for name, bits in state.bits.items()}
     assert state.report["assignment"]["layers"] == chosen

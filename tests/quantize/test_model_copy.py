@@ -36,33 +36,33 @@ class Listed(nn.Module):
 def test_a_copy_computes_the_same_and_shares_nothing(build: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model = build().eval()
-    found, expected = copy_model(model), copy.deepcopy(model)
+    duplicate, expected = copy_model(model), copy.deepcopy(model)
     example = torch.randn(3, 4)
-    assert torch.equal(found(example), model(example))
-    assert type(found) is type(model)
-    assert not found.training
-    assert list(found.state_dict()) == list(expected.state_dict())
+    assert torch.equal(duplicate(example), model(example))
+    assert type(duplicate) is type(model)
+    assert not duplicate.training
+    assert list(duplicate.state_dict()) == list(expected.state_dict())
     before = model(example)
     with torch.no_grad():
-        for parameter in found.parameters():
+        for parameter in duplicate.parameters():
             parameter.add_(1.0)
-        for buffer in found.buffers():
+        for buffer in duplicate.buffers():
             buffer.add_(1)
-        if isinstance(found, Listed):
-            found.hidden[0].weight.add_(1.0)
+        if isinstance(duplicate, Listed):
+            duplicate.hidden[0].weight.add_(1.0)
     assert torch.equal(model(example), before)
-    assert not torch.equal(found(example), before)
-    found.train()
-    found.register_forward_hook(lambda *_: None)
+    assert not torch.equal(duplicate(example), before)
+    duplicate.train()
+    duplicate.register_forward_hook(lambda *_: None)
     assert not model.training
     assert not model._forward_hooks
 
 
 def test_what_was_tied_stays_tied() -> None:
-    found = copy_model(Tied())
-    assert found.first.weight is found.second.weight
-    assert found.again is found.first
-    assert "steps" not in found.state_dict()
+    duplicate = copy_model(Tied())
+    assert duplicate.first.weight is duplicate.second.weight
+    assert duplicate.again is duplicate.first
+    assert "steps" not in duplicate.state_dict()
 
 
 def test_a_model_with_hooks_is_copied_deeply() -> None:

@@ -95,11 +95,13 @@ def test_an_observer_that_saw_nothing_has_no_range(name: str) -> None:
 @settings(deadline=None)
 @given(batches, st.floats(0, 1, allow_subnormal=False))
 def test_a_moving_average_weighs_each_tensor_by_its_age(tensors: list[list[float]], momentum: float) -> None:
-    ends = [MinMaxObserver() for _ in tensors]
-    each = np.array([watch(one, [values]) for one, values in zip(ends, tensors, strict=True)])
-    weights = np.array([momentum ** (len(each) - 1 - age) * ((1 - momentum) if age else 1) for age in range(len(each))])
+    observers = [MinMaxObserver() for _ in tensors]
+    ranges = np.array([watch(one, [values]) for one, values in zip(observers, tensors, strict=True)])
+    weights = np.array(
+        [momentum ** (len(ranges) - 1 - age) * ((1 - momentum) if age else 1) for age in range(len(ranges))]
+    )
     assert weights.sum() == pytest.approx(1)
-    assert watch(MovingAverageObserver(momentum), tensors) == pytest.approx(tuple(weights @ each), rel=1e-6, abs=1e-6)
+    assert watch(MovingAverageObserver(momentum), tensors) == pytest.approx(tuple(weights @ ranges), rel=1e-6, abs=1e-6)
 
 
 def test_a_moving_average_of_one_tensor_is_minmax() -> None:

@@ -16,7 +16,7 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.quantize.fake_quantize import FakeQuantize
 from autocompress.quantize.folding import fold_batch_norm
-from autocompress.quantize.integer_arithmetic import EXACT, widen_codes
+from autocompress.quantize.integer_arithmetic import LARGEST_EXACT_CODE, widen_codes
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from tests.quantize.nets import Plain, accuracy
 from tests.quantize.rounding import METHOD, WIDTHS, config, context, weight_error
@@ -189,7 +189,7 @@ def test_biases_lie_on_the_grid_of_the_products(
         step = scale.double() * entry["input"]["scale"]
         torch.testing.assert_close(bias / step, (bias / step).round(), rtol=0, atol=1e-2)
         assert bool(((bias - before).abs() <= step * 0.51).all())
-        assert int((wide.int() - zero_point.int().flatten()[0]).abs().max()) > EXACT // 2
+        assert int((wide.int() - zero_point.int().flatten()[0]).abs().max()) > LARGEST_EXACT_CODE // 2
 
 
 def test_inputs_after_a_relu_spend_no_code_on_negative_values(trained: nn.Module, calibration: Context) -> None:

@@ -185,12 +185,12 @@ def test_cuts_that_share_notes_are_bit_for_bit_those_that_do_not(trained: nn.Mod
         for weights in (32, 8, 4, 2):
             for activations in (32, 8, 3):
                 for observer in ("minmax", "mse"):
-                    each = config(weights, activations, observer=observer, bias_correction=corrects)
-                    alone[each] = METHOD.apply(folded, each, calibration)
+                    settings = config(weights, activations, observer=observer, bias_correction=corrects)
+                    alone[settings] = METHOD.apply(folded, settings, calibration)
     # Twice over, so that every one of them is made from what another one left.
-    for each in [*alone, *reversed(alone)]:
-        model, state = METHOD.apply(folded, each, sharing)
-        expected, whole = alone[each]
+    for settings in [*alone, *reversed(alone)]:
+        model, state = METHOD.apply(folded, settings, sharing)
+        expected, whole = alone[settings]
         assert state.history == whole.history
         assert state.report == whole.report
         assert state.bits == whole.bits

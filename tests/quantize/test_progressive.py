@@ -44,7 +44,7 @@ def run(worth, **knobs):
 
 
 @pytest.mark.parametrize(
-    ("weight", "activation", "found"),
+    ("weight", "activation", "stages"),
     [
         (3, 4, [(8, 8), (6, 6), (4, 4), (3, 4)]),
         (8, 8, [(8, 8)]),
@@ -54,8 +54,8 @@ def run(worth, **knobs):
         (32, 32, []),
     ],
 )
-def test_the_rungs_end_at_what_is_asked(weight, activation, found):
-    assert ProgressiveConfig(weight_bits=weight, activation_bits=activation).rungs() == found
+def test_the_last_stage_has_the_requested_bits(weight, activation, stages):
+    assert ProgressiveConfig(weight_bits=weight, activation_bits=activation).bit_stages() == stages
 
 
 @pytest.mark.parametrize("training", ["qat", "lsq"])
@@ -75,18 +75,18 @@ def test_the_rung_below_the_floor_is_undone():
 
 
 @pytest.mark.parametrize("training", ["qat", "lsq"])
-def test_a_rung_starts_from_the_real_weights_of_the_one_before(training):
+def test_a_stage_starts_from_the_floating_point_weights_of_the_stage_before(training):
     _, quantized, _ = run(lambda values: 0.9, weight_bits=6, activation_bits=32, training=training)
     expected = net().heads["label"].weight + 2 * NUDGE
     step = expected.abs().amax(1, keepdim=True) / 31
-    found = quantized.heads["label"].weight
+    weight = quantized.heads["label"].weight
     # Steps that are not trained clip what moved out of their reach.
-    reached = torch.minimum(expected, found.amax(1, keepdim=True))
-    assert bool(((found - reached).abs() <= 2 * step).all())
-    assert bool((found.amax(1) > net().heads["label"].weight.amax(1) + 0.5 * NUDGE).all())
+    reached = torch.minimum(expected, weight.amax(1, keepdim=True))
+    assert bool(((weight - reached).abs() <= 2 * step).all())
+    assert bool((weight.amax(1) > net().heads["label"].weight.amax(1) + 0.5 * NUDGE).all())
 
 
-def test_a_first_rung_below_the_floor_is_an_error_with_the_figures():
+def test_a_first_stage_below_the_limit_is_an_error_with_the_figures():
     scores = iter([1.0, 0.0])
     with pytest.raises(CompressionError, match=r"8/8 bits, takes the score from 1\.0000 to 0\.0000"):
         run(lambda values: next(scores), weight_bits=4, activation_bits=8)
@@ -102,5 +102,5 @@ def test_the_result_is_rebuilt_from_its_history():
 
 
 def test_a_context_that_cannot_measure_is_refused():
-    with pytest.raises(CompressionError, match="trains and measures on each rung"):
+    with pytest.raises(CompressionError, match="trains and measures in each stage"):
         METHOD.apply(net(), ProgressiveConfig(), Context(EXAMPLE))

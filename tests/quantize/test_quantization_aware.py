@@ -24,7 +24,7 @@ from autocompress.quantize.qat import QAT, QATConfig, QATInputQuantizer, QATRoun
 from autocompress.quantize.quantization_aware import QuantizationAwareSettings, RangeRecorder, WeightParametrization
 from autocompress.quantize.weight_coding import WeightCoding
 from tests.quantize.nets import Plain, accuracy, digits
-from tests.quantize.tuning import Digits, context, fitted, mean_and_error
+from tests.quantize.tuning import Digits, context, mean_and_error, train_model
 
 METHODS: list[Any] = [pytest.param(QAT(), QATConfig, id="qat"), pytest.param(LSQ(), LSQConfig, id="lsq")]
 SHORT = {"epochs": 1, "learning_rate": 3e-3}
@@ -37,7 +37,7 @@ def data() -> Digits:
 
 @pytest.fixture(scope="module")
 def trained(data: Digits) -> nn.Module:
-    return fitted(Plain, data, seed=0)
+    return train_model(Plain, data, seed=0)
 
 
 @pytest.mark.parametrize(("method", "config"), METHODS)
@@ -105,16 +105,16 @@ class TestEveryMethod:
     def test_the_same_seed_gives_the_same_model(
         self, method: Any, config: type[QuantizationAwareSettings], data: Digits
     ) -> None:
-        model = fitted(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 10)), data, 0, epochs=1)
+        model = train_model(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 10)), data, 0, epochs=1)
         before = copy.deepcopy(model.state_dict())
-        made = []
+        results = []
         for noise in (1, 2):
             torch.manual_seed(noise)
             stream = torch.random.get_rng_state()
             out, state = method.apply(model, config(**SHORT), context(data))
             assert torch.equal(stream, torch.random.get_rng_state())
-            made.append((out.state_dict(), state))
-        (one, first), (other, second) = made
+            results.append((out.state_dict(), state))
+        (one, first), (other, second) = results
         assert all(torch.equal(one[name], other[name]) for name in one)
         assert first.history == second.history
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -148,9 +148,9 @@ class TestEveryMethod:
             assert torch.equal(restored(data[2]), logits)
         proto = export_quantized(out, state, (data[0][:1],), {"label": 10})
         running = session(proto.SerializeToString())
-        (found,) = running.run(None, {running.get_inputs()[0].name: data[2].numpy()})
+        (logits_of_graph,) = running.run(None, {running.get_inputs()[0].name: data[2].numpy()})
         assert {node.op_type for node in proto.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
-        assert float((torch.from_numpy(found).argmax(1) == logits.argmax(1)).float().mean()) >= 0.99
+        assert float((torch.from_numpy(logits_of_graph).argmax(1) == logits.argmax(1)).float().mean()) >= 0.99
 
     def test_training_that_ends_in_nan_is_refused_by_name(
         self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
@@ -171,26 +171,26 @@ class TestEveryMethod:
         assert nn.BatchNorm2d not in kinds
 
 
-@pytest.mark.parametrize("rounding", [QATRounding(), LSQRounding()], ids=["qat", "lsq"])
+@pytest.mark.parametrize("factory", [QATRounding(), LSQRounding()], ids=["qat", "lsq"])
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
-def test_codes_stand_for_the_weight_that_is_trained(rounding: Any, granularity: str) -> None:
+def test_codes_stand_for_the_weight_that_is_trained(factory: Any, granularity: str) -> None:
     weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    module = WeightParametrization(weight, WeightCoding(3, granularity=granularity, group_size=8), rounding)
-    coded = module.coded(weight)
-    assert torch.equal(coded.values(), module(weight))
-    assert coded.codes.dtype == torch.int8
-    assert int(coded.codes.min()) >= -4
-    assert int(coded.codes.max()) <= 3
+    module = WeightParametrization(weight, WeightCoding(3, granularity=granularity, group_size=8), factory)
+    quantized = module.encode(weight)
+    assert torch.equal(quantized.dequantize(), module(weight))
+    assert quantized.codes.dtype == torch.int8
+    assert int(quantized.codes.min()) >= -4
+    assert int(quantized.codes.max()) <= 3
 
 
-def observed(*values: float) -> RangeRecorder:
-    seen = RangeRecorder(MinMaxObserver())
-    seen.observe(torch.tensor(values))
-    return seen
+def record_range(*values: float) -> RangeRecorder:
+    recorder = RangeRecorder(MinMaxObserver())
+    recorder.observe(torch.tensor(values))
+    return recorder
 
 
 def test_ranges_follow_the_batches_in_training_mode_alone() -> None:
-    module = QATInputQuantizer(observed(0.0, 1.0), "asymmetric", 8)
+    module = QATInputQuantizer(record_range(0.0, 1.0), "asymmetric", 8)
     first = module.grid.scale.clone()
     for _ in range(300):
         module.eval()(torch.tensor([0.0, 3.0]))
@@ -207,9 +207,9 @@ def test_the_share_that_the_observer_cut_off_stays_cut_off() -> None:
             low, high = super().range()
             return low, high / 2
 
-    seen = RangeRecorder(Half())
-    seen.observe(torch.tensor([0.0, 4.0]))
-    module = QATInputQuantizer(seen, "asymmetric", 2).train()
+    recorder = RangeRecorder(Half())
+    recorder.observe(torch.tensor([0.0, 4.0]))
+    module = QATInputQuantizer(recorder, "asymmetric", 2).train()
     module(torch.tensor([0.0, 4.0]))
     assert float(module.grid.scale) == pytest.approx(2 / 3)
 
@@ -223,18 +223,18 @@ def test_scales_follow_the_weights() -> None:
 def test_qat_recovers_what_rounding_took(data: Digits, record_property: Callable[[str, object], None]) -> None:
     gains = []
     for seed in range(3):
-        model = fitted(Plain, data, seed)
+        model = train_model(Plain, data, seed)
         settings = PostTrainingConfig(weight_bits=3, activation_bits=3, observer="mse", bias_correction=False)
         rounded, _ = PostTraining().apply(model, settings, context(data))
-        learned, _ = QAT().apply(
+        tuned, _ = QAT().apply(
             model, QATConfig(weight_bits=3, activation_bits=3, epochs=3, learning_rate=5e-3), context(data)
         )
-        gains.append(accuracy(learned, data[2], data[3]) - accuracy(rounded, data[2], data[3]))
+        gains.append(accuracy(tuned, data[2], data[3]) - accuracy(rounded, data[2], data[3]))
     record_property("gain", mean_and_error(gains))
     assert mean_and_error(gains)[0] > 0.05
 
 
 def test_the_input_is_left_alone() -> None:
     values: Tensor = torch.tensor([0.123, 0.5])
-    QATInputQuantizer(observed(0.0, 1.0), "asymmetric", 2).train()(values)
+    QATInputQuantizer(record_range(0.0, 1.0), "asymmetric", 2).train()(values)
     assert values.tolist() == pytest.approx([0.123, 0.5])

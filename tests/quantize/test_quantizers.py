@@ -19,7 +19,7 @@ magnitudes = st.floats(-30, 30, allow_subnormal=False)
 vectors = st.lists(st.floats(-1, 1, width=32, allow_subnormal=False), min_size=1, max_size=40)
 
 
-def fitted(quantizer: Quantizer, values: Tensor, width: int) -> Grid:
+def fit_grid(quantizer: Quantizer, values: Tensor, width: int) -> Grid:
     return quantizer.fit(values.min(), values.max(), width)
 
 
@@ -31,7 +31,7 @@ def tensors(draw: st.DrawFn) -> Tensor:
 @settings(deadline=None)
 @given(quantizers, tensors(), bits)
 def test_the_error_inside_the_range_is_at_most_half_a_step(quantizer: Quantizer, values: Tensor, width: int) -> None:
-    grid = fitted(quantizer, values, width)
+    grid = fit_grid(quantizer, values, width)
     error = (values.double() - quantizer.decode(quantizer.encode(values, grid), grid).double()).abs().max()
     assert math.isfinite(error)
     assert error <= grid.scale.double() * (0.5 + 1e-4)
@@ -40,7 +40,7 @@ def test_the_error_inside_the_range_is_at_most_half_a_step(quantizer: Quantizer,
 @settings(deadline=None)
 @given(quantizers, tensors(), bits)
 def test_codes_keep_to_their_range_and_zero_is_exact(quantizer: Quantizer, values: Tensor, width: int) -> None:
-    grid = fitted(quantizer, values, width)
+    grid = fit_grid(quantizer, values, width)
     codes = quantizer.encode(torch.cat([values, values * 3, torch.tensor([math.inf, -math.inf, 3e38])]), grid)
     assert grid.high - grid.low == 2**width - 1
     assert grid.low <= int(codes.min()) <= int(codes.max()) <= grid.high
@@ -53,7 +53,7 @@ def test_codes_keep_to_their_range_and_zero_is_exact(quantizer: Quantizer, value
 @settings(deadline=None)
 @given(quantizers, tensors(), bits)
 def test_rounding_twice_changes_nothing(quantizer: Quantizer, values: Tensor, width: int) -> None:
-    grid = fitted(quantizer, values, width)
+    grid = fit_grid(quantizer, values, width)
     once = quantizer.encode(values, grid)
     assert torch.equal(once, quantizer.encode(quantizer.decode(once, grid), grid))
 
@@ -61,14 +61,14 @@ def test_rounding_twice_changes_nothing(quantizer: Quantizer, values: Tensor, wi
 @settings(deadline=None)
 @given(quantizers, tensors(), bits)
 def test_a_larger_value_never_gets_a_smaller_code(quantizer: Quantizer, values: Tensor, width: int) -> None:
-    codes = quantizer.encode(values.sort().values, fitted(quantizer, values, width)).int()
+    codes = quantizer.encode(values.sort().values, fit_grid(quantizer, values, width)).int()
     assert bool((codes.diff() >= 0).all())
 
 
 @settings(deadline=None)
 @given(quantizers, tensors(), bits)
 def test_a_whole_tensor_is_rounded_as_torch_rounds_it(quantizer: Quantizer, values: Tensor, width: int) -> None:
-    grid = fitted(quantizer, values, width)
+    grid = fit_grid(quantizer, values, width)
     ours = quantizer.decode(quantizer.encode(values, grid), grid)
     theirs = torch.fake_quantize_per_tensor_affine(values, grid.scale, grid.zero_point, grid.low, grid.high)
     assert torch.equal(ours, theirs)
@@ -101,7 +101,7 @@ def test_channels_are_rounded_as_torch_rounds_them(scheme: str, seed: int, width
 def test_a_constant_tensor_stays_finite(name: str, value: float, count: int, width: int) -> None:
     quantizer = QUANTIZERS[name]
     values = torch.full((count,), value)
-    grid = fitted(quantizer, values, width)
+    grid = fit_grid(quantizer, values, width)
     rounded = quantizer.decode(quantizer.encode(values, grid), grid)
     assert bool(torch.isfinite(rounded).all())
     assert bool((rounded == rounded[0]).all())
@@ -114,7 +114,7 @@ def test_a_constant_tensor_stays_finite(name: str, value: float, count: int, wid
 def test_an_extreme_spread_stays_finite(width: int) -> None:
     values = torch.tensor([-1e30, -1.0, 0.0, 1e-30, 1e30])
     for quantizer in QUANTIZERS.values():
-        grid = fitted(quantizer, values, width)
+        grid = fit_grid(quantizer, values, width)
         rounded = quantizer.decode(quantizer.encode(values, grid), grid)
         assert bool(torch.isfinite(rounded).all())
         assert float((rounded - values).abs().max()) <= float(grid.scale) * 0.5001
@@ -132,12 +132,12 @@ def test_the_ends_of_a_symmetric_range_are_exact_steps() -> None:
     quantizer = WEIGHT_QUANTIZERS["symmetric"]
     values = torch.tensor([-1.0, 1.0, 0.25])
     for width in range(2, 9):
-        codes = quantizer.encode(values, fitted(quantizer, values, width))
+        codes = quantizer.encode(values, fit_grid(quantizer, values, width))
         assert codes[:2].tolist() == [-(2 ** (width - 1) - 1), 2 ** (width - 1) - 1]
 
 
 def test_every_more_bit_halves_the_step() -> None:
     values = torch.linspace(-1, 3, 101)
     for name, quantizer in QUANTIZERS.items():
-        steps = [float(fitted(quantizer, values, width).scale) for width in range(2, 9)]
+        steps = [float(fit_grid(quantizer, values, width).scale) for width in range(2, 9)]
         assert all(0.3 < finer / coarser < 0.51 for coarser, finer in pairwise(steps)), name

@@ -54,8 +54,8 @@ def fits(coding: WeightCoding) -> bool:
     return coding.quantizer != "power_of_two" or coding.bits > 1
 
 
-def reload(coded: QuantizedWeight, shape: torch.Size) -> QuantizedWeight:
-    return load_weight("a", coded.form(), shape, coded.saved("a"))
+def reload(quantized: QuantizedWeight, shape: torch.Size) -> QuantizedWeight:
+    return load_weight("a", quantized.to_json(), shape, quantized.to_tensors("a"))
 
 
 @settings(deadline=None, max_examples=300)
@@ -68,23 +68,23 @@ def test_every_weight_has_codes_that_keep_to_their_bits_and_come_back_exactly(
             encode_weight(weight, coding)
         return
     before = weight.clone()
-    coded = encode_weight(weight, coding)
-    values = coded.values()
+    quantized = encode_weight(weight, coding)
+    values = quantized.dequantize()
     assert torch.equal(weight, before)
-    assert coded.codes.shape == values.shape == weight.shape
+    assert quantized.codes.shape == values.shape == weight.shape
     assert bool(values.isfinite().all())
     # Zero is worth a code in every quantizer, so that what was pruned stays pruned.
     assert not values[weight == 0].any()
-    codes = coded.codes
+    codes = quantized.codes
     lowest = -(2 ** (coding.bits - 1)) if codes.dtype == torch.int8 else 0
     packed = pack_codes(codes, coding.bits, lowest)
     assert packed.numel() == math.ceil(codes.numel() * coding.bits / 8)
     back = unpack_codes(packed, coding.bits, tuple(codes.shape), lowest, codes.dtype)
     assert torch.equal(back, codes)
-    assert torch.equal(reload(replace(coded, codes=back), weight.shape).values(), values)
+    assert torch.equal(reload(replace(quantized, codes=back), weight.shape).dequantize(), values)
     again = encode_weight(weight, coding)
     assert torch.equal(again.codes, codes)
-    assert torch.equal(again.values(), values)
+    assert torch.equal(again.dequantize(), values)
 
 
 @settings(deadline=None)
@@ -94,7 +94,7 @@ def test_searching_a_clipping_never_leaves_more_error(weight: Tensor, coding: We
         return
     errors = {}
     for observer in WEIGHT_OBSERVERS:
-        rounded = encode_weight(weight, replace(coding, observer=observer)).values()
+        rounded = encode_weight(weight, replace(coding, observer=observer)).dequantize()
         errors[observer] = float((rounded.double() - weight.double()).square().sum())
     assert errors["mse"] <= errors["minmax"] * (1 + 1e-3)
 
@@ -105,7 +105,9 @@ def test_a_clipping_that_was_searched_leaves_much_less_error(scheme: str, bits: 
     weight = torch.randn(8, 400, generator=torch.Generator().manual_seed(0))
     errors = [
         float(
-            (encode_weight(weight, WeightCoding(bits, scheme=scheme, observer=name)).values() - weight).square().mean()
+            (encode_weight(weight, WeightCoding(bits, scheme=scheme, observer=name)).dequantize() - weight)
+            .square()
+            .mean()
         )
         for name in WEIGHT_OBSERVERS
     ]
@@ -121,7 +123,7 @@ def test_smaller_parts_with_a_scale_each_are_closer(quantizer: str) -> None:
     errors = [
         float(
             (
-                encode_weight(weight, WeightCoding(4, quantizer, granularity=name, group_size=8)).values() / size
+                encode_weight(weight, WeightCoding(4, quantizer, granularity=name, group_size=8)).dequantize() / size
                 - weight / size
             )
             .square()
@@ -137,7 +139,7 @@ def test_bits_that_grow_leave_less_error() -> None:
     for coding in EVERY:
         widths = range(2, 7) if coding.quantizer == "power_of_two" else range(1, 9)
         errors = [
-            float((encode_weight(weight, replace(coding, bits=bits)).values() - weight).square().mean())
+            float((encode_weight(weight, replace(coding, bits=bits)).dequantize() - weight).square().mean())
             for bits in widths
         ]
         assert errors == sorted(errors, reverse=True), coding
@@ -149,7 +151,9 @@ def test_a_codebook_beats_even_steps_of_the_same_bits() -> None:
         by_table, by_grid = (
             float(
                 (
-                    encode_weight(weight, WeightCoding(bits, name, granularity="per_tensor", observer="mse")).values()
+                    encode_weight(
+                        weight, WeightCoding(bits, name, granularity="per_tensor", observer="mse")
+                    ).dequantize()
                     - weight
                 )
                 .square()
@@ -164,27 +168,27 @@ def test_a_codebook_beats_even_steps_of_the_same_bits() -> None:
 def test_the_last_group_of_a_channel_may_be_shorter(size: int) -> None:
     weight = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
     coding = WeightCoding(4, granularity="per_group", group_size=size)
-    coded = encode_weight(weight, coding)
-    assert coded.how.scale.shape == (3, math.ceil(6 / size))
+    quantized = encode_weight(weight, coding)
+    assert quantized.code_map.scale.shape == (3, math.ceil(6 / size))
     for channel, row in enumerate(weight.flatten(1)):
         for at, group in enumerate(row.split(size)):
             # A shorter group is filled up with zeros.
             whole = F.pad(group[None], (0, size - len(group)))
             alone = encode_weight(whole, WeightCoding(4, granularity="per_tensor"))
-            assert torch.equal(coded.how.scale[channel, at], alone.how.scale)
-            got = coded.values().flatten(1)[channel, at * size : (at + 1) * size]
-            assert torch.equal(got, alone.values()[0, : len(group)])
+            assert torch.equal(quantized.code_map.scale[channel, at], alone.code_map.scale)
+            got = quantized.dequantize().flatten(1)[channel, at * size : (at + 1) * size]
+            assert torch.equal(got, alone.dequantize()[0, : len(group)])
     assert torch.equal(join_blocks(split_blocks(weight, coding), weight.shape, coding), weight)
 
 
 def test_only_even_steps_for_a_tensor_or_channels_are_for_integer_kernels() -> None:
     weight = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
     for coding in EVERY:
-        coded = encode_weight(weight, coding)
-        assert coded.is_integer == coding.is_integer
-        assert coded.is_integer == (coding.quantizer == "linear" and coding.granularity != "per_group")
-        parts = {name.removeprefix("a.weight_") for name in coded.saved("a")}
-        assert parts == {"codes", "scale", "levels" if isinstance(coded.how, LookupTable) else "zero_point"}
+        quantized = encode_weight(weight, coding)
+        assert quantized.is_integer == coding.is_integer
+        assert quantized.is_integer == (coding.quantizer == "linear" and coding.granularity != "per_group")
+        parts = {name.removeprefix("a.weight_") for name in quantized.to_tensors("a")}
+        assert parts == {"codes", "scale", "levels" if isinstance(quantized.code_map, LookupTable) else "zero_point"}
 
 
 @pytest.mark.parametrize(
@@ -203,6 +207,6 @@ def test_tensors_that_do_not_fit_each_other_are_refused(
     coding: WeightCoding, part: str, wrong: Any, message: str
 ) -> None:
     weight = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
-    coded = encode_weight(weight, coding)
+    quantized = encode_weight(weight, coding)
     with pytest.raises(CompressionError, match=f"layer 'a' .*{message}"):
-        load_weight("a", coded.form(), weight.shape, coded.saved("a") | {f"a.weight_{part}": wrong})
+        load_weight("a", quantized.to_json(), weight.shape, quantized.to_tensors("a") | {f"a.weight_{part}": wrong})

@@ -17,7 +17,7 @@ def loss(output: Any, targets: Mapping[str, Tensor]) -> Tensor:
     return F.cross_entropy(output, targets["label"])
 
 
-def context(data: Digits, seen: Callable[[nn.Module], None] | None = None, seed: int = 0) -> Context:
+def context(data: Digits, inspect: Callable[[nn.Module], None] | None = None, seed: int = 0) -> Context:
     """Return a context with 256 calibration digits; ``seen`` is shown the model after its training."""
     images, labels = data[0], data[1]
 
@@ -34,15 +34,15 @@ def context(data: Digits, seen: Callable[[nn.Module], None] | None = None, seed:
                 if after_step is not None:
                     after_step()
         model.eval()
-        if seen is not None:
-            seen(model)
+        if inspect is not None:
+            inspect(model)
 
     batches = tuple((batch,) for batch in images[:256].split(64))
     targets = tuple({"label": batch} for batch in labels[:256].split(64))
     return Context((images[:1],), batches, targets, loss, seed, tune)
 
 
-def fitted(build: Callable[[], nn.Module], data: Digits, seed: int, epochs: int = 6) -> nn.Module:
+def train_model(build: Callable[[], nn.Module], data: Digits, seed: int, epochs: int = 6) -> nn.Module:
     """Return a network trained from the weights that a seed gives it."""
     torch.manual_seed(seed)
     model = build()
