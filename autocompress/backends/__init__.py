@@ -1,6 +1,5 @@
 """Backends: where trials run."""
 
-from autocompress.backends import local, ray
 from autocompress.backends.base import NO_LIMITS, Ask, Backend, Evaluate, Tell, TrialLimits
 
-__all__ = ["NO_LIMITS", "Ask", "Backend", "Evaluate", "Tell", "TrialLimits", "local", "ray"]
+__all__ = ["NO_LIMITS", "Ask", "Backend", "Evaluate", "Tell", "TrialLimits"]

@@ -4,11 +4,20 @@ import atexit
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
-from autocompress.backends.base import NO_LIMITS, Ahead, Ask, Evaluate, Tell, TrialLimits, nothing_ahead
-from autocompress.backends.workers import Crew
+from autocompress.backends.base import (
+    NO_LIMITS,
+    Ask,
+    Backend,
+    Evaluate,
+    IdleWork,
+    Tell,
+    TrialLimits,
+    skip_idle_work,
+)
+from autocompress.backends.workers import WorkerPool
 from autocompress.core.registry import BACKENDS
 from autocompress.errors import UsageError
 
@@ -19,30 +28,15 @@ def usable_cores() -> int:
 
 
 @BACKENDS.register("serial")
-class Serial:
-    """Runs each job in this process: breakpoints work, nothing runs side by side, and no limit is kept."""
+class Serial(Backend):
+    """Runs each job in this process: breakpoints work, jobs run one after the other, and limits are not enforced."""
 
     name = "serial"
-    elsewhere = False
-    libraries: tuple[str, ...] = ()
 
     def __init__(self, workers: int = 1, limits: TrialLimits = NO_LIMITS) -> None:
         self.workers = 1
 
-    def warm(self) -> None:
-        """Start nothing."""
-
-    def cool(self) -> None:
-        """End nothing."""
-
-    def opened(self, folder: Path | None = None) -> AbstractContextManager[None]:
-        """Ready nothing."""
-        return nullcontext()
-
-    def ready(self, evaluate: Evaluate) -> None:
-        """Ready nothing: there is one process, and its caller needs it."""
-
-    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell, ahead: Ahead = nothing_ahead) -> None:
+    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell, idle_work: IdleWork = skip_idle_work) -> None:
         """Ask, evaluate and tell, one job after the other."""
         evaluate.prepare()
         while (job := ask()) is not None:
@@ -50,73 +44,72 @@ class Serial:
 
 
 @BACKENDS.register("local")
-class Local:
+class Local(Backend):
     """Worker processes on this machine, each with one torch thread.
 
-    A job that exceeds a limit fails alone. One whose worker dies is run once more, and fails if that dies too.
+    A job that exceeds a limit fails alone. A job whose worker dies runs once more, and fails if that worker dies too.
 
     Args:
         workers: Number of processes; 0 takes one per core.
-        limits: What one job may take.
+        limits: Time and memory of one job.
 
     Raises:
-        UsageError: Memory is limited on a system that does not keep such a limit.
+        UsageError: Memory is limited on a system that cannot enforce it.
     """
 
     name = "local"
-    elsewhere = False
-    libraries: tuple[str, ...] = ()
 
     def __init__(self, workers: int = 0, limits: TrialLimits = NO_LIMITS) -> None:
         if limits.memory is not None and sys.platform != "linux":
-            raise UsageError("search.memory needs Linux: this system keeps no such limit; leave it out")
+            raise UsageError("search.memory needs Linux: this system cannot enforce it; leave it out")
         self.workers = workers or usable_cores()
         self.limits = limits
-        self._crew: Crew | None = None
+        self._pool: WorkerPool | None = None
 
-    def warm(self) -> None:
-        """Start the workers, if they were not: they import torch while data and teacher are loaded."""
-        if self._crew is None:
-            self._crew = Crew(self.workers, self.limits)
-            self._crew.warm()
-            # Python waits for its children as it ends, and they would wait for it.
-            atexit.register(self._crew.kill)
+    def prewarm(self) -> None:
+        """Start the workers, if they are not started: they import torch while data and teacher are loaded."""
+        if self._pool is None:
+            self._pool = WorkerPool(self.workers, self.limits)
+            self._pool.start_workers()
+            # Python waits for its child processes when it ends, and the workers wait for their driver to end.
+            atexit.register(self._pool.kill_workers)
 
-    def cool(self) -> None:
-        """End the workers."""
-        if self._crew is not None:
-            self._crew.kill()
-            atexit.unregister(self._crew.kill)
-            self._crew = None
+    def shutdown(self) -> None:
+        """Kill the workers."""
+        if self._pool is not None:
+            self._pool.kill_workers()
+            atexit.unregister(self._pool.kill_workers)
+            self._pool = None
 
     @contextmanager
-    def opened(self, folder: Path | None = None) -> Iterator[None]:
+    def open(self, folder: Path | None = None) -> Iterator[None]:
         """Start the workers, and end them."""
-        self.warm()
+        self.prewarm()
         try:
             yield
         finally:
-            self.cool()
+            self.shutdown()
 
-    def ready(self, evaluate: Evaluate) -> None:
-        """Let the workers load what they need, if they were started."""
-        if self._crew is not None:
-            self._crew.ready(evaluate)
+    def prepare(self, evaluate: Evaluate) -> None:
+        """Let the workers load what ``evaluate`` needs, if they are started."""
+        if self._pool is not None:
+            self._pool.set_evaluate(evaluate)
 
-    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell, ahead: Ahead = nothing_ahead) -> None:
+    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell, idle_work: IdleWork = skip_idle_work) -> None:
         """Keep every worker busy until ``ask`` returns ``None``."""
-        crew = self._crew or Crew(self.workers, self.limits)
-        crew.ready(evaluate)
-        meanwhile = ahead if self.workers < usable_cores() else nothing_ahead
+        pool = self._pool or WorkerPool(self.workers, self.limits)
+        pool.set_evaluate(evaluate)
+        # With a worker on every core, idle work of the driver would slow down a training.
+        while_waiting = idle_work if self.workers < usable_cores() else skip_idle_work
         try:
             while True:
-                while crew.jobs < self.workers and (job := ask()) is not None:
-                    crew.give(job)
-                if not crew.jobs:
+                while pool.job_count < self.workers and (job := ask()) is not None:
+                    pool.submit_job(job)
+                if not pool.job_count:
                     break
-                for job, result in crew.results(meanwhile):
+                for job, result in pool.wait_for_results(while_waiting):
                     tell(job, result)
-            crew.close()
+            pool.close()
         except BaseException:
-            crew.kill()
+            pool.kill_workers()
             raise

@@ -1,8 +1,8 @@
-"""The backend on Ray: one machine or many, the same driver.
+"""The backend on Ray: one machine or many, with the same driver.
 
-Workers are Ray's actors, results and paused trainings travel through Ray's object store, and nothing but the task's
-own data and plugin files must lie where each node finds it. A job whose worker or node dies runs once more elsewhere;
-a second death is the job's fault. See :mod:`autocompress.backends.ray_cluster` for what Ray listens on.
+Workers are Ray actors; results and paused trials travel through Ray's object store. Only the task's data and plugin
+files must be readable on each node. A job whose worker or node dies runs once more on another worker; after a second
+death the job fails. :mod:`autocompress.backends.ray_cluster` describes the ports that Ray opens.
 """
 
 import os
@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autocompress.backends.base import NO_LIMITS, Ahead, Ask, Evaluate, Tell, TrialLimits, nothing_ahead
+from autocompress.backends.base import (
+    NO_LIMITS,
+    Ask,
+    Backend,
+    Evaluate,
+    IdleWork,
+    Tell,
+    TrialLimits,
+    skip_idle_work,
+)
 from autocompress.backends.local import usable_cores
 from autocompress.core.registry import BACKENDS
 
@@ -22,15 +31,15 @@ ONE_CORE: Mapping[str, float] = {"cpu": 1.0}
 
 
 @BACKENDS.register("ray")
-class Ray:
-    """Workers on a Ray cluster: the one at ``address``, or one that is started here and ended with the search.
+class Ray(Backend):
+    """Workers on a Ray cluster: the cluster at ``address``, or one that is started here and stopped with the search.
 
     Args:
-        workers: Trials at once; 0 takes what the nodes have room for, and follows them as they come and go.
-        limits: What one job may take.
-        resources: What one trial takes, such as ``{"cpu": 1, "gpu": 0.25}``. Ray places workers by it and shows each
-            the GPU it was given.
-        address: ``HOST:PORT``, or ``auto`` for the cluster of this machine; ``None`` starts one.
+        workers: Number of trials at once; 0 takes as many as fit on the nodes, as nodes come and go.
+        limits: Time and memory of one job.
+        resources: Resources of one trial, such as ``{"cpu": 1, "gpu": 0.25}``. Ray places workers by them and shows
+            each worker its own GPU.
+        address: ``HOST:PORT``, or ``auto`` for the cluster of this machine; ``None`` starts a cluster.
     """
 
     name = "ray"
@@ -46,57 +55,48 @@ class Ray:
         self.workers = workers
         self.limits = limits
         self.address = address
-        self._asked = workers
+        self._requested = workers
         self.resources = dict(resources or ONE_CORE)
         self._cluster: Cluster | None = None
 
     @property
-    def elsewhere(self) -> bool:
-        """Whether workers may run on machines without this one's files."""
+    def is_remote(self) -> bool:
+        """Whether workers may run on machines without this machine's files: on a cluster that was joined."""
         return self.address is not None
 
     @property
     def folder(self) -> Path | None:
-        """Where temporary files go while it is open."""
+        """The folder of temporary files while the backend is open."""
         return None if self._cluster is None else self._cluster.folder
 
     @contextmanager
-    def opened(self, folder: Path | None = None) -> Iterator[None]:
-        """Join or start the cluster, and leave or end it.
+    def open(self, folder: Path | None = None) -> Iterator[None]:
+        """Join or start the cluster; leave or stop it at the end.
 
         Args:
-            folder: Where temporary files may go.
+            folder: The folder for temporary files.
 
         Raises:
-            UsageError: Nothing answers at the address, versions differ, or one trial fits on no node.
+            UsageError: No cluster answers at the address, versions differ, or no node has the resources of one trial.
         """
         if self.address is not None:
-            # Read when ray is imported: seconds for which it repeats what was refused, such as a wrong token.
+            # Ray reads it when it is imported: seconds for which it repeats a refused connection (a wrong token).
             os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")
-        from autocompress.backends.ray_cluster import joined, started
+        from autocompress.backends.ray_cluster import join_cluster, start_cluster
 
         with (
-            started(folder, self.resources, usable_cores())
+            start_cluster(folder, self.resources, usable_cores())
             if self.address is None
-            else joined(self.address, self.resources)
+            else join_cluster(self.address, self.resources)
         ) as cluster:
             self._cluster = cluster
-            self.workers = self._seats()
+            self.workers = self._count_slots()
             try:
                 yield
             finally:
                 self._cluster = None
 
-    def warm(self) -> None:
-        """Start nothing: a cluster needs the run's folder."""
-
-    def cool(self) -> None:
-        """End nothing."""
-
-    def ready(self, evaluate: Evaluate) -> None:
-        """Ready nothing: actors come when the first job does."""
-
-    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell, ahead: Ahead = nothing_ahead) -> None:
+    def run(self, ask: Ask, evaluate: Evaluate, tell: Tell, idle_work: IdleWork = skip_idle_work) -> None:
         """Keep every worker busy until ``ask`` returns ``None``; opens the cluster if it is not.
 
         Raises:
@@ -104,16 +104,16 @@ class Ray:
             WorkersError: No worker starts.
         """
         if self._cluster is None:
-            with self.opened():
+            with self.open():
                 self.run(ask, evaluate, tell)
             return
         from autocompress.backends.ray_tune import run_jobs
 
-        run_jobs(ask, evaluate, tell, self._seats, self.limits, self._cluster.bundle, str(self._cluster.folder))
+        run_jobs(ask, evaluate, tell, self._count_slots, self.limits, self._cluster.bundle, str(self._cluster.folder))
 
-    def _seats(self) -> int:
+    def _count_slots(self) -> int:
         assert self._cluster is not None
-        # On a cluster of others, more may be asked for than there is: it may grow.
-        if self._asked and self.address is not None:
-            return self._asked
-        return min(self._asked or self._cluster.room(), self._cluster.room())
+        # A cluster that was joined may grow: more workers may be requested than fit now.
+        if self._requested and self.address is not None:
+            return self._requested
+        return min(self._requested or self._cluster.count_slots(), self._cluster.count_slots())

@@ -1,10 +1,10 @@
-"""The cluster that Ray's backend runs on: joined by its address, or started on this machine and ended with the search.
+"""The cluster of the Ray backend: joined by its address, or started on this machine and stopped with the search.
 
-What Ray listens on. Ray 2.60 offers no loopback-only option on Linux: the control store, the raylet, the object
-manager, the agents and each worker open TCP ports, most of them on every interface. A cluster that is started here
-therefore always requires a token (``RAY_AUTH_MODE=token``), which is drawn anew for each search, is handed to Ray's
-processes in their environment and is never written to disk; the dashboard and the usage statistics are off. Whoever
-joins a cluster by its address brings that cluster's own token, as Ray documents it.
+Ports. Ray 2.60 has no loopback-only option on Linux: the control store, the raylet, the object manager, the agents and
+each worker open TCP ports, most of them on every interface. A cluster that is started here therefore always requires a
+token (``RAY_AUTH_MODE=token``). It is drawn for each search, passed to Ray's processes in their environment and never
+written to disk; the dashboard and the usage statistics are off. To join a cluster by its address, set that cluster's
+own token, as Ray documents it.
 """
 
 import logging
@@ -29,25 +29,27 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autocompress.backends.watchdog import guard_folder
 from autocompress.errors import UsageError
 
-#: Bytes of shared memory for results and paused trainings under way; more of them spill to the temporary folder.
+logger = logging.getLogger(__name__)
+
+#: Bytes of shared memory for results and paused trials in transit; more of them spill to the temporary folder.
 OBJECT_STORE = 512 * 2**20
 LEAST_OBJECT_STORE = 80 * 2**20
-#: What Ray puts below its temporary folder, at the longest: a session's name and the name of a socket.
+#: Longest path that Ray adds to its temporary folder: the name of a session and the name of a socket.
 SOCKET_TAIL = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store.1")
-#: Longest path of a socket on Linux, the closing zero byte left out.
+#: Longest path of a socket on Linux, without the terminating zero byte.
 SOCKET_PATH = 107
-#: Seconds until an address counts as one that does not answer.
-ANSWER = 5.0
-#: Seconds in which every node must have told its versions.
-SURVEY = 60.0
-#: Seconds between two looks at which nodes there are.
-LOOK = 5.0
+#: Seconds in which an address must answer.
+CONNECT_TIMEOUT = 5.0
+#: Seconds in which every node must return its versions.
+VERSIONS_TIMEOUT = 60.0
+#: Seconds between two reads of the list of nodes.
+NODES_INTERVAL = 5.0
 SAME = ("autocompress", "torch")
 RAY_NAMES = {"cpu": "CPU", "gpu": "GPU"}
 
 
-def bundle_of(resources: Mapping[str, float]) -> dict[str, float]:
-    """Return what one trial takes, in Ray's names.
+def to_ray_resources(resources: Mapping[str, float]) -> dict[str, float]:
+    """Return the resources of one trial, in Ray's names.
 
     Example:
         >>> bundle_of({"cpu": 1, "gpu": 0.25})
@@ -56,8 +58,8 @@ def bundle_of(resources: Mapping[str, float]) -> dict[str, float]:
     return {RAY_NAMES.get(name, name): float(amount) for name, amount in resources.items()}
 
 
-def fitting(offered: Mapping[str, float], bundle: Mapping[str, float]) -> int:
-    """Return how many trials fit on a node.
+def count_fitting_trials(offered: Mapping[str, float], bundle: Mapping[str, float]) -> int:
+    """Return the number of trials that fit on a node.
 
     Example:
         >>> fitting({"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.25})
@@ -71,80 +73,90 @@ class Cluster:
     """A cluster that this process is connected to.
 
     Attributes:
-        bundle: What one trial takes, in Ray's names.
-        folder: For temporary files.
+        bundle: Resources of one trial, in Ray's names.
+        folder: Folder for temporary files.
     """
 
     bundle: dict[str, float]
     folder: Path
-    _looked: float = -math.inf
-    _room: int = 0
+    _last_read: float = -math.inf
+    _slots: int = 0
 
-    def room(self) -> int:
-        """Return how many trials fit on the nodes that live now."""
-        if time.monotonic() - self._looked > LOOK:
-            self._room = sum(fitting(node["Resources"], self.bundle) for node in _nodes())
-            self._looked = time.monotonic()
-        return self._room
+    def count_slots(self) -> int:
+        """Return the number of trials that fit on the nodes that are alive now."""
+        slots_before = self._slots
+        if time.monotonic() - self._last_read > NODES_INTERVAL:
+            self._slots = sum(count_fitting_trials(node["Resources"], self.bundle) for node in _list_live_nodes())
+            self._last_read = time.monotonic()
+            if self._slots != slots_before:
+                logger.info("the cluster has room for %d trials (before: %d)", self._slots, slots_before)
+        return self._slots
 
 
 @contextmanager
-def joined(address: str, resources: Mapping[str, float]) -> Iterator[Cluster]:
-    """Connect to a cluster that is there, and leave it as it was.
+def join_cluster(address: str, resources: Mapping[str, float]) -> Iterator[Cluster]:
+    """Connect to a running cluster, and disconnect at the end.
+
+    Args:
+        address: ``HOST:PORT`` or ``auto``.
+        resources: Resources of one trial.
 
     Raises:
-        UsageError: Nothing answers there, the versions differ, or no node has room for one trial.
+        UsageError: No cluster answers, the versions differ, or no node has the resources of one trial.
     """
-    _refuse_second_connection()
-    _refuse_silent(address)
+    _check_not_connected()
+    _check_address(address)
     try:
         ray.init(address=address, **_init_options())
-    except Exception as error:  # Ray raises a dozen kinds, and each means that this address is of no use.
+    except Exception as error:  # Ray raises a dozen types; each means that the address cannot be used.
         ray.shutdown()
-        raise UsageError(f"the Ray cluster at {address} cannot be joined: {_joining(error)}") from error
+        raise UsageError(f"the Ray cluster at {address} cannot be joined: {_explain_join_error(error)}") from error
     try:
-        with _hushed(), tempfile.TemporaryDirectory(prefix="autocompress-ray-") as folder:
-            cluster = Cluster(bundle_of(resources), Path(folder))
-            _refuse_small(cluster.bundle, f"of the cluster at {address}")
-            _refuse_different(cluster.bundle)
+        with _suppress_raylet_output(), tempfile.TemporaryDirectory(prefix="autocompress-ray-") as folder:
+            cluster = Cluster(to_ray_resources(resources), Path(folder))
+            _check_capacity(cluster.bundle, f"of the cluster at {address}")
+            _check_versions(cluster.bundle)
+            logger.info("joined the Ray cluster at %s", address)
             yield cluster
     finally:
         ray.shutdown()
+        logger.info("left the Ray cluster at %s", address)
 
 
 @contextmanager
-def started(folder: Path | None, resources: Mapping[str, float], cores: int) -> Iterator[Cluster]:
-    """Start a cluster of this machine alone, and end it with all its processes.
+def start_cluster(folder: Path | None, resources: Mapping[str, float], cores: int) -> Iterator[Cluster]:
+    """Start a cluster of this machine alone, and stop it with all its processes.
 
     Args:
-        folder: Where Ray's temporary folder goes, if the path is short enough for a socket.
-        resources: What one trial takes.
-        cores: How many processors may be used.
+        folder: Parent of Ray's temporary folder, if the path is short enough for a socket.
+        resources: Resources of one trial.
+        cores: Number of processors to use.
 
     Raises:
-        UsageError: This machine has no room for one trial.
+        UsageError: This machine does not have the resources of one trial.
     """
-    _refuse_second_connection()
-    if fitting({"CPU": cores}, {"CPU": resources.get("cpu", 1.0) or 1.0}) < 1:
+    _check_not_connected()
+    if count_fitting_trials({"CPU": cores}, {"CPU": resources.get("cpu", 1.0) or 1.0}) < 1:
         raise UsageError(f"one trial takes cpu: {resources['cpu']:g}, this machine has {cores}; lower search.resources")
-    place = _temporary(folder)
+    temporary = _create_temporary_folder(folder)
     guard = None
     try:
-        with _token_required():
+        with _require_token():
             try:
                 ray.init(
                     address="local",
                     num_cpus=cores,
                     include_dashboard=False,
-                    object_store_memory=_object_store(),
-                    _temp_dir=str(place),
+                    object_store_memory=_choose_object_store_size(),
+                    _temp_dir=str(temporary),
                     **_init_options(),
                 )
-                # Of a driver that is killed, Ray's agents stay for a minute, trying to report it to what is gone too.
-                guard = guard_folder(place)
-                cluster = Cluster(bundle_of(resources), place)
-                _refuse_small(cluster.bundle, "this machine")
-                with _hushed():
+                # Ray's agents outlive a killed driver by a minute, in which they try to report to a stopped cluster.
+                guard = guard_folder(temporary)
+                cluster = Cluster(to_ray_resources(resources), temporary)
+                _check_capacity(cluster.bundle, "this machine")
+                logger.info("started a Ray cluster with %d processors on this machine", cores)
+                with _suppress_raylet_output():
                     yield cluster
             finally:
                 ray.shutdown()
@@ -152,7 +164,8 @@ def started(folder: Path | None, resources: Mapping[str, float], cores: int) -> 
         if guard is not None:
             guard.kill()
             guard.wait()
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        logger.info("stopped the Ray cluster of this machine")
 
 
 def _init_options() -> dict[str, Any]:
@@ -160,8 +173,8 @@ def _init_options() -> dict[str, Any]:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep what raylets say of dead workers and nodes, their logs included, out of the user's terminal."""
+def _suppress_raylet_output() -> Iterator[None]:
+    """Keep the output of raylets about dead workers and nodes, and the logs of those, out of the terminal."""
     module = ray._private.worker
     printing = getattr(module, "print_to_stdstream", None)
     if printing is None:
@@ -174,13 +187,17 @@ def _hushed() -> Iterator[None]:
         module.print_to_stdstream = printing
 
 
-def _refuse_second_connection() -> None:
+def _check_not_connected() -> None:
     if ray.is_initialized():
         raise UsageError("this process is connected to Ray already; call ray.shutdown() first, and pass --address")
 
 
-def _refuse_silent(address: str) -> None:
-    """Find out at once what Ray finds out after a minute."""
+def _check_address(address: str) -> None:
+    """Refuse an address without a cluster at once; Ray itself takes a minute.
+
+    Raises:
+        UsageError: The address is malformed, or no cluster answers.
+    """
     if address == "auto":
         return
     if "://" in address:
@@ -191,30 +208,30 @@ def _refuse_silent(address: str) -> None:
     if not colon or not port.isdigit():
         raise UsageError(f"the address '{address}' is not HOST:PORT or auto")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER) as line:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT) as connection:
             if os.environ.get("RAY_USE_TLS", "0") != "1":
-                _greet(line)
+                _check_protocol(connection)
     except (OSError, OverflowError) as reason:
         raise UsageError(
             f"no Ray cluster answers at {address} ({reason}); start one with `ray start --head`, or leave out --address"
         ) from None
 
 
-def _greet(line: socket.socket) -> None:
-    """Exchange the opening of HTTP/2, which Ray's control store speaks.
+def _check_protocol(connection: socket.socket) -> None:
+    """Exchange the preface of HTTP/2, the protocol of Ray's control store.
 
     Raises:
-        OSError: The other side does not.
+        OSError: The server does not answer with HTTP/2.
     """
     settings, empty = 4, b"\0" * 3
-    line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty + bytes([settings]) + b"\0" * 5)
-    answer = line.recv(9)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty + bytes([settings]) + b"\0" * 5)
+    answer = connection.recv(9)
     if len(answer) < 4 or answer[3] != settings:
-        raise OSError("what listens there is not Ray")
+        raise OSError("the server there is not Ray")
 
 
-def _joining(error: BaseException) -> str:
-    """Return what Ray's complaint means."""
+def _explain_join_error(error: BaseException) -> str:
+    """Return the meaning of Ray's error, for the user."""
     texts = [str(error)]
     while (error := error.__cause__ or error.__context__) is not None:  # type: ignore[assignment]
         texts.append(str(error))
@@ -228,133 +245,141 @@ def _joining(error: BaseException) -> str:
     return texts[0].strip().splitlines()[0] if texts[0].strip() else type(error).__name__
 
 
-def _nodes() -> list[dict[str, Any]]:
+def _list_live_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _refuse_small(bundle: Mapping[str, float], what: str) -> None:
-    """See that one trial fits somewhere; else Ray would wait for ever.
+def _check_capacity(bundle: Mapping[str, float], owner: str) -> None:
+    """Check that one trial fits on a node; otherwise Ray would wait forever.
+
+    Args:
+        bundle: Resources of one trial, in Ray's names.
+        owner: The machine or cluster, for the message.
 
     Raises:
-        UsageError: It fits nowhere.
+        UsageError: It fits on no node.
     """
-    nodes = _nodes()
-    if any(fitting(node["Resources"], bundle) for node in nodes):
+    nodes = _list_live_nodes()
+    if any(count_fitting_trials(node["Resources"], bundle) for node in nodes):
         return
     needed = ", ".join(f"{name} {amount:g}" for name, amount in bundle.items())
     offers = sorted({", ".join(f"{name} {node['Resources'].get(name, 0):g}" for name in bundle) for node in nodes})
-    who = f"no node {what} has that" if what.startswith("of") else f"{what} has less"
-    raise UsageError(f"one trial takes {needed}, and {who} ({'; '.join(offers)}); lower search.resources")
+    problem = f"no node {owner} has that" if owner.startswith("of") else f"{owner} has less"
+    raise UsageError(f"one trial takes {needed}, and {problem} ({'; '.join(offers)}); lower search.resources")
 
 
-def _refuse_different(bundle: Mapping[str, float]) -> None:
-    """See that every node that may run a trial has what the driver has.
+def _check_versions(bundle: Mapping[str, float]) -> None:
+    """Check that every node that can run a trial has the driver's packages.
 
     Raises:
-        UsageError: One lacks a package, or has another version.
+        UsageError: A node lacks a package, or has another version.
     """
     here = {"python": platform.python_version(), "ray": ray.__version__, **{name: version(name) for name in SAME}}
-    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in _nodes() if fitting(node["Resources"], bundle)}
-    for node, there in _surveyed([*addresses]).items():
+    addresses = {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in _list_live_nodes()
+        if count_fitting_trials(node["Resources"], bundle)
+    }
+    for node, there in _read_node_versions([*addresses]).items():
         for name, ours in here.items():
             if not there[name]:
                 raise UsageError(f"node {addresses[node]} has no {name}; install {name} {ours} there")
-            if _release(there[name]) != _release(ours):
+            if _strip_build(there[name]) != _strip_build(ours):
                 raise UsageError(
                     f"node {addresses[node]} has {name} {there[name]}, this process {ours}; install the same everywhere"
                 )
 
 
-def _release(text: str) -> str:
+def _strip_build(text: str) -> str:
     # A build for another processor or accelerator is the same release: 2.13.0+cpu, 2.13.0+cu130.
     return text.partition("+")[0]
 
 
-def _surveyed(nodes: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return what each node that answers has installed.
+def _read_node_versions(nodes: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the package versions of each node that answers.
 
     Raises:
-        UsageError: None answers.
+        UsageError: No node answers.
     """
 
-    # Defined within, so that it travels by value: a node that lacks the package must be able to run it.
-    def versions(names: Sequence[str]) -> dict[str, str]:
+    # A nested function is sent by value: a node without this package can run it.
+    def read_versions(names: Sequence[str]) -> dict[str, str]:
         import importlib.metadata
         import importlib.util
         import platform
 
-        found = {"python": platform.python_version()}
+        installed = {"python": platform.python_version()}
         for name in names:
             try:
-                found[name] = importlib.metadata.version(name)
+                installed[name] = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
-                found[name] = ""
-        return found
+                installed[name] = ""
+        return installed
 
-    ask = ray.remote(versions)
-    asked = [
-        ask.options(
+    remote_versions = ray.remote(read_versions)
+    answers = [
+        remote_versions.options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
         ).remote(["ray", *SAME])
         for node in nodes
     ]
-    ray.wait(asked, num_returns=len(asked), timeout=SURVEY)
-    found, said = {}, "none answers"
-    for node, answer in zip(nodes, asked, strict=True):
-        # A node may have been lost a moment ago; nothing will be placed on it.
+    ray.wait(answers, num_returns=len(answers), timeout=VERSIONS_TIMEOUT)
+    versions, reason = {}, "none answers"
+    for node, answer in zip(nodes, answers, strict=True):
+        # A node may have been lost a moment ago; Ray places no worker on it.
         try:
-            found[node] = ray.get(answer, timeout=0)
+            versions[node] = ray.get(answer, timeout=0)
         except ray.exceptions.RayError as error:
-            said = str(error).strip().splitlines()[0]
-    if not found:
-        raise UsageError(f"no node of the cluster runs anything ({said}); see the logs of its raylets")
-    return found
+            reason = str(error).strip().splitlines()[0]
+    if not versions:
+        raise UsageError(f"no node of the cluster runs anything ({reason}); see the logs of its raylets")
+    return versions
 
 
-def _temporary(folder: Path | None) -> Path:
+def _create_temporary_folder(folder: Path | None) -> Path:
     """Return a new folder for Ray's sockets and logs, in the run folder where the path is short enough."""
     if folder is not None:
-        place = folder.resolve() / "ray"
-        if len(str(place)) + SOCKET_TAIL <= SOCKET_PATH:
-            # What a killed driver left.
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir(parents=True)
-            return place
+        temporary = folder.resolve() / "ray"
+        if len(str(temporary)) + SOCKET_TAIL <= SOCKET_PATH:
+            # A killed driver may have left its folder.
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            return temporary
     return Path(tempfile.mkdtemp(prefix="ray-"))
 
 
-def _object_store() -> int:
+def _choose_object_store_size() -> int:
     free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else OBJECT_STORE
     return max(LEAST_OBJECT_STORE, min(OBJECT_STORE, free * 4 // 5))
 
 
 @contextmanager
-def _token_required() -> Iterator[None]:
-    """Let the cluster that is started within accept only those that know a token drawn here."""
-    ours = {
+def _require_token() -> Iterator[None]:
+    """Let a cluster that is started in this context require a new random token."""
+    variables = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # A path, if there is one, would win over the token.
+        # A path to a token would take precedence over the token.
         "RAY_AUTH_TOKEN_PATH": None,
-        # Else an address in the environment would win over "local".
+        # An address in the environment would take precedence over "local".
         "RAY_ADDRESS": None,
     }
-    before = {name: os.environ.get(name) for name in ours}
-    _set(ours)
+    before = {name: os.environ.get(name) for name in variables}
+    _set_environment(variables)
     try:
         yield
     finally:
-        _set(before)
+        _set_environment(before)
 
 
-def _set(environment: Mapping[str, str | None]) -> None:
+def _set_environment(environment: Mapping[str, str | None]) -> None:
     for name, value in environment.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    # Ray reads both once and remembers them; the mode first, for it must never be on without a token.
+    # Ray caches mode and token; the mode is reset first, as it must never be on without a token.
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")

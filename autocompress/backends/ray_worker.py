@@ -1,118 +1,142 @@
-"""The worker's side of Ray's backend: an actor of Tune's that is readied once and runs one job after the other."""
+"""The worker's side of the Ray backend: an actor of Ray Tune that is prepared once and runs one job after another."""
 
 import faulthandler
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 from ray import tune
 
 from autocompress.backends.base import Evaluate, TrialLimits
 from autocompress.backends.watchdog import guard_group
-from autocompress.backends.workers import confine, failed
+from autocompress.backends.workers import limit_memory, make_failed_result
 from autocompress.core.records import Job, TrialResult
 from autocompress.errors import UsageError
 
 JOB = "job"
 OUTCOME = "outcome"
 
+#: Logger name, level and text.
+LogMessage: TypeAlias = tuple[str, int, str]
 
-class UnreadyError(Exception):
-    """A worker could not be readied: its machine lacks something that every job needs."""
+
+class WorkerStartError(Exception):
+    """A worker could not be prepared: its machine lacks something that every job needs."""
 
 
 @dataclass(frozen=True)
-class Kit:
-    """What every worker of a run needs; travels once to each node."""
+class WorkerSetup:
+    """The function and the limits that every worker of a run needs; sent once to each node."""
 
     evaluate: Evaluate
     limits: TrialLimits
 
 
-class Parcel:
-    """A job on its way to a worker; Tune's copies of it are itself, so that it can be emptied everywhere at once."""
+class JobPayload:
+    """A job on its way to a worker; copies that Tune makes are the same object, so that all release the job at once."""
 
-    def __init__(self, job: Job, kit: Any, home: str) -> None:
+    def __init__(self, job: Job, setup: ray.ObjectRef, driver_folder: str) -> None:
         self.number = job.number
         self.job: Job | None = job
-        self.kit = kit
-        self.home = home
+        self.setup: ray.ObjectRef | None = setup
+        self.driver_folder = driver_folder
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Parcel":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "JobPayload":
         return self
 
     def __repr__(self) -> str:
         return f"job {self.number}"
 
-    def empty(self) -> None:
-        """Let go of the job: Tune keeps every trial, with its config, to the end."""
-        self.job = self.kit = None
+    def release(self) -> None:
+        """Drop the job: Tune keeps every trial with its config to the end."""
+        self.job = self.setup = None
 
 
-class Outcome:
-    """A result on its way back; Tune prints and copies what it is given, and a result may weigh megabytes."""
+class ResultPayload:
+    """A result on its way back; Tune prints and copies plain values, and a result may hold megabytes."""
 
-    def __init__(self, result: TrialResult) -> None:
+    def __init__(self, result: TrialResult, messages: Sequence[LogMessage] = ()) -> None:
         self.result = result
+        self.messages = messages
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Outcome":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ResultPayload":
         return self
 
     def __repr__(self) -> str:
         return f"result {self.result.number}"
 
 
-class Seat(tune.Trainable):
-    """A worker: readied before its first job, kept for the next."""
+class MessageCollector(logging.Handler):
+    """Keeps log messages of a worker until they travel to the driver: Ray writes a worker's output to its own files."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._messages: list[LogMessage] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        self._messages.append((record.name, record.levelno, record.getMessage()))
+
+    def pop_messages(self) -> list[LogMessage]:
+        """Return the messages since the last call."""
+        messages, self._messages = self._messages, []
+        return messages
+
+
+class RayWorker(tune.Trainable):
+    """A worker: prepared before its first job, reused for the next."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Get ready, and take the first job.
+        """Prepare the process, and take the first job.
 
         Raises:
-            UnreadyError: It cannot: the user's task raises, or the machine lacks something.
+            WorkerStartError: The user's task raises, or the machine lacks something.
         """
         self.reset_config(config)
-        # Ray ends workers alone, and nobody ends those of a driver that was killed.
+        self._collector = MessageCollector()
+        logging.getLogger("autocompress").addHandler(self._collector)
+        # Ray kills a worker alone: processes that it started, and workers of a killed driver, would stay.
         guard_group()
         try:
-            kit: Kit = ray.get(self._parcel.kit)
-            kit.evaluate.prepare()
-            if kit.limits.memory is not None:
-                confine(kit.limits.memory)
-        except Exception as error:  # Whatever the user's task raises, the driver says.
+            setup: WorkerSetup = ray.get(self._payload.setup)
+            setup.evaluate.prepare()
+            if setup.limits.memory is not None:
+                limit_memory(setup.limits.memory)
+        except Exception as error:  # The driver reports whatever the user's task raises.
             name = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-            raise UnreadyError(f"on {ray.util.get_node_ip_address()}: {name}{error}") from None
-        self._evaluate, self._seconds = kit.evaluate, kit.limits.seconds
+            raise WorkerStartError(f"on {ray.util.get_node_ip_address()}: {name}{error}") from None
+        self._evaluate, self._seconds = setup.evaluate, setup.limits.seconds
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take another job."""
-        self._parcel: Parcel = new_config[JOB]
-        # Every result would carry the config, and with it the job, back.
+        self._payload: JobPayload = new_config[JOB]
+        # Every result would carry the config, and the job in it, back to the driver.
         self.config = {}
-        # Tune moves a worker into a folder of its own; the paths of a task may be relative to the driver's.
-        if os.path.isdir(self._parcel.home):
-            os.chdir(self._parcel.home)
+        # Tune gives each worker its own folder; the paths of a task may be relative to the driver's folder.
+        if os.path.isdir(self._payload.driver_folder):
+            os.chdir(self._payload.driver_folder)
         return True
 
     def step(self) -> dict[str, Any]:
         """Run the job."""
-        parcel = self._parcel
-        assert parcel.job is not None
-        with self._in_time():
+        job = self._payload.job
+        assert job is not None
+        with self._enforce_time_limit():
             try:
-                result = self._evaluate(parcel.job)
+                result = self._evaluate(job)
             except MemoryError:
-                result = failed(parcel.job, "out of memory")
-            except Exception as error:  # Whatever a worker raises is that trial's fault, told as such.
-                result = failed(parcel.job, f"{type(error).__name__}: {error}")
-        return {OUTCOME: Outcome(result)}
+                result = make_failed_result(job, "out of memory")
+            except Exception as error:  # A fault of the user's code fails this job alone.
+                result = make_failed_result(job, f"{type(error).__name__}: {error}")
+        return {OUTCOME: ResultPayload(result, self._collector.pop_messages())}
 
     @contextmanager
-    def _in_time(self) -> Iterator[None]:
-        """End this process when the job is late, whatever it hangs in: the watchdog needs no lock of Python's."""
+    def _enforce_time_limit(self) -> Iterator[None]:
+        """End this process when the job exceeds its limit, even in a call that holds Python's global lock."""
         if self._seconds is None:
             yield
             return

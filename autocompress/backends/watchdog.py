@@ -1,6 +1,6 @@
-"""A process that outlives another one and ends what that leaves behind, whatever became of it: kill -9 included.
+"""A guard process that ends the processes of a driver or worker after its death, kill -9 included.
 
-It is run as a script by its path, starts in a few milliseconds and imports nothing but the standard library.
+It is run as a script by its path, starts in a few milliseconds and imports the standard library only.
 """
 
 import os
@@ -13,32 +13,33 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-#: Seconds that what is left gets to end by itself.
+#: Seconds in which the remaining processes may end by themselves.
 GRACE = 2.0
 
 
 def guard_group() -> None:
-    """Make this process the leader of a group, which ends with it: all that it will start, then."""
+    """Make this process the leader of a group whose processes are killed when it ends."""
     if hasattr(os, "pidfd_open"):
         os.setpgid(0, 0)
-        _stay_behind(str(os.getpid()))
+        _start_guard(str(os.getpid()))
 
 
 def guard_folder(folder: Path) -> "subprocess.Popen[bytes] | None":
-    """Let those processes below this one end with it that name a folder when they are called, and the folder too.
+    """Start a guard that kills certain descendants of this process, and deletes a folder, when this process ends.
 
-    Processes below those end as well.
+    Args:
+        folder: The folder; processes whose command line names it are killed, and their descendants.
 
     Returns:
-        The guard, to be killed when it is not needed any more; ``None`` where the system has no means for one.
+        The guard process, to be killed when it is not needed any more; ``None`` if the system does not support one.
     """
-    return _stay_behind(str(os.getpid()), str(folder)) if hasattr(os, "pidfd_open") else None
+    return _start_guard(str(os.getpid()), str(folder)) if hasattr(os, "pidfd_open") else None
 
 
-def _stay_behind(*arguments: str) -> "subprocess.Popen[bytes]":
+def _start_guard(*arguments: str) -> "subprocess.Popen[bytes]":
     guard = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, *arguments],
-        # In a session of its own it gets neither Ctrl-C nor what ends the group.
+        # In its own session the guard gets neither Ctrl-C nor the signal that kills the group.
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -51,13 +52,18 @@ def _stay_behind(*arguments: str) -> "subprocess.Popen[bytes]":
 
 
 def main(process: int, folder: str = "") -> None:
-    """Wait until a process is gone, and end its group, or what is below it and works in a folder."""
-    gone = os.pidfd_open(process)
-    # A descriptor stays with its process; a number may be another's by then.
-    others = [os.pidfd_open(each) for each in working_in(folder.encode(), process)] if folder else []
+    """Wait until a process ends; then kill its group, or its descendants that work in a folder.
+
+    Args:
+        process: Process id to watch.
+        folder: Path that the command lines of the descendants name; empty to kill the group.
+    """
+    watched = os.pidfd_open(process)
+    # A descriptor keeps pointing at its process; a process id may be reused by then.
+    others = [os.pidfd_open(number) for number in find_processes(folder.encode(), process)] if folder else []
     os.write(1, b"!")
     os.close(1)
-    select.select([gone], [], [])
+    select.select([watched], [], [])
     if not folder:
         os.killpg(process, signal.SIGKILL)
         return
@@ -68,8 +74,8 @@ def main(process: int, folder: str = "") -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def working_in(folder: bytes, root: int) -> list[int]:
-    """Return the processes below ``root`` that name a folder in their command line, and all below those."""
+def find_processes(folder: bytes, root: int) -> list[int]:
+    """Return the descendants of ``root`` whose command line names a folder, and all descendants of those."""
     parents, commands = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -79,15 +85,15 @@ def working_in(folder: bytes, root: int) -> list[int]:
             except OSError:
                 continue
 
-    def belongs(process: int) -> bool:
-        line = [process]
-        while line[-1] != root:
-            if line[-1] not in parents:
+    def is_inside(process: int) -> bool:
+        ancestry = [process]
+        while ancestry[-1] != root:
+            if ancestry[-1] not in parents:
                 return False
-            line.append(parents[line[-1]])
-        return any(folder in commands.get(each, b"") for each in line[:-1])
+            ancestry.append(parents[ancestry[-1]])
+        return any(folder in commands.get(number, b"") for number in ancestry[:-1])
 
-    return [process for process in parents if process != os.getpid() and belongs(process)]
+    return [process for process in parents if process != os.getpid() and is_inside(process)]
 
 
 if __name__ == "__main__":

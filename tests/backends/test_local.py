@@ -74,7 +74,7 @@ def test_a_driver_works_ahead_only_where_a_processor_is_idle(
 
 def test_workers_that_were_started_ahead_do_the_work_and_leave_with_the_search(tmp_path: Path) -> None:
     backend = Local(workers=2)
-    with backend.opened():
+    with backend.open():
         until(lambda: len(multiprocessing.active_children()) == 2)
         started = {child.pid for child in multiprocessing.active_children()}
         told = run(backend, FakeTrials(tmp_path / "log"), 6)
@@ -82,12 +82,12 @@ def test_workers_that_were_started_ahead_do_the_work_and_leave_with_the_search(t
     prepared = [int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines() if "prepared" in line]
     assert set(prepared) <= started
     assert prepared
-    with backend.opened():
+    with backend.open():
         # The teacher diverged, say: no job was ever asked for.
         until(lambda: len(multiprocessing.active_children()) == 2)
     assert multiprocessing.active_children() == []
     # They may still be about to start.
-    with backend.opened():
+    with backend.open():
         pass
     assert multiprocessing.active_children() == []
 
@@ -119,7 +119,7 @@ def test_where_nothing_can_be_copied_workers_start_from_nothing(
     def refused(arguments: object) -> None:
         raise ChildProcessError("a process that was itself forked has no such child")
 
-    monkeypatch.setattr("autocompress.backends.workers._copied", refused)
+    monkeypatch.setattr("autocompress.backends.workers._fork_worker", refused)
     assert sorted(run(Local(workers=1), FakeTrials(tmp_path / "log"), 2)) == [0, 1]
 
 

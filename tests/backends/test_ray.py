@@ -20,11 +20,11 @@ from autocompress.core.records import Job, State, TrialResult
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.errors import UsageError, WorkersError
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 from tests.backends.nodes import LookingTrials, SlowTrials, UnreadyTrials, another
 from tests.backends.test_local import alive, jobs, run, until
 from tests.conftest import SMALL_SEARCH
-from tests.engine.test_driver import close, driver, table
+from tests.engine.test_driver import close_store, build_driver, read_candidates
 from tests.fakes import FakeTrials, fake_result
 
 # A node or a worker takes seconds to start, and many times that on a machine that is busy.
@@ -84,13 +84,13 @@ def test_a_node_that_is_lost_takes_no_trial_along(ray_cluster: Any, tmp_path: Pa
 def test_one_and_two_nodes_finish_the_same_search(ray_cluster: Any, tmp_path: Path) -> None:
     def found(name: str) -> list[tuple[str, ...]]:
         # With a sampler that learns, what is proposed depends on what came first, here as on any backend.
-        searching = driver(tmp_path / name, "search.sampler=random", "search.trials=8")
+        searching = build_driver(tmp_path / name, "search.sampler=random", "search.trials=8")
         backend = Ray(address=ray_cluster.address, resources=WHOLE)
-        with backend.opened():
+        with backend.open():
             assert backend.workers == (2 if name == "two" else 1)
             backend.run(searching.ask, FakeTrials(tmp_path / f"{name}.log"), searching.tell)
-        close(searching)
-        rows = table(tmp_path / name)[["id", "config", "accuracy", "accuracy_search", "effective_flops"]]
+        close_store(searching)
+        rows = read_candidates(tmp_path / name)[["id", "config", "accuracy", "accuracy_search", "effective_flops"]]
         return sorted(map(tuple, rows.astype(str).to_numpy()))
 
     alone = found("one")
@@ -102,9 +102,9 @@ def test_one_and_two_nodes_finish_the_same_search(ray_cluster: Any, tmp_path: Pa
 def test_a_search_on_a_cluster_has_the_teacher_and_keeps_its_checkpoints(ray_cluster: Any, tmp_path: Path) -> None:
     place = ["search.backend=ray", f"search.address={ray_cluster.address}", "search.workers=1", "search.trials=1"]
     run_search(make_plan(load_spec("digits", [*SMALL_SEARCH, *place])), tmp_path / "run").close()
-    with Study.read(tmp_path / "run") as study:
+    with RunStore.read(tmp_path / "run") as study:
         candidates = study.candidates()
-        assert study.meta("environment")["workers"] == 1
+        assert study.run_info().environment.workers == 1
     assert candidates["agreement"].notna().all()
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
@@ -144,14 +144,14 @@ def test_what_ask_and_tell_raise_reaches_the_caller_as_it_is(ray_cluster: Any, t
     ],
 )
 def test_an_address_of_no_use_is_refused(address: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said), Ray(address=address).opened():
+    with pytest.raises(UsageError, match=said), Ray(address=address).open():
         pass
 
 
 def test_what_answers_but_is_not_ray_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(UsageError, match=f"no Ray cluster answers at {address}"), Ray(address=address).opened():
+        with pytest.raises(UsageError, match=f"no Ray cluster answers at {address}"), Ray(address=address).open():
             pass
 
 
@@ -159,7 +159,7 @@ def test_too_much_for_every_node_is_refused(ray_cluster: Any) -> None:
     asked = Ray(address=ray_cluster.address, resources={"cpu": 3, "gpu": 1})
     with (
         pytest.raises(UsageError, match=r"takes CPU 3, GPU 1, and no node .* has that \(CPU 2, GPU 0\)"),
-        asked.opened(),
+        asked.open(),
     ):
         pass
 
@@ -167,7 +167,7 @@ def test_too_much_for_every_node_is_refused(ray_cluster: Any) -> None:
 def test_too_much_for_this_machine_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with (
         pytest.raises(UsageError, match="takes cpu: 4096, this machine has"),
-        Ray(resources={"cpu": 4096}).opened(tmp_path),
+        Ray(resources={"cpu": 4096}).open(tmp_path),
     ):
         pass
     assert not list(tmp_path.iterdir())
@@ -183,7 +183,7 @@ def test_a_node_with_other_packages_is_refused(
 
     monkeypatch.setattr(module, "SAME", (package,))
     monkeypatch.setattr(module, "version", lambda name: "0.1")
-    with pytest.raises(UsageError, match=said), Ray(address=ray_cluster.address).opened():
+    with pytest.raises(UsageError, match=said), Ray(address=ray_cluster.address).open():
         pass
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
-from autocompress.backends.ray_tune import MISSED, Forwarder, Through, Watcher
-from autocompress.backends.ray_worker import JOB, OUTCOME, Outcome, Parcel
+from autocompress.backends.ray_tune import FAILED_STARTS, DriverFault, JobSearcher, ResultCollector
+from autocompress.backends.ray_worker import JOB, OUTCOME, JobPayload, ResultPayload
 from autocompress.core.records import Job, State, TrialResult
 from autocompress.errors import WorkersError
 from tests.backends.test_local import jobs
@@ -23,11 +23,11 @@ class Play:
     def __init__(self, count: int, seats: int = 2, seconds: float | None = None) -> None:
         self.queue = jobs(count)
         self.told: list[tuple[int, TrialResult]] = []
-        self.forwarder = Forwarder(
+        self.forwarder = JobSearcher(
             lambda: self.queue.pop(0) if self.queue else None,
             lambda job, result: self.told.append((job.number, result)),
             lambda: seats,
-            lambda job: Parcel(job, None, "."),
+            lambda job: JobPayload(job, None, "."),
             seconds,
         )
         self.trials = 0
@@ -39,17 +39,17 @@ class Play:
     def start(self) -> str:
         """Let Tune ask and begin; return the trial's id."""
         assert isinstance(self.suggest(), dict)
-        self.forwarder.begin(f"trial{self.trials}")
+        self.forwarder.start_job(f"trial{self.trials}")
         return f"trial{self.trials}"
 
     def end(self, trial: str) -> None:
-        result = {OUTCOME: Outcome(fake_result(self.forwarder.under_way[trial].job))}
-        Watcher(self.forwarder).on_trial_result(1, [], SimpleNamespace(trial_id=trial), result)
+        result = {OUTCOME: ResultPayload(fake_result(self.forwarder.running[trial].job))}
+        ResultCollector(self.forwarder).on_trial_result(1, [], SimpleNamespace(trial_id=trial), result)
         assert result == {}, "Tune keeps the result"
         self.forwarder.on_trial_complete(trial)
 
     def die(self, trial: str, fault: Exception | None = None) -> None:
-        self.forwarder.under_way[trial].fault = fault or RayActorError()
+        self.forwarder.running[trial].fault = fault or RayActorError()
         self.forwarder.on_trial_complete(trial, error=True)
 
     @property
@@ -88,7 +88,7 @@ def test_the_job_of_a_dead_worker_goes_first_and_fails_when_the_next_one_dies_to
     play = Play(3, seats=1)
     play.die(play.start())
     again = play.start()
-    assert play.forwarder.under_way[again].job.number == 0
+    assert play.forwarder.running[again].job.number == 0
     play.die(again)
     assert play.states == {0: State.FAILED}
     assert play.told[0][1].reason.startswith("its worker died 2 times")
@@ -99,7 +99,7 @@ def test_the_job_of_a_dead_worker_goes_first_and_fails_when_the_next_one_dies_to
 def test_a_worker_that_never_had_the_job_costs_it_no_execution() -> None:
     play = Play(1, seats=1)
     play.die(play.start())
-    for _ in range(MISSED - 1):
+    for _ in range(FAILED_STARTS - 1):
         assert isinstance(play.suggest(), dict)
         play.die(f"trial{play.trials}")
     play.end(play.start())
@@ -108,7 +108,7 @@ def test_a_worker_that_never_had_the_job_costs_it_no_execution() -> None:
 
 def test_workers_that_never_come_up_end_the_search_unless_others_are_at_work() -> None:
     play = Play(5, seats=8)
-    unready = RayActorError(error_msg="creation failed\nUnreadyError: on 10.0.0.1: no data")
+    unready = RayActorError(error_msg="creation failed\nWorkerStartError: on 10.0.0.1: no data")
     working = play.start()
     while play.suggest() is not None:
         play.die(f"trial{play.trials}", unready)
@@ -120,7 +120,7 @@ def test_workers_that_never_come_up_end_the_search_unless_others_are_at_work() -
         assert isinstance(play.suggest(), dict)
         play.die(f"trial{play.trials}", unready)
 
-    with pytest.raises(Through) as through:
+    with pytest.raises(DriverFault) as through:
         try_again()
     assert isinstance(through.value.fault, WorkersError)
     assert "no data" in str(through.value.fault)
@@ -138,11 +138,11 @@ def test_when_tune_gives_up_as_a_whole_nothing_is_lost() -> None:
     play = Play(3)
     play.start()
     assert isinstance(play.suggest(), dict)
-    play.forwarder.collapse(RuntimeError("a result was lost"))
-    assert not play.forwarder.under_way
+    play.forwarder.recover_jobs(RuntimeError("a result was lost"))
+    assert not play.forwarder.running
     while (found := play.suggest()) != FINISHED:
         assert isinstance(found, dict)
-        play.forwarder.begin(f"trial{play.trials}")
+        play.forwarder.start_job(f"trial{play.trials}")
         play.end(f"trial{play.trials}")
     assert play.states == dict.fromkeys(range(3), State.COMPLETE)
 
@@ -157,8 +157,8 @@ def test_a_worker_that_took_too_much_memory_takes_no_execution_from_the_others()
     for _ in range(2):
         for actor in ("a1", "b2"):
             assert isinstance(play.suggest(), dict)
-            play.forwarder.begin(f"trial{play.trials}", actor)
-        play.forwarder.collapse(RuntimeError(said))
+            play.forwarder.start_job(f"trial{play.trials}", actor)
+        play.forwarder.recover_jobs(RuntimeError(said))
     assert play.states == {0: State.FAILED}
     assert play.told[0][1].reason == (
         "its worker died 2 times (1 worker(s) were killed due to the node running low on memory.)"
@@ -168,9 +168,9 @@ def test_a_worker_that_took_too_much_memory_takes_no_execution_from_the_others()
 
 
 def test_a_parcel_is_emptied_wherever_tune_has_copied_it() -> None:
-    parcel = Parcel(jobs(1)[0], "kit", ".")
+    parcel = JobPayload(jobs(1)[0], "kit", ".")
     copied = copy.deepcopy({JOB: parcel})
-    parcel.empty()
+    parcel.release()
     assert copied[JOB].job is None
     assert repr(parcel) == "job 0"
 
@@ -179,8 +179,8 @@ def test_what_ask_raises_passes_through_tune() -> None:
     def ask() -> Job | None:
         raise OSError("no space")
 
-    found = Forwarder(ask, lambda job, result: None, lambda: 1, lambda job: Parcel(job, None, "."))
-    with pytest.raises(Through) as through:
+    found = JobSearcher(ask, lambda job, result: None, lambda: 1, lambda job: JobPayload(job, None, "."))
+    with pytest.raises(DriverFault) as through:
         found.suggest("a")
     assert isinstance(through.value.fault, OSError)
     assert not isinstance(through.value, Exception)

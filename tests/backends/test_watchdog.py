@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.backends.watchdog import guard_folder, working_in
+from autocompress.backends.watchdog import find_processes, guard_folder
 from tests.backends.test_local import alive, until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the system has no descriptors of processes")
@@ -71,9 +71,9 @@ def test_what_works_in_a_folder_ends_with_the_process_above_it_and_so_does_the_f
 
 def test_only_what_is_below_a_process_works_in_its_folder(tmp_path: Path) -> None:
     with family("", "", str(tmp_path)) as (process, child):
-        assert sorted(working_in(str(tmp_path).encode(), os.getpid())) == sorted([process.pid, child])
-        assert working_in(str(tmp_path).encode(), process.pid) == [child]
-        assert working_in(b"nowhere", os.getpid()) == []
+        assert sorted(find_processes(str(tmp_path).encode(), os.getpid())) == sorted([process.pid, child])
+        assert find_processes(str(tmp_path).encode(), process.pid) == [child]
+        assert find_processes(b"nowhere", os.getpid()) == []
 
 
 def test_a_guard_that_is_not_needed_any_more_leaves_everything_as_it_is(tmp_path: Path) -> None:

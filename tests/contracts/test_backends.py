@@ -61,15 +61,15 @@ class TestBackend:
         backend = make(workers=1)
         queue, told = self.jobs(2), []
         trials = FakeTrials(tmp_path / "log")
-        backend.warm()
-        backend.warm()
-        with backend.opened(tmp_path):
-            backend.ready(trials)
+        backend.prewarm()
+        backend.prewarm()
+        with backend.open(tmp_path):
+            backend.prepare(trials)
             backend.run(lambda: queue.pop(0) if queue else None, trials, lambda job, result: told.append(job.number))
         assert sorted(told) == [0, 1]
-        backend.warm()
-        backend.cool()
-        backend.cool()
+        backend.prewarm()
+        backend.shutdown()
+        backend.shutdown()
         assert not multiprocessing.active_children()
 
     def test_what_it_needs_is_recorded(self, name: str, make: Make) -> None:
@@ -99,7 +99,7 @@ class TestBackend:
             return None
 
         backend = make(workers=2)
-        with backend.opened(tmp_path):
+        with backend.open(tmp_path):
             backend.run(ask, FakeTrials(tmp_path / "log"), lambda job, result: told.append(job.number))
         assert told == [0, 1]
 
