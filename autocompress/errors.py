@@ -3,6 +3,7 @@
 AutocompressError                 1  something failed
 ├── UsageError                    2  the caller asked for something impossible
 │   ├── UnknownNameError          2  a name that nothing is registered under
+│   ├── PluginError               2  a plugin that cannot be loaded, or a part that does not fit its interface
 │   ├── KnobError                 2  a value outside its knob's range
 │   ├── SpecError                 2  a search-space file that cannot be used
 │   └── RunFolderError            2  a run folder that is missing, foreign, in use or changed
@@ -35,6 +36,10 @@ class UsageError(AutocompressError):
 
 class UnknownNameError(UsageError):
     """A name that nothing is registered under."""
+
+
+class PluginError(UsageError):
+    """A plugin that cannot be loaded, or a part that does not fit the interface of its kind."""
 
 
 class KnobError(UsageError):

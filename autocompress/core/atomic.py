@@ -54,12 +54,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             raise
 
 
-def sha256(data: bytes) -> str:
+def compute_sha256(data: bytes) -> str:
     """Return the hexadecimal SHA-256 digest of ``data``."""
     return hashlib.sha256(data).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
+def compute_file_sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 digest of a file, read piece by piece."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -33,7 +33,7 @@ class Part:
     @classmethod
     def of(cls, name: str, /, **settings: Leaf) -> "Part":
         """Build a part from keyword settings; lists become tuples, so that a part can be a key."""
-        return cls(name, tuple(sorted(_pair(key, value) for key, value in settings.items())))
+        return cls(name, tuple(sorted(_make_setting(key, value) for key, value in settings.items())))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Mapping[str, Leaf]]) -> "Part":
@@ -57,18 +57,18 @@ class Part:
         return {self.name: self.values}
 
 
-def _pair(key: str, value: Leaf) -> tuple[str, Leaf]:
-    return (key, _frozen(value)) if isinstance(value, list | tuple) else _shared(key, value)
+def _make_setting(key: str, value: Leaf) -> tuple[str, Leaf]:
+    return (key, _freeze_value(value)) if isinstance(value, list | tuple) else _intern_setting(key, value)
 
 
 # A search of thousands of trainings has few settings that differ. Typed, as 1, 1.0 and True are equal.
 @lru_cache(maxsize=4096, typed=True)
-def _shared(key: str, value: Leaf) -> tuple[str, Leaf]:
+def _intern_setting(key: str, value: Leaf) -> tuple[str, Leaf]:
     return key, value
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+def _freeze_value(value: Any) -> Any:
+    return tuple(map(_freeze_value, value)) if isinstance(value, list | tuple) else value
 
 
 def fingerprint(data: object) -> str:
@@ -120,7 +120,7 @@ class CompressionConfig:
         """The same config without its cut: what is trained once and cut many times."""
         return replace(self, prune=None, quantize=None)
 
-    def unseeded(self) -> dict[str, Any]:
+    def to_json_without_seed(self) -> dict[str, Any]:
         """Return the JSON form without the seed: equal for duplicates."""
         data = self.to_json()
         del data["seed"]

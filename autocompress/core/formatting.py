@@ -5,8 +5,10 @@ Needs nothing but the standard library, so it costs no start-up time.
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
+
+if TYPE_CHECKING:
+    from autocompress.core.run_info import ObjectiveSpec
 
 DASH = "\u2013"
 
@@ -37,7 +39,7 @@ _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
 _COUNTED = (*_SYMBOLS, "parameters", "nonzero_parameters")
 
 
-def label(name: str) -> str:
+def label_column(name: str) -> str:
     """Return a column's name as it is read aloud.
 
     Example:
@@ -48,34 +50,34 @@ def label(name: str) -> str:
     """
     base, at, head = name.partition("@")
     if at:
-        return f"{label(base)} ({head})"
+        return f"{label_column(base)} ({head})"
     if name.endswith("_worst"):
-        return f"{label(name.removesuffix('_worst'))} (worst head)"
+        return f"{label_column(name.removesuffix('_worst'))} (worst head)"
     return _LABELS.get(name, name.replace("_", " "))
 
 
-def finite(value: object) -> TypeGuard[float]:
+def is_finite(value: object) -> TypeGuard[float]:
     """Return whether ``value`` is a finite number; booleans are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def human(value: float | None, unit: str = "") -> str:
+def format_count(value: float | None, unit: str = "") -> str:
     """Return a count with three significant digits and a decimal prefix; a missing one is a dash.
 
     Example:
         >>> human(1_234_567, "FLOPs"), human(14_300, "B"), human(312)
         ('1.23 MFLOPs', '14.3 KB', '312')
     """
-    if value is None or not finite(value):
+    if value is None or not is_finite(value):
         return DASH
     for size, prefix in _PREFIXES:
         # 999,999 rounds to 1 M, never to 1000 K.
         if abs(value) >= size * 0.9995:
-            return f"{_three(value / size)} {prefix}{unit}"
-    return f"{_three(value)} {unit}".rstrip()
+            return f"{_round_digits(value / size)} {prefix}{unit}"
+    return f"{_round_digits(value)} {unit}".rstrip()
 
 
-def bytes_of(text: str | int) -> int:
+def parse_bytes(text: str | int) -> int:
     """Return a size such as ``4 GiB`` or ``800 MB`` in bytes; a plain number is bytes.
 
     Raises:
@@ -92,9 +94,9 @@ def bytes_of(text: str | int) -> int:
     return int(float(number) * (1024 if binary else 1000) ** " KMGT".index((prefix or " ").upper()))
 
 
-def is_share(record: Mapping[str, Any]) -> bool:
+def is_share(record: "ObjectiveSpec") -> bool:
     """Return whether an objective is a fraction that reads best in percent (accuracy, F1, agreement)."""
-    return bool(record.get("kind") == "score" and record["direction"] == "maximize" and not record.get("unit"))
+    return record.kind == "score" and record.is_maximized and not record.unit
 
 
 def is_counted(name: str) -> bool:
@@ -102,48 +104,51 @@ def is_counted(name: str) -> bool:
     return name in _COUNTED
 
 
-def show(value: float | None, record: Mapping[str, Any]) -> str:
+def format_value(value: float | None, record: "ObjectiveSpec") -> str:
     """Return an objective's value as a person reads it.
 
     Example:
-        >>> show(0.9741, {"name": "accuracy", "kind": "score", "direction": "maximize", "unit": ""})
+        >>> from autocompress.core.run_info import ObjectiveSpec
+        >>> show(0.9741, ObjectiveSpec("accuracy", "maximize"))
         '97.4%'
-        >>> show(2e6, {"name": "effective_flops", "kind": "cost", "direction": "minimize", "unit": "FLOPs"})
+        >>> from autocompress.core.run_info import ObjectiveSpec
+        >>> show(2e6, ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost"))
         '2 MFLOPs'
     """
-    if value is None or not finite(value):
+    if value is None or not is_finite(value):
         return DASH
     if is_share(record):
         return f"{value * 100:.1f}%"
-    if is_counted(record["name"]):
-        return human(value, _SYMBOLS.get(record["name"], ""))
-    return f"{_three(value)} {record.get('unit') or ''}".rstrip()
+    if is_counted(record.name):
+        return format_count(value, _SYMBOLS.get(record.name, ""))
+    return f"{_round_digits(value)} {record.unit}".rstrip()
 
 
-def gap(change: float, record: Mapping[str, Any]) -> str:
+def format_difference(change: float, record: "ObjectiveSpec") -> str:
     """Return the size of a difference, without its sign: ``0.8 points`` for a share.
 
     Example:
-        >>> gap(-0.008, {"name": "accuracy", "kind": "score", "direction": "maximize", "unit": ""})
+        >>> from autocompress.core.run_info import ObjectiveSpec
+        >>> gap(-0.008, ObjectiveSpec("accuracy", "maximize"))
         '0.8 points'
     """
     if not is_share(record):
-        return show(abs(change), record)
+        return format_value(abs(change), record)
     points = f"{abs(change) * 100:.1f}"
     return f"{points} point" if points == "1.0" else f"{points} points"
 
 
-def times(ratio: float) -> str:
+def format_factor(ratio: float) -> str:
     """Return a factor with three significant digits at most: ``99.1x``.
 
     Example:
         >>> times(99.13), times(312.4), times(2.0), times(0.5)
         ('99.1x', '312x', '2x', '0.5x')
     """
-    return f"{_three(ratio)}x" if math.isfinite(ratio) else "infinitely"
+    return f"{_round_digits(ratio)}x" if math.isfinite(ratio) else "infinitely"
 
 
-def compare(ours: float, theirs: float, name: str) -> str:
+def compare_costs(ours: float, theirs: float, name: str) -> str:
     """Return how one cost stands to another: ``99.1x fewer effective FLOPs``.
 
     Example:
@@ -153,27 +158,27 @@ def compare(ours: float, theirs: float, name: str) -> str:
         'as many bytes'
     """
     counted = is_counted(name)
-    what = label(name)
-    if not (finite(ours) and finite(theirs)) or min(ours, theirs) < 0:
+    what = label_column(name)
+    if not (is_finite(ours) and is_finite(theirs)) or min(ours, theirs) < 0:
         return f"{what} that cannot be compared"
-    ratio = _ratio(max(ours, theirs), min(ours, theirs))
-    if _three(ratio) == "1":
+    ratio = _divide(max(ours, theirs), min(ours, theirs))
+    if _round_digits(ratio) == "1":
         return f"as {'many' if counted else 'much'} {what}"
     less = "fewer" if counted else "less"
-    return f"{times(ratio)} {less if ours < theirs else 'more'} {what}"
+    return f"{format_factor(ratio)} {less if ours < theirs else 'more'} {what}"
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Return a span of time in its two largest units.
 
     Example:
         >>> duration(250), duration(4.2), duration(7500)
         ('4 min 10 s', '4.2 s', '2 h 5 min')
     """
-    if seconds is None or not finite(seconds):
+    if seconds is None or not is_finite(seconds):
         return DASH
     if seconds < 59.95:
-        return f"{_three(round(seconds, 1))} s"
+        return f"{_round_digits(round(seconds, 1))} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
@@ -181,7 +186,7 @@ def duration(seconds: float | None) -> str:
     return f"{hours:,} h {minutes} min"
 
 
-def plural(count: int, noun: str, many: str = "") -> str:
+def format_plural(count: int, noun: str, many: str = "") -> str:
     """Return a count with its noun.
 
     Example:
@@ -191,13 +196,13 @@ def plural(count: int, noun: str, many: str = "") -> str:
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
 
 
-def _ratio(large: float, small: float) -> float:
+def _divide(large: float, small: float) -> float:
     if small == 0:
         return math.inf if large else 1.0
     return large / small
 
 
-def _three(value: float) -> str:
+def _round_digits(value: float) -> str:
     digits = f"{value:.3g}"
     if "e" in digits:
         whole = f"{value:,.0f}"

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from typing import Any, ClassVar, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar, cast
 
 from autocompress.errors import KnobError, did_you_mean
 
@@ -98,6 +98,48 @@ class Choice:
         return ", ".join(str(option) for option in self.options)
 
 
+class NameSource(Protocol):
+    """A collection of names that may grow after a hyperparameter is declared, such as a registry."""
+
+    def names(self) -> list[str]:
+        """Return every name, sorted."""
+        ...
+
+    def __contains__(self, name: object) -> bool: ...
+
+
+class RegisteredChoice(Choice):
+    """One of the parts of a registry; a part that a plugin registers later is a choice, too.
+
+    Args:
+        source: The registry.
+        first: Names of built-in parts. They come first, in this order: it is part of what a seeded search repeats.
+        exclude: Names in the registry that are no choice.
+    """
+
+    _source: NameSource
+    _first: tuple[str, ...]
+    _exclude: tuple[str, ...]
+
+    def __init__(self, source: NameSource, first: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> None:
+        object.__setattr__(self, "_source", source)
+        object.__setattr__(self, "_first", first)
+        object.__setattr__(self, "_exclude", exclude)
+
+    @property
+    def options(self) -> tuple[Leaf, ...]:  # type: ignore[override]
+        """The names of all parts that are registered now."""
+        return (*self._first, *(name for name in self._source.names() if name not in (*self._first, *self._exclude)))
+
+    def accepts(self, value: object) -> bool:
+        """Return whether ``value`` is the name of a part."""
+        # A built-in name is accepted without a look into the registry, which may be loading at this moment.
+        return value in self._first or (value in self._source and value not in self._exclude)
+
+    def __reduce__(self) -> tuple[type[Choice], tuple[tuple[Leaf, ...]]]:
+        return Choice, (self.options,)
+
+
 Domain: TypeAlias = FloatRange | IntRange | Choice
 
 
@@ -146,7 +188,7 @@ def knob(default: T, domain: Domain, doc: str = "") -> T:
 
 
 @cache
-def _declared(config: Any) -> Mapping[str, Knob]:
+def _collect_knobs(config: Any) -> Mapping[str, Knob]:
     return {
         declared.name: Knob(
             declared.name, cast(Leaf, declared.default), declared.metadata["domain"], declared.metadata["doc"]
@@ -182,7 +224,7 @@ class Settings:
     @classmethod
     def knobs(cls) -> dict[str, Knob]:
         """Return every declared knob by name, in the order of declaration."""
-        return dict(_declared(cls))  # type: ignore[arg-type]
+        return dict(_collect_knobs(cls))  # type: ignore[arg-type]
 
     @classmethod
     def of(cls: type[S], values: Mapping[str, Leaf]) -> S:
@@ -201,6 +243,6 @@ class Settings:
         """Return the fields as JSON leaves."""
         return asdict(self)
 
-    def effort(self) -> float:
+    def estimate_epochs(self) -> float:
         """Return about how many passes over the training split a compression method takes with these settings."""
         return 0.0

@@ -3,7 +3,7 @@
 import platform
 
 
-def processor() -> str:
+def read_processor_name() -> str:
     """Return the processor's name, such as ``AMD EPYC 7B13``."""
     try:
         with open("/proc/cpuinfo") as lines:

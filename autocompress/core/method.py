@@ -24,7 +24,7 @@ class Recovery(Settings):
     recovery_epochs: int = knob(3, IntRange(0, 1000), "passes over the training split after the cut")
     recovery_learning_rate: float = knob(5e-3, FloatRange(1e-5, 1.0, log=True), "peak learning rate of the recovery")
 
-    def effort(self) -> float:
+    def estimate_epochs(self) -> float:
         """Return the epochs of the recovery."""
         return float(self.recovery_epochs)
 
@@ -63,7 +63,7 @@ class Context:
     score: Callable[[nn.Module], float] | None = None
     shared: dict[Hashable, Any] | None = field(default=None, compare=False, repr=False)
 
-    def once(self, key: Hashable, find: Callable[[], T]) -> T:
+    def compute_once(self, key: Hashable, find: Callable[[], T]) -> T:
         """Return what ``find`` gives: found once for all cuts of a model where they share a context's notes.
 
         Args:
@@ -96,7 +96,7 @@ class MethodState:
     report: Mapping[str, Any] = field(default_factory=dict)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def hold(self, model: nn.Module) -> None:
+    def apply_masks(self, model: nn.Module) -> None:
         """Set the removed weights of ``model`` back to exactly zero, in place."""
         for name, mask in self.masks.items():
             weight = model.get_parameter(name).data

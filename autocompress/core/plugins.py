@@ -15,11 +15,11 @@ from autocompress.errors import AutocompressError, UsageError
 
 _PREFIX = "autocompress_plugin_"
 _loaded: dict[Path, None] = {}
-_of_plugins: set[str] = set()
+_plugin_tasks: set[str] = set()
 
 
 @dataclass(frozen=True)
-class Guests:
+class WorkerPlugins:
     """What a worker must take in before its first job.
 
     Attributes:
@@ -30,7 +30,7 @@ class Guests:
     plugins: tuple[str, ...] = ()
     tasks: bytes = b""
 
-    def settle(self) -> None:
+    def load(self) -> None:
         """Make them known in this process."""
         for plugin in self.plugins:
             load_plugin(plugin)
@@ -41,7 +41,7 @@ class Guests:
                 TASKS.add(name, task, replace=True)
 
 
-def guests(names: Sequence[str] = ()) -> Guests:
+def collect_plugins(names: Sequence[str] = ()) -> WorkerPlugins:
     """Return the plugins that are loaded here, and those of the named tasks that no plugin made.
 
     Raises:
@@ -49,7 +49,7 @@ def guests(names: Sequence[str] = ()) -> Guests:
     """
     import cloudpickle
 
-    tasks_here = {name: TASKS.get(name) for name in names if name not in _of_plugins}
+    tasks_here = {name: TASKS.get(name) for name in names if name not in _plugin_tasks}
     # A class comes with its module; an object exists in this process alone.
     found = {name: task for name, task in tasks_here.items() if not isinstance(task, type)}
     try:
@@ -59,7 +59,7 @@ def guests(names: Sequence[str] = ()) -> Guests:
             f"the task cannot be sent to a worker ({type(error).__name__}: {error}); put it into a file and pass it as "
             "--plugin, or search with workers=1 and overrides=['search.backend=serial']"
         ) from error
-    return Guests(tuple(str(path) for path in _loaded), tasks)
+    return WorkerPlugins(tuple(str(path) for path in _loaded), tasks)
 
 
 def load_plugin(path: str | Path) -> None:
@@ -87,13 +87,13 @@ def load_plugin(path: str | Path) -> None:
     try:
         spec.loader.exec_module(module)
     except AutocompressError as error:
-        raise UsageError(f"{_place(path, error)}: {error}") from error
+        raise UsageError(f"{_locate_error(path, error)}: {error}") from error
     except Exception as error:  # A user's file may raise anything.
-        raise UsageError(f"{_place(path, error)}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{_locate_error(path, error)}: {type(error).__name__}: {error}") from error
     _loaded[path] = None
-    _of_plugins.update(name for name in TASKS if TASKS.get(name) is not before.get(name))
+    _plugin_tasks.update(name for name in TASKS if TASKS.get(name) is not before.get(name))
 
 
-def _place(path: Path, error: BaseException) -> str:
+def _locate_error(path: Path, error: BaseException) -> str:
     lines = [frame.lineno for frame in extract_tb(error.__traceback__) if Path(frame.filename) == path]
     return f"{path.name}:{lines[-1]}" if lines else path.name

@@ -1,27 +1,53 @@
-"""Names to objects: a decorator for our own, an entry point for everybody else's.
+"""Names to parts: built-in parts are found in their package, parts of other packages by their entry points.
 
-A registry imports the package that holds its built-in objects on the first look-up, so that
-importing :mod:`autocompress` stays light. Another package adds to it by an entry point in the
-group ``autocompress.<kind>``, for example ``autocompress.task``.
+A registry imports the modules of its package on the first look-up, so that importing :mod:`autocompress` stays light.
+Another package adds to it by an entry point in the group ``autocompress.<kind>``, for example ``autocompress.task``.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
-from autocompress.errors import UnknownNameError, UsageError, did_you_mean
+from autocompress.core.interfaces import check_part
+from autocompress.core.renamed import explain_missing_name
+from autocompress.errors import AutocompressError, PluginError, UnknownNameError, UsageError, did_you_mean
 
-T = TypeVar("T")
-_R = TypeVar("_R")
+if TYPE_CHECKING:
+    # The interfaces belong to packages above this one; only a type checker reads them here.
+    from autocompress.backends.base import BackendFactory
+    from autocompress.core.knobs import Settings
+    from autocompress.core.method import Method
+    from autocompress.core.task import TaskFactory
+    from autocompress.distill.base import DistillTerm
+    from autocompress.engine.scheduler.promotion import PromotionRule
+    from autocompress.measure.objectives import Objective
+    from autocompress.models.base import Family
+    from autocompress.prune.importance import Criterion
+    from autocompress.quantize.activation_recorder import ObserverFactory
+    from autocompress.quantize.weight_coding import WeightQuantizer
+    from autocompress.training.optimizers import FitConfig, OptimizerFactory
+
+T_co = TypeVar("T_co", covariant=True)
+_Part = TypeVar("_Part")
+
+logger = logging.getLogger(__name__)
 
 
-class Registry(Generic[T]):
-    """Objects of one kind by name.
+class Registry(Generic[T_co]):
+    """Parts of one kind by name.
 
     Args:
-        kind: What is registered, in the singular, as it stands in messages (``"task"``).
-        builtins: The module whose import registers the objects that ship with autocompress.
+        kind: The kind of parts, in the singular, as it stands in messages (``"task"``).
+        builtins: The package whose modules hold the built-in parts, or a single module.
+        interface: The protocol, base class or dataclass that parts are compared with, ``package.module:Name``.
+        holds_classes: Whether classes are registered, which are built for each run, and not instances.
+        constructor: Names of the arguments that registered classes are built with; ``None`` if they are not compared.
+        base: Dotted name of a base class that has all but the essential methods, for messages.
+        exclude: Modules of the package that define no part and that only some processes can or should import.
 
     Example:
         >>> colours: Registry[str] = Registry("colour")
@@ -31,75 +57,184 @@ class Registry(Generic[T]):
         '#f00'
     """
 
-    def __init__(self, kind: str, builtins: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        builtins: str | None = None,
+        interface: str | None = None,
+        *,
+        holds_classes: bool = False,
+        constructor: Sequence[str] | None = None,
+        base: str = "",
+        exclude: Sequence[str] = (),
+    ) -> None:
         self.kind = kind
         self._builtins = builtins
-        self._objects: dict[str, T] = {}
-        self._loaded = False
+        self._interface = interface
+        self._holds_classes = holds_classes
+        self._constructor = constructor
+        self._base = base
+        self._exclude = exclude
+        self._objects: dict[str, object] = {}
+        self._has_builtins = False
+        self._has_entry_points = False
+        # Plugins of other packages that cannot be loaded: an error only for a run that names one.
+        self._failures: dict[str, PluginError] = {}
 
-    def add(self, name: str, value: _R, *, replace: bool = False) -> _R:
-        """Register a value and return it.
+    @property
+    def group(self) -> str:
+        """The group of entry points that add to this registry."""
+        return f"autocompress.{self.kind.replace(' ', '_')}"
+
+    def add(self, name: str, value: _Part, *, replace: bool = False) -> _Part:
+        """Register a part and return it.
 
         Args:
-            name: What a search space calls it.
+            name: The name in search spaces.
             value: The class, instance or function.
-            replace: Put it in the place of what had the name.
+            replace: Whether the part takes the place of another one of that name.
 
         Raises:
-            UsageError: Something else already has that name.
+            UsageError: Another part has that name.
+            PluginError: The part does not fit the interface of its kind.
         """
         present = None if replace else self._objects.get(name)
         if present is not None and present is not value:
             raise UsageError(f"{self.kind} '{name}' is registered twice; give one of them another name")
-        self._objects[name] = value  # type: ignore[assignment]
+        if self._interface is not None:
+            check_part(
+                f"{self.kind} '{name}'", value, self._interface, self._holds_classes, self._constructor, self._base
+            )
+        self._objects[name] = value
         return value
 
-    def register(self, name: str) -> Callable[[_R], _R]:
+    def register(self, name: str) -> Callable[[_Part], _Part]:
         """Return a decorator that registers the class or function below it under ``name``."""
         return lambda value: self.add(name, value)
 
-    def get(self, name: str) -> T:
-        """Return the object called ``name``.
+    def get(self, name: str) -> T_co:
+        """Return the part called ``name``.
 
         Raises:
-            UnknownNameError: Nothing has that name; the message suggests the nearest one.
+            UnknownNameError: No part has that name; the message suggests the nearest one.
+            PluginError: The package that provides it cannot be loaded.
         """
-        self._load()
-        try:
-            return self._objects[name]
-        except (KeyError, TypeError):
-            hint = did_you_mean(name, self._objects)
-            raise UnknownNameError(f"unknown {self.kind} '{name}': {hint}") from None
+        if name in self:
+            # Registration has compared the part with the interface that T_co stands for.
+            return cast(T_co, self._objects[name])
+        if isinstance(name, str) and name in self._failures:
+            raise self._failures[name]
+        raise UnknownNameError(f"unknown {self.kind} '{name}': {did_you_mean(name, self._objects)}")
+
+    def __getitem__(self, name: str) -> T_co:
+        return self.get(name)
 
     def names(self) -> list[str]:
         """Return every registered name, sorted."""
-        self._load()
+        self.import_builtins()
+        self._load_entry_points()
         return sorted(self._objects)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
+    def __len__(self) -> int:
+        return len(self.names())
+
     def __contains__(self, name: object) -> bool:
-        self._load()
+        # A space read from YAML may hold a list in the place of a name.
+        if not isinstance(name, str):
+            return False
+        self.import_builtins()
+        # A built-in part needs no search through the installed packages.
+        if name not in self._objects:
+            self._load_entry_points()
         return name in self._objects
 
-    def _load(self) -> None:
-        if self._loaded:
+    def import_builtins(self) -> None:
+        """Import the modules that register the built-in parts, once."""
+        if self._has_builtins or self._builtins is None:
             return
-        self._loaded = True
-        if self._builtins is not None:
-            import_module(self._builtins)
-        for point in entry_points(group=f"autocompress.{self.kind.replace(' ', '_')}"):
-            self.add(point.name, point.load())
+        self._has_builtins = True
+        package = import_module(self._builtins)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
+            if not module.ispkg and module.name not in self._exclude:
+                import_module(f"{self._builtins}.{module.name}")
+
+    def _load_entry_points(self) -> None:
+        if self._has_entry_points:
+            return
+        self._has_entry_points = True
+        for point in entry_points(group=self.group):
+            self._load_entry_point(point)
+
+    def _load_entry_point(self, point: EntryPoint) -> None:
+        """Register what an entry point names: a part, or a module that registers it when it is imported."""
+        title = f"{self.kind} '{point.name}' of the entry point {point.value}"
+        try:
+            value = point.load()
+            if not isinstance(value, ModuleType):
+                self.add(point.name, value)
+            elif point.name not in self._objects:
+                raise PluginError(f"{title}: the module registers no {self.kind} of that name")
+        except Exception as error:  # The package of somebody else may raise anything.
+            reason = explain_missing_name(error)
+            details = str(error) if isinstance(error, AutocompressError) else f"{type(error).__name__}: {error}"
+            failure = error if isinstance(error, PluginError) else PluginError(f"{title} cannot be loaded: {details}")
+            self._failures[point.name] = PluginError(f"{failure}; {reason}") if reason else failure
+            self._failures[point.name].__cause__ = error.__cause__
+            logger.warning("%s", self._failures[point.name])
 
 
-# The values are classes and functions of the seams, which live on the floors above.
-TASKS: Registry[Any] = Registry("task", "autocompress.tasks")
-STUDENTS: Registry[Any] = Registry("student", "autocompress.models")
-DISTILL: Registry[Any] = Registry("distillation term", "autocompress.distill")
-FITS: Registry[Any] = Registry("optimizer", "autocompress.training.optimizers")
-PRUNE: Registry[Any] = Registry("pruning method", "autocompress.prune")
-QUANTIZE: Registry[Any] = Registry("quantization method", "autocompress.quantize")
-OBJECTIVES: Registry[Any] = Registry("objective", "autocompress.measure")
-BACKENDS: Registry[Any] = Registry("backend", "autocompress.backends")
-PROMOTION_RULES: Registry[Any] = Registry("promotion rule", "autocompress.engine.scheduler.promotion")
+TASKS: "Registry[TaskFactory]" = Registry(
+    "task",
+    "autocompress.tasks",
+    "autocompress.core.task:Task",
+    holds_classes=True,
+    base="autocompress.tasks.base.Supervised",
+)
+STUDENTS: "Registry[Family[Settings]]" = Registry("student", "autocompress.models", "autocompress.models.base:Family")
+DISTILL: "Registry[DistillTerm[Settings]]" = Registry(
+    "distillation term",
+    "autocompress.distill",
+    "autocompress.distill.base:DistillTerm",
+    base="autocompress.distill.base.Term",
+)
+FITS: "Registry[OptimizerFactory[FitConfig]]" = Registry(
+    "optimizer", "autocompress.training.optimizers", "autocompress.training.optimizers:OptimizerFactory"
+)
+PRUNE: "Registry[Method[Settings]]" = Registry(
+    "pruning method", "autocompress.prune", "autocompress.core.method:Method"
+)
+CRITERIA: "Registry[Criterion]" = Registry(
+    "pruning criterion", "autocompress.prune", "autocompress.prune.importance:Criterion"
+)
+QUANTIZE: "Registry[Method[Settings]]" = Registry(
+    "quantization method", "autocompress.quantize", "autocompress.core.method:Method"
+)
+QUANTIZERS: "Registry[WeightQuantizer]" = Registry(
+    "quantizer", "autocompress.quantize", "autocompress.quantize.weight_coding:WeightQuantizer"
+)
+OBSERVERS: "Registry[ObserverFactory]" = Registry(
+    "observer", "autocompress.quantize", "autocompress.quantize.activation_recorder:ObserverFactory"
+)
+OBJECTIVES: "Registry[Objective]" = Registry(
+    "objective", "autocompress.measure", "autocompress.measure.objectives:Objective"
+)
+BACKENDS: "Registry[BackendFactory]" = Registry(
+    "backend",
+    "autocompress.backends",
+    "autocompress.backends.base:Backend",
+    holds_classes=True,
+    constructor=("workers", "limits"),
+    base="autocompress.backends.base.Backend",
+    # The first imports a trial's libraries into the process that workers are forked from; the others import ray.
+    exclude=("preload", "ray_cluster", "ray_tune", "ray_worker"),
+)
+PROMOTION_RULES: "Registry[type[PromotionRule]]" = Registry(
+    "promotion rule",
+    "autocompress.engine.scheduler.promotion",
+    "autocompress.engine.scheduler.promotion:PromotionRule",
+    holds_classes=True,
+    constructor=(),
+)

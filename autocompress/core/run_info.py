@@ -314,7 +314,7 @@ class RunInfo:
         reached |= {"notices", "plugins", "limits"} if self.objectives else set()
         reached |= {"exhausted"} if self.seconds is not None else set()
         reached |= {"front", "recommended", "baselines"} if self.front is not None else set()
-        stored = {
+        stored: dict[str, JsonValue] = {
             name: value
             for name, value in entries.items()
             if name in reached or value or isinstance(value, float) or (name == "seconds" and value is not None)

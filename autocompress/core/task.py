@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import Part, fingerprint
+from autocompress.core.knobs import Leaf
 from autocompress.errors import TrialError
 
 Logits = Mapping[str, Tensor]
@@ -30,7 +31,7 @@ class InputSpec:
     vocabulary: int = 0
     missing: int | None = None
 
-    def zeros(self, batch: int = 1) -> Tensor:
+    def make_zeros(self, batch: int = 1) -> Tensor:
         """Return a batch of zeros, ``[B, *shape]``: single precision, or int64 where there is a vocabulary."""
         return torch.zeros(batch, *self.shape, dtype=torch.int64 if self.vocabulary else torch.float32)
 
@@ -95,10 +96,10 @@ class Splits:
 
     def fingerprint(self) -> str:
         """Return 12 hex digits over the contents: the data's name in caches and reports."""
-        return fingerprint({name: content(split) for name, split in self.items()})
+        return fingerprint({name: hash_split(split) for name, split in self.items()})
 
 
-def content(split: Split) -> str:
+def hash_split(split: Split) -> str:
     """Return the SHA-256 of all that a split holds, read in batches: the data may be larger than the memory."""
     found = hashlib.sha256(json.dumps([len(split), sorted(split.targets)]).encode())
     for batch in split.batches(4096):
@@ -132,7 +133,7 @@ class Task(Protocol):
     views: int
 
     @property
-    def pinned(self) -> Mapping[str, str]:
+    def identity_options(self) -> Mapping[str, str]:
         """Options that tell this task from another one of its name."""
         ...
 
@@ -174,7 +175,21 @@ class Task(Protocol):
         ...
 
 
-def as_heads(output: Any, heads: Mapping[str, int]) -> dict[str, Tensor]:
+class TaskFactory(Protocol):
+    """A task as the registry holds it: a class, or a function that returns a task that exists.
+
+    Attributes:
+        metrics: The scores, primary first.
+    """
+
+    metrics: tuple[str, ...]
+
+    def __call__(self, **options: Leaf) -> Task:
+        """Return the task with the options that a search space gives."""
+        ...
+
+
+def logits_by_head(output: Any, heads: Mapping[str, int]) -> dict[str, Tensor]:
     """Return a model's raw output as ``{head: [B, C]}``.
 
     A single tensor belongs to the only head; a mapping must hold every head.

@@ -1,10 +1,10 @@
-"""The seam of distillation terms: what a student can learn from a teacher."""
+"""The interface of distillation terms and the data that the training loop passes to them."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,17 @@ from autocompress.core.knobs import Settings
 C = TypeVar("C", bound=Settings)
 
 TaskLoss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
+"""Logits ``{head: [B, C]}`` and targets ``{head: [B]}`` to the loss, ``[]``."""
 
+AuxiliaryLoss = Callable[[tuple[Tensor, ...], Mapping[str, Tensor]], Tensor]
+"""The student's inputs and its logits, ``{head: [B, C]}``, to an additional loss, ``[]``."""
 
-Beside = Callable[[tuple[Tensor, ...], Mapping[str, Tensor]], Tensor]
-"""What is trained beside the student: its inputs and its logits, ``{head: [B, C]}``, to a further loss, ``[]``."""
+AttackLoss = Callable[[object], Tensor]
+"""The raw output of a model to the value that an attack increases, ``[]``."""
 
 
 class Needs(IntEnum):
-    """What a term reads of the teacher; each includes the one before."""
+    """The part of the teacher that a term reads; each value includes the one before."""
 
     NOTHING = 0
     LOGITS = 1
@@ -30,48 +33,49 @@ class Needs(IntEnum):
 
 @dataclass(frozen=True)
 class Activations:
-    """What one forward pass left behind.
+    """The outputs of one forward pass.
 
     Attributes:
-        logits: ``{head: [B, C]}``.
-        taps: Layer name to its output, for the layers that a term reads.
-        tokens: Those of the tapped layers whose output is ``[B, T, D]``, features last.
-        clean: The student's logits on the inputs as they were, where the others are on attacked ones.
+        logits: Logits by head, ``{head: [B, C]}``.
+        layer_outputs: Outputs by layer name, for the layers that a term reads.
+        tokens: Names of those layers whose output is ``[B, T, D]``, features last.
+        clean: Logits of the student on the original inputs, if ``logits`` belong to attacked ones; otherwise empty.
     """
 
     logits: Mapping[str, Tensor]
-    taps: Mapping[str, Any] = field(default_factory=dict)
+    layer_outputs: Mapping[str, object] = field(default_factory=dict)
     tokens: frozenset[str] = frozenset()
     clean: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def of_head(self, head: str) -> "Activations":
+    def select_head(self, head: str) -> "Activations":
         """Return the same pass with the logits of one head."""
         logits, clean = ({name: z for name, z in part.items() if name == head} for part in (self.logits, self.clean))
-        return Activations(logits, self.taps, self.tokens, clean)
+        return Activations(logits, self.layer_outputs, self.tokens, clean)
 
-    def of_taps(self, names: Collection[str]) -> "Activations":
-        """Return the same pass with the outputs of these layers alone."""
-        taps = {name: output for name, output in self.taps.items() if name in names}
-        return Activations(self.logits, taps, self.tokens.intersection(names), self.clean)
+    def restrict_to_layers(self, names: Collection[str]) -> "Activations":
+        """Return the same pass with the outputs of only these layers."""
+        outputs = {name: output for name, output in self.layer_outputs.items() if name in names}
+        return Activations(self.logits, outputs, self.tokens.intersection(names), self.clean)
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What an attack changes of one batch.
+    """A change of one batch by an attack.
 
     Attributes:
-        inputs: The model's positional arguments, those of real numbers moved.
-        shifts: Embedding layer to what is added to its output, one tensor for each time that it runs in a pass.
+        inputs: The model's positional arguments; real-valued ones are changed.
+        shifts: Name of an embedding layer to the terms added to its output, one for each of its calls in a pass.
     """
 
     inputs: tuple[Tensor, ...]
     shifts: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """Add the shifts to the outputs of ``model``'s embedding layers, in one pass."""
+    def apply_to(self, model: nn.Module) -> Iterator[None]:
+        """Add the shifts to the outputs of the model's embedding layers during one pass."""
         handles = [
-            model.get_submodule(name).register_forward_hook(_add(iter(shifts))) for name, shifts in self.shifts.items()
+            model.get_submodule(name).register_forward_hook(_build_shift_hook(iter(shifts)))
+            for name, shifts in self.shifts.items()
         ]
         try:
             yield
@@ -80,12 +84,12 @@ class Perturbation:
                 handle.remove()
 
 
-def _add(shifts: Iterator[Tensor]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _build_shift_hook(shifts: Iterator[Tensor]) -> Callable[[nn.Module, object, Tensor], Tensor]:
     return lambda module, inputs, output: output + next(shifts)
 
 
 class TeacherSource(Protocol):
-    """A trained teacher, as the training loop sees it."""
+    """The interface of a trained teacher for the training loop."""
 
     @property
     def model(self) -> nn.Module:
@@ -99,49 +103,55 @@ class TeacherSource(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch as a term sees it.
+    """The data of one batch for a distillation term.
 
     Attributes:
-        student: What the student's pass left behind.
-        teacher: What the teacher's did; empty where the term reads nothing of it.
-        targets: ``{head: [B]}``.
-        task_loss: The task's own loss, with smoothing and mixup.
-        learned: What the term's ``learned`` returned.
+        student: Outputs of the student's pass.
+        teacher: Outputs of the teacher's pass; empty if the term reads nothing of the teacher.
+        targets: Targets by head, ``{head: [B]}``.
+        task_loss: The loss of the task, with label smoothing and mixup.
+        adapter: The module that the term's ``build_adapter`` returned.
     """
 
     student: Activations
     teacher: Activations
     targets: Mapping[str, Tensor]
     task_loss: TaskLoss
-    learned: nn.Module
+    adapter: nn.Module
 
-    def hard(self) -> Tensor:
-        """Return the task's own loss, ``[]``: on the clean inputs, where the student was attacked."""
+    def hard_loss(self) -> Tensor:
+        """Return the loss of the task, ``[]``, on the original inputs if the student's were attacked."""
         return self.task_loss(self.student.clean or self.student.logits, self.targets)
 
 
 class DistillTerm(Protocol, Generic[C]):
-    """One term of the training loss; registered by name as an instance.
+    """One term of the training loss, registered by name as an instance.
 
-    A ``logit`` term carries the task's own loss with it, so a config has exactly one; a ``feature``
-    term is added to it. A term derives from :class:`Term`, which answers everything but ``loss``.
+    A ``logit`` term includes the task's own loss, so a config has exactly one; a ``feature`` term is added to it. Terms
+    derive from :class:`Term`, which implements everything but ``loss``.
+
+    Attributes:
+        name: Name of the term in search spaces.
+        kind: Whether the term replaces the task's loss (``logit``) or is added to it (``feature``).
+        config: The class of the term's hyperparameters.
+        reads_clean: Whether the term reads the student's logits on the original inputs besides those on attacked ones.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[str]
+    kind: ClassVar[Literal["logit", "feature"]]
     config: type[C]
     reads_clean: bool
 
     def needs(self, config: C) -> Needs:
-        """Return what the term reads of the teacher."""
+        """Return the part of the teacher that the term reads."""
         ...
 
-    def taps(self, config: C, model: nn.Module) -> tuple[str, ...]:
-        """Return the names of the layers of ``model`` (student or teacher) whose outputs the term reads."""
+    def select_layers(self, config: C, model: nn.Module) -> tuple[str, ...]:
+        """Return the names of the layers of ``model``, student or teacher, whose outputs the term reads."""
         ...
 
-    def learned(self, config: C, student: Activations, teacher: Activations) -> nn.Module:
-        """Return a module with what the term itself learns, sized for these activations; it trains with the student."""
+    def build_adapter(self, config: C, student: Activations, teacher: Activations) -> nn.Module:
+        """Return a module with the term's own parameters, sized for these activations and trained with the student."""
         ...
 
     def perturb(
@@ -149,10 +159,10 @@ class DistillTerm(Protocol, Generic[C]):
         config: C,
         model: nn.Module,
         inputs: tuple[Tensor, ...],
-        loss: Callable[[Any], Tensor],
+        loss: AttackLoss,
         generator: torch.Generator,
     ) -> Perturbation:
-        """Return what the student sees; ``loss`` maps its raw output to what an attack would raise."""
+        """Return the inputs of the student; ``loss`` maps its raw output to the value that an attack increases."""
         ...
 
     def loss(self, config: C, batch: Batch) -> Tensor:
@@ -160,30 +170,30 @@ class DistillTerm(Protocol, Generic[C]):
         ...
 
 
-class Term:
-    """What most terms answer: the teacher's logits are enough, nothing is tapped, learned or perturbed."""
+class Term(Generic[C]):
+    """The defaults of most terms: the term reads the teacher's logits, no layers, and has no parameters of its own."""
 
     reads_clean = False
 
-    def needs(self, config: Any) -> Needs:
+    def needs(self, config: C) -> Needs:
         """Return :attr:`Needs.LOGITS`."""
         return Needs.LOGITS
 
-    def taps(self, config: Any, model: nn.Module) -> tuple[str, ...]:
+    def select_layers(self, config: C, model: nn.Module) -> tuple[str, ...]:
         """Return no layers."""
         return ()
 
-    def learned(self, config: Any, student: Activations, teacher: Activations) -> nn.Module:
+    def build_adapter(self, config: C, student: Activations, teacher: Activations) -> nn.Module:
         """Return a module without parameters."""
         return nn.Identity()
 
     def perturb(
         self,
-        config: Any,
+        config: C,
         model: nn.Module,
         inputs: tuple[Tensor, ...],
-        loss: Callable[[Any], Tensor],
+        loss: AttackLoss,
         generator: torch.Generator,
     ) -> Perturbation:
-        """Return the inputs as they are."""
+        """Return the inputs unchanged."""
         return Perturbation(inputs)

@@ -1,4 +1,4 @@
-"""Bring your own: a trained module of the user's, with the data that it was trained for."""
+"""Task of a user's own trained module and data."""
 
 import copy
 import hashlib
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.core.config import Part
 from autocompress.core.registry import TASKS
-from autocompress.core.task import Logits, Split, Splits, Targets, Task, as_heads
+from autocompress.core.task import Logits, Split, Splits, Targets, Task, logits_by_head
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.tasks.base import Supervised
@@ -23,17 +23,18 @@ from autocompress.tasks.tensors import Tensors
 
 Weights = str | Path | Mapping[str, Tensor]
 Build = Callable[[], nn.Module]
+ModelOutput = Tensor | Mapping[str, Tensor]
 
 
-class Calling(nn.Module):
-    """A module called with positional tensors, whatever form it takes them in, that answers with heads.
+class CallAdapter(nn.Module):
+    """Adapter that calls a module with positional tensors and returns its outputs by head.
 
     Args:
-        module: The user's own; its parameters are those of ``module`` here.
-        names: Names of the inputs where they are passed as one mapping or as keywords; empty for positional ones.
-        as_keywords: Whether names are keywords of ``forward``.
-        as_tuple: Whether all inputs are passed as one tuple.
-        heads: Names of the heads, in the order of the outputs where they are a sequence.
+        module: Module of the user, stored as the submodule ``module``.
+        names: Names of the inputs if the module takes them as one mapping or as keywords; empty for positional inputs.
+        as_keywords: Whether the names are keyword arguments of ``forward``.
+        as_tuple: Whether the module takes all inputs as one tuple.
+        heads: Names of the heads, in the order of the outputs if the module returns a sequence.
     """
 
     def __init__(
@@ -44,33 +45,33 @@ class Calling(nn.Module):
         self.names, self.heads = tuple(names), tuple(heads)
         self.as_keywords, self.as_tuple = as_keywords, as_tuple
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Tensor) -> ModelOutput:
         """Return the logits of the only head ``[B, C]``, or of every head by name."""
-        return self.call(inputs)
+        return self.call_module(inputs)
 
-    def call(self, inputs: tuple[Tensor, ...]) -> Any:
-        """Return what :meth:`forward` returns."""
+    def call_module(self, inputs: tuple[Tensor, ...]) -> ModelOutput:
+        """Return the result of :meth:`forward`."""
         if self.names:
             named = dict(zip(self.names, inputs, strict=True))
             output = self.module(**named) if self.as_keywords else self.module(named)
         else:
             output = self.module(inputs) if self.as_tuple else self.module(*inputs)
-        return answered(output, self.heads)
+        return unpack_outputs(output, self.heads)
 
 
-class CallingOne(Calling):
-    """The same for a single input; its forward has no variable arguments, so that it can be traced."""
+class SingleInputAdapter(CallAdapter):
+    """Adapter for a single input; its ``forward`` has no variable arguments, which tracing does not support."""
 
-    def forward(self, input: Tensor) -> Any:  # type: ignore[override]
+    def forward(self, input: Tensor) -> ModelOutput:  # type: ignore[override]
         """Return the logits of the only head ``[B, C]``, or of every head by name."""
-        return self.call((input,))
+        return self.call_module((input,))
 
 
-def answered(output: Any, heads: Sequence[str]) -> Any:
-    """Return what a module gave as a tensor, or as a mapping of heads: ``.logits`` and sequences are unpacked.
+def unpack_outputs(output: Any, heads: Sequence[str]) -> ModelOutput:
+    """Return the output of a module as a tensor or as a mapping of heads; ``.logits`` and sequences are unpacked.
 
     Example:
-        >>> answered((torch.zeros(1, 2), torch.zeros(1, 3)), ["a", "b"])["b"].shape
+        >>> unpack_outputs((torch.zeros(1, 2), torch.zeros(1, 3)), ["a", "b"])["b"].shape
         torch.Size([1, 3])
     """
     if not isinstance(output, Tensor | Mapping) and hasattr(output, "logits"):
@@ -85,19 +86,19 @@ def answered(output: Any, heads: Sequence[str]) -> Any:
 
 
 class Module(Supervised):
-    """A trained module of the user's own, and a task that gives the data.
+    """Task of a user's trained module, with the data of another task.
 
-    Its default student is ``from_teacher``: the module itself, cut, its weights kept.
+    Its default student is ``from_teacher``: the module itself with its weights, which compression then reduces.
 
     Args:
-        model: The module, or a function that builds it; trained, unless ``fit`` says how to train it.
-        data: A task such as ``Images(path=...)`` or ``Tensors(...)``, or what :class:`Tensors` takes.
-        weights: A ``.safetensors`` file or a ``state_dict`` to load into it.
-        fit: How to train it first; by default it is taken as it is.
-        loss: Maps ``{head: [B, C]}`` and ``{head: [B]}`` to a scalar; cross-entropy by default.
+        model: The module, or a function that builds it; trained, unless ``fit`` is set.
+        data: A task such as ``Images(path=...)`` or ``Tensors(...)``, or the data that :class:`Tensors` takes.
+        weights: A ``.safetensors`` file or a ``state_dict`` to load into the module.
+        fit: Config of a training before the search; by default the module is not trained.
+        loss: Function that maps ``{head: [B, C]}`` and ``{head: [B]}`` to a scalar; cross-entropy by default.
 
     Raises:
-        UsageError: The weights do not fit the module, or the module fails on the data; the message says where.
+        UsageError: The weights do not fit the module, or the module fails on an example of the data.
     """
 
     name = "module"
@@ -116,28 +117,28 @@ class Module(Supervised):
         self.heads: Mapping[str, int] = self._data.heads
         self.metrics, self.views = self._data.metrics, self._data.views
         self._loss = loss or self._data.loss
-        # Its outputs on many augmented views are most of the work before a search.
+        # Precision "auto": evaluating the teacher on all augmented views is most of the work before a search.
         self._fit = fit or Part.of("adamw", epochs=0, precision="auto")
-        self.model = self._called(_loaded(model, weights))
+        self.model = self._adapt_module(_load_module(model, weights))
 
     @property
     def preprocessing(self) -> str:
-        """How the data becomes the module's inputs."""
+        """Preprocessing of the data."""
         return self._data.preprocessing
 
     @property
     def notices(self) -> Sequence[str]:
-        """What a reader of the results should know about the data."""
+        """Remarks on the data."""
         return self._data.notices
 
     @property
-    def pinned(self) -> Mapping[str, str]:
-        """What tells this module from another one that was trained otherwise: twelve hex digits over its weights."""
-        found = hashlib.sha256()
+    def identity_options(self) -> Mapping[str, str]:
+        """Hash of the weights in twelve hex digits, which identifies the module."""
+        digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
-            found.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
-            found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return {"content": found.hexdigest()[:12]}
+            digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return {"content": digest.hexdigest()[:12]}
 
     def splits(self, seed: int) -> Splits:
         """Return the splits of the data."""
@@ -148,7 +149,7 @@ class Module(Supervised):
         return self._data.view(split, index)
 
     def teacher(self) -> tuple[Part, Part]:
-        """Return the module as it is, and how it is trained: not at all, unless that was asked for."""
+        """Return the module itself as the teacher, and its training config: no training by default."""
         return Part(FROM_TEACHER), self._fit
 
     def build(self, student: Part) -> nn.Module:
@@ -161,61 +162,64 @@ class Module(Supervised):
         """Return the loss of one batch, ``[]``."""
         return self._loss(logits, targets)
 
-    def _called(self, module: nn.Module) -> nn.Module:
-        """Find out how the module takes the inputs and gives the heads, by running it on one example.
+    def _adapt_module(self, module: nn.Module) -> nn.Module:
+        """Return the module, with an adapter if it does not take positional tensors or return its outputs by head.
+
+        The right form of the call is found by running the module on one example.
 
         Raises:
-            UsageError: It fails however it is called, or its outputs are none of the heads.
+            UsageError: The module fails in every form, or its outputs do not match the heads.
         """
         names = getattr(self._data, "names", ())
         heads = list(self.heads)
         parameters = inspect.signature(module.forward).parameters
-        keywords = bool(names) and set(names) <= set(parameters)
-        calling = CallingOne if len(self.inputs) == 1 else Calling
+        as_keywords = bool(names) and set(names) <= set(parameters)
+        adapter = SingleInputAdapter if len(self.inputs) == 1 else CallAdapter
         options: list[nn.Module]
         if names:
-            options = [calling(module, names, keywords, False, heads)]
+            options = [adapter(module, names, as_keywords, False, heads)]
         else:
-            options = [module, *(calling(module, (), False, as_tuple, heads) for as_tuple in (False, True))]
+            options = [module, *(adapter(module, (), False, as_tuple, heads) for as_tuple in (False, True))]
         reasons = []
-        for called in options:
-            called.eval()
+        for candidate in options:
+            candidate.eval()
             try:
                 with torch.no_grad():
-                    found = as_heads(called(*self.example()), self.heads)
-                self._check(found)
+                    outputs = logits_by_head(candidate(*self.example()), self.heads)
+                self._check_outputs(outputs)
             except AutocompressError as error:
                 reasons.append(str(error))
-            except Exception as error:  # The user's own code may raise anything.
+            except Exception as error:  # The user's code may raise any exception.
                 reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
             else:
-                return called
+                return candidate
         raise UsageError(
-            f"{type(module).__name__} does not work on one example of the data "
+            f"{type(module).__name__} fails on one example of the data "
             f"({', '.join(str((1, *spec.shape)) for spec in self.inputs)}): {reasons[0]}"
         )
 
-    def _check(self, found: Mapping[str, Tensor]) -> None:
+    def _check_outputs(self, outputs: Mapping[str, Tensor]) -> None:
+        """Check the shape of the outputs, and set the number of classes of each head to that of the module."""
         sizes = {}
-        for head, logits in found.items():
+        for head, logits in outputs.items():
             if not isinstance(logits, Tensor) or logits.dim() != 2:
-                raise TrialError(f"its output for '{head}' is no tensor [batch, classes]")
+                raise TrialError(f"its output for '{head}' is not a tensor [batch, classes]")
             if logits.shape[1] < self.heads[head]:
                 raise TrialError(
-                    f"its output for '{head}' has {logits.shape[1]} classes, and the data has {self.heads[head]}"
+                    f"its output for '{head}' has {logits.shape[1]} classes, but the data has {self.heads[head]}"
                 )
             sizes[head] = logits.shape[1]
-        # A module may know classes that this data lacks.
+        # A module may have more classes than the data, such as one trained on ImageNet; their names are unknown then.
         self.heads = sizes
         if any(head in sizes and len(names) != sizes[head] for head, names in self.labels.items()):
             self.labels = {}
 
 
-def _loaded(model: nn.Module | Build, weights: Weights | None) -> nn.Module:
-    """Return the module, a copy of its own, with the weights in it.
+def _load_module(model: nn.Module | Build, weights: Weights | None) -> nn.Module:
+    """Return a copy of the module with the weights loaded.
 
     Raises:
-        UsageError: It is no module, or the weights cannot be read or do not fit.
+        UsageError: The model is not a module, or the weights cannot be read or do not fit.
     """
     module = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
     if not isinstance(module, nn.Module):
@@ -228,26 +232,26 @@ def _loaded(model: nn.Module | Build, weights: Weights | None) -> nn.Module:
             source = str(weights)
             if Path(weights).suffix != ".safetensors":
                 raise UsageError(
-                    f"{weights}: weights are read from .safetensors files (others may run code as they load)"
+                    f"{weights}: weights must be a .safetensors file (other formats can run code when they are loaded)"
                 )
             try:
                 weights = load_file(weights)
             except (OSError, ValueError, SafetensorError) as error:
                 raise UsageError(f"{source} cannot be read: {error}") from error
-        _fill(module, weights, source)
+        _load_weights(module, weights, source)
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UsageError(f"the teacher's '{name}' holds numbers that are not finite")
+            raise UsageError(f"the teacher's '{name}' contains values that are not finite")
     return module.eval()
 
 
-def _fill(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    own = module.state_dict()
-    faults = [f"'{name}' is missing" for name in own if name not in weights]
-    faults += [f"'{name}' is unknown to the module" for name in weights if name not in own]
+def _load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    state = module.state_dict()
+    faults = [f"'{name}' is missing" for name in state if name not in weights]
+    faults += [f"'{name}' is unknown to the module" for name in weights if name not in state]
     faults += [
         f"'{name}' has the shape {list(weights[name].shape)}, not {list(tensor.shape)}"
-        for name, tensor in own.items()
+        for name, tensor in state.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
     if faults:
@@ -257,8 +261,8 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None
 
 
 @dataclass(frozen=True)
-class Brought:
-    """What a brought module is registered as: it builds nothing, but makes sure that it is the same one still."""
+class ModuleFactory:
+    """Factory that a user's module is registered as: it returns the same task if its weights are the expected ones."""
 
     task: Module
 
@@ -266,11 +270,13 @@ class Brought:
         """Return the task.
 
         Raises:
-            UsageError: A run was begun with a module that had other weights.
+            UsageError: The run was started with a module with other weights.
         """
-        pinned = self.task.pinned["content"]
-        if content and content != pinned:
-            raise UsageError(f"the teacher has other weights ({pinned}) than the one this run began with ({content})")
+        current = self.task.identity_options["content"]
+        if content and content != current:
+            raise UsageError(
+                f"the teacher has other weights ({current}) than the one this run was started with ({content})"
+            )
         return self.task
 
 
@@ -282,34 +288,41 @@ def bring_model(
     fit: Part | None = None,
     loss: Callable[[Logits, Targets], Tensor] | None = None,
 ) -> Module:
-    """Make a trained module and its data the task ``module``, which search spaces name; return it.
+    """Register a trained module and its data as the task ``module`` and return the task.
 
-    A plugin calls this; ``autocompress.search(teacher=..., data=...)`` does so itself.
+    Call it in a plugin; ``autocompress.search(teacher=..., data=...)`` calls it itself.
 
     Args:
         model: The module, or a function that builds it.
         data: A task such as ``Images(path=...)``, or ``(inputs, targets)``; see :class:`Module`.
-        weights: A ``.safetensors`` file or a ``state_dict`` to load into it.
-        fit: How to train it first; by default it is taken as it is.
-        loss: Maps logits and targets to a scalar; cross-entropy by default.
+        weights: A ``.safetensors`` file or a ``state_dict`` to load into the module.
+        fit: Config of a training before the search; by default the module is not trained.
+        loss: Function that maps logits and targets to a scalar; cross-entropy by default.
 
     Raises:
         UsageError: The weights do not fit the module, or the module fails on the data.
     """
     task = Module(model, data, weights=weights, fit=fit, loss=loss)
-    TASKS.add(Module.name, Brought(task), replace=True)
+    TASKS.add(Module.name, ModuleFactory(task), replace=True)
     return task
 
 
-@TASKS.register(Module.name)
-class NotBrought:
-    """Your own model and data, brought by ``autocompress.search(teacher=..., data=...)`` or by a plugin."""
+class MissingModule:
+    """Your own model and data, passed to ``autocompress.search(teacher=..., data=...)`` or registered by a plugin."""
 
     name = Module.name
     metrics = Supervised.metrics
 
-    def __init__(self, content: str = "") -> None:
+    def __call__(self, content: str = "") -> Module:
+        """Refuse to build a task.
+
+        Raises:
+            UsageError: Always.
+        """
         raise UsageError(
-            "no model has been brought: call autocompress.search(teacher=model, data=...), or write a file that calls "
-            "autocompress.bring_model(model, data) and pass it as --plugin"
+            "the task module has no model: call autocompress.search(teacher=model, data=...), or write a file that "
+            "calls autocompress.bring_model(model, data) and pass it as --plugin"
         )
+
+
+TASKS.add(Module.name, MissingModule())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.core.atomic import cache_folder, file_sha256, sha256, storage_errors, write_atomic
+from autocompress.core.atomic import cache_folder, compute_file_sha256, compute_sha256, storage_errors, write_atomic
 from autocompress.errors import StorageError
 
 
@@ -49,4 +49,4 @@ def test_the_cache_lies_where_the_environment_says_or_in_the_users_cache(
 def test_a_file_has_the_digest_of_its_content(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(content)
-    assert file_sha256(tmp_path / "file") == sha256(content)
+    assert compute_file_sha256(tmp_path / "file") == compute_sha256(content)

@@ -1,15 +1,28 @@
 """Numbers as a person reads them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, strategies as st
 
-from autocompress.core.formatting import compare, duration, finite, gap, human, is_share, label, plural, show, times
+from autocompress.core.formatting import (
+    compare_costs,
+    format_count,
+    format_difference,
+    format_duration,
+    format_factor,
+    format_plural,
+    format_value,
+    is_finite,
+    is_share,
+    label_column,
+)
+from autocompress.core.run_info import ObjectiveSpec
 
-ACCURACY = {"name": "accuracy", "kind": "score", "direction": "maximize", "unit": ""}
-LOSS = {"name": "loss", "kind": "score", "direction": "minimize", "unit": "nats"}
-LATENCY = {"name": "latency", "kind": "cost", "direction": "minimize", "unit": "ms"}
+ACCURACY = ObjectiveSpec("accuracy", "maximize")
+LOSS = ObjectiveSpec("loss", "minimize", "nats")
+LATENCY = ObjectiveSpec("latency", "minimize", "ms", "cost")
 
 
 @pytest.mark.parametrize(
@@ -30,30 +43,30 @@ LATENCY = {"name": "latency", "kind": "cost", "direction": "minimize", "unit": "
     ],
 )
 def test_human(value: float | None, unit: str, text: str) -> None:
-    assert human(value, unit) == text
+    assert format_count(value, unit) == text
 
 
 @given(st.floats(1, 1e17))
 def test_human_never_writes_four_digits_before_a_prefix(value: float) -> None:
-    digits = human(value).split()[0]
+    digits = format_count(value).split()[0]
     assert len(digits.replace(".", "")) <= 3
     assert float(digits) < 1000
 
 
 def test_show_writes_shares_in_percent_and_the_rest_with_their_unit() -> None:
-    assert show(0.9741, ACCURACY) == "97.4%"
-    assert show(0.0512, LOSS) == "0.0512 nats"
-    assert show(12_345.0, {**LATENCY, "name": "bytes", "unit": "B"}) == "12.3 KB"
-    assert show(1.5, LATENCY) == "1.5 ms"
-    assert show(math.nan, ACCURACY) == show(None, LOSS) == "–"
+    assert format_value(0.9741, ACCURACY) == "97.4%"
+    assert format_value(0.0512, LOSS) == "0.0512 nats"
+    assert format_value(12_345.0, replace(LATENCY, name="bytes", unit="B")) == "12.3 KB"
+    assert format_value(1.5, LATENCY) == "1.5 ms"
+    assert format_value(math.nan, ACCURACY) == format_value(None, LOSS) == "–"
     assert is_share(ACCURACY)
     assert not is_share(LOSS)
 
 
 def test_gap_drops_the_sign_and_counts_points() -> None:
-    assert gap(-0.008, ACCURACY) == "0.8 points"
-    assert gap(0.01, ACCURACY) == "1.0 point"
-    assert gap(-0.25, LOSS) == "0.25 nats"
+    assert format_difference(-0.008, ACCURACY) == "0.8 points"
+    assert format_difference(0.01, ACCURACY) == "1.0 point"
+    assert format_difference(-0.25, LOSS) == "0.25 nats"
 
 
 @pytest.mark.parametrize(
@@ -70,22 +83,22 @@ def test_gap_drops_the_sign_and_counts_points() -> None:
     ],
 )
 def test_compare(ours: float, theirs: float, name: str, text: str) -> None:
-    assert compare(ours, theirs, name) == text
+    assert compare_costs(ours, theirs, name) == text
 
 
 def test_small_words() -> None:
-    assert [duration(value) for value in (4.2, 59.97, 250, 7500, None)] == [
+    assert [format_duration(value) for value in (4.2, 59.97, 250, 7500, None)] == [
         "4.2 s",
         "1 min 0 s",
         "4 min 10 s",
         "2 h 5 min",
         "–",
     ]
-    assert (plural(1, "candidate"), plural(3000, "candidate"), plural(0, "branch", "branches")) == (
+    assert (format_plural(1, "candidate"), format_plural(3000, "candidate"), format_plural(0, "branch", "branches")) == (
         "1 candidate",
         "3,000 candidates",
         "0 branches",
     )
-    assert (times(209_202.4), times(1e9), times(99.13)) == ("209,202x", "1e+09x", "99.1x")
-    assert (label("f1_macro"), label("peak_memory")) == ("macro F1", "peak memory")
-    assert [finite(value) for value in (1, 1.5, True, math.nan, "1", None)] == [True, True, False, False, False, False]
+    assert (format_factor(209_202.4), format_factor(1e9), format_factor(99.13)) == ("209,202x", "1e+09x", "99.1x")
+    assert (label_column("f1_macro"), label_column("peak_memory")) == ("macro F1", "peak memory")
+    assert [is_finite(value) for value in (1, 1.5, True, math.nan, "1", None)] == [True, True, False, False, False, False]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from autocompress.core import plugins
-from autocompress.core.plugins import Guests, guests, load_plugin
+from autocompress.core.plugins import WorkerPlugins, collect_plugins, load_plugin
 from autocompress.core.registry import TASKS
 from autocompress.errors import UsageError
 from autocompress.tasks.module import bring_model
@@ -92,8 +92,8 @@ def test_a_file_that_is_none_is_refused(tmp_path, name):
 
 def test_a_worker_runs_the_plugins_again(plugin):
     load_plugin(plugin)
-    found = guests(["module"])
-    assert found == Guests((str(plugin),))
+    found = collect_plugins(["module"])
+    assert found == WorkerPlugins((str(plugin),))
 
 
 def test_a_task_made_in_this_process_is_sent():
@@ -101,11 +101,11 @@ def test_a_task_made_in_this_process_is_sent():
         """Defined in a function: a worker cannot import it."""
 
     task = bring_model(Local(nn.Linear(4, 2)), (torch.randn(60, 4), torch.arange(60) % 2))
-    found = guests(["module", "digits"])
+    found = collect_plugins(["module", "digits"])
     assert not found.plugins
     TASKS.add("module", None, replace=True)
-    found.settle()
-    assert TASKS.get("module")().pinned == task.pinned
+    found.load()
+    assert TASKS.get("module")().identity_options == task.identity_options
     assert TASKS.get("module")() is not task
 
 
@@ -113,7 +113,7 @@ def test_a_task_that_cannot_be_sent_is_refused_with_a_way_out():
     task = bring_model(nn.Linear(4, 2), (torch.randn(60, 4), torch.arange(60) % 2))
     task.handle = threading.Lock()
     with pytest.raises(UsageError, match="--plugin"):
-        guests(["module"])
+        collect_plugins(["module"])
 
 
 def test_the_command_line_searches_exports_and_reloads_a_brought_model(plugin, tmp_path):
