@@ -1,7 +1,7 @@
 """Scores of a single head, written ``accuracy@language``, and scores of the worst head.
 
-A score of several heads is their mean; it hides a head that fails. Any score can be asked of one head: it is measured
-on a subject that has no other.
+A score of several heads is their mean, which hides a head that fails. Any score can be measured on one head: the other
+heads are removed from the subject.
 """
 
 import math
@@ -14,41 +14,41 @@ from autocompress.measure import builtin
 from autocompress.measure.objectives import Objective, Subject, objective
 
 AT = "@"
-"""Stands between a score and its head; no name of a registered score holds it."""
+"""Separator of a score and its head; no registered name contains it."""
 
 BY_HEAD = ("accuracy", "f1_macro", "retention")
-"""What is measured of each head of a task with several."""
+"""Scores that are measured on each head of a task with several heads."""
 
 
-def objective_called(name: str) -> Objective:
+def get_objective(name: str) -> Objective:
     """Return the registered objective of that name, or the score of one head for a name such as ``accuracy@language``.
 
     Raises:
         UnknownNameError: No objective has that name.
-        UsageError: A cost is asked of a head.
+        UsageError: A cost is requested for one head.
 
     Example:
-        >>> objective_called("accuracy@language").doc
+        >>> get_objective("accuracy@language").doc
         "Share of examples whose class is predicted; of the head 'language' alone."
     """
     base, at, head = name.partition(AT)
-    found: Objective = OBJECTIVES.get(base)
+    score: Objective = OBJECTIVES.get(base)
     if not at:
-        return found
-    if found.kind != "score":
+        return score
+    if score.kind != "score":
         raise UsageError(f"'{base}' is measured on the model, not on a head: write '{base}' for '{name}'")
-    doc = f"{found.doc.rstrip('.')}; of the head '{head}' alone."
-    return replace(found, name=name, measure=lambda subject: found.measure(only_head(subject, head)), doc=doc)
+    doc = f"{score.doc.rstrip('.')}; of the head '{head}' alone."
+    return replace(score, name=name, measure=lambda subject: score.measure(select_head(subject, head)), doc=doc)
 
 
-def refuse_unknown_head(name: str, heads: Collection[str]) -> None:
-    """Make sure that the head of a name such as ``accuracy@language`` is one of a task's.
+def check_head(name: str, heads: Collection[str]) -> None:
+    """Check that the head in a name such as ``accuracy@language`` is a head of the task.
 
     Raises:
-        UsageError: It is not; the message suggests the nearest.
+        UsageError: The task has no such head; the message suggests the nearest name.
 
     Example:
-        >>> refuse_unknown_head("accuracy@langauge", ["language", "kind"])
+        >>> check_head("accuracy@langauge", ["language", "kind"])
         Traceback (most recent call last):
         autocompress.errors.UsageError: the task has no head 'langauge': did you mean 'language'?
     """
@@ -57,27 +57,26 @@ def refuse_unknown_head(name: str, heads: Collection[str]) -> None:
         raise UsageError(f"the task has no head '{head}': {did_you_mean(head, heads)}")
 
 
-def scores_to_measure(asked: Collection[str], heads: Collection[str]) -> list[str]:
-    """Return the names of every score to measure where ``asked`` are wanted, sorted; costs are left out.
+def list_scores(requested: Collection[str], heads: Collection[str]) -> list[str]:
+    """Return the sorted names of all scores to measure for the requested names; costs are left out.
 
-    Beside each score of one head stands the mean over the heads; a task with several heads adds what
-    :data:`BY_HEAD` names for each.
+    A score of one head adds the mean over all heads; a task with several heads adds the scores :data:`BY_HEAD` of each.
 
     Example:
-        >>> scores_to_measure(["accuracy", "bytes"], ["language", "kind"])
+        >>> list_scores(["accuracy", "bytes"], ["language", "kind"])
         ['accuracy', 'accuracy@kind', 'accuracy@language']
     """
-    names = {*asked, *(name.partition(AT)[0] for name in asked)}
+    names = {*requested, *(name.partition(AT)[0] for name in requested)}
     if len(heads) > 1:
         names |= {f"{score}{AT}{head}" for score in BY_HEAD if score in names for head in heads}
-    return sorted(name for name in names if objective_called(name).kind == "score")
+    return sorted(name for name in names if get_objective(name).kind == "score")
 
 
-def only_head(subject: Subject, head: str) -> Subject:
-    """Return the subject with the outputs of one head alone.
+def select_head(subject: Subject, head: str) -> Subject:
+    """Return the subject with the outputs of one head only.
 
     Raises:
-        TrialError: It has outputs, and none of that head.
+        TrialError: The subject has outputs, but none of that head.
     """
     if subject.logits and head not in subject.logits:
         raise TrialError(f"the model has no head '{head}': {did_you_mean(head, subject.logits)}")
@@ -91,15 +90,15 @@ def only_head(subject: Subject, head: str) -> Subject:
     )
 
 
-def worst_head(score: Objective, subject: Subject) -> float:
-    """Return a score of the head that is worst in it; one that is not a number is the worst.
+def score_worst_head(score: Objective, subject: Subject) -> float:
+    """Return a score of the head where it is worst; NaN is worse than any number.
 
     Raises:
-        TrialError: The subject lacks what the score reads.
+        TrialError: The subject lacks the outputs or targets that the score needs.
     """
     if not subject.logits:
         return score.measure(subject)
-    values = [score.measure(only_head(subject, head)) for head in subject.logits]
+    values = [score.measure(select_head(subject, head)) for head in subject.logits]
     if any(math.isnan(value) for value in values):
         return math.nan
     return min(values) if score.direction == "maximize" else max(values)
@@ -108,16 +107,16 @@ def worst_head(score: Objective, subject: Subject) -> float:
 @objective("accuracy_worst", "maximize", "score")
 def accuracy_worst(subject: Subject) -> float:
     """Accuracy of the head where it is lowest."""
-    return worst_head(builtin.accuracy, subject)
+    return score_worst_head(builtin.accuracy, subject)
 
 
 @objective("f1_macro_worst", "maximize", "score")
 def f1_macro_worst(subject: Subject) -> float:
     """Macro F1 of the head where it is lowest."""
-    return worst_head(builtin.f1_macro, subject)
+    return score_worst_head(builtin.f1_macro, subject)
 
 
 @objective("retention_worst", "maximize", "score")
 def retention_worst(subject: Subject) -> float:
     """The student's accuracy divided by the teacher's, of the head where it is lowest."""
-    return worst_head(builtin.retention, subject)
+    return score_worst_head(builtin.retention, subject)

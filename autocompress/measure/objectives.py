@@ -1,4 +1,4 @@
-"""The seam of objectives: what a candidate is scored on, and in which direction."""
+"""The interface of objectives: scores and costs of a candidate, each with its direction."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ from autocompress.measure.cost import LayerCost
 
 @dataclass(frozen=True)
 class Subject:
-    """One measured model, as an objective sees it.
+    """The outputs and layers of one model: all that an objective may read.
 
     Attributes:
-        logits: The candidate's outputs on one split, ``{head: [N, C]}``; empty when only costs are asked.
-        targets: ``{head: [N]}``.
+        logits: The candidate's outputs on one split, ``{head: [N, C]}``; empty where only costs are measured.
+        targets: Class of each example, ``{head: [N]}``.
         teacher_logits: The teacher's outputs on the same split, ``{head: [N, C]}``.
-        attacked: Attack to the candidate's outputs on attacked inputs, ``{"pgd": {head: [N, C]}}``.
+        attacked: The candidate's outputs on attacked inputs by attack, ``{"pgd": {head: [N, C]}}``.
         layers: Multiply-accumulates and parameters per layer, for one example.
-        bits: Bit-widths of the layers that are quantized; absent layers hold 32 bits.
-        levels: Head to the value of each class, ``{head: [C]}``, for the heads whose classes are numbers.
+        bits: Bit-widths of the quantized layers; all others have 32 bits.
+        levels: Value of each class, ``{head: [C]}``, for the heads whose classes are numbers.
     """
 
     logits: Mapping[str, Tensor] = field(default_factory=dict)
@@ -39,11 +39,11 @@ class Objective:
     """A number measured on a candidate.
 
     Attributes:
-        name: Axis, column and limit are called so.
-        direction: Whether more or less of it is better.
-        unit: Printed behind the value; empty for a plain fraction.
-        kind: A ``score`` is measured on a split, a ``cost`` on the model alone.
-        measure: The function that measures it.
+        name: Name of the axis, the column and the limit.
+        direction: Direction in which it improves.
+        unit: Unit printed after the value; empty for a plain fraction.
+        kind: ``score`` if it is measured on a split, ``cost`` if on the model alone.
+        measure: Function from a subject to the value.
         doc: One line for ``autocompress list objectives``.
     """
 
@@ -60,8 +60,8 @@ def objective(
 ) -> Callable[[Callable[[Subject], float]], Objective]:
     """Return a decorator that registers a measuring function as the objective ``name``."""
 
-    def register(measure: Callable[[Subject], float]) -> Objective:
+    def register_objective(measure: Callable[[Subject], float]) -> Objective:
         doc = (measure.__doc__ or "").strip().splitlines()[0]
         return OBJECTIVES.add(name, Objective(name, direction, unit, kind, measure, doc))
 
-    return register
+    return register_objective

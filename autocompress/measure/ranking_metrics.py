@@ -1,12 +1,12 @@
-"""Scores of recommenders: how well clicks, ratings and short lists are predicted.
+"""Scores of recommenders: clicks, ratings and ranked lists.
 
 Logits are ``[N, C]`` and targets ``[N]`` here as everywhere. In a click head class 1 is the click; in a rating head
-each class is a rating level, whose value stands in ``Subject.levels``; in a ranking head the classes are the
-candidates of a list, and the target is the place of the true item among them.
+each class is a rating level, whose value is in ``Subject.levels``; in a ranking head the classes are the candidates of
+a list, and the target is the index of the true item among them.
 
-Rules for trouble: logits that are not finite score NaN. An area under the curve needs two classes, so a split that
-holds one alone scores NaN. Candidates that tie are in an order that nobody knows: ``ndcg_at_10`` and
-``hit_rate_at_10`` are the mean over all orders of them, and ``auc`` counts a tie as half a pair in the right order.
+Invalid and special inputs: logits that are not finite score NaN. An area under the curve needs two classes, so a split
+with a single class scores NaN. Tied candidates have no order: ``ndcg_at_10`` and ``hit_rate_at_10`` are the mean over
+all orders of them, and ``auc`` counts a tie as half a pair in the right order.
 """
 
 import math
@@ -20,27 +20,28 @@ from autocompress.errors import TrialError
 from autocompress.measure import quality
 from autocompress.measure.objectives import Subject, objective
 
-LIST = 10
+# Length of a recommended list; the names of the objectives contain it.
+LIST_LENGTH = 10
 
 
 def area_under_curve(logits: Tensor, targets: Tensor) -> float:
-    """Return the share of pairs, one of a class and one not, that are in the right order; a tie is half a pair.
+    """Return the share of pairs of a positive and a negative example in the right order; a tie is half a pair.
 
-    Two classes are ordered by class 1. More are taken one against the rest, and the mean is over the classes that
-    occur.
+    Of two classes, class 1 is positive. With more, each class is compared with the rest, and the mean is over the
+    classes that occur.
 
     Args:
-        logits: ``[N, C]``.
-        targets: ``[N]``.
+        logits: Outputs of the model, ``[N, C]``.
+        targets: Class of each example, ``[N]``.
 
     Raises:
-        TrialError: Logits and targets do not belong together.
+        TrialError: Logits and targets do not fit.
 
     Example:
         >>> area_under_curve(torch.tensor([[0.0, 1.0], [0.0, 3.0], [0.0, 2.0]]), torch.tensor([0, 1, 1]))
         1.0
     """
-    if not _finite(logits, targets):
+    if not _is_finite(logits, targets):
         return math.nan
     # Imported here: it takes a while, and only this score needs it.
     from sklearn.metrics import roc_auc_score
@@ -64,18 +65,18 @@ def root_mean_square_error(logits: Tensor, targets: Tensor, levels: Tensor) -> f
     arXiv:2403.03950).
 
     Args:
-        logits: ``[N, C]``.
-        targets: ``[N]``.
-        levels: The value of each class, ``[C]``.
+        logits: Outputs of the model, ``[N, C]``.
+        targets: Class of each example, ``[N]``.
+        levels: Value of each class, ``[C]``.
 
     Raises:
-        TrialError: Logits, targets and levels do not belong together.
+        TrialError: Logits, targets and levels do not fit.
 
     Example:
         >>> root_mean_square_error(torch.zeros(1, 2), torch.tensor([1]), torch.tensor([1.0, 5.0]))
         2.0
     """
-    if not _finite(logits, targets):
+    if not _is_finite(logits, targets):
         return math.nan
     if levels.shape != logits.shape[1:]:
         raise TrialError(f"there are {list(levels.shape)} levels for logits {list(logits.shape)}; give one a class")
@@ -83,55 +84,55 @@ def root_mean_square_error(logits: Tensor, targets: Tensor, levels: Tensor) -> f
     return float(((logits.double().softmax(1) @ values) - values[targets]).square().mean().sqrt())
 
 
-def ndcg(logits: Tensor, targets: Tensor, top: int = LIST) -> float:
+def ndcg(logits: Tensor, targets: Tensor, top: int = LIST_LENGTH) -> float:
     """Return the mean of ``1 / log2(1 + rank)`` of the true candidate, 0 where its rank is beyond ``top``.
 
     With one true candidate the ideal gain is 1, so this is the normalized discounted cumulative gain (Jarvelin and
     Kekalainen 2002).
 
     Args:
-        logits: The score of each candidate, ``[N, K]``.
-        targets: The place of the true candidate, ``[N]``.
+        logits: Score of each candidate, ``[N, K]``.
+        targets: Index of the true candidate, ``[N]``.
         top: Length of the list.
 
     Raises:
-        TrialError: Scores and places do not belong together.
+        TrialError: Scores and indices do not fit.
 
     Example:
         >>> ndcg(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([0]))
         1.0
     """
-    return _gain(logits, targets, 1 / torch.arange(2, top + 2, dtype=torch.float64).log2())
+    return _mean_gain(logits, targets, 1 / torch.arange(2, top + 2, dtype=torch.float64).log2())
 
 
-def hit_rate(logits: Tensor, targets: Tensor, top: int = LIST) -> float:
+def hit_rate(logits: Tensor, targets: Tensor, top: int = LIST_LENGTH) -> float:
     """Return the share of lists whose true candidate is among the ``top`` highest.
 
     Args:
-        logits: The score of each candidate, ``[N, K]``.
-        targets: The place of the true candidate, ``[N]``.
+        logits: Score of each candidate, ``[N, K]``.
+        targets: Index of the true candidate, ``[N]``.
         top: Length of the list.
 
     Raises:
-        TrialError: Scores and places do not belong together.
+        TrialError: Scores and indices do not fit.
 
     Example:
         >>> hit_rate(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([2]), top=2)
         0.0
     """
-    return _gain(logits, targets, torch.ones(top, dtype=torch.float64))
+    return _mean_gain(logits, targets, torch.ones(top, dtype=torch.float64))
 
 
 @objective("auc", "maximize", "score")
 def auc(subject: Subject) -> float:
     """Area under the ROC curve: share of pairs of a click and a non-click that are in the right order."""
-    return _mean(subject, area_under_curve)
+    return _mean_over_heads(subject, area_under_curve)
 
 
 @objective("log_loss", "minimize", "score", unit="nats")
 def log_loss(subject: Subject) -> float:
-    """Mean of minus the logarithm of the probability of what happened."""
-    return _mean(subject, quality.cross_entropy)
+    """Mean negative log-likelihood of the true class."""
+    return _mean_over_heads(subject, quality.cross_entropy)
 
 
 @objective("rmse", "minimize", "score")
@@ -142,54 +143,58 @@ def rmse(subject: Subject) -> float:
         raise TrialError("a score needs logits, but the subject has none")
     for head in logits:
         if head not in subject.levels:
-            raise TrialError(f"rmse needs the value of each class, and those of '{head}' have none; take another score")
+            raise TrialError(
+                f"rmse needs the value of each class, but the classes of '{head}' have none; use another score"
+            )
     return fmean(
-        root_mean_square_error(values, _targets(subject, head), subject.levels[head]) for head, values in logits.items()
+        root_mean_square_error(values, _head_targets(subject, head), subject.levels[head])
+        for head, values in logits.items()
     )
 
 
 @objective("ndcg_at_10", "maximize", "score")
 def ndcg_at_10(subject: Subject) -> float:
     """Normalized discounted cumulative gain of the ten highest candidates."""
-    return _mean(subject, ndcg)
+    return _mean_over_heads(subject, ndcg)
 
 
 @objective("hit_rate_at_10", "maximize", "score")
 def hit_rate_at_10(subject: Subject) -> float:
     """Share of lists whose true item is among the ten highest candidates."""
-    return _mean(subject, hit_rate)
+    return _mean_over_heads(subject, hit_rate)
 
 
-def _finite(logits: Tensor, targets: Tensor) -> bool:
+def _is_finite(logits: Tensor, targets: Tensor) -> bool:
     """Return whether the logits are finite.
 
     Raises:
-        TrialError: There is nothing to score, or logits and targets do not belong together.
+        TrialError: There is no example, or logits and targets do not fit.
     """
-    # Every score of that module checks this, by the same rule.
+    # Accuracy is NaN by this rule and by no other.
     return not math.isnan(quality.accuracy(logits, targets))
 
 
-def _gain(logits: Tensor, targets: Tensor, gains: Tensor) -> float:
-    """Return the mean gain of the true candidate's rank, ``gains[rank - 1]``, over all orders of those that tie."""
-    if not _finite(logits, targets):
+def _mean_gain(logits: Tensor, targets: Tensor, gains: Tensor) -> float:
+    """Return the mean gain of the true candidate's rank, ``gains[rank - 1]``, over all orders of tied candidates."""
+    if not _is_finite(logits, targets):
         return math.nan
     own = logits.gather(1, targets[:, None])
     above = (logits > own).sum(1)
     tied = (logits == own).sum(1)
     sums = torch.cat([gains.new_zeros(1), gains.cumsum(0)])
+    # Ranks beyond the list gain nothing, so its end bounds the first and the last rank that tied candidates share.
     last = len(gains)
     reached = sums[(above + tied).clamp(max=last)] - sums[above.clamp(max=last)]
     return float((reached / tied).mean())
 
 
-def _mean(subject: Subject, score: Callable[[Tensor, Tensor], float]) -> float:
+def _mean_over_heads(subject: Subject, score: Callable[[Tensor, Tensor], float]) -> float:
     if not subject.logits:
         raise TrialError("a score needs logits, but the subject has none")
-    return fmean(score(logits, _targets(subject, head)) for head, logits in subject.logits.items())
+    return fmean(score(logits, _head_targets(subject, head)) for head, logits in subject.logits.items())
 
 
-def _targets(subject: Subject, head: str) -> Tensor:
+def _head_targets(subject: Subject, head: str) -> Tensor:
     if head not in subject.targets:
-        raise TrialError(f"the head '{head}' has no targets: they cover {sorted(subject.targets)}")
+        raise TrialError(f"the head '{head}' has no targets; heads with targets: {sorted(subject.targets)}")
     return subject.targets[head]

@@ -1,7 +1,7 @@
-"""How sure a score is, from its examples: what it would be on other draws of them, and which of them are right.
+"""Bootstrap replicates of a score, and the correctness of each prediction, for confidence intervals and paired tests.
 
-Resampling draws as many examples as there are, with replacement (Efron and Tibshirani 1993). The draws depend on the
-number of examples alone, so that two models of one split are scored on the same draws.
+Each replicate draws as many examples as the split has, with replacement (Efron and Tibshirani 1993). The draws depend
+on the number of examples only, so that two models are scored on the same draws of a split.
 """
 
 import base64
@@ -11,64 +11,65 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.measure.heads import objective_called
+from autocompress.measure.heads import get_objective
 from autocompress.measure.objectives import Subject
 
 DRAWS = 1000
-# Above this many examples a difference that matters is not one of chance, and the record would grow with the split.
-KEPT = 20_000
+# With more examples, a difference that matters is beyond chance, and the stored record would grow with the split.
+MAX_PACKED_EXAMPLES = 20_000
+# Arbitrary, but fixed: stored replicates of different runs pair up.
 _SEED = 20_593
 
 
-def replicates(subject: Subject, name: str, draws: int = DRAWS) -> list[float]:
-    """Return a score on each of ``draws`` resamplings of a split's examples.
+def resample_score(subject: Subject, name: str, draws: int = DRAWS) -> list[float]:
+    """Return the bootstrap replicates of a score, one for each resampling of a split's examples.
 
     Args:
-        subject: A model's outputs on the split.
-        name: The score.
-        draws: How many resamplings.
+        subject: Outputs of a model on the split.
+        name: Name of the score.
+        draws: Number of resamplings.
 
     Raises:
-        TrialError: The subject lacks what the score reads.
+        TrialError: The subject lacks the outputs or targets that the score needs.
 
     Example:
         >>> logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
         >>> subject = Subject({"label": logits}, {"label": torch.tensor([0, 0, 0])})
-        >>> found = replicates(subject, "accuracy", 400)
-        >>> len(found), min(found), max(found), abs(sum(found) / 400 - 2 / 3) < 0.05
+        >>> replicates = resample_score(subject, "accuracy", 400)
+        >>> len(replicates), min(replicates), max(replicates), abs(sum(replicates) / 400 - 2 / 3) < 0.05
         (400, 0.0, 1.0, True)
     """
-    score = objective_called(name)
+    score = get_objective(name)
     (size,) = {len(values) for values in subject.logits.values()}
     generator = np.random.default_rng([_SEED, size])
-    found = []
+    replicates = []
     for _ in range(draws):
         rows = torch.from_numpy(generator.integers(0, size, size))
-        # Six digits are finer than any split can tell.
-        found.append(round(float(score.measure(_drawn(subject, rows))), 6))
-    return found
+        # Six digits are finer than the resolution of any split.
+        replicates.append(round(float(score.measure(_select_examples(subject, rows))), 6))
+    return replicates
 
 
-def which_are_right(subject: Subject) -> dict[str, dict[str, str]]:
-    """Return ``{"right": {head: bits}}``, one bit an example, packed; nothing for a very large split.
+def pack_correct(subject: Subject) -> dict[str, dict[str, str]]:
+    """Return ``{"right": {head: bits}}``: whether each prediction is correct, packed, one bit an example.
 
-    It is what paired tests between candidates need.
+    Paired tests between candidates read it. It is empty for a split of more than ``MAX_PACKED_EXAMPLES``.
 
     Example:
         >>> subject = Subject({"label": torch.eye(3)}, {"label": torch.tensor([0, 1, 1])})
-        >>> which_are_right(subject)
+        >>> pack_correct(subject)
         {'right': {'label': '3:wA=='}}
     """
-    if any(len(targets) > KEPT for targets in subject.targets.values()):
+    if any(len(targets) > MAX_PACKED_EXAMPLES for targets in subject.targets.values()):
         return {}
-    found = {}
+    packed = {}
     for head, logits in subject.logits.items():
-        right = (logits.argmax(1) == subject.targets[head]).numpy()
-        found[head] = f"{len(right)}:{base64.b64encode(np.packbits(right).tobytes()).decode()}"
-    return {"right": found}
+        correct = (logits.argmax(1) == subject.targets[head]).numpy()
+        packed[head] = f"{len(correct)}:{base64.b64encode(np.packbits(correct).tobytes()).decode()}"
+    return {"right": packed}
 
 
-def _drawn(subject: Subject, rows: Tensor) -> Subject:
+def _select_examples(subject: Subject, rows: Tensor) -> Subject:
     return replace(
         subject,
         logits={head: values[rows] for head, values in subject.logits.items()},

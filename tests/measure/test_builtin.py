@@ -84,7 +84,7 @@ def test_costs_are_those_of_the_layers():
         "bytes": 16.0 + 4 * 4 + 4 * 4,
         "sparse_bytes": 16.0 + 4 * 4 + 4 * 4,
     }
-    assert cost.flops(layers) == 64
+    assert cost.count_flops(layers) == 64
 
 
 @pytest.mark.parametrize("name", sorted(SCORES))

@@ -87,7 +87,7 @@ class TestByHand:
         assert layers["2"] == LayerCost(
             "2", macs=150, weights=150, parameters=150, nonzero=150, channels=5, nonzero_weights=150
         )
-        assert (cost.macs(layers), cost.flops(layers), cost.parameters(layers)) == (750, 1500, 780)
+        assert (cost.count_macs(layers), cost.count_flops(layers), cost.count_parameters(layers)) == (750, 1500, 780)
 
     def test_grouped_strided_dilated_and_transposed(self):
         grouped = nn.Conv2d(8, 12, (3, 5), stride=(2, 1), padding=1, groups=4)
@@ -113,7 +113,7 @@ class TestByHand:
         model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
         model[1].weight = model[0].weight
         layers = layer_costs(model, (torch.zeros(1, 4),))
-        assert (cost.parameters(layers), cost.model_bytes(layers, {}), cost.macs(layers)) == (16, 64, 32)
+        assert (cost.count_parameters(layers), cost.count_model_bytes(layers, {}), cost.count_macs(layers)) == (16, 64, 32)
 
 
 class TestKernels:
@@ -123,7 +123,7 @@ class TestKernels:
         model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
         # tokens 5: projections in 5*8*24 and out 5*8*8, two products of 5*5*8, two feed-forward layers of 5*8*16
         expected = 5 * 8 * 24 + 5 * 8 * 8 + 2 * 5 * 5 * 8 + 2 * 5 * 8 * 16
-        assert cost.macs(layer_costs(model, (torch.zeros(1, 5, 8),))) == expected
+        assert cost.count_macs(layer_costs(model, (torch.zeros(1, 5, 8),))) == expected
         assert torch.backends.mha.get_fastpath_enabled()
 
     def test_scaled_dot_product_attention(self):
@@ -164,7 +164,7 @@ class TestKernels:
 @pytest.mark.parametrize("block", ["plain", "residual", "separable"])
 def test_the_total_is_what_torch_counts(block):
     model, x = CNN(CNNConfig(width=6, depth=2, block=block), 1, {"a": 3, "b": 2}), torch.zeros(1, 1, 8, 8)
-    assert cost.flops(layer_costs(model, (x,))) == counted(model, x) > 0
+    assert cost.count_flops(layer_costs(model, (x,))) == counted(model, x) > 0
 
 
 class TestUntouched:
@@ -234,7 +234,7 @@ def test_zeros_are_counted_apart():
     nn.init.ones_(model[0].weight)
     nn.init.zeros_(model[0].bias)
     layers = layer_costs(model, (torch.zeros(1, 4),))
-    assert (cost.parameters(layers), cost.nonzero_parameters(layers)) == (15, 12)
+    assert (cost.count_parameters(layers), cost.count_nonzero_parameters(layers)) == (15, 12)
 
 
 class TestBits:
@@ -242,33 +242,33 @@ class TestBits:
 
     def test_bops_and_effective_flops(self):
         bits = {"0": LayerBits(8, 4)}
-        assert cost.bops(self.LAYERS, bits) == 600 * 8 * 4 + 150 * 32 * 32
-        assert cost.effective_flops(self.LAYERS, bits) == 1200 * 32 / 1024 + 300
+        assert cost.count_bops(self.LAYERS, bits) == 600 * 8 * 4 + 150 * 32 * 32
+        assert cost.count_effective_flops(self.LAYERS, bits) == 1200 * 32 / 1024 + 300
 
     def test_effective_flops_equal_flops_at_32_bits(self):
-        assert cost.effective_flops(self.LAYERS, {}) == cost.flops(self.LAYERS) == 1500
+        assert cost.count_effective_flops(self.LAYERS, {}) == cost.count_flops(self.LAYERS) == 1500
 
     def test_bytes(self):
         # 32 bits: 780 parameters x 4. First layer at 3 bits: 600 * 3 / 8 = 225, 30 biases x 4, 30 scales x 4.
-        assert cost.model_bytes(self.LAYERS, {}) == 3120
-        assert cost.model_bytes(self.LAYERS, {"0": LayerBits(3, 8)}) == 225 + 120 + 120 + 600
+        assert cost.count_model_bytes(self.LAYERS, {}) == 3120
+        assert cost.count_model_bytes(self.LAYERS, {"0": LayerBits(3, 8)}) == 225 + 120 + 120 + 600
 
     def test_bytes_round_up_to_whole_ones(self):
         layers = layer_costs(nn.Linear(3, 1, bias=False), (torch.zeros(1, 3),))
-        assert cost.model_bytes(layers, {"": LayerBits(3, 3)}) == 2 + 4  # nine bits fill two bytes, one scale
+        assert cost.count_model_bytes(layers, {"": LayerBits(3, 3)}) == 2 + 4  # nine bits fill two bytes, one scale
 
     def test_batch_norm_statistics_count_unless_folded(self):
         layers = layer_costs(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)), (torch.zeros(1, 1, 2, 2),))
         # conv 2 + 2, batch norm 2 + 2 parameters and 2 + 2 statistics; its counter of batches is no float
-        assert cost.model_bytes(layers, {}) == 4 * (4 + 4 + 4)
+        assert cost.count_model_bytes(layers, {}) == 4 * (4 + 4 + 4)
         assert layers["1"] == LayerCost("1", macs=0, weights=0, parameters=4, nonzero=2, buffers=4, nonzero_weights=0)
 
     @given(st.integers(1, 8), st.integers(1, 8))
     def test_fewer_bits_never_cost_more(self, weight, activation):
         less = {name: LayerBits(weight, activation) for name in self.LAYERS}
         more = {name: LayerBits(weight + 1, activation) for name in self.LAYERS}
-        assert cost.bops(self.LAYERS, less) < cost.bops(self.LAYERS, more) < cost.bops(self.LAYERS, {})
-        assert cost.model_bytes(self.LAYERS, less) < cost.model_bytes(self.LAYERS, more) < 3120
+        assert cost.count_bops(self.LAYERS, less) < cost.count_bops(self.LAYERS, more) < cost.count_bops(self.LAYERS, {})
+        assert cost.count_model_bytes(self.LAYERS, less) < cost.count_model_bytes(self.LAYERS, more) < 3120
 
 
 class TestSparseBytes:
@@ -286,25 +286,25 @@ class TestSparseBytes:
         layers, bits = self.layers(density), {"": LayerBits(width, 32)}
         rest = 4 * 10 + (4 * 10 if width < 32 else 0)  # the bias, and a scale for each output
         packed = 400 // 8 + -(-int(400 * density) * width // 8)
-        assert cost.sparse_bytes(layers, bits) == rest + min(packed, 400 * width // 8)
-        assert cost.model_bytes(layers, bits) == rest + 400 * width // 8
+        assert cost.count_sparse_bytes(layers, bits) == rest + min(packed, 400 * width // 8)
+        assert cost.count_model_bytes(layers, bits) == rest + 400 * width // 8
 
     def test_it_is_never_more_than_dense(self):
         for density in (0.97, 1.0):
             layers = self.layers(density)
-            assert cost.sparse_bytes(layers, {}) == cost.model_bytes(layers, {})
+            assert cost.count_sparse_bytes(layers, {}) == cost.count_model_bytes(layers, {})
 
     def test_zeros_in_biases_and_buffers_save_nothing(self):
         layer = nn.BatchNorm1d(8)
         nn.init.zeros_(layer.weight)
         layers = layer_costs(layer.eval(), (torch.zeros(2, 8),))
-        assert cost.sparse_bytes(layers, {}) == cost.model_bytes(layers, {})
+        assert cost.count_sparse_bytes(layers, {}) == cost.count_model_bytes(layers, {})
 
     def test_a_layer_of_unknown_density_counts_as_dense(self):
         layers = {"a": LayerCost("a", 64, weights=64, parameters=64, nonzero=1, channels=8)}
-        assert cost.sparse_bytes(layers, {}) == cost.model_bytes(layers, {}) == 256
+        assert cost.count_sparse_bytes(layers, {}) == cost.count_model_bytes(layers, {}) == 256
 
     def test_on_the_meta_device_nothing_is_known_to_be_zero(self):
         with torch.device("meta"):
             layers = layer_costs(nn.Linear(40, 10), (torch.zeros(1, 40),))
-        assert cost.sparse_bytes(layers, {}) == cost.model_bytes(layers, {})
+        assert cost.count_sparse_bytes(layers, {}) == cost.count_model_bytes(layers, {})

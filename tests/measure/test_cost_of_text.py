@@ -32,9 +32,9 @@ def macs(layer, run=None, *example):
     """Return the multiply-accumulates, which the meta device must count the same."""
     example = example or (X,)
     model = Calls(layer, run or (lambda inner, *inputs: inner(*inputs)))
-    found = cost.macs(layer_costs(model, example))
+    found = cost.count_macs(layer_costs(model, example))
     meta = Calls(layer.to_empty(device="meta"), model.run)
-    assert cost.macs(layer_costs(meta, tuple(tensor.to("meta") for tensor in example))) == found
+    assert cost.count_macs(layer_costs(meta, tuple(tensor.to("meta") for tensor in example))) == found
     return found
 
 
@@ -48,8 +48,8 @@ class TestTables:
 
     def test_bytes_of_quantized_rows_with_a_scale_each(self):
         layers = layer_costs(nn.Embedding(20, FEATURES), (IDS,))
-        assert cost.model_bytes(layers, {}) == 4 * 160
-        assert cost.model_bytes(layers, {"": LayerBits(4)}) == 80 + 4 * 20
+        assert cost.count_model_bytes(layers, {}) == 4 * 160
+        assert cost.count_model_bytes(layers, {"": LayerBits(4)}) == 80 + 4 * 20
 
     def test_bags_cost_nothing_too(self):
         assert macs(nn.EmbeddingBag(20, FEATURES), None, IDS) == 0
@@ -63,8 +63,8 @@ class TestTables:
         table, last = nn.Embedding(20, FEATURES), nn.Linear(FEATURES, 20, bias=False)
         last.weight = table.weight
         layers = layer_costs(nn.Sequential(table, last), (IDS,))
-        assert cost.parameters(layers) == 160
-        assert cost.macs(layers) == STEPS * FEATURES * 20
+        assert cost.count_parameters(layers) == 160
+        assert cost.count_macs(layers) == STEPS * FEATURES * 20
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
@@ -129,7 +129,7 @@ class TestAttention:
         layer = nn.TransformerEncoderLayer(width, 2, 2 * width, batch_first=True, norm_first=True)
         theirs = nn.Sequential(nn.Embedding(20, width), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
         head = width * 3
-        assert cost.macs(layer_costs(ours, (tokens,))) == cost.macs(layer_costs(theirs, (tokens,))) + head
+        assert cost.count_macs(layer_costs(ours, (tokens,))) == cost.count_macs(layer_costs(theirs, (tokens,))) + head
 
     def test_products_of_activations_stay_at_32_bits(self):
         spec = InputSpec((STEPS,), vocabulary=20, missing=0)
@@ -137,8 +137,8 @@ class TestAttention:
         layers = layer_costs(model, (IDS,))
         bits = {name: LayerBits(8, 8) for name in layers if isinstance(model.get_submodule(name), nn.Linear)}
         products = 2 * STEPS * STEPS * 8
-        rest = cost.macs(layers) - products
-        assert cost.bops(layers, bits) == products * 32 * 32 + rest * 8 * 8
+        rest = cost.count_macs(layers) - products
+        assert cost.count_bops(layers, bits) == products * 32 * 32 + rest * 8 * 8
 
 
 def test_bilinear_layers():

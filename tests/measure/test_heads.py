@@ -6,7 +6,7 @@ import torch
 from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError, UnknownNameError, UsageError
 from autocompress.measure import Subject, measure, quality
-from autocompress.measure.heads import objective_called, refuse_unknown_head, scores_to_measure
+from autocompress.measure.heads import check_head, get_objective, list_scores
 
 HEADS = ("language", "kind")
 
@@ -38,7 +38,7 @@ class TestOneHead:
         assert measure(both, expected) == expected
 
     def test_it_has_the_direction_and_unit_of_the_score(self):
-        found, base = objective_called("loss@kind"), OBJECTIVES.get("loss")
+        found, base = get_objective("loss@kind"), OBJECTIVES.get("loss")
         assert (found.name, found.direction, found.unit, found.kind) == ("loss@kind", "minimize", base.unit, "score")
         assert "'kind'" in found.doc
         assert "loss@kind" not in OBJECTIVES
@@ -51,15 +51,15 @@ class TestOneHead:
 
     def test_what_cannot_be_asked_is_refused(self):
         with pytest.raises(UnknownNameError, match="did you mean 'accuracy'"):
-            objective_called("acuracy@kind")
+            get_objective("acuracy@kind")
         with pytest.raises(UsageError, match="write 'bytes' for 'bytes@kind'"):
-            objective_called("bytes@kind")
+            get_objective("bytes@kind")
         with pytest.raises(TrialError, match="no head 'knd': did you mean 'kind'"):
             measure(subject(), ["accuracy@knd"])
         with pytest.raises(UsageError, match="no head 'knd': did you mean 'kind'"):
-            refuse_unknown_head("accuracy@knd", HEADS)
-        refuse_unknown_head("accuracy@kind", HEADS)
-        refuse_unknown_head("accuracy", HEADS)
+            check_head("accuracy@knd", HEADS)
+        check_head("accuracy@kind", HEADS)
+        check_head("accuracy", HEADS)
 
 
 class TestWorstHead:
@@ -90,12 +90,12 @@ class TestWorstHead:
 
 class TestScoresToMeasure:
     def test_one_head_adds_nothing(self):
-        assert scores_to_measure(["retention", "accuracy", "bytes"], ["label"]) == ["accuracy", "retention"]
+        assert list_scores(["retention", "accuracy", "bytes"], ["label"]) == ["accuracy", "retention"]
 
     def test_several_heads_add_each_head(self):
-        assert scores_to_measure(["accuracy", "loss"], HEADS) == [
+        assert list_scores(["accuracy", "loss"], HEADS) == [
             "accuracy", "accuracy@kind", "accuracy@language", "loss",
         ]  # fmt: skip
 
     def test_a_score_of_one_head_brings_the_mean_along(self):
-        assert scores_to_measure(["pgd_accuracy@kind"], HEADS) == ["pgd_accuracy", "pgd_accuracy@kind"]
+        assert list_scores(["pgd_accuracy@kind"], HEADS) == ["pgd_accuracy", "pgd_accuracy@kind"]

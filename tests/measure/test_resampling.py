@@ -4,7 +4,7 @@ import torch
 
 from autocompress.analysis.significance import right
 from autocompress.measure import Subject
-from autocompress.measure.resampling import DRAWS, replicates, which_are_right
+from autocompress.measure.resampling import DRAWS, pack_correct, resample_score
 
 
 def subject(size: int, share: float, seed: int = 0) -> Subject:
@@ -15,8 +15,8 @@ def subject(size: int, share: float, seed: int = 0) -> Subject:
 
 
 def test_their_spread_is_the_standard_error_of_the_score() -> None:
-    found = np.array(replicates(subject(400, 0.9), "accuracy"))
-    right_now = replicates(subject(400, 1.0), "accuracy")
+    found = np.array(resample_score(subject(400, 0.9), "accuracy"))
+    right_now = resample_score(subject(400, 1.0), "accuracy")
     assert len(found) == DRAWS
     share = found.mean()
     assert found.std() == pytest.approx(np.sqrt(share * (1 - share) / 400), rel=0.1)
@@ -25,15 +25,15 @@ def test_their_spread_is_the_standard_error_of_the_score() -> None:
 
 def test_two_models_of_one_split_are_scored_on_the_same_draws() -> None:
     one, other = subject(300, 0.9), subject(300, 0.9)
-    assert replicates(one, "accuracy", 50) == replicates(other, "accuracy", 50)
-    worse = np.array(replicates(subject(300, 0.5, seed=1), "f1_macro", 50))
-    assert np.corrcoef(worse, replicates(subject(300, 0.5, seed=1), "accuracy", 50))[0, 1] > 0.9
+    assert resample_score(one, "accuracy", 50) == resample_score(other, "accuracy", 50)
+    worse = np.array(resample_score(subject(300, 0.5, seed=1), "f1_macro", 50))
+    assert np.corrcoef(worse, resample_score(subject(300, 0.5, seed=1), "accuracy", 50))[0, 1] > 0.9
 
 
 def test_who_is_right_is_kept_bit_by_bit_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = subject(1001, 0.7)
-    bits = right(which_are_right(model))
+    bits = right(pack_correct(model))
     assert bits is not None
     assert bits.ravel().tolist() == (model.logits["label"].argmax(1) == model.targets["label"]).tolist()
-    monkeypatch.setattr("autocompress.measure.resampling.KEPT", 1000)
-    assert which_are_right(model) == {}
+    monkeypatch.setattr("autocompress.measure.resampling.MAX_PACKED_EXAMPLES", 1000)
+    assert pack_correct(model) == {}

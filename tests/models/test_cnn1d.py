@@ -11,7 +11,7 @@ from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS
 from autocompress.core.task import InputSpec
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
-from autocompress.measure.cost import flops, layer_costs
+from autocompress.measure.cost import count_flops, layer_costs
 from autocompress.models.cnn1d import CNN1dConfig
 from autocompress.models.convolutional import BLOCKS
 from autocompress.quantize.folding import fold_batch_norm
@@ -107,7 +107,7 @@ class TestParameters:
     def test_flops_by_hand(self):
         # stem 40 * 1*4*5; stage 0: 40 * 4*4*5; stage 1: 20 * 4*8*5; head 8*10; two operations each
         model = build(width=4, depth=1, stages=2, block="plain").eval()
-        assert flops(layer_costs(model, EXAMPLE)) == 2 * (40 * 20 + 40 * 80 + 20 * 160 + 80)
+        assert count_flops(layer_costs(model, EXAMPLE)) == 2 * (40 * 20 + 40 * 80 + 20 * 160 + 80)
 
 
 class TestUse:
@@ -149,7 +149,7 @@ class TestCompression:
         config = method.config(pruning_ratio=0.5)
         model = settled(block=block, depth=1)
         pruned, state = method.apply(model, config, Context(EXAMPLE))
-        assert flops(layer_costs(pruned, EXAMPLE)) < 0.5 * flops(layer_costs(model, EXAMPLE))
+        assert count_flops(layer_costs(pruned, EXAMPLE)) < 0.5 * count_flops(layer_costs(model, EXAMPLE))
         fresh = method.restore(build(width=8, stages=2, block=block, depth=1), config, state)
         fresh.load_state_dict(pruned.state_dict())
         assert torch.equal(fresh.eval()(noise(4)), pruned(noise(4)))

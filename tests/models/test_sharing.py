@@ -6,10 +6,10 @@ from torch import nn
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE, STUDENTS
 from autocompress.core.task import InputSpec
-from autocompress.distill.activations import head_layers, tap_points
+from autocompress.distill.activations import head_layers, list_feature_layers
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float
-from autocompress.measure.cost import layer_costs, macs
+from autocompress.measure.cost import count_macs, layer_costs
 from autocompress.models.cnn import CNNConfig
 from autocompress.models.cnn1d import CNN1dConfig
 from autocompress.models.sharing import SHARING, HeadConfig, make_heads
@@ -122,7 +122,7 @@ class TestByHand:
         ],
     )
     def test_multiply_accumulates(self, knobs, expected):
-        assert macs(layer_costs(build(**knobs), (torch.zeros(1, 6),))) == expected
+        assert count_macs(layer_costs(build(**knobs), (torch.zeros(1, 6),))) == expected
 
 
 @pytest.mark.parametrize("sharing", SHARING)
@@ -137,7 +137,7 @@ class TestUse:
             model.get_submodule(name).register_forward_hook(lambda m, i, out, name=name: caught.update({name: out}))
         logits = model(x)
         assert all(torch.equal(caught[name], logits[head]) for name, head in zip(found, HEADS, strict=True))
-        assert tap_points(model) == ["stages.0", "stages.1"]
+        assert list_feature_layers(model) == ["stages.0", "stages.1"]
 
     def test_every_weight_learns(self, sharing):
         heads = build(sharing=sharing, head_hidden=4).train()

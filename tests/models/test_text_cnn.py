@@ -5,10 +5,10 @@ from torch import nn
 
 from autocompress.core.registry import PRUNE, QUANTIZE
 from autocompress.core.task import InputSpec
-from autocompress.distill.activations import head_layers, over_tokens, tap_points
+from autocompress.distill.activations import has_token_output, head_layers, list_feature_layers
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
-from autocompress.measure.cost import flops, layer_costs
+from autocompress.measure.cost import count_flops, layer_costs
 from autocompress.models.text_cnn import BLOCKS, TextCNNConfig
 from autocompress.quantize.folding import fold_batch_norm
 from tests.models.texts import (
@@ -110,9 +110,9 @@ class TestCost:
     def test_flops_by_hand(self):
         # Looking up the embedding costs nothing; 12 positions, six behind a stride of two.
         model = build(block="plain")
-        assert flops(layer_costs(model, EXAMPLE)) == 2 * (12 * 288 + 2 * 12 * 432 + 60)
+        assert count_flops(layer_costs(model, EXAMPLE)) == 2 * (12 * 288 + 2 * 12 * 432 + 60)
         strided = build(block="residual", depth=1, stem_stride=2)
-        assert flops(layer_costs(strided, EXAMPLE)) == 2 * (6 * 288 + 2 * 6 * 432 + 60)
+        assert count_flops(layer_costs(strided, EXAMPLE)) == 2 * (6 * 288 + 2 * 6 * 432 + 60)
 
 
 class TestUse:
@@ -127,9 +127,9 @@ class TestUse:
 
     def test_taps_are_the_stages_and_feature_terms_read_them(self, trained):
         model, teacher = trained["plain"], trained["parallel"]
-        assert tap_points(model) == ["encoder.stages.0", "encoder.stages.1"]
+        assert list_feature_layers(model) == ["encoder.stages.0", "encoder.stages.1"]
         assert head_layers(model) == ["heads.label"]
-        assert not over_tokens(model.encoder.stages[0])
+        assert not has_token_output(model.encoder.stages[0])
         assert_feature_terms_run(model, teacher)
 
 
@@ -141,7 +141,7 @@ class TestCompression:
         config = method.config(pruning_ratio=0.5)
         model = trained[block]
         pruned, state = method.apply(model, config, context())
-        assert flops(layer_costs(pruned, EXAMPLE)) < 0.55 * flops(layer_costs(model, EXAMPLE))
+        assert count_flops(layer_costs(pruned, EXAMPLE)) < 0.55 * count_flops(layer_costs(model, EXAMPLE))
         assert set(state.report["uncut"]) == {"heads.label"}
         assert torch.equal(replayed(method, config, state, build(block=block), pruned)(tokens(4)), pruned(tokens(4)))
         assert_padding_is_nothing(pruned)

@@ -6,11 +6,11 @@ from torch.nn import functional as F
 
 from autocompress.core.registry import DISTILL, PRUNE, QUANTIZE
 from autocompress.core.task import InputSpec
-from autocompress.distill.activations import head_layers, over_tokens, tap_points, tapped
+from autocompress.distill.activations import has_token_output, head_layers, list_feature_layers, record_activations
 from autocompress.distill.base import Activations, Batch
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
-from autocompress.measure.cost import flops, layer_costs
+from autocompress.measure.cost import count_flops, layer_costs
 from autocompress.models.transformer import Attention, TransformerConfig
 from tests.models.texts import (
     EXAMPLE,
@@ -90,7 +90,7 @@ class TestPadding:
     @torch.no_grad()
     def test_no_token_attends_to_it_and_it_is_zero_behind_every_block(self, trained):
         texts = tokens(20)
-        with tapped(trained, [PROBABILITIES, "encoder.stages.0"]) as caught:
+        with record_activations(trained, [PROBABILITIES, "encoder.stages.0"]) as caught:
             trained(texts)
         padding = texts == 0
         attended = caught[PROBABILITIES].transpose(1, 3)[padding.unsqueeze(2).expand(-1, -1, LENGTH)]
@@ -117,7 +117,7 @@ class TestAttention:
         x, absent = torch.randn(2, 7, 12), torch.zeros(2, 7, dtype=torch.bool)
         absent[1, 5:] = True
         expected, weights = theirs(x, x, x, key_padding_mask=absent, average_attn_weights=False)
-        with tapped(ours, ["probabilities"]) as caught:
+        with record_activations(ours, ["probabilities"]) as caught:
             found = ours(x, absent[:, None, None] * -1e9)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(caught["probabilities"], weights, atol=1e-6, rtol=1e-5)
@@ -137,7 +137,7 @@ class TestCost:
     def test_flops_by_hand(self):
         # 12 tokens: four projections, scores and their average, two feed-forward layers; then the head
         block = 12 * 4 * 144 + 2 * 12 * 12 * 12 + 12 * 2 * 288
-        assert flops(layer_costs(build(), EXAMPLE)) == 2 * (2 * block + 12 * 5)
+        assert count_flops(layer_costs(build(), EXAMPLE)) == 2 * (2 * block + 12 * 5)
 
     def test_products_belong_to_the_attention(self):
         layers = layer_costs(build(), EXAMPLE)
@@ -155,9 +155,9 @@ class TestUse:
         torch.testing.assert_close(torch.fx.symbolic_trace(trained)(texts), trained(texts))
 
     def test_taps_are_the_stages_and_feature_terms_read_them(self, trained, other):
-        assert tap_points(trained) == ["encoder.stages.0", "encoder.stages.1"]
+        assert list_feature_layers(trained) == ["encoder.stages.0", "encoder.stages.1"]
         assert head_layers(trained) == ["heads.label"]
-        assert over_tokens(trained.encoder.stages[0])
+        assert has_token_output(trained.encoder.stages[0])
         assert_feature_terms_run(trained, other)
 
     def test_feature_terms_read_it_beside_a_convolutional_network(self, trained):
@@ -166,12 +166,12 @@ class TestUse:
     def test_the_attention_term_compares_its_probabilities(self, trained, other):
         texts, found = tokens(6), []
         for model in (trained, other):
-            with tapped(model, [PROBABILITIES]) as caught, torch.no_grad():
+            with record_activations(model, [PROBABILITIES]) as caught, torch.no_grad():
                 logits = model(texts)
             found.append(Activations({"label": logits}, dict(caught)))
         term = DISTILL.get("attention")
         loss = term.loss(term.config(weight=1.0), Batch(*found, {}, None, nn.Identity()))
-        ours, theirs = (part.taps[PROBABILITIES].mean(1) for part in found)
+        ours, theirs = (part.layer_outputs[PROBABILITIES].mean(1) for part in found)
         expected = F.kl_div(ours.clamp_min(1e-12).log(), theirs, reduction="sum") / (6 * LENGTH)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
         assert loss.item() > 0
@@ -191,7 +191,7 @@ class TestCompression:
             "encoder.stages.0.attention.value",
             "encoder.stages.1.attention.value",
         }
-        assert flops(layer_costs(trained, EXAMPLE)) - flops(layer_costs(pruned, EXAMPLE)) == 2 * 2 * 12 * 2 * 12 * 12
+        assert count_flops(layer_costs(trained, EXAMPLE)) - count_flops(layer_costs(pruned, EXAMPLE)) == 2 * 2 * 12 * 2 * 12 * 12
         assert torch.equal(replayed(method, config, state, build(), pruned)(tokens(4)), pruned(tokens(4)))
         assert_padding_is_nothing(pruned)
         assert_graph_is(export_float(pruned, EXAMPLE, HEADS), pruned)
@@ -207,7 +207,7 @@ class TestCompression:
     def test_whole_blocks_can_go(self, trained):
         method = PRUNE.get("depth")
         pruned, _ = method.apply(trained, method.config(), context())
-        assert flops(layer_costs(pruned, EXAMPLE)) < 0.55 * flops(layer_costs(trained, EXAMPLE))
+        assert count_flops(layer_costs(pruned, EXAMPLE)) < 0.55 * count_flops(layer_costs(trained, EXAMPLE))
         assert_padding_is_nothing(pruned)
 
     @pytest.mark.parametrize("weight_bits", [8, 4])
