@@ -11,21 +11,21 @@ import autocompress
 from autocompress.core.registry import TASKS
 from autocompress.engine.runner import make_plan
 from autocompress.engine.space import open_space
-from autocompress.engine.spec import load_spec, shipped_spaces
+from autocompress.engine.spec import list_shipped_spaces, load_spec
 from autocompress.errors import SpecError
 from autocompress.tasks.module import bring_model
 
-SPACES = sorted(shipped_spaces())
+SPACES = sorted(list_shipped_spaces())
 TASK_OF = {name: next(iter(load_spec(name, []).spec.task)) for name in SPACES}
 NEED_DATA = [name for name in SPACES if TASK_OF[name] in TASKS.names() and hasattr(TASKS.get(TASK_OF[name]), "sample")]
 SHARED = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 REVIEWS = SHARED / "clothing_reviews.csv.gz"
 
 
-def sample(name: str, folder: Path) -> Path:
+def write_sample(name: str, folder: Path) -> Path:
     """Write the little data that a space can do with, and return where it is."""
     if name != "reviews":
-        return Path(TASKS.get(TASK_OF[name]).sample(folder))
+        return Path(TASKS.get(TASK_OF[name]).write_sample(folder))
     options = load_spec(name, []).spec.task["text"]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "reviews.csv"

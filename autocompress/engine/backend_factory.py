@@ -1,4 +1,4 @@
-"""From the spec to the backend: a setting that the chosen backend cannot keep is refused, not ignored."""
+"""Construction of the backend from the spec; settings that the backend does not support are errors."""
 
 import inspect
 
@@ -6,39 +6,40 @@ from autocompress.backends.base import Backend, TrialLimits
 from autocompress.core.registry import BACKENDS
 from autocompress.engine.spec import SearchSection, Source
 from autocompress.errors import AutocompressError, SpecError, UsageError
-from autocompress.training.device import refuse_missing
+from autocompress.training.device import require_device
 
-#: Settings of ``search`` that not every backend takes; each is given by its name where it is set.
+#: Settings of ``search`` that only some backends take, as arguments of the same name.
 SETTINGS = ("resources", "address")
 
 
 def make_backend(source: Source) -> Backend:
-    """Return the backend that a spec asks for, not yet opened.
+    """Return the backend that a spec names, not yet open.
 
     Raises:
-        SpecError: There is no such backend, it cannot keep a setting, or trainings were to run on a graphics card that
-            is not there; the message names the line.
+        SpecError: The backend is unknown or does not support a setting, or a graphics card is requested on a machine
+            without one; the message names the line.
     """
     search = source.spec.search
     try:
         backend = BACKENDS.get(search.backend)
-        given = {name: getattr(search, name) for name in SETTINGS if getattr(search, name) is not None}
-        for name in given.keys() - inspect.signature(backend).parameters.keys():
-            able = [each for each in BACKENDS if name in inspect.signature(BACKENDS.get(each)).parameters]
-            hint = f"search.backend={able[0]} does" if able else "no backend does"
-            raise source.error(("search", name), f"the backend {search.backend} does not take {name}; {hint}")
-        made: Backend = backend(search.workers, limits=_limits(search), **given)
+        settings = {name: getattr(search, name) for name in SETTINGS if getattr(search, name) is not None}
+        for name in settings.keys() - inspect.signature(backend).parameters.keys():
+            others = [other for other in BACKENDS if name in inspect.signature(BACKENDS.get(other)).parameters]
+            hint = f"search.backend={others[0]} does" if others else "no backend does"
+            raise source.make_error(("search", name), f"the backend {search.backend} does not take {name}; {hint}")
+        result: Backend = backend(search.workers, limits=_trial_limits(search), **settings)
     except SpecError:
         raise
     except AutocompressError as error:
-        raise source.error(("search", "backend"), str(error)) from None
-    if not made.elsewhere:
+        raise source.make_error(("search", "backend"), str(error)) from None
+    # Only workers on this machine train on its devices.
+    if not result.is_remote:
         try:
-            refuse_missing(search.trains_on)
+            require_device(search.training_device)
         except UsageError as error:
-            raise source.error(("search", "device"), str(error)) from None
-    return made
+            raise source.make_error(("search", "device"), str(error)) from None
+    return result
 
 
-def _limits(search: SearchSection) -> TrialLimits:
+def _trial_limits(search: SearchSection) -> TrialLimits:
     return TrialLimits(None if search.trial_minutes is None else search.trial_minutes * 60, search.memory)

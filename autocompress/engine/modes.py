@@ -1,4 +1,4 @@
-"""Modes: the search as it is meant, and the simpler ones that it is compared with."""
+"""Search modes: the default, and the simpler ones that it is compared with."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -6,70 +6,71 @@ from types import MappingProxyType
 
 from autocompress.core.knobs import Choice, IntRange
 from autocompress.engine.space import Methods, Space
-from autocompress.trial.supernet import narrowed
+from autocompress.trial.supernet import subnetwork_pruning
 
-# Shares of channels that the sub-networks of a supernet do without: each lies in the one before.
-NARROWER = (0.25, 0.5, 0.65, 0.8)
+# Shares of channels that the sub-networks of a supernet lack; each sub-network is part of the one before.
+SUBNETWORK_RATIOS = (0.25, 0.5, 0.65, 0.8)
 INT8 = MappingProxyType({"weight_bits": 8, "activation_bits": 8})
 
 
-def _as_it_is(space: Space) -> Space:
+def _keep_space(space: Space) -> Space:
     return space
 
 
-def _without_distillation(space: Space) -> Space:
-    return _with(space, distill={"none": {}})
+def _remove_distillation(space: Space) -> Space:
+    return _replace_sections(space, distill={"none": {}})
 
 
-def _int8_alone(space: Space) -> Space:
-    return _with(
-        space, prune={"none": {}}, quantize={"post_training": space.declared("quantize", "post_training", INT8)}
+def _fix_int8(space: Space) -> Space:
+    return _replace_sections(
+        space, prune={"none": {}}, quantize={"post_training": space.default_settings("quantize", "post_training", INT8)}
     )
 
 
-def _supernet(space: Space) -> Space:
-    """Train the widest students, their narrower sub-networks along with them, and cut those out."""
-    cut = narrowed(NARROWER[-1])
-    narrower = {**space.declared("prune", cut.name, cut.values), "pruning_ratio": Choice(NARROWER)}
+def _use_supernet(space: Space) -> Space:
+    """Train the widest students together with their narrower sub-networks, which pruning extracts afterwards."""
+    part = subnetwork_pruning(SUBNETWORK_RATIOS[-1])
+    settings = space.default_settings("prune", part.name, part.values)
+    pruning = {part.name: {**settings, "pruning_ratio": Choice(SUBNETWORK_RATIOS)}}
     students = {
         name: {knob: value.high if isinstance(value, IntRange) else value for knob, value in knobs.items()}
         for name, knobs in space.sections["student"].items()
     }
-    fits = {name: {**knobs, "sandwich": NARROWER[-1]} for name, knobs in space.sections["fit"].items()}
-    return _with(space, student=students, fit=fits, prune={"none": {}, cut.name: narrower})
+    fits = {name: {**knobs, "sandwich": SUBNETWORK_RATIOS[-1]} for name, knobs in space.sections["fit"].items()}
+    return _replace_sections(space, student=students, fit=fits, prune={"none": {}, **pruning})
 
 
-def _with(space: Space, **sections: Methods) -> Space:
+def _replace_sections(space: Space, **sections: Methods) -> Space:
     return replace(space, sections={**space.sections, **sections})
 
 
 @dataclass(frozen=True)
 class Mode:
-    """How a search goes about.
+    """A search strategy.
 
     Attributes:
-        meaning: In one line.
-        amortized: One training feeds every cut; otherwise each trial is one candidate, all of it sampled.
-        stages: Architecture first, then pruning, then quantization, each on the choice of the one before.
-        sampler: Takes the place of the spec's; empty leaves it.
-        promotion: Takes the place of the spec's; empty leaves it.
-        narrow: What it leaves of the space.
+        summary: Description in one line.
+        amortized: Whether one trial yields many candidates; otherwise each trial is one candidate, all of it sampled.
+        stages: Whether architecture, pruning and quantization are chosen one after the other.
+        sampler: Sampler in place of the spec's; empty for the spec's own.
+        promotion: Promotion rule in place of the spec's; empty for the spec's own.
+        restrict_space: Function from the spec's search space to that of the mode.
     """
 
-    meaning: str
+    summary: str
     amortized: bool = True
     stages: bool = False
     sampler: str = ""
     promotion: str = ""
-    narrow: Callable[[Space], Space] = _as_it_is
+    restrict_space: Callable[[Space], Space] = _keep_space
 
 
 MODES: Mapping[str, Mode] = {
-    "amortized": Mode("each training feeds many candidates, and the best trainings go on"),
-    "sampled": Mode("one candidate a training, all of it sampled", amortized=False, promotion="always"),
-    "supernet": Mode("the widest students and their sub-networks, trained at once", narrow=_supernet),
-    "random": Mode("as amortized, drawn at random and none stopped", sampler="random", promotion="always"),
-    "sequential": Mode("architecture, pruning, quantization, one after the other", stages=True, promotion="always"),
-    "uniform_int8": Mode("architecture and distillation alone; every student in 8 bits", narrow=_int8_alone),
-    "no_distillation": Mode("as amortized, without a teacher's help", narrow=_without_distillation),
+    "amortized": Mode("each trial yields many candidates, and the best trials are promoted"),
+    "sampled": Mode("one candidate per trial, all of it sampled", amortized=False, promotion="always"),
+    "supernet": Mode("the widest students and their sub-networks, trained together", restrict_space=_use_supernet),
+    "random": Mode("as amortized, with random configs and no early stopping", sampler="random", promotion="always"),
+    "sequential": Mode("architecture, pruning and quantization, one after the other", stages=True, promotion="always"),
+    "uniform_int8": Mode("architecture and distillation only; every student has 8 bits", restrict_space=_fix_int8),
+    "no_distillation": Mode("as amortized, without distillation", restrict_space=_remove_distillation),
 }

@@ -1,56 +1,57 @@
-"""What can be cut from a model that a user brought, tried before the search: no trial finds out the hard way."""
+"""Trial runs of pruning methods on a user's model before the search, so that no trial fails on an unsupported one."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from autocompress.core.config import Part
 from autocompress.core.knobs import Domain, Leaf
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
-from autocompress.core.task import Splits, Task, as_heads
+from autocompress.core.task import Splits, Task, logits_by_head
 from autocompress.engine.space import Space
 from autocompress.errors import CompressionError
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.trial.pipeline import CALIBRATION_BATCH
 
+# Zeroed weights need no support by the layers, so it works where channels cannot be removed.
 FALLBACK = "unstructured"
-# Knob of the student to the method that it stands for, and what that does, in words.
-STARTS = {
+# Hyperparameters of the student `from_teacher`, each with the pruning method that it applies and a description of that.
+TEACHER_PRUNING = {
     "pruning_ratio": ("structured", "removing its channels"),
     "depth_ratio": ("depth", "dropping its blocks"),
 }
-MILD = 0.25
+# A small ratio, but large enough to remove at least one of four channels.
+PROBE_RATIO = 0.25
 
 Sections = dict[str, Mapping[str, Mapping[str, Leaf | Domain]]]
 
 
-def safe_space(space: Space, task: Task, splits: Splits) -> tuple[Space, tuple[str, ...]]:
-    """Return the space without the cuts that fail on the teacher, and a notice for each change.
+def remove_unsafe_methods(space: Space, task: Task, splits: Splits) -> tuple[Space, tuple[str, ...]]:
+    """Return the space without the pruning methods that fail on the teacher, and a notice for each change.
 
-    Each way of cutting is tried on a copy of the teacher; a cut is verified by forward passes. Where channels can
-    be removed no more, single weights still can: ``unstructured`` takes the place. Spaces without the student
-    ``from_teacher`` stay as they are.
+    Each method is applied to a copy of the teacher and verified by forward passes. Where ``structured`` pruning fails,
+    ``unstructured`` pruning replaces it. Spaces without the student ``from_teacher`` are returned as they are.
 
     Args:
-        space: What the spec lets vary.
+        space: The search space of the spec.
         task: The task that builds the teacher.
-        splits: Its splits; the first calibration examples are looked at.
+        splits: Splits of the task; the first calibration examples are read.
     """
     students = space.sections["student"]
     if FROM_TEACHER not in students:
         return space, ()
     model = task.build(Part(FROM_TEACHER))
-    context = _context(task, splits)
+    context = _make_context(task, splits)
     reasons: dict[str, str] = {}
 
-    def works(name: str) -> bool:
+    def is_safe(name: str) -> bool:
         if name not in reasons:
             method = PRUNE.get(name)
-            values = {"pruning_ratio": MILD, "schedule": "one_shot"}
-            known = {knob: value for knob, value in values.items() if knob in method.config.knobs()}
+            # One step is enough to see whether the method works; a schedule would fine-tune in between.
+            values = {"pruning_ratio": PROBE_RATIO, "schedule": "one_shot"}
+            settings = {knob: value for knob, value in values.items() if knob in method.config.knobs()}
             try:
-                method.apply(model, method.config.of(known), context)
+                method.apply(model, method.config.of(settings), context)
             except CompressionError as error:
                 reasons[name] = str(error)
             else:
@@ -60,29 +61,32 @@ def safe_space(space: Space, task: Task, splits: Splits) -> tuple[Space, tuple[s
     sections: Sections = dict(space.sections)
     notices = []
     knobs = dict(students[FROM_TEACHER])
-    for knob, (name, doing) in STARTS.items():
-        if knobs.get(knob) != 0 and not works(name):
+    for knob, (name, operation) in TEACHER_PRUNING.items():
+        if knobs.get(knob) != 0 and not is_safe(name):
             knobs[knob] = 0.0
-            notices.append(f"{doing} is not safe with this teacher ({reasons[name]}); it is left out of the search")
+            notices.append(f"{operation} is not safe with this teacher ({reasons[name]}); it is left out of the search")
     sections["student"] = {**students, FROM_TEACHER: knobs}
     if set(students) == {FROM_TEACHER}:
-        kept = {name: settings for name, settings in space.sections["prune"].items() if name == "none" or works(name)}
+        methods = space.sections["prune"]
+        safe = {name: settings for name, settings in methods.items() if name == "none" or is_safe(name)}
         notices += [
             f"prune.{name} is not safe with this teacher ({reasons[name]}); it is left out"
-            for name in space.sections["prune"]
-            if name not in kept
+            for name in methods
+            if name not in safe
         ]
-        if reasons.get("structured") and FALLBACK not in kept and works(FALLBACK):
-            kept[FALLBACK] = {"pruning_ratio": 0.5}
-            notices.append(f"prune.{FALLBACK} takes the place: half of its weights become zero, at the same FLOPs")
-        sections["prune"] = kept or {"none": {}}
+        if reasons.get("structured") and FALLBACK not in safe and is_safe(FALLBACK):
+            safe[FALLBACK] = {"pruning_ratio": 0.5}
+            notices.append(f"prune.{FALLBACK} replaces it: half of the weights become zero, at the same FLOPs")
+        sections["prune"] = safe or {"none": {}}
     return replace(space, sections=sections), tuple(notices)
 
 
-def _context(task: Task, splits: Splits) -> Context:
+def _make_context(task: Task, splits: Splits) -> Context:
     batch = splits.calibration.take(slice(0, CALIBRATION_BATCH))
 
-    def loss(output: Any, targets: Any) -> Any:
-        return task.loss(as_heads(output, task.heads), targets)
-
-    return Context(task.example(), (batch.inputs,), (batch.targets,), loss)
+    return Context(
+        task.example(),
+        (batch.inputs,),
+        (batch.targets,),
+        lambda output, targets: task.loss(logits_by_head(output, task.heads), targets),
+    )

@@ -1,46 +1,50 @@
-"""A whole search from spec to frozen front, in the order in which things may fail: the cheap checks first."""
+"""A whole search from spec to frozen front; cheap checks come first, so that a mistake shows before any training."""
 
 import json
+import logging
 import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from autocompress.backends.base import Backend
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.machine import processor
-from autocompress.core.plugins import guests
+from autocompress.core.machine import read_processor_name
+from autocompress.core.plugins import collect_plugins
 from autocompress.core.records import Candidate, Cut
 from autocompress.core.registry import OBJECTIVES, TASKS
+from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.core.task import Splits, Task
 from autocompress.engine.backend_factory import make_backend
 from autocompress.engine.driver import Driver
-from autocompress.engine.finish import finish
-from autocompress.engine.initial_design import Fixed, Values, starts
+from autocompress.engine.finish import finish_run
+from autocompress.engine.initial_design import FixedTrial, Values, design_initial_trials
 from autocompress.engine.modes import MODES
-from autocompress.engine.preflight import look
-from autocompress.engine.probe import safe_space
+from autocompress.engine.preflight import check_run_folder
+from autocompress.engine.probe import remove_unsafe_methods
 from autocompress.engine.progress import Progress
-from autocompress.engine.sampler.optuna import Proposer
+from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import Source
 from autocompress.errors import AutocompressError, SearchFailedError
-from autocompress.measure.heads import AT, objective_called, refuse_unknown_head, scores_to_measure
-from autocompress.store.run_store import DATABASE, Study
-from autocompress.training.device import nearest
+from autocompress.measure.heads import AT, check_head, get_objective, list_scores
+from autocompress.store.run_store import DATABASE, RunStore
+from autocompress.training.device import available_device
 from autocompress.training.optimizers import fit_config
-from autocompress.trial.cost_estimate import price
-from autocompress.trial.pipeline import Setup, settled
+from autocompress.trial.cost_estimate import estimate_costs
+from autocompress.trial.pipeline import Setup, reproducible_torch
 from autocompress.trial.runner import TrialRunner, cpu_capability, teacher_record
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 
+logger = logging.getLogger(__name__)
+
+#: Libraries whose versions are stored with a run.
 LIBRARIES = ("autocompress", "torch", "optuna", "torch-pruning", "onnxruntime")
 
 
@@ -49,10 +53,10 @@ class Events:
     """Callbacks of a search, all called in the caller's thread.
 
     Attributes:
-        phase: A line that says what begins now.
-        teacher: Epochs done and epochs in all, while a teacher is trained.
-        progress: After every ask and tell.
-        notice: What a reader should know about the data or the teacher.
+        phase: Receiver of one line at the start of each phase.
+        teacher: Receiver of completed and total epochs, while a teacher is trained.
+        progress: Receiver of the progress after every ask and tell.
+        notice: Receiver of a remark on the data or the teacher for the reader of the report.
     """
 
     phase: Callable[[str], None] = lambda text: None
@@ -63,17 +67,17 @@ class Events:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked spec: everything that can be wrong before training has been looked at.
+    """A spec that passed every check which needs no training.
 
     Attributes:
         source: The spec with its lines.
-        space: What may be chosen.
+        space: The search space.
         task: The task's object.
-        splits: Its five splits.
-        setup: What workers need.
-        objectives: Records without their boxes.
-        backend: Where trials run.
-        notices: What a reader should know: about the data, and what cannot be cut.
+        splits: The task's five splits.
+        setup: Setup of the workers.
+        objectives: Objectives without their bounds.
+        backend: Backend that runs the trials.
+        notices: Remarks for the reader on the data, and on compression methods that were left out.
     """
 
     source: Source
@@ -81,17 +85,17 @@ class Plan:
     task: Task
     splits: Splits
     setup: Setup
-    objectives: tuple[dict[str, Any], ...]
+    objectives: tuple[ObjectiveSpec, ...]
     backend: Backend
     notices: tuple[str, ...] = ()
 
 
 def make_plan(source: Source, *, warm: bool = False) -> Plan:
-    """Check a spec against everything that is registered, load the data, and build the teacher once, untrained.
+    """Check a spec against the registries, load the data, and build the teacher once, untrained.
 
     Args:
         source: The spec with its lines.
-        warm: Whether the plan will be run, so that workers may start meanwhile.
+        warm: Whether the plan will be run, so that workers start during the checks.
 
     Raises:
         SpecError: A name or a setting is wrong; the message names the line.
@@ -99,31 +103,32 @@ def make_plan(source: Source, *, warm: bool = False) -> Plan:
     """
     backend = make_backend(source)
     if warm:
-        backend.warm()
+        backend.prewarm()
     try:
-        return _checked(source, backend)
+        return _check_spec(source, backend)
     except BaseException:
-        backend.cool()
+        backend.shutdown()
         raise
 
 
-def _checked(source: Source, backend: Backend) -> Plan:
+def _check_spec(source: Source, backend: Backend) -> Plan:
     spec = source.spec
     mode = MODES[spec.search.mode]
-    space = mode.narrow(open_space(source))
+    space = mode.restrict_space(open_space(source))
     ((task_name, options),) = spec.task.items()
     try:
         task: Task = TASKS.get(task_name)(**options)
     except AutocompressError as error:
-        raise source.error(("task",), str(error)) from None
+        raise source.make_error(("task",), str(error)) from None
     except TypeError as error:
-        raise source.error(("task", task_name), f"{task_name} does not take these options ({error})") from None
+        raise source.make_error(("task", task_name), f"{task_name} does not take these options ({error})") from None
     for name in spec.objectives:
-        _known(source, ("objectives", name), name, task)
+        _check_objective(source, ("objectives", name), name, task)
     for name in spec.limits:
-        _known(source, ("limits", name), name, task)
-    if len({objective_called(name).kind for name in spec.objectives}) != 2:
-        raise source.error(("objectives",), "name at least one score (such as accuracy) and one cost (such as bytes)")
+        _check_objective(source, ("limits", name), name, task)
+    if len({get_objective(name).kind for name in spec.objectives}) != 2:
+        message = "name at least one score (such as accuracy) and one cost (such as bytes)"
+        raise source.make_error(("objectives",), message)
     splits = task.splits(spec.split_seed)
     student, fit = task.teacher()
     if spec.teacher.student is not None:
@@ -134,225 +139,240 @@ def _checked(source: Source, backend: Backend) -> Plan:
         fit_config(fit)
         task.build(student)
     except AutocompressError as error:
-        raise source.error(("teacher",), str(error)) from None
+        raise source.make_error(("teacher",), str(error)) from None
     setup = Setup(
-        Part.of(task_name, **{**options, **task.pinned}),
+        Part.of(task_name, **{**options, **task.identity_options}),
         spec.split_seed,
         TeacherRecipe(student, fit, spec.teacher.seed),
-        tuple(scores_to_measure({*OBJECTIVES} & {*task.metrics} | {*spec.objectives, *spec.limits}, task.heads)),
+        tuple(list_scores({*OBJECTIVES} & {*task.metrics} | {*spec.objectives, *spec.limits}, task.heads)),
         tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
-        spec.search.trains_on,
+        spec.search.training_device,
     )
-    records = tuple(_record(name) for name in spec.objectives)
-    space, unsafe = safe_space(space, task, splits)
-    return Plan(source, space, task, splits, setup, records, backend, (*task.notices, *unsafe))
+    objectives = tuple(_objective_spec(name) for name in spec.objectives)
+    space, unsafe = remove_unsafe_methods(space, task, splits)
+    return Plan(source, space, task, splits, setup, objectives, backend, (*task.notices, *unsafe))
 
 
 def run_search(
     plan: Plan, folder: Path, *, resume: bool = False, command: str = "", events: Events | None = None
-) -> Study:
+) -> RunStore:
     """Train the teacher if it is not cached, search, freeze the front, read the test split, and return the store.
 
     Args:
-        plan: From :func:`make_plan`.
+        plan: The checked spec.
         folder: The run folder.
-        resume: Continue the run that lies there.
-        command: What the user typed, for the report.
-        events: Callbacks.
+        resume: Whether the run in the folder is continued.
+        command: Command line of the user, for the report.
+        events: Callbacks of the search.
 
     Raises:
         RunFolderError: The folder holds another run, or its spec differs from this one.
-        SearchFailedError: Every trial failed; what is stored stays readable.
-        KeyboardInterrupt: The user stopped it; what is stored stays readable and the run can be resumed.
+        SearchFailedError: Every trial failed; the stored results stay readable.
+        KeyboardInterrupt: The user stopped it; the stored results stay readable and the run can be resumed.
     """
     events = events or Events()
-    study = _open(plan, folder, resume, command)
+    store = _open_store(plan, folder, resume, command)
     for notice in plan.notices:
         events.notice(notice)
     try:
-        with plan.backend.opened(study.folder):
-            with settled():
-                teacher = _teacher(plan, events)
-                _describe(plan, study, teacher)
-            luggage = teacher.luggage() if plan.backend.elsewhere else None
-            runner = TrialRunner(plan.setup, guests([plan.task.name]), luggage)
-            plan.backend.ready(runner)
-            driver = _driver(plan, study, events)
+        with plan.backend.open(store.folder):
+            with reproducible_torch():
+                teacher = _load_teacher(plan, events)
+                _describe_run(plan, store, teacher)
+            # Remote workers do not share this machine's cache of teachers.
+            serialized = teacher.serialize() if plan.backend.is_remote else None
+            runner = TrialRunner(plan.setup, collect_plugins([plan.task.name]), serialized)
+            plan.backend.prepare(runner)
+            driver = _make_driver(plan, store, events)
             events.phase("searching")
+            logger.info("search %s: %s", "resumed" if resume else "started", store.folder)
             try:
-                plan.backend.run(driver.ask, runner, driver.tell, driver.ahead)
+                plan.backend.run(driver.ask, runner, driver.tell, driver.prepare_next)
             finally:
-                driver.leave()
-                study.set_meta({"seconds": driver.elapsed, "exhausted": driver.exhausted})
-        if driver.hopeless or study.candidates().empty:
-            raise SearchFailedError(_why_nothing(plan, driver, study))
+                # Also after Ctrl-C: running jobs are marked as cancelled, and the elapsed time is stored for a resume.
+                driver.close()
+                info = store.run_info()
+                store.update_run_info(replace(info, seconds=driver.elapsed, exhausted=driver.exhausted))
+                logger.info("search ended after %.1f s", driver.elapsed)
+        if driver.has_only_failed_trials or store.candidates().empty:
+            raise SearchFailedError(_explain_failure(driver, store))
         events.phase("freezing the front and reading the test split")
-        with settled():
-            finish(plan.setup, plan.source.spec.search.minutes, study)
+        with reproducible_torch():
+            finish_run(plan.setup, plan.source.spec.search.minutes, store)
+        logger.info("front frozen: %d candidates", len(store.run_info().front or ()))
     except BaseException:
-        study.close()
+        store.close()
         raise
-    return study
+    return store
 
 
-def _known(source: Source, place: tuple[str, ...], name: str, task: Task) -> None:
+def _check_objective(source: Source, key: tuple[str, ...], name: str, task: Task) -> None:
     try:
-        objective_called(name)
+        get_objective(name)
         if AT in name:
-            refuse_unknown_head(name, task.heads)
+            check_head(name, task.heads)
     except AutocompressError as error:
-        raise source.error(place, str(error)) from None
+        raise source.make_error(key, str(error)) from None
 
 
-def _record(name: str) -> dict[str, Any]:
-    found = objective_called(name)
-    return {"name": found.name, "direction": found.direction, "unit": found.unit, "kind": found.kind}
+def _objective_spec(name: str) -> ObjectiveSpec:
+    objective = get_objective(name)
+    return ObjectiveSpec(objective.name, objective.direction, objective.unit, objective.kind)
 
 
-def _open(plan: Plan, folder: Path, resume: bool, command: str) -> Study:
+def _open_store(plan: Plan, folder: Path, resume: bool, command: str) -> RunStore:
     spec = plan.source.spec
-    look(folder, spec, resume=resume, command=command)
+    check_run_folder(folder, spec, resume=resume, command=command)
     if (folder / DATABASE).exists():
-        study = Study.open(folder)
+        store = RunStore.open(folder)
     else:
-        study = Study.create(folder, {"name": spec.name, "content": spec.content(), "command": command})
+        store = RunStore.create(folder, RunInfo(name=spec.name, content=spec.immutable_content(), command=command))
     write_atomic(folder / "spec.yaml", spec.to_yaml())
-    return study
+    return store
 
 
-def _teacher(plan: Plan, events: Events) -> Teacher:
+def _load_teacher(plan: Plan, events: Events) -> Teacher:
     total = fit_config(plan.setup.teacher.fit).epochs
     events.phase("loading the teacher")
-    # The driver of a cluster may sit where no card is.
-    device = nearest(plan.setup.device)
+    # The driver of a cluster may run on a machine without a graphics card.
+    device = available_device(plan.setup.device)
     teacher = load_teacher(
         plan.task, plan.splits, plan.setup.teacher, lambda row: events.teacher(int(row["epoch"]), total), device
     )
     if teacher.notice:
         events.phase(teacher.notice)
+    logger.info("teacher ready on %s", device)
     return teacher
 
 
-def _describe(plan: Plan, study: Study, teacher: Teacher) -> None:
+def _describe_run(plan: Plan, store: RunStore, teacher: Teacher) -> None:
     spec = plan.source.spec
-    record: dict[str, Any] = {
-        **teacher_record(plan.setup),
-        "config": {"student": plan.setup.teacher.student.to_json(), "fit": plan.setup.teacher.fit.to_json()},
-    }
-    test = (study.meta("teacher") or {}).get("scores", {}).get("test")
-    if test is not None:
-        record["scores"]["test"] = test
-    study.set_meta(
-        {
-            "setup": plan.setup.to_json(),
-            "task": plan.task.name,
-            "heads": dict(plan.task.heads),
-            "mode": spec.search.mode,
-            "spec": spec.to_yaml(),
-            "teacher": record,
-            "notices": list(plan.notices),
-            "plugins": list(guests().plugins),
-            "objectives": [{**objective, "box": _box(plan, objective, record)} for objective in plan.objectives],
-            "all_objectives": [_record(name) for name in (*plan.setup.scores, *plan.setup.costs)],
-            "limits": {name: limit.model_dump(exclude_none=True) for name, limit in spec.limits.items()},
-            "pick": spec.pick.model_dump(),
-            "splits": {name: len(split) for name, split in plan.splits.items()},
-            "environment": _environment(plan),
-        }
+    info, recipe = store.run_info(), plan.setup.teacher
+    measured = teacher_record(plan.setup)
+    # A resumed run whose search had ended knows the teacher's score on the test split already.
+    tested = {split: scores for split, scores in info.teacher.scores.items() if split == "test"}
+    config = {"student": recipe.student.to_json(), "fit": recipe.fit.to_json()}
+    teacher_info = TeacherInfo({**measured["scores"], **tested}, measured["costs"], config)
+    environment = _describe_environment(plan)
+    store.update_run_info(
+        replace(
+            info,
+            setup=plan.setup.to_json(),
+            task=plan.task.name,
+            heads=dict(plan.task.heads),
+            mode=spec.search.mode,
+            spec=spec.to_yaml(),
+            teacher=teacher_info,
+            notices=tuple(plan.notices),
+            plugins=tuple(collect_plugins().plugins),
+            objectives=tuple(
+                replace(objective, bounds=_choose_bounds(plan, objective, teacher_info))
+                for objective in plan.objectives
+            ),
+            all_objectives=tuple(_objective_spec(name) for name in (*plan.setup.scores, *plan.setup.costs)),
+            limits={name: limit.model_dump(exclude_none=True) for name, limit in spec.limits.items()},
+            max_drop=spec.pick.max_drop,
+            splits={name: len(split) for name, split in plan.splits.items()},
+            environment=environment,
+        )
     )
-    # With its teacher beside it, a run folder can be moved and read years later.
-    for path in teacher.files():
-        write_atomic(study.folder / "teacher" / path.name, path.read_bytes())
-    write_atomic(study.folder / "environment.json", json.dumps(study.meta("environment"), indent=1, sort_keys=True))
+    # The teacher is copied, so that the run folder can be moved and read on its own.
+    for path in teacher.list_files():
+        write_atomic(store.folder / "teacher" / path.name, path.read_bytes())
+    write_atomic(store.folder / "environment.json", json.dumps(environment.to_json(), indent=1, sort_keys=True))
 
 
-def _box(plan: Plan, objective: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[float]:
-    """Return [reference, ideal] as the spec declares it, or from chance and the teacher's cost."""
-    declared = plan.source.spec.objectives[objective["name"]]
+def _choose_bounds(plan: Plan, objective: ObjectiveSpec, teacher: TeacherInfo) -> tuple[float, float]:
+    """Return reference and ideal as the spec declares them, or by default from chance and the teacher's values."""
+    declared = plan.source.spec.objectives[objective.name]
     if declared is not None:
-        return [float(bound) for bound in declared]
-    if objective["kind"] == "cost":
-        cost = max(float(teacher["costs"][objective["name"]]), 1.0)
-        return [cost, cost * 1e-5]
-    if objective["direction"] == "maximize":
-        head = objective["name"].partition(AT)[2]
-        return [1 / (plan.task.heads[head] if head else max(plan.task.heads.values())), 1.0]
-    return [max(float(teacher["scores"]["search_val"][objective["name"]]) * 10, 1.0), 0.0]
+        return declared
+    if objective.kind == "cost":
+        # Costs have a logarithmic scale: five powers of ten below the teacher's.
+        cost = max(float(teacher.costs[objective.name]), 1.0)
+        return cost, cost * 1e-5
+    if objective.is_maximized:
+        # Chance: one over the number of classes; of several heads, the one with the most classes.
+        head = objective.name.partition(AT)[2]
+        return 1 / (plan.task.heads[head] if head else max(plan.task.heads.values())), 1.0
+    return max(float(teacher.scores["search_val"][objective.name]) * 10, 1.0), 0.0
 
 
-def _environment(plan: Plan) -> dict[str, Any]:
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "workers": getattr(plan.backend, "workers", 1),
-        "threads_per_worker": 1,
-        "system": platform.platform(),
-        "python": sys.version.split()[0],
-        "versions": {name: version(name) for name in (*LIBRARIES, *plan.backend.libraries)},
-        "capability": cpu_capability(),
-        "data": plan.splits.fingerprint(),
-    }
-
-
-def _driver(plan: Plan, study: Study, events: Events) -> Driver:
-    spec = plan.source.spec
-    objectives = study.meta("objectives")
-    proposer = Proposer(
-        study,
-        spec.name,
-        MODES[spec.search.mode].sampler or spec.search.sampler,
-        spec.search.seed,
-        [objective["direction"] for objective in objectives],
-        [f"log10 {o['name']}" if o["kind"] == "cost" else o["name"] for o in objectives],
+def _describe_environment(plan: Plan) -> EnvironmentInfo:
+    return EnvironmentInfo(
+        processor=read_processor_name(),
+        cores=os.cpu_count(),
+        workers=getattr(plan.backend, "workers", 1),
+        threads_per_worker=1,
+        system=platform.platform(),
+        python=sys.version.split()[0],
+        versions={name: version(name) for name in (*LIBRARIES, *plan.backend.libraries)},
+        capability=cpu_capability(),
+        data=plan.splits.fingerprint(),
     )
-    first = plan.space.defaults(plan.setup.teacher.student)
-    start = starts(plan.space, first, partial(_cost, plan)) if MODES[spec.search.mode].amortized else [first]
+
+
+def _make_driver(plan: Plan, store: RunStore, events: Events) -> Driver:
+    spec = plan.source.spec
+    info, mode = store.run_info(), MODES[spec.search.mode]
+    objectives = info.objectives
+    sampler = OptunaSampler(
+        store,
+        spec.name,
+        mode.sampler or spec.search.sampler,
+        spec.search.seed,
+        [objective.direction for objective in objectives],
+        [f"log10 {objective.name}" if objective.kind == "cost" else objective.name for objective in objectives],
+    )
+    default = plan.space.default_values(plan.setup.teacher.student)
+    initial = design_initial_trials(plan.space, default, partial(_first_cost, plan)) if mode.amortized else [default]
     return Driver(
-        study,
+        store,
         plan.space,
         spec.search,
-        proposer,
+        sampler,
         objectives,
-        study.meta("limits"),
-        start,
+        info.limits,
+        initial,
         events.progress,
-        partial(price, plan.setup),
+        partial(estimate_costs, plan.setup),
         spec.pick.max_drop,
-        _as_candidate(plan, study.meta("teacher")),
+        _teacher_candidate(plan, info.teacher),
     )
 
 
-def _as_candidate(plan: Plan, record: Mapping[str, Any]) -> Candidate:
-    """Return the teacher as what it would be in a search: a training that has ended."""
+def _teacher_candidate(plan: Plan, measured: TeacherInfo) -> Candidate:
+    """Return the teacher as the candidate of a complete trial: the surrogate's first observation."""
     teacher = plan.setup.teacher
-    training = CompressionConfig(teacher.student, (Part("none"),), teacher.fit)
+    config = CompressionConfig(teacher.student, (Part("none"),), teacher.fit)
     epochs = fit_config(teacher.fit).epochs
-    return Candidate("teacher", -1, training, epochs, record["scores"], record["costs"], complete=True)
+    return Candidate("teacher", -1, config, epochs, measured.scores, measured.costs, complete=True)
 
 
-def _cost(plan: Plan, values: Values) -> float:
-    """Return the first cost of a student before any cut; NaN if it cannot be built."""
-    training, _ = plan.space.suggest(Fixed(values), cut=False)
-    name = next(objective["name"] for objective in plan.objectives if objective["kind"] == "cost")
+def _first_cost(plan: Plan, values: Values) -> float:
+    """Return the first cost of an uncompressed student; NaN if it cannot be built."""
+    config, _ = plan.space.suggest_config(FixedTrial(values), with_compression=False)
+    name = next(objective.name for objective in plan.objectives if objective.kind == "cost")
     try:
-        found = price(plan.setup, training, [Cut()])
+        costs = estimate_costs(plan.setup, config, [Cut()])
     except AutocompressError:
         return math.nan
-    return max(float(found[0][name]), 1e-9) if found else math.nan
+    # The initial design takes logarithms.
+    return max(float(costs[0][name]), 1e-9) if costs else math.nan
 
 
-def _why_nothing(plan: Plan, driver: Driver, study: Study) -> str:
+def _explain_failure(driver: Driver, store: RunStore) -> str:
     limits = driver.limits
-    if limits.refused and study.trials().empty:
-        found = ", ".join(f"{name} = {least:.6g}" for name, least in limits.least.items())
+    if limits.skipped_configs and store.trials().empty:
+        lowest = ", ".join(f"{name} = {cost:.6g}" for name, cost in limits.lowest_costs.items())
         return (
-            f"none of {limits.refused} configurations keeps the limits on {', '.join(limits.least)}, however it is cut "
-            f"(the least was {found}); widen them"
+            f"none of {limits.skipped_configs} configurations meets the limits on {', '.join(limits.lowest_costs)} "
+            f"under any compression setting (lowest: {lowest}); widen them"
         )
-    return f"every trial failed; the most frequent reason: {_top_reason(study)}"
+    return f"every trial failed; the most frequent reason: {_most_frequent_reason(store)}"
 
 
-def _top_reason(study: Study) -> str:
-    reasons = study.trials()["reason"]
+def _most_frequent_reason(store: RunStore) -> str:
+    reasons = store.trials()["reason"]
     reasons = reasons[reasons != ""]
     return str(reasons.mode().iloc[0]) if len(reasons) else "no trial was run"

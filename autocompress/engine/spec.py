@@ -1,4 +1,4 @@
-"""The spec: a YAML file that says what may vary, checked before anything expensive starts."""
+"""The spec of a search: a YAML file with the search space and all settings, validated before anything else starts."""
 
 import json
 import re
@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml as pyyaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
-from autocompress.core.formatting import bytes_of
-from autocompress.engine.yaml import Place, parse
+from autocompress.core.formatting import parse_bytes
+from autocompress.engine.yaml import KeyPath, parse_yaml
 from autocompress.errors import SpecError, UsageError, did_you_mean
 
 Setting = dict[str, Any]
 
 
-def _named(value: Any) -> Any:
+def _expand_name(value: object) -> object:
     """Let ``task: digits`` stand for ``task: {digits: {}}``."""
     return {value: {}} if isinstance(value, str) else value
 
 
-def _settings(value: Any) -> Any:
+def _expand_settings(value: object) -> object:
     """Let ``none:`` stand for ``none: {}``, and a list of names for names without settings."""
     if isinstance(value, str):
         return {value: {}}
@@ -32,13 +32,13 @@ def _settings(value: Any) -> Any:
     return value
 
 
-def _size(value: Any) -> Any:
+def _expand_size(value: object) -> object:
     """Let ``4 GiB`` stand for its bytes."""
-    return bytes_of(value) if isinstance(value, str | int) and not isinstance(value, bool) else value
+    return parse_bytes(value) if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
-Named = Annotated[dict[str, dict[str, Any]], BeforeValidator(_named), Field(min_length=1, max_length=1)]
-Methods = Annotated[dict[str, Setting], BeforeValidator(_settings), Field(min_length=1)]
+Named = Annotated[dict[str, dict[str, Any]], BeforeValidator(_expand_name), Field(min_length=1, max_length=1)]
+Methods = Annotated[dict[str, Setting], BeforeValidator(_expand_settings), Field(min_length=1)]
 
 
 class _Section(BaseModel):
@@ -46,27 +46,29 @@ class _Section(BaseModel):
 
 
 class SearchSection(_Section):
-    """How to search.
+    """Settings of the search.
 
     Attributes:
-        mode: ``amortized`` trains once and cuts many candidates; ``autocompress list modes`` has the others.
-        trials: Trainings at most.
-        minutes: Wall-clock at most; no training is started that would end later.
-        sampler: Who proposes the next training. ``surrogate`` guesses scores from all rungs and weighs the hypervolume
-            that it expects against what a training takes; it needs one training to feed many candidates, and is
-            ``tpe`` in other modes. ``tpe``, ``nsga2``, ``nsga3``, ``gp`` and ``random`` are Optuna's.
-        promotion: Who goes on past a rung (a ninth and a third of the epochs), in mode ``amortized``.
-        refine: Epochs that cuts which train may take (recovery after pruning, training with rounding), as a share of
-            those of the trainings, in mode ``amortized``.
-        seed: Seeds the sampler and, with the trial's number, every training.
-        workers: Processes that train; 0 takes one per core.
-        backend: Where they run.
-        resources: What one training takes of a machine, such as ``{cpu: 1, gpu: 0.25}``, for the backend ``ray``.
-        device: Where trainings run: ``cpu`` or ``cuda``; by default on the graphics card where ``resources`` asks for a
-            share of one.
-        address: The cluster that the backend ``ray`` joins: ``HOST:PORT``, or ``auto`` for the one of this machine.
-        trial_minutes: Wall-clock that one training, or one segment of it, may take with its cuts.
-        memory: What one worker may take, such as ``4 GiB``; a trial that wants more fails.
+        mode: Search strategy. ``amortized`` makes many candidates of each trial; ``autocompress list modes`` shows all.
+        trials: Maximum number of trials.
+        minutes: Maximum wall-clock minutes; no trial is started that would end later.
+        sampler: Method that proposes the next trial. ``surrogate`` predicts scores from all rungs and selects the trial
+            with the largest expected hypervolume improvement per compute cost; it needs a mode where one trial yields
+            many candidates, and is ``tpe`` in the others. ``tpe``, ``nsga2``, ``nsga3``, ``gp`` and ``random`` are
+            Optuna's.
+        promotion: Rule that decides which trials continue past a rung (a ninth and a third of the epochs), in mode
+            ``amortized``.
+        refine: Epochs for compression recipes that train (recovery after pruning, quantization-aware training), as a
+            share of the epochs of all trials, in mode ``amortized``.
+        seed: Seed of the sampler and, with the trial's number, of every trial.
+        workers: Number of worker processes; 0 stands for one per core.
+        backend: Name of the backend that runs the workers.
+        resources: Resources of one trial, such as ``{cpu: 1, gpu: 0.25}``, for the backend ``ray``.
+        device: Device of the trials, ``cpu`` or ``cuda``; by default ``cuda`` where ``resources`` has a share of a
+            graphics card.
+        address: Cluster that the backend ``ray`` joins: ``HOST:PORT``, or ``auto`` for the one of this machine.
+        trial_minutes: Maximum wall-clock minutes of one trial, or of one segment of it, with its candidates.
+        memory: Maximum memory of one worker, such as ``4 GiB``; a trial that needs more fails.
     """
 
     mode: Literal["amortized", "sampled", "supernet", "random", "sequential", "uniform_int8", "no_distillation"] = (
@@ -84,21 +86,21 @@ class SearchSection(_Section):
     device: Literal["cpu", "cuda"] | None = None
     address: str | None = None
     trial_minutes: float | None = Field(None, gt=0)
-    memory: Annotated[int | None, BeforeValidator(_size)] = None
+    memory: Annotated[int | None, BeforeValidator(_expand_size)] = None
 
     @property
-    def trains_on(self) -> str:
-        """The device of a training, as torch calls it."""
+    def training_device(self) -> str:
+        """The torch device of the trials."""
         return self.device or ("cuda" if (self.resources or {}).get("gpu") else "cpu")
 
 
 class TeacherSection(_Section):
-    """How the teacher is built and trained.
+    """Settings of the teacher.
 
     Attributes:
-        student: Its architecture, ``{name: {knob: value}}`` of the section ``student``; by default the task's.
-        fit: Its training, likewise of the section ``fit``; by default the task's.
-        seed: Seeds its weights and its training.
+        student: Architecture, ``{name: {knob: value}}`` as in the section ``student``; by default the task's.
+        fit: Optimizer, ``{name: {knob: value}}`` as in the section ``fit``; by default the task's.
+        seed: Seed of its weights and its training.
     """
 
     student: Named | None = None
@@ -107,11 +109,11 @@ class TeacherSection(_Section):
 
 
 class Limit(_Section):
-    """Bounds that a candidate must keep to be feasible, both included.
+    """Bounds of a feasible candidate, both included.
 
     Attributes:
-        min: The least that it may have, in the unit of the objective; ``None`` for no bound.
-        max: The most that it may have, likewise.
+        min: Lower bound in the unit of the objective; ``None`` for no bound.
+        max: Upper bound in the unit of the objective; ``None`` for no bound.
     """
 
     min: float | None = None
@@ -119,42 +121,43 @@ class Limit(_Section):
 
 
 class PickSection(_Section):
-    """Which candidate is recommended.
+    """Settings of the recommendation.
 
     Attributes:
-        max_drop: What it may lose against the teacher in the first score, on ``select_val`` and on ``search_val``; a
+        max_drop: Allowed loss against the teacher in the first score, on ``select_val`` and on ``search_val``; a
             fraction for an accuracy, so that 0.01 is a point.
     """
 
     max_drop: float = Field(0.01, ge=0)
 
 
-def _box_pairs(value: Any) -> Any:
+def _expand_objectives(value: object) -> object:
+    """Let a list of names stand for names with default bounds."""
     if isinstance(value, list):
         return dict.fromkeys(value)
     return value
 
 
 class Spec(_Section):
-    """A whole search: what is learned, what may vary, what counts.
+    """A whole search: task, search space, objectives and limits.
 
     In objectives and limits, ``accuracy@language`` is a score of one head of the task.
 
     Attributes:
-        name: Of the run and its folder.
-        task: A task's name with its options.
-        split_seed: Seeds the five splits.
-        search: How to search.
-        teacher: How the teacher is built and trained.
-        student: Families that a student may be of, each with its knobs; see :mod:`autocompress.engine.space`.
-        distill: Terms of the training loss, likewise.
-        fit: Optimizers, likewise.
-        prune: Pruning methods, likewise.
-        quantize: Quantization methods, likewise.
-        objectives: Scores and costs to trade off, at least one of each, with the box that hypervolume is measured
-            in: ``(reference, ideal)``, or ``None`` for the default.
+        name: Name of the run and its folder.
+        task: Name of the task with its options.
+        split_seed: Seed of the five splits.
+        search: Settings of the search.
+        teacher: Settings of the teacher.
+        student: Student families with their knobs; see :mod:`autocompress.engine.space`.
+        distill: Distillation terms of the training loss with their knobs.
+        fit: Optimizers with their knobs.
+        prune: Pruning methods with their knobs.
+        quantize: Quantization methods with their knobs.
+        objectives: Scores and costs to trade off, at least one of each, with the reference and ideal value that bound
+            the hypervolume; ``None`` for the default bounds.
         limits: Bounds on scores and costs by name.
-        pick: Which candidate is recommended.
+        pick: Settings of the recommendation.
     """
 
     name: str = Field(min_length=1, max_length=64)
@@ -167,7 +170,7 @@ class Spec(_Section):
     fit: Methods = {"adamw": {}}
     prune: Methods = {"none": {}}
     quantize: Methods = {"none": {}}
-    objectives: Annotated[dict[str, tuple[float, float] | None], BeforeValidator(_box_pairs)] = {
+    objectives: Annotated[dict[str, tuple[float, float] | None], BeforeValidator(_expand_objectives)] = {
         "accuracy": None,
         "effective_flops": None,
     }
@@ -176,17 +179,17 @@ class Spec(_Section):
 
     @field_validator("name")
     @classmethod
-    def _plain_name(cls, value: str) -> str:
+    def _check_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-            raise ValueError("use letters, digits, '.', '_' and '-' only: it names the run's folder")
+            raise ValueError("use letters, digits, '.', '_' and '-' only: it is the name of the run's folder")
         return value
 
     def to_yaml(self) -> str:
         """Return the resolved spec as YAML."""
         return pyyaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
-    def content(self) -> dict[str, Any]:
-        """Return what a resumed run may not change: everything but the name and the budget."""
+    def immutable_content(self) -> dict[str, JsonValue]:
+        """Return the settings that a resumed run may not change: all but the name, the budget and the backend."""
         data = self.model_dump(mode="json")
         del data["name"]
         budget = ("trials", "minutes", "trial_minutes", "memory")
@@ -196,26 +199,27 @@ class Spec(_Section):
 
 
 class Source:
-    """A spec with the lines it came from, so that later checks can name them.
+    """A spec with the lines of its file, so that later checks can name them.
 
     Args:
-        spec: The checked spec.
-        name: Of the file.
-        lines: Line (from 1) of each key, by its place.
+        spec: The validated spec.
+        name: Name of the file.
+        lines: Line (from 1) of each key by its path.
     """
 
-    def __init__(self, spec: Spec, name: str, lines: Mapping[Place, int]) -> None:
+    def __init__(self, spec: Spec, name: str, lines: Mapping[KeyPath, int]) -> None:
         self.spec = spec
         self.name = name
         self.lines = lines
 
-    def error(self, place: Place, message: str) -> SpecError:
+    def make_error(self, path: KeyPath, message: str) -> SpecError:
         """Return an error that names the file, the line and the key."""
-        return SpecError(f"{_where(self.name, self.lines, place)}: {message}")
+        return SpecError(f"{_locate_key(self.name, self.lines, path)}: {message}")
 
 
-def shipped_spaces() -> dict[str, Path]:
+def list_shipped_spaces() -> dict[str, Path]:
     """Return the search spaces that ship with autocompress, by name."""
+    # Inside the installed package, or next to it in a checkout.
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "search_spaces", package.parent / "search_spaces"):
         if folder.is_dir():
@@ -224,18 +228,18 @@ def shipped_spaces() -> dict[str, Path]:
 
 
 def load_spec(target: str | Path, overrides: Sequence[str] = ()) -> Source:
-    """Read a spec file, or the shipped spec of that name.
+    """Read a spec file, or the shipped search space of that name.
 
     Args:
         target: Path of a YAML file, or a name such as ``digits``.
-        overrides: ``key.of.dots=value`` each; the value is read as YAML.
+        overrides: Changes of the form ``key.of.dots=value``; the value is read as YAML.
 
     Raises:
-        SpecError: The file cannot be read, or something in it is wrong; the message names the line.
+        SpecError: The file cannot be read or is not valid; the message names the line.
     """
     path = Path(target)
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        spaces = shipped_spaces()
+        spaces = list_shipped_spaces()
         if str(target) not in spaces:
             raise SpecError(
                 f"no search space '{target}': {did_you_mean(str(target), spaces)}, or the path of a .yaml file"
@@ -249,22 +253,22 @@ def load_spec(target: str | Path, overrides: Sequence[str] = ()) -> Source:
 
 
 def parse_spec(text: str, source: str, overrides: Sequence[str] = (), default_name: str = "search") -> Source:
-    """Return the checked text of a spec.
+    """Return the validated spec of a text.
 
     Args:
-        text: YAML.
-        source: What messages call it.
-        overrides: As in :func:`load_spec`.
-        default_name: The run's name where the text has none.
+        text: YAML text of the spec.
+        source: Name of the file in messages.
+        overrides: Changes of the form ``key.of.dots=value``.
+        default_name: Name of the run where the text has none.
 
     Raises:
-        SpecError: Something in it is wrong; the message names the line and, for a misspelt key, the nearest one.
+        SpecError: The text is not valid; the message names the line and, for a misspelt key, the nearest one.
     """
-    data, lines = parse(text, source)
+    data, lines = parse_yaml(text, source)
     if not isinstance(data, dict):
         raise SpecError(f"{source}:1: a search space is a mapping that begins with `task:`")
     for override in overrides:
-        _override(data, override)
+        _apply_override(data, override)
     data.setdefault("name", default_name)
     try:
         spec = Spec.model_validate(data)
@@ -273,54 +277,57 @@ def parse_spec(text: str, source: str, overrides: Sequence[str] = (), default_na
     return Source(spec, source, lines)
 
 
-def schema() -> str:
+def json_schema() -> str:
     """Return the JSON Schema of a spec, for editors."""
     return json.dumps(Spec.model_json_schema(), indent=2)
 
 
-def _override(data: dict[str, Any], override: str) -> None:
+def _apply_override(data: dict[str, JsonValue], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
         raise UsageError(f"--set {override}: write key.of.dots=value, for example search.mode=sampled")
-    place = data
+    section = data
     for index, name in enumerate(names[:-1]):
-        inner = place.setdefault(name, {})
+        inner = section.setdefault(name, {})
+        # `task: digits` stands for `task: {digits: {}}`.
         if isinstance(inner, str) or inner is None:
-            inner = place[name] = {} if inner is None else {inner: {}}
+            inner = section[name] = {} if inner is None else {inner: {}}
         if not isinstance(inner, dict):
-            raise UsageError(f"--set {override}: {'.'.join(names[: index + 1])} holds no keys")
-        place = inner
-    place[names[-1]] = parse(text, f"--set {key}")[0]
+            raise UsageError(f"--set {override}: {'.'.join(names[: index + 1])} has no keys")
+        section = inner
+    section[names[-1]] = parse_yaml(text, f"--set {key}")[0]
 
 
-def _first_error(failure: ValidationError, source: str, lines: Mapping[Place, int]) -> SpecError:
+def _first_error(failure: ValidationError, source: str, lines: Mapping[KeyPath, int]) -> SpecError:
     error = failure.errors(include_url=False)[0]
-    place = tuple(part for part in error["loc"] if part != "[key]")
-    where = _where(source, lines, place)
+    # Pydantic marks an invalid key of a mapping by a last part of its own.
+    path = tuple(part for part in error["loc"] if part != "[key]")
+    location = _locate_key(source, lines, path)
     if error["type"] == "extra_forbidden":
-        known = _known_keys(place[:-1])
-        return SpecError(f"{where}: unknown key; {did_you_mean(str(place[-1]), known)}")
+        return SpecError(f"{location}: unknown key; {did_you_mean(str(path[-1]), _list_keys(path[:-1]))}")
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
-        return SpecError(f"{where}: {message.lower()}; add `{place[-1]}:`")
-    return SpecError(f"{where}: {message[:1].lower() + message[1:]}, got {_short(error['input'])}")
+        return SpecError(f"{location}: {message.lower()}; add `{path[-1]}:`")
+    return SpecError(f"{location}: {message[:1].lower() + message[1:]}, got {_shorten_value(error['input'])}")
 
 
-def _short(value: Any) -> str:
+def _shorten_value(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _known_keys(place: Place) -> list[str]:
-    model: Any = Spec
-    for name in place:
-        field = model.model_fields.get(name) if hasattr(model, "model_fields") else None
-        model = Limit if place[0] == "limits" else (field.annotation if field else None)
+def _list_keys(path: KeyPath) -> list[str]:
+    """Return the keys of the section at a path; none for a section that is no model of its own."""
+    model: object = Spec
+    for name in path:
+        fields = getattr(model, "model_fields", {})
+        model = Limit if path[0] == "limits" else (fields[name].annotation if name in fields else None)
     return list(getattr(model, "model_fields", {}))
 
 
-def _where(source: str, lines: Mapping[Place, int], place: Place) -> str:
-    line = next((lines[place[:end]] for end in range(len(place), 0, -1) if place[:end] in lines), None)
-    dotted = ".".join(str(part) for part in place)
+def _locate_key(source: str, lines: Mapping[KeyPath, int], path: KeyPath) -> str:
+    """Return file, line and dotted name of a key; a key from an override has the line of the section around it."""
+    line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
+    dotted = ".".join(str(part) for part in path)
     return f"{source}:{line}: {dotted}" if line else f"{source}: {dotted}"

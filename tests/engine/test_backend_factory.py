@@ -21,7 +21,7 @@ def test_settings_reach_the_backend_that_takes_them() -> None:
         )
     )
     assert isinstance(found, Ray)
-    assert (found.workers, found.address, found.elsewhere) == (3, "host:1", True)
+    assert (found.workers, found.address, found.is_remote) == (3, "host:1", True)
     assert found.resources == {"cpu": 2.0, "gpu": 0.25}
     assert found.limits == TrialLimits(seconds=120)
 
@@ -47,8 +47,8 @@ def test_resources_are_amounts_above_nothing(resources: str) -> None:
 
 
 def test_where_a_search_runs_may_change_when_it_is_resumed() -> None:
-    here = source("backend: local").spec.content()
-    assert source("backend: ray", "search.address=auto", "search.resources={gpu: 1}").spec.content() == here
+    here = source("backend: local").spec.immutable_content()
+    assert source("backend: ray", "search.address=auto", "search.resources={gpu: 1}").spec.immutable_content() == here
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,13 @@ def test_where_a_search_runs_may_change_when_it_is_resumed() -> None:
     ],
 )
 def test_trainings_run_on_the_card_where_a_share_of_one_is_asked_for(line: str, expected: str) -> None:
-    assert source(line).spec.search.trains_on == expected
+    assert source(line).spec.search.training_device == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 @pytest.mark.parametrize("line", ["device: cuda", "backend: ray", "backend: serial"])
 def test_a_card_that_this_machine_does_not_have_is_refused_before_anything_starts(line: str) -> None:
-    with pytest.raises(SpecError, match=r"search\.device: trainings were to run on a graphics card"):
+    with pytest.raises(SpecError, match=r"search\.device: the trials need a graphics card"):
         make_backend(source(line, "search.device=cuda"))
     # The machines of a cluster are asked one by one.
-    assert make_backend(source(line, "search.device=cuda", "search.backend=ray", "search.address=host:1")).elsewhere
+    assert make_backend(source(line, "search.device=cuda", "search.backend=ray", "search.address=host:1")).is_remote

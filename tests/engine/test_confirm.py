@@ -14,7 +14,7 @@ from autocompress.backends.local import Serial
 from autocompress.core.records import Role, State, TrialResult
 from autocompress.engine import confirm as module
 from autocompress.errors import SearchFailedError, UsageError
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 from autocompress.trial.runner import TrialRunner
 
 
@@ -24,7 +24,7 @@ def run(small_run: Path, tmp_path: Path) -> Path:
 
 
 def repeats(run: Path) -> pd.DataFrame:
-    with Study.read(run) as study:
+    with RunStore.read(run) as study:
         table = study.trials()
     return table[table["role"] == Role.CONFIRM.value]
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_repeated_is_said_before_anything_is_trained(run: Path) -
     if len(early):
         with pytest.raises(UsageError, match="before its training was at its end"):
             front.confirm(candidates=[str(early["id"].iloc[0])])
-    with Study.open(run) as study:
+    with RunStore.open(run) as study:
         study._connection.execute("DELETE FROM ac_meta WHERE key = 'front'")
     with pytest.raises(UsageError, match="has not ended: confirm reads the test split"):
         front.confirm()
@@ -140,8 +140,8 @@ def test_workers_on_other_machines_get_the_teacher_and_the_backend_is_opened(
 
         def run(self, ask: Ask, evaluate: Evaluate, tell: Tell) -> None:
             assert isinstance(evaluate, TrialRunner)
-            assert evaluate.luggage is not None
-            seen.append(evaluate.luggage.name)
+            assert evaluate.serialized_teacher is not None
+            seen.append(evaluate.serialized_teacher.name)
             super().run(ask, evaluate, tell)
 
     monkeypatch.setattr(module, "make_backend", lambda *_: Elsewhere())

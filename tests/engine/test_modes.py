@@ -4,12 +4,11 @@ import pytest
 
 from autocompress.core.knobs import Choice
 from autocompress.engine.archive import Archive
-from autocompress.engine.cutting import cutting
-from autocompress.engine.modes import MODES, NARROWER
-from autocompress.engine.refinement import Refinement
+from autocompress.engine.modes import MODES, SUBNETWORK_RATIOS
+from autocompress.engine.refinement import Refinement, make_refinement
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.engine.stages import Stages
+from autocompress.engine.stages import SequentialRefinement
 from tests.fakes import OBJECTIVES
 
 SPEC = """\
@@ -22,7 +21,7 @@ quantize: {none: {}, post_training: {weight_bits: [4, 8]}}
 
 
 def narrowed(mode: str) -> Space:
-    return MODES[mode].narrow(open_space(parse_spec(SPEC, "x", [])))
+    return MODES[mode].restrict_space(open_space(parse_spec(SPEC, "x", [])))
 
 
 @pytest.mark.parametrize("mode", ["amortized", "sampled", "random", "sequential"])
@@ -35,7 +34,7 @@ def test_no_distillation_leaves_the_labels_alone() -> None:
 
 
 def test_uniform_int8_leaves_one_rounding_and_no_pruning() -> None:
-    cuts = narrowed("uniform_int8").cuts()
+    cuts = narrowed("uniform_int8").compression_grid()
     assert {cut.prune for cut in cuts} == {None}
     (rounded,) = [cut.quantize for cut in cuts if cut.quantize is not None]
     assert (rounded.values["weight_bits"], rounded.values["activation_bits"]) == (8, 8)
@@ -45,11 +44,11 @@ def test_a_supernet_trains_the_widest_and_cuts_out_the_others() -> None:
     space = narrowed("supernet")
     assert space.sections["student"]["cnn"]["width"] == 64
     (pruning,) = [knobs for name, knobs in space.sections["prune"].items() if name != "none"]
-    assert pruning["pruning_ratio"] == Choice(NARROWER)
-    assert {knobs["sandwich"] for knobs in space.sections["fit"].values()} == {NARROWER[-1]}
+    assert pruning["pruning_ratio"] == Choice(SUBNETWORK_RATIOS)
+    assert {knobs["sandwich"] for knobs in space.sections["fit"].values()} == {SUBNETWORK_RATIOS[-1]}
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_only_the_way_by_hand_goes_by_stages(mode: str) -> None:
-    found = cutting(MODES[mode], narrowed(mode).cuts(), 0.5, 0.01, Archive(OBJECTIVES), OBJECTIVES, None)
-    assert isinstance(found, Stages if mode == "sequential" else Refinement)
+def test_only_the_sequential_mode_refines_in_stages(mode: str) -> None:
+    refinement = make_refinement(MODES[mode], narrowed(mode).compression_grid(), 0.5, 0.01, Archive(OBJECTIVES), OBJECTIVES, None)
+    assert isinstance(refinement, SequentialRefinement if mode == "sequential" else Refinement)

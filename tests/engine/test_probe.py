@@ -6,7 +6,7 @@ from autocompress.core.config import Part
 from autocompress.core.knobs import FloatRange
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
-from autocompress.engine.probe import safe_space
+from autocompress.engine.probe import remove_unsafe_methods
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.prune import StructuredConfig
@@ -35,7 +35,7 @@ def space(prune="none", student="from_teacher: {pruning_ratio: {low: 0.0, high: 
 def probed(model, inputs=IMAGES, **given):
     torch.manual_seed(0)
     task = Module(model(), (inputs, TARGETS))
-    return safe_space(space(**given), task, task.splits(0))
+    return remove_unsafe_methods(space(**given), task, task.splits(0))
 
 
 class TwoImages(zoo.Net):
@@ -120,7 +120,7 @@ def test_channels_are_searched_where_they_can_be_removed(model, inputs, cuttable
             assert cut(*batch.inputs).shape == (len(batch), 3)
     else:
         assert set(found.sections["prune"]) == {"none", "unstructured"}
-        assert "unstructured takes the place" in notices[-1]
+        assert "unstructured replaces it" in notices[-1]
 
 
 def test_blocks_are_dropped_only_where_there_are_some():
@@ -144,12 +144,12 @@ def test_spaces_of_other_students_stay_as_they_are():
     torch.manual_seed(0)
     task = Module(zoo.Dense(), (IMAGES, TARGETS))
     before = space(student="cnn: {width: 4}")
-    assert safe_space(before, task, task.splits(0)) == (before, ())
+    assert remove_unsafe_methods(before, task, task.splits(0)) == (before, ())
 
 
 def test_the_teacher_stays_as_it_was():
     torch.manual_seed(0)
     task = Module(zoo.Dense(), (IMAGES, TARGETS))
-    before = task.pinned
-    safe_space(space(), task, task.splits(0))
-    assert task.pinned == before
+    before = task.identity_options
+    remove_unsafe_methods(space(), task, task.splits(0))
+    assert task.identity_options == before

@@ -1,11 +1,12 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from autocompress.core.config import Part
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.knobs import Choice, FloatRange, IntRange
-from autocompress.core.records import Cut
-from autocompress.engine.space import Space, open_space
+from autocompress.core.records import Cut, Job
+from autocompress.engine.space import Space, derive_seed, open_space, trial_key
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import SpecError
 
@@ -55,7 +56,7 @@ def test_suggest_asks_only_what_varies_and_only_the_chosen_method() -> None:
     config, cut = space(
         "student: {cnn: {width: [4, 8]}}\ndistill: [none, soft_target]\n"
         "prune: {structured: {pruning_ratio: [0.3, 0.5]}}"
-    ).suggest(trial, cut=False)
+    ).suggest_config(trial, with_compression=False)
     assert trial.asked == {"student.cnn.width": [4, 8], "distill": ["none", "soft_target"]}
     assert config.distill == (Part("none"),)
     assert config.student.values["width"] == 4
@@ -67,7 +68,7 @@ def test_sampled_suggests_the_cut_too_and_drops_what_changes_nothing() -> None:
     _, cut = space(
         "student: {cnn: {}}\nprune: {structured: {pruning_ratio: {low: 0, high: 0.5}}}\n"
         "quantize: {post_training: {weight_bits: [4, 8], activation_bits: 8}}"
-    ).suggest(trial, cut=True)
+    ).suggest_config(trial, with_compression=True)
     assert cut.prune is None
     assert cut.quantize is not None
     assert cut.quantize.values["weight_bits"] == 4
@@ -78,14 +79,14 @@ def test_cuts_are_a_grid_without_repeats_and_the_parent_comes_first() -> None:
     cuts = space(
         "student: {cnn: {}}\nprune: {none: {}, structured: {pruning_ratio: [0.0, 0.5]}}\n"
         "quantize: {none: {}, post_training: {weight_bits: [4, 32], activation_bits: [8, 32]}}"
-    ).cuts()
+    ).compression_grid()
     assert cuts[0] == Cut()
     # Ratio 0 is the parent, and 32/32 bits is the float model: {none, 0.5} x {32/32, 4/8, 4/32, 32/8}.
     assert len(cuts) == len(set(cuts)) == 8
 
 
 def test_a_range_becomes_a_few_even_grid_points() -> None:
-    cuts = space("student: {cnn: {}}\nprune: {structured: {pruning_ratio: {low: 0.3, high: 0.9}}}").cuts()
+    cuts = space("student: {cnn: {}}\nprune: {structured: {pruning_ratio: {low: 0.3, high: 0.9}}}").compression_grid()
     ratios = [cut.prune.values["pruning_ratio"] for cut in cuts if cut.prune is not None]
     assert ratios == pytest.approx([0.3, 0.5, 0.7, 0.9])
 
@@ -95,7 +96,7 @@ def test_defaults_start_from_the_teachers_shape_within_the_space() -> None:
         "student: {cnn: {width: {low: 4, high: 16}, depth: [1, 2], block: [plain, separable]}}\n"
         "distill: {none: {}, soft_target: {temperature: {low: 2, high: 10}}}\n"
         "prune: {none: {}, structured: {pruning_ratio: [0.3, 0.5]}}"
-    ).defaults(Part.of("cnn", width=32, depth=2, block="residual"))
+    ).default_values(Part.of("cnn", width=32, depth=2, block="residual"))
     assert values == {
         "student.cnn.width": 16,
         "student.cnn.depth": 2,
@@ -135,3 +136,20 @@ def test_defaults_start_from_the_teachers_shape_within_the_space() -> None:
 def test_mistakes_name_the_line_the_key_and_the_fix(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         space(text)
+
+
+TRAINING = CompressionConfig(Part.of("cnn", width=8), (Part("none"),), Part("adamw"))
+JOB = Job(3, TRAINING, (Cut(),))
+
+
+def test_seeds_depend_on_the_search_and_the_number_alone() -> None:
+    assert derive_seed(0, 3) == derive_seed(0, 3)
+    assert len({derive_seed(search, number) for search in range(5) for number in range(50)}) == 250
+
+
+def test_the_recipe_is_part_of_the_key_only_where_a_trial_is_one_candidate() -> None:
+    quantized = replace(JOB, number=4, training=replace(TRAINING, seed=9), cuts=(Cut(quantize=Part("post_training")),))
+    assert trial_key(JOB, amortized=True) == trial_key(quantized, amortized=True)
+    assert trial_key(JOB, amortized=False) != trial_key(quantized, amortized=False)
+    wider = replace(JOB, training=replace(TRAINING, student=Part.of("cnn", width=9)))
+    assert trial_key(JOB, amortized=True) != trial_key(wider, amortized=True)

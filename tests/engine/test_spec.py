@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.engine.spec import Spec, load_spec, parse_spec, schema, shipped_spaces
+from autocompress.engine.spec import Spec, json_schema, list_shipped_spaces, load_spec, parse_spec
 from autocompress.errors import AutocompressError, SpecError, UsageError
 
 SOUND = "task: digits\nstudent: {cnn: {}}\n"
@@ -36,7 +36,7 @@ def test_short_forms_stand_for_the_long_ones() -> None:
         (GOOD + "limits: {bytes: {maxi: 3}}", r"x:7: limits.bytes.maxi: unknown key; did you mean 'max'"),
         (GOOD + "name: ../evil", "x:7: name: use letters"),
         (GOOD.replace("task: digits\n", ""), "x: task: field required; add `task:`"),
-        (GOOD + "search: {mode: amortised}", "stands twice"),
+        (GOOD + "search: {mode: amortised}", "is given twice"),
         ("- 1", "a search space is a mapping"),
         ("", "a search space is a mapping"),
     ],
@@ -81,12 +81,12 @@ def test_a_resolved_spec_reads_back_equal() -> None:
 
 def test_content_leaves_out_what_a_resumed_run_may_change() -> None:
     one = parse_spec(GOOD, "x", ["search.trials=9", "search.minutes=1", "search.workers=1", "name=other"]).spec
-    assert one.content() == parse_spec(GOOD, "y").spec.content() | {}
-    assert parse_spec(GOOD, "x", ["search.seed=9"]).spec.content() != one.content()
+    assert one.immutable_content() == parse_spec(GOOD, "y").spec.immutable_content() | {}
+    assert parse_spec(GOOD, "x", ["search.seed=9"]).spec.immutable_content() != one.immutable_content()
 
 
 def test_a_shipped_space_is_found_by_name_and_a_misspelt_one_suggested() -> None:
-    assert "digits" in shipped_spaces()
+    assert "digits" in list_shipped_spaces()
     assert load_spec("digits").spec.name == "digits"
     with pytest.raises(SpecError, match="did you mean 'digits'"):
         load_spec("digit")
@@ -104,7 +104,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_the_schema_names_every_key() -> None:
-    text = schema()
+    text = json_schema()
     assert all(f'"{name}"' in text for name in Spec.model_fields)
 
 
@@ -119,7 +119,7 @@ def test_every_fault_of_a_spec_is_a_usage_fault() -> None:
 def test_a_limit_on_memory_is_written_with_its_unit(text: str, found: int | None) -> None:
     source = parse_spec(SOUND, "x", [f"search.memory={text}", "search.trial_minutes=2"])
     assert source.spec.search.memory == found
-    assert source.spec.content() == parse_spec(SOUND, "x").spec.content(), "a run goes on under other limits"
+    assert source.spec.immutable_content() == parse_spec(SOUND, "x").spec.immutable_content(), "a run goes on under other limits"
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "4 QB", "0", "[1]"])

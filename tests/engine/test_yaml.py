@@ -1,6 +1,6 @@
 import pytest
 
-from autocompress.engine.yaml import MAX_BYTES, parse
+from autocompress.engine.yaml import MAX_BYTES, parse_yaml
 from autocompress.errors import SpecError
 
 
@@ -21,13 +21,13 @@ from autocompress.errors import SpecError
     ],
 )
 def test_scalars_read_as_people_mean_them(text: str, value: object) -> None:
-    found = parse(f"a: {text}", "x")[0]["a"]
+    found = parse_yaml(f"a: {text}", "x")[0]["a"]
     assert found == value
     assert type(found) is type(value)
 
 
 def test_lines_are_known_for_keys_and_items() -> None:
-    _, lines = parse("a: 1\nb:\n  c:\n    - x\n    - y\n", "x")
+    _, lines = parse_yaml("a: 1\nb:\n  c:\n    - x\n    - y\n", "x")
     assert lines == {("a",): 1, ("b",): 2, ("b", "c"): 3, ("b", "c", 0): 4, ("b", "c", 1): 5}
 
 
@@ -35,7 +35,7 @@ def test_lines_are_known_for_keys_and_items() -> None:
     ("text", "message"),
     [
         ("a: &x [1]\nb: *x", "spec:2: aliases"),
-        ("a: 1\na: 2", "spec:2: 'a' stands twice"),
+        ("a: 1\na: 2", "spec:2: 'a' is given twice"),
         ("a: [1", "spec:1"),
         ("a: !!python/object/apply:os.system ['true']", "spec:1"),
         ("? [1, 2]\n: 3", "spec:1: a key must be plain text"),
@@ -48,4 +48,4 @@ def test_lines_are_known_for_keys_and_items() -> None:
 )
 def test_hostile_or_broken_text_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        parse(text, "spec")
+        parse_yaml(text, "spec")
