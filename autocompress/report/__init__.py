@@ -1,4 +1,4 @@
-"""What a run is read by: one offline page, and its CSV and JSON twins."""
+"""The report of a run: one offline HTML page, and the same data as CSV, JSON and Parquet."""
 
 from autocompress.report.data_files import write_tables
 from autocompress.report.page import write_page

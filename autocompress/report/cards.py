@@ -1,4 +1,4 @@
-"""What the page shows of single candidates: the card of the pick, the cards of the front, the rows of the table."""
+"""Contents of candidate cards and of the candidate table on the page."""
 
 import json
 import shlex
@@ -7,13 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.analysis.pareto import Objective, axes, numbers
+from autocompress.analysis.pareto import axes, numbers
 from autocompress.analysis.selection import Pick
-from autocompress.core.formatting import compare, finite, label, show
-from autocompress.report.recipe_view import order, tables
+from autocompress.core.formatting import compare_costs, format_value, is_finite, label_column
+from autocompress.core.run_info import ObjectiveSpec, RunInfo
+from autocompress.report.recipe_view import format_order, report_tables
 from autocompress.report.summary import pick_latency, split_scores
-from autocompress.report.table_view import GROUPS, in_words, recipes, simulated
+from autocompress.report.table_view import GROUPS, join_methods, method_texts, simulated
 
+# Costs shown at the top of the card, if they were measured.
 _TILES = ("bytes", "parameters", "flops")
 _SECTIONS = {
     "student": "Student",
@@ -25,111 +27,127 @@ _SECTIONS = {
 _LISTED = ("student", "distill", "prune", "quantize")
 
 
-def records(meta: Mapping[str, Any]) -> dict[str, Objective]:
-    """Return every known objective by name; the declared ones win."""
-    return {record["name"]: record for record in (*meta.get("all_objectives", []), *meta["objectives"])}
+def records(info: RunInfo) -> dict[str, ObjectiveSpec]:
+    """Return every measured score and cost by name; objectives of the search with their bounds."""
+    return {record.name: record for record in (*info.all_objectives, *info.objectives)}
 
 
-def pick_card(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any], picked: Pick) -> dict[str, Any]:
-    """Return what the recommended candidate's card shows."""
-    cost, score = axes(meta["objectives"])
-    known = records(meta)
-    teacher = meta.get("teacher") or {}
-    best = teacher.get("scores", {}).get("select_val", {}).get(score["name"])
-    tiles = [(label(score["name"]), show(picked.row[score["name"]], score), f"teacher {show(best, score)}")]
-    for name in dict.fromkeys([cost["name"], *_TILES]):
-        theirs = teacher.get("costs", {}).get(name)
-        if name in known and finite(picked.row.get(name)):
-            saving = compare(picked.row[name], theirs, name).removesuffix(f" {label(name)}") if finite(theirs) else ""
+def pick_card(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo, picked: Pick) -> dict[str, object]:
+    """Return the content of the recommended candidate's card."""
+    cost, score = axes(info.objectives)
+    measured = records(info)
+    teacher = info.teacher
+    best = teacher.score(score.name)
+    tiles = [
+        (label_column(score.name), format_value(picked.row[score.name], score), f"teacher {format_value(best, score)}")
+    ]
+    # The declared cost may be one of the standard tiles: show it once.
+    for name in dict.fromkeys([cost.name, *_TILES]):
+        teacher_cost = teacher.costs.get(name)
+        if name in measured and is_finite(picked.row.get(name)):
+            saving = (
+                compare_costs(picked.row[name], teacher_cost, name).removesuffix(f" {label_column(name)}")
+                if is_finite(teacher_cost)
+                else ""
+            )
             joint = "as" if saving.startswith("as ") else "than"
             tiles.append(
-                (label(name), show(picked.row[name], known[name]), f"{saving} {joint} the teacher" if saving else "")
+                (
+                    label_column(name),
+                    format_value(picked.row[name], measured[name]),
+                    f"{saving} {joint} the teacher" if saving else "",
+                )
             )
     return {
-        **cards(candidates[candidates["id"] == picked.id], candidates, trials, meta)[0],
+        **build_cards(candidates[candidates["id"] == picked.id], candidates, trials, info)[0],
         "reason": picked.reason,
         "tiles": tiles[:4],
-        "latency": pick_latency(picked.row, meta),
+        "latency": pick_latency(picked.row, info),
         "binding": list(picked.binding),
-        "neighbours": [{"kind": each.kind, "id": each.id, "text": each.text} for each in picked.neighbours],
+        "neighbours": [{"kind": near.kind, "id": near.id, "text": near.text} for near in picked.neighbours],
     }
 
 
-def cards(
-    table: pd.DataFrame, candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Return each row's card: its configuration, scores per split and class, layers, training curve.
+def build_cards(
+    table: pd.DataFrame, candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo
+) -> list[dict[str, object]]:
+    """Return the card of each candidate: configuration, scores per split and class, layers, training curve.
 
     Args:
-        table: The candidates that get a card.
-        candidates: Every candidate: a knob is told in the summary if it varies among them.
-        trials: Every trial.
-        meta: What the study says about the run.
+        table: Candidates that get a card.
+        candidates: All candidates; the summary of a card shows hyperparameters that vary among them.
+        trials: All trials.
+        info: Description of the run.
     """
-    recipe, notes, known = recipes(table, candidates), simulated(table), records(meta)
+    recipe, notes, measured = method_texts(table, candidates), simulated(table), records(info)
     rows = []
-    for place, record in enumerate(table.to_dict("records")):
+    for index, record in enumerate(table.to_dict("records")):
         row = {str(name): value for name, value in record.items()}
-        told = row.get("details")
-        details: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
-        scores, change = split_scores(row, meta)
+        stored = row.get("details")
+        details: Mapping[str, Any] = stored if isinstance(stored, Mapping) else {}
+        scores, change = split_scores(row, info)
         pruned = str(row.get("prune", "none"))
         rows.append(
             {
                 "id": str(row["id"]),
-                "recipe": [(name, in_words(recipe[section][place])) for section, name in _SECTIONS.items()],
-                "brief": " \u00b7 ".join(" ".join(filter(None, _brief(recipe[name][place])[:2])) for name in _LISTED),
-                "measured": _measured(row, known),
+                "recipe": [(name, join_methods(recipe[section][index])) for section, name in _SECTIONS.items()],
+                "brief": " \u00b7 ".join(
+                    " ".join(filter(None, _summarize_methods(recipe[name][index])[:2])) for name in _LISTED
+                ),
+                "measured": _list_measurements(row, measured),
                 "scores": scores,
                 "change": change,
-                "simulated": notes[place],
+                "simulated": notes[index],
+                # Only these two leave zeros in the weights; the others remove whole channels or blocks.
                 "sparse": pruned if pruned in ("unstructured", "n_m") else "",
                 "yaml": as_yaml(row.get("config")),
-                "order": order(details),
-                "steps": tables(details),
+                "order": format_order(details),
+                "steps": report_tables(details),
                 "classes": details.get("per_class") or {},
                 "layers": details.get("layers") or [],
-                "curve": _curve(trials, row.get("trial")),
+                "curve": _loss_curve(trials, row.get("trial")),
             }
         )
     return rows
 
 
 def table_rows(
-    candidates: pd.DataFrame, groups: "pd.Series[str]", meta: Mapping[str, Any], marks: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Return the cells of every candidate's row, in the order of the candidates.
+    candidates: pd.DataFrame, groups: "pd.Series[str]", info: RunInfo, marks: Mapping[str, str]
+) -> list[dict[str, object]]:
+    """Return the table cells of each candidate, in the same order.
 
     Args:
-        candidates: Every candidate that has a row.
-        groups: What each one is.
-        meta: What the study says about the run.
-        marks: Words behind an id, for example ``{"t12c7": "pick"}``.
+        candidates: Candidates of the table.
+        groups: Group of each candidate, a key of ``GROUPS``.
+        info: Description of the run.
+        marks: Label after an id, for example ``{"t12c7": "pick"}``.
     """
     columns = [
-        [show(value, record) for value in numbers(candidates, name)] for name, record in _numeric(candidates, meta)
+        [format_value(value, record) for value in numbers(candidates, name)]
+        for name, record in _numeric_columns(candidates, info)
     ]
-    recipe, notes = recipes(candidates), simulated(candidates)
+    recipe, notes = method_texts(candidates), simulated(candidates)
     rows = []
-    for place, (identity, group) in enumerate(zip(candidates["id"], groups, strict=True)):
+    for index, (identity, group) in enumerate(zip(candidates["id"], groups, strict=True)):
         rows.append(
             {
                 "id": str(identity),
                 "group": group,
                 "is": GROUPS[group],
                 "mark": marks.get(str(identity), ""),
-                "cells": [column[place] for column in columns],
-                "recipe": [_brief(recipe[section][place]) for section in _LISTED],
-                "simulated": notes[place],
+                "cells": [column[index] for column in columns],
+                "recipe": [_summarize_methods(recipe[section][index]) for section in _LISTED],
+                "simulated": notes[index],
             }
         )
     return rows
 
 
-def table_columns(candidates: pd.DataFrame, meta: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the table's columns: ``name`` is what they sort by, ``label`` what is read, ``kind`` the group."""
+def table_columns(candidates: pd.DataFrame, info: RunInfo) -> list[dict[str, str]]:
+    """Return the columns of the table: ``name`` in the data, ``label`` as heading, ``kind`` as CSS class."""
     numeric = [
-        {"name": name, "label": label(name), "kind": record["kind"]} for name, record in _numeric(candidates, meta)
+        {"name": name, "label": label_column(name), "kind": record.kind}
+        for name, record in _numeric_columns(candidates, info)
     ]
     texts = [("student", "student"), ("distill", "distillation"), ("prune", "pruning"), ("quantize", "quantization")]
     return [
@@ -140,7 +158,7 @@ def table_columns(candidates: pd.DataFrame, meta: Mapping[str, Any]) -> list[dic
 
 
 def as_yaml(config: object) -> str:
-    """Return a config's JSON text as YAML, which reads better.
+    """Return the JSON text of a config as YAML, which is easier to read.
 
     Example:
         >>> print(as_yaml('{"student": {"cnn": {"width": 8}}, "prune": null, "seed": 0}'))
@@ -153,56 +171,56 @@ def as_yaml(config: object) -> str:
     if not isinstance(config, str):
         return ""
     try:
-        return "\n".join(_yaml(json.loads(config), ""))
+        return "\n".join(_format_yaml(json.loads(config), ""))
     except ValueError:
         return config
 
 
 def export_command(run: str, identity: str, plugins: Sequence[str] = ()) -> str:
-    """Return the command that exports a candidate, with the plugins that the search had."""
+    """Return the command that exports a candidate, with the plugins of the search."""
     with_plugins = "".join(f" --plugin {shlex.quote(path)}" for path in plugins)
     return (
         f"autocompress export {shlex.quote(run)} --candidate {shlex.quote(identity)} --to onnx --verify{with_plugins}"
     )
 
 
-def _measured(row: Mapping[str, Any], known: Mapping[str, Objective]) -> list[tuple[str, str, str]]:
-    """Return (name, on select_val, on test) of every score, and (name, value, "") of every cost."""
-    found = []
-    for name, record in sorted(known.items(), key=lambda pair: pair[1]["kind"] != "score"):
-        if finite(row.get(name)):
-            test = show(row.get(f"{name}_test"), record) if record["kind"] == "score" else ""
-            found.append((label(name), show(row[name], record), test))
-    return found
+def _list_measurements(row: Mapping[str, object], measured: Mapping[str, ObjectiveSpec]) -> list[tuple[str, str, str]]:
+    """Return (name, value on select_val, value on test) of each score, and (name, value, "") of each cost."""
+    measurements = []
+    for name, record in sorted(measured.items(), key=lambda pair: pair[1].kind != "score"):
+        if is_finite(row.get(name)):
+            test = format_value(row.get(f"{name}_test"), record) if record.kind == "score" else ""
+            measurements.append((label_column(name), format_value(row[name], record), test))
+    return measurements
 
 
-def _yaml(value: Any, indent: str) -> list[str]:
+def _format_yaml(value: object, indent: str) -> list[str]:
     lines = []
-    for key, each in value.items() if isinstance(value, dict) else ():
-        if isinstance(each, dict) and each:
-            lines += [f"{indent}{key}:", *_yaml(each, indent + "  ")]
+    for key, entry in value.items() if isinstance(value, dict) else ():
+        if isinstance(entry, dict) and entry:
+            lines += [f"{indent}{key}:", *_format_yaml(entry, indent + "  ")]
         else:
-            lines.append(f"{indent}{key}: {'none' if each is None else '{}' if each == {} else json.dumps(each)}")
+            lines.append(f"{indent}{key}: {'none' if entry is None else '{}' if entry == {} else json.dumps(entry)}")
     return lines
 
 
-def _brief(methods: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, str, str]:
-    """Return what a cell shows: the methods, the first three knobs of the first, and the full text as a tooltip."""
+def _summarize_methods(methods: Sequence[tuple[str, Sequence[str]]]) -> tuple[str, str, str]:
+    """Return the methods, the first three hyperparameters of the first one, and the full text for a tooltip."""
     names = " + ".join(method for method, _ in methods)
-    return "\u2013" if names == "none" else names, ", ".join(methods[0][1][:3]), in_words(methods)
+    return "\u2013" if names == "none" else names, ", ".join(methods[0][1][:3]), join_methods(methods)
 
 
-def _numeric(candidates: pd.DataFrame, meta: Mapping[str, Any]) -> list[tuple[str, Objective]]:
-    """Return the table's numeric columns: scores first; the rest is in the cards and in the CSV."""
-    known = records(meta)
-    wanted = dict.fromkeys([*(record["name"] for record in meta["objectives"]), "bytes"])
-    names = [name for name in wanted if name in known and name in candidates]
-    return sorted(((name, known[name]) for name in names), key=lambda pair: pair[1]["kind"] != "score")
+def _numeric_columns(candidates: pd.DataFrame, info: RunInfo) -> list[tuple[str, ObjectiveSpec]]:
+    """Return the numeric columns of the table, scores first; the cards and the CSV file have all others."""
+    measured = records(info)
+    wanted = dict.fromkeys([*(record.name for record in info.objectives), "bytes"])
+    names = [name for name in wanted if name in measured and name in candidates]
+    return sorted(((name, measured[name]) for name in names), key=lambda pair: pair[1].kind != "score")
 
 
-def _curve(trials: pd.DataFrame, number: object) -> list[tuple[float, float]]:
+def _loss_curve(trials: pd.DataFrame, number: object) -> list[tuple[float, float]]:
     if not {"number", "curve"} <= set(trials.columns):
         return []
-    found = trials[trials["number"] == number]["curve"].tolist()
-    rows = found[0] if found and isinstance(found[0], list) else []
-    return [(row["epoch"], row["loss"]) for row in rows if finite(row.get("epoch")) and finite(row.get("loss"))]
+    curves = trials[trials["number"] == number]["curve"].tolist()
+    rows = curves[0] if curves and isinstance(curves[0], list) else []
+    return [(row["epoch"], row["loss"]) for row in rows if is_finite(row.get("epoch")) and is_finite(row.get("loss"))]

@@ -1,49 +1,49 @@
-"""Runs against each other: fronts on the same axes, hypervolume over time, and what each kind of run attains."""
+"""Comparison of runs: fronts on common axes, hypervolume over time, and the median attainment of each mode."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import moocore
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autocompress.analysis.pareto import Objective, axes, full_fidelity, hypervolume, numbers, pareto_front
+from autocompress.analysis.pareto import axes, full_fidelity, hypervolume, numbers, pareto_front
+from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.errors import UsageError
 
-#: Shares of the teacher's cost at which scores are compared.
+#: Fractions of the teacher's cost at which scores are compared.
 SHARES = (0.1, 0.01, 0.001)
 
 
 @dataclass(frozen=True)
 class RunTables:
-    """One run, as its store gives it."""
+    """Tables and description of one run."""
 
     name: str
     candidates: pd.DataFrame
     trials: pd.DataFrame
-    meta: Mapping[str, Any]
+    info: RunInfo
 
     @property
     def kind(self) -> str:
-        """How it searched: runs of the same kind are taken together."""
-        return str(self.meta.get("mode", "search"))
+        """Mode of the search; runs of the same mode are combined."""
+        return self.info.mode or "search"
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedRun:
     """One run on the common axes.
 
     Attributes:
-        name: The run's.
-        kind: How it searched.
-        front: ``(cost, score)`` of each candidate on its front, the cheapest first; on ``select_val``.
-        curve: ``(seconds, hypervolume)`` after each trial that made a difference.
+        name: Name of the run.
+        kind: Mode of the search.
+        front: ``(cost, score)`` of each candidate on its front, the cheapest first; scores on ``select_val``.
+        curve: ``(seconds, hypervolume)`` after each trial that increased the hypervolume.
         hypervolume: Of the front, in the box of the first run.
-        seconds: Of the search.
-        trainings: Trainings begun.
+        seconds: Duration of the search.
+        trials: Number of trials that were started.
         at_shares: Best score at each of ``SHARES`` of the teacher's cost; ``None`` where nothing is as cheap.
     """
 
@@ -53,7 +53,7 @@ class Compared:
     curve: tuple[tuple[float, float], ...]
     hypervolume: float
     seconds: float
-    trainings: int
+    trials: int
     at_shares: tuple[float | None, ...]
 
 
@@ -64,109 +64,110 @@ class Comparison:
     Attributes:
         cost: The horizontal axis.
         score: The vertical axis.
-        runs: In the order asked.
-        attained: Kind to the line that half of its runs attain, for the kinds with several runs.
+        runs: Runs in the order of the arguments.
+        attained: Mode to the median attainment of its runs, for modes with several runs.
     """
 
-    cost: Objective
-    score: Objective
-    runs: tuple[Compared, ...]
+    cost: ObjectiveSpec
+    score: ObjectiveSpec
+    runs: tuple[ComparedRun, ...]
     attained: Mapping[str, tuple[tuple[float, float], ...]]
 
 
-def told_apart(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of paths that differ from each other; equal ones are numbered.
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest trailing parts of paths that are distinct; equal paths are numbered.
 
     Example:
-        >>> told_apart([Path("monday/digits"), Path("tuesday/digits")])
+        >>> distinct_names([Path("monday/digits"), Path("tuesday/digits")])
         ['monday/digits', 'tuesday/digits']
-        >>> told_apart([Path("reports/digits"), Path("reports/mnist1d"), Path("reports/digits")])
+        >>> distinct_names([Path("reports/digits"), Path("reports/mnist1d"), Path("reports/digits")])
         ['digits', 'mnist1d', 'digits (2)']
     """
     parts = [folder.absolute().parts for folder in folders]
-    several = len(set(parts))
+    distinct = len(set(parts))
     depth = next(
-        depth for depth in range(1, max(map(len, parts)) + 1) if len({each[-depth:] for each in parts}) == several
+        depth for depth in range(1, max(map(len, parts)) + 1) if len({path[-depth:] for path in parts}) == distinct
     )
     names: list[str] = []
-    for each in parts:
-        name = str(Path(*each[-depth:]))
-        again = sum(other == each for other in parts[: len(names)])
-        names.append(f"{name} ({again + 1})" if again else name)
+    for path in parts:
+        name = str(Path(*path[-depth:]))
+        repeats = sum(other == path for other in parts[: len(names)])
+        names.append(f"{name} ({repeats + 1})" if repeats else name)
     return names
 
 
 def compare_runs(runs: Sequence[RunTables]) -> Comparison:
-    """Put runs on common axes: the first cost and the first score of the first run, in its box.
+    """Put runs on common axes: the first cost and the first score of the first run, with its reference point.
 
     Raises:
         UsageError: There are fewer than two, one has no candidates, or they searched for different things.
     """
     if len(runs) < 2:
-        raise UsageError("compare needs two runs at least: autocompress compare RUN RUN ...")
-    first = runs[0].meta.get("objectives", [])
+        raise UsageError("compare needs at least two runs: autocompress compare RUN RUN ...")
+    first = runs[0].info.objectives
     for run in runs:
-        refuse_unlike(runs[0], run)
+        check_comparable(runs[0], run)
     cost, score = axes(first)
-    compared = tuple(_compared(run, first, cost, score, _teacher_cost(runs[0], cost)) for run in runs)
-    kinds: dict[str, list[Compared]] = {}
-    for each in compared:
-        kinds.setdefault(each.kind, []).append(each)
-    attained = {kind: _median_attained(members, score) for kind, members in kinds.items() if len(members) > 1}
+    compared = tuple(_compare_run(run, first, cost, score, _teacher_cost(runs[0], cost)) for run in runs)
+    kinds: dict[str, list[ComparedRun]] = {}
+    for run in compared:
+        kinds.setdefault(run.kind, []).append(run)
+    attained = {kind: _median_attainment(members, score) for kind, members in kinds.items() if len(members) > 1}
     return Comparison(cost, score, compared, attained)
 
 
-def refuse_unlike(first: RunTables, run: RunTables) -> None:
-    """Refuse a run that searched for something else than another one.
+def check_comparable(first: RunTables, run: RunTables) -> None:
+    """Refuse runs that cannot be compared.
 
     Raises:
-        UsageError: It has no candidates, or another task, other objectives or other data.
+        UsageError: ``run`` has no candidates, or another task, other objectives or other data than ``first``.
     """
     if not len(run.candidates):
-        raise UsageError(f"{run.name} holds no candidates: there is nothing to compare")
+        raise UsageError(f"{run.name} has no candidates to compare")
     for what in ("task", "heads"):
-        if run.meta.get(what) != first.meta.get(what):
+        if getattr(run.info, what) != getattr(first.info, what):
             raise UsageError(f"{run.name} and {first.name} differ in their {what}: their scores do not compare")
-    names = [[each["name"] for each in one.meta["objectives"]] for one in (first, run)]
+    names = [[objective.name for objective in tables.info.objectives] for tables in (first, run)]
     if names[0] != names[1]:
         raise UsageError(f"{run.name} has the objectives {', '.join(names[1])}, {first.name} {', '.join(names[0])}")
-    data = [(one.meta.get("environment") or {}).get("data") for one in (first, run)]
+    data = [one.info.environment.data for one in (first, run)]
     if data[0] != data[1]:
         raise UsageError(f"{run.name} and {first.name} were searched on different data or splits")
 
 
-def _compared(
-    run: RunTables, objectives: Sequence[Objective], cost: Objective, score: Objective, whole: float | None
-) -> Compared:
+def _compare_run(
+    run: RunTables, objectives: Sequence[ObjectiveSpec], cost: ObjectiveSpec, score: ObjectiveSpec, whole: float | None
+) -> ComparedRun:
     full = full_fidelity(run.candidates)
     front = pareto_front(full, objectives)
-    points = tuple(zip(numbers(front, cost["name"]).tolist(), numbers(front, score["name"]).tolist(), strict=True))
-    best = max if score["direction"] == "maximize" else min
+    points = tuple(zip(numbers(front, cost.name).tolist(), numbers(front, score.name).tolist(), strict=True))
+    best = max if score.direction == "maximize" else min
     at_shares = tuple(
         best((s for c, s in points if whole is not None and c <= whole * share), default=None) for share in SHARES
     )
     search = run.trials[run.trials["role"] == "search"]
-    trainings = search[~search["further"]] if "further" in search else search
-    return Compared(
+    # Jobs that only compress an earlier checkpoint further are not trials of their own.
+    trials = search[~search["further"]] if "further" in search else search
+    return ComparedRun(
         run.name,
         run.kind,
         points,
-        _curve(full, search, objectives),
+        _hypervolume_curve(full, search, objectives),
         hypervolume(front, objectives),
         float(search["elapsed"].max()),
-        len(trainings),
+        len(trials),
         at_shares,
     )
 
 
-def _curve(
-    full: pd.DataFrame, trials: pd.DataFrame, objectives: Sequence[Objective]
+def _hypervolume_curve(
+    full: pd.DataFrame, trials: pd.DataFrame, objectives: Sequence[ObjectiveSpec]
 ) -> tuple[tuple[float, float], ...]:
-    """Return the hypervolume on ``select_val`` over time: measured anew, so that it is that of the common box."""
+    """Return the hypervolume on ``select_val`` over time, computed again with the common reference point."""
     curve: list[tuple[float, float]] = [(0.0, 0.0)]
     front = full.iloc[:0]
-    told = trials[np.isfinite(numbers(trials, "elapsed"))].sort_values("elapsed")
-    for number, seconds in zip(told["number"], numbers(told, "elapsed"), strict=True):
+    finished = trials[np.isfinite(numbers(trials, "elapsed"))].sort_values("elapsed")
+    for number, seconds in zip(finished["number"], numbers(finished, "elapsed"), strict=True):
         front = pareto_front(pd.concat([front, full[full["trial"] == number]]), objectives)
         volume = hypervolume(front, objectives)
         if volume > curve[-1][1]:
@@ -174,16 +175,17 @@ def _curve(
     return tuple(curve)
 
 
-def _teacher_cost(run: RunTables, cost: Objective) -> float | None:
-    found = (run.meta.get("teacher") or {}).get("costs", {}).get(cost["name"])
-    return None if found is None else float(found)
+def _teacher_cost(run: RunTables, cost: ObjectiveSpec) -> float | None:
+    value = run.info.teacher.costs.get(cost.name)
+    return None if value is None else float(value)
 
 
-def _median_attained(runs: Sequence[Compared], score: Objective) -> tuple[tuple[float, float], ...]:
-    """Return the points that half of the runs attain (attainment function, Grunert da Fonseca et al. 2001)."""
-    maximise = [False, score["direction"] == "maximize"]
+def _median_attainment(runs: Sequence[ComparedRun], score: ObjectiveSpec) -> tuple[tuple[float, float], ...]:
+    """Return the median attainment of several runs (attainment function, Grunert da Fonseca et al. 2001)."""
+    maximise = [False, score.direction == "maximize"]
     rows = np.array([point for run in runs for point in run.front], dtype=np.float64)
     sets = np.array([number for number, run in enumerate(runs, 1) for _ in run.front])
+    # moocore minimizes every objective: flip the sign of those that are maximized.
     signed = rows * np.where(maximise, -1.0, 1.0)
     surface: NDArray[np.float64] = np.asarray(moocore.eaf(signed, sets=sets, percentiles=[50]))
     points = surface[:, :2] * np.where(maximise, -1.0, 1.0)

@@ -1,4 +1,4 @@
-"""The page's twins for other programs: CSV for spreadsheets, JSON for scripts."""
+"""The data of the page for other programs: CSV, JSON and Parquet files."""
 
 import csv
 import io
@@ -6,27 +6,26 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from autocompress.core.atomic import write_atomic
 
-# Nested values have no place in a cell; front.json carries them.
+# Nested values do not fit into a CSV cell; front.json has them.
 _NESTED = ("details", "curve")
-# A cell that starts so is run as a formula by spreadsheets.
+# Spreadsheets run a cell that starts with one of these characters as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_tables(folder: Path, candidates: pd.DataFrame, trials: pd.DataFrame, front: pd.DataFrame) -> list[Path]:
-    """Write the CSV files, front.json and candidates.parquet; each is whole or untouched. Return their paths.
+    """Write the CSV files, front.json and candidates.parquet, each atomically; return their paths.
 
     Args:
         folder: The run folder.
-        candidates: One row a candidate.
-        trials: One row a trial.
-        front: The candidates on the front.
+        candidates: Table with one row per candidate.
+        trials: Table with one row per trial.
+        front: Candidates on the front.
 
     Raises:
         StorageError: No space is left, or the folder cannot be written.
@@ -38,7 +37,7 @@ def write_tables(folder: Path, candidates: pd.DataFrame, trials: pd.DataFrame, f
         "front.json": to_json(front),
     }
     for name, text in files.items():
-        # A lone surrogate, which no file can hold, is spelled out.
+        # UTF-8 cannot encode a lone surrogate, which a file name on Linux may contain: write its escape.
         write_atomic(Path(folder) / name, text.encode("utf-8", "backslashreplace"))
     write_atomic(Path(folder) / "candidates.parquet", to_parquet(candidates))
     return [Path(folder) / name for name in (*files, "candidates.parquet")]
@@ -46,14 +45,14 @@ def write_tables(folder: Path, candidates: pd.DataFrame, trials: pd.DataFrame, f
 
 def to_parquet(table: pd.DataFrame) -> bytes:
     """Return a table as Parquet: numbers stay numbers, columns of several types and nested ones become JSON texts."""
-    flat = {str(name): _uniform(table[name]) for name in table.columns}
+    flat = {str(name): _uniform_column(table[name]) for name in table.columns}
     return bytes(pd.DataFrame(flat, index=table.index).to_parquet(index=False))
 
 
-def _uniform(column: "pd.Series[Any]") -> "pd.Series[Any]":
+def _uniform_column(column: "pd.Series") -> "pd.Series":
     if pd.api.types.is_numeric_dtype(column):
         return column
-    values = [_leaf(None, value) for value in column.tolist()]
+    values = [_json_value(None, value) for value in column.tolist()]
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {str}:
         texts = [value if value is None else value.encode("utf-8", "backslashreplace").decode() for value in values]
@@ -65,7 +64,7 @@ def _uniform(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    r"""Return a table as CSV that no spreadsheet takes for formulas; numbers stay numbers, missing values are empty.
+    r"""Return a table as CSV; texts that a spreadsheet would run as formulas are quoted, missing values are empty.
 
     Example:
         >>> to_csv(pd.DataFrame({"name": ["=1+1", "-x"], "value": [-0.5, None]}))
@@ -74,33 +73,33 @@ def to_csv(table: pd.DataFrame) -> str:
     columns = [name for name in table.columns if name not in _NESTED]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([_cell(str(name)) for name in columns])
-    writer.writerows(zip(*([_cell(value) for value in table[name].tolist()] for name in columns), strict=True))
+    writer.writerow([_csv_cell(str(name)) for name in columns])
+    writer.writerows(zip(*([_csv_cell(value) for value in table[name].tolist()] for name in columns), strict=True))
     return text.getvalue()
 
 
 def to_json(table: pd.DataFrame) -> str:
-    """Return a table as a JSON list of objects; what is missing or not finite becomes null, configs become objects."""
-    rows = [{str(name): _leaf(name, value) for name, value in row.items()} for row in table.to_dict("records")]
+    """Return a table as a JSON list of objects; values that are missing or not finite become null."""
+    rows = [{str(name): _json_value(name, value) for name, value in row.items()} for row in table.to_dict("records")]
     return json.dumps(rows, indent=1, allow_nan=False)
 
 
-def _cell(value: object) -> object:
+def _csv_cell(value: object) -> object:
     if isinstance(value, str):
         return f"'{value}" if value.startswith(_FORMULA) else value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        # Columns with gaps hold whole numbers as floats: 8-bit reads 8, not 8.0.
+        # pandas stores integers beside missing values as floats: write 8, not 8.0.
         return int(value)
     return value
 
 
-def _leaf(name: object, value: Any) -> Any:
+def _json_value(name: object, value: object) -> object:
     if isinstance(value, Mapping):
-        return {str(key): _leaf(key, each) for key, each in value.items()}
+        return {str(key): _json_value(key, entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_leaf(None, each) for each in value]
+        return [_json_value(None, entry) for entry in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

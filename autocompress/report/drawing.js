@@ -1,4 +1,4 @@
-// What every page does: unpack what it carries, draw its figures, follow the reader's colours.
+// Common to every page: unpack the data, draw the figures, follow the light or dark colour scheme.
 const drawing = (() => {
   "use strict";
   const root = document.documentElement;
@@ -12,13 +12,13 @@ const drawing = (() => {
     } else {
       const letters = atob(text);
       bytes = new Uint8Array(letters.length);
-      for (let place = 0; place < letters.length; place++) bytes[place] = letters.charCodeAt(place);
+      for (let index = 0; index < letters.length; index++) bytes[index] = letters.charCodeAt(index);
     }
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).text();
   }
 
-  // ---- colours follow the reader's scheme ---------------------------------------------------
+  // ---- colour scheme ------------------------------------------------------------------------
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
   function theme(layout) {
@@ -38,26 +38,26 @@ const drawing = (() => {
       "hoverlabel.font.family": getComputedStyle(document.body).fontFamily,
     };
   }
-  // A copy of a layout with keys such as "xaxis.title.text" set in it.
-  function settled(layout, changes) {
-    const found = structuredClone(layout);
+  // Return a copy of a layout in which keys such as "xaxis.title.text" are set.
+  function withChanges(layout, changes) {
+    const copy = structuredClone(layout);
     for (const [path, value] of Object.entries(changes)) {
       const names = path.split(".");
       const last = names.pop();
-      let place = found;
-      for (const name of names) place = place[name] ??= {};
-      place[last] = value;
+      let target = copy;
+      for (const name of names) target = target[name] ??= {};
+      target[last] = value;
     }
-    return found;
+    return copy;
   }
   async function draw(id, figure) {
-    const place = at(id);
-    if (!place) return null;
+    const element = at(id);
+    if (!element) return null;
     const narrow = matchMedia("(max-width: 760px)");
-    // Plotly writes into the layout that it is given.
+    // Plotly changes the layout that it gets, so the original margins are kept here.
     const wide = { margin: { ...figure.layout.margin }, y: figure.layout.legend ? figure.layout.legend.y : 1 };
     function fit() {
-      // On a phone the legend stands below, and the space is the plot's.
+      // On a narrow screen the legend is below the plot, which then has the full width.
       return {
         margin: narrow.matches ? { l: 46, r: 8, t: 8, b: 44 } : wide.margin,
         "legend.y": narrow.matches ? -0.16 : wide.y,
@@ -66,15 +66,15 @@ const drawing = (() => {
       };
     }
     const options = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d"] };
-    // Colours and margins are set before the first drawing: a second one would take as long again.
-    const layout = settled(figure.layout, { ...theme(figure.layout), ...fit() });
-    // The place has the height, and the figure takes what the place has: it keeps it when the window changes.
-    place.style.height = `${narrow.matches ? Math.min(layout.height, 480) : layout.height}px`;
+    // Set colours and margins before the first drawing: a second drawing would double the time.
+    const layout = withChanges(figure.layout, { ...theme(figure.layout), ...fit() });
+    // The element has the height and the figure fills it, so that the height stays when the window is resized.
+    element.style.height = `${narrow.matches ? Math.min(layout.height, 480) : layout.height}px`;
     delete layout.height;
-    await Plotly.newPlot(place, figure.data, layout, options);
-    narrow.addEventListener("change", () => Plotly.relayout(place, fit()));
-    dark.addEventListener("change", () => Plotly.relayout(place, theme(figure.layout)));
-    return place;
+    await Plotly.newPlot(element, figure.data, layout, options);
+    narrow.addEventListener("change", () => Plotly.relayout(element, fit()));
+    dark.addEventListener("change", () => Plotly.relayout(element, theme(figure.layout)));
+    return element;
   }
 
   async function plotly() {

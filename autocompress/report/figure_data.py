@@ -1,30 +1,37 @@
-"""The data step of the figures: the table as groups of points. The plot and the printed picture draw the same ones."""
+"""Data of the figures: the candidate table as groups of points, for the interactive plot and the static picture."""
 
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from autocompress.analysis.confirmation import Confirmed
-from autocompress.analysis.pareto import Objective, axes, knee, normalise, numbers
+from autocompress.analysis.pareto import axes, knee, normalise, numbers
 from autocompress.analysis.selection import Pick
-from autocompress.core.formatting import compare, finite, label, show
-from autocompress.report.table_view import GROUPS, classify, in_words, recipes, simulated, visible
-from autocompress.report.uncertainty import told
+from autocompress.core.formatting import compare_costs, format_value, is_finite, label_column
+from autocompress.core.run_info import ObjectiveSpec, RunInfo
+from autocompress.report.table_view import (
+    GROUPS,
+    classify_candidates,
+    escape_hidden,
+    join_methods,
+    method_texts,
+    simulated,
+)
+from autocompress.report.uncertainty import format_estimate
 
-#: More points make a browser slow: beyond this the front, the baselines and the candidates nearest to it are drawn.
-DRAWN = 4000
+#: More points make a browser slow: beyond this number, the plot has the front, the baselines and the nearest candidates.
+MAX_POINTS = 4000
 _LINE_LENGTH = 110
 
 
 @dataclass(frozen=True)
 class Marks:
-    """One group of points: ids, values by column, hover texts and labels, all of equal length.
+    """One group of points: ids, values by column, tooltips and labels, all of equal length.
 
-    ``bounds`` are the ends of the interval of the first score, where there is one.
+    ``bounds`` are the ends of the confidence interval of the first score, if there is one.
     """
 
     ids: Sequence[str] = ()
@@ -34,83 +41,83 @@ class Marks:
     bounds: Sequence[tuple[float, float]] = ()
 
     def column(self, name: str) -> list[float | None]:
-        """Return one column's values; a group without points has none."""
+        """Return the values of one column; empty for a group without points."""
         return list((self.values or {}).get(name, ()))
 
 
 @dataclass(frozen=True)
 class FrontData:
-    """What the front's plot shows.
+    """Content of the front's plot.
 
     Attributes:
-        marks: Groups of points by name, the last drawn on top.
-        costs: What the horizontal axis may show, the declared cost first.
-        scores: What the vertical axis may show, the declared score first.
-        window: The part of the score's axis that is shown at first: [bottom, top], where top is the better end.
+        marks: Groups of points by name, the last one drawn on top.
+        costs: Choices for the horizontal axis, the declared cost first.
+        scores: Choices for the vertical axis, the declared score first.
+        window: Initial range of the score's axis: [bottom, top], where top is the better end.
     """
 
     marks: Mapping[str, Marks]
-    costs: Sequence[Objective]
-    scores: Sequence[Objective]
+    costs: Sequence[ObjectiveSpec]
+    scores: Sequence[ObjectiveSpec]
     window: tuple[float, float]
 
 
 def front_data(
     candidates: pd.DataFrame,
     front: pd.DataFrame,
-    meta: Mapping[str, Any],
+    info: RunInfo,
     picked: Pick | None = None,
     repeated: Sequence[Confirmed] = (),
 ) -> FrontData:
-    """Return the points of the front's plot, grouped.
+    """Return the points of the front's plot in groups.
 
     Args:
-        candidates: Every candidate of the run.
-        front: Those on the front.
-        meta: What the study says about the run.
+        candidates: All candidates of the run.
+        front: Candidates on the front.
+        info: Description of the run.
         picked: The recommended candidate, if there is one.
-        repeated: Those that were trained again with several seeds.
+        repeated: Candidates that were repeated with several seeds.
     """
-    costs, scores = _choices(candidates, meta, "cost"), _choices(candidates, meta, "score")
-    kept = drawn(candidates, front, meta, picked)
-    groups = classify(candidates, front, meta).iloc[kept]
-    candidates = candidates.iloc[kept]
+    costs, scores = _axis_choices(candidates, info, "cost"), _axis_choices(candidates, info, "score")
+    positions = select_points(candidates, front, info, picked)
+    groups = classify_candidates(candidates, front, info).iloc[positions]
+    candidates = candidates.iloc[positions]
     ids = [str(name) for name in candidates["id"]]
-    names = [record["name"] for record in (*costs, *scores)]
-    values = {name: [_round(value) for value in numbers(candidates, name)] for name in names}
-    hover = _hovers(candidates, groups, meta)
+    names = [record.name for record in (*costs, *scores)]
+    values = {name: [_round_value(value) for value in numbers(candidates, name)] for name in names}
+    hover = _tooltips(candidates, groups, info)
 
-    def take(rows: Sequence[int]) -> Marks:
+    def take_rows(rows: Sequence[int]) -> Marks:
         columns = {name: [column[row] for row in rows] for name, column in values.items()}
         return Marks([ids[row] for row in rows], columns, [hover[row] for row in rows])
 
-    def named(name: str | None) -> Marks:
-        return take([ids.index(name)] if name in ids else [])
+    def take_candidate(name: str | None) -> Marks:
+        return take_rows([ids.index(name)] if name in ids else [])
 
-    marks = {name: take(np.flatnonzero(groups == name).tolist()) for name in ("early", "infeasible", "dominated")}
-    marks["front"] = take([ids.index(str(name)) for name in front["id"]])
-    baselines = take(np.flatnonzero(groups == "baseline").tolist())
-    labels = meta.get("baselines") or {}
-    marks["baseline"] = replace(baselines, labels=[text(labels.get(name, "")) for name in baselines.ids])
-    marks["teacher"] = _teacher(meta, names)
-    marks["knee"] = named(knee(front, meta["objectives"]) if len(front) else None)
-    marks["again"] = _again(repeated, candidates, names, scores[0])
-    chosen = named(picked.id if picked else None)
-    # Chosen by both validation splits, it may be dominated on the one that the plot shows.
+    marks = {name: take_rows(np.flatnonzero(groups == name).tolist()) for name in ("early", "infeasible", "dominated")}
+    marks["front"] = take_rows([ids.index(str(name)) for name in front["id"]])
+    baselines = take_rows(np.flatnonzero(groups == "baseline").tolist())
+    labels = info.baselines
+    marks["baseline"] = replace(baselines, labels=[escape_text(labels.get(name, "")) for name in baselines.ids])
+    marks["teacher"] = _teacher_marks(info, names)
+    marks["knee"] = take_candidate(knee(front, info.objectives) if len(front) else None)
+    marks["again"] = _repeat_marks(repeated, candidates, names, scores[0])
+    chosen = take_candidate(picked.id if picked else None)
+    # The pick must hold on both validation splits, so it may be dominated on the split that the plot shows.
     hover_of_pick = [line.replace(f"</b> {GROUPS['dominated']}", "</b> the pick", 1) for line in chosen.hover]
-    labels_of_pick = [f"<b>pick</b> {text(name)}" for name in chosen.ids]
+    labels_of_pick = [f"<b>pick</b> {escape_text(name)}" for name in chosen.ids]
     marks["pick"] = replace(chosen, labels=labels_of_pick, hover=hover_of_pick)
-    return FrontData(marks, costs, scores, _window(marks, scores[0]))
+    return FrontData(marks, costs, scores, _score_window(marks, scores[0]))
 
 
-def stairs(data: FrontData) -> list[tuple[float, float]]:
-    """Return the corners of the front's step line on the declared axes, cheapest first.
+def step_line(data: FrontData) -> list[tuple[float, float]]:
+    """Return the corners of the front's step line on the declared axes, the cheapest first.
 
-    With more than two objectives some of the front is dominated on these two axes; the line passes over it.
+    With more than two objectives, some front candidates are dominated on these two axes; the line skips them.
     """
-    marks, cost, score = data.marks["front"], data.costs[0]["name"], data.scores[0]
-    sign = 1.0 if score["direction"] == "maximize" else -1.0
-    pairs = zip(marks.column(cost), marks.column(score["name"]), strict=True)
+    marks, cost, score = data.marks["front"], data.costs[0].name, data.scores[0]
+    sign = 1.0 if score.direction == "maximize" else -1.0
+    pairs = zip(marks.column(cost), marks.column(score.name), strict=True)
     line: list[tuple[float, float]] = []
     for x, y in sorted(
         ((x, y) for x, y in pairs if x is not None and y is not None), key=lambda p: (p[0], -sign * p[1])
@@ -120,144 +127,154 @@ def stairs(data: FrontData) -> list[tuple[float, float]]:
     return line
 
 
-def drawn(
-    candidates: pd.DataFrame, front: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None = None
+def select_points(
+    candidates: pd.DataFrame, front: pd.DataFrame, info: RunInfo, picked: Pick | None = None
 ) -> list[int]:
     """Return the positions of the candidates that are drawn: all of them, or ``DRAWN`` if there are more.
 
     The front, the baselines and the pick always are; the rest by nearness to the ideal, both objectives scaled.
     """
-    if len(candidates) <= DRAWN:
+    if len(candidates) <= MAX_POINTS:
         return list(range(len(candidates)))
     distance = np.zeros(len(candidates))
-    for objective in axes(meta["objectives"]):
-        scaled = normalise(numbers(candidates, objective["name"]), objective["box"], objective["kind"] == "cost")
+    for objective in axes(info.objectives):
+        scaled = normalise(numbers(candidates, objective.name), objective.bounds, objective.kind == "cost")
         distance += np.nan_to_num(scaled, nan=1.0)
     always = candidates["id"].isin([*front["id"], picked.id if picked else None]) | (candidates["role"] != "search")
     distance[always.to_numpy()] = -1.0
-    return sorted(int(row) for row in np.argsort(distance, kind="stable")[:DRAWN])
+    return sorted(int(row) for row in np.argsort(distance, kind="stable")[:MAX_POINTS])
 
 
 def hypervolume_data(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns ``trial`` (how many were told so far), ``seconds`` and ``hypervolume`` of each new front.
+    """Return the columns ``trial`` (number of results so far), ``seconds`` and ``hypervolume``, one row per new front.
 
-    Trials of the search count in the order in which they were told; those that left no front only count.
+    Trials are counted in the order of their results, including those without a hypervolume.
     """
     if not {"hypervolume", "elapsed"} <= set(trials.columns):
         return pd.DataFrame({"trial": [], "seconds": [], "hypervolume": []}, dtype="float64")
     search = trials[trials["role"] == "search"] if "role" in trials else trials
-    told = search[np.isfinite(numbers(search, "elapsed"))].sort_values("elapsed", kind="stable")
+    finished = search[np.isfinite(numbers(search, "elapsed"))].sort_values("elapsed", kind="stable")
     curve = pd.DataFrame(
         {
-            "trial": np.arange(1, len(told) + 1),
-            "seconds": numbers(told, "elapsed").to_numpy(),
-            "hypervolume": numbers(told, "hypervolume").to_numpy(),
+            "trial": np.arange(1, len(finished) + 1),
+            "seconds": numbers(finished, "elapsed").to_numpy(),
+            "hypervolume": numbers(finished, "hypervolume").to_numpy(),
         }
     )
-    known: pd.DataFrame = curve[np.isfinite(curve["hypervolume"])].reset_index(drop=True)
-    return known
+    fronts: pd.DataFrame = curve[np.isfinite(curve["hypervolume"])].reset_index(drop=True)
+    return fronts
 
 
-def text(value: object) -> str:
-    """Return a name as plotly shows it literally: its tags escaped, its hidden characters spelled out."""
-    return html.escape(visible(str(value)), quote=False)
+def escape_text(value: object) -> str:
+    """Return a name that plotly shows literally: tags and invisible characters are escaped."""
+    return html.escape(escape_hidden(str(value)), quote=False)
 
 
-def _choices(candidates: pd.DataFrame, meta: Mapping[str, Any], kind: str) -> list[Objective]:
-    """Return what an axis may show: the declared objective, then every measured column of its kind."""
-    first = axes(meta["objectives"])[0 if kind == "cost" else 1]
-    records = [record for record in (*meta.get("all_objectives", []), *meta["objectives"]) if record["kind"] == kind]
-    # The declared records come last: only they have a box. The first of all keeps its place at the front.
-    found = {record["name"]: record for record in (first, *records, first)}
+def _axis_choices(candidates: pd.DataFrame, info: RunInfo, kind: str) -> list[ObjectiveSpec]:
+    """Return the choices for an axis: the declared objective, then every measured column of its kind."""
+    first = axes(info.objectives)[0 if kind == "cost" else 1]
+    records = [record for record in (*info.all_objectives, *info.objectives) if record.kind == kind]
+    # The declared record is last, because only it has bounds; a dictionary keeps the position of the first.
+    choices = {record.name: record for record in (first, *records, first)}
     return [
         record
-        for name, record in found.items()
+        for name, record in choices.items()
         if record is first or (name in candidates and np.isfinite(numbers(candidates, name)).any())
     ]
 
 
-def _teacher(meta: Mapping[str, Any], names: Sequence[str]) -> Marks:
-    teacher = meta.get("teacher") or {}
-    known = {**teacher.get("costs", {}), **teacher.get("scores", {}).get("select_val", {})}
-    if not known:
+def _teacher_marks(info: RunInfo, names: Sequence[str]) -> Marks:
+    teacher = info.teacher
+    measured = {**teacher.costs, **teacher.scores.get("select_val", {})}
+    if not measured:
         return Marks()
-    records = [record for record in (*meta["objectives"], *meta.get("all_objectives", [])) if record["name"] in known]
-    lines = {f"{label(record['name'])} {show(known[record['name']], record)}": None for record in records}
+    records = [record for record in (*info.objectives, *info.all_objectives) if record.name in measured]
+    lines = {f"{label_column(record.name)} {format_value(measured[record.name], record)}": None for record in records}
     hover = "<br>".join(["<b>teacher</b>", *list(lines)[:7]])
-    values = {name: [_round(known.get(name))] for name in names}
+    values = {name: [_round_value(measured.get(name))] for name in names}
     return Marks(["teacher"], values, [hover], ["teacher"])
 
 
-def _again(repeated: Sequence[Confirmed], candidates: pd.DataFrame, names: Sequence[str], score: Objective) -> Marks:
-    """Return the means of repeats: at the candidate's own costs, with the score's interval."""
+def _repeat_marks(
+    repeated: Sequence[Confirmed], candidates: pd.DataFrame, names: Sequence[str], score: ObjectiveSpec
+) -> Marks:
+    """Return the mean scores of repeated candidates with their intervals, at the costs of the original candidates."""
     ids = [str(name) for name in candidates["id"]]
-    shown = [each for each in repeated if each.id in ids and finite(each.select_val.low)]
-    rows = candidates.iloc[[ids.index(each.id) for each in shown]]
-    values = {name: [_round(value) for value in numbers(rows, name)] for name in names}
-    values[score["name"]] = [_round(each.select_val.mean) for each in shown]
+    shown = [candidate for candidate in repeated if candidate.id in ids and is_finite(candidate.select_val.low)]
+    rows = candidates.iloc[[ids.index(candidate.id) for candidate in shown]]
+    values = {name: [_round_value(value) for value in numbers(rows, name)] for name in names}
+    values[score.name] = [_round_value(candidate.select_val.mean) for candidate in shown]
     hover = [
         "<br>".join(
             [
-                f"<b>{text(each.id)}</b> trained again with {len(each.select_val.values)} seeds",
-                f"{label(score['name'])} {told(each.select_val, score)} on select_val",
-                f"{told(each.test, score)} on test",
-                f"the search saw {show(each.searched, score)}",
+                f"<b>{escape_text(candidate.id)}</b> repeated with {len(candidate.select_val.values)} seeds",
+                f"{label_column(score.name)} {format_estimate(candidate.select_val, score)} on select_val",
+                f"{format_estimate(candidate.test, score)} on test",
+                f"in the search {format_value(candidate.searched, score)}",
             ]
         )
-        for each in shown
+        for candidate in shown
     ]
-    ends = [(each.select_val.low, each.select_val.high) for each in shown]
-    return Marks([each.id for each in shown], values, hover, bounds=ends)
+    ends = [(candidate.select_val.low, candidate.select_val.high) for candidate in shown]
+    return Marks([candidate.id for candidate in shown], values, hover, bounds=ends)
 
 
-def _hovers(candidates: pd.DataFrame, groups: "pd.Series[str]", meta: Mapping[str, Any]) -> list[str]:
-    """Return eight lines a candidate: what it is, its scores and costs, and its knobs."""
-    cost, score = axes(meta["objectives"])
-    known = recipes(candidates)
-    records = {record["name"]: record for record in (*meta.get("all_objectives", []), *meta["objectives"])}
+def _tooltips(candidates: pd.DataFrame, groups: "pd.Series[str]", info: RunInfo) -> list[str]:
+    """Return a tooltip of eight lines per candidate: group, scores, costs and hyperparameters."""
+    cost, score = axes(info.objectives)
+    recipes = method_texts(candidates)
+    records = {record.name: record for record in (*info.all_objectives, *info.objectives)}
     small = [name for name in ("bytes", "parameters") if name in candidates and name in records]
     sizes = [(records[name], numbers(candidates, name).tolist()) for name in small]
-    theirs = (meta.get("teacher") or {}).get("costs", {}).get(cost["name"])
-    searched = candidates.get(f"{score['name']}_search", pd.Series(np.nan, index=candidates.index)).tolist()
-    costs, scores = numbers(candidates, cost["name"]).tolist(), numbers(candidates, score["name"]).tolist()
+    teacher_cost = info.teacher.costs.get(cost.name)
+    searched = candidates.get(f"{score.name}_search", pd.Series(np.nan, index=candidates.index)).tolist()
+    costs, scores = numbers(candidates, cost.name).tolist(), numbers(candidates, score.name).tolist()
     notes = simulated(candidates)
     hovers = []
     for row, (name, group) in enumerate(zip(candidates["id"], groups, strict=True)):
-        against = f", {compare(costs[row], theirs, cost['name'])} than the teacher" if finite(theirs) else ""
+        against = (
+            f", {compare_costs(costs[row], teacher_cost, cost.name)} than the teacher"
+            if is_finite(teacher_cost)
+            else ""
+        )
         lines = [
-            f"<b>{text(name)}</b> {GROUPS[group]}",
-            f"{label(score['name'])} {show(scores[row], score)} (search_val {show(searched[row], score)})",
-            f"{show(costs[row], cost)}{against}",
-            ", ".join(f"{show(column[row], record)} {_noun(record)}".strip() for record, column in sizes),
-            *(f"{section}: {_short(in_words(known[section][row]))}" for section in ("student", "distill", "prune")),
-            f"quantize: {_short(in_words(known['quantize'][row]))}" + (" (simulated)" if notes[row] else ""),
+            f"<b>{escape_text(name)}</b> {GROUPS[group]}",
+            f"{label_column(score.name)} {format_value(scores[row], score)} (search_val {format_value(searched[row], score)})",
+            f"{format_value(costs[row], cost)}{against}",
+            ", ".join(f"{format_value(column[row], record)} {_unit_noun(record)}".strip() for record, column in sizes),
+            *(
+                f"{section}: {_shorten_line(join_methods(recipes[section][row]))}"
+                for section in ("student", "distill", "prune")
+            ),
+            f"quantize: {_shorten_line(join_methods(recipes['quantize'][row]))}"
+            + (" (simulated)" if notes[row] else ""),
         ]
         hovers.append("<br>".join(lines))
     return hovers
 
 
-def _noun(record: Objective) -> str:
-    return "" if record["name"] == "bytes" else label(record["name"])
+def _unit_noun(record: ObjectiveSpec) -> str:
+    return "" if record.name == "bytes" else label_column(record.name)
 
 
-def _short(value: str) -> str:
-    return text(value if len(value) <= _LINE_LENGTH else value[: _LINE_LENGTH - 3] + "...")
+def _shorten_line(value: str) -> str:
+    return escape_text(value if len(value) <= _LINE_LENGTH else value[: _LINE_LENGTH - 3] + "...")
 
 
-def _window(marks: Mapping[str, Marks], score: Objective) -> tuple[float, float]:
-    """Return [bottom, top] of the score's axis as worth looking at first: the best quarter of the box, at most.
+def _score_window(marks: Mapping[str, Marks], score: ObjectiveSpec) -> tuple[float, float]:
+    """Return the initial [bottom, top] of the score's axis: at most the best quarter of its range.
 
-    A front that reaches down to chance would squeeze the region where one chooses into a hair.
+    A front that reaches down to chance would otherwise squeeze the region of useful candidates.
     """
-    seen = [value for name in ("front", "baseline", "teacher", "pick") for value in marks[name].column(score["name"])]
-    values = [value for value in seen if value is not None] or [float(bound) for bound in score["box"]]
-    worst, best = float(score["box"][0]), max(values) if score["direction"] == "maximize" else min(values)
+    seen = [value for name in ("front", "baseline", "teacher", "pick") for value in marks[name].column(score.name)]
+    values = [value for value in seen if value is not None] or [float(bound) for bound in score.bounds]
+    worst, best = float(score.bounds[0]), max(values) if score.direction == "maximize" else min(values)
     quarter = best + (worst - best) / 4
-    far = max(min(values), quarter) if score["direction"] == "maximize" else min(max(values), quarter)
+    far = max(min(values), quarter) if score.direction == "maximize" else min(max(values), quarter)
     margin = (best - far) * 0.08 or (best - worst) * 0.01
     return far - margin, best + margin
 
 
-def _round(value: object) -> float | None:
-    """Return six significant digits, which no eye tells from more, or None for what cannot be drawn."""
-    return float(f"{value:.6g}") if finite(value) else None
+def _round_value(value: object) -> float | None:
+    """Return a value with six significant digits, which keeps the page small; None if it is not finite."""
+    return float(f"{value:.6g}") if is_finite(value) else None

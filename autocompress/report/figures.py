@@ -1,30 +1,28 @@
-"""Tables to plotly figures, each in two steps: the data that is drawn, and the drawing.
+"""Plotly figures, each in two steps: the data, and the drawing.
 
-The figures stand alone in a notebook; the page takes the same ones and redraws the step line when an axis changes.
+Notebooks show the same figures as the page; on the page, a script updates the step line when an axis changes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from autocompress.analysis.confirmation import Confirmed
-from autocompress.analysis.pareto import Objective
 from autocompress.analysis.selection import Pick
-from autocompress.core.formatting import is_share, label
-from autocompress.report.figure_data import FrontData, Marks, front_data, hypervolume_data, stairs, text
-from autocompress.report.reference import KEPT as REFERENCE, reference_data
-from autocompress.report.static_figure import Frame, places
+from autocompress.core.formatting import is_share, label_column
+from autocompress.core.run_info import ObjectiveSpec, RunInfo
+from autocompress.report.figure_data import FrontData, Marks, escape_text, front_data, hypervolume_data, step_line
+from autocompress.report.reference import reference_data
+from autocompress.report.static_figure import Frame, label_positions
 from autocompress.report.table_view import GROUPS
 
-# Okabe and Ito's palette in mid tones that hold on white and on black; shapes tell the groups apart without colour.
+# Okabe and Ito's palette in mid tones, visible on white and on black; shapes distinguish the groups without colour.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f86c8", "#dd5c10", "#109a72", "#b0659a", "#8b93a1"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
-_STYLES: dict[str, dict[str, Any]] = {
+_STYLES: dict[str, dict[str, object]] = {
     "early": {"symbol": "x-thin", "size": 6, "opacity": 0.5, "line": {"width": 1, "color": GREY}},
     "infeasible": {"symbol": "circle-open", "size": 7, "color": GREY, "opacity": 0.7},
     "dominated": {"symbol": "circle", "size": 6, "color": GREY, "opacity": 0.35},
@@ -39,27 +37,27 @@ _NAMES = {
     **GROUPS,
     "front": "front",
     "teacher": "teacher",
-    "again": "trained again, 95%",
+    "again": "repeated, 95%",
     "knee": "knee of the front",
     "pick": "pick",
 }
-BARE: dict[str, Any] = {
+BARE: dict[str, object] = {
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
     "margin": {"l": 64, "r": 24, "t": 24, "b": 56},
     "hoverlabel": {"align": "left", "namelength": -1},
     "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE, "orientation": "v"},
 }
-# A cost over five to seven powers of ten has a tick at each of them; one over less has some between.
+# With seven ticks, a logarithmic axis has one at each power of ten, and more between them on a short axis.
 TICKS = 7
 _LEGEND = ("pick", "front", "again", "knee", "teacher", "baseline", "dominated", "infeasible", "early")
 
 
 def draw_front(data: FrontData) -> go.Figure:
-    """Return the plot: cost (log) against score, with menus that change the axes."""
+    """Return the plot of score against cost (logarithmic), with menus that change the axes."""
     cost, score = data.costs[0], data.scores[0]
-    figure = go.Figure(layout={"template": go.layout.Template(), **_layout(data)})
-    line = stairs(data)
+    figure = go.Figure(layout={"template": go.layout.Template(), **_front_layout(data)})
+    line = step_line(data)
     steps = {"shape": "hv", "color": BLUE, "width": 2}
     figure.add_scatter(
         x=[x for x, _ in line],
@@ -71,11 +69,11 @@ def draw_front(data: FrontData) -> go.Figure:
         hoverinfo="skip",
         showlegend=False,
     )
-    where = places(data, Frame.around(data, (1040.0, 540.0), (64.0, 24.0, 24.0, 56.0)))
+    positions = label_positions(data, Frame.for_data(data, (1040.0, 540.0), (64.0, 24.0, 24.0, 56.0)))
     for name, marks in data.marks.items():
         figure.add_scatter(
-            x=marks.column(cost["name"]),
-            y=marks.column(score["name"]),
+            x=marks.column(cost.name),
+            y=marks.column(score.name),
             mode="markers+text" if marks.labels else "markers",
             marker=_STYLES[name],
             name=_NAMES[name],
@@ -83,19 +81,19 @@ def draw_front(data: FrontData) -> go.Figure:
             meta=name,
             customdata=marks.ids,
             text=marks.labels or None,
-            textposition=[where[name, row] for row in range(len(marks.labels))] or None,
+            textposition=[positions[name, row] for row in range(len(marks.labels))] or None,
             hovertext=marks.hover,
             hovertemplate="%{hovertext}<extra></extra>",
             hoverinfo="skip" if name == "knee" else None,
-            error_y=_whiskers(marks, score["name"]),
+            error_y=_error_bars(marks, score.name),
             visible="legendonly" if name == "early" else True,
             showlegend=bool(marks.ids),
         )
-    figure.layout.updatemenus = _menus(data)
+    figure.layout.updatemenus = _axis_menus(data)
     return figure
 
 
-def _whiskers(marks: Marks, score: str) -> dict[str, Any] | None:
+def _error_bars(marks: Marks, score: str) -> dict[str, object] | None:
     if not marks.bounds:
         return None
     means = [value or 0.0 for value in marks.column(score)]
@@ -113,21 +111,21 @@ def _whiskers(marks: Marks, score: str) -> dict[str, Any] | None:
 def front_figure(
     candidates: pd.DataFrame,
     front: pd.DataFrame,
-    meta: Mapping[str, Any],
+    info: RunInfo,
     picked: Pick | None = None,
     repeated: Sequence[Confirmed] = (),
 ) -> go.Figure:
-    """Return cost against score of every candidate: front, pick, knee, teacher, baselines and repeats marked."""
-    return draw_front(front_data(candidates, front, meta, picked, repeated))
+    """Return the plot of all candidates, with marks for front, pick, knee, teacher, baselines and repeats."""
+    return draw_front(front_data(candidates, front, info, picked, repeated))
 
 
-def hypervolume_figure(trials: pd.DataFrame, meta: Mapping[str, Any] = MappingProxyType({})) -> go.Figure:
-    """Return the hypervolume of the front, and of the reference, after each trial (left) and over time (right)."""
-    curve, other = hypervolume_data(trials), reference_data(meta)
+def hypervolume_figure(trials: pd.DataFrame, info: RunInfo = RunInfo()) -> go.Figure:
+    """Return the hypervolume of the front, and of the reference run, over trials (left) and over time (right)."""
+    curve, other = hypervolume_data(trials), reference_data(info)
     figure = go.Figure(layout={"template": go.layout.Template(), **BARE, "height": 300, "showlegend": not other.empty})
     lines = [(curve, "this search", {"color": BLUE, "width": 2})]
     if not other.empty:
-        lines.append((other, text(meta[REFERENCE]["name"]), {"color": GREY, "width": 2, "dash": "dash"}))
+        lines.append((other, escape_text(info.reference.name), {"color": GREY, "width": 2, "dash": "dash"}))
     for rows, name, line in lines:
         for column, axis, unit in (("trial", "x", "trials"), ("seconds", "x2", "s")):
             figure.add_scatter(
@@ -143,7 +141,7 @@ def hypervolume_figure(trials: pd.DataFrame, meta: Mapping[str, Any] = MappingPr
                 hovertemplate=f"%{{y:.4f}} after %{{x:.4g}} {unit}<extra></extra>",
             )
     return figure.update_layout(
-        xaxis={"domain": [0, 0.47], "title": {"text": "trials told"}, "rangemode": "tozero", "zeroline": False},
+        xaxis={"domain": [0, 0.47], "title": {"text": "trials"}, "rangemode": "tozero", "zeroline": False},
         xaxis2={"domain": [0.53, 1], "title": {"text": "seconds"}, "rangemode": "tozero", "zeroline": False},
         yaxis={"title": {"text": "hypervolume"}, "zeroline": False},
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
@@ -152,68 +150,70 @@ def hypervolume_figure(trials: pd.DataFrame, meta: Mapping[str, Any] = MappingPr
 
 @cache
 def plotly_source() -> str:
-    """Return the JavaScript of plotly that a page carries inside: its basic bundle, which draws points and lines.
+    """Return the JavaScript of plotly that is part of each page: the basic bundle, which draws points and lines.
 
-    The whole one, which comes with plotly's Python package, is four times as large: 2 MB of each page, and most of the
-    time in which it opens.
+    The complete bundle of plotly's Python package is four times as large: it would add 2 MB to each page, and dominate
+    the time to open it.
     """
     return (Path(__file__).parent / "vendor" / "plotly-basic.min.js").read_text(encoding="utf-8")
 
 
-def _layout(data: FrontData) -> dict[str, Any]:
+def _front_layout(data: FrontData) -> dict[str, object]:
     cost, score = data.costs[0], data.scores[0]
     return {
         **BARE,
         "height": 540,
         "hovermode": "closest",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": {"type": "log", **axis(cost), "nticks": TICKS, "zeroline": False},
-        "yaxis": {**axis(score), "range": list(data.window), "zeroline": False},
+        "xaxis": {"type": "log", **axis_settings(cost), "nticks": TICKS, "zeroline": False},
+        "yaxis": {**axis_settings(score), "range": list(data.window), "zeroline": False},
     }
 
 
-def axis(record: Objective) -> dict[str, Any]:
+def axis_settings(record: ObjectiveSpec) -> dict[str, object]:
     """Return the title and the ticks of an objective's axis."""
-    unit = record.get("unit") or ""
-    name = label(record["name"]) + (f" ({unit})" if unit and unit.lower() not in label(record["name"]).lower() else "")
-    return {"title": {"text": name}, "tickformat": _ticks(record)}
+    unit = record.unit or ""
+    name = label_column(record.name) + (
+        f" ({unit})" if unit and unit.lower() not in label_column(record.name).lower() else ""
+    )
+    return {"title": {"text": name}, "tickformat": _tick_format(record)}
 
 
-def _direction(record: Objective) -> bool | str:
-    """Return plotly's autorange: up is always better, so a score that should be low hangs upside down."""
-    return "reversed" if record["kind"] == "score" and record["direction"] == "minimize" else True
+def _autorange(record: ObjectiveSpec) -> bool | str:
+    """Return plotly's autorange: up is always better, so the axis of a score to be minimized is reversed."""
+    return "reversed" if record.kind == "score" and record.direction == "minimize" else True
 
 
-def _ticks(record: Objective) -> str:
-    if record["kind"] == "cost":
-        # What is below 1 would be told in thousandths.
-        return "~g" if record.get("unit") == "ms" else "~s"
+def _tick_format(record: ObjectiveSpec) -> str:
+    if record.kind == "cost":
+        # The SI format would show 0.5 ms as "500m".
+        return "~g" if record.unit == "ms" else "~s"
     return ".0%" if is_share(record) else ""
 
 
-def _menus(data: FrontData) -> list[dict[str, Any]]:
+def _axis_menus(data: FrontData) -> list[dict[str, object]]:
     """Return the menus for cost, score and scale.
 
-    The step line holds for the declared axes only: a menu of plotly cannot join two choices, so on other axes the
-    line goes, and the page draws it anew.
+    A plotly menu cannot combine two choices, and the step line is valid for the declared axes only: for other axes, the
+    menu removes the line, and the script of the page computes it again.
     """
     menus = []
     for side, records in (("x", data.costs), ("y", data.scores)):
         buttons = []
         for row, record in enumerate(records):
-            line = [] if row else [point[side == "y"] for point in stairs(data)]
-            columns = [line, *(marks.column(record["name"]) for marks in data.marks.values())]
-            moved = {
-                f"{side}axis.title.text": axis(record)["title"]["text"],
-                f"{side}axis.autorange": _direction(record),
+            line = [] if row else [point[side == "y"] for point in step_line(data)]
+            columns = [line, *(marks.column(record.name) for marks in data.marks.values())]
+            settings = {
+                f"{side}axis.title.text": axis_settings(record)["title"]["text"],
+                f"{side}axis.autorange": _autorange(record),
             }
-            moved[f"{side}axis.tickformat"] = axis(record)["tickformat"]
-            name = record["name"]
-            traces: dict[str, Any] = {side: columns}
+            settings[f"{side}axis.tickformat"] = axis_settings(record)["tickformat"]
+            name = record.name
+            traces: dict[str, object] = {side: columns}
             if side == "y" and data.marks["again"].bounds:
-                # The intervals are those of the declared score.
+                # Confidence intervals exist for the declared score only.
                 traces["error_y.visible"] = row == 0
-            buttons.append({"label": label(name), "name": name, "method": "update", "args": [traces, moved]})
+            buttons.append({"label": label_column(name), "name": name, "method": "update", "args": [traces, settings]})
         menus.append({"name": "cost" if side == "x" else "score", "buttons": buttons})
     menus.append(
         {

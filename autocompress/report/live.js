@@ -1,56 +1,56 @@
-// A page that is served while its run goes on: it reloads when there is more to show, and stays as the reader left it.
+// A page served during a search: it reloads after a change and restores scroll position, filters and open cards.
 (() => {
   "use strict";
-  const KEPT = "autocompress-live";
+  const STATE_KEY = "autocompress-live";
   const pane = document.createElement("p");
   pane.className = "live-note";
   pane.setAttribute("role", "status");
-  pane.textContent = "Live: results come in as the search finds them.";
+  pane.textContent = "Live: this page updates while the search runs.";
   document.querySelector("header").prepend(pane);
 
   addEventListener("ready", () => {
-    const kept = JSON.parse(sessionStorage.getItem(KEPT) || "null");
-    if (!kept) return;
-    for (const [name, value] of Object.entries(kept.fields)) {
+    const state = JSON.parse(sessionStorage.getItem(STATE_KEY) || "null");
+    if (!state) return;
+    for (const [name, value] of Object.entries(state.fields)) {
       const field = document.querySelector(`[data-kept="${name}"]`);
       if (!field || field.value === value) continue;
       field.value = value;
       for (const event of ["input", "change"]) field.dispatchEvent(new Event(event));
     }
-    for (const id of kept.open) document.getElementById(id)?.setAttribute("open", "");
-    scrollTo(0, kept.top);
+    for (const id of state.open) document.getElementById(id)?.setAttribute("open", "");
+    scrollTo(0, state.top);
   });
-  function keep() {
+  function saveState() {
     const fields = {};
     for (const field of document.querySelectorAll("[data-kept]")) fields[field.dataset.kept] = field.value;
-    const open = [...document.querySelectorAll("details[open][id]")].map((each) => each.id);
-    sessionStorage.setItem(KEPT, JSON.stringify({ fields, open, top: scrollY }));
+    const open = [...document.querySelectorAll("details[open][id]")].map((details) => details.id);
+    sessionStorage.setItem(STATE_KEY, JSON.stringify({ fields, open, top: scrollY }));
   }
 
-  // A reader who is doing something is not interrupted.
-  let touched = 0;
+  // Do not reload while the reader moves the mouse, scrolls or types.
+  let lastInput = 0;
   for (const event of ["pointermove", "keydown", "wheel", "touchstart"]) {
-    addEventListener(event, () => { touched = Date.now(); }, { passive: true });
+    addEventListener(event, () => { lastInput = Date.now(); }, { passive: true });
   }
   let shown = null;
-  async function look() {
+  async function poll() {
     try {
       const version = await (await fetch("version", { cache: "no-store" })).text();
       shown ??= version;
-      if (version !== shown && Date.now() - touched > 1500) {
-        keep();
+      if (version !== shown && Date.now() - lastInput > 1500) {
+        saveState();
         location.reload();
         return;
       }
       if (version.startsWith("ended")) {
-        pane.textContent = "The search has ended: this is what it came to.";
+        pane.textContent = "The search has ended: these are its final results.";
         return;
       }
     } catch {
-      pane.textContent = "The server that showed this page has ended.";
+      pane.textContent = "The server of this page has stopped.";
       return;
     }
-    setTimeout(look, 2000);
+    setTimeout(poll, 2000);
   }
-  look();
+  poll();
 })();

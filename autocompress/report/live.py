@@ -1,10 +1,11 @@
-"""The page of a run that goes on: a server on loopback that renders it anew when results have come in.
+"""The live page of a running search: a server on the loopback interface that renders it after new results.
 
-The page is rendered only while somebody looks, in a process of its own that only reads the store: a search spends
-nothing on it. Writing the file again at each rung would take a second of a training's core every time, and a file
-that reloads itself has no way to know whether there is anything new.
+The server runs in a process of its own, only reads the store, and renders the page only on request, so it does not slow
+the search down. Writing the file again at each rung would take a second of a core each time, and a page on disk cannot
+find out whether there are new results.
 """
 
+import logging
 import secrets
 import threading
 from collections.abc import Callable
@@ -12,18 +13,21 @@ from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+_LOGGER = logging.getLogger(__name__)
+
 HOST = "127.0.0.1"
-#: What the page is told as the version when it need not ask any more.
+#: Prefix of the version of a run that has ended: the page then stops polling.
 ENDED = "ended"
 
 
 class LiveServer(ThreadingHTTPServer):
-    """Serves one page, and the version of what it shows, under a path that nobody else on the machine can guess.
+    """Serves one page and its version under a random path, so that other users of the machine cannot read it.
 
     Args:
-        render: Returns the page.
-        version: Returns a text that changes when the page would; starts with ``ENDED`` when it will not any more.
-        port: 0 takes a free one.
+        render: Callback that returns the page.
+        version: Callback that returns a text that changes with the content of the page; it starts with ``ENDED`` once
+            the run has ended.
+        port: Port on the loopback interface; 0 takes a free one.
     """
 
     daemon_threads = True
@@ -33,50 +37,50 @@ class LiveServer(ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(12)
         self._render, self._version = render, version
         self._lock = threading.Lock()
-        self._kept: tuple[str, bytes] = ("", b"")
+        self._cached: tuple[str, bytes] = ("", b"")
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """Address of the page."""
         return f"http://{HOST}:{self.server_port}/{self.token}/"
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """What a browser on this machine calls this server; a name that was bent to it is none of them."""
+        """Accepted values of the Host header; any other name was redirected here (DNS rebinding)."""
         return (f"{HOST}:{self.server_port}", f"localhost:{self.server_port}")
 
     def version(self) -> str:
-        """Return the version of what is stored now."""
+        """Return the current version of the run."""
         with self._lock:
             return self._version()
 
     def page(self) -> bytes:
-        """Return the page, rendered anew if anything has changed."""
+        """Return the page; render it again if the version has changed."""
         with self._lock:
             version = self._version()
-            if version != self._kept[0]:
-                self._kept = (version, self._render().encode("utf-8", "backslashreplace"))
-            return self._kept[1]
+            if version != self._cached[0]:
+                self._cached = (version, self._render().encode("utf-8", "backslashreplace"))
+            return self._cached[1]
 
 
 class Page(BaseHTTPRequestHandler):
-    """Answers GET of the page and of its version; everything else is not found."""
+    """Answers GET requests for the page and its version; any other request gets status 404."""
 
     server: LiveServer
     server_version = "autocompress"
     sys_version = ""
 
     def do_GET(self) -> None:
-        """Answer."""
+        """Answer a GET request."""
         root = f"/{self.server.token}/"
-        found: dict[str, tuple[Callable[[], bytes], str]] = {
+        routes: dict[str, tuple[Callable[[], bytes], str]] = {
             root: (self.server.page, "text/html; charset=utf-8"),
             f"{root}version": (lambda: self.server.version().encode(), "text/plain; charset=utf-8"),
         }
-        if self.path not in found or self.headers.get("Host") not in self.server.hosts:
+        if self.path not in routes or self.headers.get("Host") not in self.server.hosts:
             self.send_error(HTTPStatus.NOT_FOUND)
             return
-        make, kind = found[self.path]
+        make, kind = routes[self.path]
         content = make()
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", kind)
@@ -85,9 +89,10 @@ class Page(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Referrer-Policy", "no-referrer")
         self.end_headers()
-        # A browser that has gone on meanwhile needs no answer.
+        # The browser may have closed the connection in the meantime.
         with suppress(BrokenPipeError, ConnectionResetError):
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the terminal is the user's."""
+        """Log requests at debug level instead of printing them."""
+        _LOGGER.debug(format, *args)

@@ -3,8 +3,8 @@
   const { root, at, unpack, plotly, draw, colour } = drawing;
   root.classList.add("scripted");
 
-  // ---- the step line on whatever axes are shown ---------------------------------------------
-  function stairs(plot, upward) {
+  // ---- the front as a step line on the selected axes ------------------------------------------
+  function stepLine(plot, upward) {
     const points = [];
     for (const trace of plot.data) {
       if (trace.meta !== "front" && trace.meta !== "dominated") continue;
@@ -35,9 +35,9 @@
         if (chosen.method !== "update") return;
         if (menu.name === "score") plot.dataset.score = chosen.name;
         limits.follow(menu.name, chosen);
-        const line = stairs(plot, directions[plot.dataset.score] !== "minimize");
-        const place = plot.data.findIndex((trace) => trace.meta === "line");
-        Plotly.restyle(plot, { x: [line.map((point) => point[0])], y: [line.map((point) => point[1])] }, [place]);
+        const line = stepLine(plot, directions[plot.dataset.score] !== "minimize");
+        const index = plot.data.findIndex((trace) => trace.meta === "line");
+        Plotly.restyle(plot, { x: [line.map((point) => point[0])], y: [line.map((point) => point[1])] }, [index]);
       });
       at("front-controls").append(wrap);
     }
@@ -47,7 +47,7 @@
     });
   }
 
-  // ---- limits: a slider for each axis of the plot ------------------------------------------
+  // ---- limits: one slider per axis of the plot ------------------------------------------------
   const PREFIXES = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "K"]];
   function human(value, share) {
     if (share) return `${(100 * value).toFixed(1)}%`;
@@ -56,24 +56,24 @@
   }
 
   function sliders(run, menus, changed) {
-    const found = {};
+    const byAxis = {};
     function follow(kind, button) {
-      const slider = found[kind];
+      const slider = byAxis[kind];
       if (!slider) return;
       slider.column = run.columns.indexOf(button.name);
       slider.least = kind === "score" && run.directions[button.name] === "maximize";
       slider.share = kind === "score" && button.args[1]["yaxis.tickformat"] === ".0%";
-      // A step goes to the next value that a candidate has: fine where there are many.
+      // One step moves to the next value of a candidate: the resolution is high where there are many candidates.
       const values = run.data.map((cells) => cells[slider.column]).filter((value) => value !== null);
       slider.values = [...new Set(values)].sort((a, b) => (slider.least ? a - b : b - a));
       slider.name.textContent = `${button.label} ${slider.least ? "at least" : "at most"}`;
       slider.input.max = Math.max(slider.values.length - 1, 0);
       slider.input.value = 0;
-      say(slider);
+      showValue(slider);
     }
-    function say(slider) {
-      const place = Number(slider.input.value);
-      const text = place ? human(slider.values[place], slider.share) : "any";
+    function showValue(slider) {
+      const index = Number(slider.input.value);
+      const text = index ? human(slider.values[index], slider.share) : "any";
       slider.shown.textContent = text;
       slider.input.setAttribute("aria-valuetext", text);
     }
@@ -87,24 +87,24 @@
       label.className = "slider";
       label.append(line, input);
       at("limits").append(label);
-      const slider = (found[kind] = { input, name, shown });
+      const slider = (byAxis[kind] = { input, name, shown });
       follow(kind, menus.find((menu) => menu.name === kind).buttons[0]);
       input.addEventListener("input", () => {
-        say(slider);
+        showValue(slider);
         changed();
       });
     }
     const limit = (kind) => {
-      const { input, values } = found[kind];
+      const { input, values } = byAxis[kind];
       return Number(input.value) ? values[Number(input.value)] : null;
     };
-    function keeps(row) {
-      return Object.keys(found).every((kind) => {
-        const [value, bound] = [row.cells[found[kind].column], limit(kind)];
-        return bound === null || (value !== null && (found[kind].least ? value >= bound : value <= bound));
+    function satisfies(row) {
+      return Object.keys(byAxis).every((kind) => {
+        const [value, bound] = [row.cells[byAxis[kind].column], limit(kind)];
+        return bound === null || (value !== null && (byAxis[kind].least ? value >= bound : value <= bound));
       });
     }
-    // Where the limits lie, as lines across the plot.
+    // The limits as lines across the plot.
     function lines() {
       const shape = { type: "line", line: { color: colour("orange"), width: 1.5, dash: "dot" } };
       const [cost, score] = [limit("cost"), limit("score")];
@@ -114,15 +114,15 @@
       ];
     }
     return {
-      keeps, lines,
+      satisfies, lines,
       follow(kind, button) {
         follow(kind, button);
         changed();
       },
-      set: () => Object.keys(found).some((kind) => limit(kind) !== null),
+      set: () => Object.keys(byAxis).some((kind) => limit(kind) !== null),
     };
   }
-  const NO_LIMITS = { keeps: () => true, lines: () => [], follow() {}, set: () => false };
+  const NO_LIMITS = { satisfies: () => true, lines: () => [], follow() {}, set: () => false };
 
   // ---- the filter: words and comparisons ----------------------------------------------------
   const TOKEN = /([^\s<>=!,"']+)\s*(<=|>=|==|!=|=|<|>)\s*("[^"]*"|'[^']*'|[^\s,]+)|"([^"]*)"|([^\s,]+)/g;
@@ -135,7 +135,7 @@
     for (const [, name, sign, value, quoted, word] of text.matchAll(TOKEN)) {
       if (name !== undefined) {
         const column = columns.indexOf(name);
-        if (column < 0) throw new Error(`There is no column called ${name}.`);
+        if (column < 0) throw new Error(`Unknown column ${name}.`);
         const bare = value.replace(/^(["'])(.*)\1$/, "$2");
         const number = Number(bare);
         const wanted = bare === value && !Number.isNaN(number) ? number : bare;
@@ -153,8 +153,8 @@
     const body = at("table").tBodies[0];
     const first = at("status").textContent;
     const identity = run.columns.indexOf("id");
-    const rows = run.data.map((cells, place) => ({
-      cells, place, html: run.rows[place], text: cells.filter((cell) => typeof cell === "string").join(" ").toLowerCase(),
+    const rows = run.data.map((cells, index) => ({
+      cells, index, html: run.rows[index], text: cells.filter((cell) => typeof cell === "string").join(" ").toLowerCase(),
     }));
     let shown = rows;
     let sort = null;
@@ -164,12 +164,12 @@
       if (sort) {
         ordered.sort((a, b) => {
           const [one, other] = [a.cells[sort.column], b.cells[sort.column]];
-          if (one === null || other === null) return (one === null) - (other === null) || a.place - b.place;
+          if (one === null || other === null) return (one === null) - (other === null) || a.index - b.index;
           const order = typeof one === "number" ? one - other : String(one).localeCompare(String(other), undefined, { numeric: true });
-          return order * sort.sign || a.place - b.place;
+          return order * sort.sign || a.index - b.index;
         });
       }
-      // Every row was escaped when the page was written.
+      // The rows are HTML that was escaped when the page was written.
       body.innerHTML = ordered.slice(0, run.limit).map((row) => row.html).join("");
       return ordered;
     }
@@ -196,7 +196,7 @@
       const text = at("filter").value.trim();
       try {
         const keep = parse(text, run.columns);
-        shown = limited() ? rows.filter((row) => keep(row) && limits().keeps(row)) : rows;
+        shown = limited() ? rows.filter((row) => keep(row) && limits().satisfies(row)) : rows;
       } catch (problem) {
         at("status").textContent = problem.message;
         return;
@@ -205,7 +205,7 @@
       const count = shown.length.toLocaleString("en");
       at("status").textContent = !limited() ? first
         : shown.length ? `${count} of ${rows.length.toLocaleString("en")} candidates match` +
-          (shown.length > run.limit ? `; the first ${run.limit} are listed.` : ".")
+          (shown.length > run.limit ? `; the table shows the first ${run.limit}.` : ".")
         : "No candidate satisfies this.";
       if (!plot) return;
       const ids = new Set(shown.map((row) => row.cells[identity]));
@@ -216,11 +216,11 @@
       Plotly.update(plot, { selectedpoints: selected }, { shapes: limits().lines() });
     }
     let wait = 0;
-    function soon() {
+    function filterSoon() {
       clearTimeout(wait);
       wait = setTimeout(filter, 120);
     }
-    at("filter").addEventListener("input", soon);
+    at("filter").addEventListener("input", filterSoon);
 
     at("download").addEventListener("click", () => {
       const cell = (value) => {
@@ -238,7 +238,7 @@
     });
 
     return {
-      soon,
+      filterSoon,
       find(id) {
         at("filter").value = `id = "${id}"`;
         filter();
@@ -258,14 +258,14 @@
   }
   addEventListener("hashchange", () => open(decodeURIComponent(location.hash.replace("#card-", ""))));
 
-  // The still pictures stay where the figures cannot be drawn.
-  function still(problem) {
+  // The static pictures stay visible if the figures cannot be drawn.
+  function showStatic(problem) {
     root.classList.remove("drawn");
     console.error(problem);
   }
 
   async function main() {
-    // Both are unpacked at once, and the smaller one is there first.
+    // Both are unpacked concurrently; the data is smaller and available first.
     const [data, library] = [unpack("run-data"), plotly().then(() => null, (problem) => problem)];
     const run = JSON.parse(await data);
     let [plot, limits, list] = [null, NO_LIMITS, null];
@@ -277,11 +277,11 @@
         const menus = run.front.layout.updatemenus;
         delete run.front.layout.updatemenus;
         plot = await draw("front-plot", run.front);
-        limits = sliders(run, menus, () => list && list.soon());
+        limits = sliders(run, menus, () => list && list.filterSoon());
         controls(plot, menus, run.directions, limits);
       }
     } catch (problem) {
-      still(problem);
+      showStatic(problem);
     }
     if (run.rows) {
       list = table(run, plot, () => limits);
@@ -294,9 +294,9 @@
     }
     root.classList.add("ready");
     dispatchEvent(new Event("ready"));
-    // Whoever looks at the front need not wait for what stands far below.
+    // The front is visible first; figures further down are drawn when the browser is idle.
     (window.requestIdleCallback || setTimeout)(async () => {
-      await draw("hypervolume-plot", run.hypervolume).catch(still);
+      await draw("hypervolume-plot", run.hypervolume).catch(showStatic);
       root.classList.add("whole");
     });
   }

@@ -1,4 +1,4 @@
-"""The front as a still picture, for paper and for browsers without JavaScript: coordinates that the template draws."""
+"""Static pictures for print and for browsers without JavaScript: coordinates that the template draws as SVG."""
 
 import html
 import math
@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autocompress.core.formatting import finite, human, is_share, label, show
-from autocompress.report.figure_data import FrontData, Marks, stairs
+from autocompress.analysis.confirmation import Estimate
+from autocompress.core.formatting import format_count, format_value, is_finite, is_share, label_column
+from autocompress.report.figure_data import FrontData, Marks, step_line
 
-#: Where a label may stand beside its mark: text anchor, and shifts of its start in pixels.
-PLACES = {
+#: Position of a label relative to its mark: text anchor, and offset of the text in pixels.
+LABEL_OFFSETS = {
     "top center": ("middle", 0, -13),
     "bottom center": ("middle", 0, 21),
     "middle right": ("start", 12, 4),
@@ -20,6 +21,7 @@ PLACES = {
     "bottom right": ("start", 8, 18),
     "bottom left": ("end", -8, 18),
 }
+# Approximate width of a letter and height of a line, in pixels.
 _LETTER, _LINE = 6.4, 15.0
 
 Box = tuple[float, float, float, float]
@@ -31,9 +33,9 @@ class Frame:
 
     Attributes:
         size: Width and height in pixels, margins included.
-        margins: Left, right, top, bottom.
+        margins: Left, right, top and bottom margin in pixels.
         costs: [low, high] of the horizontal axis, above 0.
-        scores: [bottom, top] of the vertical axis; the better end is on top, be it high or low.
+        scores: [bottom, top] of the vertical axis; top is the better end, which may be the smaller value.
     """
 
     size: tuple[float, float]
@@ -42,9 +44,11 @@ class Frame:
     scores: tuple[float, float]
 
     @classmethod
-    def around(cls, data: FrontData, size: tuple[float, float], margins: tuple[float, float, float, float]) -> "Frame":
-        """Return a frame that holds every cost that can be drawn and the window of scores."""
-        name = data.costs[0]["name"]
+    def for_data(
+        cls, data: FrontData, size: tuple[float, float], margins: tuple[float, float, float, float]
+    ) -> "Frame":
+        """Return a frame with all positive costs and the initial range of scores."""
+        name = data.costs[0].name
         seen = [
             value for marks in data.marks.values() for value in marks.column(name) if value is not None and value > 0
         ]
@@ -63,14 +67,14 @@ class Frame:
         top, bottom = self.margins[2], self.size[1] - self.margins[3]
         return round(bottom - (bottom - top) * (score - low) / (high - low), 1)
 
-    def at(self, cost: float | None, score: float | None) -> tuple[float, float] | None:
-        """Return the pixel of a point, or None if it lies outside or cannot be drawn."""
+    def pixel(self, cost: float | None, score: float | None) -> tuple[float, float] | None:
+        """Return the pixel of a point; None if it is outside the frame or has no value."""
         if cost is None or score is None or cost <= 0 or not min(self.scores) <= score <= max(self.scores):
             return None
         return self.x(cost), self.y(score)
 
 
-def place(
+def place_labels(
     anchors: Sequence[tuple[float, float]], labels: Sequence[str], taken: Iterable[tuple[float, float]], frame: Frame
 ) -> list[str]:
     """Return a place for each label that hides as little as possible: a key of ``PLACES``.
@@ -81,132 +85,134 @@ def place(
     boxes: list[Box] = []
     chosen = []
     for anchor, words in zip(anchors, labels, strict=True):
-        options = {name: _box(anchor, words, name) for name in PLACES}
-        weights = {name: _weight(box, boxes, points, frame) for name, box in options.items()}
+        options = {name: _label_box(anchor, words, name) for name in LABEL_OFFSETS}
+        weights = {name: _placement_cost(box, boxes, points, frame) for name, box in options.items()}
         best = min(weights, key=lambda name: weights[name])
         boxes.append(options[best])
         chosen.append(best)
     return chosen
 
 
-def places(data: FrontData, frame: Frame) -> dict[tuple[str, int], str]:
-    """Return where each label of the plot stands, by group and position in it."""
+def label_positions(data: FrontData, frame: Frame) -> dict[tuple[str, int], str]:
+    """Return the position of each label of the plot, by group and index in the group."""
     keys, anchors, labels = [], [], []
     for name in ("pick", "teacher", "baseline"):
         marks = data.marks[name]
-        spots = _pixels(marks, data, frame)
+        spots = _point_pixels(marks, data, frame)
         for row, words in enumerate(marks.labels):
             keys.append((name, row))
             anchors.append(spots[row] or (0.0, 0.0))
             labels.append(words.replace("<b>", "").replace("</b>", ""))
-    taken = _spots(data, ("front", "baseline", "teacher", "pick"), frame)
-    return dict(zip(keys, place(anchors, labels, taken, frame), strict=True))
+    taken = _visible_pixels(data, ("front", "baseline", "teacher", "pick"), frame)
+    return dict(zip(keys, place_labels(anchors, labels, taken, frame), strict=True))
 
 
 def front_picture(data: FrontData) -> dict[str, Any]:
-    """Return what the template draws: ticks, point clouds as paths, the step line, and the marks with their labels."""
-    frame = Frame.around(data, (900.0, 430.0), (58.0, 18.0, 18.0, 48.0))
+    """Return the picture of the front: ticks, points and step line as SVG paths, and marks with labels."""
+    frame = Frame.for_data(data, (900.0, 430.0), (58.0, 18.0, 18.0, 48.0))
     cost, score = data.costs[0], data.scores[0]
-    where = places(data, frame)
+    positions = label_positions(data, frame)
     marks = []
     for name in ("baseline", "teacher", "knee", "pick"):
         group = data.marks[name]
-        for row, spot in enumerate(_pixels(group, data, frame)):
+        for row, spot in enumerate(_point_pixels(group, data, frame)):
             if spot is not None:
-                anchor, dx, dy = PLACES[where.get((name, row), "top center")]
-                words = _plain(group.labels[row]) if group.labels else ""
+                anchor, dx, dy = LABEL_OFFSETS[positions.get((name, row), "top center")]
+                words = _strip_tags(group.labels[row]) if group.labels else ""
                 shape = {"kind": name, "x": spot[0], "y": spot[1]}
                 marks.append({**shape, "anchor": anchor, "dx": dx, "dy": dy, "text": words})
-    steps = [spot for spot in (frame.at(*pair) for pair in stairs(data)) if spot is not None]
+    steps = [spot for spot in (frame.pixel(*pair) for pair in step_line(data)) if spot is not None]
     return {
         "width": frame.size[0],
         "height": frame.size[1],
         "box": (frame.margins[0], frame.margins[2], frame.size[0] - frame.margins[1], frame.size[1] - frame.margins[3]),
-        "xticks": [(frame.x(value), human(value, "")) for value in _decades(*frame.costs)],
+        "xticks": [(frame.x(value), format_count(value, "")) for value in _log_ticks(*frame.costs)],
         "yticks": [
-            (frame.y(value), show(value, score))
-            for value in _steps(min(frame.scores), max(frame.scores), is_share(score))
+            (frame.y(value), format_value(value, score))
+            for value in _linear_ticks(min(frame.scores), max(frame.scores), is_share(score))
         ],
-        "clouds": {name: _cloud(_spots(data, (name,), frame)) for name in ("dominated", "infeasible", "front")},
+        "clouds": {
+            name: _dots_path(_visible_pixels(data, (name,), frame)) for name in ("dominated", "infeasible", "front")
+        },
         "line": "".join(
             f"{'H' if row else 'M'}{x:g}{' ' if not row else 'V'}{y:g}" for row, (x, y) in enumerate(steps)
         ),
         "marks": marks,
-        "whiskers": _whiskers(data, frame),
-        "xlabel": label(cost["name"]),
-        "ylabel": label(score["name"]),
+        "whiskers": _error_bars_path(data, frame),
+        "xlabel": label_column(cost.name),
+        "ylabel": label_column(score.name),
     }
 
 
-def _pixels(marks: Marks, data: FrontData, frame: Frame) -> list[tuple[float, float] | None]:
-    cost, score = data.costs[0]["name"], data.scores[0]["name"]
-    return [frame.at(*pair) for pair in zip(marks.column(cost), marks.column(score), strict=True)]
+def _point_pixels(marks: Marks, data: FrontData, frame: Frame) -> list[tuple[float, float] | None]:
+    cost, score = data.costs[0].name, data.scores[0].name
+    return [frame.pixel(*pair) for pair in zip(marks.column(cost), marks.column(score), strict=True)]
 
 
-def _spots(data: FrontData, names: Iterable[str], frame: Frame) -> list[tuple[float, float]]:
-    return [spot for name in names for spot in _pixels(data.marks[name], data, frame) if spot is not None]
+def _visible_pixels(data: FrontData, names: Iterable[str], frame: Frame) -> list[tuple[float, float]]:
+    return [spot for name in names for spot in _point_pixels(data.marks[name], data, frame) if spot is not None]
 
 
-def _whiskers(data: FrontData, frame: Frame) -> str:
-    """Return a path with the interval of each candidate that was trained again, cut off at the frame."""
+def _error_bars_path(data: FrontData, frame: Frame) -> str:
+    """Return a path with the interval of each repeated candidate, clipped to the frame."""
     low, high = min(frame.scores), max(frame.scores)
     path = ""
-    for cost, ends in zip(data.marks["again"].column(data.costs[0]["name"]), data.marks["again"].bounds, strict=True):
+    for cost, ends in zip(data.marks["again"].column(data.costs[0].name), data.marks["again"].bounds, strict=True):
         if cost is not None and cost > 0 and ends[0] < high and ends[1] > low:
             x, bottom, top = frame.x(cost), frame.y(max(ends[0], low)), frame.y(min(ends[1], high))
             path += f"M{x - 4:g} {bottom:g}h8M{x - 4:g} {top:g}h8M{x:g} {bottom:g}V{top:g}"
     return path
 
 
-def repeats_picture(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Add pixels to what ``confidence.repeats`` tells: a line a candidate for select_val, and one for test below."""
-    if found is None:
+def repeats_picture(repeats: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the repeats with pixels: one line per candidate for select_val, and one below it for test."""
+    if repeats is None:
         return None
     ends = [
         value
-        for row in found["rows"]
+        for row in repeats["rows"]
         for value in (
             row["points"]["searched"],
-            *(each for split in ("select_val", "test") for each in _ends(row["points"][split])),
+            *(end for split in ("select_val", "test") for end in _interval_ends(row["points"][split])),
         )
     ]
     low, high = min(ends), max(ends)
-    frame = Frame((900.0, 34.0 + 34.0 * len(found["rows"])), (90.0, 24.0, 8.0, 26.0), (1.0, 10.0), (low, high))
+    frame = Frame((900.0, 34.0 + 34.0 * len(repeats["rows"])), (90.0, 24.0, 8.0, 26.0), (1.0, 10.0), (low, high))
     left, right = frame.margins[0], frame.size[0] - frame.margins[1]
 
     def x(value: float) -> float:
-        place: float = round(left + (right - left) * (value - low) / ((high - low) or 1.0), 1)
-        return place
+        pixel: float = round(left + (right - left) * (value - low) / ((high - low) or 1.0), 1)
+        return pixel
 
-    for line, row in enumerate(found["rows"]):
+    for line, row in enumerate(repeats["rows"]):
         points = row["points"]
         row["y"] = 22.0 + 34.0 * line
         row["x"] = x(points["searched"])
         for split in ("select_val", "test"):
-            first, last = _ends(points[split])
+            first, last = _interval_ends(points[split])
             row[f"{split}_x"], row[f"{split}_from"], row[f"{split}_to"] = x(points[split].mean), x(first), x(last)
     ticks = [
-        (x(value), show(value, found["score"]).replace(".0%", "%"))
-        for value in _steps(low, high, is_share(found["score"]))
+        (x(value), format_value(value, repeats["score"]).replace(".0%", "%"))
+        for value in _linear_ticks(low, high, is_share(repeats["score"]))
     ]
-    return {**found, "ticks": ticks, "width": frame.size[0], "height": frame.size[1]}
+    return {**repeats, "ticks": ticks, "width": frame.size[0], "height": frame.size[1]}
 
 
-def _ends(found: Any) -> tuple[float, float]:
-    return (found.low, found.high) if finite(found.low) else (found.mean, found.mean)
+def _interval_ends(estimate: Estimate) -> tuple[float, float]:
+    return (estimate.low, estimate.high) if is_finite(estimate.low) else (estimate.mean, estimate.mean)
 
 
-def _plain(words: str) -> str:
-    """Return a label as text: plotly's tags off, its entities back to characters."""
+def _strip_tags(words: str) -> str:
+    """Return a label without plotly's tags and entities."""
     return html.unescape(words.replace("<b>", "").replace("</b>", ""))
 
 
-def _cloud(spots: Iterable[tuple[float, float]]) -> str:
-    """Return a path of zero-length strokes: with round caps each is a dot, at ten bytes a point."""
+def _dots_path(spots: Iterable[tuple[float, float]]) -> str:
+    """Return a path of zero-length strokes: with round caps each is a dot, and takes ten bytes."""
     return "".join(f"M{x:g} {y:g}h0" for x, y in spots)
 
 
-def _decades(low: float, high: float) -> list[float]:
+def _log_ticks(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     shares = (1,) if last - first > 3 else (1, 2, 5)
     return [
@@ -217,23 +223,23 @@ def _decades(low: float, high: float) -> list[float]:
     ]
 
 
-def _steps(low: float, high: float, share: bool) -> list[float]:
+def _linear_ticks(low: float, high: float, share: bool) -> list[float]:
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
-    # A share is written with one decimal of a percent: finer steps would repeat a label.
+    # Percentages have one decimal: finer steps would repeat a label.
     step = max(next(size * power for size in (1, 2, 5, 10) if size * power >= raw), 0.001 if share else 0.0)
     return [step * count for count in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _box(anchor: tuple[float, float], words: str, name: str) -> Box:
-    side, dx, dy = PLACES[name]
+def _label_box(anchor: tuple[float, float], words: str, name: str) -> Box:
+    side, dx, dy = LABEL_OFFSETS[name]
     width = len(words) * _LETTER
     left = anchor[0] + dx - {"start": 0.0, "middle": width / 2, "end": width}[side]
     bottom = anchor[1] + dy + 3
     return left, bottom - _LINE, left + width, bottom
 
 
-def _weight(box: Box, boxes: Iterable[Box], points: Iterable[tuple[float, float]], frame: Frame) -> float:
+def _placement_cost(box: Box, boxes: Iterable[Box], points: Iterable[tuple[float, float]], frame: Frame) -> float:
     left, top, right, bottom = box
     outside = left < frame.margins[0] or top < 0 or right > frame.size[0] or bottom > frame.size[1] - frame.margins[3]
     hidden = sum(left < x < right and top < y < bottom for x, y in points)
@@ -241,28 +247,28 @@ def _weight(box: Box, boxes: Iterable[Box], points: Iterable[tuple[float, float]
     return 100.0 * crossed + 30.0 * outside + hidden
 
 
-def interval_picture(told: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Add pixels to what ``verdict.confidence`` tells: one line a candidate, with whiskers and a dot."""
-    if told is None or not told["rows"]:
-        return told
-    rows = told["rows"]
+def interval_picture(intervals: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the confidence intervals with pixels: one line per candidate."""
+    if intervals is None or not intervals["rows"]:
+        return intervals
+    rows = intervals["rows"]
     low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
     frame = Frame((900.0, 34.0 + 24.0 * len(rows)), (90.0, 96.0, 8.0, 26.0), (1.0, 10.0), (low, high))
     left, right = frame.margins[0], frame.size[0] - frame.margins[1]
 
     def x(share: float) -> float:
-        place: float = round(left + (right - left) * (share - low) / ((high - low) or 1.0), 1)
-        return place
+        pixel: float = round(left + (right - left) * (share - low) / ((high - low) or 1.0), 1)
+        return pixel
 
     for line, row in enumerate(rows):
         row |= {"x": x(row["share"]), "from": x(row["low"]), "to": x(row["high"]), "y": 20.0 + 24.0 * line}
         row["text"] = f"{row['share']:.1%}"
-    ticks = [(x(value), f"{value:.1%}".replace(".0%", "%")) for value in _steps(low, high, True)]
-    return {**told, "rows": rows, "ticks": ticks, "width": frame.size[0], "height": frame.size[1]}
+    ticks = [(x(value), f"{value:.1%}".replace(".0%", "%")) for value in _linear_ticks(low, high, True)]
+    return {**intervals, "rows": rows, "ticks": ticks, "width": frame.size[0], "height": frame.size[1]}
 
 
 def sparkline(points: Sequence[Sequence[float]], width: float, height: float) -> dict[str, Any] | None:
-    """Return a small curve as a path with its extremes; None for fewer than two points."""
+    """Return a small curve as a path, with its first and last values; None for fewer than two points."""
     if len(points) < 2:
         return None
     xs, ys = [float(point[0]) for point in points], [float(point[1]) for point in points]

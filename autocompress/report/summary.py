@@ -1,4 +1,4 @@
-"""What the page says in sentences: the verdict, how sure it is, how the search went, and what to be honest about."""
+"""Sentences of the page: the result, the convergence of the search, and the conditions of the measurements."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,47 +6,54 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.analysis.latency import KEPT as LATENCY, NAME as LATENCY_MS, RECORD, TEACHER
-from autocompress.analysis.pareto import Objective, axes
+from autocompress.analysis.latency import NAME as LATENCY_MS, RECORD, TEACHER
+from autocompress.analysis.pareto import axes
 from autocompress.analysis.selection import Pick
 from autocompress.analysis.simulated import simulated
-from autocompress.core.formatting import compare, duration, finite, gap, label, plural, show
+from autocompress.core.formatting import (
+    compare_costs,
+    format_difference,
+    format_duration,
+    format_plural,
+    format_value,
+    is_finite,
+    label_column,
+)
+from autocompress.core.run_info import LatencyInfo, ObjectiveSpec, RunInfo
 from autocompress.report.figure_data import hypervolume_data
 
 
-def verdict(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None) -> str:
-    """Return the run's outcome in one sentence.
+def summarize_result(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo, picked: Pick | None) -> str:
+    """Return the result of the run in one sentence.
 
     For example ``99.1x fewer effective FLOPs than the teacher for 0.8 points of accuracy.``
     """
     if picked is None:
-        return _nothing(candidates, trials)
-    cost, score = axes(meta["objectives"])
-    ours, quality = picked.row[cost["name"]], picked.row[score["name"]]
-    teacher = meta.get("teacher") or {}
-    theirs = teacher.get("costs", {}).get(cost["name"])
-    best = teacher.get("scores", {}).get("select_val", {}).get(score["name"])
-    if not (finite(theirs) and finite(best)):
-        return f"{show(quality, score)} {label(score['name'])} at {show(ours, cost)}."
-    saving = compare(ours, theirs, cost["name"])
+        return _explain_missing_pick(candidates, trials)
+    cost, score = axes(info.objectives)
+    ours, quality = picked.row[cost.name], picked.row[score.name]
+    teacher = info.teacher
+    teacher_cost = teacher.costs.get(cost.name)
+    best = teacher.score(score.name)
+    if not (is_finite(teacher_cost) and is_finite(best)):
+        return f"{format_value(quality, score)} {label_column(score.name)} at {format_value(ours, cost)}."
+    saving = compare_costs(ours, teacher_cost, cost.name)
     joint = "as" if saving.startswith("as ") else "than"
-    return f"{_capital(saving)} {joint} the teacher {_price(quality, best, score)}."
+    return f"{_capitalize(saving)} {joint} the teacher {_describe_score_change(quality, best, score)}."
 
 
-def lede(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None) -> str:
-    """Return the sentence below the verdict: what was picked out of how much."""
+def summarize_search(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo, picked: Pick | None) -> str:
+    """Return the sentence below the result: the number of trials and candidates, and the pick."""
     trained = int((trials["state"] == "complete").sum()) if "state" in trials else 0
-    took = f" in {duration(meta['seconds'])}" if finite(meta.get("seconds")) else ""
-    source = (
-        f"{plural(len(candidates), 'candidate')}, cut from {plural(len(trials), 'trial')} ({trained:,} ran to the end)"
-    )
+    took = f" in {format_duration(info.seconds)}" if is_finite(info.seconds) else ""
+    source = f"{format_plural(len(candidates), 'candidate')}, made from {format_plural(len(trials), 'trial')} ({trained:,} ran to the end)"
     if picked is None:
-        return f"The search looked at {source}{took}." if len(trials) else "No trial has been run."
-    return f"Candidate {picked.id} was picked out of {source}{took}."
+        return f"The search evaluated {source}{took}." if len(trials) else "No trial has run yet."
+    return f"Candidate {picked.id} was selected from {source}{took}."
 
 
-def convergence(trials: pd.DataFrame) -> str:
-    """Return in a sentence whether the search was still finding better fronts when it ended."""
+def describe_convergence(trials: pd.DataFrame) -> str:
+    """Return the final hypervolume and its improvement in the last third of the trials."""
     curve = hypervolume_data(trials)
     if len(curve) < 2:
         return ""
@@ -55,26 +62,24 @@ def convergence(trials: pd.DataFrame) -> str:
     end = int((trials["role"] == "search").sum()) if "role" in trials else len(trials)
     before = curve[curve["trial"] <= end * 2 / 3]["hypervolume"]
     gained = (last - float(before.iloc[-1])) / last if len(before) and last else 1.0
-    judgement = "it has all but converged" if gained < 0.01 else "more trials would probably still improve it"
     return (
-        f"The front fills {last:.1%} of the declared box. Its last improvement came with trial "
-        f"{int(improved['trial'].iloc[-1])} of {end}; the last third of the trials added {gained:.1%}: {judgement}."
+        f"Normalized hypervolume: {last:.3f}. It improved by {gained:.1%} in the last third of the trials; the last "
+        f"improvement was trial {int(improved['trial'].iloc[-1])} of {end}."
     )
 
 
-def honesty(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what a reader must know before believing the page: (term, text) pairs."""
-    environment = meta.get("environment") or {}
-    versions = environment.get("versions") or {}
-    splits = meta.get("splits") or {}
+def list_conditions(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo) -> list[tuple[str, str]]:
+    """Return the conditions of the measurements: (term, text) pairs."""
+    environment = info.environment
+    splits = info.splits
     facts = {
-        "Processor": f"{environment.get('processor', 'unknown')}, {environment.get('cores', '?')} cores",
-        "Threads": f"{environment.get('threads_per_worker', '?')} per worker; results differ between thread counts",
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "Data": f"fingerprint {environment.get('data', 'unknown')}",
+        "Processor": f"{environment.processor or 'unknown'}, {environment.cores or '?'} cores",
+        "Threads": f"{environment.threads_per_worker or '?'} per worker; results differ between thread counts",
+        "Versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()),
+        "Data": f"fingerprint {environment.data or 'unknown'}",
         "Splits": ", ".join(f"{name} {size:,}" for name, size in splits.items()) + " examples, disjoint",
-        "Notices": "; ".join(meta.get("notices") or []),
-        "Use of splits": f"search_val steers the search, select_val makes front and pick; {_readings(meta)}",
+        "Notices": "; ".join(info.notices),
+        "Use of splits": f"search_val for the search, select_val for front and pick; {_describe_test_reads(info)}",
     }
     if "state" in trials:
         counts = trials["state"].value_counts()
@@ -82,45 +87,46 @@ def honesty(candidates: pd.DataFrame, trials: pd.DataFrame, meta: Mapping[str, A
     marks = sum(bool(text) for text in simulated(candidates))
     if marks:
         facts["Simulated"] = (
-            f"{marks:,} of {len(candidates):,} candidates use bit-widths or quantizers without a native kernel; their "
-            "scores are those of the rounded arithmetic, their speed depends on a device that has one"
+            f"{marks:,} of {len(candidates):,} candidates use bit-widths or quantizers without a kernel on this "
+            "target; their scores are exact, a speed-up needs hardware with such a kernel"
         )
     seeds = candidates["seed"].nunique() if "seed" in candidates else 0
     if seeds <= 1:
-        facts["Seeds"] = "one: differences between single trainings include luck"
-    facts["Costs"] = "FLOPs are 2 x multiply-accumulates and say nothing about latency, which each device decides"
-    facts["Latency"] = _timed(meta)
+        facts["Seeds"] = "one: differences between single trials include chance"
+    facts["Costs"] = "FLOPs are 2 x multiply-accumulates; latency depends on the device and is measured separately"
+    facts["Latency"] = _describe_latency(info)
     return [(term, text) for term, text in facts.items() if text]
 
 
-def pick_latency(row: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
-    """Return in a sentence how long a candidate took as it was exported; empty where it was not timed."""
+def pick_latency(row: Mapping[str, Any], info: RunInfo) -> str:
+    """Return the measured latency of an exported candidate in a sentence; empty if it was not measured."""
     milliseconds = row.get(LATENCY_MS)
-    if milliseconds is None or not finite(milliseconds):
+    if milliseconds is None or not is_finite(milliseconds):
         return ""
-    teachers = (meta.get("teacher") or {}).get("costs", {}).get(LATENCY_MS)
-    beside = f", the teacher {show(teachers, RECORD)}" if finite(teachers) else ""
-    return f"Exported, it took {show(milliseconds, RECORD)}{beside}: {_conditions(meta[LATENCY])}."
+    teacher = info.teacher.costs.get(LATENCY_MS)
+    comparison = f", of the teacher {format_value(teacher, RECORD)}" if is_finite(teacher) else ""
+    conditions = "" if info.latency is None else f": {_latency_conditions(info.latency)}"
+    return f"Measured latency of the exported model: {format_value(milliseconds, RECORD)}{comparison}{conditions}."
 
 
-def _timed(meta: Mapping[str, Any]) -> str:
-    latency = meta.get(LATENCY) or {}
-    rows = latency.get("rows") or {}
-    if not rows:
+def _describe_latency(info: RunInfo) -> str:
+    latency = info.latency
+    if latency is None or not latency.rows:
         return ""
-    teacher = ", the teacher's among them," if TEACHER in rows else ""
-    return f"the median of {plural(len(rows), 'exported model')}{teacher} {_conditions(latency)}"
+    rows = latency.rows
+    teacher = ", including the teacher," if TEACHER in rows else ""
+    return f"the median of {format_plural(len(rows), 'exported model')}{teacher} {_latency_conditions(latency)}"
 
 
-def _conditions(latency: Mapping[str, Any]) -> str:
+def _latency_conditions(latency: LatencyInfo) -> str:
     return (
-        f"at batch {latency['batch']} with {plural(latency['threads'], 'thread')} by onnxruntime {latency['runtime']} "
-        f"on {latency['processor']}"
+        f"at batch {latency.batch} with {format_plural(latency.threads, 'thread')} by onnxruntime {latency.runtime} "
+        f"on {latency.processor}"
     )
 
 
-def losses(trials: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return why trials did not run to the end, the most frequent reason first."""
+def count_unfinished_trials(trials: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the number of failed and stopped trials by state and reason, the most frequent first."""
     if not {"state", "reason"} <= set(trials.columns):
         return []
     ended = trials[trials["state"].isin(["failed", "infeasible", "stopped"])]
@@ -128,53 +134,62 @@ def losses(trials: pd.DataFrame) -> list[dict[str, Any]]:
     return [{"state": state, "reason": reason, "count": count} for (state, reason), count in counts.most_common()]
 
 
-def split_scores(row: Mapping[str, Any], meta: Mapping[str, Any]) -> tuple[list[dict[str, str]], str]:
-    """Return the score on the three splits beside the teacher's, and the gap from select_val to test in words."""
-    score = axes(meta["objectives"])[1]
-    name = score["name"]
-    teacher = (meta.get("teacher") or {}).get("scores", {})
+def split_scores(row: Mapping[str, Any], info: RunInfo) -> tuple[list[dict[str, str]], str]:
+    """Return candidate and teacher scores on three splits, and the difference from select_val to test in words."""
+    score = axes(info.objectives)[1]
+    name = score.name
+    teacher = info.teacher.scores
     ours = {
         split: row.get(f"{name}{end}")
         for split, end in (("search_val", "_search"), ("select_val", ""), ("test", "_test"))
     }
     rows = [
-        {"split": split, "ours": show(value, score), "teacher": show(teacher.get(split, {}).get(name), score)}
+        {
+            "split": split,
+            "ours": format_value(value, score),
+            "teacher": format_value(teacher.get(split, {}).get(name), score),
+        }
         for split, value in ours.items()
     ]
     chosen, tested = ours["select_val"], ours["test"]
-    if not (finite(chosen) and finite(tested)):
+    if not (is_finite(chosen) and is_finite(tested)):
         return rows, "The test split was not read for this candidate."
     change = float(tested or 0.0) - float(chosen or 0.0)
     if change == 0:
-        return rows, "From select_val to test nothing changes."
+        return rows, "The scores on select_val and test are equal."
     words = "higher" if change > 0 else "lower"
-    return rows, f"On test the {label(name)} is {gap(change, score)} {words} than on select_val."
-
-
-def _readings(meta: Mapping[str, Any]) -> str:
-    read = meta.get("test_reads", 1)
-    return "test is read once, after that" if read == 1 else f"test was read {plural(int(read), 'time')}"
-
-
-def _nothing(candidates: pd.DataFrame, trials: pd.DataFrame) -> str:
-    if not len(trials):
-        return "Nothing has been searched yet."
-    if len(candidates):
-        return "No candidate can be recommended."
-    reasons = losses(trials)
-    most = f", most often for this reason: {reasons[0]['reason']}" if reasons and reasons[0]["reason"] else ""
-    return f"No trial produced a candidate{most}."
-
-
-def _price(ours: float, theirs: float, score: Objective) -> str:
-    change = (ours - theirs) * (1 if score["direction"] == "maximize" else -1)
-    words = gap(change, score)
-    if words.startswith("0.0 ") or change == 0:
-        return f"at the same {label(score['name'])}"
     return (
-        f"for {words} of {label(score['name'])}" if change < 0 else f"and a gain of {words} of {label(score['name'])}"
+        rows,
+        f"On the test split, the {label_column(name)} is {format_difference(change, score)} {words} than on select_val.",
     )
 
 
-def _capital(text: str) -> str:
+def _describe_test_reads(info: RunInfo) -> str:
+    read = info.test_reads or 1
+    return "test was read once, after the choice" if read == 1 else f"test was read {format_plural(int(read), 'time')}"
+
+
+def _explain_missing_pick(candidates: pd.DataFrame, trials: pd.DataFrame) -> str:
+    if not len(trials):
+        return "The search has no results yet."
+    if len(candidates):
+        return "No candidate can be recommended."
+    reasons = count_unfinished_trials(trials)
+    most = f"; the most frequent reason: {reasons[0]['reason']}" if reasons and reasons[0]["reason"] else ""
+    return f"No trial produced a candidate{most}."
+
+
+def _describe_score_change(ours: float, teacher_cost: float, score: ObjectiveSpec) -> str:
+    change = (ours - teacher_cost) * (1 if score.direction == "maximize" else -1)
+    words = format_difference(change, score)
+    if words.startswith("0.0 ") or change == 0:
+        return f"at the same {label_column(score.name)}"
+    return (
+        f"for {words} of {label_column(score.name)}"
+        if change < 0
+        else f"and a gain of {words} of {label_column(score.name)}"
+    )
+
+
+def _capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""How one table is read by every part of the report: what each candidate is, in groups and in words."""
+"""The candidate table as all parts of the report show it: groups of candidates, and methods as texts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,45 +15,46 @@ from autocompress.analysis.simulated import (
     knob_words,
     simulated as simulated,
 )
+from autocompress.core.run_info import RunInfo
 
 SECTIONS = ("student", "distill", "fit", "prune", "quantize")
-# Controls (C0, C1), bidirectional overrides, zero-width characters and lone surrogates: they change how text looks.
+# Controls (C0, C1), bidirectional overrides, zero-width characters and lone surrogates: they change how a text looks.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
-#: What a candidate is, in the order in which the table shows them.
+#: Groups of candidates in the order of the table, with their labels.
 GROUPS = {
     "front": "on the front",
     "baseline": "baseline",
     "dominated": "dominated",
-    "infeasible": "breaks a limit",
+    "infeasible": "violates a limit",
     "early": "stopped early",
     "unmeasured": "not measured",
 }
 
 
-def visible(text: str) -> str:
-    r"""Return text whose control and direction characters are spelled out, so that a name is what it looks like.
+def escape_hidden(text: str) -> str:
+    r"""Return text with escapes instead of invisible characters, so that two different names never look the same.
 
     Example:
-        >>> visible("a\u202eb")
+        >>> escape_hidden("a\u202eb")
         'a\\u202eb'
     """
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def classify(candidates: pd.DataFrame, front: pd.DataFrame, meta: Mapping[str, Any]) -> "pd.Series[str]":
-    """Return each candidate's group, a key of ``GROUPS``.
+def classify_candidates(candidates: pd.DataFrame, front: pd.DataFrame, info: RunInfo) -> "pd.Series[str]":
+    """Return the group of each candidate, a key of ``GROUPS``.
 
-    ``early`` are candidates of trials that were stopped before the last rung: their scores are not comparable with
-    fully trained ones, so they neither dominate nor are dominated.
+    Candidates of trials that were stopped before the last rung are ``early``: their scores are not comparable with those
+    of fully trained candidates, so they neither dominate nor are dominated.
     """
     full = candidates.index.isin(full_fidelity(candidates).index)
-    measured = np.all([np.isfinite(numbers(candidates, each["name"])) for each in meta["objectives"]], axis=0)
+    measured = np.all([np.isfinite(numbers(candidates, objective.name)) for objective in info.objectives], axis=0)
     conditions = [
         candidates["role"] != "search",
         ~full,
         ~measured,
-        ~feasible(candidates, meta.get("limits") or {}),
+        ~feasible(candidates, info.limits),
         candidates["id"].isin(front["id"]),
     ]
     names = ["baseline", "early", "unmeasured", "infeasible", "front"]
@@ -61,32 +62,32 @@ def classify(candidates: pd.DataFrame, front: pd.DataFrame, meta: Mapping[str, A
     return pd.Series(groups, index=candidates.index, dtype="str")
 
 
-def recipes(
+def method_texts(
     candidates: pd.DataFrame, among: pd.DataFrame | None = None
 ) -> dict[str, list[list[tuple[str, list[str]]]]]:
-    """Return each section's methods with their telling knobs in words, one list of methods a row.
+    """Return the methods of each section with their hyperparameters as texts, one list of methods per row.
 
-    Telling are the knobs that vary, and a few that always matter; the others are in the full configuration.
+    Includes hyperparameters that vary, and a few that always matter; the full configuration has the others.
 
     For example ``{"student": [[("cnn", ["width 16", "depth 2"])], ...], "prune": [[("none", [])], ...], ...}``.
 
     Args:
-        candidates: The rows to tell about.
-        among: The table in which a knob must vary to be told; by default the same.
+        candidates: Rows to describe.
+        among: Table in which a hyperparameter must vary to be included; by default ``candidates``.
     """
-    told = candidates if among is None else among
+    reference = candidates if among is None else among
     knobs: dict[str, list[dict[str, list[str]]]] = {name: [{} for _ in range(len(candidates))] for name in SECTIONS}
     for column in sorted(map(str, candidates.columns), key=knob_order):
         section, _, rest = column.partition(".")
         method, _, knob = rest.rpartition(".")
         if section not in knobs or not method:
             continue
-        telling = knob_order(column) < len(FIRST_KNOBS) or told[column].nunique() > 1
+        is_included = knob_order(column) < len(FIRST_KNOBS) or reference[column].nunique() > 1
         values = candidates[column].tolist()
         texts = {value: knob_words(knob, value) for value in set(values) if value is not None and value == value}
-        for found, value in zip(knobs[section], values, strict=True):
+        for methods, value in zip(knobs[section], values, strict=True):
             if value in texts:
-                found.setdefault(method, []).extend([texts[value]] if telling else [])
+                methods.setdefault(method, []).extend([texts[value]] if is_included else [])
     names = {
         section: [str(name) for name in candidates[section]] if section in candidates else ["none"] * len(rows)
         for section, rows in knobs.items()
@@ -97,21 +98,21 @@ def recipes(
     }
 
 
-def in_words(methods: Sequence[tuple[str, Sequence[str]]]) -> str:
-    """Return methods with their knobs as one text.
+def join_methods(methods: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Return methods with their hyperparameters as one text.
 
     Example:
-        >>> in_words([("cnn", ["width 16", "depth 2"]), ("plain", [])])
+        >>> join_methods([("cnn", ["width 16", "depth 2"]), ("plain", [])])
         'cnn (width 16, depth 2) + plain'
     """
     return " + ".join(f"{method} ({', '.join(knobs)})" if knobs else method for method, knobs in methods)
 
 
-def rank(candidates: pd.DataFrame, groups: "pd.Series[str]", score: Mapping[str, Any], cost: str) -> list[int]:
-    """Return the positions of the rows in the order of the table: by group as in ``GROUPS``, the best score first."""
-    sign = -1.0 if score["direction"] == "maximize" else 1.0
-    order = {name: place for place, name in enumerate(GROUPS)}
-    place = groups.map(order).to_numpy(dtype=np.float64)
+def rank_rows(candidates: pd.DataFrame, groups: "pd.Series[str]", score: Mapping[str, Any], cost: str) -> list[int]:
+    """Return row positions in the order of the table: by group as in ``GROUPS``, then the best score first."""
+    sign = -1.0 if score.direction == "maximize" else 1.0
+    order = {name: index for index, name in enumerate(GROUPS)}
+    group_ranks = groups.map(order).to_numpy(dtype=np.float64)
     costs = np.nan_to_num(numbers(candidates, cost), nan=np.inf)
-    scores = np.nan_to_num(numbers(candidates, score["name"]) * sign, nan=np.inf)
-    return [int(row) for row in np.lexsort((costs, scores, place))]
+    scores = np.nan_to_num(numbers(candidates, score.name) * sign, nan=np.inf)
+    return [int(row) for row in np.lexsort((costs, scores, group_ranks))]

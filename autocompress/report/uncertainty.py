@@ -1,90 +1,100 @@
-"""How sure a choice is: intervals, who is tied with it, and what repeats from scratch say."""
+"""Uncertainty of the choice: confidence intervals, statistical ties, and repeats from scratch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from autocompress.analysis.confirmation import METHOD, Confirmed, Estimate, front_on_test, on_test
-from autocompress.analysis.pareto import Objective, axes, numbers
+from autocompress.analysis.pareto import axes, numbers
 from autocompress.analysis.selection import Pick
 from autocompress.analysis.significance import BINOMIAL, Ties, interval
-from autocompress.core.formatting import compare, finite, gap, label, plural, show
+from autocompress.core.formatting import (
+    compare_costs,
+    format_difference,
+    format_plural,
+    format_value,
+    is_finite,
+    label_column,
+)
+from autocompress.core.run_info import ObjectiveSpec, RunInfo
 
 _SHOWN_AROUND_PICK = 8
 
 
-def confidence(front: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None) -> dict[str, Any] | None:
-    """Return the interval of every front candidate near the pick, and who is tied with it; None if none can be told."""
-    cost, score = axes(meta["objectives"])
-    examples = (meta.get("splits") or {}).get("select_val")
-    if picked is None or picked.ties is None or score["name"].partition("@")[0] not in BINOMIAL:
+def pick_confidence(front: pd.DataFrame, info: RunInfo, picked: Pick | None) -> dict[str, Any] | None:
+    """Return the intervals of front candidates near the pick and its ties; None if the score has no binomial interval."""
+    cost, score = axes(info.objectives)
+    examples = info.splits.get("select_val")
+    if picked is None or picked.ties is None or score.name.partition("@")[0] not in BINOMIAL:
         return None
-    if not finite(examples) or examples < 1:
+    if not is_finite(examples) or examples < 1:
         return None
-    own, name = float(picked.row[score["name"]]), label(score["name"])
+    own, name = float(picked.row[score.name]), label_column(score.name)
     low, high = interval(own, examples)
     tied = {*picked.ties.tied, picked.id}
     rows = []
-    shares, prices = (numbers(front, axis["name"]).tolist() for axis in (score, cost))
+    shares, prices = (numbers(front, axis.name).tolist() for axis in (score, cost))
     for identity, share, price in zip(front["id"], shares, prices, strict=True):
         ends = interval(share, examples)
         rows.append(
             {"id": identity, "share": share, "low": ends[0], "high": ends[1], "tied": identity in tied, "cost": price}
         )
     text = (
-        f"On {examples:,} select_val examples the {name} of {picked.id} is {show(own, score)}; "
-        f"the 95% interval is {show(low, score)} to {show(high, score)}. {told_ties(picked, picked.ties, front, meta)}"
+        f"On the {examples:,} examples of the selection split, the {name} of {picked.id} is {format_value(own, score)}, "
+        f"with a 95% confidence interval of {format_value(low, score)} to {format_value(high, score)}. "
+        f"{describe_ties(picked, picked.ties, front, info)}"
     )
     if picked.id not in set(front["id"]):
-        # A choice that holds on both validation splits may lie a little behind the front of one.
-        price = picked.row[cost["name"]]
+        # The pick must hold on both validation splits, so it may lie slightly behind the front of the selection split.
+        price = picked.row[cost.name]
         own_row = {"id": picked.id, "share": own, "low": low, "high": high, "tied": True, "cost": price}
         rows.insert(sum(row["cost"] <= price for row in rows), own_row)
-    place = next(row for row, each in enumerate(rows) if each["id"] == picked.id)
-    start = max(0, place - _SHOWN_AROUND_PICK)
-    shown = rows[start : place + _SHOWN_AROUND_PICK + 1]
+    position = next(index for index, row in enumerate(rows) if row["id"] == picked.id)
+    start = max(0, position - _SHOWN_AROUND_PICK)
+    shown = rows[start : position + _SHOWN_AROUND_PICK + 1]
     return {"text": text, "rows": shown, "pick": picked.id, "count": len(rows), "method": picked.ties.method}
 
 
-def told_ties(picked: Pick, found: Ties, front: pd.DataFrame, meta: Mapping[str, Any]) -> str:
-    """Return in a sentence who on the front is tied with the pick, and what the cheapest of them would save."""
-    cost, score = axes(meta["objectives"])
-    equals = front[front["id"].isin(found.tied)]
+def describe_ties(picked: Pick, ties: Ties, front: pd.DataFrame, info: RunInfo) -> str:
+    """Return in a sentence the candidates tied with the pick, and the cost that the cheapest of them saves."""
+    cost, score = axes(info.objectives)
+    equals = front[front["id"].isin(ties.tied)]
     if not len(equals):
-        return "No other candidate on the front is statistically tied with it."
-    text = f"{plural(len(equals), 'other candidate')} on the front {'is' if len(equals) == 1 else 'are'} tied with it"
+        return "No other front candidate is statistically tied with it."
+    verb = "is" if len(equals) == 1 else "are"
+    text = f"{format_plural(len(equals), 'other front candidate')} {verb} statistically tied with it"
     least = equals.iloc[0]
-    if least[cost["name"]] < picked.row[cost["name"]]:
-        saving = compare(least[cost["name"]], picked.row[cost["name"]], cost["name"])
-        text += f"; the cheapest of them, {least['id']} ({show(least[score['name']], score)}), has {saving}"
+    if least[cost.name] < picked.row[cost.name]:
+        saving = compare_costs(least[cost.name], picked.row[cost.name], cost.name)
+        text += f"; the cheapest, {least['id']} ({format_value(least[score.name], score)}), has {saving}"
     return f"{text}."
 
 
-def repeats(
-    found: Sequence[Confirmed], front: pd.DataFrame, meta: Mapping[str, Any], picked: Pick | None
+def summarize_repeats(
+    repeated: Sequence[Confirmed], front: pd.DataFrame, info: RunInfo, picked: Pick | None
 ) -> dict[str, Any] | None:
-    """Return what the page tells of repeats from scratch; None where there are none."""
-    if not found:
+    """Return the rows and sentences about repeats from scratch; None if there are none."""
+    if not repeated:
         return None
-    cost, score = axes(meta["objectives"])
-    tested = on_test(front, meta, found)
+    cost, score = axes(info.objectives)
+    tested = on_test(front, info, repeated)
     rows = [
         {
-            "id": each.id,
-            "mark": picked is not None and each.id == picked.id,
-            "cost": show(each.cost, cost),
-            "searched": show(each.searched, score),
-            "select_val": told(each.select_val, score),
-            "test": told(each.test, score),
-            "gap": signed(each.gap.mean, score),
-            "seeds": f"{len(each.test.values)}" + (f" ({each.failed} failed)" if each.failed else ""),
-            "points": {"searched": each.searched, "select_val": each.select_val, "test": each.test},
+            "id": candidate.id,
+            "mark": picked is not None and candidate.id == picked.id,
+            "cost": format_value(candidate.cost, cost),
+            "searched": format_value(candidate.searched, score),
+            "select_val": format_estimate(candidate.select_val, score),
+            "test": format_estimate(candidate.test, score),
+            "gap": format_signed(candidate.gap.mean, score),
+            "seeds": f"{len(candidate.test.values)}" + (f" ({candidate.failed} failed)" if candidate.failed else ""),
+            "points": {"searched": candidate.searched, "select_val": candidate.select_val, "test": candidate.test},
         }
-        for each in found
+        for candidate in repeated
     ]
     return {
-        "text": _summary(found, score, picked),
+        "text": _describe_repeats(repeated, score, picked),
         "rows": rows,
         "score": score,
         "test": "" if tested is None else front_on_test(tested),
@@ -92,40 +102,42 @@ def repeats(
     }
 
 
-def told(found: Estimate, score: Objective) -> str:
+def format_estimate(estimate: Estimate, score: ObjectiveSpec) -> str:
     """Return a mean with its interval, such as ``97.7% [95.5%, 99.2%]``."""
-    ends = f" [{show(found.low, score)}, {show(found.high, score)}]" if finite(found.low) else ""
-    return f"{show(found.mean, score)}{ends}"
+    ends = (
+        f" [{format_value(estimate.low, score)}, {format_value(estimate.high, score)}]"
+        if is_finite(estimate.low)
+        else ""
+    )
+    return f"{format_value(estimate.mean, score)}{ends}"
 
 
-def signed(change: float, score: Objective) -> str:
-    """Return a difference with its sign; none where it rounds to nothing.
+def format_signed(change: float, score: ObjectiveSpec) -> str:
+    """Return a difference with its sign; without a sign if it rounds to zero.
 
     Example:
-        >>> score = {"name": "accuracy", "kind": "score", "direction": "maximize", "unit": ""}
-        >>> signed(-0.012, score), signed(0.0001, score)
+        >>> score = ObjectiveSpec("accuracy", "maximize")
+        >>> format_signed(-0.012, score), format_signed(0.0001, score)
         ('-1.2 points', '0.0 points')
     """
-    size = gap(change, score)
-    return size if size == gap(0.0, score) else f"{'+' if change > 0 else '-'}{size}"
+    size = format_difference(change, score)
+    return size if size == format_difference(0.0, score) else f"{'+' if change > 0 else '-'}{size}"
 
 
-def _summary(found: Sequence[Confirmed], score: Objective, picked: Pick | None) -> str:
-    name = label(score["name"])
-    seeds = max(len(each.test.values) for each in found)
-    text = (
-        f"{plural(len(found), 'candidate')} of the front trained again from scratch with {plural(seeds, 'new seed')}. "
-    )
-    sign = 1.0 if score["direction"] == "maximize" else -1.0
-    lost = sum((each.searched - each.select_val.mean) * sign for each in found) / len(found)
-    saw = f"On average their {name} on select_val is"
-    if gap(lost, score) == gap(0.0, score):
-        text += f"{saw} what the search saw. "
+def _describe_repeats(repeated: Sequence[Confirmed], score: ObjectiveSpec, picked: Pick | None) -> str:
+    name = label_column(score.name)
+    seeds = max(len(candidate.test.values) for candidate in repeated)
+    text = f"{format_plural(len(repeated), 'candidate')} of the front repeated from scratch with {format_plural(seeds, 'new seed')}. "
+    sign = 1.0 if score.direction == "maximize" else -1.0
+    lost = sum((candidate.searched - candidate.select_val.mean) * sign for candidate in repeated) / len(repeated)
+    mean = f"On average, their {name} on the selection split is"
+    if format_difference(lost, score) == format_difference(0.0, score):
+        text += f"{mean} the same as in the search. "
     elif lost > 0:
-        text += f"{saw} {gap(lost, score)} worse than the search saw: the best of many is a little lucky. "
+        text += f"{mean} {format_difference(lost, score)} worse than in the search: the best of many candidates is partly lucky. "
     else:
-        text += f"{saw} {gap(lost, score)} better than the search saw. "
-    own = next((each for each in found if picked is not None and each.id == picked.id), None)
+        text += f"{mean} {format_difference(lost, score)} better than in the search. "
+    own = next((candidate for candidate in repeated if picked is not None and candidate.id == picked.id), None)
     if own is not None:
-        text += f"The pick holds {told(own.test, score)} on test."
+        text += f"The pick has {format_estimate(own.test, score)} on the test split."
     return text.strip()

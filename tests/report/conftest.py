@@ -16,4 +16,4 @@ def run() -> Run:
 @pytest.fixture(scope="session")
 def front(run: Run) -> pd.DataFrame:
     """Return the run's front; not to be changed."""
-    return pareto_front(full_fidelity(run.candidates), run.meta["objectives"], run.meta["limits"])
+    return pareto_front(full_fidelity(run.candidates), run.info.objectives, run.info.limits)

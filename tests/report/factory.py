@@ -55,7 +55,7 @@ def make_run(trials: int = 12, cuts: int = 12, seed: int = 0, hostile: bool = Fa
     """Return a run of ``trials`` trainings of which most finish, each cut ``cuts`` times (35 at most)."""
     rng = np.random.default_rng(seed)
     rows: list[dict[str, Any]] = []
-    told: list[dict[str, Any]] = []
+    summary: list[dict[str, Any]] = []
     elapsed = 0.0
     for number in range(trials):
         states, shares = ["complete", "stopped", "failed", "infeasible"], [0.6, 0.25, 0.07, 0.08]
@@ -69,7 +69,7 @@ def make_run(trials: int = 12, cuts: int = 12, seed: int = 0, hostile: bool = Fa
                 _candidate(rng, number, index, training, epochs, ratio, bits)
                 for index, (ratio, bits) in enumerate(islice(_cut_order(rng), cuts))
             ]
-        told.append(
+        summary.append(
             {
                 "number": number,
                 "role": "search",
@@ -84,7 +84,7 @@ def make_run(trials: int = 12, cuts: int = 12, seed: int = 0, hostile: bool = Fa
                 ],
             }
         )
-    labels = _baselines(rng, trials, rows, told, elapsed)
+    labels = _baselines(rng, trials, rows, summary, elapsed)
     table = pd.DataFrame(rows)
     if not tested:
         table.loc[:, [name for name in table.columns if name.endswith("_test")]] = float("nan")
@@ -100,11 +100,11 @@ def make_run(trials: int = 12, cuts: int = 12, seed: int = 0, hostile: bool = Fa
                 "prune.structured.pruning_ratio": f"prune.{HOSTILE[3]}.pruning_ratio",
             }
         )
-    for row in told:
+    for row in summary:
         finished = full_fidelity(table[table["trial"] <= row["number"]])
         if row["state"] == "complete" and row["role"] == "search" and (finished["epochs"] == 27).any():
             row["hypervolume"] = hypervolume(pareto_front(finished, OBJECTIVES), OBJECTIVES)
-    return Run(table, pd.DataFrame(told), _run_info(labels, hostile, elapsed))
+    return Run(table, pd.DataFrame(summary), _run_info(labels, hostile, elapsed))
 
 
 def _training(rng: np.random.Generator) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def _details(accuracy: float, bits: tuple[int, int], rng: np.random.Generator) -
 
 
 def _baselines(
-    rng: np.random.Generator, trials: int, rows: list[dict[str, Any]], told: list[dict[str, Any]], elapsed: float
+    rng: np.random.Generator, trials: int, rows: list[dict[str, Any]], summary: list[dict[str, Any]], elapsed: float
 ) -> dict[str, str]:
     names = {
         "the student without distillation": (0.0, (32, 32)),
@@ -213,7 +213,7 @@ def _baselines(
         row = _candidate(rng, number, 0, base, 27, ratio, bits)
         rows.append(row | {"role": "baseline"})
         labels[row["id"]] = label
-        told.append(
+        summary.append(
             {
                 "number": number,
                 "role": "baseline",

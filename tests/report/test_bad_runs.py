@@ -1,7 +1,8 @@
-"""Runs that are hardly there: the page says what can be said."""
+"""Incomplete runs: the page shows what is known."""
 
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +13,55 @@ import pytest
 import autocompress
 from autocompress.analysis.pareto import full_fidelity
 from autocompress.analysis.selection import Pick, pick
+from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError, StorageError
 from autocompress.report import write_page
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 from tests.report.factory import Run
 
 
-def page_of(candidates: pd.DataFrame, run: Run, folder: Path, picked: Pick | None, **meta: Any) -> str:
-    path = write_page(folder / "report.html", candidates, run.trials, {**run.meta, **meta}, picked)
+def page_of(candidates: pd.DataFrame, run: Run, folder: Path, picked: Pick | None, **changes: Any) -> str:
+    path = write_page(folder / "report.html", candidates, run.trials, replace(run.info, **changes), picked)
     return path.read_text(encoding="utf-8")
 
 
-def chosen(candidates: pd.DataFrame, meta: dict[str, Any]) -> Pick | None:
+def chosen(candidates: pd.DataFrame, info: RunInfo) -> Pick | None:
     try:
-        return pick(candidates, meta)
+        return pick(candidates, info)
     except NoCandidateError:
         return None
 
 
 def test_one_candidate_is_the_front_the_knee_and_the_pick(run: Run, front: pd.DataFrame, tmp_path: Path) -> None:
     alone = run.candidates[run.candidates["id"] == front["id"].iloc[0]]
-    picked = pick(alone, run.meta)
+    picked = pick(alone, run.info)
     source = page_of(alone, run, tmp_path, picked)
-    assert f"Candidate {picked.id} was picked out of 1 candidate" in source
-    assert "No other candidate on the front is statistically tied with it." in source
+    assert f"Candidate {picked.id} was selected from 1 candidate" in source
+    assert "No other front candidate is statistically tied with it." in source
 
 
 def test_candidates_that_tie_in_everything_are_all_shown(run: Run, front: pd.DataFrame, tmp_path: Path) -> None:
     one = front.iloc[[3]]
     same = pd.concat([one.assign(id=f"t9c{number}") for number in range(5)], ignore_index=True)
-    picked = pick(same, run.meta)
+    picked = pick(same, run.info)
     assert picked.id == "t9c0"
     assert picked.ties is not None
     assert picked.ties.tied == ("t9c1", "t9c2", "t9c3", "t9c4")
     source = page_of(same, run, tmp_path, picked)
-    assert "4 other candidates on the front are tied with it." in source
+    assert "4 other front candidates are statistically tied with it." in source
 
 
 def test_missing_metrics_leave_a_page_without_them(run: Run, tmp_path: Path) -> None:
     bare = run.candidates.drop(columns=["accuracy_search", "accuracy_test", "bytes", "agreement", "kl", "details"])
     bare = bare.assign(loss=np.nan)
-    source = page_of(bare, run, tmp_path, chosen(bare, run.meta))
+    source = page_of(bare, run, tmp_path, chosen(bare, run.info))
     assert "The test split was not read for this candidate." in source
     assert "nan" not in source.partition('id="plotly-source"')[0].lower().replace("nan-", "").split()
 
 
 def test_candidates_without_a_finite_objective_are_said_to_be_not_measured(run: Run, tmp_path: Path) -> None:
     broken = run.candidates.assign(accuracy=np.nan)
-    assert chosen(broken, run.meta) is None
+    assert chosen(broken, run.info) is None
     source = page_of(broken, run, tmp_path, None)
     assert "not measured" in source
     assert "No candidate can be recommended." in source
@@ -68,7 +70,7 @@ def test_candidates_without_a_finite_objective_are_said_to_be_not_measured(run: 
 def test_only_trainings_that_were_stopped_early_give_a_page(run: Run, tmp_path: Path) -> None:
     early = run.candidates.drop(full_fidelity(run.candidates).index).assign(complete=False)
     early = early if len(early) else run.candidates.assign(complete=False)
-    assert chosen(early, run.meta) is None
+    assert chosen(early, run.info) is None
     assert "No candidate can be recommended." in page_of(early, run, tmp_path, None)
 
 
@@ -97,4 +99,4 @@ def test_a_run_in_a_folder_that_takes_no_files_is_read_and_reported_elsewhere(
     assert front.report(tmp_path / "out") == tmp_path / "out" / "report.html"
     assert (tmp_path / "out" / "candidates.parquet").is_file()
     with pytest.raises(StorageError, match="check that the folder can be written"):
-        Study.open(small_run)
+        RunStore.open(small_run)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
+        result = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield result
+        result.close()
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +45,15 @@ def small_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(run: Run, folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_module, "confirmed", lambda *_: repeated(run))
-        return write_page(folder / "report.html", run.candidates, run.trials, run.meta, pick(run.candidates, run.meta))
+        return write_page(folder / "report.html", run.candidates, run.trials, run.info, pick(run.candidates, run.info))
 
 
 def repeated(run: Run) -> list[Confirmed]:
-    picked = pick(run.candidates, run.meta)
+    picked = pick(run.candidates, run.info)
     mean = float(picked.row["accuracy"]) - 0.004
-    found = Estimate(mean, mean - 0.012, mean + 0.008, (mean, mean))
+    result = Estimate(mean, mean - 0.012, mean + 0.008, (mean, mean))
     cost = float(picked.row["effective_flops"])
-    return [Confirmed(picked.id, cost, mean + 0.004, found, found, Estimate(0.0, -0.01, 0.01, (0.0, 0.0)), 0)]
+    return [Confirmed(picked.id, cost, mean + 0.004, result, result, Estimate(0.0, -0.01, 0.01, (0.0, 0.0)), 0)]
 
 
 class Opened:
@@ -63,11 +64,11 @@ class Opened:
         viewport = {"width": width, "height": height}
         self.context = browser.new_context(viewport=viewport, color_scheme=scheme, java_script_enabled=script)
         self.tab = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.tab.on("console", lambda message: self.said.append(message.text))
-        self.tab.on("pageerror", lambda error: self.said.append(str(error)))
-        self.tab.on("request", lambda request: self.asked.append(request.url))
+        self.sentence: list[str] = []
+        self.questions: list[str] = []
+        self.tab.on("console", lambda message: self.sentence.append(message.text))
+        self.tab.on("pageerror", lambda error: self.sentence.append(str(error)))
+        self.tab.on("request", lambda request: self.questions.append(request.url))
         self.tab.goto(address)
         if script:
             self.tab.wait_for_selector("html.ready", timeout=60_000)
@@ -83,22 +84,22 @@ class Opened:
 
     def drawn(self) -> dict[str, int]:
         """Return how many points of each group the plot shows in full."""
-        found: dict[str, int] = self.tab.evaluate(
+        result: dict[str, int] = self.tab.evaluate(
             "Object.fromEntries(document.getElementById('front-plot').data.filter((t) => t.customdata)"
             ".map((t) => [t.meta, (t.selectedpoints || t.x).length]))"
         )
-        return found
+        return result
 
 
 @pytest.fixture(scope="module")
 def opened(browser: Any, path: Path) -> Iterator[Opened]:
-    with Opened(browser, path.as_uri()) as found:
-        yield found
+    with Opened(browser, path.as_uri()) as result:
+        yield result
 
 
 def test_a_page_from_disk_asks_nobody_and_complains_of_nothing(opened: Opened, path: Path) -> None:
-    assert [url for url in opened.asked if not url.startswith("blob:")] == [path.as_uri()]
-    assert opened.said == []
+    assert [url for url in opened.questions if not url.startswith("blob:")] == [path.as_uri()]
+    assert opened.sentence == []
     assert opened.count("#front-plot .point") > 10
     assert opened.count("#front-plot .yerror") == 1
     height = "document.getElementById('front-plot')._fullLayout.height"
@@ -117,29 +118,29 @@ def test_sliders_and_words_filter_plot_and_table_alike(opened: Opened, run: Run)
     tab.locator("#limit-score").evaluate(
         "(each) => { each.value = each.max * 0.8; each.dispatchEvent(new Event('input')); }"
     )
-    told = tab.locator("#status")
-    expect(told).to_contain_text("match")
-    kept = int(tab.locator("#status").inner_text().split(" of ")[0])
+    summary = tab.locator("#status")
+    expect(summary).to_contain_text("match")
+    retained = int(tab.locator("#status").inner_text().split(" of ")[0])
     limit = tab.evaluate("document.getElementById('front-plot').layout.shapes[0].y0")
-    assert kept == int((run.candidates["accuracy"] >= limit - 1e-9).sum()) > 0
-    assert opened.count("#table tbody tr") == kept
+    assert retained == int((run.candidates["accuracy"] >= limit - 1e-9).sum()) > 0
+    assert opened.count("#table tbody tr") == retained
     limited = opened.drawn()
     groups = ("front", "dominated", "infeasible", "early", "baseline")
-    assert sum(limited[group] for group in groups) == kept < sum(whole[group] for group in groups)
+    assert sum(limited[group] for group in groups) == retained < sum(whole[group] for group in groups)
     tab.locator("#limit-cost").evaluate("(each) => { each.value = each.max; each.dispatchEvent(new Event('input')); }")
-    expect(told).to_have_text("No candidate satisfies this.")
+    expect(summary).to_have_text("No candidate satisfies this.")
     assert opened.count("#table tbody tr") == 0
     for name in ("cost", "score"):
         tab.locator(f"#limit-{name}").evaluate("(each) => { each.value = 0; each.dispatchEvent(new Event('input')); }")
     tab.locator("#filter").fill("accuracy >= 0.9 and structured")
     expected = (run.candidates["accuracy"] >= 0.9) & (run.candidates["prune"] == "structured")
-    expect(told).to_have_text(f"{expected.sum()} of {len(run.candidates)} candidates match.")
+    expect(summary).to_have_text(f"{expected.sum()} of {len(run.candidates)} candidates match.")
     assert opened.count("#table tbody tr") == expected.sum()
     tab.locator("#filter").fill("accurcy > 1")
-    expect(told).to_contain_text("no column called accurcy")
+    expect(summary).to_contain_text("no column called accurcy")
     tab.locator("#filter").fill("")
-    expect(told).not_to_contain_text("column")
-    expect(told).to_have_text(f"{len(run.candidates)} candidates.")
+    expect(summary).not_to_contain_text("column")
+    expect(summary).to_have_text(f"{len(run.candidates)} candidates.")
     assert opened.drawn() == whole
 
 
@@ -158,7 +159,7 @@ def test_a_head_sorts_the_table_up_and_down(opened: Opened, run: Run) -> None:
 
 def test_hovering_tells_and_clicking_opens_the_card(opened: Opened, run: Run) -> None:
     tab = opened.tab
-    picked = pick(run.candidates, run.meta)
+    picked = pick(run.candidates, run.info)
     x, y = tab.evaluate(
         """() => {
           const plot = document.getElementById("front-plot");
@@ -187,18 +188,18 @@ def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
     browser: Any, small_path: Path, size: str, scheme: str
 ) -> None:
     axe = pytest.importorskip("axe_core_python")
-    with Opened(browser, small_path.as_uri(), size, scheme) as found:
-        found.tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    with Opened(browser, small_path.as_uri(), size, scheme) as result:
+        result.tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
         # The policy of the page admits no script but its own, so the examiner comes in by the side door.
-        found.tab.evaluate((Path(axe.__file__).with_name("axe.min.js")).read_text(encoding="utf-8"))
-        faults = found.tab.evaluate("axe.run({ resultTypes: ['violations'] }).then((found) => found.violations)")
+        result.tab.evaluate((Path(axe.__file__).with_name("axe.min.js")).read_text(encoding="utf-8"))
+        faults = result.tab.evaluate("axe.run({ resultTypes: ['violations'] }).then((found) => found.violations)")
         serious = {
             fault["id"]: [node["html"][:200] for node in fault["nodes"]][:4]
             for fault in faults
             if fault["impact"] in ("serious", "critical")
         }
         assert serious == {}
-        assert found.tab.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
+        assert result.tab.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
 
 
 @pytest.mark.parametrize("name", ["candidates", "search", "honesty"])
@@ -212,36 +213,36 @@ def test_what_lies_below_the_front_is_there_for_whoever_goes_to_it(browser: Any,
         )
         assert heading.is_visible()
         page.tab.wait_for_selector("html.whole #search #hypervolume-plot .main-svg", state="attached")
-        assert not page.said
+        assert not page.sentence
 
 
 def test_a_printed_page_has_all_its_sections(browser: Any, path: Path) -> None:
     with Opened(browser, path.as_uri()) as page:
         page.tab.emulate_media(media="print")
-        kept = page.tab.evaluate(
+        retained = page.tab.evaluate(
             "[...document.querySelectorAll('section')].map((each) => getComputedStyle(each).contentVisibility)"
         )
-    assert set(kept) == {"visible"}
+    assert set(retained) == {"visible"}
 
 
 def test_without_scripts_there_are_the_table_and_the_picture(browser: Any, path: Path, run: Run) -> None:
-    with Opened(browser, path.as_uri(), script=False) as found:
-        assert found.tab.locator("#front svg .cloud.front").is_visible()
-        assert found.tab.locator("#front svg .whiskers").is_visible()
-        assert found.count("#table tbody tr") == min(page_module.ROWS, len(run.candidates))
-        assert not found.tab.locator("#limits").is_visible()
+    with Opened(browser, path.as_uri(), script=False) as result:
+        assert result.tab.locator("#front svg .cloud.front").is_visible()
+        assert result.tab.locator("#front svg .whiskers").is_visible()
+        assert result.count("#table tbody tr") == min(page_module.ROWS, len(run.candidates))
+        assert not result.tab.locator("#limits").is_visible()
 
 
 def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
     run = make_run(12, 8, hostile=True)
-    page = write_page(tmp_path / "report.html", run.candidates, run.trials, run.meta, pick(run.candidates, run.meta))
-    with Opened(browser, page.as_uri()) as found:
+    page = write_page(tmp_path / "report.html", run.candidates, run.trials, run.info, pick(run.candidates, run.info))
+    with Opened(browser, page.as_uri()) as result:
         # A script smuggled in by a name would have changed the language.
-        assert found.tab.locator("html").get_attribute("lang") == "en"
-        assert [url for url in found.asked if not url.startswith("blob:")] == [page.as_uri()]
-        assert found.said == []
-        assert found.count("img") == 0
-        assert found.count("a[href^='javascript']") == 0
+        assert result.tab.locator("html").get_attribute("lang") == "en"
+        assert [url for url in result.questions if not url.startswith("blob:")] == [page.as_uri()]
+        assert result.sentence == []
+        assert result.count("img") == 0
+        assert result.count("a[href^='javascript']") == 0
 
 
 def test_a_live_page_takes_in_what_is_new_and_keeps_what_its_reader_set(browser: Any) -> None:
@@ -249,25 +250,25 @@ def test_a_live_page_takes_in_what_is_new_and_keeps_what_its_reader_set(browser:
     version = ["1"]
 
     def render() -> str:
-        meta = {**run.meta, "name": f"version-{version[0]}"}
-        return render_page(Path("reports/live"), run.candidates, run.trials, meta, live=True)
+        info = replace(run.info, name=f"version-{version[0]}")
+        return render_page(Path("reports/live"), run.candidates, run.trials, info, live=True)
 
     with LiveServer(render, lambda: version[0]) as server:
         import threading
 
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with Opened(browser, server.url) as found:
-            found.tab.locator("#filter").fill("accuracy >= 0.1")
+        with Opened(browser, server.url) as result:
+            result.tab.locator("#filter").fill("accuracy >= 0.1")
             version[0] = f"{ENDED} 2"
-            found.tab.get_by_text(f"version-{version[0]}").wait_for(timeout=30_000)
-            found.tab.get_by_text("The search has ended").wait_for()
-            found.tab.wait_for_selector("html.ready")
-            assert found.tab.locator("#filter").input_value() == "accuracy >= 0.1"
+            result.tab.get_by_text(f"version-{version[0]}").wait_for(timeout=30_000)
+            result.tab.get_by_text("The search has ended").wait_for()
+            result.tab.wait_for_selector("html.ready")
+            assert result.tab.locator("#filter").input_value() == "accuracy >= 0.1"
             assert {
                 url.partition(
                     "/",
                 )[0]
-                for url in found.asked
+                for url in result.questions
             } <= {"http:", "blob:http:"}
-            assert found.said == []
+            assert result.sentence == []
         server.shutdown()

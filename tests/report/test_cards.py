@@ -2,36 +2,45 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import pandas as pd
 import yaml
 
 from autocompress.analysis.selection import pick
-from autocompress.report.cards import as_yaml, cards, export_command, pick_card, table_columns, table_rows
-from autocompress.report.table_view import classify
+from autocompress.core.run_info import TeacherInfo
+from autocompress.report.cards import (
+    as_yaml,
+    build_cards,
+    export_command,
+    pick_card,
+    table_columns,
+    table_rows,
+)
+from autocompress.report.table_view import classify_candidates
 from tests.report.factory import HOSTILE, Run
 
 
 def test_the_picks_card_tells_why_what_and_at_which_cost(run: Run) -> None:
-    picked = pick(run.candidates, run.meta)
-    card = pick_card(run.candidates, run.trials, run.meta, picked)
+    picked = pick(run.candidates, run.info)
+    card = pick_card(run.candidates, run.trials, run.info, picked)
     assert card["reason"] == picked.reason
     name, value, note = card["tiles"][0]
     assert (name, value, note) == ("accuracy", f"{picked.row['accuracy']:.1%}", "teacher 98.1%")
     assert [tile[0] for tile in card["tiles"]] == ["accuracy", "effective FLOPs", "bytes", "parameters"]
     assert card["tiles"][1][2].endswith("x fewer than the teacher")
-    assert [each["id"] for each in card["neighbours"]] == [each.id for each in picked.neighbours]
+    assert [item["id"] for item in card["neighbours"]] == [item.id for item in picked.neighbours]
 
 
 def test_a_teacher_without_costs_leaves_the_comparison_out(run: Run) -> None:
-    picked = pick(run.candidates, run.meta)
-    card = pick_card(run.candidates, run.trials, {**run.meta, "teacher": None}, picked)
+    picked = pick(run.candidates, run.info)
+    card = pick_card(run.candidates, run.trials, replace(run.info, teacher=TeacherInfo()), picked)
     assert [tile[2] for tile in card["tiles"]] == ["teacher –", "", "", ""]
 
 
 def test_cards_hold_config_scores_classes_layers_and_curve(run: Run) -> None:
     table = run.candidates[run.candidates["details"].map(bool)].head(3)
-    for card, (_, row) in zip(cards(table, run.candidates, run.trials, run.meta), table.iterrows(), strict=True):
+    for card, (_, row) in zip(build_cards(table, run.candidates, run.trials, run.info), table.iterrows(), strict=True):
         assert card["id"] == row["id"]
         assert yaml.safe_load(card["yaml"])["student"] == json.loads(row["config"])["student"]
         assert len(card["classes"]["label"]) == 10
@@ -44,9 +53,9 @@ def test_a_card_shows_each_head_of_several(run: Run) -> None:
     heads = {"accuracy@language": 0.91, "accuracy@kind": 0.72}
     tests = {"accuracy@language_test": 0.9, "accuracy@kind_test": 0.7, "accuracy_worst": 0.72}
     table = run.candidates.head(1).assign(**heads, **tests)
-    scores = [{**run.meta["objectives"][0], "name": name} for name in (*heads, "accuracy_worst")]
-    meta = {**run.meta, "all_objectives": [*run.meta["all_objectives"], *scores]}
-    measured = cards(table, table, run.trials, meta)[0]["measured"]
+    scores = [replace(run.info.objectives[0], name=name) for name in (*heads, "accuracy_worst")]
+    info = replace(run.info, all_objectives=[*run.info.all_objectives, *scores])
+    measured = build_cards(table, table, run.trials, info)[0]["measured"]
     assert ("accuracy (language)", "91.0%", "90.0%") in measured
     assert ("accuracy (kind)", "72.0%", "70.0%") in measured
     assert any(line[:2] == ("accuracy (worst head)", "72.0%") for line in measured)
@@ -54,22 +63,23 @@ def test_a_card_shows_each_head_of_several(run: Run) -> None:
 
 def test_details_and_curves_may_be_absent(run: Run) -> None:
     table = run.candidates.head(2).assign(details=[float("nan"), None], config=None)
-    for card in cards(table, run.candidates, pd.DataFrame(), run.meta):
+    for card in build_cards(table, run.candidates, pd.DataFrame(), run.info):
         assert (card["classes"], card["layers"], card["curve"], card["yaml"]) == ({}, [], [], "")
 
 
 def test_zeros_that_no_runtime_exploits_are_told(run: Run) -> None:
     table = run.candidates.head(1)
     assert (
-        cards(table.assign(prune="unstructured"), run.candidates, run.trials, run.meta)[0]["sparse"] == "unstructured"
+        build_cards(table.assign(prune="unstructured"), run.candidates, run.trials, run.info)[0]["sparse"]
+        == "unstructured"
     )
-    assert cards(table.assign(prune="structured"), run.candidates, run.trials, run.meta)[0]["sparse"] == ""
+    assert build_cards(table.assign(prune="structured"), run.candidates, run.trials, run.info)[0]["sparse"] == ""
 
 
 def test_rows_have_a_cell_for_every_column(run: Run, front: pd.DataFrame) -> None:
-    groups = classify(run.candidates, front, run.meta)
-    rows = table_rows(run.candidates, groups, run.meta, {"t0c0": "pick"})
-    columns = table_columns(run.candidates, run.meta)
+    groups = classify_candidates(run.candidates, front, run.info)
+    rows = table_rows(run.candidates, groups, run.info, {"t0c0": "pick"})
+    columns = table_columns(run.candidates, run.info)
     assert [row["id"] for row in rows] == run.candidates["id"].tolist()
     assert {1 + len(row["cells"]) + len(row["recipe"]) for row in rows} == {len(columns)}
     assert [column["name"] for column in columns[:3]] == ["id", "accuracy", "effective_flops"]
@@ -78,7 +88,7 @@ def test_rows_have_a_cell_for_every_column(run: Run, front: pd.DataFrame) -> Non
 
 def test_a_missing_value_is_a_dash(run: Run, front: pd.DataFrame) -> None:
     table = run.candidates.assign(bytes=float("nan"))
-    rows = table_rows(table, classify(table, front, run.meta), run.meta, {})
+    rows = table_rows(table, classify_candidates(table, front, run.info), run.info, {})
     assert {row["cells"][2] for row in rows} == {"–"}
 
 

@@ -2,6 +2,7 @@
 
 import html
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,14 +10,15 @@ import pytest
 
 from autocompress.analysis.pareto import full_fidelity, pareto_front
 from autocompress.analysis.selection import pick
+from autocompress.core.run_info import ObjectiveSpec, TeacherInfo
 from autocompress.report import figure_data as points
-from autocompress.report.figure_data import drawn, front_data, hypervolume_data, stairs
+from autocompress.report.figure_data import front_data, hypervolume_data, select_points, step_line
 from autocompress.report.figures import draw_front, front_figure, hypervolume_figure, plotly_source
 from tests.report.factory import HOSTILE, Run, make_run
 
 
 def test_every_candidate_is_drawn_once(run: Run, front: pd.DataFrame) -> None:
-    data = front_data(run.candidates, front, run.meta)
+    data = front_data(run.candidates, front, run.info)
     groups = ("early", "infeasible", "dominated", "front", "baseline")
     ids = [name for group in groups for name in data.marks[group].ids]
     assert sorted(ids) == sorted(run.candidates["id"])
@@ -24,7 +26,7 @@ def test_every_candidate_is_drawn_once(run: Run, front: pd.DataFrame) -> None:
 
 def test_the_values_are_those_of_the_table(run: Run, front: pd.DataFrame) -> None:
     table = run.candidates.set_index("id")
-    for name, marks in front_data(run.candidates, front, run.meta).marks.items():
+    for name, marks in front_data(run.candidates, front, run.info).marks.items():
         if name != "teacher":
             for column in ("accuracy", "bytes"):
                 expected = table.loc[list(marks.ids), column].tolist()
@@ -32,16 +34,16 @@ def test_the_values_are_those_of_the_table(run: Run, front: pd.DataFrame) -> Non
 
 
 def test_knee_pick_teacher_and_baselines_are_marked(run: Run, front: pd.DataFrame) -> None:
-    picked = pick(run.candidates, run.meta)
-    marks = front_data(run.candidates, front, run.meta, picked).marks
+    picked = pick(run.candidates, run.info)
+    marks = front_data(run.candidates, front, run.info, picked).marks
     assert marks["pick"].ids == [picked.id]
-    assert marks["knee"].ids == [pick(run.candidates, run.meta, knee=True).id]
+    assert marks["knee"].ids == [pick(run.candidates, run.info, knee=True).id]
     assert marks["teacher"].column("accuracy") == [0.981]
-    assert dict(zip(marks["baseline"].ids, marks["baseline"].labels, strict=True)) == run.meta["baselines"]
+    assert dict(zip(marks["baseline"].ids, marks["baseline"].labels, strict=True)) == run.info.baselines
 
 
 def test_hovers_have_at_most_eight_lines_and_tell_the_knobs(run: Run, front: pd.DataFrame) -> None:
-    marks = front_data(run.candidates, front, run.meta, pick(run.candidates, run.meta)).marks
+    marks = front_data(run.candidates, front, run.info, pick(run.candidates, run.info)).marks
     hovers = [hover for group in marks.values() for hover in group.hover]
     assert max(hover.count("<br>") for hover in hovers) == 7
     row = front.iloc[-1]
@@ -54,8 +56,8 @@ def test_hovers_have_at_most_eight_lines_and_tell_the_knobs(run: Run, front: pd.
 
 def test_hostile_names_are_text_in_hovers_and_labels() -> None:
     run = make_run(8, 6, hostile=True)
-    front = pareto_front(full_fidelity(run.candidates), run.meta["objectives"])
-    marks = front_data(run.candidates, front, run.meta).marks
+    front = pareto_front(full_fidelity(run.candidates), run.info.objectives)
+    marks = front_data(run.candidates, front, run.info).marks
     everything = "".join(text for group in marks.values() for text in (*group.hover, *group.labels))
     tags = set(everything.replace("<br>", "").replace("<b>", "").replace("</b>", ""))
     assert "<" not in tags
@@ -65,29 +67,29 @@ def test_hostile_names_are_text_in_hovers_and_labels() -> None:
 
 
 def test_axes_offer_what_was_measured_the_declared_ones_first(run: Run, front: pd.DataFrame) -> None:
-    data = front_data(run.candidates.assign(macs=np.nan).drop(columns="kl"), front, run.meta)
-    assert [each["name"] for each in data.costs] == ["effective_flops", "flops", "bops", "parameters", "bytes"]
-    assert [each["name"] for each in data.scores] == ["accuracy", "f1_macro", "agreement", "retention", "loss"]
+    data = front_data(run.candidates.assign(macs=np.nan).drop(columns="kl"), front, run.info)
+    assert [item.name for item in data.costs] == ["effective_flops", "flops", "bops", "parameters", "bytes"]
+    assert [item.name for item in data.scores] == ["accuracy", "f1_macro", "agreement", "retention", "loss"]
 
 
 def test_menus_move_every_trace_to_the_chosen_column(run: Run, front: pd.DataFrame) -> None:
-    picked = pick(run.candidates, run.meta)
-    data = front_data(run.candidates, front, run.meta, picked)
+    picked = pick(run.candidates, run.info)
+    data = front_data(run.candidates, front, run.info, picked)
     figure = draw_front(data)
     cost, score, scale = figure.layout.updatemenus
     assert [button.label for button in scale.buttons] == ["logarithmic cost", "linear cost"]
-    (button,) = [each for each in cost.buttons if each.name == "bytes"]
+    (button,) = [item for item in cost.buttons if item.name == "bytes"]
     columns = button.args[0]["x"]
     assert len(columns) == len(figure.data)
     for trace, column in zip(figure.data[1:], columns[1:], strict=True):
         assert list(column) == data.marks[trace.meta].column("bytes")
-    assert [len(each.args[0]["x"][0]) > 0 for each in cost.buttons] == [True] + [False] * (len(cost.buttons) - 1)
-    (loss,) = [each for each in score.buttons if each.name == "loss"]
+    assert [len(item.args[0]["x"][0]) > 0 for item in cost.buttons] == [True] + [False] * (len(cost.buttons) - 1)
+    (loss,) = [item for item in score.buttons if item.name == "loss"]
     assert loss.args[1]["yaxis.autorange"] == "reversed"
 
 
 def test_the_first_view_is_logarithmic_and_holds_the_whole_front(run: Run, front: pd.DataFrame) -> None:
-    figure = front_figure(run.candidates, front, run.meta)
+    figure = front_figure(run.candidates, front, run.info)
     assert figure.layout.xaxis.type == "log"
     low, high = figure.layout.yaxis.range
     assert low < front["accuracy"].min()
@@ -98,27 +100,27 @@ def test_a_front_that_reaches_chance_opens_on_the_best_quarter(run: Run, front: 
     cheapest = front["id"].iloc[0]
     table = run.candidates.copy()
     table.loc[table["id"] == cheapest, "accuracy"] = 0.12
-    low, high = front_data(table, front, run.meta).window
+    low, high = front_data(table, front, run.info).window
     quarter = 0.981 - (0.981 - 0.1) / 4
     assert low == pytest.approx(quarter, abs=0.02)
     assert high > 0.981
 
 
 def test_a_minimised_score_hangs_upside_down_so_that_up_is_better(run: Run, front: pd.DataFrame) -> None:
-    loss = {"name": "loss", "direction": "minimize", "unit": "nats", "kind": "score", "box": [2.3, 0.0]}
-    meta = {**run.meta, "objectives": [loss, run.meta["objectives"][1]]}
-    front = pareto_front(full_fidelity(run.candidates), meta["objectives"])
-    data = front_data(run.candidates, front, meta)
+    loss = ObjectiveSpec("loss", "minimize", "nats", "score", (2.3, 0.0))
+    info = replace(run.info, objectives=[loss, run.info.objectives[1]])
+    front = pareto_front(full_fidelity(run.candidates), info.objectives)
+    data = front_data(run.candidates, front, info)
     bottom, top = data.window
     assert bottom > front["loss"].max() > front["loss"].min() > top
-    assert [point[1] for point in stairs(data)] == sorted((point[1] for point in stairs(data)), reverse=True)
+    assert [point[1] for point in step_line(data)] == sorted((point[1] for point in step_line(data)), reverse=True)
 
 
 def test_the_step_line_skips_what_a_third_objective_keeps_on_the_front(run: Run) -> None:
-    objectives = [*run.meta["objectives"], {**run.meta["all_objectives"][-1], "box": [1e7, 1e2]}]
-    meta = {**run.meta, "objectives": objectives}
+    objectives = [*run.info.objectives, replace(run.info.all_objectives[-1], bounds=(1e7, 1e2))]
+    info = replace(run.info, objectives=objectives)
     front = pareto_front(full_fidelity(run.candidates), objectives)
-    line = stairs(front_data(run.candidates, front, meta))
+    line = step_line(front_data(run.candidates, front, info))
     assert len(line) < len(front)
     assert line == sorted(line)
     assert [y for _, y in line] == sorted({y for _, y in line})
@@ -127,18 +129,18 @@ def test_the_step_line_skips_what_a_third_objective_keeps_on_the_front(run: Run)
 def test_beyond_the_limit_the_nearest_are_drawn_and_the_front_always(
     run: Run, front: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(points, "DRAWN", 60)
-    kept = drawn(run.candidates, front, run.meta)
-    ids = set(run.candidates.iloc[kept]["id"])
-    assert len(kept) == 60
-    assert kept == sorted(kept)
-    assert ids >= set(front["id"]) | set(run.meta["baselines"])
-    data = front_data(run.candidates, front, run.meta)
+    monkeypatch.setattr(points, "MAX_POINTS", 60)
+    retained = select_points(run.candidates, front, run.info)
+    ids = set(run.candidates.iloc[retained]["id"])
+    assert len(retained) == 60
+    assert retained == sorted(retained)
+    assert ids >= set(front["id"]) | set(run.info.baselines)
+    data = front_data(run.candidates, front, run.info)
     assert {name for marks in data.marks.values() for name in marks.ids} == ids | {"teacher"}
 
 
 def test_an_empty_front_and_a_run_without_teacher_are_drawn(run: Run, front: pd.DataFrame) -> None:
-    figure = front_figure(run.candidates, front.head(0), {**run.meta, "teacher": None, "baselines": {}})
+    figure = front_figure(run.candidates, front.head(0), replace(run.info, teacher=TeacherInfo(), baselines={}))
     by_name = {trace.meta: trace for trace in figure.data}
     assert not by_name["front"].x
     assert not by_name["knee"].x
@@ -179,11 +181,11 @@ def test_plotly_comes_with_the_package() -> None:
 
 def test_an_axis_has_ticks_however_wide_its_range(run: Run) -> None:
     """With a tick at powers of ten alone, latencies from 0.012 to 0.055 ms had none."""
-    latency = {"name": "latency_ms", "direction": "minimize", "unit": "ms", "kind": "cost"}
+    latency = ObjectiveSpec("latency_ms", "minimize", "ms", "cost")
     candidates = run.candidates.assign(latency_ms=np.linspace(0.012, 0.055, len(run.candidates)))
-    meta = {**run.meta, "all_objectives": [*run.meta["all_objectives"], latency]}
-    front = pareto_front(full_fidelity(candidates), run.meta["objectives"])
-    figure = front_figure(candidates, front, meta)
+    info = replace(run.info, all_objectives=[*run.info.all_objectives, latency])
+    front = pareto_front(full_fidelity(candidates), run.info.objectives)
+    figure = front_figure(candidates, front, info)
     assert figure.layout.xaxis.dtick is None
     (costs,) = [menu for menu in figure.layout.updatemenus if menu.name == "cost"]
     formats = {button.name: button.args[1]["xaxis.tickformat"] for button in costs.buttons}

@@ -27,11 +27,11 @@ def source() -> Source:
 
 @pytest.fixture
 def server(source: Source) -> Iterator[LiveServer]:
-    with LiveServer(source.render, lambda: source.version) as found:
-        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+    with LiveServer(source.render, lambda: source.version) as result:
+        thread = threading.Thread(target=result.serve_forever, args=(0.01,))
         thread.start()
-        yield found
-        found.shutdown()
+        yield result
+        result.shutdown()
         thread.join()
 
 
@@ -39,9 +39,9 @@ def ask(server: LiveServer, path: str, host: str | None = None, method: str = "G
     connection = http.client.HTTPConnection(*server.server_address[:2], timeout=10)
     connection.request(method, path, headers={"Host": host} if host else {})
     answer = connection.getresponse()
-    found = answer.status, answer.read().decode()
+    result = answer.status, answer.read().decode()
     connection.close()
-    return found
+    return result
 
 
 def test_it_listens_on_loopback_alone(server: LiveServer) -> None:

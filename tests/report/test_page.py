@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import pytest
 
 import autocompress
 from autocompress.analysis.selection import pick
+from autocompress.core.run_info import EnvironmentInfo, RunInfo, TeacherInfo
 from autocompress.errors import StorageError
 from autocompress.report import page, write_page
-from autocompress.report.cards import cards
+from autocompress.report.cards import build_cards
 from tests.report.factory import ALL_OBJECTIVES, HOSTILE, OBJECTIVES, Run, make_run
 
 
@@ -50,17 +52,17 @@ class Reader(HTMLParser):
 
 
 def written(run: Run, folder: Path, **changes: Any) -> str:
-    parts = {"candidates": run.candidates, "trials": run.trials, "meta": run.meta} | changes
+    parts = {"candidates": run.candidates, "trials": run.trials, "info": run.info} | changes
     if "picked" not in parts:
-        parts["picked"] = pick(parts["candidates"], parts["meta"])
+        parts["picked"] = pick(parts["candidates"], parts["info"])
     path = write_page(folder / "report.html", **parts)
     assert path == folder / "report.html"
     return path.read_text(encoding="utf-8")
 
 
 def payload(reader: Reader) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(reader.data["run-data"])))
-    return found
+    result: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(reader.data["run-data"])))
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +76,19 @@ def reader(source: str) -> Reader:
 
 
 def test_the_page_says_the_verdict_the_pick_and_how_to_export_it(run: Run, reader: Reader) -> None:
-    picked = pick(run.candidates, run.meta)
+    picked = pick(run.candidates, run.info)
     assert "fewer effective FLOPs than the teacher for" in reader.text
     assert picked.reason in reader.text
     assert all(f"{neighbour.text}." in reader.text for neighbour in picked.neighbours)
     assert f"--candidate {picked.id} --to onnx --verify" in reader.text
-    assert "Every bit-width in it has a native kernel: nothing is simulated." in reader.text
+    assert "All bit-widths have a native kernel: nothing is simulated." in reader.text
 
 
 def test_the_page_says_what_of_the_pick_is_simulated(run: Run, tmp_path: Path) -> None:
-    picked = pick(run.candidates, run.meta, knee=True)
-    (card,) = cards(run.candidates[run.candidates["id"] == picked.id], run.candidates, run.trials, run.meta)
+    picked = pick(run.candidates, run.info, knee=True)
+    (card,) = build_cards(run.candidates[run.candidates["id"] == picked.id], run.candidates, run.trials, run.info)
     assert card["simulated"]
-    assert f"Simulated: {card['simulated']}." in Reader(written(run, tmp_path, picked=picked)).text
+    assert f"Simulated precision: {card['simulated']}." in Reader(written(run, tmp_path, picked=picked)).text
 
 
 def test_every_section_is_there_and_every_link_leads_somewhere(reader: Reader) -> None:
@@ -163,7 +165,7 @@ def test_the_command_names_the_run_folder_without_the_machines_paths(
 
 
 def test_what_was_exported_is_linked_relative_to_the_page(run: Run, tmp_path: Path) -> None:
-    picked = pick(run.candidates, run.meta)
+    picked = pick(run.candidates, run.info)
     (tmp_path / "picks" / picked.id).mkdir(parents=True)
     assert 'href="picks/' not in written(run, tmp_path)
     (tmp_path / "picks" / picked.id / "manifest.json").touch()
@@ -199,26 +201,26 @@ def test_many_candidates_are_all_in_the_plot_and_the_page_stays_small(tmp_path: 
 
 @pytest.mark.parametrize("trials", [0, 3])
 def test_a_run_without_candidates_has_a_page(run: Run, tmp_path: Path, trials: int) -> None:
-    told = run.trials.head(trials).assign(state="failed", reason="out of memory", hypervolume=float("nan"))
-    reader = Reader(written(run, tmp_path, candidates=pd.DataFrame(), trials=told, meta={}, picked=None))
+    summary = run.trials.head(trials).assign(state="failed", reason="out of memory", hypervolume=float("nan"))
+    reader = Reader(written(run, tmp_path, candidates=pd.DataFrame(), trials=summary, info=RunInfo(), picked=None))
     assert ("out of memory" in reader.text) == (trials > 0)
     assert "front" not in payload(reader)
 
 
 def test_a_run_without_a_feasible_candidate_has_a_page(run: Run, tmp_path: Path) -> None:
-    meta = {**run.meta, "limits": {"effective_flops": {"max": 1.0}}}
-    reader = Reader(written(run, tmp_path, meta=meta, picked=None))
+    info = replace(run.info, limits={"effective_flops": {"max": 1.0}})
+    reader = Reader(written(run, tmp_path, info=info, picked=None))
     assert "No candidate can be recommended." in reader.text
-    assert "breaks a limit" in reader.text
+    assert "violates a limit" in reader.text
 
 
-UNKNOWN = {"teacher": None, "baselines": None, "splits": None, "environment": None, "limits": None}
-THREE = {"objectives": [*OBJECTIVES, {**ALL_OBJECTIVES[-1], "box": [1e7, 1.0]}]}
+UNKNOWN = {"teacher": TeacherInfo(), "baselines": {}, "splits": {}, "environment": EnvironmentInfo(), "limits": {}}
+THREE = {"objectives": [*OBJECTIVES, replace(ALL_OBJECTIVES[-1], bounds=(1e7, 1.0))]}
 
 
 @pytest.mark.parametrize("change", [UNKNOWN, THREE], ids=["nothing known", "three objectives"])
 def test_other_kinds_of_runs_have_a_page(run: Run, tmp_path: Path, change: dict[str, Any]) -> None:
-    assert "</html>" in written(run, tmp_path, meta={**run.meta, **change})
+    assert "</html>" in written(run, tmp_path, info=replace(run.info, **change))
 
 
 def test_a_run_whose_test_split_was_not_read_says_so(tmp_path: Path) -> None:

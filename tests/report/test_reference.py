@@ -17,17 +17,19 @@ from tests.report.test_comparison import tables
 
 
 def slower(run: Run, name: str = "random", by: float = 3.0, less: float = 0.9) -> RunTables:
-    found = tables(run, name)
-    trials = found.trials.assign(elapsed=found.trials["elapsed"] * by, hypervolume=found.trials["hypervolume"] * less)
-    return replace(found, trials=trials)
+    result = tables(run, name)
+    trials = result.trials.assign(
+        elapsed=result.trials["elapsed"] * by, hypervolume=result.trials["hypervolume"] * less
+    )
+    return replace(result, trials=trials)
 
 
 def test_what_is_drawn_of_another_run_is_kept_whole(run: Run) -> None:
-    kept = reference_of(tables(run), slower(run))
-    assert kept.name == "random"
+    retained = reference_of(tables(run), slower(run))
+    assert retained.name == "random"
     theirs = hypervolume_data(slower(run).trials)
-    found = reference_data(RunInfo(reference=kept))
-    pd.testing.assert_frame_equal(found, theirs.astype(float), check_exact=False, atol=1e-3)
+    result = reference_data(RunInfo(reference=retained))
+    pd.testing.assert_frame_equal(result, theirs.astype(float), check_exact=False, atol=1e-3)
     assert reference_data(RunInfo()).empty
 
 
@@ -42,12 +44,12 @@ def test_the_figure_has_a_dashed_line_for_it_beside_the_runs_own(run: Run) -> No
 
 def test_the_page_says_which_was_there_sooner(run: Run, tmp_path: Path) -> None:
     info = replace(run.info, reference=reference_of(tables(run), slower(run)))
-    said = compare_with_reference(run.trials, info)
-    assert said.startswith("For reference, random ended at ")
-    assert "; this search was there after " in said
-    assert said in render_page(tmp_path, run.candidates, run.trials, info)
+    sentence = compare_with_reference(run.trials, info)
+    assert sentence.startswith("The reference run random reached 0.")
+    assert "; this search reached that value after " in sentence
+    assert sentence in render_page(tmp_path, run.candidates, run.trials, info)
     ahead = replace(run.info, reference=reference_of(tables(run), slower(run, by=0.5, less=1.05)))
-    assert ", and was as far as this search after " in compare_with_reference(run.trials, ahead)
+    assert ", and the value of this search after " in compare_with_reference(run.trials, ahead)
     assert compare_with_reference(run.trials, run.info) == ""
     assert compare_with_reference(pd.DataFrame(), info) == ""
 
@@ -57,8 +59,10 @@ def test_the_page_says_which_was_there_sooner(run: Run, tmp_path: Path) -> None:
     [
         (lambda run: replace(run.info, task="mnist1d"), "differ in their task"),
         (
-            lambda run: replace(run.info, objectives=[replace(each, bounds=(0.5, 0.75)) for each in run.info.objectives]),
-            "declare different boxes .* autocompress compare measures them in one",
+            lambda run: replace(
+                run.info, objectives=[replace(item, bounds=(0.5, 0.75)) for item in run.info.objectives]
+            ),
+            "have different reference points .* autocompress compare computes both with one reference point",
         ),
     ],
 )

@@ -1,20 +1,21 @@
 """The sentences of the page, word for word where a person reads a number."""
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from autocompress.analysis.selection import Pick, pick
+from autocompress.core.run_info import LatencyInfo, RunInfo, TeacherInfo
 from autocompress.report.summary import (
-    convergence,
-    honesty,
-    lede,
-    losses,
+    count_unfinished_trials,
+    describe_convergence,
+    list_conditions,
     pick_latency,
     split_scores,
-    verdict,
+    summarize_result,
+    summarize_search,
 )
 from tests.report.factory import OBJECTIVES, Run
 
@@ -23,10 +24,9 @@ def chosen(accuracy: float, flops: float) -> Pick:
     return Pick("t1c1", {"accuracy": accuracy, "effective_flops": flops}, "")
 
 
-META: dict[str, Any] = {
-    "objectives": OBJECTIVES,
-    "teacher": {"scores": {"select_val": {"accuracy": 0.981}}, "costs": {"effective_flops": 9.91e7}},
-}
+META = RunInfo(
+    objectives=OBJECTIVES, teacher=TeacherInfo({"select_val": {"accuracy": 0.981}}, {"effective_flops": 9.91e7})
+)
 
 
 @pytest.mark.parametrize(
@@ -39,30 +39,30 @@ META: dict[str, Any] = {
     ],
 )
 def test_the_verdict_compares_with_the_teacher(accuracy: float, flops: float, sentence: str) -> None:
-    assert verdict(pd.DataFrame(), pd.DataFrame(), META, chosen(accuracy, flops)) == sentence
+    assert summarize_result(pd.DataFrame(), pd.DataFrame(), META, chosen(accuracy, flops)) == sentence
 
 
 def test_without_a_teacher_the_verdict_states_the_numbers() -> None:
-    meta = {**META, "teacher": None}
-    assert verdict(pd.DataFrame(), pd.DataFrame(), meta, chosen(0.973, 1e6)) == "97.3% accuracy at 1 MFLOPs."
+    info = replace(META, teacher=TeacherInfo())
+    assert summarize_result(pd.DataFrame(), pd.DataFrame(), info, chosen(0.973, 1e6)) == "97.3% accuracy at 1 MFLOPs."
 
 
 def test_without_a_pick_the_verdict_says_why(run: Run) -> None:
     failed = pd.DataFrame({"state": ["failed"] * 3, "reason": ["out of memory", "out of memory", "timed out"]})
-    assert verdict(pd.DataFrame(), failed, META, None) == (
-        "No trial produced a candidate, most often for this reason: out of memory."
+    assert summarize_result(pd.DataFrame(), failed, META, None) == (
+        "No trial produced a candidate; the most frequent reason: out of memory."
     )
-    assert verdict(run.candidates, run.trials, run.meta, None) == "No candidate can be recommended."
-    assert verdict(pd.DataFrame(), pd.DataFrame(), META, None) == "Nothing has been searched yet."
+    assert summarize_result(run.candidates, run.trials, run.info, None) == "No candidate can be recommended."
+    assert summarize_result(pd.DataFrame(), pd.DataFrame(), META, None) == "The search has no results yet."
 
 
 def test_the_lede_counts_candidates_and_trials(run: Run) -> None:
-    text = lede(run.candidates, run.trials, {**run.meta, "seconds": 250}, pick(run.candidates, run.meta))
+    text = summarize_search(run.candidates, run.trials, replace(run.info, seconds=250), pick(run.candidates, run.info))
     complete = (run.trials["state"] == "complete").sum()
     assert (
-        f"out of {len(run.candidates)} candidates, cut from 19 trials ({complete} ran to the end) in 4 min 10 s" in text
+        f"from {len(run.candidates)} candidates, made from 19 trials ({complete} ran to the end) in 4 min 10 s" in text
     )
-    assert lede(pd.DataFrame(), pd.DataFrame(), META, None) == "No trial has been run."
+    assert summarize_search(pd.DataFrame(), pd.DataFrame(), META, None) == "No trial has run yet."
 
 
 def trials(values: list[float]) -> pd.DataFrame:
@@ -70,54 +70,59 @@ def trials(values: list[float]) -> pd.DataFrame:
 
 
 def test_convergence_tells_whether_the_last_third_still_helped() -> None:
-    flat = convergence(trials([0.5, 0.8, 0.9, 0.9, 0.9, 0.9]))
-    assert "fills 90.0% of the declared box" in flat
-    assert "came with trial 3 of 6; the last third of the trials added 0.0%: it has all but converged" in flat
-    assert "more trials would probably still improve it" in convergence(trials([0.2, 0.3, 0.4, 0.5, 0.6, 0.9]))
-    assert convergence(trials([0.5])) == ""
-    assert convergence(pd.DataFrame()) == ""
+    flat = describe_convergence(trials([0.5, 0.8, 0.9, 0.9, 0.9, 0.9]))
+    assert flat == (
+        "Normalized hypervolume: 0.900. It improved by 0.0% in the last third of the trials; the last improvement was "
+        "trial 3 of 6."
+    )
+    growing = describe_convergence(trials([0.2, 0.3, 0.4, 0.5, 0.6, 0.9]))
+    assert "It improved by 44.4% in the last third of the trials; the last improvement was trial 6 of 6." in growing
+    assert describe_convergence(trials([0.5])) == ""
+    assert describe_convergence(pd.DataFrame()) == ""
 
 
 def test_honesty_lists_machine_data_splits_states_and_simulation(run: Run) -> None:
-    facts = dict(honesty(run.candidates, run.trials, run.meta))
+    facts = dict(list_conditions(run.candidates, run.trials, run.info))
     assert facts["Processor"] == "Intel Xeon Platinum 8481C, 2 cores"
     assert "torch 2.13.0" in facts["Versions"]
     assert facts["Data"] == "fingerprint 3f9a0c11d2e4"
     assert "select_val 320" in facts["Splits"]
-    assert "search_val steers the search" in facts["Use of splits"]
+    assert "search_val for the search" in facts["Use of splits"]
     for state, count in run.trials["state"].value_counts().items():
         assert f"{count} {state}" in facts["Trials"]
-    assert facts["Simulated"].endswith("their speed depends on a device that has one")
-    assert facts["Seeds"].startswith("one: differences between single trainings include luck")
+    assert facts["Simulated"].endswith("their scores are exact, a speed-up needs hardware with such a kernel")
+    assert facts["Seeds"].startswith("one: differences between single trials include chance")
 
 
 def test_honesty_admits_several_readings_of_the_test_split_and_several_seeds(run: Run) -> None:
     facts = dict(
-        honesty(run.candidates.assign(seed=range(len(run.candidates))), run.trials, {**run.meta, "test_reads": 3})
+        list_conditions(
+            run.candidates.assign(seed=range(len(run.candidates))), run.trials, replace(run.info, test_reads=3)
+        )
     )
     assert facts["Use of splits"].endswith("test was read 3 times")
     assert "Seeds" not in facts
 
 
 def test_honesty_of_a_run_that_knows_nothing_of_itself() -> None:
-    facts = dict(honesty(pd.DataFrame(), pd.DataFrame(), {}))
+    facts = dict(list_conditions(pd.DataFrame(), pd.DataFrame(), RunInfo()))
     assert facts["Processor"].startswith("unknown")
 
 
 def test_losses_count_reasons_the_most_frequent_first(run: Run) -> None:
-    found = losses(run.trials)
+    result = count_unfinished_trials(run.trials)
     ended = run.trials[run.trials["state"].isin(["failed", "infeasible", "stopped"])]
-    assert sum(line["count"] for line in found) == len(ended)
-    assert [line["count"] for line in found] == sorted((line["count"] for line in found), reverse=True)
-    assert losses(pd.DataFrame()) == []
+    assert sum(line["count"] for line in result) == len(ended)
+    assert [line["count"] for line in result] == sorted((line["count"] for line in result), reverse=True)
+    assert count_unfinished_trials(pd.DataFrame()) == []
 
 
 @pytest.mark.parametrize(
     ("test", "sentence"),
     [
-        (0.965, "On test the accuracy is 0.8 points lower than on select_val."),
-        (0.983, "On test the accuracy is 1.0 point higher than on select_val."),
-        (0.973, "From select_val to test nothing changes."),
+        (0.965, "On the test split, the accuracy is 0.8 points lower than on select_val."),
+        (0.983, "On the test split, the accuracy is 1.0 point higher than on select_val."),
+        (0.973, "The scores on select_val and test are equal."),
         (math.nan, "The test split was not read for this candidate."),
     ],
 )
@@ -133,19 +138,19 @@ def test_all_three_scores_are_shown_with_the_gap(test: float, sentence: str) -> 
     ("rows", "among"), [({"teacher": 0.5, "t0c1": 0.2}, True), ({"t0c1": 0.2, "t0c2": 0.3}, False)]
 )
 def test_a_teacher_that_could_not_be_timed_is_not_claimed(run: Run, rows: dict[str, float], among: bool) -> None:
-    latency = {"batch": 1, "threads": 1, "processor": "a processor", "runtime": "1.0", "rows": rows}
-    facts = dict(honesty(run.candidates, run.trials, {**run.meta, "latency": latency}))
+    latency = LatencyInfo(1, 1, "a processor", "1.0", rows)
+    facts = dict(list_conditions(run.candidates, run.trials, replace(run.info, latency=latency)))
     assert facts["Latency"].startswith("the median of 2 exported models")
-    assert ("the teacher's among them" in facts["Latency"]) == among
-    assert "Latency" not in dict(honesty(run.candidates, run.trials, run.meta))
+    assert ("including the teacher" in facts["Latency"]) == among
+    assert "Latency" not in dict(list_conditions(run.candidates, run.trials, run.info))
 
 
 def test_what_the_pick_took_is_said_beside_the_teacher_where_both_were_timed(run: Run) -> None:
-    latency = {"batch": 1, "threads": 2, "processor": "a processor", "runtime": "1.0", "rows": {"t0c1": 0.2}}
-    meta = {**run.meta, "latency": latency}
-    assert pick_latency({"id": "t0c1", "latency_ms": 0.2}, meta) == (
-        "Exported, it took 0.2 ms: at batch 1 with 2 threads by onnxruntime 1.0 on a processor."
+    latency = LatencyInfo(1, 2, "a processor", "1.0", {"t0c1": 0.2})
+    info = replace(run.info, latency=latency)
+    assert pick_latency({"id": "t0c1", "latency_ms": 0.2}, info) == (
+        "Measured latency of the exported model: 0.2 ms: at batch 1 with 2 threads by onnxruntime 1.0 on a processor."
     )
-    teacher = {**meta["teacher"], "costs": {"latency_ms": 0.5}}
-    assert ", the teacher 0.5 ms: " in pick_latency({"latency_ms": 0.2}, {**meta, "teacher": teacher})
-    assert pick_latency({"latency_ms": float("nan")}, meta) == pick_latency({}, run.meta) == ""
+    teacher = replace(info.teacher, costs={"latency_ms": 0.5})
+    assert ", of the teacher 0.5 ms: " in pick_latency({"latency_ms": 0.2}, replace(info, teacher=teacher))
+    assert pick_latency({"latency_ms": float("nan")}, info) == pick_latency({}, run.info) == ""

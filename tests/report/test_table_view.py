@@ -3,13 +3,21 @@
 import pandas as pd
 import pytest
 
-from autocompress.report.table_view import GROUPS, classify, in_words, rank, recipes, simulated, visible
+from autocompress.report.table_view import (
+    GROUPS,
+    classify_candidates,
+    escape_hidden,
+    join_methods,
+    method_texts,
+    rank_rows,
+    simulated,
+)
 from tests.report.factory import OBJECTIVES, Run
 
 
 def test_every_candidate_is_in_exactly_the_group_it_belongs_to(run: Run, front: pd.DataFrame) -> None:
     table = run.candidates
-    groups = classify(table, front, run.meta)
+    groups = classify_candidates(table, front, run.info)
     assert set(groups) <= set(GROUPS)
     assert set(table[groups == "front"]["id"]) == set(front["id"])
     assert (table[groups == "baseline"]["role"] == "baseline").all()
@@ -24,12 +32,12 @@ def test_a_candidate_without_a_finite_objective_is_not_measured(run: Run, front:
     table = run.candidates.copy()
     victim = table[(table["role"] == "search") & (table["epochs"] == 27)].index[0]
     table.loc[victim, "accuracy"] = float("inf")
-    assert classify(table, front, run.meta)[victim] == "unmeasured"
+    assert classify_candidates(table, front, run.info)[victim] == "unmeasured"
 
 
 def test_the_front_is_ranked_first_and_every_group_by_score(run: Run, front: pd.DataFrame) -> None:
-    groups = classify(run.candidates, front, run.meta)
-    order = rank(run.candidates, groups, OBJECTIVES[0], "effective_flops")
+    groups = classify_candidates(run.candidates, front, run.info)
+    order = rank_rows(run.candidates, groups, OBJECTIVES[0], "effective_flops")
     ranked = run.candidates.iloc[order]
     assert sorted(order) == list(range(len(run.candidates)))
     assert set(ranked["id"].head(len(front))) == set(front["id"])
@@ -45,13 +53,13 @@ def table(**columns: list[object]) -> pd.DataFrame:
 
 def test_recipes_tell_the_knobs_that_vary() -> None:
     rows = table(**{"student.cnn.width": [16.0, 8.0], "student.cnn.kernel": [3, 3], "distill.hint.weight": [0.5, None]})
-    known = recipes(rows)
-    assert known["student"] == [[("cnn", ["width 16"])], [("cnn", ["width 8"])]]
-    assert in_words(known["distill"][0]) == "hint"
-    assert in_words(known["prune"][0]) == "none"
-    assert in_words(known["fit"][0]) == "none"
-    assert recipes(rows.head(1), rows)["student"] == [[("cnn", ["width 16"])]]
-    assert recipes(rows.head(1))["distill"] == [[("hint", [])]]
+    texts = method_texts(rows)
+    assert texts["student"] == [[("cnn", ["width 16"])], [("cnn", ["width 8"])]]
+    assert join_methods(texts["distill"][0]) == "hint"
+    assert join_methods(texts["prune"][0]) == "none"
+    assert join_methods(texts["fit"][0]) == "none"
+    assert method_texts(rows.head(1), rows)["student"] == [[("cnn", ["width 16"])]]
+    assert method_texts(rows.head(1))["distill"] == [[("hint", [])]]
 
 
 def test_recipes_always_tell_bits_ratio_and_temperature_and_those_first() -> None:
@@ -64,8 +72,11 @@ def test_recipes_always_tell_bits_ratio_and_temperature_and_those_first() -> Non
             "distill.hint.weight": [0.5, 0.25],
         }
     )
-    assert in_words(recipes(rows)["quantize"][1]) == "post_training (4-bit weights, 8-bit activations, observer mse)"
-    assert in_words(recipes(rows)["distill"][0]) == "dist (temperature 4.57) + hint (weight 0.5)"
+    assert (
+        join_methods(method_texts(rows)["quantize"][1])
+        == "post_training (4-bit weights, 8-bit activations, observer mse)"
+    )
+    assert join_methods(method_texts(rows)["distill"][0]) == "dist (temperature 4.57) + hint (weight 0.5)"
 
 
 @pytest.mark.parametrize(
@@ -99,6 +110,6 @@ def test_details_may_be_absent_or_empty() -> None:
 
 
 def test_hidden_characters_are_spelled_out() -> None:
-    assert visible("a\u202egpj.exe\x00\u200b") == "a\\u202egpj.exe\\u0000\\u200b"
-    assert visible("plain – text\n\tßé漢") == "plain – text\n\tßé漢"
-    assert visible("\ud800") == "\\ud800"
+    assert escape_hidden("a\u202egpj.exe\x00\u200b") == "a\\u202egpj.exe\\u0000\\u200b"
+    assert escape_hidden("plain – text\n\tßé漢") == "plain – text\n\tßé漢"
+    assert escape_hidden("\ud800") == "\\ud800"
