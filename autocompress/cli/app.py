@@ -1,6 +1,6 @@
-"""The verbs of the command line: parse, call, print.
+"""The commands of the command line: each parses its options, calls the Python interface and prints the result.
 
-Imports stay inside the verbs, so that ``--help`` answers at once and reading a run needs no torch.
+Imports stay inside the commands, so that ``--help`` answers at once and reading a run needs no torch.
 """
 
 import gc
@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,17 +21,19 @@ from autocompress.cli.options import (
     Run,
     Runs,
     TableFormat,
-    bounds,
-    kept,
+    confirm_resume,
+    drop_unset,
     load_plugins,
-    offer,
+    parse_limits,
     print_dry_run,
     print_rows,
 )
+from autocompress.cli.terminal import VerbosityGroup, configure_logging, make_console, progress_console
 from autocompress.errors import AutocompressError, NoCandidateError, UnfinishedRunError, UsageError
 
 app = typer.Typer(
     name="autocompress",
+    cls=VerbosityGroup,
     help="A search space goes in; a Pareto front of deployable, verified models comes out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -45,12 +47,13 @@ def search(
     spec: Annotated[
         str | None, typer.Argument(help="A YAML file, or the name of a shipped search space.", metavar="SPEC")
     ] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trainings at most.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Wall-clock of the search at most.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; 0 takes one per core.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Where trials run: local, serial or ray.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Maximum number of trials.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Maximum wall-clock time of the search, in minutes.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; 0 starts one per core.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Backend that runs the trials: local, serial or ray.")] = None,
     address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="The Ray cluster to join; without it, ray starts one here.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="The Ray cluster to join; by default, ray starts one on this machine."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the search.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; the spec's name by default.")] = None,
@@ -59,76 +62,84 @@ def search(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the spec, say what would be searched, stop.")
+        bool, typer.Option("--dry-run", help="Check the spec, print the search space and the budget, and stop.")
     ] = False,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
-    """Search: train, cut, measure, and print the front with the recommended candidate."""
-    from autocompress.cli.tables import console
-
+    """Run a search and print the front with the recommended candidate."""
     load_plugins(plugin)
     if spec is None:
         if not plugin:
             raise UsageError("search needs a SPEC, for example: autocompress search digits")
         spec = "module"
-    places = {"search.backend": backend, "search.address": address}
-    overrides = [*(setting or []), *(f"{key}={value}" for key, value in places.items() if value)]
-    given = {"trials": trials, "minutes": minutes, "workers": workers, "seed": seed, "name": name}
-    out = console()
+    placement = drop_unset({"search.backend": backend, "search.address": address})
+    overrides = [*(setting or []), *(f"{key}={value}" for key, value in placement.items() if value)]
     if dry_run:
-        print_dry_run(spec, overrides, given)
+        budget = {"search.trials": trials, "search.minutes": minutes, "search.workers": workers, "search.seed": seed}
+        options = drop_unset({"name": name, **budget})
+        print_dry_run(spec, [*overrides, *(f"{key}={value}" for key, value in options.items())])
         return
     from autocompress import api
+    from autocompress.cli.output import print_outcome
     from autocompress.cli.progress import SearchDisplay
-    from autocompress.cli.signals import Stopping
+    from autocompress.cli.signals import StopSignals
 
     command = "autocompress " + shlex.join(sys.argv[1:])
 
-    def go(resume: bool) -> api.Front:
-        display = SearchDisplay(out)
-        told: dict[str, Any] = {"resume": resume, "runs": runs, "events": display.events, "command": command}
+    def run_search(resume: bool) -> api.Front:
+        display = SearchDisplay(progress_console())
         try:
             with display:
-                return api.search(spec, overrides=overrides, **told, **kept(given))
-        except UnfinishedRunError as found:
-            offer(found)
-            return go(True)
+                return api.search(
+                    spec,
+                    trials=trials,
+                    minutes=minutes,
+                    workers=workers,
+                    seed=seed,
+                    name=name,
+                    overrides=overrides,
+                    resume=resume,
+                    runs=runs,
+                    events=display.events,
+                    command=command,
+                )
+        except UnfinishedRunError as error:
+            confirm_resume(error)
+            return run_search(True)
 
-    with Stopping() as stopping:
+    with StopSignals() as signals:
         try:
-            front = go(resume)
+            front = run_search(resume)
         except KeyboardInterrupt:
-            again = command if resume else f"{command} --resume"
-            print(f"interrupted; what was found is kept. Continue with: {again}", file=sys.stderr)
-            raise typer.Exit(stopping.exit_code) from None
-    from autocompress.cli.output import print_outcome
-
+            resume_command = command if resume else f"{command} --resume"
+            print(f"interrupted; all results are stored. Continue with: {resume_command}", file=sys.stderr)
+            raise typer.Exit(signals.exit_code) from None
     print_outcome(front, plugin or [])
 
 
 @app.command(epilog="Example: autocompress init --task digits > my_space.yaml")
 def init(
-    task: Annotated[str, typer.Option(help="The task to search for; see `autocompress list tasks`.")] = "digits",
+    task: Annotated[str, typer.Option(help="Task of the spec; see `autocompress list tasks`.")] = "digits",
 ) -> None:
     """Print a commented spec to start from."""
-    from autocompress.engine.spec import shipped_spaces
+    from autocompress.engine.spec import list_shipped_spaces
     from autocompress.errors import did_you_mean
 
-    spaces = shipped_spaces()
+    spaces = list_shipped_spaces()
     if task not in spaces:
-        raise UsageError(f"no search space ships for the task '{task}': {did_you_mean(task, spaces)}")
+        raise UsageError(f"no search space is included for the task '{task}': {did_you_mean(task, spaces)}")
     print(spaces[task].read_text(encoding="utf-8"), end="")
 
 
 @app.command(epilog="Example: autocompress status digits --watch")
 def status(
     run: Run,
-    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until the run ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update the display until the run ends.")] = False,
     form: Format = TableFormat.table,
     runs: Runs = Path("reports"),
 ) -> None:
-    """Show progress, failures by reason, and the front so far."""
+    """Show the number of trials by state, failures by reason, and the front so far."""
     from autocompress import api
     from autocompress.cli.output import print_status, status_rows, watch_status
 
@@ -148,18 +159,19 @@ def report(
     run: Run,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     live: Annotated[
-        bool, typer.Option("--live", help="Serve it on this machine while the search runs, always up to date.")
+        bool, typer.Option("--live", help="Serve the page on this machine and update it while the search runs.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Write them here instead of the run folder.", metavar="FOLDER")
+        Path | None, typer.Option(help="Output folder; by default the run folder.", metavar="FOLDER")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --live; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port for --live; 0 takes a free one.")] = 0,
     reference: Annotated[
-        str | None, typer.Option(metavar="RUN", help="A run to draw beside this one's hypervolume; it stays there.")
+        str | None,
+        typer.Option(metavar="RUN", help="Another run whose hypervolume the page shows for comparison, now and later."),
     ] = None,
     runs: Runs = Path("reports"),
 ) -> None:
-    """Write the page with its CSV, JSON and Parquet twins."""
+    """Write the page, and the same data as CSV, JSON and Parquet."""
     from autocompress import api
 
     if reference is not None:
@@ -182,137 +194,146 @@ def report(
 @app.command(epilog="Example: autocompress compare digits digits-random --out compare.html")
 def compare(
     names: Annotated[list[str], typer.Argument(help="Run folders, or their names under reports/.", metavar="RUN RUN")],
-    out: Annotated[Path, typer.Option(help="Where the page goes.", metavar="FILE")] = Path("compare.html"),
+    out: Annotated[Path, typer.Option(help="Path of the page.", metavar="FILE")] = Path("compare.html"),
     form: Format = TableFormat.table,
     runs: Runs = Path("reports"),
 ) -> None:
-    """Lay fronts over each other: hypervolume, hypervolume over time, and what is attained."""
+    """Compare runs of one task: fronts, hypervolume over time, and scores at equal cost."""
     from autocompress import api
-    from autocompress.cli.tables import console, plain_table
-    from autocompress.report.comparison_page import columns, rows, verdict
+    from autocompress.cli.tables import plain_table
+    from autocompress.report.comparison_page import column_headings, summarize_comparison, table_cells
 
-    found = api.compare(names, runs, page=out)
+    comparison = api.compare(names, runs, page=out)
+    headings, cells = column_headings(comparison), table_cells(comparison)
     if form is not TableFormat.table:
-        print_rows([dict(zip(columns(found), row, strict=True)) for row in rows(found)], form)
+        print_rows([dict(zip(headings, row, strict=True)) for row in cells], form)
         return
-    console().print(plain_table(columns(found), rows(found)))
-    print(f"scores at shares of the teacher's cost; {verdict(found)}")
+    make_console().print(plain_table(headings, cells))
+    print(f"scores at fractions of the teacher's cost; {summarize_comparison(comparison)}")
     print(f"page: {out}")
 
 
 @app.command(epilog='Example: autocompress front digits --where "effective_flops <= 2e6 and accuracy >= 0.95"')
 def front(
     run: Run,
-    where: Annotated[str | None, typer.Option(help="Comparisons of columns, joined by and, or, not.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every candidate, not the front alone.")] = False,
+    where: Annotated[str | None, typer.Option(help="Condition on columns, with and, or, not.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All candidates instead of the front.")] = False,
     form: Format = TableFormat.table,
     runs: Runs = Path("reports"),
 ) -> None:
-    """Print the front, or the part of it that satisfies an expression."""
+    """Print the front, or its candidates that satisfy a condition."""
     from autocompress import api
     from autocompress.analysis.query import where as select
-    from autocompress.cli.tables import console, front_table
+    from autocompress.cli.tables import front_table
 
-    found = api.load(run, runs)
-    table = found.candidates if everything else found.to_pandas()
+    run_front = api.load(run, runs)
+    candidates = run_front.candidates if everything else run_front.to_pandas()
     if where is not None:
-        table = select(table, where)
-    if not len(table):
-        raise NoCandidateError("no candidate satisfies this" if where else f"{found.folder} has no front yet")
-    plain = table.drop(columns=["details", "config"])
+        candidates = select(candidates, where)
+    if not len(candidates):
+        raise NoCandidateError("no candidate satisfies this" if where else f"{run_front.folder} has no front yet")
+    # Nested columns are in the JSON and Parquet files of the run.
+    flat = candidates.drop(columns=["details", "config"])
     if form is TableFormat.json:
-        print(plain.to_json(orient="records", indent=1))
+        print(flat.to_json(orient="records", indent=1))
     elif form is TableFormat.csv:
-        print(plain.to_csv(index=False), end="")
+        print(flat.to_csv(index=False), end="")
     else:
-        console().print(front_table(table, found.meta["objectives"], found.meta.get("recommended", "")))
+        info = run_front.info
+        make_console().print(front_table(candidates, info.objectives, info.recommended))
 
 
 @app.command(epilog="Example: autocompress pick digits --max effective_flops=20e3 --prefer accuracy")
 def pick(
     run: Run,
-    most: Annotated[list[str] | None, typer.Option("--max", metavar="NAME=VALUE", help="At most; repeatable.")] = None,
-    least: Annotated[
-        list[str] | None, typer.Option("--min", metavar="NAME=VALUE", help="At least; repeatable.")
+    most: Annotated[
+        list[str] | None, typer.Option("--max", metavar="NAME=VALUE", help="Upper limit; repeatable.")
     ] = None,
-    prefer: Annotated[str | None, typer.Option(help="The objective to be best at.")] = None,
-    knee: Annotated[bool, typer.Option("--knee", help="The bend of the front.")] = False,
-    candidate: Annotated[str | None, typer.Option(metavar="ID", help="This candidate.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the candidate's whole row as JSON.")] = False,
+    least: Annotated[
+        list[str] | None, typer.Option("--min", metavar="NAME=VALUE", help="Lower limit; repeatable.")
+    ] = None,
+    prefer: Annotated[str | None, typer.Option(help="Objective to optimize within the limits.")] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="Choose the knee of the front.")] = False,
+    candidate: Annotated[str | None, typer.Option(metavar="ID", help="Choose this candidate.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the candidate's row as JSON.")] = False,
     runs: Runs = Path("reports"),
 ) -> None:
-    """Choose one candidate, and say why."""
+    """Choose one candidate and print the reason."""
     from autocompress import api
     from autocompress.cli.output import print_pick
-    from autocompress.cli.tables import console, front_table
+    from autocompress.cli.tables import front_table
 
-    found = api.load(run, runs)
-    chosen = found.pick(max=bounds(most), min=bounds(least), prefer=prefer, knee=knee, candidate=candidate)
+    front = api.load(run, runs)
+    limits = {"max": parse_limits(most, "--max"), "min": parse_limits(least, "--min")}
+    chosen = front.pick(**limits, prefer=prefer, knee=knee, candidate=candidate)
     if as_json:
+        # NaN, which JSON does not have, differs from itself.
         row = {key: value for key, value in chosen.row.items() if key != "details" and value == value}
-        print(
-            json.dumps({"id": chosen.id, "reason": chosen.reason, "row": {**row, "config": json.loads(row["config"])}})
-        )
+        row["config"] = json.loads(row["config"])
+        print(json.dumps({"id": chosen.id, "reason": chosen.reason, "row": row}))
         return
-    rows = found.candidates[found.candidates["id"] == chosen.id]
-    out = console()
-    out.print(front_table(rows, found.meta["objectives"], chosen.id))
-    print_pick(chosen, found)
+    rows = front.candidates[front.candidates["id"] == chosen.id]
+    make_console().print(front_table(rows, front.info.objectives, chosen.id))
+    print_pick(chosen, front)
     print(f"next: autocompress export {shlex.quote(run)} --candidate {chosen.id} --verify")
 
 
 @app.command(epilog="Example: autocompress confirm digits --top 5 --seeds 5")
 def confirm(
     run: Run,
-    top: Annotated[int, typer.Option(min=1, help="The pick, and those beside it on the front, by turns.")] = 5,
-    seeds: Annotated[int, typer.Option(min=1, help="How often each is trained again.")] = 5,
+    top: Annotated[
+        int, typer.Option(min=1, help="Number of candidates: the pick and its neighbours on the front.")
+    ] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of repeats of each candidate.")] = 5,
     candidate: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="This candidate instead; repeatable.")
+        list[str] | None, typer.Option(metavar="ID", help="Repeat this candidate instead; repeatable.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; the run's own by default.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Where to train; the run's own by default.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; by default those of the run.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Backend; by default that of the run.")] = None,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
-    """Train the top candidates again from scratch with several seeds; give intervals on select_val and test."""
+    """Repeat the top candidates from scratch with new seeds; print scores with intervals on select_val and test."""
     from autocompress import api
     from autocompress.cli.output import print_confirmed
     from autocompress.cli.progress import CountDisplay
-    from autocompress.cli.tables import console
 
     load_plugins(plugin)
-    found = api.load(run, runs)
+    front = api.load(run, runs)
     try:
-        with CountDisplay(console(), "repeating from scratch", "repeated {} trainings") as display:
-            found.confirm(
-                top, seeds, candidates=candidate or (), workers=workers, backend=backend, on_progress=display.progress
+        with CountDisplay(progress_console(), "repeating from scratch", "repeated {} trainings") as display:
+            front.confirm(
+                top, seeds, candidates=candidate or (), workers=workers, backend=backend, on_progress=display.update
             )
     except KeyboardInterrupt:
-        print("interrupted; what was repeated is kept. Continue with the same command", file=sys.stderr)
+        print("interrupted; finished repeats are stored. Continue with the same command", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    print_confirmed(found)
+    print_confirmed(front)
 
 
 @app.command(epilog="Example: autocompress export digits --candidate t12c7 --verify")
 def export(
     run: Run,
-    candidate: Annotated[str | None, typer.Option(metavar="ID", help="The recommended one by default.")] = None,
-    to: Annotated[str, typer.Option(help="The format; onnx is the one there is.")] = "onnx",
+    candidate: Annotated[
+        str | None, typer.Option(metavar="ID", help="Candidate; by default the recommended one.")
+    ] = None,
+    to: Annotated[str, typer.Option(help="Format; only onnx is available.")] = "onnx",
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Run the file on the test split and compare.")
+        bool,
+        typer.Option("--verify/--no-verify", help="Run the exported file on the test split and compare its score."),
     ] = True,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
-    """Write one candidate as a deployable folder, and measure it again."""
+    """Export one candidate as a deployable folder and verify it."""
     if to != "onnx":
-        raise UsageError(f"--to {to}: the one format is onnx")
+        raise UsageError(f"--to {to}: the only format is onnx")
     from autocompress import api
     from autocompress.export.candidate import export_candidate
 
     load_plugins(plugin)
-    found = api.load(run, runs)
-    exported = export_candidate(found.folder, candidate or found.pick().id, verify=verify)
+    front = api.load(run, runs)
+    exported = export_candidate(front.folder, candidate or front.pick().id, verify=verify)
     for path in sorted(exported.folder.iterdir()):
         print(f"{path}  {path.stat().st_size:,} bytes")
     if exported.verification is not None:
@@ -321,72 +342,72 @@ def export(
 
 @app.command(epilog="Example: autocompress bench digits, or autocompress bench reports/digits/picks/t12c7 --batch 8")
 def bench(
-    what: Annotated[str, typer.Argument(help="An exported folder; or a run, for its front.", metavar="ARTIFACT|RUN")],
+    target: Annotated[str, typer.Argument(help="An exported folder, or a run.", metavar="ARTIFACT|RUN")],
     candidate: Annotated[
-        list[str] | None, typer.Option(metavar="ID", help="Of a run, this candidate instead; repeatable.")
+        list[str] | None, typer.Option(metavar="ID", help="Candidate of the run, instead of its front; repeatable.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples in each run.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Examples per call.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
-    seconds: Annotated[float | None, typer.Option(min=0.01, help="How long to measure each file.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.01, help="Duration of the measurement of each file.")] = None,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
-    """Measure latency on this machine: of an exported model, with its memory, or of a run's front for its page."""
+    """Measure latency on this machine: an exported model, or the front of a run."""
     from autocompress.cli.output import bench_artifact, bench_run
 
-    given = kept({"seconds": seconds})
-    if (Path(what) / "manifest.json").is_file():
-        bench_artifact(Path(what), batch=batch, threads=threads, **given)
+    if (Path(target) / "manifest.json").is_file():
+        bench_artifact(Path(target), batch=batch, threads=threads, seconds=seconds)
     else:
         load_plugins(plugin)
-        bench_run(what, runs, candidate or (), batch=batch, threads=threads, **given)
+        bench_run(target, runs, candidate or (), batch=batch, threads=threads, seconds=seconds)
 
 
 @app.command("list", epilog="Example: autocompress list methods")
-def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], form: Format = TableFormat.table) -> None:
-    """List what a search space can name."""
-    from autocompress.cli import catalogue
+def list_(
+    kind: Annotated[Kind, typer.Argument(help="Kind of names to list.")], form: Format = TableFormat.table
+) -> None:
+    """List the names that a search space can use."""
+    from autocompress.cli.catalogue import LISTINGS, listing_table
 
-    found = getattr(catalogue, kind.value)()
+    rows = LISTINGS[kind.value]()
     if form is TableFormat.table:
-        from autocompress.cli.tables import console
-
-        console().print(catalogue.table(found))
+        make_console().print(listing_table(rows))
     else:
-        print_rows(found, form)
+        print_rows(rows, form)
 
 
 @app.command(epilog="Example: autocompress doctor")
 def doctor(runs: Runs = Path("reports")) -> None:
-    """Check versions, libraries, cores, memory and folders; exit 1 with the fix where something is broken."""
-    from autocompress.cli.doctor import checkup
+    """Check versions, libraries, cores, memory and folders; print a fix for each fault."""
+    from autocompress.cli.doctor import check_machine
     from autocompress.cli.output import print_checks
-    from autocompress.cli.tables import console
 
-    if not print_checks(checkup(runs), console()):
+    if not print_checks(check_machine(runs), make_console()):
         raise typer.Exit(1)
 
 
 @app.command(epilog="Example: autocompress schema > spec.schema.json")
 def schema() -> None:
     """Print the JSON Schema of a spec, for editors."""
-    from autocompress.engine.spec import schema as spec_schema
+    from autocompress.engine.spec import json_schema
 
-    print(spec_schema())
+    print(json_schema())
 
 
 def main() -> None:
-    """Run the command line; every expected fault is one line and its exit code."""
-    # A verb lives for seconds and keeps most of what it makes; collecting cycles costs a fifth of a report.
+    """Run the command line; an expected error is printed as one line and sets the exit code."""
+    # A command lives for seconds and keeps most objects; with the default thresholds, the garbage collector takes a
+    # fifth of the time of `report`.
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
+    configure_logging()
     try:
         app()
     except AutocompressError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
-        # The reader of a pipe has gone; nothing is left to say to it.
+        # The reader of the pipe has closed it, as `head` does. Python would report the flush at exit otherwise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 

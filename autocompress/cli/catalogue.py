@@ -1,4 +1,4 @@
-"""What a search space can name, as rows: tasks, methods with their knobs, objectives, modes, shipped spaces."""
+"""Names that a search space may use, as rows: tasks, methods with their hyperparameters, objectives, modes, spaces."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,79 +7,88 @@ from rich.table import Table
 from autocompress.core.registry import OBJECTIVES, TASKS
 from autocompress.engine.modes import MODES
 from autocompress.engine.space import SECTIONS
-from autocompress.engine.spec import shipped_spaces
+from autocompress.engine.spec import list_shipped_spaces
 
 Rows = list[dict[str, str]]
-_LEADING = ("section", "method")
+_LEADING_COLUMNS = ("section", "method")
 
 
-def tasks() -> Rows:
+def list_tasks() -> Rows:
     """Return every task with its heads and metrics."""
-    found = []
+    rows = []
     for name in TASKS:
         task = TASKS.get(name)
-        # A task that reads a user's files learns its heads from them.
-        known = getattr(task, "heads", {})
-        heads = ", ".join(f"{head} ({classes})" for head, classes in known.items()) or "from the data"
+        # A task for user files has no heads before it has read them.
+        classes = getattr(task, "heads", {})
+        heads = ", ".join(f"{head} ({count})" for head, count in classes.items()) or "from the data"
         metrics = ", ".join(task.metrics)
-        found.append({"task": name, "what it is": _first_line(task), "heads": heads, "metrics": metrics})
-    return found
+        rows.append({"task": name, "what it is": _first_line(task), "heads": heads, "metrics": metrics})
+    return rows
 
 
-def methods() -> Rows:
-    """Return every method of every section: a row for itself, then one for each knob with its range and default."""
-    found = []
+def list_methods() -> Rows:
+    """Return every method of every section: one row for it, then one for each hyperparameter."""
+    rows = []
     for section, registry in SECTIONS.items():
         for name in registry:
             method = registry.get(name)
             row = {"section": section, "method": name}
-            found.append({**row, "knob": "", "range": "", "default": "", "meaning": _first_line(method)})
-            found += [
+            rows.append({**row, "hyperparameter": "", "range": "", "default": "", "meaning": _first_line(method)})
+            rows += [
                 {
                     **row,
-                    "knob": knob.name,
+                    "hyperparameter": knob.name,
                     "range": str(knob.domain),
                     "default": str(knob.default),
                     "meaning": knob.doc,
                 }
                 for knob in method.config.knobs().values()
             ]
-    return found
+    return rows
 
 
-def objectives() -> Rows:
+def list_objectives() -> Rows:
     """Return every objective with its direction and unit."""
-    found = [OBJECTIVES.get(name) for name in OBJECTIVES]
     return [
         {
-            "objective": each.name,
-            "kind": each.kind,
-            "direction": each.direction,
-            "unit": each.unit,
-            "what it is": each.doc,
+            "objective": objective.name,
+            "kind": objective.kind,
+            "direction": objective.direction,
+            "unit": objective.unit,
+            "what it is": objective.doc,
         }
-        for each in found
+        for objective in map(OBJECTIVES.get, OBJECTIVES)
     ]
 
 
-def modes() -> Rows:
-    """Return every mode of a search: as it is meant, and the simpler ones to compare it with."""
-    return [{"mode": name, "how it goes about": mode.meaning} for name, mode in MODES.items()]
+def list_modes() -> Rows:
+    """Return every mode of a search."""
+    return [{"mode": name, "meaning": mode.summary} for name, mode in MODES.items()]
 
 
-def spaces() -> Rows:
-    """Return every search space that ships with autocompress."""
-    return [{"space": name, "file": str(path)} for name, path in shipped_spaces().items()]
+def list_spaces() -> Rows:
+    """Return every search space that is included in autocompress."""
+    return [{"space": name, "file": str(path)} for name, path in list_shipped_spaces().items()]
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> Table:
+LISTINGS = {
+    "tasks": list_tasks,
+    "methods": list_methods,
+    "objectives": list_objectives,
+    "modes": list_modes,
+    "spaces": list_spaces,
+}
+
+
+def listing_table(rows: Sequence[Mapping[str, str]]) -> Table:
     """Return rows as a table for the terminal."""
-    shown = Table(*(rows[0] if rows else ()), box=None, pad_edge=False, header_style="bold")
+    table = Table(*(rows[0] if rows else ()), box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        # A knob stands below its method, whose name it need not repeat.
-        shown.add_row(*("" if row.get("knob") and name in _LEADING else value for name, value in row.items()))
-    return shown
+        # Rows of hyperparameters follow their method and do not repeat its name.
+        cells = ("" if row.get("hyperparameter") and name in _LEADING_COLUMNS else value for name, value in row.items())
+        table.add_row(*cells)
+    return table
 
 
-def _first_line(described: object) -> str:
-    return (described.__doc__ or "").strip().partition("\n")[0]
+def _first_line(item: object) -> str:
+    return (item.__doc__ or "").strip().partition("\n")[0]

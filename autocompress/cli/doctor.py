@@ -1,4 +1,4 @@
-"""Whether this machine can search: versions, libraries that work, cores, memory, folders that can be written."""
+"""Checks of this machine before a search: versions, libraries, cores, memory, folders."""
 
 import os
 import shutil
@@ -14,13 +14,15 @@ from pathlib import Path
 
 from autocompress.backends.local import usable_cores
 from autocompress.core.atomic import cache_folder
-from autocompress.core.formatting import human
+from autocompress.core.formatting import format_count
 
-SCANT_MEMORY = 2e9
-SCANT_SPACE = 1e9
-NO_SPACE = 5e7
+# Bytes free: below the first two a search may run out on the way, below the last it cannot start.
+LOW_MEMORY = 2e9
+LOW_DISK = 1e9
+FULL_DISK = 5e7
 RAY_SECONDS = 90
-_RAY = (
+# In a process of its own, with a small object store: the check must neither join nor leave behind a cluster.
+_RAY_SCRIPT = (
     "import ray; ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR',"
     " object_store_memory=80_000_000); print(ray.get(ray.remote(lambda: 41 + 1).remote())); ray.shutdown()"
 )
@@ -28,76 +30,78 @@ _RAY = (
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One result of a check.
 
     Attributes:
-        name: What.
-        state: ``ok``, ``scant`` (it works, with a caveat) or ``broken``.
-        found: What was found.
-        fix: What to do about it; empty if it is ok.
+        name: Name of what was checked: ``torch``, ``memory``.
+        state: ``ok``, ``warning`` (a search works, with a caveat) or ``broken``.
+        finding: Version, amount or error message.
+        fix: Remedy; empty if the state is ``ok``.
     """
 
     name: str
     state: str
-    found: str
+    finding: str
     fix: str = ""
 
 
-def checkup(runs: Path) -> Iterator[Check]:
-    """Look at everything that a search needs, and yield what is found as it is found.
+def check_machine(runs: Path) -> Iterator[Check]:
+    """Check everything that a search needs; yield each result as soon as it is known.
 
     Args:
-        runs: The folder that holds runs, or will.
+        runs: Folder of the runs; it need not exist.
     """
-    # It takes seconds to start: the rest is looked at meanwhile.
+    # Ray takes seconds to start: it starts first, in the background, and is checked last.
     ray = subprocess.Popen(
-        [sys.executable, "-c", _RAY],
+        [sys.executable, "-c", _RAY_SCRIPT],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Without this, Ray clears CUDA_VISIBLE_DEVICES of tasks without a GPU, and warns about it.
         env={**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
     )
     try:
         yield Check("python", "ok", f"{sys.version.split()[0]} at {sys.executable}")
-        yield from packages()
-        yield _tried("torch", torch_works, "pip install --force-reinstall 'torch>=2.11'")
-        yield _tried("onnxruntime", onnxruntime_works, "pip install --force-reinstall onnxruntime onnx")
-        yield cores()
-        yield memory()
-        yield folder("cache", cache_folder(), "set AUTOCOMPRESS_CACHE to a folder that can be written")
-        yield folder("runs", runs, "choose another one with --runs FOLDER")
-        yield _tried("ray", lambda: ray_works(ray), "pip install --force-reinstall 'ray[tune]', or --backend local")
+        yield from check_packages()
+        yield _run_check("torch", try_torch, "pip install --force-reinstall 'torch>=2.11'")
+        yield _run_check("onnxruntime", try_onnxruntime, "pip install --force-reinstall onnxruntime onnx")
+        yield check_cores()
+        yield check_memory()
+        yield check_folder("cache", cache_folder(), "set AUTOCOMPRESS_CACHE to a folder that can be written")
+        yield check_folder("runs", runs, "choose another one with --runs FOLDER")
+        yield _run_check("ray", lambda: try_ray(ray), "pip install --force-reinstall 'ray[tune]', or --backend local")
     finally:
         if ray.poll() is None:
             ray.kill()
         ray.communicate()
 
 
-def packages() -> Iterator[Check]:
-    """Yield the versions of what autocompress depends on; what is missing or too old is broken."""
+def check_packages() -> Iterator[Check]:
+    """Yield the versions of the dependencies, and a broken check for each that is missing or too old."""
     from packaging.requirements import Requirement
 
-    found, faults = [f"autocompress {version('autocompress')}"], []
+    versions, faults = [f"autocompress {version('autocompress')}"], []
     for text in requires("autocompress") or []:
-        wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            there = version(wanted.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
-            faults.append((f"{wanted.name} is missing", str(wanted)))
+            faults.append((f"{requirement.name} is missing", str(requirement)))
             continue
-        if wanted.specifier.contains(there, prereleases=True):
-            found.append(f"{wanted.name} {there}")
+        if requirement.specifier.contains(installed, prereleases=True):
+            versions.append(f"{requirement.name} {installed}")
         else:
-            faults.append((f"{wanted.name} {there} does not satisfy {wanted.specifier}", str(wanted)))
-    yield Check("packages", "ok", ", ".join(found))
-    for fault, wanted_text in faults:
-        yield Check("packages", "broken", fault, f"pip install '{wanted_text}'")
+            fault = f"{requirement.name} {installed} does not satisfy {requirement.specifier}"
+            faults.append((fault, str(requirement)))
+    yield Check("packages", "ok", ", ".join(versions))
+    for fault, requirement_text in faults:
+        yield Check("packages", "broken", fault, f"pip install '{requirement_text}'")
 
 
-def torch_works() -> str:
-    """Train one step of a small network; return what computes it, and which graphics card there is."""
+def try_torch() -> str:
+    """Train one step of a small network; return the instruction set, the number of threads and the GPU."""
     import torch
 
     layer = torch.nn.Conv2d(1, 2, 3)
@@ -108,8 +112,8 @@ def torch_works() -> str:
     return f"trains; {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, {card}"
 
 
-def onnxruntime_works() -> str:
-    """Multiply integers; return what does it, and whether int8 products are exact on this processor."""
+def try_onnxruntime() -> str:
+    """Run an int8 matrix product; return the providers, and whether the product is exact on this processor."""
     import numpy as np
     import onnxruntime
     from onnx import TensorProto, helper
@@ -120,16 +124,21 @@ def onnxruntime_works() -> str:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     values = {"a": np.full((1, 4), 255, np.uint8), "b": np.full((4, 1), 127, np.int8)}
-    (found,) = session.run(None, values)
-    product, exact, saturated = int(found.item()), 4 * 255 * 127, 2 * (2**15 - 1)
+    (output,) = session.run(None, values)
+    # Without VNNI, x86 adds pairs of products in 16 bits and saturates: two pairs give 2 x 32,767.
+    product, exact, saturated = int(output.item()), 4 * 255 * 127, 2 * (2**15 - 1)
     if product not in (exact, saturated):
         raise RuntimeError(f"4 times 255 times 127 came to {product}")
-    told = "are exact" if product == exact else "overflow (no VNNI; exports avoid it)"
-    return f"runs a graph; {', '.join(session.get_providers())}; int8 products {told}"
+    accuracy = "are exact" if product == exact else "overflow (no VNNI; exports avoid it)"
+    return f"runs a graph; {', '.join(session.get_providers())}; int8 products {accuracy}"
 
 
-def ray_works(process: "subprocess.Popen[str]") -> str:
-    """Return that a local cluster ran a task; it was started before."""
+def try_ray(process: "subprocess.Popen[str]") -> str:
+    """Wait for the process that runs a task on a local Ray cluster; return that it succeeded.
+
+    Args:
+        process: Process that runs the check's script, started earlier.
+    """
     try:
         out, err = process.communicate(timeout=RAY_SECONDS)
     except subprocess.TimeoutExpired:
@@ -140,57 +149,66 @@ def ray_works(process: "subprocess.Popen[str]") -> str:
     return "a local cluster ran a task"
 
 
-def cores() -> Check:
-    """Return how many processors a search may use."""
-    usable, whole = usable_cores(), os.cpu_count() or 1
-    return Check("cores", "ok", f"{usable} usable of {whole}; a search takes one worker for each")
+def check_cores() -> Check:
+    """Return how many cores a search may use."""
+    usable, total = usable_cores(), os.cpu_count() or 1
+    return Check("cores", "ok", f"{usable} usable of {total}; a search starts one worker per usable core")
 
 
-def memory() -> Check:
-    """Return how much memory is free, by the system and by the limit of the container."""
-    free = _memory_free()
+def check_memory() -> Check:
+    """Return how much memory is free, within the limit of the system and of the container."""
+    free = _free_memory()
     if free is None:
         return Check("memory", "ok", "unknown on this system")
-    state = "ok" if free >= SCANT_MEMORY else "scant"
+    state = "ok" if free >= LOW_MEMORY else "warning"
     fix = "" if state == "ok" else "use fewer --workers: each holds the data, the teacher and a student"
-    return Check("memory", state, f"{human(free, 'B')} free", fix)
+    return Check("memory", state, f"{format_count(free, 'B')} free", fix)
 
 
-def folder(name: str, path: Path, fix: str) -> Check:
-    """Return whether a folder takes files and databases, and how much space is left there."""
-    place = path.expanduser().absolute()
-    there = next(each for each in (place, *place.parents) if each.exists())
+def check_folder(name: str, path: Path, fix: str) -> Check:
+    """Return whether a folder can hold files and SQLite databases, and its free space.
+
+    Args:
+        name: Name of the check.
+        path: Folder; if it does not exist, its nearest existing parent is checked.
+        fix: Remedy if the folder cannot be written.
+    """
+    folder = path.expanduser().absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:
+        # A database in WAL mode, as the store writes it: some network file systems take files but no such database.
         with (
-            tempfile.TemporaryDirectory(dir=there, prefix=".autocompress-") as aside,
-            closing(sqlite3.connect(Path(aside) / "trial.db")) as store,
+            tempfile.TemporaryDirectory(dir=existing, prefix=".autocompress-") as scratch,
+            closing(sqlite3.connect(Path(scratch) / "trial.db")) as store,
         ):
             store.execute("PRAGMA journal_mode=WAL")
             store.execute("CREATE TABLE works (yes INTEGER)")
             store.commit()
     except (OSError, sqlite3.Error) as fault:
-        return Check(name, "broken", f"{place} cannot be written ({fault})", fix)
-    free = shutil.disk_usage(there).free
-    told = f"{place}, {human(free, 'B')} free"
-    if free < NO_SPACE:
-        return Check(name, "broken", told, f"free some space, or {fix}")
-    return Check(name, "ok" if free >= SCANT_SPACE else "scant", told, "" if free >= SCANT_SPACE else "free some space")
+        return Check(name, "broken", f"{folder} cannot be written ({fault})", fix)
+    free = shutil.disk_usage(existing).free
+    finding = f"{folder}, {format_count(free, 'B')} free"
+    if free < FULL_DISK:
+        return Check(name, "broken", finding, f"free some space, or {fix}")
+    state = "ok" if free >= LOW_DISK else "warning"
+    return Check(name, state, finding, "" if state == "ok" else "free some space")
 
 
-def _tried(name: str, works: Callable[[], str], fix: str) -> Check:
+def _run_check(name: str, check: Callable[[], str], fix: str) -> Check:
     try:
-        return Check(name, "ok", works())
-    except Exception as fault:  # A broken library may fail in any way; that is what is looked for.
+        return Check(name, "ok", check())
+    except Exception as fault:  # A broken library may raise anything, and finding that is the purpose.
         return Check(name, "broken", f"{type(fault).__name__}: {fault}", fix)
 
 
-def _memory_free() -> float | None:
-    free = []
+def _free_memory() -> float | None:
+    amounts = []
     try:
         with open("/proc/meminfo") as lines:
-            free += [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+            amounts += [float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+        # The limit of a container (cgroup v2) may lie far below the memory of the machine.
         limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-        free += [float(limit) - float(used)] if limit != "max" else []
+        amounts += [float(limit) - float(used)] if limit != "max" else []
     except (OSError, ValueError):
         pass
-    return min(free) if free else None
+    return min(amounts) if amounts else None

@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: their common options, and how lists are printed for programs."""
+"""Options that several commands share, and tables printed for other programs."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -14,9 +14,11 @@ from autocompress.errors import UnfinishedRunError, UsageError
 
 INTERRUPTED = 130
 
+Value = TypeVar("Value")
+
 
 class TableFormat(StrEnum):
-    """How a table is printed."""
+    """Format of a printed table."""
 
     table = "table"
     json = "json"
@@ -24,7 +26,7 @@ class TableFormat(StrEnum):
 
 
 class Kind(StrEnum):
-    """What can be listed."""
+    """Kinds of things that can be listed."""
 
     tasks = "tasks"
     methods = "methods"
@@ -33,17 +35,19 @@ class Kind(StrEnum):
     spaces = "spaces"
 
 
-Format = Annotated[TableFormat, typer.Option("--format", "-f", help="How to print it.")]
+Format = Annotated[TableFormat, typer.Option("--format", "-f", help="Output format.")]
 Run = Annotated[str, typer.Argument(help="A run folder, or its name under reports/.", metavar="RUN")]
 Runs = Annotated[Path, typer.Option(help="The folder that holds runs.", metavar="FOLDER")]
 Plugins = Annotated[
     list[Path] | None,
-    typer.Option("--plugin", metavar="FILE", help="A Python file that registers a task of your own; repeatable."),
+    typer.Option("--plugin", metavar="FILE", help="A Python file that registers your own task; repeatable."),
 ]
+
+_LIMIT_EXAMPLES = {"--max": "effective_flops=2e6", "--min": "accuracy=0.97"}
 
 
 def load_plugins(plugins: list[Path] | None) -> None:
-    """Run the plugin files that were named."""
+    """Run the plugin files of the command line."""
     if plugins:
         from autocompress.core.plugins import load_plugin
 
@@ -51,55 +55,57 @@ def load_plugins(plugins: list[Path] | None) -> None:
             load_plugin(path)
 
 
-def kept(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given."""
-    return {key: value for key, value in given.items() if value is not None}
+def drop_unset(options: Mapping[str, Value | None]) -> dict[str, Value]:
+    """Return the options that have a value."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
-def print_dry_run(spec: str, overrides: list[str], given: dict[str, Any]) -> None:
-    """Check a spec and print what would be searched."""
+def print_dry_run(spec: str, overrides: Sequence[str]) -> None:
+    """Check a spec and print its search space and budget."""
     from autocompress.engine.runner import make_plan
     from autocompress.engine.spec import load_spec
 
-    budget = {"name": given.pop("name"), **{f"search.{key}": value for key, value in given.items()}}
-    extra = [f"{key}={value}" for key, value in budget.items() if value is not None]
-    plan = make_plan(load_spec(spec, [*overrides, *extra]))
-    found = plan.source.spec
-    print(
-        f"{plan.source.name} is sound: task {plan.task.name}, mode {found.search.mode}, sampler {found.search.sampler}"
-    )
+    plan = make_plan(load_spec(spec, overrides))
+    resolved = plan.source.spec
+    search = resolved.search
+    print(f"{plan.source.name} is valid: task {plan.task.name}, mode {search.mode}, sampler {search.sampler}")
     for name, domain in plan.space.dimensions():
         print(f"  {name}: {domain}")
-    if found.search.mode == "amortized":
-        print(f"  {len(plan.space.cuts())} candidates are cut from each training")
-    minutes = "" if found.search.minutes is None else f", {found.search.minutes:g} minutes"
-    print(f"budget: {found.search.trials} trials{minutes}; objectives: {', '.join(found.objectives)}")
+    if search.mode == "amortized":
+        print(f"  {len(plan.space.compression_grid())} candidates are made from each trial")
+    minutes = "" if search.minutes is None else f", {search.minutes:g} minutes"
+    print(f"budget: {search.trials} trials{minutes}; objectives: {', '.join(resolved.objectives)}")
 
 
-def bounds(pairs: list[str] | None) -> dict[str, float]:
-    """Return ``NAME=NUMBER`` pairs as a dictionary.
+def parse_limits(pairs: list[str] | None, option: str) -> dict[str, float]:
+    """Return the ``NAME=NUMBER`` pairs of an option as a dictionary; a number may be a percentage.
+
+    Args:
+        pairs: Texts such as ``bytes=2e4`` or ``accuracy=97%``.
+        option: Name of the option, for the error message: ``--max`` or ``--min``.
 
     Raises:
-        UsageError: One is no such pair.
+        UsageError: A text is not such a pair.
 
     Example:
-        >>> bounds(["bytes=2e4"])
-        {'bytes': 20000.0}
+        >>> parse_limits(["bytes=2e4", "accuracy=97%"], "--min")
+        {'bytes': 20000.0, 'accuracy': 0.97}
     """
-    found = {}
+    limits = {}
     for pair in pairs or []:
-        name, equals, text = pair.partition("=")
+        name, _, text = (part.strip() for part in pair.partition("="))
         try:
-            found[name.strip()] = float(text)
+            value = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
         except ValueError:
-            equals = ""
-        if not equals:
-            raise UsageError(f"'{pair}' is no limit; write NAME=NUMBER, for example effective_flops=2e6")
-    return found
+            value = None
+        if not name or value is None:
+            raise UsageError(f"Invalid limit '{pair}'. Use a number, for example {option} {_LIMIT_EXAMPLES[option]}.")
+        limits[name] = value
+    return limits
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], form: TableFormat) -> None:
-    """Print rows as JSON or as CSV with the first row's keys as columns."""
+def print_rows(rows: Sequence[Mapping[str, object]], form: TableFormat) -> None:
+    """Print rows as JSON, or as CSV with the first row's keys as columns."""
     if form is TableFormat.json:
         print(json.dumps(rows, indent=1))
         return
@@ -108,12 +114,17 @@ def print_rows(rows: Sequence[Mapping[str, Any]], form: TableFormat) -> None:
     writer.writerows(rows)
 
 
-def offer(found: UnfinishedRunError) -> None:
-    """Ask whether to continue a run that was not ended; where nobody can answer, say how."""
-    from autocompress.cli.signals import somebody_is_there
+def confirm_resume(error: UnfinishedRunError) -> None:
+    """Ask whether to continue an unfinished run; without a terminal, raise the error, which names the option.
 
-    if not somebody_is_there():
-        raise found
-    what = str(found).partition(";")[0]
-    if not typer.confirm(f"{what}. Continue it?", default=True):
+    Raises:
+        UnfinishedRunError: The terminal is not interactive.
+        UsageError: The answer is no.
+    """
+    from autocompress.cli.signals import is_interactive
+
+    if not is_interactive():
+        raise error
+    state = str(error).partition(";")[0]
+    if not typer.confirm(f"{state}. Continue it?", default=True):
         raise UsageError("nothing was changed; give the new run a --name")

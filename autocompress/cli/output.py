@@ -1,12 +1,11 @@
-"""What the command line prints of a run."""
+"""Results of commands as text."""
 
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,237 +14,254 @@ from rich.live import Live
 from rich.text import Text
 
 from autocompress.analysis.confirmation import confirmed
-from autocompress.analysis.latency import NAME
+from autocompress.analysis.latency import NAME as LATENCY
 from autocompress.analysis.pareto import axes, by_cost, numbers
 from autocompress.analysis.selection import Pick
 from autocompress.api import Front, load
 from autocompress.cli.doctor import Check
 from autocompress.cli.progress import CountDisplay
-from autocompress.cli.tables import console, front_table, plain_table
-from autocompress.core.formatting import human, label, plural, show
-from autocompress.core.machine import processor
+from autocompress.cli.tables import front_table, plain_table
+from autocompress.cli.terminal import make_console, progress_console
+from autocompress.core.formatting import format_count, format_plural, format_value, label_column
+from autocompress.core.machine import read_processor_name
 from autocompress.errors import NoCandidateError
 from autocompress.report.live import ENDED, LiveServer
-from autocompress.report.uncertainty import repeats, told_ties
-from autocompress.store.run_store import Study
+from autocompress.report.uncertainty import describe_ties, summarize_repeats
+from autocompress.store.run_store import RunStore
 
-# Seconds between two looks at a run.
-WATCHED = 2.0
+# Seconds between two reads of a run under `status --watch`.
+WATCH_INTERVAL = 2.0
+_STATE_COLOURS = {"ok": "green", "warning": "yellow", "broken": "bold red"}
 
 
-def print_pick(chosen: Pick, found: Front) -> None:
-    """Print a choice, its reason, which limits bind, its neighbours, who is tied with it, and what is simulated."""
-    print(f"{chosen.id}: {chosen.reason}")
-    for limit in chosen.binding:
-        print(f"  limit: {limit}")
-    for neighbour in chosen.neighbours:
+def print_pick(pick: Pick, front: Front) -> None:
+    """Print a candidate with the reason, active constraints, neighbours, ties and simulated operations."""
+    print(f"{pick.id}: {pick.reason}")
+    for constraint in pick.binding:
+        print(f"  active constraint: {constraint}")
+    for neighbour in pick.neighbours:
         print(f"  {neighbour.kind}: {neighbour.text}")
-    if chosen.ties is not None:
-        print(f"  tied: {told_ties(chosen, chosen.ties, found.to_pandas(), found.meta)} ({chosen.ties.method})")
-    if chosen.simulated:
-        print(f"  simulated: {chosen.simulated} (no kernel here; the score is exact, the speed is not)")
+    if pick.ties is not None:
+        print(f"  tied: {describe_ties(pick, pick.ties, front.to_pandas(), front.info)} ({pick.ties.method})")
+    if pick.simulated:
+        print(f"  simulated: {pick.simulated} (no kernel on this target: the score is exact, a speed-up is not shown)")
 
 
-def print_outcome(found: Front, plugins: list[Path]) -> None:
-    """Print what a search came to, and the next command."""
-    table, chosen = found.to_pandas(), found.pick()
-    if chosen.id not in set(table["id"]):
-        # A choice that holds on both validation splits may lie a little behind the front of one.
-        picked = found.candidates[found.candidates["id"] == chosen.id]
-        table = by_cost(pd.concat([table, picked]), found.meta["objectives"])
-    console().print(front_table(table, found.meta["objectives"], chosen.id))
+def print_outcome(front: Front, plugins: list[Path]) -> None:
+    """Print the front of a search, the recommended candidate, the page and the next command."""
+    table, pick = front.to_pandas(), front.pick()
+    if pick.id not in set(table["id"]):
+        # The pick must hold on both validation splits, so it may lie slightly behind the front of the selection split.
+        row = front.candidates[front.candidates["id"] == pick.id]
+        table = by_cost(pd.concat([table, row]), front.info.objectives)
+    make_console().print(front_table(table, front.info.objectives, pick.id))
     print()
-    print_failures(found)
-    print_pick(chosen, found)
-    print(f"page: {found.folder / 'report.html'}")
-    with_plugins = "".join(f" --plugin {shlex.quote(str(path))}" for path in plugins)
-    print(f"next: autocompress export {shlex.quote(str(found.folder))} --candidate {chosen.id} --verify{with_plugins}")
+    print_failures(front)
+    print_pick(pick, front)
+    print(f"page: {front.folder / 'report.html'}")
+    plugin_options = "".join(f" --plugin {shlex.quote(str(path))}" for path in plugins)
+    folder = shlex.quote(str(front.folder))
+    print(f"next: autocompress export {folder} --candidate {pick.id} --verify{plugin_options}")
 
 
-def print_failures(found: Front) -> None:
-    """Print why trials failed, the most frequent reason first."""
-    for reason, count in _failures(found):
+def print_failures(front: Front) -> None:
+    """Print how many trials failed for which reason, the most frequent reason first."""
+    for reason, count in _count_failures(front):
         print(f"  {count} failed: {reason}")
 
 
-def _failures(found: Front) -> list[tuple[str, int]]:
-    reasons = found.trials.loc[found.trials["state"] == "failed", "reason"].value_counts()
+def _count_failures(front: Front) -> list[tuple[str, int]]:
+    reasons = front.trials.loc[front.trials["state"] == "failed", "reason"].value_counts()
     return [(str(reason), int(count)) for reason, count in reasons.items()]
 
 
-def print_status(found: Front) -> None:
-    """Print how a run stands."""
-    for part in _status(found):
-        console().print(part, soft_wrap=isinstance(part, str), highlight=False, markup=False)
+def print_status(front: Front) -> None:
+    """Print the state of a run."""
+    for part in _render_status(front):
+        make_console().print(part, soft_wrap=isinstance(part, str), highlight=False, markup=False)
 
 
 def watch_status(load: Callable[[], Front]) -> None:
-    """Show how a run stands until it ends: in place on a terminal, anew where something has changed elsewhere."""
-    out = console()
-    if not out.is_terminal:
-        before: RenderableType = ""
+    """Show the state of a run until it ends: in place on a terminal, elsewhere after each change.
+
+    Args:
+        load: Callback that reads the run.
+    """
+    console = make_console()
+    if not console.is_terminal:
+        previous: RenderableType = ""
         while True:
-            found = load()
-            said = _status(found)[0]
-            if said != before:
-                print_status(found)
-            if _has_ended(found):
+            front = load()
+            counts = _render_status(front)[0]
+            if counts != previous:
+                print_status(front)
+            if _has_ended(front):
                 return
-            before = said
-            time.sleep(WATCHED)
-    with Live(console=out, auto_refresh=False) as live:
+            previous = counts
+            time.sleep(WATCH_INTERVAL)
+    with Live(console=console, auto_refresh=False) as live:
         while True:
-            found = load()
-            live.update(Group(*_status(found)), refresh=True)
-            if _has_ended(found):
+            front = load()
+            live.update(Group(*_render_status(front)), refresh=True)
+            if _has_ended(front):
                 return
-            time.sleep(WATCHED)
+            time.sleep(WATCH_INTERVAL)
 
 
-def status_rows(found: Front) -> list[dict[str, Any]]:
-    """Return how many trials are in which state and why, a row for each pair."""
+def status_rows(front: Front) -> list[dict[str, object]]:
+    """Return the number of trials for each role, state and reason."""
     names = ["role", "state", "reason"]
-    counts = found.trials.groupby(names, sort=False).size().reset_index(name="trials")
+    counts = front.trials.groupby(names, sort=False).size().reset_index(name="trials")
     return [{**{name: str(row[name]) for name in names}, "trials": int(row["trials"])} for _, row in counts.iterrows()]
 
 
-def serve_live(folder: Path, port: int, opened: Callable[[str], object]) -> None:
-    """Serve the page of a run on loopback until Ctrl-C; write it once the search has ended."""
+def serve_live(folder: Path, port: int, open_page: Callable[[str], object]) -> None:
+    """Serve the page of a run on this machine until Ctrl-C, then write it.
 
-    def version() -> str:
-        with Study.read(folder) as study:
-            told = study.version()
-        return f"{ENDED if _has_ended(Front(folder)) else 'running'}: {told}"
+    Args:
+        folder: The run folder.
+        port: Port on the loopback interface; 0 takes a free one.
+        open_page: Callback that gets the address of the page.
+    """
 
-    with LiveServer(lambda: Front(folder).page(live=True), version, port) as server:
-        print(f"live page: {server.url} (only on this machine; Ctrl-C ends it)", flush=True)
-        opened(server.url)
+    def read_version() -> str:
+        with RunStore.read(folder) as study:
+            version = study.version()
+        return f"{ENDED if _has_ended(Front(folder)) else 'running'}: {version}"
+
+    with LiveServer(lambda: Front(folder).page(live=True), read_version, port) as server:
+        print(f"live page: {server.url} (only on this machine; press Ctrl-C to stop)", flush=True)
+        open_page(server.url)
         with suppress(KeyboardInterrupt):
             server.serve_forever()
     print(Front(folder).report())
 
 
-def print_checks(checks: Iterable[Check], out: Console) -> bool:
-    """Print checks as they come in; return whether nothing is broken."""
-    sound = True
+def print_checks(checks: Iterable[Check], console: Console) -> bool:
+    """Print checks as they complete; return whether none is broken."""
+    is_ready = True
     for check in checks:
-        colour = {"ok": "green", "scant": "yellow", "broken": "bold red"}[check.state]
-        line = Text.assemble((f"{check.state:<7}", colour), f" {check.name:<12} {check.found}")
-        out.print(line, soft_wrap=True)
+        line = Text.assemble((f"{check.state:<7}", _STATE_COLOURS[check.state]), f" {check.name:<12} {check.finding}")
+        console.print(line, soft_wrap=True)
         if check.fix:
-            out.print(f"{'':<20} fix: {check.fix}", soft_wrap=True, highlight=False, markup=False)
-        sound = sound and check.state != "broken"
-    print("ready to search" if sound else "something is broken: see the fixes above")
-    return sound
+            console.print(f"{'':<20} fix: {check.fix}", soft_wrap=True, highlight=False, markup=False)
+        is_ready = is_ready and check.state != "broken"
+    print("ready to search" if is_ready else "something is broken: see the fixes above")
+    return is_ready
 
 
-def _status(found: Front) -> list[RenderableType]:
-    counts = found.trials["state"].value_counts()
+def _render_status(front: Front) -> list[RenderableType]:
+    counts = front.trials["state"].value_counts()
     parts: list[RenderableType] = [
         ", ".join(f"{count} {state}" for state, count in counts.items()) or "no trials yet",
-        *(f"  {count} failed: {reason}" for reason, count in _failures(found)),
+        *(f"  {count} failed: {reason}" for reason, count in _count_failures(front)),
     ]
-    if "front" not in found.meta and _driver_of(found) is None:
-        parts.append("  nothing drives it at the moment: continue with `autocompress search ... --resume`")
-    if len(found) and "objectives" in found.meta:
-        parts.append(front_table(found.to_pandas(), found.meta["objectives"], found.meta.get("recommended", "")))
+    if not front.info.is_finished and _driver_process(front) is None:
+        parts.append("  the search is not running: continue it with `autocompress search ... --resume`")
+    if len(front) and front.info.objectives:
+        parts.append(front_table(front.to_pandas(), front.info.objectives, front.info.recommended))
     return parts
 
 
-def _has_ended(found: Front) -> bool:
-    under_way = found.trials["state"].isin(["running", "paused"]).any()
-    return ("front" in found.meta and not under_way) or _driver_of(found) is None
+def _has_ended(front: Front) -> bool:
+    has_active_trials = front.trials["state"].isin(["running", "paused"]).any()
+    # A killed driver leaves trials behind that stay "running" in the store.
+    return (front.info.is_finished and not has_active_trials) or _driver_process(front) is None
 
 
-def _driver_of(found: Front) -> int | None:
-    """Return the process that drives a run; None if it has gone."""
+def _driver_process(front: Front) -> int | None:
+    """Return the id of the process that runs the search; None if there is none."""
     try:
-        number = int((found.folder / ".driver").read_text())
-        os.kill(number, 0)
+        process = int((front.folder / ".driver").read_text())
+        # Signal 0 is not delivered: the call only fails if the process does not exist or belongs to another user.
+        os.kill(process, 0)
     except PermissionError:
-        return number
+        return process
     except (OSError, ValueError):
         return None
-    return number
+    return process
 
 
-def print_confirmed(found: Front) -> None:
-    """Print what repeats say: a row a candidate, the intervals' source, and what became of the front on test."""
-    cost, score = axes(found.meta["objectives"])
-    known = confirmed(found.candidates, found.trials, found.meta)
-    told_of = repeats(known, found.to_pandas(), found.meta, _recommended(found))
-    if told_of is None:
+def print_confirmed(front: Front) -> None:
+    """Print repeats from scratch: scores with intervals for each candidate, and the front on the test split."""
+    cost, score = axes(front.info.objectives)
+    estimates = confirmed(front.candidates, front.trials, front.info)
+    summary = summarize_repeats(estimates, front.to_pandas(), front.info, _recommended_pick(front))
+    if summary is None:
         return
     columns = ("id", "cost", "searched", "select_val", "test", "gap", "seeds")
-    name = label(score["name"])
-    heads = [
+    headings = [
         "candidate",
-        label(cost["name"]),
-        f"{name} in the search",
-        "again, select_val",
-        "again, test",
+        label_column(cost.name),
+        f"{label_column(score.name)} in the search",
+        "repeated, select_val",
+        "repeated, test",
         "gap",
         "seeds",
     ]
-    console().print(plain_table(heads, [[row[column] for column in columns] for row in told_of["rows"]]))
-    for text in (told_of["text"], told_of["test"], f"{told_of['method']}."):
+    make_console().print(plain_table(headings, [[row[column] for column in columns] for row in summary["rows"]]))
+    for text in (summary["text"], summary["test"], f"{summary['method']}."):
         print(text)
-    print(f"page: {found.folder / 'report.html'}")
+    print(f"page: {front.folder / 'report.html'}")
 
 
-def bench_artifact(folder: Path, **how: Any) -> None:
-    """Time an exported folder and print what each of its files takes."""
+def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | None) -> None:
+    """Measure the latency of an exported folder and print a row for each of its model files."""
     from autocompress.export.bench import bench
 
-    found = bench(folder, **how)
+    duration = {} if seconds is None else {"seconds": seconds}
+    results = bench(folder, batch=batch, threads=threads, **duration)
     rows = [
         [
-            one.file,
-            f"{one.median_ms:.3f} ms",
-            f"{one.p95_ms:.3f} ms",
-            f"{one.batch / one.median_ms * 1000:,.0f}/s",
-            human(one.memory_bytes, "B"),
-            human(one.file_bytes, "B"),
+            result.file,
+            f"{result.median_ms:.3f} ms",
+            f"{result.p95_ms:.3f} ms",
+            f"{result.batch / result.median_ms * 1000:,.0f}/s",
+            format_count(result.memory_bytes, "B"),
+            format_count(result.file_bytes, "B"),
         ]
-        for one in found
+        for result in results
     ]
-    console().print(plain_table(["file", "median", "95th percentile", "examples", "memory", "size"], rows))
-    print(_how(how))
+    make_console().print(plain_table(["file", "median", "95th percentile", "examples", "memory", "size"], rows))
+    print(_format_conditions(batch, threads))
 
 
-def bench_run(run: str, runs: Path, candidates: Iterable[str], **how: Any) -> None:
-    """Time a run's front, or some of its candidates, and print a row for each, the fastest first."""
-    found = load(run, runs)
-    with CountDisplay(console(), "exporting and timing", "timed {} models") as display:
-        reasons = found.bench([*candidates], on_progress=display.progress, **how)
-    cost, score = axes(found.meta["objectives"])
-    timed = found.candidates[np.isfinite(numbers(found.candidates, NAME))].sort_values(NAME)
-    teacher = found.meta["teacher"]["costs"].get(NAME)
+def bench_run(
+    run: str, runs: Path, candidates: Iterable[str], *, batch: int, threads: int, seconds: float | None
+) -> None:
+    """Measure the latency of a run's front, or of some candidates, and print a row for each, the fastest first."""
+    front = load(run, runs)
+    duration = {} if seconds is None else {"seconds": seconds}
+    with CountDisplay(progress_console(), "exporting and timing", "timed {} models") as display:
+        errors = front.bench([*candidates], batch=batch, threads=threads, on_progress=display.update, **duration)
+    cost, score = axes(front.info.objectives)
+    timed = front.candidates[np.isfinite(numbers(front.candidates, LATENCY))].sort_values(LATENCY)
+    teacher = front.info.teacher.costs.get(LATENCY)
     rows = [
         [
             str(row["id"]),
-            show(row[score["name"]], score),
-            show(row[cost["name"]], cost),
-            f"{row[NAME]:.3f} ms",
-            "" if teacher is None else f"{teacher / row[NAME]:.2f}x",
+            format_value(row[score.name], score),
+            format_value(row[cost.name], cost),
+            f"{row[LATENCY]:.3f} ms",
+            "" if teacher is None else f"{teacher / row[LATENCY]:.2f}x",
         ]
         for _, row in timed.iterrows()
     ]
-    heads = ["candidate", label(score["name"]), label(cost["name"]), "median", "faster than the teacher"]
-    console().print(plain_table(heads, rows))
+    headings = ["candidate", label_column(score.name), label_column(cost.name), "median", "faster than the teacher"]
+    make_console().print(plain_table(headings, rows))
     if teacher is not None:
         print(f"teacher: {teacher:.3f} ms")
-    for identity, reason in reasons.items():
-        print(f"  not timed: {identity}: {reason}")
-    print(_how(how))
-    print(f"page: {found.folder / 'report.html'}")
+    for candidate, reason in errors.items():
+        print(f"  not timed: {candidate}: {reason}")
+    print(_format_conditions(batch, threads))
+    print(f"page: {front.folder / 'report.html'}")
 
 
-def _how(how: Mapping[str, Any]) -> str:
-    return f"batch {how['batch']}, {plural(how['threads'], 'thread')}, onnxruntime on this processor ({processor()})"
+def _format_conditions(batch: int, threads: int) -> str:
+    return f"batch {batch}, {format_plural(threads, 'thread')}, onnxruntime on this processor ({read_processor_name()})"
 
 
-def _recommended(found: Front) -> Pick | None:
+def _recommended_pick(front: Front) -> Pick | None:
     with suppress(NoCandidateError):
-        return found.pick()
+        return front.pick()
     return None

@@ -1,4 +1,4 @@
-"""What the command line shows while a search runs."""
+"""Progress of a running search, of repeats and of measurements."""
 
 import time
 from contextlib import AbstractContextManager
@@ -11,19 +11,21 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.analysis.pareto import axes
-from autocompress.core.formatting import duration, label, plural, show
+from autocompress.core.formatting import format_duration, format_plural, format_value, label_column
 from autocompress.engine.progress import Progress
 from autocompress.engine.runner import Events
 
+# A log file needs no more than a line now and then.
 SECONDS_BETWEEN_LINES = 5.0
-ROWS = 8
+# Rows of the front that fit below the bar on a small terminal.
+FRONT_ROWS = 8
 
 
 class SearchDisplay(AbstractContextManager["SearchDisplay"]):
-    """Live progress on a terminal, a plain line now and then elsewhere.
+    """Live progress on a terminal; elsewhere a line of text every few seconds.
 
     Args:
-        console: Where to write.
+        console: Console that the progress is written to.
     """
 
     def __init__(self, console: Console) -> None:
@@ -32,12 +34,11 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
         self._bar = Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console)
         self._task: TaskID | None = None
         self._last_line = 0.0
-        self._phase = ""
 
     @property
     def events(self) -> Events:
-        """The callbacks to give to the search."""
-        return Events(self._on_phase, self._on_teacher, self._on_progress, self._on_notice)
+        """The callbacks to pass to the search."""
+        return Events(self._show_phase, self._show_teacher, self._show_progress, self._show_notice)
 
     def __enter__(self) -> "SearchDisplay":
         if self._live is not None:
@@ -50,90 +51,89 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
         if self._live is not None:
             self._live.stop()
 
-    def _on_phase(self, text: str) -> None:
-        self._phase = text
+    def _show_phase(self, text: str) -> None:
         if self._live is not None:
             self._live.update(Text(text + " ..."))
         else:
-            self._console.print(text, soft_wrap=True, highlight=False)
+            self._print_line(text)
 
-    def _on_notice(self, text: str) -> None:
-        (self._console if self._live is None else self._live.console).print(
-            Text(f"note: {text}"), soft_wrap=True, highlight=False
-        )
+    def _show_notice(self, text: str) -> None:
+        # Text, because the notice may contain brackets, which rich would read as markup.
+        self._print_line(Text(f"note: {text}"))
 
-    def _on_teacher(self, done: int, total: int) -> None:
-        self._advance("training the teacher", done, total)
+    def _show_teacher(self, done: int, total: int) -> None:
+        self._update_bar("training the teacher", done, total)
         if self._live is not None:
             self._live.update(self._bar)
-        elif done == total or self._due():
-            self._line(f"training the teacher: epoch {done} of {total}")
+        elif done == total or self._is_line_due():
+            self._print_line(f"training the teacher: epoch {done} of {total}")
 
-    def _on_progress(self, progress: Progress) -> None:
+    def _show_progress(self, progress: Progress) -> None:
         if self._live is not None:
-            self._live.update(self._screen(progress))
-        elif self._due() or progress.done + progress.failed == progress.total:
-            self._line(_summary(progress))
+            self._live.update(self._render_progress(progress))
+        elif self._is_line_due() or progress.done + progress.failed == progress.total:
+            self._print_line(_format_progress(progress))
 
-    def _advance(self, text: str, done: int, total: int) -> None:
+    def _update_bar(self, text: str, done: int, total: int) -> None:
         if self._task is None:
             self._task = self._bar.add_task(text, total=total)
         self._bar.update(self._task, description=text, completed=done, total=total)
 
-    def _screen(self, progress: Progress) -> RenderableType:
-        self._advance("trials", progress.done + progress.failed, progress.total)
-        return Group(self._bar, Text(_summary(progress)), self._front(progress))
+    def _render_progress(self, progress: Progress) -> RenderableType:
+        self._update_bar("trials", progress.done + progress.failed, progress.total)
+        return Group(self._bar, Text(_format_progress(progress)), self._render_front(progress))
 
-    def _front(self, progress: Progress) -> Table:
-        cost_of, score_of = axes(progress.objectives)
-        table = Table(title="front so far (search_val)", title_justify="left", box=None, pad_edge=False)
+    def _render_front(self, progress: Progress) -> Table:
+        cost, score = axes(progress.objectives)
+        table = Table(title="front so far (scores on search_val)", title_justify="left", box=None, pad_edge=False)
         table.add_column("candidate")
-        table.add_column(label(score_of["name"]), justify="right")
-        table.add_column(label(cost_of["name"]), justify="right")
+        table.add_column(label_column(score.name), justify="right")
+        table.add_column(label_column(cost.name), justify="right")
         rows = progress.front
-        step = max(1, -(-len(rows) // ROWS))
-        for identity, score, cost in rows[::step]:
-            table.add_row(identity, show(score, score_of), show(cost, cost_of))
+        # A long front is sampled evenly: both of its ends matter more than its length.
+        step = max(1, -(-len(rows) // FRONT_ROWS))
+        for candidate, score_value, cost_value in rows[::step]:
+            table.add_row(candidate, format_value(score_value, score), format_value(cost_value, cost))
         return table
 
-    def _due(self) -> bool:
+    def _is_line_due(self) -> bool:
         if time.monotonic() - self._last_line < SECONDS_BETWEEN_LINES:
             return False
         self._last_line = time.monotonic()
         return True
 
-    def _line(self, text: str) -> None:
+    def _print_line(self, text: str | Text) -> None:
         self._console.print(text, soft_wrap=True, highlight=False)
 
 
-def _summary(progress: Progress) -> str:
-    left = ""
+def _format_progress(progress: Progress) -> str:
+    remaining = ""
     if progress.limit is not None:
-        left = f", at most {duration(max(progress.limit - progress.elapsed, 0.0))} left"
+        remaining = f", at most {format_duration(max(progress.limit - progress.elapsed, 0.0))} left"
     failed = f", {progress.failed} failed" if progress.failed else ""
     return (
         f"{progress.done} of {progress.total} trials done, {progress.running} running{failed}; "
-        f"{plural(progress.candidates, 'candidate')}, {len(progress.front)} on the front, "
-        f"hypervolume {progress.hypervolume:.4f}; {duration(progress.elapsed)}{left}"
+        f"{format_plural(progress.candidates, 'candidate')}, {len(progress.front)} on the front, "
+        f"hypervolume {progress.hypervolume:.4f}; {format_duration(progress.elapsed)}{remaining}"
     )
 
 
 class CountDisplay(AbstractContextManager["CountDisplay"]):
-    """A bar on a terminal, a line after each step elsewhere.
+    """A progress bar on a terminal; elsewhere a line of text after each step.
 
     Args:
-        console: Where to write.
-        doing: What is done: ``repeating from scratch``.
-        done: What of each is done: ``repeated {} trainings``.
+        console: Console that the progress is written to.
+        title: Text beside the bar: ``repeating from scratch``.
+        line: Text of a line, with a place for the count: ``repeated {} trainings``.
     """
 
-    def __init__(self, console: Console, doing: str, done: str) -> None:
+    def __init__(self, console: Console, title: str, line: str) -> None:
         self._console = console
-        self._done = done
-        columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn())
+        self._line = line
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn())
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=None)
-        self._said = -1
+        self._last_count = -1
 
     def __enter__(self) -> "CountDisplay":
         self._bar.start()
@@ -144,9 +144,9 @@ class CountDisplay(AbstractContextManager["CountDisplay"]):
     ) -> None:
         self._bar.stop()
 
-    def progress(self, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` are done."""
+    def update(self, done: int, total: int) -> None:
+        """Show how many steps are done."""
         self._bar.update(self._task, completed=done, total=total)
-        if not self._console.is_terminal and done != self._said:
-            self._said = done
-            self._console.print(self._done.format(f"{done} of {total}"), soft_wrap=True, highlight=False)
+        if not self._console.is_terminal and done != self._last_count:
+            self._last_count = done
+            self._console.print(self._line.format(f"{done} of {total}"), soft_wrap=True, highlight=False)

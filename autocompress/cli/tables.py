@@ -1,45 +1,55 @@
-"""The small tables that the command line prints."""
+"""Tables for the terminal."""
 
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeGuard
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from autocompress.analysis.pareto import axes
-from autocompress.core.formatting import label, show
+from autocompress.core.formatting import format_value, label_column
+from autocompress.core.run_info import ObjectiveSpec
+
+# Full precision: what a layer has that was not quantized.
+FLOAT_BITS = 32
 
 
-def front_table(table: pd.DataFrame, objectives: Sequence[Mapping[str, Any]], marked: str = "") -> Table:
-    """Return candidates as a table for the terminal: id, objectives, the main knobs; ``marked`` is pointed at."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column("")
-    shown.add_column("candidate", no_wrap=True)
+def front_table(candidates: pd.DataFrame, objectives: Sequence[ObjectiveSpec], marked: str = "") -> Table:
+    """Return candidates as a table: id, objectives and the main hyperparameters.
+
+    Args:
+        candidates: Rows of the table.
+        objectives: Records of the objectives, one column each.
+        marked: Id of the candidate that an arrow points at.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    table.add_column("candidate", no_wrap=True)
     for objective in objectives:
-        shown.add_column(label(objective["name"]), justify="right", no_wrap=True)
-    test = f"{axes(objectives)[1]['name']}_test"
-    if test in table:
-        shown.add_column("on test", justify="right")
-    shown.add_column("student")
-    shown.add_column("distilled")
-    shown.add_column("pruned", justify="right")
-    shown.add_column("bits w/a", justify="right")
-    for _, row in table.iterrows():
-        cells = [show(row[objective["name"]], objective) for objective in objectives]
-        if test in table:
-            cells.append(show(row[test], axes(objectives)[1]))
-        # On a narrow terminal knobs are cut short: rows that fold hide the front.
-        student, distilled, *cuts = _knobs(row)
-        knobs = [Text(words, no_wrap=True, overflow="ellipsis") for words in (student, distilled)]
-        shown.add_row("→" if row["id"] == marked else "", row["id"], *cells, *knobs, *cuts)
-    return shown
+        table.add_column(label_column(objective.name), justify="right", no_wrap=True)
+    score = axes(objectives)[1]
+    test_column = f"{score.name}_test"
+    has_test = test_column in candidates
+    if has_test:
+        table.add_column("on test", justify="right")
+    table.add_column("student")
+    table.add_column("distilled")
+    table.add_column("pruned", justify="right")
+    table.add_column("bits w/a", justify="right")
+    for _, row in candidates.iterrows():
+        scores = [format_value(row[objective.name], objective) for objective in objectives]
+        if has_test:
+            scores.append(format_value(row[test_column], score))
+        # On a narrow terminal these two are shortened: rows on several lines would hide the front.
+        student, distillation, *compression = _hyperparameter_cells(row)
+        texts = [Text(words, no_wrap=True, overflow="ellipsis") for words in (student, distillation)]
+        table.add_row("→" if row["id"] == marked else "", row["id"], *scores, *texts, *compression)
+    return table
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return text cells as a table for the terminal; every column but the first stands at its right edge."""
+    """Return text cells as a table; every column but the first is right-aligned."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
@@ -48,48 +58,47 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _knobs(row: Any) -> tuple[str, str, str, str]:
-    def of(section: str, method: str, *names: str) -> list[Any]:
-        return [row.get(f"{section}.{method}.{name}") for name in names]
+def _hyperparameter_cells(row: "pd.Series[object]") -> tuple[str, str, str, str]:
+    """Return the cells for student, distillation, pruning ratio and bit-widths."""
 
-    student = row["student"]
+    def values(section: str, *names: str) -> list[object]:
+        return [row.get(f"{section}.{row[section]}.{name}") for name in names]
+
+    sizes = ("width", "depth", "block")
     shape = [
-        f"{name}={value}"
-        for name in ("width", "depth", "block")
-        for value in of("student", student, name)
-        if _is(value)
+        f"{name}={value}" for name, value in zip(sizes, values("student", *sizes), strict=True) if _has_value(value)
     ]
-    (temperature,) = of("distill", row["distill"], "temperature")
-    (ratio,) = of("prune", row["prune"], "pruning_ratio")
+    (temperature,) = values("distill", "temperature")
+    (ratio,) = values("prune", "pruning_ratio")
     details = row.get("details")
     details = details if isinstance(details, Mapping) else {}
-    path = (details.get("prune") or {}).get("path")
-    if path:
-        ratio = [step["pruning_ratio"] for step in path if step["kept"]][-1]
+    steps = (details.get("prune") or {}).get("path")
+    if steps:
+        # Progressive pruning may stop before the ratio that was set: show the last one that was accepted.
+        ratio = [step["pruning_ratio"] for step in steps if step["kept"]][-1]
     return (
-        " ".join([student, *(str(item).replace(".0", "") for item in shape)]),
-        f"{row['distill']} T={temperature:.1f}" if _is(temperature) else row["distill"],
-        f"{ratio:.0%}" if _is(ratio) else "–",
-        _bits(details.get("layers") or [], of("quantize", row["quantize"], "weight_bits", "activation_bits")),
+        # pandas stores integers beside missing values as floats.
+        " ".join([str(row["student"]), *(size.replace(".0", "") for size in shape)]),
+        f"{row['distill']} T={temperature:.1f}" if _is_number(temperature) else str(row["distill"]),
+        f"{ratio:.0%}" if _is_number(ratio) else "–",
+        _format_bits(details.get("layers") or [], values("quantize", "weight_bits", "activation_bits")),
     )
 
 
-def _bits(layers: Sequence[Mapping[str, Any]], settings: Sequence[Any]) -> str:
-    """Return the bits of weights and activations: those that the layers have, or else those that were set."""
-    shown = []
+def _format_bits(layers: Sequence[Mapping[str, int]], settings: Sequence[object]) -> str:
+    """Return weight and activation bits: the range over the layers if they are stored, else the setting."""
+    texts = []
     for side, setting in zip(("weight_bits", "activation_bits"), settings, strict=True):
-        widths = sorted({int(layer[side]) for layer in layers if side in layer}) or [
-            int(setting) if _is(setting) else 32
-        ]
-        shown.append(str(widths[0]) if len(widths) == 1 else f"{widths[0]}–{widths[-1]}")
-    return "/".join(shown)
+        default = int(setting) if _is_number(setting) else FLOAT_BITS
+        widths = sorted({int(layer[side]) for layer in layers if side in layer}) or [default]
+        texts.append(str(widths[0]) if len(widths) == 1 else f"{widths[0]}–{widths[-1]}")
+    return "/".join(texts)
 
 
-def _is(value: Any) -> bool:
+def _has_value(value: object) -> bool:
+    # NaN, the missing value of pandas, differs from itself.
     return value is not None and value == value
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Return a console; pipes get a fixed width so that tables are not folded."""
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 160, emoji=False)
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and _has_value(value)

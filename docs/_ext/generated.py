@@ -47,7 +47,7 @@ def modes() -> str:
     """Return every mode of a search."""
     from autocompress.engine.modes import MODES
 
-    return _table(["mode", "how it goes about"], [[_code(name), mode.meaning] for name, mode in MODES.items()])
+    return _table(["mode", "meaning"], [[_code(name), mode.summary] for name, mode in MODES.items()])
 
 
 def tasks() -> str:
@@ -134,6 +134,13 @@ def measurements() -> str:
     return "\n\n".join(re.sub(r"^(#+) ", r"#\1 ", text, flags=re.MULTILINE).strip() for text in texts)
 
 
+def layers() -> str:
+    """Return the diagram of the packages by their levels, as raw HTML."""
+    from diagram import draw_layers
+
+    return draw_layers()
+
+
 def page(name: str) -> str:
     """Return a page's name for a table of contents, or nothing where there is no such page."""
     return name if (ROOT / "docs" / f"{name}.md").is_file() else ""
@@ -141,7 +148,7 @@ def page(name: str) -> str:
 
 PARTS: dict[str, Callable[..., str]] = {
     part.__name__: part
-    for part in (methods, objectives, modes, tasks, task_options, promotion, spec, commands, errors, measurements, page)
+    for part in (methods, objectives, modes, tasks, task_options, promotion, spec, commands, errors, measurements, layers, page)
 }
 
 

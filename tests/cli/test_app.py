@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from autocompress.cli import app as cli
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 from tests.conftest import SMALL_SEARCH
 
 
-class Outcome:
+class Completed:
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
 
@@ -22,7 +22,7 @@ class Outcome:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
 
-    def call(*words: str) -> Outcome:
+    def call(*words: str) -> Completed:
         monkeypatch.setattr(sys, "argv", ["autocompress", *words])
         code = 0
         try:
@@ -30,7 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         except SystemExit as end:
             code = int(end.code or 0)
         caught = capsys.readouterr()
-        return Outcome(code, caught.out, caught.err)
+        return Completed(code, caught.out, caught.err)
 
     return call
 
@@ -39,10 +39,10 @@ def small(*words: str) -> list[str]:
     return ["search", "digits", *words, *(word for setting in SMALL_SEARCH for word in ("--set", setting))]
 
 
-def test_a_search_prints_the_front_the_pick_the_page_and_the_next_command(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_search_prints_front_pick_page_and_next_command(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = run(*small("--name", "mine", "--trials", "2", "--seed", "5"))
     assert done.code == 0, done.err
-    assert "2 of 2 trials done" in done.out
+    assert "2 of 2 trials done" in done.err
     assert "page: reports/mine/report.html" in done.out
     assert "next: autocompress export reports/mine --candidate t" in done.out
     folder = tmp_path / "reports" / "mine"
@@ -66,19 +66,19 @@ def test_a_search_prints_the_front_the_pick_the_page_and_the_next_command(run, t
     assert "search.seed (5 then, 6 now) differs" in changed.err
     more = run(*small("--name", "mine", "--resume", "--seed", "5", "--trials", "3"))
     assert more.code == 0, more.err
-    with Study.read(folder) as study:
-        trials = study.trials()
+    with RunStore.read(folder) as study:
+        trials = study.trial_table()
         assert ((trials["role"] == "search") & ~trials["further"]).sum() == 3
         assert "complete" in set(trials["state"])
         assert set(trials["state"]) <= {"complete", "stopped"}
-        assert study.meta("test_reads") == 2
+        assert study.run_info().test_reads == 2
 
 
-def test_a_dry_run_says_what_would_be_searched_and_leaves_nothing(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_dry_run_prints_the_search_space_and_writes_nothing(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = run("search", "digits", "--dry-run", "--trials", "7")
     assert done.code == 0
     assert "distill.soft_target.temperature: 1..10" in done.out
-    assert "candidates are cut from each training" in done.out
+    assert "candidates are made from each trial" in done.out
     assert "budget: 7 trials" in done.out
     assert not list(tmp_path.iterdir())
 
@@ -109,11 +109,11 @@ def test_a_dry_run_says_what_would_be_searched_and_leaves_nothing(run, tmp_path:
         (["pick", "."], 2, ". is not a run folder: it has no study.db"),
         (["report", "nothing"], 2, "no run 'nothing'"),
         (["init", "--task", "digit"], 2, "did you mean 'digits'"),
-        (["export", "nothing", "--to", "coreml"], 2, "the one format is onnx"),
+        (["export", "nothing", "--to", "coreml"], 2, "the only format is onnx"),
         (["nothing"], 2, "No such command"),
     ],
 )
-def test_wrong_use_is_one_line_and_exit_code_two(run, words: list[str], code: int, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_use_prints_one_line_and_exits_with_two(run, words: list[str], code: int, message: str) -> None:  # type: ignore[no-untyped-def]
     done = run(*words)
     assert done.code == code
     assert message in done.err
@@ -122,7 +122,7 @@ def test_wrong_use_is_one_line_and_exit_code_two(run, words: list[str], code: in
         assert done.err.count("\n") == 1
 
 
-def test_pick_says_why_and_a_pick_that_nothing_satisfies_is_exit_code_three(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
+def test_pick_prints_its_reason_and_exits_with_three_if_nothing_satisfies_the_limits(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
     done = run("pick", str(small_run))
     assert done.code == 0
     assert "next: autocompress export" in done.out
@@ -136,7 +136,7 @@ def test_pick_says_why_and_a_pick_that_nothing_satisfies_is_exit_code_three(run,
     assert run("pick", str(small_run), "--max", "bites=3").code == 2
 
 
-def test_front_prints_tables_for_people_and_for_programs(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
+def test_front_prints_table_json_and_csv(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
     assert "effective FLOPs" in run("front", str(small_run)).out
     rows = json.loads(run("front", str(small_run), "-f", "json", "--all").out)
     assert len(rows) > len(json.loads(run("front", str(small_run), "-f", "json").out)) > 0
@@ -146,7 +146,7 @@ def test_front_prints_tables_for_people_and_for_programs(run, small_run: Path) -
     assert run("front", str(small_run), "--where", "__import__('os')").code == 2
 
 
-def test_export_writes_verifies_and_bench_times_the_files(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
+def test_export_verifies_and_bench_times_the_files(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
     done = run("export", str(small_run), "--verify")
     assert done.code == 0, done.err
     assert "verified on the test split: label: accuracy" in done.out
@@ -167,7 +167,7 @@ def test_bench_of_a_run_times_its_front_and_writes_the_page(run, small_run: Path
     chosen = json.loads(run("pick", str(folder), "--json").out)["id"]
     done = run("bench", str(folder), "--candidate", chosen, "--seconds", "0.02", "--threads", "2")
     assert done.code == 0, done.err
-    assert "timed 2 of 2 models" in done.out
+    assert "timed 2 of 2 models" in done.err
     assert chosen in done.out
     assert "faster than the teacher" in done.out
     assert "batch 1, 2 threads, onnxruntime on this processor" in done.out
@@ -176,45 +176,45 @@ def test_bench_of_a_run_times_its_front_and_writes_the_page(run, small_run: Path
     assert run("bench", str(tmp_path / "nothing")).code == 2
 
 
-def test_report_draws_another_run_for_reference(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_report_shows_another_run_as_reference(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     mine, other = (shutil.copytree(small_run, tmp_path / name) for name in ("mine", "dice"))
     done = run("report", str(mine), "--reference", str(other))
     assert done.code == 0, done.err
-    assert "For reference, dice ended at " in (mine / "report.html").read_text()
-    # It stays there when the page is written anew.
+    assert "The reference run dice reached 0." in (mine / "report.html").read_text()
+    # The reference stays when the page is written again.
     assert run("report", str(mine)).code == 0
-    assert "For reference, dice ended at " in (mine / "report.html").read_text()
+    assert "The reference run dice reached 0." in (mine / "report.html").read_text()
     assert run("report", str(mine), "--reference", "nowhere").code == 2
 
 
-def test_confirm_prints_intervals_and_what_the_front_is_on_test(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_confirm_prints_intervals_and_the_front_on_the_test_split(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = shutil.copytree(small_run, tmp_path / "mine")
     done = run("confirm", str(folder), "--top", "1", "--seeds", "1")
     assert done.code == 0, done.err
-    assert "repeated 1 of 1 trainings" in done.out
+    assert "repeated 1 of 1 trainings" in done.err
     assert "pigeonhole bootstrap" in done.out
-    assert "On test " in done.out
+    assert "On the test split, " in done.out
     assert "The pick holds " in done.out
     assert run("confirm", str(folder), "--candidate", "t99c9").code == 2
 
 
-def test_status_counts_states_and_names_reasons(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_status_counts_states_and_prints_reasons(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert "complete" in run("status", str(small_run), "--watch").out
     broken = tmp_path / "broken"
     shutil.copytree(small_run, broken)
-    with Study.open(broken) as study, study._transaction():
+    with RunStore.open(broken) as study, study._transaction():
         study._connection.execute("UPDATE ac_trials SET state = 'failed', reason = 'no luck' WHERE number = 0")
     assert "1 failed: no luck" in run("status", str(broken)).out
     rows = json.loads(run("status", str(broken), "-f", "json").out)
     assert {"role": "search", "state": "failed", "reason": "no luck", "trials": 1} in rows
-    with Study.open(broken) as study:
+    with RunStore.open(broken) as study:
         study._connection.execute("DELETE FROM ac_meta WHERE key = 'front'")
     (broken / ".driver").write_text("gone")
     watched = run("status", str(broken), "--watch")
-    assert "nothing drives it at the moment: continue with `autocompress search ... --resume`" in watched.out
+    assert "the search is not running: continue it with `autocompress search ... --resume`" in watched.out
 
 
-def test_report_writes_the_page_and_opens_it_on_demand(run, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_report_writes_the_page_and_opens_it_on_request(run, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     done = run("report", str(small_run), "--open")
@@ -222,11 +222,11 @@ def test_report_writes_the_page_and_opens_it_on_demand(run, small_run: Path, mon
     assert opened == [(small_run / "report.html").resolve().as_uri()]
 
 
-def test_init_prints_a_spec_that_is_sound(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_init_prints_a_valid_spec(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "mine.yaml").write_text(run("init").out)
     done = run("search", "mine.yaml", "--dry-run")
     assert done.code == 0
-    assert "mine.yaml is sound" in done.out
+    assert "mine.yaml is valid" in done.out
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_init_prints_a_spec_that_is_sound(run, tmp_path: Path) -> None:  # type:
         ("spaces", ["digits.yaml"]),
     ],
 )
-def test_list_names_what_a_spec_can_name(run, kind: str, names: list[str]) -> None:  # type: ignore[no-untyped-def]
+def test_list_prints_names_for_a_spec(run, kind: str, names: list[str]) -> None:  # type: ignore[no-untyped-def]
     done = run("list", kind)
     assert all(name in done.out for name in names)
     rows = json.loads(run("list", kind, "-f", "json").out)
@@ -248,9 +248,9 @@ def test_list_names_what_a_spec_can_name(run, kind: str, names: list[str]) -> No
     assert all(name in text for name in names)
 
 
-def test_doctor_says_what_is_broken_and_how_to_mend_it(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("autocompress.cli.doctor.ray_works", lambda process: "not started in a test")
-    monkeypatch.setattr("autocompress.cli.doctor._RAY", "")
+def test_doctor_prints_faults_with_their_fixes(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("autocompress.cli.doctor.try_ray", lambda process: "not started in a test")
+    monkeypatch.setattr("autocompress.cli.doctor._RAY_SCRIPT", "")
     done = run("doctor")
     assert done.code == 0, done.out
     assert "ready to search" in done.out
@@ -264,14 +264,14 @@ def test_the_package_is_a_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "autocompress", "list", "modes", "-f", "csv"], capture_output=True, text=True, check=True
     )
-    assert done.stdout.startswith("mode,how it goes about\n")
+    assert done.stdout.startswith("mode,meaning\n")
 
 
 def test_the_schema_is_json(run) -> None:  # type: ignore[no-untyped-def]
     assert json.loads(run("schema").out)["title"] == "Spec"
 
 
-def test_ctrl_c_keeps_what_was_found_and_says_how_to_continue(  # type: ignore[no-untyped-def]
+def test_ctrl_c_keeps_results_and_prints_how_to_continue(  # type: ignore[no-untyped-def]
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from autocompress.engine.driver import Driver
@@ -288,35 +288,35 @@ def test_ctrl_c_keeps_what_was_found_and_says_how_to_continue(  # type: ignore[n
     assert "--resume" in done.err
     assert (tmp_path / "reports/cut/report.html").is_file()
     monkeypatch.setattr(Driver, "tell", tell)
-    # Where nobody can be asked, the command that continues it is named.
+    # Without a terminal, the error names the command that continues the run.
     words = small("--name", "cut")
     offered = run(*words)
     assert offered.code == 2
     assert f"continue it with: autocompress {shlex.join(words)} --resume (or give a new one a --name)" in offered.err
-    monkeypatch.setattr("autocompress.cli.signals.somebody_is_there", lambda: True)
-    asked = []
-    monkeypatch.setattr("typer.confirm", lambda question, default: asked.append((question, default)))
+    monkeypatch.setattr("autocompress.cli.signals.is_interactive", lambda: True)
+    questions = []
+    monkeypatch.setattr("typer.confirm", lambda question, default: questions.append((question, default)))
     declined = run(*words)
     assert (declined.code, declined.err) == (2, "error: nothing was changed; give the new run a --name\n")
-    assert asked == [("reports/cut holds the same search, not ended, with 1 trial. Continue it?", True)]
+    assert questions == [("reports/cut holds the same search, not ended, with 1 trial. Continue it?", True)]
     monkeypatch.setattr("typer.confirm", lambda question, default: True)
     again = run(*words)
     assert again.code == 0, again.err
-    with Study.read(tmp_path / "reports/cut") as study:
-        trials = study.trials()
+    with RunStore.read(tmp_path / "reports/cut") as study:
+        trials = study.trial_table()
         assert ((trials["role"] == "search") & ~trials["further"]).sum() == 3
 
 
-def test_a_search_in_which_everything_fails_exits_one_with_the_reason_and_a_page(  # type: ignore[no-untyped-def]
+def test_a_search_in_which_every_trial_fails_exits_with_one_and_writes_a_page(  # type: ignore[no-untyped-def]
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(job: object, setup: object) -> None:
         raise RuntimeError("no luck at all")
 
     monkeypatch.setattr("autocompress.trial.runner.run_trial", broken)
-    done = run(*small("--name", "bad", "--trials", "30"))
+    done = run(*small("--name", "bad", "--trials", "30", "--quiet"))
     assert done.code == 1
     assert done.err == "error: every trial failed; the most frequent reason: RuntimeError: no luck at all\n"
     assert (tmp_path / "reports/bad/report.html").is_file()
-    with Study.read(tmp_path / "reports/bad") as study:
-        assert len(study.trials()) == 10
+    with RunStore.read(tmp_path / "reports/bad") as study:
+        assert len(study.trial_table()) == 10

@@ -2,21 +2,28 @@ import json
 
 import pytest
 
-from autocompress.cli.options import TableFormat, bounds, kept, offer, print_rows
+from autocompress.cli.options import TableFormat, confirm_resume, drop_unset, parse_limits, print_rows
 from autocompress.errors import UnfinishedRunError, UsageError
 
 ROWS = [{"id": "t0c0", "accuracy": 0.5}, {"id": "t0,c1", "accuracy": None}]
 
 
-def test_limits_are_read_and_what_is_none_is_said() -> None:
-    assert bounds(["bytes=2e4", " accuracy = .5"]) == {"bytes": 2e4, "accuracy": 0.5}
-    assert bounds(None) == {}
-    for wrong in ("bytes", "bytes=", "bytes=many", "=3="):
-        with pytest.raises(UsageError, match="write NAME=NUMBER"):
-            bounds([wrong])
+def test_limits_are_parsed_and_invalid_ones_are_refused() -> None:
+    assert parse_limits(["bytes=2e4", " accuracy = .5"], "--max") == {"bytes": 2e4, "accuracy": 0.5}
+    assert parse_limits(["accuracy=97%", "f1_macro = 96.5 %"], "--min") == {"accuracy": 0.97, "f1_macro": 0.965}
+    assert parse_limits(None, "--min") == {}
+    for wrong in ("bytes", "bytes=", "bytes=many", "=3=", "=3", "bytes=%"):
+        with pytest.raises(UsageError, match=f"Invalid limit '{wrong}'. Use a number, for example --max effective_fl"):
+            parse_limits([wrong], "--max")
 
 
-def test_rows_are_printed_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_message_for_an_invalid_limit_shows_the_option() -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_limits(["accuracy=high"], "--min")
+    assert str(refused.value) == "Invalid limit 'accuracy=high'. Use a number, for example --min accuracy=0.97."
+
+
+def test_rows_are_printed_as_json_and_csv(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows(ROWS, TableFormat.json)
     assert json.loads(capsys.readouterr().out) == ROWS
     print_rows(ROWS, TableFormat.csv)
@@ -25,32 +32,34 @@ def test_rows_are_printed_for_programs(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.strip() == ""
 
 
-def test_only_options_that_were_given_are_passed_on() -> None:
-    assert kept({"a": 0, "b": None, "c": ""}) == {"a": 0, "c": ""}
+def test_options_without_a_value_are_dropped() -> None:
+    assert drop_unset({"a": 0, "b": None, "c": ""}) == {"a": 0, "c": ""}
 
 
-@pytest.mark.parametrize(("answer", "goes_on"), [(True, True), (False, False)])
-def test_an_unfinished_run_is_offered_to_somebody(monkeypatch: pytest.MonkeyPatch, answer: bool, goes_on: bool) -> None:
-    asked: list[str] = []
+@pytest.mark.parametrize(("answer", "is_continued"), [(True, True), (False, False)])
+def test_an_unfinished_run_is_offered_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, answer: bool, is_continued: bool
+) -> None:
+    questions: list[str] = []
 
     def confirm(question: str, default: bool) -> bool:
-        asked.append(question)
+        questions.append(question)
         return answer
 
-    monkeypatch.setattr("autocompress.cli.signals.somebody_is_there", lambda: True)
+    monkeypatch.setattr("autocompress.cli.signals.is_interactive", lambda: True)
     monkeypatch.setattr("typer.confirm", confirm)
-    found = UnfinishedRunError("reports/digits did not end (3 of 40 trials); continue it with --resume")
-    if goes_on:
-        offer(found)
+    error = UnfinishedRunError("reports/digits did not end (3 of 40 trials); continue it with --resume")
+    if is_continued:
+        confirm_resume(error)
     else:
         with pytest.raises(UsageError, match="nothing was changed"):
-            offer(found)
-    assert asked == ["reports/digits did not end (3 of 40 trials). Continue it?"]
+            confirm_resume(error)
+    assert questions == ["reports/digits did not end (3 of 40 trials). Continue it?"]
 
 
-def test_where_nobody_is_there_the_run_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autocompress.cli.signals.somebody_is_there", lambda: False)
-    found = UnfinishedRunError("reports/digits did not end; continue it with --resume")
+def test_without_a_terminal_an_unfinished_run_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocompress.cli.signals.is_interactive", lambda: False)
+    error = UnfinishedRunError("reports/digits did not end; continue it with --resume")
     with pytest.raises(UnfinishedRunError) as refused:
-        offer(found)
-    assert refused.value is found
+        confirm_resume(error)
+    assert refused.value is error

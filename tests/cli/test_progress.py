@@ -2,17 +2,17 @@ import io
 
 from rich.console import Console
 
-from autocompress.cli.progress import SearchDisplay
+from autocompress.cli.progress import CountDisplay, SearchDisplay
 from autocompress.engine.progress import Progress
 from tests.fakes import OBJECTIVES
 
 
-def progress(done: int, total: int = 3, limit: float | None = 60.0) -> Progress:
+def make_progress(done: int, total: int = 3, limit: float | None = 60.0) -> Progress:
     front = tuple((f"t{n}c0", 0.5 + n / 100, 1000.0 + n) for n in range(20))
     return Progress(done, 1, 1, total, 10.0, limit, 40, 0.8765, front, OBJECTIVES)
 
 
-def shown(terminal: bool) -> str:
+def render_search(terminal: bool) -> str:
     out = io.StringIO()
     display = SearchDisplay(Console(file=out, force_terminal=terminal, width=120, color_system=None))
     with display:
@@ -20,15 +20,15 @@ def shown(terminal: bool) -> str:
         display.events.phase("loading the teacher")
         display.events.teacher(1, 2)
         display.events.teacher(2, 2)
-        display.events.progress(progress(1))
-        display.events.progress(progress(2))
+        display.events.progress(make_progress(1))
+        display.events.progress(make_progress(2))
         if terminal and display._live is not None:
             display._live.refresh()
     return out.getvalue()
 
 
-def test_a_pipe_gets_plain_lines_and_not_too_many() -> None:
-    text = shown(terminal=False)
+def test_a_pipe_gets_few_plain_lines() -> None:
+    text = render_search(terminal=False)
     assert "\x1b" not in text
     assert "loading the teacher" in text
     assert "note: class 'a' [rare] has 3 examples" in text
@@ -38,7 +38,7 @@ def test_a_pipe_gets_plain_lines_and_not_too_many() -> None:
 
 
 def test_a_terminal_gets_a_bar_and_a_front_of_few_rows() -> None:
-    text = shown(terminal=True)
+    text = render_search(terminal=True)
     assert "front so far" in text
     assert "note: class 'a' [rare] has 3 examples" in text
     assert "50.0%" in text
@@ -47,8 +47,16 @@ def test_a_terminal_gets_a_bar_and_a_front_of_few_rows() -> None:
     assert sum(f"t{n}c0" in last for n in range(20)) <= 8
 
 
-def test_a_search_without_a_time_limit_says_nothing_of_time_left() -> None:
+def test_a_search_without_a_time_limit_shows_no_remaining_time() -> None:
     out = io.StringIO()
     display = SearchDisplay(Console(file=out, force_terminal=False, width=120))
-    display.events.progress(progress(2, limit=None))
+    display.events.progress(make_progress(2, limit=None))
     assert "left" not in out.getvalue()
+
+
+def test_counts_are_printed_once_on_a_pipe() -> None:
+    out = io.StringIO()
+    with CountDisplay(Console(file=out, force_terminal=False, width=120), "timing", "timed {} models") as display:
+        for done in (0, 1, 1, 2):
+            display.update(done, 2)
+    assert out.getvalue().splitlines() == ["timed 0 of 2 models", "timed 1 of 2 models", "timed 2 of 2 models"]

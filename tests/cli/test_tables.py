@@ -1,12 +1,12 @@
 import pandas as pd
 import pytest
 
-from autocompress.cli.tables import _bits, front_table, plain_table
+from autocompress.cli.tables import _format_bits, front_table, plain_table
 from tests.fakes import OBJECTIVES
 
 
 @pytest.mark.parametrize(
-    ("layers", "settings", "shown"),
+    ("layers", "settings", "text"),
     [
         ([], [None, None], "32/32"),
         ([], [8.0, 4.0], "8/4"),
@@ -14,13 +14,13 @@ from tests.fakes import OBJECTIVES
         ([{"weight_bits": 2, "activation_bits": 8}, {"weight_bits": 8, "activation_bits": 8}], [None, None], "2–8/8"),
     ],
 )
-def test_the_bits_that_layers_have_are_shown_before_those_that_were_set(
-    layers: list[dict[str, int]], settings: list[float | None], shown: str
+def test_the_bits_of_layers_are_shown_before_the_setting(
+    layers: list[dict[str, int]], settings: list[float | None], text: str
 ) -> None:
-    assert _bits(layers, settings) == shown
+    assert _format_bits(layers, settings) == text
 
 
-def test_a_progressive_pruning_shows_where_it_stopped() -> None:
+def test_progressive_pruning_shows_the_last_accepted_ratio() -> None:
     path = [
         {"pruning_ratio": 0.0, "kept": True},
         {"pruning_ratio": 0.3, "kept": True},
@@ -43,5 +43,5 @@ def test_a_progressive_pruning_shows_where_it_stopped() -> None:
     assert ["32/32"] in cells
 
 
-def test_a_plain_table_has_its_cells_as_they_are() -> None:
+def test_a_plain_table_has_one_row_per_input_row() -> None:
     assert plain_table(["a", "b"], [["1", "2"]]).row_count == 1

@@ -1,0 +1,116 @@
+"""The options -v and -q, before and after the name of a command."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.logging import RichHandler
+
+from autocompress.cli import app as cli
+from autocompress.cli.terminal import PACKAGE, configure_logging, make_console, progress_console
+
+LOGGER = logging.getLogger(PACKAGE)
+
+
+@pytest.fixture(autouse=True)
+def restore_logging() -> Iterator[None]:
+    """Restore the logger of the package, which every command configures."""
+    handlers, level, propagate = LOGGER.handlers, LOGGER.level, LOGGER.propagate
+    yield
+    LOGGER.handlers, LOGGER.propagate = handlers, propagate
+    LOGGER.setLevel(level)
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["autocompress", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "level"),
+    [
+        (["status", "RUN"], logging.WARNING),
+        (["-v", "status", "RUN"], logging.INFO),
+        (["status", "RUN", "--verbose"], logging.INFO),
+        (["status", "RUN", "-vv"], logging.DEBUG),
+        (["-v", "status", "-v", "RUN"], logging.DEBUG),
+        (["status", "RUN", "-vvvv"], logging.DEBUG),
+        (["-q", "status", "RUN"], logging.ERROR),
+        (["status", "RUN", "--quiet"], logging.ERROR),
+    ],
+)
+def test_the_level_follows_the_options(
+    words: list[str], level: int, small_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [word.replace("RUN", str(small_run)) for word in words]
+    assert run_command(monkeypatch, *words) == 0
+    assert LOGGER.level == level
+    assert len(LOGGER.handlers) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["-v", "list", "modes", "-q"], ["-q", "list", "modes", "-v"], ["list", "modes", "-vq"]]
+)
+def test_verbose_and_quiet_exclude_each_other(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, *words) == 2
+    assert capsys.readouterr().err == "error: --verbose and --quiet exclude each other\n"
+
+
+def test_records_are_written_to_standard_error_at_their_level(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger(f"{PACKAGE}.test")
+    for verbosity, shown in ((-1, ["e"]), (0, ["w", "e"]), (1, ["i", "w", "e"]), (2, ["d", "i", "w", "e"])):
+        configure_logging(verbosity)
+        for write, name in ((log.debug, "d"), (log.info, "i"), (log.warning, "w"), (log.error, "e")):
+            write("record-%s", name)
+        printed = capsys.readouterr()
+        assert [line.rpartition("record-")[2].strip() for line in printed.err.splitlines()] == shown
+        assert printed.out == ""
+
+
+def test_verbose_logs_the_page_that_report_writes(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, "report", str(small_run), "--out", str(tmp_path), "-v") == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'report.html'}\n"
+    assert "INFO" in printed.err
+    assert "page" in printed.err
+    assert run_command(monkeypatch, "report", str(small_run), "--out", str(tmp_path)) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_quiet_hides_progress_and_keeps_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(-1)
+    progress_console().print("progress")
+    assert capsys.readouterr().err == ""
+    logging.getLogger(f"{PACKAGE}.test").error("disk full")
+    assert "disk full" in capsys.readouterr().err
+
+
+def test_progress_and_logs_share_a_console() -> None:
+    configure_logging(1)
+    (handler,) = LOGGER.handlers
+    assert isinstance(handler, RichHandler)
+    assert progress_console() is handler.console
+    LOGGER.handlers = []
+    assert progress_console().stderr
+
+
+@pytest.mark.parametrize("command", ["search", "export", "confirm", "bench"])
+def test_the_help_of_a_command_lists_both_options(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(monkeypatch, command, "--help") == 0
+    text = capsys.readouterr().out
+    assert "--verbose" in text
+    assert "--quiet" in text
+
+
+def test_a_pipe_has_a_fixed_width(capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_console().width == 160
