@@ -16,44 +16,50 @@ TEXT = (
 )
 
 
-def near(found: Space, **changes: object) -> np.ndarray:
+def encode(searched: Space, **changes: object) -> np.ndarray:
     values = {"student.cnn.width": 16, "student.cnn.depth": 1, "student.cnn.block": "plain", "distill": "none"}
     return np.concatenate(
-        Encoding(found).encode_trial(found.suggest_config(FixedTrial({**values, **changes}), with_compression=False)[0])
+        Encoding(searched).encode_trial(
+            searched.suggest_config(FixedTrial({**values, **changes}), with_compression=False)[0]
+        )
     )  # type: ignore[dict-item]
 
 
-def apart(found: Space, **changes: object) -> float:
-    return float(np.linalg.norm(near(found, **changes) - near(found)))
+def distance(searched: Space, **changes: object) -> float:
+    return float(np.linalg.norm(encode(searched, **changes) - encode(searched)))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_values_give_the_training_they_were_read_from(seed: int) -> None:
-    found = space(TEXT)
-    training, _ = found.suggest_config(RandomTrial({}, Random(seed)), with_compression=False)
+def test_sampler_values_give_the_same_config(seed: int) -> None:
+    searched = space(TEXT)
+    config, _ = searched.suggest_config(RandomTrial({}, Random(seed)), with_compression=False)
     assert (
-        found.suggest_config(FixedTrial(Encoding(found).sampler_values(training)), with_compression=False)[0]
-        == training
+        searched.suggest_config(FixedTrial(Encoding(searched).sampler_values(config)), with_compression=False)[0]
+        == config
     )
 
 
-def test_wide_ranges_are_compared_by_ratios_and_names_by_being_equal() -> None:
-    found = space(TEXT)
-    assert apart(found, **{"student.cnn.width": 32}) == pytest.approx(apart(found, **{"student.cnn.width": 8}))
-    assert apart(found, **{"student.cnn.block": "residual"}) == pytest.approx(1.0)
-    assert apart(found, **{"student.cnn.block": "separable"}) == pytest.approx(1.0)
-    assert apart(found, **{"student.cnn.depth": 2}) == pytest.approx(1.0)
-    assert apart(found, **{"distill.relational": True}) == pytest.approx(1.0)
+def test_wide_ranges_are_logarithmic_and_names_one_hot() -> None:
+    searched = space(TEXT)
+    assert distance(searched, **{"student.cnn.width": 32}) == pytest.approx(
+        distance(searched, **{"student.cnn.width": 8})
+    )
+    assert distance(searched, **{"student.cnn.block": "residual"}) == pytest.approx(1.0)
+    assert distance(searched, **{"student.cnn.block": "separable"}) == pytest.approx(1.0)
+    assert distance(searched, **{"student.cnn.depth": 2}) == pytest.approx(1.0)
+    assert distance(searched, **{"distill.relational": True}) == pytest.approx(1.0)
 
 
-def test_what_does_not_apply_lies_in_the_middle() -> None:
-    found = space(TEXT)
-    middle = apart(found, **{"distill": "soft_target", "distill.soft_target.temperature": 5.0})
-    end = apart(found, **{"distill": "soft_target", "distill.soft_target.temperature": 8.0})
+def test_inactive_hyperparameter_has_the_middle_coordinate() -> None:
+    searched = space(TEXT)
+    middle = distance(searched, **{"distill": "soft_target", "distill.soft_target.temperature": 5.0})
+    end = distance(searched, **{"distill": "soft_target", "distill.soft_target.temperature": 8.0})
     assert middle == pytest.approx(1.0)
     assert end == pytest.approx(np.hypot(1.0, 0.5))
 
 
-def test_only_what_is_searched_has_coordinates() -> None:
-    found = space("student: {cnn: {width: 8}}\ndistill: {none: {}}\nquantize: {post_training: {weight_bits: [4, 8]}}")
-    assert not Encoding(found).dimensions
+def test_fixed_hyperparameters_have_no_coordinates() -> None:
+    searched = space(
+        "student: {cnn: {width: 8}}\ndistill: {none: {}}\nquantize: {post_training: {weight_bits: [4, 8]}}"
+    )
+    assert not Encoding(searched).dimensions

@@ -1,5 +1,6 @@
-"""What a sampler remembers survives its process, change by change."""
+"""Optuna's storage is restored from the run's store, change by change."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,108 +8,109 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
+from autocompress.core.run_info import RunInfo
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.sampler.optuna_storage import OptunaStorage
 from autocompress.store.run_store import RunStore
 
 
-def proposer(store: RunStore, sampler: str = "tpe") -> OptunaSampler:
-    return OptunaSampler(store, "x", sampler, 1, ["maximize", "minimize"], ["accuracy", "cost"])
+def make_optuna_sampler(store: RunStore, name: str = "tpe") -> OptunaSampler:
+    return OptunaSampler(store, "x", name, 1, ["maximize", "minimize"], ["accuracy", "cost"])
 
 
-def one(proposer: OptunaSampler, number: int, *, told: bool = True) -> dict[str, Any]:
-    trial = proposer.ask(number)
+def run_trial(sampler: OptunaSampler, number: int, *, with_result: bool = True) -> dict[str, Any]:
+    trial = sampler.ask(number)
     kind = trial.suggest_categorical("student", ["cnn", "mlp"])
     width = trial.suggest_int(f"student.{kind}.width", 4, 64, log=True)
     rate = trial.suggest_float("fit.rate", 1e-3, 1e-1, log=True)
-    if told and number % 5 == 4:
-        proposer.tell(trial, None, stopped=number % 2 == 0)
-    elif told:
-        proposer.tell(trial, [1 - 1 / width, width * (1 + rate)], {"bytes": width - 32.0})
+    if with_result and number % 5 == 4:
+        sampler.tell(trial, None, stopped=number % 2 == 0)
+    elif with_result:
+        sampler.tell(trial, [1 - 1 / width, width * (1 + rate)], {"bytes": width - 32.0})
     return trial.params
 
 
-def trials(memory: OptunaStorage) -> list[FrozenTrial]:
-    (study,) = memory.get_all_studies()
-    return memory.get_all_trials(study._study_id)
+def trials(storage: OptunaStorage) -> list[FrozenTrial]:
+    (study,) = storage.get_all_studies()
+    return storage.get_all_trials(study._study_id)
 
 
-def written(store: RunStore) -> None:
-    """Let a transaction pass, as a driver does with each job."""
-    store.set_meta({"anything": 1})
+def commit(store: RunStore) -> None:
+    """Write in a transaction, as a driver does with each job."""
+    store.update_run_info(replace(store.run_info(), seconds=1.0))
 
 
-def test_what_was_noted_is_found_again(tmp_path: Path) -> None:
-    with RunStore.create(tmp_path, {"name": "x"}) as store:
-        here = proposer(store)
-        here.enqueue({"student": "mlp", "student.mlp.width": 7, "fit.rate": 0.01})
-        assert one(here, 0) == {"student": "mlp", "student.mlp.width": 7, "fit.rate": 0.01}
+def test_journal_restores_the_study(tmp_path: Path) -> None:
+    with RunStore.create(tmp_path, RunInfo(name="x")) as store:
+        sampler = make_optuna_sampler(store)
+        sampler.enqueue({"student": "mlp", "student.mlp.width": 7, "fit.rate": 0.01})
+        assert run_trial(sampler, 0) == {"student": "mlp", "student.mlp.width": 7, "fit.rate": 0.01}
         for number in range(1, 15):
-            one(here, number)
-        one(here, 15, told=False)
-        here.enqueue({"student": "cnn"})
-        written(store)
-        before = trials(here._study._storage)  # type: ignore[arg-type]
+            run_trial(sampler, number)
+        run_trial(sampler, 15, with_result=False)
+        sampler.enqueue({"student": "cnn"})
+        commit(store)
+        before = trials(sampler._study._storage)  # type: ignore[arg-type]
     with RunStore.open(tmp_path) as store:
-        memory = OptunaStorage(store)
-        assert trials(memory) == before
-        (study,) = memory.get_all_studies()
+        storage = OptunaStorage(store)
+        assert trials(storage) == before
+        (study,) = storage.get_all_studies()
         assert study.study_name == "x"
-        assert [each.name for each in study.directions] == ["MAXIMIZE", "MINIMIZE"]
-        assert memory.get_study_system_attrs(0)
-    states = {each.state for each in before}
+        assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+        assert storage.get_study_system_attrs(0)
+    states = {trial.state for trial in before}
     assert states == {
         TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
-def test_a_search_that_is_taken_up_proposes_what_it_would_have(tmp_path: Path, sampler: str) -> None:
-    with RunStore.create(tmp_path / "whole", {"name": "x"}) as store:
-        whole = proposer(store, sampler)
-        expected = [one(whole, number) for number in range(16)]
-    with RunStore.create(tmp_path / "parts", {"name": "x"}) as store:
-        first = proposer(store, sampler)
-        found = [one(first, number) for number in range(12)]
-        written(store)
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "random"])
+def test_resumed_search_proposes_the_same_values(tmp_path: Path, name: str) -> None:
+    with RunStore.create(tmp_path / "whole", RunInfo(name="x")) as store:
+        whole = make_optuna_sampler(store, name)
+        expected = [run_trial(whole, number) for number in range(16)]
+    with RunStore.create(tmp_path / "parts", RunInfo(name="x")) as store:
+        first = make_optuna_sampler(store, name)
+        proposed = [run_trial(first, number) for number in range(12)]
+        commit(store)
     with RunStore.open(tmp_path / "parts") as store:
-        again = proposer(store, sampler)
-        found += [one(again, number) for number in range(12, 16)]
-    assert found == expected
+        again = make_optuna_sampler(store, name)
+        proposed += [run_trial(again, number) for number in range(12, 16)]
+    assert proposed == expected
 
 
-def test_what_is_in_no_transaction_is_forgotten(tmp_path: Path) -> None:
-    with RunStore.create(tmp_path, {"name": "x"}) as store:
-        here = proposer(store)
-        one(here, 0)
-        written(store)
-        one(here, 1)
+def test_entries_without_a_transaction_are_lost(tmp_path: Path) -> None:
+    with RunStore.create(tmp_path, RunInfo(name="x")) as store:
+        sampler = make_optuna_sampler(store)
+        run_trial(sampler, 0)
+        commit(store)
+        run_trial(sampler, 1)
     with RunStore.open(tmp_path) as store:
         assert len(trials(OptunaStorage(store))) == 1
 
 
-def test_trials_share_what_they_have_in_common(tmp_path: Path) -> None:
-    with RunStore.create(tmp_path, {"name": "x"}) as store:
-        here = proposer(store, "random")
+def test_trials_share_names_and_distributions(tmp_path: Path) -> None:
+    with RunStore.create(tmp_path, RunInfo(name="x")) as store:
+        sampler = make_optuna_sampler(store, "random")
         for number in range(8):
-            one(here, number)
-        found = here._study.get_trials(deepcopy=False)
-        assert len({id(each.distributions["fit.rate"]) for each in found}) == 1
-        assert len({id(name) for each in found for name in each.params}) == 4
+            run_trial(sampler, number)
+        stored = sampler._study.get_trials(deepcopy=False)
+        assert len({id(trial.distributions["fit.rate"]) for trial in stored}) == 1
+        assert len({id(name) for trial in stored for name in trial.params}) == 4
         other = optuna.distributions.FloatDistribution(0.5, 0.7)
         with pytest.raises(ValueError, match="distribution"):
-            here.ask(9).suggest_float("student", other.low, other.high)
+            sampler.ask(9).suggest_float("student", other.low, other.high)
 
 
-def test_what_is_kept_beside_a_trial_is_at_once_what_will_be_read(tmp_path: Path) -> None:
-    with RunStore.create(tmp_path, {"name": "x"}) as store:
-        here = proposer(store)
-        memory = here._study._storage
-        memory.set_study_system_attr(0, "pairs", {1: (2, 3)})
-        trial = here.ask(0)
-        memory.set_trial_system_attr(trial._trial_id, "pairs", {1: (2, 3)})
-        written(store)
-        before = memory.get_study_system_attrs(0)["pairs"], memory.get_trial_system_attrs(trial._trial_id)["pairs"]
+def test_attributes_have_their_stored_form_at_once(tmp_path: Path) -> None:
+    with RunStore.create(tmp_path, RunInfo(name="x")) as store:
+        sampler = make_optuna_sampler(store)
+        storage = sampler._study._storage
+        storage.set_study_system_attr(0, "pairs", {1: (2, 3)})
+        trial = sampler.ask(0)
+        storage.set_trial_system_attr(trial._trial_id, "pairs", {1: (2, 3)})
+        commit(store)
+        before = storage.get_study_system_attrs(0)["pairs"], storage.get_trial_system_attrs(trial._trial_id)["pairs"]
     with RunStore.open(tmp_path) as store:
         again = OptunaStorage(store)
         assert (again.get_study_system_attrs(0)["pairs"], again.get_trial_system_attrs(0)["pairs"]) == before

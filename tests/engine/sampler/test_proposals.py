@@ -7,22 +7,22 @@ from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 
 TEXT = "task: digits\nstudent: {cnn: {width: {low: 4, high: 64}, depth: [1, 2], block: [plain, residual]}}"
-KNOWN = {"student.cnn.width": 16, "student.cnn.depth": 2, "student.cnn.block": "residual"}
+PARENT = {"student.cnn.width": 16, "student.cnn.depth": 2, "student.cnn.block": "residual"}
 
 
 @given(st.integers(0, 1000), st.booleans(), st.floats(1.0, 3.0))
 def test_numbers_stay_in_their_range(seed: int, log: bool, value: float) -> None:
-    for known in ({}, {"x": value}):
-        drawn = RandomTrial(known, Random(seed))
-        assert 1.0 <= drawn.suggest_float("x", 1.0, 3.0, log=log) <= 3.0 + 1e-12
-        assert drawn.suggest_int("x", 1, 3, log=log) in (1, 2, 3)
+    for parent in ({}, {"x": value}):
+        trial = RandomTrial(parent, Random(seed))
+        assert 1.0 <= trial.suggest_float("x", 1.0, 3.0, log=log) <= 3.0 + 1e-12
+        assert trial.suggest_int("x", 1, 3, log=log) in (1, 2, 3)
 
 
-def test_most_settings_stay_as_they_are_near_a_training() -> None:
-    found = open_space(parse_spec(TEXT, "x"))
+def test_mutations_keep_most_hyperparameters() -> None:
+    space = open_space(parse_spec(TEXT, "x"))
     random = Random(0)
     students = [
-        found.suggest_config(RandomTrial(KNOWN, random), with_compression=False)[0].student.values for _ in range(400)
+        space.suggest_config(RandomTrial(PARENT, random), with_compression=False)[0].student.values for _ in range(400)
     ]
     same = sum(student["block"] == "residual" for student in students) / 400
     # Half of what changes draws the same again.
@@ -33,11 +33,11 @@ def test_most_settings_stay_as_they_are_near_a_training() -> None:
     assert sum(8 <= width <= 32 for width in widths) > 380 * 0.8
 
 
-def test_without_a_training_everything_is_drawn_anew_and_wide_ranges_by_ratios() -> None:
-    found = open_space(parse_spec(TEXT, "x"))
+def test_without_a_parent_all_is_random_and_wide_ranges_are_logarithmic() -> None:
+    space = open_space(parse_spec(TEXT, "x"))
     random = Random(0)
     students = [
-        found.suggest_config(RandomTrial({}, random), with_compression=False)[0].student.values for _ in range(400)
+        space.suggest_config(RandomTrial({}, random), with_compression=False)[0].student.values for _ in range(400)
     ]
     below = sum(int(student["width"]) < 16 for student in students)  # type: ignore[arg-type]
     assert 150 < below < 250
