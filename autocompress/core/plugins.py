@@ -1,9 +1,10 @@
-"""What a run takes from outside: plugin files, and tasks that were made in the user's own process.
+"""Parts of a run that come from outside: plugin files, and tasks that were made in the user's own process.
 
-Both reach each worker: a plugin is run there too, a task is sent.
+Both must reach each worker: a plugin file runs there again, a task is sent as a pickle.
 """
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from pathlib import Path
 from traceback import extract_tb
 
 from autocompress.core.registry import TASKS
-from autocompress.errors import AutocompressError, UsageError
+from autocompress.core.renamed import explain_missing_name
+from autocompress.errors import AutocompressError, PluginError, UsageError
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = "autocompress_plugin_"
 _loaded: dict[Path, None] = {}
@@ -20,18 +24,18 @@ _plugin_tasks: set[str] = set()
 
 @dataclass(frozen=True)
 class WorkerPlugins:
-    """What a worker must take in before its first job.
+    """The plugins that a worker must load before its first job.
 
     Attributes:
         plugins: Paths of plugin files.
-        tasks: Pickled tasks that only the user's process knows, by name.
+        tasks: Pickled tasks that exist in the user's process only, by name.
     """
 
     plugins: tuple[str, ...] = ()
     tasks: bytes = b""
 
     def load(self) -> None:
-        """Make them known in this process."""
+        """Run the plugin files and register the tasks in this process."""
         for plugin in self.plugins:
             load_plugin(plugin)
         if self.tasks:
@@ -42,7 +46,10 @@ class WorkerPlugins:
 
 
 def collect_plugins(names: Sequence[str] = ()) -> WorkerPlugins:
-    """Return the plugins that are loaded here, and those of the named tasks that no plugin made.
+    """Return the plugins that are loaded in this process, and those of the named tasks that no plugin file made.
+
+    Args:
+        names: Names of the tasks of a run.
 
     Raises:
         UsageError: Such a task cannot be sent to another process.
@@ -50,11 +57,11 @@ def collect_plugins(names: Sequence[str] = ()) -> WorkerPlugins:
     import cloudpickle
 
     tasks_here = {name: TASKS.get(name) for name in names if name not in _plugin_tasks}
-    # A class comes with its module; an object exists in this process alone.
-    found = {name: task for name, task in tasks_here.items() if not isinstance(task, type)}
+    # A worker imports the module of a class; an instance exists in this process alone.
+    instances = {name: task for name, task in tasks_here.items() if not isinstance(task, type)}
     try:
-        tasks = cloudpickle.dumps(found) if found else b""
-    except Exception as error:  # The user's own objects may refuse in any way.
+        tasks = cloudpickle.dumps(instances) if instances else b""
+    except Exception as error:  # The user's own objects may raise anything.
         raise UsageError(
             f"the task cannot be sent to a worker ({type(error).__name__}: {error}); put it into a file and pass it as "
             "--plugin, or search with workers=1 and overrides=['search.backend=serial']"
@@ -63,12 +70,17 @@ def collect_plugins(names: Sequence[str] = ()) -> WorkerPlugins:
 
 
 def load_plugin(path: str | Path) -> None:
-    """Run a plugin file once: what it registers can be named in a search space from then on.
+    """Run a plugin file once: search spaces can name the parts that it registers from then on.
 
-    The folder of the file is put on the search path, so that it may import its neighbours.
+    The folder of the file is put on the module search path, so that the file can import its neighbours.
+
+    Args:
+        path: A Python file.
 
     Raises:
-        UsageError: There is no such file, or it fails; the message names the line.
+        UsageError: There is no such file.
+        PluginError: The file raises an exception, or registers a part that does not fit its interface; the message
+            names the line, and the present name of what the file could not find under an old one.
     """
     path = Path(path).expanduser().resolve()
     if path in _loaded:
@@ -87,11 +99,14 @@ def load_plugin(path: str | Path) -> None:
     try:
         spec.loader.exec_module(module)
     except AutocompressError as error:
-        raise UsageError(f"{_locate_error(path, error)}: {error}") from error
+        raise PluginError(f"{_locate_error(path, error)}: {error}") from error
     except Exception as error:  # A user's file may raise anything.
-        raise UsageError(f"{_locate_error(path, error)}: {type(error).__name__}: {error}") from error
+        explanation = explain_missing_name(error)
+        details = f"{type(error).__name__}: {error}" + (f"; {explanation}" if explanation else "")
+        raise PluginError(f"{_locate_error(path, error)}: {details}") from error
     _loaded[path] = None
     _plugin_tasks.update(name for name in TASKS if TASKS.get(name) is not before.get(name))
+    logger.info("loaded the plugin %s", path)
 
 
 def _locate_error(path: Path, error: BaseException) -> str:

@@ -73,10 +73,10 @@ class TestBackend:
         assert not multiprocessing.active_children()
 
     def test_what_it_needs_is_recorded(self, name: str, make: Make) -> None:
-        from autocompress.engine.runner import _environment, make_plan
+        from autocompress.engine.runner import _describe_environment, make_plan
         from autocompress.engine.spec import load_spec
 
-        versions = _environment(make_plan(load_spec("digits", [f"search.backend={name}"])))["versions"]
+        versions = _describe_environment(make_plan(load_spec("digits", [f"search.backend={name}"]))).versions
         assert {*make().libraries, "torch", "optuna"} <= set(versions)
         assert ("ray" in versions) == (name == "ray")
 

@@ -103,7 +103,7 @@ def test_a_task_made_in_this_process_is_sent():
     task = bring_model(Local(nn.Linear(4, 2)), (torch.randn(60, 4), torch.arange(60) % 2))
     found = collect_plugins(["module", "digits"])
     assert not found.plugins
-    TASKS.add("module", None, replace=True)
+    TASKS.add("module", lambda: None, replace=True)
     found.load()
     assert TASKS.get("module")().identity_options == task.identity_options
     assert TASKS.get("module")() is not task
