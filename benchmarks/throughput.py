@@ -1,8 +1,8 @@
-"""How fast training is: `python -m benchmarks.throughput [--rounds 7]`.
+"""Training speed: `python -m benchmarks.throughput [--rounds 7]`.
 
-Two ratios to plain training in single precision, on one thread: bfloat16 with channels last, and training with
-rounding (qat, lsq). The contestants run in turn, round after round, so that a busy machine slows them alike; a ratio
-is taken within each round, and the median of the rounds is given with the smallest and the largest.
+Two ratios to plain training in single precision, on one thread: bfloat16 with channels last, and quantization-aware
+training (qat, lsq). All variants run in turn in each round, so that load on the machine affects them alike. The ratio
+is computed within each round; the table shows the median over the rounds with the smallest and the largest ratio.
 """
 
 import argparse
@@ -33,8 +33,12 @@ IMAGE = InputSpec((3, 32, 32))
 EXAMPLES, BATCH = 512, 128
 
 
-class Contest:
-    """One student on random images of CIFAR-10's size, and ways to train it for one epoch."""
+class TrainingRace:
+    """A student, random images of CIFAR-10's size, and one-epoch trainings that are timed.
+
+    Args:
+        student: Architecture of the student.
+    """
 
     def __init__(self, student: Part) -> None:
         torch.manual_seed(0)
@@ -43,55 +47,56 @@ class Contest:
         self.train = Split((images,), {"label": labels})
         self.student = student
 
-    def model(self) -> nn.Module:
-        """Return the student, untrained."""
+    def build_model(self) -> nn.Module:
+        """Return the untrained student."""
         torch.manual_seed(0)
         return family_model(self.student, (IMAGE,), {"label": 10})
 
-    def plain(self, precision: str = "float32") -> float:
+    def time_plain(self, precision: str = "float32") -> float:
         """Return the seconds of one epoch."""
         part = Part.of("adamw", epochs=1, batch_size=BATCH, precision=precision, schedule="constant")
-        model, started = self.model(), time.perf_counter()
+        model, started = self.build_model(), time.perf_counter()
         fit(model, FitRequest(self.task, self.train, part))
         return time.perf_counter() - started
 
-    def rounded(self, name: str) -> float:
-        """Return the seconds of one epoch of training with rounding to 4 bits, without what comes before and after."""
-        spent = 0.0
+    def time_quantized(self, name: str) -> float:
+        """Return the seconds of one epoch of quantization-aware training with 4 bits, without calibration and export."""
+        seconds = 0.0
 
         def tune(model: nn.Module, epochs: int, learning_rate: float, after_step: Callable[[], None] | None) -> None:
-            nonlocal spent
+            nonlocal seconds
             part = Part.of("adamw", epochs=1, batch_size=BATCH, precision="float32", schedule="constant")
             started = time.perf_counter()
             fit(model, FitRequest(self.task, self.train, part))
-            spent = time.perf_counter() - started
+            seconds = time.perf_counter() - started
 
         method = QUANTIZE.get(name)
         context = Context((IMAGE.make_zeros(),), (self._batch(),), tune=tune)
-        method.apply(self.model().eval(), method.config.of({"weight_bits": 4, "activation_bits": 4}), context)
-        return spent
+        method.apply(self.build_model().eval(), method.config.of({"weight_bits": 4, "activation_bits": 4}), context)
+        return seconds
 
     def _batch(self) -> tuple[Tensor, ...]:
         return self.train.take(slice(0, 64)).inputs
 
 
 def measure(student: Part, rounds: int) -> dict[str, list[float]]:
-    """Return the ratio of each contestant's speed to plain training, one for each round."""
-    contest = Contest(student)
-    ways: dict[str, Callable[[], float]] = {
-        "float32": contest.plain,
-        "bfloat16 + channels last": partial(contest.plain, "bfloat16"),
-        "qat, 4 bits": partial(contest.rounded, "qat"),
-        "lsq, 4 bits": partial(contest.rounded, "lsq"),
+    """Return the speed of each variant relative to plain training, one ratio per round."""
+    race = TrainingRace(student)
+    runs: dict[str, Callable[[], float]] = {
+        "float32": race.time_plain,
+        "bfloat16 + channels last": partial(race.time_plain, "bfloat16"),
+        "qat, 4 bits": partial(race.time_quantized, "qat"),
+        "lsq, 4 bits": partial(race.time_quantized, "lsq"),
     }
-    for way in ways.values():
-        way()
-    found: dict[str, list[float]] = {name: [] for name in ways if name != "float32"}
+    # The first run of each variant allocates memory and compiles kernels; it is not timed.
+    for run in runs.values():
+        run()
+    ratios_by_way: dict[str, list[float]] = {name: [] for name in runs if name != "float32"}
     for _ in range(rounds):
-        seconds = {name: way() for name, way in ways.items()}
-        for name, ratios in found.items():
+        seconds = {name: run() for name, run in runs.items()}
+        for name, ratios in ratios_by_way.items():
             ratios.append(seconds["float32"] / seconds[name])
-    return found
+    return ratios_by_way
 
 
 def main() -> None:
@@ -99,11 +104,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/throughput.md"))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     lines = [
-        "# Throughput of training, as a multiple of plain training in single precision",
+        "# Training speed relative to plain training in single precision",
         "",
-        f"One thread, batches of {BATCH} images of 3x32x32; median of {asked.rounds} rounds, smallest and largest.",
+        f"One thread, batches of {BATCH} images of 3x32x32; median of {arguments.rounds} rounds, smallest and largest.",
         f"Processor: {torch.backends.cpu.get_cpu_capability()}.",
         "",
         "| student | training | speed |",
@@ -111,11 +116,11 @@ def main() -> None:
     ]
     with reproducible_torch():
         for name, student in STUDENTS.items():
-            for way, ratios in measure(student, asked.rounds).items():
+            for way, ratios in measure(student, arguments.rounds).items():
                 spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
                 lines.append(f"| {name} | {way} | {statistics.median(ratios):.2f} ({spread}) |")
     text = "\n".join(lines) + "\n"
-    write_atomic(asked.out, text)
+    write_atomic(arguments.out, text)
     print(text)
 
 

@@ -1,8 +1,7 @@
-"""Taps: which layers of a model can be read, and their outputs, caught by forward hooks while it runs."""
+"""Layers of a model that distillation terms can read, and their outputs, recorded by forward hooks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,12 +11,12 @@ from autocompress.errors import TrialError, did_you_mean
 
 
 @contextmanager
-def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield a dictionary that each forward pass fills: layer name to the layer's output.
+def record_activations(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, object]]:
+    """Yield a dictionary from layer name to output, which each forward pass of the model updates.
 
     Args:
-        model: The model to watch; its hooks are removed at the end.
-        names: Names of layers, as ``named_modules`` spells them.
+        model: The model that is run inside the context; the hooks are removed at its end.
+        names: Names of layers as in ``named_modules``.
 
     Raises:
         TrialError: There is no such layer; the message suggests the nearest.
@@ -25,68 +24,69 @@ def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     Example:
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-        >>> with tapped(net, ["0"]) as taps:
+        >>> with record_activations(net, ["0"]) as outputs:
         ...     _ = net(torch.zeros(1, 2))
-        >>> taps["0"].shape
+        >>> outputs["0"].shape
         torch.Size([1, 3])
     """
     layers = dict(model.named_modules())
-    caught: dict[str, Any] = {}
+    outputs: dict[str, object] = {}
     handles = []
     try:
         for name in dict.fromkeys(names):
             if name not in layers:
-                raise TrialError(f"{type(model).__name__} has no layer '{name}' to tap: {did_you_mean(name, layers)}")
-            handles.append(layers[name].register_forward_hook(_catch(caught, name)))
-        yield caught
+                raise TrialError(f"{type(model).__name__} has no layer '{name}': {did_you_mean(name, layers)}")
+            handles.append(layers[name].register_forward_hook(_build_recording_hook(outputs, name)))
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _catch(caught: dict[str, Any], name: str) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        caught[name] = output
+def _build_recording_hook(outputs: dict[str, object], name: str) -> Callable[[nn.Module, object, object], None]:
+    def record_output(module: nn.Module, inputs: object, output: object) -> None:
+        outputs[name] = output
 
-    return hook
+    return record_output
 
 
-def tap_points(model: nn.Module) -> list[str]:
-    """Return the layers of a model that can be read, from the input to the output; the head is none of them.
+def list_feature_layers(model: nn.Module) -> list[str]:
+    """Return the names of a model's feature layers, from the input to the output, without the head.
 
-    A model with ``stages`` (every family here) offers each stage. Any other offers its children with weights in the
-    order in which they are declared, lists of layers item by item; where that is fewer than three, its sequences too.
+    The feature layers of a model with ``stages``, which every built-in family has, are its stages. Those of another
+    model are its children that have weights, in the order of declaration. Module lists are replaced by their items, and
+    sequences as well while there are fewer than three layers.
 
     Raises:
-        TrialError: The model has no such layers.
+        TrialError: The model has no feature layers.
 
     Example:
-        >>> tap_points(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> list_feature_layers(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
         ['0', '1']
     """
     stages = next((name for name, child in model.named_modules() if name.rpartition(".")[2] == "stages"), None)
     if stages is not None:
         return [f"{stages}.{name}" for name, _ in model.get_submodule(stages).named_children()]
     head = head_layers(model)
-    points = _children(model, "")
+    layers = _list_child_layers(model, "")
     while True:
-        holder = next((name for name in points if _opens(model, name, head, len(points))), None)
+        holder = next((name for name in layers if _is_expandable(model, name, head, len(layers))), None)
         if holder is None:
             break
-        at = points.index(holder)
-        points[at : at + 1] = _children(model, holder)
-    found = [name for name in points if not _holds(name, head)]
-    if not found:
-        raise TrialError(f"{type(model).__name__} has no layers that a feature term could read; use terms on logits")
-    return found
+        index = layers.index(holder)
+        layers[index : index + 1] = _list_child_layers(model, holder)
+    features = [name for name in layers if not _contains_head(name, head)]
+    if not features:
+        raise TrialError(f"{type(model).__name__} has no layers that a feature term can read; use terms on logits")
+    return features
 
 
 def head_layers(model: nn.Module) -> list[str]:
-    """Return the heads of a model, in the order of declaration; nothing where it has no linear layer.
+    """Return the names of a model's heads in the order of declaration; empty if it has no linear layer.
 
-    A module of the model that lists its ``head_layers`` is believed: behind experts and gates the heads cannot be
-    told by their shape. Else the last linear layer that is declared is one, and so are those just before it that
-    read as many features and give another number of values: several heads side by side.
+    A module with an attribute ``head_layers`` names the heads itself: with experts and gates they cannot be recognized
+    by their shape. Otherwise the last declared linear layer is a head. The linear layers just before it are heads, too,
+    if they read the same number of features and return another number of values.
 
     Example:
         >>> head_layers(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
@@ -106,10 +106,10 @@ def head_layers(model: nn.Module) -> list[str]:
     return heads
 
 
-def over_tokens(layer: nn.Module) -> bool:
-    """Return whether a layer's output of three axes is ``[B, T, D]``, features last, and not ``[B, C, L]``.
+def has_token_output(layer: nn.Module) -> bool:
+    """Return whether a layer's output with three axes is ``[B, T, D]``, features last, and not ``[B, C, L]``.
 
-    It is, where the layer holds linear maps, layer norms or embeddings, and neither convolution nor batch norm.
+    It is if the layer has linear maps, layer norms or embeddings, and neither convolutions nor batch norms.
     """
     inner = list(layer.modules())
     if any(isinstance(module, _ConvNd | _BatchNorm) for module in inner):
@@ -119,8 +119,8 @@ def over_tokens(layer: nn.Module) -> bool:
     )
 
 
-def _children(model: nn.Module, name: str) -> list[str]:
-    """Return the children of a module that can be points; in a sequence those without weights too."""
+def _list_child_layers(model: nn.Module, name: str) -> list[str]:
+    """Return the names of a module's children that have weights; of a sequence, those of all children."""
     module = model.get_submodule(name)
     prefix = f"{name}." if name else ""
     return [
@@ -130,15 +130,19 @@ def _children(model: nn.Module, name: str) -> list[str]:
     ]
 
 
-def _opens(model: nn.Module, name: str, head: list[str], count: int) -> bool:
-    """Return whether a point is to be replaced by its children: it never runs itself, or it holds too much."""
+def _is_expandable(model: nn.Module, name: str, head: list[str], count: int) -> bool:
+    """Return whether a layer is replaced by its children.
+
+    Module lists and dictionaries are: they have no forward pass that a hook could see. So are sequences that contain a
+    head or that are among fewer than three layers, and a layer that is the only one.
+    """
     module = model.get_submodule(name)
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
-        return not _holds(name, head)
-    if name in head or not _children(model, name):
+        return not _contains_head(name, head)
+    if name in head or not _list_child_layers(model, name):
         return False
-    return (isinstance(module, nn.Sequential) and (count < 3 or _holds(name, head))) or count == 1
+    return (isinstance(module, nn.Sequential) and (count < 3 or _contains_head(name, head))) or count == 1
 
 
-def _holds(name: str, head: list[str]) -> bool:
+def _contains_head(name: str, head: list[str]) -> bool:
     return any(inner == name or inner.startswith(f"{name}.") for inner in head)

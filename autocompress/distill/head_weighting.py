@@ -1,16 +1,18 @@
-"""How the losses of several heads become one: by fixed weights, by uncertainty, or by how fast each head learns."""
+"""Weighting of the losses of several heads: fixed, by uncertainty, or by the rate at which each loss falls."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+# Temperature T of dynamic weight average; the paper uses 2.
 DYNAMIC_TEMPERATURE = 2.0
+# Keeps the ratio of two losses finite.
 TINY = 1e-12
 
 
 class HeadWeights(nn.Module):
-    """Maps the loss of each head to the loss of the fit; equal weights give their mean.
+    """The weighted mean of the losses of the heads; the weights of this class are equal.
 
     Args:
         heads: Names of the heads, in the task's order.
@@ -29,11 +31,11 @@ class HeadWeights(nn.Module):
         return torch.ones(len(self.heads))
 
     def after_epoch(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Take note of the end of an epoch; ``mean`` averages over the processes of the fit."""
+        """Update the weights after an epoch; ``mean`` averages a tensor over the processes of the fit."""
 
 
 class FixedWeights(HeadWeights):
-    """The first head counts ``first`` times as much as each other one.
+    """Fixed weights: that of the first head is ``first`` times that of each other head.
 
     Example:
         >>> FixedWeights(["a", "b"], first=3.0).weights().tolist()
@@ -52,10 +54,10 @@ class FixedWeights(HeadWeights):
 
 
 class UncertaintyWeights(HeadWeights):
-    """Each head's uncertainty is learned (Kendall et al. 2018, arXiv:1705.07115, equation 10).
+    """Weights by a learned uncertainty of each head (Kendall et al. 2018, arXiv:1705.07115, equation 10).
 
-    A head counts exp(-s) times its loss plus s / 2, where s is the logarithm of its variance. For a loss that stays,
-    the best s is log(2 loss): noisy heads count less.
+    A head contributes exp(-s) times its loss plus s / 2, where s is the logarithm of its variance. For a constant loss
+    the optimal s is log(2 loss), so noisy heads have smaller weights.
     """
 
     def __init__(self, heads: Sequence[str]) -> None:
@@ -63,7 +65,7 @@ class UncertaintyWeights(HeadWeights):
         self.log_variance = nn.Parameter(torch.zeros(len(self.heads)))
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean of the heads' weighted losses and uncertainties, ``{head: []} -> []``."""
+        """Return the mean over heads of weighted loss and uncertainty, ``{head: []} -> []``."""
         return super().forward(losses) + 0.5 * self.log_variance.mean()
 
     def weights(self) -> Tensor:
@@ -72,10 +74,10 @@ class UncertaintyWeights(HeadWeights):
 
 
 class DynamicWeights(HeadWeights):
-    """Heads whose loss falls more slowly count more (dynamic weight average, Liu et al. 2019, arXiv:1803.10704).
+    """Dynamic weight average: larger weights for heads whose loss falls slowly (Liu et al. 2019, arXiv:1803.10704).
 
-    The weight is softmax(r / 2) times the number of heads, where r is a head's loss of the last epoch over that of
-    the epoch before; the first two epochs count all heads alike.
+    The weights are softmax(r / T) times the number of heads, where r is a head's loss in the last epoch divided by that
+    in the epoch before. In the first two epochs all weights are equal.
     """
 
     def __init__(self, heads: Sequence[str]) -> None:
@@ -84,7 +86,7 @@ class DynamicWeights(HeadWeights):
         self._sum, self._steps = torch.zeros(len(self.heads)), 0
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Return the weighted mean, ``{head: []} -> []``, and note the losses."""
+        """Return the weighted mean, ``{head: []} -> []``, and accumulate the losses of the epoch."""
         self._sum += torch.stack([losses[head].detach() for head in self.heads])
         self._steps += 1
         return super().forward(losses)
@@ -98,20 +100,20 @@ class DynamicWeights(HeadWeights):
         return torch.softmax(rate / DYNAMIC_TEMPERATURE, 0) * len(self.heads)
 
     def get_extra_state(self) -> list[Tensor]:
-        """Return the history, for a fit that pauses."""
+        """Return the history of losses, which torch includes in the state_dict of a paused fit."""
         return self.history
 
     def set_extra_state(self, state: list[Tensor]) -> None:
-        """Take up the history of a paused fit."""
-        self.history = [each.to(self._sum.device) for each in state]
+        """Restore the history of a paused fit."""
+        self.history = [losses.to(self._sum.device) for losses in state]
 
     def after_epoch(self, mean: Callable[[Tensor], Tensor]) -> None:
-        """Close an epoch: its mean losses join the history."""
+        """Append the mean losses of the epoch to the history."""
         self.history.append(mean(self._sum / max(self._steps, 1)))
         self._sum, self._steps = torch.zeros_like(self._sum), 0
 
 
-#: Name to a function of the heads and of what the first of them counts.
+#: Name to a function of the names of the heads and the relative weight of the first head.
 HEAD_WEIGHTS: Mapping[str, Callable[[Sequence[str], float], HeadWeights]] = {
     "fixed": FixedWeights,
     "uncertainty": lambda heads, first: UncertaintyWeights(heads),

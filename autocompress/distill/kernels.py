@@ -1,4 +1,4 @@
-"""Terms on logits: cross-entropy alone, and softened targets."""
+"""Distillation terms on logits: no distillation, and soft targets; and the functions that other terms share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ from autocompress.distill.base import Batch, Needs, Term
 
 @dataclass(frozen=True)
 class NoneConfig(Settings):
-    """Nothing to choose."""
+    """The config of :class:`NoDistillation`, which has no hyperparameters."""
 
     label = "distill.none"
 
 
-class NoDistillation(Term):
-    """Train on the targets alone: the baseline of every report."""
+class NoDistillation(Term[NoneConfig]):
+    """The task's own loss without a teacher: the baseline of every report."""
 
     name = "none"
     kind = "logit"
@@ -33,32 +33,32 @@ class NoDistillation(Term):
 
     def loss(self, config: NoneConfig, batch: Batch) -> Tensor:
         """Return the task's own loss, ``[]``."""
-        return batch.hard()
+        return batch.hard_loss()
 
 
 TEMPERATURES = FloatRange(1.0, 10.0, log=True)
 
 
 @dataclass(frozen=True)
-class Softened(Settings):
-    """Knobs of every term that softens outputs by a temperature.
+class TemperatureSettings(Settings):
+    """Hyperparameters of every term that divides logits by a temperature.
 
-    With several heads the first may have a temperature of its own.
+    With several heads, the first may have its own temperature.
 
     Example:
-        >>> Softened(temperature=2.0, first_temperature=3.0).of_first_head().temperature
+        >>> TemperatureSettings(temperature=2.0, first_temperature=3.0).of_first_head().temperature
         6.0
     """
 
-    temperature: float = knob(4.0, TEMPERATURES, "softens both outputs before they are compared")
+    temperature: float = knob(4.0, TEMPERATURES, "temperature that divides the logits of both models")
     first_temperature: float = knob(
-        1.0, FloatRange(0.1, 10.0, log=True), "temperature of the first of several heads, as a multiple"
+        1.0, FloatRange(0.1, 10.0, log=True), "temperature of the first of several heads, as a multiple of temperature"
     )
 
-    def of_first_head(self) -> Self:
-        """Return the knobs as the first of several heads reads them; the temperature keeps its range."""
-        wanted = self.temperature * self.first_temperature
-        return replace(self, temperature=min(max(wanted, TEMPERATURES.low), TEMPERATURES.high), first_temperature=1.0)
+    def for_first_head(self) -> Self:
+        """Return the settings for the first of several heads, whose temperature is clamped to its range."""
+        product = self.temperature * self.first_temperature
+        return replace(self, temperature=min(max(product, TEMPERATURES.low), TEMPERATURES.high), first_temperature=1.0)
 
 
 def mean_over_heads(batch: Batch, loss: Callable[[Tensor, Tensor, str], Tensor]) -> Tensor:
@@ -67,33 +67,33 @@ def mean_over_heads(batch: Batch, loss: Callable[[Tensor, Tensor, str], Tensor])
     return torch.stack(per_head).mean()
 
 
-def mixed(alpha: float, soft: Tensor, hard: Callable[[], Tensor]) -> Tensor:
-    """Return (1 - alpha) hard + alpha soft; at ``alpha`` 1 the targets are not read at all."""
+def mix_losses(alpha: float, soft: Tensor, hard: Callable[[], Tensor]) -> Tensor:
+    """Return (1 - alpha) hard + alpha soft; at ``alpha`` 1 the hard loss is not computed, so no labels are needed."""
     return soft if alpha == 1 else (1 - alpha) * hard() + alpha * soft
 
 
 @dataclass(frozen=True)
-class SoftTargetConfig(Softened):
-    """Knobs of :class:`SoftTarget`."""
+class SoftTargetConfig(TemperatureSettings):
+    """Hyperparameters of :class:`SoftTarget`."""
 
     label = "distill.soft_target"
 
     alpha: float = knob(0.5, FloatRange(0.0, 1.0), "weight of the teacher against the targets; at 1 no label is read")
 
 
-def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch.
 
     The factor T^2 keeps the gradient's size independent of the temperature (Hinton et al. 2015,
     arXiv:1503.02531, section 2.1). Finite for logits of any finite size and any T > 0.
 
     Args:
-        student: ``[B, C]``.
-        teacher: ``[B, C]``.
-        temperature: Above 0.
+        student: Logits of the student, ``[B, C]``.
+        teacher: Logits of the teacher, ``[B, C]``.
+        temperature: Temperature T, above 0.
 
     Example:
-        >>> softened_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]), 4.0).item()
+        >>> soft_target_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]), 4.0).item()
         0.0
     """
     log_student = F.log_softmax(student / temperature, dim=1)
@@ -101,7 +101,7 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-class SoftTarget(Term):
+class SoftTarget(Term[SoftTargetConfig]):
     """(1 - alpha) CE + alpha T^2 KL(teacher || student) on softened outputs (Hinton et al. 2015, arXiv:1503.02531)."""
 
     name = "soft_target"
@@ -109,15 +109,15 @@ class SoftTarget(Term):
     config = SoftTargetConfig
 
     def needs(self, config: SoftTargetConfig) -> Needs:
-        """Return :attr:`Needs.LOGITS`, or nothing where the teacher has no weight."""
+        """Return :attr:`Needs.LOGITS`, or :attr:`Needs.NOTHING` if the teacher has no weight."""
         return Needs.LOGITS if config.alpha > 0 else Needs.NOTHING
 
     def loss(self, config: SoftTargetConfig, batch: Batch) -> Tensor:
-        """Return the weighted sum, ``[]``; several heads are averaged."""
+        """Return the weighted sum, ``[]``, averaged over heads."""
         if config.alpha == 0:
-            return batch.hard()
-        soft = mean_over_heads(batch, lambda ours, theirs, head: softened_kl(ours, theirs, config.temperature))
-        return mixed(config.alpha, soft, batch.hard)
+            return batch.hard_loss()
+        soft = mean_over_heads(batch, lambda ours, theirs, head: soft_target_kl(ours, theirs, config.temperature))
+        return mix_losses(config.alpha, soft, batch.hard_loss)
 
 
 DISTILL.add(NoDistillation.name, NoDistillation())

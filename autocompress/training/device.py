@@ -1,4 +1,4 @@
-"""Where a fit runs: on the processor, or on a graphics card."""
+"""The device of a fit: the CPU or a GPU."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,32 +11,36 @@ from autocompress.errors import UsageError
 CPU = torch.device("cpu")
 
 
-def refuse_missing(device: str) -> None:
-    """Refuse a graphics card where torch sees none.
+def require_device(device: str) -> None:
+    """Check that a device is available.
 
     Args:
-        device: As torch calls it.
+        device: Name of the device in torch: ``cpu`` or ``cuda``.
 
     Raises:
-        UsageError: There is none; the message says what to do.
+        UsageError: The device is ``cuda`` and torch has no GPU; the message says what to do.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        built = torch.version.cuda
-        why = f"sees none (it is built for CUDA {built})" if built else f"{torch.__version__} is built without CUDA"
+        cuda_version = torch.version.cuda
+        why = (
+            f"finds none (it is built for CUDA {cuda_version})"
+            if cuda_version
+            else f"{torch.__version__} is built without CUDA"
+        )
         raise UsageError(
-            f"trainings were to run on a graphics card, but torch {why}; set search.device=cpu, or install a torch for "
-            "this machine's card"
+            f"the trials need a graphics card, but torch {why}; set search.device=cpu, or install a torch build "
+            "for this machine's card"
         )
 
 
-def nearest(device: str) -> torch.device:
-    """Return the device, or the processor where this machine has no such card."""
+def available_device(device: str) -> torch.device:
+    """Return the device, or the CPU if the device is ``cuda`` and this machine has no GPU."""
     return torch.device(device if device != "cuda" or torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
-def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Keep a model on a device for a while; it comes back to the processor, whatever happens."""
+def move_model(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep a model on a device inside the context; afterwards, and after an error, it is on the CPU."""
     if device == CPU:
         yield
         return
@@ -47,16 +51,17 @@ def moved(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(CPU)
 
 
-def made_on(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which tensors that name no device are made on this one.
+def default_device(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which tensors that name no device are created on this one.
 
-    For models and losses, not for data: tasks keep those on the processor. What is drawn from a generator names the
-    processor there too, so that a search draws the same on every device.
+    It is for models and losses, not for data: tasks keep their examples on the CPU. Draws from a generator name the CPU
+    inside this context, so that a search draws the same numbers on every device.
     """
+    # The CPU is torch's default already, and a device context slows down each function call.
     return nullcontext() if device == CPU else device
 
 
-def wait_for(device: torch.device) -> None:
-    """Wait until the device has done what it was asked for: a card answers before."""
+def synchronize_device(device: torch.device) -> None:
+    """Wait until the device has finished its work, which a GPU does asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

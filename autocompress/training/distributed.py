@@ -1,13 +1,15 @@
-"""Data-parallel fitting: one fit by several processes of this machine, through torch's DistributedDataParallel.
+"""Data-parallel fits: several processes of this machine share one fit through torch's DistributedDataParallel.
 
-The processes find each other by a file and talk over the loopback interface only. Each one ends when its parent
-does, however that ends.
+The processes find each other through a file and communicate over the loopback interface only. Each process exits when
+its parent does, however the parent ends.
 
-Gradients are averaged over each global batch, so that the result is that of one process up to rounding, with these
-exceptions. Batch norms take the statistics of a process's own share (the synchronised kind exists on GPUs only), and
-so do terms that relate the examples of a batch; attacks with a random start and mixup draw their own numbers.
+Gradients are averaged over each global batch, so the result equals that of one process up to rounding, with these
+exceptions: batch norms use the statistics of a process's own share (torch synchronizes batch norms on GPUs only), terms
+that relate the examples of a batch see only that share, and attacks with a random start and mixup draw their own
+random numbers in each process.
 """
 
+import logging
 import os
 import pickle
 import queue
@@ -18,264 +20,279 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import spawn
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
-from autocompress.core.task import Split, Task
-from autocompress.distill.base import TeacherSource
 from autocompress.errors import AutocompressError, TrialError
-from autocompress.training import trainer as loop
-from autocompress.training.optimizers import fit_config
 from autocompress.training.precision import choose_precision
-from autocompress.training.process_group import Team
+from autocompress.training.process_group import ProcessGroup
+from autocompress.training.trainer import CurveRow, FitRequest, FitResult, Trainer, hold_out
 
-# The first message is what multiprocessing gives its own children: search path, main module, working folder.
+logger = logging.getLogger(__name__)
+
+# The first message is the preparation data that multiprocessing gives its own children: search path, main module,
+# working folder.
 _CHILD = """
 import pickle, sys
 from multiprocessing import spawn
 spawn.prepare(pickle.load(sys.stdin.buffer))
-from autocompress.training.distributed import serve
-serve(sys.stdin.buffer)
+from autocompress.training.distributed import run_process
+run_process(sys.stdin.buffer)
 """
-_INSIDE = "AUTOCOMPRESS_FIT_PROCESS"
-# How long the others may say why after the first has failed.
-_GRACE = 1.0
-_LEAVE = 10.0
+_CHILD_VARIABLE = "AUTOCOMPRESS_FIT_PROCESS"
+# Seconds in which the other processes may report their reason after the first one has failed: the failure of one
+# process breaks the connections of the others, and the first report is not always the cause.
+_REPORT_SECONDS = 1.0
+_EXIT_SECONDS = 10.0
+
+Child = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What every process is given."""
+    """The part of a fit that every process receives."""
 
     model: nn.Module
-    task: Task
-    train: Split
-    part: Part
-    terms: tuple[Part, ...]
-    teacher: TeacherSource | None
-    seed: int
+    request: FitRequest
     threads: int
     flush_denormal: bool
 
 
-def fit_parallel(
-    model: nn.Module,
-    task: Task,
-    train: Split,
-    part: Part,
-    *,
-    terms: Sequence[Part] = (Part("none"),),
-    teacher: TeacherSource | None = None,
-    seed: int = 0,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
-) -> list[dict[str, float]]:
-    """Train ``model`` in place by ``fit.processes`` processes and return its curve, one row an epoch.
+class _Message(NamedTuple):
+    """A message of a process: ``epoch`` with a row, ``done`` with a result, ``failed`` with a reason, or ``died``."""
+
+    rank: int
+    kind: str
+    content: object
+
+
+class _Result(NamedTuple):
+    """The result of the process of rank 0."""
+
+    curve: list[CurveRow]
+    weights: Mapping[str, Tensor]
+
+
+def fit_parallel(model: nn.Module, request: FitRequest) -> FitResult:
+    """Train ``model`` in place with ``fit.processes`` processes and return its curve.
 
     Args:
-        model: Trained in place and left in evaluation mode.
-        task: Gives the views and the loss; each process gets a copy.
-        train: The training split; each process takes its share of each batch of ``fit.batch_size``.
-        part: The optimizer with its settings.
-        terms: Distillation terms: exactly one on logits, any number on features.
-        teacher: The teacher with its cached logits.
-        seed: Seeds the order of the examples; attacks and mixup draw differently in each process.
-        on_epoch: Called in this process with each row of the curve.
+        model: The model, left in evaluation mode.
+        request: The fit; each process gets a copy of its task and takes its share of each batch. The request neither
+            pauses nor has an auxiliary loss or a callback after each step.
 
     Raises:
         TrialError: As in one process; or the batch is smaller than the number of processes, the model or the task
             cannot be sent to another process, or one of them died.
     """
-    if _INSIDE in os.environ:
+    if _CHILD_VARIABLE in os.environ:
+        # A child that imports an unguarded script would start processes of its own, without end.
         raise TrialError("a script that fits by several processes runs them behind `if __name__ == '__main__':`")
-    config = fit_config(part)
-    batch = min(config.batch_size, len(loop.hold_out(train, config, seed)[0]))
-    if batch < config.processes:
-        raise TrialError(f"{config.processes} processes cannot share batches of {batch}; raise fit.batch_size")
-    if config.precision == "auto":
-        # The probe could differ between processes.
-        low = choose_precision("auto", model, task, train.take(slice(0, batch))).low
-        part = Part.of(part.name, **{**part.values, "precision": "bfloat16" if low else "float32"})
-    job = _Job(model, task, train, part, tuple(terms), teacher, seed, torch.get_num_threads(), _flushes_denormals())
-    try:
-        packed = pickle.dumps(job)
-    except Exception as reason:  # Whatever a user's class raises when it is pickled.
-        raise TrialError(f"this fit cannot be sent to other processes ({reason}); set fit.processes to 1") from reason
+    config = request.config
+    batch_size = min(config.batch_size, len(hold_out(request.train, config, request.seed)[0]))
+    if batch_size < config.processes:
+        raise TrialError(f"{config.processes} processes cannot share batches of {batch_size}; raise fit.batch_size")
+    packed = _pack_job(model, _fix_precision(model, request, batch_size))
+    logger.debug("The fit runs in %d processes", config.processes)
     with TemporaryDirectory(prefix="autocompress-fit-", ignore_cleanup_errors=True) as folder:
-        curve, weights = _supervise(packed, config.processes, Path(folder), on_epoch)
+        curve, weights = _supervise_processes(packed, config.processes, Path(folder), request.on_epoch)
     model.load_state_dict(weights)
     model.eval()
-    return curve
+    return FitResult(curve)
 
 
-def _supervise(
-    packed: bytes, size: int, folder: Path, on_epoch: Callable[[dict[str, float]], None] | None
-) -> tuple[list[dict[str, float]], Mapping[str, Tensor]]:
-    with _crew(size, folder) as crew:
-        messages: queue.Queue[tuple[int, str, Any]] = queue.Queue()
-        for rank, child in enumerate(crew):
-            threading.Thread(target=_listen, args=(rank, child, messages), daemon=True).start()
-        for rank, child in enumerate(crew):
-            _send(child, _preparation(packed), (rank, size, str(folder / "meeting")), packed)
-        done: dict[int, Any] = {}
-        while len(done) < size:
-            rank, kind, content = messages.get()
-            if kind == "epoch":
+def _fix_precision(model: nn.Module, request: FitRequest, batch_size: int) -> FitRequest:
+    """Return the request with the precision chosen here: probes could choose differently in each process."""
+    optimizer = request.optimizer
+    if request.config.precision != "auto":
+        return request
+    probe = request.train.take(slice(0, batch_size))
+    is_bfloat16 = choose_precision("auto", model, request.task, probe).is_bfloat16
+    values = {**optimizer.values, "precision": "bfloat16" if is_bfloat16 else "float32"}
+    return replace(request, optimizer=Part.of(optimizer.name, **values))
+
+
+def _pack_job(model: nn.Module, request: FitRequest) -> bytes:
+    # Callbacks stay in this process and need not be picklable.
+    request = replace(request, terms=tuple(request.terms), on_epoch=None, after_step=None)
+    try:
+        return pickle.dumps(_Job(model, request, torch.get_num_threads(), _is_flushing_denormals()))
+    except Exception as reason:  # A user's class may raise anything when it is pickled.
+        raise TrialError(f"this fit cannot be sent to other processes ({reason}); set fit.processes to 1") from reason
+
+
+def _supervise_processes(
+    packed: bytes, size: int, folder: Path, on_epoch: Callable[[CurveRow], None] | None
+) -> _Result:
+    """Run the processes to their end and return the result of rank 0."""
+    with _start_processes(size, folder) as children:
+        messages: queue.Queue[_Message] = queue.Queue()
+        for rank, child in enumerate(children):
+            threading.Thread(target=_forward_messages, args=(rank, child, messages), daemon=True).start()
+        for rank, child in enumerate(children):
+            _send_job(child, packed, (rank, size, str(folder / "meeting")))
+        results: dict[int, object] = {}
+        while len(results) < size:
+            message = messages.get()
+            if message.kind == "epoch":
                 if on_epoch is not None:
-                    on_epoch(content)
-            elif kind == "done":
-                done[rank] = content
-            elif rank not in done:
-                raise _failure([(rank, kind, content), *_last_words(messages)], crew, folder)
-        for child in crew:
+                    on_epoch(cast(CurveRow, message.content))
+            elif message.kind == "done":
+                results[message.rank] = message.content
+            elif message.rank not in results:
+                raise _explain_failure([message, *_collect_messages(messages)], children, folder)
+        for child in children:
             with suppress(subprocess.TimeoutExpired):
-                child.wait(_LEAVE)
-        curve, weights = done[0]
-        return curve, weights
+                child.wait(_EXIT_SECONDS)
+        return cast(_Result, results[0])
 
 
 @contextmanager
-def _crew(size: int, folder: Path) -> "Iterator[list[subprocess.Popen[bytes]]]":
+def _start_processes(size: int, folder: Path) -> Iterator[list[Child]]:
     """Start the processes; at the end none of them is left."""
-    # The interface's name is all that gloo can be told; the loopback one keeps strangers out.
+    # Gloo is configured by the name of a network interface alone; other machines cannot reach the loopback interface.
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": loopback, _INSIDE: "1"}
-    crew: list[subprocess.Popen[bytes]] = []
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": loopback, _CHILD_VARIABLE: "1"}
+    command = [sys.executable, "-c", _CHILD]
+    pipe = subprocess.PIPE
+    children: list[Child] = []
     try:
         for rank in range(size):
             with (folder / f"stderr-{rank}").open("wb") as errors:
-                crew.append(
-                    subprocess.Popen(
-                        [sys.executable, "-c", _CHILD],
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=errors,
-                        env=environment,
-                    )
-                )
-        yield crew
+                children.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=environment))
+        yield children
     finally:
-        for child in crew:
+        for child in children:
             child.kill()
             child.wait()
-            for pipe in (child.stdin, child.stdout):
+            for stream in (child.stdin, child.stdout):
                 with suppress(OSError):
-                    if pipe is not None:
-                        pipe.close()
+                    if stream is not None:
+                        stream.close()
 
 
-def _preparation(packed: bytes) -> dict[str, Any]:
+def _build_preparation(packed: bytes) -> dict[str, object]:
     data = spawn.get_preparation_data("fit")
-    # It cannot be pickled, and nothing here authenticates by it.
+    # The key cannot be pickled, and nothing here authenticates by it.
     data.pop("authkey", None)
     if b"__main__" not in packed and b"__mp_main__" not in packed:
-        # The script that started all this is run again only where a class of it travels.
+        # The main script is imported again only if the job contains a class that it defines.
         data.pop("init_main_from_path", None)
         data.pop("init_main_from_name", None)
     return data
 
 
-def _send(child: "subprocess.Popen[bytes]", preparation: dict[str, Any], place: tuple[Any, ...], packed: bytes) -> None:
+def _send_job(child: Child, packed: bytes, position: tuple[int, int, str]) -> None:
+    """Send preparation data, the position in the process group and the job to a process.
+
+    Args:
+        child: The process.
+        packed: The pickled job.
+        position: Rank, number of processes, and the path of the file through which the processes meet.
+    """
     assert child.stdin is not None
-    # A child that died meanwhile says so by the end of its output.
+    # The end of its output reports that a process died meanwhile.
     with suppress(BrokenPipeError):
-        child.stdin.write(pickle.dumps(preparation) + pickle.dumps(place) + packed)
+        child.stdin.write(pickle.dumps(_build_preparation(packed)) + pickle.dumps(position) + packed)
         child.stdin.flush()
 
 
-def _listen(rank: int, child: "subprocess.Popen[bytes]", messages: "queue.Queue[tuple[int, str, Any]]") -> None:
-    """Pass on what one process says, and that it says no more."""
+def _forward_messages(rank: int, child: Child, messages: "queue.Queue[_Message]") -> None:
+    """Put the messages of one process into a queue, and ``died`` at their end."""
     assert child.stdout is not None
     with suppress(EOFError, OSError, ValueError, pickle.UnpicklingError):
         while True:
-            messages.put((rank, *pickle.load(child.stdout)))
-    messages.put((rank, "died", None))
+            messages.put(_Message(rank, *pickle.load(child.stdout)))
+    messages.put(_Message(rank, "died", None))
 
 
-def _last_words(messages: "queue.Queue[tuple[int, str, Any]]") -> list[tuple[int, str, Any]]:
-    found = []
-    deadline = time.monotonic() + _GRACE
+def _collect_messages(messages: "queue.Queue[_Message]") -> list[_Message]:
+    """Return the messages that arrive shortly after a failure."""
+    rest = []
+    deadline = time.monotonic() + _REPORT_SECONDS
     with suppress(queue.Empty):
         while True:
-            found.append(messages.get(timeout=max(deadline - time.monotonic(), 0)))
-    return found
+            rest.append(messages.get(timeout=max(deadline - time.monotonic(), 0)))
+    return rest
 
 
-def _failure(said: list[tuple[int, str, Any]], crew: "list[subprocess.Popen[bytes]]", folder: Path) -> Exception:
-    """Return the error that explains most: a named one, else a process that died, else what the first one met."""
-    for _, kind, content in said:
-        if kind == "failed" and isinstance(content, AutocompressError):
-            return content
-    spoken = {rank for rank, kind, _ in said if kind == "failed"}
-    for rank, kind, _ in said:
-        if kind == "died" and rank not in spoken:
+def _explain_failure(messages: Sequence[_Message], children: Sequence[Child], folder: Path) -> Exception:
+    """Return the error that explains most: a named error, else a process that died, else the first exception."""
+    failures = [message for message in messages if message.kind == "failed"]
+    for failure in failures:
+        if isinstance(failure.content, AutocompressError):
+            return failure.content
+    reported = {failure.rank for failure in failures}
+    for rank, kind, _ in messages:
+        if kind == "died" and rank not in reported:
             lines = (folder / f"stderr-{rank}").read_text(errors="replace").strip().splitlines()
             why = f": {lines[-1]}" if lines else ""
-            return TrialError(f"process {rank} of {len(crew)} of this fit died (exit code {crew[rank].wait()}){why}")
-    rank, content = next((rank, content) for rank, kind, content in said if kind == "failed")
-    return TrialError(f"process {rank} of {len(crew)} of this fit failed: {content}")
+            code = children[rank].wait()
+            return TrialError(f"process {rank} of {len(children)} of this fit died (exit code {code}){why}")
+    return TrialError(f"process {failures[0].rank} of {len(children)} of this fit failed: {failures[0].content}")
 
 
-def serve(stream: IO[bytes]) -> None:
-    """Run one process of a fit; its part comes from ``stream``, what it finds goes to the standard output."""
+def run_process(stream: IO[bytes]) -> None:
+    """Run one process of a fit.
+
+    Args:
+        stream: Input from which the process reads its position and its job; messages go to the standard output.
+    """
     # Ctrl-C reaches the whole process group; the parent answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = os.fdopen(os.dup(1), "wb")
-    # Whatever a task prints must not mix with the messages.
+    # The output of a task's own print calls must not mix with the messages.
     os.dup2(2, 1)
 
-    def say(kind: str, content: Any) -> None:
+    def send_message(kind: str, content: object) -> None:
         channel.write(pickle.dumps((kind, content)))
         channel.flush()
 
     try:
         rank, size, meeting = pickle.load(stream)
         job: _Job = pickle.load(stream)
-        threading.Thread(target=_leave_with_parent, args=(stream.fileno(),), daemon=True).start()
-        say("done", _work(job, rank, size, meeting, say))
+        threading.Thread(target=_exit_with_parent, args=(stream.fileno(),), daemon=True).start()
+        on_epoch = (lambda row: send_message("epoch", row)) if rank == 0 else None
+        request = replace(job.request, on_epoch=on_epoch)
+        send_message("done", _run_fit(replace(job, request=request), ProcessGroup(rank, size), meeting))
     except AutocompressError as error:
-        say("failed", error)
+        send_message("failed", error)
     except Exception as error:
-        say("failed", f"{type(error).__name__}: {error}")
+        send_message("failed", f"{type(error).__name__}: {error}")
 
 
-def _work(
-    job: _Job, rank: int, size: int, meeting: str, say: Callable[[str, Any], None]
-) -> tuple[list[dict[str, float]], Mapping[str, Tensor]] | None:
+def _run_fit(job: _Job, group: ProcessGroup, meeting: str) -> _Result | None:
+    """Run this process's share of a fit; only rank 0 returns the result, which is the same in every process."""
     torch.set_num_threads(job.threads)
     torch.set_flush_denormal(job.flush_denormal)
-    torch.manual_seed(job.seed + rank)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    torch.manual_seed(job.request.seed + group.rank)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=group.rank, world_size=group.size)
     try:
-        curve = loop.run(
-            job.model,
-            job.task,
-            job.train,
-            job.part,
-            terms=job.terms,
-            teacher=job.teacher,
-            seed=job.seed,
-            on_epoch=(lambda row: say("epoch", row)) if rank == 0 else None,
-            team=Team(rank, size),
-        ).curve
+        curve = Trainer(job.model, job.request, group).run().curve
     finally:
         dist.destroy_process_group()
-    return (curve, job.model.state_dict()) if rank == 0 else None
+    return _Result(curve, job.model.state_dict()) if group.rank == 0 else None
 
 
-def _leave_with_parent(descriptor: int) -> None:
-    """End this process when the other end of its input is gone."""
+def _exit_with_parent(descriptor: int) -> None:
+    """End this process when the other end of its input is closed.
+
+    Args:
+        descriptor: File descriptor of the input.
+    """
     while os.read(descriptor, 1):
         pass
+    # Called from a thread, where sys.exit would end the thread alone.
     os._exit(1)
 
 
-def _flushes_denormals() -> bool:
+def _is_flushing_denormals() -> bool:
     return bool(torch.tensor(torch.finfo(torch.float32).tiny).div(2) == 0)

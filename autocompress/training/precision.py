@@ -1,6 +1,7 @@
-"""Single precision or bfloat16, chosen by name or by a quick measured probe."""
+"""The precision of a fit, float32 or bfloat16, chosen by name or by a short measurement."""
 
 import copy
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -9,73 +10,88 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autocompress.core.task import Split, Task, as_heads
-from autocompress.training.device import CPU, made_on, wait_for
+from autocompress.core.task import Split, Task, logits_by_head
+from autocompress.training.device import CPU, default_device, synchronize_device
 
+logger = logging.getLogger(__name__)
+
+# Training steps of the probe in each precision; the fastest counts, so that the first one may warm up.
 PROBE_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Single precision, or bfloat16 autocast on channels_last.
+    """Single precision, or bfloat16 autocast on channels_last memory.
 
     Attributes:
-        low: Whether it is the latter.
-        device: Where the model runs.
+        is_bfloat16: Whether forward passes run in bfloat16.
+        device: Device of the model.
     """
 
-    low: bool
+    is_bfloat16: bool
     device: torch.device = CPU
 
-    def running(self) -> AbstractContextManager[None]:
-        """Return a context in which forward passes run in this precision, and make what they need where they run."""
-        return _autocast(self.low, self.device)
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return a context for forward passes in this precision, which creates new tensors on the model's device."""
+        return _autocast_on(self.device, self.is_bfloat16)
 
-    def leave(self, model: nn.Module) -> None:
-        """Give the model back in the plain memory layout."""
-        if self.low:
-            _lay_out(model, torch.contiguous_format)
+    def restore_layout(self, model: nn.Module) -> None:
+        """Put the parameters of the model back into contiguous memory."""
+        if self.is_bfloat16:
+            _set_memory_format(model, torch.contiguous_format)
 
 
 @contextmanager
-def _autocast(low: bool, device: torch.device) -> Iterator[None]:
-    with made_on(device), torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+def _autocast_on(device: torch.device, is_bfloat16: bool) -> Iterator[None]:
+    with default_device(device), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bfloat16):
         yield
 
 
-def choose_precision(wanted: str, model: nn.Module, task: Task, batch: Split) -> Precision:
-    """Return the precision called ``wanted`` and lay the model out for it; ``auto`` takes the faster one here."""
-    low = wanted == "bfloat16" or (wanted == "auto" and bfloat16_pays(model, task, batch))
-    if low:
-        _lay_out(model, torch.channels_last)
-    return Precision(low, batch.inputs[0].device)
+def choose_precision(name: str, model: nn.Module, task: Task, batch: Split) -> Precision:
+    """Return a precision and put the model into its memory layout.
+
+    Args:
+        name: Name of the precision: ``float32``, ``bfloat16``, or ``auto`` for the faster one on this machine.
+        model: The model, whose values do not change.
+        task: The learning problem, which gives the loss for the measurement.
+        batch: Examples for the measurement, on the device of the model.
+    """
+    is_bfloat16 = name == "bfloat16" or (name == "auto" and is_bfloat16_faster(model, task, batch))
+    if name == "auto":
+        logger.info("The faster precision here is %s", "bfloat16" if is_bfloat16 else "float32")
+    if is_bfloat16:
+        _set_memory_format(model, torch.channels_last)
+    return Precision(is_bfloat16, batch.inputs[0].device)
 
 
-def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
     for parameter in model.parameters():
+        # Only the weights of 2D convolutions have four axes; torch defines channels_last for these alone.
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
-def bfloat16_pays(model: nn.Module, task: Task, batch: Split) -> bool:
-    """Return whether a few steps in bfloat16 and channels_last are faster here than in single precision.
+def is_bfloat16_faster(model: nn.Module, task: Task, batch: Split) -> bool:
+    """Return whether training steps are faster here in bfloat16 and channels_last than in single precision.
 
-    The model is copied; its weights and statistics stay as they are.
+    The steps run on copies of the model, whose weights and statistics do not change.
     """
-    return _seconds(model, task, batch, low=True) < _seconds(model, task, batch, low=False)
+    bfloat16 = _measure_step_seconds(model, task, batch, is_bfloat16=True)
+    return bfloat16 < _measure_step_seconds(model, task, batch, is_bfloat16=False)
 
 
-def _seconds(model: nn.Module, task: Task, batch: Split, *, low: bool) -> float:
+def _measure_step_seconds(model: nn.Module, task: Task, batch: Split, *, is_bfloat16: bool) -> float:
     probe, device = copy.deepcopy(model).train(), batch.inputs[0].device
-    if low:
-        _lay_out(probe, torch.channels_last)
+    if is_bfloat16:
+        _set_memory_format(probe, torch.channels_last)
     fastest = float("inf")
     for _ in range(PROBE_STEPS):
         started = time.perf_counter()
-        with _autocast(low, device):
-            heads = as_heads(probe(*batch.inputs), task.heads)
+        with _autocast_on(device, is_bfloat16):
+            heads = logits_by_head(probe(*batch.inputs), task.heads)
             loss = task.loss({head: logits.float() for head, logits in heads.items()}, batch.targets)
         loss.backward()
-        wait_for(device)
+        # A GPU runs asynchronously: without this the clock would measure the launch alone.
+        synchronize_device(device)
         fastest = min(fastest, time.perf_counter() - started)
     return fastest

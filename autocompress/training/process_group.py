@@ -1,4 +1,4 @@
-"""The processes that fit one model together, and what each of them does its part of."""
+"""The position of a process among those that share one fit, and the collective operations of that group."""
 
 from dataclasses import dataclass
 
@@ -8,44 +8,45 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
-class Team:
-    """One process's place among those that fit a model together; by default it is alone.
+class ProcessGroup:
+    """The position of this process in a group; the default is a group of one process.
 
     Attributes:
-        rank: Which of them, from 0.
-        size: How many they are; more than one needs an initialised process group.
+        rank: Number of this process, from 0.
+        size: Number of processes; more than one needs an initialized group of ``torch.distributed``.
 
     Example:
         >>> import torch
-        >>> Team(rank=1, size=3).share(torch.arange(8)).tolist()
+        >>> ProcessGroup(rank=1, size=3).local_rows(torch.arange(8)).tolist()
         [1, 4, 7]
     """
 
     rank: int = 0
     size: int = 1
 
-    def share(self, rows: Tensor) -> Tensor:
-        """Return this process's rows of a global batch, ``[B] -> [B / size]``; shares differ by one row at most."""
+    def local_rows(self, rows: Tensor) -> Tensor:
+        """Return this process's share of a global batch, ``[B] -> [B / size]``; shares differ by one row at most."""
         return rows[self.rank :: self.size]
 
-    def factor(self, share: Tensor, rows: Tensor) -> float:
-        """Return what a share's mean loss is multiplied by, so that the mean over the team is the batch's mean."""
+    def loss_scale(self, share: Tensor, rows: Tensor) -> float:
+        """Return the factor of a share's mean loss that makes the mean over the group the mean over the batch."""
         return len(share) * self.size / len(rows)
 
-    def mean(self, value: Tensor) -> Tensor:
-        """Return the mean over the team, the same in every process."""
+    def all_reduce_mean(self, value: Tensor) -> Tensor:
+        """Return the mean over the group, the same in every process."""
         if self.size == 1:
             return value
         total = value.detach().clone()
         dist.all_reduce(total)
         return total / self.size
 
-    def join(self, module: nn.Module) -> nn.Module:
-        """Return the module with its gradients averaged over the team in each backward pass."""
+    def wrap_module(self, module: nn.Module) -> nn.Module:
+        """Return the module with its gradients averaged over the group in each backward pass."""
+        # DistributedDataParallel refuses a module without trainable parameters.
         if self.size == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
             return module
-        # A term may leave parameters out of a step: a head of weight 0, a layer behind a tap.
+        # A step may leave parameters out: a head of weight 0, or the layers behind the one that a term reads.
         return DistributedDataParallel(module, find_unused_parameters=True)
 
 
-ALONE = Team()
+SINGLE_PROCESS = ProcessGroup()

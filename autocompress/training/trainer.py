@@ -1,6 +1,7 @@
-"""The epochs of one fit, as each process of a team runs them."""
+"""The training loop: one fit of one model, run by each process that takes part in it."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,155 +13,282 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.core.config import Part
 from autocompress.core.registry import FITS
-from autocompress.core.task import Split, Task, as_heads
+from autocompress.core.task import Split, Task, logits_by_head
 from autocompress.distill.activations import head_layers
-from autocompress.distill.base import Beside, TeacherSource
+from autocompress.distill.base import AuxiliaryLoss, TeacherSource
 from autocompress.errors import TrialError
-from autocompress.training.device import CPU, made_on, moved
-from autocompress.training.objective import Lesson
+from autocompress.training.device import CPU, default_device, move_model
+from autocompress.training.objective import TrainingObjective
 from autocompress.training.optimizers import SCHEDULES, FitConfig, fit_config
-from autocompress.training.precision import choose_precision
-from autocompress.training.process_group import ALONE, Team
-from autocompress.training.state import facts, freeze, thaw
+from autocompress.training.precision import Precision, choose_precision
+from autocompress.training.process_group import SINGLE_PROCESS, ProcessGroup
+from autocompress.training.state import Stateful, read_facts, restore_state, serialize_state
 
-HELD_OUT = 0.1
+logger = logging.getLogger(__name__)
 
+#: One row of the training curve: ``epoch``, ``loss`` and, with patience, ``held_out_loss``.
+CurveRow = dict[str, float]
 
-class _Step(nn.Module):
-    """The model, what is learned beside it, and the loss of one batch: what a team synchronises."""
-
-    def __init__(self, lesson: Lesson, model: nn.Module, learned: nn.Module) -> None:
-        super().__init__()
-        self.lesson, self.model, self.learned = lesson, model, learned
-
-    def forward(self, examples: Split, known: Mapping[str, Tensor], noise: torch.Generator) -> Tensor:
-        """Return the loss, ``[]``."""
-        return self.lesson.loss(examples, known, noise)
+# Share of the training split that early stopping holds out, and the smallest split that can spare it.
+HELD_OUT_SHARE = 0.1
+MIN_EXAMPLES_TO_HOLD_OUT = 20
+# Examples on which the adapters of distillation terms are sized: they need shapes, not statistics.
+ADAPTER_BATCH = 8
+# Distance of the noise seeds from the seed that orders the examples, and from process to process.
+NOISE_SEED_STRIDE = 7919
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What a fit came to.
+class FitRequest:
+    """Everything that determines one fit, except the model that it trains.
+
+    Epoch ``e`` reads augmented view ``e % task.views`` of the training split, and the teacher's cached logits on that
+    same view, so that student and teacher see the same pixels (Beyer et al. 2022, arXiv:2106.05237). Terms that read
+    layers or perturb inputs, and mixup, run the teacher live.
 
     Attributes:
-        curve: One row an epoch, those before a pause included.
-        paused: What it goes on from; empty when it has ended.
+        task: The learning problem, which gives the augmented views and the loss.
+        train: The training split.
+        optimizer: The optimizer with its settings: epochs, batch size, learning rate. Its epochs are those of the whole
+            fit, pauses included.
+        terms: Distillation terms: exactly one on logits, any number on features.
+        teacher: The teacher with its cached logits; ``None`` if no term reads one.
+        seed: Seed of the order of the examples, of mixup and of attacks.
+        until: Number of epochs after which the fit pauses; ``None`` for all epochs.
+        paused: State of the earlier segment of this fit, which replaces the model's weights; empty for a new fit.
+        auxiliary_loss: An additional loss of each batch, such as that of sub-networks trained with the model.
+        on_epoch: Function that is called with each new row of the curve.
+        after_step: Function that is called after each optimizer step, for example to apply pruning masks again.
+        device: Device of the fit. The model is on the CPU before and after. On a GPU, resumed fits are equivalent to
+            uninterrupted ones but not bit for bit the same.
     """
 
-    curve: list[dict[str, float]]
+    task: Task
+    train: Split
+    optimizer: Part
+    terms: Sequence[Part] = (Part("none"),)
+    teacher: TeacherSource | None = None
+    seed: int = 0
+    until: int | None = None
+    paused: bytes = b""
+    auxiliary_loss: AuxiliaryLoss | None = None
+    on_epoch: Callable[[CurveRow], None] | None = None
+    after_step: Callable[[], None] | None = None
+    device: torch.device = CPU
+
+    @property
+    def config(self) -> FitConfig:
+        """The typed settings of the optimizer."""
+        return fit_config(self.optimizer)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The result of a fit or of one segment of it.
+
+    Attributes:
+        curve: One row per epoch, earlier segments included.
+        paused: State from which the fit resumes; empty if the fit is complete.
+    """
+
+    curve: list[CurveRow]
     paused: bytes = b""
 
 
-def run(
-    model: nn.Module,
-    task: Task,
-    train: Split,
-    part: Part,
-    *,
-    terms: Sequence[Part],
-    teacher: TeacherSource | None,
-    seed: int,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
-    after_step: Callable[[], None] | None = None,
-    team: Team = ALONE,
-    until: int | None = None,
-    paused: bytes = b"",
-    beside: Beside | None = None,
-    device: torch.device = CPU,
-) -> Fitted:
-    """Train ``model`` in place, as one process of ``team``, and return its curve.
+class Trainer:
+    """Trains one model as one process of a process group.
 
-    Model, batches and the teacher where it runs live are on ``device`` meanwhile; afterwards the model is back on the
-    processor.
+    All processes draw the same order of the examples, and each takes its share of every batch. Attacks, mixup, terms
+    that relate the examples of a batch and batch-norm statistics see only that share.
 
-    With ``until`` it pauses after that many epochs, and goes on from ``paused`` as if it never had: the schedule is
-    that of all epochs. Where the fit pauses, ``model`` is left as evaluation wants it.
-
-    Every process draws the same order of the examples and takes its share of each batch. Attacks, mixup and the
-    terms that relate the examples of a batch see the share alone, and so do the statistics of batch norms.
+    Args:
+        model: The model, trained in place and left in evaluation mode.
+        request: The fit.
+        group: The position of this process among those that share the fit.
 
     Raises:
-        TrialError: The loss is no longer finite, a term needs a teacher and there is none, or a tap does not exist.
+        TrialError: A term needs a teacher and there is none, not exactly one term is on logits, or the paused state is
+            damaged.
     """
-    config = fit_config(part)
-    with made_on(device):
-        lesson = Lesson.of(terms, task, config, teacher, seed)
-    lesson.beside = beside
-    kept, held = hold_out(train, config, seed)
-    batch = min(config.batch_size, len(kept))
-    # A batch of one has no batch statistics, so a remainder is dropped rather than normalised by itself.
-    steps = len(kept) // batch
-    order = torch.Generator().manual_seed(seed)
-    noise = torch.Generator().manual_seed(seed + 7919 * (team.rank + 1))
-    before = facts(paused) if paused else {}
-    # A probe must not answer differently after a pause.
-    wanted = config.precision if not before else "bfloat16" if before["low"] else "float32"
-    curve: list[dict[str, float]] = list(before.get("curve", []))
-    best = _Best(config.patience)
-    frozen = b""
-    with ExitStack() as stack:
-        stack.enter_context(moved(model, device))
-        if lesson.live and teacher is not None:
-            stack.enter_context(moved(teacher.model, device))
-        precision = choose_precision(wanted, model, task, train.take(slice(0, batch)).to(device))
+
+    def __init__(self, model: nn.Module, request: FitRequest, group: ProcessGroup = SINGLE_PROCESS) -> None:
+        self._model, self._request, self._group = model, request, group
+        self._config = config = request.config
+        with default_device(request.device):
+            self._objective = TrainingObjective.from_terms(
+                request.terms, request.task, config, request.teacher, request.seed
+            )
+        self._objective.auxiliary_loss = request.auxiliary_loss
+        self._rows, self._held_out = hold_out(request.train, config, request.seed)
+        self._batch_size = min(config.batch_size, len(self._rows))
+        # A batch of one has no batch statistics, so the remainder is dropped instead of being normalized by itself.
+        self._steps = len(self._rows) // self._batch_size
+        self._order = torch.Generator().manual_seed(request.seed)
+        self._noise = torch.Generator().manual_seed(request.seed + NOISE_SEED_STRIDE * (group.rank + 1))
+        facts = read_facts(request.paused) if request.paused else {}
+        # After a pause the precision is fixed: a second probe could choose the other one.
+        self._precision_name = config.precision if not facts else "bfloat16" if facts["low"] else "float32"
+        self._curve: list[CurveRow] = list(facts.get("curve", []))
+        self._best = _BestWeights(config.patience)
+
+    def run(self) -> FitResult:
+        """Train the model up to the end of the fit or to its pause, and return the curve.
+
+        The model, the batches and a live teacher are on the device of the request meanwhile.
+
+        Raises:
+            TrialError: The loss is no longer finite, a layer that a term names does not exist, or the paused state
+                belongs to another model.
+        """
+        paused = b""
+        with ExitStack() as stack:
+            self._prepare(stack)
+            if self._request.paused:
+                self._resume()
+            last_epoch = self._find_last_epoch()
+            for epoch in range(len(self._curve), last_epoch):
+                loss = self._train_epoch(epoch)
+                held_out_loss = self._validate()
+                self._record_epoch(epoch, loss, held_out_loss)
+                if held_out_loss is not None and self._best.update(self._model, held_out_loss):
+                    logger.debug("Early stopping after epoch %d: held-out loss %.4g", epoch + 1, held_out_loss)
+                    break
+            else:
+                if last_epoch < self._config.epochs:
+                    paused = self._serialize_state()
+            self._best.restore(self._model)
+            self._precision.restore_layout(self._model)
+        self._model.eval()
+        return FitResult(self._curve, paused)
+
+    def _prepare(self, stack: ExitStack) -> None:
+        """Move the models, attach hooks, and build adapters, optimizer and schedule."""
+        model, request, config = self._model, self._request, self._config
+        stack.enter_context(move_model(model, request.device))
+        if self._objective.is_teacher_live and request.teacher is not None:
+            stack.enter_context(move_model(request.teacher.model, request.device))
+        probe = request.train.take(slice(0, self._batch_size)).to(request.device)
+        self._precision: Precision = choose_precision(self._precision_name, model, request.task, probe)
         if config.backbone == "frozen":
-            stack.enter_context(_frozen_backbone(model))
-        lesson.listen(stack, model)
-        with precision.running():
-            learned = lesson.learned(train.take(kept[: min(batch, 8)]).to(device))
-        step_loss = team.join(_Step(lesson, model, learned))
-        parameters = [p for p in (*model.parameters(), *learned.parameters()) if p.requires_grad]
-        optimizer = FITS.get(part.name).optimizer(config, parameters)
-        schedule = SCHEDULES[config.schedule](optimizer, config, config.epochs * steps)
-        parts = {"model": model, "learned": learned, "optimizer": optimizer, "schedule": schedule, "best": best}
-        generators = {"order": order, "noise": noise}
-        if paused:
-            thaw(paused, parts, generators)
-        last = config.epochs if until is None else min(until, config.epochs)
-        for epoch in range(len(curve), last):
-            _train(model)
-            index = epoch % task.views
-            view = task.view(train, index)
-            known = lesson.known(index)
-            shuffled = kept[torch.randperm(len(kept), generator=order, device=CPU)]
-            total = torch.zeros((), device=device)
-            for step in range(steps):
-                rows = shuffled[step * batch : (step + 1) * batch]
-                mine = team.share(rows)
-                with precision.running():
-                    says = {head: logits[mine].to(device) for head, logits in known.items()}
-                    loss = step_loss(view.take(mine).to(device), says, noise)
-                    loss = loss * team.factor(mine, rows)
-                optimizer.zero_grad()
-                loss.backward()
-                if config.clip_norm > 0:
-                    nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-                optimizer.step()
-                schedule.after_step()
-                if after_step is not None:
-                    after_step()
-                total += loss.detach()
-            total = team.mean(total)
-            row = {"epoch": float(epoch + 1), "loss": float(total / steps)}
-            if not torch.isfinite(total):
-                raise TrialError(f"the loss is {row['loss']} in epoch {epoch + 1}; lower fit.learning_rate")
-            lesson.after_epoch(team.mean)
-            if held is not None:
-                # Statistics of batch norms differ between processes, but all of them must end in the same epoch.
-                row["held_out_loss"] = float(team.mean(_loss(model, task, held, device)))
-            curve.append(row)
-            schedule.after_epoch(row.get("held_out_loss", row["loss"]))
-            if on_epoch is not None:
-                on_epoch(row)
-            if held is not None and best.ends(model, row["held_out_loss"]):
-                break
-        else:
-            if last < config.epochs:
-                frozen = freeze(parts, generators, {"curve": curve, "low": precision.low})
-        best.put_back(model)
-        precision.leave(model)
-    model.eval()
-    return Fitted(curve, frozen)
+            stack.enter_context(_freeze_backbone(model))
+        self._objective.attach_hooks(stack, model)
+        with self._precision.autocast():
+            sample = request.train.take(self._rows[: min(self._batch_size, ADAPTER_BATCH)]).to(request.device)
+            self._adapters = self._objective.build_adapters(sample)
+        self._batch_loss = self._group.wrap_module(_BatchLoss(self._objective, model, self._adapters))
+        modules = (*model.parameters(), *self._adapters.parameters())
+        self._parameters = [parameter for parameter in modules if parameter.requires_grad]
+        self._optimizer = FITS.get(request.optimizer.name).optimizer(config, self._parameters)
+        self._schedule = SCHEDULES[config.schedule](self._optimizer, config, config.epochs * self._steps)
+
+    def _resume(self) -> None:
+        """Continue from the paused state of the request."""
+        restore_state(self._request.paused, self._stateful_parts(), self._generators())
+        logger.debug("Resumed a fit after %d of %d epochs", len(self._curve), self._config.epochs)
+
+    def _serialize_state(self) -> bytes:
+        """Return everything from which the fit resumes."""
+        logger.debug("Paused a fit after %d of %d epochs", len(self._curve), self._config.epochs)
+        facts = {"curve": self._curve, "low": self._precision.is_bfloat16}
+        return serialize_state(self._stateful_parts(), self._generators(), facts)
+
+    def _stateful_parts(self) -> Mapping[str, Stateful]:
+        # The names belong to the stored format of paused states.
+        return {
+            "model": self._model,
+            "learned": self._adapters,
+            "optimizer": self._optimizer,
+            "schedule": self._schedule,
+            "best": self._best,
+        }
+
+    def _generators(self) -> Mapping[str, torch.Generator]:
+        return {"order": self._order, "noise": self._noise}
+
+    def _find_last_epoch(self) -> int:
+        until = self._request.until
+        return self._config.epochs if until is None else min(until, self._config.epochs)
+
+    def _train_epoch(self, epoch: int) -> float:
+        """Train on each batch of one augmented view once and return the mean loss.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+
+        Raises:
+            TrialError: The loss is no longer finite.
+        """
+        request = self._request
+        _set_training_mode(self._model)
+        index = epoch % request.task.views
+        view = request.task.view(request.train, index)
+        cached_logits = self._objective.cached_logits(index)
+        rows = self._rows[torch.randperm(len(self._rows), generator=self._order, device=CPU)]
+        # The sum stays on the device: reading it in each step would make the host wait for the GPU.
+        total = torch.zeros((), device=request.device)
+        for step in range(self._steps):
+            batch = rows[step * self._batch_size : (step + 1) * self._batch_size]
+            total += self._train_step(view, cached_logits, batch)
+        total = self._group.all_reduce_mean(total)
+        loss = float(total / self._steps)
+        if not torch.isfinite(total):
+            raise TrialError(f"the loss is {loss} in epoch {epoch + 1}; lower fit.learning_rate")
+        self._objective.after_epoch(self._group.all_reduce_mean)
+        return loss
+
+    def _train_step(self, view: Split, cached_logits: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """Take one optimizer step and return the loss of this process's share of the batch, ``[]``.
+
+        Args:
+            view: The augmented training split.
+            cached_logits: The teacher's logits on the view, ``{head: [N, C]}``; empty if the teacher runs live.
+            rows: Row numbers of the batch, ``[B]``.
+        """
+        device = self._request.device
+        local = self._group.local_rows(rows)
+        with self._precision.autocast():
+            teacher_logits = {head: logits[local].to(device) for head, logits in cached_logits.items()}
+            loss: Tensor = self._batch_loss(view.take(local).to(device), teacher_logits, self._noise)
+            loss = loss * self._group.loss_scale(local, rows)
+        self._optimizer.zero_grad()
+        loss.backward()
+        if self._config.clip_norm > 0:
+            nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
+        self._optimizer.step()
+        self._schedule.after_step()
+        if self._request.after_step is not None:
+            self._request.after_step()
+        return loss.detach()
+
+    def _validate(self) -> float | None:
+        """Return the task's loss on the held-out examples; ``None`` if the fit has no patience."""
+        if self._held_out is None:
+            return None
+        loss = _compute_task_loss(self._model, self._request.task, self._held_out, self._request.device)
+        # Batch-norm statistics differ between processes, but all processes must stop in the same epoch.
+        return float(self._group.all_reduce_mean(loss))
+
+    def _record_epoch(self, epoch: int, loss: float, held_out_loss: float | None) -> None:
+        """Append a row to the curve, step the schedule, and report the row."""
+        row = {"epoch": float(epoch + 1), "loss": loss}
+        if held_out_loss is not None:
+            row["held_out_loss"] = held_out_loss
+        self._curve.append(row)
+        self._schedule.after_epoch(row.get("held_out_loss", loss))
+        if self._request.on_epoch is not None:
+            self._request.on_epoch(row)
+
+
+class _BatchLoss(nn.Module):
+    """The loss of one batch as a module of everything that is trained, so that processes average its gradients."""
+
+    def __init__(self, objective: TrainingObjective, model: nn.Module, adapters: nn.Module) -> None:
+        super().__init__()
+        self.objective, self.model, self.adapters = objective, model, adapters
+
+    def forward(self, examples: Split, teacher_logits: Mapping[str, Tensor], noise: torch.Generator) -> Tensor:
+        """Return the loss, ``[]``."""
+        return self.objective.loss(examples, teacher_logits, noise)
 
 
 @torch.no_grad()
@@ -168,22 +296,22 @@ def predict(model: nn.Module, task: Task, split: Split, batch_size: int = 512) -
     """Return the model's logits on a split, ``{head: [N, C]}``, in evaluation mode and on the model's own device."""
     model.eval()
     device = next((parameter.device for parameter in model.parameters()), CPU)
-    parts = [as_heads(model(*batch.to(device).inputs), task.heads) for batch in split.batches(batch_size)]
+    parts = [logits_by_head(model(*batch.to(device).inputs), task.heads) for batch in split.batches(batch_size)]
     return {head: torch.cat([part[head] for part in parts]) for head in task.heads}
 
 
 def hold_out(train: Split, config: FitConfig, seed: int) -> tuple[Tensor, Split | None]:
-    """Return the rows to train on, and what is held out of the training split where patience asks for it."""
+    """Return the row numbers to train on, ``[N]``, and the held-out examples, which exist only with patience."""
     rows = torch.arange(len(train))
-    if not config.patience or len(train) < 20:
+    if not config.patience or len(train) < MIN_EXAMPLES_TO_HOLD_OUT:
         return rows, None
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed + 1))
-    cut = int(len(train) * HELD_OUT)
-    return order[cut:], train.take(order[:cut])
+    count = int(len(train) * HELD_OUT_SHARE)
+    return order[count:], train.take(order[:count])
 
 
-def _train(model: nn.Module) -> None:
-    """Set the training mode, but leave the statistics of frozen batch norms in use and as they are."""
+def _set_training_mode(model: nn.Module) -> None:
+    """Set training mode, except for batch norms with frozen weights: they use their running statistics unchanged."""
     model.train()
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
@@ -191,8 +319,8 @@ def _train(model: nn.Module) -> None:
 
 
 @contextmanager
-def _frozen_backbone(model: nn.Module) -> Iterator[None]:
-    """Let the heads alone be trained; afterwards every parameter is what it was.
+def _freeze_backbone(model: nn.Module) -> Iterator[None]:
+    """Freeze all parameters but those of the heads; afterwards each parameter is as trainable as before.
 
     Raises:
         TrialError: The model has no linear layer that could be its head.
@@ -206,45 +334,45 @@ def _frozen_backbone(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter, trained in before:
-            parameter.requires_grad_(trained)
+        for parameter, requires_grad in before:
+            parameter.requires_grad_(requires_grad)
 
 
-class _Best:
-    """The weights of the best held-out loss so far."""
+class _BestWeights:
+    """The weights with the lowest held-out loss so far."""
 
     def __init__(self, patience: int) -> None:
         self._patience = patience
         self._loss = float("inf")
-        self._worse = 0
+        self._epochs_without_improvement = 0
         self._weights: dict[str, Tensor] = {}
 
-    def ends(self, model: nn.Module, loss: float) -> bool:
-        """Take note of an epoch; return whether the fit should end."""
+    def update(self, model: nn.Module, loss: float) -> bool:
+        """Record the held-out loss of an epoch and return whether patience is exhausted."""
         if loss < self._loss:
-            self._loss, self._worse = loss, 0
+            self._loss, self._epochs_without_improvement = loss, 0
             self._weights = copy.deepcopy(model.state_dict())
         else:
-            self._worse += 1
-        return self._worse >= self._patience
+            self._epochs_without_improvement += 1
+        return self._epochs_without_improvement >= self._patience
 
-    def state_dict(self) -> Mapping[str, Any]:
-        """Return the loss, how many epochs have been worse since, and the weights."""
-        return {"loss": self._loss, "worse": self._worse, "weights": self._weights}
+    def state_dict(self) -> Mapping[str, object]:
+        """Return the best loss, the number of worse epochs since, and the weights."""
+        return {"loss": self._loss, "worse": self._epochs_without_improvement, "weights": self._weights}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up what another one knew."""
-        self._loss, self._worse = state_dict["loss"], state_dict["worse"]
+        """Continue from the state of another instance."""
+        self._loss, self._epochs_without_improvement = state_dict["loss"], state_dict["worse"]
         self._weights = dict(state_dict["weights"])
 
-    def put_back(self, model: nn.Module) -> None:
-        """Give the model its best weights, if any epoch was noted."""
+    def restore(self, model: nn.Module) -> None:
+        """Load the best weights into the model, if any epoch was recorded."""
         if self._weights:
             model.load_state_dict(self._weights)
 
 
 @torch.no_grad()
-def _loss(model: nn.Module, task: Task, split: Split, device: torch.device) -> Tensor:
+def _compute_task_loss(model: nn.Module, task: Task, split: Split, device: torch.device) -> Tensor:
     targets = {head: target.to(device) for head, target in split.targets.items()}
-    with made_on(device):
+    with default_device(device):
         return task.loss(predict(model, task, split), targets)

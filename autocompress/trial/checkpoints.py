@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import TrialError
 
-LENGTH = 8
+HEADER_BYTES = 8
 
 
 def write_checkpoint(
@@ -40,12 +40,12 @@ def read_checkpoint(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any], 
     except SafetensorError as damage:
         raise ValueError(str(damage)) from damage
     # A safetensors file opens with its header's length (8 bytes, little-endian) and a JSON header.
-    size = int.from_bytes(content[:LENGTH], "little")
-    history = json.loads(json.loads(content[LENGTH : LENGTH + size])["__metadata__"]["history"])
+    size = int.from_bytes(content[:HEADER_BYTES], "little")
+    history = json.loads(json.loads(content[HEADER_BYTES : HEADER_BYTES + size])["__metadata__"]["history"])
     return weights, history["prune"], history["start"]
 
 
-def pack(state: bytes, start: Sequence[Mapping[str, Any]]) -> bytes:
+def pack_paused_state(state: bytes, start: Sequence[Mapping[str, Any]]) -> bytes:
     """Return the state of a paused fit together with the histories of what was cut before it.
 
     Example:
@@ -53,18 +53,18 @@ def pack(state: bytes, start: Sequence[Mapping[str, Any]]) -> bytes:
         (b'state', [{'layers': [1]}])
     """
     header = json.dumps([dict(step) for step in start]).encode()
-    return len(header).to_bytes(LENGTH, "little") + header + state
+    return len(header).to_bytes(HEADER_BYTES, "little") + header + state
 
 
-def unpack(content: bytes) -> tuple[bytes, list[dict[str, Any]]]:
+def unpack_paused_state(content: bytes) -> tuple[bytes, list[dict[str, Any]]]:
     """Return what :func:`pack` was given.
 
     Raises:
         TrialError: It is damaged.
     """
-    size = int.from_bytes(content[:LENGTH], "little")
+    size = int.from_bytes(content[:HEADER_BYTES], "little")
     try:
-        start = json.loads(content[LENGTH : LENGTH + size])
+        start = json.loads(content[HEADER_BYTES : HEADER_BYTES + size])
     except ValueError as damage:
         raise TrialError(f"a paused training cannot be read: {damage}") from damage
-    return content[LENGTH + size :], start
+    return content[HEADER_BYTES + size :], start

@@ -12,22 +12,22 @@ from autocompress.errors import AutocompressError
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.measure.cost import LayerCost
 from autocompress.quantize import fold_batch_norm
-from autocompress.trial.pipeline import Lab, Setup, lab, settled
+from autocompress.trial.pipeline import Setup, TrialPipeline, load_pipeline, reproducible_torch
 
 BITS = ("weight_bits", "activation_bits")
 
 
-def price(setup: Setup, training: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+def estimate_costs(setup: Setup, training: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
     """Return the costs of cuts of the untrained student, in any order; a cut that cannot be priced is left out.
 
     Of the quantizations, the one with the fewest bits is priced: what a limit asks is whether the cheapest keeps it.
     Where channels are chosen by their weights over all layers, training may choose others; the costs are about these.
     """
-    with settled():
-        place = lab(setup)
+    with reproducible_torch():
+        place = load_pipeline(setup)
         torch.manual_seed(training.seed)
-        model, _ = place.begun(training)
-        context = replace(place.context(training), tune=None, score=None)
+        model, _ = place.build_student(training)
+        context = replace(place.build_context(training), tune=None, score=None)
         found = []
         for part in dict.fromkeys(cut.prune for cut in cuts):
             mine = [cut.quantize for cut in cuts if cut.prune == part]
@@ -38,33 +38,35 @@ def price(setup: Setup, training: CompressionConfig, cuts: Sequence[Cut]) -> lis
                     pruned, _ = method.apply(model, method.config.of(part.values), context)
                 folded = fold_batch_norm(pruned, place.task.example())
                 layers = layer_costs(folded, place.task.example())
-                found += [_costs(place, setup, training, folded, layers, each) for each in _fewest_bits(mine)]
+                found += [
+                    _measure_costs(place, setup, training, folded, layers, each) for each in _select_fewest_bits(mine)
+                ]
             except AutocompressError:
                 # The trial itself says what is wrong with it.
                 continue
         return found
 
 
-def _fewest_bits(parts: Sequence[Part | None]) -> list[Part | None]:
+def _select_fewest_bits(parts: Sequence[Part | None]) -> list[Part | None]:
     """Return the float model if it is among ``parts``, and the quantization with the fewest bits."""
-    bits = {part: _bits(part) for part in parts if part is not None and _bits(part) > 0}
-    cheapest: list[Part | None] = [] if not bits else [_plain(min(bits, key=lambda part: bits[part]))]
+    bits = {part: _multiply_bits(part) for part in parts if part is not None and _multiply_bits(part) > 0}
+    cheapest: list[Part | None] = [] if not bits else [_to_post_training(min(bits, key=lambda part: bits[part]))]
     return [*cheapest, *([None] if None in parts else [])]
 
 
-def _bits(part: Part) -> float:
+def _multiply_bits(part: Part) -> float:
     settings = QUANTIZE.get(part.name).config.of(part.values).to_dict()
     return float(settings.get("weight_bits", 0)) * float(settings.get("activation_bits", 0))
 
 
-def _plain(part: Part) -> Part:
+def _to_post_training(part: Part) -> Part:
     """Return a quantization of the same bits that needs no training."""
     settings = QUANTIZE.get(part.name).config.of(part.values).to_dict()
     return Part.of("post_training", **{name: settings[name] for name in BITS})
 
 
-def _costs(
-    place: Lab,
+def _measure_costs(
+    place: TrialPipeline,
     setup: Setup,
     training: CompressionConfig,
     folded: torch.nn.Module,

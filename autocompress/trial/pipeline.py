@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
-from autocompress.core.task import Split, Splits, Task, as_heads
-from autocompress.distill.attacks import ATTACKS, EPSILON, attacked_logits
+from autocompress.core.task import Split, Splits, Task, logits_by_head
+from autocompress.distill.attacks import ATTACKS, EPSILON, predict_under_attack
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import Subject, measure
-from autocompress.prune import inherit, reestimate_batch_norm
+from autocompress.prune import inherit_weights, reestimate_batch_norm
 from autocompress.training.device import CPU
-from autocompress.training.fit import fit, fit_until, predict
+from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
-from autocompress.trial.checkpoints import pack, read_checkpoint, unpack
-from autocompress.trial.recipe import starting_cuts
+from autocompress.trial.checkpoints import pack_paused_state, read_checkpoint, unpack_paused_state
+from autocompress.trial.recipe import list_teacher_pruning
 from autocompress.trial.supernet import SubNetworks
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 
@@ -78,7 +78,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Rebuilt:
+class RebuiltCandidate:
     """One candidate's model, cut again from its checkpoint.
 
     Attributes:
@@ -93,11 +93,11 @@ class Rebuilt:
     model: nn.Module
     prune: MethodState | None
     quantize: MethodState | None
-    start: tuple["Step", ...] = ()
+    start: tuple["PruningStep", ...] = ()
 
 
 @dataclass(frozen=True)
-class Step:
+class PruningStep:
     """A pruning method with its settings, and what it did."""
 
     part: Part
@@ -105,7 +105,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedStudent:
     """A trained student.
 
     Attributes:
@@ -117,12 +117,12 @@ class Trained:
 
     model: nn.Module
     curve: list[dict[str, float]]
-    start: tuple[Step, ...] = ()
+    start: tuple[PruningStep, ...] = ()
     paused: bytes = b""
 
 
 @dataclass(frozen=True)
-class Lab:
+class TrialPipeline:
     """Task, splits and teacher of one run, in this process, and where it trains."""
 
     task: Task
@@ -130,7 +130,7 @@ class Lab:
     teacher: Teacher
     device: torch.device = CPU
 
-    def train(self, training: CompressionConfig, until: int | None = None, paused: bytes = b"") -> "Trained":
+    def train(self, training: CompressionConfig, until: int | None = None, paused: bytes = b"") -> "TrainedStudent":
         """Build the student of ``training``, distil it, and return it with its curve.
 
         Args:
@@ -144,53 +144,46 @@ class Lab:
             KnobError: A setting is outside its range.
         """
         torch.manual_seed(training.seed)
-        state, histories = unpack(paused) if paused else (b"", None)
-        model, start = self.begun(training, histories)
+        state, histories = unpack_paused_state(paused) if paused else (b"", None)
+        model, start = self.build_student(training, histories)
         config = fit_config(training.fit)
         # One that is the teacher, cut, has its weights.
         if config.init == "teacher" and not paused and not start:
-            inherit(model, self.teacher.model, self.task.example())
-        narrowest = config.sandwich
-        fitted = fit_until(
-            model,
-            self.task,
-            self.splits.train,
-            training.fit,
-            terms=training.distill,
-            teacher=self.teacher,
-            seed=training.seed,
-            until=until,
-            paused=state,
-            beside=SubNetworks(model, self.task.heads, self.context(training), narrowest) if narrowest else None,
-            device=self.device,
+            inherit_weights(model, self.teacher.model, self.task.example())
+        sub_networks = (
+            SubNetworks(model, self.task.heads, self.build_context(training), config.sandwich)
+            if config.sandwich
+            else None
         )
-        left = pack(fitted.paused, [step.state.history for step in start]) if fitted.paused else b""
-        return Trained(model, fitted.curve, start, left)
+        request = replace(self._build_request(training), until=until, paused=state, auxiliary_loss=sub_networks)
+        result = fit(model, request)
+        left = pack_paused_state(result.paused, [step.state.history for step in start]) if result.paused else b""
+        return TrainedStudent(model, result.curve, start, left)
 
-    def begun(
+    def build_student(
         self, training: CompressionConfig, histories: Sequence[Mapping[str, Any]] | None = None
-    ) -> tuple[nn.Module, tuple[Step, ...]]:
+    ) -> tuple[nn.Module, tuple[PruningStep, ...]]:
         """Return the student before its training: fresh, or the teacher cut anew or as ``histories`` say."""
         model = self.task.build(training.student)
-        parts = starting_cuts(training.student)
+        parts = list_teacher_pruning(training.student)
         if histories is not None:
-            return self._restored(model, parts, histories)
+            return self._restore_student(model, parts, histories)
         start = []
         for part in parts:
             method = PRUNE.get(part.name)
-            model, state = method.apply(model, method.config.of(part.values), self.context(training))
-            start.append(Step(part, state))
+            model, state = method.apply(model, method.config.of(part.values), self.build_context(training))
+            start.append(PruningStep(part, state))
         if start:
-            self._reestimate(model)
+            self._reestimate_batch_norm(model)
         return model, tuple(start)
 
-    def _restored(
+    def _restore_student(
         self, model: nn.Module, parts: Sequence[Part], histories: Sequence[Mapping[str, Any]]
-    ) -> tuple[nn.Module, tuple[Step, ...]]:
+    ) -> tuple[nn.Module, tuple[PruningStep, ...]]:
         start = []
         for part, history in zip(parts, histories, strict=True):
             method = PRUNE.get(part.name)
-            start.append(Step(part, MethodState(history=history)))
+            start.append(PruningStep(part, MethodState(history=history)))
             model = method.restore(model, method.config.of(part.values), start[-1].state)
         return model, tuple(start)
 
@@ -207,19 +200,19 @@ class Lab:
             return model, None
         method = PRUNE.get(part.name)
         settings = method.config.of(part.values)
-        pruned, state = method.apply(model, settings, self.context(training))
+        pruned, state = method.apply(model, settings, self.build_context(training))
         if isinstance(settings, Recovery) and settings.recovery_epochs > 0:
-            hold = partial(state.hold, pruned) if state.masks else None
-            self.tune(training, pruned, settings.recovery_epochs, settings.recovery_learning_rate, hold)
+            hold = partial(state.apply_masks, pruned) if state.masks else None
+            self.fine_tune(training, pruned, settings.recovery_epochs, settings.recovery_learning_rate, hold)
         # After a recovery too: its running averages still remember the first steps after the cut.
-        self._reestimate(pruned)
+        self._reestimate_batch_norm(pruned)
         return pruned.eval(), state
 
-    def _reestimate(self, model: nn.Module) -> None:
+    def _reestimate_batch_norm(self, model: nn.Module) -> None:
         batches = islice(self.splits.train.batches(BATCH_NORM_BATCH), BATCH_NORM_BATCHES)
         reestimate_batch_norm(model, (batch.inputs for batch in batches))
 
-    def tune(
+    def fine_tune(
         self,
         training: CompressionConfig,
         model: nn.Module,
@@ -233,15 +226,24 @@ class Lab:
             TrialError: The training diverged.
         """
         values = {**training.fit.values, "epochs": epochs, "learning_rate": learning_rate, "sandwich": 0.0}
-        fit(
-            model,
-            self.task,
-            self.splits.train,
-            Part.of(training.fit.name, **values),
-            terms=training.distill,
-            teacher=self.teacher,
+        request = replace(
+            self._build_request(training),
+            optimizer=Part.of(training.fit.name, **values),
+            # Another order of the examples than in the training before.
             seed=training.seed + 1,
             after_step=after_step,
+        )
+        fit(model, request)
+
+    def _build_request(self, training: CompressionConfig) -> FitRequest:
+        """Return the fit of a student under the distillation of its trial."""
+        return FitRequest(
+            self.task,
+            self.splits.train,
+            training.fit,
+            terms=training.distill,
+            teacher=self.teacher,
+            seed=training.seed,
             device=self.device,
         )
 
@@ -266,16 +268,16 @@ class Lab:
         if part is None:
             return model, None
         method = QUANTIZE.get(part.name)
-        context = replace(self.context(training), shared=shared)
+        context = replace(self.build_context(training), shared=shared)
         quantized, state = method.apply(model, method.config.of(part.values), context)
         return quantized, state
 
-    def context(self, training: CompressionConfig) -> Context:
+    def build_context(self, training: CompressionConfig) -> Context:
         """Return what compression methods may look at: the calibration split, the task's loss, further training."""
         batches = list(self.splits.calibration.batches(CALIBRATION_BATCH))
 
         def loss(output: Any, targets: Mapping[str, Tensor]) -> Tensor:
-            return self.task.loss(as_heads(output, self.task.heads), targets)
+            return self.task.loss(logits_by_head(output, self.task.heads), targets)
 
         return Context(
             self.task.example(),
@@ -283,7 +285,7 @@ class Lab:
             tuple(batch.targets for batch in batches),
             loss,
             training.seed,
-            partial(self.tune, training),
+            partial(self.fine_tune, training),
             self.score,
         )
 
@@ -294,11 +296,11 @@ class Lab:
             TrialError: A logit is not finite.
         """
         metric = self.task.metrics[0]
-        subject = self.subject(model, self.splits.search_val, self.teacher.logits["search_val"], [metric])
+        subject = self.build_subject(model, self.splits.search_val, self.teacher.logits["search_val"], [metric])
         value = measure(subject, [metric])[metric]
         return value if OBJECTIVES.get(metric).direction == "maximize" else -value
 
-    def rebuild(self, config: CompressionConfig, checkpoint: bytes) -> Rebuilt:
+    def rebuild(self, config: CompressionConfig, checkpoint: bytes) -> RebuiltCandidate:
         """Cut one candidate again from its checkpoint.
 
         Raises:
@@ -308,7 +310,9 @@ class Lab:
             weights, history, starts = read_checkpoint(checkpoint)
         except ValueError as damage:
             raise ArtifactError(f"a checkpoint is damaged ({damage}); run the search again") from damage
-        model, start = self._restored(self.task.build(config.student), starting_cuts(config.student), starts)
+        model, start = self._restore_student(
+            self.task.build(config.student), list_teacher_pruning(config.student), starts
+        )
         pruned: MethodState | None = None
         if config.prune is not None:
             method = PRUNE.get(config.prune.name)
@@ -317,9 +321,11 @@ class Lab:
         model.load_state_dict(weights)
         model.eval()
         quantized, state = self.quantize(model, config.training, config.quantize)
-        return Rebuilt(model, quantized, pruned, state, start)
+        return RebuiltCandidate(model, quantized, pruned, state, start)
 
-    def subject(self, model: nn.Module, split: Split, teacher: Mapping[str, Tensor], scores: Sequence[str]) -> Subject:
+    def build_subject(
+        self, model: nn.Module, split: Split, teacher: Mapping[str, Tensor], scores: Sequence[str]
+    ) -> Subject:
         """Return what scores are measured on: the model's outputs on a split, and under attacks where one asks.
 
         Raises:
@@ -327,7 +333,8 @@ class Lab:
         """
         asked = [attack for attack in ATTACKS if f"{attack}_accuracy" in scores]
         attacked = {
-            attack: attacked_logits(model, self.task, split, epsilon=EPSILON, steps=ATTACKS[attack]) for attack in asked
+            attack: predict_under_attack(model, self.task, split, epsilon=EPSILON, steps=ATTACKS[attack])
+            for attack in asked
         }
         levels = getattr(self.task, "levels", {})
         return Subject(self.predict(model, split), split.targets, teacher, attacked, levels=levels)
@@ -346,7 +353,7 @@ class Lab:
 
 
 @contextmanager
-def settled() -> Iterator[None]:
+def reproducible_torch() -> Iterator[None]:
     """Make results repeatable and workers independent: one thread, denormals flushed to zero, both put back after.
 
     Results differ between thread counts; with two threads and a busy neighbour a fit takes ten times as long.
@@ -363,18 +370,18 @@ def settled() -> Iterator[None]:
 
 
 @lru_cache(maxsize=2)
-def lab(setup: Setup) -> Lab:
+def load_pipeline(setup: Setup) -> TrialPipeline:
     """Return this process's lab for a run; task and teacher are loaded once.
 
     Raises:
         UsageError: The task's options do not fit it.
     """
-    task, splits = learned(setup)
-    return Lab(task, splits, load_teacher(task, splits, setup.teacher), torch.device(setup.device))
+    task, splits = load_task(setup)
+    return TrialPipeline(task, splits, load_teacher(task, splits, setup.teacher), torch.device(setup.device))
 
 
 @lru_cache(maxsize=2)
-def learned(setup: Setup) -> tuple[Task, Splits]:
+def load_task(setup: Setup) -> tuple[Task, Splits]:
     """Return this process's task and splits of a run, loaded once.
 
     Raises:

@@ -7,13 +7,13 @@ from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.training.optimizers import fit_config
 
 
-def starting_cuts(student: Part) -> tuple[Part, ...]:
+def list_teacher_pruning(student: Part) -> tuple[Part, ...]:
     """Return what is cut from the teacher before a student is trained; nothing for most families."""
     settings = STUDENTS.get(student.name).config.of(student.values)
     return settings.cuts() if isinstance(settings, FromTeacherConfig) else ()
 
 
-def operations(config: CompressionConfig) -> tuple[str, ...]:
+def list_operations(config: CompressionConfig) -> tuple[str, ...]:
     """Return what is done to make a candidate, in order.
 
     Where a model trains on after a cut is a choice of its own: ``recovery_epochs`` of the pruning method trains
@@ -31,7 +31,7 @@ def operations(config: CompressionConfig) -> tuple[str, ...]:
         ... )
         ('train 20 epochs', 'prune (structured)', 'tune 6 epochs', 'quantize (qat)', 'tune 4 epochs')
     """
-    done = [f"cut the teacher ({part.name})" for part in starting_cuts(config.student)]
+    done = [f"cut the teacher ({part.name})" for part in list_teacher_pruning(config.student)]
     fit = fit_config(config.fit)
     done += ["take the teacher's weights"] if fit.init == "teacher" and not done else []
     done.append(f"train {fit.epochs} epochs")

@@ -10,16 +10,16 @@ from torch.func import functional_call
 from autocompress.core.config import Part
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
-from autocompress.core.task import as_heads
-from autocompress.distill.kernels import softened_kl
+from autocompress.core.task import logits_by_head
+from autocompress.distill.kernels import soft_target_kl
 
 # Ratios that are drawn from lie this far apart: each is traced once.
-STEP = 0.05
+RATIO_STEP = 0.05
 # Sub-networks drawn for each batch, beside the narrowest.
-DRAWN = 2
+SAMPLED_PER_BATCH = 2
 
 
-def narrowed(ratio: float) -> Part:
+def subnetwork_pruning(ratio: float) -> Part:
     """Return the cut that takes a sub-network out of its student: the channels of a narrower one lie in a wider one."""
     return Part.of(
         "structured",
@@ -55,22 +55,22 @@ class SubNetworks:
         self._untrained = copy.deepcopy(model)
         self._heads = heads
         self._context = context
-        self._ratios = [round(STEP * (step + 1), 2) for step in range(int(narrowest / STEP))] or [narrowest]
+        self._ratios = [round(RATIO_STEP * (step + 1), 2) for step in range(int(narrowest / RATIO_STEP))] or [narrowest]
         self._ratios[-1] = narrowest
         self._cut: dict[float, _SubNetwork] = {}
-        self._at(narrowest)
+        self._get_subnetwork(narrowest)
 
     def __call__(self, inputs: tuple[Tensor, ...], logits: Mapping[str, Tensor]) -> Tensor:
         """Return the mean divergence of the sub-networks from the student, summed over them, ``[]``."""
         # Torch's own stream is the one that a pause keeps.
-        drawn = torch.randint(len(self._ratios), (DRAWN,), device="cpu").tolist()
+        drawn = torch.randint(len(self._ratios), (SAMPLED_PER_BATCH,), device="cpu").tolist()
         losses = []
         for ratio in dict.fromkeys([self._ratios[-1], *(self._ratios[place] for place in drawn)]):
-            output = as_heads(self._at(ratio)(self._model, inputs), self._heads)
-            losses += [softened_kl(output[head].float(), logits[head].detach(), 1.0) for head in self._heads]
+            output = logits_by_head(self._get_subnetwork(ratio)(self._model, inputs), self._heads)
+            losses += [soft_target_kl(output[head].float(), logits[head].detach(), 1.0) for head in self._heads]
         return torch.stack(losses).sum() / len(self._heads)
 
-    def _at(self, ratio: float) -> "_SubNetwork":
+    def _get_subnetwork(self, ratio: float) -> "_SubNetwork":
         if ratio not in self._cut:
             with torch.device("cpu"):
                 self._cut[ratio] = _SubNetwork(self._untrained, ratio, self._context)
@@ -81,7 +81,7 @@ class _SubNetwork:
     """The shape of one sub-network, and where in the student each of its weights lies."""
 
     def __init__(self, model: nn.Module, ratio: float, context: Context) -> None:
-        part = narrowed(ratio)
+        part = subnetwork_pruning(ratio)
         method = PRUNE.get(part.name)
         settings = method.config.of(part.values)
         with torch.random.fork_rng(devices=[]):

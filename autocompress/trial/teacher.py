@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from autocompress.core.atomic import cache_folder, sha256, write_atomic
+from autocompress.core.atomic import cache_folder, compute_sha256, write_atomic
 from autocompress.core.config import Part, fingerprint
-from autocompress.core.task import Splits, Task, content
+from autocompress.core.task import Splits, Task, hash_split
 from autocompress.training.device import CPU
-from autocompress.training.fit import fit, predict
+from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
 from autocompress.training.precision import choose_precision
 
@@ -47,9 +47,9 @@ class TeacherRecipe:
                 "fit": self.fit.to_json(),
                 "seed": self.seed,
                 "views": task.views,
-                "pinned": dict(task.pinned),
+                "pinned": dict(task.identity_options),
                 # What augmentation does shows in what it makes of a few examples, whatever options it has.
-                "augmented": content(task.view(splits.calibration, 1)) if task.views > 1 else "",
+                "augmented": hash_split(task.view(splits.calibration, 1)) if task.views > 1 else "",
             }
         )
 
@@ -76,19 +76,19 @@ class Teacher:
         """Return the logits on augmented view ``index`` of the training split, ``{head: [N, C]}``."""
         return self.logits[f"train/{index}"]
 
-    def files(self) -> list[Path]:
+    def list_files(self) -> list[Path]:
         """Return the cached weights and the record of how they came about."""
         return [self.folder / "weights.safetensors", self.folder / "teacher.json"]
 
-    def luggage(self) -> "TeacherLuggage":
+    def serialize(self) -> "SerializedTeacher":
         """Return its whole entry of the cache."""
         # The record comes last: an entry that has one is complete.
         names = ("weights.safetensors", "logits.safetensors", "teacher.json")
-        return TeacherLuggage(self.folder.name, {name: (self.folder / name).read_bytes() for name in names})
+        return SerializedTeacher(self.folder.name, {name: (self.folder / name).read_bytes() for name in names})
 
 
 @dataclass(frozen=True)
-class TeacherLuggage:
+class SerializedTeacher:
     """A trained teacher as bytes, for a machine that does not share this one's cache.
 
     Attributes:
@@ -99,7 +99,7 @@ class TeacherLuggage:
     name: str
     files: Mapping[str, bytes] = field(repr=False)
 
-    def settle(self) -> None:
+    def install(self) -> None:
         """Put it into this machine's cache, unless it is there.
 
         Raises:
@@ -140,18 +140,19 @@ def load_teacher(
         notice = ""
         if (folder / "teacher.json").exists():
             try:
-                return Teacher(model, _read(folder, model), folder)
+                return Teacher(model, _read_cache(folder, model), folder)
             except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as damage:
                 notice = f"the cached teacher in {folder} is damaged ({damage}); it was trained again"
         torch.manual_seed(recipe.seed)
         model = task.build(recipe.student)
-        curve = fit(model, task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch, device=device)
-        logits = teacher_logits(model, task, splits, fit_config(recipe.fit).precision)
-        _write(folder, model, logits, recipe, curve)
+        request = FitRequest(task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch, device=device)
+        curve = fit(model, request).curve
+        logits = compute_teacher_logits(model, task, splits, fit_config(recipe.fit).precision)
+        _write_cache(folder, model, logits, recipe, curve)
         return Teacher(model, logits, folder, trained=True, notice=notice)
 
 
-def teacher_logits(
+def compute_teacher_logits(
     model: nn.Module, task: Task, splits: Splits, precision: str = "float32"
 ) -> dict[str, dict[str, Tensor]]:
     """Return a model's logits on every view of the training split and on every other split but test.
@@ -161,11 +162,11 @@ def teacher_logits(
     """
     lowered = choose_precision(precision, model, task, splits.calibration.take(slice(0, PROBED)))
     logits = {}
-    with lowered.running():
+    with lowered.autocast():
         for view in range(task.views):
             found = predict(model, task, task.view(splits.train, view))
             logits[f"train/{view}"] = {head: values.float() for head, values in found.items()}
-    lowered.leave(model)
+    lowered.restore_layout(model)
     for name, split in splits.items():
         # The test split stays unread until the front is frozen.
         if name not in ("train", "test"):
@@ -173,7 +174,7 @@ def teacher_logits(
     return logits
 
 
-def _write(
+def _write_cache(
     folder: Path,
     model: nn.Module,
     logits: Mapping[str, Mapping[str, Tensor]],
@@ -192,17 +193,17 @@ def _write(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "curve": curve,
-        "sha256": {"weights.safetensors": sha256(weights), "logits.safetensors": sha256(flat)},
+        "sha256": {"weights.safetensors": compute_sha256(weights), "logits.safetensors": compute_sha256(flat)},
     }
     write_atomic(folder / "teacher.json", json.dumps(record, indent=1))
 
 
-def _read(folder: Path, model: nn.Module) -> dict[str, dict[str, Tensor]]:
+def _read_cache(folder: Path, model: nn.Module) -> dict[str, dict[str, Tensor]]:
     record = json.loads((folder / "teacher.json").read_text())
     content = {}
     for name, expected in record["sha256"].items():
         content[name] = (folder / name).read_bytes()
-        if sha256(content[name]) != expected:
+        if compute_sha256(content[name]) != expected:
             raise ValueError(f"{name} does not match its checksum")
     model.load_state_dict(load(content["weights.safetensors"]))
     model.eval()

@@ -5,55 +5,38 @@ labels.
 """
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from autocompress.core.config import Part
-from autocompress.core.task import Split, Task
 from autocompress.distill.activations import head_layers
-from autocompress.distill.base import TeacherSource
 from autocompress.errors import TrialError
 from autocompress.training.fit import fit
+from autocompress.training.trainer import CurveRow, FitRequest
 
 
-def transfer(
-    model: nn.Module,
-    task: Task,
-    train: Split,
-    part: Part,
-    *,
-    frozen: bool,
-    terms: Sequence[Part] = (Part("none"),),
-    teacher: TeacherSource | None = None,
-    seed: int = 0,
-) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Return a copy of a trained model that has learned another task of one head, and its curve.
+def transfer_model(model: nn.Module, request: FitRequest, *, frozen: bool) -> tuple[nn.Module, list[CurveRow]]:
+    """Return a copy of a trained model that is trained on another task of one head, and its curve.
 
     Args:
-        model: A trained model of one head; stays as it was.
-        task: What to learn; its inputs have the shape that the model takes.
-        train: The training split.
-        part: The optimizer with its settings.
-        frozen: Train the new head alone, on the model's features as they are.
-        terms: Distillation terms: exactly one on logits, any number on features.
-        teacher: The teacher with its cached logits on the new task.
-        seed: Seeds the new head and the fit.
+        model: A trained model of one head, which is not changed.
+        request: The fit on the new task, whose inputs must have the shape that the model takes. Its seed also seeds the
+            new head; its teacher, if any, has cached logits on the new task.
+        frozen: Whether only the new head is trained, on the model's features as they are.
 
     Raises:
         TrialError: Model or task have not exactly one head, or the training diverged.
     """
+    task = request.task
     if len(task.heads) != 1:
         raise TrialError(f"transfer gives a model one new head, but task '{task.name}' has {sorted(task.heads)}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = with_new_head(model, next(iter(task.heads.values())), frozen=frozen)
-    curve = fit(fresh, task, train, part, terms=terms, teacher=teacher, seed=seed)
-    return fresh, curve
+        torch.manual_seed(request.seed)
+        fresh = replace_head(model, next(iter(task.heads.values())), frozen=frozen)
+    return fresh, fit(fresh, request).curve
 
 
-def with_new_head(model: nn.Module, classes: int, *, frozen: bool) -> nn.Module:
+def replace_head(model: nn.Module, classes: int, *, frozen: bool) -> nn.Module:
     """Return a copy whose head is new and has ``classes`` outputs.
 
     The head is the last linear layer (:func:`autocompress.distill.activations.head_layers`).

@@ -13,7 +13,7 @@ from autocompress.core.config import Part
 from autocompress.core.registry import DISTILL
 from autocompress.distill.base import Activations, Batch, Needs
 from autocompress.tasks.images import Digits
-from autocompress.training.fit import fit, predict
+from autocompress.training.fit import FitRequest, fit, predict
 
 TASK = Digits()
 SPLITS = TASK.splits(0)
@@ -47,7 +47,7 @@ def terms(name: str) -> list[Part]:
 def trained(name: str, teacher: AnyTeacher) -> nn.Module:
     torch.manual_seed(0)
     model = TASK.build(Part.of("cnn", width=4, depth=1))
-    fit(model, TASK, SPLITS.train, Part.of("adamw", epochs=1), terms=terms(name), teacher=teacher)
+    fit(model, FitRequest(TASK, SPLITS.train, Part.of("adamw", epochs=1), terms=terms(name), teacher=teacher))
     return model
 
 
@@ -87,8 +87,8 @@ class TestTerm:
             tokens = frozenset("a" if len(shape) == 3 else "")
             here = Activations({}, {"a": student}, tokens)
             there = Activations({}, {"a": size * torch.randn(shape)}, tokens)
-            learned = term.learned(term.config(), here, there)
-            loss = term.loss(term.config(), Batch(here, there, TARGETS, hard, learned))
+            adapter = term.build_adapter(term.config(), here, there)
+            loss = term.loss(term.config(), Batch(here, there, TARGETS, hard, adapter))
             assert loss.shape == ()
             assert torch.isfinite(loss)
             loss.backward()
@@ -124,4 +124,4 @@ class TestTerm:
         from autocompress.errors import TrialError
 
         with pytest.raises(TrialError, match="reads a teacher"):
-            fit(TASK.build(Part.of("cnn", width=4)), TASK, SPLITS.train, Part("adamw"), terms=terms(name))
+            fit(TASK.build(Part.of("cnn", width=4)), FitRequest(TASK, SPLITS.train, Part("adamw"), terms=terms(name)))

@@ -3,24 +3,24 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.distill.activations import head_layers, over_tokens, tap_points, tapped
+from autocompress.distill.activations import has_token_output, head_layers, list_feature_layers, record_activations
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits
 
 
-def test_taps_hold_the_outputs_of_the_last_pass_and_leave_no_hooks() -> None:
+def test_recorded_activations_are_those_of_the_last_pass_and_no_hooks_remain() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    with tapped(net, ["0", "1", "0"]) as taps:
+    with record_activations(net, ["0", "1", "0"]) as outputs:
         x = torch.randn(4, 2)
         net(x)
-        assert torch.equal(taps["0"], net[0](x))
-        assert torch.equal(taps["1"], net[0](x).relu())
+        assert torch.equal(outputs["0"], net[0](x))
+        assert torch.equal(outputs["1"], net[0](x).relu())
     assert not any(module._forward_hooks for module in net.modules())
 
 
 def test_a_tap_that_does_not_exist_is_named_and_nothing_is_left() -> None:
     net = nn.Sequential(nn.Linear(2, 3))
-    with pytest.raises(TrialError, match="no layer '7' to tap"), tapped(net, ["0", "7"]):
+    with pytest.raises(TrialError, match="no layer '7'"), record_activations(net, ["0", "7"]):
         pass
     assert not net[0]._forward_hooks
 
@@ -43,7 +43,7 @@ def encoder() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("model", "points"),
+    ("model", "layers"),
     [
         (Digits().build(Part.of("cnn", width=4, stages=3)), ["stages.0", "stages.1", "stages.2"]),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)), ["0", "1", "2"]),
@@ -78,13 +78,13 @@ def encoder() -> nn.Module:
     ],
     ids=["family", "sequence", "one layer", "mlp", "resnet", "vgg", "transformer", "wrapper", "recommender"],
 )
-def test_tap_points_lie_between_the_input_and_the_head(model: nn.Module, points: list[str]) -> None:
-    assert tap_points(model) == points
+def test_feature_layers_lie_between_the_input_and_the_head(model: nn.Module, layers: list[str]) -> None:
+    assert list_feature_layers(model) == layers
 
 
-def test_a_model_that_is_all_head_has_no_tap_points() -> None:
+def test_a_model_that_is_all_head_has_no_feature_layers() -> None:
     with pytest.raises(TrialError, match="no layers"):
-        tap_points(nn.Sequential(nn.Linear(2, 2)))
+        list_feature_layers(nn.Sequential(nn.Linear(2, 2)))
 
 
 def test_heads_are_the_last_linear_layers_side_by_side() -> None:
@@ -99,7 +99,7 @@ def test_a_module_that_lists_its_heads_is_believed() -> None:
     # Gates read as many features as the towers, and give another number of values: by shape they would be heads.
     plain = Digits().build(Part.of("cnn", width=4, sharing="mixture"))
     assert head_layers(plain) == ["heads.towers.label"]
-    assert not any(point.startswith("heads") for point in tap_points(plain))
+    assert not any(point.startswith("heads") for point in list_feature_layers(plain))
 
 
 def test_a_list_of_something_else_is_none() -> None:
@@ -109,8 +109,8 @@ def test_a_list_of_something_else_is_none() -> None:
 
 
 def test_layers_over_tokens_put_features_last() -> None:
-    assert over_tokens(encoder())
-    assert over_tokens(nn.Embedding(3, 2))
-    assert not over_tokens(nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU()))
-    assert not over_tokens(nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)))
-    assert not over_tokens(nn.ReLU())
+    assert has_token_output(encoder())
+    assert has_token_output(nn.Embedding(3, 2))
+    assert not has_token_output(nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU()))
+    assert not has_token_output(nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2)))
+    assert not has_token_output(nn.ReLU())

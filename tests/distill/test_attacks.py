@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from autocompress.core.config import Part
 from autocompress.core.task import Split
-from autocompress.distill.attacks import Robust, RobustConfig, attacked_logits, fgsm, pgd
+from autocompress.distill.attacks import AttackSettings, Robust, RobustConfig, fgsm, pgd, predict_under_attack
 from autocompress.distill.base import Perturbation
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits
-from autocompress.training.fit import fit, predict
+from autocompress.training.fit import FitRequest, fit, predict
 
 TASK = Digits()
 SPLITS = TASK.splits(0)
@@ -28,7 +28,12 @@ class Teacher:
 def trained(part: Part, *, width: int = 8, epochs: int = 12, teacher: Teacher | None = None) -> nn.Module:
     torch.manual_seed(0)
     model = TASK.build(Part.of("cnn", width=width, depth=1))
-    fit(model, TASK, SPLITS.train, Part.of("adamw", epochs=epochs, learning_rate=1e-2), terms=[part], teacher=teacher)
+    fit(
+        model,
+        FitRequest(
+            TASK, SPLITS.train, Part.of("adamw", epochs=epochs, learning_rate=1e-2), terms=[part], teacher=teacher
+        ),
+    )
     return model
 
 
@@ -49,7 +54,7 @@ def test_attacks_stay_in_the_ball_and_raise_the_loss_pgd_more_than_fgsm(model: n
         return F.cross_entropy(output, batch.targets["label"])
 
     one = fgsm(model, batch.inputs, loss, 0.3)
-    many = pgd(model, batch.inputs, loss, 0.3, steps=10, step_size=0.075)
+    many = pgd(model, batch.inputs, loss, AttackSettings(0.3, steps=10, step_size=0.075))
     with torch.no_grad():
         clean, fast, slow = (float(loss(model(*x.inputs))) for x in (Perturbation(batch.inputs), one, many))
     assert clean < fast < slow
@@ -70,7 +75,7 @@ def test_a_random_start_is_drawn_from_the_generator_and_stays_in_the_ball(model:
 
     def attack(seed: int | None, epsilon: float = 0.2, steps: int = 0) -> torch.Tensor:
         start = None if seed is None else torch.Generator().manual_seed(seed)
-        change = pgd(model, batch.inputs, lambda output: output.sum(), epsilon, steps, 0.05, start)
+        change = pgd(model, batch.inputs, lambda output: output.sum(), AttackSettings(epsilon, steps, 0.05, start))
         return change.inputs[0] - batch.inputs[0]
 
     assert attack(None).abs().max() == 0
@@ -126,11 +131,11 @@ def test_whole_numbers_are_attacked_where_they_are_embedded(
         return F.cross_entropy(output, targets)
 
     one = fgsm(net, inputs, loss, 0.3)
-    many = pgd(net, inputs, loss, 0.3, steps=10, step_size=0.1)
+    many = pgd(net, inputs, loss, AttackSettings(0.3, steps=10, step_size=0.1))
     raised = []
     for change in (Perturbation(inputs), one, many):
         assert torch.equal(change.inputs[0], inputs[0])
-        with torch.no_grad(), change.applied(net):
+        with torch.no_grad(), change.apply_to(net):
             raised.append(float(loss(net(*change.inputs))))
     assert raised[0] < raised[1] <= raised[2]
     (shift,) = one.shifts["words"]
@@ -149,7 +154,7 @@ def test_a_table_that_is_read_twice_is_moved_at_each_reading(
     both = (*inputs, torch.randint(20, (16,)))
     change = fgsm(net, both, lambda output: F.cross_entropy(output, targets), 0.1)
     assert [tuple(shift.shape) for shift in change.shifts["words"]] == [(16, 5, 6), (16, 6)]
-    with change.applied(net):
+    with change.apply_to(net):
         moved = net(*both)
     by_hand = (net.words(both[0]) + change.shifts["words"][0] + net.places(torch.arange(5))).tanh().mean(1)
     assert torch.allclose(moved, net.head(by_hand * (net.words(both[1]) + change.shifts["words"][1])), atol=1e-6)
@@ -188,7 +193,7 @@ def test_robust_distillation_on_embeddings_withstands_their_attack() -> None:
         def __init__(self) -> None:
             torch.manual_seed(5)
             self.model = Words()
-            fit(self.model, task, train, part)
+            fit(self.model, FitRequest(task, train, part))
 
         def view(self, index: int) -> dict[str, torch.Tensor]:
             return predict(self.model, task, train)
@@ -197,8 +202,8 @@ def test_robust_distillation_on_embeddings_withstands_their_attack() -> None:
     for term in (Part.of("soft_target", alpha=0.9), Part.of("robust", epsilon=0.2, steps=3)):
         torch.manual_seed(0)
         student = Words()
-        fit(student, task, train, part, terms=[term], teacher=teacher)
-        clean, under = predict(student, task, val), attacked_logits(student, task, val, epsilon=0.8, steps=5)
+        fit(student, FitRequest(task, train, part, terms=[term], teacher=teacher))
+        clean, under = predict(student, task, val), predict_under_attack(student, task, val, epsilon=0.8, steps=5)
         right, attacked[term.name] = (
             float((logits["label"].argmax(1) == val.targets["label"]).float().mean()) for logits in (clean, under)
         )
@@ -211,7 +216,7 @@ def test_robust_distillation_withstands_pgd_far_better_than_plain(model: nn.Modu
     accuracy = {}
     for part in (Part.of("soft_target", alpha=0.9), Part.of("robust", epsilon=0.4, steps=3)):
         student = trained(part, width=8, epochs=12, teacher=teacher)
-        attacked = attacked_logits(student, TASK, SPLITS.search_val, epsilon=0.4, steps=10)
+        attacked = predict_under_attack(student, TASK, SPLITS.search_val, epsilon=0.4, steps=10)
         accuracy[part.name] = share_right(attacked), share_right(predict(student, TASK, SPLITS.search_val))
     assert accuracy["robust"][0] > accuracy["soft_target"][0] + 0.15, accuracy
     assert accuracy["robust"][1] > 0.8, accuracy
@@ -224,10 +229,10 @@ def test_a_model_that_hides_its_gradient_is_attacked_through_the_one_it_was_cut_
 
     split = SPLITS.search_val
     shares = [
-        share_right(attacked_logits(Rounded(), TASK, split, epsilon=0.4, steps=5, through=through))
+        share_right(predict_under_attack(Rounded(), TASK, split, epsilon=0.4, steps=5, through=through))
         for through in (None, model)
     ]
-    plain = share_right(attacked_logits(model, TASK, split, epsilon=0.4, steps=5))
+    plain = share_right(predict_under_attack(model, TASK, split, epsilon=0.4, steps=5))
     assert shares[0] > 0.85
     assert shares[1] == pytest.approx(plain, abs=0.05)
     assert plain < 0.6
@@ -239,16 +244,18 @@ def test_attacked_inputs_keep_to_a_range() -> None:
     x = torch.tensor([[0.0, 0.5, 1.0]])
     for start in (None, torch.Generator().manual_seed(0)):
         for sign in (1, -1):
-            change = pgd(net, (x,), lambda output, sign=sign: sign * output.sum(), 0.3, 4, 0.3, start, [(0.0, 1.0)])
+            settings = AttackSettings(0.3, 4, 0.3, start, [(0.0, 1.0)])
+            change = pgd(net, (x,), lambda output, sign=sign: sign * output.sum(), settings)
             assert torch.allclose(change.inputs[0], (x + 0.3 * sign).clamp(0, 1))
     # What lies outside already is not pulled in.
-    outside = pgd(net, (x + 2,), lambda output: output.sum(), 0.3, 4, 0.3, None, [(0.0, 1.0)]).inputs[0]
+    settings = AttackSettings(0.3, 4, 0.3, None, [(0.0, 1.0)])
+    outside = pgd(net, (x + 2,), lambda output: output.sum(), settings).inputs[0]
     assert torch.allclose(outside, x + 2)
 
 
 def test_one_step_is_fgsm_within_the_range_of_the_split(model: nn.Module) -> None:
     inputs, targets = SPLITS.search_val.inputs, SPLITS.search_val.targets
-    found = attacked_logits(model, TASK, SPLITS.search_val, epsilon=0.2, steps=1)["label"]
+    found = predict_under_attack(model, TASK, SPLITS.search_val, epsilon=0.2, steps=1)["label"]
     moved = fgsm(model, inputs, lambda output: TASK.loss({"label": output}, targets), 0.2)
     with torch.no_grad():
         by_hand = model(moved.inputs[0].clamp(inputs[0].min(), inputs[0].max()))

@@ -36,7 +36,7 @@ def both(ours: object, theirs: object, *, tokens: bool = False) -> tuple[Activat
 def test_the_layer_knob_chooses_the_place(layer: str, point: str) -> None:
     model = Digits().build(Part.of("cnn", width=4, stages=3))
     config = HintConfig(layer=layer)
-    assert Hint().taps(config, model) == (point,)
+    assert Hint().select_layers(config, model) == (point,)
     assert Hint().needs(config) is Needs.MODEL
 
 
@@ -64,7 +64,7 @@ def test_attention_is_the_squared_distance_of_the_maps_and_resizes_the_larger() 
 
 
 def test_attention_needs_positions() -> None:
-    with pytest.raises(TrialError, match="one vector an example"):
+    with pytest.raises(TrialError, match="one vector per example"):
         Attention().loss(AttentionConfig(), Batch(*both(torch.ones(2, 3), torch.ones(2, 5)), {}, hard, nn.Identity()))
 
 
@@ -133,14 +133,14 @@ def test_sure_attention_gives_a_finite_gradient() -> None:
 
 def test_a_hint_regresses_over_the_features_of_tokens() -> None:
     here, there = both(torch.randn(2, 5, 3), torch.randn(2, 5, 7), tokens=True)
-    learned = Hint().learned(HintConfig(), here, there)
+    learned = Hint().build_adapter(HintConfig(), here, there)
     assert isinstance(learned, nn.Linear)
     assert learned.weight.shape == (7, 3)
     with torch.no_grad():
         learned.weight.zero_()
         learned.bias.zero_()
     found = Hint().loss(HintConfig(weight=1.0), Batch(here, there, {}, hard, learned))
-    assert found.item() == pytest.approx(there.taps["b"].square().mean().item(), rel=1e-5)
+    assert found.item() == pytest.approx(there.layer_outputs["b"].square().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (4, 4)])
@@ -150,7 +150,7 @@ def test_a_hint_is_learned_to_zero_where_the_teacher_is_linear_in_the_student(sh
     student = torch.randn(16, 3, *shape)
     teacher = torch.einsum("bc...,dc->bd...", student, torch.randn(5, 3))
     here, there = both(student, teacher)
-    learned = term.learned(config, here, there)
+    learned = term.build_adapter(config, here, there)
     optimizer = torch.optim.Adam(learned.parameters(), lr=0.1)
     for _ in range(200):
         loss = term.loss(config, Batch(here, there, {}, hard, learned))
@@ -188,7 +188,7 @@ def test_relations_ignore_rotation_and_scale_and_see_everything_else() -> None:
 def test_relations_of_outputs_read_no_layer_and_no_live_teacher() -> None:
     config = RelationalConfig(layer="logits", angle_weight=0.0, distance_weight=1.0)
     model = Digits().build(Part.of("cnn", width=4))
-    assert Relational().taps(config, model) == ()
+    assert Relational().select_layers(config, model) == ()
     assert Relational().needs(config) is Needs.LOGITS
     # Distances 3, 4, 5 (mean 4) against 1, 1, 1: each pair stands twice, and errors below 1 count half their square.
     ours = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
@@ -228,4 +228,4 @@ def test_equal_features_give_finite_gradients() -> None:
 
 def test_a_layer_that_returns_no_tensor_is_refused() -> None:
     with pytest.raises(TrialError, match="returns a tensor"):
-        Hint().learned(HintConfig(), Activations({}, {"a": (1, 2)}), Activations({}, {"b": torch.zeros(1, 2)}))
+        Hint().build_adapter(HintConfig(), Activations({}, {"a": (1, 2)}), Activations({}, {"b": torch.zeros(1, 2)}))

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from autocompress.core.config import Part
 from autocompress.core.task import Logits, Split, Targets
 from autocompress.distill.head_weighting import HEAD_WEIGHTS, DynamicWeights, FixedWeights, UncertaintyWeights
-from autocompress.distill.kernels import softened_kl
+from autocompress.distill.kernels import soft_target_kl
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits
-from autocompress.training.fit import fit, predict
-from autocompress.training.objective import Lesson
+from autocompress.training.fit import FitRequest, fit, predict
+from autocompress.training.objective import TrainingObjective
 from autocompress.training.optimizers import AdamWConfig, fit_config
 
 
@@ -103,17 +103,17 @@ def test_dynamic_weights_stay_finite_where_a_loss_was_zero() -> None:
     assert weights.weights().tolist() == pytest.approx([2.0, 0.0])
 
 
-def lesson(part: Part, terms: list[Part]) -> tuple[torch.Tensor, Lesson, Split]:
+def build_objective(part: Part, terms: list[Part]) -> tuple[torch.Tensor, TrainingObjective, Split]:
     teacher = Teacher()
     torch.manual_seed(0)
     model = TASK.build(Part.of("cnn", width=4, depth=1)).eval()
-    found = Lesson.of(terms, TASK, fit_config(part), teacher, 0)
+    found = TrainingObjective.from_terms(terms, TASK, fit_config(part), teacher, 0)
     from contextlib import ExitStack
 
     batch = TRAIN.take(slice(0, 16))
     with ExitStack() as stack, torch.no_grad():
-        found.listen(stack, model)
-        found.learned(batch)
+        found.attach_hooks(stack, model)
+        found.build_adapters(batch)
         model.eval()
         known = {head: values[:16] for head, values in teacher.view(0).items()}
         return found.loss(batch, known, torch.Generator()), found, batch
@@ -121,21 +121,21 @@ def lesson(part: Part, terms: list[Part]) -> tuple[torch.Tensor, Lesson, Split]:
 
 def test_equal_weights_are_the_mean_that_a_task_without_weights_gets() -> None:
     terms = [Part.of("soft_target", alpha=0.7)]
-    plain, without, _ = lesson(Part("adamw"), terms)
-    split, weighted, _ = lesson(Part.of("adamw", head_weights="dynamic"), terms)
-    assert without.weights is None
-    assert weighted.weights is not None
+    plain, without, _ = build_objective(Part("adamw"), terms)
+    split, weighted, _ = build_objective(Part.of("adamw", head_weights="dynamic"), terms)
+    assert without.head_weights is None
+    assert weighted.head_weights is not None
     assert split.item() == pytest.approx(plain.item(), rel=1e-5)
 
 
 def test_the_first_head_may_have_a_temperature_of_its_own() -> None:
     part = Part.of("soft_target", alpha=1.0, temperature=2.0, first_temperature=2.5)
-    found, _, batch = lesson(Part("adamw"), [part])
+    found, _, batch = build_objective(Part("adamw"), [part])
     torch.manual_seed(0)
     model = TASK.build(Part.of("cnn", width=4, depth=1))
     ours, theirs = predict(model, TASK, batch), Teacher().view(0)
     by_hand = [
-        softened_kl(ours[head], theirs[head][:16], temperature).item()
+        soft_target_kl(ours[head], theirs[head][:16], temperature).item()
         for head, temperature in (("digit", 5.0), ("odd", 2.0))
     ]
     assert found.item() == pytest.approx(sum(by_hand) / 2, rel=1e-4)
@@ -150,7 +150,7 @@ def trained(task: Digits = TASK, terms: tuple[Part, ...] = (Part("none"),), **se
     torch.manual_seed(0)
     model = task.build(Part.of("cnn", width=6, depth=1, stages=2, block="plain"))
     part = Part.of("adamw", **{"epochs": 10, "learning_rate": 1e-2, **settings})  # type: ignore[arg-type]
-    fit(model, task, TRAIN, part, terms=terms, teacher=Teacher())
+    fit(model, FitRequest(task, TRAIN, part, terms=terms, teacher=Teacher()))
     return model
 
 
@@ -179,6 +179,6 @@ def test_a_task_whose_loss_wants_all_heads_is_told_so() -> None:
         def loss(self, logits: Logits, targets: Targets) -> torch.Tensor:
             return F.cross_entropy(logits["digit"], targets["digit"]) + F.cross_entropy(logits["odd"], targets["odd"])
 
-    with pytest.raises(TrialError, match="loss of the head 'digit' alone"):
+    with pytest.raises(TrialError, match="computed for the head 'digit' alone"):
         trained(Whole(), epochs=1, head_weights="dynamic")
     trained(Whole(), epochs=1)

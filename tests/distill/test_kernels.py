@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from autocompress.core.registry import DISTILL
 from autocompress.distill.base import Activations, Batch, Needs
-from autocompress.distill.kernels import SoftTarget, SoftTargetConfig, softened_kl
+from autocompress.distill.kernels import SoftTarget, SoftTargetConfig, soft_target_kl
 
 
 def hard(logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -20,18 +20,18 @@ def test_softened_kl_by_hand() -> None:
     # KL = 3/4 ln(3/2) + 1/4 ln(1/2).
     student, teacher = torch.zeros(1, 2), torch.tensor([[math.log(3), 0.0]])
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert softened_kl(student, teacher, 1.0).item() == pytest.approx(expected, rel=1e-5)
+    assert soft_target_kl(student, teacher, 1.0).item() == pytest.approx(expected, rel=1e-5)
     # At T = 2 the teacher's odds are sqrt(3) to 1, and the term counts T^2 = 4 times.
     p = math.sqrt(3) / (1 + math.sqrt(3))
     expected = 4 * (p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)))
-    assert softened_kl(student, teacher, 2.0).item() == pytest.approx(expected, rel=1e-5)
+    assert soft_target_kl(student, teacher, 2.0).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_softened_kl_averages_over_the_batch() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 7), torch.randn(5, 7)
-    rows = [softened_kl(student[i : i + 1], teacher[i : i + 1], 3.0) for i in range(5)]
-    assert torch.allclose(softened_kl(student, teacher, 3.0), torch.stack(rows).mean(), atol=1e-6)
+    rows = [soft_target_kl(student[i : i + 1], teacher[i : i + 1], 3.0) for i in range(5)]
+    assert torch.allclose(soft_target_kl(student, teacher, 3.0), torch.stack(rows).mean(), atol=1e-6)
 
 
 def test_soft_target_mixes_by_alpha_and_alpha_zero_is_none() -> None:
@@ -45,7 +45,7 @@ def test_soft_target_mixes_by_alpha_and_alpha_zero_is_none() -> None:
         mixed = term.loss(
             SoftTargetConfig(temperature=2.0, alpha=alpha), Batch(student, teacher, targets, hard, nn.Identity())
         )
-        soft = softened_kl(student.logits["label"], teacher.logits["label"], 2.0)
+        soft = soft_target_kl(student.logits["label"], teacher.logits["label"], 2.0)
         assert torch.allclose(mixed, (1 - alpha) * plain + alpha * soft, atol=1e-6)
     assert term.needs(SoftTargetConfig(alpha=0.0)) is Needs.NOTHING
 
@@ -57,7 +57,7 @@ def test_extreme_logits_and_temperatures_give_finite_loss_and_gradient(
     generator = torch.Generator().manual_seed(seed)
     student = (torch.randn(3, 5, generator=generator).sign() * size).requires_grad_()
     teacher = torch.randn(3, 5, generator=generator).sign() * size
-    loss = softened_kl(student, teacher, temperature)
+    loss = soft_target_kl(student, teacher, temperature)
     loss.backward()
     assert torch.isfinite(loss)
     assert student.grad is not None
@@ -71,7 +71,7 @@ def test_the_gradient_keeps_its_size_over_temperatures() -> None:
     sizes = []
     for temperature in (5.0, 10.0):
         student = torch.zeros(64, 10, requires_grad=True)
-        softened_kl(student, teacher, temperature).backward()
+        soft_target_kl(student, teacher, temperature).backward()
         assert student.grad is not None
         sizes.append(float(student.grad.norm()))
     assert sizes[1] / sizes[0] == pytest.approx(1.0, abs=0.1)

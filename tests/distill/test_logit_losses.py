@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from autocompress.distill.kernels import softened_kl
-from autocompress.distill.logit_losses import correlation_distance, correlation_loss, decoupled_kl, standardized
+from autocompress.distill.kernels import soft_target_kl
+from autocompress.distill.logit_losses import correlation_distance, correlation_loss, dkd_loss, standardize_logits
 
 
 def logs(*odds: float) -> torch.Tensor:
@@ -17,11 +17,11 @@ def logs(*odds: float) -> torch.Tensor:
 def test_standardized_rows_have_mean_0_and_deviation_1_and_forget_shift_and_scale() -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, 9)
-    z = standardized(logits)
+    z = standardize_logits(logits)
     assert torch.allclose(z.mean(1), torch.zeros(6), atol=1e-6)
     assert torch.allclose(z.std(1, correction=0), torch.ones(6), atol=1e-5)
-    assert torch.allclose(standardized(3 * logits + 7), z, atol=1e-5)
-    assert torch.isfinite(standardized(torch.ones(2, 4))).all()
+    assert torch.allclose(standardize_logits(3 * logits + 7), z, atol=1e-5)
+    assert torch.isfinite(standardize_logits(torch.ones(2, 4))).all()
 
 
 def test_decoupled_by_hand() -> None:
@@ -30,8 +30,8 @@ def test_decoupled_by_hand() -> None:
     teacher, student, target = logs(2, 1, 1), logs(1, 2, 1), torch.tensor([0])
     tckd = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     nckd = 0.5 * math.log(0.5 / (2 / 3)) + 0.5 * math.log(0.5 / (1 / 3))
-    assert decoupled_kl(student, teacher, target, 1.0, 1.0, 0.0).item() == pytest.approx(tckd, rel=1e-5)
-    assert decoupled_kl(student, teacher, target, 1.0, 0.0, 1.0).item() == pytest.approx(nckd, rel=1e-5)
+    assert dkd_loss(student, teacher, target, 1.0, 1.0, 0.0).item() == pytest.approx(tckd, rel=1e-5)
+    assert dkd_loss(student, teacher, target, 1.0, 0.0, 1.0).item() == pytest.approx(nckd, rel=1e-5)
 
 
 def test_decoupled_adds_up_to_plain_distillation() -> None:
@@ -42,8 +42,8 @@ def test_decoupled_adds_up_to_plain_distillation() -> None:
             student, teacher = torch.randn(1, 6), torch.randn(1, 6)
             target = torch.tensor([row])
             share = 1 - torch.softmax(teacher / temperature, 1)[0, row].item()
-            both = decoupled_kl(student, teacher, target, temperature, 1.0, share)
-            assert both.item() == pytest.approx(softened_kl(student, teacher, temperature).item(), rel=1e-4)
+            both = dkd_loss(student, teacher, target, temperature, 1.0, share)
+            assert both.item() == pytest.approx(soft_target_kl(student, teacher, temperature).item(), rel=1e-4)
 
 
 def test_correlation_is_numpys() -> None:
@@ -73,9 +73,9 @@ def test_extreme_logits_and_temperatures_give_finite_losses_and_gradients(
     teacher = torch.randn(4, 5, generator=generator).sign() * size
     targets = torch.tensor([0, 1, 2, 3])
     for loss in (
-        lambda z: decoupled_kl(z, teacher, targets, temperature, 1.0, 8.0),
+        lambda z: dkd_loss(z, teacher, targets, temperature, 1.0, 8.0),
         lambda z: correlation_loss(z, teacher, temperature, 1.0, 1.0),
-        lambda z: softened_kl(standardized(z), standardized(teacher), temperature),
+        lambda z: soft_target_kl(standardize_logits(z), standardize_logits(teacher), temperature),
     ):
         student = (torch.randn(4, 5, generator=generator).sign() * size).requires_grad_()
         value = loss(student)

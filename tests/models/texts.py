@@ -11,7 +11,7 @@ from autocompress.core.config import Part
 from autocompress.core.method import Context
 from autocompress.core.registry import DISTILL
 from autocompress.core.task import InputSpec
-from autocompress.distill.activations import over_tokens, tapped
+from autocompress.distill.activations import has_token_output, record_activations
 from autocompress.distill.base import Activations, Batch
 from autocompress.models.base import family_model
 
@@ -109,12 +109,12 @@ def assert_feature_terms_run(student, teacher):
         config = term.config()
         found = []
         for model in (student, teacher):
-            names = term.taps(config, model)
-            with tapped(model, names) as caught:
+            names = term.select_layers(config, model)
+            with record_activations(model, names) as caught:
                 logits = {"label": model(texts)}
-            seen = frozenset(name for name in names if over_tokens(model.get_submodule(name)))
+            seen = frozenset(name for name in names if has_token_output(model.get_submodule(name)))
             found.append(Activations(logits, dict(caught), seen))
-        learned = term.learned(config, *found)
+        learned = term.build_adapter(config, *found)
         learned = learned if isinstance(learned, nn.Module) else nn.Identity()
         student.zero_grad()
         loss = term.loss(config, Batch(*found, {}, lambda *_: torch.zeros(()), learned))

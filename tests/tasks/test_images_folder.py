@@ -12,7 +12,7 @@ from autocompress.core.task import Split
 from autocompress.errors import UsageError
 from autocompress.tasks.image_split import ImageSplit
 from autocompress.tasks.images_folder import Images
-from autocompress.training.fit import fit, predict
+from autocompress.training.fit import FitRequest, fit, predict
 
 SHARED = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 CIFAR10 = SHARED / "cifar10_jpeg.zip"
@@ -51,7 +51,7 @@ def pixels(split: ImageSplit) -> set[bytes]:
 
 class TestSplits:
     def test_one_folder_gives_five_disjoint_stratified_splits(self, data: Path) -> None:
-        task = Images(Images.sample(data))
+        task = Images(Images.write_sample(data))
         splits = task.splits(0)
         assert task.heads == {"label": 3}
         assert task.labels == {"label": ["blue", "green", "red"]}
@@ -71,12 +71,12 @@ class TestSplits:
         assert not pixels(task.splits(0).search_val) & pixels(task.splits(0).select_val)
 
     def test_a_seed_names_its_splits(self, data: Path) -> None:
-        task = Images(Images.sample(data))
+        task = Images(Images.write_sample(data))
         assert task.splits(0).fingerprint() == Images(data).splits(0).fingerprint()
         assert task.splits(0).fingerprint() != task.splits(1).fingerprint()
 
     def test_a_class_too_small_to_split_is_named(self, data: Path) -> None:
-        Images(Images.sample(data))
+        Images(Images.write_sample(data))
         for number in range(3, 16):
             (data / "green" / f"{number:02}.png").unlink()
         with pytest.raises(UsageError, match="class 'green' has 3 examples"):
@@ -89,21 +89,21 @@ class TestSplits:
 
 class TestNormalisation:
     def test_the_training_split_sets_it(self, data: Path) -> None:
-        splits = Images(Images.sample(data)).splits(0)
+        splits = Images(Images.write_sample(data)).splits(0)
         train = splits.train.inputs[0]
         assert train.mean((0, 2, 3)).tolist() == pytest.approx([0] * 3, abs=1e-5)
         assert train.std((0, 2, 3), correction=0).tolist() == pytest.approx([1] * 3, abs=1e-5)
         assert float(splits.test.inputs[0].mean().abs()) > 1e-5
 
     def test_it_may_be_given(self, data: Path) -> None:
-        Images(Images.sample(data))
+        Images(Images.write_sample(data))
         train = Images(data, mean=[0.1, 0.2, 0.3], std=0.5).splits(0).train
         raw = train.pixels[train.rows].float() / 255
         expected = (raw - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / 0.5
         torch.testing.assert_close(train.inputs[0], expected)
 
     def test_one_of_both_may_be_given(self, data: Path) -> None:
-        Images(Images.sample(data))
+        Images(Images.write_sample(data))
         train = Images(data, mean=0).splits(0).train
         assert float(train.inputs[0].min()) >= 0
         assert train.inputs[0].std((0, 2, 3), correction=0).tolist() == pytest.approx([1] * 3, abs=1e-5)
@@ -111,7 +111,7 @@ class TestNormalisation:
 
 class TestViews:
     def test_they_are_repeatable_differ_and_leave_the_targets(self, data: Path) -> None:
-        task = Images(Images.sample(data))
+        task = Images(Images.write_sample(data))
         train = task.splits(0).train
         assert task.view(train, 0) is train
         one, again, two = task.view(train, 1), task.view(train, 1), task.view(train, 2)
@@ -120,13 +120,13 @@ class TestViews:
         assert one.targets is train.targets
 
     def test_a_split_in_memory_is_moved_alike(self, data: Path) -> None:
-        task = Images(Images.sample(data))
+        task = Images(Images.write_sample(data))
         train = task.splits(0).train
         plain = Split(train.inputs, train.targets)
         assert torch.equal(task.view(plain, 3).inputs[0], task.view(train, 3).inputs[0])
 
     def test_shift_and_flip_may_be_turned_off(self, data: Path) -> None:
-        Images(Images.sample(data))
+        Images(Images.write_sample(data))
         train = Images(data).splits(0).train
         still = Images(data, shift=0, flip=False).view(train, 1).inputs[0]
         flipped = Images(data, shift=0).view(train, 1).inputs[0]
@@ -139,7 +139,7 @@ class TestViews:
 
 class TestNotices:
     def test_unreadable_images_are_counted_and_left_out(self, data: Path) -> None:
-        Images(Images.sample(data))
+        Images(Images.write_sample(data))
         (data / "red" / "03.png").write_bytes(b"no image")
         (data / "blue" / "04.png").write_bytes((data / "blue" / "04.png").read_bytes()[:60])
         task = Images(data)
@@ -153,31 +153,31 @@ class TestNotices:
         images = np.zeros((220, 4, 4), np.uint8)
         np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels)
         (notice,) = Images(tmp_path / "a.npz").notices
-        assert notice == "class '0' has 200 examples and '1' has 20; look at f1_macro beside accuracy"
+        assert notice == "class '0' has 200 examples and '1' has 20; compare f1_macro with accuracy"
 
     def test_good_data_needs_none(self, data: Path) -> None:
-        assert Images(Images.sample(data)).notices == ()
+        assert Images(Images.write_sample(data)).notices == ()
 
 
 class TestShape:
     def test_images_of_one_size_keep_it(self, data: Path) -> None:
-        task = Images(Images.sample(data))
+        task = Images(Images.write_sample(data))
         assert task.example()[0].shape == (1, 3, 8, 8)
         assert task.build(Part.of("cnn", width=4, depth=1))(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
 
     def test_images_of_many_sizes_need_one(self, data: Path) -> None:
-        Images(Images.sample(data))
+        Images(Images.write_sample(data))
         Image.new("RGB", (30, 20)).save(data / "red" / "00.png")
         with pytest.raises(UsageError, match=r"red/00\.png is 30x20, but the first image is 8x8; give `size`"):
             Images(data).splits(0)
         assert Images(data, size=6).splits(0).train.inputs[0].shape[1:] == (3, 6, 6)
 
     def test_grey_may_be_asked_for(self, data: Path) -> None:
-        Images(Images.sample(data))
+        Images(Images.write_sample(data))
         assert Images(data, channels=1).splits(0).train.inputs[0].shape[1:] == (1, 8, 8)
 
     def test_large_images_are_halved_at_once(self, data: Path) -> None:
-        Images(Images.sample(data))
+        Images(Images.write_sample(data))
         assert Images(data).teacher()[0].values["stem_stride"] == 1
         assert Images(data, size=64).teacher()[0].values["stem_stride"] == 2
 
@@ -201,7 +201,7 @@ def test_options_that_cannot_be_used_are_named(options, message: str) -> None:
 
 @pytest.mark.parametrize("options", [{"mean": [0.5]}, {"std": ["a", "b", "c"]}, {"std": 0}, {"mean": "0.5"}])
 def test_a_normalisation_that_does_not_fit_is_named(data: Path, options) -> None:
-    Images(Images.sample(data))
+    Images(Images.write_sample(data))
     with pytest.raises(UsageError, match=rf"task\.images\.{next(iter(options))}"):
         Images(data, **options)
 
@@ -217,11 +217,11 @@ def test_data_set_objects(tmp_path: Path) -> None:
 
 
 def test_its_own_task_is_learned(data: Path) -> None:
-    task = Images(Images.sample(data))
+    task = Images(Images.write_sample(data))
     splits = task.splits(0)
     torch.manual_seed(0)
     model = task.build(Part.of("cnn", width=4, depth=1, stages=2))
-    fit(model, task, splits.train, Part.of("adamw", epochs=12, batch_size=8, learning_rate=1e-2))
+    fit(model, FitRequest(task, splits.train, Part.of("adamw", epochs=12, batch_size=8, learning_rate=1e-2)))
     right = predict(model, task, splits.test)["label"].argmax(1) == splits.test.targets["label"]
     assert float(right.float().mean()) >= 0.9
 
@@ -240,16 +240,18 @@ def test_cifar10(data: Path) -> None:
     assert task.labels["label"][:3] == ["airplane", "automobile", "bird"]
     assert sizes(task) == {"train": 288, "calibration": 16, "search_val": 48, "select_val": 48, "test": 400}
     # What is published for the whole training set, from 0 to 1.
-    assert (splits.train.normal.mean / 255).flatten().tolist() == pytest.approx([0.491, 0.482, 0.447], abs=0.03)
-    assert (splits.train.normal.std / 255).flatten().tolist() == pytest.approx([0.247, 0.244, 0.262], abs=0.03)
+    assert (splits.train.normalization.mean / 255).flatten().tolist() == pytest.approx([0.491, 0.482, 0.447], abs=0.03)
+    assert (splits.train.normalization.std / 255).flatten().tolist() == pytest.approx([0.247, 0.244, 0.262], abs=0.03)
     torch.manual_seed(0)
     model = task.build(Part.of("cnn", width=8, depth=1, stem_stride=2))
-    curve = fit(model, task, splits.train, Part.of("adamw", epochs=6, batch_size=32, learning_rate=1e-2))
+    curve = fit(
+        model, FitRequest(task, splits.train, Part.of("adamw", epochs=6, batch_size=32, learning_rate=1e-2))
+    ).curve
     assert curve[-1]["loss"] < 0.9 * curve[0]["loss"]
 
 
 def test_whoever_deploys_a_model_is_told_of_the_normalisation(data: Path) -> None:
-    task = Images(Images.sample(data), mean=(0.1, 0.2, 0.3), std=0.25)
+    task = Images(Images.write_sample(data), mean=(0.1, 0.2, 0.3), std=0.25)
     assert task.preprocessing == ""
     task.splits(0)
     assert "RGB images of 8 x 8 pixels" in task.preprocessing

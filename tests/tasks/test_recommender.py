@@ -8,9 +8,9 @@ from autocompress.core.config import Part
 from autocompress.core.task import Split, Splits
 from autocompress.errors import UsageError
 from autocompress.measure import Subject, measure
-from autocompress.tasks.generated_interactions import generated_interactions
-from autocompress.tasks.recommender import Bins, Ranking, Ratings
-from autocompress.training.fit import fit, predict
+from autocompress.tasks.interactions import generate_interactions
+from autocompress.tasks.recommender import Ranking, RatingBins, Ratings
+from autocompress.training.fit import FitRequest, fit, predict
 
 
 def write(path: Path, lines: list[str]) -> Path:
@@ -59,7 +59,7 @@ class TestRatings:
         users, items, features = task.inputs
         assert (users.vocabulary, items.vocabulary, features.shape) == (1001, 2001, (6,))
         assert task.labels == {"rating": ["1", "2", "3", "4", "5"]}
-        assert sum(len(split) for _, split in task.splits(0).items()) == len(generated_interactions())
+        assert sum(len(split) for _, split in task.splits(0).items()) == len(generate_interactions())
 
     def test_rows_are_in_one_split_each(self) -> None:
         splits = Ratings().splits(0)
@@ -72,7 +72,14 @@ class TestRatings:
         splits = task.splits(0)
         torch.manual_seed(0)
         model = task.build(Part.of("two_tower", embedding=16, width=32, tower=16))
-        fit(model, task, splits.train, Part.of("adamw", epochs=3, learning_rate=5e-3, weight_decay=0.1, batch_size=256))
+        fit(
+            model,
+            FitRequest(
+                task,
+                splits.train,
+                Part.of("adamw", epochs=3, learning_rate=5e-3, weight_decay=0.1, batch_size=256),
+            ),
+        )
         levels = task.levels["rating"]
         ratings = {name: levels[split.targets["rating"]] for name, split in splits.items()}
         of_mean = float((ratings["test"] - ratings["train"].mean()).square().mean().sqrt())
@@ -115,7 +122,7 @@ class TestRatings:
         assert task.heads == {"rating": 20}
         counts = sum(torch.bincount(s.targets["rating"], minlength=20) for _, s in task.splits(0).items())
         assert counts.tolist() == [25] * 20
-        assert any("distinct ratings became 20 bins" in notice for notice in task.notices)
+        assert any("distinct ratings were put into 20 bins" in notice for notice in task.notices)
 
     def test_the_rare_and_the_new_share_the_row_of_the_unknown(self, tmp_path: Path) -> None:
         rows = [f"u{row % 10},i{row % 11},{row % 3}" for row in range(110)]
@@ -125,9 +132,9 @@ class TestRatings:
         splits = task.splits(0)
         assert (splits.test.inputs[0] == 0).tolist() == [True, False, False]
         assert (splits.test.inputs[1] == 0).tolist() == [False, True, False]
-        assert "1 users of the test file are not in the training file: they are unknown" in task.notices
+        assert "1 users of the test file are not in the training file and count as unknown" in task.notices
         assert "1 items of the test file are not in the training file: they are unknown" in task.notices
-        assert any(notice.startswith("1 of 11 users have a single row") for notice in task.notices)
+        assert any(notice.startswith("1 of 11 users have one row") for notice in task.notices)
         known = torch.bincount(splits.train.inputs[0], minlength=12)
         assert int(known[1:][known[1:] > 0].min()) >= 2
 
@@ -138,13 +145,13 @@ class TestRatings:
         assert task.levels["rating"].tolist() == [1.0, 5.0]
         fives = sum(int((split.targets["rating"] == 1).sum()) for _, split in task.splits(0).items())
         assert fives == 1
-        assert "2 rows repeat a user and an item; the latest counts" in task.notices
+        assert "2 rows repeat a pair of user and item; the latest row counts" in task.notices
 
     @pytest.mark.parametrize(
         ("test", "message"),
         [
             (["user,item,rating,more", "u1,i1,2,3"], r"has the features \['more'\]"),
-            (["user,item,rating", "u1,i1,7"], "holds the value 7"),
+            (["user,item,rating", "u1,i1,7"], "contains the value 7"),
             (["user,item,click", "u1,i1,1"], "has the features"),
         ],
     )
@@ -155,9 +162,9 @@ class TestRatings:
             Ratings(path, test=write(tmp_path / "b.csv", test))
 
     def test_what_cannot_be_learned_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="every row holds the value 3"):
+        with pytest.raises(UsageError, match="every row has the value 3"):
             Ratings(write(tmp_path / "a.csv", ["user,item,rating", *(f"u{row},i,3" for row in range(60))]))
-        with pytest.raises(UsageError, match="there are 9 ratings"):
+        with pytest.raises(UsageError, match="the data has 9 ratings"):
             Ratings(
                 write(tmp_path / "b.csv", ["user,item,rating", *(f"u{row},i,{row % 2}" for row in range(9))])
             ).splits(0)
@@ -168,15 +175,15 @@ class TestRatings:
 class TestBins:
     def test_bins_stand_for_their_mean(self) -> None:
         values = np.random.default_rng(0).normal(size=1000)
-        bins = Bins(values)
-        classes = bins.classes(values)
+        bins = RatingBins(values)
+        classes = bins.assign_classes(values)
         assert np.allclose(bins.levels, [values[classes == number].mean() for number in range(20)])
         assert bins.spread == pytest.approx(np.sqrt(np.square(values - bins.levels[classes]).mean()))
 
     def test_a_value_that_most_rows_hold_leaves_no_empty_bin(self) -> None:
         values = np.concatenate([np.zeros(900), np.random.default_rng(0).normal(size=100)])
-        bins = Bins(values)
-        counts = np.bincount(bins.classes(values), minlength=len(bins.levels))
+        bins = RatingBins(values)
+        counts = np.bincount(bins.assign_classes(values), minlength=len(bins.levels))
         assert counts.min() > 0
         assert (np.diff(bins.levels) > 0).all()
 
@@ -197,7 +204,7 @@ class TestRanking:
     def test_negatives_are_items_that_the_user_never_met_and_none_occurs_twice(self) -> None:
         task = Ranking(candidates=30)
         splits = task.splits(0)
-        met = generated_interactions()
+        met = generate_interactions()
         known = set(zip(met.users.tolist(), met.items.tolist(), strict=True))
         users, items = np.unique(met.users), np.unique(met.items)
         assert all(len(split.inputs[1].unique(dim=0)) and split.inputs[1].shape[1] == 30 for _, split in splits.items())
@@ -261,7 +268,7 @@ class TestRanking:
     def test_without_times_later_rows_are_later(self, tmp_path: Path) -> None:
         rows = [f"u{user},i{step + user}" for user in range(3) for step in range(9)]
         task = Ranking(write(tmp_path / "a.csv", ["user,item", *rows]), candidates=3)
-        assert "there is no column of times: later rows count as later" in task.notices
+        assert "the data has no column of times: the order of the rows is the order of time" in task.notices
         assert true_items(task.splits(0).test).tolist() == [
             sorted(f"i{number}" for number in range(11)).index(f"i{8 + user}") for user in range(3)
         ]
@@ -271,7 +278,14 @@ class TestRanking:
         splits = task.splits(0)
         torch.manual_seed(0)
         model = task.build(Part.of("two_tower", embedding=8, width=16, depth=0, tower=8))
-        fit(model, task, splits.train, Part.of("adamw", epochs=2, learning_rate=5e-3, weight_decay=0.1, batch_size=512))
+        fit(
+            model,
+            FitRequest(
+                task,
+                splits.train,
+                Part.of("adamw", epochs=2, learning_rate=5e-3, weight_decay=0.1, batch_size=512),
+            ),
+        )
         subject = Subject(predict(model, task, splits.test), splits.test.targets)
         found = measure(subject, ["ndcg_at_10", "hit_rate_at_10"])
         assert found["hit_rate_at_10"] > 0.65
@@ -290,19 +304,19 @@ class TestRanking:
         with pytest.raises(UsageError, match="no user has enough interactions for calibration"):
             Ranking(write(tmp_path / "b.csv", ["user,item", *(f"a,{item}" for item in "vwxy")]))
         rows = [f"u{user},i{step}" for user in range(2) for step in range(6 + user)]
-        with pytest.raises(UsageError, match=r"task\.ranking\.candidates is 50.*give 1 at most"):
+        with pytest.raises(UsageError, match=r"task\.ranking\.candidates is 50.*give at most 1"):
             Ranking(write(tmp_path / "c.csv", ["user,item", *rows]))
 
 
 def test_the_generated_set_is_what_it_says() -> None:
-    found = generated_interactions()
+    found = generate_interactions()
     assert 55_000 < len(found) < 68_000
     assert len(np.unique(found.users)) == 1000
     assert len(np.unique(found.items)) > 1950
-    assert len(found.latest()) == len(found)
-    again = generated_interactions.__wrapped__()
+    assert len(found.latest_rows()) == len(found)
+    again = generate_interactions.__wrapped__()
     assert np.array_equal(found.values, again.values)
-    assert not np.array_equal(found.values[:1000], generated_interactions(seed=1).values[:1000])
+    assert not np.array_equal(found.values[:1000], generate_interactions(seed=1).values[:1000])
 
 
 @pytest.mark.parametrize("task", [Ratings, Ranking])

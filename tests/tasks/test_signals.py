@@ -9,7 +9,7 @@ from autocompress.core.config import Part
 from autocompress.core.task import Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.signals import MNIST1D, Signals
-from autocompress.training.fit import fit, predict
+from autocompress.training.fit import FitRequest, fit, predict
 
 
 def accuracy(task, model, split) -> float:
@@ -36,9 +36,9 @@ class TestMNIST1D:
         splits = task.splits(0)
         torch.manual_seed(0)
         linear = nn.Sequential(nn.Flatten(), nn.Linear(40, 10))
-        fit(linear, task, splits.train, Part.of("adamw", epochs=10, learning_rate=1e-2))
+        fit(linear, FitRequest(task, splits.train, Part.of("adamw", epochs=10, learning_rate=1e-2)))
         convolutional = task.build(Part.of("cnn1d", width=8, depth=1, stages=2))
-        fit(convolutional, task, splits.train, Part.of("adamw", epochs=6, learning_rate=1e-2))
+        fit(convolutional, FitRequest(task, splits.train, Part.of("adamw", epochs=6, learning_rate=1e-2)))
         assert 0.25 < accuracy(task, linear, splits.test) < 0.40
         assert accuracy(task, convolutional, splits.test) > 0.85
 
@@ -63,7 +63,7 @@ class TestMNIST1D:
 
 class TestSignals:
     def test_classes_have_their_names_and_splits_are_normalised_by_the_training_split(self, tmp_path: Path) -> None:
-        task = Signals(Signals.sample(tmp_path))
+        task = Signals(Signals.write_sample(tmp_path))
         splits = task.splits(0)
         assert task.labels == {"label": ["fast", "medium", "slow"]}
         assert task.shape == (1, 24)
@@ -73,11 +73,11 @@ class TestSignals:
         assert [len(split) for _, split in splits.items()] == [31, 3, 7, 7, 12]
 
     def test_its_own_task_is_learned(self, tmp_path: Path) -> None:
-        task = Signals(Signals.sample(tmp_path))
+        task = Signals(Signals.write_sample(tmp_path))
         splits = task.splits(0)
         torch.manual_seed(0)
         model = task.build(Part.of("cnn1d", width=8, depth=1, stages=2))
-        fit(model, task, splits.train, Part.of("adamw", epochs=15, batch_size=8, learning_rate=1e-2))
+        fit(model, FitRequest(task, splits.train, Part.of("adamw", epochs=15, batch_size=8, learning_rate=1e-2)))
         assert accuracy(task, model, splits.test) >= 0.9
 
     def test_several_channels_of_an_npz_file(self, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ class TestSignals:
             Signals(tmp_path / "a.npz").splits(0)
 
     def test_views_shift_and_scale(self, tmp_path: Path) -> None:
-        Signals(Signals.sample(tmp_path))
+        Signals(Signals.write_sample(tmp_path))
         task = Signals(tmp_path / "signals.csv", views=4, shift=0.1, scale=0.2)
         train = task.splits(0).train
         one, again, two = (task.view(train, index).inputs[0] for index in (1, 1, 2))

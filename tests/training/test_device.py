@@ -12,9 +12,9 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Cut, Job
 from autocompress.core.registry import DISTILL, TASKS
 from autocompress.errors import UsageError
-from autocompress.training.device import CPU, made_on, moved, nearest, refuse_missing
-from autocompress.training.fit import fit, fit_until
-from autocompress.trial.pipeline import Setup, lab, settled
+from autocompress.training.device import CPU, available_device, default_device, move_model, require_device
+from autocompress.training.fit import FitRequest, fit
+from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
 from autocompress.trial.teacher import TeacherRecipe
 from tests.training.mock_device import CARD, OnCard, a_card
@@ -28,7 +28,7 @@ SOFT = (Part.of("soft_target"),)
 
 @pytest.fixture(autouse=True, scope="module")
 def settled_here() -> Iterator[None]:
-    with settled():
+    with reproducible_torch():
         yield
 
 
@@ -43,10 +43,13 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def trained(device: torch.device, part: Part = FIT, terms: tuple[Part, ...] = SOFT) -> nn.Module:
-    place = lab(SETUP)
+    place = load_pipeline(SETUP)
     torch.manual_seed(0)
     model = place.task.build(SMALL)
-    fit(model, place.task, place.splits.train, part, terms=terms, teacher=place.teacher, seed=5, device=device)
+    fit(
+        model,
+        FitRequest(place.task, place.splits.train, part, terms=terms, teacher=place.teacher, seed=5, device=device),
+    )
     return model
 
 
@@ -63,20 +66,20 @@ def test_the_pretend_card_refuses_what_a_real_one_refuses() -> None:
 def test_a_model_comes_back_from_the_card_whatever_happens() -> None:
     layer = nn.Linear(2, 2)
     with a_card() as card:
-        with pytest.raises(RuntimeError, match="same device"), moved(layer, card):
+        with pytest.raises(RuntimeError, match="same device"), move_model(layer, card):
             layer(torch.ones(1, 2))
         assert layer.weight.device == CPU
-        with made_on(card):
+        with default_device(card):
             assert torch.zeros(1).device.type == CARD
         assert torch.zeros(1).device == CPU
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_a_card_that_is_not_there_is_refused_with_what_to_do() -> None:
-    refuse_missing("cpu")
-    assert nearest("cuda") == nearest("cpu") == CPU
+    require_device("cpu")
+    assert available_device("cuda") == available_device("cpu") == CPU
     with pytest.raises(UsageError, match=r"graphics card, but torch .* without CUDA; set search\.device=cpu"):
-        refuse_missing("cuda")
+        require_device("cuda")
 
 
 LOGIT = [name for name in DISTILL if DISTILL.get(name).kind == "logit"]
@@ -91,7 +94,7 @@ def test_every_term_gives_on_the_card_what_it_gives_on_the_processor(terms: tupl
     with a_card() as card:
         there = weights(trained(card, terms=terms))
     assert same(here, there)
-    teacher = lab(SETUP).teacher.model
+    teacher = load_pipeline(SETUP).teacher.model
     assert not any(isinstance(each, OnCard) for each in teacher.parameters())
 
 
@@ -127,23 +130,25 @@ def test_precision_is_chosen_and_lowered_where_the_model_runs() -> None:
 
 
 def test_a_training_that_pauses_on_the_card_goes_on_there_and_elsewhere() -> None:
-    place = lab(SETUP)
+    place = load_pipeline(SETUP)
     part = Part.of("sgd", epochs=3, batch_size=128)
 
     def segment(device: torch.device, until: int | None, paused: bytes) -> tuple[dict[str, Tensor], bytes]:
         torch.manual_seed(0)
         model = place.task.build(SMALL)
-        found = fit_until(
+        found = fit(
             model,
-            place.task,
-            place.splits.train,
-            part,
-            terms=SOFT,
-            teacher=place.teacher,
-            seed=5,
-            until=until,
-            paused=paused,
-            device=device,
+            FitRequest(
+                place.task,
+                place.splits.train,
+                part,
+                terms=SOFT,
+                teacher=place.teacher,
+                seed=5,
+                until=until,
+                paused=paused,
+                device=device,
+            ),
         )
         return weights(model), found.paused
 
@@ -165,7 +170,7 @@ CUTS = [
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_every_cut_that_trains_gives_the_same_where_it_trains_on_the_card(cut: Cut) -> None:
-    here = lab(SETUP)
+    here = load_pipeline(SETUP)
     training = CompressionConfig(SMALL, SOFT, FIT, seed=1)
     model = trained(CPU)
 
@@ -196,7 +201,10 @@ def test_every_family_trains_on_the_card(task: str, student: Part, settings: dic
     def on(device: torch.device) -> dict[str, Tensor]:
         torch.manual_seed(0)
         model = found.build(student)
-        fit(model, found, train, Part.of("adamw", **{"epochs": 1, "batch_size": 32, **settings}), device=device)
+        fit(
+            model,
+            FitRequest(found, train, Part.of("adamw", **{"epochs": 1, "batch_size": 32, **settings}), device=device),
+        )
         return weights(model)
 
     expected = on(CPU)

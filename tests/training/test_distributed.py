@@ -10,10 +10,11 @@ from torch import nn
 
 from autocompress.core.config import Part
 from autocompress.errors import TrialError
-from autocompress.training import distributed as parallel, trainer as loop
+from autocompress.training import distributed as parallel
 from autocompress.training.distributed import fit_parallel
-from autocompress.training.fit import fit
-from autocompress.training.process_group import Team
+from autocompress.training.fit import FitRequest, fit
+from autocompress.training.process_group import ProcessGroup
+from autocompress.training.trainer import Trainer
 from tests.training.light import Faulty, Light, Wide, examples, network
 
 # Two processes make shares of 26 and 25 of 51 examples.
@@ -42,7 +43,7 @@ def listening(process: int) -> set[str]:
 def test_two_processes_end_where_one_does_talk_over_loopback_and_leave_nothing() -> None:
     terms = [Part.of("soft_target", alpha=0.5, temperature=2.0), Part.of("hint", weight=0.1)]
     alone, together = network(), network()
-    curve = fit(alone, Light(), examples(), Part.of("adamw", **SETTINGS), terms=terms, teacher=Wide())
+    curve = fit(alone, FitRequest(Light(), examples(), Part.of("adamw", **SETTINGS), terms=terms, teacher=Wide())).curve
     before = children()
     rows: list[dict[str, float]] = []
     addresses: set[str] = set()
@@ -53,7 +54,7 @@ def test_two_processes_end_where_one_does_talk_over_loopback_and_leave_nothing()
             addresses.update(listening(child))
 
     part = Part.of("adamw", **SETTINGS, processes=2)
-    shared = fit(together, Light(), examples(), part, terms=terms, teacher=Wide(), on_epoch=watch)
+    shared = fit(together, FitRequest(Light(), examples(), part, terms=terms, teacher=Wide(), on_epoch=watch)).curve
     assert rows == shared
     for one, other in zip(curve, shared, strict=True):
         assert other == pytest.approx(one, rel=1e-3)
@@ -77,18 +78,20 @@ def test_two_processes_end_where_one_does_talk_over_loopback_and_leave_nothing()
 def test_a_process_that_fails_ends_the_fit_with_its_reason(fault: str, message: str, tmp_path: Path) -> None:
     before = children()
     with pytest.raises(TrialError, match=message):
-        fit_parallel(network(), Faulty(tmp_path / "mark", fault), examples(), Part.of("adamw", epochs=1, processes=2))
+        fit_parallel(
+            network(), FitRequest(Faulty(tmp_path / "mark", fault), examples(), Part.of("adamw", epochs=1, processes=2))
+        )
     assert children() == before
 
 
 def test_what_cannot_work_is_refused_before_a_process_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "_supervise", lambda *args: pytest.fail("a process was started"))
+    monkeypatch.setattr(parallel, "_supervise_processes", lambda *args: pytest.fail("a process was started"))
     with pytest.raises(TrialError, match="4 processes cannot share batches of 3"):
-        fit(network(), Light(), examples(), Part.of("adamw", batch_size=3, processes=4))
+        fit(network(), FitRequest(Light(), examples(), Part.of("adamw", batch_size=3, processes=4)))
     unpicklable = network()
     unpicklable.hook = lambda x: x  # type: ignore[assignment]
     with pytest.raises(TrialError, match=r"set fit\.processes to 1$"):
-        fit(unpicklable, Light(), examples(), Part.of("adamw", processes=2))
+        fit(unpicklable, FitRequest(Light(), examples(), Part.of("adamw", processes=2)))
 
 
 SCRIPT = """
@@ -97,6 +100,7 @@ import torch
 from tests.training.light import Light, examples, network
 from autocompress.core.config import Part
 from autocompress.training.distributed import fit_parallel
+from autocompress.training.trainer import FitRequest
 
 class Mine(Light):
     pass
@@ -105,7 +109,8 @@ class Mine(Light):
     with Path("started").open("a") as file:
         file.write("x")
     part = Part.of("adamw", epochs=1000, processes=2)
-    fit_parallel(network(), Mine(), examples(), part, on_epoch=lambda row: print("epoch", flush=True))
+    request = FitRequest(Mine(), examples(), part, on_epoch=lambda row: print("epoch", flush=True))
+    fit_parallel(network(), request)
 """
 
 
@@ -153,34 +158,36 @@ def running(number: int) -> bool:
 
 
 def test_what_belongs_to_one_process_stays_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "fit_parallel", lambda *args, **kwargs: pytest.fail("processes were started"))
+    monkeypatch.setattr(
+        "autocompress.training.fit.fit_parallel", lambda *args, **kwargs: pytest.fail("processes were started")
+    )
     part, steps = Part.of("adamw", epochs=1, processes=2), []
-    fit(network(), Light(), examples(), part, after_step=lambda: steps.append(1))
+    fit(network(), FitRequest(Light(), examples(), part, after_step=lambda: steps.append(1)))
     assert steps
     parametrized = network()
     nn.utils.parametrizations.weight_norm(parametrized[2])
-    fit(parametrized, Light(), examples(), part)
+    fit(parametrized, FitRequest(Light(), examples(), part))
 
 
 def test_shares_cover_a_batch_once_and_their_weighted_means_are_its_mean() -> None:
     rows = torch.randperm(50)
-    team = [Team(rank, 3) for rank in range(3)]
-    shares = [place.share(rows) for place in team]
+    team = [ProcessGroup(rank, 3) for rank in range(3)]
+    shares = [place.local_rows(rows) for place in team]
     assert sorted(torch.cat(shares).tolist()) == list(range(50))
     values = torch.randn(50)
-    weighted = [place.factor(share, rows) * values[share].mean() for place, share in zip(team, shares, strict=True)]
+    weighted = [place.loss_scale(share, rows) * values[share].mean() for place, share in zip(team, shares, strict=True)]
     assert torch.stack(weighted).mean().item() == pytest.approx(values.mean().item(), abs=1e-6)
 
 
 def test_alone_nothing_is_wrapped_or_averaged() -> None:
     module, value = nn.Linear(1, 1), torch.tensor(3.0)
-    assert Team().join(module) is module
-    assert Team().mean(value) is value
+    assert ProcessGroup().wrap_module(module) is module
+    assert ProcessGroup().all_reduce_mean(value) is value
 
 
 def test_the_loop_alone_is_the_fit() -> None:
     one, other = network(), network()
     part = Part.of("adamw", epochs=1)
-    fit(one, Light(), examples(), part)
-    loop.run(other, Light(), examples(), part, terms=[Part("none")], teacher=None, seed=0)
+    fit(one, FitRequest(Light(), examples(), part))
+    Trainer(other, FitRequest(Light(), examples(), part)).run()
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

@@ -8,10 +8,10 @@ from torch import nn
 from autocompress.core.config import Part
 from autocompress.errors import KnobError, TrialError, UnknownNameError
 from autocompress.tasks.images import Digits
-from autocompress.training.fit import fit, predict
-from autocompress.training.objective import Lesson
+from autocompress.training.fit import FitRequest, fit, predict
+from autocompress.training.objective import TrainingObjective
 from autocompress.training.optimizers import fit_config
-from autocompress.training.precision import bfloat16_pays, choose_precision
+from autocompress.training.precision import choose_precision, is_bfloat16_faster
 from autocompress.training.trainer import hold_out
 
 TASK = Digits()
@@ -31,7 +31,7 @@ class FakeTeacher:
 def trained(part: Part, *, seed: int = 0, **options: object) -> nn.Module:
     torch.manual_seed(seed)
     model = TASK.build(SMALL)
-    fit(model, TASK, SPLITS.train, part, seed=seed, **options)  # type: ignore[arg-type]
+    fit(model, FitRequest(TASK, SPLITS.train, part, seed=seed, **options))  # type: ignore[arg-type]
     return model
 
 
@@ -60,7 +60,7 @@ def test_the_curve_has_a_row_an_epoch_and_falls() -> None:
     rows: list[dict[str, float]] = []
     torch.manual_seed(0)
     model = TASK.build(SMALL)
-    curve = fit(model, TASK, SPLITS.train, Part.of("adamw", epochs=5), on_epoch=rows.append)
+    curve = fit(model, FitRequest(TASK, SPLITS.train, Part.of("adamw", epochs=5), on_epoch=rows.append)).curve
     assert curve == rows
     assert [row["epoch"] for row in curve] == [1, 2, 3, 4, 5]
     assert curve[-1]["loss"] < curve[0]["loss"] * 0.9
@@ -94,7 +94,7 @@ def test_the_teachers_logits_are_asked_for_the_view_that_is_trained_on() -> None
 def test_a_divergent_loss_is_named() -> None:
     broken = replace(SPLITS.train, inputs=(SPLITS.train.inputs[0] * float("nan"),))
     with pytest.raises(TrialError, match="loss is nan in epoch 1"):
-        fit(TASK.build(SMALL), TASK, broken, Part.of("adamw", epochs=1))
+        fit(TASK.build(SMALL), FitRequest(TASK, broken, Part.of("adamw", epochs=1)))
 
 
 @pytest.mark.parametrize(
@@ -107,28 +107,28 @@ def test_a_divergent_loss_is_named() -> None:
 )
 def test_terms_that_cannot_work_are_refused_before_training(terms: list[Part], message: str) -> None:
     with pytest.raises(TrialError, match=message):
-        fit(TASK.build(SMALL), TASK, SPLITS.train, Part("adamw"), terms=terms)
+        fit(TASK.build(SMALL), FitRequest(TASK, SPLITS.train, Part("adamw"), terms=terms))
 
 
 def test_unknown_optimizers_and_settings_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'adamw'"):
-        fit(TASK.build(SMALL), TASK, SPLITS.train, Part("adam"))
+        fit(TASK.build(SMALL), FitRequest(TASK, SPLITS.train, Part("adam")))
     with pytest.raises(KnobError, match=r"fit.adamw.epochs = -1"):
-        fit(TASK.build(SMALL), TASK, SPLITS.train, Part.of("adamw", epochs=-1))
+        fit(TASK.build(SMALL), FitRequest(TASK, SPLITS.train, Part.of("adamw", epochs=-1)))
 
 
 def test_no_epochs_leave_the_model_as_it_is() -> None:
     model = TASK.build(SMALL)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert fit(model, TASK, SPLITS.train, Part.of("adamw", epochs=0)) == []
+    assert fit(model, FitRequest(TASK, SPLITS.train, Part.of("adamw", epochs=0))).curve == []
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not model.training
 
 
 def test_a_last_batch_of_one_is_dropped_not_normalised_by_itself() -> None:
     odd = SPLITS.train.take(slice(0, 65))
-    fit(TASK.build(SMALL), TASK, odd, Part.of("adamw", epochs=2, batch_size=64))
-    fit(TASK.build(SMALL), TASK, SPLITS.train.take(slice(0, 10)), Part.of("adamw", epochs=1, batch_size=64))
+    fit(TASK.build(SMALL), FitRequest(TASK, odd, Part.of("adamw", epochs=2, batch_size=64)))
+    fit(TASK.build(SMALL), FitRequest(TASK, SPLITS.train.take(slice(0, 10)), Part.of("adamw", epochs=1, batch_size=64)))
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "step", "constant", "plateau"])
@@ -141,7 +141,7 @@ def test_early_stopping_ends_the_fit_and_puts_the_best_weights_back() -> None:
     torch.manual_seed(0)
     model = TASK.build(SMALL)
     part = Part.of("adamw", epochs=60, learning_rate=2e-2, schedule="constant", patience=2)
-    curve = fit(model, TASK, SPLITS.train, part)
+    curve = fit(model, FitRequest(TASK, SPLITS.train, part)).curve
     losses = [row["held_out_loss"] for row in curve]
     assert len(curve) < 60
     assert losses.index(min(losses)) == len(losses) - 3
@@ -152,16 +152,18 @@ def test_early_stopping_ends_the_fit_and_puts_the_best_weights_back() -> None:
 
 def test_label_smoothing_is_torchs_own() -> None:
     logits, targets = {"label": torch.randn(5, 10)}, {"label": torch.arange(5)}
-    lesson = Lesson.of([Part("none")], TASK, fit_config(Part.of("adamw", label_smoothing=0.2)), None, 0)
-    _, hard = lesson.hard(SPLITS.train.take(slice(0, 5)), torch.Generator())
+    objective = TrainingObjective.from_terms(
+        [Part("none")], TASK, fit_config(Part.of("adamw", label_smoothing=0.2)), None, 0
+    )
+    _, hard = objective.prepare_hard_loss(SPLITS.train.take(slice(0, 5)), torch.Generator())
     expected = nn.functional.cross_entropy(logits["label"], targets["label"], label_smoothing=0.2)
     assert hard(logits, targets).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_mixup_mixes_inputs_and_losses_by_the_same_share() -> None:
-    lesson = Lesson.of([Part("none")], TASK, fit_config(Part.of("adamw", mixup=1.0)), None, 0)
+    objective = TrainingObjective.from_terms([Part("none")], TASK, fit_config(Part.of("adamw", mixup=1.0)), None, 0)
     batch = SPLITS.train.take(slice(0, 32))
-    inputs, hard = lesson.hard(batch, torch.Generator().manual_seed(4))
+    inputs, hard = objective.prepare_hard_loss(batch, torch.Generator().manual_seed(4))
     share, other = torch._sample_dirichlet(torch.ones(2), generator=torch.Generator().manual_seed(4))
     assert share + other == pytest.approx(1.0)
     assert not torch.equal(inputs[0], batch.inputs[0])
@@ -192,12 +194,12 @@ def test_auto_takes_what_the_probe_finds_faster(monkeypatch: pytest.MonkeyPatch)
     batch = SPLITS.train.take(slice(0, 16))
     model = TASK.build(SMALL)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert bfloat16_pays(model, TASK, batch) in (True, False)
+    assert is_bfloat16_faster(model, TASK, batch) in (True, False)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     for pays in (True, False):
-        monkeypatch.setattr("autocompress.training.precision.bfloat16_pays", lambda *args, pays=pays: pays)
-        assert choose_precision("auto", model, TASK, batch).low is pays
-    assert not choose_precision("float32", model, TASK, batch).low
+        monkeypatch.setattr("autocompress.training.precision.is_bfloat16_faster", lambda *args, pays=pays: pays)
+        assert choose_precision("auto", model, TASK, batch).is_bfloat16 is pays
+    assert not choose_precision("float32", model, TASK, batch).is_bfloat16
 
 
 def test_after_step_is_called_after_each_step() -> None:

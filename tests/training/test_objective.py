@@ -8,8 +8,8 @@ from autocompress.core.config import Part
 from autocompress.distill.base import Batch
 from autocompress.distill.feature_losses import attention_map
 from autocompress.tasks.images import Digits
-from autocompress.training.fit import fit, predict
-from autocompress.training.objective import Lesson
+from autocompress.training.fit import FitRequest, fit, predict
+from autocompress.training.objective import TrainingObjective
 from autocompress.training.optimizers import fit_config
 from tests.training.light import Light, Wide, examples, network
 
@@ -31,12 +31,12 @@ class Live:
 def loss(*terms: Part) -> float:
     torch.manual_seed(0)
     model = TASK.build(Part.of("cnn", width=4, depth=1))
-    lesson = Lesson.of([Part("none"), *terms], TASK, fit_config(Part("adamw")), Live(), 0)
+    objective = TrainingObjective.from_terms([Part("none"), *terms], TASK, fit_config(Part("adamw")), Live(), 0)
     with ExitStack() as stack, torch.no_grad():
-        lesson.listen(stack, model)
-        lesson.learned(BATCH)
+        objective.attach_hooks(stack, model)
+        objective.build_adapters(BATCH)
         model.eval()
-        return float(lesson.loss(BATCH, lesson.known(0), torch.Generator()))
+        return float(objective.loss(BATCH, objective.cached_logits(0), torch.Generator()))
 
 
 def test_terms_add_up_and_each_reads_its_own_layer() -> None:
@@ -57,15 +57,20 @@ def test_the_layer_that_is_read_is_the_one_that_was_named() -> None:
     for net in (model, Live().model):
         with torch.no_grad():
             maps.append(attention_map(net.stages[0](net.stem(BATCH.inputs[0]))))  # type: ignore[index, operator]
-    lesson = Lesson.of(
+    objective = TrainingObjective.from_terms(
         [Part("none"), Part.of("attention", layer="first", weight=1.0)], TASK, fit_config(Part("adamw")), Live(), 0
     )
     with ExitStack() as stack, torch.no_grad():
-        lesson.listen(stack, model)
-        lesson.learned(BATCH)
-        student, teacher = lesson.student.run(BATCH.inputs), lesson.live_teacher.run(BATCH.inputs)  # type: ignore[union-attr]
-        term, settings = lesson.chosen[1]
-        found = term.loss(settings, Batch(*lesson._read(1, student, teacher), {}, None, lesson.parts[1]))  # type: ignore[arg-type]
+        objective.attach_hooks(stack, model)
+        objective.build_adapters(BATCH)
+        student, teacher = (
+            objective.student.compute_activations(BATCH.inputs),
+            objective.teacher_model.compute_activations(BATCH.inputs),
+        )  # type: ignore[union-attr]
+        term, settings = objective.terms[1]
+        found = term.loss(
+            settings, Batch(*objective._select_activations(1, student, teacher), {}, None, objective.adapters[1])
+        )  # type: ignore[arg-type]
     assert found.item() == pytest.approx((maps[0] - maps[1]).square().sum(1).mean().item(), rel=1e-4)
 
 
@@ -75,7 +80,7 @@ def test_what_a_term_learns_starts_alike_and_leaves_the_random_numbers_alone() -
         model, teacher = network(), Wide()
         torch.manual_seed(before)
         terms = [Part("none"), Part("hint")]
-        fit(model, Light(), examples(), Part.of("adamw", epochs=1), terms=terms, teacher=teacher, seed=5)
+        fit(model, FitRequest(Light(), examples(), Part.of("adamw", epochs=1), terms=terms, teacher=teacher, seed=5))
         found.append(model[0].weight)  # type: ignore[index]
         drawn = torch.rand(1)
         torch.manual_seed(before)
@@ -106,5 +111,7 @@ def test_a_live_teacher_of_another_kind_of_network_can_be_read() -> None:
         if not isinstance(student, Tokens):
             # An image and a sequence have unlike positions; what they mean together is compared all the same.
             terms = [Part("none"), Part("relational")]
-        curve = fit(student, TASK, BATCH, Part.of("adamw", epochs=3, batch_size=12), terms=terms, teacher=teacher)
+        curve = fit(
+            student, FitRequest(TASK, BATCH, Part.of("adamw", epochs=3, batch_size=12), terms=terms, teacher=teacher)
+        ).curve
         assert curve[-1]["loss"] < curve[0]["loss"]

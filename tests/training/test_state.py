@@ -10,8 +10,8 @@ from autocompress.core.config import Part
 from autocompress.distill.head_weighting import DynamicWeights
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits
-from autocompress.training.fit import Fitted, fit, fit_until
-from autocompress.training.state import freeze, thaw
+from autocompress.training.fit import FitRequest, FitResult, fit
+from autocompress.training.state import restore_state, serialize_state
 
 TASK = Digits()
 SPLITS = TASK.splits(0)
@@ -47,9 +47,11 @@ def model() -> nn.Module:
     return Dropping()
 
 
-def segment(part: Part, terms: list[Part], until: int | None, paused: bytes = b"") -> tuple[nn.Module, Fitted]:
+def segment(part: Part, terms: list[Part], until: int | None, paused: bytes = b"") -> tuple[nn.Module, FitResult]:
     made = model()
-    fitted = fit_until(made, TASK, SPLITS.train, part, terms=terms, teacher=Known(), seed=7, until=until, paused=paused)
+    fitted = fit(
+        made, FitRequest(TASK, SPLITS.train, part, terms=terms, teacher=Known(), seed=7, until=until, paused=paused)
+    )
     return made, fitted
 
 
@@ -69,7 +71,7 @@ def test_segments_give_bit_for_bit_what_one_fit_gives(part: Part, terms: list[Pa
     if terms[-1].name == "robust":
         terms = terms[-1:]
     whole = model()
-    curve = fit(whole, TASK, SPLITS.train, part, terms=terms, teacher=Known(), seed=7)
+    curve = fit(whole, FitRequest(TASK, SPLITS.train, part, terms=terms, teacher=Known(), seed=7)).curve
     _, first = segment(part, terms, 1)
     _, second = segment(part, terms, 3, first.paused)
     torch.manual_seed(99)
@@ -96,7 +98,7 @@ def test_the_history_of_dynamic_weights_outlives_a_pause() -> None:
     for losses in ([1.0, 1.0], [0.2, 0.9]):
         weights({"a": torch.tensor(losses[0]), "b": torch.tensor(losses[1])})
         weights.after_epoch(lambda value: value)
-    thaw(freeze({"weights": weights}, {}, {}), {"weights": other}, {})
+    restore_state(serialize_state({"weights": weights}, {}, {}), {"weights": other}, {})
     assert torch.equal(weights.weights(), other.weights())
     assert weights.weights()[1] > weights.weights()[0]
 
@@ -104,7 +106,7 @@ def test_the_history_of_dynamic_weights_outlives_a_pause() -> None:
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"\x80\x02K\x01."], ids=["empty", "text", "pickle"])
 def test_a_damaged_state_is_a_named_error(content: bytes) -> None:
     with pytest.raises(TrialError, match="cannot be read"):
-        thaw(content, {}, {})
+        restore_state(content, {}, {})
 
 
 class Bomb:
@@ -116,7 +118,7 @@ def test_a_hostile_state_runs_no_code() -> None:
     buffer = io.BytesIO()
     torch.save({"parts": {}, "generators": {}, "torch": Bomb(), "facts": {}}, buffer)
     with pytest.raises(TrialError, match="cannot be read"):
-        thaw(buffer.getvalue(), {}, {})
+        restore_state(buffer.getvalue(), {}, {})
 
 
 def test_the_state_of_another_model_is_refused() -> None:
@@ -124,6 +126,9 @@ def test_the_state_of_another_model_is_refused() -> None:
     _, fitted = segment(part, [Part("none")], 1)
     other = TASK.build(Part.of("cnn", width=4, depth=1))
     with pytest.raises(TrialError, match="does not fit"):
-        fit_until(
-            other, TASK, SPLITS.train, part, terms=[Part("none")], teacher=None, seed=7, until=2, paused=fitted.paused
+        fit(
+            other,
+            FitRequest(
+                TASK, SPLITS.train, part, terms=[Part("none")], teacher=None, seed=7, until=2, paused=fitted.paused
+            ),
         )

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from autocompress.errors import TrialError
-from autocompress.trial.checkpoints import pack, read_checkpoint, unpack, write_checkpoint
+from autocompress.trial.checkpoints import pack_paused_state, read_checkpoint, unpack_paused_state, write_checkpoint
 
 PRUNE, START = {"layers": [{"name": "0", "kept": [0, 2]}]}, [{"layers": []}, {"dropped": ["1"]}]
 
@@ -36,7 +36,7 @@ def test_a_damaged_checkpoint_is_a_value_error(damage) -> None:  # type: ignore[
 
 
 def test_a_paused_state_comes_back_with_its_histories_and_damage_is_named() -> None:
-    assert unpack(pack(b"state", START)) == (b"state", START)
-    assert unpack(pack(b"", [])) == (b"", [])
+    assert unpack_paused_state(pack_paused_state(b"state", START)) == (b"state", START)
+    assert unpack_paused_state(pack_paused_state(b"", [])) == (b"", [])
     with pytest.raises(TrialError, match="a paused training cannot be read"):
-        unpack(b"nonsense, and more of it")
+        unpack_paused_state(b"nonsense, and more of it")

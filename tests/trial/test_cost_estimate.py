@@ -4,7 +4,7 @@ import pytest
 
 from autocompress.core.config import Part
 from autocompress.core.records import Cut
-from autocompress.trial.cost_estimate import price
+from autocompress.trial.cost_estimate import estimate_costs
 from autocompress.trial.runner import run_trial
 from tests.trial.test_runner import JOB, SETUP, TRAINING
 
@@ -18,18 +18,18 @@ def test_the_price_is_what_the_trained_candidate_costs() -> None:
     brief = replace(TRAINING, fit=Part.of("adamw", epochs=1))
     candidates = run_trial(replace(JOB, training=brief, cuts=cuts), SETUP).candidates
     expected = sorted(candidate.costs["effective_flops"] for candidate in candidates)
-    prices = sorted(costs["effective_flops"] for costs in price(SETUP, brief, cuts))
+    prices = sorted(costs["effective_flops"] for costs in estimate_costs(SETUP, brief, cuts))
     assert prices == pytest.approx(expected)
 
 
 def test_of_many_bit_widths_the_fewest_are_priced_without_training() -> None:
-    found = price(SETUP, TRAINING, (Cut(quantize=FOUR), Cut(quantize=LSQ)))
-    (alone,) = price(SETUP, TRAINING, (Cut(quantize=LSQ),))
+    found = estimate_costs(SETUP, TRAINING, (Cut(quantize=FOUR), Cut(quantize=LSQ)))
+    (alone,) = estimate_costs(SETUP, TRAINING, (Cut(quantize=LSQ),))
     assert found == [alone]
-    (whole,) = price(SETUP, TRAINING, (Cut(),))
+    (whole,) = estimate_costs(SETUP, TRAINING, (Cut(),))
     assert alone["effective_flops"] == pytest.approx(whole["flops"] * 4 / 1024)
 
 
 def test_what_cannot_be_cut_has_no_price() -> None:
     bad = Part.of("structured", pruning_ratio=0.5, criterion="no_such_criterion")
-    assert price(SETUP, TRAINING, (Cut(prune=bad),)) == []
+    assert estimate_costs(SETUP, TRAINING, (Cut(prune=bad),)) == []

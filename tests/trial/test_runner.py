@@ -9,9 +9,9 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Base, Cut, Job, State
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.measure import Subject, measure
-from autocompress.trial.pipeline import Setup, lab, settled
-from autocompress.trial.recipe import operations
-from autocompress.trial.runner import TrialRunner, out_of_memory, run_trial, score_test_split, teacher_record
+from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
+from autocompress.trial.recipe import list_operations
+from autocompress.trial.runner import TrialRunner, is_out_of_memory, run_trial, score_test_split, teacher_record
 from autocompress.trial.teacher import TeacherRecipe
 
 SETUP = Setup(
@@ -85,8 +85,8 @@ def test_a_trial_run_again_from_its_record_gives_identical_weights_and_scores(re
 
 
 def test_a_candidate_is_cut_again_from_its_checkpoint(result) -> None:  # type: ignore[no-untyped-def]
-    with settled():
-        place = lab(SETUP)
+    with reproducible_torch():
+        place = load_pipeline(SETUP)
         for candidate in result.candidates:
             rebuilt = place.rebuild(candidate.config, result.checkpoints[candidate.checkpoint])
             logits = place.predict(rebuilt.model, place.splits.select_val)
@@ -104,7 +104,7 @@ def test_recovery_trains_the_pruned_model(result) -> None:  # type: ignore[no-un
 
 def test_the_test_split_is_scored_from_checkpoints(result) -> None:  # type: ignore[no-untyped-def]
     parent = result.candidates[0]
-    with settled():
+    with reproducible_torch():
         scores, teacher = score_test_split({parent.id: (parent, result.checkpoints["t4p0"])}, SETUP)
     assert scores[parent.id]["accuracy"] == pytest.approx(parent.scores["select_val"]["accuracy"], abs=0.1)
     assert teacher["accuracy"] > 0.8
@@ -112,7 +112,7 @@ def test_the_test_split_is_scored_from_checkpoints(result) -> None:  # type: ign
 
 
 def test_the_teacher_is_described() -> None:
-    with settled():
+    with reproducible_torch():
         record = teacher_record(SETUP)
     assert set(record["scores"]) == {"search_val", "select_val"}
     assert record["costs"]["effective_flops"] == record["costs"]["flops"] > 0
@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_is_an_artifact_error(result, damage: str) -> None:
     content = result.checkpoints["t4p1"]
     content = {"cut": content[: len(content) // 2], "header": b"\xff" * 8 + content[8:], "empty": b""}[damage]
     with pytest.raises(ArtifactError, match="damaged"):
-        lab(SETUP).rebuild(result.candidates[3].config, content)
+        load_pipeline(SETUP).rebuild(result.candidates[3].config, content)
 
 
 def test_a_setup_reads_back_equal() -> None:
@@ -171,7 +171,7 @@ def test_a_setup_reads_back_equal() -> None:
 def test_settled_puts_back_what_it_found(tmp_path: Path) -> None:
     tiny = torch.tensor(torch.finfo(torch.float32).tiny)
     assert tiny.div(2) != 0
-    with settled():
+    with reproducible_torch():
         assert tiny.div(2) == 0
         assert torch.get_num_threads() == 1
     assert tiny.div(2) != 0
@@ -219,8 +219,8 @@ def test_a_checkpoint_is_cut_further_without_training_it_again(result) -> None: 
     assert candidate.checkpoint == "t9p0"
     assert candidate.config == replace(TRAINING, prune=PRUNED, quantize=tuned)
     assert candidate.costs["flops"] == further.candidates[0].costs["flops"]
-    with settled():
-        place = lab(SETUP)
+    with reproducible_torch():
+        place = load_pipeline(SETUP)
         rebuilt = place.rebuild(candidate.config, further.checkpoints["t9p0"])
         logits = place.predict(rebuilt.model, place.splits.select_val)
         subject = Subject(logits, place.splits.select_val.targets, place.teacher.logits["select_val"])
@@ -238,38 +238,38 @@ def test_a_pruned_checkpoint_is_not_pruned_once_more(result) -> None:  # type: i
 def test_memory_that_is_refused_is_told_from_other_faults() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(1 << 50)
-    assert out_of_memory(refused.value)
-    assert out_of_memory(MemoryError())
-    assert not out_of_memory(RuntimeError("shapes do not match"))
+    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_a_worker_whose_data_differ_from_the_drivers_is_not_ready() -> None:
-    luggage = lab(SETUP).teacher.luggage()
-    TrialRunner(SETUP, luggage=luggage).prepare()
+    luggage = load_pipeline(SETUP).teacher.serialize()
+    TrialRunner(SETUP, serialized_teacher=luggage).prepare()
     other = replace(SETUP, split_seed=1)
     with pytest.raises(UsageError, match="the data of the task 'digits' differ from the driver's"):
-        TrialRunner(other, luggage=luggage).prepare()
+        TrialRunner(other, serialized_teacher=luggage).prepare()
 
 
 def test_a_student_may_start_from_its_teachers_weights() -> None:
-    place = lab(SETUP)
+    place = load_pipeline(SETUP)
     one_epoch = {"epochs": 1, "learning_rate": 1e-3}
 
     def score(width: int, init: str) -> float:
         fit = Part.of("adamw", init=init, **one_epoch)
         training = replace(TRAINING, student=Part.of("cnn", width=width, depth=1), fit=fit)
-        with settled():
+        with reproducible_torch():
             return place.score(place.train(training).model)
 
     # One of the teacher's own shape knows at once what it knows; a narrower one takes its best channels.
     assert score(12, "teacher") > 0.9 > 0.5 > score(12, "random")
     assert score(8, "teacher") > score(8, "random") + 0.05
-    assert operations(replace(TRAINING, fit=Part.of("adamw", init="teacher")))[0] == "take the teacher's weights"
+    assert list_operations(replace(TRAINING, fit=Part.of("adamw", init="teacher")))[0] == "take the teacher's weights"
 
 
 def test_a_training_that_started_from_the_teacher_goes_on_after_a_pause_as_if_it_never_had() -> None:
-    place, training = lab(SETUP), replace(TRAINING, fit=Part.of("adamw", epochs=3, init="teacher"))
-    with settled():
+    place, training = load_pipeline(SETUP), replace(TRAINING, fit=Part.of("adamw", epochs=3, init="teacher"))
+    with reproducible_torch():
         whole = place.train(training).model.state_dict()
         paused = place.train(training, until=1).paused
         again = place.train(training, paused=paused).model.state_dict()

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE, TASKS
-from autocompress.core.task import as_heads
+from autocompress.core.task import logits_by_head
 from autocompress.errors import CompressionError
-from autocompress.trial.pipeline import Setup, lab, settled
-from autocompress.trial.supernet import SubNetworks, narrowed
+from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
+from autocompress.trial.supernet import SubNetworks, subnetwork_pruning
 from autocompress.trial.teacher import TeacherRecipe
 
 DIGITS = TASKS.get("digits")()
@@ -33,7 +33,7 @@ FAMILIES = {
 
 
 def cut(model: nn.Module, ratio: float, context: Context) -> nn.Module:
-    part = narrowed(ratio)
+    part = subnetwork_pruning(ratio)
     method = PRUNE.get(part.name)
     found: nn.Module = method.apply(model, method.config.of(part.values), context)[0]
     return found.eval()
@@ -52,7 +52,7 @@ def test_the_loss_is_the_divergence_of_the_models_that_are_cut_out_later(family:
             parameter.add_(0.05 * torch.randn_like(parameter))
     inputs = task.splits(0).train.take(slice(0, 16)).inputs
     with torch.no_grad():
-        logits = as_heads(model(*inputs), task.heads)
+        logits = logits_by_head(model(*inputs), task.heads)
         torch.manual_seed(5)
         found = beside(inputs, logits)
         torch.manual_seed(5)
@@ -65,7 +65,7 @@ def test_the_loss_is_the_divergence_of_the_models_that_are_cut_out_later(family:
 
 
 def _divergence(output: object, logits: Mapping[str, Tensor], heads: Mapping[str, int]) -> float:
-    ours = as_heads(output, heads)
+    ours = logits_by_head(output, heads)
     each = [
         (logits[head].softmax(1) * (logits[head].log_softmax(1) - ours[head].log_softmax(1))).sum(1).mean()
         for head in heads
@@ -98,7 +98,7 @@ def test_gradients_reach_the_shared_weights_alone() -> None:
 
 def test_a_student_without_channels_to_spare_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    with pytest.raises(CompressionError, match="no channel to spare"):
+    with pytest.raises(CompressionError, match="no channel can be removed"):
         SubNetworks(model, {"label": 10}, Context((torch.zeros(1, 1, 8, 8),)), 0.5)
 
 
@@ -109,13 +109,13 @@ def _training(sandwich: float, epochs: int = 12) -> CompressionConfig:
 
 def test_one_training_gives_good_models_of_every_width() -> None:
     accuracy: dict[float, list[float]] = {}
-    with settled():
-        place = lab(SETUP)
+    with reproducible_torch():
+        place = load_pipeline(SETUP)
         for sandwich in (0.0, 0.75):
             training = _training(sandwich)
             model = place.train(training).model
             accuracy[sandwich] = [
-                place.score(place.prune(model, training, narrowed(ratio))[0]) for ratio in (0.5, 0.75)
+                place.score(place.prune(model, training, subnetwork_pruning(ratio))[0]) for ratio in (0.5, 0.75)
             ]
             accuracy[sandwich].append(place.score(model))
     assert min(accuracy[0.75]) > 0.85
@@ -123,8 +123,8 @@ def test_one_training_gives_good_models_of_every_width() -> None:
 
 
 def test_a_pause_changes_nothing() -> None:
-    with settled():
-        place = lab(SETUP)
+    with reproducible_torch():
+        place = load_pipeline(SETUP)
         training = _training(0.5, epochs=3)
         whole = place.train(training)
         first = place.train(training, until=1)

@@ -67,7 +67,7 @@ def test_a_damaged_cache_is_noticed_and_trained_again(name: str, damage: str) ->
 
 def test_a_teacher_that_travels_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = load_teacher(TASK, SPLITS, RECIPE)
-    luggage = pickle.loads(pickle.dumps(teacher.luggage()))
+    luggage = pickle.loads(pickle.dumps(teacher.serialize()))
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "elsewhere"))
     for _ in range(2):
         luggage.settle()

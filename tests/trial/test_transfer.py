@@ -11,8 +11,8 @@ from autocompress.core.task import Split
 from autocompress.errors import TrialError
 from autocompress.tasks.augment import random_affine
 from autocompress.tasks.images import Digits
-from autocompress.training.fit import fit, predict
-from autocompress.trial.transfer import transfer, with_new_head
+from autocompress.training.fit import FitRequest, fit, predict
+from autocompress.trial.transfer import replace_head, transfer_model
 
 TASK = Digits()
 SPLITS = TASK.splits(0)
@@ -33,7 +33,7 @@ class Five(Digits):
 def backbone() -> nn.Module:
     torch.manual_seed(0)
     model = Five().build(Part.of("cnn", width=12, depth=1))
-    fit(model, Five(), half(SPLITS.train, False), Part.of("adamw", epochs=15, learning_rate=1e-2))
+    fit(model, FitRequest(Five(), half(SPLITS.train, False), Part.of("adamw", epochs=15, learning_rate=1e-2)))
     return model
 
 
@@ -45,7 +45,7 @@ def accuracy(model: nn.Module, split: Split) -> float:
 def test_a_new_head_learns_new_classes(backbone: nn.Module, frozen: bool) -> None:
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     part = Part.of("adamw", epochs=15, learning_rate=0.1 if frozen else 1e-2)
-    model, curve = transfer(backbone, Five(), half(SPLITS.train, True), part, frozen=frozen, seed=1)
+    model, curve = transfer_model(backbone, FitRequest(Five(), half(SPLITS.train, True), part, seed=1), frozen=frozen)
     assert len(curve) == 15
     assert accuracy(model, half(SPLITS.search_val, True)) > (0.7 if frozen else 0.85)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
@@ -59,21 +59,25 @@ def test_a_new_head_learns_new_classes(backbone: nn.Module, frozen: bool) -> Non
 
 def test_a_new_head_repeats_by_its_seed(backbone: nn.Module) -> None:
     train, part = half(SPLITS.train, True), Part.of("adamw", epochs=1)
-    one, again, other = (transfer(backbone, Five(), train, part, frozen=True, seed=seed)[0] for seed in (1, 1, 2))
+    requests = [FitRequest(Five(), train, part, seed=seed) for seed in (1, 1, 2)]
+    one, again, other = (transfer_model(backbone, request, frozen=True)[0] for request in requests)
     assert torch.equal(one.heads["label"].weight, again.heads["label"].weight)  # type: ignore[index, union-attr]
     assert not torch.equal(one.heads["label"].weight, other.heads["label"].weight)  # type: ignore[index, union-attr]
 
 
 def test_a_frozen_backbone_is_a_knob_of_the_fit(backbone: nn.Module) -> None:
-    model = with_new_head(backbone, 5, frozen=False)
+    model = replace_head(backbone, 5, frozen=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     part = Part.of("adamw", epochs=2, backbone="frozen")
-    fit(model, Five(), half(SPLITS.train, True), part, terms=[Part("none"), Part("hint")], teacher=Still(backbone))
+    fit(
+        model,
+        FitRequest(Five(), half(SPLITS.train, True), part, terms=[Part("none"), Part("hint")], teacher=Still(backbone)),
+    )
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"heads.label.weight", "heads.label.bias"}
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(TrialError, match="could be its head"):
-        fit(nn.Conv2d(1, 5, 8), Five(), half(SPLITS.train, True), part)
+        fit(nn.Conv2d(1, 5, 8), FitRequest(Five(), half(SPLITS.train, True), part))
 
 
 class Still:
@@ -98,7 +102,7 @@ class Away:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = TASK.build(Part.of("cnn", width=12, depth=1))
-        fit(self.model, TASK, SPLITS.train, Part.of("adamw", epochs=12, learning_rate=1e-2))
+        fit(self.model, FitRequest(TASK, SPLITS.train, Part.of("adamw", epochs=12, learning_rate=1e-2)))
         self.view = cache(lambda index: predict(self.model, TASK, TASK.view(elsewhere(), index)))
 
 
@@ -120,14 +124,17 @@ def away() -> Away:
 def test_distillation_needs_no_labels_and_not_the_teachers_data(away: Away, term: Part) -> None:
     torch.manual_seed(1)
     student = TASK.build(Part.of("cnn", width=8, depth=1, stages=2))
-    fit(student, TASK, elsewhere(), Part.of("adamw", epochs=20, learning_rate=1e-2), terms=[term], teacher=away)
+    fit(
+        student,
+        FitRequest(TASK, elsewhere(), Part.of("adamw", epochs=20, learning_rate=1e-2), terms=[term], teacher=away),
+    )
     predicted = predict(student, TASK, SPLITS.search_val)["label"].argmax(1)
     assert float((predicted == SPLITS.search_val.targets["label"]).float().mean()) > 0.75
 
 
 def test_a_model_without_a_linear_layer_has_no_head() -> None:
     with pytest.raises(TrialError, match="no linear layer"):
-        with_new_head(nn.Sequential(nn.Conv2d(1, 1, 1)), 3, frozen=True)
+        replace_head(nn.Sequential(nn.Conv2d(1, 1, 1)), 3, frozen=True)
 
 
 def test_several_heads_are_not_one() -> None:
@@ -136,6 +143,6 @@ def test_several_heads_are_not_one() -> None:
 
     model = Two().build(Part.of("cnn", width=4))
     with pytest.raises(TrialError, match=r"several heads, \['heads.a', 'heads.b'\]"):
-        with_new_head(model, 3, frozen=True)
+        replace_head(model, 3, frozen=True)
     with pytest.raises(TrialError, match=r"one new head, but task 'digits' has \['a', 'b'\]"):
-        transfer(model, Two(), SPLITS.train, Part("adamw"), frozen=True)
+        transfer_model(model, FitRequest(Two(), SPLITS.train, Part("adamw")), frozen=True)
