@@ -223,7 +223,7 @@ def front(
 ) -> None:
     """Print the front, or its candidates that satisfy a condition."""
     from autocompress import api
-    from autocompress.analysis.query import where as select
+    from autocompress.analysis.query import filter_rows as select
     from autocompress.cli.tables import front_table
 
     run_front = api.load(run, runs)

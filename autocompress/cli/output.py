@@ -13,9 +13,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from autocompress.analysis.confirmation import confirmed
+from autocompress.analysis.confirmation import summarize_repeats
 from autocompress.analysis.latency import NAME as LATENCY
-from autocompress.analysis.pareto import axes, by_cost, numbers
+from autocompress.analysis.pareto import numeric_column, primary_objectives, sort_by_cost
 from autocompress.analysis.selection import Pick
 from autocompress.api import Front, load
 from autocompress.cli.doctor import Check
@@ -26,7 +26,7 @@ from autocompress.core.formatting import format_count, format_plural, format_val
 from autocompress.core.machine import read_processor_name
 from autocompress.errors import NoCandidateError
 from autocompress.report.live import ENDED, LiveServer
-from autocompress.report.uncertainty import describe_ties, summarize_repeats
+from autocompress.report.uncertainty import describe_ties, repeats_content
 from autocompress.store.run_store import RunStore
 
 # Seconds between two reads of a run under `status --watch`.
@@ -53,7 +53,7 @@ def print_outcome(front: Front, plugins: list[Path]) -> None:
     if pick.id not in set(table["id"]):
         # The pick must hold on both validation splits, so it may lie slightly behind the front of the selection split.
         row = front.candidates[front.candidates["id"] == pick.id]
-        table = by_cost(pd.concat([table, row]), front.info.objectives)
+        table = sort_by_cost(pd.concat([table, row]), front.info.objectives)
     make_console().print(front_table(table, front.info.objectives, pick.id))
     print()
     print_failures(front)
@@ -126,7 +126,7 @@ def serve_live(folder: Path, port: int, open_page: Callable[[str], object]) -> N
 
     def read_version() -> str:
         with RunStore.read(folder) as study:
-            version = study.version()
+            version = study.content_version()
         return f"{ENDED if _has_ended(Front(folder)) else 'running'}: {version}"
 
     with LiveServer(lambda: Front(folder).page(live=True), read_version, port) as server:
@@ -184,9 +184,9 @@ def _driver_process(front: Front) -> int | None:
 
 def print_confirmed(front: Front) -> None:
     """Print repeats from scratch: scores with intervals for each candidate, and the front on the test split."""
-    cost, score = axes(front.info.objectives)
-    estimates = confirmed(front.candidates, front.trials, front.info)
-    summary = summarize_repeats(estimates, front.to_pandas(), front.info, _recommended_pick(front))
+    cost, score = primary_objectives(front.info.objectives)
+    estimates = summarize_repeats(front.candidates, front.trials, front.info)
+    summary = repeats_content(estimates, front.to_pandas(), front.info, _recommended_pick(front))
     if summary is None:
         return
     columns = ("id", "cost", "searched", "select_val", "test", "gap", "seeds")
@@ -234,8 +234,8 @@ def bench_run(
     duration = {} if seconds is None else {"seconds": seconds}
     with CountDisplay(progress_console(), "exporting and timing", "timed {} models") as display:
         errors = front.bench([*candidates], batch=batch, threads=threads, on_progress=display.update, **duration)
-    cost, score = axes(front.info.objectives)
-    timed = front.candidates[np.isfinite(numbers(front.candidates, LATENCY))].sort_values(LATENCY)
+    cost, score = primary_objectives(front.info.objectives)
+    timed = front.candidates[np.isfinite(numeric_column(front.candidates, LATENCY))].sort_values(LATENCY)
     teacher = front.info.teacher.costs.get(LATENCY)
     rows = [
         [

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.analysis.pareto import axes
+from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.formatting import format_duration, format_plural, format_value, label_column
 from autocompress.engine.progress import Progress
 from autocompress.engine.runner import Events
@@ -84,7 +84,7 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
         return Group(self._bar, Text(_format_progress(progress)), self._render_front(progress))
 
     def _render_front(self, progress: Progress) -> Table:
-        cost, score = axes(progress.objectives)
+        cost, score = primary_objectives(progress.objectives)
         table = Table(title="front so far (scores on search_val)", title_justify="left", box=None, pad_edge=False)
         table.add_column("candidate")
         table.add_column(label_column(score.name), justify="right")

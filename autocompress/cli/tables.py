@@ -7,7 +7,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.analysis.pareto import axes
+from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.formatting import format_value, label_column
 from autocompress.core.run_info import ObjectiveSpec
 
@@ -28,7 +28,7 @@ def front_table(candidates: pd.DataFrame, objectives: Sequence[ObjectiveSpec], m
     table.add_column("candidate", no_wrap=True)
     for objective in objectives:
         table.add_column(label_column(objective.name), justify="right", no_wrap=True)
-    score = axes(objectives)[1]
+    score = primary_objectives(objectives)[1]
     test_column = f"{score.name}_test"
     has_test = test_column in candidates
     if has_test:

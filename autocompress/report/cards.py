@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from autocompress.analysis.pareto import axes, numbers
+from autocompress.analysis.pareto import numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import compare_costs, format_value, is_finite, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.report.recipe_view import format_order, report_tables
 from autocompress.report.summary import pick_latency, split_scores
-from autocompress.report.table_view import GROUPS, join_methods, method_texts, simulated
+from autocompress.report.table_view import GROUPS, describe_simulation, join_methods, method_texts
 
 # Costs shown at the top of the card, if they were measured.
 _TILES = ("bytes", "parameters", "flops")
@@ -34,7 +34,7 @@ def records(info: RunInfo) -> dict[str, ObjectiveSpec]:
 
 def pick_card(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo, picked: Pick) -> dict[str, object]:
     """Return the content of the recommended candidate's card."""
-    cost, score = axes(info.objectives)
+    cost, score = primary_objectives(info.objectives)
     measured = records(info)
     teacher = info.teacher
     best = teacher.score(score.name)
@@ -79,7 +79,7 @@ def build_cards(
         trials: All trials.
         info: Description of the run.
     """
-    recipe, notes, measured = method_texts(table, candidates), simulated(table), records(info)
+    recipe, notes, measured = method_texts(table, candidates), describe_simulation(table), records(info)
     rows = []
     for index, record in enumerate(table.to_dict("records")):
         row = {str(name): value for name, value in record.items()}
@@ -123,10 +123,10 @@ def table_rows(
         marks: Label after an id, for example ``{"t12c7": "pick"}``.
     """
     columns = [
-        [format_value(value, record) for value in numbers(candidates, name)]
+        [format_value(value, record) for value in numeric_column(candidates, name)]
         for name, record in _numeric_columns(candidates, info)
     ]
-    recipe, notes = method_texts(candidates), simulated(candidates)
+    recipe, notes = method_texts(candidates), describe_simulation(candidates)
     rows = []
     for index, (identity, group) in enumerate(zip(candidates["id"], groups, strict=True)):
         rows.append(

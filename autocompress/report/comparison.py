@@ -9,7 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autocompress.analysis.pareto import axes, full_fidelity, hypervolume, numbers, pareto_front
+from autocompress.analysis.pareto import (
+    compute_hypervolume,
+    full_fidelity,
+    numeric_column,
+    pareto_front,
+    primary_objectives,
+)
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.errors import UsageError
 
@@ -41,10 +47,10 @@ class ComparedRun:
         kind: Mode of the search.
         front: ``(cost, score)`` of each candidate on its front, the cheapest first; scores on ``select_val``.
         curve: ``(seconds, hypervolume)`` after each trial that increased the hypervolume.
-        hypervolume: Of the front, in the box of the first run.
+        hypervolume: Hypervolume of the front with the reference point of the first run.
         seconds: Duration of the search.
         trials: Number of trials that were started.
-        at_shares: Best score at each of ``SHARES`` of the teacher's cost; ``None`` where nothing is as cheap.
+        at_shares: Best score at each of ``SHARES`` of the teacher's cost; ``None`` if no candidate is as cheap.
     """
 
     name: str
@@ -107,7 +113,8 @@ def compare_runs(runs: Sequence[RunTables]) -> Comparison:
     first = runs[0].info.objectives
     for run in runs:
         check_comparable(runs[0], run)
-    cost, score = axes(first)
+    cost, score = primary_objectives(first)
+    # All runs are measured with the objectives and the teacher of the first one.
     compared = tuple(_compare_run(run, first, cost, score, _teacher_cost(runs[0], cost)) for run in runs)
     kinds: dict[str, list[ComparedRun]] = {}
     for run in compared:
@@ -140,7 +147,10 @@ def _compare_run(
 ) -> ComparedRun:
     full = full_fidelity(run.candidates)
     front = pareto_front(full, objectives)
-    points = tuple(zip(numbers(front, cost.name).tolist(), numbers(front, score.name).tolist(), strict=True))
+    points = tuple(
+        zip(numeric_column(front, cost.name).tolist(), numeric_column(front, score.name).tolist(), strict=True)
+    )
+    # A run has no score at a cost that none of its candidates is below.
     best = max if score.direction == "maximize" else min
     at_shares = tuple(
         best((s for c, s in points if whole is not None and c <= whole * share), default=None) for share in SHARES
@@ -153,7 +163,7 @@ def _compare_run(
         run.kind,
         points,
         _hypervolume_curve(full, search, objectives),
-        hypervolume(front, objectives),
+        compute_hypervolume(front, objectives),
         float(search["elapsed"].max()),
         len(trials),
         at_shares,
@@ -166,10 +176,10 @@ def _hypervolume_curve(
     """Return the hypervolume on ``select_val`` over time, computed again with the common reference point."""
     curve: list[tuple[float, float]] = [(0.0, 0.0)]
     front = full.iloc[:0]
-    finished = trials[np.isfinite(numbers(trials, "elapsed"))].sort_values("elapsed")
-    for number, seconds in zip(finished["number"], numbers(finished, "elapsed"), strict=True):
+    finished = trials[np.isfinite(numeric_column(trials, "elapsed"))].sort_values("elapsed")
+    for number, seconds in zip(finished["number"], numeric_column(finished, "elapsed"), strict=True):
         front = pareto_front(pd.concat([front, full[full["trial"] == number]]), objectives)
-        volume = hypervolume(front, objectives)
+        volume = compute_hypervolume(front, objectives)
         if volume > curve[-1][1]:
             curve.append((float(seconds), volume))
     return tuple(curve)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -23,7 +22,7 @@ def write_comparison(path: Path, comparison: Comparison) -> Path:
     script, plotly = read_asset("drawing.js") + read_asset("compare.js"), plotly_source()
     figures = {"fronts": fronts_figure(comparison), "volumes": volumes_figure(comparison)}
     payload = "{" + ",".join(f"{json.dumps(name)}:{figure.to_json()}" for name, figure in figures.items()) + "}"
-    content: dict[str, Any] = {
+    content: dict[str, object] = {
         "title": " against ".join(dict.fromkeys(run.name for run in comparison.runs)),
         "verdict": summarize_comparison(comparison),
         "columns": column_headings(comparison),

@@ -53,6 +53,7 @@ def _uniform_column(column: "pd.Series") -> "pd.Series":
     if pd.api.types.is_numeric_dtype(column):
         return column
     values = [_json_value(None, value) for value in column.tolist()]
+    # Parquet columns have one type: mixed columns become JSON texts.
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {str}:
         texts = [value if value is None else value.encode("utf-8", "backslashreplace").decode() for value in values]

@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from autocompress.analysis.confirmation import Confirmed
-from autocompress.analysis.pareto import axes, knee, normalise, numbers
+from autocompress.analysis.confirmation import ConfirmedCandidate
+from autocompress.analysis.pareto import find_knee, normalize_values, numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import compare_costs, format_value, is_finite, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.report.table_view import (
     GROUPS,
     classify_candidates,
+    describe_simulation,
     escape_hidden,
     join_methods,
     method_texts,
-    simulated,
 )
 from autocompress.report.uncertainty import format_estimate
 
-#: More points make a browser slow: beyond this number, the plot has the front, the baselines and the nearest candidates.
+#: More points make a browser slow: a larger run shows the front, the baselines and the candidates nearest to it.
 MAX_POINTS = 4000
 _LINE_LENGTH = 110
 
@@ -67,7 +67,7 @@ def front_data(
     front: pd.DataFrame,
     info: RunInfo,
     picked: Pick | None = None,
-    repeated: Sequence[Confirmed] = (),
+    repeated: Sequence[ConfirmedCandidate] = (),
 ) -> FrontData:
     """Return the points of the front's plot in groups.
 
@@ -84,7 +84,7 @@ def front_data(
     candidates = candidates.iloc[positions]
     ids = [str(name) for name in candidates["id"]]
     names = [record.name for record in (*costs, *scores)]
-    values = {name: [_round_value(value) for value in numbers(candidates, name)] for name in names}
+    values = {name: [_round_value(value) for value in numeric_column(candidates, name)] for name in names}
     hover = _tooltips(candidates, groups, info)
 
     def take_rows(rows: Sequence[int]) -> Marks:
@@ -100,7 +100,7 @@ def front_data(
     labels = info.baselines
     marks["baseline"] = replace(baselines, labels=[escape_text(labels.get(name, "")) for name in baselines.ids])
     marks["teacher"] = _teacher_marks(info, names)
-    marks["knee"] = take_candidate(knee(front, info.objectives) if len(front) else None)
+    marks["knee"] = take_candidate(find_knee(front, info.objectives) if len(front) else None)
     marks["again"] = _repeat_marks(repeated, candidates, names, scores[0])
     chosen = take_candidate(picked.id if picked else None)
     # The pick must hold on both validation splits, so it may be dominated on the split that the plot shows.
@@ -137,10 +137,13 @@ def select_points(
     if len(candidates) <= MAX_POINTS:
         return list(range(len(candidates)))
     distance = np.zeros(len(candidates))
-    for objective in axes(info.objectives):
-        scaled = normalise(numbers(candidates, objective.name), objective.bounds, objective.kind == "cost")
+    for objective in primary_objectives(info.objectives):
+        scaled = normalize_values(
+            numeric_column(candidates, objective.name), objective.bounds, objective.kind == "cost"
+        )
         distance += np.nan_to_num(scaled, nan=1.0)
     always = candidates["id"].isin([*front["id"], picked.id if picked else None]) | (candidates["role"] != "search")
+    # A negative distance puts them before all others.
     distance[always.to_numpy()] = -1.0
     return sorted(int(row) for row in np.argsort(distance, kind="stable")[:MAX_POINTS])
 
@@ -153,12 +156,12 @@ def hypervolume_data(trials: pd.DataFrame) -> pd.DataFrame:
     if not {"hypervolume", "elapsed"} <= set(trials.columns):
         return pd.DataFrame({"trial": [], "seconds": [], "hypervolume": []}, dtype="float64")
     search = trials[trials["role"] == "search"] if "role" in trials else trials
-    finished = search[np.isfinite(numbers(search, "elapsed"))].sort_values("elapsed", kind="stable")
+    finished = search[np.isfinite(numeric_column(search, "elapsed"))].sort_values("elapsed", kind="stable")
     curve = pd.DataFrame(
         {
             "trial": np.arange(1, len(finished) + 1),
-            "seconds": numbers(finished, "elapsed").to_numpy(),
-            "hypervolume": numbers(finished, "hypervolume").to_numpy(),
+            "seconds": numeric_column(finished, "elapsed").to_numpy(),
+            "hypervolume": numeric_column(finished, "hypervolume").to_numpy(),
         }
     )
     fronts: pd.DataFrame = curve[np.isfinite(curve["hypervolume"])].reset_index(drop=True)
@@ -172,14 +175,14 @@ def escape_text(value: object) -> str:
 
 def _axis_choices(candidates: pd.DataFrame, info: RunInfo, kind: str) -> list[ObjectiveSpec]:
     """Return the choices for an axis: the declared objective, then every measured column of its kind."""
-    first = axes(info.objectives)[0 if kind == "cost" else 1]
+    first = primary_objectives(info.objectives)[0 if kind == "cost" else 1]
     records = [record for record in (*info.all_objectives, *info.objectives) if record.kind == kind]
     # The declared record is last, because only it has bounds; a dictionary keeps the position of the first.
     choices = {record.name: record for record in (first, *records, first)}
     return [
         record
         for name, record in choices.items()
-        if record is first or (name in candidates and np.isfinite(numbers(candidates, name)).any())
+        if record is first or (name in candidates and np.isfinite(numeric_column(candidates, name)).any())
     ]
 
 
@@ -196,13 +199,13 @@ def _teacher_marks(info: RunInfo, names: Sequence[str]) -> Marks:
 
 
 def _repeat_marks(
-    repeated: Sequence[Confirmed], candidates: pd.DataFrame, names: Sequence[str], score: ObjectiveSpec
+    repeated: Sequence[ConfirmedCandidate], candidates: pd.DataFrame, names: Sequence[str], score: ObjectiveSpec
 ) -> Marks:
     """Return the mean scores of repeated candidates with their intervals, at the costs of the original candidates."""
     ids = [str(name) for name in candidates["id"]]
     shown = [candidate for candidate in repeated if candidate.id in ids and is_finite(candidate.select_val.low)]
     rows = candidates.iloc[[ids.index(candidate.id) for candidate in shown]]
-    values = {name: [_round_value(value) for value in numbers(rows, name)] for name in names}
+    values = {name: [_round_value(value) for value in numeric_column(rows, name)] for name in names}
     values[score.name] = [_round_value(candidate.select_val.mean) for candidate in shown]
     hover = [
         "<br>".join(
@@ -221,15 +224,15 @@ def _repeat_marks(
 
 def _tooltips(candidates: pd.DataFrame, groups: "pd.Series[str]", info: RunInfo) -> list[str]:
     """Return a tooltip of eight lines per candidate: group, scores, costs and hyperparameters."""
-    cost, score = axes(info.objectives)
+    cost, score = primary_objectives(info.objectives)
     recipes = method_texts(candidates)
     records = {record.name: record for record in (*info.all_objectives, *info.objectives)}
     small = [name for name in ("bytes", "parameters") if name in candidates and name in records]
-    sizes = [(records[name], numbers(candidates, name).tolist()) for name in small]
+    sizes = [(records[name], numeric_column(candidates, name).tolist()) for name in small]
     teacher_cost = info.teacher.costs.get(cost.name)
     searched = candidates.get(f"{score.name}_search", pd.Series(np.nan, index=candidates.index)).tolist()
-    costs, scores = numbers(candidates, cost.name).tolist(), numbers(candidates, score.name).tolist()
-    notes = simulated(candidates)
+    costs, scores = numeric_column(candidates, cost.name).tolist(), numeric_column(candidates, score.name).tolist()
+    notes = describe_simulation(candidates)
     hovers = []
     for row, (name, group) in enumerate(zip(candidates["id"], groups, strict=True)):
         against = (
@@ -239,7 +242,8 @@ def _tooltips(candidates: pd.DataFrame, groups: "pd.Series[str]", info: RunInfo)
         )
         lines = [
             f"<b>{escape_text(name)}</b> {GROUPS[group]}",
-            f"{label_column(score.name)} {format_value(scores[row], score)} (search_val {format_value(searched[row], score)})",
+            f"{label_column(score.name)} {format_value(scores[row], score)} "
+            f"(search_val {format_value(searched[row], score)})",
             f"{format_value(costs[row], cost)}{against}",
             ", ".join(f"{format_value(column[row], record)} {_unit_noun(record)}".strip() for record, column in sizes),
             *(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
-from autocompress.analysis.confirmation import Confirmed
+from autocompress.analysis.confirmation import ConfirmedCandidate
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import is_share, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
@@ -51,6 +51,8 @@ BARE: dict[str, object] = {
 # With seven ticks, a logarithmic axis has one at each power of ten, and more between them on a short axis.
 TICKS = 7
 _LEGEND = ("pick", "front", "again", "knee", "teacher", "baseline", "dominated", "infeasible", "early")
+
+_NO_INFO = RunInfo()
 
 
 def draw_front(data: FrontData) -> go.Figure:
@@ -113,13 +115,13 @@ def front_figure(
     front: pd.DataFrame,
     info: RunInfo,
     picked: Pick | None = None,
-    repeated: Sequence[Confirmed] = (),
+    repeated: Sequence[ConfirmedCandidate] = (),
 ) -> go.Figure:
     """Return the plot of all candidates, with marks for front, pick, knee, teacher, baselines and repeats."""
     return draw_front(front_data(candidates, front, info, picked, repeated))
 
 
-def hypervolume_figure(trials: pd.DataFrame, info: RunInfo = RunInfo()) -> go.Figure:
+def hypervolume_figure(trials: pd.DataFrame, info: RunInfo = _NO_INFO) -> go.Figure:
     """Return the hypervolume of the front, and of the reference run, over trials (left) and over time (right)."""
     curve, other = hypervolume_data(trials), reference_data(info)
     figure = go.Figure(layout={"template": go.layout.Template(), **BARE, "height": 300, "showlegend": not other.empty})

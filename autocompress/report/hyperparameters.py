@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autocompress.analysis.pareto import axes, full_fidelity, numbers
+from autocompress.analysis.pareto import full_fidelity, numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import DASH, format_count, format_value, is_finite, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
@@ -20,13 +20,43 @@ MAX_ROWS = 8
 MAX_AXES = 5
 #: Lines of the parallel coordinates: more cannot be told apart.
 MAX_LINES = 40
-_FEWEST = 12
-_VALUES, _BINS = 6, 5
+# Fewer candidates say nothing about importance.
+_MIN_CANDIDATES = 12
+# A hyperparameter with more distinct values is divided into bins with equally many candidates.
+_MAX_VALUES, _BINS = 6, 5
+# Size and margins of the parallel coordinates, in pixels.
 _WIDTH, _HEIGHT = 900.0, 330.0
 _TOP, _BOTTOM, _SIDE = 54.0, 26.0, 62.0
 
 
-def compute_importance(candidates: pd.DataFrame, info: RunInfo) -> dict[str, Any] | None:
+class ImportanceRow(TypedDict):
+    """Shares of the variance that one hyperparameter explains, between 0 and 1."""
+
+    column: str
+    name: str
+    cost: float
+    score: float
+
+
+class Importance(TypedDict):
+    """Importance of hyperparameters: rows, labels of the two objectives, number of candidates."""
+
+    rows: list[ImportanceRow]
+    cost: str
+    score: str
+    count: int
+
+
+class ParallelAxis(TypedDict):
+    """One vertical axis: its position, heading, the height of each line, and tick heights with labels."""
+
+    x: float
+    name: str
+    spots: list[float | None]
+    ticks: list[tuple[float, str]]
+
+
+def compute_importance(candidates: pd.DataFrame, info: RunInfo) -> Importance | None:
     """Return the share of the variance of cost and score that each hyperparameter explains, the largest first.
 
     The share is epsilon squared (Kelley 1935): the variance between groups of fully trained candidates with equal
@@ -38,17 +68,18 @@ def compute_importance(candidates: pd.DataFrame, info: RunInfo) -> dict[str, Any
         info: Description of the run.
     """
     table = full_fidelity(candidates)
-    cost, score = axes(info.objectives)
+    cost, score = primary_objectives(info.objectives)
     if not len(table):
         return None
+    # A cost of zero has no logarithm; such rows are left out below.
     with np.errstate(divide="ignore", invalid="ignore"):
-        costs = np.log10(np.asarray(numbers(table, cost.name), dtype=np.float64))
-    scores = np.asarray(numbers(table, score.name), dtype=np.float64)
+        costs = np.log10(np.asarray(numeric_column(table, cost.name), dtype=np.float64))
+    scores = np.asarray(numeric_column(table, score.name), dtype=np.float64)
     fit = np.isfinite(costs) & np.isfinite(scores)
-    if fit.sum() < _FEWEST:
+    if fit.sum() < _MIN_CANDIDATES:
         return None
     table = table[fit]
-    rows: list[dict[str, Any]] = []
+    rows: list[ImportanceRow] = []
     for column in varying_columns(table):
         groups = _group_values(table[column])
         shares = {"cost": epsilon_squared(groups, costs[fit]), "score": epsilon_squared(groups, scores[fit])}
@@ -61,7 +92,7 @@ def compute_importance(candidates: pd.DataFrame, info: RunInfo) -> dict[str, Any
     )
 
 
-def _importance_key(row: Mapping[str, Any]) -> tuple[float, str]:
+def _importance_key(row: ImportanceRow) -> tuple[float, str]:
     return (-max(row["cost"], row["score"]), row["name"])
 
 
@@ -90,7 +121,6 @@ def epsilon_squared(groups: NDArray[np.int64], values: NDArray[np.float64]) -> f
         groups: Group index of each value, shape ``[N]``.
         values: Values, shape ``[N]``.
 
-
     Example:
         >>> epsilon_squared(np.array([0, 0, 1, 1]), np.array([1.0, 1.0, 2.0, 2.0]))
         1.0
@@ -106,17 +136,18 @@ def epsilon_squared(groups: NDArray[np.int64], values: NDArray[np.float64]) -> f
     return max(0.0, (total - within - by_chance) / total)
 
 
-def _group_values(column: "pd.Series[Any]") -> NDArray[np.int64]:
+def _group_values(column: "pd.Series") -> NDArray[np.int64]:
     values = pd.to_numeric(column, errors="coerce")
-    if values.nunique() > _VALUES and values.notna().sum() == column.notna().sum():
+    if values.nunique() > _MAX_VALUES and values.notna().sum() == column.notna().sum():
         quantiles = pd.qcut(values, _BINS, labels=False, duplicates="drop")
+        # A missing value is a group of its own: the method does not have this hyperparameter.
         return np.asarray(quantiles.fillna(-1), dtype=np.int64)
     return np.asarray(pd.factorize(column.map(str))[0], dtype=np.int64)
 
 
 def parallel_coordinates(
-    front: pd.DataFrame, info: RunInfo, importance: Mapping[str, Any] | None, picked: Pick | None
-) -> dict[str, Any] | None:
+    front: pd.DataFrame, info: RunInfo, importance: Importance | None, picked: Pick | None
+) -> dict[str, object] | None:
     """Return the front as lines over its most important hyperparameters, cost and score; None without a front.
 
     Args:
@@ -127,8 +158,9 @@ def parallel_coordinates(
     """
     if importance is None or len(front) < 2:
         return None
-    cost, score = axes(info.objectives)
+    cost, score = primary_objectives(info.objectives)
     columns = [row["column"] for row in importance["rows"] if front[row["column"]].map(str).nunique() > 1][:MAX_AXES]
+    # Ceiling division: at most MAX_LINES lines, evenly spaced by cost, and always the last one.
     step = max(1, -(-len(front) // MAX_LINES))
     shown = front.iloc[sorted({*range(0, len(front), step), len(front) - 1})]
     is_pick_missing = picked is not None and picked.id not in set(shown["id"]) and picked.id in set(front["id"])
@@ -145,6 +177,7 @@ def parallel_coordinates(
         spots = [(rail["x"], rail["spots"][row]) for rail in rails]
         path = "M" + "L".join(f"{x:g} {y:g}" for x, y in spots if y is not None)
         lines.append({"id": str(identity), "path": path, "pick": picked is not None and identity == picked.id})
+    # SVG draws in order: the thick line of the pick comes last, on top.
     lines.sort(key=lambda line: line["pick"])
     return {
         "width": _WIDTH,
@@ -156,14 +189,14 @@ def parallel_coordinates(
     }
 
 
-def _parallel_axis(rows: pd.DataFrame, name: str, x: float, objectives: Mapping[str, ObjectiveSpec]) -> dict[str, Any]:
+def _parallel_axis(rows: pd.DataFrame, name: str, x: float, objectives: Mapping[str, ObjectiveSpec]) -> ParallelAxis:
     """Return one vertical axis: the height of each row's line, and the tick labels."""
     record = objectives.get(name)
     values = pd.to_numeric(rows[name], errors="coerce")
     x = round(x, 1)
     head = label_column(name) if record else label_hyperparameter(name)
     texts = ["none" if value is None or value != value else escape_hidden(str(value)) for value in rows[name].tolist()]
-    if record is None and (values.nunique() <= _VALUES or values.isna().any()):
+    if record is None and (values.nunique() <= _MAX_VALUES or values.isna().any()):
         order = sorted(set(texts), key=lambda text: (text != "none", _parse_number(text), text))
         spots = {text: _pixel_height(index / max(len(order) - 1, 1)) for index, text in enumerate(order)}
         ticks = [(spots[text], _shorten_tick(text)) for text in order] if len(order) <= 9 else []

@@ -34,6 +34,7 @@ class LiveServer(ThreadingHTTPServer):
 
     def __init__(self, render: Callable[[], str], version: Callable[[], str], port: int = 0) -> None:
         super().__init__((HOST, port), Page)
+        # Any process of the machine can connect to the loopback interface: the random path keeps the page private.
         self.token = secrets.token_urlsafe(12)
         self._render, self._version = render, version
         self._lock = threading.Lock()
@@ -56,6 +57,7 @@ class LiveServer(ThreadingHTTPServer):
 
     def page(self) -> bytes:
         """Return the page; render it again if the version has changed."""
+        # One rendering at a time: two browsers would otherwise render the same page twice.
         with self._lock:
             version = self._version()
             if version != self._cached[0]:

@@ -15,8 +15,14 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from autocompress.analysis.confirmation import Confirmed, confirmed, front_on_test, on_test, without_repeats
-from autocompress.analysis.pareto import axes, full_fidelity, knee, pareto_front
+from autocompress.analysis.confirmation import (
+    ConfirmedCandidate,
+    describe_test_front,
+    evaluate_test_front,
+    summarize_repeats,
+    without_repeats,
+)
+from autocompress.analysis.pareto import find_knee, full_fidelity, pareto_front, primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.core.atomic import write_atomic
 from autocompress.core.formatting import label_column
@@ -41,8 +47,15 @@ from autocompress.report.summary import (
     summarize_result,
     summarize_search,
 )
-from autocompress.report.table_view import GROUPS, SIMULATED, classify_candidates, escape_hidden, rank_rows, simulated
-from autocompress.report.uncertainty import pick_confidence, summarize_repeats
+from autocompress.report.table_view import (
+    GROUPS,
+    SIMULATED,
+    classify_candidates,
+    describe_simulation,
+    escape_hidden,
+    rank_rows,
+)
+from autocompress.report.uncertainty import pick_confidence, repeats_content
 
 #: File name of the page in the run folder.
 PAGE = "report.html"
@@ -62,7 +75,7 @@ def write_page(
     """Write the report of a run as one HTML file and return its path; a crash leaves the old file or the new one.
 
     Args:
-        path: Where to write, usually ``report.html`` in the run folder.
+        path: Path of the page, usually ``report.html`` in the run folder.
         candidates: Every candidate; may be empty, as when every trial failed.
         trials: Every trial.
         info: Description of the run.
@@ -98,10 +111,10 @@ def render_page(
     """
     # A run that failed before its teacher was trained has no objectives in its description.
     info = replace(info, objectives=info.objectives or _FALLBACK, name=info.name or folder.name)
-    repeated = confirmed(candidates, trials, info)
+    repeated = summarize_repeats(candidates, trials, info)
     candidates, trials = without_repeats(candidates), without_repeats(trials)
     if len(candidates):
-        candidates = candidates.assign(**{SIMULATED: simulated(candidates)})
+        candidates = candidates.assign(**{SIMULATED: describe_simulation(candidates)})
     content = _page_content(candidates, trials, info, picked, repeated, _run_argument(folder), live)
     content["exported"] = {path.parent.name for path in folder.glob("picks/*/manifest.json")}
     return load_templates().get_template("page.html.jinja").render(content)
@@ -112,7 +125,7 @@ def _page_content(
     trials: pd.DataFrame,
     info: RunInfo,
     picked: Pick | None,
-    repeated: Sequence[Confirmed],
+    repeated: Sequence[ConfirmedCandidate],
     run: str,
     live: bool,
 ) -> dict[str, Any]:
@@ -137,6 +150,7 @@ def _page_content(
         "sparkline": sparkline,
     }
     plotly = plotly_source()
+    # The content security policy allows exactly these two scripts: injected code would not run.
     content["hashes"] = [script_hash(script), script_hash(plotly)]
     payload = {"hypervolume": str(hypervolume_figure(trials, info).to_json())}
     if len(candidates):
@@ -153,11 +167,11 @@ def _candidates_content(
     trials: pd.DataFrame,
     info: RunInfo,
     picked: Pick | None,
-    repeated: Sequence[Confirmed],
+    repeated: Sequence[ConfirmedCandidate],
 ) -> dict[str, str]:
     """Add the candidates to the content of the template; return the data of its script as JSON texts."""
     objectives = info.objectives
-    cost, score = axes(objectives)
+    cost, score = primary_objectives(objectives)
     front = pareto_front(full_fidelity(candidates), objectives, info.limits)
     data = front_data(candidates, front, info, picked, repeated)
     positions = select_points(candidates, front, info, picked)
@@ -165,13 +179,14 @@ def _candidates_content(
     groups = classify_candidates(candidates, front, info).iloc[positions]
     order = rank_rows(shown, groups, score, cost.name)
     shown, groups = shown.iloc[order], groups.iloc[order]
-    marks = {knee(front, objectives): "knee"} if len(front) else {}
+    marks = {find_knee(front, objectives): "knee"} if len(front) else {}
     if picked is not None:
         marks[picked.id] = "pick"
+    # The front is sorted by cost: the reversed order begins with the best scores.
     best = front.iloc[::-1].head(CARDS)
     listed = set(best["id"])
     line = load_templates().get_template("row.html.jinja").module.row  # type: ignore[attr-defined]
-    tested = on_test(front, info)
+    tested = evaluate_test_front(front, info)
     mattering = compute_importance(candidates, info)
     content |= {
         "picked": None if picked is None else pick_card(candidates, trials, info, picked),
@@ -184,15 +199,16 @@ def _candidates_content(
         "still": front_picture(data),
         "window": data.window,
         "confidence": interval_picture(pick_confidence(front, info, picked)),
-        "repeats": repeats_picture(summarize_repeats(repeated, front, info, picked)),
+        "repeats": repeats_picture(repeats_content(repeated, front, info, picked)),
         "mattering": mattering,
         "parallel": parallel_coordinates(front, info, mattering, picked),
         "split_words": split_words,
-        "on_test": "" if tested is None else front_on_test(tested),
+        "on_test": "" if tested is None else describe_test_front(tested),
         "typed": shlex.quote(content["run"]),
         "score": score,
         "cost": cost,
     }
+    # The script filters and sorts by these columns; nested values are in the cards.
     plain = shown.drop(columns=[name for name in ("config", "details", SIMULATED) if name in shown])
     return {
         "front": str(draw_front(data).to_json()),

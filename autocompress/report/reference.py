@@ -39,7 +39,7 @@ def reference_data(info: RunInfo) -> pd.DataFrame:
 
 
 def compare_with_reference(trials: pd.DataFrame, info: RunInfo) -> str:
-    """Return in a sentence which run reached the smaller of the two final hypervolumes first; empty without a reference.
+    """Return in a sentence which run reached the smaller final hypervolume first; empty without a reference.
 
     For example ``The reference run random reached 0.931 after 48 s; this search reached that value after 6 s.``
     """

@@ -4,11 +4,11 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from autocompress.analysis.confirmation import Estimate
 from autocompress.core.formatting import format_count, format_value, is_finite, is_share, label_column
 from autocompress.report.figure_data import FrontData, Marks, step_line
+from autocompress.report.uncertainty import Intervals, Repeats
 
 #: Position of a label relative to its mark: text anchor, and offset of the text in pixels.
 LABEL_OFFSETS = {
@@ -53,6 +53,7 @@ class Frame:
             value for marks in data.marks.values() for value in marks.column(name) if value is not None and value > 0
         ]
         low, high = (min(seen), max(seen)) if seen else (1.0, 10.0)
+        # The factor leaves a margin on the logarithmic axis, so that no point lies on the edge.
         return cls(size, margins, (low / 1.4, high * 1.4), data.window)
 
     def x(self, cost: float) -> float:
@@ -107,7 +108,7 @@ def label_positions(data: FrontData, frame: Frame) -> dict[tuple[str, int], str]
     return dict(zip(keys, place_labels(anchors, labels, taken, frame), strict=True))
 
 
-def front_picture(data: FrontData) -> dict[str, Any]:
+def front_picture(data: FrontData) -> dict[str, object]:
     """Return the picture of the front: ticks, points and step line as SVG paths, and marks with labels."""
     frame = Frame.for_data(data, (900.0, 430.0), (58.0, 18.0, 18.0, 48.0))
     cost, score = data.costs[0], data.scores[0]
@@ -164,17 +165,15 @@ def _error_bars_path(data: FrontData, frame: Frame) -> str:
     return path
 
 
-def repeats_picture(repeats: dict[str, Any] | None) -> dict[str, Any] | None:
+def repeats_picture(repeats: Repeats | None) -> dict[str, object] | None:
     """Return the repeats with pixels: one line per candidate for select_val, and one below it for test."""
     if repeats is None:
         return None
+    points = [row["points"] for row in repeats["rows"]]
+    estimates = [estimate for point in points for estimate in (point["select_val"], point["test"])]
     ends = [
-        value
-        for row in repeats["rows"]
-        for value in (
-            row["points"]["searched"],
-            *(end for split in ("select_val", "test") for end in _interval_ends(row["points"][split])),
-        )
+        *(point["searched"] for point in points),
+        *(end for estimate in estimates for end in _interval_ends(estimate)),
     ]
     low, high = min(ends), max(ends)
     frame = Frame((900.0, 34.0 + 34.0 * len(repeats["rows"])), (90.0, 24.0, 8.0, 26.0), (1.0, 10.0), (low, high))
@@ -184,18 +183,18 @@ def repeats_picture(repeats: dict[str, Any] | None) -> dict[str, Any] | None:
         pixel: float = round(left + (right - left) * (value - low) / ((high - low) or 1.0), 1)
         return pixel
 
+    rows: list[dict[str, object]] = []
     for line, row in enumerate(repeats["rows"]):
-        points = row["points"]
-        row["y"] = 22.0 + 34.0 * line
-        row["x"] = x(points["searched"])
-        for split in ("select_val", "test"):
-            first, last = _interval_ends(points[split])
-            row[f"{split}_x"], row[f"{split}_from"], row[f"{split}_to"] = x(points[split].mean), x(first), x(last)
+        pixels: dict[str, float] = {"y": 22.0 + 34.0 * line, "x": x(row["points"]["searched"])}
+        for split, estimate in (("select_val", row["points"]["select_val"]), ("test", row["points"]["test"])):
+            first, last = _interval_ends(estimate)
+            pixels |= {f"{split}_x": x(estimate.mean), f"{split}_from": x(first), f"{split}_to": x(last)}
+        rows.append({**row, **pixels})
     ticks = [
         (x(value), format_value(value, repeats["score"]).replace(".0%", "%"))
         for value in _linear_ticks(low, high, is_share(repeats["score"]))
     ]
-    return {**repeats, "ticks": ticks, "width": frame.size[0], "height": frame.size[1]}
+    return {**repeats, "rows": rows, "ticks": ticks, "width": frame.size[0], "height": frame.size[1]}
 
 
 def _interval_ends(estimate: Estimate) -> tuple[float, float]:
@@ -214,6 +213,7 @@ def _dots_path(spots: Iterable[tuple[float, float]]) -> str:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    # Over more than three decades, one tick per decade is enough.
     shares = (1,) if last - first > 3 else (1, 2, 5)
     return [
         share * 10.0**power
@@ -224,6 +224,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _linear_ticks(low: float, high: float, share: bool) -> list[float]:
+    # About five ticks at multiples of 1, 2 or 5 times a power of ten.
     raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     # Percentages have one decimal: finer steps would repeat a label.
@@ -244,30 +245,32 @@ def _placement_cost(box: Box, boxes: Iterable[Box], points: Iterable[tuple[float
     outside = left < frame.margins[0] or top < 0 or right > frame.size[0] or bottom > frame.size[1] - frame.margins[3]
     hidden = sum(left < x < right and top < y < bottom for x, y in points)
     crossed = sum(left < other[2] and other[0] < right and top < other[3] and other[1] < bottom for other in boxes)
+    # The weights order the criteria: overlapping labels are unreadable, a covered point is not.
     return 100.0 * crossed + 30.0 * outside + hidden
 
 
-def interval_picture(intervals: dict[str, Any] | None) -> dict[str, Any] | None:
+def interval_picture(intervals: Intervals | None) -> dict[str, object] | None:
     """Return the confidence intervals with pixels: one line per candidate."""
-    if intervals is None or not intervals["rows"]:
-        return intervals
-    rows = intervals["rows"]
-    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
-    frame = Frame((900.0, 34.0 + 24.0 * len(rows)), (90.0, 96.0, 8.0, 26.0), (1.0, 10.0), (low, high))
+    if intervals is None:
+        return None
+    values = intervals["rows"]
+    low, high = min(row["low"] for row in values), max(row["high"] for row in values)
+    frame = Frame((900.0, 34.0 + 24.0 * len(values)), (90.0, 96.0, 8.0, 26.0), (1.0, 10.0), (low, high))
     left, right = frame.margins[0], frame.size[0] - frame.margins[1]
 
     def x(share: float) -> float:
         pixel: float = round(left + (right - left) * (share - low) / ((high - low) or 1.0), 1)
         return pixel
 
-    for line, row in enumerate(rows):
-        row |= {"x": x(row["share"]), "from": x(row["low"]), "to": x(row["high"]), "y": 20.0 + 24.0 * line}
-        row["text"] = f"{row['share']:.1%}"
+    rows = []
+    for line, row in enumerate(values):
+        pixels = {"x": x(row["share"]), "from": x(row["low"]), "to": x(row["high"]), "y": 20.0 + 24.0 * line}
+        rows.append({**row, **pixels, "text": f"{row['share']:.1%}"})
     ticks = [(x(value), f"{value:.1%}".replace(".0%", "%")) for value in _linear_ticks(low, high, True)]
     return {**intervals, "rows": rows, "ticks": ticks, "width": frame.size[0], "height": frame.size[1]}
 
 
-def sparkline(points: Sequence[Sequence[float]], width: float, height: float) -> dict[str, Any] | None:
+def sparkline(points: Sequence[Sequence[float]], width: float, height: float) -> dict[str, object] | None:
     """Return a small curve as a path, with its first and last values; None for fewer than two points."""
     if len(points) < 2:
         return None

@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
 from autocompress.analysis.latency import NAME as LATENCY_MS, RECORD, TEACHER
-from autocompress.analysis.pareto import axes
+from autocompress.analysis.pareto import primary_objectives
 from autocompress.analysis.selection import Pick
-from autocompress.analysis.simulated import simulated
+from autocompress.analysis.simulated import describe_simulation
 from autocompress.core.formatting import (
     compare_costs,
     format_difference,
@@ -30,7 +29,7 @@ def summarize_result(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunIn
     """
     if picked is None:
         return _explain_missing_pick(candidates, trials)
-    cost, score = axes(info.objectives)
+    cost, score = primary_objectives(info.objectives)
     ours, quality = picked.row[cost.name], picked.row[score.name]
     teacher = info.teacher
     teacher_cost = teacher.costs.get(cost.name)
@@ -46,7 +45,10 @@ def summarize_search(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunIn
     """Return the sentence below the result: the number of trials and candidates, and the pick."""
     trained = int((trials["state"] == "complete").sum()) if "state" in trials else 0
     took = f" in {format_duration(info.seconds)}" if is_finite(info.seconds) else ""
-    source = f"{format_plural(len(candidates), 'candidate')}, made from {format_plural(len(trials), 'trial')} ({trained:,} ran to the end)"
+    source = (
+        f"{format_plural(len(candidates), 'candidate')}, made from {format_plural(len(trials), 'trial')} "
+        f"({trained:,} ran to the end)"
+    )
     if picked is None:
         return f"The search evaluated {source}{took}." if len(trials) else "No trial has run yet."
     return f"Candidate {picked.id} was selected from {source}{took}."
@@ -84,12 +86,13 @@ def list_conditions(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInf
     if "state" in trials:
         counts = trials["state"].value_counts()
         facts["Trials"] = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-    marks = sum(bool(text) for text in simulated(candidates))
+    marks = sum(bool(text) for text in describe_simulation(candidates))
     if marks:
         facts["Simulated"] = (
             f"{marks:,} of {len(candidates):,} candidates use bit-widths or quantizers without a kernel on this "
             "target; their scores are exact, a speed-up needs hardware with such a kernel"
         )
+    # With one seed, the spread between trials of the same configuration is unknown.
     seeds = candidates["seed"].nunique() if "seed" in candidates else 0
     if seeds <= 1:
         facts["Seeds"] = "one: differences between single trials include chance"
@@ -98,14 +101,14 @@ def list_conditions(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInf
     return [(term, text) for term, text in facts.items() if text]
 
 
-def pick_latency(row: Mapping[str, Any], info: RunInfo) -> str:
+def pick_latency(row: Mapping[str, object], info: RunInfo) -> str:
     """Return the measured latency of an exported candidate in a sentence; empty if it was not measured."""
     milliseconds = row.get(LATENCY_MS)
     if milliseconds is None or not is_finite(milliseconds):
         return ""
     teacher = info.teacher.costs.get(LATENCY_MS)
-    comparison = f", of the teacher {format_value(teacher, RECORD)}" if is_finite(teacher) else ""
-    conditions = "" if info.latency is None else f": {_latency_conditions(info.latency)}"
+    comparison = f", teacher {format_value(teacher, RECORD)}" if is_finite(teacher) else ""
+    conditions = "" if info.latency is None else f" ({_latency_conditions(info.latency)})"
     return f"Measured latency of the exported model: {format_value(milliseconds, RECORD)}{comparison}{conditions}."
 
 
@@ -125,7 +128,7 @@ def _latency_conditions(latency: LatencyInfo) -> str:
     )
 
 
-def count_unfinished_trials(trials: pd.DataFrame) -> list[dict[str, Any]]:
+def count_unfinished_trials(trials: pd.DataFrame) -> list[dict[str, object]]:
     """Return the number of failed and stopped trials by state and reason, the most frequent first."""
     if not {"state", "reason"} <= set(trials.columns):
         return []
@@ -134,9 +137,9 @@ def count_unfinished_trials(trials: pd.DataFrame) -> list[dict[str, Any]]:
     return [{"state": state, "reason": reason, "count": count} for (state, reason), count in counts.most_common()]
 
 
-def split_scores(row: Mapping[str, Any], info: RunInfo) -> tuple[list[dict[str, str]], str]:
+def split_scores(row: Mapping[str, object], info: RunInfo) -> tuple[list[dict[str, str]], str]:
     """Return candidate and teacher scores on three splits, and the difference from select_val to test in words."""
-    score = axes(info.objectives)[1]
+    score = primary_objectives(info.objectives)[1]
     name = score.name
     teacher = info.teacher.scores
     ours = {
@@ -158,10 +161,8 @@ def split_scores(row: Mapping[str, Any], info: RunInfo) -> tuple[list[dict[str, 
     if change == 0:
         return rows, "The scores on select_val and test are equal."
     words = "higher" if change > 0 else "lower"
-    return (
-        rows,
-        f"On the test split, the {label_column(name)} is {format_difference(change, score)} {words} than on select_val.",
-    )
+    difference = f"{format_difference(change, score)} {words}"
+    return rows, f"On the test split, the {label_column(name)} is {difference} than on select_val."
 
 
 def _describe_test_reads(info: RunInfo) -> str:

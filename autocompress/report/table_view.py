@@ -1,21 +1,20 @@
 """The candidate table as all parts of the report show it: groups of candidates, and methods as texts."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from autocompress.analysis.pareto import feasible, full_fidelity, numbers
+from autocompress.analysis.pareto import full_fidelity, is_feasible, numeric_column
 from autocompress.analysis.simulated import (
     FIRST_KNOBS,
     SIMULATED as SIMULATED,
+    describe_simulation as describe_simulation,
+    format_knob,
     knob_order,
-    knob_words,
-    simulated as simulated,
 )
-from autocompress.core.run_info import RunInfo
+from autocompress.core.run_info import ObjectiveSpec, RunInfo
 
 SECTIONS = ("student", "distill", "fit", "prune", "quantize")
 # Controls (C0, C1), bidirectional overrides, zero-width characters and lone surrogates: they change how a text looks.
@@ -45,16 +44,18 @@ def escape_hidden(text: str) -> str:
 def classify_candidates(candidates: pd.DataFrame, front: pd.DataFrame, info: RunInfo) -> "pd.Series[str]":
     """Return the group of each candidate, a key of ``GROUPS``.
 
-    Candidates of trials that were stopped before the last rung are ``early``: their scores are not comparable with those
-    of fully trained candidates, so they neither dominate nor are dominated.
+    Candidates of trials that were stopped before the last rung are ``early``: their scores are not comparable with
+    those of fully trained candidates, so they neither dominate nor are dominated.
     """
     full = candidates.index.isin(full_fidelity(candidates).index)
-    measured = np.all([np.isfinite(numbers(candidates, objective.name)) for objective in info.objectives], axis=0)
+    measured = np.all(
+        [np.isfinite(numeric_column(candidates, objective.name)) for objective in info.objectives], axis=0
+    )
     conditions = [
         candidates["role"] != "search",
         ~full,
         ~measured,
-        ~feasible(candidates, info.limits),
+        ~is_feasible(candidates, info.limits),
         candidates["id"].isin(front["id"]),
     ]
     names = ["baseline", "early", "unmeasured", "infeasible", "front"]
@@ -84,7 +85,7 @@ def method_texts(
             continue
         is_included = knob_order(column) < len(FIRST_KNOBS) or reference[column].nunique() > 1
         values = candidates[column].tolist()
-        texts = {value: knob_words(knob, value) for value in set(values) if value is not None and value == value}
+        texts = {value: format_knob(knob, value) for value in set(values) if value is not None and value == value}
         for methods, value in zip(knobs[section], values, strict=True):
             if value in texts:
                 methods.setdefault(method, []).extend([texts[value]] if is_included else [])
@@ -108,11 +109,11 @@ def join_methods(methods: Sequence[tuple[str, Sequence[str]]]) -> str:
     return " + ".join(f"{method} ({', '.join(knobs)})" if knobs else method for method, knobs in methods)
 
 
-def rank_rows(candidates: pd.DataFrame, groups: "pd.Series[str]", score: Mapping[str, Any], cost: str) -> list[int]:
+def rank_rows(candidates: pd.DataFrame, groups: "pd.Series[str]", score: ObjectiveSpec, cost: str) -> list[int]:
     """Return row positions in the order of the table: by group as in ``GROUPS``, then the best score first."""
     sign = -1.0 if score.direction == "maximize" else 1.0
     order = {name: index for index, name in enumerate(GROUPS)}
     group_ranks = groups.map(order).to_numpy(dtype=np.float64)
-    costs = np.nan_to_num(numbers(candidates, cost), nan=np.inf)
-    scores = np.nan_to_num(numbers(candidates, score.name) * sign, nan=np.inf)
+    costs = np.nan_to_num(numeric_column(candidates, cost), nan=np.inf)
+    scores = np.nan_to_num(numeric_column(candidates, score.name) * sign, nan=np.inf)
     return [int(row) for row in np.lexsort((costs, scores, group_ranks))]

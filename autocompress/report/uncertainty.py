@@ -1,14 +1,20 @@
 """Uncertainty of the choice: confidence intervals, statistical ties, and repeats from scratch."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import pandas as pd
 
-from autocompress.analysis.confirmation import METHOD, Confirmed, Estimate, front_on_test, on_test
-from autocompress.analysis.pareto import axes, numbers
+from autocompress.analysis.confirmation import (
+    METHOD,
+    ConfirmedCandidate,
+    Estimate,
+    describe_test_front,
+    evaluate_test_front,
+)
+from autocompress.analysis.pareto import numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
-from autocompress.analysis.significance import BINOMIAL, Ties, interval
+from autocompress.analysis.significance import BINOMIAL, Ties, wilson_interval
 from autocompress.core.formatting import (
     compare_costs,
     format_difference,
@@ -22,44 +28,100 @@ from autocompress.core.run_info import ObjectiveSpec, RunInfo
 _SHOWN_AROUND_PICK = 8
 
 
-def pick_confidence(front: pd.DataFrame, info: RunInfo, picked: Pick | None) -> dict[str, Any] | None:
-    """Return the intervals of front candidates near the pick and its ties; None if the score has no binomial interval."""
-    cost, score = axes(info.objectives)
+class IntervalRow(TypedDict):
+    """Score of one front candidate with its confidence interval."""
+
+    id: str
+    share: float
+    low: float
+    high: float
+    tied: bool
+    cost: float
+
+
+class Intervals(TypedDict):
+    """Confidence intervals of the front candidates near the pick."""
+
+    text: str
+    rows: list[IntervalRow]
+    pick: str
+    count: int
+    method: str
+
+
+class RepeatPoints(TypedDict):
+    """Score of a candidate in the search and in its repeats."""
+
+    searched: float
+    select_val: Estimate
+    test: Estimate
+
+
+class RepeatRow(TypedDict):
+    """One repeated candidate as texts, and as values for the picture."""
+
+    id: str
+    mark: bool
+    cost: str
+    searched: str
+    select_val: str
+    test: str
+    gap: str
+    seeds: str
+    points: RepeatPoints
+
+
+class Repeats(TypedDict):
+    """Repeats from scratch: sentences, rows, and the score that they measure."""
+
+    text: str
+    rows: list[RepeatRow]
+    score: ObjectiveSpec
+    test: str
+    method: str
+
+
+def pick_confidence(front: pd.DataFrame, info: RunInfo, picked: Pick | None) -> Intervals | None:
+    """Return the intervals of front candidates near the pick, and its ties; None for a score without an interval."""
+    cost, score = primary_objectives(info.objectives)
     examples = info.splits.get("select_val")
+    # Wilson intervals hold for proportions of examples only, such as accuracy.
     if picked is None or picked.ties is None or score.name.partition("@")[0] not in BINOMIAL:
         return None
     if not is_finite(examples) or examples < 1:
         return None
     own, name = float(picked.row[score.name]), label_column(score.name)
-    low, high = interval(own, examples)
-    tied = {*picked.ties.tied, picked.id}
-    rows = []
-    shares, prices = (numbers(front, axis.name).tolist() for axis in (score, cost))
+    low, high = wilson_interval(own, examples)
+    tied = {*picked.ties.tied_ids, picked.id}
+    rows: list[IntervalRow] = []
+    shares, prices = (numeric_column(front, axis.name).tolist() for axis in (score, cost))
     for identity, share, price in zip(front["id"], shares, prices, strict=True):
-        ends = interval(share, examples)
+        ends = wilson_interval(share, examples)
         rows.append(
             {"id": identity, "share": share, "low": ends[0], "high": ends[1], "tied": identity in tied, "cost": price}
         )
     text = (
-        f"On the {examples:,} examples of the selection split, the {name} of {picked.id} is {format_value(own, score)}, "
-        f"with a 95% confidence interval of {format_value(low, score)} to {format_value(high, score)}. "
+        f"On the {examples:,} examples of the selection split, the {name} of {picked.id} is "
+        f"{format_value(own, score)}, with a 95% confidence interval of {format_value(low, score)} to "
+        f"{format_value(high, score)}. "
         f"{describe_ties(picked, picked.ties, front, info)}"
     )
     if picked.id not in set(front["id"]):
         # The pick must hold on both validation splits, so it may lie slightly behind the front of the selection split.
         price = picked.row[cost.name]
-        own_row = {"id": picked.id, "share": own, "low": low, "high": high, "tied": True, "cost": price}
+        own_row: IntervalRow = {"id": picked.id, "share": own, "low": low, "high": high, "tied": True, "cost": price}
         rows.insert(sum(row["cost"] <= price for row in rows), own_row)
     position = next(index for index, row in enumerate(rows) if row["id"] == picked.id)
     start = max(0, position - _SHOWN_AROUND_PICK)
+    # The front may have hundreds of candidates; the picture shows those that compete with the pick.
     shown = rows[start : position + _SHOWN_AROUND_PICK + 1]
     return {"text": text, "rows": shown, "pick": picked.id, "count": len(rows), "method": picked.ties.method}
 
 
 def describe_ties(picked: Pick, ties: Ties, front: pd.DataFrame, info: RunInfo) -> str:
     """Return in a sentence the candidates tied with the pick, and the cost that the cheapest of them saves."""
-    cost, score = axes(info.objectives)
-    equals = front[front["id"].isin(ties.tied)]
+    cost, score = primary_objectives(info.objectives)
+    equals = front[front["id"].isin(ties.tied_ids)]
     if not len(equals):
         return "No other front candidate is statistically tied with it."
     verb = "is" if len(equals) == 1 else "are"
@@ -71,15 +133,15 @@ def describe_ties(picked: Pick, ties: Ties, front: pd.DataFrame, info: RunInfo) 
     return f"{text}."
 
 
-def summarize_repeats(
-    repeated: Sequence[Confirmed], front: pd.DataFrame, info: RunInfo, picked: Pick | None
-) -> dict[str, Any] | None:
+def repeats_content(
+    repeated: Sequence[ConfirmedCandidate], front: pd.DataFrame, info: RunInfo, picked: Pick | None
+) -> Repeats | None:
     """Return the rows and sentences about repeats from scratch; None if there are none."""
     if not repeated:
         return None
-    cost, score = axes(info.objectives)
-    tested = on_test(front, info, repeated)
-    rows = [
+    cost, score = primary_objectives(info.objectives)
+    tested = evaluate_test_front(front, info, repeated)
+    rows: list[RepeatRow] = [
         {
             "id": candidate.id,
             "mark": picked is not None and candidate.id == picked.id,
@@ -97,7 +159,7 @@ def summarize_repeats(
         "text": _describe_repeats(repeated, score, picked),
         "rows": rows,
         "score": score,
-        "test": "" if tested is None else front_on_test(tested),
+        "test": "" if tested is None else describe_test_front(tested),
         "method": METHOD,
     }
 
@@ -124,17 +186,22 @@ def format_signed(change: float, score: ObjectiveSpec) -> str:
     return size if size == format_difference(0.0, score) else f"{'+' if change > 0 else '-'}{size}"
 
 
-def _describe_repeats(repeated: Sequence[Confirmed], score: ObjectiveSpec, picked: Pick | None) -> str:
+def _describe_repeats(repeated: Sequence[ConfirmedCandidate], score: ObjectiveSpec, picked: Pick | None) -> str:
     name = label_column(score.name)
     seeds = max(len(candidate.test.values) for candidate in repeated)
-    text = f"{format_plural(len(repeated), 'candidate')} of the front repeated from scratch with {format_plural(seeds, 'new seed')}. "
+    text = (
+        f"{format_plural(len(repeated), 'candidate')} of the front repeated from scratch with "
+        f"{format_plural(seeds, 'new seed')}. "
+    )
+    # Positive if the repeats are worse than the search, for scores to be minimized too.
     sign = 1.0 if score.direction == "maximize" else -1.0
     lost = sum((candidate.searched - candidate.select_val.mean) * sign for candidate in repeated) / len(repeated)
     mean = f"On average, their {name} on the selection split is"
     if format_difference(lost, score) == format_difference(0.0, score):
         text += f"{mean} the same as in the search. "
     elif lost > 0:
-        text += f"{mean} {format_difference(lost, score)} worse than in the search: the best of many candidates is partly lucky. "
+        worse = f"{mean} {format_difference(lost, score)} worse than in the search"
+        text += f"{worse}: the best of many candidates is partly lucky. "
     else:
         text += f"{mean} {format_difference(lost, score)} better than in the search. "
     own = next((candidate for candidate in repeated if picked is not None and candidate.id == picked.id), None)

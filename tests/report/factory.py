@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autocompress.analysis.pareto import full_fidelity, hypervolume, pareto_front
+from autocompress.analysis.pareto import compute_hypervolume, full_fidelity, pareto_front
 from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, TeacherInfo
 
 HOSTILE = (
@@ -103,7 +103,7 @@ def make_run(trials: int = 12, cuts: int = 12, seed: int = 0, hostile: bool = Fa
     for row in summary:
         finished = full_fidelity(table[table["trial"] <= row["number"]])
         if row["state"] == "complete" and row["role"] == "search" and (finished["epochs"] == 27).any():
-            row["hypervolume"] = hypervolume(pareto_front(finished, OBJECTIVES), OBJECTIVES)
+            row["hypervolume"] = compute_hypervolume(pareto_front(finished, OBJECTIVES), OBJECTIVES)
     return Run(table, pd.DataFrame(summary), _run_info(labels, hostile, elapsed))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import autocompress
 from autocompress.analysis.pareto import full_fidelity
-from autocompress.analysis.selection import Pick, pick
+from autocompress.analysis.selection import Pick, select_candidate
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError, StorageError
 from autocompress.report import write_page
@@ -27,14 +27,14 @@ def page_of(candidates: pd.DataFrame, run: Run, folder: Path, picked: Pick | Non
 
 def chosen(candidates: pd.DataFrame, info: RunInfo) -> Pick | None:
     try:
-        return pick(candidates, info)
+        return select_candidate(candidates, info)
     except NoCandidateError:
         return None
 
 
 def test_one_candidate_is_the_front_the_knee_and_the_pick(run: Run, front: pd.DataFrame, tmp_path: Path) -> None:
     alone = run.candidates[run.candidates["id"] == front["id"].iloc[0]]
-    picked = pick(alone, run.info)
+    picked = select_candidate(alone, run.info)
     source = page_of(alone, run, tmp_path, picked)
     assert f"Candidate {picked.id} was selected from 1 candidate" in source
     assert "No other front candidate is statistically tied with it." in source
@@ -43,10 +43,10 @@ def test_one_candidate_is_the_front_the_knee_and_the_pick(run: Run, front: pd.Da
 def test_candidates_that_tie_in_everything_are_all_shown(run: Run, front: pd.DataFrame, tmp_path: Path) -> None:
     one = front.iloc[[3]]
     same = pd.concat([one.assign(id=f"t9c{number}") for number in range(5)], ignore_index=True)
-    picked = pick(same, run.info)
+    picked = select_candidate(same, run.info)
     assert picked.id == "t9c0"
     assert picked.ties is not None
-    assert picked.ties.tied == ("t9c1", "t9c2", "t9c3", "t9c4")
+    assert picked.ties.tied_ids == ("t9c1", "t9c2", "t9c3", "t9c4")
     source = page_of(same, run, tmp_path, picked)
     assert "4 other front candidates are statistically tied with it." in source
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from autocompress.analysis.confirmation import Confirmed, Estimate
-from autocompress.analysis.selection import pick
+from autocompress.analysis.confirmation import ConfirmedCandidate, Estimate
+from autocompress.analysis.selection import select_candidate
 from autocompress.report import page as page_module, write_page
 from autocompress.report.live import ENDED, LiveServer
 from autocompress.report.page import render_page
@@ -45,15 +45,19 @@ def small_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(run: Run, folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page_module, "confirmed", lambda *_: repeated(run))
-        return write_page(folder / "report.html", run.candidates, run.trials, run.info, pick(run.candidates, run.info))
+        return write_page(
+            folder / "report.html", run.candidates, run.trials, run.info, select_candidate(run.candidates, run.info)
+        )
 
 
-def repeated(run: Run) -> list[Confirmed]:
-    picked = pick(run.candidates, run.info)
+def repeated(run: Run) -> list[ConfirmedCandidate]:
+    picked = select_candidate(run.candidates, run.info)
     mean = float(picked.row["accuracy"]) - 0.004
     result = Estimate(mean, mean - 0.012, mean + 0.008, (mean, mean))
     cost = float(picked.row["effective_flops"])
-    return [Confirmed(picked.id, cost, mean + 0.004, result, result, Estimate(0.0, -0.01, 0.01, (0.0, 0.0)), 0)]
+    return [
+        ConfirmedCandidate(picked.id, cost, mean + 0.004, result, result, Estimate(0.0, -0.01, 0.01, (0.0, 0.0)), 0)
+    ]
 
 
 class Opened:
@@ -159,7 +163,7 @@ def test_a_head_sorts_the_table_up_and_down(opened: Opened, run: Run) -> None:
 
 def test_hovering_tells_and_clicking_opens_the_card(opened: Opened, run: Run) -> None:
     tab = opened.tab
-    picked = pick(run.candidates, run.info)
+    picked = select_candidate(run.candidates, run.info)
     x, y = tab.evaluate(
         """() => {
           const plot = document.getElementById("front-plot");
@@ -235,7 +239,9 @@ def test_without_scripts_there_are_the_table_and_the_picture(browser: Any, path:
 
 def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
     run = make_run(12, 8, hostile=True)
-    page = write_page(tmp_path / "report.html", run.candidates, run.trials, run.info, pick(run.candidates, run.info))
+    page = write_page(
+        tmp_path / "report.html", run.candidates, run.trials, run.info, select_candidate(run.candidates, run.info)
+    )
     with Opened(browser, page.as_uri()) as result:
         # A script smuggled in by a name would have changed the language.
         assert result.tab.locator("html").get_attribute("lang") == "en"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import yaml
 
-from autocompress.analysis.selection import pick
+from autocompress.analysis.selection import select_candidate
 from autocompress.core.run_info import TeacherInfo
 from autocompress.report.cards import (
     as_yaml,
@@ -22,7 +22,7 @@ from tests.report.factory import HOSTILE, Run
 
 
 def test_the_picks_card_tells_why_what_and_at_which_cost(run: Run) -> None:
-    picked = pick(run.candidates, run.info)
+    picked = select_candidate(run.candidates, run.info)
     card = pick_card(run.candidates, run.trials, run.info, picked)
     assert card["reason"] == picked.reason
     name, value, note = card["tiles"][0]
@@ -33,7 +33,7 @@ def test_the_picks_card_tells_why_what_and_at_which_cost(run: Run) -> None:
 
 
 def test_a_teacher_without_costs_leaves_the_comparison_out(run: Run) -> None:
-    picked = pick(run.candidates, run.info)
+    picked = select_candidate(run.candidates, run.info)
     card = pick_card(run.candidates, run.trials, replace(run.info, teacher=TeacherInfo()), picked)
     assert [tile[2] for tile in card["tiles"]] == ["teacher –", "", "", ""]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from autocompress.analysis.pareto import full_fidelity, hypervolume, pareto_front
+from autocompress.analysis.pareto import compute_hypervolume, full_fidelity, pareto_front
 from autocompress.core.run_info import EnvironmentInfo
 from autocompress.errors import UsageError
 from autocompress.report.comparison import RunTables, compare_runs
@@ -27,7 +27,7 @@ def test_both_runs_are_measured_in_the_box_of_the_first(run: Run) -> None:
     result = compare_runs([ours, replace(theirs, info=replace(theirs.info, objectives=boxes))])
     for compared, item in zip(result.runs, (ours, theirs), strict=True):
         front = pareto_front(full_fidelity(item.candidates), run.info.objectives)
-        assert compared.hypervolume == pytest.approx(hypervolume(front, run.info.objectives))
+        assert compared.hypervolume == pytest.approx(compute_hypervolume(front, run.info.objectives))
         assert len(compared.front) == len(front)
         assert compared.curve[-1][1] == pytest.approx(compared.hypervolume)
         volumes = [volume for _, volume in compared.curve]

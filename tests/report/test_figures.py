@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from autocompress.analysis.pareto import full_fidelity, pareto_front
-from autocompress.analysis.selection import pick
+from autocompress.analysis.selection import select_candidate
 from autocompress.core.run_info import ObjectiveSpec, TeacherInfo
 from autocompress.report import figure_data as points
 from autocompress.report.figure_data import front_data, hypervolume_data, select_points, step_line
@@ -34,16 +34,16 @@ def test_the_values_are_those_of_the_table(run: Run, front: pd.DataFrame) -> Non
 
 
 def test_knee_pick_teacher_and_baselines_are_marked(run: Run, front: pd.DataFrame) -> None:
-    picked = pick(run.candidates, run.info)
+    picked = select_candidate(run.candidates, run.info)
     marks = front_data(run.candidates, front, run.info, picked).marks
     assert marks["pick"].ids == [picked.id]
-    assert marks["knee"].ids == [pick(run.candidates, run.info, knee=True).id]
+    assert marks["knee"].ids == [select_candidate(run.candidates, run.info, knee=True).id]
     assert marks["teacher"].column("accuracy") == [0.981]
     assert dict(zip(marks["baseline"].ids, marks["baseline"].labels, strict=True)) == run.info.baselines
 
 
 def test_hovers_have_at_most_eight_lines_and_tell_the_knobs(run: Run, front: pd.DataFrame) -> None:
-    marks = front_data(run.candidates, front, run.info, pick(run.candidates, run.info)).marks
+    marks = front_data(run.candidates, front, run.info, select_candidate(run.candidates, run.info)).marks
     hovers = [hover for group in marks.values() for hover in group.hover]
     assert max(hover.count("<br>") for hover in hovers) == 7
     row = front.iloc[-1]
@@ -73,7 +73,7 @@ def test_axes_offer_what_was_measured_the_declared_ones_first(run: Run, front: p
 
 
 def test_menus_move_every_trace_to_the_chosen_column(run: Run, front: pd.DataFrame) -> None:
-    picked = pick(run.candidates, run.info)
+    picked = select_candidate(run.candidates, run.info)
     data = front_data(run.candidates, front, run.info, picked)
     figure = draw_front(data)
     cost, score, scale = figure.layout.updatemenus

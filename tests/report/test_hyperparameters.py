@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import f_oneway
 
-from autocompress.analysis.selection import pick
+from autocompress.analysis.selection import select_candidate
 from autocompress.core.run_info import RunInfo
 from autocompress.report.hyperparameters import (
     MAX_LINES,
@@ -71,7 +71,7 @@ def test_the_knob_that_matters_comes_first_and_constant_ones_are_left_out() -> N
 
 
 def test_the_front_is_a_line_for_each_candidate_up_to_a_number(run: Run, front: pd.DataFrame) -> None:
-    picked = pick(run.candidates, run.info)
+    picked = select_candidate(run.candidates, run.info)
     importance = compute_importance(run.candidates, run.info)
     result = parallel_coordinates(front, run.info, importance, picked)
     assert result is not None

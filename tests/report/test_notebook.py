@@ -1,12 +1,12 @@
 import pandas as pd
 
-from autocompress.analysis.selection import pick
+from autocompress.analysis.selection import select_candidate
 from autocompress.report.notebook import front_html
 from tests.report.factory import Run, make_run
 
 
 def test_a_notebook_shows_the_pick_and_the_front_in_words(run: Run, front: pd.DataFrame) -> None:
-    picked = pick(run.candidates, run.info)
+    picked = select_candidate(run.candidates, run.info)
     shown = front_html(front, run.info, picked, "Front('digits')")
     assert picked.reason.replace("'", "&#x27;") in shown
     assert shown.count("<tr") == len(front) + 1

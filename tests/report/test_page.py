@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 import autocompress
-from autocompress.analysis.selection import pick
+from autocompress.analysis.selection import select_candidate
 from autocompress.core.run_info import EnvironmentInfo, RunInfo, TeacherInfo
 from autocompress.errors import StorageError
 from autocompress.report import page, write_page
@@ -54,7 +54,7 @@ class Reader(HTMLParser):
 def written(run: Run, folder: Path, **changes: Any) -> str:
     parts = {"candidates": run.candidates, "trials": run.trials, "info": run.info} | changes
     if "picked" not in parts:
-        parts["picked"] = pick(parts["candidates"], parts["info"])
+        parts["picked"] = select_candidate(parts["candidates"], parts["info"])
     path = write_page(folder / "report.html", **parts)
     assert path == folder / "report.html"
     return path.read_text(encoding="utf-8")
@@ -76,7 +76,7 @@ def reader(source: str) -> Reader:
 
 
 def test_the_page_says_the_verdict_the_pick_and_how_to_export_it(run: Run, reader: Reader) -> None:
-    picked = pick(run.candidates, run.info)
+    picked = select_candidate(run.candidates, run.info)
     assert "fewer effective FLOPs than the teacher for" in reader.text
     assert picked.reason in reader.text
     assert all(f"{neighbour.text}." in reader.text for neighbour in picked.neighbours)
@@ -85,7 +85,7 @@ def test_the_page_says_the_verdict_the_pick_and_how_to_export_it(run: Run, reade
 
 
 def test_the_page_says_what_of_the_pick_is_simulated(run: Run, tmp_path: Path) -> None:
-    picked = pick(run.candidates, run.info, knee=True)
+    picked = select_candidate(run.candidates, run.info, knee=True)
     (card,) = build_cards(run.candidates[run.candidates["id"] == picked.id], run.candidates, run.trials, run.info)
     assert card["simulated"]
     assert f"Simulated precision: {card['simulated']}." in Reader(written(run, tmp_path, picked=picked)).text
@@ -165,7 +165,7 @@ def test_the_command_names_the_run_folder_without_the_machines_paths(
 
 
 def test_what_was_exported_is_linked_relative_to_the_page(run: Run, tmp_path: Path) -> None:
-    picked = pick(run.candidates, run.info)
+    picked = select_candidate(run.candidates, run.info)
     (tmp_path / "picks" / picked.id).mkdir(parents=True)
     assert 'href="picks/' not in written(run, tmp_path)
     (tmp_path / "picks" / picked.id / "manifest.json").touch()

@@ -5,7 +5,7 @@ import re
 import pandas as pd
 import pytest
 
-from autocompress.analysis.selection import pick
+from autocompress.analysis.selection import select_candidate
 from autocompress.report.figure_data import front_data
 from autocompress.report.static_figure import Frame, front_picture, interval_picture, place_labels, sparkline
 from autocompress.report.uncertainty import pick_confidence
@@ -35,7 +35,7 @@ def test_a_label_at_the_edge_stays_inside() -> None:
 
 
 def test_the_picture_holds_every_front_point_as_a_dot(run: Run, front: pd.DataFrame) -> None:
-    picked = pick(run.candidates, run.info)
+    picked = select_candidate(run.candidates, run.info)
     picture = front_picture(front_data(run.candidates, front, run.info, picked))
     assert picture["clouds"]["front"].count("M") == len(front)
     assert picture["line"].count("H") == front["accuracy"].nunique() - 1
@@ -62,7 +62,7 @@ def test_labels_are_plain_text_that_the_template_escapes() -> None:
 
 
 def test_intervals_are_drawn_to_scale(run: Run, front: pd.DataFrame) -> None:
-    summary = interval_picture(pick_confidence(front, run.info, pick(run.candidates, run.info)))
+    summary = interval_picture(pick_confidence(front, run.info, select_candidate(run.candidates, run.info)))
     assert summary is not None
     for row in summary["rows"]:
         assert row["from"] < row["x"] < row["to"]

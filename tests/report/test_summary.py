@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from autocompress.analysis.selection import Pick, pick
+from autocompress.analysis.selection import Pick, select_candidate
 from autocompress.core.run_info import LatencyInfo, RunInfo, TeacherInfo
 from autocompress.report.summary import (
     count_unfinished_trials,
@@ -57,7 +57,9 @@ def test_without_a_pick_the_verdict_says_why(run: Run) -> None:
 
 
 def test_the_lede_counts_candidates_and_trials(run: Run) -> None:
-    text = summarize_search(run.candidates, run.trials, replace(run.info, seconds=250), pick(run.candidates, run.info))
+    text = summarize_search(
+        run.candidates, run.trials, replace(run.info, seconds=250), select_candidate(run.candidates, run.info)
+    )
     complete = (run.trials["state"] == "complete").sum()
     assert (
         f"from {len(run.candidates)} candidates, made from 19 trials ({complete} ran to the end) in 4 min 10 s" in text
@@ -149,8 +151,8 @@ def test_what_the_pick_took_is_said_beside_the_teacher_where_both_were_timed(run
     latency = LatencyInfo(1, 2, "a processor", "1.0", {"t0c1": 0.2})
     info = replace(run.info, latency=latency)
     assert pick_latency({"id": "t0c1", "latency_ms": 0.2}, info) == (
-        "Measured latency of the exported model: 0.2 ms: at batch 1 with 2 threads by onnxruntime 1.0 on a processor."
+        "Measured latency of the exported model: 0.2 ms (at batch 1 with 2 threads by onnxruntime 1.0 on a processor)."
     )
     teacher = replace(info.teacher, costs={"latency_ms": 0.5})
-    assert ", of the teacher 0.5 ms: " in pick_latency({"latency_ms": 0.2}, replace(info, teacher=teacher))
+    assert ", teacher 0.5 ms (" in pick_latency({"latency_ms": 0.2}, replace(info, teacher=teacher))
     assert pick_latency({"latency_ms": float("nan")}, info) == pick_latency({}, run.info) == ""

@@ -6,11 +6,11 @@ import pytest
 from autocompress.report.table_view import (
     GROUPS,
     classify_candidates,
+    describe_simulation,
     escape_hidden,
     join_methods,
     method_texts,
     rank_rows,
-    simulated,
 )
 from tests.report.factory import OBJECTIVES, Run
 
@@ -101,12 +101,12 @@ def test_only_what_has_no_native_kernel_is_simulated(weight, activation, quantiz
             "details": [{"layers": layers}],
         }
     )
-    assert simulated(table) == [expected]
+    assert describe_simulation(table) == [expected]
 
 
 def test_details_may_be_absent_or_empty() -> None:
-    assert simulated(pd.DataFrame({"details": [{}, None, float("nan")]})) == ["", "", ""]
-    assert simulated(pd.DataFrame({"id": ["a"]})) == [""]
+    assert describe_simulation(pd.DataFrame({"details": [{}, None, float("nan")]})) == ["", "", ""]
+    assert describe_simulation(pd.DataFrame({"id": ["a"]})) == [""]
 
 
 def test_hidden_characters_are_spelled_out() -> None:
