@@ -1,9 +1,9 @@
-"""What the driver itself costs as a search grows: `python -m benchmarks.growth`.
+"""Processor time of the driver as a search grows: `python -m benchmarks.growth`.
 
-Trainings that take no time, twenty-five candidates each, rungs and further cuts as in a real search; milliseconds of
-processor that the driver takes for an ask and a tell around 100, 1,000 and 10,000 candidates (medians of 40). Waiting
-for the disk is not counted: others may work meanwhile. Nor is what the surrogate takes to price students that were
-never built: some hundredths of a second for each of at most sixteen, once.
+Mock trials take no time and return 25 candidates each, with rungs and refinement as in a real search. The table shows
+the driver's processor time, in milliseconds, for an ask and a tell around 100, 1,000 and 10,000 candidates (medians of
+40). Waiting for the disk is not counted, because other processes can run meanwhile. The cost estimate of new students
+by the surrogate is not counted either: some hundredths of a second for at most 16 students, once.
 """
 
 import argparse
@@ -26,29 +26,29 @@ from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
 from autocompress.store.run_store import RunStore
 from autocompress.training.optimizers import fit_config
-from benchmarks.keeping import about
+from benchmarks.common import describe_benchmark
 
 OBJECTIVES = [
     ObjectiveSpec("accuracy", "maximize", "", "score", (0.1, 1.0)),
     ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost", (1e7, 1e2)),
 ]
-AROUND = (100, 1_000, 10_000)
+SIZES = (100, 1_000, 10_000)
 WINDOW = 40
 
 
-def made_up(job: Job) -> TrialResult:
-    """Return candidates whose scores follow width and bits, with noise that the job seeds."""
+def mock_result(job: Job) -> TrialResult:
+    """Return candidates whose scores depend on width and bits, with noise seeded by the job."""
     noise = np.random.default_rng(job.number)
     total = fit_config(job.training.fit).epochs
     epochs = job.until or total
     complete = epochs == total
     width = float(job.training.student.values["width"])
-    found = []
+    candidates = []
     for number, cut in enumerate(job.cuts):
         bits = (
             [32, 32]
             if cut.quantize is None
-            else [cut.quantize.values[f"{side}_bits"] for side in ("weight", "activation")]
+            else [int(cut.quantize.values[f"{side}_bits"]) for side in ("weight", "activation")]
         )
         ratio = 0.0 if cut.prune is None else float(cut.prune.values["pruning_ratio"])
         score = 1 - 0.8 / width - 0.3 / min(bits) - 0.1 * ratio - 0.2 * (1 - epochs / total) + noise.normal(0, 0.01)
@@ -57,19 +57,21 @@ def made_up(job: Job) -> TrialResult:
         rung = "" if complete else f"r{job.rung}"
         config = replace(job.training, prune=cut.prune, quantize=cut.quantize)
         checkpoint = "" if not complete else f"t{job.number}p0"
-        found.append(
+        candidates.append(
             Candidate(
                 f"t{job.number}{rung}c{number}", job.number, config, epochs, scores, costs, {}, checkpoint, complete
             )
         )
-    weights = {each.checkpoint: b"weights" for each in found if each.checkpoint}
+    weights = {candidate.checkpoint: b"weights" for candidate in candidates if candidate.checkpoint}
     state = State.COMPLETE if complete else State.PAUSED
-    return TrialResult(job.number, state, tuple(found), 1.0, checkpoints=weights, paused=b"" if complete else b"paused")
+    return TrialResult(
+        job.number, state, tuple(candidates), 1.0, checkpoints=weights, paused=b"" if complete else b"paused"
+    )
 
 
-def price(training: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
-    """Return what the uncut student costs."""
-    return [made_up(Job(0, training, (Cut(),))).candidates[0].costs]
+def estimate_mock_costs(training: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+    """Return the costs of the uncompressed student."""
+    return [mock_result(Job(0, training, (Cut(),))).candidates[0].costs]
 
 
 def measure(space: str, sampler: str) -> dict[int, tuple[float, float]]:
@@ -79,27 +81,27 @@ def measure(space: str, sampler: str) -> dict[int, tuple[float, float]]:
     asks: list[tuple[int, float]] = []
     tells: list[tuple[int, float]] = []
     with TemporaryDirectory() as folder:
-        study = RunStore.create(Path(folder), RunInfo(name="growth"))
-        proposer = OptunaSampler(study, "growth", search.sampler, 0, ["maximize", "minimize"], ["accuracy", "cost"])
-        driver = Driver(study, open_space(source), search, proposer, OBJECTIVES, {}, estimate_costs=price)
+        store = RunStore.create(Path(folder), RunInfo(name="growth"))
+        proposer = OptunaSampler(store, "growth", search.sampler, 0, ["maximize", "minimize"], ["accuracy", "cost"])
+        driver = Driver(store, open_space(source), search, proposer, OBJECTIVES, {}, estimate_costs=estimate_mock_costs)
         count = 0
-        while count < AROUND[-1]:
+        while count < SIZES[-1]:
             started = time.process_time()
             job = driver.ask()
             asks.append((count, time.process_time() - started))
             assert job is not None
-            result = made_up(job)
+            result = mock_result(job)
             started = time.process_time()
             driver.tell(job, result)
             tells.append((count, time.process_time() - started))
             count += len(result.candidates)
-        study.close()
-    found = {}
-    for around in AROUND:
-        near = [sorted(rows, key=lambda row: abs(row[0] - around))[:WINDOW] for rows in (asks, tells)]
-        medians = [statistics.median(seconds for _, seconds in rows) * 1000 for rows in near]
-        found[around] = (medians[0], medians[1])
-    return found
+        store.close()
+    candidates = {}
+    for size in SIZES:
+        windows = [sorted(rows, key=lambda row: abs(row[0] - size))[:WINDOW] for rows in (asks, tells)]
+        medians = [statistics.median(seconds for _, seconds in rows) * 1000 for rows in windows]
+        candidates[size] = (medians[0], medians[1])
+    return candidates
 
 
 def main() -> None:
@@ -108,14 +110,21 @@ def main() -> None:
     parser.add_argument("--space", default="digits")
     parser.add_argument("--samplers", nargs="+", default=["surrogate", "tpe", "random"])
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/growth.md"))
-    asked = parser.parse_args()
-    lines = ["# The driver as a search grows", "", "`python -m benchmarks.growth`", "", about(__doc__), ""]
+    arguments = parser.parse_args()
+    lines = [
+        "# Processor time of the driver as a search grows",
+        "",
+        "`python -m benchmarks.growth`",
+        "",
+        describe_benchmark(__doc__),
+        "",
+    ]
     lines += ["| sampler | candidates | ask, ms | tell, ms |", "|---|---|---|---|"]
-    for sampler in asked.samplers:
-        for around, (ask, tell) in measure(asked.space, sampler).items():
-            lines.append(f"| {sampler} | {around:,} | {ask:.1f} | {tell:.1f} |")
+    for sampler in arguments.samplers:
+        for size, (ask, tell) in measure(arguments.space, sampler).items():
+            lines.append(f"| {sampler} | {size:,} | {ask:.1f} | {tell:.1f} |")
             print(lines[-1], flush=True)
-    write_atomic(asked.out, "\n".join([*lines, ""]))
+    write_atomic(arguments.out, "\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

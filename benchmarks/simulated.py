@@ -1,8 +1,8 @@
-"""A search on hundreds of workers that exist on paper only: `python -m benchmarks.simulated [--seeds 1]`.
+"""A simulated search on hundreds of workers: `python -m benchmarks.simulated [--seeds 1]`.
 
-Driver, sampler, store and promotion are the real ones; the clock is not. A worker is busy for a time that is drawn; the
-driver is one server, and what an ask or a tell takes of its processor is the time it takes on the clock. So a driver
-that is too slow leaves workers without work here as it would there.
+Driver, sampler, store and promotion are real; the clock is virtual. A worker is busy for a random time. The driver is a
+single server: the processor time of each ask and tell advances the virtual clock, so a driver that is too slow leaves
+workers idle, as in a real search.
 """
 
 import argparse
@@ -25,23 +25,23 @@ from autocompress.engine.space import open_space
 from autocompress.engine.spec import load_spec
 from autocompress.store.run_store import RunStore
 from autocompress.training.optimizers import fit_config
-from benchmarks.growth import OBJECTIVES, made_up
-from benchmarks.keeping import about
+from benchmarks.common import describe_benchmark
+from benchmarks.growth import OBJECTIVES, mock_result
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What one simulated search came to.
+    """Result of a simulated search.
 
     Attributes:
-        workers: How many there were.
-        trainings: Begun.
-        results: Jobs that came back: rungs, ends, further cuts.
-        seconds: On the virtual clock, until the last new training was begun.
-        utilisation: Share of those seconds that workers were busy.
-        driver: Milliseconds of processor for one result, asking and telling, over the whole search.
-        at_the_end: The same over the last tenth of the results.
-        rate: Results in each of those seconds.
+        workers: Number of workers.
+        trainings: Number of started trials.
+        results: Number of finished jobs: rungs, complete trials, refinements.
+        seconds: Virtual seconds until the last new trial started.
+        utilisation: Share of those seconds in which workers were busy.
+        driver: Processor milliseconds of the driver per result (ask and tell), over the whole search.
+        at_the_end: Processor milliseconds of the driver per result over the last tenth of the results.
+        rate: Results per virtual second.
     """
 
     workers: int
@@ -55,14 +55,14 @@ class Simulation:
 
 
 def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, seed: int) -> Simulation:
-    """Search ``digits`` with made-up results.
+    """Search ``digits`` with mock results.
 
     Args:
-        workers: How many work side by side.
-        trainings: Budget.
-        job_seconds: Median of what a job takes; a quarter of the jobs takes over twice as long.
-        sampler: As in a spec.
-        seed: Of the search and of what is drawn.
+        workers: Number of parallel workers.
+        trainings: Budget of trials.
+        job_seconds: Median duration of a job; a quarter of the jobs takes over twice as long.
+        sampler: Sampler, as in a spec.
+        seed: Seed of the search and of the durations.
     """
     overrides = [f"search.trials={trainings}", "search.minutes=null", f"search.sampler={sampler}"]
     source = load_spec("digits", [*overrides, f"search.seed={seed}"])
@@ -70,74 +70,75 @@ def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, see
     clock = 0.0
     with (
         TemporaryDirectory() as folder,
-        patch("autocompress.engine.driver.now", lambda: clock),
-        # What is written once, after the search, for others to read.
+        patch("autocompress.engine.driver.monotonic_seconds", lambda: clock),
+        # The export for other tools is written once after the search and is not part of the measurement.
         patch.object(OptunaSampler, "publish"),
     ):
-        study = RunStore.create(Path(folder), RunInfo(name="simulated"))
+        store = RunStore.create(Path(folder), RunInfo(name="simulated"))
         directions, names = ["maximize", "minimize"], ["accuracy", "cost"]
-        proposer = OptunaSampler(study, "simulated", sampler, seed, directions, names)  # type: ignore[arg-type]
-        driver = Driver(study, open_space(source), source.spec.search, proposer, OBJECTIVES, {})
-        under_way: list[tuple[float, int, Job, float]] = []
-        idle, count, spent = workers, 0, []
+        proposer = OptunaSampler(store, "simulated", sampler, seed, directions, names)  # type: ignore[arg-type]
+        driver = Driver(store, open_space(source), source.spec.search, proposer, OBJECTIVES, {})
+        running: list[tuple[float, int, Job, float]] = []
+        idle, count = workers, 0
+        driver_seconds: list[float] = []
         busy: list[tuple[float, float]] = []
-        ended: list[float] = []
-        last_begun = 0.0
-        more = True
+        completed: list[float] = []
+        last_start = 0.0
+        has_jobs = True
         while True:
             cost = 0.0
-            while idle and more:
-                begun = time.process_time()
+            while idle and has_jobs:
+                started = time.process_time()
                 job = driver.ask()
-                took = time.process_time() - begun
-                cost, clock = cost + took, clock + took
+                elapsed = time.process_time() - started
+                cost, clock = cost + elapsed, clock + elapsed
                 if job is None:
-                    more = False
+                    has_jobs = False
                     break
-                seconds = job_seconds * float(draw.lognormal(0.0, 1.0)) * share(job)
-                heapq.heappush(under_way, (clock + seconds, count, job, seconds))
+                seconds = job_seconds * float(draw.lognormal(0.0, 1.0)) * epoch_share(job)
+                heapq.heappush(running, (clock + seconds, count, job, seconds))
                 busy.append((clock, clock + seconds))
                 idle, count = idle - 1, count + 1
                 if job.base is None and not job.rung:
-                    last_begun = clock
-            if spent:
-                spent[-1] += cost
-            if not under_way:
+                    last_start = clock
+            if driver_seconds:
+                driver_seconds[-1] += cost
+            if not running:
                 break
-            end, _, job, seconds = heapq.heappop(under_way)
+            end, _, job, seconds = heapq.heappop(running)
             clock = max(clock, end)
-            result = replace(made_up(job), seconds=seconds)
-            begun = time.process_time()
+            result = replace(mock_result(job), seconds=seconds)
+            started = time.process_time()
             driver.tell(job, result)
-            took = time.process_time() - begun
-            clock += took
-            spent.append(took)
-            ended.append(clock)
-            idle, more = idle + 1, True
-        study.close()
-    worked = sum(max(0.0, min(end, last_begun) - start) for start, end in busy)
-    tail = spent[-max(1, len(spent) // 10) :]
+            elapsed = time.process_time() - started
+            clock += elapsed
+            driver_seconds.append(elapsed)
+            completed.append(clock)
+            idle, has_jobs = idle + 1, True
+        store.close()
+    busy_seconds = sum(max(0.0, min(end, last_start) - start) for start, end in busy)
+    tail = driver_seconds[-max(1, len(driver_seconds) // 10) :]
     return Simulation(
         workers,
         trainings,
-        len(spent),
-        last_begun,
-        worked / (workers * last_begun),
-        1e3 * sum(spent) / len(spent),
+        len(driver_seconds),
+        last_start,
+        busy_seconds / (workers * last_start),
+        1e3 * sum(driver_seconds) / len(driver_seconds),
         1e3 * sum(tail) / len(tail),
-        sum(end <= last_begun for end in ended) / last_begun,
+        sum(end <= last_start for end in completed) / last_start,
     )
 
 
-def share(job: Job) -> float:
-    """Return a job's epochs as a share of those of a whole training; a further cut takes a third."""
+def epoch_share(job: Job) -> float:
+    """Return the epochs of a job as a share of those of a whole trial; a refinement takes a third."""
     if job.base is not None:
         return 1 / 3
     total = fit_config(job.training.fit).epochs
     return (job.until or total) / total
 
 
-#: Workers, trainings, median seconds of a whole training, sampler.
+#: Workers, trials, median seconds of a whole trial, sampler.
 CASES = (
     (256, 1024, 600.0, "tpe"),
     (256, 1024, 600.0, "random"),
@@ -151,24 +152,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/simulated.md"))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     lines = [
         "# A search on hundreds of workers, simulated",
         "",
         "`python -m benchmarks.simulated`",
         "",
-        about(__doc__),
+        describe_benchmark(__doc__),
         "",
     ]
     lines.append(
-        "| workers | trainings | median training, s | sampler | results | results a second | busy | driver, ms a result"
-        " | in the last tenth | core at 100 results a second |"
+        "| workers | trials | median trial, s | sampler | results | results per second | busy | driver, ms per result"
+        " | in the last tenth | core at 100 results per second |"
     )
     lines.append("|---|---|---|---|---|---|---|---|---|---|")
     for workers, trainings, seconds, sampler in CASES:
-        found = [simulate(workers, trainings, seconds, sampler, seed) for seed in range(asked.seeds)]
+        runs = [simulate(workers, trainings, seconds, sampler, seed) for seed in range(arguments.seeds)]
         results, rate, busy, driver, last = (
-            statistics.mean(getattr(each, name) for each in found)
+            statistics.mean(getattr(run, name) for run in runs)
             for name in ("results", "rate", "utilisation", "driver", "at_the_end")
         )
         lines.append(
@@ -176,7 +177,7 @@ def main() -> None:
             f" | {driver:.1f} | {last:.1f} | {driver / 10:.0%} |"
         )
         print(lines[-1], flush=True)
-    write_atomic(asked.out, "\n".join([*lines, ""]))
+    write_atomic(arguments.out, "\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

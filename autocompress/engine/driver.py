@@ -1,400 +1,620 @@
-"""The driver: asks the sampler, hands out jobs, stores what comes back, tells the sampler once per training.
+"""The driver: decides which job a free worker runs next, stores the results, and tells the sampler about them.
 
-It trains nothing and it alone writes to the store, so it can be killed at any instant and go on from there.
+It trains nothing, and it alone writes to the store. So it can be killed at any time and resumed from the store.
 """
 
+import logging
 import math
+from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 from optuna.trial import Trial
 
 from autocompress.core.config import CompressionConfig
 from autocompress.core.records import Candidate, Job, Role, State, TrialResult
 from autocompress.core.registry import PROMOTION_RULES
-from autocompress.engine.answers import Answers
+from autocompress.core.run_info import ObjectiveSpec
 from autocompress.engine.archive import Archive
-from autocompress.engine.climbing import Climb
-from autocompress.engine.cutting import cutting
-from autocompress.engine.identity import key_of, seed_of
-from autocompress.engine.limits import CostLimits, Price
+from autocompress.engine.initial_design import InitialDesign, Values, estimate_trial_cost, make_initial_job
+from autocompress.engine.limits import CostEstimator, CostLimits
 from autocompress.engine.modes import MODES
-from autocompress.engine.openings import Openings, Values, opened, whole_effort
-from autocompress.engine.progress import Progress, progress
-from autocompress.engine.result_validation import INTERRUPTED, checked
-from autocompress.engine.sampler.acquisition import Surrogate
-from autocompress.engine.sampler.optuna import Proposer
-from autocompress.engine.scheduler.asha import RUNGS
-from autocompress.engine.scheduler.compute_cost import size_of
-from autocompress.engine.space import Space
+from autocompress.engine.progress import Progress, summarize_progress
+from autocompress.engine.refinement import make_refinement
+from autocompress.engine.result_validation import INTERRUPTED_REASON, validate_result
+from autocompress.engine.sampler.acquisition import SurrogateSampler
+from autocompress.engine.sampler.optuna import OptunaSampler
+from autocompress.engine.scheduler.asha import MAX_RUNGS, AshaScheduler
+from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost
+from autocompress.engine.space import Space, derive_seed, trial_key
 from autocompress.engine.spec import SearchSection
-from autocompress.engine.time_budget import Pace
-from autocompress.store.run_store import Study, now
+from autocompress.store.run_store import RunStore, monotonic_seconds
 from autocompress.store.schema import StoredTrial
 
+logger = logging.getLogger(__name__)
+
+# Number of times that a job is run when its run is interrupted. A second interruption is most likely the fault of the
+# job itself, such as one that needs more memory than there is.
 MAX_ATTEMPTS = 2
-HOPELESS = 10
+# The search ends when so many trials have failed and none has succeeded: the next ones would most likely fail too.
+MAX_INITIAL_FAILURES = 10
+# The space counts as exhausted when so many proposals in a row are duplicates or cannot meet a cost limit.
 MAX_DUPLICATES = 64
+# Factor on the predicted time of the reference trial: a job that seems to take a second may take two.
+TIME_SAFETY_FACTOR = 2.0
+
+#: Objective values and constraint violations of a trial, or its final state if it has none.
+Outcome: TypeAlias = tuple[list[float], dict[str, float]] | State
 
 
 class Driver:
-    """Ask, tell, budget and resume for one run.
+    """Ask, tell, budget and resume for one search.
+
+    A backend calls :meth:`ask` when a worker is free and :meth:`tell` when a job has ended. A *trial* is one training
+    run, divided into segments by the scheduler; a *refinement* is a job that compresses the checkpoint of a complete
+    trial with a step that trains. Both share one sequence of job numbers.
 
     Args:
-        study: The open store.
-        space: What may be chosen.
-        search: Mode, budget, seed.
-        proposer: Who proposes trainings.
-        objectives: Records as they stand in the run's description, the ``box`` included.
-        limits: ``{name: {"min": ..., "max": ...}}``.
-        start: Values of the hand-made trainings; where there are several, the last always runs to its end.
-        max_drop: What the choices of the mode ``sequential`` may lose of the first score.
-        price: Returns the costs of each cut of a training without training it.
-        teacher: As a candidate, where its scores and costs are known: the surrogate's first observation.
-        on_progress: Called after every ask and tell.
+        store: Open store of the run.
+        space: Search space.
+        search: Section ``search`` of the spec: mode, budget and seed.
+        sampler: Sampler that proposes trials.
+        objectives: Objectives of the run, with their bounds.
+        limits: Bounds by name of a score or cost: ``{name: {"min": ..., "max": ...}}``.
+        initial_values: Sampler values of the initial trials. With more than one, the last is the reference trial: it
+            is shaped like the teacher and always runs to its end.
+        on_progress: Callback after every ask and tell.
+        estimate_costs: Function that returns the costs of compression recipes of a training without training it.
+        max_drop: Score that the choices of the mode ``sequential`` may lose against the best one.
+        teacher: Teacher as a candidate if its scores and costs are known: the first observation of the surrogate.
+
+    Attributes:
+        limits: Constraint violations, and the configurations that were skipped because of them.
+        exhausted: Whether the sampler has found no new configuration in the space.
     """
 
     def __init__(
         self,
-        study: Study,
+        store: RunStore,
         space: Space,
         search: SearchSection,
-        proposer: Proposer,
-        objectives: Sequence[Mapping[str, Any]],
+        sampler: OptunaSampler,
+        objectives: Sequence[ObjectiveSpec],
         limits: Mapping[str, Mapping[str, float | None]],
-        start: Sequence[Values] = (),
+        initial_values: Sequence[Values] = (),
         on_progress: Callable[[Progress], None] = lambda progress: None,
-        price: Price | None = None,
+        estimate_costs: CostEstimator | None = None,
         max_drop: float = 0.01,
         teacher: Candidate | None = None,
     ) -> None:
-        self._study = study
+        self._store = store
         self._space = space
         self._search = search
-        self._proposer = proposer
+        self._sampler = sampler
         self._objectives = objectives
         self._on_progress = on_progress
         mode = MODES[search.mode]
         self._amortized = mode.amortized
         self._archive = Archive(objectives)
-        self.limits = CostLimits(limits, self._archive.value, price)
-        self._cuts = space.cuts() if self._amortized else ()
-        self._refinement = cutting(mode, self._cuts, search.refine, max_drop, self._archive, objectives, price)
-        rule = mode.promotion or search.promotion
-        self._climb = Climb(
-            PROMOTION_RULES.get(rule)(),
-            0 if rule == "always" else RUNGS,
-            self._refinement.at_once,
-            self._archive.score_column,
-            self._archive.all_normalised,
-            # Without one that is shaped like the teacher, a search may end with nothing near the teacher's score.
-            opened(space, start[-1], cut=False).training.student if len(start) > 1 else None,
+        self.limits = CostLimits(limits, self._archive.objective_value, estimate_costs)
+        self._recipes = space.compression_grid() if self._amortized else ()
+        self._refinement = make_refinement(
+            mode, self._recipes, search.refine, max_drop, self._archive, objectives, estimate_costs
         )
-        self._surrogate: Surrogate | None = None
-        if (mode.sampler or search.sampler) == "surrogate" and mode.amortized and price is not None:
-            self._surrogate = Surrogate(space, price, self._archive.normalised, objectives, search.seed)
-            # It knows better than to climb from the cheapest student to the dearest.
-            start = [*start[:1], *start[1:][-1:]]
+        # A search that stops every trial shaped like the teacher may end with no candidate near the teacher's score.
+        reference = (
+            make_initial_job(space, initial_values[-1], with_compression=False) if len(initial_values) > 1 else None
+        )
+        rule = mode.promotion or search.promotion
+        self._scheduler = AshaScheduler(
+            PROMOTION_RULES.get(rule)(),
+            # Without early stopping a pause would only cost time.
+            0 if rule == "always" else MAX_RUNGS,
+            self._refinement.immediate_recipes,
+            self._archive.score_column,
+            self._archive.normalize_all,
+            None if reference is None else reference.training.student,
+        )
+        self._surrogate: SurrogateSampler | None = None
+        if (mode.sampler or search.sampler) == "surrogate" and mode.amortized and estimate_costs is not None:
+            self._surrogate = SurrogateSampler(space, estimate_costs, self._archive.normalize, objectives, search.seed)
+            # The surrogate needs no initial students between the first and the reference: it chooses better ones.
+            initial_values = [*initial_values[:1], *initial_values[1:][-1:]]
             if teacher is not None:
-                self._surrogate.note(teacher.trial, [teacher])
-        self._answers = Answers(proposer)
-        self._pending: list[Job] = []
-        self._under_way: set[int] = set()
+                self._surrogate.record_trial(teacher.trial, [teacher])
+        self._feedback = SamplerFeedback(sampler)
+        self._interrupted_jobs: list[Job] = []
+        self._running_jobs: set[int] = set()
         self._counts = dict.fromkeys(State, 0)
-        self._refused: set[str] = set()
-        self._candidates = 0
-        self._next = 0
-        self._elapsed_before = 0.0
-        self._started = now()
-        self._pace = Pace(None if search.minutes is None else search.minutes * 60, lambda: self.elapsed)
+        self._skipped_keys: set[str] = set()
+        self._candidate_count = 0
+        self._next_number = 0
+        self._earlier_seconds = 0.0
+        self._started_at = monotonic_seconds()
+        self._time_budget = TimeBudget(None if search.minutes is None else search.minutes * 60, lambda: self.elapsed)
         self.exhausted = False
         self._resume()
-        keys = [key_of(opened(space, values, cut=not self._amortized), self._amortized) for values in start]
-        left = [values for values, key in zip(start, keys, strict=True) if not self._answers.knows(key)]
-        self._openings = Openings(left, partial(whole_effort, space, price if self._amortized else None))
+        # After the resume, which tells which of the initial trials have started already.
+        initial_jobs = [
+            make_initial_job(space, values, with_compression=not self._amortized) for values in initial_values
+        ]
+        self._initial_design = InitialDesign(
+            [
+                values
+                for values, job in zip(initial_values, initial_jobs, strict=True)
+                if not self._feedback.has_trial(trial_key(job, amortized=self._amortized))
+            ],
+            partial(estimate_trial_cost, space, estimate_costs if self._amortized else None),
+        )
 
-    # -- the two calls of a backend -----------------------------------------------------------
+    # -- interface of the backends ------------------------------------------------------------
 
     def ask(self) -> Job | None:
-        """Return the next job, or ``None`` when the budget is spent, the space is, or nothing works.
+        """Return the next job for a free worker, or ``None`` if there is none at the moment.
 
-        Further cuts that pay come first, then what the surrogate expects most of; without one, promoted trainings,
-        further cuts, new trainings. While jobs are under way, ``None`` may be followed by another job.
+        ``None`` is final if no job is running: the budget is spent, the space is exhausted, or every trial has failed.
+        While jobs are running, their results may lead to further jobs.
         """
-        if self._pending:
-            job = self._pending.pop(0)
-            self._study.add_attempt(job.number)
-            return self._hand_out(job)
-        if self.hopeless:
+        if self._interrupted_jobs:
+            return self._repeat_job(self._interrupted_jobs.pop(0))
+        if self.has_only_failed_trials:
             return None
-        self._stop(self._climb.hopeless())
-        found = self._guided() or self._promoted() or self._further() or self._fresh() or self._promoted(closing=True)
-        if found is not None:
-            return self._hand_out(found)
-        if self._counts[State.RUNNING]:
-            return None
-        self._refinement.all_trained()
-        if (found := self._further()) is not None:
-            return self._hand_out(found)
-        self._stop(self._climb.give_up())
-        self._proposer.publish()
-        self._report()
-        return None
+        self._stop_trials(self._scheduler.stop_poor_trials())
+        job = (
+            self._surrogate_choice()
+            or self._next_promotion()
+            or self._next_refinement()
+            or self._propose_trial()
+            # No trial can start any more, so a large one does not have to wait for the compute of others.
+            or self._next_promotion(closing=True)
+        )
+        if job is None and not self._counts[State.RUNNING]:
+            # No trial competes with refinements any more: each one that improves the front is worth its cost.
+            self._refinement.end_trials()
+            job = self._next_refinement()
+            if job is None:
+                self._end_search()
+        return None if job is None else self._hand_out(job)
 
     def tell(self, job: Job, result: TrialResult) -> None:
-        """Store a result, then tell the sampler; a crash between the two is mended on resume."""
-        result = checked(result, [each["name"] for each in self._objectives])
+        """Store the result of a job, then tell the sampler; a crash between the two is repaired on resume."""
+        result = validate_result(result, [objective.name for objective in self._objectives])
         gain = self._archive.add(result.candidates)
-        self._study.finish(result, elapsed=self.elapsed, hypervolume=self._archive.hypervolume)
+        self._store.record_result(result, elapsed=self.elapsed, hypervolume=self._archive.hypervolume)
+        logger.info(
+            "job %d: ended as %s with %d candidates after %.1f s, hypervolume %.4f",
+            *(job.number, result.state, len(result.candidates), result.seconds, self._archive.hypervolume),
+        )
+        if result.reason:
+            logger.info("job %d: %s", job.number, result.reason)
         self._counts[State.RUNNING] -= 1
-        self._under_way.discard(job.number)
-        epochs = self._climb.segments.epochs(job)
-        self._pace.note(epochs, result.seconds, epochs * size_of(result.candidates[0]) if result.candidates else 0.0)
-        self._candidates += len(result.candidates)
-        self._absorb(job, result.state, result.candidates, gain)
-        self._report()
+        self._running_jobs.discard(job.number)
+        epochs = self._scheduler.count_job_epochs(job)
+        cost = epochs * candidate_epoch_cost(result.candidates[0]) if result.candidates else 0.0
+        self._time_budget.record_job(epochs, result.seconds, cost)
+        self._candidate_count += len(result.candidates)
+        self._record_result(job, result.state, result.candidates, gain)
+        self._report_progress()
 
-    def ahead(self) -> bool:
-        """Do a little of what the next :meth:`ask` will need; return whether more is left."""
-        if self._surrogate is None or not self._may_begin():
+    def prepare_next(self) -> bool:
+        """Do a small part of the work of the next :meth:`ask` while workers are busy; return whether more is left."""
+        if self._surrogate is None or not self._can_start_trial():
             return False
-        return self._surrogate.ahead(self._archive.normalised_front()[0], self._next, self._training)
+        front, _ = self._archive.front_points()
+        return self._surrogate.price_ahead(front, self._next_number, self._running_trainings)
 
-    def leave(self) -> None:
-        """Close the books: what is still under way was cancelled, and did not fail."""
-        if self._under_way:
-            self._study.cancel(sorted(self._under_way))
-            self._under_way.clear()
-        self._proposer.publish()
+    def close(self) -> None:
+        """Cancel the running jobs, which thereby have not failed, and export the sampler's tables."""
+        if self._running_jobs:
+            self._store.cancel_attempts(sorted(self._running_jobs))
+            self._running_jobs.clear()
+        self._sampler.export_tables()
 
-    # -- what others may know -----------------------------------------------------------------
+    # -- state of the search ------------------------------------------------------------------
 
     @property
     def elapsed(self) -> float:
-        """Seconds of search so far, earlier runs included."""
-        return self._elapsed_before + now() - self._started
+        """Seconds of search so far, those before a resume included."""
+        return self._earlier_seconds + monotonic_seconds() - self._started_at
 
     @property
-    def hopeless(self) -> bool:
-        """Whether nothing but failures of their own came of the first trials."""
-        return self._counts[State.FAILED] - self._interrupted >= HOPELESS and not self._candidates
+    def has_only_failed_trials(self) -> bool:
+        """Whether the first trials have all failed, interrupted ones not counted."""
+        failures = self._counts[State.FAILED] - self._interrupted_trials
+        return failures >= MAX_INITIAL_FAILURES and not self._candidate_count
 
-    # -- what to do next ----------------------------------------------------------------------
+    @property
+    def _running_trainings(self) -> dict[int, CompressionConfig]:
+        """Training configurations of the trials that are running, by number; without refinements."""
+        trials = self._scheduler.active_trials
+        return {number: trials[number].training for number in sorted(self._running_jobs & trials.keys())}
+
+    def _report_progress(self) -> None:
+        self._on_progress(
+            summarize_progress(
+                self._counts, self._search, self.elapsed, self._candidate_count, self._archive, self._objectives
+            )
+        )
+
+    # -- choice of the next job ---------------------------------------------------------------
 
     def _hand_out(self, job: Job) -> Job:
         self._counts[State.RUNNING] += 1
-        self._under_way.add(job.number)
-        self._report()
-        return self._study.loaded(job)
+        self._running_jobs.add(job.number)
+        self._report_progress()
+        return self._store.load_job_files(job)
 
-    def _promoted(self, *, closing: bool = False) -> Job | None:
-        """Return the next segment of the training that the rule promotes, unless it has to wait."""
-        job = self._climb.promoted(closing=closing)
-        return None if job is None else self._gone_on(job)
+    def _repeat_job(self, job: Job) -> Job:
+        """Run a job again whose run was interrupted."""
+        logger.info("job %d: repeated after an interruption", job.number)
+        self._store.add_attempt(job.number)
+        return self._hand_out(job)
 
-    def _gone_on(self, job: Job) -> Job | None:
-        """Return the next segment of a paused training, if there is time."""
-        # Late with something to show is better than in time with nothing.
-        if self._archive.front() and self._pace.late(self._climb.segments.epochs(job)):
+    def _surrogate_choice(self) -> Job | None:
+        """Return the job that the surrogate prefers, or ``None`` without a surrogate or if it expects no improvement.
+
+        Before the surrogate's own comparison come the jobs that it does not compare: the reference trial when it is
+        due, and refinements. Paused trials are compared only once a trial is complete, as it shows how scores grow
+        with the epochs; before that, the promotion rule alone decides.
+        """
+        # Enqueued values are proposed before any other trial.
+        if self._surrogate is None or self._sampler.has_enqueued_trial:
             return None
-        self._climb.go_on(job)
-        self._study.continue_job(job)
-        self._counts[State.PAUSED] -= 1
-        return job
-
-    def _guided(self) -> Job | None:
-        """Return what the surrogate expects most of; ``None`` without one, or where it expects nothing."""
-        if self._surrogate is None or self._proposer.waiting:
-            return None
-        ready = self._surrogate.ready
-        if found := self._owed() or (None if ready else self._promoted()) or self._further():
-            return found
-        ups = self._climb.ups if ready else {}
-        front, _ = self._archive.normalised_front()
-        chosen = self._surrogate.best(
+        can_compare_paused = self._surrogate.has_complete_trial
+        job = (
+            self._due_reference_trial()
+            or (None if can_compare_paused else self._next_promotion())
+            or self._next_refinement()
+        )
+        if job is not None:
+            return job
+        paused = self._scheduler.paused_segments if can_compare_paused else {}
+        front, _ = self._archive.front_points()
+        choice = self._surrogate.select_trial(
             front,
-            self._next,
-            {number: self._climb.segments.left(job) for number, job in ups.items()},
-            self._training,
-            self._tried if self._may_begin() else None,
+            self._next_number,
+            {number: self._scheduler.count_remaining_epochs(segment) for number, segment in paused.items()},
+            self._running_trainings,
+            self._was_proposed if self._can_start_trial() else None,
         )
-        if isinstance(chosen, int):
-            return self._gone_on(ups[chosen])
-        if chosen is None:
+        if choice is None:
             return None
-        self._proposer.enqueue(self._surrogate.values(chosen))
-        return self._fresh()
+        if isinstance(choice, int):
+            return self._resume_trial(paused[choice])
+        self._sampler.enqueue(self._surrogate.sampler_values(choice))
+        return self._propose_trial()
 
-    def _owed(self) -> Job | None:
-        """Return what is shaped like the teacher, if its turn has come: it is never expected to add much."""
-        if (job := self._climb.owed(self._pace.short)) is not None:
-            return self._gone_on(job)
-        return self._fresh() if self._opening() else None
+    def _due_reference_trial(self) -> Job | None:
+        """Return the next segment of the reference trial, or its first one, if it is due.
 
-    def _further(self) -> Job | None:
-        """Return a cut that trains, of a checkpoint that is there."""
-        front, owners = self._archive.normalised_front()
-        job = self._refinement.next(front, owners, self._next) if owners else None
-        if job is None or self._pace.late(self._climb.segments.epochs(job)):
+        It is due when the other trials have used enough compute, or when it would not end in time otherwise. The
+        surrogate would hardly choose it: it is large, and improves the hypervolume little for its cost.
+        """
+        segment = self._scheduler.due_reference_segment(self._time_budget.must_start)
+        if segment is not None:
+            return self._resume_trial(segment)
+        return self._propose_trial() if self._enqueue_initial_trial() else None
+
+    def _next_promotion(self, *, closing: bool = False) -> Job | None:
+        """Return the next segment of the trial that is promoted, or ``None`` if none is or it has to wait."""
+        segment = self._scheduler.next_promotion(closing=closing)
+        return None if segment is None else self._resume_trial(segment)
+
+    def _resume_trial(self, segment: Job) -> Job | None:
+        """Return the next segment of a paused trial, or ``None`` if it would not end in time."""
+        # An empty front is worse than a late one, so the limit does not hold before the first complete trial.
+        if self._archive.list_front() and self._time_budget.is_too_late(self._scheduler.count_job_epochs(segment)):
             return None
-        self._study.add_job(job, None)
-        self._refinement.begin(job)
-        self._next += 1
+        logger.info("trial %d: promoted, trains up to %s", segment.number, segment.until or "its end")
+        self._scheduler.resume_trial(segment.number)
+        self._store.continue_job(segment)
+        self._counts[State.PAUSED] -= 1
+        return segment
+
+    def _next_refinement(self) -> Job | None:
+        """Return the refinement with the largest predicted gain per compute cost, or ``None`` if none is worth it."""
+        front, owners = self._archive.front_points()
+        job = self._refinement.select_job(front, owners, self._next_number) if owners else None
+        if job is None or self._time_budget.is_too_late(self._scheduler.count_job_epochs(job)):
+            return None
+        logger.info("job %d: refinement of checkpoint %s by %s", job.number, job.base and job.base.checkpoint, job.cuts)
+        self._store.add_job(job, None)
+        self._refinement.record_start(job)
+        self._next_number += 1
         return job
 
-    def _may_begin(self) -> bool:
-        late = self._pace.late(self._climb.latest_epochs, self._refinement.training_share)
-        return not late and self._climb.begun < self._search.trials
-
-    def _tried(self, training: CompressionConfig) -> bool:
-        key = key_of(Job(0, training, ()), amortized=True)
-        return key in self._refused or self._answers.knows(key)
-
-    def _opening(self) -> bool:
-        """Propose the next hand-made training if its turn has come."""
-        left = self._search.trials - self._climb.begun
-        if self._proposer.waiting or not self._may_begin():
-            return False
-        values = self._openings.next(
-            lambda effort: (
-                not self._climb.begun
-                or left <= len(self._openings)
-                or self._climb.spending.affords(effort)
-                or self._pace.short(effort)
-            )
-        )
-        if values is not None:
-            self._proposer.enqueue(values)
-        return values is not None
-
-    def _fresh(self) -> Job | None:
-        """Return a training that was never asked for before."""
+    def _propose_trial(self) -> Job | None:
+        """Return the first segment of a new trial, or ``None`` if the budget is spent or the space is exhausted."""
         for attempt in range(MAX_DUPLICATES):
-            if not self._may_begin():
+            if not self._can_start_trial():
                 return None
-            self._opening()
-            trial = self._proposer.ask(self._next, attempt)
-            training, cut = self._space.suggest(trial, cut=not self._amortized)
-            whole = Job(self._next, training, self._refinement.at_once if self._amortized else (cut,))
-            key = key_of(whole, self._amortized)
-            if self._answers.knows(key):
-                self._answers.repeat(key, trial)
-            elif violations := self.limits.excess(training, self._cuts or (cut,)):
-                self._refused.add(key)
-                self._proposer.tell(trial, None, violations, stopped=True)
+            self._enqueue_initial_trial()
+            # The sampler is seeded by number and attempt, so a resumed search gets the same proposals.
+            proposal = self._sampler.ask(self._next_number, attempt)
+            training, recipe = self._space.suggest_config(proposal, with_compression=not self._amortized)
+            recipes = self._refinement.immediate_recipes if self._amortized else (recipe,)
+            trial = Job(self._next_number, training, recipes)
+            key = trial_key(trial, amortized=self._amortized)
+            if self._feedback.has_trial(key):
+                logger.debug("proposal %d duplicates an earlier trial", proposal.number)
+                self._feedback.answer_duplicate(key, proposal)
+            elif violations := self.limits.predict_violations(training, self._recipes or (recipe,)):
+                logger.debug("proposal %d cannot meet the cost limits: %s", proposal.number, violations)
+                self._skipped_keys.add(key)
+                self._sampler.tell(proposal, None, violations, stopped=True)
             else:
-                return self._begun(whole, key, trial)
+                return self._start_trial(trial, key, proposal)
+        if not self.exhausted:
+            logger.info("the search space is exhausted: no new configuration in %d proposals", MAX_DUPLICATES)
         self.exhausted = True
         return None
 
-    def _begun(self, whole: Job, key: str, trial: Trial) -> Job:
-        whole = replace(whole, training=replace(whole.training, seed=seed_of(self._search.seed, whole.number)))
-        job = self._climb.segments.of(whole, 0)
-        self._study.add_job(job, trial.number)
-        self._climb.enter(whole)
-        self._answers.expect(job.number, key, trial)
-        self._next += 1
-        return job
+    def _start_trial(self, trial: Job, key: str, proposal: Trial) -> Job:
+        seed = derive_seed(self._search.seed, trial.number)
+        trial = replace(trial, training=replace(trial.training, seed=seed))
+        segment = self._scheduler.make_segment(trial, 0)
+        logger.info("trial %d: started, trains up to %s: %s", trial.number, segment.until or "its end", trial.training)
+        # The store comes first: after a crash, the sampler's trial is found there.
+        self._store.add_job(segment, proposal.number)
+        self._scheduler.add_trial(trial)
+        self._feedback.register_trial(segment.number, key, proposal)
+        self._next_number += 1
+        return segment
 
-    @property
-    def _training(self) -> dict[int, CompressionConfig]:
-        under_way = sorted(self._under_way & self._climb.trainings.keys())
-        return {number: self._climb.trainings[number].training for number in under_way}
+    def _enqueue_initial_trial(self) -> bool:
+        """Enqueue the next initial trial if it is due; return whether one was enqueued."""
+        if self._sampler.has_enqueued_trial or not self._can_start_trial():
+            return False
+        remaining_trials = self._search.trials - self._scheduler.trial_count
+        values = self._initial_design.pop_values(
+            lambda cost: (
+                not self._scheduler.trial_count
+                # No more trials are left than initial ones.
+                or remaining_trials <= len(self._initial_design)
+                or self._scheduler.budget.can_start(cost)
+                or self._time_budget.must_start(cost)
+            )
+        )
+        if values is None:
+            return False
+        self._sampler.enqueue(values)
+        return True
 
-    # -- what came of it ----------------------------------------------------------------------
+    def _can_start_trial(self) -> bool:
+        """Return whether the budget in trials and time allows one more trial."""
+        epochs, share = self._scheduler.latest_epochs, self._refinement.training_share
+        is_too_late = self._time_budget.is_too_late(epochs, share)
+        return not is_too_late and self._scheduler.trial_count < self._search.trials
 
-    def _absorb(self, job: Job, state: State, candidates: Sequence[Candidate], gain: float) -> None:
+    def _was_proposed(self, training: CompressionConfig) -> bool:
+        key = trial_key(Job(0, training, ()), amortized=True)
+        return key in self._skipped_keys or self._feedback.has_trial(key)
+
+    # -- results ------------------------------------------------------------------------------
+
+    def _record_result(self, job: Job, state: State, candidates: Sequence[Candidate], gain: float) -> None:
+        """Pass a result on to the scheduler, the refinement, the surrogate and the sampler."""
         if job.base is not None:
             if self._surrogate is not None:
-                self._surrogate.note_cuts(candidates)
-            self._refinement.add(job.number, candidates, gain)
+                self._surrogate.record_compressions(candidates)
+            self._refinement.record_result(job.number, candidates, gain)
             return
         self._counts[state] += 1
         if candidates:
-            self._learn(job.number, self._climb.segments.epochs(job), candidates)
-            self._climb.note(job, candidates)
+            self._record_training(job.number, self._scheduler.count_job_epochs(job), candidates)
+            self._scheduler.record_compute(job, candidates)
         if state is State.PAUSED:
-            self._climb.pause(job, candidates)
+            self._scheduler.pause_trial(job, candidates)
             return
-        self._climb.end(job.number)
-        self._refinement.add(job.number, candidates, gain)
-        # The first candidate is the uncut parent where there is one: telling all of them misleads the sampler.
+        self._scheduler.end_trial(job.number)
+        self._refinement.record_result(job.number, candidates, gain)
+        # The sampler is told the uncompressed candidate only, which comes first. It models one point per trial; many
+        # correlated points would look like independent observations.
         complete = [candidate for candidate in candidates if candidate.complete]
-        answer = (self._archive.values(complete[0]), self.limits.violations(complete)) if complete else state
-        self._answers.give(job.number, answer)
+        self._feedback.report_outcome(
+            job.number,
+            (self._archive.sampler_values(complete[0]), self.limits.measure_violations(complete))
+            if complete
+            else state,
+        )
 
-    def _learn(self, number: int, epochs: float, candidates: Sequence[Candidate]) -> None:
-        """Take note of epochs of training, and of what was cut after them."""
-        self._refinement.train(epochs)
+    def _record_training(self, number: int, epochs: float, candidates: Sequence[Candidate]) -> None:
+        """Record epochs of a trial, and the candidates that were made after them."""
+        self._refinement.record_training(epochs)
         if self._surrogate is not None:
-            self._surrogate.note(number, candidates)
+            self._surrogate.record_trial(number, candidates)
 
-    def _stop(self, numbers: Sequence[int]) -> None:
-        """Give up paused trainings: their weights go, and the sampler learns that they were not worth an end."""
-        if numbers:
-            self._study.stop(numbers)
+    def _stop_trials(self, numbers: Sequence[int]) -> None:
+        """Stop paused trials early: the store deletes their weights, and the sampler learns that they were poor."""
+        if not numbers:
+            return
+        logger.info("trials stopped early: %s", numbers)
+        self._store.stop_trials(numbers)
         for number in numbers:
             self._counts[State.PAUSED] -= 1
             self._counts[State.STOPPED] += 1
-            self._answers.give(number, State.STOPPED)
+            self._feedback.report_outcome(number, State.STOPPED)
 
-    # -- going on after an end ----------------------------------------------------------------
+    def _end_search(self) -> None:
+        logger.info(
+            "search ended after %d of %d trials and %.0f s",
+            self._scheduler.trial_count,
+            self._search.trials,
+            self.elapsed,
+        )
+        self._stop_trials(self._scheduler.stop_paused_trials())
+        self._sampler.export_tables()
+        self._report_progress()
+
+    # -- resume -------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Take up what the store holds: finished trials are told again if need be, running ones run again."""
-        running = set(self._proposer.running())
-        everything = self._study.stored_trials()
-        self._next = max((stored.job.number + 1 for stored in everything), default=0)
-        stored_trials = [stored for stored in everything if stored.job.role is Role.SEARCH]
-        self._interrupted = sum(stored.reason == INTERRUPTED for stored in stored_trials)
-        for stored in stored_trials:
-            self._elapsed_before = max(self._elapsed_before, stored.elapsed or 0.0)
+        """Restore the state of the search from the store; an empty store leaves a new search.
+
+        Results are replayed in the order in which they were told, so that scheduler, refinement, surrogate and sampler
+        come to the state that they had. The sampler's own trials are stored by Optuna and are not told twice.
+        """
+        unanswered = set(self._sampler.running_trials())
+        all_trials = self._store.read_trials()
+        # The numbers of jobs for baselines and confirmation are taken too.
+        self._next_number = max((stored.job.number + 1 for stored in all_trials), default=0)
+        trials = [stored for stored in all_trials if stored.job.role is Role.SEARCH]
+        self._interrupted_trials = sum(stored.reason == INTERRUPTED_REASON for stored in trials)
+        for stored in trials:
+            self._earlier_seconds = max(self._earlier_seconds, stored.elapsed or 0.0)
             if stored.job.base is None:
-                self._remember(stored)
+                self._restore_trial(stored)
             else:
-                self._refinement.begin(stored.job)
-        for stored in sorted(stored_trials, key=_ended):
-            candidates = self._study.candidates_of(stored.job.number)
-            gain = self._archive.add(candidates)
-            for epochs, cut in self._climb.passed(stored, candidates):
-                self._learn(stored.job.number, epochs, cut)
-            self._candidates += len(candidates)
-            if stored.state is State.RUNNING:
-                self._take_up(stored)
-            elif stored.state is State.STOPPED:
-                self._counts[State.STOPPED] += 1
-                self._climb.end(stored.job.number)
-                self._answers.give(stored.job.number, State.STOPPED)
-            else:
-                last = max((each.epochs for each in candidates), default=0)
-                self._absorb(stored.job, stored.state, [each for each in candidates if each.epochs == last], gain)
-            running.discard(-1 if stored.optuna is None else stored.optuna)
-        for orphan in running:
-            # Asked, but the driver died before it could record the job: the same number is asked again.
-            self._proposer.abandon(orphan)
+                self._refinement.record_start(stored.job)
+        for stored in sorted(trials, key=_result_order):
+            self._replay_result(stored)
+            if stored.optuna is not None:
+                unanswered.discard(stored.optuna)
+        for proposal in unanswered:
+            # The driver was killed before it stored the job of this proposal. The same number is proposed again.
+            self._sampler.fail_trial(proposal)
+        if trials:
+            logger.info(
+                "resumed after %d trials, %d candidates and %.0f s; %d jobs are repeated",
+                self._scheduler.trial_count,
+                self._candidate_count,
+                self._earlier_seconds,
+                len(self._interrupted_jobs),
+            )
 
-    def _remember(self, stored: StoredTrial) -> None:
+    def _restore_trial(self, stored: StoredTrial) -> None:
+        """Register a stored trial as it was when it started."""
         job = stored.job
-        cuts = self._refinement.at_once if self._amortized else job.cuts
-        self._climb.enter(replace(job, cuts=cuts, rung=None, until=None))
-        self._answers.expect(job.number, key_of(job, self._amortized), stored.optuna)
+        recipes = self._refinement.immediate_recipes if self._amortized else job.cuts
+        self._scheduler.add_trial(replace(job, cuts=recipes, rung=None, until=None))
+        self._feedback.register_trial(job.number, trial_key(job, amortized=self._amortized), stored.optuna)
 
-    def _take_up(self, stored: StoredTrial) -> None:
+    def _replay_result(self, stored: StoredTrial) -> None:
+        """Record the results of a stored job: those of the rungs that it has passed, then its latest one."""
+        number = stored.job.number
+        candidates = self._store.read_trial_candidates(number)
+        gain = self._archive.add(candidates)
+        for epochs, rung_candidates in self._scheduler.replay_rungs(stored, candidates):
+            self._record_training(number, epochs, rung_candidates)
+        self._candidate_count += len(candidates)
+        if stored.state is State.RUNNING:
+            self._recover_job(stored)
+        elif stored.state is State.STOPPED:
+            self._counts[State.STOPPED] += 1
+            self._scheduler.end_trial(number)
+            self._feedback.report_outcome(number, State.STOPPED)
+        else:
+            last_epoch = max((candidate.epochs for candidate in candidates), default=0)
+            latest = [candidate for candidate in candidates if candidate.epochs == last_epoch]
+            self._record_result(stored.job, stored.state, latest, gain)
+
+    def _recover_job(self, stored: StoredTrial) -> None:
+        """Run an interrupted job again, or record it as failed after its last attempt."""
         if stored.attempts < MAX_ATTEMPTS:
-            self._pending.append(stored.job)
+            self._interrupted_jobs.append(stored.job)
             return
         self._counts[State.RUNNING] += 1
-        self._interrupted += 1
-        self.tell(stored.job, TrialResult(stored.job.number, State.FAILED, reason=INTERRUPTED))
-
-    def _report(self) -> None:
-        self._on_progress(
-            progress(self._counts, self._search, self.elapsed, self._candidates, self._archive, self._objectives)
-        )
+        self._interrupted_trials += 1
+        self.tell(stored.job, TrialResult(stored.job.number, State.FAILED, reason=INTERRUPTED_REASON))
 
 
-def _ended(stored: StoredTrial) -> tuple[float, int]:
-    """Return a key that sorts trials as they were told."""
+def _result_order(stored: StoredTrial) -> tuple[float, int]:
+    """Return a key that sorts trials in the order in which their results were told; running ones come last."""
     return (math.inf if stored.elapsed is None else stored.elapsed, stored.job.number)
+
+
+class SamplerFeedback:
+    """Tells the sampler the outcome of each trial once, and gives the same answer to every duplicate.
+
+    Args:
+        sampler: Sampler that has proposed the trials.
+    """
+
+    def __init__(self, sampler: OptunaSampler) -> None:
+        self._sampler = sampler
+        self._numbers: dict[str, int] = {}
+        self._waiting: dict[int, list[int | Trial]] = {}
+        self._outcomes: dict[int, Outcome] = {}
+
+    def has_trial(self, key: str) -> bool:
+        """Return whether a trial with this key was registered."""
+        return key in self._numbers
+
+    def register_trial(self, number: int, key: str, proposal: int | Trial | None) -> None:
+        """Register a trial that starts.
+
+        Args:
+            number: Trial number.
+            key: Key that is equal for duplicates.
+            proposal: Sampler's trial or its number; ``None`` if the sampler waits for no answer.
+        """
+        self._numbers[key] = number
+        if proposal is not None:
+            self._waiting.setdefault(number, []).append(proposal)
+
+    def answer_duplicate(self, key: str, proposal: Trial) -> None:
+        """Answer a duplicate with the outcome of the original trial, now or when that has ended."""
+        number = self._numbers[key]
+        self._waiting.setdefault(number, []).append(proposal)
+        if number in self._outcomes:
+            self.report_outcome(number, self._outcomes[number])
+
+    def report_outcome(self, number: int, outcome: Outcome) -> None:
+        """Tell the sampler the outcome of a trial."""
+        self._outcomes[number] = outcome
+        for proposal in self._waiting.pop(number, []):
+            if isinstance(outcome, State):
+                self._sampler.tell(proposal, None, stopped=outcome is State.STOPPED)
+            else:
+                self._sampler.tell(proposal, *outcome)
+
+
+class TimeBudget:
+    """The time limit of a search, and predictions of which jobs end within it.
+
+    Args:
+        limit: Time limit in seconds; ``None`` for no limit.
+        elapsed: Function that returns the elapsed seconds.
+    """
+
+    def __init__(self, limit: float | None, elapsed: Callable[[], float]) -> None:
+        self._limit = limit
+        self._elapsed = elapsed
+        self._epoch_seconds: list[float] = []
+        self._seconds = 0.0
+        self._cost = 0.0
+
+    def record_job(self, epochs: float, seconds: float, cost: float = 0.0) -> None:
+        """Record the duration of a job; one without epochs changes no prediction.
+
+        Args:
+            epochs: Number of epochs trained.
+            seconds: Duration in seconds, compression and scoring included.
+            cost: Compute cost of the epochs; 0 if unknown.
+        """
+        if epochs > 0 and seconds > 0:
+            insort(self._epoch_seconds, seconds / epochs)
+        if cost > 0:
+            self._seconds += seconds
+            self._cost += cost
+
+    def must_start(self, cost: float) -> bool:
+        """Return whether work of some compute cost must start now to end in time; never without a limit."""
+        if self._limit is None or not self._cost:
+            return False
+        return self._elapsed() + TIME_SAFETY_FACTOR * cost * self._seconds / self._cost > self._limit
+
+    def is_too_late(self, epochs: float, share: float = 1.0) -> bool:
+        """Return whether a job would end after the limit; never without a limit.
+
+        Args:
+            epochs: Number of epochs of the job. Their duration is the median one so far, as a few slow trials would
+                shift the mean.
+            share: Share of the limit within which the job has to end.
+        """
+        if self._limit is None:
+            return False
+        epoch_seconds = self._epoch_seconds[len(self._epoch_seconds) // 2] if self._epoch_seconds else 0.0
+        return self._elapsed() + epoch_seconds * epochs > self._limit * share

@@ -1,29 +1,29 @@
-"""How a search stands, for whoever shows it."""
+"""Progress of a search, for progress displays."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from autocompress.core.records import State
+from autocompress.core.run_info import ObjectiveSpec
 from autocompress.engine.archive import Archive
 from autocompress.engine.spec import SearchSection
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How a search stands, for whoever shows it.
+    """Progress of a search at one moment.
 
     Attributes:
-        done: Trainings that came to an end with candidates, or were stopped.
-        failed: Trials that gave none.
-        running: Jobs under way.
-        total: Trials that the budget allows.
-        elapsed: Seconds since the search began, earlier runs included.
-        limit: Seconds that the budget allows, or ``None``.
-        candidates: Candidates in the store.
-        hypervolume: Of the front on search_val, between 0 and 1.
-        front: ``(id, first score, first cost)`` of each candidate on it, the cheapest first.
-        objectives: Their records.
+        done: Number of trials that completed or were stopped early.
+        failed: Number of trials that ended without a candidate.
+        running: Number of running jobs.
+        total: Budget in trials.
+        elapsed: Seconds of search so far, those before a resume included.
+        limit: Time limit in seconds, or ``None``.
+        candidates: Number of candidates in the store.
+        hypervolume: Normalized hypervolume of the front on ``search_val``, between 0 and 1.
+        front: ``(id, first score, first cost)`` of each candidate on the front, the cheapest first.
+        objectives: Objectives of the run.
     """
 
     done: int
@@ -35,26 +35,26 @@ class Progress:
     candidates: int
     hypervolume: float
     front: tuple[tuple[str, float, float], ...]
-    objectives: Sequence[Mapping[str, Any]]
+    objectives: Sequence[ObjectiveSpec]
 
 
-def progress(
+def summarize_progress(
     counts: Mapping[State, int],
     search: SearchSection,
     elapsed: float,
     candidates: int,
     archive: Archive,
-    objectives: Sequence[Mapping[str, Any]],
+    objectives: Sequence[ObjectiveSpec],
 ) -> Progress:
-    """Return how a search stands.
+    """Return the progress of a search.
 
     Args:
-        counts: Trials by state.
-        search: What it may spend.
-        elapsed: Seconds so far.
-        candidates: How many are in the store.
-        archive: The front so far.
-        objectives: Their records.
+        counts: Number of trials by state.
+        search: Section ``search`` of the spec, which holds the budget.
+        elapsed: Seconds of search so far.
+        candidates: Number of candidates in the store.
+        archive: Archive of the front.
+        objectives: Objectives of the run.
     """
     return Progress(
         done=counts[State.COMPLETE] + counts[State.STOPPED],
@@ -65,6 +65,6 @@ def progress(
         limit=None if search.minutes is None else search.minutes * 60,
         candidates=candidates,
         hypervolume=archive.hypervolume,
-        front=archive.front(),
+        front=archive.list_front(),
         objectives=objectives,
     )

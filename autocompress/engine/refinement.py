@@ -1,8 +1,9 @@
-"""Which checkpoint to cut further, where the cut trains: recovery after pruning, rounding-aware training.
+"""Refinement: which checkpoint gets a compression step that trains.
 
-Such a cut costs epochs, so it is not made of every checkpoint. A cut moves a point about as far as it moved others
-(the median, in the normalised objectives, where costs are logarithms); from that follows what hypervolume it would
-add, and the most for its effort (epochs times what an epoch takes) is done first. Where trainings add more for theirs,
+Such steps (recovery after pruning, quantization-aware training) cost epochs, so they are not applied to every
+checkpoint. The effect of a step is predicted as its median effect on earlier checkpoints: a shift of the candidate's
+point in the normalized objectives, where costs are logarithms. The step with the largest predicted hypervolume per
+compute cost (epochs times the cost of an epoch) runs first. Where new trials add more hypervolume per compute cost,
 they come first.
 """
 
@@ -13,50 +14,56 @@ import moocore
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Base, Candidate, Cut, Job
-from autocompress.engine.limits import Price
-from autocompress.engine.scheduler.compute_cost import epochs_of, size_of
+from autocompress.core.run_info import ObjectiveSpec
+from autocompress.engine.archive import Archive
+from autocompress.engine.limits import CostEstimator
+from autocompress.engine.modes import Mode
+from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost, count_recipe_epochs
+from autocompress.engine.stages import SequentialRefinement
 
-# Share of the box; less is noise.
-LEAST_GAIN = 1e-4
-# Checkpoints looked at beside those on the front.
-RECENT = 32
-# Trainings whose gain is compared with that of further cuts.
-LATEST = 3
+# Smallest predicted gain that counts, in normalized hypervolume: less is noise.
+MIN_GAIN = 1e-4
+# Number of recent checkpoints that are considered beside those on the front. A checkpoint behind the front may come to
+# lie on it once it is compressed.
+RECENT_CHECKPOINTS = 32
+# Number of latest trials whose gain per compute cost a refinement has to exceed.
+LATEST_TRIALS = 3
 
 Vector = NDArray[np.float64]
 
 
 @dataclass
 class Checkpoint:
-    """What the cuts of one checkpoint have given so far.
+    """Weights of a complete trial, and the points of the candidates made from them so far.
 
     Attributes:
-        name: Of its weights.
-        training: How it was trained.
-        prune: How it was pruned.
-        epochs: Epochs of its training.
-        size: What an epoch of it takes.
-        points: Quantization to the candidate's normalised objectives; ``None`` is the float model.
+        name: Name of the weights in the store.
+        training: Training configuration.
+        prune: Pruning of the weights, or ``None``.
+        epochs: Number of epochs of the training.
+        epoch_cost: Compute cost of one epoch.
+        points: Quantization to the candidate's normalized objectives, ``[M]``; ``None`` is the float model.
     """
 
     name: str
     training: CompressionConfig
     prune: Part | None
     epochs: int
-    size: float
+    epoch_cost: float
     points: dict[Part | None, Vector] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Move:
-    """A cut that trains: a pruning of a whole model, or a quantization of any.
+class RefinementStep:
+    """A compression step that trains: pruning of an unpruned model, or quantization of any model.
 
     Attributes:
-        prune: The pruning, or ``None``.
-        quantize: The quantization, or ``None``; one of the two is given.
-        epochs: Passes over the training split that it takes.
+        prune: Pruning, or ``None``.
+        quantize: Quantization, or ``None``; exactly one of the two is set.
+        epochs: Number of passes over the training split.
     """
 
     prune: Part | None
@@ -65,233 +72,299 @@ class Move:
 
     @property
     def method(self) -> str:
-        """Name of what is done, whatever its settings."""
+        """Name of the method, whatever its settings."""
         part = self.prune or self.quantize
         return "" if part is None else part.name
 
 
 class Refinement:
-    """Chooses further cuts from what all cuts so far have given.
+    """Selects refinement jobs by predicted hypervolume per compute cost.
 
     Args:
-        cuts: The whole grid.
-        share: Epochs that further cuts may take, as a share of those of the trainings.
-        normalise: Candidate to normalised objectives, ``[M]``, not clipped.
-        price: Returns the costs of cuts of a training; without it every setting is tried to learn what it costs.
+        recipes: Whole grid of compression recipes.
+        share: Epochs that refinements may use, as a share of the epochs of all trials.
+        normalize: Function from a candidate to its normalized objectives, ``[M]``, not clipped.
+        estimate_costs: Function that returns the costs of recipes of a training; without it, each setting of a method
+            is tried once in order to learn its effect.
+
+    Attributes:
+        immediate_recipes: Recipes that train nothing, which every complete trial gets at once.
+        training_share: Share of the time limit within which new trials may start.
     """
 
     training_share = 1.0
 
     def __init__(
         self,
-        cuts: Sequence[Cut],
+        recipes: Sequence[Cut],
         share: float,
-        normalise: Callable[[Candidate], Vector],
-        price: Price | None = None,
+        normalize: Callable[[Candidate], Vector],
+        estimate_costs: CostEstimator | None = None,
     ) -> None:
-        cheap, moves = divided(cuts)
-        self.at_once = tuple(cheap)
-        self._quantizations = tuple(dict.fromkeys(cut.quantize for cut in cheap if cut.prune is None))
-        self._moves = moves
+        immediate_recipes, self._steps = split_recipes(recipes)
+        self.immediate_recipes = tuple(immediate_recipes)
+        # A model that was pruned and recovered is quantized in each of these ways.
+        self._quantizations = tuple(
+            dict.fromkeys(recipe.quantize for recipe in immediate_recipes if recipe.prune is None)
+        )
         self._share = share
-        self._normalise = normalise
-        self._price = price
-        self._parent: Candidate | None = None
-        self._savings: dict[Move, Vector | None] = {}
+        self._normalize = normalize
+        self._estimate_costs = estimate_costs
+        self._first_parent: Candidate | None = None
+        self._savings: dict[RefinementStep, Vector | None] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
-        self._whole: dict[CompressionConfig, Checkpoint] = {}
-        self._begun: set[tuple[str, Move]] = set()
-        self._begun_moves: set[Move] = set()
-        self._shifts: dict[Move, list[Vector]] = {}
-        # What moves would add to the front, by checkpoint, while that front and what moves usually do are the same.
-        self._gains: dict[str, dict[Move, float]] = {}
-        self._gains_of: tuple[bytes | None, ...] = ()
-        self._trained = 0.0
-        self._refined = 0.0
-        self._further: set[int] = set()
-        self._by_training: list[float] = []
-        self._alone = False
+        self._unpruned: dict[CompressionConfig, Checkpoint] = {}
+        self._started: set[tuple[str, RefinementStep]] = set()
+        self._started_steps: set[RefinementStep] = set()
+        self._shifts: dict[RefinementStep, list[Vector]] = {}
+        # Cache of predicted gains by checkpoint, valid while the front and the predicted shifts are the same
+        # (`_gains_key`): each gain costs one hypervolume, and most results leave most gains as they were.
+        self._gains: dict[str, dict[RefinementStep, float]] = {}
+        self._gains_key: tuple[bytes | None, ...] = ()
+        self._trial_epochs = 0.0
+        self._refinement_epochs = 0.0
+        self._refinement_jobs: set[int] = set()
+        self._trial_gain_rates: list[float] = []
+        self._trials_ended = False
 
-    def train(self, epochs: float) -> None:
-        """Take note of epochs of training."""
-        self._trained += epochs
+    # -- what has happened --------------------------------------------------------------------
 
-    def all_trained(self) -> None:
-        """Take note that no training competes with further cuts any more."""
-        self._alone = True
+    def record_training(self, epochs: float) -> None:
+        """Record epochs that trials have trained."""
+        self._trial_epochs += epochs
 
-    def begin(self, job: Job) -> None:
-        """Take note of a further cut that was handed out."""
+    def end_trials(self) -> None:
+        """Record that no trial competes with refinements any more."""
+        self._trials_ended = True
+
+    def record_start(self, job: Job) -> None:
+        """Record a refinement job that was handed out."""
         assert job.base is not None
-        self._further.add(job.number)
-        for cut in job.cuts:
-            for move in self._moves:
-                same = (move.prune, move.quantize) in ((cut.prune, None), (None, cut.quantize))
-                if same and (job.base.checkpoint, move) not in self._begun:
-                    self._begun.add((job.base.checkpoint, move))
-                    self._begun_moves.add(move)
-                    self._refined += move.epochs
+        self._refinement_jobs.add(job.number)
+        for recipe in job.cuts:
+            for step in self._steps:
+                is_in_recipe = (step.prune, step.quantize) in ((recipe.prune, None), (None, recipe.quantize))
+                if is_in_recipe and (job.base.checkpoint, step) not in self._started:
+                    self._started.add((job.base.checkpoint, step))
+                    self._started_steps.add(step)
+                    self._refinement_epochs += step.epochs
 
-    def add(self, number: int, candidates: Sequence[Candidate], gain: float) -> None:
-        """Take note of what a job ended with; only candidates of complete trainings count.
+    def record_result(self, number: int, candidates: Sequence[Candidate], gain: float) -> None:
+        """Record the result of a trial or refinement job; only candidates of complete trials count.
 
         Args:
-            number: The job's.
-            candidates: What it gave; none where it failed.
-            gain: The hypervolume that they added, a share of the box.
+            number: Job number.
+            candidates: Candidates of the job; empty if it failed.
+            gain: Normalized hypervolume that they added to the front.
         """
-        whole = [candidate for candidate in candidates if candidate.complete and candidate.config.prune is None]
-        if whole and number not in self._further:
-            self._by_training.append(gain / max(whole[0].epochs, 1) / size_of(whole[0]))
+        unpruned = [candidate for candidate in candidates if candidate.complete and candidate.config.prune is None]
+        if unpruned and number not in self._refinement_jobs:
+            parent = unpruned[0]
+            self._trial_gain_rates.append(gain / max(parent.epochs, 1) / candidate_epoch_cost(parent))
         for candidate in candidates:
             if not candidate.complete or not candidate.checkpoint:
                 continue
             config = candidate.config
-            place = self._checkpoints.get(candidate.checkpoint) or self._found(candidate)
+            checkpoint = self._checkpoints.get(candidate.checkpoint) or self._add_checkpoint(candidate)
             if config.prune is None:
-                self._whole.setdefault(config.training, place)
-            place.points[config.quantize] = self._normalise(candidate)
-            self._gains.pop(place.name, None)
-            if self._parent is None and config.prune is None and config.quantize is None:
-                self._parent = candidate
+                self._unpruned.setdefault(config.training, checkpoint)
+            checkpoint.points[config.quantize] = self._normalize(candidate)
+            self._gains.pop(checkpoint.name, None)
+            if self._first_parent is None and config.prune is None and config.quantize is None:
+                self._first_parent = candidate
+        # Only now, as a shift is the difference to another candidate, which may come later in the list.
         for candidate in candidates:
-            self._learn(candidate)
+            self._record_shift(candidate)
 
-    def _found(self, candidate: Candidate) -> Checkpoint:
-        config, size = candidate.config, size_of(candidate)
-        place = Checkpoint(candidate.checkpoint, config.training, config.prune, candidate.epochs, size)
-        self._checkpoints[candidate.checkpoint] = place
-        return place
+    def _add_checkpoint(self, candidate: Candidate) -> Checkpoint:
+        config, epoch_cost = candidate.config, candidate_epoch_cost(candidate)
+        checkpoint = Checkpoint(candidate.checkpoint, config.training, config.prune, candidate.epochs, epoch_cost)
+        self._checkpoints[candidate.checkpoint] = checkpoint
+        return checkpoint
 
-    def _least(self) -> float:
-        """Return what hypervolume the effort of a further cut should add: what that of the latest trainings did."""
-        latest = self._by_training[-LATEST:]
-        return 0.0 if self._alone or not latest else sum(latest) / len(latest)
+    def _record_shift(self, candidate: Candidate) -> None:
+        """Record by how much a refinement step has moved the point of a candidate."""
+        config = candidate.config
+        checkpoint = self._checkpoints.get(candidate.checkpoint)
+        if checkpoint is None:
+            return
+        after = checkpoint.points[config.quantize]
+        for step in self._steps:
+            before: Vector | None = None
+            if step.prune is not None and step.prune == config.prune and config.quantize is None:
+                parent = self._unpruned.get(config.training)
+                before = None if parent is None else parent.points.get(None)
+            elif step.quantize is not None and step.quantize == config.quantize:
+                before = checkpoint.points.get(None)
+            if before is not None:
+                self._shifts.setdefault(step, []).append(after - before)
 
-    def next(self, front: Vector, owners: Sequence[str], number: int) -> Job | None:
-        """Return the further cut that promises most, as job ``number``; ``None`` where none pays or may be made.
+    # -- selection ----------------------------------------------------------------------------
+
+    def select_job(self, front: Vector, owners: Sequence[str], number: int) -> Job | None:
+        """Return the refinement job with the largest predicted gain per compute cost; ``None`` if none is worth it.
 
         Args:
-            front: Normalised objectives of the front, ``[N, M]``.
-            owners: Checkpoint of each of them.
-            number: Number of the job.
+            front: Normalized objectives of the front, ``[N, M]``.
+            owners: Checkpoint of each point of the front, length ``N``.
+            number: Number of the new job.
         """
-        if not self._moves or self._refined >= self._share * self._trained:
+        if not self._steps or self._refinement_epochs >= self._share * self._trial_epochs:
             return None
-        untried = self._untried(owners)
+        untried = self._untried_step(owners)
         if untried is not None:
-            return self._job(*untried, number)
-        best, chosen = self._least(), None
-        clipped = np.clip(front, 0.0, 1.0)
-        volume_of = moocore.Hypervolume(ref=np.ones(front.shape[1]))
-        volume = float(volume_of(clipped))
-        shifts = {move: self._shift(move) for move in self._moves}
-        gains_of = (clipped.tobytes(), *(None if shift is None else shift.tobytes() for shift in shifts.values()))
-        if gains_of != self._gains_of:
-            self._gains_of, self._gains = gains_of, {}
-        for place, move in self._open(owners):
-            gains = self._gains.setdefault(place.name, {})
-            if move not in gains:
-                points = np.clip(self._expected(place, move, shifts[move]), 0.0, 1.0)
-                beaten = np.asarray((clipped[None] <= points[:, None]).all(axis=2)).any(axis=1)
-                left = points[~beaten]
-                gains[move] = float(volume_of(np.vstack([clipped, left]))) - volume if len(left) else 0.0
-            rate = gains[move] / move.epochs / place.size
-            if gains[move] > LEAST_GAIN and rate > best:
-                best, chosen = rate, (place, move)
-        return None if chosen is None else self._job(*chosen, number)
+            return self._make_job(*untried, number)
+        best_rate, best_step = self._minimum_gain_rate(), None
+        for checkpoint, step, gain in self._predict_gains(front, owners):
+            rate = gain / step.epochs / checkpoint.epoch_cost
+            if gain > MIN_GAIN and rate > best_rate:
+                best_rate, best_step = rate, (checkpoint, step)
+        return None if best_step is None else self._make_job(*best_step, number)
 
-    def _open(self, owners: Sequence[str]) -> Iterator[tuple[Checkpoint, Move]]:
-        names = dict.fromkeys([*owners, *list(self._checkpoints)[-RECENT:]])
-        for name in names:
-            place = self._checkpoints.get(name)
-            if place is None:
-                continue
-            for move in self._moves:
-                fits = place.prune is None or move.prune is None
-                if fits and (name, move) not in self._begun:
-                    yield place, move
+    def _minimum_gain_rate(self) -> float:
+        """Return the gain per compute cost that a refinement must exceed: the mean of the latest trials."""
+        latest = self._trial_gain_rates[-LATEST_TRIALS:]
+        return 0.0 if self._trials_ended or not latest else sum(latest) / len(latest)
 
-    def _untried(self, owners: Sequence[str]) -> tuple[Checkpoint, Move] | None:
-        """Return a cut of which nothing can be expected yet, on the checkpoint that holds most of the front."""
-        begun = self._begun_moves
-        methods = {move.method for move in begun}
-        for move in self._moves:
-            if move in begun or move in self._shifts or (move.method in methods and self._saving(move) is not None):
+    def _untried_step(self, owners: Sequence[str]) -> tuple[Checkpoint, RefinementStep] | None:
+        """Return a step whose effect cannot be predicted yet, on the checkpoint that holds most of the front.
+
+        An effect can be predicted after one run of the step, or after one of another setting of the same method when
+        the costs of this setting are known.
+        """
+        started_methods = {step.method for step in self._started_steps}
+        for step in self._steps:
+            if step in self._started_steps or step in self._shifts:
                 continue
-            whole = [name for name in owners if name in self._checkpoints and self._checkpoints[name].prune is None]
-            if whole:
-                name = max(dict.fromkeys(whole), key=lambda each: (whole.count(each), each))
-                return self._checkpoints[name], move
+            if step.method in started_methods and self._predict_saving(step) is not None:
+                continue
+            unpruned = [name for name in owners if name in self._checkpoints and self._checkpoints[name].prune is None]
+            if unpruned:
+                name = max(dict.fromkeys(unpruned), key=lambda owner: (unpruned.count(owner), owner))
+                return self._checkpoints[name], step
         return None
 
-    def _expected(self, place: Checkpoint, move: Move, shift: Vector | None) -> Vector:
-        """Return where a move would take the points of a checkpoint."""
-        if shift is None or (move.prune is None and None not in place.points):
-            return np.ones((1, len(next(iter(place.points.values())))))
-        if move.prune is None:
-            return place.points[None][None] + shift
-        return np.stack(list(place.points.values())) + shift
+    def _predict_gains(
+        self, front: Vector, owners: Sequence[str]
+    ) -> Iterator[tuple[Checkpoint, RefinementStep, float]]:
+        """Yield every step that can still run, with the hypervolume that it is predicted to add to the front."""
+        front = np.clip(front, 0.0, 1.0)
+        hypervolume = moocore.Hypervolume(ref=np.ones(front.shape[1]))
+        before = float(hypervolume(front))
+        shifts = {step: self._predict_shift(step) for step in self._steps}
+        key = (front.tobytes(), *(None if shift is None else shift.tobytes() for shift in shifts.values()))
+        if key != self._gains_key:
+            self._gains_key, self._gains = key, {}
+        for checkpoint, step in self._open_steps(owners):
+            gains = self._gains.setdefault(checkpoint.name, {})
+            if step not in gains:
+                points = np.clip(self._predict_points(checkpoint, step, shifts[step]), 0.0, 1.0)
+                is_dominated = np.asarray((front[None] <= points[:, None]).all(axis=2)).any(axis=1)
+                points = points[~is_dominated]
+                gains[step] = float(hypervolume(np.vstack([front, points]))) - before if len(points) else 0.0
+            yield checkpoint, step, gains[step]
 
-    def _shift(self, move: Move) -> Vector | None:
-        """Return how far a move takes a point: as far as it took others.
+    def _open_steps(self, owners: Sequence[str]) -> Iterator[tuple[Checkpoint, RefinementStep]]:
+        """Yield the steps that were not started yet, on the checkpoints of the front and the recent ones."""
+        names = dict.fromkeys([*owners, *list(self._checkpoints)[-RECENT_CHECKPOINTS:]])
+        for name in names:
+            checkpoint = self._checkpoints.get(name)
+            if checkpoint is None:
+                continue
+            for step in self._steps:
+                # A pruned model is not pruned again.
+                is_applicable = checkpoint.prune is None or step.prune is None
+                if is_applicable and (name, step) not in self._started:
+                    yield checkpoint, step
 
-        Where it was never made, it may lose as little as other settings of its method, and saves what it is priced at.
+    def _predict_points(self, checkpoint: Checkpoint, step: RefinementStep, shift: Vector | None) -> Vector:
+        """Return the predicted points of a checkpoint after a step, ``[K, M]``; the reference point if unknown."""
+        if shift is None or (step.prune is None and None not in checkpoint.points):
+            return np.ones((1, len(next(iter(checkpoint.points.values())))))
+        if step.prune is None:
+            return checkpoint.points[None][None] + shift
+        # A pruned model is quantized in the same ways as its parent.
+        return np.stack(list(checkpoint.points.values())) + shift
+
+    def _predict_shift(self, step: RefinementStep) -> Vector | None:
+        """Return the predicted shift of a point by a step, ``[M]``: its median shift so far.
+
+        A setting that never ran is predicted to lose as much score as the other settings of its method (the median),
+        and to save the costs that are computed for it.
         """
-        if move in self._shifts:
-            return np.asarray(np.median(np.stack(self._shifts[move]), axis=0))
-        alike = [shift for other, shifts in self._shifts.items() if other.method == move.method for shift in shifts]
-        saving = self._saving(move) if alike else None
+        if step in self._shifts:
+            return np.asarray(np.median(np.stack(self._shifts[step]), axis=0))
+        same_method = [
+            shift for other, shifts in self._shifts.items() if other.method == step.method for shift in shifts
+        ]
+        saving = self._predict_saving(step) if same_method else None
         if saving is None:
             return None
-        return np.where(saving != 0, saving, np.median(np.stack(alike), axis=0))
+        return np.where(saving != 0, saving, np.median(np.stack(same_method), axis=0))
 
-    def _saving(self, move: Move) -> Vector | None:
-        """Return what a move changes of the costs of the first training, normalised; its scores stay."""
-        if move not in self._savings and self._price is not None and self._parent is not None:
-            costs = self._price(self._parent.config.training, [Cut(move.prune, move.quantize)])
-            after = [replace(self._parent, costs=each) for each in costs]
-            before = self._normalise(self._parent)
-            self._savings[move] = self._normalise(after[0]) - before if after else None
-        return self._savings.get(move)
+    def _predict_saving(self, step: RefinementStep) -> Vector | None:
+        """Return the shift of the normalized costs by a step, ``[M]``, computed on the first trial; 0 for scores."""
+        if step not in self._savings and self._estimate_costs is not None and self._first_parent is not None:
+            costs = self._estimate_costs(self._first_parent.config.training, [Cut(step.prune, step.quantize)])
+            compressed = [replace(self._first_parent, costs=step_costs) for step_costs in costs]
+            before = self._normalize(self._first_parent)
+            self._savings[step] = self._normalize(compressed[0]) - before if compressed else None
+        return self._savings.get(step)
 
-    def _learn(self, candidate: Candidate) -> None:
-        """Note how far a cut moved a point."""
-        config = candidate.config
-        place = self._checkpoints.get(candidate.checkpoint)
-        if place is None:
-            return
-        here = place.points[config.quantize]
-        for move in self._moves:
-            before: Vector | None = None
-            if move.prune is not None and move.prune == config.prune and config.quantize is None:
-                before = self._uncut(config.training)
-            elif move.quantize is not None and move.quantize == config.quantize:
-                before = place.points.get(None)
-            if before is not None:
-                self._shifts.setdefault(move, []).append(here - before)
-
-    def _uncut(self, training: CompressionConfig) -> Vector | None:
-        place = self._whole.get(training)
-        return None if place is None else place.points.get(None)
-
-    def _job(self, place: Checkpoint, move: Move, number: int) -> Job:
-        if move.prune is None:
-            cuts: tuple[Cut, ...] = (Cut(place.prune, move.quantize),)
+    def _make_job(self, checkpoint: Checkpoint, step: RefinementStep, number: int) -> Job:
+        if step.prune is None:
+            recipes: tuple[Cut, ...] = (Cut(checkpoint.prune, step.quantize),)
         else:
-            cuts = tuple(Cut(move.prune, quantize) for quantize in self._quantizations)
-        base = Base(place.name, place.prune, place.epochs)
-        return Job(number, place.training, cuts, base=base)
+            recipes = tuple(Cut(step.prune, quantize) for quantize in self._quantizations)
+        base = Base(checkpoint.name, checkpoint.prune, checkpoint.epochs)
+        return Job(number, checkpoint.training, recipes, base=base)
 
 
-def divided(cuts: Sequence[Cut]) -> tuple[list[Cut], list[Move]]:
-    """Return the cuts that train nothing, and the moves that do.
+def split_recipes(recipes: Sequence[Cut]) -> tuple[list[Cut], list[RefinementStep]]:
+    """Return the recipes that train nothing, and the refinement steps of the others.
 
-    A pruning with recovery is made once, and then quantized in every way that trains nothing.
+    A pruning with recovery is one step: the pruned model is then quantized in every way that trains nothing.
     """
-    cheap = [cut for cut in cuts if not epochs_of(cut)]
-    prunings = dict.fromkeys(cut.prune for cut in cuts)
-    quantizations = dict.fromkeys(cut.quantize for cut in cuts)
-    moves = [Move(prune, None, epochs) for prune in prunings if (epochs := epochs_of(Cut(prune)))]
-    moves += [Move(None, each, epochs) for each in quantizations if (epochs := epochs_of(Cut(quantize=each)))]
-    return cheap, moves
+    immediate_recipes = [recipe for recipe in recipes if not count_recipe_epochs(recipe)]
+    prunings = dict.fromkeys(recipe.prune for recipe in recipes)
+    quantizations = dict.fromkeys(recipe.quantize for recipe in recipes)
+    steps = [RefinementStep(prune, None, epochs) for prune in prunings if (epochs := count_recipe_epochs(Cut(prune)))]
+    steps += [
+        RefinementStep(None, quantize, epochs)
+        for quantize in quantizations
+        if (epochs := count_recipe_epochs(Cut(quantize=quantize)))
+    ]
+    return immediate_recipes, steps
+
+
+def make_refinement(
+    mode: Mode,
+    recipes: Sequence[Cut],
+    share: float,
+    max_drop: float,
+    archive: Archive,
+    objectives: Sequence[ObjectiveSpec],
+    estimate_costs: CostEstimator | None,
+) -> Refinement | SequentialRefinement:
+    """Return the refinement of a search mode.
+
+    Args:
+        mode: Search mode.
+        recipes: Whole grid of compression recipes.
+        share: Epochs that refinements may use, as a share of the epochs of all trials.
+        max_drop: Score that the choices of the mode ``sequential`` may lose against the best one.
+        archive: Archive that reads the objectives of candidates.
+        objectives: Objectives of the run.
+        estimate_costs: Function that returns the costs of recipes of a training, or ``None``.
+    """
+    if not mode.stages:
+        return Refinement(recipes, share, archive.normalize, estimate_costs)
+    cost, score = primary_objectives(objectives)
+    sign = 1.0 if score.is_maximized else -1.0
+    return SequentialRefinement(
+        recipes,
+        max_drop,
+        archive.normalize,
+        lambda candidate: sign * archive.objective_value(candidate, score.name),
+        [objective.name for objective in objectives].index(cost.name),
+    )

@@ -1,4 +1,4 @@
-"""The way by hand, as a baseline: choose an architecture, then prune that one, then quantize what came out."""
+"""Compression in stages, as a baseline: choose an architecture, then a pruning of it, then a quantization of that."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,99 +10,118 @@ from autocompress.core.records import Base, Candidate, Cut, Job
 Vector = NDArray[np.float64]
 
 
-class Stages:
-    """Chooses cuts one stage after the other, each on the choice of the stage before.
+class SequentialRefinement:
+    """Selects refinement jobs stage by stage, each on the choice of the stage before.
 
-    The choice is the cheapest candidate that loses at most ``drop`` of the best score so far.
+    The choice of a stage is the cheapest candidate that loses at most ``drop`` against the best score of the stage.
 
     Args:
-        cuts: The whole grid.
-        drop: What a choice may lose against the best, in the first score.
-        normalise: Candidate to normalised objectives, ``[M]``.
-        score: Returns a candidate's first score, more is better.
-        cost: Column of the first cost in the normalised objectives.
+        recipes: Whole grid of compression recipes.
+        drop: Loss against the best that a choice may have, in the first score.
+        normalize: Function from a candidate to its normalized objectives, ``[M]``.
+        score: Function that returns a candidate's first score, larger is better.
+        cost_column: Column of the first cost in the normalized objectives.
+
+    Attributes:
+        immediate_recipes: Recipes that every complete trial gets at once: only the uncompressed model.
+        training_share: Share of the time limit within which new trials may start; the rest is for the later stages.
     """
 
-    at_once = (Cut(),)
+    immediate_recipes = (Cut(),)
     training_share = 0.6
 
     def __init__(
         self,
-        cuts: Sequence[Cut],
+        recipes: Sequence[Cut],
         drop: float,
-        normalise: Callable[[Candidate], Vector],
+        normalize: Callable[[Candidate], Vector],
         score: Callable[[Candidate], float],
-        cost: int,
+        cost_column: int,
     ) -> None:
-        self._prunings = list(dict.fromkeys(cut.prune for cut in cuts if cut.prune is not None))
-        self._quantizations = list(dict.fromkeys(cut.quantize for cut in cuts if cut.quantize is not None))
+        self._prunings = list(dict.fromkeys(recipe.prune for recipe in recipes if recipe.prune is not None))
+        self._quantizations = list(dict.fromkeys(recipe.quantize for recipe in recipes if recipe.quantize is not None))
         self._drop = drop
-        self._normalise = normalise
+        self._normalize = normalize
         self._score = score
-        self._cost = cost
-        self._floats: list[Candidate] = []
-        self._begun: list[Job] = []
-        self._ended: set[int] = set()
-        self._trained = False
+        self._cost_column = cost_column
+        self._float_candidates: list[Candidate] = []
+        self._started_jobs: list[Job] = []
+        self._finished_jobs: set[int] = set()
+        self._trials_ended = False
 
-    def train(self, epochs: float) -> None:
-        """Nothing: stages are not rationed."""
+    def record_training(self, epochs: float) -> None:
+        """Do nothing: the stages have no budget of epochs."""
 
-    def all_trained(self) -> None:
-        """Begin the second stage: no training will follow."""
-        self._trained = True
+    def end_trials(self) -> None:
+        """Begin the second stage: no trial will follow."""
+        self._trials_ended = True
 
-    def begin(self, job: Job) -> None:
-        """Take note of a further cut that was handed out."""
-        self._trained = True
-        self._begun.append(job)
+    def record_start(self, job: Job) -> None:
+        """Record a refinement job that was handed out."""
+        # A resumed search is in the second stage if one of its jobs had started.
+        self._trials_ended = True
+        self._started_jobs.append(job)
 
-    def add(self, number: int, candidates: Sequence[Candidate], gain: float) -> None:
-        """Take note of what a job ended with.
-
-        Args:
-            number: The job's.
-            candidates: What it gave; none where it failed.
-            gain: Not looked at: stages do not ask what pays.
-        """
-        self._ended.add(number)
-        self._floats += [each for each in candidates if each.config.quantize is None and each.checkpoint]
-
-    def next(self, front: Vector, owners: Sequence[str], number: int) -> Job | None:
-        """Return the next cut of the stage; ``None`` while the stage before is under way, and at the end.
+    def record_result(self, number: int, candidates: Sequence[Candidate], gain: float) -> None:
+        """Record the result of a trial or refinement job.
 
         Args:
-            front: Not looked at.
-            owners: Not looked at.
-            number: Number of the job.
+            number: Job number.
+            candidates: Candidates of the job; empty if it failed.
+            gain: Normalized hypervolume that they added to the front; not used here.
         """
-        if not self._trained or not self._floats:
-            return None
-        prunings = [job for job in self._begun if job.cuts[0].quantize is None]
-        if not self._begun and self._prunings:
-            return self._job(self._chosen(whole=True), [Cut(self._prunings[0])], number)
-        if len(prunings) < len(self._prunings):
-            first = prunings[0].base
-            base = next(each for each in self._floats if first is not None and each.checkpoint == first.checkpoint)
-            return self._job(base, [Cut(self._prunings[len(prunings)])], number)
-        done = len(self._begun) - len(prunings)
-        if done == len(self._quantizations) or any(job.number not in self._ended for job in prunings):
-            return None
-        chosen = self._chosen(whole=False)
-        return self._job(chosen, [Cut(chosen.config.prune, self._quantizations[done])], number)
+        self._finished_jobs.add(number)
+        self._float_candidates += [
+            candidate for candidate in candidates if candidate.config.quantize is None and candidate.checkpoint
+        ]
 
-    def _chosen(self, *, whole: bool) -> Candidate:
-        """Return the choice among the float models: of all trainings, or all prunings of one."""
-        options = [each for each in self._floats if each.config.prune is None]
-        if not whole and self._begun:
-            base = self._begun[0].base
-            name = "" if base is None else base.checkpoint
-            training = next(each.config.training for each in self._floats if each.checkpoint == name)
-            options = [each for each in self._floats if each.config.training == training]
-        best = max(self._score(each) for each in options)
-        near = [each for each in options if self._score(each) >= best - self._drop]
-        return min(near, key=lambda each: (self._normalise(each)[self._cost], each.id))
+    def select_job(self, front: Vector, owners: Sequence[str], number: int) -> Job | None:
+        """Return the next job of the stage; ``None`` while the stage before is running, and after the last stage.
 
-    def _job(self, chosen: Candidate, cuts: list[Cut], number: int) -> Job:
-        base = Base(chosen.checkpoint, chosen.config.prune, chosen.epochs)
-        return Job(number, chosen.config.training, tuple(cuts), base=base)
+        Args:
+            front: Normalized objectives of the front, ``[N, M]``; not used here.
+            owners: Checkpoint of each point of the front; not used here.
+            number: Number of the new job.
+        """
+        if not self._trials_ended or not self._float_candidates:
+            return None
+        pruning_jobs = [job for job in self._started_jobs if job.cuts[0].quantize is None]
+        if not self._started_jobs and self._prunings:
+            return self._make_job(self._choose_architecture(), Cut(self._prunings[0]), number)
+        if len(pruning_jobs) < len(self._prunings):
+            architecture = self._find_checkpoint(pruning_jobs[0])
+            return self._make_job(architecture, Cut(self._prunings[len(pruning_jobs)]), number)
+        quantization_count = len(self._started_jobs) - len(pruning_jobs)
+        is_pruning = any(job.number not in self._finished_jobs for job in pruning_jobs)
+        if quantization_count == len(self._quantizations) or is_pruning:
+            return None
+        pruned = self._choose_pruning()
+        recipe = Cut(pruned.config.prune, self._quantizations[quantization_count])
+        return self._make_job(pruned, recipe, number)
+
+    def _choose_architecture(self) -> Candidate:
+        return self._choose_cheapest([option for option in self._float_candidates if option.config.prune is None])
+
+    def _choose_pruning(self) -> Candidate:
+        """Return the choice among the prunings of the architecture; itself among them, for a pruning may fail."""
+        if not self._started_jobs:
+            return self._choose_architecture()
+        training = self._find_checkpoint(self._started_jobs[0]).config.training
+        return self._choose_cheapest(
+            [option for option in self._float_candidates if option.config.training == training]
+        )
+
+    def _choose_cheapest(self, options: Sequence[Candidate]) -> Candidate:
+        best = max(self._score(candidate) for candidate in options)
+        near_best = [candidate for candidate in options if self._score(candidate) >= best - self._drop]
+        # By name where costs are equal, so that the choice is the same after a resume.
+        return min(near_best, key=lambda candidate: (self._normalize(candidate)[self._cost_column], candidate.id))
+
+    def _find_checkpoint(self, job: Job) -> Candidate:
+        """Return the float candidate whose checkpoint a refinement job compresses."""
+        name = "" if job.base is None else job.base.checkpoint
+        return next(candidate for candidate in self._float_candidates if candidate.checkpoint == name)
+
+    def _make_job(self, candidate: Candidate, recipe: Cut, number: int) -> Job:
+        base = Base(candidate.checkpoint, candidate.config.prune, candidate.epochs)
+        return Job(number, candidate.config.training, (recipe,), base=base)

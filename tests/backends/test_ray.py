@@ -103,7 +103,7 @@ def test_a_search_on_a_cluster_has_the_teacher_and_keeps_its_checkpoints(ray_clu
     place = ["search.backend=ray", f"search.address={ray_cluster.address}", "search.workers=1", "search.trials=1"]
     run_search(make_plan(load_spec("digits", [*SMALL_SEARCH, *place])), tmp_path / "run").close()
     with RunStore.read(tmp_path / "run") as study:
-        candidates = study.candidates()
+        candidates = study.candidate_table()
         assert study.run_info().environment.workers == 1
     assert candidates["agreement"].notna().all()
     assert list((tmp_path / "run" / "checkpoints").iterdir())

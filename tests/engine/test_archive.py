@@ -28,8 +28,8 @@ def test_the_front_equals_brute_force_however_the_candidates_arrive(
     archive.add(candidates(second, start=100))
     points = set(first + second)
     expected = {p for p in points if not any(q[0] >= p[0] and q[1] <= p[1] and q != p for q in points)}
-    assert {(score, cost) for _, score, cost in archive.front()} == expected
-    assert len(archive.front()) == len(expected)
+    assert {(score, cost) for _, score, cost in archive.list_front()} == expected
+    assert len(archive.list_front()) == len(expected)
 
 
 def test_hypervolume_by_hand() -> None:
@@ -46,5 +46,5 @@ def test_hypervolume_by_hand() -> None:
 
 def test_the_sampler_sees_costs_as_logarithms() -> None:
     archive = Archive(OBJECTIVES)
-    assert archive.values(candidates([(0.5, 1e4)])[0]) == pytest.approx([0.5, 4.0])
-    assert np.isfinite(archive.values(candidates([(0.5, 0.0)])[0])).all()
+    assert archive.sampler_values(candidates([(0.5, 1e4)])[0]) == pytest.approx([0.5, 4.0])
+    assert np.isfinite(archive.sampler_values(candidates([(0.5, 0.0)])[0])).all()

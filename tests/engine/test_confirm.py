@@ -25,13 +25,11 @@ def run(small_run: Path, tmp_path: Path) -> Path:
 
 def repeats(run: Path) -> pd.DataFrame:
     with RunStore.read(run) as study:
-        table = study.trials()
+        table = study.trial_table()
     return table[table["role"] == Role.CONFIRM.value]
 
 
-def test_repeats_are_kept_are_not_done_twice_and_leave_the_front_alone(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeats_are_stored_once_and_leave_the_front_unchanged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = autocompress.load(run)
     reads = before.meta["test_reads"]
     tell = module.Repeats.tell
@@ -62,7 +60,7 @@ def test_repeats_are_kept_are_not_done_twice_and_leave_the_front_alone(
     assert "Trained again from scratch" in (run / "report.html").read_text()
 
 
-def test_a_repeat_is_the_whole_recipe_with_another_seed(run: Path) -> None:
+def test_repeat_has_the_whole_config_and_another_seed(run: Path) -> None:
     front = autocompress.load(run)
     table = front.candidates
     cut = table[table["prune.structured.recovery_epochs"].notna() & (table["role"] == "search") & table["complete"]]
@@ -78,9 +76,7 @@ def test_a_repeat_is_the_whole_recipe_with_another_seed(run: Path) -> None:
     assert not (run / "checkpoints" / f"{again['id']}.safetensors").exists()
 
 
-def test_what_was_running_when_the_driver_died_is_run_once_more_and_then_given_up(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_repeat_is_retried_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(self: Serial, ask: object, evaluate: object, tell: object) -> None:
         ask()  # type: ignore[operator]
         raise KeyboardInterrupt
@@ -97,7 +93,7 @@ def test_what_was_running_when_the_driver_died_is_run_once_more_and_then_given_u
     assert list(repeats(run)["state"]) == ["failed"]
 
 
-def test_repeats_that_fail_are_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_repeats_are_an_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: Serial, ask, evaluate, tell) -> None:  # type: ignore[no-untyped-def]
         while (job := ask()) is not None:
             tell(job, TrialResult(job.number, State.FAILED, reason="the loss is not finite"))
@@ -107,7 +103,7 @@ def test_repeats_that_fail_are_told(run: Path, monkeypatch: pytest.MonkeyPatch) 
         autocompress.load(run).confirm(top=1, seeds=2)
 
 
-def test_what_cannot_be_repeated_is_said_before_anything_is_trained(run: Path) -> None:
+def test_invalid_requests_are_errors_before_any_training(run: Path) -> None:
     front = autocompress.load(run)
     early = front.candidates[~front.candidates["complete"]]
     with pytest.raises(UsageError, match="at least one candidate and one seed"):
@@ -124,9 +120,7 @@ def test_what_cannot_be_repeated_is_said_before_anything_is_trained(run: Path) -
     assert not len(repeats(run))
 
 
-def test_workers_on_other_machines_get_the_teacher_and_the_backend_is_opened(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_remote_workers_get_the_teacher(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
     class Elsewhere(Serial):

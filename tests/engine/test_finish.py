@@ -9,7 +9,7 @@ from tests.fakes import OBJECTIVES
 
 
 @pytest.mark.parametrize(
-    ("validation", "test", "size", "told"),
+    ("validation", "test", "size", "is_reported"),
     [
         # What a teacher that has seen its validation split looks like (CIFAR-10, 2,500 and 5,000 images).
         (0.925, 0.877, 2500, True),
@@ -19,8 +19,8 @@ from tests.fakes import OBJECTIVES
         (0.80, 0.877, 2500, False),
     ],
 )
-def test_a_teacher_that_knows_its_validation_split_is_told(
-    tmp_path: Path, validation: float, test: float, size: int, told: bool
+def test_leak_of_the_validation_split_gives_a_notice(
+    tmp_path: Path, validation: float, test: float, size: int, is_reported: bool
 ) -> None:
     with RunStore.create(tmp_path / "run", RunInfo()) as study:
         study.update_run_info(
@@ -30,12 +30,12 @@ def test_a_teacher_that_knows_its_validation_split_is_told(
                 teacher=TeacherInfo({"select_val": {"accuracy": validation}}),
             )
         )
-        found = detect_validation_leak(study, {"accuracy": test})
-    assert len(found) == told
-    assert not found or f"{validation:.1%}" in found[0]
+        result = detect_validation_leak(study, {"accuracy": test})
+    assert len(result) == is_reported
+    assert not result or f"{validation:.1%}" in result[0]
 
 
-def test_without_an_accuracy_nothing_is_said(tmp_path: Path) -> None:
+def test_no_notice_without_an_accuracy(tmp_path: Path) -> None:
     with RunStore.create(tmp_path / "run", RunInfo()) as study:
         score = ObjectiveSpec("rmse", "minimize", "", "score", (1.0, 0.0))
         study.update_run_info(

@@ -22,31 +22,35 @@ def price(training: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str,
 
 def test_a_training_breaks_a_limit_by_what_its_best_candidate_does() -> None:
     limits = CostLimits({"bytes": {"max": 50.0}, "accuracy": {"min": 0.9, "max": None}}, value, None)
-    found = limits.violations([candidate(0.8, 40.0), candidate(0.95, 70.0)])
+    found = limits.measure_violations([candidate(0.8, 40.0), candidate(0.95, 70.0)])
     assert found == {"bytes max": -10.0, "accuracy min": 0.9 - 0.95}
-    assert limits.violations([candidate(0.8, 70.0)]) == {"bytes max": 20.0, "accuracy min": 0.9 - 0.8}
+    assert limits.measure_violations([candidate(0.8, 70.0)]) == {"bytes max": 20.0, "accuracy min": 0.9 - 0.8}
 
 
 def test_a_limit_of_nothing_is_one() -> None:
     limits = CostLimits({"bytes": {"max": 0.0}}, value, None)
-    assert limits.violations([candidate(0.8, 3.0)]) == {"bytes max": 3.0}
+    assert limits.measure_violations([candidate(0.8, 3.0)]) == {"bytes max": 3.0}
 
 
 def test_only_what_even_its_cheapest_cut_breaks_keeps_a_training_from_beginning() -> None:
-    assert CostLimits({"bytes": {"max": 50.0}}, value, price).excess(TRAINING, CUTS) == {}
-    assert CostLimits({"bytes": {"max": 40.0}}, value, price).excess(TRAINING, CUTS) == {"bytes max": 10.0}
+    assert CostLimits({"bytes": {"max": 50.0}}, value, price).predict_violations(TRAINING, CUTS) == {}
+    assert CostLimits({"bytes": {"max": 40.0}}, value, price).predict_violations(TRAINING, CUTS) == {"bytes max": 10.0}
     # The cheapest of all is not among them.
-    assert CostLimits({"bytes": {"max": 50.0}}, value, price).excess(TRAINING, CUTS[:1]) == {"bytes max": 50.0}
+    assert CostLimits({"bytes": {"max": 50.0}}, value, price).predict_violations(TRAINING, CUTS[:1]) == {
+        "bytes max": 50.0
+    }
 
 
 def test_what_was_refused_is_counted_and_the_least_of_each_cost_is_known() -> None:
     limits = CostLimits({"bytes": {"max": 40.0}}, value, price)
     for cuts in (CUTS[:1], CUTS, CUTS[:1]):
-        limits.excess(TRAINING, cuts)
-    assert (limits.refused, limits.least) == (3, {"bytes": 50.0})
+        limits.predict_violations(TRAINING, cuts)
+    assert (limits.skipped_configs, limits.lowest_costs) == (3, {"bytes": 50.0})
 
 
 def test_scores_and_what_has_no_price_are_known_after_training_only() -> None:
-    assert CostLimits({"accuracy": {"max": 0.5}}, value, price).excess(TRAINING, CUTS) == {}
-    assert CostLimits({"bytes": {"max": 1.0}}, value, None).excess(TRAINING, CUTS) == {}
-    assert CostLimits({"bytes": {"max": 1.0}}, value, lambda training, cuts: []).excess(TRAINING, CUTS) == {}
+    assert CostLimits({"accuracy": {"max": 0.5}}, value, price).predict_violations(TRAINING, CUTS) == {}
+    assert CostLimits({"bytes": {"max": 1.0}}, value, None).predict_violations(TRAINING, CUTS) == {}
+    assert (
+        CostLimits({"bytes": {"max": 1.0}}, value, lambda training, cuts: []).predict_violations(TRAINING, CUTS) == {}
+    )

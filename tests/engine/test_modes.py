@@ -25,22 +25,22 @@ def narrowed(mode: str) -> Space:
 
 
 @pytest.mark.parametrize("mode", ["amortized", "sampled", "random", "sequential"])
-def test_most_modes_leave_the_space_as_it_is(mode: str) -> None:
+def test_most_modes_keep_the_space(mode: str) -> None:
     assert narrowed(mode) == open_space(parse_spec(SPEC, "x", []))
 
 
-def test_no_distillation_leaves_the_labels_alone() -> None:
+def test_no_distillation_keeps_only_the_labels() -> None:
     assert set(narrowed("no_distillation").sections["distill"]) == {"none"}
 
 
-def test_uniform_int8_leaves_one_rounding_and_no_pruning() -> None:
+def test_uniform_int8_keeps_one_quantization_and_no_pruning() -> None:
     cuts = narrowed("uniform_int8").compression_grid()
     assert {cut.prune for cut in cuts} == {None}
     (rounded,) = [cut.quantize for cut in cuts if cut.quantize is not None]
     assert (rounded.values["weight_bits"], rounded.values["activation_bits"]) == (8, 8)
 
 
-def test_a_supernet_trains_the_widest_and_cuts_out_the_others() -> None:
+def test_supernet_trains_the_widest_students_and_prunes_to_the_others() -> None:
     space = narrowed("supernet")
     assert space.sections["student"]["cnn"]["width"] == 64
     (pruning,) = [knobs for name, knobs in space.sections["prune"].items() if name != "none"]
@@ -50,5 +50,7 @@ def test_a_supernet_trains_the_widest_and_cuts_out_the_others() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_only_the_sequential_mode_refines_in_stages(mode: str) -> None:
-    refinement = make_refinement(MODES[mode], narrowed(mode).compression_grid(), 0.5, 0.01, Archive(OBJECTIVES), OBJECTIVES, None)
+    refinement = make_refinement(
+        MODES[mode], narrowed(mode).compression_grid(), 0.5, 0.01, Archive(OBJECTIVES), OBJECTIVES, None
+    )
     assert isinstance(refinement, SequentialRefinement if mode == "sequential" else Refinement)

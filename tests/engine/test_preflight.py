@@ -22,13 +22,13 @@ def begun(folder: Path, front: tuple[str, ...] | None = None) -> Path:
     return folder
 
 
-def test_where_nothing_lies_everything_may_begin(tmp_path: Path) -> None:
+def test_new_folder_is_accepted(tmp_path: Path) -> None:
     check_run_folder(tmp_path / "new", spec(), resume=False)
     check_run_folder(tmp_path / "new", spec(), resume=True)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_same_search_that_was_not_ended_is_offered(tmp_path: Path) -> None:
+def test_unfinished_search_suggests_resume(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     with pytest.raises(UnfinishedRunError, match="continue it with: autocompress search x --resume") as offer:
         check_run_folder(folder, spec("search.trials=3"), resume=False, command="autocompress search x")
@@ -38,11 +38,11 @@ def test_the_same_search_that_was_not_ended_is_offered(tmp_path: Path) -> None:
     check_run_folder(folder, spec(), resume=True)
 
 
-def test_another_search_or_one_that_has_ended_is_not(tmp_path: Path) -> None:
+def test_other_or_finished_search_is_an_error(tmp_path: Path) -> None:
     ended = begun(tmp_path / "ended", front=())
-    for folder, asked in ((ended, spec()), (begun(tmp_path / "other"), spec("search.seed=5"))):
+    for folder, requested in ((ended, spec()), (begun(tmp_path / "other"), spec("search.seed=5"))):
         with pytest.raises(RunFolderError, match="already holds a run; add --resume") as refusal:
-            check_run_folder(folder, asked, resume=False)
+            check_run_folder(folder, requested, resume=False)
         assert not isinstance(refusal.value, UnfinishedRunError)
     check_run_folder(ended, spec(), resume=True)
     with pytest.raises(RunFolderError, match=r"search\.seed \(0 then, 5 now\) differs"):
@@ -56,7 +56,7 @@ def _hold(folder: str, ready: Connection) -> None:
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_a_run_in_use_is_refused_before_anything_is_loaded(tmp_path: Path, resume: bool) -> None:
+def test_run_in_use_is_an_error_before_data_is_loaded(tmp_path: Path, resume: bool) -> None:
     begun(tmp_path / "run")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

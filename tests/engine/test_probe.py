@@ -104,9 +104,9 @@ ZOO = [
 
 
 @pytest.mark.parametrize(("model", "inputs", "cuttable"), ZOO, ids=lambda value: getattr(value, "__name__", None))
-def test_channels_are_searched_where_they_can_be_removed(model, inputs, cuttable):
-    found, notices = probed(model, inputs)
-    ratio = found.sections["student"]["from_teacher"]["pruning_ratio"]
+def test_channel_pruning_is_searched_where_it_is_safe(model, inputs, cuttable):
+    result, notices = probed(model, inputs)
+    ratio = result.sections["student"]["from_teacher"]["pruning_ratio"]
     refused = [notice for notice in notices if notice.startswith("removing its channels is not safe")]
     assert isinstance(ratio, FloatRange) == cuttable == (not refused)
     if cuttable:
@@ -119,35 +119,35 @@ def test_channels_are_searched_where_they_can_be_removed(model, inputs, cuttable
             assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in teacher.parameters())
             assert cut(*batch.inputs).shape == (len(batch), 3)
     else:
-        assert set(found.sections["prune"]) == {"none", "unstructured"}
+        assert set(result.sections["prune"]) == {"none", "unstructured"}
         assert "unstructured replaces it" in notices[-1]
 
 
-def test_blocks_are_dropped_only_where_there_are_some():
-    found, notices = probed(zoo.Flatten)
-    assert found.sections["student"]["from_teacher"]["depth_ratio"] == 0.0
+def test_depth_pruning_needs_blocks():
+    result, notices = probed(zoo.Flatten)
+    assert result.sections["student"]["from_teacher"]["depth_ratio"] == 0.0
     assert any("dropping its blocks is not safe" in notice for notice in notices)
 
 
-def test_pruning_methods_that_fail_are_left_out():
-    found, notices = probed(Branches, prune="structured")
-    assert set(found.sections["prune"]) == {"unstructured"}
+def test_failing_pruning_methods_are_removed():
+    result, notices = probed(Branches, prune="structured")
+    assert set(result.sections["prune"]) == {"unstructured"}
     assert any(notice.startswith("prune.structured is not safe") for notice in notices)
 
 
-def test_a_method_that_another_student_may_use_stays():
-    found, _ = probed(Branches, prune="structured", student="from_teacher: {}, cnn: {width: 4}")
-    assert set(found.sections["prune"]) == {"structured"}
+def test_method_for_another_student_is_kept():
+    result, _ = probed(Branches, prune="structured", student="from_teacher: {}, cnn: {width: 4}")
+    assert set(result.sections["prune"]) == {"structured"}
 
 
-def test_spaces_of_other_students_stay_as_they_are():
+def test_spaces_without_the_teacher_are_unchanged():
     torch.manual_seed(0)
     task = Module(zoo.Dense(), (IMAGES, TARGETS))
     before = space(student="cnn: {width: 4}")
     assert remove_unsafe_methods(before, task, task.splits(0)) == (before, ())
 
 
-def test_the_teacher_stays_as_it_was():
+def test_teacher_is_unchanged():
     torch.manual_seed(0)
     task = Module(zoo.Dense(), (IMAGES, TARGETS))
     before = task.identity_options

@@ -1,6 +1,6 @@
 from autocompress.core.records import State
 from autocompress.engine.archive import Archive
-from autocompress.engine.progress import progress
+from autocompress.engine.progress import summarize_progress
 from autocompress.engine.spec import SearchSection
 from tests.engine.test_archive import candidates
 from tests.fakes import OBJECTIVES
@@ -16,9 +16,9 @@ def test_a_stopped_training_is_done_and_a_paused_one_is_neither() -> None:
         State.RUNNING: 1,
         State.PAUSED: 5,
     }
-    found = progress(counts, SearchSection(trials=20, minutes=1.5), 7.5, 12, archive, OBJECTIVES)
+    found = summarize_progress(counts, SearchSection(trials=20, minutes=1.5), 7.5, 12, archive, OBJECTIVES)
     assert (found.done, found.failed, found.running, found.total) == (7, 2, 1, 20)
     assert (found.elapsed, found.limit, found.candidates) == (7.5, 90.0, 12)
     assert [(score, cost) for _, score, cost in found.front] == [(0.5, 1e3), (0.9, 1e4)]
     assert found.hypervolume == archive.hypervolume > 0
-    assert progress(counts, SearchSection(minutes=None), 7.5, 12, archive, OBJECTIVES).limit is None
+    assert summarize_progress(counts, SearchSection(minutes=None), 7.5, 12, archive, OBJECTIVES).limit is None

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Candidate, Cut, Job
 from autocompress.engine.archive import Archive
-from autocompress.engine.refinement import Move, Refinement, divided
+from autocompress.engine.refinement import Refinement, RefinementStep, split_recipes
 from tests.fakes import OBJECTIVES
 
 HALF = Part.of("structured", pruning_ratio=0.5, recovery_epochs=3)
@@ -31,7 +31,7 @@ def candidate(trial: int, checkpoint: str, cut: Cut, score: float, cost: float) 
     return Candidate(name, trial, config, 10, scores, {"effective_flops": cost}, checkpoint=checkpoint)
 
 
-def whole(trial: int, score: float, cost: float) -> list[Candidate]:
+def unpruned_candidates(trial: int, score: float, cost: float) -> list[Candidate]:
     name = f"t{trial}p0"
     return [
         candidate(trial, name, Cut(), score, cost),
@@ -39,60 +39,60 @@ def whole(trial: int, score: float, cost: float) -> list[Candidate]:
     ]
 
 
-def refinement(share: float = 10.0) -> Refinement:
-    found = Refinement(GRID, share, ARCHIVE.normalised)
-    found.train(10)
-    return found
+def make_refinement(share: float = 10.0) -> Refinement:
+    refinement = Refinement(GRID, share, ARCHIVE.normalize)
+    refinement.record_training(10)
+    return refinement
 
 
-def ask(found: Refinement, candidates: list[Candidate]) -> Job | None:
+def select_job(refinement: Refinement, candidates: list[Candidate]) -> Job | None:
     archive = Archive(OBJECTIVES)
     archive.add(candidates)
-    front, owners = archive.normalised_front()
-    return found.next(front, owners, 99)
+    front, owners = archive.front_points()
+    return refinement.select_job(front, owners, 99)
 
 
-def test_what_trains_nothing_is_cut_at_once_and_the_rest_becomes_moves() -> None:
-    cheap, moves = divided(GRID)
-    assert cheap == [Cut(), Cut(None, EIGHT), Cut(FREE), Cut(FREE, EIGHT)]
-    assert moves == [Move(HALF, None, 3.0), Move(None, LSQ, 2.0)]
+def test_recipes_that_train_nothing_are_immediate_and_the_others_become_steps() -> None:
+    immediate, steps = split_recipes(GRID)
+    assert immediate == [Cut(), Cut(None, EIGHT), Cut(FREE), Cut(FREE, EIGHT)]
+    assert steps == [RefinementStep(HALF, None, 3.0), RefinementStep(None, LSQ, 2.0)]
 
 
-def test_each_move_is_tried_once_where_most_of_the_front_comes_from() -> None:
-    found = refinement()
-    points = [*whole(0, 0.9, 1e4), candidate(1, "t1p0", Cut(), 0.95, 1e5)]
-    found.add(0, points, 0.01)
-    first = ask(found, points)
+def test_each_step_is_tried_once_on_the_checkpoint_with_most_of_the_front() -> None:
+    refinement = make_refinement()
+    points = [*unpruned_candidates(0, 0.9, 1e4), candidate(1, "t1p0", Cut(), 0.95, 1e5)]
+    refinement.record_result(0, points, 0.01)
+    first = select_job(refinement, points)
     assert first is not None
     assert first.base is not None
     assert (first.number, first.base.checkpoint) == (99, "t0p0")
     assert first.cuts == (Cut(HALF), Cut(HALF, EIGHT))
     assert first.training == training(0)
-    found.begin(first)
-    second = ask(found, points)
+    refinement.record_start(first)
+    second = select_job(refinement, points)
     assert second is not None
     assert second.cuts == (Cut(None, LSQ),)
-    found.begin(second)
-    # Nothing is known of what they give yet, so there is nothing to expect.
-    assert ask(found, points) is None
+    refinement.record_start(second)
+    # No result is known yet, so no gain can be predicted.
+    assert select_job(refinement, points) is None
 
 
-def learned(drop: float) -> tuple[Refinement, list[Candidate]]:
-    """Both moves were seen on trial 0: pruning halves the cost and loses ``drop``, LSQ ruins it."""
-    found = refinement()
-    points = whole(0, 0.9, 1e4)
+def refinement_with_history(drop: float) -> tuple[Refinement, list[Candidate]]:
+    """Both steps were run on trial 0: pruning halves the cost and loses ``drop``, LSQ ruins it."""
+    refinement = make_refinement()
+    points = unpruned_candidates(0, 0.9, 1e4)
     points += [
         candidate(0, "t5p0", Cut(HALF), 0.9 - drop, 5e3),
         candidate(0, "t5p0", Cut(HALF, EIGHT), 0.9 - drop, 312),
     ]
     points += [candidate(0, "t0p0", Cut(None, LSQ), 0.1, 78)]
-    found.add(0, points, 0.01)
+    refinement.record_result(0, points, 0.01)
     for job in (
         Job(5, training(0), (Cut(HALF),), base=_base("t0p0")),
         Job(6, training(0), (Cut(None, LSQ),), base=_base("t0p0")),
     ):
-        found.begin(job)
-    return found, points
+        refinement.record_start(job)
+    return refinement, points
 
 
 def _base(name: str):  # type: ignore[no-untyped-def]
@@ -101,109 +101,109 @@ def _base(name: str):  # type: ignore[no-untyped-def]
     return Base(name, None, 10)
 
 
-def test_what_helped_one_checkpoint_is_expected_of_another() -> None:
-    found, points = learned(0.01)
-    points += whole(1, 0.95, 4e4)
-    found.add(1, points[-2:], 0.01)
-    job = ask(found, points)
+def test_a_step_that_helped_one_checkpoint_is_selected_for_another() -> None:
+    refinement, points = refinement_with_history(0.01)
+    points += unpruned_candidates(1, 0.95, 4e4)
+    refinement.record_result(1, points[-2:], 0.01)
+    job = select_job(refinement, points)
     assert job is not None
     assert job.base is not None
     assert (job.base.checkpoint, job.cuts[0]) == ("t1p0", Cut(HALF))
 
 
-def test_what_ruined_one_checkpoint_is_not_done_to_another() -> None:
-    found, points = learned(0.6)
-    points += whole(1, 0.95, 4e4)
-    found.add(1, points[-2:], 0.01)
-    assert ask(found, points) is None
+def test_a_step_that_ruined_one_checkpoint_is_not_selected_for_another() -> None:
+    refinement, points = refinement_with_history(0.6)
+    points += unpruned_candidates(1, 0.95, 4e4)
+    refinement.record_result(1, points[-2:], 0.01)
+    assert select_job(refinement, points) is None
 
 
-def test_further_cuts_keep_to_their_share_of_the_epochs() -> None:
-    found = refinement(share=0.4)
-    points = whole(0, 0.9, 1e4)
-    found.add(0, points, 0.01)
+def test_refinements_keep_to_their_share_of_the_epochs() -> None:
+    refinement = make_refinement(share=0.4)
+    points = unpruned_candidates(0, 0.9, 1e4)
+    refinement.record_result(0, points, 0.01)
     count = 0
-    while (job := ask(found, points)) is not None:
-        found.begin(job)
+    while (job := select_job(refinement, points)) is not None:
+        refinement.record_start(job)
         count += 1
     # Three epochs of four, and then two more: the first that goes over is the last.
     assert count == 2
-    assert refinement(share=0.0).next(np.ones((1, 2)), ["t0p0"], 0) is None
+    assert make_refinement(share=0.0).select_job(np.ones((1, 2)), ["t0p0"], 0) is None
 
 
-def test_a_model_that_was_pruned_is_only_quantized() -> None:
-    found, points = learned(0.01)
+def test_a_pruned_model_is_only_quantized() -> None:
+    refinement, points = refinement_with_history(0.01)
     jobs = []
-    while (job := ask(found, points)) is not None and len(jobs) < 9:
-        found.begin(job)
+    while (job := select_job(refinement, points)) is not None and len(jobs) < 9:
+        refinement.record_start(job)
         jobs.append(job)
     assert all((job.base is not None and job.base.prune is None) or job.cuts[0].prune == HALF for job in jobs)
 
 
-def test_candidates_under_way_are_not_cut_further() -> None:
-    found = refinement()
-    partial = [replace(each, complete=False, checkpoint="") for each in whole(0, 0.9, 1e4)]
-    found.add(0, partial, 0.01)
+def test_candidates_of_incomplete_trials_are_not_refined() -> None:
+    refinement = make_refinement()
+    partial = [replace(each, complete=False, checkpoint="") for each in unpruned_candidates(0, 0.9, 1e4)]
+    refinement.record_result(0, partial, 0.01)
     front: NDArray[np.float64] = np.array([[0.2, 0.2]])
-    assert found.next(front, ["t0p0"], 1) is None
+    assert refinement.select_job(front, ["t0p0"], 1) is None
 
 
-def test_where_trainings_add_more_for_their_epochs_they_come_first() -> None:
-    found, points = learned(0.01)
-    points += whole(1, 0.95, 4e4)
-    # A tenth of the box in each epoch: no cut promises as much.
-    found.add(1, points[-2:], 10.0)
-    assert ask(found, points) is None
-    found.all_trained()
-    assert ask(found, points) is not None
+def test_trials_come_first_where_they_add_more_for_their_epochs() -> None:
+    refinement, points = refinement_with_history(0.01)
+    points += unpruned_candidates(1, 0.95, 4e4)
+    # A tenth of the box in each epoch: no refinement is predicted to add as much.
+    refinement.record_result(1, points[-2:], 10.0)
+    assert select_job(refinement, points) is None
+    refinement.end_trials()
+    assert select_job(refinement, points) is not None
 
 
-def priced(saving: float) -> Refinement:
+def refinement_with_costs(saving: float) -> Refinement:
     """Return a refinement over two settings of one method, the second of which saves more."""
     other = Part.of("structured", pruning_ratio=0.75, recovery_epochs=3)
     grid = tuple(Cut(prune) for prune in (None, HALF, other))
-    found = Refinement(grid, 10.0, ARCHIVE.normalised, lambda training, cuts: [{"effective_flops": saving}])
-    found.train(10)
-    return found
+    refinement = Refinement(grid, 10.0, ARCHIVE.normalize, lambda training, cuts: [{"effective_flops": saving}])
+    refinement.record_training(10)
+    return refinement
 
 
-def test_another_setting_of_a_method_is_made_where_what_it_saves_pays() -> None:
+def test_another_setting_of_a_method_is_selected_where_its_saving_is_worth_it() -> None:
     for price, expected in ((1e2, 0.75), (9e3, None)):
-        found = priced(price)
+        refinement = refinement_with_costs(price)
         points = [candidate(0, "t0p0", Cut(), 0.9, 1e4)]
-        found.add(0, points, 0.01)
-        first = ask(found, points)
+        refinement.record_result(0, points, 0.01)
+        first = select_job(refinement, points)
         assert first is not None
         assert first.cuts == (Cut(HALF),)
-        found.begin(first)
+        refinement.record_start(first)
         points.append(candidate(0, "t99p0", Cut(HALF), 0.89, 5e3))
-        found.add(99, points[-1:], 0.01)
-        found.all_trained()
-        # The cut that was made has lost a point of accuracy; the other one is expected to lose no less.
-        second = ask(found, points)
+        refinement.record_result(99, points[-1:], 0.01)
+        refinement.end_trials()
+        # The step that ran has lost a point of accuracy; the other one is predicted to lose no less.
+        second = select_job(refinement, points)
         assert (second is None) == (expected is None)
         if second is not None and second.cuts[0].prune is not None:
             assert second.cuts[0].prune.values["pruning_ratio"] == expected
 
 
-def test_what_is_remembered_between_choices_changes_none() -> None:
+def test_cached_gains_change_no_selection() -> None:
     draw = np.random.default_rng(0)
-    found, points = learned(0.02)
+    refinement, points = refinement_with_history(0.02)
     chosen = 0
     for trial in range(1, 40):
         # Ever larger and better, so that many of them are on the front.
-        new = whole(trial, 0.55 + trial / 100 + float(draw.uniform(0, 0.01)), 10 ** (3 + trial / 20))
+        new = unpruned_candidates(trial, 0.55 + trial / 100 + float(draw.uniform(0, 0.01)), 10 ** (3 + trial / 20))
         points += new
-        found.add(trial, new, 0.0)
-        ask(found, points)
-        remembered = ask(found, points)
-        found._gains, found._gains_of = {}, ()
-        assert ask(found, points) == remembered
+        refinement.record_result(trial, new, 0.0)
+        select_job(refinement, points)
+        remembered = select_job(refinement, points)
+        refinement._gains, refinement._gains_key = {}, ()
+        assert select_job(refinement, points) == remembered
         if remembered is not None:
             chosen += 1
-            found.begin(remembered)
+            refinement.record_start(remembered)
             cost = new[0].costs[COST] / 2
             less = candidate(trial, f"t{trial}p1", Cut(HALF), 0.55 + trial / 100 - float(draw.uniform(0, 0.04)), cost)
-            found.add(100 + trial, [less], 0.0)
+            refinement.record_result(100 + trial, [less], 0.0)
             points.append(less)
     assert chosen > 5

@@ -17,14 +17,14 @@ def test_limits_on_a_trial_reach_the_backend() -> None:
     assert plan.backend.limits == TrialLimits(90.0, 2 << 30)  # type: ignore[attr-defined]
 
 
-def test_a_plan_that_fails_ends_the_workers_that_were_started_for_it() -> None:
+def test_failed_plan_stops_its_workers() -> None:
     bad = parse_spec("task: digits\nstudent: {cnn: {width: 8}}\nobjectives: [accuracy, nonsense]\n", "x")
     with pytest.raises(SpecError, match="nonsense"):
         make_plan(bad, warm=True)
     assert not multiprocessing.active_children()
 
 
-def test_a_process_that_never_runs_its_plan_ends() -> None:
+def test_process_with_an_unused_plan_exits() -> None:
     code = (
         "from autocompress.engine.runner import make_plan\n"
         "from autocompress.engine.spec import parse_spec\n"

@@ -17,18 +17,18 @@ class First:
     """Suggests the low end, or the first choice, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: dict[str, Any] = {}
+        self.requested: dict[str, Any] = {}
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        self.asked[name] = (low, high, log)
+        self.requested[name] = (low, high, log)
         return low
 
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        self.asked[name] = (low, high, log)
+        self.requested[name] = (low, high, log)
         return low
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
-        self.asked[name] = list(choices)
+        self.requested[name] = list(choices)
         return choices[0]
 
 
@@ -37,33 +37,33 @@ def space(text: str) -> Space:
 
 
 def test_settings_fix_list_narrow_or_open_a_knob() -> None:
-    found = dict(
+    result = dict(
         space(
             "student: {cnn: {width: {low: 4, high: 8}, depth: [1, 2], kernel: 5, block: {}}}\n"
             "distill: {soft_target: {temperature: {low: 2, high: 4, log: false}, alpha: {high: 0.5}}}"
         ).dimensions()
     )
-    assert found["student.cnn.width"] == IntRange(4, 8, log=True)
-    assert found["student.cnn.depth"] == Choice((1, 2))
-    assert isinstance(found["student.cnn.block"], Choice)
-    assert found["distill.soft_target.temperature"] == FloatRange(2.0, 4.0)
-    assert found["distill.soft_target.alpha"] == FloatRange(0.0, 0.5)
-    assert "student.cnn.kernel" not in found
+    assert result["student.cnn.width"] == IntRange(4, 8, log=True)
+    assert result["student.cnn.depth"] == Choice((1, 2))
+    assert isinstance(result["student.cnn.block"], Choice)
+    assert result["distill.soft_target.temperature"] == FloatRange(2.0, 4.0)
+    assert result["distill.soft_target.alpha"] == FloatRange(0.0, 0.5)
+    assert "student.cnn.kernel" not in result
 
 
-def test_suggest_asks_only_what_varies_and_only_the_chosen_method() -> None:
+def test_suggest_config_samples_only_what_varies_of_the_chosen_method() -> None:
     trial = First()
     config, cut = space(
         "student: {cnn: {width: [4, 8]}}\ndistill: [none, soft_target]\n"
         "prune: {structured: {pruning_ratio: [0.3, 0.5]}}"
     ).suggest_config(trial, with_compression=False)
-    assert trial.asked == {"student.cnn.width": [4, 8], "distill": ["none", "soft_target"]}
+    assert trial.requested == {"student.cnn.width": [4, 8], "distill": ["none", "soft_target"]}
     assert config.distill == (Part("none"),)
     assert config.student.values["width"] == 4
     assert cut == Cut()
 
 
-def test_sampled_suggests_the_cut_too_and_drops_what_changes_nothing() -> None:
+def test_with_compression_samples_the_recipe_and_removes_identities() -> None:
     trial = First()
     _, cut = space(
         "student: {cnn: {}}\nprune: {structured: {pruning_ratio: {low: 0, high: 0.5}}}\n"
@@ -72,10 +72,10 @@ def test_sampled_suggests_the_cut_too_and_drops_what_changes_nothing() -> None:
     assert cut.prune is None
     assert cut.quantize is not None
     assert cut.quantize.values["weight_bits"] == 4
-    assert set(trial.asked) == {"prune.structured.pruning_ratio", "quantize.post_training.weight_bits"}
+    assert set(trial.requested) == {"prune.structured.pruning_ratio", "quantize.post_training.weight_bits"}
 
 
-def test_cuts_are_a_grid_without_repeats_and_the_parent_comes_first() -> None:
+def test_compression_grid_has_no_repeats_and_begins_with_the_empty_recipe() -> None:
     cuts = space(
         "student: {cnn: {}}\nprune: {none: {}, structured: {pruning_ratio: [0.0, 0.5]}}\n"
         "quantize: {none: {}, post_training: {weight_bits: [4, 32], activation_bits: [8, 32]}}"
@@ -85,13 +85,13 @@ def test_cuts_are_a_grid_without_repeats_and_the_parent_comes_first() -> None:
     assert len(cuts) == len(set(cuts)) == 8
 
 
-def test_a_range_becomes_a_few_even_grid_points() -> None:
+def test_range_has_evenly_spaced_grid_points() -> None:
     cuts = space("student: {cnn: {}}\nprune: {structured: {pruning_ratio: {low: 0.3, high: 0.9}}}").compression_grid()
     ratios = [cut.prune.values["pruning_ratio"] for cut in cuts if cut.prune is not None]
     assert ratios == pytest.approx([0.3, 0.5, 0.7, 0.9])
 
 
-def test_defaults_start_from_the_teachers_shape_within_the_space() -> None:
+def test_default_values_follow_the_teacher_within_the_space() -> None:
     values = space(
         "student: {cnn: {width: {low: 4, high: 16}, depth: [1, 2], block: [plain, separable]}}\n"
         "distill: {none: {}, soft_target: {temperature: {low: 2, high: 10}}}\n"
@@ -133,7 +133,7 @@ def test_defaults_start_from_the_teachers_shape_within_the_space() -> None:
         ("student: {cnn: {}}\nprune: {none: {pruning_ratio: 1}}", "unknown knob"),
     ],
 )
-def test_mistakes_name_the_line_the_key_and_the_fix(text: str, message: str) -> None:
+def test_errors_name_line_key_and_correction(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         space(text)
 

@@ -17,7 +17,7 @@ student:
 """
 
 
-def test_short_forms_stand_for_the_long_ones() -> None:
+def test_short_forms_equal_the_long_ones() -> None:
     spec = parse_spec(GOOD + "distill: [none, soft_target]\nprune: none\nobjectives: [accuracy, bytes]\n", "x").spec
     assert spec.task == {"digits": {}}
     assert spec.distill == {"none": {}, "soft_target": {}}
@@ -41,12 +41,12 @@ def test_short_forms_stand_for_the_long_ones() -> None:
         ("", "a search space is a mapping"),
     ],
 )
-def test_mistakes_name_the_line_and_the_fix(text: str, message: str) -> None:
+def test_errors_name_the_line_and_a_correction(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_spec(text, "x")
 
 
-def test_overrides_reach_any_depth_and_read_values_as_yaml() -> None:
+def test_overrides_change_nested_keys_and_are_read_as_yaml() -> None:
     spec = parse_spec(
         GOOD,
         "x",
@@ -64,12 +64,12 @@ def test_overrides_reach_any_depth_and_read_values_as_yaml() -> None:
 
 
 @pytest.mark.parametrize("override", ["search.mode", "=3", "search.=3", "search.trials.deep=1"])
-def test_overrides_that_make_no_sense_are_refused(override: str) -> None:
+def test_invalid_overrides_are_errors(override: str) -> None:
     with pytest.raises(UsageError, match="--set"):
         parse_spec(GOOD, "x", [override])
 
 
-def test_an_override_of_an_unknown_key_is_refused() -> None:
+def test_override_of_an_unknown_key_is_an_error() -> None:
     with pytest.raises(SpecError, match="did you mean 'sampler'"):
         parse_spec(GOOD, "x", ["search.sampller=tpe"])
 
@@ -79,20 +79,20 @@ def test_a_resolved_spec_reads_back_equal() -> None:
     assert parse_spec(spec.to_yaml(), "y").spec == spec
 
 
-def test_content_leaves_out_what_a_resumed_run_may_change() -> None:
+def test_immutable_content_excludes_name_budget_and_backend() -> None:
     one = parse_spec(GOOD, "x", ["search.trials=9", "search.minutes=1", "search.workers=1", "name=other"]).spec
     assert one.immutable_content() == parse_spec(GOOD, "y").spec.immutable_content() | {}
     assert parse_spec(GOOD, "x", ["search.seed=9"]).spec.immutable_content() != one.immutable_content()
 
 
-def test_a_shipped_space_is_found_by_name_and_a_misspelt_one_suggested() -> None:
+def test_shipped_space_is_loaded_by_name_and_a_misspelt_name_gets_a_suggestion() -> None:
     assert "digits" in list_shipped_spaces()
     assert load_spec("digits").spec.name == "digits"
     with pytest.raises(SpecError, match="did you mean 'digits'"):
         load_spec("digit")
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_unreadable_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="No such file"):
         load_spec(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"task: \xff\xfe")
@@ -108,21 +108,23 @@ def test_the_schema_names_every_key() -> None:
     assert all(f'"{name}"' in text for name in Spec.model_fields)
 
 
-def test_every_fault_of_a_spec_is_a_usage_fault() -> None:
+def test_spec_errors_are_usage_errors() -> None:
     assert issubclass(SpecError, AutocompressError)
     assert SpecError.exit_code == 2
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("4 GiB", 4 << 30), ("800MB", 800_000_000), ("4096", 4096), ("null", None)]
+    ("text", "result"), [("4 GiB", 4 << 30), ("800MB", 800_000_000), ("4096", 4096), ("null", None)]
 )
-def test_a_limit_on_memory_is_written_with_its_unit(text: str, found: int | None) -> None:
+def test_memory_limit_is_parsed_with_its_unit(text: str, result: int | None) -> None:
     source = parse_spec(SOUND, "x", [f"search.memory={text}", "search.trial_minutes=2"])
-    assert source.spec.search.memory == found
-    assert source.spec.immutable_content() == parse_spec(SOUND, "x").spec.immutable_content(), "a run goes on under other limits"
+    assert source.spec.search.memory == result
+    assert source.spec.immutable_content() == parse_spec(SOUND, "x").spec.immutable_content(), (
+        "a run goes on under other limits"
+    )
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "4 QB", "0", "[1]"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_invalid_memory_limit_is_an_error(text: str) -> None:
     with pytest.raises(SpecError, match=r"search\.memory"):
         parse_spec(SOUND, "x", [f"search.memory={text}"])

@@ -1,4 +1,4 @@
-"""The way by hand: architecture, pruning, bits, each on the choice of the stage before."""
+"""The sequential baseline: architecture, pruning, quantization, each on the choice of the stage before."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Candidate, Cut, Job
-from autocompress.engine.stages import Stages
+from autocompress.engine.stages import SequentialRefinement
 
 HALF, MORE = (Part.of("structured", pruning_ratio=ratio) for ratio in (0.5, 0.75))
 EIGHT, FOUR = (Part.of("post_training", weight_bits=bits) for bits in (8, 4))
@@ -15,8 +15,8 @@ GRID = tuple(Cut(prune, quantize) for prune in (None, HALF, MORE) for quantize i
 NOTHING: NDArray[np.float64] = np.empty((0, 2))
 
 
-def stages() -> Stages:
-    return Stages(
+def make_stages() -> SequentialRefinement:
+    return SequentialRefinement(
         GRID,
         0.02,
         lambda candidate: np.array([1 - score(candidate), candidate.costs["flops"]]),
@@ -36,45 +36,45 @@ def candidate(width: int, accuracy: float, cut: Cut = Cut(), name: str = "") -> 
     return Candidate(f"t{width}", width, config, 9, scores, {"flops": width**2.0}, checkpoint=name or f"w{width}")
 
 
-def asked(found: Stages, number: int = 50) -> Job | None:
-    job = found.next(NOTHING, [], number)
+def select_and_start(refinement: SequentialRefinement, number: int = 50) -> Job | None:
+    job = refinement.select_job(NOTHING, [], number)
     if job is not None:
-        found.begin(job)
+        refinement.record_start(job)
     return job
 
 
-def test_nothing_is_cut_while_architectures_are_trained() -> None:
-    found = stages()
-    found.add(0, [candidate(8, 0.9)], 0.0)
-    assert found.at_once == (Cut(),)
-    assert asked(found) is None
+def test_no_refinement_runs_while_architectures_are_trained() -> None:
+    refinement = make_stages()
+    refinement.record_result(0, [candidate(8, 0.9)], 0.0)
+    assert refinement.immediate_recipes == (Cut(),)
+    assert select_and_start(refinement) is None
 
 
-def test_the_cheapest_that_loses_little_is_pruned_then_rounded() -> None:
-    found = stages()
+def test_the_cheapest_that_loses_little_is_pruned_and_then_quantized() -> None:
+    refinement = make_stages()
     for width, accuracy in ((32, 0.95), (16, 0.94), (8, 0.90)):
-        found.add(width, [candidate(width, accuracy)], 0.0)
-    found.all_trained()
-    prunings = [asked(found, 50), asked(found, 51)]
+        refinement.record_result(width, [candidate(width, accuracy)], 0.0)
+    refinement.end_trials()
+    prunings = [select_and_start(refinement, 50), select_and_start(refinement, 51)]
     assert [job and job.cuts for job in prunings] == [(Cut(HALF),), (Cut(MORE),)]
     assert {job.base.checkpoint for job in prunings if job is not None and job.base is not None} == {"w16"}
     # Bits wait for both prunings.
-    found.add(50, [replace(candidate(16, 0.935, Cut(HALF), "half"), costs={"flops": 100.0})], 0.0)
-    assert asked(found) is None
-    found.add(51, [replace(candidate(16, 0.80, Cut(MORE), "more"), costs={"flops": 20.0})], 0.0)
-    bits = [asked(found, 52), asked(found, 53)]
+    refinement.record_result(50, [replace(candidate(16, 0.935, Cut(HALF), "half"), costs={"flops": 100.0})], 0.0)
+    assert select_and_start(refinement) is None
+    refinement.record_result(51, [replace(candidate(16, 0.80, Cut(MORE), "more"), costs={"flops": 20.0})], 0.0)
+    bits = [select_and_start(refinement, 52), select_and_start(refinement, 53)]
     assert [job and job.cuts for job in bits] == [(Cut(HALF, EIGHT),), (Cut(HALF, FOUR),)]
     assert {job.base.checkpoint for job in bits if job is not None and job.base is not None} == {"half"}
-    assert asked(found) is None
+    assert select_and_start(refinement) is None
 
 
-def test_where_pruning_fails_the_whole_model_is_rounded() -> None:
-    found = stages()
-    found.add(8, [candidate(8, 0.9)], 0.0)
-    found.all_trained()
+def test_the_unpruned_model_is_quantized_where_pruning_fails() -> None:
+    refinement = make_stages()
+    refinement.record_result(8, [candidate(8, 0.9)], 0.0)
+    refinement.end_trials()
     for number in (50, 51):
-        assert asked(found, number) is not None
-        found.add(number, [], 0.0)
-    job = asked(found)
+        assert select_and_start(refinement, number) is not None
+        refinement.record_result(number, [], 0.0)
+    job = select_and_start(refinement)
     assert job is not None
     assert job.cuts == (Cut(None, EIGHT),)

@@ -20,13 +20,13 @@ from autocompress.errors import SpecError
         ("e5", "e5"),
     ],
 )
-def test_scalars_read_as_people_mean_them(text: str, value: object) -> None:
-    found = parse_yaml(f"a: {text}", "x")[0]["a"]
-    assert found == value
-    assert type(found) is type(value)
+def test_scalars_have_the_expected_types(text: str, value: object) -> None:
+    result = parse_yaml(f"a: {text}", "x")[0]["a"]
+    assert result == value
+    assert type(result) is type(value)
 
 
-def test_lines_are_known_for_keys_and_items() -> None:
+def test_keys_and_items_have_lines() -> None:
     _, lines = parse_yaml("a: 1\nb:\n  c:\n    - x\n    - y\n", "x")
     assert lines == {("a",): 1, ("b",): 2, ("b", "c"): 3, ("b", "c", 0): 4, ("b", "c", 1): 5}
 
@@ -46,6 +46,6 @@ def test_lines_are_known_for_keys_and_items() -> None:
         ("a: !!set {b}", "spec:1"),
     ],
 )
-def test_hostile_or_broken_text_is_refused_with_its_line(text: str, message: str) -> None:
+def test_invalid_or_unsafe_text_is_an_error_with_its_line(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_yaml(text, "spec")

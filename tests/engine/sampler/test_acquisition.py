@@ -6,7 +6,12 @@ import pytest
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Candidate, Cut
 from autocompress.engine.archive import Archive
-from autocompress.engine.sampler.acquisition import MAX_NEW_STUDENTS, SurrogateSampler
+from autocompress.engine.sampler.acquisition import (
+    MAX_NEW_STUDENTS,
+    QUADRATURE,
+    ExpectedHypervolumeImprovement,
+    SurrogateSampler,
+)
 from autocompress.engine.space import Space
 from autocompress.errors import TrialError
 from tests.engine.test_space import space
@@ -55,6 +60,31 @@ def record(sampler: SurrogateSampler, archive: Archive, number: int, config: Com
     candidates = make_candidates(number, config, score)
     sampler.record_trial(number, candidates)
     archive.add(candidates)
+
+
+def test_improvement_is_the_added_hypervolume() -> None:
+    ehvi = ExpectedHypervolumeImprovement(np.array([[0.5, 0.5], [0.6, 0.6]]))
+    assert ehvi.compute_improvement(np.array([[0.25, 0.25]])) == pytest.approx(0.75**2 - 0.5**2)
+    # Points beyond the reference are clipped to it, and dominated ones add nothing.
+    assert ehvi.compute_improvement(np.array([[0.25, 3.0], [0.7, 0.5]])) == 0.0
+    empty = ExpectedHypervolumeImprovement(np.empty((0, 2)))
+    assert empty.compute_improvement(np.array([[0.5, 0.5]])) == pytest.approx(0.25)
+
+
+def test_expectation_is_over_the_quadrature() -> None:
+    assert sum(weight for _, weight in QUADRATURE) == pytest.approx(1.0)
+    assert sum(weight * node for node, weight in QUADRATURE) == pytest.approx(0.0)
+    ehvi = ExpectedHypervolumeImprovement(np.array([[0.5, 0.5]]))
+
+    def place_candidates(log_errors: np.ndarray) -> np.ndarray:
+        return np.array([[log_errors[0], 0.0]])
+
+    sure, unsure = (
+        ehvi.compute_expectation(np.array([0.5]), np.array([deviation]), place_candidates) for deviation in (0.0, 0.1)
+    )
+    assert sure == pytest.approx(0.5 * 0.5)
+    # The improvement grows by 1 for each unit below 0.5 and by 0.5 for each unit above: a spread adds to it.
+    assert unsure == pytest.approx(sure + 0.1 * 0.5 * (0.1 * 2.0 + 0.4 * 0.7))
 
 
 def test_selects_students_that_dominate_on_cost() -> None:

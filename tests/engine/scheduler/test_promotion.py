@@ -17,8 +17,8 @@ def points(**rows: list[tuple[float, float]]) -> dict[int, NDArray[np.float64]]:
     return {int(name[1:]): np.array(values) for name, values in rows.items()}
 
 
-def by_hand(sets: dict[int, NDArray[np.float64]], places: int) -> set[int]:
-    """The rule once more, without any shortcut."""
+def select_by_definition(sets: dict[int, NDArray[np.float64]], places: int) -> set[int]:
+    """The same rule without any shortcut."""
     rows = [(trial, row) for trial, values in sets.items() for row in values if np.isfinite(row).all()]
     if not rows:
         return set()
@@ -36,8 +36,8 @@ def by_hand(sets: dict[int, NDArray[np.float64]], places: int) -> set[int]:
     def exclusive(trial: int, level: int) -> float:
         volumes = []
         for others in (False, True):
-            kept = [r for i, (t, r) in enumerate(rows) if ranks[i] == level and not (others and t == trial)]
-            volumes.append(moocore.hypervolume(np.array(kept), ref=np.ones(2)) if kept else 0.0)
+            remaining = [r for i, (t, r) in enumerate(rows) if ranks[i] == level and not (others and t == trial)]
+            volumes.append(moocore.hypervolume(np.array(remaining), ref=np.ones(2)) if remaining else 0.0)
         return volumes[0] - volumes[1]
 
     best = {trial: min(ranks[i] for i, (t, _) in enumerate(rows) if t == trial) for trial, _ in rows}
@@ -47,72 +47,72 @@ def by_hand(sets: dict[int, NDArray[np.float64]], places: int) -> set[int]:
 
 @settings(deadline=None, max_examples=200)
 @given(SETS)
-def test_the_best_third_by_rank_and_exclusive_hypervolume_goes_on(sets: dict[int, NDArray[np.float64]]) -> None:
-    found = ParetoRank().goes_on(sets, 0)
-    assert by_hand(sets, 0) <= found <= set(sets)
-    # Beside them, at most one holder of an extreme for each objective.
-    assert len(found - by_hand(sets, 0)) <= 2
+def test_the_best_third_by_rank_and_exclusive_hypervolume_is_promoted(sets: dict[int, NDArray[np.float64]]) -> None:
+    promoted = ParetoRank().select_promoted(sets, 0)
+    assert select_by_definition(sets, 0) <= promoted <= set(sets)
+    # Besides, at most the best trial in each objective.
+    assert len(promoted - select_by_definition(sets, 0)) <= 2
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.lists(st.tuples(NUMBER, NUMBER), min_size=1, max_size=4).map(np.array), min_size=1, max_size=16))
-def test_a_line_that_newcomers_join_is_that_of_all_of_them(arrivals: list[NDArray[np.float64]]) -> None:
-    line, here = None, {}
+def test_a_boundary_updated_by_new_trials_is_that_of_all_trials(arrivals: list[NDArray[np.float64]]) -> None:
+    boundary, here = None, {}
     for trial, rows in enumerate(arrivals):
-        line = None if line is None else line.joined(rows)
+        boundary = None if boundary is None else boundary.with_trial(rows)
         here[trial] = rows
-        line = line or ParetoRank().line(here)
-        assert line.goes_on == ParetoRank().goes_on(here, 0)
+        boundary = boundary or ParetoRank().find_boundary(here)
+        assert boundary.top_trials == ParetoRank().select_promoted(here, 0)
 
 
-def test_a_newcomer_behind_the_bar_leaves_the_line_as_it_is() -> None:
+def test_a_new_trial_behind_the_boundary_leaves_it_as_it_is() -> None:
     here = {trial: np.array([[0.1 + trial / 100, 0.1 + trial / 100]]) for trial in range(7)}
-    line = ParetoRank().line(here)
-    assert line.goes_on == {0, 1, 2}
-    behind = line.joined(np.array([[0.5, 0.5], [0.9, 0.2]]))
+    boundary = ParetoRank().find_boundary(here)
+    assert boundary.top_trials == {0, 1, 2}
+    behind = boundary.with_trial(np.array([[0.5, 0.5], [0.9, 0.2]]))
     assert behind is not None
-    assert behind.goes_on == {0, 1, 2}
-    # At the bar, before it in one objective, or with a place more than there are trials in line.
-    assert line.joined(line.bar) is None
-    assert line.joined(np.array([[0.9, 0.0]])) is None
-    assert behind.joined(np.array([[0.5, 0.5]])) is not None
-    assert behind.joined(np.array([[0.5, 0.5]])).joined(np.array([[0.5, 0.5]])) is None  # type: ignore[union-attr]
+    assert behind.top_trials == {0, 1, 2}
+    # At the boundary, better than it in one objective, or with one promotion more than trials in the order.
+    assert boundary.with_trial(boundary.boundary_points) is None
+    assert boundary.with_trial(np.array([[0.9, 0.0]])) is None
+    assert behind.with_trial(np.array([[0.5, 0.5]])) is not None
+    assert behind.with_trial(np.array([[0.5, 0.5]])).with_trial(np.array([[0.5, 0.5]])) is None  # type: ignore[union-attr]
 
 
-def test_a_small_student_goes_on_though_its_score_is_the_lowest() -> None:
+def test_a_small_student_is_promoted_though_its_score_is_the_lowest() -> None:
     sets = points(t0=[(0.05, 0.9)], t1=[(0.06, 0.92)], t2=[(0.07, 0.95)], t3=[(0.4, 0.1)])
-    assert 3 in ParetoRank().goes_on(sets, 0)
-    assert BestScore().goes_on(sets, 0) == {0, 1}
+    assert 3 in ParetoRank().select_promoted(sets, 0)
+    assert BestScore().select_promoted(sets, 0) == {0, 1}
 
 
-def test_a_set_counts_by_its_best_candidate() -> None:
+def test_a_trial_is_ranked_by_its_best_candidate() -> None:
     sets = points(t0=[(0.9, 0.9), (0.1, 0.1)], t1=[(0.5, 0.5)], t2=[(0.6, 0.6)])
-    assert ParetoRank().goes_on(sets, 0) == {0}
+    assert ParetoRank().select_promoted(sets, 0) == {0}
 
 
-def test_the_holder_of_an_extreme_that_beats_the_reference_goes_on() -> None:
+def test_the_best_trial_in_one_objective_is_promoted_if_it_is_better_than_the_reference_point() -> None:
     best = [(0.1 + i / 100, 0.1 + i / 100) for i in range(6)]
     sets = {trial: np.array([row]) for trial, row in enumerate(best)}
     sets[7] = np.array([(0.8, 0.05)])
     sets[8] = np.array([(1.0, 0.01)])
-    found = ParetoRank().goes_on(sets, 0)
-    assert 7 in found
-    assert {0, 7, 8} >= found
+    promoted = ParetoRank().select_promoted(sets, 0)
+    assert 7 in promoted
+    assert {0, 7, 8} >= promoted
 
 
 @pytest.mark.parametrize("rule", [ParetoRank(), BestScore(), Always()], ids=lambda rule: rule.name)
-def test_odd_sets_have_a_defined_answer(rule: PromotionRule) -> None:
+def test_unusual_points_have_a_defined_result(rule: PromotionRule) -> None:
     nan = float("nan")
-    assert rule.goes_on({}, 0) == frozenset()
-    dead = points(t0=[(nan, nan)], t1=[(0.5, 0.5)], t2=[(nan, 0.1)])
-    assert 1 in rule.goes_on(dead, 0)
+    assert rule.select_promoted({}, 0) == frozenset()
+    no_finite_points = points(t0=[(nan, nan)], t1=[(0.5, 0.5)], t2=[(nan, 0.1)])
+    assert 1 in rule.select_promoted(no_finite_points, 0)
     constant = points(t0=[(0.5, 0.5)], t1=[(0.5, 0.5)], t2=[(0.5, 0.5)])
-    assert 0 in rule.goes_on(constant, 0)
+    assert 0 in rule.select_promoted(constant, 0)
 
 
-def test_dead_trials_never_rank() -> None:
-    dead = points(t0=[(float("nan"), 0.1)], t1=[(0.9, 0.9)])
-    assert ParetoRank().goes_on(dead, 0) == {1}
+def test_trials_without_finite_points_never_rank() -> None:
+    no_finite_points = points(t0=[(float("nan"), 0.1)], t1=[(0.9, 0.9)])
+    assert ParetoRank().select_promoted(no_finite_points, 0) == {1}
 
 
 def test_rules_are_found_by_name() -> None:
