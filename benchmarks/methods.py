@@ -1,7 +1,7 @@
 """Each method against its plain counterpart: `python -m benchmarks.methods [--tasks digits mnist1d cifar10]`.
 
-Every row is trained for real, once per seed, and measured on the test split. A comparison is paired by seed; it holds
-if the mean difference exceeds two standard errors. The table is printed and written to reports/benchmarks/methods.md.
+Every row is a real trial per seed, measured on the test split. A comparison is paired by seed and significant if the
+mean difference exceeds two standard errors. The table is printed and written to reports/benchmarks/methods.md.
 """
 
 import argparse
@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+
+from torch import nn
 
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import Part
+from autocompress.core.knobs import Leaf
 from autocompress.core.method import Context
 from autocompress.core.records import Cut
 from autocompress.core.registry import PRUNE, TASKS
@@ -21,17 +23,17 @@ from autocompress.distill.attacks import predict_under_attack
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.measure.cost import count_flops
 from autocompress.trial.pipeline import TrialPipeline
-from benchmarks.arena import TEMPERATURES, Arena, Measured, Variant, mean_and_error, run_all
+from benchmarks.variants import TEMPERATURES, BenchmarkTask, Measurements, ResultKey, Variant, mean_and_error, run_all
 
 RECOVERY = {"recovery_epochs": 6, "recovery_learning_rate": 1e-2}
 # Every student has 20 times fewer parameters than its teacher, or fewer still.
-DIGITS = Arena(
+DIGITS = BenchmarkTask(
     "digits",
     Part("digits"),
     Part.of("cnn", width=8, depth=1, stages=2, block="plain"),
     Part.of("adamw", epochs=20, learning_rate=1e-2),
 )
-MNIST1D = Arena(
+MNIST1D = BenchmarkTask(
     "mnist1d",
     Part("mnist1d"),
     Part.of("cnn1d", width=8, depth=1, stages=3, block="plain"),
@@ -41,14 +43,14 @@ BITS = ((2, 2), (3, 3), (4, 4), (3, 8), (4, 8), (8, 8))
 LOW = ((2, 2), (3, 3))
 ROUNDED = ((3, 8), (4, 8))
 SMALLER = 0.65
-# What is pruned is another student: one of several layers, which differ in how much they can spare.
+# Pruning is measured on students of several layers, which differ in how much can be removed.
 WIDE = {"width": 16}
 RESIDUAL = {"width": 12, "depth": 2, "block": "residual"}
 
 
-def cifar10(folder: Path, limit: int) -> Arena:
-    """Return CIFAR-10 with so many training images of each class; a teacher of width 16, a plain student of 8."""
-    return Arena(
+def build_cifar10(folder: Path, limit: int) -> BenchmarkTask:
+    """Return CIFAR-10 with ``limit`` training images per class, a teacher of width 16, a student of width 8."""
+    return BenchmarkTask(
         "cifar10",
         Part.of("images", path=str(folder), limit=limit, views=8),
         Part.of("cnn", width=8, depth=1, stages=3, block="plain"),
@@ -62,38 +64,40 @@ def cifar10(folder: Path, limit: int) -> Arena:
     )
 
 
-def bits(method: str, weight: int, activation: int, **settings: Any) -> Cut:
-    """Return a cut that quantizes weights and activations to these bits."""
+def quantize(method: str, weight: int, activation: int, **settings: Leaf) -> Cut:
+    """Return a recipe that quantizes weights and activations to these bits."""
     return Cut(quantize=Part.of(method, weight_bits=weight, activation_bits=activation, **settings))
 
 
-def pruned(method: str, ratio: float, **settings: Any) -> Cut:
-    """Return a cut that prunes, with the same recovery for every method unless told otherwise."""
+def prune(method: str, ratio: float, **settings: Leaf) -> Cut:
+    """Return a recipe that prunes, with the same recovery for every method unless ``settings`` change it."""
     return Cut(prune=Part.of(method, pruning_ratio=ratio, **{**RECOVERY, **settings}))
 
 
-def robustness(place: TrialPipeline, model: Any, epsilon: float) -> Mapping[str, float]:
+def measure_robustness(pipeline: TrialPipeline, model: nn.Module, epsilon: float) -> Mapping[str, float]:
     """Return accuracy under FGSM and PGD on the test split."""
-    found = {}
+    results = {}
     for name, steps in (("fgsm_accuracy", 1), ("pgd_accuracy", 10)):
-        logits = predict_under_attack(model, place.task, place.splits.test, epsilon=epsilon, steps=steps)
-        found[name] = measure(Subject(logits, place.splits.test.targets), ["accuracy"])["accuracy"]
-    return found
+        logits = predict_under_attack(model, pipeline.task, pipeline.splits.test, epsilon=epsilon, steps=steps)
+        results[name] = measure(Subject(logits, pipeline.splits.test.targets), ["accuracy"])["accuracy"]
+    return results
 
 
 @lru_cache
-def removed_flops(arena: Arena, ratio: float) -> float:
+def compute_removed_flops(benchmark: BenchmarkTask, ratio: float) -> float:
     """Return the share of the student's FLOPs that uniform pruning of the residual student removes."""
-    task = TASKS.get(arena.task.name)(**arena.task.values)
-    student = Part.of(arena.student.name, **{**arena.student.values, **RESIDUAL})
+    task = TASKS.get(benchmark.task.name)(**benchmark.task.values)
+    student = Part.of(benchmark.student.name, **{**benchmark.student.values, **RESIDUAL})
     model, method = task.build(student), PRUNE.get("structured")
     cut, _ = method.apply(model, method.config.of({"pruning_ratio": ratio}), Context(task.example()))
-    before, after = (count_flops(layer_costs(each.eval(), task.example())) for each in (model, cut))
+    before, after = (
+        count_flops(layer_costs(candidate_model.eval(), task.example())) for candidate_model in (model, cut)
+    )
     return 1 - after / before
 
 
-def variants(arena: Arena) -> list[Variant]:
-    """Return every training of the table with its cuts."""
+def build_variants(benchmark: BenchmarkTask) -> list[Variant]:
+    """Return every trial of the table with its candidates."""
     soft = Part.of("soft_target", temperature=4.0, alpha=0.9)
     terms = {
         "logit_standardized": (Part("logit_standardized"),),
@@ -108,27 +112,27 @@ def variants(arena: Arena) -> list[Variant]:
     squares = {"observer": "mse", "weight_observer": "mse"}
     quantized = {
         "": Cut(),
-        **{f"minmax {w}/{a}": bits("post_training", w, a, **minmax) for w, a in BITS},
-        **{f"mse {w}/{a}": bits("post_training", w, a, **{**minmax, **squares}) for w, a in BITS},
-        **{f"tuned {w}/{a}": bits("post_training", w, a, **squares, bias_correction=True) for w, a in BITS},
-        **{f"adaround {w}/{a}": bits("adaround", w, a) for w, a in ROUNDED},
-        **{f"qat {w}/{a}": bits("qat", w, a) for w, a in LOW},
-        **{f"lsq {w}/{a}": bits("lsq", w, a) for w, a in LOW},
+        **{f"minmax {w}/{a}": quantize("post_training", w, a, **minmax) for w, a in BITS},
+        **{f"mse {w}/{a}": quantize("post_training", w, a, **{**minmax, **squares}) for w, a in BITS},
+        **{f"tuned {w}/{a}": quantize("post_training", w, a, **squares, bias_correction=True) for w, a in BITS},
+        **{f"adaround {w}/{a}": quantize("adaround", w, a) for w, a in ROUNDED},
+        **{f"qat {w}/{a}": quantize("qat", w, a) for w, a in LOW},
+        **{f"lsq {w}/{a}": quantize("lsq", w, a) for w, a in LOW},
         **{f"mixed {n}/{n}": Cut(quantize=Part.of("mixed_precision", budget_bits=float(n))) for n in (3, 4)},
     }
     alone, sparse = {"recovery_epochs": 0}, {"criterion": "l1", "scope": "global"}
     cut = {
         "": Cut(),
-        **{f"channels 50% {name}": pruned("structured", 0.5, criterion=name) for name in ("taylor", "random")},
+        **{f"channels 50% {name}": prune("structured", 0.5, criterion=name) for name in ("taylor", "random")},
         **{
-            f"channels 50% {name}, no recovery": pruned("structured", 0.5, criterion=name, **alone)
+            f"channels 50% {name}, no recovery": prune("structured", 0.5, criterion=name, **alone)
             for name in ("taylor", "random")
         },
-        **{f"weights 80% {name}": pruned("unstructured", 0.8, criterion=name) for name in ("taylor", "random")},
-        "uniform": pruned("structured", SMALLER),
-        "adaptive": pruned("adaptive", removed_flops(arena, SMALLER)),
-        "one-shot 90%": pruned("unstructured", 0.9, **sparse, recovery_epochs=16),
-        "cubic 90%": pruned("unstructured", 0.9, **sparse, schedule="cubic", steps=8, step_epochs=1, recovery_epochs=9),
+        **{f"weights 80% {name}": prune("unstructured", 0.8, criterion=name) for name in ("taylor", "random")},
+        "uniform": prune("structured", SMALLER),
+        "adaptive": prune("adaptive", compute_removed_flops(benchmark, SMALLER)),
+        "one-shot 90%": prune("unstructured", 0.9, **sparse, recovery_epochs=16),
+        "cubic 90%": prune("unstructured", 0.9, **sparse, schedule="cubic", steps=8, step_epochs=1, recovery_epochs=9),
         "2:4": Cut(prune=Part.of("n_m", **RECOVERY)),
     }
     return [
@@ -136,12 +140,12 @@ def variants(arena: Arena) -> list[Variant]:
         Variant("residual", cut, student=RESIDUAL),
         Variant("wide", {name: cut[name] for name in ("", "one-shot 90%", "cubic 90%")}, student=WIDE),
         *(Variant(name, distill=distill) for name, distill in terms.items()),
-        Variant("soft_target", distill=(soft,), extra=robustness),
+        Variant("soft_target", distill=(soft,), extra=measure_robustness),
         *(
             Variant(f"T = {value:g}", distill=(Part.of("soft_target", temperature=value, alpha=0.9),))
-            for value in arena.temperatures
+            for value in benchmark.temperatures
         ),
-        Variant("robust", distill=(Part.of("robust", epsilon=arena.epsilon),), extra=robustness),
+        Variant("robust", distill=(Part.of("robust", epsilon=benchmark.epsilon),), extra=measure_robustness),
         Variant("float32", fit={"precision": "float32"}),
         Variant("bfloat16", fit={"precision": "bfloat16"}),
     ]
@@ -149,7 +153,14 @@ def variants(arena: Arena) -> list[Variant]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against plain: ``(variant, cut)`` each, by one measure."""
+    """Comparison of a method with its plain counterpart by one measure.
+
+    Attributes:
+        title: Title of the row.
+        ours: Variant and candidate of the method.
+        plain: Variant and candidate of the plain counterpart.
+        metric: Measure that is compared.
+    """
 
     title: str
     ours: tuple[str, str]
@@ -213,7 +224,7 @@ COMPARISONS = (
 )
 
 
-def table(found: Mapping[Any, Measured], arenas: Sequence[Arena], seeds: int) -> str:
+def format_tables(results: Mapping[ResultKey, Measurements], benchmarks: Sequence[BenchmarkTask], seeds: int) -> str:
     """Return the Markdown tables: comparisons, then every row with its costs."""
     lines = [
         "# Methods against their plain counterparts",
@@ -224,13 +235,13 @@ def table(found: Mapping[Any, Measured], arenas: Sequence[Arena], seeds: int) ->
         "| task | comparison | ours | plain | difference | effective FLOPs, ours / plain |",
         "|---|---|---|---|---|---|",
     ]
-    for arena in arenas:
-        known = {variant.name for variant in variants(arena)}
+    for benchmark in benchmarks:
+        names = {variant.name for variant in build_variants(benchmark)}
         for comparison in COMPARISONS:
-            if comparison.ours[0] not in known:
+            if comparison.ours[0] not in names:
                 continue
             ours, plain = (
-                [found[arena.name, variant, seed][cut] for seed in range(seeds)]
+                [results[benchmark.name, variant, seed][cut] for seed in range(seeds)]
                 for variant, cut in (comparison.ours, comparison.plain)
             )
             scores = [[100 * row[comparison.metric] for row in rows] for rows in (ours, plain)]
@@ -239,20 +250,20 @@ def table(found: Mapping[Any, Measured], arenas: Sequence[Arena], seeds: int) ->
             cost = mean_and_error(
                 [a["effective_flops"] / b["effective_flops"] for a, b in zip(ours, plain, strict=True)]
             )[0]
-            shown = ["{:.1f} ± {:.1f}".format(*mean_and_error(values)) for values in scores]
+            cells = ["{:.1f} ± {:.1f}".format(*mean_and_error(values)) for values in scores]
             lines.append(
-                f"| {arena.name} | {comparison.title} | {shown[0]} | {shown[1]} | {mean:+.1f} ± {error:.1f}{star} "
+                f"| {benchmark.name} | {comparison.title} | {cells[0]} | {cells[1]} | {mean:+.1f} ± {error:.1f}{star} "
                 f"| {cost:.2f} |"
             )
-    lines += ["", "| task | training | cut | accuracy | effective FLOPs | bytes |", "|---|---|---|---|---|---|"]
-    for arena in arenas:
-        for variant in variants(arena):
+    lines += ["", "| task | trial | candidate | accuracy | effective FLOPs | bytes |", "|---|---|---|---|---|---|"]
+    for benchmark in benchmarks:
+        for variant in build_variants(benchmark):
             for cut in variant.cuts:
-                rows = [found[arena.name, variant.name, seed][cut] for seed in range(seeds)]
+                rows = [results[benchmark.name, variant.name, seed][cut] for seed in range(seeds)]
                 accuracy, error = mean_and_error([100 * row["accuracy"] for row in rows])
                 flops, size = (mean_and_error([row[cost] for row in rows])[0] for cost in ("effective_flops", "bytes"))
                 lines.append(
-                    f"| {arena.name} | {variant.name} | {cut or 'uncut'} | {accuracy:.1f} ± {error:.1f} "
+                    f"| {benchmark.name} | {variant.name} | {cut or 'uncompressed'} | {accuracy:.1f} ± {error:.1f} "
                     f"| {flops:,.0f} | {size:,.0f} |"
                 )
     return "\n".join(lines) + "\n"
@@ -266,18 +277,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=500, help="CIFAR-10 training images of each class")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/methods.md"))
-    asked = parser.parse_args()
-    if "cifar10" in asked.tasks and asked.cifar10 is None:
+    arguments = parser.parse_args()
+    if "cifar10" in arguments.tasks and arguments.cifar10 is None:
         parser.error("the task cifar10 needs --cifar10 FOLDER")
-    arenas = [arena for arena in (DIGITS, MNIST1D) if arena.name in asked.tasks]
-    if "cifar10" in asked.tasks:
-        arenas.append(cifar10(asked.cifar10, asked.limit))
+    benchmarks = [benchmark for benchmark in (DIGITS, MNIST1D) if benchmark.name in arguments.tasks]
+    if "cifar10" in arguments.tasks:
+        benchmarks.append(build_cifar10(arguments.cifar10, arguments.limit))
     started = time.perf_counter()
-    found = run_all(arenas, variants, asked.seeds, asked.out.with_suffix(".jsonl"))
-    text = table(found, arenas, asked.seeds)
-    write_atomic(asked.out, text)
+    results = run_all(benchmarks, build_variants, arguments.seeds, arguments.out.with_suffix(".jsonl"))
+    text = format_tables(results, benchmarks, arguments.seeds)
+    write_atomic(arguments.out, text)
     print(text)
-    print(f"{time.perf_counter() - started:.0f} s; written to {asked.out}")
+    print(f"{time.perf_counter() - started:.0f} s; written to {arguments.out}")
 
 
 if __name__ == "__main__":

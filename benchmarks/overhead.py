@@ -1,9 +1,9 @@
-"""What the engine itself takes: `python -m benchmarks.overhead [--spaces digits mnist1d]`.
+"""Overhead of the engine: `python -m benchmarks.overhead [--spaces digits mnist1d]`.
 
-A search with one worker is run for some trainings. Outside of the trials: what of the wall-clock, after the first job
-was handed out, no trial accounts for (asking, storing, telling, sending), for each job. Inside: its trainings are run
-once more under Python's profiler, which makes what is not a kernel look slower than it is; of their time, what is
-neither a forward pass, a backward pass, an optimizer step nor the scoring of candidates.
+A search with one worker runs some trials. Overhead outside trials is the wall-clock time after the first job started in
+which no trial ran (ask, store, tell, send), per job. For the overhead inside trials, the same trials run again under
+Python's profiler, which overstates the time of Python code; it is the time that is neither a forward pass, a backward
+pass, an optimizer step nor the scoring of candidates.
 """
 
 import argparse
@@ -20,29 +20,30 @@ from autocompress.engine.spec import load_spec
 from autocompress.store.run_store import RunStore
 from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
-from benchmarks.keeping import about
+from benchmarks.common import describe_benchmark
 
-#: What a training is there for, by the file and the name of the outermost function that does it.
+#: Useful work of a trial, by the file and the name of the outermost function that does it.
 USEFUL = (
-    ("loop.py", "forward"),
+    ("trainer.py", "forward"),
     ("_tensor.py", "backward"),
     ("optimizer.py", "wrapper"),
     ("clip_grad.py", "clip_grad_norm_"),
-    ("trial.py", "_measured"),
+    ("runner.py", "_measure_candidate"),
 )
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """Of one space.
+    """Overhead on one search space.
 
     Attributes:
-        jobs: Handed out.
+        space: Search space.
+        jobs: Number of jobs.
         wall: Seconds from the first job to the last result.
-        outside: Of these, what no trial accounts for.
-        profiled: Seconds of the trainings that were profiled.
-        inside: Of these, what is none of ``USEFUL``.
-        scoring: Of these, the scoring of candidates.
+        outside: Seconds of ``wall`` in which no trial ran.
+        profiled: Seconds of the profiled trials.
+        inside: Seconds of ``profiled`` that are in none of ``USEFUL``.
+        scoring: Seconds of ``profiled`` that score candidates.
     """
 
     space: str
@@ -58,12 +59,12 @@ def measure(space: str, trials: int, overrides: list[str]) -> Overhead:
     """Search a space, and profile its trainings again."""
     budget = [f"search.trials={trials}", "search.minutes=null", "search.workers=1"]
     with TemporaryDirectory() as folder:
-        place = Path(folder) / "run"
-        run_search(make_plan(load_spec(space, [*overrides, *budget])), place).close()
-        with RunStore.read(place) as study:
-            table = study.trials()
-            setup = Setup.from_json(study.run_info().setup)
-            stored = [trial.job for trial in study.stored_trials() if trial.job.base is None]
+        run_folder = Path(folder) / "run"
+        run_search(make_plan(load_spec(space, [*overrides, *budget])), run_folder).close()
+        with RunStore.read(run_folder) as store:
+            table = store.trial_table()
+            setup = Setup.from_json(store.run_info().setup)
+            stored = [trial.job for trial in store.read_trials() if trial.job.base is None]
     search = table[(table["role"] == "search") & table["elapsed"].notna()].sort_values("elapsed")
     first = search.iloc[0]
     wall = float(search["elapsed"].max() - first["elapsed"] + first["seconds"])
@@ -74,50 +75,50 @@ def measure(space: str, trials: int, overrides: list[str]) -> Overhead:
 
 
 def _profile(jobs: list[Job], setup: Setup) -> tuple[float, float, float]:
-    """Return the seconds of whole trainings with their cuts, of what is useful in them, and of scoring."""
+    """Return the seconds of whole trials, of the useful work in them, and of scoring."""
     profile = cProfile.Profile()
     with reproducible_torch():
         load_pipeline(setup)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         profile.enable()
         for job in jobs:
             run_trial(Job(job.number, job.training, job.cuts or (Cut(),)), setup)
         profile.disable()
-        whole = time.perf_counter() - begun
+        total = time.perf_counter() - started
     seconds = dict.fromkeys(USEFUL, 0.0)
     for (file, _, name), (_, _, _, cumulative, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
-        place = (Path(file).name, name)
-        if place in seconds and ("torch" in file or "autocompress" in file):
-            seconds[place] = max(seconds[place], cumulative)
-    return whole, sum(seconds.values()), seconds["trial.py", "_measured"]
+        run_folder = (Path(file).name, name)
+        if run_folder in seconds and ("torch" in file or "autocompress" in file):
+            seconds[run_folder] = max(seconds[run_folder], cumulative)
+    return total, sum(seconds.values()), seconds["runner.py", "_measure_candidate"]
 
 
 def main() -> None:
-    """Print one line a space."""
+    """Print one line per space."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spaces", nargs="+", default=["digits", "mnist1d"])
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change keys of every spec")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/overhead.md"))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     lines = [
-        "# What the engine itself takes",
+        "# Overhead of the engine",
         "",
-        about(__doc__),
+        describe_benchmark(__doc__),
         "",
-        "| space | jobs | wall, s | outside a job, ms | outside | inside trainings | scoring of trainings |",
+        "| space | jobs | wall, s | outside a job, ms | outside | inside trials | scoring of trials |",
         "|---|---|---|---|---|---|---|",
     ]
-    for space in asked.spaces:
-        found = measure(space, asked.trials, asked.set)
+    for space in arguments.spaces:
+        overhead = measure(space, arguments.trials, arguments.set)
         lines.append(
-            f"| {found.space} | {found.jobs} | {found.wall:.1f} | {found.outside / found.jobs * 1e3:.0f}"
-            f" | {found.outside / found.wall:.1%} | {found.inside / found.profiled:.1%}"
-            f" | {found.scoring / found.profiled:.1%} |"
+            f"| {overhead.space} | {overhead.jobs} | {overhead.wall:.1f} | {overhead.outside / overhead.jobs * 1e3:.0f}"
+            f" | {overhead.outside / overhead.wall:.1%} | {overhead.inside / overhead.profiled:.1%}"
+            f" | {overhead.scoring / overhead.profiled:.1%} |"
         )
     text = "\n".join([*lines, ""])
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(text)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(text)
     print(text)
 
 

@@ -1,10 +1,9 @@
-"""What a second worker brings, and what the first one costs: `python -m benchmarks.scaling [--seeds 3]`.
+"""Speedup by a second worker and overhead of the first: `python -m benchmarks.scaling [--seeds 3]`.
 
-The same search (trainings drawn at random and none stopped, so that the order of results changes nothing) is run with
-one worker and with two, and its trials once more in a bare loop: no driver, no store, no worker. Times are from the
-first job to the last result: starting workers is not in them, what a new process does slowly for the first time is. The
-contestants take turns, seed by seed. What the machine allows: two bare loops that run side by side, with nothing
-between them, do so many times the work of one.
+The same search (random trials without early stopping, so that the order of results has no effect) runs with one worker
+and with two, and its trials run again in a bare loop without driver, store and worker. Times are from the first job to
+the last result; they exclude the start of workers and include slow first calls in a new process. The variants run in
+turn for each seed. The speedup that the machine allows is that of two independent bare loops in parallel.
 """
 
 import argparse
@@ -23,62 +22,62 @@ from autocompress.engine.spec import load_spec
 from autocompress.store.run_store import RunStore
 from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
-from benchmarks.keeping import about, turned
+from benchmarks.common import describe_benchmark, rotate_names
 
 FIXED = ("search.minutes=null", "search.sampler=random", "search.promotion=always", "search.refine=0")
 
 
-def searched(space: str, trials: int, workers: int, seed: int, overrides: list[str]) -> float:
+def time_search(space: str, trials: int, workers: int, seed: int, overrides: list[str]) -> float:
     """Return the seconds of a search from its first job to its last result."""
     return _search(space, trials, workers, seed, overrides)[0]
 
 
-def looped(space: str, trials: int, seed: int, overrides: list[str]) -> tuple[float, float, float]:
+def time_search_and_loops(space: str, trials: int, seed: int, overrides: list[str]) -> tuple[float, float, float]:
     """Return the seconds of a search with one worker, of its trials in a bare loop, and of two such loops at once."""
     seconds, jobs, setup = _search(space, trials, 1, seed, overrides)
-    return seconds, _loops(1, jobs, setup), _loops(2, jobs, setup)
+    return seconds, _time_loops(1, jobs, setup), _time_loops(2, jobs, setup)
 
 
-def _loops(count: int, jobs: list[Job], setup: Setup) -> float:
-    """Return the seconds that the slowest of several bare loops takes, each over all jobs in a process of its own."""
+def _time_loops(count: int, jobs: list[Job], setup: Setup) -> float:
+    """Return the seconds of the slowest of several bare loops, each over all jobs in its own process."""
     with TemporaryDirectory() as folder:
-        work = Path(folder) / "work"
-        work.write_bytes(pickle.dumps((jobs, setup)))
-        call = [sys.executable, "-m", "benchmarks.scaling", "--loop", str(work)]
+        work_file = Path(folder) / "work"
+        work_file.write_bytes(pickle.dumps((jobs, setup)))
+        call = [sys.executable, "-m", "benchmarks.scaling", "--loop", str(work_file)]
         loops = [subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)]
-        for loop in loops:
-            assert loop.stdout is not None
-            if loop.stdout.readline() != "ready\n":
+        for run_loop in loops:
+            assert run_loop.stdout is not None
+            if run_loop.stdout.readline() != "ready\n":
                 raise RuntimeError("a bare loop did not start")
-        for loop in loops:
-            assert loop.stdin is not None
-            loop.stdin.write("go\n")
-            loop.stdin.flush()
-        return max(float(loop.communicate()[0]) for loop in loops)
+        for run_loop in loops:
+            assert run_loop.stdin is not None
+            run_loop.stdin.write("go\n")
+            run_loop.stdin.flush()
+        return max(float(run_loop.communicate()[0]) for run_loop in loops)
 
 
-def loop(work: Path) -> None:
-    """Be one of the bare loops: say when it is ready, wait for a word, and say how long it took."""
-    jobs, setup = pickle.loads(work.read_bytes())
+def run_loop(work_file: Path) -> None:
+    """Run a bare loop: print ``ready``, wait for a line on standard input, run all jobs and print the seconds."""
+    jobs, setup = pickle.loads(work_file.read_bytes())
     with reproducible_torch():
         load_pipeline(setup)
         print("ready", flush=True)
         sys.stdin.readline()
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for job in jobs:
             run_trial(job, setup)
-        print(time.perf_counter() - begun, flush=True)
+        print(time.perf_counter() - started, flush=True)
 
 
 def _search(space: str, trials: int, workers: int, seed: int, overrides: list[str]) -> tuple[float, list[Job], Setup]:
     budget = [f"search.trials={trials}", f"search.workers={workers}", f"search.seed={seed}"]
     with TemporaryDirectory() as folder:
-        place = Path(folder) / "run"
-        run_search(make_plan(load_spec(space, [*FIXED, *budget, *overrides])), place).close()
-        with RunStore.read(place) as study:
-            table = study.trials()
-            jobs = [each.job for each in study.stored_trials() if each.job.role.value == "search"]
-            setup = Setup.from_json(study.run_info().setup)
+        run_folder = Path(folder) / "run"
+        run_search(make_plan(load_spec(space, [*FIXED, *budget, *overrides])), run_folder).close()
+        with RunStore.read(run_folder) as store:
+            table = store.trial_table()
+            jobs = [trial.job for trial in store.read_trials() if trial.job.role.value == "search"]
+            setup = Setup.from_json(store.run_info().setup)
     table = table[(table["role"] == "search") & table["elapsed"].notna()]
     return float(table["elapsed"].max() - (table["elapsed"] - table["seconds"]).min()), jobs, setup
 
@@ -92,26 +91,28 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="change keys of every spec")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/scaling.md"))
     parser.add_argument("--loop", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.loop is not None:
-        loop(asked.loop)
+    arguments = parser.parse_args()
+    if arguments.loop is not None:
+        run_loop(arguments.loop)
         return
-    lines = ["# What a second worker brings, and what the first one costs", "", "`python -m benchmarks.scaling`", ""]
+    lines = ["# Speedup by a second worker and overhead of the first", "", "`python -m benchmarks.scaling`", ""]
     lines += [
-        about(__doc__),
+        describe_benchmark(__doc__),
         "",
-        "| space | trials | seeds | two workers against one | the machine allows | one worker against a bare loop |",
+        "| space | trials | seeds | two workers against one | limit of the machine | one worker against a bare loop |",
     ]
     lines.append("|---|---|---|---|---|---|")
-    for space in asked.spaces:
+    for space in arguments.spaces:
         ratios, allowed, costs = [], [], []
-        for seed in range(asked.seeds):
+        for seed in range(arguments.seeds):
             times: dict[str, float] = {}
-            for name in turned(["one", "two"], seed):
+            for name in rotate_names(["one", "two"], seed):
                 if name == "two":
-                    times["two"] = searched(space, asked.trials, 2, seed, asked.set)
+                    times["two"] = time_search(space, arguments.trials, 2, seed, arguments.set)
                 else:
-                    times["one"], times["bare"], times["a pair"] = looped(space, asked.trials, seed, asked.set)
+                    times["one"], times["bare"], times["a pair"] = time_search_and_loops(
+                        space, arguments.trials, seed, arguments.set
+                    )
             ratios.append(times["one"] / times["two"])
             allowed.append(2 * times["bare"] / times["a pair"])
             costs.append(times["one"] / times["bare"] - 1)
@@ -119,13 +120,13 @@ def main() -> None:
                 f"{space} seed {seed}: " + ", ".join(f"{name} {took:.1f} s" for name, took in times.items()), flush=True
             )
         lines.append(
-            f"| {space} | {asked.trials} | {asked.seeds}"
+            f"| {space} | {arguments.trials} | {arguments.seeds}"
             f" | {statistics.mean(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
             f" | {statistics.mean(allowed):.2f}x ({min(allowed):.2f} to {max(allowed):.2f})"
             f" | {statistics.mean(costs):+.1%} ({min(costs):+.1%} to {max(costs):+.1%}) |"
         )
         print(lines[-1], flush=True)
-    write_atomic(asked.out, "\n".join([*lines, ""]))
+    write_atomic(arguments.out, "\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What zeros are worth here: `python -m benchmarks.sparsity`.
+"""Size and speed of sparse weights: `python -m benchmarks.sparsity`.
 
-Bytes of a sparse weight in each form, and the speed of torch's CSR linear layer beside the dense one, on one thread.
-The density at which CSR begins to pay is the highest measured one from which on it is always faster.
+The tables show the bytes of a sparse weight in each format, and the speed of torch's CSR linear layer relative to the
+dense layer, on one thread. CSR is faster below the highest measured density from which on it is always faster.
 """
 
 import argparse
@@ -24,8 +24,8 @@ BATCHES = (1, 32)
 DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
 
-def sizes() -> list[str]:
-    """Return the table of bytes, for a layer of 256 x 256."""
+def format_storage_table() -> list[str]:
+    """Return the table of bytes for a layer of 256 x 256."""
     lines = ["| density | dense | bit mask + values | CSR | smallest |", "|---|---|---|---|---|"]
     for density in (1.0, 0.9, *DENSITIES):
         layer = nn.Linear(256, 256, bias=False)
@@ -33,7 +33,7 @@ def sizes() -> list[str]:
         with torch.no_grad():
             layer.weight.mul_(torch.rand(256, 256, generator=generator) < density)
         (row,) = measure_storage(layer)
-        lines.append(f"| {row.density:.2f} | {row.dense:,} | {row.packed:,} | {row.csr:,} | {row.smallest} |")
+        lines.append(f"| {row.density:.2f} | {row.dense:,} | {row.packed:,} | {row.csr:,} | {row.smallest_form} |")
     lines.append("")
     lines.append(
         f"Fewer bytes than dense below a density of {break_even_density('packed', 256, 256):.3f} (packed) and "
@@ -42,10 +42,10 @@ def sizes() -> list[str]:
     return lines
 
 
-def speeds(repeats: int) -> list[str]:
-    """Return the table of speeds."""
-    shown = " | ".join(f"{density:g}" for density in DENSITIES)
-    lines = [f"| layer | batch | {shown} | pays below |", "|---|---|" + "---|" * (len(DENSITIES) + 1)]
+def format_speed_table(repeats: int) -> list[str]:
+    """Return the table of speeds relative to the dense layer."""
+    densities = " | ".join(f"{density:g}" for density in DENSITIES)
+    lines = [f"| layer | batch | {densities} | faster below |", "|---|---|" + "---|" * (len(DENSITIES) + 1)]
     for outputs, inputs in SHAPES:
         for batch in BATCHES:
             rows = measure_linear_speed(outputs, inputs, batch, DENSITIES, repeats)
@@ -59,24 +59,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/sparsity.md"))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with reproducible_torch():
         text = "\n".join(
             [
-                "# Sparse weights: bytes, and speed as a multiple of the dense layer's",
+                "# Sparse weights: bytes, and speed relative to the dense layer",
                 "",
                 "Bytes of a linear layer 256 x 256 in single precision:",
                 "",
-                *sizes(),
+                *format_storage_table(),
                 "",
-                f"Speed of torch's CSR linear layer by density; median of {asked.repeats} calls, one thread, "
+                f"Speed of torch's CSR linear layer by density; median of {arguments.repeats} calls, one thread, "
                 f"{torch.backends.cpu.get_cpu_capability()}:",
                 "",
-                *speeds(asked.repeats),
+                *format_speed_table(arguments.repeats),
                 "",
             ]
         )
-    write_atomic(asked.out, text)
+    write_atomic(arguments.out, text)
     print(text)
 
 

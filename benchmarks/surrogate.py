@@ -1,10 +1,10 @@
 """The surrogate against scikit-learn's Gaussian process: `python -m benchmarks.surrogate`.
 
-Both fit the same model on the same made-up trials and predict 300 others, as one decision of the search does for one
+Both fit the same model to the same synthetic trials and predict 300 others, as one selection of the search does for one
 score; the predictions agree. scikit-learn has no basis functions with a prior, so the trend becomes part of the kernel
-and the model is fitted anew for each value of the scale. Medians of 15 runs in turn, in milliseconds of one core. The
-second table gives the seconds that a fresh process takes to import the engine, and the same with
-`sklearn.gaussian_process`: medians of 5 in turn.
+and the model is fitted again for each of the four values of the scale. The first table has milliseconds of processor
+time, medians of 15 runs in turn. The second has the seconds of processor time that a fresh process needs to import the
+engine, and the engine with `sklearn.gaussian_process`, medians of 5 in turn. One thread (`OMP_NUM_THREADS=1`).
 """
 
 import argparse
@@ -34,7 +34,7 @@ from autocompress.engine.sampler.gaussian_process import (
     fit_scale,
     kernel,
 )
-from benchmarks.keeping import about
+from benchmarks.common import describe_benchmark
 
 Vector = NDArray[np.float64]
 OBSERVATIONS = (10, 60, 240)
@@ -117,9 +117,9 @@ def time_predictions(count: int, repeats: int) -> tuple[float, float, float]:
     for _ in range(repeats):
         predictions = []
         for times, contender in zip(seconds, contenders, strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             predictions.append(contender(seen, targets, new))
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
     difference = max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(*predictions, strict=True))
     ours, theirs = (1000 * statistics.median(times) for times in seconds)
     return ours, theirs, difference
@@ -127,7 +127,7 @@ def time_predictions(count: int, repeats: int) -> tuple[float, float, float]:
 
 def time_imports(repeats: int) -> dict[str, float]:
     """Return the median seconds of each import in a fresh process."""
-    code = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
+    code = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
     seconds: dict[str, list[float]] = {name: [] for name in IMPORTS}
     for _ in range(repeats):
         for name, modules in IMPORTS.items():
@@ -143,9 +143,9 @@ def main() -> None:
     options = parser.parse_args()
     lines = ["# The surrogate and scikit-learn's Gaussian process", "", "`python -m benchmarks.surrogate`", ""]
     lines += [
-        about(__doc__),
+        describe_benchmark(__doc__),
         "",
-        "| observations | ours, ms | scikit-learn, ms | largest difference |",
+        "| observations | surrogate, ms | scikit-learn, ms | largest difference |",
         "|---|---|---|---|",
     ]
     for count in OBSERVATIONS:

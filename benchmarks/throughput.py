@@ -20,7 +20,7 @@ from autocompress.core.config import Part
 from autocompress.core.method import Context
 from autocompress.core.registry import QUANTIZE
 from autocompress.core.task import InputSpec, Split
-from autocompress.models.base import family_model
+from autocompress.models.base import build_family_model
 from autocompress.tasks.tensors import Tensors
 from autocompress.training.fit import FitRequest, fit
 from autocompress.trial.pipeline import reproducible_torch
@@ -50,7 +50,7 @@ class TrainingRace:
     def build_model(self) -> nn.Module:
         """Return the untrained student."""
         torch.manual_seed(0)
-        return family_model(self.student, (IMAGE,), {"label": 10})
+        return build_family_model(self.student, (IMAGE,), {"label": 10})
 
     def time_plain(self, precision: str = "float32") -> float:
         """Return the seconds of one epoch."""
@@ -60,10 +60,12 @@ class TrainingRace:
         return time.perf_counter() - started
 
     def time_quantized(self, name: str) -> float:
-        """Return the seconds of one epoch of quantization-aware training with 4 bits, without calibration and export."""
+        """Return the seconds of one epoch of quantization-aware training with 4 bits, without calibration."""
         seconds = 0.0
 
-        def tune(model: nn.Module, epochs: int, learning_rate: float, after_step: Callable[[], None] | None) -> None:
+        def fine_tune(
+            model: nn.Module, epochs: int, learning_rate: float, after_step: Callable[[], None] | None
+        ) -> None:
             nonlocal seconds
             part = Part.of("adamw", epochs=1, batch_size=BATCH, precision="float32", schedule="constant")
             started = time.perf_counter()
@@ -71,7 +73,7 @@ class TrainingRace:
             seconds = time.perf_counter() - started
 
         method = QUANTIZE.get(name)
-        context = Context((IMAGE.make_zeros(),), (self._batch(),), tune=tune)
+        context = Context((IMAGE.make_zeros(),), (self._batch(),), fine_tune=fine_tune)
         method.apply(self.build_model().eval(), method.config.of({"weight_bits": 4, "activation_bits": 4}), context)
         return seconds
 

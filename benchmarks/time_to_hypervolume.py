@@ -1,13 +1,13 @@
-"""How soon we are as far as a plain study: `python -m benchmarks.time_to_hypervolume [--spaces digits mnist1d]`.
+"""Time to the hypervolume of a plain study: `python -m benchmarks.time_to_hypervolume [--spaces digits mnist1d]`.
 
-A plain Optuna study (its own TPE over several objectives, everything sampled, one candidate a training) gets a fixed
-number of trainings. Every other contender searches the same space with the same teacher, on the same number of
-workers, until its front dominates as much of the declared box as that of the plain study did in the end, or until that
-study's time is over. What is compared is wall-clock: that at which the plain study had its last gain, over the
-contender's own. All contenders of a seed run one after the other on one machine, in an order that turns with the seed.
+A plain Optuna study (its multi-objective TPE, all hyperparameters sampled, one candidate per trial) gets a fixed number
+of trials. Every other contender searches the same space with the same teacher and number of workers until its front
+reaches the final hypervolume of the plain study, or until the time of that study is over. The table compares wall-clock
+times: the time of the last gain of the plain study divided by the time of the contender. All contenders of a seed run
+one after the other on one machine, in an order that rotates with the seed.
 
-Each run is kept, so that more seeds can be added later. A contender that never gets there counts with the time it had,
-which flatters it; the table says how often.
+Runs are stored, so that more seeds can be added later. A contender that never reaches the hypervolume counts with its
+whole time, which overstates its ratio; the table shows how often this happens.
 """
 
 import statistics
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from autocompress.errors import SearchFailedError
-from benchmarks.keeping import about, geometric_mean, keep, kept, questions, turned
+from benchmarks.common import append_row, build_parser, describe_benchmark, geometric_mean, load_rows, rotate_names
 
 if TYPE_CHECKING:
     from autocompress.engine.progress import Progress
 
 PLAIN = "plain TPE"
 OURS = "ours"
-#: Name to what it changes of a shipped space.
+#: Changes of a shipped space by contender.
 CONTENDERS = {
     PLAIN: ("search.mode=sampled",),
     OURS: (),
@@ -40,21 +40,24 @@ CONTENDERS = {
     "ours, no further cuts": ("search.refine=0",),
     "ours, weights from the teacher": ("fit.adamw.init=teacher",),
 }
-#: Trainings of the plain study; on one quiet core about two minutes on digits, four on mnist1d.
+#: Trials of the plain study; on one idle core about two minutes on digits, four on mnist1d.
 TRIALS = 40
 MANY = 10_000
 
 
 @dataclass(frozen=True)
 class Run:
-    """One contender on one space with one seed.
+    """Result of one contender on one space with one seed.
 
     Attributes:
-        seconds: When the target was reached; for the plain study, when it had its last gain.
-        reached: Whether it was.
-        hypervolume: At the end.
+        space: Search space.
+        contender: Name in ``CONTENDERS``.
+        seed: Seed of the search.
+        seconds: Time at which the target was reached; for the plain study, time of its last gain.
+        reached: Whether the target was reached.
+        hypervolume: Hypervolume at the end.
         whole: Seconds of the whole run.
-        trainings: Trainings begun.
+        trainings: Number of started trials.
     """
 
     space: str
@@ -67,13 +70,13 @@ class Run:
     trainings: int
 
 
-class Reached(KeyboardInterrupt):
-    """The target is reached: nothing more is to be learned from this run."""
+class TargetReached(KeyboardInterrupt):
+    """Raised to end a search that has reached the target hypervolume."""
 
 
 def run(space: str, contender: str, seed: int, target: Run | None, overrides: list[str], workers: int) -> Run:
-    """Search until the target is reached; without one, all trainings of the plain study."""
-    # Workers import this module as they start, and need none of these.
+    """Search until the target is reached; without a target, run all trials of the plain study."""
+    # Imported here because workers import this module at their start and do not need these modules.
     from optuna.samplers import TPESampler
 
     from autocompress.engine.runner import Events, make_plan, run_search
@@ -88,44 +91,44 @@ def run(space: str, contender: str, seed: int, target: Run | None, overrides: li
 
     def watch(progress: "Progress") -> None:
         if target is not None and progress.hypervolume >= target.hypervolume:
-            raise Reached
+            raise TargetReached
 
-    # Optuna's TPE as it comes; that of a search weighs more points (`engine/sampler/optuna.py`).
-    as_it_comes = mock.patch(
+    # Optuna's TPE with its defaults; the TPE of a search uses other settings (`engine/sampler/optuna.py`).
+    default_tpe = mock.patch(
         "autocompress.engine.sampler.optuna.make_sampler", lambda name, seed: TPESampler(seed=seed % 2**32)
     )
-    with TemporaryDirectory() as folder, as_it_comes if contender == PLAIN else nullcontext():
-        place = Path(folder) / "run"
-        with suppress(Reached, SearchFailedError):
-            run_search(make_plan(source, warm=True), place, events=Events(progress=watch)).close()
-        with RunStore.read(place) as study:
-            trials = study.trials()
-    told = trials[(trials["role"] == "search") & trials["hypervolume"].notna()].sort_values("elapsed")
-    best = float(told["hypervolume"].max())
+    with TemporaryDirectory() as folder, default_tpe if contender == PLAIN else nullcontext():
+        run_folder = Path(folder) / "run"
+        with suppress(TargetReached, SearchFailedError):
+            run_search(make_plan(source, warm=True), run_folder, events=Events(progress=watch)).close()
+        with RunStore.read(run_folder) as store:
+            trials = store.trial_table()
+    results = trials[(trials["role"] == "search") & trials["hypervolume"].notna()].sort_values("elapsed")
+    best = float(results["hypervolume"].max())
     goal = best if target is None else target.hypervolume
-    there = told[told["hypervolume"] >= goal]
-    whole = float(told["elapsed"].max())
+    reached_rows = results[results["hypervolume"] >= goal]
+    total = float(results["elapsed"].max())
     return Run(
         space,
         contender,
         seed,
-        float(there["elapsed"].min()) if len(there) else whole,
-        bool(len(there)),
+        float(reached_rows["elapsed"].min()) if len(reached_rows) else total,
+        bool(len(reached_rows)),
         best,
-        whole,
+        total,
         int((~trials["further"] & (trials["role"] == "search")).sum()),
     )
 
 
 def table(runs: list[Run]) -> str:
-    """Return the ratios as Markdown: geometric mean over the seeds, and the range."""
-    by_place = {(each.space, each.contender, each.seed): each for each in runs}
-    spaces = list(dict.fromkeys(each.space for each in runs))
-    names = [name for name in CONTENDERS if name != PLAIN and any(each.contender == name for each in runs)]
+    """Return the ratios as Markdown: geometric mean and range over the seeds."""
+    by_key = {(row.space, row.contender, row.seed): row for row in runs}
+    spaces = list(dict.fromkeys(row.space for row in runs))
+    names = [name for name in CONTENDERS if name != PLAIN and any(row.contender == name for row in runs)]
     lines = [
         "# Time to the hypervolume of a plain study",
         "",
-        about(__doc__),
+        describe_benchmark(__doc__),
         "",
         f"| contender | {' | '.join(spaces)} | all |",
         "|" + "---|" * (len(spaces) + 2),
@@ -134,28 +137,32 @@ def table(runs: list[Run]) -> str:
         cells, everything = [], []
         for space in spaces:
             pairs = [
-                (by_place[space, PLAIN, seed], each)
-                for (where, who, seed), each in by_place.items()
-                if (where, who) == (space, name) and (space, PLAIN, seed) in by_place
+                (by_key[space, PLAIN, seed], row)
+                for (row_space, row_contender, seed), row in by_key.items()
+                if (row_space, row_contender) == (space, name) and (space, PLAIN, seed) in by_key
             ]
-            ratios = [plain.seconds / each.seconds for plain, each in pairs]
+            ratios = [plain.seconds / row.seconds for plain, row in pairs]
             everything += ratios
-            missed = sum(not each.reached for _, each in pairs)
-            cells.append(_cell(ratios, missed))
-        lines.append(f"| {name} | {' | '.join(cells)} | {_cell(everything, 0)} |")
-    lines += ["", "Geometric mean (smallest to largest, number of seeds) of plain seconds over own seconds.", ""]
+            missed = sum(not row.reached for _, row in pairs)
+            cells.append(_format_cell(ratios, missed))
+        lines.append(f"| {name} | {' | '.join(cells)} | {_format_cell(everything, 0)} |")
+    lines += [
+        "",
+        "Geometric mean (smallest to largest, number of seeds) of plain seconds divided by the contender's.",
+        "",
+    ]
     for space in spaces:
-        plain = [each for each in runs if (each.space, each.contender) == (space, PLAIN)]
+        plain = [row for row in runs if (row.space, row.contender) == (space, PLAIN)]
         if plain:
-            seconds = statistics.median(each.seconds for each in plain)
-            whole = statistics.median(each.whole for each in plain)
+            seconds = statistics.median(row.seconds for row in plain)
+            total = statistics.median(row.whole for row in plain)
             lines.append(
-                f"- {space}: the plain study had its last gain after {seconds:.0f} s of {whole:.0f} s (median)."
+                f"- {space}: the plain study had its last gain after {seconds:.0f} s of {total:.0f} s (median)."
             )
     return "\n".join([*lines, ""])
 
 
-def _cell(ratios: list[float], missed: int) -> str:
+def _format_cell(ratios: list[float], missed: int) -> str:
     if not ratios:
         return "–"
     never = f", {missed} never" if missed else ""
@@ -163,23 +170,23 @@ def _cell(ratios: list[float], missed: int) -> str:
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
-    parser = questions(__doc__, "reports/benchmarks/time_to_hypervolume.md", 10)
+    """Run the missing searches and print the table."""
+    parser = build_parser(__doc__, "reports/benchmarks/time_to_hypervolume.md", 10)
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
-    asked = parser.parse_args()
-    file = asked.out.with_suffix(".jsonl")
-    for seed in range(asked.seeds):
-        for space in asked.spaces:
-            done = {(each["space"], each["contender"], each["seed"]): Run(**each) for each in kept(file)}
-            if (space, PLAIN, seed) not in done:
-                done[space, PLAIN, seed] = run(space, PLAIN, seed, None, asked.set, asked.workers)
-                keep(file, asdict(done[space, PLAIN, seed]))
-            for name in turned([name for name in asked.contenders if name != PLAIN], seed):
-                if (space, name, seed) not in done:
-                    target = done[space, PLAIN, seed]
-                    keep(file, asdict(run(space, name, seed, target, asked.set, asked.workers)))
-    text = table([Run(**each) for each in kept(file)])
-    asked.out.write_text(text)
+    arguments = parser.parse_args()
+    file = arguments.out.with_suffix(".jsonl")
+    for seed in range(arguments.seeds):
+        for space in arguments.spaces:
+            stored = {(row["space"], row["contender"], row["seed"]): Run(**row) for row in load_rows(file)}
+            if (space, PLAIN, seed) not in stored:
+                stored[space, PLAIN, seed] = run(space, PLAIN, seed, None, arguments.set, arguments.workers)
+                append_row(file, asdict(stored[space, PLAIN, seed]))
+            for name in rotate_names([name for name in arguments.contenders if name != PLAIN], seed):
+                if (space, name, seed) not in stored:
+                    target = stored[space, PLAIN, seed]
+                    append_row(file, asdict(run(space, name, seed, target, arguments.set, arguments.workers)))
+    text = table([Run(**row) for row in load_rows(file)])
+    arguments.out.write_text(text)
     print(text)
 
 

@@ -9,18 +9,18 @@ import pytest
 
 from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
-from benchmarks.arena import Arena, job_name, mean_and_error, run_all
-from benchmarks.keeping import geometric_mean
-from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, table, variants
-from benchmarks.tasks import COLUMNS, Row, best_at_a_tenth, command, main, table as tasks_table
+from benchmarks.common import geometric_mean
+from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, build_variants, format_tables
+from benchmarks.tasks import COLUMNS, Row, best_at_a_tenth, build_command, format_table as tasks_table, main
+from benchmarks.variants import BenchmarkTask, fingerprint_job, mean_and_error, run_all
 
-ARENAS = [pytest.param(arena, id=arena.name) for arena in (DIGITS, MNIST1D)]
+BENCHMARK_TASKS = [pytest.param(benchmark, id=benchmark.name) for benchmark in (DIGITS, MNIST1D)]
 
 
-@pytest.mark.parametrize("arena", ARENAS)
-def test_every_variant_and_cut_is_a_config(arena: Arena) -> None:
-    for variant in variants(arena):
-        training = variant.training(arena, 0)
+@pytest.mark.parametrize("benchmark", BENCHMARK_TASKS)
+def test_every_variant_and_cut_is_a_config(benchmark: BenchmarkTask) -> None:
+    for variant in build_variants(benchmark):
+        training = variant.build_config(benchmark, 0)
         parts = [(STUDENTS, training.student), (FITS, training.fit), *((DISTILL, part) for part in training.distill)]
         for cut in variant.cuts.values():
             parts += [(PRUNE, cut.prune)] * (cut.prune is not None)
@@ -30,42 +30,42 @@ def test_every_variant_and_cut_is_a_config(arena: Arena) -> None:
 
 
 def test_every_comparison_names_a_variant_and_a_cut() -> None:
-    known = {(variant.name, cut) for variant in variants(DIGITS) for cut in variant.cuts}
+    names = {(variant.name, cut) for variant in build_variants(DIGITS) for cut in variant.cuts}
     for comparison in COMPARISONS:
-        assert comparison.ours in known, comparison.title
-        assert comparison.plain in known, comparison.title
+        assert comparison.ours in names, comparison.title
+        assert comparison.plain in names, comparison.title
     assert len({comparison.title for comparison in COMPARISONS}) == len(COMPARISONS)
 
 
 def test_a_table_pairs_by_seed_and_marks_what_lies_beyond_two_errors() -> None:
     row = {"effective_flops": 2.0, "bytes": 3.0, "accuracy": 0.5, "pgd_accuracy": 0.5}
-    found = {
+    results = {
         (DIGITS.name, variant.name, seed): {
             cut: {**row, "accuracy": 0.5 + 0.01 * seed + (0.1 + 0.001 * seed) * (variant.name == "dist")}
             for cut in variant.cuts
         }
-        for variant in variants(DIGITS)
+        for variant in build_variants(DIGITS)
         for seed in range(3)
     }
-    text = table(found, [DIGITS], 3)
+    text = format_tables(results, [DIGITS], 3)
     assert "| digits | dist over none | 61.1 ± 0.6 | 51.0 ± 0.6 | +10.1 ± 0.1 * | 1.00 |" in text
     assert "| digits | hint over none | 51.0 ± 0.6 | 51.0 ± 0.6 | +0.0 ± 0.0 | 1.00 |" in text
 
 
 def test_jobs_are_told_apart_by_all_that_they_depend_on() -> None:
-    some = variants(DIGITS)
-    names = {job_name(DIGITS, variant, seed) for variant in some for seed in range(2)}
+    some = build_variants(DIGITS)
+    names = {fingerprint_job(DIGITS, variant, seed) for variant in some for seed in range(2)}
     # `soft_target` at its own temperature of 4 is also a point of the curve, but is measured under attack too.
     assert len(names) == 2 * len(some)
 
 
 def test_what_is_known_is_not_run_again(tmp_path: Path) -> None:
-    few = [variant for variant in variants(DIGITS) if variant.name in ("dist", "dkd")]
-    kept = tmp_path / "kept.jsonl"
-    lines = [{"job": job_name(DIGITS, variant, 0), "found": {"": {"accuracy": 0.25}}} for variant in few]
-    kept.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    found = run_all([DIGITS], lambda _: few, 1, kept)
-    assert found == {("digits", name, 0): {"": {"accuracy": 0.25}} for name in ("dkd", "dist")}
+    few = [variant for variant in build_variants(DIGITS) if variant.name in ("dist", "dkd")]
+    results_file = tmp_path / "kept.jsonl"
+    lines = [{"job": fingerprint_job(DIGITS, variant, 0), "found": {"": {"accuracy": 0.25}}} for variant in few]
+    results_file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    results = run_all([DIGITS], lambda _: few, 1, results_file)
+    assert results == {("digits", name, 0): {"": {"accuracy": 0.25}} for name in ("dkd", "dist")}
 
 
 def test_means() -> None:
@@ -117,25 +117,25 @@ def test_who_scores_best_at_a_tenth_of_both_costs() -> None:
 
 def test_a_row_says_how_it_was_made_and_not_where_the_data_was() -> None:
     overrides = ["task.images.path=/somewhere/cifar10", "task.images.limit=500", "search.workers=1"]
-    made = command("images", "CIFAR-10 (5,000)", overrides)
-    told = "--set task.images.path=FOLDER task.images.limit=500 search.workers=1"
-    assert made == f"python -m benchmarks.tasks --spaces images --name 'CIFAR-10 (5,000)' {told}"
-    assert "task.text.path=FILE" in command("reviews", "reviews", ["task.text.path=/somewhere/reviews.csv.gz"])
-    assert command("digits", "digits", []) == "python -m benchmarks.tasks --spaces digits"
-    row = Row("CIFAR-10 (5,000)", "accuracy", 0.8, "t1c2", 0.79, 9e6, 9e4, 7e5, 1e3, 0.5, 0.1, 150.0, 1.0, made)
-    page = tasks_table([row, replace(row, space="digits", command=command("digits", "digits", []))])
-    assert f"- CIFAR-10 (5,000): `{made}`" in page
+    generated = build_command("images", "CIFAR-10 (5,000)", overrides)
+    shown = "--set task.images.path=FOLDER task.images.limit=500 search.workers=1"
+    assert generated == f"python -m benchmarks.tasks --spaces images --name 'CIFAR-10 (5,000)' {shown}"
+    assert "task.text.path=FILE" in build_command("reviews", "reviews", ["task.text.path=/somewhere/reviews.csv.gz"])
+    assert build_command("digits", "digits", []) == "python -m benchmarks.tasks --spaces digits"
+    row = Row("CIFAR-10 (5,000)", "accuracy", 0.8, "t1c2", 0.79, 9e6, 9e4, 7e5, 1e3, 0.5, 0.1, 150.0, 1.0, generated)
+    page = tasks_table([row, replace(row, space="digits", command=build_command("digits", "digits", []))])
+    assert f"- CIFAR-10 (5,000): `{generated}`" in page
     assert "- digits:" not in page
     assert page.count("| accuracy 0.8000 |") == 2
 
 
 @pytest.mark.parametrize(
-    "asked", [["--spaces", "digits", "mnist1d", "--name", "x"], ["--spaces", "digits", "--name", ""]]
+    "options", [["--spaces", "digits", "mnist1d", "--name", "x"], ["--spaces", "digits", "--name", ""]]
 )
 def test_a_name_is_for_one_row(
-    asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["tasks", *asked])
+    monkeypatch.setattr("sys.argv", ["tasks", *options])
     with pytest.raises(SystemExit):
         main()
-    assert "--name is what one row is called" in capsys.readouterr().err
+    assert "--name is the name of one row" in capsys.readouterr().err

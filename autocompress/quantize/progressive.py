@@ -94,7 +94,7 @@ class Progressive:
         if not stages:
             identity = settings.of({"weight_bits": 32, "activation_bits": 32})
             return train_with_rounding(model, identity, context, factory)
-        if context.score is None or context.tune is None:
+        if context.score is None or context.fine_tune is None:
             raise CompressionError("progressive quantization trains and measures in each stage; the context does not")
         first_score = context.score(copy.deepcopy(model).eval())
         path: list[dict[str, object]] = [{"weight_bits": 32, "activation_bits": 32, "score": first_score, "kept": True}]
@@ -104,7 +104,7 @@ class Progressive:
             trained: dict[str, Tensor] = {}
             bits = {"weight_bits": weight_bits, "activation_bits": activation_bits}
             stage = settings.of({**bits, "epochs": config.epochs, "learning_rate": config.learning_rate})
-            recording = replace(context, tune=_record_training(context.tune, trained))
+            recording = replace(context, fine_tune=_record_training(context.fine_tune, trained))
             quantized, state = train_with_rounding(source, stage, recording, factory)
             # A later stage starts from a folded model, so only the first one reports the folded pairs.
             folded = folded or list(state.history["folded"])

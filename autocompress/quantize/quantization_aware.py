@@ -187,15 +187,15 @@ def train_with_rounding(
             quantizer = ModelQuantizer(model, context)
             quantizer.observe_ranges(None)
             return quantizer.finalize()
-    if context.tune is None:
-        raise CompressionError(f"{settings.label} trains the model, and the context holds no 'tune' to do so")
+    if context.fine_tune is None:
+        raise CompressionError(f"{settings.label} trains the model, and the context has no 'fine_tune' function")
     with torch.no_grad():
         quantizer = ModelQuantizer(model, context)
         inputs = _attach_trainable_quantizers(quantizer, settings, factory)
     # The training loop has its own generators; other random operations, such as dropout, follow the seed as well.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
-        context.tune(quantizer.model, settings.epochs, settings.learning_rate, None)
+        context.fine_tune(quantizer.model, settings.epochs, settings.learning_rate, None)
     quantizer.model.eval()
     with torch.no_grad():
         # A diverged training is reported by the name of the parameter.

@@ -1,4 +1,4 @@
-"""Do the harm, print one line a row, and write the table."""
+"""Inject the faults, print one line per row and write the table."""
 
 import argparse
 import time
@@ -7,53 +7,60 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import benchmarks.faults
-from benchmarks.faults.drivers import interrupted, killed_drivers, same_table, second_driver
-from benchmarks.faults.harm import Figure
-from benchmarks.faults.stores import checkpoints, damaged_store, full_disk, many_trials
-from benchmarks.faults.workers import bad_results, hopeless, hung_trials, killed_workers, out_of_memory, run_again
+from benchmarks.faults.drivers import compare_tables, interrupt_search, kill_drivers, start_second_driver
+from benchmarks.faults.injection import FaultResult
+from benchmarks.faults.stores import count_checkpoints, damage_store, fill_disk, run_many_trials
+from benchmarks.faults.workers import (
+    check_bad_results,
+    exhaust_memory,
+    fail_all_trials,
+    hang_trials,
+    kill_workers,
+    repeat_trials,
+)
 
-ROWS: dict[int, Callable[[Path], Figure]] = {
-    1: killed_drivers,
-    2: killed_workers,
-    3: out_of_memory,
-    4: hung_trials,
-    5: interrupted,
-    6: second_driver,
-    7: damaged_store,
-    8: full_disk,
-    9: bad_results,
-    15: hopeless,
-    20: run_again,
-    21: same_table,
-    23: many_trials,
-    24: checkpoints,
+ROWS: dict[int, Callable[[Path], FaultResult]] = {
+    1: kill_drivers,
+    2: kill_workers,
+    3: exhaust_memory,
+    4: hang_trials,
+    5: interrupt_search,
+    6: start_second_driver,
+    7: damage_store,
+    8: fill_disk,
+    9: check_bad_results,
+    15: fail_all_trials,
+    20: repeat_trials,
+    21: compare_tables,
+    23: run_many_trials,
+    24: count_checkpoints,
 }
 
 
 def main() -> None:
-    """Print one line a row, and write the table."""
-    from benchmarks.keeping import about
+    """Run the rows, print one line each and write the table."""
+    from benchmarks.common import describe_benchmark
 
     parser = argparse.ArgumentParser(description=benchmarks.faults.__doc__)
     parser.add_argument("--rows", type=int, nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/faults.md"))
-    asked = parser.parse_args()
-    lines = ["# What must hold whatever goes wrong", "", about(benchmarks.faults.__doc__), ""]
-    lines += ["`python -m benchmarks.faults`", "", "| row | harm | what must hold | measured | held | seconds |"]
+    arguments = parser.parse_args()
+    lines = ["# Fault injection", "", describe_benchmark(benchmarks.faults.__doc__), ""]
+    lines += ["`python -m benchmarks.faults`", "", "| row | fault | requirement | measured | passed | seconds |"]
     lines += ["|---|---|---|---|---|---|"]
-    for row in asked.rows:
-        begun = time.monotonic()
-        with TemporaryDirectory() as folder:
-            place = Path(folder) / "run"
-            place.mkdir()
-            figure = ROWS[row](place)
-        harm = (ROWS[row].__doc__ or "").partition(": ")[2].rstrip(".")
-        took = time.monotonic() - begun
-        held = "yes" if figure.held else "**no**"
-        lines.append(f"| {row} | {harm} | {figure.wanted} | {figure.found} | {held} | {took:.0f} |")
+    for row in arguments.rows:
+        started = time.monotonic()
+        with TemporaryDirectory() as name:
+            folder = Path(name) / "run"
+            folder.mkdir()
+            result = ROWS[row](folder)
+        fault = (ROWS[row].__doc__ or "").partition(": ")[2].rstrip(".")
+        seconds = time.monotonic() - started
+        passed = "yes" if result.passed else "**no**"
+        lines.append(f"| {row} | {fault} | {result.expected} | {result.measured} | {passed} | {seconds:.0f} |")
         print(lines[-1], flush=True)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text("\n".join([*lines, ""]))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

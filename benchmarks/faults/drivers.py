@@ -1,4 +1,4 @@
-"""What is done to drivers."""
+"""Faults of the driver: kills, signals, and a second driver on the same run."""
 
 import json
 import os
@@ -11,136 +11,139 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.harm import (
-    CANDIDATES,
+from benchmarks.faults.injection import (
+    CANDIDATES_QUERY,
     POINTS,
     SPEC,
-    TRAININGS,
-    Figure,
+    TRIALS_QUERY,
+    FaultResult,
+    build_kill,
     driver_process,
-    killing,
-    nothing,
-    rows,
+    inject_nothing,
+    query_store,
 )
-from benchmarks.pretend import Pretend
+from benchmarks.mock_trials import MockEvaluator
 
 
-def killed_drivers(place: Path, kills: int = 41, trials: int = 30, points: Sequence[str] = tuple(POINTS)) -> Figure:
-    """Row 1: a driver that is killed, at random instants and at named points."""
+def kill_drivers(root: Path, kills: int = 41, trials: int = 30, points: Sequence[str] = tuple(POINTS)) -> FaultResult:
+    """Row 1: a driver that is killed at random times and at named points."""
     draw = random.Random(0)
-    done, searches = 0, 0
+    kill_count, searches = 0, 0
     lost = duplicated = running = processes = wrong = 0
     stalls: list[float] = []
     named = list(points)
-    while done < kills + len(points):
-        folder, searches = place / str(searches), searches + 1
+    while kill_count < kills + len(points):
+        folder, searches = root / str(searches), searches + 1
         folder.mkdir()
-        pretend = Pretend(folder / "log", 0.03)
-        known: set[tuple[Any, ...]] = set()
-        while done < kills + len(points):
-            ended = {number for number, state, _ in rows(folder, TRAININGS) if state not in ("running", "paused")}
-            if len(ended) == trials:
+        evaluator = MockEvaluator(folder / "log", 0.03)
+        stored_rows: set[tuple[Any, ...]] = set()
+        while kill_count < kills + len(points):
+            trials_so_far = query_store(folder, TRIALS_QUERY)
+            finished = {number for number, state, _ in trials_so_far if state not in ("running", "paused")}
+            if len(finished) == trials:
                 break
-            harm = killing(named.pop(0), draw.randint(1, 3)) if named else nothing
-            with driver_process(harm, folder, trials, 2, pretend) as process:
-                if harm is nothing:
+            fault = build_kill(named.pop(0), draw.randint(1, 3)) if named else inject_nothing
+            with driver_process(fault, folder, trials, 2, evaluator) as process:
+                if fault is inject_nothing:
                     time.sleep(draw.uniform(0.02, 0.9))
                     os.kill(process, signal.SIGKILL)
-            done += 1
-            now = set(rows(folder, CANDIDATES))
-            lost, known = lost + len(known - now), now
-        with driver_process(nothing, folder, trials, 2, pretend):
+            kill_count += 1
+            now = set(query_store(folder, CANDIDATES_QUERY))
+            lost, stored_rows = lost + len(stored_rows - now), now
+        with driver_process(inject_nothing, folder, trials, 2, evaluator):
             pass
-        lost += len(known - set(rows(folder, CANDIDATES)))
-        trainings = rows(folder, TRAININGS)
-        running += sum(state == "running" for _, state, _ in trainings)
-        wrong += abs(len(trainings) - trials)
-        keys = [_unseeded(config) for _, _, config in trainings]
+        lost += len(stored_rows - set(query_store(folder, CANDIDATES_QUERY)))
+        stored_trials = query_store(folder, TRIALS_QUERY)
+        running += sum(state == "running" for _, state, _ in stored_trials)
+        wrong += abs(len(stored_trials) - trials)
+        keys = [_remove_seed(config) for _, _, config in stored_trials]
         duplicated += len(keys) - len(set(keys))
-        # The first is no restart: it makes the store.
+        # The first start creates the store and is not a restart.
         stalls += [float(line) for line in (folder / "stalls").read_text().split()][1:]
         time.sleep(0.5)
-        processes += len(pretend.alive())
-    found = (
-        f"{done} kills in {searches} searches: {lost} lost, {duplicated} duplicated, {running} left running, "
+        processes += len(evaluator.living_processes())
+    measured = (
+        f"{kill_count} kills in {searches} searches: {lost} lost, {duplicated} duplicated, {running} left running, "
         f"{wrong} trials too many or too few, {processes} processes left; restart stall at most {max(stalls):.2f} s"
     )
     held = not (lost or duplicated or running or processes or wrong) and max(stalls) <= 2
-    return Figure("0 lost, 0 duplicated, 0 left running, exactly N trials, stall <= 2 s", found, held)
+    return FaultResult("0 lost, 0 duplicated, 0 left running, exactly N trials, stall <= 2 s", measured, held)
 
 
-def _unseeded(config: str) -> str:
-
+def _remove_seed(config: str) -> str:
+    """Return a config as JSON text without its seed, because a duplicate has another seed."""
     return json.dumps({key: value for key, value in json.loads(config).items() if key != "seed"}, sort_keys=True)
 
 
-def interrupted(place: Path) -> Figure:
-    """Row 5: Ctrl-C once and twice, and SIGTERM, on the command line with real trainings; then the run goes on."""
+def interrupt_search(runs: Path) -> FaultResult:
+    """Row 5: Ctrl-C once and twice, and SIGTERM, in the command line with real trials; then the run is resumed."""
     small = ["search.trials=6", "search.workers=2", "fit.adamw.epochs=12", "teacher.fit={adamw: {epochs: 12}}"]
     small += ["teacher.student={cnn: {width: 12, depth: 1}}"]
-    words = [sys.executable, "-m", "autocompress.cli.app", "search", "digits", "--runs", str(place), "--resume"]
+    words = [sys.executable, "-m", "autocompress.cli.app", "search", "digits", "--runs", str(runs), "--resume"]
     words += [word for setting in small for word in ("--set", setting)]
-    found, held, before = [], True, 0
+    messages, held, before = [], True, 0
     for signals in ([signal.SIGINT], [signal.SIGINT, signal.SIGINT], [signal.SIGTERM], []):
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while signals and process.poll() is None and len(rows(place / "digits", CANDIDATES)) <= before:
+        while signals and process.poll() is None and len(query_store(runs / "digits", CANDIDATES_QUERY)) <= before:
             time.sleep(0.05)
         sent = time.monotonic()
         for number in signals:
             process.send_signal(number)
             time.sleep(0.1)
         process.communicate()
-        took = time.monotonic() - sent
-        before = len(rows(place / "digits", CANDIDATES))
-        page = (place / "digits" / "report.html").exists()
+        seconds = time.monotonic() - sent
+        before = len(query_store(runs / "digits", CANDIDATES_QUERY))
+        page = (runs / "digits" / "report.html").exists()
         name = " + ".join(number.name for number in signals) or "resumed"
-        found.append(f"{name}: exit {process.returncode}" + (f" after {took:.1f} s" if signals else ""))
+        messages.append(f"{name}: exit {process.returncode}" + (f" after {seconds:.1f} s" if signals else ""))
         held &= page and process.returncode == (128 + signals[0] if signals else 0)
-    left = rows(place / "digits", "SELECT count(*) FROM ac_trials WHERE state IN ('running', 'failed')")[0][0]
-    found.append(f"{left} trials running or failed")
-    return Figure("exit 130 / 143, page written, resumable", "; ".join(found), held and not left)
+    left = query_store(runs / "digits", "SELECT count(*) FROM ac_trials WHERE state IN ('running', 'failed')")[0][0]
+    messages.append(f"{left} trials running or failed")
+    return FaultResult("exit 130 / 143, page written, resumable", "; ".join(messages), held and not left)
 
 
-def second_driver(place: Path) -> Figure:
-    """Row 6: a second driver on the same folder."""
+def start_second_driver(folder: Path) -> FaultResult:
+    """Row 6: a second driver on the same run folder."""
     from autocompress.engine.preflight import check_run_folder
     from autocompress.engine.spec import parse_spec
     from autocompress.errors import RunFolderError
 
-    said, took = "not refused", 0.0
-    with driver_process(nothing, place, 1000, 1, Pretend(place / "log", 0.2)) as process:
-        while not rows(place, TRAININGS):
+    message, seconds = "not refused", 0.0
+    with driver_process(inject_nothing, folder, 1000, 1, MockEvaluator(folder / "log", 0.2)) as process:
+        while not query_store(folder, TRIALS_QUERY):
             time.sleep(0.05)
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
-            check_run_folder(place, parse_spec(SPEC, "x").spec, resume=True)
+            check_run_folder(folder, parse_spec(SPEC, "x").spec, resume=True)
         except RunFolderError as refusal:
-            said, took = str(refusal).replace(str(place), "FOLDER"), time.monotonic() - begun
+            message, seconds = str(refusal).replace(str(folder), "FOLDER"), time.monotonic() - started
         os.kill(process, signal.SIGKILL)
-    held = f"in use by process {process}" in said and took <= 1
-    return Figure("refused in 1 s, naming the process", f"after {took:.3f} s: {said.replace(str(process), 'N')}", held)
+    held = f"in use by process {process}" in message and seconds <= 1
+    return FaultResult(
+        "refused in 1 s, naming the process", f"after {seconds:.3f} s: {message.replace(str(process), 'N')}", held
+    )
 
 
-def same_table(place: Path, trials: int = 30, kills: int = 5) -> Figure:
-    """Row 21: a search in one go and one that is killed and resumed, with one worker."""
+def compare_tables(root: Path, trials: int = 30, kills: int = 5) -> FaultResult:
+    """Row 21: an uninterrupted search and one that is killed and resumed, with one worker."""
     from autocompress.store.run_store import RunStore
 
-    def table(folder: Path) -> str:
-        with RunStore.read(folder) as study:
-            return str(study.candidates().to_csv())
+    def read_table(folder: Path) -> str:
+        with RunStore.read(folder) as store:
+            return str(store.candidate_table().to_csv())
 
     for name in ("whole", "killed"):
-        (place / name).mkdir()
-    with driver_process(nothing, place / "whole", trials, 1, Pretend(place / "whole" / "log", 0.0)):
+        (root / name).mkdir()
+    with driver_process(inject_nothing, root / "whole", trials, 1, MockEvaluator(root / "whole" / "log", 0.0)):
         pass
     points = [point for point in POINTS if "job" in point or "result" in point][:kills]
     for point in points:
-        harm = killing(point, 12 if "rows of" in point else 6)
-        with driver_process(harm, place / "killed", trials, 1, Pretend(place / "killed" / "log", 0.0)):
+        fault = build_kill(point, 12 if "rows of" in point else 6)
+        with driver_process(fault, root / "killed", trials, 1, MockEvaluator(root / "killed" / "log", 0.0)):
             pass
-    left = trials - len(rows(place / "killed", TRAININGS))
-    with driver_process(nothing, place / "killed", trials, 1, Pretend(place / "killed" / "log", 0.0)):
+    left = trials - len(query_store(root / "killed", TRIALS_QUERY))
+    with driver_process(inject_nothing, root / "killed", trials, 1, MockEvaluator(root / "killed" / "log", 0.0)):
         pass
-    same = table(place / "whole") == table(place / "killed")
-    found = f"killed {len(points)} times, {left} trainings to go after the last: " + ("equal" if same else "different")
-    return Figure("the same table", found, same)
+    same = read_table(root / "whole") == read_table(root / "killed")
+    measured = f"killed {len(points)} times, {left} trials left after the last: " + ("equal" if same else "different")
+    return FaultResult("the same table", measured, same)

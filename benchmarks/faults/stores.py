@@ -1,4 +1,4 @@
-"""What is done to stores, and what many trials leave there."""
+"""Faults of the store: damage, a full disk, and the growth over many trials."""
 
 import os
 import random
@@ -9,85 +9,94 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.core.run_info import RunInfo
-from benchmarks.faults.harm import OBJECTIVES, SPEC, TRAININGS, Figure, drive, forked, rows
-from benchmarks.pretend import Pretend, outcome
+from benchmarks.faults.injection import OBJECTIVES, SPEC, TRIALS_QUERY, FaultResult, drive, fork_process, query_store
+from benchmarks.mock_trials import MockEvaluator, mock_result
 
 
-def damaged_store(place: Path, cuts: int = 20, flips: int = 200) -> Figure:
-    """Row 7: a store whose tail is cut off, and one with flipped bytes."""
+def damage_store(root: Path, cuts: int = 20, flips: int = 200) -> FaultResult:
+    """Row 7: a truncated store, and one with flipped bits."""
     from autocompress.errors import AutocompressError
     from autocompress.store.run_store import DATABASE, RunStore
 
-    def content(folder: Path) -> list[Any]:
-        with RunStore.read(folder) as study:
-            return [study.candidates().to_csv(), study.trials().to_csv(), study.run_info(), list(study.notes())]
+    def read_content(folder: Path) -> list[Any]:
+        with RunStore.read(folder) as store:
+            return [
+                store.candidate_table().to_csv(),
+                store.trial_table().to_csv(),
+                store.run_info(),
+                list(store.read_notes()),
+            ]
 
-    drive(place, 20, 1, Pretend(place / "log", 0.0))
-    intact = (place / DATABASE).read_bytes()
-    expected = content(place)
+    drive(root, 20, 1, MockEvaluator(root / "log", 0.0))
+    intact = (root / DATABASE).read_bytes()
+    expected = read_content(root)
     draw = random.Random(0)
-    harmed = [intact[: draw.randrange(len(intact))] for _ in range(cuts)]
+    damaged = [intact[: draw.randrange(len(intact))] for _ in range(cuts)]
     for _ in range(flips):
-        where = draw.randrange(len(intact))
-        harmed.append(intact[:where] + bytes([intact[where] ^ (1 << draw.randrange(8))]) + intact[where + 1 :])
+        position = draw.randrange(len(intact))
+        damaged.append(
+            intact[:position] + bytes([intact[position] ^ (1 << draw.randrange(8))]) + intact[position + 1 :]
+        )
     counts = {"refused with what to do": 0, "read as it was": 0, "silently wrong": 0, "crashed": 0}
-    for number, data in enumerate(harmed):
-        folder = place / str(number)
+    for number, data in enumerate(damaged):
+        folder = root / str(number)
         folder.mkdir()
         (folder / DATABASE).write_bytes(data)
         try:
-            found = "read as it was" if content(folder) == expected else "silently wrong"
+            measured = "read as it was" if read_content(folder) == expected else "silently wrong"
         except AutocompressError as refusal:
-            says = any(word in str(refusal) for word in ("recover", "start anew", "point at"))
-            found = "refused with what to do" if says else "crashed"
+            has_advice = any(word in str(refusal) for word in ("recover", "start anew", "point at"))
+            measured = "refused with what to do" if has_advice else "crashed"
         except Exception:
-            found = "crashed"
-        counts[found] += 1
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+            measured = "crashed"
+        counts[measured] += 1
+    shown = ", ".join(f"{count} {name}" for name, count in counts.items())
     held = not counts["silently wrong"] and not counts["crashed"]
-    return Figure("no silent wrong value", f"{cuts} cut, {flips} flipped: {told}", held)
+    return FaultResult("no silent wrong value", f"{cuts} cut, {flips} flipped: {shown}", held)
 
 
-def full_disk(place: Path) -> Figure:
-    """Row 8: no space left, as a limit on the size of files shows it."""
+def fill_disk(folder: Path) -> FaultResult:
+    """Row 8: no space left, simulated by a limit on the file size."""
     import resource
 
     from autocompress.errors import StorageError
     from autocompress.store.run_store import RunStore
 
-    def harm() -> None:
+    def limit_file_size() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 
-    process = forked()
+    process = fork_process()
     if not process:
         code = 1
         try:
-            harm()
-            drive(place, 500, 1, Pretend(place / "log", 0.0), "search.sampler=random")
+            limit_file_size()
+            drive(folder, 500, 1, MockEvaluator(folder / "log", 0.0), "search.sampler=random")
         except StorageError as fault:
-            (place.parent / "said").write_text(str(fault))
+            (folder.parent / "said").write_text(str(fault))
             code = fault.exit_code
         finally:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    with RunStore.read(place) as study:
-        trials = len(study.trials())
-    said = (place.parent / "said").read_text().replace(str(place), "FOLDER") if code == 3 else "nothing"
-    found = f"exit {code}, {trials} trials readable, it said: {said}"
-    return Figure("clean stop, exit 3, store readable", found, code == 3 and trials > 0 and "space" in said)
+    with RunStore.read(folder) as store:
+        trials = len(store.trial_table())
+    message = (folder.parent / "said").read_text().replace(str(folder), "FOLDER") if code == 3 else "nothing"
+    measured = f"exit {code}, {trials} trials readable, message: {message}"
+    return FaultResult("clean stop, exit 3, store readable", measured, code == 3 and trials > 0 and "space" in message)
 
 
-def many_trials(place: Path, trials: int = 2000) -> Figure:
-    """Row 23: memory and time of the driver over many trials, proposed at random: TPE's own time is in growth."""
-    # In a process of its own: one that has done other rows has memory to spare.
+def run_many_trials(folder: Path, trials: int = 2000) -> FaultResult:
+    """Row 23: memory and time of the driver over many random trials; `benchmarks.growth` measures the samplers."""
+    # In a new process, because memory that earlier rows freed would hide the growth.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        begun, each, last = pool.submit(_grown, place, trials).result()
-    found = f"{begun} trainings: {each / 1024:.1f} KiB a trial, tell {last:.1f} ms at the end (median of 50)"
-    return Figure("below 5 KB a trial, tell below 50 ms", found, each < 5000 and last < 50)
+        started, bytes_per_trial, last = pool.submit(_measure_growth, folder, trials).result()
+    measured = (
+        f"{started} trials: {bytes_per_trial / 1024:.1f} KiB a trial, tell {last:.1f} ms at the end (median of 50)"
+    )
+    return FaultResult("below 5 KB a trial, tell below 50 ms", measured, bytes_per_trial < 5000 and last < 50)
 
 
-def _grown(place: Path, trials: int) -> tuple[int, float, float]:
-    """Return how many trainings were begun, the bytes that each took, and the milliseconds of the last results."""
+def _measure_growth(folder: Path, trials: int) -> tuple[int, float, float]:
+    """Return the number of started trials, bytes per trial, and milliseconds per result at the end."""
     import gc
 
     from autocompress.engine.driver import Driver
@@ -97,38 +106,42 @@ def _grown(place: Path, trials: int) -> tuple[int, float, float]:
     from autocompress.store.run_store import RunStore
 
     source = parse_spec(SPEC, "x", [f"search.trials={trials}", "search.sampler=random"])
-    study = RunStore.create(place, RunInfo(name="x"))
-    proposer = OptunaSampler(study, "x", "random", 0, ["maximize", "minimize"], ["accuracy", "cost"])
-    driver = Driver(study, open_space(source), source.spec.search, proposer, OBJECTIVES, {})
-    begun, tells, at_first, at_last = 0, [], 0, 0
+    store = RunStore.create(folder, RunInfo(name="x"))
+    proposer = OptunaSampler(store, "x", "random", 0, ["maximize", "minimize"], ["accuracy", "cost"])
+    driver = Driver(store, open_space(source), source.spec.search, proposer, OBJECTIVES, {})
+    started, tells, at_first, at_last = 0, [], 0, 0
     while (job := driver.ask()) is not None:
-        begun += job.base is None and not job.rung
-        if begun == trials // 4 and not at_first:
+        started += job.base is None and not job.rung
+        if started == trials // 4 and not at_first:
             gc.collect()
-            at_first = _resident()
-        if begun == trials and not at_last:
-            # Before the search ends: what is written then, once, imports another library.
+            at_first = _resident_bytes()
+        if started == trials and not at_last:
+            # Measured before the search ends, because the final export imports another library.
             gc.collect()
-            at_last = _resident()
+            at_last = _resident_bytes()
         started = time.perf_counter()
-        driver.tell(job, outcome(job))
+        driver.tell(job, mock_result(job))
         tells.append(time.perf_counter() - started)
-    each = (at_last - at_first) / (begun - trials // 4)
-    study.close()
-    return begun, each, sorted(tells[-50:])[25] * 1e3
+    bytes_per_trial = (at_last - at_first) / (started - trials // 4)
+    store.close()
+    return started, bytes_per_trial, sorted(tells[-50:])[25] * 1e3
 
 
-def _resident() -> int:
+def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def checkpoints(place: Path, trials: int = 500) -> Figure:
+def count_checkpoints(folder: Path, trials: int = 500) -> FaultResult:
     """Row 24: files after many trials."""
-    pretend = Pretend(place / "log", 0.0)
-    drive(place, trials, 2, pretend, "search.sampler=random")
-    named = {name for (name,) in rows(place, "SELECT DISTINCT checkpoint FROM ac_candidates WHERE checkpoint != ''")}
-    there = {path.stem for path in (place / "checkpoints").iterdir()}
-    paused = len(list((place / "paused").iterdir()))
-    ended = len([state for _, state, _ in rows(place, TRAININGS) if state == "complete"])
-    found = f"{trials} trainings, {ended} to their end: {len(there)} files of weights, {paused} of paused trainings"
-    return Figure("files of what is kept, and no others", found, there == named and not paused and len(there) == ended)
+    evaluator = MockEvaluator(folder / "log", 0.0)
+    drive(folder, trials, 2, evaluator, "search.sampler=random")
+    referenced = {
+        name for (name,) in query_store(folder, "SELECT DISTINCT checkpoint FROM ac_candidates WHERE checkpoint != ''")
+    }
+    stored = {path.stem for path in (folder / "checkpoints").iterdir()}
+    paused = len(list((folder / "paused").iterdir()))
+    ended = len([state for _, state, _ in query_store(folder, TRIALS_QUERY) if state == "complete"])
+    measured = f"{trials} trials, {ended} complete: {len(stored)} files of weights, {paused} of paused trials"
+    return FaultResult(
+        "only files that the store refers to", measured, stored == referenced and not paused and len(stored) == ended
+    )

@@ -49,9 +49,9 @@ SOMETHING = {
 
 
 def configure(method, values):
-    known = {name: value for name, value in values.items() if name in method.config.knobs()}
-    assert known, f"{method.name} has none of the knobs {sorted(values)}: say in this file what makes it do nothing"
-    return method.config.of(known)
+    settings = {name: value for name, value in values.items() if name in method.config.knobs()}
+    assert settings, f"{method.name} has none of the knobs {sorted(values)}: say in this file what makes it do nothing"
+    return method.config.of(settings)
 
 
 def build(block="residual", seed=0):
@@ -129,7 +129,7 @@ class Compressed:
 
 
 @functools.cache
-def compressed(method, block, something):
+def compress(method, block, something):
     """Compress a model, once for all tests that look at it and change nothing."""
     model = build(block)
     before = torch.random.get_rng_state()
@@ -142,7 +142,7 @@ def costs(model, state=None):
     return measure(Subject(layers=layer_costs(model, context().example), bits=bits), COSTS)
 
 
-def rebuilt(method, config, model, state, block):
+def rebuild(method, config, model, state, block):
     """Rebuild a model from its architecture, JSON and tensors alone, as a saved candidate is."""
     history = json.loads(json.dumps(dict(state.history), allow_nan=False))
     saved = MethodState(history, state.tensors, state.bits)
@@ -186,33 +186,33 @@ def test_a_search_space_can_open_every_knob(method):
     section = "prune" if method.name in PRUNE and PRUNE.get(method.name) is method else "quantize"
     opened = ", ".join(f"{name}: {{}}" for name in method.config.knobs())
     space = open_space(parse_spec(f"task: digits\nstudent: cnn\n{section}: {{{method.name}: {{{opened}}}}}", "x"))
-    found = {name for name, _ in space.dimensions()}
-    assert found >= {f"{section}.{method.name}.{name}" for name in method.config.knobs()}
+    outputs = {name for name, _ in space.dimensions()}
+    assert outputs >= {f"{section}.{method.name}.{name}" for name in method.config.knobs()}
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("method", METHODS)
 class TestApply:
     def test_the_identity_changes_no_logit(self, method, block):
-        made = compressed(method, block, False)
-        for head, values in logits(made.model).items():
-            torch.testing.assert_close(logits(made.out)[head], values, rtol=1e-4, atol=1e-5)
-        assert all(bits == LayerBits(32, 32) for bits in made.state.bits.values())
+        result = compress(method, block, False)
+        for head, values in logits(result.model).items():
+            torch.testing.assert_close(logits(result.out)[head], values, rtol=1e-4, atol=1e-5)
+        assert all(bits == LayerBits(32, 32) for bits in result.state.bits.values())
 
     def test_a_setting_that_is_no_identity_changes_logits_and_lowers_cost(self, method, block):
-        made = compressed(method, block, True)
-        assert not equal(logits(made.model), logits(made.out))
-        before, after = costs(made.model), costs(made.out, made.state)
+        result = compress(method, block, True)
+        assert not equal(logits(result.model), logits(result.out))
+        before, after = costs(result.model), costs(result.out, result.state)
         assert all(after[name] <= before[name] for name in COSTS)
         assert any(after[name] < 0.9 * before[name] for name in COSTS)
 
     def test_shapes_and_finiteness_are_kept(self, method, block):
-        made = compressed(method, block, True)
-        found = logits(made.out)
-        for head, values in logits(made.model).items():
-            assert found[head].shape == values.shape
-            assert found[head].isfinite().all()
-        assert not any(module.training for module in made.out.modules())
+        result = compress(method, block, True)
+        outputs = logits(result.out)
+        for head, values in logits(result.model).items():
+            assert outputs[head].shape == values.shape
+            assert outputs[head].isfinite().all()
+        assert not any(module.training for module in result.out.modules())
 
     @pytest.mark.parametrize("settings", [NOTHING, SOMETHING], ids=["nothing", "something"])
     def test_the_given_model_stays_as_it_was(self, method, block, settings):
@@ -228,7 +228,7 @@ class TestApply:
         assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
 
     def test_the_same_seed_gives_the_same_weights(self, method, block):
-        first = compressed(method, block, True)
+        first = compress(method, block, True)
         model = build(block)
         torch.manual_seed(2)
         other, second = method.apply(model, configure(method, SOMETHING), context())
@@ -237,10 +237,10 @@ class TestApply:
         assert first.state.report == second.report
 
     def test_the_global_random_stream_stays(self, method, block):
-        assert compressed(method, block, True).kept_random_stream
+        assert compress(method, block, True).kept_random_stream
 
     def test_history_and_report_are_json(self, method, block):
-        state = compressed(method, block, True).state
+        state = compress(method, block, True).state
         for part in (state.history, state.report):
             assert json.loads(json.dumps(dict(part), allow_nan=False)) == dict(part)
 
@@ -249,9 +249,9 @@ class TestApply:
 @pytest.mark.parametrize("something", [False, True], ids=["nothing", "something"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_model_is_rebuilt_without_pickle(method, something, block):
-    made = compressed(method, block, something)
+    result = compress(method, block, something)
     config = configure(method, SOMETHING if something else NOTHING)
-    assert equal(logits(rebuilt(method, config, made.out, made.state, block)), logits(made.out))
+    assert equal(logits(rebuild(method, config, result.out, result.state, block)), logits(result.out))
 
 
 @pytest.mark.parametrize("method", [param for param in METHODS if issubclass(param.values[0].config, Recovery)])
@@ -266,7 +266,7 @@ def test_a_method_that_recovers_returns_a_model_that_learns_and_keeps_its_zeros(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        state.hold(out)
+        state.apply_masks(out)
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     for name, mask in state.masks.items():

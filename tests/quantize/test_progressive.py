@@ -34,7 +34,7 @@ class Judge:
 
     def context(self):
         inputs = (torch.randn(8, *EXAMPLE[0].shape[1:], generator=torch.Generator().manual_seed(1)),)
-        return Context(EXAMPLE, (inputs,), tune=self.tune, score=self.score)
+        return Context(EXAMPLE, (inputs,), fine_tune=self.tune, score=self.score)
 
 
 def run(worth, **knobs):

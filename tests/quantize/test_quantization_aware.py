@@ -51,13 +51,13 @@ class TestEveryMethod:
         self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:
         with pytest.raises(CompressionError, match=f"{method.name} trains the model"):
-            method.apply(trained, config(), replace(context(data), tune=None))
+            method.apply(trained, config(), replace(context(data), fine_tune=None))
 
     def test_32_bits_train_nothing(
         self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:
         nothing = config(weight_bits=32, activation_bits=32)
-        out, state = method.apply(trained, nothing, replace(context(data), tune=None))
+        out, state = method.apply(trained, nothing, replace(context(data), fine_tune=None))
         assert method.is_identity(nothing)
         assert not method.is_identity(config(activation_bits=32))
         with torch.no_grad():
@@ -160,7 +160,7 @@ class TestEveryMethod:
                 next(model.parameters()).fill_(torch.nan)
 
         with pytest.raises(CompressionError, match="trained"):
-            method.apply(trained, config(**SHORT), replace(context(data), tune=spoil))
+            method.apply(trained, config(**SHORT), replace(context(data), fine_tune=spoil))
 
     def test_batch_norms_are_folded_before_training(
         self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits

@@ -46,7 +46,7 @@ def train_model(build: Callable[[], nn.Module], data: Digits, seed: int, epochs:
     """Return a network trained from the weights that a seed gives it."""
     torch.manual_seed(seed)
     model = build()
-    context(data, seed=seed).tune(model, epochs, 5e-3, None)  # type: ignore[misc]
+    context(data, seed=seed).fine_tune(model, epochs, 5e-3, None)  # type: ignore[misc]
     return model
 
 

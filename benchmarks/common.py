@@ -1,4 +1,4 @@
-"""Benchmarks over search spaces: what they are asked, and rows kept as they come, so that a long one can go on."""
+"""Shared by benchmarks: command-line options, result rows that are stored at once so that a run can be resumed."""
 
 import argparse
 import json
@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import Any
 
 
-def kept(file: Path) -> list[dict[str, Any]]:
-    """Return the rows so far."""
+def load_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the stored rows."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def keep(file: Path, row: dict[str, Any]) -> None:
-    """Add a row."""
+def append_row(file: Path, row: dict[str, Any]) -> None:
+    """Append a row to a file of JSON lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as stream:
         stream.write(json.dumps(row) + "\n")
 
 
-def questions(document: str | None, out: str, seeds: int) -> argparse.ArgumentParser:
-    """Return a parser of what every such benchmark is asked.
+def build_parser(document: str | None, out: str, seeds: int) -> argparse.ArgumentParser:
+    """Return the parser of the options that benchmarks over search spaces share.
 
     Args:
-        document: The benchmark's docstring.
-        out: Where its table goes by default.
-        seeds: How many by default.
+        document: Docstring of the benchmark.
+        out: Default path of the table.
+        seeds: Default number of seeds.
     """
     parser = argparse.ArgumentParser(description=document)
     parser.add_argument("--spaces", nargs="+", default=["digits", "mnist1d"])
@@ -38,20 +38,20 @@ def questions(document: str | None, out: str, seeds: int) -> argparse.ArgumentPa
     return parser
 
 
-def about(document: str | None) -> str:
-    """Return what a benchmark's docstring says after its first line, as one line of Markdown."""
+def describe_benchmark(document: str | None) -> str:
+    """Return the second paragraph of a benchmark's docstring as one line of Markdown."""
     return " ".join((document or "").split("\n\n")[1].split())
 
 
-def turned(names: Sequence[str], seed: int) -> list[str]:
-    """Return the names in an order that turns with the seed, so that none is always first.
+def rotate_names(names: Sequence[str], seed: int) -> list[str]:
+    """Return the names rotated by the seed, so that no name is always first.
 
     Example:
         >>> turned(["a", "b", "c"], 4)
         ['b', 'c', 'a']
     """
-    turn = seed % max(len(names), 1)
-    return [*names[turn:], *names[:turn]]
+    offset = seed % max(len(names), 1)
+    return [*names[offset:], *names[:offset]]
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -1,6 +1,6 @@
-"""Trials that train nothing, in workers that start at once: what they come to follows from their configuration.
+"""Mock trials: their results are computed from the configuration, without training.
 
-Light on purpose: a worker imports this module and no torch.
+The module imports no torch, so that workers start fast.
 """
 
 import os
@@ -14,22 +14,22 @@ from pathlib import Path
 
 from autocompress.core.records import Candidate, Job, State, TrialResult
 
-#: What goes wrong in a trial.
-FAULTS = ("kill", "kill once", "hang", "hoard", "raise")
+#: Faults of a trial.
+FAULTS = ("kill", "kill once", "hang", "exhaust memory", "raise")
 
 
-def outcome(job: Job, weights: int = 7) -> TrialResult:
-    """Return what a real training would: the same for the same job, candidates at rungs, weights at the end."""
+def mock_result(job: Job, weights: int = 7) -> TrialResult:
+    """Return a result like that of a real trial: deterministic, with candidates at rungs and weights at the end."""
     width = float(job.training.student.values["width"])  # type: ignore[arg-type]
     total = int(job.training.fit.values.get("epochs", 15))  # type: ignore[arg-type]
     epochs = job.until or total
     complete = epochs == total
-    found = []
+    candidates = []
     for number, cut in enumerate(job.cuts):
         bits = 32 if cut.quantize is None else int(cut.quantize.values["weight_bits"])  # type: ignore[arg-type]
         score = 1 - 0.5 / width - 0.1 / bits - (job.training.seed % 1000) * 1e-5 - 0.3 * (1 - epochs / total)
         config = replace(job.training, prune=cut.prune, quantize=cut.quantize)
-        found.append(
+        candidates.append(
             Candidate(
                 f"t{job.number}{'' if complete else f'r{job.rung}'}c{number}",
                 job.number,
@@ -46,7 +46,7 @@ def outcome(job: Job, weights: int = 7) -> TrialResult:
     return TrialResult(
         job.number,
         state,
-        tuple(found),
+        tuple(candidates),
         0.01,
         checkpoints=content,
         paused=b"" if complete else f"after {epochs}".encode(),
@@ -54,13 +54,13 @@ def outcome(job: Job, weights: int = 7) -> TrialResult:
 
 
 @dataclass(frozen=True)
-class Pretend:
-    """Runs jobs that do nothing for some seconds; some of them are faulty.
+class MockEvaluator:
+    """Evaluates jobs by a mock result after some seconds; some jobs have faults.
 
     Attributes:
-        log: Gets a line for each worker and for each execution.
-        seconds: Of a job.
-        faults: Number of a job to one of ``FAULTS``.
+        log: File with a line per worker and per execution.
+        seconds: Duration of a job.
+        faults: Fault, one of ``FAULTS``, by number of the job.
     """
 
     log: Path
@@ -68,44 +68,48 @@ class Pretend:
     faults: Mapping[int, str] = field(default_factory=dict)
 
     def prepare(self) -> None:
-        """Leave a line."""
-        self._say(f"worker {os.getpid()}")
+        """Log the start of a worker."""
+        self._log(f"worker {os.getpid()}")
 
     def __call__(self, job: Job) -> TrialResult:
-        """Run a job, or do what it is there for."""
-        self._say(f"job {job.number} {job.rung}")
+        """Evaluate a job, or cause its fault."""
+        self._log(f"job {job.number} {job.rung}")
         fault = self.faults.get(job.number, "")
         if fault == "kill" or (fault == "kill once" and self.executions().count(f"{job.number} {job.rung}") == 1):
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "hang":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-            self._say(f"worker {child.pid}")
+            self._log(f"worker {child.pid}")
             time.sleep(600)
-        if fault == "hoard":
+        if fault == "exhaust memory":
             bytearray(64 << 30)
         if fault == "raise":
-            raise RuntimeError("this trial is there to fail")
+            raise RuntimeError("this mock trial fails")
         time.sleep(self.seconds)
-        return outcome(job)
+        return mock_result(job)
 
     def executions(self) -> list[str]:
         """Return number and rung of each execution."""
-        return [line.partition(" ")[2] for line in self._lines() if line.startswith("job")]
+        return [line.partition(" ")[2] for line in self._read_lines() if line.startswith("job")]
 
-    def alive(self) -> list[int]:
-        """Return the processes that are still there."""
-        return [int(line.split()[1]) for line in self._lines() if line.startswith("worker") and _lives(line.split()[1])]
+    def living_processes(self) -> list[int]:
+        """Return the logged processes that are still running."""
+        return [
+            int(line.split()[1])
+            for line in self._read_lines()
+            if line.startswith("worker") and _is_running(line.split()[1])
+        ]
 
-    def _lines(self) -> list[str]:
+    def _read_lines(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
 
-    def _say(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         with self.log.open("a") as file:
             file.write(line + "\n")
 
 
-def _lives(process: str) -> bool:
+def _is_running(process: str) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
