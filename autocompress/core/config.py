@@ -1,11 +1,11 @@
-"""One chosen point of the search: student, distillation, fitting, pruning, quantization, seed.
+"""One point of the search space: student, distillation, training, pruning, quantization, seed.
 
-The settings are JSON leaves only, so a config travels between processes, machines and years.
+Settings are JSON leaves, so that configs can be stored, compared and sent to other processes.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -19,8 +19,8 @@ class Part:
     """One method by its registered name, with its settings sorted by name.
 
     Attributes:
-        name: What it is registered as.
-        settings: Pairs of knob and value; knobs that are not named keep their default.
+        name: Registered name.
+        settings: Pairs of hyperparameter and value; the others keep their default.
 
     Example:
         >>> Part.of("soft_target", temperature=4.0).to_json()
@@ -61,18 +61,18 @@ def _make_setting(key: str, value: Leaf) -> tuple[str, Leaf]:
     return (key, _freeze_value(value)) if isinstance(value, list | tuple) else _intern_setting(key, value)
 
 
-# A search of thousands of trainings has few settings that differ. Typed, as 1, 1.0 and True are equal.
+# Thousands of trials share few different settings. Typed, because 1, 1.0 and True are equal.
 @lru_cache(maxsize=4096, typed=True)
 def _intern_setting(key: str, value: Leaf) -> tuple[str, Leaf]:
     return key, value
 
 
-def _freeze_value(value: Any) -> Any:
+def _freeze_value(value: Leaf | Sequence[Leaf]) -> Leaf:
     return tuple(map(_freeze_value, value)) if isinstance(value, list | tuple) else value
 
 
 def fingerprint(data: object) -> str:
-    """Return 12 hex digits that name a JSON value: equal values, equal digits.
+    """Return 12 hex digits of a JSON value; equal values have equal digits.
 
     Example:
         >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
@@ -84,18 +84,18 @@ def fingerprint(data: object) -> str:
 
 @dataclass(frozen=True)
 class CompressionConfig:
-    """The whole tuple that makes one compressed model.
+    """The settings that make one compressed model.
 
-    ``prune`` and ``quantize`` are ``None`` where nothing is cut: such a config is a *training*, and
-    every candidate cut from its checkpoint shares it.
+    ``prune`` and ``quantize`` are ``None`` where the model is not compressed: such a config describes a trial, and all
+    candidates of the trial share it.
 
     Attributes:
-        student: The architecture.
+        student: Architecture.
         distill: Terms of the training loss: one on logits, any number on features.
-        fit: The optimizer and the training.
-        prune: How the checkpoint is pruned.
-        quantize: How it is quantized after that.
-        seed: Seeds weights, batches and whatever else is random in the training.
+        fit: Optimizer and its hyperparameters.
+        prune: Pruning method and its settings.
+        quantize: Quantization method and its settings, applied after pruning.
+        seed: Seed of the weights, the batches and all other random choices of the trial.
 
     Example:
         >>> training = CompressionConfig(Part.of("cnn", width=8), (Part.of("none"),), Part.of("adamw", epochs=5))
@@ -117,7 +117,7 @@ class CompressionConfig:
 
     @property
     def training(self) -> "CompressionConfig":
-        """The same config without its cut: what is trained once and cut many times."""
+        """The same config without compression: it is trained once, and compressed in many ways."""
         return replace(self, prune=None, quantize=None)
 
     def to_json_without_seed(self) -> dict[str, Any]:

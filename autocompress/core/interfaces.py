@@ -129,7 +129,7 @@ def _compare_members(part: object, interface: Interface) -> Iterator[str]:
             yield f"its method {name} must take ({', '.join(_parameters(declared))})"
     for name, hint in interface.attributes.items():
         if name == "config" and hasattr(part, name):
-            yield from _compare_config(part.config, hint)
+            yield from _compare_config(getattr(part, name), hint)
         elif hasattr(part, name):
             yield from _compare_choice(name, getattr(part, name), hint)
 

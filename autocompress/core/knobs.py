@@ -1,10 +1,10 @@
-"""What one field of a config may be: its default and its range, declared once.
+"""Hyperparameters: the default and the range of a config's field, declared once.
 
     @dataclass(frozen=True)
     class SoftTargetConfig(Settings):
         temperature: float = knob(4.0, FloatRange(1.0, 10.0, log=True), "softens both outputs")
 
-A search space may fix such a field, list values for it, or narrow its range; it never widens it.
+A search space may fix such a field, list values for it, or narrow its range. It cannot widen the range.
 """
 
 import math
@@ -25,8 +25,8 @@ class FloatRange:
     """Real numbers from ``low`` to ``high``, both included.
 
     Attributes:
-        low: The least.
-        high: The greatest.
+        low: Smallest value.
+        high: Largest value.
         log: Whether their logarithm is sampled; ``low`` is above 0 then.
 
     Example:
@@ -53,8 +53,8 @@ class IntRange:
     """Whole numbers from ``low`` to ``high``, both included.
 
     Attributes:
-        low: The least.
-        high: The greatest.
+        low: Smallest value.
+        high: Largest value.
         log: Whether their logarithm is sampled; ``low`` is above 0 then.
 
     Example:
@@ -148,10 +148,10 @@ class Knob:
     """One declared field of a config.
 
     Attributes:
-        name: The field's.
-        default: What it is where nothing is said.
-        domain: What it may be.
-        doc: Its meaning in a few words.
+        name: Name of the field.
+        default: Value where a search space does not name the field.
+        domain: Range or choice of values.
+        doc: Meaning in a few words.
     """
 
     name: str
@@ -164,9 +164,9 @@ def knob(default: T, domain: Domain, doc: str = "") -> T:
     """Declare a field of a :class:`Settings` dataclass: its default, its range and its meaning.
 
     Args:
-        default: What it is where nothing is said.
-        domain: What it may be; a search space narrows it and never widens it.
-        doc: Its meaning, for the catalogue.
+        default: Value where a search space does not name the field.
+        domain: Range or choice of values; a search space can narrow it and cannot widen it.
+        doc: Meaning in a few words, for the catalogue.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -200,10 +200,10 @@ def _collect_knobs(config: Any) -> Mapping[str, Knob]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Root of every config dataclass: checks each field against its range when it is built.
+    """Base class of every config: checks each field against its range when it is built.
 
     Attributes:
-        label: What messages call it: the section and the method, such as ``prune.structured``.
+        label: Name in messages: the section and the method, such as ``prune.structured``.
 
     Raises:
         KnobError: A value lies outside its knob's range.
@@ -215,7 +215,7 @@ class Settings:
         for declared in self.knobs().values():
             value = getattr(self, declared.name)
             if isinstance(declared.domain, FloatRange) and isinstance(value, int) and not isinstance(value, bool):
-                # YAML writes 1 for 1.0; one spelling keeps one fingerprint.
+                # YAML writes 1 for 1.0; both must have the same fingerprint.
                 object.__setattr__(self, declared.name, float(value))
             if not declared.domain.accepts(value):
                 where = f"{self.label or type(self).__name__}.{declared.name}"
@@ -233,16 +233,16 @@ class Settings:
         Raises:
             KnobError: An unknown field (the message suggests the nearest), or a value out of range.
         """
-        known = cls.knobs()
+        declared = cls.knobs()
         for name in values:
-            if name not in known:
-                raise KnobError(f"{cls.label or cls.__name__} has no knob '{name}': {did_you_mean(name, known)}")
+            if name not in declared:
+                raise KnobError(f"{cls.label or cls.__name__} has no knob '{name}': {did_you_mean(name, declared)}")
         return cls(**values)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Leaf]:
         """Return the fields as JSON leaves."""
         return asdict(self)
 
     def estimate_epochs(self) -> float:
-        """Return about how many passes over the training split a compression method takes with these settings."""
+        """Return about how many epochs of training a compression method takes with these settings."""
         return 0.0

@@ -1,13 +1,13 @@
-"""The seam of compression methods: what every pruning and quantization method is.
+"""The interface of compression methods: pruning and quantization.
 
-A method is one file: a frozen config whose fields carry their range, and two functions.
-``apply`` compresses a copy of a model and says in JSON how; ``restore`` replays that on a fresh model,
-so a saved candidate is rebuilt from its architecture and its tensors, without pickle.
+A method is one file: a frozen config whose fields declare their ranges, and two functions. ``apply`` compresses a copy
+of a model and records the changes as JSON; ``restore`` repeats them on a fresh model. A saved candidate is rebuilt from
+its architecture and its tensors, without pickle.
 """
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Recovery(Settings):
-    """Knobs of a method whose models train a little after the cut; the trial composes that training."""
+    """Hyperparameters of fine-tuning after pruning; the trial does this training."""
 
     recovery_epochs: int = knob(3, IntRange(0, 1000), "passes over the training split after the cut")
     recovery_learning_rate: float = knob(5e-3, FloatRange(1e-5, 1.0, log=True), "peak learning rate of the recovery")
 
     def estimate_epochs(self) -> float:
-        """Return the epochs of the recovery."""
+        """Return the epochs of fine-tuning."""
         return float(self.recovery_epochs)
 
 
@@ -39,19 +39,19 @@ class LayerBits:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may look at beside the model.
+    """The data and functions that a method may use beside the model.
 
     Attributes:
-        example: A batch of one, as the model's positional arguments: tracing and shapes.
-        calibration: Batches of positional arguments from the calibration split; ranges are observed on them.
+        example: Batch of one example, as the model's positional arguments: for tracing and shapes.
+        calibration: Batches of positional arguments from the calibration split, for ranges and scores.
         targets: Targets of each calibration batch, ``{head: [B]}``.
-        loss: Maps the model's raw output and one batch's targets to a scalar: gradient criteria need it.
-        seed: Seeds whatever is random.
-        tune: Trains a model in place for some epochs at a peak learning rate, under the trial's own distillation;
-            the last argument is called after each step. Methods that train between their steps need it.
-        score: The task's first metric on the split ``search_val``, turned so that more is better. Methods that
-            measure after each of their steps need it.
-        shared: What :meth:`once` has found out about one model, for further cuts of that very model.
+        loss: Function of the model's raw output and one batch's targets that returns a scalar, for gradients.
+        seed: Seed of all random choices.
+        fine_tune: Function that trains a model in place for some epochs at a peak learning rate, with the trial's own
+            distillation, and calls its last argument after each step; for methods that train between their steps.
+        score: Function that returns the task's first metric on the split ``search_val``, larger is better; for methods
+            that measure after each of their steps.
+        shared: Results of :meth:`compute_once` for one model, shared by all compression recipes of that model.
     """
 
     example: tuple[Tensor, ...]
@@ -59,34 +59,34 @@ class Context:
     targets: tuple[Mapping[str, Tensor], ...] = ()
     loss: Callable[[Any, Mapping[str, Tensor]], Tensor] | None = None
     seed: int = 0
-    tune: Callable[[nn.Module, int, float, Callable[[], None] | None], None] | None = None
+    fine_tune: Callable[[nn.Module, int, float, Callable[[], None] | None], None] | None = None
     score: Callable[[nn.Module], float] | None = None
-    shared: dict[Hashable, Any] | None = field(default=None, compare=False, repr=False)
+    shared: dict[Hashable, object] | None = field(default=None, compare=False, repr=False)
 
-    def compute_once(self, key: Hashable, find: Callable[[], T]) -> T:
-        """Return what ``find`` gives: found once for all cuts of a model where they share a context's notes.
+    def compute_once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """Return the value of a function, computed once for all compression recipes of a model.
 
         Args:
-            key: What it depends on beside the model.
-            find: Computes it; what it returns is not changed afterwards.
+            key: Key of the value: everything that it depends on beside the model.
+            compute: Function that returns the value; the value is not changed afterwards.
         """
         if self.shared is None:
-            return find()
+            return compute()
         if key not in self.shared:
-            self.shared[key] = find()
-        found: T = self.shared[key]
-        return found
+            self.shared[key] = compute()
+        # The key belongs to one function, and so to one type.
+        return cast(T, self.shared[key])
 
 
 @dataclass(frozen=True)
 class MethodState:
-    """What ``apply`` did, enough to replay it.
+    """The record of ``apply``, from which ``restore`` repeats it.
 
     Attributes:
-        history: JSON values that ``restore`` replays (channels removed, layers quantized).
+        history: JSON values for ``restore`` (removed channels, quantized layers).
         tensors: Tensors that belong to the history and not to the model's own ``state_dict``.
         bits: Layer name to bit-widths, for the layers that are quantized.
-        report: JSON values for the candidate's card (achieved ratio, per-layer error).
+        report: JSON values for the candidate's card (measured sparsity, error of each layer).
         masks: Parameter name to a mask shaped like it, 0 where the weight is removed; later training keeps it exact.
     """
 
@@ -97,7 +97,7 @@ class MethodState:
     masks: Mapping[str, Tensor] = field(default_factory=dict)
 
     def apply_masks(self, model: nn.Module) -> None:
-        """Set the removed weights of ``model`` back to exactly zero, in place."""
+        """Set the removed weights of ``model`` to exactly zero, in place."""
         for name, mask in self.masks.items():
             weight = model.get_parameter(name).data
             weight.mul_(mask.to(weight.device))
@@ -110,11 +110,11 @@ class Method(Protocol[C]):
     config: type[C]
 
     def is_identity(self, config: C) -> bool:
-        """Return whether this config changes nothing (ratio 0, 32 bits)."""
+        """Return whether this config leaves every model as it is (ratio 0, 32 bits)."""
         ...
 
     def apply(self, model: nn.Module, config: C, context: Context) -> tuple[nn.Module, MethodState]:
-        """Return a compressed copy in evaluation mode, and what was done; ``model`` stays as it was.
+        """Return a compressed copy in evaluation mode, and the record of its changes; ``model`` is not changed.
 
         Raises:
             CompressionError: The method cannot compress this model.
@@ -122,7 +122,7 @@ class Method(Protocol[C]):
         ...
 
     def restore(self, model: nn.Module, config: C, state: MethodState) -> nn.Module:
-        """Give a fresh model the compressed structure; its weights come from the saved ``state_dict``.
+        """Return a fresh model with the compressed structure; its weights come from the saved ``state_dict``.
 
         Raises:
             CompressionError: The history does not fit the model.

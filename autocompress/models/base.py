@@ -1,4 +1,4 @@
-"""The seam of model families: a config of knobs in, an untrained module out."""
+"""The interface of model families: a config of hyperparameters in, an untrained module out."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Protocol, TypeVar
@@ -24,8 +24,8 @@ class Family(Protocol[C]):
         """Return an untrained module; one head returns a tensor ``[B, C]``, several return ``{head: [B, C]}``.
 
         Args:
-            config: The family's knobs.
-            inputs: The positional arguments of the module.
+            config: Hyperparameters of the family.
+            inputs: Specifications of the module's positional arguments.
             heads: Head name to number of classes, ``{"label": 10}``.
 
         Raises:
@@ -34,56 +34,57 @@ class Family(Protocol[C]):
         ...
 
 
-def family_model(student: Part, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
+def build_family_model(student: Part, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
     """Return an untrained module of the registered family that a student part names.
 
     Args:
-        student: The family's name with its knobs.
-        inputs: The positional arguments of the module.
+        student: Name of the family with its hyperparameters.
+        inputs: Specifications of the module's positional arguments.
         heads: Head name to number of classes.
 
     Raises:
         UnknownNameError: No family has that name.
-        KnobError: A knob is unknown or outside its range.
+        KnobError: A hyperparameter is unknown or outside its range.
         UsageError: The family cannot be built for this input or these heads.
     """
     family = STUDENTS.get(student.name)
-    model: nn.Module = family.build(family.config.of(student.values), inputs, heads)
-    return model
+    return family.build(family.config.of(student.values), inputs, heads)
 
 
-def refuse_no_heads(family: str, heads: Mapping[str, int]) -> None:
-    """Make sure that there is a head, and that each has a class.
+def check_heads(family: str, heads: Mapping[str, int]) -> None:
+    """Check that there is a head, and that each has a class.
 
     Raises:
-        UsageError: There is none.
+        UsageError: There is no head, or a head without a class.
     """
     if not heads or min(heads.values()) < 1:
         raise UsageError(f"student '{family}' needs at least one head with at least one class, got {dict(heads)}")
 
 
-def only_real_input(family: str, axes: tuple[str, ...], inputs: tuple[InputSpec, ...]) -> tuple[int, ...]:
+def require_real_input(family: str, axes: tuple[str, ...], inputs: tuple[InputSpec, ...]) -> tuple[int, ...]:
     """Return the shape of the only input, which holds real numbers along the named axes.
 
     Raises:
-        UsageError: There are other inputs, or one of another form.
+        UsageError: There is another number of inputs, or an input of another form.
 
     Example:
-        >>> only_real_input("cnn", ("channels", "height", "width"), (InputSpec((1, 8, 8)),))
+        >>> require_real_input("cnn", ("channels", "height", "width"), (InputSpec((1, 8, 8)),))
         (1, 8, 8)
     """
     if len(inputs) == 1 and not inputs[0].vocabulary:
         shape = inputs[0].shape
         if len(shape) == len(axes) and min(shape) >= 1:
             return shape
-    raise UsageError(f"student '{family}' takes one input of real numbers ({', '.join(axes)}), not {describe(inputs)}")
+    raise UsageError(
+        f"student '{family}' takes one input of real numbers ({', '.join(axes)}), not {describe_inputs(inputs)}"
+    )
 
 
-def describe(inputs: tuple[InputSpec, ...]) -> str:
-    """Return a model's inputs as a person reads them.
+def describe_inputs(inputs: tuple[InputSpec, ...]) -> str:
+    """Return a model's inputs as text for messages.
 
     Example:
-        >>> describe((InputSpec((3, 32, 32)), InputSpec((), vocabulary=100)))
+        >>> describe_inputs((InputSpec((3, 32, 32)), InputSpec((), vocabulary=100)))
         'inputs of shape (3, 32, 32) and () of 100 whole numbers'
     """
     parts = [f"{spec.shape}" + f" of {spec.vocabulary} whole numbers" * bool(spec.vocabulary) for spec in inputs]

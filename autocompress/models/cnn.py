@@ -8,7 +8,7 @@ from torch import nn
 
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
-from autocompress.models.base import only_real_input, refuse_no_heads
+from autocompress.models.base import check_heads, require_real_input
 from autocompress.models.convolutional import CNN, ConvConfig
 
 
@@ -35,15 +35,15 @@ class CNNFamily:
         """Return an untrained network for images ``(C, H, W)``.
 
         Raises:
-            UsageError: The input is not an image, no head is asked for, or a head has no class.
+            UsageError: The input is not an image, there is no head, or a head has no class.
 
         Example:
             >>> net = CNNFamily().build(CNNConfig(width=4), (InputSpec((1, 8, 8)),), {"label": 10})
             >>> sum(p.numel() for p in net.parameters()) > 0
             True
         """
-        channels = only_real_input(self.name, ("channels", "height", "width"), inputs)[0]
-        refuse_no_heads(self.name, heads)
+        channels = require_real_input(self.name, ("channels", "height", "width"), inputs)[0]
+        check_heads(self.name, heads)
         return CNN(config, channels, heads)
 
 

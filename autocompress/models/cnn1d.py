@@ -9,7 +9,7 @@ from torch import nn
 from autocompress.core.knobs import Choice, IntRange, knob
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
-from autocompress.models.base import only_real_input, refuse_no_heads
+from autocompress.models.base import check_heads, require_real_input
 from autocompress.models.convolutional import CNN, ConvConfig
 
 
@@ -40,15 +40,15 @@ class CNN1dFamily:
         """Return an untrained network for signals ``(C, L)``.
 
         Raises:
-            UsageError: The input is not a signal, no head is asked for, or a head has no class.
+            UsageError: The input is not a signal, there is no head, or a head has no class.
 
         Example:
             >>> net = CNN1dFamily().build(CNN1dConfig(width=4), (InputSpec((1, 40)),), {"label": 10})
             >>> sum(p.numel() for p in net.parameters()) > 0
             True
         """
-        channels = only_real_input(self.name, ("channels", "length"), inputs)[0]
-        refuse_no_heads(self.name, heads)
+        channels = require_real_input(self.name, ("channels", "length"), inputs)[0]
+        check_heads(self.name, heads)
         return CNN(config, channels, heads)
 
 

@@ -7,7 +7,7 @@ To add a block, write one function ``(inputs, outputs, stride, config) -> module
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from autocompress.core.knobs import Choice, IntRange, knob
 from autocompress.models.sharing import HeadConfig, make_heads
 
 # Convolution, batch norm and pooling by the number of axes.
-_LAYERS: Mapping[int, tuple[Any, Any, Any]] = {
+_LAYERS: Mapping[int, tuple[type[nn.Module], type[nn.Module], type[nn.Module]]] = {
     1: (nn.Conv1d, nn.BatchNorm1d, nn.AdaptiveAvgPool1d),
     2: (nn.Conv2d, nn.BatchNorm2d, nn.AdaptiveAvgPool2d),
 }
@@ -31,13 +31,13 @@ class _Layers:
     def __call__(self, inputs: int, outputs: int, stride: int = 1, kernel: int = 0, groups: int = 1) -> list[nn.Module]:
         conv, norm, _ = _LAYERS[self.axes]
         side = kernel or self.kernel
-        # Padded so that an input of any size stays at 1 or more.
-        made = conv(inputs, outputs, side, stride=stride, padding=side // 2, groups=groups, bias=False)
-        return [made, norm(outputs)]
+        # The padding keeps the output of an input of any size at 1 or more positions.
+        convolution = conv(inputs, outputs, side, stride=stride, padding=side // 2, groups=groups, bias=False)
+        return [convolution, norm(outputs)]
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut, ``[B, C, *S] -> [B, D, *S / stride]`` (He 2016)."""
+    """Two convolutions with a shortcut, ``[B, C, *S] -> [B, D, *S / stride]`` (He 2016)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, config: "ConvConfig") -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Inverted(nn.Module):
     """A wide depthwise convolution between two narrow ends, ``[B, C, *S] -> [B, D, *S / stride]``.
 
     The block widens to ``expansion`` times its inputs, filters each channel, and narrows again without a
-    rectifier; where the shape stays, its input is added (MobileNetV2, Sandler 2018, arXiv:1801.04381).
+    rectifier; if the shape is the same, the input is added (MobileNetV2, Sandler 2018, arXiv:1801.04381).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, config: "ConvConfig") -> None:
@@ -69,17 +69,17 @@ class Inverted(nn.Module):
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the narrow end, with the input added where it has the same shape."""
+        """Return the narrow output, plus the input if it has the same shape."""
         out: Tensor = self.body(x)
         return x + out if self.adds else out
 
 
-def plain(inputs: int, outputs: int, stride: int, config: "ConvConfig") -> nn.Module:
+def plain_block(inputs: int, outputs: int, stride: int, config: "ConvConfig") -> nn.Module:
     """Return one convolution with batch norm and ReLU."""
     return nn.Sequential(*config.layers(inputs, outputs, stride), nn.ReLU())
 
 
-def separable(inputs: int, outputs: int, stride: int, config: "ConvConfig") -> nn.Module:
+def separable_block(inputs: int, outputs: int, stride: int, config: "ConvConfig") -> nn.Module:
     """Return a convolution within each channel, then one across channels (Howard 2017)."""
     conv = config.layers
     depthwise = conv(inputs, inputs, stride, groups=inputs)
@@ -87,16 +87,16 @@ def separable(inputs: int, outputs: int, stride: int, config: "ConvConfig") -> n
 
 
 BLOCKS: Mapping[str, Callable[[int, int, int, "ConvConfig"], nn.Module]] = {
-    "plain": plain,
+    "plain": plain_block,
     "residual": Residual,
-    "separable": separable,
+    "separable": separable_block,
     "inverted": Inverted,
 }
 
 
 @dataclass(frozen=True)
 class ConvConfig(HeadConfig):
-    """What networks over one axis and over two have in common; a family adds ``axes`` and the rest of the knobs."""
+    """Hyperparameters of networks over one or two axes; a family adds ``axes`` and its own hyperparameters."""
 
     axes: ClassVar[int]
 
@@ -104,13 +104,13 @@ class ConvConfig(HeadConfig):
     depth: int = knob(2, IntRange(1, 8), "blocks in each stage")
     stages: int = knob(3, IntRange(1, 4), "groups of blocks; each after the first halves the size")
     kernel: int = knob(3, Choice((3, 5, 7)), "side of the convolution window")
-    block: str = knob("residual", Choice(tuple(BLOCKS)), "what a stage is made of")
-    expansion: int = knob(4, IntRange(1, 8), "how much wider an inverted block is inside; the others ignore it")
+    block: str = knob("residual", Choice(tuple(BLOCKS)), "kind of block in every stage")
+    expansion: int = knob(4, IntRange(1, 8), "width factor inside an inverted block; other blocks ignore it")
     stem_stride: int = knob(1, Choice((1, 2)), "2 halves the size at once")
 
     @property
     def layers(self) -> _Layers:
-        """What makes this network's convolutions."""
+        """The builder of this network's convolutions."""
         return _Layers(self.axes, self.kernel)
 
 

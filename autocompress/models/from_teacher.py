@@ -1,4 +1,4 @@
-"""Students that are the teacher itself, cut: its blocks dropped, its channels removed, its weights kept."""
+"""Students that are the pruned teacher: blocks dropped, channels removed, remaining weights kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ NAME = "from_teacher"
 
 @dataclass(frozen=True)
 class FromTeacherConfig(Settings):
-    """What is cut from the teacher before the student is trained.
+    """Pruning of the teacher before the student is trained.
 
     Example:
-        >>> [part.name for part in FromTeacherConfig(pruning_ratio=0.3, depth_ratio=0.25).cuts()]
+        >>> [part.name for part in FromTeacherConfig(pruning_ratio=0.3, depth_ratio=0.25).list_pruning_steps()]
         ['depth', 'structured']
-        >>> FromTeacherConfig(pruning_ratio=0.0).cuts()
+        >>> FromTeacherConfig(pruning_ratio=0.0).list_pruning_steps()
         ()
     """
 
@@ -33,15 +33,17 @@ class FromTeacherConfig(Settings):
     allocation: str = knob(
         "uniform",
         Choice(("uniform", "global", "adaptive")),
-        "alike in each layer, by importance over all of them, or by measured sensitivity",
+        "the same ratio in each layer, by importance over all layers, or by measured sensitivity",
     )
     round_to: int = knob(
-        1, Choice((1, 2, 4, 8, 16)), "layers keep a multiple of it: int8 kernels take channels by fours"
+        1,
+        Choice((1, 2, 4, 8, 16)),
+        "layers keep a multiple of this number of channels: int8 kernels read channels in groups of four",
     )
     criterion: str = knob("l2", Choice(("l1", "l2", "taylor", "random")), "what makes a channel important")
 
-    def cuts(self) -> tuple[Part, ...]:
-        """Return the pruning methods to apply to the teacher, in order; the fit of the student is the recovery."""
+    def list_pruning_steps(self) -> tuple[Part, ...]:
+        """Return the pruning methods to apply to the teacher, in order; training the student is the fine-tuning."""
         parts = []
         if self.depth_ratio > 0:
             parts.append(Part.of("depth", pruning_ratio=self.depth_ratio, recovery_epochs=0))
@@ -49,7 +51,7 @@ class FromTeacherConfig(Settings):
             ratio = self.pruning_ratio
             knobs: dict[str, Leaf] = {"criterion": self.criterion, "round_to": self.round_to, "recovery_epochs": 0}
             if self.allocation == "adaptive":
-                # With a share r of all channels gone, about 1 - (1 - r)^2 of the work is.
+                # Without a share r of all channels, about 1 - (1 - r)^2 of the FLOPs are removed.
                 parts.append(Part.of("adaptive", pruning_ratio=min(1 - (1 - ratio) ** 2, 0.98), **knobs))
             else:
                 parts.append(Part.of("structured", pruning_ratio=ratio, scope=self.allocation, **knobs))
@@ -57,19 +59,19 @@ class FromTeacherConfig(Settings):
 
 
 class FromTeacherFamily:
-    """Stands for the user's own network; the task that brought it builds it, and a trial cuts it."""
+    """Stands for the user's own network: the task that holds it builds it, and a trial prunes it."""
 
     name: ClassVar[str] = NAME
     config = FromTeacherConfig
 
     def build(self, config: FromTeacherConfig, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
-        """Refuse: what the teacher is, only a task that brings one knows.
+        """Refuse to build: only a task that holds the user's network can build it.
 
         Raises:
             UsageError: Always.
         """
         raise UsageError(
-            f"student '{NAME}' is the teacher itself, cut; it needs a task that brings a model of its own: "
+            f"student '{NAME}' is the pruned teacher; it needs a task with a model of its own: "
             "autocompress.search(teacher=model, data=...), or a plugin that calls autocompress.bring_model"
         )
 

@@ -1,9 +1,9 @@
-"""Recommenders: embedding tables of users and items, and what stands on them.
+"""Recommenders: embedding tables of users and items, and layers on them.
 
     rating or click   user [B], item [B], features [B, F] if there are any  ->  classes [B, C]
     ranking           user [B], candidates [B, K]                           ->  a score for each candidate [B, K]
 
-The form of the inputs decides which of the two a model is.
+The shapes of the inputs decide which of the two a model is.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from autocompress.core.knobs import IntRange, Settings, knob
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
 from autocompress.errors import UsageError
-from autocompress.models.base import C, describe, refuse_no_heads
+from autocompress.models.base import C, check_heads, describe_inputs
 from autocompress.models.sharing import HeadConfig, Logits, make_heads
 
 EMBEDDING_SCALE = 0.1
@@ -26,13 +26,13 @@ EMBEDDING_SCALE = 0.1
 
 @dataclass(frozen=True)
 class Form:
-    """What a recommender reads and gives.
+    """Sizes of a recommender's inputs.
 
     Attributes:
-        users: Rows of the user table.
-        items: Rows of the item table.
-        candidates: Items in a list to rank; 0 where a single item is rated.
-        features: Real numbers beside user and item.
+        users: Number of rows of the user table.
+        items: Number of rows of the item table.
+        candidates: Number of items in a list to rank; 0 if a single item is rated.
+        features: Number of real features beside user and item.
     """
 
     users: int
@@ -41,17 +41,17 @@ class Form:
     features: int = 0
 
 
-def form_of(family: str, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> Form:
-    """Return what the inputs and heads ask of a recommender.
+def infer_form(family: str, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> Form:
+    """Return the sizes that inputs and heads imply.
 
     Raises:
-        UsageError: They fit neither a rating nor a ranking.
+        UsageError: Inputs and heads fit neither a rating nor a ranking.
 
     Example:
-        >>> form_of("two_tower", (InputSpec((), 100), InputSpec((20,), 500)), {"item": 20})
+        >>> infer_form("two_tower", (InputSpec((), 100), InputSpec((20,), 500)), {"item": 20})
         Form(users=100, items=500, candidates=20, features=0)
     """
-    refuse_no_heads(family, heads)
+    check_heads(family, heads)
     shapes = tuple(spec.shape for spec in inputs)
     whole = tuple(bool(spec.vocabulary) for spec in inputs)
     if whole[:2] == (True, True) and shapes[0] == ():
@@ -67,7 +67,7 @@ def form_of(family: str, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]
             return Form(users, items, candidates=shapes[1][0])
     raise UsageError(
         f"student '{family}' takes a user, an item and real features (features may be missing), or a user and a list "
-        f"of items, not {describe(inputs)}"
+        f"of items, not {describe_inputs(inputs)}"
     )
 
 
@@ -85,25 +85,25 @@ class TwoTowerConfig(Settings):
     embedding: int = knob(32, IntRange(2, 256, log=True), "numbers in a row of the user and the item table")
     width: int = knob(64, IntRange(4, 512, log=True), "outputs of each hidden layer of a tower")
     depth: int = knob(1, IntRange(0, 4), "hidden layers of a tower")
-    tower: int = knob(32, IntRange(2, 256, log=True), "numbers that a tower describes its user or item by")
+    tower: int = knob(32, IntRange(2, 256, log=True), "outputs of a tower")
 
 
 class TwoTower(nn.Module):
-    """One tower describes the user, one the item; their element-wise product is weighted into the outputs.
+    """One tower for the user and one for the item; a weighted sum of their element-wise product gives the outputs.
 
     With one output this is a dot product with a weight for each element (generalized matrix factorization, He et al.
-    2017, arXiv:1708.05031), so a user still finds items by inner product: the weights belong to either tower. Features
-    go into both towers.
+    2017, arXiv:1708.05031), so items can still be retrieved by inner product: either tower can take in
+    the weights. Features enter both towers.
     """
 
     def __init__(self, config: TwoTowerConfig, form: Form, heads: Mapping[str, int]) -> None:
         super().__init__()
         self.ranks = form.candidates > 0
-        self.user_embedding = _table(form.users, config.embedding)
-        self.item_embedding = _table(form.items, config.embedding)
+        self.user_embedding = _make_embedding(form.users, config.embedding)
+        self.item_embedding = _make_embedding(form.items, config.embedding)
         sizes = [config.embedding + form.features, *[config.width] * config.depth, config.tower]
-        self.user_tower, self.item_tower = _layers(sizes), _layers(sizes)
-        self.heads = _heads(config.tower, heads, self.ranks)
+        self.user_tower, self.item_tower = _make_layers(sizes), _make_layers(sizes)
+        self.heads = _make_heads(config.tower, heads, self.ranks)
 
     def forward(self, user: Tensor, item: Tensor, features: Tensor | None = None) -> Logits:
         """Return the logits of the only head, or of every head by name."""
@@ -131,31 +131,31 @@ class InteractionConfig(Settings):
     embedding: int = knob(16, IntRange(2, 256, log=True), "numbers in a row of the user and the item table")
     width: int = knob(64, IntRange(4, 512, log=True), "outputs of each hidden layer")
     depth: int = knob(2, IntRange(1, 4), "hidden layers above the interactions")
-    bottom: int = knob(1, IntRange(0, 3), "hidden layers below them that the features go through")
+    bottom: int = knob(1, IntRange(0, 3), "hidden layers of the features below the interactions")
 
 
 class Interaction(nn.Module):
-    """Pairwise dot products of embeddings and described features, then layers (DLRM, Naumov et al. 2019).
+    """Pairwise dot products of embeddings and transformed features, then layers (DLRM, Naumov et al. 2019).
 
-    Source: arXiv:1906.00091. Two things differ from the paper. Each pair's product has a weight for each element, 1 at
-    first: as the inputs of a layer, columns of the tables can be pruned and products be rounded. And the layers on top
-    see the embeddings beside the dot products, where the paper's see the features alone, of which there may be none.
+    Source: arXiv:1906.00091, with two differences. Each pair's product has a weight for each element, initially 1: as
+    inputs of a layer, columns of the tables can be pruned and products can be quantized. Besides the dot products the
+    layers on top read the embeddings; those of the paper read the features only, which may be missing here.
     """
 
     def __init__(self, config: InteractionConfig, form: Form, heads: Mapping[str, int]) -> None:
         super().__init__()
         self.ranks = form.candidates > 0
-        self.user_embedding = _table(form.users, config.embedding)
-        self.item_embedding = _table(form.items, config.embedding)
+        self.user_embedding = _make_embedding(form.users, config.embedding)
+        self.item_embedding = _make_embedding(form.items, config.embedding)
         vectors = 2
         if form.features:
-            self.bottom = _layers([form.features, *[config.width] * config.bottom, config.embedding])
+            self.bottom = _make_layers([form.features, *[config.width] * config.bottom, config.embedding])
             vectors = 3
         pairs = vectors * (vectors - 1) // 2
-        self.dots = nn.ModuleList(_dot(config.embedding) for _ in range(pairs))
+        self.dots = nn.ModuleList(_make_dot_product(config.embedding) for _ in range(pairs))
         inputs = vectors * config.embedding + pairs
-        self.top = nn.Sequential(*_layers([inputs, *[config.width] * config.depth]), nn.ReLU())
-        self.heads = _heads(config.width, heads, self.ranks)
+        self.top = nn.Sequential(*_make_layers([inputs, *[config.width] * config.depth]), nn.ReLU())
+        self.heads = _make_heads(config.width, heads, self.ranks)
 
     def forward(self, user: Tensor, item: Tensor, features: Tensor | None = None) -> Logits:
         """Return the logits of the only head, or of every head by name."""
@@ -172,7 +172,7 @@ class Interaction(nn.Module):
 
 
 class _Recommenders(Generic[C]):
-    """What both families do: they differ in their config and in the module that it describes."""
+    """Common base of both families, which differ in their config and their module."""
 
     name: ClassVar[str]
     config: type[C]
@@ -182,9 +182,9 @@ class _Recommenders(Generic[C]):
         """Return an untrained model that rates an item, or ranks a list of them.
 
         Raises:
-            UsageError: The inputs are neither, or the heads do not fit them.
+            UsageError: The inputs are of another form, or the heads do not fit them.
         """
-        return self.module(config, form_of(self.name, inputs, heads), heads)
+        return self.module(config, infer_form(self.name, inputs, heads), heads)
 
 
 class TwoTowerFamily(_Recommenders[TwoTowerConfig]):
@@ -225,23 +225,23 @@ class _Scores(nn.ModuleDict):
     """The score of each candidate, ``[B, K, D] -> [B, K]``."""
 
     def __init__(self, inputs: int, heads: Mapping[str, int]) -> None:
-        # A bias common to all candidates would say nothing about their order.
+        # A bias common to all candidates would not change their order.
         super().__init__({head: nn.Linear(inputs, 1, bias=False) for head in heads})
 
-    def forward(self, found: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         (layer,) = self.values()
-        scores: Tensor = layer(found).squeeze(-1)
+        scores: Tensor = layer(features).squeeze(-1)
         return scores
 
 
-def _table(rows: int, columns: int) -> nn.Embedding:
+def _make_embedding(rows: int, columns: int) -> nn.Embedding:
     table = nn.Embedding(rows, columns)
-    # Products of rows drawn from the unit normal, torch's default, drown what the layers above them learn.
+    # With torch's default, the unit normal, products of rows are too large for the layers above to learn.
     nn.init.normal_(table.weight, std=EMBEDDING_SCALE)
     return table
 
 
-def _layers(sizes: list[int]) -> nn.Sequential:
+def _make_layers(sizes: list[int]) -> nn.Sequential:
     """Return linear layers of these sizes, a ReLU between each two."""
     layers = nn.Sequential()
     for index, (inputs, outputs) in enumerate(pairwise(sizes)):
@@ -251,13 +251,13 @@ def _layers(sizes: list[int]) -> nn.Sequential:
     return layers
 
 
-def _heads(inputs: int, heads: Mapping[str, int], ranks: bool) -> nn.Module:
-    """Return what makes logits of the last features."""
+def _make_heads(inputs: int, heads: Mapping[str, int], ranks: bool) -> nn.Module:
+    """Return the module from the last features to the logits."""
     return _Scores(inputs, heads) if ranks else make_heads(HeadConfig(), inputs, heads)
 
 
-def _dot(size: int) -> nn.Linear:
-    """Return what makes a dot product of element-wise products, ``[.., D] -> [.., 1]``."""
+def _make_dot_product(size: int) -> nn.Linear:
+    """Return a layer that sums element-wise products, ``[.., D] -> [.., 1]``, with a weight for each."""
     layer = nn.Linear(size, 1, bias=False)
     nn.init.ones_(layer.weight)
     return layer

@@ -1,11 +1,11 @@
-"""How several heads share what lies between the features of an encoder and their logits.
+"""Layers between the features of an encoder and the logits of several heads, shared or separate.
 
     shared_bottom  features -> one tower a head                                           (Caruana 1997)
     shared_middle  features -> a bottom a head -> one middle for all -> a tower a head
     mixture        features -> experts for all -> weighted by a gate a head -> a tower a head  (Ma et al. 2018)
 
-A *tower* is a linear layer, or two with a rectifier between them (``head_hidden``). A family that takes part lets its
-config derive from :class:`HeadConfig` and ends in :func:`make_heads`.
+A *tower* is a linear layer, or two with a rectifier between them (``head_hidden``). A family with heads derives its
+config from :class:`HeadConfig` and ends its network in :func:`make_heads`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,50 +23,53 @@ Logits = Tensor | dict[str, Tensor]
 class SharedBottom(nn.ModuleDict):
     """One tower a head on the same features, ``[B, F] -> [B, C]``, or ``{head: [B, C]}`` with several heads.
 
-    The encoder below is all that is shared (hard parameter sharing; Caruana 1997, Machine Learning 28).
+    Only the encoder is shared (hard parameter sharing; Caruana 1997, Machine Learning 28).
     """
 
     def __init__(self, config: "HeadConfig", features: int, heads: Mapping[str, int]) -> None:
-        super().__init__(_towers(features, config.head_hidden, heads))
+        super().__init__(_make_towers(features, config.head_hidden, heads))
 
     @property
     def head_layers(self) -> list[str]:
         """Names of the layers whose outputs are the logits, in the order of the heads."""
-        return [_last(name, tower) for name, tower in self.items()]
+        return [_name_last_layer(name, tower) for name, tower in self.items()]
 
     def forward(self, features: Tensor) -> Logits:
         """Return the logits of the only head, or of every head by name."""
-        return _alone({head: tower(features) for head, tower in self.items()})
+        return _unwrap_single_head({head: tower(features) for head, tower in self.items()})
 
 
 class SharedMiddle(nn.Module):
-    """A bottom and a tower of its own for each head, one layer for all between them.
+    """A bottom and a tower for each head, and one layer for all heads between them.
 
     With ReLU as r and the features x, head k returns tower_k(r(middle(r(bottom_k(x))))), where every bottom and the
     middle are linear maps from F to F features. Private nets at both ends of a shared body are the form of Kaiser et
-    al. 2017 (arXiv:1706.05137), reduced to one layer each. The middle runs once a head, and its cost counts so often.
+    al. 2017 (arXiv:1706.05137), reduced to one layer each. The middle runs once for each head, and its cost counts for
+    each run.
 
     ``[B, F] -> [B, C]``, or ``{head: [B, C]}`` with several heads.
     """
 
     def __init__(self, config: "HeadConfig", features: int, heads: Mapping[str, int]) -> None:
         super().__init__()
-        self.bottoms = nn.ModuleDict({head: _hidden(features) for head in heads})
-        self.middle = _hidden(features)
-        self.towers = nn.ModuleDict(_towers(features, config.head_hidden, heads))
+        self.bottoms = nn.ModuleDict({head: _make_hidden_layer(features) for head in heads})
+        self.middle = _make_hidden_layer(features)
+        self.towers = nn.ModuleDict(_make_towers(features, config.head_hidden, heads))
 
     @property
     def head_layers(self) -> list[str]:
         """Names of the layers whose outputs are the logits, in the order of the heads."""
-        return [_last(f"towers.{name}", tower) for name, tower in self.towers.items()]
+        return [_name_last_layer(f"towers.{name}", tower) for name, tower in self.towers.items()]
 
     def forward(self, features: Tensor) -> Logits:
         """Return the logits of the only head, or of every head by name."""
-        return _alone({head: tower(self.middle(self.bottoms[head](features))) for head, tower in self.towers.items()})
+        return _unwrap_single_head(
+            {head: tower(self.middle(self.bottoms[head](features))) for head, tower in self.towers.items()}
+        )
 
 
 class Mixture(nn.Module):
-    """Experts that all heads share, mixed for each head by a gate of its own.
+    """Experts that all heads share, with a gate for each head that mixes them.
 
     With experts f_i (a linear map from F to F features and a ReLU), head k returns tower_k(sum_i g_i f_i(x)), where
     g = softmax(G_k x) has one number an expert (MMoE; Ma et al. 2018, KDD, equations 5 and 6). One head makes it a
@@ -77,27 +80,27 @@ class Mixture(nn.Module):
 
     def __init__(self, config: "HeadConfig", features: int, heads: Mapping[str, int]) -> None:
         super().__init__()
-        # No list: children of lists stand one behind the other, and depth pruning may bypass them.
-        self.experts = nn.ModuleDict({str(index): _hidden(features) for index in range(config.experts)})
+        # Not a ModuleList: depth pruning takes the children of a list for a chain and may bypass them.
+        self.experts = nn.ModuleDict({str(index): _make_hidden_layer(features) for index in range(config.experts)})
         self.gates = nn.ModuleDict({head: nn.Linear(features, config.experts, bias=False) for head in heads})
-        self.towers = nn.ModuleDict(_towers(features, config.head_hidden, heads))
+        self.towers = nn.ModuleDict(_make_towers(features, config.head_hidden, heads))
 
     @property
     def head_layers(self) -> list[str]:
         """Names of the layers whose outputs are the logits, in the order of the heads."""
-        return [_last(f"towers.{name}", tower) for name, tower in self.towers.items()]
+        return [_name_last_layer(f"towers.{name}", tower) for name, tower in self.towers.items()]
 
     def forward(self, features: Tensor) -> Logits:
         """Return the logits of the only head, or of every head by name."""
-        found = torch.stack([expert(features) for expert in self.experts.values()], 1)
+        outputs = torch.stack([expert(features) for expert in self.experts.values()], 1)
         logits = {}
         for head, tower in self.towers.items():
             shares = torch.softmax(self.gates[head](features), 1).unsqueeze(2)
-            logits[head] = tower((shares * found).sum(1))
-        return _alone(logits)
+            logits[head] = tower((shares * outputs).sum(1))
+        return _unwrap_single_head(logits)
 
 
-#: Name to what it builds of a config, the number of features and the heads.
+#: Name to the module, built from a config, the number of features and the heads.
 SHARING: Mapping[str, Callable[["HeadConfig", int, Mapping[str, int]], nn.Module]] = {
     "shared_bottom": SharedBottom,
     "shared_middle": SharedMiddle,
@@ -107,23 +110,23 @@ SHARING: Mapping[str, Callable[["HeadConfig", int, Mapping[str, int]], nn.Module
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig(Settings):
-    """Knobs of what lies behind a family's features; a family's config derives from it.
+    """Hyperparameters of the layers behind a family's features; a family's config derives from it.
 
     Example:
         >>> HeadConfig(sharing="mixture").experts
         4
     """
 
-    sharing: str = knob("shared_bottom", Choice(tuple(SHARING)), "what the heads have in common behind the features")
-    experts: int = knob(4, IntRange(2, 8), "layers that a mixture has to choose from; the others ignore it")
+    sharing: str = knob("shared_bottom", Choice(tuple(SHARING)), "layers that the heads share behind the features")
+    experts: int = knob(4, IntRange(2, 8), "experts of a mixture; other kinds of sharing ignore it")
     head_hidden: int = knob(0, IntRange(0, 256), "units of a hidden layer in each head; 0 = a single linear layer")
 
     @classmethod
     def knobs(cls) -> dict[str, Knob]:
-        """Return every declared knob by name, a family's own ones first."""
-        found = super().knobs()
-        shared = {name: found.pop(name) for name in ("sharing", "experts", "head_hidden")}
-        return {**found, **shared}
+        """Return every hyperparameter by name, those of the family first."""
+        declared = super().knobs()
+        shared = {name: declared.pop(name) for name in ("sharing", "experts", "head_hidden")}
+        return {**declared, **shared}
 
 
 def make_heads(config: HeadConfig, features: int, heads: Mapping[str, int]) -> nn.Module:
@@ -132,8 +135,8 @@ def make_heads(config: HeadConfig, features: int, heads: Mapping[str, int]) -> n
     At the defaults it is a dictionary of linear layers by head.
 
     Args:
-        config: How the heads share.
-        features: F, the features of the encoder.
+        config: Hyperparameters of the shared layers.
+        features: F, the number of features of the encoder.
         heads: Head name to number of classes.
 
     Raises:
@@ -143,27 +146,27 @@ def make_heads(config: HeadConfig, features: int, heads: Mapping[str, int]) -> n
         >>> make_heads(HeadConfig(sharing="mixture"), 16, {"a": 3, "b": 2})(torch.zeros(5, 16))["a"].shape
         torch.Size([5, 3])
     """
-    refuse_head_names(heads)
+    check_head_names(heads)
     return SHARING[config.sharing](config, features, heads)
 
 
-def refuse_head_names(heads: Iterable[str]) -> None:
-    """Make sure that each head's name can name a module.
+def check_head_names(heads: Iterable[str]) -> None:
+    """Check that each head's name can name a module.
 
     Raises:
-        UsageError: One is empty, holds a dot, or is a word that torch uses itself.
+        UsageError: A name is empty, holds a dot, or is an attribute of torch's modules.
     """
-    taken = SharedBottom(HeadConfig(), 1, {})
+    module = SharedBottom(HeadConfig(), 1, {})
     for head in heads:
-        if not head or "." in head or hasattr(taken, head):
+        if not head or "." in head or hasattr(module, head):
             raise UsageError(f"a head cannot be called '{head}': choose a word without dots that torch does not use")
 
 
-def _hidden(features: int) -> nn.Module:
+def _make_hidden_layer(features: int) -> nn.Module:
     return nn.Sequential(nn.Linear(features, features), nn.ReLU())
 
 
-def _towers(features: int, hidden: int, heads: Mapping[str, int]) -> dict[str, nn.Module]:
+def _make_towers(features: int, hidden: int, heads: Mapping[str, int]) -> dict[str, nn.Module]:
     def tower(classes: int) -> nn.Module:
         if not hidden:
             return nn.Linear(features, classes)
@@ -172,9 +175,9 @@ def _towers(features: int, hidden: int, heads: Mapping[str, int]) -> dict[str, n
     return {head: tower(classes) for head, classes in heads.items()}
 
 
-def _last(name: str, tower: nn.Module) -> str:
+def _name_last_layer(name: str, tower: nn.Module) -> str:
     return f"{name}.{len(tower) - 1}" if isinstance(tower, nn.Sequential) else name
 
 
-def _alone(logits: dict[str, Tensor]) -> Logits:
+def _unwrap_single_head(logits: dict[str, Tensor]) -> Logits:
     return next(iter(logits.values())) if len(logits) == 1 else logits

@@ -1,9 +1,9 @@
-"""Convolutional networks for texts: an embedding, convolutions along the text, one vector of all positions, heads.
+"""Convolutional networks for texts: an embedding, convolutions along the text, pooling over positions, heads.
 
     tokens [B, T] -> embedding [B, E, T] -> stem (conv, batch norm, ReLU) -> stages.0 .. stages.n -> pooling -> heads
 
-Positions of padding are zero in front of every convolution, as what lies beyond the end of a text is: more padding
-changes nothing. To add a block, write one class like :class:`Plain` and list it in ``BLOCKS``.
+Positions of padding are zero before every convolution, like the positions beyond the end of a text: more padding
+changes no output. To add a block, write one class like :class:`Plain` and list it in ``BLOCKS``.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from autocompress.core.knobs import Choice, IntRange, knob
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
-from autocompress.models.base import refuse_no_heads
+from autocompress.models.base import check_heads
 from autocompress.models.sharing import HeadConfig, make_heads
-from autocompress.models.tokens import POOLING, MaskedPool, TokenClassifier, TokenMask, only_token_input
+from autocompress.models.tokens import POOLING, MaskedPool, TokenClassifier, TokenMask, require_token_input
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def _make_conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     """Return a convolution and its batch norm; position i of the output looks around position i * stride."""
     conv = nn.Conv1d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm1d(outputs)]
@@ -32,7 +32,7 @@ class Plain(nn.Module):
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(*_conv(width, width, kernel), nn.ReLU())
+        self.body = nn.Sequential(*_make_conv(width, width, kernel), nn.ReLU())
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the features, zero at padding."""
@@ -41,12 +41,12 @@ class Plain(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut, ``[B, C, T], [B, 1, T] -> [B, C, T]`` (He 2016)."""
+    """Two convolutions with a shortcut, ``[B, C, T], [B, 1, T] -> [B, C, T]`` (He 2016)."""
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(*_conv(width, width, kernel), nn.ReLU())
-        self.second = nn.Sequential(*_conv(width, width, kernel))
+        self.first = nn.Sequential(*_make_conv(width, width, kernel), nn.ReLU())
+        self.second = nn.Sequential(*_make_conv(width, width, kernel))
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ class Separable(nn.Module):
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
-        self.within = nn.Sequential(*_conv(width, width, kernel, groups=width), nn.ReLU())
-        self.across = nn.Sequential(*_conv(width, width, 1), nn.ReLU())
+        self.within = nn.Sequential(*_make_conv(width, width, kernel, groups=width), nn.ReLU())
+        self.across = nn.Sequential(*_make_conv(width, width, 1), nn.ReLU())
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the features, zero at padding."""
@@ -82,9 +82,9 @@ class Parallel(nn.Module):
         super().__init__()
         share = -(-width // 3)
         self.windows = nn.ModuleList(
-            nn.Sequential(*_conv(width, share, size), nn.ReLU()) for size in (1, kernel, 2 * kernel - 1)
+            nn.Sequential(*_make_conv(width, share, size), nn.ReLU()) for size in (1, kernel, 2 * kernel - 1)
         )
-        self.across = nn.Sequential(*_conv(3 * share, width, 1), nn.ReLU())
+        self.across = nn.Sequential(*_make_conv(3 * share, width, 1), nn.ReLU())
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the features, zero at padding."""
@@ -111,22 +111,22 @@ class TextCNNConfig(HeadConfig):
 
     label: ClassVar[str] = "text_cnn"
 
-    embedding: int = knob(16, IntRange(2, 256, log=True), "numbers that stand for a token")
+    embedding: int = knob(16, IntRange(2, 256, log=True), "numbers in the embedding of a token")
     width: int = knob(64, IntRange(4, 512, log=True), "channels of every convolution")
     depth: int = knob(2, IntRange(1, 8), "blocks after the stem")
     kernel: int = knob(3, Choice((3, 5, 7)), "length of the convolution window, in positions")
-    block: str = knob("residual", Choice(tuple(BLOCKS)), "what a block is made of")
+    block: str = knob("residual", Choice(tuple(BLOCKS)), "kind of block")
     stem_stride: int = knob(1, Choice((1, 2, 4)), "2 halves the number of positions at once, 4 quarters it")
-    pooling: str = knob("max", Choice(POOLING), "what becomes of the positions in the end")
+    pooling: str = knob("max", Choice(POOLING), "pooling over the positions")
 
 
 class TextCNNEncoder(nn.Module):
     """Tokens to features, ``[B, T] -> [B, width]``.
 
     Args:
-        config: The family's knobs.
-        vocabulary: How many tokens there are.
-        missing: The token that stands for padding, if any.
+        config: Hyperparameters of the family.
+        vocabulary: Number of different tokens.
+        missing: Token of padding, if there is one.
     """
 
     def __init__(self, config: TextCNNConfig, vocabulary: int, missing: int | None) -> None:
@@ -134,7 +134,7 @@ class TextCNNEncoder(nn.Module):
         self.mask = TokenMask(missing)
         self.embedding = nn.Embedding(vocabulary, config.embedding, padding_idx=missing)
         self.stride = config.stem_stride
-        stem = _conv(config.embedding, config.width, config.kernel, config.stem_stride)
+        stem = _make_conv(config.embedding, config.width, config.kernel, config.stem_stride)
         self.stem = nn.Sequential(*stem, nn.ReLU())
         self.stages = nn.ModuleList(BLOCKS[config.block](config.width, config.kernel) for _ in range(config.depth))
         self.pool = MaskedPool(config.pooling)
@@ -142,7 +142,7 @@ class TextCNNEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the features of each text."""
         mask = self.mask(tokens).unsqueeze(1)
-        # The padding's row is zero, but an attack or a quantizer may have moved it.
+        # The embedding of padding starts at zero, but an attack or a quantizer may change it.
         x = self.embedding(tokens).transpose(1, 2) * mask
         mask = mask[:, :, :: self.stride]
         x = self.stem(x) * mask
@@ -170,15 +170,15 @@ class TextCNNFamily:
         """Return an untrained network for texts of ``(T,)`` tokens.
 
         Raises:
-            UsageError: The input is not one of tokens, no head is asked for, or a head has no class.
+            UsageError: The input does not hold tokens, there is no head, or a head has no class.
 
         Example:
             >>> net = TextCNNFamily().build(TextCNNConfig(width=8), (InputSpec((32,), 100, 0),), {"label": 3})
             >>> net(torch.zeros(2, 32, dtype=torch.int64)).shape
             torch.Size([2, 3])
         """
-        tokens = only_token_input(self.name, inputs)
-        refuse_no_heads(self.name, heads)
+        tokens = require_token_input(self.name, inputs)
+        check_heads(self.name, heads)
         return TextCNN(config, tokens, heads)
 
 

@@ -2,8 +2,8 @@
 
     tokens [B, T] -> embedding + positions [B, T, D] -> stages.0 .. stages.n -> norm -> mean or max -> heads
 
-A block normalises in front of each half and adds to what went in (pre-norm; Xiong et al. 2020, arXiv:2002.04745).
-Padding takes part in nothing: no token attends to it, and it is zero behind every block. The attention
+A block normalises before each half and adds the input to the output (pre-norm; Xiong et al. 2020, arXiv:2002.04745).
+Padding has no effect: no token attends to it, and it is zero after every block. The attention
 probabilities ``[B, H, T, T]`` of block n are the output of the layer ``encoder.stages.<n>.attention.probabilities``.
 """
 
@@ -17,12 +17,19 @@ from torch import Tensor, nn
 from autocompress.core.knobs import Choice, IntRange, knob
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
-from autocompress.models.base import refuse_no_heads
+from autocompress.models.base import check_heads
 from autocompress.models.sharing import HeadConfig, make_heads
-from autocompress.models.tokens import FAR, POOLING, MaskedPool, TokenClassifier, TokenMask, only_token_input
+from autocompress.models.tokens import (
+    MASKED_SCORE,
+    POOLING,
+    MaskedPool,
+    TokenClassifier,
+    TokenMask,
+    require_token_input,
+)
 
-#: Deviation of the untrained embedding and positions, as in GPT (Radford et al. 2018).
-START = 0.02
+#: Standard deviation of the untrained embedding and positions, as in GPT (Radford et al. 2018).
+INITIAL_DEVIATION = 0.02
 
 
 class Attention(nn.Module):
@@ -41,17 +48,17 @@ class Attention(nn.Module):
         self.out = nn.Linear(inner, width)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """Return what each position gathers."""
-        query, key, value = (self._apart(layer(x)) for layer in (self.query, self.key, self.value))
+        """Return the attention output of each position."""
+        query, key, value = (self._split_heads(layer(x)) for layer in (self.query, self.key, self.value))
         scores = query @ key.transpose(2, 3) * self.head_size**-0.5
         gathered = self.probabilities(scores + bias) @ value
         out: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
         return out
 
-    def _apart(self, x: Tensor) -> Tensor:
-        """Return the heads on an axis of their own, ``[B, T, H d] -> [B, H, T, d]``."""
-        apart: Tensor = x.unflatten(2, (self.heads, self.head_size)).transpose(1, 2)
-        return apart
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """Return the tensor with a separate axis of heads, ``[B, T, H d] -> [B, H, T, d]``."""
+        split: Tensor = x.unflatten(2, (self.heads, self.head_size)).transpose(1, 2)
+        return split
 
 
 class Block(nn.Module):
@@ -87,21 +94,23 @@ class TransformerConfig(HeadConfig):
 
     layers: int = knob(2, IntRange(1, 8), "blocks of attention and feed-forward layers")
     attention_heads: int = knob(4, IntRange(1, 8), "attentions side by side in each block")
-    head_size: int = knob(16, IntRange(2, 64, log=True), "numbers of each attention; times those the model's width")
-    feed_forward: int = knob(2, IntRange(1, 4), "how much wider the feed-forward layer is than the model")
-    embedding: int = knob(0, IntRange(0, 256), "numbers that stand for a token; 0 = as many as the model is wide")
-    pooling: str = knob("mean", Choice(POOLING), "what becomes of the positions in the end")
+    head_size: int = knob(
+        16, IntRange(2, 64, log=True), "numbers of each attention head; the model's width is heads times head size"
+    )
+    feed_forward: int = knob(2, IntRange(1, 4), "width of the feed-forward layer as a multiple of the model's width")
+    embedding: int = knob(0, IntRange(0, 256), "numbers in the embedding of a token; 0 = the model's width")
+    pooling: str = knob("mean", Choice(POOLING), "pooling over the positions")
 
 
 class TransformerEncoder(nn.Module):
     """Tokens to features, ``[B, T] -> [B, D]``.
 
-    With an ``embedding`` of another width than the model's, a linear layer stands behind it (Lan et al. 2020,
+    If the ``embedding`` has another width than the model, a linear layer follows it (Lan et al. 2020,
     arXiv:1909.11942).
 
     Args:
-        config: The family's knobs.
-        tokens: What the model takes; T may be smaller in a call than here.
+        config: Hyperparameters of the family.
+        tokens: Input specification, with the largest T; a call may have a smaller T.
     """
 
     def __init__(self, config: TransformerConfig, tokens: InputSpec) -> None:
@@ -112,10 +121,10 @@ class TransformerEncoder(nn.Module):
         self.embedding = nn.Embedding(tokens.vocabulary, size, padding_idx=tokens.missing)
         self.widen = nn.Identity() if size == width else nn.Linear(size, width, bias=False)
         self.positions = nn.Parameter(torch.empty(tokens.shape[0], width))
-        # Small and alike, so that attention can tell places as well as tokens from the start.
-        nn.init.normal_(self.positions, std=START)
+        # Positions and tokens start at the same small scale, so that attention can use both from the first step.
+        nn.init.normal_(self.positions, std=INITIAL_DEVIATION)
         with torch.no_grad():
-            self.embedding.weight.mul_(START)
+            self.embedding.weight.mul_(INITIAL_DEVIATION)
         self.stages = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.pool = MaskedPool(config.pooling)
@@ -124,7 +133,7 @@ class TransformerEncoder(nn.Module):
         """Return the features of each text."""
         mask = self.mask(tokens)
         over_features = mask.unsqueeze(2)
-        bias = ((mask - 1) * FAR).unsqueeze(1).unsqueeze(2)
+        bias = ((mask - 1) * MASKED_SCORE).unsqueeze(1).unsqueeze(2)
         x = (self.widen(self.embedding(tokens)) + self.positions[: tokens.shape[1]]) * over_features
         for stage in self.stages:
             x = stage(x, over_features, bias)
@@ -150,15 +159,15 @@ class TransformerFamily:
         """Return an untrained transformer for texts of up to ``(T,)`` tokens.
 
         Raises:
-            UsageError: The input is not one of tokens, no head is asked for, or a head has no class.
+            UsageError: The input does not hold tokens, there is no head, or a head has no class.
 
         Example:
             >>> net = TransformerFamily().build(TransformerConfig(layers=1), (InputSpec((32,), 100, 0),), {"label": 3})
             >>> net(torch.zeros(2, 32, dtype=torch.int64)).shape
             torch.Size([2, 3])
         """
-        tokens = only_token_input(self.name, inputs)
-        refuse_no_heads(self.name, heads)
+        tokens = require_token_input(self.name, inputs)
+        check_heads(self.name, heads)
         return Transformer(config, tokens, heads)
 
 

@@ -8,7 +8,7 @@ from autocompress.errors import UsageError
 from autocompress.export.onnx import export_float
 from autocompress.export.runtime import session
 from autocompress.measure import layer_costs
-from autocompress.models.base import family_model
+from autocompress.models.base import build_family_model
 from autocompress.quantize.tracing import trace_graph
 
 USERS, ITEMS, K = 30, 50, 8
@@ -35,7 +35,7 @@ def batch(inputs: tuple[InputSpec, ...], size: int) -> tuple[Tensor, ...]:
 def build(family: str, form: str, **knobs: int) -> tuple[nn.Module, tuple[InputSpec, ...], dict[str, int]]:
     inputs, heads = FORMS[form]
     torch.manual_seed(0)
-    return family_model(Part.of(family, **knobs), inputs, heads).eval(), inputs, heads
+    return build_family_model(Part.of(family, **knobs), inputs, heads).eval(), inputs, heads
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -65,7 +65,7 @@ class TestEveryForm:
     def test_tables_are_most_of_it(self, family: str, form: str) -> None:
         inputs, heads = FORMS[form]
         large = tuple(InputSpec(spec.shape, 5000) if spec.vocabulary else spec for spec in inputs)
-        model = family_model(Part.of(family), large, heads)
+        model = build_family_model(Part.of(family), large, heads)
         costs = layer_costs(model, batch(inputs, 1))
         tables = costs["user_embedding"].weights + costs["item_embedding"].weights
         assert tables > 0.8 * sum(cost.count_parameters for cost in costs.values())
@@ -127,4 +127,4 @@ def test_inputs_of_another_form_are_refused(
     family: str, inputs: tuple[InputSpec, ...], heads: dict[str, int], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        family_model(Part.of(family), inputs, heads)
+        build_family_model(Part.of(family), inputs, heads)

@@ -3,7 +3,7 @@ import torch
 
 from autocompress.core.task import InputSpec
 from autocompress.errors import UsageError
-from autocompress.models.tokens import POOLING, MaskedPool, TokenMask, only_token_input
+from autocompress.models.tokens import POOLING, MaskedPool, TokenMask, require_token_input
 
 
 def test_the_mask_is_one_at_tokens() -> None:
@@ -37,4 +37,4 @@ def test_padding_alone_gives_zeros(how: str) -> None:
 )
 def test_inputs_that_are_no_text_are_refused(inputs: tuple[InputSpec, ...]) -> None:
     with pytest.raises(UsageError, match=r"student 'x' takes one input of whole numbers \(length\)"):
-        only_token_input("x", inputs)
+        require_token_input("x", inputs)

@@ -13,7 +13,7 @@ from autocompress.core.registry import DISTILL
 from autocompress.core.task import InputSpec
 from autocompress.distill.activations import has_token_output, record_activations
 from autocompress.distill.base import Activations, Batch
-from autocompress.models.base import family_model
+from autocompress.models.base import build_family_model
 
 LENGTH, VOCABULARY, CLASSES = 12, 40, 5
 INPUTS = (InputSpec((LENGTH,), vocabulary=VOCABULARY, missing=0),)
@@ -23,7 +23,7 @@ HEADS = {"label": CLASSES}
 
 def build(family, heads=None, inputs=INPUTS, **knobs):
     torch.manual_seed(0)
-    return family_model(Part.of(family, **knobs), inputs, heads or HEADS)
+    return build_family_model(Part.of(family, **knobs), inputs, heads or HEADS)
 
 
 def tokens(count, seed=9, length=LENGTH):
