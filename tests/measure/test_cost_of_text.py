@@ -10,7 +10,7 @@ from autocompress.core.method import LayerBits
 from autocompress.core.task import InputSpec
 from autocompress.measure import cost
 from autocompress.measure.cost import LayerCost, layer_costs
-from autocompress.models.base import family_model
+from autocompress.models.base import build_family_model
 
 STEPS, FEATURES, UNITS = 5, 8, 6
 X = torch.zeros(1, STEPS, FEATURES)
@@ -125,7 +125,7 @@ class TestAttention:
     def test_a_transformer_of_ours_and_one_of_torch(self):
         width, tokens = 8, torch.ones(1, STEPS, dtype=torch.int64)
         spec = InputSpec((STEPS,), vocabulary=20, missing=0)
-        ours = family_model(Part.of("transformer", layers=2, attention_heads=2, head_size=4), (spec,), {"label": 3})
+        ours = build_family_model(Part.of("transformer", layers=2, attention_heads=2, head_size=4), (spec,), {"label": 3})
         layer = nn.TransformerEncoderLayer(width, 2, 2 * width, batch_first=True, norm_first=True)
         theirs = nn.Sequential(nn.Embedding(20, width), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
         head = width * 3
@@ -133,7 +133,7 @@ class TestAttention:
 
     def test_products_of_activations_stay_at_32_bits(self):
         spec = InputSpec((STEPS,), vocabulary=20, missing=0)
-        model = family_model(Part.of("transformer", layers=1, attention_heads=2, head_size=4), (spec,), {"label": 3})
+        model = build_family_model(Part.of("transformer", layers=1, attention_heads=2, head_size=4), (spec,), {"label": 3})
         layers = layer_costs(model, (IDS,))
         bits = {name: LayerBits(8, 8) for name in layers if isinstance(model.get_submodule(name), nn.Linear)}
         products = 2 * STEPS * STEPS * 8
@@ -148,7 +148,7 @@ def test_bilinear_layers():
 
 
 def test_the_whole_of_a_text_model():
-    model = family_model(
+    model = build_family_model(
         Part.of("text_cnn", embedding=4, width=6, depth=1, block="plain"),
         (InputSpec((STEPS,), vocabulary=20, missing=0),),
         {"label": 3},

@@ -72,11 +72,11 @@ class TestRootMeanSquareError:
 
     def test_classes_without_values_are_refused(self) -> None:
         subject = Subject({"label": torch.zeros(1, 2)}, {"label": torch.tensor([0])})
-        with pytest.raises(TrialError, match="value of each class, and those of 'label' have none"):
+        with pytest.raises(TrialError, match="value of each class, but the classes of 'label' have none"):
             measure(subject, ["rmse"])
 
     def test_levels_that_do_not_fit_are_refused(self) -> None:
-        with pytest.raises(TrialError, match="give one a class"):
+        with pytest.raises(TrialError, match="give one value for each class"):
             root_mean_square_error(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([1.0, 2.0]))
 
 

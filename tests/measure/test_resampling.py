@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from autocompress.analysis.significance import right
+from autocompress.analysis.significance import unpack_correct
 from autocompress.measure import Subject
 from autocompress.measure.resampling import DRAWS, pack_correct, resample_score
 
@@ -32,7 +32,7 @@ def test_two_models_of_one_split_are_scored_on_the_same_draws() -> None:
 
 def test_who_is_right_is_kept_bit_by_bit_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = subject(1001, 0.7)
-    bits = right(pack_correct(model))
+    bits = unpack_correct(pack_correct(model))
     assert bits is not None
     assert bits.ravel().tolist() == (model.logits["label"].argmax(1) == model.targets["label"]).tolist()
     monkeypatch.setattr("autocompress.measure.resampling.MAX_PACKED_EXAMPLES", 1000)

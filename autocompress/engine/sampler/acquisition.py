@@ -79,7 +79,7 @@ class ExpectedHypervolumeImprovement:
         self._hypervolume = moocore.Hypervolume(ref=np.ones(front.shape[1]))
         self._reached = float(self._hypervolume(front)) if len(front) else 0.0
 
-    def improve(self, points: Vector) -> float:
+    def compute_improvement(self, points: Vector) -> float:
         """Return the hypervolume that points add to the front.
 
         Args:
@@ -91,7 +91,9 @@ class ExpectedHypervolumeImprovement:
             return 0.0
         return float(self._hypervolume(np.vstack([self._front, points[~dominated]]))) - self._reached
 
-    def integrate(self, mean: Vector, deviation: Vector, place_candidates: Callable[[Vector], Vector]) -> float:
+    def compute_expectation(
+        self, mean: Vector, deviation: Vector, place_candidates: Callable[[Vector], Vector]
+    ) -> float:
         """Return the expected improvement of a trial whose log errors are normally distributed.
 
         One standard normal variable moves all scores of a trial together, so that the integral has one dimension.
@@ -103,7 +105,7 @@ class ExpectedHypervolumeImprovement:
         """
         expected = 0.0
         for node, weight in QUADRATURE:
-            expected += weight * self.improve(place_candidates(mean + node * deviation))
+            expected += weight * self.compute_improvement(place_candidates(mean + node * deviation))
         return expected
 
 
@@ -189,7 +191,7 @@ class SurrogateSampler:
 
         Args:
             number: The number of its job.
-            candidates: Its candidates at one number of epochs.
+            candidates: Candidates of the trial at one number of epochs.
         """
         self._pricing = None
         parent = candidates[0]
@@ -380,7 +382,7 @@ class SurrogateSampler:
         gains = np.zeros(len(options))
         for index, option in enumerate(options):
             place_candidates = partial(self._place_predictions, option.point)
-            gains[index] = ehvi.integrate(means[index], deviations[index], place_candidates)
+            gains[index] = ehvi.compute_expectation(means[index], deviations[index], place_candidates)
         return gains
 
     def _place_predictions(self, point: Vector, log_errors: Vector) -> Vector:

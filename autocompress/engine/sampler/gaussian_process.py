@@ -88,7 +88,7 @@ class GaussianProcess:
         self._mean_cost = float(inputs.costs.mean())
         K = kernel(self._X, self._X) + NOISE * np.eye(len(targets))
         self._L = np.linalg.cholesky(K)
-        H = self._basis(inputs)
+        H = self._basis_functions(inputs)
         self._white_H = np.linalg.solve(self._L, H)
         white_y = np.linalg.solve(self._L, targets)
         b = np.array([0.0, COST_SLOPE_MEAN, EPOCHS_SLOPE_MEAN])
@@ -114,7 +114,7 @@ class GaussianProcess:
             inputs: The trials to predict, ``M`` of them.
         """
         k_star = kernel(inputs.kernel_inputs, self._X)
-        H_star = self._basis(inputs)
+        H_star = self._basis_functions(inputs)
         mean: Vector = H_star @ self._beta + k_star @ self._alpha
         v = np.linalg.solve(self._L, k_star.T)
         R = H_star - v.T @ self._white_H
@@ -123,7 +123,7 @@ class GaussianProcess:
         # Rounding may leave a trace below zero.
         return mean, self._scale * np.sqrt(np.maximum(variance, 0.0))
 
-    def _basis(self, inputs: Inputs) -> Vector:
+    def _basis_functions(self, inputs: Inputs) -> Vector:
         """Return the basis functions ``h`` of each trial, ``[N, 3]``; costs are centred on the observed ones."""
         return np.column_stack([np.ones(len(inputs.costs)), inputs.costs - self._mean_cost, inputs.epochs])
 

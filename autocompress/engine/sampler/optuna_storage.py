@@ -42,7 +42,7 @@ class OptunaStorage(InMemoryStorage):
             "state": self._replay_state,
             "beside": self.set_trial_system_attr,
         }
-        for name, *arguments in store.notes():
+        for name, *arguments in store.read_notes():
             replays[name](*arguments)
         # Only from here on are changes written.
         self._store = store
@@ -97,7 +97,7 @@ class OptunaStorage(InMemoryStorage):
 
     def _write_entry(self, *words: object) -> None:
         if self._store is not None:
-            self._store.note(json.dumps(words))
+            self._store.add_note(json.dumps(words))
 
     def _replay_study(self, directions: list[int], name: str) -> None:
         self.create_new_study([StudyDirection(direction) for direction in directions], name)
