@@ -17,12 +17,14 @@ from autocompress.tasks.module import bring_model
 
 SPACES = sorted(list_shipped_spaces())
 TASK_OF = {name: next(iter(load_spec(name, []).spec.task)) for name in SPACES}
-NEED_DATA = [name for name in SPACES if TASK_OF[name] in TASKS.names() and hasattr(TASKS.get(TASK_OF[name]), "sample")]
+NEED_DATA = [
+    name for name in SPACES if TASK_OF[name] in TASKS.names() and hasattr(TASKS.get(TASK_OF[name]), "write_sample")
+]
 SHARED = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 REVIEWS = SHARED / "clothing_reviews.csv.gz"
 
 
-def write_sample(name: str, folder: Path) -> Path:
+def sample(name: str, folder: Path) -> Path:
     """Write the little data that a space can do with, and return where it is."""
     if name != "reviews":
         return Path(TASKS.get(TASK_OF[name]).write_sample(folder))

@@ -114,6 +114,7 @@ def count_removable(scored: ScoredGroup, min_share: float) -> int:
 def _weight_uses(model: nn.Module, config: AdaptiveConfig, context: Context) -> dict[str, float]:
     """Return the cost of one weight per layer: its uses for FLOPs, 1 for the number of parameters."""
     uses = count_weight_uses(model, context.example)
+    # With one use per weight, the cost of a layer is its number of parameters.
     return uses if config.budget == "flops" else dict.fromkeys(uses, 1.0)
 
 

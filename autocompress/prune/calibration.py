@@ -45,6 +45,7 @@ def calibration_batches(context: Context, size: int, limit: int = MAX_EXAMPLES) 
     _require_loss(context)
     batches: list[LabelledBatch] = []
     remaining = limit
+    # Without targets there are no pairs, which is reported below.
     for inputs, targets in zip(context.calibration, context.targets, strict=False):
         for start in range(0, min(len(inputs[0]), remaining), size):
             rows = slice(start, min(start + size, remaining))
@@ -69,6 +70,7 @@ def measure_calibration(model: nn.Module, context: Context) -> CalibrationMetric
     hits: dict[str, int] = {}
     for inputs, targets in calibration_batches(context, MAX_EXAMPLES):
         output, count = model(*inputs), len(inputs[0])
+        # Batches may differ in size, so their losses are weighted by the number of examples.
         total_loss += float(loss_function(output, targets)) * count
         examples += count
         for head, logits in _class_logits(output, targets).items():

@@ -164,7 +164,9 @@ def count_weight_uses(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str
 
     Multiplied by the number of weights, it is the number of multiply-accumulates of the layer.
     """
-    names = {module: name for name, module in model.named_modules() if isinstance(module, _ConvNd | nn.Linear)}
+    names: dict[nn.Module, str] = {
+        module: name for name, module in model.named_modules() if isinstance(module, _ConvNd | nn.Linear)
+    }
     uses: dict[str, float] = {}
 
     def record_uses(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

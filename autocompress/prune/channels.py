@@ -107,6 +107,7 @@ class ChannelGraph:
         """
         if not selected:
             return
+        # A proper subset: a layer without channels is not a model.
         if not set(selected) < set(range(group.channels)):
             raise CompressionError(f"'{group.name}' has {group.channels} channels and must keep at least one")
         layer = group.slices[0].layer
@@ -197,6 +198,7 @@ def replay_history(model: nn.Module, history: Sequence[Sequence[Any]]) -> None:
             raise CompressionError(f"the pruning history does not fit the model: {format_error(error)}") from error
         if not fits:
             raise CompressionError(f"the pruning history does not fit layer '{name}', which has {size} channels")
+        # The functions of torch-pruning shrink one layer; the history holds one entry for each.
         (pruner.prune_out_channels if outputs else pruner.prune_in_channels)(layer, list(indices))
 
 

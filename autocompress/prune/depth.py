@@ -76,6 +76,7 @@ class Depth:
             reason = f"'{blocks[0]}' is the only shape-preserving block" if blocks else "none preserves its shape"
             raise CompressionError(f"no block can be dropped: {reason}")
         loss_before = measure_calibration(pruned, context).loss
+        # At least one block is dropped, and at least one remains.
         drop_count = min(max(round_half_up(config.pruning_ratio * len(blocks)), 1), len(blocks) - 1)
         dropped: dict[str, float] = {}
         # Greedy: two blocks that are each dispensable may not be so together.
@@ -162,6 +163,7 @@ def _shape_preserving_blocks(model: nn.Module, example: tuple[Tensor, ...]) -> s
     finally:
         for handle in handles:
             handle.remove()
+    # A block that runs several times, such as a shared one, is not droppable.
     return {name for name, same in calls.items() if same == [True]}
 
 

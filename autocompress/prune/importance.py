@@ -165,6 +165,7 @@ def flatten_by_channel(layer: nn.Module, weight: Tensor, outputs: bool) -> Tenso
     """
     if weight.dim() == 1:
         return weight.unsqueeze(1)
+    # Transposed convolutions and embedding tables have their outputs on the second axis.
     if outputs != (getattr(layer, "transposed", False) or isinstance(layer, nn.Embedding)):
         return weight.flatten(1)
     return swap_channel_axes(layer, weight).flatten(0, 1).flatten(1)

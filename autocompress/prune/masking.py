@@ -106,6 +106,7 @@ def tighten_masks(
         mask[torch.argsort(pooled_scores, stable=True)[:count]] = False
         for name, part in zip(pool, mask.split([len(ranking_scores[name]) for name in pool]), strict=True):
             new_masks[name] = part.view(scores[name].shape).to(scores[name].device)
+    # A small ratio of few weights rounds to none; the least important weight of the widest tensor is removed then.
     if ratio > 0 and all(bool(mask.all()) for mask in new_masks.values()):
         widest = max(ranking_scores, key=lambda name: len(ranking_scores[name]))
         if len(ranking_scores[widest]) > 1:

@@ -98,6 +98,7 @@ class NM:
 
 def input_axis(layer: nn.Module) -> int:
     """Return the axis of a layer's weight that runs over its inputs."""
+    # Transposed convolutions store their weight as [inputs, outputs, ...].
     return 0 if getattr(layer, "transposed", False) else 1
 
 

@@ -43,7 +43,7 @@ class ProgressiveConfig(Recovery):
         "uniform", Choice(("uniform", "global")), "whether the ratio applies to each layer or to all layers together"
     )
 
-    def effort(self) -> float:
+    def estimate_epochs(self) -> float:
         """Return the epochs of all steps and of the recovery, if no step is undone."""
         return float(self.recovery_epochs + len(self.step_ratios()) * self.step_epochs)
 
@@ -79,10 +79,11 @@ class Progressive:
         if self.is_identity(config):
             pruned, state = STRUCTURED.apply(model, StructuredConfig(pruning_ratio=0.0), context)
             return pruned, MethodState(state.history, report={**state.report, "path": []})
-        if context.score is None or (config.step_epochs and context.tune is None):
+        if context.score is None or (config.step_epochs and context.fine_tune is None):
             raise CompressionError(
                 "progressive pruning measures and trains after each step, which needs both functions in the context"
             )
+        # On a copy, because the model must keep its mode.
         start = context.score(copy.deepcopy(model).eval())
         path: list[dict[str, float | bool]] = [{"pruning_ratio": 0.0, "score": start, "kept": True}]
         accepted, accepted_ratio, score = model, 0.0, start
@@ -127,8 +128,8 @@ class Progressive:
         return StructuredConfig(pruning_ratio=share, criterion=config.criterion, scope=config.scope)
 
     def _train_step(self, model: nn.Module, config: ProgressiveConfig, context: Context) -> None:
-        if config.step_epochs and context.tune is not None:
-            context.tune(model, config.step_epochs, config.recovery_learning_rate, None)
+        if config.step_epochs and context.fine_tune is not None:
+            context.fine_tune(model, config.step_epochs, config.recovery_learning_rate, None)
         if context.calibration:
             reestimate_batch_norm(model, context.calibration)
         model.eval()

@@ -27,7 +27,7 @@ class GradualConfig(Recovery):
     steps: int = knob(4, IntRange(1, 50), "pruning steps of the schedules linear and cubic")
     step_epochs: int = knob(1, IntRange(0, 1000), "passes over the training split between two steps")
 
-    def effort(self) -> float:
+    def estimate_epochs(self) -> float:
         """Return the epochs of training between the steps and after the last one."""
         steps = 1 if self.schedule == "one_shot" else self.steps
         return float(self.recovery_epochs + (steps - 1) * self.step_epochs)
@@ -61,10 +61,10 @@ class GradualConfig(Recovery):
         if self.step_epochs == 0:
             if context.calibration:
                 reestimate_batch_norm(model, context.calibration)
-        elif context.tune is None:
+        elif context.fine_tune is None:
             raise CompressionError(
                 f"schedule '{self.schedule}' trains between its steps, but this context cannot train; set step_epochs=0"
             )
         else:
-            context.tune(model, self.step_epochs, self.recovery_learning_rate, hold)
+            context.fine_tune(model, self.step_epochs, self.recovery_learning_rate, hold)
         model.eval()

@@ -35,6 +35,7 @@ def pack_sparse(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     flat = weight.detach().flatten()
     nonzero = flat != 0
+    # Padded to whole bytes.
     padded = torch.cat([nonzero, nonzero.new_zeros(-len(nonzero) % 8)])
     mask = (padded.view(-1, 8) * _BITS.to(weight.device)).sum(1).to(torch.uint8)
     return mask, flat[nonzero]
@@ -119,6 +120,7 @@ def break_even_density(form: str, outputs: int, inputs: int, value_bytes: int = 
         (0.96875, 0.4920654296875)
     """
     size = outputs * inputs
+    # Bytes that do not depend on the density, and bytes per nonzero value.
     fixed = {"packed": size / 8, "csr": 4.0 * (outputs + 1)}[form]
     per_value = {"packed": value_bytes, "csr": value_bytes + 4}[form]
     return max(0.0, (value_bytes * size - fixed) / (per_value * size))

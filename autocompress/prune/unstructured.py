@@ -76,6 +76,7 @@ class Unstructured:
         state = MethodState()
         for step, ratio in enumerate(config.step_ratios(config.pruning_ratio)):
             if step:
+                # The masks are applied after each step of the optimizer, which would change removed weights.
                 config.train_between_steps(pruned, context, partial(state.apply_masks, pruned))
             scores = score_weights(pruned, masks, config.criterion, context, generator)
             # LAMP is defined on squared weights, which are the scores of the criterion l2.

@@ -1,4 +1,4 @@
-"""Batched augmentation of tensors that are already in memory."""
+"""Augmentation of batches of tensors in memory."""
 
 import math
 
@@ -13,58 +13,62 @@ def random_affine(
     """Rotate, shift and scale each image by its own random amount.
 
     Args:
-        images: ``[N, C, H, W]``.
-        seed: The same seed gives the same result.
-        degrees: Largest rotation either way.
-        shift: Largest shift either way, as a share of the width.
-        scale: Largest change of size either way, as a share.
+        images: Images, ``[N, C, H, W]``.
+        seed: Seed of the random amounts.
+        degrees: Largest rotation in either direction, in degrees.
+        shift: Largest shift in either direction, as a share of the width.
+        scale: Largest relative change of size in either direction.
 
     Returns:
-        ``[N, C, H, W]``; what moves in from outside repeats the border.
+        Images ``[N, C, H, W]``; pixels from outside an image repeat its border.
     """
     generator = torch.Generator().manual_seed(seed)
+    # A generator of its own leaves torch's global random state unchanged.
     count = images.shape[0]
     angle, zoom, dx, dy = torch.rand(4, count, generator=generator).mul(2).sub(1)
     angle = angle * math.radians(degrees)
     zoom = 1 + zoom * scale
     cosine, sine = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    # grid_sample's coordinates run from -1 to 1, so a share of the width counts twice.
+    # The coordinates of grid_sample run from -1 to 1, so a share of the width is doubled.
     top = torch.stack([cosine, -sine, dx * shift * 2], dim=1)
     bottom = torch.stack([sine, cosine, dy * shift * 2], dim=1)
+    # align_corners=False measures from pixel edge to pixel edge, so a share does not depend on the resolution.
     grid = F.affine_grid(torch.stack([top, bottom], dim=1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def random_moves(count: int, seed: int, *, padding: int, flip: bool = True) -> Tensor:
-    """Return how each image is to be cropped and flipped, ``[count, 3]``: row, column, whether to flip.
+def draw_crops(count: int, seed: int, *, padding: int, flip: bool = True) -> Tensor:
+    """Return a random crop and flip for each image, ``[count, 3]``: row, column, 1 for a flip.
 
-    Drawn apart from the pixels, so that a batch is moved alike whatever else is in it.
+    The crops of a whole split are drawn at once, so that an image is augmented alike in whatever batch it is.
 
     Args:
-        count: How many images there are.
-        seed: The same seed gives the same moves.
-        padding: Largest shift either way, in pixels; rows and columns run from 0 to twice that.
+        count: Number of images.
+        seed: Seed of the crops.
+        padding: Largest shift in either direction, in pixels; rows and columns range from 0 to twice the padding.
         flip: Whether half of the images are mirrored.
     """
     generator = torch.Generator().manual_seed(seed)
     corners = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator)
+    # Integers, so that rows, columns and flips fit into one tensor.
     flips = torch.randint(0, 2, (count, 1), generator=generator) * int(flip)
     return torch.cat([corners, flips], dim=1)
 
 
-def move(images: Tensor, moves: Tensor, padding: int) -> Tensor:
-    """Crop each image at its own place after padding with zeros, and mirror it where asked (He 2016).
+def crop_and_flip(images: Tensor, crops: Tensor, padding: int) -> Tensor:
+    """Pad each image with zeros, crop it at its own position and mirror it if its crop says so (He 2016).
 
     Args:
-        images: ``[N, C, H, W]``, normalised: zeros are the mean colour.
-        moves: ``[N, 3]`` from :func:`random_moves`; ``[padding, padding, 0]`` leaves an image as it is.
+        images: Normalized images, ``[N, C, H, W]``; zeros are the mean color.
+        crops: Result of :func:`draw_crops`, ``[N, 3]``; ``[padding, padding, 0]`` leaves an image unchanged.
         padding: Pixels added on each side.
 
     Returns:
-        ``[N, C, H, W]``.
+        Images ``[N, C, H, W]``.
     """
     height, width = images.shape[2:]
-    rows, columns, flips = moves.unbind(1)
+    rows, columns, flips = crops.unbind(1)
+    # A view of all possible crops: no memory is used until one of them is indexed.
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     cropped = windows[torch.arange(len(images)), :, rows, columns]
     return torch.where(flips.bool().view(-1, 1, 1, 1), cropped.flip(3), cropped)
@@ -74,20 +78,21 @@ def random_shift(signals: Tensor, seed: int, *, shift: float = 0.1, scale: float
     """Shift each signal in time and scale it by its own random amount.
 
     Args:
-        signals: ``[N, C, L]``.
-        seed: The same seed gives the same result.
-        shift: Largest shift either way, as a share of the length.
-        scale: Largest change of amplitude either way, as a share.
-        wrap: Whether what leaves at one end comes in at the other; otherwise the end is repeated.
+        signals: Signals, ``[N, C, L]``.
+        seed: Seed of the random amounts.
+        shift: Largest shift in either direction, as a share of the length.
+        scale: Largest relative change of amplitude in either direction.
+        wrap: Whether a shift is circular; otherwise the value at the end is repeated.
 
     Returns:
-        ``[N, C, L]``.
+        Signals ``[N, C, L]``.
     """
     generator = torch.Generator().manual_seed(seed)
     count, channels, length = signals.shape
-    most = round(shift * length)
-    offset = torch.randint(-most, most + 1, (count, 1), generator=generator)
+    max_offset = round(shift * length)
+    offset = torch.randint(-max_offset, max_offset + 1, (count, 1), generator=generator)
     factor = 1 + torch.rand(count, 1, 1, generator=generator).mul(2).sub(1) * scale
-    place = torch.arange(length) - offset
-    place = place.remainder(length) if wrap else place.clamp(0, length - 1)
-    return signals.gather(2, place.unsqueeze(1).expand(-1, channels, -1)) * factor
+    # The position that each output value is read from.
+    positions = torch.arange(length) - offset
+    positions = positions.remainder(length) if wrap else positions.clamp(0, length - 1)
+    return signals.gather(2, positions.unsqueeze(1).expand(-1, channels, -1)) * factor

@@ -1,7 +1,7 @@
-"""Images of any kind to one tensor of bytes, decoded once and kept in the cache folder.
+"""Decoding of images into one tensor of bytes, which the cache folder keeps.
 
-A cache entry is ``<key>.npy``, which is mapped into memory and so shared by every process that reads it, beside
-``<key>.json`` with its checksum and the images that cannot be read.
+A cache entry consists of ``<key>.npy``, which is memory-mapped and therefore shared by all processes that read it, and
+``<key>.json`` with its checksum and the unreadable images.
 """
 
 import json
@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
@@ -20,14 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from autocompress.core.atomic import cache_folder, file_sha256, storage_errors, write_atomic
+from autocompress.core.atomic import cache_folder, compute_file_sha256, storage_errors, write_atomic
 from autocompress.core.config import fingerprint
 from autocompress.errors import UsageError
 
+# Version of the cache entries; a new one invalidates them.
 FORMAT = 1
-MOST_UNREADABLE = 0.05
-# What Pillow raises on files that are no image, cut short, or so large that decoding them is an attack.
+MAX_UNREADABLE_SHARE = 0.05
+# Exceptions of Pillow for files that are not images, are truncated, or are so large that decoding exhausts the memory.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# Pillow's mode for each number of channels.
 MODES = {1: "L", 3: "RGB"}
 
 Pixels = NDArray[np.uint8]
@@ -35,34 +36,34 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Images of one part of the data, not yet decoded.
+class ImageSource:
+    """Images of one part of the data that are not decoded yet.
 
     Attributes:
-        names: What to call each image in a message.
-        labels: The class of each.
-        load: Opens one by its number, as a Pillow image.
-        identity: JSON value that changes whenever an image does; ``None`` where nothing tells, and nothing is cached.
+        names: Name of each image for messages.
+        labels: Class index of each image.
+        load: Function that opens an image by its number, as a Pillow image.
+        cache_key: JSON value that changes whenever an image does; ``None`` disables the cache.
     """
 
     names: Sequence[str]
     labels: Sequence[int]
     load: Callable[[int], Image.Image]
-    identity: Any = None
+    cache_key: object = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Images of one part.
+class DecodedImages:
+    """Decoded images of one part of the data.
 
     Attributes:
-        pixels: ``[N, C, H, W]``, bytes; rows of unreadable images hold nothing of use.
-        labels: ``[N]``.
+        pixels: Bytes ``[N, C, H, W]``; rows of unreadable images are black.
+        labels: Class indices, ``[N]``.
         rows: Numbers of the readable images.
-        unreadable: Name and reason of each that is not.
+        unreadable: Name and reason of each unreadable image.
     """
 
     pixels: Tensor
@@ -71,8 +72,8 @@ class Decoded:
     unreadable: tuple[str, ...] = ()
 
 
-def shape_of(source: Source, size: int | None, channels: int | None) -> Shape:
-    """Return ``(C, H, W)`` as asked for, or as the first readable image has it.
+def image_shape(source: ImageSource, size: int | None, channels: int | None) -> Shape:
+    """Return ``(C, H, W)`` from the options, or from the first readable image where they are not set.
 
     Raises:
         UsageError: No image can be read.
@@ -86,59 +87,65 @@ def shape_of(source: Source, size: int | None, channels: int | None) -> Shape:
             side = (image.height, image.width) if size is None else (size, size)
         except UNREADABLE:
             continue
+        # Modes of one channel: 1 bit, 8 bits, 8 bits with alpha, 32 bits and 16 bits.
         grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
         return channels or (1 if grey else 3), *side
     raise UsageError(f"none of the {len(source)} images can be read; the first is {source.names[0]}")
 
 
-def decode(source: Source, shape: Shape, resize: bool) -> Decoded:
-    """Return every image of a source as bytes, from the cache if it holds them.
+def decode_images(source: ImageSource, shape: Shape, resize: bool) -> DecodedImages:
+    """Return all images of a source as bytes, from the cache if it has them.
 
-    Processes that ask at the same time wait for one of them to decode.
+    If several processes request the same images, one decodes them and the others wait.
 
     Args:
-        source: What to decode.
-        shape: ``(C, H, W)`` of the result.
-        resize: Whether images of another size are resized and cropped to it; otherwise they are an error.
+        source: Images to decode.
+        shape: Shape ``(C, H, W)`` of each decoded image.
+        resize: Whether images of another size are resized and cropped; otherwise they raise an error.
 
     Raises:
         UsageError: An image has another size, or more than one in twenty cannot be read.
         StorageError: The cache folder cannot be written.
     """
     unreadable: dict[int, str] = {}
-    images = _images(source, shape, resize, unreadable)
-    if source.identity is None:
-        return _decoded(source, np.stack(list(images)), unreadable)
+    # A generator: on a cache hit no image is opened, and on a miss one image at a time is in memory.
+    images = _iterate_images(source, shape, resize, unreadable)
+    if source.cache_key is None:
+        return _build_images(source, np.stack(list(images)), unreadable)
     folder = cache_folder() / "images"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    key = fingerprint([FORMAT, PIL.__version__, shape, resize, list(source.names), source.identity])
-    path, note = folder / f"{key}.npy", folder / f"{key}.json"
+    # Pillow's version is part of the key, because decoders may differ between versions.
+    key = fingerprint([FORMAT, PIL.__version__, shape, resize, list(source.names), source.cache_key])
+    path, record_path = folder / f"{key}.npy", folder / f"{key}.json"
+    # One process decodes the images, and the others wait for its file.
     with FileLock(folder / f"{key}.lock"):
-        found = _read(path, note)
-        if found is None:
-            _write(path, (len(source), *shape), images)
-            write_atomic(note, json.dumps({"sha256": file_sha256(path), "unreadable": unreadable}))
-            found = _mapped(path), unreadable
-    return _decoded(source, *found)
+        cached = _read_cache(path, record_path)
+        if cached is None:
+            _write_cache(path, (len(source), *shape), images)
+            write_atomic(record_path, json.dumps({"sha256": compute_file_sha256(path), "unreadable": unreadable}))
+            cached = _map_pixels(path), unreadable
+    return _build_images(source, *cached)
 
 
-def to_pixels(image: Image.Image, shape: Shape, resize: bool) -> Pixels:
-    """Return one image as bytes ``[C, H, W]``: upright, in grey or RGB, cropped from its middle where it is resized.
+def image_pixels(image: Image.Image, shape: Shape, resize: bool) -> Pixels:
+    """Return one image as bytes ``[C, H, W]``: upright, in grey or RGB, and center-cropped if it is resized.
 
     Raises:
-        UsageError: It has another size and must not be resized.
-        OSError: It cannot be decoded.
+        UsageError: The image has another size and ``resize`` is off.
+        OSError: The image cannot be decoded.
     """
     channels, height, width = shape
     mode = MODES[channels]
     if resize:
-        # JPEG decodes at half, a quarter or an eighth of its size much faster than at full size.
+        # JPEG can decode at half, a quarter or an eighth of the size, which is much faster than at full size.
         image.draft(mode, (width, height))
+    # Cameras record a rotation in the EXIF data instead of rotating the pixels.
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        # Sixteen bits: Pillow would clip them to the lowest eight.
+        # Pillow would clip 16-bit values to 255 instead of scaling them.
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    # Pillow warns if a palette with transparency is not converted to RGBA first.
     if "transparency" in image.info:
         image = image.convert("RGBA")
     image = image.convert(mode)
@@ -152,28 +159,29 @@ def to_pixels(image: Image.Image, shape: Shape, resize: bool) -> Pixels:
     return pixels
 
 
-def _images(source: Source, shape: Shape, resize: bool, unreadable: dict[int, str]) -> Iterator[Pixels]:
-    """Yield every image, black where it cannot be read, and note the reason for each of those."""
+def _iterate_images(source: ImageSource, shape: Shape, resize: bool, unreadable: dict[int, str]) -> Iterator[Pixels]:
+    """Yield every image; an unreadable one is black, and the reason is added to ``unreadable``."""
     for number in range(len(source)):
         try:
             with source.load(number) as image:
-                pixels = to_pixels(image, shape, resize)
+                pixels = image_pixels(image, shape, resize)
         except UsageError as error:
             raise UsageError(f"{source.names[number]} {error}") from None
         except UNREADABLE as reason:
             unreadable[number] = " ".join(str(reason).split())
+            # A placeholder keeps the row numbers equal to those of the source.
             pixels = np.zeros(shape, np.uint8)
         yield pixels
-    if len(unreadable) > MOST_UNREADABLE * len(source):
+    if len(unreadable) > MAX_UNREADABLE_SHARE * len(source):
         number, first = next(iter(unreadable.items()))
         raise UsageError(
             f"{len(unreadable)} of {len(source)} images cannot be read; the first is {source.names[number]}: {first}"
         )
 
 
-def _decoded(source: Source, pixels: Pixels, unreadable: dict[int, str]) -> Decoded:
+def _build_images(source: ImageSource, pixels: Pixels, unreadable: dict[int, str]) -> DecodedImages:
     rows = [number for number in range(len(source)) if number not in unreadable]
-    return Decoded(
+    return DecodedImages(
         torch.from_numpy(pixels),
         torch.tensor(source.labels),
         torch.tensor(rows),
@@ -181,36 +189,38 @@ def _decoded(source: Source, pixels: Pixels, unreadable: dict[int, str]) -> Deco
     )
 
 
-def _read(path: Path, note: Path) -> tuple[Pixels, dict[int, str]] | None:
-    """Return what the cache holds, or ``None`` where it holds nothing whole."""
+def _read_cache(path: Path, record_path: Path) -> tuple[Pixels, dict[int, str]] | None:
+    """Return the cached pixels and unreadable images, or ``None`` if the entry is missing or damaged."""
     try:
-        record = json.loads(note.read_text())
-        if file_sha256(path) != record["sha256"]:
+        record = json.loads(record_path.read_text())
+        if compute_file_sha256(path) != record["sha256"]:
             return None
-        return _mapped(path), {int(number): reason for number, reason in record["unreadable"].items()}
+        return _map_pixels(path), {int(number): reason for number, reason in record["unreadable"].items()}
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _mapped(path: Path) -> Pixels:
-    # Copy-on-write: torch wants memory that it could write to, the file stays as it is.
+def _map_pixels(path: Path) -> Pixels:
+    # Copy-on-write: torch requires writable memory, and the file must not change.
     pixels: Pixels = np.load(path, mmap_mode="c", allow_pickle=False)
     return pixels
 
 
-def _write(path: Path, shape: tuple[int, ...], images: Iterator[Pixels]) -> None:
-    """Write images beside ``path`` one by one, and give the file its name when it is whole."""
-    # Not through a memory map: on a full disk that ends the process instead of raising.
+def _write_cache(path: Path, shape: tuple[int, ...], images: Iterator[Pixels]) -> None:
+    """Write images one by one to a temporary file, and rename it to ``path`` once it is complete."""
+    # Not through a memory map: on a full disk, writing to one kills the process instead of raising an error.
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with storage_errors(path):
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for image in images:
                     file.write(image.tobytes())
-            os.chmod(aside, 0o644)
-            os.replace(aside, path)
+            # mkstemp creates files that only the owner can read, but a cache folder may be shared.
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        # Also on KeyboardInterrupt: no partial file may remain.
         except BaseException:
-            Path(aside).unlink(missing_ok=True)
+            Path(temporary).unlink(missing_ok=True)
             raise

@@ -1,30 +1,30 @@
-"""A split of images that are kept as bytes: batches are normalised, and moved, when they are taken."""
+"""A split of images stored as bytes: batches are normalized and augmented when they are taken."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from autocompress.core.task import Split, Targets
-from autocompress.tasks.augment import move
+from autocompress.tasks.augment import crop_and_flip
 
+# Images converted to double precision at once, which bounds the memory.
 CHUNK = 1024
 
 
 @dataclass(frozen=True)
-class Normal:
-    """Mean and deviation of each channel, ``[C, 1, 1]``, on the scale of bytes."""
+class Normalization:
+    """Normalization by mean and standard deviation of each channel, ``[C, 1, 1]``, on the scale of bytes."""
 
     mean: Tensor
     std: Tensor
 
     @classmethod
-    def measured(cls, pixels: Tensor, rows: Tensor) -> "Normal":
-        """Return the normalisation by the mean and deviation of some images; a constant channel keeps its scale.
+    def from_pixels(cls, pixels: Tensor, rows: Tensor) -> "Normalization":
+        """Return the normalization by the mean and standard deviation of some images.
 
         Args:
-            pixels: ``[N, C, H, W]``, bytes.
+            pixels: Bytes, ``[N, C, H, W]``.
             rows: Numbers of the images to measure.
         """
         total = torch.zeros(pixels.shape[1], dtype=torch.float64)
@@ -36,33 +36,34 @@ class Normal:
         count = len(rows) * pixels.shape[2] * pixels.shape[3]
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        # A constant channel has no deviation to divide by; it is scaled from bytes to 0 to 1 instead.
         std = torch.where(std < 1e-3, torch.full_like(std, 255), std)
         return cls(mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return bytes ``[N, C, H, W]`` as numbers of mean 0 and deviation 1."""
+        """Return bytes ``[N, C, H, W]`` as floats of mean 0 and standard deviation 1."""
         return pixels.float().sub_(self.mean).div_(self.std)
 
 
 class ImageSplit(Split):
-    """A split whose images are bytes, mapped from a file; ``take`` gives real numbers.
+    """A split of images stored as bytes, which may be memory-mapped; ``take`` returns floats.
 
-    ``inputs`` holds the whole split as real numbers and so takes four times the memory; batches do not.
+    ``inputs`` holds the whole split as floats and takes four times the memory of the bytes; batches do not.
 
     Args:
-        pixels: ``[N, C, H, W]``, bytes, shared by all splits.
-        rows: Which of them are in this split.
+        pixels: Bytes of all images, ``[N, C, H, W]``, shared by all splits.
+        rows: Numbers of the images of this split.
         targets: Head name to class indices, in the order of ``rows``.
-        normal: How to normalise.
-        moves: How to crop and mirror each (:func:`~autocompress.tasks.augment.random_moves`); by default not at all.
-        padding: What ``moves`` were drawn for.
+        normalization: Mean and standard deviation of each channel.
+        crops: Crop and flip of each image (:func:`~autocompress.tasks.augment.draw_crops`); none by default.
+        padding: Padding that ``crops`` refer to, in pixels.
     """
 
     pixels: Tensor
     rows: Tensor
     labels: Targets
-    normal: Normal
-    moves: Tensor | None
+    normalization: Normalization
+    crops: Tensor | None
     padding: int
 
     def __init__(
@@ -70,16 +71,18 @@ class ImageSplit(Split):
         pixels: Tensor,
         rows: Tensor,
         targets: Targets,
-        normal: Normal,
-        moves: Tensor | None = None,
+        normalization: Normalization,
+        crops: Tensor | None = None,
         padding: int = 0,
     ) -> None:
-        # Split is frozen; its own fields are set past that.
-        vars(self).update(pixels=pixels, rows=rows, labels=targets, normal=normal, moves=moves, padding=padding)
+        # The base class is a frozen dataclass, whose fields can only be set through its dictionary.
+        vars(self).update(
+            pixels=pixels, rows=rows, labels=targets, normalization=normalization, crops=crops, padding=padding
+        )
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """The whole split, normalised, ``([N, C, H, W],)``."""
+        """The whole split as normalized floats, ``([N, C, H, W],)``."""
         return self.take(slice(None)).inputs
 
     @property
@@ -93,13 +96,13 @@ class ImageSplit(Split):
     def __repr__(self) -> str:
         return f"ImageSplit({len(self)} images of {list(self.pixels.shape[1:])})"
 
-    def take(self, index: Any) -> Split:
-        """Return the examples that ``index`` selects along axis 0, normalised and moved."""
-        images = self.normal(self.pixels[self.rows[index]])
-        if self.moves is not None:
-            images = move(images, self.moves[index], self.padding)
+    def take(self, index: slice | Tensor) -> Split:
+        """Return the examples that ``index`` selects along axis 0, normalized and cropped."""
+        images = self.normalization(self.pixels[self.rows[index]])
+        if self.crops is not None:
+            images = crop_and_flip(images, self.crops[index], self.padding)
         return Split((images,), {head: target[index] for head, target in self.targets.items()})
 
-    def moved(self, moves: Tensor, padding: int) -> "ImageSplit":
-        """Return the same images, each cropped and mirrored its own way."""
-        return ImageSplit(self.pixels, self.rows, self.targets, self.normal, moves, padding)
+    def with_crops(self, crops: Tensor, padding: int) -> "ImageSplit":
+        """Return the same images with another crop and flip for each."""
+        return ImageSplit(self.pixels, self.rows, self.targets, self.normalization, crops, padding)

@@ -1,4 +1,4 @@
-"""The task of a user's own images: class folders, MedMNIST's NPZ layout, or a torchvision-style data set."""
+"""Image classification on a user's data: class folders, MedMNIST's NPZ layout, or a torchvision-style data set."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,39 +13,40 @@ from autocompress.core.config import Part
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.augment import move, random_moves
-from autocompress.tasks.base import Supervised, imbalance
-from autocompress.tasks.image_decoding import Decoded, decode, shape_of
-from autocompress.tasks.image_sources import Album, Dataset, from_datasets, from_path
-from autocompress.tasks.image_split import ImageSplit, Normal
-from autocompress.tasks.splitting import FRACTIONS, stratified_rows
+from autocompress.tasks.augment import crop_and_flip, draw_crops
+from autocompress.tasks.base import Supervised, describe_imbalance
+from autocompress.tasks.image_decoding import DecodedImages, decode_images, image_shape
+from autocompress.tasks.image_sources import Dataset, ImageParts, open_image_path, read_image_datasets
+from autocompress.tasks.image_split import ImageSplit, Normalization
+from autocompress.tasks.splitting import FRACTIONS, stratify_rows
 
 
 @TASKS.register("images")
 class Images(Supervised):
     """Your own images: a folder of class folders, or an NPZ file in MedMNIST's layout.
 
-    A ``test`` part that is given is the test split, and a ``val`` part is halved into both validation splits; what is
-    missing is taken out of ``train``, each class in proportion. Images are decoded once, into the cache folder.
+    A ``test`` part of the data becomes the test split, and a ``val`` part is halved into both validation splits;
+    missing splits are taken out of ``train``, stratified by class. Images are decoded once, into the cache folder.
 
     Args:
-        path: A folder of class folders; one whose ``train``, ``val`` and ``test`` are such; or an ``.npz`` file.
-        train: Instead of ``path``, a torchvision-style data set: items are ``(image, class index)``.
-        test: The data set of the test split, beside ``train``.
-        size: Side in pixels that images are resized and cropped to; by default they all have one size already.
-        channels: 1 for grey, 3 for RGB; by default as in the first image.
-        limit: Largest number of images of each class in each part, for a quick look at much data.
+        path: A folder of class folders; a folder with ``train``, ``val`` and ``test`` folders of that kind; or an
+            ``.npz`` file.
+        train: Torchvision-style data set with items ``(image, class index)``, instead of ``path``.
+        test: Data set of the test split, in addition to ``train``.
+        size: Side in pixels to which images are resized and cropped; by default all images must have one size.
+        channels: Number of channels, 1 for grey and 3 for RGB; by default that of the first image.
+        limit: Largest number of images of each class in each part, for a quick trial on a part of the data.
         mean: Mean of each channel from 0 to 1, or one for all; by default measured on the training split.
-        std: Deviation of each channel, likewise.
-        views: Augmented views of the training split; 1 leaves it as it is.
+        std: Standard deviation of each channel, or one for all; by default measured on the training split.
+        views: Number of augmented views of the training split; 1 disables augmentation.
         shift: Largest shift of an augmented view, as a share of the shorter side.
-        flip: Whether half of an augmented view is mirrored; turn it off for writing, road signs and the like.
+        flip: Whether half of an augmented view is mirrored; turn it off for images such as writing or road signs.
 
     Raises:
-        UsageError: There are no such images, or an option is out of bounds.
+        UsageError: The images cannot be found or used, or an option is out of bounds.
 
     Example:
-        A data set object goes into a task of one's own, which a search space then names::
+        To use a data set object, register a task of your own and name it in the search space::
 
             @TASKS.register("flowers")
             class Flowers(Images):
@@ -70,8 +71,8 @@ class Images(Supervised):
         shift: float = 0.125,
         flip: bool = True,
     ) -> None:
-        whole = {"size": size, "limit": limit, "views": views}
-        for option, value in whole.items():
+        counts = {"size": size, "limit": limit, "views": views}
+        for option, value in counts.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise UsageError(f"task.images.{option} is {value!r}; give a whole number of at least 1")
         if channels not in (None, 1, 3):
@@ -79,35 +80,37 @@ class Images(Supervised):
         if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 <= shift <= 0.5:
             raise UsageError(f"task.images.shift is {shift!r}; give a share from 0 to 0.5")
         if train is not None:
-            self._album: Album = from_datasets(train, test, limit)
+            self._images: ImageParts = read_image_datasets(train, test, limit)
         elif path:
-            self._album = from_path(Path(path).expanduser(), limit)
+            self._images = open_image_path(Path(path).expanduser(), limit)
         else:
             raise UsageError(
                 "task.images.path is not set; give a folder of class folders or an .npz file, "
                 "for example --set task.images.path=data/flowers"
             )
-        self.shape = shape_of(self._album.parts["train"], size, channels)
+        self.shape = image_shape(self._images.parts["train"], size, channels)
         self.inputs = (InputSpec(self.shape),)
-        self.heads: Mapping[str, int] = {"label": len(self._album.classes)}
-        self.labels: Mapping[str, list[str]] = {"label": list(self._album.classes)}
+        self.heads: Mapping[str, int] = {"label": len(self._images.classes)}
+        self.labels: Mapping[str, list[str]] = {"label": list(self._images.classes)}
         self.views = views
         self._resize = size is not None
+        # Relative to the shorter side, so that a shift means the same at every resolution.
         self._padding = round(shift * min(self.shape[1:]))
         self._flip = bool(flip)
-        self._normal: Normal | None = None
-        self._mean = self._per_channel("mean", mean)
-        self._std = self._per_channel("std", std)
+        self._normalization: Normalization | None = None
+        self._mean = self._channel_values("mean", mean)
+        self._std = self._channel_values("std", std)
         if self._std is not None and bool((self._std <= 0).any()):
             raise UsageError("task.images.std must be above 0")
 
     @staticmethod
-    def sample(folder: Path) -> Path:
-        """Write a tiny data set of three classes into a folder, and return what ``path`` is then."""
+    def write_sample(folder: Path) -> Path:
+        """Write a tiny data set of three classes into a folder, and return the value for ``path``."""
         random = np.random.default_rng(0)
         for label, name in enumerate(("blue", "green", "red")):
             (folder / name).mkdir(parents=True, exist_ok=True)
             for number in range(16):
+                # Noise with one brighter channel for each class, which a model learns within seconds.
                 pixels = random.integers(0, 120, (8, 8, 3), dtype=np.uint8)
                 pixels[..., 2 - label] += 100
                 Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
@@ -115,70 +118,72 @@ class Images(Supervised):
 
     @cached_property
     def notices(self) -> tuple[str, ...]:
-        """What is worth knowing about the data: images that cannot be read, classes of very unequal size."""
-        found = []
-        for part, images in self._decoded.items():
+        """Remarks on the data: unreadable images and imbalanced classes."""
+        remarks = []
+        for part, images in self._decoded_parts.items():
             if images.unreadable:
-                shown = "; ".join(images.unreadable[:3])
+                examples = "; ".join(images.unreadable[:3])
                 count = f"{len(images.unreadable)} of {len(images.labels)} images in {part}"
-                found.append(f"{count} cannot be read and were left out ({shown})")
-        train = self._decoded["train"]
-        counts = torch.bincount(train.labels[train.rows], minlength=len(self._album.classes)).tolist()
-        found.append(imbalance(dict(zip(self._album.classes, counts, strict=True))))
-        return tuple(filter(None, found))
+                remarks.append(f"{count} cannot be read and were left out ({examples})")
+        train = self._decoded_parts["train"]
+        counts = torch.bincount(train.labels[train.rows], minlength=len(self._images.classes)).tolist()
+        remarks.append(describe_imbalance(dict(zip(self._images.classes, counts, strict=True))))
+        return tuple(filter(None, remarks))
 
     def splits(self, seed: int) -> Splits:
-        """Return five splits, decoded and normalised by the training split, each class in proportion.
+        """Return five splits, stratified by class and normalized by the training split.
 
         Raises:
-            UsageError: An image has another size than the first, too many cannot be read, or a class is too small.
+            UsageError: Images differ in size, too many are unreadable, or a class is too small.
             StorageError: The cache folder cannot be written.
         """
-        parts = self._decoded
-        rows = self._rows(parts, seed)
-        normal = self._normal = self._normalisation(*rows["train"])
+        parts = self._decoded_parts
+        rows = self._split_rows(parts, seed)
+        normalization = self._normalization = self._build_normalization(*rows["train"])
         return Splits(
             **{
-                name: ImageSplit(images.pixels, index, {"label": images.labels[index]}, normal)
+                name: ImageSplit(images.pixels, index, {"label": images.labels[index]}, normalization)
                 for name, (images, index) in rows.items()
             }
         )
 
-    def _normalisation(self, images: Decoded, rows: Tensor) -> Normal:
+    def _build_normalization(self, images: DecodedImages, rows: Tensor) -> Normalization:
+        """Return the normalization by the options; what they leave out is measured on the training split."""
         if self._mean is not None and self._std is not None:
-            return Normal(self._mean, self._std)
-        measured = Normal.measured(images.pixels, rows)
-        return Normal(
+            return Normalization(self._mean, self._std)
+        measured = Normalization.from_pixels(images.pixels, rows)
+        return Normalization(
             measured.mean if self._mean is None else self._mean, measured.std if self._std is None else self._std
         )
 
     @property
     def preprocessing(self) -> str:
-        """Size, channels and normalisation; the latter is known once the splits have been made."""
-        if self._normal is None:
+        """Size, channels and normalization of the images; empty until the first call of :meth:`splits`."""
+        if self._normalization is None:
             return ""
         mean, std = (
-            ", ".join(f"{value / 255:.4f}" for value in each.flatten().tolist())
-            for each in (self._normal.mean, self._normal.std)
+            ", ".join(f"{value / 255:.4f}" for value in values.flatten().tolist())
+            for values in (self._normalization.mean, self._normalization.std)
         )
         channels, height, width = self.shape
         colours = "RGB" if channels == 3 else "grey"
         return (
             f"{colours} images of {height} x {width} pixels from 0 to 1, channels first, minus the mean ({mean}), "
-            f"divided by the deviation ({std})."
+            f"divided by the standard deviation ({std})."
         )
 
     def view(self, split: Split, index: int) -> Split:
         """Return the images shifted by up to ``shift`` of their side, half of them mirrored; view 0 is the split."""
         if index == 0:
             return split
-        moves = random_moves(len(split), index, padding=self._padding, flip=self._flip)
+        crops = draw_crops(len(split), index, padding=self._padding, flip=self._flip)
         if isinstance(split, ImageSplit):
-            return split.moved(moves, self._padding)
-        return Split((move(split.inputs[0], moves, self._padding),), split.targets)
+            return split.with_crops(crops, self._padding)
+        return Split((crop_and_flip(split.inputs[0], crops, self._padding),), split.targets)
 
     def teacher(self) -> tuple[Part, Part]:
-        """Return a residual network of width 32, which halves large images at once, and how to train it."""
+        """Return a residual network of width 32, with a strided stem for large images, and its training config."""
+        # A strided stem and one more stage keep the cost of the teacher low for large images.
         large = min(self.shape[1:]) >= 64
         return (
             Part.of("cnn", width=32, depth=2, stages=4 if large else 3, stem_stride=2 if large else 1),
@@ -186,30 +191,34 @@ class Images(Supervised):
         )
 
     @cached_property
-    def _decoded(self) -> dict[str, Decoded]:
-        return {part: decode(source, self.shape, self._resize) for part, source in self._album.parts.items()}
+    def _decoded_parts(self) -> dict[str, DecodedImages]:
+        return {part: decode_images(source, self.shape, self._resize) for part, source in self._images.parts.items()}
 
-    def _rows(self, parts: Mapping[str, Decoded], seed: int) -> dict[str, tuple[Decoded, Tensor]]:
-        """Return each split's images and which of them it takes."""
-        rows: dict[str, tuple[Decoded, Tensor]] = {}
+    def _split_rows(self, parts: Mapping[str, DecodedImages], seed: int) -> dict[str, tuple[DecodedImages, Tensor]]:
+        """Return the decoded images of each split and the numbers of those that belong to it."""
+        rows: dict[str, tuple[DecodedImages, Tensor]] = {}
         fractions = dict(FRACTIONS)
         if "test" in parts:
             del fractions["test"]
             rows["test"] = parts["test"], parts["test"].rows
+        # stratify_rows calls the remainder "train"; here it is the half for the search.
         if "val" in parts:
             del fractions["search_val"], fractions["select_val"]
-            halves = self._divided(parts["val"], seed, {"select_val": 0.5})
+            halves = self._divide_images(parts["val"], seed, {"select_val": 0.5})
             rows["select_val"], rows["search_val"] = halves["select_val"], halves["train"]
-        return rows | self._divided(parts["train"], seed, fractions)
+        return rows | self._divide_images(parts["train"], seed, fractions)
 
-    def _divided(self, images: Decoded, seed: int, fractions: Mapping[str, float]) -> dict[str, tuple[Decoded, Tensor]]:
-        found = stratified_rows(images.labels[images.rows], seed, fractions, self._album.classes)
-        return {name: (images, images.rows[torch.from_numpy(rows)]) for name, rows in found.items()}
+    def _divide_images(
+        self, images: DecodedImages, seed: int, fractions: Mapping[str, float]
+    ) -> dict[str, tuple[DecodedImages, Tensor]]:
+        rows_of = stratify_rows(images.labels[images.rows], seed, fractions, self._images.classes)
+        return {name: (images, images.rows[torch.from_numpy(rows)]) for name, rows in rows_of.items()}
 
-    def _per_channel(self, option: str, given: float | Sequence[float] | None) -> Tensor | None:
-        if given is None:
+    def _channel_values(self, option: str, value: float | Sequence[float] | None) -> Tensor | None:
+        """Return an option as one number per channel on the scale of bytes, ``[C, 1, 1]``."""
+        if value is None:
             return None
-        values = [given] * self.shape[0] if isinstance(given, int | float) else list(given)
-        if len(values) != self.shape[0] or not all(isinstance(value, int | float) for value in values):
-            raise UsageError(f"task.images.{option} is {given!r}; give one number, or one for each channel")
+        values = [value] * self.shape[0] if isinstance(value, int | float) else list(value)
+        if len(values) != self.shape[0] or not all(isinstance(number, int | float) for number in values):
+            raise UsageError(f"task.images.{option} is {value!r}; give one number, or one for each channel")
         return torch.tensor(values, dtype=torch.float32).mul(255).view(-1, 1, 1)

@@ -1,10 +1,11 @@
-"""Who did what with which item: interactions read from a MovieLens-100K folder or a CSV file."""
+"""Interactions of users with items, read from a MovieLens-100K folder or a CSV file, or generated."""
 
 import csv
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -14,21 +15,27 @@ from numpy.typing import NDArray
 from autocompress.errors import UsageError, did_you_mean
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-# u.item: id, title, two dates, address, then one flag a genre. u.user: id, age, gender, occupation, zip code.
+# Columns of the MovieLens files. u.item: id, title, two dates, address, then one flag a genre.
+# u.user: id, age, gender, occupation, zip code.
 GENRES_FROM, USER_FIELDS = 5, 5
+
+GENERATED_NOTICE = "no path is set: the interactions are generated, so the scores do not transfer to real data"
+# Size of the latent factors and number of features of generated interactions.
+LATENT_FACTORS = 8
+FEATURES = 6
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a CSV file are called; an empty name is not looked for.
+    """Names of the columns of a CSV file; an empty name stands for no column.
 
     Attributes:
-        user: Who.
-        item: With what.
-        rating: A number: how good it was.
-        click: 0 or 1: whether it was clicked.
-        time: When: a number, or a date such as ``2024-05-01T12:30:00``.
-        ignore: Columns that are left out, separated by commas.
+        user: Column of users.
+        item: Column of items.
+        rating: Column of ratings, which are numbers.
+        click: Column of clicks, 0 or 1.
+        time: Column of times: numbers, or dates such as ``2024-05-01T12:30:00``.
+        ignore: Columns to leave out, separated by commas.
     """
 
     user: str = "user"
@@ -41,16 +48,16 @@ class Columns:
 
 @dataclass(frozen=True)
 class Interactions:
-    """One row an interaction.
+    """Table with one row per interaction.
 
     Attributes:
-        users: Who, ``[N]``.
-        items: With what, ``[N]``.
-        values: The rating, or 1.0 for a click and 0.0 for none, ``[N]``; ``None`` where neither is known.
+        users: User of each interaction, ``[N]``.
+        items: Item of each interaction, ``[N]``.
+        values: Ratings, or 1.0 for a click and 0.0 for none, ``[N]``; ``None`` if the data has neither.
         clicks: Whether ``values`` are clicks.
-        times: Larger is later, ``[N]``; ``None`` where the order of the rows is all that is known.
-        features: ``[N, F]``, all finite.
-        names: Name of each feature, ``F``.
+        times: Times, larger is later, ``[N]``; ``None`` if only the order of the rows is known.
+        features: Finite features, ``[N, F]``.
+        names: Name of each of the ``F`` features.
     """
 
     users: NDArray[np.str_]
@@ -64,8 +71,8 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.users)
 
-    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Interactions":
-        """Return some rows."""
+    def select_rows(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "Interactions":
+        """Return the interactions of some rows."""
         return Interactions(
             self.users[rows],
             self.items[rows],
@@ -76,19 +83,23 @@ class Interactions:
             self.names,
         )
 
-    def latest(self) -> "Interactions":
-        """Return the rows in the order of time, of each user and item the latest alone; of equal times the later row.
+    def latest_rows(self) -> "Interactions":
+        """Return only the latest interaction of each pair of user and item, in the order of time.
+
+        Of interactions at the same time, the later row counts.
 
         Example:
             >>> columns = np.array(["a", "a"]), np.array(["x", "x"]), np.array([1.0, 2.0]), False, np.array([5.0, 4.0])
-            >>> Interactions(*columns, np.zeros((2, 0), np.float32), ()).latest().values.tolist()
+            >>> Interactions(*columns, np.zeros((2, 0), np.float32), ()).latest_rows().values.tolist()
             [1.0]
         """
-        ordered = self if self.times is None else self.take(np.argsort(self.times, kind="stable"))
-        who, what = (np.unique(names, return_inverse=True)[1] for names in (ordered.users, ordered.items))
-        pairs = who.astype(np.int64) * (int(what.max(initial=0)) + 1) + what
-        _, first_from_behind = np.unique(pairs[::-1], return_index=True)
-        return ordered.take(np.sort(len(pairs) - 1 - first_from_behind))
+        # A stable sort keeps the order of rows with equal times.
+        ordered = self if self.times is None else self.select_rows(np.argsort(self.times, kind="stable"))
+        users, items = (np.unique(names, return_inverse=True)[1] for names in (ordered.users, ordered.items))
+        # One number for each pair; np.unique returns the first occurrence, so the last one is found in reverse order.
+        pairs = users.astype(np.int64) * (int(items.max(initial=0)) + 1) + items
+        _, positions_from_end = np.unique(pairs[::-1], return_index=True)
+        return ordered.select_rows(np.sort(len(pairs) - 1 - positions_from_end))
 
 
 def read_interactions(path: Path, columns: Columns, task: str, needs_value: bool) -> Interactions:
@@ -96,29 +107,30 @@ def read_interactions(path: Path, columns: Columns, task: str, needs_value: bool
 
     Args:
         path: A folder with ``u.data``, and ``u.item`` and ``u.user`` where there are features; or a ``.csv`` or
-            ``.tsv`` file with a header, whose other columns are features and hold numbers.
-        columns: What the file's columns are called.
-        task: The task's name, for messages.
-        needs_value: Whether a rating or a click must be there.
+            ``.tsv`` file with a header, in which all other columns are numeric features.
+        columns: Names of the columns of a CSV file.
+        task: Name of the task, for messages.
+        needs_value: Whether a column of ratings or clicks is required.
 
     Raises:
         UsageError: The file cannot be used; the message names file and line.
     """
     if path.is_dir():
-        found = _from_movielens(path)
+        interactions = _read_movielens(path)
     elif path.suffix in DELIMITERS and path.is_file():
-        found = _from_csv(path, columns, task, needs_value)
+        interactions = _read_csv(path, columns, task, needs_value)
     else:
         raise UsageError(f"{path} is neither a .csv or .tsv file nor a folder with u.data")
-    if not len(found):
-        raise UsageError(f"{path} holds no interaction")
-    return found
+    if not len(interactions):
+        raise UsageError(f"{path} contains no interactions")
+    return interactions
 
 
-def _from_csv(path: Path, columns: Columns, task: str, needs_value: bool) -> Interactions:
-    rows = _lines(path, DELIMITERS[path.suffix], "utf-8-sig")
+def _read_csv(path: Path, columns: Columns, task: str, needs_value: bool) -> Interactions:
+    rows = _read_rows(path, DELIMITERS[path.suffix], "utf-8-sig")
+    # An empty file has an empty header, which the checks of the columns report.
     _, header = next(rows, (1, []))
-    label, clicks = _label(path, columns, header, task, needs_value)
+    label, clicks = _find_label(path, columns, header, task, needs_value)
     keys = {"user": columns.user, "item": columns.item}
     for option, name in keys.items():
         if name not in header:
@@ -126,79 +138,87 @@ def _from_csv(path: Path, columns: Columns, task: str, needs_value: bool) -> Int
     ignored = {name.strip() for name in columns.ignore.split(",") if name.strip()}
     for name in sorted(ignored - set(header)):
         raise UsageError(f"{path}:1: no column '{name}' to ignore: {did_you_mean(name, header[:20])}")
-    taken = {*keys.values(), label, columns.time, *ignored}
-    names = tuple(name for name in header if name not in taken)
-    place = {name: header.index(name) for name in header}
-    timed = columns.time in header
+    used = {*keys.values(), label, columns.time, *ignored}
+    names = tuple(name for name in header if name not in used)
+    index_of = {name: header.index(name) for name in header}
+    has_times = columns.time in header
+    # Columns are lists first: the number of rows is unknown until the end of the file.
     users, items, values, times, features = [], [], [], [], []
     for line, row in rows:
-        where = f"{path}:{line}"
+        location = f"{path}:{line}"
         if len(row) != len(header):
-            raise UsageError(f"{where}: {len(row)} fields, but the header has {len(header)}")
-        users.append(_text(row[place[columns.user]], where, columns.user))
-        items.append(_text(row[place[columns.item]], where, columns.item))
+            raise UsageError(f"{location}: {len(row)} fields, but the header has {len(header)}")
+        users.append(_parse_text(row[index_of[columns.user]], location, columns.user))
+        items.append(_parse_text(row[index_of[columns.item]], location, columns.item))
         if label:
-            values.append(_number(row[place[label]], where, label))
+            values.append(_parse_number(row[index_of[label]], location, label))
             if clicks and values[-1] not in (0.0, 1.0):
                 raise UsageError(
-                    f"{where}: '{label}' is {values[-1]:g}, and a click is 0 or 1; for ratings set "
+                    f"{location}: '{label}' is {values[-1]:g}, and a click is 0 or 1; for ratings set "
                     f"task.{task}.rating={label} and task.{task}.click="
                 )
-        if timed:
-            times.append(_time(row[place[columns.time]], where, columns.time))
-        features.append([_number(row[place[name]], where, name) for name in names])
+        if has_times:
+            times.append(_parse_time(row[index_of[columns.time]], location, columns.time))
+        features.append([_parse_number(row[index_of[name]], location, name) for name in names])
     return Interactions(
         np.array(users, dtype=np.str_),
         np.array(items, dtype=np.str_),
         np.array(values) if label else None,
         clicks,
-        np.array(times) if timed else None,
+        np.array(times) if has_times else None,
         np.array(features, np.float32).reshape(len(users), len(names)),
         names,
     )
 
 
-def _label(path: Path, columns: Columns, header: list[str], task: str, needed: bool) -> tuple[str, bool]:
-    """Return the name of the column that holds ratings or clicks, empty if there is none, and whether it is clicks."""
-    known = [name for name in (columns.rating, columns.click) if name and name in header]
-    if len(known) == 2:
+def _find_label(path: Path, columns: Columns, header: list[str], task: str, needed: bool) -> tuple[str, bool]:
+    """Return the name of the column of ratings or clicks, empty if there is none, and whether it holds clicks."""
+    present = [name for name in (columns.rating, columns.click) if name and name in header]
+    if len(present) == 2:
         raise UsageError(
-            f"{path}:1: there are ratings '{known[0]}' and clicks '{known[1]}'; switch one off with "
+            f"{path}:1: there are ratings '{present[0]}' and clicks '{present[1]}'; disable one with "
             f"task.{task}.rating= or task.{task}.click=, and name it in task.{task}.ignore"
         )
-    if not known and needed:
-        wanted = columns.rating or columns.click
+    if not present and needed:
+        expected = columns.rating or columns.click
         option = "rating" if columns.rating else "click"
-        raise UsageError(f"{path}:1: no column '{wanted}' (task.{task}.{option}): {did_you_mean(wanted, header[:20])}")
-    return (known[0], known[0] == columns.click) if known else ("", False)
+        raise UsageError(
+            f"{path}:1: no column '{expected}' (task.{task}.{option}): {did_you_mean(expected, header[:20])}"
+        )
+    return (present[0], present[0] == columns.click) if present else ("", False)
 
 
-def _from_movielens(folder: Path) -> Interactions:
+def _read_movielens(folder: Path) -> Interactions:
     data = folder / "u.data"
     if not data.is_file():
         raise UsageError(f"{folder} holds no u.data; give a MovieLens-100K folder or a .csv file")
     users, items, values, times = [], [], [], []
-    for line, row in _lines(data, "\t", "latin-1"):
-        where = f"{data}:{line}"
+    for line, row in _read_rows(data, "\t", "latin-1"):
+        location = f"{data}:{line}"
         if len(row) != 4:
-            raise UsageError(f"{where}: {len(row)} fields; user, item, rating and time are needed, separated by tabs")
-        users.append(_text(row[0], where, "user"))
-        items.append(_text(row[1], where, "item"))
-        values.append(_number(row[2], where, "rating"))
-        times.append(_number(row[3], where, "time"))
+            raise UsageError(
+                f"{location}: {len(row)} fields; user, item, rating and time are needed, separated by tabs"
+            )
+        users.append(_parse_text(row[0], location, "user"))
+        items.append(_parse_text(row[1], location, "item"))
+        values.append(_parse_number(row[2], location, "rating"))
+        times.append(_parse_number(row[3], location, "time"))
     names: list[str] = []
     columns = []
-    for who, ids, (table, named) in (
-        ("user", users, _people(folder / "u.user")),
-        ("item", items, _genres(folder / "u.item")),
+    for entity, ids, (table, feature_names) in (
+        ("user", users, _read_users(folder / "u.user")),
+        ("item", items, _read_genres(folder / "u.item")),
     ):
-        lost = sorted(set(ids) - set(table)) if named else []
-        if lost:
+        missing = sorted(set(ids) - set(table)) if feature_names else []
+        if missing:
             raise UsageError(
-                f"u.data holds the {who} {lost[0]}, and u.{who} has no line for it; add it or delete u.{who}"
+                f"u.data contains the {entity} {missing[0]}, but u.{entity} has no line for it; add it or "
+                f"delete u.{entity}"
             )
-        names += named
-        columns.append(np.array([table[name] for name in ids] if named else np.zeros((len(ids), 0)), np.float32))
+        names += feature_names
+        columns.append(
+            np.array([table[name] for name in ids] if feature_names else np.zeros((len(ids), 0)), np.float32)
+        )
     return Interactions(
         np.array(users, dtype=np.str_),
         np.array(items, dtype=np.str_),
@@ -210,71 +230,128 @@ def _from_movielens(folder: Path) -> Interactions:
     )
 
 
-def _people(path: Path) -> tuple[Mapping[str, list[float]], list[str]]:
-    """Return age, gender and occupation of each user as numbers, and what they are called."""
+def _read_users(path: Path) -> tuple[Mapping[str, list[float]], list[str]]:
+    """Return age, gender and occupation of each user as numbers, and the names of these features."""
     if not path.is_file():
         return {}, []
-    found: dict[str, tuple[float, float, str]] = {}
-    for line, row in _lines(path, "|", "latin-1"):
-        where = f"{path}:{line}"
+    users: dict[str, tuple[float, float, str]] = {}
+    for line, row in _read_rows(path, "|", "latin-1"):
+        location = f"{path}:{line}"
         if len(row) != USER_FIELDS:
-            raise UsageError(f"{where}: {len(row)} fields; id, age, gender, occupation and zip code are needed")
-        found[_text(row[0], where, "id")] = _number(row[1], where, "age"), float(row[2].strip() == "F"), row[3].strip()
-    jobs = sorted({job for _, _, job in found.values()})
-    table = {who: [age, gender, *(float(job == one) for one in jobs)] for who, (age, gender, job) in found.items()}
+            raise UsageError(f"{location}: {len(row)} fields; id, age, gender, occupation and zip code are needed")
+        users[_parse_text(row[0], location, "id")] = (
+            _parse_number(row[1], location, "age"),
+            float(row[2].strip() == "F"),
+            row[3].strip(),
+        )
+    # Occupations become one-hot features; the zip code is not used.
+    jobs = sorted({job for _, _, job in users.values()})
+    table = {user: [age, gender, *(float(job == one) for one in jobs)] for user, (age, gender, job) in users.items()}
     return table, ["age", "gender", *(f"occupation {job}" for job in jobs)]
 
 
-def _genres(path: Path) -> tuple[Mapping[str, list[float]], list[str]]:
-    """Return the genre flags of each item, and what they are called."""
+def _read_genres(path: Path) -> tuple[Mapping[str, list[float]], list[str]]:
+    """Return the genre flags of each item, and the names of the genres."""
     if not path.is_file():
         return {}, []
-    found: dict[str, list[float]] = {}
-    for line, row in _lines(path, "|", "latin-1"):
-        where = f"{path}:{line}"
+    flags_of_item: dict[str, list[float]] = {}
+    for line, row in _read_rows(path, "|", "latin-1"):
+        location = f"{path}:{line}"
         if len(row) <= GENRES_FROM:
-            raise UsageError(f"{where}: {len(row)} fields; id, title, two dates, address and genre flags are needed")
-        flags = [_number(flag, where, "genre") for flag in row[GENRES_FROM:]]
-        if found and len(flags) != len(next(iter(found.values()))):
-            raise UsageError(f"{where}: {len(flags)} genre flags, but the first line has another number")
-        found[_text(row[0], where, "id")] = flags
-    return found, [f"genre {number}" for number in range(len(next(iter(found.values()), [])))]
+            raise UsageError(f"{location}: {len(row)} fields; id, title, two dates, address and genre flags are needed")
+        flags = [_parse_number(flag, location, "genre") for flag in row[GENRES_FROM:]]
+        if flags_of_item and len(flags) != len(next(iter(flags_of_item.values()))):
+            raise UsageError(f"{location}: {len(flags)} genre flags, but the first line has another number")
+        flags_of_item[_parse_text(row[0], location, "id")] = flags
+    return flags_of_item, [f"genre {number}" for number in range(len(next(iter(flags_of_item.values()), [])))]
 
 
-def _lines(path: Path, delimiter: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a file that are not empty, with their line."""
-    # A title of MovieLens holds quotation marks that quote nothing.
+def _read_rows(path: Path, delimiter: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the nonempty rows of a file with their line numbers."""
+    # Titles in MovieLens contain quotation marks that do not quote a field.
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if path.suffix in DELIMITERS else csv.QUOTE_NONE
     try:
         with path.open(encoding=encoding, newline="") as file:
             rows = csv.reader(file, delimiter=delimiter, quoting=quoting)
             yield from ((rows.line_num, row) for row in rows if row)
-    except (OSError, UnicodeDecodeError, csv.Error) as reason:
-        raise UsageError(f"{path} cannot be read ({reason})") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read ({error})") from None
 
 
-def _text(field: str, where: str, name: str) -> str:
+def _parse_text(field: str, location: str, name: str) -> str:
     text = field.strip()
     if not text:
-        raise UsageError(f"{where}: '{name}' is missing; fill it in or leave the row out")
+        raise UsageError(f"{location}: '{name}' is missing; fill it in or leave the row out")
     return text
 
 
-def _number(field: str, where: str, name: str) -> float:
+def _parse_number(field: str, location: str, name: str) -> float:
     try:
         number = float(field)
     except ValueError:
         fix = "a number is needed; fill it in, leave the row out or ignore the column"
-        raise UsageError(f"{where}: '{name}' is {field.strip()!r}; {fix}") from None
+        raise UsageError(f"{location}: '{name}' is {field.strip()!r}; {fix}") from None
+    # float() also accepts "nan" and "inf".
     if not math.isfinite(number):
-        raise UsageError(f"{where}: '{name}' is {number}; fill it in or leave the row out")
+        raise UsageError(f"{location}: '{name}' is {number}; fill it in or leave the row out")
     return number
 
 
-def _time(field: str, where: str, name: str) -> float:
+def _parse_time(field: str, location: str, name: str) -> float:
     try:
+        # A leading minus sign belongs to a negative number, a later one to a date.
         return datetime.fromisoformat(field.strip()).timestamp() if "-" in field.strip()[1:] else float(field)
     except ValueError:
         raise UsageError(
-            f"{where}: '{name}' is {field!r}; give a number or a date such as 2024-05-01T12:30:00"
+            f"{location}: '{name}' is {field!r}; give a number or a date such as 2024-05-01T12:30:00"
         ) from None
+
+
+@lru_cache(maxsize=2)
+def generate_interactions(
+    users: int = 1000, items: int = 2000, mean: int = 60, least: int = 20, seed: int = 0
+) -> Interactions:
+    """Return generated ratings from 1 to 5 of a latent-factor model (Koren et al. 2009).
+
+    Users and items have eight latent factors each, and the product of both is the user's preference for the item. The
+    items of a user are drawn by preference and by popularity, which falls as the inverse square root of the popularity
+    rank. A rating is the rounded sum of preference, user bias, item bias and noise. Six features of each row are noisy
+    linear projections of the item's factors. The same arguments give the same interactions.
+
+    Args:
+        users: Number of users.
+        items: Number of items.
+        mean: Mean number of interactions of a user.
+        least: Smallest number of interactions of a user.
+        seed: Seed of all random numbers.
+
+    Example:
+        >>> interactions = generate_interactions(users=30, items=50, mean=12, least=5)
+        >>> sorted(set(interactions.values.tolist()))
+        [1.0, 2.0, 3.0, 4.0, 5.0]
+    """
+    random = np.random.default_rng(seed)
+    user_factors = random.normal(size=(users, LATENT_FACTORS))
+    item_factors = random.normal(size=(items, LATENT_FACTORS))
+    preference = user_factors @ item_factors.T / np.sqrt(LATENT_FACTORS)
+    popularity = -0.5 * np.log(random.permutation(items) + 1)
+    # The largest sums of utility and Gumbel noise are a draw without replacement (Kool et al. 2019, arXiv:1903.06059).
+    order = np.argsort(-(1.5 * preference + popularity + random.gumbel(size=preference.shape)), axis=1)
+    counts = np.minimum(least + random.exponential(mean - least, users).astype(np.int64), items)
+    user_of_row = np.repeat(np.arange(users), counts)
+    # Shuffled, because the order by preference would make later interactions less preferred ones.
+    item_of_row = np.concatenate([random.permutation(order[user, :count]) for user, count in enumerate(counts)])
+    user_bias, item_bias = 0.4 * random.normal(size=users), 0.4 * random.normal(size=items)
+    noise = 0.4 * random.normal(size=len(user_of_row))
+    rating = 2.9 + 0.8 * preference[user_of_row, item_of_row] + user_bias[user_of_row] + item_bias[item_of_row] + noise
+    projection = random.normal(size=(LATENT_FACTORS, FEATURES))
+    views = item_factors @ projection + random.normal(size=(items, FEATURES))
+    return Interactions(
+        user_of_row.astype(np.str_),
+        item_of_row.astype(np.str_),
+        np.clip(np.round(rating), 1, 5),
+        False,
+        random.random(len(user_of_row)),
+        views[item_of_row].astype(np.float32),
+        tuple(f"view {number}" for number in range(FEATURES)),
+    )

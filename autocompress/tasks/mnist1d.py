@@ -1,8 +1,8 @@
-"""MNIST-1D: ten digits drawn as curves of 40 points, made by a published recipe from a seed.
+"""MNIST-1D: ten digits drawn as curves of 40 points, generated from a seed by the published recipe.
 
 Greydanus and Kobak (2020), Scaling down deep learning with MNIST-1D, arXiv:2011.14439. A template of 12 points is
-padded, stretched, scaled, shifted round, given noise (correlated beside the curve, white all over), sheared and
-sampled at 40 points. The draws are made in the published order, so that the published seed gives the published data.
+padded, stretched, scaled, shifted circularly, given noise (correlated in the padding, white everywhere), sheared and
+sampled at 40 points. Random numbers are drawn in the published order, so the published seed gives the published data.
 """
 
 import numpy as np
@@ -12,6 +12,7 @@ PUBLISHED_SEED = 42
 CLASSES = 10
 POINTS = 40
 
+# Constants of the published generator.
 _TEMPLATES = (
     (5, 6, 6.5, 6.75, 7, 7, 7, 7, 6.75, 6.5, 6, 5),
     (5, 3, 3, 3.4, 3.8, 4.2, 4.6, 5, 5.4, 5.8, 5, 5),
@@ -31,62 +32,63 @@ _SCALE = 0.4
 _CORRELATED_NOISE = 0.25
 _WHITE_NOISE = 0.02
 _SHEAR = 0.75
-# Keeps a template's own zeros apart from the padding, where the correlated noise goes.
+# Added to the template so that its zeros differ from the padding, which alone receives the correlated noise.
 _ABOVE_ZERO = 1e-8
 
 Array = NDArray[np.float64]
 
 
-def mnist1d(count: int = 5000, seed: int = PUBLISHED_SEED) -> tuple[Array, NDArray[np.int64]]:
+def generate_mnist1d(count: int = 5000, seed: int = PUBLISHED_SEED) -> tuple[Array, NDArray[np.int64]]:
     """Return curves ``[count, 40]`` with mean 0 and deviation 1, and their digits ``[count]``, in random order.
 
     The published split takes the first 4,000 for training and the last 1,000 for testing.
 
     Args:
-        count: How many; a multiple of ten.
-        seed: The same seed gives the same curves; 42 gives the published ones.
+        count: Number of curves, a multiple of ten.
+        seed: Seed of the generator; 42 gives the published curves.
 
     Example:
-        >>> curves, digits = mnist1d(20, seed=1)
+        >>> curves, digits = generate_mnist1d(20, seed=1)
         >>> curves.shape, sorted(set(digits.tolist()))
         ((20, 40), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
+    # The legacy generator: the published data depends on its stream.
     random = np.random.RandomState(seed)
     digits = np.repeat(np.arange(CLASSES), count // CLASSES)
-    templates = _templates()
-    curves = np.stack([_curve(templates[digit], random) for digit in digits])
+    templates = _scale_templates()
+    curves = np.stack([_draw_curve(templates[digit], random) for digit in digits])
     order = random.permutation(len(digits))
     curves = curves[order]
     return (curves - curves.mean()) / curves.std(), digits[order]
 
 
-def _templates() -> Array:
-    """Return the digits as curves that begin at 0, ``[10, 12]``."""
-    drawn = np.asarray(_TEMPLATES)
-    drawn = drawn - drawn.mean(axis=1, keepdims=True)
-    drawn = drawn / drawn.std(axis=1, keepdims=True)
-    curves: Array = (drawn - drawn[:, :1]) / 6
+def _scale_templates() -> Array:
+    """Return the templates as curves that begin at 0, ``[10, 12]``."""
+    templates = np.asarray(_TEMPLATES)
+    templates = templates - templates.mean(axis=1, keepdims=True)
+    templates = templates / templates.std(axis=1, keepdims=True)
+    curves: Array = (templates - templates[:, :1]) / 6
     return curves
 
 
-def _curve(template: Array, random: np.random.RandomState) -> Array:
+def _draw_curve(template: Array, random: np.random.RandomState) -> Array:
     shortest, longest = _PADDING
     padding = shortest + int(random.rand() * (longest - shortest + 1))
-    curve = _sampled(np.pad(template + _ABOVE_ZERO, (0, padding)), _LONGEST)
+    curve = _resample_curve(np.pad(template + _ABOVE_ZERO, (0, padding)), _LONGEST)
     curve = curve * (1 + _SCALE * (random.rand() - 0.5))
     curve = np.roll(curve, random.randint(_SHIFT))
-    smooth = _smoothed(_CORRELATED_NOISE * random.randn(_LONGEST))
+    smooth = _smooth_noise(_CORRELATED_NOISE * random.randn(_LONGEST))
     curve = np.where(curve != 0, curve, smooth) + _WHITE_NOISE * random.randn(_LONGEST)
     curve = curve - _SHEAR * (random.rand() - 0.5) * np.linspace(-0.5, 0.5, _LONGEST)
-    return _sampled(curve, POINTS)
+    return _resample_curve(curve, POINTS)
 
 
-def _smoothed(noise: Array) -> Array:
-    """Return noise under a Gaussian window of deviation 2, cut at four deviations, mirrored at the ends."""
+def _smooth_noise(noise: Array) -> Array:
+    """Return noise filtered by a Gaussian window of deviation 2, truncated at four deviations, mirrored at the ends."""
     window = np.exp(-0.5 * (np.arange(-8, 9) / 2) ** 2)
     return np.convolve(np.pad(noise, 8, mode="symmetric"), window / window.sum(), mode="valid")
 
 
-def _sampled(curve: Array, points: int) -> Array:
-    """Return a curve at evenly spaced points, both ends included, by linear interpolation."""
+def _resample_curve(curve: Array, points: int) -> Array:
+    """Return a curve at evenly spaced points, including both ends, by linear interpolation."""
     return np.interp(np.linspace(0, 1, points), np.linspace(0, 1, len(curve)), curve)

@@ -76,13 +76,13 @@ def unpack_outputs(output: Any, heads: Sequence[str]) -> ModelOutput:
     """
     if not isinstance(output, Tensor | Mapping) and hasattr(output, "logits"):
         output = output.logits
+    # The output of the user's code may have any type; ``as_heads`` checks it later.
+    unpacked: ModelOutput = output
     if isinstance(output, tuple | list):
-        if len(heads) == 1:
-            return output[0]
-        return dict(zip(heads, output, strict=False))
-    if isinstance(output, Mapping) and len(heads) == 1:
-        return output.get(heads[0], output.get("logits", next(iter(output.values()))))
-    return output
+        unpacked = output[0] if len(heads) == 1 else dict(zip(heads, output, strict=False))
+    elif isinstance(output, Mapping) and len(heads) == 1:
+        unpacked = output.get(heads[0], output.get("logits", next(iter(output.values()))))
+    return unpacked
 
 
 class Module(Supervised):
@@ -136,6 +136,7 @@ class Module(Supervised):
         """Hash of the weights in twelve hex digits, which identifies the module."""
         digest = hashlib.sha256()
         for name, tensor in self.model.state_dict().items():
+            # Names, shapes and types too, because equal bytes may belong to different tensors.
             digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return {"content": digest.hexdigest()[:12]}
@@ -173,12 +174,14 @@ class Module(Supervised):
         names = getattr(self._data, "names", ())
         heads = list(self.heads)
         parameters = inspect.signature(module.forward).parameters
+        # Inputs by name are keywords if forward() has parameters of these names, otherwise one mapping.
         as_keywords = bool(names) and set(names) <= set(parameters)
         adapter = SingleInputAdapter if len(self.inputs) == 1 else CallAdapter
         options: list[nn.Module]
         if names:
             options = [adapter(module, names, as_keywords, False, heads)]
         else:
+            # The module itself comes first, so an adapter is added only if it is needed.
             options = [module, *(adapter(module, (), False, as_tuple, heads) for as_tuple in (False, True))]
         reasons = []
         for candidate in options:
@@ -221,6 +224,7 @@ def _load_module(model: nn.Module | Build, weights: Weights | None) -> nn.Module
     Raises:
         UsageError: The model is not a module, or the weights cannot be read or do not fit.
     """
+    # A copy, because the search must not change the user's module.
     module = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
     if not isinstance(module, nn.Module):
         raise UsageError(
@@ -240,6 +244,7 @@ def _load_module(model: nn.Module | Build, weights: Weights | None) -> nn.Module
                 raise UsageError(f"{source} cannot be read: {error}") from error
         _load_weights(module, weights, source)
     for name, tensor in module.state_dict().items():
+        # Weights that are not finite would otherwise show up as failed trials only.
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise UsageError(f"the teacher's '{name}' contains values that are not finite")
     return module.eval()
@@ -303,6 +308,7 @@ def bring_model(
         UsageError: The weights do not fit the module, or the module fails on the data.
     """
     task = Module(model, data, weights=weights, fit=fit, loss=loss)
+    # Replaces the placeholder below, or the module of an earlier call.
     TASKS.add(Module.name, ModuleFactory(task), replace=True)
     return task
 

@@ -1,4 +1,4 @@
-"""Lists to rank: one item that a user took, among others that the user never met."""
+"""Candidate lists for ranking: the true item of an interaction among sampled negatives."""
 
 import numpy as np
 import torch
@@ -8,108 +8,117 @@ from autocompress.core.task import Split
 from autocompress.errors import UsageError
 
 Rows = NDArray[np.int64]
-FROM_THE_END = ("test", "select_val", "search_val", "calibration")
-# Up to 64 MB a table of who met what is ten times as fast as a search among the pairs.
+# Splits of a user's last interactions, from the last one backwards.
+LAST_SPLITS = ("test", "select_val", "search_val", "calibration")
+# Up to this number of bytes, interactions are looked up in a table of all pairs, ten times as fast as a search.
 LARGEST_TABLE = 2**26
 
 
-def time_ordered(users: Rows) -> dict[str, Rows]:
-    """Return the rows of each split: of every user the last four, as far as there are any behind the first.
+def split_by_time(users: Rows) -> dict[str, Rows]:
+    """Return the rows of each split: each user's last four interactions, one per split, and the others in ``train``.
+
+    The first interaction of a user always belongs to ``train``.
 
     Args:
-        users: The user of each interaction, in the order of time, ``[N]``.
+        users: User index of each interaction in the order of time, ``[N]``.
 
     Example:
-        >>> parts = time_ordered(np.array([0, 1, 0, 0, 1]))
+        >>> parts = split_by_time(np.array([0, 1, 0, 0, 1]))
         >>> {name: rows.tolist() for name, rows in parts.items() if len(rows)}
         {'test': [3, 4], 'select_val': [2], 'train': [0, 1]}
     """
     order = np.argsort(users, kind="stable")
     counts = np.bincount(users)
-    place = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
-    behind = np.repeat(counts, counts) - 1 - place
+    # The position of each interaction among those of its user, and the number that follow it.
+    position = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
+    followers = np.repeat(counts, counts) - 1 - position
     parts = {}
-    for number, name in enumerate(FROM_THE_END):
-        parts[name] = np.sort(order[(behind == number) & (place > 0)])
-    parts["train"] = np.sort(order[(behind >= len(FROM_THE_END)) | (place == 0)])
+    for number, name in enumerate(LAST_SPLITS):
+        parts[name] = np.sort(order[(followers == number) & (position > 0)])
+    parts["train"] = np.sort(order[(followers >= len(LAST_SPLITS)) | (position == 0)])
     return parts
 
 
-class Lists:
-    """Draws lists of candidates.
+class CandidateLists:
+    """Sampler of candidate lists.
 
     Args:
-        users: The user of each interaction, ``[N]``.
-        items: Its item, ``[N]``.
-        count: How many items there are.
-        candidates: Items in a list.
-        option: What the number of candidates is called, for messages.
+        users: User index of each interaction, ``[N]``.
+        items: Item index of each interaction, ``[N]``.
+        count: Number of items.
+        candidates: Number of items in a list, the true one included.
+        option: Name of the option for the number of candidates, for messages.
 
     Raises:
-        UsageError: A user has met so many items that too few are left.
+        UsageError: A user has interacted with so many items that too few negatives remain.
     """
 
     def __init__(self, users: Rows, items: Rows, count: int, candidates: int, option: str) -> None:
         self._users, self._items, self._count, self._candidates = users, items, count, candidates
+        # A pair of user and item as one number.
         pairs = users * count + items
-        self._met: NDArray[np.int64] | NDArray[np.bool_] = np.sort(pairs)
-        self._tabled = (int(users.max()) + 1) * count <= LARGEST_TABLE
-        if self._tabled:
-            self._met = np.zeros((int(users.max()) + 1) * count, np.bool_)
-            self._met[pairs] = True
+        self._interactions: NDArray[np.int64] | NDArray[np.bool_] = np.sort(pairs)
+        self._is_table = (int(users.max()) + 1) * count <= LARGEST_TABLE
+        if self._is_table:
+            self._interactions = np.zeros((int(users.max()) + 1) * count, np.bool_)
+            self._interactions[pairs] = True
+        # Rejection sampling would not end if a user had too few other items.
         left = count - int(np.bincount(users).max())
         if left < candidates - 1:
             raise UsageError(
-                f"{option} is {candidates}, but a user has met all of the {count:,} items but {left}; "
-                f"give {left + 1} at most"
+                f"{option} is {candidates}, but one user has interacted with all but {left} of the {count:,} items; "
+                f"give at most {left + 1}"
             )
 
-    def of(self, rows: Rows, random: np.random.Generator) -> Split:
-        """Return lists for some interactions: users ``[B]`` and items ``[B, K]``, the target the true item's place."""
-        return self._draw(self._users[rows], self._items[rows], random)
+    def draw_lists(self, rows: Rows, random: np.random.Generator) -> Split:
+        """Return users ``[B]`` and item lists ``[B, K]`` of some interactions; the targets are the true positions."""
+        return self._build_lists(self._users[rows], self._items[rows], random)
 
-    def drawn_again(self, split: Split, random: np.random.Generator) -> Split:
-        """Return the same users and true items among other negatives."""
+    def redraw_negatives(self, split: Split, random: np.random.Generator) -> Split:
+        """Return the same users and true items with new negatives."""
         users, lists = (tensor.numpy() for tensor in split.inputs)
-        (place,) = (target.numpy() for target in split.targets.values())
-        return self._draw(users, lists[np.arange(len(lists)), place], random)
+        (true_position,) = (target.numpy() for target in split.targets.values())
+        return self._build_lists(users, lists[np.arange(len(lists)), true_position], random)
 
-    def _draw(self, users: Rows, true: Rows, random: np.random.Generator) -> Split:
+    def _build_lists(self, users: Rows, true_items: Rows, random: np.random.Generator) -> Split:
         rows = np.arange(len(users))
         lists = np.empty((len(users), self._candidates), np.int64)
-        lists[:, 1:] = self._negatives(users, random)
-        place = random.integers(0, self._candidates, len(users))
-        # Negatives are in a random order already, so the one that gives way may go to the front.
-        lists[:, 0] = lists[rows, place]
-        lists[rows, place] = true
-        return Split((torch.from_numpy(users), torch.from_numpy(lists)), {"item": torch.from_numpy(place)})
+        lists[:, 1:] = self._draw_negatives(users, random)
+        true_position = random.integers(0, self._candidates, len(users))
+        # Negatives are in random order, so the one that is replaced may move to the front.
+        lists[:, 0] = lists[rows, true_position]
+        lists[rows, true_position] = true_items
+        return Split((torch.from_numpy(users), torch.from_numpy(lists)), {"item": torch.from_numpy(true_position)})
 
-    def _negatives(self, users: Rows, random: np.random.Generator) -> Rows:
-        """Return items that each user never met, without repetition, ``[B, K - 1]``."""
-        drawn = random.integers(0, self._count, (len(users), self._candidates - 1))
+    def _draw_negatives(self, users: Rows, random: np.random.Generator) -> Rows:
+        """Return distinct items that each user never interacted with, ``[B, K - 1]``."""
+        negatives = random.integers(0, self._count, (len(users), self._candidates - 1))
         rows = np.arange(len(users))
+        # Rejection sampling: only the rejected entries are drawn again.
         while len(rows):
-            some = drawn[rows]
-            bad = self._known(users[rows], some) | _repeated(some)
-            some[bad] = random.integers(0, self._count, int(bad.sum()))
-            drawn[rows] = some
-            rows = rows[bad.any(1)]
-        return drawn
+            redrawn = negatives[rows]
+            rejected = self._has_interaction(users[rows], redrawn) | _find_repeats(redrawn)
+            redrawn[rejected] = random.integers(0, self._count, int(rejected.sum()))
+            negatives[rows] = redrawn
+            rows = rows[rejected.any(1)]
+        return negatives
 
-    def _known(self, users: Rows, items: Rows) -> NDArray[np.bool_]:
+    def _has_interaction(self, users: Rows, items: Rows) -> NDArray[np.bool_]:
+        """Return whether each user interacted with each item of a row, ``[B], [B, K] -> [B, K]``."""
         keys = users[:, None] * self._count + items
-        if self._tabled:
-            return np.asarray(self._met[keys], np.bool_)
-        place = np.searchsorted(self._met, keys).clip(max=len(self._met) - 1)
-        return np.asarray(self._met[place] == keys)
+        if self._is_table:
+            return np.asarray(self._interactions[keys], np.bool_)
+        position = np.searchsorted(self._interactions, keys).clip(max=len(self._interactions) - 1)
+        return np.asarray(self._interactions[position] == keys)
 
 
-def _repeated(items: Rows) -> NDArray[np.bool_]:
-    """Return where a row holds an item that stands further left in it too."""
+def _find_repeats(items: Rows) -> NDArray[np.bool_]:
+    """Return whether each item occurs further left in its row too, ``[B, K] -> [B, K]``."""
+    # The sort is stable, so the first of equal items is never marked as a repeat.
     order = np.argsort(items, axis=1, kind="stable")
     ranked = np.take_along_axis(items, order, 1)
-    same = np.zeros(items.shape, np.bool_)
-    same[:, 1:] = ranked[:, 1:] == ranked[:, :-1]
-    found = np.zeros_like(same)
-    np.put_along_axis(found, order, same, 1)
-    return found
+    equals_previous = np.zeros(items.shape, np.bool_)
+    equals_previous[:, 1:] = ranked[:, 1:] == ranked[:, :-1]
+    result = np.zeros_like(equals_previous)
+    np.put_along_axis(result, order, equals_previous, 1)
+    return result

@@ -1,8 +1,8 @@
-"""Recommender tasks: how a user rates an item or whether it is clicked, and which of many items comes next.
+"""Recommender tasks: prediction of ratings or clicks, and ranking of candidate items.
 
-Every head is categorical, so that distillation, measuring and export work as for any other task. A rating's levels are
-classes whose values the task names in ``levels``, and the predicted rating is their mean under the softmax
-(Farebrother et al. 2024, arXiv:2403.03950); a list to rank has a class for each candidate.
+Every head is categorical, so distillation, measuring and export work as for any other task. The levels of a rating are
+classes with values in ``levels``, and the predicted rating is their mean under the softmax
+(Farebrother et al. 2024, arXiv:2403.03950); a candidate list has one class for each candidate.
 """
 
 from collections.abc import Mapping
@@ -19,37 +19,45 @@ from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.base import Supervised
-from autocompress.tasks.generated_interactions import NOTICE, generated_interactions
-from autocompress.tasks.interactions import Columns, Interactions, read_interactions
-from autocompress.tasks.negative_sampling import Lists, time_ordered
-from autocompress.tasks.splitting import FRACTIONS, stratified_rows
+from autocompress.tasks.interactions import (
+    GENERATED_NOTICE,
+    Columns,
+    Interactions,
+    generate_interactions,
+    read_interactions,
+)
+from autocompress.tasks.negative_sampling import CandidateLists, split_by_time
+from autocompress.tasks.splitting import FRACTIONS, stratify_rows
 
-LEVELS = 20
+# Largest number of rating levels; more distinct ratings are binned.
+MAX_LEVELS = 20
+# Row of the embedding tables for unknown users and items.
 UNKNOWN = 0
 SCORES = ("accuracy", "loss", "kl", "agreement", "retention")
 
 
 @TASKS.register("ratings")
 class Ratings(Supervised):
-    """How a user rates an item, or whether it is clicked: generated ratings, or your own in a file.
+    """Prediction of a user's rating of an item, or of a click: generated ratings, or your own in a file.
 
-    Inputs are a user, an item and, if there are any, features ``[B, F]``, brought to mean 0 and deviation 1 over the
-    training split. Distinct ratings are the classes; more than 20 become 20 bins of as many ratings each, which stand
-    for the mean of theirs. Clicks have two classes. Of several rows with one user and item, the latest counts.
+    Inputs are a user, an item and optional features ``[B, F]``, normalized to mean 0 and standard deviation 1 over the
+    training split. Distinct ratings are the classes; more than 20 become 20 bins with equal numbers of ratings, each
+    with the mean of its ratings as its value. Clicks have two classes. Of several rows with the same user and item, the
+    latest counts.
 
-    Rows are split at random. Row 0 of both tables is for the unknown: users and items with a single training row share
-    it, which trains it, and it stands for those with none, such as new ones in ``test``.
+    Rows are split at random. Row 0 of both embedding tables stands for unknown users and items, such as new ones in
+    ``test``; it is trained on the users and items with a single training row.
 
     Args:
         path: A MovieLens-100K folder (``u.data``, ``u.item``, ``u.user``); or a ``.csv`` or ``.tsv`` file with a header
-            and a column each for user, item, rating or click; every other column but the time is a feature and holds
-            numbers. Without it, the ratings are generated: 1,000 users, 2,000 items, about 60,000 ratings.
-        test: A second such file or folder for the test split; by default it is taken out of ``path``.
+            and a column each for user, item, rating or click; all other columns except the time are numeric features.
+            Without a path, the ratings are generated: 1,000 users, 2,000 items, about 60,000 ratings.
+        test: A second file or folder of that kind for the test split; by default it is taken out of ``path``.
         user: Name of the column of users.
         item: Name of the column of items.
-        rating: Name of the column of ratings; leave it empty to take clicks.
+        rating: Name of the column of ratings; leave it empty to use clicks.
         click: Name of the column of clicks, 0 or 1.
-        time: Name of the column of times; it decides which of several rows counts.
+        time: Name of the column of times, which decides which of several rows counts.
         ignore: Names of columns to leave out, separated by commas.
 
     Raises:
@@ -74,18 +82,21 @@ class Ratings(Supervised):
         if test and not path:
             raise UsageError("task.ratings.test is set and task.ratings.path is not; give both")
         if path:
-            found = read_interactions(Path(path).expanduser(), columns, self.name, needs_value=True)
+            interactions = read_interactions(Path(path).expanduser(), columns, self.name, needs_value=True)
         else:
-            found = generated_interactions()
-        rows = {"train": found.latest()}
+            interactions = generate_interactions()
+        rows = {"train": interactions.latest_rows()}
         if test:
-            rows["test"] = read_interactions(Path(test).expanduser(), columns, self.name, needs_value=True).latest()
-            _refuse_others(rows["train"], rows["test"], Path(test))
-        self._generated, self._repeated = not path, len(found) - len(rows["train"])
+            rows["test"] = read_interactions(
+                Path(test).expanduser(), columns, self.name, needs_value=True
+            ).latest_rows()
+            _check_test_file(rows["train"], rows["test"], Path(test))
+        self._is_generated, self._repeats = not path, len(interactions) - len(rows["train"])
         self._users, self._items = (np.unique(names) for names in (rows["train"].users, rows["train"].items))
-        self._bins = Bins(_values(rows["train"]))
+        self._bins = RatingBins(_require_values(rows["train"]))
         self._rows = rows
         features = len(rows["train"].names)
+        # One row more than names, for unknown users and items.
         specs = InputSpec((), vocabulary=len(self._users) + 1), InputSpec((), vocabulary=len(self._items) + 1)
         self.inputs = (*specs, InputSpec((features,))) if features else specs
         if rows["train"].clicks:
@@ -101,68 +112,76 @@ class Ratings(Supervised):
 
     @cached_property
     def notices(self) -> tuple[str, ...]:
-        """Whether the data is generated, and who shares the row for the unknown, in which numbers."""
+        """Remarks on the data: generated data, repeated rows, bins, and users and items that count as unknown."""
         train, test = self._rows["train"], self._rows.get("test")
-        found = [NOTICE if self._generated else ""]
-        if self._repeated:
-            found.append(f"{self._repeated:,} rows repeat a user and an item; the latest counts")
+        remarks = [GENERATED_NOTICE if self._is_generated else ""]
+        if self._repeats:
+            remarks.append(f"{self._repeats:,} rows repeat a pair of user and item; the latest row counts")
         if self._bins.spread:
-            found.append(
-                f"{self._bins.distinct:,} distinct ratings became {len(self._bins.levels)} bins; rmse is measured "
-                f"against their means, from which ratings lie {self._bins.spread:.3g} away (root mean square)"
+            remarks.append(
+                f"{self._bins.distinct:,} distinct ratings were put into {len(self._bins.levels)} bins; "
+                "rmse is measured against bin means, which differ from the ratings by "
+                f"{self._bins.spread:.3g} (root mean square)"
             )
-        tested = (None, None) if test is None else (test.users, test.items)
-        for what, names, others in (("users", train.users, tested[0]), ("items", train.items, tested[1])):
-            known, counts = np.unique(names, return_counts=True)
+        test_columns = (None, None) if test is None else (test.users, test.items)
+        for kind, names, test_names in (
+            ("users", train.users, test_columns[0]),
+            ("items", train.items, test_columns[1]),
+        ):
+            distinct, counts = np.unique(names, return_counts=True)
             if single := int((counts == 1).sum()):
-                found.append(f"{single:,} of {len(known):,} {what} have a single row and share the row of the unknown")
-            if others is not None and (new := np.setdiff1d(others, known)).size:
-                found.append(f"{new.size:,} {what} of the test file are not in the training file: they are unknown")
-        return tuple(filter(None, found))
+                remarks.append(
+                    f"{single:,} of {len(distinct):,} {kind} have one row and share the table row for unknown ones"
+                )
+            if test_names is not None and (new := np.setdiff1d(test_names, distinct)).size:
+                remarks.append(
+                    f"{new.size:,} {kind} of the test file are not in the training file and count as unknown"
+                )
+        return tuple(filter(None, remarks))
 
     def splits(self, seed: int) -> Splits:
-        """Return five splits: rows at random, clicks in proportion.
+        """Return five random splits; clicks are stratified.
 
         Raises:
-            UsageError: There are too few rows.
+            UsageError: The data has too few rows.
         """
-        whole = self._rows["train"]
-        classes = self._bins.classes(_values(whole))
-        parts = {name: whole.take(rows) for name, rows in self._parts(classes, seed).items()}
+        interactions = self._rows["train"]
+        classes = self._bins.assign_classes(_require_values(interactions))
+        parts = {name: interactions.select_rows(rows) for name, rows in self._split_rows(classes, seed).items()}
         parts |= {"test": self._rows["test"]} if "test" in self._rows else {}
         users, items = (
-            _trained(names, known)
-            for names, known in ((parts["train"].users, self._users), (parts["train"].items, self._items))
+            _has_table_row(names, table)
+            for names, table in ((parts["train"].users, self._users), (parts["train"].items, self._items))
         )
         mean, std = parts["train"].features.mean(0), parts["train"].features.std(0)
-        # A constant feature would be divided by nothing.
+        # The deviation of a constant feature is 0; dividing by 1 avoids values that are not finite.
         std[std == 0] = 1
         splits = {}
         for name, part in parts.items():
             ids = [
-                torch.from_numpy(_numbers(names, known, trained))
-                for names, known, trained in ((part.users, self._users, users), (part.items, self._items, items))
+                torch.from_numpy(_table_rows(names, table, has_row))
+                for names, table, has_row in ((part.users, self._users, users), (part.items, self._items, items))
             ]
             features = [torch.from_numpy((part.features - mean) / std)] if part.names else []
             (head,) = self.heads
-            targets = torch.from_numpy(self._bins.classes(_values(part)))
+            targets = torch.from_numpy(self._bins.assign_classes(_require_values(part)))
             splits[name] = Split((*ids, *features), {head: targets})
         return Splits(**splits)
 
     def teacher(self) -> tuple[Part, Part]:
-        """Return a wide model of pairwise interactions, and how to train it."""
+        """Return a wide model of pairwise interactions, and its training config."""
         return (
             Part.of("interaction", embedding=32, width=128, depth=2, bottom=1),
             Part.of("adamw", epochs=6, learning_rate=5e-3, weight_decay=1.0, batch_size=256),
         )
 
-    def _parts(self, classes: NDArray[np.int64], seed: int) -> dict[str, NDArray[np.int64]]:
+    def _split_rows(self, classes: NDArray[np.int64], seed: int) -> dict[str, NDArray[np.int64]]:
         fractions = {name: share for name, share in FRACTIONS.items() if name not in self._rows}
         if self._rows["train"].clicks:
-            return stratified_rows(torch.from_numpy(classes), seed, fractions, ["no click", "click"])
+            return stratify_rows(torch.from_numpy(classes), seed, fractions, ["no click", "click"])
         if len(classes) < 50:
-            raise UsageError(f"there are {len(classes)} ratings; five disjoint splits need at least 50")
-        # Not in proportion: a level that a few rows hold is no reason to refuse the data.
+            raise UsageError(f"the data has {len(classes)} ratings; five disjoint splits need at least 50")
+        # Not stratified: a rating level with few rows should not make the data unusable.
         rest = np.random.default_rng(seed).permutation(len(classes))
         parts = {}
         for name, share in fractions.items():
@@ -173,29 +192,30 @@ class Ratings(Supervised):
 
 @TASKS.register("ranking")
 class Ranking(Supervised):
-    """Which of many items a user takes next: one true item among sampled negatives, generated or your own data.
+    """Ranking of a user's next item: one true item among sampled negatives, generated or your own data.
 
-    Inputs are a user and ``candidates`` items ``[B, K]``; the outputs are a score for each, and the target is the place
-    of the true one. The others, 49 unless said otherwise, are drawn evenly from the items that the user never met in
-    any split, without repetition, and their order is drawn too (He et al. 2017, arXiv:1708.05031, draw 99). Scores
-    among sampled negatives are higher than among all items, and not comparable between numbers of candidates
-    (Krichene and Rendle 2020). A view of the training split has other negatives; evaluation keeps its own.
+    Inputs are a user and ``candidates`` items ``[B, K]``; the outputs are one score per item, and the target is the
+    position of the true item. The negatives, 49 by default, are drawn uniformly and without repetition from the items
+    that the user never interacted with in any split, and their order is random (He et al. 2017, arXiv:1708.05031, use
+    99). Scores among sampled negatives are higher than among all items, and not comparable between numbers of
+    candidates (Krichene and Rendle 2020). An augmented view of the training split has new negatives; evaluation splits
+    keep theirs.
 
-    Each user's interactions are split by time, of equal times by row: the last goes to ``test``, the one before to
-    ``select_val``, then ``search_val``, then ``calibration``, as far as the user has them, and all that came before to
-    ``train``, but at least the first. A user with one interaction is left out.
+    Each user's interactions are split by time, and by row for equal times: the last goes to ``test``, the ones before
+    to ``select_val``, ``search_val`` and ``calibration``, and the earlier ones to ``train``. The first interaction of a
+    user is always in ``train``; users with a single interaction are left out.
 
     Args:
         path: A MovieLens-100K folder (``u.data``), or a ``.csv`` or ``.tsv`` file with a header and a column each for
-            user and item. Without it, they are generated: 1,000 users, 2,000 items, about 60,000 interactions.
-        candidates: Items in a list, the true one included.
-        liked: The smallest rating that counts as an interaction; by default all do. Of clicks, 1 does.
-        views: Views of the training split, each with other negatives.
+            user and item. Without a path, they are generated: 1,000 users, 2,000 items, about 60,000 interactions.
+        candidates: Number of items in a list, the true one included.
+        liked: Smallest rating that counts as an interaction; by default all count. Of clicks, only 1 counts.
+        views: Number of views of the training split, each with other negatives.
         user: Name of the column of users.
         item: Name of the column of items.
-        rating: Name of the column of ratings, if there is one.
-        click: Name of the column of clicks, if there is one.
-        time: Name of the column of times; without one, later rows are later.
+        rating: Name of the column of ratings, if the file has one.
+        click: Name of the column of clicks, if the file has one.
+        time: Name of the column of times; without one, the order of the rows is the order of time.
 
     Raises:
         UsageError: A file cannot be used (the message names file and line), or an option is out of bounds.
@@ -224,139 +244,154 @@ class Ranking(Supervised):
             raise UsageError(f"task.ranking.liked is {liked!r}; give a rating")
         columns = Columns(user, item, rating, click, time)
         if path:
-            found = read_interactions(Path(path).expanduser(), columns, self.name, needs_value=False)
+            interactions = read_interactions(Path(path).expanduser(), columns, self.name, needs_value=False)
         else:
-            found = generated_interactions()
-        self._generated, self._timed = not path, found.times is not None
-        met = found.latest()
-        self._repeated = len(found) - len(met)
-        met = _liked(met, liked)
-        _, who, counts = np.unique(met.users, return_inverse=True, return_counts=True)
-        self._single = int((counts == 1).sum())
-        met = met.take(counts[who] > 1)
-        if not len(met):
-            raise UsageError("no user has two interactions, one to learn from and one to predict")
-        users, who = np.unique(met.users, return_inverse=True)
-        items, what = np.unique(met.items, return_inverse=True)
-        self._parts = time_ordered(who)
-        short = [name for name in Splits.NAMES if not len(self._parts[name])]
-        if short:
-            raise UsageError(f"no user has enough interactions for {short[0]}; five in one user at least are needed")
-        self._lists = Lists(who, what, len(items), candidates, f"task.{self.name}.candidates")
+            interactions = generate_interactions()
+        self._is_generated, self._has_times = not path, interactions.times is not None
+        pairs = interactions.latest_rows()
+        self._repeats = len(interactions) - len(pairs)
+        pairs = _select_positive(pairs, liked)
+        _, user_of_row, counts = np.unique(pairs.users, return_inverse=True, return_counts=True)
+        self._single_users = int((counts == 1).sum())
+        pairs = pairs.select_rows(counts[user_of_row] > 1)
+        if not len(pairs):
+            raise UsageError("no user has two interactions, one for training and one to predict")
+        users, user_of_row = np.unique(pairs.users, return_inverse=True)
+        items, item_of_row = np.unique(pairs.items, return_inverse=True)
+        self._parts = split_by_time(user_of_row)
+        missing = [name for name in Splits.NAMES if not len(self._parts[name])]
+        if missing:
+            raise UsageError(f"no user has enough interactions for {missing[0]}; at least one user needs five")
+        self._candidate_lists = CandidateLists(
+            user_of_row, item_of_row, len(items), candidates, f"task.{self.name}.candidates"
+        )
         self.views = views
         self.inputs = InputSpec((), vocabulary=len(users)), InputSpec((candidates,), vocabulary=len(items))
         self.heads: Mapping[str, int] = {"item": candidates}
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Whether the data is generated, how many negatives were sampled, and who was left out."""
+        """Remarks on the data: generated data, the number of negatives, repeated rows and users that were left out."""
         negatives = self.heads["item"] - 1
-        found = [
-            NOTICE if self._generated else "",
+        remarks = [
+            GENERATED_NOTICE if self._is_generated else "",
             f"the true item is ranked among {negatives} sampled negatives, not among all items: compare scores only "
             f"with those of {negatives} negatives",
         ]
-        if not self._timed:
-            found.append("there is no column of times: later rows count as later")
-        if self._repeated:
-            found.append(f"{self._repeated:,} rows repeat a user and an item; the latest counts")
-        if self._single:
-            found.append(f"users with one interaction were left out: {self._single:,}")
-        return tuple(filter(None, found))
+        if not self._has_times:
+            remarks.append("the data has no column of times: the order of the rows is the order of time")
+        if self._repeats:
+            remarks.append(f"{self._repeats:,} rows repeat a pair of user and item; the latest row counts")
+        if self._single_users:
+            remarks.append(f"users with one interaction were left out: {self._single_users:,}")
+        return tuple(filter(None, remarks))
 
     def splits(self, seed: int) -> Splits:
-        """Return five splits by each user's time; the seed draws the negatives."""
+        """Return five splits by each user's order of time; the seed is that of the negatives."""
         return Splits(
             **{
-                name: self._lists.of(self._parts[name], np.random.default_rng([seed, number]))
+                name: self._candidate_lists.draw_lists(self._parts[name], np.random.default_rng([seed, number]))
                 for number, name in enumerate(Splits.NAMES)
             }
         )
 
     def view(self, split: Split, index: int) -> Split:
-        """Return the same users and true items among other negatives; view 0 is the split itself."""
-        return split if index == 0 else self._lists.drawn_again(split, np.random.default_rng([index, 2**31]))
+        """Return the same users and true items with other negatives; view 0 is the split itself."""
+        return (
+            split
+            if index == 0
+            # The second number separates the random streams of views from those of splits, which have small numbers.
+            else self._candidate_lists.redraw_negatives(split, np.random.default_rng([index, 2**31]))
+        )
 
     def teacher(self) -> tuple[Part, Part]:
-        """Return two wide towers of one layer, and how to train them."""
-        # A hidden layer learns who is popular and, at a decay that keeps it from overfitting, no taste; what lets one
-        # layer learn tastes are a high rate and many views: with the same negatives again it remembers them.
+        """Return a two-tower model with wide embeddings and no hidden layer, and its training config."""
+        # With a hidden layer and enough weight decay against overfitting, the model learns only popularity. Without one
+        # it learns preferences, given a high learning rate and new negatives in each view, which it cannot memorize.
         return (
             Part.of("two_tower", embedding=64, depth=0, tower=64),
             Part.of("adamw", epochs=12, learning_rate=1e-2, weight_decay=0.08, batch_size=256),
         )
 
 
-class Bins:
-    """Rating levels: the distinct values, or 20 bins of as many ratings each, which stand for the mean of theirs.
+class RatingBins:
+    """Rating levels: the distinct ratings, or 20 bins with equal numbers of ratings.
 
     Args:
         values: Ratings, ``[N]``.
 
     Attributes:
-        levels: The value of each class, rising.
-        distinct: How many values there are.
-        spread: Root mean square distance of a rating from its level; 0 where each has its own.
+        levels: Value of each class in ascending order; the mean rating of a bin.
+        distinct: Number of distinct ratings.
+        spread: Root mean square distance of a rating from its level; 0 without bins.
 
     Raises:
         UsageError: All ratings are equal.
 
     Example:
-        >>> Bins(np.array([4.0, 1.0, 4.0])).classes(np.array([4.0])).tolist()
+        >>> RatingBins(np.array([4.0, 1.0, 4.0])).assign_classes(np.array([4.0])).tolist()
         [1]
     """
 
     def __init__(self, values: NDArray[np.float64]) -> None:
-        known = np.unique(values)
-        self.distinct = len(known)
+        distinct_values = np.unique(values)
+        self.distinct = len(distinct_values)
         if self.distinct < 2:
-            raise UsageError(f"every row holds the value {known[0]:g}; a task needs at least two")
-        if self.distinct <= LEVELS:
-            self._edges, self.levels, self.spread = (known[1:] + known[:-1]) / 2, known, 0.0
+            raise UsageError(f"every row has the value {distinct_values[0]:g}; a task needs at least two")
+        # The edges lie halfway between levels, so a value belongs to the nearest level.
+        if self.distinct <= MAX_LEVELS:
+            self._edges, self.levels, self.spread = (
+                (distinct_values[1:] + distinct_values[:-1]) / 2,
+                distinct_values,
+                0.0,
+            )
             return
-        edges = np.unique(np.quantile(values, np.linspace(0, 1, LEVELS + 1)[1:-1]))
-        places, number = np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)
-        self._edges = edges[places[1:] - 1]
-        self.levels = np.bincount(number, values) / np.bincount(number)
-        self.spread = float(np.sqrt(np.square(values - self.levels[number]).mean()))
+        # Frequent ratings make several quantiles equal, so there may be fewer bins.
+        edges = np.unique(np.quantile(values, np.linspace(0, 1, MAX_LEVELS + 1)[1:-1]))
+        # Empty bins are dropped, because a level is the mean of its ratings.
+        used_bins, class_of_value = np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)
+        self._edges = edges[used_bins[1:] - 1]
+        self.levels = np.bincount(class_of_value, values) / np.bincount(class_of_value)
+        self.spread = float(np.sqrt(np.square(values - self.levels[class_of_value]).mean()))
 
-    def classes(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return the class of each rating, ``[N]``."""
+    def assign_classes(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the class index of each rating, ``[N]``."""
         return np.searchsorted(self._edges, values, side="right").astype(np.int64)
 
 
-def _values(rows: Interactions) -> NDArray[np.float64]:
+def _require_values(rows: Interactions) -> NDArray[np.float64]:
     assert rows.values is not None
     return rows.values
 
 
-def _liked(met: Interactions, least: float | None) -> Interactions:
-    """Return the rows that count: clicks, or ratings of at least ``least``."""
-    if met.values is None or (least is None and not met.clicks):
-        return met
-    return met.take(met.values >= (1.0 if met.clicks else float(least or 0)))
+def _select_positive(interactions: Interactions, minimum: float | None) -> Interactions:
+    """Return the interactions that count: clicks, or ratings of at least ``minimum``."""
+    if interactions.values is None or (minimum is None and not interactions.clicks):
+        return interactions
+    return interactions.select_rows(interactions.values >= (1.0 if interactions.clicks else float(minimum or 0)))
 
 
-def _refuse_others(train: Interactions, test: Interactions, path: Path) -> None:
-    """Refuse a test file of another form than the training file.
+def _check_test_file(train: Interactions, test: Interactions, path: Path) -> None:
+    """Check that a test file has the form of the training file.
 
     Raises:
-        UsageError: It has other columns, or ratings that the training file never gives.
+        UsageError: The test file has other columns, or ratings that do not occur in the training file.
     """
     if train.names != test.names or train.clicks != test.clicks:
-        raise UsageError(f"{path} has the features {list(test.names)}, and the training file {list(train.names)}")
-    strange = np.setdiff1d(_values(test), _values(train))
-    if len(np.unique(_values(train))) <= LEVELS and strange.size:
-        raise UsageError(f"{path} holds the value {strange[0]:g}, which the training file has not")
+        raise UsageError(f"{path} has the features {list(test.names)}, but the training file has {list(train.names)}")
+    # With bins, every value has a class.
+    unknown = np.setdiff1d(_require_values(test), _require_values(train))
+    if len(np.unique(_require_values(train))) <= MAX_LEVELS and unknown.size:
+        raise UsageError(f"{path} contains the value {unknown[0]:g}, which the training file does not")
 
 
-def _trained(names: NDArray[np.str_], known: NDArray[np.str_]) -> NDArray[np.bool_]:
-    """Return which of the known have two training rows at least, and so a row of their own in the table."""
-    counts = np.bincount(np.searchsorted(known, names), minlength=len(known))
+def _has_table_row(names: NDArray[np.str_], table: NDArray[np.str_]) -> NDArray[np.bool_]:
+    """Return whether each name of ``table`` has at least two training rows, and thus its own row in the embedding."""
+    counts = np.bincount(np.searchsorted(table, names), minlength=len(table))
     return counts > 1
 
 
-def _numbers(names: NDArray[np.str_], known: NDArray[np.str_], trained: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the row of each name in the table, 0 for the unknown."""
-    place = np.searchsorted(known, names).clip(max=len(known) - 1)
-    return np.where((known[place] == names) & trained[place], place + 1, UNKNOWN).astype(np.int64)
+def _table_rows(names: NDArray[np.str_], table: NDArray[np.str_], has_row: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the embedding row of each name, 0 for unknown names."""
+    position = np.searchsorted(table, names).clip(max=len(table) - 1)
+    return np.where((table[position] == names) & has_row[position], position + 1, UNKNOWN).astype(np.int64)

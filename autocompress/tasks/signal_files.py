@@ -1,4 +1,4 @@
-"""Series with a label each, read from CSV and NPZ files."""
+"""Labeled series, read from CSV and NPZ files."""
 
 import csv
 import zipfile
@@ -15,11 +15,11 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True)
 class Series:
-    """Series of one length.
+    """Labeled series of equal length.
 
     Attributes:
-        values: ``[N, C, L]``, all finite.
-        labels: The class of each, as text.
+        values: Finite values, ``[N, C, L]``.
+        labels: Class of each series, as text.
     """
 
     values: NDArray[np.float32]
@@ -30,9 +30,9 @@ def read_series(path: Path, label: str) -> Series:
     """Return the series of a file.
 
     Args:
-        path: ``.csv`` or ``.tsv`` with a header, one series a row; or ``.npz`` with ``x`` ``[N, L]`` or
-            ``[N, C, L]`` and ``y`` ``[N]``.
-        label: Name of the label's column in a CSV file.
+        path: A ``.csv`` or ``.tsv`` file with a header and one series per row; or an ``.npz`` file with ``x``
+            ``[N, L]`` or ``[N, C, L]`` and ``y`` ``[N]``.
+        label: Name of the label column in a CSV file.
 
     Raises:
         UsageError: The file cannot be used; the message names the line of a CSV file.
@@ -40,17 +40,17 @@ def read_series(path: Path, label: str) -> Series:
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a .csv, .tsv or .npz file")
     if path.suffix == ".npz":
-        series = _from_npz(path)
+        series = _read_npz(path)
     elif path.suffix in DELIMITERS:
-        series = _from_csv(path, label)
+        series = _read_csv(path, label)
     else:
         raise UsageError(f"{path} is neither a .csv, a .tsv nor an .npz file")
     if len(series.labels) == 0 or series.values.shape[2] == 0:
-        raise UsageError(f"{path} holds no series")
+        raise UsageError(f"{path} contains no series")
     return series
 
 
-def _from_csv(path: Path, label: str) -> Series:
+def _read_csv(path: Path, label: str) -> Series:
     values: list[NDArray[np.float32]] = []
     labels: list[str] = []
     try:
@@ -59,36 +59,38 @@ def _from_csv(path: Path, label: str) -> Series:
             header = next(rows, [])
             if label not in header:
                 raise UsageError(f"{path}:1: no column '{label}'; {did_you_mean(label, header[:20])}")
-            place = header.index(label)
+            label_index = header.index(label)
             for row in filter(None, rows):
                 line = rows.line_num
                 if len(row) != len(header):
                     raise UsageError(f"{path}:{line}: {len(row)} fields, but the header has {len(header)}")
-                labels.append(row.pop(place).strip())
-                values.append(_numbers(row, f"{path}:{line}"))
+                labels.append(row.pop(label_index).strip())
+                values.append(_parse_numbers(row, f"{path}:{line}"))
                 if not labels[-1]:
                     raise UsageError(f"{path}:{line}: the label is empty; fill it in or leave the row out")
-    except (OSError, UnicodeDecodeError, csv.Error) as reason:
-        raise UsageError(f"{path} cannot be read ({reason})") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read ({error})") from None
     stacked = np.stack(values) if values else np.zeros((0, 0), np.float32)
     return Series(stacked[:, None], tuple(labels))
 
 
-def _numbers(row: list[str], where: str) -> NDArray[np.float32]:
+def _parse_numbers(row: list[str], location: str) -> NDArray[np.float32]:
     try:
+        # Values beyond float32 become infinite, which is reported below.
         with np.errstate(over="ignore"):
             numbers = np.asarray(row, np.float64).astype(np.float32)
-    except ValueError as reason:
-        raise UsageError(f"{where}: {reason}; every column but the label holds numbers") from None
+    except ValueError as error:
+        raise UsageError(f"{location}: {error}; all columns except the label must be numbers") from None
     if not np.isfinite(numbers).all():
-        raise UsageError(f"{where}: a value is missing or not finite; fill it in or leave the row out")
+        raise UsageError(f"{location}: a value is missing or not finite; fill it in or leave the row out")
     return numbers
 
 
-def _from_npz(path: Path) -> Series:
+def _read_npz(path: Path) -> Series:
     if not zipfile.is_zipfile(path):
-        raise UsageError(f"{path} is no NPZ file; write it with numpy.savez")
+        raise UsageError(f"{path} is not an NPZ file; write it with numpy.savez")
     try:
+        # Pickled arrays could run code.
         with np.load(path, allow_pickle=False) as archive:
             values, labels = archive["x"], archive["y"]
             if values.ndim == 2:
@@ -100,9 +102,9 @@ def _from_npz(path: Path) -> Series:
                 )
             with np.errstate(over="ignore"):
                 values = values.astype(np.float32)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as reason:
-        raise UsageError(f"{path} cannot be read as arrays x and y ({' '.join(str(reason).split())})") from None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} cannot be read as arrays x and y ({' '.join(str(error).split())})") from None
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))[0])
-        raise UsageError(f"{path}: x[{row}] holds a value that is missing or not finite")
+        raise UsageError(f"{path}: x[{row}] contains a value that is missing or not finite")
     return Series(values, tuple(str(label) for label in labels.tolist()))

@@ -1,70 +1,121 @@
-"""Text classification tasks: the language of a name, and a user's own texts in a CSV file."""
+"""Text classification: the language of a name, and a user's own texts in a CSV file."""
 
 import re
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from babel import Locale
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.base import Supervised, imbalance
-from autocompress.tasks.locale_names import KINDS, LANGUAGES, names
-from autocompress.tasks.splitting import FRACTIONS, five_splits, stratified_splits
-from autocompress.tasks.text_encoding import PADDING, Encoding, cut_short, drop_tokens, fit_encoding
-from autocompress.tasks.text_files import Texts, read_texts, refuse_real_numbers
+from autocompress.tasks.base import Supervised, check_positive, describe_imbalance, sort_classes
+from autocompress.tasks.splitting import FRACTIONS, complete_splits, stratify_examples
+from autocompress.tasks.text_encoding import PADDING, Encoding, count_truncated, drop_tokens, fit_encoding
+from autocompress.tasks.text_files import Texts, check_class_labels, read_texts
 
+# Languages with good coverage in CLDR that are written in Latin letters.
+LANGUAGES = (
+    *("az", "ca", "cs", "cy", "da", "de", "en", "es", "et", "eu", "fi", "fr", "ga", "hr", "hu"),
+    *("id", "is", "it", "lt", "lv", "nb", "nl", "pl", "pt", "ro", "sk", "sl", "sv", "tr", "vi"),
+)
+KINDS = ("territory", "language", "currency", "script")
+# Attributes of babel.Locale with the names of each kind.
+_ATTRIBUTES = {"territory": "territories", "language": "languages", "currency": "currencies", "script": "scripts"}
 NAME_LENGTH = 32
-# A table of results holds each score of a head three times: as it is, and with these behind it for other splits.
-TAKEN = ("_test", "_search")
+# The table of results has each score of a head once per split: without a suffix, and with these for other splits.
+RESERVED_SUFFIXES = ("_test", "_search")
 
 
-class _Tokens(Supervised):
-    """A task whose only input is a text as tokens."""
+@dataclass(frozen=True)
+class LocaleName:
+    """Name of a territory, language, currency or script in one language.
+
+    Attributes:
+        text: Text of the name, such as ``Sierra Leone`` or ``norsk krone``.
+        language: Code of the language, one of ``LANGUAGES``.
+        kind: Kind of the named thing, one of ``KINDS``.
+    """
+
+    text: str
+    language: str
+    kind: str
+
+
+@lru_cache(maxsize=1)
+def locale_names() -> tuple[LocaleName, ...]:
+    """Return the names that belong to one language and one kind, sorted by language, kind and text.
+
+    Names that occur in several languages (Malta, Canada) do not identify a language, and names that are both a language
+    and a script (Arabic) do not identify a kind; both are left out. Names that differ only in capitals count as the
+    same, and the first of them is used. Babel 2.18 has 40,247 entries, of which 23,566 names remain.
+
+    Example:
+        >>> next(name for name in locale_names() if name.text == "Schweizer Franken")
+        LocaleName(text='Schweizer Franken', language='de', kind='currency')
+    """
+    names_of_text: dict[str, set[LocaleName]] = defaultdict(set)
+    for code in LANGUAGES:
+        locale = Locale.parse(code)
+        for kind in KINDS:
+            for entry in getattr(locale, _ATTRIBUTES[kind]).values():
+                # CLDR has names with repeated spaces and with accents as separate characters.
+                text = unicodedata.normalize("NFC", " ".join(entry.split()))
+                names_of_text[text.casefold()].add(LocaleName(text, code, kind))
+    unique = [same for same in names_of_text.values() if len({(name.language, name.kind) for name in same}) == 1]
+    selected = [min(same, key=lambda name: name.text) for same in unique]
+    return tuple(sorted(selected, key=lambda name: (name.language, name.kind, name.text)))
+
+
+class _TokenTask(Supervised):
+    """Base class of tasks whose only input is a text as tokens."""
 
     encoding: Encoding
     drop: float = 0.1
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Return what a model of this task takes for some texts, ``[N, T]`` of int64."""
+        """Return the model inputs for some texts, int64 ``[N, T]``."""
         return self.encoding(texts)
 
     @property
     def preprocessing(self) -> str:
-        """How a text becomes tokens."""
-        return self.encoding.in_words()
+        """A description of the encoding."""
+        return self.encoding.describe_encoding()
 
     def view(self, split: Split, index: int) -> Split:
-        """Return the texts without some of their tokens; view 0 is the split itself."""
+        """Return the texts without some random tokens; view 0 is the split itself."""
         if index == 0:
             return split
         return Split((drop_tokens(split.inputs[0], index, self.drop),), split.targets)
 
     def example(self) -> tuple[Tensor, ...]:
-        """Return a batch of one text that fills the whole length: of padding alone, a model computes nothing."""
+        """Return a batch of one text without padding."""
+        # Models mask padding, so a text of padding alone would skip what they compute.
         return (torch.arange(self.encoding.length)[None] % (self.encoding.vocabulary - 1) + 1,)
 
-    def _inputs(self) -> tuple[InputSpec, ...]:
+    def _input_specs(self) -> tuple[InputSpec, ...]:
         return (InputSpec((self.encoding.length,), vocabulary=self.encoding.vocabulary, missing=PADDING),)
 
 
 @TASKS.register("langid")
-class LangId(_Tokens):
-    """Which of 30 languages a name belongs to: 'Schweizer Franken' is German, 'norsk krone' Norwegian.
+class LangId(_TokenTask):
+    """Classification of names by language, one of 30: 'Schweizer Franken' is German, 'norsk krone' Norwegian.
 
-    The names are those of territories, languages, currencies and scripts in Babel's locale data (CLDR), about
-    23,600 of 30 languages that use the Latin alphabet, read character by character. Names that several languages
-    share are left out, as :func:`autocompress.tasks.locale_names.names` says. The split is by name: the words of a test
-    name may occur in others of its language.
+    The data is the names of territories, languages, currencies and scripts in Babel's locale data (CLDR), about
+    23,600 names in 30 languages with the Latin alphabet, encoded as characters. Names that several languages
+    share are left out, see :func:`locale_names`. The split is by name: words of a
+    test name may occur in training names of its language.
 
     Args:
-        views: Augmented views of the training split, each without a tenth of the characters; 1 leaves it as it is.
+        views: Number of augmented views of the training split, each without 10% of the characters; 1 disables them.
 
     Raises:
         UsageError: The number of views is out of bounds.
@@ -79,17 +130,17 @@ class LangId(_Tokens):
     labels: Mapping[str, Sequence[str]] = {"language": LANGUAGES}
 
     def __init__(self, views: int = 4) -> None:
-        self.views = _positive("langid.views", views)
-        self.encoding = _names()[0]
-        self.inputs = self._inputs()
+        self.views = check_positive("langid.views", views)
+        self.encoding = _encode_names()[0]
+        self.inputs = self._input_specs()
 
     def splits(self, seed: int) -> Splits:
-        """Return the five splits: more than half of the names to train on, a fifth to test."""
-        _, tokens, targets = _names()
-        return stratified_splits((tokens,), {head: targets[head] for head in self.heads}, seed)
+        """Return five splits: more than half of the names for training, a fifth for testing."""
+        _, tokens, targets = _encode_names()
+        return stratify_examples((tokens,), {head: targets[head] for head in self.heads}, seed)
 
     def teacher(self) -> tuple[Part, Part]:
-        """Return a network of width 128 with windows of three lengths, and how to train it."""
+        """Return a convolutional network of width 128 with three window lengths, and its training config."""
         return (
             Part.of("text_cnn", embedding=32, width=128, depth=1, block="parallel"),
             Part.of("adamw", epochs=12, learning_rate=3e-3, batch_size=128),
@@ -98,12 +149,12 @@ class LangId(_Tokens):
 
 @TASKS.register("langid_kind")
 class LangIdKind(LangId):
-    """The language of a name, and whether it names a territory, a language, a currency or a script: two heads.
+    """Classification of names by language and by kind (territory, language, currency or script), with two heads.
 
-    The names are those of :class:`LangId`.
+    The data is that of :class:`LangId`.
 
     Args:
-        views: Augmented views of the training split, each without a tenth of the characters; 1 leaves it as it is.
+        views: Number of augmented views of the training split, each without 10% of the characters; 1 disables them.
 
     Raises:
         UsageError: The number of views is out of bounds.
@@ -115,36 +166,37 @@ class LangIdKind(LangId):
 
 
 @lru_cache(maxsize=1)
-def _names() -> tuple[Encoding, Tensor, Mapping[str, Tensor]]:
-    """Return how names are encoded, their tokens and both targets; reading them takes half a second."""
-    found = names()
-    texts = [name.text for name in found]
+def _encode_names() -> tuple[Encoding, Tensor, Mapping[str, Tensor]]:
+    """Return the encoding of the names, their tokens and both targets; the cache saves half a second per call."""
+    entries = locale_names()
+    texts = [name.text for name in entries]
     encoding = fit_encoding("characters", texts, NAME_LENGTH)
     targets = {
-        "language": torch.tensor([LANGUAGES.index(name.language) for name in found]),
-        "kind": torch.tensor([KINDS.index(name.kind) for name in found]),
+        "language": torch.tensor([LANGUAGES.index(name.language) for name in entries]),
+        "kind": torch.tensor([KINDS.index(name.kind) for name in entries]),
     }
     return encoding, encoding(texts), targets
 
 
 @TASKS.register("text")
-class Text(_Tokens):
-    """Your own texts in a CSV file, one label each, or several: each column of labels is a head of its own.
+class Text(_TokenTask):
+    """Your own texts in a CSV file with one or several labels each; each column of labels is a head.
 
     Rows without a text or without one of the labels are left out, and so are rows that repeat an earlier one
-    (text and labels), as they could fall into two splits; :attr:`notices` says how many.
+    (text and labels), because a repeated row could be in two splits; :attr:`notices` holds their numbers.
 
     Args:
-        path: A ``.csv`` or ``.tsv`` file in UTF-8 with a header, or either with ``.gz`` behind it.
-        test: A second such file for the test split; by default it is taken out of ``path``.
+        path: A ``.csv`` or ``.tsv`` file in UTF-8 with a header, which may be compressed as ``.gz``.
+        test: A second file of that kind for the test split; by default it is taken out of ``path``.
         text: Name of the column of texts.
-        labels: Name of the column of labels; or several names, with commas between them or as a list.
-        encoding: ``words``, lowercased and hashed into ``vocabulary`` buckets (for languages that write spaces);
-            ``characters``; or ``bytes`` of UTF-8.
-        length: Tokens of a text that count; by default so many that 95% of the texts stay whole, within bounds.
-        vocabulary: How many tokens there are; by default 4,096 for words and at most 512 for characters.
-        views: Augmented views of the training split; 1 leaves it as it is.
-        drop: Share of the tokens that an augmented view is without.
+        labels: Name of the column of labels; or several names, as a list or separated by commas.
+        encoding: Kind of token: ``words``, lowercased and hashed into ``vocabulary`` buckets (for languages that
+            separate words by spaces); ``characters``; or ``bytes`` of UTF-8.
+        length: Number of tokens per text; by default the smallest that leaves 95% of the texts untruncated, within
+            bounds.
+        vocabulary: Number of distinct tokens; by default 4,096 for words and at most 512 for characters.
+        views: Number of augmented views of the training split; 1 disables augmentation.
+        drop: Share of the tokens that an augmented view drops.
 
     Raises:
         UsageError: A file cannot be used (the message names the line or the column), or an option is out of bounds.
@@ -169,42 +221,44 @@ class Text(_Tokens):
             raise UsageError(
                 "task.text.path is not set; give a .csv or .tsv file, for example --set task.text.path=data/reviews.csv"
             )
-        self.views = _positive("text.views", views)
+        self.views = check_positive("text.views", views)
         if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop <= 0.5:
             raise UsageError(f"task.text.drop is {drop!r}; give a share from 0 to 0.5")
         self.drop = drop
-        columns = _columns(text, labels)
-        # An empty file shows whether the options are sound, before a large one is read.
+        columns = _label_columns(text, labels)
+        # Fitting to no texts checks the options before a large file is read.
         fit_encoding(encoding, [], length, vocabulary)
-        found = {"train": read_texts(Path(path).expanduser(), text, columns, encoding)}
+        texts_of_part = {"train": read_texts(Path(path).expanduser(), text, columns, encoding)}
         if test:
-            found["test"] = read_texts(Path(test).expanduser(), text, columns, encoding)
-        parts = {part: _distinct(texts) for part, texts in found.items()}
+            texts_of_part["test"] = read_texts(Path(test).expanduser(), text, columns, encoding)
+        parts = {part: _distinct_rows(texts) for part, texts in texts_of_part.items()}
         heads = {column: _head_name(column) for column in columns}
-        _refuse_unclear_heads(heads)
-        classes = {column: _classes(found["train"], column, len(FRACTIONS) + 1 - bool(test)) for column in columns}
+        _check_head_names(heads)
+        classes = {
+            column: _class_names(texts_of_part["train"], column, len(FRACTIONS) + 1 - bool(test)) for column in columns
+        }
         self.labels: Mapping[str, Sequence[str]] = {heads[column]: classes[column] for column in columns}
-        self.heads: Mapping[str, int] = {head: len(known) for head, known in self.labels.items()}
-        train = [found["train"].texts[row] for row in parts["train"]]
+        self.heads: Mapping[str, int] = {head: len(names) for head, names in self.labels.items()}
+        train = [texts_of_part["train"].texts[row] for row in parts["train"]]
         self.encoding = fit_encoding(encoding, train, length, vocabulary)
-        self.inputs = self._inputs()
+        self.inputs = self._input_specs()
         self._parts = {
             part: Split(
                 (self.encoding([texts.texts[row] for row in parts[part]]),),
-                {heads[column]: _numbers(texts, column, classes[column], parts[part]) for column in columns},
+                {heads[column]: _class_indices(texts, column, classes[column], parts[part]) for column in columns},
             )
-            for part, texts in found.items()
+            for part, texts in texts_of_part.items()
         }
-        self._notices = tuple(self._remarks(found, parts, train))
+        self._notices = tuple(self._collect_notices(texts_of_part, parts, train))
 
     @property
     def notices(self) -> Sequence[str]:
-        """Rows that were left out, texts that were cut, and classes of very unequal size."""
+        """Remarks on the data: rows that were left out, truncated texts and imbalanced classes."""
         return self._notices
 
     @staticmethod
-    def sample(folder: Path) -> Path:
-        """Write a tiny CSV file of two classes into a folder, and return what ``path`` is then."""
+    def write_sample(folder: Path) -> Path:
+        """Write a tiny CSV file of two classes into a folder, and return the value for ``path``."""
         random = np.random.default_rng(0)
         things = ("the soup", "this film", "my train", "the hotel", "a concert", "the book", "our guide", "the map")
         words = {"good": ("lovely", "superb", "a joy", "excellent"), "bad": ("awful", "a bore", "dreadful", "too late")}
@@ -219,50 +273,47 @@ class Text(_Tokens):
         return path
 
     def splits(self, seed: int) -> Splits:
-        """Return five splits, each class of the first head in proportion.
+        """Return five splits, stratified by the first head.
 
         Raises:
             UsageError: A class has too few texts.
         """
-        return five_splits(self._parts, seed, self.labels[next(iter(self.heads))])
+        return complete_splits(self._parts, seed, self.labels[next(iter(self.heads))])
 
     def teacher(self) -> tuple[Part, Part]:
-        """Return a network of width 64 with windows of three lengths, and how to train it."""
+        """Return a convolutional network of width 64 with three window lengths, and its training config."""
         return (
             Part.of("text_cnn", embedding=32, width=64, depth=1, block="parallel"),
             Part.of("adamw", epochs=6, learning_rate=2e-3, batch_size=64),
         )
 
-    def _remarks(self, found: Mapping[str, Texts], parts: Mapping[str, list[int]], train: list[str]) -> list[str]:
-        remarks = []
-        for part, texts in found.items():
-            for what, count in texts.left_out.items():
-                remarks.append(f"{texts.path.name}: {count:,} rows without a {what} are left out")
+    def _collect_notices(
+        self, texts_of_part: Mapping[str, Texts], parts: Mapping[str, list[int]], train: list[str]
+    ) -> list[str]:
+        notices = []
+        for part, texts in texts_of_part.items():
+            for field, count in texts.left_out.items():
+                notices.append(f"{texts.path.name}: {count:,} rows without a {field} are left out")
             if repeats := len(texts.texts) - len(parts[part]):
-                remarks.append(f"{texts.path.name}: {repeats:,} rows that repeat an earlier one are left out")
-        if "test" in found:
-            seen, first, second = set(train), found["train"], found["test"]
-            if again := sum(second.texts[row] in seen for row in parts["test"]):
-                remarks.append(f"{second.path.name}: {again:,} texts occur in {first.path.name} too")
-        if cut := cut_short(self.encoding, train):
-            remarks.append(
-                f"{cut / len(train):.0%} of the texts are longer than {self.encoding.length} "
+                notices.append(f"{texts.path.name}: {repeats:,} rows that repeat an earlier one are left out")
+        # Texts of the test file that are in the training file are reported, but not removed.
+        if "test" in texts_of_part:
+            seen, train_texts, test_texts = set(train), texts_of_part["train"], texts_of_part["test"]
+            if repeated := sum(test_texts.texts[row] in seen for row in parts["test"]):
+                notices.append(f"{test_texts.path.name}: {repeated:,} texts occur in {train_texts.path.name} too")
+        if truncated := count_truncated(self.encoding, train):
+            notices.append(
+                f"{truncated / len(train):.0%} of the texts are longer than {self.encoding.length} "
                 f"{self.encoding.kind} and lose their end"
             )
-        for head, known in self.labels.items():
-            counts = torch.bincount(self._parts["train"].targets[head], minlength=len(known)).tolist()
-            remarks.append(imbalance(dict(zip(known, counts, strict=True)), f"{head}: class"))
-        return [remark for remark in remarks if remark]
+        for head, names in self.labels.items():
+            counts = torch.bincount(self._parts["train"].targets[head], minlength=len(names)).tolist()
+            notices.append(describe_imbalance(dict(zip(names, counts, strict=True)), f"{head}: class"))
+        return [remark for remark in notices if remark]
 
 
-def _positive(option: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"task.{option} is {value!r}; give a whole number of at least 1")
-    return value
-
-
-def _columns(text: str, labels: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the columns of labels."""
+def _label_columns(text: str, labels: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the label columns."""
     columns = tuple(part.strip() for part in labels.split(",")) if isinstance(labels, str) else tuple(labels)
     if not columns or not all(isinstance(column, str) and column for column in columns):
         raise UsageError(f"task.text.labels is {labels!r}; give a column's name or a list of them")
@@ -272,70 +323,69 @@ def _columns(text: str, labels: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _head_name(column: str) -> str:
-    """Return what a module may be called: ``Recommended_IND`` for ``Recommended IND``."""
+    """Return a valid name of a submodule for a column: ``Recommended_IND`` for ``Recommended IND``."""
     head = re.sub(r"\W+", "_", column).strip("_") or "label"
+    # Heads become submodules of an nn.ModuleDict, which refuses the names of its own attributes.
     return f"{head}_label" if hasattr(nn.ModuleDict, head) or head == "training" else head
 
 
-def _refuse_unclear_heads(heads: Mapping[str, str]) -> None:
-    """Make sure that every head, and every score of one, has a name of its own.
+def _check_head_names(heads: Mapping[str, str]) -> None:
+    """Check that the names of the heads, and of their columns in the table of results, are distinct.
 
     Raises:
-        UsageError: Two columns would be one head; or of several, one is called as another head's score on a split.
+        UsageError: Two columns give the same head, or the name of a head ends like the column of a split.
     """
     for column, head in heads.items():
-        if len(heads) > 1 and head.endswith(TAKEN):
-            end = next(end for end in TAKEN if head.endswith(end))
+        if len(heads) > 1 and head.endswith(RESERVED_SUFFIXES):
+            end = next(end for end in RESERVED_SUFFIXES if head.endswith(end))
             raise UsageError(
-                f"the column '{column}' would be the head '{head}', whose scores would read as those of a head "
+                f"the column '{column}' gives the head '{head}', whose scores could be confused with those of a head "
                 f"'{head.removesuffix(end)}' on the split '{end[1:]}'; rename the column so that it does not end in "
                 f"'{end}'"
             )
     for head, count in Counter(heads.values()).items():
         if count > 1:
             same = " and ".join(f"'{column}'" for column, name in heads.items() if name == head)
-            raise UsageError(f"the columns {same} would both be the head '{head}'; rename one of them")
+            raise UsageError(f"the columns {same} both give the head '{head}'; rename one of them")
 
 
-def _distinct(texts: Texts) -> list[int]:
-    """Return the rows that do not repeat an earlier one."""
-    first: dict[tuple[str, ...], int] = {}
+def _distinct_rows(texts: Texts) -> list[int]:
+    """Return the rows that do not repeat the text and labels of an earlier one."""
+    first_rows: dict[tuple[str, ...], int] = {}
+    # The first occurrence stays, and dictionaries keep the order of insertion.
     for row, key in enumerate(zip(texts.texts, *texts.labels.values(), strict=True)):
-        first.setdefault(key, row)
-    return list(first.values())
+        first_rows.setdefault(key, row)
+    return list(first_rows.values())
 
 
-def _classes(texts: Texts, column: str, least: int) -> list[str]:
-    """Return the classes of a column in order: as numbers where all of them are, otherwise by the alphabet.
+def _class_names(texts: Texts, column: str, minimum: int) -> list[str]:
+    """Return the class names of a column, sorted by value if all of them are numbers, otherwise alphabetically.
 
     Raises:
-        UsageError: They are measurements, there is one alone, or one has too few texts.
+        UsageError: The column contains measurements or a single class, or a class has too few texts.
     """
-    refuse_real_numbers(texts.path, column, texts.labels[column])
-    counts = Counter(texts.labels[column][row] for row in _distinct(texts))
+    check_class_labels(texts.path, column, texts.labels[column])
+    counts = Counter(texts.labels[column][row] for row in _distinct_rows(texts))
     if len(counts) < 2:
         raise UsageError(
-            f"{texts.path}: column '{column}' holds a single class, '{next(iter(counts))}'; a task needs at least two"
+            f"{texts.path}: column '{column}' has a single class, '{next(iter(counts))}'; a task needs at least two"
         )
     rarest = min(counts, key=lambda name: (counts[name], name))
-    if counts[rarest] < least:
+    if counts[rarest] < minimum:
         raise UsageError(
             f"{texts.path}: class '{rarest}' of column '{column}' has {counts[rarest]} rows; "
-            f"{least} disjoint splits need at least one each, so join it with another class or leave it out"
+            f"{minimum} disjoint splits need at least one each, so join it with another class or leave it out"
         )
-    try:
-        return sorted(sorted(counts), key=float)
-    except ValueError:
-        return sorted(counts)
+    return sort_classes(counts)
 
 
-def _numbers(texts: Texts, column: str, known: Sequence[str], rows: Sequence[int]) -> Tensor:
-    """Return the class of each row as a number."""
-    places = {name: place for place, name in enumerate(known)}
+def _class_indices(texts: Texts, column: str, classes: Sequence[str], rows: Sequence[int]) -> Tensor:
+    """Return the class index of each row, ``[N]``."""
+    indices = {name: index for index, name in enumerate(classes)}
     for row in rows:
-        if texts.labels[column][row] not in places:
+        if texts.labels[column][row] not in indices:
             raise UsageError(
-                f"{texts.where(row)}: the class '{texts.labels[column][row]}' of column '{column}' does not occur in "
-                "the training file; add examples of it there, or leave the row out"
+                f"{texts.format_location(row)}: the class '{texts.labels[column][row]}' of column '{column}' does not "
+                "occur in the training file; add examples of it there, or leave the row out"
             )
-    return torch.tensor([places[texts.labels[column][row]] for row in rows])
+    return torch.tensor([indices[texts.labels[column][row]] for row in rows])

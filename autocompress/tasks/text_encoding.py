@@ -1,4 +1,4 @@
-"""Texts to rows of whole numbers: bytes, characters or hashed words; 0 stands for padding."""
+"""Encoding of texts as token indices: bytes, characters or hashed words; 0 is padding."""
 
 import re
 from collections import Counter
@@ -15,26 +15,27 @@ from torch import Tensor
 from autocompress.errors import UsageError, did_you_mean
 
 PADDING = 0
+# The 256 values of a byte and the padding.
 BYTES = 257
-#: Share of the training texts that the default length holds whole, and its bounds in tokens.
-WHOLE = 0.95
+#: Share of the training texts that the default length does not truncate, and its bounds in tokens.
+UNTRUNCATED_SHARE = 0.95
 LENGTHS: Mapping[str, tuple[int, int]] = {"bytes": (8, 512), "characters": (8, 512), "words": (4, 256)}
 VOCABULARIES: Mapping[str, int] = {"bytes": BYTES, "characters": 512, "words": 4096}
 
-# An apostrophe, straight or typographic, stands inside a word.
+# An apostrophe, straight or typographic, may occur inside a word.
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a text becomes tokens.
+    """Mapping of texts to token indices.
 
     Attributes:
-        kind: ``bytes`` of UTF-8, each 1 more than its value; ``characters``, each 1 more than its place in
-            ``alphabet``; or ``words``, lowercased, each 1 more than its CRC-32 modulo ``vocabulary - 1``.
-        length: Tokens of a text; the end of a longer one is cut, a shorter one is filled up with 0.
-        vocabulary: How many tokens there are, the padding included.
-        alphabet: The characters that have a token of their own; all others share the last token.
+        kind: Kind of token: ``bytes`` of UTF-8, with 1 added; ``characters``, by their position in ``alphabet`` plus 1;
+            or ``words``, lowercased, by their CRC-32 modulo ``vocabulary - 1`` plus 1.
+        length: Number of tokens per text; longer texts are truncated, shorter ones are padded with 0.
+        vocabulary: Number of distinct tokens, the padding included.
+        alphabet: Characters with a token of their own; all others share the last token.
 
     Example:
         >>> Encoding("bytes", 4, BYTES)(["ab", "ä"]).tolist()
@@ -47,19 +48,19 @@ class Encoding:
     alphabet: str = ""
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return the tokens of texts, ``[N, length]`` of int64."""
-        units, places = _UNITS[self.kind], {character: place for place, character in enumerate(self.alphabet)}
-        found = np.zeros((len(texts), self.length), np.int64)
+        """Return the tokens of texts, int64 ``[N, length]``."""
+        units, indices = _UNITS[self.kind], {character: index for index, character in enumerate(self.alphabet)}
+        tokens_of_text = np.zeros((len(texts), self.length), np.int64)
         for row, text in enumerate(texts):
-            tokens = [self._token(unit, places) for unit in islice(units(text), self.length)]
-            found[row, : len(tokens)] = tokens
-        return torch.from_numpy(found)
+            tokens = [self._token_index(unit, indices) for unit in islice(units(text), self.length)]
+            tokens_of_text[row, : len(tokens)] = tokens
+        return torch.from_numpy(tokens_of_text)
 
-    def in_words(self) -> str:
-        """Return the encoding in a sentence, for whoever deploys a model.
+    def describe_encoding(self) -> str:
+        """Return a sentence that describes the encoding, for users who deploy a model.
 
         Example:
-            >>> Encoding("bytes", 4, BYTES).in_words()
+            >>> Encoding("bytes", 4, BYTES).describe_encoding()
             'A text is 4 tokens of int64: each byte of UTF-8 plus 1; longer ones lose their end, 0 fills shorter ones.'
         """
         units = {
@@ -72,11 +73,13 @@ class Encoding:
             "longer ones lose their end, 0 fills shorter ones."
         )
 
-    def _token(self, unit: int | str, places: Mapping[str, int]) -> int:
+    def _token_index(self, unit: int | str, indices: Mapping[str, int]) -> int:
+        # Index 0 is the padding, so all others are shifted by 1.
         if isinstance(unit, int):
             return unit + 1
         if self.kind == "characters":
-            return places.get(unit, self.vocabulary - 2) + 1
+            return indices.get(unit, self.vocabulary - 2) + 1
+        # Not Python's hash(), which differs from one process to the next.
         return crc32(unit.encode()) % (self.vocabulary - 1) + 1
 
 
@@ -84,15 +87,15 @@ def fit_encoding(kind: str, texts: Sequence[str], length: int | None = None, voc
     """Return the encoding for training texts.
 
     Args:
-        kind: ``bytes``, ``characters`` or ``words``.
-        texts: The training texts.
-        length: Tokens of a text; by default so many that 95% of the texts stay whole, at most 512 bytes or
-            characters, or 256 words.
-        vocabulary: How many tokens there are at most; by default 512 for characters and 4,096 for words. Of more
-            characters the most frequent are kept.
+        kind: Kind of token: ``bytes``, ``characters`` or ``words``.
+        texts: Training texts.
+        length: Number of tokens per text; by default the smallest that leaves 95% of the texts untruncated, at most
+            512 bytes or characters, or 256 words.
+        vocabulary: Largest number of distinct tokens; by default 512 for characters and 4,096 for words. The most
+            frequent characters are selected.
 
     Raises:
-        UsageError: There is no such kind, or a number is out of bounds.
+        UsageError: The kind is unknown, or a number is out of bounds.
 
     Example:
         >>> fit_encoding("characters", ["abba", "a c"])
@@ -100,75 +103,77 @@ def fit_encoding(kind: str, texts: Sequence[str], length: int | None = None, voc
     """
     if kind not in _UNITS:
         raise UsageError(f"task.text.encoding is {kind!r}; {did_you_mean(kind, _UNITS)}")
-    _check("vocabulary", vocabulary, 3, 2**20)
-    _check("length", length, 1, 2**14)
+    _check_range("vocabulary", vocabulary, 3, 2**20)
+    _check_range("length", length, 1, 2**14)
     if kind == "bytes" and vocabulary not in (None, BYTES):
         raise UsageError(f"task.text.vocabulary is {vocabulary}; bytes have {BYTES} tokens, so leave it out")
     size = vocabulary or VOCABULARIES[kind]
     if length is None:
-        least, most = LENGTHS[kind]
+        shortest, longest = LENGTHS[kind]
         counts = sorted(sum(1 for _ in _UNITS[kind](text)) for text in texts)
-        length = min(max(counts[ceil(WHOLE * len(counts)) - 1] if counts else least, least), most)
+        length = min(max(counts[ceil(UNTRUNCATED_SHARE * len(counts)) - 1] if counts else shortest, shortest), longest)
     if kind != "characters":
         return Encoding(kind, length, size)
-    counted = Counter(chain.from_iterable(texts))
+    frequencies = Counter(chain.from_iterable(texts))
     # By frequency, and by code point where that is equal, so that the same texts give the same alphabet.
-    kept = sorted(counted, key=lambda character: (-counted[character], character))[: size - 2]
-    return Encoding(kind, length, len(kept) + 2, "".join(sorted(kept)))
+    alphabet = sorted(frequencies, key=lambda character: (-frequencies[character], character))[: size - 2]
+    # Two more tokens: the padding and the one for all other characters.
+    return Encoding(kind, length, len(alphabet) + 2, "".join(sorted(alphabet)))
 
 
-def cut_short(encoding: Encoding, texts: Sequence[str]) -> int:
-    """Return how many of the texts lose their end.
+def count_truncated(encoding: Encoding, texts: Sequence[str]) -> int:
+    """Return the number of texts that the encoding truncates.
 
     Example:
-        >>> cut_short(Encoding("words", 2, 100), ["one two", "one two three"])
+        >>> count_truncated(Encoding("words", 2, 100), ["one two", "one two three"])
         1
     """
     units = _UNITS[encoding.kind]
     return sum(next(islice(units(text), encoding.length, None), None) is not None for text in texts)
 
 
-def says_something(kind: str, text: str) -> bool:
-    """Return whether a text has a token that is more than white space.
+def has_token(kind: str, text: str) -> bool:
+    """Return whether a text has a token other than white space.
 
     Example:
-        >>> says_something("words", "?!"), says_something("bytes", "?!"), says_something("bytes", "  ")
+        >>> has_token("words", "?!"), has_token("bytes", "?!"), has_token("bytes", "  ")
         (False, True, False)
     """
     return bool(_WORD.search(text)) if kind == "words" else bool(text.strip())
 
 
 def drop_tokens(tokens: Tensor, seed: int, share: float) -> Tensor:
-    """Return texts without some of their tokens; what follows moves up. The first token always stays.
+    """Return texts without some random tokens; later tokens move up. The first token is never dropped.
 
     Args:
-        tokens: ``[N, T]``, padding behind each text.
-        seed: The same seed drops the same tokens.
-        share: Chance of each token to go.
+        tokens: Token indices with padding at the end of each text, ``[N, T]``.
+        seed: Seed of the selection.
+        share: Probability of dropping a token.
 
     Example:
         >>> drop_tokens(torch.tensor([[5, 6, 7, 0]]), seed=2, share=0.5).tolist()
         [[5, 7, 0, 0]]
     """
     generator = torch.Generator().manual_seed(seed)
-    goes = torch.rand(tokens.shape, generator=generator) < share
-    goes[:, 0] = False
-    kept = tokens.masked_fill(goes, PADDING)
-    return kept.gather(1, torch.argsort((kept == PADDING).to(torch.uint8), dim=1, stable=True))
+    is_dropped = torch.rand(tokens.shape, generator=generator) < share
+    is_dropped[:, 0] = False
+    remaining = tokens.masked_fill(is_dropped, PADDING)
+    # A stable sort by "is padding" moves the remaining tokens to the front in their order.
+    return remaining.gather(1, torch.argsort((remaining == PADDING).to(torch.uint8), dim=1, stable=True))
 
 
-def _words(text: str) -> Iterable[str]:
+def _split_words(text: str) -> Iterable[str]:
     return (match.group().lower() for match in _WORD.finditer(text))
 
 
 _UNITS: Mapping[str, Callable[[str], Iterable[int | str]]] = {
     "bytes": str.encode,
     "characters": iter,
-    "words": _words,
+    "words": _split_words,
 }
 KINDS = tuple(_UNITS)
 
 
-def _check(option: str, value: int | None, low: int, high: int) -> None:
+def _check_range(option: str, value: int | None, low: int, high: int) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
         raise UsageError(f"task.text.{option} is {value!r}; give a whole number from {low} to {high:,}")

@@ -1,4 +1,4 @@
-"""Texts with one label or several each, read from CSV and TSV files, compressed or not."""
+"""Texts with one or several labels each, read from CSV and TSV files, compressed or not."""
 
 import csv
 import gzip
@@ -13,22 +13,24 @@ from typing import TextIO
 
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.signal_files import DELIMITERS
-from autocompress.tasks.text_encoding import says_something
+from autocompress.tasks.text_encoding import has_token
 
-LIMIT = 1_000_000
-REALS = 10
+# The csv module allows 131,072 characters per field by default, which long texts exceed.
+MAX_FIELD_BYTES = 1_000_000
+# Largest number of distinct real numbers that still counts as classes, such as half stars.
+MAX_REAL_CLASSES = 10
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of one file that have every label.
+    """Texts of one file that have all labels.
 
     Attributes:
-        path: The file.
-        texts: As they stand in it.
+        path: Path of the file.
+        texts: Texts without surrounding white space.
         labels: Column to the label of each text.
-        lines: The line on which each text's row begins.
-        left_out: What is missing in rows that were left out, to their number.
+        lines: Line on which the row of each text begins.
+        left_out: Missing value, ``text`` or ``label``, to the number of rows left out because of it.
     """
 
     path: Path
@@ -37,8 +39,8 @@ class Texts:
     lines: tuple[int, ...]
     left_out: Mapping[str, int]
 
-    def where(self, row: int) -> str:
-        """Return where a text stands, ``reviews.csv:17``."""
+    def format_location(self, row: int) -> str:
+        """Return the file and line of a text, ``reviews.csv:17``."""
         return f"{self.path}:{self.lines[row]}"
 
 
@@ -46,10 +48,10 @@ def read_texts(path: Path, text: str, labels: Sequence[str], kind: str) -> Texts
     """Return the texts of a file; rows without a text or without a label are counted and left out.
 
     Args:
-        path: ``.csv`` or ``.tsv`` with a header, or either with ``.gz`` behind it.
+        path: A ``.csv`` or ``.tsv`` file with a header, which may be compressed as ``.gz``.
         text: Name of the column of texts.
         labels: Names of the columns of labels.
-        kind: How texts will be encoded, which decides what an empty one is.
+        kind: Kind of token of the encoding, which decides whether a text counts as empty.
 
     Raises:
         UsageError: The file cannot be used; the message names the line or the column.
@@ -58,90 +60,100 @@ def read_texts(path: Path, text: str, labels: Sequence[str], kind: str) -> Texts
         raise UsageError(f"there is no file {path}; give a .csv or .tsv file")
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix not in DELIMITERS:
-        raise UsageError(f"{path} is neither a .csv nor a .tsv file, compressed as .gz or not")
-    kept: list[tuple[int, str, list[str]]] = []
+        raise UsageError(f"{path} is neither a .csv nor a .tsv file (optionally compressed as .gz)")
+    complete_rows: list[tuple[int, str, list[str]]] = []
     left_out: Counter[str] = Counter()
-    with _rows(path, DELIMITERS[suffix]) as rows:
+    with _open_rows(path, DELIMITERS[suffix]) as rows:
         _, header = next(rows, (1, []))
-        places = [_place(path, header, name, option) for name, option in _asked(text, labels)]
+        indices = [_column_index(path, header, name, option) for name, option in _column_options(text, labels)]
         for line, row in rows:
             if len(row) != len(header):
                 raise UsageError(f"{path}:{line}: {len(row)} fields, but the header has {len(header)}")
-            words, *classes = (row[place].strip() for place in places)
-            _refuse_strange(f"{path}:{line}", words, *classes)
-            if not says_something(kind, words):
+            content, *classes = (row[index].strip() for index in indices)
+            _check_row(f"{path}:{line}", content, *classes)
+            if not has_token(kind, content):
                 left_out["text"] += 1
+            # A row needs all labels, because the heads are trained together.
             elif not all(classes):
                 left_out["label"] += 1
             else:
-                kept.append((line, words, [_whole(name) for name in classes]))
-    if not kept:
-        raise UsageError(f"{path} holds no row with a text in '{text}' and a label in {_listed(labels)}")
-    columns = zip(*(classes for _, _, classes in kept), strict=True)
-    found = {name: tuple(column) for name, column in zip(labels, columns, strict=True)}
-    return Texts(path, tuple(words for _, words, _ in kept), found, tuple(line for line, _, _ in kept), left_out)
+                complete_rows.append((line, content, [_normalize_label(name) for name in classes]))
+    if not complete_rows:
+        raise UsageError(f"{path} contains no row with a text in '{text}' and a label in {_quote_names(labels)}")
+    columns = zip(*(classes for _, _, classes in complete_rows), strict=True)
+    labels_of_column = {name: tuple(column) for name, column in zip(labels, columns, strict=True)}
+    return Texts(
+        path,
+        tuple(content for _, content, _ in complete_rows),
+        labels_of_column,
+        tuple(line for line, _, _ in complete_rows),
+        left_out,
+    )
 
 
-def refuse_real_numbers(path: Path, column: str, labels: Sequence[str]) -> None:
-    """Make sure that a column holds classes, not measurements.
+def check_class_labels(path: Path, column: str, labels: Sequence[str]) -> None:
+    """Check that a column contains classes, not measurements.
 
     Raises:
-        UsageError: It holds more than ten distinct numbers, and not all of them are whole.
+        UsageError: The column has more than ten distinct numbers, and not all of them are whole.
 
     Example:
-        >>> refuse_real_numbers(Path("a.csv"), "stars", ["0.5", "1", "1.5"])
+        >>> check_class_labels(Path("a.csv"), "stars", ["0.5", "1", "1.5"])
     """
     distinct = set(labels)
     try:
         numbers = [float(label) for label in distinct]
     except ValueError:
         return
-    if len(distinct) > REALS and any(isfinite(number) and number != round(number) for number in numbers):
+    if len(distinct) > MAX_REAL_CLASSES and any(isfinite(number) and number != round(number) for number in numbers):
         raise UsageError(
-            f"{path}: column '{column}' holds {len(distinct):,} distinct real numbers, and a label is one of a few "
-            "classes; divide it into ranges, or name another column in task.text.labels"
+            f"{path}: column '{column}' contains {len(distinct):,} distinct real numbers, but labels must be classes; "
+            "divide the numbers into ranges, or name another column in task.text.labels"
         )
 
 
 @contextmanager
-def _rows(path: Path, delimiter: str) -> Iterator[Iterator[tuple[int, list[str]]]]:
-    """Yield the rows that are not blank, each with the line on which it begins."""
-    before = csv.field_size_limit(LIMIT)
+def _open_rows(path: Path, delimiter: str) -> Iterator[Iterator[tuple[int, list[str]]]]:
+    """Open a file as an iterator over its nonblank rows, each with the line on which it begins."""
+    # The limit of the csv module is global, so it is restored afterwards.
+    previous_limit = csv.field_size_limit(MAX_FIELD_BYTES)
     try:
-        with _open(path) as file:
-            yield _numbered(path, csv.reader(file, delimiter=delimiter))
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as reason:
-        raise UsageError(f"{path} cannot be read ({reason}); texts are UTF-8") from None
+        with _open_text(path) as file:
+            yield _number_rows(path, csv.reader(file, delimiter=delimiter))
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise UsageError(f"{path} cannot be read ({error}); texts are UTF-8") from None
     finally:
-        csv.field_size_limit(before)
+        csv.field_size_limit(previous_limit)
 
 
-def _open(path: Path) -> TextIO:
+def _open_text(path: Path) -> TextIO:
+    # utf-8-sig also reads the byte order mark that spreadsheet programs write.
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
 
 
-def _numbered(path: Path, rows: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+def _number_rows(path: Path, rows: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
     while True:
+        # line_num is the last line read, so the next row begins on the line after it.
         line = getattr(rows, "line_num", 0) + 1
         try:
             row = next(rows, None)
-        except csv.Error as reason:
-            if "field larger" in str(reason):
-                raise UsageError(_too_long(f"{path}:{line}") + "; is a quotation mark left open?") from None
-            raise UsageError(f"{path}:{line}: {reason}") from None
+        except csv.Error as error:
+            if "field larger" in str(error):
+                raise UsageError(_describe_long_field(f"{path}:{line}") + "; is a quotation mark not closed?") from None
+            raise UsageError(f"{path}:{line}: {error}") from None
         if row is None:
             return
         if row:
             yield line, row
 
 
-def _asked(text: str, labels: Sequence[str]) -> list[tuple[str, str]]:
+def _column_options(text: str, labels: Sequence[str]) -> list[tuple[str, str]]:
     return [(text, "text"), *((label, "labels") for label in labels)]
 
 
-def _place(path: Path, header: list[str], name: str, option: str) -> int:
+def _column_index(path: Path, header: list[str], name: str, option: str) -> int:
     if header.count(name) > 1:
         raise UsageError(f"{path}:1: the header has '{name}' {header.count(name)} times; rename one of them")
     if name not in header:
@@ -150,22 +162,25 @@ def _place(path: Path, header: list[str], name: str, option: str) -> int:
     return header.index(name)
 
 
-def _refuse_strange(where: str, text: str, *labels: str) -> None:
+def _check_row(location: str, text: str, *labels: str) -> None:
     if any("\0" in field for field in (text, *labels)):
-        raise UsageError(f"{where}: the row holds a NUL character, so the file is no text; save it as UTF-8")
-    if len(text) > LIMIT // 4 and len(text.encode()) > LIMIT:
-        raise UsageError(_too_long(where) + "; cut it or leave the row out")
+        raise UsageError(
+            f"{location}: the row contains a NUL character, so the file is not plain text; save it as UTF-8"
+        )
+    # A character takes at most four bytes in UTF-8, so most texts need not be encoded for the check.
+    if len(text) > MAX_FIELD_BYTES // 4 and len(text.encode()) > MAX_FIELD_BYTES:
+        raise UsageError(_describe_long_field(location) + "; shorten it or leave the row out")
 
 
-def _too_long(where: str) -> str:
-    return f"{where}: a field is longer than {LIMIT // 1_000_000} MB"
+def _describe_long_field(location: str) -> str:
+    return f"{location}: a field is longer than {MAX_FIELD_BYTES // 1_000_000} MB"
 
 
-def _whole(label: str) -> str:
-    """Return ``4`` for ``4.0``: a column of whole numbers is written so once a value is missing."""
-    head, dot, tail = label.partition(".")
-    return head if dot and head.lstrip("-").isdecimal() and tail and not tail.strip("0") else label
+def _normalize_label(label: str) -> str:
+    """Return ``4`` for ``4.0``: pandas writes a column of whole numbers with a missing value as real numbers."""
+    integer, dot, decimals = label.partition(".")
+    return integer if dot and integer.lstrip("-").isdecimal() and decimals and not decimals.strip("0") else label
 
 
-def _listed(names: Sequence[str]) -> str:
+def _quote_names(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)

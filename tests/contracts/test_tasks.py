@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from autocompress.core.registry import OBJECTIVES, STUDENTS, TASKS
-from autocompress.core.task import Splits, Task, as_heads
+from autocompress.core.task import Splits, Task, logits_by_head
 
 Make = Callable[[], Task]
 
 
 @pytest.fixture
 def make(name: str, tmp_path: Path) -> Make:
-    """Return what builds the task; one that needs data offers a ``sample`` of it."""
+    """Return what builds the task; a task that needs data has a method ``write_sample``."""
     kind = TASKS.get(name)
-    if hasattr(kind, "sample"):
-        return lambda: kind(path=kind.sample(tmp_path / "data"))
+    if hasattr(kind, "write_sample"):
+        return lambda: kind(path=kind.write_sample(tmp_path / "data"))
     return lambda: kind()
 
 
@@ -66,7 +66,7 @@ class TestTask:
         student, fit = task.teacher()
         assert student.name in STUDENTS
         batch = task.splits(0).train.take(slice(0, 4))
-        logits = as_heads(task.build(student)(*batch.inputs), task.heads)
+        logits = logits_by_head(task.build(student)(*batch.inputs), task.heads)
         for head, classes in task.heads.items():
             assert logits[head].shape == (4, classes)
         loss = task.loss(logits, batch.targets)

@@ -9,7 +9,7 @@ from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
 from autocompress.core.task import InputSpec
 from autocompress.errors import CompressionError
-from autocompress.models.base import family_model
+from autocompress.models.base import build_family_model
 from autocompress.prune.importance import flatten_by_channel
 
 USERS, ITEMS, K = 40, 60, 12
@@ -46,7 +46,7 @@ class TestTwoTower:
         inputs, heads = FORMS[form]
         torch.manual_seed(0)
         student = Part.of("two_tower", embedding=16, width=20, tower=12)
-        model = family_model(student, inputs, heads).eval()
+        model = build_family_model(student, inputs, heads).eval()
         method = PRUNE.get("structured")
         config = method.config.of({"pruning_ratio": 0.5})
         pruned, state = method.apply(model, config, context(inputs))
@@ -54,14 +54,14 @@ class TestTwoTower:
             assert state.report["channels"][table] == [16, 8]
             assert pruned.get_submodule(table).embedding_dim == 8
             assert pruned.get_parameter(f"{table}.weight").shape[1] == 8
-        fresh = method.restore(family_model(student, inputs, heads), config, state)
+        fresh = method.restore(build_family_model(student, inputs, heads), config, state)
         fresh.load_state_dict(pruned.state_dict())
         assert torch.equal(fresh(*batch(inputs)), pruned(*batch(inputs)))
 
     def test_columns_that_say_nothing_go_first_and_are_not_missed(self, form: str) -> None:
         inputs, heads = FORMS[form]
         torch.manual_seed(0)
-        model = family_model(Part.of("two_tower", embedding=16, width=20, tower=12), inputs, heads).eval()
+        model = build_family_model(Part.of("two_tower", embedding=16, width=20, tower=12), inputs, heads).eval()
         idle = [0, 3, 4, 9, 11, 12, 14, 15]
         with torch.no_grad():
             model.get_parameter("user_embedding.weight")[:, idle] = 0
@@ -80,7 +80,7 @@ class TestTwoTower:
 def test_tables_whose_rows_are_multiplied_lose_the_same_columns(form: str) -> None:
     inputs, heads = FORMS[form]
     torch.manual_seed(0)
-    model = family_model(Part.of("interaction", embedding=8, width=16), inputs, heads).eval()
+    model = build_family_model(Part.of("interaction", embedding=8, width=16), inputs, heads).eval()
     pruned, report = structured(model, context(inputs), pruning_ratio=0.5)
     assert report["channels"]["user_embedding"] == report["channels"]["item_embedding"] == [8, 4]
     assert pruned.get_submodule("dots.0").in_features == 4
@@ -166,7 +166,7 @@ def test_features_in_front_of_rows_never_give_a_wrong_model() -> None:
 def test_unstructured_pruning_reaches_tables() -> None:
     torch.manual_seed(0)
     inputs, heads = FORMS["rating"]
-    model = family_model(Part.of("two_tower", embedding=16, width=20, tower=12), inputs, heads).eval()
+    model = build_family_model(Part.of("two_tower", embedding=16, width=20, tower=12), inputs, heads).eval()
     method = PRUNE.get("unstructured")
     settings = method.config.of({"pruning_ratio": 0.8, "scope": "uniform"})
     pruned, state = method.apply(model, settings, context(inputs))

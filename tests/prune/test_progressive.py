@@ -36,7 +36,7 @@ class Judge:
 
     def context(self):
         inputs = (torch.randn(8, *EXAMPLE[0].shape[1:], generator=torch.Generator().manual_seed(1)),)
-        return Context(EXAMPLE, (inputs,), tune=self.tune, score=self.score)
+        return Context(EXAMPLE, (inputs,), fine_tune=self.tune, score=self.score)
 
 
 def run(worth, **knobs):
@@ -105,4 +105,4 @@ def test_a_context_that_cannot_measure_is_refused():
 def test_a_model_without_channels_to_spare_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     with pytest.raises(CompressionError, match="no channel can be removed"):
-        METHOD.apply(model, ProgressiveConfig(), Context(EXAMPLE, score=lambda _: 1.0, tune=lambda *_: None))
+        METHOD.apply(model, ProgressiveConfig(), Context(EXAMPLE, score=lambda _: 1.0, fine_tune=lambda *_: None))

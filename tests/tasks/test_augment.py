@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from autocompress.tasks.augment import move, random_affine, random_moves, random_shift
+from autocompress.tasks.augment import crop_and_flip, draw_crops, random_affine, random_shift
 
 
 def test_no_motion_is_the_identity() -> None:
@@ -30,22 +30,22 @@ def test_the_global_generator_is_left_alone() -> None:
 
 class TestMoves:
     def test_they_stay_within_the_padding_and_flip_half(self) -> None:
-        moves = random_moves(2000, seed=1, padding=3)
+        moves = draw_crops(2000, seed=1, padding=3)
         assert sorted(set(moves[:, 0].tolist())) == sorted(set(moves[:, 1].tolist())) == list(range(7))
         assert float(moves[:, 2].float().mean()) == pytest.approx(0.5, abs=0.05)
-        assert int(random_moves(100, seed=1, padding=3, flip=False)[:, 2].max()) == 0
+        assert int(draw_crops(100, seed=1, padding=3, flip=False)[:, 2].max()) == 0
 
     def test_a_seed_names_them(self) -> None:
-        assert torch.equal(random_moves(9, seed=1, padding=3), random_moves(9, seed=1, padding=3))
-        assert not torch.equal(random_moves(9, seed=1, padding=3), random_moves(9, seed=2, padding=3))
+        assert torch.equal(draw_crops(9, seed=1, padding=3), draw_crops(9, seed=1, padding=3))
+        assert not torch.equal(draw_crops(9, seed=1, padding=3), draw_crops(9, seed=2, padding=3))
 
     def test_the_middle_is_the_image_itself(self) -> None:
         images = torch.rand(2, 3, 5, 7)
-        assert torch.equal(move(images, torch.tensor([[2, 2, 0]] * 2), 2), images)
+        assert torch.equal(crop_and_flip(images, torch.tensor([[2, 2, 0]] * 2), 2), images)
 
     def test_by_hand(self) -> None:
         image = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(3, 1, 2, 2)
-        moved = move(image, torch.tensor([[0, 1, 0], [1, 2, 0], [1, 1, 1]]), 1)
+        moved = crop_and_flip(image, torch.tensor([[0, 1, 0], [1, 2, 0], [1, 1, 1]]), 1)
         assert moved.squeeze(1).tolist() == [[[0, 0], [1, 2]], [[2, 0], [4, 0]], [[2, 1], [4, 3]]]
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from autocompress.errors import StorageError, UsageError
-from autocompress.tasks.image_decoding import Source, decode, shape_of, to_pixels
+from autocompress.tasks.image_decoding import ImageSource, decode_images, image_pixels, image_shape
 
 
 @pytest.fixture(autouse=True)
@@ -22,92 +22,92 @@ def picture(width: int = 6, height: int = 4, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def of(images: list[Image.Image], identity: object = None) -> Source:
+def of(images: list[Image.Image], cache_key: object = None) -> ImageSource:
     names = [f"{number}.png" for number in range(len(images))]
-    return Source(names, [number % 2 for number in range(len(images))], images.__getitem__, identity)
+    return ImageSource(names, [number % 2 for number in range(len(images))], images.__getitem__, cache_key)
 
 
-def torn(count: int, broken: set[int], identity: object = None) -> Source:
+def torn(count: int, broken: set[int], cache_key: object = None) -> ImageSource:
     def load(number: int) -> Image.Image:
         if number in broken:
             raise OSError("cannot identify image file")
         return picture(seed=number)
 
-    return Source([f"{number}.png" for number in range(count)], [0] * count, load, identity)
+    return ImageSource([f"{number}.png" for number in range(count)], [0] * count, load, cache_key)
 
 
 class TestPixels:
     def test_they_are_the_images_own(self) -> None:
         image = picture()
-        assert np.array_equal(to_pixels(image, (3, 4, 6), False), np.asarray(image).transpose(2, 0, 1))
+        assert np.array_equal(image_pixels(image, (3, 4, 6), False), np.asarray(image).transpose(2, 0, 1))
 
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F"])
     @pytest.mark.parametrize("channels", [1, 3])
     def test_every_mode_becomes_grey_or_rgb(self, mode: str, channels: int) -> None:
         image = picture().convert("L").convert(mode) if mode == "F" else picture().convert(mode)
-        assert to_pixels(image, (channels, 4, 6), False).shape == (channels, 4, 6)
+        assert image_pixels(image, (channels, 4, 6), False).shape == (channels, 4, 6)
 
     def test_sixteen_bits_keep_their_high_half(self) -> None:
         image = Image.fromarray(np.array([[0, 255, 256, 65535]], np.uint16))
-        assert to_pixels(image, (1, 1, 4), False).tolist() == [[[0, 0, 1, 255]]]
+        assert image_pixels(image, (1, 1, 4), False).tolist() == [[[0, 0, 1, 255]]]
 
     def test_a_transparent_palette_raises_no_warning(self) -> None:
         image = picture().convert("P")
         image.info["transparency"] = bytes([0, 128, 255])
-        assert to_pixels(image, (3, 4, 6), False).shape == (3, 4, 6)
+        assert image_pixels(image, (3, 4, 6), False).shape == (3, 4, 6)
 
     def test_a_photograph_is_turned_upright(self) -> None:
         image = picture()
         image.getexif()[0x0112] = 6
-        assert to_pixels(image, (3, 6, 4), False).shape == (3, 6, 4)
-        assert shape_of(of([image]), None, None) == (3, 6, 4)
+        assert image_pixels(image, (3, 6, 4), False).shape == (3, 6, 4)
+        assert image_shape(of([image]), None, None) == (3, 6, 4)
 
     def test_a_resized_image_is_cropped_from_its_middle(self) -> None:
         bars = np.zeros((10, 30, 3), np.uint8)
         bars[:, 10:20] = 255
-        assert to_pixels(Image.fromarray(bars), (3, 5, 5), True).min() > 200
+        assert image_pixels(Image.fromarray(bars), (3, 5, 5), True).min() > 200
 
     def test_another_size_is_an_error_unless_resizing_is_asked_for(self) -> None:
         with pytest.raises(UsageError, match="is 6x4, but the first image is 8x8; give `size`"):
-            to_pixels(picture(), (3, 8, 8), False)
+            image_pixels(picture(), (3, 8, 8), False)
 
 
 class TestShape:
     def test_it_is_the_first_readable_images(self) -> None:
-        assert shape_of(torn(3, {0, 1}), None, None) == (3, 4, 6)
-        assert shape_of(of([picture().convert("L")]), None, None) == (1, 4, 6)
-        assert shape_of(of([picture().convert("L")]), 9, None) == (1, 9, 9)
-        assert shape_of(of([picture()]), None, 1) == (1, 4, 6)
+        assert image_shape(torn(3, {0, 1}), None, None) == (3, 4, 6)
+        assert image_shape(of([picture().convert("L")]), None, None) == (1, 4, 6)
+        assert image_shape(of([picture().convert("L")]), 9, None) == (1, 9, 9)
+        assert image_shape(of([picture()]), None, 1) == (1, 4, 6)
 
     def test_it_needs_no_image_where_all_is_said(self) -> None:
-        assert shape_of(torn(1, {0}), 5, 3) == (3, 5, 5)
+        assert image_shape(torn(1, {0}), 5, 3) == (3, 5, 5)
 
     def test_nothing_readable_is_an_error(self) -> None:
         with pytest.raises(UsageError, match="none of the 2 images can be read"):
-            shape_of(torn(2, {0, 1}), None, None)
+            image_shape(torn(2, {0, 1}), None, None)
 
 
 class TestDecode:
     def test_every_image_in_order_with_its_label(self) -> None:
         images = [picture(seed=seed) for seed in range(3)]
-        found = decode(of(images), (3, 4, 6), False)
+        found = decode_images(of(images), (3, 4, 6), False)
         expected = np.stack([np.asarray(image).transpose(2, 0, 1) for image in images])
         assert np.array_equal(found.pixels.numpy(), expected)
         assert found.labels.tolist() == [0, 1, 0]
         assert found.rows.tolist() == [0, 1, 2]
 
     def test_what_cannot_be_read_is_counted_and_left_out(self) -> None:
-        found = decode(torn(40, {3, 17}), (3, 4, 6), False)
+        found = decode_images(torn(40, {3, 17}), (3, 4, 6), False)
         assert found.rows.tolist() == [number for number in range(40) if number not in (3, 17)]
         assert found.unreadable == ("3.png: cannot identify image file", "17.png: cannot identify image file")
 
     def test_too_much_that_cannot_be_read_is_an_error(self) -> None:
         with pytest.raises(UsageError, match=r"3 of 40 images cannot be read; the first is 3\.png"):
-            decode(torn(40, {3, 17, 20}), (3, 4, 6), False)
+            decode_images(torn(40, {3, 17, 20}), (3, 4, 6), False)
 
     def test_an_image_of_another_size_is_named(self) -> None:
         with pytest.raises(UsageError, match=r"1\.png is 5x5"):
-            decode(of([picture(), picture(5, 5)]), (3, 4, 6), False)
+            decode_images(of([picture(), picture(5, 5)]), (3, 4, 6), False)
 
 
 class TestCache:
@@ -118,25 +118,25 @@ class TestCache:
             calls.append(number)
             return picture(seed=number)
 
-        source = Source(["a", "b"], [0, 1], load, identity=[1])
-        first = decode(source, (3, 4, 6), False)
-        second = decode(source, (3, 4, 6), False)
+        source = ImageSource(["a", "b"], [0, 1], load, cache_key=[1])
+        first = decode_images(source, (3, 4, 6), False)
+        second = decode_images(source, (3, 4, 6), False)
         assert calls == [0, 1]
         assert torch.equal(first.pixels, second.pixels)
         assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".lock", ".npy"]
 
     def test_unreadable_images_are_remembered(self) -> None:
-        first = decode(torn(40, {3}, identity=1), (3, 4, 6), False)
-        second = decode(torn(40, set(), identity=1), (3, 4, 6), False)
+        first = decode_images(torn(40, {3}, cache_key=1), (3, 4, 6), False)
+        second = decode_images(torn(40, set(), cache_key=1), (3, 4, 6), False)
         assert second.unreadable == first.unreadable
         assert torch.equal(second.rows, first.rows)
 
     @pytest.mark.parametrize(
-        ("identity", "shape", "resize"), [([2], (3, 4, 6), False), ([1], (1, 4, 6), False), ([1], (3, 4, 6), True)]
+        ("cache_key", "shape", "resize"), [([2], (3, 4, 6), False), ([1], (1, 4, 6), False), ([1], (3, 4, 6), True)]
     )
-    def test_whatever_changes_the_pixels_changes_the_entry(self, cache: Path, identity, shape, resize) -> None:
-        decode(of([picture()], identity=[1]), (3, 4, 6), False)
-        decode(of([picture()], identity=identity), shape, resize)
+    def test_whatever_changes_the_pixels_changes_the_entry(self, cache: Path, cache_key, shape, resize) -> None:
+        decode_images(of([picture()], cache_key=[1]), (3, 4, 6), False)
+        decode_images(of([picture()], cache_key=cache_key), shape, resize)
         assert len(list(cache.glob("*.npy"))) == 2
 
     @pytest.mark.parametrize(
@@ -151,19 +151,19 @@ class TestCache:
         ],
     )
     def test_a_damaged_entry_is_decoded_again(self, cache: Path, damage: Callable[[Path, Path], object]) -> None:
-        source = of([picture()], identity=1)
-        first = decode(source, (3, 4, 6), False).pixels.clone()
+        source = of([picture()], cache_key=1)
+        first = decode_images(source, (3, 4, 6), False).pixels.clone()
         damage(next(cache.glob("*.npy")), next(cache.glob("*.json")))
-        assert torch.equal(decode(source, (3, 4, 6), False).pixels, first)
+        assert torch.equal(decode_images(source, (3, 4, 6), False).pixels, first)
 
     def test_writing_to_the_pixels_leaves_the_entry(self) -> None:
-        source = of([picture()], identity=1)
-        decode(source, (3, 4, 6), False).pixels.zero_()
-        assert int(decode(source, (3, 4, 6), False).pixels.max()) > 0
+        source = of([picture()], cache_key=1)
+        decode_images(source, (3, 4, 6), False).pixels.zero_()
+        assert int(decode_images(source, (3, 4, 6), False).pixels.max()) > 0
 
     def test_an_error_leaves_nothing_half_done(self, cache: Path) -> None:
         with pytest.raises(UsageError):
-            decode(torn(4, {1, 2}, identity=1), (3, 4, 6), False)
+            decode_images(torn(4, {1, 2}, cache_key=1), (3, 4, 6), False)
         assert [path.suffix for path in cache.iterdir()] == [".lock"]
 
     def test_a_full_disk_is_named(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -172,5 +172,5 @@ class TestCache:
 
         monkeypatch.setattr(os, "replace", full)
         with pytest.raises(StorageError, match="no space left"):
-            decode(of([picture()], identity=1), (3, 4, 6), False)
+            decode_images(of([picture()], cache_key=1), (3, 4, 6), False)
         assert [path.suffix for path in cache.iterdir()] == [".lock"]

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from autocompress.errors import UsageError
-from autocompress.tasks.image_sources import as_image, from_datasets, from_path
+from autocompress.tasks.image_sources import as_image, open_image_path, read_image_datasets
 
 
 def folder(path: Path, classes: dict[str, int], suffix: str = ".png") -> Path:
@@ -28,7 +28,7 @@ def values(source) -> list[int]:
 
 class TestFolder:
     def test_class_folders(self, tmp_path: Path) -> None:
-        album = from_path(folder(tmp_path, {"b": 2, "a": 3}), None)
+        album = open_image_path(folder(tmp_path, {"b": 2, "a": 3}), None)
         assert album.classes == ("a", "b")
         assert list(album.parts) == ["train"]
         assert album.parts["train"].labels == [0, 0, 0, 1, 1]
@@ -39,16 +39,16 @@ class TestFolder:
     def test_parts(self, tmp_path: Path, val: str) -> None:
         for part, count in {"train": 5, val: 3, "test": 2}.items():
             folder(tmp_path / part, {"a": count, "b": count})
-        album = from_path(tmp_path, None)
+        album = open_image_path(tmp_path, None)
         assert {part: len(source) for part, source in album.parts.items()} == {"train": 10, "val": 6, "test": 4}
 
     def test_a_part_may_lack_a_class_but_not_add_one(self, tmp_path: Path) -> None:
         folder(tmp_path / "train", {"a": 2, "b": 2})
         folder(tmp_path / "test", {"b": 2})
-        assert from_path(tmp_path, None).parts["test"].labels == [1, 1]
+        assert open_image_path(tmp_path, None).parts["test"].labels == [1, 1]
         folder(tmp_path / "test", {"c": 2})
-        with pytest.raises(UsageError, match=r"test holds the class 'c', which .*train has not"):
-            from_path(tmp_path, None)
+        with pytest.raises(UsageError, match=r"test holds the class 'c', which .*train does not have"):
+            open_image_path(tmp_path, None)
 
     def test_other_files_and_hidden_folders_are_passed_over(self, tmp_path: Path) -> None:
         folder(tmp_path, {"a": 1, "b": 1})
@@ -57,18 +57,18 @@ class TestFolder:
             (tmp_path / name).write_bytes(b"no image")
         for name in ("__MACOSX", ".git"):
             (tmp_path / name).mkdir()
-        assert from_path(tmp_path, None).parts["train"].names == ["a/000.png", "b/000.png", "b/deeper/000.JPG"]
+        assert open_image_path(tmp_path, None).parts["train"].names == ["a/000.png", "b/000.png", "b/deeper/000.JPG"]
 
     def test_a_limit_is_spread_evenly(self, tmp_path: Path) -> None:
-        album = from_path(folder(tmp_path, {"a": 10, "b": 2}), 4)
+        album = open_image_path(folder(tmp_path, {"a": 10, "b": 2}), 4)
         assert values(album.parts["train"]) == [0, 2, 5, 7, 0, 1]
 
     def test_a_changed_file_changes_the_identity(self, tmp_path: Path) -> None:
         folder(tmp_path, {"a": 1, "b": 1})
-        before = from_path(tmp_path, None).parts["train"].identity
-        assert from_path(tmp_path, None).parts["train"].identity == before
+        before = open_image_path(tmp_path, None).parts["train"].cache_key
+        assert open_image_path(tmp_path, None).parts["train"].cache_key == before
         Image.new("RGB", (4, 4), (9, 9, 9)).save(tmp_path / "a" / "000.png")
-        assert from_path(tmp_path, None).parts["train"].identity != before
+        assert open_image_path(tmp_path, None).parts["train"].cache_key != before
 
     def test_what_cannot_be_used_is_named_with_a_way_out(self, tmp_path: Path) -> None:
         archive = tmp_path / "flowers.zip"
@@ -79,12 +79,12 @@ class TestFolder:
         for path, message in {
             tmp_path / "nowhere": r"task\.images\.path: there is no .*nowhere",
             archive: "unpack it",
-            inner: r"holds 1 class folders, but .*outer/flowers may be meant",
-            tmp_path / "bare": "holds 0 class folders; a task needs at least two",
+            inner: r"holds 1 class folders, and a task needs at least two; did you mean .*outer/flowers",
+            tmp_path / "bare": "holds 0 class folders, and a task needs at least two",
             empty: "class 'b' has no images in train",
         }.items():
             with pytest.raises(UsageError, match=message):
-                from_path(path, None)
+                open_image_path(path, None)
 
 
 class TestNPZ:
@@ -95,7 +95,7 @@ class TestNPZ:
         arrays = {f"{part}_images": stack(count, *shape) for part, count in parts.items()}
         arrays |= {f"{part}_labels": (np.arange(count) % 2)[:, None] for part, count in parts.items()}
         save(tmp_path / "a.npz", **arrays)
-        album = from_path(tmp_path / "a.npz", None)
+        album = open_image_path(tmp_path / "a.npz", None)
         assert album.classes == ("0", "1")
         for part, count in parts.items():
             assert values(album.parts[part]) == list(range(count))
@@ -104,12 +104,12 @@ class TestNPZ:
 
     def test_images_may_be_asked_for_in_any_order(self, tmp_path: Path) -> None:
         np.savez_compressed(tmp_path / "a.npz", train_images=stack(9, 4, 4), train_labels=np.arange(9) % 2)
-        source = from_path(tmp_path / "a.npz", None).parts["train"]
+        source = open_image_path(tmp_path / "a.npz", None).parts["train"]
         assert [int(np.asarray(source.load(number)).flat[0]) for number in (8, 0, 5, 5, 2)] == [8, 0, 5, 5, 2]
 
     def test_a_limit(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", train_images=stack(12, 4, 4), train_labels=np.arange(12) % 2)
-        source = from_path(tmp_path / "a.npz", 3).parts["train"]
+        source = open_image_path(tmp_path / "a.npz", 3).parts["train"]
         assert values(source) == [0, 1, 4, 5, 8, 9]
         assert source.names[2] == "train_images[4]"
 
@@ -130,18 +130,18 @@ class TestNPZ:
     def test_another_layout_is_refused(self, tmp_path: Path, arrays, message: str) -> None:
         np.savez(tmp_path / "a.npz", **arrays)
         with pytest.raises(UsageError, match=message):
-            from_path(tmp_path / "a.npz", None)
+            open_image_path(tmp_path / "a.npz", None)
 
     @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 torn"])
     def test_another_file_is_refused(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.npz").write_bytes(content)
         with pytest.raises(UsageError, match="MedMNIST"):
-            from_path(tmp_path / "a.npz", None)
+            open_image_path(tmp_path / "a.npz", None)
 
     def test_nothing_is_unpickled(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", train_images=stack(2, 4, 4), train_labels=np.array([0, object()], dtype=object))
         with pytest.raises(UsageError, match="MedMNIST"):
-            from_path(tmp_path / "a.npz", None)
+            open_image_path(tmp_path / "a.npz", None)
 
 
 class Items(list):
@@ -153,14 +153,14 @@ class Items(list):
 class TestDatasets:
     def test_items_and_class_names(self) -> None:
         train = Items((Image.new("L", (4, 4), number), number % 2) for number in range(6))
-        album = from_datasets(train, Items(train[:2]), None)
+        album = read_image_datasets(train, Items(train[:2]), None)
         assert album.classes == ("cat", "dog")
         assert values(album.parts["train"]) == list(range(6))
         assert album.parts["test"].labels == [0, 1]
-        assert album.parts["train"].identity is None
+        assert album.parts["train"].cache_key is None
 
     def test_a_limit_and_no_class_names(self) -> None:
-        album = from_datasets([(stack(1, 4, 4)[0] + number, number % 3) for number in range(12)], None, 2)
+        album = read_image_datasets([(stack(1, 4, 4)[0] + number, number % 3) for number in range(12)], None, 2)
         assert album.classes == ("0", "1", "2")
         assert values(album.parts["train"]) == [0, 1, 2, 6, 7, 8]
 
@@ -169,8 +169,8 @@ class TestDatasets:
             def __getitem__(self, index):
                 return Image.fromarray(np.random.default_rng().integers(0, 256, (4, 4), dtype=np.uint8)), index % 2
 
-        with pytest.raises(UsageError, match="another image each time"):
-            from_datasets(Random([0] * 4), None, None)
+        with pytest.raises(UsageError, match="different images for the same index"):
+            read_image_datasets(Random([0] * 4), None, None)
 
     @pytest.mark.parametrize(
         ("item", "message"),
@@ -185,14 +185,14 @@ class TestDatasets:
     )
     def test_items_that_are_something_else_are_refused(self, item, message: str) -> None:
         with pytest.raises(UsageError, match=message):
-            from_datasets([item], None, None)
+            read_image_datasets([item], None, None)
 
     def test_an_empty_one_is_refused(self) -> None:
         good = [(Image.new("L", (4, 4)), number % 2) for number in range(4)]
         with pytest.raises(UsageError, match="train holds no images"):
-            from_datasets([], None, None)
+            read_image_datasets([], None, None)
         with pytest.raises(UsageError, match="test holds no images"):
-            from_datasets(good, [], None)
+            read_image_datasets(good, [], None)
 
 
 def test_arrays_and_tensors_become_the_same_image() -> None:

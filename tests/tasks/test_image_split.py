@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from autocompress.core.task import Split
-from autocompress.tasks.augment import move, random_moves
-from autocompress.tasks.image_split import ImageSplit, Normal
+from autocompress.tasks.augment import crop_and_flip, draw_crops
+from autocompress.tasks.image_split import ImageSplit, Normalization
 
 PIXELS = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.tensor([3, 1, 20, 39, 7])
-NORMAL = Normal.measured(PIXELS, torch.arange(40))
+NORMAL = Normalization.from_pixels(PIXELS, torch.arange(40))
 
 
 def split() -> ImageSplit:
@@ -25,13 +25,13 @@ def test_only_the_rows_asked_for_are_measured() -> None:
     pixels = torch.zeros(2000, 1, 2, 2, dtype=torch.uint8)
     pixels[:1500] = 100
     pixels[:1500, :, 0] = 50
-    normal = Normal.measured(pixels, torch.arange(1500))
+    normal = Normalization.from_pixels(pixels, torch.arange(1500))
     assert float(normal.mean) == pytest.approx(75)
     assert float(normal.std) == pytest.approx(25)
 
 
 def test_a_constant_channel_stays_finite() -> None:
-    normal = Normal.measured(torch.full((3, 1, 2, 2), 7, dtype=torch.uint8), torch.arange(3))
+    normal = Normalization.from_pixels(torch.full((3, 1, 2, 2), 7, dtype=torch.uint8), torch.arange(3))
     assert torch.equal(normal(torch.full((1, 1, 2, 2), 7, dtype=torch.uint8)), torch.zeros(1, 1, 2, 2))
 
 
@@ -53,9 +53,9 @@ def test_it_looks_like_any_split() -> None:
 
 
 def test_moves_are_the_same_in_every_batch() -> None:
-    moves = random_moves(5, seed=1, padding=2)
-    moved = split().moved(moves, 2)
-    expected = move(split().inputs[0], moves, 2)
+    moves = draw_crops(5, seed=1, padding=2)
+    moved = split().with_crops(moves, 2)
+    expected = crop_and_flip(split().inputs[0], moves, 2)
     assert torch.equal(moved.inputs[0], expected)
     assert torch.equal(moved.take(torch.tensor([3, 1])).inputs[0], expected[[3, 1]])
     assert torch.equal(moved.targets["label"], torch.arange(5))

@@ -58,7 +58,7 @@ class TestCSV:
             ("user,item,rating,age\na,b,1,old\n", r"a\.csv:2: 'age' is 'old'.*ignore the column"),
             ("user,item,rating,age\na,b,1,inf\n", r"a\.csv:2: 'age' is inf"),
             ("user,item,rating,time\na,b,1,soon\n", r"a\.csv:2: 'time' is 'soon'"),
-            ("user,item,rating\n", "holds no interaction"),
+            ("user,item,rating\n", "contains no interactions"),
             ("", "no column"),
         ],
     )
@@ -106,7 +106,7 @@ class TestMovieLens:
         [
             ("1\t7\t5\n", "", "", r"u\.data:1: 3 fields; user, item, rating and time"),
             ("1\t7\tx\t1\n", "", "", r"u\.data:1: 'rating' is 'x'"),
-            ("1\t7\t5\t1\n", "8|t|d||u|1\n", "", r"holds the item 7, and u\.item has no line"),
+            ("1\t7\t5\t1\n", "8|t|d||u|1\n", "", r"contains the item 7, but u\.item has no line"),
             ("1\t7\t5\t1\n", "7|t|d||u|1\n8|t|d||u|1|0\n", "", r"u\.item:2: 2 genre flags"),
             ("1\t7\t5\t1\n", "7|t\n", "", r"u\.item:1: 2 fields"),
             ("1\t7\t5\t1\n", "", "1|M|writer\n", r"u\.user:1: 3 fields"),
@@ -123,6 +123,6 @@ class TestMovieLens:
 
 def test_the_latest_of_a_pair_counts_and_rows_are_in_the_order_of_time(tmp_path: Path) -> None:
     text = "user,item,rating,time\na,x,1,5\nb,x,2,3\na,x,3,4\na,y,4,1\nb,x,5,3\n"
-    found = read(write(tmp_path / "a.csv", text)).latest()
+    found = read(write(tmp_path / "a.csv", text)).latest_rows()
     assert found.values.tolist() == [4.0, 5.0, 1.0]
     assert np.array_equal(found.times, [1, 3, 5])

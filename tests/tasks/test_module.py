@@ -5,10 +5,10 @@ from torch import nn
 
 from autocompress.core.config import Part
 from autocompress.core.registry import STUDENTS, TASKS
-from autocompress.core.task import as_heads
+from autocompress.core.task import logits_by_head
 from autocompress.errors import UsageError
 from autocompress.models.from_teacher import FromTeacherConfig
-from autocompress.tasks.module import Module, answered, bring_model
+from autocompress.tasks.module import Module, bring_model, unpack_outputs
 from autocompress.tasks.tensors import Tensors
 
 X, Y = torch.randn(90, 3, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 2
@@ -55,7 +55,11 @@ class TestTeacher:
     def test_the_weights_tell_one_module_from_another(self):
         torch.manual_seed(1)
         other = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
-        assert Module(net(), (X, Y)).pinned == Module(net(), (X, Y)).pinned != Module(other, (X, Y)).pinned
+        assert (
+            Module(net(), (X, Y)).identity_options
+            == Module(net(), (X, Y)).identity_options
+            != Module(other, (X, Y)).identity_options
+        )
 
     def test_a_module_may_know_more_classes_than_the_data(self):
         task = Module(net(5), Tensors((X, Y), labels=["a", "b"]))
@@ -127,22 +131,22 @@ class TestForms:
     )
     def test_several_outputs_become_heads(self, form):
         task = Module(Answers(form), (X, {"a": Y, "b": torch.arange(90) % 4}))
-        found = as_heads(task.build(Part("from_teacher"))(X), task.heads)
+        found = logits_by_head(task.build(Part("from_teacher"))(X), task.heads)
         assert {head: logits.shape[1] for head, logits in found.items()} == {"a": 2, "b": 4}
 
     def test_a_single_head_is_found_in_what_is_returned(self):
         first, second = torch.zeros(1, 2), torch.ones(1, 2)
         for output in ((first, second), {"label": first, "aux": second}, {"logits": first, "aux": second}, first):
-            assert answered(output, ["label"]) is first
+            assert unpack_outputs(output, ["label"]) is first
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
         ("model", "message"),
         [
-            (lambda: nn.Linear(4, 2), r"Linear does not work on one example .*\(1, 3\).*mat1 and mat2"),
-            (lambda: nn.Linear(3, 1), "1 classes, and the data has 2"),
-            (lambda: nn.Sequential(nn.Linear(3, 2), nn.Flatten(0)), "no tensor \\[batch, classes\\]"),
+            (lambda: nn.Linear(4, 2), r"Linear fails on one example .*\(1, 3\).*mat1 and mat2"),
+            (lambda: nn.Linear(3, 1), "1 classes, but the data has 2"),
+            (lambda: nn.Sequential(nn.Linear(3, 2), nn.Flatten(0)), "not a tensor \\[batch, classes\\]"),
             (lambda: Answers(lambda a, b: None), "returned NoneType"),
             (lambda: 3, "the teacher is int"),
         ],
@@ -181,7 +185,7 @@ class TestRefusals:
         model = net()
         with torch.no_grad():
             model[2].bias[0] = torch.nan
-        with pytest.raises(UsageError, match=r"'2\.bias' holds numbers that are not finite"):
+        with pytest.raises(UsageError, match=r"'2\.bias' contains values that are not finite"):
             Module(model, (X, Y))
 
 
@@ -189,7 +193,7 @@ class TestBring:
     def test_it_is_the_task_called_module(self):
         task = bring_model(net(), (X, Y))
         assert TASKS.get("module")() is task
-        assert TASKS.get("module")(**task.pinned) is task
+        assert TASKS.get("module")(**task.identity_options) is task
 
     def test_a_second_one_takes_its_place(self):
         bring_model(net(), (X, Y))

@@ -133,7 +133,7 @@ class TestRatings:
         assert (splits.test.inputs[0] == 0).tolist() == [True, False, False]
         assert (splits.test.inputs[1] == 0).tolist() == [False, True, False]
         assert "1 users of the test file are not in the training file and count as unknown" in task.notices
-        assert "1 items of the test file are not in the training file: they are unknown" in task.notices
+        assert "1 items of the test file are not in the training file and count as unknown" in task.notices
         assert any(notice.startswith("1 of 11 users have one row") for notice in task.notices)
         known = torch.bincount(splits.train.inputs[0], minlength=12)
         assert int(known[1:][known[1:] > 0].min()) >= 2

@@ -1,16 +1,18 @@
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from babel import Locale
 
 from autocompress.errors import UsageError
-from autocompress.models.sharing import refuse_head_names
-from autocompress.tasks.locale_names import KINDS, LANGUAGES, names
+from autocompress.models.sharing import check_head_names
 from autocompress.tasks.splitting import FRACTIONS
-from autocompress.tasks.text import LangId, LangIdKind, Text
+from autocompress.tasks.text import KINDS, LANGUAGES, LangId, LangIdKind, Text, locale_names
 
 SHARED = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+NAMES = locale_names()
 REVIEWS = SHARED / "clothing_reviews.csv.gz"
 
 
@@ -27,7 +29,7 @@ class TestLangId:
     def test_each_name_is_in_one_split_and_keeps_its_language(self) -> None:
         task = LangId()
         splits = task.splits(0)
-        known = {name.text: name.language for name in names()}
+        known = {name.text: name.language for name in locale_names()}
         codes = dict(zip(map(tuple, task.encode(list(known)).tolist()), known.values(), strict=False))
         assert sum(len(split) for _, split in splits.items()) == len(known)
         assert len(splits.test) == round(FRACTIONS["test"] * len(known))
@@ -95,7 +97,7 @@ class TestText:
         path = write(tmp_path / "a.csv", rows, "text,Rated IND,type")
         task = Text(path, labels=("Rated IND", "type"))
         assert task.heads == {"Rated_IND": 2, "type_label": 3}
-        refuse_head_names(task.heads)
+        check_head_names(task.heads)
         assert task.labels == {"Rated_IND": ["0", "1"], "type_label": ["a", "b", "c"]}
         assert Text(path, labels="Rated IND, type").labels == task.labels
         assert set(task.splits(0).test.targets) == set(task.heads)
@@ -115,7 +117,7 @@ class TestText:
             "a.csv: 1 rows without a label are left out",
             "a.csv: 1 rows that repeat an earlier one are left out",
             "1% of the texts are longer than 4 words and lose their end",
-            "label: class 'a' has 151 examples and 'b' has 11; look at f1_macro beside accuracy",
+            "label: class 'a' has 151 examples and 'b' has 11; compare f1_macro with accuracy",
         ]
         assert not Text(write(tmp_path / "b.csv", reviews())).notices
 
@@ -145,7 +147,7 @@ class TestText:
     )
     def test_an_option_out_of_bounds(self, tmp_path: Path, options: dict[str, object], message: str) -> None:
         with pytest.raises(UsageError, match=message):
-            Text(Text.sample(tmp_path), **options)  # type: ignore[arg-type]
+            Text(Text.write_sample(tmp_path), **options)  # type: ignore[arg-type]
 
     def test_no_path(self) -> None:
         with pytest.raises(UsageError, match=r"task\.text\.path is not set"):
@@ -154,10 +156,10 @@ class TestText:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ([f"word{n},same" for n in range(30)], r"a\.csv: column 'label' holds a single class, 'same'"),
+            ([f"word{n},same" for n in range(30)], r"a\.csv: column 'label' has a single class, 'same'"),
             ([*reviews(), "x y,odd", "x z,odd"], r"class 'odd' of column 'label' has 2 rows; 5 disjoint"),
             ([*reviews(), *["x,odd"] * 9], r"class 'odd' of column 'label' has 1 rows"),
-            ([f"word{n},{n}.7" for n in range(30)], r"column 'label' holds 30 distinct real numbers"),
+            ([f"word{n},{n}.7" for n in range(30)], r"column 'label' contains 30 distinct real numbers"),
         ],
     )
     def test_a_column_of_labels_that_cannot_be_learned(self, tmp_path: Path, rows: list[str], message: str) -> None:
@@ -171,7 +173,7 @@ class TestText:
 
     def test_columns_that_would_be_the_same_head(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.csv", [f"text {n},{n % 2},{n % 2}" for n in range(30)], "text,a b,a-b")
-        with pytest.raises(UsageError, match="'a b' and 'a-b' would both be the head 'a_b'"):
+        with pytest.raises(UsageError, match="'a b' and 'a-b' both give the head 'a_b'"):
             Text(path, labels=["a b", "a-b"])
 
     @pytest.mark.parametrize(("column", "split"), [("mood_test", "test"), ("mood search", "search")])
@@ -195,3 +197,38 @@ def test_real_reviews_become_a_task_of_two_heads() -> None:
     splits = task.splits(0)
     assert sum(len(split) for _, split in splits.items()) > 22_000
     assert abs(float(splits.test.targets["Recommended_IND"].float().mean()) - 0.82) < 0.01
+
+
+class TestLocaleNames:
+    def test_thirty_languages_and_about_23_600_names(self) -> None:
+        assert len(set(LANGUAGES)) == len(LANGUAGES) == 30
+        assert 23_000 < len(NAMES) < 25_000
+        per_language = Counter(name.language for name in NAMES)
+        assert set(per_language) == set(LANGUAGES)
+        assert min(per_language.values()) > 300
+        assert set(Counter(name.kind for name in NAMES)) == set(KINDS)
+
+    def test_each_name_occurs_once_whatever_its_capitals(self) -> None:
+        assert len({name.text.casefold() for name in NAMES}) == len(NAMES)
+        assert all(name.text == " ".join(name.text.split()) != "" for name in NAMES)
+
+    def test_what_several_languages_or_kinds_share_is_left_out(self) -> None:
+        texts = {name.text for name in NAMES}
+        english = Locale.parse("en")
+        assert english.territories["MT"] == Locale.parse("it").territories["MT"] == "Malta"
+        assert "Malta" not in texts
+        assert english.languages["ar"] == english.scripts["Arab"] == "Arabic"
+        assert "Arabic" not in texts
+
+    def test_a_name_is_what_the_locale_says(self) -> None:
+        known = {(name.text, name.language): name.kind for name in NAMES}
+        assert known["Deutschland", "de"] == "territory"
+        assert known["Schweizer Franken", "de"] == "currency"
+        for name in NAMES[::500]:
+            locale = Locale.parse(name.language)
+            entries = {"territory": locale.territories, "language": locale.languages, "script": locale.scripts}
+            assert name.text in set({**entries, "currency": locale.currencies}[name.kind].values())
+
+    def test_the_order_is_fixed(self) -> None:
+        keys = [(name.language, name.kind, name.text) for name in NAMES]
+        assert keys == sorted(keys)

@@ -9,10 +9,10 @@ from autocompress.tasks.text_encoding import (
     KINDS,
     VOCABULARIES,
     Encoding,
-    cut_short,
+    count_truncated,
     drop_tokens,
     fit_encoding,
-    says_something,
+    has_token,
 )
 
 
@@ -59,7 +59,7 @@ def test_the_length_keeps_95_of_100_texts_whole_within_bounds() -> None:
     texts = ["x" * size for size in range(1, 101)]
     encoding = fit_encoding("bytes", texts)
     assert encoding.length == 95
-    assert cut_short(encoding, texts) == 5
+    assert count_truncated(encoding, texts) == 5
     assert fit_encoding("bytes", ["x"]).length == 8
     assert fit_encoding("bytes", ["x" * 10_000]).length == 512
     assert fit_encoding("words", ["x " * 10_000]).length == 256
@@ -83,8 +83,8 @@ def test_an_option_out_of_bounds_is_refused(kind: str, options: dict[str, int], 
 
 
 def test_what_says_nothing() -> None:
-    assert [says_something("words", text) for text in ("", " ", "...", "a", "42", "日本")] == [False] * 3 + [True] * 3
-    assert [says_something("characters", text) for text in ("", " \t", "...")] == [False, False, True]
+    assert [has_token("words", text) for text in ("", " ", "...", "a", "42", "日本")] == [False] * 3 + [True] * 3
+    assert [has_token("characters", text) for text in ("", " \t", "...")] == [False, False, True]
 
 
 class TestDropTokens:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from autocompress.errors import UsageError
-from autocompress.tasks.text_files import LIMIT, Texts, read_texts, refuse_real_numbers
+from autocompress.tasks.text_files import MAX_FIELD_BYTES, Texts, check_class_labels, read_texts
 
 
 def read(path: Path, labels: tuple[str, ...] = ("label",), kind: str = "words") -> Texts:
@@ -23,7 +23,7 @@ class TestReading:
         found = read(path)
         assert found.texts == ("one,\ntwo", "three")
         assert found.labels == {"label": ("yes", "no")}
-        assert [found.where(row) for row in (0, 1)] == [f"{path}:2", f"{path}:5"]
+        assert [found.format_location(row) for row in (0, 1)] == [f"{path}:2", f"{path}:5"]
         assert not found.left_out
 
     def test_tabs_and_compression(self, tmp_path: Path) -> None:
@@ -61,12 +61,18 @@ class TestRefusals:
             ("text,labels\na,b\n", r"no column 'label'; did you mean 'labels'\? \(set task\.text\.labels\)"),
             ("text,label,text\na,b,c\n", "has 'text' 2 times"),
             ("text,label\na,b\nc\n", r"a\.csv:3: 1 fields, but the header has 2"),
-            ("text,label\na,b\nc\0c,b\n", r"a\.csv:3: the row holds a NUL"),
-            ("text,label\na,b\nc,b\0\n", r"a\.csv:3: the row holds a NUL"),
-            ("text,label\na,b\n" + "ä" * (LIMIT // 2 + 1) + ",b\n", r"a\.csv:3: a field is longer than 1 MB; cut it"),
-            ('text,label\na,b\n"' + "a\n" * LIMIT, r"a\.csv:3: a field is longer than 1 MB; is a quotation mark"),
-            ("text,label\n", "holds no row with a text in 'text' and a label in 'label'"),
-            ("text,label\n,b\na,\n", "holds no row"),
+            ("text,label\na,b\nc\0c,b\n", r"a\.csv:3: the row contains a NUL"),
+            ("text,label\na,b\nc,b\0\n", r"a\.csv:3: the row contains a NUL"),
+            (
+                "text,label\na,b\n" + "ä" * (MAX_FIELD_BYTES // 2 + 1) + ",b\n",
+                r"a\.csv:3: a field is longer than 1 MB; shorten it",
+            ),
+            (
+                'text,label\na,b\n"' + "a\n" * MAX_FIELD_BYTES,
+                r"a\.csv:3: a field is longer than 1 MB; is a quotation mark",
+            ),
+            ("text,label\n", "contains no row with a text in 'text' and a label in 'label'"),
+            ("text,label\n,b\na,\n", "contains no row"),
             ("", "no column 'text'; known: none"),
             (b"text,label\n\xff\xfe,b\n", r"a\.csv cannot be read .* UTF-8"),
         ],
@@ -90,8 +96,8 @@ class TestRefusals:
 
 class TestRealNumbers:
     def test_measurements_are_refused_by_name(self) -> None:
-        with pytest.raises(UsageError, match=r"a\.csv: column 'price' holds 11 distinct real numbers.*ranges"):
-            refuse_real_numbers(Path("a.csv"), "price", [f"{number}.7" for number in range(11)] * 3)
+        with pytest.raises(UsageError, match=r"a\.csv: column 'price' contains 11 distinct real numbers.*ranges"):
+            check_class_labels(Path("a.csv"), "price", [f"{number}.7" for number in range(11)] * 3)
 
     @pytest.mark.parametrize(
         "labels",
@@ -102,4 +108,4 @@ class TestRealNumbers:
         ],
     )
     def test_classes_pass(self, labels: list[str]) -> None:
-        refuse_real_numbers(Path("a.csv"), "label", labels)
+        check_class_labels(Path("a.csv"), "label", labels)
