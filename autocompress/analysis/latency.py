@@ -1,7 +1,7 @@
 """Latencies that were measured of a run's candidates, beside what the search measured of them.
 
 They are one machine's, and are measured on what is exported, so they are kept apart from the costs that a search
-counts; :func:`with_latency` and :func:`timed` put them where every reader of a run looks for costs.
+counts; :func:`with_latency` and x them where every reader of a run looks for costs.
 """
 
 from dataclasses import replace
@@ -27,7 +27,7 @@ def with_latency(info: RunInfo) -> RunInfo:
     return replace(info, teacher=teacher, all_objectives=(*info.all_objectives, RECORD))
 
 
-def timed(candidates: pd.DataFrame, info: RunInfo) -> pd.DataFrame:
+def add_latency_column(candidates: pd.DataFrame, info: RunInfo) -> pd.DataFrame:
     """Return the candidates with a column ``latency_ms``, NaN where it was not measured; without it if none was."""
     if info.latency is None or not info.latency.rows or candidates.empty:
         return candidates

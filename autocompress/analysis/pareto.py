@@ -1,7 +1,7 @@
 """Dominance, hypervolume and knee: pure functions on a table of candidates.
 
-Three rules hold everywhere: a value that is not finite never ranks; duplicates all stay; candidates of different
-fidelity never share a front, so the caller narrows a mixed table by :func:`full_fidelity` first.
+Three rules hold everywhere: a value that is not finite is never ranked; all duplicates stay; candidates of different
+fidelity never share a front, so the caller filters a mixed table by :func:`full_fidelity` first.
 """
 
 import re
@@ -16,31 +16,31 @@ from autocompress.core.run_info import Limits, ObjectiveSpec
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError, did_you_mean
 
 
-def dominated(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which rows are beaten: ``[N, M]``, M directions -> ``[N]``.
+def is_dominated(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.bool_]:
+    """Return a mask of the dominated rows, ``[N, M]`` with M directions -> ``[N]``.
 
-    A row is beaten if another is at least as good everywhere and better somewhere. Equal rows do not beat each
-    other, so duplicates stay together; a row with a value that is not finite counts as beaten and beats nothing.
+    A row is dominated if another row is at least as good in every column and better in one. Equal rows do not
+    dominate each other, so duplicates stay. A row with a value that is not finite is dominated and dominates none.
 
     Raises:
         UsageError: A direction is neither ``maximize`` nor ``minimize``, or their number differs from M.
 
     Example:
-        >>> dominated([[0.9, 10], [0.8, 20], [0.9, 10]], ["maximize", "minimize"]).tolist()
+        >>> is_dominated([[0.9, 10], [0.8, 20], [0.9, 10]], ["maximize", "minimize"]).tolist()
         [False, True, False]
     """
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] != len(directions):
         raise UsageError(f"values of shape {list(table.shape)} need {len(directions)} columns, one per direction")
-    beaten: NDArray[np.bool_] = np.asarray(~np.isfinite(table).all(axis=1), dtype=bool)
-    if not beaten.all():
-        maximise = [_maximised(direction) for direction in directions]
-        beaten[~beaten] = ~moocore.is_nondominated(table[~beaten], maximise=maximise, keep_weakly=True)
-    return beaten
+    dominated: NDArray[np.bool_] = np.asarray(~np.isfinite(table).all(axis=1), dtype=bool)
+    if not dominated.all():
+        maximise = [_check_direction(direction) for direction in directions]
+        dominated[~dominated] = ~moocore.is_nondominated(table[~dominated], maximise=maximise, keep_weakly=True)
+    return dominated
 
 
-def feasible(table: pd.DataFrame, limits: Limits) -> "pd.Series[bool]":
-    """Return a mask of the rows that keep every limit; a value that is not finite keeps none.
+def is_feasible(table: pd.DataFrame, limits: Limits) -> "pd.Series[bool]":
+    """Return a mask of the rows that satisfy every limit; a value that is not finite satisfies none.
 
     Args:
         table: Candidates.
@@ -50,19 +50,19 @@ def feasible(table: pd.DataFrame, limits: Limits) -> "pd.Series[bool]":
         UnknownNameError: A limit names no column; the message suggests the nearest.
         UsageError: A bound is neither ``max`` nor ``min``.
     """
-    keeps = pd.Series(True, index=table.index)
+    mask = pd.Series(True, index=table.index)
     for name, bounds in limits.items():
-        values = numbers(table, name)
-        keeps &= np.isfinite(values)
+        values = numeric_column(table, name)
+        mask &= np.isfinite(values)
         for bound, limit in bounds.items():
             if bound not in ("max", "min"):
                 raise UsageError(f"the limit on '{name}' has the bound '{bound}': use 'max' or 'min'")
-            keeps &= values <= limit if bound == "max" else values >= limit
-    return keeps
+            mask &= values <= limit if bound == "max" else values >= limit
+    return mask
 
 
 def full_fidelity(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the candidates of the search whose training ran to its end, the only ones that may rank."""
+    """Return the candidates of the search with complete training, the only ones that are ranked."""
     search = table[table["role"] == "search"] if "role" in table else table
     return search[search["complete"].astype(bool)] if "complete" in search else search
 
@@ -70,104 +70,108 @@ def full_fidelity(table: pd.DataFrame) -> pd.DataFrame:
 def pareto_front(
     table: pd.DataFrame, objectives: Sequence[ObjectiveSpec], limits: Limits | None = None
 ) -> pd.DataFrame:
-    """Return the rows that no other beats, cheapest first.
+    """Return the non-dominated rows, cheapest first.
 
-    Only rows of role ``search`` that keep every limit and whose objectives are all finite take part; every duplicate
-    stays. Rows of several fidelities must not be mixed here: pass ``full_fidelity(table)``.
+    Only rows with the role ``search`` that satisfy every limit and have finite objectives take part; duplicates stay.
+    Rows of different fidelity must not be mixed: pass ``full_fidelity(table)``.
 
     Args:
         table: Candidates.
-        objectives: What to rank by.
-        limits: As in :func:`feasible`; none by default.
+        objectives: Objectives of the front.
+        limits: Limits as in :func:`is_feasible`; none by default.
 
     Raises:
         UnknownNameError: An objective or a limit names no column.
     """
     rows = table[table["role"] == "search"] if "role" in table else table
-    rows = rows[feasible(rows, limits or {})]
-    beaten = dominated(_matrix(rows, objectives), [objective.direction for objective in objectives])
-    return by_cost(rows[~beaten], objectives)
+    rows = rows[is_feasible(rows, limits or {})]
+    dominated = is_dominated(_objective_matrix(rows, objectives), [objective.direction for objective in objectives])
+    return sort_by_cost(rows[~dominated], objectives)
 
 
-def by_cost(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> pd.DataFrame:
+def sort_by_cost(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> pd.DataFrame:
     """Return the rows cheapest first; ties by the better score, then by id (``t2c10`` after ``t2c9``)."""
-    cost, score = (np.nan_to_num(_signed(table, objective), nan=np.inf) for objective in axes(objectives))
-    names = [natural(name) for name in table["id"]] if "id" in table else [()] * len(table)
+    cost, score = (
+        np.nan_to_num(_minimized_values(table, objective), nan=np.inf) for objective in primary_objectives(objectives)
+    )
+    names = [natural_key(name) for name in table["id"]] if "id" in table else [()] * len(table)
     return table.iloc[sorted(range(len(table)), key=lambda row: (cost[row], score[row], names[row]))]
 
 
-def normalise(values: ArrayLike, box: Sequence[float], log: bool = False, clip: bool = True) -> NDArray[np.float64]:
-    """Return values in the space where 0 is the box's ideal and 1 its reference: ``[N] -> [N]``, smaller is better.
+def normalize_values(
+    values: ArrayLike, bounds: Sequence[float], log: bool = False, clip: bool = True
+) -> NDArray[np.float64]:
+    """Return values scaled so that 0 is the ideal and 1 the reference point, ``[N] -> [N]``; smaller is better.
 
     Args:
-        values: One objective's values; one that is not finite becomes NaN.
-        box: [reference (worst), ideal (best)], whichever is larger.
-        log: Compare logarithms, as for costs.
-        clip: Keep the result inside 0..1.
+        values: Values of one objective; a value that is not finite becomes NaN.
+        bounds: Reference (worst) and ideal (best) value.
+        log: Whether to scale logarithms, as for costs.
+        clip: Whether to clip the result to 0..1.
 
     Raises:
-        UsageError: The box is empty, not finite, or not positive where logarithms are taken.
+        UsageError: The bounds are equal, not finite, or not positive where logarithms are taken.
 
     Example:
-        >>> normalise([1e6, 1e3, 1e9], [1e6, 1e2], log=True).tolist()
+        >>> normalize_values([1e6, 1e3, 1e9], [1e6, 1e2], log=True).tolist()
         [1.0, 0.25, 1.0]
     """
-    worst, best = float(box[0]), float(box[1])
+    worst, best = float(bounds[0]), float(bounds[1])
     if not np.isfinite([worst, best]).all() or worst == best or (log and min(worst, best) <= 0):
-        raise UsageError(f"box [{worst:g}, {best:g}] needs two different finite bounds, above 0 for a cost")
+        raise UsageError(f"bounds [{worst:g}, {best:g}] must be two different finite values, above 0 for a cost")
     points = np.asarray(values, dtype=np.float64)
     points = np.where(np.isfinite(points), points, np.nan)
     if log:
-        # A cost of 0 is better than any ideal: its logarithm is -inf, which the clip turns into 0.
+        # A cost of 0 is better than any ideal: its logarithm is -inf, which clipping turns into 0.
         with np.errstate(divide="ignore", invalid="ignore"):
             points, worst, best = np.log10(points), float(np.log10(worst)), float(np.log10(best))
     scaled = (points - best) / (worst - best)
     return np.clip(scaled, 0.0, 1.0) if clip else scaled
 
 
-def hypervolume(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> float:
-    """Return the share of the declared box that the rows dominate, 0..1 (Zitzler and Thiele 1998).
+def compute_hypervolume(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> float:
+    """Return the normalized hypervolume that the rows dominate, 0..1 (Zitzler and Thiele 1998).
 
-    The rows are taken as they are: pass a front, or rows that may share one. Rows outside the box add only what lies
-    inside it; rows that are not finite add nothing. The box is declared before the search, so values compare.
+    Rows beyond the bounds count with their clipped values; rows that are not finite do not count. Bounds are declared
+    before the search, so hypervolumes of one task are comparable.
 
     Raises:
         UnknownNameError: An objective names no column.
-        UsageError: An objective has no usable box.
+        UsageError: An objective has no usable bounds.
     """
     if not len(table):
         return 0.0
-    space = np.column_stack([_scaled(table, objective) for objective in objectives])
+    space = np.column_stack([_scale_by_bounds(table, objective) for objective in objectives])
     space = space[np.isfinite(space).all(axis=1)]
     return float(moocore.hypervolume(space, ref=np.ones(len(objectives)))) if len(space) else 0.0
 
 
-def knee(front: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> str:
-    """Return the id of the row farthest from the line through the front's two ends, on the ideal's side (Das 1999).
+def find_knee(front: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> str:
+    """Return the id of the row farthest from the line through both ends of the front, towards the ideal (Das 1999).
 
-    Distances are measured between the first cost (logarithm) and the first score, each scaled by its box. One row is
-    its own knee. Two rows, or a front that does not bulge towards the ideal, have no bend: the row with the smallest
-    sum of both scaled values is taken. Remaining ties go to the cheaper row, then to the first id.
+    Distances are measured in the first cost (logarithm) and the first score, each scaled by its bounds. A single row
+    is the knee. Two rows, or a front that is not convex towards the ideal, have no knee: the row with the smallest sum
+    of both scaled values is returned. Ties go to the cheaper row, then to the first id.
 
     Raises:
         NoCandidateError: The front is empty.
     """
     if not len(front):
         raise NoCandidateError("an empty front has no knee")
-    front = by_cost(front, objectives)
-    cost, score = (_scaled(front, objective, clip=False) for objective in axes(objectives))
+    front = sort_by_cost(front, objectives)
+    cost, score = (_scale_by_bounds(front, objective, clip=False) for objective in primary_objectives(objectives))
     cost = np.nan_to_num(cost, neginf=-1.0)
     best = int(score.argmin())
     run, rise = cost[best] - cost[0], score[best] - score[0]
     length = float(np.hypot(run, rise)) or 1.0
     bulge = (run * (score[0] - score) - (cost[0] - cost) * rise) / length
-    # Rounded, so that points on the line tie at 0 whatever the last bit says.
+    # Rounding makes points on the line tie at 0 despite rounding errors in the last bit.
     order = np.lexsort((np.arange(len(front)), (cost + score).round(9), -bulge.round(9)))
     return str(front["id"].iloc[order[0]])
 
 
-def axes(objectives: Sequence[ObjectiveSpec]) -> tuple[ObjectiveSpec, ObjectiveSpec]:
-    """Return (cost, score): the first of each kind, or the nearest substitute where a kind is missing.
+def primary_objectives(objectives: Sequence[ObjectiveSpec]) -> tuple[ObjectiveSpec, ObjectiveSpec]:
+    """Return (cost, score): the first objective of each kind; another objective takes the place of a missing kind.
 
     Raises:
         UsageError: There are no objectives.
@@ -181,44 +185,44 @@ def axes(objectives: Sequence[ObjectiveSpec]) -> tuple[ObjectiveSpec, ObjectiveS
     return (costs or others or [score])[0], score
 
 
-def natural(name: str) -> tuple[tuple[int, str], ...]:
+def natural_key(name: str) -> tuple[tuple[int, str], ...]:
     """Return a key that sorts ``t2c10`` after ``t2c9``."""
     return tuple((int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d*)", str(name)))
 
 
-def numbers(table: pd.DataFrame, name: str) -> "pd.Series[float]":
-    """Return one column as floats; what is no number becomes NaN.
+def numeric_column(table: pd.DataFrame, name: str) -> "pd.Series[float]":
+    """Return one column as floats; a value that is not a number becomes NaN.
 
     Raises:
-        UnknownNameError: No column is called so; the message suggests the nearest.
+        UnknownNameError: There is no such column; the message suggests the nearest.
     """
     if name not in table:
-        known = [str(column) for column in table.columns if pd.api.types.is_numeric_dtype(table[column])]
-        raise UnknownNameError(f"unknown column '{name}': {did_you_mean(name, known)}")
+        names = [str(column) for column in table.columns if pd.api.types.is_numeric_dtype(table[column])]
+        raise UnknownNameError(f"unknown column '{name}': {did_you_mean(name, names)}")
     return pd.to_numeric(table[name], errors="coerce").astype("float64")
 
 
-def _maximised(direction: str) -> bool:
+def _check_direction(direction: str) -> bool:
     if direction not in ("maximize", "minimize"):
         raise UsageError(f"unknown direction '{direction}': use 'maximize' or 'minimize'")
     return direction == "maximize"
 
 
-def _matrix(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> NDArray[np.float64]:
-    axes(objectives)
-    return np.stack([_values(table, objective) for objective in objectives], axis=1)
+def _objective_matrix(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> NDArray[np.float64]:
+    primary_objectives(objectives)
+    return np.stack([_objective_values(table, objective) for objective in objectives], axis=1)
 
 
-def _values(table: pd.DataFrame, objective: ObjectiveSpec) -> NDArray[np.float64]:
-    return np.asarray(numbers(table, objective.name), dtype=np.float64)
+def _objective_values(table: pd.DataFrame, objective: ObjectiveSpec) -> NDArray[np.float64]:
+    return np.asarray(numeric_column(table, objective.name), dtype=np.float64)
 
 
-def _signed(table: pd.DataFrame, objective: ObjectiveSpec) -> NDArray[np.float64]:
-    values = _values(table, objective)
-    return -values if _maximised(objective.direction) else values
+def _minimized_values(table: pd.DataFrame, objective: ObjectiveSpec) -> NDArray[np.float64]:
+    values = _objective_values(table, objective)
+    return -values if _check_direction(objective.direction) else values
 
 
-def _scaled(table: pd.DataFrame, objective: ObjectiveSpec, clip: bool = True) -> NDArray[np.float64]:
+def _scale_by_bounds(table: pd.DataFrame, objective: ObjectiveSpec, clip: bool = True) -> NDArray[np.float64]:
     if objective.bounds is None:
         raise UsageError(f"the objective '{objective.name}' declares no reference and ideal point")
-    return normalise(_values(table, objective), objective.bounds, objective.kind == "cost", clip)
+    return normalize_values(_objective_values(table, objective), objective.bounds, objective.kind == "cost", clip)

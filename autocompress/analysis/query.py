@@ -4,7 +4,7 @@ import ast
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from autocompress.errors import UnknownNameError, UsageError, did_you_mean
 
 _EXAMPLE = 'write for example "effective_flops <= 2e6 and accuracy >= 0.95"'
+# Longer expressions take the parser too long.
 _LONGEST = 2000
-_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+_Comparison: TypeAlias = Callable[[NDArray[np.generic], NDArray[np.generic]], object]
+_COMPARISONS: dict[type[ast.cmpop], _Comparison] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
@@ -26,16 +28,16 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class _Operand:
-    """One side of a comparison: values ``[N]``, which of them are present, and whether they are text."""
+    """One side of a comparison: values ``[N]``, a mask of present values, and whether they are text."""
 
-    values: NDArray[Any]
+    values: NDArray[np.generic]
     present: NDArray[np.bool_]
     text: bool
     source: str
 
 
-def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
-    """Return the rows for which an expression holds.
+def filter_rows(table: pd.DataFrame, expression: str) -> pd.DataFrame:
+    """Return the rows that satisfy an expression.
 
     Allowed are comparisons, ``and``, ``or``, ``not``, parentheses, column names (``accuracy@language`` is one too),
     numbers, quoted text, ``True`` and ``False``. A missing value satisfies no comparison, not even ``!=``.
@@ -46,7 +48,7 @@ def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
 
     Example:
         >>> frame = pd.DataFrame({"accuracy": [0.9, 0.97], "prune": ["none", "structured"]})
-        >>> where(frame, "accuracy >= 0.95 and prune == 'structured'").index.tolist()
+        >>> filter_rows(frame, "accuracy >= 0.95 and prune == 'structured'").index.tolist()
         [1]
     """
     tree = None
@@ -56,30 +58,30 @@ def where(table: pd.DataFrame, expression: str) -> pd.DataFrame:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             tree = None
     if tree is None:
-        raise UsageError(f"cannot read '{_short(expression)}': {_EXAMPLE}")
-    return table[_condition(tree.body, table)]
+        raise UsageError(f"cannot read '{_shorten_text(expression)}': {_EXAMPLE}")
+    return table[_evaluate_condition(tree.body, table)]
 
 
-def _condition(node: ast.expr, table: pd.DataFrame) -> NDArray[np.bool_]:
+def _evaluate_condition(node: ast.expr, table: pd.DataFrame) -> NDArray[np.bool_]:
     if isinstance(node, ast.BoolOp):
-        parts = [_condition(part, table) for part in node.values]
+        parts = [_evaluate_condition(part, table) for part in node.values]
         fold = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
         return np.asarray(fold.reduce(parts), dtype=bool)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        return ~_condition(node.operand, table)
+        return ~_evaluate_condition(node.operand, table)
     if isinstance(node, ast.Compare):
-        source = _short(ast.unparse(node))
+        source = _shorten_text(ast.unparse(node))
         if any(type(symbol) not in _COMPARISONS for symbol in node.ops):
             raise UsageError(f"'{source}' compares by something else than <, <=, >, >=, == or !=")
-        sides = [_operand(side, table) for side in (node.left, *node.comparators)]
+        sides = [_read_operand(side, table) for side in (node.left, *node.comparators)]
         holds = np.ones(len(table), dtype=bool)
         for left, symbol, right in zip(sides, node.ops, sides[1:], strict=False):
-            holds &= _compare(left, _COMPARISONS[type(symbol)], right, source)
+            holds &= _evaluate_comparison(left, _COMPARISONS[type(symbol)], right, source)
         return holds
-    raise UsageError(f"'{_short(ast.unparse(node))}' is not a comparison: {_EXAMPLE}")
+    raise UsageError(f"'{_shorten_text(ast.unparse(node))}' is not a comparison: {_EXAMPLE}")
 
 
-def _compare(left: _Operand, compare: Callable[[Any, Any], Any], right: _Operand, source: str) -> NDArray[np.bool_]:
+def _evaluate_comparison(left: _Operand, compare: _Comparison, right: _Operand, source: str) -> NDArray[np.bool_]:
     both = left.present & right.present
     if not both.any():
         return both
@@ -90,13 +92,13 @@ def _compare(left: _Operand, compare: Callable[[Any, Any], Any], right: _Operand
     return holds
 
 
-def _operand(node: ast.expr, table: pd.DataFrame) -> _Operand:
-    source = _short(ast.unparse(node))
-    name = _dotted(node)
+def _read_operand(node: ast.expr, table: pd.DataFrame) -> _Operand:
+    source = _shorten_text(ast.unparse(node))
+    name = _column_name(node)
     if name is not None:
         if name not in table:
             raise UnknownNameError(f"unknown column '{name}': {did_you_mean(name, map(str, table.columns))}")
-        return _column(table[name], name)
+        return _column_operand(table[name], name)
     sign = 1.0
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         sign, node = (-1.0 if isinstance(node.op, ast.USub) else 1.0), node.operand
@@ -112,32 +114,32 @@ def _operand(node: ast.expr, table: pd.DataFrame) -> _Operand:
     raise UsageError(f"'{source}' is neither a column, a number nor quoted text")
 
 
-def _column(column: "pd.Series[Any]", name: str) -> _Operand:
+def _column_operand(column: "pd.Series[object]", name: str) -> _Operand:
     present = column.notna().to_numpy()
     if pd.api.types.is_numeric_dtype(column):
         return _Operand(column.to_numpy(dtype=np.float64, na_value=np.nan), present, False, name)
     values = list(column)
-    known = [value for value, there in zip(values, present, strict=True) if there]
-    if all(isinstance(value, int | float | np.number) for value in known):
+    given = [value for value, is_present in zip(values, present, strict=True) if is_present]
+    if all(isinstance(value, int | float | np.number) for value in given):
         return _Operand(pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64), present, False, name)
-    if not all(isinstance(value, str | int | float | bool) for value in known):
+    if not all(isinstance(value, str | int | float | bool) for value in given):
         raise UsageError(f"the column '{name}' holds neither numbers nor text")
-    texts = [str(value) if there else "" for value, there in zip(values, present, strict=True)]
+    texts = [str(value) if is_present else "" for value, is_present in zip(values, present, strict=True)]
     return _Operand(np.array(texts, dtype=object), present, True, name)
 
 
-def _dotted(node: ast.expr) -> str | None:
-    """Return ``student.cnn.width`` for the tree of a dotted name, or ``accuracy@language``; None for anything else."""
+def _column_name(node: ast.expr) -> str | None:
+    """Return the column that a syntax tree names, such as ``student.cnn.width`` or ``accuracy@language``; else None."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
-        base = _dotted(node.value)
+        base = _column_name(node.value)
         return None if base is None else f"{base}.{node.attr}"
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
-        score, head = _dotted(node.left), _dotted(node.right)
+        score, head = _column_name(node.left), _column_name(node.right)
         return None if score is None or head is None else f"{score}@{head}"
     return None
 
 
-def _short(text: str) -> str:
+def _shorten_text(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."

@@ -340,8 +340,8 @@ def _select_default(rows: pd.DataFrame, info: RunInfo, knee: bool) -> tuple[Row,
         losses = _worst_losses(rows, _teacher_goals(info), score)
         chosen = best_of(rows[losses <= losses.min() + drop + SLACK], cost, objectives)
         return chosen, (
-            f"No candidate is {within}: the best loses {format_difference(float(losses.min()), score)}, and this is the "
-            f"cheapest within {format_difference(drop, score)} of it {_compare_with_teacher(chosen, info)}."
+            f"No candidate is {within}: the best loses {format_difference(float(losses.min()), score)}, "
+            f"and this is the cheapest within {format_difference(drop, score)} of it {_compare_with_teacher(chosen, info)}."
         )
     name = find_knee(pareto_front(rows, objectives), objectives)
     reason = "The knee of the front: the point farthest from the line between the front's two ends."

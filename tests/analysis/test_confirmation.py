@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autocompress.analysis.confirmation import confirmed, on_test, top, without_repeats
+from autocompress.analysis.confirmation import summarize_repeats, evaluate_test_front, select_for_confirmation, without_repeats
 from autocompress.core.run_info import RunInfo
 from tests.report.factory import OBJECTIVES
 
@@ -39,16 +39,16 @@ def front(count: int) -> pd.DataFrame:
     ],
 )
 def test_the_pick_comes_first_then_its_neighbours_by_turns(picked: str, count: int, expected: list[str]) -> None:
-    assert top(front(6), META, picked, count) == expected
+    assert select_for_confirmation(front(6), META, picked, count) == expected
 
 
 def test_a_pick_behind_the_front_stands_where_its_cost_does() -> None:
     table = pd.concat([front(4), pd.DataFrame([row("t9c9", "search", 3, 0.529)])], ignore_index=True)
-    assert top(table, META, "t9c9", 3) == ["t9c9", "t3c0", "t4c0"]
+    assert select_for_confirmation(table, META, "t9c9", 3) == ["t9c9", "t3c0", "t4c0"]
 
 
 def test_limits_of_the_run_hold_for_what_is_confirmed() -> None:
-    assert top(front(6), replace(META, limits={"effective_flops": {"max": 300}}), "t3c0", 9) == ["t3c0", "t2c0", "t1c0"]
+    assert select_for_confirmation(front(6), replace(META, limits={"effective_flops": {"max": 300}}), "t3c0", 9) == ["t3c0", "t2c0", "t1c0"]
 
 
 def repeats(means: list[float], examples: int = 400, draws: int = 500) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def repeats(means: list[float], examples: int = 400, draws: int = 500) -> list[d
 
 def test_repeats_are_found_by_their_config_and_give_means_with_intervals() -> None:
     table = pd.concat([front(4), pd.DataFrame(repeats([0.60, 0.64, 0.62]))], ignore_index=True)
-    (found,) = confirmed(table, pd.DataFrame(), replace(META, confirmed={"t3c0": 5}))
+    (found,) = summarize_repeats(table, pd.DataFrame(), replace(META, confirmed={"t3c0": 5}))
     assert (found.id, found.failed, found.searched) == ("t3c0", 2, 0.53)
     assert found.select_val.values == (0.60, 0.64, 0.62)
     assert found.select_val.mean == pytest.approx(0.62)
@@ -72,13 +72,13 @@ def test_repeats_are_found_by_their_config_and_give_means_with_intervals() -> No
     assert found.gap.mean == pytest.approx(-0.01)
     assert found.gap.low < 0 < found.gap.high
     assert list(without_repeats(table)["id"]) == [f"t{n}c0" for n in range(1, 5)]
-    assert confirmed(front(4), pd.DataFrame(), META) == []
+    assert summarize_repeats(front(4), pd.DataFrame(), META) == []
 
 
 def test_the_interval_holds_the_spread_of_seeds_and_of_examples() -> None:
     def width(means: list[float], examples: int) -> float:
         table = pd.concat([front(4), pd.DataFrame(repeats(means, examples))], ignore_index=True)
-        found = confirmed(table, pd.DataFrame(), META)[0].select_val
+        found = summarize_repeats(table, pd.DataFrame(), META)[0].select_val
         return found.high - found.low
 
     # Seeds that agree say nothing new of the examples: 2 x 1.96 standard errors of one.
@@ -89,22 +89,22 @@ def test_the_interval_holds_the_spread_of_seeds_and_of_examples() -> None:
 
 def test_without_draws_there_is_a_mean_and_no_interval() -> None:
     bare = [{**each, "details": {}} for each in repeats([0.6, 0.7])]
-    (found,) = confirmed(pd.concat([front(4), pd.DataFrame(bare)], ignore_index=True), pd.DataFrame(), META)
+    (found,) = summarize_repeats(pd.concat([front(4), pd.DataFrame(bare)], ignore_index=True), pd.DataFrame(), META)
     assert found.test.mean == pytest.approx(0.64)
     assert np.isnan(found.test.low)
 
 
 def test_on_test_the_front_splits_into_what_holds_and_what_beats_nothing() -> None:
     table = front(4).assign(accuracy_test=[0.5, 0.7, 0.6, 0.9])
-    found = on_test(table, META)
+    found = evaluate_test_front(table, META)
     assert found is not None
     # The third costs more than the second and scores less.
     assert found.optimistic == ("t1c0", "t2c0", "t4c0")
     assert found.pessimistic == ("t1c0", "t3c0", "t4c0")
     again = pd.concat([front(4), pd.DataFrame(repeats([0.8, 0.8]))], ignore_index=True)
-    repeated = confirmed(again, pd.DataFrame(), META)
-    after = on_test(table, META, repeated)
+    repeated = summarize_repeats(again, pd.DataFrame(), META)
+    after = evaluate_test_front(table, META, repeated)
     assert after is not None
     assert after.optimistic == ("t1c0", "t2c0", "t3c0", "t4c0")
-    assert on_test(table.drop(columns="accuracy_test"), META) is None
-    assert on_test(table.assign(accuracy_test=np.nan), META) is None
+    assert evaluate_test_front(table.drop(columns="accuracy_test"), META) is None
+    assert evaluate_test_front(table.assign(accuracy_test=np.nan), META) is None

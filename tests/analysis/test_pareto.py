@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from autocompress.analysis.pareto import (
-    axes,
-    by_cost,
-    dominated,
-    feasible,
+    primary_objectives,
+    sort_by_cost,
+    is_dominated,
+    is_feasible,
     full_fidelity,
-    hypervolume,
-    knee,
-    natural,
-    normalise,
+    compute_hypervolume,
+    find_knee,
+    natural_key,
+    normalize_values,
     pareto_front,
 )
 from autocompress.core.run_info import ObjectiveSpec
@@ -71,7 +71,7 @@ def beaten_by_brute_force(rows: list[list[float]], directions: list[str]) -> lis
 def test_dominated_equals_brute_force(case: tuple[list[list[float]], list[str]]) -> None:
     rows, directions = case
     values = np.array(rows, dtype=float).reshape(len(rows), len(directions))
-    assert dominated(values, directions).tolist() == beaten_by_brute_force(rows, directions)
+    assert is_dominated(values, directions).tolist() == beaten_by_brute_force(rows, directions)
 
 
 @settings(max_examples=100, deadline=None)
@@ -81,7 +81,7 @@ def test_dominance_does_not_depend_on_the_order_of_rows(case: tuple[list[list[fl
     order = list(range(len(rows)))
     random.shuffle(order)
     values = np.array(rows, dtype=float).reshape(len(rows), len(directions))
-    assert dominated(values[order], directions).tolist() == dominated(values, directions)[order].tolist()
+    assert is_dominated(values[order], directions).tolist() == is_dominated(values, directions)[order].tolist()
 
 
 def test_duplicates_of_a_front_point_all_stay() -> None:
@@ -90,7 +90,7 @@ def test_duplicates_of_a_front_point_all_stay() -> None:
 
 
 def test_a_point_equal_in_one_and_worse_in_the_other_is_dominated() -> None:
-    assert dominated([[0.9, 10], [0.9, 20]], ["maximize", "minimize"]).tolist() == [False, True]
+    assert is_dominated([[0.9, 10], [0.9, 20]], ["maximize", "minimize"]).tolist() == [False, True]
 
 
 def test_an_infinitely_good_value_does_not_wipe_the_front() -> None:
@@ -100,7 +100,7 @@ def test_an_infinitely_good_value_does_not_wipe_the_front() -> None:
 
 def test_an_empty_table_has_an_empty_front() -> None:
     assert len(pareto_front(table(), TWO)) == 0
-    assert dominated(np.empty((0, 2)), ["maximize", "minimize"]).tolist() == []
+    assert is_dominated(np.empty((0, 2)), ["maximize", "minimize"]).tolist() == []
 
 
 def test_the_front_holds_only_feasible_rows_of_the_search() -> None:
@@ -115,8 +115,8 @@ def test_the_front_is_sorted_by_cost() -> None:
 
 def test_ties_sort_by_score_then_by_the_number_in_the_id() -> None:
     rows = table((1, 0.5), (1, 0.9), (1, 0.5)).assign(id=["t2c10", "t9c0", "t2c9"])
-    assert by_cost(rows, TWO)["id"].tolist() == ["t9c0", "t2c9", "t2c10"]
-    assert natural("t2c9") < natural("t2c10") < natural("t10c0")
+    assert sort_by_cost(rows, TWO)["id"].tolist() == ["t9c0", "t2c9", "t2c10"]
+    assert natural_key("t2c9") < natural_key("t2c10") < natural_key("t10c0")
 
 
 def test_three_objectives_keep_what_two_would_drop() -> None:
@@ -132,8 +132,8 @@ def test_full_fidelity_keeps_what_was_trained_to_its_end() -> None:
 
 def test_feasible_includes_the_bounds_and_excludes_what_is_not_finite() -> None:
     rows = table((10, 0.9), (11, 0.9), (math.nan, 0.9), (-math.inf, 0.9))
-    assert feasible(rows, {"flops": {"max": 10}}).tolist() == [True, False, False, False]
-    assert feasible(rows, {}).all()
+    assert is_feasible(rows, {"flops": {"max": 10}}).tolist() == [True, False, False, False]
+    assert is_feasible(rows, {}).all()
 
 
 @pytest.mark.parametrize(
@@ -145,10 +145,10 @@ def test_feasible_includes_the_bounds_and_excludes_what_is_not_finite() -> None:
 )
 def test_feasible_refuses(limits: dict[str, dict[str, float]], error: type[Exception], hint: str) -> None:
     with pytest.raises(error, match=hint):
-        feasible(table((1, 1)), limits)
+        is_feasible(table((1, 1)), limits)
 
 
-@pytest.mark.parametrize("call", [lambda: dominated([[1.0]], ["up"]), lambda: dominated([[1.0]], [])])
+@pytest.mark.parametrize("call", [lambda: is_dominated([[1.0]], ["up"]), lambda: is_dominated([[1.0]], [])])
 def test_dominated_refuses_unknown_or_missing_directions(call) -> None:
     with pytest.raises(UsageError):
         call()
@@ -163,23 +163,23 @@ def test_a_front_needs_an_objective() -> None:
 
 
 def test_normalise_maps_the_box_to_one_and_zero() -> None:
-    assert normalise([0.1, 1.0, 0.55], [0.1, 1.0]).tolist() == pytest.approx([1.0, 0.0, 0.5])
-    assert normalise([1e6, 1e4, 1e2], [1e6, 1e2], log=True).tolist() == pytest.approx([1.0, 0.5, 0.0])
+    assert normalize_values([0.1, 1.0, 0.55], [0.1, 1.0]).tolist() == pytest.approx([1.0, 0.0, 0.5])
+    assert normalize_values([1e6, 1e4, 1e2], [1e6, 1e2], log=True).tolist() == pytest.approx([1.0, 0.5, 0.0])
 
 
 def test_normalise_clips_and_marks_what_is_not_finite() -> None:
-    scaled = normalise([1e9, 1.0, 0.0, -5.0, math.nan, math.inf], [1e6, 1e2], log=True)
+    scaled = normalize_values([1e9, 1.0, 0.0, -5.0, math.nan, math.inf], [1e6, 1e2], log=True)
     assert scaled[:3].tolist() == [1.0, 0.0, 0.0]
     assert np.isnan(scaled[3:]).all()
-    assert normalise([2.0], [0.0, 1.0], clip=False).tolist() == [-1.0]
+    assert normalize_values([2.0], [0.0, 1.0], clip=False).tolist() == [-1.0]
 
 
 @pytest.mark.parametrize("box", [[1.0, 1.0], [math.inf, 0.0], [math.nan, 1.0]])
 def test_normalise_refuses_an_empty_or_infinite_box(box: list[float]) -> None:
-    with pytest.raises(UsageError, match="two different finite bounds"):
-        normalise([1.0], box)
+    with pytest.raises(UsageError, match="two different finite values"):
+        normalize_values([1.0], box)
     with pytest.raises(UsageError, match="above 0"):
-        normalise([1.0], [10.0, 0.0], log=True)
+        normalize_values([1.0], [10.0, 0.0], log=True)
 
 
 @pytest.mark.parametrize(
@@ -198,12 +198,12 @@ def test_normalise_refuses_an_empty_or_infinite_box(box: list[float]) -> None:
     ],
 )
 def test_hypervolume_by_hand(points: list[tuple[float, float]], expected: float) -> None:
-    assert hypervolume(table(*points), TWO) == pytest.approx(expected)
+    assert compute_hypervolume(table(*points), TWO) == pytest.approx(expected)
 
 
 def test_hypervolume_of_three_objectives_by_hand() -> None:
     rows = table((1e4, 0.5), bytes=[1e3])
-    assert hypervolume(rows, [*TWO, BYTES]) == pytest.approx(0.5 * 0.5 * 0.75)
+    assert compute_hypervolume(rows, [*TWO, BYTES]) == pytest.approx(0.5 * 0.5 * 0.75)
 
 
 POINTS = st.lists(st.tuples(st.floats(1e2, 1e6), st.floats(0, 1)), min_size=1, max_size=12)
@@ -212,7 +212,7 @@ POINTS = st.lists(st.tuples(st.floats(1e2, 1e6), st.floats(0, 1)), min_size=1, m
 @settings(max_examples=100, deadline=None)
 @given(POINTS, st.tuples(st.floats(1e2, 1e6), st.floats(0, 1)))
 def test_hypervolume_is_a_share_and_never_falls_when_a_point_is_added(points, extra) -> None:
-    before, after = hypervolume(table(*points), TWO), hypervolume(table(*points, extra), TWO)
+    before, after = compute_hypervolume(table(*points), TWO), compute_hypervolume(table(*points, extra), TWO)
     assert 0.0 <= before <= after + 1e-12 <= 1.0 + 1e-9
 
 
@@ -220,7 +220,7 @@ def test_hypervolume_is_a_share_and_never_falls_when_a_point_is_added(points, ex
 @given(POINTS)
 def test_dominated_points_add_no_hypervolume(points) -> None:
     rows = table(*points)
-    assert hypervolume(pareto_front(rows, TWO), TWO) == pytest.approx(hypervolume(rows, TWO))
+    assert compute_hypervolume(pareto_front(rows, TWO), TWO) == pytest.approx(compute_hypervolume(rows, TWO))
 
 
 # -- knee -------------------------------------------------------------------------------------
@@ -228,44 +228,44 @@ def test_dominated_points_add_no_hypervolume(points) -> None:
 
 def test_the_knee_is_the_point_that_bulges_most() -> None:
     # On the line from (1e2, 0.2) to (1e6, 1.0) the middle would score 0.6; c scores 0.9 there, b lies on the line.
-    assert knee(table((1e2, 0.2), (1e3, 0.4), (1e4, 0.9), (1e6, 1.0)), TWO) == "c"
+    assert find_knee(table((1e2, 0.2), (1e3, 0.4), (1e4, 0.9), (1e6, 1.0)), TWO) == "c"
 
 
 def test_one_point_is_its_own_knee() -> None:
-    assert knee(table((1e4, 0.5)), TWO) == "a"
+    assert find_knee(table((1e4, 0.5)), TWO) == "a"
 
 
 def test_of_two_points_the_nearer_to_the_ideal_is_the_knee() -> None:
-    assert knee(table((1e2, 0.2), (1e6, 0.9)), TWO) == "a"
-    assert knee(table((1e2, 0.2), (1e3, 0.9)), TWO) == "b"
+    assert find_knee(table((1e2, 0.2), (1e6, 0.9)), TWO) == "a"
+    assert find_knee(table((1e2, 0.2), (1e3, 0.9)), TWO) == "b"
 
 
 def test_a_tie_between_two_points_goes_to_the_cheaper() -> None:
-    assert knee(table((1e4, 0.75), (1e3, 0.5)), TWO) == "b"
+    assert find_knee(table((1e4, 0.75), (1e3, 0.5)), TWO) == "b"
 
 
 def test_a_front_that_bulges_away_has_its_knee_at_an_end() -> None:
-    assert knee(table((1e2, 0.5), (1e4, 0.55), (1e6, 0.9)), TWO) == "a"
+    assert find_knee(table((1e2, 0.5), (1e4, 0.55), (1e6, 0.9)), TWO) == "a"
 
 
 def test_duplicates_of_the_knee_give_the_first_id() -> None:
-    assert knee(table((1e2, 0.2), (1e4, 0.9), (1e4, 0.9), (1e6, 1.0)), TWO) == "b"
+    assert find_knee(table((1e2, 0.2), (1e4, 0.9), (1e4, 0.9), (1e6, 1.0)), TWO) == "b"
 
 
 def test_a_cost_of_zero_does_not_hide_the_knee() -> None:
-    assert knee(table((0.0, 0.1), (1e3, 0.9), (1e6, 1.0)), TWO) == "b"
+    assert find_knee(table((0.0, 0.1), (1e3, 0.9), (1e6, 1.0)), TWO) == "b"
 
 
 def test_an_empty_front_has_no_knee() -> None:
     with pytest.raises(NoCandidateError, match="empty front"):
-        knee(table(), TWO)
+        find_knee(table(), TWO)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.floats(1e2, 1e6), st.floats(0, 1)), min_size=1, max_size=10))
 def test_no_point_of_the_front_bulges_more_than_the_knee(points) -> None:
     front = pareto_front(table(*points), TWO)
-    found = knee(front, TWO)
+    found = find_knee(front, TWO)
     spots = {
         name: (math.log10(cost) / 4, score)
         for name, cost, score in zip(front["id"], front["flops"], front["accuracy"], strict=True)
@@ -281,7 +281,7 @@ def test_no_point_of_the_front_bulges_more_than_the_knee(points) -> None:
 
 
 def test_axes_are_the_first_cost_and_the_first_score() -> None:
-    assert axes([FLOPS, ACCURACY, BYTES]) == (FLOPS, ACCURACY)
+    assert primary_objectives([FLOPS, ACCURACY, BYTES]) == (FLOPS, ACCURACY)
     loss = replace(ACCURACY, name="loss", direction="minimize")
-    assert axes([ACCURACY, loss]) == (loss, ACCURACY)
-    assert axes([ACCURACY]) == (ACCURACY, ACCURACY)
+    assert primary_objectives([ACCURACY, loss]) == (loss, ACCURACY)
+    assert primary_objectives([ACCURACY]) == (ACCURACY, ACCURACY)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from autocompress.analysis.query import where
+from autocompress.analysis.query import filter_rows
 from autocompress.errors import UnknownNameError, UsageError
 
 TABLE = pd.DataFrame(
@@ -47,7 +47,7 @@ TABLE = pd.DataFrame(
     ],
 )
 def test_the_rows_for_which_it_holds(expression: str, rows: str) -> None:
-    assert "".join(where(TABLE, expression)["id"]) == rows
+    assert "".join(filter_rows(TABLE, expression)["id"]) == rows
 
 
 @pytest.mark.parametrize(
@@ -85,20 +85,20 @@ def test_the_rows_for_which_it_holds(expression: str, rows: str) -> None:
 )
 def test_anything_else_is_refused_with_the_offending_piece(expression: str, piece: str) -> None:
     with pytest.raises(UsageError, match=piece):
-        where(TABLE, expression)
+        filter_rows(TABLE, expression)
 
 
 @pytest.mark.parametrize("name", ["acuracy", "student.cnn.widht", "accuracy.__class__"])
 def test_an_unknown_column_suggests_the_nearest(name: str) -> None:
     with pytest.raises(UnknownNameError, match=r"did you mean '(accuracy|student\.cnn\.width)'"):
-        where(TABLE, f"{name} > 1")
+        filter_rows(TABLE, f"{name} > 1")
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_does_anything_but_select_or_refuse(text: str) -> None:
     try:
-        assert len(where(TABLE, text)) <= len(TABLE)
+        assert len(filter_rows(TABLE, text)) <= len(TABLE)
     except UsageError:
         pass
     else:
@@ -106,4 +106,4 @@ def test_no_text_does_anything_but_select_or_refuse(text: str) -> None:
 
 
 def test_an_empty_table_stays_empty() -> None:
-    assert where(TABLE.head(0), "accuracy > 0.5 and prune == 'none'").empty
+    assert filter_rows(TABLE.head(0), "accuracy > 0.5 and prune == 'none'").empty

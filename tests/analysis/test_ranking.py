@@ -4,7 +4,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from autocompress.analysis.ranking import best_of, neighbours, rankable, row_at
+from autocompress.analysis.ranking import best_of, find_neighbours, select_rankable, row_at
 from autocompress.errors import NoCandidateError
 from tests.analysis.test_selection import small
 from tests.report.factory import OBJECTIVES
@@ -14,23 +14,23 @@ ACCURACY, FLOPS = OBJECTIVES
 
 def test_a_candidate_without_scores_has_no_neighbours() -> None:
     table, info = small(accuracy=[math.nan, 0.96, 0.90, 0.50])
-    assert neighbours(table, info, table.iloc[0].to_dict()) == ()
+    assert find_neighbours(table, info, table.iloc[0].to_dict()) == ()
 
 
 def test_neighbours_keep_the_limits_of_the_run_or_those_that_are_given() -> None:
     table, info = small()
     row = table.iloc[1].to_dict()
-    assert [each.id for each in neighbours(table, info, row)] == ["t1c0", "t0c0"]
+    assert [each.id for each in find_neighbours(table, info, row)] == ["t1c0", "t0c0"]
     info = replace(info, limits={"effective_flops": {"max": 2e5}})
-    assert [each.id for each in neighbours(table, info, row)] == ["t1c0"]
-    assert [each.id for each in neighbours(table, info, row, {})] == ["t1c0", "t0c0"]
+    assert [each.id for each in find_neighbours(table, info, row)] == ["t1c0"]
+    assert [each.id for each in find_neighbours(table, info, row, {})] == ["t1c0", "t0c0"]
 
 
 def test_only_what_is_trained_finite_and_better_than_the_reference_may_rank() -> None:
     table, _ = small(accuracy=[0.97, math.nan, ACCURACY.bounds[0], 0.5], complete=[True, True, True, False])
-    assert list(rankable(table, OBJECTIVES)["id"]) == ["t0c0"]
+    assert list(select_rankable(table, OBJECTIVES)["id"]) == ["t0c0"]
     with pytest.raises(NoCandidateError, match="no candidate yet"):
-        rankable(table.head(0), OBJECTIVES)
+        select_rankable(table.head(0), OBJECTIVES)
 
 
 def test_of_equals_the_cheaper_one_is_best_and_then_the_first() -> None:

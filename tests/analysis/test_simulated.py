@@ -1,6 +1,6 @@
 import pandas as pd
 
-from autocompress.analysis.simulated import SIMULATED, knob_order, simulated
+from autocompress.analysis.simulated import SIMULATED, knob_order, describe_simulation
 
 
 def table(**columns: list[object]) -> pd.DataFrame:
@@ -14,18 +14,18 @@ def test_widths_and_quantizers_without_a_kernel_are_named() -> None:
         quantize__post_training__quantizer=["linear", "power_of_two", None, None],
         student__cnn__weight_bits=[3, 3, 3, 3],
     )
-    assert simulated(found) == ["", "4-bit weights, 3-bit activations, power_of_two quantizer", "", ""]
+    assert describe_simulation(found) == ["", "4-bit weights, 3-bit activations, power_of_two quantizer", "", ""]
 
 
 def test_what_the_layers_have_counts_before_what_was_asked_for() -> None:
     asked = {"quantize__mixed__weight_bits": [4, 4]}
     layers = [{"layers": [{"weight_bits": 8}, {"weight_bits": 2}]}, {"layers": [{"weight_bits": 8}]}]
-    assert simulated(table(**asked, details=layers)) == ["2-bit weights", ""]
+    assert describe_simulation(table(**asked, details=layers)) == ["2-bit weights", ""]
 
 
 def test_what_is_known_is_not_worked_out_again() -> None:
-    assert simulated(pd.DataFrame({SIMULATED: ["as before"], "quantize.x.weight_bits": [4]})) == ["as before"]
-    assert simulated(pd.DataFrame()) == []
+    assert describe_simulation(pd.DataFrame({SIMULATED: ["as before"], "quantize.x.weight_bits": [4]})) == ["as before"]
+    assert describe_simulation(pd.DataFrame()) == []
 
 
 def test_knobs_that_always_matter_stand_first() -> None:
