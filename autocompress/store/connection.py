@@ -1,5 +1,6 @@
-"""The file of a store: opened by one writer behind a lock that the kernel frees, and by any number of readers."""
+"""The database file of a store: one writer holds a lock that the kernel releases, readers need none."""
 
+import logging
 import os
 import sqlite3
 from pathlib import Path
@@ -12,13 +13,15 @@ from autocompress.store.schema import seal_of
 
 DATABASE = "study.db"
 
+logger = logging.getLogger(__name__)
 
-def connect(path: Path) -> sqlite3.Connection:
-    """Open a store's file, which is made if it is not there.
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open the database of a store, and create it if it does not exist.
 
     Raises:
-        StorageError: It cannot be opened.
-        RunFolderError: It is no database, or a damaged one.
+        StorageError: The file cannot be opened.
+        RunFolderError: It is not a database, or a damaged one.
     """
     try:
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
@@ -31,21 +34,23 @@ def connect(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as damage:
         raise RunFolderError(f"{path} is not a study ({damage}); point at a folder under reports/") from None
     except UnicodeDecodeError:
-        # SQLite says which words of its schema it does not understand, and these are no text any more.
-        raise damaged(path, "its schema cannot be read") from None
+        # SQLite quotes the broken part of its schema in the error, and the bytes are not valid text.
+        raise damage_error(path, "its schema cannot be read") from None
     return connection
 
 
-def damaged(path: Path, what: str) -> RunFolderError:
-    """Return the error of a store that is not as it was written."""
-    return RunFolderError(f"{path} is damaged ({what}); run `sqlite3 {DATABASE} .recover` on a copy, or start anew")
+def damage_error(path: Path, damage: str) -> RunFolderError:
+    """Return the error for a store whose content differs from what was written."""
+    return RunFolderError(
+        f"{path} is damaged ({damage}); run `sqlite3 {DATABASE} .recover` on a copy, or start a new run"
+    )
 
 
 def require_run(folder: Path) -> None:
-    """Refuse a folder that holds no run.
+    """Raise an error if a folder holds no run.
 
     Raises:
-        RunFolderError: It is not there, or has no store.
+        RunFolderError: The folder does not exist, or has no store.
     """
     if not folder.is_dir():
         raise RunFolderError(f"{folder} does not exist; runs lie under reports/, see `ls reports`")
@@ -53,11 +58,11 @@ def require_run(folder: Path) -> None:
         raise RunFolderError(f"{folder} is not a run folder: it has no {DATABASE}")
 
 
-def acquire(folder: Path) -> FileLock:
-    """Lock a run folder for writing, until the lock is released or this process ends.
+def acquire_lock(folder: Path) -> FileLock:
+    """Lock a run folder for writing until the lock is released or this process ends.
 
     Raises:
-        RunFolderError: Another process has it.
+        RunFolderError: Another process holds the lock.
         StorageError: The folder cannot be written.
     """
     path = folder / ".lock"
@@ -69,9 +74,10 @@ def acquire(folder: Path) -> FileLock:
         owner = (folder / ".driver").read_text() if (folder / ".driver").exists() else "unknown"
         raise RunFolderError(f"{folder} is in use by process {owner}; wait for it, or stop it first") from None
     write_atomic(folder / ".driver", str(os.getpid()))
+    logger.debug("%s: locked for writing", folder)
     return lock
 
 
-def taken(folder: Path) -> RunFolderError:
-    """Return the error of a search that would begin where a run lies."""
+def existing_run_error(folder: Path) -> RunFolderError:
+    """Return the error for a new search in a folder that holds a run."""
     return RunFolderError(f"{folder} already holds a run; add --resume to continue it, or --name another")

@@ -1,10 +1,11 @@
-"""The store: one SQLite file, one writer, read back as two tables.
+"""The store of a run: one SQLite file with one writer.
 
-The tables ``ac_meta``, ``ac_trials`` and ``ac_candidates`` are the truth; ``ac_notes`` is what the sampler remembers,
-written in the same transactions. The driver alone writes; workers return results.
+The tables ``ac_meta``, ``ac_trials`` and ``ac_candidates`` hold the run; ``ac_notes`` holds the sampler's history,
+written in the same transactions. Only the driver writes; workers return results.
 """
 
 import json
+import logging
 import shutil
 import sqlite3
 import tempfile
@@ -14,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import pandas as pd
 from filelock import FileLock
@@ -25,30 +25,39 @@ from autocompress.core.atomic import storage_errors, write_atomic
 from autocompress.core.records import Candidate, Job, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import RunFolderError, StorageError, UsageError
-from autocompress.store.connection import DATABASE as DATABASE, acquire, connect, damaged, require_run, taken
+from autocompress.store.connection import (
+    DATABASE as DATABASE,
+    acquire_lock,
+    damage_error,
+    existing_run_error,
+    open_database,
+    require_run,
+)
 from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
     SCHEMA,
     SEALED,
     TRIAL_COLUMNS,
     StoredTrial,
-    candidate_of,
+    candidate_from_row,
+    candidate_index,
     candidate_row,
-    cut_number,
     flat_candidate,
     job_row,
-    trial_of,
+    trial_from_row,
 )
 
 FORMAT = 4
-# Those whose tables tell whether they were damaged, and what can be read at all: if not continued, as samplers kept
-# their memory in another form.
+# Formats with seals, and formats that can be read. Only the present one can be continued, because earlier ones store
+# the history of the sampler in another form.
 PROTECTED = (3, FORMAT)
 READABLE = (2, *PROTECTED)
 
+logger = logging.getLogger(__name__)
+
 
 class RunStore:
-    """One run folder's store.
+    """Store of one run folder.
 
     Open it with :meth:`create`, :meth:`open` (both lock it for writing) or :meth:`read`.
 
@@ -75,64 +84,67 @@ class RunStore:
         """Create the store of a new run."""
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        lock = acquire(folder)
+        lock = acquire_lock(folder)
         if (folder / DATABASE).exists():
             lock.release()
-            raise taken(folder)
-        study = cls(folder, connect(folder / DATABASE), lock)
-        study._connection.executescript(SCHEMA)
-        study.update_run_info(replace(info, format=FORMAT))
-        return study
+            raise existing_run_error(folder)
+        store = cls(folder, open_database(folder / DATABASE), lock)
+        store._connection.executescript(SCHEMA)
+        store.update_run_info(replace(info, format=FORMAT))
+        logger.info("%s: created", folder)
+        return store
 
     @classmethod
     def open(cls, folder: Path) -> "RunStore":
         """Open an existing run for writing."""
         require_run(folder)
-        lock = acquire(folder)
+        lock = acquire_lock(folder)
         try:
-            study = cls(folder, connect(folder / DATABASE), lock)
-            study._check()
-            if study._entry("format") != FORMAT:
-                raise RunFolderError(f"{folder} was made by an older version: it can be read, but not continued")
+            store = cls(folder, open_database(folder / DATABASE), lock)
+            store._check_format()
+            if store._read_entry("format") != FORMAT:
+                raise RunFolderError(f"{folder} was created by an older version: it can be read, but not continued")
         except BaseException:
             lock.release()
             raise
-        return study
+        return store
 
     @classmethod
     def read(cls, folder: Path) -> "RunStore":
         """Open an existing run for reading, also while a search writes to it or where its folder takes no files."""
         require_run(folder)
         try:
-            study = cls(folder, connect(folder / DATABASE), None)
+            store = cls(folder, open_database(folder / DATABASE), None)
         except StorageError:
-            # Readers of a store in WAL mode write beside it, which a read-only folder does not allow.
+            # A reader of a database in WAL mode writes files beside it, which a read-only folder does not allow.
+            logger.info("%s: the folder is read-only, reads a copy of %s", folder, DATABASE)
             copy = tempfile.TemporaryDirectory(prefix="autocompress-")
             for name in (DATABASE, f"{DATABASE}-wal"):
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, Path(copy.name) / name)
-            study = cls(folder, connect(Path(copy.name) / DATABASE), None, copy)
-        study._check()
-        return study
+            store = cls(folder, open_database(Path(copy.name) / DATABASE), None, copy)
+        store._check_format()
+        return store
 
-    def _check(self) -> None:
+    def _check_format(self) -> None:
         path = self.folder / DATABASE
         try:
-            found = self._entry("format")
-            damage = self._damage() if found in PROTECTED else ""
+            version = self._read_entry("format")
+            damage = self._find_damage() if version in PROTECTED else ""
         except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as fault:
-            found, damage = FORMAT, str(fault)
+            version, damage = FORMAT, str(fault)
         if damage:
-            raise damaged(path, damage)
-        if found not in READABLE:
-            other = "an older" if isinstance(found, int) and found < FORMAT else "a newer"
-            raise RunFolderError(f"{path} has format {found} of {other} version; this one reads format {FORMAT}")
+            logger.error("%s: %s", path, damage)
+            raise damage_error(path, damage)
+        if version not in READABLE:
+            other = "an older" if isinstance(version, int) and version < FORMAT else "a newer"
+            raise RunFolderError(f"{path} has format {version} of {other} version; this version reads format {FORMAT}")
 
-    def _damage(self) -> str:
-        """Return what of the file is not as it was written; empty if all is."""
-        (found,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
-        if found != "ok":
-            return str(found).replace("\n", " ")
+    def _find_damage(self) -> str:
+        """Return a description of the damaged part of the file; empty if there is none."""
+        (verdict,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            return str(verdict).replace("\n", " ")
         for table, (key, *rest) in SEALED.items():
             query = f"SELECT {key} FROM {table} WHERE seal IS NOT seal_of({', '.join([key, *rest])})"
             broken = [str(row[0]) for row in self._connection.execute(query)]
@@ -141,7 +153,7 @@ class RunStore:
         return ""
 
     def close(self) -> None:
-        """Close the file and free the lock."""
+        """Close the file and release the lock."""
         self._connection.close()
         if self._copy is not None:
             self._copy.cleanup()
@@ -160,11 +172,11 @@ class RunStore:
 
     def run_info(self) -> RunInfo:
         """Return the description of the run."""
-        return RunInfo.from_json(self._entries())
+        return RunInfo.from_json(self._read_entries())
 
     def update_run_info(self, info: RunInfo) -> None:
         """Write the entries of the description that differ from the stored ones, in one transaction."""
-        stored, entries = self._entries(), info.to_json()
+        stored, entries = self._read_entries(), info.to_json()
         with self._transaction():
             self._connection.executemany(
                 "INSERT INTO ac_meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
@@ -174,11 +186,11 @@ class RunStore:
                 "DELETE FROM ac_meta WHERE key = ?", [(key,) for key in stored if key not in entries]
             )
 
-    def _entries(self) -> dict[str, JsonValue]:
+    def _read_entries(self) -> dict[str, JsonValue]:
         rows = self._connection.execute("SELECT key, value FROM ac_meta ORDER BY key")
         return {key: from_json(value) for key, value in rows}
 
-    def _entry(self, key: str) -> JsonValue:
+    def _read_entry(self, key: str) -> JsonValue:
         row = self._connection.execute("SELECT value FROM ac_meta WHERE key = ?", (key,)).fetchone()
         value: JsonValue = None if row is None else from_json(row[0])
         return value
@@ -186,7 +198,7 @@ class RunStore:
     # -- writing ------------------------------------------------------------------------------
 
     def add_job(self, job: Job, optuna: int | None) -> None:
-        """Record a job before it is handed out."""
+        """Record a job before a worker gets it."""
         with self._transaction():
             self._connection.execute(
                 "INSERT INTO ac_trials (number, role, config, base, optuna, state, cuts, rung, until)"
@@ -195,7 +207,7 @@ class RunStore:
             )
 
     def continue_job(self, job: Job) -> None:
-        """Record that a paused training goes on with its next segment."""
+        """Record that a paused trial continues with its next segment."""
         with self._transaction():
             self._connection.execute(
                 "UPDATE ac_trials SET state = 'running', attempts = 1, cuts = :cuts, rung = :rung, until = :until"
@@ -204,23 +216,24 @@ class RunStore:
             )
 
     def add_attempt(self, number: int) -> None:
-        """Count one more execution of a job whose first one was interrupted."""
+        """Count another attempt of a job that was interrupted."""
         with self._transaction():
             self._connection.execute("UPDATE ac_trials SET attempts = attempts + 1 WHERE number = ?", (number,))
 
-    def cancel(self, numbers: Iterable[int]) -> None:
-        """Uncount executions that were cancelled: their jobs did not fail, and come first when the run goes on."""
+    def cancel_attempts(self, numbers: Iterable[int]) -> None:
+        """Subtract cancelled attempts: their jobs did not fail, and are executed first when the run is resumed."""
         with self._transaction():
             self._connection.executemany(
                 "UPDATE ac_trials SET attempts = attempts - 1 WHERE number = ?", [(number,) for number in numbers]
             )
 
-    def finish(self, result: TrialResult, *, elapsed: float, hypervolume: float) -> None:
-        """Record a result, final or paused, with its candidates in one transaction; files are written first."""
+    def record_result(self, result: TrialResult, *, elapsed: float, hypervolume: float) -> None:
+        """Record a final or paused result with its candidates in one transaction; files are written first."""
+        # A crash after the files and before the transaction leaves files without rows, which the next attempt replaces.
         for name, content in result.checkpoints.items():
             write_atomic(self.checkpoint_path(name), content)
         if result.state is State.PAUSED:
-            write_atomic(self._paused_path(result.number), result.paused)
+            write_atomic(self._training_state_path(result.number), result.paused)
         with self._transaction():
             self._connection.execute(
                 "UPDATE ac_trials SET state = ?, reason = ?, seconds = COALESCE(seconds, 0) + ?, elapsed = ?,"
@@ -241,30 +254,30 @@ class RunStore:
                 [candidate_row(candidate) for candidate in result.candidates],
             )
         if result.state is not State.PAUSED:
-            self._paused_path(result.number).unlink(missing_ok=True)
+            self._training_state_path(result.number).unlink(missing_ok=True)
 
-    def stop(self, numbers: Iterable[int]) -> None:
-        """Record that paused trainings do not go on; what they would have gone on from is dropped."""
+    def stop_trials(self, numbers: Iterable[int]) -> None:
+        """Record that paused trials are stopped early, and delete their training states."""
         numbers = list(numbers)
         with self._transaction():
             self._connection.executemany(
                 "UPDATE ac_trials SET state = 'stopped' WHERE number = ?", [(number,) for number in numbers]
             )
         for number in numbers:
-            self._paused_path(number).unlink(missing_ok=True)
+            self._training_state_path(number).unlink(missing_ok=True)
 
-    def loaded(self, job: Job) -> Job:
-        """Return a job with the files that it goes on from.
+    def load_job_files(self, job: Job) -> Job:
+        """Return a job with its base checkpoint or training state loaded.
 
         Raises:
             RunFolderError: A file is missing.
         """
-        paused = self._paused_path(job.number)
+        path = self._training_state_path(job.number)
         try:
             if job.base is not None:
                 content = self.checkpoint_path(job.base.checkpoint).read_bytes()
                 return replace(job, base=replace(job.base, content=content))
-            return replace(job, paused=paused.read_bytes()) if job.rung != 0 and paused.exists() else job
+            return replace(job, paused=path.read_bytes()) if job.rung != 0 and path.exists() else job
         except OSError as error:
             raise RunFolderError(f"{error.filename} cannot be read ({error.strerror}); the run is incomplete") from None
 
@@ -278,56 +291,56 @@ class RunStore:
                     "UPDATE ac_candidates SET scores = ? WHERE id = ?", (json.dumps(merged), identity)
                 )
 
-    def note(self, line: str) -> None:
-        """Take a line of JSON for whoever proposes trainings; it is written with the next transaction, or never."""
+    def add_note(self, line: str) -> None:
+        """Add a line of JSON to the history of the sampler; it is written with the next transaction."""
         self._notes.append(line)
 
     # -- reading ------------------------------------------------------------------------------
 
-    def notes(self) -> Iterator[Any]:
-        """Yield what :meth:`note` was given, in its order."""
+    def read_notes(self) -> Iterator[JsonValue]:
+        """Yield the lines of :meth:`add_note` in their order."""
         for (lines,) in self._connection.execute("SELECT notes FROM ac_notes ORDER BY number"):
             yield from from_json(lines)
 
-    def stored_trials(self) -> list[StoredTrial]:
+    def read_trials(self) -> list[StoredTrial]:
         """Return every trial in the order of its number."""
         rows = self._connection.execute(f"SELECT {', '.join(TRIAL_COLUMNS)} FROM ac_trials ORDER BY number")
-        return [trial_of(dict(zip(TRIAL_COLUMNS, row, strict=True))) for row in rows]
+        return [trial_from_row(dict(zip(TRIAL_COLUMNS, row, strict=True))) for row in rows]
 
-    def candidate(self, identity: str) -> Candidate:
+    def read_candidate(self, identity: str) -> Candidate:
         """Return one candidate by its id.
 
         Raises:
-            UsageError: There is none.
+            UsageError: There is no such candidate.
         """
-        found = self._candidates("WHERE id = ?", (identity,))
-        if not found:
+        matches = self._query_candidates("WHERE id = ?", (identity,))
+        if not matches:
             raise UsageError(f"{self.folder} has no candidate '{identity}'; ids look like t12c7 (see candidates.csv)")
-        return found[0]
+        return matches[0]
 
-    def candidates_of(self, trial: int) -> list[Candidate]:
-        """Return the candidates of one trial, the uncut parent first."""
+    def read_trial_candidates(self, trial: int) -> list[Candidate]:
+        """Return the candidates of one trial, the uncompressed student first."""
         return sorted(
-            self._candidates("WHERE trial = ?", (trial,)),
-            key=lambda candidate: (candidate.complete, candidate.epochs, cut_number(candidate.id)),
+            self._query_candidates("WHERE trial = ?", (trial,)),
+            key=lambda candidate: (candidate.complete, candidate.epochs, candidate_index(candidate.id)),
         )
 
-    def _candidates(self, where: str, values: Iterable[Any]) -> list[Candidate]:
+    def _query_candidates(self, where: str, values: Iterable[object]) -> list[Candidate]:
         columns = ", ".join(CANDIDATE_COLUMNS)
         rows = self._connection.execute(f"SELECT {columns} FROM ac_candidates {where}", (*values,))
-        return [candidate_of(dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for row in rows]
+        return [candidate_from_row(dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for row in rows]
 
     def checkpoint_path(self, name: str) -> Path:
-        """Return where the checkpoint ``name`` lies."""
+        """Return the path of the checkpoint ``name``."""
         return self.folder / "checkpoints" / f"{name}.safetensors"
 
-    def _paused_path(self, number: int) -> Path:
+    def _training_state_path(self, number: int) -> Path:
         return self.folder / "paused" / f"t{number}.pt"
 
-    def candidates(self) -> pd.DataFrame:
-        """Return one row a candidate: knobs, scores, costs.
+    def candidate_table(self) -> pd.DataFrame:
+        """Return one row per candidate: hyperparameters, scores, costs.
 
-        A metric's plain name is its ``select_val`` score; ``_search`` and ``_test`` name the other splits.
+        The plain name of a metric is its score on ``select_val``; ``_search`` and ``_test`` mark the other splits.
         """
         columns = ", ".join(f"c.{name}" for name in CANDIDATE_COLUMNS)
         rows = self._connection.execute(
@@ -337,8 +350,8 @@ class RunStore:
         table = [flat_candidate(role, dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for role, *row in rows]
         return pd.DataFrame(table)
 
-    def trials(self) -> pd.DataFrame:
-        """Return one row a trial; ``further`` tells those that cut an earlier checkpoint instead of training."""
+    def trial_table(self) -> pd.DataFrame:
+        """Return one row per trial; ``further`` marks those that compress an earlier checkpoint instead of training."""
         rows = self._connection.execute(
             "SELECT number, role, state, base IS NOT NULL, reason, attempts, seconds, elapsed, hypervolume, curve,"
             " config FROM ac_trials ORDER BY number"
@@ -363,16 +376,16 @@ class RunStore:
             table[column] = table[column].astype(float)
         return table
 
-    def version(self) -> str:
-        """Return a text that changes with what is stored of trials, candidates and the front; cheap to ask for."""
+    def content_version(self) -> str:
+        """Return a short text that changes with every new state of a trial, candidate or reading of the test split."""
         states = self._connection.execute("SELECT state, COUNT(*) FROM ac_trials GROUP BY state ORDER BY state")
         (candidates,) = self._connection.execute("SELECT COUNT(*) FROM ac_candidates").fetchone()
-        counted = " ".join(f"{count} {state}" for state, count in states)
-        return f"{counted}; {candidates} candidates; test read {self._entry('test_reads') or 0} times"
+        counts = " ".join(f"{count} {state}" for state, count in states)
+        return f"{counts}; {candidates} candidates; test read {self._read_entry('test_reads') or 0} times"
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Commit all or nothing; a full or read-only disk becomes a :class:`StorageError`."""
+        """Commit all statements or none; a full or read-only disk raises :class:`StorageError`."""
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
@@ -384,14 +397,14 @@ class RunStore:
         except BaseException as fault:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            refused = isinstance(fault, sqlite3.OperationalError)
-            if refused and any(word in str(fault) for word in ("full", "readonly", "disk I/O")):
+            is_operational = isinstance(fault, sqlite3.OperationalError)
+            if is_operational and any(word in str(fault) for word in ("full", "readonly", "disk I/O")):
                 raise StorageError(
                     f"cannot write {self.folder / DATABASE} ({fault}); free some space or choose another folder"
                 ) from fault
             raise
 
 
-def now() -> float:
-    """Return seconds of a clock that never goes back."""
+def monotonic_seconds() -> float:
+    """Return the seconds of a monotonic clock."""
     return time.monotonic()

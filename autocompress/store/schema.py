@@ -1,10 +1,10 @@
-"""Records as rows of the store, and back."""
+"""The tables of the store, and conversions between records and rows."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic_core import from_json
 
@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS ac_candidates (
 CREATE INDEX IF NOT EXISTS ac_candidates_trial ON ac_candidates (trial);
 CREATE TABLE IF NOT EXISTS ac_notes (number INTEGER PRIMARY KEY, notes TEXT NOT NULL, seal TEXT);
 """
-# Columns under each table's seal, the key first.
+# Columns that the seal of each table covers, the key first.
 SEALED = {
     "ac_meta": ("key", "value"),
     "ac_trials": (
@@ -35,7 +35,7 @@ SEALED = {
     "ac_candidates": ("id", "trial", "epochs", "config", "scores", "costs", "details", "checkpoint", "complete"),
     "ac_notes": ("number", "notes"),
 }
-# SQLite keeps no checksums: a flipped byte in a number would be read as another number.
+# SQLite stores no checksums: without a seal, a flipped byte in a number would be read as another number.
 for _table, (_key, *_rest) in SEALED.items():
     _sealed = ", ".join([_key, *_rest])
     _seal = f"UPDATE {_table} SET seal = seal_of({_sealed}) WHERE {_key} = NEW.{_key};"
@@ -57,12 +57,17 @@ TRIAL_COLUMNS = (
     "elapsed",
     "reason",
 )
+# The plain name of a metric is its score on select_val, which ranks candidates.
 SUFFIX = {"select_val": "", "search_val": "_search", "test": "_test"}
+
+
+#: Column name to value; SQLite does not know the types of columns.
+Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """One row of ``ac_trials`` as the driver needs it on resume."""
+    """One row of ``ac_trials``, as the driver reads it when a run is resumed."""
 
     job: Job
     state: State
@@ -73,41 +78,41 @@ class StoredTrial:
     reason: str = ""
 
 
-def job_row(job: Job) -> dict[str, Any]:
-    """Return a job's columns of ``ac_trials``."""
+def job_row(job: Job) -> Row:
+    """Return the columns of ``ac_trials`` that describe a job."""
     base = job.base
     return {
         "number": job.number,
         "role": job.role.value,
         "config": json.dumps(job.training.to_json()),
-        "cuts": json.dumps([[_part(cut.prune), _part(cut.quantize)] for cut in job.cuts]),
+        "cuts": json.dumps([[_part_json(cut.prune), _part_json(cut.quantize)] for cut in job.cuts]),
         "rung": job.rung,
         "until": job.until,
-        "base": None if base is None else json.dumps([base.checkpoint, _part(base.prune), base.epochs]),
+        "base": None if base is None else json.dumps([base.checkpoint, _part_json(base.prune), base.epochs]),
     }
 
 
-def trial_of(row: Mapping[str, Any]) -> StoredTrial:
-    """Return what a row of ``ac_trials`` says."""
+def trial_from_row(row: Row) -> StoredTrial:
+    """Return the trial in a row of ``ac_trials``."""
     base = None
     if row["base"] is not None:
         checkpoint, prune, epochs = from_json(row["base"])
-        base = Base(checkpoint, _read(prune), epochs)
+        base = Base(checkpoint, _part_from_json(prune), epochs)
     job = Job(
         row["number"],
         CompressionConfig.from_json(from_json(row["config"])),
-        tuple(Cut(*map(_read, cut)) for cut in from_json(row["cuts"])),
+        tuple(Cut(*map(_part_from_json, cut)) for cut in from_json(row["cuts"])),
         Role(row["role"]),
         row["rung"],
         row["until"],
         base,
     )
-    told = (row[name] for name in ("optuna", "attempts", "seconds", "elapsed", "reason"))
-    return StoredTrial(job, State(row["state"]), *told)
+    outcome = (row[name] for name in ("optuna", "attempts", "seconds", "elapsed", "reason"))
+    return StoredTrial(job, State(row["state"]), *outcome)
 
 
-def candidate_row(candidate: Candidate) -> tuple[Any, ...]:
-    """Return a candidate's columns, in the order of ``CANDIDATE_COLUMNS``."""
+def candidate_row(candidate: Candidate) -> tuple[str | int, ...]:
+    """Return the columns of a candidate in the order of ``CANDIDATE_COLUMNS``."""
     return (
         candidate.id,
         candidate.trial,
@@ -121,8 +126,8 @@ def candidate_row(candidate: Candidate) -> tuple[Any, ...]:
     )
 
 
-def candidate_of(row: Mapping[str, Any]) -> Candidate:
-    """Return what a row of ``ac_candidates`` says."""
+def candidate_from_row(row: Row) -> Candidate:
+    """Return the candidate in a row of ``ac_candidates``."""
     return Candidate(
         row["id"],
         row["trial"],
@@ -136,21 +141,21 @@ def candidate_of(row: Mapping[str, Any]) -> Candidate:
     )
 
 
-def flat_candidate(role: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the table of candidates: a column for each knob, score and cost."""
-    found: dict[str, Any] = {name: row[name] for name in ("id", "trial")}
-    found |= {"role": role, "epochs": row["epochs"], "complete": bool(row["complete"])}
-    found.update(_flat_config(from_json(row["config"])))
+def flat_candidate(role: str, row: Row) -> Row:
+    """Return a row of the candidate table: one column per hyperparameter, score and cost."""
+    flat: Row = {name: row[name] for name in ("id", "trial")}
+    flat |= {"role": role, "epochs": row["epochs"], "complete": bool(row["complete"])}
+    flat.update(_flat_config(from_json(row["config"])))
     for split, metrics in from_json(row["scores"]).items():
-        found.update({f"{metric}{SUFFIX[split]}": value for metric, value in metrics.items()})
-    found.update(from_json(row["costs"]))
-    found["config"] = row["config"]
-    found["details"] = from_json(row["details"])
-    return found
+        flat.update({f"{metric}{SUFFIX[split]}": value for metric, value in metrics.items()})
+    flat.update(from_json(row["costs"]))
+    flat["config"] = row["config"]
+    flat["details"] = from_json(row["details"])
+    return flat
 
 
-def seal_of(*values: Any) -> str:
-    """Return what is stored beside a row, to tell it from a damaged one.
+def seal_of(*values: object) -> str:
+    """Return the seal of a row: a checksum of its values.
 
     Example:
         >>> seal_of("t0c0", 0.5) == seal_of("t0c0", 0.5), seal_of("t0c0", 0.5) == seal_of("t0c0", 0.25)
@@ -159,27 +164,27 @@ def seal_of(*values: Any) -> str:
     return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
 
 
-def cut_number(identity: str) -> int:
+def candidate_index(identity: str) -> int:
     """Return the last number of a candidate's id.
 
     Example:
-        >>> cut_number("t12r0c7")
+        >>> candidate_index("t12r0c7")
         7
     """
     return int(identity.rpartition("c")[2])
 
 
-def _part(part: Part | None) -> Any:
+def _part_json(part: Part | None) -> object:
     return None if part is None else part.to_json()
 
 
-def _read(data: Any) -> Part | None:
+def _part_from_json(data: Mapping[str, Any] | None) -> Part | None:
     return None if data is None else Part.from_json(data)
 
 
-def _flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _flat_config(config: Row) -> Row:
     """Return ``{"student": "cnn", "student.cnn.width": 8, ...}``."""
-    row: dict[str, Any] = {"seed": config["seed"]}
+    row: Row = {"seed": config["seed"]}
     for section in ("student", "distill", "fit", "prune", "quantize"):
         parts = config[section] or {"none": {}}
         row[section] = " + ".join(parts)

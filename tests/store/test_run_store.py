@@ -26,7 +26,7 @@ def filled(folder: Path) -> RunStore:
     study = RunStore.create(folder, RunInfo(name="x"))
     study.add_job(job(), 0)
     result = replace(fake_result(job()), checkpoints={"t0p0": b"weights"})
-    study.finish(result, elapsed=2.0, hypervolume=0.5)
+    study.record_result(result, elapsed=2.0, hypervolume=0.5)
     return study
 
 
@@ -34,11 +34,11 @@ def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
     with filled(tmp_path):
         pass
     with RunStore.read(tmp_path) as study:
-        (stored,) = study.stored_trials()
+        (stored,) = study.read_trials()
         assert stored.job == job()
         assert stored.state is State.COMPLETE
-        assert tuple(study.candidates_of(0)) == fake_result(job()).candidates
-        assert study.candidate("t0c1") == fake_result(job()).candidates[1]
+        assert tuple(study.read_trial_candidates(0)) == fake_result(job()).candidates
+        assert study.read_candidate("t0c1") == fake_result(job()).candidates[1]
         assert study.checkpoint_path("t0p0").read_bytes() == b"weights"
         assert study.run_info().name == "x"
         assert study.run_info().seconds is None
@@ -47,8 +47,8 @@ def test_what_is_written_is_read_back_equal(tmp_path: Path) -> None:
 def test_the_tables_are_flat_and_name_the_splits(tmp_path: Path) -> None:
     with filled(tmp_path) as study:
         study.add_scores({"t0c1": {"test": {"accuracy": 0.25}}})
-        table = study.candidates().set_index("id")
-        trials = study.trials()
+        table = study.candidate_table().set_index("id")
+        trials = study.trial_table()
     assert table.loc["t0c0", "student.cnn.width"] == 8
     assert table.loc["t0c0", "distill.soft_target.temperature"] == 4.0
     assert table.loc["t0c1", "quantize.post_training.weight_bits"] == 4
@@ -64,13 +64,13 @@ def test_candidates_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     many = replace(job(), cuts=tuple(Cut(quantize=Part.of("q", weight_bits=bits)) for bits in range(1, 13)))
     with RunStore.create(tmp_path, RunInfo()) as study:
         study.add_job(many, 0)
-        study.finish(fake_result(many), elapsed=0, hypervolume=0)
-        assert list(study.candidates()["id"]) == [f"t0c{n}" for n in range(12)]
+        study.record_result(fake_result(many), elapsed=0, hypervolume=0)
+        assert list(study.candidate_table()["id"]) == [f"t0c{n}" for n in range(12)]
 
 
 def test_an_unknown_candidate_is_a_usage_error(tmp_path: Path) -> None:
     with filled(tmp_path) as study, pytest.raises(UsageError, match="ids look like t12c7"):
-        study.candidate("t9c9")
+        study.read_candidate("t9c9")
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="--resume"):
         RunStore.create(tmp_path, RunInfo())
     with RunStore.read(tmp_path) as study:
-        assert len(study.candidates()) == 2
+        assert len(study.candidate_table()) == 2
 
 
 def _hold(folder: str, ready: "multiprocessing.connection.Connection") -> None:
@@ -98,7 +98,7 @@ def test_a_second_writer_is_refused_and_told_the_process_id_and_a_killed_one_fre
     with pytest.raises(RunFolderError, match=f"in use by process {other.pid}"):
         RunStore.open(tmp_path)
     with RunStore.read(tmp_path) as study:
-        assert len(study.candidates()) == 2
+        assert len(study.candidate_table()) == 2
     other.kill()
     other.join()
     RunStore.open(tmp_path).close()
@@ -132,34 +132,34 @@ def test_a_full_disk_is_named_and_what_was_stored_stays(tmp_path: Path) -> None:
     big = replace(fake_result(job(1)), reason="x" * 1_000_000)
     study.add_job(job(1), 1)
     with pytest.raises(StorageError, match="free some space"):
-        study.finish(big, elapsed=3, hypervolume=0)
+        study.record_result(big, elapsed=3, hypervolume=0)
     study.close()
     with RunStore.read(tmp_path) as again:
-        assert [trial.state for trial in again.stored_trials()] == [State.COMPLETE, State.RUNNING]
+        assert [trial.state for trial in again.read_trials()] == [State.COMPLETE, State.RUNNING]
 
 
 def test_a_failed_transaction_changes_nothing(tmp_path: Path) -> None:
     study = filled(tmp_path)
     with pytest.raises(TypeError):
         study.add_scores({"t0c0": {"test": {"accuracy": 0.1}}, "missing": {"test": {"accuracy": 1.0}}})
-    assert "test" not in study.candidate("t0c0").scores
-    study.finish(TrialResult(0, State.FAILED), elapsed=1, hypervolume=0)
+    assert "test" not in study.read_candidate("t0c0").scores
+    study.record_result(TrialResult(0, State.FAILED), elapsed=1, hypervolume=0)
     study.close()
 
 
 def test_notes_are_written_with_the_next_transaction_or_never(tmp_path: Path) -> None:
     study = filled(tmp_path)
-    study.note('{"op": 1}')
-    study.note('{"op": 2}')
-    assert list(study.notes()) == []
+    study.add_note('{"op": 1}')
+    study.add_note('{"op": 2}')
+    assert list(study.read_notes()) == []
     with pytest.raises(sqlite3.IntegrityError):
         study.add_job(job(0), 0)
-    assert list(study.notes()) == []
+    assert list(study.read_notes()) == []
     study.add_job(job(1), 1)
-    study.note('{"op": 3}')
+    study.add_note('{"op": 3}')
     study.close()
     with RunStore.read(tmp_path) as again:
-        assert list(again.notes()) == [{"op": 1}, {"op": 2}]
+        assert list(again.read_notes()) == [{"op": 1}, {"op": 2}]
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -167,7 +167,7 @@ def test_a_run_of_a_version_before_is_read_and_not_continued(tmp_path: Path, ver
     with filled(tmp_path) as study:
         study.update_run_info(replace(study.run_info(), format=version))
     with RunStore.read(tmp_path) as old:
-        assert len(old.candidates()) == 2
+        assert len(old.candidate_table()) == 2
     with pytest.raises(RunFolderError, match="can be read, but not continued"):
         RunStore.open(tmp_path)
 

@@ -9,12 +9,12 @@ from autocompress.core.records import Base, Candidate, Cut, Job, Role, State
 from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
     StoredTrial,
-    candidate_of,
+    candidate_from_row,
     candidate_row,
     flat_candidate,
     job_row,
     seal_of,
-    trial_of,
+    trial_from_row,
 )
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -56,13 +56,13 @@ CANDIDATES = st.builds(
 def test_a_job_comes_back_from_its_row(job: Job, state: State) -> None:
     told = {"optuna": 3, "attempts": 1, "seconds": None, "elapsed": 2.5, "reason": "its worker died"}
     row = {**job_row(job), "state": state.value, **told}
-    assert trial_of(row) == StoredTrial(job, state, 3, 1, None, 2.5, "its worker died")
+    assert trial_from_row(row) == StoredTrial(job, state, 3, 1, None, 2.5, "its worker died")
 
 
 @settings(deadline=None)
 @given(CANDIDATES)
 def test_a_candidate_comes_back_from_its_row(candidate: Candidate) -> None:
-    assert candidate_of(dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate), strict=True))) == candidate
+    assert candidate_from_row(dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate), strict=True))) == candidate
 
 
 def test_the_table_has_a_column_for_each_knob_score_and_cost() -> None:
