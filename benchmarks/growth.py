@@ -18,6 +18,7 @@ import numpy as np
 
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig
+from autocompress.core.knobs import Leaf
 from autocompress.core.records import Candidate, Cut, Job, State, TrialResult
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.engine.driver import Driver
@@ -42,15 +43,15 @@ def mock_result(job: Job) -> TrialResult:
     total = fit_config(job.training.fit).epochs
     epochs = job.until or total
     complete = epochs == total
-    width = float(job.training.student.values["width"])
+    width = _as_number(job.training.student.values["width"])
     candidates = []
     for number, cut in enumerate(job.cuts):
         bits = (
             [32, 32]
             if cut.quantize is None
-            else [int(cut.quantize.values[f"{side}_bits"]) for side in ("weight", "activation")]
+            else [_as_number(cut.quantize.values[f"{side}_bits"]) for side in ("weight", "activation")]
         )
-        ratio = 0.0 if cut.prune is None else float(cut.prune.values["pruning_ratio"])
+        ratio = 0.0 if cut.prune is None else _as_number(cut.prune.values["pruning_ratio"])
         score = 1 - 0.8 / width - 0.3 / min(bits) - 0.1 * ratio - 0.2 * (1 - epochs / total) + noise.normal(0, 0.01)
         scores = {split: {"accuracy": float(score)} for split in ("search_val", "select_val")}
         costs = {"effective_flops": width**2 * (1 - ratio) ** 2 * 1e3 * bits[0] * bits[1] / 1024, "layers": 4.0}
@@ -67,6 +68,11 @@ def mock_result(job: Job) -> TrialResult:
     return TrialResult(
         job.number, state, tuple(candidates), 1.0, checkpoints=weights, paused=b"" if complete else b"paused"
     )
+
+
+def _as_number(value: Leaf) -> float:
+    assert isinstance(value, int | float)
+    return value
 
 
 def estimate_mock_costs(training: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:

@@ -44,8 +44,8 @@ LOW = ((2, 2), (3, 3))
 ROUNDED = ((3, 8), (4, 8))
 SMALLER = 0.65
 # Pruning is measured on students of several layers, which differ in how much can be removed.
-WIDE = {"width": 16}
-RESIDUAL = {"width": 12, "depth": 2, "block": "residual"}
+WIDE: dict[str, Leaf] = {"width": 16}
+RESIDUAL: dict[str, Leaf] = {"width": 12, "depth": 2, "block": "residual"}
 
 
 def build_cifar10(folder: Path, limit: int) -> BenchmarkTask:
@@ -108,8 +108,8 @@ def build_variants(benchmark: BenchmarkTask) -> list[Variant]:
         "relational": (Part("none"), Part("relational")),
         "dist + relational": (Part("dist"), Part("relational")),
     }
-    minmax = {"observer": "minmax", "weight_observer": "minmax", "bias_correction": False}
-    squares = {"observer": "mse", "weight_observer": "mse"}
+    minmax: dict[str, Leaf] = {"observer": "minmax", "weight_observer": "minmax", "bias_correction": False}
+    squares: dict[str, Leaf] = {"observer": "mse", "weight_observer": "mse"}
     quantized = {
         "": Cut(),
         **{f"minmax {w}/{a}": quantize("post_training", w, a, **minmax) for w, a in BITS},

@@ -57,8 +57,8 @@ def make_page(name: str, runs: Path, workers: int) -> Path:
     front.confirm(sample.top, sample.seeds, workers=workers)
     target = SAMPLES_FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
-    for name in KEPT_FILES:
-        shutil.copyfile(folder / name, target / name)
+    for file_name in KEPT_FILES:
+        shutil.copyfile(folder / file_name, target / file_name)
     return target / "report.html"
 
 

@@ -88,9 +88,9 @@ def run_many_trials(folder: Path, trials: int = 2000) -> FaultResult:
     """Row 23: memory and time of the driver over many random trials; `benchmarks.growth` measures the samplers."""
     # In a new process, because memory that earlier rows freed would hide the growth.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        started, bytes_per_trial, last = pool.submit(_measure_growth, folder, trials).result()
+        trial_count, bytes_per_trial, last = pool.submit(_measure_growth, folder, trials).result()
     measured = (
-        f"{started} trials: {bytes_per_trial / 1024:.1f} KiB a trial, tell {last:.1f} ms at the end (median of 50)"
+        f"{trial_count} trials: {bytes_per_trial / 1024:.1f} KiB a trial, tell {last:.1f} ms at the end (median of 50)"
     )
     return FaultResult("below 5 KB a trial, tell below 50 ms", measured, bytes_per_trial < 5000 and last < 50)
 
@@ -109,22 +109,23 @@ def _measure_growth(folder: Path, trials: int) -> tuple[int, float, float]:
     store = RunStore.create(folder, RunInfo(name="x"))
     proposer = OptunaSampler(store, "x", "random", 0, ["maximize", "minimize"], ["accuracy", "cost"])
     driver = Driver(store, open_space(source), source.spec.search, proposer, OBJECTIVES, {})
-    started, tells, at_first, at_last = 0, [], 0, 0
+    trial_count, first_bytes, last_bytes = 0, 0, 0
+    tells: list[float] = []
     while (job := driver.ask()) is not None:
-        started += job.base is None and not job.rung
-        if started == trials // 4 and not at_first:
+        trial_count += job.base is None and not job.rung
+        if trial_count == trials // 4 and not first_bytes:
             gc.collect()
-            at_first = _resident_bytes()
-        if started == trials and not at_last:
+            first_bytes = _resident_bytes()
+        if trial_count == trials and not last_bytes:
             # Measured before the search ends, because the final export imports another library.
             gc.collect()
-            at_last = _resident_bytes()
+            last_bytes = _resident_bytes()
         started = time.perf_counter()
         driver.tell(job, mock_result(job))
         tells.append(time.perf_counter() - started)
-    bytes_per_trial = (at_last - at_first) / (started - trials // 4)
+    bytes_per_trial = (last_bytes - first_bytes) / (trial_count - trials // 4)
     store.close()
-    return started, bytes_per_trial, sorted(tells[-50:])[25] * 1e3
+    return trial_count, bytes_per_trial, sorted(tells[-50:])[25] * 1e3
 
 
 def _resident_bytes() -> int:
