@@ -1,8 +1,7 @@
-"""What a training leaves behind, as bytes: weights with the history of their cuts, and paused states."""
+"""Checkpoints of trials as bytes: weights with the history of their pruning, and states of paused trainings."""
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -10,61 +9,62 @@ from torch import Tensor, nn
 
 from autocompress.errors import TrialError
 
+# Size of the little-endian length before a JSON header, as in a safetensors file.
 HEADER_BYTES = 8
 
+History = Mapping[str, object]
 
-def write_checkpoint(
-    model: nn.Module, prune: Mapping[str, Any] | None, start: Sequence[Mapping[str, Any]] = ()
-) -> bytes:
-    """Return a model's weights and the history of its cuts as the bytes of a safetensors file.
+
+def write_checkpoint(model: nn.Module, prune: History | None, start: Sequence[History] = ()) -> bytes:
+    """Return a model's weights and the history of its pruning as the bytes of a safetensors file.
 
     Args:
-        model: Pruned, not quantized.
-        prune: History of its pruning; ``None`` where it was not pruned.
-        start: Histories of what was cut before the training.
+        model: The float model, pruned or not.
+        prune: History of its pruning; ``None`` if it was not pruned.
+        start: Histories of the pruning steps before the training.
     """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     history = {"prune": dict(prune or {}), "start": [dict(step) for step in start]}
-    # One key: safetensors writes several in any order, and the same model must give the same bytes.
+    # One key only: safetensors writes several keys in any order, and the same model must give the same bytes.
     return save(tensors, metadata={"history": json.dumps(history)})
 
 
-def read_checkpoint(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]]:
-    """Return the weights, the history of the pruning, and those of what was cut before the training.
+def read_checkpoint(content: bytes) -> tuple[dict[str, Tensor], History, list[History]]:
+    """Return the weights, the history of the pruning, and the histories of the pruning steps before the training.
 
     Raises:
-        ValueError: It is damaged.
+        ValueError: The checkpoint is damaged.
     """
     try:
         weights = load(content)
     except SafetensorError as damage:
         raise ValueError(str(damage)) from damage
-    # A safetensors file opens with its header's length (8 bytes, little-endian) and a JSON header.
+    # A safetensors file begins with the length of its header and a JSON header.
     size = int.from_bytes(content[:HEADER_BYTES], "little")
     history = json.loads(json.loads(content[HEADER_BYTES : HEADER_BYTES + size])["__metadata__"]["history"])
     return weights, history["prune"], history["start"]
 
 
-def pack_paused_state(state: bytes, start: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return the state of a paused fit together with the histories of what was cut before it.
+def pack_paused_state(state: bytes, start: Sequence[History]) -> bytes:
+    """Return the state of a paused fit together with the histories of the pruning steps before it.
 
     Example:
-        >>> unpack(pack(b"state", [{"layers": [1]}]))
+        >>> unpack_paused_state(pack_paused_state(b"state", [{"layers": [1]}]))
         (b'state', [{'layers': [1]}])
     """
     header = json.dumps([dict(step) for step in start]).encode()
     return len(header).to_bytes(HEADER_BYTES, "little") + header + state
 
 
-def unpack_paused_state(content: bytes) -> tuple[bytes, list[dict[str, Any]]]:
-    """Return what :func:`pack` was given.
+def unpack_paused_state(content: bytes) -> tuple[bytes, list[History]]:
+    """Return the state and the histories that :func:`pack_paused_state` packed.
 
     Raises:
-        TrialError: It is damaged.
+        TrialError: The content is damaged.
     """
     size = int.from_bytes(content[:HEADER_BYTES], "little")
     try:
         start = json.loads(content[HEADER_BYTES : HEADER_BYTES + size])
     except ValueError as damage:
-        raise TrialError(f"a paused training cannot be read: {damage}") from damage
+        raise TrialError(f"the state of a paused trial cannot be read: {damage}") from damage
     return content[HEADER_BYTES + size :], start

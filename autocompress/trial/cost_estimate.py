@@ -1,5 +1,6 @@
-"""What the cuts of a training would cost, before anything is trained."""
+"""Estimates of the costs of compressed variants before training."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -10,45 +11,55 @@ from autocompress.core.records import Cut
 from autocompress.core.registry import PRUNE, QUANTIZE
 from autocompress.errors import AutocompressError
 from autocompress.measure import Subject, layer_costs, measure
-from autocompress.measure.cost import LayerCost
 from autocompress.quantize import fold_batch_norm
-from autocompress.trial.pipeline import Setup, TrialPipeline, load_pipeline, reproducible_torch
+from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
+
+logger = logging.getLogger(__name__)
 
 BITS = ("weight_bits", "activation_bits")
 
 
-def estimate_costs(setup: Setup, training: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
-    """Return the costs of cuts of the untrained student, in any order; a cut that cannot be priced is left out.
+def estimate_costs(setup: Setup, training: CompressionConfig, recipes: Sequence[Cut]) -> list[Mapping[str, float]]:
+    """Return the costs of compressed variants of the untrained student, in any order.
 
-    Of the quantizations, the one with the fewest bits is priced: what a limit asks is whether the cheapest keeps it.
-    Where channels are chosen by their weights over all layers, training may choose others; the costs are about these.
+    Variants that cannot be compressed are left out. Of the variants with the same pruning, only the quantized one with
+    the fewest bits is estimated, besides the float one: a limit on a cost can be met if the cheapest variant meets it.
+    If channels are selected by their weights across layers, training may select others; the estimates are for the
+    untrained weights.
+
+    Args:
+        setup: The setup of the run.
+        training: Config of the trial.
+        recipes: Compression settings of the variants.
     """
     with reproducible_torch():
-        place = load_pipeline(setup)
+        pipeline = load_pipeline(setup)
+        example = pipeline.task.example()
         torch.manual_seed(training.seed)
-        model, _ = place.build_student(training)
-        context = replace(place.build_context(training), tune=None, score=None)
-        found = []
-        for part in dict.fromkeys(cut.prune for cut in cuts):
-            mine = [cut.quantize for cut in cuts if cut.prune == part]
+        model, _ = pipeline.build_student(training)
+        # Without fine-tuning and scores, methods do not train or evaluate between their steps.
+        context = replace(pipeline.build_context(training), fine_tune=None, score=None)
+        estimates = []
+        for part in dict.fromkeys(recipe.prune for recipe in recipes):
+            quantizations = [recipe.quantize for recipe in recipes if recipe.prune == part]
             try:
                 pruned = model
                 if part is not None:
                     method = PRUNE.get(part.name)
                     pruned, _ = method.apply(model, method.config.of(part.values), context)
-                folded = fold_batch_norm(pruned, place.task.example())
-                layers = layer_costs(folded, place.task.example())
-                found += [
-                    _measure_costs(place, setup, training, folded, layers, each) for each in _select_fewest_bits(mine)
-                ]
-            except AutocompressError:
-                # The trial itself says what is wrong with it.
-                continue
-        return found
+                folded = fold_batch_norm(pruned, example)
+                layers = layer_costs(folded, example)
+                states = [pipeline.quantize(folded, training, part)[1] for part in _select_fewest_bits(quantizations)]
+                bits = [{} if state is None else state.bits for state in states]
+                estimates += [measure(Subject(layers=layers, bits=entry), setup.costs) for entry in bits]
+            except AutocompressError as error:
+                # The trial itself reports the error.
+                logger.debug("The costs of %s cannot be estimated: %s", part, error)
+        return estimates
 
 
 def _select_fewest_bits(parts: Sequence[Part | None]) -> list[Part | None]:
-    """Return the float model if it is among ``parts``, and the quantization with the fewest bits."""
+    """Return the quantization with the fewest bits, and ``None``, no quantization, if it is among ``parts``."""
     bits = {part: _multiply_bits(part) for part in parts if part is not None and _multiply_bits(part) > 0}
     cheapest: list[Part | None] = [] if not bits else [_to_post_training(min(bits, key=lambda part: bits[part]))]
     return [*cheapest, *([None] if None in parts else [])]
@@ -60,18 +71,6 @@ def _multiply_bits(part: Part) -> float:
 
 
 def _to_post_training(part: Part) -> Part:
-    """Return a quantization of the same bits that needs no training."""
+    """Return post-training quantization with the bits of another method, as the bits alone determine the costs."""
     settings = QUANTIZE.get(part.name).config.of(part.values).to_dict()
     return Part.of("post_training", **{name: settings[name] for name in BITS})
-
-
-def _measure_costs(
-    place: TrialPipeline,
-    setup: Setup,
-    training: CompressionConfig,
-    folded: torch.nn.Module,
-    layers: Mapping[str, LayerCost],
-    part: Part | None,
-) -> Mapping[str, float]:
-    _, state = place.quantize(folded, training, part)
-    return measure(Subject(layers=layers, bits={} if state is None else state.bits), setup.costs)

@@ -1,4 +1,4 @@
-"""What every trial of one run shares: the task, its splits, its teacher, and how a checkpoint is cut."""
+"""The steps of a trial, train, prune, quantize and score, on the task, splits and teacher that a run shares."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
@@ -21,28 +22,29 @@ from autocompress.prune import inherit_weights, reestimate_batch_norm
 from autocompress.training.device import CPU
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
-from autocompress.trial.checkpoints import pack_paused_state, read_checkpoint, unpack_paused_state
+from autocompress.trial.checkpoints import History, pack_paused_state, read_checkpoint, unpack_paused_state
 from autocompress.trial.recipe import list_teacher_pruning
 from autocompress.trial.supernet import SubNetworks
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 
 CALIBRATION_BATCH = 64
+# Batch-norm statistics are estimated on this many batches of this size at most.
 BATCH_NORM_BATCH = 256
 BATCH_NORM_BATCHES = 32
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker must know beside the job; travels to it once.
+    """The data of a run that every worker receives once, before its first job.
 
     Attributes:
         task: The task's name and options.
         split_seed: Seed of the five splits.
-        teacher: How the teacher was trained, so that a worker finds it in the cache.
+        teacher: The recipe of the teacher, by which a worker finds it in the cache.
         scores: Names of the scores to measure on every split.
         costs: Names of the costs to measure on every candidate.
-        device: Where trainings run, as torch calls it: ``cpu`` or ``cuda``. Candidates are cut and measured on the
-            processor wherever they were trained, as the models that are exported are.
+        device: Name of the device for training: ``cpu`` or ``cuda``. Candidates are pruned, quantized and measured on
+            the CPU in either case, as exported models are.
     """
 
     task: Part
@@ -52,8 +54,8 @@ class Setup:
     costs: tuple[str, ...]
     device: str = "cpu"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the setup as JSON values, for the run's description; where it ran is not in it."""
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the setup as JSON values for the description of the run, without the device."""
         teacher = {
             "student": self.teacher.student.to_json(),
             "fit": self.teacher.fit.to_json(),
@@ -69,7 +71,7 @@ class Setup:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Setup":
-        """Rebuild a setup from :meth:`to_json`."""
+        """Return the setup that :meth:`to_json` described."""
         teacher = data["teacher"]
         recipe = TeacherRecipe(Part.from_json(teacher["student"]), Part.from_json(teacher["fit"]), teacher["seed"])
         return cls(
@@ -79,14 +81,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class RebuiltCandidate:
-    """One candidate's model, cut again from its checkpoint.
+    """The model of one candidate, rebuilt from its checkpoint.
 
     Attributes:
-        float_model: Pruned, 32-bit, in evaluation mode.
-        model: Quantized, or the same object as ``float_model``.
-        prune: What pruning did.
-        quantize: What quantization did.
-        start: What was cut before the training.
+        float_model: The pruned 32-bit model in evaluation mode.
+        model: The quantized model; the same object as ``float_model`` if it is not quantized.
+        prune: State of the pruning method; ``None`` if the candidate is not pruned.
+        quantize: State of the quantization method; ``None`` if the candidate is not quantized.
+        start: Pruning steps between the teacher and the student, before the training.
     """
 
     float_model: nn.Module
@@ -98,7 +100,12 @@ class RebuiltCandidate:
 
 @dataclass(frozen=True)
 class PruningStep:
-    """A pruning method with its settings, and what it did."""
+    """A pruning step that was applied to a model.
+
+    Attributes:
+        part: The pruning method with its settings.
+        state: State of the method, from which the step can be repeated.
+    """
 
     part: Part
     state: MethodState
@@ -109,10 +116,10 @@ class TrainedStudent:
     """A trained student.
 
     Attributes:
-        model: In evaluation mode.
-        curve: One row an epoch.
-        start: What was cut before the training.
-        paused: What a training that is not at its end goes on from.
+        model: The student in evaluation mode.
+        curve: Training curve, one row per epoch.
+        start: Pruning steps between the teacher and the student, before the training.
+        paused: State from which the training resumes; empty if it is complete.
     """
 
     model: nn.Module
@@ -123,7 +130,14 @@ class TrainedStudent:
 
 @dataclass(frozen=True)
 class TrialPipeline:
-    """Task, splits and teacher of one run, in this process, and where it trains."""
+    """The steps of a trial on the task, splits and teacher of one run, which this process has loaded.
+
+    Attributes:
+        task: The learning problem.
+        splits: The five splits of its data.
+        teacher: The trained teacher.
+        device: Device for training.
+    """
 
     task: Task
     splits: Splits
@@ -131,15 +145,15 @@ class TrialPipeline:
     device: torch.device = CPU
 
     def train(self, training: CompressionConfig, until: int | None = None, paused: bytes = b"") -> "TrainedStudent":
-        """Build the student of ``training``, distil it, and return it with its curve.
+        """Build the student of a config, train it with distillation, and return it with its curve.
 
         Args:
-            training: What to train.
-            until: Epochs after which to pause; ``None`` for all of them.
-            paused: What the segment before left.
+            training: Config of the trial: student, distillation, fit and seed.
+            until: Number of epochs after which the training pauses; ``None`` for all epochs.
+            paused: State of the earlier segment of this training; empty for a new one.
 
         Raises:
-            CompressionError: The student is the teacher, cut, and it cannot be cut so.
+            CompressionError: The student is a pruned teacher, and the teacher cannot be pruned so.
             TrialError: The training diverged, or ``paused`` is damaged.
             KnobError: A setting is outside its range.
         """
@@ -147,23 +161,31 @@ class TrialPipeline:
         state, histories = unpack_paused_state(paused) if paused else (b"", None)
         model, start = self.build_student(training, histories)
         config = fit_config(training.fit)
-        # One that is the teacher, cut, has its weights.
+        # A pruned teacher has the teacher's weights already.
         if config.init == "teacher" and not paused and not start:
             inherit_weights(model, self.teacher.model, self.task.example())
-        sub_networks = (
-            SubNetworks(model, self.task.heads, self.build_context(training), config.sandwich)
-            if config.sandwich
-            else None
-        )
+        sub_networks = None
+        if config.sandwich:
+            sub_networks = SubNetworks(model, self.task.heads, self.build_context(training), config.sandwich)
         request = replace(self._build_request(training), until=until, paused=state, auxiliary_loss=sub_networks)
         result = fit(model, request)
-        left = pack_paused_state(result.paused, [step.state.history for step in start]) if result.paused else b""
-        return TrainedStudent(model, result.curve, start, left)
+        if not result.paused:
+            return TrainedStudent(model, result.curve, start)
+        packed = pack_paused_state(result.paused, [step.state.history for step in start])
+        return TrainedStudent(model, result.curve, start, packed)
 
     def build_student(
-        self, training: CompressionConfig, histories: Sequence[Mapping[str, Any]] | None = None
+        self, training: CompressionConfig, histories: Sequence[History] | None = None
     ) -> tuple[nn.Module, tuple[PruningStep, ...]]:
-        """Return the student before its training: fresh, or the teacher cut anew or as ``histories`` say."""
+        """Return the student before its training, with the pruning steps that made it from the teacher.
+
+        Args:
+            training: Config of the trial.
+            histories: Histories of earlier pruning steps to repeat; ``None`` to prune the teacher anew.
+
+        Raises:
+            CompressionError: The teacher cannot be pruned so.
+        """
         model = self.task.build(training.student)
         parts = list_teacher_pruning(training.student)
         if histories is not None:
@@ -178,7 +200,7 @@ class TrialPipeline:
         return model, tuple(start)
 
     def _restore_student(
-        self, model: nn.Module, parts: Sequence[Part], histories: Sequence[Mapping[str, Any]]
+        self, model: nn.Module, parts: Sequence[Part], histories: Sequence[History]
     ) -> tuple[nn.Module, tuple[PruningStep, ...]]:
         start = []
         for part, history in zip(parts, histories, strict=True):
@@ -190,7 +212,7 @@ class TrialPipeline:
     def prune(
         self, model: nn.Module, training: CompressionConfig, part: Part | None
     ) -> tuple[nn.Module, MethodState | None]:
-        """Prune a trained model and let it recover under the same distillation; ``model`` stays as it was.
+        """Return a pruned copy of a trained model, fine-tuned with the same distillation, and the state of the method.
 
         Raises:
             CompressionError: The method cannot compress this model.
@@ -202,9 +224,10 @@ class TrialPipeline:
         settings = method.config.of(part.values)
         pruned, state = method.apply(model, settings, self.build_context(training))
         if isinstance(settings, Recovery) and settings.recovery_epochs > 0:
-            hold = partial(state.apply_masks, pruned) if state.masks else None
-            self.fine_tune(training, pruned, settings.recovery_epochs, settings.recovery_learning_rate, hold)
-        # After a recovery too: its running averages still remember the first steps after the cut.
+            # The optimizer would move the removed weights away from zero.
+            apply_masks = partial(state.apply_masks, pruned) if state.masks else None
+            self.fine_tune(training, pruned, settings.recovery_epochs, settings.recovery_learning_rate, apply_masks)
+        # After a recovery as well: the running averages still include the first steps after pruning.
         self._reestimate_batch_norm(pruned)
         return pruned.eval(), state
 
@@ -220,7 +243,14 @@ class TrialPipeline:
         learning_rate: float,
         after_step: Callable[[], None] | None = None,
     ) -> None:
-        """Train a compressed model in place, under the distillation of its trial.
+        """Train a compressed model in place with the distillation of its trial.
+
+        Args:
+            training: Config of the trial.
+            model: The compressed model.
+            epochs: Number of epochs.
+            learning_rate: Peak learning rate.
+            after_step: Function that is called after each optimizer step.
 
         Raises:
             TrialError: The training diverged.
@@ -229,14 +259,14 @@ class TrialPipeline:
         request = replace(
             self._build_request(training),
             optimizer=Part.of(training.fit.name, **values),
-            # Another order of the examples than in the training before.
+            # The order of the examples differs from that of the training before.
             seed=training.seed + 1,
             after_step=after_step,
         )
         fit(model, request)
 
     def _build_request(self, training: CompressionConfig) -> FitRequest:
-        """Return the fit of a student under the distillation of its trial."""
+        """Return the request for the training of a student, on the data and the device of the run."""
         return FitRequest(
             self.task,
             self.splits.train,
@@ -252,15 +282,15 @@ class TrialPipeline:
         model: nn.Module,
         training: CompressionConfig,
         part: Part | None,
-        shared: dict[Hashable, Any] | None = None,
+        shared: dict[Hashable, object] | None = None,
     ) -> tuple[nn.Module, MethodState | None]:
-        """Quantize a float model; ``model`` stays as it was.
+        """Return a quantized copy of a float model and the state of the method; without a method, the model itself.
 
         Args:
-            model: In single precision.
-            training: How it was trained.
-            part: The quantization method with its settings; ``None`` changes nothing.
-            shared: What earlier quantizations of this very model found out.
+            model: The float model.
+            training: Config of the trial.
+            part: The quantization method with its settings; ``None`` for no quantization.
+            shared: Intermediate results that quantizations of the same model share.
 
         Raises:
             CompressionError: The method cannot compress this model.
@@ -273,10 +303,10 @@ class TrialPipeline:
         return quantized, state
 
     def build_context(self, training: CompressionConfig) -> Context:
-        """Return what compression methods may look at: the calibration split, the task's loss, further training."""
+        """Return the data and functions for compression methods: calibration split, loss, fine-tuning, score."""
         batches = list(self.splits.calibration.batches(CALIBRATION_BATCH))
 
-        def loss(output: Any, targets: Mapping[str, Tensor]) -> Tensor:
+        def loss(output: object, targets: Mapping[str, Tensor]) -> Tensor:
             return self.task.loss(logits_by_head(output, self.task.heads), targets)
 
         return Context(
@@ -290,7 +320,7 @@ class TrialPipeline:
         )
 
     def score(self, model: nn.Module) -> float:
-        """Return the task's first metric on ``search_val``, turned so that more is better.
+        """Return the task's first metric on ``search_val``, negated if smaller is better.
 
         Raises:
             TrialError: A logit is not finite.
@@ -301,7 +331,7 @@ class TrialPipeline:
         return value if OBJECTIVES.get(metric).direction == "maximize" else -value
 
     def rebuild(self, config: CompressionConfig, checkpoint: bytes) -> RebuiltCandidate:
-        """Cut one candidate again from its checkpoint.
+        """Return the model of a candidate, pruned and quantized again from its checkpoint.
 
         Raises:
             ArtifactError: The checkpoint is damaged or does not fit the config.
@@ -326,15 +356,15 @@ class TrialPipeline:
     def build_subject(
         self, model: nn.Module, split: Split, teacher: Mapping[str, Tensor], scores: Sequence[str]
     ) -> Subject:
-        """Return what scores are measured on: the model's outputs on a split, and under attacks where one asks.
+        """Return the data for scores: the model's outputs on a split, and those under the attacks that the scores name.
 
         Raises:
             TrialError: A logit is not finite.
         """
-        asked = [attack for attack in ATTACKS if f"{attack}_accuracy" in scores]
         attacked = {
             attack: predict_under_attack(model, self.task, split, epsilon=EPSILON, steps=ATTACKS[attack])
-            for attack in asked
+            for attack in ATTACKS
+            if f"{attack}_accuracy" in scores
         }
         levels = getattr(self.task, "levels", {})
         return Subject(self.predict(model, split), split.targets, teacher, attacked, levels=levels)
@@ -354,27 +384,27 @@ class TrialPipeline:
 
 @contextmanager
 def reproducible_torch() -> Iterator[None]:
-    """Make results repeatable and workers independent: one thread, denormals flushed to zero, both put back after.
+    """Make results repeatable: torch uses one thread and flushes denormals to zero inside the context.
 
-    Results differ between thread counts; with two threads and a busy neighbour a fit takes ten times as long.
+    Results differ between numbers of threads, and the threads of several workers would compete for the same cores.
     """
     threads = torch.get_num_threads()
-    flushed = bool(torch.tensor(torch.finfo(torch.float32).tiny).div(2) == 0)
+    is_flushing = bool(torch.tensor(torch.finfo(torch.float32).tiny).div(2) == 0)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_flush_denormal(flushed)
+        torch.set_flush_denormal(is_flushing)
 
 
 @lru_cache(maxsize=2)
 def load_pipeline(setup: Setup) -> TrialPipeline:
-    """Return this process's lab for a run; task and teacher are loaded once.
+    """Return the pipeline of a run; task and teacher are loaded once per process.
 
     Raises:
-        UsageError: The task's options do not fit it.
+        UsageError: The task does not take these options.
     """
     task, splits = load_task(setup)
     return TrialPipeline(task, splits, load_teacher(task, splits, setup.teacher), torch.device(setup.device))
@@ -382,10 +412,10 @@ def load_pipeline(setup: Setup) -> TrialPipeline:
 
 @lru_cache(maxsize=2)
 def load_task(setup: Setup) -> tuple[Task, Splits]:
-    """Return this process's task and splits of a run, loaded once.
+    """Return the task and the splits of a run, loaded once per process.
 
     Raises:
-        UsageError: The task's options do not fit it.
+        UsageError: The task does not take these options.
     """
     task: Task = TASKS.get(setup.task.name)(**setup.task.values)
     return task, task.splits(setup.split_seed)

@@ -1,4 +1,4 @@
-"""What is done to make a candidate, in order: read off its config."""
+"""The compression recipe of a candidate: its training and compression steps in order, derived from its config."""
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.method import Recovery
@@ -8,19 +8,19 @@ from autocompress.training.optimizers import fit_config
 
 
 def list_teacher_pruning(student: Part) -> tuple[Part, ...]:
-    """Return what is cut from the teacher before a student is trained; nothing for most families."""
+    """Return the pruning steps that make a student from the teacher before its training; empty for most families."""
     settings = STUDENTS.get(student.name).config.of(student.values)
-    return settings.cuts() if isinstance(settings, FromTeacherConfig) else ()
+    return settings.list_pruning_steps() if isinstance(settings, FromTeacherConfig) else ()
 
 
 def list_operations(config: CompressionConfig) -> tuple[str, ...]:
-    """Return what is done to make a candidate, in order.
+    """Return the training and compression steps of a candidate in order.
 
-    Where a model trains on after a cut is a choice of its own: ``recovery_epochs`` of the pruning method trains
-    between pruning and quantization, ``epochs`` of the quantization method trains under its rounding.
+    The fine-tuning after a compression step is a setting of its method: ``recovery_epochs`` of a pruning method, and
+    ``epochs`` of a quantization method, which trains with simulated rounding.
 
     Example:
-        >>> operations(
+        >>> list_operations(
         ...     CompressionConfig(
         ...         Part.of("cnn"),
         ...         (Part("none"),),
@@ -31,18 +31,21 @@ def list_operations(config: CompressionConfig) -> tuple[str, ...]:
         ... )
         ('train 20 epochs', 'prune (structured)', 'tune 6 epochs', 'quantize (qat)', 'tune 4 epochs')
     """
-    done = [f"cut the teacher ({part.name})" for part in list_teacher_pruning(config.student)]
+    # The texts are stored with each candidate, so their wording must stay.
+    steps = [f"cut the teacher ({part.name})" for part in list_teacher_pruning(config.student)]
     fit = fit_config(config.fit)
-    done += ["take the teacher's weights"] if fit.init == "teacher" and not done else []
-    done.append(f"train {fit.epochs} epochs")
+    if fit.init == "teacher" and not steps:
+        steps.append("take the teacher's weights")
+    steps.append(f"train {fit.epochs} epochs")
     if config.prune is not None:
         settings = PRUNE.get(config.prune.name).config.of(config.prune.values)
-        done += [f"prune ({config.prune.name})"]
+        steps.append(f"prune ({config.prune.name})")
         if isinstance(settings, Recovery) and settings.recovery_epochs:
-            done.append(f"tune {settings.recovery_epochs} epochs")
+            steps.append(f"tune {settings.recovery_epochs} epochs")
     if config.quantize is not None:
         settings = QUANTIZE.get(config.quantize.name).config.of(config.quantize.values)
-        done.append(f"quantize ({config.quantize.name})")
+        steps.append(f"quantize ({config.quantize.name})")
         epochs = settings.to_dict().get("epochs")
-        done += [f"tune {epochs} epochs"] if epochs else []
-    return tuple(done)
+        if epochs:
+            steps.append(f"tune {epochs} epochs")
+    return tuple(steps)

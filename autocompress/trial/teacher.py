@@ -1,10 +1,11 @@
-"""The teacher: trained once, its weights and its logits cached by fingerprint.
+"""The teacher of a run: it is trained once, and its weights and logits are cached by fingerprint.
 
-A cache entry is one folder that holds ``weights.safetensors``, ``logits.safetensors`` and ``teacher.json`` with
-the SHA-256 of both. An entry that does not match is noticed and trained again.
+A cache entry is a folder with ``weights.safetensors``, ``logits.safetensors`` and ``teacher.json``, which holds the
+SHA-256 of both. If a file does not match, the teacher is trained again.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +24,22 @@ from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
 from autocompress.training.precision import choose_precision
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
-# Examples of the batch on which precisions are compared.
-PROBED = 128
+# Number of examples in the batch on which precisions are compared.
+PROBE_BATCH = 128
 
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """What a teacher is made of: everything that its fingerprint covers."""
+    """The settings that determine a teacher; its fingerprint covers them, the task and the data.
+
+    Attributes:
+        student: Architecture of the teacher, a student family with its settings.
+        fit: The optimizer with its settings.
+        seed: Seed of the initial weights and of the training.
+    """
 
     student: Part
     fit: Part
@@ -48,7 +57,7 @@ class TeacherRecipe:
                 "seed": self.seed,
                 "views": task.views,
                 "pinned": dict(task.identity_options),
-                # What augmentation does shows in what it makes of a few examples, whatever options it has.
+                # The augmented examples themselves cover every option of the augmentation.
                 "augmented": hash_split(task.view(splits.calibration, 1)) if task.views > 1 else "",
             }
         )
@@ -59,11 +68,11 @@ class Teacher:
     """A trained teacher.
 
     Attributes:
-        model: In evaluation mode.
-        logits: Its outputs by key: ``train/<view>`` and each other split's name, then the head: ``[N, C]``.
-        folder: Where it is cached.
-        trained: Whether this call trained it.
-        notice: Why a cached one was not used; empty if there was none or it was fine.
+        model: The teacher in evaluation mode.
+        logits: Logits ``[N, C]`` by key, then by head. Keys are ``train/<view>`` and the names of the other splits.
+        folder: The folder of its cache entry.
+        trained: Whether the teacher was trained now instead of being read from the cache.
+        notice: Reason why a cached teacher was not used; empty if there was none or it was intact.
     """
 
     model: nn.Module
@@ -77,30 +86,30 @@ class Teacher:
         return self.logits[f"train/{index}"]
 
     def list_files(self) -> list[Path]:
-        """Return the cached weights and the record of how they came about."""
+        """Return the paths of the cached weights and of the record of their training."""
         return [self.folder / "weights.safetensors", self.folder / "teacher.json"]
 
     def serialize(self) -> "SerializedTeacher":
-        """Return its whole entry of the cache."""
-        # The record comes last: an entry that has one is complete.
+        """Return the cache entry of the teacher as bytes."""
+        # The record comes last, because an entry with a record counts as complete.
         names = ("weights.safetensors", "logits.safetensors", "teacher.json")
         return SerializedTeacher(self.folder.name, {name: (self.folder / name).read_bytes() for name in names})
 
 
 @dataclass(frozen=True)
 class SerializedTeacher:
-    """A trained teacher as bytes, for a machine that does not share this one's cache.
+    """The cache entry of a trained teacher as bytes, for a machine that does not share this cache.
 
     Attributes:
-        name: Of its entry, the fingerprint of the data included.
-        files: Content by name, the record last.
+        name: Name of the entry, which includes the fingerprint of the data.
+        files: File name to content, the record last.
     """
 
     name: str
     files: Mapping[str, bytes] = field(repr=False)
 
     def install(self) -> None:
-        """Put it into this machine's cache, unless it is there.
+        """Write the entry into this machine's cache, unless it is there already.
 
         Raises:
             StorageError: The cache folder cannot be written.
@@ -125,12 +134,12 @@ def load_teacher(
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     device: torch.device = CPU,
 ) -> Teacher:
-    """Return the teacher of this recipe, from the cache or freshly trained on ``device``.
+    """Return the teacher of this recipe, from the cache or trained on ``device``.
 
-    Processes that ask at the same time wait for one of them to train it.
+    If several processes need the same teacher, one of them trains it and the others wait.
 
     Raises:
-        TrialError: Its training diverged.
+        TrialError: The training of the teacher diverged.
         StorageError: The cache folder cannot be written.
     """
     folder = cache_folder() / "teachers" / teacher_name(task, splits, recipe)
@@ -140,35 +149,39 @@ def load_teacher(
         notice = ""
         if (folder / "teacher.json").exists():
             try:
-                return Teacher(model, _read_cache(folder, model), folder)
+                teacher = Teacher(model, _read_cache(folder, model), folder)
+                logger.info("Loaded the teacher from %s", folder)
+                return teacher
             except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as damage:
                 notice = f"the cached teacher in {folder} is damaged ({damage}); it was trained again"
+                logger.warning("The cached teacher in %s is damaged (%s); it is trained again", folder, damage)
         torch.manual_seed(recipe.seed)
         model = task.build(recipe.student)
         request = FitRequest(task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch, device=device)
         curve = fit(model, request).curve
         logits = compute_teacher_logits(model, task, splits, fit_config(recipe.fit).precision)
         _write_cache(folder, model, logits, recipe, curve)
+        logger.info("Trained the teacher for %d epochs; it is cached in %s", len(curve), folder)
         return Teacher(model, logits, folder, trained=True, notice=notice)
 
 
 def compute_teacher_logits(
     model: nn.Module, task: Task, splits: Splits, precision: str = "float32"
 ) -> dict[str, dict[str, Tensor]]:
-    """Return a model's logits on every view of the training split and on every other split but test.
+    """Return a model's logits on each view of the training split and on all other splits except test.
 
-    The views, which students learn from, are run in the precision of the teacher's own fit; the other splits, which
-    are scored, always in single precision.
+    The views, from which students learn, are predicted in the precision of the teacher's own fit. The other splits,
+    whose logits are scored, are always predicted in single precision.
     """
-    lowered = choose_precision(precision, model, task, splits.calibration.take(slice(0, PROBED)))
+    chosen = choose_precision(precision, model, task, splits.calibration.take(slice(0, PROBE_BATCH)))
     logits = {}
-    with lowered.autocast():
+    with chosen.autocast():
         for view in range(task.views):
-            found = predict(model, task, task.view(splits.train, view))
-            logits[f"train/{view}"] = {head: values.float() for head, values in found.items()}
-    lowered.restore_layout(model)
+            outputs = predict(model, task, task.view(splits.train, view))
+            logits[f"train/{view}"] = {head: values.float() for head, values in outputs.items()}
+    chosen.restore_layout(model)
     for name, split in splits.items():
-        # The test split stays unread until the front is frozen.
+        # The test split is not read before the front is final.
         if name not in ("train", "test"):
             logits[name] = predict(model, task, split)
     return logits
@@ -183,6 +196,7 @@ def _write_cache(
 ) -> None:
     weights = save({key: value.contiguous() for key, value in model.state_dict().items()})
     flat = save({f"{key}:{head}": value.contiguous() for key, heads in logits.items() for head, value in heads.items()})
+    # Without its record, a partly written entry does not count.
     (folder / "teacher.json").unlink(missing_ok=True)
     write_atomic(folder / "weights.safetensors", weights)
     write_atomic(folder / "logits.safetensors", flat)
@@ -209,6 +223,6 @@ def _read_cache(folder: Path, model: nn.Module) -> dict[str, dict[str, Tensor]]:
     model.eval()
     logits: dict[str, dict[str, Tensor]] = {}
     for key, value in load(content["logits.safetensors"]).items():
-        place, _, head = key.rpartition(":")
-        logits.setdefault(place, {})[head] = value
+        split, _, head = key.rpartition(":")
+        logits.setdefault(split, {})[head] = value
     return logits

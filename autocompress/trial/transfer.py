@@ -1,6 +1,6 @@
-"""Transfer: a trained model gets a new head, on a backbone that is frozen or tuned.
+"""Transfer learning: a trained model with a new head, on a backbone that is frozen or fine-tuned.
 
-Distilling on data that differs from the teacher's needs nothing of its own: ``soft_target`` with ``alpha`` 1 reads no
+Distillation on data that differs from the teacher's needs no function here: ``soft_target`` with ``alpha`` 1 reads no
 labels.
 """
 
@@ -37,21 +37,21 @@ def transfer_model(model: nn.Module, request: FitRequest, *, frozen: bool) -> tu
 
 
 def replace_head(model: nn.Module, classes: int, *, frozen: bool) -> nn.Module:
-    """Return a copy whose head is new and has ``classes`` outputs.
+    """Return a copy of a model with a new head of ``classes`` outputs.
 
     The head is the last linear layer (:func:`autocompress.distill.activations.head_layers`).
 
     Args:
-        model: A trained model of one head; stays as it was.
-        classes: Number of classes to learn.
-        frozen: Train the new head alone: every other parameter keeps its value, every batch norm its statistics.
+        model: A trained model of one head, which is not changed.
+        classes: Number of classes.
+        frozen: Whether all other parameters are frozen, and with them the statistics of batch norms.
 
     Raises:
         TrialError: The model has no linear layer to replace, or several heads.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 10))
-        >>> with_new_head(net, 3, frozen=True)[2].out_features
+        >>> replace_head(net, 3, frozen=True)[2].out_features
         3
     """
     fresh = copy.deepcopy(model)

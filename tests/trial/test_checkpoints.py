@@ -38,5 +38,5 @@ def test_a_damaged_checkpoint_is_a_value_error(damage) -> None:  # type: ignore[
 def test_a_paused_state_comes_back_with_its_histories_and_damage_is_named() -> None:
     assert unpack_paused_state(pack_paused_state(b"state", START)) == (b"state", START)
     assert unpack_paused_state(pack_paused_state(b"", [])) == (b"", [])
-    with pytest.raises(TrialError, match="a paused training cannot be read"):
+    with pytest.raises(TrialError, match="the state of a paused trial cannot be read"):
         unpack_paused_state(b"nonsense, and more of it")

@@ -232,7 +232,7 @@ def test_a_pruned_checkpoint_is_not_pruned_once_more(result) -> None:  # type: i
     job = Job(9, TRAINING, (Cut(prune=half),), base=Base("t4p1", PRUNED, 10, result.checkpoints["t4p1"]))
     found = TrialRunner(SETUP)(job)
     assert found.state is State.FAILED
-    assert "not pruned once more" in found.reason
+    assert "a pruned checkpoint cannot be pruned again" in found.reason
 
 
 def test_memory_that_is_refused_is_told_from_other_faults() -> None:
@@ -244,11 +244,11 @@ def test_memory_that_is_refused_is_told_from_other_faults() -> None:
 
 
 def test_a_worker_whose_data_differ_from_the_drivers_is_not_ready() -> None:
-    luggage = load_pipeline(SETUP).teacher.serialize()
-    TrialRunner(SETUP, serialized_teacher=luggage).prepare()
+    serialized = load_pipeline(SETUP).teacher.serialize()
+    TrialRunner(SETUP, serialized_teacher=serialized).prepare()
     other = replace(SETUP, split_seed=1)
     with pytest.raises(UsageError, match="the data of the task 'digits' differ from the driver's"):
-        TrialRunner(other, serialized_teacher=luggage).prepare()
+        TrialRunner(other, serialized_teacher=serialized).prepare()
 
 
 def test_a_student_may_start_from_its_teachers_weights() -> None:

@@ -67,14 +67,14 @@ def test_a_damaged_cache_is_noticed_and_trained_again(name: str, damage: str) ->
 
 def test_a_teacher_that_travels_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = load_teacher(TASK, SPLITS, RECIPE)
-    luggage = pickle.loads(pickle.dumps(teacher.serialize()))
+    serialized = pickle.loads(pickle.dumps(teacher.serialize()))
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "elsewhere"))
     for _ in range(2):
-        luggage.settle()
+        serialized.install()
         found = load_teacher(TASK, SPLITS, RECIPE)
         assert not found.trained
         assert found.folder.is_relative_to(tmp_path / "elsewhere")
-        assert found.folder.name == luggage.name == teacher_name(TASK, SPLITS, RECIPE)
+        assert found.folder.name == serialized.name == teacher_name(TASK, SPLITS, RECIPE)
         assert all(
             torch.equal(value, found.model.state_dict()[name]) for name, value in teacher.model.state_dict().items()
         )
