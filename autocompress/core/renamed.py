@@ -41,6 +41,7 @@ MODULES: Mapping[str, str] = {
     "distill.teacher": "trial.teacher",
     "distill.team": "training.process_group",
     "distill.transfer": "trial.transfer",
+    "engine.answers": "engine.driver",
     "engine.climbing": "engine.scheduler.asha",
     "engine.cutting": "engine.refinement",
     "engine.drawing": "engine.sampler.proposals",
@@ -125,10 +126,18 @@ MODULES: Mapping[str, str] = {
 }
 
 #: Former name to present name of what plugins import: functions, classes and constants.
-NAMES: Mapping[str, str] = {}
+NAMES: Mapping[str, str] = {
+    "five_splits": "complete_splits",
+    "masked_state": "apply_masks",
+    "refuse_dead_model": "check_output_varies",
+    "restore_masked": "check_masks",
+    "stratified_rows": "stratify_rows",
+    "stratified_splits": "stratify_examples",
+    "weighted": "find_prunable_weights",
+}
 
 #: Former name to present name of methods and attributes that plugins define.
-MEMBERS: Mapping[str, str] = {}
+MEMBERS: Mapping[str, str] = {"pinned": "identity_options"}
 
 _MISSING_MODULE = re.compile(r"No module named '([\w.]+)'")
 _MISSING_NAME = re.compile(r"cannot import name '(\w+)' from '([\w.]+)'")

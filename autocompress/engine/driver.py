@@ -133,7 +133,9 @@ class Driver:
         self._next_number = 0
         self._earlier_seconds = 0.0
         self._started_at = monotonic_seconds()
-        self._time_budget = TimeBudget(None if search.minutes is None else search.minutes * 60, lambda: self.elapsed)
+        self._time_budget = TimeBudget(
+            None if search.minutes is None else search.minutes * 60, lambda: self.elapsed_seconds
+        )
         self.exhausted = False
         self._resume()
         # After the resume, which tells which of the initial trials have started already.
@@ -182,7 +184,7 @@ class Driver:
         """Store the result of a job, then tell the sampler; a crash between the two is repaired on resume."""
         result = validate_result(result, [objective.name for objective in self._objectives])
         gain = self._archive.add(result.candidates)
-        self._store.record_result(result, elapsed=self.elapsed, hypervolume=self._archive.hypervolume)
+        self._store.record_result(result, elapsed=self.elapsed_seconds, hypervolume=self._archive.hypervolume)
         logger.info(
             "job %d: ended as %s with %d candidates after %.1f s, hypervolume %.4f",
             *(job.number, result.state, len(result.candidates), result.seconds, self._archive.hypervolume),
@@ -215,7 +217,7 @@ class Driver:
     # -- state of the search ------------------------------------------------------------------
 
     @property
-    def elapsed(self) -> float:
+    def elapsed_seconds(self) -> float:
         """Seconds of search so far, those before a resume included."""
         return self._earlier_seconds + monotonic_seconds() - self._started_at
 
@@ -234,7 +236,7 @@ class Driver:
     def _report_progress(self) -> None:
         self._on_progress(
             summarize_progress(
-                self._counts, self._search, self.elapsed, self._candidate_count, self._archive, self._objectives
+                self._counts, self._search, self.elapsed_seconds, self._candidate_count, self._archive, self._objectives
             )
         )
 
@@ -270,7 +272,7 @@ class Driver:
         )
         if job is not None:
             return job
-        paused = self._scheduler.paused_segments if can_compare_paused else {}
+        paused = self._scheduler.next_segments if can_compare_paused else {}
         front, _ = self._archive.front_points()
         choice = self._surrogate.select_trial(
             front,
@@ -442,7 +444,7 @@ class Driver:
             "search ended after %d of %d trials and %.0f s",
             self._scheduler.trial_count,
             self._search.trials,
-            self.elapsed,
+            self.elapsed_seconds,
         )
         self._stop_trials(self._scheduler.stop_paused_trials())
         self._sampler.export_tables()

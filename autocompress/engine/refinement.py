@@ -211,7 +211,7 @@ class Refinement:
         """
         if not self._steps or self._refinement_epochs >= self._share * self._trial_epochs:
             return None
-        untried = self._untried_step(owners)
+        untried = self._find_untried_step(owners)
         if untried is not None:
             return self._make_job(*untried, number)
         best_rate, best_step = self._minimum_gain_rate(), None
@@ -226,7 +226,7 @@ class Refinement:
         latest = self._trial_gain_rates[-LATEST_TRIALS:]
         return 0.0 if self._trials_ended or not latest else sum(latest) / len(latest)
 
-    def _untried_step(self, owners: Sequence[str]) -> tuple[Checkpoint, RefinementStep] | None:
+    def _find_untried_step(self, owners: Sequence[str]) -> tuple[Checkpoint, RefinementStep] | None:
         """Return a step whose effect cannot be predicted yet, on the checkpoint that holds most of the front.
 
         An effect can be predicted after one run of the step, or after one of another setting of the same method when

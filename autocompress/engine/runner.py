@@ -192,9 +192,9 @@ def run_search(
                 # Also after Ctrl-C: running jobs are marked as cancelled, and the elapsed time is stored for a resume.
                 driver.close()
                 info = store.run_info()
-                store.update_run_info(replace(info, seconds=driver.elapsed, exhausted=driver.exhausted))
-                logger.info("search ended after %.1f s", driver.elapsed)
-        if driver.has_only_failed_trials or store.candidates().empty:
+                store.update_run_info(replace(info, seconds=driver.elapsed_seconds, exhausted=driver.exhausted))
+                logger.info("search ended after %.1f s", driver.elapsed_seconds)
+        if driver.has_only_failed_trials or store.candidate_table().empty:
             raise SearchFailedError(_explain_failure(driver, store))
         events.phase("freezing the front and reading the test split")
         with reproducible_torch():
@@ -363,7 +363,7 @@ def _first_cost(plan: Plan, values: Values) -> float:
 
 def _explain_failure(driver: Driver, store: RunStore) -> str:
     limits = driver.limits
-    if limits.skipped_configs and store.trials().empty:
+    if limits.skipped_configs and store.trial_table().empty:
         lowest = ", ".join(f"{name} = {cost:.6g}" for name, cost in limits.lowest_costs.items())
         return (
             f"none of {limits.skipped_configs} configurations meets the limits on {', '.join(limits.lowest_costs)} "
@@ -373,6 +373,6 @@ def _explain_failure(driver: Driver, store: RunStore) -> str:
 
 
 def _most_frequent_reason(store: RunStore) -> str:
-    reasons = store.trials()["reason"]
+    reasons = store.trial_table()["reason"]
     reasons = reasons[reasons != ""]
     return str(reasons.mode().iloc[0]) if len(reasons) else "no trial was run"

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -47,8 +46,8 @@ def build_limited_driver(folder: Path, most: float) -> Driver:
     store = RunStore.create(folder, RunInfo())
     sampler = OptunaSampler(store, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
 
-    def estimate_costs_by_result(training: Any, cuts: Sequence[Any]) -> list[dict[str, float]]:
-        return [dict(candidate.costs) for candidate in fake_result(Job(0, training, tuple(cuts))).candidates]
+    def estimate_costs_by_result(training: CompressionConfig, recipes: Sequence[Cut]) -> list[dict[str, float]]:
+        return [dict(candidate.costs) for candidate in fake_result(Job(0, training, tuple(recipes))).candidates]
 
     limits = {"effective_flops": {"max": most}}
     return Driver(
@@ -144,9 +143,9 @@ def test_a_surrogate_search_skips_configurations_that_cannot_meet_a_limit(tmp_pa
     sampler = OptunaSampler(store, "x", "surrogate", 0, ["maximize", "minimize"], ["accuracy", "log10 cost"])
     limits = {"effective_flops": {"max": 40.0**2 * 4 * 32}}
 
-    def estimate_two_costs(training: CompressionConfig, cuts: Sequence[Cut]) -> list[dict[str, float]]:
-        costs = estimate_costs(training, cuts)[0]
-        return [{"effective_flops": costs["effective_flops"] / 8}, costs] if len(cuts) > 1 else [costs]
+    def estimate_two_costs(training: CompressionConfig, recipes: Sequence[Cut]) -> list[dict[str, float]]:
+        costs = estimate_costs(training, recipes)[0]
+        return [{"effective_flops": costs["effective_flops"] / 8}, costs] if len(recipes) > 1 else [costs]
 
     driver = Driver(
         store,

@@ -29,8 +29,8 @@ def cost(values: Mapping[str, Leaf]) -> float:
     return width**2 * depth * separable / float(values["student.cnn.stem_stride"]) ** 2
 
 
-def spread_students(students: Space) -> list[dict[str, Leaf]]:
-    return design_initial_trials(students, students.default_values(TEACHER), cost)
+def spread_students(space: Space) -> list[dict[str, Leaf]]:
+    return design_initial_trials(space, space.default_values(TEACHER), cost)
 
 
 def test_initial_students_lie_evenly_between_the_cheapest_and_the_teachers_shape() -> None:
@@ -66,28 +66,28 @@ def test_thin_students_learn_faster_as_far_as_the_space_allows() -> None:
 
 
 def test_a_space_with_one_student_has_one_initial_trial() -> None:
-    students = space("student: {cnn: {width: 8}}")
-    assert design_initial_trials(students, students.default_values(TEACHER), lambda values: 1.0) == [
-        students.default_values(TEACHER)
+    search_space = space("student: {cnn: {width: 8}}")
+    assert design_initial_trials(search_space, search_space.default_values(TEACHER), lambda values: 1.0) == [
+        search_space.default_values(TEACHER)
     ]
 
 
 def test_students_that_cannot_be_built_are_no_initial_trials() -> None:
-    students = space(SPACE)
-    first = students.default_values(TEACHER)
+    search_space = space(SPACE)
+    first = search_space.default_values(TEACHER)
 
     def broken(values: Mapping[str, Leaf]) -> float:
         return math.nan if values["student.cnn.block"] == "separable" else cost(values)
 
-    assert all(values["student.cnn.block"] == "plain" for values in design_initial_trials(students, first, broken))
-    assert design_initial_trials(students, first, lambda values: math.nan) == [first]
+    assert all(values["student.cnn.block"] == "plain" for values in design_initial_trials(search_space, first, broken))
+    assert design_initial_trials(search_space, first, lambda values: math.nan) == [first]
 
 
 def test_fixed_values_fill_a_space_and_missing_ones_are_the_first_or_lowest() -> None:
-    students = space(
+    search_space = space(
         "student: {cnn: {width: {low: 4, high: 16}, block: [plain, separable]}}\ndistill: {none: {}, hint: {}}"
     )
-    training, _ = students.suggest_config(FixedTrial({"student.cnn.width": 9}), with_compression=False)
+    training, _ = search_space.suggest_config(FixedTrial({"student.cnn.width": 9}), with_compression=False)
     assert training.student.values["width"] == 9
     assert training.student.values["block"] == "plain"
     assert [part.name for part in training.distill] == ["none"]

@@ -6,7 +6,7 @@ from tests.engine.test_archive import candidates
 from tests.fakes import OBJECTIVES
 
 
-def test_a_stopped_training_is_done_and_a_paused_one_is_neither() -> None:
+def test_a_stopped_trial_is_done_and_a_paused_one_is_neither_done_nor_failed() -> None:
     archive = Archive(OBJECTIVES)
     archive.add(candidates([(0.5, 1e3), (0.9, 1e4), (0.4, 1e4)]))
     counts = dict.fromkeys(State, 0) | {
@@ -16,9 +16,9 @@ def test_a_stopped_training_is_done_and_a_paused_one_is_neither() -> None:
         State.RUNNING: 1,
         State.PAUSED: 5,
     }
-    found = summarize_progress(counts, SearchSection(trials=20, minutes=1.5), 7.5, 12, archive, OBJECTIVES)
-    assert (found.done, found.failed, found.running, found.total) == (7, 2, 1, 20)
-    assert (found.elapsed, found.limit, found.candidates) == (7.5, 90.0, 12)
-    assert [(score, cost) for _, score, cost in found.front] == [(0.5, 1e3), (0.9, 1e4)]
-    assert found.hypervolume == archive.hypervolume > 0
+    progress = summarize_progress(counts, SearchSection(trials=20, minutes=1.5), 7.5, 12, archive, OBJECTIVES)
+    assert (progress.done, progress.failed, progress.running, progress.total) == (7, 2, 1, 20)
+    assert (progress.elapsed, progress.limit, progress.candidates) == (7.5, 90.0, 12)
+    assert [(score, cost) for _, score, cost in progress.front] == [(0.5, 1e3), (0.9, 1e4)]
+    assert progress.hypervolume == archive.hypervolume > 0
     assert summarize_progress(counts, SearchSection(minutes=None), 7.5, 12, archive, OBJECTIVES).limit is None

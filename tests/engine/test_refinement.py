@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Candidate, Cut, Job
+from autocompress.core.records import Base, Candidate, Cut, Job
 from autocompress.engine.archive import Archive
 from autocompress.engine.refinement import Refinement, RefinementStep, split_recipes
 from tests.fakes import OBJECTIVES
@@ -24,10 +24,10 @@ def training(number: int) -> CompressionConfig:
     )
 
 
-def candidate(trial: int, checkpoint: str, cut: Cut, score: float, cost: float) -> Candidate:
-    config = replace(training(trial), prune=cut.prune, quantize=cut.quantize)
+def candidate(trial: int, checkpoint: str, recipe: Cut, score: float, cost: float) -> Candidate:
+    config = replace(training(trial), prune=recipe.prune, quantize=recipe.quantize)
     scores = {"search_val": {"accuracy": score}}
-    name = f"t{trial}c{abs(hash(cut)) % 10**6}"
+    name = f"t{trial}c{abs(hash(recipe)) % 10**6}"
     return Candidate(name, trial, config, 10, scores, {"effective_flops": cost}, checkpoint=checkpoint)
 
 
@@ -95,9 +95,7 @@ def refinement_with_history(drop: float) -> tuple[Refinement, list[Candidate]]:
     return refinement, points
 
 
-def _base(name: str):  # type: ignore[no-untyped-def]
-    from autocompress.core.records import Base
-
+def _base(name: str) -> Base:
     return Base(name, None, 10)
 
 
@@ -142,7 +140,7 @@ def test_a_pruned_model_is_only_quantized() -> None:
 
 def test_candidates_of_incomplete_trials_are_not_refined() -> None:
     refinement = make_refinement()
-    partial = [replace(each, complete=False, checkpoint="") for each in unpruned_candidates(0, 0.9, 1e4)]
+    partial = [replace(measured, complete=False, checkpoint="") for measured in unpruned_candidates(0, 0.9, 1e4)]
     refinement.record_result(0, partial, 0.01)
     front: NDArray[np.float64] = np.array([[0.2, 0.2]])
     assert refinement.select_job(front, ["t0p0"], 1) is None
@@ -151,7 +149,7 @@ def test_candidates_of_incomplete_trials_are_not_refined() -> None:
 def test_trials_come_first_where_they_add_more_for_their_epochs() -> None:
     refinement, points = refinement_with_history(0.01)
     points += unpruned_candidates(1, 0.95, 4e4)
-    # A tenth of the box in each epoch: no refinement is predicted to add as much.
+    # A very large gain per epoch: no refinement is predicted to add as much.
     refinement.record_result(1, points[-2:], 10.0)
     assert select_job(refinement, points) is None
     refinement.end_trials()
@@ -162,7 +160,7 @@ def refinement_with_costs(saving: float) -> Refinement:
     """Return a refinement over two settings of one method, the second of which saves more."""
     other = Part.of("structured", pruning_ratio=0.75, recovery_epochs=3)
     grid = tuple(Cut(prune) for prune in (None, HALF, other))
-    refinement = Refinement(grid, 10.0, ARCHIVE.normalize, lambda training, cuts: [{"effective_flops": saving}])
+    refinement = Refinement(grid, 10.0, ARCHIVE.normalize, lambda training, recipes: [{"effective_flops": saving}])
     refinement.record_training(10)
     return refinement
 

@@ -29,9 +29,9 @@ def score(candidate: Candidate) -> float:
     return candidate.scores["search_val"]["accuracy"]
 
 
-def candidate(width: int, accuracy: float, cut: Cut = Cut(), name: str = "") -> Candidate:  # noqa: B008
+def candidate(width: int, accuracy: float, recipe: Cut = Cut(), name: str = "") -> Candidate:  # noqa: B008
     training = CompressionConfig(Part.of("cnn", width=width), (Part("none"),), Part.of("adamw", epochs=9), seed=width)
-    config = replace(training, prune=cut.prune, quantize=cut.quantize)
+    config = replace(training, prune=recipe.prune, quantize=recipe.quantize)
     scores = {"search_val": {"accuracy": accuracy}}
     return Candidate(f"t{width}", width, config, 9, scores, {"flops": width**2.0}, checkpoint=name or f"w{width}")
 
@@ -58,13 +58,13 @@ def test_the_cheapest_that_loses_little_is_pruned_and_then_quantized() -> None:
     prunings = [select_and_start(refinement, 50), select_and_start(refinement, 51)]
     assert [job and job.cuts for job in prunings] == [(Cut(HALF),), (Cut(MORE),)]
     assert {job.base.checkpoint for job in prunings if job is not None and job.base is not None} == {"w16"}
-    # Bits wait for both prunings.
+    # Quantization waits for both prunings.
     refinement.record_result(50, [replace(candidate(16, 0.935, Cut(HALF), "half"), costs={"flops": 100.0})], 0.0)
     assert select_and_start(refinement) is None
     refinement.record_result(51, [replace(candidate(16, 0.80, Cut(MORE), "more"), costs={"flops": 20.0})], 0.0)
-    bits = [select_and_start(refinement, 52), select_and_start(refinement, 53)]
-    assert [job and job.cuts for job in bits] == [(Cut(HALF, EIGHT),), (Cut(HALF, FOUR),)]
-    assert {job.base.checkpoint for job in bits if job is not None and job.base is not None} == {"half"}
+    quantizations = [select_and_start(refinement, 52), select_and_start(refinement, 53)]
+    assert [job and job.cuts for job in quantizations] == [(Cut(HALF, EIGHT),), (Cut(HALF, FOUR),)]
+    assert {job.base.checkpoint for job in quantizations if job is not None and job.base is not None} == {"half"}
     assert select_and_start(refinement) is None
 
 

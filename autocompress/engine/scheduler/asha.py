@@ -106,7 +106,7 @@ class Rung:
         """The trials that are promoted."""
         if self._top_trials is None:
             if self._ranking_rule is None:
-                selected = self._rule.select_promoted(self._points, self._score_column)
+                selected = self._rule.select_promotions(self._points, self._score_column)
             else:
                 self._boundary = self._boundary or self._ranking_rule.find_boundary(self._points)
                 selected = self._boundary.top_trials
@@ -120,7 +120,7 @@ class Rung:
             candidates = frozenset(self._points) - self.top_trials
             # The rule keeps the best share of the rest until few are left. It may keep all of them: then all stay.
             while len(candidates) > MAX_PAUSED:
-                best = self._rule.select_promoted(
+                best = self._rule.select_promotions(
                     {trial: self._points[trial] for trial in candidates}, self._score_column
                 )
                 if best == candidates:
@@ -313,7 +313,7 @@ class AshaScheduler:
     # -- promotion ----------------------------------------------------------------------------
 
     @property
-    def paused_segments(self) -> dict[int, Job]:
+    def next_segments(self) -> dict[int, Job]:
         """The next segment of each paused trial, by trial number in ascending order."""
         return {number: self._next_segment(number, rung) for number, rung in sorted(self._paused.items())}
 

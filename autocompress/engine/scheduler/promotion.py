@@ -30,7 +30,7 @@ class PromotionRule(Protocol):
 
     name: str
 
-    def select_promoted(self, points: Points, score: int) -> frozenset[int]:
+    def select_promotions(self, points: Points, score: int) -> frozenset[int]:
         """Return the numbers of the trials that continue past the rung.
 
         Args:
@@ -90,7 +90,7 @@ class RankingRule(PromotionRule, Protocol):
     """
 
     def find_boundary(self, points: Points) -> RankingBoundary:
-        """Return the ranking down to the last promoted rank; ``points`` is as in ``select_promoted``."""
+        """Return the ranking down to the last promoted rank; ``points`` is as in ``select_promotions``."""
         ...
 
 
@@ -100,7 +100,7 @@ class Always:
 
     name = "always"
 
-    def select_promoted(self, points: Points, score: int) -> frozenset[int]:
+    def select_promotions(self, points: Points, score: int) -> frozenset[int]:
         """Return all trials."""
         return frozenset(points)
 
@@ -115,7 +115,7 @@ class BestScore:
 
     name = "best_score"
 
-    def select_promoted(self, points: Points, score: int) -> frozenset[int]:
+    def select_promotions(self, points: Points, score: int) -> frozenset[int]:
         """Return the best third, at least one trial."""
         best = {trial: float(np.nanmin(rows[:, score], initial=np.inf)) for trial, rows in points.items()}
         return frozenset(sorted(best, key=lambda trial: (best[trial], trial))[: _count_promotions(len(best))])
@@ -134,7 +134,7 @@ class ParetoRank:
 
     name = "pareto_rank"
 
-    def select_promoted(self, points: Points, score: int) -> frozenset[int]:
+    def select_promotions(self, points: Points, score: int) -> frozenset[int]:
         """Return the best third by rank, at least one trial, and the best trial in each objective."""
         return self.find_boundary(points).top_trials
 

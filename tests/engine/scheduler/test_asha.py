@@ -80,7 +80,7 @@ def paused_scheduler(count: int, reference_student: Part | None = None) -> AshaS
 
 
 def paused_trials(scheduler: AshaScheduler) -> list[int]:
-    return list(scheduler.paused_segments)
+    return list(scheduler.next_segments)
 
 
 def promote(scheduler: AshaScheduler) -> tuple[int, int] | None:
@@ -239,9 +239,9 @@ def test_a_trial_runs_segment_by_segment() -> None:
     segment = scheduler.next_promotion()
     assert segment is not None
     assert (segment.rung, segment.until, scheduler.count_remaining_epochs(segment)) == (1, 9, 24)
-    assert scheduler.paused_segments == {0: segment}
+    assert scheduler.next_segments == {0: segment}
     scheduler.resume_trial(segment.number)
-    assert not scheduler.paused_segments
+    assert not scheduler.next_segments
     run_segment(scheduler, segment)
     last = scheduler.next_promotion()
     assert last is not None

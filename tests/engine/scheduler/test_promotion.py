@@ -48,7 +48,7 @@ def select_by_definition(sets: dict[int, NDArray[np.float64]], places: int) -> s
 @settings(deadline=None, max_examples=200)
 @given(SETS)
 def test_the_best_third_by_rank_and_exclusive_hypervolume_is_promoted(sets: dict[int, NDArray[np.float64]]) -> None:
-    promoted = ParetoRank().select_promoted(sets, 0)
+    promoted = ParetoRank().select_promotions(sets, 0)
     assert select_by_definition(sets, 0) <= promoted <= set(sets)
     # Besides, at most the best trial in each objective.
     assert len(promoted - select_by_definition(sets, 0)) <= 2
@@ -62,7 +62,7 @@ def test_a_boundary_updated_by_new_trials_is_that_of_all_trials(arrivals: list[N
         boundary = None if boundary is None else boundary.with_trial(rows)
         here[trial] = rows
         boundary = boundary or ParetoRank().find_boundary(here)
-        assert boundary.top_trials == ParetoRank().select_promoted(here, 0)
+        assert boundary.top_trials == ParetoRank().select_promotions(here, 0)
 
 
 def test_a_new_trial_behind_the_boundary_leaves_it_as_it_is() -> None:
@@ -81,13 +81,13 @@ def test_a_new_trial_behind_the_boundary_leaves_it_as_it_is() -> None:
 
 def test_a_small_student_is_promoted_though_its_score_is_the_lowest() -> None:
     sets = points(t0=[(0.05, 0.9)], t1=[(0.06, 0.92)], t2=[(0.07, 0.95)], t3=[(0.4, 0.1)])
-    assert 3 in ParetoRank().select_promoted(sets, 0)
-    assert BestScore().select_promoted(sets, 0) == {0, 1}
+    assert 3 in ParetoRank().select_promotions(sets, 0)
+    assert BestScore().select_promotions(sets, 0) == {0, 1}
 
 
 def test_a_trial_is_ranked_by_its_best_candidate() -> None:
     sets = points(t0=[(0.9, 0.9), (0.1, 0.1)], t1=[(0.5, 0.5)], t2=[(0.6, 0.6)])
-    assert ParetoRank().select_promoted(sets, 0) == {0}
+    assert ParetoRank().select_promotions(sets, 0) == {0}
 
 
 def test_the_best_trial_in_one_objective_is_promoted_if_it_is_better_than_the_reference_point() -> None:
@@ -95,7 +95,7 @@ def test_the_best_trial_in_one_objective_is_promoted_if_it_is_better_than_the_re
     sets = {trial: np.array([row]) for trial, row in enumerate(best)}
     sets[7] = np.array([(0.8, 0.05)])
     sets[8] = np.array([(1.0, 0.01)])
-    promoted = ParetoRank().select_promoted(sets, 0)
+    promoted = ParetoRank().select_promotions(sets, 0)
     assert 7 in promoted
     assert {0, 7, 8} >= promoted
 
@@ -103,16 +103,16 @@ def test_the_best_trial_in_one_objective_is_promoted_if_it_is_better_than_the_re
 @pytest.mark.parametrize("rule", [ParetoRank(), BestScore(), Always()], ids=lambda rule: rule.name)
 def test_unusual_points_have_a_defined_result(rule: PromotionRule) -> None:
     nan = float("nan")
-    assert rule.select_promoted({}, 0) == frozenset()
+    assert rule.select_promotions({}, 0) == frozenset()
     no_finite_points = points(t0=[(nan, nan)], t1=[(0.5, 0.5)], t2=[(nan, 0.1)])
-    assert 1 in rule.select_promoted(no_finite_points, 0)
+    assert 1 in rule.select_promotions(no_finite_points, 0)
     constant = points(t0=[(0.5, 0.5)], t1=[(0.5, 0.5)], t2=[(0.5, 0.5)])
-    assert 0 in rule.select_promoted(constant, 0)
+    assert 0 in rule.select_promotions(constant, 0)
 
 
 def test_trials_without_finite_points_never_rank() -> None:
     no_finite_points = points(t0=[(float("nan"), 0.1)], t1=[(0.9, 0.9)])
-    assert ParetoRank().select_promoted(no_finite_points, 0) == {1}
+    assert ParetoRank().select_promotions(no_finite_points, 0) == {1}
 
 
 def test_rules_are_found_by_name() -> None:
