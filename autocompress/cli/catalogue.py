@@ -91,4 +91,5 @@ def listing_table(rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 def _first_line(item: object) -> str:
-    return (item.__doc__ or "").strip().partition("\n")[0]
+    # Docstrings are reStructuredText; its marks for code mean nothing on a terminal.
+    return (item.__doc__ or "").strip().partition("\n")[0].replace("``", "")

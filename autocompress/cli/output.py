@@ -42,7 +42,8 @@ def print_pick(pick: Pick, front: Front) -> None:
     for neighbour in pick.neighbours:
         print(f"  {neighbour.kind}: {neighbour.text}")
     if pick.ties is not None:
-        print(f"  tied: {describe_ties(pick, pick.ties, front.to_pandas(), front.info)} ({pick.ties.method})")
+        text = describe_ties(pick, pick.ties, front.to_pandas(), front.info).removesuffix(".")
+        print(f"  tied: {text} ({pick.ties.method})")
     if pick.simulated:
         print(f"  simulated: {pick.simulated} (no kernel on this target: the score is exact, a speed-up is not shown)")
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from autocompress.core.atomic import write_atomic
+
+_LOGGER = logging.getLogger(__name__)
 
 # Nested values do not fit into a CSV cell; front.json has them.
 _NESTED = ("details", "curve")
@@ -40,6 +43,7 @@ def write_tables(folder: Path, candidates: pd.DataFrame, trials: pd.DataFrame, f
         # UTF-8 cannot encode a lone surrogate, which a file name on Linux may contain: write its escape.
         write_atomic(Path(folder) / name, text.encode("utf-8", "backslashreplace"))
     write_atomic(Path(folder) / "candidates.parquet", to_parquet(candidates))
+    _LOGGER.info("wrote %d candidates and %d trials to %s", len(candidates), len(trials), folder)
     return [Path(folder) / name for name in (*files, "candidates.parquet")]
 
 

@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import json
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,6 +57,8 @@ from autocompress.report.table_view import (
     rank_rows,
 )
 from autocompress.report.uncertainty import pick_confidence, repeats_content
+
+_LOGGER = logging.getLogger(__name__)
 
 #: File name of the page in the run folder.
 PAGE = "report.html"
@@ -117,7 +120,9 @@ def render_page(
         candidates = candidates.assign(**{SIMULATED: describe_simulation(candidates)})
     content = _page_content(candidates, trials, info, picked, repeated, _run_argument(folder), live)
     content["exported"] = {path.parent.name for path in folder.glob("picks/*/manifest.json")}
-    return load_templates().get_template("page.html.jinja").render(content)
+    page = load_templates().get_template("page.html.jinja").render(content)
+    _LOGGER.info("rendered the page of %s: %d candidates, %d KB", folder, len(candidates), len(page) // 1000)
+    return page
 
 
 def _page_content(
