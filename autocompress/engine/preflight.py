@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import JsonValue
-
 from autocompress.core.formatting import format_plural
 from autocompress.engine.spec import Spec
 from autocompress.errors import RunFolderError, UnfinishedRunError
-from autocompress.store.connection import DATABASE, taken
+from autocompress.store.connection import DATABASE, existing_run_error
 from autocompress.store.run_store import RunStore
 
 
@@ -30,10 +28,10 @@ def check_run_folder(folder: Path, spec: Spec, *, resume: bool, command: str = "
     with RunStore.open(folder) as store:
         info = store.run_info()
         before, ended = info.content, info.is_finished
-        trials = len(store.trials())
+        trials = len(store.trial_table())
     if before != spec.immutable_content():
         if not resume:
-            raise taken(folder)
+            raise existing_run_error(folder)
         changed = _first_difference(before, spec.immutable_content())
         raise RunFolderError(
             f"{folder} was searched with another spec: {changed} differs; restore it, or --name a new run"
@@ -41,7 +39,7 @@ def check_run_folder(folder: Path, spec: Spec, *, resume: bool, command: str = "
     if resume:
         return
     if ended:
-        raise taken(folder)
+        raise existing_run_error(folder)
     again = f"{command} --resume" if command else "search(..., resume=True)"
     raise UnfinishedRunError(
         f"{folder} holds the same search, unfinished, with {format_plural(trials, 'trial')}; continue it with: {again} "
@@ -49,7 +47,7 @@ def check_run_folder(folder: Path, spec: Spec, *, resume: bool, command: str = "
     )
 
 
-def _first_difference(before: JsonValue, after: JsonValue, key: str = "") -> str:
+def _first_difference(before: object, after: object, key: str = "") -> str:
     """Return the first dotted key whose values differ, with both values."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in sorted({*before, *after}):

@@ -1,6 +1,7 @@
 """YAML reader that records lines, reads ``1e-3`` as a number, and accepts plain values only."""
 
 import re
+from typing import Any
 
 import yaml
 from pydantic import JsonValue
@@ -19,7 +20,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            parser: Any = self  # PyYAML's stubs leave `peek_event` untyped.
+            mark = parser.peek_event().start_mark
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed here", mark)
         return super().compose_node(parent, index)
 

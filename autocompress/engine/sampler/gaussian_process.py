@@ -75,8 +75,7 @@ class GaussianProcess:
 
     All covariances are in units of ``scale^2``: ``K = k(X, X) + NOISE I`` and ``A = scale^2 B^-1 + H^T K^-1 H`` do not
     change with the scale, save for the prior's part of ``A``. With ``K = L L^T``, each product with ``K^-1`` becomes a
-    plain product of whitened columns ``L^-1 H`` and ``L^-1 y``. (It is this project's own because scikit-learn's
-    GaussianProcessRegressor has no basis functions with a prior, and importing it would add IMPORT_FIGURES.)
+    plain product of whitened columns ``L^-1 H`` and ``L^-1 y``.
 
     Args:
         inputs: The observed trials, ``N`` of them.
