@@ -24,6 +24,7 @@ class BiasCorrection:
 
     def copy_statistics(self) -> "BiasCorrection":
         """Return a new object with the same recorded outputs that has not corrected any layer."""
+        # The sums are shared, not copied: nothing is recorded after the calibration pass.
         other = BiasCorrection()
         other._sums, other._rows, other._calls = self._sums, self._rows, self._calls
         return other
@@ -33,6 +34,7 @@ class BiasCorrection:
         if layer_bias(layer) is None:
             return
         rows = flatten_positions(layer, output)
+        # Sums and counts of positions, because calibration batches can differ in size.
         self._sums[name] = self._sums.get(name, 0.0) + rows.sum(0)
         self._rows[name] = self._rows.get(name, 0) + len(rows)
         self._calls[name] = self._calls.get(name, 0) + is_first_batch
@@ -52,6 +54,7 @@ class BiasCorrection:
             output: Output of the layer for all calibration batches.
             round_bias: Function that rounds the bias to the values that the layer can represent.
         """
+        # A layer with several calls per batch has several mean outputs, which one bias cannot correct.
         shift, bias = self.compute_shift(name, layer, output), layer_bias(layer)
         if shift is None or bias is None:
             return output

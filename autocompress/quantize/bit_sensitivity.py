@@ -69,6 +69,7 @@ def measure_sensitivity(
             for bits, quantized in weights[name].items():
                 set_weight(layer, quantized)
                 weight_losses[bits] = _require_finite(measure(), name, bits)
+            # The very parameter from before, so weights that are shared with other layers stay shared.
             layer.weight = exact
             for bits, grid in inputs[name].items():
                 attach_input_quantizer(layer, FakeQuantize(grid, bits))
@@ -122,6 +123,7 @@ class OutputDivergence:
         return float(torch.stack(parts).sum()) / len(self._inputs[0])
 
     def _log_probabilities(self) -> list[Tensor]:
+        # In double precision, because a divergence is a small difference of larger terms.
         return [F.log_softmax(leaf.double(), -1) for leaf in tree_leaves(self._model(*self._inputs))]
 
 
@@ -141,6 +143,7 @@ class LossIncrease:
             raise CompressionError("sensitivities need the loss on calibration batches: the context lacks it")
         self._model, self._inputs, self._loss = quantizer.model, quantizer.join_batches(), context.loss
         heads = context.targets[0]
+        # All batches are joined to one, because each sensitivity needs a forward pass over all of them.
         self._targets = {head: torch.cat([targets[head] for targets in context.targets]) for head in heads}
         self._exact = self._compute_loss()
 

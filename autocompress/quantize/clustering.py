@@ -33,6 +33,7 @@ def cluster_values(values: Tensor, weights: Tensor, count: int) -> Tensor:
         [1.5, 9.0]
     """
     points, index = np.unique(values.detach().flatten().double().numpy(), return_inverse=True)
+    # No error is possible below this number of distinct values.
     if len(points) <= count:
         return torch.from_numpy(points)
     mass = np.bincount(index, weights.detach().flatten().double().numpy()).astype(np.float64)
@@ -79,6 +80,7 @@ class _WeightedPoints:
         cost = np.full(width.shape, np.inf)
         np.divide(shift**2, width, out=cost, where=width > 0)
         cost = np.where(width > 0, square[:, None] - square - cost, np.inf)
+        # best[b]: smallest cost of the points before bound b with the clusters so far; each pass adds one cluster.
         best, predecessors = cost[:, 0], []
         for _ in range(count - 1):
             total = cost + best
@@ -93,6 +95,7 @@ class _WeightedPoints:
         """Return the cluster centres after Lloyd's algorithm, which ends when no point changes its cluster."""
         for _ in range(LLOYD_ITERATIONS):
             centres = np.diff(self._moment[bounds]) / np.diff(self._mass[bounds]) + self._mean
+            # On a line the cluster borders are the midpoints between neighbouring centres.
             inner = np.searchsorted(self.points, (centres[1:] + centres[:-1]) / 2, side="right")
             before, bounds = bounds, np.concatenate([[0], inner, [len(self.points)]])
             # A cluster loses all of its points where two other centres are nearer to them; its mean would be undefined.

@@ -45,6 +45,7 @@ class FakeQuantize(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Return the values rounded to the grid, ``[...] -> [...]``."""
         low, high = self.low - int(self.zero_point), self.high - int(self.zero_point)
+        # The straight-through estimator stores a tensor for the backward pass; it runs only where a gradient is needed.
         if values.requires_grad and torch.is_grad_enabled():
             return ste_quantize(values, self.scale, low, high)
         # Ten times as fast as torch's operator, whose loop is not vectorised. It divides as ONNX does, where torch
@@ -86,6 +87,7 @@ def _quantize_first_input(
     layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     quantizer = layer.get_submodule(INPUT)
+    # Layers can be called with `input=`; only the first argument is quantized.
     if args:
         return (quantizer(args[0]), *args[1:]), kwargs
     return args, kwargs | {"input": quantizer(kwargs["input"])}

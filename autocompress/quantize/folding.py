@@ -73,6 +73,7 @@ def fold_with_report(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.
     """Return the model of :func:`fold_batch_norm` and a list of all folded pairs, including earlier ones."""
     unfolded = copy_model(model).eval()
     norms = _batch_norm_names(unfolded)
+    # A model without normalizations, such as a folded one, needs no tracing.
     if not norms:
         return unfolded, FoldingResult(find_folded_pairs(unfolded))
     try:
@@ -81,6 +82,7 @@ def fold_with_report(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[nn.
         return unfolded, FoldingResult(
             find_folded_pairs(unfolded), norms, f"the model cannot be traced ({_first_line(error)})"
         )
+    # A second copy, because the first is returned if the outputs of the folded one differ.
     folded = copy_model(unfolded)
     for names in pairs:
         layer, norm = (folded.get_submodule(name) for name in names)
@@ -114,6 +116,7 @@ def fold_structure(model: nn.Module, pairs: Sequence[Sequence[str]]) -> None:
             continue
         if not isinstance(layer, FOLDABLE) or not isinstance(norm, BATCH_NORM):
             raise CompressionError(f"'{norm_name}' cannot be folded into '{layer_name}': the model is another one")
+        # The values are placeholders until the `state_dict` is loaded, but a bias must exist to be loaded.
         bias = layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach().clone()
         _replace_pair(model, layer, layer_name, norm_name, layer.weight.detach().clone(), bias)
 

@@ -24,6 +24,7 @@ def add_layer_to_errors(layer: str, tensor: str) -> Iterator[None]:
     try:
         yield
     except CompressionError as error:
+        # Without a cause: the message already contains the text of the original error.
         raise CompressionError(f"layer '{layer}', {tensor}: {error}") from None
 
 
@@ -64,6 +65,7 @@ def find_layers(model: nn.Module) -> dict[str, Layer]:
         and getattr(module, "max_norm", None) is None
     }
     for name, layer in layers.items():
+        # A parametrized weight is computed at each access and cannot be replaced by another parameter.
         if "weight" not in layer._parameters:
             raise CompressionError(f"layer '{name}' computes its weight; remove its parametrization first")
         if hasattr(layer, INPUT):

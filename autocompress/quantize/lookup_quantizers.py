@@ -30,6 +30,7 @@ class LookupTable:
 
     def encode(self, values: Tensor) -> Tensor:
         """Return the code of the nearest level, uint8; a tie goes to the lower level."""
+        # Nearest level: the number of midpoints below the value is the code. In double precision to keep ties exact.
         midpoints = (self.levels[1:].double() + self.levels[:-1].double()) / 2
         return torch.bucketize(values.double() / broadcast_parameter(self.scale, values, self.group), midpoints).to(
             torch.uint8
@@ -103,4 +104,5 @@ def fit_codebook(values: Tensor, scale: Tensor, group: int, bits: int) -> Lookup
         levels = cluster_values(normalized[~zero], scales[~zero].square(), count)
     if count < 2**bits:
         levels = torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+    # `unique` sorts the levels and merges those that are equal in float32.
     return LookupTable(levels.float().unique(), scale, group)

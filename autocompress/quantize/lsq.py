@@ -55,6 +55,7 @@ class LearnedStep(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the step sizes, shaped like ``start``."""
+        # The drift starts at zero, so the first steps are exactly the calibrated ones.
         return self.start * self.drift.exp()
 
 

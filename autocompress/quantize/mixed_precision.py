@@ -101,6 +101,7 @@ class MixedPrecision:
             input_widths = BIT_WIDTHS if config.budget == "bops" else (config.activation_bits,)
             inputs = _input_grids(quantizer, config, [bits for bits in input_widths if bits < 32])
             weights = _encode_weights(quantizer, config)
+            # Costs are known before any measurement, so an infeasible budget fails at once.
             unit_costs = _unit_costs(quantizer, config.budget)
             budget = _BitBudget(config, sum(unit_costs.values()))
             budget.require_feasible(min(BIT_WIDTHS), min(input_widths))
@@ -110,6 +111,7 @@ class MixedPrecision:
             }
             solution = SOLVERS[config.solver]([list(layer.values()) for layer in options.values()], budget.max_cost)
             chosen = {name: list(layer)[index] for (name, layer), index in zip(options.items(), solution, strict=True)}
+            # Only now is the model quantized: the measurements need it in floating point.
             for name, (weight_bits, input_bits) in chosen.items():
                 if input_bits < 32:
                     quantizer.quantize_input(name, inputs[name][input_bits], input_bits)
@@ -272,6 +274,7 @@ def _describe_assignment(
         costs, losses = zip(*(options[name][bits] for name, bits in assignment.items()), strict=True)
         return budget.to_bits(sum(costs)), sum(losses)
 
+    # Bit-widths between two candidates are compared with the smaller one, which stays within the budget.
     uniform_bits = max(bits for bits in BIT_WIDTHS if bits <= budget.config.budget_bits)
     uniform_input_bits = uniform_bits if len(input_widths) > 1 else input_widths[0]
     uniform_pair = (uniform_bits, uniform_input_bits)

@@ -51,6 +51,7 @@ def unpack_codes(packed: Tensor, bits: int, shape: tuple[int, ...], offset: int,
     if packed.dtype != torch.uint8 or tuple(packed.shape) != (size,):
         raise ValueError(f"{count} codes of {bits} bits take {size} bytes, got {list(packed.shape)}")
     planes = np.unpackbits(packed.cpu().numpy(), count=count * bits, bitorder="little").reshape(count, bits)
+    # Codes have at most 8 bits, so each row of bits packs to exactly one byte.
     shifted = np.packbits(planes, axis=1, bitorder="little").reshape(shape)
     return (torch.from_numpy(shifted).to(torch.int64) + offset).to(dtype)
 

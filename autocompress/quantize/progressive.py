@@ -96,6 +96,7 @@ class Progressive:
             return train_with_rounding(model, identity, context, factory)
         if context.score is None or context.fine_tune is None:
             raise CompressionError("progressive quantization trains and measures in each stage; the context does not")
+        # The score of the model in floating point: `floor` limits the loss relative to it.
         first_score = context.score(copy.deepcopy(model).eval())
         path: list[dict[str, object]] = [{"weight_bits": 32, "activation_bits": 32, "score": first_score, "kept": True}]
         best: tuple[nn.Module, MethodState] | None = None
@@ -114,6 +115,7 @@ class Progressive:
             if not is_kept:
                 break
             best = quantized, replace(state, history={**state.history, "folded": folded})
+            # The next stage starts from the weights before rounding, which the quantized model no longer has.
             source = fold_batch_norm(model, context.example)
             source.load_state_dict({**source.state_dict(), **{k: trained[k] for k in source.state_dict()}})
         if best is None:

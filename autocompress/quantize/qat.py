@@ -99,6 +99,7 @@ class QATInputQuantizer(TrainableInputQuantizer):
             self._average.observe(values)
             low, high = (end * share for end, share in zip(self._average.range(), self._shares, strict=True))
             grid = fit_activation_grid((low, high), self._scheme, self._bits)
+            # The buffers are replaced, so the `state_dict` always contains the current grid.
             self.rounding.scale, self.rounding.zero_point = grid.scale, grid.zero_point
             self.rounding.low, self.rounding.high = grid.low, grid.high
         rounded: Tensor = self.rounding(values)

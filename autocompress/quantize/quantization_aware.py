@@ -139,6 +139,7 @@ class WeightParametrization(nn.Module):
         mask = weight != 0
         # Without pruned weights there is no mask, which saves a product in every step.
         self.register_buffer("mask", None if bool(mask.all()) else mask.to(weight.dtype))
+        # The first scale clips to the least squared error; training starts from there.
         blocks = split_blocks(weight, coding)
         low, high = torch.aminmax(blocks, dim=1)
         self.rounding = factory.build_weight_quantizer(blocks, search_clipping(blocks, low, high, coding), coding)
@@ -207,6 +208,7 @@ def train_with_rounding(
                 quantizer.quantize_input(name, inputs[name].grid, settings.activation_bits)
             if settings.weight_bits < 32:
                 parametrization = _weight_parametrization(layer)
+                # Leaves the trained floating-point weight, which is encoded with the last scale.
                 parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
                 quantizer.quantize_weight(name, parametrization.encode(layer.weight), settings.weight_bits)
         return quantizer.finalize({"trained": {"epochs": settings.epochs, "learning_rate": settings.learning_rate}})

@@ -63,6 +63,7 @@ class LinearQuantizer:
         """Return the code of each value; values outside the range are clipped."""
         scale = broadcast_parameter(grid.scale, values, grid.group)
         zero_point = broadcast_parameter(grid.zero_point, values, grid.group)
+        # Multiplies by the reciprocal as torch's fake-quantization operators do, so that ties are rounded alike.
         return values.mul(scale.reciprocal()).round_().add_(zero_point).clamp_(grid.low, grid.high).to(grid.dtype)
 
     def decode(self, codes: Tensor, grid: Grid) -> Tensor:
@@ -88,6 +89,7 @@ class SymmetricQuantizer(LinearQuantizer):
 
     def fit(self, low: Tensor, high: Tensor, bits: int) -> Grid:
         """Return the grid for values from ``low`` to ``high``, two tensors of the same shape."""
+        # In double precision, so that the float32 scale is rounded only once.
         low, high = low.double(), high.double()
         if self.unsigned and bool((low >= 0).all()):
             steps, first, last = 2.0**bits - 1, 0, 2**bits - 1
@@ -112,6 +114,7 @@ class AsymmetricQuantizer(LinearQuantizer):
         """Return the grid for values from ``low`` to ``high``, two tensors of the same shape."""
         low, high = low.double(), high.double()
         last = 2**bits - 1
+        # Zero must have a code: padding and pruned weights are zero.
         below, above = low.clamp(max=0), high.clamp(min=0)
         width = above - below
         scale = _limit_scale(width / last, width, exact=low == high)

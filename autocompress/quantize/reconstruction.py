@@ -57,11 +57,13 @@ class Moments:
         """
         groups = 1 if isinstance(layer, nn.Linear) else layer.groups
         rows = unfold_patches(layer, inputs)
+        # Channel groups become the batch dimension, so that one product serves all groups.
         x = rows.view(len(rows), groups, -1).movedim(1, 0)
         y = targets if layer.bias is None else targets - layer.bias.detach()
         weight = layer.weight.detach().reshape(groups, -1, x.shape[-1])
         residual = y.reshape(len(y), groups, -1).movedim(1, 0) - x @ weight.mT
         moments = cls(x.mT @ x / len(rows), residual.mT @ x / len(rows), residual.square().mean(1))
+        # An infinite error has no gradient that the rounding could follow.
         if not bool(moments.output_error(layer.weight.detach()).isfinite().all()):
             raise CompressionError(
                 "the squares of what it gives are too large for 32 bits; scale the model's inputs down"
@@ -131,6 +133,7 @@ def learn_rounding(steps: WeightSteps, moments: Moments, iterations: int) -> Lea
     """
     nearest = steps.nearest
     errors = moments.output_error(steps.weight_change(nearest))
+    # The regularizer has a fixed scale, so the error is measured relative to that of rounding to the nearest.
     unit = errors.sum().clamp(min=torch.finfo(errors.dtype).tiny)
     exact = steps.weight / steps.scale
     floor = exact.floor()
@@ -208,6 +211,7 @@ def anneal_beta(share: float) -> float | None:
         >>> anneal_beta(0.1), anneal_beta(0.2), round(anneal_beta(0.6), 3)
         (None, 20.0, 11.0)
     """
+    # Without the regularizer the roundings first move to a good soft solution.
     if share < WARM_UP:
         return None
     progress = (share - WARM_UP) / (1 - WARM_UP)
@@ -218,6 +222,7 @@ def unfold_patches(layer: WeightedLayer, inputs: Tensor) -> Tensor:
     """Return the inputs that each output position of a layer reads, ``[P, groups * K]``."""
     if isinstance(layer, nn.Linear):
         return inputs.flatten(0, -2)
+    # `unfold` pads with zeros only, so the layer's own padding is applied first.
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
     kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride

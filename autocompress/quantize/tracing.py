@@ -36,6 +36,7 @@ def find_outputs_to_quantize(
     """
     try:
         graph = trace_graph(model, example)
+    # Such a model keeps its outputs in floating point, which is slower but correct.
     except Exception:  # torch.fx raises whatever the traced forward raises on a proxy
         return {}
     readers = _OutputReaders(dict(model.named_modules()), quantized)
@@ -68,6 +69,7 @@ class _OutputReaders:
     def find_open_relu(self, node: fx.Node) -> bool | None:
         """Return whether a ReLU follows a call, or None where every reader is a quantized layer."""
         users = list(node.users)
+        # Dropout and identity do nothing in evaluation mode, so a ReLU behind them still follows the layer.
         while len(users) == 1 and self._is_identity(users[0]):
             users = list(users[0].users)
         has_relu = len(users) == 1 and self._is_relu(users[0])

@@ -174,6 +174,7 @@ def search_clipping(blocks: Tensor, low: Tensor, high: Tensor, coding: WeightCod
     """Return the share of each block's range that minimizes the squared error, ``[B, n] -> [B]``."""
     quantizer = WEIGHT_QUANTIZERS[coding.scheme]
     shares = torch.tensor(CLIPPING_SHARES, dtype=low.dtype)
+    # Few shares at once for large weights, all at once for small ones.
     chunk_size = max(1, LARGEST_SEARCH // blocks.numel())
     errors = [
         compute_squared_error(blocks, quantizer.fit(low * chunk[:, None], high * chunk[:, None], coding.bits)).sum(-1)
@@ -223,6 +224,7 @@ def load_weight(
     is_table = entry.get("by") == "table"
     parts = ("codes", "scale", "levels" if is_table else "zero_point")
     codes, scale, last = (tensors[f"{layer}.weight_{part}"] for part in parts)
+    # Files can be edited or belong to another model, so every shape is checked before it is used.
     if codes.shape != shape:
         raise CompressionError(f"layer '{layer}' has another shape: {list(codes.shape)} codes, {list(shape)} weights")
     group = int(entry.get("group", 0))
@@ -245,6 +247,7 @@ def _fit_power_of_two(blocks: Tensor, max_abs: Tensor, coding: WeightCoding) -> 
     table = fit_power_of_two_table(max_abs, coding.bits)
     if coding.observer == "minmax":
         return table
+    # Smaller scales clip the largest weights and represent the many small ones better.
     tables = [replace(table, scale=table.scale * factor) for factor in SCALE_FACTORS]
     errors = [(option.decode(option.encode(blocks)) - blocks).square().sum(1) for option in tables]
     best = torch.stack(errors).argmin(0)

@@ -15,7 +15,7 @@ from autocompress.core.method import LayerBits, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.export.onnx import export_quantized
-from autocompress.export.runtime import session
+from autocompress.export.runtime import create_session
 from autocompress.quantize.activation_recorder import MinMaxObserver
 from autocompress.quantize.folding import FoldedBatchNorm
 from autocompress.quantize.lsq import LSQ, LSQConfig, LSQRounding
@@ -147,7 +147,7 @@ class TestEveryMethod:
             logits = out(data[2])
             assert torch.equal(restored(data[2]), logits)
         proto = export_quantized(out, state, (data[0][:1],), {"label": 10})
-        running = session(proto.SerializeToString())
+        running = create_session(proto.SerializeToString())
         (logits_of_graph,) = running.run(None, {running.get_inputs()[0].name: data[2].numpy()})
         assert {node.op_type for node in proto.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
         assert float((torch.from_numpy(logits_of_graph).argmax(1) == logits.argmax(1)).float().mean()) >= 0.99
