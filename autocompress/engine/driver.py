@@ -130,6 +130,7 @@ class Driver:
         self._counts = dict.fromkeys(State, 0)
         self._skipped_keys: set[str] = set()
         self._candidate_count = 0
+        self._interrupted_trials = 0
         self._next_number = 0
         self._earlier_seconds = 0.0
         self._started_at = monotonic_seconds()
@@ -308,6 +309,7 @@ class Driver:
         """Return the next segment of a paused trial, or ``None`` if it would not end in time."""
         # An empty front is worse than a late one, so the limit does not hold before the first complete trial.
         if self._archive.list_front() and self._time_budget.is_too_late(self._scheduler.count_job_epochs(segment)):
+            logger.debug("trial %d: not promoted, as it would end after the time limit", segment.number)
             return None
         logger.info("trial %d: promoted, trains up to %s", segment.number, segment.until or "its end")
         self._scheduler.resume_trial(segment.number)
@@ -441,10 +443,8 @@ class Driver:
 
     def _end_search(self) -> None:
         logger.info(
-            "search ended after %d of %d trials and %.0f s",
-            self._scheduler.trial_count,
-            self._search.trials,
-            self.elapsed_seconds,
+            "no job is left after %d of %d trials and %.0f s",
+            *(self._scheduler.trial_count, self._search.trials, self.elapsed_seconds),
         )
         self._stop_trials(self._scheduler.stop_paused_trials())
         self._sampler.export_tables()

@@ -410,6 +410,6 @@ def test_decisions_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         "promoted, trains up to",
         "stopped early",
         "resumed after",
-        "search ended",
+        "no job is left",
     ):
         assert decision in caplog.text
