@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autocompress.analysis.confirmation import top
-from autocompress.analysis.pareto import axes
-from autocompress.analysis.selection import pick
+from autocompress.analysis.confirmation import select_for_confirmation
+from autocompress.analysis.pareto import primary_objectives
+from autocompress.analysis.selection import select_candidate
 from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.core.plugins import collect_plugins
 from autocompress.core.records import Cut, Job, Role, State, TrialResult
@@ -40,7 +40,7 @@ def confirm_candidates(
 
     Args:
         folder: The run folder.
-        count: Number of candidates: the pick and its neighbours on the front, see :func:`confirmation.top`.
+        count: Number of candidates: the pick and its neighbours on the front, see :func:`select_for_confirmation`.
         seeds: Number of repeats of each candidate.
         candidates: Ids of the candidates to repeat instead.
         workers: Number of workers in place of the run's own.
@@ -80,14 +80,14 @@ def _serialize_teacher(setup: Setup) -> SerializedTeacher:
 
 
 def _select_candidates(store: RunStore, count: int) -> list[str]:
-    table, info = store.candidates(), store.run_info()
-    return top(table, info, pick(table, info).id, count)
+    table, info = store.candidate_table(), store.run_info()
+    return select_for_confirmation(table, info, select_candidate(table, info).id, count)
 
 
 def _load_configs(store: RunStore, ids: Sequence[str]) -> dict[str, CompressionConfig]:
     configs = {}
     for identity in ids:
-        candidate = store.candidate(identity)
+        candidate = store.read_candidate(identity)
         if not candidate.complete:
             raise UsageError(f"'{identity}' was measured before its trial was complete: it cannot be repeated")
         configs[identity] = candidate.config
@@ -123,8 +123,8 @@ class Repeats:
     reasons: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._score = axes(self.store.run_info().objectives)[1].name
-        stored = self.store.stored_trials()
+        self._score = primary_objectives(self.store.run_info().objectives)[1].name
+        stored = self.store.read_trials()
         self._next = max((trial.job.number + 1 for trial in stored), default=0)
         self._waiting: list[tuple[Job, bool]] = []
         done: set[tuple[str, Cut]] = set()
@@ -179,7 +179,7 @@ class Repeats:
         bare = tuple(replace(candidate, checkpoint="") for candidate in result.candidates)
         if result.reason:
             self.reasons.append(result.reason)
-        self.store.finish(
+        self.store.record_result(
             replace(result, candidates=bare, checkpoints={}),
             elapsed=self.store.run_info().seconds or 0.0,
             # A repeat is no part of the search's front.
@@ -199,10 +199,10 @@ class Repeats:
         Raises:
             SearchFailedError: Every repeat failed.
         """
-        if not any(self.store.candidates_of(job.number) for job in self._list_repeats()):
+        if not any(self.store.read_trial_candidates(job.number) for job in self._list_repeats()):
             raise SearchFailedError(
                 f"every repeat failed: {'; '.join(dict.fromkeys(self.reasons)) or 'no reason was recorded'}"
             )
 
     def _list_repeats(self) -> list[Job]:
-        return [trial.job for trial in self.store.stored_trials() if trial.job.role is Role.CONFIRM]
+        return [trial.job for trial in self.store.read_trials() if trial.job.role is Role.CONFIRM]

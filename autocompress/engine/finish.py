@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from autocompress.analysis.pareto import axes, full_fidelity, pareto_front
-from autocompress.analysis.selection import pick
+from autocompress.analysis.pareto import primary_objectives, full_fidelity, pareto_front
+from autocompress.analysis.selection import select_candidate
 from autocompress.core.config import Part
 from autocompress.core.records import Cut, Job, Role
 from autocompress.errors import NoCandidateError
@@ -30,16 +30,16 @@ def finish_run(setup: Setup, minutes: float | None, store: RunStore) -> None:
         minutes: Time budget of the run, in minutes; ``None`` for no limit.
         store: The open store of the run.
     """
-    table, info = store.candidates(), store.run_info()
+    table, info = store.candidate_table(), store.run_info()
     front = list(pareto_front(full_fidelity(table), info.objectives, info.limits)["id"])
     try:
-        recommended = pick(table, info).id
+        recommended = select_candidate(table, info).id
     except NoCandidateError:
         recommended = ""
     baselines = _train_baseline(setup, minutes, store, [recommended, *reversed(front)] if recommended else [])
     models = {}
     for identity in dict.fromkeys([*front, *filter(None, [recommended]), *baselines]):
-        candidate = store.candidate(identity)
+        candidate = store.read_candidate(identity)
         models[identity] = (candidate, store.checkpoint_path(candidate.checkpoint).read_bytes())
     scores, teacher = score_test_split(models, setup)
     store.add_scores({identity: {"test": values} for identity, values in scores.items()})
@@ -63,7 +63,7 @@ def detect_validation_leak(store: RunStore, test: Mapping[str, float]) -> list[s
     """
     info = store.run_info()
     sizes = info.splits
-    _, score = axes(info.objectives)
+    _, score = primary_objectives(info.objectives)
     name = score.name
     before, after = info.teacher.score(name), test.get(name)
     if name != "accuracy" or before is None or after is None:
@@ -84,17 +84,17 @@ def _train_baseline(setup: Setup, minutes: float | None, store: RunStore, ids: l
 
     The result is empty where no candidate is distilled, or where the trial would exceed its share of the time budget.
     """
-    distilled = [candidate for candidate in map(store.candidate, ids) if candidate.config.distill != PLAIN]
+    distilled = [candidate for candidate in map(store.read_candidate, ids) if candidate.config.distill != PLAIN]
     if not distilled:
         return {}
     candidate = distilled[0]
     label = f"{candidate.id} without distillation"
     config = replace(candidate.config, distill=PLAIN)
-    stored = store.stored_trials()
+    stored = store.read_trials()
     # A resumed run may have trained it already.
     for trial in stored:
         if trial.job.role is Role.BASELINE:
-            for earlier in store.candidates_of(trial.job.number):
+            for earlier in store.read_trial_candidates(trial.job.number):
                 if earlier.config == config:
                     return {earlier.id: label}
     seconds = sum(trial.seconds or 0.0 for trial in stored if trial.job.training == candidate.config.training)
@@ -105,5 +105,5 @@ def _train_baseline(setup: Setup, minutes: float | None, store: RunStore, ids: l
     job = Job(number, config.training, (Cut(config.prune, config.quantize),), Role.BASELINE)
     store.add_job(job, None)
     result = TrialRunner(setup)(job)
-    store.finish(result, elapsed=store.run_info().seconds or 0.0, hypervolume=float("nan"))
+    store.record_result(result, elapsed=store.run_info().seconds or 0.0, hypervolume=float("nan"))
     return {baseline.id: label for baseline in result.candidates}

@@ -48,7 +48,7 @@ def remove_unsafe_methods(space: Space, task: Task, splits: Splits) -> tuple[Spa
         if name not in reasons:
             method = PRUNE.get(name)
             # One step is enough to see whether the method works; a schedule would fine-tune in between.
-            values = {"pruning_ratio": PROBE_RATIO, "schedule": "one_shot"}
+            values: dict[str, Leaf] = {"pruning_ratio": PROBE_RATIO, "schedule": "one_shot"}
             settings = {knob: value for knob, value in values.items() if knob in method.config.knobs()}
             try:
                 method.apply(model, method.config.of(settings), context)

@@ -12,6 +12,8 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from autocompress.backends.base import Backend
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
@@ -251,7 +253,8 @@ def _describe_run(plan: Plan, store: RunStore, teacher: Teacher) -> None:
     measured = teacher_record(plan.setup)
     # A resumed run whose search had ended knows the teacher's score on the test split already.
     tested = {split: scores for split, scores in info.teacher.scores.items() if split == "test"}
-    config = {"student": recipe.student.to_json(), "fit": recipe.fit.to_json()}
+    student, fit = recipe.student, recipe.fit
+    config: dict[str, JsonValue] = {"student": {student.name: {**student.values}}, "fit": {fit.name: {**fit.values}}}
     teacher_info = TeacherInfo({**measured["scores"], **tested}, measured["costs"], config)
     environment = _describe_environment(plan)
     store.update_run_info(

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages import InMemoryStorage
@@ -53,7 +53,8 @@ class OptunaStorage(InMemoryStorage):
         self._write_entry("study", [int(direction) for direction in directions], study_name)
         return study_id
 
-    def set_study_system_attr(self, study_id: int, key: str, value: JsonValue) -> None:
+    # Optuna's own type of these values is private.
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """Set an attribute of a study."""
         value = _round_trip(value)
         super().set_study_system_attr(study_id, key, value)
@@ -87,7 +88,7 @@ class OptunaStorage(InMemoryStorage):
         self._write_entry("state", trial_id, int(state), None if values is None else list(values), *times)
         return is_changed
 
-    def set_trial_system_attr(self, trial_id: int, key: str, value: JsonValue) -> None:
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Set an attribute of a trial, such as its constraints or its enqueued values."""
         value = _round_trip(value)
         super().set_trial_system_attr(trial_id, key, value)
