@@ -29,13 +29,13 @@ started = time.perf_counter()
 import pandas as pd
 from pathlib import Path
 from autocompress.core.run_info import RunInfo
-from autocompress.analysis.selection import pick
+from autocompress.analysis.selection import select_candidate
 from autocompress.report import write_page
-here = Path(sys.argv[1])
-candidates, trials = (pd.read_pickle(here / f"{name}.pkl") for name in ("candidates", "trials"))
-info = RunInfo.from_json(json.loads((here / "meta.json").read_text()))
+folder = Path(sys.argv[1])
+candidates, trials = (pd.read_pickle(folder / f"{name}.pkl") for name in ("candidates", "trials"))
+info = RunInfo.from_json(json.loads((folder / "meta.json").read_text()))
 loaded = time.perf_counter()
-write_page(here / "report.html", candidates, trials, info, pick(candidates, info))
+write_page(folder / "report.html", candidates, trials, info, select_candidate(candidates, info))
 print(time.perf_counter() - started, time.perf_counter() - loaded, time.process_time())
 """
 _POINT_POSITION = """() => {

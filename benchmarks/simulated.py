@@ -72,7 +72,7 @@ def simulate(workers: int, trainings: int, job_seconds: float, sampler: str, see
         TemporaryDirectory() as folder,
         patch("autocompress.engine.driver.monotonic_seconds", lambda: clock),
         # The export for other tools is written once after the search and is not part of the measurement.
-        patch.object(OptunaSampler, "publish"),
+        patch.object(OptunaSampler, "export_tables"),
     ):
         store = RunStore.create(Path(folder), RunInfo(name="simulated"))
         directions, names = ["maximize", "minimize"], ["accuracy", "cost"]

@@ -4,7 +4,7 @@ Both fit the same model to the same synthetic trials and predict 300 others, as 
 score; the predictions agree. scikit-learn has no basis functions with a prior, so the trend becomes part of the kernel
 and the model is fitted again for each of the four values of the scale. The first table has milliseconds of processor
 time, medians of 15 runs in turn. The second has the seconds of processor time that a fresh process needs to import the
-engine, and the engine with `sklearn.gaussian_process`, medians of 5 in turn. One thread (`OMP_NUM_THREADS=1`).
+engine, and the engine with `sklearn.gaussian_process`, medians of 3 in turn. One thread (`OMP_NUM_THREADS=1`).
 """
 
 import argparse
@@ -152,7 +152,7 @@ def main() -> None:
         ours, theirs, difference = time_predictions(count, 15)
         lines.append(f"| {count} | {ours:.1f} | {theirs:.1f} | {difference:.0e} |")
     lines += ["", "| import | seconds |", "|---|---|"]
-    lines += [f"| {name} | {seconds:.2f} |" for name, seconds in time_imports(5).items()]
+    lines += [f"| {name} | {seconds:.2f} |" for name, seconds in time_imports(3).items()]
     print("\n".join(lines))
     write_atomic(options.out, "\n".join([*lines, ""]))
 

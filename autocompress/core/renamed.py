@@ -91,6 +91,7 @@ MODULES: Mapping[str, str] = {
     "quantize.coding": "quantize.weight_coding",
     "quantize.copying": "quantize.model_copy",
     "quantize.draft": "quantize.model_quantizer",
+    "quantize.fidelity": "quantize.model_quantizer",
     "quantize.histograms": "quantize.histogram_observers",
     "quantize.history": "quantize.serialization",
     "quantize.integer": "quantize.integer_arithmetic",
