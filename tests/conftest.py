@@ -17,6 +17,20 @@ from filelock import FileLock
 torch.set_num_threads(1)
 
 
+# Tests that use one of these fixtures start a Ray cluster or a browser.
+MARKS_OF_FIXTURES = {"ray_cluster": "ray", "browser": "browser"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need Ray or a browser, and let ``-m "not slow"`` leave them out."""
+    for item in items:
+        for fixture, mark in MARKS_OF_FIXTURES.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(mark)
+        if any(item.get_closest_marker(mark) for mark in MARKS_OF_FIXTURES.values()):
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def private_cache() -> None:
     # Shared by the runner's workers, so that one of them trains the teacher and the others wait for it.

@@ -75,7 +75,7 @@ def test_the_examples_of_a_page_run_in_the_order_in_which_they_stand(
             exec(compile(small_python(content), f"{page}.md", "exec"), known)
         elif kind == "yaml":
             before = "" if "task:" in content else "task: digits\nstudent: cnn\n"
-            assert open_space(parse_spec(before + content, f"{page}.md")).cuts()
+            assert open_space(parse_spec(before + content, f"{page}.md")).compression_grid()
         elif kind == "sh":
             for line in commands(content):
                 named.remove(line)
@@ -206,3 +206,15 @@ def test_every_public_name_is_in_the_reference() -> None:
     public = {name for name in autocompress.__all__ if not name.startswith("_")}
     # The exceptions are listed as they stand in their module.
     assert documented | {"AutocompressError"} >= public
+
+
+def test_the_functions_on_the_path_of_one_trial_exist() -> None:
+    rows = re.findall(r"^\| [^|]+ \| `(autocompress/[\w/]+)\.py` \| (.+) \|$", PAGES["architecture"], flags=re.MULTILINE)
+    assert len(rows) > 15
+    for path, names in rows:
+        module = importlib.import_module(path.replace("/", ".").removesuffix(".__init__"))
+        for name in re.findall(r"`([\w.]+)`", names):
+            owner: Any = module
+            for part in name.split("."):
+                owner = getattr(owner, part)
+            assert callable(owner), name
