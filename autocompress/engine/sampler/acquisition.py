@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.core.knobs import Leaf
-from autocompress.core.records import Candidate, Cut
+from autocompress.core.records import Candidate, CompressionRecipe
 from autocompress.core.run_info import ObjectiveSpec
 from autocompress.engine.limits import CostEstimator
 from autocompress.engine.sampler.encoding import Encoding
@@ -169,7 +169,7 @@ class SurrogateSampler:
         self._observations: dict[int, TrialObservations] = {}
         self._complete: list[int] = []
         self._complete_points: dict[CompressionConfig, Vector] = {}
-        self._effects: dict[Cut, list[Vector]] = {}
+        self._effects: dict[CompressionRecipe, list[Vector]] = {}
         # Median effects of the non-dominated compression recipes on normalised objectives, [K, M].
         self._median_effects: Vector = np.zeros((1, len(objectives)))
         # Costs of uncompressed students by fingerprint; empty where a student cannot be built.
@@ -218,7 +218,7 @@ class SurrogateSampler:
             before = self._complete_points.get(candidate.config.training)
             effect = None if before is None else self._normalise(candidate) - before
             if effect is not None and np.isfinite(effect).all():
-                recipe = Cut(candidate.config.prune, candidate.config.quantize)
+                recipe = CompressionRecipe(candidate.config.prune, candidate.config.quantize)
                 self._effects.setdefault(recipe, []).append(effect)
         if self._effects:
             medians = [np.median(np.stack(effects[-RECENT_EFFECTS:]), axis=0) for effects in self._effects.values()]
@@ -353,7 +353,7 @@ class SurrogateSampler:
                 new.add(key)
             if key not in self._costs:
                 try:
-                    self._costs[key] = next(iter(self._price(config, [Cut()])), {})
+                    self._costs[key] = next(iter(self._price(config, [CompressionRecipe()])), {})
                 except AutocompressError:
                     self._costs[key] = {}
             if self._costs[key]:

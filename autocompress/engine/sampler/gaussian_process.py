@@ -14,6 +14,10 @@ One product kernel covers architecture, recipe, cost and epochs, so that trials 
 prediction of complete ones (Swersky, Snoek and Adams 2014, arXiv:1406.3896). Its length scales are fixed: on a table of
 trials of the task ``digits``, predictions from 3 to 50 observations were no better with length scales that maximise the
 likelihood.
+
+scikit-learn's GaussianProcessRegressor has no basis functions with a prior. With the trend as a part of its kernel it
+gives the same predictions, but a selection takes 3 to 5 times as long, and its import adds 60% to the start of a search
+(``reports/benchmarks/surrogate.md``).
 """
 
 import math

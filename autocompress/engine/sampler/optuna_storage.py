@@ -42,8 +42,11 @@ class OptunaStorage(InMemoryStorage):
             "state": self._replay_state,
             "beside": self.set_trial_system_attr,
         }
-        for name, *arguments in store.read_notes():
-            replays[name](*arguments)
+        for entry in store.read_notes():
+            # The lists that `_write_entry` wrote.
+            assert isinstance(entry, list)
+            name, *arguments = entry
+            replays[str(name)](*arguments)
         # Only from here on are changes written.
         self._store = store
 
