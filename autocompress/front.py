@@ -1,4 +1,4 @@
-"""What a run came to: its candidates, its front, and what can be made of them."""
+"""A run as a Python object: its candidates, its front, and methods that select, report, export and measure."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from autocompress.analysis.confirmation import as_table, confirmed, without_repeats
-from autocompress.analysis.latency import timed, with_latency
+from autocompress.analysis.confirmation import tabulate_repeats, summarize_repeats, without_repeats
+from autocompress.analysis.latency import add_latency_column, with_latency
 from autocompress.analysis.pareto import full_fidelity, pareto_front
-from autocompress.analysis.query import where
-from autocompress.analysis.selection import Pick, pick
+from autocompress.analysis.query import filter_rows
+from autocompress.analysis.selection import Pick, select_candidate
 from autocompress.core.atomic import write_atomic
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError, UsageError
@@ -27,16 +27,16 @@ _NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
 
 
 class Front:
-    """The outcome of one run: its candidates, its front, and what can be made of them.
+    """One run: its candidates, its front, and methods that select, report, export and measure.
 
     Args:
         folder: The run folder.
 
     Attributes:
         folder: The run folder.
-        candidates: One row a candidate: its id, every knob by its dotted name, scores (``accuracy_search`` on
+        candidates: One row per candidate: its id, every hyperparameter by its dotted name, scores (``accuracy_search`` on
             search_val, ``accuracy`` on select_val, ``accuracy_test``), costs, and whether its training is ``complete``.
-        trials: One row a trial: its state, seconds, and the reason where it failed.
+        trials: One row per trial: its state, seconds, and the reason of a failure.
         info: Description of the run: objectives with their bounds, limits, teacher, splits, environment.
 
     Raises:
@@ -50,13 +50,13 @@ class Front:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._read()
+        self._read_run()
 
-    def _read(self) -> None:
+    def _read_run(self) -> None:
         with RunStore.read(self.folder) as store:
             self.info: RunInfo = with_latency(store.run_info())
-            self.candidates: pd.DataFrame = timed(store.candidates(), self.info)
-            self.trials: pd.DataFrame = store.trials()
+            self.candidates: pd.DataFrame = add_latency_column(store.candidate_table(), self.info)
+            self.trials: pd.DataFrame = store.trial_table()
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Front:
     def to_pandas(self) -> pd.DataFrame:
         """Return the front, the cheapest candidate first; plain metric names are select_val scores.
 
-        Of a search that is under way it is the front so far; limits of the search hold.
+        While a search is running, it is the front so far. The limits of the search hold.
         """
         if self.candidates.empty or not self.info.objectives:
             return self.candidates
@@ -90,7 +90,7 @@ class Front:
             UnknownNameError: A name is no column; the message suggests the nearest.
             UsageError: The expression is not a plain comparison of columns.
         """
-        return where(self.to_pandas(), expression)
+        return filter_rows(self.to_pandas(), expression)
 
     def pick(
         self,
@@ -101,23 +101,25 @@ class Front:
         knee: bool = False,
         candidate: str | None = None,
     ) -> Pick:
-        """Return the best candidate for what is asked; without arguments, the recommended one.
+        """Return the best candidate under the given limits; without arguments, the recommended one.
 
         Args:
             max: Largest value allowed, by column: ``{"effective_flops": 2e6}``.
             min: Smallest value allowed, by column.
-            prefer: The objective to be best at among what is allowed.
-            knee: Take the bend of the front.
-            candidate: Take this one.
+            prefer: Name of the objective to optimize.
+            knee: Whether to select the knee of the front.
+            candidate: Id of the candidate to select.
 
         Raises:
             NoCandidateError: Nothing satisfies the limits; the message names the nearest.
             UnknownNameError: A column, an objective or an id that does not exist; the message suggests the nearest.
-            UsageError: What is asked contradicts itself, or is about the test split.
+            UsageError: The arguments contradict each other, or name a score on the test split.
         """
         if self.candidates.empty:
             raise NoCandidateError(f"{self.folder} holds no candidates yet")
-        return pick(self.candidates, self.info, max=max, min=min, prefer=prefer, knee=knee, candidate=candidate)
+        return select_candidate(
+            self.candidates, self.info, max=max, min=min, prefer=prefer, knee=knee, candidate=candidate
+        )
 
     def confirm(
         self,
@@ -129,19 +131,19 @@ class Front:
         backend: str | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> pd.DataFrame:
-        """Repeat the top candidates from scratch with several seeds, and return what :meth:`confirmed` then says.
+        """Repeat the best candidates from scratch with several seeds, and return :meth:`confirmed`.
 
-        The pick is repeated, and those beside it on the front: by turns the next cheaper and the next better one. Each
-        repeat is the whole recipe with another seed (training, cut, recovery, quantization); test is read for it.
-        What was done before is kept and not done again. Call it under ``if __name__ == "__main__":``.
+        Repeated are the pick and its neighbours on the front, alternately the next cheaper and the next better one. A
+        repeat is the whole recipe with another seed (training, pruning, fine-tuning, quantization), scored on test.
+        Earlier repeats are kept and not executed again. Call it under ``if __name__ == "__main__":``.
 
         Args:
-            top: How many candidates.
-            seeds: How often each is repeated.
-            candidates: These instead, by their ids.
-            workers: Worker processes, instead of the run's own; 0 takes one per core.
-            backend: Where to train, instead of the run's own.
-            on_progress: Told the trainings that are done, and all of them.
+            top: Number of candidates.
+            seeds: Number of repeats of each candidate.
+            candidates: Ids of the candidates, instead of the selection above.
+            workers: Number of worker processes, instead of that of the run; 0 means one per core.
+            backend: Name of the backend, instead of that of the run.
+            on_progress: Callback with the number of finished trials and of all trials.
 
         Raises:
             UsageError: The search has not ended, or a candidate cannot be repeated.
@@ -161,24 +163,25 @@ class Front:
                 on_progress=on_progress,
             )
         finally:
-            self._read()
+            self._read_run()
         self.report()
         return self.confirmed()
 
     def confirmed(self) -> pd.DataFrame:
-        """Return one row for each candidate that was repeated: its means over seeds with their 95% intervals.
+        """Return one row per repeated candidate: its means over seeds with 95% intervals.
 
         Columns: ``id``, ``cost``, ``searched`` (its score in the search, on select_val), ``seeds``, ``failed``, and
         for each of ``select_val``, ``test`` and ``gap`` (test minus select_val) the mean, ``_low`` and ``_high``.
         """
-        found = confirmed(self.candidates, self.trials, self.info) if self.info.objectives else []
-        return as_table(found)
+        if not self.info.objectives:
+            return tabulate_repeats([])
+        return tabulate_repeats(summarize_repeats(self.candidates, self.trials, self.info))
 
     def report(self, out: Path | str | None = None) -> Path:
-        """Write the page with its CSV, JSON and Parquet twins; return the page's path.
+        """Write the page and the same data as CSV, JSON and Parquet; return the path of the page.
 
         Args:
-            out: The folder to write to; the run folder by default.
+            out: Output folder; the run folder by default.
 
         Raises:
             StorageError: No space is left, or the folder cannot be written.
@@ -192,50 +195,50 @@ class Front:
         return folder / PAGE
 
     def refer(self, other: "Front") -> None:
-        """Let the page draw another run's hypervolume beside this one's: that of a random search, say.
+        """Draw the hypervolume of another run, such as a random search, on the page of this run.
 
-        What is drawn of it is kept in this run.
+        The curve of the other run is stored in this run.
 
         Args:
             other: A run of the same task, objectives and data.
 
         Raises:
-            UsageError: The two do not compare, or nothing is known of the other one.
+            UsageError: The runs are not comparable, or the other one has no hypervolume.
         """
         from autocompress.report.reference import reference_of
 
         reference = reference_of(*tables_of([self, other]))
         with RunStore.open(self.folder) as store:
             store.update_run_info(replace(store.run_info(), reference=reference))
-        self._read()
+        self._read_run()
 
     def page(self, *, live: bool = False) -> str:
-        """Return the page without writing anything.
+        """Return the page as HTML without writing a file.
 
         Args:
-            live: Let it ask the server that sends it for newer ones.
+            live: Whether the page asks its server for newer versions.
         """
         from autocompress.report.page import render_page
 
-        return render_page(self.folder, self.candidates, self.trials, self.info, self._picked(), live=live)
+        return render_page(self.folder, self.candidates, self.trials, self.info, self._recommended_pick(), live=live)
 
-    def _picked(self) -> Pick | None:
-        with suppress(NoCandidateError):  # The page says so itself.
+    def _recommended_pick(self) -> Pick | None:
+        with suppress(NoCandidateError):  # The page shows the reason.
             return self.pick() if self.info.objectives else None
         return None
 
     def export(self, candidate: str | None = None, *, verify: bool = True) -> Path:
-        """Write one candidate as a deployable folder; return its path.
+        """Export one candidate as a deployable folder and return its path.
 
         Args:
-            candidate: Its id; the recommended one by default.
-            verify: Run the exported file on the test split and compare.
+            candidate: Id of the candidate; the recommended one by default.
+            verify: Whether to run the exported model on the test split and compare it with the stored scores.
 
         Raises:
-            VerificationError: The exported file does not behave as the searched candidate.
-            NoCandidateError: None was named, and none can be recommended.
+            VerificationError: The exported model does not behave as the searched candidate.
+            NoCandidateError: No candidate is named, and none can be recommended.
             UnknownNameError: There is no such candidate.
-            ArtifactError: The model cannot be exported, or something else than an artifact is in the place.
+            ArtifactError: The model cannot be exported, or the path exists and is not an artifact.
             StorageError: No space is left, or the folder cannot be written.
         """
         from autocompress.export.candidate import export_candidate
@@ -251,33 +254,33 @@ class Front:
         seconds: float = 0.3,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> dict[str, str]:
-        """Time the front, the pick and the teacher on this machine, as they would be exported.
+        """Measure the latency of the front, the pick and the teacher on this machine, as exported models.
 
-        The medians are kept in the run as ``latency_ms``: a column of the candidates, an axis of the page, and a name
-        for limits. It is no objective of the search, which counts costs that do not depend on a machine.
+        The medians are stored in the run as ``latency_ms``: a column of the candidates, an axis of the page, and a name
+        for limits. It is not an objective of the search, whose costs do not depend on a machine.
 
         Args:
-            candidates: These instead, by their ids.
-            batch: Examples in each run.
-            threads: Threads of onnxruntime.
-            seconds: How long to measure each.
-            on_progress: Told the models that are done, and all of them.
+            candidates: Ids of the candidates, instead of the selection above.
+            batch: Number of examples per run.
+            threads: Number of threads of onnxruntime.
+            seconds: Seconds to measure each model.
+            on_progress: Callback with the number of measured models and of all models.
 
         Returns:
-            Why some could not be timed, by their ids.
+            Reasons why models could not be measured, by id.
 
         Raises:
-            UsageError: There is no such candidate, or its training was not at its end.
-            VerificationError: A candidate is not here what the search stored.
+            UsageError: There is no such candidate, or its training is not complete.
+            VerificationError: A rebuilt candidate does not have its stored scores.
         """
         from autocompress.export.front_latency import time_run
 
-        picked = self._picked()
+        picked = self._recommended_pick()
         chosen = candidates or [*self.to_pandas()["id"], *([] if picked is None else [picked.id])]
         try:
             return time_run(self.folder, chosen, batch=batch, threads=threads, seconds=seconds, on_progress=on_progress)
         finally:
-            self._read()
+            self._read_run()
             self.report()
 
     def __len__(self) -> int:
@@ -287,21 +290,21 @@ class Front:
         return f"Front({str(self.folder)!r}: {len(self)} of {len(self.candidates)} candidates)"
 
     def figure(self) -> Any:
-        """Return the front as a plotly figure, as the page has it: for a notebook, or to be drawn on."""
+        """Return the front as the plotly figure of the page."""
         from autocompress.report.figures import front_figure
 
-        repeated = confirmed(self.candidates, self.trials, self.info)
+        repeated = summarize_repeats(self.candidates, self.trials, self.info)
         own = without_repeats(self.candidates)
-        return front_figure(own, self.to_pandas(), self.info, self._picked(), repeated)
+        return front_figure(own, self.to_pandas(), self.info, self._recommended_pick(), repeated)
 
     def to_mlflow(self, experiment: str = "autocompress", tracking_uri: str | None = None) -> str:
-        """Log the run to MLflow: one run with the page and the tables, and below it one for each trial and candidate.
+        """Log the run to MLflow: one run with the page and the tables, and nested runs for trials and candidates.
 
-        Needs the extra ``mlflow``. Logged once more, it is logged anew.
+        Needs the extra ``mlflow``. Every call logs a new run.
 
         Args:
             experiment: Name of the experiment; made if there is none.
-            tracking_uri: Where to log; MLflow's own setting by default.
+            tracking_uri: URI of the tracking server; the default of MLflow if None.
 
         Returns:
             The id of the run in MLflow.
@@ -311,7 +314,7 @@ class Front:
         """
         from autocompress.export.mlflow_export import log_run
 
-        picked = self._picked()
+        picked = self._recommended_pick()
         chosen = "" if picked is None else picked.id
         folder = self.report().parent
         return log_run(folder, self.info, self.trials, self.to_pandas(), chosen, experiment, tracking_uri)
@@ -319,11 +322,11 @@ class Front:
     def _repr_html_(self) -> str:
         from autocompress.report.notebook import front_html
 
-        return front_html(self.to_pandas(), self.info, self._picked(), repr(self))
+        return front_html(self.to_pandas(), self.info, self._recommended_pick(), repr(self))
 
 
 def tables_of(fronts: Sequence[Front]) -> "list[RunTables]":
-    """Return the tables of runs under names that tell them apart."""
+    """Return the tables of runs under distinct names."""
     from autocompress.report.comparison import RunTables, distinct_names
 
     names = distinct_names([front.folder for front in fronts])
@@ -333,10 +336,10 @@ def tables_of(fronts: Sequence[Front]) -> "list[RunTables]":
 
 
 def refuse_worker(caller: FrameType, call: str) -> None:
-    """Refuse a call that a worker makes because it imports the user's script anew.
+    """Raise an error in a worker that imports the user's script and runs into a call of the main process.
 
     Raises:
-        UsageError: The caller is such a script.
+        UsageError: The caller is a script imported by a worker.
     """
     if caller.f_globals.get("__name__") == "__mp_main__":
         raise UsageError(f'a worker imports this script anew: call {call} under `if __name__ == "__main__":`')

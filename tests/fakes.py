@@ -26,7 +26,7 @@ def fake_result(job: Job) -> TrialResult:
     epochs = job.until or total
     complete = epochs == total
     rung = "" if complete else f"r{job.rung}"
-    for number, cut in enumerate(job.cuts):
+    for number, cut in enumerate(job.recipes):
         bits = 32 if cut.quantize is None else int(cut.quantize.values["weight_bits"])  # type: ignore[arg-type]
         score = 1 - 0.5 / width - 0.1 / bits - (job.training.seed % 1000) * 1e-6 - 0.3 * (1 - epochs / total)
         costs = {"effective_flops": width**2 * bits * 32}

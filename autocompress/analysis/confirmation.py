@@ -21,6 +21,7 @@ from autocompress.analysis.pareto import (
     primary_objectives,
     sort_by_cost,
 )
+from autocompress.analysis.ranking import Row, row_at
 from autocompress.core.formatting import format_plural, is_finite
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 
@@ -154,16 +155,14 @@ def summarize_repeats(table: pd.DataFrame, trials: pd.DataFrame, info: RunInfo) 
         rows = groups.pop(config_without_seed(config), None)
         if rows is None:
             continue
-        row = originals.iloc[position]
+        row = row_at(originals, position)
         requested = info.confirmed.get(str(row["id"]), len(rows))
         failed = max(requested - len(rows), 0)
         candidates.append(_summarize_candidate(row, repeats.iloc[rows], cost.name, score.name, failed))
     return sorted(candidates, key=lambda candidate: candidate.cost)
 
 
-def _summarize_candidate(
-    row: "pd.Series[object]", repeats: pd.DataFrame, cost: str, score: str, failed: int
-) -> ConfirmedCandidate:
+def _summarize_candidate(row: Row, repeats: pd.DataFrame, cost: str, score: str, failed: int) -> ConfirmedCandidate:
     values = {"select_val": numeric_column(repeats, score), "test": numeric_column(repeats, f"{score}_test")}
     draws = {split: _bootstrap_scores(repeats, split) for split in values}
     estimates = {split: _estimate_mean(np.asarray(scores), draws[split]) for split, scores in values.items()}

@@ -4,7 +4,7 @@ import ast
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -114,7 +114,7 @@ def _read_operand(node: ast.expr, table: pd.DataFrame) -> _Operand:
     raise UsageError(f"'{source}' is neither a column, a number nor quoted text")
 
 
-def _column_operand(column: "pd.Series[object]", name: str) -> _Operand:
+def _column_operand(column: "pd.Series[Any]", name: str) -> _Operand:
     present = column.notna().to_numpy()
     if pd.api.types.is_numeric_dtype(column):
         return _Operand(column.to_numpy(dtype=np.float64, na_value=np.nan), present, False, name)

@@ -9,7 +9,7 @@ from autocompress.core.config import CompressionConfig, Part
 
 
 class State(StrEnum):
-    """How a trial stands."""
+    """State of a trial."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -20,7 +20,7 @@ class State(StrEnum):
 
 
 class Role(StrEnum):
-    """Why a trial was run: only ``SEARCH`` candidates stand on the front."""
+    """Role of a trial: only candidates of the role ``SEARCH`` can be on the front."""
 
     SEARCH = "search"
     BASELINE = "baseline"
@@ -28,12 +28,12 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What turns one checkpoint into one candidate; both ``None`` is the uncut parent.
+class CompressionRecipe:
+    """Compression of one checkpoint into one candidate; both ``None`` is the uncompressed student.
 
     Attributes:
-        prune: The pruning method with its settings.
-        quantize: The quantization method with its settings, applied after it.
+        prune: Pruning method with its settings.
+        quantize: Quantization method with its settings, applied after pruning.
     """
 
     prune: Part | None = None
@@ -41,14 +41,14 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Base:
-    """A checkpoint that is cut further instead of training anew.
+class BaseCheckpoint:
+    """A checkpoint of an earlier job that is compressed instead of training.
 
     Attributes:
-        checkpoint: Its name.
-        prune: How it was pruned.
-        epochs: Epochs that its training had.
-        content: The safetensors file; the store adds it when the job is handed out.
+        checkpoint: Name of the checkpoint.
+        prune: Pruning method that was applied to it.
+        epochs: Epochs of its training.
+        content: Content of the safetensors file; the store adds it when a worker gets the job.
     """
 
     checkpoint: str
@@ -59,27 +59,27 @@ class Base:
 
 @dataclass(frozen=True)
 class Job:
-    """One training to run, whole or a segment of it, and the cuts to make from its checkpoint.
+    """One trial or a segment of it, with the compression recipes to apply to its checkpoint.
 
     Attributes:
-        number: The trial's number.
-        training: What to train.
-        cuts: What to make of the checkpoint.
-        role: Why.
-        rung: Where the training pauses: 0 is the first rung; ``None`` trains to the end.
-        until: Epochs after which it pauses; ``None`` for all of them.
-        base: A checkpoint to cut instead of training.
-        paused: What the segment before left.
-        resampled: The score that is also told on resamplings of the examples; whoever hands the job out names it.
+        number: Number of the trial.
+        training: Config of the training.
+        recipes: Compression recipes, one per candidate.
+        role: Role of the trial.
+        rung: Index of the rung where training pauses, from 0; ``None`` trains to the end.
+        until: Number of epochs at that rung; ``None`` for all epochs.
+        base: Checkpoint to compress instead of training.
+        paused: Training state of the previous segment.
+        resampled: Name of the score that is also measured on bootstrap samples of the examples; empty for none.
     """
 
     number: int
     training: CompressionConfig
-    cuts: tuple[Cut, ...]
+    recipes: tuple[CompressionRecipe, ...]
     role: Role = Role.SEARCH
     rung: int | None = None
     until: int | None = None
-    base: Base | None = None
+    base: BaseCheckpoint | None = None
     paused: bytes = field(default=b"", repr=False, compare=False)
     resampled: str = ""
 
@@ -89,15 +89,15 @@ class Candidate:
     """One compressed model, measured.
 
     Attributes:
-        id: ``t<trial>c<cut>``, for example ``t12c7``.
-        trial: Number of the trial it was cut from.
-        config: The whole tuple, cut included.
-        epochs: Epochs its training had when it was cut: points of different fidelity never share a front.
+        id: Id ``t<trial>c<recipe>``, for example ``t12c7``.
+        trial: Number of the trial.
+        config: Config of training and compression.
+        epochs: Epochs of training before compression; candidates of different fidelity never share a front.
         scores: Split name to metric name to value, for example ``scores["select_val"]["accuracy"]``.
         costs: Cost name to value, for example ``costs["effective_flops"]``.
-        details: What the candidate's card shows: per-class scores, per-layer bits, sparsity, errors.
-        checkpoint: Name of the weights it is cut from, before quantization; empty if they were not kept.
-        complete: Whether its training ran to its end; only then may it stand on a front.
+        details: Entries of the candidate's card: per-class scores, bits per layer, sparsity, errors.
+        checkpoint: Name of the stored weights before quantization; empty if they are not stored.
+        complete: Whether training is complete, as a front requires.
     """
 
     id: str
@@ -113,19 +113,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What one job came to.
+    """Result of one job.
 
-    A job that pauses gives ``PAUSED``, candidates that are not complete, and what to go on from.
+    A job that pauses has the state ``PAUSED``, incomplete candidates, and the training state of the next segment.
 
     Attributes:
-        number: The job's number.
+        number: Number of the trial.
         state: Any state but ``RUNNING``.
-        candidates: Every candidate that could be cut and measured, the uncut parent first.
-        seconds: Wall-clock in the worker.
-        reason: Why the trial did not complete, or which cuts were left out; empty otherwise.
-        curve: One row an epoch: ``{"epoch": 1, "loss": 2.1, ...}``.
-        checkpoints: Name to the content of a safetensors file, for the store to write.
-        paused: What the next segment goes on from.
+        candidates: Measured candidates, the uncompressed student first.
+        seconds: Wall-clock seconds in the worker.
+        reason: Reason why the trial is not complete, or recipes that failed; empty otherwise.
+        curve: One row per epoch: ``{"epoch": 1, "loss": 2.1, ...}``.
+        checkpoints: Checkpoint name to the content of its safetensors file.
+        paused: Training state for the next segment.
     """
 
     number: int

@@ -264,7 +264,9 @@ class RunInfo:
             >>> info.max_drop, info.front, info.to_json() == {**info.other, "name": "digits", "pick": {"max_drop": 0.01}}
             (0.01, None, True)
         """
-        known = {name: value for name, value in entries.items() if name in _ENTRIES and value is not None}
+        known: dict[str, JsonValue] = {
+            name: value for name, value in entries.items() if name in _ENTRIES and value is not None
+        }
         other = {name: value for name, value in entries.items() if name not in {*_ENTRIES, "pick"}}
         for name in ("objectives", "all_objectives"):
             listed = known.get(name)

@@ -1,4 +1,4 @@
-"""What architecture.json may hold: enough to rebuild a pruned, quantized module from its tensors, and nothing else."""
+"""The schema of architecture.json: everything needed to rebuild a pruned, quantized module from its tensors."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -51,14 +51,14 @@ class SavedState(_Strict):
 
 
 class SavedStep(_Strict):
-    """A pruning method that was applied before the training, and what it did."""
+    """A pruning method that was applied before training, with its state."""
 
     part: dict[str, dict[str, bool | int | float | str | None]]
     state: SavedState
 
 
 class Architecture(_Strict):
-    """The whole of architecture.json.
+    """The content of architecture.json.
 
     Attributes:
         task: The task's registered name.
@@ -68,9 +68,9 @@ class Architecture(_Strict):
         labels: Head name to the name of each class.
         inputs: The model's positional arguments.
         folded: Layers and the batch normalizations folded into them.
-        start: What was cut from the teacher before the training.
-        prune: What pruning did.
-        quantize: What quantization did.
+        start: Pruning steps applied to the teacher before training.
+        prune: State of the pruning method.
+        quantize: State of the quantization method.
         packed: Tensors of model.safetensors that are packed.
         aliases: Names of tensors that share another one's values.
         versions: Library name to the version that wrote the artifact.
@@ -96,7 +96,7 @@ class Architecture(_Strict):
         """The candidate's config.
 
         Raises:
-            ArtifactError: The config has another form.
+            ArtifactError: The config is malformed.
         """
         try:
             return CompressionConfig.from_json(self.config)
@@ -105,7 +105,7 @@ class Architecture(_Strict):
 
     @property
     def specs(self) -> tuple[InputSpec, ...]:
-        """What a family of models is told about its inputs."""
+        """Shape, vocabulary and missing value of each input, as a model family takes them."""
         return tuple(InputSpec(entry.shape[1:], entry.vocabulary, entry.missing) for entry in self.inputs)
 
     def example(self) -> tuple[Tensor, ...]:
@@ -113,8 +113,8 @@ class Architecture(_Strict):
         return tuple(torch.zeros(entry.shape, dtype=getattr(torch, entry.dtype)) for entry in self.inputs)
 
 
-def parse(content: bytes) -> Architecture:
-    """Return the checked content of architecture.json.
+def parse_architecture(content: bytes) -> Architecture:
+    """Return the validated content of architecture.json.
 
     Raises:
         ArtifactError: Something is missing, unknown, of another type or out of bounds.
@@ -123,11 +123,11 @@ def parse(content: bytes) -> Architecture:
         return Architecture.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"]) or "the file"
-        raise ArtifactError(f"architecture.json: {where}: {first['msg']}") from error
+        location = ".".join(str(step) for step in first["loc"]) or "the file"
+        raise ArtifactError(f"architecture.json: {location}: {first['msg']}") from error
 
 
-def saved_state(state: MethodState | None) -> SavedState | None:
+def dump_state(state: MethodState | None) -> SavedState | None:
     """Return the JSON part of a method's state."""
     if state is None:
         return None
@@ -141,10 +141,10 @@ def method_state(saved: SavedState, tensors: Mapping[str, Tensor]) -> MethodStat
     return MethodState(history=saved.history, tensors=tensors, bits=bits)
 
 
-def compact(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Packed], dict[str, str]]:
-    """Return the tensors to store, how integer ones are packed, and which names share another one's values.
+def pack_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Packed], dict[str, str]]:
+    """Return the tensors to store, the packing of integer ones, and aliases of tensors that share storage.
 
-    Integer tensors take as many bits as their spread needs: a 3-bit layer takes 3 bits a weight.
+    Integer tensors take as many bits as their range needs: a 3-bit layer takes 3 bits per weight.
     """
     stored: dict[str, Tensor] = {}
     packed: dict[str, Packed] = {}
@@ -156,7 +156,7 @@ def compact(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
         if owner != name and tensor.numel():
             aliases[name] = owner
             continue
-        spread = _spread(tensor)
+        spread = _code_range(tensor)
         if spread is None:
             stored[name] = tensor.contiguous().clone()
             continue
@@ -170,8 +170,10 @@ def compact(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     return stored, packed, aliases
 
 
-def expand(stored: Mapping[str, Tensor], packed: Mapping[str, Packed], aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return the tensors that :func:`compact` was given.
+def unpack_tensors(
+    stored: Mapping[str, Tensor], packed: Mapping[str, Packed], aliases: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Return the tensors that :func:`pack_tensors` was given.
 
     Raises:
         ArtifactError: A packed tensor has no bytes, the wrong number of them, or an alias has no owner.
@@ -197,8 +199,8 @@ def expand(stored: Mapping[str, Tensor], packed: Mapping[str, Packed], aliases: 
     return tensors
 
 
-def _spread(tensor: Tensor) -> tuple[int, int] | None:
-    """Return the smallest value and the bits above it, or None where the tensor is not packed."""
+def _code_range(tensor: Tensor) -> tuple[int, int] | None:
+    """Return the smallest value and the bits of the range above it; None if the tensor is not packed."""
     if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() == 0:
         return None
     low, high = int(tensor.min()), int(tensor.max())

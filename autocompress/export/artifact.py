@@ -240,7 +240,9 @@ def _build_untrained(architecture: Architecture, student: Part) -> nn.Module:
             f"the module belongs to the task '{architecture.task}', which is not registered; "
             "load its plugin first: autocompress.load_plugin('my_task.py')"
         )
-    model: nn.Module = TASKS.get(architecture.task)(**architecture.options).build(student)
+    # JSON values; the constructor of the task checks them.
+    options = cast("dict[str, Leaf]", architecture.options)
+    model: nn.Module = TASKS.get(architecture.task)(**options).build(student)
     return model
 
 

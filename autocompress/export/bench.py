@@ -1,4 +1,4 @@
-"""What an exported model costs on this machine: latency and memory, measured in a process of its own."""
+"""Latency and memory of an exported model on this machine, measured in a separate process."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from autocompress.errors import ArtifactError
-from autocompress.export.architecture import parse
+from autocompress.export.architecture import parse_architecture
 from autocompress.export.bench_worker import Bench, Shape
 from autocompress.export.folder import read_files
 
@@ -18,33 +18,35 @@ FILES = ("model.onnx", "model_float.onnx")
 def bench(
     folder: Path | str, files: Sequence[str] = FILES, *, batch: int = 1, threads: int = 1, seconds: float = 1.0
 ) -> list[Bench]:
-    """Time model.onnx, and model_float.onnx where there is one, each in a fresh process.
+    """Measure the latency of model.onnx, and of model_float.onnx if it exists, each in a fresh process.
 
     Args:
         folder: The artifact.
-        files: Names of files; those that are not there are left out.
-        batch: Examples in each run.
-        threads: Threads of onnxruntime.
-        seconds: How long to measure each file.
+        files: Names of the files; missing ones are skipped.
+        batch: Number of examples per run.
+        threads: Number of threads of onnxruntime.
+        seconds: Seconds to measure each file.
 
     Raises:
         ArtifactError: The folder is no artifact, a file was changed, or the model does not run.
     """
     folder = Path(folder)
-    there = read_files(folder)
-    inputs: list[Shape] = [(list(each.shape), each.dtype) for each in parse(there["architecture.json"]).inputs]
-    return [_in_fresh_process(folder / name, inputs, batch, threads, seconds) for name in files if name in there]
+    contents = read_files(folder)
+    inputs: list[Shape] = [
+        (list(entry.shape), entry.dtype) for entry in parse_architecture(contents["architecture.json"]).inputs
+    ]
+    return [_measure_in_process(folder / name, inputs, batch, threads, seconds) for name in files if name in contents]
 
 
 def bench_graph(content: bytes, inputs: Sequence[Shape], *, batch: int, threads: int, seconds: float) -> Bench:
-    """Time a model that lies in no artifact, in a fresh process.
+    """Measure the latency of an ONNX model in a fresh process.
 
     Args:
         content: The ONNX model.
-        inputs: Its inputs; their first axis is the batch.
-        batch: Examples in each run.
-        threads: Threads of onnxruntime.
-        seconds: How long to measure.
+        inputs: Shape and data type of each input; axis 0 is the batch.
+        batch: Number of examples per run.
+        threads: Number of threads of onnxruntime.
+        seconds: Seconds to measure.
 
     Raises:
         ArtifactError: The model does not run.
@@ -52,16 +54,20 @@ def bench_graph(content: bytes, inputs: Sequence[Shape], *, batch: int, threads:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         file.write_bytes(content)
-        return _in_fresh_process(file, inputs, batch, threads, seconds)
+        return _measure_in_process(file, inputs, batch, threads, seconds)
 
 
-def _in_fresh_process(file: Path, inputs: Sequence[Shape], batch: int, threads: int, seconds: float) -> Bench:
+def _measure_in_process(file: Path, inputs: Sequence[Shape], batch: int, threads: int, seconds: float) -> Bench:
+    # In a fresh process the growth of resident memory is that of the model alone.
     batched = [([batch, *shape[1:]], dtype) for shape, dtype in inputs]
-    words = [str(file), json.dumps(batched), str(threads), str(seconds)]
-    done = subprocess.run(
-        [sys.executable, "-m", "autocompress.export.bench_worker", *words], capture_output=True, text=True, check=False
+    arguments = [str(file), json.dumps(batched), str(threads), str(seconds)]
+    process = subprocess.run(
+        [sys.executable, "-m", "autocompress.export.bench_worker", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-        raise ArtifactError(f"{file} cannot be timed: {reason}")
-    return Bench(**json.loads(done.stdout.splitlines()[-1]))
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["the process was killed"])[-1]
+        raise ArtifactError(f"cannot measure the latency of {file}: {reason}")
+    return Bench(**json.loads(process.stdout.splitlines()[-1]))

@@ -1,6 +1,6 @@
-"""Times one exported file in this process: `python -m autocompress.export.bench_worker FILE INPUTS THREADS SECONDS`.
+"""Measures one exported file in this process: `python -m autocompress.export.bench_worker FILE INPUTS THREADS SECONDS`.
 
-It imports what running the model takes and no more: a front of dozens is timed one process after the other.
+It imports only what running the model needs, because a front of dozens of candidates starts one process for each.
 """
 
 import json
@@ -14,24 +14,24 @@ from typing import TypeAlias
 
 import numpy as np
 
-from autocompress.export.runtime import session
+from autocompress.export.runtime import create_session
 
 WARM_UP = 20
 MIN_RUNS = 30
 
-#: Of an input: the batch and what follows, and its data type.
+#: Shape of an input, the batch first, and its data type.
 Shape: TypeAlias = tuple[list[int], str]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One exported file, timed.
+    """Latency and memory of one exported file.
 
     Attributes:
         file: Name of the file in the artifact.
-        batch: Examples in each run.
-        threads: Threads of onnxruntime.
-        runs: Counted runs.
+        batch: Number of examples per run.
+        threads: Number of threads of onnxruntime.
+        runs: Number of measured runs.
         median_ms: Median milliseconds of a run.
         p95_ms: 95th percentile of the milliseconds of a run.
         memory_bytes: Growth of the process's resident memory by loading and running the model.
@@ -49,31 +49,32 @@ class Bench:
 
 
 def measure_file(file: Path, inputs: Sequence[Shape], threads: int = 1, seconds: float = 1.0) -> Bench:
-    """Time one file in this process; its memory figure is meaningful in a fresh one only.
+    """Measure one file in this process; the memory is meaningful in a fresh process only.
 
     Args:
         file: An ONNX model.
-        inputs: One a name.
-        threads: Threads of onnxruntime.
-        seconds: How long to measure.
+        inputs: Shape and data type of each input.
+        threads: Number of threads of onnxruntime.
+        seconds: Seconds to measure.
 
     Raises:
         ArtifactError: The model is damaged.
     """
     content = file.read_bytes()
-    before = _resident()
-    running = session(content, threads)
+    before = _resident_bytes()
+    runtime = create_session(content, threads)
     values = {
         entry.name: np.zeros(shape, dtype=dtype)
-        for entry, (shape, dtype) in zip(running.get_inputs(), inputs, strict=True)
+        for entry, (shape, dtype) in zip(runtime.get_inputs(), inputs, strict=True)
     }
+    # The first runs allocate memory and are slower.
     for _ in range(WARM_UP):
-        running.run(None, values)
+        runtime.run(None, values)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < MIN_RUNS or time.perf_counter() < end:
         started = time.perf_counter()
-        running.run(None, values)
+        runtime.run(None, values)
         times.append((time.perf_counter() - started) * 1000)
     return Bench(
         file.name,
@@ -82,20 +83,21 @@ def measure_file(file: Path, inputs: Sequence[Shape], threads: int = 1, seconds:
         len(times),
         statistics.median(times),
         statistics.quantiles(times, n=20)[-1],
-        max(_resident() - before, 0),
+        max(_resident_bytes() - before, 0),
         len(content),
     )
 
 
-def _resident() -> int:
-    """Return this process's resident memory in bytes, or 0 where the system does not say."""
+def _resident_bytes() -> int:
+    """Return the resident memory of this process in bytes; 0 where /proc is missing."""
     try:
         with open("/proc/self/statm") as file:
+            # The second field of statm is the resident set size, in pages.
             return int(file.read().split()[1]) * 4096
     except OSError:
         return 0
 
 
 if __name__ == "__main__":
-    place, described, wanted, length = sys.argv[1:]
-    print(json.dumps(asdict(measure_file(Path(place), json.loads(described), int(wanted), float(length)))))
+    path, shapes, thread_count, duration = sys.argv[1:]
+    print(json.dumps(asdict(measure_file(Path(path), json.loads(shapes), int(thread_count), float(duration)))))

@@ -1,8 +1,8 @@
-"""card.md: what the exported model is, what it scores and costs, how it was made and how to load it."""
+"""card.md: the exported model with its scores, its costs, its recipe, and code to load it."""
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from autocompress.core.config import Part
 from autocompress.export.architecture import Architecture
@@ -16,38 +16,46 @@ FILES = {
     "manifest.json": "size and SHA-256 of each file; loading checks them",
 }
 LABELS_SHOWN = 100
+#: Title and summary, and the sections of a card by their headings.
+Card: TypeAlias = Mapping[str, object]
 
 
-def render(architecture: Architecture, card: Mapping[str, Any], sizes: Mapping[str, int], weights_only: bool) -> str:
+def render_card(architecture: Architecture, card: Card, sizes: Mapping[str, int], weights_only: bool) -> str:
     """Return the card as Markdown.
 
     Args:
-        architecture: What the artifact holds.
+        architecture: Architecture of the artifact.
         card: ``title`` and ``summary`` stand on top; every other entry becomes a section: a mapping a table, a
             mapping of mappings a table with columns, a list bullets, anything else a paragraph.
         sizes: File name to bytes.
         weights_only: Whether only weights are quantized.
     """
-    heads = ", ".join(f"{_text(name)} ({classes} classes)" for name, classes in architecture.heads.items())
-    facts = {"Task": f"{architecture.task}: {heads}", "Quantized": _bits(architecture)}
-    parts = [f"# {_text(card.get('title', f'{architecture.task} model'))}", _text(card.get("summary", ""))]
-    parts.append("\n".join(f"- {name}: {_text(value)}" for name, value in facts.items()))
+    heads = ", ".join(f"{_escape_text(name)} ({classes} classes)" for name, classes in architecture.heads.items())
+    facts = {"Task": f"{architecture.task}: {heads}", "Quantized": _describe_bits(architecture)}
+    parts = [
+        f"# {_escape_text(card.get('title', f'{architecture.task} model'))}",
+        _escape_text(card.get("summary", "")),
+    ]
+    parts.append("\n".join(f"- {name}: {_escape_text(value)}" for name, value in facts.items()))
     for name, content in card.items():
         if name not in ("title", "summary"):
-            parts += [f"## {_text(name).capitalize()}", _section(content)]
-    parts += ["## How it was made", _made(architecture), "## Files"]
+            parts += [f"## {_escape_text(name).capitalize()}", _render_section(content)]
+    parts += ["## How it was made", _recipe_lines(architecture), "## Files"]
     parts.append(
-        _table([["file", "bytes", "what"], *([n, f"{sizes[n]:,}", w] for n, w in FILES.items() if n in sizes)])
+        _render_table([["file", "bytes", "what"], *([n, f"{sizes[n]:,}", w] for n, w in FILES.items() if n in sizes)])
     )
-    parts += ["## Load it with onnxruntime", _code(_onnx_lines(architecture, weights_only))]
-    parts += ["## Load it as a torch module", _code(_torch_lines(architecture))]
+    parts += ["## Load it with onnxruntime", _code_block(_onnx_lines(architecture, weights_only))]
+    parts += ["## Load it as a torch module", _code_block(_torch_lines(architecture))]
     for head, labels in (architecture.labels or {}).items():
-        shown = [f"{index}: {_text(label)}" for index, label in enumerate(labels[:LABELS_SHOWN])]
-        parts += [f"## Classes of {_text(head)}", ", ".join(shown) + (", …" if len(labels) > LABELS_SHOWN else "")]
+        shown = [f"{index}: {_escape_text(label)}" for index, label in enumerate(labels[:LABELS_SHOWN])]
+        parts += [
+            f"## Classes of {_escape_text(head)}",
+            ", ".join(shown) + (", …" if len(labels) > LABELS_SHOWN else ""),
+        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _bits(architecture: Architecture) -> str:
+def _describe_bits(architecture: Architecture) -> str:
     if architecture.quantize is None or not architecture.quantize.bits:
         return "no, 32-bit floating point"
     widths = sorted(set(architecture.quantize.bits.values()))
@@ -55,30 +63,33 @@ def _bits(architecture: Architecture) -> str:
     return f"{shown} ({len(architecture.quantize.bits)} layers)"
 
 
-def _made(architecture: Architecture) -> str:
+def _recipe_lines(architecture: Architecture) -> str:
     config = architecture.compression
     parts: list[tuple[str, Part | None]] = [("student", config.student), ("fit", config.fit)]
     parts += [("distill", part) for part in config.distill]
     parts += [("prune", config.prune), ("quantize", config.quantize)]
     lines = [
-        f"- {stage}: {_text(part.name)}" + "".join(f", {_text(name)} {_text(value)}" for name, value in part.settings)
+        f"- {stage}: {_escape_text(part.name)}"
+        + "".join(f", {_escape_text(name)} {_escape_text(value)}" for name, value in part.settings)
         for stage, part in parts
         if part is not None
     ]
-    versions = ", ".join(f"{_text(name)} {_text(version)}" for name, version in architecture.versions.items())
+    versions = ", ".join(
+        f"{_escape_text(name)} {_escape_text(version)}" for name, version in architecture.versions.items()
+    )
     return "\n".join([*lines, f"- seed: {config.seed}", f"- with: {versions}"])
 
 
 def _onnx_lines(architecture: Architecture, weights_only: bool) -> list[str]:
     names = input_names(len(architecture.inputs))
     inputs = ", ".join(
-        f'"{name}": np.zeros({_tuple(entry.shape)}, dtype="{entry.dtype}")'
+        f'"{name}": np.zeros({_shape_text(entry.shape)}, dtype="{entry.dtype}")'
         for name, entry in zip(names, architecture.inputs, strict=True)
     )
     lines = ["import numpy as np", "import onnxruntime as ort", ""]
     options = ""
     if weights_only:
-        # Without it onnxruntime decodes the weights again in every run.
+        # Without this option onnxruntime decodes the weights in every run.
         options = ", options"
         lines += [
             "options = ort.SessionOptions()",
@@ -95,7 +106,7 @@ def _onnx_lines(architecture: Architecture, weights_only: bool) -> list[str]:
 
 def _torch_lines(architecture: Architecture) -> list[str]:
     inputs = ", ".join(
-        f"torch.zeros({_tuple(entry.shape)}, dtype=torch.{entry.dtype})" for entry in architecture.inputs
+        f"torch.zeros({_shape_text(entry.shape)}, dtype=torch.{entry.dtype})" for entry in architecture.inputs
     )
     return [
         "import torch",
@@ -109,7 +120,7 @@ def _torch_lines(architecture: Architecture) -> list[str]:
 
 
 def input_names(count: int) -> list[str]:
-    """Return what the inputs of an exported graph are called.
+    """Return the names of the inputs of an exported graph.
 
     Example:
         >>> input_names(1), input_names(2)
@@ -118,38 +129,38 @@ def input_names(count: int) -> list[str]:
     return ["input"] if count == 1 else [f"input_{index}" for index in range(count)]
 
 
-def _section(content: Any) -> str:
+def _render_section(content: object) -> str:
     if isinstance(content, Mapping):
         if content and all(isinstance(value, Mapping) for value in content.values()):
             columns = list(dict.fromkeys(name for value in content.values() for name in value))
-            rows = [[row, *(_number(value.get(name, "")) for name in columns)] for row, value in content.items()]
-            return _table([["", *columns], *rows])
-        return _table([["", "value"], *([name, _number(value)] for name, value in content.items())])
+            rows = [[row, *(_format_number(value.get(name, "")) for name in columns)] for row, value in content.items()]
+            return _render_table([["", *columns], *rows])
+        return _render_table([["", "value"], *([name, _format_number(value)] for name, value in content.items())])
     if isinstance(content, list | tuple):
-        return "\n".join(f"- {_text(item)}" for item in content)
-    return _text(content)
+        return "\n".join(f"- {_escape_text(item)}" for item in content)
+    return _escape_text(content)
 
 
-def _table(rows: list[list[Any]]) -> str:
-    lines = ["| " + " | ".join(_text(cell) for cell in row) + " |" for row in rows]
+def _render_table(rows: Sequence[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(_escape_text(cell) for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def _code(lines: list[str]) -> str:
+def _code_block(lines: list[str]) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _tuple(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: tuple[int, ...]) -> str:
     return repr(tuple(shape))
 
 
-def _number(value: Any) -> Any:
+def _format_number(value: object) -> object:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _text(value: Any) -> str:
-    """Return a value as one line that Markdown shows as it is: no markup, no control or direction characters."""
+def _escape_text(value: object) -> str:
+    """Return a value as one line of plain Markdown text: markup is escaped, control and bidi characters are removed."""
     line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+", " ", str(value))
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line).replace("\\_", "_")

@@ -1,14 +1,13 @@
-"""Quantized embedding tables in a graph: the codes of a row are looked up and decoded, so that only codes are stored.
+"""Quantized embedding tables in an ONNX graph: only codes are stored, and rows are decoded when they are used.
 
     row numbers -> Gather (codes) -> Cast, Mul -> row
                 -> Gather (scales) ------^
 
-Codes of 4 bits or fewer share bytes: two of 3 or 4 bits, four of 2 bits. All numbers on the way to a code are whole
-and small, so that the graph returns the very rows of the torch module.
+Codes of 4 bits or fewer share bytes: two of 3 or 4 bits, four of 2 bits. All intermediate values are small integers,
+which float32 holds exactly, so the graph returns the same rows as the torch module.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +17,13 @@ BYTE = 256
 
 
 class Lookup(nn.Module):
-    """Stands for an embedding table: row numbers ``[...]`` to rows ``[..., D]``.
+    """Replacement of a quantized embedding table: row indices ``[...]`` to rows ``[..., D]``.
 
     Args:
-        codes: ``[R, D]``.
-        scale: ``[R]``.
-        zero_point: The code of 0.0 of each row, ``[R]``; ``None`` where codes look ``levels`` up.
-        levels: The value of each code before scaling, ``[L]``; ``None`` where codes are evenly spaced.
+        codes: Codes of the rows, ``[R, D]``.
+        scale: Scale of each row, ``[R]``.
+        zero_point: Code of 0.0 in each row, ``[R]``; ``None`` where codes are indices into ``levels``.
+        levels: Value of each code before scaling, ``[L]``; ``None`` where codes are evenly spaced.
 
     Example:
         >>> codes, scale = torch.tensor([[1, -2, 1], [0, 1, -1]], dtype=torch.int8), torch.tensor([0.5, 2.0])
@@ -45,7 +44,7 @@ class Lookup(nn.Module):
         self.scale = nn.Buffer(scale.float().unsqueeze(1))
         self.places = nn.Buffer(places.float())
         self.levels = None if levels is None else nn.Buffer(levels.float().unsqueeze(1))
-        # What stands for nothing, in the numbers that are stored: one for the table where rows agree.
+        # The zero point in terms of the stored codes; one number for the table if all rows share it.
         zeros = torch.full_like(scale, -offset) if zero_point is None else zero_point.float() - offset
         same = bool((zeros == zeros[0]).all())
         self.zero = float(zeros[0])
@@ -53,9 +52,10 @@ class Lookup(nn.Module):
         self.first = offset
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return the rows of these numbers."""
+        """Return the rows at these indices."""
         codes = F.embedding(rows, self.codes).float()
         if self.shared > 1:
+            # Digits of the byte in base `base`, by operations that every ONNX runtime has.
             quotients = (codes.unsqueeze(-1) / self.places).floor()
             digits = quotients - self.base * (quotients / self.base).floor()
             codes = digits.flatten(-2)[..., : self.columns]
@@ -67,25 +67,25 @@ class Lookup(nn.Module):
 
 
 class BagLookup(nn.Module):
-    """Stands for a table whose rows are summed up or averaged: row numbers ``[B, n]`` to ``[B, D]``.
+    """Replacement of a quantized table whose rows are summed or averaged: row indices ``[B, n]`` to ``[B, D]``.
 
     Args:
-        table: What is looked up.
-        bag: The layer it stands for. Bags of unequal size (``offsets``) and weights of rows take the whole table
-            decoded, and the graph then holds it so.
+        table: Replacement of the table.
+        bag: Layer that is replaced. Bags of unequal size (``offsets``) and weights of rows need the decoded table,
+            which the graph then stores.
     """
 
     def __init__(self, table: Lookup, bag: nn.EmbeddingBag) -> None:
         super().__init__()
         self.table = table
         self.mode, self.last = bag.mode, bag.include_last_offset
-        # No row has the number -1.
+        # No row has the index -1, so nothing is masked.
         self.padding = -1 if bag.padding_idx is None else bag.padding_idx
 
     def forward(self, rows: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """Return what each bag of rows comes to."""
+        """Return the sum, mean or maximum of each bag."""
         if offsets is None and weights is None:
-            return self._reduced(self.table(rows), (rows != self.padding).unsqueeze(-1))
+            return self._reduce_bags(self.table(rows), (rows != self.padding).unsqueeze(-1))
         decoded = self.table(torch.arange(self.table.codes.shape[0]))
         return F.embedding_bag(
             rows,
@@ -97,17 +97,17 @@ class BagLookup(nn.Module):
             padding_idx=None if self.padding < 0 else self.padding,
         )
 
-    def _reduced(self, found: Tensor, counts: Tensor) -> Tensor:
-        """Return the sum, mean or largest of the rows that are no padding, 0 where all are, ``[B, n, D] -> [B, D]``."""
+    def _reduce_bags(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """Return the sum, mean or maximum over rows without padding, ``[B, n, D] -> [B, D]``; 0 for an empty bag."""
         if self.mode == "max":
-            largest = found.masked_fill(~counts, -torch.inf).amax(1)
+            largest = rows.masked_fill(~counts, -torch.inf).amax(1)
             return torch.where(counts.any(1), largest, 0.0)
-        total = (found * counts).sum(1)
+        total = (rows * counts).sum(1)
         return total if self.mode == "sum" else total / counts.sum(1).clamp(min=1)
 
 
 def codes_in_byte(largest: int) -> int:
-    """Return how many codes from 0 to ``largest`` share a byte: 1, 2 or 4.
+    """Return the number of codes from 0 to ``largest`` that fit into a byte: 1, 2 or 4.
 
     Example:
         >>> [codes_in_byte(largest) for largest in (255, 15, 3)]
@@ -116,18 +116,22 @@ def codes_in_byte(largest: int) -> int:
     return 4 if largest < 4 else 2 if largest < 16 else 1
 
 
-def lookup(layer: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Return what stands for a quantized table in a graph.
+def build_lookup(layer: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return the module that replaces a quantized embedding table in a graph.
 
     Args:
         layer: The table.
-        name: Its name.
-        tensors: Those of the quantization: ``<name>.weight_codes``, ``.weight_scale`` and the zero point or levels.
+        name: Name of the table in the model.
+        tensors: Tensors of the quantization: ``<name>.weight_codes``, ``.weight_scale`` and the zero point or levels.
 
     Raises:
         KeyError: A tensor is missing.
     """
     prefix = f"{name}.weight_"
-    optional: dict[str, Any] = {part: tensors.get(prefix + part) for part in ("zero_point", "levels")}
-    table = Lookup(tensors[prefix + "codes"], tensors[prefix + "scale"], **optional)
+    table = Lookup(
+        tensors[prefix + "codes"],
+        tensors[prefix + "scale"],
+        tensors.get(prefix + "zero_point"),
+        tensors.get(prefix + "levels"),
+    )
     return BagLookup(table, layer) if isinstance(layer, nn.EmbeddingBag) else table

@@ -1,4 +1,4 @@
-"""The files of an artifact: written aside and renamed, checked by size and SHA-256 before anything reads them."""
+"""The files of an artifact: written to a temporary folder and renamed, verified by size and SHA-256 when read."""
 
 import json
 import os
@@ -38,37 +38,38 @@ class _Manifest(BaseModel):
 
 
 def write_files(folder: Path, files: Mapping[str, bytes], check: Callable[[Path], None]) -> None:
-    """Write the files and their manifest; the folder appears whole, and replaces an artifact that was there.
+    """Write the files and their manifest atomically; an earlier artifact at the path is replaced.
 
     Args:
-        folder: Where they go.
+        folder: Path of the artifact.
         files: Name to content.
-        check: Called with the finished folder while it still has another name; what it raises undoes everything.
+        check: Callback that gets the finished folder under its temporary name; an exception discards the folder.
 
     Raises:
-        ArtifactError: Something else than an artifact is there.
+        ArtifactError: The path exists and is not an artifact.
         StorageError: No space is left, or the folder cannot be written.
     """
     folder = Path(os.path.abspath(folder))
     if folder.is_symlink() or (folder.exists() and not _is_artifact(folder)):
-        raise ArtifactError(f"{folder} exists and is no artifact; choose another folder")
+        raise ArtifactError(f"{folder} exists and is not an artifact; choose another folder")
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            for name, content in {**files, MANIFEST: _manifest(files)}.items():
-                with open(aside / name, "wb") as file:
+            for name, content in {**files, MANIFEST: _build_manifest(files)}.items():
+                with open(temporary / name, "wb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-            aside.chmod(0o755)
-            _sync(aside)
-            check(aside)
-            _swap(aside, folder)
+            temporary.chmod(0o755)
+            _sync_folder(temporary)
+            check(temporary)
+            _replace_folder(temporary, folder)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync(folder.parent)
+        # The new name is durable only after its parent folder is synchronized.
+        _sync_folder(folder.parent)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -93,9 +94,9 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _manifest(files: Mapping[str, bytes]) -> bytes:
+def _build_manifest(files: Mapping[str, bytes]) -> bytes:
     entries = {name: {"bytes": len(content), "sha256": compute_sha256(content)} for name, content in files.items()}
-    return _written({"files": entries, "format": 1, "sha256": compute_sha256(_canonical(entries))})
+    return _manifest_text({"files": entries, "format": 1, "sha256": compute_sha256(_canonical_json(entries))})
 
 
 def _read_manifest(folder: Path) -> _Manifest:
@@ -104,14 +105,14 @@ def _read_manifest(folder: Path) -> _Manifest:
         with open(path, "rb") as file:
             content = file.read(LARGEST_MANIFEST + 1)
     except OSError as error:
-        raise ArtifactError(f"{folder} is no artifact: {MANIFEST} cannot be read ({error.strerror})") from error
+        raise ArtifactError(f"{folder} is not an artifact: {MANIFEST} cannot be read ({error.strerror})") from error
     try:
         manifest = _Manifest.model_validate_json(content)
         data = manifest.model_dump()
     except ValidationError as error:
         raise ArtifactError(f"{path} was changed: {error.errors()[0]['msg']}; export it again") from error
-    # The text must be the one that was written, to the last space: then a flipped bit anywhere shows.
-    if _written(data) != content or compute_sha256(_canonical(data["files"])) != data["sha256"]:
+    # The text is compared byte for byte, so that a flipped bit in the manifest itself is detected.
+    if _manifest_text(data) != content or compute_sha256(_canonical_json(data["files"])) != data["sha256"]:
         raise ArtifactError(f"{path} was changed; export it again")
     missing = [name for name in REQUIRED if name not in data["files"]]
     if missing:
@@ -119,11 +120,11 @@ def _read_manifest(folder: Path) -> _Manifest:
     return manifest
 
 
-def _canonical(data: object) -> bytes:
+def _canonical_json(data: object) -> bytes:
     return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _written(data: object) -> bytes:
+def _manifest_text(data: object) -> bytes:
     return (json.dumps(data, sort_keys=True, indent=1) + "\n").encode()
 
 
@@ -131,15 +132,15 @@ def _is_artifact(folder: Path) -> bool:
     return folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))
 
 
-def _swap(aside: Path, folder: Path) -> None:
-    """Give ``aside`` the name of ``folder``; what was there goes, and comes back if the renaming fails."""
+def _replace_folder(temporary: Path, folder: Path) -> None:
+    """Rename ``temporary`` to ``folder``; an earlier folder is removed, or restored if renaming fails."""
     if not folder.exists():
-        aside.rename(folder)
+        temporary.rename(folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     folder.rename(old / "old")
     try:
-        aside.rename(folder)
+        temporary.rename(folder)
     except BaseException:
         (old / "old").rename(folder)
         raise
@@ -147,7 +148,7 @@ def _swap(aside: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

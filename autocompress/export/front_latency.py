@@ -1,7 +1,7 @@
-"""How long a run's candidates take on this machine: each is exported as it would be deployed, and timed.
+"""Latency of the candidates of a run on this machine, each exported as it would be deployed.
 
-FLOPs do not say it: a small model's time goes into starting kernels, and int8 is slower than float where a processor
-has no instructions for it.
+FLOPs do not predict it: a small model spends its time in starting kernels, and int8 is slower than float on a
+processor without the instructions for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from autocompress.core.run_info import LatencyInfo
 from autocompress.errors import ArtifactError
 from autocompress.export.bench import bench_graph
 from autocompress.export.bench_worker import Shape
-from autocompress.export.candidate import candidate_as_deployed, teacher_as_deployed
+from autocompress.export.candidate import export_candidate_graph, export_teacher_graph
 from autocompress.store.run_store import RunStore
 
 
@@ -28,29 +28,28 @@ def time_run(
     seconds: float = 0.3,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, str]:
-    """Time candidates of a run, and its teacher once, by their ``model.onnx``; the medians are kept in the run.
+    """Measure the latency of candidates, and once of the teacher, and store the medians in the run.
 
-    What was measured with another batch, other threads, on another processor or by another onnxruntime is dropped: it
-    does not compare.
+    Medians with another batch size, thread count, processor or onnxruntime version are not comparable and are dropped.
 
     Args:
         run: The run folder.
-        identities: Ids of candidates.
-        batch: Examples in each run.
-        threads: Threads of onnxruntime.
-        seconds: How long to measure each.
-        on_progress: Told the models that are done, and all of them.
+        identities: Ids of the candidates.
+        batch: Number of examples per run.
+        threads: Number of threads of onnxruntime.
+        seconds: Seconds to measure each model.
+        on_progress: Callback with the number of measured models and of all models.
 
     Returns:
-        Why some could not be timed, by their ids.
+        Reasons why models could not be measured, by id.
 
     Raises:
-        UsageError: The run has no such candidate, or its training was not at its end.
-        VerificationError: A candidate is not here what the search stored.
+        UsageError: The run has no such candidate, or its training is not complete.
+        VerificationError: A rebuilt candidate does not have its stored scores.
     """
     measured = LatencyInfo(batch, threads, read_processor_name(), version("onnxruntime"))
-    with RunStore.read(run) as study:
-        earlier = study.run_info().latency
+    with RunStore.read(run) as store:
+        earlier = store.run_info().latency
     rows = {} if earlier is None or replace(earlier, rows={}) != measured else dict(earlier.rows)
     wanted = list(dict.fromkeys([*([] if TEACHER in rows else [TEACHER]), *identities]))
     reasons: dict[str, str] = {}
@@ -58,18 +57,18 @@ def time_run(
     try:
         for done, identity in enumerate(wanted, 1):
             try:
-                content, inputs = _as_deployed(run, identity)
-                found = bench_graph(content, inputs, batch=batch, threads=threads, seconds=seconds)
-                rows[identity] = found.median_ms
+                content, inputs = _export_graph(run, identity)
+                result = bench_graph(content, inputs, batch=batch, threads=threads, seconds=seconds)
+                rows[identity] = result.median_ms
             except ArtifactError as error:
                 reasons[identity] = str(error)
             on_progress(done, len(wanted))
     finally:
-        # What was timed before an interruption stays.
-        with RunStore.open(run) as study:
-            study.update_run_info(replace(study.run_info(), latency=replace(measured, rows=rows)))
+        # Medians measured before an interruption are kept.
+        with RunStore.open(run) as store:
+            store.update_run_info(replace(store.run_info(), latency=replace(measured, rows=rows)))
     return reasons
 
 
-def _as_deployed(run: Path, identity: str) -> tuple[bytes, list[Shape]]:
-    return teacher_as_deployed(run) if identity == TEACHER else candidate_as_deployed(run, identity)
+def _export_graph(run: Path, identity: str) -> tuple[bytes, list[Shape]]:
+    return export_teacher_graph(run) if identity == TEACHER else export_candidate_graph(run, identity)

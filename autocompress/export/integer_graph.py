@@ -1,10 +1,8 @@
-"""What makes onnxruntime run a quantized graph with integer kernels (QLinearConv, QGemm).
+"""Changes that make onnxruntime run a quantized graph with integer kernels (QLinearConv, QGemm).
 
 It fuses DequantizeLinear -> Conv -> Relu -> QuantizeLinear into one integer kernel where the bias is int32 on the
 scale ``input scale x weight scale`` and the output is quantized.
 """
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from autocompress.quantize.integer_arithmetic import quantize_bias
 
 
 def integer_kernels(proto: ModelProto) -> ModelProto:
-    """Return the graph, changed in place, with integer biases and without the ReLUs that a quantizer does anyway."""
+    """Return the graph, changed in place, with integer biases and without ReLUs that a quantizer makes redundant."""
     graph = _Graph(proto.graph)
     for node in [node for node in proto.graph.node if node.op_type == "Relu"]:
         _drop_relu(graph, node)
@@ -25,60 +23,60 @@ def integer_kernels(proto: ModelProto) -> ModelProto:
 
 
 class _Graph:
-    """Look-ups and small changes in a graph."""
+    """Queries and small edits of a graph."""
 
     def __init__(self, proto: GraphProto) -> None:
         self.proto = proto
 
-    def producer(self, tensor: str) -> NodeProto | None:
+    def find_producer(self, tensor: str) -> NodeProto | None:
         return next((node for node in self.proto.node if tensor in node.output), None)
 
-    def consumers(self, tensor: str) -> list[NodeProto]:
+    def list_consumers(self, tensor: str) -> list[NodeProto]:
         return [node for node in self.proto.node if tensor in node.input]
 
     def is_output(self, tensor: str) -> bool:
         return any(output.name == tensor for output in self.proto.output)
 
-    def constant(self, tensor: str) -> NDArray[Any] | None:
-        found = next((value for value in self.proto.initializer if value.name == tensor), None)
-        return None if found is None else numpy_helper.to_array(found)
+    def find_constant(self, tensor: str) -> NDArray[np.generic] | None:
+        initializer = next((value for value in self.proto.initializer if value.name == tensor), None)
+        return None if initializer is None else numpy_helper.to_array(initializer)
 
-    def scale_of(self, tensor: str) -> NDArray[Any] | None:
-        """Return the scale of a tensor that DequantizeLinear produces, else None."""
-        node = self.producer(tensor)
-        return self.constant(node.input[1]) if node is not None and node.op_type == "DequantizeLinear" else None
+    def find_scale(self, tensor: str) -> NDArray[np.generic] | None:
+        """Return the scale of a tensor that DequantizeLinear produces; None for any other tensor."""
+        node = self.find_producer(tensor)
+        return self.find_constant(node.input[1]) if node is not None and node.op_type == "DequantizeLinear" else None
 
-    def add_constant(self, name: str, value: NDArray[Any]) -> str:
-        if self.constant(name) is None:
+    def add_constant(self, name: str, value: NDArray[np.generic]) -> str:
+        if self.find_constant(name) is None:
             self.proto.initializer.append(numpy_helper.from_array(value, name))
         return name
 
     def rename_uses(self, tensor: str, name: str) -> None:
-        for node in self.consumers(tensor):
+        for node in self.list_consumers(tensor):
             node.input[:] = [name if used == tensor else used for used in node.input]
 
-    def insert(self, at: int, operator: str, inputs: list[str], output: str) -> None:
+    def insert_node(self, at: int, operator: str, inputs: list[str], output: str) -> None:
         self.proto.node.insert(at, helper.make_node(operator, inputs, [output]))
 
-    def position(self, node: NodeProto) -> int:
+    def node_index(self, node: NodeProto) -> int:
         return next(index for index, other in enumerate(self.proto.node) if other.output[0] == node.output[0])
 
 
 def _drop_relu(graph: _Graph, node: NodeProto) -> None:
-    """Take out a ReLU whose input was decoded from unsigned codes with zero point 0."""
-    decode = graph.producer(node.input[0])
+    """Remove a ReLU whose input is decoded from unsigned codes with zero point 0: such values are never negative."""
+    decode = graph.find_producer(node.input[0])
     if decode is None or decode.op_type != "DequantizeLinear" or graph.is_output(node.output[0]):
         return
-    zero_point = graph.constant(decode.input[2])
+    zero_point = graph.find_constant(decode.input[2])
     if zero_point is not None and zero_point.dtype == np.uint8 and not zero_point.any():
         graph.rename_uses(node.output[0], node.input[0])
         graph.proto.node.remove(node)
 
 
 def _quantize_bias(graph: _Graph, node: NodeProto) -> None:
-    """Store the float bias of an integer kernel as int32 on the scale of its products."""
-    bias = graph.constant(node.input[2]) if len(node.input) == 3 else None
-    scales = [graph.scale_of(name) for name in node.input[:2]]
+    """Store the float bias of an integer kernel as int32 codes with the scale of its products."""
+    bias = graph.find_constant(node.input[2]) if len(node.input) == 3 else None
+    scales = [graph.find_scale(name) for name in node.input[:2]]
     if bias is None or scales[0] is None or scales[1] is None:
         return
     input_scale, weight_scale = (torch.from_numpy(scale.copy()) for scale in (scales[0], scales[1]))
@@ -89,7 +87,7 @@ def _quantize_bias(graph: _Graph, node: NodeProto) -> None:
         graph.add_constant(f"{name}_scale", scale.numpy()),
         graph.add_constant(f"{name}_zero_point", np.zeros(tuple(scale.shape), np.int32)),
     ]
-    graph.insert(graph.position(node), "DequantizeLinear", inputs, name)
+    graph.insert_node(graph.node_index(node), "DequantizeLinear", inputs, name)
     if scale.ndim:
-        graph.proto.node[graph.position(node) - 1].attribute.append(helper.make_attribute("axis", 0))
+        graph.proto.node[graph.node_index(node) - 1].attribute.append(helper.make_attribute("axis", 0))
     node.input[2] = name

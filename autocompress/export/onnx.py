@@ -1,8 +1,8 @@
 """ONNX graphs: the float one as torch exports it, the quantized one with integer codes and our own ranges.
 
-The quantized graph is exported with QuantizeLinear and DequantizeLinear where the model rounds its inputs and
-weights, so no node has to be found again by its name; :mod:`autocompress.export.integer_graph` then makes it fit the
-rules by which onnxruntime chooses integer kernels.
+The modules that round inputs and weights emit QuantizeLinear and DequantizeLinear while torch exports the model, so no
+node has to be matched by name afterwards. :mod:`autocompress.export.integer_graph` then adapts the graph to the rules
+by which onnxruntime selects integer kernels.
 """
 
 import copy
@@ -22,7 +22,7 @@ from autocompress.core.method import MethodState
 from autocompress.core.task import logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export.card import input_names
-from autocompress.export.embedding_tables import BagLookup, Lookup, lookup
+from autocompress.export.embedding_tables import BagLookup, Lookup, build_lookup
 from autocompress.export.integer_graph import integer_kernels
 from autocompress.export.runtime import WEIGHTS_ONLY
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, replace_quantizers
@@ -39,7 +39,7 @@ def export_float(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[s
     Raises:
         ArtifactError: torch cannot export the model.
     """
-    return _tidy(_export(copy.deepcopy(model), example, heads))
+    return _clean_graph(_export_graph(copy.deepcopy(model), example, heads))
 
 
 def export_quantized(
@@ -57,13 +57,13 @@ def export_quantized(
     marked = copy.deepcopy(model).eval()
     layers = state.history.get("layers", [])
     for entry in layers:
-        marked = _with_lookup(marked, entry, state.tensors)
+        marked = _replace_embedding(marked, entry, state.tensors)
     entries = [entry for entry in layers if entry["weight"] is not None]
     for entry in entries:
         layer = marked.get_submodule(entry["name"])
         if not isinstance(layer, Lookup | BagLookup):
-            _mark(layer, entry["name"], state.tensors)
-    proto = _tidy(integer_kernels(_export(marked, example, heads)))
+            _replace_weight(layer, entry["name"], state.tensors)
+    proto = _clean_graph(integer_kernels(_export_graph(marked, example, heads)))
     if entries and all(entry["input"] is None for entry in layers):
         onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
     return proto
@@ -94,14 +94,14 @@ class _QuantizeDequantize(nn.Module):
         self.low, self.high = (nn.Buffer(torch.tensor(end, dtype=grid.dtype)) for end in (grid.low, grid.high))
 
     def forward(self, values: Tensor) -> Tensor:
-        codes = _emit("QuantizeLinear", (values, self.scale, self.zero_point), self.dtype, values)
+        codes = _emit_operator("QuantizeLinear", (values, self.scale, self.zero_point), self.dtype, values)
         if self.clips:
-            codes = _emit("Clip", (codes, self.low, self.high), self.dtype, values)
-        return _emit("DequantizeLinear", (codes, self.scale, self.zero_point), values.dtype, values)
+            codes = _emit_operator("Clip", (codes, self.low, self.high), self.dtype, values)
+        return _emit_operator("DequantizeLinear", (codes, self.scale, self.zero_point), values.dtype, values)
 
 
 class _Dequantize(nn.Module):
-    """Stands for a weight: emits DequantizeLinear of its codes, along axis 0 where there is a scale per channel."""
+    """Replacement of a weight: emits DequantizeLinear of its codes, along axis 0 where there is a scale per channel."""
 
     def __init__(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> None:
         super().__init__()
@@ -109,7 +109,9 @@ class _Dequantize(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         axis = {"axis": 0} if self.scale.ndim else {}
-        return _emit("DequantizeLinear", (self.codes, self.scale, self.zero_point), weight.dtype, self.codes, axis)
+        return _emit_operator(
+            "DequantizeLinear", (self.codes, self.scale, self.zero_point), weight.dtype, self.codes, axis
+        )
 
 
 class _Heads(nn.Module):
@@ -123,45 +125,50 @@ class _Heads(nn.Module):
         return tuple(logits_by_head(self.model(*inputs), self.heads).values())
 
 
-def _with_lookup(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Return the model with the embedding table of this entry, if it is one, as the look-up of its codes."""
+def _replace_embedding(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return the model with this entry replaced by a look-up of codes if it is a quantized embedding table."""
     name = entry["name"]
     table = model.get_submodule(name)
     if not is_embedding(table) or (entry["weight"] is None and entry["decoded"] is None):
         return model
     if not name:
-        return lookup(table, name, tensors)
-    model.set_submodule(name, lookup(table, name, tensors))
+        return build_lookup(table, name, tensors)
+    model.set_submodule(name, build_lookup(table, name, tensors))
     return model
 
 
-def _mark(layer: Any, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Make a layer with quantized weights emit its codes."""
+def _replace_weight(layer: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Let a layer with quantized weights emit its codes."""
     quantizer = getattr(layer, INPUT, None)
     input_scale = quantizer.scale if isinstance(quantizer, FakeQuantize) else None
     codes, scale, zero_point = (tensors[f"{name}.weight_{part}"] for part in ("codes", "scale", "zero_point"))
-    codes, scale, zero_point = widen_codes(codes, scale, zero_point, layer.bias, input_scale)
+    codes, scale, zero_point = widen_codes(codes, scale, zero_point, getattr(layer, "bias", None), input_scale)
     if zero_point.unique().numel() > 1 and getattr(layer, "groups", 1) > 1:
-        # onnxruntime has no kernel for zero points that differ and takes thirty times as long as in floating point.
+        # onnxruntime has no integer kernel for a grouped layer with several zero points: it takes thirty times as long
+        # as in floating point.
         return
     parametrize.register_parametrization(layer, "weight", _Dequantize(codes, scale, zero_point), unsafe=True)
     replace_quantizers(layer, lambda quantizer: _QuantizeDequantize(quantizer.grid))
 
 
-def _emit(
-    operator: str, inputs: tuple[Tensor, ...], dtype: torch.dtype, like: Tensor, attributes: Any = None
+def _emit_operator(
+    operator: str,
+    inputs: tuple[Tensor, ...],
+    dtype: torch.dtype,
+    like: Tensor,
+    attributes: dict[str, Any] | None = None,
 ) -> Tensor:
     emitted: Tensor = torch.onnx.ops.symbolic(operator, inputs, attributes, dtype=dtype, shape=like.shape)
     return emitted
 
 
-def _export(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int]) -> onnx.ModelProto:
+def _export_graph(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int]) -> onnx.ModelProto:
     replace_quantizers(model, lambda quantizer: _Round(quantizer.grid))
-    # A batch of one would be taken for a constant, so the example is shown twice.
+    # torch.export specializes a dimension of size 1 to a constant, so the batch holds the example twice.
     inputs = tuple(torch.cat([tensor, tensor]) for tensor in example)
     batch = torch.export.Dim("batch")
     try:
-        with _silence(), torch.no_grad():
+        with _silence_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 _Heads(model, heads).eval(),
                 inputs,
@@ -174,47 +181,47 @@ def _export(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, i
             )
             assert program is not None
             proto: onnx.ModelProto = program.model_proto
-    except Exception as error:  # torch.export raises whatever the model's forward does to it
+    except Exception as error:  # torch.export raises any exception of the model's forward
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ArtifactError(f"the model cannot be exported to ONNX: {reason}") from error
     return proto
 
 
-def _inputs(graph: onnx.GraphProto) -> Iterator[str]:
+def _input_names(graph: onnx.GraphProto) -> Iterator[str]:
     for node in graph.node:
         yield from node.input
         for attribute in node.attribute:
-            yield from _inputs(attribute.g)
+            yield from _input_names(attribute.g)
 
 
-def _tidy(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Drop what tells of the exporting machine (paths, stack traces), and the wrapper's name from every tensor's."""
+def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove paths and stack traces of the exporting machine, and the wrapper's prefix of tensor names."""
     graph = proto.graph
     for holder in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         holder.ClearField("doc_string")
         del holder.metadata_props[:]
     del graph.value_info[:]
     for tensor in graph.initializer:
-        tensor.name = _plain_name(tensor.name)
+        tensor.name = _shorten_name(tensor.name)
     for index, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{index}"
-        node.input[:] = [_plain_name(name) for name in node.input]
-    # What integer kernels replaced would lie about, and onnxruntime would warn of it at each loading.
-    used = set(_inputs(graph)) | {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+        node.input[:] = [_shorten_name(name) for name in node.input]
+    # Tensors that integer kernels replaced are unused, and onnxruntime would warn about them at each load.
+    used = set(_input_names(graph)) | {value.name for value in graph.output}
+    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(initializers)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
 
-def _plain_name(name: str) -> str:
+def _shorten_name(name: str) -> str:
     return name.removeprefix("model.").replace(".parametrizations.weight.0.", ".weight_")
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Keep torch's exporter from talking: it prints, logs and warns about its own workings."""
+def _silence_exporter() -> Iterator[None]:
+    """Silence torch's exporter, which prints, logs and warns about its internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

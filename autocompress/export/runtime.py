@@ -1,4 +1,4 @@
-"""Running an exported model: onnxruntime as it is meant to be set up, without torch."""
+"""An onnxruntime session with the settings that an exported model needs; imports no torch."""
 
 import onnx
 import onnxruntime
@@ -9,11 +9,11 @@ from autocompress.errors import ArtifactError
 WEIGHTS_ONLY = "autocompress.weights_only"
 
 
-def session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Return an onnxruntime session on the processor, as an exported model is meant to be run.
+def create_session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Return an onnxruntime session on the CPU for an exported model.
 
-    Where only weights are quantized, they are decoded once on loading: by default onnxruntime decodes them
-    again in every run.
+    If only weights are quantized, they are decoded once when the model is loaded; by default onnxruntime decodes them
+    in every run.
 
     Raises:
         ArtifactError: The model is damaged, or keeps tensors in other files.

@@ -1,5 +1,6 @@
-"""Verification: the exported files are run on a split and must behave as the model that was searched."""
+"""Verification: the exported files are run on a split and compared with the searched model."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +13,21 @@ from autocompress.core.task import Logits, Split, Targets, logits_by_head
 from autocompress.errors import VerificationError
 from autocompress.export.artifact import load_artifact
 from autocompress.export.folder import read_files
-from autocompress.export.runtime import session
+from autocompress.export.runtime import create_session
 from autocompress.measure import Subject, measure
 from autocompress.measure.heads import AT, get_objective
 
 BATCH = 256
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Metric:
-    """The score that an export is held to.
+    """The score that is compared between the searched and the exported model.
 
     Attributes:
-        name: An objective that outputs and targets suffice for.
+        name: Name of an objective that needs only outputs and targets.
         levels: Head to the value of each class, for the heads whose classes are numbers.
 
     Example:
@@ -41,12 +44,12 @@ class Metric:
 
     def by_head(self, logits: Logits, targets: Targets) -> dict[str, float]:
         """Return the score of each head."""
-        found = measure(self._subject(logits, targets), [f"{self.name}{AT}{head}" for head in logits])
-        return {head: found[f"{self.name}{AT}{head}"] for head in logits}
+        scores = measure(self._subject(logits, targets), [f"{self.name}{AT}{head}" for head in logits])
+        return {head: scores[f"{self.name}{AT}{head}"] for head in logits}
 
-    def worse(self, found: float, expected: float) -> float:
-        """Return by how much a score is worse than another: above 0 a loss, whichever direction is better."""
-        return expected - found if get_objective(self.name).direction == "maximize" else found - expected
+    def loss_against(self, score: float, expected: float) -> float:
+        """Return the loss of a score against the expected one; positive if it is worse, in either direction."""
+        return expected - score if get_objective(self.name).direction == "maximize" else score - expected
 
     def _subject(self, logits: Logits, targets: Targets) -> Subject:
         return Subject(logits, targets, levels=self.levels)
@@ -54,15 +57,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class Verification:
-    """What an exported model did on a split.
+    """Scores and predictions of an exported model on a split, compared with the searched model.
 
     Attributes:
         examples: Size of the split.
         metric: Name of the score.
         scores: Head to the score of model.onnx under onnxruntime.
-        expected: Head to the score that was promised.
-        agreement: Head to the share of examples on which model.onnx predicts what was promised.
-        module_agreement: Head to the share on which the reloaded torch module does.
+        expected: Head to the score of the searched model.
+        agreement: Head to the share of examples where model.onnx predicts the class of the searched model.
+        module_agreement: The same share for the reloaded torch module.
     """
 
     examples: int
@@ -91,9 +94,9 @@ def verify(
     agreement: float = 0.99,
     metric: Metric | None = None,
 ) -> Verification:
-    """Run model.onnx under onnxruntime and the reloaded module on a split, and compare both with what was promised.
+    """Run model.onnx under onnxruntime and the reloaded module on a split, and compare both with the searched model.
 
-    A score that is better than promised is no fault by itself; predictions that differ are, in both.
+    A better score alone is no failure; predictions that differ are, in either of the two.
 
     Args:
         folder: The artifact.
@@ -103,40 +106,43 @@ def verify(
         expected_predictions: Head to the searched model's predicted classes, ``{head: [N]}``.
         tolerance: The most that the score may lose, in its own unit: a fraction for an accuracy.
         agreement: Smallest share of equal predictions.
-        metric: What is scored; the accuracy by default.
+        metric: Score to compare; the accuracy by default.
 
     Raises:
         ArtifactError: A file was changed or cannot be loaded.
-        VerificationError: The exported model behaves otherwise; the message holds the figures.
+        VerificationError: The exported model behaves differently; the message holds the figures.
     """
     if len(split) == 0:
-        raise VerificationError("the split is empty: there is nothing to verify on")
+        raise VerificationError("the split is empty: verification needs examples")
     metric = metric or Metric()
     files = read_files(Path(folder))
     outputs = {"onnx": _run_onnx(files["model.onnx"], split, heads), "module": _run_module(folder, split, heads)}
     shares = {
-        name: {head: _share(found[head].argmax(-1), expected_predictions[head]) for head in heads}
-        for name, found in outputs.items()
+        name: {head: _agreement(logits[head].argmax(-1), expected_predictions[head]) for head in heads}
+        for name, logits in outputs.items()
     }
     scores = metric.by_head(outputs["onnx"], split.targets)
-    found = Verification(len(split), metric.name, scores, dict(expected_scores), shares["onnx"], shares["module"])
-    # The slack is for the rounding of a difference that is exactly the tolerance; a score that is no number is a loss.
-    kept = all(metric.worse(scores[head], expected_scores[head]) <= tolerance + 1e-9 for head in heads)
-    if not kept or any(share < agreement for by_head in shares.values() for share in by_head.values()):
+    verification = Verification(
+        len(split), metric.name, scores, dict(expected_scores), shares["onnx"], shares["module"]
+    )
+    # 1e-9 absorbs the rounding of a difference of exactly the tolerance. A NaN score fails the comparison.
+    is_close = all(metric.loss_against(scores[head], expected_scores[head]) <= tolerance + 1e-9 for head in heads)
+    if not is_close or any(share < agreement for by_head in shares.values() for share in by_head.values()):
         limits = f"allowed are a loss of {tolerance:g} in {metric.name} and {agreement:.0%}"
         raise VerificationError(
-            f"{folder} does not behave as the searched model: {found}; {limits}".replace("\n", "; ")
+            f"{folder} does not behave as the searched model: {verification}; {limits}".replace("\n", "; ")
         )
-    return found
+    logger.info("%s: verified on %d examples: %s", folder, len(split), str(verification).replace("\n", "; "))
+    return verification
 
 
 def _run_onnx(model: bytes, split: Split, heads: Mapping[str, int]) -> dict[str, Tensor]:
-    running = session(model)
-    names = [entry.name for entry in running.get_inputs()]
+    runtime = create_session(model)
+    names = [entry.name for entry in runtime.get_inputs()]
     logits: dict[str, list[np.ndarray]] = {head: [] for head in heads}
     for batch in split.batches(BATCH):
         inputs = {name: tensor.numpy() for name, tensor in zip(names, batch.inputs, strict=True)}
-        for head, values in zip(heads, running.run(list(heads), inputs), strict=True):
+        for head, values in zip(heads, runtime.run(list(heads), inputs), strict=True):
             logits[head].append(values)
     return {head: torch.from_numpy(np.concatenate(values)) for head, values in logits.items()}
 
@@ -148,5 +154,5 @@ def _run_module(folder: Path | str, split: Split, heads: Mapping[str, int]) -> d
     return {head: torch.cat([batch[head] for batch in logits]) for head in heads}
 
 
-def _share(found: Tensor, expected: Tensor) -> float:
-    return float((found == expected).double().mean())
+def _agreement(predictions: Tensor, expected: Tensor) -> float:
+    return float((predictions == expected).double().mean())

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from pydantic_core import from_json
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Base, Candidate, Cut, Job, Role, State
+from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS ac_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, seal TEXT);
@@ -85,7 +85,7 @@ def job_row(job: Job) -> Row:
         "number": job.number,
         "role": job.role.value,
         "config": json.dumps(job.training.to_json()),
-        "cuts": json.dumps([[_part_json(cut.prune), _part_json(cut.quantize)] for cut in job.cuts]),
+        "cuts": json.dumps([[_part_json(cut.prune), _part_json(cut.quantize)] for cut in job.recipes]),
         "rung": job.rung,
         "until": job.until,
         "base": None if base is None else json.dumps([base.checkpoint, _part_json(base.prune), base.epochs]),
@@ -97,11 +97,11 @@ def trial_from_row(row: Row) -> StoredTrial:
     base = None
     if row["base"] is not None:
         checkpoint, prune, epochs = from_json(row["base"])
-        base = Base(checkpoint, _part_from_json(prune), epochs)
+        base = BaseCheckpoint(checkpoint, _part_from_json(prune), epochs)
     job = Job(
         row["number"],
         CompressionConfig.from_json(from_json(row["config"])),
-        tuple(Cut(*map(_part_from_json, cut)) for cut in from_json(row["cuts"])),
+        tuple(CompressionRecipe(*map(_part_from_json, cut)) for cut in from_json(row["cuts"])),
         Role(row["role"]),
         row["rung"],
         row["until"],

@@ -8,7 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autocompress.analysis.confirmation import summarize_repeats, evaluate_test_front, select_for_confirmation, without_repeats
+from autocompress.analysis.confirmation import (
+    evaluate_test_front,
+    select_for_confirmation,
+    summarize_repeats,
+    without_repeats,
+)
 from autocompress.core.run_info import RunInfo
 from tests.report.factory import OBJECTIVES
 

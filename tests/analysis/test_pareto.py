@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from autocompress.analysis.pareto import (
-    primary_objectives,
-    sort_by_cost,
-    is_dominated,
-    is_feasible,
-    full_fidelity,
     compute_hypervolume,
     find_knee,
+    full_fidelity,
+    is_dominated,
+    is_feasible,
     natural_key,
     normalize_values,
     pareto_front,
+    primary_objectives,
+    sort_by_cost,
 )
 from autocompress.core.run_info import ObjectiveSpec
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError

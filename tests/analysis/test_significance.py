@@ -9,7 +9,13 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, ttest_rel
 
-from autocompress.analysis.significance import wilson_interval, paired_p_value, unpack_correct, find_ties, unpaired_p_value
+from autocompress.analysis.significance import (
+    find_ties,
+    paired_p_value,
+    unpack_correct,
+    unpaired_p_value,
+    wilson_interval,
+)
 from autocompress.core.run_info import RunInfo
 from tests.report.factory import OBJECTIVES
 

@@ -1,6 +1,6 @@
 import pandas as pd
 
-from autocompress.analysis.simulated import SIMULATED, knob_order, describe_simulation
+from autocompress.analysis.simulated import SIMULATED, describe_simulation, knob_order
 
 
 def table(**columns: list[object]) -> pd.DataFrame:

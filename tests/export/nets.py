@@ -14,6 +14,7 @@ from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split
 from autocompress.export.artifact import Deployable
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
+from autocompress.tasks.base import Supervised
 
 METHOD = PostTraining()
 
@@ -101,9 +102,11 @@ NETS: Mapping[str, Callable[[], nn.Module]] = {
 }
 
 
-class DigitsOf:
+class DigitsOf(Supervised):
     """The digits for one of the networks above."""
 
+    name = "digits_of_the_export_tests"
+    inputs = (InputSpec((1, 8, 8)),)
     metrics = ("accuracy",)
 
     def __init__(self, heads: dict[str, int] | None = None) -> None:
@@ -111,6 +114,12 @@ class DigitsOf:
 
     def build(self, student: Part) -> nn.Module:
         return NETS[student.name]()
+
+    def splits(self, seed: int) -> Any:
+        raise NotImplementedError
+
+    def teacher(self) -> Any:
+        raise NotImplementedError
 
 
 TASKS.add("digits_of_the_export_tests", DigitsOf)

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from autocompress.core.method import LayerBits, MethodState
 from autocompress.errors import ArtifactError
-from autocompress.export.architecture import LARGEST_CONSTANT, Packed, compact, expand, method_state, parse, saved_state
+from autocompress.export.architecture import (
+    LARGEST_CONSTANT,
+    Packed,
+    dump_state,
+    method_state,
+    pack_tensors,
+    parse_architecture,
+    unpack_tensors,
+)
 
 GOOD: dict[str, Any] = {
     "format": 1,
@@ -35,11 +43,11 @@ GOOD: dict[str, Any] = {
 
 
 def test_a_good_one_is_read() -> None:
-    found = parse(json.dumps(GOOD).encode())
+    found = parse_architecture(json.dumps(GOOD).encode())
     assert found.compression.student.name == "cnn"
     assert found.folded == [("stem.0", "stem.1")]
     assert [tuple(tensor.shape) for tensor in found.example()] == [(1, 1, 8, 8)]
-    assert parse(found.model_dump_json().encode()) == found
+    assert parse_architecture(found.model_dump_json().encode()) == found
 
 
 @pytest.mark.parametrize(
@@ -67,25 +75,25 @@ def test_a_good_one_is_read() -> None:
 )
 def test_what_is_unknown_mistyped_or_out_of_bounds_is_named(change: dict[str, Any], where: str) -> None:
     with pytest.raises(ArtifactError, match=f"architecture.json: .*{where}"):
-        parse(json.dumps(GOOD | change).encode())
+        parse_architecture(json.dumps(GOOD | change).encode())
 
 
 @pytest.mark.parametrize("missing", sorted(GOOD))
 def test_what_is_missing_is_named(missing: str) -> None:
     with pytest.raises(ArtifactError, match=missing):
-        parse(json.dumps({name: value for name, value in GOOD.items() if name != missing}).encode())
+        parse_architecture(json.dumps({name: value for name, value in GOOD.items() if name != missing}).encode())
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"\xff", b"{" * 10, b"[" * 100_000, b"\x80\x04K\x01."])
 def test_what_is_no_json_object_is_refused(content: bytes) -> None:
     with pytest.raises(ArtifactError, match=r"architecture\.json"):
-        parse(content)
+        parse_architecture(content)
 
 
 @pytest.mark.parametrize("config", [{}, {"student": 3}, GOOD["config"] | {"student": {"a": {}, "b": {}}}])
 def test_a_config_of_another_form_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(ArtifactError, match="config"):
-        _ = parse(json.dumps(GOOD | {"config": config}).encode()).compression
+        _ = parse_architecture(json.dumps(GOOD | {"config": config}).encode()).compression
 
 
 integers = st.sampled_from([torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64])
@@ -98,8 +106,10 @@ def test_integer_tensors_come_back_however_they_are_packed(made: dict[str, tuple
     for name, (dtype, seed, spread) in made.items():
         generator = torch.Generator().manual_seed(seed)
         tensors[name] = torch.randint(spread, (2, 3, 5), generator=generator).sub(spread // 2).to(dtype)
-    stored, packed, aliases = compact(tensors)
-    back = expand(stored, {name: Packed.model_validate(how.model_dump()) for name, how in packed.items()}, aliases)
+    stored, packed, aliases = pack_tensors(tensors)
+    back = unpack_tensors(
+        stored, {name: Packed.model_validate(how.model_dump()) for name, how in packed.items()}, aliases
+    )
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype
@@ -108,7 +118,7 @@ def test_integer_tensors_come_back_however_they_are_packed(made: dict[str, tuple
 
 def test_a_spread_takes_its_bits_and_a_constant_nothing() -> None:
     ternary = torch.tensor([[-1, 0, 1, 1]] * 100, dtype=torch.int8)
-    stored, packed, _ = compact({"ternary": ternary, "zeros": torch.zeros(1000, dtype=torch.int32)})
+    stored, packed, _ = pack_tensors({"ternary": ternary, "zeros": torch.zeros(1000, dtype=torch.int32)})
     assert packed["ternary"].bits == 2
     assert stored["ternary"].numel() == 100
     assert "zeros" not in stored
@@ -117,10 +127,10 @@ def test_a_spread_takes_its_bits_and_a_constant_nothing() -> None:
 
 def test_shared_tensors_are_stored_once() -> None:
     weight = torch.randn(4, 4)
-    stored, _, aliases = compact({"embed": weight, "head": weight, "turned": weight.t()})
+    stored, _, aliases = pack_tensors({"embed": weight, "head": weight, "turned": weight.t()})
     assert sorted(stored) == ["embed", "turned"]
     assert aliases == {"head": "embed"}
-    back = expand(stored, {}, aliases)
+    back = unpack_tensors(stored, {}, aliases)
     assert torch.equal(back["head"], weight)
     assert torch.equal(back["turned"], weight.t())
 
@@ -137,23 +147,23 @@ def test_shared_tensors_are_stored_once() -> None:
 def test_packing_that_lies_is_refused_before_it_takes_memory(how: dict[str, Any], message: str) -> None:
     lie = Packed.model_validate({"offset": 0, "dtype": "int8"} | how)
     with pytest.raises(ArtifactError, match=message):
-        expand({"a": torch.zeros(4, dtype=torch.uint8)}, {"a": lie}, {})
+        unpack_tensors({"a": torch.zeros(4, dtype=torch.uint8)}, {"a": lie}, {})
 
 
 def test_tensors_that_are_absent_are_named() -> None:
     how = Packed.model_validate({"bits": 4, "offset": 0, "shape": (2,), "dtype": "int8"})
     with pytest.raises(ArtifactError, match="lacks 'codes'"):
-        expand({}, {"codes": how}, {})
+        unpack_tensors({}, {"codes": how}, {})
     with pytest.raises(ArtifactError, match="lacks 'owner'"):
-        expand({}, {}, {"name": "owner"})
+        unpack_tensors({}, {}, {"name": "owner"})
 
 
 def test_a_methods_state_survives() -> None:
     state = MethodState(history={"layers": [1, "a"]}, bits={"a": LayerBits(3, 5)}, report={"left": "out"})
-    saved = saved_state(state)
+    saved = dump_state(state)
     assert saved is not None
     back = method_state(saved, {"a.codes": torch.ones(1)})
     assert back.history == state.history
     assert back.bits == state.bits
     assert list(back.tensors) == ["a.codes"]
-    assert saved_state(None) is None
+    assert dump_state(None) is None

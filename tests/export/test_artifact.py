@@ -154,7 +154,7 @@ def test_the_folder_holds_what_it_says(written: tuple[Deployable, Path]) -> None
 
 def test_fewer_bits_make_a_smaller_file(trained: Mapping[str, nn.Module], data: tuple[Split, Split]) -> None:
     def stored(**settings: Any) -> int:
-        _, tensors = artifact._describe(deployable("residual", trained["residual"], data[0], **settings))
+        _, tensors = artifact._build_architecture(deployable("residual", trained["residual"], data[0], **settings))
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     sizes = [stored(), *(stored(weight_bits=bits, activation_bits=8) for bits in (8, 4, 3, 2))]

@@ -11,7 +11,7 @@ from autocompress.store.run_store import RunStore
 @pytest.fixture(scope="module")
 def artifact(small_run: Path) -> Path:
     with RunStore.read(small_run) as study:
-        table = study.candidates()
+        table = study.candidate_table()
     quantized = table[(table["quantize"] != "none") & (table["role"] == "search") & table["complete"]]["id"].iloc[0]
     return export_candidate(small_run, quantized, verify=True).folder
 
@@ -39,7 +39,7 @@ def test_a_candidate_without_its_checkpoint_is_trained_again(small_run: Path, tm
     shutil.copytree(small_run, copy)
     shutil.rmtree(copy / "checkpoints")
     with RunStore.read(copy) as study:
-        table = study.candidates()
+        table = study.candidate_table()
     pruned = table[(table["prune"] != "none") & (table["role"] == "search")]["id"].iloc[0]
     exported = export_candidate(copy, pruned)
     assert exported.verification is not None
@@ -48,7 +48,7 @@ def test_a_candidate_without_its_checkpoint_is_trained_again(small_run: Path, tm
 
 def test_a_candidate_of_a_training_under_way_is_refused(small_run: Path) -> None:
     with RunStore.read(small_run) as study:
-        table = study.candidates()
+        table = study.candidate_table()
     partial = table[~table["complete"]]["id"].iloc[0]
     with pytest.raises(UsageError, match=f"'{partial}' was measured after . epochs of a training that was not at its"):
         export_candidate(small_run, partial)
@@ -63,7 +63,7 @@ def test_a_candidate_that_scores_otherwise_than_the_store_says_is_refused(small_
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
     with RunStore.open(copy) as study:
-        candidate = study.candidate("t0c0")
+        candidate = study.read_candidate("t0c0")
         scores = json.dumps({**candidate.scores, "select_val": {"accuracy": 0.01}})
         with study._transaction():
             study._connection.execute("UPDATE ac_candidates SET scores = ? WHERE id = 't0c0'", (scores,))

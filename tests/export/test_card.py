@@ -3,15 +3,15 @@ from typing import Any
 
 import pytest
 
-from autocompress.export.architecture import Architecture, parse
-from autocompress.export.card import input_names, render
+from autocompress.export.architecture import Architecture, parse_architecture
+from autocompress.export.card import input_names, render_card
 from tests.export.test_architecture import GOOD
 
 SIZES = {"model.onnx": 12_345, "model.safetensors": 678}
 
 
 def architecture(**change: Any) -> Architecture:
-    return parse(json.dumps(GOOD | change).encode())
+    return parse_architecture(json.dumps(GOOD | change).encode())
 
 
 def code_of(card: str) -> list[str]:
@@ -19,7 +19,7 @@ def code_of(card: str) -> list[str]:
 
 
 def test_a_card_tells_what_how_and_how_much() -> None:
-    card = render(
+    card = render_card(
         architecture(labels={"label": ["zero", "one"]}),
         {
             "title": "t12c7",
@@ -49,20 +49,20 @@ def test_a_card_tells_what_how_and_how_much() -> None:
 
 
 def test_both_ways_of_loading_take_six_lines() -> None:
-    for block in code_of(render(architecture(), {}, SIZES, weights_only=False)):
+    for block in code_of(render_card(architecture(), {}, SIZES, weights_only=False)):
         assert len([line for line in block.splitlines() if line.strip()]) == 6
         compile(block, "card", "exec")
 
 
 def test_weights_alone_are_decoded_on_loading() -> None:
-    block = code_of(render(architecture(), {}, SIZES, weights_only=True))[0]
+    block = code_of(render_card(architecture(), {}, SIZES, weights_only=True))[0]
     assert 'options.add_session_config_entry("session.disable_quant_qdq", "1")' in block
     compile(block, "card", "exec")
 
 
 def test_hostile_text_is_shown_as_text() -> None:
     evil = "<script>alert(1)</script>\n# owned | x [a](javascript:b) `c` \u202e \x00"
-    card = render(
+    card = render_card(
         architecture(heads={evil: 3}, labels={evil: [evil]}, task=evil),
         {"title": evil, "summary": evil, evil: evil, "scores": {evil: {evil: evil}}, "list": [evil]},
         SIZES,
@@ -79,19 +79,19 @@ def test_hostile_text_is_shown_as_text() -> None:
 
 
 def test_a_long_list_of_classes_is_cut() -> None:
-    card = render(architecture(labels={"label": [f"c{i}" for i in range(1000)]}), {}, SIZES, weights_only=False)
+    card = render_card(architecture(labels={"label": [f"c{i}" for i in range(1000)]}), {}, SIZES, weights_only=False)
     assert "99: c99, …" in card
     assert "c100" not in card
 
 
 @pytest.mark.parametrize("state", [None, {"history": {}, "bits": {}}])
 def test_an_unquantized_model_says_so(state: dict[str, Any] | None) -> None:
-    card = render(architecture(quantize=state), {}, SIZES, weights_only=False)
+    card = render_card(architecture(quantize=state), {}, SIZES, weights_only=False)
     assert "- Quantized: no, 32-bit floating point" in card
 
 
 def test_several_inputs_stand_in_the_code() -> None:
     inputs = [{"shape": [1, 5], "dtype": "int64"}, {"shape": [1, 4], "dtype": "float32"}]
-    first, second = code_of(render(architecture(inputs=inputs), {}, SIZES, weights_only=False))
+    first, second = code_of(render_card(architecture(inputs=inputs), {}, SIZES, weights_only=False))
     assert all(f'"{name}": np.zeros(' in first for name in input_names(2))
     assert "torch.zeros((1, 5), dtype=torch.int64), torch.zeros((1, 4), dtype=torch.float32)" in second

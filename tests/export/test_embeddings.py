@@ -10,7 +10,7 @@ from autocompress.core.method import Context
 from autocompress.core.registry import QUANTIZE
 from autocompress.export.embedding_tables import Lookup
 from autocompress.export.onnx import export_float, export_quantized
-from autocompress.export.runtime import is_weights_only, session
+from autocompress.export.runtime import create_session, is_weights_only
 
 ROWS, COLUMNS = 300, 10
 METHOD = QUANTIZE.get("post_training")
@@ -35,7 +35,7 @@ def exported(model: nn.Module, ids: Tensor, **settings: object) -> tuple[nn.Modu
 
 
 def run(proto: onnx.ModelProto, ids: Tensor) -> Tensor:
-    running = session(proto.SerializeToString())
+    running = create_session(proto.SerializeToString())
     return torch.from_numpy(running.run(None, {running.get_inputs()[0].name: ids.numpy()})[0])
 
 

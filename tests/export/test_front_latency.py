@@ -25,7 +25,7 @@ def kept(run: Path) -> LatencyInfo:
 
 def ids(run: Path, count: int) -> list[str]:
     with RunStore.read(run) as study:
-        table = study.candidates()
+        table = study.candidate_table()
     return list(table[table["complete"] & (table["role"] == "search")]["id"].head(count))
 
 
@@ -70,7 +70,7 @@ def test_a_model_that_cannot_be_exported_is_said_and_the_others_are_timed(
     def refused(run: Path) -> None:
         raise ArtifactError("the teacher has a layer that ONNX does not know")
 
-    monkeypatch.setattr(timing, "teacher_as_deployed", refused)
+    monkeypatch.setattr(timing, "export_teacher_graph", refused)
     (first,) = ids(run, 1)
     assert time_run(run, [first], seconds=0.01) == {"teacher": "the teacher has a layer that ONNX does not know"}
     assert set(kept(run).rows) == {first}
@@ -92,7 +92,7 @@ def test_candidates_that_are_not_there_or_not_done_are_refused(run: Path) -> Non
     with pytest.raises((UsageError, UnknownNameError), match="t99c9"):
         time_run(run, ["t99c9"], seconds=0.01)
     with RunStore.read(run) as study:
-        table = study.candidates()
+        table = study.candidate_table()
     partial = str(table[~table["complete"]]["id"].iloc[0])
     with pytest.raises(UsageError, match="not at its end"):
         time_run(run, [partial], seconds=0.01)

@@ -18,7 +18,7 @@ from autocompress.core.task import Split, logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export.artifact import Deployable
 from autocompress.export.onnx import export_float, export_quantized
-from autocompress.export.runtime import is_weights_only, session
+from autocompress.export.runtime import create_session, is_weights_only
 from autocompress.quantize.folding import fold_batch_norm
 from autocompress.quantize.post_training import PostTrainingConfig
 from tests.export.nets import METHOD, NETS, deployable, heads_of, splits, state_of, train
@@ -57,7 +57,7 @@ def exported(trained: Mapping[str, nn.Module], data: tuple[Split, Split]) -> Cal
 
 
 def logits(proto: onnx.ModelProto, split: Split) -> dict[str, Tensor]:
-    running = session(proto.SerializeToString())
+    running = create_session(proto.SerializeToString())
     names = [entry.name for entry in running.get_outputs()]
     feed = {entry.name: value.numpy() for entry, value in zip(running.get_inputs(), split.inputs, strict=True)}
     return {name: torch.from_numpy(value) for name, value in zip(names, running.run(names, feed), strict=True)}

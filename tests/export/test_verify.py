@@ -89,7 +89,7 @@ def test_a_score_that_is_better_low_is_refused_when_it_is_higher(
 
 @pytest.mark.parametrize(("name", "lost"), [("accuracy", 0.1), ("loss", -0.1)])
 def test_what_is_a_loss_depends_on_the_score(name: str, lost: float) -> None:
-    assert Metric(name).worse(0.4, 0.5) == pytest.approx(lost)
+    assert Metric(name).loss_against(0.4, 0.5) == pytest.approx(lost)
 
 
 def test_an_export_is_held_to_the_first_score_of_its_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_an_export_is_held_to_the_first_score_of_its_task(monkeypatch: pytest.Mo
 
     with RunStore.read(front.folder) as study:
         place = load_pipeline(Setup.from_json(study.run_info().setup))
-        candidate = study.candidate(identity)
+        candidate = study.read_candidate(identity)
         content = study.checkpoint_path(candidate.checkpoint).read_bytes()
     other = place.rebuild(candidate.config, content)
     with torch.no_grad():

@@ -1,18 +1,20 @@
 import multiprocessing
+import shutil
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import autocompress
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Cut, Job, Role, State, TrialResult
+from autocompress.core.records import CompressionRecipe, Job, Role, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.store.run_store import RunStore
 from tests.fakes import fake_result
 
-CUTS = (Cut(), Cut(quantize=Part.of("post_training", weight_bits=4)))
+CUTS = (CompressionRecipe(), CompressionRecipe(quantize=Part.of("post_training", weight_bits=4)))
 
 
 def job(number: int = 0, role: Role = Role.SEARCH) -> Job:
@@ -61,7 +63,7 @@ def test_the_tables_are_flat_and_name_the_splits(tmp_path: Path) -> None:
 
 
 def test_candidates_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    many = replace(job(), cuts=tuple(Cut(quantize=Part.of("q", weight_bits=bits)) for bits in range(1, 13)))
+    many = replace(job(), recipes=tuple(CompressionRecipe(quantize=Part.of("q", weight_bits=bits)) for bits in range(1, 13)))
     with RunStore.create(tmp_path, RunInfo()) as study:
         study.add_job(many, 0)
         study.record_result(fake_result(many), elapsed=0, hypervolume=0)
@@ -170,6 +172,61 @@ def test_a_run_of_a_version_before_is_read_and_not_continued(tmp_path: Path, ver
         assert len(old.candidate_table()) == 2
     with pytest.raises(RunFolderError, match="can be read, but not continued"):
         RunStore.open(tmp_path)
+
+
+# Tables of format 2, which has neither seals nor notes.
+FORMAT_2 = """
+CREATE TABLE ac_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE ac_trials (
+    number INTEGER PRIMARY KEY, role TEXT NOT NULL, state TEXT NOT NULL, config TEXT NOT NULL, cuts TEXT NOT NULL,
+    rung INTEGER, until INTEGER, base TEXT,
+    optuna INTEGER, attempts INTEGER NOT NULL DEFAULT 1, reason TEXT NOT NULL DEFAULT '', seconds REAL,
+    elapsed REAL, hypervolume REAL, curve TEXT NOT NULL DEFAULT '[]');
+CREATE TABLE ac_candidates (
+    id TEXT PRIMARY KEY, trial INTEGER NOT NULL REFERENCES ac_trials (number), epochs INTEGER NOT NULL,
+    config TEXT NOT NULL, scores TEXT NOT NULL, costs TEXT NOT NULL, details TEXT NOT NULL, checkpoint TEXT,
+    complete INTEGER NOT NULL DEFAULT 1);
+CREATE INDEX ac_candidates_trial ON ac_candidates (trial);
+"""
+
+
+def run_of_format(run: Path, folder: Path, version: int) -> Path:
+    """Copy a finished run with its rows in the tables of an earlier format."""
+    shutil.copytree(run, folder)
+    if version == 3:
+        with RunStore.open(folder) as store:
+            store.update_run_info(replace(store.run_info(), format=3))
+        return folder
+    for name in ("study.db", "study.db-wal", "study.db-shm"):
+        (folder / name).unlink(missing_ok=True)
+    old = sqlite3.connect(folder / "study.db")
+    old.executescript(FORMAT_2)
+    old.execute("ATTACH DATABASE ? AS finished", (str(run / "study.db"),))
+    for table in ("ac_meta", "ac_trials", "ac_candidates"):
+        columns = ", ".join(row[1] for row in old.execute(f"PRAGMA main.table_info({table})"))
+        old.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM finished.{table}")
+    old.execute("UPDATE main.ac_meta SET value = '2' WHERE key = 'format'")
+    # Entries that were added later.
+    old.execute("DELETE FROM main.ac_meta WHERE key IN ('plugins', 'heads', 'notices', 'all_objectives')")
+    old.commit()
+    old.close()
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_finished_run_of_an_earlier_format_opens_reports_picks_and_exports(
+    small_run: Path, tmp_path: Path, version: int
+) -> None:
+    front = autocompress.load(run_of_format(small_run, tmp_path / "old", version))
+    now = autocompress.load(small_run)
+    assert front.info.format == version
+    assert front.to_pandas()["id"].tolist() == now.to_pandas()["id"].tolist()
+    assert front.pick().id == now.pick().id
+    assert "</html>" in front.report().read_text(encoding="utf-8")
+    assert (front.export() / "manifest.json").is_file()
+    with pytest.raises(RunFolderError, match="can be read, but not continued"):
+        RunStore.open(front.folder)
 
 
 @pytest.mark.parametrize(

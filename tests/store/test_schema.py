@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Base, Candidate, Cut, Job, Role, State
+from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State
 from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
     StoredTrial,
@@ -30,11 +30,11 @@ JOBS = st.builds(
     Job,
     st.integers(0, 10**6),
     TRAININGS,
-    st.lists(st.builds(Cut, MAYBE, MAYBE), max_size=3).map(tuple),
+    st.lists(st.builds(CompressionRecipe, MAYBE, MAYBE), max_size=3).map(tuple),
     st.sampled_from(Role),
     st.none() | st.integers(0, 2),
     st.none() | st.integers(1, 99),
-    st.none() | st.builds(Base, st.text(max_size=9), MAYBE, st.integers(0, 99)),
+    st.none() | st.builds(BaseCheckpoint, st.text(max_size=9), MAYBE, st.integers(0, 99)),
 )
 METRICS = st.dictionaries(st.sampled_from(["accuracy", "f1"]), NUMBERS)
 CANDIDATES = st.builds(
