@@ -12,7 +12,7 @@ from autocompress.analysis.pareto import primary_objectives
 from autocompress.analysis.selection import select_candidate
 from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.core.plugins import collect_plugins
-from autocompress.core.records import Cut, Job, Role, State, TrialResult
+from autocompress.core.records import CompressionRecipe, Job, Role, State, TrialResult
 from autocompress.engine.backend_factory import make_backend
 from autocompress.engine.driver import MAX_ATTEMPTS
 from autocompress.engine.result_validation import INTERRUPTED_REASON, validate_result
@@ -127,7 +127,7 @@ class Repeats:
         stored = self.store.read_trials()
         self._next = max((trial.job.number + 1 for trial in stored), default=0)
         self._waiting: list[tuple[Job, bool]] = []
-        done: set[tuple[str, Cut]] = set()
+        done: set[tuple[str, CompressionRecipe]] = set()
         for trial in stored:
             if trial.job.role is not Role.CONFIRM:
                 continue
@@ -136,16 +136,16 @@ class Repeats:
                 self._store_result(TrialResult(trial.job.number, State.FAILED, reason=INTERRUPTED_REASON))
             elif trial.state is State.RUNNING:
                 self._waiting.append((trial.job, True))
-            done |= {(trial.job.training.fingerprint, cut) for cut in trial.job.cuts}
+            done |= {(trial.job.training.fingerprint, recipe) for recipe in trial.job.recipes}
         self._waiting += [(job, False) for job in self._list_missing(done)]
         self._total, self._done = len(self._waiting), 0
 
-    def _list_missing(self, done: set[tuple[str, Cut]]) -> list[Job]:
-        trials: dict[str, tuple[CompressionConfig, list[Cut]]] = {}
+    def _list_missing(self, done: set[tuple[str, CompressionRecipe]]) -> list[Job]:
+        trials: dict[str, tuple[CompressionConfig, list[CompressionRecipe]]] = {}
         for config in self.configs.values():
             key = fingerprint(config.training.to_json_without_seed())
             recipes = trials.setdefault(key, (config.training, []))[1]
-            recipes.append(Cut(config.prune, config.quantize))
+            recipes.append(CompressionRecipe(config.prune, config.quantize))
         jobs: list[Job] = []
         # One seed after the other: an interrupted confirmation then has some repeats of every candidate.
         for repeat in range(self.seeds):

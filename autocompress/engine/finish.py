@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from autocompress.analysis.pareto import primary_objectives, full_fidelity, pareto_front
+from autocompress.analysis.pareto import full_fidelity, pareto_front, primary_objectives
 from autocompress.analysis.selection import select_candidate
 from autocompress.core.config import Part
-from autocompress.core.records import Cut, Job, Role
+from autocompress.core.records import CompressionRecipe, Job, Role
 from autocompress.errors import NoCandidateError
 from autocompress.store.run_store import RunStore
 from autocompress.trial.pipeline import Setup
@@ -102,7 +102,7 @@ def _train_baseline(setup: Setup, minutes: float | None, store: RunStore, ids: l
     if minutes is not None and seconds > BASELINE_TIME_SHARE * minutes * 60:
         return {}
     number = max(trial.job.number for trial in stored) + 1
-    job = Job(number, config.training, (Cut(config.prune, config.quantize),), Role.BASELINE)
+    job = Job(number, config.training, (CompressionRecipe(config.prune, config.quantize),), Role.BASELINE)
     store.add_job(job, None)
     result = TrialRunner(setup)(job)
     store.record_result(result, elapsed=store.run_info().seconds or 0.0, hypervolume=float("nan"))

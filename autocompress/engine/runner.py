@@ -19,7 +19,7 @@ from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.machine import read_processor_name
 from autocompress.core.plugins import collect_plugins
-from autocompress.core.records import Candidate, Cut
+from autocompress.core.records import Candidate, CompressionRecipe
 from autocompress.core.registry import OBJECTIVES, TASKS
 from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.core.task import Splits, Task
@@ -357,7 +357,7 @@ def _first_cost(plan: Plan, values: Values) -> float:
     config, _ = plan.space.suggest_config(FixedTrial(values), with_compression=False)
     name = next(objective.name for objective in plan.objectives if objective.kind == "cost")
     try:
-        costs = estimate_costs(plan.setup, config, [Cut()])
+        costs = estimate_costs(plan.setup, config, [CompressionRecipe()])
     except AutocompressError:
         return math.nan
     # The initial design takes logarithms.

@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from autocompress.core.config import CompressionConfig, Part, fingerprint
 from autocompress.core.knobs import Choice, Domain, FloatRange, IntRange, Knob, Leaf
-from autocompress.core.records import Cut, Job
+from autocompress.core.records import CompressionRecipe, Job
 from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS, Registry
 from autocompress.engine.spec import Source
 from autocompress.errors import AutocompressError, did_you_mean
@@ -71,7 +71,9 @@ class Space:
         defaults = {name: knob.default for name, knob in SECTIONS[section].get(method).config.knobs().items()}
         return {**defaults, **fixed, **values}
 
-    def suggest_config(self, trial: SuggestTrial, *, with_compression: bool) -> tuple[CompressionConfig, Cut]:
+    def suggest_config(
+        self, trial: SuggestTrial, *, with_compression: bool
+    ) -> tuple[CompressionConfig, CompressionRecipe]:
         """Return one config and its compression recipe.
 
         Args:
@@ -85,15 +87,15 @@ class Space:
         }
         training = CompressionConfig(parts["student"], self._suggest_distillation(trial), parts["fit"])
         prune, quantize = (_simplify_part(section, parts.get(section)) for section in COMPRESSION_SECTIONS)
-        return training, Cut(prune, quantize)
+        return training, CompressionRecipe(prune, quantize)
 
-    def compression_grid(self) -> tuple[Cut, ...]:
+    def compression_grid(self) -> tuple[CompressionRecipe, ...]:
         """Return the grid of compression recipes, the empty one first; ranges give a few evenly spaced points."""
         grid = [
-            Cut(_simplify_part("prune", prune), _simplify_part("quantize", quantize))
+            CompressionRecipe(_simplify_part("prune", prune), _simplify_part("quantize", quantize))
             for prune, quantize in itertools.product(*(self._list_grid(section) for section in COMPRESSION_SECTIONS))
         ]
-        return tuple(dict.fromkeys([Cut(), *grid]))
+        return tuple(dict.fromkeys([CompressionRecipe(), *grid]))
 
     def default_values(self, teacher: Part) -> dict[str, Leaf]:
         """Return the default sampler values: the teacher's architecture where allowed, else each knob's default."""
@@ -289,5 +291,5 @@ def trial_key(job: Job, *, amortized: bool) -> str:
     training = job.training.to_json_without_seed()
     if amortized:
         return fingerprint(training)
-    parts: list[Part | None] = [job.cuts[0].prune, job.cuts[0].quantize]
+    parts: list[Part | None] = [job.recipes[0].prune, job.recipes[0].quantize]
     return fingerprint([training, [None if part is None else part.to_json() for part in parts]])

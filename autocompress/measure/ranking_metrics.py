@@ -79,7 +79,9 @@ def root_mean_square_error(logits: Tensor, targets: Tensor, levels: Tensor) -> f
     if not _is_finite(logits, targets):
         return math.nan
     if levels.shape != logits.shape[1:]:
-        raise TrialError(f"there are {list(levels.shape)} levels for logits {list(logits.shape)}; give one value for each class")
+        raise TrialError(
+            f"there are {list(levels.shape)} levels for logits {list(logits.shape)}; give one value for each class"
+        )
     values = levels.double()
     return float(((logits.double().softmax(1) @ values) - values[targets]).square().mean().sqrt())
 

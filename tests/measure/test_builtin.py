@@ -31,14 +31,14 @@ def test_every_objective_is_registered_with_its_kind():
 
 
 @pytest.mark.parametrize("name", sorted(SCORES | COSTS))
-def test_every_objective_says_what_it_is(name):
-    found = OBJECTIVES.get(name)
-    assert found.name == name
-    assert found.doc.endswith(".")
-    assert found.direction == ("minimize" if found.kind == "cost" or name in {"loss", "kl", "ece"} else "maximize")
+def test_every_objective_has_name_doc_and_direction(name):
+    result = OBJECTIVES.get(name)
+    assert result.name == name
+    assert result.doc.endswith(".")
+    assert result.direction == ("minimize" if result.kind == "cost" or name in {"loss", "kl", "ece"} else "maximize")
 
 
-def test_one_head_scores_as_its_functions_do():
+def test_scores_of_one_head_equal_the_functions():
     one = subject()
     logits, targets, teacher = one.logits["label"], one.targets["label"], one.teacher_logits["label"]
     assert measure(one, SCORES) == {
@@ -65,13 +65,13 @@ def test_several_heads_count_alike():
         assert value == pytest.approx(sum(measure(one, [name])[name] for one in apart) / 2)
 
 
-def test_one_head_that_is_not_finite_spoils_the_mean():
+def test_non_finite_head_makes_the_mean_nan():
     both = subject(("a", "b"))
     both.logits["b"][0, 0] = math.nan
     assert all(math.isnan(value) for value in measure(both, SCORES).values())
 
 
-def test_costs_are_those_of_the_layers():
+def test_costs_equal_the_counts_of_the_layers():
     layers = layer_costs(nn.Sequential(nn.Linear(8, 4)), (torch.zeros(1, 8),))
     bits = {"0": LayerBits(4, 8)}
     assert measure(Subject(layers=layers, bits=bits), COSTS) == {
@@ -88,19 +88,19 @@ def test_costs_are_those_of_the_layers():
 
 
 @pytest.mark.parametrize("name", sorted(SCORES))
-def test_a_score_without_logits_is_refused(name):
+def test_score_without_logits_is_an_error(name):
     with pytest.raises(TrialError, match="needs logits"):
         measure(Subject(), [name])
 
 
 @pytest.mark.parametrize("name", ["kl", "agreement", "retention"])
-def test_a_comparison_without_a_teacher_is_refused(name):
+def test_comparison_without_a_teacher_is_an_error(name):
     one = subject()
     with pytest.raises(TrialError, match="teacher logits"):
         measure(Subject(one.logits, one.targets), [name])
 
 
-def test_a_head_without_targets_is_refused():
+def test_head_without_targets_is_an_error():
     with pytest.raises(TrialError, match="'label' has no targets"):
         measure(Subject(subject().logits), ["accuracy"])
 

@@ -98,11 +98,11 @@ class TestByHand:
         transposed = nn.ConvTranspose2d(2, 3, 2, stride=2)
         assert macs_of(transposed, torch.zeros(1, 2, 4, 4)) == {"": 16 * 2 * 3 * 4}  # every input pixel paints a window
 
-    def test_matrix_products_belong_to_the_module_around_them(self):
+    def test_matrix_products_count_for_the_module_around_them(self):
         # tokens 5, features 8: three projections of 5*8*8, scores 5*5*8, their average 5*5*8
         assert macs_of(Attention(), torch.zeros(1, 5, 8)) == {"": 2 * 5 * 5 * 8, "query": 320, "key": 320, "value": 320}
 
-    def test_a_shared_layer_counts_each_run_and_holds_its_parameters_once(self):
+    def test_shared_layer_counts_each_run_and_its_parameters_once(self):
         layers = layer_costs(Twice(), (torch.zeros(1, 6),))
         assert {name: (layer.macs, layer.parameters) for name, layer in layers.items()} == {
             "layer": (2 * 36, 42),
@@ -113,7 +113,11 @@ class TestByHand:
         model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
         model[1].weight = model[0].weight
         layers = layer_costs(model, (torch.zeros(1, 4),))
-        assert (cost.count_parameters(layers), cost.count_model_bytes(layers, {}), cost.count_macs(layers)) == (16, 64, 32)
+        assert (cost.count_parameters(layers), cost.count_model_bytes(layers, {}), cost.count_macs(layers)) == (
+            16,
+            64,
+            32,
+        )
 
 
 class TestKernels:
@@ -162,13 +166,13 @@ class TestKernels:
 
 
 @pytest.mark.parametrize("block", ["plain", "residual", "separable"])
-def test_the_total_is_what_torch_counts(block):
+def test_total_equals_the_counter_of_torch(block):
     model, x = CNN(CNNConfig(width=6, depth=2, block=block), 1, {"a": 3, "b": 2}), torch.zeros(1, 1, 8, 8)
     assert cost.count_flops(layer_costs(model, (x,))) == counted(model, x) > 0
 
 
 class TestUntouched:
-    def test_flags_buffers_and_hooks_stay(self):
+    def test_flags_buffers_and_hooks_are_restored(self):
         class Counter(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -188,14 +192,14 @@ class TestUntouched:
         assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
-    def test_a_failing_model_is_left_as_it_was(self):
+    def test_failing_model_is_restored(self):
         model = MLP.train()
         with pytest.raises(RuntimeError):
             layer_costs(model, (torch.zeros(1, 7),))
         assert model.training
         assert not any(module._forward_hooks for module in model.modules())
 
-    def test_the_random_stream_stays(self):
+    def test_random_state_is_unchanged(self):
         model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
         torch.manual_seed(0)
         expected = torch.rand(1)
@@ -229,7 +233,7 @@ def test_a_parametrized_weight_belongs_to_its_layer():
     assert layer_costs(model, (torch.zeros(1, 4),)) == before
 
 
-def test_zeros_are_counted_apart():
+def test_nonzero_parameters_are_counted():
     model = nn.Sequential(nn.Linear(4, 3))
     nn.init.ones_(model[0].weight)
     nn.init.zeros_(model[0].bias)
@@ -253,7 +257,7 @@ class TestBits:
         assert cost.count_model_bytes(self.LAYERS, {}) == 3120
         assert cost.count_model_bytes(self.LAYERS, {"0": LayerBits(3, 8)}) == 225 + 120 + 120 + 600
 
-    def test_bytes_round_up_to_whole_ones(self):
+    def test_bytes_are_rounded_up(self):
         layers = layer_costs(nn.Linear(3, 1, bias=False), (torch.zeros(1, 3),))
         assert cost.count_model_bytes(layers, {"": LayerBits(3, 3)}) == 2 + 4  # nine bits fill two bytes, one scale
 
@@ -267,7 +271,9 @@ class TestBits:
     def test_fewer_bits_never_cost_more(self, weight, activation):
         less = {name: LayerBits(weight, activation) for name in self.LAYERS}
         more = {name: LayerBits(weight + 1, activation) for name in self.LAYERS}
-        assert cost.count_bops(self.LAYERS, less) < cost.count_bops(self.LAYERS, more) < cost.count_bops(self.LAYERS, {})
+        assert (
+            cost.count_bops(self.LAYERS, less) < cost.count_bops(self.LAYERS, more) < cost.count_bops(self.LAYERS, {})
+        )
         assert cost.count_model_bytes(self.LAYERS, less) < cost.count_model_bytes(self.LAYERS, more) < 3120
 
 
@@ -282,14 +288,14 @@ class TestSparseBytes:
 
     @pytest.mark.parametrize("width", [32, 8, 5, 2])
     @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 0.9, 1.0])
-    def test_a_mask_and_the_values_that_stay(self, density, width):
+    def test_sparse_bytes_are_a_mask_and_the_nonzero_values(self, density, width):
         layers, bits = self.layers(density), {"": LayerBits(width, 32)}
         rest = 4 * 10 + (4 * 10 if width < 32 else 0)  # the bias, and a scale for each output
         packed = 400 // 8 + -(-int(400 * density) * width // 8)
         assert cost.count_sparse_bytes(layers, bits) == rest + min(packed, 400 * width // 8)
         assert cost.count_model_bytes(layers, bits) == rest + 400 * width // 8
 
-    def test_it_is_never_more_than_dense(self):
+    def test_sparse_bytes_never_exceed_the_dense_ones(self):
         for density in (0.97, 1.0):
             layers = self.layers(density)
             assert cost.count_sparse_bytes(layers, {}) == cost.count_model_bytes(layers, {})
@@ -304,7 +310,7 @@ class TestSparseBytes:
         layers = {"a": LayerCost("a", 64, weights=64, parameters=64, nonzero=1, channels=8)}
         assert cost.count_sparse_bytes(layers, {}) == cost.count_model_bytes(layers, {}) == 256
 
-    def test_on_the_meta_device_nothing_is_known_to_be_zero(self):
+    def test_meta_device_counts_no_zeros(self):
         with torch.device("meta"):
             layers = layer_costs(nn.Linear(40, 10), (torch.zeros(1, 40),))
         assert cost.count_sparse_bytes(layers, {}) == cost.count_model_bytes(layers, {})

@@ -32,14 +32,14 @@ def macs(layer, run=None, *example):
     """Return the multiply-accumulates, which the meta device must count the same."""
     example = example or (X,)
     model = Calls(layer, run or (lambda inner, *inputs: inner(*inputs)))
-    found = cost.count_macs(layer_costs(model, example))
+    result = cost.count_macs(layer_costs(model, example))
     meta = Calls(layer.to_empty(device="meta"), model.run)
-    assert cost.count_macs(layer_costs(meta, tuple(tensor.to("meta") for tensor in example))) == found
-    return found
+    assert cost.count_macs(layer_costs(meta, tuple(tensor.to("meta") for tensor in example))) == result
+    return result
 
 
 class TestTables:
-    def test_a_look_up_costs_nothing_and_every_row_is_kept(self):
+    def test_look_up_costs_nothing_and_every_row_counts(self):
         layers = layer_costs(nn.Embedding(20, FEATURES, padding_idx=0), (IDS,))
         (row,) = layers.values()
         assert (row.macs, row.weights, row.parameters, row.channels) == (0, 160, 160, 20)
@@ -54,7 +54,7 @@ class TestTables:
     def test_bags_cost_nothing_too(self):
         assert macs(nn.EmbeddingBag(20, FEATURES), None, IDS) == 0
 
-    def test_a_table_used_twice_is_kept_once(self):
+    def test_table_used_twice_counts_once(self):
         table = nn.Embedding(20, FEATURES)
         layers = layer_costs(Calls(table, lambda inner, ids: inner(ids) + inner(ids + 1)), (IDS,))
         assert layers["layer"].parameters == 160
@@ -79,8 +79,8 @@ class TestRecurrent:
         assert macs(kind(FEATURES, UNITS, 2, batch_first=True, bidirectional=True)) == first + second
 
     def test_time_first_and_without_biases(self, kind, gates):
-        found = macs(kind(FEATURES, UNITS, bias=False), lambda inner, x: inner(x.transpose(0, 1))[0])
-        assert found == STEPS * gates * UNITS * (FEATURES + UNITS)
+        result = macs(kind(FEATURES, UNITS, bias=False), lambda inner, x: inner(x.transpose(0, 1))[0])
+        assert result == STEPS * gates * UNITS * (FEATURES + UNITS)
 
     def test_a_packed_sequence(self, kind, gates):
         def run(inner, x):
@@ -98,7 +98,7 @@ class TestAttention:
     @pytest.mark.parametrize("heads", [1, 2, 4])
     @pytest.mark.parametrize("need_weights", [False, True])
     @pytest.mark.parametrize("masked", [False, True])
-    def test_that_of_torch(self, heads, need_weights, masked):
+    def test_torch_attention(self, heads, need_weights, masked):
         def run(inner, x):
             absent = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device) if masked else None
             return inner(x, x, x, need_weights=need_weights, key_padding_mask=absent)[0]
@@ -107,14 +107,14 @@ class TestAttention:
         expected = 4 * STEPS * FEATURES * FEATURES + 2 * STEPS * STEPS * FEATURES
         assert macs(nn.MultiheadAttention(FEATURES, heads, batch_first=True), run) == expected
 
-    def test_of_queries_to_other_tokens(self):
+    def test_cross_attention(self):
         layer = nn.MultiheadAttention(FEATURES, 2, batch_first=True, kdim=4, vdim=6)
-        found = macs(layer, lambda inner, *inputs: inner(*inputs)[0], X, torch.zeros(1, 7, 4), torch.zeros(1, 7, 6))
+        result = macs(layer, lambda inner, *inputs: inner(*inputs)[0], X, torch.zeros(1, 7, 4), torch.zeros(1, 7, 6))
         projections = STEPS * FEATURES * FEATURES + 7 * 4 * FEATURES + 7 * 6 * FEATURES
-        assert found == projections + 2 * STEPS * 7 * FEATURES + STEPS * FEATURES * FEATURES
+        assert result == projections + 2 * STEPS * 7 * FEATURES + STEPS * FEATURES * FEATURES
 
     @pytest.mark.parametrize("options", [{}, {"is_causal": True}])
-    def test_of_the_fused_function(self, options):
+    def test_fused_attention(self, options):
         def run(_, x):
             heads = x.view(1, STEPS, 2, 4).transpose(1, 2)
             return F.scaled_dot_product_attention(heads, heads, heads, **options)
@@ -122,10 +122,12 @@ class TestAttention:
         # No kernel skips the half that a causal mask hides from a counter of shapes.
         assert macs(nn.Identity(), run) == 2 * STEPS * STEPS * FEATURES
 
-    def test_a_transformer_of_ours_and_one_of_torch(self):
+    def test_own_transformer_costs_the_same_as_that_of_torch(self):
         width, tokens = 8, torch.ones(1, STEPS, dtype=torch.int64)
         spec = InputSpec((STEPS,), vocabulary=20, missing=0)
-        ours = build_family_model(Part.of("transformer", layers=2, attention_heads=2, head_size=4), (spec,), {"label": 3})
+        ours = build_family_model(
+            Part.of("transformer", layers=2, attention_heads=2, head_size=4), (spec,), {"label": 3}
+        )
         layer = nn.TransformerEncoderLayer(width, 2, 2 * width, batch_first=True, norm_first=True)
         theirs = nn.Sequential(nn.Embedding(20, width), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
         head = width * 3
@@ -133,7 +135,9 @@ class TestAttention:
 
     def test_products_of_activations_stay_at_32_bits(self):
         spec = InputSpec((STEPS,), vocabulary=20, missing=0)
-        model = build_family_model(Part.of("transformer", layers=1, attention_heads=2, head_size=4), (spec,), {"label": 3})
+        model = build_family_model(
+            Part.of("transformer", layers=1, attention_heads=2, head_size=4), (spec,), {"label": 3}
+        )
         layers = layer_costs(model, (IDS,))
         bits = {name: LayerBits(8, 8) for name in layers if isinstance(model.get_submodule(name), nn.Linear)}
         products = 2 * STEPS * STEPS * 8
@@ -143,8 +147,8 @@ class TestAttention:
 
 def test_bilinear_layers():
     # Weights [3, 8, 7] times one input, then three products with the other.
-    found = macs(nn.Bilinear(8, 7, 3), None, torch.zeros(1, 8), torch.zeros(1, 7))
-    assert found == 3 * 8 * 7 + 3 * 8
+    result = macs(nn.Bilinear(8, 7, 3), None, torch.zeros(1, 8), torch.zeros(1, 7))
+    assert result == 3 * 8 * 7 + 3 * 8
 
 
 def test_the_whole_of_a_text_model():

@@ -24,7 +24,7 @@ def subject(seed=0):
 
 class TestOneHead:
     @pytest.mark.parametrize("head", HEADS)
-    def test_it_scores_as_its_functions_do(self, head):
+    def test_score_of_one_head_equals_the_function(self, head):
         both = subject()
         logits, targets, teacher = both.logits[head], both.targets[head], both.teacher_logits[head]
         expected = {
@@ -37,19 +37,24 @@ class TestOneHead:
         }
         assert measure(both, expected) == expected
 
-    def test_it_has_the_direction_and_unit_of_the_score(self):
-        found, base = get_objective("loss@kind"), OBJECTIVES.get("loss")
-        assert (found.name, found.direction, found.unit, found.kind) == ("loss@kind", "minimize", base.unit, "score")
-        assert "'kind'" in found.doc
+    def test_score_of_one_head_has_direction_and_unit_of_the_score(self):
+        result, base = get_objective("loss@kind"), OBJECTIVES.get("loss")
+        assert (result.name, result.direction, result.unit, result.kind) == (
+            "loss@kind",
+            "minimize",
+            base.unit,
+            "score",
+        )
+        assert "'kind'" in result.doc
         assert "loss@kind" not in OBJECTIVES
 
-    def test_the_other_head_may_fail(self):
+    def test_non_finite_values_of_another_head_do_not_matter(self):
         both = subject()
         both.logits["kind"][0, 0] = math.nan
         assert math.isfinite(measure(both, ["accuracy@language"])["accuracy@language"])
         assert math.isnan(measure(both, ["accuracy@kind"])["accuracy@kind"])
 
-    def test_what_cannot_be_asked_is_refused(self):
+    def test_invalid_names_are_errors(self):
         with pytest.raises(UnknownNameError, match="did you mean 'accuracy'"):
             get_objective("acuracy@kind")
         with pytest.raises(UsageError, match="write 'bytes' for 'bytes@kind'"):
@@ -65,25 +70,25 @@ class TestOneHead:
 class TestWorstHead:
     @pytest.mark.parametrize("score", ["accuracy", "f1_macro", "retention"])
     @pytest.mark.parametrize("seed", [0, 1, 2])
-    def test_it_is_the_lowest_of_the_heads(self, score, seed):
-        found = measure(subject(seed), [f"{score}_worst", *(f"{score}@{head}" for head in HEADS)])
-        assert found[f"{score}_worst"] == min(found[f"{score}@{head}"] for head in HEADS)
-        assert found[f"{score}@kind"] != found[f"{score}@language"]
+    def test_worst_head_has_the_lowest_score(self, score, seed):
+        result = measure(subject(seed), [f"{score}_worst", *(f"{score}@{head}" for head in HEADS)])
+        assert result[f"{score}_worst"] == min(result[f"{score}@{head}"] for head in HEADS)
+        assert result[f"{score}@kind"] != result[f"{score}@language"]
 
-    def test_of_one_head_it_is_the_score(self):
+    def test_worst_of_one_head_is_its_score(self):
         both = subject()
         one = Subject({"kind": both.logits["kind"]}, both.targets, both.teacher_logits)
-        found = measure(one, ["accuracy", "accuracy_worst", "retention", "retention_worst"])
-        assert found["accuracy"] == found["accuracy_worst"]
-        assert found["retention"] == found["retention_worst"]
+        result = measure(one, ["accuracy", "accuracy_worst", "retention", "retention_worst"])
+        assert result["accuracy"] == result["accuracy_worst"]
+        assert result["retention"] == result["retention_worst"]
 
     @pytest.mark.parametrize("head", HEADS)
-    def test_a_head_that_is_no_number_is_the_worst(self, head):
+    def test_nan_is_the_worst_score(self, head):
         both = subject()
         both.logits[head][0, 0] = math.nan
         assert math.isnan(measure(both, ["accuracy_worst"])["accuracy_worst"])
 
-    def test_no_logits_are_refused(self):
+    def test_missing_logits_are_an_error(self):
         with pytest.raises(TrialError, match="needs logits"):
             measure(Subject(), ["f1_macro_worst"])
 
@@ -97,5 +102,5 @@ class TestScoresToMeasure:
             "accuracy", "accuracy@kind", "accuracy@language", "loss",
         ]  # fmt: skip
 
-    def test_a_score_of_one_head_brings_the_mean_along(self):
+    def test_score_of_one_head_adds_the_mean(self):
         assert list_scores(["pgd_accuracy@kind"], HEADS) == ["pgd_accuracy", "pgd_accuracy@kind"]

@@ -56,8 +56,8 @@ class TestAgainstScikitLearn:
         )
         rows = quality.per_class(logits, targets)
         assert [row["label"] for row in rows] == list(range(6))
-        found = [[row[name] for row in rows] for name in ("precision", "recall", "f1", "support")]
-        np.testing.assert_allclose(found, expected)
+        result = [[row[name] for row in rows] for name in ("precision", "recall", "f1", "support")]
+        np.testing.assert_allclose(result, expected)
 
 
 class TestByHand:
@@ -87,7 +87,7 @@ class TestByHand:
         assert quality.calibration_error(logits[:4], targets[:4]) == pytest.approx(0, abs=1e-6)
         assert quality.calibration_error(logits, targets) == pytest.approx(2 / 6 * 0.9, abs=1e-6)
 
-    def test_calibration_error_reads_logits_even_where_they_look_like_probabilities(self):
+    def test_calibration_error_never_takes_logits_for_probabilities(self):
         logits = torch.tensor([[0.9, 0.1]])
         confidence = 1 / (1 + math.exp(-0.8))
         assert quality.calibration_error(logits, torch.tensor([0])) == pytest.approx(1 - confidence, abs=1e-6)
@@ -100,7 +100,7 @@ class TestByHand:
         assert quality.retention(student, targets, teacher) == pytest.approx(2 / 3)
         assert quality.retention(teacher, targets, teacher) == 1
 
-    def test_retention_beside_a_useless_teacher_is_not_a_number(self):
+    def test_retention_of_a_useless_teacher_is_nan(self):
         logits = torch.tensor([[1.0, 0.0]])
         assert math.isnan(quality.retention(logits, torch.tensor([1]), logits))
 
@@ -111,7 +111,7 @@ class TestByHand:
 
 class TestTrouble:
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    def test_logits_that_are_not_finite_never_score(self, bad):
+    def test_non_finite_logits_score_nan(self, bad):
         logits, targets = case(0)
         broken = logits.clone()
         broken[3, 2] = bad
@@ -126,7 +126,7 @@ class TestTrouble:
             quality.per_class(broken, targets)
 
     @pytest.mark.parametrize("score", ON_TARGETS)
-    def test_what_does_not_belong_together_is_refused(self, score):
+    def test_shapes_that_do_not_fit_are_errors(self, score):
         logits, targets = case(0)
         with pytest.raises(TrialError, match="do not fit"):
             score(logits, targets[:-1])
@@ -140,7 +140,7 @@ class TestTrouble:
             score(logits, torch.full_like(targets, -1))
 
     @pytest.mark.parametrize("score", BESIDE_TEACHER)
-    def test_a_teacher_of_another_shape_is_refused(self, score):
+    def test_teacher_of_another_shape_is_an_error(self, score):
         logits, _ = case(0)
         with pytest.raises(TrialError, match="teacher"):
             score(logits, logits[:, :3])

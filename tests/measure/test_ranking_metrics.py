@@ -26,7 +26,7 @@ class TestAreaUnderCurve:
         logits = torch.tensor([[0.0, 3.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
         assert area_under_curve(logits, torch.tensor([1, 1, 0, 0])) == 3.5 / 4
 
-    def test_it_is_what_torchmetrics_finds_with_ties(self, clicks) -> None:
+    def test_equals_torchmetrics_with_ties(self, clicks) -> None:
         logits, targets = clicks
         expected = float(binary_auroc((logits[:, 1] - logits[:, 0]).sigmoid(), targets))
         assert area_under_curve(logits, targets) == pytest.approx(expected, abs=1e-6)
@@ -36,13 +36,13 @@ class TestAreaUnderCurve:
         logits = torch.tensor([[0.0, 200.0], [0.0, 100.0]])
         assert area_under_curve(logits, torch.tensor([1, 0])) == 1.0
 
-    def test_more_classes_are_taken_one_against_the_rest(self) -> None:
+    def test_more_classes_are_one_versus_rest(self) -> None:
         generator = torch.Generator().manual_seed(1)
         logits, targets = torch.randn(90, 3, generator=generator), torch.arange(90) % 3
         expected = roc_auc_score(targets.numpy(), logits.double().softmax(1).numpy(), multi_class="ovr")
         assert area_under_curve(logits, targets) == pytest.approx(expected)
 
-    def test_a_split_of_one_class_has_none(self) -> None:
+    def test_single_class_scores_nan(self) -> None:
         assert math.isnan(area_under_curve(torch.randn(5, 2), torch.zeros(5, dtype=torch.int64)))
 
 
@@ -51,8 +51,8 @@ class TestLogLoss:
         even = Subject({"click": torch.zeros(3, 2)}, {"click": torch.tensor([0, 1, 1])})
         assert measure(even, ["log_loss"])["log_loss"] == pytest.approx(math.log(2))
         logits, targets = clicks
-        found = measure(Subject({"click": logits}, {"click": targets}), ["log_loss"])["log_loss"]
-        assert found == pytest.approx(sklearn_log_loss(targets.numpy(), logits.double().softmax(1).numpy()))
+        result = measure(Subject({"click": logits}, {"click": targets}), ["log_loss"])["log_loss"]
+        assert result == pytest.approx(sklearn_log_loss(targets.numpy(), logits.double().softmax(1).numpy()))
 
 
 class TestRootMeanSquareError:
@@ -64,18 +64,18 @@ class TestRootMeanSquareError:
         expected = math.sqrt((1.2**2 + 2.0**2) / 2)
         assert root_mean_square_error(logits, torch.tensor([0, 2]), levels) == pytest.approx(expected)
 
-    def test_the_subject_says_what_classes_are_worth(self) -> None:
+    def test_levels_are_the_values_of_the_classes(self) -> None:
         subject = Subject(
             {"rating": torch.zeros(1, 2)}, {"rating": torch.tensor([0])}, levels={"rating": torch.tensor([1, 5])}
         )
         assert measure(subject, ["rmse"]) == {"rmse": 2.0}
 
-    def test_classes_without_values_are_refused(self) -> None:
+    def test_classes_without_values_are_an_error(self) -> None:
         subject = Subject({"label": torch.zeros(1, 2)}, {"label": torch.tensor([0])})
         with pytest.raises(TrialError, match="value of each class, but the classes of 'label' have none"):
             measure(subject, ["rmse"])
 
-    def test_levels_that_do_not_fit_are_refused(self) -> None:
+    def test_levels_that_do_not_fit_are_an_error(self) -> None:
         with pytest.raises(TrialError, match="give one value for each class"):
             root_mean_square_error(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([1.0, 2.0]))
 
@@ -89,7 +89,7 @@ class TestLists:
         assert hit_rate(scores, targets) == pytest.approx(2 / 3)
 
     @pytest.mark.parametrize("distinct", [5, 10_000])
-    def test_it_is_what_scikit_learn_finds_with_ties(self, distinct: int) -> None:
+    def test_equals_scikit_learn_with_ties(self, distinct: int) -> None:
         generator = torch.Generator().manual_seed(distinct)
         scores = torch.randint(distinct, (100, 30), generator=generator).float()
         targets = torch.randint(30, (100,), generator=generator)
@@ -120,7 +120,7 @@ class TestFaults:
         logits[1, 0] = math.nan
         assert math.isnan(measure(Subject({"a": logits}, {"a": torch.tensor([0, 1, 0, 1])}), [name])[name])
 
-    def test_a_subject_without_logits_or_targets_is_refused(self, name: str) -> None:
+    def test_subject_without_logits_or_targets_is_an_error(self, name: str) -> None:
         with pytest.raises(TrialError, match="needs logits"):
             measure(Subject(), [name])
         with pytest.raises(TrialError, match="no targets"):

@@ -14,23 +14,23 @@ def subject(size: int, share: float, seed: int = 0) -> Subject:
     return Subject({"label": logits}, {"label": targets}, {"label": logits})
 
 
-def test_their_spread_is_the_standard_error_of_the_score() -> None:
-    found = np.array(resample_score(subject(400, 0.9), "accuracy"))
+def test_spread_of_replicates_is_the_standard_error() -> None:
+    result = np.array(resample_score(subject(400, 0.9), "accuracy"))
     right_now = resample_score(subject(400, 1.0), "accuracy")
-    assert len(found) == DRAWS
-    share = found.mean()
-    assert found.std() == pytest.approx(np.sqrt(share * (1 - share) / 400), rel=0.1)
+    assert len(result) == DRAWS
+    share = result.mean()
+    assert result.std() == pytest.approx(np.sqrt(share * (1 - share) / 400), rel=0.1)
     assert set(right_now) == {1.0}
 
 
-def test_two_models_of_one_split_are_scored_on_the_same_draws() -> None:
+def test_two_models_share_the_draws_of_a_split() -> None:
     one, other = subject(300, 0.9), subject(300, 0.9)
     assert resample_score(one, "accuracy", 50) == resample_score(other, "accuracy", 50)
     worse = np.array(resample_score(subject(300, 0.5, seed=1), "f1_macro", 50))
     assert np.corrcoef(worse, resample_score(subject(300, 0.5, seed=1), "accuracy", 50))[0, 1] > 0.9
 
 
-def test_who_is_right_is_kept_bit_by_bit_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_correct_predictions_are_packed_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = subject(1001, 0.7)
     bits = unpack_correct(pack_correct(model))
     assert bits is not None

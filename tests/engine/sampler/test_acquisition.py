@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Candidate, Cut
+from autocompress.core.records import Candidate, CompressionRecipe
 from autocompress.engine.archive import Archive
 from autocompress.engine.sampler.acquisition import (
     MAX_NEW_STUDENTS,
@@ -32,7 +32,7 @@ class _Never:
         raise AssertionError("nothing is searched")
 
 
-def price(config: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+def price(config: CompressionConfig, cuts: Sequence[CompressionRecipe]) -> list[Mapping[str, float]]:
     flops = 100.0 * float(config.student.values["width"]) ** 2 * float(config.student.values["depth"])  # type: ignore[arg-type]
     return [{"effective_flops": flops, "flops": flops, "layers": 4.0}]
 
@@ -144,7 +144,7 @@ def test_nothing_is_selected_when_no_improvement_is_possible() -> None:
 def test_number_of_new_students_is_limited_and_failed_ones_are_excluded() -> None:
     priced: list[Part] = []
 
-    def counted(config: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+    def counted(config: CompressionConfig, cuts: Sequence[CompressionRecipe]) -> list[Mapping[str, float]]:
         priced.append(config.student)
         if int(config.student.values["width"]) % 2:  # type: ignore[arg-type]
             raise TrialError("cannot be built")
@@ -163,7 +163,7 @@ def test_number_of_new_students_is_limited_and_failed_ones_are_excluded() -> Non
 def test_pricing_ahead_is_cached_and_changes_no_selection() -> None:
     priced: list[Part] = []
 
-    def counted(config: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+    def counted(config: CompressionConfig, cuts: Sequence[CompressionRecipe]) -> list[Mapping[str, float]]:
         priced.append(config.student)
         return price(config, cuts)
 
@@ -222,7 +222,7 @@ def test_random_students_are_priced_however_many_parents_there_are() -> None:
     """The mutations of eight wide students on the front alone would exceed the limit of new students."""
     priced: list[float] = []
 
-    def pricing(config: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+    def pricing(config: CompressionConfig, cuts: Sequence[CompressionRecipe]) -> list[Mapping[str, float]]:
         priced.append(float(config.student.values["width"]))  # type: ignore[arg-type]
         return price(config, cuts)
 
