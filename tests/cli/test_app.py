@@ -194,7 +194,7 @@ def test_confirm_prints_intervals_and_the_front_on_the_test_split(run, small_run
     assert "repeated 1 of 1 trainings" in done.err
     assert "pigeonhole bootstrap" in done.out
     assert "On the test split, " in done.out
-    assert "The pick holds " in done.out
+    assert "The pick has " in done.out
     assert run("confirm", str(folder), "--candidate", "t99c9").code == 2
 
 
@@ -298,7 +298,7 @@ def test_ctrl_c_keeps_results_and_prints_how_to_continue(  # type: ignore[no-unt
     monkeypatch.setattr("typer.confirm", lambda question, default: questions.append((question, default)))
     declined = run(*words)
     assert (declined.code, declined.err) == (2, "error: nothing was changed; give the new run a --name\n")
-    assert questions == [("reports/cut holds the same search, not ended, with 1 trial. Continue it?", True)]
+    assert questions == [("reports/cut holds the same search, unfinished, with 1 trial. Continue it?", True)]
     monkeypatch.setattr("typer.confirm", lambda question, default: True)
     again = run(*words)
     assert again.code == 0, again.err
