@@ -57,7 +57,7 @@ def test_repeats_are_stored_once_and_leave_the_front_unchanged(run: Path, monkey
     assert front.meta["test_reads"] == reads + 2
     assert front.pick().id == before.pick().id in set(table["id"])
     assert ((table["test_low"] <= table["test"]) & (table["test"] <= table["test_high"])).all()
-    assert "Trained again from scratch" in (run / "report.html").read_text()
+    assert "repeated from scratch" in (run / "report.html").read_text()
 
 
 def test_repeat_has_the_whole_config_and_another_seed(run: Path) -> None:
@@ -111,7 +111,7 @@ def test_invalid_requests_are_errors_before_any_training(run: Path) -> None:
     with pytest.raises(UsageError, match="no candidate 't99c9'"):
         front.confirm(candidates=["t99c9"])
     if len(early):
-        with pytest.raises(UsageError, match="before its training was at its end"):
+        with pytest.raises(UsageError, match="before its trial was complete"):
             front.confirm(candidates=[str(early["id"].iloc[0])])
     with RunStore.open(run) as study:
         study._connection.execute("DELETE FROM ac_meta WHERE key = 'front'")
@@ -123,11 +123,11 @@ def test_invalid_requests_are_errors_before_any_training(run: Path) -> None:
 def test_remote_workers_get_the_teacher(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
-    class Elsewhere(Serial):
-        elsewhere = True
+    class Remote(Serial):
+        is_remote = True
 
         @contextmanager
-        def opened(self, folder: Path | None = None) -> Iterator[None]:
+        def open(self, folder: Path | None = None) -> Iterator[None]:
             seen.append(folder)
             yield
             seen.append("closed")
@@ -138,7 +138,7 @@ def test_remote_workers_get_the_teacher(run: Path, monkeypatch: pytest.MonkeyPat
             seen.append(evaluate.serialized_teacher.name)
             super().run(ask, evaluate, tell)
 
-    monkeypatch.setattr(module, "make_backend", lambda *_: Elsewhere())
+    monkeypatch.setattr(module, "make_backend", lambda *_: Remote())
     autocompress.load(run).confirm(top=1, seeds=1)
     assert (seen[0], seen[2]) == (run, "closed")
     assert seen[1]
