@@ -5,7 +5,7 @@ import pytest
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.knobs import Choice, FloatRange, IntRange
-from autocompress.core.records import Cut, Job
+from autocompress.core.records import CompressionRecipe, Job
 from autocompress.engine.space import Space, derive_seed, open_space, trial_key
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import SpecError
@@ -60,7 +60,7 @@ def test_suggest_config_samples_only_what_varies_of_the_chosen_method() -> None:
     assert trial.requested == {"student.cnn.width": [4, 8], "distill": ["none", "soft_target"]}
     assert config.distill == (Part("none"),)
     assert config.student.values["width"] == 4
-    assert cut == Cut()
+    assert cut == CompressionRecipe()
 
 
 def test_with_compression_samples_the_recipe_and_removes_identities() -> None:
@@ -80,7 +80,7 @@ def test_compression_grid_has_no_repeats_and_begins_with_the_empty_recipe() -> N
         "student: {cnn: {}}\nprune: {none: {}, structured: {pruning_ratio: [0.0, 0.5]}}\n"
         "quantize: {none: {}, post_training: {weight_bits: [4, 32], activation_bits: [8, 32]}}"
     ).compression_grid()
-    assert cuts[0] == Cut()
+    assert cuts[0] == CompressionRecipe()
     # Ratio 0 is the parent, and 32/32 bits is the float model: {none, 0.5} x {32/32, 4/8, 4/32, 32/8}.
     assert len(cuts) == len(set(cuts)) == 8
 
@@ -139,7 +139,7 @@ def test_errors_name_line_key_and_correction(text: str, message: str) -> None:
 
 
 TRAINING = CompressionConfig(Part.of("cnn", width=8), (Part("none"),), Part("adamw"))
-JOB = Job(3, TRAINING, (Cut(),))
+JOB = Job(3, TRAINING, (CompressionRecipe(),))
 
 
 def test_seeds_depend_on_the_search_and_the_number_alone() -> None:
@@ -148,7 +148,9 @@ def test_seeds_depend_on_the_search_and_the_number_alone() -> None:
 
 
 def test_the_recipe_is_part_of_the_key_only_where_a_trial_is_one_candidate() -> None:
-    quantized = replace(JOB, number=4, training=replace(TRAINING, seed=9), cuts=(Cut(quantize=Part("post_training")),))
+    quantized = replace(
+        JOB, number=4, training=replace(TRAINING, seed=9), recipes=(CompressionRecipe(quantize=Part("post_training")),)
+    )
     assert trial_key(JOB, amortized=True) == trial_key(quantized, amortized=True)
     assert trial_key(JOB, amortized=False) != trial_key(quantized, amortized=False)
     wider = replace(JOB, training=replace(TRAINING, student=Part.of("cnn", width=9)))
