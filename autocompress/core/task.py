@@ -121,7 +121,8 @@ class Task(Protocol):
         labels: Head name to the name of each class; empty where they have none.
         metrics: What is scored, primary first.
         views: Augmented views of the training split, the plain one included.
-        pinned: Options beside those that it was built with: a worker's task that answers to them is this very one.
+        identity_options: Options in addition to the constructor's; a worker's task with the same ones counts as
+            the same task.
         notices: What a reader of the results should know about the data.
     """
 

@@ -29,7 +29,7 @@ class Supervised:
 
     @property
     def identity_options(self) -> Mapping[str, str]:
-        """Options beside the constructor's that identify the task; none by default."""
+        """Options in addition to the constructor's that identify the task; none by default."""
         return {}
 
     @property
