@@ -1,4 +1,4 @@
-"""The verbs as Python calls: search, load, compare."""
+"""The commands as Python functions: search, load, compare."""
 
 import sys
 from collections.abc import Sequence
@@ -43,29 +43,29 @@ def search(
     Call it under ``if __name__ == "__main__":`` in a script: workers are fresh processes that import the script.
 
     Args:
-        spec: A YAML file, or the name of a shipped search space such as ``digits``; ``module`` for a teacher of one's
-            own.
+        spec: Path of a YAML file, or name of a shipped search space such as ``digits``; ``module`` by default for a
+            given teacher.
         teacher: A trained ``nn.Module``, for a spec whose task is ``module``.
-        data: What it was trained for: ``(inputs, targets)`` as tensors, or a task such as ``Images(path=...)``; see
+        data: Data of the teacher: ``(inputs, targets)`` as tensors, or a task such as ``Images(path=...)``; see
             :func:`autocompress.bring_model`.
-        trials: Trainings at most, instead of the spec's.
-        minutes: Wall-clock of the search at most, in minutes, instead of the spec's.
-        workers: Worker processes, instead of the spec's; 0 takes one per core.
-        seed: Seed of the search, instead of the spec's.
-        name: Name of the run, instead of the spec's.
-        overrides: ``key.of.dots=value`` each, applied to the spec.
-        resume: Continue the run of that name.
-        runs: The folder that holds runs.
+        trials: Largest number of trials, instead of the one in the spec.
+        minutes: Time limit of the search in minutes, instead of the one in the spec.
+        workers: Number of worker processes, instead of the one in the spec; 0 means one per core.
+        seed: Seed of the search, instead of the one in the spec.
+        name: Name of the run, instead of the one in the spec.
+        overrides: Changes of the spec, each as ``dotted.key=value``.
+        resume: Whether to continue the run of that name.
+        runs: Folder of all runs.
         events: Callbacks for progress.
-        command: What was typed, for the report.
+        command: Command line, for the report.
 
     Raises:
         SpecError: Something in the spec is wrong; the message names the line.
         UsageError: The teacher does not work on the data, or there is neither spec nor teacher.
-        UnfinishedRunError: The same search was begun there and not ended; ``resume`` continues it.
-        RunFolderError: The run exists already, or was made by another spec.
-        SearchFailedError: Every trial failed; what is stored has its page.
-        KeyboardInterrupt: It was interrupted; what was found has its page, and ``resume`` goes on.
+        UnfinishedRunError: The same search exists there and has not ended; ``resume`` continues it.
+        RunFolderError: The run exists already, or belongs to another spec.
+        SearchFailedError: Every trial failed; a page of the stored trials is written.
+        KeyboardInterrupt: The user interrupted the search; a page is written, and ``resume`` continues it.
     """
     from autocompress.engine.preflight import check_run_folder
     from autocompress.engine.runner import make_plan, run_search
@@ -96,11 +96,11 @@ def search(
     try:
         run_search(plan, folder, resume=resume, command=command, events=events).close()
     except (KeyboardInterrupt, SearchFailedError, WorkersError):
-        # Whatever ended the search, what it found so far is worth a page.
-        _page_of_the_broken(folder)
+        # An interrupted or failed search still gets a page of the trials so far.
+        _write_partial_page(folder)
         raise
     finally:
-        # Where it ended before it began.
+        # The plan may have started workers that an error before the search would leave running.
         plan.backend.shutdown()
     front = Front(folder)
     front.report()
@@ -112,8 +112,8 @@ def compare(names: Sequence[str | Path], runs: Path | str = RUNS, *, page: Path 
 
     Args:
         names: Run folders, or their names under ``runs``.
-        runs: The folder that holds runs.
-        page: Where to write the page.
+        runs: Folder of all runs.
+        page: Path of the page; None writes no page.
 
     Raises:
         UsageError: There are fewer than two runs, or they searched for different things.
@@ -122,10 +122,10 @@ def compare(names: Sequence[str | Path], runs: Path | str = RUNS, *, page: Path 
     from autocompress.report.comparison import compare_runs
     from autocompress.report.comparison_page import write_comparison
 
-    found = compare_runs(tables_of([load(name, runs) for name in names]))
+    comparison = compare_runs(tables_of([load(name, runs) for name in names]))
     if page is not None:
-        write_comparison(page, found)
-    return found
+        write_comparison(page, comparison)
+    return comparison
 
 
 def load(run: str | Path, runs: Path | str = RUNS) -> Front:
@@ -148,11 +148,11 @@ def find_run(run: str | Path, runs: Path | str = RUNS) -> Path:
             return folder
     if Path(run).exists():
         raise RunFolderError(f"{run} is not a run folder: it has no {DATABASE}")
-    known = [path.parent.name for path in Path(runs).glob(f"*/{DATABASE}")]
-    raise RunFolderError(f"no run '{run}': {did_you_mean(str(run), known)}")
+    names = [path.parent.name for path in Path(runs).glob(f"*/{DATABASE}")]
+    raise RunFolderError(f"no run '{run}': {did_you_mean(str(run), names)}")
 
 
-def _page_of_the_broken(folder: Path) -> None:
+def _write_partial_page(folder: Path) -> None:
     if not (folder / DATABASE).is_file():
         return
     front = Front(folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from autocompress.analysis.confirmation import tabulate_repeats, summarize_repeats, without_repeats
+from autocompress.analysis.confirmation import summarize_repeats, tabulate_repeats, without_repeats
 from autocompress.analysis.latency import add_latency_column, with_latency
 from autocompress.analysis.pareto import full_fidelity, pareto_front
 from autocompress.analysis.query import filter_rows
@@ -34,7 +34,7 @@ class Front:
 
     Attributes:
         folder: The run folder.
-        candidates: One row per candidate: its id, every hyperparameter by its dotted name, scores (``accuracy_search`` on
+        candidates: One row per candidate: its id, hyperparameters by their dotted names, scores (``accuracy_search`` on
             search_val, ``accuracy`` on select_val, ``accuracy_test``), costs, and whether its training is ``complete``.
         trials: One row per trial: its state, seconds, and the reason of a failure.
         info: Description of the run: objectives with their bounds, limits, teacher, splits, environment.
@@ -149,6 +149,7 @@ class Front:
             UsageError: The search has not ended, or a candidate cannot be repeated.
             SearchFailedError: Every repeat failed.
         """
+        # Imported here, because it loads torch.
         from autocompress.engine.confirm import confirm_candidates
 
         refuse_worker(sys._getframe(1), "confirm")
@@ -163,6 +164,7 @@ class Front:
                 on_progress=on_progress,
             )
         finally:
+            # Also after an interruption: finished repeats are stored.
             self._read_run()
         self.report()
         return self.confirmed()
@@ -220,9 +222,9 @@ class Front:
         """
         from autocompress.report.page import render_page
 
-        return render_page(self.folder, self.candidates, self.trials, self.info, self._recommended_pick(), live=live)
+        return render_page(self.folder, self.candidates, self.trials, self.info, self._pick_or_none(), live=live)
 
-    def _recommended_pick(self) -> Pick | None:
+    def _pick_or_none(self) -> Pick | None:
         with suppress(NoCandidateError):  # The page shows the reason.
             return self.pick() if self.info.objectives else None
         return None
@@ -275,7 +277,7 @@ class Front:
         """
         from autocompress.export.front_latency import time_run
 
-        picked = self._recommended_pick()
+        picked = self._pick_or_none()
         chosen = candidates or [*self.to_pandas()["id"], *([] if picked is None else [picked.id])]
         try:
             return time_run(self.folder, chosen, batch=batch, threads=threads, seconds=seconds, on_progress=on_progress)
@@ -295,7 +297,7 @@ class Front:
 
         repeated = summarize_repeats(self.candidates, self.trials, self.info)
         own = without_repeats(self.candidates)
-        return front_figure(own, self.to_pandas(), self.info, self._recommended_pick(), repeated)
+        return front_figure(own, self.to_pandas(), self.info, self._pick_or_none(), repeated)
 
     def to_mlflow(self, experiment: str = "autocompress", tracking_uri: str | None = None) -> str:
         """Log the run to MLflow: one run with the page and the tables, and nested runs for trials and candidates.
@@ -314,7 +316,7 @@ class Front:
         """
         from autocompress.export.mlflow_export import log_run
 
-        picked = self._recommended_pick()
+        picked = self._pick_or_none()
         chosen = "" if picked is None else picked.id
         folder = self.report().parent
         return log_run(folder, self.info, self.trials, self.to_pandas(), chosen, experiment, tracking_uri)
@@ -322,7 +324,7 @@ class Front:
     def _repr_html_(self) -> str:
         from autocompress.report.notebook import front_html
 
-        return front_html(self.to_pandas(), self.info, self._recommended_pick(), repr(self))
+        return front_html(self.to_pandas(), self.info, self._pick_or_none(), repr(self))
 
 
 def tables_of(fronts: Sequence[Front]) -> "list[RunTables]":

@@ -149,6 +149,7 @@ def summarize_repeats(table: pd.DataFrame, trials: pd.DataFrame, info: RunInfo) 
     groups: dict[str, list[int]] = {}
     for position, config in enumerate(repeats["config"]):
         groups.setdefault(config_without_seed(config), []).append(position)
+    # A repeat is matched by its config, because its id and its seed differ from the original.
     originals = full_fidelity(table)
     candidates = []
     for position, config in enumerate(originals["config"]):

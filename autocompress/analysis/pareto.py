@@ -34,6 +34,7 @@ def is_dominated(values: ArrayLike, directions: Sequence[str]) -> NDArray[np.boo
         raise UsageError(f"values of shape {list(table.shape)} need {len(directions)} columns, one per direction")
     dominated: NDArray[np.bool_] = np.asarray(~np.isfinite(table).all(axis=1), dtype=bool)
     if not dominated.all():
+        # Weakly dominated rows are kept, so that duplicates of a front point stay.
         maximise = [_check_direction(direction) for direction in directions]
         dominated[~dominated] = ~moocore.is_nondominated(table[~dominated], maximise=maximise, keep_weakly=True)
     return dominated
@@ -92,7 +93,7 @@ def pareto_front(
 def sort_by_cost(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> pd.DataFrame:
     """Return the rows cheapest first; ties by the better score, then by id (``t2c10`` after ``t2c9``)."""
     cost, score = (
-        np.nan_to_num(_minimized_values(table, objective), nan=np.inf) for objective in primary_objectives(objectives)
+        np.nan_to_num(_values_to_minimize(table, objective), nan=np.inf) for objective in primary_objectives(objectives)
     )
     names = [natural_key(name) for name in table["id"]] if "id" in table else [()] * len(table)
     return table.iloc[sorted(range(len(table)), key=lambda row: (cost[row], score[row], names[row]))]
@@ -160,6 +161,7 @@ def find_knee(front: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> str:
         raise NoCandidateError("an empty front has no knee")
     front = sort_by_cost(front, objectives)
     cost, score = (_scale_by_bounds(front, objective, clip=False) for objective in primary_objectives(objectives))
+    # A cost of 0 has the logarithm -inf; -1 keeps distances finite and still lies beyond the ideal.
     cost = np.nan_to_num(cost, neginf=-1.0)
     best = int(score.argmin())
     run, rise = cost[best] - cost[0], score[best] - score[0]
@@ -181,6 +183,7 @@ def primary_objectives(objectives: Sequence[ObjectiveSpec]) -> tuple[ObjectiveSp
     scores = [objective for objective in objectives if objective.kind == "score"]
     costs = [objective for objective in objectives if objective.kind == "cost"]
     score = scores[0] if scores else objectives[0]
+    # With scores only, the second score takes the place of the cost.
     others = [objective for objective in objectives if objective is not score]
     return (costs or others or [score])[0], score
 
@@ -217,7 +220,7 @@ def _objective_values(table: pd.DataFrame, objective: ObjectiveSpec) -> NDArray[
     return np.asarray(numeric_column(table, objective.name), dtype=np.float64)
 
 
-def _minimized_values(table: pd.DataFrame, objective: ObjectiveSpec) -> NDArray[np.float64]:
+def _values_to_minimize(table: pd.DataFrame, objective: ObjectiveSpec) -> NDArray[np.float64]:
     values = _objective_values(table, objective)
     return -values if _check_direction(objective.direction) else values
 

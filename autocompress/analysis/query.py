@@ -51,6 +51,7 @@ def filter_rows(table: pd.DataFrame, expression: str) -> pd.DataFrame:
         >>> filter_rows(frame, "accuracy >= 0.95 and prune == 'structured'").index.tolist()
         [1]
     """
+    # The expression is parsed and interpreted here; it is never given to eval.
     tree = None
     if len(expression) <= _LONGEST:
         try:
@@ -82,6 +83,7 @@ def _evaluate_condition(node: ast.expr, table: pd.DataFrame) -> NDArray[np.bool_
 
 
 def _evaluate_comparison(left: _Operand, compare: _Comparison, right: _Operand, source: str) -> NDArray[np.bool_]:
+    # As in SQL, a missing value satisfies no comparison.
     both = left.present & right.present
     if not both.any():
         return both
@@ -135,6 +137,7 @@ def _column_name(node: ast.expr) -> str | None:
     if isinstance(node, ast.Attribute):
         base = _column_name(node.value)
         return None if base is None else f"{base}.{node.attr}"
+    # Python parses the @ of accuracy@language as matrix multiplication.
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
         score, head = _column_name(node.left), _column_name(node.right)
         return None if score is None or head is None else f"{score}@{head}"

@@ -54,6 +54,7 @@ def find_neighbours(
     if not (is_finite(row[cost.name]) and is_finite(row[score.name])):
         return ()
     front = pareto_front(select_rankable(table, objectives), objectives, info.limits if limits is None else limits)
+    # A positive gain is an improvement in either direction of the score.
     sign = 1.0 if score.direction == "maximize" else -1.0
     gain = (front[score.name] - row[score.name]) * sign
     cheaper = front[(front[cost.name] < row[cost.name]) & (gain <= 0)]
@@ -74,6 +75,7 @@ def select_rankable(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) ->
     for objective in objectives:
         rows = rows[np.isfinite(numeric_column(rows, objective.name))]
     score = primary_objectives(objectives)[1]
+    # Without a score among the objectives there is no reference score to be better than.
     if score.kind != "score" or score.bounds is None:
         return rows
     values, reference = numeric_column(rows, score.name), score.bounds[0]
@@ -116,5 +118,6 @@ def _describe_exchange(
         text = f"{other['id']} has {saving} and loses {points}"
     else:
         text = f"{other['id']} gains {points} and has {saving}"
+    # A free pick would divide by zero.
     ratio = other[cost.name] / pick[cost.name] if pick[cost.name] else float("inf")
     return Neighbour(kind, str(other["id"]), float(ratio), float(change), text)

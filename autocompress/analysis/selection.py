@@ -128,6 +128,7 @@ def select_candidate(
     else:
         if preferred is None:
             kinds = {name: objective.kind for name, objective in info.measured.items()}
+            # A limit on a cost asks for the best score within it, and limits on scores for the lowest cost.
             preferred = cost if all(kinds.get(name) == "score" for name in limits) else score
         best = preferred
         chosen = best_of(rows, best, objectives)
@@ -161,6 +162,7 @@ def _build_pick(
 
 def _with_objection(neighbour: Neighbour, table: pd.DataFrame, info: RunInfo, reason: str) -> Neighbour:
     """Return the neighbour, with the reason why the default selection rejects it if it is cheaper."""
+    # Only the default selection rejects cheaper candidates because of their loss.
     if neighbour.cost_ratio >= 1 or not reason.startswith(_CHEAPEST):
         return neighbour
     violations = _drop_violations(_find_row(table, neighbour.id), info)
@@ -251,6 +253,7 @@ def _worst_losses(
 ) -> "pd.Series[float]":
     """Return the loss of each row against the teacher, the larger one of the two validation splits."""
     sign = 1.0 if score.is_maximized else -1.0
+    # Splits without a teacher score or a column do not count.
     worst = pd.Series(-np.inf, index=rows.index)
     for _, goal, column in goals:
         if column in rows:
@@ -318,6 +321,7 @@ def _find_row(table: pd.DataFrame, name: str) -> Row:
     ids = [str(value) for value in table["id"]] if "id" in table else []
     if name not in ids:
         hint = did_you_mean(name, ids)
+        # Hundreds of ids would fill the screen.
         if len(hint) > 100:
             hint = f"the table has {len(ids):,}, the first is {ids[0]}"
         raise UnknownNameError(f"unknown candidate '{name}': {hint}")
@@ -341,7 +345,8 @@ def _select_default(rows: pd.DataFrame, info: RunInfo, knee: bool) -> tuple[Row,
         chosen = best_of(rows[losses <= losses.min() + drop + SLACK], cost, objectives)
         return chosen, (
             f"No candidate is {within}: the best loses {format_difference(float(losses.min()), score)}, "
-            f"and this is the cheapest within {format_difference(drop, score)} of it {_compare_with_teacher(chosen, info)}."
+            f"and this is the cheapest within {format_difference(drop, score)} of it "
+            f"{_compare_with_teacher(chosen, info)}."
         )
     name = find_knee(pareto_front(rows, objectives), objectives)
     reason = "The knee of the front: the point farthest from the line between the front's two ends."
@@ -378,6 +383,7 @@ def _nearest_miss(rows: pd.DataFrame, bounds: Limits) -> str:
         if not np.isfinite(values).any():
             return f"no candidate has a finite {name}"
         for bound, value in limit.items():
+            # Relative to the limit, so that limits of different units are comparable; a limit of 0 is absolute.
             excess = (values - value if bound == "max" else value - values) / (abs(value) or 1.0)
             excesses.append(excess)
             if not (excess <= 0).any():

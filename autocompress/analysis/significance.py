@@ -53,6 +53,7 @@ def find_ties(rows: pd.DataFrame, row: Mapping[str, Any], info: RunInfo) -> Ties
         info: Description of the run.
     """
     score = primary_objectives(info.objectives)[1].name
+    # The score of one head is called like accuracy@language.
     base, _, head = score.partition("@")
     others = rows[rows["id"] != row["id"]]
     if base == "accuracy":
@@ -89,6 +90,7 @@ def unpack_correct(details: object, head: str = "") -> NDArray[np.bool_] | None:
     columns = []
     for text in [packed[head]] if head else packed.values():
         size, _, code = str(text).partition(":")
+        # The count before the colon tells the padding of the last byte.
         bits = np.frombuffer(base64.b64decode(code), dtype=np.uint8)
         columns.append(np.unpackbits(bits, count=int(size)).astype(np.bool_))
     return np.column_stack(columns) if len({len(column) for column in columns}) == 1 else None
@@ -110,6 +112,7 @@ def paired_p_value(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
         return _binomial_p_value(min(better, worse), better + worse)
     change = one.mean(axis=1) - other.mean(axis=1)
     error = float(change.std(ddof=1)) / math.sqrt(len(change)) if len(change) > 1 else 0.0
+    # No variance: the candidates differ by a constant, or not at all.
     if error == 0.0:
         return 1.0 if not change.any() else 0.0
     return math.erfc(abs(float(change.mean())) / error / math.sqrt(2))
@@ -123,6 +126,7 @@ def unpaired_p_value(one: float, other: float, examples: float) -> float:
         0.284
     """
     spread = math.sqrt((one * (1 - one) + other * (1 - other)) / examples)
+    # Both shares are 0 or 1.
     if spread == 0.0:
         return 1.0 if one == other else 0.0
     return math.erfc(abs(one - other) / spread / math.sqrt(2))

@@ -29,7 +29,7 @@ def describe_simulation(candidates: pd.DataFrame) -> list[str]:
         knob = knob.rpartition(".")[2]
         if section == "quantize" and knob in (*_BITS, "quantizer"):
             values = candidates[column].tolist()
-            texts = {value: _simulated_parts(knob, value) for value in set(values)}
+            texts = {value: _list_simulated(knob, value) for value in set(values)}
             for row, value in zip(parts, values, strict=True):
                 row.update(dict.fromkeys(texts[value]))
     # The bits of the layers take precedence: mixed precision sets no width, and a progressive method may stop above it.
@@ -40,7 +40,7 @@ def describe_simulation(candidates: pd.DataFrame) -> list[str]:
                 del row[text]
         for layer in layers:
             for knob in _BITS:
-                row.update(dict.fromkeys(_simulated_parts(knob, layer.get(knob))))
+                row.update(dict.fromkeys(_list_simulated(knob, layer.get(knob))))
     return [", ".join(row) for row in parts]
 
 
@@ -50,7 +50,7 @@ def knob_order(column: str) -> int:
     return FIRST_KNOBS.index(knob) if knob in FIRST_KNOBS else len(FIRST_KNOBS)
 
 
-def _simulated_parts(knob: str, value: object) -> list[str]:
+def _list_simulated(knob: str, value: object) -> list[str]:
     if knob in _BITS and isinstance(value, int | float) and is_finite(value) and value not in NATIVE_BITS:
         return [format_knob(knob, value)]
     if knob == "quantizer" and isinstance(value, str) and not value.startswith("linear"):

@@ -64,7 +64,7 @@ class TeacherInfo:
     Attributes:
         scores: Split name to metric name to value, as for a candidate.
         costs: Cost name to value.
-        config: Its model and training as stored in the spec: ``student`` and ``fit``.
+        config: Config of its model (``student``) and its training (``fit``).
     """
 
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -261,21 +261,22 @@ class RunInfo:
 
         Example:
             >>> info = RunInfo.from_json({"name": "digits", "pick": {"max_drop": 0.01}, "colour": "blue"})
-            >>> info.max_drop, info.front, info.to_json() == {**info.other, "name": "digits", "pick": {"max_drop": 0.01}}
-            (0.01, None, True)
+            >>> info.max_drop, info.front, dict(info.other)
+            (0.01, None, {'colour': 'blue'})
         """
-        known: dict[str, JsonValue] = {
+        # Null stands for a missing entry in early run folders.
+        values: dict[str, JsonValue] = {
             name: value for name, value in entries.items() if name in _ENTRIES and value is not None
         }
         other = {name: value for name, value in entries.items() if name not in {*_ENTRIES, "pick"}}
         for name in ("objectives", "all_objectives"):
-            listed = known.get(name)
-            if isinstance(listed, list):
-                known[name] = [_with_bounds(each) for each in listed]
+            objectives = values.get(name)
+            if isinstance(objectives, list):
+                values[name] = [_with_bounds(objective) for objective in objectives]
         pick = entries.get("pick")
         if isinstance(pick, dict):
-            known["max_drop"] = pick.get("max_drop")
-        return _run_info_adapter().validate_python({**known, "other": other})
+            values["max_drop"] = pick.get("max_drop")
+        return _run_info_adapter().validate_python({**values, "other": other})
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the description as it is stored: one JSON value per entry.

@@ -152,6 +152,7 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     owners: dict[tuple[object, ...], str] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu()
+        # Tied weights share memory: they are stored once.
         owner = owners.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), name)
         if owner != name and tensor.numel():
             aliases[name] = owner
@@ -205,6 +206,7 @@ def _code_range(tensor: Tensor) -> tuple[int, int] | None:
         return None
     low, high = int(tensor.min()), int(tensor.max())
     bits = (high - low).bit_length()
+    # A packed code fits into a byte; a constant has no bytes, so its size is limited separately.
     if bits > 8 or (bits == 0 and tensor.numel() > LARGEST_CONSTANT):
         return None
     return low, bits

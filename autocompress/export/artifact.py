@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import torch
 import yaml
@@ -19,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.knobs import Settings
+from autocompress.core.knobs import Leaf, Settings
 from autocompress.core.method import Method, MethodState
 from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS, Registry
 from autocompress.core.task import InputSpec, logits_by_head
@@ -133,7 +134,7 @@ def read_architecture(folder: Path | str) -> Architecture:
 
 def _build_architecture(deployable: Deployable) -> tuple[Architecture, dict[str, Tensor]]:
     """Return the architecture and the tensors of model.safetensors."""
-    restored_names = _restored_names(deployable.quantize_state) | _restored_names(deployable.prune_state)
+    restored_names = _names_filled_by(deployable.quantize_state) | _names_filled_by(deployable.prune_state)
     model = {name: tensor for name, tensor in deployable.model.state_dict().items() if name not in restored_names}
     tensors = _add_prefix("model", model)
     for stage, state in (("prune", deployable.prune_state), ("quantize", deployable.quantize_state)):
@@ -152,6 +153,7 @@ def _build_architecture(deployable: Deployable) -> tuple[Architecture, dict[str,
         {
             "format": 1,
             "task": deployable.task_name,
+            # The round trip turns tuples into lists, as they are when the file is read.
             "options": json.loads(json.dumps(dict(deployable.task_options))),
             "config": deployable.config.to_json(),
             "heads": dict(deployable.heads),
@@ -175,7 +177,7 @@ def export_graph(deployable: Deployable) -> bytes:
     Raises:
         ArtifactError: The model cannot be exported.
     """
-    state = _quantized_state(deployable)
+    state = _quantization_state(deployable)
     if state is None:
         return _export_float_graph(deployable)
     proto = export_quantized(deployable.model, state, deployable.example, deployable.heads)
@@ -187,7 +189,7 @@ def _export_float_graph(deployable: Deployable) -> bytes:
     return bytes(export_float(folded, deployable.example, deployable.heads).SerializeToString())
 
 
-def _quantized_state(deployable: Deployable) -> MethodState | None:
+def _quantization_state(deployable: Deployable) -> MethodState | None:
     """Return the state of the quantization method; None if every layer stays at 32 bits."""
     state = deployable.quantize_state
     if state is None or all(bits.weight == bits.activation == 32 for bits in state.bits.values()):
@@ -197,7 +199,7 @@ def _quantized_state(deployable: Deployable) -> MethodState | None:
 
 def _export_graphs(deployable: Deployable) -> dict[str, bytes]:
     graphs = {"model.onnx": export_graph(deployable)}
-    if _quantized_state(deployable) is not None:
+    if _quantization_state(deployable) is not None:
         graphs["model_float.onnx"] = _export_float_graph(deployable)
     return graphs
 
@@ -209,7 +211,7 @@ def _rebuild_module(architecture: Architecture, tensors: Mapping[str, Tensor]) -
         for stage, saved in (("prune", architecture.prune), ("quantize", architecture.quantize))
     }
     try:
-        model = _build_untrained(architecture, config.student)
+        model = _build_initial_model(architecture, config.student)
         for step in architecture.start:
             model = _restore_method(PRUNE, Part.from_json(step.part), method_state(step.state, {}), model.eval())
         model = _restore_method(PRUNE, config.prune, states["prune"], model.eval())
@@ -218,7 +220,7 @@ def _rebuild_module(architecture: Architecture, tensors: Mapping[str, Tensor]) -
         _load_tensors(
             model,
             _select_prefix("model", tensors),
-            _restored_names(states["prune"]) | _restored_names(states["quantize"]),
+            _names_filled_by(states["prune"]) | _names_filled_by(states["quantize"]),
         )
     except ArtifactError:
         raise
@@ -231,7 +233,7 @@ def _rebuild_module(architecture: Architecture, tensors: Mapping[str, Tensor]) -
     return model.eval()
 
 
-def _build_untrained(architecture: Architecture, student: Part) -> nn.Module:
+def _build_initial_model(architecture: Architecture, student: Part) -> nn.Module:
     """Return the module before training. A registered family is built without the task, so its data is not needed."""
     if student.name in STUDENTS and student.name != FROM_TEACHER:
         return build_family_model(student, architecture.specs, architecture.heads)
@@ -281,12 +283,13 @@ def _check_rebuilt(deployable: Deployable, rebuilt: nn.Module) -> None:
         outputs = [
             logits_by_head(model(*deployable.example), deployable.heads) for model in (deployable.model, rebuilt)
         ]
+    # Equal tensors can still be wired differently, so the outputs are compared too.
     different += [head for head in deployable.heads if not torch.equal(outputs[0][head], outputs[1][head])]
     if different or len(exported_state) != len(rebuilt_state):
         raise ArtifactError(f"the rebuilt module differs from the exported one: {', '.join(different[:3])}")
 
 
-def _restored_names(state: MethodState | None) -> set[str]:
+def _names_filled_by(state: MethodState | None) -> set[str]:
     """Return the names in the ``state_dict`` that the ``restore`` of a method fills."""
     return set() if state is None else set(state.history.get("restored", []))
 

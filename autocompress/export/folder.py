@@ -54,6 +54,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], check: Callable[[Path]
         raise ArtifactError(f"{folder} exists and is not an artifact; choose another folder")
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
+        # In the same parent folder, so that renaming stays within one file system.
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             for name, content in {**files, MANIFEST: _build_manifest(files)}.items():
@@ -61,6 +62,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], check: Callable[[Path]
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
+            # mkdtemp creates a folder that only its owner can read.
             temporary.chmod(0o755)
             _sync_folder(temporary)
             check(temporary)

@@ -88,6 +88,7 @@ def _quantize_bias(graph: _Graph, node: NodeProto) -> None:
         graph.add_constant(f"{name}_zero_point", np.zeros(tuple(scale.shape), np.int32)),
     ]
     graph.insert_node(graph.node_index(node), "DequantizeLinear", inputs, name)
+    # A scale per channel needs the axis of the channels.
     if scale.ndim:
         graph.proto.node[graph.node_index(node) - 1].attribute.append(helper.make_attribute("axis", 0))
     node.input[2] = name

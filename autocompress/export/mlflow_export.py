@@ -72,6 +72,7 @@ def log_run(
         log.log_params(run, _flatten_settings(json.loads(row["config"])))
         log.log_metrics(run, [{key: value for key, value in step.items() if key != "epoch"} for step in row["curve"]])
         client.set_terminated(run, "FAILED" if row["state"] == "failed" else "FINISHED")
+    # Each score has one column per split.
     names = [
         column
         for objective in (*info.all_objectives, *info.objectives)
@@ -99,7 +100,7 @@ class _Log:
     def log_params(self, run: str, values: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
-        entries = [Param(_allowed_name(name), value[:_LENGTH]) for name, value in values.items()]
+        entries = [Param(_replace_characters(name), value[:_LENGTH]) for name, value in values.items()]
         for start in range(0, len(entries), _PARAMS):
             self._client.log_batch(run, params=entries[start : start + _PARAMS])
 
@@ -108,7 +109,7 @@ class _Log:
 
         now = int(time.time() * 1000)
         entries = [
-            Metric(_allowed_name(name), float(value), now, step)
+            Metric(_replace_characters(name), float(value), now, step)
             for step, row in enumerate(steps)
             for name, value in row.items()
             if is_finite(value)
@@ -132,6 +133,6 @@ def _flatten_settings(values: object, prefix: str = "") -> dict[str, str]:
     return {prefix: "none" if values is None or values == {} else str(values)}
 
 
-def _allowed_name(text: str) -> str:
+def _replace_characters(text: str) -> str:
     # MLflow allows letters, digits, blanks and -_./ in a name.
     return "".join(letter if letter.isalnum() or letter in "-_./ " else "_" for letter in text)

@@ -20,6 +20,7 @@ def create_session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSessi
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
+    # Errors only: warnings of the optimizer do not concern users of the model.
     options.log_severity_level = 3
     if is_weights_only(model):
         options.add_session_config_entry("session.disable_quant_qdq", "1")

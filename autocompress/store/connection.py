@@ -24,10 +24,12 @@ def open_database(path: Path) -> sqlite3.Connection:
         RunFolderError: It is not a database, or a damaged one.
     """
     try:
+        # No implicit transactions: the store begins and ends its own.
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
         connection.create_function("seal_of", -1, seal_of, deterministic=True)
         # Journal mode is a property of the file, so Optuna's connections share it.
         connection.execute("PRAGMA journal_mode=WAL")
+        # A committed transaction survives a power failure.
         connection.execute("PRAGMA synchronous=FULL")
     except sqlite3.OperationalError as reason:
         raise StorageError(f"cannot open {path} ({reason}); check that the folder can be written") from None
@@ -65,6 +67,7 @@ def acquire_lock(folder: Path) -> FileLock:
         RunFolderError: Another process holds the lock.
         StorageError: The folder cannot be written.
     """
+    # The kernel releases the lock of a killed process, so no stale lock remains.
     path = folder / ".lock"
     lock = FileLock(path)
     try:

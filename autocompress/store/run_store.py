@@ -146,6 +146,7 @@ class RunStore:
         if verdict != "ok":
             return str(verdict).replace("\n", " ")
         for table, (key, *rest) in SEALED.items():
+            # IS NOT also finds rows whose seal is NULL.
             query = f"SELECT {key} FROM {table} WHERE seal IS NOT seal_of({', '.join([key, *rest])})"
             broken = [str(row[0]) for row in self._connection.execute(query)]
             if broken:
@@ -179,6 +180,7 @@ class RunStore:
         stored, entries = self._read_entries(), info.to_json()
         with self._transaction():
             self._connection.executemany(
+                # An upsert fires the triggers that renew the seal.
                 "INSERT INTO ac_meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
                 [(key, json.dumps(value)) for key, value in entries.items() if stored.get(key) != value],
             )
@@ -389,6 +391,7 @@ class RunStore:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
+            # Notes share the transaction, so the history of the sampler never differs from the trials.
             if self._notes:
                 lines = f"[{', '.join(self._notes)}]"
                 self._connection.execute("INSERT INTO ac_notes (notes) VALUES (?)", (lines,))

@@ -53,7 +53,11 @@ def test_a_pick_behind_the_front_stands_where_its_cost_does() -> None:
 
 
 def test_limits_of_the_run_hold_for_what_is_confirmed() -> None:
-    assert select_for_confirmation(front(6), replace(META, limits={"effective_flops": {"max": 300}}), "t3c0", 9) == ["t3c0", "t2c0", "t1c0"]
+    assert select_for_confirmation(front(6), replace(META, limits={"effective_flops": {"max": 300}}), "t3c0", 9) == [
+        "t3c0",
+        "t2c0",
+        "t1c0",
+    ]
 
 
 def repeats(means: list[float], examples: int = 400, draws: int = 500) -> list[dict[str, Any]]:

@@ -105,7 +105,10 @@ def test_the_reason_names_limits_and_how_many_kept_them() -> None:
     reason = select_candidate(*small(), max={"effective_flops": 2e5}, min={"accuracy": 0.8}).reason
     assert reason == ("The highest accuracy among the 2 candidates with effective_flops <= 200000 and accuracy >= 0.8.")
     assert select_candidate(*small(), prefer="bytes").reason == "The fewest bytes among all 4 candidates."
-    assert select_candidate(*small(), max={"bytes": 100}).reason == "The highest accuracy among one candidate with bytes <= 100."
+    assert (
+        select_candidate(*small(), max={"bytes": 100}).reason
+        == "The highest accuracy among one candidate with bytes <= 100."
+    )
 
 
 def test_limits_of_the_run_hold_unless_the_same_bound_is_given() -> None:
@@ -295,7 +298,8 @@ def test_a_cheaper_candidate_that_looks_as_good_says_why_it_was_not_chosen() -> 
     assert found.id == "t0c1"
     cheaper, better = found.neighbours
     assert cheaper.text.startswith(
-        "t1c1 has 100x fewer effective FLOPs and loses 46.5 points of accuracy, but loses 48.0 points on the selection split"
+        "t1c1 has 100x fewer effective FLOPs and loses 46.5 points of accuracy, "
+        "but loses 48.0 points on the selection split"
     )
     assert better.text == (
         "t1c0 gains 0.5 points of accuracy and has 10x fewer effective FLOPs, but loses 3.0 points on the search "

@@ -84,7 +84,10 @@ def test_a_paired_test_tells_apart_what_an_unpaired_one_cannot() -> None:
 def test_a_score_that_is_no_share_of_examples_has_no_test() -> None:
     table = rows(np.ones(8, dtype=bool), np.ones(8, dtype=bool))
     row = table.iloc[0].to_dict()
-    assert find_ties(table, row, replace(META, objectives=[replace(OBJECTIVES[0], name="f1_macro"), OBJECTIVES[1]])) is None
+    assert (
+        find_ties(table, row, replace(META, objectives=[replace(OBJECTIVES[0], name="f1_macro"), OBJECTIVES[1]]))
+        is None
+    )
     assert find_ties(rows(None, None), row, replace(META, splits={})) is None
 
 

@@ -194,7 +194,7 @@ def test_a_missing_file_is_refused(folder: Path) -> None:
         with pytest.raises(ArtifactError, match=path.name):
             load_artifact(folder)
         path.write_bytes(content)
-    with pytest.raises(ArtifactError, match="is no artifact"):
+    with pytest.raises(ArtifactError, match="is not an artifact"):
         load_artifact(folder / "absent")
 
 
@@ -227,7 +227,7 @@ def edit(**changes: Any) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "no_such_task"}, "task 'no_such_task', which is not known here"),
+        ({"task": "no_such_task"}, "task 'no_such_task', which is not registered"),
         ({"surprise": 1}, "surprise"),
         ({"options": {"unknown": 1}}, "cannot be rebuilt"),
         ({"folded": [["stem", "absent"]]}, "no layer 'absent'"),
@@ -235,7 +235,7 @@ def edit(**changes: Any) -> Callable[[bytes], bytes]:
         ({"quantize": {"history": {}, "bits": {}}}, "does not fit"),
         ({"quantize": {"history": {"folded": [], "layers": [7]}, "bits": {}}}, "does not fit"),
         ({"quantize": None}, "do not fit the module"),
-        ({"prune": {"history": {}, "bits": {}}}, "history stands beside a config without"),
+        ({"prune": {"history": {}, "bits": {}}}, "the history of a method that its config does not name"),
         ({"packed": {}}, "does not fit the model"),
         ({"aliases": {"model/more": "model/head.bias"}}, "do not fit the module: more"),
     ],
@@ -321,6 +321,6 @@ def test_a_module_that_would_come_back_as_another_is_never_written(
     scaled = replace(made, float_model=Scaled(2.0), model=Scaled(2.0))
     # Nothing in the state_dict tells the two apart: only the outputs do.
     monkeypatch.setattr(artifact, "load_artifact", lambda _: Scaled(3.0))
-    with pytest.raises(ArtifactError, match="another one than was exported: label"):
+    with pytest.raises(ArtifactError, match="differs from the exported one: label"):
         write_artifact(tmp_path / "b", scaled, CARD)
     assert list(tmp_path.iterdir()) == []

@@ -50,7 +50,7 @@ def test_a_candidate_of_a_training_under_way_is_refused(small_run: Path) -> None
     with RunStore.read(small_run) as study:
         table = study.candidate_table()
     partial = table[~table["complete"]]["id"].iloc[0]
-    with pytest.raises(UsageError, match=f"'{partial}' was measured after . epochs of a training that was not at its"):
+    with pytest.raises(UsageError, match=f"'{partial}' was measured after . epochs of an incomplete training"):
         export_candidate(small_run, partial)
 
 
@@ -67,5 +67,5 @@ def test_a_candidate_that_scores_otherwise_than_the_store_says_is_refused(small_
         scores = json.dumps({**candidate.scores, "select_val": {"accuracy": 0.01}})
         with study._transaction():
             study._connection.execute("UPDATE ac_candidates SET scores = ? WHERE id = 't0c0'", (scores,))
-    with pytest.raises(VerificationError, match="differs from the search"):
+    with pytest.raises(VerificationError, match="differs from those of the search"):
         export_candidate(copy, "t0c0")

@@ -70,7 +70,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 def test_a_folder_that_is_none_is_no_artifact(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "absent", tmp_path / "file"):
-        with pytest.raises(ArtifactError, match="is no artifact"):
+        with pytest.raises(ArtifactError, match="is not an artifact"):
             read_files(path)
 
 
@@ -147,7 +147,7 @@ def test_what_is_no_artifact_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "note").write_text("a file")
     (tmp_path / "link").symlink_to(thesis)
     for path in (thesis, tmp_path / "note", tmp_path / "link"):
-        with pytest.raises(ArtifactError, match="is no artifact; choose another folder"):
+        with pytest.raises(ArtifactError, match="is not an artifact; choose another folder"):
             write_files(path, FILES, accept)
     assert (thesis / "chapter.tex").read_text() == "years of work"
     (tmp_path / "empty").mkdir()

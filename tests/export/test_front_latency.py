@@ -94,5 +94,5 @@ def test_candidates_that_are_not_there_or_not_done_are_refused(run: Path) -> Non
     with RunStore.read(run) as study:
         table = study.candidate_table()
     partial = str(table[~table["complete"]]["id"].iloc[0])
-    with pytest.raises(UsageError, match="not at its end"):
+    with pytest.raises(UsageError, match="incomplete training"):
         time_run(run, [partial], seconds=0.01)

@@ -154,5 +154,5 @@ def test_an_empty_split_verifies_nothing(written: tuple[Deployable, Path], data:
 
 
 def test_a_folder_that_is_no_artifact_is_refused(data: tuple[Split, Split], tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is no artifact"):
+    with pytest.raises(ArtifactError, match="is not an artifact"):
         verify(tmp_path, data[1], {"label": 10}, {"label": 1.0}, {"label": data[1].targets["label"]})

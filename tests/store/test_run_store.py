@@ -63,7 +63,9 @@ def test_the_tables_are_flat_and_name_the_splits(tmp_path: Path) -> None:
 
 
 def test_candidates_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    many = replace(job(), recipes=tuple(CompressionRecipe(quantize=Part.of("q", weight_bits=bits)) for bits in range(1, 13)))
+    many = replace(
+        job(), recipes=tuple(CompressionRecipe(quantize=Part.of("q", weight_bits=bits)) for bits in range(1, 13))
+    )
     with RunStore.create(tmp_path, RunInfo()) as study:
         study.add_job(many, 0)
         study.record_result(fake_result(many), elapsed=0, hypervolume=0)
