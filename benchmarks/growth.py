@@ -19,7 +19,7 @@ import numpy as np
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig
 from autocompress.core.knobs import Leaf
-from autocompress.core.records import Candidate, Cut, Job, State, TrialResult
+from autocompress.core.records import Candidate, CompressionRecipe, Job, State, TrialResult
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.engine.driver import Driver
 from autocompress.engine.sampler.optuna import OptunaSampler
@@ -45,7 +45,7 @@ def mock_result(job: Job) -> TrialResult:
     complete = epochs == total
     width = _as_number(job.training.student.values["width"])
     candidates = []
-    for number, cut in enumerate(job.cuts):
+    for number, cut in enumerate(job.recipes):
         bits = (
             [32, 32]
             if cut.quantize is None
@@ -75,9 +75,9 @@ def _as_number(value: Leaf) -> float:
     return value
 
 
-def estimate_mock_costs(training: CompressionConfig, cuts: Sequence[Cut]) -> list[Mapping[str, float]]:
+def estimate_mock_costs(training: CompressionConfig, cuts: Sequence[CompressionRecipe]) -> list[Mapping[str, float]]:
     """Return the costs of the uncompressed student."""
-    return [mock_result(Job(0, training, (Cut(),))).candidates[0].costs]
+    return [mock_result(Job(0, training, (CompressionRecipe(),))).candidates[0].costs]
 
 
 def measure(space: str, sampler: str) -> dict[int, tuple[float, float]]:

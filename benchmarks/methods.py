@@ -17,7 +17,7 @@ from autocompress.core.atomic import write_atomic
 from autocompress.core.config import Part
 from autocompress.core.knobs import Leaf
 from autocompress.core.method import Context
-from autocompress.core.records import Cut
+from autocompress.core.records import CompressionRecipe
 from autocompress.core.registry import PRUNE, TASKS
 from autocompress.distill.attacks import predict_under_attack
 from autocompress.measure import Subject, layer_costs, measure
@@ -64,14 +64,14 @@ def build_cifar10(folder: Path, limit: int) -> BenchmarkTask:
     )
 
 
-def quantize(method: str, weight: int, activation: int, **settings: Leaf) -> Cut:
+def quantize(method: str, weight: int, activation: int, **settings: Leaf) -> CompressionRecipe:
     """Return a recipe that quantizes weights and activations to these bits."""
-    return Cut(quantize=Part.of(method, weight_bits=weight, activation_bits=activation, **settings))
+    return CompressionRecipe(quantize=Part.of(method, weight_bits=weight, activation_bits=activation, **settings))
 
 
-def prune(method: str, ratio: float, **settings: Leaf) -> Cut:
+def prune(method: str, ratio: float, **settings: Leaf) -> CompressionRecipe:
     """Return a recipe that prunes, with the same recovery for every method unless ``settings`` change it."""
-    return Cut(prune=Part.of(method, pruning_ratio=ratio, **{**RECOVERY, **settings}))
+    return CompressionRecipe(prune=Part.of(method, pruning_ratio=ratio, **{**RECOVERY, **settings}))
 
 
 def measure_robustness(pipeline: TrialPipeline, model: nn.Module, epsilon: float) -> Mapping[str, float]:
@@ -111,18 +111,18 @@ def build_variants(benchmark: BenchmarkTask) -> list[Variant]:
     minmax: dict[str, Leaf] = {"observer": "minmax", "weight_observer": "minmax", "bias_correction": False}
     squares: dict[str, Leaf] = {"observer": "mse", "weight_observer": "mse"}
     quantized = {
-        "": Cut(),
+        "": CompressionRecipe(),
         **{f"minmax {w}/{a}": quantize("post_training", w, a, **minmax) for w, a in BITS},
         **{f"mse {w}/{a}": quantize("post_training", w, a, **{**minmax, **squares}) for w, a in BITS},
         **{f"tuned {w}/{a}": quantize("post_training", w, a, **squares, bias_correction=True) for w, a in BITS},
         **{f"adaround {w}/{a}": quantize("adaround", w, a) for w, a in ROUNDED},
         **{f"qat {w}/{a}": quantize("qat", w, a) for w, a in LOW},
         **{f"lsq {w}/{a}": quantize("lsq", w, a) for w, a in LOW},
-        **{f"mixed {n}/{n}": Cut(quantize=Part.of("mixed_precision", budget_bits=float(n))) for n in (3, 4)},
+        **{f"mixed {n}/{n}": CompressionRecipe(quantize=Part.of("mixed_precision", budget_bits=float(n))) for n in (3, 4)},
     }
     alone, sparse = {"recovery_epochs": 0}, {"criterion": "l1", "scope": "global"}
     cut = {
-        "": Cut(),
+        "": CompressionRecipe(),
         **{f"channels 50% {name}": prune("structured", 0.5, criterion=name) for name in ("taylor", "random")},
         **{
             f"channels 50% {name}, no recovery": prune("structured", 0.5, criterion=name, **alone)
@@ -133,7 +133,7 @@ def build_variants(benchmark: BenchmarkTask) -> list[Variant]:
         "adaptive": prune("adaptive", compute_removed_flops(benchmark, SMALLER)),
         "one-shot 90%": prune("unstructured", 0.9, **sparse, recovery_epochs=16),
         "cubic 90%": prune("unstructured", 0.9, **sparse, schedule="cubic", steps=8, step_epochs=1, recovery_epochs=9),
-        "2:4": Cut(prune=Part.of("n_m", **RECOVERY)),
+        "2:4": CompressionRecipe(prune=Part.of("n_m", **RECOVERY)),
     }
     return [
         Variant("none", quantized),

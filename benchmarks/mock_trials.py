@@ -25,7 +25,7 @@ def mock_result(job: Job, weights: int = 7) -> TrialResult:
     epochs = job.until or total
     complete = epochs == total
     candidates = []
-    for number, cut in enumerate(job.cuts):
+    for number, cut in enumerate(job.recipes):
         bits = 32 if cut.quantize is None else int(cut.quantize.values["weight_bits"])  # type: ignore[arg-type]
         score = 1 - 0.5 / width - 0.1 / bits - (job.training.seed % 1000) * 1e-5 - 0.3 * (1 - epochs / total)
         config = replace(job.training, prune=cut.prune, quantize=cut.quantize)

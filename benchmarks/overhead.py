@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from autocompress.core.records import Cut, Job
+from autocompress.core.records import CompressionRecipe, Job
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
 from autocompress.store.run_store import RunStore
@@ -82,7 +82,7 @@ def _profile(jobs: list[Job], setup: Setup) -> tuple[float, float, float]:
         started = time.perf_counter()
         profile.enable()
         for job in jobs:
-            run_trial(Job(job.number, job.training, job.cuts or (Cut(),)), setup)
+            run_trial(Job(job.number, job.training, job.recipes or (CompressionRecipe(),)), setup)
         profile.disable()
         total = time.perf_counter() - started
     seconds = dict.fromkeys(USEFUL, 0.0)

@@ -44,8 +44,8 @@ def record_trials(name: str, trainings: int) -> dict[str, object]:
         rungs, paused = [], b""
         steps = rung_epochs(fit_config(job.training.fit).epochs)
         for rung, until in enumerate([*steps, None]):
-            cuts = job.cuts if until is None else select_rung_recipes(job.cuts)
-            result = runner(replace(job, cuts=cuts, rung=rung, until=until, paused=paused))
+            cuts = job.recipes if until is None else select_rung_recipes(job.recipes)
+            result = runner(replace(job, recipes=cuts, rung=rung, until=until, paused=paused))
             if result.state is State.FAILED:
                 break
             paused = result.paused

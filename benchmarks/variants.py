@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autocompress.backends.local import usable_cores
 from autocompress.core.config import CompressionConfig, Part, fingerprint
 from autocompress.core.knobs import Leaf
-from autocompress.core.records import Cut, Job
+from autocompress.core.records import CompressionRecipe, Job
 from autocompress.core.registry import TASKS
 from autocompress.measure import Subject, measure
 from autocompress.trial.pipeline import Setup, TrialPipeline, load_pipeline, reproducible_torch
@@ -70,7 +70,7 @@ class Variant:
     """
 
     name: str
-    cuts: Mapping[str, Cut] = field(default_factory=lambda: {"": Cut()})
+    cuts: Mapping[str, CompressionRecipe] = field(default_factory=lambda: {"": CompressionRecipe()})
     distill: tuple[Part, ...] = (Part("none"),)
     fit: Mapping[str, Leaf] = field(default_factory=dict)
     student: Mapping[str, Leaf] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import torch
 import autocompress
 from autocompress.core.registry import TASKS
 from autocompress.models.from_teacher import FromTeacherConfig
-from autocompress.store.run_store import Study
+from autocompress.store.run_store import RunStore
 
 SHARED = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 OWN = SHARED.parent / "byo" / "resnet_cifar.py"
@@ -74,8 +74,8 @@ def test_a_resnet_that_knows_nothing_of_autocompress(plugin: Path, tmp_path: Pat
     assert teacher["scores"]["select_val"]["accuracy"] > 0.7
     cut = front.candidates.set_index("id").loc["t0c0"]
     assert 0.3 < cut["flops"] / teacher["costs"]["flops"] < 0.6
-    with Study.read(front.folder) as study:
-        details = study.candidate("t0c0").details
+    with RunStore.read(front.folder) as study:
+        details = study.read_candidate("t0c0").details
     assert set(details["start"]) == {"depth", "adaptive"}
     assert details["order"][:3] == ["cut the teacher (depth)", "cut the teacher (adaptive)", "train 1 epochs"]
     folder = front.export("t0c1", verify=True)
@@ -86,6 +86,6 @@ def test_a_resnet_that_knows_nothing_of_autocompress(plugin: Path, tmp_path: Pat
 
 def test_the_cuts_of_a_student_are_those_that_it_names() -> None:
     config = FromTeacherConfig(pruning_ratio=0.5, allocation="adaptive", criterion="taylor")
-    (part,) = config.cuts()
+    (part,) = config.list_pruning_steps()
     assert part.name == "adaptive"
     assert part.values["pruning_ratio"] == 0.75

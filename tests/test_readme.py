@@ -37,7 +37,7 @@ def test_the_python_examples_run(block: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", blocks(README, "yaml"))
 def test_the_specs_are_sound(block: str) -> None:
-    assert open_space(parse_spec(block, "README.md")).cuts()
+    assert open_space(parse_spec(block, "README.md")).compression_grid()
 
 
 def test_every_verb_of_the_table_exists_and_every_verb_is_in_the_table() -> None:

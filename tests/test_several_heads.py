@@ -12,22 +12,22 @@ from safetensors.torch import load as tensors_of
 
 import autocompress
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Cut, Job, TrialResult
+from autocompress.core.records import CompressionRecipe, Job, TrialResult
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Split, Splits
 from autocompress.engine.runner import make_plan
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import SpecError
 from autocompress.export.artifact import Deployable, load_artifact, write_artifact
-from autocompress.measure.heads import scores_to_measure
+from autocompress.measure.heads import list_scores
 from autocompress.tasks.images import Digits
-from autocompress.trial.pipeline import Setup, lab, settled
+from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial, score_test_split, teacher_record
 from autocompress.trial.teacher import TeacherRecipe
 
 NAME = "digits_and_parity"
 HEADS = ("label", "parity")
-SCORES = tuple(scores_to_measure(["accuracy", "f1_macro", "loss", "retention", "accuracy_worst", "loss@label"], HEADS))
+SCORES = tuple(list_scores(["accuracy", "f1_macro", "loss", "retention", "accuracy_worst", "loss@label"], HEADS))
 TEACHER = TeacherRecipe(
     Part.of("cnn", width=12, depth=1, stages=2, sharing="shared_middle"),
     Part.of("adamw", epochs=14, learning_rate=1e-2),
@@ -41,7 +41,7 @@ TRAINING = CompressionConfig(
 )
 PRUNED = Part.of("structured", pruning_ratio=0.25, recovery_epochs=2)
 EIGHT = Part.of("post_training", weight_bits=8, activation_bits=8)
-JOB = Job(0, TRAINING, (Cut(), Cut(PRUNED, EIGHT)))
+JOB = Job(0, TRAINING, (CompressionRecipe(), CompressionRecipe(PRUNED, EIGHT)))
 
 SPEC = f"""
 task: {NAME}
@@ -85,7 +85,7 @@ def registered() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def result(registered: None) -> TrialResult:
-    with settled():
+    with reproducible_torch():
         return run_trial(JOB, SETUP)
 
 
@@ -115,7 +115,7 @@ def test_pruning_shrinks_the_encoder_of_a_mixture_and_says_why_its_experts_stay(
 
 def test_the_test_split_and_the_teacher_are_scored_by_head_too(result: TrialResult) -> None:
     candidate = result.candidates[1]
-    with settled():
+    with reproducible_torch():
         chosen = {candidate.id: (candidate, result.checkpoints[candidate.checkpoint])}
         scores, teacher = score_test_split(chosen, SETUP)
         record = teacher_record(SETUP)
@@ -124,8 +124,8 @@ def test_the_test_split_and_the_teacher_are_scored_by_head_too(result: TrialResu
 
 def test_an_exported_mixture_reloads_with_equal_logits(result: TrialResult, tmp_path: Path) -> None:
     candidate = result.candidates[1]
-    with settled():
-        place = lab(SETUP)
+    with reproducible_torch():
+        place = load_pipeline(SETUP)
         rebuilt = place.rebuild(candidate.config, result.checkpoints[candidate.checkpoint])
         task = place.task
         folder = write_artifact(
@@ -157,8 +157,8 @@ def test_the_weight_of_a_head_decides_which_one_is_learned(result: TrialResult) 
     scores = {}
     for first in (0.02, 50.0):
         fit = Part.of("adamw", epochs=8, learning_rate=1e-2, first_head=first)
-        with settled():
-            found = run_trial(Job(1, replace(TRAINING, fit=fit, distill=(Part("none"),)), (Cut(),)), SETUP)
+        with reproducible_torch():
+            found = run_trial(Job(1, replace(TRAINING, fit=fit, distill=(Part("none"),)), (CompressionRecipe(),)), SETUP)
         scores[first] = found.candidates[0].scores["select_val"]
     assert scores[50.0]["loss@label"] < 0.5 * scores[0.02]["loss@label"]
     assert scores[0.02]["accuracy@parity"] > scores[50.0]["accuracy@parity"]
@@ -168,9 +168,9 @@ def test_the_kind_of_weights_and_the_first_heads_temperature_change_the_outcome(
     term = Part.of("soft_target", temperature=4.0, alpha=0.7)
     short = replace(TRAINING, fit=Part.of("adamw", epochs=3, learning_rate=1e-2))
     dynamic = Part.of("adamw", epochs=3, learning_rate=1e-2, head_weights="dynamic")
-    with settled():
+    with reproducible_torch():
         weights = [
-            tensors_of(next(iter(run_trial(Job(2, training, (Cut(),)), SETUP).checkpoints.values())))
+            tensors_of(next(iter(run_trial(Job(2, training, (CompressionRecipe(),)), SETUP).checkpoints.values())))
             for training in (
                 replace(short, distill=(term,)),
                 replace(short, distill=(term,), fit=dynamic),

@@ -226,6 +226,6 @@ def _values_to_minimize(table: pd.DataFrame, objective: ObjectiveSpec) -> NDArra
 
 
 def _scale_by_bounds(table: pd.DataFrame, objective: ObjectiveSpec, clip: bool = True) -> NDArray[np.float64]:
-    if objective.bounds is None:
-        raise UsageError(f"the objective '{objective.name}' declares no reference and ideal point")
-    return normalize_values(_objective_values(table, objective), objective.bounds, objective.kind == "cost", clip)
+    return normalize_values(
+        _objective_values(table, objective), objective.require_bounds(), objective.kind == "cost", clip
+    )

@@ -39,10 +39,10 @@ class WorkerSetup:
 class JobPayload:
     """A job on its way to a worker; copies that Tune makes are the same object, so that all release the job at once."""
 
-    def __init__(self, job: Job, setup: ray.ObjectRef, driver_folder: str) -> None:
+    def __init__(self, job: Job, setup: "ray.ObjectRef[WorkerSetup]", driver_folder: str) -> None:
         self.number = job.number
         self.job: Job | None = job
-        self.setup: ray.ObjectRef | None = setup
+        self.setup: ray.ObjectRef[WorkerSetup] | None = setup
         self.driver_folder = driver_folder
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "JobPayload":
@@ -102,7 +102,8 @@ class RayWorker(tune.Trainable):
         # Ray kills a worker alone: processes that it started, and workers of a killed driver, would stay.
         guard_group()
         try:
-            setup: WorkerSetup = ray.get(self._payload.setup)
+            assert self._payload.setup is not None
+            setup = ray.get(self._payload.setup)
             setup.evaluate.prepare()
             if setup.limits.memory is not None:
                 limit_memory(setup.limits.memory)

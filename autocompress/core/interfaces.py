@@ -183,8 +183,8 @@ def _compare_choice(name: str, value: object, hint: object) -> Iterator[str]:
 
 
 def _explain_old_member(part: object, name: str) -> str:
-    former = [old for old, new in MEMBERS.items() if new == name and hasattr(part, old)]
-    return f" (formerly {former[0]})" if former else ""
+    former = [key.partition(".")[2] for key, present in MEMBERS.items() if present == name]
+    return next((f" (formerly {old})" for old in former if hasattr(part, old)), "")
 
 
 def _parameters(function: FunctionType) -> list[str]:

@@ -11,6 +11,8 @@ from typing import Literal, TypeAlias
 
 from pydantic import JsonValue, TypeAdapter
 
+from autocompress.errors import UsageError
+
 Direction: TypeAlias = Literal["maximize", "minimize"]
 #: Column name to bounds, both included: ``{"effective_flops": {"max": 2e6}}``.
 Limits: TypeAlias = Mapping[str, Mapping[str, float]]
@@ -43,6 +45,16 @@ class ObjectiveSpec:
     def is_maximized(self) -> bool:
         """Whether larger values are better."""
         return self.direction == "maximize"
+
+    def require_bounds(self) -> tuple[float, float]:
+        """Return the bounds of an objective of the search.
+
+        Raises:
+            UsageError: It declares none.
+        """
+        if self.bounds is None:
+            raise UsageError(f"the objective '{self.name}' declares no reference and ideal point")
+        return self.bounds
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the objective as it is stored."""

@@ -33,6 +33,7 @@ def record_activations(model: nn.Module, names: Sequence[str]) -> Iterator[dict[
     outputs: dict[str, object] = {}
     handles = []
     try:
+        # One hook per layer, even if several terms read the layer.
         for name in dict.fromkeys(names):
             if name not in layers:
                 raise TrialError(f"{type(model).__name__} has no layer '{name}': {did_you_mean(name, layers)}")
@@ -100,6 +101,7 @@ def head_layers(model: nn.Module) -> list[str]:
     heads: list[str] = []
     for name, module in reversed(linear):
         width = linear[-1][1].in_features
+        # A layer that is as wide as its input is a hidden layer, not another head.
         if heads and (module.in_features != width or module.out_features == width):
             break
         heads.insert(0, name)

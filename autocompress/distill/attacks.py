@@ -88,6 +88,7 @@ def pgd(model: nn.Module, inputs: tuple[Tensor, ...], loss: AttackLoss, settings
             return _ascend_gradient(model, inputs, loss, settings)
     finally:
         for module, mode in modes:
+            # Not by train(), which would set the mode of all children as well.
             module.training = mode
 
 
@@ -155,6 +156,7 @@ def _ascend_gradient(
         change = values.apply_shifts(shifts)
         with change.apply_to(model):
             value = loss(model(*change.inputs))
+        # An input that the loss does not depend on has no gradient and is not changed.
         gradients = torch.autograd.grad(value, shifts, allow_unused=True)
         shifts = [
             (shift.detach() + settings.step_size * gradient.sign()).clamp(least, most)

@@ -54,6 +54,7 @@ def _single_output(activations: Activations, *, weights: bool = False) -> Tensor
         weights: Whether to return the attention weights, the last tensor of a layer that returns several.
     """
     ((_, value),) = activations.layer_outputs.items() if len(activations.layer_outputs) == 1 else ((None, None),)
+    # nn.MultiheadAttention returns a pair: its output and the attention weights.
     parts = [part for part in (value if isinstance(value, tuple | list) else (value,)) if isinstance(part, Tensor)]
     if not parts:
         raise TrialError(

@@ -62,6 +62,7 @@ class UncertaintyWeights(HeadWeights):
 
     def __init__(self, heads: Sequence[str]) -> None:
         super().__init__(heads)
+        # Zero: all heads begin with the weight exp(0) = 1.
         self.log_variance = nn.Parameter(torch.zeros(len(self.heads)))
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
@@ -93,6 +94,7 @@ class DynamicWeights(HeadWeights):
 
     def weights(self) -> Tensor:
         """Return the weights, of mean 1, ``[heads]``."""
+        # The ratio needs the losses of two epochs.
         if len(self.history) < 2:
             return super().weights()
         before, last = self.history[-2:]

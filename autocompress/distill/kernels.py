@@ -98,6 +98,7 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     """
     log_student = F.log_softmax(student / temperature, dim=1)
     log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    # Logarithms of both: a probability that underflows to 0 would have none.
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 

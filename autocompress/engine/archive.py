@@ -70,7 +70,7 @@ class Archive:
 
     def _normalize_points(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         columns = [
-            normalize_values(points[:, column], objective.bounds, objective.kind == "cost", clip=False)
+            normalize_values(points[:, column], objective.require_bounds(), objective.kind == "cost", clip=False)
             for column, objective in enumerate(self._objectives)
         ]
         return np.column_stack(columns)

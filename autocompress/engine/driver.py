@@ -323,7 +323,7 @@ class Driver:
         job = self._refinement.select_job(front, owners, self._next_number) if owners else None
         if job is None or self._time_budget.is_too_late(self._scheduler.count_job_epochs(job)):
             return None
-        logger.info("job %d: refinement of checkpoint %s by %s", job.number, job.base and job.base.checkpoint, job.cuts)
+        logger.info("job %d: refinement of checkpoint %s by %s", job.number, job.base and job.base.checkpoint, job.recipes)
         self._store.add_job(job, None)
         self._refinement.record_start(job)
         self._next_number += 1
@@ -489,8 +489,8 @@ class Driver:
     def _restore_trial(self, stored: StoredTrial) -> None:
         """Register a stored trial as it was when it started."""
         job = stored.job
-        recipes = self._refinement.immediate_recipes if self._amortized else job.cuts
-        self._scheduler.add_trial(replace(job, cuts=recipes, rung=None, until=None))
+        recipes = self._refinement.immediate_recipes if self._amortized else job.recipes
+        self._scheduler.add_trial(replace(job, recipes=recipes, rung=None, until=None))
         self._feedback.register_trial(job.number, trial_key(job, amortized=self._amortized), stored.optuna)
 
     def _replay_result(self, stored: StoredTrial) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from autocompress.core.knobs import Choice, Domain, FloatRange, Leaf
-from autocompress.core.records import Cut, Job
+from autocompress.core.records import CompressionRecipe, Job
 from autocompress.engine.limits import CostEstimator
 from autocompress.engine.scheduler.compute_cost import count_fit_epochs, estimate_epoch_cost
 from autocompress.engine.space import Space
@@ -94,7 +94,7 @@ def make_initial_job(space: Space, values: Values, *, with_compression: bool) ->
 def estimate_trial_cost(space: Space, estimate_costs: CostEstimator | None, values: Values) -> float:
     """Return the compute cost of a whole trial, in FLOPs per example; 0 if its costs are unknown."""
     training = make_initial_job(space, values, with_compression=False).training
-    costs = () if estimate_costs is None else estimate_costs(training, [Cut()])
+    costs = () if estimate_costs is None else estimate_costs(training, [CompressionRecipe()])
     return estimate_epoch_cost(costs[0], training) * count_fit_epochs(training.fit) if costs else 0.0
 
 

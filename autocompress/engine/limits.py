@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from autocompress.core.config import CompressionConfig
-from autocompress.core.records import Candidate, Cut
+from autocompress.core.records import Candidate, CompressionRecipe
 
 #: Function that returns the costs of each compression recipe of a training without training it; empty if unknown.
-CostEstimator: TypeAlias = Callable[[CompressionConfig, Sequence[Cut]], Sequence[Mapping[str, float]]]
+CostEstimator: TypeAlias = Callable[[CompressionConfig, Sequence[CompressionRecipe]], Sequence[Mapping[str, float]]]
 
 
 class CostLimits:
@@ -46,7 +46,7 @@ class CostLimits:
                 violations[f"{name} min"] = float(limit["min"] or 0) - max(values)
         return violations
 
-    def predict_violations(self, training: CompressionConfig, recipes: Sequence[Cut]) -> dict[str, float]:
+    def predict_violations(self, training: CompressionConfig, recipes: Sequence[CompressionRecipe]) -> dict[str, float]:
         """Return the violation of each upper cost limit by the cheapest recipe; empty if all can be met.
 
         Scores are known only after training, so their limits are never predicted.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Base, Candidate, Cut, Job
+from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job
 from autocompress.core.run_info import ObjectiveSpec
 from autocompress.engine.archive import Archive
 from autocompress.engine.limits import CostEstimator
@@ -96,7 +96,7 @@ class Refinement:
 
     def __init__(
         self,
-        recipes: Sequence[Cut],
+        recipes: Sequence[CompressionRecipe],
         share: float,
         normalize: Callable[[Candidate], Vector],
         estimate_costs: CostEstimator | None = None,
@@ -141,7 +141,7 @@ class Refinement:
         """Record a refinement job that was handed out."""
         assert job.base is not None
         self._refinement_jobs.add(job.number)
-        for recipe in job.cuts:
+        for recipe in job.recipes:
             for step in self._steps:
                 is_in_recipe = (step.prune, step.quantize) in ((recipe.prune, None), (None, recipe.quantize))
                 if is_in_recipe and (job.base.checkpoint, step) not in self._started:
@@ -305,7 +305,7 @@ class Refinement:
     def _predict_saving(self, step: RefinementStep) -> Vector | None:
         """Return the shift of the normalized costs by a step, ``[M]``, computed on the first trial; 0 for scores."""
         if step not in self._savings and self._estimate_costs is not None and self._first_parent is not None:
-            costs = self._estimate_costs(self._first_parent.config.training, [Cut(step.prune, step.quantize)])
+            costs = self._estimate_costs(self._first_parent.config.training, [CompressionRecipe(step.prune, step.quantize)])
             compressed = [replace(self._first_parent, costs=step_costs) for step_costs in costs]
             before = self._normalize(self._first_parent)
             self._savings[step] = self._normalize(compressed[0]) - before if compressed else None
@@ -313,14 +313,14 @@ class Refinement:
 
     def _make_job(self, checkpoint: Checkpoint, step: RefinementStep, number: int) -> Job:
         if step.prune is None:
-            recipes: tuple[Cut, ...] = (Cut(checkpoint.prune, step.quantize),)
+            recipes: tuple[CompressionRecipe, ...] = (CompressionRecipe(checkpoint.prune, step.quantize),)
         else:
-            recipes = tuple(Cut(step.prune, quantize) for quantize in self._quantizations)
-        base = Base(checkpoint.name, checkpoint.prune, checkpoint.epochs)
+            recipes = tuple(CompressionRecipe(step.prune, quantize) for quantize in self._quantizations)
+        base = BaseCheckpoint(checkpoint.name, checkpoint.prune, checkpoint.epochs)
         return Job(number, checkpoint.training, recipes, base=base)
 
 
-def split_recipes(recipes: Sequence[Cut]) -> tuple[list[Cut], list[RefinementStep]]:
+def split_recipes(recipes: Sequence[CompressionRecipe]) -> tuple[list[CompressionRecipe], list[RefinementStep]]:
     """Return the recipes that train nothing, and the refinement steps of the others.
 
     A pruning with recovery is one step: the pruned model is then quantized in every way that trains nothing.
@@ -328,18 +328,18 @@ def split_recipes(recipes: Sequence[Cut]) -> tuple[list[Cut], list[RefinementSte
     immediate_recipes = [recipe for recipe in recipes if not count_recipe_epochs(recipe)]
     prunings = dict.fromkeys(recipe.prune for recipe in recipes)
     quantizations = dict.fromkeys(recipe.quantize for recipe in recipes)
-    steps = [RefinementStep(prune, None, epochs) for prune in prunings if (epochs := count_recipe_epochs(Cut(prune)))]
+    steps = [RefinementStep(prune, None, epochs) for prune in prunings if (epochs := count_recipe_epochs(CompressionRecipe(prune)))]
     steps += [
         RefinementStep(None, quantize, epochs)
         for quantize in quantizations
-        if (epochs := count_recipe_epochs(Cut(quantize=quantize)))
+        if (epochs := count_recipe_epochs(CompressionRecipe(quantize=quantize)))
     ]
     return immediate_recipes, steps
 
 
 def make_refinement(
     mode: Mode,
-    recipes: Sequence[Cut],
+    recipes: Sequence[CompressionRecipe],
     share: float,
     max_drop: float,
     archive: Archive,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.core.records import Base, Candidate, Cut, Job
+from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job
 
 Vector = NDArray[np.float64]
 
@@ -27,12 +27,12 @@ class SequentialRefinement:
         training_share: Share of the time limit within which new trials may start; the rest is for the later stages.
     """
 
-    immediate_recipes = (Cut(),)
+    immediate_recipes = (CompressionRecipe(),)
     training_share = 0.6
 
     def __init__(
         self,
-        recipes: Sequence[Cut],
+        recipes: Sequence[CompressionRecipe],
         drop: float,
         normalize: Callable[[Candidate], Vector],
         score: Callable[[Candidate], float],
@@ -85,18 +85,18 @@ class SequentialRefinement:
         """
         if not self._trials_ended or not self._float_candidates:
             return None
-        pruning_jobs = [job for job in self._started_jobs if job.cuts[0].quantize is None]
+        pruning_jobs = [job for job in self._started_jobs if job.recipes[0].quantize is None]
         if not self._started_jobs and self._prunings:
-            return self._make_job(self._choose_architecture(), Cut(self._prunings[0]), number)
+            return self._make_job(self._choose_architecture(), CompressionRecipe(self._prunings[0]), number)
         if len(pruning_jobs) < len(self._prunings):
             architecture = self._find_checkpoint(pruning_jobs[0])
-            return self._make_job(architecture, Cut(self._prunings[len(pruning_jobs)]), number)
+            return self._make_job(architecture, CompressionRecipe(self._prunings[len(pruning_jobs)]), number)
         quantization_count = len(self._started_jobs) - len(pruning_jobs)
         is_pruning = any(job.number not in self._finished_jobs for job in pruning_jobs)
         if quantization_count == len(self._quantizations) or is_pruning:
             return None
         pruned = self._choose_pruning()
-        recipe = Cut(pruned.config.prune, self._quantizations[quantization_count])
+        recipe = CompressionRecipe(pruned.config.prune, self._quantizations[quantization_count])
         return self._make_job(pruned, recipe, number)
 
     def _choose_architecture(self) -> Candidate:
@@ -122,6 +122,6 @@ class SequentialRefinement:
         name = "" if job.base is None else job.base.checkpoint
         return next(candidate for candidate in self._float_candidates if candidate.checkpoint == name)
 
-    def _make_job(self, candidate: Candidate, recipe: Cut, number: int) -> Job:
-        base = Base(candidate.checkpoint, candidate.config.prune, candidate.epochs)
+    def _make_job(self, candidate: Candidate, recipe: CompressionRecipe, number: int) -> Job:
+        base = BaseCheckpoint(candidate.checkpoint, candidate.config.prune, candidate.epochs)
         return Job(number, candidate.config.training, (recipe,), base=base)

@@ -139,7 +139,7 @@ def select_points(
     distance = np.zeros(len(candidates))
     for objective in primary_objectives(info.objectives):
         scaled = normalize_values(
-            numeric_column(candidates, objective.name), objective.bounds, objective.kind == "cost"
+            numeric_column(candidates, objective.name), objective.require_bounds(), objective.kind == "cost"
         )
         distance += np.nan_to_num(scaled, nan=1.0)
     always = candidates["id"].isin([*front["id"], picked.id if picked else None]) | (candidates["role"] != "search")
@@ -271,8 +271,9 @@ def _score_window(marks: Mapping[str, Marks], score: ObjectiveSpec) -> tuple[flo
     A front that reaches down to chance would otherwise squeeze the region of useful candidates.
     """
     seen = [value for name in ("front", "baseline", "teacher", "pick") for value in marks[name].column(score.name)]
-    values = [value for value in seen if value is not None] or [float(bound) for bound in score.bounds]
-    worst, best = float(score.bounds[0]), max(values) if score.direction == "maximize" else min(values)
+    bounds = score.require_bounds()
+    values = [value for value in seen if value is not None] or list(bounds)
+    worst, best = bounds[0], max(values) if score.direction == "maximize" else min(values)
     quarter = best + (worst - best) / 4
     far = max(min(values), quarter) if score.direction == "maximize" else min(max(values), quarter)
     margin = (best - far) * 0.08 or (best - worst) * 0.01

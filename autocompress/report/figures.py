@@ -126,7 +126,7 @@ def hypervolume_figure(trials: pd.DataFrame, info: RunInfo = _NO_INFO) -> go.Fig
     curve, other = hypervolume_data(trials), reference_data(info)
     figure = go.Figure(layout={"template": go.layout.Template(), **BARE, "height": 300, "showlegend": not other.empty})
     lines = [(curve, "this search", {"color": BLUE, "width": 2})]
-    if not other.empty:
+    if info.reference is not None:
         lines.append((other, escape_text(info.reference.name), {"color": GREY, "width": 2, "dash": "dash"}))
     for rows, name, line in lines:
         for column, axis, unit in (("trial", "x", "trials"), ("seconds", "x2", "s")):

@@ -133,9 +133,11 @@ def _supervise_processes(
     packed: bytes, size: int, folder: Path, on_epoch: Callable[[CurveRow], None] | None
 ) -> _Result:
     """Run the processes to their end and return the result of rank 0."""
+    # The processes end with this context, also after an error or an interrupt.
     with _start_processes(size, folder) as children:
         messages: queue.Queue[_Message] = queue.Queue()
         for rank, child in enumerate(children):
+            # A thread for each pipe: reading one must not block the messages of the other processes.
             threading.Thread(target=_forward_messages, args=(rank, child, messages), daemon=True).start()
         for rank, child in enumerate(children):
             _send_job(child, packed, (rank, size, str(folder / "meeting")))
@@ -208,6 +210,7 @@ def _send_job(child: Child, packed: bytes, position: tuple[int, int, str]) -> No
 def _forward_messages(rank: int, child: Child, messages: "queue.Queue[_Message]") -> None:
     """Put the messages of one process into a queue, and ``died`` at their end."""
     assert child.stdout is not None
+    # The last message of a killed process may be incomplete.
     with suppress(EOFError, OSError, ValueError, pickle.UnpicklingError):
         while True:
             messages.put(_Message(rank, *pickle.load(child.stdout)))
@@ -273,7 +276,9 @@ def _run_fit(job: _Job, group: ProcessGroup, meeting: str) -> _Result | None:
     """Run this process's share of a fit; only rank 0 returns the result, which is the same in every process."""
     torch.set_num_threads(job.threads)
     torch.set_flush_denormal(job.flush_denormal)
+    # Dropout draws other numbers for each share of a batch.
     torch.manual_seed(job.request.seed + group.rank)
+    # Gloo is torch's backend for tensors on the CPU.
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=group.rank, world_size=group.size)
     try:
         curve = Trainer(job.model, job.request, group).run().curve

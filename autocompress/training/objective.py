@@ -51,6 +51,7 @@ class InstrumentedModel:
 
     def compute_activations(self, inputs: tuple[Tensor, ...]) -> Activations:
         """Return the outputs of one forward pass, logits in single precision."""
+        # Losses are computed in single precision, also under bfloat16 autocast.
         heads = {head: logits.float() for head, logits in logits_by_head(self.model(*inputs), self.heads).items()}
         return Activations(heads, dict(self.outputs), self.tokens)
 
@@ -167,6 +168,7 @@ class TrainingObjective:
                 teacher = self.teacher_model.compute_activations(inputs)
         student = self._run_student(inputs, examples.targets, hard_loss, generator)
         if any(term.reads_clean for term, _ in self.terms):
+            # A second pass: the logits of the first one belong to attacked inputs.
             student = replace(student, clean=self.student.compute_activations(inputs).logits)
         losses = []
         for index in range(len(self.terms)):
@@ -227,6 +229,7 @@ class TrainingObjective:
 
         with ExitStack() as stack:
             for term, settings in self.terms:
+                # Perturbations accumulate: each term changes the inputs that the term before returned.
                 change = term.perturb(settings, model, inputs, attack_loss, noise)
                 stack.enter_context(change.apply_to(model))
                 inputs = change.inputs
@@ -264,6 +267,7 @@ class TrainingObjective:
             return loss
 
         def smooth_loss(logits: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+            # The cross-entropy with a uniform target is the mean negative log-probability of the classes.
             uniform = torch.stack([-F.log_softmax(values, dim=1).mean() for values in logits.values()]).mean()
             return (1 - share) * loss(logits, targets) + share * uniform
 

@@ -117,6 +117,7 @@ class SGD:
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
+            # torch accepts Nesterov's variant only with momentum.
             nesterov=config.momentum > 0,
             fused=True,
         )
@@ -235,6 +236,7 @@ def _scale_learning_rate(shape: Callable[[float], float]) -> ScheduleFactory:
 
 def _reduce_on_plateau(optimizer: Optimizer, config: FitConfig, steps: int) -> Schedule:
     """Return a schedule that lowers the learning rate when the loss has not improved for more than two epochs."""
+    # torch's default patience is 10 epochs, which exceeds half of the default length of a fit.
     return _EpochSchedule(ReduceLROnPlateau(optimizer, factor=0.3, patience=2))
 
 

@@ -30,6 +30,7 @@ class ProcessGroup:
 
     def loss_scale(self, share: Tensor, rows: Tensor) -> float:
         """Return the factor of a share's mean loss that makes the mean over the group the mean over the batch."""
+        # Gradients are averaged with equal weights, but shares may differ by one row.
         return len(share) * self.size / len(rows)
 
     def all_reduce_mean(self, value: Tensor) -> Tensor:

@@ -114,6 +114,7 @@ class Trainer:
     def __init__(self, model: nn.Module, request: FitRequest, group: ProcessGroup = SINGLE_PROCESS) -> None:
         self._model, self._request, self._group = model, request, group
         self._config = config = request.config
+        # The weights of the heads may be parameters and belong on the device of the model.
         with default_device(request.device):
             self._objective = TrainingObjective.from_terms(
                 request.terms, request.task, config, request.teacher, request.seed
@@ -124,6 +125,7 @@ class Trainer:
         # A batch of one has no batch statistics, so the remainder is dropped instead of being normalized by itself.
         self._steps = len(self._rows) // self._batch_size
         self._order = torch.Generator().manual_seed(request.seed)
+        # All processes share the order of the examples, but each has its own noise.
         self._noise = torch.Generator().manual_seed(request.seed + NOISE_SEED_STRIDE * (group.rank + 1))
         facts = read_facts(request.paused) if request.paused else {}
         # After a pause the precision is fixed: a second probe could choose the other one.
@@ -156,6 +158,7 @@ class Trainer:
             else:
                 if last_epoch < self._config.epochs:
                     paused = self._serialize_state()
+            # Only now: a paused fit continues from the weights of its last epoch, not from the best ones.
             self._best.restore(self._model)
             self._precision.restore_layout(self._model)
         self._model.eval()
@@ -164,6 +167,7 @@ class Trainer:
     def _prepare(self, stack: ExitStack) -> None:
         """Move the models, attach hooks, and build adapters, optimizer and schedule."""
         model, request, config = self._model, self._request, self._config
+        # First, because optimizers hold references to the parameters where they are.
         stack.enter_context(move_model(model, request.device))
         if self._objective.is_teacher_live and request.teacher is not None:
             stack.enter_context(move_model(request.teacher.model, request.device))
@@ -175,10 +179,12 @@ class Trainer:
         with self._precision.autocast():
             sample = request.train.take(self._rows[: min(self._batch_size, ADAPTER_BATCH)]).to(request.device)
             self._adapters = self._objective.build_adapters(sample)
+        # Adapters come before: parameters that are added to a wrapped module later are not averaged.
         self._batch_loss = self._group.wrap_module(_BatchLoss(self._objective, model, self._adapters))
         modules = (*model.parameters(), *self._adapters.parameters())
         self._parameters = [parameter for parameter in modules if parameter.requires_grad]
         self._optimizer = FITS.get(request.optimizer.name).optimizer(config, self._parameters)
+        # The schedule spans all epochs, whether the fit pauses or not.
         self._schedule = SCHEDULES[config.schedule](self._optimizer, config, config.epochs * self._steps)
 
     def _resume(self) -> None:
@@ -231,6 +237,7 @@ class Trainer:
             total += self._train_step(view, cached_logits, batch)
         total = self._group.all_reduce_mean(total)
         loss = float(total / self._steps)
+        # Once per epoch: a check in each step would wait for the GPU.
         if not torch.isfinite(total):
             raise TrialError(f"the loss is {loss} in epoch {epoch + 1}; lower fit.learning_rate")
         self._objective.after_epoch(self._group.all_reduce_mean)
@@ -325,6 +332,7 @@ def _freeze_backbone(model: nn.Module) -> Iterator[None]:
     Raises:
         TrialError: The model has no linear layer that could be its head.
     """
+    # The dot keeps a head "fc" from matching a layer "fc2".
     heads = tuple(f"{name}." for name in head_layers(model))
     if not heads:
         raise TrialError(f"{type(model).__name__} has no linear layer that could be its head; leave fit.backbone tuned")
@@ -351,6 +359,7 @@ class _BestWeights:
         """Record the held-out loss of an epoch and return whether patience is exhausted."""
         if loss < self._loss:
             self._loss, self._epochs_without_improvement = loss, 0
+            # A copy, because optimizers change the tensors of a state_dict in place.
             self._weights = copy.deepcopy(model.state_dict())
         else:
             self._epochs_without_improvement += 1

@@ -23,6 +23,7 @@ def write_checkpoint(model: nn.Module, prune: History | None, start: Sequence[Hi
         prune: History of its pruning; ``None`` if it was not pruned.
         start: Histories of the pruning steps before the training.
     """
+    # safetensors stores contiguous tensors only.
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     history = {"prune": dict(prune or {}), "start": [dict(step) for step in start]}
     # One key only: safetensors writes several keys in any order, and the same model must give the same bytes.

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Cut
+from autocompress.core.records import CompressionRecipe
 from autocompress.core.registry import PRUNE, QUANTIZE
 from autocompress.errors import AutocompressError
 from autocompress.measure import Subject, layer_costs, measure
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 BITS = ("weight_bits", "activation_bits")
 
 
-def estimate_costs(setup: Setup, training: CompressionConfig, recipes: Sequence[Cut]) -> list[Mapping[str, float]]:
+def estimate_costs(setup: Setup, training: CompressionConfig, recipes: Sequence[CompressionRecipe]) -> list[Mapping[str, float]]:
     """Return the costs of compressed variants of the untrained student, in any order.
 
     Variants that cannot be compressed are left out. Of the variants with the same pruning, only the quantized one with

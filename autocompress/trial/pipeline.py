@@ -157,6 +157,7 @@ class TrialPipeline:
             TrialError: The training diverged, or ``paused`` is damaged.
             KnobError: A setting is outside its range.
         """
+        # Initial weights are drawn from torch's global generator.
         torch.manual_seed(training.seed)
         state, histories = unpack_paused_state(paused) if paused else (b"", None)
         model, start = self.build_student(training, histories)
@@ -196,6 +197,7 @@ class TrialPipeline:
             model, state = method.apply(model, method.config.of(part.values), self.build_context(training))
             start.append(PruningStep(part, state))
         if start:
+            # The batch-norm statistics of the teacher do not fit a model with fewer channels.
             self._reestimate_batch_norm(model)
         return model, tuple(start)
 
@@ -255,6 +257,7 @@ class TrialPipeline:
         Raises:
             TrialError: The training diverged.
         """
+        # Sub-networks are trained only with the whole student, not with compressed models.
         values = {**training.fit.values, "epochs": epochs, "learning_rate": learning_rate, "sandwich": 0.0}
         request = replace(
             self._build_request(training),
@@ -325,6 +328,7 @@ class TrialPipeline:
         Raises:
             TrialError: A logit is not finite.
         """
+        # On the split that steers the search: the selection split and the test split stay unused.
         metric = self.task.metrics[0]
         subject = self.build_subject(model, self.splits.search_val, self.teacher.logits["search_val"], [metric])
         value = measure(subject, [metric])[metric]
@@ -348,6 +352,7 @@ class TrialPipeline:
             method = PRUNE.get(config.prune.name)
             pruned = MethodState(history=history)
             model = method.restore(model, method.config.of(config.prune.values), pruned)
+        # The weights are those of the pruned structure, so they are loaded after it is restored.
         model.load_state_dict(weights)
         model.eval()
         quantized, state = self.quantize(model, config.training, config.quantize)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autocompress.core.config import Part
 from autocompress.core.plugins import WorkerPlugins
-from autocompress.core.records import Base, Candidate, Cut, Job, Role, State, TrialResult
+from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State, TrialResult
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.measure import Subject, layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost
@@ -117,7 +117,7 @@ def run_trial(job: Job, setup: Setup) -> TrialResult:
     candidates: list[Candidate] = []
     reasons: list[str] = []
     checkpoints: dict[str, bytes] = {}
-    for index, (prune, recipes) in enumerate(_group_by_pruning(job.cuts)):
+    for index, (prune, recipes) in enumerate(_group_by_pruning(job.recipes)):
         try:
             pruned = trained.prune_model(pipeline, job, prune)
             name = pruned.checkpoint or f"t{job.number}p{index}"
@@ -139,8 +139,10 @@ def run_trial(job: Job, setup: Setup) -> TrialResult:
     return TrialResult(
         job.number,
         state,
+        # In the order of the job, which grouping by pruning has changed.
         tuple(sorted(candidates, key=lambda candidate: int(candidate.id.rpartition("c")[2]))),
         time.perf_counter() - started,
+        # Several candidates may fail for the same reason.
         "; ".join(dict.fromkeys(reasons)),
         tuple(trained.curve),
         checkpoints,
@@ -221,7 +223,7 @@ def _train_student(pipeline: TrialPipeline, job: Job) -> TrainedSource:
     )
 
 
-def _load_base(pipeline: TrialPipeline, job: Job, base: Base) -> TrainedSource:
+def _load_base(pipeline: TrialPipeline, job: Job, base: BaseCheckpoint) -> TrainedSource:
     rebuilt = pipeline.rebuild(replace(job.training, prune=base.prune, quantize=None), base.content)
     return TrainedSource(
         rebuilt.float_model,
@@ -284,9 +286,9 @@ def cpu_capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
-def _group_by_pruning(recipes: tuple[Cut, ...]) -> list[tuple[Part | None, list[tuple[int, Cut]]]]:
+def _group_by_pruning(recipes: tuple[CompressionRecipe, ...]) -> list[tuple[Part | None, list[tuple[int, CompressionRecipe]]]]:
     """Return the candidates of a job, each with its index, grouped by their pruning."""
-    groups: dict[Part | None, list[tuple[int, Cut]]] = {}
+    groups: dict[Part | None, list[tuple[int, CompressionRecipe]]] = {}
     for number, recipe in enumerate(recipes):
         groups.setdefault(recipe.prune, []).append((number, recipe))
     return list(groups.items())
@@ -330,7 +332,7 @@ def _fold_model(pipeline: TrialPipeline, trained: TrainedSource, pruned: PrunedM
 
 
 def _measure_candidate(
-    pipeline: TrialPipeline, setup: Setup, job: Job, identity: str, recipe: Cut, source: QuantizationSource
+    pipeline: TrialPipeline, setup: Setup, job: Job, identity: str, recipe: CompressionRecipe, source: QuantizationSource
 ) -> Candidate:
     model, state = pipeline.quantize(source.model, job.training, recipe.quantize, source.shared)
     bits = {} if state is None else state.bits

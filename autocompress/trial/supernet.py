@@ -71,6 +71,7 @@ class SubNetworks:
         losses = []
         for ratio in dict.fromkeys([self._ratios[-1], *(self._ratios[index] for index in indices)]):
             output = logits_by_head(self._get_subnetwork(ratio)(self._model, inputs), self._heads)
+            # Detached: sub-networks learn from the student, not the other way round.
             losses += [soft_target_kl(output[head].float(), logits[head].detach(), 1.0) for head in self._heads]
         return torch.stack(losses).sum() / len(self._heads)
 

@@ -26,6 +26,7 @@ from autocompress.training.precision import choose_precision
 
 logger = logging.getLogger(__name__)
 
+# Part of the fingerprint, so that a change of the cache format makes older entries unused.
 FORMAT = 1
 # Number of examples in the batch on which precisions are compared.
 PROBE_BATCH = 128
@@ -156,6 +157,7 @@ def load_teacher(
                 notice = f"the cached teacher in {folder} is damaged ({damage}); it was trained again"
                 logger.warning("The cached teacher in %s is damaged (%s); it is trained again", folder, damage)
         torch.manual_seed(recipe.seed)
+        # Built again after seeding: the initial weights depend on the seed alone.
         model = task.build(recipe.student)
         request = FitRequest(task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch, device=device)
         curve = fit(model, request).curve
@@ -215,6 +217,7 @@ def _write_cache(
 def _read_cache(folder: Path, model: nn.Module) -> dict[str, dict[str, Tensor]]:
     record = json.loads((folder / "teacher.json").read_text())
     content = {}
+    # All checksums are compared before the first file is loaded.
     for name, expected in record["sha256"].items():
         content[name] = (folder / name).read_bytes()
         if compute_sha256(content[name]) != expected:

@@ -30,6 +30,7 @@ def transfer_model(model: nn.Module, request: FitRequest, *, frozen: bool) -> tu
     task = request.task
     if len(task.heads) != 1:
         raise TrialError(f"transfer gives a model one new head, but task '{task.name}' has {sorted(task.heads)}")
+    # The random numbers of the caller do not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
         fresh = replace_head(model, next(iter(task.heads.values())), frozen=frozen)

@@ -56,11 +56,11 @@ def hang_trials(folder: Path, limit: float = 3.0) -> FaultResult:
 
 def _run_jobs(backend: Any, evaluator: MockEvaluator, count: int) -> dict[int, Any]:
     from autocompress.core.config import CompressionConfig, Part
-    from autocompress.core.records import Cut, Job
+    from autocompress.core.records import CompressionRecipe, Job
 
     part = Part("adamw")
     queue = [
-        Job(n, CompressionConfig(Part.of("cnn", width=n + 1), (Part("none"),), part, seed=n), (Cut(),))
+        Job(n, CompressionConfig(Part.of("cnn", width=n + 1), (Part("none"),), part, seed=n), (CompressionRecipe(),))
         for n in range(count)
     ]
     results: dict[int, Any] = {}
@@ -76,10 +76,10 @@ def check_bad_results(folder: Path, tables: int = 500) -> FaultResult:
 
     from autocompress.analysis.pareto import is_dominated
     from autocompress.core.config import CompressionConfig, Part
-    from autocompress.core.records import Cut, Job
+    from autocompress.core.records import CompressionRecipe, Job
     from autocompress.engine.result_validation import validate_result
 
-    job = Job(0, CompressionConfig(Part.of("cnn", width=8), (Part("none"),), Part("adamw")), (Cut(),))
+    job = Job(0, CompressionConfig(Part.of("cnn", width=8), (Part("none"),), Part("adamw")), (CompressionRecipe(),))
     result = mock_result(job)
     (good,) = result.candidates
     bad: list[Any] = [float("nan"), float("inf"), float("-inf"), None, "0.9", [0.9]]

@@ -12,14 +12,14 @@ import pytest
 from autocompress.backends.base import Backend, TrialLimits
 from autocompress.backends.local import Local, usable_cores
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Cut, Job, State, TrialResult
+from autocompress.core.records import CompressionRecipe, Job, State, TrialResult
 from autocompress.errors import WorkersError
 from tests.fakes import FakeTrials
 
 
 def jobs(count: int) -> list[Job]:
     return [
-        Job(n, CompressionConfig(Part.of("cnn", width=n + 1), (Part("none"),), Part("adamw"), seed=n), (Cut(),))
+        Job(n, CompressionConfig(Part.of("cnn", width=n + 1), (Part("none"),), Part("adamw"), seed=n), (CompressionRecipe(),))
         for n in range(count)
     ]
 

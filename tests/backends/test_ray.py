@@ -24,7 +24,7 @@ from autocompress.store.run_store import RunStore
 from tests.backends.nodes import LookingTrials, SlowTrials, UnreadyTrials, another
 from tests.backends.test_local import alive, jobs, run, until
 from tests.conftest import SMALL_SEARCH
-from tests.engine.test_driver import close_store, build_driver, read_candidates
+from tests.engine.test_driver import build_driver, close_store, read_candidates
 from tests.fakes import FakeTrials, fake_result
 
 # A node or a worker takes seconds to start, and many times that on a machine that is busy.

@@ -11,7 +11,7 @@ import pytest
 
 from autocompress.backends.base import Backend
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Cut, Job, State, TrialResult
+from autocompress.core.records import CompressionRecipe, Job, State, TrialResult
 from autocompress.core.registry import BACKENDS
 from tests.fakes import FakeTrials, fake_result
 
@@ -30,7 +30,7 @@ def make(name: str, request: pytest.FixtureRequest) -> Make:
 class TestBackend:
     def jobs(self, count: int) -> list[Job]:
         return [
-            Job(n, CompressionConfig(Part.of("cnn", width=n + 2), (Part("none"),), Part("adamw"), seed=n), (Cut(),))
+            Job(n, CompressionConfig(Part.of("cnn", width=n + 2), (Part("none"),), Part("adamw"), seed=n), (CompressionRecipe(),))
             for n in range(count)
         ]
 

@@ -6,7 +6,7 @@ from autocompress.core.records import Job, TrialResult
 from autocompress.core.registry import DISTILL, FITS, QUANTIZE
 from autocompress.engine.runner import Plan, make_plan
 from autocompress.engine.spec import parse_spec
-from autocompress.trial.pipeline import lab, settled
+from autocompress.trial.pipeline import load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
 
 SPEC = """
@@ -39,9 +39,9 @@ class Defaults:
 def run(distill: str = "none", fit: str = "adamw: {epochs: 6, learning_rate: 1e-2}", quantize: str = "none") -> tuple:  # type: ignore[type-arg]
     sections = {"distill": distill, "fit": fit, "quantize": quantize}
     plan = make_plan(parse_spec(SPEC.format(**{name: f"{{{text}}}" for name, text in sections.items()}), "x"))
-    training, _ = plan.space.suggest(Defaults(), cut=False)
-    with settled():
-        return plan, run_trial(Job(0, training, plan.space.cuts()), plan.setup)
+    training, _ = plan.space.suggest_config(Defaults(), with_compression=False)
+    with reproducible_torch():
+        return plan, run_trial(Job(0, training, plan.space.compression_grid()), plan.setup)
 
 
 def first_loss(result: TrialResult) -> float:
@@ -56,7 +56,7 @@ def plain() -> TrialResult:
 @pytest.fixture(scope="module")
 def quantized() -> tuple[Plan, TrialResult]:
     knobs = {name: QUANTIZE.get(name).config.knobs() for name in QUANTIZE.names()}
-    few = {name: {knob: FEW[knob] for knob in FEW if knob in found} for name, found in knobs.items()}
+    few = {name: {knob: FEW[knob] for knob in FEW if knob in actual} for name, actual in knobs.items()}
     few["progressive"]["floor"] = 0.5
     sections = ", ".join(f"{name}: {values}".replace("'", "") for name, values in few.items())
     plan, result = run(quantize=f"none: , {sections}")
@@ -70,17 +70,17 @@ def test_a_quantization_method_makes_a_smaller_candidate_that_is_rebuilt(
     plan, result = quantized
     assert result.reason == ""
     whole = result.candidates[0]
-    (found,) = (each for each in result.candidates if each.config.quantize and each.config.quantize.name == name)
-    assert found.costs["bytes"] < 0.7 * whole.costs["bytes"]
-    assert found.scores["select_val"]["loss"] != whole.scores["select_val"]["loss"]
-    assert found.scores["select_val"]["accuracy"] > whole.scores["select_val"]["accuracy"] - 0.3
-    assert found.details["layers"]
-    with settled():
-        place = lab(plan.setup)
-        rebuilt = place.rebuild(found.config, result.checkpoints[found.checkpoint])
-        logits = place.predict(rebuilt.model, place.splits.select_val)["label"]
-    right = (logits.argmax(1) == place.splits.select_val.targets["label"]).double().mean()
-    assert float(right) == found.scores["select_val"]["accuracy"]
+    (actual,) = (entry for entry in result.candidates if entry.config.quantize and entry.config.quantize.name == name)
+    assert actual.costs["bytes"] < 0.7 * whole.costs["bytes"]
+    assert actual.scores["select_val"]["loss"] != whole.scores["select_val"]["loss"]
+    assert actual.scores["select_val"]["accuracy"] > whole.scores["select_val"]["accuracy"] - 0.3
+    assert actual.details["layers"]
+    with reproducible_torch():
+        pipeline = load_pipeline(plan.setup)
+        rebuilt = pipeline.rebuild(actual.config, result.checkpoints[actual.checkpoint])
+        logits = pipeline.predict(rebuilt.model, pipeline.splits.select_val)["label"]
+    right = (logits.argmax(1) == pipeline.splits.select_val.targets["label"]).double().mean()
+    assert float(right) == actual.scores["select_val"]["accuracy"]
 
 
 @pytest.mark.parametrize("name", DISTILL.names())
@@ -104,9 +104,9 @@ def test_the_order_of_operations_is_a_choice_of_the_search() -> None:
     spec = SPEC.format(distill="{none: }", fit="{adamw: {epochs: 2}}", quantize="{post_training: , qat: {epochs: 1}}")
     spec += "prune: {structured: {pruning_ratio: 0.25, recovery_epochs: [0, 1]}}\n"
     plan = make_plan(parse_spec(spec, "x"))
-    training, _ = plan.space.suggest(Defaults(), cut=False)
-    with settled():
-        result = run_trial(Job(0, training, plan.space.cuts()[1:]), plan.setup)
+    training, _ = plan.space.suggest_config(Defaults(), with_compression=False)
+    with reproducible_torch():
+        result = run_trial(Job(0, training, plan.space.compression_grid()[1:]), plan.setup)
     orders = {tuple(word.split()[0] for word in candidate.details["order"][1:]) for candidate in result.candidates}
     assert orders == {
         ("prune", "quantize"),

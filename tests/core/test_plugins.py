@@ -40,7 +40,7 @@ class Net(nn.Sequential):
 def fresh(monkeypatch):
     monkeypatch.setattr(TASKS, "_objects", {name: TASKS.get(name) for name in TASKS})
     monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setattr(plugins, "_of_plugins", set())
+    monkeypatch.setattr(plugins, "_plugin_tasks", set())
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 

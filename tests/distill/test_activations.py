@@ -108,7 +108,7 @@ def test_a_list_of_something_else_is_none() -> None:
     assert head_layers(net) == ["b"]
 
 
-def test_layers_over_tokens_put_features_last() -> None:
+def test_layers_with_token_output_put_features_last() -> None:
     assert has_token_output(encoder())
     assert has_token_output(nn.Embedding(3, 2))
     assert not has_token_output(nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU()))

@@ -255,8 +255,8 @@ def test_attacked_inputs_keep_to_a_range() -> None:
 
 def test_one_step_is_fgsm_within_the_range_of_the_split(model: nn.Module) -> None:
     inputs, targets = SPLITS.search_val.inputs, SPLITS.search_val.targets
-    found = predict_under_attack(model, TASK, SPLITS.search_val, epsilon=0.2, steps=1)["label"]
+    actual = predict_under_attack(model, TASK, SPLITS.search_val, epsilon=0.2, steps=1)["label"]
     moved = fgsm(model, inputs, lambda output: TASK.loss({"label": output}, targets), 0.2)
     with torch.no_grad():
         by_hand = model(moved.inputs[0].clamp(inputs[0].min(), inputs[0].max()))
-    assert torch.allclose(by_hand, found, atol=1e-4)
+    assert torch.allclose(by_hand, actual, atol=1e-4)

@@ -42,25 +42,25 @@ def test_the_layer_knob_chooses_the_place(layer: str, point: str) -> None:
 
 def test_attention_map_by_hand() -> None:
     # Two channels, three positions: squares sum to 25, 0 and 144; the length of that is the square root of 21361.
-    found = attention_map(torch.tensor([[[3.0, 0.0, 0.0], [4.0, 0.0, 12.0]]]))
-    assert torch.allclose(found, torch.tensor([[25.0, 0.0, 144.0]]) / math.sqrt(21361))
+    actual = attention_map(torch.tensor([[[3.0, 0.0, 0.0], [4.0, 0.0, 12.0]]]))
+    assert torch.allclose(actual, torch.tensor([[25.0, 0.0, 144.0]]) / math.sqrt(21361))
 
 
 def test_attention_is_the_squared_distance_of_the_maps_and_resizes_the_larger() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 3, 4, 4), torch.randn(5, 7, 4, 4)
     term, config = Attention(), AttentionConfig(weight=2.0)
-    found = term.loss(config, Batch(*both(student, teacher), {}, hard, nn.Identity()))
+    actual = term.loss(config, Batch(*both(student, teacher), {}, hard, nn.Identity()))
     slow = [
         float(
             (F.normalize(s.pow(2).sum(0).flatten(), dim=0) - F.normalize(t.pow(2).sum(0).flatten(), dim=0)).pow(2).sum()
         )
         for s, t in zip(student, teacher, strict=True)
     ]
-    assert found.item() == pytest.approx(2 * sum(slow) / 5, rel=1e-5)
+    assert actual.item() == pytest.approx(2 * sum(slow) / 5, rel=1e-5)
     large = student.repeat_interleave(2, 2).repeat_interleave(2, 3)
     again = term.loss(config, Batch(*both(large, teacher), {}, hard, nn.Identity()))
-    assert again.item() == pytest.approx(found.item(), rel=1e-5)
+    assert again.item() == pytest.approx(actual.item(), rel=1e-5)
 
 
 def test_attention_needs_positions() -> None:
@@ -70,15 +70,15 @@ def test_attention_needs_positions() -> None:
 
 def test_token_relation_by_hand() -> None:
     # Two tokens of width 4: (2, 0, 0, 0) and (0, 1, 0, 0); products 4, 0, 0, 1, divided by the root of 4.
-    found = token_relation(torch.tensor([[[2.0, 0, 0, 0], [0, 1.0, 0, 0]]]))
+    actual = token_relation(torch.tensor([[[2.0, 0, 0, 0], [0, 1.0, 0, 0]]]))
     first, second = math.exp(2) / (math.exp(2) + 1), math.exp(0.5) / (math.exp(0.5) + 1)
-    assert torch.allclose(found, torch.tensor([[[first, 1 - first], [1 - second, second]]]))
+    assert torch.allclose(actual, torch.tensor([[[first, 1 - first], [1 - second, second]]]))
 
 
 def test_attention_over_tokens_is_the_divergence_of_relations_whatever_the_width() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(3, 5, 4), torch.randn(3, 5, 9)
-    found = (
+    actual = (
         Attention()
         .loss(AttentionConfig(weight=2.0), Batch(*both(student, teacher, tokens=True), {}, hard, nn.Identity()))
         .item()
@@ -89,7 +89,7 @@ def test_attention_over_tokens_is_the_divergence_of_relations_whatever_the_width
             p = torch.softmax(torch.stack([t[i] @ t[j] for j in range(5)]) / 3, 0)
             q = torch.softmax(torch.stack([s[i] @ s[j] for j in range(5)]) / 2, 0)
             slow += float((p * (p / q).log()).sum()) / 15
-    assert found == pytest.approx(2 * slow, rel=1e-4)
+    assert actual == pytest.approx(2 * slow, rel=1e-4)
     with pytest.raises(TrialError, match="equally long"):
         Attention().loss(AttentionConfig(), Batch(*both(student[:, :4], teacher, tokens=True), {}, hard, nn.Identity()))
 
@@ -98,15 +98,15 @@ def test_attention_probabilities_are_compared_as_they_are_and_unequal_heads_are_
     torch.manual_seed(0)
     student, teacher = torch.randn(2, 4, 6, 6).softmax(3), torch.randn(2, 4, 6, 6).softmax(3)
 
-    def found(ours: object, theirs: object) -> float:
+    def actual(ours: object, theirs: object) -> float:
         config = AttentionConfig(weight=1.0)
         return Attention().loss(config, Batch(*both(ours, theirs), {}, hard, nn.Identity())).item()
 
     expected = F.kl_div(student.log(), teacher, reduction="sum").item() / (2 * 4 * 6)
-    assert found(student, teacher) == pytest.approx(expected, rel=1e-4)
-    assert found(teacher, teacher) == pytest.approx(0.0, abs=1e-6)
+    assert actual(student, teacher) == pytest.approx(expected, rel=1e-4)
+    assert actual(teacher, teacher) == pytest.approx(0.0, abs=1e-6)
     averaged = F.kl_div(student.mean(1).log(), teacher[:, :2].mean(1), reduction="sum").item() / (2 * 6)
-    assert found(student, teacher[:, :2]) == pytest.approx(averaged, rel=1e-4)
+    assert actual(student, teacher[:, :2]) == pytest.approx(averaged, rel=1e-4)
 
 
 def test_a_layer_that_returns_its_attention_weights_is_read_by_them() -> None:
@@ -114,11 +114,11 @@ def test_a_layer_that_returns_its_attention_weights_is_read_by_them() -> None:
     layers = [nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2)]
     x = torch.randn(3, 5, 8)
     student, teacher = (layer(x, x, x, average_attn_weights=False) for layer in layers)
-    found = (
+    actual = (
         Attention().loss(AttentionConfig(weight=1.0), Batch(*both(student, teacher), {}, hard, nn.Identity())).item()
     )
     expected = F.kl_div(student[1].log(), teacher[1], reduction="sum").item() / (3 * 2 * 5)
-    assert found == pytest.approx(expected, rel=1e-4)
+    assert actual == pytest.approx(expected, rel=1e-4)
 
 
 def test_sure_attention_gives_a_finite_gradient() -> None:
@@ -133,14 +133,14 @@ def test_sure_attention_gives_a_finite_gradient() -> None:
 
 def test_a_hint_regresses_over_the_features_of_tokens() -> None:
     here, there = both(torch.randn(2, 5, 3), torch.randn(2, 5, 7), tokens=True)
-    learned = Hint().build_adapter(HintConfig(), here, there)
-    assert isinstance(learned, nn.Linear)
-    assert learned.weight.shape == (7, 3)
+    adapter = Hint().build_adapter(HintConfig(), here, there)
+    assert isinstance(adapter, nn.Linear)
+    assert adapter.weight.shape == (7, 3)
     with torch.no_grad():
-        learned.weight.zero_()
-        learned.bias.zero_()
-    found = Hint().loss(HintConfig(weight=1.0), Batch(here, there, {}, hard, learned))
-    assert found.item() == pytest.approx(there.layer_outputs["b"].square().mean().item(), rel=1e-5)
+        adapter.weight.zero_()
+        adapter.bias.zero_()
+    actual = Hint().loss(HintConfig(weight=1.0), Batch(here, there, {}, hard, adapter))
+    assert actual.item() == pytest.approx(there.layer_outputs["b"].square().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (4, 4)])
@@ -150,10 +150,10 @@ def test_a_hint_is_learned_to_zero_where_the_teacher_is_linear_in_the_student(sh
     student = torch.randn(16, 3, *shape)
     teacher = torch.einsum("bc...,dc->bd...", student, torch.randn(5, 3))
     here, there = both(student, teacher)
-    learned = term.build_adapter(config, here, there)
-    optimizer = torch.optim.Adam(learned.parameters(), lr=0.1)
+    adapter = term.build_adapter(config, here, there)
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=0.1)
     for _ in range(200):
-        loss = term.loss(config, Batch(here, there, {}, hard, learned))
+        loss = term.loss(config, Batch(here, there, {}, hard, adapter))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -193,10 +193,10 @@ def test_relations_of_outputs_read_no_layer_and_no_live_teacher() -> None:
     # Distances 3, 4, 5 (mean 4) against 1, 1, 1: each pair stands twice, and errors below 1 count half their square.
     ours = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
     theirs = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    found = Relational().loss(
+    actual = Relational().loss(
         config, Batch(Activations({"label": ours}), Activations({"label": theirs}), {}, hard, nn.Identity())
     )
-    assert found.item() == pytest.approx((0.5 * 0.25**2 + 0.0 + 0.5 * 0.25**2) / 3, rel=1e-5)
+    assert actual.item() == pytest.approx((0.5 * 0.25**2 + 0.0 + 0.5 * 0.25**2) / 3, rel=1e-5)
 
 
 def test_a_large_batch_is_related_in_groups() -> None:

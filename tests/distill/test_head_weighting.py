@@ -91,8 +91,8 @@ def test_dynamic_weights_by_hand() -> None:
     # Rates 2 / 4 and 4 / 4, temperature 2: 2 softmax(0.25, 0.5).
     high = 2 / (1 + math.exp(-0.25))
     assert weights.weights().tolist() == pytest.approx([2 - high, high])
-    found = weights({"a": torch.tensor(1.0), "b": torch.tensor(3.0)}).item()
-    assert found == pytest.approx(((2 - high) * 1 + high * 3) / 2)
+    actual = weights({"a": torch.tensor(1.0), "b": torch.tensor(3.0)}).item()
+    assert actual == pytest.approx(((2 - high) * 1 + high * 3) / 2)
 
 
 def test_dynamic_weights_stay_finite_where_a_loss_was_zero() -> None:
@@ -107,16 +107,16 @@ def build_objective(part: Part, terms: list[Part]) -> tuple[torch.Tensor, Traini
     teacher = Teacher()
     torch.manual_seed(0)
     model = TASK.build(Part.of("cnn", width=4, depth=1)).eval()
-    found = TrainingObjective.from_terms(terms, TASK, fit_config(part), teacher, 0)
+    actual = TrainingObjective.from_terms(terms, TASK, fit_config(part), teacher, 0)
     from contextlib import ExitStack
 
     batch = TRAIN.take(slice(0, 16))
     with ExitStack() as stack, torch.no_grad():
-        found.attach_hooks(stack, model)
-        found.build_adapters(batch)
+        actual.attach_hooks(stack, model)
+        actual.build_adapters(batch)
         model.eval()
-        known = {head: values[:16] for head, values in teacher.view(0).items()}
-        return found.loss(batch, known, torch.Generator()), found, batch
+        cached = {head: values[:16] for head, values in teacher.view(0).items()}
+        return actual.loss(batch, cached, torch.Generator()), actual, batch
 
 
 def test_equal_weights_are_the_mean_that_a_task_without_weights_gets() -> None:
@@ -130,7 +130,7 @@ def test_equal_weights_are_the_mean_that_a_task_without_weights_gets() -> None:
 
 def test_the_first_head_may_have_a_temperature_of_its_own() -> None:
     part = Part.of("soft_target", alpha=1.0, temperature=2.0, first_temperature=2.5)
-    found, _, batch = build_objective(Part("adamw"), [part])
+    actual, _, batch = build_objective(Part("adamw"), [part])
     torch.manual_seed(0)
     model = TASK.build(Part.of("cnn", width=4, depth=1))
     ours, theirs = predict(model, TASK, batch), Teacher().view(0)
@@ -138,7 +138,7 @@ def test_the_first_head_may_have_a_temperature_of_its_own() -> None:
         soft_target_kl(ours[head], theirs[head][:16], temperature).item()
         for head, temperature in (("digit", 5.0), ("odd", 2.0))
     ]
-    assert found.item() == pytest.approx(sum(by_hand) / 2, rel=1e-4)
+    assert actual.item() == pytest.approx(sum(by_hand) / 2, rel=1e-4)
 
 
 def accuracy(model: nn.Module) -> dict[str, float]:

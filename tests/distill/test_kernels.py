@@ -15,7 +15,7 @@ def hard(logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> t
     return F.cross_entropy(logits["label"], targets["label"])
 
 
-def test_softened_kl_by_hand() -> None:
+def test_soft_target_kl_by_hand() -> None:
     # Teacher (ln 3, 0) gives (3/4, 1/4) and student (0, 0) gives (1/2, 1/2) at T = 1:
     # KL = 3/4 ln(3/2) + 1/4 ln(1/2).
     student, teacher = torch.zeros(1, 2), torch.tensor([[math.log(3), 0.0]])
@@ -27,7 +27,7 @@ def test_softened_kl_by_hand() -> None:
     assert soft_target_kl(student, teacher, 2.0).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_softened_kl_averages_over_the_batch() -> None:
+def test_soft_target_kl_averages_over_the_batch() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 7), torch.randn(5, 7)
     rows = [soft_target_kl(student[i : i + 1], teacher[i : i + 1], 3.0) for i in range(5)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from autocompress.core.config import CompressionConfig
-from autocompress.core.records import Cut, Job, TrialResult
+from autocompress.core.records import CompressionRecipe, Job, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.engine.driver import Driver
 from autocompress.engine.initial_design import Values
@@ -81,9 +81,9 @@ def fake_costly_result(job: Job) -> TrialResult:
     return replace(result, candidates=tuple(candidates))
 
 
-def estimate_costs(training: CompressionConfig, recipes: Sequence[Cut]) -> list[dict[str, float]]:
+def estimate_costs(training: CompressionConfig, recipes: Sequence[CompressionRecipe]) -> list[dict[str, float]]:
     """Return the costs of the uncompressed student, equal to those of its result."""
-    candidate = fake_costly_result(Job(0, training, (Cut(),))).candidates[0]
+    candidate = fake_costly_result(Job(0, training, (CompressionRecipe(),))).candidates[0]
     return [dict(candidate.costs)]
 
 

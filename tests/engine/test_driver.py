@@ -34,7 +34,7 @@ def test_the_budget_in_trials_is_kept_and_every_candidate_stored(tmp_path: Path)
     driver = build_driver(tmp_path, seen=seen)
     jobs = run_search(driver)
     assert len(jobs) == 12
-    assert all(len(job.cuts) == 3 for job in jobs)
+    assert all(len(job.recipes) == 3 for job in jobs)
     assert len(read_candidates(tmp_path)) == 36
     assert seen[-1].done == 12
     assert seen[-1].running == 0
@@ -76,8 +76,8 @@ def test_every_sampler_proposes(tmp_path: Path, sampler: str) -> None:
 
 def test_sampled_mode_gives_one_candidate_per_trial_and_varies_the_recipe(tmp_path: Path) -> None:
     jobs = run_search(build_driver(tmp_path, "search.mode=sampled", "search.trials=20"))
-    assert all(len(job.cuts) == 1 for job in jobs)
-    assert len({job.cuts for job in jobs}) == 3
+    assert all(len(job.recipes) == 1 for job in jobs)
+    assert len({job.recipes for job in jobs}) == 3
 
 
 def test_initial_values_come_first(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from autocompress.core.config import CompressionConfig
-from autocompress.core.records import Cut, Job
+from autocompress.core.records import CompressionRecipe, Job
 from autocompress.core.run_info import RunInfo
 from autocompress.engine.driver import Driver
 from autocompress.engine.progress import Progress
@@ -46,7 +46,7 @@ def build_limited_driver(folder: Path, most: float) -> Driver:
     store = RunStore.create(folder, RunInfo())
     sampler = OptunaSampler(store, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
 
-    def estimate_costs_by_result(training: CompressionConfig, recipes: Sequence[Cut]) -> list[dict[str, float]]:
+    def estimate_costs_by_result(training: CompressionConfig, recipes: Sequence[CompressionRecipe]) -> list[dict[str, float]]:
         return [dict(candidate.costs) for candidate in fake_result(Job(0, training, tuple(recipes))).candidates]
 
     limits = {"effective_flops": {"max": most}}
@@ -143,7 +143,7 @@ def test_a_surrogate_search_skips_configurations_that_cannot_meet_a_limit(tmp_pa
     sampler = OptunaSampler(store, "x", "surrogate", 0, ["maximize", "minimize"], ["accuracy", "log10 cost"])
     limits = {"effective_flops": {"max": 40.0**2 * 4 * 32}}
 
-    def estimate_two_costs(training: CompressionConfig, recipes: Sequence[Cut]) -> list[dict[str, float]]:
+    def estimate_two_costs(training: CompressionConfig, recipes: Sequence[CompressionRecipe]) -> list[dict[str, float]]:
         costs = estimate_costs(training, recipes)[0]
         return [{"effective_flops": costs["effective_flops"] / 8}, costs] if len(recipes) > 1 else [costs]
 

@@ -121,7 +121,7 @@ def test_refinements_are_jobs_on_few_checkpoints(tmp_path: Path) -> None:
     refinements = [job for job in jobs if job.base is not None]
     assert len(trials) == 6
     # No recipe that trains is applied at once.
-    assert all(cut.prune is None for job in trials for cut in job.cuts)
+    assert all(cut.prune is None for job in trials for cut in job.recipes)
     assert 3 <= len(refinements) < 6 * 3
     rows = read_candidates(tmp_path)
     assert set(rows["prune.structured.pruning_ratio"].dropna()) == {0.25, 0.5}
@@ -141,17 +141,17 @@ def test_random_mode_stops_no_trial_and_applies_all_recipes(tmp_path: Path) -> N
     jobs = run_search(build_driver(tmp_path, "search.mode=random", "search.promotion=pareto_rank"))
     assert len(jobs) == 12
     assert {job.rung for job in jobs} == {None}
-    assert {len(job.cuts) for job in jobs} == {3}
+    assert {len(job.recipes) for job in jobs} == {3}
 
 
 def test_sequential_mode_chooses_an_architecture_then_a_pruning_then_a_quantization(tmp_path: Path) -> None:
     jobs = run_search(build_driver(tmp_path, *REFINEMENTS, "search.mode=sequential"))
     trials = [job for job in jobs if job.base is None]
-    assert [len(job.cuts) for job in trials] == [1] * 6
+    assert [len(job.recipes) for job in trials] == [1] * 6
     refinements = jobs[6:]
     assert all(job.base is not None for job in refinements)
     prunings, quantizations = refinements[:2], refinements[2:]
-    assert [cut.prune.values["pruning_ratio"] for job in prunings for cut in job.cuts if cut.prune] == [0.25, 0.5]
+    assert [cut.prune.values["pruning_ratio"] for job in prunings for cut in job.recipes if cut.prune] == [0.25, 0.5]
     assert len(quantizations) == 3
     rows = read_candidates(tmp_path).set_index("id")
     # One architecture: the cheapest that loses at most a point of the best score; then its cheapest pruning that does.
@@ -159,7 +159,7 @@ def test_sequential_mode_chooses_an_architecture_then_a_pruning_then_a_quantizat
     chosen = whole[whole["accuracy"] >= whole["accuracy"].max() - 0.01]["effective_flops"].idxmin()
     assert {job.base.checkpoint for job in prunings if job.base} == {f"t{whole.loc[chosen, 'trial']}p0.0"}
     assert len({job.base.checkpoint for job in quantizations if job.base}) == 1
-    assert {job.cuts[0].quantize for job in quantizations if job.cuts[0].quantize} == {
+    assert {job.recipes[0].quantize for job in quantizations if job.recipes[0].quantize} == {
         cut.quantize for cut in open_space(parse_spec(SPEC, "x", REFINEMENTS)).compression_grid() if cut.quantize
     }
 
@@ -169,10 +169,10 @@ def test_a_sequential_search_continues_with_quantization_where_a_pruning_fails(t
     run_search(driver, at_most=6)
     failed = driver.ask()
     assert failed is not None
-    assert failed.cuts[0].prune is not None
+    assert failed.recipes[0].prune is not None
     driver.tell(failed, TrialResult(failed.number, State.FAILED, reason="cannot be pruned"))
     rest = run_search(driver)
-    assert [job.cuts[0].quantize is None for job in rest] == [True, False, False, False]
+    assert [job.recipes[0].quantize is None for job in rest] == [True, False, False, False]
 
 
 @pytest.mark.parametrize("killed_after", [3, 6, 7, 8, 10])

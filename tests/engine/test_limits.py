@@ -1,11 +1,11 @@
 from collections.abc import Mapping, Sequence
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Candidate, Cut
+from autocompress.core.records import Candidate, CompressionRecipe
 from autocompress.engine.limits import CostLimits
 
 TRAINING = CompressionConfig(Part("cnn"), (Part("none"),), Part("adamw"))
-RECIPES = (Cut(), Cut(quantize=Part("post_training")))
+RECIPES = (CompressionRecipe(), CompressionRecipe(quantize=Part("post_training")))
 
 
 def candidate(accuracy: float, size: float) -> Candidate:
@@ -16,7 +16,7 @@ def value(measured: Candidate, name: str) -> float:
     return {**measured.scores["search_val"], **measured.costs}[name]
 
 
-def price(training: CompressionConfig, recipes: Sequence[Cut]) -> list[Mapping[str, float]]:
+def price(training: CompressionConfig, recipes: Sequence[CompressionRecipe]) -> list[Mapping[str, float]]:
     return [{"bytes": 100.0 / (1 + number)} for number, _ in enumerate(recipes)]
 
 

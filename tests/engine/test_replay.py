@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Candidate, Cut, Job
+from autocompress.core.records import Candidate, CompressionRecipe, Job
 from autocompress.core.registry import PROMOTION_RULES
 from autocompress.engine.scheduler.asha import AshaScheduler
 from autocompress.engine.scheduler.promotion import PromotionRule
@@ -46,7 +46,7 @@ def normalize(candidates: Sequence[Candidate]) -> NDArray[np.float64]:
 
 def replay(rule: PromotionRule, order: NDArray[np.int64], budget: float) -> float:
     """Return the hypervolume of the trials that one worker has completed when the epochs are spent."""
-    scheduler = AshaScheduler(rule, 2, (Cut(),), RECORD["score"], normalize)
+    scheduler = AshaScheduler(rule, 2, (CompressionRecipe(),), RECORD["score"], normalize)
     queue, spent, complete = order.tolist(), 0, []
     while True:
         # The trial at the highest rung comes first.
@@ -63,7 +63,7 @@ def replay(rule: PromotionRule, order: NDArray[np.int64], budget: float) -> floa
             complete.append(trial)
         else:
             candidate = Candidate(f"t{trial}c0", trial, CONFIG, rung, {}, {}, complete=False)
-            scheduler.pause_trial(Job(trial, CONFIG, (Cut(),), rung=rung), [candidate])
+            scheduler.pause_trial(Job(trial, CONFIG, (CompressionRecipe(),), rung=rung), [candidate])
             scheduler.stop_poor_trials()
     return compute_hypervolume(complete) if complete else 0.0
 

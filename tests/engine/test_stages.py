@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Candidate, Cut, Job
+from autocompress.core.records import Candidate, CompressionRecipe, Job
 from autocompress.engine.stages import SequentialRefinement
 
 HALF, MORE = (Part.of("structured", pruning_ratio=ratio) for ratio in (0.5, 0.75))
 EIGHT, FOUR = (Part.of("post_training", weight_bits=bits) for bits in (8, 4))
-GRID = tuple(Cut(prune, quantize) for prune in (None, HALF, MORE) for quantize in (None, EIGHT, FOUR))
+GRID = tuple(CompressionRecipe(prune, quantize) for prune in (None, HALF, MORE) for quantize in (None, EIGHT, FOUR))
 NOTHING: NDArray[np.float64] = np.empty((0, 2))
 
 
@@ -29,7 +29,7 @@ def score(candidate: Candidate) -> float:
     return candidate.scores["search_val"]["accuracy"]
 
 
-def candidate(width: int, accuracy: float, recipe: Cut = Cut(), name: str = "") -> Candidate:  # noqa: B008
+def candidate(width: int, accuracy: float, recipe: CompressionRecipe = CompressionRecipe(), name: str = "") -> Candidate:  # noqa: B008
     training = CompressionConfig(Part.of("cnn", width=width), (Part("none"),), Part.of("adamw", epochs=9), seed=width)
     config = replace(training, prune=recipe.prune, quantize=recipe.quantize)
     scores = {"search_val": {"accuracy": accuracy}}
@@ -46,7 +46,7 @@ def select_and_start(refinement: SequentialRefinement, number: int = 50) -> Job 
 def test_no_refinement_runs_while_architectures_are_trained() -> None:
     refinement = make_stages()
     refinement.record_result(0, [candidate(8, 0.9)], 0.0)
-    assert refinement.immediate_recipes == (Cut(),)
+    assert refinement.immediate_recipes == (CompressionRecipe(),)
     assert select_and_start(refinement) is None
 
 
@@ -56,14 +56,14 @@ def test_the_cheapest_that_loses_little_is_pruned_and_then_quantized() -> None:
         refinement.record_result(width, [candidate(width, accuracy)], 0.0)
     refinement.end_trials()
     prunings = [select_and_start(refinement, 50), select_and_start(refinement, 51)]
-    assert [job and job.cuts for job in prunings] == [(Cut(HALF),), (Cut(MORE),)]
+    assert [job and job.recipes for job in prunings] == [(CompressionRecipe(HALF),), (CompressionRecipe(MORE),)]
     assert {job.base.checkpoint for job in prunings if job is not None and job.base is not None} == {"w16"}
     # Quantization waits for both prunings.
-    refinement.record_result(50, [replace(candidate(16, 0.935, Cut(HALF), "half"), costs={"flops": 100.0})], 0.0)
+    refinement.record_result(50, [replace(candidate(16, 0.935, CompressionRecipe(HALF), "half"), costs={"flops": 100.0})], 0.0)
     assert select_and_start(refinement) is None
-    refinement.record_result(51, [replace(candidate(16, 0.80, Cut(MORE), "more"), costs={"flops": 20.0})], 0.0)
+    refinement.record_result(51, [replace(candidate(16, 0.80, CompressionRecipe(MORE), "more"), costs={"flops": 20.0})], 0.0)
     quantizations = [select_and_start(refinement, 52), select_and_start(refinement, 53)]
-    assert [job and job.cuts for job in quantizations] == [(Cut(HALF, EIGHT),), (Cut(HALF, FOUR),)]
+    assert [job and job.recipes for job in quantizations] == [(CompressionRecipe(HALF, EIGHT),), (CompressionRecipe(HALF, FOUR),)]
     assert {job.base.checkpoint for job in quantizations if job is not None and job.base is not None} == {"half"}
     assert select_and_start(refinement) is None
 
@@ -77,4 +77,4 @@ def test_the_unpruned_model_is_quantized_where_pruning_fails() -> None:
         refinement.record_result(number, [], 0.0)
     job = select_and_start(refinement)
     assert job is not None
-    assert job.cuts == (Cut(None, EIGHT),)
+    assert job.recipes == (CompressionRecipe(None, EIGHT),)

@@ -6,7 +6,7 @@ from autocompress.core.config import Part
 from autocompress.core.task import InputSpec
 from autocompress.errors import UsageError
 from autocompress.export.onnx import export_float
-from autocompress.export.runtime import session
+from autocompress.export.runtime import create_session
 from autocompress.measure import layer_costs
 from autocompress.models.base import build_family_model
 from autocompress.quantize.tracing import trace_graph
@@ -55,7 +55,7 @@ class TestEveryForm:
         expected = list(expected.values()) if isinstance(expected, dict) else [expected]
         again = traced(*data)
         again = list(again.values()) if isinstance(again, dict) else [again]
-        running = session(export_float(model, example, heads).SerializeToString())
+        running = create_session(export_float(model, example, heads).SerializeToString())
         names = [entry.name for entry in running.get_inputs()]
         out = running.run(list(heads), {name: value.numpy() for name, value in zip(names, data, strict=True)})
         for ours, tracing, theirs in zip(expected, again, out, strict=True):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Cut, Job
+from autocompress.core.records import CompressionRecipe, Job
 from autocompress.core.registry import PRUNE
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.prune.n_m import has_n_m_pattern
@@ -98,11 +98,11 @@ def test_a_method_changes_the_model_which_recovers_and_is_rebuilt(part, trained)
 
 
 def test_a_trial_cuts_and_measures_a_candidate_of_every_method():
-    cuts = [Cut(), Cut(quantize=EIGHT)]
+    cuts = [CompressionRecipe(), CompressionRecipe(quantize=EIGHT)]
     for name in PRUNE.names():
         part = next(part for part in PARTS if part.name == name)
         bare = Part.of(name, **{**part.values, "recovery_epochs": 0})
-        cuts += [Cut(prune=bare), Cut(bare, EIGHT)]
+        cuts += [CompressionRecipe(prune=bare), CompressionRecipe(bare, EIGHT)]
     result = run_trial(Job(0, TRAINING, tuple(cuts)), SETUP)
     assert result.reason == ""
     assert len(result.candidates) == len(cuts)

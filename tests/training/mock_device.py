@@ -30,7 +30,7 @@ class OnCard(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "OnCard":
-        made: OnCard = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        built: OnCard = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             inner.size(),
             strides=inner.stride(),
@@ -39,8 +39,8 @@ class OnCard(Tensor):
             device=torch.device(CARD, 0),
             requires_grad=False,
         )
-        made.inner = inner
-        return made
+        built.inner = inner
+        return built
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -68,9 +68,9 @@ class _Card(TorchDispatchMode):
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
-    there = [each for each in tensors if isinstance(each, OnCard)]
-    here = [each for each in tensors if not isinstance(each, OnCard) and each.dim() > 0]
+    tensors = [entry for entry in tree_flatten((args, kwargs))[0] if isinstance(entry, Tensor)]
+    there = [entry for entry in tensors if isinstance(entry, OnCard)]
+    here = [entry for entry in tensors if not isinstance(entry, OnCard) and entry.dim() > 0]
     if there and here and func not in BRIDGES | INDEXED:
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, but found card:0 and cpu")
     if func in INDEXED and there and not isinstance(args[0], OnCard):
@@ -82,14 +82,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     to_card = getattr(device, "type", None) == CARD if device is not None else bool(wanted)
     if func is torch.ops.aten.copy_.default:
         to_card = isinstance(args[0], OnCard)
-    plain = tree_map_only(OnCard, lambda each: each.inner, (args, kwargs))
+    plain = tree_map_only(OnCard, lambda entry: entry.inner, (args, kwargs))
     if device is not None:
         plain[1]["device"] = torch.device("cpu")
         plain[1].pop("pin_memory", None)
-    found = func(*plain[0], **plain[1])
+    actual = func(*plain[0], **plain[1])
     if to_card:
-        found = tree_map(lambda each: OnCard(each) if isinstance(each, Tensor) else each, found)
-    return return_and_correct_aliasing(func, args, kwargs, found) if there and to_card else found
+        actual = tree_map(lambda entry: OnCard(entry) if isinstance(entry, Tensor) else entry, actual)
+    return return_and_correct_aliasing(func, args, kwargs, actual) if there and to_card else actual
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Cut, Job
+from autocompress.core.records import CompressionRecipe, Job
 from autocompress.core.registry import DISTILL, TASKS
 from autocompress.errors import UsageError
 from autocompress.training.device import CPU, available_device, default_device, move_model, require_device
@@ -27,15 +27,15 @@ SOFT = (Part.of("soft_target"),)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def settled_here() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     with reproducible_torch():
         yield
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    found = model.state_dict()
-    assert not any(isinstance(each, OnCard) for each in found.values())
-    return dict(found)
+    actual = model.state_dict()
+    assert not any(isinstance(entry, OnCard) for entry in actual.values())
+    return dict(actual)
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -43,12 +43,14 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def trained(device: torch.device, part: Part = FIT, terms: tuple[Part, ...] = SOFT) -> nn.Module:
-    place = load_pipeline(SETUP)
+    pipeline = load_pipeline(SETUP)
     torch.manual_seed(0)
-    model = place.task.build(SMALL)
+    model = pipeline.task.build(SMALL)
     fit(
         model,
-        FitRequest(place.task, place.splits.train, part, terms=terms, teacher=place.teacher, seed=5, device=device),
+        FitRequest(
+            pipeline.task, pipeline.splits.train, part, terms=terms, teacher=pipeline.teacher, seed=5, device=device
+        ),
     )
     return model
 
@@ -95,7 +97,7 @@ def test_every_term_gives_on_the_card_what_it_gives_on_the_processor(terms: tupl
         there = weights(trained(card, terms=terms))
     assert same(here, there)
     teacher = load_pipeline(SETUP).teacher.model
-    assert not any(isinstance(each, OnCard) for each in teacher.parameters())
+    assert not any(isinstance(entry, OnCard) for entry in teacher.parameters())
 
 
 @pytest.mark.parametrize(
@@ -118,39 +120,39 @@ def test_every_setting_of_a_fit_gives_the_same_on_the_card(settings: dict[str, f
 
 
 def test_precision_is_chosen_and_lowered_where_the_model_runs() -> None:
-    asked = []
+    requested = []
 
     def lowered(device: str, **_: object) -> AbstractContextManager[None]:
-        asked.append(device)
+        requested.append(device)
         return nullcontext()
 
     with a_card() as card, mock.patch("torch.autocast", lowered):
         trained(card, Part.of("adamw", **{**FIT.values, "precision": "auto"}))
-    assert set(asked) == {CARD}
+    assert set(requested) == {CARD}
 
 
 def test_a_training_that_pauses_on_the_card_goes_on_there_and_elsewhere() -> None:
-    place = load_pipeline(SETUP)
+    pipeline = load_pipeline(SETUP)
     part = Part.of("sgd", epochs=3, batch_size=128)
 
     def segment(device: torch.device, until: int | None, paused: bytes) -> tuple[dict[str, Tensor], bytes]:
         torch.manual_seed(0)
-        model = place.task.build(SMALL)
-        found = fit(
+        model = pipeline.task.build(SMALL)
+        actual = fit(
             model,
             FitRequest(
-                place.task,
-                place.splits.train,
+                pipeline.task,
+                pipeline.splits.train,
                 part,
                 terms=SOFT,
-                teacher=place.teacher,
+                teacher=pipeline.teacher,
                 seed=5,
                 until=until,
                 paused=paused,
                 device=device,
             ),
         )
-        return weights(model), found.paused
+        return weights(model), actual.paused
 
     whole, _ = segment(CPU, None, b"")
     with a_card() as card:
@@ -161,23 +163,23 @@ def test_a_training_that_pauses_on_the_card_goes_on_there_and_elsewhere() -> Non
 
 # With masks and without, rounding by ranges that follow and by learned steps: the other methods train by these.
 CUTS = [
-    Cut(Part.of("unstructured", recovery_epochs=1)),
-    Cut(Part.of("structured", recovery_epochs=1)),
-    Cut(quantize=Part.of("qat", epochs=1)),
-    Cut(quantize=Part.of("lsq", epochs=1)),
+    CompressionRecipe(Part.of("unstructured", recovery_epochs=1)),
+    CompressionRecipe(Part.of("structured", recovery_epochs=1)),
+    CompressionRecipe(quantize=Part.of("qat", epochs=1)),
+    CompressionRecipe(quantize=Part.of("lsq", epochs=1)),
 ]
 
 
 @pytest.mark.parametrize("cut", CUTS, ids=str)
-def test_every_cut_that_trains_gives_the_same_where_it_trains_on_the_card(cut: Cut) -> None:
+def test_every_cut_that_trains_gives_the_same_where_it_trains_on_the_card(cut: CompressionRecipe) -> None:
     here = load_pipeline(SETUP)
     training = CompressionConfig(SMALL, SOFT, FIT, seed=1)
     model = trained(CPU)
 
     def cut_on(device: torch.device) -> dict[str, Tensor]:
-        place = type(here)(here.task, here.splits, here.teacher, device)
-        pruned, _ = place.prune(copy.deepcopy(model), training, cut.prune)
-        return weights(place.quantize(pruned, training, cut.quantize)[0])
+        pipeline = type(here)(here.task, here.splits, here.teacher, device)
+        pruned, _ = pipeline.prune(copy.deepcopy(model), training, cut.prune)
+        return weights(pipeline.quantize(pruned, training, cut.quantize)[0])
 
     expected = cut_on(CPU)
     with a_card() as card:
@@ -195,15 +197,15 @@ FAMILIES = [
 
 @pytest.mark.parametrize(("task", "student", "settings"), FAMILIES, ids=str)
 def test_every_family_trains_on_the_card(task: str, student: Part, settings: dict[str, str | int]) -> None:
-    found = TASKS.get(task)()
-    train = found.splits(0).train.take(slice(0, 64))
+    actual = TASKS.get(task)()
+    train = actual.splits(0).train.take(slice(0, 64))
 
     def on(device: torch.device) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        model = found.build(student)
+        model = actual.build(student)
         fit(
             model,
-            FitRequest(found, train, Part.of("adamw", **{"epochs": 1, "batch_size": 32, **settings}), device=device),
+            FitRequest(actual, train, Part.of("adamw", **{"epochs": 1, "batch_size": 32, **settings}), device=device),
         )
         return weights(model)
 
@@ -214,9 +216,9 @@ def test_every_family_trains_on_the_card(task: str, student: Part, settings: dic
 
 def test_a_trial_that_trains_sub_networks_along_gives_the_same_candidates_on_the_card() -> None:
     training = CompressionConfig(SMALL, SOFT, Part.of("adamw", **FIT.values, sandwich=0.1), seed=1)
-    job = Job(3, training, (Cut(), Cut(quantize=Part.of("post_training", weight_bits=8, activation_bits=8))))
+    job = Job(3, training, (CompressionRecipe(), CompressionRecipe(quantize=Part.of("post_training", weight_bits=8, activation_bits=8))))
     expected = run_trial(job, SETUP)
     with a_card():
-        found = run_trial(job, replace(SETUP, device=CARD))
-    assert [each.scores for each in found.candidates] == [each.scores for each in expected.candidates]
-    assert found.checkpoints == expected.checkpoints
+        actual = run_trial(job, replace(SETUP, device=CARD))
+    assert [entry.scores for entry in actual.candidates] == [entry.scores for entry in expected.candidates]
+    assert actual.checkpoints == expected.checkpoints

@@ -24,19 +24,19 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 
 def children() -> set[int]:
     """Processes started by this one, read from the kernel."""
-    found = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    return {int(number) for file in found for number in file.read_text().split()}
+    actual = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return {int(number) for file in actual for number in file.read_text().split()}
 
 
 def listening(process: int) -> set[str]:
     """Addresses at which a process waits for connections, as the kernel writes them."""
     links = (os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir())
     sockets = {link[8:-1] for link in links if link.startswith("socket:[")}
-    found = set()
+    actual = set()
     for table in ("tcp", "tcp6"):
         rows = [line.split() for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]]
-        found |= {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in sockets}
-    return found
+        actual |= {row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in sockets}
+    return actual
 
 
 @LINUX
@@ -171,11 +171,13 @@ def test_what_belongs_to_one_process_stays_in_one(monkeypatch: pytest.MonkeyPatc
 
 def test_shares_cover_a_batch_once_and_their_weighted_means_are_its_mean() -> None:
     rows = torch.randperm(50)
-    team = [ProcessGroup(rank, 3) for rank in range(3)]
-    shares = [place.local_rows(rows) for place in team]
+    groups = [ProcessGroup(rank, 3) for rank in range(3)]
+    shares = [group.local_rows(rows) for group in groups]
     assert sorted(torch.cat(shares).tolist()) == list(range(50))
     values = torch.randn(50)
-    weighted = [place.loss_scale(share, rows) * values[share].mean() for place, share in zip(team, shares, strict=True)]
+    weighted = [
+        group.loss_scale(share, rows) * values[share].mean() for group, share in zip(groups, shares, strict=True)
+    ]
     assert torch.stack(weighted).mean().item() == pytest.approx(values.mean().item(), abs=1e-6)
 
 

@@ -81,14 +81,14 @@ def test_pure_distillation_learns_the_teacher_and_not_the_targets() -> None:
 
 
 def test_the_teachers_logits_are_asked_for_the_view_that_is_trained_on() -> None:
-    asked: list[int] = []
+    requested: list[int] = []
 
     def teacher(view: int) -> dict[str, torch.Tensor]:
-        asked.append(view)
+        requested.append(view)
         return {"label": torch.zeros(len(SPLITS.train), 10)}
 
     trained(Part.of("adamw", epochs=18), terms=[Part("soft_target")], teacher=FakeTeacher(teacher))
-    assert asked == [*range(16), 0, 1]
+    assert requested == [*range(16), 0, 1]
 
 
 def test_a_divergent_loss_is_named() -> None:
@@ -177,7 +177,7 @@ def test_l1_penalties_shrink_what_they_name() -> None:
         model = trained(Part.of("adamw", epochs=8, learning_rate=2e-2, **settings))
         norms = [m.weight for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
         weights = [p for p in model.parameters() if p.dim() > 1]
-        return tuple(float(sum(p.detach().abs().sum() for p in found)) for found in (weights, norms))  # type: ignore[return-value]
+        return tuple(float(sum(p.detach().abs().sum() for p in actual)) for actual in (weights, norms))  # type: ignore[return-value]
 
     weights, norms = sizes()
     assert sizes(l1_weights=0.01)[0] < weights * 0.8

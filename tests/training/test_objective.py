@@ -68,24 +68,24 @@ def test_the_layer_that_is_read_is_the_one_that_was_named() -> None:
             objective.teacher_model.compute_activations(BATCH.inputs),
         )  # type: ignore[union-attr]
         term, settings = objective.terms[1]
-        found = term.loss(
+        actual = term.loss(
             settings, Batch(*objective._select_activations(1, student, teacher), {}, None, objective.adapters[1])
         )  # type: ignore[arg-type]
-    assert found.item() == pytest.approx((maps[0] - maps[1]).square().sum(1).mean().item(), rel=1e-4)
+    assert actual.item() == pytest.approx((maps[0] - maps[1]).square().sum(1).mean().item(), rel=1e-4)
 
 
 def test_what_a_term_learns_starts_alike_and_leaves_the_random_numbers_alone() -> None:
-    found = []
+    actual = []
     for before in (1, 2):
         model, teacher = network(), Wide()
         torch.manual_seed(before)
         terms = [Part("none"), Part("hint")]
         fit(model, FitRequest(Light(), examples(), Part.of("adamw", epochs=1), terms=terms, teacher=teacher, seed=5))
-        found.append(model[0].weight)  # type: ignore[index]
+        actual.append(model[0].weight)  # type: ignore[index]
         drawn = torch.rand(1)
         torch.manual_seed(before)
         assert torch.equal(drawn, torch.rand(1))
-    assert torch.equal(*found)
+    assert torch.equal(*actual)
 
 
 def test_a_live_teacher_of_another_kind_of_network_can_be_read() -> None:

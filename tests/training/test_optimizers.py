@@ -9,14 +9,14 @@ def rates(name: str, steps: int = 100, **settings: float) -> list[float]:
     config = AdamWConfig(learning_rate=1.0, schedule=name, **settings)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = SCHEDULES[name](optimizer, config, steps)
-    found = []
+    actual = []
     for step in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+        actual.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.after_step()
         if step % 10 == 9:
             schedule.after_epoch(loss=1.0)
-    return found
+    return actual
 
 
 def test_every_choice_of_the_knob_is_a_schedule() -> None:
@@ -24,22 +24,22 @@ def test_every_choice_of_the_knob_is_a_schedule() -> None:
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_nothing() -> None:
-    found = rates("one_cycle", warmup=0.3)
-    assert found.index(max(found)) == pytest.approx(29, abs=1)
-    assert max(found) == pytest.approx(1.0, abs=0.01)
-    assert found[-1] < 1e-3
+    actual = rates("one_cycle", warmup=0.3)
+    assert actual.index(max(actual)) == pytest.approx(29, abs=1)
+    assert max(actual) == pytest.approx(1.0, abs=0.01)
+    assert actual[-1] < 1e-3
 
 
 def test_cosine_warms_up_and_falls_by_half_in_the_middle() -> None:
-    found = rates("cosine", warmup=0.2)
-    assert found[:20] == sorted(found[:20])
-    assert found[60] == pytest.approx(0.5, abs=0.01)
-    assert found[-1] < 0.01
+    actual = rates("cosine", warmup=0.2)
+    assert actual[:20] == sorted(actual[:20])
+    assert actual[60] == pytest.approx(0.5, abs=0.01)
+    assert actual[-1] < 0.01
 
 
 def test_step_falls_to_a_tenth_twice() -> None:
-    found = rates("step", warmup=0.0)
-    assert [found[10], found[60], found[90]] == pytest.approx([1.0, 0.1, 0.01])
+    actual = rates("step", warmup=0.0)
+    assert [actual[10], actual[60], actual[90]] == pytest.approx([1.0, 0.1, 0.01])
 
 
 def test_constant_stays() -> None:
@@ -47,9 +47,9 @@ def test_constant_stays() -> None:
 
 
 def test_plateau_falls_when_the_loss_does_not() -> None:
-    found = rates("plateau")
-    assert found[0] == 1.0
-    assert found[-1] < 0.5
+    actual = rates("plateau")
+    assert actual[0] == 1.0
+    assert actual[-1] < 0.5
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))

@@ -48,11 +48,11 @@ def model() -> nn.Module:
 
 
 def segment(part: Part, terms: list[Part], until: int | None, paused: bytes = b"") -> tuple[nn.Module, FitResult]:
-    made = model()
+    built = model()
     fitted = fit(
-        made, FitRequest(TASK, SPLITS.train, part, terms=terms, teacher=Known(), seed=7, until=until, paused=paused)
+        built, FitRequest(TASK, SPLITS.train, part, terms=terms, teacher=Known(), seed=7, until=until, paused=paused)
     )
-    return made, fitted
+    return built, fitted
 
 
 @pytest.mark.parametrize(

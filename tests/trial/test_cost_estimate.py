@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from autocompress.core.config import Part
-from autocompress.core.records import Cut
+from autocompress.core.records import CompressionRecipe
 from autocompress.trial.cost_estimate import estimate_costs
 from autocompress.trial.runner import run_trial
 from tests.trial.test_runner import JOB, SETUP, TRAINING
@@ -14,22 +14,22 @@ FOUR = Part.of("post_training", weight_bits=4, activation_bits=4)
 
 
 def test_the_price_is_what_the_trained_candidate_costs() -> None:
-    cuts = (Cut(), Cut(quantize=FOUR), Cut(prune=HALF), Cut(HALF, FOUR))
+    cuts = (CompressionRecipe(), CompressionRecipe(quantize=FOUR), CompressionRecipe(prune=HALF), CompressionRecipe(HALF, FOUR))
     brief = replace(TRAINING, fit=Part.of("adamw", epochs=1))
-    candidates = run_trial(replace(JOB, training=brief, cuts=cuts), SETUP).candidates
+    candidates = run_trial(replace(JOB, training=brief, recipes=cuts), SETUP).candidates
     expected = sorted(candidate.costs["effective_flops"] for candidate in candidates)
     prices = sorted(costs["effective_flops"] for costs in estimate_costs(SETUP, brief, cuts))
     assert prices == pytest.approx(expected)
 
 
 def test_of_many_bit_widths_the_fewest_are_priced_without_training() -> None:
-    found = estimate_costs(SETUP, TRAINING, (Cut(quantize=FOUR), Cut(quantize=LSQ)))
-    (alone,) = estimate_costs(SETUP, TRAINING, (Cut(quantize=LSQ),))
-    assert found == [alone]
-    (whole,) = estimate_costs(SETUP, TRAINING, (Cut(),))
+    actual = estimate_costs(SETUP, TRAINING, (CompressionRecipe(quantize=FOUR), CompressionRecipe(quantize=LSQ)))
+    (alone,) = estimate_costs(SETUP, TRAINING, (CompressionRecipe(quantize=LSQ),))
+    assert actual == [alone]
+    (whole,) = estimate_costs(SETUP, TRAINING, (CompressionRecipe(),))
     assert alone["effective_flops"] == pytest.approx(whole["flops"] * 4 / 1024)
 
 
 def test_what_cannot_be_cut_has_no_price() -> None:
     bad = Part.of("structured", pruning_ratio=0.5, criterion="no_such_criterion")
-    assert estimate_costs(SETUP, TRAINING, (Cut(prune=bad),)) == []
+    assert estimate_costs(SETUP, TRAINING, (CompressionRecipe(prune=bad),)) == []

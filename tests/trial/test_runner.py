@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Base, Cut, Job, State
+from autocompress.core.records import BaseCheckpoint, CompressionRecipe, Job, State
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.measure import Subject, measure
 from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
@@ -30,15 +30,15 @@ TRAINING = CompressionConfig(
 PRUNED = Part.of("structured", pruning_ratio=0.25, recovery_epochs=3)
 EIGHT = Part.of("post_training", weight_bits=8, activation_bits=8)
 THREE = Part.of("post_training", weight_bits=3, activation_bits=3)
-CUTS = (Cut(), Cut(quantize=EIGHT), Cut(quantize=THREE), Cut(prune=PRUNED), Cut(PRUNED, EIGHT))
+CUTS = (CompressionRecipe(), CompressionRecipe(quantize=EIGHT), CompressionRecipe(quantize=THREE), CompressionRecipe(prune=PRUNED), CompressionRecipe(PRUNED, EIGHT))
 JOB = Job(4, TRAINING, CUTS)
 
 
 @pytest.fixture(scope="module")
 def result():  # type: ignore[no-untyped-def]
-    found = TrialRunner(SETUP)(JOB)
-    assert found.state is State.COMPLETE, found.reason
-    return found
+    actual = TrialRunner(SETUP)(JOB)
+    assert actual.state is State.COMPLETE, actual.reason
+    return actual
 
 
 def test_one_training_feeds_a_candidate_for_each_cut(result) -> None:  # type: ignore[no-untyped-def]
@@ -86,11 +86,11 @@ def test_a_trial_run_again_from_its_record_gives_identical_weights_and_scores(re
 
 def test_a_candidate_is_cut_again_from_its_checkpoint(result) -> None:  # type: ignore[no-untyped-def]
     with reproducible_torch():
-        place = load_pipeline(SETUP)
+        pipeline = load_pipeline(SETUP)
         for candidate in result.candidates:
-            rebuilt = place.rebuild(candidate.config, result.checkpoints[candidate.checkpoint])
-            logits = place.predict(rebuilt.model, place.splits.select_val)
-            subject = Subject(logits, place.splits.select_val.targets, place.teacher.logits["select_val"])
+            rebuilt = pipeline.rebuild(candidate.config, result.checkpoints[candidate.checkpoint])
+            logits = pipeline.predict(rebuilt.model, pipeline.splits.select_val)
+            subject = Subject(logits, pipeline.splits.select_val.targets, pipeline.teacher.logits["select_val"])
             again = measure(subject, ["accuracy", "loss"])
             assert again["accuracy"] == candidate.scores["select_val"]["accuracy"]
             assert again["loss"] == pytest.approx(candidate.scores["select_val"]["loss"], rel=1e-4)
@@ -98,7 +98,7 @@ def test_a_candidate_is_cut_again_from_its_checkpoint(result) -> None:  # type: 
 
 def test_recovery_trains_the_pruned_model(result) -> None:  # type: ignore[no-untyped-def]
     bare = Part.of("structured", pruning_ratio=0.25, recovery_epochs=0)
-    without = run_trial(replace(JOB, cuts=(Cut(prune=bare),)), SETUP).candidates[0]
+    without = run_trial(replace(JOB, recipes=(CompressionRecipe(prune=bare),)), SETUP).candidates[0]
     assert result.candidates[3].scores["select_val"]["loss"] < without.scores["select_val"]["loss"]
 
 
@@ -120,10 +120,10 @@ def test_the_teacher_is_described() -> None:
 
 def test_a_cut_that_fails_leaves_the_others_and_says_why() -> None:
     bad = Part.of("structured", pruning_ratio=0.25, criterion="no_such_criterion")
-    found = TrialRunner(SETUP)(replace(JOB, cuts=(Cut(), Cut(prune=bad))))
-    assert found.state is State.COMPLETE
-    assert [candidate.id for candidate in found.candidates] == ["t4c0"]
-    assert "no_such_criterion" in found.reason
+    actual = TrialRunner(SETUP)(replace(JOB, recipes=(CompressionRecipe(), CompressionRecipe(prune=bad))))
+    assert actual.state is State.COMPLETE
+    assert [candidate.id for candidate in actual.candidates] == ["t4c0"]
+    assert "no_such_criterion" in actual.reason
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_a_cut_that_fails_leaves_the_others_and_says_why() -> None:
     ],
 )
 def test_a_training_that_cannot_work_becomes_a_failed_result(training: CompressionConfig, reason: str) -> None:
-    found = TrialRunner(SETUP)(Job(0, training, (Cut(),)))
-    assert found.state is State.FAILED
-    assert reason in found.reason
-    assert not found.candidates
+    actual = TrialRunner(SETUP)(Job(0, training, (CompressionRecipe(),)))
+    assert actual.state is State.FAILED
+    assert reason in actual.reason
+    assert not actual.candidates
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_whatever_is_raised_in_a_trial_becomes_its_reason(
         raise fault
 
     monkeypatch.setattr("autocompress.trial.runner.run_trial", broken)
-    found = TrialRunner(SETUP)(JOB)
-    assert found.state is State.FAILED
-    assert found.reason == reason
+    actual = TrialRunner(SETUP)(JOB)
+    assert actual.state is State.FAILED
+    assert actual.reason == reason
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "empty"])
@@ -168,7 +168,7 @@ def test_a_setup_reads_back_equal() -> None:
     assert Setup.from_json(json.loads(json.dumps(SETUP.to_json()))) == SETUP
 
 
-def test_settled_puts_back_what_it_found(tmp_path: Path) -> None:
+def test_reproducible_torch_restores_the_settings(tmp_path: Path) -> None:
     tiny = torch.tensor(torch.finfo(torch.float32).tiny)
     assert tiny.div(2) != 0
     with reproducible_torch():
@@ -179,15 +179,15 @@ def test_settled_puts_back_what_it_found(tmp_path: Path) -> None:
 
 def test_robust_accuracy_is_a_score_that_a_search_can_ask_for() -> None:
     setup = replace(SETUP, scores=("accuracy", "fgsm_accuracy", "pgd_accuracy"))
-    found = run_trial(replace(JOB, cuts=CUTS[:2]), setup)
-    for candidate in found.candidates:
+    actual = run_trial(replace(JOB, recipes=CUTS[:2]), setup)
+    for candidate in actual.candidates:
         scores = candidate.scores["select_val"]
         assert scores["pgd_accuracy"] <= scores["fgsm_accuracy"] < scores["accuracy"]
 
 
 def test_a_training_in_segments_gives_the_same_candidates_as_in_one(result) -> None:  # type: ignore[no-untyped-def]
     runner = TrialRunner(SETUP)
-    first = runner(replace(JOB, cuts=CUTS[:2], rung=0, until=2))
+    first = runner(replace(JOB, recipes=CUTS[:2], rung=0, until=2))
     assert first.state is State.PAUSED
     assert [candidate.id for candidate in first.candidates] == ["t4r0c0", "t4r0c1"]
     assert not any(candidate.complete or candidate.checkpoint for candidate in first.candidates)
@@ -202,7 +202,7 @@ def test_a_training_in_segments_gives_the_same_candidates_as_in_one(result) -> N
 
 def test_a_checkpoint_is_cut_further_without_training_it_again(result) -> None:  # type: ignore[no-untyped-def]
     parent = result.checkpoints["t4p0"]
-    job = Job(9, TRAINING, (Cut(prune=PRUNED), Cut(PRUNED, EIGHT)), base=Base("t4p0", None, 10, parent))
+    job = Job(9, TRAINING, (CompressionRecipe(prune=PRUNED), CompressionRecipe(PRUNED, EIGHT)), base=BaseCheckpoint("t4p0", None, 10, parent))
     further = TrialRunner(SETUP)(job)
     assert further.state is State.COMPLETE, further.reason
     assert [candidate.id for candidate in further.candidates] == ["t9c0", "t9c1"]
@@ -211,28 +211,28 @@ def test_a_checkpoint_is_cut_further_without_training_it_again(result) -> None: 
     assert further.candidates[1].scores == result.candidates[4].scores
     assert further.candidates[0].epochs == 10
     tuned = Part.of("lsq", weight_bits=3, activation_bits=4, epochs=2)
-    again = Job(10, TRAINING, (Cut(PRUNED, tuned),), base=Base("t9p0", PRUNED, 10, further.checkpoints["t9p0"]))
-    found = TrialRunner(SETUP)(again)
-    assert found.state is State.COMPLETE, found.reason
-    assert not found.checkpoints
-    (candidate,) = found.candidates
+    again = Job(10, TRAINING, (CompressionRecipe(PRUNED, tuned),), base=BaseCheckpoint("t9p0", PRUNED, 10, further.checkpoints["t9p0"]))
+    actual = TrialRunner(SETUP)(again)
+    assert actual.state is State.COMPLETE, actual.reason
+    assert not actual.checkpoints
+    (candidate,) = actual.candidates
     assert candidate.checkpoint == "t9p0"
     assert candidate.config == replace(TRAINING, prune=PRUNED, quantize=tuned)
     assert candidate.costs["flops"] == further.candidates[0].costs["flops"]
     with reproducible_torch():
-        place = load_pipeline(SETUP)
-        rebuilt = place.rebuild(candidate.config, further.checkpoints["t9p0"])
-        logits = place.predict(rebuilt.model, place.splits.select_val)
-        subject = Subject(logits, place.splits.select_val.targets, place.teacher.logits["select_val"])
+        pipeline = load_pipeline(SETUP)
+        rebuilt = pipeline.rebuild(candidate.config, further.checkpoints["t9p0"])
+        logits = pipeline.predict(rebuilt.model, pipeline.splits.select_val)
+        subject = Subject(logits, pipeline.splits.select_val.targets, pipeline.teacher.logits["select_val"])
         assert measure(subject, ["accuracy"])["accuracy"] == candidate.scores["select_val"]["accuracy"]
 
 
 def test_a_pruned_checkpoint_is_not_pruned_once_more(result) -> None:  # type: ignore[no-untyped-def]
     half = replace(PRUNED, settings=Part.of("structured", pruning_ratio=0.5).settings)
-    job = Job(9, TRAINING, (Cut(prune=half),), base=Base("t4p1", PRUNED, 10, result.checkpoints["t4p1"]))
-    found = TrialRunner(SETUP)(job)
-    assert found.state is State.FAILED
-    assert "a pruned checkpoint cannot be pruned again" in found.reason
+    job = Job(9, TRAINING, (CompressionRecipe(prune=half),), base=BaseCheckpoint("t4p1", PRUNED, 10, result.checkpoints["t4p1"]))
+    actual = TrialRunner(SETUP)(job)
+    assert actual.state is State.FAILED
+    assert "a pruned checkpoint cannot be pruned again" in actual.reason
 
 
 def test_memory_that_is_refused_is_told_from_other_faults() -> None:
@@ -252,14 +252,14 @@ def test_a_worker_whose_data_differ_from_the_drivers_is_not_ready() -> None:
 
 
 def test_a_student_may_start_from_its_teachers_weights() -> None:
-    place = load_pipeline(SETUP)
+    pipeline = load_pipeline(SETUP)
     one_epoch = {"epochs": 1, "learning_rate": 1e-3}
 
     def score(width: int, init: str) -> float:
         fit = Part.of("adamw", init=init, **one_epoch)
         training = replace(TRAINING, student=Part.of("cnn", width=width, depth=1), fit=fit)
         with reproducible_torch():
-            return place.score(place.train(training).model)
+            return pipeline.score(pipeline.train(training).model)
 
     # One of the teacher's own shape knows at once what it knows; a narrower one takes its best channels.
     assert score(12, "teacher") > 0.9 > 0.5 > score(12, "random")
@@ -268,9 +268,9 @@ def test_a_student_may_start_from_its_teachers_weights() -> None:
 
 
 def test_a_training_that_started_from_the_teacher_goes_on_after_a_pause_as_if_it_never_had() -> None:
-    place, training = load_pipeline(SETUP), replace(TRAINING, fit=Part.of("adamw", epochs=3, init="teacher"))
+    pipeline, training = load_pipeline(SETUP), replace(TRAINING, fit=Part.of("adamw", epochs=3, init="teacher"))
     with reproducible_torch():
-        whole = place.train(training).model.state_dict()
-        paused = place.train(training, until=1).paused
-        again = place.train(training, paused=paused).model.state_dict()
+        whole = pipeline.train(training).model.state_dict()
+        paused = pipeline.train(training, until=1).paused
+        again = pipeline.train(training, paused=paused).model.state_dict()
     assert all(torch.equal(whole[name], again[name]) for name in whole)

@@ -35,8 +35,8 @@ FAMILIES = {
 def cut(model: nn.Module, ratio: float, context: Context) -> nn.Module:
     part = subnetwork_pruning(ratio)
     method = PRUNE.get(part.name)
-    found: nn.Module = method.apply(model, method.config.of(part.values), context)[0]
-    return found.eval()
+    actual: nn.Module = method.apply(model, method.config.of(part.values), context)[0]
+    return actual.eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -54,23 +54,23 @@ def test_the_loss_is_the_divergence_of_the_models_that_are_cut_out_later(family:
     with torch.no_grad():
         logits = logits_by_head(model(*inputs), task.heads)
         torch.manual_seed(5)
-        found = beside(inputs, logits)
+        actual = beside(inputs, logits)
         torch.manual_seed(5)
         ratios = {0.5, *((torch.randint(10, (2,)) + 1) * 0.05).tolist()}
         expected = sum(
             _divergence(cut(model, round(ratio, 2), context)(*inputs), logits, task.heads) for ratio in ratios
         )
-    assert float(found) == pytest.approx(float(expected), rel=1e-4)
-    assert float(found) > 0
+    assert float(actual) == pytest.approx(float(expected), rel=1e-4)
+    assert float(actual) > 0
 
 
 def _divergence(output: object, logits: Mapping[str, Tensor], heads: Mapping[str, int]) -> float:
     ours = logits_by_head(output, heads)
-    each = [
+    entry = [
         (logits[head].softmax(1) * (logits[head].log_softmax(1) - ours[head].log_softmax(1))).sum(1).mean()
         for head in heads
     ]
-    return float(torch.stack(each).mean())
+    return float(torch.stack(entry).mean())
 
 
 def test_the_channels_of_a_narrower_sub_network_lie_in_a_wider_one() -> None:
@@ -110,26 +110,26 @@ def _training(sandwich: float, epochs: int = 12) -> CompressionConfig:
 def test_one_training_gives_good_models_of_every_width() -> None:
     accuracy: dict[float, list[float]] = {}
     with reproducible_torch():
-        place = load_pipeline(SETUP)
+        pipeline = load_pipeline(SETUP)
         for sandwich in (0.0, 0.75):
             training = _training(sandwich)
-            model = place.train(training).model
+            model = pipeline.train(training).model
             accuracy[sandwich] = [
-                place.score(place.prune(model, training, subnetwork_pruning(ratio))[0]) for ratio in (0.5, 0.75)
+                pipeline.score(pipeline.prune(model, training, subnetwork_pruning(ratio))[0]) for ratio in (0.5, 0.75)
             ]
-            accuracy[sandwich].append(place.score(model))
+            accuracy[sandwich].append(pipeline.score(model))
     assert min(accuracy[0.75]) > 0.85
     assert accuracy[0.75][1] > accuracy[0.0][1] + 0.2
 
 
 def test_a_pause_changes_nothing() -> None:
     with reproducible_torch():
-        place = load_pipeline(SETUP)
+        pipeline = load_pipeline(SETUP)
         training = _training(0.5, epochs=3)
-        whole = place.train(training)
-        first = place.train(training, until=1)
+        whole = pipeline.train(training)
+        first = pipeline.train(training, until=1)
         torch.manual_seed(99)
-        last = place.train(training, paused=first.paused)
+        last = pipeline.train(training, paused=first.paused)
     assert first.paused
     assert last.curve == whole.curve
     weights = last.model.state_dict()

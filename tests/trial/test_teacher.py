@@ -71,12 +71,12 @@ def test_a_teacher_that_travels_is_not_trained_again(tmp_path: Path, monkeypatch
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "elsewhere"))
     for _ in range(2):
         serialized.install()
-        found = load_teacher(TASK, SPLITS, RECIPE)
-        assert not found.trained
-        assert found.folder.is_relative_to(tmp_path / "elsewhere")
-        assert found.folder.name == serialized.name == teacher_name(TASK, SPLITS, RECIPE)
+        actual = load_teacher(TASK, SPLITS, RECIPE)
+        assert not actual.trained
+        assert actual.folder.is_relative_to(tmp_path / "elsewhere")
+        assert actual.folder.name == serialized.name == teacher_name(TASK, SPLITS, RECIPE)
         assert all(
-            torch.equal(value, found.model.state_dict()[name]) for name, value in teacher.model.state_dict().items()
+            torch.equal(value, actual.model.state_dict()[name]) for name, value in teacher.model.state_dict().items()
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Candidate, Cut, Job, State
+from autocompress.core.records import Candidate, CompressionRecipe, Job, State
 from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost, count_fit_epochs, count_recipe_epochs
 from autocompress.engine.scheduler.promotion import ETA, PromotionRule, RankingBoundary, RankingRule
 from autocompress.store.schema import StoredTrial
@@ -54,7 +54,7 @@ def rung_epochs(epochs: int, max_rungs: int = MAX_RUNGS) -> tuple[int, ...]:
     return tuple(sorted(step for step in steps if 0 < step < epochs))
 
 
-def select_rung_recipes(recipes: Sequence[Cut]) -> tuple[Cut, ...]:
+def select_rung_recipes(recipes: Sequence[CompressionRecipe]) -> tuple[CompressionRecipe, ...]:
     """Return the recipes that are scored at a rung: no compression, and a few evenly spaced quantizations.
 
     They show how well a trial tolerates quantization. Scoring the whole grid would take more time than the additional
@@ -202,7 +202,7 @@ class AshaScheduler:
         self,
         rule: PromotionRule,
         max_rungs: int,
-        recipes: Sequence[Cut],
+        recipes: Sequence[CompressionRecipe],
         score_column: int,
         normalize: Callable[[Sequence[Candidate]], NDArray[np.float64]],
         reference_student: Part | None = None,
@@ -238,7 +238,7 @@ class AshaScheduler:
         """Return the job that runs a trial from the rung below up to ``rung``, or to its end above the last rung."""
         pauses = self._pause_epochs(trial.training)
         if rung < len(pauses):
-            return replace(trial, cuts=select_rung_recipes(self._recipes), rung=rung, until=pauses[rung])
+            return replace(trial, recipes=select_rung_recipes(self._recipes), rung=rung, until=pauses[rung])
         return replace(trial, rung=rung if pauses else None)
 
     def count_job_epochs(self, job: Job) -> float:
@@ -246,9 +246,9 @@ class AshaScheduler:
         if job.base is None:
             return (job.until or count_fit_epochs(job.training.fit)) - self._start_epoch(job)
         # A job that compresses an existing checkpoint prunes once for all its recipes, and then quantizes each.
-        prunings = {recipe.prune for recipe in job.cuts} - {job.base.prune}
-        return sum(count_recipe_epochs(Cut(prune)) for prune in prunings) + sum(
-            count_recipe_epochs(Cut(quantize=recipe.quantize)) for recipe in job.cuts
+        prunings = {recipe.prune for recipe in job.recipes} - {job.base.prune}
+        return sum(count_recipe_epochs(CompressionRecipe(prune)) for prune in prunings) + sum(
+            count_recipe_epochs(CompressionRecipe(quantize=recipe.quantize)) for recipe in job.recipes
         )
 
     def count_remaining_epochs(self, segment: Job) -> float:

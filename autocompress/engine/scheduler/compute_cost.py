@@ -9,7 +9,7 @@ from functools import lru_cache
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.knobs import Settings
 from autocompress.core.method import Method
-from autocompress.core.records import Candidate, Cut
+from autocompress.core.records import Candidate, CompressionRecipe
 from autocompress.core.registry import DISTILL, PRUNE, QUANTIZE, Registry
 from autocompress.distill.base import Needs
 from autocompress.training.optimizers import fit_config
@@ -27,14 +27,14 @@ DEFAULT_LAYERS = 8.0
 TEACHER_PASS_LAYERS = 20.0
 
 
-def count_recipe_epochs(recipe: Cut) -> float:
+def count_recipe_epochs(recipe: CompressionRecipe) -> float:
     """Return the number of passes over the training split that a compression recipe needs; 0 if it trains nothing.
 
     Example:
         >>> prune = Part.of("structured", pruning_ratio=0.5, recovery_epochs=6)
-        >>> count_recipe_epochs(Cut(prune, Part.of("lsq", epochs=4)))
+        >>> count_recipe_epochs(CompressionRecipe(prune, Part.of("lsq", epochs=4)))
         10.0
-        >>> count_recipe_epochs(Cut(quantize=Part.of("post_training")))
+        >>> count_recipe_epochs(CompressionRecipe(quantize=Part.of("post_training")))
         0.0
     """
     return _count_step_epochs(PRUNE, recipe.prune) + _count_step_epochs(QUANTIZE, recipe.quantize)

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import Base, Candidate, Cut, Job, State
+from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, State
 from autocompress.engine.scheduler.asha import (
     LARGE_RUNG,
     MAX_PAUSED,
@@ -27,10 +27,10 @@ from tests.fakes import fake_result
 FIT = Part.of("adamw", epochs=27)
 PRUNE = Part.of("structured", pruning_ratio=0.5, recovery_epochs=6)
 LSQ = Part.of("lsq", epochs=4)
-GRID = (Cut(), *(Cut(quantize=Part.of("post_training", weight_bits=bits)) for bits in range(2, 9)))
+GRID = (CompressionRecipe(), *(CompressionRecipe(quantize=Part.of("post_training", weight_bits=bits)) for bits in range(2, 9)))
 
 
-def make_trial(number: int, width: int = 8, epochs: int = 27, recipes: tuple[Cut, ...] = (Cut(),)) -> Job:
+def make_trial(number: int, width: int = 8, epochs: int = 27, recipes: tuple[CompressionRecipe, ...] = (CompressionRecipe(),)) -> Job:
     fit = Part.of("adamw", epochs=epochs)
     return Job(number, CompressionConfig(Part.of("cnn", width=width), (Part("none"),), fit, seed=number), recipes)
 
@@ -41,7 +41,7 @@ def normalize(candidates: Sequence[Candidate]) -> NDArray[np.float64]:
 
 
 def make_scheduler(
-    reference_student: Part | None = None, max_rungs: int = 2, recipes: Sequence[Cut] = (Cut(),)
+    reference_student: Part | None = None, max_rungs: int = 2, recipes: Sequence[CompressionRecipe] = (CompressionRecipe(),)
 ) -> AshaScheduler:
     return AshaScheduler(ParetoRank(), max_rungs, recipes, 0, normalize, reference_student)
 
@@ -73,7 +73,7 @@ def pause(scheduler: AshaScheduler, number: int, rung: int, error: float, cost: 
 
 def paused_scheduler(count: int, reference_student: Part | None = None) -> AshaScheduler:
     """Return a scheduler in which trial 0 is the best in everything, and each later one is worse."""
-    scheduler = AshaScheduler(ParetoRank(), 2, (Cut(),), 0, read_points, reference_student)
+    scheduler = AshaScheduler(ParetoRank(), 2, (CompressionRecipe(),), 0, read_points, reference_student)
     for trial in range(count):
         pause(scheduler, trial, 0, 0.1 + trial / 1000, 0.1 + trial / 1000)
     return scheduler
@@ -117,7 +117,7 @@ def test_a_third_is_promoted_and_more_as_others_arrive() -> None:
 
 @pytest.mark.parametrize("cheapest", [0, 1])
 def test_the_promotable_trial_with_the_cheapest_segment_is_next(cheapest: int) -> None:
-    scheduler = AshaScheduler(ParetoRank(), 2, (Cut(),), 0, read_points)
+    scheduler = AshaScheduler(ParetoRank(), 2, (CompressionRecipe(),), 0, read_points)
     for trial in range(6):
         flops = 1e9 if trial < 2 and trial != cheapest else 1e6
         pause(scheduler, trial, 0, 0.1 + trial / 100, 0.1 + trial / 100, flops)
@@ -163,10 +163,10 @@ def test_the_reference_trial_is_promoted_whatever_its_rank() -> None:
 
 def test_a_rung_scores_the_uncompressed_model_first_and_a_few_quantizations() -> None:
     bits = [Part.of("post_training", weight_bits=b) for b in range(2, 9)]
-    pruned = Cut(Part.of("structured", pruning_ratio=0.5, recovery_epochs=0))
-    recipes = (Cut(), *(Cut(quantize=part) for part in bits), pruned)
+    pruned = CompressionRecipe(Part.of("structured", pruning_ratio=0.5, recovery_epochs=0))
+    recipes = (CompressionRecipe(), *(CompressionRecipe(quantize=part) for part in bits), pruned)
     selected = select_rung_recipes(recipes)
-    assert selected[0] == Cut()
+    assert selected[0] == CompressionRecipe()
     assert len(selected) == 1 + RUNG_QUANTIZATIONS
     assert {selected[1].quantize, selected[-1].quantize} == {bits[0], bits[-1]}
     assert all(recipe.prune is None for recipe in selected)
@@ -213,8 +213,8 @@ def test_the_segments_of_a_trial_make_up_the_whole(max_rungs: int, epochs: int) 
     assert scheduler.count_remaining_epochs(segments[0]) == epochs
     assert scheduler.count_remaining_epochs(segments[-1]) == scheduler.count_job_epochs(segments[-1])
     # All recipes are applied at the end, some at the rungs.
-    assert segments[-1].cuts == GRID
-    assert all(0 < len(segment.cuts) < len(GRID) for segment in segments[:-1])
+    assert segments[-1].recipes == GRID
+    assert all(0 < len(segment.recipes) < len(GRID) for segment in segments[:-1])
 
 
 def test_a_trial_that_never_pauses_is_at_no_rung() -> None:
@@ -223,12 +223,12 @@ def test_a_trial_that_never_pauses_is_at_no_rung() -> None:
 
 
 def test_a_refinement_takes_its_own_epochs_and_not_those_before() -> None:
-    base = Base("t2p0", None, 30)
-    job = replace(make_trial(3, epochs=30), base=base, cuts=(Cut(PRUNE), Cut(PRUNE, LSQ)))
+    base = BaseCheckpoint("t2p0", None, 30)
+    job = replace(make_trial(3, epochs=30), base=base, recipes=(CompressionRecipe(PRUNE), CompressionRecipe(PRUNE, LSQ)))
     scheduler = make_scheduler(recipes=GRID)
     # Pruned once for both, and one of them trains with quantization.
     assert scheduler.count_job_epochs(job) == 6 + 4
-    pruned = replace(job, base=replace(base, prune=PRUNE), cuts=(Cut(PRUNE, LSQ),))
+    pruned = replace(job, base=replace(base, prune=PRUNE), recipes=(CompressionRecipe(PRUNE, LSQ),))
     assert scheduler.count_job_epochs(pruned) == 4
 
 
