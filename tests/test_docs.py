@@ -54,7 +54,7 @@ def place(tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> P
         each.names()
         monkeypatch.setattr(each, "_objects", dict(each._objects))
     monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setattr(plugins, "_of_plugins", set())
+    monkeypatch.setattr(plugins, "_plugin_tasks", set())
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr("webbrowser.open", lambda address: True)
     monkeypatch.chdir(tmp_path)

@@ -342,7 +342,7 @@ def export(
 
 @app.command(epilog="Example: autocompress bench digits, or autocompress bench reports/digits/picks/t12c7 --batch 8")
 def bench(
-    target: Annotated[str, typer.Argument(help="An exported folder, or a run.", metavar="ARTIFACT|RUN")],
+    target: Annotated[str, typer.Argument(help="The target: an exported folder, or a run.", metavar="ARTIFACT|RUN")],
     candidate: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Candidate of the run, instead of its front; repeatable.")
     ] = None,

@@ -52,8 +52,9 @@ def _method_reports(details: Mapping[str, object]) -> Iterable[tuple[str, Mappin
     for report in start.values() if isinstance(start, Mapping) else ():
         if isinstance(report, Mapping):
             yield "start", report
-    if isinstance(details.get("prune"), Mapping):
-        yield "prune", details["prune"]
+    pruning = details.get("prune")
+    if isinstance(pruning, Mapping):
+        yield "prune", pruning
     yield "quantize", details
 
 

@@ -44,7 +44,7 @@ def small_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written(run: Run, folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page_module, "confirmed", lambda *_: repeated(run))
+        patch.setattr(page_module, "summarize_repeats", lambda *_: repeated(run))
         return write_page(
             folder / "report.html", run.candidates, run.trials, run.info, select_candidate(run.candidates, run.info)
         )
@@ -141,7 +141,7 @@ def test_sliders_and_words_filter_plot_and_table_alike(opened: Opened, run: Run)
     expect(summary).to_have_text(f"{expected.sum()} of {len(run.candidates)} candidates match.")
     assert opened.count("#table tbody tr") == expected.sum()
     tab.locator("#filter").fill("accurcy > 1")
-    expect(summary).to_contain_text("no column called accurcy")
+    expect(summary).to_contain_text("Unknown column accurcy")
     tab.locator("#filter").fill("")
     expect(summary).not_to_contain_text("column")
     expect(summary).to_have_text(f"{len(run.candidates)} candidates.")
