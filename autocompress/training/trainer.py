@@ -22,7 +22,7 @@ from autocompress.training.objective import TrainingObjective
 from autocompress.training.optimizers import SCHEDULES, FitConfig, fit_config
 from autocompress.training.precision import Precision, choose_precision
 from autocompress.training.process_group import SINGLE_PROCESS, ProcessGroup
-from autocompress.training.state import Stateful, read_facts, restore_state, serialize_state
+from autocompress.training.state import FitFacts, Stateful, read_facts, restore_state, serialize_state
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Trainer:
     def _serialize_state(self) -> bytes:
         """Return everything from which the fit resumes."""
         logger.debug("Paused a fit after %d of %d epochs", len(self._curve), self._config.epochs)
-        facts = {"curve": self._curve, "low": self._precision.is_bfloat16}
+        facts = FitFacts(curve=self._curve, low=self._precision.is_bfloat16)
         return serialize_state(self._stateful_parts(), self._generators(), facts)
 
     def _stateful_parts(self) -> Mapping[str, Stateful]:

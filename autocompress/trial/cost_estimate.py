@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 BITS = ("weight_bits", "activation_bits")
 
 
-def estimate_costs(setup: Setup, training: CompressionConfig, recipes: Sequence[CompressionRecipe]) -> list[Mapping[str, float]]:
+def estimate_costs(
+    setup: Setup, training: CompressionConfig, recipes: Sequence[CompressionRecipe]
+) -> list[Mapping[str, float]]:
     """Return the costs of compressed variants of the untrained student, in any order.
 
     Variants that cannot be compressed are left out. Of the variants with the same pruning, only the quantized one with
@@ -39,7 +41,7 @@ def estimate_costs(setup: Setup, training: CompressionConfig, recipes: Sequence[
         model, _ = pipeline.build_student(training)
         # Without fine-tuning and scores, methods do not train or evaluate between their steps.
         context = replace(pipeline.build_context(training), fine_tune=None, score=None)
-        estimates = []
+        estimates: list[Mapping[str, float]] = []
         for part in dict.fromkeys(recipe.prune for recipe in recipes):
             quantizations = [recipe.quantize for recipe in recipes if recipe.prune == part]
             try:
@@ -67,7 +69,9 @@ def _select_fewest_bits(parts: Sequence[Part | None]) -> list[Part | None]:
 
 def _multiply_bits(part: Part) -> float:
     settings = QUANTIZE.get(part.name).config.of(part.values).to_dict()
-    return float(settings.get("weight_bits", 0)) * float(settings.get("activation_bits", 0))
+    weight_bits, activation_bits = (settings.get(name, 0) for name in BITS)
+    # Bits are numbers; other hyperparameters may be texts or None.
+    return float(weight_bits or 0) * float(activation_bits or 0)
 
 
 def _to_post_training(part: Part) -> Part:

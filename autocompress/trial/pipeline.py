@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from pydantic import JsonValue
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
@@ -54,7 +53,7 @@ class Setup:
     costs: tuple[str, ...]
     device: str = "cpu"
 
-    def to_json(self) -> dict[str, JsonValue]:
+    def to_json(self) -> dict[str, Any]:
         """Return the setup as JSON values for the description of the run, without the device."""
         teacher = {
             "student": self.teacher.student.to_json(),

@@ -286,7 +286,9 @@ def cpu_capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
-def _group_by_pruning(recipes: tuple[CompressionRecipe, ...]) -> list[tuple[Part | None, list[tuple[int, CompressionRecipe]]]]:
+def _group_by_pruning(
+    recipes: tuple[CompressionRecipe, ...],
+) -> list[tuple[Part | None, list[tuple[int, CompressionRecipe]]]]:
     """Return the candidates of a job, each with its index, grouped by their pruning."""
     groups: dict[Part | None, list[tuple[int, CompressionRecipe]]] = {}
     for number, recipe in enumerate(recipes):
@@ -332,7 +334,12 @@ def _fold_model(pipeline: TrialPipeline, trained: TrainedSource, pruned: PrunedM
 
 
 def _measure_candidate(
-    pipeline: TrialPipeline, setup: Setup, job: Job, identity: str, recipe: CompressionRecipe, source: QuantizationSource
+    pipeline: TrialPipeline,
+    setup: Setup,
+    job: Job,
+    identity: str,
+    recipe: CompressionRecipe,
+    source: QuantizationSource,
 ) -> Candidate:
     model, state = pipeline.quantize(source.model, job.training, recipe.quantize, source.shared)
     bits = {} if state is None else state.bits

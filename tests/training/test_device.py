@@ -216,7 +216,11 @@ def test_every_family_trains_on_the_card(task: str, student: Part, settings: dic
 
 def test_a_trial_that_trains_sub_networks_along_gives_the_same_candidates_on_the_card() -> None:
     training = CompressionConfig(SMALL, SOFT, Part.of("adamw", **FIT.values, sandwich=0.1), seed=1)
-    job = Job(3, training, (CompressionRecipe(), CompressionRecipe(quantize=Part.of("post_training", weight_bits=8, activation_bits=8))))
+    job = Job(
+        3,
+        training,
+        (CompressionRecipe(), CompressionRecipe(quantize=Part.of("post_training", weight_bits=8, activation_bits=8))),
+    )
     expected = run_trial(job, SETUP)
     with a_card():
         actual = run_trial(job, replace(SETUP, device=CARD))

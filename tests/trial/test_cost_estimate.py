@@ -14,7 +14,12 @@ FOUR = Part.of("post_training", weight_bits=4, activation_bits=4)
 
 
 def test_the_price_is_what_the_trained_candidate_costs() -> None:
-    cuts = (CompressionRecipe(), CompressionRecipe(quantize=FOUR), CompressionRecipe(prune=HALF), CompressionRecipe(HALF, FOUR))
+    cuts = (
+        CompressionRecipe(),
+        CompressionRecipe(quantize=FOUR),
+        CompressionRecipe(prune=HALF),
+        CompressionRecipe(HALF, FOUR),
+    )
     brief = replace(TRAINING, fit=Part.of("adamw", epochs=1))
     candidates = run_trial(replace(JOB, training=brief, recipes=cuts), SETUP).candidates
     expected = sorted(candidate.costs["effective_flops"] for candidate in candidates)

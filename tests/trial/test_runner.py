@@ -30,7 +30,13 @@ TRAINING = CompressionConfig(
 PRUNED = Part.of("structured", pruning_ratio=0.25, recovery_epochs=3)
 EIGHT = Part.of("post_training", weight_bits=8, activation_bits=8)
 THREE = Part.of("post_training", weight_bits=3, activation_bits=3)
-CUTS = (CompressionRecipe(), CompressionRecipe(quantize=EIGHT), CompressionRecipe(quantize=THREE), CompressionRecipe(prune=PRUNED), CompressionRecipe(PRUNED, EIGHT))
+CUTS = (
+    CompressionRecipe(),
+    CompressionRecipe(quantize=EIGHT),
+    CompressionRecipe(quantize=THREE),
+    CompressionRecipe(prune=PRUNED),
+    CompressionRecipe(PRUNED, EIGHT),
+)
 JOB = Job(4, TRAINING, CUTS)
 
 
@@ -202,7 +208,12 @@ def test_a_training_in_segments_gives_the_same_candidates_as_in_one(result) -> N
 
 def test_a_checkpoint_is_cut_further_without_training_it_again(result) -> None:  # type: ignore[no-untyped-def]
     parent = result.checkpoints["t4p0"]
-    job = Job(9, TRAINING, (CompressionRecipe(prune=PRUNED), CompressionRecipe(PRUNED, EIGHT)), base=BaseCheckpoint("t4p0", None, 10, parent))
+    job = Job(
+        9,
+        TRAINING,
+        (CompressionRecipe(prune=PRUNED), CompressionRecipe(PRUNED, EIGHT)),
+        base=BaseCheckpoint("t4p0", None, 10, parent),
+    )
     further = TrialRunner(SETUP)(job)
     assert further.state is State.COMPLETE, further.reason
     assert [candidate.id for candidate in further.candidates] == ["t9c0", "t9c1"]
@@ -211,7 +222,12 @@ def test_a_checkpoint_is_cut_further_without_training_it_again(result) -> None: 
     assert further.candidates[1].scores == result.candidates[4].scores
     assert further.candidates[0].epochs == 10
     tuned = Part.of("lsq", weight_bits=3, activation_bits=4, epochs=2)
-    again = Job(10, TRAINING, (CompressionRecipe(PRUNED, tuned),), base=BaseCheckpoint("t9p0", PRUNED, 10, further.checkpoints["t9p0"]))
+    again = Job(
+        10,
+        TRAINING,
+        (CompressionRecipe(PRUNED, tuned),),
+        base=BaseCheckpoint("t9p0", PRUNED, 10, further.checkpoints["t9p0"]),
+    )
     actual = TrialRunner(SETUP)(again)
     assert actual.state is State.COMPLETE, actual.reason
     assert not actual.checkpoints
@@ -229,7 +245,12 @@ def test_a_checkpoint_is_cut_further_without_training_it_again(result) -> None: 
 
 def test_a_pruned_checkpoint_is_not_pruned_once_more(result) -> None:  # type: ignore[no-untyped-def]
     half = replace(PRUNED, settings=Part.of("structured", pruning_ratio=0.5).settings)
-    job = Job(9, TRAINING, (CompressionRecipe(prune=half),), base=BaseCheckpoint("t4p1", PRUNED, 10, result.checkpoints["t4p1"]))
+    job = Job(
+        9,
+        TRAINING,
+        (CompressionRecipe(prune=half),),
+        base=BaseCheckpoint("t4p1", PRUNED, 10, result.checkpoints["t4p1"]),
+    )
     actual = TrialRunner(SETUP)(job)
     assert actual.state is State.FAILED
     assert "a pruned checkpoint cannot be pruned again" in actual.reason
