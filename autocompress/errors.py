@@ -94,7 +94,7 @@ class StorageError(AutocompressError):
     exit_code = 3
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return a hint such as ``did you mean 'digits'?``, or the list of known names.
 
     Example:
@@ -103,7 +103,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         >>> did_you_mean("zzz", ["digits", "langid"])
         'known: digits, langid'
     """
-    names = sorted(known)
+    names = sorted(names)
     close = get_close_matches(str(name), names, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"

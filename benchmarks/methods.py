@@ -118,7 +118,10 @@ def build_variants(benchmark: BenchmarkTask) -> list[Variant]:
         **{f"adaround {w}/{a}": quantize("adaround", w, a) for w, a in ROUNDED},
         **{f"qat {w}/{a}": quantize("qat", w, a) for w, a in LOW},
         **{f"lsq {w}/{a}": quantize("lsq", w, a) for w, a in LOW},
-        **{f"mixed {n}/{n}": CompressionRecipe(quantize=Part.of("mixed_precision", budget_bits=float(n))) for n in (3, 4)},
+        **{
+            f"mixed {n}/{n}": CompressionRecipe(quantize=Part.of("mixed_precision", budget_bits=float(n)))
+            for n in (3, 4)
+        },
     }
     alone, sparse = {"recovery_epochs": 0}, {"criterion": "l1", "scope": "global"}
     cut = {

@@ -209,7 +209,9 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 def test_the_functions_on_the_path_of_one_trial_exist() -> None:
-    rows = re.findall(r"^\| [^|]+ \| `(autocompress/[\w/]+)\.py` \| (.+) \|$", PAGES["architecture"], flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| [^|]+ \| `(autocompress/[\w/]+)\.py` \| (.+) \|$", PAGES["architecture"], flags=re.MULTILINE
+    )
     assert len(rows) > 15
     for path, names in rows:
         module = importlib.import_module(path.replace("/", ".").removesuffix(".__init__"))

@@ -11,11 +11,23 @@ TABLE = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["layers"]
 LEVEL = {unit: number for number, units in enumerate(TABLE["levels"]) for unit in units}
 
 
+def typing_imports(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield the nodes below ``if TYPE_CHECKING:``."""
+    for node in tree.body:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            for statement in node.body:
+                yield from ast.walk(statement)
+
+
 def modules() -> Iterator[tuple[str, str, ast.stmt | ast.expr, str]]:
     """Yield unit, file, node and imported name of every import of the package, those inside functions included."""
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).with_suffix("").as_posix()
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        typing_only = set(typing_imports(tree)) if name in TABLE["typed_upwards"] else set()
+        for node in ast.walk(tree):
+            if node in typing_only:
+                continue
             if isinstance(node, ast.Import):
                 yield from ((name.split("/")[0], name, node, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):

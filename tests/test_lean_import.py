@@ -32,7 +32,7 @@ def test_the_package_and_its_command_line_import_nothing_heavy(statement: str) -
     [
         "autocompress.api",
         "autocompress.report",
-        "autocompress.pick",
+        "autocompress.analysis.selection",
         "autocompress.analysis.pareto",
         "autocompress.store.run_store",
     ],

@@ -158,7 +158,9 @@ def test_the_weight_of_a_head_decides_which_one_is_learned(result: TrialResult) 
     for first in (0.02, 50.0):
         fit = Part.of("adamw", epochs=8, learning_rate=1e-2, first_head=first)
         with reproducible_torch():
-            found = run_trial(Job(1, replace(TRAINING, fit=fit, distill=(Part("none"),)), (CompressionRecipe(),)), SETUP)
+            found = run_trial(
+                Job(1, replace(TRAINING, fit=fit, distill=(Part("none"),)), (CompressionRecipe(),)), SETUP
+            )
         scores[first] = found.candidates[0].scores["select_val"]
     assert scores[50.0]["loss@label"] < 0.5 * scores[0.02]["loss@label"]
     assert scores[0.02]["accuracy@parity"] > scores[50.0]["accuracy@parity"]

@@ -52,7 +52,7 @@ def to_ray_resources(resources: Mapping[str, float]) -> dict[str, float]:
     """Return the resources of one trial, in Ray's names.
 
     Example:
-        >>> bundle_of({"cpu": 1, "gpu": 0.25})
+        >>> to_ray_resources({"cpu": 1, "gpu": 0.25})
         {'CPU': 1.0, 'GPU': 0.25}
     """
     return {RAY_NAMES.get(name, name): float(amount) for name, amount in resources.items()}
@@ -62,7 +62,7 @@ def count_fitting_trials(offered: Mapping[str, float], bundle: Mapping[str, floa
     """Return the number of trials that fit on a node.
 
     Example:
-        >>> fitting({"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.25})
+        >>> count_fitting_trials({"CPU": 8.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 0.25})
         4
     """
     return min(math.floor(offered.get(name, 0.0) / amount + 1e-9) for name, amount in bundle.items())

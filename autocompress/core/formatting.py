@@ -43,9 +43,9 @@ def label_column(name: str) -> str:
     """Return a column's name as it is read aloud.
 
     Example:
-        >>> label("effective_flops"), label("latency_ms")
+        >>> label_column("effective_flops"), label_column("latency_ms")
         ('effective FLOPs', 'latency ms')
-        >>> label("f1_macro@language"), label("f1_macro_worst")
+        >>> label_column("f1_macro@language"), label_column("f1_macro_worst")
         ('macro F1 (language)', 'macro F1 (worst head)')
     """
     base, at, head = name.partition("@")
@@ -65,7 +65,7 @@ def format_count(value: float | None, unit: str = "") -> str:
     """Return a count with three significant digits and a decimal prefix; a missing one is a dash.
 
     Example:
-        >>> human(1_234_567, "FLOPs"), human(14_300, "B"), human(312)
+        >>> format_count(1_234_567, "FLOPs"), format_count(14_300, "B"), format_count(312)
         ('1.23 MFLOPs', '14.3 KB', '312')
     """
     if value is None or not is_finite(value):
@@ -81,16 +81,16 @@ def parse_bytes(text: str | int) -> int:
     """Return a size such as ``4 GiB`` or ``800 MB`` in bytes; a plain number is bytes.
 
     Raises:
-        ValueError: It is no size.
+        ValueError: The text is not a size.
 
     Example:
-        >>> bytes_of("4 GiB"), bytes_of("1.5 MB"), bytes_of(4096)
+        >>> parse_bytes("4 GiB"), parse_bytes("1.5 MB"), parse_bytes(4096)
         (4294967296, 1500000, 4096)
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?\s*", str(text), re.IGNORECASE)
-    if found is None or float(found[1]) <= 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?\s*", str(text), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
         raise ValueError("write a size such as 4 GiB or 800 MB")
-    number, prefix, binary = found.groups()
+    number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " KMGT".index((prefix or " ").upper()))
 
 
@@ -109,10 +109,9 @@ def format_value(value: float | None, record: "ObjectiveSpec") -> str:
 
     Example:
         >>> from autocompress.core.run_info import ObjectiveSpec
-        >>> show(0.9741, ObjectiveSpec("accuracy", "maximize"))
+        >>> format_value(0.9741, ObjectiveSpec("accuracy", "maximize"))
         '97.4%'
-        >>> from autocompress.core.run_info import ObjectiveSpec
-        >>> show(2e6, ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost"))
+        >>> format_value(2e6, ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost"))
         '2 MFLOPs'
     """
     if value is None or not is_finite(value):
@@ -129,7 +128,7 @@ def format_difference(change: float, record: "ObjectiveSpec") -> str:
 
     Example:
         >>> from autocompress.core.run_info import ObjectiveSpec
-        >>> gap(-0.008, ObjectiveSpec("accuracy", "maximize"))
+        >>> format_difference(-0.008, ObjectiveSpec("accuracy", "maximize"))
         '0.8 points'
     """
     if not is_share(record):
@@ -142,7 +141,7 @@ def format_factor(ratio: float) -> str:
     """Return a factor with three significant digits at most: ``99.1x``.
 
     Example:
-        >>> times(99.13), times(312.4), times(2.0), times(0.5)
+        >>> format_factor(99.13), format_factor(312.4), format_factor(2.0), format_factor(0.5)
         ('99.1x', '312x', '2x', '0.5x')
     """
     return f"{_round_digits(ratio)}x" if math.isfinite(ratio) else "infinitely"
@@ -152,9 +151,9 @@ def compare_costs(ours: float, theirs: float, name: str) -> str:
     """Return how one cost stands to another: ``99.1x fewer effective FLOPs``.
 
     Example:
-        >>> compare(1e6, 9.91e7, "effective_flops"), compare(3.0, 2.0, "latency_ms")
+        >>> compare_costs(1e6, 9.91e7, "effective_flops"), compare_costs(3.0, 2.0, "latency_ms")
         ('99.1x fewer effective FLOPs', '1.5x more latency ms')
-        >>> compare(5, 5, "bytes")
+        >>> compare_costs(5, 5, "bytes")
         'as many bytes'
     """
     counted = is_counted(name)
@@ -172,7 +171,7 @@ def format_duration(seconds: float | None) -> str:
     """Return a span of time in its two largest units.
 
     Example:
-        >>> duration(250), duration(4.2), duration(7500)
+        >>> format_duration(250), format_duration(4.2), format_duration(7500)
         ('4 min 10 s', '4.2 s', '2 h 5 min')
     """
     if seconds is None or not is_finite(seconds):
@@ -190,7 +189,7 @@ def format_plural(count: int, noun: str, many: str = "") -> str:
     """Return a count with its noun.
 
     Example:
-        >>> plural(1, "candidate"), plural(3000, "candidate"), plural(2, "branch", "branches")
+        >>> format_plural(1, "candidate"), format_plural(3000, "candidate"), format_plural(2, "branch", "branches")
         ('1 candidate', '3,000 candidates', '2 branches')
     """
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"

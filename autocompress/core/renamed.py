@@ -353,5 +353,5 @@ def _explain_import(name: str, module: str) -> str:
         if moved := _explain_module(f"{module}.{name}") or _explain_module(module):
             return moved
         # The module is there: its own names are the best hint.
-        return did_you_mean(name, (known for known in vars(sys.modules[module]) if not known.startswith("_")))
+        return did_you_mean(name, (member for member in vars(sys.modules[module]) if not member.startswith("_")))
     return ""

@@ -1,4 +1,4 @@
-"""The seam of tasks: data in five disjoint splits, a family of models, a loss and its metrics."""
+"""The interface of tasks: data in five disjoint splits, a family of models, a loss and its metrics."""
 
 import hashlib
 import json
@@ -101,12 +101,12 @@ class Splits:
 
 def hash_split(split: Split) -> str:
     """Return the SHA-256 of all that a split holds, read in batches: the data may be larger than the memory."""
-    found = hashlib.sha256(json.dumps([len(split), sorted(split.targets)]).encode())
+    digest = hashlib.sha256(json.dumps([len(split), sorted(split.targets)]).encode())
     for batch in split.batches(4096):
         for tensor in (*batch.inputs, *(batch.targets[head] for head in sorted(batch.targets))):
-            found.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-            found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 class Task(Protocol):
@@ -140,7 +140,7 @@ class Task(Protocol):
 
     @property
     def preprocessing(self) -> str:
-        """How a raw example becomes the model's inputs, in a sentence for whoever deploys it; empty if it does not."""
+        """How a raw example becomes the model's inputs, as a sentence; empty without a description."""
         ...
 
     @property

@@ -46,7 +46,7 @@ class TemperatureSettings(Settings):
     With several heads, the first may have its own temperature.
 
     Example:
-        >>> TemperatureSettings(temperature=2.0, first_temperature=3.0).of_first_head().temperature
+        >>> TemperatureSettings(temperature=2.0, first_temperature=3.0).for_first_head().temperature
         6.0
     """
 

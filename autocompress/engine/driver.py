@@ -323,7 +323,9 @@ class Driver:
         job = self._refinement.select_job(front, owners, self._next_number) if owners else None
         if job is None or self._time_budget.is_too_late(self._scheduler.count_job_epochs(job)):
             return None
-        logger.info("job %d: refinement of checkpoint %s by %s", job.number, job.base and job.base.checkpoint, job.recipes)
+        logger.info(
+            "job %d: refinement of checkpoint %s by %s", job.number, job.base and job.base.checkpoint, job.recipes
+        )
         self._store.add_job(job, None)
         self._refinement.record_start(job)
         self._next_number += 1

@@ -305,7 +305,9 @@ class Refinement:
     def _predict_saving(self, step: RefinementStep) -> Vector | None:
         """Return the shift of the normalized costs by a step, ``[M]``, computed on the first trial; 0 for scores."""
         if step not in self._savings and self._estimate_costs is not None and self._first_parent is not None:
-            costs = self._estimate_costs(self._first_parent.config.training, [CompressionRecipe(step.prune, step.quantize)])
+            costs = self._estimate_costs(
+                self._first_parent.config.training, [CompressionRecipe(step.prune, step.quantize)]
+            )
             compressed = [replace(self._first_parent, costs=step_costs) for step_costs in costs]
             before = self._normalize(self._first_parent)
             self._savings[step] = self._normalize(compressed[0]) - before if compressed else None
@@ -328,7 +330,11 @@ def split_recipes(recipes: Sequence[CompressionRecipe]) -> tuple[list[Compressio
     immediate_recipes = [recipe for recipe in recipes if not count_recipe_epochs(recipe)]
     prunings = dict.fromkeys(recipe.prune for recipe in recipes)
     quantizations = dict.fromkeys(recipe.quantize for recipe in recipes)
-    steps = [RefinementStep(prune, None, epochs) for prune in prunings if (epochs := count_recipe_epochs(CompressionRecipe(prune)))]
+    steps = [
+        RefinementStep(prune, None, epochs)
+        for prune in prunings
+        if (epochs := count_recipe_epochs(CompressionRecipe(prune)))
+    ]
     steps += [
         RefinementStep(None, quantize, epochs)
         for quantize in quantizations

@@ -148,7 +148,20 @@ def page(name: str) -> str:
 
 PARTS: dict[str, Callable[..., str]] = {
     part.__name__: part
-    for part in (methods, objectives, modes, tasks, task_options, promotion, spec, commands, errors, measurements, layers, page)
+    for part in (
+        methods,
+        objectives,
+        modes,
+        tasks,
+        task_options,
+        promotion,
+        spec,
+        commands,
+        errors,
+        measurements,
+        layers,
+        page,
+    )
 }
 
 

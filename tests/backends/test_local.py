@@ -19,7 +19,11 @@ from tests.fakes import FakeTrials
 
 def jobs(count: int) -> list[Job]:
     return [
-        Job(n, CompressionConfig(Part.of("cnn", width=n + 1), (Part("none"),), Part("adamw"), seed=n), (CompressionRecipe(),))
+        Job(
+            n,
+            CompressionConfig(Part.of("cnn", width=n + 1), (Part("none"),), Part("adamw"), seed=n),
+            (CompressionRecipe(),),
+        )
         for n in range(count)
     ]
 

@@ -200,7 +200,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     queue, folder = jobs(1), Path(sys.argv[1])
     backend = Ray(workers=1)
-    with backend.opened(folder):
+    with backend.open(folder):
         import ray
 
         (folder / "address").write_text(ray.get_runtime_context().gcs_address)

@@ -30,7 +30,11 @@ def make(name: str, request: pytest.FixtureRequest) -> Make:
 class TestBackend:
     def jobs(self, count: int) -> list[Job]:
         return [
-            Job(n, CompressionConfig(Part.of("cnn", width=n + 2), (Part("none"),), Part("adamw"), seed=n), (CompressionRecipe(),))
+            Job(
+                n,
+                CompressionConfig(Part.of("cnn", width=n + 2), (Part("none"),), Part("adamw"), seed=n),
+                (CompressionRecipe(),),
+            )
             for n in range(count)
         ]
 

@@ -94,11 +94,22 @@ def test_small_words() -> None:
         "2 h 5 min",
         "–",
     ]
-    assert (format_plural(1, "candidate"), format_plural(3000, "candidate"), format_plural(0, "branch", "branches")) == (
+    assert (
+        format_plural(1, "candidate"),
+        format_plural(3000, "candidate"),
+        format_plural(0, "branch", "branches"),
+    ) == (
         "1 candidate",
         "3,000 candidates",
         "0 branches",
     )
     assert (format_factor(209_202.4), format_factor(1e9), format_factor(99.13)) == ("209,202x", "1e+09x", "99.1x")
     assert (label_column("f1_macro"), label_column("peak_memory")) == ("macro F1", "peak memory")
-    assert [is_finite(value) for value in (1, 1.5, True, math.nan, "1", None)] == [True, True, False, False, False, False]
+    assert [is_finite(value) for value in (1, 1.5, True, math.nan, "1", None)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]

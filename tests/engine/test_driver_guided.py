@@ -46,7 +46,9 @@ def build_limited_driver(folder: Path, most: float) -> Driver:
     store = RunStore.create(folder, RunInfo())
     sampler = OptunaSampler(store, "x", "tpe", 0, ["maximize", "minimize"], ["a", "b"])
 
-    def estimate_costs_by_result(training: CompressionConfig, recipes: Sequence[CompressionRecipe]) -> list[dict[str, float]]:
+    def estimate_costs_by_result(
+        training: CompressionConfig, recipes: Sequence[CompressionRecipe]
+    ) -> list[dict[str, float]]:
         return [dict(candidate.costs) for candidate in fake_result(Job(0, training, tuple(recipes))).candidates]
 
     limits = {"effective_flops": {"max": most}}

@@ -54,7 +54,12 @@ def select_job(refinement: Refinement, candidates: list[Candidate]) -> Job | Non
 
 def test_recipes_that_train_nothing_are_immediate_and_the_others_become_steps() -> None:
     immediate, steps = split_recipes(GRID)
-    assert immediate == [CompressionRecipe(), CompressionRecipe(None, EIGHT), CompressionRecipe(FREE), CompressionRecipe(FREE, EIGHT)]
+    assert immediate == [
+        CompressionRecipe(),
+        CompressionRecipe(None, EIGHT),
+        CompressionRecipe(FREE),
+        CompressionRecipe(FREE, EIGHT),
+    ]
     assert steps == [RefinementStep(HALF, None, 3.0), RefinementStep(None, LSQ, 2.0)]
 
 
@@ -201,7 +206,9 @@ def test_cached_gains_change_no_selection() -> None:
             chosen += 1
             refinement.record_start(remembered)
             cost = new[0].costs[COST] / 2
-            less = candidate(trial, f"t{trial}p1", CompressionRecipe(HALF), 0.55 + trial / 100 - float(draw.uniform(0, 0.04)), cost)
+            less = candidate(
+                trial, f"t{trial}p1", CompressionRecipe(HALF), 0.55 + trial / 100 - float(draw.uniform(0, 0.04)), cost
+            )
             refinement.record_result(100 + trial, [less], 0.0)
             points.append(less)
     assert chosen > 5

@@ -29,7 +29,10 @@ def score(candidate: Candidate) -> float:
     return candidate.scores["search_val"]["accuracy"]
 
 
-def candidate(width: int, accuracy: float, recipe: CompressionRecipe = CompressionRecipe(), name: str = "") -> Candidate:  # noqa: B008
+WHOLE = CompressionRecipe()
+
+
+def candidate(width: int, accuracy: float, recipe: CompressionRecipe = WHOLE, name: str = "") -> Candidate:
     training = CompressionConfig(Part.of("cnn", width=width), (Part("none"),), Part.of("adamw", epochs=9), seed=width)
     config = replace(training, prune=recipe.prune, quantize=recipe.quantize)
     scores = {"search_val": {"accuracy": accuracy}}
@@ -59,11 +62,18 @@ def test_the_cheapest_that_loses_little_is_pruned_and_then_quantized() -> None:
     assert [job and job.recipes for job in prunings] == [(CompressionRecipe(HALF),), (CompressionRecipe(MORE),)]
     assert {job.base.checkpoint for job in prunings if job is not None and job.base is not None} == {"w16"}
     # Quantization waits for both prunings.
-    refinement.record_result(50, [replace(candidate(16, 0.935, CompressionRecipe(HALF), "half"), costs={"flops": 100.0})], 0.0)
+    refinement.record_result(
+        50, [replace(candidate(16, 0.935, CompressionRecipe(HALF), "half"), costs={"flops": 100.0})], 0.0
+    )
     assert select_and_start(refinement) is None
-    refinement.record_result(51, [replace(candidate(16, 0.80, CompressionRecipe(MORE), "more"), costs={"flops": 20.0})], 0.0)
+    refinement.record_result(
+        51, [replace(candidate(16, 0.80, CompressionRecipe(MORE), "more"), costs={"flops": 20.0})], 0.0
+    )
     quantizations = [select_and_start(refinement, 52), select_and_start(refinement, 53)]
-    assert [job and job.recipes for job in quantizations] == [(CompressionRecipe(HALF, EIGHT),), (CompressionRecipe(HALF, FOUR),)]
+    assert [job and job.recipes for job in quantizations] == [
+        (CompressionRecipe(HALF, EIGHT),),
+        (CompressionRecipe(HALF, FOUR),),
+    ]
     assert {job.base.checkpoint for job in quantizations if job is not None and job.base is not None} == {"half"}
     assert select_and_start(refinement) is None
 

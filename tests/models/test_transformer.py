@@ -191,7 +191,10 @@ class TestCompression:
             "encoder.stages.0.attention.value",
             "encoder.stages.1.attention.value",
         }
-        assert count_flops(layer_costs(trained, EXAMPLE)) - count_flops(layer_costs(pruned, EXAMPLE)) == 2 * 2 * 12 * 2 * 12 * 12
+        assert (
+            count_flops(layer_costs(trained, EXAMPLE)) - count_flops(layer_costs(pruned, EXAMPLE))
+            == 2 * 2 * 12 * 2 * 12 * 12
+        )
         assert torch.equal(replayed(method, config, state, build(), pruned)(tokens(4)), pruned(tokens(4)))
         assert_padding_is_nothing(pruned)
         assert_graph_is(export_float(pruned, EXAMPLE, HEADS), pruned)

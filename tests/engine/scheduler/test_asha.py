@@ -27,10 +27,15 @@ from tests.fakes import fake_result
 FIT = Part.of("adamw", epochs=27)
 PRUNE = Part.of("structured", pruning_ratio=0.5, recovery_epochs=6)
 LSQ = Part.of("lsq", epochs=4)
-GRID = (CompressionRecipe(), *(CompressionRecipe(quantize=Part.of("post_training", weight_bits=bits)) for bits in range(2, 9)))
+GRID = (
+    CompressionRecipe(),
+    *(CompressionRecipe(quantize=Part.of("post_training", weight_bits=bits)) for bits in range(2, 9)),
+)
 
 
-def make_trial(number: int, width: int = 8, epochs: int = 27, recipes: tuple[CompressionRecipe, ...] = (CompressionRecipe(),)) -> Job:
+def make_trial(
+    number: int, width: int = 8, epochs: int = 27, recipes: tuple[CompressionRecipe, ...] = (CompressionRecipe(),)
+) -> Job:
     fit = Part.of("adamw", epochs=epochs)
     return Job(number, CompressionConfig(Part.of("cnn", width=width), (Part("none"),), fit, seed=number), recipes)
 
@@ -41,7 +46,9 @@ def normalize(candidates: Sequence[Candidate]) -> NDArray[np.float64]:
 
 
 def make_scheduler(
-    reference_student: Part | None = None, max_rungs: int = 2, recipes: Sequence[CompressionRecipe] = (CompressionRecipe(),)
+    reference_student: Part | None = None,
+    max_rungs: int = 2,
+    recipes: Sequence[CompressionRecipe] = (CompressionRecipe(),),
 ) -> AshaScheduler:
     return AshaScheduler(ParetoRank(), max_rungs, recipes, 0, normalize, reference_student)
 
@@ -224,7 +231,9 @@ def test_a_trial_that_never_pauses_is_at_no_rung() -> None:
 
 def test_a_refinement_takes_its_own_epochs_and_not_those_before() -> None:
     base = BaseCheckpoint("t2p0", None, 30)
-    job = replace(make_trial(3, epochs=30), base=base, recipes=(CompressionRecipe(PRUNE), CompressionRecipe(PRUNE, LSQ)))
+    job = replace(
+        make_trial(3, epochs=30), base=base, recipes=(CompressionRecipe(PRUNE), CompressionRecipe(PRUNE, LSQ))
+    )
     scheduler = make_scheduler(recipes=GRID)
     # Pruned once for both, and one of them trains with quantization.
     assert scheduler.count_job_epochs(job) == 6 + 4

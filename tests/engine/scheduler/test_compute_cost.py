@@ -65,7 +65,9 @@ def test_a_default_number_of_layers_is_assumed_where_they_were_not_counted() -> 
 def test_epochs_are_those_of_the_fit_and_of_steps_that_train() -> None:
     assert count_fit_epochs(training("none").fit) == 12
     assert count_recipe_epochs(CompressionRecipe()) == 0
-    assert count_recipe_epochs(CompressionRecipe(Part.of("structured", recovery_epochs=3), Part.of("lsq", epochs=5))) == 8
+    assert (
+        count_recipe_epochs(CompressionRecipe(Part.of("structured", recovery_epochs=3), Part.of("lsq", epochs=5))) == 8
+    )
 
 
 def test_the_overhead_of_a_step_is_shared_by_its_batch() -> None:
