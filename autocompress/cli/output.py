@@ -190,7 +190,6 @@ def print_confirmed(front: Front) -> None:
     summary = repeats_content(estimates, front.to_pandas(), front.info, _recommended_pick(front))
     if summary is None:
         return
-    columns = ("id", "cost", "searched", "select_val", "test", "gap", "seeds")
     headings = [
         "candidate",
         label_column(cost.name),
@@ -200,7 +199,11 @@ def print_confirmed(front: Front) -> None:
         "gap",
         "seeds",
     ]
-    make_console().print(plain_table(headings, [[row[column] for column in columns] for row in summary["rows"]]))
+    rows = [
+        [row["id"], row["cost"], row["searched"], row["select_val"], row["test"], row["gap"], row["seeds"]]
+        for row in summary["rows"]
+    ]
+    make_console().print(plain_table(headings, rows))
     for text in (summary["text"], summary["test"], f"{summary['method']}."):
         print(text)
     print(f"page: {front.folder / 'report.html'}")
@@ -210,8 +213,11 @@ def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | N
     """Measure the latency of an exported folder and print a row for each of its model files."""
     from autocompress.export.bench import bench
 
-    duration = {} if seconds is None else {"seconds": seconds}
-    results = bench(folder, batch=batch, threads=threads, **duration)
+    results = (
+        bench(folder, batch=batch, threads=threads)
+        if seconds is None
+        else bench(folder, batch=batch, threads=threads, seconds=seconds)
+    )
     rows = [
         [
             result.file,

@@ -1,6 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeGuard
 
 import pandas as pd
@@ -42,7 +42,7 @@ def front_table(candidates: pd.DataFrame, objectives: Sequence[ObjectiveSpec], m
         if has_test:
             scores.append(format_value(row[test_column], score))
         # On a narrow terminal these two are shortened: rows on several lines would hide the front.
-        student, distillation, *compression = _hyperparameter_cells(row)
+        student, distillation, *compression = _hyperparameter_cells(row.to_dict())
         texts = [Text(words, no_wrap=True, overflow="ellipsis") for words in (student, distillation)]
         table.add_row("→" if row["id"] == marked else "", row["id"], *scores, *texts, *compression)
     return table
@@ -58,7 +58,7 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _hyperparameter_cells(row: "pd.Series[object]") -> tuple[str, str, str, str]:
+def _hyperparameter_cells(row: Mapping[Hashable, object]) -> tuple[str, str, str, str]:
     """Return the cells for student, distillation, pruning ratio and bit-widths."""
 
     def values(section: str, *names: str) -> list[object]:

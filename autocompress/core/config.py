@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from autocompress.core.knobs import Leaf
 from autocompress.errors import UsageError
@@ -68,7 +68,10 @@ def _intern_setting(key: str, value: Leaf) -> tuple[str, Leaf]:
 
 
 def _freeze_value(value: Leaf | Sequence[Leaf]) -> Leaf:
-    return tuple(map(_freeze_value, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return value
+    # Leaf leaves tuples out, because few settings are lists; a tuple keeps a part hashable.
+    return cast(Leaf, tuple(map(_freeze_value, value)))
 
 
 def fingerprint(data: object) -> str:

@@ -104,7 +104,7 @@ def is_counted(name: str) -> bool:
     return name in _COUNTED
 
 
-def format_value(value: float | None, record: "ObjectiveSpec") -> str:
+def format_value(value: object, record: "ObjectiveSpec") -> str:
     """Return an objective's value as a person reads it.
 
     Example:
@@ -114,7 +114,7 @@ def format_value(value: float | None, record: "ObjectiveSpec") -> str:
         >>> format_value(2e6, ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost"))
         '2 MFLOPs'
     """
-    if value is None or not is_finite(value):
+    if not is_finite(value):
         return DASH
     if is_share(record):
         return f"{value * 100:.1f}%"

@@ -127,7 +127,7 @@ class RegisteredChoice(Choice):
         object.__setattr__(self, "_exclude", exclude)
 
     @property
-    def options(self) -> tuple[Leaf, ...]:  # type: ignore[override]
+    def options(self) -> tuple[Leaf, ...]:
         """The names of all parts that are registered now."""
         return (*self._first, *(name for name in self._source.names() if name not in (*self._first, *self._exclude)))
 

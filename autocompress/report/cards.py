@@ -127,7 +127,7 @@ def table_rows(
         for name, record in _numeric_columns(candidates, info)
     ]
     recipe, notes = method_texts(candidates), describe_simulation(candidates)
-    rows = []
+    rows: list[dict[str, object]] = []
     for index, (identity, group) in enumerate(zip(candidates["id"], groups, strict=True)):
         rows.append(
             {

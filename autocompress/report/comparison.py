@@ -117,8 +117,8 @@ def compare_runs(runs: Sequence[RunTables]) -> Comparison:
     # All runs are measured with the objectives and the teacher of the first one.
     compared = tuple(_compare_run(run, first, cost, score, _teacher_cost(runs[0], cost)) for run in runs)
     kinds: dict[str, list[ComparedRun]] = {}
-    for run in compared:
-        kinds.setdefault(run.kind, []).append(run)
+    for member in compared:
+        kinds.setdefault(member.kind, []).append(member)
     attained = {kind: _median_attainment(members, score) for kind, members in kinds.items() if len(members) > 1}
     return Comparison(cost, score, compared, attained)
 

@@ -60,7 +60,7 @@ def _uniform_column(column: "pd.Series") -> "pd.Series":
     # Parquet columns have one type: mixed columns become JSON texts.
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {str}:
-        texts = [value if value is None else value.encode("utf-8", "backslashreplace").decode() for value in values]
+        texts = [None if value is None else str(value).encode("utf-8", "backslashreplace").decode() for value in values]
         return pd.Series(texts, index=column.index, dtype="str")
     if kinds in ({bool}, {int}, {float}, {int, float}):
         return pd.Series(values, index=column.index, dtype="boolean" if kinds == {bool} else "float64")

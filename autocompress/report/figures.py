@@ -6,6 +6,7 @@ Notebooks show the same figures as the page; on the page, a script updates the s
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypedDict
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -172,7 +173,20 @@ def _front_layout(data: FrontData) -> dict[str, object]:
     }
 
 
-def axis_settings(record: ObjectiveSpec) -> dict[str, object]:
+class AxisTitle(TypedDict):
+    """Text of an axis title."""
+
+    text: str
+
+
+class AxisSettings(TypedDict):
+    """Title and tick format of an axis, in plotly's names."""
+
+    title: AxisTitle
+    tickformat: str
+
+
+def axis_settings(record: ObjectiveSpec) -> AxisSettings:
     """Return the title and the ticks of an objective's axis."""
     unit = record.unit or ""
     name = label_column(record.name) + (

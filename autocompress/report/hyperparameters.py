@@ -82,8 +82,14 @@ def compute_importance(candidates: pd.DataFrame, info: RunInfo) -> Importance | 
     rows: list[ImportanceRow] = []
     for column in varying_columns(table):
         groups = _group_values(table[column])
-        shares = {"cost": epsilon_squared(groups, costs[fit]), "score": epsilon_squared(groups, scores[fit])}
-        rows.append({"column": column, "name": label_hyperparameter(column), **shares})
+        rows.append(
+            {
+                "column": column,
+                "name": label_hyperparameter(column),
+                "cost": epsilon_squared(groups, costs[fit]),
+                "score": epsilon_squared(groups, scores[fit]),
+            }
+        )
     rows = sorted((row for row in rows if max(row["cost"], row["score"]) >= 0.01), key=_importance_key)[:MAX_ROWS]
     return (
         {"rows": rows, "cost": label_column(cost.name), "score": label_column(score.name), "count": len(table)}
