@@ -56,8 +56,8 @@ def test_pooled_ranks_all_groups_together():
 def test_a_part_never_goes_as_a_whole():
     scores = [torch.tensor([1.0, 2.0, 3.0, 4.0])]
     assert select_least_important(scores, 0.5, False) == [[0, 1]]
-    assert select_least_important(scores, 0.5, False, parts=[[[0, 1], [2, 3]]]) == [[0, 2]]
-    assert select_least_important(scores, 0.9, False, parts=[[[0, 1], [2, 3]]]) == [[0, 2]]
+    assert select_least_important(scores, 0.5, False, protected_sets=[[[0, 1], [2, 3]]]) == [[0, 2]]
+    assert select_least_important(scores, 0.9, False, protected_sets=[[[0, 1], [2, 3]]]) == [[0, 2]]
 
 
 def test_equal_scores_go_in_order():
@@ -73,7 +73,7 @@ def test_growing_ratios_remove_as_many_in_steps_as_at_once(sizes, ratios, pooled
     scores = scores_of(sizes, seed)
     gone = [0] * len(sizes)
     for ratio in sorted(ratios):
-        removed = select_least_important(scores, ratio, pooled, gone=gone)
+        removed = select_least_important(scores, ratio, pooled, removed_before=gone)
         scores = [
             torch.tensor([float(score) for index, score in enumerate(group) if index not in indices])
             for group, indices in zip(scores, removed, strict=True)
