@@ -61,6 +61,7 @@ def place(tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", WITH_EXAMPLES)
 def test_the_examples_of_a_page_run_in_the_order_in_which_they_stand(
@@ -105,6 +106,7 @@ def test_the_answer_to_a_misspelt_knob_is_the_one_that_is_shown() -> None:
     assert f"error: {refused.value}\n" == shown
 
 
+@pytest.mark.slow
 def test_the_method_that_the_documentation_writes_keeps_the_contract(tmp_path: Path) -> None:
     page = PAGES["writing-a-method"]
     (source,) = [block for block in blocks(page, "python") if block.startswith("# wanda.py")]
@@ -123,6 +125,7 @@ def test_the_method_that_the_documentation_writes_keeps_the_contract(tmp_path: P
     assert done.stdout.count(".") >= 50
 
 
+@pytest.mark.slow
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q", str(DOCS), str(tmp_path / "html")],

@@ -24,6 +24,7 @@ SMALL: dict[str, Callable[[Path], FaultResult]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_what_must_hold_holds(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"

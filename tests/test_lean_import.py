@@ -27,6 +27,7 @@ def test_the_package_and_its_command_line_import_nothing_heavy(statement: str) -
     assert loaded(statement) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

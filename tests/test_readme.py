@@ -16,6 +16,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 COMMANDS = [line for block in blocks(README, "sh") for line in commands(block)]
 
 
+@pytest.mark.slow
 def test_the_commands_run_in_the_order_in_which_they_stand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -26,6 +27,7 @@ def test_the_commands_run_in_the_order_in_which_they_stand(
         run(small_command(line), monkeypatch, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", blocks(README, "python"))
 def test_the_python_examples_run(block: str, tmp_path: Path) -> None:
     script = tmp_path / "example.py"

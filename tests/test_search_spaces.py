@@ -61,6 +61,7 @@ def test_there_is_one() -> None:
     assert "digits" in SPACES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPACES)
 def test_a_shipped_space_is_sound_in_every_mode(name: str, settings: list[str]) -> None:
     for mode in ("amortized", "sampled"):
@@ -75,6 +76,7 @@ def test_a_space_without_data_asks_for_it(name: str) -> None:
         make_plan(load_spec(name, []))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reviews"])
 def test_several_labels_are_searched_and_scored_by_head(settings: list[str], tmp_path: Path) -> None:
     small = ["teacher.fit={adamw: {epochs: 1}}", "fit.adamw.epochs=1", "search.trials=2", "search.backend=serial"]
@@ -92,6 +94,7 @@ def test_the_patterns_of_sharing_and_the_weights_of_heads_are_searched(tmp_path:
     assert {"sharing", "head_weights", "first_temperature"} <= searched
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REVIEWS.exists(), reason="the shared data is absent")
 def test_the_columns_of_the_reviews_are_those_of_the_real_file() -> None:
     spec = load_spec("reviews", [f"task.text.path={REVIEWS}"]).spec

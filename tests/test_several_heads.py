@@ -89,6 +89,7 @@ def result(registered: None) -> TrialResult:
         return run_trial(JOB, SETUP)
 
 
+@pytest.mark.slow
 def test_the_scores_of_each_head_are_stored_and_make_up_the_mean_and_the_worst(result: TrialResult) -> None:
     assert not result.reason
     for candidate in result.candidates:
@@ -104,6 +105,7 @@ def test_the_scores_of_each_head_are_stored_and_make_up_the_mean_and_the_worst(r
         assert {head: len(rows) for head, rows in candidate.details["per_class"].items()} == {"label": 10, "parity": 2}
 
 
+@pytest.mark.slow
 def test_pruning_shrinks_the_encoder_of_a_mixture_and_says_why_its_experts_stay(result: TrialResult) -> None:
     whole, cut = result.candidates
     assert cut.costs["flops"] < 0.75 * whole.costs["flops"]
@@ -122,6 +124,7 @@ def test_the_test_split_and_the_teacher_are_scored_by_head_too(result: TrialResu
     assert set(scores[candidate.id]) == set(teacher) == set(record["scores"]["select_val"]) == set(SCORES)
 
 
+@pytest.mark.slow
 def test_an_exported_mixture_reloads_with_equal_logits(result: TrialResult, tmp_path: Path) -> None:
     candidate = result.candidates[1]
     with reproducible_torch():
@@ -153,6 +156,7 @@ def test_an_exported_mixture_reloads_with_equal_logits(result: TrialResult, tmp_
         assert torch.equal(ours[head], theirs[head])
 
 
+@pytest.mark.slow
 def test_the_weight_of_a_head_decides_which_one_is_learned(result: TrialResult) -> None:
     scores = {}
     for first in (0.02, 50.0):
@@ -166,6 +170,7 @@ def test_the_weight_of_a_head_decides_which_one_is_learned(result: TrialResult) 
     assert scores[0.02]["accuracy@parity"] > scores[50.0]["accuracy@parity"]
 
 
+@pytest.mark.slow
 def test_the_kind_of_weights_and_the_first_heads_temperature_change_the_outcome(result: TrialResult) -> None:
     term = Part.of("soft_target", temperature=4.0, alpha=0.7)
     short = replace(TRAINING, fit=Part.of("adamw", epochs=3, learning_rate=1e-2))
@@ -198,6 +203,7 @@ def test_a_wrong_head_is_refused_before_anything_is_trained(change: str, message
         make_plan(parse_spec(SPEC, "two.yaml", [change]))
 
 
+@pytest.mark.slow
 def test_a_search_ranks_limits_and_reads_by_head(tmp_path: Path) -> None:
     spec = tmp_path / "two.yaml"
     spec.write_text(SPEC)

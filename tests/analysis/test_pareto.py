@@ -66,6 +66,7 @@ def beaten_by_brute_force(rows: list[list[float]], directions: list[str]) -> lis
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(TABLES)
 def test_dominated_equals_brute_force(case: tuple[list[list[float]], list[str]]) -> None:

@@ -39,6 +39,7 @@ def run(backend: Backend, trials: FakeTrials, count: int) -> dict[int, TrialResu
     return told
 
 
+@pytest.mark.slow
 def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(tmp_path: Path) -> None:
     trials = FakeTrials(tmp_path / "log", raising=(1,), dying=(3,), hanging=(5,))
     told = run(Local(workers=2, limits=TrialLimits(seconds=2)), trials, 8)
@@ -53,6 +54,7 @@ def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(tmp_path: Path) ->
     assert not [child for child in trials.children() if alive(child)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cores", "spare"), [(2, True), (1, False)])
 def test_a_driver_works_ahead_only_where_a_processor_is_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, spare: bool
@@ -117,6 +119,7 @@ def test_workers_see_what_the_driver_sees(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "log").read_text().splitlines()[0] == f"{tmp_path} {value} ['{value}']"
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_copied_workers_start_from_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +203,7 @@ def test_zero_workers_takes_every_core() -> None:
     assert Local().workers == usable_cores() >= 1
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
     script = tmp_path / "driver.py"
     script.write_text(

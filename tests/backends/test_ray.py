@@ -34,6 +34,7 @@ pytestmark = pytest.mark.timeout(300)
 WHOLE = {"cpu": 2.0}
 
 
+@pytest.mark.slow
 def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(ray_cluster: Any, tmp_path: Path) -> None:
     trials = FakeTrials(tmp_path / "log", raising=(1,), dying=(3,), dying_once=(4,), hanging=(5,))
     told = run(Ray(2, TrialLimits(seconds=2), address=ray_cluster.address), trials, 7)
@@ -49,6 +50,7 @@ def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(ray_cluster: Any, 
     assert trials.children()
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost_takes_no_trial_along(ray_cluster: Any, tmp_path: Path) -> None:
     trials, supply = SlowTrials(tmp_path / "log"), jobs(200)
     told: dict[int, TrialResult] = {}
@@ -81,6 +83,7 @@ def test_a_node_that_is_lost_takes_no_trial_along(ray_cluster: Any, tmp_path: Pa
     assert sorted(trials.executed().count(job.number) for job in asked) == [1] * (len(asked) - 1) + [2]
 
 
+@pytest.mark.slow
 def test_one_and_two_nodes_finish_the_same_search(ray_cluster: Any, tmp_path: Path) -> None:
     def found(name: str) -> list[tuple[str, ...]]:
         # With a sampler that learns, what is proposed depends on what came first, here as on any backend.
@@ -99,6 +102,7 @@ def test_one_and_two_nodes_finish_the_same_search(ray_cluster: Any, tmp_path: Pa
     assert {row[0].partition("c")[0] for row in alone} == {f"t{number}" for number in range(8)}
 
 
+@pytest.mark.slow
 def test_a_search_on_a_cluster_has_the_teacher_and_keeps_its_checkpoints(ray_cluster: Any, tmp_path: Path) -> None:
     place = ["search.backend=ray", f"search.address={ray_cluster.address}", "search.workers=1", "search.trials=1"]
     run_search(make_plan(load_spec("digits", [*SMALL_SEARCH, *place])), tmp_path / "run").close()
@@ -109,6 +113,7 @@ def test_a_search_on_a_cluster_has_the_teacher_and_keeps_its_checkpoints(ray_clu
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_trial_sees_the_share_of_a_graphics_processor_that_it_was_given(ray_cluster: Any, tmp_path: Path) -> None:
     trials = LookingTrials(tmp_path / "log")
     with another(ray_cluster, num_gpus=1):
@@ -116,11 +121,13 @@ def test_a_trial_sees_the_share_of_a_graphics_processor_that_it_was_given(ray_cl
     assert trials.log.read_text().count("gpu 0\n") == 3
 
 
+@pytest.mark.slow
 def test_workers_that_are_never_ready_end_the_search_and_say_why(ray_cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(WorkersError, match=r"do not start .*FileNotFoundError: the data are not here"):
         run(Ray(2, address=ray_cluster.address), UnreadyTrials(tmp_path / "log"), 2)
 
 
+@pytest.mark.slow
 def test_what_ask_and_tell_raise_reaches_the_caller_as_it_is(ray_cluster: Any, tmp_path: Path) -> None:
     class FullError(Exception):
         pass
@@ -148,6 +155,7 @@ def test_an_address_of_no_use_is_refused(address: str, said: str) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_what_answers_but_is_not_ray_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -173,6 +181,7 @@ def test_too_much_for_this_machine_is_refused_before_anything_starts(tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "said"), [("torch", r"has torch \S+, this process 0.1;"), ("no-such-package", "has no no-such-package")]
 )
@@ -220,6 +229,7 @@ def short(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["rm", "-r", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_a_cluster_of_our_own_wants_a_token_and_leaves_nothing_behind(stop: signal.Signals, short: Path) -> None:
     root = Path(__file__).parents[2]

@@ -55,6 +55,7 @@ def test_what_a_process_has_started_ends_with_its_group() -> None:
         until(lambda: not alive(child), 5)
 
 
+@pytest.mark.slow
 def test_what_works_in_a_folder_ends_with_the_process_above_it_and_so_does_the_folder(tmp_path: Path) -> None:
     gone, spared = tmp_path / "gone", tmp_path / "spared"
     gone.mkdir()

@@ -39,6 +39,7 @@ def small(*words: str) -> list[str]:
     return ["search", "digits", *words, *(word for setting in SMALL_SEARCH for word in ("--set", setting))]
 
 
+@pytest.mark.slow
 def test_search_prints_front_pick_page_and_next_command(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = run(*small("--name", "mine", "--trials", "2", "--seed", "5"))
     assert done.code == 0, done.err
@@ -122,6 +123,7 @@ def test_wrong_use_prints_one_line_and_exits_with_two(run, words: list[str], cod
         assert done.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_pick_prints_its_reason_and_exits_with_three_if_nothing_satisfies_the_limits(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
     done = run("pick", str(small_run))
     assert done.code == 0
@@ -146,6 +148,7 @@ def test_front_prints_table_json_and_csv(run, small_run: Path) -> None:  # type:
     assert run("front", str(small_run), "--where", "__import__('os')").code == 2
 
 
+@pytest.mark.slow
 def test_export_verifies_and_bench_times_the_files(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
     done = run("export", str(small_run), "--verify")
     assert done.code == 0, done.err
@@ -162,6 +165,7 @@ def test_export_verifies_and_bench_times_the_files(run, small_run: Path) -> None
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_bench_of_a_run_times_its_front_and_writes_the_page(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = shutil.copytree(small_run, tmp_path / "mine")
     chosen = json.loads(run("pick", str(folder), "--json").out)["id"]
@@ -187,6 +191,7 @@ def test_report_shows_another_run_as_reference(run, small_run: Path, tmp_path: P
     assert run("report", str(mine), "--reference", "nowhere").code == 2
 
 
+@pytest.mark.slow
 def test_confirm_prints_intervals_and_the_front_on_the_test_split(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = shutil.copytree(small_run, tmp_path / "mine")
     done = run("confirm", str(folder), "--top", "1", "--seeds", "1")
@@ -260,6 +265,7 @@ def test_doctor_prints_faults_with_their_fixes(run, monkeypatch: pytest.MonkeyPa
     assert "fix: set AUTOCOMPRESS_CACHE to a folder that can be written" in done.out
 
 
+@pytest.mark.slow
 def test_the_package_is_a_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "autocompress", "list", "modes", "-f", "csv"], capture_output=True, text=True, check=True
@@ -271,6 +277,7 @@ def test_the_schema_is_json(run) -> None:  # type: ignore[no-untyped-def]
     assert json.loads(run("schema").out)["title"] == "Spec"
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_results_and_prints_how_to_continue(  # type: ignore[no-untyped-def]
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +314,7 @@ def test_ctrl_c_keeps_results_and_prints_how_to_continue(  # type: ignore[no-unt
         assert ((trials["role"] == "search") & ~trials["further"]).sum() == 3
 
 
+@pytest.mark.slow
 def test_a_search_in_which_every_trial_fails_exits_with_one_and_writes_a_page(  # type: ignore[no-untyped-def]
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

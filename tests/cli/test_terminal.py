@@ -73,6 +73,7 @@ def test_records_are_written_to_standard_error_at_their_level(capsys: pytest.Cap
         assert printed.out == ""
 
 
+@pytest.mark.slow
 def test_verbose_logs_the_page_that_report_writes(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

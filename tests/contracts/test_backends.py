@@ -38,6 +38,7 @@ class TestBackend:
             for n in range(count)
         ]
 
+    @pytest.mark.slow
     def test_every_job_is_told_once_with_its_result(self, name: str, make: Make, tmp_path: Path) -> None:
         backend = make(workers=2)
         assert backend.name == name
@@ -59,6 +60,7 @@ class TestBackend:
         # Workers are readied once, and kept.
         assert 1 <= (tmp_path / "log").read_text().count("prepared") <= 2
 
+    @pytest.mark.slow
     def test_what_was_warmed_and_readied_runs_and_what_was_cooled_leaves_nothing(
         self, make: Make, tmp_path: Path
     ) -> None:
@@ -76,6 +78,7 @@ class TestBackend:
         backend.shutdown()
         assert not multiprocessing.active_children()
 
+    @pytest.mark.slow
     def test_what_it_needs_is_recorded(self, name: str, make: Make) -> None:
         from autocompress.engine.runner import _describe_environment, make_plan
         from autocompress.engine.spec import load_spec
@@ -84,12 +87,14 @@ class TestBackend:
         assert {*make().libraries, "torch", "optuna"} <= set(versions)
         assert ("ray" in versions) == (name == "ray")
 
+    @pytest.mark.slow
     def test_nothing_to_do_is_fine(self, make: Make, tmp_path: Path) -> None:
         def tell(job: Job, result: TrialResult) -> None:
             raise AssertionError
 
         make(workers=1).run(lambda: None, FakeTrials(tmp_path / "log"), tell)
 
+    @pytest.mark.slow
     def test_one_that_had_nothing_to_ask_for_is_asked_again_after_a_result(self, make: Make, tmp_path: Path) -> None:
         first, second = self.jobs(2)
         asked: list[Job] = []
@@ -107,6 +112,7 @@ class TestBackend:
             backend.run(ask, FakeTrials(tmp_path / "log"), lambda job, result: told.append(job.number))
         assert told == [0, 1]
 
+    @pytest.mark.slow
     def test_what_can_be_done_ahead_is_done_in_the_callers_thread_until_nothing_is_left(
         self, make: Make, tmp_path: Path
     ) -> None:
@@ -126,6 +132,7 @@ class TestBackend:
         assert sorted(told) == [0, 1, 2]
         assert set(threads) == {threading.get_ident()}
 
+    @pytest.mark.slow
     def test_a_result_crosses_the_process_border_whole(self, make: Make, tmp_path: Path) -> None:
         queue, told = self.jobs(1), []
         expected = fake_result(queue[0])

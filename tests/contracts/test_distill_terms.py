@@ -96,16 +96,19 @@ class TestTerm:
             assert torch.isfinite(student.grad).all()
             assert size != 1.0 or student.grad.abs().sum() > 0
 
+    @pytest.mark.slow
     def test_it_is_no_no_op_against_the_plain_loss(self, name: str, teacher: AnyTeacher) -> None:
         if name == "none":
             pytest.skip("it is the plain loss")
         one, plain = (predict(trained(which, teacher), TASK, SPLITS.search_val)["label"] for which in (name, "none"))
         assert not torch.allclose(one, plain)
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_weights(self, name: str, teacher: AnyTeacher) -> None:
         one, two = trained(name, teacher), trained(name, teacher)
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
+    @pytest.mark.slow
     def test_neither_hooks_nor_changes_are_left_behind(self, name: str, teacher: AnyTeacher) -> None:
         before = copy.deepcopy(teacher.model.state_dict())
         model = trained(name, teacher)

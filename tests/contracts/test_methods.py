@@ -199,6 +199,7 @@ class TestApply:
             torch.testing.assert_close(logits(result.out)[head], values, rtol=1e-4, atol=1e-5)
         assert all(bits == LayerBits(32, 32) for bits in result.state.bits.values())
 
+    @pytest.mark.slow
     def test_a_setting_that_is_no_identity_changes_logits_and_lowers_cost(self, method, block):
         result = compress(method, block, True)
         assert not equal(logits(result.model), logits(result.out))
@@ -206,6 +207,7 @@ class TestApply:
         assert all(after[name] <= before[name] for name in COSTS)
         assert any(after[name] < 0.9 * before[name] for name in COSTS)
 
+    @pytest.mark.slow
     def test_shapes_and_finiteness_are_kept(self, method, block):
         result = compress(method, block, True)
         outputs = logits(result.out)
@@ -214,6 +216,7 @@ class TestApply:
             assert outputs[head].isfinite().all()
         assert not any(module.training for module in result.out.modules())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("settings", [NOTHING, SOMETHING], ids=["nothing", "something"])
     def test_the_given_model_stays_as_it_was(self, method, block, settings):
         model = build(block).train()
@@ -227,6 +230,7 @@ class TestApply:
         assert [module.training for module in model.modules()] == flags
         assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_weights(self, method, block):
         first = compress(method, block, True)
         model = build(block)
@@ -245,6 +249,7 @@ class TestApply:
             assert json.loads(json.dumps(dict(part), allow_nan=False)) == dict(part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("something", [False, True], ids=["nothing", "something"])
 @pytest.mark.parametrize("method", METHODS)
@@ -254,6 +259,7 @@ def test_a_saved_model_is_rebuilt_without_pickle(method, something, block):
     assert equal(logits(rebuild(method, config, result.out, result.state, block)), logits(result.out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [param for param in METHODS if issubclass(param.values[0].config, Recovery)])
 def test_a_method_that_recovers_returns_a_model_that_learns_and_keeps_its_zeros(method):
     out, state = method.apply(build(), configure(method, SOMETHING), context())
@@ -297,6 +303,7 @@ class TestRefusals:
         with pytest.raises(CompressionError):
             method.apply(nn.Sequential(nn.Flatten()), configure(method, SOMETHING), replace(context(), loss=one_head))
 
+    @pytest.mark.slow
     def test_a_history_of_another_model(self, method):
         config = configure(method, SOMETHING)
         _, state = method.apply(build("residual"), config, context())
@@ -310,6 +317,7 @@ class TestRefusals:
             method.restore(build(), configure(method, SOMETHING), MethodState(history=history))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e12])
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_of_any_size_give_a_finite_model_or_a_named_error(method, scale):

@@ -87,6 +87,7 @@ class TestBuild:
             assert logits.shape == (3, 10)
             assert logits.isfinite().all()
 
+    @pytest.mark.slow
     def test_every_knob_changes_the_model_somewhere(self, family):
         """A knob may be without effect at the default; with some other choice it is not."""
         contexts = [{}, *ends(family)]
@@ -111,6 +112,7 @@ class TestBuild:
         counted = layer_costs(model, tuple(tensor.to("meta") for tensor in example))
         assert count_flops(counted) == count_flops(layer_costs(build(family), example)) > 0
 
+    @pytest.mark.slow
     def test_it_learns(self, family):
         model, inputs, targets = build(family), batch(family, 40), torch.arange(40) % 10
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)

@@ -31,6 +31,7 @@ SHIPPED = [
 
 @pytest.mark.parametrize("name", SHIPPED)
 class TestTask:
+    @pytest.mark.slow
     def test_splits_are_five_repeatable_and_hold_every_head(self, name: str, make: Make) -> None:
         task = make()
         splits = task.splits(0)
@@ -45,6 +46,7 @@ class TestTask:
                 assert target.shape == (len(split),)
                 assert 0 <= int(target.min()) <= int(target.max()) < classes
 
+    @pytest.mark.slow
     def test_the_example_is_a_batch_of_one_like_the_data(self, make: Make) -> None:
         task = make()
         train = task.splits(0).train
@@ -52,6 +54,7 @@ class TestTask:
             assert example.shape == (1, *data.shape[1:])
             assert example.dtype == data.dtype
 
+    @pytest.mark.slow
     def test_views_are_repeatable(self, make: Make) -> None:
         task = make()
         train = task.splits(0).train

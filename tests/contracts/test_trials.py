@@ -63,6 +63,7 @@ def quantized() -> tuple[Plan, TrialResult]:
     return plan, result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUANTIZE.names())
 def test_a_quantization_method_makes_a_smaller_candidate_that_is_rebuilt(
     name: str, quantized: tuple[Plan, TrialResult]
@@ -83,6 +84,7 @@ def test_a_quantization_method_makes_a_smaller_candidate_that_is_rebuilt(
     assert float(right) == actual.scores["select_val"]["accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISTILL.names())
 def test_a_distillation_term_trains_another_student(name: str, plain: TrialResult) -> None:
     section = name if DISTILL.get(name).kind == "logit" else f"none: , {name}: "
@@ -93,6 +95,7 @@ def test_a_distillation_term_trains_another_student(name: str, plain: TrialResul
     assert (first_loss(result) == first_loss(plain)) == (name == "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FITS.names())
 def test_an_optimizer_trains(name: str, plain: TrialResult) -> None:
     result = run(fit=f"{name}: {{epochs: 6, learning_rate: 5e-2}}")[1]
@@ -100,6 +103,7 @@ def test_an_optimizer_trains(name: str, plain: TrialResult) -> None:
     assert first_loss(result) != first_loss(plain)
 
 
+@pytest.mark.slow
 def test_the_order_of_operations_is_a_choice_of_the_search() -> None:
     spec = SPEC.format(distill="{none: }", fit="{adamw: {epochs: 2}}", quantize="{post_training: , qat: {epochs: 1}}")
     spec += "prune: {structured: {pruning_ratio: 0.25, recovery_epochs: [0, 1]}}\n"

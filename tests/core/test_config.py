@@ -23,6 +23,7 @@ CONFIGS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(CONFIGS)
 def test_json_round_trip_keeps_the_config_and_its_fingerprint(config: CompressionConfig) -> None:
     again = CompressionConfig.from_json(json.loads(json.dumps(config.to_json())))
@@ -31,6 +32,7 @@ def test_json_round_trip_keeps_the_config_and_its_fingerprint(config: Compressio
     assert len(config.fingerprint) == 12
 
 
+@pytest.mark.slow
 @given(CONFIGS)
 def test_a_training_drops_the_cut_and_only_the_cut(config: CompressionConfig) -> None:
     training = config.training

@@ -1,9 +1,11 @@
+import pickle
 from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
 from hypothesis import given, strategies as st
 
-from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
+from autocompress.core.knobs import Choice, FloatRange, IntRange, RegisteredChoice, Settings, knob
+from autocompress.core.registry import Registry
 from autocompress.errors import KnobError
 
 
@@ -69,3 +71,17 @@ def test_a_choice_tells_true_from_one() -> None:
     assert not Choice((True, False)).accepts(1)
     assert not Choice((1, 2)).accepts(True)
     assert Choice((8, 32)).accepts(32)
+
+
+def test_a_choice_of_registered_parts_grows_and_keeps_the_order_of_built_in_parts() -> None:
+    registry: Registry[str] = Registry("colour")
+    choice = RegisteredChoice(registry, first=("red", "blue"), exclude=("hidden",))
+    for name in ("red", "blue", "hidden"):
+        registry.add(name, name)
+    assert choice.options == ("red", "blue")
+    registry.add("amber", "amber")
+    assert choice.options == ("red", "blue", "amber")
+    assert choice.accepts("amber")
+    assert not choice.accepts("hidden")
+    assert not choice.accepts(["red"])
+    assert pickle.loads(pickle.dumps(choice)) == Choice(("red", "blue", "amber"))

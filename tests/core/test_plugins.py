@@ -116,6 +116,7 @@ def test_a_task_that_cannot_be_sent_is_refused_with_a_way_out():
         collect_plugins(["module"])
 
 
+@pytest.mark.slow
 def test_the_command_line_searches_exports_and_reloads_a_brought_model(plugin, tmp_path):
     script = f"""
 import autocompress

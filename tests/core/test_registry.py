@@ -6,7 +6,7 @@ import pytest
 
 from autocompress.core import registry
 from autocompress.core.registry import Registry
-from autocompress.errors import UnknownNameError, UsageError
+from autocompress.errors import PluginError, UnknownNameError, UsageError
 
 
 def test_register_get_and_names() -> None:
@@ -52,3 +52,28 @@ def test_another_package_adds_by_an_entry_point(monkeypatch: pytest.MonkeyPatch)
 )
 def test_every_shipped_registry_loads_by_itself_and_holds_something(found: Registry[object]) -> None:
     assert found.names()
+
+
+def test_an_entry_point_of_an_earlier_version_is_an_error_only_for_a_run_that_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points = EntryPoints([EntryPoint("red", "autocompress.knobs:RED", "autocompress.colour")])
+    monkeypatch.setattr(registry, "entry_points", lambda group: points.select(group=group))
+    colours: Registry[str] = Registry("colour")
+    colours.add("blue", "#00f")
+    assert colours.names() == ["blue"]
+    with pytest.raises(PluginError, match=r"cannot be loaded.*autocompress.knobs is now autocompress.core.knobs"):
+        colours.get("red")
+
+
+def test_an_entry_point_may_name_a_module_that_registers_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    colours: Registry[str] = Registry("colour")
+    plugin = ModuleType("colour_module")
+    monkeypatch.setitem(sys.modules, "colour_module", plugin)
+    points = EntryPoints([EntryPoint("red", "colour_module", "autocompress.colour")])
+    monkeypatch.setattr(registry, "entry_points", lambda group: points.select(group=group))
+    with pytest.raises(PluginError, match="registers no colour of that name"):
+        colours.get("red")
+    colours = Registry("colour")
+    colours.add("red", "#f00")
+    assert colours.names() == ["red"]

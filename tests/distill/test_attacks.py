@@ -46,6 +46,7 @@ def share_right(logits: dict[str, torch.Tensor]) -> float:
     return float((logits["label"].argmax(1) == SPLITS.search_val.targets["label"]).float().mean())
 
 
+@pytest.mark.slow
 def test_attacks_stay_in_the_ball_and_raise_the_loss_pgd_more_than_fgsm(model: nn.Module) -> None:
     batch = SPLITS.search_val
     before = copy.deepcopy(model.state_dict())
@@ -63,6 +64,7 @@ def test_attacks_stay_in_the_ball_and_raise_the_loss_pgd_more_than_fgsm(model: n
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_model_keeps_its_mode(model: nn.Module) -> None:
     model.train()
     fgsm(model, SPLITS.search_val.take(slice(0, 8)).inputs, lambda output: output.sum(), 0.1)
@@ -185,6 +187,7 @@ def sentences(seed: int) -> Split:
     return Split((x,), {"label": ((x < 10).sum(1) > 2).long()})
 
 
+@pytest.mark.slow
 def test_robust_distillation_on_embeddings_withstands_their_attack() -> None:
     task, train, val = Majority(), sentences(0), sentences(1)
     part = Part.of("adamw", epochs=15, learning_rate=2e-2)
@@ -211,6 +214,7 @@ def test_robust_distillation_on_embeddings_withstands_their_attack() -> None:
     assert attacked["robust"] > attacked["soft_target"] + 0.2, attacked
 
 
+@pytest.mark.slow
 def test_robust_distillation_withstands_pgd_far_better_than_plain(model: nn.Module) -> None:
     teacher = Teacher(model)
     accuracy = {}

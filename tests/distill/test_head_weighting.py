@@ -154,6 +154,7 @@ def trained(task: Digits = TASK, terms: tuple[Part, ...] = (Part("none"),), **se
     return model
 
 
+@pytest.mark.slow
 def test_a_heavy_first_head_is_learned_at_the_cost_of_the_other() -> None:
     even, first = accuracy(trained()), accuracy(trained(first_head=100.0))
     assert min(even.values()) > 0.6
@@ -161,6 +162,7 @@ def test_a_heavy_first_head_is_learned_at_the_cost_of_the_other() -> None:
     assert first["digit"] > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["uncertainty", "dynamic"])
 def test_learned_weights_learn_both_heads(kind: str) -> None:
     model = trained(head_weights=kind)

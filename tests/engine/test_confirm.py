@@ -29,6 +29,7 @@ def repeats(run: Path) -> pd.DataFrame:
     return table[table["role"] == Role.CONFIRM.value]
 
 
+@pytest.mark.slow
 def test_repeats_are_stored_once_and_leave_the_front_unchanged(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = autocompress.load(run)
     reads = before.meta["test_reads"]
@@ -60,6 +61,7 @@ def test_repeats_are_stored_once_and_leave_the_front_unchanged(run: Path, monkey
     assert "repeated from scratch" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_repeat_has_the_whole_config_and_another_seed(run: Path) -> None:
     front = autocompress.load(run)
     table = front.candidates
@@ -120,6 +122,7 @@ def test_invalid_requests_are_errors_before_any_training(run: Path) -> None:
     assert not len(repeats(run))
 
 
+@pytest.mark.slow
 def test_remote_workers_get_the_teacher(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 

@@ -57,6 +57,7 @@ def test_the_sampler_is_told_the_uncompressed_candidate_once_per_trial(tmp_path:
         assert trial.values[1] == pytest.approx(math.log10(parent.costs["effective_flops"]))
 
 
+@pytest.mark.slow
 def test_the_same_search_seed_gives_the_same_table_and_another_does_not(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         run_search(build_driver(tmp_path / name, f"search.seed={seed}"))
@@ -121,6 +122,7 @@ def test_no_trial_starts_that_would_end_after_the_time_limit(tmp_path: Path, mon
     assert count == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [0, 1, 5, 11])
 def test_a_killed_search_resumes_to_the_same_table(tmp_path: Path, killed_after: int) -> None:
     run_search(build_driver(tmp_path / "whole"))
@@ -243,6 +245,7 @@ def test_a_candidate_without_an_objective_is_left_out_at_any_rung(tmp_path: Path
         assert study.trial_table()["state"].tolist()[job.number] == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "gp", "random"])
 @pytest.mark.parametrize("promotion", ["always", "best_score", "pareto_rank"])
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")

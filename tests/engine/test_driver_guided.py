@@ -88,6 +88,7 @@ def build_guided_driver(folder: Path, *overrides: str) -> Driver:
     return build_driver(folder, *SURROGATE, *overrides, start=[SMALL, LARGE], price=estimate_costs)
 
 
+@pytest.mark.slow
 def test_a_surrogate_search_starts_with_the_initial_trial_completes_the_reference_trial_and_keeps_its_budget(
     tmp_path: Path,
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_surrogate_search_starts_with_the_initial_trial_completes_the_referenc
     assert set(trials["state"]) <= {"complete", "stopped"}
 
 
+@pytest.mark.slow
 def test_a_surrogate_search_finds_more_than_a_random_one(tmp_path: Path) -> None:
     """Here the better students are those of medium width: 12 trials of 122 students."""
 
@@ -124,6 +126,7 @@ def test_a_surrogate_search_finds_more_than_a_random_one(tmp_path: Path) -> None
     assert sum(ours) > sum(chance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [1, 9, 26])
 def test_a_killed_surrogate_search_resumes_to_the_same_table(tmp_path: Path, killed_after: int) -> None:
     whole = build_guided_driver(tmp_path / "whole")
@@ -139,6 +142,7 @@ def test_a_killed_surrogate_search_resumes_to_the_same_table(tmp_path: Path, kil
     assert read_candidates(tmp_path / "killed").equals(read_candidates(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_surrogate_search_skips_configurations_that_cannot_meet_a_limit(tmp_path: Path) -> None:
     source = parse_spec(SPEC, "x", [*SURROGATE])
     store = RunStore.create(tmp_path, RunInfo(name="x"))

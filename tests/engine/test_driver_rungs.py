@@ -75,6 +75,7 @@ def test_the_sampler_is_told_that_stopped_trials_were_poor(tmp_path: Path) -> No
     assert states.count("PRUNED") == count_states(tmp_path)["stopped"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [1, 4, 7, 15, 23])
 def test_a_killed_search_with_rungs_resumes_to_the_same_table(tmp_path: Path, killed_after: int) -> None:
     check_killed_search(tmp_path, EARLY_STOPPING, killed_after)
@@ -132,6 +133,7 @@ def test_no_refinements_without_a_share_of_the_epochs(tmp_path: Path) -> None:
     assert all(job.base is None for job in run_search(build_driver(tmp_path, *REFINEMENTS, "search.refine=0")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [1, 3, 5, 8])
 def test_a_killed_search_with_refinements_resumes_to_the_same_table(tmp_path: Path, killed_after: int) -> None:
     check_killed_search(tmp_path, REFINEMENTS, killed_after)
@@ -175,6 +177,7 @@ def test_a_sequential_search_continues_with_quantization_where_a_pruning_fails(t
     assert [job.recipes[0].quantize is None for job in rest] == [True, False, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [3, 6, 7, 8, 10])
 def test_a_killed_sequential_search_resumes_to_the_same_table(tmp_path: Path, killed_after: int) -> None:
     overrides = (*REFINEMENTS, "search.mode=sequential")

@@ -55,6 +55,7 @@ def _hold(folder: str, ready: Connection) -> None:
         ready.recv()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resume", [False, True])
 def test_run_in_use_is_an_error_before_data_is_loaded(tmp_path: Path, resume: bool) -> None:
     begun(tmp_path / "run")

@@ -103,6 +103,7 @@ ZOO = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "inputs", "cuttable"), ZOO, ids=lambda value: getattr(value, "__name__", None))
 def test_channel_pruning_is_searched_where_it_is_safe(model, inputs, cuttable):
     result, notices = probed(model, inputs)

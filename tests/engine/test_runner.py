@@ -24,6 +24,7 @@ def test_failed_plan_stops_its_workers() -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_process_with_an_unused_plan_exits() -> None:
     code = (
         "from autocompress.engine.runner import make_plan\n"

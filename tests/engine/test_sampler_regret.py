@@ -66,6 +66,7 @@ def quiet() -> Iterator[None]:
     optuna.logging.set_verbosity(verbosity)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.timeout(240)
 def test_the_default_sampler_comes_close_to_the_true_front_and_chance_does_not(bench) -> None:  # type: ignore[no-untyped-def]

@@ -62,6 +62,7 @@ def same(first: nn.Module, second: nn.Module, split: Split, heads: Mapping[str, 
     assert all(torch.equal(ours[head], theirs[head]) for head in heads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -85,6 +86,7 @@ def test_the_module_comes_back_bit_for_bit(
     assert (path / "model_float.onnx").exists() == bool(settings)
 
 
+@pytest.mark.slow
 def test_a_residual_network_of_4_and_8_bits_comes_back_bit_for_bit(
     written: tuple[Deployable, Path], data: tuple[Split, Split]
 ) -> None:
@@ -92,6 +94,7 @@ def test_a_residual_network_of_4_and_8_bits_comes_back_bit_for_bit(
     same(load_artifact(str(written[1])), written[0].model, data[1], written[0].heads)
 
 
+@pytest.mark.slow
 def test_a_pruned_and_quantized_network_comes_back_bit_for_bit(data: tuple[Split, Split], tmp_path: Path) -> None:
     task = TASKS.get("digits")()
     student = Part.of("cnn", width=8, depth=1, stages=2, block="residual")
@@ -122,6 +125,7 @@ def test_a_pruned_and_quantized_network_comes_back_bit_for_bit(data: tuple[Split
     assert sum(p.numel() for p in loaded.parameters()) < sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_folded_float_model_comes_back_folded(
     trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path: Path
 ) -> None:
@@ -133,6 +137,7 @@ def test_a_folded_float_model_comes_back_folded(
     same(loaded, folded, data[1], made.heads)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_what_it_says(written: tuple[Deployable, Path]) -> None:
     made, path = written
     names = ["architecture.json", "card.md", "config.yaml", "manifest.json"]

@@ -16,6 +16,7 @@ def artifact(small_run: Path) -> Path:
     return export_candidate(small_run, quantized, verify=True).folder
 
 
+@pytest.mark.slow
 def test_each_file_is_timed_in_its_own_process(artifact: Path) -> None:
     found = bench(artifact, batch=2, seconds=0.05)
     assert [one.file for one in found] == ["model.onnx", "model_float.onnx"]
@@ -32,6 +33,7 @@ def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
         bench(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_candidate_without_its_checkpoint_is_trained_again(small_run: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -39,6 +39,7 @@ def run(proto: onnx.ModelProto, ids: Tensor) -> Tensor:
     return torch.from_numpy(running.run(None, {running.get_inputs()[0].name: ids.numpy()})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "settings"),
     [
@@ -65,6 +66,7 @@ def test_the_graph_returns_the_modules_rows_to_the_bit(bits: int, settings: dict
     assert sum(int(np.prod(tensor.dims)) for tensor in floats) < 3 * ROWS
 
 
+@pytest.mark.slow
 def test_the_file_is_smaller_by_what_the_table_saves() -> None:
     torch.manual_seed(0)
     model, ids = nn.Embedding(4000, COLUMNS), torch.randint(4000, (8,))
@@ -79,6 +81,7 @@ def test_the_file_is_smaller_by_what_the_table_saves() -> None:
     assert sizes[4] < sizes[8] < whole / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "padding"), [("sum", None), ("mean", 0), ("max", 0)])
 def test_bags_are_looked_up_too(mode: str, padding: int | None) -> None:
     torch.manual_seed(0)
@@ -91,6 +94,7 @@ def test_bags_are_looked_up_too(mode: str, padding: int | None) -> None:
     assert [list(tensor.dims) for tensor in proto.graph.initializer if tensor.name.endswith("codes")] == [[ROWS, 5]]
 
 
+@pytest.mark.slow
 def test_tables_beside_integer_layers_do_not_make_a_model_weights_only() -> None:
     torch.manual_seed(0)
     model, ids = nn.Sequential(nn.Embedding(ROWS, 6), nn.ReLU(), nn.Linear(6, COLUMNS)), torch.randint(ROWS, (32,))

@@ -29,6 +29,7 @@ def ids(run: Path, count: int) -> list[str]:
     return list(table[table["complete"] & (table["role"] == "search")]["id"].head(count))
 
 
+@pytest.mark.slow
 def test_a_front_is_timed_and_is_an_axis_a_column_and_a_limit(run: Path) -> None:
     front = autocompress.load(run)
     told: list[tuple[int, int]] = []
@@ -50,6 +51,7 @@ def test_a_front_is_timed_and_is_an_axis_a_column_and_a_limit(run: Path) -> None
     assert "latency_ms" in (run / "front.csv").read_text().splitlines()[0]
 
 
+@pytest.mark.slow
 def test_what_was_timed_stays_until_it_is_timed_otherwise(run: Path) -> None:
     first, second = ids(run, 2)
     time_run(run, [first], seconds=0.01)
@@ -64,6 +66,7 @@ def test_what_was_timed_stays_until_it_is_timed_otherwise(run: Path) -> None:
     assert set(kept(run).rows) == {"teacher"}
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_exported_is_said_and_the_others_are_timed(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +80,7 @@ def test_a_model_that_cannot_be_exported_is_said_and_the_others_are_timed(
     assert "latency_ms" not in autocompress.load(run).info.teacher.costs
 
 
+@pytest.mark.slow
 def test_what_was_timed_before_an_interruption_is_kept(run: Path) -> None:
     def interrupted(done: int, total: int) -> None:
         if done == 2:
@@ -88,6 +92,7 @@ def test_what_was_timed_before_an_interruption_is_kept(run: Path) -> None:
     assert set(kept(run).rows) == {"teacher", first}
 
 
+@pytest.mark.slow
 def test_candidates_that_are_not_there_or_not_done_are_refused(run: Path) -> None:
     with pytest.raises((UsageError, UnknownNameError), match="t99c9"):
         time_run(run, ["t99c9"], seconds=0.01)

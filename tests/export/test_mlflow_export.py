@@ -11,6 +11,7 @@ from autocompress.errors import UsageError
 
 
 # Of what MLflow itself asks of its own libraries.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_trials_and_the_front_are_runs_below_one(small_run: Path, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")

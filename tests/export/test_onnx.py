@@ -77,6 +77,7 @@ def kernels(proto: onnx.ModelProto, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual", "rows"])
 def test_the_float_graph_computes_what_the_module_does(
     trained: Mapping[str, nn.Module], data: tuple[Split, Split], name: str
@@ -109,6 +110,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"quantizer": "power_of_two"}, {"granularity": "per_group", "group_size": 5}])
 def test_what_integer_kernels_cannot_run_is_exported_in_floating_point(
     exported: Callable[..., Exported], settings: dict[str, Any]
@@ -120,6 +122,7 @@ def test_what_integer_kernels_cannot_run_is_exported_in_floating_point(
     assert any(tensor.shape == weight.shape and np.array_equal(tensor, weight) for tensor in stored.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_the_quantized_graph_computes_what_the_searched_module_does(
     exported: Callable[..., Exported], data: tuple[Split, Split], name: str, settings: dict[str, Any]
@@ -136,6 +139,7 @@ def test_the_quantized_graph_computes_what_the_searched_module_does(
         assert float((error < 1e-3 * expected[head].abs().max()).float().mean()) > 0.9, error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), [case for case in CASES if case[1] in (EIGHT, FOUR)])
 def test_every_convolution_and_head_runs_on_an_integer_kernel(
     exported: Callable[..., Exported], name: str, settings: dict[str, Any], tmp_path: Path
@@ -147,6 +151,7 @@ def test_every_convolution_and_head_runs_on_an_integer_kernel(
     assert found["Conv"] == found["FusedConv"] == found["Gemm"] == 0
 
 
+@pytest.mark.slow
 def test_a_depthwise_convolution_without_an_integer_kernel_stays_in_floating_point(
     exported: Callable[..., Exported], tmp_path: Path
 ) -> None:
@@ -159,6 +164,7 @@ def test_a_depthwise_convolution_without_an_integer_kernel_stays_in_floating_poi
     assert np.array_equal(stored["body.2.weight"], made.model.get_parameter("body.2.weight").detach().numpy())
 
 
+@pytest.mark.slow
 def test_the_graph_holds_integer_codes_on_the_n_bit_grid(exported: Callable[..., Exported]) -> None:
     made, proto = exported("functional", **THREE)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
@@ -266,6 +272,7 @@ def test_a_model_that_torch_cannot_export_is_an_artifact_error() -> None:
         export_float(Numpy(), (torch.ones(1, 3),), {"label": 3})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_every_initializer_is_used(exported: Callable[..., Exported], name: str, settings: dict[str, Any]) -> None:
     # onnxruntime would warn of each unused one whenever the model is loaded.

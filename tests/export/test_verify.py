@@ -39,6 +39,7 @@ def promise(written: tuple[Deployable, Path], data: tuple[Split, Split]) -> Prom
     return scores, predictions
 
 
+@pytest.mark.slow
 def test_a_faithful_export_passes_with_its_figures(
     written: tuple[Deployable, Path], data: tuple[Split, Split], promise: Promise
 ) -> None:
@@ -56,6 +57,7 @@ def test_a_faithful_export_passes_with_its_figures(
     assert second.startswith("even: ")
 
 
+@pytest.mark.slow
 def test_a_score_that_was_not_kept_is_refused_with_the_figures(
     written: tuple[Deployable, Path], data: tuple[Split, Split], promise: Promise
 ) -> None:
@@ -92,6 +94,7 @@ def test_what_is_a_loss_depends_on_the_score(name: str, lost: float) -> None:
     assert Metric(name).loss_against(0.4, 0.5) == pytest.approx(lost)
 
 
+@pytest.mark.slow
 def test_an_export_is_held_to_the_first_score_of_its_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The predicted classes are kept while the predicted rating moves: the accuracy cannot tell, the error must."""
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))

@@ -131,6 +131,7 @@ class TestUse:
         model = build(block=block, width=4).eval()
         torch.testing.assert_close(torch.fx.symbolic_trace(model)(noise(2)), model(noise(2)))
 
+    @pytest.mark.slow
     def test_it_exports_as_a_float_graph(self):
         model = fold_batch_norm(settled(depth=2), EXAMPLE)
         assert_same(export_float(model, EXAMPLE, {"label": 10}), model)
@@ -154,6 +155,7 @@ class TestCompression:
         fresh.load_state_dict(pruned.state_dict())
         assert torch.equal(fresh.eval()(noise(4)), pruned(noise(4)))
 
+    @pytest.mark.slow
     @torch.no_grad()
     def test_post_training_quantization_is_replayed_and_exports(self, block):
         method = QUANTIZE.get("post_training")

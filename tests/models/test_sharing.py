@@ -151,6 +151,7 @@ class TestUse:
         traced = torch.fx.symbolic_trace(model)
         assert all(torch.equal(logits, model(x)[head]) for head, logits in traced(x).items())
 
+    @pytest.mark.slow
     @torch.no_grad()
     def test_it_exports(self, sharing):
         heads, x = build(sharing=sharing, head_hidden=4), torch.randn(5, 6)

@@ -135,6 +135,7 @@ class TestUse:
 
 @pytest.mark.parametrize("block", BLOCKS)
 class TestCompression:
+    @pytest.mark.slow
     @torch.no_grad()
     def test_structured_pruning_shrinks_it_and_is_replayed(self, trained, block):
         method = PRUNE.get("structured")
@@ -156,6 +157,7 @@ class TestCompression:
         assert (pruned.encoder.embedding.weight == 0).float().mean() > 0.4
         assert pruned(tokens(4)).isfinite().all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("weight_bits", [8, 4])
     @torch.no_grad()
     def test_post_training_quantization_keeps_the_answers_is_replayed_and_exports(self, trained, block, weight_bits):

@@ -83,6 +83,7 @@ class TestShapes:
 
 
 class TestPadding:
+    @pytest.mark.slow
     def test_it_changes_nothing(self, trained, other):
         assert_padding_is_nothing(trained)
         assert_padding_is_nothing(other)
@@ -178,6 +179,7 @@ class TestUse:
 
 
 class TestCompression:
+    @pytest.mark.slow
     @torch.no_grad()
     def test_structured_pruning_narrows_the_feed_forward_layers_and_leaves_attention_whole(self, trained):
         method = PRUNE.get("structured")
@@ -213,6 +215,7 @@ class TestCompression:
         assert count_flops(layer_costs(pruned, EXAMPLE)) < 0.55 * count_flops(layer_costs(trained, EXAMPLE))
         assert_padding_is_nothing(pruned)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("weight_bits", [8, 4])
     @pytest.mark.parametrize("which", ["trained", "other"])
     @torch.no_grad()

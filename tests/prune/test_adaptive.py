@@ -20,6 +20,7 @@ def apply(model, context=None, **knobs):
 
 
 class TestBudget:
+    @pytest.mark.slow
     @pytest.mark.parametrize("block", ["plain", "residual", "separable", "inverted"])
     @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.8])
     def test_the_flops_that_were_asked_for_go(self, block, ratio):
@@ -37,6 +38,7 @@ class TestBudget:
         assert state.report["removed"] == pytest.approx(1 - sizes[1] / sizes[0])
         assert ratio <= state.report["removed"] < ratio + 0.12
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("width", range(2, 9))
     def test_cost_falls_with_the_ratio_and_a_channel_is_kept(self, width):
         model = chain(width)
@@ -76,6 +78,7 @@ class TestSensitivity:
         _, state = apply(model, context, pruning_ratio=0.3, schedule="one_shot", criterion="l2")
         assert state.report["channels"] == {"quiet": [8, 3]}
 
+    @pytest.mark.slow
     def test_no_layer_is_cut_to_next_to_nothing(self):
         for ratio in (0.3, 0.6, 0.9):
             least = MIN_WIDTH_SHARE * (1 - ratio) ** 0.5

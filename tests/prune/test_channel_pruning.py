@@ -25,6 +25,7 @@ def configure(method, **knobs):
 @pytest.mark.parametrize("block", ["plain", "residual", "separable", "inverted"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 class TestSeveralCuts:
+    @pytest.mark.slow
     def test_the_model_trains_between_and_rebuilds(self, method, block):
         tuner = Tuner()
         model = cnn(block=block, width=8)
@@ -40,6 +41,7 @@ class TestSeveralCuts:
         assert torch.equal(rebuilt(x), pruned(x))
         assert not pruned.training
 
+    @pytest.mark.slow
     def test_without_training_they_reach_the_same_ratio(self, method, block):
         model, context = cnn(block=block, width=8), labelled_context()
         config = configure(method, pruning_ratio=0.6, step_epochs=0)
@@ -103,6 +105,7 @@ def test_a_cut_that_leaves_no_path_is_refused():
         PRUNE.get("structured").apply(model, StructuredConfig(), labelled_context(shape=(4,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multiple", [2, 4, 8])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_layers_keep_a_multiple_of_what_is_asked(method, multiple):

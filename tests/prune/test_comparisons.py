@@ -35,6 +35,7 @@ def mean_loss(students, part):
     return sum(losses) / len(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "knobs"),
     [
@@ -51,6 +52,7 @@ def test_taylor_beats_chance(students, name, knobs):
     assert losses[0] < losses[1]
 
 
+@pytest.mark.slow
 def test_many_small_cuts_beat_one_large_one(students):
     """Ninety per cent of the weights, six passes over the data either way."""
     once = Part.of("unstructured", pruning_ratio=0.9, recovery_epochs=6)
@@ -58,6 +60,7 @@ def test_many_small_cuts_beat_one_large_one(students):
     assert mean_loss(students, cubic) < mean_loss(students, once)
 
 
+@pytest.mark.slow
 def test_adaptive_beats_uniform_at_equal_flops(students):
     training, model = students[0]
     uniform = Part.of("structured", pruning_ratio=0.4, recovery_epochs=3)
@@ -66,6 +69,7 @@ def test_adaptive_beats_uniform_at_equal_flops(students):
     assert mean_loss(students, adaptive) < mean_loss(students, uniform)
 
 
+@pytest.mark.slow
 def test_network_slimming_works_from_end_to_end():
     """A penalty on batch-norm scales while fitting, then the channels with the smallest scales go (Liu 2017)."""
     place = load_pipeline(SETUP)

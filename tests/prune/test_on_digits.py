@@ -66,6 +66,7 @@ def costs(model, state=None):
     return measure(Subject(layers=layers, bits={} if state is None else state.bits), SETUP.costs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: f"{part.name}-{part.values.get('criterion', 'default')}")
 def test_a_method_changes_the_model_which_recovers_and_is_rebuilt(part, trained):
     place = load_pipeline(SETUP)
@@ -97,6 +98,7 @@ def test_a_method_changes_the_model_which_recovers_and_is_rebuilt(part, trained)
         assert not quantized.get_parameter(name)[zeros].any()
 
 
+@pytest.mark.slow
 def test_a_trial_cuts_and_measures_a_candidate_of_every_method():
     cuts = [CompressionRecipe(), CompressionRecipe(quantize=EIGHT)]
     for name in PRUNE.names():

@@ -33,6 +33,7 @@ def widths(model):
 class TestRatiosOnNarrowLayers:
     """Ratio 0, .01, .5, .9 on layers of 1 to 8 channels: one channel is kept, cost never rises, 1.0 is refused."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("scope", ["uniform", "global"])
     @pytest.mark.parametrize("width", range(2, 9))
     def test_cost_falls_with_the_ratio_and_a_channel_is_kept(self, width, scope):
@@ -63,6 +64,7 @@ class TestRatiosOnNarrowLayers:
         with pytest.raises(KnobError, match=r"prune\.structured\.pruning_ratio"):
             StructuredConfig(pruning_ratio=ratio)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("block", ["plain", "residual", "separable", "inverted"])
     @pytest.mark.parametrize("scope", ["uniform", "global"])
     def test_cost_never_rises_over_a_fine_grid(self, block, scope):
@@ -132,6 +134,7 @@ class TestWhatIsCut:
             name for name, p in model.named_parameters() if not p.requires_grad
         }
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("block", ["plain", "residual", "separable", "inverted"])
     @pytest.mark.parametrize("criterion", CRITERIA)
     def test_a_pruned_model_learns(self, block, criterion):

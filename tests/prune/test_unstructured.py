@@ -28,6 +28,7 @@ def density(model):
 @pytest.mark.parametrize("criterion", WEIGHT_CRITERIA)
 @pytest.mark.parametrize("scope", ["uniform", "global"])
 class TestEveryCriterion:
+    @pytest.mark.slow
     def test_as_many_weights_go_as_were_asked_for(self, criterion, scope):
         model = cnn(width=8)
         for ratio in (0.01, 0.5, 0.9):

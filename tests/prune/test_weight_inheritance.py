@@ -136,6 +136,7 @@ def teacher():
 
 
 class TestOnDigits:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "knobs", [{"width": 8, "depth": 1}, {"width": 12, "depth": 2}, {"width": 8, "kernel": 5}], ids=str
     )

@@ -41,6 +41,7 @@ def test_it_is_registered_with_its_knobs() -> None:
     assert not METHOD.is_identity(config())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"weight_scheme": "asymmetric"}, {"granularity": "per_tensor"}, {"granularity": "per_group", "group_size": 8}],
@@ -52,6 +53,7 @@ def test_the_error_of_every_layer_falls(models: list[nn.Module], data: Digits, s
     assert all(row["learned"] < row["nearest"] and row["flipped"] > 0 for row in layers.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [(4, 32), (3, 8), (32, 4)])
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
 def test_what_is_deployed_has_the_form_of_post_training(
@@ -113,6 +115,7 @@ def test_weights_cannot_be_learned_without_calibration(models: list[nn.Module], 
 
 
 # With 4 bits rounding to the nearest loses next to nothing that could be gained back.
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "least"), [(3, 0.0), (4, -0.005)])
 def test_it_beats_rounding_to_the_nearest(
     models: list[nn.Module], data: Digits, bits: int, least: float, record_property: Callable[[str, object], None]

@@ -48,6 +48,7 @@ def layer(weight: Tensor) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_weights_of_every_kind_through_every_quantizer() -> None:
     seen = {"finite": 0, "refused": 0}

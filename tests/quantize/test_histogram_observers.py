@@ -39,6 +39,7 @@ def draw_values(shape: str) -> Tensor:
     return {"normal": normal, "relu": normal.relu(), "tails": normal**3, "shifted": normal + 5}[shape]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("shape", ["normal", "relu", "tails", "shifted"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
@@ -53,6 +54,7 @@ def test_mse_is_close_to_the_best_of_all_ranges(shape: str, bits: int, scheme: s
     assert limits <= error(values, observe_range(MinMaxObserver(), values), aim) * (1 + 1e-6)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(st.floats(-1, 1, width=32, allow_subnormal=False), min_size=1, max_size=50),

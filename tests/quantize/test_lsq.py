@@ -134,6 +134,7 @@ def models(data: Digits) -> list[torch.nn.Module]:
     return [train_model(Plain, data, seed) for seed in range(5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "points"), [(2, 10), (3, 0.5)])
 def test_it_beats_the_best_of_post_training_over_five_seeds(
     bits: int, points: int, data: Digits, models: list[torch.nn.Module], record_property: Callable[[str, object], None]

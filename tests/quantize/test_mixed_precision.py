@@ -48,6 +48,7 @@ def test_it_is_registered_with_its_knobs() -> None:
             MixedPrecisionConfig.of(bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [2.0, 3.3, 5.0, 8.0, 20.0])
 @pytest.mark.parametrize("solver", ["exact", "greedy"])
 def test_it_takes_no_more_bit_operations_than_uniform_bits(
@@ -61,6 +62,7 @@ def test_it_takes_no_more_bit_operations_than_uniform_bits(
         assert set(state.bits.values()) == {LayerBits(*[2 if average == 2 else 8] * 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", [8, 32])
 @pytest.mark.parametrize("average", [2.0, 3.1, 6.0])
 def test_a_budget_of_size_is_kept_and_leaves_inputs_alone(
@@ -165,6 +167,7 @@ def test_a_budget_below_the_smallest_assignment_says_what_is_needed(
         METHOD.apply(models[0], config, context(data))
 
 
+@pytest.mark.slow
 def test_what_it_measures_with_must_be_there(models: list[nn.Module], data: Digits) -> None:
     for missing in ({"loss": None}, {"targets": ()}, {"loss": lambda *_: torch.tensor(torch.nan)}):
         given = replace(context(data), **missing)
@@ -175,6 +178,7 @@ def test_what_it_measures_with_must_be_there(models: list[nn.Module], data: Digi
         METHOD.apply(models[0], MixedPrecisionConfig(), replace(context(data), calibration=()))
 
 
+@pytest.mark.slow
 def test_at_equal_bit_operations_it_beats_uniform_bits(
     models: list[nn.Module], data: Digits, record_property: Callable[[str, object], None]
 ) -> None:

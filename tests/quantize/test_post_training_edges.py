@@ -177,6 +177,7 @@ def test_a_history_of_another_model_is_refused(trained: nn.Module, calibration: 
             METHOD.restore(model, settings, wrong)
 
 
+@pytest.mark.slow
 def test_cuts_that_share_notes_are_bit_for_bit_those_that_do_not(trained: nn.Module, calibration: Context) -> None:
     folded = fold_batch_norm(trained, calibration.example)
     sharing = replace(calibration, shared={})

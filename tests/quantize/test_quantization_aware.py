@@ -64,6 +64,7 @@ class TestEveryMethod:
             torch.testing.assert_close(out(data[2]), trained(data[2]), rtol=1e-4, atol=1e-4)
         assert set(state.bits.values()) == {LayerBits(32, 32)}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("bits", [(2, 8), (4, 32), (32, 3)])
     @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel", "per_group"])
     def test_the_deployed_model_rounds_as_the_trained_one_did(
@@ -135,6 +136,7 @@ class TestEveryMethod:
             assert not out.get_submodule(name).weight[zero].any()
             assert not state.tensors[f"{name}.weight_codes"][zero].any()
 
+    @pytest.mark.slow
     def test_restore_and_onnx_need_nothing_else(
         self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:
@@ -220,6 +222,7 @@ def test_scales_follow_the_weights() -> None:
     assert torch.allclose(module(3 * weight), 3 * module(weight))
 
 
+@pytest.mark.slow
 def test_qat_recovers_what_rounding_took(data: Digits, record_property: Callable[[str, object], None]) -> None:
     gains = []
     for seed in range(3):

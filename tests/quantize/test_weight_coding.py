@@ -134,6 +134,7 @@ def test_smaller_parts_with_a_scale_each_are_closer(quantizer: str) -> None:
     assert errors[2] < errors[1] < errors[0]
 
 
+@pytest.mark.slow
 def test_bits_that_grow_leave_less_error() -> None:
     weight = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
     for coding in EVERY:

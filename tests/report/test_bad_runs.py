@@ -32,6 +32,7 @@ def chosen(candidates: pd.DataFrame, info: RunInfo) -> Pick | None:
         return None
 
 
+@pytest.mark.slow
 def test_one_candidate_is_the_front_the_knee_and_the_pick(run: Run, front: pd.DataFrame, tmp_path: Path) -> None:
     alone = run.candidates[run.candidates["id"] == front["id"].iloc[0]]
     picked = select_candidate(alone, run.info)
@@ -74,6 +75,7 @@ def test_only_trainings_that_were_stopped_early_give_a_page(run: Run, tmp_path: 
     assert "No candidate can be recommended." in page_of(early, run, tmp_path, None)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_is_read_reported_and_exported(small_run: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(small_run, tmp_path / "elsewhere" / "renamed"))
     front = autocompress.load(moved)

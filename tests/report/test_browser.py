@@ -101,6 +101,7 @@ def opened(browser: Any, path: Path) -> Iterator[Opened]:
         yield result
 
 
+@pytest.mark.slow
 def test_a_page_from_disk_asks_nobody_and_complains_of_nothing(opened: Opened, path: Path) -> None:
     assert [url for url in opened.questions if not url.startswith("blob:")] == [path.as_uri()]
     assert opened.sentence == []
@@ -114,6 +115,7 @@ def test_a_page_from_disk_asks_nobody_and_complains_of_nothing(opened: Opened, p
     opened.tab.set_viewport_size({"width": SIZES["desk"][0], "height": SIZES["desk"][1]})
 
 
+@pytest.mark.slow
 def test_sliders_and_words_filter_plot_and_table_alike(opened: Opened, run: Run) -> None:
     from playwright.sync_api import expect
 
@@ -187,6 +189,7 @@ def test_hovering_tells_and_clicking_opens_the_card(opened: Opened, run: Run) ->
     assert tab.locator(f"#card-{picked.id} .command").is_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "scheme"), [("desk", "dark"), ("phone", "light")])
 def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
     browser: Any, small_path: Path, size: str, scheme: str
@@ -206,6 +209,7 @@ def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
         assert result.tab.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["candidates", "search", "honesty"])
 def test_what_lies_below_the_front_is_there_for_whoever_goes_to_it(browser: Any, path: Path, name: str) -> None:
     with Opened(browser, path.as_uri()) as page:
@@ -220,6 +224,7 @@ def test_what_lies_below_the_front_is_there_for_whoever_goes_to_it(browser: Any,
         assert not page.sentence
 
 
+@pytest.mark.slow
 def test_a_printed_page_has_all_its_sections(browser: Any, path: Path) -> None:
     with Opened(browser, path.as_uri()) as page:
         page.tab.emulate_media(media="print")
@@ -237,6 +242,7 @@ def test_without_scripts_there_are_the_table_and_the_picture(browser: Any, path:
         assert not result.tab.locator("#limits").is_visible()
 
 
+@pytest.mark.slow
 def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
     run = make_run(12, 8, hostile=True)
     page = write_page(
@@ -251,6 +257,7 @@ def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
         assert result.count("a[href^='javascript']") == 0
 
 
+@pytest.mark.slow
 def test_a_live_page_takes_in_what_is_new_and_keeps_what_its_reader_set(browser: Any) -> None:
     run = make_run(4, 4)
     version = ["1"]

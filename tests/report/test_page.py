@@ -187,6 +187,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     assert "<script" not in rows
 
 
+@pytest.mark.slow
 def test_many_candidates_are_all_in_the_plot_and_the_page_stays_small(tmp_path: Path) -> None:
     run = make_run(112, 35)
     assert len(run.candidates) >= 3000

@@ -226,6 +226,7 @@ def test_its_own_task_is_learned(data: Path) -> None:
     assert float(right.float().mean()) >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10.is_file(), reason="CIFAR-10 is not here")
 def test_cifar10(data: Path) -> None:
     with zipfile.ZipFile(CIFAR10) as archive:

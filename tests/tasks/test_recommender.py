@@ -273,6 +273,7 @@ class TestRanking:
             sorted(f"i{number}" for number in range(11)).index(f"i{8 + user}") for user in range(3)
         ]
 
+    @pytest.mark.slow
     def test_a_model_ranks_better_than_chance(self) -> None:
         task = Ranking(candidates=20)
         splits = task.splits(0)

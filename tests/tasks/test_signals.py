@@ -30,6 +30,7 @@ class TestMNIST1D:
         everything = torch.cat([split.inputs[0].flatten(1) for _, split in splits.items()])
         assert len({tuple(row) for row in everything.tolist()}) == 5000
 
+    @pytest.mark.slow
     def test_the_published_ranking_of_models_holds(self) -> None:
         """Published: linear 32%, convolutional 94%; a quarter of the training suffices to tell them apart."""
         task = MNIST1D(views=1)

@@ -187,6 +187,7 @@ class TestText:
         assert len(Text(path, labels=column).heads) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REVIEWS.exists(), reason="the shared data is absent")
 def test_real_reviews_become_a_task_of_two_heads() -> None:
     task = Text(REVIEWS, text="Review Text", labels=["Recommended IND", "Department Name"], length=40)

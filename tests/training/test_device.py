@@ -88,6 +88,7 @@ LOGIT = [name for name in DISTILL if DISTILL.get(name).kind == "logit"]
 FEATURE = [name for name in DISTILL if DISTILL.get(name).kind != "logit"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "terms", [(Part(name),) for name in LOGIT] + [(*SOFT, Part(name)) for name in FEATURE], ids=str
 )
@@ -100,6 +101,7 @@ def test_every_term_gives_on_the_card_what_it_gives_on_the_processor(terms: tupl
     assert not any(isinstance(entry, OnCard) for entry in teacher.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -119,6 +121,7 @@ def test_every_setting_of_a_fit_gives_the_same_on_the_card(settings: dict[str, f
     assert same(there, weights(trained(CPU, Part.of("adamw", **{**part.values, "processes": 1}))))
 
 
+@pytest.mark.slow
 def test_precision_is_chosen_and_lowered_where_the_model_runs() -> None:
     requested = []
 
@@ -131,6 +134,7 @@ def test_precision_is_chosen_and_lowered_where_the_model_runs() -> None:
     assert set(requested) == {CARD}
 
 
+@pytest.mark.slow
 def test_a_training_that_pauses_on_the_card_goes_on_there_and_elsewhere() -> None:
     pipeline = load_pipeline(SETUP)
     part = Part.of("sgd", epochs=3, batch_size=128)
@@ -170,6 +174,7 @@ CUTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_every_cut_that_trains_gives_the_same_where_it_trains_on_the_card(cut: CompressionRecipe) -> None:
     here = load_pipeline(SETUP)
@@ -195,6 +200,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "student", "settings"), FAMILIES, ids=str)
 def test_every_family_trains_on_the_card(task: str, student: Part, settings: dict[str, str | int]) -> None:
     actual = TASKS.get(task)()
@@ -214,6 +220,7 @@ def test_every_family_trains_on_the_card(task: str, student: Part, settings: dic
         assert same(on(card), expected)
 
 
+@pytest.mark.slow
 def test_a_trial_that_trains_sub_networks_along_gives_the_same_candidates_on_the_card() -> None:
     training = CompressionConfig(SMALL, SOFT, Part.of("adamw", **FIT.values, sandwich=0.1), seed=1)
     job = Job(

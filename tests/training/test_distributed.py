@@ -39,6 +39,7 @@ def listening(process: int) -> set[str]:
     return actual
 
 
+@pytest.mark.slow
 @LINUX
 def test_two_processes_end_where_one_does_talk_over_loopback_and_leave_nothing() -> None:
     terms = [Part.of("soft_target", alpha=0.5, temperature=2.0), Part.of("hint", weight=0.1)]
@@ -67,6 +68,7 @@ def test_two_processes_end_where_one_does_talk_over_loopback_and_leave_nothing()
     assert children() == before
 
 
+@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize(
     ("fault", "message"),
@@ -123,6 +125,7 @@ def script(folder: Path, guard: str) -> list[str]:
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
     command = script(tmp_path, "if True:")
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
@@ -131,6 +134,7 @@ def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
     assert len((tmp_path / "started").read_text()) == 3
 
 
+@pytest.mark.slow
 @LINUX
 def test_a_task_of_a_script_travels_and_a_killed_parent_leaves_no_process(tmp_path: Path) -> None:
     command = script(tmp_path, "if __name__ == '__main__':")

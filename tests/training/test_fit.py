@@ -40,6 +40,7 @@ def accuracy(model: nn.Module) -> float:
     return float((logits.argmax(1) == SPLITS.search_val.targets["label"]).float().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [Part.of("adamw", epochs=8, learning_rate=1e-2), Part.of("sgd", epochs=8, learning_rate=0.1)],
@@ -49,6 +50,7 @@ def test_each_optimizer_learns(part: Part) -> None:
     assert accuracy(trained(part)) > 0.6
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     part = Part.of("adamw", epochs=2)
     one, again, other = (trained(part, seed=seed) for seed in (1, 1, 2))
@@ -56,6 +58,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_curve_has_a_row_an_epoch_and_falls() -> None:
     rows: list[dict[str, float]] = []
     torch.manual_seed(0)
@@ -67,6 +70,7 @@ def test_the_curve_has_a_row_an_epoch_and_falls() -> None:
     assert not model.training
 
 
+@pytest.mark.slow
 def test_pure_distillation_learns_the_teacher_and_not_the_targets() -> None:
     # A "teacher" that is always wrong by one class: with alpha = 1 the student must follow it.
     wrong = (SPLITS.train.targets["label"] + 1) % 10
@@ -80,6 +84,7 @@ def test_pure_distillation_learns_the_teacher_and_not_the_targets() -> None:
     assert float((predicted == (SPLITS.search_val.targets["label"] + 1) % 10).float().mean()) > 0.6
 
 
+@pytest.mark.slow
 def test_the_teachers_logits_are_asked_for_the_view_that_is_trained_on() -> None:
     requested: list[int] = []
 
@@ -131,12 +136,14 @@ def test_a_last_batch_of_one_is_dropped_not_normalised_by_itself() -> None:
     fit(TASK.build(SMALL), FitRequest(TASK, SPLITS.train.take(slice(0, 10)), Part.of("adamw", epochs=1, batch_size=64)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "step", "constant", "plateau"])
 def test_each_schedule_learns(schedule: str) -> None:
     part = Part.of("adamw", epochs=6, learning_rate=1e-2, schedule=schedule)
     assert accuracy(trained(part)) > 0.4
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_the_fit_and_puts_the_best_weights_back() -> None:
     torch.manual_seed(0)
     model = TASK.build(SMALL)
@@ -172,6 +179,7 @@ def test_mixup_mixes_inputs_and_losses_by_the_same_share() -> None:
     assert float(hard(logits, batch.targets)) != pytest.approx(float(TASK.loss(logits, batch.targets)))
 
 
+@pytest.mark.slow
 def test_l1_penalties_shrink_what_they_name() -> None:
     def sizes(**settings: float) -> tuple[float, float]:
         model = trained(Part.of("adamw", epochs=8, learning_rate=2e-2, **settings))
@@ -184,6 +192,7 @@ def test_l1_penalties_shrink_what_they_name() -> None:
     assert sizes(l1_batch_norm=0.3)[1] < norms * 0.8
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_well_and_leaves_single_precision_weights() -> None:
     model = trained(Part.of("adamw", epochs=8, learning_rate=1e-2, precision="bfloat16"))
     assert accuracy(model) > 0.6

@@ -55,6 +55,7 @@ def segment(part: Part, terms: list[Part], until: int | None, paused: bytes = b"
     return built, fitted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "terms"),
     [

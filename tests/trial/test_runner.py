@@ -47,6 +47,7 @@ def result():  # type: ignore[no-untyped-def]
     return actual
 
 
+@pytest.mark.slow
 def test_one_training_feeds_a_candidate_for_each_cut(result) -> None:  # type: ignore[no-untyped-def]
     assert [candidate.id for candidate in result.candidates] == [f"t4c{n}" for n in range(5)]
     assert [candidate.epochs for candidate in result.candidates] == [10] * 5
@@ -59,6 +60,7 @@ def test_one_training_feeds_a_candidate_for_each_cut(result) -> None:  # type: i
     assert result.seconds > 0
 
 
+@pytest.mark.slow
 def test_the_cuts_differ_as_their_configs_say(result) -> None:  # type: ignore[no-untyped-def]
     parent, eight, three, pruned, both = (candidate.costs for candidate in result.candidates)
     assert parent["flops"] == eight["flops"] == three["flops"] == parent["effective_flops"]
@@ -83,6 +85,7 @@ def test_details_say_what_was_done(result) -> None:  # type: ignore[no-untyped-d
     assert len(details["per_class"]["label"]) == 10
 
 
+@pytest.mark.slow
 def test_a_trial_run_again_from_its_record_gives_identical_weights_and_scores(result) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(12345)
     again = TrialRunner(SETUP)(JOB)
@@ -102,6 +105,7 @@ def test_a_candidate_is_cut_again_from_its_checkpoint(result) -> None:  # type: 
             assert again["loss"] == pytest.approx(candidate.scores["select_val"]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_recovery_trains_the_pruned_model(result) -> None:  # type: ignore[no-untyped-def]
     bare = Part.of("structured", pruning_ratio=0.25, recovery_epochs=0)
     without = run_trial(replace(JOB, recipes=(CompressionRecipe(prune=bare),)), SETUP).candidates[0]
@@ -124,6 +128,7 @@ def test_the_teacher_is_described() -> None:
     assert record["costs"]["effective_flops"] == record["costs"]["flops"] > 0
 
 
+@pytest.mark.slow
 def test_a_cut_that_fails_leaves_the_others_and_says_why() -> None:
     bad = Part.of("structured", pruning_ratio=0.25, criterion="no_such_criterion")
     actual = TrialRunner(SETUP)(replace(JOB, recipes=(CompressionRecipe(), CompressionRecipe(prune=bad))))
@@ -183,6 +188,7 @@ def test_reproducible_torch_restores_the_settings(tmp_path: Path) -> None:
     assert tiny.div(2) != 0
 
 
+@pytest.mark.slow
 def test_robust_accuracy_is_a_score_that_a_search_can_ask_for() -> None:
     setup = replace(SETUP, scores=("accuracy", "fgsm_accuracy", "pgd_accuracy"))
     actual = run_trial(replace(JOB, recipes=CUTS[:2]), setup)
@@ -191,6 +197,7 @@ def test_robust_accuracy_is_a_score_that_a_search_can_ask_for() -> None:
         assert scores["pgd_accuracy"] <= scores["fgsm_accuracy"] < scores["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_training_in_segments_gives_the_same_candidates_as_in_one(result) -> None:  # type: ignore[no-untyped-def]
     runner = TrialRunner(SETUP)
     first = runner(replace(JOB, recipes=CUTS[:2], rung=0, until=2))
@@ -206,6 +213,7 @@ def test_a_training_in_segments_gives_the_same_candidates_as_in_one(result) -> N
     assert last.curve == result.curve
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_cut_further_without_training_it_again(result) -> None:  # type: ignore[no-untyped-def]
     parent = result.checkpoints["t4p0"]
     job = Job(

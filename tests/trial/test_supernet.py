@@ -39,6 +39,7 @@ def cut(model: nn.Module, ratio: float, context: Context) -> nn.Module:
     return actual.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_the_divergence_of_the_models_that_are_cut_out_later(family: str) -> None:
     task, student = FAMILIES[family]
@@ -107,6 +108,7 @@ def _training(sandwich: float, epochs: int = 12) -> CompressionConfig:
     return CompressionConfig(Part.of("cnn", width=16, depth=1), (Part.of("soft_target"),), fit, seed=1)
 
 
+@pytest.mark.slow
 def test_one_training_gives_good_models_of_every_width() -> None:
     accuracy: dict[float, list[float]] = {}
     with reproducible_torch():
@@ -122,6 +124,7 @@ def test_one_training_gives_good_models_of_every_width() -> None:
     assert accuracy[0.75][1] > accuracy[0.0][1] + 0.2
 
 
+@pytest.mark.slow
 def test_a_pause_changes_nothing() -> None:
     with reproducible_torch():
         pipeline = load_pipeline(SETUP)

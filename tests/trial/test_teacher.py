@@ -38,6 +38,7 @@ def test_cached_logits_are_the_models_own_on_every_view_and_the_test_split_is_no
         assert torch.allclose(teacher.view(view)["label"], live["label"], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "damage"),
     [

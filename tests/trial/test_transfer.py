@@ -41,6 +41,7 @@ def accuracy(model: nn.Module, split: Split) -> float:
     return float((predict(model, Five(), split)["label"].argmax(1) == split.targets["label"]).float().mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_new_head_learns_new_classes(backbone: nn.Module, frozen: bool) -> None:
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
@@ -111,6 +112,7 @@ def away() -> Away:
     return Away()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "term",
     [
