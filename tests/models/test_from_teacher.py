@@ -1,0 +1,56 @@
+"""Students that are the pruned teacher: the pruning steps of a config."""
+
+import pytest
+
+from autocompress.core.config import Part
+from autocompress.core.knobs import Settings
+from autocompress.core.registry import PRUNE, STUDENTS
+from autocompress.core.task import InputSpec
+from autocompress.errors import KnobError, UsageError
+from autocompress.models.base import build_family_model
+from autocompress.models.from_teacher import NAME, FromTeacherConfig
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_channels_are_removed_by_one_method_with_the_scope_of_the_allocation(allocation: str) -> None:
+    config = FromTeacherConfig(pruning_ratio=0.25, allocation=allocation, round_to=4, criterion="l1")
+    assert config.list_pruning_steps() == (
+        Part.of("structured", pruning_ratio=0.25, scope=allocation, criterion="l1", round_to=4, recovery_epochs=0),
+    )
+
+
+@pytest.mark.parametrize(("ratio", "share_of_flops"), [(0.5, 0.75), (0.9, 0.98)])
+def test_an_adaptive_allocation_removes_the_flops_of_the_ratio(ratio: float, share_of_flops: float) -> None:
+    (step,) = FromTeacherConfig(pruning_ratio=ratio, allocation="adaptive").list_pruning_steps()
+    assert step.name == "adaptive"
+    assert step.values["pruning_ratio"] == pytest.approx(share_of_flops)
+    assert "scope" not in step.values
+
+
+def test_blocks_are_dropped_before_channels_are_removed() -> None:
+    steps = FromTeacherConfig(pruning_ratio=0.3, depth_ratio=0.5).list_pruning_steps()
+    assert [step.name for step in steps] == ["depth", "structured"]
+    assert steps[0].values == {"pruning_ratio": 0.5, "recovery_epochs": 0}
+
+
+def test_ratios_of_zero_leave_the_teacher_whole() -> None:
+    assert FromTeacherConfig(pruning_ratio=0.0, depth_ratio=0.0).list_pruning_steps() == ()
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "adaptive"])
+@pytest.mark.parametrize("ratio", [0.01, 0.9])
+def test_the_steps_are_settings_that_their_methods_accept(ratio: float, allocation: str) -> None:
+    config = FromTeacherConfig(pruning_ratio=ratio, depth_ratio=ratio, allocation=allocation)
+    for step in config.list_pruning_steps():
+        assert isinstance(PRUNE.get(step.name).config.of(step.values), Settings)
+
+
+def test_a_ratio_out_of_range_names_the_student() -> None:
+    with pytest.raises(KnobError, match=r"from_teacher.pruning_ratio = 0.95 is outside 0..0.9"):
+        FromTeacherConfig(pruning_ratio=0.95)
+
+
+def test_a_task_without_a_model_cannot_build_it() -> None:
+    assert NAME in STUDENTS
+    with pytest.raises(UsageError, match="needs a task with a model of its own"):
+        build_family_model(Part(NAME), (InputSpec((1, 8, 8)),), {"label": 10})
