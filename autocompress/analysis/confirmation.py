@@ -34,6 +34,7 @@ METHOD = (
 _PERCENTILES = (2.5, 97.5)
 # Any constant: it makes the intervals the same at every call.
 _SEED = 72_089
+# Longer lists of ids are shortened, so that the text stays one sentence.
 _MAX_IDS = 6
 
 
@@ -116,6 +117,7 @@ def select_for_confirmation(table: pd.DataFrame, info: RunInfo, picked: str, cou
     """
     objectives = info.objectives
     front = pareto_front(full_fidelity(table), objectives, info.limits)
+    # The pick is added where it is dominated, so that it has a position among its neighbours.
     both = pd.concat([front, table[(table["id"] == picked) & ~table["id"].isin(front["id"])]])
     ids = [str(name) for name in sort_by_cost(both, objectives)["id"]]
     position = ids.index(picked)
@@ -126,6 +128,7 @@ def select_for_confirmation(table: pd.DataFrame, info: RunInfo, picked: str, cou
 
 def config_without_seed(config: str) -> str:
     """Return the JSON text of a config without its seed, which a candidate and its repeats share."""
+    # Sorted keys make the text independent of the order in which a config was written.
     return json.dumps({key: value for key, value in json.loads(config).items() if key != "seed"}, sort_keys=True)
 
 

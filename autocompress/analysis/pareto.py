@@ -85,6 +85,7 @@ def pareto_front(
         UnknownNameError: An objective or a limit names no column.
     """
     rows = table[table["role"] == "search"] if "role" in table else table
+    # Limits apply before dominance: an infeasible row must not exclude a feasible one.
     rows = rows[is_feasible(rows, limits or {})]
     dominated = is_dominated(_objective_matrix(rows, objectives), [objective.direction for objective in objectives])
     return sort_by_cost(rows[~dominated], objectives)
@@ -212,6 +213,7 @@ def _check_direction(direction: str) -> bool:
 
 
 def _objective_matrix(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> NDArray[np.float64]:
+    # Only the check is needed: without objectives, stacking would fail with an unclear message.
     primary_objectives(objectives)
     return np.stack([_objective_values(table, objective) for objective in objectives], axis=1)
 

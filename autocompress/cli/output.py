@@ -90,6 +90,7 @@ def watch_status(load: Callable[[], Front]) -> None:
     """
     console = make_console()
     if not console.is_terminal:
+        # Without a terminal, an unchanged status is not repeated, so a log file stays short.
         previous: RenderableType = ""
         while True:
             front = load()
@@ -133,6 +134,7 @@ def serve_live(folder: Path, port: int, open_page: Callable[[str], object]) -> N
     with LiveServer(lambda: Front(folder).page(live=True), read_version, port) as server:
         print(f"live page: {server.url} (only on this machine; press Ctrl-C to stop)", flush=True)
         open_page(server.url)
+        # Ctrl-C is the regular end of the server, so the page is written after it.
         with suppress(KeyboardInterrupt):
             server.serve_forever()
     print(Front(folder).report())
@@ -211,6 +213,7 @@ def print_confirmed(front: Front) -> None:
 
 def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | None) -> None:
     """Measure the latency of an exported folder and print a row for each of its model files."""
+    # Imported here, so that other commands start without the export layer.
     from autocompress.export.bench import bench
 
     results = (
@@ -238,10 +241,12 @@ def bench_run(
 ) -> None:
     """Measure the latency of a run's front, or of some candidates, and print a row for each, the fastest first."""
     front = load(run, runs)
+    # The argument is left out where it is not set, so that the default has a single place.
     duration = {} if seconds is None else {"seconds": seconds}
     with CountDisplay(progress_console(), "exporting and timing", "timed {} models") as display:
         errors = front.bench([*candidates], batch=batch, threads=threads, on_progress=display.update, **duration)
     cost, score = primary_objectives(front.info.objectives)
+    # Candidates without a measured latency are reported below with their errors.
     timed = front.candidates[np.isfinite(numeric_column(front.candidates, LATENCY))].sort_values(LATENCY)
     teacher = front.info.teacher.costs.get(LATENCY)
     rows = [

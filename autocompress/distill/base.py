@@ -50,6 +50,7 @@ class Activations:
     def select_head(self, head: str) -> "Activations":
         """Return the same pass with the logits of one head."""
         logits, clean = ({name: z for name, z in part.items() if name == head} for part in (self.logits, self.clean))
+        # Layer outputs belong to the whole model, so they are not filtered by head.
         return Activations(logits, self.layer_outputs, self.tokens, clean)
 
     def restrict_to_layers(self, names: Collection[str]) -> "Activations":
@@ -77,6 +78,7 @@ class Perturbation:
             model.get_submodule(name).register_forward_hook(_build_shift_hook(iter(shifts)))
             for name, shifts in self.shifts.items()
         ]
+        # Hooks are removed after an error as well, because the model is used again.
         try:
             yield
         finally:
@@ -85,6 +87,7 @@ class Perturbation:
 
 
 def _build_shift_hook(shifts: Iterator[Tensor]) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    # A layer that is called several times in a pass gets the next shift at each call.
     return lambda module, inputs, output: output + next(shifts)
 
 
@@ -121,6 +124,7 @@ class Batch:
 
     def hard_loss(self) -> Tensor:
         """Return the loss of the task, ``[]``, on the original inputs if the student's were attacked."""
+        # Clean logits are empty unless the student's inputs were attacked.
         return self.task_loss(self.student.clean or self.student.logits, self.targets)
 
 
@@ -177,6 +181,7 @@ class Term(Generic[C]):
 
     def needs(self, config: C) -> Needs:
         """Return :attr:`Needs.LOGITS`."""
+        # Logits are cached, so this default spares the teacher's forward pass.
         return Needs.LOGITS
 
     def select_layers(self, config: C, model: nn.Module) -> tuple[str, ...]:
@@ -185,6 +190,7 @@ class Term(Generic[C]):
 
     def build_adapter(self, config: C, student: Activations, teacher: Activations) -> nn.Module:
         """Return a module without parameters."""
+        # An identity instead of None: the caller needs no special case for a term without parameters.
         return nn.Identity()
 
     def perturb(

@@ -125,6 +125,7 @@ def nonzero_parameters(subject: Subject) -> float:
 @objective("layers", "minimize", "cost")
 def layers(subject: Subject) -> float:
     """Number of layers that multiply; starting a layer dominates the latency of small models."""
+    # Layers without multiplications are not counted.
     return float(sum(layer.macs > 0 for layer in subject.layers.values()))
 
 
@@ -147,11 +148,13 @@ def sparse_bytes(subject: Subject) -> float:
 
 
 def _score_targets(subject: Subject, score: Callable[[Tensor, Tensor], float]) -> float:
+    # Every head counts alike, whatever its number of classes.
     return fmean(score(logits, _head_targets(subject, head)) for head, logits in _list_logits(subject))
 
 
 def _list_logits(subject: Subject) -> list[tuple[str, Tensor]]:
     if not subject.logits:
+        # The mean of no heads is undefined, so the missing logits are named here.
         raise TrialError("a score needs logits, but the subject has none")
     return list(subject.logits.items())
 
@@ -170,5 +173,7 @@ def _head_teacher(subject: Subject, head: str) -> Tensor:
 
 def _score_under_attack(subject: Subject, attack: str) -> float:
     if attack not in subject.attacked:
+        # Outputs under an attack are produced by the caller, because an attack needs the model itself.
         raise TrialError(f"{attack}_accuracy needs the outputs under that attack")
+    # The attacked outputs take the place of the logits, so clean and attacked accuracy share one definition.
     return _score_targets(replace(subject, logits=subject.attacked[attack]), quality.accuracy)

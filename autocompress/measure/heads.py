@@ -38,6 +38,7 @@ def get_objective(name: str) -> Objective:
     if score.kind != "score":
         raise UsageError(f"'{base}' is measured on the model, not on a head: write '{base}' for '{name}'")
     doc = f"{score.doc.rstrip('.')}; of the head '{head}' alone."
+    # A score of one head is derived and not registered, because the heads depend on the task.
     return replace(score, name=name, measure=lambda subject: score.measure(select_head(subject, head)), doc=doc)
 
 
@@ -68,6 +69,7 @@ def list_scores(requested: Collection[str], heads: Collection[str]) -> list[str]
     """
     names = {*requested, *(name.partition(AT)[0] for name in requested)}
     if len(heads) > 1:
+        # With one head, its score equals the mean over the heads.
         names |= {f"{score}{AT}{head}" for score in BY_HEAD if score in names for head in heads}
     return sorted(name for name in names if get_objective(name).kind == "score")
 
@@ -96,9 +98,11 @@ def score_worst_head(score: Objective, subject: Subject) -> float:
     Raises:
         TrialError: The subject lacks the outputs or targets that the score needs.
     """
+    # The score raises its own error for a subject without outputs.
     if not subject.logits:
         return score.measure(subject)
     values = [score.measure(select_head(subject, head)) for head in subject.logits]
+    # `min` and `max` return NaN only if it comes first, so it is tested beforehand.
     if any(math.isnan(value) for value in values):
         return math.nan
     return min(values) if score.direction == "maximize" else max(values)

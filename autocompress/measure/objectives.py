@@ -61,7 +61,9 @@ def objective(
     """Return a decorator that registers a measuring function as the objective ``name``."""
 
     def register_objective(measure: Callable[[Subject], float]) -> Objective:
+        # The list of objectives shows one line for each, so the rest of the docstring is left out.
         doc = (measure.__doc__ or "").strip().splitlines()[0]
+        # The decorated name becomes the objective, whose function is its `measure`.
         return OBJECTIVES.add(name, Objective(name, direction, unit, kind, measure, doc))
 
     return register_objective

@@ -18,6 +18,7 @@ def fronts_figure(comparison: Comparison) -> go.Figure:
             name=escape_text(run.name),
             mode="lines+markers",
             line={"shape": "hv", "color": colour, "width": 2},
+            # Symbols tell the runs apart where the colours repeat or cannot be seen.
             marker={"symbol": number % 8, "size": 7},
         )
     for kind, line in comparison.attained.items():
@@ -41,6 +42,7 @@ def volumes_figure(comparison: Comparison) -> go.Figure:
     figure = go.Figure(layout={"template": go.layout.Template(), **BARE, "height": 360})
     for number, run in enumerate(comparison.runs):
         figure.add_scatter(
+            # The last volume holds until the run ends, so each line extends to that time.
             x=[*(seconds for seconds, _ in run.curve), run.seconds],
             y=[*(volume for _, volume in run.curve), run.curve[-1][1]],
             name=escape_text(run.name),

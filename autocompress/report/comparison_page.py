@@ -21,6 +21,7 @@ def write_comparison(path: Path, comparison: Comparison) -> Path:
     """
     script, plotly = read_asset("drawing.js") + read_asset("compare.js"), plotly_source()
     figures = {"fronts": fronts_figure(comparison), "volumes": volumes_figure(comparison)}
+    # Plotly encodes its own figures, so their JSON texts are joined and not encoded again.
     payload = "{" + ",".join(f"{json.dumps(name)}:{figure.to_json()}" for name, figure in figures.items()) + "}"
     content: dict[str, object] = {
         "title": " against ".join(dict.fromkeys(run.name for run in comparison.runs)),
@@ -29,11 +30,13 @@ def write_comparison(path: Path, comparison: Comparison) -> Path:
         "rows": table_cells(comparison),
         "style": Markup(read_asset("page.css")),
         "script": Markup(script),
+        # The page runs only scripts with these hashes.
         "hashes": [script_hash(script), script_hash(plotly)],
         "plotly": pack_text(plotly),
         "payload": pack_text(payload),
     }
     page = load_templates().get_template("compare.html.jinja").render(content)
+    # Lone surrogates in names have no UTF-8 form; they are written as escapes.
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
     return path
 

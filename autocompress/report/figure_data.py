@@ -122,6 +122,7 @@ def step_line(data: FrontData) -> list[tuple[float, float]]:
     for x, y in sorted(
         ((x, y) for x, y in pairs if x is not None and y is not None), key=lambda p: (p[0], -sign * p[1])
     ):
+        # Points are sorted by cost, so a point on the line must improve the last score.
         if not line or sign * (y - line[-1][1]) > 0:
             line.append((x, y))
     return line
@@ -141,6 +142,7 @@ def select_points(
         scaled = normalize_values(
             numeric_column(candidates, objective.name), objective.require_bounds(), objective.kind == "cost"
         )
+        # A missing value counts as the reference point, so such a candidate is left out first.
         distance += np.nan_to_num(scaled, nan=1.0)
     always = candidates["id"].isin([*front["id"], picked.id if picked else None]) | (candidates["role"] != "search")
     # A negative distance puts them before all others.
@@ -156,6 +158,7 @@ def hypervolume_data(trials: pd.DataFrame) -> pd.DataFrame:
     if not {"hypervolume", "elapsed"} <= set(trials.columns):
         return pd.DataFrame({"trial": [], "seconds": [], "hypervolume": []}, dtype="float64")
     search = trials[trials["role"] == "search"] if "role" in trials else trials
+    # A stable sort keeps the stored order of trials with equal times.
     finished = search[np.isfinite(numeric_column(search, "elapsed"))].sort_values("elapsed", kind="stable")
     curve = pd.DataFrame(
         {
@@ -192,6 +195,7 @@ def _teacher_marks(info: RunInfo, names: Sequence[str]) -> Marks:
     if not measured:
         return Marks()
     records = [record for record in (*info.objectives, *info.all_objectives) if record.name in measured]
+    # A dictionary removes duplicate lines and keeps their order.
     lines = {f"{label_column(record.name)} {format_value(measured[record.name], record)}": None for record in records}
     hover = "<br>".join(["<b>teacher</b>", *list(lines)[:7]])
     values = {name: [_round_value(measured.get(name))] for name in names}
@@ -203,6 +207,7 @@ def _repeat_marks(
 ) -> Marks:
     """Return the mean scores of repeated candidates with their intervals, at the costs of the original candidates."""
     ids = [str(name) for name in candidates["id"]]
+    # A repeated candidate without an interval, or outside the points drawn, has no mark.
     shown = [candidate for candidate in repeated if candidate.id in ids and is_finite(candidate.select_val.low)]
     rows = candidates.iloc[[ids.index(candidate.id) for candidate in shown]]
     values = {name: [_round_value(value) for value in numeric_column(rows, name)] for name in names}
@@ -276,6 +281,7 @@ def _score_window(marks: Mapping[str, Marks], score: ObjectiveSpec) -> tuple[flo
     worst, best = bounds[0], max(values) if score.direction == "maximize" else min(values)
     quarter = best + (worst - best) / 4
     far = max(min(values), quarter) if score.direction == "maximize" else min(max(values), quarter)
+    # The second term keeps a window of a single value from having no height.
     margin = (best - far) * 0.08 or (best - worst) * 0.01
     return far - margin, best + margin
 

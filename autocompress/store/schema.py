@@ -85,6 +85,7 @@ def job_row(job: Job) -> Row:
         "number": job.number,
         "role": job.role.value,
         "config": json.dumps(job.training.to_json()),
+        # The stored column keeps its first name, so that older runs can be read.
         "cuts": json.dumps([[_part_json(cut.prune), _part_json(cut.quantize)] for cut in job.recipes]),
         "rung": job.rung,
         "until": job.until,
@@ -136,6 +137,7 @@ def candidate_from_row(row: Row) -> Candidate:
         from_json(row["scores"]),
         from_json(row["costs"]),
         from_json(row["details"]),
+        # The column may be NULL; a record without a checkpoint has an empty path.
         row["checkpoint"] or "",
         bool(row["complete"]),
     )
@@ -149,6 +151,7 @@ def flat_candidate(role: str, row: Row) -> Row:
     for split, metrics in from_json(row["scores"]).items():
         flat.update({f"{metric}{SUFFIX[split]}": value for metric, value in metrics.items()})
     flat.update(from_json(row["costs"]))
+    # The JSON text stays beside the flat columns: repeats are matched by it.
     flat["config"] = row["config"]
     flat["details"] = from_json(row["details"])
     return flat
@@ -161,6 +164,7 @@ def seal_of(*values: object) -> str:
         >>> seal_of("t0c0", 0.5) == seal_of("t0c0", 0.5), seal_of("t0c0", 0.5) == seal_of("t0c0", 0.25)
         (True, False)
     """
+    # The seal detects damage and not tampering, so eight bytes suffice.
     return hashlib.blake2b(repr(values).encode(), digest_size=8).hexdigest()
 
 
@@ -186,6 +190,7 @@ def _flat_config(config: Row) -> Row:
     """Return ``{"student": "cnn", "student.cnn.width": 8, ...}``."""
     row: Row = {"seed": config["seed"]}
     for section in ("student", "distill", "fit", "prune", "quantize"):
+        # An empty section has the name `none`, so that a table can group by the column.
         parts = config[section] or {"none": {}}
         row[section] = " + ".join(parts)
         for name, settings in parts.items():
