@@ -5,6 +5,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "autocompress"
 TABLE = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["layers"]
@@ -54,6 +56,7 @@ def test_imports_go_down_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 def test_heavy_libraries_are_imported_where_the_table_allows() -> None:
     wrong = [
         f"{name}:{node.lineno}: {library} is allowed in {allowed}"

@@ -115,6 +115,7 @@ def test_pruning_shrinks_the_encoder_of_a_mixture_and_says_why_its_experts_stay(
     assert cut.details["prune"]["channels"]["heads.towers.label.0"] == [12, 9]
 
 
+@pytest.mark.slow
 def test_the_test_split_and_the_teacher_are_scored_by_head_too(result: TrialResult) -> None:
     candidate = result.candidates[1]
     with reproducible_torch():

@@ -262,6 +262,7 @@ def test_an_empty_front_has_no_knee() -> None:
         find_knee(table(), TWO)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.floats(1e2, 1e6), st.floats(0, 1)), min_size=1, max_size=10))
 def test_no_point_of_the_front_bulges_more_than_the_knee(points) -> None:

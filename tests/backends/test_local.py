@@ -78,6 +78,7 @@ def test_a_driver_works_ahead_only_where_a_processor_is_idle(
     assert len(calls) < 50
 
 
+@pytest.mark.slow
 def test_workers_that_were_started_ahead_do_the_work_and_leave_with_the_search(tmp_path: Path) -> None:
     backend = Local(workers=2)
     with backend.open():

@@ -138,6 +138,7 @@ def test_pick_prints_its_reason_and_exits_with_three_if_nothing_satisfies_the_li
     assert run("pick", str(small_run), "--max", "bites=3").code == 2
 
 
+@pytest.mark.slow
 def test_front_prints_table_json_and_csv(run, small_run: Path) -> None:  # type: ignore[no-untyped-def]
     assert "effective FLOPs" in run("front", str(small_run)).out
     rows = json.loads(run("front", str(small_run), "-f", "json", "--all").out)
@@ -180,6 +181,7 @@ def test_bench_of_a_run_times_its_front_and_writes_the_page(run, small_run: Path
     assert run("bench", str(tmp_path / "nothing")).code == 2
 
 
+@pytest.mark.slow
 def test_report_shows_another_run_as_reference(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     mine, other = (shutil.copytree(small_run, tmp_path / name) for name in ("mine", "dice"))
     done = run("report", str(mine), "--reference", str(other))

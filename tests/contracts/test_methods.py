@@ -193,6 +193,7 @@ def test_a_search_space_can_open_every_knob(method):
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("method", METHODS)
 class TestApply:
+    @pytest.mark.slow
     def test_the_identity_changes_no_logit(self, method, block):
         result = compress(method, block, False)
         for head, values in logits(result.model).items():
@@ -240,6 +241,7 @@ class TestApply:
         assert first.state.history == second.history
         assert first.state.report == second.report
 
+    @pytest.mark.slow
     def test_the_global_random_stream_stays(self, method, block):
         assert compress(method, block, True).kept_random_stream
 

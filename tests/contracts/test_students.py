@@ -80,6 +80,7 @@ class TestConfig:
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestBuild:
+    @pytest.mark.slow
     def test_any_end_of_any_range_gives_a_model(self, family):
         for knobs in ends(family):
             with torch.no_grad():

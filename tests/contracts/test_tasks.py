@@ -64,6 +64,7 @@ class TestTask:
             assert len(one) == len(train)
             assert all(torch.equal(a, b) for a, b in zip(one.inputs, two.inputs, strict=True))
 
+    @pytest.mark.slow
     def test_the_teacher_and_the_loss_fit_together(self, make: Make) -> None:
         task = make()
         student, fit = task.teacher()

@@ -72,6 +72,7 @@ def test_the_model_keeps_its_mode(model: nn.Module) -> None:
     model.eval()
 
 
+@pytest.mark.slow
 def test_a_random_start_is_drawn_from_the_generator_and_stays_in_the_ball(model: nn.Module) -> None:
     batch = SPLITS.search_val.take(slice(0, 32))
 

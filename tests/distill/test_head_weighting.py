@@ -170,6 +170,7 @@ def test_learned_weights_learn_both_heads(kind: str) -> None:
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"stem", "stages", "heads"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["soft_target", "logit_standardized", "dkd", "dist", "robust"])
 def test_every_term_on_logits_can_be_weighted(name: str) -> None:
     model = trained(terms=(Part.of(name, first_temperature=0.5),), epochs=1, head_weights="uncertainty")

@@ -70,6 +70,7 @@ def test_each_trial_has_its_own_seed(tmp_path: Path) -> None:
     assert len({job.training.seed for job in run_search(build_driver(tmp_path))}) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "gp", "random"])
 def test_every_sampler_proposes(tmp_path: Path, sampler: str) -> None:
     assert len(run_search(build_driver(tmp_path, f"search.sampler={sampler}", "search.trials=4"))) == 4

@@ -157,6 +157,7 @@ def test_the_folder_holds_what_it_says(written: tuple[Deployable, Path]) -> None
         onnx.checker.check_model(onnx.load(path / name), full_check=True)
 
 
+@pytest.mark.slow
 def test_fewer_bits_make_a_smaller_file(trained: Mapping[str, nn.Module], data: tuple[Split, Split]) -> None:
     def stored(**settings: Any) -> int:
         _, tensors = artifact._build_architecture(deployable("residual", trained["residual"], data[0], **settings))
@@ -170,6 +171,7 @@ def test_fewer_bits_make_a_smaller_file(trained: Mapping[str, nn.Module], data: 
     assert sizes[1] - sizes[4] == pytest.approx(weights * 6 / 8, abs=16)
 
 
+@pytest.mark.slow
 def test_the_folder_can_be_moved(written: tuple[Deployable, Path], data: tuple[Split, Split], tmp_path: Path) -> None:
     elsewhere = tmp_path / "some where" / "else"
     shutil.copytree(written[1], elsewhere)

@@ -32,6 +32,7 @@ def test_one_more_file_is_allowed_where_it_is_known(tmp_path: Path) -> None:
     assert read_files(tmp_path / "a")["model_float.onnx"] == b"x"
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_noticed(folder: Path) -> None:
     flips = 0
     for path in sorted(folder.iterdir()):

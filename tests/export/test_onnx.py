@@ -180,6 +180,7 @@ def test_the_graph_holds_integer_codes_on_the_n_bit_grid(exported: Callable[...,
     assert not any(tensor.dtype == np.float32 and tensor.size > 16 for tensor in stored.values())
 
 
+@pytest.mark.slow
 def test_the_exporters_machine_and_workings_stay_private(
     trained: Mapping[str, nn.Module], data: tuple[Split, Split], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +195,7 @@ def test_the_exporters_machine_and_workings_stay_private(
         assert trace not in content
 
 
+@pytest.mark.slow
 def test_exporting_leaves_the_model_alone(exported: Callable[..., Exported], data: tuple[Split, Split]) -> None:
     made, _ = exported("residual", **EIGHT)
     again = METHOD.restore(NETS["residual"](), PostTrainingConfig.of(EIGHT), state_of(made))
@@ -202,6 +204,7 @@ def test_exporting_leaves_the_model_alone(exported: Callable[..., Exported], dat
     assert torch.equal(before, after)
 
 
+@pytest.mark.slow
 def test_any_batch_size_runs(exported: Callable[..., Exported], data: tuple[Split, Split]) -> None:
     _, proto = exported("functional", **EIGHT)
     whole = logits(proto, data[1].take(slice(0, 33)))["label"]
@@ -210,6 +213,7 @@ def test_any_batch_size_runs(exported: Callable[..., Exported], data: tuple[Spli
         torch.testing.assert_close(logits(proto, data[1].take(slice(0, size)))["label"], whole[:size])
 
 
+@pytest.mark.slow
 def test_layers_with_32_bit_weights_round_their_inputs_exactly(
     exported: Callable[..., Exported], data: tuple[Split, Split], tmp_path: Path
 ) -> None:
@@ -226,6 +230,7 @@ def test_weights_alone_are_marked_so_that_a_session_decodes_them_once(exported: 
     assert not is_weights_only(exported("functional", **EIGHT)[1].SerializeToString())
 
 
+@pytest.mark.slow
 def test_a_channel_that_died_keeps_its_large_bias_through_integers() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()

@@ -69,6 +69,7 @@ def test_a_score_that_was_not_kept_is_refused_with_the_figures(
         verify(folder, data[1], made.heads, better, promise[1], tolerance=0.02)
 
 
+@pytest.mark.slow
 def test_a_score_that_is_better_low_is_refused_when_it_is_higher(
     written: tuple[Deployable, Path], data: tuple[Split, Split], promise: Promise
 ) -> None:

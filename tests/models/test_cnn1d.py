@@ -111,6 +111,7 @@ class TestParameters:
 
 
 class TestUse:
+    @pytest.mark.slow
     @pytest.mark.parametrize("block", BLOCKS)
     def test_every_block_learns_a_toy_batch(self, block):
         model = build(width=8, depth=1, stages=2, block=block)

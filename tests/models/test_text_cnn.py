@@ -76,6 +76,7 @@ class TestShapes:
 
 
 class TestPadding:
+    @pytest.mark.slow
     @pytest.mark.parametrize("block", BLOCKS)
     def test_it_changes_nothing(self, trained, block):
         assert_padding_is_nothing(trained[block])
@@ -120,6 +121,7 @@ class TestUse:
     def test_every_block_learns(self, trained, block):
         assert accuracy(trained[block]) > 0.5
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("block", BLOCKS)
     def test_symbolic_trace_computes_the_same(self, trained, block):
         texts = tokens(5)

@@ -147,6 +147,7 @@ class TestCost:
 
 
 class TestUse:
+    @pytest.mark.slow
     def test_it_learns(self, trained, other):
         assert accuracy(trained) > 0.5
         assert accuracy(other) > 0.5

@@ -35,6 +35,7 @@ def ranked_groups(model, example=EXAMPLE):
 
 
 class TestMeasuring:
+    @pytest.mark.slow
     def test_silence_reads_as_a_cut_does(self):
         model, context = cnn(block="residual", width=8), labelled_context()
         before = measure_calibration(model, context)

@@ -132,6 +132,7 @@ class TestRemoval:
 class TestGroups:
     """What goes together is what torch-pruning says goes together."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("criterion", ["l2", "taylor"])
     @pytest.mark.parametrize("block", ["plain", "residual", "separable", "inverted"])
     def test_every_layer_loses_the_channels_of_its_group(self, block, criterion):

@@ -111,6 +111,7 @@ class TestFindBlocks:
 
 
 class TestDropping:
+    @pytest.mark.slow
     @pytest.mark.parametrize("block", ["plain", "residual", "separable", "inverted"])
     def test_cost_falls_with_the_ratio_and_a_block_is_kept(self, block):
         model = cnn(block=block, width=8, depth=3, stages=2)

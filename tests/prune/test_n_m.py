@@ -21,6 +21,7 @@ def apply(model, context=None, **knobs):
 
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 class TestPattern:
+    @pytest.mark.slow
     @pytest.mark.parametrize("criterion", WEIGHT_CRITERIA)
     def test_every_group_of_inputs_keeps_n_of_m(self, n, m, criterion):
         model = cnn(width=8)

@@ -85,6 +85,7 @@ def test_what_is_deployed_has_the_form_of_post_training(
         assert torch.equal(fresh(data[2]), out(data[2]))
 
 
+@pytest.mark.slow
 def test_the_model_stays_and_no_hook_is_left(models: list[nn.Module], data: Digits) -> None:
     before = copy.deepcopy(models[0].state_dict())
     out, _ = METHOD.apply(models[0], config(iterations=5), context(data))

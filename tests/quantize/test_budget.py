@@ -16,6 +16,7 @@ def total(rows: Any, chosen: Any) -> tuple[int, float]:
     return sum(cost for cost, _ in picked), sum(loss for _, loss in picked)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(ROWS, st.integers(0, 150))
 def test_exact_is_what_trying_all_gives(rows: Any, budget: int) -> None:

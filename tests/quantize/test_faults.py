@@ -114,6 +114,7 @@ def test_one_bit_of_a_power_of_two_is_refused() -> None:
         encode_weight(torch.ones(2, 2), WeightCoding(1, "power_of_two"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_inputs_of_every_kind_through_every_observer() -> None:
     seen = {"finite": 0, "refused": 0}

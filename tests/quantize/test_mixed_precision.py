@@ -125,6 +125,7 @@ def test_the_exact_solver_finds_the_best_of_all_assignments(small: tuple[nn.Modu
     assert expected_losses["exact"] <= states["exact"].report["assignment"]["uniform_expected_loss"] + 1e-12
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_a_layer_and_the_assignment_is_what_was_done(models: list[nn.Module], data: Digits) -> None:
     _, state = METHOD.apply(models[0], MixedPrecisionConfig(budget_bits=3.5), context(data))
     rows = state.report["sensitivity"]

@@ -47,6 +47,7 @@ class TestEveryMethod:
         with pytest.raises(KnobError, match=f"quantize.{method.name}.epochs"):
             config.of({"epochs": 0})
 
+    @pytest.mark.slow
     def test_a_context_that_cannot_train_is_refused(
         self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:

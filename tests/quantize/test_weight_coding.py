@@ -58,6 +58,7 @@ def reload(quantized: QuantizedWeight, shape: torch.Size) -> QuantizedWeight:
     return load_weight("a", quantized.to_json(), shape, quantized.to_tensors("a"))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(weights(), codings)
 def test_every_weight_has_codes_that_keep_to_their_bits_and_come_back_exactly(

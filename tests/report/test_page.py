@@ -164,6 +164,7 @@ def test_the_command_names_the_run_folder_without_the_machines_paths(
     assert "autocompress export reports/digits --candidate" in written(run, folder)
 
 
+@pytest.mark.slow
 def test_what_was_exported_is_linked_relative_to_the_page(run: Run, tmp_path: Path) -> None:
     picked = select_candidate(run.candidates, run.info)
     (tmp_path / "picks" / picked.id).mkdir(parents=True)
@@ -242,6 +243,7 @@ def test_a_failing_write_leaves_the_old_page(run: Run, tmp_path: Path, monkeypat
     assert (tmp_path / "report.html").read_text() == "old"
 
 
+@pytest.mark.slow
 def test_reading_a_run_loads_no_heavy_library() -> None:
     code = (
         "import sys, autocompress.report, autocompress.analysis.selection, autocompress.analysis.pareto;"

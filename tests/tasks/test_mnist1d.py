@@ -6,6 +6,7 @@ import pytest
 from autocompress.tasks.mnist1d import generate_mnist1d
 
 
+@pytest.mark.slow
 def test_the_published_seed_gives_the_published_curves() -> None:
     curves, digits = generate_mnist1d()
     assert curves.shape == (5000, 40)

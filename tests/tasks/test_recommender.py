@@ -67,6 +67,7 @@ class TestRatings:
         assert sum(map(len, found)) == len(set.union(*found))
         assert not torch.equal(splits.test.inputs[0], Ratings().splits(1).test.inputs[0])
 
+    @pytest.mark.slow
     def test_a_model_learns_more_than_the_mean(self) -> None:
         task = Ratings()
         splits = task.splits(0)
@@ -201,6 +202,7 @@ class TestRanking:
             assert set(zip(split.inputs[0].tolist(), true_items(split).tolist(), strict=True)) == expected
         assert len(splits.train) == 8 * 5
 
+    @pytest.mark.slow
     def test_negatives_are_items_that_the_user_never_met_and_none_occurs_twice(self) -> None:
         task = Ranking(candidates=30)
         splits = task.splits(0)

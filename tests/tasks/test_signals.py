@@ -17,6 +17,7 @@ def accuracy(task, model, split) -> float:
 
 
 class TestMNIST1D:
+    @pytest.mark.slow
     def test_the_last_thousand_published_curves_are_the_test_split(self) -> None:
         splits = MNIST1D().splits(0)
         assert {name: len(split) for name, split in splits.items()} == {
@@ -43,6 +44,7 @@ class TestMNIST1D:
         assert 0.25 < accuracy(task, linear, splits.test) < 0.40
         assert accuracy(task, convolutional, splits.test) > 0.85
 
+    @pytest.mark.slow
     def test_another_seed_makes_other_curves(self) -> None:
         assert MNIST1D(seed=1).splits(0).fingerprint() != MNIST1D().splits(0).fingerprint()
 

@@ -71,6 +71,7 @@ def test_the_cuts_differ_as_their_configs_say(result) -> None:  # type: ignore[n
     assert both["bytes"] < eight["bytes"] < parent["bytes"]
 
 
+@pytest.mark.slow
 def test_the_student_learns_and_fewer_bits_hurt(result) -> None:  # type: ignore[no-untyped-def]
     parent, eight, three, *_ = (candidate.scores["select_val"]["accuracy"] for candidate in result.candidates)
     assert parent > 0.7
@@ -280,6 +281,7 @@ def test_a_worker_whose_data_differ_from_the_drivers_is_not_ready() -> None:
         TrialRunner(other, serialized_teacher=serialized).prepare()
 
 
+@pytest.mark.slow
 def test_a_student_may_start_from_its_teachers_weights() -> None:
     pipeline = load_pipeline(SETUP)
     one_epoch = {"epochs": 1, "learning_rate": 1e-3}
@@ -296,6 +298,7 @@ def test_a_student_may_start_from_its_teachers_weights() -> None:
     assert list_operations(replace(TRAINING, fit=Part.of("adamw", init="teacher")))[0] == "take the teacher's weights"
 
 
+@pytest.mark.slow
 def test_a_training_that_started_from_the_teacher_goes_on_after_a_pause_as_if_it_never_had() -> None:
     pipeline, training = load_pipeline(SETUP), replace(TRAINING, fit=Part.of("adamw", epochs=3, init="teacher"))
     with reproducible_torch():

@@ -58,6 +58,7 @@ def test_a_new_head_learns_new_classes(backbone: nn.Module, frozen: bool) -> Non
     assert all(same) if frozen else not all(same)
 
 
+@pytest.mark.slow
 def test_a_new_head_repeats_by_its_seed(backbone: nn.Module) -> None:
     train, part = half(SPLITS.train, True), Part.of("adamw", epochs=1)
     requests = [FitRequest(Five(), train, part, seed=seed) for seed in (1, 1, 2)]

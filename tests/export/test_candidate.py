@@ -1,0 +1,182 @@
+"""The export of a stored candidate, on a run whose model is not trained and whose artifact is not written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.records import Candidate, CompressionRecipe, Job, State, TrialResult
+from autocompress.core.run_info import RunInfo
+from autocompress.core.task import InputSpec, Split
+from autocompress.errors import UsageError, VerificationError
+from autocompress.export import candidate as module
+from autocompress.export.artifact import Deployable
+from autocompress.export.candidate import REPRODUCED, export_candidate, export_candidate_graph, export_teacher_graph
+from autocompress.store.run_store import RunStore
+from autocompress.trial.pipeline import RebuiltCandidate, Setup
+from autocompress.trial.teacher import TeacherRecipe
+
+HEADS = {"label": 4}
+CONFIG = CompressionConfig(Part.of("cnn", width=4), (Part("none"),), Part.of("adamw", epochs=5))
+SETUP = Setup(Part("patterns"), 0, TeacherRecipe(Part.of("cnn", width=8), Part("adamw"), 7), ("accuracy",), ("bytes",))
+# Three of these four predictions are right.
+LOGITS = torch.eye(4)[[0, 1, 2, 2]]
+SPLIT = Split((torch.zeros(4, 3),), {"label": torch.arange(4)})
+
+
+class PatternTask:
+    """Four rows to classify.
+
+    The rest of the text is not on a card.
+    """
+
+    name, heads, inputs = "patterns", HEADS, (InputSpec((3,)),)
+    labels: Mapping[str, list[str]] = {"label": ["a", "b", "c", "d"]}
+    metrics = ("agreement", "accuracy")
+    preprocessing = "Divide by 16."
+
+    def example(self) -> tuple[Tensor, ...]:
+        return (torch.zeros(1, 3),)
+
+
+class StoredPipeline:
+    """Pipeline whose every model predicts ``LOGITS``; keeps the content of the checkpoints it is given."""
+
+    def __init__(self) -> None:
+        self.task, self.model = PatternTask(), nn.Linear(3, 4)
+        self.teacher = SimpleNamespace(model=nn.Linear(3, 4))
+        self.splits = SimpleNamespace(select_val=SPLIT, test=SPLIT)
+        self.contents: list[bytes] = []
+
+    def rebuild(self, config: CompressionConfig, content: bytes) -> RebuiltCandidate:
+        self.contents.append(content)
+        return RebuiltCandidate(self.model, self.model, None, None)
+
+    def predict(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
+        return {"label": LOGITS}
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> StoredPipeline:
+    stored = StoredPipeline()
+    monkeypatch.setattr(module, "load_pipeline", lambda setup: stored)
+    return stored
+
+
+@pytest.fixture
+def deployables(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Deployable, Mapping[str, object]]]:
+    written: list[tuple[Deployable, Mapping[str, object]]] = []
+
+    def write(folder: Path, deployable: Deployable, card: Mapping[str, object]) -> Path:
+        written.append((deployable, card))
+        return folder
+
+    monkeypatch.setattr(module, "write_artifact", write)
+    return written
+
+
+def write_run(folder: Path, accuracy: float = 0.75, complete: bool = True, checkpoint: str = "t0p0") -> Path:
+    """Write a run of one trial with one candidate, ``t0c0``."""
+    scores = {split: {"accuracy": accuracy} for split in ("search_val", "select_val")}
+    candidate = Candidate(
+        "t0c0", 0, CONFIG, 5 if complete else 2, scores, {"bytes": 9.0}, checkpoint=checkpoint, complete=complete
+    )
+    checkpoints = {checkpoint: b"weights"} if checkpoint == "t0p0" else {}
+    with RunStore.create(folder, RunInfo(name="rows", setup=SETUP.to_json())) as store:
+        store.add_job(Job(0, CONFIG, (CompressionRecipe(),)), 0)
+        state = State.COMPLETE if complete else State.STOPPED
+        store.record_result(TrialResult(0, state, (candidate,), checkpoints=checkpoints), elapsed=1.0, hypervolume=0.1)
+    return folder
+
+
+def test_the_artifact_of_a_candidate_holds_its_model_and_its_recipe(
+    tmp_path: Path, pipeline: StoredPipeline, deployables: list[tuple[Deployable, Mapping[str, object]]]
+) -> None:
+    exported = export_candidate(write_run(tmp_path / "rows"), "t0c0", verify=False)
+    assert exported.folder == tmp_path / "rows" / "picks" / "t0c0"
+    assert exported.verification is None
+    assert pipeline.contents == [b"weights"]
+    ((deployable, card),) = deployables
+    assert deployable.config == CONFIG
+    assert (deployable.task_name, deployable.heads, deployable.labels) == ("patterns", HEADS, PatternTask.labels)
+    assert deployable.model is pipeline.model
+    assert card == {
+        "title": "rows t0c0",
+        "summary": "One candidate of the search: rows. Four rows to classify.",
+        "preprocessing": "Divide by 16.",
+        "scores": {split: {"accuracy": 0.75} for split in ("search_val", "select_val")},
+        "costs": {"bytes": 9.0},
+    }
+
+
+@pytest.mark.parametrize("difference", [-0.001, 0.001])
+def test_a_difference_from_rounding_is_accepted(
+    difference: float,
+    tmp_path: Path,
+    pipeline: StoredPipeline,
+    deployables: list[tuple[Deployable, Mapping[str, object]]],
+) -> None:
+    export_candidate(write_run(tmp_path / "rows", 0.75 + difference), "t0c0", verify=False)
+    assert len(deployables) == 1
+
+
+@pytest.mark.parametrize("difference", [-2 * REPRODUCED, 2 * REPRODUCED])
+def test_another_score_is_another_model_also_if_it_is_better(
+    difference: float,
+    tmp_path: Path,
+    pipeline: StoredPipeline,
+    deployables: list[tuple[Deployable, Mapping[str, object]]],
+) -> None:
+    run = write_run(tmp_path / "rows", 0.75 + difference)
+    with pytest.raises(VerificationError, match=rf"accuracy 0.7500 on select_val here and {0.75 + difference:.4f}"):
+        export_candidate(run, "t0c0", verify=False)
+    assert not deployables
+
+
+def test_without_a_checkpoint_the_trial_is_trained_again(
+    tmp_path: Path,
+    pipeline: StoredPipeline,
+    deployables: list[tuple[Deployable, Mapping[str, object]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs: list[Job] = []
+
+    def run_trial(job: Job, setup: Setup) -> TrialResult:
+        jobs.append(job)
+        assert setup == SETUP
+        return TrialResult(job.number, State.COMPLETE, checkpoints={"t0p0": b"trained again"})
+
+    monkeypatch.setattr(module, "run_trial", run_trial)
+    export_candidate(write_run(tmp_path / "rows", checkpoint="t0p1"), "t0c0", verify=False)
+    assert jobs == [Job(0, CONFIG, (CompressionRecipe(),))]
+    assert pipeline.contents == [b"trained again"]
+
+
+def test_a_candidate_of_an_incomplete_training_is_refused(tmp_path: Path, pipeline: StoredPipeline) -> None:
+    run = write_run(tmp_path / "rows", complete=False)
+    with pytest.raises(UsageError, match="'t0c0' was measured after 2 epochs of an incomplete training"):
+        export_candidate(run, "t0c0")
+    assert not pipeline.contents
+
+
+def test_an_unknown_id_is_refused(tmp_path: Path, pipeline: StoredPipeline) -> None:
+    with pytest.raises(UsageError, match="has no candidate 't9c9'"):
+        export_candidate_graph(write_run(tmp_path / "rows"), "t9c9")
+
+
+def test_graphs_of_candidate_and_teacher_come_with_their_inputs(
+    tmp_path: Path, pipeline: StoredPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[Deployable] = []
+    monkeypatch.setattr(module, "export_graph", lambda deployable: exported.append(deployable) or b"graph")
+    run = write_run(tmp_path / "rows")
+    assert export_candidate_graph(run, "t0c0") == (b"graph", [([1, 3], "float32")])
+    assert export_teacher_graph(run) == (b"graph", [([1, 3], "float32")])
+    candidate, teacher = exported
+    assert candidate.model is pipeline.model
+    assert teacher.model is pipeline.teacher.model
+    assert (teacher.config.student, teacher.config.seed) == (SETUP.teacher.student, 7)
