@@ -10,6 +10,7 @@ from autocompress.export.candidate import export_candidate
 from tests.conftest import SMALL_SEARCH
 
 
+@pytest.mark.slow
 def test_a_front_reads_shows_and_chooses(small_run: Path) -> None:
     front = autocompress.load(small_run)
     table = front.to_pandas()
@@ -47,6 +48,7 @@ def test_a_run_is_found_by_its_name(small_run: Path) -> None:
         autocompress.load("smal", runs=small_run.parent)
 
 
+@pytest.mark.slow
 def test_the_study_opens_in_optuna(small_run: Path) -> None:
     import optuna
 

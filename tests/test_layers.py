@@ -45,6 +45,7 @@ def test_every_unit_has_a_level() -> None:
     assert units == set(LEVEL)
 
 
+@pytest.mark.slow
 def test_imports_go_down_only() -> None:
     wrong = [
         f"{name}:{node.lineno}: {unit} (level {LEVEL[unit]}) imports {imported}"

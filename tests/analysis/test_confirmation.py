@@ -33,6 +33,7 @@ def front(count: int) -> pd.DataFrame:
     return pd.DataFrame([row(f"t{n}c0", "search", n, 0.5 + n / 100) for n in range(1, count + 1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("picked", "count", "expected"),
     [

@@ -217,6 +217,7 @@ def test_hypervolume_is_a_share_and_never_falls_when_a_point_is_added(points, ex
     assert 0.0 <= before <= after + 1e-12 <= 1.0 + 1e-9
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(POINTS)
 def test_dominated_points_add_no_hypervolume(points) -> None:

@@ -107,6 +107,7 @@ class Looking(FakeTrials):
         self.log.write_text(f"{Path.cwd()} {os.environ.get('AUTOCOMPRESS_SEEN')} {sys.argv[1:]}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["first", "second", None])
 def test_workers_see_what_the_driver_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     """What they are copied from is older than what was set since, and may have seen what is gone."""
@@ -150,6 +151,7 @@ def test_a_trial_whose_worker_was_killed_is_run_once_more(tmp_path: Path) -> Non
     assert sorted(trials.executed()) == [0, 0, 1, 1, 2, 3, 4, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_while_it_sends_takes_nothing_else_along(tmp_path: Path) -> None:
     trials = FakeTrials(tmp_path / "log", cut_off=(1,))
     told = run(Local(workers=2), trials, 5)

@@ -84,6 +84,7 @@ def test_dry_run_prints_the_search_space_and_writes_nothing(run, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -63,6 +63,7 @@ def build_limited_driver(folder: Path, most: float) -> Driver:
     )
 
 
+@pytest.mark.slow
 def test_configurations_that_cannot_meet_a_cost_limit_are_skipped(tmp_path: Path) -> None:
     jobs = run_search(build_limited_driver(tmp_path, 16**2 * 4 * 32))
     assert len(jobs) == 8
@@ -73,6 +74,7 @@ def test_configurations_that_cannot_meet_a_cost_limit_are_skipped(tmp_path: Path
     assert all(trial.constraints["effective_flops max"] > 0 for trial in refused)
 
 
+@pytest.mark.slow
 def test_a_limit_that_no_configuration_meets_ends_the_search(tmp_path: Path) -> None:
     driver = build_limited_driver(tmp_path, 1.0)
     assert run_search(driver) == []

@@ -27,6 +27,7 @@ from tests.engine.driving import (
 from tests.fakes import fake_result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("last", "end"), [(True, "complete"), (False, "stopped")])
 def test_the_reference_trial_is_completed_whatever_its_rank(tmp_path: Path, last: bool, end: str) -> None:
     small = {"student.cnn.width": 4, "student.cnn.depth": 1, "distill": "none"}
@@ -82,6 +83,7 @@ def test_a_killed_search_with_rungs_resumes_to_the_same_table(tmp_path: Path, ki
     assert count_states(tmp_path / "cut") == count_states(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_no_worker_waits_for_another(tmp_path: Path) -> None:
     driver = build_driver(tmp_path, *EARLY_STOPPING)
     slow = driver.ask()
@@ -94,6 +96,7 @@ def test_no_worker_waits_for_another(tmp_path: Path) -> None:
     assert sum(count_states(tmp_path).values()) == 18
 
 
+@pytest.mark.slow
 def test_a_rule_of_accuracy_alone_stops_the_small_students(tmp_path: Path) -> None:
     smallest = {}
     for rule in ("pareto_rank", "best_score"):
@@ -146,6 +149,7 @@ def test_random_mode_stops_no_trial_and_applies_all_recipes(tmp_path: Path) -> N
     assert {len(job.recipes) for job in jobs} == {3}
 
 
+@pytest.mark.slow
 def test_sequential_mode_chooses_an_architecture_then_a_pruning_then_a_quantization(tmp_path: Path) -> None:
     jobs = run_search(build_driver(tmp_path, *REFINEMENTS, "search.mode=sequential"))
     trials = [job for job in jobs if job.base is None]

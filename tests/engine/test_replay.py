@@ -81,6 +81,7 @@ def test_the_record_holds_every_rung_of_some_tens_of_trials() -> None:
     assert {len(trial["rungs"]) for trial in TRIALS} == {3}
 
 
+@pytest.mark.slow
 def test_the_default_rule_has_a_small_regret() -> None:
     regret = {name: compute_regret(name) for name in ("pareto_rank", "always", "best_score")}
     print({name: round(value, 4) for name, value in regret.items()})

@@ -303,6 +303,7 @@ def test_tensors_that_are_missing_wrong_or_more_are_refused(folder: Path) -> Non
     load_artifact(signed(folder, model_safetensors=lambda _: original))
 
 
+@pytest.mark.slow
 def test_a_module_that_would_not_come_back_is_never_written(
     trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path: Path
 ) -> None:
@@ -313,6 +314,7 @@ def test_a_module_that_would_not_come_back_is_never_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_module_that_would_come_back_as_another_is_never_written(
     trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_larger_batch_takes_longer(model: Path) -> None:
     one, many = (measure_file(model, [([batch, 64], "float32")], seconds=0.05) for batch in (1, 4096))
     assert many.median_ms > one.median_ms

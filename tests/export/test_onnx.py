@@ -225,6 +225,7 @@ def test_layers_with_32_bit_weights_round_their_inputs_exactly(
     )
 
 
+@pytest.mark.slow
 def test_weights_alone_are_marked_so_that_a_session_decodes_them_once(exported: Callable[..., Exported]) -> None:
     assert is_weights_only(exported("functional", **WEIGHTS)[1].SerializeToString())
     assert not is_weights_only(exported("functional", **EIGHT)[1].SerializeToString())
@@ -248,6 +249,7 @@ def test_a_channel_that_died_keeps_its_large_bias_through_integers() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_several_inputs_get_numbered_names() -> None:
     class Pair(nn.Module):
         def __init__(self) -> None:

@@ -145,6 +145,7 @@ def test_predictions_that_differ_are_refused_with_the_figures(
     verify(folder, data[1], made.heads, promise[0], others, agreement=0.95)
 
 
+@pytest.mark.slow
 def test_another_model_in_the_folder_is_noticed(data: tuple[Split, Split], promise: Promise, tmp_path: Path) -> None:
     made = deployable("rows", train("rows", data[0], epochs=1), data[0])
     folder = write_artifact(tmp_path / "other", replace(made, labels={}), {})

@@ -111,6 +111,7 @@ class TestInverted:
 
 
 class TestUse:
+    @pytest.mark.slow
     @pytest.mark.parametrize("block", BLOCKS)
     def test_every_block_learns_a_toy_batch(self, block):
         model = build(width=8, depth=1, stages=2, block=block)
@@ -132,6 +133,7 @@ class TestUse:
         x = torch.randn(2, 1, 8, 8)
         torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
 
+    @pytest.mark.slow
     def test_torch_export_computes_the_same(self):
         model = build(heads={"a": 2, "b": 3}, width=4).eval()
         x = torch.randn(2, 1, 8, 8)

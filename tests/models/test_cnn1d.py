@@ -137,6 +137,7 @@ class TestUse:
         model = fold_batch_norm(settled(depth=2), EXAMPLE)
         assert_same(export_float(model, EXAMPLE, {"label": 10}), model)
 
+    @pytest.mark.slow
     def test_builds_on_the_meta_device(self):
         with torch.device("meta"):
             model = build(width=128, depth=8, stages=5)

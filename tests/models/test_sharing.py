@@ -161,6 +161,7 @@ class TestUse:
         for logits, expected in zip(found, heads(x).values(), strict=True):
             torch.testing.assert_close(torch.from_numpy(logits), expected, atol=1e-5, rtol=1e-4)
 
+    @pytest.mark.slow
     @torch.no_grad()
     @pytest.mark.parametrize("family", FAMILIES)
     def test_structured_pruning_cuts_the_encoder_and_is_replayed(self, sharing, family):

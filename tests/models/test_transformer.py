@@ -88,6 +88,7 @@ class TestPadding:
         assert_padding_is_nothing(trained)
         assert_padding_is_nothing(other)
 
+    @pytest.mark.slow
     @torch.no_grad()
     def test_no_token_attends_to_it_and_it_is_zero_behind_every_block(self, trained):
         texts = tokens(20)

@@ -30,6 +30,7 @@ class TestBudget:
         assert state.report["removed"] == pytest.approx(removed)
         assert ratio <= removed < ratio + 0.1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.8])
     def test_parameters_can_be_the_budget(self, ratio):
         model = cnn(block="plain", width=12)

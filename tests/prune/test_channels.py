@@ -160,6 +160,7 @@ class TestGroups:
 
 
 class TestSilence:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "layer", [nn.Linear(4, 3), nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 3, groups=2)], ids=str
     )

@@ -177,6 +177,7 @@ class TestDropping:
     def test_a_dropped_block_takes_and_ignores_what_the_block_took(self):
         assert DroppedBlock()(torch.ones(2), None, scale=3).tolist() == [1.0, 1.0]
 
+    @pytest.mark.slow
     def test_it_can_be_traced_and_exported(self):
         pruned, _ = apply(cnn(block="residual", depth=2, width=4))
         x = torch.randn(2, 1, 8, 8)

@@ -17,6 +17,7 @@ def inertia(values: Tensor, weights: Tensor, centres: Tensor) -> float:
     return float((weights.double() * distance).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4, 8, 16, 64])
 @pytest.mark.parametrize("shape", ["normal", "laplace", "uniform", "two_peaks"])
 def test_it_is_as_good_as_kmeans_of_sklearn(shape: str, count: int) -> None:

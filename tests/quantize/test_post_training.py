@@ -40,6 +40,7 @@ def test_only_32_and_32_bits_change_nothing() -> None:
     assert not any(METHOD.is_identity(config(*bits)) for bits in [(8, 32), (32, 8), (8, 8)])
 
 
+@pytest.mark.slow
 def test_eight_bits_keep_the_accuracy(
     trained: nn.Module, calibration: Context, data: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> None:
@@ -49,6 +50,7 @@ def test_eight_bits_keep_the_accuracy(
     assert abs(accuracy(quantized, data[2], data[3]) - before) <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
 def test_every_bit_less_costs_every_layer(
@@ -202,6 +204,7 @@ def test_inputs_after_a_relu_spend_no_code_on_negative_values(trained: nn.Module
     assert (quantizer.low, quantizer.high) == (-128, 127)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weights", "activations"), [(8, 8), (3, 5), (4, 32), (32, 4), (32, 32)])
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])

@@ -76,6 +76,7 @@ def test_layers_that_are_never_called_stay_as_they_were() -> None:
         assert 0 < float((quantized(values) - model(values)).abs().max()) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["weight", "bias"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_weights_that_are_not_finite_are_refused_by_name(

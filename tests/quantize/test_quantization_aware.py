@@ -121,6 +121,7 @@ class TestEveryMethod:
         assert first.history == second.history
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
+    @pytest.mark.slow
     def test_what_was_pruned_stays_pruned(
         self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:
@@ -165,6 +166,7 @@ class TestEveryMethod:
         with pytest.raises(CompressionError, match="trained"):
             method.apply(trained, config(**SHORT), replace(context(data), fine_tune=spoil))
 
+    @pytest.mark.slow
     def test_batch_norms_are_folded_before_training(
         self, method: Any, config: type[QuantizationAwareSettings], trained: nn.Module, data: Digits
     ) -> None:

@@ -90,6 +90,7 @@ def test_the_gradient_is_the_one_that_torch_derives(beta: float | None) -> None:
     torch.testing.assert_close(build_layer.gradient(logits.detach(), beta), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_rounding_is_nearly_the_best_of_all() -> None:
     totals = torch.zeros(3)

@@ -41,6 +41,7 @@ def test_one_candidate_is_the_front_the_knee_and_the_pick(run: Run, front: pd.Da
     assert "No other front candidate is statistically tied with it." in source
 
 
+@pytest.mark.slow
 def test_candidates_that_tie_in_everything_are_all_shown(run: Run, front: pd.DataFrame, tmp_path: Path) -> None:
     one = front.iloc[[3]]
     same = pd.concat([one.assign(id=f"t9c{number}") for number in range(5)], ignore_index=True)

@@ -43,6 +43,7 @@ def test_scores_are_compared_at_shares_of_the_teachers_cost(run: Run) -> None:
     assert result.runs[0].at_shares[0] == pytest.approx(cheap["accuracy"].max())
 
 
+@pytest.mark.slow
 def test_half_of_the_runs_of_a_kind_attain_what_lies_between_them(run: Run) -> None:
     members = [tables(run, f"r{index}", better=0.02 * index) for index in range(3)]
     result = compare_runs([*members, tables(run, "other", "sampled")])
@@ -51,6 +52,7 @@ def test_half_of_the_runs_of_a_kind_attain_what_lies_between_them(run: Run) -> N
     assert dict(result.attained["amortized"]) == pytest.approx(dict(result.runs[1].front))
 
 
+@pytest.mark.slow
 def test_the_verdict_says_who_came_farthest_and_how_soon(run: Run) -> None:
     result = compare_runs([tables(run, "theirs", better=0.05), tables(run)])
     assert re.match(

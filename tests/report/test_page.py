@@ -75,6 +75,7 @@ def reader(source: str) -> Reader:
     return Reader(source)
 
 
+@pytest.mark.slow
 def test_the_page_says_the_verdict_the_pick_and_how_to_export_it(run: Run, reader: Reader) -> None:
     picked = select_candidate(run.candidates, run.info)
     assert "fewer effective FLOPs than the teacher for" in reader.text
@@ -151,10 +152,12 @@ def test_front_candidates_have_cards_with_scores_and_layers(run: Run, front: pd.
     assert "blocks.0.conv" in reader.text
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
     assert written(run, tmp_path) == written(run, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_names_the_run_folder_without_the_machines_paths(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +223,7 @@ UNKNOWN = {"teacher": TeacherInfo(), "baselines": {}, "splits": {}, "environment
 THREE = {"objectives": [*OBJECTIVES, replace(ALL_OBJECTIVES[-1], bounds=(1e7, 1.0))]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [UNKNOWN, THREE], ids=["nothing known", "three objectives"])
 def test_other_kinds_of_runs_have_a_page(run: Run, tmp_path: Path, change: dict[str, Any]) -> None:
     assert "</html>" in written(run, tmp_path, info=replace(run.info, **change))

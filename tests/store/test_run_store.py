@@ -92,6 +92,7 @@ def _hold(folder: str, ready: "multiprocessing.connection.Connection") -> None:
     study.close()
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_and_told_the_process_id_and_a_killed_one_frees_the_lock(tmp_path: Path) -> None:
     filled(tmp_path).close()
     context = multiprocessing.get_context("spawn")

@@ -13,6 +13,7 @@ HALF = Part.of("structured", pruning_ratio=0.5, recovery_epochs=0)
 FOUR = Part.of("post_training", weight_bits=4, activation_bits=4)
 
 
+@pytest.mark.slow
 def test_the_price_is_what_the_trained_candidate_costs() -> None:
     cuts = (
         CompressionRecipe(),

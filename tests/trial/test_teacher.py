@@ -19,6 +19,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_teacher_is_trained_once_and_then_read() -> None:
     rows: list[dict[str, float]] = []
     first = load_teacher(TASK, SPLITS, RECIPE, rows.append)
@@ -30,6 +31,7 @@ def test_a_teacher_is_trained_once_and_then_read() -> None:
     assert set(first.logits) == set(second.logits)
 
 
+@pytest.mark.slow
 def test_cached_logits_are_the_models_own_on_every_view_and_the_test_split_is_not_among_them() -> None:
     teacher = load_teacher(TASK, SPLITS, RECIPE)
     assert set(teacher.logits) == {f"train/{view}" for view in range(16)} | {"calibration", "search_val", "select_val"}
@@ -66,6 +68,7 @@ def test_a_damaged_cache_is_noticed_and_trained_again(name: str, damage: str) ->
     assert not load_teacher(TASK, SPLITS, RECIPE).trained
 
 
+@pytest.mark.slow
 def test_a_teacher_that_travels_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = load_teacher(TASK, SPLITS, RECIPE)
     serialized = pickle.loads(pickle.dumps(teacher.serialize()))
@@ -99,6 +102,7 @@ def test_the_cache_lies_where_the_environment_says(tmp_path: Path) -> None:
     assert cache_folder() == tmp_path
 
 
+@pytest.mark.slow
 def test_views_are_run_in_the_precision_of_the_fit_and_what_is_scored_is_not() -> None:
     part = Part.of("adamw", epochs=2, precision="bfloat16")
     teacher = load_teacher(TASK, SPLITS, TeacherRecipe(RECIPE.student, part))
