@@ -246,7 +246,7 @@ def bench_run(
     with CountDisplay(progress_console(), "exporting and timing", "timed {} models") as display:
         errors = front.bench([*candidates], batch=batch, threads=threads, on_progress=display.update, **duration)
     cost, score = primary_objectives(front.info.objectives)
-    # Candidates without a measured latency are reported below with their errors.
+    # The column is NaN for every candidate that was not timed, in this call or an earlier one.
     timed = front.candidates[np.isfinite(numeric_column(front.candidates, LATENCY))].sort_values(LATENCY)
     teacher = front.info.teacher.costs.get(LATENCY)
     rows = [

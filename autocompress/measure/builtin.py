@@ -68,6 +68,7 @@ def agreement(subject: Subject) -> float:
 @objective("retention", "maximize", "score")
 def retention(subject: Subject) -> float:
     """The student's accuracy divided by the teacher's."""
+    # A mean of ratios, not a ratio of means: each head is compared with the teacher on that head.
     return fmean(
         quality.retention(logits, _head_targets(subject, head), _head_teacher(subject, head))
         for head, logits in _list_logits(subject)
@@ -125,7 +126,6 @@ def nonzero_parameters(subject: Subject) -> float:
 @objective("layers", "minimize", "cost")
 def layers(subject: Subject) -> float:
     """Number of layers that multiply; starting a layer dominates the latency of small models."""
-    # Layers without multiplications are not counted.
     return float(sum(layer.macs > 0 for layer in subject.layers.values()))
 
 
