@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from autocompress.engine.runner import Events
     from autocompress.report.comparison import Comparison
 
+# Relative to the working folder of the caller.
 RUNS = Path("reports")
 
 
@@ -67,6 +68,7 @@ def search(
         SearchFailedError: Every trial failed; a page of the stored trials is written.
         KeyboardInterrupt: The user interrupted the search; a page is written, and ``resume`` continues it.
     """
+    # Imported here, because reading a finished run needs none of these modules.
     from autocompress.engine.preflight import check_run_folder
     from autocompress.engine.runner import make_plan, run_search
     from autocompress.engine.spec import load_spec
@@ -91,6 +93,7 @@ def search(
     extra = [f"{key}={value}" for key, value in given.items() if value is not None]
     source = load_spec(spec, [*overrides, *extra])
     folder = Path(runs) / source.spec.name
+    # Before the plan, which may start workers.
     check_run_folder(folder, source.spec, resume=resume, command=command)
     plan = make_plan(source, warm=True)
     try:
@@ -143,6 +146,7 @@ def find_run(run: str | Path, runs: Path | str = RUNS) -> Path:
     Raises:
         RunFolderError: There is no such run; the message suggests the nearest.
     """
+    # A path comes before a name below the folder of runs.
     for folder in (Path(run), Path(runs) / run):
         if (folder / DATABASE).is_file():
             return folder
@@ -156,5 +160,6 @@ def _write_partial_page(folder: Path) -> None:
     if not (folder / DATABASE).is_file():
         return
     front = Front(folder)
+    # Without objectives the search ended before the first trial, so there are no axes to draw.
     if front.info.objectives:
         front.report()

@@ -25,6 +25,7 @@ from difflib import get_close_matches
 class AutocompressError(Exception):
     """Root of the tree; the message is one line that names the place and the fix."""
 
+    # Scripts tell a failure (1) from a wrong request (2) and from a lack of candidates or space (3).
     exit_code = 1
 
 
@@ -103,7 +104,9 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
         >>> did_you_mean("zzz", ["digits", "langid"])
         'known: digits, langid'
     """
+    # Sorted, so that the hint does not depend on the order of registration.
     names = sorted(names)
+    # str, because a name from YAML may be a number; 0.6 is the default of difflib.
     close = get_close_matches(str(name), names, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"

@@ -23,6 +23,7 @@ from autocompress.store.run_store import RunStore
 if TYPE_CHECKING:
     from autocompress.report.comparison import RunTables
 
+# A default argument is shared by all calls, so it is read-only.
 _NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
 
 
@@ -54,6 +55,7 @@ class Front:
 
     def _read_run(self) -> None:
         with RunStore.read(self.folder) as store:
+            # A measured latency joins the costs, so that limits and the page treat it like any other.
             self.info: RunInfo = with_latency(store.run_info())
             self.candidates: pd.DataFrame = add_latency_column(store.candidate_table(), self.info)
             self.trials: pd.DataFrame = store.trial_table()
@@ -68,6 +70,7 @@ class Front:
 
         While a search is running, it is the front so far. The limits of the search hold.
         """
+        # A run that ended before its teacher was ready has no objectives, and so no front.
         if self.candidates.empty or not self.info.objectives:
             return self.candidates
         return pareto_front(full_fidelity(self.candidates), self.info.objectives, self.info.limits)
@@ -152,6 +155,7 @@ class Front:
         # Imported here, because it loads torch.
         from autocompress.engine.confirm import confirm_candidates
 
+        # The module of the caller tells whether a worker is importing the user's script.
         refuse_worker(sys._getframe(1), "confirm")
         try:
             confirm_candidates(
@@ -188,11 +192,13 @@ class Front:
         Raises:
             StorageError: No space is left, or the folder cannot be written.
         """
+        # Imported here, because reading and selecting need none of the page.
         from autocompress.report import write_tables
         from autocompress.report.page import PAGE
 
         folder = self.folder if out is None else Path(out)
         write_tables(folder, self.candidates, self.trials, self.to_pandas())
+        # A name that is no valid Unicode, such as that of an undecodable path, must not prevent the page.
         write_atomic(folder / PAGE, self.page().encode("utf-8", "backslashreplace"))
         return folder / PAGE
 
@@ -318,6 +324,7 @@ class Front:
 
         picked = self._pick_or_none()
         chosen = "" if picked is None else picked.id
+        # The page is written first, because it is logged as an artifact.
         folder = self.report().parent
         return log_run(folder, self.info, self.trials, self.to_pandas(), chosen, experiment, tracking_uri)
 
@@ -331,6 +338,7 @@ def tables_of(fronts: Sequence[Front]) -> "list[RunTables]":
     """Return the tables of runs under distinct names."""
     from autocompress.report.comparison import RunTables, distinct_names
 
+    # Runs in different folders may have the same name.
     names = distinct_names([front.folder for front in fronts])
     return [
         RunTables(name, front.candidates, front.trials, front.info) for name, front in zip(names, fronts, strict=True)
@@ -343,5 +351,6 @@ def refuse_worker(caller: FrameType, call: str) -> None:
     Raises:
         UsageError: The caller is a script imported by a worker.
     """
+    # multiprocessing imports the main script under this name in a new process.
     if caller.f_globals.get("__name__") == "__mp_main__":
         raise UsageError(f'a worker imports this script anew: call {call} under `if __name__ == "__main__":`')

@@ -25,6 +25,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as reason:
+        # A full disk, a full quota and a file-size limit have the same remedy.
         if reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(f"no space left for {path}; free some and run again with --resume") from reason
         if reason.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -41,15 +42,19 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     content = data.encode() if isinstance(data, str) else data
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, because a rename is atomic within one file system only.
         handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
+                # Before the rename, so that after a crash the new name never refers to a file without its content.
                 os.fsync(file.fileno())
+            # mkstemp creates a file that only its owner can read.
             os.chmod(aside, 0o644)
             os.replace(aside, path)
         except BaseException:
+            # Also after Ctrl-C: no temporary file stays behind.
             Path(aside).unlink(missing_ok=True)
             raise
 

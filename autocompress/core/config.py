@@ -33,6 +33,7 @@ class Part:
     @classmethod
     def of(cls, name: str, /, **settings: Leaf) -> "Part":
         """Build a part from keyword settings; lists become tuples, so that a part can be a key."""
+        # Sorted, so that the order in which settings are given changes neither equality nor the fingerprint.
         return cls(name, tuple(sorted(_make_setting(key, value) for key, value in settings.items())))
 
     @classmethod
@@ -81,7 +82,9 @@ def fingerprint(data: object) -> str:
         >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
         True
     """
+    # Sorted keys and fixed separators make the text canonical; NaN is refused, because it is not JSON.
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    # 48 bits: short enough for a folder name; two of 10,000 configs collide with a probability below 1e-6.
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -150,6 +153,7 @@ class CompressionConfig:
         try:
             return cls(
                 student=Part.from_json(data["student"]),
+                # The JSON form is a mapping whose order has no meaning: the terms are sorted by name.
                 distill=tuple(Part.of(name, **values) for name, values in sorted(data["distill"].items())),
                 fit=Part.from_json(data["fit"]),
                 prune=None if data["prune"] is None else Part.from_json(data["prune"]),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DASH = "\u2013"
 
+# Names whose label is more than the name with blanks for underscores; label_column derives the others.
 _LABELS = {
     "effective_flops": "effective FLOPs",
     "flops": "FLOPs",
@@ -35,7 +36,9 @@ _SYMBOLS = {
     "bytes": "B",
     "sparse_bytes": "B",
 }
+# Largest first: the first prefix that fits is used.
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
+# Costs that are numbers of things, of which a cheaper model has fewer, not less.
 _COUNTED = (*_SYMBOLS, "parameters", "nonzero_parameters")
 
 
@@ -58,6 +61,7 @@ def label_column(name: str) -> str:
 
 def is_finite(value: object) -> TypeGuard[float]:
     """Return whether ``value`` is a finite number; booleans are none."""
+    # bool is a subclass of int.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -91,6 +95,7 @@ def parse_bytes(text: str | int) -> int:
     if match is None or float(match[1]) <= 0:
         raise ValueError("write a size such as 4 GiB or 800 MB")
     number, prefix, binary = match.groups()
+    # The position of the prefix in the text is the exponent; a blank stands for no prefix.
     return int(float(number) * (1024 if binary else 1000) ** " KMGT".index((prefix or " ").upper()))
 
 
@@ -158,9 +163,11 @@ def compare_costs(ours: float, theirs: float, name: str) -> str:
     """
     counted = is_counted(name)
     what = label_column(name)
+    # A ratio has no meaning for negative or missing costs.
     if not (is_finite(ours) and is_finite(theirs)) or min(ours, theirs) < 0:
         return f"{what} that cannot be compared"
     ratio = _divide(max(ours, theirs), min(ours, theirs))
+    # Such a ratio would read as "1x fewer".
     if _round_digits(ratio) == "1":
         return f"as {'many' if counted else 'much'} {what}"
     less = "fewer" if counted else "less"
@@ -176,6 +183,7 @@ def format_duration(seconds: float | None) -> str:
     """
     if seconds is None or not is_finite(seconds):
         return DASH
+    # From 59.95 s on, one decimal would round up to 60.0 s.
     if seconds < 59.95:
         return f"{_round_digits(round(seconds, 1))} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -197,12 +205,14 @@ def format_plural(count: int, noun: str, many: str = "") -> str:
 
 def _divide(large: float, small: float) -> float:
     if small == 0:
+        # Two costs of zero are equal; a single one makes the ratio infinite.
         return math.inf if large else 1.0
     return large / small
 
 
 def _round_digits(value: float) -> str:
     digits = f"{value:.3g}"
+    # The g format turns 1234 into 1.23e+03; up to 999,999 the whole number is clearer.
     if "e" in digits:
         whole = f"{value:,.0f}"
         return whole if abs(value) >= 1 and len(whole) < 8 else digits

@@ -46,13 +46,16 @@ def load_interface(location: str) -> Interface:
     source: type = getattr(import_module(module), name)
     attributes: dict[str, object] = {}
     methods: dict[str, FunctionType] = {}
+    # From the root down, so that a derived declaration replaces the inherited one.
     for base in reversed(source.__mro__):
         if base.__module__ in _FOREIGN:
             continue
         hints = get_type_hints(base)
+        # The hints include those of base classes; only names that this class itself declares are taken.
         attributes.update({name: hints[name] for name in inspect.get_annotations(base)})
         for name, member in vars(base).items():
             if isinstance(member, property):
+                # The type of a property is not compared.
                 attributes.setdefault(name, object)
             elif isinstance(member, FunctionType) and (name == "__call__" or not name.startswith("_")):
                 methods[name] = member
@@ -87,6 +90,7 @@ def check_part(
         problems = [f"it must be an instance: {part.__name__}()"]
     else:
         problems = list(_compare_members(part, interface))
+        # The base class helps where something is missing, not where a signature differs.
         if base and any(problem.startswith("it lacks") for problem in problems):
             problems.append(f"derive it from {base}, which has all but the essential methods")
         if constructor is not None and not _accepts(part, keywords=constructor):
@@ -102,7 +106,9 @@ def _compare_record(part: object, interface: Interface) -> Iterator[str]:
         yield f"it must be an instance of {interface.source.__module__}.{interface.source.__name__}"
         return
     for name, declared in interface.attributes.items():
+        # The arguments of Callable[[A, B], R] are ([A, B], R).
         parameters = get_args(declared)[:1]
+        # A field is declared as a protocol with __call__, or as a Callable.
         if isinstance(declared, type) and "__call__" in vars(declared):
             yield from _compare_call(getattr(part, name), vars(declared)["__call__"], name)
         elif parameters and isinstance(parameters[0], list) and not _accepts(getattr(part, name), len(parameters[0])):
@@ -155,6 +161,7 @@ def _is_undefined(member: object, declared: FunctionType, source: type) -> bool:
 
 def _compare_config(config: object, hint: object) -> Iterator[str]:
     required = get_args(hint)[0] if get_args(hint) else Settings
+    # The config of a generic interface is type[C]: a config must derive from the bound of C.
     if isinstance(required, TypeVar):
         required = required.__bound__ or Settings
     if not (isinstance(config, type) and issubclass(config, required)):
@@ -163,6 +170,7 @@ def _compare_config(config: object, hint: object) -> Iterator[str]:
             f"@dataclass(frozen=True) class MyConfig({required.__name__})"
         )
         return
+    # Without the decorator, annotations are no fields and their values would never be checked.
     own = [name for name, kind in inspect.get_annotations(config).items() if not _is_class_variable(kind)]
     declared = {field.name: field for field in fields(config)}
     if missing := [name for name in own if name not in declared]:
@@ -172,6 +180,7 @@ def _compare_config(config: object, hint: object) -> Iterator[str]:
 
 
 def _is_class_variable(kind: object) -> bool:
+    # With postponed annotations the kind is a text.
     return get_origin(kind) is ClassVar or kind is ClassVar or "ClassVar" in str(kind)
 
 
@@ -188,6 +197,7 @@ def _explain_old_member(part: object, name: str) -> str:
 
 
 def _parameters(function: FunctionType) -> list[str]:
+    # Without self.
     return [str(parameter.name) for parameter in list(inspect.signature(function).parameters.values())[1:]]
 
 
@@ -196,7 +206,9 @@ def _accepts(function: object, positional: int = 0, keywords: Sequence[str] = ()
     if not callable(function):
         return False
     try:
+        # bind knows defaults and variadic parameters, so a part may accept more than its interface asks for.
         inspect.signature(function).bind(*[None] * positional, **dict.fromkeys(keywords))
+    # TypeError: the arguments do not fit. ValueError: a built-in function that has no signature.
     except (TypeError, ValueError):
         return False
     return True

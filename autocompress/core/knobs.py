@@ -40,6 +40,7 @@ class FloatRange:
 
     def accepts(self, value: object) -> bool:
         """Return whether ``value`` is a finite number inside the range."""
+        # bool is a subclass of int, but a switch is not a number.
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         return math.isfinite(value) and self.low <= value <= self.high
@@ -122,6 +123,7 @@ class RegisteredChoice(Choice):
     _exclude: tuple[str, ...]
 
     def __init__(self, source: NameSource, first: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> None:
+        # The base class is a frozen dataclass, so plain assignment raises an error.
         object.__setattr__(self, "_source", source)
         object.__setattr__(self, "_first", first)
         object.__setattr__(self, "_exclude", exclude)
@@ -137,6 +139,7 @@ class RegisteredChoice(Choice):
         return value in self._first or (value in self._source and value not in self._exclude)
 
     def __reduce__(self) -> tuple[type[Choice], tuple[tuple[Leaf, ...]]]:
+        # A pickle holds the options of this moment and not the registry with its parts.
         return Choice, (self.options,)
 
 
@@ -183,10 +186,12 @@ def knob(default: T, domain: Domain, doc: str = "") -> T:
     """
     if not domain.accepts(default):
         raise KnobError(f"default {default!r} is outside {domain}")
+    # Declared as T, so that a type checker sees the type of the value and not that of a dataclass field.
     declared: T = field(default=default, metadata={"domain": domain, "doc": doc})
     return declared
 
 
+# Every config checks its fields when it is built, and a search builds many configs of few classes.
 @cache
 def _collect_knobs(config: Any) -> Mapping[str, Knob]:
     return {
@@ -194,6 +199,7 @@ def _collect_knobs(config: Any) -> Mapping[str, Knob]:
             declared.name, cast(Leaf, declared.default), declared.metadata["domain"], declared.metadata["doc"]
         )
         for declared in fields(config)
+        # A field that was not declared by knob() is no hyperparameter.
         if "domain" in declared.metadata
     }
 
@@ -224,6 +230,7 @@ class Settings:
     @classmethod
     def knobs(cls) -> dict[str, Knob]:
         """Return every declared knob by name, in the order of declaration."""
+        # A copy, so that no caller can change the cached mapping.
         return dict(_collect_knobs(cls))  # type: ignore[arg-type]
 
     @classmethod

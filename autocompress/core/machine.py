@@ -9,4 +9,5 @@ def read_processor_name() -> str:
         with open("/proc/cpuinfo") as lines:
             return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
+        # No Linux, or a /proc/cpuinfo without model names.
         return platform.processor() or platform.machine()

@@ -61,6 +61,7 @@ class Context:
     seed: int = 0
     fine_tune: Callable[[nn.Module, int, float, Callable[[], None] | None], None] | None = None
     score: Callable[[nn.Module], float] | None = None
+    # Results of computations do not distinguish contexts, so comparison and text leave them out.
     shared: dict[Hashable, object] | None = field(default=None, compare=False, repr=False)
 
     def compute_once(self, key: Hashable, compute: Callable[[], T]) -> T:
@@ -99,6 +100,7 @@ class MethodState:
     def apply_masks(self, model: nn.Module) -> None:
         """Set the removed weights of ``model`` to exactly zero, in place."""
         for name, mask in self.masks.items():
+            # Through .data, because autograd refuses in-place changes of a parameter.
             weight = model.get_parameter(name).data
             weight.mul_(mask.to(weight.device))
 

@@ -18,7 +18,9 @@ from autocompress.errors import AutocompressError, PluginError, UsageError
 logger = logging.getLogger(__name__)
 
 _PREFIX = "autocompress_plugin_"
+# A dictionary as an ordered set: workers run the files in the same order.
 _loaded: dict[Path, None] = {}
+# Tasks of plugin files are not pickled: a worker runs the file and has them.
 _plugin_tasks: set[str] = set()
 
 
@@ -92,9 +94,11 @@ def load_plugin(path: str | Path) -> None:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Before it runs, so that dataclasses and pickle find the module of its classes.
     sys.modules[name] = module
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
+    # The difference to the registry afterwards shows which tasks the file registers or replaces.
     before = {name: TASKS.get(name) for name in TASKS}
     try:
         spec.loader.exec_module(module)
@@ -104,11 +108,13 @@ def load_plugin(path: str | Path) -> None:
         explanation = explain_missing_name(error)
         details = f"{type(error).__name__}: {error}" + (f"; {explanation}" if explanation else "")
         raise PluginError(f"{_locate_error(path, error)}: {details}") from error
+    # Only after success: a file that failed can be corrected and loaded again.
     _loaded[path] = None
     _plugin_tasks.update(name for name in TASKS if TASKS.get(name) is not before.get(name))
     logger.info("loaded the plugin %s", path)
 
 
 def _locate_error(path: Path, error: BaseException) -> str:
+    # The last frame within the file is the user's line; deeper frames belong to libraries.
     lines = [frame.lineno for frame in extract_tb(error.__traceback__) if Path(frame.filename) == path]
     return f"{path.name}:{lines[-1]}" if lines else path.name

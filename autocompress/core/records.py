@@ -11,6 +11,7 @@ from autocompress.core.config import CompressionConfig, Part
 class State(StrEnum):
     """State of a trial."""
 
+    # Run folders store these values: they must not change.
     RUNNING = "running"
     PAUSED = "paused"
     COMPLETE = "complete"
@@ -54,6 +55,7 @@ class BaseCheckpoint:
     checkpoint: str
     prune: Part | None
     epochs: int
+    # The name of the checkpoint identifies the content, so comparison leaves the bytes out.
     content: bytes = field(default=b"", repr=False, compare=False)
 
 

@@ -99,6 +99,7 @@ class Registry(Generic[T_co]):
             PluginError: The part does not fit the interface of its kind.
         """
         present = None if replace else self._objects.get(name)
+        # Registering the same object again changes nothing.
         if present is not None and present is not value:
             raise UsageError(f"{self.kind} '{name}' is registered twice; give one of them another name")
         if self._interface is not None:
@@ -155,6 +156,7 @@ class Registry(Generic[T_co]):
         """Import the modules that register the built-in parts, once."""
         if self._has_builtins or self._builtins is None:
             return
+        # Before the imports, because a module that is being imported may look into this registry.
         self._has_builtins = True
         package = import_module(self._builtins)
         for module in pkgutil.iter_modules(getattr(package, "__path__", ())):
@@ -164,6 +166,7 @@ class Registry(Generic[T_co]):
     def _load_entry_points(self) -> None:
         if self._has_entry_points:
             return
+        # Before loading, so that a plugin that looks into this registry does not start over.
         self._has_entry_points = True
         for point in entry_points(group=self.group):
             self._load_entry_point(point)
@@ -183,6 +186,7 @@ class Registry(Generic[T_co]):
             failure = error if isinstance(error, PluginError) else PluginError(f"{title} cannot be loaded: {details}")
             self._failures[point.name] = PluginError(f"{failure}; {reason}") if reason else failure
             self._failures[point.name].__cause__ = error.__cause__
+            # Only a warning: a run that names no part of that package works without it.
             logger.warning("%s", self._failures[point.name])
 
 

@@ -312,6 +312,7 @@ MEMBERS: Mapping[str, str] = {
     "WeightSettings.coding": "weight_coding",
 }
 
+# Parsed from CPython's messages, which hold both the missing name and its owner.
 _MISSING_MODULE = re.compile(r"No module named '([\w.]+)'")
 _MISSING_NAME = re.compile(r"cannot import name '(\w+)' from '([\w.]+)'")
 _MISSING_ATTRIBUTE = re.compile(r"'(\w+)' object has no attribute '(\w+)'")
@@ -347,9 +348,11 @@ def _explain_module(module: str) -> str:
 
 def _explain_import(name: str, module: str) -> str:
     """Return where ``from module import name`` finds the name today."""
+    # With the dot appended, autocompress itself counts, and another package with the same beginning does not.
     if f"{module}.".startswith(PACKAGE):
         if present := NAMES.get(f"{module.removeprefix(PACKAGE)}.{name}"):
             return f"{name} is now {present}"
+        # The name may be a submodule that moved, or its module may have moved as a whole.
         if moved := _explain_module(f"{module}.{name}") or _explain_module(module):
             return moved
         # The module is there: its own names are the best hint.

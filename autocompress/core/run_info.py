@@ -65,6 +65,7 @@ class ObjectiveSpec:
             "kind": self.kind,
         }
         if self.bounds is not None:
+            # The stored name differs from the field's; _with_bounds translates it back.
             entries["box"] = list(self.bounds)
         return entries
 
@@ -243,6 +244,7 @@ class RunInfo:
     environment: EnvironmentInfo = field(default_factory=EnvironmentInfo)
     seconds: float | None = None
     exhausted: bool = False
+    # None is a search that has not ended; an empty tuple is one that ended without a front.
     front: tuple[str, ...] | None = None
     recommended: str = ""
     baselines: Mapping[str, str] = field(default_factory=dict)
@@ -260,6 +262,7 @@ class RunInfo:
     @property
     def measured(self) -> dict[str, ObjectiveSpec]:
         """Every measured score and cost by name; objectives of the search with their bounds."""
+        # The objectives come last: they replace entries of the same name that have no bounds.
         return {objective.name: objective for objective in (*self.all_objectives, *self.objectives)}
 
     @classmethod
@@ -280,11 +283,13 @@ class RunInfo:
         values: dict[str, JsonValue] = {
             name: value for name, value in entries.items() if name in _ENTRIES and value is not None
         }
+        # Entries of a later version are kept, so that writing the description back loses nothing.
         other = {name: value for name, value in entries.items() if name not in {*_ENTRIES, "pick"}}
         for name in ("objectives", "all_objectives"):
             objectives = values.get(name)
             if isinstance(objectives, list):
                 values[name] = [_with_bounds(objective) for objective in objectives]
+        # The entry is an object, of which only max_drop has a field.
         pick = entries.get("pick")
         if isinstance(pick, dict):
             values["max_drop"] = pick.get("max_drop")
@@ -329,6 +334,7 @@ class RunInfo:
         reached |= {"notices", "plugins", "limits"} if self.objectives else set()
         reached |= {"exhausted"} if self.seconds is not None else set()
         reached |= {"front", "recommended", "baselines"} if self.front is not None else set()
+        # A number of type float is stored also if it is zero; other empty values need their step.
         stored: dict[str, JsonValue] = {
             name: value
             for name, value in entries.items()

@@ -88,6 +88,7 @@ class Splits:
     select_val: Split
     test: Split
 
+    # Not annotated, so it is a constant of the class and not a field.
     NAMES = ("train", "calibration", "search_val", "select_val", "test")
 
     def items(self) -> list[tuple[str, Split]]:
@@ -104,7 +105,9 @@ def hash_split(split: Split) -> str:
     digest = hashlib.sha256(json.dumps([len(split), sorted(split.targets)]).encode())
     for batch in split.batches(4096):
         for tensor in (*batch.inputs, *(batch.targets[head] for head in sorted(batch.targets))):
+            # The same bytes with another type or shape are other data.
             digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+            # Read as bytes, because NumPy has no bfloat16; contiguous, so that the memory layout does not matter.
             digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -200,6 +203,7 @@ def logits_by_head(output: Any, heads: Mapping[str, int]) -> dict[str, Tensor]:
     """
     if isinstance(output, Tensor) and len(heads) == 1:
         return {next(iter(heads)): output}
+    # Further outputs are ignored, and the order becomes that of the heads.
     if isinstance(output, Mapping) and set(output) >= set(heads):
         return {head: output[head] for head in heads}
     raise TrialError(f"the model returned {type(output).__name__}, but the task has the heads {sorted(heads)}")

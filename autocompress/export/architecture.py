@@ -13,6 +13,7 @@ from autocompress.core.task import InputSpec
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.quantize.packing import pack_codes, unpack_codes
 
+# The file may come from anywhere: a size or width beyond these bounds is refused.
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
 Bits = Annotated[int, Field(ge=1, le=64)]
@@ -22,6 +23,7 @@ LARGEST_CONSTANT = 2**24
 
 
 class _Strict(BaseModel):
+    # An unknown entry or a value of another type is an error: the file is damaged or of another version.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -106,6 +108,7 @@ class Architecture(_Strict):
     @property
     def specs(self) -> tuple[InputSpec, ...]:
         """Shape, vocabulary and missing value of each input, as a model family takes them."""
+        # The first axis is the batch.
         return tuple(InputSpec(entry.shape[1:], entry.vocabulary, entry.missing) for entry in self.inputs)
 
     def example(self) -> tuple[Tensor, ...]:
@@ -154,11 +157,13 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
         tensor = tensor.detach().cpu()
         # Tied weights share memory: they are stored once.
         owner = owners.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), name)
+        # Empty tensors have no memory to share, whatever their address.
         if owner != name and tensor.numel():
             aliases[name] = owner
             continue
         spread = _code_range(tensor)
         if spread is None:
+            # safetensors refuses tensors that are not contiguous or share memory.
             stored[name] = tensor.contiguous().clone()
             continue
         low, bits = spread
@@ -193,6 +198,7 @@ def unpack_tensors(
                 tensors[name] = torch.full(how.shape, how.offset, dtype=dtype)
         except (OverflowError, RuntimeError, ValueError) as error:
             raise ArtifactError(f"model.safetensors: '{name}': {error}") from error
+    # After unpacking, because the owner may be a packed tensor.
     for name, owner in aliases.items():
         if owner not in tensors:
             raise ArtifactError(f"model.safetensors lacks '{owner}'")

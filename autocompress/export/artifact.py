@@ -99,6 +99,7 @@ def write_artifact(folder: Path | str, deployable: Deployable, card: Card) -> Pa
     files["architecture.json"] = architecture.model_dump_json().encode()
     files["config.yaml"] = yaml.safe_dump(deployable.config.to_json(), allow_unicode=True).encode()
     sizes = {name: len(content) for name, content in files.items()}
+    # The card lists the sizes of the other files.
     files["card.md"] = render_card(architecture, card, sizes, is_weights_only(files["model.onnx"])).encode()
 
     write_files(folder, files, lambda written: _check_rebuilt(deployable, load_artifact(written)))
@@ -114,6 +115,7 @@ def load_artifact(folder: Path | str) -> nn.Module:
     Raises:
         ArtifactError: The folder is no artifact, a file was changed, or the module cannot be rebuilt here.
     """
+    # Reads every file once, so that the checked bytes are the bytes that are used.
     files = read_files(Path(folder))
     architecture = parse_architecture(files["architecture.json"])
     try:
@@ -134,6 +136,7 @@ def read_architecture(folder: Path | str) -> Architecture:
 
 def _build_architecture(deployable: Deployable) -> tuple[Architecture, dict[str, Tensor]]:
     """Return the architecture and the tensors of model.safetensors."""
+    # The restore of a method fills these tensors from its own state, so the model's copies are not stored.
     restored_names = _names_filled_by(deployable.quantize_state) | _names_filled_by(deployable.prune_state)
     model = {name: tensor for name, tensor in deployable.model.state_dict().items() if name not in restored_names}
     tensors = _add_prefix("model", model)
@@ -199,6 +202,7 @@ def _quantization_state(deployable: Deployable) -> MethodState | None:
 
 def _export_graphs(deployable: Deployable) -> dict[str, bytes]:
     graphs = {"model.onnx": export_graph(deployable)}
+    # Without quantization both graphs would be the same.
     if _quantization_state(deployable) is not None:
         graphs["model_float.onnx"] = _export_float_graph(deployable)
     return graphs
@@ -211,6 +215,7 @@ def _rebuild_module(architecture: Architecture, tensors: Mapping[str, Tensor]) -
         for stage, saved in (("prune", architecture.prune), ("quantize", architecture.quantize))
     }
     try:
+        # The order of the trial: each method restores the structure that it was applied to.
         model = _build_initial_model(architecture, config.student)
         for step in architecture.start:
             model = _restore_method(PRUNE, Part.from_json(step.part), method_state(step.state, {}), model.eval())
@@ -262,6 +267,7 @@ def _restore_method(
 
 def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], restored_names: set[str]) -> None:
     try:
+        # Not strict: tensors that a method has restored are not among those of the model.
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise ArtifactError(f"the tensors do not fit the module: {' '.join(str(error).split())}") from error

@@ -68,6 +68,8 @@ def _measure_in_process(file: Path, inputs: Sequence[Shape], batch: int, threads
         check=False,
     )
     if process.returncode:
+        # The last line of a traceback is the error itself.
         reason = (process.stderr.strip().splitlines() or ["the process was killed"])[-1]
         raise ArtifactError(f"cannot measure the latency of {file}: {reason}")
+    # The result is the last line, in case a library prints before it.
     return Bench(**json.loads(process.stdout.splitlines()[-1]))

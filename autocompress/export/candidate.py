@@ -81,6 +81,7 @@ def export_teacher_graph(run: Path) -> tuple[bytes, list[Shape]]:
     with reproducible_torch():
         pipeline = load_pipeline(setup)
         config = CompressionConfig(setup.teacher.student, (Part("none"),), setup.teacher.fit, seed=setup.teacher.seed)
+        # The teacher is neither pruned nor quantized: both models are the same.
         models = RebuiltCandidate(pipeline.teacher.model, pipeline.teacher.model, None, None)
         return _graph_and_inputs(_build_deployable(pipeline, setup, config, models))
 
@@ -152,6 +153,7 @@ def _build_deployable(
 def _retrain_checkpoint(candidate: Candidate, setup: Setup) -> bytes:
     cut = CompressionRecipe(candidate.config.prune, candidate.config.quantize)
     result = run_trial(Job(candidate.trial, candidate.config.training, (cut,)), setup)
+    # One recipe leaves one checkpoint.
     (content,) = result.checkpoints.values()
     return content
 
@@ -164,6 +166,7 @@ def _select_metric(pipeline: TrialPipeline, logits: Logits, targets: Targets) ->
         try:
             metric.by_head(logits, targets)
         except (TrialError, UnknownNameError):
+            # This score needs a teacher or an attack, or is not registered: the next one is tried.
             continue
         return metric
     return Metric()

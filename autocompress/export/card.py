@@ -15,6 +15,7 @@ FILES = {
     "config.yaml": "the point of the search it was made from",
     "manifest.json": "size and SHA-256 of each file; loading checks them",
 }
+# Keeps the card readable for a task with thousands of classes.
 LABELS_SHOWN = 100
 #: Title and summary, and the sections of a card by their headings.
 Card: TypeAlias = Mapping[str, object]
@@ -162,5 +163,7 @@ def _format_number(value: object) -> object:
 
 def _escape_text(value: object) -> str:
     """Return a value as one line of plain Markdown text: markup is escaped, control and bidi characters are removed."""
+    # Control characters and direction marks could hide or reorder the text around them.
     line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+", " ", str(value))
+    # Underscores stay plain: names are full of them, and inside a word they are no markup.
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line).replace("\\_", "_")

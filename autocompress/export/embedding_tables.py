@@ -33,12 +33,15 @@ class Lookup(nn.Module):
 
     def __init__(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None, levels: Tensor | None) -> None:
         super().__init__()
+        # Stored codes are unsigned: they are shifted to begin at 0.
         offset = int(codes.min())
         shifted = codes.to(torch.int64) - offset
         self.columns = codes.shape[1]
         self.shared = codes_in_byte(int(shifted.max()))
+        # Number of values of one code in its byte: 256, 16 or 4.
         self.base = round(BYTE ** (1 / self.shared))
         places = self.base ** torch.arange(self.shared)
+        # Zeros fill the last byte of each row.
         filled = F.pad(shifted, (0, -self.columns % self.shared)).unflatten(1, (-1, self.shared))
         self.codes = nn.Buffer((filled * places).sum(-1).to(torch.uint8))
         self.scale = nn.Buffer(scale.float().unsqueeze(1))
@@ -101,8 +104,10 @@ class BagLookup(nn.Module):
         """Return the sum, mean or maximum over rows without padding, ``[B, n, D] -> [B, D]``; 0 for an empty bag."""
         if self.mode == "max":
             largest = rows.masked_fill(~counts, -torch.inf).amax(1)
+            # The maximum of an empty bag would be minus infinity.
             return torch.where(counts.any(1), largest, 0.0)
         total = (rows * counts).sum(1)
+        # The mean of an empty bag divides zero by 1.
         return total if self.mode == "sum" else total / counts.sum(1).clamp(min=1)
 
 

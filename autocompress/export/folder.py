@@ -16,6 +16,7 @@ from autocompress.errors import ArtifactError
 MANIFEST = "manifest.json"
 REQUIRED = ("model.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md")
 KNOWN = (*REQUIRED, "model_float.onnx")
+# Far above the size of a manifest of six files; no larger file is read into memory.
 LARGEST_MANIFEST = 2**16
 
 
@@ -85,6 +86,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
     for name, entry in manifest.files.items():
         path = folder / name
         try:
+            # The size first: a truncated file is detected without reading it.
             if path.stat().st_size != entry.bytes:
                 raise ArtifactError(f"{path} has {path.stat().st_size} bytes instead of {entry.bytes}; export it again")
             content = path.read_bytes()
@@ -131,6 +133,7 @@ def _manifest_text(data: object) -> bytes:
 
 
 def _is_artifact(folder: Path) -> bool:
+    # An empty folder may be used; any other folder without a manifest may hold the user's files.
     return folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))
 
 
@@ -139,6 +142,7 @@ def _replace_folder(temporary: Path, folder: Path) -> None:
     if not folder.exists():
         temporary.rename(folder)
         return
+    # A folder that is not empty cannot be replaced by a rename, so the earlier one is moved aside.
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     folder.rename(old / "old")
     try:

@@ -50,7 +50,9 @@ def time_run(
     measured = LatencyInfo(batch, threads, read_processor_name(), version("onnxruntime"))
     with RunStore.read(run) as store:
         earlier = store.run_info().latency
+    # Everything but the rows must agree: batch, threads, processor and onnxruntime.
     rows = {} if earlier is None or replace(earlier, rows={}) != measured else dict(earlier.rows)
+    # Each id once, in order; the teacher only if it has no comparable median yet.
     wanted = list(dict.fromkeys([*([] if TEACHER in rows else [TEACHER]), *identities]))
     reasons: dict[str, str] = {}
     on_progress(0, len(wanted))
@@ -60,6 +62,7 @@ def time_run(
                 content, inputs = _export_graph(run, identity)
                 result = bench_graph(content, inputs, batch=batch, threads=threads, seconds=seconds)
                 rows[identity] = result.median_ms
+            # A model that cannot be measured does not keep the others from being measured.
             except ArtifactError as error:
                 reasons[identity] = str(error)
             on_progress(done, len(wanted))

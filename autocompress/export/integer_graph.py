@@ -15,6 +15,7 @@ from autocompress.quantize.integer_arithmetic import quantize_bias
 def integer_kernels(proto: ModelProto) -> ModelProto:
     """Return the graph, changed in place, with integer biases and without ReLUs that a quantizer makes redundant."""
     graph = _Graph(proto.graph)
+    # A list, because nodes are removed and inserted during the loop.
     for node in [node for node in proto.graph.node if node.op_type == "Relu"]:
         _drop_relu(graph, node)
     for node in [node for node in proto.graph.node if node.op_type in ("Conv", "Gemm")]:
@@ -87,6 +88,7 @@ def _quantize_bias(graph: _Graph, node: NodeProto) -> None:
         graph.add_constant(f"{name}_scale", scale.numpy()),
         graph.add_constant(f"{name}_zero_point", np.zeros(tuple(scale.shape), np.int32)),
     ]
+    # Before the node that uses it: the nodes of a graph are sorted topologically.
     graph.insert_node(graph.node_index(node), "DequantizeLinear", inputs, name)
     # A scale per channel needs the axis of the channels.
     if scale.ndim:

@@ -107,6 +107,7 @@ class _Log:
     def log_metrics(self, run: str, steps: Sequence[Mapping[str, object]]) -> None:
         from mlflow.entities import Metric
 
+        # MLflow expects milliseconds.
         now = int(time.time() * 1000)
         entries = [
             Metric(_replace_characters(name), float(value), now, step)

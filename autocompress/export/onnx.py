@@ -30,6 +30,7 @@ from autocompress.quantize.integer_arithmetic import widen_codes
 from autocompress.quantize.layers import is_embedding
 from autocompress.quantize.quantizers import Grid
 
+# Codes of uint8 and int8: a grid that fills one of them needs no Clip.
 CONTAINERS = {(0, 255), (-128, 127)}
 
 
@@ -54,6 +55,7 @@ def export_quantized(
     Raises:
         ArtifactError: torch cannot export the model.
     """
+    # A copy, because its layers are replaced.
     marked = copy.deepcopy(model).eval()
     layers = state.history.get("layers", [])
     for entry in layers:
@@ -65,6 +67,7 @@ def export_quantized(
             _replace_weight(layer, entry["name"], state.tensors)
     proto = _clean_graph(integer_kernels(_export_graph(marked, example, heads)))
     if entries and all(entry["input"] is None for entry in layers):
+        # A session needs another option for such a model: autocompress.export.runtime reads this property.
         onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
     return proto
 
@@ -132,6 +135,7 @@ def _replace_embedding(model: nn.Module, entry: Mapping[str, Any], tensors: Mapp
     if not is_embedding(table) or (entry["weight"] is None and entry["decoded"] is None):
         return model
     if not name:
+        # The model itself is the table, which has no parent to be replaced in.
         return build_lookup(table, name, tensors)
     model.set_submodule(name, build_lookup(table, name, tensors))
     return model

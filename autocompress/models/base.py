@@ -48,6 +48,7 @@ def build_family_model(student: Part, inputs: tuple[InputSpec, ...], heads: Mapp
         UsageError: The family cannot be built for this input or these heads.
     """
     family = STUDENTS.get(student.name)
+    # The config checks names and ranges before anything is built.
     return family.build(family.config.of(student.values), inputs, heads)
 
 
@@ -71,6 +72,7 @@ def require_real_input(family: str, axes: tuple[str, ...], inputs: tuple[InputSp
         >>> require_real_input("cnn", ("channels", "height", "width"), (InputSpec((1, 8, 8)),))
         (1, 8, 8)
     """
+    # A vocabulary stands for whole numbers, such as tokens.
     if len(inputs) == 1 and not inputs[0].vocabulary:
         shape = inputs[0].shape
         if len(shape) == len(axes) and min(shape) >= 1:

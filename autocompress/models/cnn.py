@@ -47,4 +47,5 @@ class CNNFamily:
         return CNN(config, channels, heads)
 
 
+# The registry imports each module of this package once, and so finds the family.
 STUDENTS.add(CNNFamily.name, CNNFamily())

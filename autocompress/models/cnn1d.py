@@ -25,6 +25,7 @@ class CNN1dConfig(ConvConfig):
     label: ClassVar[str] = "cnn1d"
     axes: ClassVar[int] = 1
 
+    # Signals may be long: more stages, longer windows and a larger stride than for images.
     stages: int = knob(3, IntRange(1, 5), "groups of blocks; each after the first halves the length")
     kernel: int = knob(5, Choice((3, 5, 7, 9)), "length of the convolution window")
     stem_stride: int = knob(1, Choice((1, 2, 4)), "2 halves the length at once, 4 quarters it")

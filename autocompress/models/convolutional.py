@@ -32,6 +32,7 @@ class _Layers:
         conv, norm, _ = _LAYERS[self.axes]
         side = kernel or self.kernel
         # The padding keeps the output of an input of any size at 1 or more positions.
+        # The batch norm behind it has a shift of its own, so the convolution needs no bias.
         convolution = conv(inputs, outputs, side, stride=stride, padding=side // 2, groups=groups, bias=False)
         return [convolution, norm(outputs)]
 
@@ -43,6 +44,7 @@ class Residual(nn.Module):
         super().__init__()
         conv = config.layers
         self.body = nn.Sequential(*conv(inputs, outputs, stride), nn.ReLU(), *conv(outputs, outputs))
+        # A shortcut between equal shapes costs nothing; otherwise a convolution of kernel 1 adapts the input.
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else nn.Sequential(*conv(inputs, outputs, stride, kernel=1))
         self.relu = nn.ReLU()
@@ -63,7 +65,9 @@ class Inverted(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, config: "ConvConfig") -> None:
         super().__init__()
         conv, wide = config.layers, inputs * config.expansion
+        # With an expansion of 1 there is nothing to widen, and the convolution is left out.
         widen = [*conv(inputs, wide, kernel=1), nn.ReLU()] if config.expansion > 1 else []
+        # One group per channel makes the convolution depthwise.
         depthwise = [*conv(wide, wide, stride, groups=wide), nn.ReLU()]
         self.body = nn.Sequential(*widen, *depthwise, *conv(wide, outputs, kernel=1))
         self.adds = stride == 1 and inputs == outputs
@@ -124,10 +128,13 @@ class CNN(nn.Module):
         self.stages = nn.Sequential()
         width = config.width
         for stage in range(config.stages):
+            # The width doubles where the size halves, as in the networks of He 2016.
             before, width = width, config.width * 2**stage
+            # The stem has the width of the first stage already; every later stage halves the size in its first block.
             blocks = [block(before, width, 1 if stage == 0 else 2, config)]
             blocks += [block(width, width, 1, config) for _ in range(config.depth - 1)]
             self.stages.append(nn.Sequential(*blocks))
+        # Averaging over all positions lets one network take inputs of any size.
         self.pool = _LAYERS[config.axes][2](1)
         self.heads = make_heads(config, width, heads)
 

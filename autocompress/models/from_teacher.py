@@ -45,6 +45,8 @@ class FromTeacherConfig(Settings):
     def list_pruning_steps(self) -> tuple[Part, ...]:
         """Return the pruning methods to apply to the teacher, in order; training the student is the fine-tuning."""
         parts = []
+        # Blocks first, so that channels are ranked in the network without the dropped blocks.
+        # No recovery epochs after either step, because the training of the student follows.
         if self.depth_ratio > 0:
             parts.append(Part.of("depth", pruning_ratio=self.depth_ratio, recovery_epochs=0))
         if self.pruning_ratio > 0:
@@ -52,6 +54,7 @@ class FromTeacherConfig(Settings):
             knobs: dict[str, Leaf] = {"criterion": self.criterion, "round_to": self.round_to, "recovery_epochs": 0}
             if self.allocation == "adaptive":
                 # Without a share r of all channels, about 1 - (1 - r)^2 of the FLOPs are removed.
+                # 0.98 is the largest ratio that the method accepts.
                 parts.append(Part.of("adaptive", pruning_ratio=min(1 - (1 - ratio) ** 2, 0.98), **knobs))
             else:
                 parts.append(Part.of("structured", pruning_ratio=ratio, scope=self.allocation, **knobs))

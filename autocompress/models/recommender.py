@@ -21,6 +21,7 @@ from autocompress.errors import UsageError
 from autocompress.models.base import C, check_heads, describe_inputs
 from autocompress.models.sharing import HeadConfig, Logits, make_heads
 
+# Standard deviation of the rows of an untrained table.
 EMBEDDING_SCALE = 0.1
 
 
@@ -54,10 +55,13 @@ def infer_form(family: str, inputs: tuple[InputSpec, ...], heads: Mapping[str, i
     check_heads(family, heads)
     shapes = tuple(spec.shape for spec in inputs)
     whole = tuple(bool(spec.vocabulary) for spec in inputs)
+    # A user is one whole number; what follows decides between a rating and a ranking.
     if whole[:2] == (True, True) and shapes[0] == ():
         users, items = inputs[0].vocabulary, inputs[1].vocabulary
+        # A single item is rated, with or without real features.
         if shapes[1] == () and (len(inputs) == 2 or (whole[2:] == (False,) and len(shapes[2]) == 1)):
             return Form(users, items, features=shapes[2][0] if len(inputs) == 3 else 0)
+        # A list of items is ranked: the head has one class per candidate.
         if len(inputs) == 2 and len(shapes[1]) == 1:
             if list(heads.values()) != [shapes[1][0]]:
                 raise UsageError(
@@ -112,6 +116,7 @@ class TwoTower(nn.Module):
             of_user, of_item = torch.cat([of_user, features], -1), torch.cat([of_item, features], -1)
         of_user, of_item = self.user_tower(of_user), self.item_tower(of_item)
         if self.ranks:
+            # [B, D] -> [B, 1, D], to be multiplied with each of the K candidates.
             of_user = of_user.unsqueeze(1)
         logits: Logits = self.heads(of_user * of_item)
         return logits
@@ -151,6 +156,7 @@ class Interaction(nn.Module):
         if form.features:
             self.bottom = _make_layers([form.features, *[config.width] * config.bottom, config.embedding])
             vectors = 3
+        # Every pair of different vectors once.
         pairs = vectors * (vectors - 1) // 2
         self.dots = nn.ModuleList(_make_dot_product(config.embedding) for _ in range(pairs))
         inputs = vectors * config.embedding + pairs
@@ -161,6 +167,7 @@ class Interaction(nn.Module):
         """Return the logits of the only head, or of every head by name."""
         of_user, of_item = self.user_embedding(user), self.item_embedding(item)
         if self.ranks:
+            # expand repeats the user for each candidate without copying memory.
             of_user = of_user.unsqueeze(1).expand(-1, item.shape[1], -1)
         vectors = [of_user, of_item]
         if features is not None:

@@ -82,6 +82,7 @@ class Mixture(nn.Module):
         super().__init__()
         # Not a ModuleList: depth pruning takes the children of a list for a chain and may bypass them.
         self.experts = nn.ModuleDict({str(index): _make_hidden_layer(features) for index in range(config.experts)})
+        # Without a bias, because the gate of the paper is softmax(G x).
         self.gates = nn.ModuleDict({head: nn.Linear(features, config.experts, bias=False) for head in heads})
         self.towers = nn.ModuleDict(_make_towers(features, config.head_hidden, heads))
 
@@ -92,9 +93,11 @@ class Mixture(nn.Module):
 
     def forward(self, features: Tensor) -> Logits:
         """Return the logits of the only head, or of every head by name."""
+        # [B, E, F]: the experts run once, and each head mixes their outputs.
         outputs = torch.stack([expert(features) for expert in self.experts.values()], 1)
         logits = {}
         for head, tower in self.towers.items():
+            # [B, E, 1]: one weight for each expert.
             shares = torch.softmax(self.gates[head](features), 1).unsqueeze(2)
             logits[head] = tower((shares * outputs).sum(1))
         return _unwrap_single_head(logits)
@@ -125,6 +128,7 @@ class HeadConfig(Settings):
     def knobs(cls) -> dict[str, Knob]:
         """Return every hyperparameter by name, those of the family first."""
         declared = super().knobs()
+        # A dataclass lists the fields of its base first; here the hyperparameters of the family come first.
         shared = {name: declared.pop(name) for name in ("sharing", "experts", "head_hidden")}
         return {**declared, **shared}
 
@@ -156,6 +160,7 @@ def check_head_names(heads: Iterable[str]) -> None:
     Raises:
         UsageError: A name is empty, holds a dot, or is an attribute of torch's modules.
     """
+    # Heads become submodules of such a module, so its own attributes are no names for heads.
     module = SharedBottom(HeadConfig(), 1, {})
     for head in heads:
         if not head or "." in head or hasattr(module, head):
@@ -176,6 +181,7 @@ def _make_towers(features: int, hidden: int, heads: Mapping[str, int]) -> dict[s
 
 
 def _name_last_layer(name: str, tower: nn.Module) -> str:
+    # A tower with a hidden layer ends in the last layer of its sequence.
     return f"{name}.{len(tower) - 1}" if isinstance(tower, nn.Sequential) else name
 
 

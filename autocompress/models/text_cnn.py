@@ -51,6 +51,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the rectified sum of both branches, zero at padding."""
+        # Masked between the convolutions too, because a batch norm shifts the zeros of padding.
         out: Tensor = self.relu(self.second(self.first(x) * mask) + x) * mask
         return out
 
@@ -80,6 +81,7 @@ class Parallel(nn.Module):
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
+        # A third of the width for each window, rounded up.
         share = -(-width // 3)
         self.windows = nn.ModuleList(
             nn.Sequential(*_make_conv(width, share, size), nn.ReLU()) for size in (1, kernel, 2 * kernel - 1)
@@ -144,6 +146,7 @@ class TextCNNEncoder(nn.Module):
         mask = self.mask(tokens).unsqueeze(1)
         # The embedding of padding starts at zero, but an attack or a quantizer may change it.
         x = self.embedding(tokens).transpose(1, 2) * mask
+        # Position i of a strided output looks around position i * stride, and takes the mask of that position.
         mask = mask[:, :, :: self.stride]
         x = self.stem(x) * mask
         for stage in self.stages:

@@ -58,7 +58,9 @@ class MaskedPool(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return the pooled features."""
         if self.how == "mean":
+            # The guard is for a text without tokens, whose mask sums to zero.
             return (x * mask).sum(2) / mask.sum(2).clamp_min(1.0)
+        # Padding is far below zero and never the maximum; the last factor makes a text without tokens zero.
         return (x * mask + (mask - 1) * MASKED_SCORE).amax(2) * mask.amax(2)
 
     def extra_repr(self) -> str:

@@ -50,6 +50,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """Return the attention output of each position."""
         query, key, value = (self._split_heads(layer(x)) for layer in (self.query, self.key, self.value))
+        # Dividing by sqrt(d) keeps the size of the scores independent of the size of a head.
         scores = query @ key.transpose(2, 3) * self.head_size**-0.5
         gathered = self.probabilities(scores + bias) @ value
         out: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
@@ -133,7 +134,9 @@ class TransformerEncoder(nn.Module):
         """Return the features of each text."""
         mask = self.mask(tokens)
         over_features = mask.unsqueeze(2)
+        # [B, 1, 1, T]: the same bias for every head and every query.
         bias = ((mask - 1) * MASKED_SCORE).unsqueeze(1).unsqueeze(2)
+        # A shorter batch takes the first positions.
         x = (self.widen(self.embedding(tokens)) + self.positions[: tokens.shape[1]]) * over_features
         for stage in self.stages:
             x = stage(x, over_features, bias)
