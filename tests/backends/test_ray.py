@@ -1,14 +1,6 @@
 """Ray with real nodes on this machine: the seam holds whatever dies."""
 
-import os
-import secrets
-import signal
-import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +11,7 @@ from autocompress.backends.ray import Ray
 from autocompress.core.records import Job, State, TrialResult
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import load_spec
-from autocompress.errors import UsageError, WorkersError
+from autocompress.errors import WorkersError
 from autocompress.store.run_store import RunStore
 from tests.backends.nodes import LookingTrials, SlowTrials, UnreadyTrials, another
 from tests.backends.test_local import alive, jobs, run, until
@@ -140,135 +132,3 @@ def test_what_ask_and_tell_raise_reaches_the_caller_as_it_is(ray_cluster: Any, t
         Ray(1, address=ray_cluster.address).run(
             lambda: queue.pop(0) if queue else None, FakeTrials(tmp_path / "log"), tell
         )
-
-
-@pytest.mark.parametrize(
-    ("address", "said"),
-    [
-        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1"),
-        ("ray://127.0.0.1:1", "client protocol is not supported"),
-        ("somewhere", "is not HOST:PORT or auto"),
-    ],
-)
-def test_an_address_of_no_use_is_refused(address: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said), Ray(address=address).open():
-        pass
-
-
-@pytest.mark.slow
-def test_what_answers_but_is_not_ray_is_refused() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(UsageError, match=f"no Ray cluster answers at {address}"), Ray(address=address).open():
-            pass
-
-
-def test_too_much_for_every_node_is_refused(ray_cluster: Any) -> None:
-    asked = Ray(address=ray_cluster.address, resources={"cpu": 3, "gpu": 1})
-    with (
-        pytest.raises(UsageError, match=r"takes CPU 3, GPU 1, and no node .* has that \(CPU 2, GPU 0\)"),
-        asked.open(),
-    ):
-        pass
-
-
-def test_too_much_for_this_machine_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UsageError, match="takes cpu: 4096, this machine has"),
-        Ray(resources={"cpu": 4096}).open(tmp_path),
-    ):
-        pass
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("package", "said"), [("torch", r"has torch \S+, this process 0.1;"), ("no-such-package", "has no no-such-package")]
-)
-def test_a_node_with_other_packages_is_refused(
-    ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, package: str, said: str
-) -> None:
-    from autocompress.backends import ray_cluster as module
-
-    monkeypatch.setattr(module, "SAME", (package,))
-    monkeypatch.setattr(module, "version", lambda name: "0.1")
-    with pytest.raises(UsageError, match=said), Ray(address=ray_cluster.address).open():
-        pass
-
-
-DRIVER = """\
-import signal
-import sys
-from pathlib import Path
-from autocompress.backends.ray import Ray
-from tests.backends.test_local import jobs
-from tests.fakes import FakeTrials
-
-if __name__ == "__main__":
-    # Where the tests run in the background of a shell, they inherit that Ctrl-C is ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    queue, folder = jobs(1), Path(sys.argv[1])
-    backend = Ray(workers=1)
-    with backend.open(folder):
-        import ray
-
-        (folder / "address").write_text(ray.get_runtime_context().gcs_address)
-        trials = FakeTrials(folder / "log", hanging=(0,))
-        backend.run(lambda: queue.pop(0) if queue else None, trials, lambda job, result: None)
-"""
-
-STRANGER = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print(ray.nodes())"
-
-
-@pytest.fixture
-def short(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a path short enough for the sockets in it."""
-    folder = Path(f"/tmp/ac-{secrets.token_hex(3)}")
-    folder.mkdir()
-    yield folder
-    subprocess.run(["rm", "-r", str(folder)], check=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
-def test_a_cluster_of_our_own_wants_a_token_and_leaves_nothing_behind(stop: signal.Signals, short: Path) -> None:
-    root = Path(__file__).parents[2]
-    marked = {**os.environ, "PYTHONPATH": str(root), "AC_MARK": short.name}
-    script = short / "driver.py"
-    script.write_text(DRIVER)
-    with subprocess.Popen(
-        [sys.executable, str(script), str(short)], cwd=root, env=marked, stderr=subprocess.PIPE, text=True
-    ) as driver:
-        until(lambda: (short / "log").exists() and "0" in (short / "log").read_text().split("\n"), 120)
-        assert (short / "ray").is_dir()
-        if stop is signal.SIGINT:
-            others = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-            stranger = subprocess.run(
-                [sys.executable, "-c", STRANGER, (short / "address").read_text()],
-                env=others,
-                capture_output=True,
-                text=True,
-                timeout=60,
-            )
-            assert stranger.returncode != 0
-            assert "nvalid" in stranger.stderr
-            assert "NodeID" not in stranger.stdout
-        assert len(with_mark(short.name)) > 3
-        driver.send_signal(stop)
-        _, said = driver.communicate(timeout=120)
-    with suppress(AssertionError):
-        until(lambda: not with_mark(short.name), 10)
-    assert not with_mark(short.name)
-    assert not (short / "ray").exists()
-    if stop is signal.SIGINT:
-        assert said.strip().endswith("KeyboardInterrupt")
-
-
-def with_mark(mark: str) -> list[bytes]:
-    """Return the processes that descend from one with the mark in its environment, by what they were called with."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        with suppress(OSError):
-            if folder.name.isdigit() and f"AC_MARK={mark}".encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_bytes())
-    return found
