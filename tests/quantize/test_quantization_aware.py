@@ -2,13 +2,12 @@
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from autocompress.core.method import LayerBits, MethodState
@@ -16,15 +15,13 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.export.onnx import export_quantized
 from autocompress.export.runtime import create_session
-from autocompress.quantize.activation_recorder import MinMaxObserver
 from autocompress.quantize.folding import FoldedBatchNorm
 from autocompress.quantize.lsq import LSQ, LSQConfig, LSQRounding
-from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
-from autocompress.quantize.qat import QAT, QATConfig, QATInputQuantizer, QATRounding
-from autocompress.quantize.quantization_aware import QuantizationAwareSettings, RangeRecorder, WeightParametrization
+from autocompress.quantize.qat import QAT, QATConfig, QATRounding
+from autocompress.quantize.quantization_aware import QuantizationAwareSettings, WeightParametrization
 from autocompress.quantize.weight_coding import WeightCoding
-from tests.quantize.nets import Plain, accuracy, digits
-from tests.quantize.tuning import Digits, context, mean_and_error, train_model
+from tests.quantize.nets import Plain, digits
+from tests.quantize.tuning import Digits, context, train_model
 
 METHODS: list[Any] = [pytest.param(QAT(), QATConfig, id="qat"), pytest.param(LSQ(), LSQConfig, id="lsq")]
 SHORT = {"epochs": 1, "learning_rate": 3e-3}
@@ -186,61 +183,3 @@ def test_codes_stand_for_the_weight_that_is_trained(factory: Any, granularity: s
     assert quantized.codes.dtype == torch.int8
     assert int(quantized.codes.min()) >= -4
     assert int(quantized.codes.max()) <= 3
-
-
-def record_range(*values: float) -> RangeRecorder:
-    recorder = RangeRecorder(MinMaxObserver())
-    recorder.observe(torch.tensor(values))
-    return recorder
-
-
-def test_ranges_follow_the_batches_in_training_mode_alone() -> None:
-    module = QATInputQuantizer(record_range(0.0, 1.0), "asymmetric", 8)
-    first = module.grid.scale.clone()
-    for _ in range(300):
-        module.eval()(torch.tensor([0.0, 3.0]))
-    assert torch.equal(module.grid.scale, first)
-    for _ in range(300):
-        module.train()(torch.tensor([0.0, 3.0]))
-    expected = (3 - 2 * 0.99**300) / 255
-    assert float(module.grid.scale) == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_share_that_the_observer_cut_off_stays_cut_off() -> None:
-    class Half(MinMaxObserver):
-        def range(self) -> tuple[float, float]:
-            low, high = super().range()
-            return low, high / 2
-
-    recorder = RangeRecorder(Half())
-    recorder.observe(torch.tensor([0.0, 4.0]))
-    module = QATInputQuantizer(recorder, "asymmetric", 2).train()
-    module(torch.tensor([0.0, 4.0]))
-    assert float(module.grid.scale) == pytest.approx(2 / 3)
-
-
-def test_scales_follow_the_weights() -> None:
-    weight = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
-    module = WeightParametrization(weight, WeightCoding(4), QATRounding())
-    assert torch.allclose(module(3 * weight), 3 * module(weight))
-
-
-@pytest.mark.slow
-def test_qat_recovers_what_rounding_took(data: Digits, record_property: Callable[[str, object], None]) -> None:
-    gains = []
-    for seed in range(3):
-        model = train_model(Plain, data, seed)
-        settings = PostTrainingConfig(weight_bits=3, activation_bits=3, observer="mse", bias_correction=False)
-        rounded, _ = PostTraining().apply(model, settings, context(data))
-        tuned, _ = QAT().apply(
-            model, QATConfig(weight_bits=3, activation_bits=3, epochs=3, learning_rate=5e-3), context(data)
-        )
-        gains.append(accuracy(tuned, data[2], data[3]) - accuracy(rounded, data[2], data[3]))
-    record_property("gain", mean_and_error(gains))
-    assert mean_and_error(gains)[0] > 0.05
-
-
-def test_the_input_is_left_alone() -> None:
-    values: Tensor = torch.tensor([0.123, 0.5])
-    QATInputQuantizer(record_range(0.0, 1.0), "asymmetric", 2).train()(values)
-    assert values.tolist() == pytest.approx([0.123, 0.5])
