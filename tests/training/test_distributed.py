@@ -13,7 +13,6 @@ from autocompress.errors import TrialError
 from autocompress.training import distributed as parallel
 from autocompress.training.distributed import fit_parallel
 from autocompress.training.fit import FitRequest, fit
-from autocompress.training.process_group import ProcessGroup
 from autocompress.training.trainer import Trainer
 from tests.training.light import Faulty, Light, Wide, examples, network
 
@@ -171,24 +170,6 @@ def test_what_belongs_to_one_process_stays_in_one(monkeypatch: pytest.MonkeyPatc
     parametrized = network()
     nn.utils.parametrizations.weight_norm(parametrized[2])
     fit(parametrized, FitRequest(Light(), examples(), part))
-
-
-def test_shares_cover_a_batch_once_and_their_weighted_means_are_its_mean() -> None:
-    rows = torch.randperm(50)
-    groups = [ProcessGroup(rank, 3) for rank in range(3)]
-    shares = [group.local_rows(rows) for group in groups]
-    assert sorted(torch.cat(shares).tolist()) == list(range(50))
-    values = torch.randn(50)
-    weighted = [
-        group.loss_scale(share, rows) * values[share].mean() for group, share in zip(groups, shares, strict=True)
-    ]
-    assert torch.stack(weighted).mean().item() == pytest.approx(values.mean().item(), abs=1e-6)
-
-
-def test_alone_nothing_is_wrapped_or_averaged() -> None:
-    module, value = nn.Linear(1, 1), torch.tensor(3.0)
-    assert ProcessGroup().wrap_module(module) is module
-    assert ProcessGroup().all_reduce_mean(value) is value
 
 
 def test_the_loop_alone_is_the_fit() -> None:

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from autocompress.tasks.images import Digits
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.objective import TrainingObjective
 from autocompress.training.optimizers import fit_config
-from autocompress.training.precision import choose_precision, is_bfloat16_faster
-from autocompress.training.trainer import hold_out
 
 TASK = Digits()
 SPLITS = TASK.splits(0)
@@ -96,12 +93,6 @@ def test_the_teachers_logits_are_asked_for_the_view_that_is_trained_on() -> None
     assert requested == [*range(16), 0, 1]
 
 
-def test_a_divergent_loss_is_named() -> None:
-    broken = replace(SPLITS.train, inputs=(SPLITS.train.inputs[0] * float("nan"),))
-    with pytest.raises(TrialError, match="loss is nan in epoch 1"):
-        fit(TASK.build(SMALL), FitRequest(TASK, broken, Part.of("adamw", epochs=1)))
-
-
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
@@ -122,39 +113,11 @@ def test_unknown_optimizers_and_settings_are_refused() -> None:
         fit(TASK.build(SMALL), FitRequest(TASK, SPLITS.train, Part.of("adamw", epochs=-1)))
 
 
-def test_no_epochs_leave_the_model_as_it_is() -> None:
-    model = TASK.build(SMALL)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert fit(model, FitRequest(TASK, SPLITS.train, Part.of("adamw", epochs=0))).curve == []
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert not model.training
-
-
-def test_a_last_batch_of_one_is_dropped_not_normalised_by_itself() -> None:
-    odd = SPLITS.train.take(slice(0, 65))
-    fit(TASK.build(SMALL), FitRequest(TASK, odd, Part.of("adamw", epochs=2, batch_size=64)))
-    fit(TASK.build(SMALL), FitRequest(TASK, SPLITS.train.take(slice(0, 10)), Part.of("adamw", epochs=1, batch_size=64)))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "step", "constant", "plateau"])
 def test_each_schedule_learns(schedule: str) -> None:
     part = Part.of("adamw", epochs=6, learning_rate=1e-2, schedule=schedule)
     assert accuracy(trained(part)) > 0.4
-
-
-@pytest.mark.slow
-def test_early_stopping_ends_the_fit_and_puts_the_best_weights_back() -> None:
-    torch.manual_seed(0)
-    model = TASK.build(SMALL)
-    part = Part.of("adamw", epochs=60, learning_rate=2e-2, schedule="constant", patience=2)
-    curve = fit(model, FitRequest(TASK, SPLITS.train, part)).curve
-    losses = [row["held_out_loss"] for row in curve]
-    assert len(curve) < 60
-    assert losses.index(min(losses)) == len(losses) - 3
-    _, held = hold_out(SPLITS.train, fit_config(part), 0)
-    assert held is not None
-    assert float(TASK.loss(predict(model, TASK, held), held.targets)) == pytest.approx(min(losses), rel=1e-4)
 
 
 def test_label_smoothing_is_torchs_own() -> None:
@@ -190,28 +153,3 @@ def test_l1_penalties_shrink_what_they_name() -> None:
     weights, norms = sizes()
     assert sizes(l1_weights=0.01)[0] < weights * 0.8
     assert sizes(l1_batch_norm=0.3)[1] < norms * 0.8
-
-
-@pytest.mark.slow
-def test_bfloat16_learns_as_well_and_leaves_single_precision_weights() -> None:
-    model = trained(Part.of("adamw", epochs=8, learning_rate=1e-2, precision="bfloat16"))
-    assert accuracy(model) > 0.6
-    assert all(p.dtype is torch.float32 and p.is_contiguous() for p in model.parameters())
-
-
-def test_auto_takes_what_the_probe_finds_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = SPLITS.train.take(slice(0, 16))
-    model = TASK.build(SMALL)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    assert is_bfloat16_faster(model, TASK, batch) in (True, False)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    for pays in (True, False):
-        monkeypatch.setattr("autocompress.training.precision.is_bfloat16_faster", lambda *args, pays=pays: pays)
-        assert choose_precision("auto", model, TASK, batch).is_bfloat16 is pays
-    assert not choose_precision("float32", model, TASK, batch).is_bfloat16
-
-
-def test_after_step_is_called_after_each_step() -> None:
-    calls: list[int] = []
-    trained(Part.of("adamw", epochs=2, batch_size=128), after_step=lambda: calls.append(1))
-    assert len(calls) == 2 * (len(SPLITS.train) // 128)
