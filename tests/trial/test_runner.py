@@ -1,6 +1,4 @@
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from autocompress.core.records import BaseCheckpoint, CompressionRecipe, Job, St
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.measure import Subject, measure
 from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
-from autocompress.trial.recipe import list_operations
 from autocompress.trial.runner import TrialRunner, is_out_of_memory, run_trial, score_test_split, teacher_record
 from autocompress.trial.teacher import TeacherRecipe
 
@@ -176,19 +173,6 @@ def test_a_damaged_checkpoint_is_an_artifact_error(result, damage: str) -> None:
         load_pipeline(SETUP).rebuild(result.candidates[3].config, content)
 
 
-def test_a_setup_reads_back_equal() -> None:
-    assert Setup.from_json(json.loads(json.dumps(SETUP.to_json()))) == SETUP
-
-
-def test_reproducible_torch_restores_the_settings(tmp_path: Path) -> None:
-    tiny = torch.tensor(torch.finfo(torch.float32).tiny)
-    assert tiny.div(2) != 0
-    with reproducible_torch():
-        assert tiny.div(2) == 0
-        assert torch.get_num_threads() == 1
-    assert tiny.div(2) != 0
-
-
 @pytest.mark.slow
 def test_robust_accuracy_is_a_score_that_a_search_can_ask_for() -> None:
     setup = replace(SETUP, scores=("accuracy", "fgsm_accuracy", "pgd_accuracy"))
@@ -279,30 +263,3 @@ def test_a_worker_whose_data_differ_from_the_drivers_is_not_ready() -> None:
     other = replace(SETUP, split_seed=1)
     with pytest.raises(UsageError, match="the data of the task 'digits' differ from the driver's"):
         TrialRunner(other, serialized_teacher=serialized).prepare()
-
-
-@pytest.mark.slow
-def test_a_student_may_start_from_its_teachers_weights() -> None:
-    pipeline = load_pipeline(SETUP)
-    one_epoch = {"epochs": 1, "learning_rate": 1e-3}
-
-    def score(width: int, init: str) -> float:
-        fit = Part.of("adamw", init=init, **one_epoch)
-        training = replace(TRAINING, student=Part.of("cnn", width=width, depth=1), fit=fit)
-        with reproducible_torch():
-            return pipeline.score(pipeline.train(training).model)
-
-    # One of the teacher's own shape knows at once what it knows; a narrower one takes its best channels.
-    assert score(12, "teacher") > 0.9 > 0.5 > score(12, "random")
-    assert score(8, "teacher") > score(8, "random") + 0.05
-    assert list_operations(replace(TRAINING, fit=Part.of("adamw", init="teacher")))[0] == "take the teacher's weights"
-
-
-@pytest.mark.slow
-def test_a_training_that_started_from_the_teacher_goes_on_after_a_pause_as_if_it_never_had() -> None:
-    pipeline, training = load_pipeline(SETUP), replace(TRAINING, fit=Part.of("adamw", epochs=3, init="teacher"))
-    with reproducible_torch():
-        whole = pipeline.train(training).model.state_dict()
-        paused = pipeline.train(training, until=1).paused
-        again = pipeline.train(training, paused=paused).model.state_dict()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
