@@ -86,10 +86,10 @@ def test_what_answers_but_is_not_ray_is_refused() -> None:
 
 
 def test_too_much_for_every_node_is_refused(ray_cluster: Any) -> None:
-    asked = Ray(address=ray_cluster.address, resources={"cpu": 3, "gpu": 1})
+    backend = Ray(address=ray_cluster.address, resources={"cpu": 3, "gpu": 1})
     with (
         pytest.raises(UsageError, match=r"takes CPU 3, GPU 1, and no node .* has that \(CPU 2, GPU 0\)"),
-        asked.open(),
+        backend.open(),
     ):
         pass
 
@@ -187,9 +187,9 @@ def test_a_cluster_of_our_own_wants_a_token_and_leaves_nothing_behind(stop: sign
 
 def with_mark(mark: str) -> list[bytes]:
     """Return the processes that descend from one with the mark in its environment, by what they were called with."""
-    found = []
+    processes = []
     for folder in Path("/proc").iterdir():
         with suppress(OSError):
             if folder.name.isdigit() and f"AC_MARK={mark}".encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_bytes())
-    return found
+                processes.append((folder / "cmdline").read_bytes())
+    return processes
