@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from autocompress.api import load, search
     from autocompress.core.config import CompressionConfig, Part
     from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
-    from autocompress.core.plugins import load_plugin
+    from autocompress.core.registry import load_plugin
     from autocompress.errors import AutocompressError
     from autocompress.export.artifact import load_artifact
     from autocompress.front import Front

@@ -213,7 +213,7 @@ class Front:
         Raises:
             UsageError: The runs are not comparable, or the other one has no hypervolume.
         """
-        from autocompress.report.reference import reference_of
+        from autocompress.report.summary import reference_of
 
         reference = reference_of(*tables_of([self, other]))
         with RunStore.open(self.folder) as store:

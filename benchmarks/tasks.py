@@ -21,7 +21,7 @@ import autocompress
 from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.atomic import write_atomic
 from autocompress.core.formatting import format_count, format_duration, format_factor
-from autocompress.core.plugins import load_plugin
+from autocompress.core.registry import load_plugin
 from autocompress.core.run_info import RunInfo
 from autocompress.export.bench import bench, bench_graph
 from autocompress.export.candidate import export_candidate, export_teacher_graph

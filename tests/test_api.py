@@ -81,7 +81,7 @@ def test_a_script_without_a_main_guard_is_told_what_to_do(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_twin_is_left_out_where_it_would_take_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autocompress.engine.finish.BASELINE_TIME_SHARE", 0.0)
+    monkeypatch.setattr("autocompress.engine.runner.BASELINE_TIME_SHARE", 0.0)
     front = autocompress.search("digits", runs=tmp_path, name="brief", overrides=[*SMALL_SEARCH, "search.trials=1"])
     assert front.meta["baselines"] == {}
     assert set(front.trials["role"]) == {"search"}

@@ -15,7 +15,7 @@ import typer
 
 import autocompress
 from autocompress.cli import app as cli
-from autocompress.core import plugins, registry
+from autocompress.core import registry
 from autocompress.core.registry import OBJECTIVES, Registry
 from autocompress.engine.space import SECTIONS, open_space
 from autocompress.engine.spec import Spec, parse_spec
@@ -53,8 +53,8 @@ def place(tmp_path: Path, small_run: Path, monkeypatch: pytest.MonkeyPatch) -> P
     for each in REGISTRIES:
         each.names()
         monkeypatch.setattr(each, "_objects", dict(each._objects))
-    monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.setattr(plugins, "_plugin_tasks", set())
+    monkeypatch.setattr(registry, "_loaded", {})
+    monkeypatch.setattr(registry, "_plugin_tasks", set())
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr("webbrowser.open", lambda address: True)
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ from autocompress.analysis.pareto import (
     primary_objectives,
     sort_by_cost,
 )
-from autocompress.analysis.ranking import Row, row_at
+from autocompress.analysis.selection import Row, row_at
 from autocompress.core.formatting import format_plural, is_finite
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 

@@ -83,7 +83,7 @@ def search(
     from autocompress import api
     from autocompress.cli.output import print_outcome
     from autocompress.cli.progress import SearchDisplay
-    from autocompress.cli.signals import StopSignals
+    from autocompress.cli.terminal import StopSignals
 
     command = "autocompress " + shlex.join(sys.argv[1:])
 
@@ -200,7 +200,7 @@ def compare(
 ) -> None:
     """Compare runs of one task: fronts, hypervolume over time, and scores at equal cost."""
     from autocompress import api
-    from autocompress.cli.tables import plain_table
+    from autocompress.cli.output import plain_table
     from autocompress.report.comparison_page import column_headings, summarize_comparison, table_cells
 
     comparison = api.compare(names, runs, page=out)
@@ -224,7 +224,7 @@ def front(
     """Print the front, or its candidates that satisfy a condition."""
     from autocompress import api
     from autocompress.analysis.query import filter_rows as select
-    from autocompress.cli.tables import front_table
+    from autocompress.cli.output import front_table
 
     run_front = api.load(run, runs)
     candidates = run_front.candidates if everything else run_front.to_pandas()
@@ -260,8 +260,7 @@ def pick(
 ) -> None:
     """Choose one candidate and print the reason."""
     from autocompress import api
-    from autocompress.cli.output import print_pick
-    from autocompress.cli.tables import front_table
+    from autocompress.cli.output import front_table, print_pick
 
     front = api.load(run, runs)
     limits = {"max": parse_limits(most, "--max"), "min": parse_limits(least, "--min")}

@@ -49,7 +49,7 @@ _LIMIT_EXAMPLES = {"--max": "effective_flops=2e6", "--min": "accuracy=0.97"}
 def load_plugins(plugins: list[Path] | None) -> None:
     """Run the plugin files of the command line."""
     if plugins:
-        from autocompress.core.plugins import load_plugin
+        from autocompress.core.registry import load_plugin
 
         for path in plugins:
             load_plugin(path)
@@ -121,7 +121,7 @@ def confirm_resume(error: UnfinishedRunError) -> None:
         UnfinishedRunError: The terminal is not interactive.
         UsageError: The answer is no.
     """
-    from autocompress.cli.signals import is_interactive
+    from autocompress.cli.terminal import is_interactive
 
     if not is_interactive():
         raise error

@@ -4,6 +4,7 @@ A run folder stores one JSON value per entry. :meth:`RunInfo.from_json` and :met
 places that know the names of these entries.
 """
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -12,6 +13,17 @@ from typing import Literal, TypeAlias
 from pydantic import JsonValue, TypeAdapter
 
 from autocompress.errors import UsageError
+
+
+def read_processor_name() -> str:
+    """Return the processor's name, such as ``AMD EPYC 7B13``."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        # No Linux, or a /proc/cpuinfo without model names.
+        return platform.processor() or platform.machine()
+
 
 Direction: TypeAlias = Literal["maximize", "minimize"]
 #: Column name to bounds, both included: ``{"effective_flops": {"max": 2e6}}``.

@@ -11,11 +11,11 @@ from autocompress.analysis.confirmation import select_for_confirmation
 from autocompress.analysis.pareto import primary_objectives
 from autocompress.analysis.selection import select_candidate
 from autocompress.core.config import CompressionConfig, fingerprint
-from autocompress.core.plugins import collect_plugins
 from autocompress.core.records import CompressionRecipe, Job, Role, State, TrialResult
-from autocompress.engine.backend_factory import make_backend
+from autocompress.core.registry import collect_plugins
+from autocompress.engine.archive import INTERRUPTED_REASON, validate_result
 from autocompress.engine.driver import MAX_ATTEMPTS
-from autocompress.engine.result_validation import INTERRUPTED_REASON, validate_result
+from autocompress.engine.runner import make_backend
 from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SearchFailedError, UsageError
 from autocompress.store.run_store import RunStore

@@ -1,12 +1,16 @@
-"""A whole search from spec to frozen front; cheap checks come first, so that a mistake shows before any training."""
+"""A whole search: checks, teacher, driver, the frozen front, the baseline without distillation, and the test split.
 
+Cheap checks come first, so that a mistake shows before any training.
+"""
+
+import inspect
 import json
 import logging
 import math
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -14,34 +18,31 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from autocompress.backends.base import Backend
+from autocompress.analysis.pareto import full_fidelity, pareto_front, primary_objectives
+from autocompress.analysis.selection import select_candidate
+from autocompress.backends.base import Backend, TrialLimits
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.machine import read_processor_name
-from autocompress.core.plugins import collect_plugins
-from autocompress.core.records import Candidate, CompressionRecipe
-from autocompress.core.registry import OBJECTIVES, TASKS
-from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, TeacherInfo
+from autocompress.core.records import Candidate, CompressionRecipe, Job, Role
+from autocompress.core.registry import BACKENDS, OBJECTIVES, TASKS, collect_plugins
+from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, TeacherInfo, read_processor_name
 from autocompress.core.task import Splits, Task
-from autocompress.engine.backend_factory import make_backend
 from autocompress.engine.driver import Driver
-from autocompress.engine.finish import finish_run
 from autocompress.engine.initial_design import FixedTrial, Values, design_initial_trials
 from autocompress.engine.modes import MODES
-from autocompress.engine.preflight import check_run_folder
-from autocompress.engine.probe import remove_unsafe_methods
+from autocompress.engine.preflight import check_run_folder, remove_unsafe_methods
 from autocompress.engine.progress import Progress
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import Space, open_space
-from autocompress.engine.spec import Source
-from autocompress.errors import AutocompressError, SearchFailedError
+from autocompress.engine.spec import SearchSection, Source
+from autocompress.errors import AutocompressError, NoCandidateError, SearchFailedError, SpecError, UsageError
 from autocompress.measure.heads import AT, check_head, get_objective, list_scores
 from autocompress.store.run_store import DATABASE, RunStore
-from autocompress.training.device import available_device
+from autocompress.training.device import available_device, require_device
 from autocompress.training.optimizers import fit_config
 from autocompress.trial.cost_estimate import estimate_costs
 from autocompress.trial.pipeline import Setup, reproducible_torch
-from autocompress.trial.runner import TrialRunner, cpu_capability, teacher_record
+from autocompress.trial.runner import TrialRunner, cpu_capability, score_test_split, teacher_record
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 
 logger = logging.getLogger(__name__)
@@ -379,3 +380,136 @@ def _most_frequent_reason(store: RunStore) -> str:
     reasons = store.trial_table()["reason"]
     reasons = reasons[reasons != ""]
     return str(reasons.mode().iloc[0]) if len(reasons) else "no trial was run"
+
+
+#: Settings of ``search`` that only some backends take, as arguments of the same name.
+SETTINGS = ("resources", "address")
+
+
+def make_backend(source: Source) -> Backend:
+    """Return the backend that a spec names, not yet open.
+
+    Raises:
+        SpecError: The backend is unknown or does not support a setting, or a graphics card is requested on a machine
+            without one; the message names the line.
+    """
+    search = source.spec.search
+    try:
+        backend = BACKENDS.get(search.backend)
+        settings = {name: getattr(search, name) for name in SETTINGS if getattr(search, name) is not None}
+        for name in settings.keys() - inspect.signature(backend).parameters.keys():
+            others = [other for other in BACKENDS if name in inspect.signature(BACKENDS.get(other)).parameters]
+            hint = f"search.backend={others[0]} does" if others else "no backend does"
+            raise source.make_error(("search", name), f"the backend {search.backend} does not take {name}; {hint}")
+        result: Backend = backend(search.workers, limits=_trial_limits(search), **settings)
+    except SpecError:
+        raise
+    except AutocompressError as error:
+        raise source.make_error(("search", "backend"), str(error)) from None
+    # Only workers on this machine train on its devices.
+    if not result.is_remote:
+        try:
+            require_device(search.training_device)
+        except UsageError as error:
+            raise source.make_error(("search", "device"), str(error)) from None
+    return result
+
+
+def _trial_limits(search: SearchSection) -> TrialLimits:
+    return TrialLimits(None if search.trial_minutes is None else search.trial_minutes * 60, search.memory)
+
+
+PLAIN = (Part("none"),)
+# Share of the time budget that the baseline without distillation may add to it.
+BASELINE_TIME_SHARE = 0.1
+# Gap of a teacher's accuracy between validation and test that counts as a leak: at least two points, and at least four
+# standard errors.
+LEAK_GAP = 0.02
+LEAK_STANDARD_ERRORS = 4.0
+
+
+def finish_run(setup: Setup, minutes: float | None, store: RunStore) -> None:
+    """Freeze the front on select_val, train the selected candidate without distillation, and read the test split.
+
+    Args:
+        setup: Setup of the run.
+        minutes: Time budget of the run, in minutes; ``None`` for no limit.
+        store: The open store of the run.
+    """
+    table, info = store.candidate_table(), store.run_info()
+    front = list(pareto_front(full_fidelity(table), info.objectives, info.limits)["id"])
+    try:
+        recommended = select_candidate(table, info).id
+    except NoCandidateError:
+        recommended = ""
+    baselines = _train_baseline(setup, minutes, store, [recommended, *reversed(front)] if recommended else [])
+    models = {}
+    for identity in dict.fromkeys([*front, *filter(None, [recommended]), *baselines]):
+        candidate = store.read_candidate(identity)
+        models[identity] = (candidate, store.checkpoint_path(candidate.checkpoint).read_bytes())
+    scores, teacher = score_test_split(models, setup)
+    store.add_scores({identity: {"test": values} for identity, values in scores.items()})
+    store.update_run_info(
+        replace(
+            info,
+            teacher=replace(info.teacher, scores={**info.teacher.scores, "test": teacher}),
+            front=tuple(front),
+            recommended=recommended,
+            baselines=baselines,
+            test_reads=info.test_reads + 1,
+            notices=tuple(dict.fromkeys([*info.notices, *detect_validation_leak(store, teacher)])),
+        )
+    )
+
+
+def detect_validation_leak(store: RunStore, test: Mapping[str, float]) -> list[str]:
+    """Return a notice where the teacher scores so much better on validation than on test that it has seen the former.
+
+    It is common for models that users bring, and makes every candidate seem to lose more than it does.
+    """
+    info = store.run_info()
+    sizes = info.splits
+    _, score = primary_objectives(info.objectives)
+    name = score.name
+    before, after = info.teacher.score(name), test.get(name)
+    if name != "accuracy" or before is None or after is None:
+        return []
+    both = (before * sizes["select_val"] + after * sizes["test"]) / (sizes["select_val"] + sizes["test"])
+    # Standard error of the difference of two proportions, pooled.
+    error = math.sqrt(both * (1 - both) * (1 / sizes["select_val"] + 1 / sizes["test"]))
+    if before - after < max(LEAK_GAP, LEAK_STANDARD_ERRORS * error):
+        return []
+    return [
+        f"the teacher's {name} is {before:.1%} on the validation split and {after:.1%} on the test split: it has "
+        "probably been trained on the validation data, so every candidate seems to lose more than it does"
+    ]
+
+
+def _train_baseline(setup: Setup, minutes: float | None, store: RunStore, ids: list[str]) -> dict[str, str]:
+    """Train the first distilled one of some candidates again without distillation; return the new id and its label.
+
+    The result is empty where no candidate is distilled, or where the trial would exceed its share of the time budget.
+    """
+    distilled = [candidate for candidate in map(store.read_candidate, ids) if candidate.config.distill != PLAIN]
+    if not distilled:
+        return {}
+    candidate = distilled[0]
+    label = f"{candidate.id} without distillation"
+    config = replace(candidate.config, distill=PLAIN)
+    stored = store.read_trials()
+    # A resumed run may have trained it already.
+    for trial in stored:
+        if trial.job.role is Role.BASELINE:
+            for earlier in store.read_trial_candidates(trial.job.number):
+                if earlier.config == config:
+                    return {earlier.id: label}
+    seconds = sum(trial.seconds or 0.0 for trial in stored if trial.job.training == candidate.config.training)
+    # The user set the budget; a comparison is not worth exceeding it by much.
+    if minutes is not None and seconds > BASELINE_TIME_SHARE * minutes * 60:
+        return {}
+    number = max(trial.job.number for trial in stored) + 1
+    job = Job(number, config.training, (CompressionRecipe(config.prune, config.quantize),), Role.BASELINE)
+    store.add_job(job, None)
+    result = TrialRunner(setup)(job)
+    store.record_result(result, elapsed=store.run_info().seconds or 0.0, hypervolume=float("nan"))
+    return {baseline.id: label for baseline in result.candidates}

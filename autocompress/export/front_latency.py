@@ -10,8 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from autocompress.analysis.latency import TEACHER
-from autocompress.core.machine import read_processor_name
-from autocompress.core.run_info import LatencyInfo
+from autocompress.core.run_info import LatencyInfo, read_processor_name
 from autocompress.errors import ArtifactError
 from autocompress.export.bench import bench_graph
 from autocompress.export.bench_worker import Shape

@@ -1,9 +1,7 @@
 """Families of models: a teacher and its students are built by the same function from different settings."""
 
 from autocompress.models.base import Family
-from autocompress.models.cnn import CNNConfig
-from autocompress.models.cnn1d import CNN1dConfig
-from autocompress.models.convolutional import CNN
+from autocompress.models.convolutional import CNN, CNN1dConfig, CNNConfig
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.models.recommender import Interaction, InteractionConfig, TwoTower, TwoTowerConfig
 from autocompress.models.text_cnn import TextCNN, TextCNNConfig

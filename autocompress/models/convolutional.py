@@ -1,4 +1,6 @@
-"""Convolutional networks over one axis or two: a stem, stages that halve the size and double the width, heads.
+"""The families ``cnn`` and ``cnn1d``: convolutional networks over two axes or one.
+
+A stem, stages that halve the size and double the width, and heads:
 
     input [B, C, *S] -> stem (conv, batch norm, ReLU) -> stages.0 .. stages.n -> average over *S -> heads
 
@@ -12,6 +14,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from autocompress.core.knobs import Choice, IntRange, knob
+from autocompress.core.registry import STUDENTS
+from autocompress.core.task import InputSpec
+from autocompress.models.base import check_heads, require_real_input
 from autocompress.models.sharing import HeadConfig, make_heads
 
 # Convolution, batch norm and pooling by the number of axes.
@@ -142,3 +147,85 @@ class CNN(nn.Module):
         """Return the logits of the only head, or of every head by name."""
         logits: Tensor | dict[str, Tensor] = self.heads(self.pool(self.stages(self.stem(x))).flatten(1))
         return logits
+
+
+@dataclass(frozen=True)
+class CNNConfig(ConvConfig):
+    """Shape of a convolutional network for images.
+
+    Example:
+        >>> CNNConfig(width=8, depth=1).to_dict()["stages"]
+        3
+    """
+
+    label: ClassVar[str] = "cnn"
+    axes: ClassVar[int] = 2
+
+
+class CNNFamily:
+    """Builds convolutional networks for inputs ``(C, H, W)``."""
+
+    name: ClassVar[str] = "cnn"
+    config = CNNConfig
+
+    def build(self, config: CNNConfig, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
+        """Return an untrained network for images ``(C, H, W)``.
+
+        Raises:
+            UsageError: The input is not an image, there is no head, or a head has no class.
+
+        Example:
+            >>> net = CNNFamily().build(CNNConfig(width=4), (InputSpec((1, 8, 8)),), {"label": 10})
+            >>> sum(p.numel() for p in net.parameters()) > 0
+            True
+        """
+        channels = require_real_input(self.name, ("channels", "height", "width"), inputs)[0]
+        check_heads(self.name, heads)
+        return CNN(config, channels, heads)
+
+
+# The registry imports each module of this package once, and so finds the family.
+STUDENTS.add(CNNFamily.name, CNNFamily())
+
+
+@dataclass(frozen=True)
+class CNN1dConfig(ConvConfig):
+    """Shape of a convolutional network for signals, which may be long.
+
+    Example:
+        >>> CNN1dConfig(width=8, depth=1).to_dict()["kernel"]
+        5
+    """
+
+    label: ClassVar[str] = "cnn1d"
+    axes: ClassVar[int] = 1
+
+    # Signals may be long: more stages, longer windows and a larger stride than for images.
+    stages: int = knob(3, IntRange(1, 5), "groups of blocks; each after the first halves the length")
+    kernel: int = knob(5, Choice((3, 5, 7, 9)), "length of the convolution window")
+    stem_stride: int = knob(1, Choice((1, 2, 4)), "2 halves the length at once, 4 quarters it")
+
+
+class CNN1dFamily:
+    """Builds convolutional networks for inputs ``(C, L)``."""
+
+    name: ClassVar[str] = "cnn1d"
+    config = CNN1dConfig
+
+    def build(self, config: CNN1dConfig, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> nn.Module:
+        """Return an untrained network for signals ``(C, L)``.
+
+        Raises:
+            UsageError: The input is not a signal, there is no head, or a head has no class.
+
+        Example:
+            >>> net = CNN1dFamily().build(CNN1dConfig(width=4), (InputSpec((1, 40)),), {"label": 10})
+            >>> sum(p.numel() for p in net.parameters()) > 0
+            True
+        """
+        channels = require_real_input(self.name, ("channels", "length"), inputs)[0]
+        check_heads(self.name, heads)
+        return CNN(config, channels, heads)
+
+
+STUDENTS.add(CNN1dFamily.name, CNN1dFamily())

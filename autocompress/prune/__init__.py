@@ -1,7 +1,7 @@
 """Pruning: methods that remove weights."""
 
 from autocompress.prune.adaptive import Adaptive, AdaptiveConfig
-from autocompress.prune.batch_norm import reestimate_batch_norm
+from autocompress.prune.calibration import reestimate_batch_norm
 from autocompress.prune.depth import Depth, DepthConfig
 from autocompress.prune.masking import masks_from_zeros
 from autocompress.prune.n_m import NM, NMConfig

@@ -10,7 +10,6 @@ from torch import nn
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import PRUNE
-from autocompress.prune.channel_pruning import ChannelConfig, ScoredGroup, prune_channels, restore_channels
 from autocompress.prune.channel_sensitivity import (
     ChannelCost,
     allocate_removals,
@@ -19,6 +18,7 @@ from autocompress.prune.channel_sensitivity import (
 )
 from autocompress.prune.importance import CRITERION_CHOICE
 from autocompress.prune.schedule import SCHEDULES
+from autocompress.prune.structured import ChannelConfig, ScoredGroup, prune_channels, restore_channels
 
 # The FLOPs of a layer fall with the square of its width, so keeping a share sqrt(1 - r) of all channels removes a share
 # r of the FLOPs. A single layer may become narrower than that, but by at most this factor: a narrow layer costs few

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from autocompress.core.method import Context
-from autocompress.prune.allocation import rank_removable_channels, round_half_up
-from autocompress.prune.batch_norm import reestimate_batch_norm
-from autocompress.prune.calibration import MAX_EXAMPLES, CalibrationMetrics, calibration_batches, measure_calibration
-from autocompress.prune.channel_pruning import ScoredGroup
+from autocompress.prune.calibration import (
+    MAX_EXAMPLES,
+    CalibrationMetrics,
+    calibration_batches,
+    measure_calibration,
+    reestimate_batch_norm,
+)
 from autocompress.prune.channels import count_channels, zero_input_channels
+from autocompress.prune.schedule import rank_removable_channels, round_half_up
+from autocompress.prune.structured import ScoredGroup
 
 # Shares of a group's removable channels at which the loss is measured.
 RATIOS = (0.25, 0.5, 0.75, 1.0)

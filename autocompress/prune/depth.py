@@ -13,13 +13,13 @@ from autocompress.core.knobs import FloatRange, knob
 from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError
-from autocompress.prune.allocation import round_half_up
 from autocompress.prune.calibration import (
     check_layers_not_empty,
     check_output_varies,
     format_error,
     measure_calibration,
 )
+from autocompress.prune.schedule import round_half_up
 
 
 @dataclass(frozen=True)

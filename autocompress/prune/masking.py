@@ -10,9 +10,9 @@ from torch.nn.modules.conv import _ConvNd
 from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import CRITERIA
 from autocompress.errors import CompressionError
-from autocompress.prune.allocation import round_half_up
 from autocompress.prune.calibration import calibration_gradients
 from autocompress.prune.importance import score_weight
+from autocompress.prune.schedule import round_half_up
 
 Masks = dict[str, Tensor]
 """Parameter name to a boolean mask of its shape; false marks removed weights."""

@@ -10,11 +10,10 @@ from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError
-from autocompress.prune.batch_norm import reestimate_batch_norm
-from autocompress.prune.channel_pruning import restore_channels
+from autocompress.prune.calibration import reestimate_batch_norm
 from autocompress.prune.channels import PruningHistory
 from autocompress.prune.importance import CRITERION_CHOICE
-from autocompress.prune.structured import Structured, StructuredConfig
+from autocompress.prune.structured import Structured, StructuredConfig, restore_channels
 
 STRUCTURED = Structured()
 # The share of the remaining channels may exceed the range of StructuredConfig.pruning_ratio, which ends here.

@@ -1,16 +1,209 @@
 """Structured pruning: whole channels are removed, so the model is smaller and faster on any hardware."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from autocompress.core.knobs import Choice, knob
+from autocompress.core.knobs import Choice, FloatRange, knob
 from autocompress.core.method import Context, MethodState
-from autocompress.core.registry import PRUNE
-from autocompress.prune.allocation import select_least_important
-from autocompress.prune.channel_pruning import ChannelConfig, ScoredGroup, prune_channels, restore_channels
+from autocompress.core.registry import CRITERIA, PRUNE
+from autocompress.errors import CompressionError
+from autocompress.prune.calibration import (
+    calibration_gradients,
+    check_layers_not_empty,
+    check_output_varies,
+    enable_gradients,
+)
+from autocompress.prune.channels import (
+    ChannelGraph,
+    ChannelGroup,
+    PruningHistory,
+    count_channels,
+    replay_history,
+    verify_pruned_model,
+)
+from autocompress.prune.importance import CRITERION_CHOICE, score_channels
+from autocompress.prune.schedule import GradualConfig, select_least_important
+
+
+@dataclass(frozen=True)
+class ChannelConfig(GradualConfig):
+    """Hyperparameters shared by the methods that remove channels."""
+
+    pruning_ratio: float = knob(0.5, FloatRange(0.0, 0.9), "share of the channels to remove")
+    criterion: str = knob("l2", CRITERION_CHOICE, "what makes a channel important")
+    round_to: int = knob(
+        1,
+        Choice((1, 2, 4, 8, 16)),
+        "layers keep a multiple of this number of channels: int8 kernels read channels in groups of four",
+    )
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """A channel group with one importance score per channel.
+
+    Attributes:
+        group: Coupled channels.
+        scores: Importance of each channel, ``[channels]``; larger = keep.
+        removed: Number of the group's channels that earlier steps removed.
+    """
+
+    group: ChannelGroup
+    scores: Tensor
+    removed: int
+
+
+ChannelSelector = Callable[[nn.Module, Sequence[ScoredGroup], float], list[list[int]]]
+"""Maps the model before a step, its groups and the ratio to reach to the channels to remove from each group."""
+
+
+def prune_channels(
+    model: nn.Module, config: ChannelConfig, context: Context, select_channels: ChannelSelector
+) -> tuple[nn.Module, MethodState]:
+    """Return a copy with fewer channels and a record of the removal; ``model`` is not changed.
+
+    The state's report holds ``sparsity`` (removed share of the removable channels), ``channels`` (layer to its number
+    of outputs before and after) and ``uncut`` (layer to the reason why its channels cannot be removed).
+
+    Raises:
+        CompressionError: The model cannot be traced, has no removable channels, or would compute other values after
+            pruning.
+    """
+    pruned = copy.deepcopy(model).eval()
+    if config.pruning_ratio == 0:
+        return pruned, MethodState(history={"layers": []}, report={"sparsity": 0.0, "channels": {}, "uncut": {}})
+    if not all(isinstance(tensor, Tensor) for tensor in context.example):
+        raise CompressionError("structured pruning needs a model whose inputs are tensors, not containers of tensors")
+    check_layers_not_empty(pruned)
+    # A generator of its own leaves torch's global random state unchanged.
+    generator = torch.Generator().manual_seed(context.seed)
+    history: PruningHistory = []
+    removed_channels: dict[str, int] = {}
+    original_sizes: dict[str, int] = {}
+    unprunable: dict[str, str] = {}
+    for step, ratio in enumerate(config.step_ratios(config.pruning_ratio)):
+        if step:
+            config.train_between_steps(pruned, context)
+        before_step = copy.deepcopy(pruned)
+        with enable_gradients(pruned):  # Tracing follows gradients, so even frozen weights need one.
+            # Indices shift when channels are removed, so every step traces the model again.
+            graph = ChannelGraph(pruned, context.example)
+            groups = _score_groups(pruned, graph, config.criterion, context, generator, removed_channels)
+            selected = select_channels(pruned, groups, ratio) if groups else []
+            selected = [
+                round_to_multiple(scored, indices, config.round_to)
+                for scored, indices in zip(groups, selected, strict=True)
+            ]
+            for scored, indices in zip(groups, selected, strict=True):
+                graph.remove_channels(scored.group, indices)
+        verify_pruned_model(before_step, pruned, graph.history, _test_inputs(context))
+        history += graph.history
+        unprunable.update(graph.unprunable)
+        for scored, indices in zip(groups, selected, strict=True):
+            removed_channels[scored.group.name] = scored.removed + len(indices)
+        for group in graph.groups:
+            original_sizes.setdefault(group.name, group.channels * group.repeats)
+    if not history:
+        reasons = ", ".join(f"'{name}': {reason}" for name, reason in unprunable.items())
+        raise CompressionError(f"no channel can be removed ({reasons or 'every layer has one'})")
+    check_output_varies(pruned, context)
+    widths = _layer_widths(model, pruned, history)
+    # Layers behind a group shrink on their input side; counting the first layer of each group counts a channel once.
+    removed = sum(before - after for name, (before, after) in widths.items() if name in original_sizes)
+    report = {"sparsity": removed / sum(original_sizes.values()), "channels": widths, "uncut": unprunable}
+    return pruned, MethodState(history={"layers": history}, report=report)
+
+
+def round_to_multiple(scored: ScoredGroup, indices: Sequence[int], multiple: int) -> list[int]:
+    """Return the channels to remove so that the number a group keeps is the nearest multiple.
+
+    The least important channels are removed first. A group keeps at least one multiple, or all it has if that is less.
+
+    Example:
+        >>> scored = ScoredGroup(ChannelGroup("a", 6, 1, (), ()), torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), 0)
+        >>> round_to_multiple(scored, [5], 4), round_to_multiple(scored, [5], 1)
+        ([4, 5], [5])
+    """
+    if multiple == 1 or not indices:
+        return list(indices)
+    channels = scored.group.channels
+    remaining = channels - len(indices)
+    order = torch.argsort(scored.scores, stable=True).tolist()
+    # Selected channels come before all others, whatever their scores: the sort is stable.
+    order.sort(key=lambda index: index not in indices)
+
+    def remove_down_to(width: int) -> list[int]:
+        return sorted(order[: channels - min(max(width, multiple), channels)])
+
+    nearest = remove_down_to((remaining + multiple // 2) // multiple * multiple)
+    if any(set(protected) <= set(nearest) for protected in scored.group.protected_sets):
+        # Rounding down would empty one of the layers, so the width is rounded up.
+        return remove_down_to(-(-remaining // multiple) * multiple)
+    return nearest
+
+
+def restore_channels(model: nn.Module, state: MethodState) -> nn.Module:
+    """Shrink a freshly built model to the pruned shape, in place, and return it in evaluation mode.
+
+    Raises:
+        CompressionError: The history does not fit the model.
+    """
+    if not isinstance(state.history.get("layers"), list):
+        raise CompressionError("the pruning history has no list of layers")
+    replay_history(model, state.history["layers"])
+    return model.eval()
+
+
+def _score_groups(
+    model: nn.Module,
+    graph: ChannelGraph,
+    criterion_name: str,
+    context: Context,
+    generator: torch.Generator,
+    removed_channels: Mapping[str, int],
+) -> list[ScoredGroup]:
+    """Return the groups whose layers the criterion can score; the others are noted as unprunable."""
+    criterion = CRITERIA[criterion_name]
+    scored_groups = []
+    with ExitStack() as stack:
+        if criterion.gradients:
+            stack.enter_context(calibration_gradients(model, context))
+        for group in graph.groups:
+            if any(isinstance(part.layer, criterion.layers) for part in group.slices):
+                scores = score_channels(group.slices, group.channels * group.repeats, criterion, generator)
+                # The blocks of a grouped convolution lose the same channels, so their scores are averaged.
+                scores = scores.view(group.repeats, group.channels).mean(0)
+                scored_groups.append(ScoredGroup(group, scores, removed_channels.get(group.name, 0)))
+            else:
+                graph.unprunable[group.name] = f"the criterion {criterion_name} scores none of its layers"
+    return scored_groups
+
+
+def _test_inputs(context: Context) -> tuple[Tensor, ...]:
+    """Return inputs to compare models on: calibration examples, or noise of the example's shape without them."""
+    if context.calibration:
+        return tuple(tensor[:8] for tensor in context.calibration[0])
+    generator = torch.Generator().manual_seed(context.seed)
+    return tuple(
+        torch.randn(tensor.shape, generator=generator).to(tensor) if tensor.is_floating_point() else tensor
+        for tensor in context.example
+    )
+
+
+def _layer_widths(model: nn.Module, pruned: nn.Module, history: PruningHistory) -> dict[str, list[int]]:
+    """Return the number of outputs ``[before, after]`` of each layer that lost some."""
+    widths = {}
+    for name, outputs, _ in history:
+        before, after = model.get_submodule(name), pruned.get_submodule(name)
+        if outputs and isinstance(before, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd):
+            widths[name] = [count_channels(before, True), count_channels(after, True)]
+    return widths
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,15 @@
-"""The registered observers: each computes the range that a quantizer should cover from observed tensors."""
+"""The registered observers: each computes the range that a quantizer should cover from observed tensors.
+
+Moving average and percentiles, and two that trade clipping error against rounding error: by squared error, or by
+Kullback-Leibler divergence.
+"""
 
 import math
 from collections.abc import Mapping
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.core.knobs import RegisteredChoice
@@ -11,10 +18,11 @@ from autocompress.errors import CompressionError
 from autocompress.quantize.activation_recorder import (
     ActivationRecorder,
     MinMaxObserver,
+    ObserverConfig,
     ObserverFactory,
     finite_min_max,
 )
-from autocompress.quantize.histogram_observers import EntropyObserver, MseObserver
+from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, Grid
 
 
 class MovingAverageObserver:
@@ -71,6 +79,158 @@ class PercentileObserver(ActivationRecorder):
         tail = math.floor((1 - self._share) * (count - 1) + 1e-6)
         low, high = (float(values.kthvalue(rank).values) for rank in (tail + 1, count - tail))
         return min(low, high), max(low, high)
+
+
+# Bins of a histogram, as in TensorRT's calibration.
+BINS = 2048
+# Ranges that a search compares, evenly spaced from the full range downwards.
+CANDIDATES = 96
+# Probability mass that is spread over all bins, because the divergence is infinite where one distribution is zero.
+SMOOTHING = 1e-4
+
+Floats = NDArray[np.float64]
+
+
+class MseObserver(ActivationRecorder):
+    """Observer whose range minimizes the mean squared quantization error of the observed values.
+
+    Both ends are scaled together first, then each separately. Where few values are large, clipping them costs less
+    than a coarser step for all others (Banner et al. 2019, arXiv:1810.05723).
+
+    Example:
+        >>> observer = MseObserver(ObserverConfig(bits=2))
+        >>> observer.observe(torch.cat([torch.linspace(0, 1, 1000), torch.tensor([9.0])]))
+        >>> observer.range()[1] < 4
+        True
+    """
+
+    def __init__(self, config: ObserverConfig) -> None:
+        super().__init__()
+        self._config = config
+
+    def range(self) -> tuple[float, float]:
+        """Return the two ends with the smallest loss."""
+        values = self.all_values()
+        low, high = include_zero(*self.min_max())
+        # Bins stand in for the values: the search then costs the same however many values were observed.
+        mean, count = bin_means(values.double(), low, high)
+        shares = torch.linspace(1, CANDIDATES - 1, CANDIDATES - 1, dtype=torch.float64).div(CANDIDATES).flip(0)
+        shares = torch.cat([torch.ones(1, dtype=torch.float64), shares])
+
+        def search_range(lows: Tensor, highs: Tensor) -> tuple[float, float]:
+            grid = ACTIVATION_QUANTIZERS[self._config.scheme].fit(lows, highs, self._config.bits)
+            best = int((compute_squared_error(mean, grid) @ count).argmin())
+            return float(lows[best]), float(highs[best])
+
+        fixed = torch.ones_like(shares)
+        low, high = search_range(low * shares, high * shares)
+        if low < 0 < high:
+            low, high = search_range(low * fixed, high * shares)
+            low, high = search_range(low * shares, high * fixed)
+        return low, high
+
+
+class EntropyObserver(ActivationRecorder):
+    """Observer whose range minimizes the Kullback-Leibler divergence between clipped and quantized histogram.
+
+    The histogram of the values, with its tails clipped to the range, is compared with the same histogram merged to as
+    many levels as there are codes (Migacz 2017, TensorRT). Both ends are scaled together.
+
+    Example:
+        >>> observer = EntropyObserver(ObserverConfig(bits=4))
+        >>> observer.observe(torch.cat([torch.linspace(0, 1, 10_000).square(), torch.tensor([50.0])]))
+        >>> observer.range()[1] < 25
+        True
+    """
+
+    def __init__(self, config: ObserverConfig) -> None:
+        super().__init__()
+        self._levels = 2**config.bits
+
+    def range(self) -> tuple[float, float]:
+        """Return the two ends with the smallest loss."""
+        values = self.all_values().double()
+        low, high = include_zero(*self.min_max())
+        if low == high:
+            return low, high
+        # Every grid represents zero exactly. After a ReLU zeros are so frequent that they would dominate the histogram.
+        counts = torch.histc(values[values != 0], BINS, low, high).numpy()
+        width = (high - low) / BINS
+        max_abs = max(-low, high)
+        candidates = []
+        for share in np.arange(CANDIDATES, 0, -1) / CANDIDATES:
+            ends = max(low, -max_abs * float(share)), min(high, max_abs * float(share))
+            first, last = round((ends[0] - low) / width), round((ends[1] - low) / width)
+            # Fewer bins than levels would give a divergence of zero without any meaning.
+            if last - first >= self._levels or share == 1.0:
+                candidates.append((compute_divergence(counts, first, last, self._levels), *ends))
+        # Candidates go from the widest range to the narrowest, and `min` returns the first of equal ones.
+        _, low, high = min(candidates, key=lambda entry: entry[0])
+        return low, high
+
+
+def include_zero(low: float, high: float) -> tuple[float, float]:
+    """Return a range widened to include zero, because padding is zero and must have no rounding error."""
+    return min(low, 0.0), max(high, 0.0)
+
+
+def bin_means(values: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Return the mean and the count of the values in each non-empty bin, float64 ``[bins]`` each.
+
+    Example:
+        >>> bin_means(torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), 0.0, 1.0)[1].tolist()
+        [2.0, 1.0]
+    """
+    index = (values - low).mul_((BINS - 1) / ((high - low) or 1.0)).long()
+    count = torch.bincount(index, minlength=BINS).double()
+    total = torch.bincount(index, values, minlength=BINS)
+    filled = count > 0
+    return total[filled] / count[filled], count[filled]
+
+
+def compute_squared_error(values: Tensor, grid: Grid) -> Tensor:
+    """Return the squared quantization error of each value under each scale of the grid.
+
+    Example:
+        >>> grid = Grid(torch.tensor([1.0, 0.5]), torch.tensor([0, 0]), 0, 3)
+        >>> compute_squared_error(torch.tensor([0.5, 2.0]), grid).tolist()
+        [[0.25, 0.0], [0.0, 0.25]]
+    """
+    scale, zero_point = grid.scale.to(values.dtype).unsqueeze(-1), grid.zero_point.unsqueeze(-1)
+    codes = (values / scale).round_().add_(zero_point).clamp_(grid.low, grid.high)
+    return codes.sub_(zero_point).mul_(scale).sub_(values).square_()
+
+
+def compute_divergence(counts: Floats, first: int, last: int, levels: int) -> float:
+    """Return the Kullback-Leibler divergence of a clipped histogram from the same histogram merged to ``levels``.
+
+    Both histograms are smoothed, because the divergence is infinite where only one of them is empty.
+
+    Args:
+        counts: Number of values per bin, ``[bins]``.
+        first: Index of the first bin inside the range.
+        last: Index after the last bin inside the range.
+        levels: Number of levels that the bins inside the range are merged to.
+    """
+    inside = counts[first:last]
+    clipped = inside.copy()
+    clipped[0] += counts[:first].sum()
+    clipped[-1] += counts[last:].sum()
+    starts = np.arange(levels) * len(inside) // levels
+    # With fewer bins than levels, several levels start at the same bin: only the first of them has a bin.
+    starts = starts[np.append(True, np.diff(starts) > 0)]
+    mass = np.add.reduceat(inside, starts)
+    filled = np.add.reduceat((inside > 0).astype(np.float64), starts)
+    even = np.divide(mass, filled, out=np.zeros_like(mass), where=filled > 0)
+    merged = np.where(inside > 0, np.repeat(even, np.diff(np.append(starts, len(inside)))), 0.0)
+    p, q = _smooth_counts(clipped), _smooth_counts(merged)
+    return float((p * np.log(p / q)).sum())
+
+
+def _smooth_counts(counts: Floats) -> Floats:
+    total = counts.sum()
+    shares = counts / total if total else np.full(len(counts), 1 / len(counts))
+    return (shares + SMOOTHING / len(counts)) / (1 + SMOOTHING)
 
 
 _BUILTIN: Mapping[str, ObserverFactory] = {

@@ -9,9 +9,8 @@ from torch import nn
 from autocompress.core.knobs import Choice, knob
 from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import QUANTIZE
-from autocompress.quantize.bias_correction import BiasCorrection
 from autocompress.quantize.layers import Layer, add_layer_to_errors, coding_for_layer
-from autocompress.quantize.model_quantizer import ModelQuantizer, fit_activation_grid
+from autocompress.quantize.model_quantizer import BiasCorrection, ModelQuantizer, fit_activation_grid
 from autocompress.quantize.serialization import restore_quantization
 from autocompress.quantize.settings import BitSettings, InputSettings, WeightSettings
 from autocompress.quantize.weight_coding import (

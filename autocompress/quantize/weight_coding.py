@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from autocompress.core.knobs import RegisteredChoice
 from autocompress.core.registry import QUANTIZERS
 from autocompress.errors import CompressionError
-from autocompress.quantize.histogram_observers import compute_squared_error
 from autocompress.quantize.lookup_quantizers import LookupTable, fit_codebook, fit_power_of_two_table
+from autocompress.quantize.observers import compute_squared_error
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid, LinearQuantizer
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")

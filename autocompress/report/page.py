@@ -39,9 +39,9 @@ from autocompress.report.cards import (
 from autocompress.report.figure_data import front_data, hypervolume_data, select_points
 from autocompress.report.figures import draw_front, hypervolume_figure, plotly_source
 from autocompress.report.hyperparameters import compute_importance, parallel_coordinates, split_words
-from autocompress.report.reference import compare_with_reference
 from autocompress.report.static_figure import front_picture, interval_picture, repeats_picture, sparkline
 from autocompress.report.summary import (
+    compare_with_reference,
     count_unfinished_trials,
     describe_convergence,
     list_conditions,

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from autocompress.analysis.pareto import full_fidelity, is_feasible, numeric_column
-from autocompress.analysis.simulated import (
+from autocompress.analysis.latency import (
     FIRST_KNOBS,
     SIMULATED as SIMULATED,
     describe_simulation as describe_simulation,
     format_knob,
     knob_order,
 )
+from autocompress.analysis.pareto import full_fidelity, is_feasible, numeric_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 
 SECTIONS = ("student", "distill", "fit", "prune", "quantize")

@@ -25,25 +25,23 @@ from autocompress.core.atomic import storage_errors, write_atomic
 from autocompress.core.records import Candidate, Job, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import RunFolderError, StorageError, UsageError
-from autocompress.store.connection import (
-    DATABASE as DATABASE,
-    acquire_lock,
-    damage_error,
-    existing_run_error,
-    open_database,
-    require_run,
-)
 from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
+    DATABASE as DATABASE,
     SCHEMA,
     SEALED,
     TRIAL_COLUMNS,
     StoredTrial,
+    acquire_lock,
     candidate_from_row,
     candidate_index,
     candidate_row,
+    damage_error,
+    existing_run_error,
     flat_candidate,
     job_row,
+    open_database,
+    require_run,
     trial_from_row,
 )
 

@@ -9,8 +9,7 @@ from autocompress.core.config import Part
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.tasks.augment import random_affine
-from autocompress.tasks.base import Supervised
-from autocompress.tasks.splitting import stratify_examples
+from autocompress.tasks.base import Supervised, stratify_examples
 
 
 @TASKS.register("digits")

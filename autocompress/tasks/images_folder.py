@@ -14,11 +14,10 @@ from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.augment import crop_and_flip, draw_crops
-from autocompress.tasks.base import Supervised, describe_imbalance
+from autocompress.tasks.base import FRACTIONS, Supervised, describe_imbalance, stratify_rows
 from autocompress.tasks.image_decoding import DecodedImages, decode_images, image_shape
 from autocompress.tasks.image_sources import Dataset, ImageParts, open_image_path, read_image_datasets
 from autocompress.tasks.image_split import ImageSplit, Normalization
-from autocompress.tasks.splitting import FRACTIONS, stratify_rows
 
 
 @TASKS.register("images")

@@ -18,7 +18,7 @@ from autocompress.core.config import Part
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.base import Supervised
+from autocompress.tasks.base import FRACTIONS, Supervised, stratify_rows
 from autocompress.tasks.interactions import (
     GENERATED_NOTICE,
     Columns,
@@ -27,7 +27,6 @@ from autocompress.tasks.interactions import (
     read_interactions,
 )
 from autocompress.tasks.negative_sampling import CandidateLists, split_by_time
-from autocompress.tasks.splitting import FRACTIONS, stratify_rows
 
 # Largest number of rating levels; more distinct ratings are binned.
 MAX_LEVELS = 20

@@ -13,10 +13,9 @@ from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.augment import random_shift
-from autocompress.tasks.base import Supervised, check_positive, sort_classes
+from autocompress.tasks.base import Supervised, check_positive, complete_splits, sort_classes
 from autocompress.tasks.mnist1d import CLASSES, POINTS, generate_mnist1d
 from autocompress.tasks.signal_files import Series, read_series
-from autocompress.tasks.splitting import complete_splits
 
 # Number of training curves in the published split of MNIST-1D; the rest are the test curves.
 PUBLISHED_TRAIN = 4000

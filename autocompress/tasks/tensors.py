@@ -10,8 +10,7 @@ from torch import Tensor
 from autocompress.core.config import Part
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.base import Supervised, describe_imbalance
-from autocompress.tasks.splitting import complete_splits
+from autocompress.tasks.base import Supervised, complete_splits, describe_imbalance
 
 # Name of the head if the targets are not a mapping.
 ONLY_HEAD = "label"

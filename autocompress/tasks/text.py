@@ -17,8 +17,15 @@ from autocompress.core.config import Part
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.base import Supervised, check_positive, describe_imbalance, sort_classes
-from autocompress.tasks.splitting import FRACTIONS, complete_splits, stratify_examples
+from autocompress.tasks.base import (
+    FRACTIONS,
+    Supervised,
+    check_positive,
+    complete_splits,
+    describe_imbalance,
+    sort_classes,
+    stratify_examples,
+)
 from autocompress.tasks.text_encoding import PADDING, Encoding, count_truncated, drop_tokens, fit_encoding
 from autocompress.tasks.text_files import Texts, check_class_labels, read_texts
 

@@ -1,11 +1,18 @@
-"""The device of a fit: the CPU or a GPU."""
+"""Where and how precisely a fit computes: its device, its group of processes, float32 or bfloat16."""
 
+import copy
+import logging
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from autocompress.core.task import Split, Task, logits_by_head
 from autocompress.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -65,3 +72,133 @@ def synchronize_device(device: torch.device) -> None:
     """Wait until the device has finished its work, which a GPU does asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """The position of this process in a group; the default is a group of one process.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes; more than one needs an initialized group of ``torch.distributed``.
+
+    Example:
+        >>> import torch
+        >>> ProcessGroup(rank=1, size=3).local_rows(torch.arange(8)).tolist()
+        [1, 4, 7]
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def local_rows(self, rows: Tensor) -> Tensor:
+        """Return this process's share of a global batch, ``[B] -> [B / size]``; shares differ by one row at most."""
+        return rows[self.rank :: self.size]
+
+    def loss_scale(self, share: Tensor, rows: Tensor) -> float:
+        """Return the factor of a share's mean loss that makes the mean over the group the mean over the batch."""
+        # Gradients are averaged with equal weights, but shares may differ by one row.
+        return len(share) * self.size / len(rows)
+
+    def all_reduce_mean(self, value: Tensor) -> Tensor:
+        """Return the mean over the group, the same in every process."""
+        if self.size == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def wrap_module(self, module: nn.Module) -> nn.Module:
+        """Return the module with its gradients averaged over the group in each backward pass."""
+        # DistributedDataParallel refuses a module without trainable parameters.
+        if self.size == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
+            return module
+        # A step may leave parameters out: a head of weight 0, or the layers behind the one that a term reads.
+        return DistributedDataParallel(module, find_unused_parameters=True)
+
+
+SINGLE_PROCESS = ProcessGroup()
+
+
+logger = logging.getLogger(__name__)
+
+# Training steps of the probe in each precision; the fastest counts, so that the first one may warm up.
+PROBE_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Single precision, or bfloat16 autocast on channels_last memory.
+
+    Attributes:
+        is_bfloat16: Whether forward passes run in bfloat16.
+        device: Device of the model.
+    """
+
+    is_bfloat16: bool
+    device: torch.device = CPU
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return a context for forward passes in this precision, which creates new tensors on the model's device."""
+        return _autocast_on(self.device, self.is_bfloat16)
+
+    def restore_layout(self, model: nn.Module) -> None:
+        """Put the parameters of the model back into contiguous memory."""
+        if self.is_bfloat16:
+            _set_memory_format(model, torch.contiguous_format)
+
+
+@contextmanager
+def _autocast_on(device: torch.device, is_bfloat16: bool) -> Iterator[None]:
+    with default_device(device), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bfloat16):
+        yield
+
+
+def choose_precision(name: str, model: nn.Module, task: Task, batch: Split) -> Precision:
+    """Return a precision and put the model into its memory layout.
+
+    Args:
+        name: Name of the precision: ``float32``, ``bfloat16``, or ``auto`` for the faster one on this machine.
+        model: The model, whose values do not change.
+        task: The learning problem, which gives the loss for the measurement.
+        batch: Examples for the measurement, on the device of the model.
+    """
+    is_bfloat16 = name == "bfloat16" or (name == "auto" and is_bfloat16_faster(model, task, batch))
+    if name == "auto":
+        logger.info("The faster precision here is %s", "bfloat16" if is_bfloat16 else "float32")
+    if is_bfloat16:
+        _set_memory_format(model, torch.channels_last)
+    return Precision(is_bfloat16, batch.inputs[0].device)
+
+
+def _set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
+    for parameter in model.parameters():
+        # Only the weights of 2D convolutions have four axes; torch defines channels_last for these alone.
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+
+
+def is_bfloat16_faster(model: nn.Module, task: Task, batch: Split) -> bool:
+    """Return whether training steps are faster here in bfloat16 and channels_last than in single precision.
+
+    The steps run on copies of the model, whose weights and statistics do not change.
+    """
+    bfloat16 = _measure_step_seconds(model, task, batch, is_bfloat16=True)
+    return bfloat16 < _measure_step_seconds(model, task, batch, is_bfloat16=False)
+
+
+def _measure_step_seconds(model: nn.Module, task: Task, batch: Split, *, is_bfloat16: bool) -> float:
+    probe, device = copy.deepcopy(model).train(), batch.inputs[0].device
+    if is_bfloat16:
+        _set_memory_format(probe, torch.channels_last)
+    fastest = float("inf")
+    for _ in range(PROBE_STEPS):
+        started = time.perf_counter()
+        with _autocast_on(device, is_bfloat16):
+            heads = logits_by_head(probe(*batch.inputs), task.heads)
+            loss = task.loss({head: logits.float() for head, logits in heads.items()}, batch.targets)
+        loss.backward()
+        # A GPU runs asynchronously: without this the clock would measure the launch alone.
+        synchronize_device(device)
+        fastest = min(fastest, time.perf_counter() - started)
+    return fastest

@@ -32,8 +32,7 @@ from torch import Tensor, nn
 
 from autocompress.core.config import Part
 from autocompress.errors import AutocompressError, TrialError
-from autocompress.training.precision import choose_precision
-from autocompress.training.process_group import ProcessGroup
+from autocompress.training.device import ProcessGroup, choose_precision
 from autocompress.training.trainer import CurveRow, FitRequest, FitResult, Trainer, hold_out
 
 logger = logging.getLogger(__name__)

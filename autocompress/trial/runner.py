@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
-from autocompress.core.plugins import WorkerPlugins
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State, TrialResult
+from autocompress.core.registry import WorkerPlugins
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.measure import Subject, layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost

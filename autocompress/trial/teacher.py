@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from autocompress.core.atomic import cache_folder, compute_sha256, write_atomic
 from autocompress.core.config import Part, fingerprint
 from autocompress.core.task import Splits, Task, hash_split
-from autocompress.training.device import CPU
+from autocompress.training.device import CPU, choose_precision
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
-from autocompress.training.precision import choose_precision
 
 logger = logging.getLogger(__name__)
 

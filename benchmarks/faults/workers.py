@@ -77,7 +77,7 @@ def check_bad_results(folder: Path, tables: int = 500) -> FaultResult:
     from autocompress.analysis.pareto import is_dominated
     from autocompress.core.config import CompressionConfig, Part
     from autocompress.core.records import CompressionRecipe, Job
-    from autocompress.engine.result_validation import validate_result
+    from autocompress.engine.archive import validate_result
 
     job = Job(0, CompressionConfig(Part.of("cnn", width=8), (Part("none"),), Part("adamw")), (CompressionRecipe(),))
     result = mock_result(job)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from autocompress.analysis.ranking import best_of, find_neighbours, row_at, select_rankable
+from autocompress.analysis.selection import best_of, find_neighbours, row_at, select_rankable
 from autocompress.errors import NoCandidateError
 from tests.analysis.test_selection import small
 from tests.report.factory import OBJECTIVES

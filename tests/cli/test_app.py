@@ -303,7 +303,7 @@ def test_ctrl_c_keeps_results_and_prints_how_to_continue(  # type: ignore[no-unt
     offered = run(*words)
     assert offered.code == 2
     assert f"continue it with: autocompress {shlex.join(words)} --resume (or give a new one a --name)" in offered.err
-    monkeypatch.setattr("autocompress.cli.signals.is_interactive", lambda: True)
+    monkeypatch.setattr("autocompress.cli.terminal.is_interactive", lambda: True)
     questions = []
     monkeypatch.setattr("typer.confirm", lambda question, default: questions.append((question, default)))
     declined = run(*words)

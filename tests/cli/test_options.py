@@ -46,7 +46,7 @@ def test_an_unfinished_run_is_offered_on_a_terminal(
         questions.append(question)
         return answer
 
-    monkeypatch.setattr("autocompress.cli.signals.is_interactive", lambda: True)
+    monkeypatch.setattr("autocompress.cli.terminal.is_interactive", lambda: True)
     monkeypatch.setattr("typer.confirm", confirm)
     error = UnfinishedRunError("reports/digits did not end (3 of 40 trials); continue it with --resume")
     if is_continued:
@@ -58,7 +58,7 @@ def test_an_unfinished_run_is_offered_on_a_terminal(
 
 
 def test_without_a_terminal_an_unfinished_run_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autocompress.cli.signals.is_interactive", lambda: False)
+    monkeypatch.setattr("autocompress.cli.terminal.is_interactive", lambda: False)
     error = UnfinishedRunError("reports/digits did not end; continue it with --resume")
     with pytest.raises(UnfinishedRunError) as refused:
         confirm_resume(error)

@@ -1,6 +1,8 @@
 """The options -v and -q, before and after the name of a command."""
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 from rich.logging import RichHandler
 
 from autocompress.cli import app as cli
-from autocompress.cli.terminal import PACKAGE, configure_logging, make_console, progress_console
+from autocompress.cli.terminal import PACKAGE, StopSignals, configure_logging, make_console, progress_console
 
 LOGGER = logging.getLogger(PACKAGE)
 
@@ -115,3 +117,25 @@ def test_the_help_of_a_command_lists_both_options(
 
 def test_a_pipe_has_a_fixed_width(capsys: pytest.CaptureFixture[str]) -> None:
     assert make_console().width == 160
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_interrupts_and_sets_the_exit_code(name: str, code: int) -> None:
+    before = signal.getsignal(getattr(signal, name))
+    with StopSignals() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), getattr(signal, name))
+        assert signals.exit_code == code
+    assert signal.getsignal(getattr(signal, name)) is before
+
+
+def test_a_second_signal_lets_the_page_be_written_and_a_third_does_not(capfd: pytest.CaptureFixture[str]) -> None:
+    with StopSignals() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert "page of the results so far is being written" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.exit_code == 143
+    assert sys.exc_info() == (None, None, None)

@@ -1,12 +1,19 @@
+import os
+import subprocess
 import sys
+import threading
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch import nn
 
 from autocompress.core import registry
-from autocompress.core.registry import Registry
+from autocompress.core.registry import TASKS, Registry, WorkerPlugins, collect_plugins, load_plugin
 from autocompress.errors import PluginError, UnknownNameError, UsageError
+from autocompress.tasks.module import bring_model
 
 
 def test_register_get_and_names() -> None:
@@ -77,3 +84,136 @@ def test_an_entry_point_may_name_a_module_that_registers_the_part(monkeypatch: p
     colours = Registry("colour")
     colours.add("red", "#f00")
     assert colours.names() == ["red"]
+
+
+PLUGIN = """
+import torch
+from torch import nn
+
+import autocompress
+from my_net import Net
+
+generator = torch.Generator().manual_seed(0)
+x = torch.randn(200, 4, generator=generator)
+torch.manual_seed(0)
+autocompress.bring_model(Net(), (x, (x.sum(1) > 0).long()))
+"""
+NET = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    monkeypatch.setattr(TASKS, "_objects", {name: TASKS.get(name) for name in TASKS})
+    monkeypatch.setattr(registry, "_loaded", {})
+    monkeypatch.setattr(registry, "_plugin_tasks", set())
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    (tmp_path / "my_net.py").write_text(NET)
+    path = tmp_path / "my_task.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+def test_a_plugin_registers_what_it_brings_and_may_import_its_neighbours(plugin):
+    load_plugin(plugin)
+    assert type(TASKS.get("module")().model).__name__ == "Net"
+
+
+def test_it_runs_once(plugin):
+    load_plugin(plugin)
+    task = TASKS.get("module")()
+    load_plugin(str(plugin))
+    assert TASKS.get("module")() is task
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1\ny = 1 / 0\n", r"my_task.py:2: ZeroDivisionError: division by zero"),
+        ("import no_such_module\n", r"my_task.py:1: ModuleNotFoundError"),
+        ("def f(:\n", r"my_task.py: SyntaxError"),
+        (
+            "import autocompress\n\nautocompress.bring_model(3, 4)\n",
+            r"my_task.py:3: data 'train' is int",
+        ),
+    ],
+)
+def test_a_plugin_that_fails_is_named_with_its_line(tmp_path, content, message):
+    (tmp_path / "my_task.py").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        load_plugin(tmp_path / "my_task.py")
+
+
+@pytest.mark.parametrize("name", ["none.py", "folder", "text.txt"])
+def test_a_file_that_is_none_is_refused(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.txt").write_text("")
+    with pytest.raises(UsageError, match="no such Python file"):
+        load_plugin(tmp_path / name)
+
+
+def test_a_worker_runs_the_plugins_again(plugin):
+    load_plugin(plugin)
+    found = collect_plugins(["module"])
+    assert found == WorkerPlugins((str(plugin),))
+
+
+def test_a_task_made_in_this_process_is_sent():
+    class Local(nn.Sequential):
+        """Defined in a function: a worker cannot import it."""
+
+    task = bring_model(Local(nn.Linear(4, 2)), (torch.randn(60, 4), torch.arange(60) % 2))
+    found = collect_plugins(["module", "digits"])
+    assert not found.plugins
+    TASKS.add("module", lambda: None, replace=True)
+    found.load()
+    assert TASKS.get("module")().identity_options == task.identity_options
+    assert TASKS.get("module")() is not task
+
+
+def test_a_task_that_cannot_be_sent_is_refused_with_a_way_out():
+    task = bring_model(nn.Linear(4, 2), (torch.randn(60, 4), torch.arange(60) % 2))
+    task.handle = threading.Lock()
+    with pytest.raises(UsageError, match="--plugin"):
+        collect_plugins(["module"])
+
+
+@pytest.mark.slow
+def test_the_command_line_searches_exports_and_reloads_a_brought_model(plugin, tmp_path):
+    script = f"""
+import autocompress
+autocompress.load_plugin({str(plugin)!r})
+from pathlib import Path
+import torch
+(folder,) = Path({str(tmp_path / "runs" / "mine" / "picks")!r}).iterdir()
+model = autocompress.load_artifact(folder)
+print(model(torch.zeros(1, 4)).shape)
+"""
+    command = [sys.executable, "-m", "autocompress.cli.app"]
+    runs = ["--runs", str(tmp_path / "runs")]
+    small = [
+        *("--trials", "2", "--workers", "1", "--name", "mine"),
+        *("--set", "fit.adamw.epochs=2", "--set", "fit.adamw.precision=float32"),
+    ]
+    first = _run([*command, "search", "--plugin", str(plugin), *runs, *small], tmp_path)
+    assert f"--plugin {plugin}" in first
+    exported = _run([*command, "export", "mine", "--plugin", str(plugin), *runs], tmp_path)
+    assert "verified on the test split" in exported
+    assert _run([sys.executable, "-c", script], tmp_path).strip() == "torch.Size([1, 2])"
+
+
+def _run(command: list[str], folder: Path) -> str:
+    environment = {**os.environ, "AUTOCOMPRESS_CACHE": str(folder / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.core.plugins import load_plugin
+from autocompress.core.registry import load_plugin
 from autocompress.core.renamed import MEMBERS, MODULES, NAMES, explain_missing_name
 from autocompress.errors import PluginError
 

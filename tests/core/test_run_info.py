@@ -1,6 +1,8 @@
 """The description of a run: one JSON round trip, also of what other versions wrote."""
 
+import platform
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from autocompress.core.run_info import (
     ReferenceRun,
     RunInfo,
     TeacherInfo,
+    read_processor_name,
 )
 
 ACCURACY = ObjectiveSpec("accuracy", "maximize", bounds=(0.1, 1.0))
@@ -113,3 +116,15 @@ def test_what_is_measured_includes_objectives_with_their_bounds() -> None:
     assert DESCRIBED.measured == {"accuracy": ACCURACY, "effective_flops": FLOPS}
     assert DESCRIBED.teacher.score("accuracy") == 0.98
     assert DESCRIBED.teacher.score("accuracy", "test") is None
+
+
+def test_the_processor_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Path("/proc/cpuinfo")
+    if known.exists() and "model name" in known.read_text():
+        assert f": {read_processor_name()}\n" in known.read_text()
+
+    def nothing(*_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", nothing)
+    assert read_processor_name() == (platform.processor() or platform.machine()) != ""

@@ -5,10 +5,9 @@ import pytest
 from autocompress.core.knobs import Choice
 from autocompress.engine.archive import Archive
 from autocompress.engine.modes import MODES, SUBNETWORK_RATIOS
-from autocompress.engine.refinement import Refinement, make_refinement
+from autocompress.engine.refinement import Refinement, SequentialRefinement, make_refinement
 from autocompress.engine.space import Space, open_space
 from autocompress.engine.spec import parse_spec
-from autocompress.engine.stages import SequentialRefinement
 from tests.fakes import OBJECTIVES
 
 SPEC = """\

@@ -3,12 +3,22 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from autocompress.core.config import Part
+from autocompress.core.knobs import FloatRange
+from autocompress.core.method import Context
+from autocompress.core.registry import PRUNE
 from autocompress.core.run_info import RunInfo
-from autocompress.engine.preflight import check_run_folder
+from autocompress.engine.preflight import check_run_folder, remove_unsafe_methods
+from autocompress.engine.space import open_space
 from autocompress.engine.spec import Spec, parse_spec
 from autocompress.errors import RunFolderError, UnfinishedRunError
+from autocompress.prune import StructuredConfig
 from autocompress.store.run_store import RunStore
+from autocompress.tasks.module import Module
+from tests.prune import zoo
 
 SOUND = "task: digits\nstudent: {cnn: {}}\n"
 
@@ -68,3 +78,146 @@ def test_run_in_use_is_an_error_before_data_is_loaded(tmp_path: Path, resume: bo
         check_run_folder(tmp_path / "run", spec(), resume=resume)
     ours.send(None)
     other.join()
+
+
+IMAGES = torch.randn(120, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(0, 10, (120, 5), generator=torch.Generator().manual_seed(0))
+TARGETS = torch.arange(120) % 3
+
+
+class Branches(zoo.Net):
+    """Decides by the data what it computes."""
+
+    def __init__(self):
+        super().__init__(a=zoo.conv(1, 8), b=zoo.conv(1, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.fc((self.a(x) if float(x.sum()) > 0 else self.b(x)).mean((2, 3)))
+
+
+def space(prune="none", student="from_teacher: {pruning_ratio: {low: 0.0, high: 0.8}, depth_ratio: [0.0, 0.25]}"):
+    return open_space(parse_spec(f"task: module\nstudent: {{{student}}}\nprune: {{{prune}: {{}}}}", "x"))
+
+
+def probed(model, inputs=IMAGES, **given):
+    torch.manual_seed(0)
+    task = Module(model(), (inputs, TARGETS))
+    return remove_unsafe_methods(space(**given), task, task.splits(0))
+
+
+class TwoImages(zoo.Net):
+    """Takes a mapping."""
+
+    def __init__(self):
+        super().__init__(a=zoo.conv(1, 8), b=zoo.conv(1, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, batch):
+        return self.fc((self.a(batch["left"]) + self.b(batch["right"])).relu().mean((2, 3)))
+
+
+class Gru(zoo.Net):
+    """Reads tokens one after the other."""
+
+    def __init__(self):
+        super().__init__(e=nn.Embedding(10, 8), r=nn.GRU(8, 6, batch_first=True), fc=nn.Linear(6, 3))
+
+    def forward(self, x):
+        return self.fc(self.r(self.e(x))[1][-1])
+
+
+class Attending(zoo.Net):
+    """Torch's own attention and layer norm."""
+
+    def __init__(self):
+        super().__init__(e=nn.Embedding(10, 8), n=nn.LayerNorm(8), m=nn.MultiheadAttention(8, 2, batch_first=True))
+        self.up, self.fc = nn.Linear(8, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.n(self.e(x))
+        return self.fc(self.up(x + self.m(x, x, x, need_weights=False)[0]).relu().mean(1))
+
+
+class Depthwise(zoo.Net):
+    """A convolution within each channel, and functional ReLU."""
+
+    def __init__(self):
+        super().__init__(a=zoo.conv(1, 8), d=zoo.conv(8, 8, groups=8), p=nn.Conv2d(8, 12, 1), fc=nn.Linear(12, 3))
+
+    def forward(self, x):
+        return self.fc(self.p(self.d(self.a(x).relu()).relu()).relu().mean((2, 3)))
+
+
+PAIR = {"left": IMAGES, "right": IMAGES.flip(0)}
+# What a user may bring: the module, its inputs, whether its channels can be removed.
+ZOO = [
+    (zoo.Dense, IMAGES, True),
+    (zoo.AddedToConcat, IMAGES, True),
+    (zoo.Flatten, IMAGES, True),
+    (zoo.Gate, IMAGES, True),
+    (zoo.Grouped, IMAGES, True),
+    (zoo.Transposed, IMAGES, True),
+    (zoo.Shared, IMAGES, True),
+    (zoo.Normalized, IMAGES, True),
+    (Depthwise, IMAGES, True),
+    (zoo.MeanOverChannels, IMAGES, True),
+    (zoo.Recurrent, TOKENS, True),
+    (Gru, TOKENS, False),
+    (zoo.Transformer, TOKENS, True),
+    (zoo.OwnAttention, TOKENS, True),
+    (Attending, TOKENS, True),
+    (TwoImages, PAIR, True),
+    (Branches, IMAGES, False),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "inputs", "cuttable"), ZOO, ids=lambda value: getattr(value, "__name__", None))
+def test_channel_pruning_is_searched_where_it_is_safe(model, inputs, cuttable):
+    result, notices = probed(model, inputs)
+    ratio = result.sections["student"]["from_teacher"]["pruning_ratio"]
+    refused = [notice for notice in notices if notice.startswith("removing its channels is not safe")]
+    assert isinstance(ratio, FloatRange) == cuttable == (not refused)
+    if cuttable:
+        torch.manual_seed(0)
+        task = Module(model(), (inputs, TARGETS))
+        teacher, batch = task.build(Part("from_teacher")), task.splits(0).calibration
+        for share in (0.3, 0.6):
+            context = Context(task.example(), (batch.inputs,))
+            cut, _ = PRUNE.get("structured").apply(teacher, StructuredConfig(pruning_ratio=share), context)
+            assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in teacher.parameters())
+            assert cut(*batch.inputs).shape == (len(batch), 3)
+    else:
+        assert set(result.sections["prune"]) == {"none", "unstructured"}
+        assert "unstructured replaces it" in notices[-1]
+
+
+def test_depth_pruning_needs_blocks():
+    result, notices = probed(zoo.Flatten)
+    assert result.sections["student"]["from_teacher"]["depth_ratio"] == 0.0
+    assert any("dropping its blocks is not safe" in notice for notice in notices)
+
+
+def test_failing_pruning_methods_are_removed():
+    result, notices = probed(Branches, prune="structured")
+    assert set(result.sections["prune"]) == {"unstructured"}
+    assert any(notice.startswith("prune.structured is not safe") for notice in notices)
+
+
+def test_method_for_another_student_is_kept():
+    result, _ = probed(Branches, prune="structured", student="from_teacher: {}, cnn: {width: 4}")
+    assert set(result.sections["prune"]) == {"structured"}
+
+
+def test_spaces_without_the_teacher_are_unchanged():
+    torch.manual_seed(0)
+    task = Module(zoo.Dense(), (IMAGES, TARGETS))
+    before = space(student="cnn: {width: 4}")
+    assert remove_unsafe_methods(before, task, task.splits(0)) == (before, ())
+
+
+def test_teacher_is_unchanged():
+    torch.manual_seed(0)
+    task = Module(zoo.Dense(), (IMAGES, TARGETS))
+    before = task.identity_options
+    remove_unsafe_methods(space(), task, task.splits(0))
+    assert task.identity_options == before

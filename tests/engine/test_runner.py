@@ -1,13 +1,19 @@
 import multiprocessing
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from autocompress.backends.base import TrialLimits
-from autocompress.engine.runner import make_plan
-from autocompress.engine.spec import parse_spec
+from autocompress.backends.ray import Ray
+from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
+from autocompress.engine.runner import detect_validation_leak, make_backend, make_plan
+from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SpecError
+from autocompress.store.run_store import RunStore
+from tests.fakes import OBJECTIVES
 
 SOUND = "task: digits\nstudent: {cnn: {width: 8}}\n"
 
@@ -33,3 +39,110 @@ def test_process_with_an_unused_plan_exits() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "made\n"), done.stderr
+
+
+SPEC = "task: digits\nsearch:\n  workers: 3\n  {}\nstudent: {{cnn: {{}}}}\n"
+
+
+def source(line: str, *overrides: str) -> Source:
+    return parse_spec(SPEC.format(line), "x", overrides)
+
+
+def test_backend_gets_its_settings() -> None:
+    result = make_backend(
+        source(
+            "resources: {cpu: 2, gpu: 0.25}", "search.backend=ray", "search.address=host:1", "search.trial_minutes=2"
+        )
+    )
+    assert isinstance(result, Ray)
+    assert (result.workers, result.address, result.is_remote) == (3, "host:1", True)
+    assert result.resources == {"cpu": 2.0, "gpu": 0.25}
+    assert result.limits == TrialLimits(seconds=120)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("address: auto", "x:4: search.address: the backend local does not take address; search.backend=ray does"),
+        ("resources: {gpu: 1}", "x:4: search.resources: the backend local does not take resources; search.backend=ray"),
+        ("backend: rya", "x:4: search.backend: unknown backend 'rya': did you mean 'ray'?"),
+    ],
+)
+def test_unsupported_setting_is_an_error_with_its_line(line: str, message: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        make_backend(source(line))
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("resources", ["{gpu: 0}", "{gpu: -1}", "{gpu: much}", "{}", "2"])
+def test_resources_must_be_positive(resources: str) -> None:
+    with pytest.raises(SpecError, match=r"x:4: search\.resources"):
+        source(f"resources: {resources}")
+
+
+def test_backend_settings_are_no_immutable_content() -> None:
+    here = source("backend: local").spec.immutable_content()
+    assert source("backend: ray", "search.address=auto", "search.resources={gpu: 1}").spec.immutable_content() == here
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("backend: local", "cpu"),
+        ("device: cuda", "cuda"),
+        ("resources: {cpu: 2}", "cpu"),
+        ("resources: {gpu: 0.25}", "cuda"),
+        ("device: cpu", "cpu"),
+    ],
+)
+def test_training_device_follows_the_resources(line: str, expected: str) -> None:
+    assert source(line).spec.search.training_device == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+@pytest.mark.parametrize("line", ["device: cuda", "backend: ray", "backend: serial"])
+def test_missing_graphics_card_is_an_error_with_its_line(line: str) -> None:
+    with pytest.raises(SpecError, match=r"search\.device: the trials need a graphics card"):
+        make_backend(source(line, "search.device=cuda"))
+    # The machines of a cluster are asked one by one.
+    assert make_backend(source(line, "search.device=cuda", "search.backend=ray", "search.address=host:1")).is_remote
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "size", "is_reported"),
+    [
+        # What a teacher that has seen its validation split looks like (CIFAR-10, 2,500 and 5,000 images).
+        (0.925, 0.877, 2500, True),
+        (0.89, 0.877, 2500, False),
+        # Large, but so few examples that it may be chance.
+        (0.925, 0.877, 100, False),
+        (0.80, 0.877, 2500, False),
+    ],
+)
+def test_leak_of_the_validation_split_gives_a_notice(
+    tmp_path: Path, validation: float, test: float, size: int, is_reported: bool
+) -> None:
+    with RunStore.create(tmp_path / "run", RunInfo()) as study:
+        study.update_run_info(
+            RunInfo(
+                objectives=OBJECTIVES,
+                splits={"select_val": size, "test": 2 * size},
+                teacher=TeacherInfo({"select_val": {"accuracy": validation}}),
+            )
+        )
+        result = detect_validation_leak(study, {"accuracy": test})
+    assert len(result) == is_reported
+    assert not result or f"{validation:.1%}" in result[0]
+
+
+def test_no_notice_without_an_accuracy(tmp_path: Path) -> None:
+    with RunStore.create(tmp_path / "run", RunInfo()) as study:
+        score = ObjectiveSpec("rmse", "minimize", "", "score", (1.0, 0.0))
+        study.update_run_info(
+            RunInfo(
+                objectives=(score, OBJECTIVES[1]),
+                splits={"select_val": 100, "test": 200},
+                teacher=TeacherInfo({"select_val": {"rmse": 0.2}}),
+            )
+        )
+        assert detect_validation_leak(study, {"rmse": 0.9}) == []

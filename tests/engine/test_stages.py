@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Candidate, CompressionRecipe, Job
-from autocompress.engine.stages import SequentialRefinement
+from autocompress.engine.refinement import SequentialRefinement
 
 HALF, MORE = (Part.of("structured", pruning_ratio=ratio) for ratio in (0.5, 0.75))
 EIGHT, FOUR = (Part.of("post_training", weight_bits=bits) for bits in (8, 4))

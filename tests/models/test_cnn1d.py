@@ -12,8 +12,7 @@ from autocompress.core.task import InputSpec
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.measure.cost import count_flops, layer_costs
-from autocompress.models.cnn1d import CNN1dConfig
-from autocompress.models.convolutional import BLOCKS
+from autocompress.models.convolutional import BLOCKS, CNN1dConfig
 from autocompress.quantize.folding import fold_batch_norm
 
 FAMILY = STUDENTS.get("cnn1d")

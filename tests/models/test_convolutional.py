@@ -7,9 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.models.cnn import CNNConfig
-from autocompress.models.cnn1d import CNN1dConfig
-from autocompress.models.convolutional import BLOCKS, CNN, ConvConfig, Residual, plain_block, separable_block
+from autocompress.models.convolutional import (
+    BLOCKS,
+    CNN,
+    CNN1dConfig,
+    CNNConfig,
+    ConvConfig,
+    Residual,
+    plain_block,
+    separable_block,
+)
 
 
 @dataclass(frozen=True)

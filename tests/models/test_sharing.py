@@ -10,8 +10,7 @@ from autocompress.distill.activations import head_layers, list_feature_layers
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float
 from autocompress.measure.cost import count_macs, layer_costs
-from autocompress.models.cnn import CNNConfig
-from autocompress.models.cnn1d import CNN1dConfig
+from autocompress.models.convolutional import CNN1dConfig, CNNConfig
 from autocompress.models.sharing import SHARING, HeadConfig, make_heads
 from autocompress.prune.depth import find_blocks
 

@@ -8,9 +8,7 @@ from torch import nn
 from autocompress.core.registry import PRUNE
 from autocompress.measure import cost, layer_costs
 from autocompress.prune import StructuredConfig
-from autocompress.prune.allocation import rank_removable_channels
 from autocompress.prune.calibration import enable_gradients, measure_calibration
-from autocompress.prune.channel_pruning import ScoredGroup
 from autocompress.prune.channel_sensitivity import (
     ChannelCost,
     GroupSensitivity,
@@ -20,6 +18,8 @@ from autocompress.prune.channel_sensitivity import (
 )
 from autocompress.prune.channels import ChannelGraph
 from autocompress.prune.importance import CRITERIA, score_channels
+from autocompress.prune.schedule import rank_removable_channels
+from autocompress.prune.structured import ScoredGroup
 from tests.prune.toys import EXAMPLE, cnn, labelled_context
 from tests.prune.zoo import FOLLOWED
 

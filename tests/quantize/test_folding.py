@@ -9,10 +9,13 @@ from torch.nn import functional as F
 from autocompress.errors import CompressionError
 from autocompress.quantize.folding import (
     FoldedBatchNorm,
+    copy_model,
     find_folded_pairs,
+    find_outputs_to_quantize,
     fold_batch_norm,
     fold_structure,
     fold_with_report,
+    trace_graph,
 )
 from tests.quantize.nets import Plain, unsettle
 
@@ -175,3 +178,126 @@ def test_the_structure_alone_takes_a_folded_state_dict() -> None:
 def test_a_structure_that_does_not_fit_is_refused(pair: tuple[str, str]) -> None:
     with pytest.raises(CompressionError):
         fold_structure(Plain(), [pair])
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.again = self.first
+        self.register_buffer("steps", torch.zeros(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.again(self.second(self.first(x))) + self.steps
+
+
+class Listed(nn.Module):
+    """Its second layer is in no table of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.hidden = [nn.Linear(4, 4)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.hidden[0](self.first(x))
+
+
+@pytest.mark.parametrize("build", [Tied, Listed, lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())])
+def test_a_copy_computes_the_same_and_shares_nothing(build: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = build().eval()
+    duplicate, expected = copy_model(model), copy.deepcopy(model)
+    example = torch.randn(3, 4)
+    assert torch.equal(duplicate(example), model(example))
+    assert type(duplicate) is type(model)
+    assert not duplicate.training
+    assert list(duplicate.state_dict()) == list(expected.state_dict())
+    before = model(example)
+    with torch.no_grad():
+        for parameter in duplicate.parameters():
+            parameter.add_(1.0)
+        for buffer in duplicate.buffers():
+            buffer.add_(1)
+        if isinstance(duplicate, Listed):
+            duplicate.hidden[0].weight.add_(1.0)
+    assert torch.equal(model(example), before)
+    assert not torch.equal(duplicate(example), before)
+    duplicate.train()
+    duplicate.register_forward_hook(lambda *_: None)
+    assert not model.training
+    assert not model._forward_hooks
+
+
+def test_what_was_tied_stays_tied() -> None:
+    duplicate = copy_model(Tied())
+    assert duplicate.first.weight is duplicate.second.weight
+    assert duplicate.again is duplicate.first
+    assert "steps" not in duplicate.state_dict()
+
+
+def test_a_model_with_hooks_is_copied_deeply() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    seen: list[int] = []
+    model[0].register_forward_hook(lambda *_: seen.append(1))
+    copy_model(model)(torch.zeros(1, 2))
+    assert seen == [1]
+
+
+EXAMPLE = (torch.zeros(1, 1, 8, 8),)
+
+
+class Branches(nn.Module):
+    def __init__(self, run: Any, **options: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1, **options)
+        self.next = nn.Conv2d(2, 2, 3, padding=1)
+        self.relu, self.pool, self.identity, self.flat = nn.ReLU(), nn.MaxPool2d(2), nn.Identity(), nn.Flatten()
+        self.head, self.run = nn.Linear(8, 3), run
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (lambda s, x: s.next(s.conv(x)).sum(), {"next": False}),
+        (lambda s, x: s.next(F.relu(s.conv(x))).relu().mean(), {"next": True}),
+        (lambda s, x: s.next(s.pool(s.relu(s.identity(s.conv(x))))).sigmoid() + 1, {"next": False}),
+        (lambda s, x: s.head(s.next(F.max_pool2d(torch.relu(s.conv(x)), 4)).flatten(1)), {}),
+        (lambda s, x: s.head(s.flat(s.next(s.pool(s.pool(s.conv(x)))))), {}),
+        (lambda s, x: s.next((h := s.conv(x)).relu()).sum() + h.sum(), {"conv": False, "next": False}),
+        (lambda s, x: s.next(h := s.conv(x).relu()).sum() + h.sum(), {"conv": True, "next": False}),
+        (lambda s, x: s.next(s.next(s.conv(x))).relu().sum(), {"next": False}),
+        (lambda s, x: s.next(s.next(s.conv(x)).relu() * 2).relu().sum(), {"next": True}),
+        (lambda s, x: s.next(s.conv(x)), {}),
+        (lambda s, x: {"a": s.next(s.conv(x)).relu()}, {}),
+        (lambda s, x: s.next(F.gelu(s.conv(x))).sum(), {"conv": False, "next": False}),
+        (lambda s, x: s.conv(x).sum() if x.sum() > 0 else s.conv(x), {}),
+    ],
+)
+def test_outputs_that_more_than_quantized_layers_read(run: Any, expected: dict[str, bool]) -> None:
+    assert find_outputs_to_quantize(Branches(run), EXAMPLE, ["conv", "next", "head"]) == expected
+
+
+def test_a_layer_that_is_not_quantized_reads_in_floating_point() -> None:
+    net = Branches(lambda s, x: s.next(s.conv(x)).sum())
+    assert find_outputs_to_quantize(net, EXAMPLE, ["conv"]) == {"conv": False}
+
+
+def test_a_padding_that_is_an_operation_of_its_own_needs_no_integer_output() -> None:
+    net = Branches(lambda s, x: s.conv(x).sum(), padding_mode="circular")
+    assert find_outputs_to_quantize(net, EXAMPLE, ["conv"]) == {}
+
+
+def test_tracing_follows_the_arguments_that_are_given() -> None:
+    class Optional(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            return x + 1 if mask is None else x * mask
+
+    for example, operator in (((torch.ones(1),), "add"), ((torch.ones(1), torch.ones(1)), "mul")):
+        called = [node.target.__name__ for node in trace_graph(Optional(), example).nodes if node.op == "call_function"]
+        assert operator in called

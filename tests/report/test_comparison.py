@@ -10,8 +10,14 @@ from autocompress.analysis.pareto import compute_hypervolume, full_fidelity, par
 from autocompress.core.run_info import EnvironmentInfo
 from autocompress.errors import UsageError
 from autocompress.report.comparison import RunTables, compare_runs
-from autocompress.report.comparison_figures import fronts_figure, volumes_figure
-from autocompress.report.comparison_page import column_headings, summarize_comparison, table_cells, write_comparison
+from autocompress.report.comparison_page import (
+    column_headings,
+    fronts_figure,
+    summarize_comparison,
+    table_cells,
+    volumes_figure,
+    write_comparison,
+)
 from tests.report.factory import Run
 
 

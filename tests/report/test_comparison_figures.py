@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from autocompress.report.comparison import Comparison, RunTables, compare_runs
-from autocompress.report.comparison_figures import fronts_figure, volumes_figure
+from autocompress.report.comparison_page import fronts_figure, volumes_figure
 from tests.report.factory import Run
 
 

@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,13 +8,19 @@ from hypothesis import given, settings, strategies as st
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State
+from autocompress.errors import RunFolderError, StorageError
 from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
+    DATABASE,
     StoredTrial,
+    acquire_lock,
     candidate_from_row,
     candidate_row,
+    existing_run_error,
     flat_candidate,
     job_row,
+    open_database,
+    require_run,
     seal_of,
     trial_from_row,
 )
@@ -99,3 +107,40 @@ def test_the_table_has_a_column_for_each_knob_score_and_cost() -> None:
 @pytest.mark.parametrize("other", [("a", 1.0), ("a", "1"), ("a1",), ("a", 1, None), ("b", 1)])
 def test_a_seal_tells_values_and_their_kinds_apart(other: tuple[Any, ...]) -> None:
     assert seal_of("a", 1) != seal_of(*other)
+
+
+def test_a_database_is_durable_and_computes_seals(tmp_path: Path) -> None:
+    connection = open_database(tmp_path / DATABASE)
+    try:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert connection.execute("SELECT seal_of('a', 1)").fetchone() == (seal_of("a", 1),)
+    finally:
+        connection.close()
+
+
+def test_files_that_cannot_be_opened_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot open"):
+        open_database(tmp_path / "missing" / DATABASE)
+    (tmp_path / DATABASE).write_bytes(b"plain text " * 200)
+    with pytest.raises(RunFolderError, match="is not a study"):
+        open_database(tmp_path / DATABASE)
+
+
+def test_a_folder_needs_a_store(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="does not exist"):
+        require_run(tmp_path / "missing")
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        require_run(tmp_path)
+    (tmp_path / DATABASE).touch()
+    require_run(tmp_path)
+    assert "--resume" in str(existing_run_error(tmp_path))
+
+
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
+    lock = acquire_lock(tmp_path)
+    assert (tmp_path / ".driver").read_text() == str(os.getpid())
+    with pytest.raises(RunFolderError, match=f"in use by process {os.getpid()}"):
+        acquire_lock(tmp_path)
+    lock.release()
+    acquire_lock(tmp_path).release()

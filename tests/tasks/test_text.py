@@ -8,7 +8,7 @@ from babel import Locale
 
 from autocompress.errors import UsageError
 from autocompress.models.sharing import check_head_names
-from autocompress.tasks.splitting import FRACTIONS
+from autocompress.tasks.base import FRACTIONS
 from autocompress.tasks.text import KINDS, LANGUAGES, LangId, LangIdKind, Text, locale_names
 
 SHARED = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

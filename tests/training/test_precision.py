@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.training.precision import Precision, choose_precision, is_bfloat16_faster
+from autocompress.training.device import Precision, choose_precision, is_bfloat16_faster
 from tests.training.test_fit import SMALL, SPLITS, TASK, accuracy, trained
 
 
@@ -23,7 +23,7 @@ def test_auto_takes_what_the_probe_finds_faster(monkeypatch: pytest.MonkeyPatch)
     assert is_bfloat16_faster(model, TASK, batch) in (True, False)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     for pays in (True, False):
-        monkeypatch.setattr("autocompress.training.precision.is_bfloat16_faster", lambda *args, pays=pays: pays)
+        monkeypatch.setattr("autocompress.training.device.is_bfloat16_faster", lambda *args, pays=pays: pays)
         assert choose_precision("auto", model, TASK, batch).is_bfloat16 is pays
     assert not choose_precision("float32", model, TASK, batch).is_bfloat16
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.training.process_group import SINGLE_PROCESS, ProcessGroup
+from autocompress.training.device import SINGLE_PROCESS, ProcessGroup
 
 
 def test_shares_cover_a_batch_once_and_their_weighted_means_are_its_mean() -> None:

@@ -11,7 +11,7 @@ from autocompress.distill.head_weighting import DynamicWeights
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits
 from autocompress.training.fit import FitRequest, FitResult, fit
-from autocompress.training.state import restore_state, serialize_state
+from autocompress.training.trainer import restore_state, serialize_state
 
 TASK = Digits()
 SPLITS = TASK.splits(0)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from autocompress.engine.initial_design import FixedTrial
-from autocompress.engine.sampler.encoding import Encoding
-from autocompress.engine.sampler.proposals import RandomTrial
+from autocompress.engine.sampler.encoding import Encoding, RandomTrial
 from autocompress.engine.space import Space
 from tests.engine.test_space import space
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from autocompress.engine.sampler.optuna_export import export_study
+from autocompress.engine.sampler.optuna import export_study
 from autocompress.errors import StorageError
 
 
@@ -45,7 +45,7 @@ def test_failed_export_is_an_error_only_if_the_disk_is_full(tmp_path: Path, monk
     def fail(*_: object) -> None:
         raise sqlite3.OperationalError(message)
 
-    monkeypatch.setattr("autocompress.engine.sampler.optuna_export._write_trials", fail)
+    monkeypatch.setattr("autocompress.engine.sampler.optuna._write_trials", fail)
     message = "database or disk is full"
     with pytest.raises(StorageError, match="free some space"):
         export_study(make_study(), tmp_path / "study.db")

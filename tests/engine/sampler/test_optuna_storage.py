@@ -9,8 +9,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.core.run_info import RunInfo
-from autocompress.engine.sampler.optuna import OptunaSampler
-from autocompress.engine.sampler.optuna_storage import OptunaStorage
+from autocompress.engine.sampler.optuna import OptunaSampler, OptunaStorage
 from autocompress.store.run_store import RunStore
 
 

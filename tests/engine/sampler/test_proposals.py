@@ -2,7 +2,7 @@ from random import Random
 
 from hypothesis import given, strategies as st
 
-from autocompress.engine.sampler.proposals import MUTATION_RATE, RandomTrial
+from autocompress.engine.sampler.encoding import MUTATION_RATE, RandomTrial
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 
