@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from autocompress.core.registry import OBJECTIVES, TASKS
-from autocompress.engine.modes import MODES
-from autocompress.engine.space import SECTIONS
+from autocompress.engine.space import MODES, SECTIONS
 from autocompress.engine.spec import list_shipped_spaces
 
 Rows = list[dict[str, str]]

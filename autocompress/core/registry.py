@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from autocompress.measure.objectives import Objective
     from autocompress.models.base import Family
     from autocompress.prune.importance import Criterion
-    from autocompress.quantize.activation_recorder import ObserverFactory
+    from autocompress.quantize.observers import ObserverFactory
     from autocompress.quantize.weight_coding import WeightQuantizer
     from autocompress.training.optimizers import FitConfig, OptimizerFactory
 
@@ -226,7 +226,7 @@ QUANTIZERS: "Registry[WeightQuantizer]" = Registry(
     "quantizer", "autocompress.quantize", "autocompress.quantize.weight_coding:WeightQuantizer"
 )
 OBSERVERS: "Registry[ObserverFactory]" = Registry(
-    "observer", "autocompress.quantize", "autocompress.quantize.activation_recorder:ObserverFactory"
+    "observer", "autocompress.quantize", "autocompress.quantize.observers:ObserverFactory"
 )
 OBJECTIVES: "Registry[Objective]" = Registry(
     "objective", "autocompress.measure", "autocompress.measure.objectives:Objective"

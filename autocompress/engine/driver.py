@@ -17,17 +17,15 @@ from autocompress.core.config import CompressionConfig
 from autocompress.core.records import Candidate, Job, Role, State, TrialResult
 from autocompress.core.registry import PROMOTION_RULES
 from autocompress.core.run_info import ObjectiveSpec
-from autocompress.engine.archive import INTERRUPTED_REASON, Archive, validate_result
+from autocompress.engine.archive import INTERRUPTED_REASON, Archive, CostEstimator, CostLimits, validate_result
 from autocompress.engine.initial_design import InitialDesign, Values, estimate_trial_cost, make_initial_job
-from autocompress.engine.limits import CostEstimator, CostLimits
-from autocompress.engine.modes import MODES
 from autocompress.engine.progress import Progress, summarize_progress
 from autocompress.engine.refinement import make_refinement
 from autocompress.engine.sampler.acquisition import SurrogateSampler
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.scheduler.asha import MAX_RUNGS, AshaScheduler
 from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost
-from autocompress.engine.space import Space, derive_seed, trial_key
+from autocompress.engine.space import MODES, Space, derive_seed, trial_key
 from autocompress.engine.spec import SearchSection
 from autocompress.store.run_store import RunStore, monotonic_seconds
 from autocompress.store.schema import StoredTrial

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from autocompress.core.knobs import Choice, Domain, FloatRange, Leaf
 from autocompress.core.records import CompressionRecipe, Job
-from autocompress.engine.limits import CostEstimator
+from autocompress.engine.archive import CostEstimator
 from autocompress.engine.scheduler.compute_cost import count_fit_epochs, estimate_epoch_cost
 from autocompress.engine.space import Space
 

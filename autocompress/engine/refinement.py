@@ -18,10 +18,9 @@ from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job
 from autocompress.core.run_info import ObjectiveSpec
-from autocompress.engine.archive import Archive
-from autocompress.engine.limits import CostEstimator
-from autocompress.engine.modes import Mode
+from autocompress.engine.archive import Archive, CostEstimator
 from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost, count_recipe_epochs
+from autocompress.engine.space import Mode
 
 Vector = NDArray[np.float64]
 

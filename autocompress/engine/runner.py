@@ -29,11 +29,10 @@ from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, 
 from autocompress.core.task import Splits, Task
 from autocompress.engine.driver import Driver
 from autocompress.engine.initial_design import FixedTrial, Values, design_initial_trials
-from autocompress.engine.modes import MODES
 from autocompress.engine.preflight import check_run_folder, remove_unsafe_methods
 from autocompress.engine.progress import Progress
 from autocompress.engine.sampler.optuna import OptunaSampler
-from autocompress.engine.space import Space, open_space
+from autocompress.engine.space import MODES, Space, open_space
 from autocompress.engine.spec import SearchSection, Source
 from autocompress.errors import AutocompressError, NoCandidateError, SearchFailedError, SpecError, UsageError
 from autocompress.measure.heads import AT, check_head, get_objective, list_scores

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from autocompress.quantize.integer_arithmetic import quantize_bias
+from autocompress.quantize.fake_quantize import quantize_bias
 
 
 def integer_kernels(proto: ModelProto) -> ModelProto:

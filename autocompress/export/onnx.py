@@ -25,8 +25,7 @@ from autocompress.export.card import input_names
 from autocompress.export.embedding_tables import BagLookup, Lookup, build_lookup
 from autocompress.export.integer_graph import integer_kernels
 from autocompress.export.runtime import WEIGHTS_ONLY
-from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, replace_quantizers
-from autocompress.quantize.integer_arithmetic import widen_codes
+from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, replace_quantizers, widen_codes
 from autocompress.quantize.layers import is_embedding
 from autocompress.quantize.quantizers import Grid
 

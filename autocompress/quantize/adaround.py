@@ -21,10 +21,10 @@ from autocompress.quantize.layers import (
 )
 from autocompress.quantize.model_quantizer import ModelQuantizer, fit_activation_grid
 from autocompress.quantize.observers import OBSERVER_CHOICE
+from autocompress.quantize.post_training import BITS, BitSettings, InputSettings, WeightSettings
 from autocompress.quantize.quantizers import Grid, broadcast_parameter
 from autocompress.quantize.reconstruction import Moments, WeightSteps, learn_rounding
 from autocompress.quantize.serialization import restore_quantization
-from autocompress.quantize.settings import BITS, BitSettings, InputSettings, WeightSettings
 from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, QuantizedWeight, WeightCoding, encode_weight, fit_grid
 
 

@@ -13,7 +13,6 @@ from autocompress.core.knobs import Choice, FloatRange, knob
 from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError
-from autocompress.quantize.activation_recorder import Observer
 from autocompress.quantize.bit_sensitivity import (
     MEASURES,
     LayerSensitivity,
@@ -22,10 +21,10 @@ from autocompress.quantize.bit_sensitivity import (
 )
 from autocompress.quantize.layers import add_layer_to_errors, coding_for_layer, forward_hooks, is_embedding
 from autocompress.quantize.model_quantizer import BiasCorrection, ModelQuantizer, fit_activation_grid
-from autocompress.quantize.observers import OBSERVER_CHOICE
+from autocompress.quantize.observers import OBSERVER_CHOICE, Observer
+from autocompress.quantize.post_training import BITS, InputSettings, WeightSettings
 from autocompress.quantize.quantizers import Grid
 from autocompress.quantize.serialization import restore_quantization
-from autocompress.quantize.settings import BITS, InputSettings, WeightSettings
 from autocompress.quantize.weight_coding import WEIGHT_OBSERVERS, QuantizedWeight, encode_weight
 
 # The options of a row: cost and loss of each.

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from autocompress.core.method import Context, LayerBits, MethodState
 from autocompress.errors import CompressionError
-from autocompress.quantize.activation_recorder import MinMaxObserver, Observer, finite_min_max
-from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, attach_input_quantizer, attach_output_quantizer
+from autocompress.quantize.fake_quantize import (
+    INPUT,
+    FakeQuantize,
+    attach_input_quantizer,
+    attach_output_quantizer,
+    round_bias,
+)
 from autocompress.quantize.folding import find_outputs_to_quantize, fold_with_report
-from autocompress.quantize.integer_arithmetic import round_bias
 from autocompress.quantize.layers import (
     Layer,
     add_layer_to_errors,
@@ -26,6 +30,7 @@ from autocompress.quantize.layers import (
     set_bias,
     set_weight,
 )
+from autocompress.quantize.observers import MinMaxObserver, Observer, finite_min_max
 from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, Grid
 from autocompress.quantize.serialization import grid_to_json, list_restored_names
 from autocompress.quantize.weight_coding import QuantizedWeight

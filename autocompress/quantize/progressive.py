@@ -13,10 +13,10 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError
 from autocompress.quantize.folding import fold_batch_norm
 from autocompress.quantize.lsq import LSQConfig, LSQRounding
+from autocompress.quantize.post_training import BITS, BitSettings
 from autocompress.quantize.qat import QATConfig, QATRounding
 from autocompress.quantize.quantization_aware import QuantizationAwareSettings, QuantizerFactory, train_with_rounding
 from autocompress.quantize.serialization import restore_quantization
-from autocompress.quantize.settings import BITS, BitSettings
 
 BIT_STAGES = (8, 6, 4, 3, 2)
 TRAINING_METHODS: dict[str, tuple[QuantizerFactory, type[QuantizationAwareSettings]]] = {

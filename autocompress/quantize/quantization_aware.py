@@ -17,13 +17,12 @@ from torch.nn.utils import parametrize
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState
 from autocompress.errors import CompressionError
-from autocompress.quantize.activation_recorder import MinMaxObserver, Observer, finite_min_max
 from autocompress.quantize.fake_quantize import attach_input_quantizer
 from autocompress.quantize.layers import add_layer_to_errors, coding_for_layer
 from autocompress.quantize.model_quantizer import ModelQuantizer
-from autocompress.quantize.observers import OBSERVER_CHOICE
+from autocompress.quantize.observers import OBSERVER_CHOICE, MinMaxObserver, Observer, finite_min_max
+from autocompress.quantize.post_training import BITS, BitSettings, InputSettings
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid
-from autocompress.quantize.settings import BITS, BitSettings, InputSettings
 from autocompress.quantize.weight_coding import (
     GRANULARITIES,
     QuantizedWeight,

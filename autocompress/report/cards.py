@@ -11,8 +11,8 @@ from autocompress.analysis.pareto import numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import DASH, compare_costs, format_value, is_finite, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
+from autocompress.report.figure_data import GROUPS, describe_simulation, join_methods, method_texts
 from autocompress.report.summary import pick_latency, split_scores
-from autocompress.report.table_view import GROUPS, describe_simulation, join_methods, method_texts
 
 MAX_ROWS = 40
 _TITLES = {

@@ -15,10 +15,17 @@ from autocompress.analysis.confirmation import ConfirmedCandidate
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import is_share, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
-from autocompress.report.figure_data import FrontData, Marks, escape_text, front_data, hypervolume_data, step_line
+from autocompress.report.figure_data import (
+    GROUPS,
+    FrontData,
+    Marks,
+    escape_text,
+    front_data,
+    hypervolume_data,
+    step_line,
+)
 from autocompress.report.static_figure import Frame, label_positions
 from autocompress.report.summary import reference_data
-from autocompress.report.table_view import GROUPS
 
 # Okabe and Ito's palette in mid tones, visible on white and on black; shapes distinguish the groups without colour.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f86c8", "#dd5c10", "#109a72", "#b0659a", "#8b93a1"

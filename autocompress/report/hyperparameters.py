@@ -12,7 +12,7 @@ from autocompress.analysis.pareto import full_fidelity, numeric_column, primary_
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import DASH, format_count, format_value, is_finite, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
-from autocompress.report.table_view import SECTIONS, escape_hidden
+from autocompress.report.figure_data import SECTIONS, escape_hidden
 
 #: Rows of the importance table.
 MAX_ROWS = 8

@@ -36,7 +36,17 @@ from autocompress.report.cards import (
     table_columns,
     table_rows,
 )
-from autocompress.report.figure_data import front_data, hypervolume_data, select_points
+from autocompress.report.figure_data import (
+    GROUPS,
+    SIMULATED,
+    classify_candidates,
+    describe_simulation,
+    escape_hidden,
+    front_data,
+    hypervolume_data,
+    rank_rows,
+    select_points,
+)
 from autocompress.report.figures import draw_front, hypervolume_figure, plotly_source
 from autocompress.report.hyperparameters import compute_importance, parallel_coordinates, split_words
 from autocompress.report.static_figure import front_picture, interval_picture, repeats_picture, sparkline
@@ -47,14 +57,6 @@ from autocompress.report.summary import (
     list_conditions,
     summarize_result,
     summarize_search,
-)
-from autocompress.report.table_view import (
-    GROUPS,
-    SIMULATED,
-    classify_candidates,
-    describe_simulation,
-    escape_hidden,
-    rank_rows,
 )
 from autocompress.report.uncertainty import pick_confidence, repeats_content
 

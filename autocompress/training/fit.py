@@ -1,13 +1,42 @@
-"""The entry point of training: teachers, students, recovery after pruning and quantization-aware training use it."""
+"""Fits of models, in this process or data-parallel: several processes share one fit through DistributedDataParallel.
+
+Teachers, students, recovery after pruning and quantization-aware training are all trained by :func:`fit`.
+
+The processes find each other through a file and communicate over the loopback interface only. Each process exits when
+its parent does, however the parent ends.
+
+Gradients are averaged over each global batch, so the result equals that of one process up to rounding, with these
+exceptions: batch norms use the statistics of a process's own share (torch synchronizes batch norms on GPUs only), terms
+that relate the examples of a batch see only that share, and attacks with a random start and mixup draw their own
+random numbers in each process.
+"""
 
 import logging
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing import spawn
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, NamedTuple, cast
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from autocompress.training.device import CPU
-from autocompress.training.distributed import fit_parallel
-from autocompress.training.trainer import FitRequest, FitResult, Trainer, predict
+from autocompress.core.config import Part
+from autocompress.errors import AutocompressError, TrialError
+from autocompress.training.device import CPU, ProcessGroup, choose_precision
+from autocompress.training.trainer import CurveRow, FitRequest, FitResult, Trainer, hold_out, predict
 
 __all__ = ["FitRequest", "FitResult", "fit", "predict"]
 
@@ -55,3 +84,267 @@ def _find_single_process_reason(model: nn.Module, request: FitRequest) -> str:
     if request.auxiliary_loss is not None:
         return "an auxiliary loss belongs to one process"
     return "" if request.device == CPU else "one process uses the GPU"
+
+
+# The first message is the preparation data that multiprocessing gives its own children: search path, main module,
+# working folder.
+_CHILD = """
+import pickle, sys
+from multiprocessing import spawn
+spawn.prepare(pickle.load(sys.stdin.buffer))
+run_process(sys.stdin.buffer)
+"""
+_CHILD_VARIABLE = "AUTOCOMPRESS_FIT_PROCESS"
+# Seconds in which the other processes may report their reason after the first one has failed: the failure of one
+# process breaks the connections of the others, and the first report is not always the cause.
+_REPORT_SECONDS = 1.0
+_EXIT_SECONDS = 10.0
+
+Child = subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The part of a fit that every process receives."""
+
+    model: nn.Module
+    request: FitRequest
+    threads: int
+    flush_denormal: bool
+
+
+class _Message(NamedTuple):
+    """A message of a process: ``epoch`` with a row, ``done`` with a result, ``failed`` with a reason, or ``died``."""
+
+    rank: int
+    kind: str
+    content: object
+
+
+class _Result(NamedTuple):
+    """The result of the process of rank 0."""
+
+    curve: list[CurveRow]
+    weights: Mapping[str, Tensor]
+
+
+def fit_parallel(model: nn.Module, request: FitRequest) -> FitResult:
+    """Train ``model`` in place with ``fit.processes`` processes and return its curve.
+
+    Args:
+        model: The model, left in evaluation mode.
+        request: The fit; each process gets a copy of its task and takes its share of each batch. The request neither
+            pauses nor has an auxiliary loss or a callback after each step.
+
+    Raises:
+        TrialError: As in one process; or the batch is smaller than the number of processes, the model or the task
+            cannot be sent to another process, or one of them died.
+    """
+    if _CHILD_VARIABLE in os.environ:
+        # A child that imports an unguarded script would start processes of its own, without end.
+        raise TrialError("a script that fits by several processes runs them behind `if __name__ == '__main__':`")
+    config = request.config
+    batch_size = min(config.batch_size, len(hold_out(request.train, config, request.seed)[0]))
+    if batch_size < config.processes:
+        raise TrialError(f"{config.processes} processes cannot share batches of {batch_size}; raise fit.batch_size")
+    packed = _pack_job(model, _fix_precision(model, request, batch_size))
+    logger.debug("The fit runs in %d processes", config.processes)
+    with TemporaryDirectory(prefix="autocompress-fit-", ignore_cleanup_errors=True) as folder:
+        curve, weights = _supervise_processes(packed, config.processes, Path(folder), request.on_epoch)
+    model.load_state_dict(weights)
+    model.eval()
+    return FitResult(curve)
+
+
+def _fix_precision(model: nn.Module, request: FitRequest, batch_size: int) -> FitRequest:
+    """Return the request with the precision chosen here: probes could choose differently in each process."""
+    optimizer = request.optimizer
+    if request.config.precision != "auto":
+        return request
+    probe = request.train.take(slice(0, batch_size))
+    is_bfloat16 = choose_precision("auto", model, request.task, probe).is_bfloat16
+    values = {**optimizer.values, "precision": "bfloat16" if is_bfloat16 else "float32"}
+    return replace(request, optimizer=Part.of(optimizer.name, **values))
+
+
+def _pack_job(model: nn.Module, request: FitRequest) -> bytes:
+    # Callbacks stay in this process and need not be picklable.
+    request = replace(request, terms=tuple(request.terms), on_epoch=None, after_step=None)
+    try:
+        return pickle.dumps(_Job(model, request, torch.get_num_threads(), _is_flushing_denormals()))
+    except Exception as reason:  # A user's class may raise anything when it is pickled.
+        raise TrialError(f"this fit cannot be sent to other processes ({reason}); set fit.processes to 1") from reason
+
+
+def _supervise_processes(
+    packed: bytes, size: int, folder: Path, on_epoch: Callable[[CurveRow], None] | None
+) -> _Result:
+    """Run the processes to their end and return the result of rank 0."""
+    # The processes end with this context, also after an error or an interrupt.
+    with _start_processes(size, folder) as children:
+        messages: queue.Queue[_Message] = queue.Queue()
+        for rank, child in enumerate(children):
+            # A thread for each pipe: reading one must not block the messages of the other processes.
+            threading.Thread(target=_forward_messages, args=(rank, child, messages), daemon=True).start()
+        for rank, child in enumerate(children):
+            _send_job(child, packed, (rank, size, str(folder / "meeting")))
+        results: dict[int, object] = {}
+        while len(results) < size:
+            message = messages.get()
+            if message.kind == "epoch":
+                if on_epoch is not None:
+                    on_epoch(cast(CurveRow, message.content))
+            elif message.kind == "done":
+                results[message.rank] = message.content
+            elif message.rank not in results:
+                raise _explain_failure([message, *_collect_messages(messages)], children, folder)
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_EXIT_SECONDS)
+        return cast(_Result, results[0])
+
+
+@contextmanager
+def _start_processes(size: int, folder: Path) -> Iterator[list[Child]]:
+    """Start the processes; at the end none of them is left."""
+    # Gloo is configured by the name of a network interface alone; other machines cannot reach the loopback interface.
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": loopback, _CHILD_VARIABLE: "1"}
+    command = [sys.executable, "-c", _CHILD]
+    pipe = subprocess.PIPE
+    children: list[Child] = []
+    try:
+        for rank in range(size):
+            with (folder / f"stderr-{rank}").open("wb") as errors:
+                children.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=environment))
+        yield children
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+            for stream in (child.stdin, child.stdout):
+                with suppress(OSError):
+                    if stream is not None:
+                        stream.close()
+
+
+def _build_preparation(packed: bytes) -> dict[str, object]:
+    data = spawn.get_preparation_data("fit")
+    # The key cannot be pickled, and nothing here authenticates by it.
+    data.pop("authkey", None)
+    if b"__main__" not in packed and b"__mp_main__" not in packed:
+        # The main script is imported again only if the job contains a class that it defines.
+        data.pop("init_main_from_path", None)
+        data.pop("init_main_from_name", None)
+    return data
+
+
+def _send_job(child: Child, packed: bytes, position: tuple[int, int, str]) -> None:
+    """Send preparation data, the position in the process group and the job to a process.
+
+    Args:
+        child: The process.
+        packed: The pickled job.
+        position: Rank, number of processes, and the path of the file through which the processes meet.
+    """
+    assert child.stdin is not None
+    # The end of its output reports that a process died meanwhile.
+    with suppress(BrokenPipeError):
+        child.stdin.write(pickle.dumps(_build_preparation(packed)) + pickle.dumps(position) + packed)
+        child.stdin.flush()
+
+
+def _forward_messages(rank: int, child: Child, messages: "queue.Queue[_Message]") -> None:
+    """Put the messages of one process into a queue, and ``died`` at their end."""
+    assert child.stdout is not None
+    # The last message of a killed process may be incomplete.
+    with suppress(EOFError, OSError, ValueError, pickle.UnpicklingError):
+        while True:
+            messages.put(_Message(rank, *pickle.load(child.stdout)))
+    messages.put(_Message(rank, "died", None))
+
+
+def _collect_messages(messages: "queue.Queue[_Message]") -> list[_Message]:
+    """Return the messages that arrive shortly after a failure."""
+    rest = []
+    deadline = time.monotonic() + _REPORT_SECONDS
+    with suppress(queue.Empty):
+        while True:
+            rest.append(messages.get(timeout=max(deadline - time.monotonic(), 0)))
+    return rest
+
+
+def _explain_failure(messages: Sequence[_Message], children: Sequence[Child], folder: Path) -> Exception:
+    """Return the error that explains most: a named error, else a process that died, else the first exception."""
+    failures = [message for message in messages if message.kind == "failed"]
+    for failure in failures:
+        if isinstance(failure.content, AutocompressError):
+            return failure.content
+    reported = {failure.rank for failure in failures}
+    for rank, kind, _ in messages:
+        if kind == "died" and rank not in reported:
+            lines = (folder / f"stderr-{rank}").read_text(errors="replace").strip().splitlines()
+            why = f": {lines[-1]}" if lines else ""
+            code = children[rank].wait()
+            return TrialError(f"process {rank} of {len(children)} of this fit died (exit code {code}){why}")
+    return TrialError(f"process {failures[0].rank} of {len(children)} of this fit failed: {failures[0].content}")
+
+
+def run_process(stream: IO[bytes]) -> None:
+    """Run one process of a fit.
+
+    Args:
+        stream: Input from which the process reads its position and its job; messages go to the standard output.
+    """
+    # Ctrl-C reaches the whole process group; the parent answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = os.fdopen(os.dup(1), "wb")
+    # The output of a task's own print calls must not mix with the messages.
+    os.dup2(2, 1)
+
+    def send_message(kind: str, content: object) -> None:
+        channel.write(pickle.dumps((kind, content)))
+        channel.flush()
+
+    try:
+        rank, size, meeting = pickle.load(stream)
+        job: _Job = pickle.load(stream)
+        threading.Thread(target=_exit_with_parent, args=(stream.fileno(),), daemon=True).start()
+        on_epoch = (lambda row: send_message("epoch", row)) if rank == 0 else None
+        request = replace(job.request, on_epoch=on_epoch)
+        send_message("done", _run_fit(replace(job, request=request), ProcessGroup(rank, size), meeting))
+    except AutocompressError as error:
+        send_message("failed", error)
+    except Exception as error:
+        send_message("failed", f"{type(error).__name__}: {error}")
+
+
+def _run_fit(job: _Job, group: ProcessGroup, meeting: str) -> _Result | None:
+    """Run this process's share of a fit; only rank 0 returns the result, which is the same in every process."""
+    torch.set_num_threads(job.threads)
+    torch.set_flush_denormal(job.flush_denormal)
+    # Dropout draws other numbers for each share of a batch.
+    torch.manual_seed(job.request.seed + group.rank)
+    # Gloo is torch's backend for tensors on the CPU.
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=group.rank, world_size=group.size)
+    try:
+        curve = Trainer(job.model, job.request, group).run().curve
+    finally:
+        dist.destroy_process_group()
+    return _Result(curve, job.model.state_dict()) if group.rank == 0 else None
+
+
+def _exit_with_parent(descriptor: int) -> None:
+    """End this process when the other end of its input is closed.
+
+    Args:
+        descriptor: File descriptor of the input.
+    """
+    while os.read(descriptor, 1):
+        pass
+    # Called from a thread, where sys.exit would end the thread alone.
+    os._exit(1)
+
+
+def _is_flushing_denormals() -> bool:
+    return bool(torch.tensor(torch.finfo(torch.float32).tiny).div(2) == 0)

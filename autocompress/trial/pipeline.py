@@ -1,5 +1,9 @@
-"""The steps of a trial, train, prune, quantize and score, on the task, splits and teacher that a run shares."""
+"""The steps of a trial, train, prune, quantize and score, on the task, splits and teacher that a run shares.
 
+Checkpoints of trials are bytes: weights with the history of their pruning, and states of paused trials.
+"""
+
+import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -8,6 +12,8 @@ from itertools import islice
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
@@ -21,10 +27,71 @@ from autocompress.prune import inherit_weights, reestimate_batch_norm
 from autocompress.training.device import CPU
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
-from autocompress.trial.checkpoints import History, pack_paused_state, read_checkpoint, unpack_paused_state
 from autocompress.trial.recipe import list_teacher_pruning
 from autocompress.trial.supernet import SubNetworks
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
+
+# Size of the little-endian length before a JSON header, as in a safetensors file.
+HEADER_BYTES = 8
+
+History = Mapping[str, object]
+
+
+def write_checkpoint(model: nn.Module, prune: History | None, start: Sequence[History] = ()) -> bytes:
+    """Return a model's weights and the history of its pruning as the bytes of a safetensors file.
+
+    Args:
+        model: The float model, pruned or not.
+        prune: History of its pruning; ``None`` if it was not pruned.
+        start: Histories of the pruning steps before the training.
+    """
+    # safetensors stores contiguous tensors only.
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    history = {"prune": dict(prune or {}), "start": [dict(step) for step in start]}
+    # One key only: safetensors writes several keys in any order, and the same model must give the same bytes.
+    return save(tensors, metadata={"history": json.dumps(history)})
+
+
+def read_checkpoint(content: bytes) -> tuple[dict[str, Tensor], History, list[History]]:
+    """Return the weights, the history of the pruning, and the histories of the pruning steps before the training.
+
+    Raises:
+        ValueError: The checkpoint is damaged.
+    """
+    try:
+        weights = load(content)
+    except SafetensorError as damage:
+        raise ValueError(str(damage)) from damage
+    # A safetensors file begins with the length of its header and a JSON header.
+    size = int.from_bytes(content[:HEADER_BYTES], "little")
+    history = json.loads(json.loads(content[HEADER_BYTES : HEADER_BYTES + size])["__metadata__"]["history"])
+    return weights, history["prune"], history["start"]
+
+
+def pack_paused_state(state: bytes, start: Sequence[History]) -> bytes:
+    """Return the state of a paused fit together with the histories of the pruning steps before it.
+
+    Example:
+        >>> unpack_paused_state(pack_paused_state(b"state", [{"layers": [1]}]))
+        (b'state', [{'layers': [1]}])
+    """
+    header = json.dumps([dict(step) for step in start]).encode()
+    return len(header).to_bytes(HEADER_BYTES, "little") + header + state
+
+
+def unpack_paused_state(content: bytes) -> tuple[bytes, list[History]]:
+    """Return the state and the histories that :func:`pack_paused_state` packed.
+
+    Raises:
+        TrialError: The content is damaged.
+    """
+    size = int.from_bytes(content[:HEADER_BYTES], "little")
+    try:
+        start = json.loads(content[HEADER_BYTES : HEADER_BYTES + size])
+    except ValueError as damage:
+        raise TrialError(f"the state of a paused trial cannot be read: {damage}") from damage
+    return content[HEADER_BYTES + size :], start
+
 
 CALIBRATION_BATCH = 64
 # Batch-norm statistics are estimated on this many batches of this size at most.

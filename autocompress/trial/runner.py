@@ -22,11 +22,18 @@ from autocompress.core.registry import WorkerPlugins
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.measure import Subject, layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost
-from autocompress.measure.resampling import pack_correct, resample_score
+from autocompress.measure.heads import pack_correct, resample_score
 from autocompress.quantize import fold_batch_norm
 from autocompress.training.device import require_device
-from autocompress.trial.checkpoints import History, write_checkpoint
-from autocompress.trial.pipeline import Setup, TrialPipeline, load_pipeline, load_task, reproducible_torch
+from autocompress.trial.pipeline import (
+    History,
+    Setup,
+    TrialPipeline,
+    load_pipeline,
+    load_task,
+    reproducible_torch,
+    write_checkpoint,
+)
 from autocompress.trial.recipe import list_operations
 from autocompress.trial.teacher import SerializedTeacher, teacher_name
 

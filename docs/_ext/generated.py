@@ -45,7 +45,7 @@ def objectives(kind: str) -> str:
 
 def modes() -> str:
     """Return every mode of a search."""
-    from autocompress.engine.modes import MODES
+    from autocompress.engine.space import MODES
 
     return _table(["mode", "meaning"], [[_code(name), mode.summary] for name, mode in MODES.items()])
 

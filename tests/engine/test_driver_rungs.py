@@ -8,8 +8,7 @@ import optuna
 import pytest
 
 from autocompress.core.records import State, TrialResult
-from autocompress.engine.modes import MODES
-from autocompress.engine.space import open_space
+from autocompress.engine.space import MODES, open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.store.run_store import RunStore
 from tests.engine.driving import (

@@ -2,7 +2,7 @@ from collections.abc import Mapping, Sequence
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Candidate, CompressionRecipe
-from autocompress.engine.limits import CostLimits
+from autocompress.engine.archive import CostLimits
 
 TRAINING = CompressionConfig(Part("cnn"), (Part("none"),), Part("adamw"))
 RECIPES = (CompressionRecipe(), CompressionRecipe(quantize=Part("post_training")))

@@ -4,7 +4,7 @@ import torch
 
 from autocompress.analysis.significance import unpack_correct
 from autocompress.measure import Subject
-from autocompress.measure.resampling import DRAWS, pack_correct, resample_score
+from autocompress.measure.heads import DRAWS, pack_correct, resample_score
 
 
 def subject(size: int, share: float, seed: int = 0) -> Subject:
@@ -35,5 +35,5 @@ def test_correct_predictions_are_packed_up_to_a_size(monkeypatch: pytest.MonkeyP
     bits = unpack_correct(pack_correct(model))
     assert bits is not None
     assert bits.ravel().tolist() == (model.logits["label"].argmax(1) == model.targets["label"]).tolist()
-    monkeypatch.setattr("autocompress.measure.resampling.MAX_PACKED_EXAMPLES", 1000)
+    monkeypatch.setattr("autocompress.measure.heads.MAX_PACKED_EXAMPLES", 1000)
     assert pack_correct(model) == {}

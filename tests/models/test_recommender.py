@@ -9,7 +9,7 @@ from autocompress.export.onnx import export_float
 from autocompress.export.runtime import create_session
 from autocompress.measure import layer_costs
 from autocompress.models.base import build_family_model
-from autocompress.quantize.tracing import trace_graph
+from autocompress.quantize.folding import trace_graph
 
 USERS, ITEMS, K = 30, 50, 8
 USER, ITEM, LIST = InputSpec((), vocabulary=USERS), InputSpec((), vocabulary=ITEMS), InputSpec((K,), vocabulary=ITEMS)

@@ -9,8 +9,7 @@ from autocompress.core.registry import PRUNE
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.prune.n_m import has_n_m_pattern
 from autocompress.quantize import fold_batch_norm
-from autocompress.trial.checkpoints import write_checkpoint
-from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
+from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch, write_checkpoint
 from autocompress.trial.runner import run_trial
 from autocompress.trial.teacher import TeacherRecipe
 

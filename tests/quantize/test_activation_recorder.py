@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.activation_recorder import ActivationRecorder, MinMaxObserver, finite_min_max
+from autocompress.quantize.observers import ActivationRecorder, MinMaxObserver, finite_min_max
 from tests.quantize.test_observers import batches, watch
 
 

@@ -9,14 +9,16 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from autocompress.errors import CompressionError
-from autocompress.quantize.activation_recorder import MinMaxObserver, Observer, ObserverConfig
 from autocompress.quantize.model_quantizer import fit_activation_grid
 from autocompress.quantize.observers import (
     OBSERVERS,
     SMOOTHING,
     EntropyObserver,
+    MinMaxObserver,
     MovingAverageObserver,
     MseObserver,
+    Observer,
+    ObserverConfig,
     PercentileObserver,
     bin_means,
     compute_divergence,

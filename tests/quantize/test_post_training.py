@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -14,10 +15,18 @@ from torch.nn import functional as F
 from autocompress.core.method import Context, LayerBits, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
-from autocompress.quantize.fake_quantize import FakeQuantize
+from autocompress.quantize.fake_quantize import LARGEST_EXACT_CODE, FakeQuantize, widen_codes
 from autocompress.quantize.folding import fold_batch_norm
-from autocompress.quantize.integer_arithmetic import LARGEST_EXACT_CODE, widen_codes
-from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
+from autocompress.quantize.observers import MinMaxObserver, PercentileObserver
+from autocompress.quantize.post_training import (
+    BITS,
+    BitSettings,
+    InputSettings,
+    PostTraining,
+    PostTrainingConfig,
+    WeightSettings,
+)
+from autocompress.quantize.weight_coding import WeightCoding
 from tests.quantize.nets import Plain, accuracy
 from tests.quantize.rounding import METHOD, WIDTHS, config, context, weight_error
 
@@ -287,3 +296,76 @@ def test_the_calibration_split_is_passed_once_for_inputs_and_once_for_outputs(
     # The error report looks at one batch.
     METHOD.apply(folded, config(32, 8), context(*data[0][:96].split(32)))
     assert passes == [32, 32, 32, 32]
+
+
+@dataclass(frozen=True)
+class Combined(BitSettings, WeightSettings, InputSettings):
+    """Settings of a method that combines all of them, as every method does."""
+
+
+def test_the_names_of_the_stored_fields_stay() -> None:
+    # They are YAML keys and enter the fingerprints of stored configs.
+    assert set(Combined().to_dict()) == {
+        "weight_bits",
+        "activation_bits",
+        "weight_scheme",
+        "granularity",
+        "group_size",
+        "weight_observer",
+        "activation_scheme",
+        "observer",
+        "percentile",
+    }
+
+
+def test_settings_read_back_equal() -> None:
+    settings = Combined(weight_bits=3, granularity="per_group", group_size=16, observer="percentile", percentile=95.0)
+    assert Combined.of(settings.to_dict()) == settings
+    assert Combined.of({}) == Combined()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 32])
+def test_bit_widths_that_have_a_grid_are_accepted(bits: int) -> None:
+    assert BITS.accepts(bits)
+    assert BitSettings(weight_bits=bits, activation_bits=bits).weight_bits == bits
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"weight_bits": 1},
+        {"activation_bits": 16},
+        {"granularity": "per_row"},
+        {"group_size": 1},
+        {"weight_scheme": "skewed"},
+        {"activation_scheme": "skewed"},
+        {"weight_observer": "entropy"},
+        {"percentile": 89.0},
+        {"percentile": 100.5},
+    ],
+)
+def test_values_outside_their_range_are_refused_by_name(values: dict[str, int | float | str]) -> None:
+    with pytest.raises(KnobError, match=rf"{next(iter(values))} = .* is outside"):
+        Combined.of(values)
+
+
+def test_the_percentile_reaches_the_observer() -> None:
+    values = torch.arange(101.0)
+    observer = InputSettings(observer="percentile", percentile=90.0).build_observer(8)
+    assert isinstance(observer, PercentileObserver)
+    observer.observe(values)
+    assert observer.range() == (10.0, 90.0)
+
+
+def test_each_layer_has_an_observer_of_its_own() -> None:
+    settings = InputSettings()
+    first, second = settings.build_observer(8), settings.build_observer(8)
+    assert isinstance(first, MinMaxObserver)
+    assert first is not second
+
+
+def test_the_coding_of_a_weight_has_every_setting() -> None:
+    settings = WeightSettings(weight_scheme="asymmetric", granularity="per_group", group_size=16, weight_observer="mse")
+    assert settings.weight_coding(4) == WeightCoding(
+        bits=4, quantizer="linear", scheme="asymmetric", granularity="per_group", group_size=16, observer="mse"
+    )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autocompress.core.registry import QUANTIZE
 from autocompress.errors import KnobError
-from autocompress.quantize.activation_recorder import MinMaxObserver
+from autocompress.quantize.observers import MinMaxObserver
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.qat import QAT, QATConfig, QATInputQuantizer, QATRounding, QATWeightQuantizer
 from autocompress.quantize.quantization_aware import RangeRecorder, WeightParametrization

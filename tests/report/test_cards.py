@@ -20,7 +20,7 @@ from autocompress.report.cards import (
     table_columns,
     table_rows,
 )
-from autocompress.report.table_view import classify_candidates
+from autocompress.report.figure_data import classify_candidates
 from tests.report.factory import HOSTILE, Run
 
 

@@ -10,9 +10,8 @@ from torch import nn
 
 from autocompress.core.config import Part
 from autocompress.errors import TrialError
-from autocompress.training import distributed as parallel
-from autocompress.training.distributed import fit_parallel
-from autocompress.training.fit import FitRequest, fit
+from autocompress.training import fit as parallel
+from autocompress.training.fit import FitRequest, fit, fit_parallel
 from autocompress.training.trainer import Trainer
 from tests.training.light import Faulty, Light, Wide, examples, network
 
@@ -100,7 +99,7 @@ from pathlib import Path
 import torch
 from tests.training.light import Light, examples, network
 from autocompress.core.config import Part
-from autocompress.training.distributed import fit_parallel
+from autocompress.training.fit import fit_parallel
 from autocompress.training.trainer import FitRequest
 
 class Mine(Light):

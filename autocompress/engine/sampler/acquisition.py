@@ -22,7 +22,7 @@ from autocompress.core.config import CompressionConfig, fingerprint
 from autocompress.core.knobs import Leaf
 from autocompress.core.records import Candidate, CompressionRecipe
 from autocompress.core.run_info import ObjectiveSpec
-from autocompress.engine.limits import CostEstimator
+from autocompress.engine.archive import CostEstimator
 from autocompress.engine.sampler.encoding import Encoding, RandomTrial
 from autocompress.engine.sampler.gaussian_process import GaussianProcess, Inputs
 from autocompress.engine.scheduler.compute_cost import count_fit_epochs, estimate_epoch_cost
