@@ -11,29 +11,15 @@ from autocompress.core.config import CompressionConfig
 from autocompress.core.method import LayerBits, MethodState
 from autocompress.core.task import InputSpec
 from autocompress.errors import ArtifactError, UsageError
-from autocompress.quantize.packing import pack_codes, unpack_codes
+from autocompress.measure.storage import Count, Packed, Shape
 
 # The file may come from anywhere: a size or width beyond these bounds is refused.
-Count = Annotated[int, Field(ge=0, le=2**31)]
-Shape = Annotated[tuple[Count, ...], Field(max_length=8)]
 Bits = Annotated[int, Field(ge=1, le=64)]
-IntegerName = Literal["bool", "uint8", "int8", "int16", "int32", "int64"]
-# A tensor of one repeated value takes no bytes, so its size is bounded here.
-LARGEST_CONSTANT = 2**24
 
 
 class _Strict(BaseModel):
     # An unknown entry or a value of another type is an error: the file is damaged or of another version.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Packed(_Strict):
-    """An integer tensor stored as a stream of n-bit codes; zero bits for one repeated value."""
-
-    bits: Annotated[int, Field(ge=0, le=8)]
-    offset: int
-    shape: Shape
-    dtype: IntegerName
 
 
 class Input(_Strict):
@@ -73,12 +59,13 @@ class Architecture(_Strict):
         start: Pruning steps applied to the teacher before training.
         prune: State of the pruning method.
         quantize: State of the quantization method.
-        packed: Tensors of model.safetensors that are packed.
+        packed: Forms of the tensors of model.safetensors that are not dense.
         aliases: Names of tensors that share another one's values.
         versions: Library name to the version that wrote the artifact.
     """
 
-    format: Literal[1]
+    #: 2 leaves out the zeros of sparse tensors, which readers of 1 do not know.
+    format: Literal[1, 2]
     task: str
     options: dict[str, JsonValue]
     config: dict[str, JsonValue]
@@ -142,77 +129,3 @@ def method_state(saved: SavedState, tensors: Mapping[str, Tensor]) -> MethodStat
     """Return a method's state from its JSON part and its tensors."""
     bits = {name: LayerBits(*widths) for name, widths in saved.bits.items()}
     return MethodState(history=saved.history, tensors=tensors, bits=bits)
-
-
-def pack_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Packed], dict[str, str]]:
-    """Return the tensors to store, the packing of integer ones, and aliases of tensors that share storage.
-
-    Integer tensors take as many bits as their range needs: a 3-bit layer takes 3 bits per weight.
-    """
-    stored: dict[str, Tensor] = {}
-    packed: dict[str, Packed] = {}
-    aliases: dict[str, str] = {}
-    owners: dict[tuple[object, ...], str] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu()
-        # Tied weights share memory: they are stored once.
-        owner = owners.setdefault((tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()), name)
-        # Empty tensors have no memory to share, whatever their address.
-        if owner != name and tensor.numel():
-            aliases[name] = owner
-            continue
-        spread = _code_range(tensor)
-        if spread is None:
-            # safetensors refuses tensors that are not contiguous or share memory.
-            stored[name] = tensor.contiguous().clone()
-            continue
-        low, bits = spread
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        packed[name] = Packed.model_validate(
-            {"bits": bits, "offset": low, "shape": tuple(tensor.shape), "dtype": dtype}
-        )
-        if bits:
-            stored[name] = pack_codes(tensor, bits, low)
-    return stored, packed, aliases
-
-
-def unpack_tensors(
-    stored: Mapping[str, Tensor], packed: Mapping[str, Packed], aliases: Mapping[str, str]
-) -> dict[str, Tensor]:
-    """Return the tensors that :func:`pack_tensors` was given.
-
-    Raises:
-        ArtifactError: A packed tensor has no bytes, the wrong number of them, or an alias has no owner.
-    """
-    tensors = dict(stored)
-    for name, how in packed.items():
-        if how.bits and name not in stored:
-            raise ArtifactError(f"model.safetensors lacks '{name}'")
-        if not how.bits and torch.Size(how.shape).numel() > LARGEST_CONSTANT:
-            raise ArtifactError(f"architecture.json: '{name}' is too large for a constant")
-        dtype = getattr(torch, how.dtype)
-        try:
-            if how.bits:
-                tensors[name] = unpack_codes(stored[name], how.bits, how.shape, how.offset, dtype)
-            else:
-                tensors[name] = torch.full(how.shape, how.offset, dtype=dtype)
-        except (OverflowError, RuntimeError, ValueError) as error:
-            raise ArtifactError(f"model.safetensors: '{name}': {error}") from error
-    # After unpacking, because the owner may be a packed tensor.
-    for name, owner in aliases.items():
-        if owner not in tensors:
-            raise ArtifactError(f"model.safetensors lacks '{owner}'")
-        tensors[name] = tensors[owner]
-    return tensors
-
-
-def _code_range(tensor: Tensor) -> tuple[int, int] | None:
-    """Return the smallest value and the bits of the range above it; None if the tensor is not packed."""
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.numel() == 0:
-        return None
-    low, high = int(tensor.min()), int(tensor.max())
-    bits = (high - low).bit_length()
-    # A packed code fits into a byte; a constant has no bytes, so its size is limited separately.
-    if bits > 8 or (bits == 0 and tensor.numel() > LARGEST_CONSTANT):
-        return None
-    return low, bits

@@ -29,18 +29,17 @@ from autocompress.export.architecture import (
     Architecture,
     dump_state,
     method_state,
-    pack_tensors,
     parse_architecture,
-    unpack_tensors,
 )
 from autocompress.export.card import Card, render_card
 from autocompress.export.folder import read_files, write_files
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.runtime import is_weights_only
+from autocompress.measure.storage import pack_tensors, unpack_tensors
 from autocompress.models.base import build_family_model
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.quantize.folding import find_folded_pairs, fold_batch_norm, fold_structure
-from autocompress.trial.pipeline import PruningStep
+from autocompress.trial.pipeline import PruningStep, list_restored_tensors, list_stored_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +135,7 @@ def read_architecture(folder: Path | str) -> Architecture:
 
 def _build_architecture(deployable: Deployable) -> tuple[Architecture, dict[str, Tensor]]:
     """Return the architecture and the tensors of model.safetensors."""
-    # The restore of a method fills these tensors from its own state, so the model's copies are not stored.
-    restored_names = _names_filled_by(deployable.quantize_state) | _names_filled_by(deployable.prune_state)
-    model = {name: tensor for name, tensor in deployable.model.state_dict().items() if name not in restored_names}
-    tensors = _add_prefix("model", model)
-    for stage, state in (("prune", deployable.prune_state), ("quantize", deployable.quantize_state)):
-        tensors |= _add_prefix(stage, {} if state is None else state.tensors)
+    tensors = list_stored_tensors(deployable.model, deployable.prune_state, deployable.quantize_state)
     stored, packed, aliases = pack_tensors(tensors)
     inputs = [
         {
@@ -154,7 +148,7 @@ def _build_architecture(deployable: Deployable) -> tuple[Architecture, dict[str,
     ]
     architecture = Architecture.model_validate(
         {
-            "format": 1,
+            "format": 2,
             "task": deployable.task_name,
             # The round trip turns tuples into lists, as they are when the file is read.
             "options": json.loads(json.dumps(dict(deployable.task_options))),
@@ -225,7 +219,7 @@ def _rebuild_module(architecture: Architecture, tensors: Mapping[str, Tensor]) -
         _load_tensors(
             model,
             _select_prefix("model", tensors),
-            _names_filled_by(states["prune"]) | _names_filled_by(states["quantize"]),
+            list_restored_tensors(states["prune"]) | list_restored_tensors(states["quantize"]),
         )
     except ArtifactError:
         raise
@@ -293,15 +287,6 @@ def _check_rebuilt(deployable: Deployable, rebuilt: nn.Module) -> None:
     different += [head for head in deployable.heads if not torch.equal(outputs[0][head], outputs[1][head])]
     if different or len(exported_state) != len(rebuilt_state):
         raise ArtifactError(f"the rebuilt module differs from the exported one: {', '.join(different[:3])}")
-
-
-def _names_filled_by(state: MethodState | None) -> set[str]:
-    """Return the names in the ``state_dict`` that the ``restore`` of a method fills."""
-    return set() if state is None else set(state.history.get("restored", []))
-
-
-def _add_prefix(stage: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{stage}/{name}": tensor for name, tensor in tensors.items()}
 
 
 def _select_prefix(stage: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -137,13 +137,17 @@ def activations(subject: Subject) -> float:
 
 @objective("bytes", "minimize", "cost", unit="B")
 def model_bytes(subject: Subject) -> float:
-    """Bytes of the packed parameters, with one scale per quantized output channel."""
+    """Bytes of the exported tensors: packed codes, scales, tables, masks of pruned weights, everything else."""
+    if subject.stored_bytes is not None:
+        return float(subject.stored_bytes)
     return float(cost.count_model_bytes(subject.layers, subject.bits))
 
 
 @objective("sparse_bytes", "minimize", "cost", unit="B")
 def sparse_bytes(subject: Subject) -> float:
-    """Bytes of the parameters without the zeros of pruned layers: one bit a weight, and the nonzero values."""
+    """The same as bytes, which leave out the zeros of pruned weights."""
+    if subject.stored_bytes is not None:
+        return float(subject.stored_bytes)
     return float(cost.count_sparse_bytes(subject.layers, subject.bits))
 
 

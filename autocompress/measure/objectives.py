@@ -23,6 +23,7 @@ class Subject:
         layers: Multiply-accumulates and parameters per layer, for one example.
         bits: Bit-widths of the quantized layers; all others have 32 bits.
         levels: Value of each class, ``{head: [C]}``, for the heads whose classes are numbers.
+        stored_bytes: Bytes of the model's tensors in an exported file; ``None`` where only its layers are known.
     """
 
     logits: Mapping[str, Tensor] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Subject:
     layers: Mapping[str, LayerCost] = field(default_factory=dict)
     bits: Mapping[str, LayerBits] = field(default_factory=dict)
     levels: Mapping[str, Tensor] = field(default_factory=dict)
+    stored_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from autocompress.quantize.folding import FoldedBatchNorm, fold_batch_norm
 from autocompress.quantize.lookup_quantizers import LookupTable
 from autocompress.quantize.lsq import LSQ, LSQConfig
 from autocompress.quantize.mixed_precision import MixedPrecision, MixedPrecisionConfig
-from autocompress.quantize.packing import count_packed_bytes, pack_codes, unpack_codes
 from autocompress.quantize.post_training import PostTraining, PostTrainingConfig
 from autocompress.quantize.progressive import Progressive, ProgressiveConfig
 from autocompress.quantize.qat import QAT, QATConfig
@@ -34,9 +33,6 @@ __all__ = [
     "QuantizedWeight",
     "SymmetricQuantizer",
     "WeightCoding",
-    "count_packed_bytes",
     "encode_weight",
     "fold_batch_norm",
-    "pack_codes",
-    "unpack_codes",
 ]

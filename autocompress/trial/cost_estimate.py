@@ -10,13 +10,15 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import CompressionRecipe
 from autocompress.core.registry import PRUNE, QUANTIZE
 from autocompress.errors import AutocompressError
-from autocompress.measure import Subject, layer_costs, measure
+from autocompress.measure import layer_costs, measure
 from autocompress.quantize import fold_batch_norm
-from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
+from autocompress.trial.pipeline import Setup, build_cost_subject, load_pipeline, reproducible_torch
 
 logger = logging.getLogger(__name__)
 
 BITS = ("weight_bits", "activation_bits")
+# Other settings that change what a file stores. A lookup table takes more than an even grid: costs are a lower bound.
+STORED = ("weight_scheme", "granularity", "group_size")
 
 
 def estimate_costs(
@@ -45,15 +47,16 @@ def estimate_costs(
         for part in dict.fromkeys(recipe.prune for recipe in recipes):
             quantizations = [recipe.quantize for recipe in recipes if recipe.prune == part]
             try:
-                pruned = model
+                pruned, prune_state = model, None
                 if part is not None:
                     method = PRUNE.get(part.name)
-                    pruned, _ = method.apply(model, method.config.of(part.values), context)
+                    pruned, prune_state = method.apply(model, method.config.of(part.values), context)
                 folded = fold_batch_norm(pruned, example)
                 layers = layer_costs(folded, example)
-                states = [pipeline.quantize(folded, training, part)[1] for part in _select_fewest_bits(quantizations)]
-                bits = [{} if state is None else state.bits for state in states]
-                estimates += [measure(Subject(layers=layers, bits=entry), setup.costs) for entry in bits]
+                for quantization in _select_fewest_bits(quantizations):
+                    quantized, quantize_state = pipeline.quantize(folded, training, quantization)
+                    subject = build_cost_subject(quantized, layers, quantize_state, prune_state)
+                    estimates.append(measure(subject, setup.costs))
             except AutocompressError as error:
                 # The trial itself reports the error.
                 logger.debug("The costs of %s cannot be estimated: %s", part, error)
@@ -63,7 +66,9 @@ def estimate_costs(
 def _select_fewest_bits(parts: Sequence[Part | None]) -> list[Part | None]:
     """Return the quantization with the fewest bits, and ``None``, no quantization, if it is among ``parts``."""
     bits = {part: _multiply_bits(part) for part in parts if part is not None and _multiply_bits(part) > 0}
-    cheapest: list[Part | None] = [] if not bits else [_to_post_training(min(bits, key=lambda part: bits[part]))]
+    cheapest: list[Part | None] = []
+    if bits:
+        cheapest = [_to_post_training(min(bits, key=lambda part: (bits[part], _scales_per_weight(part))))]
     return [*cheapest, *([None] if None in parts else [])]
 
 
@@ -74,7 +79,16 @@ def _multiply_bits(part: Part) -> float:
     return float(weight_bits or 0) * float(activation_bits or 0)
 
 
-def _to_post_training(part: Part) -> Part:
-    """Return post-training quantization with the bits of another method, as the bits alone determine the costs."""
+def _scales_per_weight(part: Part) -> float:
+    """Return a number that grows with the number of scales which a method stores."""
     settings = QUANTIZE.get(part.name).config.of(part.values).to_dict()
-    return Part.of("post_training", **{name: settings[name] for name in BITS})
+    if settings.get("granularity") == "per_group":
+        return 1 / float(settings.get("group_size") or 1)
+    return 0.0 if settings.get("granularity") == "per_tensor" else 2**-20
+
+
+def _to_post_training(part: Part) -> Part:
+    """Return post-training quantization with the bits and the scales of another method, which determine the costs."""
+    settings = QUANTIZE.get(part.name).config.of(part.values).to_dict()
+    shared = {name: settings[name] for name in (*BITS, *STORED) if name in settings}
+    return Part.of("post_training", **shared)

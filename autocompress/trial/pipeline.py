@@ -22,8 +22,10 @@ from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
 from autocompress.core.task import Split, Splits, Task, logits_by_head
 from autocompress.distill.attacks import ATTACKS, EPSILON, predict_under_attack
 from autocompress.errors import ArtifactError, TrialError
-from autocompress.measure import Subject, measure
+from autocompress.measure import LayerCost, Subject, measure
+from autocompress.measure.storage import count_stored_bytes
 from autocompress.prune import inherit_weights, reestimate_batch_norm
+from autocompress.quantize import fold_batch_norm
 from autocompress.training.device import CPU
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
@@ -151,7 +153,7 @@ class RebuiltCandidate:
 
     Attributes:
         float_model: The pruned 32-bit model in evaluation mode.
-        model: The quantized model; the same object as ``float_model`` if it is not quantized.
+        model: The quantized model; ``float_model`` with folded batch norms if it is not quantized.
         prune: State of the pruning method; ``None`` if the candidate is not pruned.
         quantize: State of the quantization method; ``None`` if the candidate is not quantized.
         start: Pruning steps between the teacher and the student, before the training.
@@ -422,6 +424,8 @@ class TrialPipeline:
         model.load_state_dict(weights)
         model.eval()
         quantized, state = self.quantize(model, config.training, config.quantize)
+        # As it was scored: batch norms are part of the layers before them.
+        quantized = fold_batch_norm(model, self.task.example()) if state is None else quantized
         return RebuiltCandidate(model, quantized, pruned, state, start)
 
     def build_subject(
@@ -490,3 +494,45 @@ def load_task(setup: Setup) -> tuple[Task, Splits]:
     """
     task: Task = TASKS.get(setup.task.name)(**setup.task.values)
     return task, task.splits(setup.split_seed)
+
+
+def list_stored_tensors(
+    model: nn.Module, prune_state: MethodState | None, quantize_state: MethodState | None
+) -> dict[str, Tensor]:
+    """Return the tensors that an exported file contains, named ``model/...``, ``prune/...`` and ``quantize/...``.
+
+    Args:
+        model: The compressed model.
+        prune_state: State of the pruning method; ``None`` if nothing was pruned.
+        quantize_state: State of the quantization method; ``None`` if nothing was quantized.
+    """
+    # The restore of a method fills these tensors from its own state, so the model's copies are not stored.
+    restored = list_restored_tensors(quantize_state) | list_restored_tensors(prune_state)
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items() if name not in restored}
+    for stage, state in (("prune", prune_state), ("quantize", quantize_state)):
+        tensors |= {f"{stage}/{name}": tensor for name, tensor in (state.tensors if state else {}).items()}
+    return tensors
+
+
+def list_restored_tensors(state: MethodState | None) -> set[str]:
+    """Return the names in the ``state_dict`` that the ``restore`` of a method fills."""
+    return set() if state is None else set(state.history.get("restored", []))
+
+
+def build_cost_subject(
+    model: nn.Module,
+    layers: Mapping[str, LayerCost],
+    quantize_state: MethodState | None = None,
+    prune_state: MethodState | None = None,
+) -> Subject:
+    """Return the data for costs: layers, bit-widths and the bytes that the tensors take in an exported file.
+
+    Args:
+        model: The compressed model.
+        layers: Costs of its layers.
+        quantize_state: State of the quantization method; ``None`` if nothing was quantized.
+        prune_state: State of the pruning method; ``None`` if nothing was pruned.
+    """
+    tensors = list_stored_tensors(model, prune_state, quantize_state)
+    bits = {} if quantize_state is None else quantize_state.bits
+    return Subject(layers=layers, bits=bits, stored_bytes=count_stored_bytes(tensors))

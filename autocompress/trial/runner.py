@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
+from autocompress.core.method import MethodState
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State, TrialResult
 from autocompress.core.registry import WorkerPlugins
 from autocompress.errors import AutocompressError, TrialError, UsageError
-from autocompress.measure import Subject, layer_costs, measure, per_class
+from autocompress.measure import layer_costs, measure, per_class
 from autocompress.measure.cost import LayerCost
 from autocompress.measure.heads import pack_correct, resample_score
 from autocompress.quantize import fold_batch_norm
@@ -29,6 +30,7 @@ from autocompress.trial.pipeline import (
     History,
     Setup,
     TrialPipeline,
+    build_cost_subject,
     load_pipeline,
     load_task,
     reproducible_torch,
@@ -278,14 +280,14 @@ def teacher_record(setup: Setup) -> dict[str, dict[str, Any]]:
     """Return the teacher's scores on the validation splits and its costs, under the keys ``scores`` and ``costs``."""
     pipeline = load_pipeline(setup)
     teacher, example = pipeline.teacher, pipeline.task.example()
-    layers = layer_costs(fold_batch_norm(teacher.model, example), example)
+    folded = fold_batch_norm(teacher.model, example)
     scores = {}
     for name in VALIDATION:
         subject = pipeline.build_subject(
             teacher.model, getattr(pipeline.splits, name), teacher.logits[name], setup.scores
         )
         scores[name] = measure(subject, setup.scores)
-    return {"scores": scores, "costs": measure(Subject(layers=layers), setup.costs)}
+    return {"scores": scores, "costs": measure(build_cost_subject(folded, layer_costs(folded, example)), setup.costs)}
 
 
 def cpu_capability() -> str:
@@ -314,6 +316,7 @@ class QuantizationSource:
         checkpoint: Name of the stored weights; empty if they are not stored.
         epochs: Number of epochs of training so far.
         complete: Whether the training is complete.
+        prune_state: State of the pruning method as an exported file holds it; ``None`` if the model is not pruned.
         shared: Intermediate results that the quantizations of this model share.
     """
 
@@ -323,6 +326,7 @@ class QuantizationSource:
     checkpoint: str
     epochs: int
     complete: bool
+    prune_state: MethodState | None = None
     shared: dict[Hashable, object] = field(default_factory=dict)
 
 
@@ -337,6 +341,7 @@ def _fold_model(pipeline: TrialPipeline, trained: TrainedSource, pruned: PrunedM
         name if trained.complete else "",
         trained.epochs,
         trained.complete,
+        None if pruned.history is None else MethodState(history=pruned.history),
     )
 
 
@@ -349,7 +354,6 @@ def _measure_candidate(
     source: QuantizationSource,
 ) -> Candidate:
     model, state = pipeline.quantize(source.model, job.training, recipe.quantize, source.shared)
-    bits = {} if state is None else state.bits
     details: dict[str, object] = dict(source.report)
     if state is not None:
         details.update(state.report)
@@ -376,7 +380,7 @@ def _measure_candidate(
         config,
         source.epochs,
         scores,
-        measure(Subject(layers=source.layers, bits=bits), setup.costs),
+        measure(build_cost_subject(model, source.layers, state, source.prune_state), setup.costs),
         details,
         source.checkpoint,
         source.complete,
