@@ -40,7 +40,7 @@ _HOME = {
     "knob": "core.knobs",
     "load": "api",
     "load_artifact": "export.artifact",
-    "load_plugin": "core.plugins",
+    "load_plugin": "core.registry",
     "search": "api",
 }
 

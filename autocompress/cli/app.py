@@ -82,7 +82,8 @@ def search(
         return
     from autocompress import api
     from autocompress.cli.output import print_outcome
-    from autocompress.cli.terminal import SearchDisplay, StopSignals
+    from autocompress.cli.progress import SearchDisplay
+    from autocompress.cli.terminal import StopSignals
 
     command = "autocompress " + shlex.join(sys.argv[1:])
 
@@ -294,7 +295,7 @@ def confirm(
     """Repeat the top candidates from scratch with new seeds; print scores with intervals on select_val and test."""
     from autocompress import api
     from autocompress.cli.output import print_confirmed
-    from autocompress.cli.terminal import CountDisplay
+    from autocompress.cli.progress import CountDisplay
 
     load_plugins(plugin)
     front = api.load(run, runs)

@@ -21,7 +21,8 @@ from autocompress.analysis.pareto import numeric_column, primary_objectives, sor
 from autocompress.analysis.selection import Pick
 from autocompress.api import Front, load
 from autocompress.cli.doctor import Check
-from autocompress.cli.terminal import CountDisplay, make_console, progress_console
+from autocompress.cli.progress import CountDisplay
+from autocompress.cli.terminal import make_console, progress_console
 from autocompress.core.formatting import format_count, format_plural, format_value, label_column
 from autocompress.core.run_info import ObjectiveSpec, read_processor_name
 from autocompress.errors import NoCandidateError

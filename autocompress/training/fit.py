@@ -92,6 +92,7 @@ _CHILD = """
 import pickle, sys
 from multiprocessing import spawn
 spawn.prepare(pickle.load(sys.stdin.buffer))
+from autocompress.training.fit import run_process
 run_process(sys.stdin.buffer)
 """
 _CHILD_VARIABLE = "AUTOCOMPRESS_FIT_PROCESS"

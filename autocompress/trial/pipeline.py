@@ -18,20 +18,65 @@ from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.method import Context, MethodState, Recovery
-from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
+from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.core.task import Split, Splits, Task, logits_by_head
 from autocompress.distill.attacks import ATTACKS, EPSILON, predict_under_attack
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import LayerCost, Subject, measure
 from autocompress.measure.storage import count_stored_bytes
+from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.prune import inherit_weights, reestimate_batch_norm
 from autocompress.quantize import fold_batch_norm
 from autocompress.training.device import CPU
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
-from autocompress.trial.recipe import list_teacher_pruning
 from autocompress.trial.supernet import SubNetworks
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
+
+
+def list_teacher_pruning(student: Part) -> tuple[Part, ...]:
+    """Return the pruning steps that make a student from the teacher before its training; empty for most families."""
+    settings = STUDENTS.get(student.name).config.of(student.values)
+    return settings.list_pruning_steps() if isinstance(settings, FromTeacherConfig) else ()
+
+
+def list_operations(config: CompressionConfig) -> tuple[str, ...]:
+    """Return the training and compression steps of a candidate in order.
+
+    The fine-tuning after a compression step is a setting of its method: ``recovery_epochs`` of a pruning method, and
+    ``epochs`` of a quantization method, which trains with simulated rounding.
+
+    Example:
+        >>> list_operations(
+        ...     CompressionConfig(
+        ...         Part.of("cnn"),
+        ...         (Part("none"),),
+        ...         Part.of("adamw", epochs=20),
+        ...         Part.of("structured", pruning_ratio=0.5, recovery_epochs=6),
+        ...         Part.of("qat", epochs=4),
+        ...     )
+        ... )
+        ('train 20 epochs', 'prune (structured)', 'tune 6 epochs', 'quantize (qat)', 'tune 4 epochs')
+    """
+    # The texts are stored with each candidate, so their wording must stay.
+    steps = [f"cut the teacher ({part.name})" for part in list_teacher_pruning(config.student)]
+    fit = fit_config(config.fit)
+    if fit.init == "teacher" and not steps:
+        steps.append("take the teacher's weights")
+    steps.append(f"train {fit.epochs} epochs")
+    if config.prune is not None:
+        settings = PRUNE.get(config.prune.name).config.of(config.prune.values)
+        steps.append(f"prune ({config.prune.name})")
+        if isinstance(settings, Recovery) and settings.recovery_epochs:
+            steps.append(f"tune {settings.recovery_epochs} epochs")
+    if config.quantize is not None:
+        settings = QUANTIZE.get(config.quantize.name).config.of(config.quantize.values)
+        steps.append(f"quantize ({config.quantize.name})")
+        epochs = settings.to_dict().get("epochs")
+        if epochs:
+            steps.append(f"tune {epochs} epochs")
+    return tuple(steps)
+
 
 # Size of the little-endian length before a JSON header, as in a safetensors file.
 HEADER_BYTES = 8

@@ -31,12 +31,12 @@ from autocompress.trial.pipeline import (
     Setup,
     TrialPipeline,
     build_cost_subject,
+    list_operations,
     load_pipeline,
     load_task,
     reproducible_torch,
     write_checkpoint,
 )
-from autocompress.trial.recipe import list_operations
 from autocompress.trial.teacher import SerializedTeacher, teacher_name
 
 logger = logging.getLogger(__name__)

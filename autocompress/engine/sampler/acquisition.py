@@ -28,7 +28,7 @@ from autocompress.engine.sampler.gaussian_process import GaussianProcess, Inputs
 from autocompress.engine.scheduler.compute_cost import count_fit_epochs, estimate_epoch_cost
 from autocompress.engine.space import Space
 from autocompress.errors import AutocompressError
-from autocompress.trial.recipe import list_teacher_pruning
+from autocompress.trial.pipeline import list_teacher_pruning
 
 Vector = NDArray[np.float64]
 logger = logging.getLogger(__name__)
