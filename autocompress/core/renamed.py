@@ -90,7 +90,7 @@ MODULES: Mapping[str, str] = {
     "outcome": "cli.output",
     "pick": "analysis.selection",
     "plugins": "core.registry",
-    "pricing": "trial.cost_estimate",
+    "pricing": "trial.runner",
     "prune.allocation": "prune.schedule",
     "prune.batch_norm": "prune.calibration",
     "prune.cutting": "prune.structured",

@@ -39,9 +39,8 @@ from autocompress.measure.heads import AT, check_head, get_objective, list_score
 from autocompress.store.run_store import DATABASE, RunStore
 from autocompress.training.device import available_device, require_device
 from autocompress.training.optimizers import fit_config
-from autocompress.trial.cost_estimate import estimate_costs
 from autocompress.trial.pipeline import Setup, reproducible_torch
-from autocompress.trial.runner import TrialRunner, cpu_capability, score_test_split, teacher_record
+from autocompress.trial.runner import TrialRunner, cpu_capability, estimate_costs, score_test_split, teacher_record
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 
 logger = logging.getLogger(__name__)

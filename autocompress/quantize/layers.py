@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -82,8 +82,12 @@ def coding_for_layer(layer: nn.Module, coding: WeightCoding) -> WeightCoding:
     """Return the coding for the weight of a layer; an embedding always has one scale per row.
 
     Rows of rare indices are often far smaller than rows of frequent ones, so a shared scale would round them to zero.
+    A group that holds a whole channel is that channel, for which integer kernels exist.
     """
-    return replace(coding, granularity="per_channel") if is_embedding(layer) else coding
+    # A parametrized weight is a property and no parameter.
+    channel = cast("Tensor", layer.weight)[0]
+    is_whole_channel = coding.granularity == "per_group" and coding.group_size >= channel.numel()
+    return replace(coding, granularity="per_channel") if is_embedding(layer) or is_whole_channel else coding
 
 
 def set_weight(layer: Layer, quantized: QuantizedWeight) -> None:

@@ -3,6 +3,7 @@
 Checkpoints of trials are bytes: weights with the history of their pruning, and states of paused trials.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -581,3 +582,15 @@ def build_cost_subject(
     tensors = list_stored_tensors(model, prune_state, quantize_state)
     bits = {} if quantize_state is None else quantize_state.bits
     return Subject(layers=layers, bits=bits, stored_bytes=count_stored_bytes(tensors))
+
+
+def digest_model(model: nn.Module, prune_state: MethodState | None, quantize_state: MethodState | None) -> str:
+    """Return a digest of everything that an exported file contains; equal digests compute the same outputs."""
+    digest = hashlib.sha256()
+    if quantize_state is not None:
+        digest.update(json.dumps(quantize_state.history, sort_keys=True, default=str).encode())
+    for name, tensor in list_stored_tensors(model, prune_state, quantize_state).items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        # numpy has no bfloat16, so the bytes are read as integers.
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

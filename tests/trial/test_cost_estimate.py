@@ -4,8 +4,7 @@ import pytest
 
 from autocompress.core.config import Part
 from autocompress.core.records import CompressionRecipe
-from autocompress.trial.cost_estimate import estimate_costs
-from autocompress.trial.runner import run_trial
+from autocompress.trial.runner import estimate_costs, run_trial
 from tests.trial.test_runner import JOB, SETUP, TRAINING
 
 LSQ = Part.of("lsq", weight_bits=2, activation_bits=2, epochs=1)
