@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck
 
 # A worker of the test runner is one of several, and each takes one thread.
 torch.set_num_threads(1)
+
+# How long an example takes to draw says something of the machine's load and nothing of the code.
+hypothesis.settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis.settings.load_profile("shared machine")
 
 
 # Tests that use one of these fixtures start a Ray cluster or a browser.

@@ -157,10 +157,14 @@ def test_a_candidate_is_rebuilt_from_its_checkpoint_bit_for_bit(pipeline: TrialP
         pipeline.rebuild(config, checkpoint[: len(checkpoint) // 2])
 
 
-def test_a_candidate_without_compression_has_one_model(pipeline: TrialPipeline) -> None:
+def test_a_candidate_without_compression_is_its_folded_student(pipeline: TrialPipeline) -> None:
     model, _ = pipeline.build_student(BRIEF)
     rebuilt = pipeline.rebuild(BRIEF, write_checkpoint(model, None))
-    assert rebuilt.model is rebuilt.float_model
+    assert find_folded_pairs(rebuilt.model)
+    assert not find_folded_pairs(rebuilt.float_model)
+    example = pipeline.task.example()
+    with torch.inference_mode():
+        torch.testing.assert_close(rebuilt.model(*example), rebuilt.float_model(*example))
     assert (rebuilt.prune, rebuilt.quantize, rebuilt.start) == (None, None, ())
     assert not rebuilt.model.training
 
