@@ -24,6 +24,7 @@ from autocompress.errors import ArtifactError
 from autocompress.export.card import input_names
 from autocompress.export.embedding_tables import BagLookup, Lookup, build_lookup
 from autocompress.export.integer_graph import integer_kernels
+from autocompress.export.onnx_weights import pack_weights
 from autocompress.export.runtime import WEIGHTS_ONLY
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, replace_quantizers, widen_codes
 from autocompress.quantize.layers import is_embedding
@@ -39,7 +40,9 @@ def export_float(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[s
     Raises:
         ArtifactError: torch cannot export the model.
     """
-    return _clean_graph(_export_graph(copy.deepcopy(model), example, heads))
+    proto = _clean_graph(_export_graph(copy.deepcopy(model), example, heads))
+    pack_weights(proto, (), {})
+    return proto
 
 
 def export_quantized(
@@ -49,7 +52,8 @@ def export_quantized(
 
     An n-bit grid lives in an 8-bit container, clipped to the n-bit codes. A layer whose weights stay at 32 bits
     rounds its inputs in floating point: with a quantized input, onnxruntime would round the weights too. Embedding
-    tables are stored as packed codes and looked up there (:mod:`autocompress.export.embedding_tables`).
+    tables are stored as packed codes and looked up there (:mod:`autocompress.export.embedding_tables`), and other
+    weights without an int8 form as codes that are decoded at load (:mod:`autocompress.export.onnx_weights`).
 
     Raises:
         ArtifactError: torch cannot export the model.
@@ -68,6 +72,8 @@ def export_quantized(
     if entries and all(entry["input"] is None for entry in layers):
         # A session needs another option for such a model: autocompress.export.runtime reads this property.
         onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
+    decoded = [entry for entry in layers if entry["decoded"] is not None]
+    pack_weights(proto, decoded, state.tensors)
     return proto
 
 

@@ -95,7 +95,9 @@ class BiasCorrection:
         return output + broadcast_channels(layer, after - before, output)
 
 
-FLOAT_IN_ONNX_REASON = "groups and tables have no int8 form, so model.onnx holds these layers' weights as 32-bit values"
+FLOAT_IN_ONNX_REASON = (
+    "groups and tables have no int8 kernel: model.onnx decodes these codes at load and computes in floating point"
+)
 
 Ranges = dict[str, tuple[float, float]]
 
