@@ -8,15 +8,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from autocompress.core.atomic import write_atomic
-from autocompress.prune.sparse_storage import (
-    break_even_density,
-    csr_speed_threshold,
-    measure_linear_speed,
-    measure_storage,
-)
+from autocompress.measure.storage import pack_tensors
+from autocompress.prune.sparse_linear import csr_speed_threshold, measure_linear_speed
 from autocompress.trial.pipeline import reproducible_torch
 
 SHAPES = ((64, 64), (256, 256), (1024, 1024), (4096, 1024))
@@ -26,19 +21,15 @@ DENSITIES = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)
 
 def format_storage_table() -> list[str]:
     """Return the table of bytes for a layer of 256 x 256."""
-    lines = ["| density | dense | bit mask + values | CSR | smallest |", "|---|---|---|---|---|"]
+    lines = ["| density | dense | stored | form |", "|---|---|---|---|"]
     for density in (1.0, 0.9, *DENSITIES):
-        layer = nn.Linear(256, 256, bias=False)
         generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            layer.weight.mul_(torch.rand(256, 256, generator=generator) < density)
-        (row,) = measure_storage(layer)
-        lines.append(f"| {row.density:.2f} | {row.dense:,} | {row.packed:,} | {row.csr:,} | {row.smallest_form} |")
-    lines.append("")
-    lines.append(
-        f"Fewer bytes than dense below a density of {break_even_density('packed', 256, 256):.3f} (packed) and "
-        f"{break_even_density('csr', 256, 256):.3f} (CSR)."
-    )
+        is_kept = torch.rand(256, 256, generator=generator) < density
+        weight = torch.randn(256, 256, generator=generator) * is_kept
+        stored, packed, _ = pack_tensors({"weight": weight})
+        form = packed["weight"].form if packed else "dense"
+        size = sum(part.nbytes for part in stored.values())
+        lines.append(f"| {float(is_kept.float().mean()):.2f} | {weight.nbytes:,} | {size:,} | {form} |")
     return lines
 
 

@@ -6,6 +6,7 @@ from autocompress.prune.depth import Depth, DepthConfig
 from autocompress.prune.masking import masks_from_zeros
 from autocompress.prune.n_m import NM, NMConfig
 from autocompress.prune.progressive import Progressive, ProgressiveConfig
+from autocompress.prune.sparse_linear import use_sparse_kernels
 from autocompress.prune.structured import Structured, StructuredConfig
 from autocompress.prune.unstructured import Unstructured, UnstructuredConfig
 from autocompress.prune.weight_inheritance import Inheritance, inherit_weights
@@ -27,4 +28,5 @@ __all__ = [
     "inherit_weights",
     "masks_from_zeros",
     "reestimate_batch_norm",
+    "use_sparse_kernels",
 ]

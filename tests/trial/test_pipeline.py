@@ -11,6 +11,7 @@ from torch import nn
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.task import Splits
 from autocompress.errors import ArtifactError, TrialError, UnknownNameError
+from autocompress.quantize.folding import find_folded_pairs
 from autocompress.tasks.images import Digits
 from autocompress.trial.pipeline import (
     CALIBRATION_BATCH,
