@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 from torch import Tensor, nn
 
 from autocompress.core.knobs import FloatRange, IntRange, Settings, knob
+from autocompress.errors import CompressionError
 
 C = TypeVar("C", bound=Settings)
 T = TypeVar("T")
@@ -51,6 +52,8 @@ class Context:
             distillation, and calls its last argument after each step; for methods that train between their steps.
         score: Function that returns the task's first metric on the split ``search_val``, larger is better; for methods
             that measure after each of their steps.
+        score_heads: Function that returns the same metric of each head, ``{head: score}``; ``None`` for tasks with one
+            head.
         shared: Results of :meth:`compute_once` for one model, shared by all compression recipes of that model.
     """
 
@@ -61,8 +64,21 @@ class Context:
     seed: int = 0
     fine_tune: Callable[[nn.Module, int, float, Callable[[], None] | None], None] | None = None
     score: Callable[[nn.Module], float] | None = None
+    score_heads: Callable[[nn.Module], Mapping[str, float]] | None = None
     # Results of computations do not distinguish contexts, so comparison and text leave them out.
     shared: dict[Hashable, object] | None = field(default=None, compare=False, repr=False)
+
+    def measure_heads(self, model: nn.Module) -> dict[str, float]:
+        """Return the score of each head; the score of the whole task, under the name ``""``, if it has one head.
+
+        Raises:
+            CompressionError: The context has no function that measures.
+        """
+        if self.score_heads is not None:
+            return dict(self.score_heads(model))
+        if self.score is None:
+            raise CompressionError("a method that measures after each step needs the function 'score' in the context")
+        return {"": self.score(model)}
 
     def compute_once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Return the value of a function, computed once for all compression recipes of a model.
@@ -130,3 +146,41 @@ class Method(Protocol[C]):
             CompressionError: The history does not fit the model.
         """
         ...
+
+
+@dataclass(frozen=True)
+class ScoreFloor:
+    """The lowest score of each head that a method which works in steps accepts.
+
+    A mean over heads would hide a head that fails, so the limit applies to each of them.
+
+    Attributes:
+        start: Score of each head before the first step.
+        floor: Largest accepted loss of a head.
+
+    Example:
+        >>> limit = ScoreFloor({"language": 0.9, "kind": 0.8}, floor=0.05)
+        >>> limit.accepts({"language": 0.95, "kind": 0.7})
+        False
+        >>> limit.describe({"language": 0.95, "kind": 0.7})
+        "from 0.8000 to 0.7000 on head 'kind', below the limit of 0.7500"
+    """
+
+    start: Mapping[str, float]
+    floor: float
+
+    def accepts(self, scores: Mapping[str, float]) -> bool:
+        """Return whether no head lost more than the limit."""
+        return all(scores[head] >= value - self.floor for head, value in self.start.items())
+
+    def describe(self, scores: Mapping[str, float]) -> str:
+        """Return how far the worst head fell, for a message."""
+        head = min(self.start, key=lambda name: scores[name] - self.start[name])
+        place = f" on head '{head}'" if head else ""
+        before = self.start[head]
+        return f"from {before:.4f} to {scores[head]:.4f}{place}, below the limit of {before - self.floor:.4f}"
+
+    def to_row(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean over heads as ``score``, and each head's score where there are several."""
+        heads = {f"score@{head}": value for head, value in scores.items()} if len(scores) > 1 else {}
+        return {"score": sum(scores.values()) / len(scores), **heads}

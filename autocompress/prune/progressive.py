@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
-from autocompress.core.method import Context, MethodState, Recovery
+from autocompress.core.method import Context, MethodState, Recovery, ScoreFloor
 from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError
 from autocompress.prune.calibration import reestimate_batch_norm
@@ -35,7 +35,7 @@ class ProgressiveConfig(Recovery):
     step: float = knob(0.15, FloatRange(0.02, 0.9), "share of the channels that each step removes")
     step_epochs: int = knob(2, IntRange(0, 1000), "passes over the training split after each step")
     floor: float = knob(
-        0.02, FloatRange(0.0, 1.0), "largest loss of the task's first metric; a step that exceeds it is undone"
+        0.02, FloatRange(0.0, 1.0), "largest loss of the first metric of any head; a step that exceeds it is undone"
     )
     criterion: str = knob("l2", CRITERION_CHOICE, "what makes a channel important")
     scope: str = knob(
@@ -55,7 +55,7 @@ class ProgressiveConfig(Recovery):
 
 
 class Progressive:
-    """Repeats pruning, training and measuring on ``search_val`` while the loss of score is at most ``floor``.
+    """Repeats pruning, training and measuring on ``search_val`` while no head loses more score than ``floor``.
 
     The step that exceeds the limit is undone. The report holds ``path`` (one row per step: the ratio, the score after
     training, whether the step was kept) and the entries of ``structured``.
@@ -83,9 +83,10 @@ class Progressive:
                 "progressive pruning measures and trains after each step, which needs both functions in the context"
             )
         # On a copy, because the model must keep its mode.
-        start = context.score(copy.deepcopy(model).eval())
-        path: list[dict[str, float | bool]] = [{"pruning_ratio": 0.0, "score": start, "kept": True}]
-        accepted, accepted_ratio, score = model, 0.0, start
+        scores = context.measure_heads(copy.deepcopy(model).eval())
+        limit = ScoreFloor(scores, config.floor)
+        path: list[dict[str, float | bool]] = [{"pruning_ratio": 0.0, **limit.to_row(scores), "kept": True}]
+        accepted, accepted_ratio = model, 0.0
         history: PruningHistory = []
         widths: dict[str, list[int]] = {}
         for ratio in config.step_ratios():
@@ -93,9 +94,9 @@ class Progressive:
             share = min(1 - (1 - ratio) / (1 - accepted_ratio), MAX_STEP_RATIO)
             pruned, state = STRUCTURED.apply(accepted, self._step_config(config, share), context)
             self._train_step(pruned, config, context)
-            score = context.score(pruned)
-            is_accepted = score >= start - config.floor
-            path.append({"pruning_ratio": ratio, "score": score, "kept": is_accepted})
+            scores = context.measure_heads(pruned)
+            is_accepted = limit.accepts(scores)
+            path.append({"pruning_ratio": ratio, **limit.to_row(scores), "kept": is_accepted})
             if not is_accepted:
                 break
             accepted, accepted_ratio, history = pruned, ratio, [*history, *state.history["layers"]]
@@ -103,9 +104,8 @@ class Progressive:
                 widths[layer] = [widths.get(layer, [before])[0], after]
         if not history:
             raise CompressionError(
-                f"the first step prunes {config.step_ratios()[0]:.0%} of the channels and lowers the score from "
-                f"{start:.4f} to {score:.4f}, below the limit of {start - config.floor:.4f}; use a smaller step "
-                "or train longer"
+                f"the first step prunes {config.step_ratios()[0]:.0%} of the channels and lowers the score "
+                f"{limit.describe(scores)}; use a smaller step or train longer"
             )
         report = {
             "sparsity": _measure_sparsity(widths),

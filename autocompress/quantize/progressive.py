@@ -8,7 +8,7 @@ from typing import ClassVar, TypeAlias
 from torch import Tensor, nn
 
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
-from autocompress.core.method import Context, MethodState
+from autocompress.core.method import Context, MethodState, ScoreFloor
 from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError
 from autocompress.quantize.folding import fold_batch_norm
@@ -70,9 +70,9 @@ class Progressive:
     """Trains with 8 bits, then 6, 4, 3 and 2, and measures the score on ``search_val`` after each stage.
 
     Each stage starts from the floating-point weights of the stage before (Zhuang et al. 2018, arXiv:1711.00205,
-    section 3.2). A stage whose score is lower than the first score by more than ``floor`` ends the method and is
-    discarded. The report contains ``path``, one row per stage with its bits, its score and whether it was kept, and
-    the report of ``qat`` or ``lsq`` for the last kept stage.
+    section 3.2). A stage in which a head's score falls by more than ``floor`` ends the method and is discarded. The
+    report contains ``path``, one row per stage with its bits, its scores and whether it was kept, and the report of
+    ``qat`` or ``lsq`` for the last kept stage.
     """
 
     name: ClassVar[str] = "progressive"
@@ -97,8 +97,11 @@ class Progressive:
         if context.score is None or context.fine_tune is None:
             raise CompressionError("progressive quantization trains and measures in each stage; the context does not")
         # The score of the model in floating point: `floor` limits the loss relative to it.
-        first_score = context.score(copy.deepcopy(model).eval())
-        path: list[dict[str, object]] = [{"weight_bits": 32, "activation_bits": 32, "score": first_score, "kept": True}]
+        scores = context.measure_heads(copy.deepcopy(model).eval())
+        limit = ScoreFloor(scores, config.floor)
+        path: list[dict[str, object]] = [
+            {"weight_bits": 32, "activation_bits": 32, **limit.to_row(scores), "kept": True}
+        ]
         best: tuple[nn.Module, MethodState] | None = None
         source, folded = model, list[Sequence[str]]()
         for weight_bits, activation_bits in stages:
@@ -109,9 +112,9 @@ class Progressive:
             quantized, state = train_with_rounding(source, stage, recording, factory)
             # A later stage starts from a folded model, so only the first one reports the folded pairs.
             folded = folded or list(state.history["folded"])
-            score = context.score(quantized)
-            is_kept = score >= first_score - config.floor
-            path.append({**bits, "score": score, "kept": is_kept})
+            scores = context.measure_heads(quantized)
+            is_kept = limit.accepts(scores)
+            path.append({**bits, **limit.to_row(scores), "kept": is_kept})
             if not is_kept:
                 break
             best = quantized, replace(state, history={**state.history, "folded": folded})
@@ -120,8 +123,7 @@ class Progressive:
             source.load_state_dict({**source.state_dict(), **{k: trained[k] for k in source.state_dict()}})
         if best is None:
             raise CompressionError(
-                f"the first stage, {stages[0][0]}/{stages[0][1]} bits, takes the score from {first_score:.4f} to "
-                f"{score:.4f}, below the limit of {first_score - config.floor:.4f}"
+                f"the first stage, {stages[0][0]}/{stages[0][1]} bits, lowers the score {limit.describe(scores)}"
             )
         quantized, state = best
         return quantized, replace(state, report={**state.report, "path": path})

@@ -24,6 +24,7 @@ from autocompress.core.task import Split, Splits, Task, logits_by_head
 from autocompress.distill.attacks import ATTACKS, EPSILON, predict_under_attack
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import LayerCost, Subject, measure
+from autocompress.measure.heads import AT
 from autocompress.measure.storage import count_stored_bytes
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.prune import inherit_weights, reestimate_batch_norm
@@ -434,6 +435,7 @@ class TrialPipeline:
             training.seed,
             partial(self.fine_tune, training),
             self.score,
+            self.score_heads if len(self.task.heads) > 1 else None,
         )
 
     def score(self, model: nn.Module) -> float:
@@ -442,11 +444,23 @@ class TrialPipeline:
         Raises:
             TrialError: A logit is not finite.
         """
-        # On the split that steers the search: the selection split and the test split stay unused.
         metric = self.task.metrics[0]
-        subject = self.build_subject(model, self.splits.search_val, self.teacher.logits["search_val"], [metric])
-        value = measure(subject, [metric])[metric]
-        return value if OBJECTIVES.get(metric).direction == "maximize" else -value
+        return self._measure_larger_is_better(model, [metric])[metric]
+
+    def score_heads(self, model: nn.Module) -> dict[str, float]:
+        """Return the task's first metric of each head on ``search_val``, negated if smaller is better.
+
+        Raises:
+            TrialError: A logit is not finite.
+        """
+        names = {f"{self.task.metrics[0]}{AT}{head}": head for head in self.task.heads}
+        return {names[name]: value for name, value in self._measure_larger_is_better(model, list(names)).items()}
+
+    def _measure_larger_is_better(self, model: nn.Module, names: Sequence[str]) -> dict[str, float]:
+        # On the split that steers the search: the selection split and the test split stay unused.
+        subject = self.build_subject(model, self.splits.search_val, self.teacher.logits["search_val"], names)
+        sign = 1 if OBJECTIVES.get(self.task.metrics[0]).direction == "maximize" else -1
+        return {name: sign * value for name, value in measure(subject, names).items()}
 
     def rebuild(self, config: CompressionConfig, checkpoint: bytes) -> RebuiltCandidate:
         """Return the model of a candidate, pruned and quantized again from its checkpoint.

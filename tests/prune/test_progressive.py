@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -106,3 +108,22 @@ def test_a_model_without_channels_to_spare_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     with pytest.raises(CompressionError, match="no channel can be removed"):
         METHOD.apply(model, ProgressiveConfig(), Context(EXAMPLE, score=lambda _: 1.0, fine_tune=lambda *_: None))
+
+
+def test_the_floor_holds_for_each_head_and_not_for_their_mean():
+    judge = Judge(lambda left: 0.9)
+    # The mean rises, because the easy head gains more than the hard one loses.
+    by_head = {20: (0.5, 0.9), 18: (0.6, 0.89), 16: (0.7, 0.85), 14: (0.8, 0.6)}
+
+    def score_heads(model):
+        return dict(zip(("easy", "hard"), by_head[channels(model)], strict=True))
+
+    context = replace(judge.context(), score_heads=score_heads)
+    pruned, state = METHOD.apply(net(), ProgressiveConfig(step=0.1, pruning_ratio=0.5, floor=0.06), context)
+    assert channels(pruned) == 16
+    last = state.report["path"][-1]
+    assert last["kept"] is False
+    assert (last["score@easy"], last["score@hard"]) == (0.8, 0.6)
+    assert last["score"] == pytest.approx(0.7) == state.report["path"][0]["score"]
+    with pytest.raises(CompressionError, match=r"from 0\.9000 to 0\.8900 on head 'hard', below the limit of 0\.8950"):
+        METHOD.apply(net(), ProgressiveConfig(step=0.1, pruning_ratio=0.5, floor=0.005), context)

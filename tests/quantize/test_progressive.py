@@ -88,7 +88,7 @@ def test_a_stage_starts_from_the_floating_point_weights_of_the_stage_before(trai
 
 def test_a_first_stage_below_the_limit_is_an_error_with_the_figures():
     scores = iter([1.0, 0.0])
-    with pytest.raises(CompressionError, match=r"8/8 bits, takes the score from 1\.0000 to 0\.0000"):
+    with pytest.raises(CompressionError, match=r"8/8 bits, lowers the score from 1\.0000 to 0\.0000"):
         run(lambda values: next(scores), weight_bits=4, activation_bits=8)
 
 

@@ -315,3 +315,9 @@ def test_the_steps_are_listed_in_their_order(config: CompressionConfig, steps: t
 def test_an_unknown_method_is_refused_by_name(field: str) -> None:
     with pytest.raises(UnknownNameError, match="no_such_method"):
         list_operations(replace(PLAIN, **{field: Part("no_such_method")}))
+
+
+def test_the_score_of_each_head_is_measured_where_a_task_has_several(pipeline: TrialPipeline) -> None:
+    assert pipeline.build_context(BRIEF).score_heads is None
+    model = pipeline.teacher.model
+    assert pipeline.score_heads(model) == {"label": pipeline.score(model)}
