@@ -1,11 +1,13 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.knobs import Choice, FloatRange, IntRange
+from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
 from autocompress.core.records import CompressionRecipe, Job
+from autocompress.core.registry import DISTILL
+from autocompress.distill.base import Term
 from autocompress.engine.archive import Archive
 from autocompress.engine.refinement import Refinement, SequentialRefinement, make_refinement
 from autocompress.engine.space import MODES, SUBNETWORK_RATIOS, Space, derive_seed, open_space, trial_key
@@ -198,6 +200,21 @@ def test_required_term_on_logits_replaces_the_alternatives() -> None:
     assert [name for name, _ in result.dimensions()] == ["distill.relational"]
     config, _ = result.suggest_config(First(), with_compression=False)
     assert [part.name for part in config.distill] == ["dist"]
+
+
+def test_term_with_a_hyperparameter_named_required_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class AmbiguousConfig(Settings):
+        required: bool = knob(False, Choice((False, True)))
+
+    class Ambiguous(Term[AmbiguousConfig]):
+        name = "ambiguous"
+        kind = "feature"
+        config = AmbiguousConfig
+
+    monkeypatch.setitem(DISTILL._objects, "ambiguous", Ambiguous())
+    with pytest.raises(SpecError, match=r"x:3: distill.ambiguous: the term has a hyperparameter named `required`"):
+        space("student: {cnn: {}}\ndistill: {none: , ambiguous: }")
 
 
 SINGLE = "student: {cnn: {}}\ndistill: {none: , soft_target: , hint: , attention: {weight: {low: 1, high: 10}}}\n"
