@@ -71,6 +71,8 @@ def print_dry_run(spec: str, overrides: Sequence[str]) -> None:
     print(f"{plan.source.name} is valid: task {plan.task.name}, mode {search.mode}, sampler {search.sampler}")
     for name, domain in plan.space.dimensions():
         print(f"  {name}: {domain}")
+    for term in plan.space.required:
+        print(f"  distill.{term}: in every trial")
     if search.mode == "amortized":
         print(f"  {len(plan.space.compression_grid())} candidates are made from each trial")
     minutes = "" if search.minutes is None else f", {search.minutes:g} minutes"

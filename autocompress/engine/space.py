@@ -2,6 +2,7 @@
 
 Names are dotted: ``distill.soft_target.temperature``. In a spec a setting is a scalar (fixed), a list (choices),
 ``{low, high}`` (a narrower range) or ``{}`` (the whole range); a hyperparameter that is not named keeps its default.
+A distillation term with ``required: true`` is part of every trial.
 
 Search modes replace parts of the space: the default mode, and the simpler ones that it is compared with.
 """
@@ -30,6 +31,8 @@ SECTIONS: Mapping[str, Registry[Any]] = {
     "quantize": QUANTIZE,
 }
 COMPRESSION_SECTIONS = ("prune", "quantize")
+#: Key of a distillation term, no hyperparameter: whether the term is part of every trial.
+REQUIRED = "required"
 #: Leaf (fixed) or domain (searched) of each hyperparameter, by method and name.
 Methods: TypeAlias = Mapping[str, Mapping[str, Leaf | Domain]]
 # Points of a range in the grid of compression recipes: both bounds, and two evenly spaced between them.
@@ -58,9 +61,11 @@ class Space:
 
     Attributes:
         sections: Leaf (fixed) or domain (searched) of each hyperparameter, by section, method and name.
+        required: Names of the distillation terms that are part of every trial, besides a single term on logits.
     """
 
     sections: Mapping[str, Methods]
+    required: tuple[str, ...] = ()
 
     def default_settings(self, section: str, method: str, values: Mapping[str, Leaf]) -> Mapping[str, Leaf | Domain]:
         """Return fixed values for all hyperparameters of a method: ``values``, else the space's, else the defaults.
@@ -106,23 +111,30 @@ class Space:
         values: dict[str, Leaf] = {}
         for section, methods in self.sections.items():
             names = list(methods)
+            required: list[str] = []
             if section == "distill":
-                names = [name for name in names if DISTILL.get(name).kind == "logit"]
+                names = self._list_alternatives(section)
                 # Any distillation before none.
                 names.sort(key=lambda name: name == "none")
-                values |= {f"distill.{name}": False for name in methods if name not in self._list_alternatives(section)}
+                values |= {f"distill.{name}": False for name in self._list_optional_terms()}
+                required = [name for name in self._list_feature_terms() if name in self.required]
             elif len(names) > 1 and section in COMPRESSION_SECTIONS:
                 names = ["none"] if "none" in names else names
             if len(self._list_alternatives(section)) > 1:
                 values[section] = names[0]
-            has_method = section not in COMPRESSION_SECTIONS or names[0] != "none"
-            declared = SECTIONS[section].get(names[0]).config.knobs() if has_method else {}
-            preferred = teacher.values if section == "student" and names[0] == teacher.name else {}
-            for name, domain in methods[names[0]].items():
-                if isinstance(domain, FloatRange | IntRange | Choice):
-                    value = preferred.get(name, declared[name].default)
-                    values[f"{section}.{names[0]}.{name}"] = _nearest_value(domain, value)
+            for method in (names[0], *required):
+                preferred = teacher.values if section == "student" and method == teacher.name else {}
+                values |= self._default_method_values(section, method, preferred)
         return values
+
+    def _default_method_values(self, section: str, method: str, preferred: Mapping[str, Leaf]) -> dict[str, Leaf]:
+        has_method = section not in COMPRESSION_SECTIONS or method != "none"
+        declared = SECTIONS[section].get(method).config.knobs() if has_method else {}
+        return {
+            f"{section}.{method}.{name}": _nearest_value(domain, preferred.get(name, declared[name].default))
+            for name, domain in self.sections[section][method].items()
+            if isinstance(domain, FloatRange | IntRange | Choice)
+        }
 
     def dimensions(self) -> Iterator[tuple[str, Domain]]:
         """Yield the domain of every searched hyperparameter with its dotted name."""
@@ -130,8 +142,7 @@ class Space:
             if len(self._list_alternatives(section)) > 1:
                 yield section, Choice(tuple(self._list_alternatives(section)))
             for method, knobs in methods.items():
-                if section == "distill" and method not in self._list_alternatives(section):
-                    # Each term on features is optional, in addition to the one on logits.
+                if section == "distill" and method in self._list_optional_terms():
                     yield f"{section}.{method}", Choice((False, True))
                 for name, domain in knobs.items():
                     if isinstance(domain, FloatRange | IntRange | Choice):
@@ -139,14 +150,22 @@ class Space:
 
     def _list_alternatives(self, section: str) -> list[str]:
         names = list(self.sections[section])
-        return [name for name in names if DISTILL.get(name).kind == "logit"] if section == "distill" else names
+        return [name for name in names if _is_logit_term(name)] if section == "distill" else names
+
+    def _list_feature_terms(self) -> list[str]:
+        return [name for name in self.sections["distill"] if not _is_logit_term(name)]
+
+    def _list_optional_terms(self) -> list[str]:
+        """Return the terms on features that the sampler adds to the one on logits or leaves out."""
+        return [name for name in self._list_feature_terms() if name not in self.required]
 
     def _suggest_distillation(self, trial: SuggestTrial) -> tuple[Part, ...]:
         parts = [self._suggest_part("distill", self._list_alternatives("distill"), trial)]
-        for name in self.sections["distill"]:
-            optional = DISTILL.get(name).kind != "logit"
-            if optional and trial.suggest_categorical(f"distill.{name}", [False, True]):
-                parts.append(self._suggest_settings("distill", name, trial))
+        parts.extend(
+            self._suggest_settings("distill", name, trial)
+            for name in self._list_feature_terms()
+            if name in self.required or trial.suggest_categorical(f"distill.{name}", [False, True])
+        )
         return tuple(sorted(parts, key=lambda part: part.name))
 
     def _suggest_part(self, section: str, names: list[str], trial: SuggestTrial) -> Part:
@@ -177,8 +196,11 @@ class Space:
 def open_space(source: Source) -> Space:
     """Return the search space of a spec, after a check of every method and setting against the registries.
 
+    A search of one trial cannot compare a term on features with its absence, so that trial uses every listed term.
+
     Raises:
-        SpecError: A method or knob is unknown, or a setting lies outside its knob's range; the message names the line.
+        SpecError: A method or knob is unknown, a setting lies outside its knob's range, or ``required`` cannot be met;
+            the message names the line.
     """
     sections: dict[str, dict[str, dict[str, Leaf | Domain]]] = {}
     for section, registry in SECTIONS.items():
@@ -192,17 +214,71 @@ def open_space(source: Source) -> Space:
                     declared = registry.get(method).config.knobs()
                 except AutocompressError as error:
                     raise source.make_error(key, str(error)) from None
+            if section == "distill" and REQUIRED in declared:
+                message = f"the term has a hyperparameter named `{REQUIRED}`, which is a key of every term; rename it"
+                raise source.make_error(key, message)
             for name in settings:
-                if name not in declared:
-                    raise source.make_error((*key, name), f"unknown knob; {did_you_mean(name, declared)}")
+                if name == REQUIRED and name not in declared:
+                    _check_required(source, section, method, settings[name])
+                elif name not in declared:
+                    keys = [*declared, REQUIRED] if section == "distill" else list(declared)
+                    raise source.make_error((*key, name), f"unknown knob; {did_you_mean(name, keys)}")
             methods[method] = {
                 name: _narrow_domain(source, (*key, name), settings[name], knob) if name in settings else knob.default
                 for name, knob in declared.items()
             }
         sections[section] = methods
-    if not any(DISTILL.get(name).kind == "logit" for name in sections["distill"]):
+    if not any(map(_is_logit_term, sections["distill"])):
         raise source.make_error(("distill",), "name at least one term on logits, such as soft_target or none")
-    return Space(sections)
+    return _require_terms(source, Space(sections))
+
+
+def _is_logit_term(name: str) -> bool:
+    return DISTILL.get(name).kind == "logit"
+
+
+def _check_required(source: Source, section: str, method: str, value: JsonValue) -> None:
+    key = (section, method, REQUIRED)
+    if section != "distill":
+        raise source.make_error(
+            key,
+            f"only terms of distill take `{REQUIRED}`; every method of {section} is an alternative to the others, so "
+            f"list {method} alone to use it always",
+        )
+    if not isinstance(value, bool):
+        raise source.make_error(key, f"must be true or false, got {value!r}")
+    if value and method == "none":
+        raise source.make_error(
+            key, f"none is the absence of distillation; remove `{REQUIRED}`, or list no other term to train without it"
+        )
+
+
+def _require_terms(source: Source, space: Space) -> Space:
+    """Return the space with the required terms of its spec in every trial.
+
+    Raises:
+        SpecError: Two terms on logits are required; the message names the line of the second.
+    """
+    listed = source.spec.distill
+    # A single trial cannot show the effect of an optional term, and must not leave out a listed one silently.
+    is_single_trial = source.spec.search.trials == 1
+    required = tuple(
+        name for name in listed if listed[name].get(REQUIRED, False) or (is_single_trial and not _is_logit_term(name))
+    )
+    logit_terms = [name for name in required if _is_logit_term(name)]
+    if len(logit_terms) > 1:
+        raise source.make_error(
+            ("distill", logit_terms[1], REQUIRED),
+            f"a trial uses one term on logits, and {logit_terms[0]} is required, too; remove `{REQUIRED}` from one of "
+            "them",
+        )
+    # Beside a required term on logits, the others could never be used.
+    terms = {
+        name: settings
+        for name, settings in space.sections["distill"].items()
+        if not logit_terms or name in logit_terms or not _is_logit_term(name)
+    }
+    return Space({**space.sections, "distill": terms}, required)
 
 
 def _narrow_domain(source: Source, key: tuple[str, ...], setting: JsonValue, knob: Knob) -> Leaf | Domain:
@@ -309,7 +385,7 @@ def _keep_space(space: Space) -> Space:
 
 
 def _remove_distillation(space: Space) -> Space:
-    return _replace_sections(space, distill={"none": {}})
+    return replace(_replace_sections(space, distill={"none": {}}), required=())
 
 
 def _fix_int8(space: Space) -> Space:

@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal
 
 import yaml
 import yaml as pyyaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
 
 from autocompress.core.formatting import parse_bytes
 from autocompress.errors import SpecError, UsageError, did_you_mean
@@ -128,6 +137,23 @@ def _expand_size(value: object) -> object:
 
 Named = Annotated[dict[str, dict[str, Any]], BeforeValidator(_expand_name), Field(min_length=1, max_length=1)]
 Methods = Annotated[dict[str, Setting], BeforeValidator(_expand_settings), Field(min_length=1)]
+# Every term of `distill` takes this key besides its hyperparameters. Its value is checked with theirs, in `open_space`.
+_TERM_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "required": {
+            "type": "boolean",
+            "default": False,
+            "description": "Whether every trial uses the term; no hyperparameter.",
+        }
+    },
+    "additionalProperties": True,
+}
+Terms = Annotated[
+    dict[str, Annotated[Setting, WithJsonSchema(_TERM_SCHEMA)]],
+    BeforeValidator(_expand_settings),
+    Field(min_length=1),
+]
 
 
 class _Section(BaseModel):
@@ -239,7 +265,8 @@ class Spec(_Section):
         search: Settings of the search.
         teacher: Settings of the teacher.
         student: Student families with their knobs; see :mod:`autocompress.engine.space`.
-        distill: Distillation terms of the training loss with their knobs.
+        distill: Distillation terms of the training loss with their knobs; ``required: true`` in a term makes it part of
+            every trial.
         fit: Optimizers with their knobs.
         prune: Pruning methods with their knobs.
         quantize: Quantization methods with their knobs.
@@ -255,7 +282,7 @@ class Spec(_Section):
     search: SearchSection = SearchSection()
     teacher: TeacherSection = TeacherSection()
     student: Methods
-    distill: Methods = {"none": {}}
+    distill: Terms = {"none": {}}
     fit: Methods = {"adamw": {}}
     prune: Methods = {"none": {}}
     quantize: Methods = {"none": {}}

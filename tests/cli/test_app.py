@@ -84,6 +84,13 @@ def test_dry_run_prints_the_search_space_and_writes_nothing(run, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_dry_run_prints_required_terms(run) -> None:  # type: ignore[no-untyped-def]
+    done = run("search", "digits", "--dry-run", "--set", "distill.relational={required: true}")
+    assert done.code == 0
+    assert "distill.relational: in every trial\n" in done.out
+    assert "relational: False, True" not in done.out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "message"),

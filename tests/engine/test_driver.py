@@ -66,6 +66,32 @@ def test_the_same_search_seed_gives_the_same_table_and_another_does_not(tmp_path
     assert not a.equals(c)
 
 
+FEATURE_TERM = "distill.relational={angle_weight: {low: 1, high: 40}}"
+
+
+@pytest.mark.parametrize("mode", ["amortized", "sampled", "random"])
+def test_single_trial_uses_a_listed_term_on_features(tmp_path: Path, mode: str) -> None:
+    (job,) = run_search(build_driver(tmp_path, FEATURE_TERM, "search.trials=1", f"search.mode={mode}"))
+    assert "relational" in {part.name for part in job.training.distill}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random"])
+def test_search_of_one_trial_continues_with_more_trials(tmp_path: Path, sampler: str) -> None:
+    overrides = (FEATURE_TERM, f"search.sampler={sampler}")
+    first = build_driver(tmp_path, *overrides, "search.trials=1")
+    run_search(first)
+    close_store(first)
+    jobs = run_search(build_driver(tmp_path, *overrides, "search.trials=12"))
+    assert len(jobs) == 11
+    assert {"relational" in {part.name for part in job.training.distill} for job in jobs} == {False, True}
+
+
+def test_every_trial_uses_a_required_term(tmp_path: Path) -> None:
+    jobs = run_search(build_driver(tmp_path, FEATURE_TERM, "distill.relational.required=true"))
+    assert len(jobs) == 12
+    assert all("relational" in {part.name for part in job.training.distill} for job in jobs)
+
+
 def test_each_trial_has_its_own_seed(tmp_path: Path) -> None:
     assert len({job.training.seed for job in run_search(build_driver(tmp_path))}) == 12
 

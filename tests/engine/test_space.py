@@ -1,11 +1,13 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.knobs import Choice, FloatRange, IntRange
+from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
 from autocompress.core.records import CompressionRecipe, Job
+from autocompress.core.registry import DISTILL
+from autocompress.distill.base import Term
 from autocompress.engine.archive import Archive
 from autocompress.engine.refinement import Refinement, SequentialRefinement, make_refinement
 from autocompress.engine.space import MODES, SUBNETWORK_RATIOS, Space, derive_seed, open_space, trial_key
@@ -134,11 +136,100 @@ def test_default_values_follow_the_teacher_within_the_space() -> None:
         ("student: {cnn: {}}\nfit: {adam: {}}", "did you mean 'adamw'"),
         ("student: {cnn: {}}\nfit: {adamw: {weight_decay: {low: 0, high: 0.1, log: true}}}", "low above 0"),
         ("student: {cnn: {}}\nprune: {none: {pruning_ratio: 1}}", "unknown knob"),
+        (
+            "student: {cnn: {}}\ndistill:\n  none:\n  relational:\n    required: 1",
+            "x:6: distill.relational.required: must be true or false, got 1",
+        ),
+        ("student: {cnn: {}}\ndistill: {none: , relational: {required: }}", "must be true or false, got None"),
+        ("student: {cnn: {}}\ndistill: {none: , relational: {required: [true]}}", "must be true or false"),
+        (
+            "student: {cnn: {}}\ndistill:\n  none: {required: true}\n  soft_target:",
+            "x:4: distill.none.required: none is the absence of distillation; remove `required`",
+        ),
+        (
+            "student: {cnn: {}}\ndistill:\n  dist: {required: true}\n  soft_target: {required: true}",
+            "x:5: distill.soft_target.required: .* dist is required, too; remove `required` from one of them",
+        ),
+        (
+            "student: {cnn: {}}\nprune: {none: , structured: {required: true}}",
+            "x:3: prune.structured.required: only terms of distill .* list structured alone",
+        ),
+        ("student: {cnn: {required: true}}", "x:2: student.cnn.required: only terms of distill"),
+        ("student: {cnn: {}}\ndistill: {none: , relational: {requird: true}}", "did you mean 'required'"),
+        (
+            "student: {cnn: {}}\ndistill: {relational: {required: true}}",
+            "x:3: distill: name at least one term on logits",
+        ),
     ],
 )
 def test_errors_name_line_key_and_correction(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         space(text)
+
+
+REQUIRED = (
+    "student: {cnn: {}}\n"
+    "distill: {none: , soft_target: , relational: , attention: {weight: {low: 1e-3, high: 1}, required: true}}"
+)
+
+
+def test_required_term_is_part_of_every_trial_and_no_hyperparameter() -> None:
+    result = space(REQUIRED)
+    assert [name for name, _ in result.dimensions()] == ["distill", "distill.relational", "distill.attention.weight"]
+    config, _ = result.suggest_config(First(), with_compression=False)
+    assert [part.name for part in config.distill] == ["attention", "none"]
+    assert "required" not in config.distill[0].values
+    assert CompressionConfig.from_json(config.to_json()) == config
+
+
+def test_default_values_include_the_hyperparameters_of_required_terms() -> None:
+    assert space(REQUIRED).default_values(Part("cnn")) == {
+        "distill": "soft_target",
+        "distill.relational": False,
+        "distill.attention.weight": 0.01,
+    }
+
+
+def test_required_false_leaves_the_term_a_choice() -> None:
+    text = "student: {cnn: {}}\ndistill: {none: {required: false}, relational: {}}"
+    assert space(text.replace("relational: {}", "relational: {required: false}")) == space(text)
+
+
+def test_required_term_on_logits_replaces_the_alternatives() -> None:
+    result = space("student: {cnn: {}}\ndistill: {none: , dist: {required: true}, soft_target: , relational: }")
+    assert [name for name, _ in result.dimensions()] == ["distill.relational"]
+    config, _ = result.suggest_config(First(), with_compression=False)
+    assert [part.name for part in config.distill] == ["dist"]
+
+
+def test_term_with_a_hyperparameter_named_required_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class AmbiguousConfig(Settings):
+        required: bool = knob(False, Choice((False, True)))
+
+    class Ambiguous(Term[AmbiguousConfig]):
+        name = "ambiguous"
+        kind = "feature"
+        config = AmbiguousConfig
+
+    monkeypatch.setitem(DISTILL._objects, "ambiguous", Ambiguous())
+    with pytest.raises(SpecError, match=r"x:3: distill.ambiguous: the term has a hyperparameter named `required`"):
+        space("student: {cnn: {}}\ndistill: {none: , ambiguous: }")
+
+
+SINGLE = "student: {cnn: {}}\ndistill: {none: , soft_target: , hint: , attention: {weight: {low: 1, high: 10}}}\n"
+
+
+def test_single_trial_uses_every_listed_term_on_features() -> None:
+    result = space(SINGLE + "search: {trials: 1}")
+    assert [name for name, _ in result.dimensions()] == ["distill", "distill.attention.weight"]
+    config, _ = result.suggest_config(First(), with_compression=False)
+    assert [part.name for part in config.distill] == ["attention", "hint", "none"]
+
+
+def test_several_trials_keep_the_choice_of_terms_on_features() -> None:
+    names = {name for name, _ in space(SINGLE + "search: {trials: 2}").dimensions()}
+    assert {"distill.hint", "distill.attention"} < names
 
 
 TRAINING = CompressionConfig(Part.of("cnn", width=8), (Part("none"),), Part("adamw"))
@@ -180,6 +271,12 @@ def test_most_modes_keep_the_space(mode: str) -> None:
 
 def test_no_distillation_keeps_only_the_labels() -> None:
     assert set(narrowed("no_distillation").sections["distill"]) == {"none"}
+
+
+def test_no_distillation_removes_required_terms_and_other_modes_keep_them() -> None:
+    for mode in MODES:
+        result = MODES[mode].restrict_space(space(REQUIRED + "\nquantize: {post_training: }"))
+        assert result.required == (() if mode == "no_distillation" else ("attention",))
 
 
 def test_uniform_int8_keeps_one_quantization_and_no_pruning() -> None:

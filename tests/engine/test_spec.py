@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,20 @@ def test_unreadable_file_is_named_in_the_error(tmp_path: Path) -> None:
 def test_the_schema_names_every_key() -> None:
     text = json_schema()
     assert all(f'"{name}"' in text for name in Spec.model_fields)
+
+
+def test_the_schema_has_the_key_required_in_terms_of_distill_only() -> None:
+    sections = json.loads(json_schema())["properties"]
+    term = sections["distill"]["additionalProperties"]
+    assert term["properties"]["required"]["type"] == "boolean"
+    assert "properties" not in sections["prune"]["additionalProperties"]
+
+
+def test_required_can_be_set_by_an_override_and_may_not_change_on_resume() -> None:
+    text = GOOD + "distill:\n  none:\n  relational:\n"
+    required = parse_spec(text, "x", ["distill.relational.required=true"]).spec
+    assert required.distill == {"none": {}, "relational": {"required": True}}
+    assert required.immutable_content() != parse_spec(text, "x").spec.immutable_content()
 
 
 def test_spec_errors_are_usage_errors() -> None:

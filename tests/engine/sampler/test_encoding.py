@@ -62,3 +62,12 @@ def test_fixed_hyperparameters_have_no_coordinates() -> None:
         "student: {cnn: {width: 8}}\ndistill: {none: {}}\nquantize: {post_training: {weight_bits: [4, 8]}}"
     )
     assert not Encoding(searched).dimensions
+
+
+def test_required_term_has_no_flag_but_its_hyperparameters_have_coordinates() -> None:
+    searched = space(
+        "student: {cnn: {width: 8}}\ndistill: {none: , relational: {angle_weight: {low: 1, high: 4}, required: true}}"
+    )
+    assert set(Encoding(searched).dimensions) == {"distill.relational.angle_weight"}
+    config, _ = searched.suggest_config(FixedTrial({"distill.relational.angle_weight": 4.0}), with_compression=False)
+    assert Encoding(searched).sampler_values(config) == {"distill.relational.angle_weight": 4.0}
