@@ -396,17 +396,20 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+@pytest.fixture(scope="module")
+def pruned(data: tuple[Split, Split], tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployable, Path]:
+    """A network with blocks and channels removed, and its folder; not to be changed."""
+    made, _ = pruned_deployable(data, BLOCKS | CHANNELS)
+    return made, write_artifact(tmp_path_factory.mktemp("pruned") / "a", made, CARD)
+
+
+@pytest.fixture
+def changed(pruned: tuple[Deployable, Path], tmp_path: Path) -> Path:
+    """A copy of the folder, to be changed."""
+    return Path(shutil.copytree(pruned[1], tmp_path / "copy"))
+
+
 class TestExpandedArtifact:
-    @pytest.fixture(scope="class")
-    def pruned(self, data: tuple[Split, Split], tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployable, Path]:
-        """A network with blocks and channels removed, and its folder; not to be changed."""
-        made, _ = pruned_deployable(data, BLOCKS | CHANNELS)
-        return made, write_artifact(tmp_path_factory.mktemp("pruned") / "a", made, CARD)
-
-    @pytest.fixture
-    def changed(self, pruned: tuple[Deployable, Path], tmp_path: Path) -> Path:
-        return Path(shutil.copytree(pruned[1], tmp_path / "copy"))
-
     @pytest.mark.slow
     def test_blocks_and_channels_come_back_with_zeros(
         self, pruned: tuple[Deployable, Path], data: tuple[Split, Split]
