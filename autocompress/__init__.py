@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
     from autocompress.core.registry import load_plugin
     from autocompress.errors import AutocompressError
-    from autocompress.export.artifact import load_artifact
+    from autocompress.export.artifact import expand_artifact, load_artifact
     from autocompress.front import Front
     from autocompress.tasks.images_folder import Images
     from autocompress.tasks.module import bring_model
@@ -37,6 +37,7 @@ _HOME = {
     "Settings": "core.knobs",
     "Tensors": "tasks.tensors",
     "bring_model": "tasks.module",
+    "expand_artifact": "export.artifact",
     "knob": "core.knobs",
     "load": "api",
     "load_artifact": "export.artifact",
@@ -58,6 +59,7 @@ __all__ = [
     "Tensors",
     "__version__",
     "bring_model",
+    "expand_artifact",
     "knob",
     "load",
     "load_artifact",

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from autocompress.core.atomic import write_atomic
-from autocompress.measure.storage import pack_tensors
+from autocompress.measure.tensor_storage import pack_tensors
 from autocompress.prune.sparse_linear import csr_speed_threshold, measure_linear_speed
 from autocompress.trial.pipeline import reproducible_torch
 

@@ -18,6 +18,7 @@ PUBLIC = [
     "Tensors",
     "__version__",
     "bring_model",
+    "expand_artifact",
     "knob",
     "load",
     "load_artifact",

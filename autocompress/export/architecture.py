@@ -11,7 +11,8 @@ from autocompress.core.config import CompressionConfig
 from autocompress.core.method import LayerBits, MethodState
 from autocompress.core.task import InputSpec
 from autocompress.errors import ArtifactError, UsageError
-from autocompress.measure.storage import Count, Packed, Shape
+from autocompress.measure.tensor_storage import Count, Packed, Shape
+from autocompress.prune.expansion import ChannelMap
 
 # The file may come from anywhere: a size or width beyond these bounds is refused.
 Bits = Annotated[int, Field(ge=1, le=64)]
@@ -59,6 +60,8 @@ class Architecture(_Strict):
         start: Pruning steps applied to the teacher before training.
         prune: State of the pruning method.
         quantize: State of the quantization method.
+        channels: Layer name to the original indices of its channels, for the layers that lost some by pruning; None if
+            an earlier version wrote the artifact.
         packed: Forms of the tensors of model.safetensors that are not dense.
         aliases: Names of tensors that share another one's values.
         versions: Library name to the version that wrote the artifact.
@@ -76,6 +79,7 @@ class Architecture(_Strict):
     start: list[SavedStep] = []
     prune: SavedState | None
     quantize: SavedState | None
+    channels: ChannelMap | None = None
     packed: dict[str, Packed]
     aliases: dict[str, str]
     versions: dict[str, str]

@@ -4,13 +4,16 @@ model.onnx, model_float.onnx (only where model.onnx is quantized), model.safeten
 config.yaml, card.md, manifest.json.
 """
 
+import copy
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import yaml
@@ -27,6 +30,7 @@ from autocompress.core.task import InputSpec, logits_by_head
 from autocompress.errors import ArtifactError, AutocompressError
 from autocompress.export.architecture import (
     Architecture,
+    SavedState,
     dump_state,
     method_state,
     parse_architecture,
@@ -35,13 +39,17 @@ from autocompress.export.card import Card, render_card
 from autocompress.export.folder import read_files, write_files
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.runtime import is_weights_only
-from autocompress.measure.storage import pack_tensors, unpack_tensors
+from autocompress.measure.tensor_storage import pack_tensors, unpack_tensors
 from autocompress.models.base import build_family_model
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
-from autocompress.quantize.folding import find_folded_pairs, fold_batch_norm, fold_structure
+from autocompress.prune.expansion import ChannelMap, OriginalPositions
+from autocompress.quantize.folding import find_folded_pairs, fold_batch_norm, fold_structure, unfold_batch_norm
 from autocompress.trial.pipeline import PruningStep, list_restored_tensors, list_stored_tensors
 
 logger = logging.getLogger(__name__)
+
+# A method does not validate its history, so a malformed one raises any of these errors.
+REBUILD_ERRORS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -114,14 +122,64 @@ def load_artifact(folder: Path | str) -> nn.Module:
     Raises:
         ArtifactError: The folder is no artifact, a file was changed, or the module cannot be rebuilt here.
     """
+    return _rebuild_module(*_read_artifact(Path(folder)))
+
+
+def expand_artifact(folder: Path | str) -> nn.Module:
+    """Return the float module of an artifact in the shapes before pruning, with zeros where channels were removed.
+
+    The shapes are those of the teacher for a student made from it, and those of the trained student otherwise. Kept
+    channels have their original indices, see :attr:`Architecture.channels`; dropped blocks come back with zeros.
+    Quantized weights are dequantized, and activations are not rounded. Batch normalizations that the artifact holds
+    folded come back as the affine map that is left of them, with mean 0 and variance 1: fine-tune with these layers in
+    evaluation mode. An artifact without removed channels and blocks is returned as :func:`load_artifact` returns it.
+
+    Raises:
+        ArtifactError: The folder is no artifact, a file was changed, the artifact was written without a channel map,
+            or the module cannot be expanded.
+    """
+    architecture, tensors = _read_artifact(Path(folder))
+    module = _rebuild_module(architecture, tensors)
+    if architecture.prune is None and not architecture.start:
+        return module
+    if architecture.channels is None:
+        raise ArtifactError(
+            f"{folder}: architecture.json has no channel map: an earlier version wrote it, or the pruning method does "
+            "more than removing channels; export the candidate again: autocompress export RUN --candidate ID"
+        )
+    if not architecture.channels:
+        return module
+    with _explain_errors("expanded"):
+        original = _build_initial_model(architecture, architecture.compression.student)
+        positions = OriginalPositions(original, partial(_restore_pruning, architecture, tensors))
+        if positions.list_channels() != architecture.channels:
+            raise ArtifactError(
+                f"{folder}: the channel map of architecture.json differs from its pruning history; export it again"
+            )
+        pruned = _restore_pruning(architecture, tensors, copy.deepcopy(original))
+        unfold_batch_norm(pruned, module)
+        return positions.expand(pruned, _draw_example(architecture))
+
+
+def _draw_example(architecture: Architecture) -> tuple[Tensor, ...]:
+    """Return a batch of one with random indices where an input has a vocabulary, and zeros elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randint(entry.vocabulary, tensor.shape, generator=generator).to(tensor) if entry.vocabulary else tensor
+        for entry, tensor in zip(architecture.inputs, architecture.example(), strict=True)
+    )
+
+
+def _read_artifact(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
+    """Return the architecture and the unpacked tensors of an artifact."""
     # Reads every file once, so that the checked bytes are the bytes that are used.
-    files = read_files(Path(folder))
+    files = read_files(folder)
     architecture = parse_architecture(files["architecture.json"])
     try:
         stored = load(files["model.safetensors"])
     except (SafetensorError, ValueError) as error:
         raise ArtifactError(f"model.safetensors cannot be read ({error})") from error
-    return _rebuild_module(architecture, unpack_tensors(stored, architecture.packed, architecture.aliases))
+    return architecture, unpack_tensors(stored, architecture.packed, architecture.aliases)
 
 
 def read_architecture(folder: Path | str) -> Architecture:
@@ -165,7 +223,20 @@ def _build_architecture(deployable: Deployable) -> tuple[Architecture, dict[str,
             "versions": _library_versions(),
         }
     )
-    return architecture, stored
+    return architecture.model_copy(update={"channels": _map_channels(architecture, tensors)}), stored
+
+
+def _map_channels(architecture: Architecture, tensors: Mapping[str, Tensor]) -> ChannelMap | None:
+    """Return the channel map; None for a pruning that does more than removing channels and blocks."""
+    if architecture.prune is None and not architecture.start:
+        return {}
+    try:
+        original = _build_initial_model(architecture, architecture.compression.student)
+        return OriginalPositions(original, partial(_restore_pruning, architecture, tensors)).list_channels()
+    except (AutocompressError, *REBUILD_ERRORS) as error:
+        # Such a model is exported all the same. If it cannot be rebuilt, the check of the written folder says so.
+        logger.info("no channel map: %s", error)
+        return None
 
 
 def export_graph(deployable: Deployable) -> bytes:
@@ -204,16 +275,10 @@ def _export_graphs(deployable: Deployable) -> dict[str, bytes]:
 
 def _rebuild_module(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Module:
     config = architecture.compression
-    states = {
-        stage: None if saved is None else method_state(saved, _select_prefix(stage, tensors))
-        for stage, saved in (("prune", architecture.prune), ("quantize", architecture.quantize))
-    }
-    try:
+    states = {stage: _stage_state(architecture, stage, tensors) for stage in ("prune", "quantize")}
+    with _explain_errors("rebuilt"):
         # The order of the trial: each method restores the structure that it was applied to.
-        model = _build_initial_model(architecture, config.student)
-        for step in architecture.start:
-            model = _restore_method(PRUNE, Part.from_json(step.part), method_state(step.state, {}), model.eval())
-        model = _restore_method(PRUNE, config.prune, states["prune"], model.eval())
+        model = _restore_pruning(architecture, tensors, _build_initial_model(architecture, config.student))
         fold_structure(model, architecture.folded)
         model = _restore_method(QUANTIZE, config.quantize, states["quantize"], model)
         _load_tensors(
@@ -221,15 +286,21 @@ def _rebuild_module(architecture: Architecture, tensors: Mapping[str, Tensor]) -
             _select_prefix("model", tensors),
             list_restored_tensors(states["prune"]) | list_restored_tensors(states["quantize"]),
         )
+    return model.eval()
+
+
+@contextmanager
+def _explain_errors(result: str) -> Iterator[None]:
+    """Turn the errors of the body into one that says that the module cannot be ``result``."""
+    try:
+        yield
     except ArtifactError:
         raise
     except AutocompressError as error:
-        raise ArtifactError(f"the module cannot be rebuilt: {error}") from error
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        # A method does not validate its history, so a malformed one raises any of these errors.
+        raise ArtifactError(f"the module cannot be {result}: {error}") from error
+    except REBUILD_ERRORS as error:
         reason = " ".join(str(error).split())
-        raise ArtifactError(f"the module cannot be rebuilt: {type(error).__name__}: {reason}") from error
-    return model.eval()
+        raise ArtifactError(f"the module cannot be {result}: {type(error).__name__}: {reason}") from error
 
 
 def _build_initial_model(architecture: Architecture, student: Part) -> nn.Module:
@@ -245,6 +316,21 @@ def _build_initial_model(architecture: Architecture, student: Part) -> nn.Module
     options = cast("dict[str, Leaf]", architecture.options)
     model: nn.Module = TASKS.get(architecture.task)(**options).build(student)
     return model
+
+
+def _restore_pruning(architecture: Architecture, tensors: Mapping[str, Tensor], model: nn.Module) -> nn.Module:
+    """Repeat the pruning before and after the training on a fresh model."""
+    for step in architecture.start:
+        model = _restore_method(PRUNE, Part.from_json(step.part), method_state(step.state, {}), model.eval())
+    state = _stage_state(architecture, "prune", tensors)
+    return _restore_method(PRUNE, architecture.compression.prune, state, model.eval())
+
+
+def _stage_state(
+    architecture: Architecture, stage: Literal["prune", "quantize"], tensors: Mapping[str, Tensor]
+) -> MethodState | None:
+    saved: SavedState | None = getattr(architecture, stage)
+    return None if saved is None else method_state(saved, _select_prefix(stage, tensors))
 
 
 def _restore_method(

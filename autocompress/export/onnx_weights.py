@@ -47,11 +47,11 @@ def pack_weights(proto: onnx.ModelProto, decoded: Sequence[Mapping[str, Any]], t
         smaller = [weight for weight in options if weight is not None and weight.nbytes < array.nbytes]
         if smaller:
             replaced[name] = min(smaller, key=lambda weight: weight.nbytes)
-    kept = [initializer for initializer in proto.graph.initializer if initializer.name not in replaced]
+    remaining = [initializer for initializer in proto.graph.initializer if initializer.name not in replaced]
     nodes = list(proto.graph.node)
     del proto.graph.initializer[:]
     del proto.graph.node[:]
-    proto.graph.initializer.extend(kept)
+    proto.graph.initializer.extend(remaining)
     for weight in replaced.values():
         proto.graph.initializer.extend(weight.initializers)
         proto.graph.node.extend(weight.nodes)
@@ -192,23 +192,25 @@ def _encode_sparse(name: str, array: Array) -> _Weight | None:
         # With a zero point, zero has a code of its own.
         codes, counts = np.unique(flat, return_counts=True)
         omitted = codes[counts.argmax()][None]
-    (kept,) = (flat != omitted).nonzero()
-    gaps = np.diff(kept, prepend=0)
-    has_short_gaps = len(kept) > 0 and int(gaps.max()) <= LARGEST_GAP
+    (present,) = (flat != omitted).nonzero()
+    gaps = np.diff(present, prepend=0)
+    has_short_gaps = len(present) > 0 and int(gaps.max()) <= LARGEST_GAP
     mask_bytes = array.size / 8
-    index_bytes = min(len(kept), mask_bytes) if has_short_gaps else mask_bytes
-    if NODE_BYTES + index_bytes + len(kept) * array.itemsize >= array.nbytes:
+    index_bytes = min(len(present), mask_bytes) if has_short_gaps else mask_bytes
+    if NODE_BYTES + index_bytes + len(present) * array.itemsize >= array.nbytes:
         return None
     weight = _Weight(name)
-    if has_short_gaps and len(kept) < mask_bytes:
+    if has_short_gaps and len(present) < mask_bytes:
         steps = weight.emit("Cast", weight.store(gaps.astype(np.uint8), "gaps"), to=TensorProto.INT64)
         indices = weight.emit("CumSum", steps, weight.store(np.array(0, np.int64), "axis"))
         size, background = weight.store(np.array([array.size], np.int64), "size"), numpy_helper.from_array(omitted)
         constant = weight.emit("ConstantOfShape", size, value=background)
-        values = weight.emit("ScatterND", constant, weight.reshape(indices, -1, 1), weight.store(flat[kept], "values"))
+        values = weight.emit(
+            "ScatterND", constant, weight.reshape(indices, -1, 1), weight.store(flat[present], "values")
+        )
     else:
-        # Ranks of the kept values, 0 for the omitted one. onnxruntime does not fold NonZero, so that it is not used.
+        # Ranks of the stored values, 0 for the omitted one. onnxruntime does not fold NonZero, so that it is not used.
         bits = weight.emit("Cast", weight.unpack(flat != omitted, 8, "mask"), to=TensorProto.INT32)
         ranks = weight.emit("Mul", weight.emit("CumSum", bits, weight.store(np.array(0, np.int64), "axis")), bits)
-        values = weight.emit("Gather", weight.store(np.concatenate([omitted, flat[kept]]), "values"), ranks)
+        values = weight.emit("Gather", weight.store(np.concatenate([omitted, flat[present]]), "values"), ranks)
     return weight.finish(weight.reshape(values, *array.shape))

@@ -3,6 +3,7 @@
 from autocompress.prune.adaptive import Adaptive, AdaptiveConfig
 from autocompress.prune.calibration import reestimate_batch_norm
 from autocompress.prune.depth import Depth, DepthConfig
+from autocompress.prune.expansion import ChannelIndices, expand_model, map_channels
 from autocompress.prune.masking import masks_from_zeros
 from autocompress.prune.n_m import NM, NMConfig
 from autocompress.prune.progressive import Progressive, ProgressiveConfig
@@ -15,6 +16,7 @@ __all__ = [
     "NM",
     "Adaptive",
     "AdaptiveConfig",
+    "ChannelIndices",
     "Depth",
     "DepthConfig",
     "Inheritance",
@@ -25,7 +27,9 @@ __all__ = [
     "StructuredConfig",
     "Unstructured",
     "UnstructuredConfig",
+    "expand_model",
     "inherit_weights",
+    "map_channels",
     "masks_from_zeros",
     "reestimate_batch_norm",
     "use_sparse_kernels",

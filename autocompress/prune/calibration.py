@@ -179,6 +179,15 @@ def flatten_outputs(output: object) -> list[Tensor]:
     return [tensor for part in parts for tensor in flatten_outputs(part)]
 
 
+def make_noise(example: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
+    """Return noise in the shape of an example; tensors of integers, such as tokens, stay as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(tensor.shape, generator=generator).to(tensor) if tensor.is_floating_point() else tensor
+        for tensor in example
+    )
+
+
 def format_error(error: Exception) -> str:
     """Return an error's type and message, in one line of at most 200 characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -18,6 +18,7 @@ from autocompress.prune.calibration import (
     check_layers_not_empty,
     check_output_varies,
     enable_gradients,
+    make_noise,
 )
 from autocompress.prune.channels import (
     ChannelGraph,
@@ -189,11 +190,7 @@ def _test_inputs(context: Context) -> tuple[Tensor, ...]:
     """Return inputs to compare models on: calibration examples, or noise of the example's shape without them."""
     if context.calibration:
         return tuple(tensor[:8] for tensor in context.calibration[0])
-    generator = torch.Generator().manual_seed(context.seed)
-    return tuple(
-        torch.randn(tensor.shape, generator=generator).to(tensor) if tensor.is_floating_point() else tensor
-        for tensor in context.example
-    )
+    return make_noise(context.example, context.seed)
 
 
 def _layer_widths(model: nn.Module, pruned: nn.Module, history: PruningHistory) -> dict[str, list[int]]:

@@ -6,6 +6,7 @@ becomes ``W' x + b'``.
 
 import copy
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -269,6 +270,41 @@ def fold_structure(model: nn.Module, pairs: Sequence[Sequence[str]]) -> None:
         # The values are placeholders until the `state_dict` is loaded, but a bias must exist to be loaded.
         bias = layer.weight.new_zeros(layer.weight.shape[0]) if layer.bias is None else layer.bias.detach().clone()
         _replace_pair(model, layer, layer_name, norm_name, layer.weight.detach().clone(), bias)
+
+
+@torch.no_grad()
+def unfold_batch_norm(model: nn.Module, folded: nn.Module) -> None:
+    """Load the values of a folded model into one of the structure before folding, in place.
+
+    The statistics of a folded normalization are lost. It gets the mean 0 and the variance 1, and the folded bias.
+
+    Raises:
+        CompressionError: The models have other layers.
+    """
+    pairs = dict(find_folded_pairs(folded))
+    values = folded.state_dict()
+    for layer_name, norm_name in pairs.items():
+        layer, norm = _get_module(model, layer_name), _get_module(model, norm_name)
+        if not isinstance(norm, BATCH_NORM) or norm.running_mean is None or norm.running_var is None:
+            raise CompressionError(f"'{norm_name}' is no batch normalization: the model is another one")
+        bias = values.pop(f"{layer_name}.bias")
+        norm.reset_running_stats()
+        if norm.affine:
+            # Exactly the inverse of the division by sqrt(1 + eps).
+            norm.weight.fill_(math.sqrt(1 + norm.eps))
+            norm.bias.copy_(bias)
+        else:
+            norm.running_mean.copy_(-bias)
+            norm.running_var.fill_(1 - norm.eps)
+        if getattr(layer, "bias", None) is not None:
+            values[f"{layer_name}.bias"] = torch.zeros_like(bias)
+        values |= {f"{norm_name}.{name}": tensor for name, tensor in norm.state_dict().items()}
+    expected = model.state_dict()
+    try:
+        # The values of input and output quantizers have no place in a float model.
+        model.load_state_dict({name: tensor for name, tensor in values.items() if name in expected})
+    except RuntimeError as error:
+        raise CompressionError(f"the folded values do not fit the model: {_first_line(error)}") from error
 
 
 def _batch_norm_names(model: nn.Module) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from autocompress.distill.attacks import ATTACKS, EPSILON, predict_under_attack
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import LayerCost, Subject, measure
 from autocompress.measure.heads import AT
-from autocompress.measure.storage import count_stored_bytes
+from autocompress.measure.tensor_storage import count_stored_bytes
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.prune import inherit_weights, reestimate_batch_norm
 from autocompress.quantize import fold_batch_norm

@@ -14,7 +14,7 @@ from autocompress.core.registry import PRUNE, QUANTIZE
 from autocompress.errors import CompressionError
 from autocompress.export.candidate import export_candidate
 from autocompress.measure import layer_costs, measure
-from autocompress.measure.storage import Packed, pack_tensors, unpack_tensors
+from autocompress.measure.tensor_storage import Packed, pack_tensors, unpack_tensors
 from autocompress.models import CNN, CNNConfig
 from autocompress.quantize import fold_batch_norm
 from autocompress.store.run_store import RunStore

@@ -16,15 +16,24 @@ import yaml
 from safetensors.torch import load, save
 from torch import nn
 
+import autocompress
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE, TASKS
 from autocompress.core.task import Split, logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export import artifact
-from autocompress.export.artifact import Deployable, load_artifact, read_architecture, write_artifact
+from autocompress.export.artifact import (
+    Deployable,
+    expand_artifact,
+    load_artifact,
+    read_architecture,
+    write_artifact,
+)
 from autocompress.export.folder import read_files, write_files
 from autocompress.quantize.folding import FoldedBatchNorm, fold_batch_norm
+from autocompress.store.run_store import RunStore
+from autocompress.trial.pipeline import PruningStep
 from tests.export.nets import NETS, deployable, splits, train
 
 CARD = {"title": "t1c2", "summary": "A test.", "scores": {"test": {"accuracy": 0.9}}}
@@ -333,3 +342,192 @@ def test_a_module_that_would_come_back_as_another_is_never_written(
     with pytest.raises(ArtifactError, match="differs from the exported one: label"):
         write_artifact(tmp_path / "b", scaled, CARD)
     assert list(tmp_path.iterdir()) == []
+
+
+def pruned_deployable(
+    data: tuple[Split, Split], steps: Mapping[str, Mapping[str, Any]], **settings: Any
+) -> tuple[Deployable, nn.Module]:
+    """Return a residual network after pruning steps, the last one after the training, and the network before them.
+
+    The model is quantized as ``settings`` say, or folded without any.
+    """
+    task = TASKS.get("digits")()
+    student = Part.of("cnn", width=8, depth=3, stages=2, block="residual")
+    torch.manual_seed(0)
+    original = task.build(student).eval()
+    inputs = data[0].take(slice(0, 64))
+    context = Context(
+        task.example(),
+        (inputs.inputs,),
+        ({"label": inputs.targets["label"]},),
+        lambda output, targets: task.loss(logits_by_head(output, task.heads), targets),
+    )
+    model, applied = original, []
+    for name, values in steps.items():
+        method = PRUNE.get(name)
+        model, state = method.apply(model, method.config.of(values), context)
+        applied.append(PruningStep(Part.of(name, **values), state))
+    quantized = deployable("residual", model, data[0], **settings)
+    folded = fold_batch_norm(model, task.example())
+    *start, last = applied
+    made = Deployable(
+        config=CompressionConfig(student, (), Part.of("adamw"), last.part, quantized.config.quantize, 3),
+        task_name="digits",
+        task_options={},
+        labels={},
+        heads=task.heads,
+        inputs=task.inputs,
+        example=task.example(),
+        float_model=model,
+        model=quantized.model if settings else folded,
+        prune_state=last.state,
+        quantize_state=quantized.quantize_state,
+        start=tuple(start),
+    )
+    return made, original
+
+
+CHANNELS = {"structured": {"pruning_ratio": 0.4, "recovery_epochs": 0}}
+BLOCKS = {"depth": {"pruning_ratio": 0.4, "recovery_epochs": 0}}
+MASKS = {"unstructured": {"pruning_ratio": 0.5, "recovery_epochs": 0}}
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def pruned(data: tuple[Split, Split], tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployable, Path]:
+    """A network with blocks and channels removed, and its folder; not to be changed."""
+    made, _ = pruned_deployable(data, BLOCKS | CHANNELS)
+    return made, write_artifact(tmp_path_factory.mktemp("pruned") / "a", made, CARD)
+
+
+@pytest.fixture
+def changed(pruned: tuple[Deployable, Path], tmp_path: Path) -> Path:
+    """A copy of the folder, to be changed."""
+    return Path(shutil.copytree(pruned[1], tmp_path / "copy"))
+
+
+class TestExpandedArtifact:
+    @pytest.mark.slow
+    def test_blocks_and_channels_come_back_with_zeros(
+        self, pruned: tuple[Deployable, Path], data: tuple[Split, Split]
+    ) -> None:
+        made, path = pruned
+        original = TASKS.get("digits")().build(made.config.student)
+        loaded, expanded = load_artifact(path), expand_artifact(path)
+        assert any(isinstance(module, FoldedBatchNorm) for module in loaded.modules())
+        assert shapes_of(expanded) == shapes_of(original)
+        with torch.no_grad():
+            torch.testing.assert_close(expanded(*data[1].inputs), loaded(*data[1].inputs), rtol=1e-4, atol=1e-4)
+        channels = read_architecture(path).channels
+        assert channels is not None
+        remaining = channels["stem.0"].outputs
+        assert len(remaining) == loaded.get_parameter("stem.0.weight").shape[0] < 8
+        assert torch.equal(expanded.get_parameter("stem.0.weight")[remaining], loaded.get_parameter("stem.0.weight"))
+        (block, *_) = made.start[0].state.history["dropped"]
+        assert channels[f"{block}.body.0"].outputs == []
+
+    @pytest.mark.slow
+    def test_quantized_weights_are_dequantized(self, data: tuple[Split, Split], tmp_path: Path) -> None:
+        made, original = pruned_deployable(data, CHANNELS, weight_bits=4, activation_bits=32)
+        path = write_artifact(tmp_path / "a", made, CARD)
+        loaded, expanded = load_artifact(path), expand_artifact(path)
+        assert shapes_of(expanded) == shapes_of(original)
+        # The activations are not rounded, so the outputs are equal.
+        with torch.no_grad():
+            torch.testing.assert_close(expanded(*data[1].inputs), loaded(*data[1].inputs), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("steps", [MASKS, {"structured": {"pruning_ratio": 0.0}}], ids=["masks", "ratio 0"])
+    def test_a_model_of_the_original_shapes_is_returned_as_it_is(
+        self, data: tuple[Split, Split], steps: dict[str, dict[str, Any]], tmp_path: Path
+    ) -> None:
+        made, _ = pruned_deployable(data, steps, **BOTH)
+        path = write_artifact(tmp_path / "a", made, CARD)
+        assert read_architecture(path).channels == {}
+        same(expand_artifact(path), load_artifact(path), data[1], made.heads)
+
+    @pytest.mark.slow
+    def test_an_artifact_without_pruning_is_returned_as_it_is(
+        self, written: tuple[Deployable, Path], folder: Path, data: tuple[Split, Split]
+    ) -> None:
+        made, path = written
+        assert read_architecture(path).channels == {}
+        same(expand_artifact(path), load_artifact(path), data[1], made.heads)
+        # Also if it is older than the channel map.
+        same(expand_artifact(signed(folder, architecture_json=drop_channels)), made.model, data[1], made.heads)
+
+    @pytest.mark.slow
+    def test_an_artifact_without_a_channel_map_still_loads_and_says_how_to_get_one(
+        self, changed: Path, pruned: tuple[Deployable, Path], data: tuple[Split, Split]
+    ) -> None:
+        signed(changed, architecture_json=drop_channels)
+        assert read_architecture(changed).channels is None
+        same(load_artifact(changed), pruned[0].model, data[1], pruned[0].heads)
+        with pytest.raises(ArtifactError, match=r"no channel map.*autocompress export RUN --candidate ID"):
+            expand_artifact(changed)
+
+    @pytest.mark.slow
+    def test_another_channel_map_and_another_example_are_refused(self, changed: Path) -> None:
+        other = {"stem.0": {"inputs": [0], "outputs": [1]}}
+        with pytest.raises(ArtifactError, match="the channel map of"):
+            expand_artifact(signed(changed, architecture_json=edit(channels=other)))
+        with pytest.raises(ArtifactError, match=r"architecture\.json: channels\.stem\.0\.outputs"):
+            expand_artifact(signed(changed, architecture_json=edit(channels={"stem.0": {"inputs": [0]}})))
+
+    @pytest.mark.slow
+    def test_inputs_that_do_not_fit_are_refused(self, changed: Path) -> None:
+        shape = {"shape": [1, 3, 8, 8], "vocabulary": 0, "missing": None, "dtype": "float32"}
+        signed(changed, architecture_json=edit(inputs=[shape]))
+        with pytest.raises(ArtifactError):
+            expand_artifact(changed)
+
+    @pytest.mark.slow
+    def test_a_method_that_does_more_than_removing_is_exported_without_a_map(
+        self, data: tuple[Split, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made, _ = pruned_deployable(data, CHANNELS)
+
+        def refuse(*_: object) -> None:
+            raise ValueError("positions are no numbers")
+
+        monkeypatch.setattr(artifact, "OriginalPositions", refuse)
+        path = write_artifact(tmp_path / "a", made, CARD)
+        assert read_architecture(path).channels is None
+        path = signed(path, architecture_json=edit(channels={"stem.0": {"inputs": [0], "outputs": [1]}}))
+        with pytest.raises(ArtifactError, match="cannot be expanded: ValueError: positions are no numbers"):
+            expand_artifact(path)
+
+
+def drop_channels(content: bytes) -> bytes:
+    return json.dumps({name: value for name, value in json.loads(content).items() if name != "channels"}).encode()
+
+
+@pytest.mark.slow
+def test_an_exported_candidate_of_a_run_is_expanded_and_fine_tuned(small_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    front = autocompress.load(run)
+    with RunStore.read(run) as store:
+        candidates = [store.read_candidate(name) for name in front.candidates["id"]]
+    (candidate, *_) = [each for each in candidates if each.config.prune and each.config.quantize and each.complete]
+    folder = front.export(candidate.id, verify=False)
+    expanded, loaded = autocompress.expand_artifact(folder), load_artifact(folder)
+    split = TASKS.get("digits")().splits(0).test
+    assert shapes_of(expanded) == shapes_of(TASKS.get("digits")().build(candidate.config.student))
+    with torch.no_grad():
+        predictions, expected = (
+            logits_by_head(model(*split.inputs), {"label": 10})["label"].argmax(1) for model in (expanded, loaded)
+        )
+    # The activations of the artifact are rounded to 8 bits.
+    assert (predictions == expected).float().mean() > 0.9
+    optimizer = torch.optim.SGD(expanded.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        losses.append(nn.functional.cross_entropy(expanded(*split.inputs), split.targets["label"]))
+        losses[-1].backward()
+        assert all(parameter.grad is not None for parameter in expanded.parameters())
+        optimizer.step()
+    assert losses[1] < losses[0]

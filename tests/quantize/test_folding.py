@@ -16,6 +16,7 @@ from autocompress.quantize.folding import (
     fold_structure,
     fold_with_report,
     trace_graph,
+    unfold_batch_norm,
 )
 from tests.quantize.nets import Plain, unsettle
 
@@ -301,3 +302,38 @@ def test_tracing_follows_the_arguments_that_are_given() -> None:
     for example, operator in (((torch.ones(1),), "add"), ((torch.ones(1), torch.ones(1)), "mul")):
         called = [node.target.__name__ for node in trace_graph(Optional(), example).nodes if node.op == "call_function"]
         assert operator in called
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (Plain(), (1, 8, 8)),
+        (nn.Sequential(conv(bias=True), nn.BatchNorm2d(4), nn.ReLU()), (1, 8, 8)),
+        (nn.Sequential(conv(bias=False), nn.BatchNorm2d(4, affine=False)), (1, 8, 8)),
+        (nn.Sequential(conv(bias=True), nn.BatchNorm2d(4, affine=False)), (1, 8, 8)),
+        (nn.Sequential(conv(4, 4, groups=4, bias=False), nn.BatchNorm2d(4, eps=0.1)), (4, 8, 8)),
+        (nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)), (6,)),
+    ],
+    ids=["plain", "bias", "no affine", "bias, no affine", "depthwise", "linear"],
+)
+def test_an_unfolded_model_computes_the_same(model: nn.Module, shape: tuple[int, ...]) -> None:
+    unsettle(model)
+    folded = fold_batch_norm(model, (torch.zeros(1, *shape),))
+    unfolded = copy.deepcopy(model).eval()
+    for tensor in unfolded.state_dict().values():
+        tensor.fill_(7)
+    unfold_batch_norm(unfolded, folded)
+    assert {name: tensor.shape for name, tensor in unfolded.state_dict().items()} == {
+        name: tensor.shape for name, tensor in model.state_dict().items()
+    }
+    outputs_agree(unfolded, folded, *shape)
+
+
+def test_unfolding_another_model_is_refused() -> None:
+    folded = fold_batch_norm(nn.Sequential(conv(bias=False), nn.BatchNorm2d(4)).eval(), IMAGE)
+    with pytest.raises(CompressionError, match="the model has no layer '1'"):
+        unfold_batch_norm(nn.Sequential(conv()), folded)
+    with pytest.raises(CompressionError, match="'1' is no batch normalization"):
+        unfold_batch_norm(nn.Sequential(conv(), nn.ReLU()), folded)
+    with pytest.raises(CompressionError, match="the folded values do not fit the model"):
+        unfold_batch_norm(nn.Sequential(conv(3, 4, bias=False), nn.BatchNorm2d(4)), folded)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autocompress.errors import CompressionError
-from autocompress.measure.storage import pack_codes, unpack_codes
+from autocompress.measure.tensor_storage import pack_codes, unpack_codes
 from autocompress.quantize.lookup_quantizers import LookupTable
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS
 from autocompress.quantize.weight_coding import (

@@ -8,7 +8,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from autocompress.errors import ArtifactError
-from autocompress.measure.storage import (
+from autocompress.measure.tensor_storage import (
     LARGEST_CONSTANT,
     Packed,
     count_packed_bytes,

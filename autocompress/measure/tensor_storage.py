@@ -50,7 +50,7 @@ class Packed(BaseModel):
         shape: Shape of the tensor.
         dtype: Type of the tensor.
         omitted: The value that is left out.
-        kept: Number of values that are not left out.
+        present: Number of values that are stored.
         group: M of N:M.
         width: N of N:M, or the bits of a row's length for ``csr``.
     """
@@ -64,7 +64,7 @@ class Packed(BaseModel):
     shape: Shape
     dtype: NumberName
     omitted: int = 0
-    kept: Count = 0
+    present: Count = 0
     group: Annotated[int, Field(ge=0, le=max(GROUPS))] = 0
     width: Annotated[int, Field(ge=0, le=MAX_INDEX_BITS)] = 0
 
@@ -233,9 +233,9 @@ def _plan_storage(tensor: Tensor) -> _Plan:
         shifted = tensor.to(torch.int64).ravel() - offset
         omitted = int(torch.bincount(shifted).argmax()) + offset
         is_kept = tensor != omitted
-    kept = int(is_kept.count_nonzero())
+    present = int(is_kept.count_nonzero())
     # Positions take at least 3/8 of a bit for each value (1:8), so that nothing can be saved beyond this share.
-    if kept >= count * (1 - 0.375 / (bits or 8 * value_bytes)):
+    if present >= count * (1 - 0.375 / (bits or 8 * value_bytes)):
         return dense
     plans = [dense]
     matrix = _as_matrix(is_kept)
@@ -243,7 +243,7 @@ def _plan_storage(tensor: Tensor) -> _Plan:
     def add_plan(form: str, index_bytes: int, values: int, **extra: int) -> None:
         nbytes = index_bytes + (count_packed_bytes(values, bits) if bits else values * value_bytes)
         if count <= max(LARGEST_CONSTANT, LARGEST_EXPANSION * nbytes):
-            plans.append(_Plan(_form(tensor, form, bits, offset, omitted=omitted, kept=kept, **extra), nbytes))
+            plans.append(_Plan(_form(tensor, form, bits, offset, omitted=omitted, present=present, **extra), nbytes))
 
     for group in GROUPS:
         if matrix.shape[1] % group == 0:
@@ -252,10 +252,10 @@ def _plan_storage(tensor: Tensor) -> _Plan:
             if 0 < width < group:
                 positions = count_packed_bytes(slots, (group - 1).bit_length())
                 add_plan("n_m", positions, slots, group=group, width=width)
-    add_plan("mask", count_packed_bytes(count, 1), kept)
+    add_plan("mask", count_packed_bytes(count, 1), present)
     width = int(matrix.sum(1).max()).bit_length()
-    columns = count_packed_bytes(kept, _index_bits(matrix.shape[1]))
-    add_plan("csr", columns + count_packed_bytes(len(matrix), width), kept, width=width)
+    columns = count_packed_bytes(present, _index_bits(matrix.shape[1]))
+    add_plan("csr", columns + count_packed_bytes(len(matrix), width), present, width=width)
     return min(plans, key=lambda plan: plan.nbytes)
 
 
@@ -347,15 +347,15 @@ def _unpack_tensor(name: str, stored: Mapping[str, Tensor], form: Packed) -> Ten
         matrix.view(rows, -1, form.group).scatter_(-1, positions, read_values(slots).view(positions.shape))
     elif form.form == "mask":
         is_kept = read_codes("::mask", count, 1).bool().view(matrix.shape)
-        if int(is_kept.sum()) != form.kept:
-            raise ValueError(f"the mask keeps {int(is_kept.sum())} values instead of {form.kept}")
-        matrix[is_kept] = read_values(form.kept)
+        if int(is_kept.sum()) != form.present:
+            raise ValueError(f"the mask keeps {int(is_kept.sum())} values instead of {form.present}")
+        matrix[is_kept] = read_values(form.present)
     else:
         lengths = read_codes("::lengths", rows, form.width)
-        columns = read_codes("::columns", form.kept, _index_bits(matrix.shape[1]))
-        if int(lengths.sum()) != form.kept or (form.kept and int(columns.max()) >= matrix.shape[1]):
+        columns = read_codes("::columns", form.present, _index_bits(matrix.shape[1]))
+        if int(lengths.sum()) != form.present or (form.present and int(columns.max()) >= matrix.shape[1]):
             raise ValueError(f"rows and columns do not fit a matrix of shape {list(matrix.shape)}")
-        matrix[torch.arange(rows).repeat_interleave(lengths), columns] = read_values(form.kept)
+        matrix[torch.arange(rows).repeat_interleave(lengths), columns] = read_values(form.present)
     return _from_matrix(matrix, form.shape)
 
 
