@@ -176,9 +176,9 @@ class ScoreFloor:
     def describe(self, scores: Mapping[str, float]) -> str:
         """Return how far the worst head fell, for a message."""
         head = min(self.start, key=lambda name: scores[name] - self.start[name])
-        place = f" on head '{head}'" if head else ""
+        suffix = f" on head '{head}'" if head else ""
         before = self.start[head]
-        return f"from {before:.4f} to {scores[head]:.4f}{place}, below the limit of {before - self.floor:.4f}"
+        return f"from {before:.4f} to {scores[head]:.4f}{suffix}, below the limit of {before - self.floor:.4f}"
 
     def to_row(self, scores: Mapping[str, float]) -> dict[str, float]:
         """Return the mean over heads as ``score``, and each head's score where there are several."""
