@@ -7,7 +7,8 @@ element-wise products, and batch norm, which folds into the layer before it.
     BOPs             sum of MACs x weight bits x activation bits
     effective FLOPs  sum of FLOPs x (weight bits x activation bits) / (32 x 32): equals FLOPs at 32 bits
     bytes            those of the tensors of an exported file, see :mod:`autocompress.measure.tensor_storage`. Where
-                     only layers are known: sum of ceil(weights x weight bits / 8) + 4 x (parameters - weights + buffers)
+                     only layers are known: sum of
+                     ceil(weights x weight bits / 8) + 4 x (parameters - weights + buffers)
                      + 4 x channels where the weights have fewer than 32 bits (one scale per output channel)
     sparse bytes     the same, with the weights of each layer as one bit a weight and the values that are not zero
                      where that is smaller:  ceil(weights / 8) + ceil(weights that are not zero x weight bits / 8)
