@@ -111,7 +111,7 @@ class OriginalPositions:
     """
 
     def __init__(self, original: nn.Module, replay: Replay) -> None:
-        self._original = copy.deepcopy(original).eval()
+        self._original = original
         numbered = copy.deepcopy(original).eval().double()
         for tensor in numbered.state_dict().values():
             if tensor.dtype in _POSITION_TYPES:
@@ -159,10 +159,10 @@ class OriginalPositions:
             if shapes[0] != shapes[1]:
                 raise CompressionError(
                     f"the pruned model does not fit its history: '{name}' is {_format_shape(shapes[1])} and should be "
-                    f"{_format_shape(shapes[0])}; pass the float model that the history belongs to, before batch "
-                    "normalizations are folded"
+                    f"{_format_shape(shapes[0])}; pass the float model that the history belongs to, before its "
+                    "batch normalizations are folded and before quantization"
                 )
-        expanded = copy.deepcopy(self._original)
+        expanded = copy.deepcopy(self._original).eval()
         modules = dict(expanded.named_modules())
         for name, tensor in expanded.state_dict().items():
             layer, _, attribute = name.rpartition(".")

@@ -14,6 +14,7 @@ from autocompress.prune.calibration import (
     check_output_varies,
     enable_gradients,
     flatten_outputs,
+    make_noise,
     measure_calibration,
 )
 from tests.prune.toys import EXAMPLE, cnn, cross_entropy, labelled_context
@@ -253,3 +254,14 @@ def test_a_batch_of_one_is_skipped_and_alone_is_refused():
 
 def test_a_model_without_batch_norm_needs_no_data():
     reestimate_batch_norm(nn.Linear(2, 2), [])
+
+
+def test_noise_has_the_shape_and_type_of_the_example_and_keeps_integers():
+    example = torch.zeros(2, 3, dtype=torch.float64), torch.arange(4)
+    real, whole = make_noise(example, seed=0)
+    assert real.shape == (2, 3)
+    assert real.dtype == torch.float64
+    assert bool(real.all())
+    assert torch.equal(whole, torch.arange(4))
+    assert torch.equal(real, make_noise(example, seed=0)[0])
+    assert not torch.equal(real, make_noise(example, seed=1)[0])

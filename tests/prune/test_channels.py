@@ -7,7 +7,13 @@ from autocompress.core.method import Context, MethodState
 from autocompress.errors import CompressionError
 from autocompress.prune import Structured, StructuredConfig
 from autocompress.prune.calibration import flatten_outputs
-from autocompress.prune.channels import ChannelGraph, replay_history, verify_pruned_model, zero_input_channels
+from autocompress.prune.channels import (
+    ChannelGraph,
+    have_close_outputs,
+    replay_history,
+    verify_pruned_model,
+    zero_input_channels,
+)
 from tests.prune.toys import cnn, labelled_context
 from tests.prune.zoo import (
     FOLLOWED,
@@ -245,3 +251,12 @@ class TestVerification:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         verify_pruned_model(model, pruned, history, batch(IMAGE))
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("actual", "is_close"),
+    [([1.0, -2.0], True), ([1.0, -2.001], True), ([1.0, -2.01], False), ([1.0, torch.nan], False), ([1.0], False)],
+    ids=str,
+)
+def test_outputs_are_close_up_to_rounding(actual, is_close):
+    assert have_close_outputs([torch.tensor(actual)], [torch.tensor([1.0, -2.0])]) is is_close

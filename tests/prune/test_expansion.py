@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.core.method import Context, MethodState
+from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
 from autocompress.core.task import InputSpec
 from autocompress.errors import CompressionError
@@ -102,6 +102,18 @@ def test_an_expanded_family_has_equal_outputs_and_the_original_shapes(name, valu
     again, _ = Structured().apply(expanded, config, Context(example))
     assert shapes_of(again) == shapes_of(pruned)
     assert_close_outputs(again, pruned, inputs_of(example))
+
+
+@pytest.mark.parametrize("name", ["two_tower", "interaction"])
+def test_a_recommender_of_several_inputs(name):
+    specs = InputSpec((), vocabulary=30), InputSpec((), vocabulary=50), InputSpec((5,))
+    torch.manual_seed(0)
+    original = build_family_model(Part.of(name), specs, {"rating": 4}).eval()
+    example = torch.tensor([3]), torch.tensor([7]), torch.zeros(1, 5)
+    pruned, state = Structured().apply(original, StructuredConfig(pruning_ratio=0.5), Context(example))
+    expanded = expand_model(pruned, original, state.history, example)
+    assert shapes_of(expanded) == shapes_of(original) != shapes_of(pruned)
+    assert_close_outputs(expanded, pruned, inputs_of(example))
 
 
 @pytest.mark.parametrize(("name", "values", "spec"), FAMILIES, ids=FAMILY_IDS)
@@ -347,5 +359,5 @@ def test_every_built_in_method_that_removes_channels_can_be_mapped():
         method = PRUNE.get(name)
         original = cnn()
         pruned, state = method.apply(original, method.config(pruning_ratio=0.4), labelled_context())
-        expanded = expand_model(pruned, original, MethodState(history=state.history).history, IMAGE)
+        expanded = expand_model(pruned, original, state.history, IMAGE)
         assert_close_outputs(expanded, pruned, inputs_of(IMAGE))
