@@ -85,4 +85,4 @@ def another(cluster: Any, **offered: Any) -> Iterator[Any]:
         if node in cluster.list_all_nodes():
             cluster.remove_node(node, allow_graceful=False)
         # For a while the cluster believes in a node that is gone.
-        until(lambda: sum(each["Alive"] for each in cluster.global_state.node_table()) == 1, 60)
+        until(lambda: sum(each["Alive"] for each in cluster.global_state.node_table()) == 1, 300)

@@ -38,7 +38,7 @@ def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(ray_cluster: Any, 
     assert told[4] == fake_result(jobs(7)[4])
     assert sorted(trials.executed()) == [0, 1, 2, 3, 3, 4, 4, 5, 6]
     # What a trial has started ends with it.
-    until(lambda: not [child for child in trials.children() if alive(child)], 5)
+    until(lambda: not [child for child in trials.children() if alive(child)], 120)
     assert trials.children()
 
 

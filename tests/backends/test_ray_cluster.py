@@ -178,7 +178,7 @@ def test_a_cluster_of_our_own_wants_a_token_and_leaves_nothing_behind(stop: sign
         driver.send_signal(stop)
         _, said = driver.communicate(timeout=120)
     with suppress(AssertionError):
-        until(lambda: not with_mark(short.name), 10)
+        until(lambda: not with_mark(short.name), 120)
     assert not with_mark(short.name)
     assert not (short / "ray").exists()
     if stop is signal.SIGINT:

@@ -52,7 +52,7 @@ def test_what_a_process_has_started_ends_with_its_group() -> None:
     with family(before="guard_group()") as (process, child):
         assert alive(child)
         process.kill()
-        until(lambda: not alive(child), 5)
+        until(lambda: not alive(child), 120)
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_what_works_in_a_folder_ends_with_the_process_above_it_and_so_does_the_f
         family("", "", str(spared)) as (_, other),
     ):
         process.kill()
-        until(lambda: not alive(child) and not gone.exists(), 10)
+        until(lambda: not alive(child) and not gone.exists(), 120)
         assert alive(other)
         assert spared.exists()
 
