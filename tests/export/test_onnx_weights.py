@@ -70,13 +70,12 @@ def test_every_tensor_comes_back_equal(
     np.testing.assert_array_equal(out, array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "share"),
     [
         ({"quantizer": "codebook", "weight_bits": 4}, 0.35),
         ({"quantizer": "codebook", "weight_bits": 8, "granularity": "per_tensor"}, 0.6),
-        ({"quantizer": "power_of_two", "weight_bits": 3}, 0.35),
-        ({"granularity": "per_group", "group_size": 16, "weight_bits": 4}, 0.45),
         ({"granularity": "per_group", "group_size": 7, "weight_bits": 2, "weight_scheme": "asymmetric"}, 0.65),
         ({"quantizer": "codebook", "granularity": "per_group", "group_size": 32, "weight_bits": 3}, 0.45),
     ],
@@ -97,7 +96,8 @@ def test_decoded_weights_are_codes_in_the_graph(values: dict[str, Any], share: f
     assert not FOLDED & set(optimized_operators(proto, tmp_path / "optimized.onnx"))
 
 
-@pytest.mark.parametrize("density", [0.1, 0.02])
+@pytest.mark.slow
+@pytest.mark.parametrize("density", [0.02])
 def test_sparse_integer_weights_keep_their_kernels(density: float, tmp_path: Path) -> None:
     model = build()
     method = QUANTIZE.get("post_training")

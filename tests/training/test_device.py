@@ -21,8 +21,8 @@ from tests.training.mock_device import CARD, OnCard, a_card
 
 TEACHER = TeacherRecipe(Part.of("cnn", width=8, depth=1), Part.of("adamw", epochs=3, learning_rate=1e-2))
 SETUP = Setup(Part("digits"), 0, TEACHER, ("accuracy", "loss"), ("bytes", "effective_flops"))
-SMALL = Part.of("cnn", width=8, depth=2)
-FIT = Part.of("adamw", epochs=2, learning_rate=1e-2, batch_size=128)
+SMALL = Part.of("cnn", width=8, depth=1)
+FIT = Part.of("adamw", epochs=1, learning_rate=1e-2, batch_size=128)
 SOFT = (Part.of("soft_target"),)
 
 
@@ -106,7 +106,7 @@ def test_every_term_gives_on_the_card_what_it_gives_on_the_processor(terms: tupl
     "settings",
     [
         {"mixup": 0.3, "label_smoothing": 0.1},
-        {"patience": 1, "epochs": 4},
+        {"patience": 1, "epochs": 3},
         {"backbone": "frozen"},
         {"l1_weights": 1e-4, "l1_batch_norm": 1e-4, "clip_norm": 1.0},
         {"processes": 2},
@@ -137,7 +137,7 @@ def test_precision_is_chosen_and_lowered_where_the_model_runs() -> None:
 @pytest.mark.slow
 def test_a_training_that_pauses_on_the_card_goes_on_there_and_elsewhere() -> None:
     pipeline = load_pipeline(SETUP)
-    part = Part.of("sgd", epochs=3, batch_size=128)
+    part = Part.of("sgd", epochs=2, batch_size=128)
 
     def segment(device: torch.device, until: int | None, paused: bytes) -> tuple[dict[str, Tensor], bytes]:
         torch.manual_seed(0)
