@@ -19,7 +19,9 @@ from hypothesis import HealthCheck
 torch.set_num_threads(1)
 
 # How long an example takes to draw says something of the machine's load and nothing of the code.
-hypothesis.settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "shared machine", deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("shared machine")
 
 
