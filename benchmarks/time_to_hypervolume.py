@@ -22,7 +22,7 @@ from autocompress.errors import SearchFailedError
 from benchmarks.common import append_row, build_parser, describe_benchmark, geometric_mean, load_rows, rotate_names
 
 if TYPE_CHECKING:
-    from autocompress.engine.progress import Progress
+    from autocompress.engine.archive import Progress
 
 PLAIN = "plain TPE"
 OURS = "ours"

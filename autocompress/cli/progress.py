@@ -12,7 +12,7 @@ from rich.text import Text
 
 from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.formatting import format_duration, format_plural, format_value, label_column
-from autocompress.engine.progress import Progress
+from autocompress.engine.archive import Progress
 from autocompress.engine.runner import Events
 
 # A log file needs no more than a line now and then.

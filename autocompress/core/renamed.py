@@ -59,6 +59,7 @@ MODULES: Mapping[str, str] = {
     "engine.openings": "engine.initial_design",
     "engine.pace": "engine.driver",
     "engine.probe": "engine.preflight",
+    "engine.progress": "engine.archive",
     "engine.promotion": "engine.scheduler.promotion",
     "engine.publishing": "engine.sampler.optuna",
     "engine.results": "engine.archive",

@@ -1,11 +1,12 @@
 """The Pareto front of a running search, with scores on ``search_val`` (the split that the search decides on).
 
 Results from workers are validated first: values that are missing or not finite never reach the front or the sampler.
-Limits of the run count as constraint violations, for the sampler and for skipping configurations before training.
+Limits of the run count as constraint violations, for the sampler and for skipping configurations before training. The
+progress of a search is summarized for displays.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from autocompress.analysis.pareto import compute_hypervolume, is_dominated, norm
 from autocompress.core.config import CompressionConfig
 from autocompress.core.records import Candidate, CompressionRecipe, State, TrialResult
 from autocompress.core.run_info import ObjectiveSpec
+from autocompress.engine.spec import SearchSection
 
 
 class Archive:
@@ -212,3 +214,64 @@ class CostLimits:
             return {}
         self.skipped_configs += 1
         return violations
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a search at one moment.
+
+    Attributes:
+        done: Number of trials that completed or were stopped early.
+        failed: Number of trials that ended without a candidate.
+        running: Number of running jobs.
+        total: Budget in trials.
+        elapsed: Seconds of search so far, those before a resume included.
+        limit: Time limit in seconds, or ``None``.
+        candidates: Number of candidates in the store.
+        hypervolume: Normalized hypervolume of the front on ``search_val``, between 0 and 1.
+        front: ``(id, first score, first cost)`` of each candidate on the front, the cheapest first.
+        objectives: Objectives of the run.
+    """
+
+    done: int
+    failed: int
+    running: int
+    total: int
+    elapsed: float
+    limit: float | None
+    candidates: int
+    hypervolume: float
+    front: tuple[tuple[str, float, float], ...]
+    objectives: Sequence[ObjectiveSpec]
+
+
+def summarize_progress(
+    counts: Mapping[State, int],
+    search: SearchSection,
+    elapsed: float,
+    candidates: int,
+    archive: Archive,
+    objectives: Sequence[ObjectiveSpec],
+) -> Progress:
+    """Return the progress of a search.
+
+    Args:
+        counts: Number of trials by state.
+        search: Section ``search`` of the spec, which holds the budget.
+        elapsed: Seconds of search so far.
+        candidates: Number of candidates in the store.
+        archive: Archive of the front.
+        objectives: Objectives of the run.
+    """
+    return Progress(
+        done=counts[State.COMPLETE] + counts[State.STOPPED],
+        failed=counts[State.FAILED] + counts[State.INFEASIBLE],
+        running=counts[State.RUNNING],
+        total=search.trials,
+        elapsed=elapsed,
+        limit=None if search.minutes is None else search.minutes * 60,
+        candidates=candidates,
+        hypervolume=archive.hypervolume,
+        front=archive.list_front(),
+        objectives=objectives,
+    )

@@ -17,9 +17,16 @@ from autocompress.core.config import CompressionConfig
 from autocompress.core.records import Candidate, Job, Role, State, TrialResult
 from autocompress.core.registry import PROMOTION_RULES
 from autocompress.core.run_info import ObjectiveSpec
-from autocompress.engine.archive import INTERRUPTED_REASON, Archive, CostEstimator, CostLimits, validate_result
+from autocompress.engine.archive import (
+    INTERRUPTED_REASON,
+    Archive,
+    CostEstimator,
+    CostLimits,
+    Progress,
+    summarize_progress,
+    validate_result,
+)
 from autocompress.engine.initial_design import InitialDesign, Values, estimate_trial_cost, make_initial_job
-from autocompress.engine.progress import Progress, summarize_progress
 from autocompress.engine.refinement import make_refinement
 from autocompress.engine.sampler.acquisition import SurrogateSampler
 from autocompress.engine.sampler.optuna import OptunaSampler

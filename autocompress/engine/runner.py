@@ -27,10 +27,10 @@ from autocompress.core.records import Candidate, CompressionRecipe, Job, Role
 from autocompress.core.registry import BACKENDS, OBJECTIVES, TASKS, collect_plugins
 from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, TeacherInfo, read_processor_name
 from autocompress.core.task import Splits, Task
+from autocompress.engine.archive import Progress
 from autocompress.engine.driver import Driver
 from autocompress.engine.initial_design import FixedTrial, Values, design_initial_trials
 from autocompress.engine.preflight import check_run_folder, remove_unsafe_methods
-from autocompress.engine.progress import Progress
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import MODES, Space, open_space
 from autocompress.engine.spec import SearchSection, Source

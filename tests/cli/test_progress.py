@@ -3,7 +3,7 @@ import io
 from rich.console import Console
 
 from autocompress.cli.progress import CountDisplay, SearchDisplay
-from autocompress.engine.progress import Progress
+from autocompress.engine.archive import Progress
 from tests.fakes import OBJECTIVES
 
 

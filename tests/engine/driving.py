@@ -9,10 +9,9 @@ import pandas as pd
 from autocompress.core.config import CompressionConfig
 from autocompress.core.records import CompressionRecipe, Job, TrialResult
 from autocompress.core.run_info import RunInfo
-from autocompress.engine.archive import CostEstimator
+from autocompress.engine.archive import CostEstimator, Progress
 from autocompress.engine.driver import Driver
 from autocompress.engine.initial_design import Values
-from autocompress.engine.progress import Progress
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from autocompress.core.records import State, TrialResult
 from autocompress.core.run_info import RunInfo
-from autocompress.engine.archive import validate_result
+from autocompress.engine.archive import Progress, validate_result
 from autocompress.engine.driver import (
     MAX_INITIAL_FAILURES,
     TIME_SAFETY_FACTOR,
@@ -20,7 +20,6 @@ from autocompress.engine.driver import (
     SamplerFeedback,
     TimeBudget,
 )
-from autocompress.engine.progress import Progress
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec

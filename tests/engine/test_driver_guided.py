@@ -10,8 +10,8 @@ import pytest
 from autocompress.core.config import CompressionConfig
 from autocompress.core.records import CompressionRecipe, Job
 from autocompress.core.run_info import RunInfo
+from autocompress.engine.archive import Progress
 from autocompress.engine.driver import Driver
-from autocompress.engine.progress import Progress
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec

@@ -1,6 +1,5 @@
 from autocompress.core.records import State
-from autocompress.engine.archive import Archive
-from autocompress.engine.progress import summarize_progress
+from autocompress.engine.archive import Archive, summarize_progress
 from autocompress.engine.spec import SearchSection
 from tests.engine.test_archive import candidates
 from tests.fakes import OBJECTIVES
