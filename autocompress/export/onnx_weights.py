@@ -38,9 +38,9 @@ def pack_weights(proto: onnx.ModelProto, decoded: Sequence[Mapping[str, Any]], t
     weights = {initializer.name: numpy_helper.to_array(initializer) for initializer in proto.graph.initializer}
     replaced: dict[str, _Weight] = {}
     for entry in decoded:
-        for name, array in weights.items():
-            coded = _encode_decoded(name, array, entry, tensors)
-            if coded is not None and name not in replaced:
+        for name in [name for name in weights if name not in replaced]:
+            coded = _encode_decoded(name, weights[name], entry, tensors)
+            if coded is not None:
                 replaced[name] = coded
     for name, array in weights.items():
         options = [] if name in replaced else [_encode_sparse(name, array), _encode_narrow(name, array)]
