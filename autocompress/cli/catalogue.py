@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from autocompress.core.heads import as_head
 from autocompress.core.registry import OBJECTIVES, TASKS
 from autocompress.engine.space import MODES, SECTIONS
 from autocompress.engine.spec import list_shipped_spaces
@@ -18,10 +19,10 @@ def list_tasks() -> Rows:
     for name in TASKS:
         task = TASKS.get(name)
         # A task for user files has no heads before it has read them.
-        classes = getattr(task, "heads", {})
-        heads = ", ".join(f"{head} ({count})" for head, count in classes.items()) or "from the data"
+        heads = [f"{head} ({as_head(size).describe()})" for head, size in getattr(task, "heads", {}).items()]
+        described = ", ".join(heads) or "from the data"
         metrics = ", ".join(task.metrics)
-        rows.append({"task": name, "what it is": _first_line(task), "heads": heads, "metrics": metrics})
+        rows.append({"task": name, "what it is": _first_line(task), "heads": described, "metrics": metrics})
     return rows
 
 

@@ -267,7 +267,7 @@ class Robust(Term[RobustConfig]):
 
     def loss(self, config: RobustConfig, batch: Batch) -> Tensor:
         """Return the weighted sum, ``[]``; several heads are averaged."""
-        soft = mean_over_heads(batch, lambda ours, theirs, head: soft_target_kl(ours, theirs, config.temperature))
+        soft = mean_over_heads(batch, lambda ours, theirs, labels: soft_target_kl(ours, theirs, config.temperature))
         return mix_losses(config.alpha, soft, batch.hard_loss)
 
 

@@ -114,6 +114,7 @@ class Batch:
         targets: Targets by head, ``{head: [B]}``.
         task_loss: The loss of the task, with label smoothing and mixup.
         adapter: The module that the term's ``build_adapter`` returned.
+        heads: Heads of the task; a head that is missing here has one class index per example.
     """
 
     student: Activations
@@ -121,6 +122,7 @@ class Batch:
     targets: Mapping[str, Tensor]
     task_loss: TaskLoss
     adapter: nn.Module
+    heads: Mapping[str, int] = field(default_factory=dict)
 
     def hard_loss(self) -> Tensor:
         """Return the loss of the task, ``[]``, on the original inputs if the student's were attacked."""

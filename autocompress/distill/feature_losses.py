@@ -233,7 +233,10 @@ class Relational(_FeatureTerm[RelationalConfig]):
     def loss(self, config: RelationalConfig, batch: Batch) -> Tensor:
         """Return the weighted Huber losses of distances and angles, ``[]``."""
         if config.layer == "logits":
-            ours, theirs = (torch.cat(list(part.logits.values()), dim=1) for part in (batch.student, batch.teacher))
+            ours, theirs = (
+                torch.cat([values.reshape(len(values), -1) for values in part.logits.values()], dim=1)
+                for part in (batch.student, batch.teacher)
+            )
         else:
             ours, theirs = (
                 value.flatten(2).mean(2) if value.dim() > 2 else value

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autocompress.core.heads import Head, as_head
 from autocompress.core.knobs import FloatRange, Settings, knob
 from autocompress.core.registry import DISTILL
 from autocompress.distill.base import Batch, Needs, Term
@@ -61,9 +62,28 @@ class TemperatureSettings(Settings):
         return replace(self, temperature=min(max(product, TEMPERATURES.low), TEMPERATURES.high), first_temperature=1.0)
 
 
-def mean_over_heads(batch: Batch, loss: Callable[[Tensor, Tensor, str], Tensor]) -> Tensor:
-    """Return the mean of ``loss(student [B, C], teacher [B, C], head)`` over the heads, ``[]``."""
-    per_head = [loss(ours, batch.teacher.logits[head], head) for head, ours in batch.student.logits.items()]
+RowLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Class logits of student and teacher, ``[M, C]``, and class indices, ``[M]``, to the loss, ``[]``."""
+
+
+def mean_over_heads(batch: Batch, loss: RowLoss) -> Tensor:
+    """Return the mean of a loss over the heads, ``[]``.
+
+    The loss reads the logits of each decision: of an example, a token, a pixel, or one of several labels. A head of
+    numbers has no logits, and the squared distance of the numbers takes the place of the loss.
+
+    Args:
+        batch: Outputs of student and teacher.
+        loss: Function of the logits ``[M, C]`` of student and teacher, and of the class indices ``[M]``. Where a label
+            is missing, the class is the teacher's most probable one.
+    """
+    per_head = []
+    for name, ours in batch.student.logits.items():
+        head, theirs = as_head(batch.heads.get(name, ours.shape[-1])), batch.teacher.logits[name]
+        if head.has_classes:
+            per_head.append(loss(*head.pair_rows(ours, theirs, batch.targets.get(name))))
+        else:
+            per_head.append(head.distance(ours, theirs))
     return torch.stack(per_head).mean()
 
 
@@ -102,6 +122,19 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
+def output_distance(head: Head, student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the distance of a student's outputs from a teacher's, ``[]``: KL divergence, or squared for numbers.
+
+    Args:
+        head: The head.
+        student: Outputs of the student.
+        teacher: Outputs of the teacher, of the same shape.
+    """
+    if not head.has_classes:
+        return head.distance(student, teacher)
+    return soft_target_kl(head.flatten(student), head.flatten(teacher), 1.0)
+
+
 class SoftTarget(Term[SoftTargetConfig]):
     """(1 - alpha) CE + alpha T^2 KL(teacher || student) on softened outputs (Hinton et al. 2015, arXiv:1503.02531)."""
 
@@ -117,7 +150,7 @@ class SoftTarget(Term[SoftTargetConfig]):
         """Return the weighted sum, ``[]``, averaged over heads."""
         if config.alpha == 0:
             return batch.hard_loss()
-        soft = mean_over_heads(batch, lambda ours, theirs, head: soft_target_kl(ours, theirs, config.temperature))
+        soft = mean_over_heads(batch, lambda ours, theirs, labels: soft_target_kl(ours, theirs, config.temperature))
         return mix_losses(config.alpha, soft, batch.hard_loss)
 
 

@@ -106,7 +106,7 @@ class LogitStandardized(Term[LogitStandardizedConfig]):
         """Return (1 - alpha) CE + alpha T^2 KL on standardized logits, ``[]``, averaged over heads."""
         soft = mean_over_heads(
             batch,
-            lambda ours, theirs, head: soft_target_kl(
+            lambda ours, theirs, labels: soft_target_kl(
                 standardize_logits(ours), standardize_logits(theirs), config.temperature
             ),
         )
@@ -149,10 +149,10 @@ class Decoupled(Term[DecoupledConfig]):
         """
         soft = mean_over_heads(
             batch,
-            lambda ours, theirs, head: dkd_loss(
+            lambda ours, theirs, labels: dkd_loss(
                 ours,
                 theirs,
-                batch.targets[head] if config.hard_weight else theirs.argmax(1),
+                labels if config.hard_weight else theirs.argmax(1),
                 config.temperature,
                 config.alpha,
                 config.beta,
@@ -182,7 +182,7 @@ class Correlation(Term[CorrelationConfig]):
         """Return hard_weight CE + T^2 (beta inter + gamma intra), ``[]``, averaged over heads."""
         soft = mean_over_heads(
             batch,
-            lambda ours, theirs, head: correlation_loss(ours, theirs, config.temperature, config.beta, config.gamma),
+            lambda ours, theirs, labels: correlation_loss(ours, theirs, config.temperature, config.beta, config.gamma),
         )
         return config.add_hard_loss(soft, batch.hard_loss)
 

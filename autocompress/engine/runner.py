@@ -23,6 +23,7 @@ from autocompress.analysis.selection import select_candidate
 from autocompress.backends.base import Backend, TrialLimits
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.heads import as_head
 from autocompress.core.records import Candidate, CompressionRecipe, Job, Role
 from autocompress.core.registry import BACKENDS, OBJECTIVES, TASKS, collect_plugins
 from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, TeacherInfo, read_processor_name
@@ -210,8 +211,7 @@ def run_search(
 def _check_objective(source: Source, key: tuple[str, ...], name: str, task: Task) -> None:
     try:
         get_objective(name)
-        if AT in name:
-            check_head(name, task.heads)
+        check_head(name, task.heads)
     except AutocompressError as error:
         raise source.make_error(key, str(error)) from None
 
@@ -294,9 +294,11 @@ def _choose_bounds(plan: Plan, objective: ObjectiveSpec, teacher: TeacherInfo) -
         cost = max(float(teacher.costs[objective.name]), 1.0)
         return cost, cost * 1e-5
     if objective.is_maximized:
-        # Chance: one over the number of classes; of several heads, the one with the most classes.
-        head = objective.name.partition(AT)[2]
-        return 1 / (plan.task.heads[head] if head else max(plan.task.heads.values())), 1.0
+        # Chance: one over the number of classes; of several heads, the most. Zero for numbers and entities.
+        name, _, only = objective.name.partition(AT)
+        classes = [as_head(size).classes for head, size in plan.task.heads.items() if only in ("", head)]
+        has_chance = get_objective(name).reads in ("any", "classes") and min(classes) > 0
+        return (1 / max(classes) if has_chance else 0.0), 1.0
     return max(float(teacher.scores["search_val"][objective.name]) * 10, 1.0), 0.0
 
 

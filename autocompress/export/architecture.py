@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, PlainValidator, ValidationError
 from torch import Tensor
 
 from autocompress.core.config import CompressionConfig
+from autocompress.core.heads import Head, head_from_json
 from autocompress.core.method import LayerBits, MethodState
 from autocompress.core.task import InputSpec
 from autocompress.errors import ArtifactError, UsageError
@@ -16,11 +17,24 @@ from autocompress.prune.expansion import ChannelMap
 
 # The file may come from anywhere: a size or width beyond these bounds is refused.
 Bits = Annotated[int, Field(ge=1, le=64)]
+LARGEST_HEAD = 2**24
 
 
 class _Strict(BaseModel):
     # An unknown entry or a value of another type is an error: the file is damaged or of another version.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _read_head(value: object) -> Head:
+    if isinstance(value, bool) or not isinstance(value, int | Mapping):
+        raise ValueError("give a number of classes, or an object with kind and size")
+    head = head_from_json(value)
+    if not 1 <= head <= LARGEST_HEAD:
+        raise ValueError(f"a head has 1 to {LARGEST_HEAD:,} outputs, not {int(head):,}")
+    return head
+
+
+SavedHead = Annotated[Head, PlainValidator(_read_head), PlainSerializer(lambda head: head.to_json())]
 
 
 class Input(_Strict):
@@ -53,7 +67,7 @@ class Architecture(_Strict):
         task: The task's registered name.
         options: The task's options.
         config: The candidate's config, as :meth:`CompressionConfig.to_json` writes it.
-        heads: Head name to number of classes.
+        heads: Head name to the head: a number of classes, or a kind with its settings.
         labels: Head name to the name of each class.
         inputs: The model's positional arguments.
         folded: Layers and the batch normalizations folded into them.
@@ -72,7 +86,7 @@ class Architecture(_Strict):
     task: str
     options: dict[str, JsonValue]
     config: dict[str, JsonValue]
-    heads: dict[str, Annotated[int, Field(ge=1, le=2**24)]]
+    heads: Annotated[dict[str, SavedHead], Field(min_length=1, max_length=1024)]
     labels: dict[str, list[str]] | None
     inputs: Annotated[list[Input], Field(min_length=1, max_length=64)]
     folded: list[tuple[str, str]]

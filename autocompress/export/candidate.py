@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.heads import as_head
 from autocompress.core.records import Candidate, CompressionRecipe, Job
 from autocompress.core.task import Logits, Targets
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
@@ -160,11 +161,10 @@ def _retrain_checkpoint(candidate: Candidate, setup: Setup) -> bytes:
 
 def _select_metric(pipeline: TrialPipeline, logits: Logits, targets: Targets) -> Metric:
     """Return the task's first score that can be measured on outputs alone, without a teacher and without attacks."""
-    levels = getattr(pipeline.task, "levels", {})
     for name in pipeline.task.metrics:
-        metric = Metric(name, levels)
+        metric = Metric(name, pipeline.task.heads, pipeline.task.labels)
         try:
-            metric.by_head(logits, targets)
+            metric.overall(logits, targets)
         except (TrialError, UnknownNameError):
             # This score needs a teacher or an attack, or is not registered: the next one is tried.
             continue
@@ -192,7 +192,7 @@ def _verify_export(
     split = pipeline.splits.test
     logits = pipeline.predict(rebuilt.model, split)
     metric = _select_metric(pipeline, logits, split.targets)
-    predictions = {head: values.argmax(-1) for head, values in logits.items()}
+    predictions = {head: as_head(pipeline.task.heads[head]).predict(values) for head, values in logits.items()}
     scores = metric.by_head(logits, split.targets)
     return verify_artifact(folder, split, pipeline.task.heads, scores, predictions, tolerance, agreement, metric)
 

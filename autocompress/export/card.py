@@ -31,7 +31,7 @@ def render_card(architecture: Architecture, card: Card, sizes: Mapping[str, int]
         sizes: File name to bytes.
         weights_only: Whether only weights are quantized.
     """
-    heads = ", ".join(f"{_escape_text(name)} ({classes} classes)" for name, classes in architecture.heads.items())
+    heads = ", ".join(f"{_escape_text(name)} ({head.describe()})" for name, head in architecture.heads.items())
     facts = {"Task": f"{architecture.task}: {heads}", "Quantized": _describe_bits(architecture)}
     parts = [
         f"# {_escape_text(card.get('title', f'{architecture.task} model'))}",

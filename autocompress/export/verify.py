@@ -1,7 +1,7 @@
 """Verification: the exported files are run on a split and compared with the searched model."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autocompress.core.heads import Head, as_head
 from autocompress.core.task import Logits, Split, Targets, logits_by_head
 from autocompress.errors import VerificationError
 from autocompress.export.artifact import load_artifact
@@ -28,7 +29,8 @@ class Metric:
 
     Attributes:
         name: Name of an objective that needs only outputs and targets.
-        levels: Head to the value of each class, for the heads whose classes are numbers.
+        heads: Heads of the task.
+        labels: Names of the classes of each head.
 
     Example:
         >>> Metric().by_head({"label": torch.tensor([[2.0, 1.0]])}, {"label": torch.tensor([0])})
@@ -36,23 +38,26 @@ class Metric:
     """
 
     name: str = "accuracy"
-    levels: Mapping[str, Tensor] = field(default_factory=dict)
+    heads: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def overall(self, logits: Logits, targets: Targets) -> float:
         """Return the score of all heads together."""
         return measure(self._subject(logits, targets), [self.name])[self.name]
 
     def by_head(self, logits: Logits, targets: Targets) -> dict[str, float]:
-        """Return the score of each head."""
-        scores = measure(self._subject(logits, targets), [f"{self.name}{AT}{head}" for head in logits])
-        return {head: scores[f"{self.name}{AT}{head}"] for head in logits}
+        """Return the score of each head; heads of a kind that the score does not apply to are left out."""
+        subject, score = self._subject(logits, targets), get_objective(self.name)
+        heads = [head for head in logits if score.applies_to(subject.head(head))]
+        scores = measure(subject, [f"{self.name}{AT}{head}" for head in heads])
+        return {head: scores[f"{self.name}{AT}{head}"] for head in heads}
 
     def loss_against(self, score: float, expected: float) -> float:
         """Return the loss of a score against the expected one; positive if it is worse, in either direction."""
         return expected - score if get_objective(self.name).direction == "maximize" else score - expected
 
     def _subject(self, logits: Logits, targets: Targets) -> Subject:
-        return Subject(logits, targets, levels=self.levels)
+        return Subject(logits, targets, heads=self.heads, labels=self.labels)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def verify(
         split: The examples.
         heads: Head name to number of classes.
         expected_scores: Head to the searched model's score on the split.
-        expected_predictions: Head to the searched model's predicted classes, ``{head: [N]}``.
+        expected_predictions: Head to the searched model's predicted classes, in the form of its targets.
         tolerance: The most that the score may lose, in its own unit: a fraction for an accuracy.
         agreement: Smallest share of equal predictions.
         metric: Score to compare; the accuracy by default.
@@ -118,7 +123,7 @@ def verify(
     files = read_files(Path(folder))
     outputs = {"onnx": _run_onnx(files["model.onnx"], split, heads), "module": _run_module(folder, split, heads)}
     shares = {
-        name: {head: _agreement(logits[head].argmax(-1), expected_predictions[head]) for head in heads}
+        name: {head: _agreement(as_head(heads[head]), logits[head], expected_predictions[head]) for head in heads}
         for name, logits in outputs.items()
     }
     scores = metric.by_head(outputs["onnx"], split.targets)
@@ -126,7 +131,7 @@ def verify(
         len(split), metric.name, scores, dict(expected_scores), shares["onnx"], shares["module"]
     )
     # 1e-9 absorbs the rounding of a difference of exactly the tolerance. A NaN score fails the comparison.
-    is_close = all(metric.loss_against(scores[head], expected_scores[head]) <= tolerance + 1e-9 for head in heads)
+    is_close = all(metric.loss_against(scores[head], expected_scores[head]) <= tolerance + 1e-9 for head in scores)
     if not is_close or any(share < agreement for by_head in shares.values() for share in by_head.values()):
         limits = f"allowed are a loss of {tolerance:g} in {metric.name} and {agreement:.0%}"
         raise VerificationError(
@@ -154,5 +159,5 @@ def _run_module(folder: Path | str, split: Split, heads: Mapping[str, int]) -> d
     return {head: torch.cat([batch[head] for batch in logits]) for head in heads}
 
 
-def _agreement(predictions: Tensor, expected: Tensor) -> float:
-    return float((predictions == expected).double().mean())
+def _agreement(head: Head, outputs: Tensor, expected: Tensor) -> float:
+    return head.compare_predictions(head.predict(outputs), expected)

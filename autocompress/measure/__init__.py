@@ -1,6 +1,6 @@
 """Measurement of a model's costs and of its outputs' scores, as registered objectives."""
 
-from autocompress.measure import builtin, ranking_metrics
+from autocompress.measure import builtin, entity_metrics, ranking_metrics, value_metrics
 from autocompress.measure.cost import LayerCost, layer_costs
 from autocompress.measure.heads import measure
 from autocompress.measure.objectives import Objective, Subject, objective
@@ -11,9 +11,11 @@ __all__ = [
     "Objective",
     "Subject",
     "builtin",
+    "entity_metrics",
     "layer_costs",
     "measure",
     "objective",
     "per_class",
     "ranking_metrics",
+    "value_metrics",
 ]

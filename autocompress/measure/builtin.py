@@ -1,87 +1,106 @@
 """Built-in objectives: scores of logits, averaged over the heads, and costs of layers."""
 
-from collections.abc import Callable
+import math
 from dataclasses import replace
 from statistics import fmean
 
-from torch import Tensor
-
+from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError
 from autocompress.measure import cost, quality
 from autocompress.measure.objectives import Subject, objective
 
 
-@objective("accuracy", "maximize", "score")
+@objective("accuracy", "maximize", "score", reads="classes")
 def accuracy(subject: Subject) -> float:
     """Share of examples whose class is predicted."""
-    return _score_targets(subject, quality.accuracy)
+    return subject.mean_over_heads(quality.accuracy)
 
 
-@objective("f1_macro", "maximize", "score")
+@objective("f1_macro", "maximize", "score", reads="classes")
 def f1_macro(subject: Subject) -> float:
     """Harmonic mean of precision and recall, every class counting alike."""
-    return _score_targets(subject, quality.f1_macro)
+    return subject.mean_over_heads(quality.f1_macro)
 
 
-@objective("f1_weighted", "maximize", "score")
+@objective("f1_weighted", "maximize", "score", reads="classes")
 def f1_weighted(subject: Subject) -> float:
     """Harmonic mean of precision and recall, classes counting by how often they occur."""
-    return _score_targets(subject, quality.f1_weighted)
+    return subject.mean_over_heads(quality.f1_weighted)
 
 
-@objective("precision_macro", "maximize", "score")
+@objective("precision_macro", "maximize", "score", reads="classes")
 def precision_macro(subject: Subject) -> float:
     """Share of the predictions of a class that are right, every class counting alike."""
-    return _score_targets(subject, quality.precision_macro)
+    return subject.mean_over_heads(quality.precision_macro)
 
 
-@objective("recall_macro", "maximize", "score")
+@objective("recall_macro", "maximize", "score", reads="classes")
 def recall_macro(subject: Subject) -> float:
     """Share of the examples of a class that are predicted as it, every class counting alike."""
-    return _score_targets(subject, quality.recall_macro)
+    return subject.mean_over_heads(quality.recall_macro)
 
 
-@objective("loss", "minimize", "score", unit="nats")
+@objective("loss", "minimize", "score", unit="nats", reads="classes")
 def loss(subject: Subject) -> float:
     """Mean cross-entropy."""
-    return _score_targets(subject, quality.cross_entropy)
+    return subject.mean_over_heads(quality.cross_entropy)
 
 
-@objective("ece", "minimize", "score")
+@objective("ece", "minimize", "score", reads="classes")
 def ece(subject: Subject) -> float:
     """Expected calibration error: mean gap between confidence and accuracy, over 15 bins."""
-    return _score_targets(subject, quality.calibration_error)
+    return subject.mean_over_heads(quality.calibration_error)
 
 
-@objective("kl", "minimize", "score", unit="nats")
+@objective("kl", "minimize", "score", unit="nats", reads="classes")
 def kl(subject: Subject) -> float:
     """Mean divergence of the student's distribution from the teacher's."""
-    return fmean(quality.kl_divergence(logits, _head_teacher(subject, head)) for head, logits in _list_logits(subject))
+    return fmean(quality.kl_divergence(*subject.paired_rows(name)) for name in subject.class_heads())
 
 
-@objective("agreement", "maximize", "score")
+@objective("agreement", "maximize", "score", reads="classes")
 def agreement(subject: Subject) -> float:
     """Share of examples on which student and teacher choose the same class."""
-    return fmean(quality.agreement(logits, _head_teacher(subject, head)) for head, logits in _list_logits(subject))
+    return fmean(quality.agreement(*subject.paired_rows(name)) for name in subject.class_heads())
+
+
+@objective("mean_score", "maximize", "score")
+def mean_score(subject: Subject) -> float:
+    """Mean over the heads of the metric of each: accuracy, entity F1, R2, AUC or NDCG."""
+    if not subject.logits:
+        raise TrialError("a score needs logits, but the subject has none")
+    return fmean(_score_head(subject, name) for name in subject.logits)
 
 
 @objective("retention", "maximize", "score")
 def retention(subject: Subject) -> float:
-    """The student's accuracy divided by the teacher's."""
+    """The student's score divided by the teacher's: accuracy, or the metric of a head of another kind."""
+    if not subject.logits:
+        raise TrialError("a score needs logits, but the subject has none")
+    ratios = []
+    for name in subject.logits:
+        # Missing outputs of the teacher are named here.
+        subject.teacher_outputs(name)
+        ours = _score_head(subject, name)
+        theirs = _score_head(replace(subject, logits=subject.teacher_logits), name)
+        ratios.append(ours / theirs if theirs > 0 else math.nan)
     # A mean of ratios, not a ratio of means: each head is compared with the teacher on that head.
-    return fmean(
-        quality.retention(logits, _head_targets(subject, head), _head_teacher(subject, head))
-        for head, logits in _list_logits(subject)
-    )
+    return fmean(ratios)
 
 
-@objective("fgsm_accuracy", "maximize", "score")
+def _score_head(subject: Subject, name: str) -> float:
+    """Return the metric of one head."""
+    only = replace(subject, logits={name: subject.logits[name]})
+    return float(OBJECTIVES.get(subject.head(name).metric).measure(only))
+
+
+@objective("fgsm_accuracy", "maximize", "score", reads="classes")
 def fgsm_accuracy(subject: Subject) -> float:
     """Accuracy after one step of the gradient's sign, 0.3 in each number of the inputs."""
     return _score_under_attack(subject, "fgsm")
 
 
-@objective("pgd_accuracy", "maximize", "score")
+@objective("pgd_accuracy", "maximize", "score", reads="classes")
 def pgd_accuracy(subject: Subject) -> float:
     """Accuracy after ten projected steps, 0.3 at most in each number of the inputs."""
     return _score_under_attack(subject, "pgd")
@@ -151,33 +170,9 @@ def sparse_bytes(subject: Subject) -> float:
     return float(cost.count_sparse_bytes(subject.layers, subject.bits))
 
 
-def _score_targets(subject: Subject, score: Callable[[Tensor, Tensor], float]) -> float:
-    # Every head counts alike, whatever its number of classes.
-    return fmean(score(logits, _head_targets(subject, head)) for head, logits in _list_logits(subject))
-
-
-def _list_logits(subject: Subject) -> list[tuple[str, Tensor]]:
-    if not subject.logits:
-        # The mean of no heads is undefined, so the missing logits are named here.
-        raise TrialError("a score needs logits, but the subject has none")
-    return list(subject.logits.items())
-
-
-def _head_targets(subject: Subject, head: str) -> Tensor:
-    if head not in subject.targets:
-        raise TrialError(f"the head '{head}' has no targets; heads with targets: {sorted(subject.targets)}")
-    return subject.targets[head]
-
-
-def _head_teacher(subject: Subject, head: str) -> Tensor:
-    if head not in subject.teacher_logits:
-        raise TrialError(f"the head '{head}' has no teacher logits; heads with them: {sorted(subject.teacher_logits)}")
-    return subject.teacher_logits[head]
-
-
 def _score_under_attack(subject: Subject, attack: str) -> float:
     if attack not in subject.attacked:
         # Outputs under an attack are produced by the caller, because an attack needs the model itself.
         raise TrialError(f"{attack}_accuracy needs the outputs under that attack")
     # The attacked outputs take the place of the logits, so clean and attacked accuracy share one definition.
-    return _score_targets(replace(subject, logits=subject.attacked[attack]), quality.accuracy)
+    return replace(subject, logits=subject.attacked[attack]).mean_over_heads(quality.accuracy)

@@ -8,13 +8,14 @@ heads are removed from the subject.
 
 import base64
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autocompress.core.heads import as_head
 from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError, UsageError, did_you_mean
 from autocompress.measure import builtin
@@ -67,35 +68,58 @@ def measure(subject: Subject, names: Iterable[str]) -> dict[str, float]:
     return {name: float(get_objective(name).measure(subject)) for name in names}
 
 
-def check_head(name: str, heads: Collection[str]) -> None:
-    """Check that the head in a name such as ``accuracy@language`` is a head of the task.
+def check_head(name: str, heads: Mapping[str, int]) -> None:
+    """Check that a score applies to the heads of a task, and that the head in ``accuracy@language`` is one of them.
+
+    Args:
+        name: Name of an objective.
+        heads: Heads of the task.
 
     Raises:
-        UsageError: The task has no such head; the message suggests the nearest name.
+        UsageError: The task has no such head (the message suggests the nearest name), or the score needs another kind.
 
     Example:
-        >>> check_head("accuracy@langauge", ["language", "kind"])
+        >>> check_head("accuracy@langauge", {"language": 30, "kind": 4})
         Traceback (most recent call last):
         autocompress.errors.UsageError: the task has no head 'langauge': did you mean 'language'?
     """
-    _, at, head = name.partition(AT)
+    base, at, head = name.partition(AT)
     if at and head not in heads:
         raise UsageError(f"the task has no head '{head}': {did_you_mean(head, heads)}")
+    score: Objective = OBJECTIVES.get(base)
+    read = {head: heads[head]} if at else heads
+    if score.kind == "score" and not any(score.applies_to(size) for size in read.values()):
+        described = ", ".join(f"'{one}' ({as_head(size).describe()})" for one, size in read.items())
+        metrics = sorted({as_head(size).metric for size in read.values()})
+        raise UsageError(f"'{base}' cannot score {described}; use {' or '.join(metrics)}")
 
 
-def list_scores(requested: Collection[str], heads: Collection[str]) -> list[str]:
+def list_scores(requested: Collection[str], heads: Mapping[str, int]) -> list[str]:
     """Return the sorted names of all scores to measure for the requested names; costs are left out.
 
-    A score of one head adds the mean over all heads; a task with several heads adds the scores :data:`BY_HEAD` of each.
+    A score of one head adds the mean over all heads. A task with several heads adds the scores :data:`BY_HEAD` of each,
+    and the metric of each head.
+
+    Args:
+        requested: Names of scores and costs.
+        heads: Heads of the task.
 
     Example:
-        >>> list_scores(["accuracy", "bytes"], ["language", "kind"])
+        >>> list_scores(["accuracy", "bytes"], {"language": 30, "kind": 4})
         ['accuracy', 'accuracy@kind', 'accuracy@language']
     """
     names = {*requested, *(name.partition(AT)[0] for name in requested)}
     if len(heads) > 1:
         # With one head, its score equals the mean over the heads.
-        names |= {f"{score}{AT}{head}" for score in BY_HEAD if score in names for head in heads}
+        names |= {
+            f"{score}{AT}{head}"
+            for score in BY_HEAD
+            if score in names
+            for head, size in heads.items()
+            if OBJECTIVES.get(score).applies_to(size)
+        }
+        metrics = {head: as_head(size).metric for head, size in heads.items()}
+        names |= {f"{metric}{AT}{head}" for head, metric in metrics.items() if metric not in BY_HEAD}
     return sorted(name for name in names if get_objective(name).kind == "score")
 
 
@@ -126,7 +150,9 @@ def score_worst_head(score: Objective, subject: Subject) -> float:
     # The score raises its own error for a subject without outputs.
     if not subject.logits:
         return score.measure(subject)
-    values = [score.measure(select_head(subject, head)) for head in subject.logits]
+    heads = [head for head in subject.logits if score.applies_to(subject.head(head))]
+    # The score raises its own error for heads of another kind.
+    values = [score.measure(select_head(subject, head)) for head in heads or subject.logits]
     # `min` and `max` return NaN only if it comes first, so it is tested beforehand.
     if any(math.isnan(value) for value in values):
         return math.nan
@@ -190,7 +216,8 @@ def resample_score(subject: Subject, name: str, draws: int = DRAWS) -> list[floa
 def pack_correct(subject: Subject) -> dict[str, dict[str, str]]:
     """Return ``{"right": {head: bits}}``: whether each prediction is correct, packed, one bit an example.
 
-    Paired tests between candidates read it. It is empty for a split of more than ``MAX_PACKED_EXAMPLES``.
+    Paired tests between candidates read it. It is empty for a split of more than ``MAX_PACKED_EXAMPLES``, and for heads
+    that do not predict one class for each example.
 
     Example:
         >>> subject = Subject({"label": torch.eye(3)}, {"label": torch.tensor([0, 1, 1])})
@@ -200,8 +227,11 @@ def pack_correct(subject: Subject) -> dict[str, dict[str, str]]:
     if any(len(targets) > MAX_PACKED_EXAMPLES for targets in subject.targets.values()):
         return {}
     packed = {}
-    for head, logits in subject.logits.items():
-        correct = (logits.argmax(1) == subject.targets[head]).numpy()
+    for head in subject.logits:
+        rows, labels = subject.class_rows(head) if subject.head(head).has_classes else (Tensor(), Tensor())
+        if len(rows) != len(subject.logits[head]) or subject.head(head).has_positions:
+            return {}
+        correct = (rows.argmax(1) == labels).numpy()
         packed[head] = f"{len(correct)}:{base64.b64encode(np.packbits(correct).tobytes()).decode()}"
     return {"right": packed}
 

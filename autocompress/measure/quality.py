@@ -114,12 +114,6 @@ def agreement(logits: Tensor, teacher: Tensor) -> float:
     return float((logits.argmax(1) == teacher.argmax(1)).double().mean())
 
 
-def retention(logits: Tensor, targets: Tensor, teacher: Tensor) -> float:
-    """Return the student's accuracy divided by the teacher's; NaN for a teacher that is never right."""
-    ours, theirs = accuracy(logits, targets), accuracy(teacher, targets)
-    return ours / theirs if theirs > 0 else math.nan
-
-
 def per_class(logits: Tensor, targets: Tensor) -> list[dict[str, float]]:
     """Return one row a class: ``label``, ``support`` (how often it occurs), ``precision``, ``recall``, ``f1``.
 

@@ -1,8 +1,7 @@
-"""Scores of recommenders: clicks, ratings and ranked lists.
+"""Scores of recommenders: clicks and ranked lists.
 
-Logits are ``[N, C]`` and targets ``[N]`` here as everywhere. In a click head class 1 is the click; in a rating head
-each class is a rating level, whose value is in ``Subject.levels``; in a ranking head the classes are the candidates of
-a list, and the target is the index of the true item among them.
+Logits are ``[N, C]`` and targets ``[N]`` here as everywhere. In a click head class 1 is the click; in a ranking head
+the classes are the candidates of a list, and the target is the index of the true item among them.
 
 Invalid and special inputs: logits that are not finite score NaN. An area under the curve needs two classes, so a split
 with a single class scores NaN. Tied candidates have no order: ``ndcg_at_10`` and ``hit_rate_at_10`` are the mean over
@@ -10,13 +9,11 @@ all orders of them, and ``auc`` counts a tie as half a pair in the right order.
 """
 
 import math
-from collections.abc import Callable
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from autocompress.errors import TrialError
 from autocompress.measure import quality
 from autocompress.measure.objectives import Subject, objective
 
@@ -58,34 +55,6 @@ def area_under_curve(logits: Tensor, targets: Tensor) -> float:
     return fmean(float(roc_auc_score((targets == number).numpy(), score.numpy())) for number, score in scores.items())
 
 
-def root_mean_square_error(logits: Tensor, targets: Tensor, levels: Tensor) -> float:
-    """Return the root of the mean square difference between the expected value and the true one.
-
-    The prediction is the mean of the values under the softmax of the logits (Farebrother et al. 2024,
-    arXiv:2403.03950).
-
-    Args:
-        logits: Outputs of the model, ``[N, C]``.
-        targets: Class of each example, ``[N]``.
-        levels: Value of each class, ``[C]``.
-
-    Raises:
-        TrialError: Logits, targets and levels do not fit.
-
-    Example:
-        >>> root_mean_square_error(torch.zeros(1, 2), torch.tensor([1]), torch.tensor([1.0, 5.0]))
-        2.0
-    """
-    if not _is_finite(logits, targets):
-        return math.nan
-    if levels.shape != logits.shape[1:]:
-        raise TrialError(
-            f"there are {list(levels.shape)} levels for logits {list(logits.shape)}; give one value for each class"
-        )
-    values = levels.double()
-    return float(((logits.double().softmax(1) @ values) - values[targets]).square().mean().sqrt())
-
-
 def ndcg(logits: Tensor, targets: Tensor, top: int = LIST_LENGTH) -> float:
     """Return the mean of ``1 / log2(1 + rank)`` of the true candidate, 0 where its rank is beyond ``top``.
 
@@ -125,45 +94,28 @@ def hit_rate(logits: Tensor, targets: Tensor, top: int = LIST_LENGTH) -> float:
     return _mean_gain(logits, targets, torch.ones(top, dtype=torch.float64))
 
 
-@objective("auc", "maximize", "score")
+@objective("auc", "maximize", "score", reads="classes")
 def auc(subject: Subject) -> float:
     """Area under the ROC curve: share of pairs of a click and a non-click that are in the right order."""
-    return _mean_over_heads(subject, area_under_curve)
+    return subject.mean_over_heads(area_under_curve)
 
 
-@objective("log_loss", "minimize", "score", unit="nats")
+@objective("log_loss", "minimize", "score", unit="nats", reads="classes")
 def log_loss(subject: Subject) -> float:
     """Mean negative log-likelihood of the true class."""
-    return _mean_over_heads(subject, quality.cross_entropy)
+    return subject.mean_over_heads(quality.cross_entropy)
 
 
-@objective("rmse", "minimize", "score")
-def rmse(subject: Subject) -> float:
-    """Root mean square error of the expected rating, in units of the rating."""
-    logits = subject.logits
-    if not logits:
-        raise TrialError("a score needs logits, but the subject has none")
-    for head in logits:
-        if head not in subject.levels:
-            raise TrialError(
-                f"rmse needs the value of each class, but the classes of '{head}' have none; use another score"
-            )
-    return fmean(
-        root_mean_square_error(values, _head_targets(subject, head), subject.levels[head])
-        for head, values in logits.items()
-    )
-
-
-@objective("ndcg_at_10", "maximize", "score")
+@objective("ndcg_at_10", "maximize", "score", reads="classes")
 def ndcg_at_10(subject: Subject) -> float:
     """Normalized discounted cumulative gain of the ten highest candidates."""
-    return _mean_over_heads(subject, ndcg)
+    return subject.mean_over_heads(ndcg)
 
 
-@objective("hit_rate_at_10", "maximize", "score")
+@objective("hit_rate_at_10", "maximize", "score", reads="classes")
 def hit_rate_at_10(subject: Subject) -> float:
     """Share of lists whose true item is among the ten highest candidates."""
-    return _mean_over_heads(subject, hit_rate)
+    return subject.mean_over_heads(hit_rate)
 
 
 def _is_finite(logits: Tensor, targets: Tensor) -> bool:
@@ -188,15 +140,3 @@ def _mean_gain(logits: Tensor, targets: Tensor, gains: Tensor) -> float:
     last = len(gains)
     reached = sums[(above + tied).clamp(max=last)] - sums[above.clamp(max=last)]
     return float((reached / tied).mean())
-
-
-def _mean_over_heads(subject: Subject, score: Callable[[Tensor, Tensor], float]) -> float:
-    if not subject.logits:
-        raise TrialError("a score needs logits, but the subject has none")
-    return fmean(score(logits, _head_targets(subject, head)) for head, logits in subject.logits.items())
-
-
-def _head_targets(subject: Subject, head: str) -> Tensor:
-    if head not in subject.targets:
-        raise TrialError(f"the head '{head}' has no targets; heads with targets: {sorted(subject.targets)}")
-    return subject.targets[head]

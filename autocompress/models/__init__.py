@@ -4,8 +4,8 @@ from autocompress.models.base import Family
 from autocompress.models.convolutional import CNN, CNN1dConfig, CNNConfig
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.models.recommender import Interaction, InteractionConfig, TwoTower, TwoTowerConfig
-from autocompress.models.text_cnn import TextCNN, TextCNNConfig
-from autocompress.models.transformer import Transformer, TransformerConfig
+from autocompress.models.text_cnn import TextCNNConfig
+from autocompress.models.transformer import TransformerConfig
 
 __all__ = [
     "CNN",
@@ -15,9 +15,7 @@ __all__ = [
     "FromTeacherConfig",
     "Interaction",
     "InteractionConfig",
-    "TextCNN",
     "TextCNNConfig",
-    "Transformer",
     "TransformerConfig",
     "TwoTower",
     "TwoTowerConfig",

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol, TypeVar
 from torch import nn
 
 from autocompress.core.config import Part
+from autocompress.core.heads import as_head
 from autocompress.core.knobs import Settings
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
@@ -52,14 +53,23 @@ def build_family_model(student: Part, inputs: tuple[InputSpec, ...], heads: Mapp
     return family.build(family.config.of(student.values), inputs, heads)
 
 
-def check_heads(family: str, heads: Mapping[str, int]) -> None:
-    """Check that there is a head, and that each has a class.
+def check_heads(family: str, heads: Mapping[str, int], positions: str = "") -> None:
+    """Check that there is a head, that each has an output, and that the family has outputs of its kind.
+
+    Args:
+        family: Name of the family, for messages.
+        heads: Heads of the task.
+        positions: Kind of head with an output at each position that the family has: ``tags`` or ``dense``.
 
     Raises:
-        UsageError: There is no head, or a head without a class.
+        UsageError: There is no head, or a head without an output, or one of a kind that the family lacks.
     """
     if not heads or min(heads.values()) < 1:
         raise UsageError(f"student '{family}' needs at least one head with at least one class, got {dict(heads)}")
+    for name, size in heads.items():
+        head = as_head(size)
+        if head.has_positions and head.kind != positions:
+            raise UsageError(f"student '{family}' has no outputs for the head '{name}' of {head.describe()}")
 
 
 def require_real_input(family: str, axes: tuple[str, ...], inputs: tuple[InputSpec, ...]) -> tuple[int, ...]:

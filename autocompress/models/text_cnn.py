@@ -17,8 +17,15 @@ from autocompress.core.knobs import Choice, IntRange, knob
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
 from autocompress.models.base import check_heads
-from autocompress.models.sharing import HeadConfig, make_heads
-from autocompress.models.tokens import POOLING, MaskedPool, TokenClassifier, TokenMask, require_token_input
+from autocompress.models.sharing import HeadConfig
+from autocompress.models.tokens import (
+    POOLING,
+    MaskedPool,
+    TokenEncoder,
+    TokenMask,
+    make_token_model,
+    require_token_input,
+)
 
 
 def _make_conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -122,7 +129,7 @@ class TextCNNConfig(HeadConfig):
     pooling: str = knob("max", Choice(POOLING), "pooling over the positions")
 
 
-class TextCNNEncoder(nn.Module):
+class TextCNNEncoder(TokenEncoder):
     """Tokens to features, ``[B, T] -> [B, width]``.
 
     Args:
@@ -141,8 +148,8 @@ class TextCNNEncoder(nn.Module):
         self.stages = nn.ModuleList(BLOCKS[config.block](config.width, config.kernel) for _ in range(config.depth))
         self.pool = MaskedPool(config.pooling)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the features of each text."""
+    def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of every position and their mask."""
         mask = self.mask(tokens).unsqueeze(1)
         # The embedding of padding starts at zero, but an attack or a quantizer may change it.
         x = self.embedding(tokens).transpose(1, 2) * mask
@@ -151,16 +158,7 @@ class TextCNNEncoder(nn.Module):
         x = self.stem(x) * mask
         for stage in self.stages:
             x = stage(x, mask)
-        features: Tensor = self.pool(x, mask)
-        return features
-
-
-class TextCNN(TokenClassifier):
-    """A convolutional network, ``[B, T] -> [B, classes]``, or ``{head: [B, classes]}`` with several heads."""
-
-    def __init__(self, config: TextCNNConfig, tokens: InputSpec, heads: Mapping[str, int]) -> None:
-        encoder = TextCNNEncoder(config, tokens.vocabulary, tokens.missing)
-        super().__init__(encoder, make_heads(config, config.width, heads))
+        return x, mask
 
 
 class TextCNNFamily:
@@ -173,7 +171,7 @@ class TextCNNFamily:
         """Return an untrained network for texts of ``(T,)`` tokens.
 
         Raises:
-            UsageError: The input does not hold tokens, there is no head, or a head has no class.
+            UsageError: The input does not hold tokens, there is no head, or one of another kind than classes and tags.
 
         Example:
             >>> net = TextCNNFamily().build(TextCNNConfig(width=8), (InputSpec((32,), 100, 0),), {"label": 3})
@@ -181,8 +179,9 @@ class TextCNNFamily:
             torch.Size([2, 3])
         """
         tokens = require_token_input(self.name, inputs)
-        check_heads(self.name, heads)
-        return TextCNN(config, tokens, heads)
+        check_heads(self.name, heads, "tags")
+        encoder = TextCNNEncoder(config, tokens.vocabulary, tokens.missing)
+        return make_token_model(encoder, config, config.width, heads)
 
 
 STUDENTS.add(TextCNNFamily.name, TextCNNFamily())

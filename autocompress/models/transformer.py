@@ -18,13 +18,14 @@ from autocompress.core.knobs import Choice, IntRange, knob
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
 from autocompress.models.base import check_heads
-from autocompress.models.sharing import HeadConfig, make_heads
+from autocompress.models.sharing import HeadConfig
 from autocompress.models.tokens import (
     MASKED_SCORE,
     POOLING,
     MaskedPool,
-    TokenClassifier,
+    TokenEncoder,
     TokenMask,
+    make_token_model,
     require_token_input,
 )
 
@@ -103,7 +104,7 @@ class TransformerConfig(HeadConfig):
     pooling: str = knob("mean", Choice(POOLING), "pooling over the positions")
 
 
-class TransformerEncoder(nn.Module):
+class TransformerEncoder(TokenEncoder):
     """Tokens to features, ``[B, T] -> [B, D]``.
 
     If the ``embedding`` has another width than the model, a linear layer follows it (Lan et al. 2020,
@@ -130,8 +131,8 @@ class TransformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.pool = MaskedPool(config.pooling)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the features of each text."""
+    def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of every position and their mask."""
         mask = self.mask(tokens)
         over_features = mask.unsqueeze(2)
         # [B, 1, 1, T]: the same bias for every head and every query.
@@ -140,16 +141,7 @@ class TransformerEncoder(nn.Module):
         x = (self.widen(self.embedding(tokens)) + self.positions[: tokens.shape[1]]) * over_features
         for stage in self.stages:
             x = stage(x, over_features, bias)
-        features: Tensor = self.pool(self.norm(x).transpose(1, 2), mask.unsqueeze(1))
-        return features
-
-
-class Transformer(TokenClassifier):
-    """A transformer, ``[B, T] -> [B, classes]``, or ``{head: [B, classes]}`` with several heads."""
-
-    def __init__(self, config: TransformerConfig, tokens: InputSpec, heads: Mapping[str, int]) -> None:
-        encoder = TransformerEncoder(config, tokens)
-        super().__init__(encoder, make_heads(config, config.attention_heads * config.head_size, heads))
+        return self.norm(x).transpose(1, 2), mask.unsqueeze(1)
 
 
 class TransformerFamily:
@@ -162,7 +154,7 @@ class TransformerFamily:
         """Return an untrained transformer for texts of up to ``(T,)`` tokens.
 
         Raises:
-            UsageError: The input does not hold tokens, there is no head, or a head has no class.
+            UsageError: The input does not hold tokens, there is no head, or one of another kind than classes and tags.
 
         Example:
             >>> net = TransformerFamily().build(TransformerConfig(layers=1), (InputSpec((32,), 100, 0),), {"label": 3})
@@ -170,8 +162,10 @@ class TransformerFamily:
             torch.Size([2, 3])
         """
         tokens = require_token_input(self.name, inputs)
-        check_heads(self.name, heads)
-        return Transformer(config, tokens, heads)
+        check_heads(self.name, heads, "tags")
+        return make_token_model(
+            TransformerEncoder(config, tokens), config, config.attention_heads * config.head_size, heads
+        )
 
 
 STUDENTS.add(TransformerFamily.name, TransformerFamily())

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autocompress.core.config import Part
+from autocompress.core.heads import as_head
 from autocompress.core.task import InputSpec, Logits, Split, Splits, Targets
 from autocompress.errors import UsageError
 from autocompress.models.base import build_family_model
@@ -146,9 +146,9 @@ class Supervised:
         return build_family_model(student, self.inputs, self.heads)
 
     def loss(self, logits: Logits, targets: Targets) -> Tensor:
-        """Return the cross-entropy averaged over examples and heads, a scalar ``[]``."""
+        """Return the loss averaged over examples and heads, a scalar ``[]``: cross-entropy for heads of classes."""
         # All heads have the same weight.
-        return torch.stack([F.cross_entropy(logits[head], targets[head]) for head in logits]).mean()
+        return torch.stack([as_head(self.heads[head]).loss(logits[head], targets[head]) for head in logits]).mean()
 
 
 def check_positive(option: str, value: int) -> int:

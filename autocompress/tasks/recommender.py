@@ -1,7 +1,7 @@
 """Recommender tasks: prediction of ratings or clicks, and ranking of candidate items.
 
 Every head is categorical, so distillation, measuring and export work as for any other task. The levels of a rating are
-classes with values in ``levels``, and the predicted rating is their mean under the softmax
+classes with values, and the predicted rating is their mean under the softmax
 (Farebrother et al. 2024, arXiv:2403.03950); a candidate list has one class for each candidate.
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from autocompress.core.config import Part
+from autocompress.core.heads import Head, Levels
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
@@ -99,14 +99,12 @@ class Ratings(Supervised):
         specs = InputSpec((), vocabulary=len(self._users) + 1), InputSpec((), vocabulary=len(self._items) + 1)
         self.inputs = (*specs, InputSpec((features,))) if features else specs
         if rows["train"].clicks:
-            self.heads: Mapping[str, int] = {"click": 2}
+            self.heads: Mapping[str, int] = {"click": Head(2, "auc")}
             self.labels: Mapping[str, list[str]] = {"click": ["no click", "click"]}
-            self.levels: Mapping[str, Tensor] = {}
             self.metrics = ("auc", "log_loss", *SCORES)
         else:
-            self.heads = {"rating": len(self._bins.levels)}
+            self.heads = {"rating": Levels(len(self._bins.levels), levels=tuple(self._bins.levels.tolist()))}
             self.labels = {"rating": [f"{level:g}" for level in self._bins.levels]}
-            self.levels = {"rating": torch.from_numpy(self._bins.levels)}
             self.metrics = ("rmse", *SCORES)
 
     @cached_property
@@ -266,7 +264,7 @@ class Ranking(Supervised):
         )
         self.views = views
         self.inputs = InputSpec((), vocabulary=len(users)), InputSpec((candidates,), vocabulary=len(items))
-        self.heads: Mapping[str, int] = {"item": candidates}
+        self.heads: Mapping[str, int] = {"item": Head(candidates, "ndcg_at_10")}
 
     @property
     def notices(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autocompress.core.config import Part
+from autocompress.core.heads import as_head
 from autocompress.core.knobs import Settings
 from autocompress.core.registry import DISTILL
 from autocompress.core.task import Split, Task, logits_by_head
@@ -173,7 +174,7 @@ class TrainingObjective:
         losses = []
         for index in range(len(self.terms)):
             ours, theirs = self._select_activations(index, student, teacher)
-            batch = Batch(ours, theirs, examples.targets, hard_loss, self.adapters[index])
+            batch = Batch(ours, theirs, examples.targets, hard_loss, self.adapters[index], self.task.heads)
             losses.append(self._compute_term_loss(index, batch).float())
         if self.auxiliary_loss is not None:
             losses.append(self.auxiliary_loss(inputs, student.clean or student.logits))
@@ -268,7 +269,13 @@ class TrainingObjective:
 
         def smooth_loss(logits: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
             # The cross-entropy with a uniform target is the mean negative log-probability of the classes.
-            uniform = torch.stack([-F.log_softmax(values, dim=1).mean() for values in logits.values()]).mean()
+            negative = []
+            for name, values in logits.items():
+                head = as_head(self.task.heads[name])
+                # Numbers have no classes to spread a target over.
+                if head.has_classes:
+                    negative.append(-F.log_softmax(head.select_rows(values, targets[name])[0], dim=1).mean())
+            uniform = torch.stack(negative).mean() if negative else loss(logits, targets)
             return (1 - share) * loss(logits, targets) + share * uniform
 
         return smooth_loss

@@ -501,8 +501,8 @@ class TrialPipeline:
             for attack in ATTACKS
             if f"{attack}_accuracy" in scores
         }
-        levels = getattr(self.task, "levels", {})
-        return Subject(self.predict(model, split), split.targets, teacher, attacked, levels=levels)
+        outputs = self.predict(model, split)
+        return Subject(outputs, split.targets, teacher, attacked, heads=self.task.heads, labels=self.task.labels)
 
     def predict(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
         """Return the model's logits on a split, ``{head: [N, C]}``.

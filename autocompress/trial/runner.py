@@ -381,7 +381,7 @@ def _measure_candidate(
             replicates[split_name] = resample_score(subject, job.resampled)
         if split_name == "select_val":
             details["per_class"] = {
-                head: per_class(values, split.targets[head]) for head, values in subject.logits.items()
+                name: per_class(*subject.class_rows(name)) for name in subject.logits if subject.head(name).has_classes
             }
             details |= pack_correct(subject)
     if replicates:

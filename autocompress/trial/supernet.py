@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from autocompress.core.config import Part
+from autocompress.core.heads import as_head
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
 from autocompress.core.task import logits_by_head
-from autocompress.distill.kernels import soft_target_kl
+from autocompress.distill.kernels import output_distance
 
 # Distance between the ratios of sampled sub-networks. The grid is coarse because each ratio is traced once.
 RATIO_STEP = 0.05
@@ -72,7 +73,8 @@ class SubNetworks:
         for ratio in dict.fromkeys([self._ratios[-1], *(self._ratios[index] for index in indices)]):
             output = logits_by_head(self._get_subnetwork(ratio)(self._model, inputs), self._heads)
             # Detached: sub-networks learn from the student, not the other way round.
-            losses += [soft_target_kl(output[head].float(), logits[head].detach(), 1.0) for head in self._heads]
+            for name, size in self._heads.items():
+                losses.append(output_distance(as_head(size), output[name].float(), logits[name].detach()))
         return torch.stack(losses).sum() / len(self._heads)
 
     def _get_subnetwork(self, ratio: float) -> "_SubNetwork":

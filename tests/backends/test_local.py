@@ -42,7 +42,7 @@ def run(backend: Backend, trials: FakeTrials, count: int) -> dict[int, TrialResu
 @pytest.mark.slow
 def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(tmp_path: Path) -> None:
     trials = FakeTrials(tmp_path / "log", raising=(1,), dying=(3,), hanging=(5,))
-    told = run(Local(workers=2, limits=TrialLimits(seconds=2)), trials, 8)
+    told = run(Local(workers=2, limits=TrialLimits(seconds=10)), trials, 8)
     assert sorted(told) == list(range(8))
     assert {n for n, result in told.items() if result.state is State.FAILED} == {1, 3, 5}
     assert "a fault of the trial" in told[1].reason

@@ -29,7 +29,7 @@ WHOLE = {"cpu": 2.0}
 @pytest.mark.slow
 def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(ray_cluster: Any, tmp_path: Path) -> None:
     trials = FakeTrials(tmp_path / "log", raising=(1,), dying=(3,), dying_once=(4,), hanging=(5,))
-    told = run(Ray(2, TrialLimits(seconds=2), address=ray_cluster.address), trials, 7)
+    told = run(Ray(2, TrialLimits(seconds=10), address=ray_cluster.address), trials, 7)
     assert sorted(told) == list(range(7))
     assert {n for n, result in told.items() if result.state is State.FAILED} == {1, 3, 5}
     assert told[1].reason == "RuntimeError: a fault of the trial"

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from autocompress.core.heads import Levels, Tags
 from autocompress.core.method import LayerBits
 from autocompress.core.registry import OBJECTIVES
 from autocompress.measure import LayerCost, Subject
@@ -18,14 +19,28 @@ LAYERS = {
 
 
 def subject(quality: float, bits: dict[str, LayerBits] | None = None) -> Subject:
-    """Logits that are right for a share of the examples, with a teacher that is always right."""
+    """Outputs that are right for a share of the examples, with a teacher that is always right.
+
+    The head ``label`` has classes that are numbers, the head ``entity`` tags of two tokens for each text.
+    """
     targets = torch.arange(100) % CLASSES
     right = torch.nn.functional.one_hot(targets, CLASSES).float() * 5
     wrong = torch.nn.functional.one_hot((targets + 1) % CLASSES, CLASSES).float() * 5
     logits = torch.where((torch.arange(100) < 100 * quality).unsqueeze(1), right, wrong)
-    attacked = {"fgsm": {"label": logits}, "pgd": {"label": logits}}
-    levels = {"label": torch.arange(float(CLASSES))}
-    return Subject({"label": logits}, {"label": targets}, {"label": right}, attacked, LAYERS, bits or {}, levels)
+    outputs = {"label": logits, "entity": logits.unflatten(0, (50, 2))}
+    teacher = {"label": right, "entity": right.unflatten(0, (50, 2))}
+    heads = {"label": Levels(CLASSES, levels=tuple(map(float, range(CLASSES)))), "entity": Tags(CLASSES)}
+    labels = {"entity": [f"B-{number}" for number in range(CLASSES)]}
+    return Subject(
+        outputs,
+        {"label": targets, "entity": targets.reshape(50, 2)},
+        teacher,
+        {"fgsm": outputs, "pgd": outputs},
+        LAYERS,
+        bits or {},
+        heads=heads,
+        labels=labels,
+    )
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())

@@ -51,8 +51,24 @@ def test_scores_of_one_head_equal_the_functions():
         "ece": quality.calibration_error(logits, targets),
         "kl": quality.kl_divergence(logits, teacher),
         "agreement": quality.agreement(logits, teacher),
-        "retention": quality.retention(logits, targets, teacher),
+        "retention": quality.accuracy(logits, targets) / quality.accuracy(teacher, targets),
     }
+
+
+def test_retention_by_hand():
+    targets = {"label": torch.tensor([0, 1, 0, 1])}
+    teacher = {"label": torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])}  # 3 of 4 right
+    student = {"label": torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])}  # 2 of 4 right
+    assert measure(Subject(student, targets, teacher), ["retention"])["retention"] == pytest.approx(2 / 3)
+    assert measure(Subject(teacher, targets, teacher), ["retention"])["retention"] == 1
+
+
+def test_retention_is_nan_for_a_useless_teacher_and_for_outputs_that_are_not_finite():
+    useless, targets = {"label": torch.tensor([[1.0, 0.0]])}, {"label": torch.tensor([1])}
+    assert math.isnan(measure(Subject(useless, targets, useless), ["retention"])["retention"])
+    one, broken = subject(), {"label": torch.full((240, 10), math.inf)}
+    assert math.isnan(measure(Subject(broken, one.targets, one.logits), ["retention"])["retention"])
+    assert math.isnan(measure(Subject(one.logits, one.targets, broken), ["retention"])["retention"])
 
 
 def test_several_heads_count_alike():

@@ -8,7 +8,7 @@ from autocompress.errors import TrialError, UnknownNameError, UsageError
 from autocompress.measure import Subject, measure, quality
 from autocompress.measure.heads import check_head, get_objective, list_scores
 
-HEADS = ("language", "kind")
+HEADS = {"language": 3, "kind": 4}
 
 
 def subject(seed=0):
@@ -32,7 +32,7 @@ class TestOneHead:
             f"f1_macro@{head}": quality.f1_macro(logits, targets),
             f"loss@{head}": quality.cross_entropy(logits, targets),
             f"kl@{head}": quality.kl_divergence(logits, teacher),
-            f"retention@{head}": quality.retention(logits, targets, teacher),
+            f"retention@{head}": quality.accuracy(logits, targets) / quality.accuracy(teacher, targets),
             f"pgd_accuracy@{head}": quality.accuracy(both.attacked["pgd"][head], targets),
         }
         assert measure(both, expected) == expected
@@ -95,7 +95,7 @@ class TestWorstHead:
 
 class TestScoresToMeasure:
     def test_one_head_adds_nothing(self):
-        assert list_scores(["retention", "accuracy", "bytes"], ["label"]) == ["accuracy", "retention"]
+        assert list_scores(["retention", "accuracy", "bytes"], {"label": 3}) == ["accuracy", "retention"]
 
     def test_several_heads_add_each_head(self):
         assert list_scores(["accuracy", "loss"], HEADS) == [

@@ -8,7 +8,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from autocompress.errors import TrialError
 from autocompress.measure import Subject, measure
-from autocompress.measure.ranking_metrics import area_under_curve, hit_rate, ndcg, root_mean_square_error
+from autocompress.measure.ranking_metrics import area_under_curve, hit_rate, ndcg
 
 NAMES = ["auc", "log_loss", "ndcg_at_10", "hit_rate_at_10"]
 
@@ -53,31 +53,6 @@ class TestLogLoss:
         logits, targets = clicks
         result = measure(Subject({"click": logits}, {"click": targets}), ["log_loss"])["log_loss"]
         assert result == pytest.approx(sklearn_log_loss(targets.numpy(), logits.double().softmax(1).numpy()))
-
-
-class TestRootMeanSquareError:
-    def test_by_hand(self) -> None:
-        """Expected ratings of 2 and 3 beside true ones of 1 and 5: errors 1 and 2."""
-        logits = torch.tensor([[3.0, 1.0, 1.0], [1.0, 1.0, 1.0]]).log()
-        levels = torch.tensor([1.0, 3.0, 5.0])
-        assert float(logits.softmax(1)[0] @ levels) == pytest.approx(2.2)
-        expected = math.sqrt((1.2**2 + 2.0**2) / 2)
-        assert root_mean_square_error(logits, torch.tensor([0, 2]), levels) == pytest.approx(expected)
-
-    def test_levels_are_the_values_of_the_classes(self) -> None:
-        subject = Subject(
-            {"rating": torch.zeros(1, 2)}, {"rating": torch.tensor([0])}, levels={"rating": torch.tensor([1, 5])}
-        )
-        assert measure(subject, ["rmse"]) == {"rmse": 2.0}
-
-    def test_classes_without_values_are_an_error(self) -> None:
-        subject = Subject({"label": torch.zeros(1, 2)}, {"label": torch.tensor([0])})
-        with pytest.raises(TrialError, match="value of each class, but the classes of 'label' have none"):
-            measure(subject, ["rmse"])
-
-    def test_levels_that_do_not_fit_are_an_error(self) -> None:
-        with pytest.raises(TrialError, match="give one value for each class"):
-            root_mean_square_error(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([1.0, 2.0]))
 
 
 class TestLists:

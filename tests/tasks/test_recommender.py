@@ -81,10 +81,10 @@ class TestRatings:
                 Part.of("adamw", epochs=3, learning_rate=5e-3, weight_decay=0.1, batch_size=256),
             ),
         )
-        levels = task.levels["rating"]
+        levels = torch.tensor(task.heads["rating"].levels)
         ratings = {name: levels[split.targets["rating"]] for name, split in splits.items()}
         of_mean = float((ratings["test"] - ratings["train"].mean()).square().mean().sqrt())
-        subject = Subject(predict(model, task, splits.test), splits.test.targets, levels=task.levels)
+        subject = Subject(predict(model, task, splits.test), splits.test.targets, heads=task.heads)
         assert measure(subject, ["rmse"])["rmse"] < 0.85 * of_mean
 
     def test_movielens_has_features_of_user_and_item(self, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ class TestRatings:
     def test_whole_and_broken_numbers_are_ratings(self, tmp_path: Path) -> None:
         rows = [f"u{row % 9},i{row % 7},{row % 4 / 2 + 0.5}" for row in range(63)]
         task = Ratings(write(tmp_path / "a.csv", ["user,item,rating", *rows]))
-        assert task.levels["rating"].tolist() == [0.5, 1.0, 1.5, 2.0]
+        assert task.heads["rating"].levels == (0.5, 1.0, 1.5, 2.0)
         assert len(task.inputs) == 2
 
     def test_many_values_are_binned(self, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ class TestRatings:
         rows = [f"u{row % 10},i{row % 11},1,{row}" for row in range(110)]
         path = write(tmp_path / "a.csv", ["user,item,rating,time", "u0,i0,5,999", *rows, "u1,i1,5,-1"])
         task = Ratings(path)
-        assert task.levels["rating"].tolist() == [1.0, 5.0]
+        assert task.heads["rating"].levels == (1.0, 5.0)
         fives = sum(int((split.targets["rating"] == 1).sum()) for _, split in task.splits(0).items())
         assert fives == 1
         assert "2 rows repeat a pair of user and item; the latest row counts" in task.notices

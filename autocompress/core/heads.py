@@ -1,0 +1,442 @@
+"""Kinds of heads: the form of outputs and targets, the loss, and the predictions.
+
+    kind         outputs                 targets                                       rows of class logits
+    classes      [B, C]                  class indices [B]                             [B, C]
+    levels       [B, C]                  the same; each class is a number              [B, C]
+    binary       [B] or [B, 1]           0 or 1, [B]                                   [B, 2]
+    multilabel   [B, L]                  0 or 1, [B, L]                                [B L, 2]
+    dense        [B, C, ...]             class indices [B, ...], e.g. of pixels        [B P, C]
+    tags         [B, T, C]               class indices [B, T], of tokens               [B T, C]
+    regression   [B, D] or [B]           numbers [B, D] or [B]                         none
+
+All kinds but regression have *rows*: logits of one decision each, ``[M, C]``, with a class index each, ``[M]``. Losses,
+distillation terms and scores are written for rows, so they serve every kind. A label that is missing is ``IGNORED``, or
+NaN for a number; it counts in no loss and no score.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autocompress.errors import TrialError
+
+#: Class index of a missing label; torch's cross-entropy leaves it out by default.
+IGNORED = -100
+
+REGRESSION_LOSSES = ("mse", "mae", "huber", "quantile")
+
+
+class Head(int):
+    """The number of outputs of a head, with the kind of its targets; this class is one class index per example.
+
+    A plain ``int`` in a mapping of heads has the same meaning, see :func:`as_head`. Subclasses are the other kinds.
+
+    Args:
+        size: Number of outputs: classes, labels or values.
+        metric: Name of the score that sums up this head, larger is better: accuracy by default.
+
+    Example:
+        >>> Head(3).loss(torch.zeros(2, 3), torch.tensor([0, IGNORED])).item() == torch.tensor(3.0).log().item()
+        True
+    """
+
+    kind: ClassVar[str] = "classes"
+    has_classes: ClassVar[bool] = True
+    has_values: ClassVar[bool] = False
+    has_positions: ClassVar[bool] = False
+    metric: str
+
+    def __new__(cls, size: int, metric: str = "accuracy") -> Self:
+        """Return a head of ``size`` outputs."""
+        head = super().__new__(cls, size)
+        head.metric = metric
+        return head
+
+    def __getnewargs_ex__(self) -> tuple[tuple[int], dict[str, object]]:
+        """Return the arguments with which pickle and copy build the head again."""
+        return (int(self),), dict(vars(self))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of each row."""
+        return int(self)
+
+    def flatten(self, outputs: Tensor) -> Tensor:
+        """Return the class logits of every decision, ``[M, C]``.
+
+        Raises:
+            TrialError: The outputs have another form.
+        """
+        if outputs.dim() != 2:
+            raise TrialError(f"outputs {list(outputs.shape)} do not fit a head of {self.describe()}: give [B, {self}]")
+        return outputs
+
+    def flatten_targets(self, targets: Tensor) -> Tensor:
+        """Return the class index of every decision, ``[M]``."""
+        return targets
+
+    def select_rows(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class logits ``[M, C]`` and class indices ``[M]`` of the labelled decisions.
+
+        Raises:
+            TrialError: Outputs and targets do not fit.
+        """
+        rows, labels = self.flatten(outputs), self.flatten_targets(targets)
+        if len(rows) != len(labels):
+            raise TrialError(
+                f"outputs {list(outputs.shape)} do not fit targets {list(targets.shape)} of a head of {self.describe()}"
+            )
+        is_labelled = labels != IGNORED
+        # Most heads have every label; indexing would copy the logits.
+        return (rows, labels) if bool(is_labelled.all()) else (rows[is_labelled], labels[is_labelled])
+
+    def pair_rows(self, student: Tensor, teacher: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return class logits of student and teacher ``[M, C]`` and class indices ``[M]`` for distillation.
+
+        A teacher answers without a label as well, so every example counts. Of positions, such as tokens, only those
+        with a label count, because the others are padding, unless nothing has a label.
+
+        Args:
+            student: Outputs of the student.
+            teacher: Outputs of the teacher.
+            targets: Targets; a missing label is replaced by the teacher's most probable class.
+        """
+        ours, theirs = self.flatten(student), self.flatten(teacher)
+        if targets is None:
+            return ours, theirs, theirs.argmax(1)
+        labels = self.flatten_targets(targets)
+        is_labelled = labels != IGNORED
+        if bool(is_labelled.all()):
+            return ours, theirs, labels
+        if self.has_positions and bool(is_labelled.any()):
+            return ours[is_labelled], theirs[is_labelled], labels[is_labelled]
+        return ours, theirs, torch.where(is_labelled, labels, theirs.argmax(1))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss over the labelled decisions, ``[]``; 0 if there is none."""
+        rows, labels = self.select_rows(outputs, targets)
+        # A mean over nothing would be NaN; the product keeps the graph.
+        return F.cross_entropy(rows, labels) if len(rows) else outputs.sum() * 0
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the distance that distillation minimizes where there are no class logits, ``[]``."""
+        raise TrialError(f"a head of {self.describe()} is distilled on its class logits")
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return the predicted class of each decision, in the form of the targets."""
+        return self.flatten(outputs).argmax(1)
+
+    def compare_predictions(self, predictions: Tensor, expected: Tensor) -> float:
+        """Return the share of predictions that equal the expected ones."""
+        return float((predictions == expected).double().mean())
+
+    def describe(self) -> str:
+        """Return the head as text: ``10 classes``."""
+        return f"{int(self)} classes"
+
+    def to_json(self) -> int | dict[str, object]:
+        """Return the head as a JSON value: a number for plain classes."""
+        settings = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        if type(self) is Head and self.metric == "accuracy":
+            return int(self)
+        return {"kind": self.kind, "size": int(self), **settings}
+
+
+class Levels(Head):
+    """Classes that are numbers, such as ratings; the prediction is their mean under the softmax of the logits.
+
+    Args:
+        size: Number of classes.
+        metric: Name of the score that sums up this head.
+        levels: Value of each class, ``[C]``.
+
+    Example:
+        >>> Levels(2, levels=(1.0, 5.0)).to_json()
+        {'kind': 'levels', 'size': 2, 'metric': 'r2', 'levels': [1.0, 5.0]}
+    """
+
+    kind = "levels"
+    has_values = True
+    levels: tuple[float, ...]
+
+    def __new__(cls, size: int, metric: str = "r2", levels: tuple[float, ...] = ()) -> Self:
+        """Return a head of ``size`` values."""
+        if len(levels) != size:
+            raise TrialError(f"there are {len(levels)} levels for {size} classes; give one value for each class")
+        head = super().__new__(cls, size, metric)
+        head.levels = tuple(levels)
+        return head
+
+    def describe(self) -> str:
+        """Return the head as text."""
+        return f"{int(self)} levels"
+
+
+class Binary(Head):
+    """One logit per example, whose sigmoid is the probability of class 1.
+
+    Example:
+        >>> Binary().predict(torch.tensor([[2.0], [-1.0]])).tolist()
+        [1, 0]
+    """
+
+    kind = "binary"
+
+    def __new__(cls, size: int = 1, metric: str = "accuracy") -> Self:
+        """Return a head of one logit."""
+        return super().__new__(cls, size, metric)
+
+    @property
+    def classes(self) -> int:
+        """Two: no and yes."""
+        return 2
+
+    def flatten(self, outputs: Tensor) -> Tensor:
+        """Return logits of two classes: a sigmoid of z is a softmax of (0, z)."""
+        if outputs.dim() > 2 or (outputs.dim() == 2 and outputs.shape[1] != 1):
+            raise TrialError(f"outputs {list(outputs.shape)} do not fit a head of {self.describe()}: give [B, 1]")
+        return _as_two_classes(outputs.reshape(-1))
+
+    def flatten_targets(self, targets: Tensor) -> Tensor:
+        """Return 0 or 1 for each example, ``[B]``."""
+        return _as_indices(targets.reshape(-1))
+
+    def describe(self) -> str:
+        """Return the head as text."""
+        return "one logit of two classes"
+
+
+class MultiLabel(Head):
+    """Several labels per example, each with a logit of its own: the distance to a teacher is a Bernoulli KL divergence.
+
+    Example:
+        >>> MultiLabel(3).predict(torch.tensor([[2.0, -1.0, 1.0]])).tolist()
+        [[1, 0, 1]]
+    """
+
+    kind = "multilabel"
+
+    @property
+    def classes(self) -> int:
+        """Two for each label: no and yes."""
+        return 2
+
+    def flatten(self, outputs: Tensor) -> Tensor:
+        """Return logits of two classes for each label, ``[B L, 2]``."""
+        return _as_two_classes(super().flatten(outputs).reshape(-1))
+
+    def flatten_targets(self, targets: Tensor) -> Tensor:
+        """Return 0 or 1 for each label of each example, ``[B L]``."""
+        return _as_indices(targets.reshape(-1))
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return 0 or 1 for each label, ``[B, L]``."""
+        return (outputs > 0).long()
+
+    def describe(self) -> str:
+        """Return the head as text."""
+        return f"{int(self)} labels"
+
+
+class Dense(Head):
+    """A class for each position, such as a pixel; the classes are on axis 1, as torch's cross-entropy takes them.
+
+    Example:
+        >>> Dense(3).flatten(torch.zeros(2, 3, 8, 8)).shape
+        torch.Size([128, 3])
+    """
+
+    kind = "dense"
+    has_positions = True
+    class_axis: ClassVar[int] = 1
+
+    def flatten(self, outputs: Tensor) -> Tensor:
+        """Return the logits of each position, ``[B P, C]``."""
+        if outputs.dim() < 3 or outputs.shape[self.class_axis] != int(self):
+            raise TrialError(f"outputs {list(outputs.shape)} do not fit a head of {self.describe()}")
+        return outputs.movedim(self.class_axis, -1).reshape(-1, int(self))
+
+    def flatten_targets(self, targets: Tensor) -> Tensor:
+        """Return the class of each position, ``[B P]``."""
+        return targets.reshape(-1)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return the predicted class of each position, ``[B, ...]``."""
+        return outputs.argmax(self.class_axis)
+
+    def describe(self) -> str:
+        """Return the head as text."""
+        return f"{int(self)} classes at each position"
+
+
+class Tags(Dense):
+    """A class for each token; the classes are on the last axis, as token classifiers return them.
+
+    Example:
+        >>> Tags(5).predict(torch.zeros(2, 7, 5)).shape
+        torch.Size([2, 7])
+    """
+
+    kind = "tags"
+    class_axis = -1
+
+    def __new__(cls, size: int, metric: str = "entity_f1") -> Self:
+        """Return a head of ``size`` tags."""
+        return super().__new__(cls, size, metric)
+
+    def describe(self) -> str:
+        """Return the head as text."""
+        return f"{int(self)} tags for each token"
+
+
+class Regression(Head):
+    """Numbers; losses and distances are measured in standard deviations of the training targets.
+
+    Args:
+        size: Number of values per example.
+        metric: Name of the score that sums up this head.
+        scale: Standard deviation of each value over the training split, ``[D]``; 1 by default.
+        loss_name: ``mse``, ``mae``, ``huber`` (with threshold 1; Huber 1964) or ``quantile`` (pinball loss).
+        quantile: Quantile that ``quantile`` predicts.
+
+    Example:
+        >>> Regression(1, scale=(2.0,)).loss(torch.tensor([[1.0]]), torch.tensor([[5.0]])).item()
+        4.0
+    """
+
+    kind = "regression"
+    has_classes = False
+    has_values = True
+    scale: tuple[float, ...]
+    loss_name: str
+    quantile: float
+
+    def __new__(
+        cls,
+        size: int = 1,
+        metric: str = "r2",
+        scale: tuple[float, ...] = (),
+        loss_name: str = "mse",
+        quantile: float = 0.5,
+    ) -> Self:
+        """Return a head of ``size`` values."""
+        if loss_name not in REGRESSION_LOSSES:
+            raise TrialError(f"the loss of a regression is one of {', '.join(REGRESSION_LOSSES)}, not {loss_name!r}")
+        head = super().__new__(cls, size, metric)
+        head.scale, head.loss_name, head.quantile = tuple(scale) or (1.0,) * size, loss_name, quantile
+        return head
+
+    @property
+    def classes(self) -> int:
+        """Zero: there are no classes."""
+        return 0
+
+    def flatten(self, outputs: Tensor) -> Tensor:
+        """Raise an error, because values are no class logits.
+
+        Raises:
+            TrialError: Always.
+        """
+        raise TrialError(f"a head of {self.describe()} has no classes; use r2, rmse or mae")
+
+    def select_values(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return predictions and true values ``[B, D]``, both in units of the targets.
+
+        Raises:
+            TrialError: Outputs and targets do not fit.
+        """
+        ours, theirs = outputs.reshape(len(outputs), -1), targets.reshape(len(targets), -1)
+        if ours.shape != theirs.shape:
+            raise TrialError(f"outputs {list(outputs.shape)} do not fit targets {list(targets.shape)} of a regression")
+        return ours, theirs.to(ours.dtype)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss over all values that are known, ``[]``; 0 if there is none."""
+        ours, theirs = self.select_values(outputs, targets)
+        difference = (theirs - ours) / self._scales(ours)
+        difference = difference[~theirs.isnan()]
+        return self._penalize(difference).mean() if difference.numel() else outputs.sum() * 0
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the mean squared difference in standard deviations of the targets, ``[]``."""
+        ours, theirs = self.select_values(student, teacher)
+        return ((ours - theirs) / self._scales(ours)).square().mean()
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return the values themselves."""
+        return outputs
+
+    def compare_predictions(self, predictions: Tensor, expected: Tensor) -> float:
+        """Return the share of values that differ by at most a hundredth of a standard deviation."""
+        ours, theirs = self.select_values(predictions, expected)
+        return float((((ours - theirs) / self._scales(ours)).abs() <= 0.01).double().mean())
+
+    def describe(self) -> str:
+        """Return the head as text."""
+        return "one number" if self == 1 else f"{int(self)} numbers"
+
+    def _penalize(self, difference: Tensor) -> Tensor:
+        if self.loss_name == "mae":
+            return difference.abs()
+        if self.loss_name == "huber":
+            return F.huber_loss(difference, torch.zeros_like(difference), reduction="none")
+        if self.loss_name == "quantile":
+            # Koenker and Bassett 1978: undershooting costs q, overshooting 1 - q.
+            return torch.maximum(self.quantile * difference, (self.quantile - 1) * difference)
+        return difference.square()
+
+    def _scales(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.scale, dtype=like.dtype, device=like.device)
+
+
+#: Name of a kind to its class.
+KINDS: Mapping[str, type[Head]] = {
+    kind.kind: kind for kind in (Head, Levels, Binary, MultiLabel, Dense, Tags, Regression)
+}
+
+
+def as_head(size: int) -> Head:
+    """Return a head as one of its kinds; a plain number is a head of so many classes.
+
+    Example:
+        >>> as_head(10).kind, as_head(Tags(9)).kind
+        ('classes', 'tags')
+    """
+    return size if isinstance(size, Head) else Head(size)
+
+
+def head_from_json(value: int | Mapping[str, object]) -> Head:
+    """Return the head that :meth:`Head.to_json` wrote.
+
+    Raises:
+        ValueError: The kind is unknown, or its settings do not fit.
+
+    Example:
+        >>> head_from_json({"kind": "tags", "size": 9, "metric": "entity_f1"}).describe()
+        '9 tags for each token'
+    """
+    if isinstance(value, int):
+        return as_head(value)
+    settings = {name: tuple(entry) if isinstance(entry, list) else entry for name, entry in value.items()}
+    kind = KINDS.get(str(settings.pop("kind", "")))
+    size = settings.pop("size", None)
+    if kind is None or not isinstance(size, int):
+        raise ValueError(f"no head of this kind: {value}")
+    try:
+        return kind(size, **settings)  # type: ignore[arg-type]
+    except (TypeError, TrialError) as error:
+        raise ValueError(f"the head {value} cannot be read ({error})") from error
+
+
+def _as_two_classes(logits: Tensor) -> Tensor:
+    return torch.stack([torch.zeros_like(logits), logits], 1)
+
+
+def _as_indices(targets: Tensor) -> Tensor:
+    """Return class indices; NaN among real numbers is a missing label."""
+    if targets.is_floating_point():
+        return torch.where(targets.isnan(), IGNORED, targets).long()
+    return targets.long()
