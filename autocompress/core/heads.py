@@ -64,6 +64,11 @@ class Head(int):
         """Number of classes of each row."""
         return int(self)
 
+    @property
+    def named_outputs(self) -> int:
+        """Number of names that a user gives: of classes, or of labels."""
+        return self.classes
+
     def flatten(self, outputs: Tensor) -> Tensor:
         """Return the class logits of every decision, ``[M, C]``.
 
@@ -224,9 +229,14 @@ class MultiLabel(Head):
         """Two for each label: no and yes."""
         return 2
 
+    @property
+    def named_outputs(self) -> int:
+        """Number of labels."""
+        return int(self)
+
     def flatten(self, outputs: Tensor) -> Tensor:
-        """Return logits of two classes for each label, ``[B L, 2]``."""
-        return _as_two_classes(super().flatten(outputs).reshape(-1))
+        """Return logits of two classes for each label, ``[B L, 2]``; labels may have several axes, as pixels have."""
+        return _as_two_classes(outputs.reshape(-1))
 
     def flatten_targets(self, targets: Tensor) -> Tensor:
         """Return 0 or 1 for each label of each example, ``[B L]``."""

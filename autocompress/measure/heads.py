@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.core.heads import as_head
+from autocompress.core.heads import MultiLabel, as_head
 from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError, UsageError, did_you_mean
 from autocompress.measure import builtin
 from autocompress.measure.objectives import Objective, Subject, objective
+from autocompress.measure.quality import per_class
 
 AT = "@"
 """Separator of a score and its head; no registered name contains it."""
@@ -234,6 +235,23 @@ def pack_correct(subject: Subject) -> dict[str, dict[str, str]]:
         correct = (rows.argmax(1) == labels).numpy()
         packed[head] = f"{len(correct)}:{base64.b64encode(np.packbits(correct).tobytes()).decode()}"
     return {"right": packed}
+
+
+def describe_classes(subject: Subject, name: str) -> list[dict[str, float]]:
+    """Return one row for each class of a head, or for each of its labels: support, precision, recall and F1.
+
+    Raises:
+        TrialError: The outputs are not finite, or do not fit the targets.
+    """
+    if subject.head(name).kind != "multilabel":
+        return per_class(*subject.class_rows(name))
+    outputs, targets = (part[name].flatten(1) for part in (subject.logits, subject.targets))
+    rows = []
+    for label in range(outputs.shape[1]):
+        logits, present = MultiLabel(1).select_rows(outputs[:, label], targets[:, label])
+        # Of the two classes, the second is that the label is present.
+        rows.append({**per_class(logits, present)[1], "label": label})
+    return rows
 
 
 def _select_examples(subject: Subject, rows: Tensor) -> Subject:

@@ -47,20 +47,24 @@ def stratify_examples(
     return Splits(**{name: whole.take(rows) for name, rows in parts.items()})
 
 
-def complete_splits(parts: Mapping[str, Split], seed: int, names: Sequence[str] | None = None) -> Splits:
+def complete_splits(
+    parts: Mapping[str, Split], seed: int, names: Sequence[str] | None = None, strata: Tensor | None = None
+) -> Splits:
     """Return five splits: the given parts, such as ``test``, and the others taken out of ``train``.
 
     Args:
         parts: Split name to examples: ``train``, which is stratified by its first head, and optionally other splits.
         seed: Seed of the splits.
         names: Names of the classes, for messages.
+        strata: Group of each example of ``train``, ``[N]``; by default the classes of the first head.
 
     Raises:
         UsageError: A class has fewer examples than parts are needed, or the data has only one class.
     """
     train = parts["train"]
     fractions = {name: share for name, share in FRACTIONS.items() if name not in parts}
-    rows = stratify_rows(next(iter(train.targets.values())), seed, fractions, names)
+    strata = next(iter(train.targets.values())) if strata is None else strata
+    rows = stratify_rows(strata, seed, fractions, names)
     new_parts = {name: train.take(torch.from_numpy(index)) for name, index in rows.items()}
     return Splits(**{**new_parts, **{name: part for name, part in parts.items() if name != "train"}})
 
@@ -149,6 +153,32 @@ class Supervised:
         """Return the loss averaged over examples and heads, a scalar ``[]``: cross-entropy for heads of classes."""
         # All heads have the same weight.
         return torch.stack([as_head(self.heads[head]).loss(logits[head], targets[head]) for head in logits]).mean()
+
+
+def split_randomly(parts: Mapping[str, Split], seed: int) -> Splits:
+    """Return five splits: the given parts, and the others taken out of ``train`` at random.
+
+    Args:
+        parts: Split name to examples: ``train``, and optionally other splits.
+        seed: Seed of the splits.
+
+    Raises:
+        UsageError: There are too few examples.
+    """
+    train = parts["train"]
+    fractions = {name: share for name, share in FRACTIONS.items() if name not in parts}
+    if len(train) < 10 * len(fractions):
+        raise UsageError(
+            f"the data has {len(train)} examples; {len(fractions) + 1} disjoint splits need at least "
+            f"{10 * len(fractions)}"
+        )
+    remaining = np.random.default_rng(seed).permutation(len(train))
+    new_parts = {}
+    for name, share in fractions.items():
+        size = min(round(share * len(train)), MAX_SIZES.get(name, len(train)))
+        new_parts[name], remaining = train.take(torch.from_numpy(np.sort(remaining[:size]))), remaining[size:]
+    new_parts["train"] = train.take(torch.from_numpy(np.sort(remaining)))
+    return Splits(**{**new_parts, **{name: part for name, part in parts.items() if name != "train"}})
 
 
 def check_positive(option: str, value: int) -> int:

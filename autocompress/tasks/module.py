@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
+from autocompress.core.heads import Head, as_head
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Logits, Split, Splits, Targets, Task, logits_by_head
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.tasks.base import Supervised
+from autocompress.tasks.targets import Kind
 from autocompress.tasks.tensors import Tensors
 
 Weights = str | Path | Mapping[str, Tensor]
@@ -95,7 +97,8 @@ class Module(Supervised):
         data: A task such as ``Images(path=...)`` or ``Tensors(...)``, or the data that :class:`Tensors` takes.
         weights: A ``.safetensors`` file or a ``state_dict`` to load into the module.
         fit: Config of a training before the search; by default the module is not trained.
-        loss: Function that maps ``{head: [B, C]}`` and ``{head: [B]}`` to a scalar; cross-entropy by default.
+        loss: Function that maps outputs and targets by head to a scalar; by default the loss of each kind of head.
+        kinds: Kind of each head, if the data are tensors; see :class:`~autocompress.tasks.tensors.Tensors`.
 
     Raises:
         UsageError: The weights do not fit the module, or the module fails on an example of the data.
@@ -111,15 +114,18 @@ class Module(Supervised):
         weights: Weights | None = None,
         fit: Part | None = None,
         loss: Callable[[Logits, Targets], Tensor] | None = None,
+        kinds: Kind | Mapping[str, Kind] | None = None,
     ) -> None:
-        self._data: Task = data if hasattr(data, "splits") else Tensors(data)
+        if kinds is not None and hasattr(data, "splits"):
+            raise UsageError("kinds are those of tensors: give them to autocompress.Tensors(..., kinds=...)")
+        self._data: Task = data if hasattr(data, "splits") else Tensors(data, kinds=kinds or "auto")
         self.inputs, self.labels = self._data.inputs, self._data.labels
         self.heads: Mapping[str, int] = self._data.heads
         self.metrics, self.views = self._data.metrics, self._data.views
-        self._loss = loss or self._data.loss
         # Precision "auto": evaluating the teacher on all augmented views is most of the work before a search.
         self._fit = fit or Part.of("adamw", epochs=0, precision="auto")
         self.model = self._adapt_module(_load_module(model, weights))
+        self._loss = loss or super().loss
 
     @property
     def preprocessing(self) -> str:
@@ -202,19 +208,30 @@ class Module(Supervised):
         )
 
     def _check_outputs(self, outputs: Mapping[str, Tensor]) -> None:
-        """Check the shape of the outputs, and set the number of classes of each head to that of the module."""
-        sizes = {}
-        for head, logits in outputs.items():
-            if not isinstance(logits, Tensor) or logits.dim() != 2:
-                raise TrialError(f"its output for '{head}' is not a tensor [batch, classes]")
-            if logits.shape[1] < self.heads[head]:
-                raise TrialError(
-                    f"its output for '{head}' has {logits.shape[1]} classes, but the data has {self.heads[head]}"
-                )
-            sizes[head] = logits.shape[1]
-        # A module may have more classes than the data, such as one trained on ImageNet; their names are unknown then.
-        self.heads = sizes
-        if any(head in sizes and len(names) != sizes[head] for head, names in self.labels.items()):
+        """Check the outputs of one example, and take the kinds and sizes of the heads from them."""
+        for name, output in outputs.items():
+            if not isinstance(output, Tensor) or not output.dim():
+                raise TrialError(f"its output for '{name}' is {type(output).__name__}, not a tensor [batch, ...]")
+            if len(output) != 1:
+                raise TrialError(f"its output for '{name}' is {list(output.shape)} for a batch of one example")
+        if isinstance(self._data, Tensors):
+            self._data = self._data.fit_outputs(outputs)
+            self.heads, self.metrics = self._data.heads, self._data.metrics
+        heads = {}
+        for name, size in self.heads.items():
+            head, output = as_head(size), outputs[name]
+            if head.kind == "classes":
+                if output.dim() != 2:
+                    raise TrialError(f"its output for '{name}' is {list(output.shape)}, not a tensor [batch, classes]")
+                if output.shape[1] < head:
+                    classes = output.shape[1]
+                    raise TrialError(f"its output for '{name}' has {classes} classes, but the data has {head:d}")
+                # A module may have more classes than the data, such as one trained on ImageNet.
+                head = Head(output.shape[1], head.metric)
+            heads[name] = head
+        self.heads = heads
+        # The names of further classes are unknown.
+        if any(name in heads and len(names) != heads[name].named_outputs for name, names in self.labels.items()):
             self.labels = {}
 
 
@@ -292,6 +309,7 @@ def bring_model(
     weights: Weights | None = None,
     fit: Part | None = None,
     loss: Callable[[Logits, Targets], Tensor] | None = None,
+    kinds: Kind | Mapping[str, Kind] | None = None,
 ) -> Module:
     """Register a trained module and its data as the task ``module`` and return the task.
 
@@ -302,12 +320,14 @@ def bring_model(
         data: A task such as ``Images(path=...)``, or ``(inputs, targets)``; see :class:`Module`.
         weights: A ``.safetensors`` file or a ``state_dict`` to load into the module.
         fit: Config of a training before the search; by default the module is not trained.
-        loss: Function that maps logits and targets to a scalar; cross-entropy by default.
+        loss: Function that maps outputs and targets by head to a scalar; by default the loss of each kind of head.
+        kinds: Kind of each head, if the data are tensors: ``classes``, ``binary``, ``multilabel``, ``dense``, ``tags``
+            or ``regression``; inferred by default.
 
     Raises:
         UsageError: The weights do not fit the module, or the module fails on the data.
     """
-    task = Module(model, data, weights=weights, fit=fit, loss=loss)
+    task = Module(model, data, weights=weights, fit=fit, loss=loss, kinds=kinds)
     # Replaces the placeholder below, or the module of an earlier call.
     TASKS.add(Module.name, ModuleFactory(task), replace=True)
     return task

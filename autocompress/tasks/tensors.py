@@ -1,16 +1,27 @@
 """Task of examples in memory: tensors, arrays, or a data set of ``(input, target)`` items."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from autocompress.core.config import Part
+from autocompress.core.heads import IGNORED, Head, as_head
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.base import Supervised, complete_splits, describe_imbalance
+from autocompress.tasks.base import Supervised, complete_splits, describe_imbalance, split_randomly
+from autocompress.tasks.targets import (
+    Kind,
+    check_head_names,
+    check_output,
+    make_strata,
+    metrics_of,
+    read_array,
+    read_head,
+    read_targets,
+)
 
 # Name of the head if the targets are not a mapping.
 ONLY_HEAD = "label"
@@ -30,21 +41,26 @@ class ItemDataset(Protocol):
 
 
 class Tensors(Supervised):
-    """Examples in memory, with class indices as targets.
+    """Examples in memory, with targets of any kind: classes, labels, numbers, or classes of tokens or pixels.
 
     Args:
         train: Pair ``(inputs, targets)`` of tensors or arrays, or a data set with items ``(input, target)``. Inputs
             are ``[N, ...]``, a tuple of them (positional arguments), or a mapping of names to them; targets are class
-            indices ``[N]``, or a mapping of heads to them.
+            indices ``[N]``, numbers, labels or classes of positions (see :mod:`autocompress.core.heads`), or a mapping
+            of heads to them.
         test: Test split in one of these forms; by default it is taken out of ``train``.
         labels: Names of the classes, or a mapping of heads to names.
         missing: Input name (or position) to the whole number that stands for padding.
+        kinds: Kind of each head, ``classes``, ``binary``, ``multilabel``, ``dense``, ``tags`` or ``regression``, or a
+            head of :mod:`autocompress.core.heads` with its settings; one for all, or a mapping of heads to kinds.
+            ``auto`` infers it from the targets and from the outputs of the module.
+        ignored: Class index of a missing label, such as 255 in masks; -100 by default. A missing number is NaN.
 
     Attributes:
         names: Names of the inputs if they were given as a mapping, otherwise empty.
 
     Raises:
-        UsageError: Lengths differ, a target is not a class index, an input is not finite, or the data has one class.
+        UsageError: Lengths differ, a target does not fit its kind, an input is not finite, or a head has one class.
 
     Example:
         >>> task = Tensors((torch.randn(100, 3), torch.arange(100) % 2))
@@ -61,38 +77,66 @@ class Tensors(Supervised):
         *,
         labels: Sequence[str] | Mapping[str, Sequence[str]] = (),
         missing: Mapping[str | int, int] | None = None,
+        kinds: Kind | Mapping[str, Kind] = "classes",
+        ignored: int | None = None,
     ) -> None:
         self.names: tuple[str, ...] = ()
-        self._parts = {"train": self._read_part("train", train)}
+        self._read = {"train": self._read_part("train", train)}
         if test is not None:
-            self._parts["test"] = self._read_part("test", test)
-        train_split = self._parts["train"]
-        self.heads = {head: self._count_classes(head) for head in train_split.targets}
-        names_of_head = labels if isinstance(labels, Mapping) else {next(iter(self.heads)): labels} if labels else {}
-        self.labels = {head: [str(name) for name in names] for head, names in names_of_head.items()}
-        for head, names in self.labels.items():
-            if head not in self.heads or len(names) != self.heads[head]:
-                raise UsageError(f"labels name {len(names)} classes of '{head}', which has {self.heads.get(head)}")
+            self._read["test"] = self._read_part("test", test)
+        train_split = self._read["train"]
+        known = sorted(train_split.targets)
+        if "test" in self._read and sorted(self._read["test"].targets) != known:
+            raise UsageError(f"data 'test' has the heads {sorted(self._read['test'].targets)}, train has {known}")
+        check_head_names({name: name for name in known})
+        self._kinds, self._ignored = kinds, ignored
+        names_of_head = labels if isinstance(labels, Mapping) else {next(iter(train_split.targets)): labels}
+        self.labels = {head: [str(name) for name in names] for head, names in names_of_head.items() if len(names)}
         self.inputs = tuple(self._input_spec(at, missing or {}) for at in range(len(train_split.inputs)))
+        self._read_heads({})
+
+    def fit_outputs(self, outputs: Mapping[str, Tensor]) -> "Tensors":
+        """Return the same data with the kinds of heads that a module's outputs imply.
+
+        Args:
+            outputs: The module's outputs for one example.
+
+        Raises:
+            UsageError: Outputs and targets do not fit.
+        """
+        task = copy.copy(self)
+        task._read_heads(outputs)
+        for name, output in outputs.items():
+            check_output(as_head(task.heads[name]), name, output, task._parts["train"].targets[name][:1])
+        return task
 
     @property
     def notices(self) -> Sequence[str]:
-        """Remarks on the data: imbalanced classes."""
-        remarks = []
-        for head, targets in self._parts["train"].targets.items():
-            counts = torch.bincount(targets, minlength=self.heads[head]).tolist()
-            names = self.labels.get(head) or [str(index) for index in range(self.heads[head])]
-            remarks.append(describe_imbalance(dict(zip(names, counts, strict=True))))
+        """Remarks on the data: imbalanced classes, missing labels, and kinds of heads that were guessed."""
+        remarks = list(self._guesses)
+        for name, targets in self._parts["train"].targets.items():
+            head = as_head(self.heads[name])
+            is_missing = targets.isnan() if targets.is_floating_point() else targets == IGNORED
+            if not head.has_positions and bool(is_missing.any()):
+                remarks.append(f"{int(is_missing.sum()):,} of {targets.numel():,} targets of '{name}' are missing")
+            if head.kind not in ("classes", "binary"):
+                continue
+            counts = torch.bincount(targets[~is_missing], minlength=head.classes).tolist()
+            classes = self.labels.get(name) or [str(index) for index in range(head.classes)]
+            remarks.append(describe_imbalance(dict(zip(classes, counts, strict=True))))
         return tuple(filter(None, remarks))
 
     def splits(self, seed: int) -> Splits:
-        """Return five splits, stratified by the first head.
+        """Return five splits, stratified by the classes or numbers of the first head, or random for other kinds.
 
         Raises:
             UsageError: A class has too few examples.
         """
         first = next(iter(self.heads))
-        return complete_splits(self._parts, seed, self.labels.get(first))
+        strata = make_strata(as_head(self.heads[first]), self._parts["train"].targets[first])
+        if strata is None:
+            return split_randomly(self._parts, seed)
+        return complete_splits(self._parts, seed, self.labels.get(first), strata)
 
     def teacher(self) -> tuple[Part, Part]:
         """Raise an error, because examples in memory have no default teacher.
@@ -121,7 +165,9 @@ class Tensors(Supervised):
         if not isinstance(raw_targets, Mapping):
             raw_targets = {ONLY_HEAD: raw_targets}
         inputs = tuple(self._read_input(part, at, value) for at, value in enumerate(raw_inputs))
-        targets = {str(head): _read_targets(part, str(head), value) for head, value in raw_targets.items()}
+        targets = {
+            str(head): read_targets(f"data '{part}', targets of '{head}'", value) for head, value in raw_targets.items()
+        }
         if not inputs or not targets:
             raise UsageError(f"data '{part}' has no {'inputs' if not inputs else 'targets'}")
         sizes = {len(tensor) for tensor in (*inputs, *targets.values())}
@@ -130,8 +176,8 @@ class Tensors(Supervised):
         return Split(inputs, targets)
 
     def _read_input(self, part: str, position: int, value: object) -> Tensor:
-        tensor = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value).detach().cpu()
         description = f"data '{part}', input {self.names[position] if position < len(self.names) else position}"
+        tensor = read_array(description, value)
         if not tensor.dim():
             raise UsageError(f"{description} is a single number; axis 0 must be the examples")
         if tensor.is_floating_point():
@@ -144,11 +190,30 @@ class Tensors(Supervised):
             return tensor.float()
         return tensor.long()
 
-    def _count_classes(self, head: str) -> int:
-        return max(int(part.targets[head].max()) for part in self._parts.values()) + 1
+    def _read_heads(self, outputs: Mapping[str, Tensor]) -> None:
+        """Set the heads, and the targets in the forms that they read."""
+        heads: dict[str, Head] = {}
+        targets: dict[str, dict[str, Tensor]] = {part: {} for part in self._read}
+        guesses = []
+        for name in self._read["train"].targets:
+            kind = self._kinds.get(name, "classes") if isinstance(self._kinds, Mapping) else self._kinds
+            given = {part: split.targets[name] for part, split in self._read.items()}
+            read = read_head(name, given, kind, outputs.get(name), self._ignored)
+            heads[name] = read.head
+            guesses.append(read.notice)
+            for part, values in read.targets.items():
+                targets[part][name] = values
+        self._guesses = tuple(filter(None, guesses))
+        self.heads: Mapping[str, int] = heads
+        self.metrics = metrics_of(list(heads.values()))
+        self._parts = {part: Split(split.inputs, targets[part]) for part, split in self._read.items()}
+        for name, names in self.labels.items():
+            count = heads[name].named_outputs if name in heads else None
+            if len(names) != count:
+                raise UsageError(f"labels name {len(names)} classes of '{name}', which has {count}")
 
     def _input_spec(self, position: int, missing: Mapping[str | int, int]) -> InputSpec:
-        tensors = [part.inputs[position] for part in self._parts.values()]
+        tensors = [part.inputs[position] for part in self._read.values()]
         shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
         if len(shapes) > 1:
             raise UsageError(f"input {position} has the shapes {sorted(shapes)} in train and test")
@@ -165,29 +230,12 @@ def _stack_items(part: str, items: ItemDataset) -> tuple[Tensor, Tensor]:
         item = items[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise UsageError(f"data '{part}', item {index} is {type(item).__name__}; items must be (input, target)")
-        inputs.append(torch.as_tensor(np.asarray(item[0])) if not isinstance(item[0], Tensor) else item[0])
-        targets.append(int(item[1]))
-        if inputs[-1].shape != inputs[0].shape:
-            raise UsageError(f"data '{part}', item {index} has the shape {list(inputs[-1].shape)}, not that of item 0")
+        inputs.append(read_array(f"data '{part}', item {index}", item[0]))
+        targets.append(read_array(f"data '{part}', target of item {index}", item[1]))
+        for name, tensors in (("shape", inputs), ("target of the shape", targets)):
+            if tensors[-1].shape != tensors[0].shape:
+                shape = list(tensors[-1].shape)
+                raise UsageError(f"data '{part}', item {index} has the {name} {shape}, not that of item 0")
     if not inputs:
         raise UsageError(f"data '{part}' is empty")
-    return torch.stack(inputs), torch.tensor(targets)
-
-
-def _read_targets(part: str, head: str, value: object) -> Tensor:
-    tensor = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value).detach().cpu()
-    description = f"data '{part}', targets of '{head}'"
-    if tensor.dim() != 1 or not len(tensor):
-        raise UsageError(
-            f"{description} have the shape {list(tensor.shape)}; give one class index for each example, [N]"
-        )
-    if tensor.is_floating_point() and bool((tensor != tensor.round()).any()):
-        example = int((tensor != tensor.round()).nonzero()[0])
-        raise UsageError(
-            f"{description}: example {example} has {float(tensor[example]):g}; class indices are whole numbers"
-        )
-    if int(tensor.min()) < 0:
-        raise UsageError(
-            f"{description}: example {int(tensor.argmin())} has the class {int(tensor.min())}; class indices start at 0"
-        )
-    return tensor.long()
+    return torch.stack(inputs), torch.stack(targets)

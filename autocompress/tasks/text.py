@@ -26,6 +26,7 @@ from autocompress.tasks.base import (
     sort_classes,
     stratify_examples,
 )
+from autocompress.tasks.targets import check_head_names
 from autocompress.tasks.text_encoding import PADDING, Encoding, count_truncated, drop_tokens, fit_encoding
 from autocompress.tasks.text_files import Texts, check_class_labels, read_texts
 
@@ -38,8 +39,6 @@ KINDS = ("territory", "language", "currency", "script")
 # Attributes of babel.Locale with the names of each kind.
 _ATTRIBUTES = {"territory": "territories", "language": "languages", "currency": "currencies", "script": "scripts"}
 NAME_LENGTH = 32
-# The table of results has each score of a head once per split: without a suffix, and with these for other splits.
-RESERVED_SUFFIXES = ("_test", "_search")
 
 
 @dataclass(frozen=True)
@@ -342,18 +341,11 @@ def _check_head_names(heads: Mapping[str, str]) -> None:
     Raises:
         UsageError: Two columns give the same head, or the name of a head ends like the column of a split.
     """
-    for column, head in heads.items():
-        if len(heads) > 1 and head.endswith(RESERVED_SUFFIXES):
-            end = next(end for end in RESERVED_SUFFIXES if head.endswith(end))
-            raise UsageError(
-                f"the column '{column}' gives the head '{head}', whose scores could be confused with those of a head "
-                f"'{head.removesuffix(end)}' on the split '{end[1:]}'; rename the column so that it does not end in "
-                f"'{end}'"
-            )
     for head, count in Counter(heads.values()).items():
         if count > 1:
             same = " and ".join(f"'{column}'" for column, name in heads.items() if name == head)
             raise UsageError(f"the columns {same} both give the head '{head}'; rename one of them")
+    check_head_names(heads)
 
 
 def _distinct_rows(texts: Texts) -> list[int]:

@@ -22,9 +22,9 @@ from autocompress.core.method import MethodState
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State, TrialResult
 from autocompress.core.registry import PRUNE, QUANTIZE, WorkerPlugins
 from autocompress.errors import AutocompressError, TrialError, UsageError
-from autocompress.measure import layer_costs, measure, per_class
+from autocompress.measure import layer_costs, measure
 from autocompress.measure.cost import LayerCost
-from autocompress.measure.heads import pack_correct, resample_score
+from autocompress.measure.heads import describe_classes, pack_correct, resample_score
 from autocompress.quantize import fold_batch_norm
 from autocompress.training.device import require_device
 from autocompress.trial.pipeline import (
@@ -381,7 +381,7 @@ def _measure_candidate(
             replicates[split_name] = resample_score(subject, job.resampled)
         if split_name == "select_val":
             details["per_class"] = {
-                name: per_class(*subject.class_rows(name)) for name in subject.logits if subject.head(name).has_classes
+                name: describe_classes(subject, name) for name in subject.logits if subject.head(name).has_classes
             }
             details |= pack_correct(subject)
     if replicates:

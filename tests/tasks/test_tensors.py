@@ -74,7 +74,7 @@ class TestForms:
     ("given", "message"),
     [
         (lambda: (torch.randn(5, 2), torch.zeros(4)), "different lengths: \\[4, 5\\]"),
-        (lambda: (torch.randn(4, 2), torch.tensor([0.0, 1.5, 0, 1])), "example 1 has 1.5"),
+        (lambda: (torch.randn(4, 2), torch.tensor([0.0, 1.5, 0, 1])), "example 1 has 1.5.*kinds='regression'"),
         (lambda: (torch.randn(4, 2), torch.tensor([0, 1, -1, 1])), "example 2 has the class -1"),
         (lambda: (torch.randn(4, 2), torch.zeros(4, 2)), "give one class index for each example"),
         (lambda: (torch.tensor([[1.0], [torch.nan]]), torch.tensor([0, 1])), "not finite in example 1"),
