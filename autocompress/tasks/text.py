@@ -14,6 +14,7 @@ from babel import Locale
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
+from autocompress.core.heads import IGNORED, as_head
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
@@ -27,7 +28,7 @@ from autocompress.tasks.base import (
     stratify_examples,
 )
 from autocompress.tasks.targets import check_head_names
-from autocompress.tasks.text_encoding import PADDING, Encoding, count_truncated, drop_tokens, fit_encoding
+from autocompress.tasks.text_encoding import PADDING, Encoding, count_truncated, fit_encoding, select_tokens
 from autocompress.tasks.text_files import Texts, check_class_labels, read_texts
 
 # Languages with good coverage in CLDR that are written in Latin letters.
@@ -81,7 +82,7 @@ def locale_names() -> tuple[LocaleName, ...]:
     return tuple(sorted(selected, key=lambda name: (name.language, name.kind, name.text)))
 
 
-class _TokenTask(Supervised):
+class TokenTask(Supervised):
     """Base class of tasks whose only input is a text as tokens."""
 
     encoding: Encoding
@@ -100,7 +101,15 @@ class _TokenTask(Supervised):
         """Return the texts without some random tokens; view 0 is the split itself."""
         if index == 0:
             return split
-        return Split((drop_tokens(split.inputs[0], index, self.drop),), split.targets)
+        tokens, order = select_tokens(split.inputs[0], index, self.drop)
+        # A tag moves with its token.
+        targets = {
+            name: target.gather(1, order).masked_fill(tokens == PADDING, IGNORED)
+            if as_head(self.heads[name]).has_positions
+            else target
+            for name, target in split.targets.items()
+        }
+        return Split((tokens,), targets)
 
     def example(self) -> tuple[Tensor, ...]:
         """Return a batch of one text without padding."""
@@ -112,7 +121,7 @@ class _TokenTask(Supervised):
 
 
 @TASKS.register("langid")
-class LangId(_TokenTask):
+class LangId(TokenTask):
     """Classification of names by language, one of 30: 'Schweizer Franken' is German, 'norsk krone' Norwegian.
 
     The data is the names of territories, languages, currencies and scripts in Babel's locale data (CLDR), about
@@ -185,7 +194,7 @@ def _encode_names() -> tuple[Encoding, Tensor, Mapping[str, Tensor]]:
 
 
 @TASKS.register("text")
-class Text(_TokenTask):
+class Text(TokenTask):
     """Your own texts in a CSV file with one or several labels each; each column of labels is a head.
 
     Rows without a text or without one of the labels are left out, and so are rows that repeat an earlier one
@@ -228,20 +237,19 @@ class Text(_TokenTask):
                 "task.text.path is not set; give a .csv or .tsv file, for example --set task.text.path=data/reviews.csv"
             )
         self.views = check_positive("text.views", views)
-        if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop <= 0.5:
-            raise UsageError(f"task.text.drop is {drop!r}; give a share from 0 to 0.5")
-        self.drop = drop
-        columns = _label_columns(text, labels)
+        self.drop = check_drop("text", drop)
+        columns = list_label_columns(self.name, text, labels)
         # Fitting to no texts checks the options before a large file is read.
         fit_encoding(encoding, [], length, vocabulary)
         texts_of_part = {"train": read_texts(Path(path).expanduser(), text, columns, encoding)}
         if test:
             texts_of_part["test"] = read_texts(Path(test).expanduser(), text, columns, encoding)
-        parts = {part: _distinct_rows(texts) for part, texts in texts_of_part.items()}
-        heads = {column: _head_name(column) for column in columns}
-        _check_head_names(heads)
+        parts = {part: select_distinct_rows(texts) for part, texts in texts_of_part.items()}
+        heads = {column: make_head_name(column) for column in columns}
+        check_distinct_heads(heads)
         classes = {
-            column: _class_names(texts_of_part["train"], column, len(FRACTIONS) + 1 - bool(test)) for column in columns
+            column: list_class_names(texts_of_part["train"], column, len(FRACTIONS) + 1 - bool(test))
+            for column in columns
         }
         self.labels: Mapping[str, Sequence[str]] = {heads[column]: classes[column] for column in columns}
         self.heads: Mapping[str, int] = {head: len(names) for head, names in self.labels.items()}
@@ -251,7 +259,7 @@ class Text(_TokenTask):
         self._parts = {
             part: Split(
                 (self.encoding([texts.texts[row] for row in parts[part]]),),
-                {heads[column]: _class_indices(texts, column, classes[column], parts[part]) for column in columns},
+                {heads[column]: index_classes(texts, column, classes[column], parts[part]) for column in columns},
             )
             for part, texts in texts_of_part.items()
         }
@@ -318,24 +326,44 @@ class Text(_TokenTask):
         return [remark for remark in notices if remark]
 
 
-def _label_columns(text: str, labels: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the label columns."""
+def check_drop(task: str, drop: float) -> float:
+    """Return the share of tokens that an augmented view drops.
+
+    Raises:
+        UsageError: It is no share from 0 to 0.5.
+    """
+    if isinstance(drop, bool) or not isinstance(drop, int | float) or not 0 <= drop <= 0.5:
+        raise UsageError(f"task.{task}.drop is {drop!r}; give a share from 0 to 0.5")
+    return drop
+
+
+def list_label_columns(task: str, text: str, labels: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the label columns.
+
+    Raises:
+        UsageError: There is none, or a column has two uses.
+    """
     columns = tuple(part.strip() for part in labels.split(",")) if isinstance(labels, str) else tuple(labels)
     if not columns or not all(isinstance(column, str) and column for column in columns):
-        raise UsageError(f"task.text.labels is {labels!r}; give a column's name or a list of them")
+        raise UsageError(f"task.{task}.labels is {labels!r}; give a column's name or a list of them")
     if text in columns or len(set(columns)) < len(columns):
-        raise UsageError(f"task.text.labels names '{text if text in columns else columns[0]}' twice or as the text")
+        raise UsageError(f"task.{task}.labels names '{text if text in columns else columns[0]}' twice or as the text")
     return columns
 
 
-def _head_name(column: str) -> str:
-    """Return a valid name of a submodule for a column: ``Recommended_IND`` for ``Recommended IND``."""
+def make_head_name(column: str) -> str:
+    """Return a valid name of a submodule for a column.
+
+    Example:
+        >>> make_head_name("Recommended IND")
+        'Recommended_IND'
+    """
     head = re.sub(r"\W+", "_", column).strip("_") or "label"
     # Heads become submodules of an nn.ModuleDict, which refuses the names of its own attributes.
     return f"{head}_label" if hasattr(nn.ModuleDict, head) or head == "training" else head
 
 
-def _check_head_names(heads: Mapping[str, str]) -> None:
+def check_distinct_heads(heads: Mapping[str, str]) -> None:
     """Check that the names of the heads, and of their columns in the table of results, are distinct.
 
     Raises:
@@ -348,7 +376,7 @@ def _check_head_names(heads: Mapping[str, str]) -> None:
     check_head_names(heads)
 
 
-def _distinct_rows(texts: Texts) -> list[int]:
+def select_distinct_rows(texts: Texts) -> list[int]:
     """Return the rows that do not repeat the text and labels of an earlier one."""
     first_rows: dict[tuple[str, ...], int] = {}
     # The first occurrence stays, and dictionaries keep the order of insertion.
@@ -357,14 +385,14 @@ def _distinct_rows(texts: Texts) -> list[int]:
     return list(first_rows.values())
 
 
-def _class_names(texts: Texts, column: str, minimum: int) -> list[str]:
+def list_class_names(texts: Texts, column: str, minimum: int) -> list[str]:
     """Return the class names of a column, sorted by value if all of them are numbers, otherwise alphabetically.
 
     Raises:
         UsageError: The column contains measurements or a single class, or a class has too few texts.
     """
     check_class_labels(texts.path, column, texts.labels[column])
-    counts = Counter(texts.labels[column][row] for row in _distinct_rows(texts))
+    counts = Counter(texts.labels[column][row] for row in select_distinct_rows(texts))
     if len(counts) < 2:
         raise UsageError(
             f"{texts.path}: column '{column}' has a single class, '{next(iter(counts))}'; a task needs at least two"
@@ -378,7 +406,7 @@ def _class_names(texts: Texts, column: str, minimum: int) -> list[str]:
     return sort_classes(counts)
 
 
-def _class_indices(texts: Texts, column: str, classes: Sequence[str], rows: Sequence[int]) -> Tensor:
+def index_classes(texts: Texts, column: str, classes: Sequence[str], rows: Sequence[int]) -> Tensor:
     """Return the class index of each row, ``[N]``."""
     indices = {name: index for index, name in enumerate(classes)}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Encoding of texts as token indices: bytes, characters or hashed words; 0 is padding."""
+"""Encoding of texts as token indices: bytes, characters, hashed words or tokens; 0 is padding."""
 
 import re
 from collections import Counter
@@ -19,8 +19,13 @@ PADDING = 0
 BYTES = 257
 #: Share of the training texts that the default length does not truncate, and its bounds in tokens.
 UNTRUNCATED_SHARE = 0.95
-LENGTHS: Mapping[str, tuple[int, int]] = {"bytes": (8, 512), "characters": (8, 512), "words": (4, 256)}
-VOCABULARIES: Mapping[str, int] = {"bytes": BYTES, "characters": 512, "words": 4096}
+LENGTHS: Mapping[str, tuple[int, int]] = {
+    "bytes": (8, 512),
+    "characters": (8, 512),
+    "words": (4, 256),
+    "tokens": (4, 256),
+}
+VOCABULARIES: Mapping[str, int] = {"bytes": BYTES, "characters": 512, "words": 4096, "tokens": 4096}
 
 # An apostrophe, straight or typographic, may occur inside a word.
 _WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
@@ -32,7 +37,8 @@ class Encoding:
 
     Attributes:
         kind: Kind of token: ``bytes`` of UTF-8, with 1 added; ``characters``, by their position in ``alphabet`` plus 1;
-            or ``words``, lowercased, by their CRC-32 modulo ``vocabulary - 1`` plus 1.
+            ``words``, lowercased, or ``tokens``, which white space separates and which keep their capitals, both by
+            their CRC-32 modulo ``vocabulary - 1`` plus 1.
         length: Number of tokens per text; longer texts are truncated, shorter ones are padded with 0.
         vocabulary: Number of distinct tokens, the padding included.
         alphabet: Characters with a token of their own; all others share the last token.
@@ -56,6 +62,22 @@ class Encoding:
             tokens_of_text[row, : len(tokens)] = tokens
         return torch.from_numpy(tokens_of_text)
 
+    def locate_words(self, words: Sequence[str]) -> list[int]:
+        """Return the position of the first token of each word of a text, ``[W]``; the words are separated by spaces.
+
+        Positions from ``length`` on were truncated.
+
+        Example:
+            >>> Encoding("characters", 8, 30, "ab").locate_words(["ab", "a"])
+            [0, 3]
+        """
+        if self.kind in ("words", "tokens"):
+            return list(range(len(words)))
+        units = _UNITS[self.kind]
+        # One unit for the space after each word.
+        sizes = [sum(1 for _ in units(word)) + 1 for word in words]
+        return [sum(sizes[:index]) for index in range(len(words))]
+
     def describe_encoding(self) -> str:
         """Return a sentence that describes the encoding, for users who deploy a model.
 
@@ -67,6 +89,7 @@ class Encoding:
             "bytes": "each byte of UTF-8 plus 1",
             "characters": f"the place of each character in {self.alphabet!r} plus 1, {self.vocabulary - 1} for others",
             "words": f"the CRC-32 of each lowercased word modulo {self.vocabulary - 1}, plus 1",
+            "tokens": f"the CRC-32 of each word between white space modulo {self.vocabulary - 1}, plus 1",
         }
         return (
             f"A text is {self.length} tokens of int64: {units[self.kind]}; "
@@ -87,12 +110,12 @@ def fit_encoding(kind: str, texts: Sequence[str], length: int | None = None, voc
     """Return the encoding for training texts.
 
     Args:
-        kind: Kind of token: ``bytes``, ``characters`` or ``words``.
+        kind: Kind of token: ``bytes``, ``characters``, ``words`` or ``tokens``.
         texts: Training texts.
         length: Number of tokens per text; by default the smallest that leaves 95% of the texts untruncated, at most
-            512 bytes or characters, or 256 words.
-        vocabulary: Largest number of distinct tokens; by default 512 for characters and 4,096 for words. The most
-            frequent characters are selected.
+            512 bytes or characters, or 256 words or tokens.
+        vocabulary: Largest number of distinct tokens; by default 512 for characters and 4,096 for words and tokens. The
+            most frequent characters are selected.
 
     Raises:
         UsageError: The kind is unknown, or a number is out of bounds.
@@ -142,8 +165,10 @@ def has_token(kind: str, text: str) -> bool:
     return bool(_WORD.search(text)) if kind == "words" else bool(text.strip())
 
 
-def drop_tokens(tokens: Tensor, seed: int, share: float) -> Tensor:
-    """Return texts without some random tokens; later tokens move up. The first token is never dropped.
+def select_tokens(tokens: Tensor, seed: int, share: float) -> tuple[Tensor, Tensor]:
+    """Return texts without some random tokens, and the position that each of their tokens had.
+
+    Later tokens move up. The first token is never dropped.
 
     Args:
         tokens: Token indices with padding at the end of each text, ``[N, T]``.
@@ -151,15 +176,16 @@ def drop_tokens(tokens: Tensor, seed: int, share: float) -> Tensor:
         share: Probability of dropping a token.
 
     Example:
-        >>> drop_tokens(torch.tensor([[5, 6, 7, 0]]), seed=2, share=0.5).tolist()
-        [[5, 7, 0, 0]]
+        >>> [part.tolist() for part in select_tokens(torch.tensor([[5, 6, 7, 0]]), seed=2, share=0.5)]
+        [[[5, 7, 0, 0]], [[0, 2, 1, 3]]]
     """
     generator = torch.Generator().manual_seed(seed)
     is_dropped = torch.rand(tokens.shape, generator=generator) < share
     is_dropped[:, 0] = False
     remaining = tokens.masked_fill(is_dropped, PADDING)
     # A stable sort by "is padding" moves the remaining tokens to the front in their order.
-    return remaining.gather(1, torch.argsort((remaining == PADDING).to(torch.uint8), dim=1, stable=True))
+    order = torch.argsort((remaining == PADDING).to(torch.uint8), dim=1, stable=True)
+    return remaining.gather(1, order), order
 
 
 def _split_words(text: str) -> Iterable[str]:
@@ -170,6 +196,7 @@ _UNITS: Mapping[str, Callable[[str], Iterable[int | str]]] = {
     "bytes": str.encode,
     "characters": iter,
     "words": _split_words,
+    "tokens": str.split,
 }
 KINDS = tuple(_UNITS)
 

@@ -118,7 +118,7 @@ def _open_rows(path: Path, delimiter: str) -> Iterator[Iterator[tuple[int, list[
     # The limit of the csv module is global, so it is restored afterwards.
     previous_limit = csv.field_size_limit(MAX_FIELD_BYTES)
     try:
-        with _open_text(path) as file:
+        with open_text(path) as file:
             yield _number_rows(path, csv.reader(file, delimiter=delimiter))
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UsageError(f"{path} cannot be read ({error}); texts are UTF-8") from None
@@ -126,7 +126,8 @@ def _open_rows(path: Path, delimiter: str) -> Iterator[Iterator[tuple[int, list[
         csv.field_size_limit(previous_limit)
 
 
-def _open_text(path: Path) -> TextIO:
+def open_text(path: Path) -> TextIO:
+    """Open a text file in UTF-8, compressed as ``.gz`` or not."""
     # utf-8-sig also reads the byte order mark that spreadsheet programs write.
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")

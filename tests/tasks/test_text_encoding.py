@@ -10,9 +10,9 @@ from autocompress.tasks.text_encoding import (
     VOCABULARIES,
     Encoding,
     count_truncated,
-    drop_tokens,
     fit_encoding,
     has_token,
+    select_tokens,
 )
 
 
@@ -87,11 +87,12 @@ def test_what_says_nothing() -> None:
     assert [has_token("characters", text) for text in ("", " \t", "...")] == [False, False, True]
 
 
-class TestDropTokens:
+class TestSelectTokens:
     TOKENS = torch.arange(1, 41).repeat(200, 1) * (torch.arange(40) < 30)
 
     def test_a_share_goes_and_the_order_stays(self) -> None:
-        found = drop_tokens(self.TOKENS, seed=3, share=0.2)
+        found, order = select_tokens(self.TOKENS, seed=3, share=0.2)
+        assert torch.equal(found, self.TOKENS.gather(1, order) * (found > 0))
         kept = (found > 0).sum(1)
         assert 0.78 < kept.float().mean() / 30 < 0.83
         for row, count in zip(found.tolist(), kept.tolist(), strict=True):
@@ -99,8 +100,8 @@ class TestDropTokens:
             assert not any(row[count:])
 
     def test_the_first_token_stays_and_the_seed_decides(self) -> None:
-        found = drop_tokens(self.TOKENS, seed=3, share=0.5)
+        found, _ = select_tokens(self.TOKENS, seed=3, share=0.5)
         assert (found[:, 0] == 1).all()
-        assert torch.equal(found, drop_tokens(self.TOKENS, seed=3, share=0.5))
-        assert not torch.equal(found, drop_tokens(self.TOKENS, seed=4, share=0.5))
-        assert torch.equal(drop_tokens(self.TOKENS, seed=3, share=0.0), self.TOKENS)
+        assert torch.equal(found, select_tokens(self.TOKENS, seed=3, share=0.5)[0])
+        assert not torch.equal(found, select_tokens(self.TOKENS, seed=4, share=0.5)[0])
+        assert torch.equal(select_tokens(self.TOKENS, seed=3, share=0.0)[0], self.TOKENS)
