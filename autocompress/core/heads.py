@@ -3,6 +3,7 @@
     kind         outputs                 targets                                       rows of class logits
     classes      [B, C]                  class indices [B]                             [B, C]
     levels       [B, C]                  the same; each class is a number              [B, C]
+    candidates   [B, K]                  position of the true candidate [B]            [B, K]
     binary       [B] or [B, 1]           0 or 1, [B]                                   [B, 2]
     multilabel   [B, L]                  0 or 1, [B, L]                                [B L, 2]
     dense        [B, C, ...]             class indices [B, ...], e.g. of pixels        [B P, C]
@@ -178,6 +179,25 @@ class Levels(Head):
     def describe(self) -> str:
         """Return the head as text."""
         return f"{int(self)} levels"
+
+
+class Candidates(Head):
+    """The score of each candidate of a list, such as items to recommend; the target is the position of the true one.
+
+    Example:
+        >>> Candidates(50).describe()
+        '50 candidates'
+    """
+
+    kind = "candidates"
+
+    def __new__(cls, size: int, metric: str = "ndcg_at_10") -> Self:
+        """Return a head of ``size`` candidates."""
+        return super().__new__(cls, size, metric)
+
+    def describe(self) -> str:
+        """Return the head as text."""
+        return f"{int(self)} candidates"
 
 
 class Binary(Head):
@@ -404,7 +424,7 @@ class Regression(Head):
 
 #: Name of a kind to its class.
 KINDS: Mapping[str, type[Head]] = {
-    kind.kind: kind for kind in (Head, Levels, Binary, MultiLabel, Dense, Tags, Regression)
+    kind.kind: kind for kind in (Head, Levels, Candidates, Binary, MultiLabel, Dense, Tags, Regression)
 }
 
 

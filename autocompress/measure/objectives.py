@@ -81,14 +81,20 @@ class Subject:
             raise TrialError(f"no example of the split has a label of the head '{name}'")
         return rows, labels
 
-    def mean_over_heads(self, score: Callable[[Tensor, Tensor], float]) -> float:
+    def mean_over_heads(self, score: Callable[[Tensor, Tensor], float], metric: str = "") -> float:
         """Return the mean of a score of class logits ``[M, C]`` and class indices ``[M]`` over the heads with classes.
+
+        Args:
+            score: The score of one head.
+            metric: Heads with this metric are scored, if there are any; otherwise all with classes.
 
         Raises:
             TrialError: The subject lacks outputs or targets.
         """
+        names = self.class_heads()
         # Every head counts alike, whatever its number of classes.
-        return fmean(score(*self.class_rows(name)) for name in self.class_heads())
+        names = [name for name in names if self.head(name).metric == metric] or names
+        return fmean(score(*self.class_rows(name)) for name in names)
 
     def teacher_outputs(self, name: str) -> Tensor:
         """Return the teacher's outputs for a head.

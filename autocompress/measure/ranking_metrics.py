@@ -97,25 +97,25 @@ def hit_rate(logits: Tensor, targets: Tensor, top: int = LIST_LENGTH) -> float:
 @objective("auc", "maximize", "score", reads="classes")
 def auc(subject: Subject) -> float:
     """Area under the ROC curve: share of pairs of a click and a non-click that are in the right order."""
-    return subject.mean_over_heads(area_under_curve)
+    return subject.mean_over_heads(area_under_curve, "auc")
 
 
 @objective("log_loss", "minimize", "score", unit="nats", reads="classes")
 def log_loss(subject: Subject) -> float:
     """Mean negative log-likelihood of the true class."""
-    return subject.mean_over_heads(quality.cross_entropy)
+    return subject.mean_over_heads(quality.cross_entropy, "auc")
 
 
 @objective("ndcg_at_10", "maximize", "score", reads="classes")
 def ndcg_at_10(subject: Subject) -> float:
     """Normalized discounted cumulative gain of the ten highest candidates."""
-    return subject.mean_over_heads(ndcg)
+    return subject.mean_over_heads(ndcg, "ndcg_at_10")
 
 
 @objective("hit_rate_at_10", "maximize", "score", reads="classes")
 def hit_rate_at_10(subject: Subject) -> float:
     """Share of lists whose true item is among the ten highest candidates."""
-    return subject.mean_over_heads(hit_rate)
+    return subject.mean_over_heads(hit_rate, "ndcg_at_10")
 
 
 def _is_finite(logits: Tensor, targets: Tensor) -> bool:

@@ -2,8 +2,10 @@
 
     rating or click   user [B], item [B], features [B, F] if there are any  ->  classes [B, C]
     ranking           user [B], candidates [B, K]                           ->  a score for each candidate [B, K]
+    several tasks     user [B], item [B], other items [B, K - 1]            ->  both: classes of the item [B, C], and
+                                                                                scores of it and of the others [B, K]
 
-The shapes of the inputs decide which of the two a model is.
+The shapes of the inputs decide which of the three a model is.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +16,13 @@ from typing import ClassVar, Generic
 import torch
 from torch import Tensor, nn
 
-from autocompress.core.knobs import IntRange, Settings, knob
+from autocompress.core.heads import as_head
+from autocompress.core.knobs import IntRange, knob
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
 from autocompress.errors import UsageError
 from autocompress.models.base import C, check_heads, describe_inputs
-from autocompress.models.sharing import HeadConfig, Logits, make_heads
+from autocompress.models.sharing import HeadConfig, Logits, SharedHeads, make_heads
 
 # Standard deviation of the rows of an untrained table.
 EMBEDDING_SCALE = 0.1
@@ -34,12 +37,14 @@ class Form:
         items: Number of rows of the item table.
         candidates: Number of items in a list to rank; 0 if a single item is rated.
         features: Number of real features beside user and item.
+        has_own_item: Whether the first candidate is an input of its own, for which other heads predict classes.
     """
 
     users: int
     items: int
     candidates: int = 0
     features: int = 0
+    has_own_item: bool = False
 
 
 def infer_form(family: str, inputs: tuple[InputSpec, ...], heads: Mapping[str, int]) -> Form:
@@ -61,6 +66,10 @@ def infer_form(family: str, inputs: tuple[InputSpec, ...], heads: Mapping[str, i
         # A single item is rated, with or without real features.
         if shapes[1] == () and (len(inputs) == 2 or (whole[2:] == (False,) and len(shapes[2]) == 1)):
             return Form(users, items, features=shapes[2][0] if len(inputs) == 3 else 0)
+        # An item and others: at least one head ranks them, the other heads predict something about the item.
+        if len(inputs) == 3 and whole[2] and shapes[1] == () and len(shapes[2]) == 1:
+            _check_ranking_heads(family, heads, shapes[2][0] + 1)
+            return Form(users, items, candidates=shapes[2][0] + 1, has_own_item=True)
         # A list of items is ranked: the head has one class per candidate.
         if len(inputs) == 2 and len(shapes[1]) == 1:
             if list(heads.values()) != [shapes[1][0]]:
@@ -70,13 +79,21 @@ def infer_form(family: str, inputs: tuple[InputSpec, ...], heads: Mapping[str, i
                 )
             return Form(users, items, candidates=shapes[1][0])
     raise UsageError(
-        f"student '{family}' takes a user, an item and real features (features may be missing), or a user and a list "
-        f"of items, not {describe_inputs(inputs)}"
+        f"student '{family}' takes a user, an item and real features (features may be missing), a user and a list of "
+        f"items, or a user, an item and a list of others, not {describe_inputs(inputs)}"
     )
 
 
+def _check_ranking_heads(family: str, heads: Mapping[str, int], candidates: int) -> None:
+    ranked = {name: size for name, size in heads.items() if as_head(size).kind == "candidates"}
+    if not ranked or any(size != candidates for size in ranked.values()):
+        raise UsageError(
+            f"student '{family}' ranks {candidates} candidates, so it needs a head of as many, not {dict(heads)}"
+        )
+
+
 @dataclass(frozen=True)
-class TwoTowerConfig(Settings):
+class TwoTowerConfig(HeadConfig):
     """Shape of a two-tower recommender.
 
     Example:
@@ -102,15 +119,17 @@ class TwoTower(nn.Module):
 
     def __init__(self, config: TwoTowerConfig, form: Form, heads: Mapping[str, int]) -> None:
         super().__init__()
-        self.ranks = form.candidates > 0
+        self.ranks, self.has_own_item = form.candidates > 0, form.has_own_item
         self.user_embedding = _make_embedding(form.users, config.embedding)
         self.item_embedding = _make_embedding(form.items, config.embedding)
         sizes = [config.embedding + form.features, *[config.width] * config.depth, config.tower]
         self.user_tower, self.item_tower = _make_layers(sizes), _make_layers(sizes)
-        self.heads = _make_heads(config.tower, heads, self.ranks)
+        self.heads = _make_heads(config, config.tower, heads, form)
 
     def forward(self, user: Tensor, item: Tensor, features: Tensor | None = None) -> Logits:
-        """Return the logits of the only head, or of every head by name."""
+        """Return the logits of the only head, or of every head by name; the third input may hold other items."""
+        if self.has_own_item and features is not None:
+            item, features = torch.cat([item.unsqueeze(1), features], 1), None
         of_user, of_item = self.user_embedding(user), self.item_embedding(item)
         if features is not None:
             of_user, of_item = torch.cat([of_user, features], -1), torch.cat([of_item, features], -1)
@@ -123,7 +142,7 @@ class TwoTower(nn.Module):
 
 
 @dataclass(frozen=True)
-class InteractionConfig(Settings):
+class InteractionConfig(HeadConfig):
     """Shape of an interaction recommender.
 
     Example:
@@ -149,7 +168,7 @@ class Interaction(nn.Module):
 
     def __init__(self, config: InteractionConfig, form: Form, heads: Mapping[str, int]) -> None:
         super().__init__()
-        self.ranks = form.candidates > 0
+        self.ranks, self.has_own_item = form.candidates > 0, form.has_own_item
         self.user_embedding = _make_embedding(form.users, config.embedding)
         self.item_embedding = _make_embedding(form.items, config.embedding)
         vectors = 2
@@ -161,10 +180,12 @@ class Interaction(nn.Module):
         self.dots = nn.ModuleList(_make_dot_product(config.embedding) for _ in range(pairs))
         inputs = vectors * config.embedding + pairs
         self.top = nn.Sequential(*_make_layers([inputs, *[config.width] * config.depth]), nn.ReLU())
-        self.heads = _make_heads(config.width, heads, self.ranks)
+        self.heads = _make_heads(config, config.width, heads, form)
 
     def forward(self, user: Tensor, item: Tensor, features: Tensor | None = None) -> Logits:
-        """Return the logits of the only head, or of every head by name."""
+        """Return the logits of the only head, or of every head by name; the third input may hold other items."""
+        if self.has_own_item and features is not None:
+            item, features = torch.cat([item.unsqueeze(1), features], 1), None
         of_user, of_item = self.user_embedding(user), self.item_embedding(item)
         if self.ranks:
             # expand repeats the user for each candidate without copying memory.
@@ -258,9 +279,32 @@ def _make_layers(sizes: list[int]) -> nn.Sequential:
     return layers
 
 
-def _make_heads(inputs: int, heads: Mapping[str, int], ranks: bool) -> nn.Module:
+class _ItemHeads(nn.Module):
+    """Scores of every candidate, and classes of the first one, ``[B, K, D] -> {head: [B, K] or [B, C]}``."""
+
+    def __init__(self, config: HeadConfig, inputs: int, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        self.ranked = tuple(name for name, size in heads.items() if as_head(size).kind == "candidates")
+        # One score for each candidate.
+        self.names = tuple(heads)
+        sizes = {name: 1 if name in self.ranked else size for name, size in heads.items()}
+        self.shared: SharedHeads = make_heads(config, inputs, sizes)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        own = features[:, 0]
+        return {
+            name: self.shared.forward_head(name, features).squeeze(-1)
+            if name in self.ranked
+            else self.shared.forward_head(name, own)
+            for name in self.names
+        }
+
+
+def _make_heads(config: HeadConfig, inputs: int, heads: Mapping[str, int], form: Form) -> nn.Module:
     """Return the module from the last features to the logits."""
-    return _Scores(inputs, heads) if ranks else make_heads(HeadConfig(), inputs, heads)
+    if form.has_own_item:
+        return _ItemHeads(config, inputs, heads)
+    return _Scores(inputs, heads) if form.candidates else make_heads(config, inputs, heads)
 
 
 def _make_dot_product(size: int) -> nn.Linear:

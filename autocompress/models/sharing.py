@@ -20,7 +20,15 @@ from autocompress.errors import UsageError
 Logits = Tensor | dict[str, Tensor]
 
 
-class SharedBottom(nn.ModuleDict):
+class SharedHeads(nn.Module):
+    """Base class of the layers that heads share."""
+
+    def forward_head(self, head: str, features: Tensor) -> Tensor:
+        """Return the logits of one head, ``[..., F] -> [..., C]``."""
+        raise NotImplementedError
+
+
+class SharedBottom(nn.ModuleDict, SharedHeads):
     """One tower a head on the same features, ``[B, F] -> [B, C]``, or ``{head: [B, C]}`` with several heads.
 
     Only the encoder is shared (hard parameter sharing; Caruana 1997, Machine Learning 28).
@@ -34,12 +42,17 @@ class SharedBottom(nn.ModuleDict):
         """Names of the layers whose outputs are the logits, in the order of the heads."""
         return [_name_last_layer(name, tower) for name, tower in self.items()]
 
+    def forward_head(self, head: str, features: Tensor) -> Tensor:
+        """Return the logits of one head, ``[..., F] -> [..., C]``."""
+        logits: Tensor = self[head](features)
+        return logits
+
     def forward(self, features: Tensor) -> Logits:
         """Return the logits of the only head, or of every head by name."""
         return _unwrap_single_head({head: tower(features) for head, tower in self.items()})
 
 
-class SharedMiddle(nn.Module):
+class SharedMiddle(SharedHeads):
     """A bottom and a tower for each head, and one layer for all heads between them.
 
     With ReLU as r and the features x, head k returns tower_k(r(middle(r(bottom_k(x))))), where every bottom and the
@@ -61,14 +74,17 @@ class SharedMiddle(nn.Module):
         """Names of the layers whose outputs are the logits, in the order of the heads."""
         return [_name_last_layer(f"towers.{name}", tower) for name, tower in self.towers.items()]
 
+    def forward_head(self, head: str, features: Tensor) -> Tensor:
+        """Return the logits of one head, ``[..., F] -> [..., C]``."""
+        logits: Tensor = self.towers[head](self.middle(self.bottoms[head](features)))
+        return logits
+
     def forward(self, features: Tensor) -> Logits:
         """Return the logits of the only head, or of every head by name."""
-        return _unwrap_single_head(
-            {head: tower(self.middle(self.bottoms[head](features))) for head, tower in self.towers.items()}
-        )
+        return _unwrap_single_head({head: self.forward_head(head, features) for head in self.towers})
 
 
-class Mixture(nn.Module):
+class Mixture(SharedHeads):
     """Experts that all heads share, with a gate for each head that mixes them.
 
     With experts f_i (a linear map from F to F features and a ReLU), head k returns tower_k(sum_i g_i f_i(x)), where
@@ -91,6 +107,13 @@ class Mixture(nn.Module):
         """Names of the layers whose outputs are the logits, in the order of the heads."""
         return [_name_last_layer(f"towers.{name}", tower) for name, tower in self.towers.items()]
 
+    def forward_head(self, head: str, features: Tensor) -> Tensor:
+        """Return the logits of one head, ``[..., F] -> [..., C]``; the experts run for this head alone."""
+        outputs = torch.stack([expert(features) for expert in self.experts.values()], -2)
+        shares = torch.softmax(self.gates[head](features), -1).unsqueeze(-1)
+        logits: Tensor = self.towers[head]((shares * outputs).sum(-2))
+        return logits
+
     def forward(self, features: Tensor) -> Logits:
         """Return the logits of the only head, or of every head by name."""
         # [B, E, F]: the experts run once, and each head mixes their outputs.
@@ -104,7 +127,7 @@ class Mixture(nn.Module):
 
 
 #: Name to the module, built from a config, the number of features and the heads.
-SHARING: Mapping[str, Callable[["HeadConfig", int, Mapping[str, int]], nn.Module]] = {
+SHARING: Mapping[str, Callable[["HeadConfig", int, Mapping[str, int]], SharedHeads]] = {
     "shared_bottom": SharedBottom,
     "shared_middle": SharedMiddle,
     "mixture": Mixture,
@@ -133,7 +156,7 @@ class HeadConfig(Settings):
         return {**declared, **shared}
 
 
-def make_heads(config: HeadConfig, features: int, heads: Mapping[str, int]) -> nn.Module:
+def make_heads(config: HeadConfig, features: int, heads: Mapping[str, int]) -> SharedHeads:
     """Return an untrained module from features ``[B, F]`` to ``[B, C]``, or ``{head: [B, C]}`` with several heads.
 
     At the defaults it is a dictionary of linear layers by head.

@@ -58,6 +58,8 @@ class Interactions:
         times: Times, larger is later, ``[N]``; ``None`` if only the order of the rows is known.
         features: Finite features, ``[N, F]``.
         names: Name of each of the ``F`` features.
+        clicked: 1.0 for a click and 0.0 for none beside ratings, ``[N]``; ``None`` if the data has not both. A missing
+            rating or click is NaN.
     """
 
     users: NDArray[np.str_]
@@ -67,6 +69,7 @@ class Interactions:
     times: NDArray[np.float64] | None
     features: NDArray[np.float32]
     names: tuple[str, ...]
+    clicked: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -81,6 +84,7 @@ class Interactions:
             None if self.times is None else self.times[rows],
             self.features[rows],
             self.names,
+            None if self.clicked is None else self.clicked[rows],
         )
 
     def latest_rows(self) -> "Interactions":
@@ -102,7 +106,9 @@ class Interactions:
         return ordered.select_rows(np.sort(len(pairs) - 1 - positions_from_end))
 
 
-def read_interactions(path: Path, columns: Columns, task: str, needs_value: bool) -> Interactions:
+def read_interactions(
+    path: Path, columns: Columns, task: str, needs_value: bool, *, takes_both: bool = False
+) -> Interactions:
     """Return the interactions of a MovieLens-100K folder or of a CSV file.
 
     Args:
@@ -111,6 +117,7 @@ def read_interactions(path: Path, columns: Columns, task: str, needs_value: bool
         columns: Names of the columns of a CSV file.
         task: Name of the task, for messages.
         needs_value: Whether a column of ratings or clicks is required.
+        takes_both: Whether ratings and clicks may both be present, and single values of them missing.
 
     Raises:
         UsageError: The file cannot be used; the message names file and line.
@@ -118,7 +125,7 @@ def read_interactions(path: Path, columns: Columns, task: str, needs_value: bool
     if path.is_dir():
         interactions = _read_movielens(path)
     elif path.suffix in DELIMITERS and path.is_file():
-        interactions = _read_csv(path, columns, task, needs_value)
+        interactions = _read_csv(path, columns, task, needs_value, takes_both)
     else:
         raise UsageError(f"{path} is neither a .csv or .tsv file nor a folder with u.data")
     if not len(interactions):
@@ -126,11 +133,15 @@ def read_interactions(path: Path, columns: Columns, task: str, needs_value: bool
     return interactions
 
 
-def _read_csv(path: Path, columns: Columns, task: str, needs_value: bool) -> Interactions:
+def _read_csv(path: Path, columns: Columns, task: str, needs_value: bool, takes_both: bool) -> Interactions:
     rows = _read_rows(path, DELIMITERS[path.suffix], "utf-8-sig")
     # An empty file has an empty header, which the checks of the columns report.
     _, header = next(rows, (1, []))
-    label, clicks = _find_label(path, columns, header, task, needs_value)
+    has_both = takes_both and {columns.rating, columns.click} <= set(header)
+    if has_both:
+        label, clicks = columns.rating, False
+    else:
+        label, clicks = _find_label(path, columns, header, task, needs_value)
     keys = {"user": columns.user, "item": columns.item}
     for option, name in keys.items():
         if name not in header:
@@ -138,12 +149,12 @@ def _read_csv(path: Path, columns: Columns, task: str, needs_value: bool) -> Int
     ignored = {name.strip() for name in columns.ignore.split(",") if name.strip()}
     for name in sorted(ignored - set(header)):
         raise UsageError(f"{path}:1: no column '{name}' to ignore: {did_you_mean(name, header[:20])}")
-    used = {*keys.values(), label, columns.time, *ignored}
+    used = {*keys.values(), label, columns.time, *ignored, *([columns.click] if has_both else [])}
     names = tuple(name for name in header if name not in used)
     index_of = {name: header.index(name) for name in header}
     has_times = columns.time in header
     # Columns are lists first: the number of rows is unknown until the end of the file.
-    users, items, values, times, features = [], [], [], [], []
+    users, items, values, clicked, times, features = [], [], [], [], [], []
     for line, row in rows:
         location = f"{path}:{line}"
         if len(row) != len(header):
@@ -151,12 +162,12 @@ def _read_csv(path: Path, columns: Columns, task: str, needs_value: bool) -> Int
         users.append(_parse_text(row[index_of[columns.user]], location, columns.user))
         items.append(_parse_text(row[index_of[columns.item]], location, columns.item))
         if label:
-            values.append(_parse_number(row[index_of[label]], location, label))
-            if clicks and values[-1] not in (0.0, 1.0):
-                raise UsageError(
-                    f"{location}: '{label}' is {values[-1]:g}, and a click is 0 or 1; for ratings set "
-                    f"task.{task}.rating={label} and task.{task}.click="
-                )
+            values.append(_parse_value(row[index_of[label]], location, label, takes_both))
+            if clicks:
+                _check_click(values[-1], location, label, task)
+        if has_both:
+            clicked.append(_parse_value(row[index_of[columns.click]], location, columns.click, True))
+            _check_click(clicked[-1], location, columns.click, task)
         if has_times:
             times.append(_parse_time(row[index_of[columns.time]], location, columns.time))
         features.append([_parse_number(row[index_of[name]], location, name) for name in names])
@@ -168,7 +179,20 @@ def _read_csv(path: Path, columns: Columns, task: str, needs_value: bool) -> Int
         np.array(times) if has_times else None,
         np.array(features, np.float32).reshape(len(users), len(names)),
         names,
+        np.array(clicked) if has_both else None,
     )
+
+
+def _parse_value(field: str, location: str, name: str, may_be_missing: bool) -> float:
+    return math.nan if may_be_missing and not field.strip() else _parse_number(field, location, name)
+
+
+def _check_click(value: float, location: str, name: str, task: str) -> None:
+    if value not in (0.0, 1.0) and not math.isnan(value):
+        raise UsageError(
+            f"{location}: '{name}' is {value:g}, and a click is 0 or 1; for ratings set "
+            f"task.{task}.rating={name} and task.{task}.click="
+        )
 
 
 def _find_label(path: Path, columns: Columns, header: list[str], task: str, needed: bool) -> tuple[str, bool]:
@@ -176,8 +200,9 @@ def _find_label(path: Path, columns: Columns, header: list[str], task: str, need
     present = [name for name in (columns.rating, columns.click) if name and name in header]
     if len(present) == 2:
         raise UsageError(
-            f"{path}:1: there are ratings '{present[0]}' and clicks '{present[1]}'; disable one with "
-            f"task.{task}.rating= or task.{task}.click=, and name it in task.{task}.ignore"
+            f"{path}:1: there are ratings '{present[0]}' and clicks '{present[1]}'; the task 'recommendation' learns "
+            f"both, and '{task}' one: disable the other with task.{task}.rating= or task.{task}.click=, and name it in "
+            f"task.{task}.ignore"
         )
     if not present and needed:
         expected = columns.rating or columns.click

@@ -83,14 +83,14 @@ class CandidateLists:
     def _build_lists(self, users: Rows, true_items: Rows, random: np.random.Generator) -> Split:
         rows = np.arange(len(users))
         lists = np.empty((len(users), self._candidates), np.int64)
-        lists[:, 1:] = self._draw_negatives(users, random)
+        lists[:, 1:] = self.draw_negatives(users, random)
         true_position = random.integers(0, self._candidates, len(users))
         # Negatives are in random order, so the one that is replaced may move to the front.
         lists[:, 0] = lists[rows, true_position]
         lists[rows, true_position] = true_items
         return Split((torch.from_numpy(users), torch.from_numpy(lists)), {"item": torch.from_numpy(true_position)})
 
-    def _draw_negatives(self, users: Rows, random: np.random.Generator) -> Rows:
+    def draw_negatives(self, users: Rows, random: np.random.Generator) -> Rows:
         """Return distinct items that each user never interacted with, ``[B, K - 1]``."""
         negatives = random.integers(0, self._count, (len(users), self._candidates - 1))
         rows = np.arange(len(users))

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from autocompress.core.config import Part
-from autocompress.core.heads import Head, Levels
+from autocompress.core.heads import Candidates, Head, Levels
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
@@ -264,7 +264,7 @@ class Ranking(Supervised):
         )
         self.views = views
         self.inputs = InputSpec((), vocabulary=len(users)), InputSpec((candidates,), vocabulary=len(items))
-        self.heads: Mapping[str, int] = {"item": Head(candidates, "ndcg_at_10")}
+        self.heads: Mapping[str, int] = {"item": Candidates(candidates)}
 
     @property
     def notices(self) -> tuple[str, ...]:
