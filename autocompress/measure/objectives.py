@@ -103,8 +103,8 @@ class Subject:
             TrialError: It has none, or they do not fit the candidate's.
         """
         if name not in self.teacher_logits:
-            known = sorted(self.teacher_logits)
-            raise TrialError(f"the head '{name}' has no teacher logits; heads with them: {known}")
+            available = sorted(self.teacher_logits)
+            raise TrialError(f"the head '{name}' has no teacher logits; heads with them: {available}")
         ours, theirs = self.logits[name], self.teacher_logits[name]
         if ours.shape != theirs.shape:
             raise TrialError(

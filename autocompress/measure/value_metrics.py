@@ -81,13 +81,13 @@ def score_values(subject: Subject, score: ValueScore) -> float:
         raise TrialError("a score needs logits, but the subject has none")
     names = [name for name in subject.logits if subject.head(name).has_values]
     if not names:
-        known = ", ".join(f"'{name}' ({subject.head(name).describe()})" for name in subject.logits)
-        raise TrialError(f"no head predicts numbers: {known}; use another score, such as accuracy")
+        described = ", ".join(f"'{name}' ({subject.head(name).describe()})" for name in subject.logits)
+        raise TrialError(f"no head predicts numbers: {described}; use another score, such as accuracy")
     return fmean(_score_columns(*_select_values(subject, name), score) for name in names)
 
 
 def _select_values(subject: Subject, name: str) -> tuple[Tensor, Tensor]:
-    """Return predicted and true values of a head, ``[N, D]`` in double precision; NaN where no value is known."""
+    """Return predicted and true values of a head, ``[N, D]`` in double precision; NaN where no value is described."""
     head, outputs, targets = subject.head(name), subject.logits[name], subject.head_targets(name)
     if isinstance(head, Regression):
         predicted, true = head.select_values(outputs.double(), targets)

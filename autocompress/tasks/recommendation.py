@@ -88,10 +88,10 @@ class Recommendation(Supervised):
         else:
             rows = generate_impressions()
         self._rows = rows
-        known = self._known_columns()
-        names = _list_heads(heads, known)
+        values_of_head = self._known_columns()
+        names = _list_heads(heads, values_of_head)
         for column in names:
-            values = known.get(column)
+            values = values_of_head.get(column)
             if values is not None and bool(np.isnan(values).all()):
                 raise UsageError(
                     f"the column '{column}' has no value in any row; fill it in, or leave the head out: "
@@ -99,13 +99,15 @@ class Recommendation(Supervised):
                 )
         self._user_names, self._users = np.unique(rows.users, return_inverse=True)
         self._item_names, self._items = np.unique(rows.items, return_inverse=True)
-        self._is_interest = _find_interest(known, liked)
+        self._is_interest = _find_interest(values_of_head, liked)
         if not self._is_interest.any():
             raise UsageError("no row shows interest, so there is nothing to rank; lower task.recommendation.liked")
         self._lists = CandidateLists(
             self._users, self._items, len(self._item_names), candidates, "task.recommendation.candidates"
         )
-        self._bins = RatingBins(known["rating"][~np.isnan(known["rating"])]) if "rating" in names else None
+        self._bins = (
+            RatingBins(values_of_head["rating"][~np.isnan(values_of_head["rating"])]) if "rating" in names else None
+        )
         self.views = views
         self.inputs = (
             InputSpec((), vocabulary=len(self._user_names)),
@@ -161,12 +163,12 @@ class Recommendation(Supervised):
     def _known_columns(self) -> dict[str, NDArray[np.float64]]:
         """Return clicks and ratings of every row by head, for the columns that the data has."""
         rows = self._rows
-        known = {}
+        values_of_head = {}
         if rows.clicked is not None:
-            known["click"] = rows.clicked
+            values_of_head["click"] = rows.clicked
         if rows.values is not None:
-            known["click" if rows.clicks else "rating"] = rows.values
-        return known
+            values_of_head["click" if rows.clicks else "rating"] = rows.values
+        return values_of_head
 
     def _set_heads(self, names: Sequence[str], candidates: int) -> None:
         heads: dict[str, Head] = {}
@@ -185,14 +187,14 @@ class Recommendation(Supervised):
 
     def _draw(self, rows: Rows, random: np.random.Generator) -> Split:
         """Return the examples of some rows, with random negatives."""
-        users, items, known = self._users[rows], self._items[rows], self._known_columns()
+        users, items, values_of_head = self._users[rows], self._items[rows], self._known_columns()
         targets = {}
         for name in self.heads:
             if name == "item":
                 # The true item comes first; a row without interest has no rank.
                 classes = np.where(self._is_interest[rows], 0, IGNORED)
             else:
-                values = known[name][rows]
+                values = values_of_head[name][rows]
                 filled = np.nan_to_num(values)
                 indices = self._bins.assign_classes(filled) if name == "rating" and self._bins else filled
                 classes = np.where(np.isnan(values), IGNORED, indices)
@@ -201,18 +203,18 @@ class Recommendation(Supervised):
         return Split(tuple(map(torch.from_numpy, (users, items, others))), targets)
 
 
-def _list_heads(heads: str | Sequence[str], known: Mapping[str, object]) -> list[str]:
+def _list_heads(heads: str | Sequence[str], values_of_head: Mapping[str, object]) -> list[str]:
     """Return the names of the heads in the order that the user gave.
 
     Raises:
         UsageError: A name is unknown or repeated, or the data lacks its column.
     """
     given = [name.strip() for name in heads.split(",")] if isinstance(heads, str) else list(heads)
-    names = [name for name in given if name] or [name for name in HEADS if name == "item" or name in known]
+    names = [name for name in given if name] or [name for name in HEADS if name == "item" or name in values_of_head]
     for name in names:
         if name not in HEADS or names.count(name) > 1:
             raise UsageError(f"task.recommendation.heads is {heads!r}; give some of {', '.join(HEADS)}, each once")
-        if name != "item" and name not in known:
+        if name != "item" and name not in values_of_head:
             raise UsageError(
                 f"the head '{name}' needs a column '{name}', which the data lacks; name it with "
                 f"task.recommendation.{name}, or leave the head out of task.recommendation.heads"
@@ -224,13 +226,13 @@ def _list_heads(heads: str | Sequence[str], known: Mapping[str, object]) -> list
     return names
 
 
-def _find_interest(known: Mapping[str, NDArray[np.float64]], liked: float | None) -> NDArray[np.bool_]:
+def _find_interest(values_of_head: Mapping[str, NDArray[np.float64]], liked: float | None) -> NDArray[np.bool_]:
     """Return whether each row shows interest: a click, or a rating of at least ``liked`` where there are no clicks."""
-    if "click" in known:
-        return np.asarray(known["click"] == 1)
-    if "rating" in known and liked is not None:
-        return np.asarray(known["rating"] >= liked)
-    return np.ones(len(next(iter(known.values()), ())), np.bool_)
+    if "click" in values_of_head:
+        return np.asarray(values_of_head["click"] == 1)
+    if "rating" in values_of_head and liked is not None:
+        return np.asarray(values_of_head["rating"] >= liked)
+    return np.ones(len(next(iter(values_of_head.values()), ())), np.bool_)
 
 
 def _split_by_fraction(users: Rows) -> dict[str, Rows]:

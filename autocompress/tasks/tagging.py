@@ -187,9 +187,9 @@ class Tagging(TokenTask):
         people, places = ("Ada", "Ben", "Cleo", "Dan"), ("Oslo", "New Delhi", "Rome", "San Juan")
         lines = []
         for _ in range(80):
-            place = str(random.choice(places)).split()
+            town = str(random.choice(places)).split()
             lines += [f"{random.choice(people)} B-PER", f"{random.choice(('visits', 'leaves'))} O"]
-            lines += [f"{word} {'I' if index else 'B'}-LOC" for index, word in enumerate(place)]
+            lines += [f"{word} {'I' if index else 'B'}-LOC" for index, word in enumerate(town)]
             lines += [f"{random.choice(('today', 'again'))} O", ""]
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "tags.conll"
@@ -314,8 +314,8 @@ def _read_tagged(
         token, tag = (given if given is not None else usual for given, usual in zip(columns, default, strict=True))
         return read_conll(path, token, tag)
     if suffix not in DELIMITERS:
-        known = ", ".join([*CONLL_SUFFIXES, *DELIMITERS])
-        raise UsageError(f"{path} is of an unknown kind; give a file that ends in {known}")
+        suffixes = ", ".join([*CONLL_SUFFIXES, *DELIMITERS])
+        raise UsageError(f"{path} is of an unknown kind; give a file that ends in {suffixes}")
     read = read_texts(path, text, [tags, *labels], encoding)
     words = [cell.split() for cell in read.texts]
     for row, cell in enumerate(read.labels[tags]):

@@ -85,10 +85,10 @@ class Tensors(Supervised):
         if test is not None:
             self._read["test"] = self._read_part("test", test)
         train_split = self._read["train"]
-        known = sorted(train_split.targets)
-        if "test" in self._read and sorted(self._read["test"].targets) != known:
-            raise UsageError(f"data 'test' has the heads {sorted(self._read['test'].targets)}, train has {known}")
-        check_head_names({name: name for name in known})
+        head_names = sorted(train_split.targets)
+        if "test" in self._read and sorted(self._read["test"].targets) != head_names:
+            raise UsageError(f"data 'test' has the heads {sorted(self._read['test'].targets)}, train has {head_names}")
+        check_head_names({name: name for name in head_names})
         self._kinds, self._ignored = kinds, ignored
         names_of_head = labels if isinstance(labels, Mapping) else {next(iter(train_split.targets)): labels}
         self.labels = {head: [str(name) for name in names] for head, names in names_of_head.items() if len(names)}
