@@ -53,6 +53,7 @@ class Head(int):
     def __new__(cls, size: int, metric: str = "accuracy") -> Self:
         """Return a head of ``size`` outputs."""
         head = super().__new__(cls, size)
+        # An int has no fields in its constructor, so they are attributes.
         head.metric = metric
         return head
 
@@ -110,6 +111,7 @@ class Head(int):
             teacher: Outputs of the teacher.
             targets: Targets; a missing label is replaced by the teacher's most probable class.
         """
+        # Both are flattened in the same way, so that row i of one belongs to row i of the other.
         ours, theirs = self.flatten(student), self.flatten(teacher)
         if targets is None:
             return ours, theirs, theirs.argmax(1)
@@ -287,6 +289,7 @@ class Dense(Head):
         """Return the logits of each position, ``[B P, C]``."""
         if outputs.dim() < 3 or outputs.shape[self.class_axis] != int(self):
             raise TrialError(f"outputs {list(outputs.shape)} do not fit a head of {self.describe()}")
+        # Rows of one example stay together, in the order of its targets.
         return outputs.movedim(self.class_axis, -1).reshape(-1, int(self))
 
     def flatten_targets(self, targets: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ def find_entities(tags: NDArray[np.int64], rows: NDArray[np.int64], names: Seque
         [[0, 1, 0], [3, 3, 0]]
     """
     parts = [split_tag(name) for name in names]
+    # Sorted, so that the numbers of the types do not depend on the order of the tags.
     types = sorted({kind for _, kind in parts if kind})
     type_of_tag = np.array([types.index(kind) if kind else -1 for _, kind in parts])
     begins = np.array([prefix in "BSU" for prefix, _ in parts])[tags]

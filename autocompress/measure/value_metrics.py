@@ -95,6 +95,7 @@ def _select_values(subject: Subject, name: str) -> tuple[Tensor, Tensor]:
     assert isinstance(head, Levels)
     # The same check of shapes as for all classes.
     head.select_rows(outputs, targets)
+    # Double precision: half a million squared errors are summed.
     values = torch.tensor(head.levels, dtype=torch.float64, device=outputs.device)
     true = torch.where(targets == IGNORED, math.nan, values[targets.clamp(min=0)])
     return (outputs.double().softmax(1) @ values)[:, None], true[:, None]

@@ -137,6 +137,7 @@ class TokenTagger(nn.Module):
         """Return the logits of the only head, or of every head by name."""
         features, mask = self.encoder.encode(tokens)
         # [B, F, T'] -> [B, T', F]: linear layers read the last axis.
+        # One row for each token, because some shared layers take two axes only.
         of_tokens = _by_name(self.tag_heads(features.transpose(1, 2).flatten(0, 1)), self.tag_names)
         logits = {
             name: spread_positions(values.unflatten(0, (-1, features.shape[2])), tokens.shape[1])

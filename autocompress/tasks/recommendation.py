@@ -97,6 +97,7 @@ class Recommendation(Supervised):
                     f"the column '{column}' has no value in any row; fill it in, or leave the head out: "
                     f"task.recommendation.heads={', '.join(name for name in names if name != column)}"
                 )
+        # Names become rows of the embedding tables, in alphabetical order.
         self._user_names, self._users = np.unique(rows.users, return_inverse=True)
         self._item_names, self._items = np.unique(rows.items, return_inverse=True)
         self._is_interest = _find_interest(values_of_head, liked)
@@ -237,6 +238,7 @@ def _find_interest(values_of_head: Mapping[str, NDArray[np.float64]], liked: flo
 
 def _split_by_fraction(users: Rows) -> dict[str, Rows]:
     """Return the rows of each split by each user's order of time; the first row of a user belongs to ``train``."""
+    # Rows are in the order of time, which a stable sort by user keeps.
     order = np.argsort(users, kind="stable")
     counts = np.bincount(users)
     position = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -284,6 +286,7 @@ def generate_impressions(users: int = 600, items: int = 1000, mean: int = 40, se
     for user in np.unique(liked.users):
         of_user = item_of_row[liked.users == user]
         weights = popularity.copy()
+        # What a user interacted with was clicked, so it is not shown without a click.
         weights[of_user] = 0
         count = min(len(of_user), int((weights > 0).sum()))
         shown_items.append(random.choice(len(names), count, replace=False, p=weights / weights.sum()))

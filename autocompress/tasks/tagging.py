@@ -292,6 +292,7 @@ def place_tags(
         if unknown:
             location = source.format_location(rows[number]) if source else f"text {number}"
             raise UsageError(f"{location}: the tag '{unknown[0]}' does not occur in the training file")
+        # Split at single spaces only: other white space, such as a no-break space, is part of a token.
         positions = encoding.locate_words(text.split(" "))
         pairs = [(at, classes[tag]) for at, tag in zip(positions, of_text, strict=True) if at < encoding.length]
         if pairs:
@@ -335,6 +336,7 @@ def _check_scheme(texts: Texts) -> None:
         UsageError: A tag has no beginning; the message names the line of the text.
     """
     for row, cell in enumerate(texts.labels[TAG_HEAD]):
+        # An entity does not go on from one text to the next.
         before = (OUTSIDE, "")
         for word, tag in zip(texts.texts[row].split(" "), cell.split(), strict=True):
             prefix, kind = split_tag(tag) if is_entity_scheme([tag]) else (OUTSIDE, "")

@@ -155,6 +155,7 @@ def make_strata(head: Head, targets: Tensor) -> Tensor | None:
         return targets.reshape(-1)
     if isinstance(head, Regression) and targets.numel() == len(targets) and bool(targets.isfinite().all()):
         order = targets.reshape(-1).argsort(stable=True).argsort(stable=True)
+        # Each split needs examples of each group.
         groups = min(NUMBER_STRATA, len(targets) // 50)
         return order * groups // len(targets) if groups > 1 else None
     return None
@@ -171,6 +172,7 @@ def _infer_kind(name: str, targets: Tensor, output: Tensor | None) -> tuple[str,
         return _infer_scalar_kind(described, targets, is_whole, is_binary, outputs)
     if output is None and targets.dim() == 2 and is_binary and bool((targets.sum(1) == 1).all()):
         return "one_hot", ""
+    # One output for each target: labels, numbers, or one-hot rows of a classifier.
     if output is not None and output[0].shape == targets[0].shape:
         is_one_hot = targets.dim() == 2 and is_binary and bool((targets.sum(1) == 1).all())
         if is_one_hot:
@@ -192,6 +194,7 @@ def _infer_scalar_kind(
 ) -> tuple[str, str]:
     if not is_whole:
         return "regression", ""
+    # A single output cannot be the logits of several classes.
     if outputs == 1:
         return ("binary" if is_binary else "regression"), ""
     if targets.is_floating_point():
