@@ -60,6 +60,16 @@ class FitConfig(Settings):
         0.0, FloatRange(0.0, 0.9), "share of channels that the narrowest jointly trained sub-network omits; 0: none"
     )
     processes: int = knob(1, IntRange(1, 64), "processes that share each batch")
+    shards: int = knob(
+        1,
+        IntRange(1, 64),
+        "processes that each hold a part of weights, gradients and optimizer state, and share each batch",
+    )
+
+    @property
+    def group_size(self) -> int:
+        """Number of processes of the fit: ``shards`` for each of ``processes`` copies of the model."""
+        return self.processes * self.shards
 
 
 F = TypeVar("F", bound=FitConfig)
