@@ -11,7 +11,6 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from autocompress.core.task import Split, Task, logits_by_head
@@ -132,10 +131,9 @@ class ProcessGroup:
         """
         if self.shards > 1:
             mesh = make_mesh(self.size, self.shards)
-            for model in models:
-                shard_model(model, mesh)
-            # What is trained besides the models.
-            fully_shard(module, mesh=mesh)
+            # The models first: what remains for the module itself is trained besides them.
+            for part in (*models, module):
+                shard_model(part, mesh)
             return module
         # DistributedDataParallel refuses a module without trainable parameters.
         if self.size == 1 or not any(parameter.requires_grad for parameter in module.parameters()):

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 from autocompress.core.config import Part
 from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
 from autocompress.core.registry import FITS
+from autocompress.training.sharding import is_divided
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class SGD:
 
     def optimizer(self, config: SGDConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return the optimizer over ``parameters``."""
+        parameters = list(parameters)
         return torch.optim.SGD(
             parameters,
             lr=config.learning_rate,
@@ -129,7 +131,8 @@ class SGD:
             momentum=config.momentum,
             # torch accepts Nesterov's variant only with momentum.
             nesterov=config.momentum > 0,
-            fused=True,
+            # torch has no fused step of SGD for parameters that are divided among processes.
+            fused=not any(map(is_divided, parameters)),
         )
 
 

@@ -8,17 +8,22 @@ and divided again. The losses and the steps of the optimizer are those of data-p
 import copy
 import resource
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+# torch's modules for sharding are imported where they are used: they would take a third of the time in which a program
+# starts that trains in one process.
 
 # Each block costs one collective operation in each direction, which a smaller block would not be worth.
 MIN_BLOCK_SHARE = 0.02
@@ -36,62 +41,60 @@ class Stateful(Protocol):
         ...
 
 
-def make_mesh(size: int, shards: int) -> DeviceMesh:
+def make_mesh(size: int, shards: int) -> "DeviceMesh":
     """Return the processes as a grid: ``shards`` neighbours divide one copy of the model, and the copies are averaged.
 
     Args:
         size: Number of processes, a multiple of ``shards``.
         shards: Number of processes that divide one copy of the model.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+
     if size == shards:
         return init_device_mesh("cpu", (shards,), mesh_dim_names=("shard",))
     return init_device_mesh("cpu", (size // shards, shards), mesh_dim_names=("copy", "shard"))
 
 
-def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
+def shard_model(model: nn.Module, mesh: "DeviceMesh") -> None:
     """Divide the parameters of a model among the processes of a mesh, in place; each block is gathered by itself.
 
     Args:
-        model: The model, with equal values in every process.
+        model: The model, with equal values in every process; parts of it may be divided already.
         mesh: The processes, of :func:`make_mesh`.
     """
+    from torch.distributed.fsdp import fully_shard
+
     for parameter in model.parameters():
-        # torch divides contiguous memory only; convolutions in bfloat16 have their channels last.
-        parameter.data = parameter.data.contiguous()
-    for block in list_blocks(model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        if not is_divided(parameter):
+            # torch divides contiguous memory only; convolutions in bfloat16 have their channels last.
+            parameter.data = parameter.data.contiguous()
+    for part in (*list_blocks(model), model):
+        fully_shard(part, mesh=mesh)
 
 
 def list_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the outermost members of the sequences and lists of a model that have weights of their own.
 
-    Left out are blocks with less than 2% of the weights, and blocks that share a parameter with another part of the
-    model: they stay with the rest of the model, which is gathered as one.
+    Left out are blocks that are divided already, those with less than 2% of the weights, and those that share a
+    parameter with another part of the model: they stay with the rest of the model, which is gathered as one.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
         >>> [type(block).__name__ for block in list_blocks(model)]
         ['Linear', 'Linear']
     """
-    owners: dict[nn.Parameter, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[parameter] = owners.get(parameter, 0) + 1
+    owners = _count_owners(model)
     smallest = MIN_BLOCK_SHARE * sum(parameter.numel() for parameter in owners)
 
     def is_separate(block: nn.Module) -> bool:
-        inside: dict[nn.Parameter, int] = {}
-        for module in block.modules():
-            for parameter in module.parameters(recurse=False):
-                inside[parameter] = inside.get(parameter, 0) + 1
-        size = sum(parameter.numel() for parameter in inside)
+        inside = _count_owners(block)
+        size = sum(parameter.numel() for parameter in inside if not is_divided(parameter))
         return size > smallest and all(owners[parameter] == count for parameter, count in inside.items())
 
     def collect(module: nn.Module) -> Iterator[nn.Module]:
-        is_container = isinstance(module, nn.Sequential | nn.ModuleList)
+        containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
         for child in module.children():
-            if is_container and not isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            if isinstance(module, nn.Sequential | nn.ModuleList) and not isinstance(child, containers):
                 if is_separate(child):
                     yield child
             else:
@@ -101,6 +104,11 @@ def list_blocks(model: nn.Module) -> list[nn.Module]:
     return list(dict.fromkeys(collect(model)))
 
 
+def _count_owners(model: nn.Module) -> Counter[nn.Parameter]:
+    """Return the number of modules that each parameter belongs to."""
+    return Counter(parameter for module in model.modules() for parameter in module.parameters(recurse=False))
+
+
 def sum_magnitudes(parameters: Iterable[Tensor]) -> Tensor:
     """Return the sum of the absolute values of parameters, divided or not, ``[]``."""
     return torch.stack([_make_whole(parameter.abs().sum()) for parameter in parameters]).sum()
@@ -108,7 +116,13 @@ def sum_magnitudes(parameters: Iterable[Tensor]) -> Tensor:
 
 def _make_whole(tensor: Tensor) -> Tensor:
     """Return a tensor that is not divided; all processes call it together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_divided(tensor) else tensor
+
+
+def is_divided(tensor: object) -> "TypeGuard[DTensor]":
+    """Return whether a tensor is divided among processes."""
+    # By its method, because the class exists only after an expensive import.
+    return isinstance(tensor, Tensor) and hasattr(tensor, "full_tensor")
 
 
 def gather_state(state: object) -> object:
@@ -134,7 +148,9 @@ def distribute_state(state: object, layout: object) -> object:
             mapping stands for all tensors of its shape in there.
     """
     if isinstance(state, Tensor):
-        if isinstance(layout, DTensor) and state.shape == layout.shape:
+        if is_divided(layout) and state.shape == layout.shape:
+            from torch.distributed.tensor import distribute_tensor
+
             # Every process has the whole state, so that none has to be sent.
             return distribute_tensor(state, layout.device_mesh, layout.placements, src_data_rank=None)
         return state
@@ -238,4 +254,4 @@ def read_peak() -> int:
 
 
 def _count_local_bytes(tensor: Tensor) -> int:
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes
+    return (tensor.to_local() if is_divided(tensor) else tensor).nbytes
