@@ -111,7 +111,19 @@ def _count_owners(model: nn.Module) -> Counter[nn.Parameter]:
 
 def sum_magnitudes(parameters: Iterable[Tensor]) -> Tensor:
     """Return the sum of the absolute values of parameters, divided or not, ``[]``."""
-    return torch.stack([_make_whole(parameter.abs().sum()) for parameter in parameters]).sum()
+    parameters = list(parameters)
+    total = torch.stack([_make_whole(parameter.abs().sum()) for parameter in parameters]).sum()
+    if total.requires_grad and any(map(is_divided, parameters)):
+        # This gradient goes to the process's own part, past the averaging of the gradients of gathered weights, and the
+        # factor of the loss depends on the process's share of the batch.
+        total.register_hook(_average_gradient)
+    return total
+
+
+def _average_gradient(gradient: Tensor) -> Tensor:
+    mean = gradient.clone()
+    dist.all_reduce(mean)
+    return mean / dist.get_world_size()
 
 
 def _make_whole(tensor: Tensor) -> Tensor:

@@ -318,7 +318,11 @@ class Trainer:
 
     def _resume(self) -> None:
         """Continue from the paused state of the request."""
+        # Which kernel runs depends on this group of processes, not on that before the pause.
+        kernels = [group.get("fused") for group in self._optimizer.param_groups]
         restore_state(self._request.paused, self._stateful_parts(), self._generators(), self._group)
+        for group, kernel in zip(self._optimizer.param_groups, kernels, strict=True):
+            group["fused"] = kernel
         logger.debug("Resumed a fit after %d of %d epochs", len(self._curve), self._config.epochs)
 
     def _serialize_state(self) -> bytes:

@@ -133,7 +133,7 @@ def test_steps_end_at_the_ratio_and_the_history_repeats_them() -> None:
 def test_it_is_exported_and_expanded() -> None:
     model = transformer()
     pruned, state = apply(model, pruning_ratio=0.5)
-    assert_graph_is(export_float(pruned, EXAMPLE, tuple(HEADS)), pruned)
+    assert_graph_is(export_float(pruned, EXAMPLE, HEADS), pruned)
     expanded = expand_model(pruned, model, state.history, EXAMPLE)
     torch.testing.assert_close(expanded(tokens(8)), pruned(tokens(8)), atol=1e-5, rtol=1e-5)
     assert find_attention(expanded)[FIRST].heads == 4
