@@ -69,7 +69,8 @@ def shard_model(model: nn.Module, mesh: "DeviceMesh") -> None:
             # torch divides contiguous memory only; convolutions in bfloat16 have their channels last.
             parameter.data = parameter.data.contiguous()
     for part in (*list_blocks(model), model):
-        fully_shard(part, mesh=mesh)
+        # By default the outermost model stays whole until its backward pass, which a teacher does not have.
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
 def list_blocks(model: nn.Module) -> list[nn.Module]:
