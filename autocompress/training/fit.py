@@ -40,6 +40,7 @@ from torch.nn.utils import parametrize
 from autocompress.core.config import Part
 from autocompress.errors import AutocompressError, TrialError
 from autocompress.training.device import CPU, ProcessGroup, choose_precision
+from autocompress.training.optimizers import FitConfig
 from autocompress.training.sharding import ProcessMemory, gather_state
 from autocompress.training.trainer import CurveRow, FitRequest, FitResult, Trainer, hold_out, predict
 
@@ -171,7 +172,7 @@ def fit_parallel(model: nn.Module, request: FitRequest) -> FitResult:
         folder = Path(name)
         _write_job(model, _fix_precision(model, request, batch_size), folder)
         logger.debug("The fit runs in %d processes", size)
-        memory = _supervise_processes(size, folder, request.on_epoch)
+        memory = _supervise_processes(config, folder, request.on_epoch)
         # The file is of a child of this process, in a folder that only this user can read.
         result: _Result = torch.load(folder / _RESULT, mmap=True, weights_only=False)
         model.load_state_dict(result.weights)
@@ -205,11 +206,14 @@ def _write_job(model: nn.Module, request: FitRequest, folder: Path) -> None:
 
 
 def _supervise_processes(
-    size: int, folder: Path, on_epoch: Callable[[CurveRow], None] | None
+    config: FitConfig, folder: Path, on_epoch: Callable[[CurveRow], None] | None
 ) -> tuple[ProcessMemory, ...]:
     """Run the processes to their end and return their memory by rank."""
+    size = config.group_size
+    # By default glibc keeps freed tensors of up to 32 MB for later; the gathered weights would pile up in there.
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(2**20)} if config.shards > 1 else {}
     # The processes end with this context, also after an error or an interrupt.
-    with _start_processes(size, folder) as children:
+    with _start_processes(size, folder, environment) as children:
         messages: queue.Queue[_Message] = queue.Queue()
         for rank, child in enumerate(children):
             # A thread for each pipe: reading one must not block the messages of the other processes.
@@ -233,11 +237,11 @@ def _supervise_processes(
 
 
 @contextmanager
-def _start_processes(size: int, folder: Path) -> Iterator[list[Child]]:
+def _start_processes(size: int, folder: Path, variables: Mapping[str, str]) -> Iterator[list[Child]]:
     """Start the processes; at the end none of them is left."""
     # Gloo is configured by the name of a network interface alone; other machines cannot reach the loopback interface.
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": loopback, _CHILD_VARIABLE: "1"}
+    environment = {**os.environ, **variables, "GLOO_SOCKET_IFNAME": loopback, _CHILD_VARIABLE: "1"}
     command = [sys.executable, "-c", _CHILD]
     pipe = subprocess.PIPE
     children: list[Child] = []
