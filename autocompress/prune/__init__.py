@@ -4,6 +4,7 @@ from autocompress.prune.adaptive import Adaptive, AdaptiveConfig
 from autocompress.prune.calibration import reestimate_batch_norm
 from autocompress.prune.depth import Depth, DepthConfig
 from autocompress.prune.expansion import ChannelIndices, expand_model, map_channels
+from autocompress.prune.heads import Heads, HeadsConfig
 from autocompress.prune.masking import masks_from_zeros
 from autocompress.prune.n_m import NM, NMConfig
 from autocompress.prune.progressive import Progressive, ProgressiveConfig
@@ -19,6 +20,8 @@ __all__ = [
     "ChannelIndices",
     "Depth",
     "DepthConfig",
+    "Heads",
+    "HeadsConfig",
     "Inheritance",
     "NMConfig",
     "Progressive",

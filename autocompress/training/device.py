@@ -3,9 +3,10 @@
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,8 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from autocompress.core.task import Split, Task, logits_by_head
 from autocompress.errors import UsageError
+from autocompress.training.sharding import make_mesh, shard_model
 
 CPU = torch.device("cpu")
+
+T = TypeVar("T")
 
 
 def require_device(device: str) -> None:
@@ -81,6 +85,7 @@ class ProcessGroup:
     Attributes:
         rank: Number of this process, from 0.
         size: Number of processes; more than one needs an initialized group of ``torch.distributed``.
+        shards: Number of processes that divide one copy of the model; ``size`` is a multiple of it.
 
     Example:
         >>> import torch
@@ -90,6 +95,7 @@ class ProcessGroup:
 
     rank: int = 0
     size: int = 1
+    shards: int = 1
 
     def local_rows(self, rows: Tensor) -> Tensor:
         """Return this process's share of a global batch, ``[B] -> [B / size]``; shares differ by one row at most."""
@@ -108,8 +114,27 @@ class ProcessGroup:
         dist.all_reduce(total)
         return total / self.size
 
-    def wrap_module(self, module: nn.Module) -> nn.Module:
-        """Return the module with its gradients averaged over the group in each backward pass."""
+    def gather_objects(self, value: T) -> list[T]:
+        """Return the values of all processes by rank, in the process of rank 0; elsewhere only its own."""
+        if self.size == 1:
+            return [value]
+        values: list[T | None] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, values)
+        return [value] if values is None else cast(list[T], values)
+
+    def wrap_module(self, module: nn.Module, models: Sequence[nn.Module] = ()) -> nn.Module:
+        """Return the module with its gradients averaged over the group in each backward pass.
+
+        Args:
+            module: Module of everything that is trained.
+            models: Models that the shards divide: the one that is trained, and others that run in the module.
+        """
+        if self.shards > 1:
+            mesh = make_mesh(self.size, self.shards)
+            # The models first: what remains for the module itself is trained besides them.
+            for part in (*models, module):
+                shard_model(part, mesh)
+            return module
         # DistributedDataParallel refuses a module without trainable parameters.
         if self.size == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
             return module

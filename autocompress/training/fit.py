@@ -5,10 +5,13 @@ Teachers, students, recovery after pruning and quantization-aware training are a
 The processes find each other through a file and communicate over the loopback interface only. Each process exits when
 its parent does, however the parent ends.
 
-Gradients are averaged over each global batch, so the result equals that of one process up to rounding, with these
-exceptions: batch norms use the statistics of a process's own share (torch synchronizes batch norms on GPUs only), terms
-that relate the examples of a batch see only that share, and attacks with a random start and mixup draw their own
-random numbers in each process.
+Gradients are averaged over each global batch, and batch norms use the statistics of the whole batch, so the result
+equals that of one process up to rounding, with these exceptions: terms that relate the examples of a batch see only a
+process's own share, and dropout, attacks with a random start and mixup draw their own random numbers in each process.
+
+With ``fit.shards`` above 1, the processes also divide the model: each stores a part of weights, gradients and optimizer
+state, and of a teacher that runs live (:mod:`autocompress.training.sharding`). The job and the paused state reach the
+processes as files that they map, so that no process reads the parts of the others into memory.
 """
 
 import logging
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -36,6 +40,8 @@ from torch.nn.utils import parametrize
 from autocompress.core.config import Part
 from autocompress.errors import AutocompressError, TrialError
 from autocompress.training.device import CPU, ProcessGroup, choose_precision
+from autocompress.training.optimizers import FitConfig
+from autocompress.training.sharding import ProcessMemory, gather_state
 from autocompress.training.trainer import CurveRow, FitRequest, FitResult, Trainer, hold_out, predict
 
 __all__ = ["FitRequest", "FitResult", "fit", "predict"]
@@ -46,8 +52,8 @@ logger = logging.getLogger(__name__)
 def fit(model: nn.Module, request: FitRequest) -> FitResult:
     """Train ``model`` in place and return its curve and, if the fit pauses, the state from which it resumes.
 
-    A paused and resumed fit gives bit for bit what an uninterrupted one gives. With ``fit.processes`` above 1, several
-    processes of this machine share the batches; such a fit does not pause.
+    A paused and resumed fit gives bit for bit what an uninterrupted one gives. With ``fit.processes`` or ``fit.shards``
+    above 1, several processes of this machine share the batches; it may resume with another number of processes.
 
     Args:
         model: The model, left in evaluation mode. When a paused fit resumes, its weights are replaced.
@@ -66,12 +72,12 @@ def fit(model: nn.Module, request: FitRequest) -> FitResult:
         >>> len(result.curve)
         2
     """
-    processes = request.config.processes
-    if processes > 1:
+    size = request.config.group_size
+    if size > 1:
         reason = _find_single_process_reason(model, request)
         if not reason:
             return fit_parallel(model, request)
-        logger.info("The fit runs in one process instead of %d: %s", processes, reason)
+        logger.info("The fit runs in one process instead of %d: %s", size, reason)
     return Trainer(model, request).run()
 
 
@@ -114,8 +120,16 @@ class _Job:
     flush_denormal: bool
 
 
+class _Position(NamedTuple):
+    """The position of a process: its rank, the number of processes, and the folder with the files of the fit."""
+
+    rank: int
+    size: int
+    folder: str
+
+
 class _Message(NamedTuple):
-    """A message of a process: ``epoch`` with a row, ``done`` with a result, ``failed`` with a reason, or ``died``."""
+    """A message of a process: ``epoch`` with a row, ``done`` with its memory, ``failed`` with a reason, or ``died``."""
 
     rank: int
     kind: str
@@ -123,19 +137,24 @@ class _Message(NamedTuple):
 
 
 class _Result(NamedTuple):
-    """The result of the process of rank 0."""
+    """The result of the process of rank 0, which it writes to a file."""
 
     curve: list[CurveRow]
     weights: Mapping[str, Tensor]
+    paused: bytes
+
+
+# Files of a fit in the folder that its processes share.
+_JOB, _PAUSED, _RESULT, _MEETING = "job", "paused", "result", "meeting"
 
 
 def fit_parallel(model: nn.Module, request: FitRequest) -> FitResult:
-    """Train ``model`` in place with ``fit.processes`` processes and return its curve.
+    """Train ``model`` in place with ``fit.processes`` times ``fit.shards`` processes and return its curve.
 
     Args:
         model: The model, left in evaluation mode.
-        request: The fit; each process gets a copy of its task and takes its share of each batch. The request neither
-            pauses nor has an auxiliary loss or a callback after each step.
+        request: The fit; each process gets a copy of its task and takes its share of each batch. The request has
+            neither an auxiliary loss nor a callback after each step.
 
     Raises:
         TrialError: As in one process; or the batch is smaller than the number of processes, the model or the task
@@ -146,15 +165,19 @@ def fit_parallel(model: nn.Module, request: FitRequest) -> FitResult:
         raise TrialError("a script that fits by several processes runs them behind `if __name__ == '__main__':`")
     config = request.config
     batch_size = min(config.batch_size, len(hold_out(request.train, config, request.seed)[0]))
-    if batch_size < config.processes:
-        raise TrialError(f"{config.processes} processes cannot share batches of {batch_size}; raise fit.batch_size")
-    packed = _pack_job(model, _fix_precision(model, request, batch_size))
-    logger.debug("The fit runs in %d processes", config.processes)
-    with TemporaryDirectory(prefix="autocompress-fit-", ignore_cleanup_errors=True) as folder:
-        curve, weights = _supervise_processes(packed, config.processes, Path(folder), request.on_epoch)
-    model.load_state_dict(weights)
+    size = config.group_size
+    if batch_size < size:
+        raise TrialError(f"{size} processes cannot share batches of {batch_size}; raise fit.batch_size")
+    with TemporaryDirectory(prefix="autocompress-fit-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        _write_job(model, _fix_precision(model, request, batch_size), folder)
+        logger.debug("The fit runs in %d processes", size)
+        memory = _supervise_processes(config, folder, request.on_epoch)
+        # The file is of a child of this process, in a folder that only this user can read.
+        result: _Result = torch.load(folder / _RESULT, mmap=True, weights_only=False)
+        model.load_state_dict(result.weights)
     model.eval()
-    return FitResult(curve)
+    return FitResult(result.curve, result.paused, memory)
 
 
 def _fix_precision(model: nn.Module, request: FitRequest, batch_size: int) -> FitRequest:
@@ -168,49 +191,57 @@ def _fix_precision(model: nn.Module, request: FitRequest, batch_size: int) -> Fi
     return replace(request, optimizer=Part.of(optimizer.name, **values))
 
 
-def _pack_job(model: nn.Module, request: FitRequest) -> bytes:
+def _write_job(model: nn.Module, request: FitRequest, folder: Path) -> None:
+    """Write the job, and the paused state from which it resumes, to files."""
+    if request.paused and isinstance(request.paused, bytes):
+        (folder / _PAUSED).write_bytes(request.paused)
+        request = replace(request, paused=folder / _PAUSED)
     # Callbacks stay in this process and need not be picklable.
     request = replace(request, terms=tuple(request.terms), on_epoch=None, after_step=None)
     try:
-        return pickle.dumps(_Job(model, request, torch.get_num_threads(), _is_flushing_denormals()))
+        # The processes map the tensors of the file: pages that none of them changes are in memory once.
+        torch.save(_Job(model, request, torch.get_num_threads(), _is_flushing_denormals()), folder / _JOB)
     except Exception as reason:  # A user's class may raise anything when it is pickled.
         raise TrialError(f"this fit cannot be sent to other processes ({reason}); set fit.processes to 1") from reason
 
 
 def _supervise_processes(
-    packed: bytes, size: int, folder: Path, on_epoch: Callable[[CurveRow], None] | None
-) -> _Result:
-    """Run the processes to their end and return the result of rank 0."""
+    config: FitConfig, folder: Path, on_epoch: Callable[[CurveRow], None] | None
+) -> tuple[ProcessMemory, ...]:
+    """Run the processes to their end and return their memory by rank."""
+    size = config.group_size
+    # By default glibc keeps freed tensors of up to 32 MB for later; the gathered weights would pile up in there.
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(2**20)} if config.shards > 1 else {}
     # The processes end with this context, also after an error or an interrupt.
-    with _start_processes(size, folder) as children:
+    with _start_processes(size, folder, environment) as children:
         messages: queue.Queue[_Message] = queue.Queue()
         for rank, child in enumerate(children):
             # A thread for each pipe: reading one must not block the messages of the other processes.
             threading.Thread(target=_forward_messages, args=(rank, child, messages), daemon=True).start()
         for rank, child in enumerate(children):
-            _send_job(child, packed, (rank, size, str(folder / "meeting")))
-        results: dict[int, object] = {}
-        while len(results) < size:
+            _send_position(child, _Position(rank, size, str(folder)))
+        memory: dict[int, ProcessMemory] = {}
+        while len(memory) < size:
             message = messages.get()
             if message.kind == "epoch":
                 if on_epoch is not None:
                     on_epoch(cast(CurveRow, message.content))
             elif message.kind == "done":
-                results[message.rank] = message.content
-            elif message.rank not in results:
+                memory[message.rank] = cast(ProcessMemory, message.content)
+            elif message.rank not in memory:
                 raise _explain_failure([message, *_collect_messages(messages)], children, folder)
         for child in children:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(_EXIT_SECONDS)
-        return cast(_Result, results[0])
+        return tuple(memory[rank] for rank in range(size))
 
 
 @contextmanager
-def _start_processes(size: int, folder: Path) -> Iterator[list[Child]]:
+def _start_processes(size: int, folder: Path, variables: Mapping[str, str]) -> Iterator[list[Child]]:
     """Start the processes; at the end none of them is left."""
     # Gloo is configured by the name of a network interface alone; other machines cannot reach the loopback interface.
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": loopback, _CHILD_VARIABLE: "1"}
+    environment = {**os.environ, **variables, "GLOO_SOCKET_IFNAME": loopback, _CHILD_VARIABLE: "1"}
     command = [sys.executable, "-c", _CHILD]
     pipe = subprocess.PIPE
     children: list[Child] = []
@@ -229,29 +260,27 @@ def _start_processes(size: int, folder: Path) -> Iterator[list[Child]]:
                         stream.close()
 
 
-def _build_preparation(packed: bytes) -> dict[str, object]:
+def _build_preparation(job: Path) -> dict[str, object]:
     data = spawn.get_preparation_data("fit")
     # The key cannot be pickled, and nothing here authenticates by it.
     data.pop("authkey", None)
-    if b"__main__" not in packed and b"__mp_main__" not in packed:
+    with zipfile.ZipFile(job) as archive:
+        # The file of torch.save has the pickled objects in one entry and each tensor in an entry of its own.
+        pickled = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl"))
+    if b"__main__" not in pickled and b"__mp_main__" not in pickled:
         # The main script is imported again only if the job contains a class that it defines.
         data.pop("init_main_from_path", None)
         data.pop("init_main_from_name", None)
     return data
 
 
-def _send_job(child: Child, packed: bytes, position: tuple[int, int, str]) -> None:
-    """Send preparation data, the position in the process group and the job to a process.
-
-    Args:
-        child: The process.
-        packed: The pickled job.
-        position: Rank, number of processes, and the path of the file through which the processes meet.
-    """
+def _send_position(child: Child, position: _Position) -> None:
+    """Send preparation data and the position in the process group to a process."""
     assert child.stdin is not None
     # The end of its output reports that a process died meanwhile.
     with suppress(BrokenPipeError):
-        child.stdin.write(pickle.dumps(_build_preparation(packed)) + pickle.dumps(position) + packed)
+        preparation = _build_preparation(Path(position.folder) / _JOB)
+        child.stdin.write(pickle.dumps(preparation) + pickle.dumps(position))
         child.stdin.flush()
 
 
@@ -295,7 +324,7 @@ def run_process(stream: IO[bytes]) -> None:
     """Run one process of a fit.
 
     Args:
-        stream: Input from which the process reads its position and its job; messages go to the standard output.
+        stream: Input from which the process reads its position; messages go to the standard output.
     """
     # Ctrl-C reaches the whole process group; the parent answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -308,31 +337,39 @@ def run_process(stream: IO[bytes]) -> None:
         channel.flush()
 
     try:
-        rank, size, meeting = pickle.load(stream)
-        job: _Job = pickle.load(stream)
+        position: _Position = pickle.load(stream)
         threading.Thread(target=_exit_with_parent, args=(stream.fileno(),), daemon=True).start()
-        on_epoch = (lambda row: send_message("epoch", row)) if rank == 0 else None
+        # Written by the parent of this process, in a folder that only this user can read.
+        job: _Job = torch.load(Path(position.folder) / _JOB, mmap=True, weights_only=False)
+        on_epoch = (lambda row: send_message("epoch", row)) if position.rank == 0 else None
         request = replace(job.request, on_epoch=on_epoch)
-        send_message("done", _run_fit(replace(job, request=request), ProcessGroup(rank, size), meeting))
+        send_message("done", _run_fit(replace(job, request=request), position))
     except AutocompressError as error:
         send_message("failed", error)
     except Exception as error:
         send_message("failed", f"{type(error).__name__}: {error}")
 
 
-def _run_fit(job: _Job, group: ProcessGroup, meeting: str) -> _Result | None:
-    """Run this process's share of a fit; only rank 0 returns the result, which is the same in every process."""
+def _run_fit(job: _Job, position: _Position) -> ProcessMemory:
+    """Run this process's share of a fit and return its memory; rank 0 writes the result to a file."""
+    rank, size, folder = position
+    group = ProcessGroup(rank, size, job.request.config.shards)
     torch.set_num_threads(job.threads)
     torch.set_flush_denormal(job.flush_denormal)
     # Dropout draws other numbers for each share of a batch.
     torch.manual_seed(job.request.seed + group.rank)
     # Gloo is torch's backend for tensors on the CPU.
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=group.rank, world_size=group.size)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/{_MEETING}", rank=rank, world_size=size)
     try:
-        curve = Trainer(job.model, job.request, group).run().curve
+        result = Trainer(job.model, job.request, group).run()
+        weights = gather_state(job.model.state_dict()) if group.shards > 1 else job.model.state_dict()
+        if rank == 0:
+            torch.save(
+                _Result(result.curve, cast(Mapping[str, Tensor], weights), result.paused), Path(folder) / _RESULT
+            )
     finally:
         dist.destroy_process_group()
-    return _Result(curve, job.model.state_dict()) if group.rank == 0 else None
+    return result.memory[0]
 
 
 def _exit_with_parent(descriptor: int) -> None:

@@ -20,6 +20,7 @@ from autocompress.distill.head_weighting import HEAD_WEIGHTS, HeadWeights
 from autocompress.distill.kernels import TemperatureSettings
 from autocompress.errors import TrialError
 from autocompress.training.optimizers import FitConfig
+from autocompress.training.sharding import sum_magnitudes
 
 #: A distillation term and its hyperparameters.
 ConfiguredTerm = tuple[DistillTerm[Settings], Settings]
@@ -286,9 +287,9 @@ class TrainingObjective:
         if self.config.l1_weights:
             # Biases and normalization parameters have one axis and are not penalized.
             weights = [p for p in model.parameters() if p.dim() > 1]
-            total = total + self.config.l1_weights * torch.stack([p.abs().sum() for p in weights]).sum()
+            total = total + self.config.l1_weights * sum_magnitudes(weights)
         if self.config.l1_batch_norm:
             scales = [m.weight for m in model.modules() if isinstance(m, _BatchNorm) and m.weight is not None]
             if scales:
-                total = total + self.config.l1_batch_norm * torch.stack([p.abs().sum() for p in scales]).sum()
+                total = total + self.config.l1_batch_norm * sum_magnitudes(scales)
         return total

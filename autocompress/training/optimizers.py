@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 from autocompress.core.config import Part
 from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
 from autocompress.core.registry import FITS
+from autocompress.training.sharding import is_divided
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,16 @@ class FitConfig(Settings):
         0.0, FloatRange(0.0, 0.9), "share of channels that the narrowest jointly trained sub-network omits; 0: none"
     )
     processes: int = knob(1, IntRange(1, 64), "processes that share each batch")
+    shards: int = knob(
+        1,
+        IntRange(1, 64),
+        "processes that each hold a part of weights, gradients and optimizer state, and share each batch",
+    )
+
+    @property
+    def group_size(self) -> int:
+        """Number of processes of the fit: ``shards`` for each of ``processes`` copies of the model."""
+        return self.processes * self.shards
 
 
 F = TypeVar("F", bound=FitConfig)
@@ -112,6 +123,7 @@ class SGD:
 
     def optimizer(self, config: SGDConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return the optimizer over ``parameters``."""
+        parameters = list(parameters)
         return torch.optim.SGD(
             parameters,
             lr=config.learning_rate,
@@ -119,7 +131,8 @@ class SGD:
             momentum=config.momentum,
             # torch accepts Nesterov's variant only with momentum.
             nesterov=config.momentum > 0,
-            fused=True,
+            # torch has no fused step of SGD for parameters that are divided among processes.
+            fused=not any(map(is_divided, parameters)),
         )
 
 

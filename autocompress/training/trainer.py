@@ -3,10 +3,11 @@
 import copy
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from autocompress.core.task import Split, Task, logits_by_head
 from autocompress.distill.activations import head_layers
 from autocompress.distill.base import AuxiliaryLoss, TeacherSource
 from autocompress.errors import TrialError
+from autocompress.training.batch_norm import synchronize_batch_norms
 from autocompress.training.device import (
     CPU,
     SINGLE_PROCESS,
@@ -29,18 +31,7 @@ from autocompress.training.device import (
 )
 from autocompress.training.objective import TrainingObjective
 from autocompress.training.optimizers import SCHEDULES, FitConfig, fit_config
-
-
-class Stateful(Protocol):
-    """The interface that torch's models, optimizers and schedules share."""
-
-    def state_dict(self) -> Mapping[str, object]:
-        """Return the state by name."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, object]) -> object:
-        """Replace the state by that of another instance."""
-        ...
+from autocompress.training.sharding import ProcessMemory, ShardedState, Stateful, map_tensors, measure_memory
 
 
 class FitFacts(TypedDict, total=False):
@@ -51,34 +42,53 @@ class FitFacts(TypedDict, total=False):
     low: bool
 
 
+class _RandomState(TypedDict):
+    generators: dict[str, torch.Tensor]
+    torch: torch.Tensor
+
+
 class _FitState(TypedDict):
     parts: dict[str, dict[str, object]]
     generators: dict[str, torch.Tensor]
     torch: torch.Tensor
     facts: FitFacts
+    #: Random states of the processes of rank 1 and above.
+    others: list[_RandomState]
 
 
-def serialize_state(parts: Mapping[str, Stateful], generators: Mapping[str, torch.Generator], facts: FitFacts) -> bytes:
+def serialize_state(
+    parts: Mapping[str, Stateful],
+    generators: Mapping[str, torch.Generator],
+    facts: FitFacts,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> bytes:
     """Return the state of a fit: its parts, its generators, torch's global generator, and plain values.
 
     Args:
         parts: Model, adapters, optimizer and schedule by name.
         generators: Random number generators by name.
         facts: Training curve and precision.
+        group: The processes of the fit, which call this together; only the state of rank 0 is complete.
     """
     buffer = io.BytesIO()
-    state = {
-        "parts": {name: _copy_to_cpu(part.state_dict()) for name, part in parts.items()},
-        "generators": {name: generator.get_state() for name, generator in generators.items()},
+    own = _RandomState(
+        generators={name: generator.get_state() for name, generator in generators.items()},
         # Dropout draws from the global generator.
-        "torch": torch.get_rng_state(),
+        torch=torch.get_rng_state(),
+    )
+    first, *others = group.gather_objects(own)
+    state = {
+        # On the CPU, so that it can be loaded on a machine without the same device.
+        "parts": {name: map_tensors(part.state_dict(), Tensor.cpu) for name, part in parts.items()},
+        **first,
         "facts": dict(facts),
+        "others": others,
     }
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def read_facts(content: bytes) -> FitFacts:
+def read_facts(content: bytes | Path) -> FitFacts:
     """Return the plain values of a serialized fit.
 
     Raises:
@@ -87,8 +97,19 @@ def read_facts(content: bytes) -> FitFacts:
     return _deserialize(content)["facts"]
 
 
-def restore_state(content: bytes, parts: Mapping[str, Stateful], generators: Mapping[str, torch.Generator]) -> None:
+def restore_state(
+    content: bytes | Path,
+    parts: Mapping[str, Stateful],
+    generators: Mapping[str, torch.Generator],
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> None:
     """Give parts and generators the state that :func:`serialize_state` stored.
+
+    Args:
+        content: The state, or the file that contains it.
+        parts: Model, adapters, optimizer and schedule by name.
+        generators: Random number generators by name.
+        group: The processes of the fit. Their number may differ from that before the pause.
 
     Raises:
         TrialError: The state is damaged or belongs to another model.
@@ -97,32 +118,30 @@ def restore_state(content: bytes, parts: Mapping[str, Stateful], generators: Map
     try:
         for name, part in parts.items():
             part.load_state_dict(state["parts"][name])
+        random_states = [_RandomState(generators=state["generators"], torch=state["torch"]), *state["others"]]
+        random_state = random_states[min(group.rank, len(random_states) - 1)]
         for name, generator in generators.items():
-            generator.set_state(state["generators"][name])
+            generator.set_state(random_state["generators"][name])
     except (KeyError, RuntimeError, ValueError) as misfit:
         raise TrialError(f"the state of a paused trial does not fit its config: {misfit}") from misfit
     # Last, because building the parts may have drawn from the global generator.
-    torch.set_rng_state(state["torch"])
+    torch.set_rng_state(random_state["torch"])
 
 
-def _copy_to_cpu(value: object) -> object:
-    """Return a state with all tensors on the CPU, so that it can be loaded on a machine without the same device."""
-    if isinstance(value, torch.Tensor):
-        return value.to("cpu")
-    if isinstance(value, MutableMapping):
-        # A copy keeps the attributes of a mapping: the version of a model's state_dict is one.
-        result = copy.copy(value)
-        result.update({key: _copy_to_cpu(entry) for key, entry in value.items()})
-        return result
-    return type(value)(map(_copy_to_cpu, value)) if isinstance(value, list | tuple) else value
-
-
-def _deserialize(content: bytes) -> _FitState:
+def _deserialize(content: bytes | Path) -> _FitState:
     try:
         # Tensors and plain values only: a run folder that came from somewhere else must not run code.
-        state = torch.load(io.BytesIO(content), weights_only=True)
+        if isinstance(content, Path):
+            state = torch.load(content, weights_only=True, mmap=True)
+        else:
+            state = torch.load(io.BytesIO(content), weights_only=True)
         return _FitState(
-            parts=state["parts"], generators=state["generators"], torch=state["torch"], facts=state["facts"]
+            parts=state["parts"],
+            generators=state["generators"],
+            torch=state["torch"],
+            facts=state["facts"],
+            # States of earlier versions belong to one process.
+            others=state.get("others", []),
         )
     except Exception as damage:  # The reader of torch raises many kinds of errors on a damaged file.
         raise TrialError(f"the state of a paused trial cannot be read: {damage}") from damage
@@ -159,7 +178,8 @@ class FitRequest:
         teacher: The teacher with its cached logits; ``None`` if no term reads one.
         seed: Seed of the order of the examples, of mixup and of attacks.
         until: Number of epochs after which the fit pauses; ``None`` for all epochs.
-        paused: State of the earlier segment of this fit, which replaces the model's weights; empty for a new fit.
+        paused: State of the earlier segment of this fit, which replaces the model's weights, or the file that contains
+            it; empty for a new fit.
         auxiliary_loss: An additional loss of each batch, such as that of sub-networks trained with the model.
         on_epoch: Function that is called with each new row of the curve.
         after_step: Function that is called after each optimizer step, for example to apply pruning masks again.
@@ -174,7 +194,7 @@ class FitRequest:
     teacher: TeacherSource | None = None
     seed: int = 0
     until: int | None = None
-    paused: bytes = b""
+    paused: bytes | Path = b""
     auxiliary_loss: AuxiliaryLoss | None = None
     on_epoch: Callable[[CurveRow], None] | None = None
     after_step: Callable[[], None] | None = None
@@ -193,17 +213,19 @@ class FitResult:
     Attributes:
         curve: One row per epoch, earlier segments included.
         paused: State from which the fit resumes; empty if the fit is complete.
+        memory: Memory of each process at the end of the fit, before its model is whole again.
     """
 
     curve: list[CurveRow]
     paused: bytes = b""
+    memory: tuple[ProcessMemory, ...] = ()
 
 
 class Trainer:
     """Trains one model as one process of a process group.
 
-    All processes draw the same order of the examples, and each takes its share of every batch. Attacks, mixup, terms
-    that relate the examples of a batch and batch-norm statistics see only that share.
+    All processes draw the same order of the examples, and each takes its share of every batch. Attacks, mixup and terms
+    that relate the examples of a batch see only that share; batch norms see the whole batch.
 
     Args:
         model: The model, trained in place and left in evaluation mode.
@@ -262,29 +284,32 @@ class Trainer:
             else:
                 if last_epoch < self._config.epochs:
                     paused = self._serialize_state()
+            memory = self._measure_memory()
             # Only now: a paused fit continues from the weights of its last epoch, not from the best ones.
             self._best.restore(self._model)
             self._precision.restore_layout(self._model)
         self._model.eval()
-        return FitResult(self._curve, paused)
+        return FitResult(self._curve, paused, (memory,))
 
     def _prepare(self, stack: ExitStack) -> None:
         """Move the models, attach hooks, and build adapters, optimizer and schedule."""
         model, request, config = self._model, self._request, self._config
         # First, because optimizers hold references to the parameters where they are.
         stack.enter_context(move_model(model, request.device))
-        if self._objective.is_teacher_live and request.teacher is not None:
-            stack.enter_context(move_model(request.teacher.model, request.device))
+        for teacher in self._list_live_teachers():
+            stack.enter_context(move_model(teacher, request.device))
         probe = request.train.take(slice(0, self._batch_size)).to(request.device)
         self._precision: Precision = choose_precision(self._precision_name, model, request.task, probe)
         if config.backbone == "frozen":
             stack.enter_context(_freeze_backbone(model))
+        stack.enter_context(synchronize_batch_norms(model, self._group.rank, self._group.size))
         self._objective.attach_hooks(stack, model)
         with self._precision.autocast():
             sample = request.train.take(self._rows[: min(self._batch_size, ADAPTER_BATCH)]).to(request.device)
             self._adapters = self._objective.build_adapters(sample)
         # Adapters come before: parameters that are added to a wrapped module later are not averaged.
-        self._batch_loss = self._group.wrap_module(_BatchLoss(self._objective, model, self._adapters))
+        models = [model, *self._list_live_teachers()]
+        self._batch_loss = self._group.wrap_module(_BatchLoss(self._objective, model, self._adapters), models)
         modules = (*model.parameters(), *self._adapters.parameters())
         self._parameters = [parameter for parameter in modules if parameter.requires_grad]
         self._optimizer = FITS.get(request.optimizer.name).optimizer(config, self._parameters)
@@ -293,24 +318,50 @@ class Trainer:
 
     def _resume(self) -> None:
         """Continue from the paused state of the request."""
-        restore_state(self._request.paused, self._stateful_parts(), self._generators())
+        # Which kernel runs depends on this group of processes, not on that before the pause.
+        kernels = [group.get("fused") for group in self._optimizer.param_groups]
+        restore_state(self._request.paused, self._stateful_parts(), self._generators(), self._group)
+        for group, kernel in zip(self._optimizer.param_groups, kernels, strict=True):
+            group["fused"] = kernel
         logger.debug("Resumed a fit after %d of %d epochs", len(self._curve), self._config.epochs)
 
     def _serialize_state(self) -> bytes:
         """Return everything from which the fit resumes."""
         logger.debug("Paused a fit after %d of %d epochs", len(self._curve), self._config.epochs)
         facts = FitFacts(curve=self._curve, low=self._precision.is_bfloat16)
-        return serialize_state(self._stateful_parts(), self._generators(), facts)
+        return serialize_state(self._stateful_parts(), self._generators(), facts, self._group)
 
     def _stateful_parts(self) -> Mapping[str, Stateful]:
         # The names belong to the stored format of paused states.
-        return {
+        parts: dict[str, Stateful] = {
             "model": self._model,
             "learned": self._adapters,
             "optimizer": self._optimizer,
             "schedule": self._schedule,
             "best": self._best,
         }
+        if self._group.shards == 1:
+            return parts
+        layouts: Mapping[str, Callable[[], Mapping[str, object]]] = {
+            "model": self._model.state_dict,
+            "learned": self._adapters.state_dict,
+            # The optimizer numbers its parameters in their order.
+            "optimizer": lambda: {"state": dict(enumerate(self._parameters))},
+            "schedule": dict,
+            "best": lambda: {"weights": self._model.state_dict()},
+        }
+        return {name: ShardedState(part, layouts[name]) for name, part in parts.items()}
+
+    def _list_live_teachers(self) -> list[nn.Module]:
+        """Return the teacher's model if it runs on each batch."""
+        teacher = self._request.teacher
+        return [teacher.model] if self._objective.is_teacher_live and teacher is not None else []
+
+    def _measure_memory(self) -> ProcessMemory:
+        """Return the memory of this process."""
+        held = [self._model, self._adapters, *self._list_live_teachers()]
+        parameters = (parameter for module in held for parameter in module.parameters())
+        return measure_memory(parameters, self._optimizer.state_dict())
 
     def _generators(self) -> Mapping[str, torch.Generator]:
         return {"order": self._order, "noise": self._noise}
@@ -376,7 +427,7 @@ class Trainer:
         if self._held_out is None:
             return None
         loss = _compute_task_loss(self._model, self._request.task, self._held_out, self._request.device)
-        # Batch-norm statistics differ between processes, but all processes must stop in the same epoch.
+        # All processes must stop in the same epoch, whatever the rounding of their running statistics.
         return float(self._group.all_reduce_mean(loss))
 
     def _record_epoch(self, epoch: int, loss: float, held_out_loss: float | None) -> None:

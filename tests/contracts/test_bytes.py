@@ -19,7 +19,7 @@ from autocompress.models import CNN, CNNConfig
 from autocompress.quantize import fold_batch_norm
 from autocompress.store.run_store import RunStore
 from autocompress.trial.pipeline import build_cost_subject, list_stored_tensors
-from tests.contracts.test_methods import SOMETHING, configure, context
+from tests.contracts.test_methods import OWN_MODEL, SOMETHING, build, configure, context
 
 # Settings that take long and change nothing that is stored.
 CHEAP = {"epochs": 1, "recovery_epochs": 0, "iterations": 2, "steps": 1}
@@ -82,18 +82,22 @@ def build_small(depth: int) -> CNN:
 @pytest.mark.parametrize(("registry", "name"), CASES)
 def test_bytes_are_those_of_the_exported_tensors(registry: Any, name: str) -> None:
     method = registry.get(name)
-    example = (torch.zeros(1, 1, 8, 8),)
+    block = OWN_MODEL.get(name, "residual")
+    given = context(block=block)
     checked = 0
     for values in list_settings(method):
         try:
-            model, state = method.apply(build_small(2 if name == "depth" else 1), configure(method, values), context())
+            original = build(block) if name in OWN_MODEL else build_small(2 if name == "depth" else 1)
+            model, state = method.apply(original, configure(method, values), given)
         except CompressionError:
             # Some combinations are refused, for example one bit on an asymmetric grid.
             continue
         prune_state = MethodState(history=state.history) if registry is PRUNE else None
         quantize_state = state if registry is QUANTIZE else None
-        stored_model = fold_batch_norm(model, example) if registry is PRUNE else model
-        subject = build_cost_subject(stored_model, layer_costs(stored_model, example), quantize_state, prune_state)
+        stored_model = fold_batch_norm(model, given.example) if registry is PRUNE else model
+        subject = build_cost_subject(
+            stored_model, layer_costs(stored_model, given.example), quantize_state, prune_state
+        )
         tensors = list_stored_tensors(stored_model, prune_state, quantize_state)
         stored, packed, aliases = pack_tensors(tensors)
         content = save(stored)

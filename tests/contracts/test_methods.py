@@ -13,15 +13,31 @@ from torch import nn
 from autocompress.core.knobs import FloatRange, IntRange
 from autocompress.core.method import Context, LayerBits, MethodState, Recovery
 from autocompress.core.registry import PRUNE, QUANTIZE
+from autocompress.core.task import InputSpec
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.errors import CompressionError
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.models import CNN, CNNConfig
+from autocompress.models.transformer import Transformer, TransformerConfig, TransformerFamily
 
 METHODS = [pytest.param(PRUNE.get(name), id=f"prune.{name}") for name in PRUNE.names()]
 METHODS += [pytest.param(QUANTIZE.get(name), id=f"quantize.{name}") for name in QUANTIZE.names()]
 BLOCKS = ["plain", "residual", "separable", "inverted"]
+# Methods for one kind of layers, and the model that has them; all others are run on each kind of block.
+OWN_MODEL = {"heads": "transformer"}
+
+
+def list_blocks(method):
+    own = OWN_MODEL.get(method.name)
+    return [own] if own else BLOCKS
+
+
+CASES = [
+    pytest.param(param.values[0], block, id=f"{param.id}-{block}")
+    for param in METHODS
+    for block in list_blocks(param.values[0])
+]
 COSTS = ("flops", "bops", "effective_flops", "parameters", "nonzero_parameters", "bytes", "sparse_bytes")
 
 # The settings that make a method do nothing, and those that make it do something, by knob.
@@ -56,6 +72,9 @@ def configure(method, values):
 
 def build(block="residual", seed=0):
     torch.manual_seed(seed)
+    if block == "transformer":
+        config = TransformerConfig(layers=2, attention_heads=4, head_size=6)
+        return TransformerFamily().build(config, (TOKENS,), HEADS).eval()
     model = CNN(CNNConfig(width=8, depth=2, stages=2, block=block), 1, {"digit": 10, "parity": 2})
     with torch.no_grad():
         for module in model.modules():
@@ -65,9 +84,15 @@ def build(block="residual", seed=0):
     return model.eval()
 
 
-def context(seed=0):
+def draw_inputs(block, count, generator):
+    if block == "transformer":
+        return torch.randint(1, TOKENS.vocabulary, (count, *TOKENS.shape), generator=generator)
+    return torch.randn(count, 1, 8, 8, generator=generator)
+
+
+def context(seed=0, block="residual"):
     generator = torch.Generator().manual_seed(9)
-    batches = tuple((torch.randn(8, 1, 8, 8, generator=generator),) for _ in range(2))
+    batches = tuple((draw_inputs(block, 8, generator),) for _ in range(2))
     targets = tuple(
         {head: torch.randint(0, classes, (8,), generator=generator) for head, classes in HEADS.items()} for _ in batches
     )
@@ -95,7 +120,7 @@ def context(seed=0):
         hits = [guess == wanted["digit"] for guess, wanted in zip(guesses, targets, strict=True)]
         return float(torch.cat(hits).double().mean())
 
-    return Context((torch.zeros(1, 1, 8, 8),), batches, targets, loss, seed, tune, score)
+    return Context((torch.zeros_like(batches[0][0][:1]),), batches, targets, loss, seed, tune, score)
 
 
 def one_head(output, wanted):
@@ -103,11 +128,13 @@ def one_head(output, wanted):
 
 
 HEADS = {"digit": 10, "parity": 2}
+TOKENS = InputSpec((12,), vocabulary=20, missing=0)
 
 
 @torch.no_grad()
 def logits(model):
-    return model(torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(3)))
+    block = "transformer" if isinstance(model, Transformer) else "residual"
+    return model(draw_inputs(block, 8, torch.Generator().manual_seed(3)))
 
 
 def snapshot(model):
@@ -133,13 +160,14 @@ def compress(method, block, something):
     """Compress a model, once for all tests that look at it and change nothing."""
     model = build(block)
     before = torch.random.get_rng_state()
-    out, state = method.apply(model, configure(method, SOMETHING if something else NOTHING), context())
+    config = configure(method, SOMETHING if something else NOTHING)
+    out, state = method.apply(model, config, context(block=block))
     return Compressed(model, out, state, torch.equal(torch.random.get_rng_state(), before))
 
 
-def costs(model, state=None):
+def costs(model, block, state=None):
     bits = {} if state is None else state.bits
-    return measure(Subject(layers=layer_costs(model, context().example), bits=bits), COSTS)
+    return measure(Subject(layers=layer_costs(model, context(block=block).example), bits=bits), COSTS)
 
 
 def rebuild(method, config, model, state, block):
@@ -190,8 +218,7 @@ def test_a_search_space_can_open_every_knob(method):
     assert outputs >= {f"{section}.{method.name}.{name}" for name in method.config.knobs()}
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "block"), CASES)
 class TestApply:
     @pytest.mark.slow
     def test_the_identity_changes_no_logit(self, method, block):
@@ -204,7 +231,7 @@ class TestApply:
     def test_a_setting_that_is_no_identity_changes_logits_and_lowers_cost(self, method, block):
         result = compress(method, block, True)
         assert not equal(logits(result.model), logits(result.out))
-        before, after = costs(result.model), costs(result.out, result.state)
+        before, after = costs(result.model, block), costs(result.out, block, result.state)
         assert all(after[name] <= before[name] for name in COSTS)
         assert any(after[name] < 0.9 * before[name] for name in COSTS)
 
@@ -223,7 +250,7 @@ class TestApply:
         model = build(block).train()
         before, flags = snapshot(model), [module.training for module in model.modules()]
         hooks = copy.deepcopy([len(module._forward_pre_hooks) for module in model.modules()])
-        out, _ = method.apply(model, configure(method, settings), context())
+        out, _ = method.apply(model, configure(method, settings), context(block=block))
         with torch.no_grad():
             for parameter in out.parameters():
                 parameter.fill_(7)
@@ -236,7 +263,7 @@ class TestApply:
         first = compress(method, block, True)
         model = build(block)
         torch.manual_seed(2)
-        other, second = method.apply(model, configure(method, SOMETHING), context())
+        other, second = method.apply(model, configure(method, SOMETHING), context(block=block))
         assert equal(snapshot(first.out), snapshot(other))
         assert first.state.history == second.history
         assert first.state.report == second.report
@@ -252,9 +279,8 @@ class TestApply:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("something", [False, True], ids=["nothing", "something"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "block"), CASES)
 def test_a_saved_model_is_rebuilt_without_pickle(method, something, block):
     result = compress(method, block, something)
     config = configure(method, SOMETHING if something else NOTHING)
@@ -264,9 +290,10 @@ def test_a_saved_model_is_rebuilt_without_pickle(method, something, block):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [param for param in METHODS if issubclass(param.values[0].config, Recovery)])
 def test_a_method_that_recovers_returns_a_model_that_learns_and_keeps_its_zeros(method):
-    out, state = method.apply(build(), configure(method, SOMETHING), context())
+    block = list_blocks(method)[-1]
+    out, state = method.apply(build(block), configure(method, SOMETHING), context(block=block))
     zeros = {name: out.get_parameter(name) == 0 for name in state.masks}
-    x, y = torch.randn(16, 1, 8, 8), torch.arange(16) % 10
+    x, y = draw_inputs(block, 16, torch.Generator().manual_seed(1)), torch.arange(16) % 10
     optimizer = torch.optim.Adam(out.train().parameters(), lr=0.01)
     losses = []
     for _ in range(8):
@@ -286,12 +313,13 @@ def test_a_method_that_recovers_returns_a_model_that_learns_and_keeps_its_zeros(
 @pytest.mark.parametrize("method", METHODS)
 class TestRefusals:
     def test_weights_that_are_not_finite(self, method):
-        model = build()
+        block = list_blocks(method)[0]
+        model = build(block)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.view(-1)[0] = torch.nan
         with pytest.raises(CompressionError):
-            method.apply(model, configure(method, SOMETHING), context())
+            method.apply(model, configure(method, SOMETHING), context(block=block))
 
     def test_a_layer_without_channels(self, method):
         with warnings.catch_warnings():
@@ -308,12 +336,13 @@ class TestRefusals:
     @pytest.mark.slow
     def test_a_history_of_another_model(self, method):
         config = configure(method, SOMETHING)
-        _, state = method.apply(build("residual"), config, context())
+        block = OWN_MODEL.get(method.name, "residual")
+        _, state = method.apply(build(block), config, context(block=block))
         other = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 3))
         with pytest.raises(CompressionError):
             method.restore(other, config, state)
 
-    @pytest.mark.parametrize("history", [{}, {"layers": 3}, {"masked": 3}, {"dropped": 3}], ids=str)
+    @pytest.mark.parametrize("history", [{}, {"layers": 3}, {"masked": 3}, {"dropped": 3}, {"heads": 3}], ids=str)
     def test_a_history_of_another_form(self, method, history):
         with pytest.raises(CompressionError):
             method.restore(build(), configure(method, SOMETHING), MethodState(history=history))
@@ -323,12 +352,13 @@ class TestRefusals:
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e12])
 @pytest.mark.parametrize("method", METHODS)
 def test_weights_of_any_size_give_a_finite_model_or_a_named_error(method, scale):
-    model = build()
+    block = OWN_MODEL.get(method.name, "residual")
+    model = build(block)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
     try:
-        out, _ = method.apply(model, configure(method, SOMETHING), context())
+        out, _ = method.apply(model, configure(method, SOMETHING), context(block=block))
     except CompressionError:
         return  # Named, so the search goes on without it.
     assert all(values.isfinite().all() for values in logits(out).values())

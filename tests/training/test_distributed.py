@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
+from autocompress.core.task import Split
 from autocompress.errors import TrialError
+from autocompress.models import CNN, CNNConfig
 from autocompress.training import fit as parallel
 from autocompress.training.fit import FitRequest, fit, fit_parallel
 from autocompress.training.trainer import Trainer
@@ -86,12 +90,100 @@ def test_a_process_that_fails_ends_the_fit_with_its_reason(fault: str, message: 
 
 def test_what_cannot_work_is_refused_before_a_process_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "_supervise_processes", lambda *args: pytest.fail("a process was started"))
-    with pytest.raises(TrialError, match="4 processes cannot share batches of 3"):
-        fit(network(), FitRequest(Light(), examples(), Part.of("adamw", batch_size=3, processes=4)))
+    for group in ({"processes": 4}, {"shards": 4}, {"processes": 2, "shards": 2}):
+        with pytest.raises(TrialError, match="4 processes cannot share batches of 3"):
+            fit(network(), FitRequest(Light(), examples(), Part.of("adamw", batch_size=3, **group)))
     unpicklable = network()
     unpicklable.hook = lambda x: x  # type: ignore[assignment]
     with pytest.raises(TrialError, match=r"set fit\.processes to 1$"):
         fit(unpicklable, FitRequest(Light(), examples(), Part.of("adamw", processes=2)))
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A teacher without cached logits."""
+
+    model: nn.Module
+
+    def view(self, index: int) -> Mapping[str, torch.Tensor]:
+        raise AssertionError("a live teacher has no cached logits")
+
+
+class Images(Light):
+    """Three classes of small images, without augmentation."""
+
+    views = 1
+
+    def view(self, split: Split, index: int) -> Split:
+        return split
+
+
+def images() -> Split:
+    x = torch.randn(121, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return Split((x,), {"label": (x.mean((1, 2, 3)) * 8).round().clamp(-1, 1).long() + 1})
+
+
+def convolutional(width: int = 8, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return CNN(CNNConfig(width=width, depth=1, stages=2, block="residual"), 1, {"label": 3})
+
+
+def request_images(until: int | None = None, paused: bytes = b"", **group: int) -> FitRequest:
+    """Return a fit with batch norms, a live teacher, an adapter, penalties and a held-out split."""
+    part = Part.of("sgd", epochs=4, learning_rate=0.05, batch_size=31, patience=4, l1_batch_norm=1e-3, **group)
+    terms = [Part.of("soft_target", temperature=2.0), Part.of("hint", weight=0.1)]
+    teacher = Fixed(convolutional(12, seed=3).eval())
+    return FitRequest(Images(), images(), part, terms=terms, teacher=teacher, until=until, paused=paused)
+
+
+def assert_equal_results(one: nn.Module, other: nn.Module) -> None:
+    """Check that two models have the weights and batch-norm statistics of each other, and not their initial ones."""
+    assert other.state_dict().keys() == one.state_dict().keys()
+    for name, expected in one.state_dict().items():
+        torch.testing.assert_close(
+            other.state_dict()[name], expected, atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+        assert type(other.state_dict()[name]) is torch.Tensor
+    start = convolutional()
+    assert max((a - b).abs().max().item() for a, b in zip(one.parameters(), start.parameters(), strict=True)) > 0.01
+
+
+@pytest.mark.slow
+@LINUX
+def test_shards_end_where_one_process_does_and_each_stores_a_part() -> None:
+    """Also the batch norms: their statistics are those of the whole batch in every process."""
+    alone, together = convolutional(), convolutional()
+    expected = fit(alone, request_images())
+    actual = fit(together, request_images(shards=2))
+    assert_equal_results(alone, together)
+    assert [row["loss"] for row in actual.curve] == pytest.approx([row["loss"] for row in expected.curve], rel=1e-5)
+    assert [row["held_out_loss"] for row in actual.curve] == pytest.approx(
+        [row["held_out_loss"] for row in expected.curve], rel=1e-4
+    )
+    (whole,), shards = expected.memory, actual.memory
+    assert len(shards) == 2
+    for name in ("weights", "gradients", "optimizer"):
+        parts = [getattr(memory, name) for memory in shards]
+        assert sum(parts) == getattr(whole, name) > 0
+        # Small tensors are divided unevenly.
+        assert max(parts) < 0.55 * getattr(whole, name)
+
+
+@pytest.mark.slow
+@LINUX
+def test_a_parallel_fit_pauses_and_resumes_in_any_number_of_processes() -> None:
+    alone, together = convolutional(), convolutional()
+    curve = fit(alone, request_images()).curve
+    # Data-parallel processes, then shards, then one process alone.
+    first = fit(together, request_images(until=1, processes=2))
+    assert len(first.curve) == 1
+    assert first.paused
+    second = fit(together, request_images(until=3, paused=first.paused, shards=2))
+    assert len(second.curve) == 3
+    last = fit(together, request_images(paused=second.paused))
+    assert not last.paused
+    assert [row["loss"] for row in last.curve] == pytest.approx([row["loss"] for row in curve], rel=1e-5)
+    assert_equal_results(alone, together)
 
 
 SCRIPT = """
@@ -163,7 +255,7 @@ def test_what_belongs_to_one_process_stays_in_one(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         "autocompress.training.fit.fit_parallel", lambda *args, **kwargs: pytest.fail("processes were started")
     )
-    part, steps = Part.of("adamw", epochs=1, processes=2), []
+    part, steps = Part.of("adamw", epochs=1, processes=2, shards=2), []
     fit(network(), FitRequest(Light(), examples(), part, after_step=lambda: steps.append(1)))
     assert steps
     parametrized = network()
