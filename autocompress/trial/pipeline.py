@@ -34,6 +34,7 @@ from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
 from autocompress.trial.supernet import SubNetworks
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
+from autocompress.trial.transfer import remove_labels
 
 
 def list_teacher_pruning(student: Part) -> tuple[Part, ...]:
@@ -171,15 +172,10 @@ class Setup:
 
     def to_json(self) -> dict[str, Any]:
         """Return the setup as JSON values for the description of the run, without the device."""
-        teacher = {
-            "student": self.teacher.student.to_json(),
-            "fit": self.teacher.fit.to_json(),
-            "seed": self.teacher.seed,
-        }
         return {
             "task": self.task.to_json(),
             "split_seed": self.split_seed,
-            "teacher": teacher,
+            "teacher": self.teacher.to_json(),
             "scores": list(self.scores),
             "costs": list(self.costs),
         }
@@ -187,8 +183,7 @@ class Setup:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Setup":
         """Return the setup that :meth:`to_json` described."""
-        teacher = data["teacher"]
-        recipe = TeacherRecipe(Part.from_json(teacher["student"]), Part.from_json(teacher["fit"]), teacher["seed"])
+        recipe = TeacherRecipe.from_json(data["teacher"])
         return cls(
             Part.from_json(data["task"]), data["split_seed"], recipe, tuple(data["scores"]), tuple(data["costs"])
         )
@@ -542,7 +537,10 @@ def load_pipeline(setup: Setup) -> TrialPipeline:
         UsageError: The task does not take these options.
     """
     task, splits = load_task(setup)
-    return TrialPipeline(task, splits, load_teacher(task, splits, setup.teacher), torch.device(setup.device))
+    teacher = load_teacher(task, splits, setup.teacher)
+    if not setup.teacher.is_trained:
+        splits = remove_labels(splits, teacher.logits)
+    return TrialPipeline(task, splits, teacher, torch.device(setup.device))
 
 
 @lru_cache(maxsize=2)
