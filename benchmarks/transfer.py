@@ -214,7 +214,7 @@ SCENARIOS = (
         "noisy_digits",
         "student: {cnn: {width: 16, depth: 1, block: residual}}, "
         "fit: {adamw: {epochs: 20, learning_rate: 4e-3, batch_size: 16}}",
-        "student: {cnn: {width: 8, depth: 1}}\nfit: {adamw: {epochs: 12, learning_rate: 1e-2}}\n",
+        "student: {cnn: {width: 8, depth: 1}}\nfit: {adamw: {epochs: 12, learning_rate: 1e-2, batch_size: 16}}\n",
         0.05,
     ),
     Scenario(
@@ -227,7 +227,7 @@ SCENARIOS = (
         "student: {text_cnn: {embedding: 16, width: 48, depth: 1, block: parallel}}, "
         "fit: {adamw: {epochs: 8, learning_rate: 6e-3, batch_size: 64}}",
         "student: {text_cnn: {embedding: 16, width: 24, depth: 1}}\n"
-        "fit: {adamw: {epochs: 5, learning_rate: 1e-2, batch_size: 128}}\n",
+        "fit: {adamw: {epochs: 8, learning_rate: 1e-2, batch_size: 64}}\n",
         0.02,
     ),
 )
@@ -335,16 +335,17 @@ TITLES = {
 }
 
 
-def format_tables(rows: Sequence[Mapping[str, object]], seeds: int) -> str:
+def format_tables(rows: Sequence[Mapping[str, object]]) -> str:
     """Return the page: one table for new classes and one for unlabelled data."""
     lines = ["# Transfer of a teacher to another data set", ""]
     lines += [
-        f"Test accuracy in percent, mean and standard error over {seeds} seeds; a star marks a difference beyond two "
-        "standard errors.",
+        "Test accuracy in percent, mean and standard error over seeds. Differences are paired by seed; a star marks",
+        "one beyond two standard errors.",
         "",
     ]
     for kind, title in TITLES.items():
-        lines += [f"## {title}", "", "| task | model | accuracy | difference to the first row |", "|---|---|---|---|"]
+        lines += [f"## {title}", "", "| task | model | seeds | accuracy | difference to the first row |"]
+        lines.append("|---|---|---|---|---|")
         for scenario in SCENARIOS:
             entries = [row["scores"] for row in rows if row["kind"] == kind and row["task"] == scenario.name]
             scores = [dict(entry) for entry in entries if isinstance(entry, Mapping)]
@@ -366,8 +367,9 @@ def _format_rows(task: str, scores: Sequence[Mapping[str, float]]) -> list[str]:
     for name in scores[0] if scores else ():
         mean, error = mean_and_error([100 * row[name] for row in scores])
         gap, gap_error = mean_and_error([100 * (row[name] - row[first]) for row in scores])
+        # One seed has no error.
         difference = "" if name == first else f"{gap:+.1f} ± {gap_error:.1f}" + " *" * (abs(gap) > 2 * gap_error)
-        lines.append(f"| {task} | {name} | {mean:.1f} ± {error:.1f} | {difference} |")
+        lines.append(f"| {task} | {name} | {len(scores)} | {mean:.1f} ± {error:.1f} | {difference} |")
     return lines
 
 
@@ -393,7 +395,7 @@ def main() -> None:
                         print(kind, scenario.name, seed, scores, flush=True)
                         append_row(file, {"kind": kind, "task": scenario.name, "seed": seed, "scores": scores})
     rows = load_rows(file)
-    text = format_tables(rows, len({row["seed"] for row in rows}))
+    text = format_tables(rows)
     write_atomic(arguments.out, text)
     print(text)
 

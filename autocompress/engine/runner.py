@@ -30,7 +30,7 @@ from autocompress.core.task import Splits, Task
 from autocompress.engine.archive import Progress
 from autocompress.engine.driver import Driver
 from autocompress.engine.initial_design import FixedTrial, Values, design_initial_trials
-from autocompress.engine.preflight import check_run_folder, remove_unsafe_methods
+from autocompress.engine.preflight import check_attacks, check_run_folder, remove_unsafe_methods
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import MODES, Space, open_space
 from autocompress.engine.spec import SearchSection, Source
@@ -131,6 +131,7 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     if len({get_objective(name).kind for name in spec.objectives}) != 2:
         message = "name at least one score (such as accuracy) and one cost (such as bytes)"
         raise source.make_error(("objectives",), message)
+    check_attacks(source, space, task)
     splits = task.splits(spec.split_seed)
     student, fit = task.teacher()
     if spec.teacher.student is not None:

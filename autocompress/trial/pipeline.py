@@ -21,10 +21,11 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.core.task import Split, Splits, Task, logits_by_head
-from autocompress.distill.attacks import ATTACKS, EPSILON, predict_under_attack
+from autocompress.distill.attacks import ATTACKS, predict_under_attacks
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import LayerCost, Subject, measure
 from autocompress.measure.heads import AT
+from autocompress.measure.shilling import PUSHED
 from autocompress.measure.tensor_storage import count_stored_bytes
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.prune import inherit_weights, reestimate_batch_norm
@@ -484,18 +485,35 @@ class TrialPipeline:
         return RebuiltCandidate(model, quantized, pruned, state, start)
 
     def build_subject(
-        self, model: nn.Module, split: Split, teacher: Mapping[str, Tensor], scores: Sequence[str]
+        self,
+        model: nn.Module,
+        split: Split,
+        teacher: Mapping[str, Tensor],
+        scores: Sequence[str],
+        float_model: nn.Module | None = None,
     ) -> Subject:
         """Return the data for scores: the model's outputs on a split, and those under the attacks that the scores name.
 
+        Args:
+            model: The model to score.
+            split: The examples.
+            teacher: The teacher's logits on them, ``{head: [N, C]}``.
+            scores: Names of the scores.
+            float_model: The model before its quantization, through which a quantized model is attacked besides.
+
         Raises:
-            TrialError: A logit is not finite.
+            TrialError: A logit is not finite, or a score attacks inputs that the model does not have.
         """
+        sources = [model] if float_model is None or float_model is model else [model, float_model]
+        named = {score.partition(AT)[0] for score in scores}
         attacked = {
-            attack: predict_under_attack(model, self.task, split, epsilon=EPSILON, steps=ATTACKS[attack])
+            attack: predict_under_attacks(model, self.task, split, attack, sources)
             for attack in ATTACKS
-            if f"{attack}_accuracy" in scores
+            if f"{attack}_accuracy" in named
         }
+        push_item = getattr(self.task, "push_item", None)
+        if push_item is not None and any(name.startswith(PUSHED) for name in named):
+            attacked[PUSHED] = self.predict(model, push_item(split, self.splits.train))
         levels = getattr(self.task, "levels", {})
         return Subject(self.predict(model, split), split.targets, teacher, attacked, levels=levels)
 

@@ -22,8 +22,12 @@ def subject(quality: float, bits: dict[str, LayerBits] | None = None) -> Subject
     targets = torch.arange(100) % CLASSES
     right = torch.nn.functional.one_hot(targets, CLASSES).float() * 5
     wrong = torch.nn.functional.one_hot((targets + 1) % CLASSES, CLASSES).float() * 5
-    logits = torch.where((torch.arange(100) < 100 * quality).unsqueeze(1), right, wrong)
-    attacked = {"fgsm": {"label": logits}, "pgd": {"label": logits}}
+    is_right = (torch.arange(100) < 100 * quality).unsqueeze(1)
+    logits = torch.where(is_right, right, wrong)
+    # An item that is pushed less has lower scores.
+    first, last = (torch.nn.functional.one_hot(torch.tensor(number), CLASSES).float() for number in (0, CLASSES - 1))
+    pushed = torch.where(is_right, 5 * first - right, 5 * last + 2 * right)
+    attacked = {name: {"label": logits} for name in ("fgsm", "pgd", "hotflip")} | {"pushed": {"label": pushed}}
     levels = {"label": torch.arange(float(CLASSES))}
     return Subject({"label": logits}, {"label": targets}, {"label": right}, attacked, LAYERS, bits or {}, levels)
 
