@@ -368,8 +368,9 @@ def _format_rows(task: str, scores: Sequence[Mapping[str, float]]) -> list[str]:
         mean, error = mean_and_error([100 * row[name] for row in scores])
         gap, gap_error = mean_and_error([100 * (row[name] - row[first]) for row in scores])
         # One seed has no error.
-        difference = "" if name == first else f"{gap:+.1f} ± {gap_error:.1f}" + " *" * (abs(gap) > 2 * gap_error)
-        lines.append(f"| {task} | {name} | {len(scores)} | {mean:.1f} ± {error:.1f} | {difference} |")
+        errors = (f" ± {error:.1f}", f" ± {gap_error:.1f}") if len(scores) > 1 else ("", "")
+        difference = "" if name == first else f"{gap:+.1f}{errors[1]}" + " *" * (abs(gap) > 2 * gap_error)
+        lines.append(f"| {task} | {name} | {len(scores)} | {mean:.1f}{errors[0]} | {difference} |")
     return lines
 
 
