@@ -17,8 +17,8 @@ import autocompress
 from autocompress.cli import app as cli
 from autocompress.core import registry
 from autocompress.core.registry import OBJECTIVES, Registry
-from autocompress.engine.space import SECTIONS, open_space
-from autocompress.engine.spec import Spec, parse_spec
+from autocompress.engine.space import SECTIONS, TRANSFER, open_space
+from autocompress.engine.spec import Spec, TransferSection, parse_spec
 from autocompress.errors import SpecError
 from tests.examples import blocks, commands, every_block, run, small_command, small_python
 
@@ -178,7 +178,10 @@ def test_every_method_knob_and_key_that_is_named_exists(page: str) -> None:
         section, *names = re.match(r"[\w.]*", code)[0].split(".")  # type: ignore[index]
         if not names or code.endswith((".py", ".md")):
             continue
-        if section in SECTIONS:
+        if section == "distill" and names[0] == TRANSFER:
+            keys = {field.alias or name for name, field in TransferSection.model_fields.items()}
+            assert set(names[1:]) <= keys, code
+        elif section in SECTIONS:
             assert names[0] in SECTIONS[section], code
             assert set(names[1:]) <= set(SECTIONS[section].get(names[0]).config.knobs()), code
         elif section in ("search", "teacher", "pick"):

@@ -26,7 +26,7 @@ from autocompress.trial.runner import run_trial, score_test_split, teacher_recor
 from autocompress.trial.teacher import TeacherRecipe
 
 NAME = "digits_and_parity"
-HEADS = ("label", "parity")
+HEADS = {"label": 10, "parity": 2}
 SCORES = tuple(list_scores(["accuracy", "f1_macro", "loss", "retention", "accuracy_worst", "loss@label"], HEADS))
 TEACHER = TeacherRecipe(
     Part.of("cnn", width=12, depth=1, stages=2, sharing="shared_middle"),

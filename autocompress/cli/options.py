@@ -64,6 +64,7 @@ def print_dry_run(spec: str, overrides: Sequence[str]) -> None:
     """Check a spec and print its search space and budget."""
     from autocompress.engine.runner import make_plan
     from autocompress.engine.spec import load_spec
+    from autocompress.engine.transfer import describe_transfer
 
     plan = make_plan(load_spec(spec, overrides))
     resolved = plan.source.spec
@@ -73,6 +74,8 @@ def print_dry_run(spec: str, overrides: Sequence[str]) -> None:
         print(f"  {name}: {domain}")
     for term in plan.space.required:
         print(f"  distill.{term}: in every trial")
+    if resolved.distill.transfer is not None:
+        print(f"  distill.transfer: {describe_transfer(resolved.distill.transfer)}")
     if search.mode == "amortized":
         print(f"  {len(plan.space.compression_grid())} candidates are made from each trial")
     minutes = "" if search.minutes is None else f", {search.minutes:g} minutes"

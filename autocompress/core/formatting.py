@@ -26,6 +26,9 @@ _LABELS = {
     "auc": "AUC",
     "rmse": "RMSE",
     "ndcg_at_10": "NDCG at 10",
+    "fgsm_accuracy": "accuracy under FGSM",
+    "pgd_accuracy": "accuracy under PGD",
+    "hotflip_accuracy": "accuracy under HotFlip",
 }
 # A unit that is a symbol stands right behind its prefix (KB, MFLOPs); a word stands apart (12.3 K parameters).
 _SYMBOLS = {

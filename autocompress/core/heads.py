@@ -129,6 +129,12 @@ class Head(int):
         # A mean over nothing would be NaN; the product keeps the graph.
         return F.cross_entropy(rows, labels) if len(rows) else outputs.sum() * 0
 
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of each example, ``[B]``; 0 for an example without a label."""
+        # torch gives a loss of 0 to ignored rows.
+        of_row = F.cross_entropy(self.flatten(outputs), self.flatten_targets(targets), reduction="none")
+        return of_row.reshape(len(outputs), -1).mean(1)
+
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the distance that distillation minimizes where there are no class logits, ``[]``."""
         raise TrialError(f"a head of {self.describe()} is distilled on its class logits")
@@ -392,6 +398,11 @@ class Regression(Head):
         difference = (theirs - ours) / self._scales(ours)
         difference = difference[~theirs.isnan()]
         return self._penalize(difference).mean() if difference.numel() else outputs.sum() * 0
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss of each example, ``[B]``; a missing value has a loss of 0."""
+        ours, theirs = self.select_values(outputs, targets)
+        return self._penalize(((theirs - ours) / self._scales(ours)).nan_to_num(0.0)).mean(1)
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the mean squared difference in standard deviations of the targets, ``[]``."""

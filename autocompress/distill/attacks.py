@@ -1,28 +1,30 @@
 """Adversarial attacks on inputs, and robust distillation.
 
-Real-valued inputs are changed themselves. Whole numbers, such as words and items, have no small change: for them the
-attack changes the output of every embedding layer instead.
+Real-valued inputs are changed themselves. Whole numbers, such as words and items, have no small change: for them FGSM
+and PGD change the output of every embedding layer instead, and HotFlip replaces tokens of a text.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from autocompress.core.heads import as_head
 from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.registry import DISTILL
 from autocompress.core.task import Split, Task, logits_by_head
 from autocompress.distill.base import AttackLoss, Batch, Perturbation, Term
 from autocompress.distill.kernels import TemperatureSettings, mean_over_heads, mix_losses, soft_target_kl
+from autocompress.distill.substitution import evaluation_mode, substitute_tokens
 from autocompress.errors import TrialError
 
 Range = tuple[float, float]
 
 EPSILON = 0.3
-#: Attack to its number of steps, as in the scores ``fgsm_accuracy`` and ``pgd_accuracy``.
-ATTACKS: Mapping[str, int] = {"fgsm": 1, "pgd": 10}
+#: Attack to its number of steps, as in the scores ``fgsm_accuracy``, ``pgd_accuracy`` and ``hotflip_accuracy``.
+ATTACKS: Mapping[str, int] = {"fgsm": 1, "pgd": 10, "hotflip": 2}
 # Step size of scored attacks in units of epsilon / steps, as in Madry et al. 2018: the steps can reach the boundary of
 # the ball from any point in it.
 STEP_FACTOR = 2.5
@@ -81,15 +83,8 @@ def pgd(model: nn.Module, inputs: tuple[Tensor, ...], loss: AttackLoss, settings
     Raises:
         TrialError: The model has neither a real-valued input nor an embedding layer.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.enable_grad():
-            return _ascend_gradient(model, inputs, loss, settings)
-    finally:
-        for module, mode in modes:
-            # Not by train(), which would set the mode of all children as well.
-            module.training = mode
+    with evaluation_mode(model), torch.enable_grad():
+        return _ascend_gradient(model, inputs, loss, settings)
 
 
 @dataclass(frozen=True)
@@ -218,6 +213,66 @@ def predict_under_attack(
     return {head: torch.cat([part[head] for part in parts]) for head in task.heads}
 
 
+def predict_under_attacks(
+    model: nn.Module, task: Task, split: Split, attack: str, sources: Sequence[nn.Module]
+) -> dict[str, Tensor]:
+    """Return the model's logits on a split under an attack of :data:`ATTACKS`, ``{head: [N, C]}``.
+
+    Rounding and clipping hide a part of the gradient of a quantized model, so that it seems to resist. The attack is
+    made through each of ``sources``, and of their results the worst counts for each example and head (an ensemble of
+    attacks, Croce and Hein 2020, arXiv:2003.01690).
+
+    Args:
+        model: The model to attack.
+        task: The learning problem, which gives the loss.
+        split: The examples.
+        attack: Name of the attack.
+        sources: The models whose gradients are followed: the model itself, and the float model that it was made from.
+
+    Raises:
+        TrialError: The model has no values that the attack could change.
+    """
+    model.eval()
+    ranges = [(float(x.min()), float(x.max())) if x.is_floating_point() else None for x in split.inputs]
+    parts = []
+    for batch in split.batches(ATTACK_BATCH):
+        loss = _build_task_loss(task, batch.targets)
+        outputs = []
+        for source in sources:
+            for change in _generate_changes(attack, source, batch.inputs, loss, ranges):
+                with torch.no_grad(), change.apply_to(model):
+                    outputs.append(logits_by_head(model(*change.inputs), task.heads))
+        parts.append(_select_worst(outputs, batch.targets, task.heads))
+    return {head: torch.cat([part[head] for part in parts]) for head in task.heads}
+
+
+def _generate_changes(
+    attack: str, source: nn.Module, inputs: tuple[Tensor, ...], loss: AttackLoss, ranges: Sequence[Range | None]
+) -> Iterator[Perturbation]:
+    """Yield the changes of a batch that a scored attack tries."""
+    steps = ATTACKS[attack]
+    if attack == "hotflip":
+        # Up to `steps` tokens are replaced, so fewer and none count as well.
+        yield Perturbation(inputs)
+        yield from map(Perturbation, substitute_tokens(source, inputs, loss, steps))
+    else:
+        step_size = EPSILON if steps == 1 else STEP_FACTOR * EPSILON / steps
+        yield pgd(source, inputs, loss, AttackSettings(EPSILON, steps, step_size, ranges=ranges))
+
+
+def _select_worst(
+    outputs: Sequence[Mapping[str, Tensor]], targets: Mapping[str, Tensor], heads: Mapping[str, int]
+) -> dict[str, Tensor]:
+    """Return for each head and example the outputs with the largest loss among several."""
+    worst = dict(outputs[0])
+    for output in outputs[1:]:
+        for name, values in output.items():
+            head = as_head(heads[name])
+            is_worse = head.losses(values, targets[name]) > head.losses(worst[name], targets[name])
+            worst[name] = torch.where(is_worse.reshape(-1, *[1] * (values.dim() - 1)), values, worst[name])
+    return worst
+
+
 def _build_task_loss(task: Task, targets: Mapping[str, Tensor]) -> AttackLoss:
     return lambda output: task.loss(logits_by_head(output, task.heads), targets)
 
@@ -229,10 +284,13 @@ class RobustConfig(TemperatureSettings):
     label = "distill.robust"
 
     alpha: float = knob(0.9, FloatRange(0.0, 1.0), "weight of the teacher against the targets")
-    attack: str = knob("pgd", Choice(("fgsm", "pgd")), "attack: one step (fgsm) or several (pgd)")
+    attack: str = knob(
+        "pgd", Choice(("fgsm", "pgd", "hotflip")), "attack: one step (fgsm), several (pgd), replaced tokens (hotflip)"
+    )
     epsilon: float = knob(0.3, FloatRange(1e-3, 2.0, log=True), "largest change of each number of the model's inputs")
     steps: int = knob(5, IntRange(1, 50), "steps of pgd")
     step_size: float = knob(0.5, FloatRange(0.01, 2.0, log=True), "step size of pgd, as a share of epsilon")
+    substitutions: int = knob(2, IntRange(1, 10), "tokens that hotflip replaces in each text")
     random_start: bool = knob(
         True, Choice((True, False)), "whether pgd starts at a random point of the ball instead of its centre"
     )
@@ -259,6 +317,9 @@ class Robust(Term[RobustConfig]):
         generator: torch.Generator,
     ) -> Perturbation:
         """Return the attack on the student's own loss."""
+        if config.attack == "hotflip":
+            *_, attacked = substitute_tokens(model, inputs, loss, config.substitutions)
+            return Perturbation(attacked)
         if config.attack == "fgsm":
             return fgsm(model, inputs, loss, config.epsilon)
         start = generator if config.random_start else None

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from autocompress.core.config import Part
 from autocompress.core.formatting import format_plural
-from autocompress.core.knobs import Domain, Leaf
+from autocompress.core.knobs import Choice, Domain, Leaf
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
 from autocompress.core.task import Splits, Task, logits_by_head
 from autocompress.engine.space import Space
-from autocompress.engine.spec import Spec
+from autocompress.engine.spec import KeyPath, Source, Spec
 from autocompress.errors import CompressionError, RunFolderError, UnfinishedRunError
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.store.run_store import RunStore
@@ -63,6 +63,34 @@ def _first_difference(before: object, after: object, key: str = "") -> str:
             if before.get(name) != after.get(name):
                 return _first_difference(before.get(name), after.get(name), f"{key}.{name}" if key else name)
     return f"{key} ({before!r} then, {after!r} now)"
+
+
+# Scores and attacks that need inputs of a certain form, by the beginning of their names.
+HOTFLIP, PUSHED = "hotflip", "pushed"
+
+
+def check_attacks(source: Source, space: Space, task: Task) -> None:
+    """Check that attacks which the spec names exist for the task: replaced tokens for texts, pushed items for shilling.
+
+    Raises:
+        SpecError: An objective, a limit or the attack of ``distill.robust`` does not fit the task; the message names
+            the line.
+    """
+    spec = source.spec
+    is_text = len(task.inputs) == 1 and task.inputs[0].vocabulary > 0 and len(task.inputs[0].shape) == 1
+    named: list[tuple[KeyPath, str]] = [(("objectives", name), name) for name in spec.objectives]
+    named += [(("limits", name), name) for name in spec.limits]
+    attack = space.sections["distill"].get("robust", {}).get("attack")
+    attacks = attack.options if isinstance(attack, Choice) else (attack,)
+    named += [(("distill", "robust", "attack"), HOTFLIP)] * (HOTFLIP in attacks)
+    for key, name in named:
+        if name.startswith(HOTFLIP) and not is_text:
+            message = f"hotflip replaces tokens of texts, and the inputs of task '{task.name}' are none; use pgd"
+            raise source.make_error(key, message)
+        if name.startswith(PUSHED) and name not in task.metrics:
+            hint = next((metric for metric in task.metrics if metric.startswith(PUSHED)), "")
+            use = f"use {hint}" if hint else "use poisoned_ratings or poisoned_ranking"
+            raise source.make_error(key, f"task '{task.name}' has no such pushed item; {use}")
 
 
 # Zeroed weights need no support by the layers, so it works where channels cannot be removed.

@@ -31,10 +31,11 @@ from autocompress.core.task import Splits, Task
 from autocompress.engine.archive import Progress
 from autocompress.engine.driver import Driver
 from autocompress.engine.initial_design import FixedTrial, Values, design_initial_trials
-from autocompress.engine.preflight import check_run_folder, remove_unsafe_methods
+from autocompress.engine.preflight import check_attacks, check_run_folder, remove_unsafe_methods
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import MODES, Space, open_space
 from autocompress.engine.spec import SearchSection, Source
+from autocompress.engine.transfer import plan_transfer
 from autocompress.errors import AutocompressError, NoCandidateError, SearchFailedError, SpecError, UsageError
 from autocompress.measure.heads import AT, check_head, get_objective, list_scores
 from autocompress.store.run_store import DATABASE, RunStore
@@ -131,6 +132,7 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     if len({get_objective(name).kind for name in spec.objectives}) != 2:
         message = "name at least one score (such as accuracy) and one cost (such as bytes)"
         raise source.make_error(("objectives",), message)
+    check_attacks(source, space, task)
     splits = task.splits(spec.split_seed)
     student, fit = task.teacher()
     if spec.teacher.student is not None:
@@ -142,17 +144,19 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
         task.build(student)
     except AutocompressError as error:
         raise source.make_error(("teacher",), str(error)) from None
+    teacher, remark = plan_transfer(source, task, splits, TeacherRecipe(student, fit, spec.teacher.seed))
     setup = Setup(
         Part.of(task_name, **{**options, **task.identity_options}),
         spec.split_seed,
-        TeacherRecipe(student, fit, spec.teacher.seed),
+        teacher,
         tuple(list_scores({*OBJECTIVES} & {*task.metrics} | {*spec.objectives, *spec.limits}, task.heads)),
         tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
         spec.search.training_device,
     )
     objectives = tuple(_objective_spec(name) for name in spec.objectives)
     space, unsafe = remove_unsafe_methods(space, task, splits)
-    return Plan(source, space, task, splits, setup, objectives, backend, (*task.notices, *unsafe))
+    notices = tuple(filter(None, (*task.notices, remark, *unsafe)))
+    return Plan(source, space, task, splits, setup, objectives, backend, notices)
 
 
 def run_search(
@@ -254,6 +258,8 @@ def _describe_run(plan: Plan, store: RunStore, teacher: Teacher) -> None:
     tested = {split: scores for split, scores in info.teacher.scores.items() if split == "test"}
     student, fit = recipe.student, recipe.fit
     config: dict[str, JsonValue] = {"student": {student.name: {**student.values}}, "fit": {fit.name: {**fit.values}}}
+    if recipe.transfer is not None:
+        config["transfer"] = recipe.transfer.to_json()
     teacher_info = TeacherInfo({**measured["scores"], **tested}, measured["costs"], config)
     environment = _describe_environment(plan)
     store.update_run_info(

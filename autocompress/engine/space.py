@@ -33,6 +33,8 @@ SECTIONS: Mapping[str, Registry[Any]] = {
 COMPRESSION_SECTIONS = ("prune", "quantize")
 #: Key of a distillation term, no hyperparameter: whether the term is part of every trial.
 REQUIRED = "required"
+#: Key of the section ``distill``, no term: the data set that the teacher comes from.
+TRANSFER = "transfer"
 #: Leaf (fixed) or domain (searched) of each hyperparameter, by method and name.
 Methods: TypeAlias = Mapping[str, Mapping[str, Leaf | Domain]]
 # Points of a range in the grid of compression recipes: both bounds, and two evenly spaced between them.
@@ -205,7 +207,8 @@ def open_space(source: Source) -> Space:
     sections: dict[str, dict[str, dict[str, Leaf | Domain]]] = {}
     for section, registry in SECTIONS.items():
         methods: dict[str, dict[str, Leaf | Domain]] = {}
-        for method, settings in getattr(source.spec, section).items():
+        listed = source.spec.distill.terms if section == "distill" else getattr(source.spec, section)
+        for method, settings in listed.items():
             key = (section, method)
             if method == "none" and section in COMPRESSION_SECTIONS:
                 declared: Mapping[str, Knob] = {}
@@ -213,7 +216,7 @@ def open_space(source: Source) -> Space:
                 try:
                     declared = registry.get(method).config.knobs()
                 except AutocompressError as error:
-                    raise source.make_error(key, str(error)) from None
+                    raise source.make_error(key, _suggest_method(section, method, str(error))) from None
             if section == "distill" and REQUIRED in declared:
                 message = f"the term has a hyperparameter named `{REQUIRED}`, which is a key of every term; rename it"
                 raise source.make_error(key, message)
@@ -231,6 +234,12 @@ def open_space(source: Source) -> Space:
     if not any(map(_is_logit_term, sections["distill"])):
         raise source.make_error(("distill",), "name at least one term on logits, such as soft_target or none")
     return _require_terms(source, Space(sections))
+
+
+def _suggest_method(section: str, method: str, message: str) -> str:
+    """Return the message on an unknown method; in ``distill``, `transfer` is a key beside the terms."""
+    hint = did_you_mean(method, [*DISTILL, TRANSFER])
+    return f"unknown key; {hint}" if section == "distill" and TRANSFER in hint.split("'") else message
 
 
 def _is_logit_term(name: str) -> bool:
@@ -259,7 +268,7 @@ def _require_terms(source: Source, space: Space) -> Space:
     Raises:
         SpecError: Two terms on logits are required; the message names the line of the second.
     """
-    listed = source.spec.distill
+    listed = source.spec.distill.terms
     # A single trial cannot show the effect of an optional term, and must not leave out a listed one silently.
     is_single_trial = source.spec.search.trials == 1
     required = tuple(

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 import yaml as pyyaml
@@ -17,9 +17,11 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
     ValidationError,
     WithJsonSchema,
     field_validator,
+    model_serializer,
 )
 
 from autocompress.core.formatting import parse_bytes
@@ -149,15 +151,11 @@ _TERM_SCHEMA = {
     },
     "additionalProperties": True,
 }
-Terms = Annotated[
-    dict[str, Annotated[Setting, WithJsonSchema(_TERM_SCHEMA)]],
-    BeforeValidator(_expand_settings),
-    Field(min_length=1),
-]
+Term = Annotated[Setting, WithJsonSchema(_TERM_SCHEMA)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, serialize_by_alias=True)
 
 
 class SearchSection(_Section):
@@ -223,6 +221,47 @@ class TeacherSection(_Section):
     seed: int = Field(0, ge=0)
 
 
+class TransferSection(_Section):
+    """Settings of a teacher that comes from another data set.
+
+    Attributes:
+        source: Source of the weights, written ``from``: a run folder (its teacher), a ``.safetensors`` file with the
+            weights of ``teacher.student``, or the name of a task (its default teacher).
+        head: ``keep`` for the head of the source, whose classes must be the same; ``new`` for an untrained head.
+        backbone: Layers before the head: ``tuned`` or ``frozen``; tuned by default.
+        labels: Whether the training reads labels. Without them, the source itself is the teacher, and its predictions
+            are the targets of the training and calibration splits.
+    """
+
+    source: str = Field(alias="from", min_length=1)
+    head: Literal["keep", "new"] = "keep"
+    backbone: Literal["tuned", "frozen"] | None = None
+    labels: bool = True
+
+
+class DistillSection(_Section):
+    """Distillation: terms of the training loss, by name, and where the teacher comes from.
+
+    Attributes:
+        transfer: Transfer of the teacher from another data set; by default the teacher is trained on the task's data.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, serialize_by_alias=True)
+    __pydantic_extra__: dict[str, Term] = Field(init=False)
+
+    transfer: TransferSection | None = None
+
+    @property
+    def terms(self) -> dict[str, Setting]:
+        """The settings of each term by name."""
+        return dict(self.__pydantic_extra__)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = serialize(self)
+        return {name: value for name, value in data.items() if name != "transfer" or value is not None}
+
+
 class Limit(_Section):
     """Bounds of a feasible candidate, both included.
 
@@ -266,7 +305,7 @@ class Spec(_Section):
         teacher: Settings of the teacher.
         student: Student families with their knobs; see :mod:`autocompress.engine.space`.
         distill: Distillation terms of the training loss with their knobs; ``required: true`` in a term makes it part of
-            every trial.
+            every trial. The key ``transfer`` is no term: it takes the teacher from another data set.
         fit: Optimizers with their knobs.
         prune: Pruning methods with their knobs.
         quantize: Quantization methods with their knobs.
@@ -282,7 +321,7 @@ class Spec(_Section):
     search: SearchSection = SearchSection()
     teacher: TeacherSection = TeacherSection()
     student: Methods
-    distill: Terms = {"none": {}}
+    distill: Annotated[DistillSection, BeforeValidator(_expand_settings)] = DistillSection.model_validate({"none": {}})
     fit: Methods = {"adamw": {}}
     prune: Methods = {"none": {}}
     quantize: Methods = {"none": {}}
@@ -439,7 +478,9 @@ def _list_keys(path: KeyPath) -> list[str]:
     for name in path:
         fields = getattr(model, "model_fields", {})
         model = Limit if path[0] == "limits" else (fields[name].annotation if name in fields else None)
-    return list(getattr(model, "model_fields", {}))
+        # Of an optional section, `Section | None`, the section.
+        model = next((part for part in get_args(model) if hasattr(part, "model_fields")), model)
+    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
 
 
 def _locate_key(source: str, lines: Mapping[KeyPath, int], path: KeyPath) -> str:

@@ -106,6 +106,12 @@ def pgd_accuracy(subject: Subject) -> float:
     return _score_under_attack(subject, "pgd")
 
 
+@objective("hotflip_accuracy", "maximize", "score", reads="classes")
+def hotflip_accuracy(subject: Subject) -> float:
+    """Accuracy of texts after up to two tokens of each are replaced, chosen by the gradient."""
+    return _score_under_attack(subject, "hotflip")
+
+
 @objective("flops", "minimize", "cost", unit="FLOPs")
 def flops(subject: Subject) -> float:
     """Floating-point operations of one example: 2 x multiply-accumulates."""

@@ -55,7 +55,7 @@ def infer_form(family: str, inputs: tuple[InputSpec, ...], heads: Mapping[str, i
 
     Example:
         >>> infer_form("two_tower", (InputSpec((), 100), InputSpec((20,), 500)), {"item": 20})
-        Form(users=100, items=500, candidates=20, features=0)
+        Form(users=100, items=500, candidates=20, features=0, has_own_item=False)
     """
     check_heads(family, heads)
     shapes = tuple(spec.shape for spec in inputs)

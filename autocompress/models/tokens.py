@@ -152,6 +152,7 @@ def spread_positions(values: Tensor, length: int) -> Tensor:
     """Return values of every token from those of every stride-th one, ``[B, T', C] -> [B, T, C]``.
 
     Example:
+        >>> import torch
         >>> spread_positions(torch.tensor([[[1.0], [2.0]]]), 3).flatten().tolist()
         [1.0, 1.0, 2.0]
     """

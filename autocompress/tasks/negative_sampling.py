@@ -49,12 +49,17 @@ class CandidateLists:
         candidates: Number of items in a list, the true one included.
         option: Name of the option for the number of candidates, for messages.
 
+    Attributes:
+        users: User index of each interaction, ``[N]``.
+        items: Item index of each interaction, ``[N]``.
+
     Raises:
         UsageError: A user has interacted with so many items that too few negatives remain.
     """
 
     def __init__(self, users: Rows, items: Rows, count: int, candidates: int, option: str) -> None:
-        self._users, self._items, self._count, self._candidates = users, items, count, candidates
+        self.users, self.items = users, items
+        self._count, self._candidates = count, candidates
         # A pair of user and item as one number.
         pairs = users * count + items
         self._interactions: NDArray[np.int64] | NDArray[np.bool_] = np.sort(pairs)
@@ -72,7 +77,7 @@ class CandidateLists:
 
     def draw_lists(self, rows: Rows, random: np.random.Generator) -> Split:
         """Return users ``[B]`` and item lists ``[B, K]`` of some interactions; the targets are the true positions."""
-        return self._build_lists(self._users[rows], self._items[rows], random)
+        return self._build_lists(self.users[rows], self.items[rows], random)
 
     def redraw_negatives(self, split: Split, random: np.random.Generator) -> Split:
         """Return the same users and true items with new negatives."""

@@ -219,7 +219,7 @@ class Ranking(Supervised):
     """
 
     name = "ranking"
-    metrics = ("ndcg_at_10", "hit_rate_at_10", *SCORES)
+    metrics: tuple[str, ...] = ("ndcg_at_10", "hit_rate_at_10", *SCORES)
 
     def __init__(
         self,
@@ -255,6 +255,7 @@ class Ranking(Supervised):
             raise UsageError("no user has two interactions, one for training and one to predict")
         users, user_of_row = np.unique(pairs.users, return_inverse=True)
         items, item_of_row = np.unique(pairs.items, return_inverse=True)
+        self._item_names = items
         self._parts = split_by_time(user_of_row)
         missing = [name for name in Splits.NAMES if not len(self._parts[name])]
         if missing:

@@ -21,10 +21,11 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.core.task import Split, Splits, Task, logits_by_head
-from autocompress.distill.attacks import ATTACKS, EPSILON, predict_under_attack
+from autocompress.distill.attacks import ATTACKS, predict_under_attacks
 from autocompress.errors import ArtifactError, TrialError
 from autocompress.measure import LayerCost, Subject, measure
 from autocompress.measure.heads import AT
+from autocompress.measure.shilling import PUSHED
 from autocompress.measure.tensor_storage import count_stored_bytes
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.prune import inherit_weights, reestimate_batch_norm
@@ -34,6 +35,7 @@ from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
 from autocompress.trial.supernet import SubNetworks
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
+from autocompress.trial.transfer import remove_labels
 
 
 def list_teacher_pruning(student: Part) -> tuple[Part, ...]:
@@ -171,15 +173,10 @@ class Setup:
 
     def to_json(self) -> dict[str, Any]:
         """Return the setup as JSON values for the description of the run, without the device."""
-        teacher = {
-            "student": self.teacher.student.to_json(),
-            "fit": self.teacher.fit.to_json(),
-            "seed": self.teacher.seed,
-        }
         return {
             "task": self.task.to_json(),
             "split_seed": self.split_seed,
-            "teacher": teacher,
+            "teacher": self.teacher.to_json(),
             "scores": list(self.scores),
             "costs": list(self.costs),
         }
@@ -187,8 +184,7 @@ class Setup:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Setup":
         """Return the setup that :meth:`to_json` described."""
-        teacher = data["teacher"]
-        recipe = TeacherRecipe(Part.from_json(teacher["student"]), Part.from_json(teacher["fit"]), teacher["seed"])
+        recipe = TeacherRecipe.from_json(data["teacher"])
         return cls(
             Part.from_json(data["task"]), data["split_seed"], recipe, tuple(data["scores"]), tuple(data["costs"])
         )
@@ -489,18 +485,35 @@ class TrialPipeline:
         return RebuiltCandidate(model, quantized, pruned, state, start)
 
     def build_subject(
-        self, model: nn.Module, split: Split, teacher: Mapping[str, Tensor], scores: Sequence[str]
+        self,
+        model: nn.Module,
+        split: Split,
+        teacher: Mapping[str, Tensor],
+        scores: Sequence[str],
+        float_model: nn.Module | None = None,
     ) -> Subject:
         """Return the data for scores: the model's outputs on a split, and those under the attacks that the scores name.
 
+        Args:
+            model: The model to score.
+            split: The examples.
+            teacher: The teacher's logits on them, ``{head: [N, C]}``.
+            scores: Names of the scores.
+            float_model: The model before its quantization, through which a quantized model is attacked besides.
+
         Raises:
-            TrialError: A logit is not finite.
+            TrialError: A logit is not finite, or a score attacks inputs that the model does not have.
         """
+        sources = [model] if float_model is None or float_model is model else [model, float_model]
+        named = {score.partition(AT)[0] for score in scores}
         attacked = {
-            attack: predict_under_attack(model, self.task, split, epsilon=EPSILON, steps=ATTACKS[attack])
+            attack: predict_under_attacks(model, self.task, split, attack, sources)
             for attack in ATTACKS
-            if f"{attack}_accuracy" in scores
+            if f"{attack}_accuracy" in named
         }
+        push_item = getattr(self.task, "push_item", None)
+        if push_item is not None and any(name.startswith(PUSHED) for name in named):
+            attacked[PUSHED] = self.predict(model, push_item(split, self.splits.train))
         outputs = self.predict(model, split)
         return Subject(outputs, split.targets, teacher, attacked, heads=self.task.heads, labels=self.task.labels)
 
@@ -542,7 +555,10 @@ def load_pipeline(setup: Setup) -> TrialPipeline:
         UsageError: The task does not take these options.
     """
     task, splits = load_task(setup)
-    return TrialPipeline(task, splits, load_teacher(task, splits, setup.teacher), torch.device(setup.device))
+    teacher = load_teacher(task, splits, setup.teacher)
+    if not setup.teacher.is_trained:
+        splits = remove_labels(splits, teacher.logits, task.heads)
+    return TrialPipeline(task, splits, teacher, torch.device(setup.device))
 
 
 @lru_cache(maxsize=2)

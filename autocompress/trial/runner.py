@@ -272,7 +272,9 @@ def score_test_split(
     scores = {}
     for identity, (candidate, content) in candidates.items():
         rebuilt = pipeline.rebuild(candidate.config, content)
-        scores[identity] = measure(pipeline.build_subject(rebuilt.model, split, logits, setup.scores), setup.scores)
+        float_model = None if rebuilt.quantize is None else rebuilt.float_model
+        subject = pipeline.build_subject(rebuilt.model, split, logits, setup.scores, float_model)
+        scores[identity] = measure(subject, setup.scores)
     return scores, measure(pipeline.build_subject(teacher, split, logits, setup.scores), setup.scores)
 
 
@@ -375,7 +377,8 @@ def _measure_candidate(
     replicates: dict[str, list[float]] = {}
     for split_name in CONFIRMED if job.role is Role.CONFIRM else VALIDATION:
         split = getattr(pipeline.splits, split_name)
-        subject = pipeline.build_subject(model, split, _teacher_logits(setup, split_name), setup.scores)
+        teacher = _teacher_logits(setup, split_name)
+        subject = pipeline.build_subject(model, split, teacher, setup.scores, source.model)
         scores[split_name] = measure(subject, setup.scores)
         if job.resampled and split_name != "search_val":
             replicates[split_name] = resample_score(subject, job.resampled)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 
 from autocompress.core.atomic import cache_folder, compute_sha256, write_atomic
 from autocompress.core.config import Part, fingerprint
+from autocompress.core.registry import TASKS
 from autocompress.core.task import Splits, Task, hash_split
 from autocompress.training.device import CPU, choose_precision
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
+from autocompress.trial.transfer import SourceTask, Transfer, copy_weights, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +42,29 @@ class TeacherRecipe:
         student: Architecture of the teacher, a student family with its settings.
         fit: The optimizer with its settings.
         seed: Seed of the initial weights and of the training.
+        transfer: The model of another data set whose weights the teacher starts from; ``None`` for random weights.
     """
 
     student: Part
     fit: Part
     seed: int = 0
+    transfer: Transfer | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as JSON values."""
+        data = {"student": self.student.to_json(), "fit": self.fit.to_json(), "seed": self.seed}
+        return data if self.transfer is None else {**data, "transfer": self.transfer.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "TeacherRecipe":
+        """Return the recipe that :meth:`to_json` described."""
+        transfer = Transfer.from_json(data["transfer"]) if "transfer" in data else None
+        return cls(Part.from_json(data["student"]), Part.from_json(data["fit"]), data["seed"], transfer)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the teacher is trained on the data of its task."""
+        return self.transfer is None or self.transfer.labels
 
     def fingerprint(self, task: Task, splits: Splits) -> str:
         """Return 12 hex digits over the task, the data and the recipe."""
@@ -59,6 +80,7 @@ class TeacherRecipe:
                 "pinned": dict(task.identity_options),
                 # The augmented examples themselves cover every option of the augmentation.
                 "augmented": hash_split(task.view(splits.calibration, 1)) if task.views > 1 else "",
+                **({} if self.transfer is None else {"transfer": self.transfer.identity()}),
             }
         )
 
@@ -158,12 +180,36 @@ def load_teacher(
         torch.manual_seed(recipe.seed)
         # Built again after seeding: the initial weights depend on the seed alone.
         model = task.build(recipe.student)
-        request = FitRequest(task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch, device=device)
-        curve = fit(model, request).curve
+        if recipe.transfer is not None:
+            copy_weights(model, _load_source(recipe.transfer, device), task, recipe.transfer)
+        curve: list[dict[str, float]] = []
+        if recipe.is_trained:
+            request = FitRequest(task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch, device=device)
+            curve = fit(model, request).curve
         logits = compute_teacher_logits(model, task, splits, fit_config(recipe.fit).precision)
         _write_cache(folder, model, logits, recipe, curve)
         logger.info("Trained the teacher for %d epochs; it is cached in %s", len(curve), folder)
         return Teacher(model, logits, folder, trained=True, notice=notice)
+
+
+def _load_source(transfer: Transfer, device: torch.device) -> Mapping[str, Tensor]:
+    """Return the weights of the source of a transfer; the teacher of a source task is trained if it is not cached."""
+    if transfer.task is None:
+        return read_weights(Path(transfer.path), transfer.digest)[0]
+    # The random numbers of the caller must not depend on whether the source is cached.
+    with torch.random.fork_rng(devices=[]):
+        task, splits, recipe = build_source(transfer.task)
+        return load_teacher(task, splits, recipe, device=device).model.state_dict()
+
+
+def build_source(source: SourceTask) -> tuple[Task, Splits, TeacherRecipe]:
+    """Return a source task with its splits and the recipe of its teacher.
+
+    Raises:
+        UsageError: The data of the task cannot be used.
+    """
+    task: Task = TASKS.get(source.task.name)(**source.task.values)
+    return task, task.splits(0), TeacherRecipe(source.student, source.fit)
 
 
 def compute_teacher_logits(
@@ -202,9 +248,7 @@ def _write_cache(
     write_atomic(folder / "weights.safetensors", weights)
     write_atomic(folder / "logits.safetensors", flat)
     record = {
-        "student": recipe.student.to_json(),
-        "fit": recipe.fit.to_json(),
-        "seed": recipe.seed,
+        **recipe.to_json(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "curve": curve,

@@ -86,15 +86,18 @@ def promotion() -> str:
 
 
 def spec() -> str:
-    """Return every key of the sections ``search``, ``teacher`` and ``pick`` of a spec, with its default."""
-    from autocompress.engine.spec import Spec
+    """Return every key of ``search``, ``teacher``, ``distill.transfer`` and ``pick`` of a spec, with its default."""
+    from autocompress.engine.spec import Spec, TransferSection
 
+    models: dict[str, Any] = {name: Spec.model_fields[name].annotation for name in ("search", "teacher", "pick")}
+    models["distill.transfer"] = TransferSection
     rows = []
-    for section in ("search", "teacher", "pick"):
-        model: Any = Spec.model_fields[section].annotation
+    for section, model in models.items():
         told = _listed(model.__doc__, "Attributes")
         for key, field in model.model_fields.items():
-            rows.append([_code(f"{section}.{key}"), _default(field.default), _cell(told.get(key, ""))])
+            name = f"{section}.{field.alias or key}"
+            default = "" if field.is_required() else _default(field.default)
+            rows.append([_code(name), default, _cell(told.get(key, ""))])
     return _table(["key", "default", "meaning"], rows)
 
 

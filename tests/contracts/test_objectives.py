@@ -26,16 +26,21 @@ def subject(quality: float, bits: dict[str, LayerBits] | None = None) -> Subject
     targets = torch.arange(100) % CLASSES
     right = torch.nn.functional.one_hot(targets, CLASSES).float() * 5
     wrong = torch.nn.functional.one_hot((targets + 1) % CLASSES, CLASSES).float() * 5
-    logits = torch.where((torch.arange(100) < 100 * quality).unsqueeze(1), right, wrong)
+    is_right = (torch.arange(100) < 100 * quality).unsqueeze(1)
+    logits = torch.where(is_right, right, wrong)
     outputs = {"label": logits, "entity": logits.unflatten(0, (50, 2))}
     teacher = {"label": right, "entity": right.unflatten(0, (50, 2))}
+    # An item that is pushed less has lower scores.
+    first, last = (torch.nn.functional.one_hot(torch.tensor(number), CLASSES).float() for number in (0, CLASSES - 1))
+    pushed = torch.where(is_right, 5 * first - right, 5 * last + 2 * right)
+    attacked = dict.fromkeys(("fgsm", "pgd", "hotflip"), outputs) | {"pushed": {"label": pushed}}
     heads = {"label": Levels(CLASSES, levels=tuple(map(float, range(CLASSES)))), "entity": Tags(CLASSES)}
     labels = {"entity": [f"B-{number}" for number in range(CLASSES)]}
     return Subject(
         outputs,
         {"label": targets, "entity": targets.reshape(50, 2)},
         teacher,
-        {"fgsm": outputs, "pgd": outputs},
+        attacked,
         LAYERS,
         bits or {},
         heads=heads,

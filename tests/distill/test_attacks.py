@@ -7,7 +7,16 @@ from torch.nn import functional as F
 
 from autocompress.core.config import Part
 from autocompress.core.task import Split
-from autocompress.distill.attacks import AttackSettings, Robust, RobustConfig, fgsm, pgd, predict_under_attack
+from autocompress.distill.attacks import (
+    AttackSettings,
+    Robust,
+    RobustConfig,
+    _select_worst,
+    fgsm,
+    pgd,
+    predict_under_attack,
+    predict_under_attacks,
+)
 from autocompress.distill.base import Perturbation
 from autocompress.errors import TrialError
 from autocompress.tasks.images import Digits
@@ -265,3 +274,31 @@ def test_one_step_is_fgsm_within_the_range_of_the_split(model: nn.Module) -> Non
     with torch.no_grad():
         by_hand = model(moved.inputs[0].clamp(inputs[0].min(), inputs[0].max()))
     assert torch.allclose(by_hand, actual, atol=1e-4)
+
+
+def test_of_several_attacks_the_worst_counts_for_each_example() -> None:
+    right, wrong = [2.0, 0.0], [0.0, 2.0]
+    outputs = [{"label": torch.tensor([right, wrong, right])}, {"label": torch.tensor([wrong, right, right])}]
+    worst = _select_worst(outputs, {"label": torch.zeros(3, dtype=torch.int64)})["label"]
+    assert worst.tolist() == [wrong, wrong, right]
+
+
+@pytest.mark.slow
+def test_a_model_that_hides_its_gradient_is_attacked_through_its_source(model: nn.Module) -> None:
+    class Stepped(nn.Module):
+        """Rounds the inputs finely: nearly the same outputs, and no gradient."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = model((x * 64).round() / 64)
+            return logits
+
+    stepped, split = Stepped(), SPLITS.search_val.take(slice(0, 64))
+
+    def accuracy_under(attacked: nn.Module, sources: list[nn.Module]) -> float:
+        logits = predict_under_attacks(attacked, TASK, split, "pgd", sources)["label"]
+        return float((logits.argmax(1) == split.targets["label"]).float().mean())
+
+    alone, through = accuracy_under(stepped, [stepped]), accuracy_under(stepped, [stepped, model])
+    assert alone > 0.8
+    assert through < alone - 0.3
+    assert through == pytest.approx(accuracy_under(model, [model]), abs=0.1)

@@ -12,9 +12,10 @@ from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
 from autocompress.core.run_info import RunInfo
 from autocompress.engine.preflight import check_run_folder, remove_unsafe_methods
+from autocompress.engine.runner import make_plan
 from autocompress.engine.space import open_space
-from autocompress.engine.spec import Spec, parse_spec
-from autocompress.errors import RunFolderError, UnfinishedRunError
+from autocompress.engine.spec import Spec, load_spec, parse_spec
+from autocompress.errors import RunFolderError, SpecError, UnfinishedRunError
 from autocompress.prune import StructuredConfig
 from autocompress.store.run_store import RunStore
 from autocompress.tasks.module import Module
@@ -221,3 +222,22 @@ def test_teacher_is_unchanged():
     before = task.identity_options
     remove_unsafe_methods(space(), task, task.splits(0))
     assert task.identity_options == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["objectives=[accuracy, hotflip_accuracy, bytes]"], "objectives.hotflip_accuracy: .* none; use pgd"),
+        (["distill={robust: {attack: [pgd, hotflip]}}"], "distill.robust.attack: hotflip replaces tokens"),
+        (["limits={pushed_rating: {max: 3}}"], "limits.pushed_rating: .* use poisoned_ratings or"),
+    ],
+)
+def test_attacks_that_do_not_fit_the_task_are_named(changes: list[str], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        make_plan(load_spec("digits", changes))
+
+
+def test_a_pushed_item_has_the_score_of_its_task() -> None:
+    changes = ["task=poisoned_ranking", "objectives=[ndcg_at_10, pushed_rating, bytes]"]
+    with pytest.raises(SpecError, match="use pushed_hit_rate_at_10"):
+        make_plan(load_spec("ranking", changes))

@@ -29,7 +29,7 @@ student:
 def test_short_forms_equal_the_long_ones() -> None:
     spec = parse_spec(GOOD + "distill: [none, soft_target]\nprune: none\nobjectives: [accuracy, bytes]\n", "x").spec
     assert spec.task == {"digits": {}}
-    assert spec.distill == {"none": {}, "soft_target": {}}
+    assert spec.distill.terms == {"none": {}, "soft_target": {}}
     assert spec.prune == {"none": {}}
     assert spec.objectives == {"accuracy": None, "bytes": None}
     assert spec.search.trials == 4
@@ -43,6 +43,9 @@ def test_short_forms_equal_the_long_ones() -> None:
         (GOOD.replace("trials", "trails"), r"x:3: search.trails: unknown key; did you mean 'trials'"),
         (GOOD.replace("4", "0", 1), r"x:3: search.trials: input should be greater than or equal to 1, got 0"),
         (GOOD + "limits: {bytes: {maxi: 3}}", r"x:7: limits.bytes.maxi: unknown key; did you mean 'max'"),
+        (GOOD + "distill: {none: , transfer: {hed: new}}", "x:7: distill.transfer.from: field required; add `from:`"),
+        (GOOD + "distill: {none: , transfer: {from: a, hed: new}}", r"x:7: distill.transfer.hed: .* mean 'head'"),
+        (GOOD + "distill: {none: , transfer: {from: a, head: old}}", r"transfer.head: input should be 'keep' or 'new'"),
         (GOOD + "name: ../evil", "x:7: name: use letters"),
         (GOOD.replace("task: digits\n", ""), "x: task: field required; add `task:`"),
         (GOOD + "search: {mode: amortised}", "is given twice"),
@@ -118,16 +121,25 @@ def test_the_schema_names_every_key() -> None:
 
 
 def test_the_schema_has_the_key_required_in_terms_of_distill_only() -> None:
-    sections = json.loads(json_schema())["properties"]
-    term = sections["distill"]["additionalProperties"]
-    assert term["properties"]["required"]["type"] == "boolean"
+    schema = json.loads(json_schema())
+    sections, distill = schema["properties"], schema["$defs"]["DistillSection"]
+    assert distill["additionalProperties"]["properties"]["required"]["type"] == "boolean"
+    assert {"from", "head", "backbone", "labels"} == set(schema["$defs"]["TransferSection"]["properties"])
     assert "properties" not in sections["prune"]["additionalProperties"]
+
+
+def test_a_transfer_is_written_as_it_is_read() -> None:
+    spec = parse_spec(GOOD + "distill: {none: , transfer: {from: runs/a, head: new}}\n", "x").spec
+    assert spec.distill.terms == {"none": {}}
+    assert parse_spec(spec.to_yaml(), "y").spec == spec
+    # Without a transfer, the stored content is that of earlier versions, so their runs can be resumed.
+    assert parse_spec(GOOD, "x").spec.immutable_content()["distill"] == {"none": {}}
 
 
 def test_required_can_be_set_by_an_override_and_may_not_change_on_resume() -> None:
     text = GOOD + "distill:\n  none:\n  relational:\n"
     required = parse_spec(text, "x", ["distill.relational.required=true"]).spec
-    assert required.distill == {"none": {}, "relational": {"required": True}}
+    assert required.distill.terms == {"none": {}, "relational": {"required": True}}
     assert required.immutable_content() != parse_spec(text, "x").spec.immutable_content()
 
 

@@ -145,7 +145,7 @@ class TestRefusals:
         ("model", "message"),
         [
             (lambda: nn.Linear(4, 2), r"Linear fails on one example .*\(1, 3\).*mat1 and mat2"),
-            (lambda: nn.Linear(3, 1), r"its output for 'label' is \[1, 1\] and does not fit"),
+            (lambda: nn.Unflatten(1, (1, 3, 1)), r"its output for 'label' is \[1, 1, 3, 1\]"),
             (lambda: nn.Sequential(nn.Linear(3, 2), nn.Flatten(0)), "for a batch of one example"),
             (lambda: Answers(lambda a, b: None), "returned NoneType"),
             (lambda: 3, "the teacher is int"),

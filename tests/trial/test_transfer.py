@@ -1,21 +1,34 @@
+import copy
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.core.task import Split
+from autocompress.core.task import InputSpec, Split
 from autocompress.errors import TrialError
 from autocompress.tasks.augment import random_affine
 from autocompress.tasks.images import Digits
+from autocompress.tasks.recommender import Ranking
 from autocompress.training.fit import FitRequest, fit, predict
-from autocompress.trial.transfer import replace_head, transfer_model
+from autocompress.trial.transfer import (
+    SourceTask,
+    Transfer,
+    check_transfer,
+    check_unlabelled,
+    copy_weights,
+    read_weights,
+    remove_labels,
+)
 
 TASK = Digits()
 SPLITS = TASK.splits(0)
+PART = Part.of("cnn", width=12, depth=1)
 
 
 def half(split: Split, upper: bool) -> Split:
@@ -29,27 +42,51 @@ class Five(Digits):
     heads: Mapping[str, int] = MappingProxyType({"label": 5})
 
 
+class Renamed(Digits):
+    name = "renamed"
+    heads: Mapping[str, int] = MappingProxyType({"digit": 10})
+
+
+class Coloured(Digits):
+    name = "coloured"
+    inputs = (InputSpec((3, 8, 8)),)
+
+
+class Two(Digits):
+    heads: Mapping[str, int] = MappingProxyType({"a": 2, "b": 3})
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def transfer(head: str = "keep", *, heads: Mapping[str, int] | None = None, labels: bool = True) -> Transfer:
+    return Transfer("", "0" * 64, head, labels, heads=heads or {})  # type: ignore[arg-type]
+
+
 @pytest.fixture(scope="module")
 def backbone() -> nn.Module:
     torch.manual_seed(0)
-    model = Five().build(Part.of("cnn", width=12, depth=1))
+    model = Five().build(PART)
     fit(model, FitRequest(Five(), half(SPLITS.train, False), Part.of("adamw", epochs=15, learning_rate=1e-2)))
     return model
-
-
-def accuracy(model: nn.Module, split: Split) -> float:
-    return float((predict(model, Five(), split)["label"].argmax(1) == split.targets["label"]).float().mean())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_new_head_learns_new_classes(backbone: nn.Module, frozen: bool) -> None:
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    part = Part.of("adamw", epochs=15, learning_rate=0.1 if frozen else 1e-2)
-    model, curve = transfer_model(backbone, FitRequest(Five(), half(SPLITS.train, True), part, seed=1), frozen=frozen)
-    assert len(curve) == 15
-    assert accuracy(model, half(SPLITS.search_val, True)) > (0.7 if frozen else 0.85)
-    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    task, train = Five(), half(SPLITS.train, True)
+    model = task.build(PART)
+    initial = model.state_dict()["heads.label.weight"].clone()
+    copy_weights(model, backbone.state_dict(), task, transfer("new"))
+    assert torch.equal(model.state_dict()["heads.label.weight"], initial)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rate = 0.1 if frozen else 1e-2
+    part = Part.of("adamw", epochs=15, learning_rate=rate, backbone="frozen" if frozen else "tuned")
+    fit(model, FitRequest(task, train, part, seed=1))
+    split = half(SPLITS.search_val, True)
+    right = predict(model, task, split)["label"].argmax(1) == split.targets["label"]
+    assert float(right.float().mean()) > (0.7 if frozen else 0.85)
     same = [
         torch.equal(value, before[name])
         for name, value in model.state_dict().items()
@@ -58,17 +95,100 @@ def test_a_new_head_learns_new_classes(backbone: nn.Module, frozen: bool) -> Non
     assert all(same) if frozen else not all(same)
 
 
-@pytest.mark.slow
-def test_a_new_head_repeats_by_its_seed(backbone: nn.Module) -> None:
-    train, part = half(SPLITS.train, True), Part.of("adamw", epochs=1)
-    requests = [FitRequest(Five(), train, part, seed=seed) for seed in (1, 1, 2)]
-    one, again, other = (transfer_model(backbone, request, frozen=True)[0] for request in requests)
-    assert torch.equal(one.heads["label"].weight, again.heads["label"].weight)  # type: ignore[index, union-attr]
-    assert not torch.equal(one.heads["label"].weight, other.heads["label"].weight)  # type: ignore[index, union-attr]
+def test_a_kept_head_has_the_weights_of_the_source_also_under_another_name() -> None:
+    source, task = TASK.build(PART), Renamed()
+    model = task.build(PART)
+    copy_weights(model, source.state_dict(), task, transfer(heads={"label": 10}))
+    inputs = SPLITS.search_val.inputs
+    with torch.no_grad():
+        assert torch.equal(model.eval()(*inputs), source.eval()(*inputs))
+
+
+def test_a_source_that_does_not_fit_is_named() -> None:
+    shapes, frozen = shapes_of(TASK.build(PART)), False
+    five = Five().build(PART)
+    with pytest.raises(TrialError, match=r"label \(10 classes\) instead of label \(5 classes\); set .*head: new"):
+        check_transfer(five, shapes, Five(), transfer(heads={"label": 10}), frozen=frozen)
+    with pytest.raises(TrialError, match="10 outputs instead of label"):
+        check_transfer(five, shapes, Five(), transfer(), frozen=frozen)
+    check_transfer(five, shapes, Five(), transfer("new"), frozen=frozen)
+    coloured = Coloured().build(PART)
+    with pytest.raises(TrialError, match=r"has the shape \[12, 1, 3, 3\] instead of \[12, 3, 3, 3\]"):
+        check_transfer(coloured, shapes, Coloured(), transfer("new"), frozen=frozen)
+    deeper = TASK.build(Part.of("cnn", width=12, depth=2))
+    with pytest.raises(TrialError, match="is missing instead of"):
+        check_transfer(deeper, shapes, TASK, transfer(), frozen=frozen)
+    bare = nn.Sequential(nn.Conv2d(1, 1, 1))
+    with pytest.raises(TrialError, match="no linear layer to replace"):
+        check_transfer(bare, shapes_of(bare), TASK, transfer("new"), frozen=frozen)
+
+
+def test_new_heads_of_several_tasks_take_the_shared_layers() -> None:
+    source, task = TASK.build(PART), Two()
+    model = task.build(PART)
+    copy_weights(model, source.state_dict(), task, transfer("new", heads={"label": 10}))
+    assert torch.equal(model.state_dict()["stem.0.weight"], source.state_dict()["stem.0.weight"])
+    with pytest.raises(TrialError, match=r"label \(10 classes\) instead of a \(2 classes\), b \(3 classes\)"):
+        check_transfer(model, shapes_of(source), task, transfer(heads={"label": 10}), frozen=False)
+
+
+def test_a_frozen_backbone_cannot_train_a_head_of_two_layers() -> None:
+    part = Part.of("cnn", width=12, depth=1, head_hidden=8)
+    model, shapes = Five().build(part), shapes_of(TASK.build(part))
+    check_transfer(model, shapes, Five(), transfer("new"), frozen=False)
+    with pytest.raises(TrialError, match="backbone: tuned"):
+        check_transfer(model, shapes, Five(), transfer("new"), frozen=True)
+
+
+def test_weights_are_read_once_more_only_if_they_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"a": torch.ones(2)}, path)
+    weights, digest = read_weights(path)
+    assert torch.equal(weights["a"], torch.ones(2))
+    assert len(digest) == 64
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(TrialError, match="has changed"):
+        read_weights(path, digest)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(TrialError, match="cannot be read"):
+        read_weights(path)
+    with pytest.raises(TrialError, match="cannot be read"):
+        read_weights(tmp_path / "missing.safetensors")
+
+
+def test_a_transfer_is_stored_and_read_back() -> None:
+    task = SourceTask(Part.of("images", size=8), PART, Part.of("adamw", epochs=2))
+    for one in (transfer("new"), Transfer("", "digits-1", task=task, heads={"label": 10})):
+        assert Transfer.from_json(one.to_json()) == one
+    assert transfer("new").identity() != transfer("keep").identity() != transfer("keep", labels=False).identity()
+
+
+def test_without_labels_the_predictions_are_the_targets() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = {
+        key: {"label": torch.randn(len(split), 10, generator=generator)}
+        for key, split in (("train/0", SPLITS.train), ("calibration", SPLITS.calibration))
+    }
+    unlabelled = remove_labels(
+        SPLITS, logits, {head: values.shape[1] for head, values in logits["calibration"].items()}
+    )
+    assert torch.equal(unlabelled.train.targets["label"], logits["train/0"]["label"].argmax(1))
+    assert torch.equal(unlabelled.calibration.targets["label"], logits["calibration"]["label"].argmax(1))
+    assert unlabelled.search_val is SPLITS.search_val
+    assert unlabelled.test is SPLITS.test
+
+
+def test_views_that_are_made_from_labels_need_them() -> None:
+    check_unlabelled(TASK, SPLITS)
+    ranking = Ranking()
+    with pytest.raises(TrialError, match="made from its labels"):
+        check_unlabelled(ranking, ranking.splits(0))
+    once = Ranking(views=1)
+    check_unlabelled(once, once.splits(0))
 
 
 def test_a_frozen_backbone_is_a_knob_of_the_fit(backbone: nn.Module) -> None:
-    model = replace_head(backbone, 5, frozen=False)
+    model = copy.deepcopy(backbone)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     part = Part.of("adamw", epochs=2, backbone="frozen")
     fit(
@@ -133,19 +253,3 @@ def test_distillation_needs_no_labels_and_not_the_teachers_data(away: Away, term
     )
     predicted = predict(student, TASK, SPLITS.search_val)["label"].argmax(1)
     assert float((predicted == SPLITS.search_val.targets["label"]).float().mean()) > 0.75
-
-
-def test_a_model_without_a_linear_layer_has_no_head() -> None:
-    with pytest.raises(TrialError, match="no linear layer"):
-        replace_head(nn.Sequential(nn.Conv2d(1, 1, 1)), 3, frozen=True)
-
-
-def test_several_heads_are_not_one() -> None:
-    class Two(Five):
-        heads: Mapping[str, int] = MappingProxyType({"a": 2, "b": 3})
-
-    model = Two().build(Part.of("cnn", width=4))
-    with pytest.raises(TrialError, match=r"several heads, \['heads.a', 'heads.b'\]"):
-        replace_head(model, 3, frozen=True)
-    with pytest.raises(TrialError, match=r"one new head, but task 'digits' has \['a', 'b'\]"):
-        transfer_model(model, FitRequest(Two(), SPLITS.train, Part("adamw")), frozen=True)
