@@ -17,12 +17,15 @@ PUBLIC = [
     "Settings",
     "Tensors",
     "__version__",
+    "adapt",
     "bring_model",
     "expand_artifact",
+    "join_artifacts",
     "knob",
     "load",
     "load_artifact",
     "load_plugin",
+    "load_switchable",
     "search",
 ]
 
