@@ -172,7 +172,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         if path.suffix == ".safetensors":
             return load_file(path)
         # Without pickle: such a file could run code.
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, BadZipFile, SafetensorError) as error:
         raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
