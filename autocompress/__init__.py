@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
     from autocompress.core.registry import load_plugin
     from autocompress.errors import AutocompressError
+    from autocompress.export.adaptation import AdaptedArtifact
     from autocompress.export.artifact import expand_artifact, load_artifact
     from autocompress.export.switchable import join_artifacts, load_switchable
     from autocompress.front import Front
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 # Name to module: nothing is imported before it is asked for, so `import autocompress` loads neither torch nor pandas.
 _HOME = {
+    "AdaptedArtifact": "export.adaptation",
     "AutocompressError": "errors",
     "Choice": "core.knobs",
     "CompressionConfig": "core.config",
@@ -50,6 +52,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AdaptedArtifact",
     "AutocompressError",
     "Choice",
     "CompressionConfig",

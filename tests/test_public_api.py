@@ -5,6 +5,7 @@ import pytest
 import autocompress
 
 PUBLIC = [
+    "AdaptedArtifact",
     "AutocompressError",
     "Choice",
     "CompressionConfig",

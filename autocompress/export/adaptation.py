@@ -138,7 +138,9 @@ def adapt_artifact(folder: Path, data: object, options: AdaptOptions) -> Adapted
     """Adapt an exported model, and write the next version beside its folder.
 
     In a folder ``picks`` of a run, task and teacher come from the run. Elsewhere there is no teacher unless one is
-    given, and batch normalizations stay folded unless the task's training data can be loaded.
+    given. An artifact holds no batch-norm statistics: they are measured on the task's training data. Where that is not
+    here, or for a version that was adapted before, they are measured on the recent data, so that estimating them again
+    changes nothing.
 
     Args:
         folder: The artifact.
@@ -158,7 +160,7 @@ def adapt_artifact(folder: Path, data: object, options: AdaptOptions) -> Adapted
     architecture = read_architecture(folder)
     recent = _read_data(data, ExportedTask(architecture), options)
     with reproducible_torch():
-        return _write_version(_open_artifact(folder, run, architecture), recent, options)
+        return _write_version(_open_artifact(folder, run, architecture, recent), recent, options)
 
 
 def find_run_of_artifact(folder: Path) -> Path | None:
@@ -249,7 +251,7 @@ def _has_candidate(run: Path, identity: str) -> bool:
     return True
 
 
-def _open_artifact(folder: Path, run: Path | None, architecture: Architecture) -> _Source:
+def _open_artifact(folder: Path, run: Path | None, architecture: Architecture, recent: RecentData) -> _Source:
     """Return an artifact as it is, with task and teacher of its run if it has one."""
     task: Task = ExportedTask(architecture)
     teacher, train, earlier = None, None, None
@@ -260,7 +262,10 @@ def _open_artifact(folder: Path, run: Path | None, architecture: Architecture) -
         train, earlier = pipeline.splits.train, pipeline.splits.test
     else:
         task, train = _load_task(architecture)
-    _, candidate = read_candidate(folder, None if train is None else _iterate_batches(train))
+    # A version that was adapted before does not fit the training data: its statistics belong to data that is not
+    # stored. With the recent data in their place its outputs stay, and only the fine-tuning changes them.
+    reference = recent.examples if train is None or architecture.adapted is not None else train
+    _, candidate = read_candidate(folder, _iterate_batches(reference))
     deployable = Deployable(
         architecture.compression,
         architecture.task,

@@ -178,17 +178,18 @@ def expand_artifact(folder: Path | str) -> nn.Module:
 
 
 def read_candidate(
-    folder: Path | str, reference: Iterable[tuple[Tensor, ...]] | None = None
+    folder: Path | str, reference: Iterable[tuple[Tensor, ...]]
 ) -> tuple[Architecture, RebuiltCandidate]:
     """Return the architecture and the candidate of an artifact, to be trained further.
 
     An artifact holds batch normalizations folded into the layers before them, and quantized weights. The float model
-    has the dequantized weights. With ``reference`` it has its batch normalizations again: their statistics are those of
-    the reference data, and its outputs do not change. Without, they stay folded.
+    has the dequantized weights, and its batch normalizations again: their statistics are those of the reference data,
+    and its outputs are those of the artifact without rounded activations. Batch normalizations without weights stay
+    folded.
 
     Args:
         folder: The artifact.
-        reference: Batches of the data that the model was trained on, as positional arguments; None if it is not known.
+        reference: Batches of the data that the model was trained on, as positional arguments.
 
     Raises:
         ArtifactError: The folder is no artifact, a file was changed, or the module cannot be rebuilt here.
@@ -199,12 +200,9 @@ def read_candidate(
         float_model = _restore_pruning(
             architecture, tensors, _build_initial_model(architecture, architecture.compression.student)
         ).eval()
-        if reference is not None:
-            unfold_batch_norm(float_model, module)
-            has_statistics = estimate_unfolded_statistics(
-                float_model, [name for _, name in architecture.folded], reference
-            )
-        if reference is None or not has_statistics:
+        unfold_batch_norm(float_model, module)
+        norms = [norm for _, norm in architecture.folded]
+        if not estimate_unfolded_statistics(float_model, norms, reference):
             fold_structure(float_model, architecture.folded)
             expected = float_model.state_dict()
             # The values of input and output quantizers have no place in a float model.

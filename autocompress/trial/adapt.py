@@ -35,7 +35,7 @@ from autocompress.trial.teacher import Teacher, compute_teacher_logits
 UNCHANGED, REESTIMATED, FINE_TUNED = "unchanged", "re-estimated", "fine-tuned"
 
 # Share of the candidate's peak learning rate for fine-tuning, unless a rate is given: its weights are trained already.
-LEARNING_RATE_SHARE = 0.2
+LEARNING_RATE_SHARE = 0.5
 # Temperature and weight of the teacher; without labels its weight is 1.
 TEMPERATURE, ALPHA = 2.0, 0.5
 LABELLED = (Part.of("soft_target", alpha=ALPHA, temperature=TEMPERATURE),)

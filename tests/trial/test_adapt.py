@@ -96,9 +96,7 @@ def test_stages_regain_what_a_change_of_brightness_cost(
     assert all(torch.equal(tensor, before[name]) for name, tensor in candidate.float_model.state_dict().items())
 
 
-def test_without_time_no_weight_is_trained(
-    pipeline: TrialPipeline, candidate: RebuiltCandidate, recent: Split
-) -> None:
+def test_without_time_no_weight_is_trained(pipeline: TrialPipeline, candidate: RebuiltCandidate, recent: Split) -> None:
     adapted = run(pipeline, candidate, recent, minutes=0)
     assert [stage.name for stage in adapted.stages] == [UNCHANGED, REESTIMATED]
     weights = dict(candidate.float_model.named_parameters())

@@ -124,6 +124,6 @@ def test_the_parts_are_disjoint_and_the_latest_are_held_out_in_order_of_time() -
     assert ordered.choice.inputs[0].flatten().tolist() == list(range(55, 75))
     shuffled = split_recent_data(RecentData(examples, True), 0)
     rows = [part.inputs[0].flatten().tolist() for part in (shuffled.train, shuffled.choice, shuffled.held_out)]
-    assert sorted(sum(rows, [])) == numbers.flatten().tolist()
+    assert sorted(number for part in rows for number in part) == numbers.flatten().tolist()
     assert [len(part) for part in rows] == [55, 20, 25]
     assert rows[2] != list(range(75, 100))
