@@ -127,7 +127,8 @@ def adapt(
 
     Batch-norm statistics and quantization ranges are estimated again on the recent data, and the model is fine-tuned
     under distillation from the teacher of the run. With labels, the best stage is kept, and nothing is written if none
-    is better than the old model. Without labels, the teacher's outputs replace them.
+    is better than the old model. Without labels, the teacher's outputs replace them, and the stage that agrees most
+    with the teacher is kept.
 
     Args:
         source: An exported folder, or a run by its folder or name.

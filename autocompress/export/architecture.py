@@ -55,7 +55,7 @@ class Adaptation(_Strict):
         data: Fingerprint of the recent data, 12 hex digits.
         examples: Number of recent examples.
         is_labelled: Whether they have labels.
-        method: ``re-estimated`` or ``fine-tuned``.
+        method: The stage that was kept: ``re-estimated``, ``fine-tuned`` or ``quantization trained``.
         teacher: How the teacher was used, in words.
         epochs: Epochs of fine-tuning.
         seconds: Seconds of the adaptation.

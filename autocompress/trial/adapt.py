@@ -1,15 +1,18 @@
 """Adaptation of a trained candidate to recent data, in stages that are compared on data that none of them has seen.
 
-    unchanged      the candidate as it is
-    re-estimated   batch-norm statistics and quantization ranges from the recent data (Schneider et al. 2020,
-                   arXiv:2006.16971); no weight is trained, unless the quantization method itself trains
-    fine-tuned     the same after training on the recent data, under distillation from the teacher
+    unchanged              the candidate as it is
+    re-estimated           batch-norm statistics and quantization ranges from the recent data (Schneider et al. 2020,
+                           arXiv:2006.16971); no weight is trained
+    fine-tuned             the same after training on the recent data, under distillation from the teacher
+    quantization trained   the fine-tuned model, quantized by the candidate's own method, if that method trains; the
+                           stages before have post-training quantization with the same bits
 
-With labels the best stage is kept. Without labels nothing can be compared, and the last stage is kept.
+With labels the stage with the best score is kept. Without labels the one that agrees most with the teacher is kept.
 """
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.registry import OBJECTIVES
+from autocompress.core.registry import OBJECTIVES, QUANTIZE
 from autocompress.core.task import Split, Splits, Task
-from autocompress.errors import UsageError
+from autocompress.errors import CompressionError, UsageError
 from autocompress.measure import measure
 from autocompress.prune import masks_from_zeros, reestimate_batch_norm
 from autocompress.quantize import fold_batch_norm
@@ -33,6 +36,7 @@ from autocompress.trial.recent_data import RecentData, RecentSplits, split_recen
 from autocompress.trial.teacher import Teacher, compute_teacher_logits
 
 UNCHANGED, REESTIMATED, FINE_TUNED = "unchanged", "re-estimated", "fine-tuned"
+QUANTIZATION_TRAINED = "quantization trained"
 
 # Share of the candidate's peak learning rate for fine-tuning, unless a rate is given: its weights are trained already.
 LEARNING_RATE_SHARE = 0.5
@@ -44,8 +48,10 @@ LABEL_FREE = (Part.of("soft_target", alpha=1.0, temperature=TEMPERATURE),)
 MAX_CALIBRATION = 1000
 # Batches on which the seconds of an epoch are measured, and the share of the time that planned epochs may take.
 TIMED_BATCHES, PLANNED_SHARE = 4, 0.9
-# Share of the time for quantization methods that train, before the weights themselves are fine-tuned.
-REESTIMATION_SHARE = 1 / 3
+# Share of the time for a quantization method that trains, after the fine-tuning.
+QUANTIZATION_SHARE = 0.5
+# Settings of a quantization method that post-training quantization has, too.
+SHARED_SETTINGS = ("weight_scheme", "granularity", "group_size", "activation_scheme", "observer", "percentile")
 
 logger = logging.getLogger(__name__)
 
@@ -143,16 +149,21 @@ def adapt_candidate(request: AdaptRequest) -> AdaptedCandidate:
     float_model = copy_model(request.candidate.float_model)
     _reestimate_statistics(float_model, parts.train)
     session = _Session(request, parts, float_model)
-    budget = 60 * request.minutes
-    stages = [session.measure_stage(UNCHANGED, request.candidate)]
-    pipeline = session.limit_time(time.perf_counter() + budget * REESTIMATION_SHARE)
-    stages.append(session.measure_stage(REESTIMATED, _compress(pipeline, request, session.training, float_model)))
+    deadline = started + 60 * request.minutes
+    post_training = _find_post_training(request)
+    quantize = post_training or request.config.quantize
+    pipeline = session.limit_time(deadline)
+    stages = [
+        session.measure_stage(UNCHANGED, request.candidate),
+        session.measure_stage(REESTIMATED, session.compress(pipeline, quantize, float_model)),
+    ]
     epochs = 0
-    deadline = started + budget
     if session.has_fine_tuning and time.perf_counter() < deadline:
-        tuned, epochs = _fine_tune(session.limit_time(deadline), request, session.training, float_model)
-        pipeline = session.limit_time(deadline)
-        stages.append(session.measure_stage(FINE_TUNED, _compress(pipeline, request, session.training, tuned)))
+        seconds = 60 * request.minutes * (1 if post_training is None else 1 - QUANTIZATION_SHARE)
+        tuned, epochs = _fine_tune(session.limit_time(started + seconds), request, session.training, float_model)
+        stages.append(session.measure_stage(FINE_TUNED, session.compress(pipeline, quantize, tuned)))
+        if post_training is not None:
+            stages += session.train_quantization(pipeline, tuned)
     selected = session.select_stage(stages)
     seconds = time.perf_counter() - started
     logger.info(
@@ -163,7 +174,8 @@ def adapt_candidate(request: AdaptRequest) -> AdaptedCandidate:
         selected.name,
     )
     # Epochs of a stage that is not kept have no part in the result.
-    epochs, description = (epochs, session.description) if selected.name == FINE_TUNED else (0, "no weight was trained")
+    is_trained = selected.name not in (UNCHANGED, REESTIMATED)
+    epochs, description = (epochs, session.description) if is_trained else (0, "no weight was trained")
     return AdaptedCandidate(tuple(stages), selected, session.pipeline, session.metric, description, epochs, seconds)
 
 
@@ -244,15 +256,31 @@ class _Session:
         return Stage(name, candidate, *scores)
 
     def select_stage(self, stages: list[Stage]) -> Stage:
-        """Return the best stage on the examples for the choice; the last one without labels.
+        """Return the best stage on the examples for the choice, by the agreement with the teacher without labels.
 
-        Of equal stages the latest counts, but none is kept that is not better than the unchanged candidate.
+        Of equal stages the latest counts. With labels none is kept that is not better than the unchanged candidate.
         """
-        if not self._is_labelled:
-            return stages[-1]
         unchanged, *later = stages
         best = max(reversed(later), key=lambda stage: self._sign * stage.choice)
-        return best if self._sign * best.choice > self._sign * unchanged.choice else unchanged
+        # Without labels and teacher, the unchanged candidate is what predictions are compared with.
+        is_better = self._sign * best.choice > self._sign * unchanged.choice
+        return best if is_better or not self._is_labelled else unchanged
+
+    def compress(self, pipeline: TrialPipeline, part: Part | None, float_model: nn.Module) -> RebuiltCandidate:
+        """Return the candidate of a float model, quantized on the recent data by a method; None for no quantization."""
+        candidate = self._request.candidate
+        model, state = pipeline.quantize(float_model, self.training, part)
+        model = fold_batch_norm(float_model, self._request.task.example()) if state is None else model
+        return RebuiltCandidate(float_model.eval(), model, candidate.prune, state, candidate.start)
+
+    def train_quantization(self, pipeline: TrialPipeline, model: nn.Module) -> list[Stage]:
+        """Return the stage of a model quantized by the candidate's own method; none if the method refuses the model."""
+        try:
+            candidate = self.compress(pipeline, self._request.config.quantize, model)
+        except CompressionError as error:
+            logger.info("the quantization was not trained: %s", error)
+            return []
+        return [self.measure_stage(QUANTIZATION_TRAINED, candidate)]
 
     def _build_predictor(self) -> TrialPipeline:
         """Return a pipeline for predictions and scores, which reads neither splits nor teacher."""
@@ -329,14 +357,22 @@ def _reestimate_statistics(model: nn.Module, split: Split) -> None:
     reestimate_batch_norm(model, (batch.inputs for batch in batches))
 
 
-def _compress(
-    pipeline: TrialPipeline, request: AdaptRequest, training: CompressionConfig, float_model: nn.Module
-) -> RebuiltCandidate:
-    """Return the candidate of a float model, quantized on the recent data by the candidate's own method."""
-    candidate = request.candidate
-    model, state = pipeline.quantize(float_model, training, request.config.quantize)
-    model = fold_batch_norm(float_model, request.task.example()) if state is None else model
-    return RebuiltCandidate(float_model.eval(), model, candidate.prune, state, candidate.start)
+def _find_post_training(request: AdaptRequest) -> Part | None:
+    """Return post-training quantization with the bits of a candidate whose own method trains; None otherwise.
+
+    The built-in methods restore a model from the same form of state, so that the result is one of the candidate's
+    method; a method of another form trains in every stage.
+    """
+    part, state = request.config.quantize, request.candidate.quantize
+    if part is None or state is None or not state.bits or not {"folded", "layers", "restored"} <= set(state.history):
+        return None
+    settings = QUANTIZE.get(part.name).config.of(part.values).to_dict()
+    if not settings.get("epochs"):
+        return None
+    # A progressive method may have stopped before its last stage: what counts are the bits of the layers.
+    ((bits, _),) = Counter(state.bits.values()).most_common(1)
+    shared = {name: settings[name] for name in SHARED_SETTINGS if name in settings}
+    return Part.of("post_training", weight_bits=bits.weight, activation_bits=bits.activation, **shared)
 
 
 def _fine_tune(

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.registry import QUANTIZE
 from autocompress.core.task import Split, Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.images import Digits
 from autocompress.trial import adapt as module
 from autocompress.trial.adapt import (
     FINE_TUNED,
+    QUANTIZATION_TRAINED,
     REESTIMATED,
     UNCHANGED,
     AdaptedCandidate,
@@ -27,12 +29,12 @@ from autocompress.trial.teacher import Teacher
 
 pytestmark = pytest.mark.slow
 
-QUANTIZE = Part.of("post_training", weight_bits=8, activation_bits=8)
+EIGHT_BITS = Part.of("post_training", weight_bits=8, activation_bits=8)
 CONFIG = CompressionConfig(
     Part.of("cnn", width=8, depth=1, stages=2),
     (Part("none"),),
     Part.of("adamw", epochs=5, batch_size=64, learning_rate=2e-2),
-    quantize=QUANTIZE,
+    quantize=EIGHT_BITS,
 )
 
 
@@ -57,7 +59,7 @@ def pipeline() -> TrialPipeline:
 def candidate(pipeline: TrialPipeline) -> RebuiltCandidate:
     with reproducible_torch():
         trained = pipeline.train(CONFIG.training)
-        model, state = pipeline.quantize(trained.model, CONFIG.training, QUANTIZE)
+        model, state = pipeline.quantize(trained.model, CONFIG.training, EIGHT_BITS)
     return RebuiltCandidate(trained.model, model, None, state)
 
 
@@ -112,8 +114,7 @@ def test_without_labels_the_teacher_replaces_them(
     wrong = Split(recent.inputs, {"label": torch.zeros(len(recent), dtype=torch.long)})
     results = [run(pipeline, candidate, data, labelled=False, teacher=teacher) for data in (recent, wrong)]
     assert results[0].metric == "agreement"
-    assert results[0].selected.name == FINE_TUNED
-    models = [result.selected.candidate.model.state_dict() for result in results]
+    models = [result.stages[2].candidate.model.state_dict() for result in results]
     # Not a single bit depends on the targets.
     assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
     # The teacher knows nothing of the change either, until its statistics are estimated again.
@@ -133,6 +134,35 @@ def test_without_labels_and_teacher_only_statistics_change(
     # Predictions are compared with those of the unchanged candidate.
     assert adapted.held_out_scores()[UNCHANGED] == 1.0
     assert pipeline_score(adapted, recent) > 0.8
+
+
+def test_a_quantization_method_that_trains_is_compared_with_one_that_does_not(
+    pipeline: TrialPipeline, candidate: RebuiltCandidate, recent: Split
+) -> None:
+    part = Part.of("lsq", weight_bits=4, activation_bits=8, epochs=1)
+    with reproducible_torch():
+        model, state = pipeline.quantize(candidate.float_model, CONFIG.training, part)
+    assert state is not None
+    trained = RebuiltCandidate(candidate.float_model, model, None, state)
+    config = replace(CONFIG, quantize=part)
+    adapted = run(pipeline, trained, recent, config=config)
+    assert [stage.name for stage in adapted.stages] == [UNCHANGED, REESTIMATED, FINE_TUNED, QUANTIZATION_TRAINED]
+    assert adapted.selected.choice == max(stage.choice for stage in adapted.stages)
+    for stage in adapted.stages[1:]:
+        quantize = stage.candidate.quantize
+        assert quantize is not None
+        assert quantize.bits == state.bits
+        # Every stage is a model of the candidate's method, which an artifact rebuilds.
+        fresh = copy.deepcopy(stage.candidate.float_model)
+        restored = QUANTIZE.get("lsq").restore(fresh, QUANTIZE.get("lsq").config.of(part.values), quantize)
+        restored.load_state_dict(stage.candidate.model.state_dict())
+        logits = pipeline.predict(stage.candidate.model, recent)["label"]
+        assert torch.equal(pipeline.predict(restored, recent)["label"], logits)
+    # Without time the method does not train either.
+    assert [stage.name for stage in run(pipeline, trained, recent, config=config, minutes=0).stages] == [
+        UNCHANGED,
+        REESTIMATED,
+    ]
 
 
 def test_a_candidate_that_cannot_be_improved_is_kept(pipeline: TrialPipeline, candidate: RebuiltCandidate) -> None:
