@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autocompress.analysis.selection import Pick
-    from autocompress.api import load, search
+    from autocompress.api import adapt, load, search
     from autocompress.core.config import CompressionConfig, Part
     from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
     from autocompress.core.registry import load_plugin
     from autocompress.errors import AutocompressError
+    from autocompress.export.adaptation import AdaptedArtifact
     from autocompress.export.artifact import expand_artifact, load_artifact
+    from autocompress.export.switchable import join_artifacts, load_switchable
     from autocompress.front import Front
     from autocompress.tasks.images_folder import Images
     from autocompress.tasks.module import bring_model
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 
 # Name to module: nothing is imported before it is asked for, so `import autocompress` loads neither torch nor pandas.
 _HOME = {
+    "AdaptedArtifact": "export.adaptation",
     "AutocompressError": "errors",
     "Choice": "core.knobs",
     "CompressionConfig": "core.config",
@@ -36,16 +39,20 @@ _HOME = {
     "Pick": "analysis.selection",
     "Settings": "core.knobs",
     "Tensors": "tasks.tensors",
+    "adapt": "api",
     "bring_model": "tasks.module",
     "expand_artifact": "export.artifact",
+    "join_artifacts": "export.switchable",
     "knob": "core.knobs",
     "load": "api",
     "load_artifact": "export.artifact",
     "load_plugin": "core.registry",
+    "load_switchable": "export.switchable",
     "search": "api",
 }
 
 __all__ = [
+    "AdaptedArtifact",
     "AutocompressError",
     "Choice",
     "CompressionConfig",
@@ -58,12 +65,15 @@ __all__ = [
     "Settings",
     "Tensors",
     "__version__",
+    "adapt",
     "bring_model",
     "expand_artifact",
+    "join_artifacts",
     "knob",
     "load",
     "load_artifact",
     "load_plugin",
+    "load_switchable",
     "search",
 ]
 

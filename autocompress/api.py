@@ -1,4 +1,4 @@
-"""The commands as Python functions: search, load, compare."""
+"""The commands as Python functions: search, adapt, load, compare."""
 
 import sys
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from autocompress.store.run_store import DATABASE
 
 if TYPE_CHECKING:
     from autocompress.engine.runner import Events
+    from autocompress.export.adaptation import AdaptedArtifact
     from autocompress.report.comparison import Comparison
 
 # Relative to the working folder of the caller.
@@ -108,6 +109,56 @@ def search(
     front = Front(folder)
     front.report()
     return front
+
+
+def adapt(
+    source: str | Path,
+    data: Any,
+    *,
+    candidate: str | None = None,
+    minutes: float = 1.0,
+    ordered: bool = False,
+    teacher: Any = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    runs: Path | str = RUNS,
+) -> "AdaptedArtifact":
+    """Adapt an exported or searched model to recent data, and write a new, verified version beside the old one.
+
+    Batch-norm statistics and quantization ranges are estimated again on the recent data, and the model is fine-tuned
+    under distillation from the teacher of the run. With labels, the best stage is kept, and nothing is written if none
+    is better than the old model. Without labels, the teacher's outputs replace them, and the stage that agrees most
+    with the teacher is kept.
+
+    Args:
+        source: An exported folder, or a run by its folder or name.
+        data: Recent examples as the model's inputs: ``(inputs, targets)``, ``(inputs, None)`` without labels, a mapping
+            of names to arrays, or the path of an ``.npz`` or ``.safetensors`` file with such names: ``input`` (of
+            several, ``input_0``, ``input_1``, …), and the name of each head if there are labels.
+        candidate: Id of the candidate of a run; the recommended one by default.
+        minutes: Time limit of the training in minutes; 0 only estimates statistics and ranges again.
+        ordered: Whether the examples are in the order of time: then the scores are measured on the latest ones.
+        teacher: A trained ``nn.Module``, instead of the teacher of the run.
+        learning_rate: Peak learning rate of the fine-tuning; a share of the candidate's by default.
+        seed: Seed of the parts of the recent data and of the batches.
+        runs: Folder of all runs.
+
+    Raises:
+        UsageError: The recent data does not fit the model, or has one class.
+        NoCandidateError: With labels: no stage is better on the recent data than the old model.
+        ArtifactError: The folder is no artifact, or its float model cannot be rebuilt here.
+        VerificationError: The exported version does not behave as the adapted model.
+    """
+    from autocompress.export.adaptation import AdaptOptions, adapt_artifact, adapt_run
+    from autocompress.export.folder import MANIFEST
+
+    options = AdaptOptions(minutes, ordered, teacher, learning_rate, seed)
+    if (Path(source) / MANIFEST).is_file():
+        if candidate is not None:
+            raise UsageError(f"{source} is an exported folder; a candidate belongs to a run")
+        return adapt_artifact(Path(source), data, options)
+    front = load(source, runs)
+    return adapt_run(front.folder, candidate or front.pick().id, data, options)
 
 
 def compare(names: Sequence[str | Path], runs: Path | str = RUNS, *, page: Path | None = None) -> "Comparison":

@@ -5,6 +5,7 @@ import pytest
 import autocompress
 
 PUBLIC = [
+    "AdaptedArtifact",
     "AutocompressError",
     "Choice",
     "CompressionConfig",
@@ -17,12 +18,15 @@ PUBLIC = [
     "Settings",
     "Tensors",
     "__version__",
+    "adapt",
     "bring_model",
     "expand_artifact",
+    "join_artifacts",
     "knob",
     "load",
     "load_artifact",
     "load_plugin",
+    "load_switchable",
     "search",
 ]
 

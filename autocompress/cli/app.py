@@ -339,6 +339,53 @@ def export(
         print(f"verified on the test split: {exported.verification}")
 
 
+@app.command(epilog="Example: autocompress adapt digits --data recent.npz --minutes 2")
+def adapt(
+    source: Annotated[str, typer.Argument(help="The source: an exported folder, or a run.", metavar="ARTIFACT|RUN")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Recent examples, .npz or .safetensors: the inputs of model.onnx by name, and the heads if labelled.",
+        ),
+    ],
+    candidate: Annotated[
+        str | None, typer.Option(metavar="ID", help="Candidate of the run; by default the recommended one.")
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Time limit of the training; 0 only estimates statistics and ranges again.")
+    ] = 1.0,
+    ordered: Annotated[
+        bool, typer.Option("--ordered", help="The examples are in the order of time: score the latest ones.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the adaptation.")] = 0,
+    plugin: Plugins = None,
+    runs: Runs = Path("reports"),
+) -> None:
+    """Adapt a model to recent data; write a new, verified version beside the old one."""
+    from autocompress import api
+
+    load_plugins(plugin)
+    adapted = api.adapt(source, data, candidate=candidate, minutes=minutes, ordered=ordered, seed=seed, runs=runs)
+    print(adapted.folder)
+    print(adapted)
+
+
+@app.command(epilog="Example: autocompress join reports/digits/picks/t12c7 reports/digits/picks/t12c3 --out joined")
+def join(
+    artifacts: Annotated[list[Path], typer.Argument(help="Exported folders of one task.", metavar="ARTIFACT ARTIFACT")],
+    out: Annotated[Path, typer.Option(help="Path of the new folder.", metavar="FOLDER")],
+    plugin: Plugins = None,
+) -> None:
+    """Write several exported models as one folder that a program switches between."""
+    from autocompress.export.switchable import join_artifacts
+
+    load_plugins(plugin)
+    joined = join_artifacts(artifacts, out)
+    print(joined.folder)
+    print(joined)
+
+
 @app.command(epilog="Example: autocompress bench digits, or autocompress bench reports/digits/picks/t12c7 --batch 8")
 def bench(
     target: Annotated[str, typer.Argument(help="The target: an exported folder, or a run.", metavar="ARTIFACT|RUN")],

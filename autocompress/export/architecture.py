@@ -60,6 +60,38 @@ class SavedStep(_Strict):
     state: SavedState
 
 
+class Adaptation(_Strict):
+    """The record of an adaptation to recent data.
+
+    Attributes:
+        parent: Name of the artifact that was adapted.
+        parent_sha256: SHA-256 of the manifest of that artifact.
+        data: Fingerprint of the recent data, 12 hex digits.
+        examples: Number of recent examples.
+        is_labelled: Whether they have labels.
+        method: The stage that was kept: ``re-estimated``, ``fine-tuned`` or ``quantization trained``.
+        teacher: How the teacher was used, in words.
+        epochs: Epochs of fine-tuning.
+        seconds: Seconds of the adaptation.
+        metric: Name of the scores.
+        scores: Score on the held-out recent examples by stage; ``unchanged`` is that of the parent.
+        earlier: The same on the test split of the run; empty if it is not known.
+    """
+
+    parent: str
+    parent_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    data: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+    examples: Count
+    is_labelled: bool
+    method: str
+    teacher: str
+    epochs: Count
+    seconds: float
+    metric: str
+    scores: dict[str, float]
+    earlier: dict[str, float] = {}
+
+
 class Architecture(_Strict):
     """The content of architecture.json.
 
@@ -79,6 +111,7 @@ class Architecture(_Strict):
         packed: Forms of the tensors of model.safetensors that are not dense.
         aliases: Names of tensors that share another one's values.
         versions: Library name to the version that wrote the artifact.
+        adapted: Record of the adaptation that made the model; None for a model as it was searched.
     """
 
     #: 2 leaves out the zeros of sparse tensors, which readers of 1 do not know.
@@ -97,6 +130,7 @@ class Architecture(_Strict):
     packed: dict[str, Packed]
     aliases: dict[str, str]
     versions: dict[str, str]
+    adapted: Adaptation | None = None
 
     @property
     def compression(self) -> CompressionConfig:

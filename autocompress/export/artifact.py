@@ -7,7 +7,7 @@ config.yaml, card.md, manifest.json.
 import copy
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS, Registr
 from autocompress.core.task import InputSpec, logits_by_head
 from autocompress.errors import ArtifactError, AutocompressError
 from autocompress.export.architecture import (
+    Adaptation,
     Architecture,
     SavedState,
     dump_state,
@@ -43,8 +44,14 @@ from autocompress.measure.tensor_storage import pack_tensors, unpack_tensors
 from autocompress.models.base import build_family_model
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.prune.expansion import ChannelMap, OriginalPositions
-from autocompress.quantize.folding import find_folded_pairs, fold_batch_norm, fold_structure, unfold_batch_norm
-from autocompress.trial.pipeline import PruningStep, list_restored_tensors, list_stored_tensors
+from autocompress.quantize.folding import (
+    estimate_unfolded_statistics,
+    find_folded_pairs,
+    fold_batch_norm,
+    fold_structure,
+    unfold_batch_norm,
+)
+from autocompress.trial.pipeline import PruningStep, RebuiltCandidate, list_restored_tensors, list_stored_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +76,7 @@ class Deployable:
         prune_state: State of the pruning method; None if nothing was pruned.
         quantize_state: State of the quantization method; None if nothing was quantized.
         start: Pruning steps applied before training.
+        adapted: Record of an adaptation to recent data; None for a model as it was searched.
     """
 
     config: CompressionConfig
@@ -83,9 +91,12 @@ class Deployable:
     prune_state: MethodState | None
     quantize_state: MethodState | None
     start: tuple[PruningStep, ...] = ()
+    adapted: Adaptation | None = None
 
 
-def write_artifact(folder: Path | str, deployable: Deployable, card: Card) -> Path:
+def write_artifact(
+    folder: Path | str, deployable: Deployable, card: Card, check: Callable[[Path], object] = str
+) -> Path:
     """Write an artifact atomically and return its path; an earlier artifact at that path is replaced.
 
     The folder is loaded again and compared with the model before it is renamed to its final path.
@@ -94,6 +105,7 @@ def write_artifact(folder: Path | str, deployable: Deployable, card: Card) -> Pa
         folder: Path of the new artifact.
         deployable: Candidate to write.
         card: Sections of the card besides the config: ``title``, ``summary``, ``scores``, ``costs`` and more sections.
+        check: Further check of the folder before it is renamed; an exception discards the folder.
 
     Raises:
         ArtifactError: The model cannot be exported or rebuilt, or the path exists and is not an artifact.
@@ -109,7 +121,11 @@ def write_artifact(folder: Path | str, deployable: Deployable, card: Card) -> Pa
     # The card lists the sizes of the other files.
     files["card.md"] = render_card(architecture, card, sizes, is_weights_only(files["model.onnx"])).encode()
 
-    write_files(folder, files, lambda written: _check_rebuilt(deployable, load_artifact(written)))
+    def check_written(written: Path) -> None:
+        _check_rebuilt(deployable, load_artifact(written))
+        check(written)
+
+    write_files(folder, files, check_written)
     logger.info("%s: wrote %s", folder, ", ".join(f"{name} ({size:,} bytes)" for name, size in sizes.items()))
     return folder
 
@@ -122,7 +138,7 @@ def load_artifact(folder: Path | str) -> nn.Module:
     Raises:
         ArtifactError: The folder is no artifact, a file was changed, or the module cannot be rebuilt here.
     """
-    return _rebuild_module(*_read_artifact(Path(folder)))
+    return rebuild_module(*read_tensors(Path(folder)))
 
 
 def expand_artifact(folder: Path | str) -> nn.Module:
@@ -138,8 +154,8 @@ def expand_artifact(folder: Path | str) -> nn.Module:
         ArtifactError: The folder is no artifact, a file was changed, the artifact was written without a channel map,
             or the module cannot be expanded.
     """
-    architecture, tensors = _read_artifact(Path(folder))
-    module = _rebuild_module(architecture, tensors)
+    architecture, tensors = read_tensors(Path(folder))
+    module = rebuild_module(architecture, tensors)
     if architecture.prune is None and not architecture.start:
         return module
     if architecture.channels is None:
@@ -161,6 +177,41 @@ def expand_artifact(folder: Path | str) -> nn.Module:
         return positions.expand(pruned, _draw_example(architecture))
 
 
+def read_candidate(
+    folder: Path | str, reference: Iterable[tuple[Tensor, ...]]
+) -> tuple[Architecture, RebuiltCandidate]:
+    """Return the architecture and the candidate of an artifact, to be trained further.
+
+    An artifact holds batch normalizations folded into the layers before them, and quantized weights. The float model
+    has the dequantized weights, and its batch normalizations again: their statistics are those of the reference data,
+    and its outputs are those of the artifact without rounded activations. Batch normalizations without weights stay
+    folded.
+
+    Args:
+        folder: The artifact.
+        reference: Batches of the data that the model was trained on, as positional arguments.
+
+    Raises:
+        ArtifactError: The folder is no artifact, a file was changed, or the module cannot be rebuilt here.
+    """
+    architecture, tensors = read_tensors(Path(folder))
+    module = rebuild_module(architecture, tensors)
+    with _explain_errors("trained further"):
+        float_model = _restore_pruning(
+            architecture, tensors, _build_initial_model(architecture, architecture.compression.student)
+        ).eval()
+        unfold_batch_norm(float_model, module)
+        norms = [norm for _, norm in architecture.folded]
+        if not estimate_unfolded_statistics(float_model, norms, reference):
+            fold_structure(float_model, architecture.folded)
+            expected = float_model.state_dict()
+            # The values of input and output quantizers have no place in a float model.
+            float_model.load_state_dict({name: t for name, t in module.state_dict().items() if name in expected})
+    prune, quantize = (_stage_state(architecture, stage, tensors) for stage in ("prune", "quantize"))
+    start = tuple(PruningStep(Part.from_json(step.part), method_state(step.state, {})) for step in architecture.start)
+    return architecture, RebuiltCandidate(float_model.eval(), module, prune, quantize, start)
+
+
 def _draw_example(architecture: Architecture) -> tuple[Tensor, ...]:
     """Return a batch of one with random indices where an input has a vocabulary, and zeros elsewhere."""
     generator = torch.Generator().manual_seed(0)
@@ -170,8 +221,12 @@ def _draw_example(architecture: Architecture) -> tuple[Tensor, ...]:
     )
 
 
-def _read_artifact(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
-    """Return the architecture and the unpacked tensors of an artifact."""
+def read_tensors(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
+    """Return the architecture and the unpacked tensors of an artifact.
+
+    Raises:
+        ArtifactError: The folder is no artifact, or a file was changed.
+    """
     # Reads every file once, so that the checked bytes are the bytes that are used.
     files = read_files(folder)
     architecture = parse_architecture(files["architecture.json"])
@@ -221,9 +276,28 @@ def _build_architecture(deployable: Deployable) -> tuple[Architecture, dict[str,
             "packed": packed,
             "aliases": aliases,
             "versions": _library_versions(),
+            "adapted": deployable.adapted,
         }
     )
     return architecture.model_copy(update={"channels": _map_channels(architecture, tensors)}), stored
+
+
+def locate_values(
+    architecture: Architecture, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
+    """Return the flat positions of a pruned model's values in the model before pruning, and the shapes there, by name.
+
+    Both are empty for a model that is not pruned, and for a pruning that does more than removing channels and blocks.
+    """
+    if architecture.prune is None and not architecture.start:
+        return {}, {}
+    try:
+        original = _build_initial_model(architecture, architecture.compression.student)
+        positions = OriginalPositions(original, partial(_restore_pruning, architecture, tensors)).list_positions()
+    except (AutocompressError, *REBUILD_ERRORS) as error:
+        logger.info("no positions: %s", error)
+        return {}, {}
+    return positions, {name: tuple(tensor.shape) for name, tensor in original.state_dict().items()}
 
 
 def _map_channels(architecture: Architecture, tensors: Mapping[str, Tensor]) -> ChannelMap | None:
@@ -273,7 +347,12 @@ def _export_graphs(deployable: Deployable) -> dict[str, bytes]:
     return graphs
 
 
-def _rebuild_module(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Module:
+def rebuild_module(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return the module of an architecture and its unpacked tensors, in evaluation mode.
+
+    Raises:
+        ArtifactError: The module cannot be rebuilt here.
+    """
     config = architecture.compression
     states = {stage: _stage_state(architecture, stage, tensors) for stage in ("prune", "quantize")}
     with _explain_errors("rebuilt"):

@@ -57,7 +57,7 @@ def export_candidate(
         VerificationError: The exported model does not behave as the searched one.
     """
     with reproducible_torch():
-        candidate = _rebuild_candidate(run, identity)
+        candidate = rebuild_candidate(run, identity)
         folder = write_artifact(run / "picks" / identity, candidate.deployable, candidate.card)
         verification = (
             _verify_export(folder, candidate.pipeline, candidate.models, tolerance, agreement) if verify else None
@@ -68,7 +68,7 @@ def export_candidate(
 def export_candidate_graph(run: Path, identity: str) -> tuple[bytes, list[Shape]]:
     """Return the ``model.onnx`` of a candidate and its inputs for one example; raises as :func:`export_candidate`."""
     with reproducible_torch():
-        return _graph_and_inputs(_rebuild_candidate(run, identity).deployable)
+        return _graph_and_inputs(rebuild_candidate(run, identity).deployable)
 
 
 def export_teacher_graph(run: Path) -> tuple[bytes, list[Shape]]:
@@ -93,7 +93,7 @@ def _graph_and_inputs(deployable: Deployable) -> tuple[bytes, list[Shape]]:
 
 
 @dataclass(frozen=True)
-class _RebuiltRun:
+class RebuiltRun:
     """A candidate, rebuilt from its run.
 
     Attributes:
@@ -109,7 +109,13 @@ class _RebuiltRun:
     card: Card
 
 
-def _rebuild_candidate(run: Path, identity: str) -> _RebuiltRun:
+def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
+    """Return a candidate of a run with everything that its artifact holds; it is trained again without a checkpoint.
+
+    Raises:
+        UsageError: The run has no such candidate, or its training is not complete.
+        VerificationError: The rebuilt model does not have its stored score.
+    """
     with RunStore.read(run) as store:
         candidate = store.read_candidate(identity)
         info = store.run_info()
@@ -129,7 +135,7 @@ def _rebuild_candidate(run: Path, identity: str) -> _RebuiltRun:
     rebuilt = pipeline.rebuild(candidate.config, content)
     _compare_scores(pipeline, rebuilt, candidate)
     deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt)
-    return _RebuiltRun(pipeline, rebuilt, deployable, _build_card(candidate, pipeline, info.name, info.command))
+    return RebuiltRun(pipeline, rebuilt, deployable, _build_card(candidate, pipeline, info.name, info.command))
 
 
 def _build_deployable(
@@ -159,7 +165,7 @@ def _retrain_checkpoint(candidate: Candidate, setup: Setup) -> bytes:
     return content
 
 
-def _select_metric(pipeline: TrialPipeline, logits: Logits, targets: Targets) -> Metric:
+def select_metric(pipeline: TrialPipeline, logits: Logits, targets: Targets) -> Metric:
     """Return the task's first score that can be measured on outputs alone, without a teacher and without attacks."""
     for name in pipeline.task.metrics:
         metric = Metric(name, pipeline.task.heads, pipeline.task.labels)
@@ -176,7 +182,7 @@ def _compare_scores(pipeline: TrialPipeline, rebuilt: RebuiltCandidate, candidat
     """Check that the rebuilt model has the scores that the store holds."""
     split = pipeline.splits.select_val
     logits = pipeline.predict(rebuilt.model, split)
-    metric = _select_metric(pipeline, logits, split.targets)
+    metric = select_metric(pipeline, logits, split.targets)
     score, stored = metric.overall(logits, split.targets), candidate.scores["select_val"][metric.name]
     # Also a better score means that this is another model. A NaN fails the comparison.
     if not abs(score - stored) <= REPRODUCED:
@@ -191,7 +197,7 @@ def _verify_export(
 ) -> Verification:
     split = pipeline.splits.test
     logits = pipeline.predict(rebuilt.model, split)
-    metric = _select_metric(pipeline, logits, split.targets)
+    metric = select_metric(pipeline, logits, split.targets)
     predictions = {head: as_head(pipeline.task.heads[head]).predict(values) for head, values in logits.items()}
     scores = metric.by_head(logits, split.targets)
     return verify_artifact(folder, split, pipeline.task.heads, scores, predictions, tolerance, agreement, metric)

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from autocompress.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 REQUIRED = ("model.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md")
-KNOWN = (*REQUIRED, "model_float.onnx")
+KNOWN = (*REQUIRED, "model_float.onnx", "switchable.json")
 # Far above the size of a manifest of six files; no larger file is read into memory.
 LARGEST_MANIFEST = 2**16
 
@@ -31,7 +31,15 @@ class _Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     files: dict[
-        Literal["model.onnx", "model_float.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md"],
+        Literal[
+            "model.onnx",
+            "model_float.onnx",
+            "model.safetensors",
+            "architecture.json",
+            "config.yaml",
+            "card.md",
+            "switchable.json",
+        ],
         _Entry,
     ]
     format: Literal[1]
@@ -75,13 +83,17 @@ def write_files(folder: Path, files: Mapping[str, bytes], check: Callable[[Path]
         _sync_folder(folder.parent)
 
 
-def read_files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path, required: Sequence[str] = REQUIRED) -> dict[str, bytes]:
     """Return the content of every file of an artifact, each checked against the manifest.
+
+    Args:
+        folder: Path of the artifact.
+        required: Names of the files that it must have.
 
     Raises:
         ArtifactError: The folder is no artifact, or a file is missing or was changed.
     """
-    manifest = _read_manifest(folder)
+    manifest = _read_manifest(folder, required)
     files: dict[str, bytes] = {}
     for name, entry in manifest.files.items():
         path = folder / name
@@ -103,7 +115,7 @@ def _build_manifest(files: Mapping[str, bytes]) -> bytes:
     return _manifest_text({"files": entries, "format": 1, "sha256": compute_sha256(_canonical_json(entries))})
 
 
-def _read_manifest(folder: Path) -> _Manifest:
+def _read_manifest(folder: Path, required: Sequence[str]) -> _Manifest:
     path = folder / MANIFEST
     try:
         with open(path, "rb") as file:
@@ -118,7 +130,7 @@ def _read_manifest(folder: Path) -> _Manifest:
     # The text is compared byte for byte, so that a flipped bit in the manifest itself is detected.
     if _manifest_text(data) != content or compute_sha256(_canonical_json(data["files"])) != data["sha256"]:
         raise ArtifactError(f"{path} was changed; export it again")
-    missing = [name for name in REQUIRED if name not in data["files"]]
+    missing = [name for name in required if name not in data["files"]]
     if missing:
         raise ArtifactError(f"{path} does not list {', '.join(missing)}; export it again")
     return manifest

@@ -130,6 +130,10 @@ class OriginalPositions:
         ]
         self._check_positions()
 
+    def list_positions(self) -> dict[str, Tensor]:
+        """Return the flat positions ``[...]`` in the original tensors of every value of the pruned model, by name."""
+        return dict(self._positions)
+
     def list_channels(self) -> ChannelMap:
         """Return the original indices of the remaining channels of every layer that lost some."""
         originals = self._original.state_dict()

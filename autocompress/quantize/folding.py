@@ -9,6 +9,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -305,6 +306,60 @@ def unfold_batch_norm(model: nn.Module, folded: nn.Module) -> None:
         model.load_state_dict({name: tensor for name, tensor in values.items() if name in expected})
     except RuntimeError as error:
         raise CompressionError(f"the folded values do not fit the model: {_first_line(error)}") from error
+
+
+@torch.no_grad()
+def estimate_unfolded_statistics(model: nn.Module, names: Sequence[str], batches: Iterable[tuple[Tensor, ...]]) -> bool:
+    """Give batch normalizations of :func:`unfold_batch_norm` the statistics of their inputs, in place.
+
+    A normalization that is left of folding is an affine map with mean 0 and variance 1. With the mean and variance of
+    its inputs on the data that the model was trained on, and the weight and bias that undo them, its outputs stay and
+    it can be trained and estimated again like one that was never folded.
+
+    Args:
+        model: The unfolded model.
+        names: Names of its batch normalizations.
+        batches: Batches of training data, as positional arguments.
+
+    Returns:
+        Whether this is possible: not without data, and not for a normalization without weight and bias.
+    """
+    norms = [(name, _get_module(model, name)) for name in names]
+    if not all(isinstance(norm, BATCH_NORM) and norm.affine for _, norm in norms):
+        return False
+    sums: dict[str, list[Tensor]] = {}
+    counts: dict[str, int] = {}
+    zeros = [torch.zeros(()), torch.zeros(())]
+
+    def record_input(name: str, inputs: Tensor) -> None:
+        # Channels are axis 1 of [B, C], [B, C, L] and [B, C, H, W].
+        values = inputs.double().transpose(0, 1).flatten(1)
+        counts[name] = counts.get(name, 0) + values.shape[1]
+        parts = [values.sum(1), values.square().sum(1)]
+        sums[name] = [total + part for total, part in zip(sums.get(name, zeros), parts, strict=True)]
+
+    with ExitStack() as stack:
+        for name, norm in norms:
+            hook = norm.register_forward_pre_hook(lambda _, args, name=name: record_input(name, args[0]))
+            stack.callback(hook.remove)
+        model.eval()
+        for batch in batches:
+            model(*batch)
+    if any(name not in counts for name, _ in norms):
+        return False
+    for name, norm in norms:
+        assert isinstance(norm, BATCH_NORM)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean, square = (total / counts[name] for total in sums[name])
+        variance = (square - mean.square()).clamp_min(0)
+        # The affine map before: y -> scale y + bias.
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        norm.bias.add_(scale * (mean - norm.running_mean).to(norm.bias))
+        norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+    return True
 
 
 def _batch_norm_names(model: nn.Module) -> tuple[str, ...]:

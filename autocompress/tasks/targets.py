@@ -130,7 +130,7 @@ def read_head(
         targets = {part: torch.where(values == missing, IGNORED, values) for part, values in targets.items()}
     train = targets["train"]
     if isinstance(kind, Head):
-        return ReadHead(kind, {part: _convert(name, kind, values) for part, values in targets.items()})
+        return ReadHead(kind, {part: convert_targets(name, kind, values) for part, values in targets.items()})
     if kind != "auto" and kind not in KINDS:
         raise UsageError(f"the kind of head '{name}' is {kind!r}: {did_you_mean(kind, KINDS)}")
     if kind == "levels":
@@ -145,7 +145,7 @@ def read_head(
         targets = {part: _from_one_hot(values) for part, values in targets.items()}
         inferred = "classes"
     head = _make_head(name, inferred, targets, output)
-    converted = {part: _convert(name, head, values) for part, values in targets.items()}
+    converted = {part: convert_targets(name, head, values) for part, values in targets.items()}
     return ReadHead(head, converted, notice)
 
 
@@ -222,7 +222,7 @@ def _make_head(name: str, kind: str, targets: Mapping[str, Tensor], output: Tens
     return Head(classes)
 
 
-def _convert(name: str, head: Head, targets: Tensor) -> Tensor:
+def convert_targets(name: str, head: Head, targets: Tensor) -> Tensor:
     """Return targets in the form that a head reads.
 
     Raises:

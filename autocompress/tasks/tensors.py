@@ -150,45 +150,11 @@ class Tensors(Supervised):
 
     def _read_part(self, part: str, data: object) -> Split:
         """Return one part of the data, in any of the forms that the constructor takes, as a split."""
-        if not isinstance(data, tuple) and isinstance(data, ItemDataset):
-            data = _stack_items(part, data)
-        if not isinstance(data, tuple) or len(data) != 2:
-            raise UsageError(f"data '{part}' is {type(data).__name__}; give (inputs, targets), or a data set of such")
-        raw_inputs, raw_targets = data
-        if isinstance(raw_inputs, Mapping):
-            names = tuple(map(str, raw_inputs))
-            if self.names and names != self.names:
-                raise UsageError(f"data '{part}' has the inputs {list(names)}, train has {list(self.names)}")
-            self.names, raw_inputs = names, tuple(raw_inputs.values())
-        elif not isinstance(raw_inputs, tuple):
-            raw_inputs = (raw_inputs,)
-        if not isinstance(raw_targets, Mapping):
-            raw_targets = {ONLY_HEAD: raw_targets}
-        inputs = tuple(self._read_input(part, at, value) for at, value in enumerate(raw_inputs))
-        targets = {
-            str(head): read_targets(f"data '{part}', targets of '{head}'", value) for head, value in raw_targets.items()
-        }
-        if not inputs or not targets:
-            raise UsageError(f"data '{part}' has no {'inputs' if not inputs else 'targets'}")
-        sizes = {len(tensor) for tensor in (*inputs, *targets.values())}
-        if len(sizes) > 1:
-            raise UsageError(f"data '{part}' has inputs and targets of different lengths: {sorted(sizes)}")
-        return Split(inputs, targets)
-
-    def _read_input(self, part: str, position: int, value: object) -> Tensor:
-        description = f"data '{part}', input {self.names[position] if position < len(self.names) else position}"
-        tensor = read_array(description, value)
-        if not tensor.dim():
-            raise UsageError(f"{description} is a single number; axis 0 must be the examples")
-        if tensor.is_floating_point():
-            is_finite = tensor.flatten(1).isfinite().all(1) if tensor.dim() > 1 else tensor.isfinite()
-            if not bool(is_finite.all()):
-                raise UsageError(f"{description} is not finite in example {int((~is_finite).nonzero()[0])}")
-            return tensor.float()
-        # Booleans are features 0 and 1, not indices.
-        if tensor.dtype is torch.bool:
-            return tensor.float()
-        return tensor.long()
+        split, names = read_examples(part, data)
+        if names and self.names and names != self.names:
+            raise UsageError(f"data '{part}' has the inputs {list(names)}, train has {list(self.names)}")
+        self.names = names or self.names
+        return split
 
     def _read_heads(self, outputs: Mapping[str, Tensor]) -> None:
         """Set the heads, and the targets in the forms that they read."""
@@ -221,6 +187,57 @@ class Tensors(Supervised):
         # Whole numbers are indices into an embedding table of this size.
         vocabulary = 0 if tensors[0].is_floating_point() else max(int(tensor.max()) for tensor in tensors) + 1
         return InputSpec(shapes.pop(), vocabulary, padding)
+
+
+def read_examples(part: str, data: object) -> tuple[Split, tuple[str, ...]]:
+    """Return examples in any of the forms that :class:`Tensors` takes as a split, and the names of the inputs.
+
+    Args:
+        part: Name of the data, for messages.
+        data: Pair ``(inputs, targets)``, or a data set with items ``(input, target)``.
+
+    Raises:
+        UsageError: Lengths differ, a target is no number, or an input is not finite.
+    """
+    if not isinstance(data, tuple) and isinstance(data, ItemDataset):
+        data = _stack_items(part, data)
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise UsageError(f"data '{part}' is {type(data).__name__}; give (inputs, targets), or a data set of such")
+    raw_inputs, raw_targets = data
+    names: tuple[str, ...] = ()
+    if isinstance(raw_inputs, Mapping):
+        names, raw_inputs = tuple(map(str, raw_inputs)), tuple(raw_inputs.values())
+    elif not isinstance(raw_inputs, tuple):
+        raw_inputs = (raw_inputs,)
+    if not isinstance(raw_targets, Mapping):
+        raw_targets = {ONLY_HEAD: raw_targets}
+    inputs = tuple(
+        _read_input(f"data '{part}', input {names[at] if names else at}", value) for at, value in enumerate(raw_inputs)
+    )
+    targets = {
+        str(head): read_targets(f"data '{part}', targets of '{head}'", value) for head, value in raw_targets.items()
+    }
+    if not inputs or not targets:
+        raise UsageError(f"data '{part}' has no {'inputs' if not inputs else 'targets'}")
+    sizes = {len(tensor) for tensor in (*inputs, *targets.values())}
+    if len(sizes) > 1:
+        raise UsageError(f"data '{part}' has inputs and targets of different lengths: {sorted(sizes)}")
+    return Split(inputs, targets), names
+
+
+def _read_input(description: str, value: object) -> Tensor:
+    tensor = read_array(description, value)
+    if not tensor.dim():
+        raise UsageError(f"{description} is a single number; axis 0 must be the examples")
+    if tensor.is_floating_point():
+        is_finite = tensor.flatten(1).isfinite().all(1) if tensor.dim() > 1 else tensor.isfinite()
+        if not bool(is_finite.all()):
+            raise UsageError(f"{description} is not finite in example {int((~is_finite).nonzero()[0])}")
+        return tensor.float()
+    # Booleans are features 0 and 1, not indices.
+    if tensor.dtype is torch.bool:
+        return tensor.float()
+    return tensor.long()
 
 
 def _stack_items(part: str, items: ItemDataset) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autocompress.cli import app as cli
 from autocompress.store.run_store import RunStore
+from autocompress.tasks.images import Digits
 from tests.conftest import SMALL_SEARCH
 
 
@@ -119,6 +121,9 @@ def test_dry_run_prints_required_terms(run) -> None:  # type: ignore[no-untyped-
         (["report", "nothing"], 2, "no run 'nothing'"),
         (["init", "--task", "digit"], 2, "did you mean 'digits'"),
         (["export", "nothing", "--to", "coreml"], 2, "the only format is onnx"),
+        (["adapt", "nothing", "--data", "recent.npz"], 2, "no run 'nothing'"),
+        (["adapt", "nothing"], 2, "--data"),
+        (["join", "nothing", "--out", "joined"], 2, "joining needs at least two artifacts"),
         (["nothing"], 2, "No such command"),
     ],
 )
@@ -155,6 +160,28 @@ def test_front_prints_table_json_and_csv(run, small_run: Path) -> None:  # type:
     assert text.startswith("id,")
     assert run("front", str(small_run), "--where", "accuracy > 2").code == 3
     assert run("front", str(small_run), "--where", "__import__('os')").code == 2
+
+
+@pytest.mark.slow
+def test_adapt_writes_a_version_and_join_one_folder_of_both(run, small_run: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    test = Digits().splits(0).test
+    images, labels = (3 * test.inputs[0] + 5).numpy(), test.targets["label"].numpy()
+    np.savez(tmp_path / "recent.npz", input=images, label=labels)
+    np.savez(tmp_path / "cut.npz", input=images[:, :, :7], label=labels)
+    copy = shutil.copytree(small_run, tmp_path / "small")
+    refused = run("adapt", str(copy), "--data", str(tmp_path / "cut.npz"))
+    assert refused.code == 2
+    assert "examples of shape [1, 7, 8]" in refused.err
+    assert not list(copy.glob("picks/*"))
+    done = run("adapt", str(copy), "--data", str(tmp_path / "recent.npz"), "--minutes", "0")
+    assert done.code == 0, done.err
+    assert "recent data, held out: accuracy unchanged" in done.out
+    first, second = sorted((copy / "picks").iterdir())
+    assert done.out.startswith(f"{second}\n")
+    joined = run("join", str(first), str(second), "--out", str(tmp_path / "joined"))
+    assert joined.code == 0, joined.err
+    assert "tensors of 2 models" in joined.out
+    assert (tmp_path / "joined" / "switchable.json").is_file()
 
 
 @pytest.mark.slow

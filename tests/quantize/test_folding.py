@@ -10,6 +10,7 @@ from autocompress.errors import CompressionError
 from autocompress.quantize.folding import (
     FoldedBatchNorm,
     copy_model,
+    estimate_unfolded_statistics,
     find_folded_pairs,
     find_outputs_to_quantize,
     fold_batch_norm,
@@ -337,3 +338,31 @@ def test_unfolding_another_model_is_refused() -> None:
         unfold_batch_norm(nn.Sequential(conv(), nn.ReLU()), folded)
     with pytest.raises(CompressionError, match="the folded values do not fit the model"):
         unfold_batch_norm(nn.Sequential(conv(3, 4, bias=False), nn.BatchNorm2d(4)), folded)
+
+
+def test_statistics_of_an_unfolded_model_are_those_of_its_data_and_change_no_output() -> None:
+    model = unsettle(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv(4, 6), nn.BatchNorm2d(6))).eval()
+    folded = fold_batch_norm(model, IMAGE)
+    unfolded = copy.deepcopy(model)
+    unfold_batch_norm(unfolded, folded)
+    batches = [(torch.randn(size, 1, 8, 8),) for size in (40, 24)]
+    assert estimate_unfolded_statistics(unfolded, ["1", "4"], iter(batches))
+    outputs_agree(unfolded, folded, 1, 8, 8)
+    images = torch.cat([batch for (batch,) in batches])
+    inputs = unfolded[0](images)
+    norm = unfolded[1]
+    assert torch.allclose(norm.running_mean, inputs.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(norm.running_var, inputs.var((0, 2, 3), unbiased=False), rtol=1e-4)
+    # In training mode on the same data the normalization does what it does in evaluation mode.
+    evaluated = unfolded(images)
+    assert torch.allclose(unfolded.train()(images), evaluated, atol=1e-3)
+
+
+def test_statistics_need_data_and_a_normalization_with_weights() -> None:
+    for norm, batches in ((nn.BatchNorm2d(4), []), (nn.BatchNorm2d(4, affine=False), [IMAGE])):
+        model = nn.Sequential(conv(), norm).eval()
+        unfolded = copy.deepcopy(model)
+        unfold_batch_norm(unfolded, fold_batch_norm(model, IMAGE))
+        before = copy.deepcopy(unfolded.state_dict())
+        assert not estimate_unfolded_statistics(unfolded, ["1"], batches)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in unfolded.state_dict().items())
