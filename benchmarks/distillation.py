@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autocompress.core.config import Part
-from benchmarks.benchmark_tasks import CURVE, LANGID, RANKING, RATINGS, build_reviews
+from benchmarks.benchmark_tasks import LANGID, RANKING, RATINGS, build_reviews
 from benchmarks.comparison import COLUMNS, Pairing, format_header, format_pairings, wrap_paragraph
 from benchmarks.variants import BenchmarkTask, Measurements, ResultKey, Variant, run_all
 
@@ -18,7 +18,7 @@ def build_variants(benchmark: BenchmarkTask) -> list[Variant]:
     terms = {"none": Part("none")}
     for value in DIST_TEMPERATURES[benchmark.name]:
         terms[f"dist, T = {value:g}"] = Part("dist") if value == 4.0 else Part.of("dist", temperature=value)
-    if benchmark.temperatures == CURVE:
+    if benchmark.metric == "accuracy":
         terms["logit_standardized"] = Part("logit_standardized")
     for value in benchmark.temperatures:
         terms[f"soft_target, T = {value:g}"] = Part.of("soft_target", temperature=value, alpha=ALPHA)

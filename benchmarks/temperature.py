@@ -61,7 +61,10 @@ def list_cases() -> list[Case]:
         *(Case(f"T = {value:g}", soft_target(value)) for value in (1.0, 4.0, 10.0)),
         Case("T = 4, alpha 0.3", soft_target(4.0, 0.3)),
         Case("T = 4, held-out logits", soft_target(4.0), is_held_out=True),
-        Case("logit_standardized, T = 1", Part.of("logit_standardized", temperature=1.0)),
+        *(
+            Case(f"logit_standardized, T = {value:g}", Part.of("logit_standardized", temperature=value))
+            for value in (1.0, 4.0)
+        ),
     ]
     conditions: Sequence[tuple[str, Mapping[str, Leaf]]] = (
         ("learning rate 0.03", {"learning_rate": 3e-2}),
@@ -177,7 +180,7 @@ def format_table(rows: Mapping[tuple[str, int], Mapping[str, float]], seeds: int
             it predicts, on all augmented views."""
         ),
         "",
-        teachers,
+        wrap_paragraph(teachers),
         "",
         *format_header(columns),
     ]
@@ -194,7 +197,9 @@ def format_table(rows: Mapping[tuple[str, int], Mapping[str, float]], seeds: int
 
 def run_section(seeds: int, results_file: Path) -> str:
     """Run all cases and return the page; stored cases are not run again."""
-    rows = {(row["case"], row["seed"]): row["values"] for row in load_rows(results_file)}
+    stored = load_rows(results_file)
+    rows = {(row["case"], row["seed"]): row["values"] for row in stored if "case" in row}
+    teachers = next((row["teachers"] for row in stored if "teachers" in row), "")
     with reproducible_torch():
         laboratory = Laboratory()
         for case in list_cases():
@@ -202,5 +207,7 @@ def run_section(seeds: int, results_file: Path) -> str:
                 if (case.key, seed) not in rows:
                     rows[case.key, seed] = laboratory.run_case(case, seed)
                     append_row(results_file, {"case": case.key, "seed": seed, "values": rows[case.key, seed]})
-        teachers = laboratory.describe_teachers()
+        if not teachers:
+            teachers = laboratory.describe_teachers()
+            append_row(results_file, {"teachers": teachers})
     return "\n".join([*format_table(rows, seeds, teachers), ""])

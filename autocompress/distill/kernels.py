@@ -103,7 +103,12 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tens
 
 
 class SoftTarget(Term[SoftTargetConfig]):
-    """(1 - alpha) CE + alpha T^2 KL(teacher || student) on softened outputs (Hinton et al. 2015, arXiv:1503.02531)."""
+    """(1 - alpha) CE + alpha T^2 KL(teacher || student) on softened outputs (Hinton et al. 2015, arXiv:1503.02531).
+
+    At a high temperature the term is a squared difference of logits (section 2.1), so the student must also reach the
+    scale of the teacher's logits. A small student with few epochs is then underfitted;
+    :class:`~autocompress.distill.logit_losses.LogitStandardized` compares logits without their scale.
+    """
 
     name = "soft_target"
     kind = "logit"
