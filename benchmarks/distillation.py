@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autocompress.core.config import Part
+from autocompress.core.registry import TASKS
+from autocompress.core.task import Task
 from benchmarks.benchmark_tasks import LANGID, RANKING, RATINGS, build_reviews
 from benchmarks.comparison import COLUMNS, Pairing, format_header, format_pairings, wrap_paragraph
 from benchmarks.variants import BenchmarkTask, Measurements, ResultKey, Variant, run_all
@@ -34,6 +36,17 @@ def list_pairings(benchmark: BenchmarkTask) -> list[Pairing]:
     ]
 
 
+def describe_task(benchmark: BenchmarkTask) -> str:
+    """Return a list entry with the number of examples, the student and the training settings of a task."""
+    task: Task = TASKS.get(benchmark.task.name)(**benchmark.task.values)
+    splits = task.splits(0)
+    parts = ", ".join(
+        f"{name} {part.name} ({', '.join(f'{key} {value}' for key, value in part.values.items())})"
+        for name, part in (("student", benchmark.student), ("fit", benchmark.fit))
+    )
+    return f"- {benchmark.name}: {len(splits.train):,} training and {len(splits.test):,} test examples, {parts}"
+
+
 def format_table(
     results: Mapping[ResultKey, Measurements], benchmarks: Sequence[BenchmarkTask], seeds: int
 ) -> list[str]:
@@ -46,6 +59,8 @@ def format_table(
             paired by seed, positive is better, and a star marks one beyond two standard errors. Student and
             epochs are the same in both columns. Soft targets have alpha {ALPHA:g}."""
         ),
+        "",
+        *(describe_task(benchmark) for benchmark in benchmarks),
         "",
         *format_header(COLUMNS),
     ]
