@@ -226,7 +226,12 @@ def format_table(tasks: Sequence[JointResults], seeds: int) -> list[str]:
         ),
         "",
         *format_header(columns),
-        *(results.format_row(*anchor) for results in tasks for anchor in ANCHORS),
+        *(
+            results.format_row(cost, anchor)
+            for results in tasks
+            for cost, anchor in ANCHORS
+            if cost != "latency" or results.latencies
+        ),
     ]
 
 
