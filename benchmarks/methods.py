@@ -1,12 +1,21 @@
-"""Each method against its plain counterpart: `python -m benchmarks.methods [--tasks digits mnist1d cifar10]`.
+"""Each method against its plain counterpart: `python -m benchmarks.methods [--sections methods distillation ...]`.
 
 Every row is a real trial per seed, measured on the test split. A comparison is paired by seed and significant if the
-mean difference exceeds two standard errors. The table is printed and written to reports/benchmarks/methods.md.
+mean difference exceeds two standard errors. Each section is printed and written to reports/benchmarks/methods.md or
+methods_SECTION.md:
+
+methods        every method on images and signals (--tasks, --cifar10)
+temperature    causes of the loss from soft targets at high temperatures, digits
+distillation   distillation against none on text and recommenders (--reviews)
+compression    pruning and quantization together against each alone (--reviews)
+sharing        two tasks in one model against one model each, text
+attention      attention transfer at several weights
+efficiency     training time to a stated score (--cifar10, --limit)
 """
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,22 +32,11 @@ from autocompress.distill.attacks import predict_under_attack
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.measure.cost import count_flops
 from autocompress.trial.pipeline import TrialPipeline
+from benchmarks import attention, distillation, joint_compression, task_sharing, temperature, training_efficiency
+from benchmarks.benchmark_tasks import DIGITS, MNIST1D, build_cifar10
 from benchmarks.variants import TEMPERATURES, BenchmarkTask, Measurements, ResultKey, Variant, mean_and_error, run_all
 
 RECOVERY = {"recovery_epochs": 6, "recovery_learning_rate": 1e-2}
-# Every student has 20 times fewer parameters than its teacher, or fewer still.
-DIGITS = BenchmarkTask(
-    "digits",
-    Part("digits"),
-    Part.of("cnn", width=8, depth=1, stages=2, block="plain"),
-    Part.of("adamw", epochs=20, learning_rate=1e-2),
-)
-MNIST1D = BenchmarkTask(
-    "mnist1d",
-    Part("mnist1d"),
-    Part.of("cnn1d", width=8, depth=1, stages=3, block="plain"),
-    Part.of("adamw", epochs=15, learning_rate=1e-2),
-)
 BITS = ((2, 2), (3, 3), (4, 4), (3, 8), (4, 8), (8, 8))
 LOW = ((2, 2), (3, 3))
 ROUNDED = ((3, 8), (4, 8))
@@ -46,22 +44,6 @@ SMALLER = 0.65
 # Pruning is measured on students of several layers, which differ in how much can be removed.
 WIDE: dict[str, Leaf] = {"width": 16}
 RESIDUAL: dict[str, Leaf] = {"width": 12, "depth": 2, "block": "residual"}
-
-
-def build_cifar10(folder: Path, limit: int) -> BenchmarkTask:
-    """Return CIFAR-10 with ``limit`` training images per class, a teacher of width 16, a student of width 8."""
-    return BenchmarkTask(
-        "cifar10",
-        Part.of("images", path=str(folder), limit=limit, views=8),
-        Part.of("cnn", width=8, depth=1, stages=3, block="plain"),
-        Part.of("adamw", epochs=15, learning_rate=1e-2, batch_size=64, precision="bfloat16"),
-        (
-            Part.of("cnn", width=16, depth=2, stages=3, block="residual"),
-            Part.of("adamw", epochs=25, learning_rate=4e-3, batch_size=64, precision="auto"),
-        ),
-        epsilon=0.1,
-        temperatures=(),
-    )
 
 
 def quantize(method: str, weight: int, activation: int, **settings: Leaf) -> CompressionRecipe:
@@ -272,26 +254,69 @@ def format_tables(results: Mapping[ResultKey, Measurements], benchmarks: Sequenc
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Run the benchmark and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+SECTIONS = ("methods", "temperature", "distillation", "compression", "sharing", "attention", "efficiency")
+
+
+def build_argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=["methods"])
     parser.add_argument("--tasks", nargs="+", choices=("cifar10", "digits", "mnist1d"), default=["digits", "mnist1d"])
     parser.add_argument("--cifar10", type=Path, help="folder with train/ and test/, class folders in each")
     parser.add_argument("--limit", type=int, default=500, help="CIFAR-10 training images of each class")
+    parser.add_argument("--reviews", type=Path, help="CSV file of the space `reviews`")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 for one per usable core")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/methods.md"))
-    arguments = parser.parse_args()
-    if "cifar10" in arguments.tasks and arguments.cifar10 is None:
-        parser.error("the task cifar10 needs --cifar10 FOLDER")
+    return parser
+
+
+def run_methods(arguments: argparse.Namespace, results_file: Path) -> str:
+    """Run the comparison of each method with its plain counterpart and return its page."""
     benchmarks = [benchmark for benchmark in (DIGITS, MNIST1D) if benchmark.name in arguments.tasks]
     if "cifar10" in arguments.tasks:
         benchmarks.append(build_cifar10(arguments.cifar10, arguments.limit))
-    started = time.perf_counter()
-    results = run_all(benchmarks, build_variants, arguments.seeds, arguments.out.with_suffix(".jsonl"))
-    text = format_tables(results, benchmarks, arguments.seeds)
-    write_atomic(arguments.out, text)
-    print(text)
-    print(f"{time.perf_counter() - started:.0f} s; written to {arguments.out}")
+    results = run_all(benchmarks, build_variants, arguments.seeds, results_file, arguments.workers)
+    return format_tables(results, benchmarks, arguments.seeds)
+
+
+def run_section(section: str, arguments: argparse.Namespace, results_file: Path) -> str:
+    """Run one section and return its page.
+
+    Args:
+        section: Name of the section.
+        arguments: Options of the command line.
+        results_file: File of JSON lines with the results; stored ones are not computed again.
+    """
+    seeds, workers, reviews = arguments.seeds, arguments.workers, arguments.reviews
+    pages: Mapping[str, Callable[[], str]] = {
+        "methods": lambda: run_methods(arguments, results_file),
+        "temperature": lambda: temperature.run_section(seeds, results_file),
+        "distillation": lambda: distillation.run_section(reviews, seeds, results_file, workers),
+        "compression": lambda: joint_compression.run_section(reviews, seeds, results_file, workers),
+        "sharing": lambda: task_sharing.run_section(seeds, results_file),
+        "attention": lambda: attention.run_section(seeds, results_file, workers),
+        "efficiency": lambda: training_efficiency.run_section(arguments.cifar10, arguments.limit, seeds, results_file),
+    }
+    return pages[section]()
+
+
+def main() -> None:
+    """Run the benchmark and print its tables."""
+    parser = build_argument_parser()
+    arguments = parser.parse_args()
+    sections = dict.fromkeys(arguments.sections)
+    is_cifar10_read = "efficiency" in sections or ("methods" in sections and "cifar10" in arguments.tasks)
+    if is_cifar10_read and arguments.cifar10 is None:
+        parser.error("the task cifar10 and the section efficiency need --cifar10 FOLDER")
+    for section in sections:
+        started, out = time.perf_counter(), arguments.out
+        if section != "methods":
+            out = out.with_stem(f"{out.stem}_{section}")
+        text = run_section(section, arguments, out.with_suffix(".jsonl"))
+        write_atomic(out, text)
+        print(text)
+        print(f"{time.perf_counter() - started:.0f} s; written to {out}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from autocompress.core.config import CompressionConfig, Part, fingerprint
 from autocompress.core.knobs import Leaf
 from autocompress.core.records import CompressionRecipe, Job
 from autocompress.core.registry import TASKS
-from autocompress.measure import Subject, measure
+from autocompress.measure import measure
 from autocompress.trial.pipeline import Setup, TrialPipeline, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
 from autocompress.trial.teacher import TeacherRecipe
@@ -40,6 +40,8 @@ class BenchmarkTask:
         teacher: Architecture and training settings of the teacher; those of the task where ``None``.
         epsilon: Largest change of each input value in an attack.
         temperatures: Temperatures of the curve of soft targets; empty for no curve.
+        metric: Primary score of the task.
+        unit: Factor of the primary score in tables: 100 for points.
     """
 
     name: str
@@ -49,11 +51,18 @@ class BenchmarkTask:
     teacher: tuple[Part, Part] | None = None
     epsilon: float = 0.3
     temperatures: tuple[float, ...] = TEMPERATURES
+    metric: str = "accuracy"
+    unit: float = 100.0
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores of each candidate, the primary one included."""
+        return tuple(dict.fromkeys((self.metric, *SCORES)))
 
     def build_setup(self) -> Setup:
         """Return the setup of a worker."""
         student, fit = self.teacher or TASKS.get(self.task.name)(**self.task.values).teacher()
-        return Setup(self.task, 0, TeacherRecipe(student, fit), SCORES, COSTS)
+        return Setup(self.task, 0, TeacherRecipe(student, fit), self.scores, COSTS)
 
 
 @dataclass(frozen=True)
@@ -105,8 +114,10 @@ def run_variant(benchmark: BenchmarkTask, variant: Variant, seed: int) -> Measur
         results: Measurements = {}
         for name, candidate in zip(variant.cuts, result.candidates, strict=True):
             model = pipeline.rebuild(candidate.config, result.checkpoints[candidate.checkpoint]).model
-            subject = Subject(pipeline.predict(model, pipeline.splits.test), pipeline.splits.test.targets, teacher)
-            results[name] = {**measure(subject, SCORES), **candidate.costs}
+            subject = pipeline.build_subject(model, pipeline.splits.test, teacher, benchmark.scores)
+            results[name] = {**measure(subject, benchmark.scores), **candidate.costs}
+            # Candidates are selected by this score, never by the one on the test split.
+            results[name]["select_val"] = candidate.scores["select_val"][benchmark.metric]
             if variant.extra is not None:
                 results[name].update(variant.extra(pipeline, model, benchmark.epsilon))
         return results
@@ -123,10 +134,18 @@ def run_all(
     variants: Callable[[BenchmarkTask], Sequence[Variant]],
     seeds: int,
     results_file: Path,
+    workers: int = 0,
 ) -> dict[ResultKey, Measurements]:
     """Run every variant of every benchmark task for every seed: ``{(task, variant, seed): measurements}``.
 
     Each result is appended to ``results_file``. Results in that file are not computed again; delete it to start anew.
+
+    Args:
+        benchmarks: The benchmark tasks.
+        variants: Function that returns the variants of a benchmark task.
+        seeds: Number of seeds.
+        results_file: File of JSON lines with the results.
+        workers: Number of processes; 0 for one process per usable core.
     """
     jobs = [
         (benchmark, variant, seed)
@@ -147,7 +166,7 @@ def run_all(
         else:
             pending[key] = (job, name)
     results_file.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(usable_cores(), get_context("spawn")) as pool, results_file.open("a") as file:
+    with ProcessPoolExecutor(workers or usable_cores(), get_context("spawn")) as pool, results_file.open("a") as file:
         running = {pool.submit(run_variant, *job): (key, name) for key, (job, name) in pending.items()}
         for completed in as_completed(running):
             key, name = running[completed]

@@ -136,7 +136,12 @@ def output_distance(head: Head, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class SoftTarget(Term[SoftTargetConfig]):
-    """(1 - alpha) CE + alpha T^2 KL(teacher || student) on softened outputs (Hinton et al. 2015, arXiv:1503.02531)."""
+    """(1 - alpha) CE + alpha T^2 KL(teacher || student) on softened outputs (Hinton et al. 2015, arXiv:1503.02531).
+
+    At a high temperature the term is a squared difference of logits (section 2.1), so the student must also reach the
+    scale of the teacher's logits. A small student with few epochs is then underfitted;
+    :class:`~autocompress.distill.logit_losses.LogitStandardized` compares logits without their scale.
+    """
 
     name = "soft_target"
     kind = "logit"

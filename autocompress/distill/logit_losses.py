@@ -172,7 +172,12 @@ class CorrelationConfig(_AdditiveConfig):
 
 
 class Correlation(Term[CorrelationConfig]):
-    """Cross-entropy plus correlations between and within classes (DIST, Huang et al. 2022, arXiv:2205.10536)."""
+    """Cross-entropy plus correlations between and within classes (DIST, Huang et al. 2022, arXiv:2205.10536).
+
+    Correlations do not depend on the scale of the probabilities, and their weight grows with T^2: at a high temperature
+    the probabilities may become almost uniform, with their order intact. Scores that read the probabilities, such as
+    the predicted rating, need a temperature of about 1.
+    """
 
     name = "dist"
     kind = "logit"

@@ -80,7 +80,7 @@ def test_search_prints_front_pick_page_and_next_command(run, tmp_path: Path) -> 
 def test_dry_run_prints_the_search_space_and_writes_nothing(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = run("search", "digits", "--dry-run", "--trials", "7")
     assert done.code == 0
-    assert "distill.soft_target.temperature: 1..10" in done.out
+    assert "distill.logit_standardized.temperature: 1..2" in done.out
     assert "candidates are made from each trial" in done.out
     assert "budget: 7 trials" in done.out
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from autocompress.core.registry import DISTILL
 from autocompress.distill.base import Activations, Batch, Needs
 from autocompress.distill.kernels import SoftTarget, SoftTargetConfig, soft_target_kl
+from autocompress.distill.logit_losses import standardize_logits
 
 
 def hard(logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -75,3 +76,12 @@ def test_the_gradient_keeps_its_size_over_temperatures() -> None:
         assert student.grad is not None
         sizes.append(float(student.grad.norm()))
     assert sizes[1] / sizes[0] == pytest.approx(1.0, abs=0.1)
+
+
+def test_at_a_high_temperature_the_loss_compares_the_scales_of_logits() -> None:
+    teacher = torch.tensor([[4.0, -1.0, -3.0], [-2.0, 5.0, -3.0]], dtype=torch.float64)
+    # Hinton et al. 2015, section 2.1, for logits of mean 0: half of the mean squared difference over the classes.
+    expected = (teacher / 2 - teacher).square().mean()
+    assert soft_target_kl(teacher / 2, teacher, 1000.0).item() == pytest.approx(expected.item() / 2, rel=1e-2)
+    same_shape = soft_target_kl(standardize_logits(teacher / 2), standardize_logits(teacher), 1000.0)
+    assert same_shape.item() == pytest.approx(0.0, abs=1e-4)
