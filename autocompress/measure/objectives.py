@@ -44,7 +44,7 @@ class Subject:
 
     def head(self, name: str) -> Head:
         """Return a head with its kind."""
-        return as_head(self.heads.get(name, self.logits[name].shape[-1]))
+        return as_head(self.heads[name] if name in self.heads else self.logits[name].shape[-1])
 
     def class_heads(self) -> list[str]:
         """Return the names of the heads that have classes.

@@ -279,7 +279,7 @@ def test_one_step_is_fgsm_within_the_range_of_the_split(model: nn.Module) -> Non
 def test_of_several_attacks_the_worst_counts_for_each_example() -> None:
     right, wrong = [2.0, 0.0], [0.0, 2.0]
     outputs = [{"label": torch.tensor([right, wrong, right])}, {"label": torch.tensor([wrong, right, right])}]
-    worst = _select_worst(outputs, {"label": torch.zeros(3, dtype=torch.int64)})["label"]
+    worst = _select_worst(outputs, {"label": torch.zeros(3, dtype=torch.int64)}, {"label": 2})["label"]
     assert worst.tolist() == [wrong, wrong, right]
 
 

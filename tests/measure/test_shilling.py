@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from autocompress.core.heads import Levels
 from autocompress.errors import TrialError
 from autocompress.measure import Subject, measure
 
@@ -9,8 +10,8 @@ LOGITS = {"item": torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])}
 
 def test_the_rating_is_the_mean_of_the_expected_values() -> None:
     outputs = {"pushed": {"rating": torch.tensor([[0.0, 0.0], [50.0, 0.0]])}}
-    levels = {"rating": torch.tensor([1.0, 5.0])}
-    assert measure(Subject(attacked=outputs, levels=levels), ["pushed_rating"]) == {"pushed_rating": 2.0}
+    heads = {"rating": Levels(2, levels=(1.0, 5.0))}
+    assert measure(Subject(attacked=outputs, heads=heads), ["pushed_rating"]) == {"pushed_rating": 2.0}
     # Without values, it is the probability of a click.
     assert measure(Subject(attacked=outputs), ["pushed_rating"]) == {"pushed_rating": 0.25}
 
