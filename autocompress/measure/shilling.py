@@ -10,7 +10,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from autocompress.core.heads import Levels
+from autocompress.core.heads import Levels, as_head
 from autocompress.core.task import Targets
 from autocompress.errors import TrialError
 from autocompress.measure.objectives import Subject, objective
@@ -46,7 +46,7 @@ def _require_outputs(subject: Subject) -> Targets:
 
 def _list_levels(subject: Subject, head: str, logits: Tensor) -> Tensor:
     """Return the value of each class; without values, 0 and 1 of no click and a click."""
-    kind = subject.head(head)
+    kind = as_head(subject.heads.get(head, logits.shape[1]))
     if isinstance(kind, Levels):
         return torch.tensor(kind.levels, dtype=torch.float64)
     return torch.arange(logits.shape[1], dtype=torch.float64)

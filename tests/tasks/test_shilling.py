@@ -84,7 +84,7 @@ def test_an_average_attack_rates_each_item_as_others_do() -> None:
         task = PoisonedRatings(attack=attack, fake_users=0.2)
         train = task.splits(0).train
         is_fake = train.inputs[0] >= Ratings().inputs[0].vocabulary
-        values = torch.tensor(task.heads["rating"].levels)[train.targets["rating"]]
+        values = torch.tensor(task.heads["rating"].levels, dtype=torch.float64)[train.targets["rating"]]
         sums = torch.zeros(2001, dtype=torch.float64)
         means = sums.index_add(0, train.inputs[1][~is_fake], values[~is_fake]) / torch.bincount(
             train.inputs[1][~is_fake], minlength=2001
