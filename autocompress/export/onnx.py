@@ -9,7 +9,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -34,19 +34,31 @@ from autocompress.quantize.quantizers import Grid
 CONTAINERS = {(0, 255), (-128, 127)}
 
 
-def export_float(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int]) -> onnx.ModelProto:
+def export_float(
+    model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int], lists: Sequence[int] = ()
+) -> onnx.ModelProto:
     """Return the graph of a model; axis 0 of its inputs and outputs is the batch, outputs are named like the heads.
+
+    Args:
+        model: Model in evaluation mode.
+        example: A batch of one, as the model's positional arguments.
+        heads: Head name to number of classes.
+        lists: Positions of the inputs whose axis 1 may have any length, unless the model fixes it.
 
     Raises:
         ArtifactError: torch cannot export the model.
     """
-    proto = _clean_graph(_export_graph(copy.deepcopy(model), example, heads))
+    proto = _clean_graph(_export_graph(copy.deepcopy(model), example, heads, lists))
     pack_weights(proto, (), {})
     return proto
 
 
 def export_quantized(
-    model: nn.Module, state: MethodState, example: tuple[Tensor, ...], heads: Mapping[str, int]
+    model: nn.Module,
+    state: MethodState,
+    example: tuple[Tensor, ...],
+    heads: Mapping[str, int],
+    lists: Sequence[int] = (),
 ) -> onnx.ModelProto:
     """Return the graph of a quantized model: weights as int8 or uint8 codes, inputs rounded to their n-bit grid.
 
@@ -68,7 +80,7 @@ def export_quantized(
         layer = marked.get_submodule(entry["name"])
         if not isinstance(layer, Lookup | BagLookup):
             _replace_weight(layer, entry["name"], state.tensors)
-    proto = _clean_graph(integer_kernels(_export_graph(marked, example, heads)))
+    proto = _clean_graph(integer_kernels(_export_graph(marked, example, heads, lists)))
     if entries and all(entry["input"] is None for entry in layers):
         # A session needs another option for such a model: autocompress.export.runtime reads this property.
         onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
@@ -171,18 +183,22 @@ def _emit_operator(
     return emitted
 
 
-def _export_graph(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int]) -> onnx.ModelProto:
+def _export_graph(
+    model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int], lists: Sequence[int]
+) -> onnx.ModelProto:
     replace_quantizers(model, lambda quantizer: _Round(quantizer.grid))
     # torch.export specializes a dimension of size 1 to a constant, so the batch holds the example twice.
     inputs = tuple(torch.cat([tensor, tensor]) for tensor in example)
     batch = torch.export.Dim("batch")
+    # AUTO stays an axis of any length where the model allows it, and becomes the length of the example otherwise.
+    shapes = tuple({0: batch, 1: torch.export.Dim.AUTO} if at in lists else {0: batch} for at in range(len(inputs)))
     try:
         with _silence_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 _Heads(model, heads).eval(),
                 inputs,
                 dynamo=True,
-                dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+                dynamic_shapes=(shapes,),
                 input_names=input_names(len(inputs)),
                 output_names=list(heads),
                 external_data=False,
