@@ -17,6 +17,7 @@ import sys
 import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,8 @@ class ImageEncoder:
     def __call__(self, value: Any) -> Array:
         """Return the normalized pixels, ``[C, H, W]``."""
         try:
-            with self._open(value) as picture:
+            # An image of the caller is not closed.
+            with nullcontext(value) if isinstance(value, self.image.Image) else self._open(value) as picture:
                 pixels = self._read_pixels(picture)
         except (OSError, SyntaxError, EOFError, self.image.DecompressionBombError) as error:
             raise PipelineError(f"the image cannot be read ({' '.join(str(error).split())})") from error
@@ -244,8 +246,6 @@ class ImageEncoder:
 
     def _open(self, value: Any) -> Any:
         """Return a Pillow image."""
-        if isinstance(value, self.image.Image):
-            return value
         if isinstance(value, bytes):
             return self.image.open(io.BytesIO(value))
         if isinstance(value, str | Path):
