@@ -39,7 +39,14 @@ from autocompress.export.architecture import (
 from autocompress.export.card import Card, render_card
 from autocompress.export.folder import read_files, write_files
 from autocompress.export.onnx import export_float, export_quantized
-from autocompress.export.preprocess_file import PIPELINE, PREPROCESS, embed_preprocess, read_pipeline, render_preprocess
+from autocompress.export.preprocess_file import (
+    PIPELINE,
+    PREPROCESS,
+    complete_preprocessing,
+    embed_preprocess,
+    read_pipeline,
+    render_preprocess,
+)
 from autocompress.export.runtime import is_weights_only
 from autocompress.measure.tensor_storage import pack_tensors, unpack_tensors
 from autocompress.models.base import build_family_model
@@ -111,6 +118,8 @@ def write_artifact(folder: Path | str, deployable: Deployable, card: Card) -> Pa
         StorageError: No space is left, or the folder cannot be written.
     """
     folder = Path(folder)
+    # Before the graphs, whose export takes seconds.
+    complete_preprocessing(deployable)
     architecture, tensors = _build_architecture(deployable)
     files = _export_graphs(deployable)
     weights_only = is_weights_only(files["model.onnx"])

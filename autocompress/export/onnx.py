@@ -30,6 +30,8 @@ from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, replace_qua
 from autocompress.quantize.layers import is_embedding
 from autocompress.quantize.quantizers import Grid
 
+logger = logging.getLogger(__name__)
+
 # Codes of uint8 and int8: a grid that fills one of them needs no Clip.
 CONTAINERS = {(0, 255), (-128, 127)}
 
@@ -187,11 +189,23 @@ def _export_graph(
     model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int], lists: Sequence[int]
 ) -> onnx.ModelProto:
     replace_quantizers(model, lambda quantizer: _Round(quantizer.grid))
+    try:
+        return _trace_graph(model, example, heads, lists)
+    except ArtifactError as error:
+        if not lists:
+            raise
+        # Such as a layer that reads all entries of a list at once.
+        logger.info("exported for lists of the length of the example: %s", error)
+        return _trace_graph(model, example, heads, ())
+
+
+def _trace_graph(
+    model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int], lists: Sequence[int]
+) -> onnx.ModelProto:
     # torch.export specializes a dimension of size 1 to a constant, so the batch holds the example twice.
     inputs = tuple(torch.cat([tensor, tensor]) for tensor in example)
-    batch = torch.export.Dim("batch")
-    # AUTO stays an axis of any length where the model allows it, and becomes the length of the example otherwise.
-    shapes = tuple({0: batch, 1: torch.export.Dim.AUTO} if at in lists else {0: batch} for at in range(len(inputs)))
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    shapes = tuple({0: batch, 1: length} if at in lists else {0: batch} for at in range(len(inputs)))
     try:
         with _silence_exporter(), torch.no_grad():
             program = torch.onnx.export(
