@@ -101,8 +101,9 @@ class Pipeline:
                 mapping of their names to such values.
 
         Returns:
-            Head to ``class``, ``probability`` and ``probabilities``; also ``value`` where classes are numbers. For a
-            ranking ``ids`` and ``scores``, best first: of the given candidates, or of the whole catalogue.
+            Head to ``class``, ``probability`` and ``probabilities``, also ``value`` where classes are numbers; to
+            ``labels`` and ``probabilities``; to ``classes``, one for each position; to ``values`` by name; or to
+            ``ids`` and ``scores``, best first, of the given candidates or of the whole catalogue.
 
         Raises:
             PipelineError: The example is of the wrong kind or size, or an id is unknown and has no row.
@@ -410,17 +411,54 @@ class TensorEncoder:
 
 
 def _decode_classes(entry: Record, logits: Array, values: Values) -> dict[str, Any]:
-    """Return the most probable class and the probability of each; also the mean of the classes that are numbers."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = exponentials / exponentials.sum()
+    """Return the most probable class, and the probability of each."""
+    probabilities = _softmax(logits)
     # From the outputs themselves: rounding can make two probabilities equal.
     best = int(logits.argmax())
-    decoded = {
+    return {
         "class": entry["classes"][best],
         "probability": float(probabilities[best]),
         "probabilities": dict(zip(entry["classes"], probabilities.tolist(), strict=True)),
     }
-    return {"value": float(probabilities @ np.asarray(entry["levels"])), **decoded} if entry["levels"] else decoded
+
+
+def _decode_levels(entry: Record, logits: Array, values: Values) -> dict[str, Any]:
+    """Return the mean of the classes, which are numbers, and what :func:`_decode_classes` returns."""
+    return {"value": float(_softmax(logits) @ np.asarray(entry["levels"])), **_decode_classes(entry, logits, values)}
+
+
+def _decode_binary(entry: Record, logits: Array, values: Values) -> dict[str, Any]:
+    """Return the class of one logit, whose sigmoid is the probability of the second class."""
+    probability = float(_sigmoid(logits.reshape(-1))[0])
+    both = [1 - probability, probability]
+    best = int(probability > entry["threshold"])
+    return {
+        "class": entry["classes"][best],
+        "probability": both[best],
+        "probabilities": dict(zip(entry["classes"], both, strict=True)),
+    }
+
+
+def _decode_labels(entry: Record, logits: Array, values: Values) -> dict[str, Any]:
+    """Return the labels whose probability exceeds the threshold, and the probability of each."""
+    probabilities = dict(zip(entry["classes"], _sigmoid(logits).tolist(), strict=True))
+    chosen = [name for name, probability in probabilities.items() if probability > entry["threshold"]]
+    return {"labels": chosen, "probabilities": probabilities}
+
+
+def _decode_positions(entry: Record, logits: Array, values: Values) -> dict[str, Any]:
+    """Return the class of each position: of a pixel with the classes on axis 0, of a token with them on the last."""
+    classes = np.asarray(entry["classes"])[logits.argmax(entry["axis"])]
+    if entry["kind"] == "tags":
+        # Padding has no class; a text has its tokens at the front.
+        tokens = next(iter(values.values()))[1]
+        classes = classes[: int((tokens != 0).sum())]
+    return {"classes": classes.tolist()}
+
+
+def _decode_numbers(entry: Record, outputs: Array, values: Values) -> dict[str, Any]:
+    """Return the predicted numbers by name."""
+    return {"values": dict(zip(entry["classes"], outputs.reshape(-1).astype(float).tolist(), strict=True))}
 
 
 def _decode_ranking(entry: Record, scores: Array, values: Values) -> dict[str, Any]:
@@ -428,6 +466,18 @@ def _decode_ranking(entry: Record, scores: Array, values: Values) -> dict[str, A
     order = np.argsort(-scores, kind="stable")
     candidates = list(values[entry["candidates"]][0])
     return {"ids": [str(candidates[at]) for at in order], "scores": scores[order].astype(float).tolist()}
+
+
+def _softmax(logits: Array) -> Array:
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities: Array = exponentials / exponentials.sum()
+    return probabilities
+
+
+def _sigmoid(logits: Array) -> Array:
+    # This form overflows for no logit.
+    sigmoid: Array = 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
+    return sigmoid
 
 
 ENCODERS: Mapping[str, Callable[[Record], Callable[[Any], Array]]] = {
@@ -441,6 +491,12 @@ ENCODERS: Mapping[str, Callable[[Record], Callable[[Any], Array]]] = {
 }
 DECODERS: Mapping[str, Callable[[Record, Array, Values], dict[str, Any]]] = {
     "classes": _decode_classes,
+    "levels": _decode_levels,
+    "binary": _decode_binary,
+    "multilabel": _decode_labels,
+    "dense": _decode_positions,
+    "tags": _decode_positions,
+    "regression": _decode_numbers,
     "ranking": _decode_ranking,
 }
 

@@ -32,7 +32,19 @@ DECODE_ONCE = {"session.disable_quant_qdq": "1"}
 MEANINGS = {
     "classes": "logits; their softmax is the probability of each class",
     "levels": "logits; their softmax is the probability of each level, and the mean of the levels the expected value",
+    "binary": "one logit; its sigmoid is the probability of the second class",
+    "multilabel": "logits; the sigmoid of each is the probability of its label",
+    "dense": "logits of each position; their softmax is the probability of each class",
+    "tags": "logits of each token; their softmax is the probability of each class",
+    "regression": "numbers in the unit of the targets",
     "ranking": "scores of the candidates; only their order has a meaning",
+}
+# What a kind of head needs besides its names: a threshold of probabilities, or the axis of the classes of one example.
+SETTINGS: Mapping[str, Mapping[str, float]] = {
+    "binary": {"threshold": 0.5},
+    "multilabel": {"threshold": 0.5},
+    "dense": {"axis": 0},
+    "tags": {"axis": -1},
 }
 
 
@@ -97,20 +109,16 @@ def read_pipeline() -> bytes:
     return resources.files("autocompress.export").joinpath(PIPELINE).read_bytes()
 
 
-def _describe_output(
-    head: str, classes: int, deployable: "Deployable", candidates: Sequence[str]
-) -> Mapping[str, object]:
+def _describe_output(head: str, size: int, deployable: "Deployable", candidates: Sequence[str]) -> Mapping[str, object]:
+    """Return the entry of a head; its kind is an attribute of its size, where the task declares one."""
+    levels = list(deployable.levels.get(head, getattr(size, "levels", ())))
+    kind = "ranking" if candidates else getattr(size, "kind", "levels" if levels else "classes")
+    entry: dict[str, object] = {"head": head, "kind": kind, "meaning": MEANINGS[kind]}
     if candidates:
-        return {"head": head, "kind": "ranking", "meaning": MEANINGS["ranking"], "candidates": candidates[0]}
-    labels = list(deployable.labels.get(head) or map(str, range(classes)))
-    levels = list(deployable.levels.get(head, ()))
-    return {
-        "head": head,
-        "kind": "classes",
-        "meaning": MEANINGS["levels" if levels else "classes"],
-        "classes": _distinguish_names(labels),
-        "levels": levels,
-    }
+        return {**entry, "candidates": candidates[0]}
+    count = 2 if kind == "binary" else int(size)
+    entry["classes"] = _distinguish_names(list(deployable.labels.get(head) or map(str, range(count))))
+    return {**entry, **({"levels": levels} if levels else {}), **SETTINGS.get(kind, {})}
 
 
 def _distinguish_names(names: Sequence[str]) -> list[str]:

@@ -61,7 +61,7 @@ class Session:
 
 def make(records: list[RawInput], session: Session, **output: Any) -> Pipeline:
     inputs = [{"tensor": f"input_{at}", **dump_input(record)} for at, record in enumerate(records)]
-    whole = {"head": "label", "kind": "classes", "classes": ["no", "yes"], "levels": [], **output}
+    whole = {"head": "label", "kind": "classes", "classes": ["no", "yes"], **output}
     return Pipeline(json.loads(json.dumps({"inputs": inputs, "outputs": [whole]})), session)  # type: ignore[arg-type]
 
 
@@ -255,8 +255,39 @@ class TestPredictions:
         assert made.predict([1e4, -1e4])["label"]["probability"] == 1.0
 
     def test_classes_that_are_numbers_have_a_mean(self) -> None:
-        made = make([TensorInput("input", (2,))], Session(lambda x: x, ("b", 2)), levels=[1.0, 5.0])
+        made = make([TensorInput("input", (2,))], Session(lambda x: x, ("b", 2)), kind="levels", levels=[1.0, 5.0])
         assert made.predict([0.0, 0.0])["label"]["value"] == pytest.approx(3.0)
+
+    def test_one_logit_is_the_second_class_above_its_threshold(self) -> None:
+        session = Session(lambda x: x, ("b", 1))
+        made = make([TensorInput("input", (1,))], session, kind="binary", threshold=0.7)
+        chances = {"no": pytest.approx(0.4), "yes": pytest.approx(0.6)}
+        assert made.predict([np.log(1.5)])["label"] == {
+            "class": "no",
+            "probability": pytest.approx(0.4),
+            "probabilities": chances,
+        }
+        assert made.predict([1e4])["label"]["class"] == "yes"
+
+    def test_labels_are_those_above_the_threshold(self) -> None:
+        session = Session(lambda x: x, ("b", 2))
+        made = make([TensorInput("input", (2,))], session, kind="multilabel", threshold=0.5)
+        assert made.predict([0.1, 2.0])["label"]["labels"] == ["no", "yes"]
+        assert made.predict([-0.1, -2.0])["label"]["labels"] == []
+        assert made.predict([0.0, np.log(3)])["label"]["probabilities"] == {"no": 0.5, "yes": pytest.approx(0.75)}
+
+    def test_each_position_has_a_class(self) -> None:
+        pixels = Session(lambda x: x, ("b", 2, 2, 2))
+        made = make([TensorInput("input", (2, 2, 2))], pixels, kind="dense", axis=0)
+        assert made.predict([[[0, 1], [2, 3]], [[1, 0], [3, 2]]])["label"]["classes"] == [["yes", "no"], ["yes", "no"]]
+        # A token is tagged "yes" if it is even; padding has no tag.
+        tokens = Session(lambda x: np.stack([x % 2, 1 - x % 2], -1).astype(np.float32), ("b", 5))
+        made = make([TextInput("bytes", 5, 257)], tokens, kind="tags", axis=-1)
+        assert made.predict("abc")["label"]["classes"] == ["yes", "no", "yes"]
+
+    def test_numbers_have_names(self) -> None:
+        made = make([TensorInput("input", (2,))], Session(lambda x: x, ("b", 2)), kind="regression")
+        assert made.predict([1.5, -2.0])["label"] == {"values": {"no": 1.5, "yes": -2.0}}
 
     def test_batches_give_the_same_in_the_same_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
         session = Session(lambda x: x, ("b", 2))

@@ -13,7 +13,7 @@ from autocompress.core.preprocessing import CandidatesInput, IdInput, ImageInput
 from autocompress.core.task import InputSpec
 from autocompress.errors import ArtifactError
 from autocompress.export.artifact import Deployable, export_graph, write_artifact
-from autocompress.export.pipeline import METADATA, PipelineError, load
+from autocompress.export.pipeline import DECODERS, METADATA, PipelineError, load
 from autocompress.export.preprocess_file import embed_preprocess, read_pipeline, render_preprocess
 from autocompress.models.base import build_family_model
 from tests.export.nets import NETS, deployable, splits
@@ -65,12 +65,36 @@ def test_inputs_and_outputs_are_described() -> None:
     }
     first, second = content["outputs"]
     # Classes without names are called by their numbers; equal names are told apart.
-    assert (first["head"], first["classes"], first["levels"]) == ("label", [str(digit) for digit in range(10)], [])
-    assert (second["head"], second["classes"], second["levels"]) == ("even", ["no (0)", "no (1)"], [0.0, 2.5])
+    assert first == {
+        "head": "label",
+        "kind": "classes",
+        "meaning": first["meaning"],
+        "classes": [str(digit) for digit in range(10)],
+    }
+    assert (second["kind"], second["classes"], second["levels"]) == ("levels", ["no (0)", "no (1)"], [0.0, 2.5])
     assert "softmax" in first["meaning"]
     assert "expected value" in second["meaning"]
     assert content["session"] == {"session.disable_quant_qdq": "1"}
     assert json.loads(render_preprocess(made, weights_only=False))["session"] == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "names", "more"),
+    [
+        ("binary", 1, ["0", "1"], {"threshold": 0.5}),
+        ("multilabel", 3, ["0", "1", "2"], {"threshold": 0.5}),
+        ("dense", 2, ["0", "1"], {"axis": 0}),
+        ("tags", 2, ["0", "1"], {"axis": -1}),
+        ("regression", 1, ["0"], {}),
+    ],
+)
+def test_a_head_of_another_kind_is_described(kind: str, size: int, names: list[str], more: dict[str, float]) -> None:
+    of_kind = type("Kind", (int,), {"kind": kind})(size)
+    (entry,) = json.loads(render_preprocess(untrained(heads={"label": of_kind}, labels={}), weights_only=False))[
+        "outputs"
+    ]
+    assert entry == {"head": "label", "kind": kind, "meaning": entry["meaning"], "classes": names, **more}
+    assert kind in DECODERS
 
 
 def test_a_task_without_a_specification_takes_tensors() -> None:
