@@ -33,6 +33,8 @@ from autocompress.tasks.negative_sampling import CandidateLists, split_by_time
 MAX_LEVELS = 20
 # Row of the embedding tables for unknown users and items.
 UNKNOWN = 0
+# Share of the candidate lists of an augmented view whose user is unknown, and of those with an unknown candidate.
+UNKNOWN_SHARE = 0.02
 Mask = NDArray[np.bool_]
 SCORES = ("accuracy", "loss", "kl", "agreement", "retention")
 
@@ -235,6 +237,9 @@ class Ranking(Supervised):
     candidates (Krichene and Rendle 2020). An augmented view of the training split has new negatives; evaluation splits
     keep theirs.
 
+    The last row of both embedding tables stands for unknown users and items. Augmented views train it: they replace the
+    user of 2% of the lists by it, and one random candidate of 2% of the lists.
+
     Each user's interactions are split by time, and by row for equal times: the last goes to ``test``, the ones before
     to ``select_val``, ``search_val`` and ``calibration``, and the earlier ones to ``train``. The first interaction of a
     user is always in ``train``; users with a single interaction are left out.
@@ -301,7 +306,8 @@ class Ranking(Supervised):
             user_of_row, item_of_row, len(items), candidates, f"task.{self.name}.candidates"
         )
         self.views = views
-        self.inputs = InputSpec((), vocabulary=len(users)), InputSpec((candidates,), vocabulary=len(items))
+        # One row more than names, for unknown users and items.
+        self.inputs = InputSpec((), vocabulary=len(users) + 1), InputSpec((candidates,), vocabulary=len(items) + 1)
         self.heads: Mapping[str, int] = {"item": candidates}
 
     @property
@@ -331,10 +337,11 @@ class Ranking(Supervised):
         )
 
     def specify_preprocessing(self, seed: int) -> Preprocessing:
-        """Return the id maps of users and items; unknown ids are refused, because no row is trained for them."""
+        """Return the id maps of users and items; unknown ids are refused if no augmented view trains their row."""
+        users, items = (len(names) if self.views > 1 else None for names in (self._users, self._items))
         return (
-            IdInput("user", self._users),
-            CandidatesInput("candidates", self._items, count=self.heads["item"]),
+            IdInput("user", self._users, unknown_row=users),
+            CandidatesInput("candidates", self._items, unknown_row=items, count=self.heads["item"]),
         )
 
     def list_test_examples(self, seed: int) -> Sequence[RawExample]:
@@ -346,13 +353,17 @@ class Ranking(Supervised):
         ]
 
     def view(self, split: Split, index: int) -> Split:
-        """Return the same users and true items with other negatives; view 0 is the split itself."""
-        return (
-            split
-            if index == 0
-            # The second number separates the random streams of views from those of splits, which have small numbers.
-            else self._candidate_lists.redraw_negatives(split, np.random.default_rng([index, 2**31]))
-        )
+        """Return the same users and true items with other negatives, some of them unknown; view 0 is the split."""
+        if index == 0:
+            return split
+        # The second number separates the random streams of views from those of splits, which have small numbers.
+        random = np.random.default_rng([index, 2**31])
+        redrawn = self._candidate_lists.redraw_negatives(split, random)
+        users, lists = (tensor.clone() for tensor in redrawn.inputs)
+        users[torch.from_numpy(random.random(len(users)) < UNKNOWN_SHARE)] = len(self._users)
+        rows = np.flatnonzero(random.random(len(users)) < UNKNOWN_SHARE)
+        lists[rows, random.integers(lists.shape[1], size=len(rows))] = len(self._items)
+        return Split((users, lists), redrawn.targets)
 
     def teacher(self) -> tuple[Part, Part]:
         """Return a two-tower model with wide embeddings and no hidden layer, and its training config."""
