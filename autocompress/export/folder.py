@@ -15,8 +15,9 @@ from autocompress.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 REQUIRED = ("model.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md")
-KNOWN = (*REQUIRED, "model_float.onnx")
-# Far above the size of a manifest of six files; no larger file is read into memory.
+# Artifacts of earlier versions have no preprocess.json and no pipeline.py.
+KNOWN = (*REQUIRED, "model_float.onnx", "preprocess.json", "pipeline.py")
+# Far above the size of a manifest of eight files; no larger file is read into memory.
 LARGEST_MANIFEST = 2**16
 
 
@@ -31,7 +32,16 @@ class _Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     files: dict[
-        Literal["model.onnx", "model_float.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md"],
+        Literal[
+            "model.onnx",
+            "model_float.onnx",
+            "model.safetensors",
+            "architecture.json",
+            "config.yaml",
+            "card.md",
+            "preprocess.json",
+            "pipeline.py",
+        ],
         _Entry,
     ]
     format: Literal[1]

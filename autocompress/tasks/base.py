@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.core.config import Part
 from autocompress.core.heads import as_head
+from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.task import InputSpec, Logits, Split, Splits, Targets
 from autocompress.errors import UsageError
 from autocompress.models.base import build_family_model
@@ -67,6 +68,14 @@ def complete_splits(
     rows = stratify_rows(strata, seed, fractions, names)
     new_parts = {name: train.take(torch.from_numpy(index)) for name, index in rows.items()}
     return Splits(**{**new_parts, **{name: part for name, part in parts.items() if name != "train"}})
+
+
+def locate_test_rows(parts: Mapping[str, Split], seed: int) -> tuple[str, Rows]:
+    """Return the part that holds the test split of :func:`complete_splits`, and the rows of the split there."""
+    if "test" in parts:
+        return "test", np.arange(len(parts["test"]))
+    # `test` is the first of the fractions, so its rows do not depend on the others.
+    return "train", stratify_rows(next(iter(parts["train"].targets.values())), seed)["test"]
 
 
 def stratify_rows(
@@ -129,8 +138,24 @@ class Supervised:
 
     @property
     def preprocessing(self) -> str:
-        """One sentence on how a raw example becomes the model's inputs, for users who deploy it; empty by default."""
+        """A sentence for the card of a model whose task has no :meth:`specify_preprocessing`; empty by default."""
         return ""
+
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return how a raw example becomes each input of the model; empty by default: the model takes tensors.
+
+        Args:
+            seed: Seed of the splits, because statistics are those of the training split.
+        """
+        return ()
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the raw examples of the test split of a seed, in its order; empty by default.
+
+        The verification of an export runs them. An example is an image, a text or a series; or a mapping of names if
+        the model has several inputs.
+        """
+        return ()
 
     @property
     def notices(self) -> Sequence[str]:
