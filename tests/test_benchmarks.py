@@ -11,6 +11,7 @@ from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 from benchmarks.common import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, build_variants, format_tables
+from benchmarks.raw_input import CASES, format_table as raw_input_table
 from benchmarks.tasks import COLUMNS, Row, best_at_a_tenth, build_command, format_table as tasks_table, main
 from benchmarks.variants import BenchmarkTask, fingerprint_job, mean_and_error, run_all
 
@@ -139,3 +140,24 @@ def test_a_name_is_for_one_row(
     with pytest.raises(SystemExit):
         main()
     assert "--name is the name of one row" in capsys.readouterr().err
+
+
+def test_raw_input_is_measured_for_every_shipped_space() -> None:
+    spaces = {path.stem for path in (Path(__file__).parent.parent / "search_spaces").glob("*.yaml")}
+    # The artifact of several recommender tasks at once takes tensors.
+    assert set(CASES) == spaces - {"recommendation"}
+    for case in CASES.values():
+        assert case.student.name in STUDENTS
+        assert FITS.get(case.fit.name).config.of(case.fit.values)
+    rows = [
+        {
+            "case": "digits",
+            "seed": seed,
+            "examples": 359,
+            "raw": 1 - seed / 100,
+            "onnx": 1.0,
+            "accuracy": 0.8 + seed / 5,
+        }
+        for seed in range(2)
+    ]
+    assert "| digits | 2 | 359 | 99.00% | 100.00% | 0.900 |" in raw_input_table(rows)

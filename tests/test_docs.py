@@ -1,6 +1,7 @@
 """The documentation builds without a warning, its examples run, and what it names exists."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -8,18 +9,25 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 import autocompress
 from autocompress.cli import app as cli
 from autocompress.core import registry
+from autocompress.core.heads import as_head
 from autocompress.core.registry import OBJECTIVES, Registry
 from autocompress.engine.space import SECTIONS, TRANSFER, open_space
 from autocompress.engine.spec import Spec, TransferSection, parse_spec
 from autocompress.errors import SpecError
+from autocompress.export.pipeline import Pipeline
+from autocompress.export.preprocess_file import render_preprocess
+from autocompress.tasks.tensors import Tensors
 from tests.examples import blocks, commands, every_block, run, small_command, small_python
 
 ROOT = Path(__file__).parent.parent
@@ -205,6 +213,60 @@ def test_every_name_in_python_that_is_linked_is_in_the_reference(page: str) -> N
         module, _, name = target.rpartition(".")
         assert hasattr(importlib.import_module(module), name), target
         assert target in PAGES["api"] or module == "autocompress.errors", target
+
+
+SERVED = {
+    name: block for block in blocks(PAGES["artifact"], "python") if (name := block.partition("\n")[0])[:8] == "# serve_"
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_each_task_is_served_by_ten_lines(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples need an export of each task; here they get the task's own pipeline with a model of zeros."""
+    block = SERVED[name]
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10
+    task = name.removeprefix("# serve_").removesuffix(".py")
+    served = SimpleNamespace(load=lambda folder: _serve_zeros(task, tmp_path))
+    monkeypatch.setitem(sys.modules, "pipeline", served)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8), "red").save("flower.png")
+    exec(compile(block, "artifact.md", "exec"), {})
+
+
+def test_there_is_an_example_for_each_shipped_space() -> None:
+    section = PAGES["artifact"].partition("### Each task")[2].partition("### Reading")[0]
+    for space in (ROOT / "search_spaces").glob("*.yaml"):
+        assert f"`{space.stem}`" in section, space.stem
+
+
+def _serve_zeros(name: str, folder: Path) -> Pipeline:
+    """Return the pipeline of a shipped task whose model returns zeros."""
+    task: Any = Tensors((np.zeros((40, 3)), np.arange(40) % 2))
+    if name != "module":
+        kind = registry.TASKS.get(name)
+        task = kind(kind.write_sample(folder / "data")) if hasattr(kind, "write_sample") else kind()
+    example = task.example()
+    made = SimpleNamespace(
+        task_name=name,
+        example=example,
+        inputs=task.inputs,
+        heads=task.heads,
+        labels=task.labels,
+        preprocessing=task.specify_preprocessing(0),
+    )
+    record = json.loads(render_preprocess(made, weights_only=False))  # type: ignore[arg-type]
+    shapes = [SimpleNamespace(name=entry["tensor"], shape=("batch", "length")) for entry in record["inputs"]]
+
+    def run(heads: list[str], inputs: dict[str, Any]) -> list[Any]:
+        tensors = list(inputs.values())
+        lists = tensors[-1].shape if name == "ranking" else None
+        positions = {head: tensors[0].shape[1:] for head in heads if as_head(task.heads[head]).has_positions}
+        return [
+            np.zeros(lists or (len(tensors[0]), *positions.get(head, ()), task.heads[head]), np.float32)
+            for head in heads
+        ]
+
+    return Pipeline(record, SimpleNamespace(get_inputs=lambda: shapes, run=run))
 
 
 def test_every_public_name_is_in_the_reference() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.core.config import Part, fingerprint
 from autocompress.core.knobs import Leaf
+from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.errors import TrialError
 
 Logits = Mapping[str, Tensor]
@@ -143,7 +144,15 @@ class Task(Protocol):
 
     @property
     def preprocessing(self) -> str:
-        """How a raw example becomes the model's inputs, as a sentence; empty without a description."""
+        """How a raw example becomes the model's inputs, as a sentence; for a task without a specification."""
+        ...
+
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return how a raw example becomes each input, for the splits of a seed; empty if the model takes tensors."""
+        ...
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the raw examples of the test split in its order; empty without a specification."""
         ...
 
     @property

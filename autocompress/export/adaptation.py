@@ -24,7 +24,8 @@ from autocompress.export.architecture import Adaptation, Architecture
 from autocompress.export.artifact import Deployable, read_architecture, read_candidate, write_artifact
 from autocompress.export.candidate import rebuild_candidate, select_metric
 from autocompress.export.card import Card, input_names
-from autocompress.export.folder import MANIFEST
+from autocompress.export.folder import MANIFEST, read_files
+from autocompress.export.preprocess_file import PREPROCESS, read_preprocessing
 from autocompress.export.verify import Verification, verify
 from autocompress.measure import measure
 from autocompress.store.run_store import DATABASE, RunStore
@@ -280,6 +281,8 @@ def _open_artifact(folder: Path, run: Path | None, architecture: Architecture, r
         candidate.prune,
         candidate.quantize,
         candidate.start,
+        # Artifacts of earlier versions have none.
+        read_preprocessing(content) if (content := read_files(folder).get(PREPROCESS)) else (),
     )
     return _Source(folder, deployable, candidate, task, teacher, earlier, {})
 

@@ -1,7 +1,7 @@
 """The deployable folder: an ONNX graph, and the module's architecture and tensors, without pickle.
 
-model.onnx, model_float.onnx (only where model.onnx is quantized), model.safetensors, architecture.json,
-config.yaml, card.md, manifest.json.
+model.onnx, model_float.onnx (only where model.onnx is quantized), preprocess.json and pipeline.py that run them on raw
+input, model.safetensors, architecture.json, config.yaml, card.md, manifest.json.
 """
 
 import copy
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.knobs import Leaf, Settings
 from autocompress.core.method import Method, MethodState
+from autocompress.core.preprocessing import CandidatesInput, Preprocessing
 from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS, Registry
 from autocompress.core.task import InputSpec, logits_by_head
 from autocompress.errors import ArtifactError, AutocompressError
@@ -39,6 +40,14 @@ from autocompress.export.architecture import (
 from autocompress.export.card import Card, render_card
 from autocompress.export.folder import read_files, write_files
 from autocompress.export.onnx import export_float, export_quantized
+from autocompress.export.preprocess_file import (
+    PIPELINE,
+    PREPROCESS,
+    complete_preprocessing,
+    embed_preprocess,
+    read_pipeline,
+    render_preprocess,
+)
 from autocompress.export.runtime import is_weights_only
 from autocompress.measure.tensor_storage import pack_tensors, unpack_tensors
 from autocompress.models.base import build_family_model
@@ -76,6 +85,7 @@ class Deployable:
         prune_state: State of the pruning method; None if nothing was pruned.
         quantize_state: State of the quantization method; None if nothing was quantized.
         start: Pruning steps applied before training.
+        preprocessing: How a raw example becomes each input; empty if the model takes tensors.
         adapted: Record of an adaptation to recent data; None for a model as it was searched.
     """
 
@@ -91,7 +101,13 @@ class Deployable:
     prune_state: MethodState | None
     quantize_state: MethodState | None
     start: tuple[PruningStep, ...] = ()
+    preprocessing: Preprocessing = ()
     adapted: Adaptation | None = None
+
+    @property
+    def lists(self) -> tuple[int, ...]:
+        """Positions of the inputs that are lists of any length."""
+        return tuple(at for at, entry in enumerate(self.preprocessing) if isinstance(entry, CandidatesInput))
 
 
 def write_artifact(
@@ -112,14 +128,20 @@ def write_artifact(
         StorageError: No space is left, or the folder cannot be written.
     """
     folder = Path(folder)
+    # Before the graphs, whose export takes seconds.
+    complete_preprocessing(deployable)
     architecture, tensors = _build_architecture(deployable)
     files = _export_graphs(deployable)
+    weights_only = is_weights_only(files["model.onnx"])
+    preprocess = render_preprocess(deployable, weights_only)
+    files = {name: embed_preprocess(graph, preprocess) for name, graph in files.items()}
+    files |= {PREPROCESS: preprocess, PIPELINE: read_pipeline()}
     files["model.safetensors"] = save(tensors)
     files["architecture.json"] = architecture.model_dump_json().encode()
     files["config.yaml"] = yaml.safe_dump(deployable.config.to_json(), allow_unicode=True).encode()
     sizes = {name: len(content) for name, content in files.items()}
     # The card lists the sizes of the other files.
-    files["card.md"] = render_card(architecture, card, sizes, is_weights_only(files["model.onnx"])).encode()
+    files["card.md"] = render_card(architecture, card, sizes, weights_only).encode()
 
     def check_written(written: Path) -> None:
         _check_rebuilt(deployable, load_artifact(written))
@@ -322,13 +344,13 @@ def export_graph(deployable: Deployable) -> bytes:
     state = _quantization_state(deployable)
     if state is None:
         return _export_float_graph(deployable)
-    proto = export_quantized(deployable.model, state, deployable.example, deployable.heads)
+    proto = export_quantized(deployable.model, state, deployable.example, deployable.heads, deployable.lists)
     return bytes(proto.SerializeToString())
 
 
 def _export_float_graph(deployable: Deployable) -> bytes:
     folded = fold_batch_norm(deployable.float_model, deployable.example)
-    return bytes(export_float(folded, deployable.example, deployable.heads).SerializeToString())
+    return bytes(export_float(folded, deployable.example, deployable.heads, deployable.lists).SerializeToString())
 
 
 def _quantization_state(deployable: Deployable) -> MethodState | None:

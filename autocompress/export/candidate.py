@@ -1,18 +1,20 @@
 """Export of one candidate of a run folder as a deployable, verified artifact."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.heads import as_head
+from autocompress.core.preprocessing import RawExample, describe_preprocessing
 from autocompress.core.records import Candidate, CompressionRecipe, Job
-from autocompress.core.task import Logits, Targets
+from autocompress.core.task import Logits, Split, Targets
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, export_graph, write_artifact
 from autocompress.export.bench_worker import Shape
-from autocompress.export.card import Card
-from autocompress.export.verify import Metric, Verification, verify as verify_artifact
+from autocompress.export.card import Card, input_names
+from autocompress.export.verify import Metric, Verification, verify as verify_artifact, verify_pipeline
 from autocompress.store.run_store import RunStore
 from autocompress.trial.pipeline import RebuiltCandidate, Setup, TrialPipeline, load_pipeline, reproducible_torch
 from autocompress.trial.runner import run_trial
@@ -59,10 +61,7 @@ def export_candidate(
     with reproducible_torch():
         candidate = rebuild_candidate(run, identity)
         folder = write_artifact(run / "picks" / identity, candidate.deployable, candidate.card)
-        verification = (
-            _verify_export(folder, candidate.pipeline, candidate.models, tolerance, agreement) if verify else None
-        )
-        return Exported(folder, verification)
+        return Exported(folder, _verify_export(folder, candidate, tolerance, agreement) if verify else None)
 
 
 def export_candidate_graph(run: Path, identity: str) -> tuple[bytes, list[Shape]]:
@@ -101,12 +100,14 @@ class RebuiltRun:
         models: Float and quantized model of the candidate.
         deployable: Everything that the artifact holds.
         card: Sections of the card.
+        seed: Seed of the splits.
     """
 
     pipeline: TrialPipeline
     models: RebuiltCandidate
     deployable: Deployable
     card: Card
+    seed: int
 
 
 def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
@@ -135,7 +136,8 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
     rebuilt = pipeline.rebuild(candidate.config, content)
     _compare_scores(pipeline, rebuilt, candidate)
     deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt)
-    return RebuiltRun(pipeline, rebuilt, deployable, _build_card(candidate, pipeline, info.name, info.command))
+    card = _build_card(candidate, pipeline, deployable, info.name, info.command)
+    return RebuiltRun(pipeline, rebuilt, deployable, card, setup.split_seed)
 
 
 def _build_deployable(
@@ -154,6 +156,7 @@ def _build_deployable(
         models.prune,
         models.quantize,
         models.start,
+        pipeline.task.specify_preprocessing(setup.split_seed),
     )
 
 
@@ -192,20 +195,40 @@ def _compare_scores(pipeline: TrialPipeline, rebuilt: RebuiltCandidate, candidat
         )
 
 
-def _verify_export(
-    folder: Path, pipeline: TrialPipeline, rebuilt: RebuiltCandidate, tolerance: float, agreement: float
-) -> Verification:
-    split = pipeline.splits.test
-    logits = pipeline.predict(rebuilt.model, split)
+def _verify_export(folder: Path, run: RebuiltRun, tolerance: float, agreement: float) -> Verification:
+    """Run the graph, the module and the raw-input pipeline of an artifact on the test split."""
+    pipeline, split = run.pipeline, run.pipeline.splits.test
+    logits = pipeline.predict(run.models.model, split)
     metric = select_metric(pipeline, logits, split.targets)
     predictions = {head: as_head(pipeline.task.heads[head]).predict(values) for head, values in logits.items()}
     scores = metric.by_head(logits, split.targets)
-    return verify_artifact(folder, split, pipeline.task.heads, scores, predictions, tolerance, agreement, metric)
+    verification = verify_artifact(
+        folder, split, pipeline.task.heads, scores, predictions, tolerance, agreement, metric
+    )
+    examples = _list_examples(run, split)
+    if not len(examples):
+        logger.warning(
+            "%s: the task '%s' has no list_test_examples, so pipeline.py was not run", folder, pipeline.task.name
+        )
+        return verification
+    return replace(
+        verification, pipeline_agreement=verify_pipeline(folder, examples, pipeline.task.heads, predictions, agreement)
+    )
 
 
-def _build_card(candidate: Candidate, pipeline: TrialPipeline, name: str, command: str) -> Card:
+def _list_examples(run: RebuiltRun, split: Split) -> Sequence[RawExample]:
+    """Return the raw examples of the test split; the tensors themselves if the task specifies no preprocessing."""
+    if run.deployable.preprocessing:
+        return run.pipeline.task.list_test_examples(run.seed)
+    arrays = [tensor.numpy() for tensor in split.inputs]
+    if len(arrays) == 1:
+        return list(arrays[0])
+    return [dict(zip(input_names(len(arrays)), values, strict=True)) for values in zip(*arrays, strict=True)]
+
+
+def _build_card(candidate: Candidate, pipeline: TrialPipeline, deployable: Deployable, name: str, command: str) -> Card:
     description = (type(pipeline.task).__doc__ or pipeline.task.name).strip().splitlines()[0]
-    preprocessing = pipeline.task.preprocessing
+    preprocessing = describe_preprocessing(deployable.preprocessing) or pipeline.task.preprocessing
     return {
         "title": f"{name} {candidate.id}",
         "summary": f"One candidate of the search: {command or name}. {description}",

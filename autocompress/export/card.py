@@ -10,11 +10,19 @@ from autocompress.export.architecture import Architecture
 FILES = {
     "model.onnx": "the model for any ONNX runtime; axis 0 is the batch",
     "model_float.onnx": "the same model before quantization, 32-bit floating point",
+    "pipeline.py": "predictions for raw input; needs numpy, onnxruntime and, for images, pillow",
+    "preprocess.json": "how raw input becomes the inputs of the model, and what its outputs mean",
     "model.safetensors": "its tensors, weights as packed codes",
     "architecture.json": "how to rebuild the module from them",
     "config.yaml": "the point of the search it was made from",
     "manifest.json": "size and SHA-256 of each file; loading checks them",
 }
+SERVE = """```sh
+python pipeline.py INPUT
+```
+
+INPUT is an image file, a text, a file of numbers, or JSON; the inputs are listed in preprocess.json. From Python:
+`pipeline.load(".").predict(INPUT)`."""
 # Keeps the card readable for a task with thousands of classes.
 LABELS_SHOWN = 100
 #: Title and summary, and the sections of a card by their headings.
@@ -45,6 +53,8 @@ def render_card(architecture: Architecture, card: Card, sizes: Mapping[str, int]
     parts.append(
         _render_table([["file", "bytes", "what"], *([n, f"{sizes[n]:,}", w] for n, w in FILES.items() if n in sizes)])
     )
+    if "pipeline.py" in sizes:
+        parts += ["## Predict from raw input", SERVE]
     parts += ["## Load it with onnxruntime", _code_block(_onnx_lines(architecture, weights_only))]
     parts += ["## Load it as a torch module", _code_block(_torch_lines(architecture))]
     for head, labels in (architecture.labels or {}).items():

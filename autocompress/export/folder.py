@@ -15,8 +15,9 @@ from autocompress.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 REQUIRED = ("model.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md")
-KNOWN = (*REQUIRED, "model_float.onnx", "switchable.json")
-# Far above the size of a manifest of six files; no larger file is read into memory.
+# Artifacts of earlier versions have no preprocess.json and no pipeline.py.
+KNOWN = (*REQUIRED, "model_float.onnx", "switchable.json", "preprocess.json", "pipeline.py")
+# Far above the size of a manifest of nine files; no larger file is read into memory.
 LARGEST_MANIFEST = 2**16
 
 
@@ -39,6 +40,8 @@ class _Manifest(BaseModel):
             "config.yaml",
             "card.md",
             "switchable.json",
+            "preprocess.json",
+            "pipeline.py",
         ],
         _Entry,
     ]

@@ -9,7 +9,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -30,23 +30,37 @@ from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, replace_qua
 from autocompress.quantize.layers import is_embedding
 from autocompress.quantize.quantizers import Grid
 
+logger = logging.getLogger(__name__)
+
 # Codes of uint8 and int8: a grid that fills one of them needs no Clip.
 CONTAINERS = {(0, 255), (-128, 127)}
 
 
-def export_float(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int]) -> onnx.ModelProto:
+def export_float(
+    model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int], lists: Sequence[int] = ()
+) -> onnx.ModelProto:
     """Return the graph of a model; axis 0 of its inputs and outputs is the batch, outputs are named like the heads.
+
+    Args:
+        model: Model in evaluation mode.
+        example: A batch of one, as the model's positional arguments.
+        heads: Head name to number of classes.
+        lists: Positions of the inputs whose axis 1 may have any length, unless the model fixes it.
 
     Raises:
         ArtifactError: torch cannot export the model.
     """
-    proto = _clean_graph(_export_graph(copy.deepcopy(model), example, heads))
+    proto = _clean_graph(_export_graph(copy.deepcopy(model), example, heads, lists))
     pack_weights(proto, (), {})
     return proto
 
 
 def export_quantized(
-    model: nn.Module, state: MethodState, example: tuple[Tensor, ...], heads: Mapping[str, int]
+    model: nn.Module,
+    state: MethodState,
+    example: tuple[Tensor, ...],
+    heads: Mapping[str, int],
+    lists: Sequence[int] = (),
 ) -> onnx.ModelProto:
     """Return the graph of a quantized model: weights as int8 or uint8 codes, inputs rounded to their n-bit grid.
 
@@ -68,7 +82,7 @@ def export_quantized(
         layer = marked.get_submodule(entry["name"])
         if not isinstance(layer, Lookup | BagLookup):
             _replace_weight(layer, entry["name"], state.tensors)
-    proto = _clean_graph(integer_kernels(_export_graph(marked, example, heads)))
+    proto = _clean_graph(integer_kernels(_export_graph(marked, example, heads, lists)))
     if entries and all(entry["input"] is None for entry in layers):
         # A session needs another option for such a model: autocompress.export.runtime reads this property.
         onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
@@ -171,18 +185,34 @@ def _emit_operator(
     return emitted
 
 
-def _export_graph(model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int]) -> onnx.ModelProto:
+def _export_graph(
+    model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int], lists: Sequence[int]
+) -> onnx.ModelProto:
     replace_quantizers(model, lambda quantizer: _Round(quantizer.grid))
+    try:
+        return _trace_graph(model, example, heads, lists)
+    except ArtifactError as error:
+        if not lists:
+            raise
+        # Such as a layer that reads all entries of a list at once.
+        logger.info("exported for lists of the length of the example: %s", error)
+        return _trace_graph(model, example, heads, ())
+
+
+def _trace_graph(
+    model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int], lists: Sequence[int]
+) -> onnx.ModelProto:
     # torch.export specializes a dimension of size 1 to a constant, so the batch holds the example twice.
     inputs = tuple(torch.cat([tensor, tensor]) for tensor in example)
-    batch = torch.export.Dim("batch")
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    shapes = tuple({0: batch, 1: length} if at in lists else {0: batch} for at in range(len(inputs)))
     try:
         with _silence_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 _Heads(model, heads).eval(),
                 inputs,
                 dynamo=True,
-                dynamic_shapes=(tuple({0: batch} for _ in inputs),),
+                dynamic_shapes=(shapes,),
                 input_names=input_names(len(inputs)),
                 output_names=list(heads),
                 external_data=False,

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from autocompress.core.heads import Head, as_head
+from autocompress.core.preprocessing import RawExample
 from autocompress.core.task import Logits, Split, Targets, logits_by_head
-from autocompress.errors import VerificationError
+from autocompress.errors import ArtifactError, VerificationError
 from autocompress.export.artifact import load_artifact
 from autocompress.export.folder import read_files
+from autocompress.export.pipeline import PipelineError, load
+from autocompress.export.preprocess_file import PIPELINE, read_pipeline
 from autocompress.export.runtime import create_session
 from autocompress.measure import Subject, measure
 from autocompress.measure.heads import AT, get_objective
@@ -71,6 +74,7 @@ class Verification:
         expected: Head to the score of the searched model.
         agreement: Head to the share of examples where model.onnx predicts the class of the searched model.
         module_agreement: The same share for the reloaded torch module.
+        pipeline_agreement: The same share for pipeline.py on raw examples; empty if the task lists none.
     """
 
     examples: int
@@ -79,12 +83,14 @@ class Verification:
     expected: Mapping[str, float]
     agreement: Mapping[str, float]
     module_agreement: Mapping[str, float]
+    pipeline_agreement: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return "\n".join(
             f"{head}: {self.metric} {score:.4f} (searched {self.expected[head]:.4f}), same prediction on "
-            f"{self.agreement[head]:.2%} (onnx) and {self.module_agreement[head]:.2%} (module) "
-            f"of {self.examples} examples"
+            f"{self.agreement[head]:.2%} (onnx), {self.module_agreement[head]:.2%} (module)"
+            + (f", {self.pipeline_agreement[head]:.2%} (raw input)" if self.pipeline_agreement else "")
+            + f" of {self.examples} examples"
             for head, score in self.scores.items()
         )
 
@@ -139,6 +145,50 @@ def verify(
         )
     logger.info("%s: verified on %d examples: %s", folder, len(split), str(verification).replace("\n", "; "))
     return verification
+
+
+def verify_pipeline(
+    folder: Path | str,
+    examples: Sequence[RawExample],
+    heads: Mapping[str, int],
+    expected_predictions: Mapping[str, Tensor],
+    agreement: float = 0.99,
+) -> dict[str, float]:
+    """Run pipeline.py of an artifact on raw examples, and return the share of equal predictions of each head.
+
+    Args:
+        folder: The artifact.
+        examples: Raw examples of a split, in its order.
+        heads: Heads of the task.
+        expected_predictions: Head to the searched model's predicted classes, ``{head: [N]}``.
+        agreement: Smallest share of equal predictions.
+
+    Raises:
+        ArtifactError: A file was changed, or pipeline.py is that of another version.
+        VerificationError: An example cannot be used, or the predictions differ; the message holds the shares.
+    """
+    # pipeline.py is code: it is not run from the folder, but compared with the module of this version.
+    if read_files(Path(folder)).get(PIPELINE) != read_pipeline():
+        raise ArtifactError(f"{folder}: {PIPELINE} is not that of this version; export the candidate again")
+    count = len(next(iter(expected_predictions.values())))
+    if len(examples) != count:
+        raise VerificationError(f"the task lists {len(examples)} raw test examples, but its test split has {count}")
+    try:
+        outputs = load(folder).compute_outputs(examples)
+    except PipelineError as error:
+        raise VerificationError(f"{folder}: {PIPELINE} refuses a raw test example of the task: {error}") from error
+    shares = {
+        head: _agreement(as_head(heads[head]), torch.from_numpy(values), expected_predictions[head])
+        for head, values in outputs.items()
+    }
+    if any(share < agreement for share in shares.values()):
+        figures = ", ".join(f"{head} {share:.2%}" for head, share in shares.items())
+        raise VerificationError(
+            f"{folder}: from raw input, {PIPELINE} predicts what the searched model predicts for {figures} of "
+            f"{len(examples)} examples; at least {agreement:.0%} are needed. Compare the task's specify_preprocessing "
+            "and list_test_examples with its splits"
+        )
+    return shares
 
 
 def _run_onnx(model: bytes, split: Split, heads: Mapping[str, int]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.core.config import Part
 from autocompress.core.heads import as_head
+from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.task import InputSpec, Logits, Split, Splits, Targets
 from autocompress.errors import UsageError
 from autocompress.models.base import build_family_model
@@ -67,6 +68,41 @@ def complete_splits(
     rows = stratify_rows(strata, seed, fractions, names)
     new_parts = {name: train.take(torch.from_numpy(index)) for name, index in rows.items()}
     return Splits(**{**new_parts, **{name: part for name, part in parts.items() if name != "train"}})
+
+
+def locate_test_rows(
+    parts: Mapping[str, Split], seed: int, strata: Tensor | None = None, *, at_random: bool = False
+) -> tuple[str, Rows]:
+    """Return the part that holds the test split, and the rows of the split there.
+
+    Args:
+        parts: Split name to examples, as :func:`complete_splits` takes them.
+        seed: Seed of the splits.
+        strata: Group of each example of ``train``, ``[N]``; by default the classes of the first head.
+        at_random: Whether the splits are those of :func:`split_randomly`.
+    """
+    if "test" in parts:
+        return "test", np.arange(len(parts["test"]))
+    if at_random:
+        return "train", _draw_rows(len(parts["train"]), seed, FRACTIONS)["test"]
+    # `test` is the first of the fractions, so its rows do not depend on the others.
+    return "train", stratify_rows(next(iter(parts["train"].targets.values())) if strata is None else strata, seed)[
+        "test"
+    ]
+
+
+def _draw_rows(count: int, seed: int, fractions: Mapping[str, float]) -> dict[str, Rows]:
+    """Return the row numbers of each part in ascending order, drawn at random, with the remaining rows as ``train``."""
+    if count < 10 * len(fractions):
+        raise UsageError(
+            f"the data has {count} examples; {len(fractions) + 1} disjoint splits need at least {10 * len(fractions)}"
+        )
+    remaining = np.random.default_rng(seed).permutation(count)
+    rows: dict[str, Rows] = {}
+    for name, share in fractions.items():
+        size = min(round(share * count), MAX_SIZES.get(name, count))
+        rows[name], remaining = np.sort(remaining[:size]), remaining[size:]
+    return {**rows, "train": np.sort(remaining)}
 
 
 def stratify_rows(
@@ -129,8 +165,24 @@ class Supervised:
 
     @property
     def preprocessing(self) -> str:
-        """One sentence on how a raw example becomes the model's inputs, for users who deploy it; empty by default."""
+        """A sentence for the card of a model whose task has no :meth:`specify_preprocessing`; empty by default."""
         return ""
+
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return how a raw example becomes each input of the model; empty by default: the model takes tensors.
+
+        Args:
+            seed: Seed of the splits, because statistics are those of the training split.
+        """
+        return ()
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the raw examples of the test split of a seed, in its order; empty by default.
+
+        The verification of an export runs them. An example is an image, a text or a series; or a mapping of names if
+        the model has several inputs.
+        """
+        return ()
 
     @property
     def notices(self) -> Sequence[str]:
@@ -167,17 +219,8 @@ def split_randomly(parts: Mapping[str, Split], seed: int) -> Splits:
     """
     train = parts["train"]
     fractions = {name: share for name, share in FRACTIONS.items() if name not in parts}
-    if len(train) < 10 * len(fractions):
-        raise UsageError(
-            f"the data has {len(train)} examples; {len(fractions) + 1} disjoint splits need at least "
-            f"{10 * len(fractions)}"
-        )
-    remaining = np.random.default_rng(seed).permutation(len(train))
-    new_parts = {}
-    for name, share in fractions.items():
-        size = min(round(share * len(train)), MAX_SIZES.get(name, len(train)))
-        new_parts[name], remaining = train.take(torch.from_numpy(np.sort(remaining[:size]))), remaining[size:]
-    new_parts["train"] = train.take(torch.from_numpy(np.sort(remaining)))
+    rows = _draw_rows(len(train), seed, fractions)
+    new_parts = {name: train.take(torch.from_numpy(index)) for name, index in rows.items()}
     return Splits(**{**new_parts, **{name: part for name, part in parts.items() if name != "train"}})
 
 

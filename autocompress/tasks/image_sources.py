@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 import numpy as np
 import torch
@@ -223,7 +223,7 @@ def _open_npz(path: Path, limit: int | None) -> ImageParts:
                     raise UsageError(f"{path}: {part} has {images.shape[0]} images but {len(flat)} labels")
                 cache_key = [part, rows, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
                 names = [f"{name}[{row}]" for row in rows]
-                parts[part] = ImageSource(names, flat[rows].tolist(), _SelectedImages(images, rows), cache_key)
+                parts[part] = ImageSource(names, flat[rows].tolist(), SelectedImages(images, rows), cache_key)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} cannot be read as MedMNIST's layout ({' '.join(str(error).split())})") from None
     if "train" not in parts:
@@ -232,14 +232,32 @@ def _open_npz(path: Path, limit: int | None) -> ImageParts:
 
 
 @dataclass(frozen=True)
-class _SelectedImages:
-    """Some of the images that a function loads by number."""
+class SelectedImages(Sequence[Image.Image]):
+    """Some of the images that a function loads by number, as a function and as a sequence.
+
+    Attributes:
+        load: Function that opens an image by its number.
+        rows: Number of each selected image.
+    """
 
     load: Callable[[int], Image.Image]
     rows: Sequence[int]
 
     def __call__(self, number: int) -> Image.Image:
+        """Return the image at a position of the selection."""
         return self.load(self.rows[number])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "SelectedImages": ...
+
+    def __getitem__(self, index: int | slice) -> "Image.Image | SelectedImages":
+        return SelectedImages(self.load, self.rows[index]) if isinstance(index, slice) else self(index)
 
 
 def _read_dataset(name: str, dataset: Dataset, limit: int | None) -> ImageSource:
@@ -261,7 +279,7 @@ def _read_dataset(name: str, dataset: Dataset, limit: int | None) -> ImageSource
     return ImageSource(
         [f"item {row} of the {name} data set" for row in rows],
         [labels[row] for row in rows],
-        _SelectedImages(images.__getitem__, rows),
+        SelectedImages(images.__getitem__, rows),
     )
 
 

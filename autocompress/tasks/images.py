@@ -1,15 +1,19 @@
 """Image classification: scikit-learn's handwritten digits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from sklearn.datasets import load_digits
 
 from autocompress.core.config import Part
+from autocompress.core.preprocessing import ImageInput, Preprocessing, RawExample
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.tasks.augment import random_affine
-from autocompress.tasks.base import Supervised, stratify_examples
+from autocompress.tasks.base import Supervised, stratify_examples, stratify_rows
+
+# Largest pixel, and about the mean and standard deviation of the pixels after the division by it.
+WHITE, MEAN, STD = 16, 0.3, 0.38
 
 
 @TASKS.register("digits")
@@ -22,15 +26,22 @@ class Digits(Supervised):
     name = "digits"
     heads: Mapping[str, int] = {"label": 10}
     views = 16
-    preprocessing = "Pixels from 0 to 16, [1, 8, 8], as (pixel / 16 - 0.3) / 0.38."
     inputs = (InputSpec((1, 8, 8)),)
 
     def splits(self, seed: int) -> Splits:
         """Return 933 training, 72 calibration, 216 + 216 validation and 360 test images."""
         data = load_digits()
-        # Pixels range from 0 to 16; 0.3 and 0.38 are about their mean and standard deviation after the division.
-        images = torch.tensor(data.images, dtype=torch.float32).div(16).sub(0.3).div(0.38).unsqueeze(1)
+        images = torch.tensor(data.images, dtype=torch.float32).div(WHITE).sub(MEAN).div(STD).unsqueeze(1)
         return stratify_examples((images,), {"label": torch.tensor(data.target)}, seed)
+
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the normalization of grey images of 8 x 8 pixels, whose values are 0 to 16."""
+        return (ImageInput((1, 8, 8), resize=False, mean=(MEAN,), std=(STD,), white=WHITE, scale=WHITE),)
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the test images, ``[8, 8]`` with values from 0 to 16."""
+        data = load_digits()
+        return list(data.images[stratify_rows(torch.tensor(data.target), seed)["test"]])
 
     def view(self, split: Split, index: int) -> Split:
         """Return the images rotated by up to 10 degrees, shifted by up to a pixel and scaled by up to a tenth."""

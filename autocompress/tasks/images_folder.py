@@ -10,13 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from autocompress.core.config import Part
+from autocompress.core.preprocessing import ImageInput, Preprocessing, RawExample
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.augment import crop_and_flip, draw_crops
 from autocompress.tasks.base import FRACTIONS, Supervised, describe_imbalance, stratify_rows
 from autocompress.tasks.image_decoding import DecodedImages, decode_images, image_shape
-from autocompress.tasks.image_sources import Dataset, ImageParts, open_image_path, read_image_datasets
+from autocompress.tasks.image_sources import Dataset, ImageParts, SelectedImages, open_image_path, read_image_datasets
 from autocompress.tasks.image_split import ImageSplit, Normalization
 
 
@@ -96,7 +97,6 @@ class Images(Supervised):
         # Relative to the shorter side, so that a shift means the same at every resolution.
         self._padding = round(shift * min(self.shape[1:]))
         self._flip = bool(flip)
-        self._normalization: Normalization | None = None
         self._mean = self._channel_values("mean", mean)
         self._std = self._channel_values("std", std)
         if self._std is not None and bool((self._std <= 0).any()):
@@ -138,7 +138,7 @@ class Images(Supervised):
         """
         parts = self._decoded_parts
         rows = self._split_rows(parts, seed)
-        normalization = self._normalization = self._build_normalization(*rows["train"])
+        normalization = self._build_normalization(*rows["train"])
         return Splits(
             **{
                 name: ImageSplit(images.pixels, index, {"label": images.labels[index]}, normalization)
@@ -155,21 +155,18 @@ class Images(Supervised):
             measured.mean if self._mean is None else self._mean, measured.std if self._std is None else self._std
         )
 
-    @property
-    def preprocessing(self) -> str:
-        """Size, channels and normalization of the images; empty until the first call of :meth:`splits`."""
-        if self._normalization is None:
-            return ""
-        mean, std = (
-            ", ".join(f"{value / 255:.4f}" for value in values.flatten().tolist())
-            for values in (self._normalization.mean, self._normalization.std)
-        )
-        channels, height, width = self.shape
-        colours = "RGB" if channels == 3 else "grey"
-        return (
-            f"{colours} images of {height} x {width} pixels from 0 to 1, channels first, minus the mean ({mean}), "
-            f"divided by the standard deviation ({std})."
-        )
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return size, channels and normalization of the images."""
+        rows = self._split_rows(self._decoded_parts, seed)
+        normalization = self._build_normalization(*rows["train"])
+        mean, std = (tuple(values.flatten().tolist()) for values in (normalization.mean, normalization.std))
+        return (ImageInput(self.shape, self._resize, mean, std),)
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the images of the test split, each opened when it is asked for."""
+        images, rows = self._split_rows(self._decoded_parts, seed)["test"]
+        (part,) = (name for name, decoded in self._decoded_parts.items() if decoded is images)
+        return SelectedImages(self._images.parts[part].load, rows.tolist())
 
     def view(self, split: Split, index: int) -> Split:
         """Return the images shifted by up to ``shift`` of their side, half of them mirrored; view 0 is the split."""

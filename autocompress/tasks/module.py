@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.core.config import Part
 from autocompress.core.heads import Head, as_head
+from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Logits, Split, Splits, Targets, Task, logits_by_head
 from autocompress.errors import AutocompressError, TrialError, UsageError
@@ -131,6 +132,14 @@ class Module(Supervised):
     def preprocessing(self) -> str:
         """Preprocessing of the data."""
         return self._data.preprocessing
+
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the specification of the data."""
+        return self._data.specify_preprocessing(seed)
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the raw test examples of the data."""
+        return self._data.list_test_examples(seed)
 
     @property
     def notices(self) -> Sequence[str]:

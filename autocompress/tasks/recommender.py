@@ -5,7 +5,7 @@ classes with values, and the predicted rating is their mean under the softmax
 (Farebrother et al. 2024, arXiv:2403.03950); a candidate list has one class for each candidate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from autocompress.core.config import Part
 from autocompress.core.heads import Candidates, Head, Levels
+from autocompress.core.preprocessing import CandidatesInput, IdInput, Preprocessing, RawExample, RowInput
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
@@ -32,6 +33,9 @@ from autocompress.tasks.negative_sampling import CandidateLists, split_by_time
 MAX_LEVELS = 20
 # Row of the embedding tables for unknown users and items.
 UNKNOWN = 0
+# Share of the candidate lists of an augmented view whose user is unknown, and of those with an unknown candidate.
+UNKNOWN_SHARE = 0.02
+Mask = NDArray[np.bool_]
 SCORES = ("accuracy", "loss", "kl", "agreement", "retention")
 
 
@@ -142,17 +146,8 @@ class Ratings(Supervised):
         Raises:
             UsageError: The data has too few rows.
         """
-        interactions = self._rows["train"]
-        classes = self._bins.assign_classes(_require_values(interactions))
-        parts = {name: interactions.select_rows(rows) for name, rows in self._split_rows(classes, seed).items()}
-        parts |= {"test": self._rows["test"]} if "test" in self._rows else {}
-        users, items = (
-            _has_table_row(names, table)
-            for names, table in ((parts["train"].users, self._users), (parts["train"].items, self._items))
-        )
-        mean, std = parts["train"].features.mean(0), parts["train"].features.std(0)
-        # The deviation of a constant feature is 0; dividing by 1 avoids values that are not finite.
-        std[std == 0] = 1
+        parts = self._split_interactions(seed)
+        users, items, mean, std = self._fit_encoding(parts["train"])
         splits = {}
         for name, part in parts.items():
             ids = [
@@ -165,12 +160,54 @@ class Ratings(Supervised):
             splits[name] = Split((*ids, *features), {head: targets})
         return Splits(**splits)
 
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the id maps of users and items, and the normalization of the features if there are any.
+
+        Unknown ids are row 0, and so are the ids with a single training row.
+        """
+        train = self._split_interactions(seed)["train"]
+        users, items, mean, std = self._fit_encoding(train)
+        ids: list[IdInput | RowInput] = [
+            IdInput(name, _mask_names(table, has_row), first_row=1, unknown_row=UNKNOWN)
+            for name, table, has_row in (("user", self._users, users), ("item", self._items, items))
+        ]
+        if train.names:
+            ids.append(RowInput(train.names, tuple(mean.tolist()), tuple(std.tolist())))
+        return tuple(ids)
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the test rows: a user, an item and, if there are any, features by name."""
+        test = self._split_interactions(seed)["test"]
+        return [
+            {
+                "user": str(user),
+                "item": str(item),
+                **({"features": dict(zip(test.names, row.tolist(), strict=True))} if test.names else {}),
+            }
+            for user, item, row in zip(test.users, test.items, test.features, strict=True)
+        ]
+
     def teacher(self) -> tuple[Part, Part]:
         """Return a wide model of pairwise interactions, and its training config."""
         return (
             Part.of("interaction", embedding=32, width=128, depth=2, bottom=1),
             Part.of("adamw", epochs=6, learning_rate=5e-3, weight_decay=1.0, batch_size=256),
         )
+
+    def _split_interactions(self, seed: int) -> dict[str, Interactions]:
+        """Return the interactions of each split."""
+        interactions = self._rows["train"]
+        classes = self._bins.assign_classes(_require_values(interactions))
+        parts = {name: interactions.select_rows(rows) for name, rows in self._split_rows(classes, seed).items()}
+        return parts | ({"test": self._rows["test"]} if "test" in self._rows else {})
+
+    def _fit_encoding(self, train: Interactions) -> tuple[Mask, Mask, NDArray[np.float32], NDArray[np.float32]]:
+        """Return which users and items have a table row of their own, and mean and deviation of each feature."""
+        users, items = _has_table_row(train.users, self._users), _has_table_row(train.items, self._items)
+        mean, std = train.features.mean(0), train.features.std(0)
+        # The deviation of a constant feature is 0; dividing by 1 avoids values that are not finite.
+        std[std == 0] = 1
+        return users, items, mean, std
 
     def _split_rows(self, classes: NDArray[np.int64], seed: int) -> dict[str, NDArray[np.int64]]:
         fractions = {name: share for name, share in FRACTIONS.items() if name not in self._rows}
@@ -197,6 +234,9 @@ class Ranking(Supervised):
     99). Scores among sampled negatives are higher than among all items, and not comparable between numbers of
     candidates (Krichene and Rendle 2020). An augmented view of the training split has new negatives; evaluation splits
     keep theirs.
+
+    The last row of both embedding tables stands for unknown users and items. Augmented views train it: they replace the
+    user of 2% of the lists by it, and one random candidate of 2% of the lists.
 
     Each user's interactions are split by time, and by row for equal times: the last goes to ``test``, the ones before
     to ``select_val``, ``search_val`` and ``calibration``, and the earlier ones to ``train``. The first interaction of a
@@ -255,7 +295,7 @@ class Ranking(Supervised):
             raise UsageError("no user has two interactions, one for training and one to predict")
         users, user_of_row = np.unique(pairs.users, return_inverse=True)
         items, item_of_row = np.unique(pairs.items, return_inverse=True)
-        self._item_names = items
+        self._users, self._items = tuple(users.tolist()), tuple(items.tolist())
         self._parts = split_by_time(user_of_row)
         missing = [name for name in Splits.NAMES if not len(self._parts[name])]
         if missing:
@@ -264,7 +304,8 @@ class Ranking(Supervised):
             user_of_row, item_of_row, len(items), candidates, f"task.{self.name}.candidates"
         )
         self.views = views
-        self.inputs = InputSpec((), vocabulary=len(users)), InputSpec((candidates,), vocabulary=len(items))
+        # One row more than names, for unknown users and items.
+        self.inputs = InputSpec((), vocabulary=len(users) + 1), InputSpec((candidates,), vocabulary=len(items) + 1)
         self.heads: Mapping[str, int] = {"item": Candidates(candidates)}
 
     @property
@@ -293,14 +334,34 @@ class Ranking(Supervised):
             }
         )
 
-    def view(self, split: Split, index: int) -> Split:
-        """Return the same users and true items with other negatives; view 0 is the split itself."""
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the id maps of users and items; unknown ids are refused if no augmented view trains their row."""
+        users, items = (len(names) if self.views > 1 else None for names in (self._users, self._items))
         return (
-            split
-            if index == 0
-            # The second number separates the random streams of views from those of splits, which have small numbers.
-            else self._candidate_lists.redraw_negatives(split, np.random.default_rng([index, 2**31]))
+            IdInput("user", self._users, unknown_row=users),
+            CandidatesInput("candidates", self._items, unknown_row=items, count=self.heads["item"]),
         )
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the users of the test split with their candidates."""
+        users, lists = (tensor.tolist() for tensor in self.splits(seed).test.inputs)
+        return [
+            {"user": self._users[user], "candidates": [self._items[item] for item in items]}
+            for user, items in zip(users, lists, strict=True)
+        ]
+
+    def view(self, split: Split, index: int) -> Split:
+        """Return the same users and true items with other negatives, some of them unknown; view 0 is the split."""
+        if index == 0:
+            return split
+        # The second number separates the random streams of views from those of splits, which have small numbers.
+        random = np.random.default_rng([index, 2**31])
+        redrawn = self._candidate_lists.redraw_negatives(split, random)
+        users, lists = (tensor.clone() for tensor in redrawn.inputs)
+        users[torch.from_numpy(random.random(len(users)) < UNKNOWN_SHARE)] = len(self._users)
+        rows = np.flatnonzero(random.random(len(users)) < UNKNOWN_SHARE)
+        lists[rows, random.integers(lists.shape[1], size=len(rows))] = len(self._items)
+        return Split((users, lists), redrawn.targets)
 
     def teacher(self) -> tuple[Part, Part]:
         """Return a two-tower model with wide embeddings and no hidden layer, and its training config."""
@@ -381,6 +442,11 @@ def _check_test_file(train: Interactions, test: Interactions, path: Path) -> Non
     unknown = np.setdiff1d(_require_values(test), _require_values(train))
     if len(np.unique(_require_values(train))) <= MAX_LEVELS and unknown.size:
         raise UsageError(f"{path} contains the value {unknown[0]:g}, which the training file does not")
+
+
+def _mask_names(table: NDArray[np.str_], has_row: Mask) -> tuple[str | None, ...]:
+    """Return the names of a table, None for those without a row of their own."""
+    return tuple(name if row else None for name, row in zip(table.tolist(), has_row.tolist(), strict=True))
 
 
 def _has_table_row(names: NDArray[np.str_], table: NDArray[np.str_]) -> NDArray[np.bool_]:

@@ -263,7 +263,7 @@ class PoisonedRanking(Ranking):
         self._fake_users = max(round(fake_users * real), 1)
         lists = self._candidate_lists
         counts = np.bincount(lists.items[self._parts["train"]], minlength=items)
-        self._pushed = _find_item(self._item_names, pushed, self.name) if pushed else select_pushed_item(counts)
+        self._pushed = _find_item(np.array(self._items), pushed, self.name) if pushed else select_pushed_item(counts)
         profiles = draw_profiles(counts, self._pushed, self._fake_users, self._settings)
         (candidates,) = self.inputs[1].shape
         self._candidate_lists = CandidateLists(

@@ -1,6 +1,6 @@
 """Signal classification: MNIST-1D, and a user's own series in a CSV or NPZ file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from autocompress.core.config import Part
+from autocompress.core.preprocessing import Preprocessing, RawExample, SeriesInput
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.augment import random_shift
-from autocompress.tasks.base import Supervised, check_positive, complete_splits, sort_classes
+from autocompress.tasks.base import Supervised, check_positive, complete_splits, locate_test_rows, sort_classes
 from autocompress.tasks.mnist1d import CLASSES, POINTS, generate_mnist1d
 from autocompress.tasks.signal_files import Series, read_series
 
@@ -53,6 +54,14 @@ class MNIST1D(Supervised):
             {part: Split((curves[rows],), {"label": digits[rows]}) for part, rows in parts.items()}, seed
         )
 
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the form of a curve: 40 points of the published data, which is normalized."""
+        return (SeriesInput((1, POINTS), (0.0,), (1.0,)),)
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the 1,000 published test curves, 40 points each."""
+        return list(_generate_curves(self._seed)[0][PUBLISHED_TRAIN:, 0].numpy())
+
     def view(self, split: Split, index: int) -> Split:
         """Return the curves shifted circularly by up to four points and scaled by up to 10%; view 0 is the split."""
         if index == 0:
@@ -65,6 +74,14 @@ class MNIST1D(Supervised):
             Part.of("cnn1d", width=16, depth=2, stages=3, block="residual"),
             Part.of("adamw", epochs=25, learning_rate=5e-3, batch_size=64),
         )
+
+
+def _measure_channels(series: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel, ``[N, C, L] -> [1, C, 1]``."""
+    mean = series.mean((0, 2), keepdim=True)
+    std = series.std((0, 2), keepdim=True, correction=0)
+    # The deviation of a constant channel is 0; dividing by 1 avoids values that are not finite.
+    return mean, torch.where(std > 0, std, torch.ones_like(std))
 
 
 @lru_cache(maxsize=2)
@@ -116,7 +133,6 @@ class Signals(Supervised):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 0.5:
                 raise UsageError(f"task.signals.{option} is {value!r}; give a share from 0 to 0.5")
         self._shift, self._scale = shift, scale
-        self._normalization: tuple[list[float], list[float]] | None = None
         series_of_part = {"train": read_series(Path(path).expanduser(), label)}
         if test:
             series_of_part["test"] = read_series(Path(test).expanduser(), label)
@@ -154,23 +170,22 @@ class Signals(Supervised):
             UsageError: A class has too few series.
         """
         splits = complete_splits(self._parts, seed, self._class_names)
-        train = splits.train.inputs[0]
-        mean = train.mean((0, 2), keepdim=True)
-        std = train.std((0, 2), keepdim=True, correction=0)
-        # The deviation of a constant channel is 0; dividing by 1 avoids values that are not finite.
-        std = torch.where(std > 0, std, torch.ones_like(std))
-        self._normalization = mean.flatten().tolist(), std.flatten().tolist()
+        mean, std = _measure_channels(splits.train.inputs[0])
         return Splits(
             **{name: Split(((split.inputs[0] - mean) / std,), split.targets) for name, split in splits.items()}
         )
 
-    @property
-    def preprocessing(self) -> str:
-        """The normalization of each channel; empty until the first call of :meth:`splits`."""
-        if self._normalization is None:
-            return ""
-        mean, std = (", ".join(f"{value:.6g}" for value in values) for values in self._normalization)
-        return f"Each channel minus its mean ({mean}), divided by its standard deviation ({std})."
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the normalization of each channel."""
+        statistics = _measure_channels(complete_splits(self._parts, seed, self._class_names).train.inputs[0])
+        mean, std = (tuple(values.flatten().tolist()) for values in statistics)
+        channels, length = self.shape
+        return (SeriesInput((channels, length), mean, std),)
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the series of the test split, ``[C, L]`` each."""
+        part, rows = locate_test_rows(self._parts, seed)
+        return list(self._parts[part].inputs[0][torch.from_numpy(rows)].numpy())
 
     def view(self, split: Split, index: int) -> Split:
         """Return the series shifted and scaled at random; view 0 is the split itself."""

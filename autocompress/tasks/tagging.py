@@ -15,11 +15,20 @@ from torch import Tensor
 
 from autocompress.core.config import Part
 from autocompress.core.heads import IGNORED, Head, Tags
+from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Split, Splits
 from autocompress.errors import UsageError
 from autocompress.measure.entity_metrics import OUTSIDE, is_entity_scheme, split_tag
-from autocompress.tasks.base import FRACTIONS, check_positive, complete_splits, sort_classes, split_randomly
+from autocompress.tasks.base import (
+    FRACTIONS,
+    check_positive,
+    complete_splits,
+    locate_test_rows,
+    sort_classes,
+    split_randomly,
+    stratify_rows,
+)
 from autocompress.tasks.signal_files import DELIMITERS
 from autocompress.tasks.targets import metrics_of
 from autocompress.tasks.text import (
@@ -49,7 +58,7 @@ def read_conll(path: Path, token_column: int, tag_column: int) -> Texts:
     """Return the sentences of a CoNLL file: one token per line with its columns, and a blank line after each sentence.
 
     Lines that begin with ``#`` or ``-DOCSTART-`` are left out, and so are multi-word tokens and empty nodes of
-    CoNLL-U, whose number holds a dash or a dot. White space inside a token becomes a no-break space.
+    CoNLL-U, whose number holds a dash or a dot. White space inside a token becomes an underscore.
 
     Args:
         path: The file, which may be compressed as ``.gz``.
@@ -74,7 +83,7 @@ def read_conll(path: Path, token_column: int, tag_column: int) -> Texts:
                 f"{path}:{number}: {len(columns)} columns, but the token is in column {token_column} and the tag in "
                 f"column {tag_column}; add what is missing, or set task.tagging.token_column and tag_column"
             )
-        sentences[-1][1].append("\u00a0".join(columns[token_column].split()))
+        sentences[-1][1].append("_".join(columns[token_column].split()))
         sentences[-1][2].append(columns[tag_column])
     sentences = [sentence for sentence in sentences if sentence[1]]
     if not sentences:
@@ -173,6 +182,7 @@ class Tagging(TokenTask):
         self.encoding = fit_encoding(encoding, train.texts, length, vocabulary)
         self.inputs = self._input_specs()
         self._parts = {part: self._make_split(read, columns) for part, read in texts.items()}
+        self._texts = {part: [read.texts[row] for row in select_distinct_rows(read)] for part, read in texts.items()}
         self._notices = tuple(filter(None, self._collect_notices(texts)))
 
     @property
@@ -202,10 +212,25 @@ class Tagging(TokenTask):
         Raises:
             UsageError: There are too few texts.
         """
-        label = next((head for head in self.heads if head != TAG_HEAD), None)
+        label = self._find_label()
         if label is None:
             return split_randomly(self._parts, seed)
         return complete_splits(self._parts, seed, self.labels[label], self._parts["train"].targets[label])
+
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the encoding; white space between words becomes one space."""
+        return (self.encoding.specify_input(whitespace="collapse"),)
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the texts of the test split."""
+        label = self._find_label()
+        strata = None if label is None else self._parts["train"].targets[label]
+        part, rows = locate_test_rows(self._parts, seed, strata, at_random=label is None)
+        return [self._texts[part][row] for row in rows]
+
+    def _find_label(self) -> str | None:
+        """Return the head by whose classes the splits are stratified; None if there are only tags."""
+        return next((head for head in self.heads if head != TAG_HEAD), None)
 
     def teacher(self) -> tuple[Part, Part]:
         """Return a convolutional network of width 64 that reads some twenty characters around each, and its fit."""
@@ -292,7 +317,7 @@ def place_tags(
         if unknown:
             location = source.format_location(rows[number]) if source else f"text {number}"
             raise UsageError(f"{location}: the tag '{unknown[0]}' does not occur in the training file")
-        # Split at single spaces only: other white space, such as a no-break space, is part of a token.
+        # Words are separated by single spaces, also where the file had more of them.
         positions = encoding.locate_words(text.split(" "))
         pairs = [(at, classes[tag]) for at, tag in zip(positions, of_text, strict=True) if at < encoding.length]
         if pairs:
@@ -457,6 +482,16 @@ class Entities(TokenTask):
         language = torch.tensor([LANGUAGES.index(sentence.language) for sentence in sentences])
         whole = Split((self.encoding(texts),), {TAG_HEAD: tags, "language": language})
         return complete_splits({"train": whole}, seed, LANGUAGES, language)
+
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the encoding; white space between words becomes one space."""
+        return (self.encoding.specify_input(whitespace="collapse"),)
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the sentences of the test split."""
+        sentences = locale_sentences()
+        language = torch.tensor([LANGUAGES.index(sentence.language) for sentence in sentences])
+        return [" ".join(sentences[row].words) for row in stratify_rows(language, seed)["test"]]
 
     def teacher(self) -> tuple[Part, Part]:
         """Return a convolutional network that reads some twenty characters around each, and its training config."""

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from autocompress.core.config import Part
 from autocompress.core.heads import IGNORED, Head, as_head
+from autocompress.core.preprocessing import Preprocessing, RawExample, TensorInput
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.base import Supervised, complete_splits, describe_imbalance, split_randomly
+from autocompress.tasks.base import Supervised, complete_splits, describe_imbalance, locate_test_rows, split_randomly
 from autocompress.tasks.targets import (
     Kind,
     check_head_names,
@@ -137,6 +138,23 @@ class Tensors(Supervised):
         if strata is None:
             return split_randomly(self._parts, seed)
         return complete_splits(self._parts, seed, self.labels.get(first), strata)
+
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the shape and type of each input; names are those that were given."""
+        unnamed = ["input"] if len(self.inputs) == 1 else [f"input_{at}" for at in range(len(self.inputs))]
+        return tuple(
+            TensorInput(name, spec.shape, "int64" if spec.vocabulary else "float32", spec.vocabulary)
+            for name, spec in zip(self.names or unnamed, self.inputs, strict=True)
+        )
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the examples of the test split: an array, or a mapping of names to arrays for several inputs."""
+        part, rows = locate_test_rows(self._parts, seed)
+        arrays = [tensor[torch.from_numpy(rows)].numpy() for tensor in self._parts[part].inputs]
+        if len(arrays) == 1:
+            return list(arrays[0])
+        names = [entry.name for entry in self.specify_preprocessing(seed)]
+        return [dict(zip(names, values, strict=True)) for values in zip(*arrays, strict=True)]
 
     def teacher(self) -> tuple[Part, Part]:
         """Raise an error, because examples in memory have no default teacher.

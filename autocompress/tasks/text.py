@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.core.config import Part
 from autocompress.core.heads import IGNORED, as_head
+from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
@@ -24,8 +25,10 @@ from autocompress.tasks.base import (
     check_positive,
     complete_splits,
     describe_imbalance,
+    locate_test_rows,
     sort_classes,
     stratify_examples,
+    stratify_rows,
 )
 from autocompress.tasks.targets import check_head_names
 from autocompress.tasks.text_encoding import PADDING, Encoding, count_truncated, fit_encoding, select_tokens
@@ -92,10 +95,9 @@ class TokenTask(Supervised):
         """Return the model inputs for some texts, int64 ``[N, T]``."""
         return self.encoding(texts)
 
-    @property
-    def preprocessing(self) -> str:
-        """A description of the encoding."""
-        return self.encoding.describe_encoding()
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the encoding; white space at both ends of a text is removed."""
+        return (self.encoding.specify_input(),)
 
     def view(self, split: Split, index: int) -> Split:
         """Return the texts without some random tokens; view 0 is the split itself."""
@@ -153,6 +155,15 @@ class LangId(TokenTask):
         """Return five splits: more than half of the names for training, a fifth for testing."""
         _, tokens, targets = _encode_names()
         return stratify_examples((tokens,), {head: targets[head] for head in self.heads}, seed)
+
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the encoding; names are normalized as :func:`locale_names` does."""
+        return (self.encoding.specify_input(whitespace="collapse", unicode_form="NFC"),)
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the names of the test split."""
+        names = locale_names()
+        return [names[row].text for row in stratify_rows(_encode_names()[2]["language"], seed)["test"]]
 
     def teacher(self) -> tuple[Part, Part]:
         """Return a convolutional network of width 128 with three window lengths, and its training config."""
@@ -253,12 +264,13 @@ class Text(TokenTask):
         }
         self.labels: Mapping[str, Sequence[str]] = {heads[column]: classes[column] for column in columns}
         self.heads: Mapping[str, int] = {head: len(names) for head, names in self.labels.items()}
-        train = [texts_of_part["train"].texts[row] for row in parts["train"]]
+        self._texts = {part: [texts.texts[row] for row in parts[part]] for part, texts in texts_of_part.items()}
+        train = self._texts["train"]
         self.encoding = fit_encoding(encoding, train, length, vocabulary)
         self.inputs = self._input_specs()
         self._parts = {
             part: Split(
-                (self.encoding([texts.texts[row] for row in parts[part]]),),
+                (self.encoding(self._texts[part]),),
                 {heads[column]: index_classes(texts, column, classes[column], parts[part]) for column in columns},
             )
             for part, texts in texts_of_part.items()
@@ -293,6 +305,11 @@ class Text(TokenTask):
             UsageError: A class has too few texts.
         """
         return complete_splits(self._parts, seed, self.labels[next(iter(self.heads))])
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the texts of the test split."""
+        part, rows = locate_test_rows(self._parts, seed)
+        return [self._texts[part][row] for row in rows]
 
     def teacher(self) -> tuple[Part, Part]:
         """Return a convolutional network of width 64 with three window lengths, and its training config."""

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from math import ceil
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autocompress.core.preprocessing import TextInput
 from autocompress.errors import UsageError, did_you_mean
 
 PADDING = 0
@@ -78,23 +80,9 @@ class Encoding:
         sizes = [sum(1 for _ in units(word)) + 1 for word in words]
         return [sum(sizes[:index]) for index in range(len(words))]
 
-    def describe_encoding(self) -> str:
-        """Return a sentence that describes the encoding, for users who deploy a model.
-
-        Example:
-            >>> Encoding("bytes", 4, BYTES).describe_encoding()
-            'A text is 4 tokens of int64: each byte of UTF-8 plus 1; longer ones lose their end, 0 fills shorter ones.'
-        """
-        units = {
-            "bytes": "each byte of UTF-8 plus 1",
-            "characters": f"the place of each character in {self.alphabet!r} plus 1, {self.vocabulary - 1} for others",
-            "words": f"the CRC-32 of each lowercased word modulo {self.vocabulary - 1}, plus 1",
-            "tokens": f"the CRC-32 of each word between white space modulo {self.vocabulary - 1}, plus 1",
-        }
-        return (
-            f"A text is {self.length} tokens of int64: {units[self.kind]}; "
-            "longer ones lose their end, 0 fills shorter ones."
-        )
+    def specify_input(self, **options: Any) -> TextInput:
+        """Return the record that an artifact stores; options are those of :class:`TextInput`, such as white space."""
+        return TextInput(self.kind, self.length, self.vocabulary, self.alphabet, **options)
 
     def _token_index(self, unit: int | str, indices: Mapping[str, int]) -> int:
         # Index 0 is the padding, so all others are shifted by 1.

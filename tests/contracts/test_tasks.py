@@ -1,14 +1,18 @@
 """What every task must give: disjoint splits, repeatable views, an example, a teacher, a loss."""
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from autocompress.core.preprocessing import check_preprocessing, dump_input
 from autocompress.core.registry import OBJECTIVES, STUDENTS, TASKS
 from autocompress.core.task import Splits, Task, logits_by_head
+from autocompress.export.pipeline import ENCODERS
 
 Make = Callable[[], Task]
 
@@ -77,6 +81,23 @@ class TestTask:
         assert loss.shape == ()
         assert math.isfinite(float(loss.detach()))
         assert fit.values["epochs"]
+
+    @pytest.mark.slow
+    def test_raw_examples_become_the_inputs_of_the_test_split(self, make: Make) -> None:
+        for seed in (0, 5):
+            task = make()
+            records, examples = task.specify_preprocessing(seed), task.list_test_examples(seed)
+            split = make().splits(seed).test
+            assert len(examples) == len(split)
+            check_preprocessing(task.name, records, [spec.shape for spec in task.inputs])
+            rows = range(min(len(split), 500))
+            for record, tensor in zip(records, split.inputs, strict=True):
+                encode = ENCODERS[record.kind](json.loads(json.dumps(dump_input(record))))
+                values = (examples[row] for row in rows)
+                raw = (value[record.name] if isinstance(value, Mapping) else value for value in values)
+                encoded = torch.from_numpy(np.stack([encode(value) for value in raw]))
+                assert encoded.dtype == tensor.dtype
+                assert torch.equal(encoded, tensor[: len(rows)]), record
 
     def test_metrics_are_registered_scores(self, make: Make) -> None:
         metrics = make().metrics

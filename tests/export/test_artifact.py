@@ -149,7 +149,7 @@ def test_a_folded_float_model_comes_back_folded(
 @pytest.mark.slow
 def test_the_folder_holds_what_it_says(written: tuple[Deployable, Path]) -> None:
     made, path = written
-    names = ["architecture.json", "card.md", "config.yaml", "manifest.json"]
+    names = ["architecture.json", "card.md", "config.yaml", "manifest.json", "pipeline.py", "preprocess.json"]
     assert sorted(file.name for file in path.iterdir()) == sorted(
         [*names, "model.onnx", "model.safetensors", "model_float.onnx"]
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.preprocessing import Preprocessing
 from autocompress.core.records import Candidate, CompressionRecipe, Job, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.core.task import InputSpec, Split
@@ -41,6 +42,9 @@ class PatternTask:
 
     def example(self) -> tuple[Tensor, ...]:
         return (torch.zeros(1, 3),)
+
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        return ()
 
 
 class StoredPipeline:

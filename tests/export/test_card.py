@@ -46,6 +46,14 @@ def test_a_card_tells_what_how_and_how_much() -> None:
         "## Classes of label\n\n0: zero, 1: one",
     ):
         assert part in card
+    # An artifact of an earlier version has no pipeline.
+    assert "raw input" not in card
+
+
+def test_a_card_tells_how_raw_input_is_served() -> None:
+    card = render_card(architecture(), {}, SIZES | {"pipeline.py": 9, "preprocess.json": 3}, weights_only=False)
+    assert "## Predict from raw input\n\n```sh\npython pipeline.py INPUT\n```" in card
+    assert "| pipeline.py | 9 | predictions for raw input" in card
 
 
 def test_both_ways_of_loading_take_six_lines() -> None:

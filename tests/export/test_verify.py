@@ -10,7 +10,9 @@ from autocompress.core.task import Split, logits_by_head
 from autocompress.errors import ArtifactError, VerificationError
 from autocompress.export.artifact import Deployable, write_artifact
 from autocompress.export.candidate import _compare_scores, export_candidate
-from autocompress.export.verify import Metric, verify
+from autocompress.export.folder import read_files, write_files
+from autocompress.export.pipeline import load
+from autocompress.export.verify import Metric, verify, verify_pipeline
 from autocompress.store.run_store import RunStore
 from autocompress.trial.pipeline import Setup, load_pipeline
 from tests.export.nets import deployable, splits, train
@@ -90,6 +92,35 @@ def test_a_score_that_is_better_low_is_refused_when_it_is_higher(
     verify(folder, data[1], made.heads, worse, promise[1], metric=metric)
 
 
+@pytest.mark.slow
+def test_raw_input_gives_the_predictions_of_the_searched_model(
+    written: tuple[Deployable, Path], data: tuple[Split, Split], promise: Promise
+) -> None:
+    examples, predictions = data[1].inputs[0].numpy(), promise[1]
+    shares = verify_pipeline(written[1], list(examples), written[0].heads, predictions)
+    assert min(shares.values()) >= 0.99
+    # What a specification that does not fit the data does: other pixels, another order, another number of examples.
+    with pytest.raises(VerificationError, match=r"from raw input, pipeline\.py predicts .* at least 99% are needed"):
+        verify_pipeline(written[1], list(16 * examples), written[0].heads, predictions)
+    with pytest.raises(VerificationError, match=r"label \d+\.\d+%.*Compare the task's specify_preprocessing"):
+        verify_pipeline(written[1], list(examples[::-1]), written[0].heads, predictions)
+    with pytest.raises(VerificationError, match=r"lists 7 raw test examples, but its test split has \d+"):
+        verify_pipeline(written[1], list(examples[:7]), written[0].heads, predictions)
+    with pytest.raises(VerificationError, match=r"refuses a raw test example .* example 0, input: .*shape"):
+        verify_pipeline(written[1], [image[0] for image in examples], written[0].heads, predictions)
+
+
+@pytest.mark.slow
+def test_another_pipeline_is_never_run(
+    written: tuple[Deployable, Path], data: tuple[Split, Split], promise: Promise, tmp_path: Path
+) -> None:
+    files = read_files(written[1])
+    files["pipeline.py"] += b"# another version\n"
+    write_files(tmp_path / "a", files, lambda _: None)
+    with pytest.raises(ArtifactError, match=r"pipeline\.py is not that of this version"):
+        verify_pipeline(tmp_path / "a", list(data[1].inputs[0].numpy()), written[0].heads, promise[1])
+
+
 @pytest.mark.parametrize(("name", "lost"), [("accuracy", 0.1), ("loss", -0.1)])
 def test_what_is_a_loss_depends_on_the_score(name: str, lost: float) -> None:
     assert Metric(name).loss_against(0.4, 0.5) == pytest.approx(lost)
@@ -115,6 +146,11 @@ def test_an_export_is_held_to_the_first_score_of_its_task(monkeypatch: pytest.Mo
     exported = export_candidate(front.folder, identity)
     assert exported.verification is not None
     assert exported.verification.metric == "rmse"
+    # Raw users, items and features give the same predictions.
+    assert exported.verification.pipeline_agreement["rating"] >= 0.999
+    served = load(exported.folder)
+    unknown = {"user": "nobody", "item": "-1", "features": dict.fromkeys((f"view {at}" for at in range(6)), 0.0)}
+    assert 1 <= served.predict(unknown)["rating"]["value"] <= 5
     assert exported.verification.scores["rating"] == pytest.approx(
         front.pick(candidate=identity).row["rmse_test"], abs=1e-4
     )

@@ -16,7 +16,9 @@ from autocompress.tasks.base import (
     METRICS,
     Supervised,
     check_positive,
+    complete_splits,
     describe_imbalance,
+    locate_test_rows,
     sort_classes,
     stratify_examples,
     stratify_rows,
@@ -37,6 +39,21 @@ def test_the_example_is_a_batch_of_one_with_the_type_of_each_input() -> None:
     assert (tokens.shape, tokens.dtype) == ((1, 4), torch.int64)
     assert not image.any()
     assert not tokens.any()
+
+
+def test_a_task_has_no_specification_by_default() -> None:
+    assert (TwoHeads().specify_preprocessing(0), TwoHeads().list_test_examples(0)) == ((), ())
+
+
+def test_the_rows_of_the_test_split_are_located() -> None:
+    whole = Split((torch.arange(100.0),), {"label": torch.arange(100) % 2})
+    other = Split((torch.arange(7.0),), {"label": torch.arange(7) % 2})
+    for parts, expected in (({"train": whole}, "train"), ({"train": whole, "test": other}, "test")):
+        for seed in range(3):
+            part, rows = locate_test_rows(parts, seed)
+            assert part == expected
+            test = complete_splits(parts, seed).test
+            assert torch.equal(parts[part].inputs[0][torch.from_numpy(rows)], test.inputs[0])
 
 
 def test_the_loss_is_the_mean_over_heads_of_equal_weight() -> None:

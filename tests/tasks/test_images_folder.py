@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from autocompress.core.config import Part
+from autocompress.core.preprocessing import describe_preprocessing
 from autocompress.core.task import Split
 from autocompress.errors import UsageError
 from autocompress.tasks.image_split import ImageSplit
@@ -253,8 +254,7 @@ def test_cifar10(data: Path) -> None:
 
 def test_whoever_deploys_a_model_is_told_of_the_normalisation(data: Path) -> None:
     task = Images(Images.write_sample(data), mean=(0.1, 0.2, 0.3), std=0.25)
-    assert task.preprocessing == ""
-    task.splits(0)
-    assert "RGB images of 8 x 8 pixels" in task.preprocessing
-    assert "(0.1000, 0.2000, 0.3000)" in task.preprocessing
-    assert "(0.2500, 0.2500, 0.2500)" in task.preprocessing
+    sentence = describe_preprocessing(task.specify_preprocessing(0))
+    assert "RGB images of 8 x 8 pixels" in sentence
+    assert "(0.1000, 0.2000, 0.3000)" in sentence
+    assert "(0.2500, 0.2500, 0.2500)" in sentence

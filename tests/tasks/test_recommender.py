@@ -210,7 +210,10 @@ class TestRanking:
         known = set(zip(met.users.tolist(), met.items.tolist(), strict=True))
         users, items = np.unique(met.users), np.unique(met.items)
         assert all(len(split.inputs[1].unique(dim=0)) and split.inputs[1].shape[1] == 30 for _, split in splits.items())
-        for split in (splits.test, task.view(splits.train.take(slice(0, 2000)), 2)):
+        view = task.view(splits.train.take(slice(0, 2000)), 2)
+        is_known = (view.inputs[0] < len(users)) & (view.inputs[1] < len(items)).all(1)
+        assert 1800 < int(is_known.sum()) < 2000
+        for split in (splits.test, view.take(is_known)):
             lists = split.inputs[1]
             assert int(lists.sort(1).values.diff(dim=1).min()) > 0
             for user, row, place in zip(split.inputs[0].tolist(), lists.tolist(), split.targets["item"], strict=True):
@@ -227,10 +230,31 @@ class TestRanking:
         train = task.splits(0).train.take(slice(0, 500))
         one, two = task.view(train, 1), task.view(train, 2)
         assert task.view(train, 0) is train
-        assert torch.equal(true_items(one), true_items(train))
-        assert torch.equal(one.inputs[0], train.inputs[0])
+        users, items = (spec.vocabulary - 1 for spec in task.inputs)
+        is_known = one.inputs[0] < users
+        assert torch.equal(one.inputs[0][is_known], train.inputs[0][is_known])
+        same_item = (true_items(one) == true_items(train)) | (true_items(one) == items)
+        assert bool(same_item.all())
         assert not torch.equal(one.inputs[1], two.inputs[1])
         assert torch.equal(task.view(train, 1).inputs[1], one.inputs[1])
+
+    def test_views_train_the_row_of_unknown_users_and_items(self) -> None:
+        task = Ranking(candidates=10)
+        train = task.splits(0).train
+        users, items = (spec.vocabulary - 1 for spec in task.inputs)
+        assert all(int(split.inputs[0].max()) < users for _, split in task.splits(0).items())
+        assert all(int(split.inputs[1].max()) < items for _, split in task.splits(0).items())
+        view = task.view(train, 1)
+        unknown = view.inputs[1] == items
+        assert float((view.inputs[0] == users).double().mean()) == pytest.approx(0.02, abs=0.004)
+        assert float(unknown.any(1).double().mean()) == pytest.approx(0.02, abs=0.004)
+        assert int(unknown.sum(1).max()) == 1
+        # The true item is as often unknown as any other candidate.
+        positions = view.targets["item"][unknown.any(1)] == unknown.to(torch.uint8).argmax(1)[unknown.any(1)]
+        assert float(positions.double().mean()) == pytest.approx(0.1, abs=0.05)
+        assert [record.unknown_row for record in task.specify_preprocessing(0)] == [users, items]  # type: ignore[union-attr]
+        plain = Ranking(candidates=10, views=1).specify_preprocessing(0)
+        assert [record.unknown_row for record in plain] == [None, None]  # type: ignore[union-attr]
 
     def test_the_place_of_the_true_item_says_nothing(self) -> None:
         counts = torch.bincount(Ranking(candidates=10).splits(0).train.targets["item"], minlength=10).double()

@@ -31,6 +31,20 @@ class TestForms:
         assert task.names == ("second", "first")
         assert torch.equal(task.splits(0).train.inputs[1], task.splits(0).train.inputs[0] + 1)
 
+    def test_raw_examples_are_arrays_by_the_names_of_the_inputs(self):
+        x, y = data()
+        named = Tensors(({"second": x, "first": torch.arange(100)}, y))
+        second, first = named.specify_preprocessing(0)
+        assert (second.name, second.shape, second.dtype) == ("second", (3,), "float32")
+        assert (first.name, first.shape, first.dtype, first.vocabulary) == ("first", (), "int64", 100)
+        test = named.splits(0).test
+        for row, example in enumerate(named.list_test_examples(0)):
+            assert np.array_equal(example["second"], test.inputs[0][row])
+            assert example["first"] == test.inputs[1][row]
+        single = Tensors((x, y), (x[:8], y[:8]))
+        assert [record.name for record in single.specify_preprocessing(0)] == ["input"]
+        assert np.array_equal(np.stack(single.list_test_examples(0)), x[:8])
+
     def test_a_data_set_is_read_once(self):
         class Items:
             reads = 0

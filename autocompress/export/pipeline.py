@@ -1,0 +1,652 @@
+"""Predictions of an exported model for raw input: an image, a text, ids, a series or a row.
+
+    python pipeline.py INPUT ...                                    prints one line of JSON for each input
+    from pipeline import load; load("folder").predict(INPUT)        returns the same as a dictionary
+
+This file is copied into every artifact. It needs numpy and onnxruntime, and pillow for images. How an input becomes a
+tensor and what an output means stands in preprocess.json; manifest.json has the SHA-256 of both files that are read.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# onnxruntime writes a device id and queues events unless this is set before its import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime
+
+FORMAT = 1
+METADATA = "autocompress.preprocess"
+BATCH = 256
+# Candidates that one call scores, which bounds the memory of a ranking over a large catalogue.
+LARGEST_LIST = 2**16
+# A word, as the texts of the training were divided: an apostrophe, straight or typographic, may occur inside it.
+WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
+Array = np.ndarray[Any, np.dtype[Any]]
+Record = Mapping[str, Any]
+# Raw value and tensor of each input.
+Values = Mapping[str, tuple[Any, Array]]
+
+
+class PipelineError(ValueError):
+    """An input, or a file of the artifact, that cannot be used; the message says what is wrong with it."""
+
+
+def load(folder: str | Path = Path(__file__).parent, threads: int = 1) -> "Pipeline":
+    """Return the pipeline of an artifact.
+
+    Args:
+        folder: The exported folder; by default the one of this file. Nothing is written to it.
+        threads: Number of threads of onnxruntime.
+
+    Raises:
+        PipelineError: A file is missing or was changed.
+    """
+    folder = Path(folder)
+    specification, model = _read_files(folder, ("preprocess.json", "model.onnx"))
+    record = _parse_specification(folder / "preprocess.json", specification)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    # Errors only: warnings of the optimizer do not concern users of the model.
+    options.log_severity_level = 3
+    for name, value in record["session"].items():
+        options.add_session_config_entry(name, value)
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common root
+        raise PipelineError(f"onnxruntime cannot load {folder / 'model.onnx'}: {str(error).splitlines()[0]}") from error
+    # A folder whose files come from two exports has hashes that fit, but another specification in its model.
+    if session.get_modelmeta().custom_metadata_map.get(METADATA) != specification.decode():
+        raise PipelineError(f"{folder}: model.onnx was exported with another preprocess.json; export it again")
+    return Pipeline(record, session)
+
+
+class Pipeline:
+    """An exported model with the encoding of its inputs and the meaning of its outputs.
+
+    Args:
+        record: Content of preprocess.json.
+        session: Session of model.onnx.
+
+    Attributes:
+        record: Content of preprocess.json.
+    """
+
+    def __init__(self, record: Record, session: "onnxruntime.InferenceSession") -> None:
+        self.record, self._session = record, session
+        self._encoders = {entry["name"]: ENCODERS[entry["kind"]](entry) for entry in record["inputs"]}
+        self._tensors = {entry["name"]: entry["tensor"] for entry in record["inputs"]}
+        self._heads = [entry["head"] for entry in record["outputs"]]
+        self._sizes = {entry.name: entry.shape for entry in session.get_inputs()}
+
+    def predict(self, example: Any) -> dict[str, Any]:
+        """Return the prediction of each head for one raw example.
+
+        Args:
+            example: A path, the bytes or an array of an image; a text; a series; or, for a model with several inputs, a
+                mapping of their names to such values.
+
+        Returns:
+            Head to ``class``, ``probability`` and ``probabilities``, also ``value`` where classes are numbers; to
+            ``labels`` and ``probabilities``; to ``classes``, one for each position; to ``values`` by name; or to
+            ``ids`` and ``scores``, best first, of the given candidates or of the whole catalogue.
+
+        Raises:
+            PipelineError: The example is of the wrong kind or size, or an id is unknown and has no row.
+        """
+        return self.predict_batch([example])[0]
+
+    def predict_batch(self, examples: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return the predictions of several raw examples, each as :meth:`predict` returns it.
+
+        Raises:
+            PipelineError: An example cannot be used; the message has its position.
+        """
+        predictions: list[dict[str, Any]] = []
+        for batch in self._divide(examples):
+            for values, outputs in zip(batch, self._run(batch), strict=True):
+                decoded = {
+                    entry["head"]: DECODERS[entry["kind"]](entry, outputs[entry["head"]], values)
+                    for entry in self.record["outputs"]
+                }
+                predictions.append(decoded)
+        return predictions
+
+    def compute_outputs(self, examples: Sequence[Any]) -> dict[str, Array]:
+        """Return what the model returns for raw examples, ``{head: [N, C]}``, before its meaning is applied.
+
+        Raises:
+            PipelineError: An example cannot be used; the message has its position.
+        """
+        rows = [row for batch in self._divide(examples) for row in self._run(batch)]
+        return {head: np.stack([row[head] for row in rows]) for head in self._heads}
+
+    def recommend(self, example: Record, count: int = 10, exclude: Iterable[Any] = ()) -> list[tuple[str, float]]:
+        """Return the best ids of the catalogue with their scores, best first.
+
+        Args:
+            example: Inputs except the candidates, ``{"user": "17"}``.
+            count: Number of ids.
+            exclude: Ids to leave out, such as those that the user has already.
+
+        Raises:
+            PipelineError: The model ranks nothing, or an id is unknown and has no row.
+        """
+        heads = [entry["head"] for entry in self.record["outputs"] if entry["kind"] == "ranking"]
+        if not heads:
+            raise PipelineError("this model ranks nothing: it has no candidates among its inputs")
+        excluded = {str(name) for name in exclude}
+        ranked = self.predict(example)[heads[0]]
+        pairs = zip(ranked["ids"], ranked["scores"], strict=True)
+        return list(islice((pair for pair in pairs if pair[0] not in excluded), count))
+
+    def _divide(self, examples: Sequence[Any]) -> Iterator[list[Values]]:
+        """Yield batches of examples as the raw value and the tensor of each input; each example is read once."""
+        for start in range(0, len(examples), BATCH):
+            rows = range(start, min(start + BATCH, len(examples)))
+            yield [self._encode(row, self._name_values(row, examples[row])) for row in rows]
+
+    def _name_values(self, row: int, example: Any) -> dict[str, Any]:
+        """Return an example by the names of the inputs; a ranking without candidates is one of the whole catalogue."""
+        names = list(self._encoders)
+        if len(names) == 1:
+            is_named = isinstance(example, Mapping) and set(example) == set(names)
+            return dict(example) if is_named else {names[0]: example}
+        if not isinstance(example, Mapping):
+            raise PipelineError(f"example {row} is {_name_type(example)}; give a mapping with {', '.join(names)}")
+        values = dict(example)
+        for name, encoder in self._encoders.items():
+            if isinstance(encoder, CandidatesEncoder) and values.get(name) is None:
+                values[name] = encoder.catalogue
+        unknown = sorted(set(map(str, values)) - set(names))
+        missing = [name for name in names if name not in values]
+        if missing or unknown:
+            problem = f"lacks {', '.join(missing)}" if missing else f"has the unknown input {unknown[0]}"
+            raise PipelineError(f"example {row} {problem}; the inputs are {', '.join(names)}")
+        return values
+
+    def _encode(self, row: int, values: Record) -> Values:
+        """Return the raw value of each input and its tensor, without the batch axis."""
+        encoded = {}
+        for name, encoder in self._encoders.items():
+            try:
+                encoded[name] = values[name], encoder(values[name])
+            except PipelineError as error:
+                raise PipelineError(f"example {row}, {name}: {error}") from error
+        return encoded
+
+    def _run(self, batch: Sequence[Values]) -> list[dict[str, Array]]:
+        """Return the outputs of each example; examples of equal shapes run together."""
+        shapes = {tuple(tensor.shape for _, tensor in values.values()) for values in batch}
+        if len(shapes) > 1:
+            return [row for values in batch for row in self._run([values])]
+        tensors = {name: np.stack([values[name][1] for values in batch]) for name in self._encoders}
+        lists = [name for name, encoder in self._encoders.items() if isinstance(encoder, CandidatesEncoder)]
+        outputs = self._run_lists(tensors, lists[0]) if lists else self._run_tensors(tensors)
+        return [{head: values[row] for head, values in outputs.items()} for row in range(len(batch))]
+
+    def _run_lists(self, tensors: Mapping[str, Array], name: str) -> dict[str, Array]:
+        """Return the scores of candidate lists; long ones are divided, because each candidate has its own score."""
+        rows, count = tensors[name].shape
+        size = self._sizes[self._tensors[name]][1]
+        if isinstance(size, int) and size != count:
+            raise PipelineError(f"{name}: this model was exported for lists of {size} ids, not of {count}")
+        step = max(1, LARGEST_LIST // rows)
+        parts = [
+            self._run_tensors({**tensors, name: tensors[name][:, start : start + step]})
+            for start in range(0, count, step)
+        ]
+        return {head: np.concatenate([part[head] for part in parts], axis=1) for head in self._heads}
+
+    def _run_tensors(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        inputs = {self._tensors[name]: tensor for name, tensor in tensors.items()}
+        return dict(zip(self._heads, self._session.run(self._heads, inputs), strict=True))
+
+
+class ImageEncoder:
+    """Encoder of images: upright, in grey or RGB, cropped and resized if the task does so, and normalized."""
+
+    def __init__(self, entry: Record) -> None:
+        # Models without images do not need pillow.
+        try:
+            from PIL import Image, ImageOps
+        except ImportError as error:
+            raise PipelineError("this model takes images, which need pillow: pip install pillow") from error
+        self.image: Any = Image
+        self.operations: Any = ImageOps
+        self.shape, self.resize, self.white = tuple(entry["shape"]), entry["resize"], entry["white"]
+        self.scale = np.float32(entry["scale"])
+        self.mean, self.std = (np.asarray(entry[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "std"))
+
+    def __call__(self, value: Any) -> Array:
+        """Return the normalized pixels, ``[C, H, W]``."""
+        try:
+            # An image of the caller is not closed.
+            with nullcontext(value) if isinstance(value, self.image.Image) else self._open(value) as picture:
+                pixels = self._read_pixels(picture)
+        except (OSError, SyntaxError, EOFError, self.image.DecompressionBombError) as error:
+            raise PipelineError(f"the image cannot be read ({' '.join(str(error).split())})") from error
+        if self.white != 255:
+            # The nearest whole number on the scale of the training images.
+            pixels = np.rint(pixels * (self.white / 255))
+        return (pixels.astype(np.float32) / self.scale - self.mean) / self.std
+
+    def _open(self, value: Any) -> Any:
+        """Return a Pillow image."""
+        if isinstance(value, bytes):
+            return self.image.open(io.BytesIO(value))
+        if isinstance(value, str | Path):
+            return self.image.open(value)
+        array = np.asarray(value)
+        if array.dtype == object or array.dtype.kind not in "uif" or array.ndim not in (2, 3):
+            raise PipelineError(f"it is {_name_type(value)}; give a path, bytes, a Pillow image or an array [H, W, C]")
+        if array.ndim == 3 and array.shape[2] not in (1, 3):
+            raise PipelineError(f"the array has the shape {list(array.shape)}; give [H, W], [H, W, 1] or [H, W, 3]")
+        # Comparisons are false for NaN.
+        if not ((array >= 0) & (array <= self.white) & (array == np.rint(array))).all():
+            raise PipelineError(f"the array has other values than the whole numbers from 0 (black) to {self.white}")
+        squeezed = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+        return self.image.fromarray(np.ascontiguousarray(np.rint(squeezed * (255 / self.white)).astype(np.uint8)))
+
+    def _read_pixels(self, picture: Any) -> Array:
+        """Return the bytes of a Pillow image, ``[C, H, W]``; the steps are those of the training images."""
+        channels, height, width = self.shape
+        mode = "L" if channels == 1 else "RGB"
+        if self.resize:
+            # JPEG decodes at half, a quarter or an eighth of the size.
+            picture.draft(mode, (width, height))
+        picture = self.operations.exif_transpose(picture)
+        if picture.mode.startswith("I"):
+            # Pillow would clip 16-bit values to 255 instead of scaling them.
+            picture = self.image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
+        # Pillow warns if a palette with transparency is not converted to RGBA first.
+        if "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+        picture = picture.convert(mode)
+        if self.resize:
+            picture = self.operations.fit(picture, (width, height), method=self.image.Resampling.BILINEAR)
+        elif picture.size != (width, height):
+            raise PipelineError(f"the image is {picture.width}x{picture.height}; the model takes {width}x{height}")
+        return np.asarray(picture, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
+
+
+class TextEncoder:
+    """Encoder of texts as token indices: bytes, characters or hashed words; 0 is padding."""
+
+    def __init__(self, entry: Record) -> None:
+        self.length, self.vocabulary = entry["length"], entry["vocabulary"]
+        self.collapse, self.unicode_form = entry["whitespace"] == "collapse", entry["unicode_form"]
+        self.indices = {character: index for index, character in enumerate(entry["alphabet"], 1)}
+        tokenizers: Mapping[str, Callable[[str], Iterator[int]]] = {
+            "bytes": self._encode_bytes,
+            "characters": self._encode_characters,
+            "words": self._encode_words,
+            "tokens": self._encode_tokens,
+        }
+        self.encode = tokenizers[entry["encoding"]]
+
+    def __call__(self, value: Any) -> Array:
+        """Return the tokens, ``[T]``."""
+        if not isinstance(value, str):
+            raise PipelineError(f"it is {_name_type(value)}; give a text")
+        text = " ".join(value.split()) if self.collapse else value.strip()
+        text = unicodedata.normalize(self.unicode_form, text) if self.unicode_form else text
+        try:
+            tokens = list(islice(self.encode(text), self.length))
+        except UnicodeEncodeError as error:
+            raise PipelineError(f"the text has no form in UTF-8 ({error.reason})") from error
+        if not tokens:
+            raise PipelineError("the text is empty, or has no word")
+        return np.pad(np.asarray(tokens, np.int64), (0, self.length - len(tokens)))
+
+    def _encode_bytes(self, text: str) -> Iterator[int]:
+        return (byte + 1 for byte in text.encode())
+
+    def _encode_characters(self, text: str) -> Iterator[int]:
+        # All other characters share the last token.
+        return (self.indices.get(character, self.vocabulary - 1) for character in text)
+
+    def _encode_tokens(self, text: str) -> Iterator[int]:
+        return (zlib.crc32(token.encode()) % (self.vocabulary - 1) + 1 for token in text.split())
+
+    def _encode_words(self, text: str) -> Iterator[int]:
+        words = (match.group().lower().encode() for match in WORD.finditer(text))
+        return (zlib.crc32(word) % (self.vocabulary - 1) + 1 for word in words)
+
+
+class SeriesEncoder:
+    """Encoder of series: numbers, normalized by channel."""
+
+    def __init__(self, entry: Record) -> None:
+        self.shape = tuple(entry["shape"])
+        self.mean, self.std = (np.asarray(entry[name], np.float32).reshape(-1, 1) for name in ("mean", "std"))
+
+    def __call__(self, value: Any) -> Array:
+        """Return the normalized series, ``[C, L]``."""
+        channels, length = self.shape
+        accepted = [(channels, length), (length,)] if channels == 1 else [(channels, length)]
+        series = _read_numbers(value, accepted).astype(np.float32).reshape(self.shape)
+        return (series - self.mean) / self.std
+
+
+class RowEncoder:
+    """Encoder of named numbers, each normalized."""
+
+    def __init__(self, entry: Record) -> None:
+        self.columns = entry["columns"]
+        self.mean, self.std = (np.asarray(entry[name], np.float32) for name in ("mean", "std"))
+
+    def __call__(self, value: Any) -> Array:
+        """Return the normalized row, ``[F]``."""
+        if isinstance(value, Mapping):
+            missing, unknown = set(self.columns) - set(value), set(map(str, value)) - set(self.columns)
+            if missing or unknown:
+                problem = f"lacks '{min(missing)}'" if missing else f"has the unknown name '{min(unknown)}'"
+                raise PipelineError(f"the row {problem}; the names are {', '.join(self.columns)}")
+            value = [value[name] for name in self.columns]
+        row = _read_numbers(value, [(len(self.columns),)]).astype(np.float32)
+        return (row - self.mean) / self.std
+
+
+class IdEncoder:
+    """Encoder of an id as a row of an embedding table."""
+
+    def __init__(self, entry: Record) -> None:
+        self.rows = {name: row for row, name in enumerate(entry["ids"], entry["first_row"]) if name is not None}
+        self.unknown = entry["unknown_row"]
+
+    def __call__(self, value: Any) -> Array:
+        """Return the row, ``[]``."""
+        return np.asarray(self._find_row(value), np.int64)
+
+    def _find_row(self, value: Any) -> int:
+        # An id from a table of numbers is often a NumPy integer.
+        if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
+            raise PipelineError(f"it is {_name_type(value)}; an id is a text or a whole number")
+        row = self.rows.get(str(value).strip(), self.unknown)
+        if row is None:
+            raise PipelineError(f"the id {str(value)!r} is unknown, and the model has no row for unknown ids")
+        return int(row)
+
+
+class CandidatesEncoder(IdEncoder):
+    """Encoder of a list of ids."""
+
+    def __init__(self, entry: Record) -> None:
+        super().__init__(entry)
+        self.catalogue = list(self.rows)
+
+    def __call__(self, value: Any) -> Array:
+        """Return the rows, ``[K]``."""
+        if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+            raise PipelineError(f"it is {_name_type(value)}; give a list of ids")
+        rows = [self._find_row(name) for name in value]
+        if not rows:
+            raise PipelineError("the list of candidates is empty; leave it out to rank the whole catalogue")
+        return np.asarray(rows, np.int64)
+
+
+class TensorEncoder:
+    """Check of an array that the model takes as it is."""
+
+    def __init__(self, entry: Record) -> None:
+        self.shape, self.dtype, self.vocabulary = tuple(entry["shape"]), entry["dtype"], entry["vocabulary"]
+
+    def __call__(self, value: Any) -> Array:
+        """Return the array."""
+        array = _read_numbers(value, [self.shape])
+        if self.vocabulary and not ((array >= 0) & (array < self.vocabulary) & (array == np.rint(array))).all():
+            raise PipelineError(f"the array has other values than the whole numbers from 0 to {self.vocabulary - 1}")
+        return array.astype(self.dtype)
+
+
+def _decode_classes(entry: Record, logits: Array, values: Values) -> dict[str, Any]:
+    """Return the most probable class, and the probability of each."""
+    probabilities = _softmax(logits)
+    # From the outputs themselves: rounding can make two probabilities equal.
+    best = int(logits.argmax())
+    return {
+        "class": entry["classes"][best],
+        "probability": float(probabilities[best]),
+        "probabilities": dict(zip(entry["classes"], probabilities.tolist(), strict=True)),
+    }
+
+
+def _decode_levels(entry: Record, logits: Array, values: Values) -> dict[str, Any]:
+    """Return the mean of the classes, which are numbers, and what :func:`_decode_classes` returns."""
+    return {"value": float(_softmax(logits) @ np.asarray(entry["levels"])), **_decode_classes(entry, logits, values)}
+
+
+def _decode_binary(entry: Record, logits: Array, values: Values) -> dict[str, Any]:
+    """Return the class of one logit, whose sigmoid is the probability of the second class."""
+    probability = float(_sigmoid(logits.reshape(-1))[0])
+    both = [1 - probability, probability]
+    best = int(probability > entry["threshold"])
+    return {
+        "class": entry["classes"][best],
+        "probability": both[best],
+        "probabilities": dict(zip(entry["classes"], both, strict=True)),
+    }
+
+
+def _decode_labels(entry: Record, logits: Array, values: Values) -> dict[str, Any]:
+    """Return the labels whose probability exceeds the threshold, and the probability of each."""
+    probabilities = dict(zip(entry["classes"], _sigmoid(logits).tolist(), strict=True))
+    chosen = [name for name, probability in probabilities.items() if probability > entry["threshold"]]
+    return {"labels": chosen, "probabilities": probabilities}
+
+
+def _decode_positions(entry: Record, logits: Array, values: Values) -> dict[str, Any]:
+    """Return the class of each position: of a pixel with the classes on axis 0, of a token with them on the last."""
+    classes = np.asarray(entry["classes"])[logits.argmax(entry["axis"])]
+    if entry["kind"] != "tags":
+        return {"classes": classes.tolist()}
+    raw, tokens = next(iter(values.values()))
+    # Padding has no class; a text has its tokens at the front.
+    classes = classes[: int((tokens != 0).sum())].tolist()
+    return _decode_words(raw, classes, entry["units"]) if "units" in entry else {"classes": classes}
+
+
+def _decode_words(text: str, classes: Sequence[str], units: str) -> dict[str, Any]:
+    """Return the words of a text, the tag of each at its first token, and the entities that the tags write."""
+    words = text.split()
+    # The space after a word is a token of its own, where characters or bytes are.
+    sizes = [len(word.encode()) + 1 if units == "bytes" else len(word) + 1 for word in words]
+    sizes = [1] * len(words) if units in ("words", "tokens") else sizes
+    tags: list[str | None] = []
+    position = 0
+    for size in sizes:
+        # Words beyond the length of the model have no tag.
+        tags.append(classes[position] if position < len(classes) else None)
+        position += size
+    entities: list[dict[str, Any]] = []
+    before = ""
+    for word, tag in zip(words, tags, strict=True):
+        prefix, _, kind = (tag or "O").partition("-")
+        if kind and prefix in "IEL" and before == kind:
+            entities[-1]["text"] += f" {word}"
+        elif kind:
+            entities.append({"type": kind, "text": word})
+        before = kind if prefix not in "ESLU" else ""
+    return {"words": words, "tags": tags, "entities": entities}
+
+
+def _decode_numbers(entry: Record, outputs: Array, values: Values) -> dict[str, Any]:
+    """Return the predicted numbers by name."""
+    return {"values": dict(zip(entry["classes"], outputs.reshape(-1).astype(float).tolist(), strict=True))}
+
+
+def _decode_ranking(entry: Record, scores: Array, values: Values) -> dict[str, Any]:
+    """Return the candidates and their scores, best first; equal scores keep the order of the candidates."""
+    order = np.argsort(-scores, kind="stable")
+    candidates = list(values[entry["candidates"]][0])
+    return {"ids": [str(candidates[at]) for at in order], "scores": scores[order].astype(float).tolist()}
+
+
+def _softmax(logits: Array) -> Array:
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities: Array = exponentials / exponentials.sum()
+    return probabilities
+
+
+def _sigmoid(logits: Array) -> Array:
+    # This form overflows for no logit.
+    sigmoid: Array = 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
+    return sigmoid
+
+
+ENCODERS: Mapping[str, Callable[[Record], Callable[[Any], Array]]] = {
+    "image": ImageEncoder,
+    "text": TextEncoder,
+    "series": SeriesEncoder,
+    "row": RowEncoder,
+    "id": IdEncoder,
+    "candidates": CandidatesEncoder,
+    "tensor": TensorEncoder,
+}
+DECODERS: Mapping[str, Callable[[Record, Array, Values], dict[str, Any]]] = {
+    "classes": _decode_classes,
+    "levels": _decode_levels,
+    "binary": _decode_binary,
+    "multilabel": _decode_labels,
+    "dense": _decode_positions,
+    "tags": _decode_positions,
+    "regression": _decode_numbers,
+    "ranking": _decode_ranking,
+}
+
+
+def _read_files(folder: Path, names: Sequence[str]) -> list[bytes]:
+    """Return the content of files, each compared with the SHA-256 of manifest.json."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())["files"]
+        contents = [(folder / name).read_bytes() for name in names]
+        hashes = [manifest[name]["sha256"] for name in names]
+    except OSError as error:
+        raise PipelineError(f"{folder} is no artifact: {error.filename} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise PipelineError(
+            f"{folder / 'manifest.json'} was changed, or lists no {names[0]}; export it again"
+        ) from error
+    for name, content, expected in zip(names, contents, hashes, strict=True):
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise PipelineError(f"{folder / name} was changed: its SHA-256 is not the manifest's; export it again")
+    return contents
+
+
+def _parse_specification(path: Path, content: bytes) -> Record:
+    """Return the content of preprocess.json.
+
+    Raises:
+        PipelineError: The format is another version, or names a kind that this file does not know.
+    """
+    try:
+        record: Record = json.loads(content)
+        if record["format"] != FORMAT:
+            raise PipelineError(f"{path} has the format {record['format']!r}, this pipeline.py reads {FORMAT}")
+        kinds = {entry["kind"] for entry in record["inputs"]} - set(ENCODERS)
+        kinds |= {entry["kind"] for entry in record["outputs"]} - set(DECODERS)
+        _ = record["session"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, PipelineError):
+            raise
+        raise PipelineError(f"{path} was changed; export it again") from error
+    if kinds:
+        raise PipelineError(f"{path} has the unknown kind {min(kinds)!r}; use the pipeline.py of the same folder")
+    return record
+
+
+def _read_numbers(value: Any, shapes: Sequence[tuple[int, ...]]) -> Array:
+    """Return an array of finite numbers from an array, nested lists, or a path of a .npy, .csv or .txt file."""
+    if isinstance(value, str | Path):
+        value = _read_number_file(Path(value))
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise PipelineError("its rows have different lengths") from error
+    if array.dtype.kind not in "uifb":
+        raise PipelineError(f"it is {_name_type(value)} of {array.dtype}; give numbers")
+    if array.shape not in shapes:
+        raise PipelineError(
+            f"it has the shape {list(array.shape)}; give {' or '.join(str(list(one)) for one in shapes)}"
+        )
+    if not np.isfinite(array).all():
+        raise PipelineError("a value is missing or not finite")
+    return array
+
+
+def _read_number_file(path: Path) -> Array:
+    try:
+        # Pickled arrays could run code.
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False))
+        return np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None)
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path} cannot be read as numbers ({' '.join(str(error).split())})") from error
+
+
+def _name_type(value: object) -> str:
+    return f"of the type {type(value).__name__}"
+
+
+def _parse_argument(pipeline: Pipeline, argument: str) -> Any:
+    """Return a raw example from an argument: JSON where numbers or several inputs are needed, otherwise the text."""
+    entries = pipeline.record["inputs"]
+    is_plain = len(entries) == 1 and entries[0]["kind"] in ("image", "text", "id")
+    if is_plain or (len(entries) == 1 and argument.endswith((".npy", ".csv", ".txt"))):
+        return argument
+    try:
+        return json.loads(argument)
+    except ValueError as error:
+        names = ", ".join(f'"{entry["name"]}": ...' for entry in entries)
+        needed = "a list of numbers or a .npy or .csv file" if len(entries) == 1 else f"{{{names}}}"
+        raise PipelineError(f"{argument!r} is no JSON; give {needed}") from error
+
+
+def _shorten(prediction: Mapping[str, Any], top: int) -> dict[str, Any]:
+    """Return a prediction with the most probable classes, or the best ids, alone."""
+    shortened: dict[str, Any] = {}
+    for head, values in prediction.items():
+        shortened[head] = dict(values)
+        for name in ("ids", "scores"):
+            if name in values:
+                shortened[head][name] = values[name][:top]
+        if "probabilities" in values:
+            largest = sorted(values["probabilities"].items(), key=lambda pair: -pair[1])
+            shortened[head]["probabilities"] = dict(largest[:top])
+    return shortened
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the prediction for each argument, or for each line of standard input, as JSON; return the exit code."""
+    parser = argparse.ArgumentParser(description="Predictions of the model in the folder of this file.")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="an image file, a text, numbers, or JSON")
+    parser.add_argument("--top", type=int, default=10, help="number of classes, or of ranked ids, to print")
+    options = parser.parse_args(arguments)
+    try:
+        pipeline = load()
+        for argument in options.inputs or (line.rstrip("\n") for line in sys.stdin):
+            prediction = pipeline.predict(_parse_argument(pipeline, argument))
+            print(json.dumps(_shorten(prediction, options.top), ensure_ascii=False))
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

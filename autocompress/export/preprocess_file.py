@@ -1,0 +1,153 @@
+"""preprocess.json: how raw input becomes the tensors of a model, and what its outputs mean.
+
+``pipeline.py`` of the same folder reads it. Its text is also in the metadata of the ONNX graph, so that the graph alone
+describes itself and a file of another export is detected.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import onnx
+
+from autocompress.core.heads import as_head
+from autocompress.core.preprocessing import (
+    CandidatesInput,
+    Preprocessing,
+    TensorInput,
+    TextInput,
+    check_preprocessing,
+    dump_input,
+    load_input,
+)
+from autocompress.errors import ArtifactError, UsageError
+from autocompress.export.card import input_names
+from autocompress.export.pipeline import FORMAT, METADATA
+
+if TYPE_CHECKING:
+    from autocompress.export.artifact import Deployable
+
+PREPROCESS, PIPELINE = "preprocess.json", "pipeline.py"
+# Options of an onnxruntime session for a model of which only the weights are quantized: they are decoded once.
+DECODE_ONCE = {"session.disable_quant_qdq": "1"}
+MEANINGS = {
+    "classes": "logits; their softmax is the probability of each class",
+    "levels": "logits; their softmax is the probability of each level, and the mean of the levels the expected value",
+    "binary": "one logit; its sigmoid is the probability of the second class",
+    "multilabel": "logits; the sigmoid of each is the probability of its label",
+    "dense": "logits of each position; their softmax is the probability of each class",
+    "tags": "logits of each token; their softmax is the probability of each class",
+    "regression": "numbers in the unit of the targets",
+    "ranking": "scores of the candidates; only their order has a meaning",
+}
+# What a kind of head needs besides its names: a threshold of probabilities, or the axis of the classes of one example.
+SETTINGS: Mapping[str, Mapping[str, float]] = {
+    "binary": {"threshold": 0.5},
+    "multilabel": {"threshold": 0.5},
+    "dense": {"axis": 0},
+    "tags": {"axis": -1},
+}
+
+
+def render_preprocess(deployable: "Deployable", weights_only: bool) -> bytes:
+    """Return the content of preprocess.json.
+
+    Args:
+        deployable: Candidate to export.
+        weights_only: Whether only weights are quantized, which needs a session option.
+
+    Raises:
+        ArtifactError: The task's specification does not fit the inputs of the model.
+    """
+    preprocessing = complete_preprocessing(deployable)
+    names = input_names(len(preprocessing))
+    candidates = [entry.name for entry in preprocessing if isinstance(entry, CandidatesInput)]
+    content = {
+        "format": FORMAT,
+        "task": deployable.task_name,
+        "inputs": [{"tensor": tensor, **dump_input(entry)} for tensor, entry in zip(names, preprocessing, strict=True)],
+        "outputs": [
+            _describe_output(head, classes, deployable, candidates) for head, classes in deployable.heads.items()
+        ],
+        "session": DECODE_ONCE if weights_only else {},
+    }
+    # NaN is no JSON; a specification with one would be read differently by other programs.
+    try:
+        return (json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode()
+    except ValueError as error:
+        raise ArtifactError(f"task '{deployable.task_name}': its specification cannot be stored ({error})") from error
+
+
+def complete_preprocessing(deployable: "Deployable") -> Preprocessing:
+    """Return the task's specification; without one, the model takes tensors.
+
+    Raises:
+        ArtifactError: The specification does not fit the inputs of the model.
+    """
+    tensors = [(tuple(tensor.shape[1:]), str(tensor.dtype).removeprefix("torch.")) for tensor in deployable.example]
+    if not deployable.preprocessing:
+        return tuple(
+            TensorInput(name, shape, dtype, spec.vocabulary)
+            for name, (shape, dtype), spec in zip(input_names(len(tensors)), tensors, deployable.inputs, strict=True)
+        )
+    try:
+        check_preprocessing(deployable.task_name, deployable.preprocessing, [shape for shape, _ in tensors])
+    except UsageError as error:
+        raise ArtifactError(str(error)) from error
+    return deployable.preprocessing
+
+
+def embed_preprocess(graph: bytes, preprocess: bytes) -> bytes:
+    """Return an ONNX graph with the text of preprocess.json in its metadata."""
+    proto = onnx.load_from_string(graph)
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA, preprocess.decode()
+    return bytes(proto.SerializeToString())
+
+
+def read_preprocessing(content: bytes) -> Preprocessing:
+    """Return the records of a preprocess.json; none if it describes tensors.
+
+    Raises:
+        ArtifactError: It cannot be read.
+    """
+    try:
+        entries = [load_input(entry) for entry in json.loads(content)["inputs"]]
+    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        raise ArtifactError(f"{PREPROCESS} cannot be read ({error})") from error
+    return () if any(isinstance(entry, TensorInput) for entry in entries) else tuple(entries)
+
+
+def read_pipeline() -> bytes:
+    """Return the content of pipeline.py."""
+    return resources.files("autocompress.export").joinpath(PIPELINE).read_bytes()
+
+
+def _describe_output(head: str, size: int, deployable: "Deployable", candidates: Sequence[str]) -> Mapping[str, object]:
+    """Return the entry of a head."""
+    kind = "ranking" if candidates else as_head(size).kind
+    levels = list(getattr(size, "levels", ()))
+    # Scores of candidates that the task does not name: their positions are the classes.
+    kind = "classes" if kind == "candidates" else kind
+    entry: dict[str, object] = {"head": head, "kind": kind, "meaning": MEANINGS[kind]}
+    if candidates:
+        return {**entry, "candidates": candidates[0]}
+    count = 2 if kind == "binary" else int(size)
+    entry["classes"] = _distinguish_names(list(deployable.labels.get(head) or map(str, range(count))))
+    first = deployable.preprocessing[0] if deployable.preprocessing else None
+    if kind == "tags" and isinstance(first, TextInput):
+        entry["units"] = first.encoding
+    return {**entry, **({"levels": levels} if levels else {}), **SETTINGS.get(kind, {})}
+
+
+def _distinguish_names(names: Sequence[str]) -> list[str]:
+    """Return names with a number where a name occurs more than once: classes of close levels may round to one.
+
+    Example:
+        >>> _distinguish_names(["1", "1", "2"])
+        ['1 (0)', '1 (1)', '2']
+    """
+    counts = Counter(names)
+    return [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)]
