@@ -80,8 +80,10 @@ def correlation_loss(student: Tensor, teacher: Tensor, temperature: float, beta:
         gamma: Weight of the intra-class relation.
     """
     ours, theirs = F.softmax(student / temperature, dim=1), F.softmax(teacher / temperature, dim=1)
+    # Rows are examples and columns classes, so the transpose relates the examples of each class.
     inter = correlation_distance(ours, theirs)
     intra = correlation_distance(ours.T, theirs.T)
+    # Correlations are bounded, so at a high temperature this factor exceeds any task loss.
     return (beta * inter + gamma * intra) * temperature**2
 
 
@@ -121,6 +123,7 @@ class _AdditiveConfig(TemperatureSettings):
 
     def add_hard_loss(self, soft: Tensor, hard: Callable[[], Tensor]) -> Tensor:
         """Return the weighted cross-entropy plus the term."""
+        # Without a weight the loss of the task is not computed: the data may have no labels.
         return self.hard_weight * hard() + soft if self.hard_weight else soft
 
 
