@@ -34,7 +34,7 @@ def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(ray_cluster: Any, 
     assert {n for n, result in told.items() if result.state is State.FAILED} == {1, 3, 5}
     assert told[1].reason == "RuntimeError: a fault of the trial"
     assert told[3].reason.startswith("its worker died 2 times")
-    assert told[5].reason == "timed out after 2 s"
+    assert told[5].reason == "timed out after 10 s"
     assert told[4] == fake_result(jobs(7)[4])
     assert sorted(trials.executed()) == [0, 1, 2, 3, 3, 4, 4, 5, 6]
     # What a trial has started ends with it.

@@ -19,7 +19,8 @@ from autocompress.engine.spec import parse_spec
 from autocompress.errors import CompressionError
 from autocompress.measure import Subject, layer_costs, measure
 from autocompress.models import CNN, CNNConfig
-from autocompress.models.transformer import Transformer, TransformerConfig, TransformerFamily
+from autocompress.models.tokens import TokenClassifier
+from autocompress.models.transformer import TransformerConfig, TransformerFamily
 
 METHODS = [pytest.param(PRUNE.get(name), id=f"prune.{name}") for name in PRUNE.names()]
 METHODS += [pytest.param(QUANTIZE.get(name), id=f"quantize.{name}") for name in QUANTIZE.names()]
@@ -133,7 +134,7 @@ TOKENS = InputSpec((12,), vocabulary=20, missing=0)
 
 @torch.no_grad()
 def logits(model):
-    block = "transformer" if isinstance(model, Transformer) else "residual"
+    block = "transformer" if isinstance(model, TokenClassifier) else "residual"
     return model(draw_inputs(block, 8, torch.Generator().manual_seed(3)))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.heads import Levels
+from autocompress.core.heads import KINDS, Levels
 from autocompress.core.preprocessing import CandidatesInput, IdInput, ImageInput, Preprocessing
 from autocompress.core.task import InputSpec
 from autocompress.errors import ArtifactError
@@ -50,7 +50,7 @@ def ranker(student: Part, preprocessing: Preprocessing = LISTS) -> Deployable:
 
 def test_inputs_and_outputs_are_described() -> None:
     made = untrained(
-        preprocessing=(IMAGE,), heads={"even": Levels(2, levels=(0.0, 2.5))}, labels={"even": ["no", "no"]}
+        preprocessing=(IMAGE,), heads={"label": 10, "even": Levels(2, levels=(0.0, 2.5))}, labels={"even": ["no", "no"]}
     )
     content = json.loads(render_preprocess(made, weights_only=True))
     assert content["format"] == 1
@@ -92,7 +92,7 @@ def test_inputs_and_outputs_are_described() -> None:
     ],
 )
 def test_a_head_of_another_kind_is_described(kind: str, size: int, names: list[str], more: dict[str, float]) -> None:
-    of_kind = type("Kind", (int,), {"kind": kind})(size)
+    of_kind = KINDS[kind](size)
     (entry,) = json.loads(render_preprocess(untrained(heads={"label": of_kind}, labels={}), weights_only=False))[
         "outputs"
     ]

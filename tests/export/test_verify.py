@@ -176,7 +176,7 @@ def test_predictions_that_differ_are_refused_with_the_figures(
     made, folder = written
     others = {head: found.clone() for head, found in promise[1].items()}
     others["even"][: len(data[1]) // 50] ^= 1
-    with pytest.raises(VerificationError, match=r"same prediction on 98\.\d+% \(onnx\) and 98\.\d+% \(module\)"):
+    with pytest.raises(VerificationError, match=r"same prediction on 98\.\d+% \(onnx\), 98\.\d+% \(module\)"):
         verify(folder, data[1], made.heads, promise[0], others)
     verify(folder, data[1], made.heads, promise[0], others, agreement=0.95)
 
