@@ -9,7 +9,7 @@ import pytest
 
 RUN_A_MODEL = """
 from onnx import TensorProto, helper
-from autocompress.export.runtime import create_session
+from autocompress.targets.onnx_session import create_session
 x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
 graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

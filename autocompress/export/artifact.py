@@ -39,7 +39,6 @@ from autocompress.export.architecture import (
 from autocompress.export.card import Card, render_card
 from autocompress.export.folder import read_files, write_files
 from autocompress.export.onnx import export_float, export_quantized
-from autocompress.export.runtime import is_weights_only
 from autocompress.measure.tensor_storage import pack_tensors, unpack_tensors
 from autocompress.models.base import build_family_model
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
@@ -51,6 +50,7 @@ from autocompress.quantize.folding import (
     fold_structure,
     unfold_batch_norm,
 )
+from autocompress.targets.onnx_session import is_weights_only
 from autocompress.trial.pipeline import PruningStep, RebuiltCandidate, list_restored_tensors, list_stored_tensors
 
 logger = logging.getLogger(__name__)

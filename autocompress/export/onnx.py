@@ -25,10 +25,10 @@ from autocompress.export.card import input_names
 from autocompress.export.embedding_tables import BagLookup, Lookup, build_lookup
 from autocompress.export.integer_graph import integer_kernels
 from autocompress.export.onnx_weights import pack_weights
-from autocompress.export.runtime import WEIGHTS_ONLY
 from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, replace_quantizers, widen_codes
 from autocompress.quantize.layers import is_embedding
 from autocompress.quantize.quantizers import Grid
+from autocompress.targets.onnx_session import WEIGHTS_ONLY
 
 # Codes of uint8 and int8: a grid that fills one of them needs no Clip.
 CONTAINERS = {(0, 255), (-128, 127)}
@@ -70,7 +70,7 @@ def export_quantized(
             _replace_weight(layer, entry["name"], state.tensors)
     proto = _clean_graph(integer_kernels(_export_graph(marked, example, heads)))
     if entries and all(entry["input"] is None for entry in layers):
-        # A session needs another option for such a model: autocompress.export.runtime reads this property.
+        # A session needs another option for such a model: autocompress.targets.onnx_session reads this property.
         onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
     decoded = [entry for entry in layers if entry["decoded"] is not None]
     pack_weights(proto, decoded, state.tensors)

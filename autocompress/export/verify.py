@@ -14,9 +14,9 @@ from autocompress.core.task import Logits, Split, Targets, logits_by_head
 from autocompress.errors import VerificationError
 from autocompress.export.artifact import load_artifact
 from autocompress.export.folder import read_files
-from autocompress.export.runtime import create_session
 from autocompress.measure import Subject, measure
 from autocompress.measure.heads import AT, get_objective
+from autocompress.targets.onnx_session import create_session
 
 BATCH = 256
 

@@ -395,7 +395,7 @@ def _measure_candidate(
         config,
         source.epochs,
         scores,
-        measure(build_cost_subject(model, source.layers, state, source.prune_state), setup.costs),
+        measure(build_cost_subject(model, source.layers, state, source.prune_state, setup.precisions), setup.costs),
         details,
         source.checkpoint,
         source.complete,
@@ -441,7 +441,7 @@ def estimate_costs(
                 layers = layer_costs(folded, example)
                 for quantization in _select_fewest_bits(quantizations):
                     quantized, quantize_state = pipeline.quantize(folded, training, quantization)
-                    subject = build_cost_subject(quantized, layers, quantize_state, prune_state)
+                    subject = build_cost_subject(quantized, layers, quantize_state, prune_state, setup.precisions)
                     estimates.append(measure(subject, setup.costs))
             except AutocompressError as error:
                 # The trial itself reports the error.
