@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.knobs import Leaf, Settings
 from autocompress.core.method import Method, MethodState
 from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS, Registry
+from autocompress.core.run_info import TargetInfo
 from autocompress.core.task import InputSpec, logits_by_head
 from autocompress.errors import ArtifactError, AutocompressError
 from autocompress.export.architecture import (
@@ -38,6 +39,7 @@ from autocompress.export.architecture import (
 )
 from autocompress.export.card import Card, render_card
 from autocompress.export.folder import read_files, write_files
+from autocompress.export.graph_choice import GraphRequest, choose_graph
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.measure.tensor_storage import pack_tensors, unpack_tensors
 from autocompress.models.base import build_family_model
@@ -50,6 +52,7 @@ from autocompress.quantize.folding import (
     fold_structure,
     unfold_batch_norm,
 )
+from autocompress.targets import make_target
 from autocompress.targets.onnx_session import is_weights_only
 from autocompress.trial.pipeline import PruningStep, RebuiltCandidate, list_restored_tensors, list_stored_tensors
 
@@ -77,6 +80,10 @@ class Deployable:
         quantize_state: State of the quantization method; None if nothing was quantized.
         start: Pruning steps applied before training.
         adapted: Record of an adaptation to recent data; None for a model as it was searched.
+        target: The device or runtime that the artifact is made for; without a name, integer kernels are used wherever
+            possible, in a form that every processor computes exactly.
+        batches: Batches of inputs on which graphs for the target are compared with the model.
+        exact: Whether every layer that can run on integer kernels does, so that the graph computes what was searched.
     """
 
     config: CompressionConfig
@@ -92,6 +99,9 @@ class Deployable:
     quantize_state: MethodState | None
     start: tuple[PruningStep, ...] = ()
     adapted: Adaptation | None = None
+    target: TargetInfo = field(default_factory=TargetInfo)
+    batches: tuple[tuple[Tensor, ...], ...] = ()
+    exact: bool = False
 
 
 def write_artifact(
@@ -322,6 +332,11 @@ def export_graph(deployable: Deployable) -> bytes:
     state = _quantization_state(deployable)
     if state is None:
         return _export_float_graph(deployable)
+    if deployable.target.precisions.restricts:
+        request = GraphRequest(deployable.model, state, deployable.example, deployable.heads, deployable.batches)
+        target = make_target(deployable.target.name, deployable.target.options)
+        # Probed again: an artifact may be exported on another processor than the search ran on.
+        return choose_graph(request, target, target.precisions(), exact=deployable.exact).content
     proto = export_quantized(deployable.model, state, deployable.example, deployable.heads)
     return bytes(proto.SerializeToString())
 

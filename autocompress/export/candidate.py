@@ -1,12 +1,13 @@
 """Export of one candidate of a run folder as a deployable, verified artifact."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.heads import as_head
 from autocompress.core.records import Candidate, CompressionRecipe, Job
+from autocompress.core.run_info import TargetInfo
 from autocompress.core.task import Logits, Targets
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, export_graph, write_artifact
@@ -20,6 +21,8 @@ from autocompress.trial.runner import run_trial
 # Largest difference between the score of a rebuilt candidate and the stored one: kernels of other processors round
 # differently.
 REPRODUCED = 0.005
+# Examples that are predicted at once when graphs are compared with the model.
+COMPARED_BATCH = 256
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +61,22 @@ def export_candidate(
     """
     with reproducible_torch():
         candidate = rebuild_candidate(run, identity)
-        folder = write_artifact(run / "picks" / identity, candidate.deployable, candidate.card)
-        verification = (
-            _verify_export(folder, candidate.pipeline, candidate.models, tolerance, agreement) if verify else None
-        )
-        return Exported(folder, verification)
+
+        def write(exact: bool) -> Exported:
+            deployable = replace(candidate.deployable, exact=exact)
+            folder = write_artifact(run / "picks" / identity, deployable, candidate.card)
+            if not verify:
+                return Exported(folder, None)
+            return Exported(folder, _verify_export(folder, candidate.pipeline, candidate.models, tolerance, agreement))
+
+        try:
+            return write(exact=False)
+        except VerificationError as error:
+            # Layers in floating point round less than the searched model. Where that changes too much, none is used.
+            if not candidate.deployable.target.precisions.restricts:
+                raise
+            logger.info("%s: exports integer layers only: %s", identity, error)
+            return write(exact=True)
 
 
 def export_candidate_graph(run: Path, identity: str) -> tuple[bytes, list[Shape]]:
@@ -84,7 +98,7 @@ def export_teacher_graph(run: Path) -> tuple[bytes, list[Shape]]:
         config = CompressionConfig(setup.teacher.student, (Part("none"),), setup.teacher.fit, seed=setup.teacher.seed)
         # The teacher is neither pruned nor quantized: both models are the same.
         models = RebuiltCandidate(pipeline.teacher.model, pipeline.teacher.model, None, None)
-        return _graph_and_inputs(_build_deployable(pipeline, setup, config, models))
+        return _graph_and_inputs(_build_deployable(pipeline, setup, config, models, TargetInfo()))
 
 
 def _graph_and_inputs(deployable: Deployable) -> tuple[bytes, list[Shape]]:
@@ -134,13 +148,14 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
         content = _retrain_checkpoint(candidate, setup)
     rebuilt = pipeline.rebuild(candidate.config, content)
     _compare_scores(pipeline, rebuilt, candidate)
-    deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt)
+    deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt, info.target)
     return RebuiltRun(pipeline, rebuilt, deployable, _build_card(candidate, pipeline, info.name, info.command))
 
 
 def _build_deployable(
-    pipeline: TrialPipeline, setup: Setup, config: CompressionConfig, models: RebuiltCandidate
+    pipeline: TrialPipeline, setup: Setup, config: CompressionConfig, models: RebuiltCandidate, target: TargetInfo
 ) -> Deployable:
+    compared = (pipeline.splits.calibration, pipeline.splits.select_val)
     return Deployable(
         config,
         pipeline.task.name,
@@ -154,6 +169,8 @@ def _build_deployable(
         models.prune,
         models.quantize,
         models.start,
+        target,
+        tuple(batch.inputs for split in compared for batch in split.batches(COMPARED_BATCH)),
     )
 
 

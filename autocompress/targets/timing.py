@@ -1,0 +1,33 @@
+"""Latencies of loaded models, timed in turns so that a change of the machine's load affects all of them alike."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+from autocompress.targets.base import Array, Model
+
+WARM_UP = 10
+MIN_ROUNDS = 15
+
+
+def time_in_turns(models: Mapping[str, Model], inputs: Sequence[Array], seconds: float = 0.3) -> dict[str, float]:
+    """Return the median milliseconds of one run of each model.
+
+    Args:
+        models: Loaded models by name.
+        inputs: The inputs of every model.
+        seconds: Seconds to measure all of them; at least ``MIN_ROUNDS`` rounds are timed.
+    """
+    for model in models.values():
+        for _ in range(WARM_UP):
+            model(inputs)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < MIN_ROUNDS or time.perf_counter() < end:
+        for name, model in models.items():
+            started = time.perf_counter()
+            model(inputs)
+            times[name].append((time.perf_counter() - started) * 1000)
+        rounds += 1
+    return {name: statistics.median(values) for name, values in times.items()}
