@@ -99,6 +99,8 @@ def search(
     plan = make_plan(source, warm=True)
     try:
         run_search(plan, folder, resume=resume, command=command, events=events).close()
+        if plan.setup.latency is not None:
+            _time_front(folder, events)
     except (KeyboardInterrupt, SearchFailedError, WorkersError):
         # An interrupted or failed search still gets a page of the trials so far.
         _write_partial_page(folder)
@@ -205,6 +207,17 @@ def find_run(run: str | Path, runs: Path | str = RUNS) -> Path:
         raise RunFolderError(f"{run} is not a run folder: it has no {DATABASE}")
     names = [path.parent.name for path in Path(runs).glob(f"*/{DATABASE}")]
     raise RunFolderError(f"no run '{run}': {did_you_mean(str(run), names)}")
+
+
+def _time_front(folder: Path, events: "Events | None") -> None:
+    """Replace the predicted latencies of the front by measured ones, while no worker trains."""
+    from autocompress.export.front_latency import time_front
+
+    if events is not None:
+        events.phase("measuring the latency of the front")
+    for identity, reason in time_front(folder).items():
+        if events is not None:
+            events.notice(f"the latency of {identity} cannot be measured: {reason}")
 
 
 def _write_partial_page(folder: Path) -> None:

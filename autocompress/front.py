@@ -274,7 +274,7 @@ class Front:
         """Measure the latency of the front, the pick and the teacher on this machine, as exported models.
 
         The medians are stored in the run as ``latency_ms``: a column of the candidates, an axis of the page, and a name
-        for limits. It is not an objective of the search, whose costs do not depend on a machine.
+        for limits. A search that names ``latency_ms`` does so itself; the costs of others do not depend on a machine.
 
         Args:
             candidates: Ids of the candidates, instead of the selection above.

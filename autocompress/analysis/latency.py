@@ -11,6 +11,7 @@ from typing import Final
 import pandas as pd
 
 from autocompress.core.formatting import is_finite
+from autocompress.core.latency_model import LATENCY
 from autocompress.core.precisions import COMMON, FLOAT_BITS, Precisions
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 
@@ -95,7 +96,7 @@ def format_knob(name: str, value: object) -> str:
     return f"{name} {value}"
 
 
-NAME: Final = "latency_ms"
+NAME: Final = LATENCY
 #: The row of the teacher.
 TEACHER: Final = "teacher"
 RECORD: Final = ObjectiveSpec(NAME, "minimize", unit="ms", kind="cost")
@@ -108,11 +109,18 @@ def with_latency(info: RunInfo) -> RunInfo:
     teacher, milliseconds = info.teacher, info.latency.rows.get(TEACHER)
     if milliseconds is not None and teacher != TeacherInfo():
         teacher = replace(teacher, costs={**teacher.costs, NAME: milliseconds})
-    return replace(info, teacher=teacher, all_objectives=(*info.all_objectives, RECORD))
+    # A search for latency has it among its costs already.
+    others = tuple(objective for objective in info.all_objectives if objective.name != NAME)
+    return replace(info, teacher=teacher, all_objectives=(*others, RECORD))
 
 
 def add_latency_column(candidates: pd.DataFrame, info: RunInfo) -> pd.DataFrame:
-    """Return the candidates with a column ``latency_ms``, NaN where it was not measured; without it if none was."""
+    """Return the candidates with a column ``latency_ms``: the measured value, else a predicted one, else NaN.
+
+    Without any measurement, the table is returned as it is.
+    """
     if info.latency is None or not info.latency.rows or candidates.empty:
         return candidates
-    return candidates.assign(**{NAME: candidates["id"].map(info.latency.rows).astype(float)})
+    measured = candidates["id"].map(info.latency.rows).astype(float)
+    # A search for latency predicts it for every candidate, and measures the front.
+    return candidates.assign(**{NAME: measured.fillna(candidates[NAME]) if NAME in candidates else measured})

@@ -249,7 +249,7 @@ TARGETS: "Registry[type[Target]]" = Registry(
     holds_classes=True,
     base="autocompress.targets.base.Target",
     # These import onnx and onnxruntime, which reading a run does not need.
-    exclude=("int8_probe", "onnx_session"),
+    exclude=("calibration", "int8_probe", "onnx_session"),
 )
 PROMOTION_RULES: "Registry[type[PromotionRule]]" = Registry(
     "promotion rule",

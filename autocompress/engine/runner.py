@@ -24,6 +24,7 @@ from autocompress.backends.base import Backend, TrialLimits
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.heads import as_head
+from autocompress.core.latency_model import LATENCY, LatencyModel
 from autocompress.core.records import Candidate, CompressionRecipe, Job, Role
 from autocompress.core.registry import BACKENDS, OBJECTIVES, TASKS, collect_plugins
 from autocompress.core.run_info import (
@@ -164,14 +165,20 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     except AutocompressError as error:
         raise source.make_error(("teacher",), str(error)) from None
     teacher, remark = plan_transfer(source, task, splits, TeacherRecipe(student, fit, spec.teacher.seed))
+    latency = _calibrate_latency(source, target)
     setup = Setup(
         Part.of(task_name, **{**options, **task.identity_options}),
         spec.split_seed,
         teacher,
         tuple(list_scores({*OBJECTIVES} & {*task.metrics} | {*spec.objectives, *spec.limits}, task.heads)),
-        tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
+        tuple(
+            name
+            for name in OBJECTIVES
+            if OBJECTIVES.get(name).kind == "cost" and (name != LATENCY or latency is not None)
+        ),
         spec.search.training_device,
         target.precisions,
+        latency,
     )
     objectives = tuple(_objective_spec(name) for name in spec.objectives)
     space, unsafe = remove_unsafe_methods(space, task, splits)
@@ -183,6 +190,24 @@ def _describe_target(source: Source) -> TargetInfo:
     ((name, options),) = source.spec.target.items()
     try:
         return make_target(name, options).describe()
+    except AutocompressError as error:
+        raise source.make_error(("target",), str(error)) from None
+
+
+def _calibrate_latency(source: Source, target: TargetInfo) -> LatencyModel | None:
+    """Return the latency model of the target for a spec that names latency; None for any other."""
+    spec = source.spec
+    section = next((name for name in ("objectives", "limits") if LATENCY in getattr(spec, name)), None)
+    if section is None:
+        return None
+    if not target.precisions.restricts:
+        message = f"{LATENCY} is that of a target: add `target: onnxruntime` (`autocompress list targets` shows all)"
+        raise source.make_error((section, LATENCY), message)
+    # Imported late: a search without latency needs no runtime in the driver's process.
+    from autocompress.targets.calibration import calibrate
+
+    try:
+        return calibrate(make_target(target.name, target.options), target)
     except AutocompressError as error:
         raise source.make_error(("target",), str(error)) from None
 
@@ -338,6 +363,10 @@ def _choose_bounds(plan: Plan, objective: ObjectiveSpec, teacher: TeacherInfo) -
     declared = plan.source.spec.objectives[objective.name]
     if declared is not None:
         return declared
+    if objective.name == LATENCY:
+        # Starting a run takes its time in any case: two powers of ten are more than models of one task differ by.
+        milliseconds = float(teacher.costs[LATENCY])
+        return milliseconds, milliseconds * 1e-2
     if objective.kind == "cost":
         # Costs have a logarithmic scale: five powers of ten below the teacher's.
         cost = max(float(teacher.costs[objective.name]), 1.0)

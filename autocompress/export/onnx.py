@@ -143,7 +143,7 @@ def trace_quantized(
     for entry in entries:
         layer = marked.get_submodule(entry["name"])
         if not isinstance(layer, Lookup | BagLookup):
-            weights[entry["name"]] = model.get_submodule(entry["name"]).weight
+            weights[entry["name"]] = model.get_parameter(f"{entry['name']}.weight")
             _replace_weight(layer, entry["name"], state.tensors, signed)
     return QuantizedGraph(_export_graph(marked, example, heads), layers, state.tensors, weights)
 

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.latency_model import LatencyModel
 from autocompress.core.method import Context, LayerBits, MethodState, Recovery
 from autocompress.core.precisions import UNRESTRICTED, Precisions
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
@@ -164,6 +165,7 @@ class Setup:
         device: Name of the device for training: ``cpu`` or ``cuda``. Candidates are pruned, quantized and measured on
             the CPU in either case, as exported models are.
         precisions: Bit-widths of the target, by which operations are counted.
+        latency: Latency model of the target, for a search that names ``latency_ms``.
     """
 
     task: Part
@@ -173,12 +175,15 @@ class Setup:
     costs: tuple[str, ...]
     device: str = "cpu"
     precisions: Precisions = UNRESTRICTED
+    latency: LatencyModel | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the setup as JSON values for the description of the run, without the device."""
         restricted = {"precisions": self.precisions.to_json()} if self.precisions.restricts else {}
+        latency = {} if self.latency is None else {"latency": self.latency.to_json()}
         return {
             **restricted,
+            **latency,
             "task": self.task.to_json(),
             "split_seed": self.split_seed,
             "teacher": self.teacher.to_json(),
@@ -197,6 +202,7 @@ class Setup:
             tuple(data["scores"]),
             tuple(data["costs"]),
             precisions=Precisions.from_json(data.get("precisions", {})),
+            latency=LatencyModel.from_json(data["latency"]) if "latency" in data else None,
         )
 
 
@@ -613,7 +619,7 @@ def build_cost_subject(
     layers: Mapping[str, LayerCost],
     quantize_state: MethodState | None = None,
     prune_state: MethodState | None = None,
-    precisions: Precisions = UNRESTRICTED,
+    setup: Setup | None = None,
 ) -> Subject:
     """Return the data for costs: layers, computed bit-widths and the bytes that the tensors take in an exported file.
 
@@ -622,11 +628,13 @@ def build_cost_subject(
         layers: Costs of its layers.
         quantize_state: State of the quantization method; ``None`` if nothing was quantized.
         prune_state: State of the pruning method; ``None`` if nothing was pruned.
-        precisions: Bit-widths of the target.
+        setup: Setup of the run, for the target's bit-widths and latency model.
     """
+    precisions = UNRESTRICTED if setup is None else setup.precisions
+    latency = None if setup is None else setup.latency
     tensors = list_stored_tensors(model, prune_state, quantize_state)
     bits = {} if quantize_state is None else list_computed_bits(quantize_state, precisions)
-    return Subject(layers=layers, bits=bits, stored_bytes=count_stored_bytes(tensors))
+    return Subject(layers=layers, bits=bits, stored_bytes=count_stored_bytes(tensors), latency=latency)
 
 
 def list_computed_bits(state: MethodState, precisions: Precisions) -> dict[str, LayerBits]:
