@@ -331,7 +331,7 @@ def export_graph(deployable: Deployable) -> bytes:
     """
     state = _quantization_state(deployable)
     if state is None:
-        return _export_float_graph(deployable)
+        return export_float_graph(deployable)
     if deployable.target.precisions.restricts:
         request = GraphRequest(deployable.model, state, deployable.example, deployable.heads, deployable.batches)
         target = make_target(deployable.target.name, deployable.target.options)
@@ -341,7 +341,12 @@ def export_graph(deployable: Deployable) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def _export_float_graph(deployable: Deployable) -> bytes:
+def export_float_graph(deployable: Deployable) -> bytes:
+    """Return the content of ``model_float.onnx``: the pruned model in floating point.
+
+    Raises:
+        ArtifactError: The model cannot be exported.
+    """
     folded = fold_batch_norm(deployable.float_model, deployable.example)
     return bytes(export_float(folded, deployable.example, deployable.heads).SerializeToString())
 
@@ -358,7 +363,7 @@ def _export_graphs(deployable: Deployable) -> dict[str, bytes]:
     graphs = {"model.onnx": export_graph(deployable)}
     # Without quantization both graphs would be the same.
     if _quantization_state(deployable) is not None:
-        graphs["model_float.onnx"] = _export_float_graph(deployable)
+        graphs["model_float.onnx"] = export_float_graph(deployable)
     return graphs
 
 

@@ -30,7 +30,7 @@ class Device(Target):
         tensors = {tensor.name: tensor for tensor in graph.initializer}
         is_integer = any(node.op_type == "DequantizeLinear" for node in graph.node)
         size = graph.input[0].type.tensor_type.shape.dim[2].dim_value
-        row = dict(((w, a), values) for w, a, values in EXACT.coefficients)[(8, 8) if is_integer else (32, 32)]
+        row = {(w, a): values for w, a, values in EXACT.coefficients}[(8, 8) if is_integer else (32, 32)]
         total = EXACT.base
         for node in graph.node:
             if node.op_type not in ("Conv", "Gemm"):
