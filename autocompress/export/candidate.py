@@ -155,7 +155,8 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
 def _build_deployable(
     pipeline: TrialPipeline, setup: Setup, config: CompressionConfig, models: RebuiltCandidate, target: TargetInfo
 ) -> Deployable:
-    compared = (pipeline.splits.calibration, pipeline.splits.select_val)
+    # Without a target there is one graph, and nothing to compare.
+    compared = (pipeline.splits.calibration, pipeline.splits.select_val) if target.precisions.restricts else ()
     return Deployable(
         config,
         pipeline.task.name,

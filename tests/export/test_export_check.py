@@ -31,6 +31,8 @@ class Packed(nn.Module):
 
 @pytest.fixture(autouse=True)
 def own_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Built-in tasks are registered once per process: they must not go with the copy.
+    TASKS.import_builtins()
     monkeypatch.setattr(TASKS, "_objects", dict(TASKS._objects))
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
 
@@ -50,8 +52,6 @@ def test_a_model_that_can_be_exported_has_no_error() -> None:
 @pytest.mark.slow
 def test_a_model_that_cannot_be_exported_is_refused_before_the_search(tmp_path: Path) -> None:
     data = (torch.randn(90, 5, 3), torch.arange(90) % 2)
-    with pytest.raises(
-        SpecError, match=r"from_teacher: cannot be exported for the target onnxruntime: .*ONNX"
-    ):
+    with pytest.raises(SpecError, match=r"from_teacher: cannot be exported for the target onnxruntime: .*ONNX"):
         autocompress.search(teacher=Packed(), data=data, runs=tmp_path, name="gru", workers=1)
     assert not (tmp_path / "gru").exists()
