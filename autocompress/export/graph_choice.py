@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress.core.heads import as_head
 from autocompress.core.method import MethodState
 from autocompress.core.precisions import Precisions
 from autocompress.core.task import logits_by_head
@@ -108,13 +109,25 @@ def choose_graph(request: GraphRequest, target: Target, precisions: Precisions, 
 
     integer = request.integer_layers
     if not integer:
-        return ChosenGraph(build(()), FLOAT, {})
+        content = build(())
+        # There is no other graph: a runtime that computes it wrongly must not be served.
+        share = _measure_agreement(target.load(content), request)
+        if not share >= AGREEMENT:
+            raise ArtifactError(
+                f"the target {target.name} predicts on {1 - share:.1%} of the examples otherwise than the searched "
+                "model; quantize other layers, or export for the target onnxruntime"
+            )
+        return ChosenGraph(content, FLOAT, {})
     if exact:
         return ChosenGraph(build(()), INTEGER, {})
     graphs = {INTEGER: build(()), FLOAT: build(integer)}
     graphs |= {name: build(layers) for name, layers in _list_mixtures(request).items()}
     models = {name: target.load(content) for name, content in graphs.items()}
-    qualified = {name: model for name, model in models.items() if name == INTEGER or _agrees(model, request)}
+    qualified = {
+        name: model
+        for name, model in models.items()
+        if name == INTEGER or _measure_agreement(model, request) >= AGREEMENT
+    }
     times = time_in_turns(qualified, [tensor.numpy() for tensor in request.example])
     fastest = min(times, key=lambda name: times[name])
     chosen = FLOAT if FLOAT in times and times[fastest] > MARGIN * times[FLOAT] else fastest
@@ -132,16 +145,18 @@ def _list_mixtures(request: GraphRequest) -> dict[str, list[str]]:
     return {"largest half": by_work[: len(by_work) // 2], "inner": [integer[0], integer[-1]]}
 
 
-def _agrees(model: Model, request: GraphRequest) -> bool:
-    """Return whether a graph predicts what the quantized model predicts, on each head."""
-    same: dict[str, list[Array]] = {head: [] for head in request.heads}
+def _measure_agreement(model: Model, request: GraphRequest) -> float:
+    """Return the share of examples on which a graph predicts what the quantized model predicts, on the worst head."""
+    outputs: list[list[Array]] = []
+    expected: list[Mapping[str, Tensor]] = []
     for batch in request.batches or (request.example,):
         with torch.inference_mode():
-            expected = logits_by_head(request.model(*batch), request.heads)
-        outputs = model([tensor.numpy() for tensor in batch])
-        for (head, logits), values in zip(expected.items(), outputs, strict=True):
-            same[head].append(values.argmax(-1).ravel() == logits.argmax(-1).numpy().ravel())
-    shares = {head: float(np.concatenate(parts).mean()) for head, parts in same.items()}
-    if not all(np.isfinite(list(shares.values()))):
-        raise ArtifactError("a graph was compared with its model on no examples")
-    return min(shares.values()) >= AGREEMENT
+            expected.append(logits_by_head(request.model(*batch), request.heads))
+        outputs.append(model([tensor.numpy() for tensor in batch]))
+    shares = []
+    for index, (name, classes) in enumerate(request.heads.items()):
+        head = as_head(classes)
+        found = torch.from_numpy(np.concatenate([values[index] for values in outputs]))
+        wanted = torch.cat([logits[name] for logits in expected])
+        shares.append(head.compare_predictions(head.predict(found), head.predict(wanted)))
+    return min(shares)

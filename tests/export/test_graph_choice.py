@@ -9,10 +9,12 @@ from torch import nn
 
 from autocompress.core.precisions import Precisions
 from autocompress.core.task import Split, logits_by_head
+from autocompress.errors import ArtifactError
 from autocompress.export import graph_choice
 from autocompress.export.artifact import Deployable
 from autocompress.export.graph_choice import FLOAT, INTEGER, GraphRequest, choose_graph
 from autocompress.export.onnx import QuantizedGraph, trace_quantized
+from autocompress.targets import Model
 from autocompress.targets.onnxruntime import OnnxRuntime
 from tests.export.nets import deployable, splits, state_of, train
 
@@ -147,6 +149,23 @@ def test_a_graph_that_predicts_otherwise_does_not_qualify(
     monkeypatch.setattr(graph_choice, "AGREEMENT", 1.01)
     chosen = choose_graph(request(made["functional"], data), OnnxRuntime(), PRECISIONS)
     assert (chosen.form, chosen.milliseconds) == (INTEGER, {INTEGER: 9.0})
+
+
+class Wrong(OnnxRuntime):
+    """A runtime whose outputs are those of the reversed classes."""
+
+    name = "wrong"
+
+    def load(self, model: bytes, threads: int = 1) -> Model:
+        loaded = super().load(model, threads)
+        return lambda arrays: [values[..., ::-1].copy() for values in loaded(arrays)]
+
+
+@pytest.mark.slow
+def test_a_target_that_computes_weights_alone_wrongly_is_refused(data: tuple[Split, Split]) -> None:
+    model = deployable("functional", train("functional", data[0]), data[0], weight_bits=8, activation_bits=32)
+    with pytest.raises(ArtifactError, match=r"wrong predicts on .* otherwise than the searched model"):
+        choose_graph(request(model, data), Wrong(), PRECISIONS)
 
 
 @pytest.mark.slow
