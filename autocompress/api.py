@@ -220,6 +220,7 @@ def _check_export(plan: "Plan") -> None:
         return
     from autocompress.export.export_check import find_export_error, is_proven
 
+    # One untrained student of each family stands for all of its settings.
     for family in plan.space.sections["student"]:
         reason = "" if is_proven(family) else find_export_error(plan.task, family, plan.target)
         if reason:

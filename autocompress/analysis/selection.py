@@ -116,6 +116,7 @@ def select_deployable(rows: pd.DataFrame, info: RunInfo) -> pd.DataFrame:
     precisions = info.target.precisions
     if not precisions.restricts or not len(rows):
         return rows
+    # Marks of the rows themselves: a page may have computed them already.
     simulated = describe_simulation(rows, precisions)
     deployable: pd.DataFrame = rows[[not text for text in simulated]]
     if not len(deployable):

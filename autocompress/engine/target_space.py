@@ -46,12 +46,14 @@ def narrow_to_target(source: Source, space: Space, target: TargetInfo) -> tuple[
             methods[name] = settings
             continue
         listed = [_list_values(settings[knob]) for knob in BITS]
+        # Pairs of the method alone, while domination is judged over all methods.
         own = _list_running(settings, precisions)
         allowed = [pair for pair in own if counts_size or not _is_dominated(pair, running, precisions)]
         if allowed:
             widths = [[value for value in values if value in _column(allowed, i)] for i, values in enumerate(listed)]
             domains = {knob: _to_domain(values) for knob, values in zip(BITS, widths, strict=True)}
             methods[name], pairs[name] = {**settings, **domains}, allowed
+        # A pair can be left out although both of its widths stay, so the notice names widths only.
         left_out = _describe_removed(listed, allowed)
         if left_out:
             notices.append(
@@ -64,6 +66,7 @@ def narrow_to_target(source: Source, space: Space, target: TargetInfo) -> tuple[
             f"no method has bit-widths with a kernel on the target {target.name}: {describe_widths(precisions)}; list "
             "such widths, or set `target: none`",
         )
+    # The pairs go along, because two domains alone would allow every combination.
     narrowed = replace(space, sections={**space.sections, "quantize": methods}, bit_pairs=pairs)
     return narrowed, tuple(notices)
 

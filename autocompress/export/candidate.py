@@ -170,8 +170,8 @@ def _build_deployable(
         models.prune,
         models.quantize,
         models.start,
-        target,
-        tuple(batch.inputs for split in compared for batch in split.batches(COMPARED_BATCH)),
+        target=target,
+        batches=tuple(batch.inputs for split in compared for batch in split.batches(COMPARED_BATCH)),
     )
 
 

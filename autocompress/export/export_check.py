@@ -33,5 +33,6 @@ def find_export_error(task: Task, family: str, target: TargetInfo) -> str:
         outputs = loaded([tensor.numpy() for tensor in example])
     except ArtifactError as error:
         return str(error)
+    # A graph that loads may still have lost an output.
     count = len(task.heads)
     return "" if len(outputs) == count else f"the exported graph has {len(outputs)} outputs for {count} heads"

@@ -95,6 +95,7 @@ def time_front(run: Path, *, seconds: float = 0.3) -> dict[str, str]:
         info = with_latency(store.run_info())
         table = add_latency_column(store.candidate_table(), info)
         timed = table[table["id"].isin([*front, info.recommended])]
+        # Others have predictions only, which are not comparable with measured values.
         frozen = tuple(pareto_front(timed[timed["id"].isin(front)], info.objectives, info.limits)["id"])
         try:
             recommended = select_candidate(timed, info).id

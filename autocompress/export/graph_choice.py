@@ -122,6 +122,7 @@ def choose_graph(request: GraphRequest, target: Target, precisions: Precisions, 
         return ChosenGraph(build(()), INTEGER, {})
     graphs = {INTEGER: build(()), FLOAT: build(integer)}
     graphs |= {name: build(layers) for name, layers in _list_mixtures(request).items()}
+    # All graphs are loaded before the first is timed, so that each is timed beside the others.
     models = {name: target.load(content) for name, content in graphs.items()}
     qualified = {
         name: model
@@ -129,6 +130,7 @@ def choose_graph(request: GraphRequest, target: Target, precisions: Precisions, 
         if name == INTEGER or _measure_agreement(model, request) >= AGREEMENT
     }
     times = time_in_turns(qualified, [tensor.numpy() for tensor in request.example])
+    # The integer graph stays in the comparison, whatever it predicts: it computes what was searched.
     fastest = min(times, key=lambda name: times[name])
     chosen = FLOAT if FLOAT in times and times[fastest] > MARGIN * times[FLOAT] else fastest
     logger.info("graph '%s' of %s", chosen, {name: f"{value:.4f} ms" for name, value in times.items()})
@@ -141,6 +143,7 @@ def _list_mixtures(request: GraphRequest) -> dict[str, list[str]]:
     if len(integer) < MIN_MIXED_LAYERS:
         return {}
     costs = layer_costs(request.model, request.example)
+    # A layer that the cost model does not know counts as the smallest.
     by_work = sorted(integer, key=lambda name: costs[name].macs if name in costs else 0)
     return {"largest half": by_work[: len(by_work) // 2], "inner": [integer[0], integer[-1]]}
 
@@ -156,7 +159,7 @@ def _measure_agreement(model: Model, request: GraphRequest) -> float:
     shares = []
     for index, (name, classes) in enumerate(request.heads.items()):
         head = as_head(classes)
-        found = torch.from_numpy(np.concatenate([values[index] for values in outputs]))
+        predicted = torch.from_numpy(np.concatenate([values[index] for values in outputs]))
         wanted = torch.cat([logits[name] for logits in expected])
-        shares.append(head.compare_predictions(head.predict(found), head.predict(wanted)))
+        shares.append(head.compare_predictions(head.predict(predicted), head.predict(wanted)))
     return min(shares)

@@ -47,6 +47,7 @@ def decode_layer(proto: ModelProto, name: str, weight: NDArray[np.float32], *, h
     if len(decodes) != 1:
         raise ArtifactError(f"layer '{name}' has no coded weight in the exported graph")
     (decode,) = decodes
+    # The name that pack_weights finds the codes of a decoded layer by is irrelevant: it compares values.
     tensor = graph.add_constant(f"model.{name}.weight", weight)
     multiplying = _follow(graph, decode.output[0])
     for node in multiplying:

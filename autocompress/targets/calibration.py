@@ -134,6 +134,7 @@ def list_work(chain: ChainSettings, bits: tuple[int, int]) -> list[LayerWork]:
 
 
 def _draw_settings(rng: random.Random) -> ChainSettings:
+    # Sizes of small models, where a wrong prediction changes the choice; large ones are dominated by their work.
     depth, width = rng.randint(1, 6), rng.choice((4, 8, 12, 16, 24, 32, 48))
     separable = rng.random() < 0.25
     growth = 1 if separable else rng.choice((1, 1, 2))
@@ -152,6 +153,7 @@ def _time_networks(
     remote = {bits: value for bits, value in measured.items() if value is not None}
     if len(remote) == len(contents):
         return remote
+    # Both kinds in turns, so that the load of the machine does not favour one.
     models: dict[str, Model] = {str(bits): target.load(content) for bits, content in contents.items()}
     inputs = [np.zeros((1, chain.channels[0], chain.size, chain.size), np.float32)]
     times = time_in_turns(models, inputs, seconds, QUICK_SHARE)
@@ -205,6 +207,7 @@ def _build_chain(chain: ChainSettings, integer: bool) -> bytes:
         # Without a bias, which an integer kernel would need as int32.
         sums = builder.emit("Conv", [builder.round_input(tensor), weight], f"c{index}", pads=pads, group=group)
         tensor = builder.emit("Relu", [sums], f"r{index}")
+    # Every chain ends as a classifier does.
     pooled = builder.emit("Flatten", [builder.emit("GlobalAveragePool", [tensor], "pooled")], "flat")
     weight = builder.weight("head", (CLASSES, chain.channels[-1]))
     builder.emit("Gemm", [builder.round_input(pooled), weight], "y", transB=1)

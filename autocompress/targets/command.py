@@ -106,6 +106,7 @@ class CommandTarget(Target):
                 ) from None
             except OSError as error:
                 raise ArtifactError(f"the device command cannot be run ({error.strerror}): {self._command}") from None
+        # The last line of what it wrote to standard error names the reason in most tools.
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise ArtifactError(f"the device command failed ({reason}): {self._command}")
@@ -113,6 +114,7 @@ class CommandTarget(Target):
 
 
 def _parse_milliseconds(output: str, command: str) -> float:
+    # Tools print progress before their result.
     line = (output.strip().splitlines() or [""])[-1]
     try:
         value = json.loads(line)

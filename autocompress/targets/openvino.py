@@ -47,6 +47,7 @@ class OpenVino(Target):
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
+        # A core holds plugins only, so one for each model costs milliseconds.
         core = openvino.Core()
         try:
             compiled = core.compile_model(core.read_model(model), "CPU", config)
