@@ -55,6 +55,7 @@ class LatencyModel:
 
         A layer on an integer kernel counts as in floating point if that is faster: an export chooses between the two.
         """
+        # A kernel that was not calibrated is left out of the choice.
         by_bits = {(weight, activation): values for weight, activation, values in self.coefficients}
         total = self.base
         for layer in layers:

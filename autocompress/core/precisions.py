@@ -73,6 +73,7 @@ class Precisions:
         """Return what of a layer has no stored form or kernel, such as ``3-bit weights``; empty if it runs."""
         if not self.restricts:
             return []
+        # The stored form first: without one, it does not matter which kernel would read the weight.
         parts = [] if weight_bits in self.stored else [f"{weight_bits}-bit weights"]
         if activation_bits not in {activation for _, activation in self.kernels}:
             parts.append(f"{activation_bits}-bit activations")
@@ -84,6 +85,7 @@ class Precisions:
 
     def computed_bits(self, weight_bits: int, activation_bits: int) -> tuple[int, int]:
         """Return the widths of the narrowest kernel that computes a layer; its own widths without a restriction."""
+        # Wider kernels hold narrower codes exactly, so any of them would compute the same numbers.
         fitting = [pair for pair in self.kernels if pair[0] >= weight_bits and pair[1] >= activation_bits]
         return min(fitting, key=lambda pair: pair[0] * pair[1]) if fitting else (weight_bits, activation_bits)
 

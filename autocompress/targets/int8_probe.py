@@ -109,6 +109,7 @@ def select_form(measurements: Mapping[Int8Form, Int8Measurement]) -> Int8Form:
     if not exact:
         # No form is exact: the least wrong one, which the verification of an export will judge.
         return min(measurements, key=lambda form: measurements[form].error)
+    # Only exact forms compete: a fast wrong one would serve wrong predictions.
     fastest = min(row.milliseconds for row in exact.values())
     return next(form for form in FORMS if form in exact and exact[form].milliseconds <= TOLERANCE * fastest)
 
@@ -118,6 +119,7 @@ def measure_forms(forms: Sequence[Int8Form] = FORMS) -> dict[Int8Form, Int8Measu
     codes = np.random.default_rng(0).integers(0, 256, (1, CHANNELS, SIZE, SIZE)).astype(np.uint8)
     # Runs of the largest code overflow first.
     codes[:, : CHANNELS // 2] = 255
+    # The scale of the input is 1, so its values are its codes.
     values = {"x": codes.astype(np.float32)}
     graphs = {form: _build_convolution(form) for form in forms}
     sessions = {form: _open_session(graph) for form, graph in graphs.items()}
@@ -127,6 +129,7 @@ def measure_forms(forms: Sequence[Int8Form] = FORMS) -> dict[Int8Form, Int8Measu
             started = time.perf_counter()
             session.run(None, values)
             times[form].append((time.perf_counter() - started) * 1000)
+    # Errors come last, because the reference runs in floating point and would warm other caches.
     measurements = {}
     for form, session in sessions.items():
         exact = _open_session(graphs[form], is_exact=True)

@@ -21,6 +21,7 @@ def time_in_turns(
         share: Share of the runs that are faster than the returned time. Interruptions by other processes only ever
             add time, so a small share varies less than the median.
     """
+    # The first runs allocate memory and are slower.
     for model in models.values():
         for _ in range(WARM_UP):
             model(inputs)

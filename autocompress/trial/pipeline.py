@@ -630,6 +630,7 @@ def build_cost_subject(
         prune_state: State of the pruning method; ``None`` if nothing was pruned.
         setup: Setup of the run, for the target's bit-widths and latency model.
     """
+    # Without a setup, costs are those of the bits themselves.
     precisions = UNRESTRICTED if setup is None else setup.precisions
     latency = None if setup is None else setup.latency
     tensors = list_stored_tensors(model, prune_state, quantize_state)
