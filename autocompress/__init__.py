@@ -5,6 +5,7 @@
 >>> front.pick(max={"effective_flops": 2e6}).reason  # doctest: +SKIP
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from autocompress.tasks.tensors import Tensors
 
 __version__ = "0.1.0"
+
+# onnxruntime reads it when it is imported; without it, onnxruntime writes a device id and queued events to the user's
+# cache folder. This module runs before every import of onnxruntime in the package, and worker processes inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Name to module: nothing is imported before it is asked for, so `import autocompress` loads neither torch nor pandas.
 _HOME = {

@@ -16,7 +16,7 @@ from autocompress.front import Front as Front, refuse_worker, tables_of
 from autocompress.store.run_store import DATABASE
 
 if TYPE_CHECKING:
-    from autocompress.engine.runner import Events
+    from autocompress.engine.runner import Events, Plan
     from autocompress.export.adaptation import AdaptedArtifact
     from autocompress.report.comparison import Comparison
 
@@ -98,7 +98,10 @@ def search(
     check_run_folder(folder, source.spec, resume=resume, command=command)
     plan = make_plan(source, warm=True)
     try:
+        _check_export(plan)
         run_search(plan, folder, resume=resume, command=command, events=events).close()
+        if plan.setup.latency is not None:
+            _time_front(folder, events)
     except (KeyboardInterrupt, SearchFailedError, WorkersError):
         # An interrupted or failed search still gets a page of the trials so far.
         _write_partial_page(folder)
@@ -205,6 +208,38 @@ def find_run(run: str | Path, runs: Path | str = RUNS) -> Path:
         raise RunFolderError(f"{run} is not a run folder: it has no {DATABASE}")
     names = [path.parent.name for path in Path(runs).glob(f"*/{DATABASE}")]
     raise RunFolderError(f"no run '{run}': {did_you_mean(str(run), names)}")
+
+
+def _check_export(plan: "Plan") -> None:
+    """Check that students of the user's own code can be exported for the target of the search.
+
+    Raises:
+        SpecError: A student cannot be exported; the message names the line and the reason.
+    """
+    if not plan.target.precisions.restricts:
+        return
+    from autocompress.export.export_check import find_export_error, is_proven
+
+    # One untrained student of each family stands for all of its settings.
+    for family in plan.space.sections["student"]:
+        reason = "" if is_proven(family) else find_export_error(plan.task, family, plan.target)
+        if reason:
+            raise plan.source.make_error(
+                ("student", family),
+                f"cannot be exported for the target {plan.target.name}: {reason}; change the model, or search with "
+                "`target: none`",
+            )
+
+
+def _time_front(folder: Path, events: "Events | None") -> None:
+    """Replace the predicted latencies of the front by measured ones, while no worker trains."""
+    from autocompress.export.front_latency import time_front
+
+    if events is not None:
+        events.phase("measuring the latency of the front")
+    for identity, reason in time_front(folder).items():
+        if events is not None:
+            events.notice(f"the latency of {identity} cannot be measured: {reason}")
 
 
 def _write_partial_page(folder: Path) -> None:

@@ -103,6 +103,7 @@ class Front:
         prefer: str | None = None,
         knee: bool = False,
         candidate: str | None = None,
+        simulated: bool = False,
     ) -> Pick:
         """Return the best candidate under the given limits; without arguments, the recommended one.
 
@@ -112,6 +113,7 @@ class Front:
             prefer: Name of the objective to optimize.
             knee: Whether to select the knee of the front.
             candidate: Id of the candidate to select.
+            simulated: Whether candidates without kernels on the target may be selected.
 
         Raises:
             NoCandidateError: Nothing satisfies the limits; the message names the nearest.
@@ -121,7 +123,14 @@ class Front:
         if self.candidates.empty:
             raise NoCandidateError(f"{self.folder} holds no candidates yet")
         return select_candidate(
-            self.candidates, self.info, max=max, min=min, prefer=prefer, knee=knee, candidate=candidate
+            self.candidates,
+            self.info,
+            max=max,
+            min=min,
+            prefer=prefer,
+            knee=knee,
+            candidate=candidate,
+            simulated=simulated,
         )
 
     def confirm(
@@ -265,7 +274,7 @@ class Front:
         """Measure the latency of the front, the pick and the teacher on this machine, as exported models.
 
         The medians are stored in the run as ``latency_ms``: a column of the candidates, an axis of the page, and a name
-        for limits. It is not an objective of the search, whose costs do not depend on a machine.
+        for limits. A search that names ``latency_ms`` does so itself; the costs of others do not depend on a machine.
 
         Args:
             candidates: Ids of the candidates, instead of the selection above.

@@ -17,8 +17,8 @@ from autocompress.core.records import CompressionRecipe
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, TASKS
 from autocompress.core.task import Task
 from autocompress.export.onnx import export_float, export_quantized
-from autocompress.export.runtime import create_session
 from autocompress.quantize import fold_batch_norm
+from autocompress.targets.onnx_session import create_session
 from benchmarks.benchmark_tasks import DIGITS, LANGID, MNIST1D, build_reviews
 from benchmarks.common import append_row, load_rows
 from benchmarks.comparison import format_gain, format_header, format_mean, wrap_paragraph

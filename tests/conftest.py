@@ -85,6 +85,8 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Everything that the shipped space names, at a size that takes seconds.
 SMALL_SEARCH = [
     "search.trials=3",
+    # Bits without a kernel, so that candidates are marked as simulated.
+    "target=none",
     "search.backend=serial",
     "teacher.student={cnn: {width: 12, depth: 1}}",
     "teacher.fit={adamw: {epochs: 16, learning_rate: 1e-2}}",

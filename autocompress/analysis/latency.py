@@ -11,58 +11,75 @@ from typing import Final
 import pandas as pd
 
 from autocompress.core.formatting import is_finite
+from autocompress.core.latency_model import LATENCY
+from autocompress.core.precisions import COMMON, FLOAT_BITS, Precisions
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 
-NATIVE_BITS = (8, 32)
 #: Column with the texts of :func:`describe_simulation`, so that a page computes them once.
 SIMULATED = "_simulated"
 _BITS = ("weight_bits", "activation_bits")
-_BIT_WORDS = ("-bit weights", "-bit activations")
 #: Hyperparameters that are listed first, and even if they do not vary.
 FIRST_KNOBS = (*_BITS, "pruning_ratio", "temperature", "width", "depth")
 
 
-def describe_simulation(candidates: pd.DataFrame) -> list[str]:
+def describe_simulation(candidates: pd.DataFrame, precisions: Precisions = COMMON) -> list[str]:
     """Return the simulated operations of each row as a text such as ``4-bit weights``; empty if there are none.
 
-    Bit-widths other than 8 and 32 and quantizers that are not linear are simulated in floating-point arithmetic with
-    the same rounding: scores are exact, but the speed is not that of a device with such a kernel.
+    What has no stored form or kernel is simulated in floating-point arithmetic with the same rounding: scores are
+    exact, but costs are those of a device with such a kernel.
+
+    Args:
+        candidates: Rows to describe.
+        precisions: Bit-widths of the target; without a restriction, those of common processors.
     """
     if SIMULATED in candidates:
         return list(candidates[SIMULATED])
-    parts: list[dict[str, None]] = [{} for _ in range(len(candidates))]
-    for column in sorted(map(str, candidates.columns), key=knob_order):
-        section, _, knob = column.partition(".")
-        knob = knob.rpartition(".")[2]
-        if section == "quantize" and knob in (*_BITS, "quantizer"):
-            values = candidates[column].tolist()
-            texts = {value: _list_simulated(knob, value) for value in set(values)}
-            for row, value in zip(parts, values, strict=True):
-                row.update(dict.fromkeys(texts[value]))
-    # The bits of the layers take precedence: mixed precision sets no width, and a progressive method may stop above it.
-    for row, details in zip(parts, candidates.get("details", [None] * len(candidates)), strict=True):
+    precisions = precisions if precisions.restricts else COMMON
+    rows: list[dict[str, object]] = [{} for _ in range(len(candidates))]
+    for column in map(str, candidates.columns):
+        section, _, rest = column.partition(".")
+        knob = rest.rpartition(".")[2]
+        if section == "quantize" and knob in (*_BITS, "quantizer", "granularity"):
+            for row, value in zip(rows, candidates[column].tolist(), strict=True):
+                # A method that a candidate does not use leaves its columns empty.
+                if value is not None and value == value:
+                    row[knob] = value
+    texts = []
+    for row, details in zip(rows, candidates.get("details", [None] * len(candidates)), strict=True):
         layers = details.get("layers") or [] if isinstance(details, Mapping) else []
-        if any(knob in layer for layer in layers for knob in _BITS):
-            for text in [text for text in row if text.endswith(_BIT_WORDS)]:
-                del row[text]
-        for layer in layers:
-            for knob in _BITS:
-                row.update(dict.fromkeys(_list_simulated(knob, layer.get(knob))))
-    return [", ".join(row) for row in parts]
+        # The bits of the layers take precedence: mixed precision sets no width, and a progressive method may stop
+        # above it.
+        widths = [layer for layer in layers if any(knob in layer for knob in _BITS)] or [row]
+        parts: dict[str, None] = {}
+        for weight, activation in dict.fromkeys(tuple(_read_bits(layer, knob) for knob in _BITS) for layer in widths):
+            parts.update(dict.fromkeys(precisions.list_simulated(weight, activation)))
+            parts.update(dict.fromkeys(_list_simulated_grids(row, activation, precisions)))
+        texts.append(", ".join(parts))
+    return texts
+
+
+def _read_bits(settings: Mapping[str, object], knob: str) -> int:
+    value = settings.get(knob)
+    return int(value) if isinstance(value, int | float) and is_finite(value) else FLOAT_BITS
+
+
+def _list_simulated_grids(settings: Mapping[str, object], activation_bits: int, precisions: Precisions) -> list[str]:
+    """Return the grid of the weights if integer kernels would have to read it and cannot."""
+    quantizer = str(settings.get("quantizer", "linear"))
+    # Decoded weights are computed at 32 bits, so inputs of 32 bits lose no kernel.
+    if precisions.decodes_tables and activation_bits == FLOAT_BITS:
+        return []
+    if not quantizer.startswith("linear"):
+        return [f"{quantizer} quantizer"]
+    # Runs without a target never named groups.
+    is_grouped = settings.get("granularity") == "per_group" and precisions is not COMMON
+    return ["weights in groups with rounded activations"] if is_grouped else []
 
 
 def knob_order(column: str) -> int:
     """Return the sort key of a hyperparameter: those of ``FIRST_KNOBS`` first, the others as they come."""
     knob = column.rpartition(".")[2]
     return FIRST_KNOBS.index(knob) if knob in FIRST_KNOBS else len(FIRST_KNOBS)
-
-
-def _list_simulated(knob: str, value: object) -> list[str]:
-    if knob in _BITS and isinstance(value, int | float) and is_finite(value) and value not in NATIVE_BITS:
-        return [format_knob(knob, value)]
-    if knob == "quantizer" and isinstance(value, str) and not value.startswith("linear"):
-        return [f"{value} quantizer"]
-    return []
 
 
 def format_knob(name: str, value: object) -> str:
@@ -79,7 +96,7 @@ def format_knob(name: str, value: object) -> str:
     return f"{name} {value}"
 
 
-NAME: Final = "latency_ms"
+NAME: Final = LATENCY
 #: The row of the teacher.
 TEACHER: Final = "teacher"
 RECORD: Final = ObjectiveSpec(NAME, "minimize", unit="ms", kind="cost")
@@ -92,11 +109,18 @@ def with_latency(info: RunInfo) -> RunInfo:
     teacher, milliseconds = info.teacher, info.latency.rows.get(TEACHER)
     if milliseconds is not None and teacher != TeacherInfo():
         teacher = replace(teacher, costs={**teacher.costs, NAME: milliseconds})
-    return replace(info, teacher=teacher, all_objectives=(*info.all_objectives, RECORD))
+    # A search for latency has it among its costs already.
+    others = tuple(objective for objective in info.all_objectives if objective.name != NAME)
+    return replace(info, teacher=teacher, all_objectives=(*others, RECORD))
 
 
 def add_latency_column(candidates: pd.DataFrame, info: RunInfo) -> pd.DataFrame:
-    """Return the candidates with a column ``latency_ms``, NaN where it was not measured; without it if none was."""
+    """Return the candidates with a column ``latency_ms``: the measured value, else a predicted one, else NaN.
+
+    Without any measurement, the table is returned as it is.
+    """
     if info.latency is None or not info.latency.rows or candidates.empty:
         return candidates
-    return candidates.assign(**{NAME: candidates["id"].map(info.latency.rows).astype(float)})
+    measured = candidates["id"].map(info.latency.rows).astype(float)
+    # A search for latency predicts it for every candidate, and measures the front.
+    return candidates.assign(**{NAME: measured.fillna(candidates[NAME]) if NAME in candidates else measured})

@@ -107,6 +107,26 @@ def select_rankable(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) ->
     return better
 
 
+def select_deployable(rows: pd.DataFrame, info: RunInfo) -> pd.DataFrame:
+    """Return the rows whose operations all have kernels on the target of the run; all rows without a target.
+
+    Raises:
+        NoCandidateError: Every row is simulated.
+    """
+    precisions = info.target.precisions
+    if not precisions.restricts or not len(rows):
+        return rows
+    # Marks of the rows themselves: a page may have computed them already.
+    simulated = describe_simulation(rows, precisions)
+    deployable: pd.DataFrame = rows[[not text for text in simulated]]
+    if not len(deployable):
+        raise NoCandidateError(
+            f"no candidate has kernels on the target {info.target.name} (for example {rows['id'].iloc[0]}: "
+            f"{simulated[0]}); search bits that it has, or allow simulated ones with --simulated (simulated=True)"
+        )
+    return deployable
+
+
 def best_of(rows: pd.DataFrame, objective: ObjectiveSpec, objectives: Sequence[ObjectiveSpec]) -> Row:
     """Return the best row in one objective; ties go to the cheaper row, then to the first id.
 
@@ -187,6 +207,7 @@ def select_candidate(
     prefer: str | None = None,
     knee: bool = False,
     candidate: str | None = None,
+    simulated: bool = False,
 ) -> Pick:
     """Return the best candidate under the given limits, among completely trained candidates of the search.
 
@@ -196,7 +217,7 @@ def select_candidate(
     front. With limits it is the best in ``prefer``, by default the first score if a cost is limited, and the first cost
     if only scores are limited. Ties go to the cheaper candidate, then to the first id. The limits of the run hold too,
     unless the same bound is given here. A candidate that is not better than the reference score (a constant model) is
-    selected only by its id.
+    selected only by its id. Of a run with a target, candidates without kernels on it are left out.
 
     Args:
         table: Candidates, as the run store returns them.
@@ -206,6 +227,7 @@ def select_candidate(
         prefer: Name of the objective to optimize.
         knee: Whether to select the knee of the front.
         candidate: Id of the candidate to select.
+        simulated: Whether candidates without kernels on the target may be selected.
 
     Raises:
         NoCandidateError: Nothing satisfies the limits; the message names the nearest miss.
@@ -220,6 +242,7 @@ def select_candidate(
         return _build_pick(table, info, chosen, "Selected by its id.", info.limits)
     cost, score = primary_objectives(objectives)
     rankable = select_rankable(table, objectives)
+    rankable = rankable if simulated else select_deployable(rankable, info)
     bounds = _merge_limits(info.limits, limits)
     rows = rankable[is_feasible(rankable, bounds)]
     if not len(rows):
@@ -262,7 +285,8 @@ def _build_pick(
     neighbours = find_neighbours(table, info, chosen, bounds)
     explained = tuple(_with_objection(neighbour, table, info, reason) for neighbour in neighbours)
     ties = find_ties(front, chosen, info)
-    return Pick(str(chosen["id"]), chosen, reason, explained, binding, ties, describe_simulation(own)[0])
+    (simulated,) = describe_simulation(own, info.target.precisions)
+    return Pick(str(chosen["id"]), chosen, reason, explained, binding, ties, simulated)
 
 
 def _with_objection(neighbour: Neighbour, table: pd.DataFrame, info: RunInfo, reason: str) -> Neighbour:

@@ -255,6 +255,9 @@ def pick(
     prefer: Annotated[str | None, typer.Option(help="Objective to optimize within the limits.")] = None,
     knee: Annotated[bool, typer.Option("--knee", help="Choose the knee of the front.")] = False,
     candidate: Annotated[str | None, typer.Option(metavar="ID", help="Choose this candidate.")] = None,
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="Allow candidates without kernels on the target of the run.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the candidate's row as JSON.")] = False,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -264,7 +267,7 @@ def pick(
 
     front = api.load(run, runs)
     limits = {"max": parse_limits(most, "--max"), "min": parse_limits(least, "--min")}
-    chosen = front.pick(**limits, prefer=prefer, knee=knee, candidate=candidate)
+    chosen = front.pick(**limits, prefer=prefer, knee=knee, candidate=candidate, simulated=simulated)
     if as_json:
         # NaN, which JSON does not have, differs from itself.
         row = {key: value for key, value in chosen.row.items() if key != "details" and value == value}

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from autocompress.core.heads import as_head
-from autocompress.core.registry import OBJECTIVES, TASKS
+from autocompress.core.registry import OBJECTIVES, TARGETS, TASKS
 from autocompress.engine.space import MODES, SECTIONS
 from autocompress.engine.spec import list_shipped_spaces
 
@@ -71,12 +71,23 @@ def list_spaces() -> Rows:
     return [{"space": name, "file": str(path)} for name, path in list_shipped_spaces().items()]
 
 
+def list_targets() -> Rows:
+    """Return every target, with the extra that installs it."""
+    rows = []
+    for name in TARGETS:
+        target = TARGETS.get(name)
+        install = f"pip install 'autocompress[{target.extra}]'" if target.extra else "always"
+        rows.append({"target": name, "what it is": _first_line(target), "installed": install})
+    return rows
+
+
 LISTINGS = {
     "tasks": list_tasks,
     "methods": list_methods,
     "objectives": list_objectives,
     "modes": list_modes,
     "spaces": list_spaces,
+    "targets": list_targets,
 }
 
 

@@ -33,6 +33,7 @@ class Kind(StrEnum):
     objectives = "objectives"
     modes = "modes"
     spaces = "spaces"
+    targets = "targets"
 
 
 Format = Annotated[TableFormat, typer.Option("--format", "-f", help="Output format.")]

@@ -54,6 +54,8 @@ class Context:
             that measure after each of their steps.
         score_heads: Function that returns the same metric of each head, ``{head: score}``; ``None`` for tasks with one
             head.
+        reduce_range: Whether weights of an integer kernel use 7 of their 8 bits, because the target's kernels overflow
+            otherwise.
         shared: Results of :meth:`compute_once` for one model, shared by all compression recipes of that model.
     """
 
@@ -65,6 +67,7 @@ class Context:
     fine_tune: Callable[[nn.Module, int, float, Callable[[], None] | None], None] | None = None
     score: Callable[[nn.Module], float] | None = None
     score_heads: Callable[[nn.Module], Mapping[str, float]] | None = None
+    reduce_range: bool = False
     # Results of computations do not distinguish contexts, so comparison and text leave them out.
     shared: dict[Hashable, object] | None = field(default=None, compare=False, repr=False)
 

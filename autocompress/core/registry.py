@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from autocompress.prune.importance import Criterion
     from autocompress.quantize.observers import ObserverFactory
     from autocompress.quantize.weight_coding import WeightQuantizer
+    from autocompress.targets.base import Target
     from autocompress.training.optimizers import FitConfig, OptimizerFactory
 
 T_co = TypeVar("T_co", covariant=True)
@@ -240,6 +241,15 @@ BACKENDS: "Registry[BackendFactory]" = Registry(
     base="autocompress.backends.base.Backend",
     # The first imports a trial's libraries into the process that workers are forked from; the others import ray.
     exclude=("preload", "ray_cluster", "ray_tune", "ray_worker"),
+)
+TARGETS: "Registry[type[Target]]" = Registry(
+    "target",
+    "autocompress.targets",
+    "autocompress.targets.base:Target",
+    holds_classes=True,
+    base="autocompress.targets.base.Target",
+    # These import onnx and onnxruntime, which reading a run does not need.
+    exclude=("calibration", "int8_probe", "onnx_session"),
 )
 PROMOTION_RULES: "Registry[type[PromotionRule]]" = Registry(
     "promotion rule",

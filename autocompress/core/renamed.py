@@ -28,6 +28,7 @@ MODULES: Mapping[str, str] = {
     "distill.feature_terms": "distill.feature_losses",
     "distill.fit": "training.fit",
     "distill.heads": "distill.head_weighting",
+    "export.runtime": "targets.onnx_session",
     "distill.lesson": "training.objective",
     "distill.logit_terms": "distill.logit_losses",
     "distill.loop": "training.trainer",

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import JsonValue, TypeAdapter
 
+from autocompress.core.precisions import Precisions
 from autocompress.errors import UsageError
 
 
@@ -140,6 +141,37 @@ class LatencyInfo:
 
 
 @dataclass(frozen=True)
+class TargetInfo:
+    """The device or runtime that a search was made for.
+
+    Attributes:
+        name: Registered name; empty for a run of an earlier version, ``none`` for a free choice of bits.
+        options: Options of the target in the search space.
+        version: Version of the runtime; empty without one.
+        processor: Model name of the processor that was probed; empty where nothing was.
+        precisions: Bit-widths that it stores and computes with.
+    """
+
+    name: str = ""
+    options: Mapping[str, JsonValue] = field(default_factory=dict)
+    version: str = ""
+    processor: str = ""
+    precisions: Precisions = field(default_factory=Precisions)
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the target as it is stored; empty without one."""
+        if not self.name:
+            return {}
+        return {
+            "name": self.name,
+            "options": dict(self.options),
+            "version": self.version,
+            "processor": self.processor,
+            "precisions": self.precisions.to_json(),
+        }
+
+
+@dataclass(frozen=True)
 class ReferenceRun:
     """Hypervolume of another run, drawn beside this run's own.
 
@@ -232,6 +264,7 @@ class RunInfo:
         test_reads: Number of times the test split was read.
         confirmed: Candidate id to the number of repeats asked for.
         latency: Measured latencies.
+        target: The device or runtime that the search was made for.
         reference: Hypervolume of a run to compare with.
         other: Entries that this version does not know.
     """
@@ -263,6 +296,7 @@ class RunInfo:
     test_reads: int = 0
     confirmed: Mapping[str, int] = field(default_factory=dict)
     latency: LatencyInfo | None = None
+    target: TargetInfo = field(default_factory=TargetInfo)
     reference: ReferenceRun | None = None
     other: Mapping[str, JsonValue] = field(default_factory=dict)
 
@@ -339,6 +373,7 @@ class RunInfo:
             "test_reads": self.test_reads,
             "confirmed": dict(self.confirmed),
             "latency": None if self.latency is None else self.latency.to_json(),
+            "target": self.target.to_json(),
             "reference": None if self.reference is None else self.reference.to_json(),
         }
         # Empty values are stored too, once their step is reached: a run with no notice says so.

@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +24,17 @@ from autocompress.backends.base import Backend, TrialLimits
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.heads import as_head
+from autocompress.core.latency_model import LATENCY, LatencyModel
 from autocompress.core.records import Candidate, CompressionRecipe, Job, Role
 from autocompress.core.registry import BACKENDS, OBJECTIVES, TASKS, collect_plugins
-from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, TeacherInfo, read_processor_name
+from autocompress.core.run_info import (
+    EnvironmentInfo,
+    ObjectiveSpec,
+    RunInfo,
+    TargetInfo,
+    TeacherInfo,
+    read_processor_name,
+)
 from autocompress.core.task import Splits, Task
 from autocompress.engine.archive import Progress
 from autocompress.engine.driver import Driver
@@ -35,10 +43,19 @@ from autocompress.engine.preflight import check_attacks, check_run_folder, remov
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import MODES, Space, open_space
 from autocompress.engine.spec import SearchSection, Source
+from autocompress.engine.target_space import narrow_to_target
 from autocompress.engine.transfer import plan_transfer
-from autocompress.errors import AutocompressError, NoCandidateError, SearchFailedError, SpecError, UsageError
+from autocompress.errors import (
+    AutocompressError,
+    NoCandidateError,
+    RunFolderError,
+    SearchFailedError,
+    SpecError,
+    UsageError,
+)
 from autocompress.measure.heads import AT, check_head, get_objective, list_scores
 from autocompress.store.run_store import DATABASE, RunStore
+from autocompress.targets import make_target
 from autocompress.training.device import available_device, require_device
 from autocompress.training.optimizers import fit_config
 from autocompress.trial.pipeline import Setup, reproducible_torch
@@ -80,7 +97,8 @@ class Plan:
         setup: Setup of the workers.
         objectives: Objectives without their bounds.
         backend: Backend that runs the trials.
-        notices: Remarks for the reader on the data, and on compression methods that were left out.
+        target: Description of the target.
+        notices: Remarks for the reader on the data, and on compression methods and bits that were left out.
     """
 
     source: Source
@@ -90,6 +108,7 @@ class Plan:
     setup: Setup
     objectives: tuple[ObjectiveSpec, ...]
     backend: Backend
+    target: TargetInfo = field(default_factory=TargetInfo)
     notices: tuple[str, ...] = ()
 
 
@@ -117,7 +136,8 @@ def make_plan(source: Source, *, warm: bool = False) -> Plan:
 def _check_spec(source: Source, backend: Backend) -> Plan:
     spec = source.spec
     mode = MODES[spec.search.mode]
-    space = mode.restrict_space(open_space(source))
+    target = _describe_target(source)
+    space, narrowed = narrow_to_target(source, mode.restrict_space(open_space(source)), target)
     ((task_name, options),) = spec.task.items()
     try:
         task: Task = TASKS.get(task_name)(**options)
@@ -145,18 +165,51 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     except AutocompressError as error:
         raise source.make_error(("teacher",), str(error)) from None
     teacher, remark = plan_transfer(source, task, splits, TeacherRecipe(student, fit, spec.teacher.seed))
+    latency = _calibrate_latency(source, target)
     setup = Setup(
         Part.of(task_name, **{**options, **task.identity_options}),
         spec.split_seed,
         teacher,
         tuple(list_scores({*OBJECTIVES} & {*task.metrics} | {*spec.objectives, *spec.limits}, task.heads)),
-        tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
+        tuple(
+            name
+            for name in OBJECTIVES
+            if OBJECTIVES.get(name).kind == "cost" and (name != LATENCY or latency is not None)
+        ),
         spec.search.training_device,
+        target.precisions,
+        latency,
     )
     objectives = tuple(_objective_spec(name) for name in spec.objectives)
     space, unsafe = remove_unsafe_methods(space, task, splits)
-    notices = tuple(filter(None, (*task.notices, remark, *unsafe)))
-    return Plan(source, space, task, splits, setup, objectives, backend, notices)
+    notices = tuple(filter(None, (*task.notices, remark, *narrowed, *unsafe)))
+    return Plan(source, space, task, splits, setup, objectives, backend, target, notices)
+
+
+def _describe_target(source: Source) -> TargetInfo:
+    ((name, options),) = source.spec.target.items()
+    try:
+        return make_target(name, options).describe()
+    except AutocompressError as error:
+        raise source.make_error(("target",), str(error)) from None
+
+
+def _calibrate_latency(source: Source, target: TargetInfo) -> LatencyModel | None:
+    """Return the latency model of the target for a spec that names latency; None for any other."""
+    spec = source.spec
+    section = next((name for name in ("objectives", "limits") if LATENCY in getattr(spec, name)), None)
+    if section is None:
+        return None
+    if not target.precisions.restricts:
+        message = f"{LATENCY} is that of a target: add `target: onnxruntime` (`autocompress list targets` shows all)"
+        raise source.make_error((section, LATENCY), message)
+    # Imported late: a search without latency needs no runtime in the driver's process.
+    from autocompress.targets.calibration import calibrate
+
+    try:
+        return calibrate(make_target(target.name, target.options), target)
+    except AutocompressError as error:
+        raise source.make_error(("target",), str(error)) from None
 
 
 def run_search(
@@ -230,10 +283,24 @@ def _open_store(plan: Plan, folder: Path, resume: bool, command: str) -> RunStor
     check_run_folder(folder, spec, resume=resume, command=command)
     if (folder / DATABASE).exists():
         store = RunStore.open(folder)
+        try:
+            _check_target(store.run_info(), plan.target, folder)
+        except BaseException:
+            store.close()
+            raise
     else:
         store = RunStore.create(folder, RunInfo(name=spec.name, content=spec.immutable_content(), command=command))
     write_atomic(folder / "spec.yaml", spec.to_yaml())
     return store
+
+
+def _check_target(info: RunInfo, target: TargetInfo, folder: Path) -> None:
+    """Check that a resumed run goes on with the bit-widths it was begun with: they decide weights and costs."""
+    if info.target.name and info.target.precisions != target.precisions:
+        raise RunFolderError(
+            f"{folder} was begun on {info.target.processor or 'another device'}, whose integer kernels differ from "
+            "this machine's; resume it there, or --name a new run"
+        )
 
 
 def _load_teacher(plan: Plan, events: Events) -> Teacher:
@@ -282,6 +349,7 @@ def _describe_run(plan: Plan, store: RunStore, teacher: Teacher) -> None:
             max_drop=spec.pick.max_drop,
             splits={name: len(split) for name, split in plan.splits.items()},
             environment=environment,
+            target=plan.target,
         )
     )
     # The teacher is copied, so that the run folder can be moved and read on its own.
@@ -295,6 +363,10 @@ def _choose_bounds(plan: Plan, objective: ObjectiveSpec, teacher: TeacherInfo) -
     declared = plan.source.spec.objectives[objective.name]
     if declared is not None:
         return declared
+    if objective.name == LATENCY:
+        # Starting a run takes its time in any case: two powers of ten are more than models of one task differ by.
+        milliseconds = float(teacher.costs[LATENCY])
+        return milliseconds, milliseconds * 1e-2
     if objective.kind == "cost":
         # Costs have a logarithmic scale: five powers of ten below the teacher's.
         cost = max(float(teacher.costs[objective.name]), 1.0)

@@ -8,8 +8,8 @@ Search modes replace parts of the space: the default mode, and the simpler ones 
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -64,10 +64,13 @@ class Space:
     Attributes:
         sections: Leaf (fixed) or domain (searched) of each hyperparameter, by section, method and name.
         required: Names of the distillation terms that are part of every trial, besides a single term on logits.
+        bit_pairs: (weight bits, activation bits) that a quantization method may combine, by method; every listed pair
+            for a method without an entry.
     """
 
     sections: Mapping[str, Methods]
     required: tuple[str, ...] = ()
+    bit_pairs: Mapping[str, Collection[tuple[int, int]]] = field(default_factory=dict)
 
     def default_settings(self, section: str, method: str, values: Mapping[str, Leaf]) -> Mapping[str, Leaf | Domain]:
         """Return fixed values for all hyperparameters of a method: ``values``, else the space's, else the defaults.
@@ -192,7 +195,15 @@ class Space:
         for method, knobs in self.sections[section].items():
             axes = [[(name, value) for value in _grid_points(domain)] for name, domain in knobs.items()]
             for values in itertools.product(*axes):
-                yield Part.of(method, **dict(values))
+                part = Part.of(method, **dict(values))
+                if section != "quantize" or self._allows_bits(part):
+                    yield part
+
+    def _allows_bits(self, part: Part) -> bool:
+        pairs = self.bit_pairs.get(part.name)
+        return pairs is None or any(
+            pair == (part.values["weight_bits"], part.values["activation_bits"]) for pair in pairs
+        )
 
 
 def open_space(source: Source) -> Space:

@@ -313,6 +313,8 @@ class Spec(_Section):
             the hypervolume; ``None`` for the default bounds.
         limits: Bounds on scores and costs by name.
         pick: Settings of the recommendation.
+        target: Device or runtime that the search is made for, with its options; ``none`` leaves the bits free, and
+            marks candidates without a kernel on common processors.
     """
 
     name: str = Field(min_length=1, max_length=64)
@@ -331,6 +333,7 @@ class Spec(_Section):
     }
     limits: dict[str, Limit] = {}
     pick: PickSection = PickSection()
+    target: Named = {"none": {}}
 
     @field_validator("name")
     @classmethod
@@ -347,6 +350,9 @@ class Spec(_Section):
         """Return the settings that a resumed run may not change: all but the name, the budget and the backend."""
         data = self.model_dump(mode="json")
         del data["name"]
+        # Specs of earlier versions have no target: their runs can be resumed.
+        if self.target == {"none": {}}:
+            del data["target"]
         budget = ("trials", "minutes", "trial_minutes", "memory")
         for field in (*budget, "workers", "backend", "resources", "device", "address"):
             del data["search"][field]

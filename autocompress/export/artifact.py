@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from autocompress.core.knobs import Leaf, Settings
 from autocompress.core.method import Method, MethodState
 from autocompress.core.preprocessing import CandidatesInput, Preprocessing
 from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS, Registry
+from autocompress.core.run_info import TargetInfo
 from autocompress.core.task import InputSpec, logits_by_head
 from autocompress.errors import ArtifactError, AutocompressError
 from autocompress.export.architecture import (
@@ -39,6 +40,7 @@ from autocompress.export.architecture import (
 )
 from autocompress.export.card import Card, render_card
 from autocompress.export.folder import read_files, write_files
+from autocompress.export.graph_choice import GraphRequest, choose_graph
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.preprocess_file import (
     PIPELINE,
@@ -48,7 +50,6 @@ from autocompress.export.preprocess_file import (
     read_pipeline,
     render_preprocess,
 )
-from autocompress.export.runtime import is_weights_only
 from autocompress.measure.tensor_storage import pack_tensors, unpack_tensors
 from autocompress.models.base import build_family_model
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
@@ -60,6 +61,8 @@ from autocompress.quantize.folding import (
     fold_structure,
     unfold_batch_norm,
 )
+from autocompress.targets import make_target
+from autocompress.targets.onnx_session import is_weights_only
 from autocompress.trial.pipeline import PruningStep, RebuiltCandidate, list_restored_tensors, list_stored_tensors
 
 logger = logging.getLogger(__name__)
@@ -87,6 +90,10 @@ class Deployable:
         start: Pruning steps applied before training.
         preprocessing: How a raw example becomes each input; empty if the model takes tensors.
         adapted: Record of an adaptation to recent data; None for a model as it was searched.
+        target: The device or runtime that the artifact is made for; without a name, integer kernels are used wherever
+            possible, in a form that every processor computes exactly.
+        batches: Batches of inputs on which graphs for the target are compared with the model.
+        exact: Whether every layer that can run on integer kernels does, so that the graph computes what was searched.
     """
 
     config: CompressionConfig
@@ -103,6 +110,9 @@ class Deployable:
     start: tuple[PruningStep, ...] = ()
     preprocessing: Preprocessing = ()
     adapted: Adaptation | None = None
+    target: TargetInfo = field(default_factory=TargetInfo)
+    batches: tuple[tuple[Tensor, ...], ...] = ()
+    exact: bool = False
 
     @property
     def lists(self) -> tuple[int, ...]:
@@ -343,12 +353,24 @@ def export_graph(deployable: Deployable) -> bytes:
     """
     state = _quantization_state(deployable)
     if state is None:
-        return _export_float_graph(deployable)
+        return export_float_graph(deployable)
+    if deployable.target.precisions.restricts:
+        request = GraphRequest(
+            deployable.model, state, deployable.example, deployable.heads, deployable.batches, deployable.lists
+        )
+        target = make_target(deployable.target.name, deployable.target.options)
+        # Probed again: an artifact may be exported on another processor than the search ran on.
+        return choose_graph(request, target, target.precisions(), exact=deployable.exact).content
     proto = export_quantized(deployable.model, state, deployable.example, deployable.heads, deployable.lists)
     return bytes(proto.SerializeToString())
 
 
-def _export_float_graph(deployable: Deployable) -> bytes:
+def export_float_graph(deployable: Deployable) -> bytes:
+    """Return the content of ``model_float.onnx``: the pruned model in floating point.
+
+    Raises:
+        ArtifactError: The model cannot be exported.
+    """
     folded = fold_batch_norm(deployable.float_model, deployable.example)
     return bytes(export_float(folded, deployable.example, deployable.heads, deployable.lists).SerializeToString())
 
@@ -365,7 +387,7 @@ def _export_graphs(deployable: Deployable) -> dict[str, bytes]:
     graphs = {"model.onnx": export_graph(deployable)}
     # Without quantization both graphs would be the same.
     if _quantization_state(deployable) is not None:
-        graphs["model_float.onnx"] = _export_float_graph(deployable)
+        graphs["model_float.onnx"] = export_float_graph(deployable)
     return graphs
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from autocompress.export.runtime import create_session
+from autocompress.targets.onnx_session import create_session
 
 # Runs before the measurement, and the fewest measured runs: a slow model takes longer than the given seconds.
 WARM_UP = 20

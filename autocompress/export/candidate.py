@@ -9,6 +9,7 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.heads import as_head
 from autocompress.core.preprocessing import RawExample, describe_preprocessing
 from autocompress.core.records import Candidate, CompressionRecipe, Job
+from autocompress.core.run_info import TargetInfo
 from autocompress.core.task import Logits, Split, Targets
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, export_graph, write_artifact
@@ -22,6 +23,8 @@ from autocompress.trial.runner import run_trial
 # Largest difference between the score of a rebuilt candidate and the stored one: kernels of other processors round
 # differently.
 REPRODUCED = 0.005
+# Examples that are predicted at once when graphs are compared with the model.
+COMPARED_BATCH = 256
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +63,20 @@ def export_candidate(
     """
     with reproducible_torch():
         candidate = rebuild_candidate(run, identity)
-        folder = write_artifact(run / "picks" / identity, candidate.deployable, candidate.card)
-        return Exported(folder, _verify_export(folder, candidate, tolerance, agreement) if verify else None)
+
+        def write(exact: bool) -> Exported:
+            deployable = replace(candidate.deployable, exact=exact)
+            folder = write_artifact(run / "picks" / identity, deployable, candidate.card)
+            return Exported(folder, _verify_export(folder, candidate, tolerance, agreement) if verify else None)
+
+        try:
+            return write(exact=False)
+        except VerificationError as error:
+            # Layers in floating point round less than the searched model. Where that changes too much, none is used.
+            if not candidate.deployable.target.precisions.restricts:
+                raise
+            logger.info("%s: exports integer layers only: %s", identity, error)
+            return write(exact=True)
 
 
 def export_candidate_graph(run: Path, identity: str) -> tuple[bytes, list[Shape]]:
@@ -83,7 +98,7 @@ def export_teacher_graph(run: Path) -> tuple[bytes, list[Shape]]:
         config = CompressionConfig(setup.teacher.student, (Part("none"),), setup.teacher.fit, seed=setup.teacher.seed)
         # The teacher is neither pruned nor quantized: both models are the same.
         models = RebuiltCandidate(pipeline.teacher.model, pipeline.teacher.model, None, None)
-        return _graph_and_inputs(_build_deployable(pipeline, setup, config, models))
+        return _graph_and_inputs(_build_deployable(pipeline, setup, config, models, TargetInfo()))
 
 
 def _graph_and_inputs(deployable: Deployable) -> tuple[bytes, list[Shape]]:
@@ -135,14 +150,16 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
         content = _retrain_checkpoint(candidate, setup)
     rebuilt = pipeline.rebuild(candidate.config, content)
     _compare_scores(pipeline, rebuilt, candidate)
-    deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt)
+    deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt, info.target)
     card = _build_card(candidate, pipeline, deployable, info.name, info.command)
     return RebuiltRun(pipeline, rebuilt, deployable, card, setup.split_seed)
 
 
 def _build_deployable(
-    pipeline: TrialPipeline, setup: Setup, config: CompressionConfig, models: RebuiltCandidate
+    pipeline: TrialPipeline, setup: Setup, config: CompressionConfig, models: RebuiltCandidate, target: TargetInfo
 ) -> Deployable:
+    # Without a target there is one graph, and nothing to compare.
+    compared = (pipeline.splits.calibration, pipeline.splits.select_val) if target.precisions.restricts else ()
     return Deployable(
         config,
         pipeline.task.name,
@@ -157,6 +174,8 @@ def _build_deployable(
         models.quantize,
         models.start,
         pipeline.task.specify_preprocessing(setup.split_seed),
+        target=target,
+        batches=tuple(batch.inputs for split in compared for batch in split.batches(COMPARED_BATCH)),
     )
 
 

@@ -97,7 +97,14 @@ def _onnx_lines(architecture: Architecture, weights_only: bool) -> list[str]:
         f'"{name}": np.zeros({_shape_text(entry.shape)}, dtype="{entry.dtype}")'
         for name, entry in zip(names, architecture.inputs, strict=True)
     )
-    lines = ["import numpy as np", "import onnxruntime as ort", ""]
+    lines = [
+        "import os",
+        "",
+        'os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import; onnxruntime would write a device id',
+        "import numpy as np",
+        "import onnxruntime as ort",
+        "",
+    ]
     options = ""
     if weights_only:
         # Without this option onnxruntime decodes the weights in every run.

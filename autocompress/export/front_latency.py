@@ -9,9 +9,11 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from autocompress.analysis.latency import TEACHER
+from autocompress.analysis.latency import TEACHER, add_latency_column, with_latency
+from autocompress.analysis.pareto import pareto_front
+from autocompress.analysis.selection import select_candidate
 from autocompress.core.run_info import LatencyInfo, read_processor_name
-from autocompress.errors import ArtifactError
+from autocompress.errors import ArtifactError, NoCandidateError
 from autocompress.export.bench import bench_graph
 from autocompress.export.bench_worker import Shape
 from autocompress.export.candidate import export_candidate_graph, export_teacher_graph
@@ -69,6 +71,37 @@ def time_run(
         # Medians measured before an interruption are kept.
         with RunStore.open(run) as store:
             store.update_run_info(replace(store.run_info(), latency=replace(measured, rows=rows)))
+    return reasons
+
+
+def time_front(run: Path, *, seconds: float = 0.3) -> dict[str, str]:
+    """Measure the latency of a finished front, and freeze the front and the recommendation again with these values.
+
+    A search ranks candidates by predicted latency. Of the front that resulted, those remain that are not dominated by
+    measured latency; a candidate that cannot be measured keeps its prediction.
+
+    Args:
+        run: The run folder.
+        seconds: Seconds to measure each model.
+
+    Returns:
+        Reasons why models could not be measured, by id.
+    """
+    with RunStore.read(run) as store:
+        info = store.run_info()
+    front = list(info.front or ())
+    reasons = time_run(run, [*front, *filter(None, [info.recommended])], seconds=seconds)
+    with RunStore.open(run) as store:
+        info = with_latency(store.run_info())
+        table = add_latency_column(store.candidate_table(), info)
+        timed = table[table["id"].isin([*front, info.recommended])]
+        # Others have predictions only, which are not comparable with measured values.
+        frozen = tuple(pareto_front(timed[timed["id"].isin(front)], info.objectives, info.limits)["id"])
+        try:
+            recommended = select_candidate(timed, info).id
+        except NoCandidateError:
+            recommended = ""
+        store.update_run_info(replace(store.run_info(), front=frozen, recommended=recommended))
     return reasons
 
 

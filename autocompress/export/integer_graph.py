@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from autocompress.errors import ArtifactError
 from autocompress.quantize.fake_quantize import quantize_bias
 
 
@@ -21,6 +22,66 @@ def integer_kernels(proto: ModelProto) -> ModelProto:
     for node in [node for node in proto.graph.node if node.op_type in ("Conv", "Gemm")]:
         _quantize_bias(graph, node)
     return proto
+
+
+# Operators that hand codes on unchanged, between a quantizer and the layer that it belongs to.
+_PASSING = {"Flatten", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+_MULTIPLYING = {"Conv", "Gemm", "MatMul"}
+
+
+def decode_layer(proto: ModelProto, name: str, weight: NDArray[np.float32], *, has_output: bool) -> None:
+    """Let a layer multiply in floating point, in place: its weight is a tensor, and its input is not rounded.
+
+    Args:
+        proto: The graph as torch exports it, before :func:`integer_kernels`.
+        name: Name of the layer.
+        weight: Its dequantized weight.
+        has_output: Whether its output is quantized, too.
+
+    Raises:
+        ArtifactError: The layer has another form in the graph.
+    """
+    graph = _Graph(proto.graph)
+    codes = f"{name}.parametrizations.weight.0.codes"
+    decodes = [node for node in graph.list_consumers(f"model.{codes}") if node.op_type == "DequantizeLinear"]
+    if len(decodes) != 1:
+        raise ArtifactError(f"layer '{name}' has no coded weight in the exported graph")
+    (decode,) = decodes
+    # The name that pack_weights finds the codes of a decoded layer by is irrelevant: it compares values.
+    tensor = graph.add_constant(f"model.{name}.weight", weight)
+    multiplying = _follow(graph, decode.output[0])
+    for node in multiplying:
+        _skip_input_quantizer(graph, node)
+        if has_output:
+            _skip_output_quantizer(graph, node.output[0])
+    graph.rename_uses(decode.output[0], tensor)
+    graph.remove_unused()
+
+
+def _follow(graph: "_Graph", tensor: str) -> list[NodeProto]:
+    """Return the nodes that multiply by a weight, which may be transposed before."""
+    nodes = []
+    for node in graph.list_consumers(tensor):
+        nodes += _follow(graph, node.output[0]) if node.op_type in _PASSING else [node]
+    return [node for node in nodes if node.op_type in _MULTIPLYING]
+
+
+def _skip_input_quantizer(graph: "_Graph", node: NodeProto) -> None:
+    """Let a node read what its input quantizer reads; other readers of the quantizer keep it."""
+    reader = node
+    producer = graph.find_producer(reader.input[0])
+    while producer is not None and producer.op_type in _PASSING:
+        reader, producer = producer, graph.find_producer(producer.input[0])
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        source = graph.find_quantized(producer)
+        reader.input[0] = reader.input[0] if source is None else source
+
+
+def _skip_output_quantizer(graph: "_Graph", tensor: str) -> None:
+    for node in graph.list_consumers(tensor):
+        if node.op_type == "QuantizeLinear":
+            for decode in graph.list_decoders(node.output[0]):
+                graph.rename_uses(decode.output[0], tensor)
 
 
 class _Graph:
@@ -58,6 +119,31 @@ class _Graph:
 
     def insert_node(self, at: int, operator: str, inputs: list[str], output: str) -> None:
         self.proto.node.insert(at, helper.make_node(operator, inputs, [output]))
+
+    def find_quantized(self, decode: NodeProto) -> str | None:
+        """Return the tensor that QuantizeLinear encoded before a DequantizeLinear; None if nothing was encoded."""
+        node = self.find_producer(decode.input[0])
+        # Grids that are narrower than their container are clipped in between.
+        while node is not None and node.op_type == "Clip":
+            node = self.find_producer(node.input[0])
+        return node.input[0] if node is not None and node.op_type == "QuantizeLinear" else None
+
+    def list_decoders(self, codes: str) -> list[NodeProto]:
+        """Return every DequantizeLinear of codes, clipped or not."""
+        nodes = []
+        for node in self.list_consumers(codes):
+            nodes += self.list_decoders(node.output[0]) if node.op_type == "Clip" else [node]
+        return [node for node in nodes if node.op_type == "DequantizeLinear"]
+
+    def remove_unused(self) -> None:
+        """Remove the nodes whose outputs nothing reads."""
+        while unused := [
+            node
+            for node in self.proto.node
+            if not any(self.list_consumers(name) or self.is_output(name) for name in node.output)
+        ]:
+            for node in unused:
+                self.proto.node.remove(node)
 
     def node_index(self, node: NodeProto) -> int:
         return next(index for index, other in enumerate(self.proto.node) if other.output[0] == node.output[0])

@@ -9,8 +9,9 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -23,12 +24,18 @@ from autocompress.core.task import logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export.card import input_names
 from autocompress.export.embedding_tables import BagLookup, Lookup, build_lookup
-from autocompress.export.integer_graph import integer_kernels
+from autocompress.export.integer_graph import decode_layer, integer_kernels
 from autocompress.export.onnx_weights import pack_weights
-from autocompress.export.runtime import WEIGHTS_ONLY
-from autocompress.quantize.fake_quantize import INPUT, FakeQuantize, replace_quantizers, widen_codes
+from autocompress.quantize.fake_quantize import (
+    INPUT,
+    ZERO_POINT,
+    FakeQuantize,
+    replace_quantizers,
+    widen_codes,
+)
 from autocompress.quantize.layers import is_embedding
 from autocompress.quantize.quantizers import Grid
+from autocompress.targets.onnx_session import WEIGHTS_ONLY
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +62,50 @@ def export_float(
     return proto
 
 
+@dataclass(frozen=True)
+class QuantizedGraph:
+    """A quantized model as torch exports it, from which graphs with integer or floating-point layers are made.
+
+    Attributes:
+        proto: The graph, with QuantizeLinear and DequantizeLinear around every quantized layer.
+        layers: Entries of the quantization history.
+        tensors: Tensors of the quantization.
+        weights: Layer name to its dequantized weight, for layers with integer codes.
+    """
+
+    proto: onnx.ModelProto
+    layers: Sequence[Mapping[str, Any]]
+    tensors: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+
+    def build(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
+        """Return the graph for a runtime.
+
+        Args:
+            float_layers: Layers whose weights are decoded at load and computed in floating point, without rounded
+                inputs and outputs.
+
+        Raises:
+            ArtifactError: Such a layer has another form than expected in the graph.
+        """
+        proto = copy.deepcopy(self.proto)
+        coded = [entry for entry in self.layers if entry["name"] in self.weights]
+        in_float = [entry for entry in coded if entry["name"] in float_layers]
+        for entry in in_float:
+            values = self.weights[entry["name"]].detach().numpy()
+            decode_layer(proto, entry["name"], values, has_output=entry["output"] is not None)
+        proto = _clean_graph(integer_kernels(proto))
+        remaining = [entry for entry in coded if entry["name"] not in float_layers]
+        if remaining and all(entry["input"] is None for entry in self.layers):
+            # A session needs another option for such a model: autocompress.targets.onnx_session reads this property.
+            onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
+        decoded = [entry for entry in self.layers if entry["decoded"] is not None]
+        # Their codes have one scale per tensor or channel, and no groups.
+        decoded += [{**entry, "decoded": {}} for entry in in_float]
+        pack_weights(proto, decoded, self.tensors)
+        return proto
+
+
 def export_quantized(
     model: nn.Module,
     state: MethodState,
@@ -72,23 +123,45 @@ def export_quantized(
     Raises:
         ArtifactError: torch cannot export the model.
     """
+    return trace_quantized(model, state, example, heads, lists).build()
+
+
+def trace_quantized(
+    model: nn.Module,
+    state: MethodState,
+    example: tuple[Tensor, ...],
+    heads: Mapping[str, int],
+    lists: Sequence[int] = (),
+    *,
+    signed: bool = False,
+) -> QuantizedGraph:
+    """Return a quantized model as torch exports it.
+
+    Args:
+        model: The quantized model.
+        state: State of the quantization method.
+        example: A batch of one.
+        heads: Head name to number of classes.
+        lists: Positions of the inputs whose axis 1 may have any length, unless the model fixes it.
+        signed: Whether weights of all 8 bits are ``int8`` codes with zero point 0, and not ``uint8`` with 128. It is
+            faster, and exact where the processor sums products in 32 bits.
+
+    Raises:
+        ArtifactError: torch cannot export the model.
+    """
     # A copy, because its layers are replaced.
     marked = copy.deepcopy(model).eval()
     layers = state.history.get("layers", [])
     for entry in layers:
         marked = _replace_embedding(marked, entry, state.tensors)
     entries = [entry for entry in layers if entry["weight"] is not None]
+    weights = {}
     for entry in entries:
         layer = marked.get_submodule(entry["name"])
         if not isinstance(layer, Lookup | BagLookup):
-            _replace_weight(layer, entry["name"], state.tensors)
-    proto = _clean_graph(integer_kernels(_export_graph(marked, example, heads, lists)))
-    if entries and all(entry["input"] is None for entry in layers):
-        # A session needs another option for such a model: autocompress.export.runtime reads this property.
-        onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
-    decoded = [entry for entry in layers if entry["decoded"] is not None]
-    pack_weights(proto, decoded, state.tensors)
-    return proto
+            weights[entry["name"]] = model.get_parameter(f"{entry['name']}.weight")
+            _replace_weight(layer, entry["name"], state.tensors, signed)
+    return QuantizedGraph(_export_graph(marked, example, heads, lists), layers, state.tensors, weights)
 
 
 class _Round(nn.Module):
@@ -160,12 +233,16 @@ def _replace_embedding(model: nn.Module, entry: Mapping[str, Any], tensors: Mapp
     return model
 
 
-def _replace_weight(layer: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
+def _replace_weight(layer: nn.Module, name: str, tensors: Mapping[str, Tensor], signed: bool) -> None:
     """Let a layer with quantized weights emit its codes."""
     quantizer = getattr(layer, INPUT, None)
     input_scale = quantizer.scale if isinstance(quantizer, FakeQuantize) else None
     codes, scale, zero_point = (tensors[f"{name}.weight_{part}"] for part in ("codes", "scale", "zero_point"))
     codes, scale, zero_point = widen_codes(codes, scale, zero_point, getattr(layer, "bias", None), input_scale)
+    if signed and codes.dtype == torch.uint8 and bool((zero_point == ZERO_POINT).all()):
+        # The same steps around zero: widened codes lie within -128 and 127 of it.
+        codes = (codes.to(torch.int16) - ZERO_POINT).to(torch.int8)
+        zero_point = torch.zeros_like(zero_point, dtype=torch.int8)
     if zero_point.unique().numel() > 1 and getattr(layer, "groups", 1) > 1:
         # onnxruntime has no integer kernel for a grouped layer with several zero points: it takes thirty times as long
         # as in floating point.

@@ -17,9 +17,9 @@ from autocompress.export.artifact import load_artifact
 from autocompress.export.folder import read_files
 from autocompress.export.pipeline import PipelineError, load
 from autocompress.export.preprocess_file import PIPELINE, read_pipeline
-from autocompress.export.runtime import create_session
 from autocompress.measure import Subject, measure
 from autocompress.measure.heads import AT, get_objective
+from autocompress.targets.onnx_session import create_session
 
 BATCH = 256
 

@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from statistics import fmean
 
+from autocompress.core.latency_model import LATENCY, LayerWork
+from autocompress.core.method import LayerBits
 from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError
 from autocompress.measure import cost, quality
@@ -166,6 +168,19 @@ def model_bytes(subject: Subject) -> float:
     if subject.stored_bytes is not None:
         return float(subject.stored_bytes)
     return float(cost.count_model_bytes(subject.layers, subject.bits))
+
+
+@objective(LATENCY, "minimize", "cost", unit="ms")
+def latency_ms(subject: Subject) -> float:
+    """Milliseconds of one example, predicted for the target, and timed for the front."""
+    if subject.latency is None:
+        raise TrialError(f"{LATENCY} needs a calibrated target: name one in the search space, and {LATENCY} as a cost")
+    bits = subject.bits
+    return subject.latency.predict(
+        LayerWork(layer.macs, layer.activations, layer.weights, (widths.weight, widths.activation))
+        for name, layer in subject.layers.items()
+        if layer.macs and (widths := bits.get(name, LayerBits()))
+    )
 
 
 @objective("sparse_bytes", "minimize", "cost", unit="B")

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from autocompress.core.heads import Head, as_head
+from autocompress.core.latency_model import LatencyModel
 from autocompress.core.method import LayerBits
 from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError
@@ -30,6 +31,7 @@ class Subject:
         stored_bytes: Bytes of the model's tensors in an exported file; ``None`` where only its layers are known.
         heads: Heads of the task; a head that is missing here has one class index per example.
         labels: Names of the classes, ``{head: [C]}``; scores of entities read them.
+        latency: Latency model of the target; ``None`` where none was calibrated.
     """
 
     logits: Mapping[str, Tensor] = field(default_factory=dict)
@@ -41,6 +43,7 @@ class Subject:
     stored_bytes: int | None = None
     heads: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    latency: LatencyModel | None = None
 
     def head(self, name: str) -> Head:
         """Return a head with its kind."""

@@ -142,7 +142,7 @@ def _learn_layers(
         with add_layer_to_errors(name, "output"):
             moments = Moments.from_batch(layer, args[0] if args else kwargs["input"], outputs)
         with add_layer_to_errors(name, "weight"):
-            grid = fit_grid(layer.weight, coding_for_layer(layer, coding))
+            grid = fit_grid(layer.weight, coding_for_layer(layer, coding, quantizer.is_reduced(name)))
         rounded = learn_rounding(_to_steps(layer.weight.detach(), grid), moments, iterations)
         zero_point = broadcast_parameter(grid.zero_point, layer.weight, grid.group)
         codes = (rounded.steps.view_as(layer.weight) + zero_point).to(grid.dtype)
@@ -161,7 +161,7 @@ def _learn_layers(
             handle.remove()
     for name, layer in quantizer.layers.items():
         if name not in report and not is_embedding(layer):
-            code = encode_weight(layer.weight, coding_for_layer(layer, coding))
+            code = encode_weight(layer.weight, coding_for_layer(layer, coding, quantizer.is_reduced(name)))
             quantizer.quantize_weight(name, code, coding.bits)
     return report
 

@@ -105,6 +105,8 @@ def _quantize_layer_output(layer: nn.Module, _: object, output: Tensor) -> Tenso
 LARGEST_BIAS = 2.0**30
 # Largest absolute weight code for which the sum of two products with the largest input, 255, fits into 16 bits.
 LARGEST_EXACT_CODE = 64
+# The code of 0.0 of symmetric weights in uint8.
+ZERO_POINT = 128
 # Smallest positive normal float32: a scale below it would be rounded to zero or lose precision.
 TINY = torch.finfo(torch.float32).tiny
 
@@ -136,7 +138,7 @@ def widen_codes(
     max_steps = steps.abs().flatten(1).amax(1) if scale.ndim else steps.abs().amax()
     new_scale, fits = scale.double(), int(steps.min()) >= -128 and int(steps.max()) <= 127
     exact = int(max_steps.max()) <= LARGEST_EXACT_CODE
-    widest, middle, dtype = (LARGEST_EXACT_CODE, 0, torch.int8) if exact else (127, 128, torch.uint8)
+    widest, middle, dtype = (LARGEST_EXACT_CODE, 0, torch.int8) if exact else (127, ZERO_POINT, torch.uint8)
     if fits:
         factor = (widest // max_steps.clamp(min=1)).clamp(min=1)
         steps, new_scale = steps * factor.view(axes), new_scale / factor

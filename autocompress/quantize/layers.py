@@ -78,16 +78,30 @@ def is_embedding(layer: nn.Module) -> bool:
     return isinstance(layer, EMBEDDINGS)
 
 
-def coding_for_layer(layer: nn.Module, coding: WeightCoding) -> WeightCoding:
+# The bits that 8-bit weights keep where sums of two products with the largest input must fit into 16 bits.
+REDUCED_BITS = 7
+
+
+def coding_for_layer(layer: nn.Module, coding: WeightCoding, reduce_range: bool = False) -> WeightCoding:
     """Return the coding for the weight of a layer; an embedding always has one scale per row.
 
     Rows of rare indices are often far smaller than rows of frequent ones, so a shared scale would round them to zero.
     A group that holds a whole channel is that channel, for which integer kernels exist.
+
+    Args:
+        layer: Layer whose weight is encoded.
+        coding: Coding that the settings ask for.
+        reduce_range: Whether 8-bit weights of an integer kernel keep 7 bits, see
+            :attr:`autocompress.core.precisions.Precisions.reduce_range`.
     """
     # A parametrized weight is a property and no parameter.
     channel = cast("Tensor", layer.weight)[0]
     is_whole_channel = coding.granularity == "per_group" and coding.group_size >= channel.numel()
-    return replace(coding, granularity="per_channel") if is_embedding(layer) or is_whole_channel else coding
+    if is_embedding(layer) or is_whole_channel:
+        coding = replace(coding, granularity="per_channel")
+    # An embedding multiplies nothing, and other grids than an even one are computed in floating point.
+    is_reduced = reduce_range and coding.bits == 8 and coding.is_integer and not is_embedding(layer)
+    return replace(coding, bits=REDUCED_BITS) if is_reduced else coding
 
 
 def set_weight(layer: Layer, quantized: QuantizedWeight) -> None:

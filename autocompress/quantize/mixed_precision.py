@@ -303,10 +303,12 @@ def _input_grids(
 
 def _encode_weights(quantizer: ModelQuantizer, config: MixedPrecisionConfig) -> dict[str, dict[int, QuantizedWeight]]:
     weights: dict[str, dict[int, QuantizedWeight]] = {}
+    # With a budget of bit operations, inputs always have fewer than 32 bits.
+    is_reduced = quantizer.context.reduce_range and (config.budget == "bops" or config.activation_bits < 32)
     for name, layer in quantizer.layers.items():
         with add_layer_to_errors(name, "weight"):
             weights[name] = {
-                bits: encode_weight(layer.weight, coding_for_layer(layer, config.weight_coding(bits)))
+                bits: encode_weight(layer.weight, coding_for_layer(layer, config.weight_coding(bits), is_reduced))
                 for bits in BIT_WIDTHS
             }
     return weights

@@ -205,6 +205,10 @@ class ModelQuantizer:
         self._inputs[name] = grid, bits
         attach_input_quantizer(self.layers[name], FakeQuantize(grid, bits))
 
+    def is_reduced(self, name: str) -> bool:
+        """Return whether an 8-bit weight of a layer with a quantized input uses 7 bits only."""
+        return self.context.reduce_range and name in self._inputs
+
     def quantize_weight(self, name: str, quantized: QuantizedWeight, bits: int) -> None:
         """Replace the weight of a layer by the dequantized one."""
         self._weights[name] = quantized, bits

@@ -134,7 +134,8 @@ class PostTraining:
             return quantizer.finalize()
 
     def _encode_weight(self, name: str, layer: Layer, config: PostTrainingConfig, context: Context) -> QuantizedWeight:
-        coding = coding_for_layer(layer, config.weight_coding(config.weight_bits))
+        is_reduced = context.reduce_range and config.activation_bits < 32
+        coding = coding_for_layer(layer, config.weight_coding(config.weight_bits), is_reduced)
         with add_layer_to_errors(name, "weight"):
             return context.compute_once(("weight", name, coding), lambda: encode_weight(layer.weight, coding))
 

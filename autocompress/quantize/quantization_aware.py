@@ -229,7 +229,8 @@ def _attach_trainable_quantizers(
         if name in inputs:
             attach_input_quantizer(layer, inputs[name])
         if settings.weight_bits < 32:
-            coding = coding_for_layer(layer, settings.weight_coding())
+            is_reduced = quantizer.context.reduce_range and settings.activation_bits < 32
+            coding = coding_for_layer(layer, settings.weight_coding(), is_reduced)
             parametrize.register_parametrization(layer, "weight", WeightParametrization(layer.weight, coding, factory))
     return inputs
 

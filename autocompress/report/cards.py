@@ -140,7 +140,8 @@ def build_cards(
         trials: All trials.
         info: Description of the run.
     """
-    recipe, notes, measured = method_texts(table, candidates), describe_simulation(table), records(info)
+    recipe, measured = method_texts(table, candidates), records(info)
+    notes = describe_simulation(table, info.target.precisions)
     rows = []
     for index, record in enumerate(table.to_dict("records")):
         row = {str(name): value for name, value in record.items()}
@@ -187,7 +188,7 @@ def table_rows(
         [format_value(value, record) for value in numeric_column(candidates, name)]
         for name, record in _numeric_columns(candidates, info)
     ]
-    recipe, notes = method_texts(candidates), describe_simulation(candidates)
+    recipe, notes = method_texts(candidates), describe_simulation(candidates, info.target.precisions)
     rows: list[dict[str, object]] = []
     for index, (identity, group) in enumerate(zip(candidates["id"], groups, strict=True)):
         rows.append(

@@ -141,13 +141,15 @@ _LINE_LENGTH = 110
 class Marks:
     """One group of points: ids, values by column, tooltips and labels, all of equal length.
 
-    ``bounds`` are the ends of the confidence interval of the first score, if there is one.
+    ``hollow`` tells which points have no kernels on the target. ``bounds`` are the ends of the confidence interval of
+    the first score, if there is one.
     """
 
     ids: Sequence[str] = ()
     values: Mapping[str, Sequence[float | None]] | None = None
     hover: Sequence[str] = ()
     labels: Sequence[str] = ()
+    hollow: Sequence[bool] = ()
     bounds: Sequence[tuple[float, float]] = ()
 
     def column(self, name: str) -> list[float | None]:
@@ -196,10 +198,14 @@ def front_data(
     names = [record.name for record in (*costs, *scores)]
     values = {name: [_round_value(value) for value in numeric_column(candidates, name)] for name in names}
     hover = _tooltips(candidates, groups, info)
+    # Without a target, a page marks simulated candidates by text alone.
+    restricts = info.target.precisions.restricts
+    simulated = [restricts and bool(text) for text in describe_simulation(candidates, info.target.precisions)]
 
     def take_rows(rows: Sequence[int]) -> Marks:
         columns = {name: [column[row] for row in rows] for name, column in values.items()}
-        return Marks([ids[row] for row in rows], columns, [hover[row] for row in rows])
+        hollow = [simulated[row] for row in rows]
+        return Marks([ids[row] for row in rows], columns, [hover[row] for row in rows], hollow=hollow)
 
     def take_candidate(name: str | None) -> Marks:
         return take_rows([ids.index(name)] if name in ids else [])
@@ -347,7 +353,7 @@ def _tooltips(candidates: pd.DataFrame, groups: "pd.Series[str]", info: RunInfo)
     teacher_cost = info.teacher.costs.get(cost.name)
     searched = candidates.get(f"{score.name}_search", pd.Series(np.nan, index=candidates.index)).tolist()
     costs, scores = numeric_column(candidates, cost.name).tolist(), numeric_column(candidates, score.name).tolist()
-    notes = describe_simulation(candidates)
+    notes = describe_simulation(candidates, info.target.precisions)
     hovers = []
     for row, (name, group) in enumerate(zip(candidates["id"], groups, strict=True)):
         against = (

@@ -41,6 +41,8 @@ _STYLES: dict[str, dict[str, object]] = {
     "knee": {"symbol": "circle-open", "size": 20, "color": BLUE, "line": {"width": 2}},
     "pick": {"symbol": "diamond", "size": 15, "color": ORANGE},
 }
+# Groups whose marks are filled, so that a hollow one means something.
+_HOLLOW = ("dominated", "front", "pick")
 _NAMES = {
     **GROUPS,
     "front": "front",
@@ -85,7 +87,7 @@ def draw_front(data: FrontData) -> go.Figure:
             x=marks.column(cost.name),
             y=marks.column(score.name),
             mode="markers+text" if marks.labels else "markers",
-            marker=_STYLES[name],
+            marker=_style_marks(name, marks),
             name=_NAMES[name],
             legendrank=_LEGEND.index(name) + 1,
             meta=name,
@@ -101,6 +103,15 @@ def draw_front(data: FrontData) -> go.Figure:
         )
     figure.layout.updatemenus = _axis_menus(data)
     return figure
+
+
+def _style_marks(name: str, marks: Marks) -> dict[str, object]:
+    """Return the style of a group of points; those without kernels on the target are hollow."""
+    style = _STYLES[name]
+    if name not in _HOLLOW or not any(marks.hollow):
+        return style
+    symbol = str(style["symbol"])
+    return {**style, "symbol": [f"{symbol}-open" if hollow else symbol for hollow in marks.hollow]}
 
 
 def _error_bars(marks: Marks, score: str) -> dict[str, object] | None:

@@ -119,7 +119,7 @@ def render_page(
     repeated = summarize_repeats(candidates, trials, info)
     candidates, trials = without_repeats(candidates), without_repeats(trials)
     if len(candidates):
-        candidates = candidates.assign(**{SIMULATED: describe_simulation(candidates)})
+        candidates = candidates.assign(**{SIMULATED: describe_simulation(candidates, info.target.precisions)})
     content = _page_content(candidates, trials, info, picked, repeated, _run_argument(folder), live)
     content["exported"] = {path.parent.name for path in folder.glob("picks/*/manifest.json")}
     page = load_templates().get_template("page.html.jinja").render(content)

@@ -134,7 +134,7 @@ def list_conditions(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInf
     if "state" in trials:
         counts = trials["state"].value_counts()
         facts["Trials"] = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-    marks = sum(bool(text) for text in describe_simulation(candidates))
+    marks = sum(bool(text) for text in describe_simulation(candidates, info.target.precisions))
     if marks:
         facts["Simulated"] = (
             f"{marks:,} of {len(candidates):,} candidates use bit-widths or quantizers without a kernel on this "

@@ -18,7 +18,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.method import Context, MethodState, Recovery
+from autocompress.core.latency_model import LatencyModel
+from autocompress.core.method import Context, LayerBits, MethodState, Recovery
+from autocompress.core.precisions import UNRESTRICTED, Precisions
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.core.task import Split, Splits, Task, logits_by_head
 from autocompress.distill.attacks import ATTACKS, predict_under_attacks
@@ -162,6 +164,8 @@ class Setup:
         costs: Names of the costs to measure on every candidate.
         device: Name of the device for training: ``cpu`` or ``cuda``. Candidates are pruned, quantized and measured on
             the CPU in either case, as exported models are.
+        precisions: Bit-widths of the target, by which operations are counted.
+        latency: Latency model of the target, for a search that names ``latency_ms``.
     """
 
     task: Part
@@ -170,10 +174,16 @@ class Setup:
     scores: tuple[str, ...]
     costs: tuple[str, ...]
     device: str = "cpu"
+    precisions: Precisions = UNRESTRICTED
+    latency: LatencyModel | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the setup as JSON values for the description of the run, without the device."""
+        restricted = {"precisions": self.precisions.to_json()} if self.precisions.restricts else {}
+        latency = {} if self.latency is None else {"latency": self.latency.to_json()}
         return {
+            **restricted,
+            **latency,
             "task": self.task.to_json(),
             "split_seed": self.split_seed,
             "teacher": self.teacher.to_json(),
@@ -186,7 +196,13 @@ class Setup:
         """Return the setup that :meth:`to_json` described."""
         recipe = TeacherRecipe.from_json(data["teacher"])
         return cls(
-            Part.from_json(data["task"]), data["split_seed"], recipe, tuple(data["scores"]), tuple(data["costs"])
+            Part.from_json(data["task"]),
+            data["split_seed"],
+            recipe,
+            tuple(data["scores"]),
+            tuple(data["costs"]),
+            precisions=Precisions.from_json(data.get("precisions", {})),
+            latency=LatencyModel.from_json(data["latency"]) if "latency" in data else None,
         )
 
 
@@ -248,12 +264,14 @@ class TrialPipeline:
         splits: The five splits of its data.
         teacher: The trained teacher.
         device: Device for training.
+        reduce_range: Whether 8-bit weights use 7 bits, because of the target's kernels.
     """
 
     task: Task
     splits: Splits
     teacher: Teacher
     device: torch.device = CPU
+    reduce_range: bool = False
 
     def train(self, training: CompressionConfig, until: int | None = None, paused: bytes = b"") -> "TrainedStudent":
         """Build the student of a config, train it with distillation, and return it with its curve.
@@ -432,6 +450,7 @@ class TrialPipeline:
             partial(self.fine_tune, training),
             self.score,
             self.score_heads if len(self.task.heads) > 1 else None,
+            self.reduce_range,
         )
 
     def score(self, model: nn.Module) -> float:
@@ -558,7 +577,7 @@ def load_pipeline(setup: Setup) -> TrialPipeline:
     teacher = load_teacher(task, splits, setup.teacher)
     if not setup.teacher.is_trained:
         splits = remove_labels(splits, teacher.logits, task.heads)
-    return TrialPipeline(task, splits, teacher, torch.device(setup.device))
+    return TrialPipeline(task, splits, teacher, torch.device(setup.device), setup.precisions.reduce_range)
 
 
 @lru_cache(maxsize=2)
@@ -600,18 +619,40 @@ def build_cost_subject(
     layers: Mapping[str, LayerCost],
     quantize_state: MethodState | None = None,
     prune_state: MethodState | None = None,
+    setup: Setup | None = None,
 ) -> Subject:
-    """Return the data for costs: layers, bit-widths and the bytes that the tensors take in an exported file.
+    """Return the data for costs: layers, computed bit-widths and the bytes that the tensors take in an exported file.
 
     Args:
         model: The compressed model.
         layers: Costs of its layers.
         quantize_state: State of the quantization method; ``None`` if nothing was quantized.
         prune_state: State of the pruning method; ``None`` if nothing was pruned.
+        setup: Setup of the run, for the target's bit-widths and latency model.
     """
+    # Without a setup, costs are those of the bits themselves.
+    precisions = UNRESTRICTED if setup is None else setup.precisions
+    latency = None if setup is None else setup.latency
     tensors = list_stored_tensors(model, prune_state, quantize_state)
-    bits = {} if quantize_state is None else quantize_state.bits
-    return Subject(layers=layers, bits=bits, stored_bytes=count_stored_bytes(tensors))
+    bits = {} if quantize_state is None else list_computed_bits(quantize_state, precisions)
+    return Subject(layers=layers, bits=bits, stored_bytes=count_stored_bytes(tensors), latency=latency)
+
+
+def list_computed_bits(state: MethodState, precisions: Precisions) -> dict[str, LayerBits]:
+    """Return the bit-widths that a target computes each quantized layer with.
+
+    Args:
+        state: State of the quantization method.
+        precisions: Bit-widths of the target; without a restriction, every layer is computed at its own widths.
+    """
+    if not precisions.restricts:
+        return dict(state.bits)
+    # Groups and lookup tables have no integer kernel: their weights are decoded to floating point.
+    decoded = {entry["name"] for entry in state.history.get("layers", []) if entry["decoded"] is not None}
+    return {
+        name: LayerBits() if name in decoded else LayerBits(*precisions.computed_bits(bits.weight, bits.activation))
+        for name, bits in state.bits.items()
+    }
 
 
 def digest_model(model: nn.Module, prune_state: MethodState | None, quantize_state: MethodState | None) -> str:

@@ -299,7 +299,8 @@ def teacher_record(setup: Setup) -> dict[str, dict[str, Any]]:
             teacher.model, getattr(pipeline.splits, name), teacher.logits[name], setup.scores
         )
         scores[name] = measure(subject, setup.scores)
-    return {"scores": scores, "costs": measure(build_cost_subject(folded, layer_costs(folded, example)), setup.costs)}
+    subject = build_cost_subject(folded, layer_costs(folded, example), setup=setup)
+    return {"scores": scores, "costs": measure(subject, setup.costs)}
 
 
 def cpu_capability() -> str:
@@ -395,7 +396,7 @@ def _measure_candidate(
         config,
         source.epochs,
         scores,
-        measure(build_cost_subject(model, source.layers, state, source.prune_state), setup.costs),
+        measure(build_cost_subject(model, source.layers, state, source.prune_state, setup), setup.costs),
         details,
         source.checkpoint,
         source.complete,
@@ -441,7 +442,7 @@ def estimate_costs(
                 layers = layer_costs(folded, example)
                 for quantization in _select_fewest_bits(quantizations):
                     quantized, quantize_state = pipeline.quantize(folded, training, quantization)
-                    subject = build_cost_subject(quantized, layers, quantize_state, prune_state)
+                    subject = build_cost_subject(quantized, layers, quantize_state, prune_state, setup)
                     estimates.append(measure(subject, setup.costs))
             except AutocompressError as error:
                 # The trial itself reports the error.

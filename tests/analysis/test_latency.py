@@ -2,14 +2,46 @@ import math
 from dataclasses import replace
 
 import pandas as pd
+import pytest
 
 from autocompress.analysis.latency import SIMULATED, add_latency_column, describe_simulation, knob_order, with_latency
+from autocompress.core.precisions import Precisions
 from autocompress.core.run_info import LatencyInfo, ObjectiveSpec, RunInfo, TeacherInfo
 
 META = RunInfo(
     teacher=TeacherInfo(costs={"flops": 5.0}), all_objectives=(ObjectiveSpec("flops", "minimize", "FLOPs", "cost"),)
 )
 LATENCY = LatencyInfo(rows={"teacher": 0.5, "t0c1": 0.25})
+TARGET = Precisions(((8, 8), (32, 32)), (2, 4, 8, 32), decodes_tables=True)
+
+
+@pytest.mark.parametrize(
+    ("weight", "activation", "quantizer", "granularity", "expected"),
+    [
+        (4, 8, "linear", "per_channel", ""),
+        (4, 32, "codebook", "per_channel", ""),
+        (4, 32, "linear", "per_group", ""),
+        (4, 8, "codebook", "per_channel", "codebook quantizer"),
+        (4, 8, "linear", "per_group", "weights in groups with rounded activations"),
+        (3, 6, "linear", "per_channel", "3-bit weights, 6-bit activations"),
+        (None, None, None, None, ""),
+    ],
+)
+def test_on_a_target_what_is_stored_and_computed_there_is_not_simulated(
+    weight: object, activation: object, quantizer: object, granularity: object, expected: str
+) -> None:
+    columns = {
+        "quantize.x.weight_bits": [weight],
+        "quantize.x.activation_bits": [activation],
+        "quantize.x.quantizer": [quantizer],
+        "quantize.x.granularity": [granularity],
+    }
+    assert describe_simulation(pd.DataFrame(columns, dtype=object), TARGET) == [expected]
+
+
+def test_on_a_target_the_bits_of_layers_decide() -> None:
+    layers = [{"layers": [{"weight_bits": 8, "activation_bits": 8}, {"weight_bits": 3, "activation_bits": 8}]}]
+    assert describe_simulation(pd.DataFrame({"details": layers}), TARGET) == ["3-bit weights"]
 
 
 def test_what_was_timed_stands_where_costs_are_looked_for() -> None:

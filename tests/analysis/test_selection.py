@@ -9,7 +9,8 @@ import pytest
 
 from autocompress.analysis.pareto import full_fidelity
 from autocompress.analysis.selection import select_candidate
-from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
+from autocompress.core.precisions import Precisions
+from autocompress.core.run_info import ObjectiveSpec, RunInfo, TargetInfo, TeacherInfo
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
 from tests.report.factory import OBJECTIVES, Run, make_run
 
@@ -54,6 +55,29 @@ def test_without_arguments_the_cheapest_within_the_allowed_drop() -> None:
         "The cheapest candidate within 2.0 points of the teacher's accuracy (96.0% against 98.0%), "
         "with 1,000x fewer effective FLOPs."
     )
+
+
+TARGET = TargetInfo("runtime", precisions=Precisions(((8, 8), (32, 32)), (4, 8, 32)))
+
+
+def test_of_a_run_with_a_target_what_has_no_kernel_is_selected_only_if_asked_for() -> None:
+    bits = {"quantize.x.weight_bits": [8, 3, 8, 8], "quantize.x.activation_bits": [8, 8, 8, 8]}
+    table, info = small(**bits)
+    on_target = replace(info, target=TARGET)
+    # The candidate that would be chosen has 3-bit weights.
+    assert select_candidate(table, info).id == "t0c1"
+    assert select_candidate(table, on_target).id == "t0c0"
+    assert select_candidate(table, on_target, knee=True).simulated == ""
+    assert select_candidate(table, on_target, max={"effective_flops": 2e5}).id == "t1c0"
+    allowed = select_candidate(table, on_target, simulated=True)
+    assert (allowed.id, allowed.simulated) == ("t0c1", "3-bit weights")
+    assert select_candidate(table, on_target, candidate="t0c1").simulated == "3-bit weights"
+
+
+def test_a_run_whose_candidates_are_all_simulated_says_so() -> None:
+    table, info = small(**{"quantize.x.weight_bits": 3, "quantize.x.activation_bits": 8})
+    with pytest.raises(NoCandidateError, match=r"kernels on the target runtime .*3-bit weights.*--simulated"):
+        select_candidate(table, replace(info, target=TARGET))
 
 
 def test_if_all_lose_too_much_the_cheapest_that_is_about_as_near_as_any() -> None:

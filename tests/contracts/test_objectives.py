@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from autocompress.core.heads import Levels, Tags
+from autocompress.core.latency_model import LatencyModel
 from autocompress.core.method import LayerBits
 from autocompress.core.registry import OBJECTIVES
 from autocompress.measure import LayerCost, Subject
@@ -36,6 +37,7 @@ def subject(quality: float, bits: dict[str, LayerBits] | None = None) -> Subject
     attacked = dict.fromkeys(("fgsm", "pgd", "hotflip"), outputs) | {"pushed": {"label": pushed}}
     heads = {"label": Levels(CLASSES, levels=tuple(map(float, range(CLASSES)))), "entity": Tags(CLASSES)}
     labels = {"entity": [f"B-{number}" for number in range(CLASSES)]}
+    latency = LatencyModel(0.01, ((32, 32, (1e-3, 1e-6, 0.0, 1e-7)), (4, 4, (1e-3, 1e-7, 0.0, 0.0))))
     return Subject(
         outputs,
         {"label": targets, "entity": targets.reshape(50, 2)},
@@ -45,6 +47,7 @@ def subject(quality: float, bits: dict[str, LayerBits] | None = None) -> Subject
         bits or {},
         heads=heads,
         labels=labels,
+        latency=latency,
     )
 
 

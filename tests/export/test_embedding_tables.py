@@ -10,7 +10,7 @@ from autocompress.core.method import Context
 from autocompress.core.registry import QUANTIZE
 from autocompress.export.embedding_tables import Lookup
 from autocompress.export.onnx import export_float, export_quantized
-from autocompress.export.runtime import create_session, is_weights_only
+from autocompress.targets.onnx_session import create_session, is_weights_only
 
 ROWS, COLUMNS = 300, 10
 METHOD = QUANTIZE.get("post_training")

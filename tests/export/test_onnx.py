@@ -18,9 +18,9 @@ from autocompress.core.task import Split, logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export.artifact import Deployable
 from autocompress.export.onnx import export_float, export_quantized
-from autocompress.export.runtime import create_session, is_weights_only
 from autocompress.quantize.folding import fold_batch_norm
 from autocompress.quantize.post_training import PostTrainingConfig
+from autocompress.targets.onnx_session import create_session, is_weights_only
 from tests.export.nets import METHOD, NETS, deployable, heads_of, splits, state_of, train
 
 Exported = tuple[Deployable, onnx.ModelProto]

@@ -6,10 +6,10 @@ from autocompress.core.config import Part
 from autocompress.core.task import InputSpec
 from autocompress.errors import UsageError
 from autocompress.export.onnx import export_float
-from autocompress.export.runtime import create_session
 from autocompress.measure import layer_costs
 from autocompress.models.base import build_family_model
 from autocompress.quantize.folding import trace_graph
+from autocompress.targets.onnx_session import create_session
 
 USERS, ITEMS, K = 30, 50, 8
 USER, ITEM, LIST = InputSpec((), vocabulary=USERS), InputSpec((), vocabulary=ITEMS), InputSpec((K,), vocabulary=ITEMS)

@@ -14,12 +14,12 @@ from autocompress.core.method import LayerBits, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError, KnobError
 from autocompress.export.onnx import export_quantized
-from autocompress.export.runtime import create_session
 from autocompress.quantize.folding import FoldedBatchNorm
 from autocompress.quantize.lsq import LSQ, LSQConfig, LSQRounding
 from autocompress.quantize.qat import QAT, QATConfig, QATRounding
 from autocompress.quantize.quantization_aware import QuantizationAwareSettings, WeightParametrization
 from autocompress.quantize.weight_coding import WeightCoding
+from autocompress.targets.onnx_session import create_session
 from tests.quantize.nets import Plain, digits
 from tests.quantize.tuning import Digits, context, train_model
 

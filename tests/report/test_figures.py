@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from autocompress.analysis.latency import describe_simulation
 from autocompress.analysis.pareto import full_fidelity, pareto_front
 from autocompress.analysis.selection import select_candidate
-from autocompress.core.run_info import ObjectiveSpec, TeacherInfo
+from autocompress.core.precisions import Precisions
+from autocompress.core.run_info import ObjectiveSpec, TargetInfo, TeacherInfo
 from autocompress.report import figure_data as points
 from autocompress.report.figure_data import front_data, hypervolume_data, select_points, step_line
 from autocompress.report.figures import draw_front, front_figure, hypervolume_figure, plotly_source
@@ -40,6 +42,20 @@ def test_knee_pick_teacher_and_baselines_are_marked(run: Run, front: pd.DataFram
     assert marks["knee"].ids == [select_candidate(run.candidates, run.info, knee=True).id]
     assert marks["teacher"].column("accuracy") == [0.981]
     assert dict(zip(marks["baseline"].ids, marks["baseline"].labels, strict=True)) == run.info.baselines
+
+
+def test_points_without_kernels_on_the_target_are_hollow(run: Run, front: pd.DataFrame) -> None:
+    info = replace(run.info, target=TargetInfo("runtime", precisions=Precisions(((8, 8), (32, 32)), (8, 32))))
+    data = front_data(run.candidates, front, info)
+    marks = data.marks["front"]
+    expected = [bool(text) for text in describe_simulation(front, info.target.precisions)]
+    assert list(marks.hollow) == expected
+    assert any(expected)
+    traces = {trace.meta: trace for trace in draw_front(data).data}
+    symbols = ["circle-open" if hollow else "circle" for hollow in expected]
+    assert list(traces["front"].marker.symbol) == symbols
+    # Without a target all are filled, as in earlier versions.
+    assert not any(front_data(run.candidates, front, run.info).marks["front"].hollow)
 
 
 def test_hovers_have_at_most_eight_lines_and_tell_the_knobs(run: Run, front: pd.DataFrame) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from autocompress.errors import ArtifactError
 from autocompress.export.onnx import export_float
-from autocompress.export.runtime import WEIGHTS_ONLY, create_session, is_weights_only
+from autocompress.targets.onnx_session import WEIGHTS_ONLY, create_session, is_weights_only
 
 
 @pytest.fixture

@@ -1,0 +1,167 @@
+"""The graph of a quantized model for a target: integers in the layers where they are faster than floating point.
+
+Integer kernels pay where a layer multiplies much. In small layers, rounding inputs costs more than it saves. So several
+graphs of the same weights are timed in turns on the target, with the float model beside them:
+
+    integer       every layer with 8-bit weights and inputs on an integer kernel
+    largest half  only the layers with the most multiplications
+    inner         all but the first and the last layer
+    float         no layer; weights stay stored as codes, and are decoded when the file is loaded
+
+A graph qualifies if its predictions are those of the searched model. The fastest qualified graph is exported: the one
+without integer layers runs as the float model does, so that quantization never makes a file slower.
+"""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autocompress.core.heads import as_head
+from autocompress.core.method import MethodState
+from autocompress.core.precisions import Precisions
+from autocompress.core.task import logits_by_head
+from autocompress.errors import ArtifactError
+from autocompress.export.onnx import trace_quantized
+from autocompress.measure import layer_costs
+from autocompress.targets.base import Array, Model, Target
+from autocompress.targets.timing import time_in_turns
+
+logger = logging.getLogger(__name__)
+
+INTEGER, FLOAT = "integer", "float"
+# Fewer integer layers have no useful mixture.
+MIN_MIXED_LAYERS = 4
+# A graph with integer layers must be faster than the one without by this factor: it rounds more, and times vary.
+MARGIN = 0.97
+# Smallest share of calibration examples on which a graph predicts what the searched model predicts.
+AGREEMENT = 0.99
+
+
+@dataclass(frozen=True)
+class GraphRequest:
+    """A quantized model that is exported for a target.
+
+    Attributes:
+        model: The quantized model.
+        state: State of the quantization method.
+        example: A batch of one.
+        heads: Head name to number of classes.
+        batches: Batches of inputs on which graphs are compared with the model; the example alone if it is empty.
+        lists: Positions of the inputs whose axis 1 may have any length.
+    """
+
+    model: nn.Module
+    state: MethodState
+    example: tuple[Tensor, ...]
+    heads: Mapping[str, int]
+    batches: Sequence[tuple[Tensor, ...]] = ()
+    lists: Sequence[int] = ()
+
+    @property
+    def integer_layers(self) -> list[str]:
+        """Names of the layers that an integer kernel can run."""
+        entries = self.state.history.get("layers", [])
+        return [entry["name"] for entry in entries if entry["weight"] is not None and entry["input"] is not None]
+
+    @property
+    def float_layers(self) -> list[str]:
+        """Names of the layers with coded weights whose inputs are not rounded."""
+        entries = self.state.history.get("layers", [])
+        return [entry["name"] for entry in entries if entry["weight"] is not None and entry["input"] is None]
+
+
+@dataclass(frozen=True)
+class ChosenGraph:
+    """The graph that is exported.
+
+    Attributes:
+        content: Content of the ONNX file.
+        form: Name of the form, a key of ``milliseconds``.
+        milliseconds: Median time of a run of each graph that was compared; empty where there was nothing to choose.
+    """
+
+    content: bytes
+    form: str
+    milliseconds: Mapping[str, float]
+
+
+def choose_graph(request: GraphRequest, target: Target, precisions: Precisions, *, exact: bool = False) -> ChosenGraph:
+    """Return the fastest graph of a quantized model on a target that predicts what the model does.
+
+    Args:
+        request: The quantized model.
+        target: The target.
+        precisions: Bit-widths of the target on this processor.
+        exact: Whether every layer that can run on integer kernels does, whatever it costs.
+
+    Raises:
+        ArtifactError: The model cannot be exported, or the target cannot run it.
+    """
+    signed = precisions.weight_type == "int8" and not precisions.reduce_range
+
+    traced = trace_quantized(request.model, request.state, request.example, request.heads, request.lists, signed=signed)
+
+    def build(float_layers: Collection[str]) -> bytes:
+        # Weights without rounded inputs are decoded once, whatever the options of a session.
+        return bytes(traced.build([*float_layers, *request.float_layers]).SerializeToString())
+
+    integer = request.integer_layers
+    if not integer:
+        content = build(())
+        # There is no other graph: a runtime that computes it wrongly must not be served.
+        share = _measure_agreement(target.load(content), request)
+        if not share >= AGREEMENT:
+            raise ArtifactError(
+                f"the target {target.name} predicts on {1 - share:.1%} of the examples otherwise than the searched "
+                "model; quantize other layers, or export for the target onnxruntime"
+            )
+        return ChosenGraph(content, FLOAT, {})
+    if exact:
+        return ChosenGraph(build(()), INTEGER, {})
+    graphs = {INTEGER: build(()), FLOAT: build(integer)}
+    graphs |= {name: build(layers) for name, layers in _list_mixtures(request).items()}
+    # All graphs are loaded before the first is timed, so that each is timed beside the others.
+    models = {name: target.load(content) for name, content in graphs.items()}
+    qualified = {
+        name: model
+        for name, model in models.items()
+        if name == INTEGER or _measure_agreement(model, request) >= AGREEMENT
+    }
+    times = time_in_turns(qualified, [tensor.numpy() for tensor in request.example])
+    # The integer graph stays in the comparison, whatever it predicts: it computes what was searched.
+    fastest = min(times, key=lambda name: times[name])
+    chosen = FLOAT if FLOAT in times and times[fastest] > MARGIN * times[FLOAT] else fastest
+    logger.info("graph '%s' of %s", chosen, {name: f"{value:.4f} ms" for name, value in times.items()})
+    return ChosenGraph(graphs[chosen], chosen, times)
+
+
+def _list_mixtures(request: GraphRequest) -> dict[str, list[str]]:
+    """Return the layers in floating point of each mixture."""
+    integer = request.integer_layers
+    if len(integer) < MIN_MIXED_LAYERS:
+        return {}
+    costs = layer_costs(request.model, request.example)
+    # A layer that the cost model does not know counts as the smallest.
+    by_work = sorted(integer, key=lambda name: costs[name].macs if name in costs else 0)
+    return {"largest half": by_work[: len(by_work) // 2], "inner": [integer[0], integer[-1]]}
+
+
+def _measure_agreement(model: Model, request: GraphRequest) -> float:
+    """Return the share of examples on which a graph predicts what the quantized model predicts, on the worst head."""
+    outputs: list[list[Array]] = []
+    expected: list[Mapping[str, Tensor]] = []
+    for batch in request.batches or (request.example,):
+        with torch.inference_mode():
+            expected.append(logits_by_head(request.model(*batch), request.heads))
+        outputs.append(model([tensor.numpy() for tensor in batch]))
+    shares = []
+    for index, (name, classes) in enumerate(request.heads.items()):
+        head = as_head(classes)
+        predicted = torch.from_numpy(np.concatenate([values[index] for values in outputs]))
+        wanted = torch.cat([logits[name] for logits in expected])
+        shares.append(head.compare_predictions(head.predict(predicted), head.predict(wanted)))
+    return min(shares)

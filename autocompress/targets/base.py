@@ -1,0 +1,108 @@
+"""The interface of targets: what a device or runtime stores and computes, and how an exported model runs there."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.core.precisions import Precisions
+from autocompress.core.registry import TARGETS
+from autocompress.core.run_info import TargetInfo, read_processor_name
+from autocompress.errors import AutocompressError, UsageError
+
+Array: TypeAlias = NDArray[Any]
+#: A loaded model: arrays of one batch, in the order of its inputs, to the arrays of its outputs.
+Model: TypeAlias = Callable[[Sequence[Array]], list[Array]]
+
+
+class Target(ABC):
+    """A device or runtime. Its constructor takes the options that a search space gives, by name.
+
+    Attributes:
+        name: The name in search spaces, ``target``.
+        library: Package that runs models; empty if none is needed on this machine.
+        extra: Extra of autocompress that installs the package; empty if it is always installed.
+    """
+
+    name: ClassVar[str]
+    library: ClassVar[str] = ""
+    extra: ClassVar[str] = ""
+
+    @abstractmethod
+    def precisions(self) -> Precisions:
+        """Return the bit-widths that it stores and computes with, probed on this processor where they depend on it."""
+
+    @abstractmethod
+    def load(self, model: bytes, threads: int = 1) -> Model:
+        """Return a model ready to run.
+
+        Args:
+            model: Content of an ONNX file.
+            threads: Number of threads.
+
+        Raises:
+            ArtifactError: The target cannot run the model; the message names the operator or layer it lacks.
+        """
+
+    def options(self) -> Mapping[str, Any]:
+        """Return the options that it was made with, as JSON values."""
+        return {}
+
+    def measure(self, model: bytes, seconds: float) -> float | None:
+        """Return the latency in milliseconds that the device itself measures; None to time :meth:`load` here.
+
+        Args:
+            model: Content of an ONNX file.
+            seconds: Seconds to measure.
+        """
+        return None
+
+    def check_installed(self) -> str:
+        """Return the version of its package; empty if it needs none.
+
+        Raises:
+            UsageError: The package is not installed; the message names the extra.
+        """
+        if not self.library:
+            return ""
+        try:
+            return version(self.library)
+        except PackageNotFoundError:
+            raise UsageError(
+                f"the target '{self.name}' needs the package {self.library}; install it with "
+                f"pip install 'autocompress[{self.extra}]'"
+            ) from None
+
+    def describe(self) -> TargetInfo:
+        """Return the description that a run stores.
+
+        Raises:
+            UsageError: Its package is not installed.
+        """
+        installed = self.check_installed()
+        precisions = self.precisions()
+        processor = read_processor_name() if installed else ""
+        return TargetInfo(self.name, dict(self.options()), installed, processor, precisions)
+
+
+def make_target(name: str, options: Mapping[str, Any]) -> Target:
+    """Return a registered target with its options.
+
+    Raises:
+        UsageError: No target has that name, or it does not take these options.
+    """
+    try:
+        target: Target = TARGETS.get(name)(**options)
+    except AutocompressError:
+        raise
+    except TypeError as error:
+        raise UsageError(f"the target '{name}' does not take these options ({error})") from None
+    return target
+
+
+def as_float32(arrays: Sequence[object]) -> list[Array]:
+    """Return arrays of a runtime as numpy arrays."""
+    return [np.asarray(array) for array in arrays]

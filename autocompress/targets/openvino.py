@@ -1,0 +1,70 @@
+"""OpenVINO on the CPU, which reads the same ONNX files; installed by ``pip install 'autocompress[openvino]'``."""
+
+from typing import Any
+
+from autocompress.core.precisions import Precisions
+from autocompress.core.registry import TARGETS
+from autocompress.errors import ArtifactError
+from autocompress.targets.base import Model, Target, as_float32
+from autocompress.targets.onnxruntime import STORED_BITS
+
+
+@TARGETS.register("openvino")
+class OpenVino(Target):
+    """Integer kernels for int8 weights with 8-bit inputs; other stored weights are computed in floating point."""
+
+    name = "openvino"
+    library = "openvino"
+    extra = "openvino"
+
+    def precisions(self) -> Precisions:
+        """Return its widths: convolutions with ``uint8`` weights would run in floating point."""
+        from autocompress.targets.int8_probe import choose_int8_form
+
+        # The processor decides whether 8-bit sums overflow, whichever runtime uses its instructions.
+        form = choose_int8_form()
+        return Precisions(
+            ((8, 8), (32, 32)),
+            STORED_BITS,
+            decodes_tables=True,
+            reduce_range=form.reduce_range or form.weight_type == "uint8",
+            weight_type="int8",
+        )
+
+    def load(self, model: bytes, threads: int = 1) -> Model:
+        """Return a model ready to run.
+
+        Raises:
+            ArtifactError: OpenVINO cannot convert the model; the message names the operator.
+        """
+        self.check_installed()
+        import openvino
+
+        # Without the hint, processors with bfloat16 compute in it, and results would differ from the searched ones.
+        config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        # A core holds plugins only, so one for each model costs milliseconds.
+        core = openvino.Core()
+        try:
+            compiled = core.compile_model(core.read_model(model), "CPU", config)
+        except RuntimeError as error:
+            raise ArtifactError(f"OpenVINO cannot run the model: {_shorten(str(error))}") from error
+        request = compiled.create_infer_request()
+        outputs = list(compiled.outputs)
+
+        def run(arrays: Any) -> Any:
+            results = request.infer(list(arrays), share_inputs=True)
+            # The request reuses the memory of its outputs in the next run.
+            return as_float32([results[output].copy() for output in outputs])
+
+        return run
+
+
+def _shorten(text: str) -> str:
+    """Return the last line of a message, which names the reason, without its stack of source files."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Exception from")]
+    return lines[-1] if lines else "no reason given"

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import autocompress
+from autocompress.core.precisions import Precisions
+from autocompress.core.registry import TASKS
+from autocompress.core.run_info import TargetInfo
+from autocompress.errors import SpecError
+from autocompress.export.export_check import find_export_error, is_proven
+from autocompress.tasks.module import bring_model
+
+TARGET = TargetInfo("onnxruntime", precisions=Precisions(((8, 8), (32, 32)), (8, 32)))
+
+
+class Packed(nn.Module):
+    """A recurrent network whose sequences are packed by their lengths, which no graph can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.head = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.full((len(x),), x.shape[1])
+        _, last = self.cells(pack_padded_sequence(x, lengths, batch_first=True))
+        return self.head(last[-1])
+
+
+@pytest.fixture(autouse=True)
+def own_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Built-in tasks are registered once per process: they must not go with the copy.
+    TASKS.import_builtins()
+    monkeypatch.setattr(TASKS, "_objects", dict(TASKS._objects))
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+
+
+def test_families_of_the_package_are_proven_and_the_users_model_is_not() -> None:
+    assert is_proven("cnn")
+    assert not is_proven("from_teacher")
+
+
+@pytest.mark.slow
+def test_a_model_that_can_be_exported_has_no_error() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    bring_model(model, (torch.randn(90, 3), torch.arange(90) % 2))
+    assert find_export_error(TASKS.get("module")(), "from_teacher", TARGET) == ""
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_exported_is_refused_before_the_search(tmp_path: Path) -> None:
+    data = (torch.randn(90, 5, 3), torch.arange(90) % 2)
+    with pytest.raises(SpecError, match=r"from_teacher: cannot be exported for the target onnxruntime: .*ONNX"):
+        autocompress.search(teacher=Packed(), data=data, runs=tmp_path, name="gru", workers=1)
+    assert not (tmp_path / "gru").exists()

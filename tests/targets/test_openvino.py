@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+
+from autocompress.errors import ArtifactError
+from autocompress.export.onnx import trace_quantized
+from autocompress.targets import make_target
+from tests.export.nets import deployable, splits, state_of, train
+
+pytest.importorskip("openvino", reason="needs pip install 'autocompress[openvino]'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("residual", {"weight_bits": 8, "activation_bits": 8}),
+        ("separable", {"weight_bits": 4, "activation_bits": 8}),
+        ("functional", {"weight_bits": 4, "activation_bits": 32}),
+        ("residual", {"weight_bits": 2, "activation_bits": 32}),
+    ],
+)
+def test_it_predicts_what_onnxruntime_does(name: str, bits: dict[str, int]) -> None:
+    data = splits()
+    model = deployable(name, train(name, data[0]), data[0], **bits)
+    traced = trace_quantized(model.model, state_of(model), model.example, model.heads)
+    layers = [entry["name"] for entry in state_of(model).history["layers"] if entry["input"] is None]
+    content = traced.build(layers).SerializeToString()
+    inputs = [tensor.numpy() for tensor in data[1].inputs]
+    found, expected = (make_target(target, {}).load(content)(inputs) for target in ("openvino", "onnxruntime"))
+    for values, wanted in zip(found, expected, strict=True):
+        assert (values.argmax(-1) == wanted.argmax(-1)).mean() >= 0.99
+
+
+def test_its_outputs_stay_after_the_next_run() -> None:
+    from autocompress.export.onnx import export_float
+
+    layer = torch.nn.Linear(3, 2).eval()
+    model = make_target("openvino", {}).load(export_float(layer, (torch.ones(1, 3),), {"y": 2}).SerializeToString())
+    (first,) = model([np.ones((1, 3), np.float32)])
+    kept = first.copy()
+    model([np.zeros((1, 3), np.float32)])
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.slow
+def test_an_operator_that_it_lacks_is_named() -> None:
+    data = splits()
+    # Circular padding.
+    model = deployable("rows", train("rows", data[0]), data[0], weight_bits=8, activation_bits=8)
+    content = trace_quantized(model.model, state_of(model), model.example, model.heads).build().SerializeToString()
+    with pytest.raises(ArtifactError, match="Pad"):
+        make_target("openvino", {}).load(content)
+
+
+def test_a_damaged_model_is_an_error() -> None:
+    with pytest.raises(ArtifactError, match="OpenVINO cannot run the model"):
+        make_target("openvino", {}).load(b"nonsense")
+
+
+def test_its_widths_are_those_of_int8_kernels() -> None:
+    info = make_target("openvino", {}).describe()
+    assert info.version
+    assert info.precisions.weight_type == "int8"
+    assert info.precisions.runs(8, 8)
