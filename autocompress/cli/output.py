@@ -131,6 +131,10 @@ _STATE_COLOURS = {"ok": "green", "warning": "yellow", "broken": "bold red"}
 def print_pick(pick: Pick, front: Front) -> None:
     """Print a candidate with the reason, active constraints, neighbours, ties and simulated operations."""
     print(f"{pick.id}: {pick.reason}")
+    if pick.certificate is not None:
+        print(f"  {pick.certificate.describe(primary_objectives(front.info.objectives)[1])}")
+    if pick.rule:
+        print(f"  not certified: {pick.rule}")
     for constraint in pick.binding:
         print(f"  active constraint: {constraint}")
     for neighbour in pick.neighbours:

@@ -155,6 +155,10 @@ class Task(Protocol):
         """Return the five splits; the same seed gives the same ones."""
         ...
 
+    def resampling_groups(self, split: Split) -> Tensor | None:
+        """Return the group of each example, ``[N]``, where examples of a group are not independent; else None."""
+        ...
+
     def view(self, split: Split, index: int) -> Split:
         """Return augmented view ``index`` of a split; view 0 is the split itself.
 

@@ -24,6 +24,8 @@ class Subject:
         bits: Bit-widths of the quantized layers; all others have 32 bits.
         levels: Value of each class, ``{head: [C]}``, for the heads whose classes are numbers.
         stored_bytes: Bytes of the model's tensors in an exported file; ``None`` where only its layers are known.
+        groups: Number of the group of each example, ``[N]``, where examples of a group are not independent, such as
+            the ratings of one user; ``None`` where all examples are independent.
     """
 
     logits: Mapping[str, Tensor] = field(default_factory=dict)
@@ -34,6 +36,7 @@ class Subject:
     bits: Mapping[str, LayerBits] = field(default_factory=dict)
     levels: Mapping[str, Tensor] = field(default_factory=dict)
     stored_bytes: int | None = None
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)

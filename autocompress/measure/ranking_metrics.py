@@ -78,12 +78,26 @@ def root_mean_square_error(logits: Tensor, targets: Tensor, levels: Tensor) -> f
     """
     if not _is_finite(logits, targets):
         return math.nan
+    return float(squared_errors(logits, targets, levels).mean().sqrt())
+
+
+def squared_errors(logits: Tensor, targets: Tensor, levels: Tensor) -> Tensor:
+    """Return the square difference between the expected value and the true one of each example, ``[N]``.
+
+    Args:
+        logits: Outputs of the model, ``[N, C]``.
+        targets: Class of each example, ``[N]``.
+        levels: Value of each class, ``[C]``.
+
+    Raises:
+        TrialError: Logits and levels do not fit.
+    """
     if levels.shape != logits.shape[1:]:
         raise TrialError(
             f"there are {list(levels.shape)} levels for logits {list(logits.shape)}; give one value for each class"
         )
     values = levels.double()
-    return float(((logits.double().softmax(1) @ values) - values[targets]).square().mean().sqrt())
+    return ((logits.double().softmax(1) @ values) - values[targets]).square()
 
 
 def ndcg(logits: Tensor, targets: Tensor, top: int = LIST_LENGTH) -> float:
@@ -176,10 +190,14 @@ def _is_finite(logits: Tensor, targets: Tensor) -> bool:
     return not math.isnan(quality.accuracy(logits, targets))
 
 
-def _mean_gain(logits: Tensor, targets: Tensor, gains: Tensor) -> float:
-    """Return the mean gain of the true candidate's rank, ``gains[rank - 1]``, over all orders of tied candidates."""
-    if not _is_finite(logits, targets):
-        return math.nan
+def gain_of_examples(logits: Tensor, targets: Tensor, gains: Tensor) -> Tensor:
+    """Return the gain of the true candidate's rank of each example, ``[N]``, a mean over all orders of tied candidates.
+
+    Args:
+        logits: Score of each candidate, ``[N, K]``.
+        targets: Index of the true candidate, ``[N]``.
+        gains: Gain of each rank, from the first.
+    """
     own = logits.gather(1, targets[:, None])
     above = (logits > own).sum(1)
     tied = (logits == own).sum(1)
@@ -187,7 +205,11 @@ def _mean_gain(logits: Tensor, targets: Tensor, gains: Tensor) -> float:
     # Ranks beyond the list gain nothing, so its end bounds the first and the last rank that tied candidates share.
     last = len(gains)
     reached = sums[(above + tied).clamp(max=last)] - sums[above.clamp(max=last)]
-    return float((reached / tied).mean())
+    return reached / tied
+
+
+def _mean_gain(logits: Tensor, targets: Tensor, gains: Tensor) -> float:
+    return float(gain_of_examples(logits, targets, gains).mean()) if _is_finite(logits, targets) else math.nan
 
 
 def _mean_over_heads(subject: Subject, score: Callable[[Tensor, Tensor], float]) -> float:

@@ -122,11 +122,19 @@ def pick_card(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo, pic
     return {
         **build_cards(candidates[candidates["id"] == picked.id], candidates, trials, info)[0],
         "reason": picked.reason,
+        "certificate": describe_certificate(picked, score),
         "tiles": tiles[:4],
         "latency": pick_latency(picked.row, info),
         "binding": list(picked.binding),
         "neighbours": [{"kind": near.kind, "id": near.id, "text": near.text} for near in picked.neighbours],
     }
+
+
+def describe_certificate(picked: Pick, score: ObjectiveSpec) -> str:
+    """Return what is promised and certified of the recommended candidate, or why nothing is."""
+    if picked.certificate is not None:
+        return picked.certificate.describe(score)
+    return f"Nothing is certified: {picked.rule}." if picked.rule else ""
 
 
 def build_cards(

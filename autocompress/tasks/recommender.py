@@ -138,6 +138,11 @@ class Ratings(Supervised):
                 )
         return tuple(filter(None, remarks))
 
+    def resampling_groups(self, split: Split) -> Tensor:
+        """Return the user of each row, ``[N]``; rows of unknown users are groups of their own."""
+        users = split.inputs[0]
+        return torch.where(users == UNKNOWN, -1 - torch.arange(len(users)), users)
+
     def splits(self, seed: int) -> Splits:
         """Return five random splits; clicks are stratified.
 

@@ -160,6 +160,8 @@ class Setup:
         costs: Names of the costs to measure on every candidate.
         device: Name of the device for training: ``cpu`` or ``cuda``. Candidates are pruned, quantized and measured on
             the CPU in either case, as exported models are.
+        primary: Name of the score that candidates are selected by; its examples are stored for paired comparisons.
+            Empty in runs of earlier versions, which store none.
     """
 
     task: Part
@@ -168,6 +170,7 @@ class Setup:
     scores: tuple[str, ...]
     costs: tuple[str, ...]
     device: str = "cpu"
+    primary: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the setup as JSON values for the description of the run, without the device."""
@@ -182,6 +185,7 @@ class Setup:
             "teacher": teacher,
             "scores": list(self.scores),
             "costs": list(self.costs),
+            **({"primary": self.primary} if self.primary else {}),
         }
 
     @classmethod
@@ -190,7 +194,12 @@ class Setup:
         teacher = data["teacher"]
         recipe = TeacherRecipe(Part.from_json(teacher["student"]), Part.from_json(teacher["fit"]), teacher["seed"])
         return cls(
-            Part.from_json(data["task"]), data["split_seed"], recipe, tuple(data["scores"]), tuple(data["costs"])
+            Part.from_json(data["task"]),
+            data["split_seed"],
+            recipe,
+            tuple(data["scores"]),
+            tuple(data["costs"]),
+            primary=data.get("primary", ""),
         )
 
 
@@ -502,7 +511,8 @@ class TrialPipeline:
             if f"{attack}_accuracy" in scores
         }
         levels = getattr(self.task, "levels", {})
-        return Subject(self.predict(model, split), split.targets, teacher, attacked, levels=levels)
+        groups = self.task.resampling_groups(split)
+        return Subject(self.predict(model, split), split.targets, teacher, attacked, levels=levels, groups=groups)
 
     def predict(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
         """Return the model's logits on a split, ``{head: [N, C]}``.

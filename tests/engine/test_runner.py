@@ -30,6 +30,29 @@ def test_failed_plan_stops_its_workers() -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize(
+    ("objectives", "message"),
+    [
+        ("{accuracy: [1.0, 0.5], bytes: }", r"the ideal must be the better value, as in \[0.5, 1\]"),
+        ("{accuracy: , bytes: [10, 1000]}", r"bytes is to minimize.* as in \[1000, 10\]"),
+        ("{accuracy: , bytes: [10, 0]}", "the ideal of a cost is above 0"),
+    ],
+)
+def test_reversed_bounds_are_refused_with_their_line(objectives: str, message: str) -> None:
+    with pytest.raises(SpecError, match=f"x:3: .*{message}"):
+        make_plan(parse_spec(f"{SOUND}objectives: {objectives}\n", "x"))
+
+
+def test_a_promise_that_the_data_cannot_carry_is_said_before_the_search() -> None:
+    plan = make_plan(parse_spec(SOUND, "x", ["pick.max_drop=0.005"]))
+    assert plan.setup.primary == "accuracy"
+    (notice,) = plan.notices
+    assert "432 validation examples" in notice
+    assert "at least 460 examples" in notice
+    assert not make_plan(parse_spec(SOUND, "x", ["pick.max_drop=0.02"])).notices
+    assert not make_plan(parse_spec(SOUND, "x", ["pick={max_drop: 0.005, confidence: null}"])).notices
+
+
 @pytest.mark.slow
 def test_process_with_an_unused_plan_exits() -> None:
     code = (
