@@ -103,10 +103,14 @@ def find_neighbours(
 
 
 def select_rankable(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> pd.DataFrame:
-    """Return the rows that may be selected: completely trained, finite, and better than the reference score."""
+    """Return the rows that may be selected: completely trained, finite, and better than the reference score.
+
+    Baselines may be selected too: where the student without distillation is as good, distillation is not needed.
+    """
     if not len(table):
         raise NoCandidateError("the run has no candidate yet")
-    rows = full_fidelity(table)
+    rows = table[table["role"].isin(["search", BASELINE])] if "role" in table else table
+    rows = rows[rows["complete"].astype(bool)] if "complete" in rows else rows
     for objective in objectives:
         rows = rows[np.isfinite(numeric_column(rows, objective.name))]
     score = primary_objectives(objectives)[1]
@@ -158,6 +162,10 @@ def _describe_exchange(
     return Neighbour(kind, str(other["id"]), float(ratio), float(change), text)
 
 
+#: Role of the student that was trained again without distillation.
+BASELINE = "baseline"
+# Longer lists of alternatives would hide the first ones.
+_MOST_ALTERNATIVES = 3
 # Rounding: 0.98 - 0.01 is less than 0.97 in floating point, and must not exclude 0.97.
 SLACK = 1e-9
 _NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
@@ -180,6 +188,8 @@ class Pick:
         simulated: Operations without a native kernel, such as ``4-bit weights``; empty if there are none.
         certificate: What the validation examples prove about its loss; None if their scores are not stored.
         rule: Rule that was applied in place of a certificate, and why; empty with a certificate.
+        alternatives: The student without distillation, and candidates that are better and no more expensive on
+            select_val: one sentence each, with the reason why they were not selected.
     """
 
     id: str
@@ -191,6 +201,7 @@ class Pick:
     simulated: str = ""
     certificate: Certificate | None = None
     rule: str = ""
+    alternatives: tuple[str, ...] = ()
 
 
 def select_candidate(
@@ -362,7 +373,49 @@ def _build_pick(
     loss = read_loss(chosen, info) if info.confidence is not None else None
     certificate = None if loss is None else certify_loss(loss, None, info.confidence or 0.0)
     simulated = describe_simulation(own)[0]
-    return Pick(str(chosen["id"]), chosen, reason, explained, binding, ties, simulated, certificate)
+    alternatives = tuple(_describe_alternatives(table, info, chosen, bounds))
+    return Pick(
+        str(chosen["id"]), chosen, reason, explained, binding, ties, simulated, certificate, alternatives=alternatives
+    )
+
+
+def _describe_alternatives(table: pd.DataFrame, info: RunInfo, chosen: Row, bounds: Limits) -> Iterable[str]:
+    """Yield a sentence for the baseline without distillation and for each candidate that dominates the selected one."""
+    cost, score = primary_objectives(info.objectives)
+    if not (is_finite(chosen[cost.name]) and is_finite(chosen[score.name])):
+        return
+    rows = select_rankable(table, info.objectives)
+    rows = rows[is_feasible(rows, bounds) & (rows["id"] != chosen["id"])]
+    gain = (numeric_column(rows, score.name) - chosen[score.name]) * (1.0 if score.is_maximized else -1.0)
+    saved = chosen[cost.name] - numeric_column(rows, cost.name)
+    dominating = rows[(gain >= 0) & (saved >= 0) & ((gain > 0) | (saved > 0))]
+    baselines = rows[rows["role"] == BASELINE] if "role" in rows else rows.iloc[:0]
+    for index in range(len(baselines)):
+        row = row_at(baselines, index)
+        label = info.baselines.get(str(row["id"]), "baseline")
+        text = f"{label}: {_describe_row(row, info.objectives)}"
+        is_better = row["id"] in set(dominating["id"])
+        yield f"{text}; {_explain_rejection(row, info)}" if is_better else text
+    others = sort_by_cost(dominating[~dominating["id"].isin(baselines["id"])], info.objectives)
+    for index in range(min(len(others), _MOST_ALTERNATIVES)):
+        row = row_at(others, index)
+        yield (
+            f"{_describe_row(row, info.objectives)} is no more expensive and at least as good on the selection split; "
+            f"{_explain_rejection(row, info)}"
+        )
+
+
+def _explain_rejection(row: Row, info: RunInfo) -> str:
+    """Return why a candidate that dominates the selected one was not selected."""
+    score, drop = primary_objectives(info.objectives)[1], info.max_drop
+    loss = read_loss(row, info) if info.confidence is not None else None
+    if loss is not None and is_finite(drop):
+        bound = loss.upper_bound(info.confidence or 0.0)
+        if bound > drop + SLACK:
+            return f"its loss is certified for {format_difference(bound, score)} only, on both validation splits"
+    elif violations := _drop_violations(row, info):
+        return f"it loses {' and '.join(violations)}"
+    return "it was not selected because another rule was asked for"
 
 
 def _with_objection(neighbour: Neighbour, table: pd.DataFrame, info: RunInfo, reason: str) -> Neighbour:
@@ -375,8 +428,11 @@ def _with_objection(neighbour: Neighbour, table: pd.DataFrame, info: RunInfo, re
     loss = read_loss(row, info) if info.confidence is not None else None
     if loss is not None:
         score = primary_objectives(info.objectives)[1]
-        bound = format_difference(loss.upper_bound(info.confidence or 0.0), score)
-        text = f"{neighbour.text}, but is certified for {bound} of loss only; at most {allowed} are allowed"
+        bound = loss.upper_bound(info.confidence or 0.0)
+        if bound <= (info.max_drop or 0.0) + SLACK:
+            return neighbour
+        limit = format_difference(bound, score)
+        text = f"{neighbour.text}, but is certified for {limit} of loss only; at most {allowed} are allowed"
         return replace(neighbour, text=text)
     violations = _drop_violations(row, info)
     if not violations:

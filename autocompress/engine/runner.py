@@ -485,6 +485,9 @@ def finish_run(setup: Setup, minutes: float | None, store: RunStore) -> None:
     except NoCandidateError:
         recommended = ""
     baselines = _train_baseline(setup, minutes, store, [recommended, *reversed(front)] if recommended else [])
+    if baselines:
+        # Where the student without distillation is as good, it is the recommended one.
+        recommended = select_candidate(store.candidate_table(), replace(info, baselines=baselines)).id
     models = {}
     for identity in dict.fromkeys([*front, *filter(None, [recommended]), *baselines]):
         candidate = store.read_candidate(identity)

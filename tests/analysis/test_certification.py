@@ -285,3 +285,35 @@ def test_what_no_candidate_can_prove_is_said_before_the_search() -> None:
     assert "20 validation examples; with fewer than 30" in few
     assert "by any number of examples" in none
     assert list_promise_notices(ObjectiveSpec("rmse", "minimize"), 432, 0.005, 0.9) == ()
+
+
+def test_the_student_without_distillation_is_selected_where_it_is_as_good() -> None:
+    table, info = make_run({"t0c0": (0, 0), "t0c1": (2, 2), "t9c0": (1, 1)})
+    # It costs the same as the student with distillation.
+    table["bytes"] = [1000.0, 500.0, 500.0]
+    table["role"] = ["search", "search", "baseline"]
+    info = replace(info, baselines={"t9c0": "t0c1 without distillation"})
+    assert select_candidate(table, info).id == "t9c0"
+    worse, info = make_run({"t0c0": (0, 0), "t0c1": (1, 1), "t9c0": (2, 2)}, baselines=info.baselines)
+    worse = worse.assign(bytes=table["bytes"], role=table["role"])
+    picked = select_candidate(worse, info)
+    assert picked.id == "t0c1"
+    assert picked.alternatives == ("t0c1 without distillation: t9c0 (97.6%, 500 B)",)
+
+
+def test_a_baseline_that_dominates_but_is_not_certified_says_why() -> None:
+    table, info = make_run({"t0c0": (0, 0), "t0c1": (1, 3), "t9c0": (20, 2)})
+    table["bytes"] = [1000.0, 500.0, 500.0]
+    table["role"] = ["search", "search", "baseline"]
+    picked = select_candidate(table, replace(info, baselines={"t9c0": "t0c1 without distillation"}))
+    assert picked.id == "t0c1"
+    (text,) = picked.alternatives
+    assert text.startswith("t0c1 without distillation: t9c0 (97.6%, 500 B); its loss is certified for 2.9 points only")
+
+
+def test_a_dominating_candidate_that_is_not_certified_says_why() -> None:
+    table, info = make_run({"t0c0": (0, 0), "t0c1": (1, 3), "t0c2": (20, 2)})
+    (text,) = select_candidate(table, info).alternatives
+    assert text.startswith("t0c2 (97.6%, 250 B) is no more expensive and at least as good on the selection split; its ")
+    (asked,) = select_candidate(table, info, candidate="t0c1").alternatives
+    assert "certified for 2.9 points only" in asked

@@ -147,7 +147,7 @@ def test_the_test_split_is_never_looked_at() -> None:
 
 
 def test_only_fully_trained_finite_candidates_of_the_search_are_chosen() -> None:
-    table, info = small(complete=[True, False, True, True], role=["baseline", "search", "search", "search"])
+    table, info = small(complete=[True, False, True, True], role=["confirm", "search", "search", "search"])
     assert select_candidate(table, info, prefer="accuracy").id == "t1c0"
     table, info = small(accuracy=[math.nan, math.inf, 0.9, 0.5])
     assert select_candidate(table, info, prefer="accuracy").id == "t1c0"
