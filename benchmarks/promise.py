@@ -23,12 +23,11 @@ from scipy.stats import binomtest
 import autocompress
 from autocompress.analysis.certification import select_certified, select_guaranteed
 from autocompress.analysis.correction import estimate_corrected_loss
-from autocompress.analysis.pareto import full_fidelity
-from autocompress.analysis.selection import select_candidate, select_rankable
+from autocompress.analysis.pareto import full_fidelity, sort_by_cost
+from autocompress.analysis.selection import SLACK, select_rankable
 from autocompress.core.example_scores import ExampleScores
 from autocompress.core.run_info import RunInfo
 from autocompress.core.task import Split
-from autocompress.errors import NoCandidateError
 from autocompress.store.run_store import RunStore
 from autocompress.tasks.mnist1d import generate_mnist1d
 from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
@@ -182,10 +181,15 @@ Rule = Callable[[pd.DataFrame, RunInfo], tuple[str, float] | None]
 
 
 def select_observed(table: pd.DataFrame, info: RunInfo) -> tuple[str, float] | None:
-    """Return the selection by observed losses and its promise, the loss of the rule before certificates."""
-    picked = select_candidate(table, replace(info, confidence=None))
-    # Without a candidate within the allowed loss, the rule says so and promises nothing.
-    return None if picked.reason.startswith("No candidate") else (picked.id, info.max_drop or 0.0)
+    """Return the selection of the rule before certificates, the cheapest within the allowed loss on both splits.
+
+    Without such a candidate, that rule says so and promises nothing.
+    """
+    drop = info.max_drop or 0.0
+    near = table
+    for split, suffix in (("search_val", "_search"), ("select_val", "")):
+        near = near[(info.teacher.score("accuracy", split) or 0.0) - near[f"accuracy{suffix}"] <= drop + SLACK]
+    return (str(sort_by_cost(near, info.objectives)["id"].iloc[0]), drop) if len(near) else None
 
 
 def select_by_default(table: pd.DataFrame, info: RunInfo) -> tuple[str, float] | None:
@@ -216,10 +220,7 @@ def judge_rules(
     good = losses <= (info.max_drop or 0.0)
     oracle = float(costs[good].min()) if good.any() else float("nan")
     for name, select in SELECTORS.items():
-        try:
-            selected = select(table, info)
-        except NoCandidateError:
-            selected = None
+        selected = select(table, info)
         row: dict[str, Any] = {"rule": name, "promises": selected is not None}
         if selected is not None:
             position = ids.index(selected[0])
