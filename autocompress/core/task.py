@@ -155,6 +155,11 @@ class Task(Protocol):
         """Return the five splits; the same seed gives the same ones."""
         ...
 
+    @property
+    def has_distinct_inputs(self) -> bool:
+        """Whether different examples have different inputs, so that equal inputs are duplicates."""
+        ...
+
     def resampling_groups(self, split: Split) -> Tensor | None:
         """Return the group of each example, ``[N]``, where examples of a group are not independent; else None."""
         ...

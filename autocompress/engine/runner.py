@@ -24,6 +24,7 @@ from autocompress.analysis.selection import select_candidate
 from autocompress.backends.base import Backend, TrialLimits
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.duplicates import remove_duplicates
 from autocompress.core.records import Candidate, CompressionRecipe, Job, Role
 from autocompress.core.registry import BACKENDS, OBJECTIVES, TASKS, collect_plugins
 from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, TeacherInfo, read_processor_name
@@ -139,7 +140,7 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     if len({get_objective(name).kind for name in spec.objectives}) != 2:
         message = "name at least one score (such as accuracy) and one cost (such as bytes)"
         raise source.make_error(("objectives",), message)
-    splits = task.splits(spec.split_seed)
+    splits, leaks = _load_splits(source, task)
     student, fit = task.teacher()
     if spec.teacher.student is not None:
         student = Part.from_json(spec.teacher.student)
@@ -158,11 +159,24 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
         tuple(name for name in OBJECTIVES if OBJECTIVES.get(name).kind == "cost"),
         spec.search.training_device,
         primary=next(name for name in spec.objectives if get_objective(name).kind == "score"),
+        is_distinct=True,
     )
     objectives = tuple(_objective_spec(name) for name in spec.objectives)
     space, unsafe = remove_unsafe_methods(space, task, splits)
-    notices = (*task.notices, *unsafe, *_list_promise_notices(source, task, splits, objectives))
+    notices = (*task.notices, *leaks, *unsafe, *_list_promise_notices(source, task, splits, objectives))
     return Plan(source, space, task, splits, setup, objectives, backend, notices)
+
+
+def _load_splits(source: Source, task: Task) -> tuple[Splits, tuple[str, ...]]:
+    """Return the splits without duplicates across them, and a notice on those that were removed."""
+    splits = task.splits(source.spec.split_seed)
+    if not task.has_distinct_inputs:
+        return splits, ()
+    try:
+        distinct = remove_duplicates(splits)
+    except UsageError as error:
+        raise source.make_error(("task",), str(error)) from None
+    return distinct.splits, distinct.notices
 
 
 def _list_promise_notices(

@@ -138,6 +138,11 @@ class Ratings(Supervised):
                 )
         return tuple(filter(None, remarks))
 
+    @property
+    def has_distinct_inputs(self) -> bool:
+        """False: pairs of unknown users and items have one input, and repeated pairs were removed before."""
+        return False
+
     def resampling_groups(self, split: Split) -> Tensor:
         """Return the user of each row, ``[N]``; rows of unknown users are groups of their own."""
         users = split.inputs[0]

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.duplicates import remove_duplicates
 from autocompress.core.method import Context, MethodState, Recovery
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.core.task import Split, Splits, Task, logits_by_head
@@ -162,6 +163,7 @@ class Setup:
             the CPU in either case, as exported models are.
         primary: Name of the score that candidates are selected by; its examples are stored for paired comparisons.
             Empty in runs of earlier versions, which store none.
+        is_distinct: Whether examples that equal one of an earlier split are removed; False in runs of earlier versions.
     """
 
     task: Part
@@ -171,6 +173,7 @@ class Setup:
     costs: tuple[str, ...]
     device: str = "cpu"
     primary: str = ""
+    is_distinct: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the setup as JSON values for the description of the run, without the device."""
@@ -186,6 +189,7 @@ class Setup:
             "scores": list(self.scores),
             "costs": list(self.costs),
             **({"primary": self.primary} if self.primary else {}),
+            **({"is_distinct": True} if self.is_distinct else {}),
         }
 
     @classmethod
@@ -200,6 +204,7 @@ class Setup:
             tuple(data["scores"]),
             tuple(data["costs"]),
             primary=data.get("primary", ""),
+            is_distinct=data.get("is_distinct", False),
         )
 
 
@@ -563,7 +568,8 @@ def load_task(setup: Setup) -> tuple[Task, Splits]:
         UsageError: The task does not take these options.
     """
     task: Task = TASKS.get(setup.task.name)(**setup.task.values)
-    return task, task.splits(setup.split_seed)
+    splits = task.splits(setup.split_seed)
+    return task, remove_duplicates(splits).splits if setup.is_distinct and task.has_distinct_inputs else splits
 
 
 def list_stored_tensors(
