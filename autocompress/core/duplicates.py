@@ -59,18 +59,18 @@ def remove_duplicates(splits: Splits) -> DistinctSplits:
         >>> distinct.removed, len(distinct.splits.test)
         ({'search_val': 1, 'test': 2}, 1)
     """
-    known: set[bytes] = set()
+    earlier: set[bytes] = set()
     parts: dict[str, Split] = {}
     removed: dict[str, int] = {}
     for name, split in splits.items():
         digests = hash_examples(split)
-        kept = [index for index, digest in enumerate(digests) if digest not in known]
-        known.update(digests)
+        rows = [index for index, digest in enumerate(digests) if digest not in earlier]
+        earlier.update(digests)
         # A split without duplicates stays the same object, with the same fingerprint.
-        parts[name] = split if len(kept) == len(digests) else split.take(torch.tensor(kept, dtype=torch.int64))
-        if len(kept) < len(digests):
-            removed[name] = len(digests) - len(kept)
-        if digests and not kept:
+        parts[name] = split if len(rows) == len(digests) else split.take(torch.tensor(rows, dtype=torch.int64))
+        if len(rows) < len(digests):
+            removed[name] = len(digests) - len(rows)
+        if digests and not rows:
             raise UsageError(
                 f"all {len(digests):,} examples of {name} have the same inputs as examples of an earlier split, such "
                 "as train; give other data, for example another test file"
