@@ -83,7 +83,7 @@ def mean_p_value(losses: NDArray[np.float64], margin: float) -> float:
 
     Example:
         >>> round(mean_p_value(np.array([0.0, 0.02, -0.01, 0.01]), 0.02), 3)
-        0.067
+        0.051
     """
     from scipy.special import stdtr
 
