@@ -289,6 +289,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=60, help="largest number of candidates of a search")
     parser.add_argument("--resamples", type=int, default=40, help="number of drawn splits of each search")
     parser.add_argument("--corrected", type=int, default=10, help="number of drawn splits with a corrected score")
+    parser.add_argument("--fresh", type=int, default=50_000, help="number of fresh examples of mnist1d")
     parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "promise")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/promise.md"))
     arguments = parser.parse_args()
@@ -297,6 +298,7 @@ def main() -> None:
     notes = []
     for name, count in zip(arguments.studies, counts, strict=True):
         study, sizes = STUDIES[name], []
+        study = replace(study, fresh=arguments.fresh if study.fresh else 0)
         own, drawn = results.setdefault(f"{name}, own splits", []), results.setdefault(f"{name}, drawn splits", [])
         for seed in range(count):
             population = run_study(study, seed, arguments.runs, arguments.candidates)

@@ -4,8 +4,11 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from autocompress.analysis.certification import SUFFIXES, certify_loss, describe_test_loss, read_loss
+from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import Candidate, CompressionRecipe, Job
+from autocompress.core.run_info import RunInfo
 from autocompress.core.task import Logits, Targets
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, export_graph, write_artifact
@@ -128,7 +131,8 @@ def _rebuild_candidate(run: Path, identity: str) -> _RebuiltRun:
     rebuilt = pipeline.rebuild(candidate.config, content)
     _compare_scores(pipeline, rebuilt, candidate)
     deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt)
-    return _RebuiltRun(pipeline, rebuilt, deployable, _build_card(candidate, pipeline, info.name, info.command))
+    card = {**_build_card(candidate, pipeline, info.name, info.command), **build_promise(candidate, info)}
+    return _RebuiltRun(pipeline, rebuilt, deployable, card)
 
 
 def _build_deployable(
@@ -195,6 +199,24 @@ def _verify_export(
     predictions = {head: values.argmax(-1) for head, values in logits.items()}
     scores = metric.by_head(logits, split.targets)
     return verify_artifact(folder, split, pipeline.task.heads, scores, predictions, tolerance, agreement, metric)
+
+
+def build_promise(candidate: Candidate, info: RunInfo) -> Card:
+    """Return the section of the card with the certified loss and the loss on test; empty without stored examples."""
+    if not info.objectives:
+        return {}
+    cost, score = primary_objectives(info.objectives)
+    columns = {f"{score.name}{SUFFIXES[split]}": values.get(score.name) for split, values in candidate.scores.items()}
+    row = {**columns, cost.name: candidate.costs.get(cost.name), "details": candidate.details}
+    loss, confidence = read_loss(row, info), info.confidence
+    sentences = []
+    if loss is not None and confidence is not None:
+        # Only the recommended candidate was selected for the promised loss.
+        promised = info.max_drop if candidate.id == info.recommended else None
+        sentences.append(certify_loss(loss, promised, confidence).describe(score))
+    if tested := describe_test_loss(row, info):
+        sentences.append(f"Against the teacher, it {tested}.")
+    return {"promise": sentences} if sentences else {}
 
 
 def _build_card(candidate: Candidate, pipeline: TrialPipeline, name: str, command: str) -> Card:
