@@ -1,13 +1,14 @@
 """Whether promises are kept: ``python -m benchmarks.promise [--searches 4] [--resamples 40] [--out FILE]``.
 
-Small searches of shipped spaces with different seeds. Candidates and teacher predict a population: 50,000 fresh curves
-for mnist1d, all examples outside of training for the other tasks. Each rule selects a candidate by the
+Small searches of shipped spaces with different seeds. Candidates and teacher predict a population: fresh curves for
+mnist1d (50,000 by default), all examples outside of training for the other tasks. Each rule selects a candidate by the
 validation splits of the search, and again by splits drawn from the population; the loss of its selection on the
 population decides whether the promise is kept.
 """
 
 import argparse
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from autocompress.analysis.correction import estimate_corrected_loss
 from autocompress.analysis.pareto import full_fidelity, sort_by_cost
 from autocompress.analysis.selection import SLACK, select_rankable
 from autocompress.core.example_scores import ExampleScores
+from autocompress.core.formatting import format_plural
 from autocompress.core.run_info import RunInfo
 from autocompress.core.task import Split
 from autocompress.store.run_store import RunStore
@@ -123,10 +125,11 @@ def run_study(study: Study, seed: int, folder: Path, most: int) -> Population:
         rows = rows[rows["accuracy"] >= (info.teacher.score("accuracy") or 0.0) - NEAR]
         kept = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))
         rows = rows.iloc[kept].reset_index(drop=True)
-        if not cached.exists():
+        ids = [str(identity) for identity in rows["id"]]
+        if not cached.exists() or np.load(cached)["ids"].tolist() != ids:
             with reproducible_torch():
-                hits, teacher = _predict_population(store, study, info, list(rows["id"]))
-            np.savez_compressed(cached, hits=np.packbits(hits, axis=1), teacher=teacher)
+                hits, teacher = _predict_population(store, study, info, ids)
+            np.savez_compressed(cached, ids=ids, hits=np.packbits(hits, axis=1), teacher=teacher)
     stored = np.load(cached)
     count = len(stored["teacher"])
     return Population(rows, info, np.unpackbits(stored["hits"], axis=1, count=count).astype(bool), stored["teacher"])
@@ -274,7 +277,16 @@ def write_table(results: Mapping[str, list[dict[str, Any]]], out: Path, notes: S
     """Write the Markdown file: a row for each task, kind of splits and rule."""
     heading = ["task, splits", "rule", "selections", "promises", "kept [95% interval]", "largest loss, points"]
     heading += ["cost / oracle's, median", "loss minus observed, points", "loss minus corrected, points"]
-    lines = ["# Promises kept", "", "`python -m benchmarks.promise`", "", describe_benchmark(__doc__), "", *notes, ""]
+    lines = [
+        "# Promises kept",
+        "",
+        f"`python -m benchmarks.promise {' '.join(sys.argv[1:])}`",
+        "",
+        describe_benchmark(__doc__),
+        "",
+        *notes,
+        "",
+    ]
     lines += ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
     for name, rows in results.items():
         for rule in RULES:
@@ -316,8 +328,8 @@ def main() -> None:
                 drawn += judge_rules(population, table, described, is_corrected=draw < arguments.corrected)
             print(name, seed, f"{len(population.table)} candidates", flush=True)
         notes.append(
-            f"- {name}: {count} searches of {min(sizes)} to {max(sizes)} candidates, {arguments.resamples} drawn "
-            f"splits each, max_drop {100 * study.max_drop:g} points, a population of {len(population.teacher):,}."
+            f"- {name}: {format_plural(count, 'search', 'searches')} with {min(sizes)} to {max(sizes)} candidates, "
+            f"{arguments.resamples} drawn splits each, max_drop {100 * study.max_drop:g} points, a population of {len(population.teacher):,}."
         )
     write_table(results, arguments.out, notes)
 
