@@ -329,7 +329,8 @@ def main() -> None:
             print(name, seed, f"{len(population.table)} candidates", flush=True)
         notes.append(
             f"- {name}: {format_plural(count, 'search', 'searches')} with {min(sizes)} to {max(sizes)} candidates, "
-            f"{arguments.resamples} drawn splits each, max_drop {100 * study.max_drop:g} points, a population of {len(population.teacher):,}."
+            f"{arguments.resamples} drawn splits each, max_drop {100 * study.max_drop:g} points, "
+            f"a population of {len(population.teacher):,}."
         )
     write_table(results, arguments.out, notes)
 
