@@ -14,7 +14,7 @@ from autocompress.analysis.confirmation import summarize_repeats, tabulate_repea
 from autocompress.analysis.latency import add_latency_column, with_latency
 from autocompress.analysis.pareto import full_fidelity, pareto_front
 from autocompress.analysis.query import filter_rows
-from autocompress.analysis.selection import Pick, select_candidate
+from autocompress.analysis.selection import Pick, check_max_drop, select_candidate
 from autocompress.core.atomic import write_atomic
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError, UsageError
@@ -104,8 +104,13 @@ class Front:
         knee: bool = False,
         candidate: str | None = None,
         simulated: bool = False,
+        guarantee: float | None = None,
+        max_drop: float | None = None,
     ) -> Pick:
         """Return the best candidate under the given limits; without arguments, the recommended one.
+
+        The recommended candidate is the cheapest whose loss against the teacher is certified to be at most
+        ``pick.max_drop`` at the confidence ``pick.confidence`` of the search space.
 
         Args:
             max: Largest value allowed, by column: ``{"effective_flops": 2e6}``.
@@ -114,23 +119,28 @@ class Front:
             knee: Whether to select the knee of the front.
             candidate: Id of the candidate to select.
             simulated: Whether candidates without kernels on the target may be selected.
+            guarantee: Confidence, such as 0.9, at which the cheapest candidate must be certified by fixed-sequence
+                testing along the front: stricter than the default, because all tests together hold at it.
+            max_drop: Allowed loss against the teacher, instead of that of the search space.
 
         Raises:
-            NoCandidateError: Nothing satisfies the limits; the message names the nearest.
+            NoCandidateError: Nothing satisfies the limits or can be guaranteed; the message names the nearest.
             UnknownNameError: A column, an objective or an id that does not exist; the message suggests the nearest.
             UsageError: The arguments contradict each other, or name a score on the test split.
         """
         if self.candidates.empty:
             raise NoCandidateError(f"{self.folder} holds no candidates yet")
+        info = self.info if max_drop is None else replace(self.info, max_drop=check_max_drop(max_drop))
         return select_candidate(
             self.candidates,
-            self.info,
+            info,
             max=max,
             min=min,
             prefer=prefer,
             knee=knee,
             candidate=candidate,
             simulated=simulated,
+            guarantee=guarantee,
         )
 
     def confirm(

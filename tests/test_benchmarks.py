@@ -4,16 +4,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
+from benchmarks import promise
 from benchmarks.common import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, build_variants, format_tables
 from benchmarks.raw_input import CASES, format_table as raw_input_table
 from benchmarks.tasks import COLUMNS, Row, best_at_a_tenth, build_command, format_table as tasks_table, main
 from benchmarks.variants import BenchmarkTask, fingerprint_job, mean_and_error, run_all
+from tests.analysis.test_certification import make_run
 
 BENCHMARK_TASKS = [pytest.param(benchmark, id=benchmark.name) for benchmark in (DIGITS, MNIST1D)]
 
@@ -161,3 +164,27 @@ def test_raw_input_is_measured_for_every_shipped_space() -> None:
         for seed in range(2)
     ]
     assert "| digits | 2 | 359 | 99.00% | 100.00% | 0.900 |" in raw_input_table(rows)
+
+
+def test_promises_are_judged_by_the_population() -> None:
+    """The first candidate truly loses nothing, the second one three points; a rule that promises two must tell."""
+    size = 5000
+    teacher = np.ones(size, dtype=bool)
+    hits = np.ones((2, size), dtype=bool)
+    hits[1, : size * 3 // 100] = False
+    table, info = make_run({"t0c0": (0, 0), "t0c1": (0, 0)}, max_drop=0.02)
+    table = table.rename(columns={"bytes": "effective_flops"})
+    info = replace(info, objectives=(info.objectives[0], replace(info.objectives[1], name="effective_flops")))
+    population = promise.Population(table, info, hits, teacher)
+    assert population.losses.tolist() == pytest.approx([0.0, 0.03])
+    rows = []
+    for seed in range(20):
+        drawn, described = promise.draw_splits(population, np.random.default_rng(seed))
+        rows += promise.judge_rules(population, drawn, described, is_corrected=False)
+    kept = {rule: [row["kept"] for row in rows if row["rule"] == rule and row["promises"]] for rule in promise.RULES}
+    before, default, guarantee = kept.values()
+    # The cheaper candidate looks good enough on some of the splits by its observed loss.
+    assert sum(before) < sum(default)
+    assert len(guarantee) == sum(guarantee) == 20
+    assert all(row["ratio"] == 1.0 for row in rows if row["rule"] == promise.RULES[2])
+    assert "100%" in promise.summarize_rows([row for row in rows if row["rule"] == promise.RULES[2]])[2]

@@ -1,7 +1,8 @@
 """Selection of one candidate, with the ranking, the reason and the exchange rates to its neighbours on the front.
 
-Scores are those on select_val; the default selection must also hold on search_val. The test split is read once, after
-the selection.
+Scores are those on select_val. The default selection certifies the loss against the teacher on both validation splits
+together; in a run without stored examples, the observed loss on both of them counts. The test split is read once,
+after the selection.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +13,16 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pandas as pd
 
+from autocompress.analysis.certification import (
+    VALIDATION,
+    Certificate,
+    PairedLoss,
+    certify_loss,
+    describe_loss,
+    read_loss,
+    select_certified,
+    select_guaranteed,
+)
 from autocompress.analysis.latency import describe_simulation
 from autocompress.analysis.pareto import (
     find_knee,
@@ -92,10 +103,14 @@ def find_neighbours(
 
 
 def select_rankable(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> pd.DataFrame:
-    """Return the rows that may be selected: completely trained, finite, and better than the reference score."""
+    """Return the rows that may be selected: completely trained, finite, and better than the reference score.
+
+    Baselines may be selected too: where the student without distillation is as good, distillation is not needed.
+    """
     if not len(table):
         raise NoCandidateError("the run has no candidate yet")
-    rows = full_fidelity(table)
+    rows = table[table["role"].isin(["search", BASELINE])] if "role" in table else table
+    rows = rows[rows["complete"].astype(bool)] if "complete" in rows else rows
     for objective in objectives:
         rows = rows[np.isfinite(numeric_column(rows, objective.name))]
     score = primary_objectives(objectives)[1]
@@ -167,6 +182,10 @@ def _describe_exchange(
     return Neighbour(kind, str(other["id"]), float(ratio), float(change), text)
 
 
+#: Role of the student that was trained again without distillation.
+BASELINE = "baseline"
+# Longer lists of alternatives would hide the first ones.
+_MOST_ALTERNATIVES = 3
 # Rounding: 0.98 - 0.01 is less than 0.97 in floating point, and must not exclude 0.97.
 SLACK = 1e-9
 _NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
@@ -187,6 +206,10 @@ class Pick:
         binding: Active constraints, one sentence each: limits without which another candidate would be selected.
         ties: Front candidates that are statistically tied with it; None if no test applies.
         simulated: Operations without a native kernel, such as ``4-bit weights``; empty if there are none.
+        certificate: What the validation examples prove about its loss; None if their scores are not stored.
+        rule: Rule that was applied in place of a certificate, and why; empty with a certificate.
+        alternatives: The student without distillation, and candidates that are better and no more expensive on
+            select_val: one sentence each, with the reason why they were not selected.
     """
 
     id: str
@@ -196,6 +219,9 @@ class Pick:
     binding: tuple[str, ...] = ()
     ties: Ties | None = None
     simulated: str = ""
+    certificate: Certificate | None = None
+    rule: str = ""
+    alternatives: tuple[str, ...] = ()
 
 
 def select_candidate(
@@ -208,16 +234,19 @@ def select_candidate(
     knee: bool = False,
     candidate: str | None = None,
     simulated: bool = False,
+    guarantee: float | None = None,
 ) -> Pick:
     """Return the best candidate under the given limits, among completely trained candidates of the search.
 
-    Without arguments it is the cheapest candidate whose score is within ``info.max_drop`` of the teacher's on both
-    validation splits: on one split, the cheapest of hundreds is often there by chance. If there is none, it is the
-    cheapest within ``info.max_drop`` of the candidate with the smallest loss; without a teacher score, the knee of the
-    front. With limits it is the best in ``prefer``, by default the first score if a cost is limited, and the first cost
-    if only scores are limited. Ties go to the cheaper candidate, then to the first id. The limits of the run hold too,
-    unless the same bound is given here. A candidate that is not better than the reference score (a constant model) is
-    selected only by its id. Of a run with a target, candidates without kernels on it are left out.
+    Without arguments it is the cheapest candidate that is certified to lose at most ``info.max_drop`` against the
+    teacher at ``info.confidence``, on the examples of both validation splits; if there is none, the candidate with the
+    smallest certified loss. In a run without a confidence or without stored examples, it is the cheapest whose observed
+    loss is at most ``info.max_drop`` on each validation split; if there is none, the cheapest within ``info.max_drop``
+    of the smallest loss; without a teacher score, the knee of the front. With limits it is the best in ``prefer``, by
+    default the first score if a cost is limited, and the first cost if only scores are limited. Ties go to the cheaper
+    candidate, then to the first id. The limits of the run hold too, unless the same bound is given here. A candidate
+    that is not better than the reference score (a constant model) is selected only by its id. Of a run with a target,
+    candidates without kernels on it are left out.
 
     Args:
         table: Candidates, as the run store returns them.
@@ -228,14 +257,18 @@ def select_candidate(
         knee: Whether to select the knee of the front.
         candidate: Id of the candidate to select.
         simulated: Whether candidates without kernels on the target may be selected.
+        guarantee: Confidence of fixed-sequence testing along the front, for the cheapest candidate that is certified
+            to lose at most ``info.max_drop``.
 
     Raises:
-        NoCandidateError: Nothing satisfies the limits; the message names the nearest miss.
+        NoCandidateError: Nothing satisfies the limits or can be guaranteed; the message names the nearest miss.
         UnknownNameError: A column, objective or id that does not exist.
         UsageError: The arguments contradict each other, or a column of the test split is named.
     """
     limits = _check_limits(max, min)
     _refuse_conflicts(limits, prefer, knee, candidate)
+    _check_guarantee(guarantee, info, bool(prefer or knee or candidate))
+    _refuse_reversed_limits(limits, info)
     objectives = info.objectives
     if candidate is not None:
         chosen = _find_row(table, candidate)
@@ -247,6 +280,8 @@ def select_candidate(
     rows = rankable[is_feasible(rankable, bounds)]
     if not len(rows):
         raise NoCandidateError(_nearest_miss(rankable, bounds))
+    if guarantee is not None:
+        return _guarantee_candidate(table, rows, info, guarantee, bounds)
     preferred = _find_objective(info, prefer) if prefer else None
     if knee or not (preferred or limits):
         chosen, reason = _select_default(rows, info, knee)
@@ -266,9 +301,83 @@ def select_candidate(
             return best_of(rows, best, objectives)
 
     binding = _describe_active_limits(rankable, bounds, chosen, select_again, objectives)
-    if not (knee or preferred or limits):
-        binding += _describe_active_drops(rows, info, chosen)
-    return _build_pick(table, info, chosen, reason, bounds, tuple(binding))
+    if knee or preferred or limits:
+        return _build_pick(table, info, chosen, reason, bounds, tuple(binding))
+    binding += _describe_active_drops(rows, info, chosen)
+    certificate, rule = _certify_default(chosen, info)
+    picked = _build_pick(table, info, chosen, reason, bounds, tuple(binding))
+    return replace(picked, certificate=certificate, rule=rule)
+
+
+def check_max_drop(value: float) -> float:
+    """Return an allowed loss.
+
+    Raises:
+        UsageError: It is negative or not a finite number.
+    """
+    if not is_finite(value) or value < 0:
+        raise UsageError(f"max_drop is {value!r}; give a loss of at least 0, for example 0.01 for a point of accuracy")
+    return value
+
+
+def _check_guarantee(guarantee: float | None, info: RunInfo, has_choice: bool) -> None:
+    if guarantee is None:
+        return
+    if not (is_finite(guarantee) and 0.5 < guarantee < 1):
+        raise UsageError(f"the guarantee {guarantee!r} is no confidence; give a number between 0.5 and 1, such as 0.9")
+    if has_choice:
+        raise UsageError("a guarantee cannot be combined with a candidate id, prefer or knee")
+    if not is_finite(info.max_drop) or info.max_drop == 0:
+        raise UsageError("a guarantee needs an allowed loss above 0; give one, for example max_drop=0.01")
+
+
+def _guarantee_candidate(
+    table: pd.DataFrame, rows: pd.DataFrame, info: RunInfo, confidence: float, bounds: Limits
+) -> Pick:
+    """Return the cheapest candidate certified by fixed-sequence testing.
+
+    Raises:
+        NoCandidateError: No candidate is certified, or the run stored no examples.
+    """
+    score, drop = primary_objectives(info.objectives)[1], info.max_drop or 0.0
+    selected = select_guaranteed(rows, info, drop, confidence)
+    if selected is None:
+        raise NoCandidateError(f"nothing can be guaranteed: {_explain_missing_examples(info)}")
+    splits = ("select_val",)
+    certificate = certify_loss(selected.loss, drop, confidence, splits, is_guaranteed=True)
+    if selected.row is None:
+        raise NoCandidateError(
+            f"no candidate is guaranteed to lose at most {format_difference(drop, score)} at {confidence:.0%} "
+            f"confidence. {selected.first} has the best score on search_val. {certificate.describe(score)}"
+        )
+    reason = (
+        f"The cheapest candidate of the front that is guaranteed to lose at most {format_difference(drop, score)} of "
+        f"{label_column(score.name)} at {confidence:.0%} confidence {_compare_with_teacher(selected.row, info)}; "
+        f"{format_plural(selected.tested, 'candidate')} tested in a fixed sequence."
+    )
+    return replace(_build_pick(table, info, selected.row, reason, bounds), certificate=certificate)
+
+
+def _certify_default(chosen: Row, info: RunInfo) -> tuple[Certificate | None, str]:
+    """Return the certificate of the default selection, or the rule that was applied instead."""
+    if not is_finite(info.max_drop) or not is_finite(info.teacher.score(primary_objectives(info.objectives)[1].name)):
+        return None, ""
+    loss = read_loss(chosen, info) if info.confidence is not None else None
+    if loss is not None:
+        return certify_loss(loss, info.max_drop, info.confidence or 0.0), ""
+    rule = "the observed loss on each validation split counts, and nothing is certified"
+    reason = "pick.confidence is null" if _has_examples(info) else _explain_missing_examples(info)
+    return None, f"{reason}: {rule}"
+
+
+def _has_examples(info: RunInfo) -> bool:
+    return all(info.teacher.examples.get(split) for split in VALIDATION)
+
+
+def _explain_missing_examples(info: RunInfo) -> str:
+    if not _has_examples(info):
+        return "the run is of an earlier version, which stored no scores of single examples"
+    return "no candidate has stored scores of single examples"
 
 
 def _build_pick(
@@ -286,7 +395,51 @@ def _build_pick(
     explained = tuple(_with_objection(neighbour, table, info, reason) for neighbour in neighbours)
     ties = find_ties(front, chosen, info)
     (simulated,) = describe_simulation(own, info.target.precisions)
-    return Pick(str(chosen["id"]), chosen, reason, explained, binding, ties, simulated)
+    loss = read_loss(chosen, info) if info.confidence is not None else None
+    certificate = None if loss is None else certify_loss(loss, None, info.confidence or 0.0)
+    alternatives = tuple(_describe_alternatives(table, info, chosen, bounds))
+    return Pick(
+        str(chosen["id"]), chosen, reason, explained, binding, ties, simulated, certificate, alternatives=alternatives
+    )
+
+
+def _describe_alternatives(table: pd.DataFrame, info: RunInfo, chosen: Row, bounds: Limits) -> Iterable[str]:
+    """Yield a sentence for the baseline without distillation and for each candidate that dominates the selected one."""
+    cost, score = primary_objectives(info.objectives)
+    if not (is_finite(chosen[cost.name]) and is_finite(chosen[score.name])):
+        return
+    rows = select_rankable(table, info.objectives)
+    rows = rows[is_feasible(rows, bounds) & (rows["id"] != chosen["id"])]
+    gain = (numeric_column(rows, score.name) - chosen[score.name]) * (1.0 if score.is_maximized else -1.0)
+    saved = chosen[cost.name] - numeric_column(rows, cost.name)
+    dominating = rows[(gain >= 0) & (saved >= 0) & ((gain > 0) | (saved > 0))]
+    baselines = rows[rows["role"] == BASELINE] if "role" in rows else rows.iloc[:0]
+    for index in range(len(baselines)):
+        row = row_at(baselines, index)
+        label = info.baselines.get(str(row["id"]), "baseline")
+        text = f"{label}: {_describe_row(row, info.objectives)}"
+        is_better = row["id"] in set(dominating["id"])
+        yield f"{text}; {_explain_rejection(row, info)}" if is_better else text
+    others = sort_by_cost(dominating[~dominating["id"].isin(baselines["id"])], info.objectives)
+    for index in range(min(len(others), _MOST_ALTERNATIVES)):
+        row = row_at(others, index)
+        yield (
+            f"{_describe_row(row, info.objectives)} is no more expensive and at least as good on the selection split; "
+            f"{_explain_rejection(row, info)}"
+        )
+
+
+def _explain_rejection(row: Row, info: RunInfo) -> str:
+    """Return why a candidate that dominates the selected one was not selected."""
+    score, drop = primary_objectives(info.objectives)[1], info.max_drop
+    loss = read_loss(row, info) if info.confidence is not None else None
+    if loss is not None and is_finite(drop):
+        bound = loss.upper_bound(info.confidence or 0.0)
+        if bound > drop + SLACK:
+            return f"its loss is certified for {format_difference(bound, score)} only, on both validation splits"
+    elif violations := _drop_violations(row, info):
+        return f"it loses {' and '.join(violations)}"
+    return "it was not selected because another rule was asked for"
 
 
 def _with_objection(neighbour: Neighbour, table: pd.DataFrame, info: RunInfo, reason: str) -> Neighbour:
@@ -294,10 +447,20 @@ def _with_objection(neighbour: Neighbour, table: pd.DataFrame, info: RunInfo, re
     # Only the default selection rejects cheaper candidates because of their loss.
     if neighbour.cost_ratio >= 1 or not reason.startswith(_CHEAPEST):
         return neighbour
-    violations = _drop_violations(_find_row(table, neighbour.id), info)
+    row = _find_row(table, neighbour.id)
+    allowed = format_difference(info.max_drop or 0.0, primary_objectives(info.objectives)[1])
+    loss = read_loss(row, info) if info.confidence is not None else None
+    if loss is not None:
+        score = primary_objectives(info.objectives)[1]
+        bound = loss.upper_bound(info.confidence or 0.0)
+        if bound <= (info.max_drop or 0.0) + SLACK:
+            return neighbour
+        limit = format_difference(bound, score)
+        text = f"{neighbour.text}, but is certified for {limit} of loss only; at most {allowed} are allowed"
+        return replace(neighbour, text=text)
+    violations = _drop_violations(row, info)
     if not violations:
         return neighbour
-    allowed = format_difference(info.max_drop or 0.0, primary_objectives(info.objectives)[1])
     text = f"{neighbour.text}, but loses {' and '.join(violations)}; at most {allowed} are allowed"
     return replace(neighbour, text=text)
 
@@ -352,6 +515,8 @@ def _describe_active_drops(rows: pd.DataFrame, info: RunInfo, chosen: Row) -> li
     drop = info.max_drop
     if not goals or not is_finite(drop) or len(goals) < len(_SPLITS):
         return []
+    if info.confidence is not None and read_loss(chosen, info) is not None:
+        return _describe_active_confidence(rows, info, chosen)
     objectives = info.objectives
     cost, score = primary_objectives(objectives)
     sentences = []
@@ -368,6 +533,25 @@ def _describe_active_drops(rows: pd.DataFrame, info: RunInfo, chosen: Row) -> li
                 f"({format_value(alternative[column], score)} on that split)"
             )
     return sentences
+
+
+def _describe_active_confidence(rows: pd.DataFrame, info: RunInfo, chosen: Row) -> list[str]:
+    """Return a sentence if another candidate would be selected by the observed loss instead of its upper bound."""
+    objectives, drop = info.objectives, info.max_drop or 0.0
+    cost, score = primary_objectives(objectives)
+    near = _rows_within_drop(rows, _teacher_goals(info), drop, score)
+    if not len(near):
+        return []
+    alternative = best_of(near, cost, objectives)
+    loss = read_loss(alternative, info)
+    if loss is None or alternative[cost.name] >= chosen[cost.name]:
+        return []
+    confidence = info.confidence or 0.0
+    return [
+        f"{confidence:.0%} confidence; by the observed loss, {_describe_row(alternative, objectives)} would be chosen "
+        f"(observed {describe_loss(loss.observed, score)}, certified "
+        f"{format_difference(loss.upper_bound(confidence), score)})"
+    ]
 
 
 def _rows_within_drop(
@@ -425,6 +609,27 @@ def _check_limits(most: Mapping[str, float], least: Mapping[str, float]) -> dict
     return limits
 
 
+def _refuse_reversed_limits(limits: Limits, info: RunInfo) -> None:
+    """Check that no limit excludes the better values of an objective: the result would be the worst candidate.
+
+    Raises:
+        UsageError: A limit has the wrong direction; the message names the right one.
+    """
+    for name, bounds in limits.items():
+        objective = info.measured.get(name)
+        # Two bounds are a range, which is meant.
+        if objective is None or len(bounds) != 1:
+            continue
+        ((bound, value),) = bounds.items()
+        right = "min" if objective.is_maximized else "max"
+        if bound != right:
+            better, number = ("larger" if objective.is_maximized else "smaller"), _format_number(value)
+            raise UsageError(
+                f"{bound} {name}={number} excludes the best candidates, because a {better} {label_column(name)} is "
+                f"better; did you mean {right} {name}={number} (--{right} {name}={number})? A range needs both bounds"
+            )
+
+
 def _merge_limits(declared: Limits, given: Limits) -> dict[str, dict[str, float]]:
     names = dict.fromkeys([*declared, *given])
     return {name: {**declared.get(name, {}), **given.get(name, {})} for name in names}
@@ -463,6 +668,9 @@ def _select_default(rows: pd.DataFrame, info: RunInfo, knee: bool) -> tuple[Row,
     goal = info.teacher.score(score.name)
     drop = info.max_drop
     if not knee and is_finite(goal) and is_finite(drop):
+        certified = None if info.confidence is None else select_certified(rows, info, drop, info.confidence)
+        if certified is not None:
+            return certified[0], _describe_certified(*certified, info)
         near = _rows_within_drop(rows, _teacher_goals(info), drop, score)
         within = f"within {format_difference(drop, score)} of the teacher's {label_column(score.name)}"
         if len(_teacher_goals(info)) > 1 and f"{score.name}_search" in rows:
@@ -480,6 +688,23 @@ def _select_default(rows: pd.DataFrame, info: RunInfo, knee: bool) -> tuple[Row,
     name = find_knee(pareto_front(rows, objectives), objectives)
     reason = "The knee of the front: the point farthest from the line between the front's two ends."
     return _find_row(rows, name), reason
+
+
+def _describe_certified(chosen: Row, loss: PairedLoss, info: RunInfo) -> str:
+    """Return the reason of the default selection with a confidence."""
+    score = primary_objectives(info.objectives)[1]
+    drop, confidence = info.max_drop or 0.0, info.confidence or 0.0
+    promise = (
+        f"certified to lose at most {format_difference(drop, score)} of {label_column(score.name)} against the "
+        f"teacher, at {confidence:.0%} confidence"
+    )
+    bound = loss.upper_bound(confidence)
+    if bound <= drop + SLACK:
+        return f"{_CHEAPEST} {promise} {_compare_with_teacher(chosen, info)}."
+    return (
+        f"No candidate is {promise}: this one has the smallest certified loss, {format_difference(bound, score)} "
+        f"{_compare_with_teacher(chosen, info)}."
+    )
 
 
 def _describe_best(record: ObjectiveSpec) -> str:

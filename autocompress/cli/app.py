@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -258,6 +259,13 @@ def pick(
     simulated: Annotated[
         bool, typer.Option("--simulated", help="Allow candidates without kernels on the target of the run.")
     ] = False,
+    guarantee: Annotated[
+        float | None,
+        typer.Option(metavar="CONFIDENCE", help="Choose the cheapest one that is certified, all tests together."),
+    ] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(metavar="LOSS", help="Allowed loss, such as 0.01 or 1%; by default that of the space.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the candidate's row as JSON.")] = False,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -267,12 +275,22 @@ def pick(
 
     front = api.load(run, runs)
     limits = {"max": parse_limits(most, "--max"), "min": parse_limits(least, "--min")}
-    chosen = front.pick(**limits, prefer=prefer, knee=knee, candidate=candidate, simulated=simulated)
+    drop = None if max_drop is None else parse_limits([f"max_drop={max_drop}"], "--max")["max_drop"]
+    chosen = front.pick(
+        **limits,
+        prefer=prefer,
+        knee=knee,
+        candidate=candidate,
+        simulated=simulated,
+        guarantee=guarantee,
+        max_drop=drop,
+    )
     if as_json:
         # NaN, which JSON does not have, differs from itself.
         row = {key: value for key, value in chosen.row.items() if key != "details" and value == value}
         row["config"] = json.loads(row["config"])
-        print(json.dumps({"id": chosen.id, "reason": chosen.reason, "row": row}))
+        certificate = None if chosen.certificate is None else asdict(chosen.certificate)
+        print(json.dumps({"id": chosen.id, "reason": chosen.reason, "certificate": certificate, "row": row}))
         return
     rows = front.candidates[front.candidates["id"] == chosen.id]
     make_console().print(front_table(rows, front.info.objectives, chosen.id))

@@ -79,6 +79,8 @@ def print_dry_run(spec: str, overrides: Sequence[str]) -> None:
         print(f"  distill.transfer: {describe_transfer(resolved.distill.transfer)}")
     if search.mode == "amortized":
         print(f"  {len(plan.space.compression_grid())} candidates are made from each trial")
+    for notice in plan.notices:
+        print(f"notice: {notice}")
     minutes = "" if search.minutes is None else f", {search.minutes:g} minutes"
     print(f"budget: {search.trials} trials{minutes}; objectives: {', '.join(resolved.objectives)}")
 

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from autocompress.analysis.certification import describe_test_loss, estimate_interval
 from autocompress.analysis.confirmation import summarize_repeats
 from autocompress.analysis.latency import NAME as LATENCY
 from autocompress.analysis.pareto import numeric_column, primary_objectives, sort_by_cost
@@ -26,6 +27,7 @@ from autocompress.cli.terminal import make_console, progress_console
 from autocompress.core.formatting import format_count, format_plural, format_value, label_column
 from autocompress.core.run_info import ObjectiveSpec, read_processor_name
 from autocompress.errors import NoCandidateError
+from autocompress.report.figure_data import format_with_interval
 from autocompress.report.live import ENDED, LiveServer
 from autocompress.report.uncertainty import describe_ties, repeats_content
 from autocompress.store.run_store import RunStore
@@ -51,7 +53,7 @@ def front_table(candidates: pd.DataFrame, objectives: Sequence[ObjectiveSpec], m
     test_column = f"{score.name}_test"
     has_test = test_column in candidates
     if has_test:
-        table.add_column("on test", justify="right")
+        table.add_column("on test", justify="right", no_wrap=True)
     table.add_column("student")
     table.add_column("distilled")
     table.add_column("pruned", justify="right")
@@ -59,7 +61,9 @@ def front_table(candidates: pd.DataFrame, objectives: Sequence[ObjectiveSpec], m
     for _, row in candidates.iterrows():
         scores = [format_value(row[objective.name], objective) for objective in objectives]
         if has_test:
-            scores.append(format_value(row[test_column], score))
+            scores.append(
+                format_with_interval(row[test_column], estimate_interval({"details": row.get("details")}), score)
+            )
         # On a narrow terminal these two are shortened: rows on several lines would hide the front.
         student, distillation, *compression = _hyperparameter_cells(row.to_dict())
         texts = [Text(words, no_wrap=True, overflow="ellipsis") for words in (student, distillation)]
@@ -131,10 +135,18 @@ _STATE_COLOURS = {"ok": "green", "warning": "yellow", "broken": "bold red"}
 def print_pick(pick: Pick, front: Front) -> None:
     """Print a candidate with the reason, active constraints, neighbours, ties and simulated operations."""
     print(f"{pick.id}: {pick.reason}")
+    if pick.certificate is not None:
+        print(f"  {pick.certificate.describe(primary_objectives(front.info.objectives)[1])}")
+    if pick.rule:
+        print(f"  not certified: {pick.rule}")
+    if tested := describe_test_loss(pick.row, front.info):
+        print(f"  on the test split: {tested.replace(' on test', '')}")
     for constraint in pick.binding:
         print(f"  active constraint: {constraint}")
     for neighbour in pick.neighbours:
         print(f"  {neighbour.kind}: {neighbour.text}")
+    for alternative in pick.alternatives:
+        print(f"  alternative: {alternative}")
     if pick.ties is not None:
         text = describe_ties(pick, pick.ties, front.to_pandas(), front.info).removesuffix(".")
         print(f"  tied: {text} ({pick.ties.method})")

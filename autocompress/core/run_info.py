@@ -91,11 +91,14 @@ class TeacherInfo:
         scores: Split name to metric name to value, as for a candidate.
         costs: Cost name to value.
         config: Config of its model (``student``) and its training (``fit``).
+        examples: Split name to the packed scores of its examples in the first score of the objectives; empty in runs of
+            earlier versions.
     """
 
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
     config: Mapping[str, JsonValue] = field(default_factory=dict)
+    examples: Mapping[str, str] = field(default_factory=dict)
 
     def score(self, name: str, split: str = "select_val") -> float | None:
         """Return one score on one split; None if it was not measured."""
@@ -107,6 +110,7 @@ class TeacherInfo:
             "scores": {split: dict(values) for split, values in self.scores.items()},
             "costs": dict(self.costs),
             "config": dict(self.config),
+            "examples": dict(self.examples),
         }
         return {name: value for name, value in entries.items() if value}
 
@@ -254,6 +258,8 @@ class RunInfo:
         all_objectives: Every score and cost that was measured, without bounds.
         limits: Limits of the search.
         max_drop: Largest loss in the first score, against the teacher, that the recommended candidate may have.
+        confidence: Confidence at which the loss of the recommended candidate is certified; None if its observed loss
+            counts, as in runs of earlier versions.
         splits: Split name to its number of examples.
         environment: Machine and software.
         seconds: Seconds of search so far, over all sessions; None before the first session ended.
@@ -285,6 +291,7 @@ class RunInfo:
     all_objectives: tuple[ObjectiveSpec, ...] = ()
     limits: Limits = field(default_factory=dict)
     max_drop: float | None = None
+    confidence: float | None = None
     splits: Mapping[str, int] = field(default_factory=dict)
     environment: EnvironmentInfo = field(default_factory=EnvironmentInfo)
     seconds: float | None = None
@@ -335,10 +342,10 @@ class RunInfo:
             objectives = values.get(name)
             if isinstance(objectives, list):
                 values[name] = [_with_bounds(objective) for objective in objectives]
-        # The entry is an object, of which only max_drop has a field.
+        # The entry is an object, whose keys have fields of their own.
         pick = entries.get("pick")
         if isinstance(pick, dict):
-            values["max_drop"] = pick.get("max_drop")
+            values |= {name: pick.get(name) for name in _PICK}
         return _run_info_adapter().validate_python({**values, "other": other})
 
     def to_json(self) -> dict[str, JsonValue]:
@@ -362,7 +369,7 @@ class RunInfo:
             "objectives": [objective.to_json() for objective in self.objectives],
             "all_objectives": [objective.to_json() for objective in self.all_objectives],
             "limits": {name: dict(bounds) for name, bounds in self.limits.items()},
-            "pick": {} if self.max_drop is None else {"max_drop": self.max_drop},
+            "pick": {name: value for name in _PICK if (value := getattr(self, name)) is not None},
             "splits": dict(self.splits),
             "environment": self.environment.to_json(),
             "seconds": self.seconds,
@@ -390,8 +397,10 @@ class RunInfo:
         return {**stored, **self.other}
 
 
-#: Entries that have a field of the same name; ``pick`` holds ``max_drop``.
-_ENTRIES = {entry.name for entry in fields(RunInfo)} - {"max_drop", "other"}
+#: Fields that the entry ``pick`` holds.
+_PICK = ("max_drop", "confidence")
+#: Entries that have a field of the same name.
+_ENTRIES = {entry.name for entry in fields(RunInfo)} - {*_PICK, "other"}
 
 
 @cache

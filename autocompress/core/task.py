@@ -164,6 +164,15 @@ class Task(Protocol):
         """Return the five splits; the same seed gives the same ones."""
         ...
 
+    @property
+    def has_distinct_inputs(self) -> bool:
+        """Whether different examples have different inputs, so that equal inputs are duplicates."""
+        ...
+
+    def resampling_groups(self, split: Split) -> Tensor | None:
+        """Return the group of each example, ``[N]``, where examples of a group are not independent; else None."""
+        ...
+
     def view(self, split: Split, index: int) -> Split:
         """Return augmented view ``index`` of a split; view 0 is the split itself.
 

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -18,11 +18,13 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from autocompress.analysis.certification import list_promise_notices
 from autocompress.analysis.pareto import full_fidelity, pareto_front, primary_objectives
 from autocompress.analysis.selection import select_candidate
 from autocompress.backends.base import Backend, TrialLimits
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.duplicates import remove_duplicates
 from autocompress.core.heads import as_head
 from autocompress.core.latency_model import LATENCY, LatencyModel
 from autocompress.core.records import Candidate, CompressionRecipe, Job, Role
@@ -59,7 +61,14 @@ from autocompress.targets import make_target
 from autocompress.training.device import available_device, require_device
 from autocompress.training.optimizers import fit_config
 from autocompress.trial.pipeline import Setup, reproducible_torch
-from autocompress.trial.runner import TrialRunner, cpu_capability, estimate_costs, score_test_split, teacher_record
+from autocompress.trial.runner import (
+    SplitScores,
+    TrialRunner,
+    cpu_capability,
+    estimate_costs,
+    score_test_split,
+    teacher_record,
+)
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 
 logger = logging.getLogger(__name__)
@@ -147,13 +156,14 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
         raise source.make_error(("task", task_name), f"{task_name} does not take these options ({error})") from None
     for name in spec.objectives:
         _check_objective(source, ("objectives", name), name, task)
+        _check_bounds(source, name)
     for name in spec.limits:
         _check_objective(source, ("limits", name), name, task)
     if len({get_objective(name).kind for name in spec.objectives}) != 2:
         message = "name at least one score (such as accuracy) and one cost (such as bytes)"
         raise source.make_error(("objectives",), message)
     check_attacks(source, space, task)
-    splits = task.splits(spec.split_seed)
+    splits, leaks = _load_splits(source, task)
     student, fit = task.teacher()
     if spec.teacher.student is not None:
         student = Part.from_json(spec.teacher.student)
@@ -179,10 +189,13 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
         spec.search.training_device,
         target.precisions,
         latency,
+        primary=next(name for name in spec.objectives if get_objective(name).kind == "score"),
+        is_distinct=True,
     )
     objectives = tuple(_objective_spec(name) for name in spec.objectives)
     space, unsafe = remove_unsafe_methods(space, task, splits)
-    notices = tuple(filter(None, (*task.notices, remark, *narrowed, *unsafe)))
+    promises = _list_promise_notices(source, task, splits, objectives)
+    notices = tuple(filter(None, (*task.notices, remark, *leaks, *narrowed, *unsafe, *promises)))
     return Plan(source, space, task, splits, setup, objectives, backend, target, notices)
 
 
@@ -210,6 +223,30 @@ def _calibrate_latency(source: Source, target: TargetInfo) -> LatencyModel | Non
         return calibrate(make_target(target.name, target.options), target)
     except AutocompressError as error:
         raise source.make_error(("target",), str(error)) from None
+
+
+def _load_splits(source: Source, task: Task) -> tuple[Splits, tuple[str, ...]]:
+    """Return the splits without duplicates across them, and a notice on those that were removed."""
+    splits = task.splits(source.spec.split_seed)
+    if not task.has_distinct_inputs:
+        return splits, ()
+    try:
+        distinct = remove_duplicates(splits)
+    except UsageError as error:
+        raise source.make_error(("task",), str(error)) from None
+    return distinct.splits, distinct.notices
+
+
+def _list_promise_notices(
+    source: Source, task: Task, splits: Splits, objectives: Sequence[ObjectiveSpec]
+) -> tuple[str, ...]:
+    """Return what the validation splits cannot prove about any candidate, before the search spends its time."""
+    examples = 0
+    for split in (splits.search_val, splits.select_val):
+        groups = task.resampling_groups(split)
+        examples += len(split) if groups is None else len(groups.unique())
+    pick = source.spec.pick
+    return list_promise_notices(primary_objectives(objectives)[1], examples, pick.max_drop, pick.confidence)
 
 
 def run_search(
@@ -273,6 +310,23 @@ def _check_objective(source: Source, key: tuple[str, ...], name: str, task: Task
         raise source.make_error(key, str(error)) from None
 
 
+def _check_bounds(source: Source, name: str) -> None:
+    """Check that the declared ideal of an objective is better than its reference: hypervolume steers the search."""
+    bounds, objective = source.spec.objectives[name], get_objective(name)
+    if bounds is None:
+        return
+    reference, ideal = bounds
+    if (ideal <= reference) if objective.direction == "maximize" else (ideal >= reference):
+        raise source.make_error(
+            ("objectives", name),
+            f"[reference, ideal] is [{reference:g}, {ideal:g}], but {name} is to {objective.direction}: the ideal must "
+            f"be the better value, as in [{ideal:g}, {reference:g}]",
+        )
+    if objective.kind == "cost" and ideal <= 0:
+        message = f"the ideal of a cost is above 0, because costs have a logarithmic scale, got {ideal:g}"
+        raise source.make_error(("objectives", name), message)
+
+
 def _objective_spec(name: str) -> ObjectiveSpec:
     objective = get_objective(name)
     return ObjectiveSpec(objective.name, objective.direction, objective.unit, objective.kind)
@@ -323,11 +377,14 @@ def _describe_run(plan: Plan, store: RunStore, teacher: Teacher) -> None:
     measured = teacher_record(plan.setup)
     # A resumed run whose search had ended knows the teacher's score on the test split already.
     tested = {split: scores for split, scores in info.teacher.scores.items() if split == "test"}
+    examples = {split: text for split, text in info.teacher.examples.items() if split == "test"}
     student, fit = recipe.student, recipe.fit
     config: dict[str, JsonValue] = {"student": {student.name: {**student.values}}, "fit": {fit.name: {**fit.values}}}
     if recipe.transfer is not None:
         config["transfer"] = recipe.transfer.to_json()
-    teacher_info = TeacherInfo({**measured["scores"], **tested}, measured["costs"], config)
+    teacher_info = TeacherInfo(
+        {**measured["scores"], **tested}, measured["costs"], config, {**measured["examples"], **examples}
+    )
     environment = _describe_environment(plan)
     store.update_run_info(
         replace(
@@ -347,6 +404,7 @@ def _describe_run(plan: Plan, store: RunStore, teacher: Teacher) -> None:
             all_objectives=tuple(_objective_spec(name) for name in (*plan.setup.scores, *plan.setup.costs)),
             limits={name: limit.model_dump(exclude_none=True) for name, limit in spec.limits.items()},
             max_drop=spec.pick.max_drop,
+            confidence=spec.pick.confidence,
             splits={name: len(split) for name, split in plan.splits.items()},
             environment=environment,
             target=plan.target,
@@ -521,23 +579,34 @@ def finish_run(setup: Setup, minutes: float | None, store: RunStore) -> None:
     except NoCandidateError:
         recommended = ""
     baselines = _train_baseline(setup, minutes, store, [recommended, *reversed(front)] if recommended else [])
+    if baselines:
+        # Where the student without distillation is as good, it is the recommended one.
+        recommended = select_candidate(store.candidate_table(), replace(info, baselines=baselines)).id
     models = {}
     for identity in dict.fromkeys([*front, *filter(None, [recommended]), *baselines]):
         candidate = store.read_candidate(identity)
         models[identity] = (candidate, store.checkpoint_path(candidate.checkpoint).read_bytes())
     scores, teacher = score_test_split(models, setup)
-    store.add_scores({identity: {"test": values} for identity, values in scores.items()})
+    store.add_scores(
+        {identity: {"test": tested.scores} for identity, tested in scores.items()},
+        {identity: {"test": tested.examples} for identity, tested in scores.items() if tested.examples},
+    )
     store.update_run_info(
         replace(
             info,
-            teacher=replace(info.teacher, scores={**info.teacher.scores, "test": teacher}),
+            teacher=_with_test_scores(info.teacher, teacher),
             front=tuple(front),
             recommended=recommended,
             baselines=baselines,
             test_reads=info.test_reads + 1,
-            notices=tuple(dict.fromkeys([*info.notices, *detect_validation_leak(store, teacher)])),
+            notices=tuple(dict.fromkeys([*info.notices, *detect_validation_leak(store, teacher.scores)])),
         )
     )
+
+
+def _with_test_scores(teacher: TeacherInfo, tested: SplitScores) -> TeacherInfo:
+    examples = {**teacher.examples, "test": tested.examples} if tested.examples else teacher.examples
+    return replace(teacher, scores={**teacher.scores, "test": tested.scores}, examples=examples)
 
 
 def detect_validation_leak(store: RunStore, test: Mapping[str, float]) -> list[str]:

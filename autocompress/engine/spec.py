@@ -16,12 +16,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     JsonValue,
     SerializerFunctionWrapHandler,
     ValidationError,
     WithJsonSchema,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from autocompress.core.formatting import parse_bytes
@@ -270,19 +272,28 @@ class Limit(_Section):
         max: Upper bound in the unit of the objective; ``None`` for no bound.
     """
 
-    min: float | None = None
-    max: float | None = None
+    min: FiniteFloat | None = None
+    max: FiniteFloat | None = None
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "Limit":
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"no value is at least {self.min:g} and at most {self.max:g}; exchange min and max")
+        return self
 
 
 class PickSection(_Section):
     """Settings of the recommendation.
 
     Attributes:
-        max_drop: Allowed loss against the teacher in the first score, on ``select_val`` and on ``search_val``; a
-            fraction for an accuracy, so that 0.01 is a point.
+        max_drop: Allowed loss against the teacher in the first score; a fraction for an accuracy, so that 0.01 is a
+            point.
+        confidence: Confidence at which the examples of ``search_val`` and ``select_val`` must certify that the loss is
+            at most ``max_drop``; ``null`` for the observed loss on both splits, which certifies nothing.
     """
 
     max_drop: float = Field(0.01, ge=0)
+    confidence: float | None = Field(0.9, gt=0.5, lt=1)
 
 
 def _expand_objectives(value: object) -> object:
@@ -327,7 +338,7 @@ class Spec(_Section):
     fit: Methods = {"adamw": {}}
     prune: Methods = {"none": {}}
     quantize: Methods = {"none": {}}
-    objectives: Annotated[dict[str, tuple[float, float] | None], BeforeValidator(_expand_objectives)] = {
+    objectives: Annotated[dict[str, tuple[FiniteFloat, FiniteFloat] | None], BeforeValidator(_expand_objectives)] = {
         "accuracy": None,
         "effective_flops": None,
     }
@@ -353,6 +364,8 @@ class Spec(_Section):
         # Specs of earlier versions have no target: their runs can be resumed.
         if self.target == {"none": {}}:
             del data["target"]
+        # It decides the recommendation, and no result of the search.
+        del data["pick"]["confidence"]
         budget = ("trials", "minutes", "trial_minutes", "memory")
         for field in (*budget, "workers", "backend", "resources", "device", "address"):
             del data["search"][field]

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autocompress.analysis.certification import SUFFIXES, certify_loss, describe_test_loss, read_loss
+from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.heads import as_head
 from autocompress.core.preprocessing import RawExample, describe_preprocessing
 from autocompress.core.records import Candidate, CompressionRecipe, Job
-from autocompress.core.run_info import TargetInfo
+from autocompress.core.run_info import RunInfo, TargetInfo
 from autocompress.core.task import Logits, Split, Targets
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, export_graph, write_artifact
@@ -152,7 +154,7 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
     _compare_scores(pipeline, rebuilt, candidate)
     deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt, info.target)
     card = _build_card(candidate, pipeline, deployable, info.name, info.command)
-    return RebuiltRun(pipeline, rebuilt, deployable, card, setup.split_seed)
+    return RebuiltRun(pipeline, rebuilt, deployable, {**card, **build_promise(candidate, info)}, setup.split_seed)
 
 
 def _build_deployable(
@@ -243,6 +245,24 @@ def _list_examples(run: RebuiltRun, split: Split) -> Sequence[RawExample]:
     if len(arrays) == 1:
         return list(arrays[0])
     return [dict(zip(input_names(len(arrays)), values, strict=True)) for values in zip(*arrays, strict=True)]
+
+
+def build_promise(candidate: Candidate, info: RunInfo) -> Card:
+    """Return the section of the card with the certified loss and the loss on test; empty without stored examples."""
+    if not info.objectives:
+        return {}
+    cost, score = primary_objectives(info.objectives)
+    columns = {f"{score.name}{SUFFIXES[split]}": values.get(score.name) for split, values in candidate.scores.items()}
+    row = {**columns, cost.name: candidate.costs.get(cost.name), "details": candidate.details}
+    loss, confidence = read_loss(row, info), info.confidence
+    sentences = []
+    if loss is not None and confidence is not None:
+        # Only the recommended candidate was selected for the promised loss.
+        promised = info.max_drop if candidate.id == info.recommended else None
+        sentences.append(certify_loss(loss, promised, confidence).describe(score))
+    if tested := describe_test_loss(row, info):
+        sentences.append(f"Against the teacher, it {tested}.")
+    return {"promise": sentences} if sentences else {}
 
 
 def _build_card(candidate: Candidate, pipeline: TrialPipeline, deployable: Deployable, name: str, command: str) -> Card:

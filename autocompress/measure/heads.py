@@ -210,7 +210,7 @@ def resample_score(subject: Subject, name: str, draws: int = DRAWS) -> list[floa
     for _ in range(draws):
         rows = torch.from_numpy(generator.integers(0, size, size))
         # Six digits are finer than the resolution of any split.
-        replicates.append(round(float(score.measure(_select_examples(subject, rows))), 6))
+        replicates.append(round(float(score.measure(select_examples(subject, rows))), 6))
     return replicates
 
 
@@ -254,9 +254,11 @@ def describe_classes(subject: Subject, name: str) -> list[dict[str, float]]:
     return rows
 
 
-def _select_examples(subject: Subject, rows: Tensor) -> Subject:
+def select_examples(subject: Subject, rows: Tensor) -> Subject:
+    """Return the subject with the examples of some rows only; a row may occur several times."""
     return replace(
         subject,
+        groups=None if subject.groups is None else subject.groups[rows],
         logits={head: values[rows] for head, values in subject.logits.items()},
         targets={head: values[rows] for head, values in subject.targets.items()},
         teacher_logits={head: values[rows] for head, values in subject.teacher_logits.items()},

@@ -32,6 +32,8 @@ class Subject:
         heads: Heads of the task; a head that is missing here has one class index per example.
         labels: Names of the classes, ``{head: [C]}``; scores of entities read them.
         latency: Latency model of the target; ``None`` where none was calibrated.
+        groups: Number of the group of each example, ``[N]``, where examples of a group are not independent, such as
+            the ratings of one user; ``None`` where all examples are independent.
     """
 
     logits: Mapping[str, Tensor] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class Subject:
     heads: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     latency: LatencyModel | None = None
+    groups: Tensor | None = None
 
     def head(self, name: str) -> Head:
         """Return a head with its kind."""

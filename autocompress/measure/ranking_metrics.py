@@ -128,10 +128,14 @@ def _is_finite(logits: Tensor, targets: Tensor) -> bool:
     return not math.isnan(quality.accuracy(logits, targets))
 
 
-def _mean_gain(logits: Tensor, targets: Tensor, gains: Tensor) -> float:
-    """Return the mean gain of the true candidate's rank, ``gains[rank - 1]``, over all orders of tied candidates."""
-    if not _is_finite(logits, targets):
-        return math.nan
+def gain_of_examples(logits: Tensor, targets: Tensor, gains: Tensor) -> Tensor:
+    """Return the gain of the true candidate's rank of each example, ``[N]``, a mean over all orders of tied candidates.
+
+    Args:
+        logits: Score of each candidate, ``[N, K]``.
+        targets: Index of the true candidate, ``[N]``.
+        gains: Gain of each rank, from the first.
+    """
     own = logits.gather(1, targets[:, None])
     above = (logits > own).sum(1)
     tied = (logits == own).sum(1)
@@ -139,4 +143,8 @@ def _mean_gain(logits: Tensor, targets: Tensor, gains: Tensor) -> float:
     # Ranks beyond the list gain nothing, so its end bounds the first and the last rank that tied candidates share.
     last = len(gains)
     reached = sums[(above + tied).clamp(max=last)] - sums[above.clamp(max=last)]
-    return float((reached / tied).mean())
+    return reached / tied
+
+
+def _mean_gain(logits: Tensor, targets: Tensor, gains: Tensor) -> float:
+    return float(gain_of_examples(logits, targets, gains).mean()) if _is_finite(logits, targets) else math.nan

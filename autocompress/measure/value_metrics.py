@@ -86,6 +86,12 @@ def score_values(subject: Subject, score: ValueScore) -> float:
     return fmean(_score_columns(*_select_values(subject, name), score) for name in names)
 
 
+def squared_errors(subject: Subject, name: str) -> Tensor:
+    """Return the squared error of each example of a head, the mean over its values, ``[N]`` in double precision."""
+    predicted, true = _select_values(subject, name)
+    return (predicted - true).square().mean(1)
+
+
 def _select_values(subject: Subject, name: str) -> tuple[Tensor, Tensor]:
     """Return predicted and true values of a head, ``[N, D]`` in double precision; NaN where no value is described."""
     head, outputs, targets = subject.head(name), subject.logits[name], subject.head_targets(name)

@@ -11,7 +11,13 @@ from autocompress.analysis.pareto import numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import DASH, compare_costs, format_value, is_finite, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
-from autocompress.report.figure_data import GROUPS, describe_simulation, join_methods, method_texts
+from autocompress.report.figure_data import (
+    GROUPS,
+    describe_simulation,
+    describe_test_scores,
+    join_methods,
+    method_texts,
+)
 from autocompress.report.summary import pick_latency, split_scores
 
 MAX_ROWS = 40
@@ -99,9 +105,14 @@ def pick_card(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo, pic
     measured = records(info)
     teacher = info.teacher
     best = teacher.score(score.name)
-    tiles = [
-        (label_column(score.name), format_value(picked.row[score.name], score), f"teacher {format_value(best, score)}")
-    ]
+    tested = is_finite(picked.row.get(f"{score.name}_test"))
+    if tested:
+        # The test score is not biased by the selection.
+        shown, best = picked.row[f"{score.name}_test"], teacher.score(score.name, "test")
+    else:
+        shown = picked.row[score.name]
+    name = f"{label_column(score.name)} on {'test' if tested else 'select_val'}"
+    tiles = [(name, format_value(shown, score), f"teacher {format_value(best, score)}")]
     # The declared cost may be one of the standard tiles: show it once.
     for name in dict.fromkeys([cost.name, *_TILES]):
         teacher_cost = teacher.costs.get(name)
@@ -122,11 +133,20 @@ def pick_card(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo, pic
     return {
         **build_cards(candidates[candidates["id"] == picked.id], candidates, trials, info)[0],
         "reason": picked.reason,
+        "certificate": describe_certificate(picked, score),
         "tiles": tiles[:4],
         "latency": pick_latency(picked.row, info),
         "binding": list(picked.binding),
+        "alternatives": list(picked.alternatives),
         "neighbours": [{"kind": near.kind, "id": near.id, "text": near.text} for near in picked.neighbours],
     }
+
+
+def describe_certificate(picked: Pick, score: ObjectiveSpec) -> str:
+    """Return what is promised and certified of the recommended candidate, or why nothing is."""
+    if picked.certificate is not None:
+        return picked.certificate.describe(score)
+    return f"Nothing is certified: {picked.rule}." if picked.rule else ""
 
 
 def build_cards(
@@ -188,6 +208,8 @@ def table_rows(
         [format_value(value, record) for value in numeric_column(candidates, name)]
         for name, record in _numeric_columns(candidates, info)
     ]
+    if _has_test_scores(candidates, info):
+        columns.insert(1, [text or DASH for text in describe_test_scores(candidates, info)])
     recipe, notes = method_texts(candidates), describe_simulation(candidates, info.target.precisions)
     rows: list[dict[str, object]] = []
     for index, (identity, group) in enumerate(zip(candidates["id"], groups, strict=True)):
@@ -211,12 +233,19 @@ def table_columns(candidates: pd.DataFrame, info: RunInfo) -> list[dict[str, str
         {"name": name, "label": label_column(name), "kind": record.kind}
         for name, record in _numeric_columns(candidates, info)
     ]
+    if _has_test_scores(candidates, info):
+        score = primary_objectives(info.objectives)[1].name
+        numeric.insert(1, {"name": f"{score}_test", "label": "on test [95% interval]", "kind": "score"})
     texts = [("student", "student"), ("distill", "distillation"), ("prune", "pruning"), ("quantize", "quantization")]
     return [
         {"name": "id", "label": "candidate", "kind": "id"},
         *numeric,
         *({"name": name, "label": words, "kind": "recipe"} for name, words in texts),
     ]
+
+
+def _has_test_scores(candidates: pd.DataFrame, info: RunInfo) -> bool:
+    return f"{primary_objectives(info.objectives)[1].name}_test" in candidates
 
 
 def as_yaml(config: object) -> str:

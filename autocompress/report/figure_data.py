@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from autocompress.analysis.certification import estimate_interval
 from autocompress.analysis.confirmation import ConfirmedCandidate
 from autocompress.analysis.latency import (
     FIRST_KNOBS,
@@ -220,7 +221,13 @@ def front_data(
     marks["again"] = _repeat_marks(repeated, candidates, names, scores[0])
     chosen = take_candidate(picked.id if picked else None)
     # The pick must hold on both validation splits, so it may be dominated on the split that the plot shows.
-    hover_of_pick = [line.replace(f"</b> {GROUPS['dominated']}", "</b> the pick", 1) for line in chosen.hover]
+    # The student without distillation may be the pick, too.
+    hover_of_pick = [
+        line.replace(f"</b> {GROUPS['dominated']}", "</b> the pick", 1).replace(
+            f"</b> {GROUPS['baseline']}", "</b> the pick", 1
+        )
+        for line in chosen.hover
+    ]
     labels_of_pick = [f"<b>pick</b> {escape_text(name)}" for name in chosen.ids]
     marks["pick"] = replace(chosen, labels=labels_of_pick, hover=hover_of_pick)
     return FrontData(marks, costs, scores, _score_window(marks, scores[0]))
@@ -343,6 +350,36 @@ def _repeat_marks(
     return Marks([candidate.id for candidate in shown], values, hover, bounds=ends)
 
 
+def format_with_interval(value: object, ends: tuple[float, float] | None, score: ObjectiveSpec) -> str:
+    """Return a score with its interval where there is one.
+
+    Example:
+        >>> format_with_interval(0.974, (0.96, 0.98), ObjectiveSpec("accuracy", "maximize"))
+        '97.4% [96.0%, 98.0%]'
+    """
+    text = format_value(value, score)
+    if ends is None or not is_finite(value):
+        return text
+    return f"{text} [{', '.join(format_value(end, score) for end in ends)}]"
+
+
+def describe_test_scores(candidates: pd.DataFrame, info: RunInfo) -> list[str]:
+    """Return the first score on the test split with its 95% interval for each row; empty where it was not read."""
+    score = primary_objectives(info.objectives)[1]
+    column = f"{score.name}_test"
+    if column not in candidates:
+        return [""] * len(candidates)
+    details = candidates.get("details", pd.Series([None] * len(candidates)))
+    texts = []
+    for value, stored in zip(candidates[column], details, strict=True):
+        text = format_value(value, score) if is_finite(value) else ""
+        ends = estimate_interval({"details": stored}) if text else None
+        texts.append(
+            text if ends is None else f"{text} [{format_value(ends[0], score)}, {format_value(ends[1], score)}]"
+        )
+    return texts
+
+
 def _tooltips(candidates: pd.DataFrame, groups: "pd.Series[str]", info: RunInfo) -> list[str]:
     """Return a tooltip of eight lines per candidate: group, scores, costs and hyperparameters."""
     cost, score = primary_objectives(info.objectives)
@@ -354,6 +391,7 @@ def _tooltips(candidates: pd.DataFrame, groups: "pd.Series[str]", info: RunInfo)
     searched = candidates.get(f"{score.name}_search", pd.Series(np.nan, index=candidates.index)).tolist()
     costs, scores = numeric_column(candidates, cost.name).tolist(), numeric_column(candidates, score.name).tolist()
     notes = describe_simulation(candidates, info.target.precisions)
+    tests = describe_test_scores(candidates, info)
     hovers = []
     for row, (name, group) in enumerate(zip(candidates["id"], groups, strict=True)):
         against = (
@@ -364,7 +402,7 @@ def _tooltips(candidates: pd.DataFrame, groups: "pd.Series[str]", info: RunInfo)
         lines = [
             f"<b>{escape_text(name)}</b> {GROUPS[group]}",
             f"{label_column(score.name)} {format_value(scores[row], score)} "
-            f"(search_val {format_value(searched[row], score)})",
+            f"(search_val {format_value(searched[row], score)}{', test ' + tests[row] if tests[row] else ''})",
             f"{format_value(costs[row], cost)}{against}",
             ", ".join(f"{format_value(column[row], record)} {_unit_noun(record)}".strip() for record, column in sizes),
             *(

@@ -8,22 +8,25 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from autocompress.analysis.certification import describe_loss, describe_test_loss, estimate_interval
+from autocompress.analysis.correction import estimate_corrected_loss
 from autocompress.analysis.latency import NAME as LATENCY_MS, RECORD, TEACHER, describe_simulation
 from autocompress.analysis.pareto import primary_objectives
-from autocompress.analysis.selection import Pick
+from autocompress.analysis.selection import Pick, select_rankable
 from autocompress.core.formatting import (
     compare_costs,
     format_difference,
     format_duration,
+    format_factor,
     format_plural,
     format_value,
     is_finite,
     label_column,
 )
-from autocompress.core.run_info import LatencyInfo, ObjectiveSpec, ReferenceRun, RunInfo
+from autocompress.core.run_info import LatencyInfo, ReferenceRun, RunInfo
 from autocompress.errors import UsageError
 from autocompress.report.comparison import RunTables, check_comparable
-from autocompress.report.figure_data import hypervolume_data
+from autocompress.report.figure_data import format_with_interval, hypervolume_data
 
 
 def reference_of(run: RunTables, other: RunTables) -> ReferenceRun:
@@ -71,22 +74,60 @@ def compare_with_reference(trials: pd.DataFrame, info: RunInfo) -> str:
 
 
 def summarize_result(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo, picked: Pick | None) -> str:
-    """Return the result of the run in one sentence.
+    """Return the result of the run in one sentence: measured speed, size or cost, and the loss on the test split.
 
-    For example ``99.1x fewer effective FLOPs than the teacher for 0.8 points of accuracy.``
+    For example ``4.9x faster and 311x smaller than the teacher; loses 0.8 points of accuracy on test [-0.1, 1.9].``
+    Without a test score, it is the loss on the validation splits, corrected for the selection where that is possible.
     """
     if picked is None:
         return _explain_missing_pick(candidates, trials)
     cost, score = primary_objectives(info.objectives)
     ours, quality = picked.row[cost.name], picked.row[score.name]
-    teacher = info.teacher
-    teacher_cost = teacher.costs.get(cost.name)
-    best = teacher.score(score.name)
-    if not (is_finite(teacher_cost) and is_finite(best)):
+    best = info.teacher.score(score.name)
+    if not (is_finite(info.teacher.costs.get(cost.name)) and is_finite(best)):
         return f"{format_value(quality, score)} {label_column(score.name)} at {format_value(ours, cost)}."
-    saving = compare_costs(ours, teacher_cost, cost.name)
-    joint = "as" if saving.startswith("as ") else "than"
-    return f"{_capitalize(saving)} {joint} the teacher {_describe_score_change(quality, best, score)}."
+    saving = _describe_savings(picked.row, info)
+    tested = describe_test_loss(picked.row, info)
+    if tested:
+        return f"{_capitalize(saving)}; {tested}."
+    return f"{_capitalize(saving)}; {_describe_untested_loss(candidates, info, picked)}."
+
+
+def _describe_savings(row: Mapping[str, object], info: RunInfo) -> str:
+    """Return the measured speed and the size beside the teacher's, or the first cost where no latency was measured."""
+    cost = primary_objectives(info.objectives)[0]
+    costs, parts = info.teacher.costs, []
+    latency, size = row.get(LATENCY_MS), row.get("bytes")
+    if is_finite(latency) and latency > 0 and is_finite(costs.get(LATENCY_MS)):
+        parts.append(_compare_measured(costs[LATENCY_MS] / latency, "faster", "slower"))
+        if is_finite(size) and size > 0 and is_finite(costs.get("bytes")):
+            parts.append(_compare_measured(costs["bytes"] / size, "smaller", "larger"))
+        return f"{' and '.join(parts)} than the teacher"
+    saving = compare_costs(float(str(row[cost.name])), costs[cost.name], cost.name)
+    return f"{saving} {'as' if saving.startswith('as ') else 'than'} the teacher"
+
+
+def _compare_measured(ratio: float, better: str, worse: str) -> str:
+    return f"{format_factor(ratio)} {better}" if ratio >= 1 else f"{format_factor(1 / ratio)} {worse}"
+
+
+def _describe_untested_loss(candidates: pd.DataFrame, info: RunInfo, picked: Pick) -> str:
+    """Return the loss on the validation splits, where the test split was not read for the pick."""
+    score = primary_objectives(info.objectives)[1]
+    name = label_column(score.name)
+    corrected = None
+    # The correction repeats the default selection, so it does not apply to others.
+    if picked.certificate is not None and picked.certificate.promised is not None:
+        corrected = estimate_corrected_loss(select_rankable(candidates, info.objectives), info)
+    if corrected is not None:
+        size = describe_loss(corrected.loss, score)
+        return f"loses {size} of {name}, corrected for the selection; the test split was not read"
+    change = (picked.row[score.name] - float(info.teacher.score(score.name) or 0.0)) * (1 if score.is_maximized else -1)
+    words = format_difference(change, score)
+    if words == format_difference(0.0, score):
+        return f"the same {name} on the selection split; the test split was not read"
+    verb = "loses" if change < 0 else "gains"
+    return f"{verb} {words} of {name} on the selection split; the test split was not read"
 
 
 def summarize_search(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo, picked: Pick | None) -> str:
@@ -197,7 +238,7 @@ def split_scores(row: Mapping[str, object], info: RunInfo) -> tuple[list[dict[st
     rows = [
         {
             "split": split,
-            "ours": format_value(value, score),
+            "ours": format_with_interval(value, estimate_interval(row, split), score),
             "teacher": format_value(teacher.get(split, {}).get(name), score),
         }
         for split, value in ours.items()
@@ -207,10 +248,14 @@ def split_scores(row: Mapping[str, object], info: RunInfo) -> tuple[list[dict[st
         return rows, "The test split was not read for this candidate."
     change = float(tested or 0.0) - float(chosen or 0.0)
     if change == 0:
-        return rows, "The scores on select_val and test are equal."
+        against = describe_test_loss(row, info)
+        against = f" Against the teacher, it {against}." if against else ""
+        return rows, f"The scores on select_val and test are equal.{against}"
     words = "higher" if change > 0 else "lower"
     difference = f"{format_difference(change, score)} {words}"
-    return rows, f"On the test split, the {label_column(name)} is {difference} than on select_val."
+    against = describe_test_loss(row, info)
+    against = f" Against the teacher, it {against}." if against else ""
+    return rows, f"On the test split, the {label_column(name)} is {difference} than on select_val.{against}"
 
 
 def _describe_test_reads(info: RunInfo) -> str:
@@ -226,18 +271,6 @@ def _explain_missing_pick(candidates: pd.DataFrame, trials: pd.DataFrame) -> str
     reasons = count_unfinished_trials(trials)
     most = f"; the most frequent reason: {reasons[0]['reason']}" if reasons and reasons[0]["reason"] else ""
     return f"No trial produced a candidate{most}."
-
-
-def _describe_score_change(ours: float, teacher_cost: float, score: ObjectiveSpec) -> str:
-    change = (ours - teacher_cost) * (1 if score.direction == "maximize" else -1)
-    words = format_difference(change, score)
-    if words.startswith("0.0 ") or change == 0:
-        return f"at the same {label_column(score.name)}"
-    return (
-        f"for {words} of {label_column(score.name)}"
-        if change < 0
-        else f"and a gain of {words} of {label_column(score.name)}"
-    )
 
 
 def _capitalize(text: str) -> str:

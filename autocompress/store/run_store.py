@@ -281,14 +281,27 @@ class RunStore:
         except OSError as error:
             raise RunFolderError(f"{error.filename} cannot be read ({error.strerror}); the run is incomplete") from None
 
-    def add_scores(self, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-        """Add splits to the scores of candidates, ``{id: {split: {metric: value}}}``."""
+    def add_scores(
+        self, scores: Mapping[str, Mapping[str, Mapping[str, float]]], examples: Mapping[str, Mapping[str, str]] = {}
+    ) -> None:
+        """Add splits to the scores of candidates.
+
+        Args:
+            scores: Scores by id, split and metric.
+            examples: Packed scores of the splits' examples by id and split.
+        """
         with self._transaction():
             for identity, splits in scores.items():
-                row = self._connection.execute("SELECT scores FROM ac_candidates WHERE id = ?", (identity,)).fetchone()
+                row = self._connection.execute(
+                    "SELECT scores, details FROM ac_candidates WHERE id = ?", (identity,)
+                ).fetchone()
                 merged = {**from_json(row[0]), **{name: dict(values) for name, values in splits.items()}}
+                details = from_json(row[1])
+                if examples.get(identity):
+                    details["examples"] = {**details.get("examples", {}), **examples[identity]}
                 self._connection.execute(
-                    "UPDATE ac_candidates SET scores = ? WHERE id = ?", (json.dumps(merged), identity)
+                    "UPDATE ac_candidates SET scores = ?, details = ? WHERE id = ?",
+                    (json.dumps(merged), json.dumps(details), identity),
                 )
 
     def add_note(self, line: str) -> None:

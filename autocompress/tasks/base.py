@@ -189,6 +189,18 @@ class Supervised:
         """Remarks on the data for readers of the results, such as imbalanced classes."""
         return ()
 
+    @property
+    def has_distinct_inputs(self) -> bool:
+        """Whether different examples have different inputs: equal inputs in two splits are then a leak; True here."""
+        return True
+
+    def resampling_groups(self, split: Split) -> Tensor | None:
+        """Return the group of each example, ``[N]``, such as its user; None where all examples are independent.
+
+        Confidence bounds draw whole groups.
+        """
+        return None
+
     def view(self, split: Split, index: int) -> Split:
         """Return the split itself; tasks without augmentation have one view."""
         return split

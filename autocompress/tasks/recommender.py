@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from autocompress.core.config import Part
 from autocompress.core.heads import Candidates, Head, Levels
@@ -139,6 +140,16 @@ class Ratings(Supervised):
                     f"{new.size:,} {kind} of the test file are not in the training file and count as unknown"
                 )
         return tuple(filter(None, remarks))
+
+    @property
+    def has_distinct_inputs(self) -> bool:
+        """False: pairs of unknown users and items have one input, and repeated pairs were removed before."""
+        return False
+
+    def resampling_groups(self, split: Split) -> Tensor:
+        """Return the user of each row, ``[N]``; rows of unknown users are groups of their own."""
+        users = split.inputs[0]
+        return torch.where(users == UNKNOWN, -1 - torch.arange(len(users)), users)
 
     def splits(self, seed: int) -> Splits:
         """Return five random splits; clicks are stratified.

@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.duplicates import remove_duplicates
 from autocompress.core.latency_model import LatencyModel
 from autocompress.core.method import Context, LayerBits, MethodState, Recovery
 from autocompress.core.precisions import UNRESTRICTED, Precisions
@@ -166,6 +167,9 @@ class Setup:
             the CPU in either case, as exported models are.
         precisions: Bit-widths of the target, by which operations are counted.
         latency: Latency model of the target, for a search that names ``latency_ms``.
+        primary: Name of the score that candidates are selected by; its examples are stored for paired comparisons.
+            Empty in runs of earlier versions, which store none.
+        is_distinct: Whether examples that equal one of an earlier split are removed; False in runs of earlier versions.
     """
 
     task: Part
@@ -176,6 +180,8 @@ class Setup:
     device: str = "cpu"
     precisions: Precisions = UNRESTRICTED
     latency: LatencyModel | None = None
+    primary: str = ""
+    is_distinct: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the setup as JSON values for the description of the run, without the device."""
@@ -189,6 +195,8 @@ class Setup:
             "teacher": self.teacher.to_json(),
             "scores": list(self.scores),
             "costs": list(self.costs),
+            **({"primary": self.primary} if self.primary else {}),
+            **({"is_distinct": True} if self.is_distinct else {}),
         }
 
     @classmethod
@@ -203,6 +211,8 @@ class Setup:
             tuple(data["costs"]),
             precisions=Precisions.from_json(data.get("precisions", {})),
             latency=LatencyModel.from_json(data["latency"]) if "latency" in data else None,
+            primary=data.get("primary", ""),
+            is_distinct=data.get("is_distinct", False),
         )
 
 
@@ -533,8 +543,15 @@ class TrialPipeline:
         push_item = getattr(self.task, "push_item", None)
         if push_item is not None and any(name.startswith(PUSHED) for name in named):
             attacked[PUSHED] = self.predict(model, push_item(split, self.splits.train))
-        outputs = self.predict(model, split)
-        return Subject(outputs, split.targets, teacher, attacked, heads=self.task.heads, labels=self.task.labels)
+        return Subject(
+            self.predict(model, split),
+            split.targets,
+            teacher,
+            attacked,
+            heads=self.task.heads,
+            labels=self.task.labels,
+            groups=self.task.resampling_groups(split),
+        )
 
     def predict(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
         """Return the model's logits on a split, ``{head: [N, C]}``.
@@ -588,7 +605,8 @@ def load_task(setup: Setup) -> tuple[Task, Splits]:
         UsageError: The task does not take these options.
     """
     task: Task = TASKS.get(setup.task.name)(**setup.task.values)
-    return task, task.splits(setup.split_seed)
+    splits = task.splits(setup.split_seed)
+    return task, remove_duplicates(splits).splits if setup.is_distinct and task.has_distinct_inputs else splits
 
 
 def list_stored_tensors(

@@ -24,6 +24,7 @@ from autocompress.core.registry import PRUNE, QUANTIZE, WorkerPlugins
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.measure import layer_costs, measure
 from autocompress.measure.cost import LayerCost
+from autocompress.measure.example_scores import pack_examples
 from autocompress.measure.heads import describe_classes, pack_correct, resample_score
 from autocompress.quantize import fold_batch_norm
 from autocompress.training.device import require_device
@@ -254,9 +255,31 @@ def _load_base(pipeline: TrialPipeline, job: Job, base: BaseCheckpoint) -> Train
     )
 
 
+@dataclass(frozen=True)
+class SplitScores:
+    """Scores of one model on one split.
+
+    Attributes:
+        scores: Metric name to value.
+        examples: Scores of its examples in the primary score, packed; empty if they are not stored.
+    """
+
+    scores: Mapping[str, float]
+    examples: str = ""
+
+
+def _score_split(
+    setup: Setup, model: nn.Module, name: str, teacher: Mapping[str, Tensor], float_model: nn.Module | None = None
+) -> SplitScores:
+    pipeline = load_pipeline(setup)
+    subject = pipeline.build_subject(model, getattr(pipeline.splits, name), teacher, setup.scores, float_model)
+    examples = pack_examples(subject, setup.primary) if setup.primary else ""
+    return SplitScores(measure(subject, setup.scores), examples)
+
+
 def score_test_split(
     candidates: Mapping[str, tuple[Candidate, bytes]], setup: Setup
-) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+) -> tuple[dict[str, SplitScores], SplitScores]:
     """Return the scores of candidates on the test split by id, and those of the teacher.
 
     Args:
@@ -267,15 +290,14 @@ def score_test_split(
         ArtifactError: A checkpoint is damaged.
     """
     pipeline = load_pipeline(setup)
-    split, teacher = pipeline.splits.test, pipeline.teacher.model
-    logits = pipeline.predict(teacher, split)
+    teacher = pipeline.teacher.model
+    logits = pipeline.predict(teacher, pipeline.splits.test)
     scores = {}
     for identity, (candidate, content) in candidates.items():
         rebuilt = pipeline.rebuild(candidate.config, content)
         float_model = None if rebuilt.quantize is None else rebuilt.float_model
-        subject = pipeline.build_subject(rebuilt.model, split, logits, setup.scores, float_model)
-        scores[identity] = measure(subject, setup.scores)
-    return scores, measure(pipeline.build_subject(teacher, split, logits, setup.scores), setup.scores)
+        scores[identity] = _score_split(setup, rebuilt.model, "test", logits, float_model)
+    return scores, _score_split(setup, teacher, "test", logits)
 
 
 @lru_cache(maxsize=6)
@@ -289,18 +311,20 @@ def _teacher_logits(setup: Setup, split: str) -> Mapping[str, Tensor]:
 
 
 def teacher_record(setup: Setup) -> dict[str, dict[str, Any]]:
-    """Return the teacher's scores on the validation splits and its costs, under the keys ``scores`` and ``costs``."""
+    """Return what is stored of the teacher.
+
+    The keys are ``scores`` and ``examples`` on the validation splits, and ``costs``.
+    """
     pipeline = load_pipeline(setup)
     teacher, example = pipeline.teacher, pipeline.task.example()
     folded = fold_batch_norm(teacher.model, example)
-    scores = {}
-    for name in VALIDATION:
-        subject = pipeline.build_subject(
-            teacher.model, getattr(pipeline.splits, name), teacher.logits[name], setup.scores
-        )
-        scores[name] = measure(subject, setup.scores)
+    measured = {name: _score_split(setup, teacher.model, name, teacher.logits[name]) for name in VALIDATION}
     subject = build_cost_subject(folded, layer_costs(folded, example), setup=setup)
-    return {"scores": scores, "costs": measure(subject, setup.costs)}
+    return {
+        "scores": {name: {**split.scores} for name, split in measured.items()},
+        "examples": {name: split.examples for name, split in measured.items() if split.examples},
+        "costs": measure(subject, setup.costs),
+    }
 
 
 def cpu_capability() -> str:
@@ -376,6 +400,7 @@ def _measure_candidate(
     details["order"] = list(list_operations(config))
     scores: dict[str, dict[str, float]] = {}
     replicates: dict[str, list[float]] = {}
+    examples: dict[str, str] = {}
     for split_name in CONFIRMED if job.role is Role.CONFIRM else VALIDATION:
         split = getattr(pipeline.splits, split_name)
         teacher = _teacher_logits(setup, split_name)
@@ -388,8 +413,13 @@ def _measure_candidate(
                 name: describe_classes(subject, name) for name in subject.logits if subject.head(name).has_classes
             }
             details |= pack_correct(subject)
+        # Only complete candidates are selected, so only theirs are compared with the teacher's.
+        if setup.primary and source.complete:
+            examples[split_name] = pack_examples(subject, setup.primary)
     if replicates:
         details["replicates"] = replicates
+    if examples:
+        details["examples"] = examples
     return Candidate(
         identity,
         job.number,

@@ -171,7 +171,7 @@ def test_the_test_split_is_never_looked_at() -> None:
 
 
 def test_only_fully_trained_finite_candidates_of_the_search_are_chosen() -> None:
-    table, info = small(complete=[True, False, True, True], role=["baseline", "search", "search", "search"])
+    table, info = small(complete=[True, False, True, True], role=["confirm", "search", "search", "search"])
     assert select_candidate(table, info, prefer="accuracy").id == "t1c0"
     table, info = small(accuracy=[math.nan, math.inf, 0.9, 0.5])
     assert select_candidate(table, info, prefer="accuracy").id == "t1c0"
@@ -238,6 +238,8 @@ def test_limits_whose_columns_are_never_finite_together_say_so() -> None:
         ({"candidate": "t0c0", "prefer": "bytes"}, UsageError, "cannot be combined with limits"),
         ({"candidate": "t0c0", "max": {"bytes": 1}}, UsageError, "cannot be combined with limits"),
         ({"max": {"bytes": 1}, "min": {"bytes": 2}}, UsageError, "exclude each other: at least 2, at most 1"),
+        ({"max": {"accuracy": 0.9}}, UsageError, "did you mean min accuracy=0.9 "),
+        ({"min": {"bytes": 200}}, UsageError, "did you mean max bytes=200 "),
         ({"max": {"bytes": math.nan}}, UsageError, "not a finite number"),
         ({"max": {"bytes": "5"}}, UsageError, "not a finite number"),
     ],
@@ -245,6 +247,10 @@ def test_limits_whose_columns_are_never_finite_together_say_so() -> None:
 def test_wrong_use_is_refused(asked: dict[str, Any], error: type[Exception], hint: str) -> None:
     with pytest.raises(error, match=hint):
         select_candidate(*small(), **asked)
+
+
+def test_a_range_may_exclude_the_best() -> None:
+    assert select_candidate(*small(), min={"bytes": 150}, max={"bytes": 350}).id == "t0c1"
 
 
 def test_an_empty_run_has_no_candidate() -> None:

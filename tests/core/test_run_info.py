@@ -30,6 +30,7 @@ DESCRIBED = replace(
     objectives=(ACCURACY, FLOPS),
     all_objectives=(replace(ACCURACY, bounds=None), replace(FLOPS, bounds=None)),
     max_drop=0.01,
+    confidence=0.95,
     splits={"train": 100, "select_val": 20},
     environment=EnvironmentInfo(processor="x86", cores=2, versions={"torch": "2.13.0"}),
 )
@@ -69,7 +70,7 @@ STORED = {
         {"name": "effective_flops", "direction": "minimize", "unit": "FLOPs", "kind": "cost"},
     ],
     "limits": {},
-    "pick": {"max_drop": 0.01},
+    "pick": {"max_drop": 0.01, "confidence": 0.95},
     "splits": {"train": 100, "select_val": 20},
     "environment": {"processor": "x86", "cores": 2, "versions": {"torch": "2.13.0"}},
     "seconds": 0.0,

@@ -1,6 +1,7 @@
 import multiprocessing
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 from autocompress.backends.base import TrialLimits
 from autocompress.backends.ray import Ray
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
+from autocompress.core.task import Split, Splits
 from autocompress.engine.runner import detect_validation_leak, make_backend, make_plan
 from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SpecError
 from autocompress.store.run_store import RunStore
+from autocompress.tasks.images import Digits
+from autocompress.trial.pipeline import Setup, load_task
 from tests.fakes import OBJECTIVES
 
 SOUND = "task: digits\nstudent: {cnn: {width: 8}}\n"
@@ -28,6 +32,52 @@ def test_failed_plan_stops_its_workers() -> None:
     with pytest.raises(SpecError, match="nonsense"):
         make_plan(bad, warm=True)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("objectives", "message"),
+    [
+        ("{accuracy: [1.0, 0.5], bytes: }", r"the ideal must be the better value, as in \[0.5, 1\]"),
+        ("{accuracy: , bytes: [10, 1000]}", r"bytes is to minimize.* as in \[1000, 10\]"),
+        ("{accuracy: , bytes: [10, 0]}", "the ideal of a cost is above 0"),
+    ],
+)
+def test_reversed_bounds_are_refused_with_their_line(objectives: str, message: str) -> None:
+    with pytest.raises(SpecError, match=f"x:3: .*{message}"):
+        make_plan(parse_spec(f"{SOUND}objectives: {objectives}\n", "x"))
+
+
+def test_a_promise_that_the_data_cannot_carry_is_said_before_the_search() -> None:
+    plan = make_plan(parse_spec(SOUND, "x", ["pick.max_drop=0.005"]))
+    assert plan.setup.primary == "accuracy"
+    (notice,) = plan.notices
+    assert "432 validation examples" in notice
+    assert "at least 460 examples" in notice
+    assert not make_plan(parse_spec(SOUND, "x", ["pick.max_drop=0.02"])).notices
+    assert not make_plan(parse_spec(SOUND, "x", ["pick={max_drop: 0.005, confidence: null}"])).notices
+
+
+def test_examples_of_training_in_the_test_split_are_removed_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_splits = Digits.splits
+
+    def make_leaky_splits(task: Digits, seed: int) -> Splits:
+        splits = make_splits(task, seed)
+        train, test = splits.train, splits.test
+        inputs = tuple(torch.cat([own, other[:10]]) for own, other in zip(test.inputs, train.inputs, strict=True))
+        targets = {head: torch.cat([values, train.targets[head][:10]]) for head, values in test.targets.items()}
+        return replace(splits, test=Split(inputs, targets))
+
+    # No other test uses this seed, so no cached splits are taken.
+    clean = make_splits(Digits(), 771)
+    monkeypatch.setattr(Digits, "splits", make_leaky_splits)
+    plan = make_plan(parse_spec(SOUND, "x", ["split_seed=771", "pick.max_drop=0.02"]))
+    assert plan.splits.fingerprint() == clean.fingerprint()
+    (notice,) = plan.notices
+    assert notice.startswith(f"10 of {len(clean.test) + 10} examples of test had the same input")
+    # Workers load the same splits; those of runs of earlier versions stay as they were.
+    assert load_task(plan.setup)[1].fingerprint() == clean.fingerprint()
+    earlier = Setup.from_json({key: value for key, value in plan.setup.to_json().items() if key != "is_distinct"})
+    assert len(load_task(earlier)[1].test) == len(clean.test) + 10
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The export of a stored candidate, on a run whose model is not trained and whose artifact is not written."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +17,17 @@ from autocompress.core.task import InputSpec, Split
 from autocompress.errors import UsageError, VerificationError
 from autocompress.export import candidate as module
 from autocompress.export.artifact import Deployable
-from autocompress.export.candidate import REPRODUCED, export_candidate, export_candidate_graph, export_teacher_graph
+from autocompress.export.candidate import (
+    REPRODUCED,
+    build_promise,
+    export_candidate,
+    export_candidate_graph,
+    export_teacher_graph,
+)
 from autocompress.store.run_store import RunStore
 from autocompress.trial.pipeline import RebuiltCandidate, Setup
 from autocompress.trial.teacher import TeacherRecipe
+from tests.analysis.test_certification import make_run
 
 HEADS = {"label": 4}
 CONFIG = CompressionConfig(Part.of("cnn", width=4), (Part("none"),), Part.of("adamw", epochs=5))
@@ -184,3 +192,27 @@ def test_graphs_of_candidate_and_teacher_come_with_their_inputs(
     assert candidate.model is pipeline.model
     assert teacher.model is pipeline.teacher.model
     assert (teacher.config.student, teacher.config.seed) == (SETUP.teacher.student, 7)
+
+
+def test_the_card_states_what_is_promised_and_certified() -> None:
+    table, info = make_run({"t0c0": (0, 0), "t0c1": (1, 2)})
+    examples = {**table["details"][1]["examples"], "test": info.teacher.examples["select_val"]}
+    teacher = replace(
+        info.teacher,
+        scores={**info.teacher.scores, "test": {"accuracy": 0.98}},
+        examples={**info.teacher.examples, "test": info.teacher.examples["select_val"]},
+    )
+    row = table.iloc[1]
+    scores = {
+        "search_val": {"accuracy": row["accuracy_search"]},
+        "select_val": {"accuracy": row["accuracy"]},
+        "test": {"accuracy": 0.98},
+    }
+    candidate = Candidate("t0c1", 0, CONFIG, 3, scores, {"bytes": 500.0}, {"examples": examples})
+    card = build_promise(candidate, replace(info, teacher=teacher, recommended="t0c1"))
+    certified, tested = card["promise"]  # type: ignore[misc]
+    assert certified.startswith("Promised: at most 1.0 point lost. Certified: at most 0.7 points of accuracy lost")
+    assert tested.startswith("Against the teacher, it loses no accuracy on test [")
+    (other,) = build_promise(replace(candidate, details={}, id="t0c0"), replace(info, teacher=teacher))["promise"]  # type: ignore[misc]
+    assert other == "Against the teacher, it loses no accuracy on test."
+    assert build_promise(candidate, RunInfo()) == {}

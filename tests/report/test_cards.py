@@ -29,8 +29,13 @@ def test_the_picks_card_tells_why_what_and_at_which_cost(run: Run) -> None:
     card = pick_card(run.candidates, run.trials, run.info, picked)
     assert card["reason"] == picked.reason
     name, value, note = card["tiles"][0]
-    assert (name, value, note) == ("accuracy", f"{picked.row['accuracy']:.1%}", "teacher 98.1%")
-    assert [tile[0] for tile in card["tiles"]] == ["accuracy", "effective FLOPs", "bytes", "parameters"]
+    goal = run.info.teacher.score("accuracy", "test")
+    assert (name, value) == ("accuracy on test", f"{picked.row['accuracy_test']:.1%}")
+    assert note == f"teacher {goal:.1%}"
+    assert [tile[0] for tile in card["tiles"]] == ["accuracy on test", "effective FLOPs", "bytes", "parameters"]
+    untested = replace(picked, row={**picked.row, "accuracy_test": float("nan")})
+    (name, value, note), *_ = pick_card(run.candidates, run.trials, run.info, untested)["tiles"]
+    assert (name, value, note) == ("accuracy on select_val", f"{picked.row['accuracy']:.1%}", "teacher 98.1%")
     assert card["tiles"][1][2].endswith("x fewer than the teacher")
     assert [item["id"] for item in card["neighbours"]] == [item.id for item in picked.neighbours]
 
@@ -85,14 +90,15 @@ def test_rows_have_a_cell_for_every_column(run: Run, front: pd.DataFrame) -> Non
     columns = table_columns(run.candidates, run.info)
     assert [row["id"] for row in rows] == run.candidates["id"].tolist()
     assert {1 + len(row["cells"]) + len(row["recipe"]) for row in rows} == {len(columns)}
-    assert [column["name"] for column in columns[:3]] == ["id", "accuracy", "effective_flops"]
+    assert [column["name"] for column in columns[:3]] == ["id", "accuracy", "accuracy_test"]
     assert next(row for row in rows if row["id"] == "t0c0")["mark"] == "pick"
 
 
 def test_a_missing_value_is_a_dash(run: Run, front: pd.DataFrame) -> None:
     table = run.candidates.assign(bytes=float("nan"))
     rows = table_rows(table, classify_candidates(table, front, run.info), run.info, {})
-    assert {row["cells"][2] for row in rows} == {"–"}
+    # After the scores on select_val and test, and the first cost.
+    assert {row["cells"][3] for row in rows} == {"–"}
 
 
 def test_yaml_reads_back_and_damage_is_shown_as_it_is() -> None:

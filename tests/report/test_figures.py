@@ -65,7 +65,8 @@ def test_hovers_have_at_most_eight_lines_and_tell_the_knobs(run: Run, front: pd.
     row = front.iloc[-1]
     hover = marks["front"].hover[-1]
     assert f"<b>{row['id']}</b> on the front" in hover
-    assert f"accuracy {row['accuracy']:.1%} (search_val {row['accuracy_search']:.1%})" in hover
+    scores = f"search_val {row['accuracy_search']:.1%}, test {row['accuracy_test']:.1%}"
+    assert f"accuracy {row['accuracy']:.1%} ({scores})" in hover
     assert "x fewer effective FLOPs than the teacher" in hover
     assert f"width {row[f'student.{row.student}.width']:.0f}" in hover
 

@@ -78,7 +78,7 @@ def reader(source: str) -> Reader:
 @pytest.mark.slow
 def test_the_page_says_the_verdict_the_pick_and_how_to_export_it(run: Run, reader: Reader) -> None:
     picked = select_candidate(run.candidates, run.info)
-    assert "fewer effective FLOPs than the teacher for" in reader.text
+    assert "fewer effective FLOPs than the teacher; " in reader.text
     assert picked.reason in reader.text
     assert all(f"{neighbour.text}." in reader.text for neighbour in picked.neighbours)
     assert f"--candidate {picked.id} --to onnx --verify" in reader.text

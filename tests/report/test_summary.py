@@ -1,14 +1,18 @@
 """The sentences of the page, word for word where a person reads a number."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 from autocompress.analysis.selection import Pick, select_candidate
+from autocompress.core.example_scores import ExampleScores
 from autocompress.core.run_info import LatencyInfo, RunInfo, TeacherInfo
 from autocompress.errors import UsageError
 from autocompress.report.comparison import RunTables
@@ -43,14 +47,71 @@ META = RunInfo(
 @pytest.mark.parametrize(
     ("accuracy", "flops", "sentence"),
     [
-        (0.973, 1e6, "99.1x fewer effective FLOPs than the teacher for 0.8 points of accuracy."),
-        (0.981, 1e6, "99.1x fewer effective FLOPs than the teacher at the same accuracy."),
-        (0.984, 1e6, "99.1x fewer effective FLOPs than the teacher and a gain of 0.3 points of accuracy."),
-        (0.971, 9.91e7, "As many effective FLOPs as the teacher for 1.0 point of accuracy."),
+        (
+            0.973,
+            1e6,
+            "99.1x fewer effective FLOPs than the teacher; loses 0.8 points of accuracy on",
+        ),
+        (0.981, 1e6, "99.1x fewer effective FLOPs than the teacher; the same accuracy on"),
+        (
+            0.984,
+            1e6,
+            "99.1x fewer effective FLOPs than the teacher; gains 0.3 points of accuracy on",
+        ),
+        (0.971, 9.91e7, "As many effective FLOPs as the teacher; loses 1.0 point of accuracy on"),
     ],
 )
 def test_the_verdict_compares_with_the_teacher(accuracy: float, flops: float, sentence: str) -> None:
-    assert summarize_result(pd.DataFrame(), pd.DataFrame(), META, chosen(accuracy, flops)) == sentence
+    expected = f"{sentence} the selection split; the test split was not read."
+    assert summarize_result(pd.DataFrame(), pd.DataFrame(), META, chosen(accuracy, flops)) == expected
+
+
+def make_tested_run(lost: int, gained: int, **row: float) -> tuple[RunInfo, Pick]:
+    """A run whose teacher errs on 5 of 400 test examples, and its pick, which loses some and gains some of these."""
+    goal = np.ones(400)
+    goal[-5:] = 0.0
+    own = goal.copy()
+    own[:lost], own[395 : 395 + gained] = 0.0, 1.0
+    teacher = replace(
+        META.teacher,
+        scores={**META.teacher.scores, "test": {"accuracy": float(goal.mean())}},
+        examples={"test": ExampleScores("bits", 400, goal).pack()},
+        costs={**META.teacher.costs, "latency_ms": 9.8, "bytes": 31_100.0},
+    )
+    details = {"examples": {"test": ExampleScores("bits", 400, own).pack()}}
+    picked = chosen(0.99, 1e6)
+    tested = {**picked.row, "accuracy_test": float(own.mean()), "details": details, **row}
+    return replace(META, teacher=teacher), replace(picked, row=tested)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "sentence"),
+    [
+        (4, 0, r"loses 1.0 point of accuracy on test \[-?0\.\d, 2\.5\]"),
+        (0, 5, r"gains 1.2 points of accuracy on test \[0\.\d, 2\.9\]"),
+        (2, 2, r"loses no accuracy on test \[-1\.\d, 1\.\d\]"),
+    ],
+)
+def test_the_verdict_tells_the_loss_on_test_with_its_interval(lost: int, gained: int, sentence: str) -> None:
+    info, picked = make_tested_run(lost, gained)
+    text = summarize_result(pd.DataFrame(), pd.DataFrame(), info, picked)
+    assert re.fullmatch(rf"99.1x fewer effective FLOPs than the teacher; {sentence}\.", text), text
+
+
+def test_scores_of_splits_have_intervals() -> None:
+    info, picked = make_tested_run(4, 0)
+    rows, change = split_scores(picked.row, info)
+    low, high = binomtest(391, 400).proportion_ci(0.95, method="wilson")
+    assert rows[2]["ours"] == f"97.8% [{low:.1%}, {high:.1%}]"
+    assert "Against the teacher, it loses 1.0 point of accuracy on test [" in change
+
+
+def test_measured_speed_and_size_replace_a_counted_cost() -> None:
+    info, picked = make_tested_run(4, 0, latency_ms=2.0, bytes=100.0)
+    text = summarize_result(pd.DataFrame(), pd.DataFrame(), info, picked)
+    assert text.startswith("4.9x faster and 311x smaller than the teacher; loses 1.0 point of accuracy on test [")
+    info, picked = make_tested_run(4, 0, latency_ms=19.6, bytes=100.0)
+    assert summarize_result(pd.DataFrame(), pd.DataFrame(), info, picked).startswith("2x slower and 311x smaller")
 
 
 def test_without_a_teacher_the_verdict_states_the_numbers() -> None:

@@ -114,9 +114,10 @@ def test_the_test_split_is_scored_from_checkpoints(result) -> None:  # type: ign
     parent = result.candidates[0]
     with reproducible_torch():
         scores, teacher = score_test_split({parent.id: (parent, result.checkpoints["t4p0"])}, SETUP)
-    assert scores[parent.id]["accuracy"] == pytest.approx(parent.scores["select_val"]["accuracy"], abs=0.1)
-    assert teacher["accuracy"] > 0.8
-    assert teacher["agreement"] == 1.0
+    assert scores[parent.id].scores["accuracy"] == pytest.approx(parent.scores["select_val"]["accuracy"], abs=0.1)
+    assert teacher.scores["accuracy"] > 0.8
+    assert teacher.scores["agreement"] == 1.0
+    assert not teacher.examples, "only a run that names its primary score stores examples"
 
 
 def test_the_teacher_is_described() -> None:
