@@ -60,7 +60,7 @@ def test_the_study_opens_in_optuna(small_run: Path) -> None:
     assert set(states) <= {"COMPLETE", "PRUNED"}
     trials = autocompress.load(small_run).trials
     assert len(states) == ((trials["role"] == "search") & ~trials["further"]).sum()
-    assert {"student.cnn.width", "distill"} <= set(study.best_trials[0].params)
+    assert {"student.cnn.width", "distill.soft_target.temperature"} <= set(study.best_trials[0].params)
 
 
 def test_a_bound_that_is_no_column_is_a_usage_error(small_run: Path) -> None:
