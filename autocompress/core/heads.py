@@ -396,6 +396,7 @@ class Regression(Head):
         """Return the mean loss over all values that are known, ``[]``; 0 if there is none."""
         ours, theirs = self.select_values(outputs, targets)
         difference = (theirs - ours) / self._scales(ours)
+        # Selected instead of masked by a factor, because NaN times 0 is NaN.
         difference = difference[~theirs.isnan()]
         return self._penalize(difference).mean() if difference.numel() else outputs.sum() * 0
 

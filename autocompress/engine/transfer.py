@@ -97,6 +97,7 @@ def _find_source(spec: Spec, section: TransferSection, default: Part) -> tuple[P
         TrialError: Its weights cannot be read.
     """
     path = Path(section.source).expanduser()
+    # A path comes before the name of a task: a folder may be called like one.
     if (path / DATABASE).is_file():
         return _read_run(spec, section, path)
     if (path / ARTIFACT).is_file():
@@ -127,6 +128,7 @@ def _read_run(spec: Spec, section: TransferSection, folder: Path) -> tuple[Part,
         raise UsageError(f"the teacher of {folder} is {student.to_json()}; remove teacher.student, which differs")
     path = record.with_name("weights.safetensors").resolve()
     weights, digest = read_weights(path)
+    # The weights decide every result that follows, so a changed byte is an error here.
     if digest != expected:
         raise TrialError(f"{path} is damaged: it does not match its checksum; run that search again")
     with RunStore.read(folder) as store:

@@ -103,6 +103,7 @@ class Heads:
         history: list[list[object]] = []
         rows: list[dict[str, object]] = []
         for step, ratio in enumerate(config.step_ratios(config.pruning_ratio)):
+            # Recovery after the last step is left to the pipeline.
             if step:
                 config.train_between_steps(pruned, context)
             scores = _CRITERIA[config.criterion](pruned, layers, context, generator)
@@ -181,6 +182,7 @@ def remove_heads(layer: MultiHeadAttention, heads: Sequence[int]) -> None:
         layer: The layer.
         heads: Indices of the heads; at least one other head remains.
     """
+    # The outputs of a head lie side by side in queries, keys and values.
     numbers = torch.arange(layer.heads * layer.head_size).view(layer.heads, layer.head_size)
     remaining = numbers[[head for head in range(layer.heads) if head not in set(heads)]].flatten()
     for part in (layer.query, layer.key, layer.value):

@@ -105,6 +105,7 @@ class Tensors(Supervised):
         Raises:
             UsageError: Outputs and targets do not fit.
         """
+        # The caller's task stays as it is: it may serve another module.
         task = copy.copy(self)
         task._read_heads(outputs)
         for name, output in outputs.items():

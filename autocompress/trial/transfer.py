@@ -116,6 +116,7 @@ def check_transfer(model: nn.Module, shapes: Shapes, task: Task, transfer: Trans
     names = _map_names(task, transfer)
     renamed = {_rename(name, names): shape for name, shape in shapes.items()}
     is_new = _list_head_tensors(model, task)
+    # A brought module may name its heads in any way, so the layers behind the outputs are found by tracing.
     last = tuple(f"{name}." for name in head_layers(model))
     for name, tensor in model.state_dict().items():
         is_output = name.startswith(last) if last else False
@@ -195,6 +196,7 @@ def check_unlabelled(task: Task, splits: Splits) -> None:
     blank = Split(
         splits.train.inputs, {head: torch.zeros_like(target) for head, target in splits.train.targets.items()}
     )
+    # View 0 is the split itself, so view 1 is the first that may read the labels.
     views = task.view(splits.train, 1).inputs, task.view(blank, 1).inputs
     if not all(torch.equal(one, other) for one, other in zip(*views, strict=True)):
         raise TrialError(
@@ -205,6 +207,7 @@ def check_unlabelled(task: Task, splits: Splits) -> None:
 
 def _map_names(task: Task, transfer: Transfer) -> dict[str, str]:
     """Return how heads of the source are named in the new task: a single head may have another name."""
+    # Two single heads ask the same question under two names, such as label and digit.
     if len(transfer.heads) == len(task.heads) == 1:
         return dict(zip(transfer.heads, task.heads, strict=True))
     return {}
@@ -216,6 +219,7 @@ def _rename(name: str, names: Mapping[str, str]) -> str:
 
 def _list_head_tensors(model: nn.Module, task: Task) -> set[str]:
     """Return the names of the tensors that belong to heads: their last layers, and modules with a head's name."""
+    # A brought module may name its heads in any way, so the layers behind the outputs are found by tracing.
     last = tuple(f"{name}." for name in head_layers(model))
     return {
         name
