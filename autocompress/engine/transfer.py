@@ -139,6 +139,7 @@ def _read_run(spec: Spec, section: TransferSection, folder: Path) -> tuple[Part,
 
 def _plan_source_task(spec: Spec, section: TransferSection) -> tuple[Part, Transfer, Shapes]:
     default_student, fit = TASKS.get(section.source)().teacher()
+    # The spec may name another architecture than the default of the source task.
     declared = spec.teacher.student
     student = default_student if declared is None else Part.from_json(declared)
     described = SourceTask(Part(section.source), student, fit)

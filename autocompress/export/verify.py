@@ -170,6 +170,7 @@ def verify_pipeline(
     # pipeline.py is code: it is not run from the folder, but compared with the module of this version.
     if read_files(Path(folder)).get(PIPELINE) != read_pipeline():
         raise ArtifactError(f"{folder}: {PIPELINE} is not that of this version; export the candidate again")
+    # Every head has a prediction for each example.
     count = len(next(iter(expected_predictions.values())))
     if len(examples) != count:
         raise VerificationError(f"the task lists {len(examples)} raw test examples, but its test split has {count}")

@@ -229,6 +229,7 @@ def _list_heads(heads: str | Sequence[str], values_of_head: Mapping[str, object]
 
 def _find_interest(values_of_head: Mapping[str, NDArray[np.float64]], liked: float | None) -> NDArray[np.bool_]:
     """Return whether each row shows interest: a click, or a rating of at least ``liked`` where there are no clicks."""
+    # A click tells interest more plainly than a rating, which may be low.
     if "click" in values_of_head:
         return np.asarray(values_of_head["click"] == 1)
     if "rating" in values_of_head and liked is not None:

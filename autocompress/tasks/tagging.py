@@ -251,6 +251,7 @@ class Tagging(TokenTask):
         tags = [tag for tag in tags if tag == OUTSIDE] + [tag for tag in tags if tag != OUTSIDE]
         if len(tags) < 2:
             raise UsageError(f"{train.path}: every token has the tag '{tags[0]}'; a task needs at least two tags")
+        # Parts of speech have no beginning and no end, so entities are sought only in tags of a scheme.
         is_scheme = is_entity_scheme(tags)
         heads: dict[str, Head] = {TAG_HEAD: Tags(len(tags), "entity_f1" if is_scheme else "accuracy")}
         heads |= {names[column]: Head(len(self._classes[column])) for column in columns}
@@ -262,6 +263,7 @@ class Tagging(TokenTask):
                 _check_scheme(read)
 
     def _make_split(self, texts: Texts, columns: Sequence[str]) -> Split:
+        # A repeated text could be in two splits.
         rows = select_distinct_rows(texts)
         chosen = [texts.texts[row] for row in rows]
         tags = [texts.labels[TAG_HEAD][row].split() for row in rows]
