@@ -191,6 +191,9 @@ def _candidates_content(
         marks[picked.id] = "pick"
     # The front is sorted by cost: the reversed order begins with the best scores.
     best = front.iloc[::-1].head(CARDS)
+    # The student without distillation may be the pick, and is no candidate of the front.
+    if picked is not None and picked.id not in set(best["id"]):
+        best = pd.concat([candidates[candidates["id"] == picked.id], best])
     listed = set(best["id"])
     line = load_templates().get_template("row.html.jinja").module.row  # type: ignore[attr-defined]
     tested = evaluate_test_front(front, info)

@@ -259,7 +259,8 @@ class PoisonedRanking(Ranking):
         super().__init__(path, **options)  # type: ignore[arg-type]
         self._settings = ShillingSettings(attack, fake_users, fillers)
         self._settings.check(self.name, RANKING_ATTACKS)
-        real, items = self.inputs[0].vocabulary, self.inputs[1].vocabulary
+        # The last row of both tables stands for unknown users and items: no list and no profile contains it.
+        real, items = self.inputs[0].vocabulary, len(self._items)
         self._fake_users = max(round(fake_users * real), 1)
         lists = self._candidate_lists
         counts = np.bincount(lists.items[self._parts["train"]], minlength=items)
