@@ -394,7 +394,9 @@ def adapt(
 
 @app.command(epilog="Example: autocompress join reports/digits/picks/t12c7 reports/digits/picks/t12c3 --out joined")
 def join(
-    artifacts: Annotated[list[Path], typer.Argument(help="Exported folders (artifacts) of one task.", metavar="ARTIFACT ARTIFACT")],
+    artifacts: Annotated[
+        list[Path], typer.Argument(help="Exported folders (artifacts) of one task.", metavar="ARTIFACT ARTIFACT")
+    ],
     out: Annotated[Path, typer.Option(help="Path of the new folder.", metavar="FOLDER")],
     plugin: Plugins = None,
 ) -> None:

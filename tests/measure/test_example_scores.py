@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from autocompress.core.example_scores import ExampleScores
+from autocompress.core.heads import IGNORED, Levels, Tags
 from autocompress.measure import Subject, measure
 from autocompress.measure.example_scores import (
     DRAWS,
@@ -21,7 +22,8 @@ def make_subject(classes: int = 4, size: int = 120, seed: int = 0) -> Subject:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(size, classes, generator=generator).round(decimals=1)
     targets = torch.randint(0, classes, (size,), generator=torch.Generator().manual_seed(9))
-    return Subject({"label": logits}, {"label": targets}, levels={"label": torch.arange(classes).float()})
+    head = Levels(classes, levels=tuple(map(float, range(classes))))
+    return Subject({"label": logits}, {"label": targets}, heads={"label": head})
 
 
 def unpack(text: str) -> ExampleScores:
@@ -92,3 +94,15 @@ def test_groups_are_drawn_as_wholes() -> None:
     assert unpack(pack_examples(subject, "accuracy")).kind == "bits"
     assert unpack(pack_examples(grouped, "accuracy")).examples == 10
     assert spread == pytest.approx((0.25 / 10) ** 0.5, rel=0.15)
+
+
+def test_missing_labels_and_tags_are_resampled_by_example() -> None:
+    """A score that is no mean over examples is measured on draws of whole examples."""
+    subject = make_subject(size=60)
+    targets = subject.targets["label"].clone()
+    targets[::3] = IGNORED
+    assert unpack(pack_examples(replace(subject, targets={"label": targets}), "accuracy")).kind == "replicates"
+    outputs = torch.randn(20, 5, 3, generator=torch.Generator().manual_seed(0))
+    tagged = Subject({"tags": outputs}, {"tags": outputs.argmax(-1)}, heads={"tags": Tags(3, "accuracy")})
+    scores = unpack(pack_examples(tagged, "accuracy"))
+    assert (scores.kind, scores.examples, set(scores.values.tolist())) == ("replicates", 20, {1.0})
