@@ -34,8 +34,7 @@ def test_a_front_over_three_objectives_holds_accurate_and_robust_candidates(smal
     assert every["effective_flops"].min() == rows["effective_flops"].min()
     assert front.info.teacher.scores["test"]["pgd_accuracy"] < front.info.teacher.scores["test"]["accuracy"]
     assert "accuracy under PGD" in front.page()
-    header = next(csv.reader((front.folder / "front.csv").open()))
+    header = next(csv.reader((front.folder / "front.csv").read_text().splitlines()))
     assert {"accuracy", "pgd_accuracy", "pgd_accuracy_test"} <= {*header}
-    assert front.pick(min={"pgd_accuracy": float(rows["pgd_accuracy"].max())}).row["pgd_accuracy"] == (
-        rows["pgd_accuracy"].max()
-    )
+    limit = float(rows["pgd_accuracy"].max())
+    assert front.pick(min={"pgd_accuracy": limit}).row["pgd_accuracy"] >= limit

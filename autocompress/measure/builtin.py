@@ -11,6 +11,9 @@ from autocompress.errors import TrialError
 from autocompress.measure import cost, quality
 from autocompress.measure.objectives import Subject, objective
 
+# Keeps the ratio of two errors finite where the student has none.
+TINY = 1e-12
+
 
 @objective("accuracy", "maximize", "score", reads="classes")
 def accuracy(subject: Subject) -> float:
@@ -76,24 +79,28 @@ def mean_score(subject: Subject) -> float:
 
 @objective("retention", "maximize", "score")
 def retention(subject: Subject) -> float:
-    """The student's score divided by the teacher's: accuracy, or the metric of a head of another kind."""
+    """The student's score divided by the teacher's; of numbers, the teacher's error divided by the student's."""
     if not subject.logits:
         raise TrialError("a score needs logits, but the subject has none")
     ratios = []
     for name in subject.logits:
         # Missing outputs of the teacher are named here.
         subject.teacher_outputs(name)
-        ours = _score_head(subject, name)
-        theirs = _score_head(replace(subject, logits=subject.teacher_logits), name)
+        teacher = replace(subject, logits=subject.teacher_logits)
+        if subject.head(name).metric == "r2":
+            # R2 may be negative, so errors are compared: the teacher's divided by the student's.
+            ratios.append(_score_head(teacher, name, "rmse") / max(_score_head(subject, name, "rmse"), TINY))
+            continue
+        ours, theirs = _score_head(subject, name), _score_head(teacher, name)
         ratios.append(ours / theirs if theirs > 0 else math.nan)
     # A mean of ratios, not a ratio of means: each head is compared with the teacher on that head.
     return fmean(ratios)
 
 
-def _score_head(subject: Subject, name: str) -> float:
-    """Return the metric of one head."""
+def _score_head(subject: Subject, name: str, metric: str = "") -> float:
+    """Return a score of one head, by default its own metric."""
     only = replace(subject, logits={name: subject.logits[name]})
-    return float(OBJECTIVES.get(subject.head(name).metric).measure(only))
+    return float(OBJECTIVES.get(metric or subject.head(name).metric).measure(only))
 
 
 @objective("fgsm_accuracy", "maximize", "score", reads="classes")

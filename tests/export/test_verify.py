@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import autocompress
+from autocompress.core.heads import Levels
 from autocompress.core.task import Split, logits_by_head
 from autocompress.errors import ArtifactError, VerificationError
 from autocompress.export.artifact import Deployable, write_artifact
@@ -76,7 +77,8 @@ def test_a_score_that_is_better_low_is_refused_when_it_is_higher(
     written: tuple[Deployable, Path], data: tuple[Split, Split], promise: Promise
 ) -> None:
     made, folder = written
-    metric = Metric("rmse", {head: torch.arange(classes) * 1.0 for head, classes in made.heads.items()})
+    heads = {head: Levels(size, levels=tuple(map(float, range(size)))) for head, size in made.heads.items()}
+    metric = Metric("rmse", heads)
     with torch.inference_mode():
         logits = logits_by_head(made.model(*data[1].inputs), made.heads)
     kept = metric.by_head(logits, data[1].targets)

@@ -61,3 +61,11 @@ def test_heads_of_other_kinds_are_left_out() -> None:
     targets = {"y": torch.tensor([[1.0], [4.0]]), "label": torch.tensor([0, 0])}
     subject = Subject(outputs, targets, heads={"y": Regression(1), "label": 2})
     assert measure(subject, ["mae", "accuracy"]) == {"mae": 1.0, "accuracy": 0.5}
+
+
+def test_retention_of_numbers_is_the_ratio_of_the_errors() -> None:
+    """R2 of a poor teacher is negative, and a ratio of two of them means nothing."""
+    true = torch.tensor([[1.0], [3.0]])
+    teacher, student = torch.tensor([[5.0], [7.0]]), torch.tensor([[9.0], [11.0]])
+    subject = Subject({"y": student}, {"y": true}, {"y": teacher}, heads={"y": Regression(1)})
+    assert measure(subject, ["retention"])["retention"] == pytest.approx(0.5)
