@@ -57,7 +57,8 @@ def test_the_next_version_follows_all_that_exist(tmp_path: Path) -> None:
 def test_a_new_version_stands_beside_the_old_one(adapted: autocompress.AdaptedArtifact, recent: Split) -> None:
     folder, record = adapted.folder, adapted.record
     old = folder.parent / record.parent
-    assert list_names(folder.parent) == sorted([old.name, folder.name])
+    # Other tests of this process export candidates of the same run.
+    assert {old.name, folder.name} <= set(list_names(folder.parent))
     assert folder.name == f"{old.name}-v2"
     assert find_run_of_artifact(folder) == folder.parent.parent
     # The record tells where the version comes from and what it is worth.

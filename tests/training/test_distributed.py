@@ -3,6 +3,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,13 @@ def children() -> set[int]:
 
 def listening(process: int) -> set[str]:
     """Addresses at which a process waits for connections, as the kernel writes them."""
-    links = (os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir())
-    sockets = {link[8:-1] for link in links if link.startswith("socket:[")}
+    sockets = set()
+    for entry in Path(f"/proc/{process}/fd").iterdir():
+        # The process may close a file between the listing and the look.
+        with suppress(FileNotFoundError):
+            link = os.readlink(entry)
+            if link.startswith("socket:["):
+                sockets.add(link[8:-1])
     actual = set()
     for table in ("tcp", "tcp6"):
         rows = [line.split() for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]]
