@@ -293,7 +293,7 @@ class Certificate:
     needed: int | None = None
 
     @property
-    def is_kept(self) -> bool:
+    def is_promise_certified(self) -> bool:
         """Whether the promised loss is certified."""
         return self.promised is not None and self.certified <= self.promised + _SLACK
 
@@ -315,7 +315,7 @@ class Certificate:
         if self.promised is None:
             return text
         promised = format_difference(self.promised, score)
-        if self.is_kept:
+        if self.is_promise_certified:
             fewer = "" if self.needed is None else f"; about {self.needed:,} examples would do"
             return f"Promised: at most {promised} lost. {text.removesuffix('.')}{fewer}."
         if self.needed is None:

@@ -242,8 +242,8 @@ def score_by_confidence(
 ) -> dict[str, Tensor]:
     """Return the largest attention of a head to one token, averaged over all tokens, layer to ``[H]``.
 
-    A head that spreads its attention evenly over a text passes on a mean, whatever the text says (confidence of Voita
-    et al. 2019, arXiv:1905.09418, section 4). Padding has no attention and does not count.
+    A head that spreads its attention evenly over a text passes on the mean of any text (confidence of Voita et al.
+    2019, arXiv:1905.09418, section 4). Padding has no attention and does not count.
 
     Raises:
         CompressionError: The context has no calibration batches, or a score is not finite.

@@ -236,15 +236,15 @@ def split_randomly(parts: Mapping[str, Split], seed: int) -> Splits:
     return Splits(**{**new_parts, **{name: part for name, part in parts.items() if name != "train"}})
 
 
-def check_positive(option: str, value: int) -> int:
+def check_positive(option: str, value: int, least: int = 1) -> int:
     """Return the value of an option that counts something.
 
     Raises:
-        UsageError: The value is not a whole number of at least 1.
+        UsageError: The value is not a whole number of at least ``least``.
     """
     # bool is a subclass of int, and YAML reads "yes" as True.
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"task.{option} is {value!r}; give a whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"task.{option} is {value!r}; give a whole number of at least {least}")
     return value
 
 

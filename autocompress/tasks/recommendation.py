@@ -14,7 +14,7 @@ from autocompress.core.heads import IGNORED, Candidates, Head, Levels
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.base import FRACTIONS, Supervised
+from autocompress.tasks.base import FRACTIONS, Supervised, check_positive
 from autocompress.tasks.interactions import (
     GENERATED_NOTICE,
     Columns,
@@ -77,9 +77,8 @@ class Recommendation(Supervised):
         click: str = "click",
         time: str = "time",
     ) -> None:
-        for option, value, least in (("candidates", candidates, 2), ("views", views, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"task.recommendation.{option} is {value!r}; give a whole number of at least {least}")
+        check_positive("recommendation.candidates", candidates, 2)
+        check_positive("recommendation.views", views)
         columns = Columns(user, item, rating, click, time)
         self._is_generated = not path
         if path:

@@ -20,7 +20,7 @@ from autocompress.core.preprocessing import CandidatesInput, IdInput, Preprocess
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.base import FRACTIONS, Supervised, stratify_rows
+from autocompress.tasks.base import FRACTIONS, Supervised, check_positive, stratify_rows
 from autocompress.tasks.interactions import (
     GENERATED_NOTICE,
     Columns,
@@ -285,9 +285,8 @@ class Ranking(Supervised):
         click: str = "click",
         time: str = "time",
     ) -> None:
-        for option, value, least in (("candidates", candidates, 2), ("views", views, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UsageError(f"task.ranking.{option} is {value!r}; give a whole number of at least {least}")
+        check_positive("ranking.candidates", candidates, 2)
+        check_positive("ranking.views", views)
         if liked is not None and (isinstance(liked, bool) or not isinstance(liked, int | float)):
             raise UsageError(f"task.ranking.liked is {liked!r}; give a rating")
         columns = Columns(user, item, rating, click, time)

@@ -114,8 +114,23 @@ def _read_conll_lines(path: Path, is_conllu: bool) -> Iterator[tuple[int, list[s
         raise UsageError(f"{path} cannot be read ({error}); texts are UTF-8") from None
 
 
+class _TagTask(TokenTask):
+    """Base class of tasks with a tag for each word, whose words are separated by one space."""
+
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the encoding; white space between words becomes one space."""
+        return (self.encoding.specify_input(whitespace="collapse"),)
+
+    def teacher(self) -> tuple[Part, Part]:
+        """Return a convolutional network that reads some twenty characters around each, and its training config."""
+        return (
+            Part.of("text_cnn", embedding=32, width=64, depth=2, kernel=7, block="residual"),
+            Part.of("adamw", epochs=8, learning_rate=3e-3, batch_size=64),
+        )
+
+
 @TASKS.register("tagging")
-class Tagging(TokenTask):
+class Tagging(_TagTask):
     """A tag for each token of your own texts, such as named entities, with further labels of the texts if you like.
 
     Tags with a scheme (IOB2 or IOBES: ``O``, ``B-PER``, ``I-PER``) are scored by the F1 of whole entities, other tags,
@@ -181,8 +196,10 @@ class Tagging(TokenTask):
         train = texts["train"]
         self.encoding = fit_encoding(encoding, train.texts, length, vocabulary)
         self.inputs = self._input_specs()
-        self._parts = {part: self._make_split(read, columns) for part, read in texts.items()}
-        self._texts = {part: [read.texts[row] for row in select_distinct_rows(read)] for part, read in texts.items()}
+        # A repeated text could be in two splits.
+        rows = {part: select_distinct_rows(read) for part, read in texts.items()}
+        self._texts = {part: [read.texts[row] for row in rows[part]] for part, read in texts.items()}
+        self._parts = {part: self._make_split(read, columns, rows[part]) for part, read in texts.items()}
         self._notices = tuple(filter(None, self._collect_notices(texts)))
 
     @property
@@ -217,10 +234,6 @@ class Tagging(TokenTask):
             return split_randomly(self._parts, seed)
         return complete_splits(self._parts, seed, self.labels[label], self._parts["train"].targets[label])
 
-    def specify_preprocessing(self, seed: int) -> Preprocessing:
-        """Return the encoding; white space between words becomes one space."""
-        return (self.encoding.specify_input(whitespace="collapse"),)
-
     def list_test_examples(self, seed: int) -> Sequence[RawExample]:
         """Return the texts of the test split."""
         label = self._find_label()
@@ -231,13 +244,6 @@ class Tagging(TokenTask):
     def _find_label(self) -> str | None:
         """Return the head by whose classes the splits are stratified; None if there are only tags."""
         return next((head for head in self.heads if head != TAG_HEAD), None)
-
-    def teacher(self) -> tuple[Part, Part]:
-        """Return a convolutional network of width 64 that reads some twenty characters around each, and its fit."""
-        return (
-            Part.of("text_cnn", embedding=32, width=64, depth=2, kernel=7, block="residual"),
-            Part.of("adamw", epochs=8, learning_rate=3e-3, batch_size=64),
-        )
 
     def _read_heads(self, texts: Mapping[str, Texts], columns: Sequence[str]) -> None:
         """Set the heads and the names of their classes."""
@@ -262,9 +268,7 @@ class Tagging(TokenTask):
             for read in texts.values():
                 _check_scheme(read)
 
-    def _make_split(self, texts: Texts, columns: Sequence[str]) -> Split:
-        # A repeated text could be in two splits.
-        rows = select_distinct_rows(texts)
+    def _make_split(self, texts: Texts, columns: Sequence[str], rows: Sequence[int]) -> Split:
         chosen = [texts.texts[row] for row in rows]
         tags = [texts.labels[TAG_HEAD][row].split() for row in rows]
         targets = {TAG_HEAD: place_tags(self.encoding, chosen, tags, self.labels[TAG_HEAD], texts, rows)}
@@ -444,7 +448,7 @@ def _make_sentence(locale: Locale, names: Sequence[LocaleName], random: np.rando
 
 
 @TASKS.register("entities")
-class Entities(TokenTask):
+class Entities(_TagTask):
     """Named entities and the language of a sentence: two heads, one for each token and one for each text.
 
     The data is generated from Babel's locale data (CLDR): 6,000 lists of names of territories, languages, currencies
@@ -485,19 +489,8 @@ class Entities(TokenTask):
         whole = Split((self.encoding(texts),), {TAG_HEAD: tags, "language": language})
         return complete_splits({"train": whole}, seed, LANGUAGES, language)
 
-    def specify_preprocessing(self, seed: int) -> Preprocessing:
-        """Return the encoding; white space between words becomes one space."""
-        return (self.encoding.specify_input(whitespace="collapse"),)
-
     def list_test_examples(self, seed: int) -> Sequence[RawExample]:
         """Return the sentences of the test split."""
         sentences = locale_sentences()
         language = torch.tensor([LANGUAGES.index(sentence.language) for sentence in sentences])
         return [" ".join(sentences[row].words) for row in stratify_rows(language, seed)["test"]]
-
-    def teacher(self) -> tuple[Part, Part]:
-        """Return a convolutional network that reads some twenty characters around each, and its training config."""
-        return (
-            Part.of("text_cnn", embedding=32, width=64, depth=2, kernel=7, block="residual"),
-            Part.of("adamw", epochs=8, learning_rate=3e-3, batch_size=64),
-        )

@@ -92,7 +92,7 @@ def test_the_cheapest_certified_candidate_is_selected() -> None:
     # t0c2 loses 0.9 points observed, within the allowed point, but its bound is above it.
     assert picked.id == "t0c1"
     assert picked.certificate is not None
-    assert picked.certificate.is_kept
+    assert picked.certificate.is_promise_certified
     assert picked.certificate.examples == 1000
     assert picked.reason.startswith(
         "The cheapest candidate certified to lose at most 1.0 point of accuracy against the teacher, at 90% confidence"
@@ -108,7 +108,7 @@ def test_without_a_certified_candidate_the_smallest_bound_is_selected_and_said()
     assert picked.id == "t0c1"
     assert "No candidate is certified to lose at most 0.2 points" in picked.reason
     assert picked.certificate is not None
-    assert not picked.certificate.is_kept
+    assert not picked.certificate.is_promise_certified
     assert "No number of examples would certify it" in picked.certificate.describe(ACCURACY)
 
 
