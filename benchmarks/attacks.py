@@ -9,6 +9,7 @@ one over two.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import autocompress
@@ -117,8 +118,7 @@ def measure_shilling(
                 model = pipeline.train(build_config(part, term, seed)).model
                 subject = poisoned.build_subject(model, test, {}, scores[:1])
                 outputs = {PUSHED: predict(model, poisoned.task, pushed)}
-                subject = type(subject)(subject.logits, test.targets, attacked=outputs, levels=subject.levels)
-                results[f"{start}, {name}"] = measure(subject, scores)
+                results[f"{start}, {name}"] = measure(replace(subject, attacked=outputs), scores)
     return results
 
 

@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from autocompress.core.config import Part
+from autocompress.core.knobs import Leaf
 from benchmarks.benchmark_tasks import DIGITS, MNIST1D
 from benchmarks.comparison import COLUMNS, Pairing, format_header, format_pairings, wrap_paragraph
 from benchmarks.variants import BenchmarkTask, Measurements, ResultKey, Variant, run_all
 
 # With the squared distance summed over positions, the weight of Zagoruyko and Komodakis 2017 is about 10 on 8x8 maps.
 WEIGHTS = (0.01, 1.0, 10.0, 100.0)
-RESIDUAL = {"depth": 1, "block": "residual"}
+RESIDUAL: Mapping[str, Leaf] = {"depth": 1, "block": "residual"}
 
 
 def build_tasks() -> list[BenchmarkTask]:

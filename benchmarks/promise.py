@@ -179,7 +179,7 @@ def draw_splits(population: Population, generator: np.random.Generator) -> tuple
         table[f"accuracy{suffix}"] = own.mean(axis=1)
         for texts, values in zip(packed, own, strict=True):
             texts[split] = ExampleScores("bits", size, values).pack()
-    table["details"] = [{"examples": texts} for texts in packed]
+    table["details"] = pd.Series([{"examples": texts} for texts in packed], index=table.index, dtype=object)
     teacher = replace(info.teacher, scores={**info.teacher.scores, **scores}, examples=examples)
     return table, replace(info, teacher=teacher)
 

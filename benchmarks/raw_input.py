@@ -105,6 +105,11 @@ CASES: Mapping[str, Case] = {
     "tagging": Case(_load_tagging, TEXT_CNN, ADAMW),
     "ratings": Case(_load("ratings"), Part.of("interaction", embedding=8, width=32, depth=1), RECOMMEND),
     "ranking": Case(_load("ranking"), Part.of("two_tower", embedding=32, depth=0, tower=32), RECOMMEND),
+    "recommendation": Case(
+        _load("recommendation"),
+        Part.of("two_tower", embedding=24, depth=0, tower=24, sharing="shared_bottom"),
+        RECOMMEND,
+    ),
     "module": Case(_load_module, Part(FROM_TEACHER), Part.of("adamw", epochs=8)),
 }
 
@@ -162,7 +167,6 @@ def _quantize(task: Task, case: Case, model: nn.Module, calibration: Split, seed
         prune_state=None,
         quantize_state=state,
         preprocessing=task.specify_preprocessing(seed),
-        levels={head: values.tolist() for head, values in getattr(task, "levels", {}).items()},
     )
 
 

@@ -94,7 +94,7 @@ def run_plain_actors(ask: Ask, evaluate: Evaluate, tell: Tell, workers: int, fol
             """Run one job."""
             return self._evaluate(job)
 
-    idle = [Worker.remote(evaluate) for _ in range(workers)]
+    idle = [Worker.remote(evaluate) for _ in range(workers)]  # type: ignore[attr-defined]
     running = {}
     while True:
         while idle and (job := ask()) is not None:

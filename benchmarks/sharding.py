@@ -8,17 +8,17 @@ process.
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import Part
-from autocompress.core.task import InputSpec, Logits, Split, Splits, Targets
-from autocompress.models.base import build_family_model
+from autocompress.core.task import InputSpec, Split, Splits
+from autocompress.tasks.base import Supervised
 from autocompress.training.fit import FitRequest, FitResult, fit_parallel
 
 LENGTH, VOCABULARY, CLASSES, EXAMPLES, BATCH = 16, 512, 8, 64, 16
@@ -29,38 +29,20 @@ TINY = {"layers": 1, "attention_heads": 1, "head_size": 4}
 SETTINGS = {"epochs": 2, "batch_size": BATCH, "learning_rate": 1e-3}
 
 
-class RandomTexts:
+class RandomTexts(Supervised):
     """Random texts with random labels."""
 
     name = "random_texts"
-    heads = HEADS
-    metrics = ("accuracy",)
-    views = 1
-    identity_options: dict[str, object] = {}  # noqa: RUF012
+    inputs: tuple[InputSpec, ...] = INPUTS
+    heads: Mapping[str, int] = HEADS
 
     def splits(self, seed: int) -> Splits:
         """Return the same texts as every split."""
         return Splits(*[draw_texts()] * 5)
 
-    def view(self, split: Split, index: int) -> Split:
-        """Return the split without augmentation."""
-        return split
-
-    def example(self) -> tuple[Tensor, ...]:
-        """Return a batch of one text."""
-        return (torch.zeros(1, LENGTH, dtype=torch.int64),)
-
     def teacher(self) -> tuple[Part, Part]:
         """Return the default teacher."""
         return Part.of("transformer", **LARGE), Part("adamw")
-
-    def build(self, student: Part) -> nn.Module:
-        """Return an untrained model."""
-        return build_family_model(student, INPUTS, HEADS)
-
-    def loss(self, logits: Logits, targets: Targets) -> Tensor:
-        """Return the cross-entropy."""
-        return F.cross_entropy(logits["label"], targets["label"])
 
 
 @dataclass(frozen=True)

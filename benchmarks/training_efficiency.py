@@ -204,9 +204,8 @@ def format_cases(curves: Curves, seeds: int, examples: int) -> list[str]:
         cells = [case.name, format_mean(last), "–" if case is PLAIN else format_gain(last, base)]
         cells.append(f"{len(reached)} of {seeds}")
         if reached:
-            epochs, seconds = zip(*reached, strict=True)
-            mean = statistics.fmean(epochs)
-            cells += [f"{mean:.1f}", f"{mean * examples:,.0f}", f"{statistics.fmean(seconds):.1f}"]
+            mean, seconds = (statistics.fmean(column) for column in zip(*reached, strict=True))
+            cells += [f"{mean:.1f}", f"{mean * examples:,.0f}", f"{seconds:.1f}"]
         else:
             cells += ["–"] * 3
         lines.append(f"| {' | '.join(cells)} |")

@@ -260,12 +260,12 @@ def _serve_zeros(name: str, folder: Path) -> Pipeline:
 
     def run(heads: list[str], inputs: dict[str, Any]) -> list[Any]:
         tensors = list(inputs.values())
-        lists = tensors[-1].shape if name == "ranking" else None
         positions = {head: tensors[0].shape[1:] for head in heads if as_head(task.heads[head]).has_positions}
-        return [
-            np.zeros(lists or (len(tensors[0]), *positions.get(head, ()), task.heads[head]), np.float32)
-            for head in heads
-        ]
+        sizes = {head: int(task.heads[head]) for head in heads}
+        if "item" in sizes:
+            # As many scores as candidates, and one for the id before them.
+            sizes["item"] = tensors[-1].shape[1] + (name == "recommendation")
+        return [np.zeros((len(tensors[0]), *positions.get(head, ()), size), np.float32) for head, size in sizes.items()]
 
     return Pipeline(record, SimpleNamespace(get_inputs=lambda: shapes, run=run))
 

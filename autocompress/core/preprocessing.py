@@ -198,9 +198,11 @@ class CandidatesInput(IdInput):
 
     Attributes:
         count: Number of candidates in an example of the task.
+        first: Name of an input of one id that is scored before the candidates; empty for none.
     """
 
     count: int = 1
+    first: str = ""
 
     kind: ClassVar[str] = "candidates"
 
@@ -211,7 +213,11 @@ class CandidatesInput(IdInput):
 
     def describe(self) -> str:
         """Return a sentence for the card of a model."""
-        return f"The {self.name} are any number of rows from the id map in preprocess.json; {self._describe_unknown()}."
+        first = f" The {self.first} is scored before them." if self.first else ""
+        return (
+            f"The {self.name} are any number of rows from the id map in preprocess.json; {self._describe_unknown()}."
+            f"{first}"
+        )
 
 
 @dataclass(frozen=True)

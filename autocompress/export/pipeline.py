@@ -91,6 +91,7 @@ class Pipeline:
         self._encoders = {entry["name"]: ENCODERS[entry["kind"]](entry) for entry in record["inputs"]}
         self._tensors = {entry["name"]: entry["tensor"] for entry in record["inputs"]}
         self._heads = [entry["head"] for entry in record["outputs"]]
+        self._rankings = {entry["head"] for entry in record["outputs"] if entry["kind"] == "ranking"}
         self._sizes = {entry.name: entry.shape for entry in session.get_inputs()}
 
     def predict(self, example: Any) -> dict[str, Any]:
@@ -146,13 +147,23 @@ class Pipeline:
         Raises:
             PipelineError: The model ranks nothing, or an id is unknown and has no row.
         """
-        heads = [entry["head"] for entry in self.record["outputs"] if entry["kind"] == "ranking"]
-        if not heads:
+        if not self._rankings:
             raise PipelineError("this model ranks nothing: it has no candidates among its inputs")
         excluded = {str(name) for name in exclude}
-        ranked = self.predict(example)[heads[0]]
+        ranked = self.predict(self._fill_first(example))[min(self._rankings)]
         pairs = zip(ranked["ids"], ranked["scores"], strict=True)
         return list(islice((pair for pair in pairs if pair[0] not in excluded), count))
+
+    def _fill_first(self, example: Record) -> Record:
+        """Return an example with an id before the candidates: any id of the catalogue, which is ranked once."""
+        if not isinstance(example, Mapping):
+            return example
+        firsts = {
+            encoder.first: encoder.catalogue[0]
+            for encoder in self._encoders.values()
+            if isinstance(encoder, CandidatesEncoder) and encoder.first
+        }
+        return {**firsts, **example}
 
     def _divide(self, examples: Sequence[Any]) -> Iterator[list[Values]]:
         """Yield batches of examples as the raw value and the tensor of each input; each example is read once."""
@@ -200,7 +211,7 @@ class Pipeline:
         return [{head: values[row] for head, values in outputs.items()} for row in range(len(batch))]
 
     def _run_lists(self, tensors: Mapping[str, Array], name: str) -> dict[str, Array]:
-        """Return the scores of candidate lists; long ones are divided, because each candidate has its own score."""
+        """Return the outputs for candidate lists; long ones are divided, because each candidate has its own score."""
         rows, count = tensors[name].shape
         size = self._sizes[self._tensors[name]][1]
         if isinstance(size, int) and size != count:
@@ -210,7 +221,14 @@ class Pipeline:
             self._run_tensors({**tensors, name: tensors[name][:, start : start + step]})
             for start in range(0, count, step)
         ]
-        return {head: np.concatenate([part[head] for part in parts], axis=1) for head in self._heads}
+        encoder = self._encoders[name]
+        # The id before the candidates is scored in each part.
+        skipped = int(bool(isinstance(encoder, CandidatesEncoder) and encoder.first))
+        joined = {
+            head: np.concatenate([parts[0][head], *(part[head][:, skipped:] for part in parts[1:])], axis=1)
+            for head in self._rankings
+        }
+        return {head: joined[head] if head in joined else parts[0][head] for head in self._heads}
 
     def _run_tensors(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         inputs = {self._tensors[name]: tensor for name, tensor in tensors.items()}
@@ -389,6 +407,7 @@ class CandidatesEncoder(IdEncoder):
     def __init__(self, entry: Record) -> None:
         super().__init__(entry)
         self.catalogue = list(self.rows)
+        self.first = entry.get("first", "")
 
     def __call__(self, value: Any) -> Array:
         """Return the rows, ``[K]``."""
@@ -492,9 +511,14 @@ def _decode_numbers(entry: Record, outputs: Array, values: Values) -> dict[str, 
 
 def _decode_ranking(entry: Record, scores: Array, values: Values) -> dict[str, Any]:
     """Return the candidates and their scores, best first; equal scores keep the order of the candidates."""
+    candidates = [str(name) for name in values[entry["candidates"]][0]]
+    if len(scores) > len(candidates):
+        # The id before the candidates is often one of them.
+        first = str(values[entry["first"]][0]).strip()
+        scores = scores[[0, *(at + 1 for at, name in enumerate(candidates) if name.strip() != first)]]
+        candidates = [first, *(name for name in candidates if name.strip() != first)]
     order = np.argsort(-scores, kind="stable")
-    candidates = list(values[entry["candidates"]][0])
-    return {"ids": [str(candidates[at]) for at in order], "scores": scores[order].astype(float).tolist()}
+    return {"ids": [candidates[at] for at in order], "scores": scores[order].astype(float).tolist()}
 
 
 def _softmax(logits: Array) -> Array:

@@ -63,7 +63,7 @@ def render_preprocess(deployable: "Deployable", weights_only: bool) -> bytes:
     """
     preprocessing = complete_preprocessing(deployable)
     names = input_names(len(preprocessing))
-    candidates = [entry.name for entry in preprocessing if isinstance(entry, CandidatesInput)]
+    candidates = [entry for entry in preprocessing if isinstance(entry, CandidatesInput)]
     content = {
         "format": FORMAT,
         "task": deployable.task_name,
@@ -125,15 +125,21 @@ def read_pipeline() -> bytes:
     return resources.files("autocompress.export").joinpath(PIPELINE).read_bytes()
 
 
-def _describe_output(head: str, size: int, deployable: "Deployable", candidates: Sequence[str]) -> Mapping[str, object]:
+def _describe_output(
+    head: str, size: int, deployable: "Deployable", candidates: Sequence[CandidatesInput]
+) -> Mapping[str, object]:
     """Return the entry of a head."""
-    kind = "ranking" if candidates else as_head(size).kind
+    kind = as_head(size).kind
+    # With a single head, the classes of a task with candidates are the candidates.
+    if candidates and (kind == "candidates" or len(deployable.heads) == 1):
+        kind = "ranking"
     levels = list(getattr(size, "levels", ()))
     # Scores of candidates that the task does not name: their positions are the classes.
     kind = "classes" if kind == "candidates" else kind
     entry: dict[str, object] = {"head": head, "kind": kind, "meaning": MEANINGS[kind]}
-    if candidates:
-        return {**entry, "candidates": candidates[0]}
+    if kind == "ranking":
+        before = {"first": candidates[0].first} if candidates[0].first else {}
+        return {**entry, "candidates": candidates[0].name, **before}
     count = 2 if kind == "binary" else int(size)
     entry["classes"] = _distinguish_names(list(deployable.labels.get(head) or map(str, range(count))))
     first = deployable.preprocessing[0] if deployable.preprocessing else None

@@ -5,6 +5,7 @@
 A block normalises before each half and adds the input to the output (pre-norm; Xiong et al. 2020, arXiv:2002.04745).
 Padding has no effect: no token attends to it, and it is zero after every block. The attention
 probabilities ``[B, H, T, T]`` of block n are the output of the layer ``encoder.stages.<n>.attention.probabilities``.
+After the attention of a block, tokens can be dropped; the blocks behind it then compute fewer positions.
 """
 
 from collections.abc import Mapping
@@ -33,27 +34,75 @@ from autocompress.models.tokens import (
 INITIAL_DEVIATION = 0.02
 
 
+class Positions:
+    """The mask of the tokens, which changes when tokens are dropped.
+
+    Args:
+        mask: 1 at a token and 0 at padding, ``[B, T]``.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self._selected: Tensor | None = None
+
+    @property
+    def over_features(self) -> Tensor:
+        """The mask as a factor of the features, ``[B, T, 1]``."""
+        return self.mask.unsqueeze(2)
+
+    def compute_bias(self) -> Tensor:
+        """Return what attention adds to its scores, ``[B, 1, 1, T]``: zero at a token, far below zero at padding."""
+        # The same for every head and every query.
+        return ((self.mask - 1) * MASKED_SCORE).unsqueeze(1).unsqueeze(2)
+
+    def select(self, probabilities: Tensor, count: int) -> None:
+        """Choose the tokens that receive the most attention.
+
+        The attention that a token receives is summed over heads and over the tokens that attend to it (significance
+        score of Goyal et al. 2020, arXiv:2001.08950, section 3.2). Padding receives none, so it is dropped first.
+
+        Args:
+            probabilities: Attention of each query to each token, ``[B, H, T, T]``.
+            count: Number of tokens to keep; a shorter text keeps all.
+        """
+        received = (probabilities.sum(1) * self.over_features).sum(1)
+        self._selected = torch.topk(received, min(count, received.shape[1]), dim=1).indices
+        self.mask = self.mask.gather(1, self._selected)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return the features of the tokens that were chosen last, ``[B, T, D] -> [B, T', D]``; otherwise all."""
+        if self._selected is None:
+            return x
+        indices, self._selected = self._selected.unsqueeze(2).expand(-1, -1, x.shape[2]), None
+        return x.gather(1, indices)
+
+
 class Attention(nn.Module):
-    """Several attentions side by side, ``[B, T, D], [B, 1, 1, T] -> [B, T, D]``.
+    """Several attentions side by side, ``[B, T, D] -> [B, T, D]``.
 
     softmax(Q K^T / sqrt(d) + bias) V for each of H heads of d numbers (Vaswani et al. 2017, arXiv:1706.03762); the
-    bias is zero at a token and far below zero at padding.
+    bias is zero at a token and far below zero at padding. With a number of ``kept_tokens``, it chooses the tokens that
+    the rest of the model reads; 0 keeps all.
     """
 
     def __init__(self, width: int, heads: int, head_size: int) -> None:
         super().__init__()
         self.heads, self.head_size = heads, head_size
+        self.kept_tokens = 0
         inner = heads * head_size
         self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
         self.probabilities = nn.Softmax(dim=-1)
         self.out = nn.Linear(inner, width)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
         """Return the attention output of each position."""
         query, key, value = (self._split_heads(layer(x)) for layer in (self.query, self.key, self.value))
         # Dividing by sqrt(d) keeps the size of the scores independent of the size of a head.
         scores = query @ key.transpose(2, 3) * self.head_size**-0.5
-        gathered = self.probabilities(scores + bias) @ value
+        probabilities = self.probabilities(scores + positions.compute_bias())
+        if self.kept_tokens:
+            positions.select(probabilities, self.kept_tokens)
+        gathered = probabilities @ value
         out: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
         return out
 
@@ -64,7 +113,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then two linear layers with a ReLU between them, ``[B, T, D] -> [B, T, D]``."""
+    """Attention, then two linear layers with a ReLU between them, ``[B, T, D] -> [B, T', D]``; T' is T or fewer."""
 
     def __init__(self, config: "TransformerConfig") -> None:
         super().__init__()
@@ -76,11 +125,11 @@ class Block(nn.Module):
             nn.Linear(width, width * config.feed_forward), nn.ReLU(), nn.Linear(width * config.feed_forward, width)
         )
 
-    def forward(self, x: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
         """Return the sum of the input and both halves, zero at padding."""
-        x = x + self.attention(self.attention_norm(x), bias)
+        x = positions.take(x + self.attention(self.attention_norm(x), positions))
         x = x + self.feed_forward(self.feed_forward_norm(x))
-        return x * mask
+        return x * positions.over_features
 
 
 @dataclass(frozen=True)
@@ -132,16 +181,13 @@ class TransformerEncoder(TokenEncoder):
         self.pool = MaskedPool(config.pooling)
 
     def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features of every position and their mask."""
-        mask = self.mask(tokens)
-        over_features = mask.unsqueeze(2)
-        # [B, 1, 1, T]: the same bias for every head and every query.
-        bias = ((mask - 1) * MASKED_SCORE).unsqueeze(1).unsqueeze(2)
+        """Return the features of every position that is left and their mask."""
+        positions = Positions(self.mask(tokens))
         # A shorter batch takes the first positions.
-        x = (self.widen(self.embedding(tokens)) + self.positions[: tokens.shape[1]]) * over_features
+        x = (self.widen(self.embedding(tokens)) + self.positions[: tokens.shape[1]]) * positions.over_features
         for stage in self.stages:
-            x = stage(x, over_features, bias)
-        return self.norm(x).transpose(1, 2), mask.unsqueeze(1)
+            x = stage(x, positions)
+        return self.norm(x).transpose(1, 2), positions.mask.unsqueeze(1)
 
 
 class TransformerFamily:

@@ -10,6 +10,7 @@ from autocompress.prune.n_m import NM, NMConfig
 from autocompress.prune.progressive import Progressive, ProgressiveConfig
 from autocompress.prune.sparse_linear import use_sparse_kernels
 from autocompress.prune.structured import Structured, StructuredConfig
+from autocompress.prune.tokens import Tokens, TokensConfig
 from autocompress.prune.unstructured import Unstructured, UnstructuredConfig
 from autocompress.prune.weight_inheritance import Inheritance, inherit_weights
 
@@ -28,6 +29,8 @@ __all__ = [
     "ProgressiveConfig",
     "Structured",
     "StructuredConfig",
+    "Tokens",
+    "TokensConfig",
     "Unstructured",
     "UnstructuredConfig",
     "expand_model",

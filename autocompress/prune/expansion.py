@@ -20,12 +20,19 @@ from autocompress.errors import CompressionError
 from autocompress.prune.calibration import flatten_outputs, format_error, make_noise
 from autocompress.prune.channels import have_close_outputs
 from autocompress.prune.depth import DroppedBlock
+from autocompress.prune.tokens import find_selecting_attention
 
 Replay: TypeAlias = Callable[[nn.Module], nn.Module]
 """Function that repeats a pruning on a fresh model, in place or not, and returns the model."""
 
 # The history of each built-in method has one of these entries, and a method that restores it.
-_METHOD_OF_ENTRY = {"layers": "structured", "dropped": "depth", "heads": "heads", "masked": "unstructured"}
+_METHOD_OF_ENTRY = {
+    "layers": "structured",
+    "dropped": "depth",
+    "heads": "heads",
+    "tokens": "tokens",
+    "masked": "unstructured",
+}
 # Types that represent every position of a tensor exactly: up to 2**53 and 2**63.
 _POSITION_TYPES = (torch.float64, torch.int64)
 # One random input may leave all channels behind a rectifier at zero, and then any two models agree.
@@ -176,6 +183,10 @@ class OriginalPositions:
             if name in values:
                 full[self._positions[name].flatten().to(full.device)] = values[name].flatten().to(full)
             tensor.copy_(full.view(tensor.shape))
+        layers = find_selecting_attention(expanded)
+        for name, attention in find_selecting_attention(pruned).items():
+            # Dropping tokens changes no tensor, and the outputs depend on it.
+            layers[name].kept_tokens = attention.kept_tokens
         self._check_outputs(pruned, expanded, example)
         return expanded
 
@@ -248,8 +259,8 @@ def _replay_of(history: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Repl
             entries = [entry for entry in _METHOD_OF_ENTRY if entry in step] if isinstance(step, Mapping) else []
             if not entries:
                 raise CompressionError(
-                    "the pruning history has neither layers, dropped blocks, heads nor masked weights; pass the "
-                    "history of the state that the pruning method returned"
+                    "the pruning history has neither layers, dropped blocks, heads, tokens nor masked weights; pass "
+                    "the history of the state that the pruning method returned"
                 )
             method = PRUNE.get(_METHOD_OF_ENTRY[entries[0]])
             model = method.restore(model, method.config(), MethodState(history=step))

@@ -153,7 +153,17 @@ def _list_folder(path: Path, folder: Path, classes: Sequence[str], limit: int | 
     start = len(os.path.join(path, ""))
     # Relative names are part of the cache key, so that a moved folder finds its entry.
     names = [file[start:].replace(os.sep, "/") for file in files]
-    return ImageSource(names, labels, lambda number: Image.open(files[number]), cache_key)
+    return ImageSource(names, labels, _FileImages(tuple(files)), cache_key)
+
+
+@dataclass(frozen=True)
+class _FileImages:
+    """Images of files, opened by number. A class, because a fit in several processes pickles the task."""
+
+    files: tuple[str, ...]
+
+    def __call__(self, number: int) -> Image.Image:
+        return Image.open(self.files[number])
 
 
 def _class_folders(path: Path) -> list[str]:
@@ -183,6 +193,7 @@ class _NpzImages:
     """Images of one array of an NPZ file, read one at a time because the array may be larger than memory."""
 
     def __init__(self, path: Path, name: str) -> None:
+        self._path, self._name = path, name
         # The file stays open while the object exists, and is closed with it.
         self._file = zipfile.ZipFile(path).open(f"{name}.npy")  # noqa: SIM115
         version = np.lib.format.read_magic(self._file)
@@ -193,6 +204,10 @@ class _NpzImages:
             raise UsageError(
                 f"{path}: {name} is {list(self.shape)} of {self._type}; give bytes [N, H, W] or [N, H, W, 3]"
             )
+
+    def __reduce__(self) -> tuple[Callable[[Path, str], "_NpzImages"], tuple[Path, str]]:
+        # Another process opens the file anew.
+        return _NpzImages, (self._path, self._name)
 
     def __call__(self, number: int) -> Image.Image:
         size = int(np.prod(self.shape[1:]))

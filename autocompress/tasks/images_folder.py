@@ -91,7 +91,7 @@ class Images(Supervised):
         self.shape = image_shape(self._images.parts["train"], size, channels)
         self.inputs = (InputSpec(self.shape),)
         self.heads: Mapping[str, int] = {"label": len(self._images.classes)}
-        self.labels: Mapping[str, list[str]] = {"label": list(self._images.classes)}
+        self.labels: Mapping[str, Sequence[str]] = {"label": list(self._images.classes)}
         self.views = views
         self._resize = size is not None
         # Relative to the shorter side, so that a shift means the same at every resolution.

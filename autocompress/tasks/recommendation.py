@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from autocompress.core.config import Part
 from autocompress.core.heads import IGNORED, Candidates, Head, Levels
+from autocompress.core.preprocessing import CandidatesInput, IdInput, Preprocessing, RawExample
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
@@ -23,7 +24,7 @@ from autocompress.tasks.interactions import (
     read_interactions,
 )
 from autocompress.tasks.negative_sampling import CandidateLists
-from autocompress.tasks.recommender import RatingBins
+from autocompress.tasks.recommender import UNKNOWN_SHARE, RatingBins
 from autocompress.tasks.targets import metrics_of
 
 Rows = NDArray[np.int64]
@@ -109,10 +110,12 @@ class Recommendation(Supervised):
             RatingBins(values_of_head["rating"][~np.isnan(values_of_head["rating"])]) if "rating" in names else None
         )
         self.views = views
+        # One more row of each table is for unknown users and items.
+        users, items = len(self._user_names) + 1, len(self._item_names) + 1
         self.inputs = (
-            InputSpec((), vocabulary=len(self._user_names)),
-            InputSpec((), vocabulary=len(self._item_names)),
-            InputSpec((candidates - 1,), vocabulary=len(self._item_names)),
+            InputSpec((), vocabulary=users),
+            InputSpec((), vocabulary=items),
+            InputSpec((candidates - 1,), vocabulary=items),
         )
         self._set_heads(names, candidates)
         self._parts = _split_by_fraction(self._users)
@@ -144,14 +147,36 @@ class Recommendation(Supervised):
             }
         )
 
+    def specify_preprocessing(self, seed: int) -> Preprocessing:
+        """Return the id maps of users and items; unknown ids are refused if no augmented view trains their row."""
+        users, items = (tuple(map(str, names.tolist())) for names in (self._user_names, self._item_names))
+        user_row, item_row = (len(names) if self.views > 1 else None for names in (users, items))
+        return (
+            IdInput("user", users, unknown_row=user_row),
+            IdInput("item", items, unknown_row=item_row),
+            CandidatesInput("candidates", items, unknown_row=item_row, count=self.inputs[2].shape[0], first="item"),
+        )
+
+    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
+        """Return the rows of the test split: a user, an item, and the candidates beside it."""
+        users, items, lists = (tensor.tolist() for tensor in self.splits(seed).test.inputs)
+        names = self._item_names
+        return [
+            {"user": str(self._user_names[user]), "item": str(names[item]), "candidates": list(map(str, names[others]))}
+            for user, item, others in zip(users, items, lists, strict=True)
+        ]
+
     def view(self, split: Split, index: int) -> Split:
-        """Return the same rows with other negatives; view 0 is the split itself."""
+        """Return the same rows with other negatives, some of them unknown; view 0 is the split itself."""
         if index == 0:
             return split
-        users, items, _ = split.inputs
         # The second number separates the random streams of views from those of splits, which have small numbers.
-        others = self._lists.draw_negatives(users.numpy(), np.random.default_rng([index, 2**31]))
-        return Split((users, items, torch.from_numpy(others)), split.targets)
+        random = np.random.default_rng([index, 2**31])
+        drawn = torch.from_numpy(self._lists.draw_negatives(split.inputs[0].numpy(), random))
+        users, items, others = (tensor.clone() for tensor in (*split.inputs[:2], drawn))
+        for rows, table in ((users, self._user_names), (items, self._item_names), (others[:, 0], self._item_names)):
+            rows[torch.from_numpy(random.random(len(rows)) < UNKNOWN_SHARE)] = len(table)
+        return Split((users, items, others), split.targets)
 
     def teacher(self) -> tuple[Part, Part]:
         """Return a wide model of pairwise interactions, and its training config."""

@@ -26,7 +26,7 @@ METHODS = [pytest.param(PRUNE.get(name), id=f"prune.{name}") for name in PRUNE.n
 METHODS += [pytest.param(QUANTIZE.get(name), id=f"quantize.{name}") for name in QUANTIZE.names()]
 BLOCKS = ["plain", "residual", "separable", "inverted"]
 # Methods for one kind of layers, and the model that has them; all others are run on each kind of block.
-OWN_MODEL = {"heads": "transformer"}
+OWN_MODEL = {"heads": "transformer", "tokens": "transformer"}
 
 
 def list_blocks(method):
@@ -343,10 +343,12 @@ class TestRefusals:
         with pytest.raises(CompressionError):
             method.restore(other, config, state)
 
-    @pytest.mark.parametrize("history", [{}, {"layers": 3}, {"masked": 3}, {"dropped": 3}, {"heads": 3}], ids=str)
-    def test_a_history_of_another_form(self, method, history):
+    @pytest.mark.parametrize(
+        "history", [{}, {"layers": 3}, {"masked": 3}, {"dropped": 3}, {"heads": 3}, {"tokens": 3}], ids=str
+    )
+    def test_a_history_of_another_form(self, method, entry):
         with pytest.raises(CompressionError):
-            method.restore(build(), configure(method, SOMETHING), MethodState(history=history))
+            method.restore(build(), configure(method, SOMETHING), MethodState(history={entry: 3} if entry else {}))
 
 
 @pytest.mark.slow

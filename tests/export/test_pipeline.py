@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,6 +72,24 @@ def ranking(limit: Any = "candidates") -> tuple[Pipeline, Session]:
         lambda user, items: np.where(user[:, None] == 3, 1.0, -1.0) * items.astype(np.float32), ("b",), ("b", limit)
     )
     return make([USER, CANDIDATES], session, kind="ranking", candidates="candidates"), session
+
+
+def several() -> Pipeline:
+    """Return a pipeline of a click and a ranking of an item among candidates; scores fall with the row."""
+
+    def run(heads: list[str], inputs: dict[str, Any]) -> list[Any]:
+        user, item, others = inputs.values()
+        sign = np.where(user[:, None] == 3, 1.0, -1.0)
+        scores = sign * np.concatenate([item[:, None], others], axis=1)
+        return [np.tile(np.array([[0.0, 1.0]]), (len(user), 1)), scores]
+
+    records = [USER, replace(USER, name="item", ids=CANDIDATES.ids, first_row=0), replace(CANDIDATES, first="item")]
+    click = {"head": "label", "kind": "classes", "classes": ["no", "yes"]}
+    item = {"head": "item", "kind": "ranking", "candidates": "candidates", "first": "item"}
+    inputs = [{"tensor": f"input_{at}", **dump_input(record)} for at, record in enumerate(records)]
+    shapes = [SimpleNamespace(name=f"input_{at}", shape=("b", "n")) for at in range(3)]
+    session = SimpleNamespace(get_inputs=lambda: shapes, run=run)
+    return Pipeline(json.loads(json.dumps({"inputs": inputs, "outputs": [click, item]})), session)  # type: ignore[arg-type]
 
 
 class TestImages:
@@ -341,6 +360,19 @@ class TestRanking:
         session.calls = 0
         assert made.predict({"user": "ann"}) == expected
         assert session.calls == 2
+
+    def test_an_id_before_the_candidates_is_ranked_with_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = several()
+        found = made.predict({"user": "ann", "item": "y", "candidates": ["x", "z"]})
+        assert found["item"] == {"ids": ["x", "y", "z"], "scores": [0.0, -1.0, -2.0]}
+        assert found["label"]["class"] == "yes"
+        # It is listed once, also where it is among the candidates.
+        assert made.predict({"user": "ann", "item": "y"})["item"]["ids"] == ["x", "y", "z"]
+        assert made.recommend({"user": "7"}, 2) == [("z", 2.0), ("y", 1.0)]
+        monkeypatch.setattr(module, "LARGEST_LIST", 2)
+        assert made.predict({"user": "ann", "item": "y", "candidates": ["x", "z", "x"]})["item"]["ids"] == list("xxyz")
+        with pytest.raises(PipelineError, match="lacks item"):
+            made.predict({"user": "ann"})
 
     def test_a_model_of_lists_of_one_length_says_so(self) -> None:
         made, _ = ranking(limit=2)

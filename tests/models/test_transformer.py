@@ -11,7 +11,7 @@ from autocompress.distill.base import Activations, Batch
 from autocompress.errors import KnobError, UsageError
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.measure.cost import count_flops, layer_costs
-from autocompress.models.transformer import Attention, TransformerConfig
+from autocompress.models.transformer import Attention, Positions, TransformerConfig
 from tests.models.texts import (
     EXAMPLE,
     HEADS,
@@ -120,7 +120,7 @@ class TestAttention:
         absent[1, 5:] = True
         expected, weights = theirs(x, x, x, key_padding_mask=absent, average_attn_weights=False)
         with record_activations(ours, ["probabilities"]) as caught:
-            found = ours(x, absent[:, None, None] * -1e9)
+            found = ours(x, Positions((~absent).float()))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(caught["probabilities"], weights, atol=1e-6, rtol=1e-5)
 

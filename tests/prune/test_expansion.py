@@ -314,7 +314,7 @@ class TestBadInput:
     @pytest.mark.parametrize("history", [{}, {"removed": []}, ["layers"]], ids=str)
     def test_no_history(self, mlp, history):
         original, pruned, _ = mlp
-        with pytest.raises(CompressionError, match="has neither layers, dropped blocks, heads nor masked weights"):
+        with pytest.raises(CompressionError, match="has neither layers, dropped blocks, heads, tokens nor masked"):
             expand_model(pruned, original, history, VECTOR)
 
     def test_a_model_of_other_shapes(self, mlp):

@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -203,3 +204,15 @@ def test_arrays_and_tensors_become_the_same_image() -> None:
     grey = as_image(torch.from_numpy(pixels[None, :, :, 0].copy()))
     assert grey.mode == "L"
     assert np.array_equal(np.asarray(grey), pixels[:, :, 0])
+
+
+@pytest.mark.parametrize("form", ["folder", "npz"])
+def test_another_process_gets_the_same_images(tmp_path: Path, form: str) -> None:
+    path = folder(tmp_path, {"a": 3, "b": 2})
+    if form == "npz":
+        path = tmp_path / "a.npz"
+        np.savez(path, train_images=stack(6, 4, 4), train_labels=np.arange(6) % 2)
+    source = open_image_path(path, None).parts["train"]
+    again = pickle.loads(pickle.dumps(source))
+    assert values(again) == values(source)
+    assert len(set(values(again))) > 2

@@ -6,7 +6,9 @@ import torch
 
 from autocompress.core.config import Part
 from autocompress.core.heads import IGNORED
+from autocompress.core.preprocessing import CandidatesInput, IdInput, dump_input
 from autocompress.errors import UsageError
+from autocompress.export.pipeline import ENCODERS
 from autocompress.measure import Subject, measure
 from autocompress.models.sharing import SHARING
 from autocompress.tasks.recommendation import Recommendation, generate_impressions
@@ -52,6 +54,31 @@ class TestData:
             shown = zip(users.tolist(), others.tolist(), strict=True)
             assert not any((user, item) in seen for user, row in shown for item in row)
         assert not torch.equal(task.view(splits.train, 1).inputs[2], task.view(splits.train, 2).inputs[2])
+
+    def test_augmented_views_train_the_rows_of_unknown_ids(self, tmp_path: Path) -> None:
+        task = Recommendation(events(tmp_path / "a.csv"), candidates=5)
+        user, item, candidates = task.specify_preprocessing(0)
+        assert isinstance(user, IdInput)
+        assert isinstance(item, IdInput)
+        assert isinstance(candidates, CandidatesInput)
+        assert (user.unknown_row, candidates.unknown_row) == (len(user.ids), len(candidates.ids))
+        assert (candidates.first, candidates.count) == ("item", 4)
+        train = task.splits(0).train
+        for view in (train, *(task.view(train, index) for index in range(1, 4))):
+            for rows, record in zip(view.inputs, (user, item, candidates), strict=True):
+                unknown = float((rows == len(record.ids)).float().mean())
+                assert unknown == 0 if view is train else 0 < unknown < 0.06
+        alone = Recommendation(events(tmp_path / "a.csv"), candidates=5, views=1).specify_preprocessing(0)
+        assert {record.unknown_row for record in alone if isinstance(record, IdInput)} == {None}
+
+    def test_raw_examples_are_the_rows_of_the_test_split(self, tmp_path: Path) -> None:
+        task = Recommendation(events(tmp_path / "a.csv"), candidates=5)
+        records, test = task.specify_preprocessing(0), task.splits(0).test
+        examples = task.list_test_examples(0)
+        assert len(examples) == len(test)
+        for record, rows in zip(records, test.inputs, strict=True):
+            encode = ENCODERS[record.kind](dump_input(record))
+            assert [encode(example[record.name]).tolist() for example in examples] == rows.tolist()
 
     def test_later_rows_of_a_user_are_for_testing(self, tmp_path: Path) -> None:
         task = Recommendation(events(tmp_path / "a.csv"), candidates=5)
