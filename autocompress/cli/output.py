@@ -333,7 +333,7 @@ def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | N
             f"{result.median_ms:.3f} ms",
             f"{result.p95_ms:.3f} ms",
             f"{result.batch / result.median_ms * 1000:,.0f}/s",
-            format_count(result.memory_bytes, "B"),
+            format_count(result.memory_bytes, "B") if result.memory_bytes else "–",
             format_count(result.file_bytes, "B"),
         ]
         for result in results

@@ -13,12 +13,16 @@ from autocompress.export.bench_worker import Bench, Shape
 from autocompress.export.folder import read_files
 
 FILES = ("model.onnx", "model_float.onnx")
+SPARSE_FORMS = ("n_m", "mask", "csr")
 
 
 def bench(
     folder: Path | str, files: Sequence[str] = FILES, *, batch: int = 1, threads: int = 1, seconds: float = 1.0
 ) -> list[Bench]:
     """Measure the latency of model.onnx, and of model_float.onnx if it exists, each in a fresh process.
+
+    A pruned model with linear layers that torch's sparse kernels speed up has two more rows: torch with dense kernels,
+    and with sparse ones.
 
     Args:
         folder: The artifact.
@@ -32,10 +36,16 @@ def bench(
     """
     folder = Path(folder)
     contents = read_files(folder)
-    inputs: list[Shape] = [
-        (list(entry.shape), entry.dtype) for entry in parse_architecture(contents["architecture.json"]).inputs
-    ]
-    return [_measure_in_process(folder / name, inputs, batch, threads, seconds) for name in files if name in contents]
+    architecture = parse_architecture(contents["architecture.json"])
+    inputs: list[Shape] = [(list(entry.shape), entry.dtype) for entry in architecture.inputs]
+    rows = [_measure_in_process(folder / name, inputs, batch, threads, seconds) for name in files if name in contents]
+    if any(packed.form in SPARSE_FORMS for packed in architecture.packed.values()):
+        # Imported here, because torch takes seconds, and only sparse models need it.
+        from autocompress.export.bench_torch import measure_kernels
+
+        batched = [([batch, *shape[1:]], dtype) for shape, dtype in inputs]
+        rows += measure_kernels(folder, batched, threads, seconds)
+    return rows
 
 
 def bench_graph(content: bytes, inputs: Sequence[Shape], *, batch: int, threads: int, seconds: float) -> Bench:
