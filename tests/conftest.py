@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -9,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import hypothesis
+import onnx
 import pytest
 import torch
 from filelock import FileLock
@@ -53,6 +57,48 @@ def operators_known_once() -> None:
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
         ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+
+
+class ContentPickler(cloudpickle.Pickler):
+    """Pickles tensors and modules by what they hold: torch's own forms have addresses in them, or are refused."""
+
+    def reducer_override(self, obj: object) -> Any:
+        """Return how a tensor or a module is written; other objects stay with cloudpickle."""
+        if isinstance(obj, torch.Tensor):
+            values = obj.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            return tuple, ((str(obj.dtype), tuple(obj.shape), values),)
+        if isinstance(obj, torch.nn.Module):
+            return tuple, ((type(obj).__module__, type(obj).__qualname__, vars(obj)),)
+        return super().reducer_override(obj)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def graphs_traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Many tests export candidates of the small run: each graph is traced once, which takes a second, then read.
+
+    The tests of the export itself use networks of their own, which are traced each time.
+    """
+    from autocompress.export import onnx as exporter
+
+    trace = exporter._trace_graph
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "graphs"
+    folder.mkdir(exist_ok=True)
+
+    def trace_once(model: torch.nn.Module, *arguments: Any) -> onnx.ModelProto:
+        if not type(model).__module__.startswith("autocompress."):
+            return trace(model, *arguments)
+        content = io.BytesIO()
+        ContentPickler(content).dump((model, *arguments))
+        path = folder / hashlib.sha256(content.getvalue()).hexdigest()
+        if not path.exists():
+            (folder / f"{path.name}-{os.getpid()}").write_bytes(trace(model, *arguments).SerializeToString())
+            (folder / f"{path.name}-{os.getpid()}").replace(path)
+        return onnx.load(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "_trace_graph", trace_once)
+        yield
 
 
 @pytest.fixture(scope="session")

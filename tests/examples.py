@@ -1,9 +1,14 @@
 """The examples of a page in Markdown, as tests run them: what it shows is what a user types, at a size of seconds."""
 
+import json
+import os
 import re
 import shlex
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +40,8 @@ def small_command(line: str) -> list[str]:
     words = shlex.split(ASKED.sub(r"\g<1>0.5", line))
     if words[1] == "pick":
         words = [word.replace("=2000", "=200000") for word in words]
+    if words[1] == "confirm":
+        words = [{"--top": "2", "--seeds": "2"}.get(before, word) for before, word in pairwise(["", *words])]
     if words[1] == "bench":
         words += ["--seconds", "0.05"]
     if words[1] == "search" and "--dry-run" not in words:
@@ -56,3 +63,37 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     printed = capsys.readouterr()
     assert not end.value.code, f"{shlex.join(words)}: {printed.err}"
     return printed.out
+
+
+COMMANDS = """
+import json
+import sys
+
+from autocompress.cli.app import main
+
+if __name__ == "__main__":
+    for words in json.loads(sys.argv.pop()):
+        sys.argv[1:] = words
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                raise
+"""
+
+
+def run_in_a_process(commands: Sequence[Sequence[str]], folder: Path, **variables: str) -> str:
+    """Run commands in a folder, one after the other in one new process, and return what they printed."""
+    script = folder / "commands.py"
+    script.write_text(COMMANDS)
+    done = subprocess.run(
+        [sys.executable, str(script), json.dumps([list(words) for words in commands])],
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout

@@ -3,16 +3,16 @@
 import importlib
 import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
-from autocompress import load
+from autocompress import load, load_artifact
 from autocompress.core import registry
 from autocompress.core.registry import Registry
+from tests.examples import run_in_a_process
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
@@ -49,21 +49,6 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(package: Path, *arguments: str) -> str:
-    """Run the command line where the package is installed, and return what it prints."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(package), str(ROOT)]),
-        "AUTOCOMPRESS_CACHE": str(package / "cache"),
-    }
-    command = [sys.executable, "-m", "autocompress.cli.app", *arguments]
-    done = subprocess.run(
-        command, cwd=package, capture_output=True, text=True, env=environment, timeout=110, check=False
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
-
-
 def test_the_table_names_every_registry_with_its_group_and_a_place_that_exists() -> None:
     named = {row["registry"].strip("`"): row for row in rows()}
     assert named.keys() == REGISTRIES.keys()
@@ -92,31 +77,35 @@ def test_there_is_an_example_of_every_kind_that_is_a_file_of_its_own() -> None:
     assert all(f"{module.replace('.', '/')}.py" in FILES for points in POINTS.values() for module in points.values())
 
 
+@pytest.fixture
+def installed(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process find the package, as if nothing had been looked up yet."""
+    monkeypatch.syspath_prepend(package)
+    importlib.invalidate_caches()
+    for found in REGISTRIES.values():
+        found.import_builtins()
+        monkeypatch.setattr(found, "_objects", dict(found._objects))
+        monkeypatch.setattr(found, "_has_entry_points", False)
+
+
 @pytest.mark.slow
-def test_a_package_with_one_file_for_each_part_is_searched_and_exported(package: Path) -> None:
+def test_a_package_with_one_file_for_each_part_is_searched_and_exported(package: Path, installed: None) -> None:
     runs = ("--runs", str(package / "runs"))
-    run(package, "search", "blobs.yaml", "--name", "local", *runs)
-    run(package, "search", "blobs.yaml", "--name", "inline", "--set", "search.backend=inline", *runs)
+    search = ("search", "blobs.yaml", *runs, "--name")
+    commands = [[*search, "local"], [*search, "inline", "--set", "search.backend=inline"], ["export", "local", *runs]]
+    paths = os.pathsep.join([str(package), str(ROOT)])
+    printed = run_in_a_process(commands, package, PYTHONPATH=paths, AUTOCOMPRESS_CACHE=str(package / "cache"))
+    assert "verified" in printed
     fronts = [load(package / "runs" / name).to_pandas() for name in ("local", "inline")]
     assert len(fronts[0]) > 0
     # Worker processes and this process measure the same candidates.
     for column in ("id", "accuracy", "largest_layer"):
         assert fronts[0][column].tolist() == fronts[1][column].tolist()
-    assert "verified" in run(package, "export", "local", *runs)
     (artifact,) = (package / "runs" / "local" / "picks").iterdir()
-    script = (
-        f"import sys; sys.path.insert(0, {str(package)!r}); import autocompress, torch; "
-        f"print(autocompress.load_artifact({str(artifact)!r})(torch.zeros(1, 8)).shape)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "torch.Size([1, 3])"
+    assert load_artifact(artifact)(torch.zeros(1, 8)).shape == (1, 3)
 
 
-def test_a_part_of_the_package_is_found_by_its_entry_point(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(package)
-    importlib.invalidate_caches()
+def test_a_part_of_the_package_is_found_by_its_entry_point(installed: None) -> None:
     fresh: Registry[object] = Registry("distillation term")
-    monkeypatch.setattr(registry.DISTILL, "_objects", dict(registry.DISTILL._objects))
-    monkeypatch.setattr(registry.DISTILL, "_has_entry_points", False)
     assert registry.DISTILL.get("matching").config.knobs()["weight"].default == 0.1
     assert fresh.group == registry.DISTILL.group

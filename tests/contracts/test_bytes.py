@@ -22,7 +22,7 @@ from autocompress.trial.pipeline import build_cost_subject, list_stored_tensors
 from tests.contracts.test_methods import OWN_MODEL, SOMETHING, build, configure, context
 
 # Settings that take long and change nothing that is stored.
-CHEAP = {"epochs": 1, "recovery_epochs": 0, "iterations": 2, "steps": 1}
+CHEAP = {"epochs": 1, "recovery_epochs": 0, "iterations": 2}
 # Hyperparameters of the training or of the choice among weights; they do not change the form of what is stored.
 SKIPPED = {
     "recovery_learning_rate",
@@ -45,7 +45,7 @@ SKIPPED = {
 def list_settings(method: Any) -> list[dict[str, Any]]:
     """Return settings of a method in which each hyperparameter in turn takes its values."""
     knobs = method.config.knobs()
-    base = {name: value for name, value in {**CHEAP, **SOMETHING}.items() if name in knobs}
+    base = {name: value for name, value in {**SOMETHING, **CHEAP}.items() if name in knobs}
     settings = [base]
     for name, declared in knobs.items():
         space = declared.domain

@@ -62,6 +62,8 @@ SOMETHING = {
     "budget_bits": 4.0,
     "floor": 1.0,
     "step": 0.25,
+    # The promises are those of any number, and the default takes a second for each model.
+    "iterations": 20,
 }
 
 

@@ -1,5 +1,3 @@
-import os
-import subprocess
 import sys
 import threading
 from importlib.metadata import EntryPoint, EntryPoints
@@ -10,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress import load_artifact
 from autocompress.core import registry
 from autocompress.core.registry import TASKS, Registry, WorkerPlugins, collect_plugins, load_plugin
 from autocompress.errors import PluginError, UnknownNameError, UsageError
 from autocompress.tasks.module import bring_model
+from tests.examples import run_in_a_process
 
 
 def test_register_get_and_names() -> None:
@@ -190,30 +190,18 @@ def test_a_task_that_cannot_be_sent_is_refused_with_a_way_out():
 
 @pytest.mark.slow
 def test_the_command_line_searches_exports_and_reloads_a_brought_model(plugin, tmp_path):
-    script = f"""
-import autocompress
-autocompress.load_plugin({str(plugin)!r})
-from pathlib import Path
-import torch
-(folder,) = Path({str(tmp_path / "runs" / "mine" / "picks")!r}).iterdir()
-model = autocompress.load_artifact(folder)
-print(model(torch.zeros(1, 4)).shape)
-"""
-    command = [sys.executable, "-m", "autocompress.cli.app"]
     runs = ["--runs", str(tmp_path / "runs")]
     small = [
         *("--trials", "2", "--workers", "1", "--name", "mine"),
         *("--set", "fit.adamw.epochs=2", "--set", "fit.adamw.precision=float32"),
     ]
-    first = _run([*command, "search", "--plugin", str(plugin), *runs, *small], tmp_path)
-    assert f"--plugin {plugin}" in first
-    exported = _run([*command, "export", "mine", "--plugin", str(plugin), *runs], tmp_path)
-    assert "verified on the test split" in exported
-    assert _run([sys.executable, "-c", script], tmp_path).strip() == "torch.Size([1, 2])"
-
-
-def _run(command: list[str], folder: Path) -> str:
-    environment = {**os.environ, "AUTOCOMPRESS_CACHE": str(folder / "cache")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    commands = [
+        ["search", "--plugin", str(plugin), *runs, *small],
+        ["export", "mine", "--plugin", str(plugin), *runs],
+    ]
+    printed = run_in_a_process(commands, tmp_path, AUTOCOMPRESS_CACHE=str(tmp_path / "cache"))
+    assert f"--plugin {plugin}" in printed
+    assert "verified on the test split" in printed
+    load_plugin(plugin)
+    (folder,) = (tmp_path / "runs" / "mine" / "picks").iterdir()
+    assert load_artifact(folder)(torch.zeros(1, 4)).shape == (1, 2)

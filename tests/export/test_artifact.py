@@ -34,7 +34,7 @@ from autocompress.export.folder import read_files, write_files
 from autocompress.quantize.folding import FoldedBatchNorm, fold_batch_norm
 from autocompress.store.run_store import RunStore
 from autocompress.trial.pipeline import PruningStep
-from tests.export.nets import NETS, deployable, splits, train
+from tests.export.nets import NETS, deployable, skip_graphs, splits, train
 
 CARD = {"title": "t1c2", "summary": "A test.", "scores": {"test": {"accuracy": 0.9}}}
 BOTH = {"weight_bits": 4, "activation_bits": 8}
@@ -57,6 +57,12 @@ def written(
     """A residual network of 4 and 8 bits and its folder; not to be changed."""
     made = deployable("residual", trained["residual"], data[0], **BOTH)
     return made, write_artifact(tmp_path_factory.mktemp("artifact") / "t1c2", made, CARD)
+
+
+@pytest.fixture
+def without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is told by the module alone; the graphs of these networks are compared in test_onnx."""
+    skip_graphs(monkeypatch)
 
 
 @pytest.fixture
@@ -85,7 +91,12 @@ def same(first: nn.Module, second: nn.Module, split: Split, heads: Mapping[str, 
     ],
 )
 def test_the_module_comes_back_bit_for_bit(
-    trained: Mapping[str, nn.Module], data: tuple[Split, Split], name: str, settings: dict[str, Any], tmp_path: Path
+    trained: Mapping[str, nn.Module],
+    data: tuple[Split, Split],
+    without_graphs: None,
+    name: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     made = deployable(name, trained[name], data[0], **settings)
     path = write_artifact(tmp_path / "a", made, CARD)
@@ -104,7 +115,9 @@ def test_a_residual_network_of_4_and_8_bits_comes_back_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_a_pruned_and_quantized_network_comes_back_bit_for_bit(data: tuple[Split, Split], tmp_path: Path) -> None:
+def test_a_pruned_and_quantized_network_comes_back_bit_for_bit(
+    data: tuple[Split, Split], without_graphs: None, tmp_path: Path
+) -> None:
     task = TASKS.get("digits")()
     student = Part.of("cnn", width=8, depth=1, stages=2, block="residual")
     torch.manual_seed(0)
@@ -136,7 +149,7 @@ def test_a_pruned_and_quantized_network_comes_back_bit_for_bit(data: tuple[Split
 
 @pytest.mark.slow
 def test_a_folded_float_model_comes_back_folded(
-    trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path: Path
+    trained: Mapping[str, nn.Module], data: tuple[Split, Split], without_graphs: None, tmp_path: Path
 ) -> None:
     made = deployable("functional", trained["functional"], data[0])
     folded = fold_batch_norm(made.float_model, made.example)
@@ -314,7 +327,7 @@ def test_tensors_that_are_missing_wrong_or_more_are_refused(folder: Path) -> Non
 
 @pytest.mark.slow
 def test_a_module_that_would_not_come_back_is_never_written(
-    trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path: Path
+    trained: Mapping[str, nn.Module], data: tuple[Split, Split], without_graphs: None, tmp_path: Path
 ) -> None:
     made = deployable("functional", trained["functional"], data[0])
     other = replace(made, config=replace(made.config, student=Part.of("separable")))
@@ -325,7 +338,11 @@ def test_a_module_that_would_not_come_back_is_never_written(
 
 @pytest.mark.slow
 def test_a_module_that_would_come_back_as_another_is_never_written(
-    trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Mapping[str, nn.Module],
+    data: tuple[Split, Split],
+    without_graphs: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Scaled(nn.Module):
         def __init__(self, factor: float) -> None:
@@ -400,7 +417,9 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def pruned(data: tuple[Split, Split], tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployable, Path]:
     """A network with blocks and channels removed, and its folder; not to be changed."""
     made, _ = pruned_deployable(data, BLOCKS | CHANNELS)
-    return made, write_artifact(tmp_path_factory.mktemp("pruned") / "a", made, CARD)
+    with pytest.MonkeyPatch.context() as patch:
+        skip_graphs(patch)
+        return made, write_artifact(tmp_path_factory.mktemp("pruned") / "a", made, CARD)
 
 
 @pytest.fixture
@@ -430,7 +449,9 @@ class TestExpandedArtifact:
         assert channels[f"{block}.body.0"].outputs == []
 
     @pytest.mark.slow
-    def test_quantized_weights_are_dequantized(self, data: tuple[Split, Split], tmp_path: Path) -> None:
+    def test_quantized_weights_are_dequantized(
+        self, data: tuple[Split, Split], without_graphs: None, tmp_path: Path
+    ) -> None:
         made, original = pruned_deployable(data, CHANNELS, weight_bits=4, activation_bits=32)
         path = write_artifact(tmp_path / "a", made, CARD)
         loaded, expanded = load_artifact(path), expand_artifact(path)
@@ -442,7 +463,7 @@ class TestExpandedArtifact:
     @pytest.mark.slow
     @pytest.mark.parametrize("steps", [MASKS, {"structured": {"pruning_ratio": 0.0}}], ids=["masks", "ratio 0"])
     def test_a_model_of_the_original_shapes_is_returned_as_it_is(
-        self, data: tuple[Split, Split], steps: dict[str, dict[str, Any]], tmp_path: Path
+        self, data: tuple[Split, Split], without_graphs: None, steps: dict[str, dict[str, Any]], tmp_path: Path
     ) -> None:
         made, _ = pruned_deployable(data, steps, **BOTH)
         path = write_artifact(tmp_path / "a", made, CARD)
@@ -486,7 +507,7 @@ class TestExpandedArtifact:
 
     @pytest.mark.slow
     def test_a_method_that_does_more_than_removing_is_exported_without_a_map(
-        self, data: tuple[Split, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, data: tuple[Split, Split], without_graphs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made, _ = pruned_deployable(data, CHANNELS)
 

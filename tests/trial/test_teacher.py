@@ -1,4 +1,5 @@
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,16 @@ RECIPE = TeacherRecipe(Part.of("cnn", width=6, depth=1), Part.of("adamw", epochs
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the teacher; not to be changed."""
+    folder = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOCOMPRESS_CACHE", str(folder))
+        assert load_teacher(TASK, SPLITS, RECIPE).trained
+    return folder
 
 
 @pytest.mark.slow
@@ -52,8 +63,11 @@ def test_cached_logits_are_the_models_own_on_every_view_and_the_test_split_is_no
         ("teacher.json", "cut"),
     ],
 )
-def test_a_damaged_cache_is_noticed_and_trained_again(name: str, damage: str) -> None:
-    path = load_teacher(TASK, SPLITS, RECIPE).folder / name
+def test_a_damaged_cache_is_noticed_and_trained_again(stored: Path, tmp_path: Path, name: str, damage: str) -> None:
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
+    teacher = load_teacher(TASK, SPLITS, RECIPE)
+    assert not teacher.trained
+    path = teacher.folder / name
     content = bytearray(path.read_bytes())
     if damage == "remove":
         path.unlink()
