@@ -148,6 +148,7 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     target = _describe_target(source)
     space, narrowed = narrow_to_target(source, mode.restrict_space(open_space(source)), target)
     ((task_name, options),) = spec.task.items()
+    options = {**options, **_list_split_options(source, task_name)}
     try:
         task: Task = TASKS.get(task_name)(**options)
     except AutocompressError as error:
@@ -225,13 +226,34 @@ def _calibrate_latency(source: Source, target: TargetInfo) -> LatencyModel | Non
         raise source.make_error(("target",), str(error)) from None
 
 
+def _list_split_options(source: Source, task_name: str) -> dict[str, str]:
+    """Return the options of the task for the columns that the section ``splits`` names.
+
+    Raises:
+        SpecError: The task cannot be split by them.
+    """
+    columns = source.spec.splits.columns
+    # Read from the class, before its constructor reads the data.
+    try:
+        supported = getattr(TASKS.get(task_name), "split_keys", ())
+    except AutocompressError as error:
+        raise source.make_error(("task",), str(error)) from None
+    for kind in columns:
+        if kind not in supported:
+            if task_name == "module":
+                message = f"give {'times' if kind == 'time' else kind}= to autocompress.bring_model, or to Tensors"
+            else:
+                others = ", ".join(name for name in TASKS if kind in getattr(TASKS.get(name), "split_keys", ()))
+                message = f"the task '{task_name}' has no column to split by {kind}; these tasks have: {others}"
+            raise source.make_error(("splits", kind), message)
+    return {f"split_{kind}": column for kind, column in columns.items()}
+
+
 def _load_splits(source: Source, task: Task) -> tuple[Splits, tuple[str, ...]]:
     """Return the splits without duplicates across them, and a notice on those that were removed."""
-    splits = task.splits(source.spec.split_seed)
-    if not task.has_distinct_inputs:
-        return splits, ()
     try:
-        distinct = remove_duplicates(splits)
+        splits = task.splits(source.spec.split_seed)
+        distinct = remove_duplicates(splits, compares_inputs=task.has_distinct_inputs)
     except UsageError as error:
         raise source.make_error(("task",), str(error)) from None
     return distinct.splits, distinct.notices

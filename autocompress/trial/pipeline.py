@@ -606,7 +606,9 @@ def load_task(setup: Setup) -> tuple[Task, Splits]:
     """
     task: Task = TASKS.get(setup.task.name)(**setup.task.values)
     splits = task.splits(setup.split_seed)
-    return task, remove_duplicates(splits).splits if setup.is_distinct and task.has_distinct_inputs else splits
+    if setup.is_distinct:
+        splits = remove_duplicates(splits, compares_inputs=task.has_distinct_inputs).splits
+    return task, splits
 
 
 def list_stored_tensors(
