@@ -304,10 +304,13 @@ class SplitsSection(_Section):
             confidence bounds draw whole groups.
         time: Name of the column of times, numbers or dates, instead of ``groups``: the training split is earlier than
             the validation splits, and these are earlier than the test split.
+        folds: Number of folds in which the finalists of the search and the teacher are trained again, for small data:
+            the recommendation compares their out-of-fold predictions on all examples but those of the test split.
     """
 
     groups: str | None = Field(None, min_length=1)
     time: str | None = Field(None, min_length=1)
+    folds: int | None = Field(None, ge=2, le=20)
 
     @property
     def columns(self) -> dict[str, str]:

@@ -174,6 +174,8 @@ class Supervised:
     views: int = 1
     # What the section `splits` of a search space may name: "groups", "time" or both.
     split_keys: tuple[str, ...] = ()
+    # Whether any examples may be held out: not where they are in order of time, or where some are attacks.
+    has_folds: bool = True
 
     @property
     def identity_options(self) -> Mapping[str, str]:

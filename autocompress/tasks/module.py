@@ -173,6 +173,11 @@ class Module(Supervised):
         """Whether equal inputs of the data are duplicates."""
         return self._data.has_distinct_inputs
 
+    @property
+    def has_folds(self) -> bool:  # type: ignore[override]
+        """Whether any examples of the data may be held out."""
+        return bool(getattr(self._data, "has_folds", True))
+
     def resampling_groups(self, split: Split) -> Tensor | None:
         """Return the groups of the data."""
         return self._data.resampling_groups(split)

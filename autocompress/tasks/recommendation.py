@@ -65,6 +65,7 @@ class Recommendation(Supervised):
 
     name = "recommendation"
     split_keys = ("time",)
+    has_folds = False
     metrics = metrics_of([Candidates(2), Head(2, "auc"), Levels(2, levels=(0.0, 1.0))])
 
     def __init__(

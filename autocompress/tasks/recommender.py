@@ -293,6 +293,7 @@ class Ranking(Supervised):
 
     name = "ranking"
     split_keys = ("time",)
+    has_folds = False
     metrics: tuple[str, ...] = ("ndcg_at_10", "hit_rate_at_10", *SCORES)
 
     def __init__(

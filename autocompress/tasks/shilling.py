@@ -139,6 +139,7 @@ class PoisonedRatings(Ratings):
     """
 
     name = "poisoned_ratings"
+    has_folds = False
 
     def __init__(
         self,
