@@ -30,8 +30,10 @@ from autocompress.core.formatting import format_difference, is_finite, is_share,
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 
 VALIDATION = ("search_val", "select_val")
+#: Name of the out-of-fold examples of cross-fitting, which replace the validation splits where they are stored.
+FOLDS = "folds"
 #: Suffix of the score columns of each split.
-SUFFIXES: Mapping[str, str] = {"search_val": "_search", "select_val": "", "test": "_test"}
+SUFFIXES: Mapping[str, str] = {"search_val": "_search", "select_val": "", "test": "_test", FOLDS: "_folds"}
 #: Confidence of the two-sided intervals on page and command line.
 INTERVAL_CONFIDENCE = 0.95
 # Rounding: 0.98 - 0.97 is more than 0.01 in floating point.
@@ -59,12 +61,14 @@ class PairedLoss:
         observed: Loss on all examples.
         examples: Number of independent examples, or of groups of them.
         losses: Loss of each example ``[N]``, or of each bootstrap draw ``[B]`` where ``kind`` is ``replicates``.
+        splits: Splits of the examples.
     """
 
     kind: Kind
     observed: float
     examples: int
     losses: NDArray[np.float64]
+    splits: tuple[str, ...] = VALIDATION
 
     def p_value(self, margin: float, confidence: float, is_guaranteed: bool = False) -> float:
         """Return the p-value of a loss of at least ``margin``.
@@ -135,6 +139,8 @@ class PairedLoss:
 def read_loss(row: Mapping[str, Any], info: RunInfo, splits: Sequence[str] = VALIDATION) -> PairedLoss | None:
     """Return the loss of a candidate against the teacher on some splits together; None without stored examples.
 
+    The out-of-fold examples of a finalist replace both validation splits.
+
     Args:
         row: Candidate with the columns ``details`` and the first score.
         info: Description of the run, with the teacher's examples.
@@ -144,6 +150,8 @@ def read_loss(row: Mapping[str, Any], info: RunInfo, splits: Sequence[str] = VAL
     stored = details.get("examples") if isinstance(details, Mapping) else None
     if not isinstance(stored, Mapping):
         return None
+    if tuple(splits) == VALIDATION and stored.get(FOLDS) and info.teacher.examples.get(FOLDS):
+        splits = (FOLDS,)
     score = primary_objectives(info.objectives)[1]
     parts = []
     for split in splits:
@@ -155,7 +163,7 @@ def read_loss(row: Mapping[str, Any], info: RunInfo, splits: Sequence[str] = VAL
         if part is None:
             return None
         parts.append(part)
-    return _pool_losses(parts)
+    return replace(_pool_losses(parts), splits=tuple(splits))
 
 
 @lru_cache(maxsize=64)
@@ -307,9 +315,10 @@ class Certificate:
             points; exact paired test). Not certified: at most 0.5 points. About 460 examples would be needed.'
         """
         name = label_column(score.name)
+        splits = _describe_splits(self.splits)
         text = (
             f"Certified: at most {format_difference(max(self.certified, 0.0), score)} of {name} lost, at "
-            f"{self.confidence:.0%} confidence on {self.examples:,} {' and '.join(self.splits)} examples (observed: "
+            f"{self.confidence:.0%} confidence on {self.examples:,} {splits} examples (observed: "
             f"{describe_loss(self.observed, score)}; {self.method})."
         )
         if self.promised is None:
@@ -321,6 +330,10 @@ class Certificate:
         if self.needed is None:
             return f"{text} Not certified: at most {promised}. No number of examples would certify it at this loss."
         return f"{text} Not certified: at most {promised}. About {self.needed:,} examples would be needed."
+
+
+def _describe_splits(splits: Sequence[str]) -> str:
+    return "out-of-fold" if tuple(splits) == (FOLDS,) else " and ".join(splits)
 
 
 def describe_loss(loss: float, score: ObjectiveSpec) -> str:
@@ -338,7 +351,7 @@ def certify_loss(
     loss: PairedLoss,
     promised: float | None,
     confidence: float,
-    splits: Sequence[str] = VALIDATION,
+    splits: Sequence[str] = (),
     is_guaranteed: bool = False,
 ) -> Certificate:
     """Return the certificate of a loss.
@@ -347,7 +360,7 @@ def certify_loss(
         loss: The paired loss.
         promised: Loss that the candidate was selected for; None if it was selected otherwise.
         confidence: Confidence of the bound.
-        splits: Splits of the loss.
+        splits: Splits to name instead of those of the loss.
         is_guaranteed: Whether the bound must hold at any number of examples.
     """
     needed = None if promised is None else loss.count_needed(promised, confidence)
@@ -357,7 +370,7 @@ def certify_loss(
         loss.observed,
         confidence,
         loss.examples,
-        tuple(splits),
+        tuple(splits) or loss.splits,
         _METHODS[loss.kind, is_guaranteed],
         needed,
     )
@@ -377,14 +390,10 @@ def select_certified(
     Returns:
         The row and its loss; None if no row has stored examples.
     """
-    losses: list[tuple[Mapping[str, Any], PairedLoss]] = []
-    for row in list_rows(sort_by_cost(rows, info.objectives)):
-        loss = read_loss(row, info)
-        if loss is None:
-            continue
+    losses = list_losses(rows, info)
+    for row, loss in losses:
         if loss.observed <= max_drop and loss.p_value(max_drop, confidence) <= 1 - confidence:
             return row, loss
-        losses.append((row, loss))
     best: tuple[Mapping[str, Any], PairedLoss] | None = None
     smallest = math.inf
     # The bound is never below the observed loss, so later rows cannot be better than the best bound.
@@ -395,6 +404,21 @@ def select_certified(
         if bound < smallest - _SLACK:
             best, smallest = pair, bound
     return best
+
+
+def list_losses(rows: pd.DataFrame, info: RunInfo) -> Sequence[tuple[Mapping[str, Any], PairedLoss]]:
+    """Return the candidates with stored examples, the cheapest first, each with its loss.
+
+    After cross-fitting, these are the finalists alone: out-of-fold examples certify more than the validation splits,
+    and losses on different examples are not comparable.
+    """
+    losses = [
+        (row, loss)
+        for row in list_rows(sort_by_cost(rows, info.objectives))
+        if (loss := read_loss(row, info)) is not None
+    ]
+    finalists = [pair for pair in losses if pair[1].splits == (FOLDS,)]
+    return finalists or losses
 
 
 def estimate_interval(row: Mapping[str, Any], split: str = "test") -> tuple[float, float] | None:

@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autocompress.analysis.certification import PairedLoss, list_rows, read_loss
+from autocompress.analysis.certification import PairedLoss, list_losses
 from autocompress.analysis.paired import mean_p_value, p_value_of_counts
-from autocompress.analysis.pareto import sort_by_cost
 from autocompress.core.example_scores import Kind
 from autocompress.core.run_info import RunInfo
 
@@ -49,7 +48,7 @@ def estimate_corrected_loss(rows: pd.DataFrame, info: RunInfo, draws: int = DRAW
     """
     if info.max_drop is None or info.confidence is None:
         return None
-    losses = [loss for row in list_rows(sort_by_cost(rows, info.objectives)) if (loss := read_loss(row, info))]
+    losses = [loss for _, loss in list_losses(rows, info)]
     if not losses or any(loss.kind == "replicates" for loss in losses):
         return None
     matrix = np.stack([loss.losses for loss in losses])

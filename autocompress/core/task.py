@@ -38,16 +38,49 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class ExampleKeys:
+    """What examples are divided and compared by, which models do not see.
+
+    Attributes:
+        groups: Number of the group of each example, ``[N]``, such as its patient: a group is never in two splits, and
+            examples of a group are not independent. None where all examples are independent.
+        times: Time of each example, ``[N]``, larger is later; None where the order does not matter.
+        contents: Digest of each example's normalized content, ``[N]``: equal ones are duplicates, even if their inputs
+            differ. None where the inputs say all.
+        column: Name of the column of groups or times, for messages.
+    """
+
+    groups: Tensor | None = None
+    times: Tensor | None = None
+    contents: Tensor | None = None
+    column: str = ""
+
+    def take(self, index: Any) -> "ExampleKeys":
+        """Return the keys of the examples that ``index`` selects."""
+        if self.groups is None and self.times is None and self.contents is None:
+            return self
+        groups, times, contents = (
+            None if values is None else values[index] for values in (self.groups, self.times, self.contents)
+        )
+        return ExampleKeys(groups, times, contents, self.column)
+
+
+NO_KEYS = ExampleKeys()
+
+
+@dataclass(frozen=True)
 class Split:
     """Examples of one split, in memory.
 
     Attributes:
         inputs: The model's positional arguments, axis 0 the examples: ``([N, 1, 8, 8],)``.
         targets: Head name to class indices, ``{"label": [N]}``.
+        keys: Groups, times and digests of the examples.
     """
 
     inputs: tuple[Tensor, ...]
     targets: Targets
+    keys: ExampleKeys = NO_KEYS
 
     def __len__(self) -> int:
         return int(self.inputs[0].shape[0])
@@ -61,10 +94,11 @@ class Split:
         return Split(
             tuple(tensor[index] for tensor in self.inputs),
             {head: target[index] for head, target in self.targets.items()},
+            self.keys.take(index),
         )
 
     def to(self, device: torch.device) -> "Split":
-        """Return the examples on a device."""
+        """Return the examples on a device, without keys, which training does not read."""
         return Split(
             tuple(tensor.to(device) for tensor in self.inputs),
             {head: target.to(device) for head, target in self.targets.items()},

@@ -40,6 +40,7 @@ from autocompress.core.run_info import (
 from autocompress.core.task import Splits, Task
 from autocompress.engine.archive import Progress
 from autocompress.engine.driver import Driver
+from autocompress.engine.folds import check_folds, cross_fit
 from autocompress.engine.initial_design import FixedTrial, Values, design_initial_trials
 from autocompress.engine.preflight import check_attacks, check_run_folder, remove_unsafe_methods
 from autocompress.engine.sampler.optuna import OptunaSampler
@@ -58,6 +59,7 @@ from autocompress.errors import (
 from autocompress.measure.heads import AT, check_head, get_objective, list_scores
 from autocompress.store.run_store import DATABASE, RunStore
 from autocompress.targets import make_target
+from autocompress.tasks.folds import DIVIDED
 from autocompress.training.device import available_device, require_device
 from autocompress.training.optimizers import fit_config
 from autocompress.trial.pipeline import Setup, reproducible_torch
@@ -148,6 +150,7 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     target = _describe_target(source)
     space, narrowed = narrow_to_target(source, mode.restrict_space(open_space(source)), target)
     ((task_name, options),) = spec.task.items()
+    options = {**options, **_list_split_options(source, task_name)}
     try:
         task: Task = TASKS.get(task_name)(**options)
     except AutocompressError as error:
@@ -175,6 +178,7 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     except AutocompressError as error:
         raise source.make_error(("teacher",), str(error)) from None
     teacher, remark = plan_transfer(source, task, splits, TeacherRecipe(student, fit, spec.teacher.seed))
+    check_folds(source, task, splits, teacher)
     latency = _calibrate_latency(source, target)
     setup = Setup(
         Part.of(task_name, **{**options, **task.identity_options}),
@@ -225,13 +229,34 @@ def _calibrate_latency(source: Source, target: TargetInfo) -> LatencyModel | Non
         raise source.make_error(("target",), str(error)) from None
 
 
+def _list_split_options(source: Source, task_name: str) -> dict[str, str]:
+    """Return the options of the task for the columns that the section ``splits`` names.
+
+    Raises:
+        SpecError: The task cannot be split by them.
+    """
+    columns = source.spec.splits.columns
+    # Read from the class, before its constructor reads the data.
+    try:
+        supported = getattr(TASKS.get(task_name), "split_keys", ())
+    except AutocompressError as error:
+        raise source.make_error(("task",), str(error)) from None
+    for kind in columns:
+        if kind not in supported:
+            if task_name == "module":
+                message = f"give {'times' if kind == 'time' else kind}= to autocompress.bring_model, or to Tensors"
+            else:
+                others = ", ".join(name for name in TASKS if kind in getattr(TASKS.get(name), "split_keys", ()))
+                message = f"the task '{task_name}' has no column to split by {kind}; these tasks have: {others}"
+            raise source.make_error(("splits", kind), message)
+    return {f"split_{kind}": column for kind, column in columns.items()}
+
+
 def _load_splits(source: Source, task: Task) -> tuple[Splits, tuple[str, ...]]:
     """Return the splits without duplicates across them, and a notice on those that were removed."""
-    splits = task.splits(source.spec.split_seed)
-    if not task.has_distinct_inputs:
-        return splits, ()
     try:
-        distinct = remove_duplicates(splits)
+        splits = task.splits(source.spec.split_seed)
+        distinct = remove_duplicates(splits, compares_inputs=task.has_distinct_inputs)
     except UsageError as error:
         raise source.make_error(("task",), str(error)) from None
     return distinct.splits, distinct.notices
@@ -242,7 +267,8 @@ def _list_promise_notices(
 ) -> tuple[str, ...]:
     """Return what the validation splits cannot prove about any candidate, before the search spends its time."""
     examples = 0
-    for split in (splits.search_val, splits.select_val):
+    chosen = DIVIDED if source.spec.splits.folds else ("search_val", "select_val")
+    for split in (getattr(splits, name) for name in chosen):
         groups = task.resampling_groups(split)
         examples += len(split) if groups is None else len(groups.unique())
     pick = source.spec.pick
@@ -292,6 +318,7 @@ def run_search(
                 logger.info("search ended after %.1f s", driver.elapsed_seconds)
         if driver.has_only_failed_trials or store.candidate_table().empty:
             raise SearchFailedError(_explain_failure(driver, store))
+        _cross_fit_finalists(plan, store, events)
         events.phase("freezing the front and reading the test split")
         with reproducible_torch():
             finish_run(plan.setup, plan.source.spec.search.minutes, store)
@@ -300,6 +327,20 @@ def run_search(
         store.close()
         raise
     return store
+
+
+def _cross_fit_finalists(plan: Plan, store: RunStore, events: Events) -> None:
+    """Train the finalists in folds where the spec asks for it; the front does not depend on the result."""
+    folds = plan.source.spec.splits.folds
+    if folds is None:
+        return
+    # The backend of the search has ended its workers.
+    backend, plugins = make_backend(plan.source), collect_plugins([plan.task.name])
+    notice = cross_fit(plan.setup, backend, store, folds, plugins, events.phase)
+    if notice:
+        events.notice(notice)
+        info = store.run_info()
+        store.update_run_info(replace(info, notices=tuple(dict.fromkeys([*info.notices, notice]))))
 
 
 def _check_objective(source: Source, key: tuple[str, ...], name: str, task: Task) -> None:

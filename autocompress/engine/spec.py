@@ -296,6 +296,34 @@ class PickSection(_Section):
     confidence: float | None = Field(0.9, gt=0.5, lt=1)
 
 
+class SplitsSection(_Section):
+    """Settings of the five splits; without them, examples are divided at random, in proportion to their classes.
+
+    Attributes:
+        groups: Name of the column of groups, such as users, patients or recordings: a group is never in two splits, and
+            confidence bounds draw whole groups.
+        time: Name of the column of times, numbers or dates, instead of ``groups``: the training split is earlier than
+            the validation splits, and these are earlier than the test split.
+        folds: Number of folds in which the finalists of the search and the teacher are trained again, for small data:
+            the recommendation compares their out-of-fold predictions on all examples but those of the test split.
+    """
+
+    groups: str | None = Field(None, min_length=1)
+    time: str | None = Field(None, min_length=1)
+    folds: int | None = Field(None, ge=2, le=20)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The named columns by kind, ``groups`` or ``time``."""
+        return {kind: name for kind in ("groups", "time") if (name := getattr(self, kind)) is not None}
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> "SplitsSection":
+        if self.groups and self.time:
+            raise ValueError("give groups or time: a group that lasts over time would have to be in two splits")
+        return self
+
+
 def _expand_objectives(value: object) -> object:
     """Let a list of names stand for names with default bounds."""
     if isinstance(value, list):
@@ -312,6 +340,7 @@ class Spec(_Section):
         name: Name of the run and its folder.
         task: Name of the task with its options.
         split_seed: Seed of the five splits.
+        splits: Columns that the splits are divided by.
         search: Settings of the search.
         teacher: Settings of the teacher.
         student: Student families with their knobs; see :mod:`autocompress.engine.space`.
@@ -331,6 +360,7 @@ class Spec(_Section):
     name: str = Field(min_length=1, max_length=64)
     task: Named
     split_seed: int = Field(0, ge=0)
+    splits: SplitsSection = SplitsSection()
     search: SearchSection = SearchSection()
     teacher: TeacherSection = TeacherSection()
     student: Methods
@@ -364,6 +394,8 @@ class Spec(_Section):
         # Specs of earlier versions have no target: their runs can be resumed.
         if self.target == {"none": {}}:
             del data["target"]
+        if self.splits == SplitsSection():
+            del data["splits"]
         # It decides the recommendation, and no result of the search.
         del data["pick"]["confidence"]
         budget = ("trials", "minutes", "trial_minutes", "memory")

@@ -8,6 +8,7 @@ from pathlib import Path
 from autocompress.analysis.certification import SUFFIXES, certify_loss, describe_test_loss, read_loss
 from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.duplicates import remove_duplicates
 from autocompress.core.heads import as_head
 from autocompress.core.preprocessing import RawExample, describe_preprocessing
 from autocompress.core.records import Candidate, CompressionRecipe, Job
@@ -19,7 +20,14 @@ from autocompress.export.bench_worker import Shape
 from autocompress.export.card import Card, input_names
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact, verify_pipeline
 from autocompress.store.run_store import RunStore
-from autocompress.trial.pipeline import RebuiltCandidate, Setup, TrialPipeline, load_pipeline, reproducible_torch
+from autocompress.trial.pipeline import (
+    RebuiltCandidate,
+    Setup,
+    TrialPipeline,
+    load_pipeline,
+    load_task,
+    reproducible_torch,
+)
 from autocompress.trial.runner import run_trial
 
 # Largest difference between the score of a rebuilt candidate and the stored one: kernels of other processors round
@@ -144,6 +152,7 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
             "choose a complete candidate (column `complete` of candidates.csv)"
         )
     setup = Setup.from_json(info.setup)
+    _compare_splits(run, setup, info)
     pipeline = load_pipeline(setup)
     if path.is_file():
         content = path.read_bytes()
@@ -155,6 +164,18 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
     deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt, info.target)
     card = _build_card(candidate, pipeline, deployable, info.name, info.command)
     return RebuiltRun(pipeline, rebuilt, deployable, {**card, **build_promise(candidate, info)}, setup.split_seed)
+
+
+def _compare_splits(run: Path, setup: Setup, info: RunInfo) -> None:
+    """Check that the splits have the sizes of the search: another version may choose others, and data may change."""
+    sizes = {name: len(split) for name, split in load_task(setup)[1].items()}
+    if info.splits and sizes != dict(info.splits):
+        name = next(name for name, size in sizes.items() if info.splits.get(name) != size)
+        raise VerificationError(
+            f"{run} was searched with {info.splits.get(name, 0):,} examples of {name}, and here there are "
+            f"{sizes[name]:,}: the data or the version of autocompress has changed; search again, or use those of the "
+            "search"
+        )
 
 
 def _build_deployable(
@@ -240,7 +261,13 @@ def _verify_export(folder: Path, run: RebuiltRun, tolerance: float, agreement: f
 def _list_examples(run: RebuiltRun, split: Split) -> Sequence[RawExample]:
     """Return the raw examples of the test split; the tensors themselves if the task specifies no preprocessing."""
     if run.deployable.preprocessing:
-        return run.pipeline.task.list_test_examples(run.seed)
+        task = run.pipeline.task
+        examples = task.list_test_examples(run.seed)
+        # The task lists all of them, and the split has no duplicates.
+        if not examples or len(examples) == len(split):
+            return examples
+        rows = remove_duplicates(task.splits(run.seed), compares_inputs=task.has_distinct_inputs).rows
+        return [examples[row] for row in rows["test"]] if "test" in rows else examples
     arrays = [tensor.numpy() for tensor in split.inputs]
     if len(arrays) == 1:
         return list(arrays[0])

@@ -227,13 +227,15 @@ def count_unfinished_trials(trials: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def split_scores(row: Mapping[str, object], info: RunInfo) -> tuple[list[dict[str, str]], str]:
-    """Return candidate and teacher scores on three splits, and the difference from select_val to test in words."""
+    """Return candidate and teacher scores on each split, and the difference from select_val to test in words."""
     score = primary_objectives(info.objectives)[1]
     name = score.name
     teacher = info.teacher.scores
     ours = {
         split: row.get(f"{name}{end}")
-        for split, end in (("search_val", "_search"), ("select_val", ""), ("test", "_test"))
+        for split, end in (("search_val", "_search"), ("select_val", ""), ("folds", "_folds"), ("test", "_test"))
+        # Only finalists of cross-fitting have out-of-fold scores.
+        if split != "folds" or is_finite(row.get(f"{name}{end}"))
     }
     rows = [
         {

@@ -143,7 +143,7 @@ TRIAL_COLUMNS = (
     "reason",
 )
 # The plain name of a metric is its score on select_val, which ranks candidates.
-SUFFIX = {"select_val": "", "search_val": "_search", "test": "_test"}
+SUFFIX = {"select_val": "", "search_val": "_search", "test": "_test", "folds": "_folds"}
 
 
 #: Column name to value; SQLite does not know the types of columns.

@@ -1,11 +1,9 @@
 """Base class of tasks with labelled examples, and disjoint, stratified splits of their data."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
@@ -15,22 +13,22 @@ from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.task import InputSpec, Logits, Split, Splits, Targets
 from autocompress.errors import UsageError
 from autocompress.models.base import build_family_model
-
-FRACTIONS: Mapping[str, float] = MappingProxyType(
-    {"test": 0.20, "select_val": 0.12, "search_val": 0.12, "calibration": 0.04}
+from autocompress.tasks.split_rows import (
+    FRACTIONS as FRACTIONS,
+    MAX_SIZES as MAX_SIZES,
+    Rows,
+    choose_shares,
+    choose_sizes,
+    divide_by_keys,
+    draw_rows,
 )
-
-# Beyond these sizes, examples are worth more in training: with 2,500, the standard error of a score is below a point.
-MAX_SIZES: Mapping[str, int] = MappingProxyType({"select_val": 2500, "search_val": 2500, "calibration": 1000})
-
-Rows = NDArray[np.int64]
 
 
 def stratify_examples(
     inputs: tuple[Tensor, ...],
     targets: Mapping[str, Tensor],
     seed: int,
-    fractions: Mapping[str, float] = FRACTIONS,
+    fractions: Mapping[str, float] | None = None,
 ) -> Splits:
     """Return five splits stratified by the classes of the first head.
 
@@ -38,7 +36,8 @@ def stratify_examples(
         inputs: Positional arguments of the model, with the examples on axis 0.
         targets: Head name to class indices ``[N]``; the splits are stratified by the first head.
         seed: Seed of the splits.
-        fractions: Share of the examples for each split except ``train``, which receives the rest.
+        fractions: Share of the examples for each split except ``train``, which receives the rest; by default those of
+            :func:`~autocompress.tasks.split_rows.choose_shares`.
 
     Raises:
         UsageError: A class has fewer than five examples, or the data has only one class.
@@ -63,11 +62,23 @@ def complete_splits(
         UsageError: A class has fewer examples than parts are needed, or the data has only one class.
     """
     train = parts["train"]
-    fractions = {name: share for name, share in FRACTIONS.items() if name not in parts}
     strata = next(iter(train.targets.values())) if strata is None else strata
-    rows = stratify_rows(strata, seed, fractions, names)
-    new_parts = {name: train.take(torch.from_numpy(index)) for name, index in rows.items()}
-    return Splits(**{**new_parts, **{name: part for name, part in parts.items() if name != "train"}})
+    return _take_rows(parts, _divide_part(parts, seed, strata, names))
+
+
+def split_randomly(parts: Mapping[str, Split], seed: int) -> Splits:
+    """Return five splits: the given parts, and the others taken out of ``train`` at random.
+
+    Examples with groups or times are divided by them.
+
+    Args:
+        parts: Split name to examples: ``train``, and optionally other splits.
+        seed: Seed of the splits.
+
+    Raises:
+        UsageError: There are too few examples.
+    """
+    return _take_rows(parts, _divide_part(parts, seed, None))
 
 
 def locate_test_rows(
@@ -83,43 +94,45 @@ def locate_test_rows(
     """
     if "test" in parts:
         return "test", np.arange(len(parts["test"]))
-    if at_random:
-        return "train", _draw_rows(len(parts["train"]), seed, FRACTIONS)["test"]
-    # `test` is the first of the fractions, so its rows do not depend on the others.
-    return "train", stratify_rows(next(iter(parts["train"].targets.values())) if strata is None else strata, seed)[
-        "test"
-    ]
+    if strata is None and not at_random:
+        strata = next(iter(parts["train"].targets.values()))
+    return "train", _divide_part(parts, seed, strata)["test"]
 
 
-def _draw_rows(count: int, seed: int, fractions: Mapping[str, float]) -> dict[str, Rows]:
-    """Return the row numbers of each part in ascending order, drawn at random, with the remaining rows as ``train``."""
-    if count < 10 * len(fractions):
-        raise UsageError(
-            f"the data has {count} examples; {len(fractions) + 1} disjoint splits need at least {10 * len(fractions)}"
-        )
-    remaining = np.random.default_rng(seed).permutation(count)
-    rows: dict[str, Rows] = {}
-    for name, share in fractions.items():
-        size = min(round(share * count), MAX_SIZES.get(name, count))
-        rows[name], remaining = np.sort(remaining[:size]), remaining[size:]
-    return {**rows, "train": np.sort(remaining)}
+def _divide_part(
+    parts: Mapping[str, Split], seed: int, strata: Tensor | None, names: Sequence[str] | None = None
+) -> dict[str, Rows]:
+    """Return the rows of ``train`` that belong to each missing split: by keys, by class, or at random."""
+    train = parts["train"]
+    shares = choose_shares(len(train), list(parts))
+    by_keys = divide_by_keys(train.keys, seed, shares, strata)
+    if by_keys is not None:
+        return by_keys
+    return draw_rows(len(train), seed, shares) if strata is None else stratify_rows(strata, seed, shares, names)
+
+
+def _take_rows(parts: Mapping[str, Split], rows: Mapping[str, Rows]) -> Splits:
+    new_parts = {name: parts["train"].take(torch.from_numpy(index)) for name, index in rows.items()}
+    return Splits(**{**new_parts, **{name: part for name, part in parts.items() if name != "train"}})
 
 
 def stratify_rows(
-    labels: Tensor, seed: int, fractions: Mapping[str, float] = FRACTIONS, names: Sequence[str] | None = None
+    labels: Tensor, seed: int, fractions: Mapping[str, float] | None = None, names: Sequence[str] | None = None
 ) -> dict[str, Rows]:
     """Return the row numbers of each part in ascending order, with the remaining rows as ``train``.
 
     Args:
         labels: Class indices ``[N]``.
         seed: Seed of the splits.
-        fractions: Share of the examples for each part; validation and calibration also have a maximum size.
+        fractions: Share of the examples for each part; validation and calibration also have a maximum size. By default
+            those of :func:`~autocompress.tasks.split_rows.choose_shares`.
         names: Names of the classes, for messages.
 
     Raises:
         UsageError: A class has fewer examples than there are parts, or the data has only one class.
     """
     strata = labels.numpy()
+    fractions = choose_shares(len(strata)) if fractions is None else fractions
     classes, counts = np.unique(strata, return_counts=True)
     if len(classes) < 2:
         raise UsageError("the targets have a single class; a task needs at least two")
@@ -132,11 +145,13 @@ def stratify_rows(
         )
     parts: dict[str, Rows] = {}
     remaining = np.arange(len(strata))
-    for number, (name, fraction) in enumerate(fractions.items()):
-        # At least one example of each class, which scikit-learn's stratification requires.
-        size = max(min(round(fraction * len(strata)), MAX_SIZES.get(name, len(strata))), len(classes))
+    for number, (name, size) in enumerate(choose_sizes(len(strata), fractions).items()):
         remaining, parts[name] = train_test_split(
-            remaining, test_size=size, random_state=seed + number, stratify=strata[remaining]
+            # At least one example of each class, which scikit-learn's stratification requires.
+            remaining,
+            test_size=max(size, len(classes)),
+            random_state=seed + number,
+            stratify=strata[remaining],
         )
     parts["train"] = remaining
     return {name: np.sort(rows) for name, rows in parts.items()}
@@ -157,6 +172,10 @@ class Supervised:
     labels: Mapping[str, Sequence[str]] = {}
     metrics: tuple[str, ...] = METRICS
     views: int = 1
+    # What the section `splits` of a search space may name: "groups", "time" or both.
+    split_keys: tuple[str, ...] = ()
+    # Whether any examples may be held out: not where they are in order of time, or where some are attacks.
+    has_folds: bool = True
 
     @property
     def identity_options(self) -> Mapping[str, str]:
@@ -197,9 +216,9 @@ class Supervised:
     def resampling_groups(self, split: Split) -> Tensor | None:
         """Return the group of each example, ``[N]``, such as its user; None where all examples are independent.
 
-        Confidence bounds draw whole groups.
+        Confidence bounds draw whole groups. By default they are those of the split's keys.
         """
-        return None
+        return split.keys.groups
 
     def view(self, split: Split, index: int) -> Split:
         """Return the split itself; tasks without augmentation have one view."""
@@ -217,23 +236,6 @@ class Supervised:
         """Return the loss averaged over examples and heads, a scalar ``[]``: cross-entropy for heads of classes."""
         # All heads have the same weight.
         return torch.stack([as_head(self.heads[head]).loss(logits[head], targets[head]) for head in logits]).mean()
-
-
-def split_randomly(parts: Mapping[str, Split], seed: int) -> Splits:
-    """Return five splits: the given parts, and the others taken out of ``train`` at random.
-
-    Args:
-        parts: Split name to examples: ``train``, and optionally other splits.
-        seed: Seed of the splits.
-
-    Raises:
-        UsageError: There are too few examples.
-    """
-    train = parts["train"]
-    fractions = {name: share for name, share in FRACTIONS.items() if name not in parts}
-    rows = _draw_rows(len(train), seed, fractions)
-    new_parts = {name: train.take(torch.from_numpy(index)) for name, index in rows.items()}
-    return Splits(**{**new_parts, **{name: part for name, part in parts.items() if name != "train"}})
 
 
 def check_positive(option: str, value: int, least: int = 1) -> int:

@@ -29,7 +29,7 @@ class Digits(Supervised):
     inputs = (InputSpec((1, 8, 8)),)
 
     def splits(self, seed: int) -> Splits:
-        """Return 933 training, 72 calibration, 216 + 216 validation and 360 test images."""
+        """Return 895 training, 72 calibration, 280 + 280 validation and 270 test images."""
         data = load_digits()
         images = torch.tensor(data.images, dtype=torch.float32).div(WHITE).sub(MEAN).div(STD).unsqueeze(1)
         return stratify_examples((images,), {"label": torch.tensor(data.target)}, seed)

@@ -15,10 +15,11 @@ from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.augment import crop_and_flip, draw_crops
-from autocompress.tasks.base import FRACTIONS, Supervised, describe_imbalance, stratify_rows
+from autocompress.tasks.base import Supervised, describe_imbalance, stratify_rows
 from autocompress.tasks.image_decoding import DecodedImages, decode_images, image_shape
 from autocompress.tasks.image_sources import Dataset, ImageParts, SelectedImages, open_image_path, read_image_datasets
 from autocompress.tasks.image_split import ImageSplit, Normalization
+from autocompress.tasks.split_rows import VALIDATION, choose_shares
 
 
 @TASKS.register("images")
@@ -193,13 +194,11 @@ class Images(Supervised):
     def _split_rows(self, parts: Mapping[str, DecodedImages], seed: int) -> dict[str, tuple[DecodedImages, Tensor]]:
         """Return the decoded images of each split and the numbers of those that belong to it."""
         rows: dict[str, tuple[DecodedImages, Tensor]] = {}
-        fractions = dict(FRACTIONS)
+        fractions = choose_shares(len(parts["train"].rows), [*parts, *(VALIDATION if "val" in parts else ())])
         if "test" in parts:
-            del fractions["test"]
             rows["test"] = parts["test"], parts["test"].rows
         # stratify_rows calls the remainder "train"; here it is the half for the search.
         if "val" in parts:
-            del fractions["search_val"], fractions["select_val"]
             halves = self._divide_images(parts["val"], seed, {"select_val": 0.5})
             rows["select_val"], rows["search_val"] = halves["select_val"], halves["train"]
         return rows | self._divide_images(parts["train"], seed, fractions)

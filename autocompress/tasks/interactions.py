@@ -133,6 +133,20 @@ def read_interactions(
     return interactions
 
 
+def check_times(interactions: Interactions, column: str) -> None:
+    """Check that interactions have the column of times that ``splits.time`` names.
+
+    Args:
+        interactions: The interactions.
+        column: Name of the column; empty if none is named.
+
+    Raises:
+        UsageError: There is no such column.
+    """
+    if column and interactions.times is None:
+        raise UsageError(f"the data has no column '{column}' (set splits.time)")
+
+
 def _read_csv(path: Path, columns: Columns, task: str, needs_value: bool, takes_both: bool) -> Interactions:
     rows = _read_rows(path, DELIMITERS[path.suffix], "utf-8-sig")
     # An empty file has an empty header, which the checks of the columns report.

@@ -100,6 +100,8 @@ class Module(Supervised):
         fit: Config of a training before the search; by default the module is not trained.
         loss: Function that maps outputs and targets by head to a scalar; by default the loss of each kind of head.
         kinds: Kind of each head, if the data are tensors; see :class:`~autocompress.tasks.tensors.Tensors`.
+        groups: Group of each example, ``[N]``, if the data are tensors; see there.
+        times: Time of each example, ``[N]``, if the data are tensors; see there.
 
     Raises:
         UsageError: The weights do not fit the module, or the module fails on an example of the data.
@@ -116,10 +118,16 @@ class Module(Supervised):
         fit: Part | None = None,
         loss: Callable[[Logits, Targets], Tensor] | None = None,
         kinds: Kind | Mapping[str, Kind] | None = None,
+        groups: object = None,
+        times: object = None,
     ) -> None:
-        if kinds is not None and hasattr(data, "splits"):
-            raise UsageError("kinds are those of tensors: give them to autocompress.Tensors(..., kinds=...)")
-        self._data: Task = data if hasattr(data, "splits") else Tensors(data, kinds=kinds or "auto")
+        given = {"kinds": kinds, "groups": groups, "times": times}
+        for option, value in given.items():
+            if value is not None and hasattr(data, "splits"):
+                raise UsageError(f"{option} are those of tensors: give them to autocompress.Tensors(..., {option}=...)")
+        self._data: Task = (
+            data if hasattr(data, "splits") else Tensors(data, kinds=kinds or "auto", groups=groups, times=times)
+        )
         self.inputs, self.labels = self._data.inputs, self._data.labels
         self.heads: Mapping[str, int] = self._data.heads
         self.metrics, self.views = self._data.metrics, self._data.views
@@ -159,6 +167,20 @@ class Module(Supervised):
     def splits(self, seed: int) -> Splits:
         """Return the splits of the data."""
         return self._data.splits(seed)
+
+    @property
+    def has_distinct_inputs(self) -> bool:
+        """Whether equal inputs of the data are duplicates."""
+        return self._data.has_distinct_inputs
+
+    @property
+    def has_folds(self) -> bool:  # type: ignore[override]
+        """Whether any examples of the data may be held out."""
+        return bool(getattr(self._data, "has_folds", True))
+
+    def resampling_groups(self, split: Split) -> Tensor | None:
+        """Return the groups of the data."""
+        return self._data.resampling_groups(split)
 
     def view(self, split: Split, index: int) -> Split:
         """Return augmented view ``index`` of a split."""
@@ -319,6 +341,8 @@ def bring_model(
     fit: Part | None = None,
     loss: Callable[[Logits, Targets], Tensor] | None = None,
     kinds: Kind | Mapping[str, Kind] | None = None,
+    groups: object = None,
+    times: object = None,
 ) -> Module:
     """Register a trained module and its data as the task ``module`` and return the task.
 
@@ -332,11 +356,14 @@ def bring_model(
         loss: Function that maps outputs and targets by head to a scalar; by default the loss of each kind of head.
         kinds: Kind of each head, if the data are tensors: ``classes``, ``binary``, ``multilabel``, ``dense``, ``tags``
             or ``regression``; inferred by default.
+        groups: Group of each example, ``[N]``, if the data are tensors, such as its patient: a group is never in two
+            splits.
+        times: Time of each example, ``[N]``, if the data are tensors: training data is earlier than test data.
 
     Raises:
         UsageError: The weights do not fit the module, or the module fails on the data.
     """
-    task = Module(model, data, weights=weights, fit=fit, loss=loss, kinds=kinds)
+    task = Module(model, data, weights=weights, fit=fit, loss=loss, kinds=kinds, groups=groups, times=times)
     # Replaces the placeholder below, or the module of an earlier call.
     TASKS.add(Module.name, ModuleFactory(task), replace=True)
     return task

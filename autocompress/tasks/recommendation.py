@@ -20,6 +20,7 @@ from autocompress.tasks.interactions import (
     GENERATED_NOTICE,
     Columns,
     Interactions,
+    check_times,
     generate_interactions,
     read_interactions,
 )
@@ -56,12 +57,15 @@ class Recommendation(Supervised):
         rating: Name of the column of ratings.
         click: Name of the column of clicks, 0 or 1.
         time: Name of the column of times; without one, the order of the rows is the order of time.
+        split_time: Name of a column of times that the data must have: ``splits: {time: time}`` in a search space.
 
     Raises:
         UsageError: A file cannot be used (the message names file and line), or an option is out of bounds.
     """
 
     name = "recommendation"
+    split_keys = ("time",)
+    has_folds = False
     metrics = metrics_of([Candidates(2), Head(2, "auc"), Levels(2, levels=(0.0, 1.0))])
 
     def __init__(
@@ -77,16 +81,18 @@ class Recommendation(Supervised):
         rating: str = "rating",
         click: str = "click",
         time: str = "time",
+        split_time: str = "",
     ) -> None:
         check_positive("recommendation.candidates", candidates, 2)
         check_positive("recommendation.views", views)
-        columns = Columns(user, item, rating, click, time)
+        columns = Columns(user, item, rating, click, split_time or time)
         self._is_generated = not path
         if path:
             source = Path(path).expanduser()
             rows = read_interactions(source, columns, self.name, needs_value=False, takes_both=True).latest_rows()
         else:
             rows = generate_impressions()
+        check_times(rows, split_time)
         self._rows = rows
         values_of_head = self._known_columns()
         names = _list_heads(heads, values_of_head)

@@ -6,6 +6,7 @@ classes with values, and the predicted rating is their mean under the softmax
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,20 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.core.config import Part
+from autocompress.core.duplicates import digest_contents
 from autocompress.core.heads import Candidates, Head, Levels
 from autocompress.core.preprocessing import CandidatesInput, IdInput, Preprocessing, RawExample, RowInput
 from autocompress.core.registry import TASKS
-from autocompress.core.task import InputSpec, Split, Splits
+from autocompress.core.task import NO_KEYS, ExampleKeys, InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.base import FRACTIONS, Supervised, check_positive, stratify_rows
+from autocompress.tasks.base import Supervised, check_positive, stratify_rows
 from autocompress.tasks.interactions import (
     GENERATED_NOTICE,
     Columns,
     Interactions,
+    check_times,
     generate_interactions,
     read_interactions,
 )
 from autocompress.tasks.negative_sampling import CandidateLists, split_by_time
+from autocompress.tasks.split_rows import KeyColumn, choose_shares, divide_by_keys, draw_rows
 
 # Largest number of rating levels; more distinct ratings are binned.
 MAX_LEVELS = 20
@@ -49,8 +53,9 @@ class Ratings(Supervised):
     with the mean of its ratings as its value. Clicks have two classes. Of several rows with the same user and item, the
     latest counts.
 
-    Rows are split at random. Row 0 of both embedding tables stands for unknown users and items, such as new ones in
-    ``test``; it is trained on the users and items with a single training row.
+    Rows are split at random, by a column of times, or by users or items, each of which is then in one split. Row 0 of
+    both embedding tables stands for unknown users and items, such as new ones in ``test``; it is trained on the users
+    and items with a single training row.
 
     Args:
         path: A MovieLens-100K folder (``u.data``, ``u.item``, ``u.user``); or a ``.csv`` or ``.tsv`` file with a header
@@ -63,12 +68,16 @@ class Ratings(Supervised):
         click: Name of the column of clicks, 0 or 1.
         time: Name of the column of times, which decides which of several rows counts.
         ignore: Names of columns to leave out, separated by commas.
+        split_groups: Name of the column of users or of items, none of which is then in two splits: ``splits: {groups:
+            user}`` in a search space.
+        split_time: Name of the column of times by which the rows are split: ``splits: {time: time}`` in a search space.
 
     Raises:
         UsageError: A file cannot be used; the message names file and line.
     """
 
     name = "ratings"
+    split_keys = ("groups", "time")
 
     def __init__(
         self,
@@ -81,8 +90,13 @@ class Ratings(Supervised):
         click: str = "click",
         time: str = "time",
         ignore: str = "",
+        split_groups: str = "",
+        split_time: str = "",
     ) -> None:
-        columns = Columns(user, item, rating, click, time, ignore)
+        self._key = KeyColumn.from_options(split_groups, split_time)
+        columns = Columns(user, item, rating, click, split_time or time, ignore)
+        if split_groups and split_groups not in (user, item):
+            raise UsageError(f"the rows of {self.name} are grouped by '{user}' or '{item}', not by '{split_groups}'")
         if test and not path:
             raise UsageError("task.ratings.test is set and task.ratings.path is not; give both")
         if path:
@@ -95,6 +109,7 @@ class Ratings(Supervised):
                 Path(test).expanduser(), columns, self.name, needs_value=True
             ).latest_rows()
             _check_test_file(rows["train"], rows["test"], Path(test))
+        self._keys = _make_row_keys(rows, self._key, is_user=split_groups == user)
         self._is_generated, self._repeats = not path, len(interactions) - len(rows["train"])
         self._users, self._items = (np.unique(names) for names in (rows["train"].users, rows["train"].items))
         self._bins = RatingBins(_require_values(rows["train"]))
@@ -143,20 +158,23 @@ class Ratings(Supervised):
 
     @property
     def has_distinct_inputs(self) -> bool:
-        """False: pairs of unknown users and items have one input, and repeated pairs were removed before."""
+        """False: pairs of unknown users and items have one input; pairs are compared by their digests instead."""
         return False
 
     def resampling_groups(self, split: Split) -> Tensor:
-        """Return the user of each row, ``[N]``; rows of unknown users are groups of their own."""
+        """Return the group of each row, ``[N]``: its user by default; rows of unknown users are groups of their own."""
+        if split.keys.groups is not None:
+            return split.keys.groups
         users = split.inputs[0]
         return torch.where(users == UNKNOWN, -1 - torch.arange(len(users)), users)
 
     def splits(self, seed: int) -> Splits:
-        """Return five random splits; clicks are stratified.
+        """Return five splits: by users, items or time if a column is named, otherwise random; clicks are stratified.
 
         Raises:
-            UsageError: The data has too few rows.
+            UsageError: The data has too few rows, groups or times.
         """
+        rows = self._locate_rows(seed)
         parts = self._split_interactions(seed)
         users, items, mean, std = self._fit_encoding(parts["train"])
         splits = {}
@@ -168,7 +186,8 @@ class Ratings(Supervised):
             features = [torch.from_numpy((part.features - mean) / std)] if part.names else []
             (head,) = self.heads
             targets = torch.from_numpy(self._bins.assign_classes(_require_values(part)))
-            splits[name] = Split((*ids, *features), {head: targets})
+            source, index = rows[name]
+            splits[name] = Split((*ids, *features), {head: targets}, self._keys[source].take(torch.from_numpy(index)))
         return Splits(**splits)
 
     def specify_preprocessing(self, seed: int) -> Preprocessing:
@@ -207,10 +226,13 @@ class Ratings(Supervised):
 
     def _split_interactions(self, seed: int) -> dict[str, Interactions]:
         """Return the interactions of each split."""
-        interactions = self._rows["train"]
-        classes = self._bins.assign_classes(_require_values(interactions))
-        parts = {name: interactions.select_rows(rows) for name, rows in self._split_rows(classes, seed).items()}
-        return parts | ({"test": self._rows["test"]} if "test" in self._rows else {})
+        return {name: self._rows[source].select_rows(rows) for name, (source, rows) in self._locate_rows(seed).items()}
+
+    def _locate_rows(self, seed: int) -> dict[str, tuple[str, NDArray[np.int64]]]:
+        """Return the file of each split, ``train`` or ``test``, and its rows there."""
+        classes = self._bins.assign_classes(_require_values(self._rows["train"]))
+        located = {name: ("train", rows) for name, rows in self._split_rows(classes, seed).items()}
+        return located | ({"test": ("test", np.arange(len(self._rows["test"])))} if "test" in self._rows else {})
 
     def _fit_encoding(self, train: Interactions) -> tuple[Mask, Mask, NDArray[np.float32], NDArray[np.float32]]:
         """Return which users and items have a table row of their own, and mean and deviation of each feature."""
@@ -221,18 +243,17 @@ class Ratings(Supervised):
         return users, items, mean, std
 
     def _split_rows(self, classes: NDArray[np.int64], seed: int) -> dict[str, NDArray[np.int64]]:
-        fractions = {name: share for name, share in FRACTIONS.items() if name not in self._rows}
-        if self._rows["train"].clicks:
-            return stratify_rows(torch.from_numpy(classes), seed, fractions, ["no click", "click"])
+        shares = choose_shares(len(classes), list(self._rows))
+        strata = torch.from_numpy(classes) if self._rows["train"].clicks else None
         if len(classes) < 50:
             raise UsageError(f"the data has {len(classes)} ratings; five disjoint splits need at least 50")
+        by_keys = divide_by_keys(self._keys["train"], seed, shares, strata)
+        if by_keys is not None:
+            return by_keys
+        if strata is not None:
+            return stratify_rows(strata, seed, shares, ["no click", "click"])
         # Not stratified: a rating level with few rows should not make the data unusable.
-        rest = np.random.default_rng(seed).permutation(len(classes))
-        parts = {}
-        for name, share in fractions.items():
-            size = round(share * len(classes))
-            parts[name], rest = np.sort(rest[:size]), rest[size:]
-        return {**parts, "train": np.sort(rest)}
+        return draw_rows(len(classes), seed, shares)
 
 
 @TASKS.register("ranking")
@@ -264,12 +285,15 @@ class Ranking(Supervised):
         rating: Name of the column of ratings, if the file has one.
         click: Name of the column of clicks, if the file has one.
         time: Name of the column of times; without one, the order of the rows is the order of time.
+        split_time: Name of a column of times that the data must have: ``splits: {time: time}`` in a search space.
 
     Raises:
         UsageError: A file cannot be used (the message names file and line), or an option is out of bounds.
     """
 
     name = "ranking"
+    split_keys = ("time",)
+    has_folds = False
     metrics: tuple[str, ...] = ("ndcg_at_10", "hit_rate_at_10", *SCORES)
 
     def __init__(
@@ -284,16 +308,18 @@ class Ranking(Supervised):
         rating: str = "rating",
         click: str = "click",
         time: str = "time",
+        split_time: str = "",
     ) -> None:
         check_positive("ranking.candidates", candidates, 2)
         check_positive("ranking.views", views)
         if liked is not None and (isinstance(liked, bool) or not isinstance(liked, int | float)):
             raise UsageError(f"task.ranking.liked is {liked!r}; give a rating")
-        columns = Columns(user, item, rating, click, time)
+        columns = Columns(user, item, rating, click, split_time or time)
         if path:
             interactions = read_interactions(Path(path).expanduser(), columns, self.name, needs_value=False)
         else:
             interactions = generate_interactions()
+        check_times(interactions, split_time)
         self._is_generated, self._has_times = not path, interactions.times is not None
         pairs = interactions.latest_rows()
         self._repeats = len(interactions) - len(pairs)
@@ -426,6 +452,27 @@ class RatingBins:
     def assign_classes(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the class index of each rating, ``[N]``."""
         return np.searchsorted(self._edges, values, side="right").astype(np.int64)
+
+
+def _make_row_keys(rows: Mapping[str, Interactions], key: KeyColumn, *, is_user: bool) -> dict[str, ExampleKeys]:
+    """Return groups or times, and the digests of the pairs of user and item, of each part.
+
+    Raises:
+        UsageError: There are no times, or the training and the test file share a group or overlap in time.
+    """
+    keys = dict.fromkeys(rows, NO_KEYS)
+    if key.is_time:
+        for table in rows.values():
+            check_times(table, key.name)
+        keys = key.make_time_keys({part: table.times for part, table in rows.items() if table.times is not None})
+    elif key.name:
+        keys = key.make_group_keys({part: table.users if is_user else table.items for part, table in rows.items()})
+    return {
+        part: replace(
+            keys[part], contents=digest_contents("\0".join(pair) for pair in zip(table.users, table.items, strict=True))
+        )
+        for part, table in rows.items()
+    }
 
 
 def _require_values(rows: Interactions) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from autocompress.core.heads import Levels, as_head
 from autocompress.core.knobs import Leaf
 from autocompress.core.registry import TASKS
-from autocompress.core.task import InputSpec, Split, Splits
+from autocompress.core.task import ExampleKeys, InputSpec, Split, Splits
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.negative_sampling import CandidateLists
 from autocompress.tasks.recommender import UNKNOWN, Ranking, Ratings
@@ -139,6 +139,7 @@ class PoisonedRatings(Ratings):
     """
 
     name = "poisoned_ratings"
+    has_folds = False
 
     def __init__(
         self,
@@ -327,4 +328,9 @@ def _first_rows(items: Tensor, count: int) -> Tensor:
 
 def _concatenate(one: Split, other: Split) -> Split:
     inputs = tuple(torch.cat(pair) for pair in zip(one.inputs, other.inputs, strict=True))
-    return Split(inputs, {head: torch.cat([target, other.targets[head]]) for head, target in one.targets.items()})
+    targets = {head: torch.cat([target, other.targets[head]]) for head, target in one.targets.items()}
+    contents = one.keys.contents
+    if contents is None:
+        return Split(inputs, targets)
+    # Fake pairs equal no real ones, whose digests are not small numbers.
+    return Split(inputs, targets, ExampleKeys(contents=torch.cat([contents, torch.arange(len(other))])))

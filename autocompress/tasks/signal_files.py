@@ -20,19 +20,24 @@ class Series:
     Attributes:
         values: Finite values, ``[N, C, L]``.
         labels: Class of each series, as text.
+        keys: Group or time of each series, as text; empty if the file is read without such a column.
+        places: Place of each series in the file, for messages.
     """
 
     values: NDArray[np.float32]
     labels: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
 
 
-def read_series(path: Path, label: str) -> Series:
+def read_series(path: Path, label: str, key: str = "") -> Series:
     """Return the series of a file.
 
     Args:
         path: A ``.csv`` or ``.tsv`` file with a header and one series per row; or an ``.npz`` file with ``x``
             ``[N, L]`` or ``[N, C, L]`` and ``y`` ``[N]``.
         label: Name of the label column in a CSV file.
+        key: Name of the column, or of the array ``[N]`` of an ``.npz`` file, of groups or times; empty for none.
 
     Raises:
         UsageError: The file cannot be used; the message names the line of a CSV file.
@@ -40,9 +45,9 @@ def read_series(path: Path, label: str) -> Series:
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a .csv, .tsv or .npz file")
     if path.suffix == ".npz":
-        series = _read_npz(path)
+        series = _read_npz(path, key)
     elif path.suffix in DELIMITERS:
-        series = _read_csv(path, label)
+        series = _read_csv(path, label, key)
     else:
         raise UsageError(f"{path} is neither a .csv, a .tsv nor an .npz file")
     if len(series.labels) == 0 or series.values.shape[2] == 0:
@@ -50,28 +55,38 @@ def read_series(path: Path, label: str) -> Series:
     return series
 
 
-def _read_csv(path: Path, label: str) -> Series:
+def _read_csv(path: Path, label: str, key: str) -> Series:
     values: list[NDArray[np.float32]] = []
     labels: list[str] = []
+    keys: list[str] = []
+    places: list[str] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=DELIMITERS[path.suffix])
             header = next(rows, [])
             if label not in header:
                 raise UsageError(f"{path}:1: no column '{label}'; {did_you_mean(label, header[:20])}")
+            if key and (key not in header or key == label):
+                hint = "it is the column of labels" if key == label else did_you_mean(key, header[:20])
+                raise UsageError(f"{path}:1: no column '{key}' (set splits.groups or splits.time): {hint}")
             label_index = header.index(label)
             for row in filter(None, rows):
                 line = rows.line_num
                 if len(row) != len(header):
                     raise UsageError(f"{path}:{line}: {len(row)} fields, but the header has {len(header)}")
-                labels.append(row.pop(label_index).strip())
+                labels.append(row[label_index].strip())
+                places.append(f"{path}:{line}")
+                if key:
+                    keys.append(row[header.index(key)])
+                # What is left are the values of the series.
+                row = [field for name, field in zip(header, row, strict=True) if name not in (label, key)]
                 values.append(_parse_numbers(row, f"{path}:{line}"))
                 if not labels[-1]:
                     raise UsageError(f"{path}:{line}: the label is empty; fill it in or leave the row out")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read ({error})") from None
     stacked = np.stack(values) if values else np.zeros((0, 0), np.float32)
-    return Series(stacked[:, None], tuple(labels))
+    return Series(stacked[:, None], tuple(labels), tuple(keys), tuple(places))
 
 
 def _parse_numbers(row: list[str], location: str) -> NDArray[np.float32]:
@@ -86,13 +101,20 @@ def _parse_numbers(row: list[str], location: str) -> NDArray[np.float32]:
     return numbers
 
 
-def _read_npz(path: Path) -> Series:
+def _read_npz(path: Path, key: str) -> Series:
     if not zipfile.is_zipfile(path):
         raise UsageError(f"{path} is not an NPZ file; write it with numpy.savez")
     try:
         # Pickled arrays could run code.
         with np.load(path, allow_pickle=False) as archive:
             values, labels = archive["x"], archive["y"]
+            if key and key not in archive.files:
+                raise UsageError(
+                    f"{path}: no array '{key}' (set splits.groups or splits.time): {did_you_mean(key, archive.files)}"
+                )
+            keys = archive[key] if key else np.zeros(0)
+            if key and keys.shape != values.shape[:1]:
+                raise UsageError(f"{path}: {key} is {list(keys.shape)}; give one value for each series")
             if values.ndim == 2:
                 values = values[:, None]
             if values.ndim != 3 or labels.shape != values.shape[:1]:
@@ -107,4 +129,5 @@ def _read_npz(path: Path) -> Series:
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))[0])
         raise UsageError(f"{path}: x[{row}] contains a value that is missing or not finite")
-    return Series(values, tuple(str(label) for label in labels.tolist()))
+    label_texts, key_texts = (tuple(str(value) for value in array.tolist()) for array in (labels, keys))
+    return Series(values, label_texts, key_texts, tuple(f"{path}: x[{row}]" for row in range(len(values))))

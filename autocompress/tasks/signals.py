@@ -1,6 +1,7 @@
 """Signal classification: MNIST-1D, and a user's own series in a CSV or NPZ file."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from autocompress.tasks.augment import random_shift
 from autocompress.tasks.base import Supervised, check_positive, complete_splits, locate_test_rows, sort_classes
 from autocompress.tasks.mnist1d import CLASSES, POINTS, generate_mnist1d
 from autocompress.tasks.signal_files import Series, read_series
+from autocompress.tasks.split_rows import KeyColumn
 
 # Number of training curves in the published split of MNIST-1D; the rest are the test curves.
 PUBLISHED_TRAIN = 4000
@@ -106,12 +108,16 @@ class Signals(Supervised):
         shift: Largest shift in time of an augmented view, as a share of the length; the values at the ends are
             repeated.
         scale: Largest change of amplitude of an augmented view, as a share.
+        split_groups: Name of the column (or array) of groups, such as patients or recordings:
+            ``splits: {groups: patient}`` in a search space.
+        split_time: Name of the column (or array) of times, instead: ``splits: {time: date}`` in a search space.
 
     Raises:
         UsageError: A file cannot be used (the message names the line), or an option is out of bounds.
     """
 
     name = "signals"
+    split_keys = ("groups", "time")
 
     def __init__(
         self,
@@ -122,6 +128,8 @@ class Signals(Supervised):
         views: int = 1,
         shift: float = 0.05,
         scale: float = 0.1,
+        split_groups: str = "",
+        split_time: str = "",
     ) -> None:
         if not path:
             raise UsageError(
@@ -133,11 +141,18 @@ class Signals(Supervised):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 0.5:
                 raise UsageError(f"task.signals.{option} is {value!r}; give a share from 0 to 0.5")
         self._shift, self._scale = shift, scale
-        series_of_part = {"train": read_series(Path(path).expanduser(), label)}
+        key = KeyColumn.from_options(split_groups, split_time)
+        series_of_part = {"train": read_series(Path(path).expanduser(), label, key.name)}
         if test:
-            series_of_part["test"] = read_series(Path(test).expanduser(), label)
+            series_of_part["test"] = read_series(Path(test).expanduser(), label, key.name)
         self._class_names = sort_classes(set(series_of_part["train"].labels))
-        self._parts = {part: self._build_split(part, series) for part, series in series_of_part.items()}
+        keys = key.read_keys(
+            {part: series.keys for part, series in series_of_part.items()},
+            {part: series.places for part, series in series_of_part.items()},
+        )
+        self._parts = {
+            part: replace(self._build_split(part, series), keys=keys[part]) for part, series in series_of_part.items()
+        }
         self.shape = tuple(self._parts["train"].inputs[0].shape[1:])
         self.inputs = (InputSpec(self.shape),)
         self.heads: Mapping[str, int] = {"label": len(self._class_names)}
@@ -164,15 +179,15 @@ class Signals(Supervised):
         return path
 
     def splits(self, seed: int) -> Splits:
-        """Return five splits, stratified by class and normalized by the training split.
+        """Return five splits, normalized by the training split: by groups or time, or else stratified by class.
 
         Raises:
-            UsageError: A class has too few series.
+            UsageError: A class has too few series, or there are too few groups or times.
         """
         splits = complete_splits(self._parts, seed, self._class_names)
         mean, std = _measure_channels(splits.train.inputs[0])
         return Splits(
-            **{name: Split(((split.inputs[0] - mean) / std,), split.targets) for name, split in splits.items()}
+            **{name: replace(split, inputs=((split.inputs[0] - mean) / std,)) for name, split in splits.items()}
         )
 
     def specify_preprocessing(self, seed: int) -> Preprocessing:

@@ -14,10 +14,11 @@ from babel.lists import format_list
 from torch import Tensor
 
 from autocompress.core.config import Part
+from autocompress.core.duplicates import digest_texts
 from autocompress.core.heads import IGNORED, Head, Tags
 from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.registry import TASKS
-from autocompress.core.task import Split, Splits
+from autocompress.core.task import ExampleKeys, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.measure.entity_metrics import OUTSIDE, is_entity_scheme, split_tag
 from autocompress.tasks.base import (
@@ -30,6 +31,7 @@ from autocompress.tasks.base import (
     stratify_rows,
 )
 from autocompress.tasks.signal_files import DELIMITERS
+from autocompress.tasks.split_rows import KeyColumn
 from autocompress.tasks.targets import metrics_of
 from autocompress.tasks.text import (
     KINDS,
@@ -43,6 +45,7 @@ from autocompress.tasks.text import (
     list_label_columns,
     locale_names,
     make_head_name,
+    make_text_keys,
     select_distinct_rows,
 )
 from autocompress.tasks.text_encoding import Encoding, fit_encoding
@@ -151,12 +154,16 @@ class Tagging(_TagTask):
         vocabulary: Number of distinct tokens; by default 4,096 for tokens and at most 512 for characters.
         views: Number of augmented views of the training split; 1 disables augmentation.
         drop: Share of the tokens that an augmented view drops.
+        split_groups: Name of the column of groups of a CSV file, such as documents: ``splits: {groups: document}`` in a
+            search space.
+        split_time: Name of the column of times of a CSV file, instead: ``splits: {time: date}`` in a search space.
 
     Raises:
         UsageError: A file cannot be used (the message names the line), or an option is out of bounds.
     """
 
     name = "tagging"
+    split_keys = ("groups", "time")
 
     def __init__(
         self,
@@ -173,6 +180,8 @@ class Tagging(_TagTask):
         vocabulary: int | None = None,
         views: int = 1,
         drop: float = 0.1,
+        split_groups: str = "",
+        split_time: str = "",
     ) -> None:
         if not path:
             raise UsageError(
@@ -188,10 +197,9 @@ class Tagging(_TagTask):
         if tags in columns:
             raise UsageError(f"task.tagging.labels names '{tags}', which is the column of tags")
         parts = {"train": path, **({"test": test} if test else {})}
-        texts = {
-            part: _read_tagged(Path(value).expanduser(), text, tags, columns, (token_column, tag_column), encoding)
-            for part, value in parts.items()
-        }
+        key = KeyColumn.from_options(split_groups, split_time)
+        source = TaggedColumns(text, tags, columns, token_column, tag_column, key.name)
+        texts = {part: _read_tagged(Path(value).expanduser(), source, encoding) for part, value in parts.items()}
         self._read_heads(texts, columns)
         train = texts["train"]
         self.encoding = fit_encoding(encoding, train.texts, length, vocabulary)
@@ -199,7 +207,10 @@ class Tagging(_TagTask):
         # A repeated text could be in two splits.
         rows = {part: select_distinct_rows(read) for part, read in texts.items()}
         self._texts = {part: [read.texts[row] for row in rows[part]] for part, read in texts.items()}
-        self._parts = {part: self._make_split(read, columns, rows[part]) for part, read in texts.items()}
+        keys = make_text_keys(texts, rows, key)
+        self._parts = {
+            part: replace(self._make_split(read, columns, rows[part]), keys=keys[part]) for part, read in texts.items()
+        }
         self._notices = tuple(filter(None, self._collect_notices(texts)))
 
     @property
@@ -289,10 +300,6 @@ class Tagging(_TagTask):
         if not repeated and tagged < words:
             unit = f"{self.encoding.length} {self.encoding.kind}"
             yield f"{1 - tagged / words:.0%} of the words lie beyond {unit} and are cut off"
-        if "test" in texts:
-            seen = set(train.texts)
-            if same := sum(text in seen for text in texts["test"].texts):
-                yield f"{texts['test'].path.name}: {same:,} texts occur in {train.path.name} too"
 
 
 def place_tags(
@@ -332,23 +339,49 @@ def place_tags(
     return targets
 
 
-def _read_tagged(
-    path: Path, text: str, tags: str, labels: Sequence[str], columns: tuple[int | None, int | None], encoding: str
-) -> Texts:
+@dataclass(frozen=True)
+class TaggedColumns:
+    """The columns of a file of tagged texts.
+
+    Attributes:
+        text: Name of the column of texts.
+        tags: Name of the column of tags.
+        labels: Names of the columns of labels.
+        token: Position of the column of tokens of a CoNLL file; None for the usual one.
+        tag: Position of the column of tags of a CoNLL file; None for the usual one.
+        key: Name of the column of groups or times; empty if there is none.
+    """
+
+    text: str
+    tags: str
+    labels: tuple[str, ...]
+    token: int | None = None
+    tag: int | None = None
+    key: str = ""
+
+
+def _read_tagged(path: Path, columns: TaggedColumns, encoding: str) -> Texts:
     """Return the texts of a file, words separated by single spaces, with their tags in the column ``tags``."""
+    text, tags, labels = columns.text, columns.tags, columns.labels
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if not path.is_file():
         raise UsageError(f"there is no file {path}; give a CoNLL, .csv or .tsv file")
     if suffix in CONLL_SUFFIXES:
         if labels:
             raise UsageError(f"{path} is a CoNLL file, which has no labels of texts; leave task.tagging.labels out")
+        if columns.key:
+            raise UsageError(
+                f"{path} is a CoNLL file, which has no column '{columns.key}'; give a .csv file with one row for each "
+                "text, or leave `splits` out"
+            )
         default = CONLLU_COLUMNS if suffix == ".conllu" else (0, -1)
-        token, tag = (given if given is not None else usual for given, usual in zip(columns, default, strict=True))
+        positions = zip((columns.token, columns.tag), default, strict=True)
+        token, tag = (given if given is not None else usual for given, usual in positions)
         return read_conll(path, token, tag)
     if suffix not in DELIMITERS:
         suffixes = ", ".join([*CONLL_SUFFIXES, *DELIMITERS])
         raise UsageError(f"{path} is of an unknown kind; give a file that ends in {suffixes}")
-    read = read_texts(path, text, [tags, *labels], encoding)
+    read = read_texts(path, text, [tags, *labels], encoding, columns.key)
     words = [cell.split() for cell in read.texts]
     for row, cell in enumerate(read.labels[tags]):
         if len(cell.split()) != len(words[row]):
@@ -486,7 +519,8 @@ class Entities(_TagTask):
         texts = [" ".join(sentence.words) for sentence in sentences]
         tags = place_tags(self.encoding, texts, [sentence.tags for sentence in sentences], self.labels[TAG_HEAD])
         language = torch.tensor([LANGUAGES.index(sentence.language) for sentence in sentences])
-        whole = Split((self.encoding(texts),), {TAG_HEAD: tags, "language": language})
+        keys = ExampleKeys(contents=digest_texts(texts))
+        whole = Split((self.encoding(texts),), {TAG_HEAD: tags, "language": language}, keys)
         return complete_splits({"train": whole}, seed, LANGUAGES, language)
 
     def list_test_examples(self, seed: int) -> Sequence[RawExample]:

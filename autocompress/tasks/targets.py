@@ -16,7 +16,7 @@ Kind = str | Head
 """A kind of head by name, or a head with its settings."""
 
 # The table of results has each score of a head once per split: without a suffix, and with these for other splits.
-RESERVED_SUFFIXES = ("_test", "_search")
+RESERVED_SUFFIXES = ("_test", "_search", "_folds")
 # Groups of equal size by which a stratified split keeps the distribution of a number.
 NUMBER_STRATA = 10
 

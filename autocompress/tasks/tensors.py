@@ -2,17 +2,21 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.core.config import Part
 from autocompress.core.heads import IGNORED, Head, as_head
 from autocompress.core.preprocessing import Preprocessing, RawExample, TensorInput
-from autocompress.core.task import InputSpec, Split, Splits
-from autocompress.errors import UsageError
+from autocompress.core.task import ExampleKeys, InputSpec, Split, Splits
+from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.base import Supervised, complete_splits, describe_imbalance, locate_test_rows, split_randomly
+from autocompress.tasks.split_rows import KeyColumn, parse_times
 from autocompress.tasks.targets import (
     Kind,
     check_head_names,
@@ -56,6 +60,10 @@ class Tensors(Supervised):
             head of :mod:`autocompress.core.heads` with its settings; one for all, or a mapping of heads to kinds.
             ``auto`` infers it from the targets and from the outputs of the module.
         ignored: Class index of a missing label, such as 255 in masks; -100 by default. A missing number is NaN.
+        groups: Group of each example of ``train``, ``[N]``, such as its patient: numbers or names. A group is never in
+            two splits. With ``test``, a mapping of ``train`` and ``test`` to groups checks that they share none.
+        times: Time of each example, ``[N]``, instead of groups: numbers, dates as text or ``datetime64``. Training data
+            is then earlier than validation data, and that is earlier than test data.
 
     Attributes:
         names: Names of the inputs if they were given as a mapping, otherwise empty.
@@ -80,11 +88,15 @@ class Tensors(Supervised):
         missing: Mapping[str | int, int] | None = None,
         kinds: Kind | Mapping[str, Kind] = "classes",
         ignored: int | None = None,
+        groups: object = None,
+        times: object = None,
     ) -> None:
         self.names: tuple[str, ...] = ()
         self._read = {"train": self._read_part("train", train)}
         if test is not None:
             self._read["test"] = self._read_part("test", test)
+        for part, keys in read_keys(self._read, groups, times).items():
+            self._read[part] = replace(self._read[part], keys=keys)
         train_split = self._read["train"]
         head_names = sorted(train_split.targets)
         if "test" in self._read and sorted(self._read["test"].targets) != head_names:
@@ -129,16 +141,20 @@ class Tensors(Supervised):
         return tuple(filter(None, remarks))
 
     def splits(self, seed: int) -> Splits:
-        """Return five splits, stratified by the classes or numbers of the first head, or random for other kinds.
+        """Return five splits: by groups or times, or else stratified by the first head if it has classes or numbers.
 
         Raises:
-            UsageError: A class has too few examples.
+            UsageError: A class has too few examples, or there are too few groups or times.
         """
-        first = next(iter(self.heads))
-        strata = make_strata(as_head(self.heads[first]), self._parts["train"].targets[first])
+        strata = self._make_strata()
         if strata is None:
             return split_randomly(self._parts, seed)
-        return complete_splits(self._parts, seed, self.labels.get(first), strata)
+        return complete_splits(self._parts, seed, self.labels.get(next(iter(self.heads))), strata)
+
+    def _make_strata(self) -> Tensor | None:
+        """Return the class or group of numbers of each training example in the first head; None for other kinds."""
+        first = next(iter(self.heads))
+        return make_strata(as_head(self.heads[first]), self._parts["train"].targets[first])
 
     def specify_preprocessing(self, seed: int) -> Preprocessing:
         """Return the shape and type of each input; names are those that were given."""
@@ -150,7 +166,8 @@ class Tensors(Supervised):
 
     def list_test_examples(self, seed: int) -> Sequence[RawExample]:
         """Return the examples of the test split: an array, or a mapping of names to arrays for several inputs."""
-        part, rows = locate_test_rows(self._parts, seed)
+        strata = self._make_strata()
+        part, rows = locate_test_rows(self._parts, seed, strata, at_random=strata is None)
         arrays = [tensor[torch.from_numpy(rows)].numpy() for tensor in self._parts[part].inputs]
         if len(arrays) == 1:
             return list(arrays[0])
@@ -191,7 +208,7 @@ class Tensors(Supervised):
         self._guesses = tuple(filter(None, guesses))
         self.heads: Mapping[str, int] = heads
         self.metrics = metrics_of(list(heads.values()))
-        self._parts = {part: Split(split.inputs, targets[part]) for part, split in self._read.items()}
+        self._parts = {part: replace(split, targets=targets[part]) for part, split in self._read.items()}
         for name, names in self.labels.items():
             count = heads[name].named_outputs if name in heads else None
             if len(names) != count:
@@ -242,6 +259,60 @@ def read_examples(part: str, data: object) -> tuple[Split, tuple[str, ...]]:
     if len(sizes) > 1:
         raise UsageError(f"data '{part}' has inputs and targets of different lengths: {sorted(sizes)}")
     return Split(inputs, targets), names
+
+
+def read_keys(parts: Mapping[str, Split], groups: object, times: object) -> dict[str, ExampleKeys]:
+    """Return the groups or times of the examples of each part.
+
+    Args:
+        parts: Part, ``train`` or ``test``, to its examples.
+        groups: Groups of the training examples, ``[N]``, or a mapping of parts to them; None if there are none.
+        times: Times in the same form.
+
+    Raises:
+        UsageError: Both are given, a length differs, or the training and test data share a group or overlap in time.
+    """
+    if groups is not None and times is not None:
+        raise UsageError("give groups or times: a group that lasts over time would have to be in two splits")
+    if groups is None and times is None:
+        return {}
+    given, option = (groups, "groups") if times is None else (times, "times")
+    by_part = given if isinstance(given, Mapping) else {"train": given}
+    # Groups are numbers or names, and times may be dates, so arrays of any type are read.
+    values: dict[str, NDArray[Any]] = {}
+    for part in by_part:
+        if part not in parts:
+            raise UsageError(f"{option} has '{part}'; {did_you_mean(str(part), parts)}")
+        array = np.asarray(by_part[part])
+        if array.shape != (len(parts[part]),):
+            raise UsageError(
+                f"{option} of '{part}' have the shape {list(array.shape)}; give one for each of the "
+                f"{len(parts[part]):,} examples"
+            )
+        values[part] = array
+    if "train" not in values:
+        raise UsageError(f"{option} has no 'train'; give those of the training examples")
+    key = KeyColumn(option, option == "times")
+    if option == "groups":
+        return key.make_group_keys(values)
+    return key.make_time_keys({part: _as_times(array, part) for part, array in values.items()})
+
+
+def _as_times(array: NDArray[Any], part: str) -> NDArray[np.float64]:
+    if array.dtype.kind == "M":
+        # NaT becomes the smallest number otherwise.
+        numbers = np.where(np.isnat(array), np.nan, array.astype("datetime64[us]").astype(np.float64))
+    elif array.dtype.kind in "fiub":
+        numbers = array.astype(np.float64)
+    else:
+        places = [f"times of '{part}', example {row}" for row in range(len(array))]
+        return np.array(parse_times([str(value) for value in array], "times", places))
+    if not np.isfinite(numbers).all():
+        example = int(np.flatnonzero(~np.isfinite(numbers))[0])
+        raise UsageError(
+            f"times of '{part}', example {example}: it has no place in time; give a number or a date, or leave it out"
+        )
+    return numbers
 
 
 def _read_input(description: str, value: object) -> Tensor:

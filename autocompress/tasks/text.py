@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from babel import Locale
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
+from autocompress.core.duplicates import digest_texts
 from autocompress.core.heads import IGNORED, as_head
 from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.registry import TASKS
-from autocompress.core.task import InputSpec, Split, Splits
+from autocompress.core.task import NO_KEYS, ExampleKeys, InputSpec, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.base import (
     FRACTIONS,
@@ -30,6 +31,7 @@ from autocompress.tasks.base import (
     stratify_examples,
     stratify_rows,
 )
+from autocompress.tasks.split_rows import KeyColumn
 from autocompress.tasks.targets import check_head_names
 from autocompress.tasks.text_encoding import PADDING, Encoding, count_truncated, fit_encoding, select_tokens
 from autocompress.tasks.text_files import Texts, check_class_labels, read_texts
@@ -209,7 +211,8 @@ class Text(TokenTask):
     """Your own texts in a CSV file with one or several labels each; each column of labels is a head.
 
     Rows without a text or without one of the labels are left out, and so are rows that repeat an earlier one
-    (text and labels), because a repeated row could be in two splits; :attr:`notices` holds their numbers.
+    (text and labels), because a repeated row could be in two splits; :attr:`notices` holds their numbers. Texts that
+    differ only in case, white space or the form of their characters count as duplicates.
 
     Args:
         path: A ``.csv`` or ``.tsv`` file in UTF-8 with a header, which may be compressed as ``.gz``.
@@ -223,12 +226,15 @@ class Text(TokenTask):
         vocabulary: Number of distinct tokens; by default 4,096 for words and at most 512 for characters.
         views: Number of augmented views of the training split; 1 disables augmentation.
         drop: Share of the tokens that an augmented view drops.
+        split_groups: Name of the column of groups, such as users: ``splits: {groups: user}`` in a search space.
+        split_time: Name of the column of times, instead: ``splits: {time: date}`` in a search space.
 
     Raises:
         UsageError: A file cannot be used (the message names the line or the column), or an option is out of bounds.
     """
 
     name = "text"
+    split_keys = ("groups", "time")
 
     def __init__(
         self,
@@ -242,6 +248,8 @@ class Text(TokenTask):
         vocabulary: int | None = None,
         views: int = 4,
         drop: float = 0.1,
+        split_groups: str = "",
+        split_time: str = "",
     ) -> None:
         if not path:
             raise UsageError(
@@ -252,9 +260,10 @@ class Text(TokenTask):
         columns = list_label_columns(self.name, text, labels)
         # Fitting to no texts checks the options before a large file is read.
         fit_encoding(encoding, [], length, vocabulary)
-        texts_of_part = {"train": read_texts(Path(path).expanduser(), text, columns, encoding)}
+        key = KeyColumn.from_options(split_groups, split_time)
+        texts_of_part = {"train": read_texts(Path(path).expanduser(), text, columns, encoding, key.name)}
         if test:
-            texts_of_part["test"] = read_texts(Path(test).expanduser(), text, columns, encoding)
+            texts_of_part["test"] = read_texts(Path(test).expanduser(), text, columns, encoding, key.name)
         parts = {part: select_distinct_rows(texts) for part, texts in texts_of_part.items()}
         heads = {column: make_head_name(column) for column in columns}
         check_distinct_heads(heads)
@@ -268,10 +277,12 @@ class Text(TokenTask):
         train = self._texts["train"]
         self.encoding = fit_encoding(encoding, train, length, vocabulary)
         self.inputs = self._input_specs()
+        keys = make_text_keys(texts_of_part, parts, key)
         self._parts = {
             part: Split(
                 (self.encoding(self._texts[part]),),
                 {heads[column]: index_classes(texts, column, classes[column], parts[part]) for column in columns},
+                keys[part],
             )
             for part, texts in texts_of_part.items()
         }
@@ -299,10 +310,10 @@ class Text(TokenTask):
         return path
 
     def splits(self, seed: int) -> Splits:
-        """Return five splits, stratified by the first head.
+        """Return five splits: by groups or time if a column is named, otherwise stratified by the first head.
 
         Raises:
-            UsageError: A class has too few texts.
+            UsageError: A class has too few texts, or there are too few groups or times.
         """
         return complete_splits(self._parts, seed, self.labels[next(iter(self.heads))])
 
@@ -327,11 +338,6 @@ class Text(TokenTask):
                 notices.append(f"{texts.path.name}: {count:,} rows without a {field} are left out")
             if repeats := len(texts.texts) - len(parts[part]):
                 notices.append(f"{texts.path.name}: {repeats:,} rows that repeat an earlier one are left out")
-        # Texts of the test file that are in the training file are reported, but not removed.
-        if "test" in texts_of_part:
-            seen, train_texts, test_texts = set(train), texts_of_part["train"], texts_of_part["test"]
-            if repeated := sum(test_texts.texts[row] in seen for row in parts["test"]):
-                notices.append(f"{test_texts.path.name}: {repeated:,} texts occur in {train_texts.path.name} too")
         if truncated := count_truncated(self.encoding, train):
             notices.append(
                 f"{truncated / len(train):.0%} of the texts are longer than {self.encoding.length} "
@@ -400,6 +406,30 @@ def select_distinct_rows(texts: Texts) -> list[int]:
     for row, key in enumerate(zip(texts.texts, *texts.labels.values(), strict=True)):
         first_rows.setdefault(key, row)
     return list(first_rows.values())
+
+
+def make_text_keys(
+    texts: Mapping[str, Texts], rows: Mapping[str, Sequence[int]], column: KeyColumn
+) -> dict[str, ExampleKeys]:
+    """Return groups or times, and the digests of the normalized texts, of some rows of each part.
+
+    Args:
+        texts: Part to the texts of its file.
+        rows: Part to its rows.
+        column: Column of groups or times.
+
+    Raises:
+        UsageError: The column cannot be used; the message names the line.
+    """
+    fields, places = {}, {}
+    if column.name:
+        fields = {part: [texts[part].keys[row] for row in rows[part]] for part in texts}
+        places = {part: [texts[part].format_location(row) for row in rows[part]] for part in texts}
+    keys = column.read_keys(fields, places)
+    return {
+        part: replace(keys.get(part, NO_KEYS), contents=digest_texts([texts[part].texts[row] for row in rows[part]]))
+        for part in texts
+    }
 
 
 def list_class_names(texts: Texts, column: str, minimum: int) -> list[str]:

@@ -31,6 +31,7 @@ class Texts:
         labels: Column to the label of each text.
         lines: Line on which the row of each text begins.
         left_out: Missing value, ``text`` or ``label``, to the number of rows left out because of it.
+        keys: Field of the column of groups or times of each text; empty without such a column.
     """
 
     path: Path
@@ -38,13 +39,14 @@ class Texts:
     labels: Mapping[str, tuple[str, ...]]
     lines: tuple[int, ...]
     left_out: Mapping[str, int]
+    keys: tuple[str, ...] = ()
 
     def format_location(self, row: int) -> str:
         """Return the file and line of a text, ``reviews.csv:17``."""
         return f"{self.path}:{self.lines[row]}"
 
 
-def read_texts(path: Path, text: str, labels: Sequence[str], kind: str) -> Texts:
+def read_texts(path: Path, text: str, labels: Sequence[str], kind: str, key: str = "") -> Texts:
     """Return the texts of a file; rows without a text or without a label are counted and left out.
 
     Args:
@@ -52,6 +54,7 @@ def read_texts(path: Path, text: str, labels: Sequence[str], kind: str) -> Texts
         text: Name of the column of texts.
         labels: Names of the columns of labels.
         kind: Kind of token of the encoding, which decides whether a text counts as empty.
+        key: Name of the column of groups or times; empty if there is none.
 
     Raises:
         UsageError: The file cannot be used; the message names the line or the column.
@@ -62,10 +65,12 @@ def read_texts(path: Path, text: str, labels: Sequence[str], kind: str) -> Texts
     if suffix not in DELIMITERS:
         raise UsageError(f"{path} is neither a .csv nor a .tsv file (optionally compressed as .gz)")
     complete_rows: list[tuple[int, str, list[str]]] = []
+    keys: list[str] = []
     left_out: Counter[str] = Counter()
     with _open_rows(path, DELIMITERS[suffix]) as rows:
         _, header = next(rows, (1, []))
         indices = [_column_index(path, header, name, option) for name, option in _column_options(text, labels)]
+        key_index = _column_index(path, header, key, "splits.groups or splits.time") if key else None
         for line, row in rows:
             if len(row) != len(header):
                 raise UsageError(f"{path}:{line}: {len(row)} fields, but the header has {len(header)}")
@@ -78,6 +83,8 @@ def read_texts(path: Path, text: str, labels: Sequence[str], kind: str) -> Texts
                 left_out["label"] += 1
             else:
                 complete_rows.append((line, content, [_normalize_label(name) for name in classes]))
+                if key_index is not None:
+                    keys.append(row[key_index])
     if not complete_rows:
         raise UsageError(f"{path} contains no row with a text in '{text}' and a label in {_quote_names(labels)}")
     columns = zip(*(classes for _, _, classes in complete_rows), strict=True)
@@ -88,6 +95,7 @@ def read_texts(path: Path, text: str, labels: Sequence[str], kind: str) -> Texts
         labels_of_column,
         tuple(line for line, _, _ in complete_rows),
         left_out,
+        tuple(keys),
     )
 
 
@@ -151,7 +159,7 @@ def _number_rows(path: Path, rows: Iterator[list[str]]) -> Iterator[tuple[int, l
 
 
 def _column_options(text: str, labels: Sequence[str]) -> list[tuple[str, str]]:
-    return [(text, "text"), *((label, "labels") for label in labels)]
+    return [(text, "task.text.text"), *((label, "task.text.labels") for label in labels)]
 
 
 def _column_index(path: Path, header: list[str], name: str, option: str) -> int:
@@ -159,7 +167,7 @@ def _column_index(path: Path, header: list[str], name: str, option: str) -> int:
         raise UsageError(f"{path}:1: the header has '{name}' {header.count(name)} times; rename one of them")
     if name not in header:
         hint = did_you_mean(name, header[:50])
-        raise UsageError(f"{path}:1: no column '{name}'; {hint} (set task.text.{option})")
+        raise UsageError(f"{path}:1: no column '{name}'; {hint} (set {option})")
     return header.index(name)
 
 

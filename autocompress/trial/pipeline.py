@@ -33,6 +33,7 @@ from autocompress.measure.tensor_storage import count_stored_bytes
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.prune import inherit_weights, reestimate_batch_norm
 from autocompress.quantize import fold_batch_norm
+from autocompress.tasks.folds import make_fold
 from autocompress.training.device import CPU
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
@@ -170,6 +171,8 @@ class Setup:
         primary: Name of the score that candidates are selected by; its examples are stored for paired comparisons.
             Empty in runs of earlier versions, which store none.
         is_distinct: Whether examples that equal one of an earlier split are removed; False in runs of earlier versions.
+        fold: Number of a fold, from 0, and the number of folds, where the splits are those of a fold; None for the
+            splits of the search.
     """
 
     task: Part
@@ -182,9 +185,10 @@ class Setup:
     latency: LatencyModel | None = None
     primary: str = ""
     is_distinct: bool = False
+    fold: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the setup as JSON values for the description of the run, without the device."""
+        """Return the setup as JSON values for the description of the run, without device and fold."""
         restricted = {"precisions": self.precisions.to_json()} if self.precisions.restricts else {}
         latency = {} if self.latency is None else {"latency": self.latency.to_json()}
         return {
@@ -606,7 +610,11 @@ def load_task(setup: Setup) -> tuple[Task, Splits]:
     """
     task: Task = TASKS.get(setup.task.name)(**setup.task.values)
     splits = task.splits(setup.split_seed)
-    return task, remove_duplicates(splits).splits if setup.is_distinct and task.has_distinct_inputs else splits
+    if setup.is_distinct:
+        splits = remove_duplicates(splits, compares_inputs=task.has_distinct_inputs).splits
+    if setup.fold is not None:
+        splits = make_fold(task, splits, *setup.fold, setup.split_seed)
+    return task, splits
 
 
 def list_stored_tensors(

@@ -86,10 +86,11 @@ def promotion() -> str:
 
 
 def spec() -> str:
-    """Return every key of ``search``, ``teacher``, ``distill.transfer`` and ``pick`` of a spec, with its default."""
+    """Return every key of the sections of a spec that are no search space, with its default."""
     from autocompress.engine.spec import Spec, TransferSection
 
-    models: dict[str, Any] = {name: Spec.model_fields[name].annotation for name in ("search", "teacher", "pick")}
+    sections = ("splits", "search", "teacher", "pick")
+    models: dict[str, Any] = {name: Spec.model_fields[name].annotation for name in sections}
     models["distill.transfer"] = TransferSection
     rows = []
     for section, model in models.items():

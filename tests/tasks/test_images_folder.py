@@ -63,7 +63,7 @@ class TestSplits:
 
     def test_a_test_part_is_the_test_split(self, tmp_path: Path) -> None:
         task = Images(npz(tmp_path / "a.npz", train=50, test=8))
-        assert sizes(task) == {"train": 72, "calibration": 4, "search_val": 12, "select_val": 12, "test": 16}
+        assert sizes(task) == {"train": 60, "calibration": 4, "search_val": 18, "select_val": 18, "test": 16}
         assert pixels(task.splits(0).test) == pixels(task.splits(1).test)
 
     def test_a_val_part_is_halved(self, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_cifar10(data: Path) -> None:
     task = Images(data / "cifar10", limit=40)
     splits = task.splits(0)
     assert task.labels["label"][:3] == ["airplane", "automobile", "bird"]
-    assert sizes(task) == {"train": 288, "calibration": 16, "search_val": 48, "select_val": 48, "test": 400}
+    assert sizes(task) == {"train": 236, "calibration": 16, "search_val": 74, "select_val": 74, "test": 400}
     # What is published for the whole training set, from 0 to 1.
     assert (splits.train.normalization.mean / 255).flatten().tolist() == pytest.approx([0.491, 0.482, 0.447], abs=0.03)
     assert (splits.train.normalization.std / 255).flatten().tolist() == pytest.approx([0.247, 0.244, 0.262], abs=0.03)

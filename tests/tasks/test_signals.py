@@ -73,7 +73,7 @@ class TestSignals:
         assert float(splits.train.inputs[0].mean()) == pytest.approx(0, abs=1e-5)
         assert float(splits.train.inputs[0].std(correction=0)) == pytest.approx(1, abs=1e-5)
         assert sum(len(split) for _, split in splits.items()) == 60
-        assert [len(split) for _, split in splits.items()] == [31, 3, 7, 7, 12]
+        assert [len(split) for _, split in splits.items()] == [30, 3, 9, 9, 9]
 
     def test_its_own_task_is_learned(self, tmp_path: Path) -> None:
         task = Signals(Signals.write_sample(tmp_path))

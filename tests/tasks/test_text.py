@@ -6,6 +6,7 @@ import pytest
 import torch
 from babel import Locale
 
+from autocompress.core.duplicates import remove_duplicates
 from autocompress.errors import UsageError
 from autocompress.models.sharing import check_head_names
 from autocompress.tasks.base import FRACTIONS
@@ -121,9 +122,14 @@ class TestText:
         ]
         assert not Text(write(tmp_path / "b.csv", reviews())).notices
 
-    def test_texts_that_both_files_hold_are_told_of(self, tmp_path: Path) -> None:
-        train, test = write(tmp_path / "a.csv", reviews()), write(tmp_path / "b.csv", ["good number0,pos", "sad,neg"])
-        assert list(Text(train, test=test).notices) == ["b.csv: 1 texts occur in a.csv too"]
+    def test_texts_that_both_files_hold_leave_the_test_split(self, tmp_path: Path) -> None:
+        train = write(tmp_path / "a.csv", reviews())
+        test = write(tmp_path / "b.csv", ["good number0,pos", "sad,neg", " Bad  NUMBER1,neg"])
+        distinct = remove_duplicates(Text(train, test=test, encoding="characters").splits(0))
+        assert distinct.removed["test"] == 2
+        # The test file itself is never that of training.
+        with pytest.raises(UsageError, match="all 60 examples of test have the same inputs"):
+            remove_duplicates(Text(train, test=train).splits(0))
 
     def test_the_encoding_is_fitted_to_the_training_file_alone(self, tmp_path: Path) -> None:
         train = write(tmp_path / "a.csv", reviews())
