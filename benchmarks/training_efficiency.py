@@ -55,6 +55,7 @@ CASES = (
     PLAIN,
     Case("one-cycle schedule", {"schedule": "one_cycle"}),
     Case("cosine schedule", {"schedule": "cosine"}),
+    Case("plateau schedule", {"schedule": "plateau"}),
     Case("augmentation, constant schedule", {"schedule": "constant"}, views=8),
     Case("augmentation, one-cycle schedule", {"schedule": "one_cycle"}, views=8),
     Case("label smoothing 0.1, constant schedule", {"schedule": "constant", "label_smoothing": 0.1}),

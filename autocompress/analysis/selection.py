@@ -419,18 +419,41 @@ def _describe_alternatives(table: pd.DataFrame, info: RunInfo, chosen: Row, boun
         label = info.baselines.get(str(row["id"]), "baseline")
         text = f"{label}: {_describe_row(row, info.objectives)}"
         is_better = row["id"] in set(dominating["id"])
-        yield f"{text}; {_explain_rejection(row, info)}" if is_better else text
+        yield f"{text}; {_explain_rejection(row, info, chosen)}" if is_better else text
     others = sort_by_cost(dominating[~dominating["id"].isin(baselines["id"])], info.objectives)
     for index in range(min(len(others), _MOST_ALTERNATIVES)):
         row = row_at(others, index)
         yield (
             f"{_describe_row(row, info.objectives)} is no more expensive and at least as good on the selection split; "
-            f"{_explain_rejection(row, info)}"
+            f"{_explain_rejection(row, info, chosen)}"
         )
 
 
-def _explain_rejection(row: Row, info: RunInfo) -> str:
-    """Return why a candidate that dominates the selected one was not selected."""
+def _explain_rejection(row: Row, info: RunInfo, chosen: Row) -> str:
+    """Return why a candidate that dominates the selected one was not selected, and which other cost is higher."""
+    reason, higher = _find_objection(row, info), _list_higher_costs(row, info, chosen)
+    return f"{reason}; it has {' and '.join(higher)}" if higher else reason
+
+
+def _list_higher_costs(row: Row, info: RunInfo, chosen: Row) -> list[str]:
+    """Return the costs besides the first in which a candidate is worse than the selected one: objectives and bytes."""
+    first = primary_objectives(info.objectives)[0]
+    names = dict.fromkeys([*(record.name for record in info.objectives if record.kind == "cost"), "bytes"])
+    costs = [info.measured[name] for name in names if name in info.measured and name != first.name]
+    texts = []
+    for cost in costs:
+        theirs, ours = row.get(cost.name), chosen.get(cost.name)
+        if is_finite(theirs) and is_finite(ours) and theirs > ours:
+            name = label_column(cost.name)
+            texts.append(f"{format_value(theirs, cost)} against {format_value(ours, cost)} ({name})")
+    return texts
+
+
+def _find_objection(row: Row, info: RunInfo) -> str:
+    """Return the rule by which a candidate was not selected."""
+    (simulated,) = describe_simulation(pd.DataFrame([row]), info.target.precisions)
+    if simulated and info.target.precisions.restricts:
+        return f"it has no kernel on the target {info.target.name} ({simulated})"
     score, drop = primary_objectives(info.objectives)[1], info.max_drop
     loss = read_loss(row, info) if info.confidence is not None else None
     if loss is not None and is_finite(drop):

@@ -20,6 +20,7 @@ from autocompress.analysis.confirmation import summarize_repeats
 from autocompress.analysis.latency import NAME as LATENCY
 from autocompress.analysis.pareto import numeric_column, primary_objectives, sort_by_cost
 from autocompress.analysis.selection import Pick
+from autocompress.analysis.trivial_baselines import list_warnings, summarize_baselines
 from autocompress.api import Front, load
 from autocompress.cli.doctor import Check
 from autocompress.cli.progress import CountDisplay
@@ -141,6 +142,10 @@ def print_pick(pick: Pick, front: Front) -> None:
         print(f"  not certified: {pick.rule}")
     if tested := describe_test_loss(pick.row, front.info):
         print(f"  on the test split: {tested.replace(' on test', '')}")
+    if baselines := summarize_baselines(front.info, pick.row):
+        print(f"  beside trivial baselines: {baselines}")
+    for warning in list_warnings(front.info, pick.row):
+        print(f"  warning: {warning}")
     for constraint in pick.binding:
         print(f"  active constraint: {constraint}")
     for neighbour in pick.neighbours:

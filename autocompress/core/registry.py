@@ -25,6 +25,7 @@ from autocompress.errors import AutocompressError, PluginError, UnknownNameError
 if TYPE_CHECKING:
     # The interfaces belong to packages above this one; only a type checker reads them here.
     from autocompress.backends.base import BackendFactory
+    from autocompress.baselines.base import TrivialBaseline
     from autocompress.core.knobs import Settings
     from autocompress.core.method import Method
     from autocompress.core.task import TaskFactory
@@ -250,6 +251,9 @@ TARGETS: "Registry[type[Target]]" = Registry(
     base="autocompress.targets.base.Target",
     # These import onnx and onnxruntime, which reading a run does not need.
     exclude=("calibration", "int8_probe", "onnx_session"),
+)
+BASELINES: "Registry[TrivialBaseline]" = Registry(
+    "trivial baseline", "autocompress.baselines", "autocompress.baselines.base:TrivialBaseline"
 )
 PROMOTION_RULES: "Registry[type[PromotionRule]]" = Registry(
     "promotion rule",

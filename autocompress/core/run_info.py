@@ -93,12 +93,15 @@ class TeacherInfo:
         config: Config of its model (``student``) and its training (``fit``).
         examples: Split name to the packed scores of its examples in the first score of the objectives; empty in runs of
             earlier versions.
+        curve: Training curve, one row per epoch; empty in runs of earlier versions, and for a teacher that was not
+            trained.
     """
 
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     costs: Mapping[str, float] = field(default_factory=dict)
     config: Mapping[str, JsonValue] = field(default_factory=dict)
     examples: Mapping[str, str] = field(default_factory=dict)
+    curve: tuple[Mapping[str, float], ...] = ()
 
     def score(self, name: str, split: str = "select_val") -> float | None:
         """Return one score on one split; None if it was not measured."""
@@ -111,8 +114,29 @@ class TeacherInfo:
             "costs": dict(self.costs),
             "config": dict(self.config),
             "examples": dict(self.examples),
+            "curve": [dict(row) for row in self.curve],
         }
         return {name: value for name, value in entries.items() if value}
+
+
+@dataclass(frozen=True)
+class TrivialBaselineInfo:
+    """Measurements of a trivial baseline.
+
+    Attributes:
+        text: Description of its predictions in a few words.
+        scores: Split name to metric name to value, as for the teacher.
+        seconds: Duration of its fit.
+    """
+
+    text: str = ""
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the baseline as it is stored."""
+        scores: dict[str, JsonValue] = {split: dict(values) for split, values in self.scores.items()}
+        return {"text": self.text, "scores": scores, "seconds": self.seconds}
 
 
 @dataclass(frozen=True)
@@ -267,6 +291,7 @@ class RunInfo:
         front: Candidate ids of the frozen front, cheapest first; None before the search has ended.
         recommended: Id of the recommended candidate; empty if none can be recommended.
         baselines: Id of each baseline to its label.
+        trivial_baselines: Name of each trivial baseline to its measurements; empty in runs of earlier versions.
         test_reads: Number of times the test split was read.
         confirmed: Candidate id to the number of repeats asked for.
         latency: Measured latencies.
@@ -300,6 +325,7 @@ class RunInfo:
     front: tuple[str, ...] | None = None
     recommended: str = ""
     baselines: Mapping[str, str] = field(default_factory=dict)
+    trivial_baselines: Mapping[str, TrivialBaselineInfo] = field(default_factory=dict)
     test_reads: int = 0
     confirmed: Mapping[str, int] = field(default_factory=dict)
     latency: LatencyInfo | None = None
@@ -377,6 +403,7 @@ class RunInfo:
             "front": None if self.front is None else list(self.front),
             "recommended": self.recommended,
             "baselines": dict(self.baselines),
+            "trivial_baselines": {name: baseline.to_json() for name, baseline in self.trivial_baselines.items()},
             "test_reads": self.test_reads,
             "confirmed": dict(self.confirmed),
             "latency": None if self.latency is None else self.latency.to_json(),

@@ -21,6 +21,7 @@ from pydantic import JsonValue
 from autocompress.analysis.certification import list_promise_notices
 from autocompress.analysis.pareto import full_fidelity, pareto_front, primary_objectives
 from autocompress.analysis.selection import select_candidate
+from autocompress.analysis.trivial_baselines import describe_weak_teacher
 from autocompress.backends.base import Backend, TrialLimits
 from autocompress.core.atomic import write_atomic
 from autocompress.core.config import CompressionConfig, Part
@@ -35,6 +36,7 @@ from autocompress.core.run_info import (
     RunInfo,
     TargetInfo,
     TeacherInfo,
+    TrivialBaselineInfo,
     read_processor_name,
 )
 from autocompress.core.task import Splits, Task
@@ -72,6 +74,7 @@ from autocompress.trial.runner import (
     teacher_record,
 )
 from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
+from autocompress.trial.trivial_baselines import measure_baselines, score_training_split
 
 logger = logging.getLogger(__name__)
 
@@ -300,7 +303,7 @@ def run_search(
         with plan.backend.open(store.folder):
             with reproducible_torch():
                 teacher = _load_teacher(plan, events)
-                _describe_run(plan, store, teacher)
+                _describe_run(plan, store, teacher, events)
             # Remote workers do not share this machine's cache of teachers.
             serialized = teacher.serialize() if plan.backend.is_remote else None
             runner = TrialRunner(plan.setup, collect_plugins([plan.task.name]), serialized)
@@ -412,7 +415,7 @@ def _load_teacher(plan: Plan, events: Events) -> Teacher:
     return teacher
 
 
-def _describe_run(plan: Plan, store: RunStore, teacher: Teacher) -> None:
+def _describe_run(plan: Plan, store: RunStore, teacher: Teacher, events: Events) -> None:
     spec = plan.source.spec
     info, recipe = store.run_info(), plan.setup.teacher
     measured = teacher_record(plan.setup)
@@ -424,37 +427,54 @@ def _describe_run(plan: Plan, store: RunStore, teacher: Teacher) -> None:
     if recipe.transfer is not None:
         config["transfer"] = recipe.transfer.to_json()
     teacher_info = TeacherInfo(
-        {**measured["scores"], **tested}, measured["costs"], config, {**measured["examples"], **examples}
+        {**measured["scores"], "train": score_training_split(plan.setup), **tested},
+        measured["costs"],
+        config,
+        {**measured["examples"], **examples},
+        tuple(teacher.read_curve()),
     )
     environment = _describe_environment(plan)
-    store.update_run_info(
-        replace(
-            info,
-            setup=plan.setup.to_json(),
-            task=plan.task.name,
-            heads=dict(plan.task.heads),
-            mode=spec.search.mode,
-            spec=spec.to_yaml(),
-            teacher=teacher_info,
-            notices=tuple(plan.notices),
-            plugins=tuple(collect_plugins().plugins),
-            objectives=tuple(
-                replace(objective, bounds=_choose_bounds(plan, objective, teacher_info))
-                for objective in plan.objectives
-            ),
-            all_objectives=tuple(_objective_spec(name) for name in (*plan.setup.scores, *plan.setup.costs)),
-            limits={name: limit.model_dump(exclude_none=True) for name, limit in spec.limits.items()},
-            max_drop=spec.pick.max_drop,
-            confidence=spec.pick.confidence,
-            splits={name: len(split) for name, split in plan.splits.items()},
-            environment=environment,
-            target=plan.target,
-        )
+    baselines, failures = _measure_baselines(plan.setup, info)
+    described = replace(
+        info,
+        setup=plan.setup.to_json(),
+        task=plan.task.name,
+        heads=dict(plan.task.heads),
+        mode=spec.search.mode,
+        spec=spec.to_yaml(),
+        teacher=teacher_info,
+        trivial_baselines=baselines,
+        plugins=tuple(collect_plugins().plugins),
+        objectives=tuple(
+            replace(objective, bounds=_choose_bounds(plan, objective, teacher_info)) for objective in plan.objectives
+        ),
+        all_objectives=tuple(_objective_spec(name) for name in (*plan.setup.scores, *plan.setup.costs)),
+        limits={name: limit.model_dump(exclude_none=True) for name, limit in spec.limits.items()},
+        max_drop=spec.pick.max_drop,
+        confidence=spec.pick.confidence,
+        splits={name: len(split) for name, split in plan.splits.items()},
+        environment=environment,
+        target=plan.target,
     )
+    # Before the search spends its time: a student learns the mistakes of its teacher.
+    notices = [*filter(None, [describe_weak_teacher(described)]), *failures]
+    for notice in notices:
+        events.notice(notice)
+    store.update_run_info(replace(described, notices=(*notices, *plan.notices)))
     # The teacher is copied, so that the run folder can be moved and read on its own.
     for path in teacher.list_files():
         write_atomic(store.folder / "teacher" / path.name, path.read_bytes())
     write_atomic(store.folder / "environment.json", json.dumps(environment.to_json(), indent=1, sort_keys=True))
+
+
+def _measure_baselines(setup: Setup, info: RunInfo) -> tuple[dict[str, TrivialBaselineInfo], list[str]]:
+    """Return the trivial baselines and notices; of a resumed run, with the scores on test that it has."""
+    measured, notices = measure_baselines(setup)
+    for name, baseline in measured.items():
+        earlier = info.trivial_baselines.get(name, TrivialBaselineInfo()).scores
+        tested = {split: values for split, values in earlier.items() if split == "test"}
+        measured[name] = replace(baseline, scores={**baseline.scores, **tested})
+    return measured, notices
 
 
 def _choose_bounds(plan: Plan, objective: ObjectiveSpec, teacher: TeacherInfo) -> tuple[float, float]:
@@ -639,10 +659,22 @@ def finish_run(setup: Setup, minutes: float | None, store: RunStore) -> None:
             front=tuple(front),
             recommended=recommended,
             baselines=baselines,
+            trivial_baselines=_add_test_scores(setup, info.trivial_baselines),
             test_reads=info.test_reads + 1,
             notices=tuple(dict.fromkeys([*info.notices, *detect_validation_leak(store, teacher.scores)])),
         )
     )
+
+
+def _add_test_scores(setup: Setup, baselines: Mapping[str, TrivialBaselineInfo]) -> dict[str, TrivialBaselineInfo]:
+    """Return the trivial baselines with their scores on test; those that this process cannot fit stay without."""
+    if not baselines:
+        return {}
+    tested, _ = measure_baselines(setup, ["test"])
+    return {
+        name: replace(baseline, scores={**baseline.scores, **tested[name].scores}) if name in tested else baseline
+        for name, baseline in baselines.items()
+    }
 
 
 def _with_test_scores(teacher: TeacherInfo, tested: SplitScores) -> TeacherInfo:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from autocompress.analysis.pareto import numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
+from autocompress.analysis.trivial_baselines import list_score_rows
 from autocompress.core.formatting import DASH, compare_costs, format_value, is_finite, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.report.figure_data import (
@@ -241,6 +242,20 @@ def table_columns(candidates: pd.DataFrame, info: RunInfo) -> list[dict[str, str
         {"name": "id", "label": "candidate", "kind": "id"},
         *numeric,
         *({"name": name, "label": words, "kind": "recipe"} for name, words in texts),
+    ]
+
+
+def table_baselines(info: RunInfo, picked: Pick | None) -> list[dict[str, object]]:
+    """Return the rows of the table of trivial baselines, with teacher and recommended candidate; empty without any."""
+    score = primary_objectives(info.objectives)[1]
+    return [
+        {
+            "name": row.name,
+            "text": row.text,
+            "scores": [format_value(value, score) for value in (row.validation, row.test)],
+            "is_beaten": row.is_beaten,
+        }
+        for row in list_score_rows(info, None if picked is None else picked.row)
     ]
 
 

@@ -25,6 +25,7 @@ from autocompress.analysis.confirmation import (
 )
 from autocompress.analysis.pareto import find_knee, full_fidelity, pareto_front, primary_objectives
 from autocompress.analysis.selection import Pick
+from autocompress.analysis.trivial_baselines import list_warnings
 from autocompress.core.atomic import write_atomic
 from autocompress.core.formatting import label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
@@ -33,6 +34,7 @@ from autocompress.report.cards import (
     export_command,
     pick_card,
     records,
+    table_baselines,
     table_columns,
     table_rows,
 )
@@ -145,6 +147,9 @@ def _page_content(
         "run": run,
         "live": live,
         "verdict": summarize_result(candidates, trials, info, picked),
+        "warnings": list_warnings(info, None if picked is None else picked.row),
+        "baselines": table_baselines(info, picked),
+        "baseline_score": primary_objectives(info.objectives)[1].name,
         "lede": summarize_search(candidates, trials, info, picked),
         "honesty": list_conditions(candidates, trials, info),
         "losses": count_unfinished_trials(trials)[:12],

@@ -111,6 +111,11 @@ class Teacher:
         """Return the paths of the cached weights and of the record of their training."""
         return [self.folder / "weights.safetensors", self.folder / "teacher.json"]
 
+    def read_curve(self) -> list[dict[str, float]]:
+        """Return the training curve, one row per epoch; empty for a teacher that was not trained."""
+        curve: list[dict[str, float]] = json.loads((self.folder / "teacher.json").read_text())["curve"]
+        return curve
+
     def serialize(self) -> "SerializedTeacher":
         """Return the cache entry of the teacher as bytes."""
         # The record comes last, because an entry with a record counts as complete.

@@ -33,9 +33,11 @@ def test_only_what_is_trained_finite_and_better_than_the_reference_may_rank() ->
         select_rankable(table.head(0), OBJECTIVES)
 
 
-def test_of_equals_the_cheaper_one_is_best_and_then_the_first() -> None:
+def test_of_equals_the_cheaper_one_is_best_then_the_smaller_and_then_the_first() -> None:
     table, _ = small(accuracy=[0.9, 0.9, 0.5, 0.9], effective_flops=[1e6, 1e4, 1e3, 1e4])
-    assert best_of(table, ACCURACY, OBJECTIVES)["id"] == "t0c1"
+    assert best_of(table, ACCURACY, OBJECTIVES)["id"] == "t1c1"
+    assert best_of(table.assign(bytes=100.0), ACCURACY, OBJECTIVES)["id"] == "t0c1"
+    assert best_of(table.drop(columns="bytes"), ACCURACY, OBJECTIVES)["id"] == "t0c1"
     assert best_of(table, FLOPS, OBJECTIVES)["id"] == "t1c0"
     with pytest.raises(NoCandidateError, match="finite accuracy"):
         best_of(small(accuracy=math.nan)[0], ACCURACY, OBJECTIVES)

@@ -74,6 +74,23 @@ def test_of_a_run_with_a_target_what_has_no_kernel_is_selected_only_if_asked_for
     assert select_candidate(table, on_target, candidate="t0c1").simulated == "3-bit weights"
 
 
+def test_a_better_and_cheaper_one_without_a_kernel_is_named_with_that_reason() -> None:
+    bits = {"quantize.x.weight_bits": [8, 8, 8, 3], "quantize.x.activation_bits": [8, 8, 8, 8]}
+    table, info = small(**bits, accuracy=[0.95, 0.90, 0.96, 0.97], bytes=[400.0, 300.0, 200.0, 300.0])
+    found = select_candidate(table, replace(info, target=TARGET))
+    assert found.id == "t1c0"
+    (text,) = found.alternatives
+    assert text.startswith("t1c1 (97.0%, 1 KFLOPs) is no more expensive")
+    assert text.endswith("it has no kernel on the target runtime (3-bit weights); it has 300 B against 200 B (bytes)")
+
+
+def test_of_two_equal_ones_the_smaller_is_selected() -> None:
+    # 4-bit weights with 8-bit inputs have the effective FLOPs of the reverse.
+    table, info = small(accuracy=[0.97, 0.97, 0.97, 0.5], effective_flops=[1e5, 1e5, 1e5, 1e3])
+    assert select_candidate(table, info).id == "t1c0"
+    assert not select_candidate(table, info).alternatives
+
+
 def test_a_run_whose_candidates_are_all_simulated_says_so() -> None:
     table, info = small(**{"quantize.x.weight_bits": 3, "quantize.x.activation_bits": 8})
     with pytest.raises(NoCandidateError, match=r"kernels on the target runtime .*3-bit weights.*--simulated"):

@@ -1,0 +1,1 @@
+"""Trivial baselines: models without gradient descent, which a teacher must beat to be worth compressing."""
