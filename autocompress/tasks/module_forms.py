@@ -1,10 +1,10 @@
 """Forms of a user's module: wrappers are taken off, and a copy in single precision that can be trained is made.
 
-    torch.compile, DataParallel                    the module inside
-    bfloat16, float16, float64, another device     converted to float32 on the CPU, with a notice
-    frozen parameters                              gradients switched on in the students, with a notice
-    old weight_norm, spectral_norm, pruning masks  folded into the weights, with a notice
-    TorchScript, quantized, lazy, meta, locks      an error that names the part
+torch.compile, DataParallel                    the module inside
+bfloat16, float16, float64, another device     converted to float32 on the CPU, with a notice
+frozen parameters                              gradients switched on in the students, with a notice
+old weight_norm, spectral_norm, pruning masks  folded into the weights, with a notice
+TorchScript, quantized, lazy, meta, locks      an error that names the part
 """
 
 import copy
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -87,11 +87,11 @@ def check_form(module: nn.Module) -> None:
             )
         if type(part).__module__.startswith(QUANTIZED_PACKAGES):
             raise UsageError(
-                f"the teacher is quantized already ({where} is a quantized {type(part).__name__}); bring the module in floating "
-                "point: the search quantizes its students"
+                f"the teacher is quantized already ({where} is a quantized {type(part).__name__}); bring the module in "
+                "floating point: the search quantizes its students"
             )
     for path, tensor in _list_tensors(module):
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise UsageError(
                 f"'{path}' of the teacher is lazy and has no values yet; run the module once on an example and train it"
             )
@@ -115,7 +115,7 @@ def copy_module(module: nn.Module) -> nn.Module:
             if isinstance(value, Tensor) and (not value.is_leaf or value.is_inference()):
                 memo[id(value)] = value.detach().clone()
         for name, parameter in part.named_parameters(recurse=False):
-            if parameter.is_inference():
+            if not is_lazy(parameter) and parameter.is_inference():
                 memo[id(parameter)] = nn.Parameter(part.get_parameter(name).clone(), parameter.requires_grad)
     try:
         return copy.deepcopy(module, memo)

@@ -33,7 +33,7 @@ class Remembering(nn.Module):
 
 def compile_part() -> nn.Module:
     model = build()
-    model[0] = torch.compile(model[0])
+    model[0] = torch.compile(model[0], backend="eager")
     return model
 
 
@@ -65,8 +65,8 @@ def build_remembering() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "notice"),
     [
-        (lambda: torch.compile(build()), ""),
-        (compile_part, ""),
+        pytest.param(lambda: torch.compile(build(), backend="eager"), "", marks=pytest.mark.slow),
+        pytest.param(compile_part, "", marks=pytest.mark.slow),
         (lambda: nn.DataParallel(build()), ""),
         (build_in_inference_mode, ""),
         (build_remembering, ""),
