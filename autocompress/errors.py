@@ -63,6 +63,10 @@ class CompressionError(AutocompressError):
     """A method cannot compress this model."""
 
 
+class NothingRemovedError(CompressionError):
+    """A pruning ratio is so small that it removes no channel of this model."""
+
+
 class TrialError(AutocompressError):
     """A trial cannot produce candidates."""
 

@@ -3,9 +3,9 @@
 import errno
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -42,21 +42,40 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     content = data.encode() if isinstance(data, str) else data
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, because a rename is atomic within one file system only.
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, aside = create_temporary(path)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 # Before the rename, so that after a crash the new name never refers to a file without its content.
                 os.fsync(file.fileno())
-            # mkstemp creates a file that only its owner can read.
-            os.chmod(aside, 0o644)
             os.replace(aside, path)
         except BaseException:
             # Also after Ctrl-C: no temporary file stays behind.
             Path(aside).unlink(missing_ok=True)
             raise
+
+
+def create_temporary(path: Path) -> tuple[int, str]:
+    """Create an empty file beside ``path``, and return its descriptor and its path.
+
+    The permissions are those of any new file of the user: ``tempfile.mkstemp`` would let its owner alone read it, and
+    a shared folder needs what the umask allows.
+    """
+    while True:
+        # In the same folder, because a rename is atomic within one file system only.
+        aside = str(path.parent / f".{path.name}.{secrets.token_hex(4)}")
+        with suppress(FileExistsError):
+            return os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), aside
+
+
+def create_temporary_folder(path: Path) -> Path:
+    """Create an empty folder beside ``path`` with the permissions of any new folder of the user, and return it."""
+    while True:
+        aside = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+        with suppress(FileExistsError):
+            aside.mkdir()
+            return aside
 
 
 def compute_sha256(data: bytes) -> str:

@@ -37,7 +37,10 @@ _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader without aliases, which can make a small text expand without bound, and with ``1e-3`` as a float."""
+    """Safe loader of plain values: no aliases, which let a small text expand without bound, and numbers as written.
+
+    Numbers are those of YAML 1.2: ``1e-3`` is a float, ``010`` is ten, and ``1:30`` is text instead of ninety.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -46,12 +49,25 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed here", mark)
         return super().compose_node(parent, index)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int:
+        """Return a whole number: decimal unless it begins with ``0x``, ``0o`` or ``0b``."""
+        text = str(self.construct_scalar(node))
+        # Base 0 reads the prefixes, but refuses leading zeros.
+        return int(text, 0 if re.match(r"[-+]?0[xob]", text) else 10)
 
-# YAML 1.1 reads `1e-3` as text and `2024-01-01` as a date; the first is meant as a number, and the second as text.
+
+# YAML 1.1 reads `1e-3` as text, `2024-01-01` as a date, `010` as eight and `1:30` as ninety; the first is meant as a
+# number, the second as text, the third as ten, and the last is no number.
 _Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":timestamp"))]
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":float", ":int", ":timestamp"))]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(\d[\d_]*|0x[\da-fA-F_]+|0o[0-7_]+|0b[01_]+)$"),
+    list("-+0123456789"),
+)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
@@ -103,6 +119,9 @@ def _construct_value(
             lines[(*path, str(key))] = line
             mapping[str(key)] = _construct_value(loader, value_node, (*path, str(key)), lines, source)
         return mapping
+    # The name of a run is text, also where it looks like a number, a date or `no`.
+    if path == ("name",) and isinstance(node, yaml.ScalarNode):
+        return str(node.value)
     if isinstance(node, yaml.SequenceNode):
         items: list[JsonValue] = []
         for index, item in enumerate(node.value):
@@ -502,7 +521,8 @@ def _apply_override(data: dict[str, JsonValue], override: str) -> None:
         if not isinstance(inner, dict):
             raise UsageError(f"--set {override}: {'.'.join(names[: index + 1])} has no keys")
         section = inner
-    section[names[-1]] = parse_yaml(text, f"--set {key}")[0]
+    value = parse_yaml(text, f"--set {key}")[0]
+    section[names[-1]] = text.strip() if names == ["name"] and not isinstance(value, str) else value
 
 
 def _first_error(failure: ValidationError, source: str, lines: Mapping[KeyPath, int]) -> SpecError:

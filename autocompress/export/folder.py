@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from autocompress.core.atomic import compute_sha256, storage_errors
+from autocompress.core.atomic import compute_sha256, create_temporary_folder, storage_errors
 from autocompress.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -67,15 +67,13 @@ def write_files(folder: Path, files: Mapping[str, bytes], check: Callable[[Path]
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # In the same parent folder, so that renaming stays within one file system.
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary = create_temporary_folder(folder)
         try:
             for name, content in {**files, MANIFEST: _build_manifest(files)}.items():
                 with open(temporary / name, "wb") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-            # mkdtemp creates a folder that only its owner can read.
-            temporary.chmod(0o755)
             _sync_folder(temporary)
             check(temporary)
             _replace_folder(temporary, folder)

@@ -317,11 +317,17 @@ def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
         holder.ClearField("doc_string")
         del holder.metadata_props[:]
     del graph.value_info[:]
+    # A buffer `mean` of the model and the output of a node `mean` would share a name without the prefix.
+    others = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
+    # Inner graphs of If and Loop name the tensors of the outer graph, too.
+    inner = {name for node in graph.node for attribute in node.attribute for name in _input_names(attribute.g)}
+    names = {tensor.name: _shorten_name(tensor.name) for tensor in graph.initializer}
+    names = {name: name if short in others or name in inner else short for name, short in names.items()}
     for tensor in graph.initializer:
-        tensor.name = _shorten_name(tensor.name)
+        tensor.name = names[tensor.name]
     for index, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{index}"
-        node.input[:] = [_shorten_name(name) for name in node.input]
+        node.input[:] = [names.get(name, name) for name in node.input]
     # Tensors that integer kernels replaced are unused, and onnxruntime would warn about them at each load.
     used = set(_input_names(graph)) | {value.name for value in graph.output}
     initializers = [tensor for tensor in graph.initializer if tensor.name in used]

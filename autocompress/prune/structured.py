@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autocompress.core.knobs import Choice, FloatRange, knob
 from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import CRITERIA, PRUNE
-from autocompress.errors import CompressionError
+from autocompress.errors import CompressionError, NothingRemovedError
 from autocompress.prune.calibration import (
     calibration_gradients,
     check_layers_not_empty,
@@ -112,7 +112,9 @@ def prune_channels(
             original_sizes.setdefault(group.name, group.channels * group.repeats)
     if not history:
         reasons = ", ".join(f"'{name}': {reason}" for name, reason in unprunable.items())
-        raise CompressionError(f"no channel can be removed ({reasons or 'every layer has one'})")
+        # Without groups no ratio removes a channel; with some, this ratio is below one channel of each.
+        error = NothingRemovedError if original_sizes else CompressionError
+        raise error(f"no channel can be removed ({reasons or 'every layer has one'})")
     check_output_varies(pruned, context)
     widths = _layer_widths(model, pruned, history)
     # Layers behind a group shrink on their input side; counting the first layer of each group counts a channel once.

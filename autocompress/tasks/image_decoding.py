@@ -6,7 +6,6 @@ A cache entry consists of ``<key>.npy``, which is memory-mapped and therefore sh
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from autocompress.core.atomic import cache_folder, compute_file_sha256, storage_errors, write_atomic
+from autocompress.core.atomic import cache_folder, compute_file_sha256, create_temporary, storage_errors, write_atomic
 from autocompress.core.config import fingerprint
 from autocompress.errors import UsageError
 
@@ -211,14 +210,12 @@ def _write_cache(path: Path, shape: tuple[int, ...], images: Iterator[Pixels]) -
     # Not through a memory map: on a full disk, writing to one kills the process instead of raising an error.
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with storage_errors(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = create_temporary(path)
         try:
             with os.fdopen(handle, "wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for image in images:
                     file.write(image.tobytes())
-            # mkstemp creates files that only the owner can read, but a cache folder may be shared.
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         # Also on KeyboardInterrupt: no partial file may remain.
         except BaseException:

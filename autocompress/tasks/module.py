@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from autocompress.core.config import Part
 from autocompress.core.heads import Head, as_head
@@ -21,12 +22,15 @@ from autocompress.core.task import Logits, Split, Splits, Targets, Task, logits_
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.tasks.base import Supervised
+from autocompress.tasks.module_forms import PreparedModule, copy_module, prepare_module, unwrap_module
 from autocompress.tasks.targets import Kind
 from autocompress.tasks.tensors import Tensors
 
 Weights = str | Path | Mapping[str, Tensor]
 Build = Callable[[], nn.Module]
 ModelOutput = Tensor | Mapping[str, Tensor]
+# Prefixes of torch.compile, which may wrap a parallel module, and of data parallelism.
+WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 
 
 class CallAdapter(nn.Module):
@@ -133,7 +137,9 @@ class Module(Supervised):
         self.metrics, self.views = self._data.metrics, self._data.views
         # Precision "auto": evaluating the teacher on all augmented views is most of the work before a search.
         self._fit = fit or Part.of("adamw", epochs=0, precision="auto")
-        self.model = self._adapt_module(_load_module(model, weights))
+        prepared = _load_module(model, weights)
+        self._module_notices = prepared.notices
+        self.model = self._adapt_module(prepared.module)
         self._loss = loss or super().loss
 
     @property
@@ -151,8 +157,8 @@ class Module(Supervised):
 
     @property
     def notices(self) -> Sequence[str]:
-        """Remarks on the data."""
-        return self._data.notices
+        """Remarks on the module, such as converted or frozen weights, and on the data."""
+        return (*self._module_notices, *self._data.notices)
 
     @property
     def identity_options(self) -> Mapping[str, str]:
@@ -266,46 +272,69 @@ class Module(Supervised):
             self.labels = {}
 
 
-def _load_module(model: nn.Module | Build, weights: Weights | None) -> nn.Module:
-    """Return a copy of the module with the weights loaded.
+def _load_module(model: nn.Module | Build, weights: Weights | None) -> PreparedModule:
+    """Return a copy of the module in a form that can be trained, with the weights loaded.
 
     Raises:
-        UsageError: The model is not a module, or the weights cannot be read or do not fit.
+        UsageError: The model is not a module, has a form that cannot be trained, or the weights do not fit.
     """
-    # A copy, because the search must not change the user's module.
-    module = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
-    if not isinstance(module, nn.Module):
-        raise UsageError(
-            f"the teacher is {type(module).__name__}; give a torch.nn.Module, or a function that builds one"
-        )
+    if not isinstance(model, nn.Module):
+        built = _build_module(model) if callable(model) else model
+        if not isinstance(built, nn.Module):
+            raise UsageError(
+                f"the teacher is {type(built).__name__}; give a torch.nn.Module, or a function that builds one"
+            )
+        model = built
+    # Weights first: those of a lazy module give it its shapes.
     if weights is not None:
-        source = "the weights"
-        if isinstance(weights, str | Path):
-            source = str(weights)
-            if Path(weights).suffix != ".safetensors":
-                raise UsageError(
-                    f"{weights}: weights must be a .safetensors file (other formats can run code when they are loaded)"
-                )
-            try:
-                weights = load_file(weights)
-            except (OSError, ValueError, SafetensorError) as error:
-                raise UsageError(f"{source} cannot be read: {error}") from error
-        _load_weights(module, weights, source)
-    for name, tensor in module.state_dict().items():
+        model = copy_module(unwrap_module(model))
+        _load_weights(model, *_read_weights(weights))
+    prepared = prepare_module(model)
+    for name, tensor in prepared.module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise UsageError(f"the teacher's state_dict has '{name}' of type {type(tensor).__name__}; only tensors fit")
         # Weights that are not finite would otherwise show up as failed trials only.
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise UsageError(f"the teacher's '{name}' contains values that are not finite")
-    return module.eval()
+    return prepared
+
+
+def _build_module(build: Build) -> object:
+    try:
+        return build()
+    except Exception as error:  # the user's code may raise any exception
+        raise UsageError(
+            f"the function that builds the teacher failed: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _read_weights(weights: Weights) -> tuple[Mapping[str, Tensor], str]:
+    """Return weights by name, and their source for messages."""
+    if not isinstance(weights, str | Path):
+        return weights, "the weights"
+    if Path(weights).suffix != ".safetensors":
+        raise UsageError(
+            f"{weights}: weights must be a .safetensors file (other formats can run code when they are loaded)"
+        )
+    try:
+        return load_file(weights), str(weights)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(f"{weights} cannot be read: {error}") from error
 
 
 def _load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     state = module.state_dict()
+    # Weights that were saved from a wrapped module.
+    for prefix in WRAPPER_PREFIXES:
+        if weights and all(name.startswith(prefix) for name in weights) and not set(weights) & set(state):
+            weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     faults = [f"'{name}' is missing" for name in state if name not in weights]
     faults += [f"'{name}' is unknown to the module" for name in weights if name not in state]
     faults += [
         f"'{name}' has the shape {list(weights[name].shape)}, not {list(tensor.shape)}"
         for name, tensor in state.items()
-        if name in weights and weights[name].shape != tensor.shape
+        # A lazy tensor takes the shape of its weights.
+        if name in weights and not is_lazy(tensor) and weights[name].shape != tensor.shape
     ]
     if faults:
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""

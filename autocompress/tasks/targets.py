@@ -5,12 +5,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autocompress.core.heads import IGNORED, KINDS, Binary, Dense, Head, MultiLabel, Regression, Tags
 from autocompress.errors import TrialError, UsageError, did_you_mean
+from autocompress.tasks.array_forms import read_array
 
 Kind = str | Head
 """A kind of head by name, or a head with its settings."""
@@ -36,6 +36,11 @@ class ReadHead:
     notice: str = ""
 
 
+def is_reserved_name(head: str) -> bool:
+    """Return whether a name belongs to an attribute of torch's modules, or to an input of an exported graph."""
+    return hasattr(nn.ModuleDict, head) or head == "training" or bool(re.fullmatch(r"input(_\d+)?", head))
+
+
 def check_head_names(columns: Mapping[str, str]) -> None:
     """Check that each head's name can name a submodule, and a column of the table of results.
 
@@ -43,7 +48,7 @@ def check_head_names(columns: Mapping[str, str]) -> None:
         columns: Name that the user gave to the name of the head.
 
     Raises:
-        UsageError: A name is no identifier, an attribute of torch's modules, or ends like the column of a split.
+        UsageError: A name is no identifier, is reserved, or ends like the column of a split.
 
     Example:
         >>> check_head_names({"star rating": "star rating"})
@@ -51,7 +56,7 @@ def check_head_names(columns: Mapping[str, str]) -> None:
         autocompress.errors.UsageError: a head cannot be called 'star rating'; give a word such as 'star_rating'
     """
     for column, head in columns.items():
-        if not head.isidentifier() or keyword.iskeyword(head) or hasattr(nn.ModuleDict, head) or head == "training":
+        if not head.isidentifier() or keyword.iskeyword(head) or is_reserved_name(head):
             word = re.sub(r"\W+", "_", head).strip("_") or "label"
             word = word if word.isidentifier() and word != head else f"{word}_label"
             raise UsageError(f"a head cannot be called '{head}'; give a word such as '{word}'")
@@ -62,36 +67,6 @@ def check_head_names(columns: Mapping[str, str]) -> None:
                 f"'{head.removesuffix(ending)}' on the split '{ending[1:]}'; rename the column or the head so that it "
                 f"does not end in '{ending}'"
             )
-
-
-def read_array(description: str, value: object) -> Tensor:
-    """Return an array or a tensor on the CPU in a form that torch computes with.
-
-    Args:
-        description: Name of the value, for messages.
-        value: A tensor, an array of any byte order or stride, a pandas object, or nested lists of numbers.
-
-    Raises:
-        UsageError: The values are no real numbers.
-    """
-    if isinstance(value, Tensor):
-        tensor = value.detach().cpu()
-        if tensor.is_complex():
-            raise UsageError(f"{description} has complex numbers; give their real and imaginary parts as two channels")
-        return tensor
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiub":
-        first = array.reshape(-1)[0] if array.size else None
-        raise UsageError(
-            f"{description} has values of type {type(first).__name__}, such as {str(first)[:30]!r}; give numbers "
-            "(class names as indices, for example through numpy.unique(names, return_inverse=True))"
-        )
-    # torch takes neither the byte order of another machine, nor negative strides, nor large unsigned integers.
-    kind = array.dtype.kind
-    native = np.dtype(np.float32 if kind == "f" and array.dtype.itemsize < 4 else array.dtype.newbyteorder("="))
-    if kind == "u" and array.dtype.itemsize > 1:
-        native = np.dtype(np.int64)
-    return torch.from_numpy(np.array(array, dtype=native, order="C"))
 
 
 def read_targets(description: str, value: object) -> Tensor:
@@ -108,7 +83,10 @@ def read_targets(description: str, value: object) -> Tensor:
     if bool(tensor.isinf().any()):
         example = int(tensor.isinf().reshape(len(tensor), -1).any(1).nonzero()[0])
         raise UsageError(f"{description}: example {example} is infinite; give a number, or NaN where it is missing")
-    return tensor.float()
+    numbers = tensor.float()
+    if bool(numbers.isinf().any()):
+        raise UsageError(f"{description} have numbers beyond the range of float32; scale them")
+    return numbers
 
 
 def read_head(
@@ -129,6 +107,8 @@ def read_head(
     if missing is not None:
         targets = {part: torch.where(values == missing, IGNORED, values) for part, values in targets.items()}
     train = targets["train"]
+    if bool((train.isnan() if train.is_floating_point() else train == IGNORED).all()):
+        raise UsageError(f"every target of '{name}' is missing in train; give at least the labels of two classes")
     if isinstance(kind, Head):
         return ReadHead(kind, {part: convert_targets(name, kind, values) for part, values in targets.items()})
     if kind != "auto" and kind not in KINDS:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from autocompress.core.heads import IGNORED, Head, as_head
 from autocompress.core.preprocessing import Preprocessing, RawExample, TensorInput
 from autocompress.core.task import ExampleKeys, InputSpec, Split, Splits
 from autocompress.errors import UsageError, did_you_mean
+from autocompress.tasks.array_forms import as_pair, read_array, read_class_names
 from autocompress.tasks.base import Supervised, complete_splits, describe_imbalance, locate_test_rows, split_randomly
 from autocompress.tasks.split_rows import KeyColumn, parse_times
 from autocompress.tasks.targets import (
@@ -23,7 +24,6 @@ from autocompress.tasks.targets import (
     check_output,
     make_strata,
     metrics_of,
-    read_array,
     read_head,
     read_targets,
 )
@@ -32,27 +32,15 @@ from autocompress.tasks.targets import (
 ONLY_HEAD = "label"
 
 
-@runtime_checkable
-class ItemDataset(Protocol):
-    """Torch-style data set: a length and items ``(input, target)``."""
-
-    def __len__(self) -> int:
-        """Return the number of items."""
-        ...
-
-    def __getitem__(self, index: int, /) -> object:
-        """Return one item."""
-        ...
-
-
 class Tensors(Supervised):
     """Examples in memory, with targets of any kind: classes, labels, numbers, or classes of tokens or pixels.
 
     Args:
-        train: Pair ``(inputs, targets)`` of tensors or arrays, or a data set with items ``(input, target)``. Inputs
-            are ``[N, ...]``, a tuple of them (positional arguments), or a mapping of names to them; targets are class
-            indices ``[N]``, numbers, labels or classes of positions (see :mod:`autocompress.core.heads`), or a mapping
-            of heads to them.
+        train: Pair ``(inputs, targets)`` of tensors, arrays, frames or columns, or a data set, loader or iterator with
+            items ``(input, target)``. Inputs are ``[N, ...]``, a tuple of them (positional arguments), or a mapping of
+            names to them; whole numbers are indices into a table, except bytes along several axes, which are pixels.
+            Targets are class indices or class names ``[N]``, numbers, labels or classes of positions (see
+            :mod:`autocompress.core.heads`), or a mapping of heads to them.
         test: Test split in one of these forms; by default it is taken out of ``train``.
         labels: Names of the classes, or a mapping of heads to names.
         missing: Input name (or position) to the whole number that stands for padding.
@@ -92,6 +80,14 @@ class Tensors(Supervised):
         times: object = None,
     ) -> None:
         self.names: tuple[str, ...] = ()
+        train = as_pair("train", train)
+        first = next(iter(train[1]), ONLY_HEAD) if isinstance(train[1], Mapping) else ONLY_HEAD
+        names_of_head = labels if isinstance(labels, Mapping) else {str(first): labels}
+        # Names of classes that the targets themselves have are added while they are read.
+        self._class_names: dict[str, list[str]] = {
+            head: [str(name) for name in names] for head, names in names_of_head.items() if len(names)
+        }
+        self.labels: Mapping[str, Sequence[str]] = self._class_names
         self._read = {"train": self._read_part("train", train)}
         if test is not None:
             self._read["test"] = self._read_part("test", test)
@@ -103,8 +99,6 @@ class Tensors(Supervised):
             raise UsageError(f"data 'test' has the heads {sorted(self._read['test'].targets)}, train has {head_names}")
         check_head_names({name: name for name in head_names})
         self._kinds, self._ignored = kinds, ignored
-        names_of_head = labels if isinstance(labels, Mapping) else {next(iter(train_split.targets)): labels}
-        self.labels = {head: [str(name) for name in names] for head, names in names_of_head.items() if len(names)}
         self.inputs = tuple(self._input_spec(at, missing or {}) for at in range(len(train_split.inputs)))
         self._read_heads({})
 
@@ -186,7 +180,7 @@ class Tensors(Supervised):
 
     def _read_part(self, part: str, data: object) -> Split:
         """Return one part of the data, in any of the forms that the constructor takes, as a split."""
-        split, names = read_examples(part, data)
+        split, names = read_examples(part, data, self._class_names)
         if names and self.names and names != self.names:
             raise UsageError(f"data '{part}' has the inputs {list(names)}, train has {list(self.names)}")
         self.names = names or self.names
@@ -225,21 +219,20 @@ class Tensors(Supervised):
         return InputSpec(shapes.pop(), vocabulary, padding)
 
 
-def read_examples(part: str, data: object) -> tuple[Split, tuple[str, ...]]:
+def read_examples(
+    part: str, data: object, classes: dict[str, list[str]] | None = None
+) -> tuple[Split, tuple[str, ...]]:
     """Return examples in any of the forms that :class:`Tensors` takes as a split, and the names of the inputs.
 
     Args:
         part: Name of the data, for messages.
         data: Pair ``(inputs, targets)``, or a data set with items ``(input, target)``.
+        classes: Names of the classes of each head; the names of a head of texts are added. ``None`` refuses texts.
 
     Raises:
         UsageError: Lengths differ, a target is no number, or an input is not finite.
     """
-    if not isinstance(data, tuple) and isinstance(data, ItemDataset):
-        data = _stack_items(part, data)
-    if not isinstance(data, tuple) or len(data) != 2:
-        raise UsageError(f"data '{part}' is {type(data).__name__}; give (inputs, targets), or a data set of such")
-    raw_inputs, raw_targets = data
+    raw_inputs, raw_targets = as_pair(part, data)
     names: tuple[str, ...] = ()
     if isinstance(raw_inputs, Mapping):
         names, raw_inputs = tuple(map(str, raw_inputs)), tuple(raw_inputs.values())
@@ -251,7 +244,8 @@ def read_examples(part: str, data: object) -> tuple[Split, tuple[str, ...]]:
         _read_input(f"data '{part}', input {names[at] if names else at}", value) for at, value in enumerate(raw_inputs)
     )
     targets = {
-        str(head): read_targets(f"data '{part}', targets of '{head}'", value) for head, value in raw_targets.items()
+        str(head): _read_targets(f"data '{part}', targets of '{head}'", str(head), value, classes)
+        for head, value in raw_targets.items()
     }
     if not inputs or not targets:
         raise UsageError(f"data '{part}' has no {'inputs' if not inputs else 'targets'}")
@@ -315,6 +309,16 @@ def _as_times(array: NDArray[Any], part: str) -> NDArray[np.float64]:
     return numbers
 
 
+def _read_targets(description: str, head: str, value: object, classes: dict[str, list[str]] | None) -> Tensor:
+    """Return the targets of one head; texts become indices of the classes that they name."""
+    if classes is not None:
+        named = read_class_names(description, value, classes.get(head))
+        if named is not None:
+            classes[head] = named[1]
+            return named[0]
+    return read_targets(description, value)
+
+
 def _read_input(description: str, value: object) -> Tensor:
     tensor = read_array(description, value)
     if not tensor.dim():
@@ -324,25 +328,7 @@ def _read_input(description: str, value: object) -> Tensor:
         if not bool(is_finite.all()):
             raise UsageError(f"{description} is not finite in example {int((~is_finite).nonzero()[0])}")
         return tensor.float()
-    # Booleans are features 0 and 1, not indices.
-    if tensor.dtype is torch.bool:
+    # Booleans are features 0 and 1, and bytes along several axes the pixels of an image: neither are indices.
+    if tensor.dtype is torch.bool or (tensor.dtype is torch.uint8 and tensor.dim() > 2):
         return tensor.float()
     return tensor.long()
-
-
-def _stack_items(part: str, items: ItemDataset) -> tuple[Tensor, Tensor]:
-    """Return the inputs and targets of a data set as tensors; every item is read once."""
-    inputs, targets = [], []
-    for index in range(len(items)):
-        item = items[index]
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise UsageError(f"data '{part}', item {index} is {type(item).__name__}; items must be (input, target)")
-        inputs.append(read_array(f"data '{part}', item {index}", item[0]))
-        targets.append(read_array(f"data '{part}', target of item {index}", item[1]))
-        for name, tensors in (("shape", inputs), ("target of the shape", targets)):
-            if tensors[-1].shape != tensors[0].shape:
-                shape = list(tensors[-1].shape)
-                raise UsageError(f"data '{part}', item {index} has the {name} {shape}, not that of item 0")
-    if not inputs:
-        raise UsageError(f"data '{part}' is empty")
-    return torch.stack(inputs), torch.stack(targets)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from babel import Locale
-from torch import Tensor, nn
+from torch import Tensor
 
 from autocompress.core.config import Part
 from autocompress.core.duplicates import digest_texts
@@ -32,7 +32,7 @@ from autocompress.tasks.base import (
     stratify_rows,
 )
 from autocompress.tasks.split_rows import KeyColumn
-from autocompress.tasks.targets import check_head_names
+from autocompress.tasks.targets import check_head_names, is_reserved_name
 from autocompress.tasks.text_encoding import PADDING, Encoding, count_truncated, fit_encoding, select_tokens
 from autocompress.tasks.text_files import Texts, check_class_labels, read_texts
 
@@ -383,7 +383,7 @@ def make_head_name(column: str) -> str:
     """
     head = re.sub(r"\W+", "_", column).strip("_") or "label"
     # Heads become submodules of an nn.ModuleDict, which refuses the names of its own attributes.
-    return f"{head}_label" if hasattr(nn.ModuleDict, head) or head == "training" else head
+    return f"{head}_label" if is_reserved_name(head) else head
 
 
 def check_distinct_heads(heads: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ from autocompress.core.precisions import UNRESTRICTED, Precisions
 from autocompress.core.registry import OBJECTIVES, PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.core.task import Split, Splits, Task, logits_by_head
 from autocompress.distill.attacks import ATTACKS, predict_under_attacks
-from autocompress.errors import ArtifactError, TrialError
+from autocompress.errors import ArtifactError, NothingRemovedError, TrialError
 from autocompress.measure import LayerCost, Subject, measure
 from autocompress.measure.heads import AT
 from autocompress.measure.shilling import PUSHED
@@ -337,7 +337,11 @@ class TrialPipeline:
         start = []
         for part in parts:
             method = PRUNE.get(part.name)
-            model, state = method.apply(model, method.config.of(part.values), self.build_context(training))
+            try:
+                model, state = method.apply(model, method.config.of(part.values), self.build_context(training))
+            except NothingRemovedError:
+                # The student of such a small ratio is the whole teacher.
+                state = MethodState(history={"layers": []})
             start.append(PruningStep(part, state))
         if start:
             # The batch-norm statistics of the teacher do not fit a model with fewer channels.

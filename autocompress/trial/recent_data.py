@@ -14,8 +14,9 @@ from torch import Tensor
 from autocompress.core.heads import IGNORED, as_head
 from autocompress.core.task import InputSpec, Split, hash_split
 from autocompress.errors import UsageError, did_you_mean
+from autocompress.tasks.array_forms import ItemDataset
 from autocompress.tasks.targets import convert_targets
-from autocompress.tasks.tensors import ItemDataset, read_examples
+from autocompress.tasks.tensors import read_examples
 
 # Shares of the recent examples; the others are trained on. "choice" selects between the stages of the adaptation, and
 # "held_out" measures the result.

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.core.atomic import cache_folder, compute_file_sha256, compute_sha256, storage_errors, write_atomic
+from autocompress.core.atomic import (
+    cache_folder,
+    compute_file_sha256,
+    compute_sha256,
+    create_temporary_folder,
+    storage_errors,
+    write_atomic,
+)
 from autocompress.errors import StorageError
 
 
@@ -50,3 +57,15 @@ def test_a_file_has_the_digest_of_its_content(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(content)
     assert compute_file_sha256(tmp_path / "file") == compute_sha256(content)
+
+
+@pytest.mark.parametrize(("umask", "file_mode", "folder_mode"), [(0o077, 0o600, 0o700), (0o002, 0o664, 0o775)])
+def test_permissions_follow_the_umask(tmp_path: Path, umask: int, file_mode: int, folder_mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "file", "1")
+        folder = create_temporary_folder(tmp_path / "folder")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == file_mode
+    assert folder.stat().st_mode & 0o777 == folder_mode

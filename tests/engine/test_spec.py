@@ -79,6 +79,13 @@ def test_overrides_change_nested_keys_and_are_read_as_yaml() -> None:
     assert spec.prune == {"structured": {"pruning_ratio": 0.5}}
 
 
+@pytest.mark.parametrize("name", ["2024", "3.10", "no", "1e5", "007", "2024-01-01", "null"])
+def test_a_name_that_looks_like_another_value_stays_text(name: str) -> None:
+    text = "task: digits\nstudent: {cnn: {}}\n"
+    assert parse_spec(text, "x", [f"name={name}"]).spec.name == name
+    assert parse_spec(f"{text}name: {name}\n", "x").spec.name == name
+
+
 @pytest.mark.parametrize("override", ["search.mode", "=3", "search.=3", "search.trials.deep=1"])
 def test_invalid_overrides_are_errors(override: str) -> None:
     with pytest.raises(UsageError, match="--set"):
@@ -177,6 +184,12 @@ def test_invalid_memory_limit_is_an_error(text: str) -> None:
         ("-2.5e+3", -2500.0),
         (".5", 0.5),
         ("3", 3),
+        ("010", 10),
+        ("-08", -8),
+        ("1_000", 1000),
+        ("0x1f", 31),
+        ("0o10", 8),
+        ("1:30", "1:30"),
         ("3.0", 3.0),
         ("1.2.3", "1.2.3"),
         ("2020-01-01", "2020-01-01"),

@@ -283,6 +283,22 @@ def test_a_model_that_torch_cannot_export_is_an_artifact_error() -> None:
         export_float(Numpy(), (torch.ones(1, 3),), {"label": 3})
 
 
+def test_a_buffer_may_have_the_name_of_an_operators_output() -> None:
+    class Normalized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = nn.Buffer(torch.tensor([0.3]))
+            self.conv, self.out = nn.Conv2d(1, 8, 3), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(self.conv(x - self.mean)).mean((2, 3)))
+
+    model, split = Normalized().eval(), Split((torch.rand(5, 1, 8, 8),), {})
+    proto = export_float(model, (torch.rand(1, 1, 8, 8),), {"label": 10})
+    with torch.no_grad():
+        torch.testing.assert_close(logits(proto, split)["label"], model(*split.inputs), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings"), CASES)
 def test_every_initializer_is_used(exported: Callable[..., Exported], name: str, settings: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,7 +7,7 @@ from torch import nn
 from autocompress.core.heads import IGNORED, Regression, as_head
 from autocompress.errors import UsageError
 from autocompress.tasks.module import Module
-from autocompress.tasks.targets import check_head_names, make_strata, metrics_of, read_array, read_targets
+from autocompress.tasks.targets import check_head_names, make_strata, metrics_of, read_targets
 from autocompress.tasks.tensors import Tensors
 
 N = 240
@@ -92,35 +91,9 @@ def test_missing_labels_are_ignored_and_counted() -> None:
     assert Tensors((X, labels)).heads == {"label": 3}
 
 
-class TestReadArray:
-    @pytest.mark.parametrize(
-        "array",
-        [
-            np.arange(6.0)[::-1],
-            np.arange(6).astype(">i4"),
-            np.arange(6).astype("u4"),
-            np.arange(6).astype(np.float16),
-            [0, 1, 2],
-        ],
-    )
-    def test_every_form_of_numbers_is_copied(self, array: object) -> None:
-        assert read_array("x", array).tolist() == np.asarray(array).tolist()
-
-    @pytest.mark.parametrize(
-        ("array", "message"),
-        [
-            (np.array(["a", "b"]), "values of type str_, such as 'a'; give numbers"),
-            (np.array([1j]), "type complex128"),
-            (torch.ones(2, dtype=torch.complex64), "complex numbers; give their real and imaginary parts"),
-        ],
-    )
-    def test_what_is_no_number_is_an_error(self, array: object, message: str) -> None:
-        with pytest.raises(UsageError, match=message):
-            read_array("x", array)
-
-    def test_an_infinite_target_is_an_error(self) -> None:
-        with pytest.raises(UsageError, match="example 1 is infinite"):
-            read_targets("y", [1.0, float("inf")])
+def test_an_infinite_target_is_an_error() -> None:
+    with pytest.raises(UsageError, match="example 1 is infinite"):
+        read_targets("y", [1.0, float("inf")])
 
 
 @pytest.mark.parametrize(
