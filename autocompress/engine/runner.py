@@ -74,7 +74,7 @@ from autocompress.trial.teacher import Teacher, TeacherRecipe, load_teacher
 logger = logging.getLogger(__name__)
 
 #: Libraries whose versions are stored with a run.
-LIBRARIES = ("autocompress", "torch", "optuna", "torch-pruning", "onnxruntime")
+LIBRARIES = ("autocompress", "torch", "optuna", "onnxruntime")
 
 
 @dataclass(frozen=True)
