@@ -5,8 +5,9 @@ of a model and records the changes as JSON; ``restore`` repeats them on a fresh 
 its architecture and its tensors, without pickle.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
@@ -38,6 +39,21 @@ class LayerBits:
     activation: int = 32
 
 
+def match_layers(model: nn.Module, patterns: Iterable[str]) -> list[str]:
+    """Return the names of the modules that a pattern matches, or that lie inside a module which one matches.
+
+    Example:
+        >>> match_layers(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))), ["1"])
+        ['1', '1.0']
+    """
+    patterns = list(patterns)
+    return [
+        name
+        for name, _ in model.named_modules()
+        if any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in patterns)
+    ]
+
+
 @dataclass(frozen=True)
 class Context:
     """The data and functions that a method may use beside the model.
@@ -57,6 +73,8 @@ class Context:
         reduce_range: Whether weights of an integer kernel use 7 of their 8 bits, because the target's kernels overflow
             otherwise.
         shared: Results of :meth:`compute_once` for one model, shared by all compression recipes of that model.
+        ignore: Patterns of layer names, such as ``encoder.*``, whose channels are not removed.
+        float_layers: Patterns of layer names that are not quantized.
     """
 
     example: tuple[Tensor, ...]
@@ -70,6 +88,8 @@ class Context:
     reduce_range: bool = False
     # Results of computations do not distinguish contexts, so comparison and text leave them out.
     shared: dict[Hashable, object] | None = field(default=None, compare=False, repr=False)
+    ignore: tuple[str, ...] = ()
+    float_layers: tuple[str, ...] = ()
 
     def measure_heads(self, model: nn.Module) -> dict[str, float]:
         """Return the score of each head; the score of the whole task, under the name ``""``, if it has one head.

@@ -79,7 +79,7 @@ from autocompress.trial.trivial_baselines import measure_baselines, score_traini
 logger = logging.getLogger(__name__)
 
 #: Libraries whose versions are stored with a run.
-LIBRARIES = ("autocompress", "torch", "optuna", "torch-pruning", "onnxruntime")
+LIBRARIES = ("autocompress", "torch", "optuna", "onnxruntime")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from autocompress.core.method import Context
 from autocompress.prune.calibration import (
@@ -19,6 +18,8 @@ from autocompress.prune.calibration import (
     reestimate_batch_norm,
 )
 from autocompress.prune.channels import count_channels, zero_input_channels
+from autocompress.prune.importance import LayerSlice
+from autocompress.prune.layer_channels import is_matrix_layer, output_axis
 from autocompress.prune.schedule import rank_removable_channels, round_half_up
 from autocompress.prune.structured import ScoredGroup
 
@@ -85,7 +86,7 @@ def measure_sensitivity(model: nn.Module, groups: Sequence[ScoredGroup], context
     before = _measure_reestimated(masked_model, batches, context)
     sensitivities = []
     for scored in groups:
-        order = rank_removable_channels(scored.scores, scored.group.protected_sets)
+        order = rank_removable_channels(scored.scores)
         points = []
         for count in sorted({max(1, round_half_up(ratio * len(order))) for ratio in RATIOS} if order else ()):
             masked_model.load_state_dict(weights)
@@ -93,9 +94,7 @@ def measure_sensitivity(model: nn.Module, groups: Sequence[ScoredGroup], context
             for part in scored.group.slices:
                 if not part.outputs:
                     inputs = [
-                        index
-                        for index, root in zip(part.indices, part.roots, strict=True)
-                        if root % scored.group.channels in masked_channels
+                        index for index, root in zip(part.indices, part.roots, strict=True) if root in masked_channels
                     ]
                     zero_input_channels(masked_model.get_submodule(part.name), inputs)
             after = _measure_reestimated(masked_model, batches, context)
@@ -146,13 +145,27 @@ class ChannelCost:
             rank = {channel: index for index, channel in enumerate(order)}
             losses = []
             for part in scored.group.slices:
-                if part.name in self._layers:
-                    steps = [0] * (len(order) + 1)
-                    for root in part.roots:
-                        if root % scored.group.channels in rank:
-                            steps[rank[root % scored.group.channels] + 1] += 1
-                    losses.append((part.name, part.outputs, list(accumulate(steps))))
+                steps = [0] * (len(order) + 1)
+                for root in part.roots:
+                    if root in rank:
+                        steps[rank[root] + 1] += 1
+                lost = list(accumulate(steps))
+                losses += [(name, outputs, lost) for name, outputs in self._list_users(model, part)]
             self._losses.append(losses)
+
+    def _list_users(self, model: nn.Module, part: LayerSlice) -> list[tuple[str, bool]]:
+        """Return the layers that multiply by the weight of a slice, each with the side of the slice's channels.
+
+        A table of tokens may be the weight of the last layer too; its columns are the inputs of that layer.
+        """
+        weight = getattr(model.get_submodule(part.name), "weight", None)
+        users = []
+        for name in self._layers:
+            layer = model.get_submodule(name)
+            if layer.weight is weight:
+                is_same_layout = output_axis(layer) == output_axis(part.layer)
+                users.append((name, part.outputs if is_same_layout else not part.outputs))
+        return users
 
     def __call__(self, counts: Sequence[int]) -> float:
         """Return the cost after the removal of ``counts[i]`` channels from group ``i``."""
@@ -169,9 +182,7 @@ def count_weight_uses(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str
 
     Multiplied by the number of weights, it is the number of multiply-accumulates of the layer.
     """
-    names: dict[nn.Module, str] = {
-        module: name for name, module in model.named_modules() if isinstance(module, _ConvNd | nn.Linear)
-    }
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules() if is_matrix_layer(module)}
     uses: dict[str, float] = {}
 
     def record_uses(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

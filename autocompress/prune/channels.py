@@ -1,44 +1,75 @@
-"""Groups of coupled channels, found by torch-pruning, and their removal from the layers.
+"""Groups of coupled channels, and their removal from the layers.
 
 Removing an output channel of one layer removes an input channel of every layer that follows, and an output channel of
-every layer that is added to it: such a set is a *group* (Fang 2023, arXiv:2301.12900). torch-pruning finds the
-groups and shrinks the layers. Its own pruner is not used: it rounds the number of removed channels up, and silently
-skips a layer that would become empty. This module also checks what torch-pruning cannot detect (branches that depend
-on the data, layers that did not run), and compares every pruned model with the original one.
+every layer that is added to it: such a set is a *group* (Fang 2023, arXiv:2301.12900).
+:mod:`autocompress.prune.channel_tracing` finds which channels belong together; this module makes groups of them,
+removes channels by a history that a fresh model repeats, and compares every pruned model with the original one. A group
+whose channels cannot be removed is left alone, with the reason.
 """
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch_pruning
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch_pruning.dependency import Group as TracedGroup, Node
-from torch_pruning.ops import OPTYPE, module2type
-from torch_pruning.pruner.function import BasePruningFunc, PrunerBox
 
 from autocompress.errors import CompressionError
 from autocompress.prune.calibration import flatten_outputs, format_error
-from autocompress.prune.importance import WEIGHTED_LAYERS, LayerSlice, swap_channel_axes
-
-PruningHistory = list[list[Any]]
-"""``[layer name, whether output channels, [indices]]`` for every layer that shrank, in the order of removal."""
-
-# Layers whose channels torch-pruning can remove.
-_LAYERS = frozenset({OPTYPE.CONV, OPTYPE.DEPTHWISE_CONV, OPTYPE.LINEAR, OPTYPE.EMBED, OPTYPE.BN, OPTYPE.PRELU})
-_ROOTS = [nn.modules.conv._ConvNd, nn.Linear, nn.Embedding]
-# Operations that keep channels apart.
-_SHAPING = frozenset(
-    {OPTYPE.CONCAT, OPTYPE.SPLIT, OPTYPE.ELEMENTWISE, OPTYPE.RESHAPE, OPTYPE.UNBIND, OPTYPE.EXPAND, OPTYPE.SLICE}
+from autocompress.prune.channel_tracing import ChannelTracer, Trace
+from autocompress.prune.importance import LayerSlice, swap_channel_axes
+from autocompress.prune.layer_channels import (
+    EMBEDDINGS,
+    INPUTS,
+    OUTPUTS,
+    Side,
+    is_matrix_layer,
+    list_sides,
+    output_axis,
+    shrink_side,
 )
-# Functions that mix channels: their result depends on the removed channels, so zeroing weights cannot reproduce it.
-_MIXING = ("softmax", "norm", "attention", "conv", "mm", "cumsum")
+
+# An entry holds values of several types, as JSON does.
+PruningHistory = list[list[Any]]
+"""What shrank, in the order of removal. ``[layer name, whether output channels, [indices]]`` for a layer,
+``[parameter name, axis, [indices]]`` for a parameter of another module, and ``[module name, attribute, number]`` for a
+number of heads that a module keeps."""
+
+
+@dataclass(frozen=True)
+class ParameterSlice:
+    """Channels of a parameter, such as a table of positions, that are coupled to the channels of a group.
+
+    Attributes:
+        name: Dotted name of the parameter.
+        axis: Axis of the channels.
+        indices: Channels of this parameter.
+        roots: Channel of the group that each of them belongs to.
+    """
+
+    name: str
+    axis: int
+    indices: Sequence[int]
+    roots: Sequence[int]
+
+
+@dataclass(frozen=True)
+class HeadCount:
+    """A number that a module keeps and that falls with the removed channels of a group, such as a number of heads.
+
+    Attributes:
+        module: Dotted name of the module.
+        attribute: Name of the attribute.
+        value: Number before pruning.
+        step: Reduction of the number for each removed channel of the group.
+    """
+
+    module: str
+    attribute: str
+    value: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -47,159 +78,316 @@ class ChannelGroup:
 
     Attributes:
         name: Name of the first layer, which has the channels as outputs.
-        channels: Number of channels that can be selected.
-        repeats: Number of occurrences of each channel: one, or one per block of a grouped convolution.
+        channels: Number of channels that can be selected; a channel may be several of a layer, as a head is.
         slices: Channels of every layer that shrinks with the group.
-        protected_sets: Sets of channels that are all the channels of one layer: at least one of each set must remain.
+        parameters: Channels of every other parameter that shrinks with the group.
+        counts: Numbers that modules keep of these channels.
     """
 
     name: str
     channels: int
-    repeats: int
     slices: tuple[LayerSlice, ...]
-    protected_sets: tuple[tuple[int, ...], ...]
+    parameters: tuple[ParameterSlice, ...] = ()
+    counts: tuple[HeadCount, ...] = ()
 
-    def expand_indices(self, selected: Sequence[int]) -> list[int]:
-        """Return the selected channels of the first layer, repeated for each block of a grouped convolution."""
-        return [index + block * self.channels for block in range(self.repeats) for index in selected]
+    @property
+    def width(self) -> int:
+        """Number of outputs of the first layer, or of the parameter that stands for it."""
+        sides = [part.indices for part in self.slices if part.name == self.name and part.outputs]
+        sides += [part.indices for part in self.parameters if part.name == self.name]
+        return len(sides[0])
+
+
+Removal = tuple[ChannelGroup, Sequence[int]]
+"""A group and the channels to remove from it."""
 
 
 class ChannelGraph:
-    """Channel groups of a model; :meth:`remove_channels` shrinks the model in place.
+    """Channel groups of a model.
 
     Args:
-        model: The model, in evaluation mode.
-        example: A batch of one, as its positional arguments.
+        model: Model in evaluation mode; it is not changed.
+        example: Batch of real data as positional arguments, because a model may read the values of its masks.
+        ignore: Names of layers whose channels are protected.
 
     Raises:
-        CompressionError: The model cannot be traced, or contains a layer that the forward pass does not use.
+        CompressionError: The model fails on the example.
     """
 
-    def __init__(self, model: nn.Module, example: tuple[Tensor, ...]) -> None:
-        self.history: PruningHistory = []
+    def __init__(self, model: nn.Module, example: tuple[Tensor, ...], ignore: Sequence[str] = ()) -> None:
         self.unprunable: dict[str, str] = {}
-        self._names = {module: name for name, module in model.named_modules()}
-        output_nodes: set[object] = set()
+        self._model, self._example = model, example
+        self._trace = trace_channels(model, example)
+        self._modules = dict(model.named_modules())
+        self._protected = set(ignore)
+        self._idle = self._find_idle_layers()
+        self.groups = self._make_groups()
 
-        def record_outputs(output: object) -> object:
-            output_nodes.update(tensor.grad_fn for tensor in flatten_outputs(output))
-            return output
-
-        check_no_data_branches(model, example)
-        # torch-pruning follows the autograd graph, so it needs gradients even for a model in evaluation mode.
-        with _suppress_output(), torch.enable_grad():
-            try:
-                self._graph = torch_pruning.DependencyGraph().build_dependency(
-                    model, example, output_transform=record_outputs, verbose=False
-                )
-                traced_groups = list(self._graph.get_all_groups(root_module_types=_ROOTS))
-            except Exception as error:  # torch-pruning raises whatever its tracing runs into.
-                raise CompressionError(f"{type(model).__name__} cannot be traced: {format_error(error)}") from error
-        self._check_all_layers_traced(model)
-        groups = [self._build_group(traced, output_nodes) for traced in traced_groups]
-        self.groups = [group for group in groups if group is not None]
-
-    def remove_channels(self, group: ChannelGroup, selected: Sequence[int]) -> None:
-        """Remove the selected channels from every layer of the group, and add them to the history.
+    def list_removals(self, removals: Sequence[Removal]) -> PruningHistory:
+        """Return the history of removals: the entries of every layer, parameter and number of heads that shrinks.
 
         Raises:
-            CompressionError: A layer would be left without channels, or cannot be shrunk.
+            CompressionError: A group would be left without channels.
         """
-        if not selected:
-            return
-        # A proper subset: a layer without channels is not a model.
-        if not set(selected) < set(range(group.channels)):
-            raise CompressionError(f"'{group.name}' has {group.channels} channels and must keep at least one")
-        layer = group.slices[0].layer
-        with _suppress_output():
-            try:
-                indices = group.expand_indices(selected)
-                traced = self._graph.get_pruning_group(layer, _layer_pruner(layer).prune_out_channels, indices)
-                parts = self._layer_slices(traced)
-                emptied = [part.name for part in parts if _covers_layer(part)]
-                if not emptied:
-                    traced.prune(record_history=False)
-            except Exception as error:
-                raise CompressionError(
-                    f"the channels of '{group.name}' cannot be removed: {format_error(error)}"
-                ) from error
-        if emptied:
-            raise CompressionError(f"removing channels of '{group.name}' would leave '{emptied[0]}' without channels")
-        self.history += [[part.name, part.outputs, sorted(part.indices)] for part in parts]
+        history: PruningHistory = []
+        # Several groups may take channels of one layer, whose remaining channels move up each time.
+        remaining: dict[Side, list[int]] = {}
+        for group, selected in removals:
+            if not selected:
+                continue
+            if not set(selected) < set(range(group.channels)):
+                raise CompressionError(f"'{group.name}' has {group.channels} channels and must keep at least one")
+            chosen = set(selected)
+            for part in group.slices:
+                side = (part.name, OUTPUTS if part.outputs else INPUTS)
+                size = count_channels(part.layer, part.outputs)
+                history.append([part.name, part.outputs, _take(remaining, side, size, part, chosen)])
+            for entry in group.parameters:
+                side = (entry.name, entry.axis)
+                size = get_tensor(self._model, entry.name).shape[entry.axis]
+                history.append([entry.name, entry.axis, _take(remaining, side, size, entry, chosen)])
+            for count in group.counts:
+                history.append([count.module, count.attribute, count.value - count.step * len(chosen)])
+        return history
 
-    def _build_group(self, traced: TracedGroup, output_nodes: set[object]) -> ChannelGroup | None:
-        """Return torch-pruning's group, or ``None`` with the reason in ``unprunable``."""
-        slices = self._layer_slices(traced)
-        reason = self._find_obstacle(traced, output_nodes)
-        if reason:
-            self.unprunable[slices[0].name] = reason
-            return None
-        repeats = max(_count_blocks(part) for part in slices)
-        channels = len(slices[0].indices) // repeats
-        protected = {tuple(sorted({root % channels for root in part.roots})) for part in slices if _covers_layer(part)}
-        return ChannelGroup(slices[0].name, channels, repeats, slices, tuple(sorted(protected)))
+    def _find_idle_layers(self) -> dict[str, int]:
+        """Return the layers that the example does not run, with their number of inputs."""
+        return {
+            name: count_channels(module, False)
+            for name, module in self._modules.items()
+            if is_matrix_layer(module) and (name, OUTPUTS) in self._trace.sides and not self._trace.has_run(name)
+        }
 
-    def _find_obstacle(self, traced: TracedGroup, output_nodes: set[object]) -> str:
-        """Return why the channels of a group cannot be removed; empty if they can."""
-        for dependency, _ in traced:
-            node = dependency.target
-            is_output = node.grad_fn in output_nodes or node.type == OPTYPE.OUTPUT
-            # The layer that computes the output may lose inputs, but no outputs.
-            if is_output and self._graph.is_out_channel_pruning_fn(dependency.handler):
-                return "it is an output of the model"
-            if node.type not in _LAYERS | _SHAPING:
-                return f"it runs through {type(node.module).__name__}"
-            operation = _function_name(node)
-            if any(word in operation.lower() for word in _MIXING):
-                return f"it runs through {operation}"
-        for part in self._layer_slices(traced):
-            size = count_channels(part.layer, part.outputs)
-            if None in part.roots or (size and max(part.indices) >= size):
-                return f"its channels are not those of '{part.name}'"
+    def _make_groups(self) -> list[ChannelGroup]:
+        """Return the groups; ``unprunable`` gets the reasons of the others."""
+        members = self._list_members()
+        fixed = self._trace.nodes.fixed_roots()
+        mixed = self._trace.nodes.joined_roots()
+        by_sides: dict[tuple[Side, ...], list[int]] = {}
+        order = {side: position for position, side in enumerate(self._trace.producers)}
+        for root, sides in members.items():
+            producers = sorted((side for side in sides if side in order), key=order.__getitem__)
+            # Channels that no product reads cannot be compared with masked ones.
+            if not producers or not any(side in self._trace.readers for side in sides):
+                continue
+            # Why an operation mixes channels says more than that they are then all the channels of a layer.
+            reason = mixed.get(root) or fixed.get(root) or self._find_protection(sides)
+            if root in fixed or self._find_protection(sides):
+                self._refuse(producers, reason)
+            else:
+                by_sides.setdefault((producers[0], *sides), []).append(root)
+        for root, reason in fixed.items():
+            self._refuse([side for side in members.get(root, {}) if side in order], mixed.get(root) or reason)
+        groups = []
+        for key, roots in sorted(by_sides.items(), key=lambda entry: order[entry[0][0]]):
+            first = key[0]
+            if len(roots) == 1:
+                self._refuse([first], mixed.get(roots[0], ""))
+                continue
+            roots.sort(key=lambda root: members[root][first][0])
+            group = self._add_counts(self._make_group(key, [members[root] for root in roots]))
+            if group is not None:
+                groups.append(group)
+        return groups
+
+    def _list_members(self) -> dict[int, dict[Side, list[int]]]:
+        """Return the channels of each set of joined nodes, by side."""
+        members: dict[int, dict[Side, list[int]]] = {}
+        for side in self._trace.sides:
+            for index, root in enumerate(self._trace.roots(side).tolist()):
+                members.setdefault(root, {}).setdefault(side, []).append(index)
+        return members
+
+    def _find_protection(self, sides: dict[Side, list[int]]) -> str:
+        """Return why a channel must stay although it could be followed; empty if nothing protects it."""
+        for name, axis in sides:
+            if name in self._protected:
+                return f"'{name}' is protected by ignore"
+            size = self._trace.sides[name, axis].size
+            for idle, inputs in self._idle.items():
+                if axis == OUTPUTS and inputs % size == 0 and name != idle:
+                    return f"layer '{idle}', which the example does not run, may read it"
         return ""
 
-    def _layer_slices(self, traced: TracedGroup) -> tuple[LayerSlice, ...]:
-        """Return the slices of the layers with channels; operations between them have none."""
-        return tuple(
-            LayerSlice(
-                self._names[item.dep.target.module],
-                item.dep.target.module,
-                bool(self._graph.is_out_channel_pruning_fn(item.dep.handler)),
-                item.idxs,
-                item.root_idxs,
-            )
-            for item in traced.items
-            if item.dep.target.type in _LAYERS
-        )
+    def _refuse(self, producers: Sequence[Side], reason: str) -> None:
+        for name, axis in producers:
+            if axis == OUTPUTS and reason:
+                self.unprunable.setdefault(name, reason)
 
-    def _check_all_layers_traced(self, model: nn.Module) -> None:
-        traced = {module for module in self._graph.module2node if isinstance(module, nn.Module)}
-        covered = {part for module in traced for part in module.modules()}
-        for name, module in model.named_modules():
-            if isinstance(module, WEIGHTED_LAYERS) and module not in covered:
-                raise CompressionError(
-                    f"layer '{name}' is not used in the forward pass of the example, so its dependencies are unknown"
-                )
+    def _make_group(self, sides: Sequence[Side], members: Sequence[dict[Side, list[int]]]) -> ChannelGroup:
+        """Return the group of some sides, the first of which names it; each member is one of its channels."""
+        slices, parameters = [], []
+        for side in dict.fromkeys(sides):
+            pairs = sorted((index, root) for root, member in enumerate(members) for index in member[side])
+            indices, roots = [index for index, _ in pairs], [root for _, root in pairs]
+            name, axis = side
+            if axis in (INPUTS, OUTPUTS):
+                layer = self._modules[name]
+                blocks = count_channels(layer, axis == OUTPUTS) // self._trace.sides[side].size
+                size = self._trace.sides[side].size
+                indices = [index + block * size for block in range(blocks) for index in indices]
+                slices.append(LayerSlice(name, layer, axis == OUTPUTS, indices, roots * blocks))
+            else:
+                parameters.append(ParameterSlice(name, axis, indices, roots))
+        return ChannelGroup(sides[0][0], len(members), tuple(slices), tuple(parameters))
+
+    def _add_counts(self, group: ChannelGroup) -> ChannelGroup | None:
+        """Return a group with the numbers that modules keep of its heads; ``None`` if its heads cannot be removed."""
+        width = group.width // group.channels
+        if width == 1:
+            return group
+        reason = ""
+        # One head is removed on trial: the module's own forward pass shows which of its numbers have to follow.
+        for counts in self._list_count_options(group, width):
+            candidate = replace(group, counts=counts)
+            pruned = copy.deepcopy(self._model)
+            history = self.list_removals([(candidate, [0])])
+            try:
+                replay_history(pruned, history)
+                verify_pruned_model(self._model, pruned, history, self._example)
+            except CompressionError as error:
+                reason = reason or str(error)
+            else:
+                return candidate
+        self.unprunable.setdefault(group.name, reason)
+        return None
+
+    def _list_count_options(self, group: ChannelGroup, width: int) -> Iterator[tuple[HeadCount, ...]]:
+        """Yield numbers of heads and of their channels, kept by the modules around the layers, to be reduced."""
+        owners = dict.fromkeys(part.name.rpartition(".")[0] for part in group.slices if part.outputs)
+        heads, sizes = [], []
+        for name in owners:
+            for attribute, value in vars(self._modules[name]).items():
+                if isinstance(value, bool) or not isinstance(value, int):
+                    continue
+                if (
+                    value == group.channels
+                    and "head" in attribute
+                    and "dim" not in attribute
+                    and "size" not in attribute
+                ):
+                    heads.append(HeadCount(name, attribute, value, 1))
+                elif value == group.channels * width:
+                    sizes.append(HeadCount(name, attribute, value, width))
+        # Numbers named after heads come first: another number may be equal by chance.
+        named = [count for count in sizes if "head" in count.attribute or "attn" in count.attribute]
+        options = [(), tuple(heads), (*heads, *named), (*heads, *sizes)]
+        yield from dict.fromkeys(options)
+
+
+def trace_channels(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
+    """Return which channels of a model belong together, from runs on an example; the model is not changed.
+
+    Layers that run only in training, such as auxiliary heads, are followed by a second run in training mode.
+
+    Raises:
+        CompressionError: The model fails on the example, or returns no tensor.
+    """
+    tracer = ChannelTracer(model)
+    with _preserve_mode(model), torch.no_grad(), tracer.name_modules():
+        model.eval()
+        try:
+            _run_traced(tracer, model, example)
+        except CompressionError:
+            raise
+        except Exception as error:  # A user's model may raise anything.
+            raise CompressionError(f"{type(model).__name__} fails on its example: {format_error(error)}") from error
+        layers = [name for name, module in model.named_modules() if is_matrix_layer(module)]
+        if any((name, OUTPUTS) in tracer.trace.sides and not tracer.trace.has_run(name) for name in layers):
+            model.train()
+            # The training mode may need targets; its layers then count as idle.
+            with suppress(Exception):
+                # Batch normalization has no statistics of one example.
+                _run_traced(tracer, model, tuple(torch.cat([tensor, tensor]) for tensor in example))
+    return tracer.finish()
+
+
+def _run_traced(tracer: ChannelTracer, model: nn.Module, example: tuple[Tensor, ...]) -> None:
+    # Views of the inputs are tensors of their own, so a label never stays on a caller's tensor.
+    inputs = tuple(tensor.view_as(tensor) for tensor in example)
+    tracer.mark_inputs(inputs)
+    with tracer:
+        output = model(*inputs)
+    tensors = flatten_outputs(output)
+    if not tensors:
+        raise CompressionError(f"{type(model).__name__} cannot be traced: it returns no tensor")
+    tracer.fix(tensors)
+
+
+@contextmanager
+def _preserve_mode(model: nn.Module) -> Iterator[None]:
+    """Restore modes, buffers and random state after the body, in which fused attention kernels are off."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    # A fused transformer layer is one operation, which cannot be followed.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.random.fork_rng(devices=()):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _take(
+    remaining: dict[Side, list[int]], side: Side, size: int, part: LayerSlice | ParameterSlice, chosen: set[int]
+) -> list[int]:
+    """Return the present positions of the chosen channels of a side, and drop them from ``remaining``."""
+    channels = remaining.setdefault(side, list(range(size)))
+    lost = {index for index, root in zip(part.indices, part.roots, strict=True) if root in chosen}
+    positions = [position for position, channel in enumerate(channels) if channel in lost]
+    remaining[side] = [channel for channel in channels if channel not in lost]
+    return positions
+
+
+def get_tensor(model: nn.Module, path: str) -> Tensor:
+    """Return a parameter or buffer by its dotted name."""
+    parent, _, key = path.rpartition(".")
+    tensor = getattr(model.get_submodule(parent), key)
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 def replay_history(model: nn.Module, history: Sequence[Sequence[Any]]) -> None:
-    """Remove the channels of a history from a freshly built model, in place.
+    """Remove the channels of a history from a model of the original structure, in place.
 
     Raises:
         CompressionError: The history does not fit the model.
     """
+    sides = {entry.side: entry for entry in list_sides(model)}
     for entry in history:
         try:
-            name, outputs, indices = entry
-            layer = model.get_submodule(name)
-            pruner, size = _layer_pruner(layer), count_channels(layer, outputs)
-            fits = 0 < len(set(indices)) < size and all(0 <= index < size for index in indices)
+            name, where, value = entry
+            if isinstance(where, str):
+                _set_count(model.get_submodule(name), where, value)
+                continue
+            if isinstance(where, bool):
+                side = sides[name, OUTPUTS if where else INPUTS]
+                size = count_channels(model.get_submodule(name), where)
+            else:
+                side = sides[name, where]
+                size = get_tensor(model, name).shape[where]
+            fits = 0 < len(set(value)) < size and all(0 <= index < size for index in value)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CompressionError(f"the pruning history does not fit the model: {format_error(error)}") from error
         if not fits:
             raise CompressionError(f"the pruning history does not fit layer '{name}', which has {size} channels")
-        # The functions of torch-pruning shrink one layer; the history holds one entry for each.
-        (pruner.prune_out_channels if outputs else pruner.prune_in_channels)(layer, list(indices))
+        path, axis = side.axes[0]
+        # The weight of a grouped convolution has the inputs of one block.
+        block = get_tensor(model, path).shape[axis]
+        removed = {index % block for index in value}
+        shrink_side(model, side, [index for index in range(block) if index not in removed])
+
+
+def _set_count(module: nn.Module, attribute: str, value: int) -> None:
+    if not isinstance(getattr(module, attribute), int) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"'{attribute}' is no number that could become {value}")
+    setattr(module, attribute, value)
 
 
 @torch.no_grad()
@@ -215,15 +403,27 @@ def verify_pruned_model(
         CompressionError: The pruned model fails, returns another shape or other values, or is not finite.
     """
     masked_model = copy.deepcopy(model).eval()
-    remaining: dict[str, list[int]] = {}
-    for name, outputs, indices in history:
-        layer = masked_model.get_submodule(name)
-        if outputs:
+    remaining: dict[tuple[str, int], list[int]] = {}
+    for name, where, indices in history:
+        if isinstance(where, str):
             continue
+        layer = masked_model.get_submodule(name) if isinstance(where, bool) else None
+        if where is True and isinstance(layer, EMBEDDINGS):
+            # A table that is also read as a linear layer: zeros in its columns serve both.
+            name, where, layer = f"{name}.weight", 1, None
+        elif where is True:
+            continue
+        axis = INPUTS if where is False else where
+        size = get_tensor(masked_model, name).shape[where] if layer is None else count_channels(layer, False)
         # Indices refer to the channels remaining at that step, but ``masked_model`` still has all of them.
-        channels = remaining.setdefault(name, list(range(count_channels(layer, False))))
-        zero_input_channels(layer, [channels[index] for index in indices])
-        remaining[name] = [channel for index, channel in enumerate(channels) if index not in set(indices)]
+        channels = remaining.setdefault((name, axis), list(range(size)))
+        masked = [channels[index] for index in indices]
+        if layer is None:
+            tensor = get_tensor(masked_model, name)
+            tensor.index_fill_(where, torch.tensor(masked, device=tensor.device), 0)
+        else:
+            zero_input_channels(layer, masked)
+        remaining[name, axis] = [channel for channel in channels if channel not in set(masked)]
     try:
         outputs_of_pruned = flatten_outputs(pruned(*inputs))
     except Exception as error:
@@ -254,86 +454,26 @@ def have_close_outputs(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> 
 @torch.no_grad()
 def zero_input_channels(layer: nn.Module, inputs: Sequence[int]) -> None:
     """Set the weights that read some input channels of a layer to zero, in place."""
-    indices = torch.tensor(inputs)
     weight = layer.get_parameter("weight")
-    view = weight.unsqueeze(0) if getattr(layer, "transposed", False) else swap_channel_axes(layer, weight)
+    indices = torch.tensor(inputs)
+    if output_axis(layer) == 1:
+        weight[indices] = 0
+        return
+    view = swap_channel_axes(layer, weight)
     view[indices // view.shape[1], indices % view.shape[1]] = 0
 
 
-def check_no_data_branches(model: nn.Module, example: tuple[Tensor, ...]) -> None:
-    """Check that a model does not branch on the values of its tensors, as ``if x.sum() > 0`` does.
-
-    Raises:
-        CompressionError: The model reads a tensor's value into Python, or it fails on the example.
-    """
-    try:
-        # With gradients, like the trace: without them, torch's fused transformer layers read the values of their masks.
-        with torch.enable_grad(), _ValueReadDetector():
-            model(*example)
-    except _ValueReadError as error:
-        raise CompressionError(
-            f"{type(model).__name__} branches on the values of its data and cannot be traced"
-        ) from error
-    except Exception as error:
-        raise CompressionError(f"{type(model).__name__} fails on its example: {format_error(error)}") from error
-
-
 def count_channels(layer: nn.Module, outputs: bool) -> int:
-    """Return the number of input or output channels of a layer; 0 if one parameter serves all channels."""
-    pruner = _layer_pruner(layer)
-    return int((pruner.get_out_channels(layer) if outputs else pruner.get_in_channels(layer)) or 0)
-
-
-class _ValueReadError(Exception):
-    """A tensor's value was read into Python."""
-
-
-class _ValueReadDetector(TorchDispatchMode):
-    """Raises as soon as an operation copies a tensor's value into a Python number."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        # Calls of item(), bool() and float() on a tensor all end in this operator.
-        if func is torch.ops.aten._local_scalar_dense.default:
-            raise _ValueReadError
-        return func(*args, **(kwargs or {}))
-
-
-def _layer_pruner(layer: nn.Module) -> BasePruningFunc:
-    """Return torch-pruning's functions for the type of a layer."""
-    return PrunerBox[module2type(layer)]
-
-
-def _function_name(node: Node) -> str:
-    """Return the name of an operation that the model calls as a function; empty for operations of a layer."""
-    is_part_of_layer = any(isinstance(follower.module, nn.Linear) for follower in node.outputs)
-    if node.type != OPTYPE.ELEMENTWISE or is_part_of_layer or not hasattr(node.grad_fn, "name"):
-        return ""
-    return str(node.grad_fn.name()).partition("Backward")[0]
-
-
-def _count_blocks(part: LayerSlice) -> int:
-    """Return the number of blocks into which a grouped convolution divides these channels; 1 for a depthwise one."""
-    groups = int(getattr(part.layer, "groups", 1))
-    return 1 if module2type(part.layer) == OPTYPE.DEPTHWISE_CONV else groups
-
-
-def _covers_layer(part: LayerSlice) -> bool:
-    """Return whether a slice contains all input or all output channels of its layer."""
-    return len(part.indices) == count_channels(part.layer, part.outputs)
-
-
-@contextmanager
-def _suppress_output() -> Iterator[None]:
-    """Suppress the printed output and the warnings of torch-pruning."""
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    """Return the number of input or output channels of a layer; 0 if it has no weight for each channel."""
+    weight = getattr(layer, "weight", None)
+    if weight is None:
+        weight = getattr(layer, "running_mean", None)
+    if not isinstance(weight, Tensor):
+        return 0
+    if weight.dim() == 1:
+        return len(weight) if len(weight) > 1 or not isinstance(layer, nn.PReLU) else 0
+    axis = output_axis(layer)
+    size = weight.shape[axis if outputs else 1 - axis]
+    # The second axis of a grouped convolution counts the channels of one block.
+    is_per_block = isinstance(layer, nn.modules.conv._ConvNd) and (axis == 1) == outputs
+    return int(size * layer.groups if is_per_block and isinstance(layer.groups, int) else size)

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from autocompress.core.knobs import RegisteredChoice
 from autocompress.core.registry import CRITERIA
 from autocompress.errors import CompressionError
+from autocompress.prune.layer_channels import is_transposed_linear, output_axis
 
 
 class Importance(Protocol):
@@ -79,6 +80,10 @@ class Criterion:
     importance: Importance
     layers: tuple[type[nn.Module], ...] = WEIGHTED_LAYERS
     gradients: bool = False
+
+    def can_score(self, layer: nn.Module) -> bool:
+        """Return whether the weight of a layer is scored; GPT-2's linear layers count as linear layers."""
+        return isinstance(layer, self.layers) or (nn.Linear in self.layers and is_transposed_linear(layer))
 
 
 _BUILTIN: Mapping[str, Criterion] = {
@@ -147,7 +152,7 @@ def score_channels(
     totals = torch.zeros(channels, dtype=torch.float64)
     for part in slices:
         weight = getattr(part.layer, "weight", None)
-        if weight is None or not isinstance(part.layer, criterion.layers):
+        if weight is None or not criterion.can_score(part.layer):
             continue
         scores = score_weight(weight, f"the weights of layer '{part.name}'", criterion, generator)
         sums = flatten_by_channel(part.layer, scores, part.outputs).double().sum(1).cpu()
@@ -166,7 +171,7 @@ def flatten_by_channel(layer: nn.Module, weight: Tensor, outputs: bool) -> Tenso
     if weight.dim() == 1:
         return weight.unsqueeze(1)
     # Transposed convolutions and embedding tables have their outputs on the second axis.
-    if outputs != (getattr(layer, "transposed", False) or isinstance(layer, nn.Embedding)):
+    if outputs != bool(output_axis(layer)):
         return weight.flatten(1)
     return swap_channel_axes(layer, weight).flatten(0, 1).flatten(1)
 

@@ -19,7 +19,6 @@ def select_least_important(
     scores: Sequence[Tensor],
     ratio: float,
     pooled: bool,
-    protected_sets: Sequence[Sequence[Sequence[int]]] | None = None,
     removed_before: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Return the channels to remove from each group; the most important one of each group is never removed.
@@ -31,8 +30,6 @@ def select_least_important(
         scores: One score per channel for each group, ``[n]``; larger = keep.
         ratio: Share to remove, 0 to 1.
         pooled: Whether the channels of all groups are ranked together rather than each group by itself.
-        protected_sets: Sets of channels of each group of which at least one must remain, such as the channels of one
-            of two concatenated layers.
         removed_before: Number of channels of each group that earlier steps removed; the ratio counts them too.
 
     Example:
@@ -42,10 +39,7 @@ def select_least_important(
         [[0, 1, 2], []]
     """
     removed = list(removed_before) if removed_before else [0] * len(scores)
-    orders = [
-        rank_removable_channels(group, protected_sets[index] if protected_sets else ())
-        for index, group in enumerate(scores)
-    ]
+    orders = [rank_removable_channels(group) for group in scores]
     # The ratio is a share of the original widths: what is left plus what earlier steps removed.
     sizes = [len(group) + count for group, count in zip(scores, removed, strict=True)]
     # Only the first step has to remove something; a later one may find its ratio reached already.
@@ -62,13 +56,11 @@ def select_least_important(
     return [sorted(order[:count]) for order, count in zip(orders, counts, strict=True)]
 
 
-def rank_removable_channels(scores: Tensor, protected_sets: Sequence[Sequence[int]]) -> list[int]:
-    """Return the channels that can be removed, the least important first."""
+def rank_removable_channels(scores: Tensor) -> list[int]:
+    """Return all channels but the most important one, the least important first."""
     # A stable sort breaks ties by the channel's number, so that results do not depend on the platform.
     order: list[int] = torch.argsort(scores, stable=True).tolist()
-    rank = {channel: position for position, channel in enumerate(order)}
-    protected = {max(channels, key=rank.__getitem__) for channels in (order, *protected_sets)}
-    return [channel for channel in order if channel not in protected]
+    return order[:-1]
 
 
 def round_half_up(value: float) -> int:

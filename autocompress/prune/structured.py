@@ -10,25 +10,26 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.knobs import Choice, FloatRange, knob
-from autocompress.core.method import Context, MethodState
+from autocompress.core.method import Context, MethodState, match_layers
 from autocompress.core.registry import CRITERIA, PRUNE
 from autocompress.errors import CompressionError, NothingRemovedError
 from autocompress.prune.calibration import (
     calibration_gradients,
     check_layers_not_empty,
     check_output_varies,
-    enable_gradients,
     make_noise,
 )
 from autocompress.prune.channels import (
     ChannelGraph,
     ChannelGroup,
     PruningHistory,
+    Removal,
     count_channels,
     replay_history,
     verify_pruned_model,
 )
 from autocompress.prune.importance import CRITERION_CHOICE, score_channels
+from autocompress.prune.layer_channels import EMBEDDINGS, is_matrix_layer
 from autocompress.prune.schedule import GradualConfig, select_least_important
 
 
@@ -88,28 +89,23 @@ def prune_channels(
     removed_channels: dict[str, int] = {}
     original_sizes: dict[str, int] = {}
     unprunable: dict[str, str] = {}
+    removed = 0
     for step, ratio in enumerate(config.step_ratios(config.pruning_ratio)):
         if step:
             config.train_between_steps(pruned, context)
-        before_step = copy.deepcopy(pruned)
-        with enable_gradients(pruned):  # Tracing follows gradients, so even frozen weights need one.
-            # Indices shift when channels are removed, so every step traces the model again.
-            graph = ChannelGraph(pruned, context.example)
-            groups = _score_groups(pruned, graph, config.criterion, context, generator, removed_channels)
-            selected = select_channels(pruned, groups, ratio) if groups else []
-            selected = [
-                round_to_multiple(scored, indices, config.round_to)
-                for scored, indices in zip(groups, selected, strict=True)
-            ]
-            for scored, indices in zip(groups, selected, strict=True):
-                graph.remove_channels(scored.group, indices)
-        verify_pruned_model(before_step, pruned, graph.history, _test_inputs(context))
-        history += graph.history
+        # Indices shift when channels are removed, so every step traces the model again.
+        graph = ChannelGraph(pruned, _trace_inputs(context), match_layers(pruned, context.ignore))
+        groups = _score_groups(pruned, graph, config.criterion, context, generator, removed_channels)
+        removals = _choose_removals(groups, select_channels(pruned, groups, ratio) if groups else [], config.round_to)
+        pruned, removals = _remove_safely(pruned, graph, removals, _test_inputs(context))
+        history += graph.list_removals(removals)
         unprunable.update(graph.unprunable)
-        for scored, indices in zip(groups, selected, strict=True):
-            removed_channels[scored.group.name] = scored.removed + len(indices)
+        for group, indices in removals:
+            removed_channels[group.name] = removed_channels.get(group.name, 0) + len(indices)
+            # A channel of a group may be several of a layer, as a head is.
+            removed += len(indices) * group.width // group.channels
         for group in graph.groups:
-            original_sizes.setdefault(group.name, group.channels * group.repeats)
+            original_sizes.setdefault(group.name, group.width)
     if not history:
         reasons = ", ".join(f"'{name}': {reason}" for name, reason in unprunable.items())
         # Without groups no ratio removes a channel; with some, this ratio is below one channel of each.
@@ -117,10 +113,50 @@ def prune_channels(
         raise error(f"no channel can be removed ({reasons or 'every layer has one'})")
     check_output_varies(pruned, context)
     widths = _layer_widths(model, pruned, history)
-    # Layers behind a group shrink on their input side; counting the first layer of each group counts a channel once.
-    removed = sum(before - after for name, (before, after) in widths.items() if name in original_sizes)
     report = {"sparsity": removed / sum(original_sizes.values()), "channels": widths, "uncut": unprunable}
     return pruned, MethodState(history={"layers": history}, report=report)
+
+
+def _choose_removals(groups: Sequence[ScoredGroup], selected: Sequence[list[int]], multiple: int) -> list[Removal]:
+    """Return the groups with the channels to remove, rounded so that each group keeps a multiple."""
+    rounded = [round_to_multiple(scored, indices, multiple) for scored, indices in zip(groups, selected, strict=True)]
+    return [(scored.group, indices) for scored, indices in zip(groups, rounded, strict=True) if indices]
+
+
+def _remove_safely(
+    model: nn.Module, graph: ChannelGraph, removals: Sequence[Removal], inputs: tuple[Tensor, ...]
+) -> tuple[nn.Module, list[Removal]]:
+    """Return a copy without some channels, and the removals that were safe; the others are noted as unprunable.
+
+    All groups are removed together. Where that fails, each half is tried by itself, so that one group that cannot be
+    removed does not keep the others.
+
+    Args:
+        model: The model, which is not changed.
+        graph: Channel groups of the model.
+        removals: Groups and the channels to remove.
+        inputs: Real data that the models are compared on.
+    """
+    pruned = copy.deepcopy(model)
+    if not removals:
+        return pruned, []
+    history = graph.list_removals(removals)
+    try:
+        replay_history(pruned, history)
+        verify_pruned_model(model, pruned, history, inputs)
+    except CompressionError as error:
+        if len(removals) == 1:
+            graph.unprunable[removals[0][0].name] = str(error)
+            return copy.deepcopy(model), []
+    else:
+        return pruned, list(removals)
+    middle = len(removals) // 2
+    halves = [_remove_safely(model, graph, half, inputs)[1] for half in (removals[:middle], removals[middle:])]
+    safe = [removal for half in halves for removal in half]
+    if len(safe) == len(removals):
+        # Safe by themselves, but not together: the larger part of them is removed.
+        return _remove_safely(model, graph, max(halves, key=len), inputs)
+    return _remove_safely(model, graph, safe, inputs)
 
 
 def round_to_multiple(scored: ScoredGroup, indices: Sequence[int], multiple: int) -> list[int]:
@@ -129,7 +165,7 @@ def round_to_multiple(scored: ScoredGroup, indices: Sequence[int], multiple: int
     The least important channels are removed first. A group keeps at least one multiple, or all it has if that is less.
 
     Example:
-        >>> scored = ScoredGroup(ChannelGroup("a", 6, 1, (), ()), torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), 0)
+        >>> scored = ScoredGroup(ChannelGroup("a", 6, ()), torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.0]), 0)
         >>> round_to_multiple(scored, [5], 4), round_to_multiple(scored, [5], 1)
         ([4, 5], [5])
     """
@@ -144,11 +180,7 @@ def round_to_multiple(scored: ScoredGroup, indices: Sequence[int], multiple: int
     def remove_down_to(width: int) -> list[int]:
         return sorted(order[: channels - min(max(width, multiple), channels)])
 
-    nearest = remove_down_to((remaining + multiple // 2) // multiple * multiple)
-    if any(set(protected) <= set(nearest) for protected in scored.group.protected_sets):
-        # Rounding down would empty one of the layers, so the width is rounded up.
-        return remove_down_to(-(-remaining // multiple) * multiple)
-    return nearest
+    return remove_down_to((remaining + multiple // 2) // multiple * multiple)
 
 
 def restore_channels(model: nn.Module, state: MethodState) -> nn.Module:
@@ -178,14 +210,19 @@ def _score_groups(
         if criterion.gradients:
             stack.enter_context(calibration_gradients(model, context))
         for group in graph.groups:
-            if any(isinstance(part.layer, criterion.layers) for part in group.slices):
-                scores = score_channels(group.slices, group.channels * group.repeats, criterion, generator)
-                # The blocks of a grouped convolution lose the same channels, so their scores are averaged.
-                scores = scores.view(group.repeats, group.channels).mean(0)
+            if any(criterion.can_score(part.layer) for part in group.slices):
+                scores = score_channels(group.slices, group.channels, criterion, generator)
                 scored_groups.append(ScoredGroup(group, scores, removed_channels.get(group.name, 0)))
             else:
                 graph.unprunable[group.name] = f"the criterion {criterion_name} scores none of its layers"
     return scored_groups
+
+
+def _trace_inputs(context: Context) -> tuple[Tensor, ...]:
+    """Return real examples to trace a model on: a mask without padding may take another branch than real ones."""
+    if context.calibration:
+        return tuple(tensor[:2] for tensor in context.calibration[0])
+    return context.example
 
 
 def _test_inputs(context: Context) -> tuple[Tensor, ...]:
@@ -199,8 +236,10 @@ def _layer_widths(model: nn.Module, pruned: nn.Module, history: PruningHistory) 
     """Return the number of outputs ``[before, after]`` of each layer that lost some."""
     widths = {}
     for name, outputs, _ in history:
+        if outputs is not True:
+            continue
         before, after = model.get_submodule(name), pruned.get_submodule(name)
-        if outputs and isinstance(before, nn.Linear | nn.Embedding | nn.modules.conv._ConvNd):
+        if isinstance(before, EMBEDDINGS) or is_matrix_layer(before):
             widths[name] = [count_channels(before, True), count_channels(after, True)]
     return widths
 
@@ -249,7 +288,6 @@ class Structured:
                 [scored.scores for scored in groups],
                 ratio,
                 pooled=config.scope == "global",
-                protected_sets=[scored.group.protected_sets for scored in groups],
                 removed_before=[scored.removed for scored in groups],
             )
 

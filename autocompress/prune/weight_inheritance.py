@@ -4,7 +4,6 @@ Layers are matched by name. If a group of coupled channels is narrower in the st
 teacher's most important channels, the same ones in every layer that they run through.
 """
 
-import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +13,6 @@ from torch.nn.modules.conv import _ConvNd
 
 from autocompress.core.registry import CRITERIA
 from autocompress.errors import CompressionError
-from autocompress.prune.calibration import enable_gradients
 from autocompress.prune.channels import ChannelGraph, ChannelGroup, count_channels
 from autocompress.prune.importance import LayerSlice, score_channels
 
@@ -113,7 +111,8 @@ def _match_channels(student: nn.Module, teacher: nn.Module, example: tuple[Tenso
         student_groups, teacher_groups = _trace_groups(student, example), _trace_groups(teacher, example)
     except CompressionError:
         return _ChannelMatching()
-    group_of_layer = {part.name: group for group in teacher_groups for part in group.slices if part.outputs}
+    group_of_layer = {group.name: group for group in teacher_groups}
+    group_of_layer |= {part.name: group for group in teacher_groups for part in group.slices if part.outputs}
     matching = _ChannelMatching()
     for group in student_groups:
         source_group = group_of_layer.get(group.name)
@@ -135,18 +134,15 @@ def _match_channels(student: nn.Module, teacher: nn.Module, example: tuple[Tenso
 
 def _trace_groups(model: nn.Module, example: tuple[Tensor, ...]) -> list[ChannelGroup]:
     """Return the channel groups of a model, which is not changed."""
-    traced = copy.deepcopy(model).eval()
-    with enable_gradients(traced):
-        return ChannelGraph(traced, example).groups
+    return ChannelGraph(model, example).groups
 
 
 def _select_channels(group: ChannelGroup, source_group: ChannelGroup) -> list[int] | None:
     """Return the teacher's channels that the student inherits, or ``None`` if the student has more of them."""
-    if group.repeats != source_group.repeats or group.channels > source_group.channels:
+    if group.channels > source_group.channels:
         return None
-    size = source_group.channels * source_group.repeats
-    scores = score_channels(source_group.slices, size, CRITERIA["l2"], torch.Generator())
-    ranking = scores.view(source_group.repeats, source_group.channels).mean(0).argsort(descending=True, stable=True)
+    scores = score_channels(source_group.slices, source_group.channels, CRITERIA["l2"], torch.Generator())
+    ranking = scores.argsort(descending=True, stable=True)
     return sorted(ranking[: group.channels].tolist())
 
 
@@ -166,8 +162,7 @@ def _match_slice(
     occurrences: dict[int, int] = {}
     channels = []
     for root in part.roots:
-        block, position = divmod(root, group.channels)
-        options = indices_of_root.get(block * source_group.channels + selected[position], [])
+        options = indices_of_root.get(selected[root], [])
         occurrence = occurrences.get(root, 0)
         if occurrence >= len(options):
             return None

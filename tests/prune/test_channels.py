@@ -22,7 +22,6 @@ from tests.prune.zoo import (
     VECTOR,
     AddedToConcat,
     Dense,
-    Flatten,
     Grouped,
     Mlp,
     Net,
@@ -75,15 +74,10 @@ class TestFollowed:
         assert all(out.isfinite().all() for out in flatten_outputs(pruned(*batch(example))))
 
 
-@pytest.mark.parametrize("scope", ["uniform", "global"])
 @pytest.mark.parametrize(("kind", "example", "reason"), REFUSED, ids=[row[0].__name__ for row in REFUSED])
-def test_what_cannot_be_followed_is_refused_by_name(kind, example, reason, scope):
-    # An odd number of channels per half would break Shuffled in another way.
-    ratio = 0.5 if scope == "uniform" else 0.25
-    if kind.__name__ == "Shuffled" and scope == "global":
-        reason = "pruned model fails|mixes channels in an operation"
+def test_what_cannot_be_followed_is_refused_by_name(kind, example, reason):
     with pytest.raises(CompressionError, match=reason):
-        METHOD.apply(build(kind), StructuredConfig(pruning_ratio=ratio, scope=scope), Context(example))
+        METHOD.apply(build(kind), StructuredConfig(pruning_ratio=0.5), Context(example))
 
 
 class TestRemoval:
@@ -94,8 +88,9 @@ class TestRemoval:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         channels = ChannelGraph(model.eval(), VECTOR)
         (group,) = channels.groups
-        channels.remove_channels(group, [1])
-        assert channels.history == [["a", True, [1]], ["b", False, [1]]]
+        history = channels.list_removals([(group, [1])])
+        assert history == [["a", True, [1]], ["b", False, [1]]]
+        replay_history(model, history)
         assert torch.equal(model.a.weight, before["a.weight"][[0, 2]])
         assert torch.equal(model.a.bias, before["a.bias"][[0, 2]])
         assert torch.equal(model.b.weight, before["b.weight"][:, [0, 2]])
@@ -103,36 +98,28 @@ class TestRemoval:
 
     def test_nothing_chosen_changes_nothing(self):
         channels = ChannelGraph(build(Mlp), VECTOR)
-        channels.remove_channels(channels.groups[0], [])
-        assert channels.history == []
+        assert channels.list_removals([(channels.groups[0], [])]) == []
 
     def test_a_choice_in_a_grouped_convolution_goes_from_every_block(self):
         channels = ChannelGraph(build(Grouped), IMAGE)
         wide = next(group for group in channels.groups if group.name == "g")
-        assert (wide.channels, wide.repeats, wide.expand_indices([0, 2])) == (3, 4, [0, 2, 3, 5, 6, 8, 9, 11])
+        assert wide.channels == 3
+        assert channels.list_removals([(wide, [0, 2])])[0] == ["g", True, [0, 2, 3, 5, 6, 8, 9, 11]]
 
     @pytest.mark.parametrize("chosen", [range(8), [8], [-1]], ids=str)
     def test_all_channels_or_one_that_is_not_there_are_refused(self, chosen):
         channels = ChannelGraph(build(Shared), IMAGE)
         with pytest.raises(CompressionError, match="has 8 channels and must keep at least one"):
-            channels.remove_channels(channels.groups[0], chosen)
+            channels.list_removals([(channels.groups[0], chosen)])
 
-    def test_emptying_a_part_is_refused(self):
+    def test_each_part_of_a_concatenation_is_a_group_of_its_own(self):
+        # a and b are concatenated and added to c: six channels of c go with those of a, two with those of b.
         channels = ChannelGraph(build(AddedToConcat), IMAGE)
-        group = next(group for group in channels.groups if group.name == "c")
-        assert set(group.protected_sets) == {tuple(range(8)), tuple(range(6)), (6, 7)}
-        with pytest.raises(CompressionError, match="would leave 'b' without channels"):
-            channels.remove_channels(group, [6, 7])
-
-    def test_what_torch_pruning_cannot_do_is_said(self, monkeypatch):
-        channels = ChannelGraph(build(Flatten), IMAGE)
-
-        def fail(*_):
-            raise IndexError("out of\n range")
-
-        monkeypatch.setattr(channels._graph, "get_pruning_group", fail)
-        with pytest.raises(CompressionError, match="'hidden' cannot be removed: IndexError: out of range"):
-            channels.remove_channels(channels.groups[0], [0])
+        groups = {group.name: group for group in channels.groups}
+        assert {name: group.channels for name, group in groups.items()} == {"a": 6, "b": 2, "d": 4}
+        history = channels.list_removals([(groups["a"], [0, 5]), (groups["b"], [1])])
+        # The second group finds the inputs of d moved up by the first.
+        assert [entry for entry in history if entry[0] == "d"] == [["d", False, [0, 5]], ["d", False, [5]]]
 
 
 class TestGroups:

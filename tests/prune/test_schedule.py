@@ -112,13 +112,6 @@ def test_pooled_ranks_all_groups_together():
     assert select_least_important(scores, 0.3, pooled=True) == [[], [0, 2]]
 
 
-def test_a_part_never_goes_as_a_whole():
-    scores = [torch.tensor([1.0, 2.0, 3.0, 4.0])]
-    assert select_least_important(scores, 0.5, False) == [[0, 1]]
-    assert select_least_important(scores, 0.5, False, protected_sets=[[[0, 1], [2, 3]]]) == [[0, 2]]
-    assert select_least_important(scores, 0.9, False, protected_sets=[[[0, 1], [2, 3]]]) == [[0, 2]]
-
-
 def test_equal_scores_go_in_order():
     assert select_least_important([torch.ones(4)], 0.5, False) == [[0, 1]]
 

@@ -4,7 +4,6 @@ from torch import nn
 
 from autocompress.core.config import Part
 from autocompress.core.registry import TASKS
-from autocompress.prune.calibration import enable_gradients
 from autocompress.prune.channels import ChannelGraph, zero_input_channels
 from autocompress.prune.weight_inheritance import inherit_weights
 from autocompress.training.fit import FitRequest, fit, predict
@@ -175,8 +174,7 @@ def _flat(width):
 @torch.no_grad()
 def _silence_half(model):
     """Make every second channel of every group weigh nothing, and say nothing."""
-    with enable_gradients(model):
-        groups = ChannelGraph(model, EXAMPLE).groups
+    groups = ChannelGraph(model, EXAMPLE).groups
     for group in groups:
         for part in group.slices:
             half = [index for index, root in zip(part.indices, part.roots, strict=True) if root % 2]

@@ -149,30 +149,8 @@ class MeanOverChannels(Net):
         return self.fc(self.b(self.a(x).mean(1, keepdim=True)).mean((2, 3)))
 
 
-IMAGE, VECTOR, TOKENS = (torch.zeros(1, 1, 8, 8),), (torch.zeros(1, 4),), (torch.arange(5)[None],)
-
-# What a tracer can follow: class, example, layers that lose channels at ratio 1/2.
-FOLLOWED = [
-    (Dense, IMAGE, {"a", "b", "c"}),
-    (AddedToConcat, IMAGE, {"a", "b", "c", "d"}),
-    (Flatten, IMAGE, {"a", "b", "hidden"}),
-    (Gate, IMAGE, {"a", "down", "up"}),
-    (Grouped, IMAGE, {"a", "g", "b"}),
-    (Transposed, IMAGE, {"a", "t", "b"}),
-    (Shared, IMAGE, {"a", "s"}),
-    (Mlp, VECTOR, {"0", "2"}),
-    (Arguments, VECTOR * 2, {"a"}),
-    (ReturnsHidden, VECTOR, {"a"}),
-    (Recurrent, TOKENS, {"hidden"}),
-    (Transformer, TOKENS, {"t.linear1"}),
-    (OwnAttention, TOKENS, {"up"}),
-    (Normalized, IMAGE, {"b"}),
-    (MeanOverChannels, IMAGE, {"b"}),
-]
-
-
 class Flipped(Net):
-    """Reverses its channels, which a tracer takes for an element-wise operation."""
+    """Reverses its channels, which moves every channel to another place."""
 
     def __init__(self):
         super().__init__(a=conv(1, 8), b=conv(8, 8), fc=nn.Linear(8, 3))
@@ -202,6 +180,119 @@ class Halved(Net):
         return self.fc(torch.cat([self.b(first), self.c(second)], 1).mean((2, 3)))
 
 
+class Auxiliary(Net):
+    """Has a head that runs in training only."""
+
+    def __init__(self):
+        super().__init__(a=nn.Linear(4, 8), b=nn.Linear(8, 8), fc=nn.Linear(8, 3), extra=nn.Linear(8, 3))
+
+    def forward(self, x):
+        hidden = self.b(self.a(x).relu()).relu()
+        return (self.fc(hidden), self.extra(hidden)) if self.training else self.fc(hidden)
+
+
+class Idle(Net):
+    """Has layers that never run; one of them could read the channels of ``a``."""
+
+    def __init__(self):
+        super().__init__(a=nn.Linear(4, 8), b=nn.Linear(8, 6), fc=nn.Linear(6, 3), never=nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(x).relu()).relu())
+
+
+class Unshuffled(Net):
+    """Moves pixels into channels and back."""
+
+    def __init__(self):
+        super().__init__(a=conv(1, 8), b=conv(32, 16), c=conv(4, 6), fc=nn.Linear(6, 3))
+
+    def forward(self, x):
+        x = F.pixel_shuffle(self.b(F.pixel_unshuffle(self.a(x).relu(), 2)).relu(), 2)
+        return self.fc(self.c(x).mean((2, 3)))
+
+
+class Tied(Net):
+    """Predicts tokens with the table that it reads them from."""
+
+    def __init__(self):
+        super().__init__(e=nn.Embedding(10, 8), a=nn.Linear(8, 12), b=nn.Linear(12, 8), out=nn.Linear(8, 10))
+        self.out.weight = self.e.weight
+
+    def forward(self, x):
+        x = self.e(x)
+        return self.out((x + self.b(self.a(x).relu())).mean(1))
+
+
+class Einsum(Net):
+    def __init__(self):
+        super().__init__(a=nn.Linear(4, 8), fc=nn.Linear(6, 3))
+        self.matrix = nn.Parameter(torch.randn(6, 8))
+
+    def forward(self, x):
+        return self.fc(torch.einsum("bi,oi->bo", self.a(x).relu(), self.matrix).relu())
+
+
+class Gated(Net):
+    """Multiplies one half of its channels by the other."""
+
+    def __init__(self):
+        super().__init__(a=nn.Linear(4, 16), b=nn.Linear(8, 6), fc=nn.Linear(6, 3))
+
+    def forward(self, x):
+        first, second = self.a(x).chunk(2, -1)
+        return self.fc((self.b(first * second.sigmoid())).relu())
+
+
+class Heads(Net):
+    """Attention with four heads and one matrix for queries, keys and values, behind a normalization."""
+
+    def __init__(self):
+        super().__init__(e=nn.Embedding(10, 16), norm=nn.LayerNorm(16), fc=nn.Linear(16, 3))
+        self.attention = Net(qkv=nn.Linear(16, 48), out=nn.Linear(16, 16))
+        self.attention.num_heads = 4
+
+    def forward(self, x):
+        x, attention = self.norm(self.e(x)), self.attention
+        query, key, value = attention.qkv(x).chunk(3, -1)
+        split = lambda part: part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)  # noqa: E731
+        mixed = F.scaled_dot_product_attention(split(query), split(key), split(value))
+        return self.fc((x + attention.out(mixed.transpose(1, 2).flatten(2))).mean(1))
+
+
+class TokenMixer(Net):
+    """Mixes positions by a layer, as MLP-Mixer does."""
+
+    def __init__(self):
+        super().__init__(e=nn.Embedding(10, 8), up=nn.Linear(5, 12), down=nn.Linear(12, 5), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        x = self.e(x)
+        return self.fc((x + self.down(self.up(x.transpose(1, 2)).relu()).transpose(1, 2)).mean(1))
+
+
+class Masked(Net):
+    """Takes another way where nothing is masked, as Hugging Face models do."""
+
+    def __init__(self):
+        super().__init__(e=nn.Embedding(10, 8), a=nn.Linear(8, 12), fc=nn.Linear(12, 3))
+
+    def forward(self, x):
+        mask = x != 0
+        x = self.a(self.e(x)).relu()
+        if not mask.all():
+            x = x * mask[..., None]
+        return self.fc(x.mean(1))
+
+
+class Detached(Net):
+    def __init__(self):
+        super().__init__(a=nn.Linear(4, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.fc(self.c(self.b(self.a(x).detach())))
+
+
 class Branching(Net):
     def __init__(self):
         super().__init__(a=nn.Linear(4, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 8), fc=nn.Linear(8, 3))
@@ -217,9 +308,40 @@ class BranchingOnShape(Branching):
         return self.fc(self.b(x) if len(x) == 1 else self.c(x))
 
 
-class Detached(Branching):
-    def forward(self, x):
-        return self.fc(self.c(self.b(self.a(x).detach())))
+IMAGE, VECTOR, TOKENS = (torch.zeros(1, 1, 8, 8),), (torch.zeros(1, 4),), (torch.arange(5)[None],)
+
+# What a tracer can follow: class, example, layers that lose channels at ratio 1/2.
+FOLLOWED = [
+    (Dense, IMAGE, {"a", "b", "c"}),
+    (AddedToConcat, IMAGE, {"a", "b", "c", "d"}),
+    (Flatten, IMAGE, {"a", "b", "hidden"}),
+    (Gate, IMAGE, {"a", "down", "up"}),
+    (Grouped, IMAGE, {"a", "g", "b"}),
+    (Transposed, IMAGE, {"a", "t", "b"}),
+    (Shared, IMAGE, {"a", "s"}),
+    (Mlp, VECTOR, {"0", "2"}),
+    (Arguments, VECTOR * 2, {"a"}),
+    (ReturnsHidden, VECTOR, {"a"}),
+    (Recurrent, TOKENS, {"hidden"}),
+    (Transformer, TOKENS, {"t.linear1"}),
+    (OwnAttention, TOKENS, {"e", "v", "up", "down"}),
+    (Normalized, IMAGE, {"b"}),
+    (MeanOverChannels, IMAGE, {"b"}),
+    (Flipped, IMAGE, {"a", "b"}),
+    (Shuffled, IMAGE, {"a", "b"}),
+    (Halved, IMAGE, {"a", "b", "c"}),
+    (Detached, VECTOR, {"a", "b", "c"}),
+    (BranchingOnShape, VECTOR, {"a", "b", "c"}),
+    (Auxiliary, VECTOR, {"a", "b"}),
+    (Idle, VECTOR, {"b"}),
+    (Unshuffled, IMAGE, {"a", "b", "c"}),
+    (Tied, TOKENS, {"e", "a", "b"}),
+    (Einsum, VECTOR, {"a"}),
+    (Gated, VECTOR, {"a", "b"}),
+    (Heads, TOKENS, {"attention.qkv"}),
+    (TokenMixer, TOKENS, {"e", "up"}),
+    (Masked, TOKENS, {"e", "a"}),
+]
 
 
 class Silent(Branching):
@@ -239,15 +361,10 @@ class Dictionary(Branching):
         return self.fc(self.a(inputs["x"]))
 
 
-# What nobody may prune by a trace: class, example, what the refusal says.
+# What no trace can follow: class, example, the reason in the message.
 REFUSED = [
-    (Flipped, IMAGE, "mixes channels in an operation"),
-    (Shuffled, IMAGE, "mixes channels in an operation"),
-    (Halved, IMAGE, "the pruned model fails"),
-    (Branching, VECTOR, "branches on the values"),
-    (BranchingOnShape, VECTOR, "'c' is not used"),
-    (Detached, VECTOR, "'a' is not used"),
-    (Silent, VECTOR, "Silent cannot be traced"),
+    (Branching, VECTOR, "'c': layer 'b', which the example does not run, may read it"),
+    (Silent, VECTOR, "Silent cannot be traced: it returns no tensor"),
     (Failing, VECTOR, "fails on its example: ValueError: no such input"),
     (Dictionary, ({"x": torch.zeros(1, 4)},), "inputs are tensors"),
 ]
