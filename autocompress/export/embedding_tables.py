@@ -5,6 +5,8 @@
 
 Codes of 4 bits or fewer share bytes: two of 3 or 4 bits, four of 2 bits. All intermediate values are small integers,
 which float32 holds exactly, so the graph returns the same rows as the torch module.
+
+On a target with the operator GatherBlockQuantized of onnxruntime, one node does all of it from the same bytes.
 """
 
 from collections.abc import Mapping
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BYTE = 256
+#: Operator of onnxruntime that looks up and decodes rows, and the smallest block with one scale that it takes.
+GATHER, SMALLEST_BLOCK = "GatherBlockQuantized", 16
 
 
 class Lookup(nn.Module):
@@ -54,6 +58,11 @@ class Lookup(nn.Module):
         self.zeros = None if same else nn.Buffer(zeros.float().unsqueeze(1))
         self.first = offset
 
+    def fits_blocks(self) -> bool:
+        """Return whether GatherBlockQuantized decodes these codes: even steps, and zero points among the codes."""
+        zeros = torch.tensor(self.zero) if self.zeros is None else self.zeros
+        return self.levels is None and bool((zeros >= 0).all() and (zeros < self.base).all())
+
     def forward(self, rows: Tensor) -> Tensor:
         """Return the rows at these indices."""
         codes = F.embedding(rows, self.codes).float()
@@ -69,18 +78,50 @@ class Lookup(nn.Module):
         return values * F.embedding(rows, self.scale)
 
 
+class BlockLookup(nn.Module):
+    """Replacement of a quantized embedding table by one node of onnxruntime, for the export only.
+
+    Args:
+        table: The table; the operator must decode its codes (:meth:`Lookup.fits_blocks`).
+    """
+
+    def __init__(self, table: Lookup) -> None:
+        super().__init__()
+        self.columns, self.stored = table.columns, table.codes.shape[1] * table.shared
+        self.bits = 8 // table.shared
+        # One block holds a whole row, because every row has one scale.
+        self.block = max(SMALLEST_BLOCK, 2 ** (self.columns - 1).bit_length())
+        zeros = table.zeros if table.zeros is not None else torch.full_like(table.scale, table.zero)
+        self.codes, self.scale = nn.Buffer(table.codes), nn.Buffer(table.scale)
+        # Packed along the row like codes; a row has a single one, in the lowest bits of its byte.
+        self.zeros = nn.Buffer(zeros.to(torch.uint8))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the rows at these indices, ``[...] -> [..., D]``."""
+        emitted: Tensor = torch.onnx.ops.symbolic(
+            f"com.microsoft::{GATHER}",
+            (self.codes, rows, self.scale, self.zeros),
+            {"bits": self.bits, "block_size": self.block, "gather_axis": 0, "quantize_axis": 1},
+            dtype=self.scale.dtype,
+            shape=(*rows.shape, self.stored),
+            version=1,
+        )
+        return emitted if self.stored == self.columns else emitted[..., : self.columns]
+
+
 class BagLookup(nn.Module):
     """Replacement of a quantized table whose rows are summed or averaged: row indices ``[B, n]`` to ``[B, D]``.
 
     Args:
         table: Replacement of the table.
+        count: Number of rows of the table.
         bag: Layer that is replaced. Bags of unequal size (``offsets``) and weights of rows need the decoded table,
             which the graph then stores.
     """
 
-    def __init__(self, table: Lookup, bag: nn.EmbeddingBag) -> None:
+    def __init__(self, table: nn.Module, count: int, bag: nn.EmbeddingBag) -> None:
         super().__init__()
-        self.table = table
+        self.table, self.count = table, count
         self.mode, self.last = bag.mode, bag.include_last_offset
         # No row has the index -1, so nothing is masked.
         self.padding = -1 if bag.padding_idx is None else bag.padding_idx
@@ -89,7 +130,7 @@ class BagLookup(nn.Module):
         """Return the sum, mean or maximum of each bag."""
         if offsets is None and weights is None:
             return self._reduce_bags(self.table(rows), (rows != self.padding).unsqueeze(-1))
-        decoded = self.table(torch.arange(self.table.codes.shape[0]))
+        decoded = self.table(torch.arange(self.count))
         return F.embedding_bag(
             rows,
             decoded,
@@ -121,22 +162,24 @@ def codes_in_byte(largest: int) -> int:
     return 4 if largest < 4 else 2 if largest < 16 else 1
 
 
-def build_lookup(layer: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+def build_lookup(layer: nn.Module, name: str, tensors: Mapping[str, Tensor], *, in_blocks: bool = False) -> nn.Module:
     """Return the module that replaces a quantized embedding table in a graph.
 
     Args:
         layer: The table.
         name: Name of the table in the model.
         tensors: Tensors of the quantization: ``<name>.weight_codes``, ``.weight_scale`` and the zero point or levels.
+        in_blocks: Whether the target has the operator GatherBlockQuantized.
 
     Raises:
         KeyError: A tensor is missing.
     """
     prefix = f"{name}.weight_"
-    table = Lookup(
+    lookup = Lookup(
         tensors[prefix + "codes"],
         tensors[prefix + "scale"],
         tensors.get(prefix + "zero_point"),
         tensors.get(prefix + "levels"),
     )
-    return BagLookup(table, layer) if isinstance(layer, nn.EmbeddingBag) else table
+    table: nn.Module = BlockLookup(lookup) if in_blocks and lookup.fits_blocks() else lookup
+    return BagLookup(table, len(lookup.codes), layer) if isinstance(layer, nn.EmbeddingBag) else table

@@ -7,6 +7,8 @@ graphs of the same weights are timed in turns on the target, with the float mode
     largest half  only the layers with the most multiplications
     inner         all but the first and the last layer
     float         no layer; weights stay stored as codes, and are decoded when the file is loaded
+    blocks        large linear layers without rounded inputs multiply by their packed codes (MatMulNBits), if the
+                  target has that operator
 
 A graph qualifies if its predictions are those of the searched model. The fastest qualified graph is exported: the one
 without integer layers runs as the float model does, so that quantization never makes a file slower.
@@ -25,6 +27,8 @@ from autocompress.core.method import MethodState
 from autocompress.core.precisions import Precisions
 from autocompress.core.task import logits_by_head
 from autocompress.errors import ArtifactError
+from autocompress.export.block_weights import MULTIPLY, BlockWeight, encode_blocks
+from autocompress.export.embedding_tables import GATHER
 from autocompress.export.onnx import trace_quantized
 from autocompress.measure import layer_costs
 from autocompress.targets.base import Array, Model, Target
@@ -32,10 +36,10 @@ from autocompress.targets.timing import time_in_turns
 
 logger = logging.getLogger(__name__)
 
-INTEGER, FLOAT = "integer", "float"
+INTEGER, FLOAT, BLOCKS = "integer", "float", "blocks"
 # Fewer integer layers have no useful mixture.
 MIN_MIXED_LAYERS = 4
-# A graph with integer layers must be faster than the one without by this factor: it rounds more, and times vary.
+# A graph that rounds inputs must be faster than the one in floating point by this factor: times vary.
 MARGIN = 0.97
 # Smallest share of calibration examples on which a graph predicts what the searched model predicts.
 AGREEMENT = 0.99
@@ -73,6 +77,13 @@ class GraphRequest:
         entries = self.state.history.get("layers", [])
         return [entry["name"] for entry in entries if entry["weight"] is not None and entry["input"] is None]
 
+    def encode_blocks(self) -> dict[str, BlockWeight]:
+        """Return the weights of large linear layers without rounded inputs that MatMulNBits holds exactly, by name."""
+        entries = [entry for entry in self.state.history.get("layers", []) if entry["input"] is None]
+        linear = [entry for entry in entries if isinstance(self.model.get_submodule(entry["name"]), nn.Linear)]
+        encoded = {entry["name"]: encode_blocks(entry, self.state.tensors) for entry in linear}
+        return {name: weight for name, weight in encoded.items() if weight is not None}
+
 
 @dataclass(frozen=True)
 class ChosenGraph:
@@ -101,42 +112,96 @@ def choose_graph(request: GraphRequest, target: Target, precisions: Precisions, 
     Raises:
         ArtifactError: The model cannot be exported, or the target cannot run it.
     """
-    signed = precisions.weight_type == "int8" and not precisions.reduce_range
+    try:
+        return _compare_graphs(request, target, precisions, exact, bool(target.operators))
+    except _TargetError as error:
+        if not target.operators:
+            raise
+        # An older version of the runtime may lack an operator.
+        logger.info("without the operators %s: %s", ", ".join(sorted(target.operators)), error)
+        return _compare_graphs(request, target, precisions, exact, False)
 
-    traced = trace_quantized(request.model, request.state, request.example, request.heads, request.lists, signed=signed)
 
-    def build(float_layers: Collection[str]) -> bytes:
+class _TargetError(ArtifactError):
+    """The target cannot run a graph without integer layers, or computes it wrongly."""
+
+
+def _compare_graphs(
+    request: GraphRequest, target: Target, precisions: Precisions, exact: bool, in_blocks: bool
+) -> ChosenGraph:
+    """Return the fastest graph that predicts what the model does; see :func:`choose_graph`.
+
+    Args:
+        request: The quantized model.
+        target: The target.
+        precisions: Bit-widths of the target.
+        exact: Whether only the graph that computes what was searched is considered.
+        in_blocks: Whether the additional operators of the target are used.
+    """
+    traced = trace_quantized(
+        request.model,
+        request.state,
+        request.example,
+        request.heads,
+        request.lists,
+        signed=precisions.weight_type == "int8" and not precisions.reduce_range,
+        block_tables=in_blocks and GATHER in target.operators,
+    )
+
+    def build(float_layers: Collection[str], blocks: Mapping[str, BlockWeight] | None = None) -> bytes:
         # Weights without rounded inputs are decoded once, whatever the options of a session.
-        return bytes(traced.build([*float_layers, *request.float_layers]).SerializeToString())
+        return bytes(traced.build([*float_layers, *request.float_layers], blocks).SerializeToString())
 
     integer = request.integer_layers
-    if not integer:
-        content = build(())
-        # There is no other graph: a runtime that computes it wrongly must not be served.
-        share = _measure_agreement(target.load(content), request)
-        if not share >= AGREEMENT:
-            raise ArtifactError(
-                f"the target {target.name} predicts on {1 - share:.1%} of the examples otherwise than the searched "
-                "model; quantize other layers, or export for the target onnxruntime"
-            )
-        return ChosenGraph(content, FLOAT, {})
-    if exact:
-        return ChosenGraph(build(()), INTEGER, {})
-    graphs = {INTEGER: build(()), FLOAT: build(integer)}
-    graphs |= {name: build(layers) for name, layers in _list_mixtures(request).items()}
-    # All graphs are loaded before the first is timed, so that each is timed beside the others.
-    models = {name: target.load(content) for name, content in graphs.items()}
-    qualified = {
-        name: model
-        for name, model in models.items()
-        if name == INTEGER or _measure_agreement(model, request) >= AGREEMENT
-    }
-    times = time_in_turns(qualified, [tensor.numpy() for tensor in request.example])
+    base = INTEGER if integer else FLOAT
+    graphs = {base: build(())}
+    if exact and integer:
+        return ChosenGraph(graphs[base], base, {})
+    models = {base: _load_base(graphs[base], request, target, is_judged=not integer)}
+    if not exact:
+        blocks = request.encode_blocks() if in_blocks and MULTIPLY in target.operators else {}
+        others = {FLOAT: build(integer)} if integer else {}
+        others |= {name: build(layers) for name, layers in _list_mixtures(request).items()}
+        others |= {BLOCKS: build(integer, blocks)} if blocks else {}
+        graphs |= others
+        # All graphs are loaded before the first is timed, so that each is timed beside the others.
+        models |= _load_qualified(others, request, target)
+    if len(models) == 1 and not integer:
+        return ChosenGraph(graphs[base], base, {})
+    times = time_in_turns(models, [tensor.numpy() for tensor in request.example])
     # The integer graph stays in the comparison, whatever it predicts: it computes what was searched.
     fastest = min(times, key=lambda name: times[name])
     chosen = FLOAT if FLOAT in times and times[fastest] > MARGIN * times[FLOAT] else fastest
     logger.info("graph '%s' of %s", chosen, {name: f"{value:.4f} ms" for name, value in times.items()})
     return ChosenGraph(graphs[chosen], chosen, times)
+
+
+def _load_base(content: bytes, request: GraphRequest, target: Target, is_judged: bool) -> Model:
+    """Return the graph that computes what was searched; it is compared with the model if there is no other one.
+
+    Raises:
+        _TargetError: The target cannot run it, or computes it wrongly.
+    """
+    try:
+        model = target.load(content)
+    except ArtifactError as error:
+        raise _TargetError(str(error)) from error
+    if not is_judged:
+        return model
+    share = _measure_agreement(model, request)
+    # A runtime that computes it wrongly must not be served.
+    if not share >= AGREEMENT:
+        raise _TargetError(
+            f"the target {target.name} predicts on {1 - share:.1%} of the examples otherwise than the searched "
+            "model; quantize other layers, or export for the target onnxruntime"
+        )
+    return model
+
+
+def _load_qualified(graphs: Mapping[str, bytes], request: GraphRequest, target: Target) -> dict[str, Model]:
+    """Return the graphs that predict what the model does."""
+    models = {name: target.load(content) for name, content in graphs.items()}
+    return {name: model for name, model in models.items() if _measure_agreement(model, request) >= AGREEMENT}
 
 
 def _list_mixtures(request: GraphRequest) -> dict[str, list[str]]:

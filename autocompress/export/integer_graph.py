@@ -15,7 +15,7 @@ from autocompress.quantize.fake_quantize import quantize_bias
 
 def integer_kernels(proto: ModelProto) -> ModelProto:
     """Return the graph, changed in place, with integer biases and without ReLUs that a quantizer makes redundant."""
-    graph = _Graph(proto.graph)
+    graph = GraphEditor(proto.graph)
     # A list, because nodes are removed and inserted during the loop.
     for node in [node for node in proto.graph.node if node.op_type == "Relu"]:
         _drop_relu(graph, node)
@@ -41,7 +41,7 @@ def decode_layer(proto: ModelProto, name: str, weight: NDArray[np.float32], *, h
     Raises:
         ArtifactError: The layer has another form in the graph.
     """
-    graph = _Graph(proto.graph)
+    graph = GraphEditor(proto.graph)
     codes = f"{name}.parametrizations.weight.0.codes"
     decodes = [node for node in graph.list_consumers(f"model.{codes}") if node.op_type == "DequantizeLinear"]
     if len(decodes) != 1:
@@ -58,7 +58,7 @@ def decode_layer(proto: ModelProto, name: str, weight: NDArray[np.float32], *, h
     graph.remove_unused()
 
 
-def _follow(graph: "_Graph", tensor: str) -> list[NodeProto]:
+def _follow(graph: "GraphEditor", tensor: str) -> list[NodeProto]:
     """Return the nodes that multiply by a weight, which may be transposed before."""
     nodes = []
     for node in graph.list_consumers(tensor):
@@ -66,7 +66,7 @@ def _follow(graph: "_Graph", tensor: str) -> list[NodeProto]:
     return [node for node in nodes if node.op_type in _MULTIPLYING]
 
 
-def _skip_input_quantizer(graph: "_Graph", node: NodeProto) -> None:
+def _skip_input_quantizer(graph: "GraphEditor", node: NodeProto) -> None:
     """Let a node read what its input quantizer reads; other readers of the quantizer keep it."""
     reader = node
     producer = graph.find_producer(reader.input[0])
@@ -77,29 +77,37 @@ def _skip_input_quantizer(graph: "_Graph", node: NodeProto) -> None:
         reader.input[0] = reader.input[0] if source is None else source
 
 
-def _skip_output_quantizer(graph: "_Graph", tensor: str) -> None:
+def _skip_output_quantizer(graph: "GraphEditor", tensor: str) -> None:
     for node in graph.list_consumers(tensor):
         if node.op_type == "QuantizeLinear":
             for decode in graph.list_decoders(node.output[0]):
                 graph.rename_uses(decode.output[0], tensor)
 
 
-class _Graph:
-    """Queries and small edits of a graph."""
+class GraphEditor:
+    """Queries and small edits of a graph, in place.
+
+    Args:
+        proto: The graph.
+    """
 
     def __init__(self, proto: GraphProto) -> None:
         self.proto = proto
 
     def find_producer(self, tensor: str) -> NodeProto | None:
+        """Return the node whose output a tensor is; None for constants and inputs of the graph."""
         return next((node for node in self.proto.node if tensor in node.output), None)
 
     def list_consumers(self, tensor: str) -> list[NodeProto]:
+        """Return the nodes that read a tensor."""
         return [node for node in self.proto.node if tensor in node.input]
 
     def is_output(self, tensor: str) -> bool:
+        """Return whether a tensor is an output of the graph."""
         return any(output.name == tensor for output in self.proto.output)
 
     def find_constant(self, tensor: str) -> NDArray[np.generic] | None:
+        """Return the values of a stored tensor; None for computed ones."""
         initializer = next((value for value in self.proto.initializer if value.name == tensor), None)
         return None if initializer is None else numpy_helper.to_array(initializer)
 
@@ -109,15 +117,18 @@ class _Graph:
         return self.find_constant(node.input[1]) if node is not None and node.op_type == "DequantizeLinear" else None
 
     def add_constant(self, name: str, value: NDArray[np.generic]) -> str:
+        """Store a tensor, unless one of that name is stored, and return its name."""
         if self.find_constant(name) is None:
             self.proto.initializer.append(numpy_helper.from_array(value, name))
         return name
 
     def rename_uses(self, tensor: str, name: str) -> None:
+        """Let all readers of a tensor read another one."""
         for node in self.list_consumers(tensor):
             node.input[:] = [name if used == tensor else used for used in node.input]
 
     def insert_node(self, at: int, operator: str, inputs: list[str], output: str) -> None:
+        """Insert a node with one output."""
         self.proto.node.insert(at, helper.make_node(operator, inputs, [output]))
 
     def find_quantized(self, decode: NodeProto) -> str | None:
@@ -146,10 +157,11 @@ class _Graph:
                 self.proto.node.remove(node)
 
     def node_index(self, node: NodeProto) -> int:
+        """Return the position of a node among the nodes."""
         return next(index for index, other in enumerate(self.proto.node) if other.output[0] == node.output[0])
 
 
-def _drop_relu(graph: _Graph, node: NodeProto) -> None:
+def _drop_relu(graph: GraphEditor, node: NodeProto) -> None:
     """Remove a ReLU whose input is decoded from unsigned codes with zero point 0: such values are never negative."""
     decode = graph.find_producer(node.input[0])
     if decode is None or decode.op_type != "DequantizeLinear" or graph.is_output(node.output[0]):
@@ -160,7 +172,7 @@ def _drop_relu(graph: _Graph, node: NodeProto) -> None:
         graph.proto.node.remove(node)
 
 
-def _quantize_bias(graph: _Graph, node: NodeProto) -> None:
+def _quantize_bias(graph: GraphEditor, node: NodeProto) -> None:
     """Store the float bias of an integer kernel as int32 codes with the scale of its products."""
     bias = graph.find_constant(node.input[2]) if len(node.input) == 3 else None
     scales = [graph.find_scale(name) for name in node.input[:2]]

@@ -22,8 +22,9 @@ from torch.nn.utils import parametrize
 from autocompress.core.method import MethodState
 from autocompress.core.task import logits_by_head
 from autocompress.errors import ArtifactError
+from autocompress.export.block_weights import BlockWeight, multiply_blocks
 from autocompress.export.card import input_names
-from autocompress.export.embedding_tables import BagLookup, Lookup, build_lookup
+from autocompress.export.embedding_tables import BagLookup, BlockLookup, Lookup, build_lookup
 from autocompress.export.integer_graph import decode_layer, integer_kernels
 from autocompress.export.onnx_weights import pack_weights
 from autocompress.quantize.fake_quantize import (
@@ -78,12 +79,16 @@ class QuantizedGraph:
     tensors: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
 
-    def build(self, float_layers: Collection[str] = ()) -> onnx.ModelProto:
+    def build(
+        self, float_layers: Collection[str] = (), blocks: Mapping[str, BlockWeight] | None = None
+    ) -> onnx.ModelProto:
         """Return the graph for a runtime.
 
         Args:
             float_layers: Layers whose weights are decoded at load and computed in floating point, without rounded
                 inputs and outputs.
+            blocks: Layers that multiply by packed codes, with their weights; layers with integer codes must be among
+                ``float_layers``, too.
 
         Raises:
             ArtifactError: Such a layer has another form than expected in the graph.
@@ -94,6 +99,9 @@ class QuantizedGraph:
         for entry in in_float:
             values = self.weights[entry["name"]].detach().numpy()
             decode_layer(proto, entry["name"], values, has_output=entry["output"] is not None)
+        for name, weight in (blocks or {}).items():
+            if not multiply_blocks(proto, name, weight):
+                raise ArtifactError(f"layer '{name}' multiplies by its weight in another form than a linear layer")
         proto = _clean_graph(integer_kernels(proto))
         remaining = [entry for entry in coded if entry["name"] not in float_layers]
         if remaining and all(entry["input"] is None for entry in self.layers):
@@ -134,6 +142,7 @@ def trace_quantized(
     lists: Sequence[int] = (),
     *,
     signed: bool = False,
+    block_tables: bool = False,
 ) -> QuantizedGraph:
     """Return a quantized model as torch exports it.
 
@@ -145,6 +154,7 @@ def trace_quantized(
         lists: Positions of the inputs whose axis 1 may have any length, unless the model fixes it.
         signed: Whether weights of all 8 bits are ``int8`` codes with zero point 0, and not ``uint8`` with 128. It is
             faster, and exact where the processor sums products in 32 bits.
+        block_tables: Whether embedding tables are looked up by the operator GatherBlockQuantized of onnxruntime.
 
     Raises:
         ArtifactError: torch cannot export the model.
@@ -153,12 +163,12 @@ def trace_quantized(
     marked = copy.deepcopy(model).eval()
     layers = state.history.get("layers", [])
     for entry in layers:
-        marked = _replace_embedding(marked, entry, state.tensors)
+        marked = _replace_embedding(marked, entry, state.tensors, block_tables)
     entries = [entry for entry in layers if entry["weight"] is not None]
     weights = {}
     for entry in entries:
         layer = marked.get_submodule(entry["name"])
-        if not isinstance(layer, Lookup | BagLookup):
+        if not isinstance(layer, Lookup | BlockLookup | BagLookup):
             weights[entry["name"]] = model.get_parameter(f"{entry['name']}.weight")
             _replace_weight(layer, entry["name"], state.tensors, signed)
     return QuantizedGraph(_export_graph(marked, example, heads, lists), layers, state.tensors, weights)
@@ -220,7 +230,9 @@ class _Heads(nn.Module):
         return tuple(logits_by_head(self.model(*inputs), self.heads).values())
 
 
-def _replace_embedding(model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+def _replace_embedding(
+    model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor], in_blocks: bool
+) -> nn.Module:
     """Return the model with this entry replaced by a look-up of codes if it is a quantized embedding table."""
     name = entry["name"]
     table = model.get_submodule(name)
@@ -228,8 +240,8 @@ def _replace_embedding(model: nn.Module, entry: Mapping[str, Any], tensors: Mapp
         return model
     if not name:
         # The model itself is the table, which has no parent to be replaced in.
-        return build_lookup(table, name, tensors)
-    model.set_submodule(name, build_lookup(table, name, tensors))
+        return build_lookup(table, name, tensors, in_blocks=in_blocks)
+    model.set_submodule(name, build_lookup(table, name, tensors, in_blocks=in_blocks))
     return model
 
 

@@ -25,11 +25,14 @@ class Target(ABC):
         name: The name in search spaces, ``target``.
         library: Package that runs models; empty if none is needed on this machine.
         extra: Extra of autocompress that installs the package; empty if it is always installed.
+        operators: Operators of ``com.microsoft`` that exported graphs may use: ``MatMulNBits``,
+            ``GatherBlockQuantized``.
     """
 
     name: ClassVar[str]
     library: ClassVar[str] = ""
     extra: ClassVar[str] = ""
+    operators: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def precisions(self) -> Precisions:

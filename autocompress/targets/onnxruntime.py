@@ -14,6 +14,7 @@ class OnnxRuntime(Target):
 
     name = "onnxruntime"
     library = "onnxruntime"
+    operators = frozenset({"MatMulNBits", "GatherBlockQuantized"})
 
     def precisions(self) -> Precisions:
         """Return its widths, with the form of 8-bit weights that is exact and fastest on this processor."""
