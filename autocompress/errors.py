@@ -9,6 +9,7 @@ AutocompressError                 1  something failed
 │   └── RunFolderError            2  a run folder that is missing, foreign, in use or changed
 │       └── UnfinishedRunError    2  the same search was begun there and not ended
 ├── CompressionError              1  a method cannot compress this model
+│   └── NothingRemovedError       1  a pruning ratio that removes no channel
 ├── TrialError                    1  a trial cannot produce candidates
 ├── SearchFailedError             1  every trial failed
 ├── WorkersError                  1  no worker starts

@@ -30,7 +30,7 @@ def test_a_front_reads_shows_and_chooses(small_run: Path) -> None:
 def test_the_run_knows_its_teacher_its_twin_and_its_splits(small_run: Path) -> None:
     front = autocompress.load(small_run)
     meta = front.meta
-    assert set(meta["teacher"]["scores"]) == {"search_val", "select_val", "test"}
+    assert set(meta["teacher"]["scores"]) == {"train", "search_val", "select_val", "test"}
     assert sum(meta["splits"].values()) == 1797
     assert meta["recommended"] == front.pick().id
     (twin,) = meta["baselines"]

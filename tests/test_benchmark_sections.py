@@ -49,9 +49,10 @@ def test_every_case_is_a_config_and_has_a_baseline_of_its_condition() -> None:
         assert FITS.get("adamw").config.of({**DIGITS.fit.values, **case.fit})
     for efficiency in training_efficiency.CASES:
         assert FITS.get("adamw").config.of({**training_efficiency.FIT, **efficiency.fit})
-    for sharing in task_sharing.CASES:
-        assert STUDENTS.get("text_cnn").config.of({**task_sharing.STUDENT, **sharing.student})
-        assert FITS.get("adamw").config.of({**task_sharing.FIT, **sharing.fit})
+    for study in task_sharing.STUDIES:
+        for sharing in study.cases:
+            assert STUDENTS.get(study.student.name).config.of({**study.student.values, **sharing.student})
+            assert FITS.get("adamw").config.of({**study.fit.values, **sharing.fit})
 
 
 def test_every_section_is_an_option() -> None:
@@ -111,11 +112,12 @@ def test_families_are_compared_within_the_cost_of_a_candidate() -> None:
 
 
 def test_single_models_have_the_splits_of_the_joint_model() -> None:
-    joint, single = (task_sharing.load_data(heads)[1] for heads in (task_sharing.HEADS, ("kind",)))
-    for (_, ours), (_, theirs) in zip(joint.items(), single.items(), strict=True):
-        assert torch.equal(ours.inputs[0], theirs.inputs[0])
-        assert list(theirs.targets) == ["kind"]
-        assert torch.equal(ours.targets["kind"], theirs.targets["kind"])
+    for study, head in ((task_sharing.NAMES, "kind"), (task_sharing.INTERACTIONS, "click")):
+        joint, single = (task_sharing.load_data(study.name, heads)[1] for heads in (tuple(study.metrics), (head,)))
+        for (_, ours), (_, theirs) in zip(joint.items(), single.items(), strict=True):
+            assert all(torch.equal(one, other) for one, other in zip(ours.inputs, theirs.inputs, strict=False))
+            assert list(theirs.targets) == [head]
+            assert torch.equal(ours.targets[head], theirs.targets[head])
 
 
 def test_a_batched_step_computes_the_gradients_of_each_student() -> None:

@@ -224,7 +224,6 @@ NAMES: Mapping[str, str] = {
     "prune.channels.Channels": "ChannelGraph",
     "prune.channels.Group": "ChannelGroup",
     "prune.channels.History": "PruningHistory",
-    "prune.channels.refuse_branches_on_data": "check_no_data_branches",
     "prune.channels.replay": "replay_history",
     "prune.channels.silence": "zero_input_channels",
     "prune.channels.size_of": "count_channels",
@@ -303,7 +302,6 @@ NAMES: Mapping[str, str] = {
     "tasks.base.five_splits": "complete_splits",
     "tasks.base.stratified_rows": "stratify_rows",
     "tasks.base.stratified_splits": "stratify_examples",
-    "tasks.tensors.Items": "ItemDataset",
 }
 
 #: Former name to present name of methods and attributes, below their class.

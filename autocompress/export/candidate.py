@@ -168,8 +168,10 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
 
 def _compare_splits(run: Path, setup: Setup, info: RunInfo) -> None:
     """Check that the splits have the sizes of the search: another version may choose others, and data may change."""
+    if not info.splits:
+        return
     sizes = {name: len(split) for name, split in load_task(setup)[1].items()}
-    if info.splits and sizes != dict(info.splits):
+    if sizes != dict(info.splits):
         name = next(name for name, size in sizes.items() if info.splits.get(name) != size)
         raise VerificationError(
             f"{run} was searched with {info.splits.get(name, 0):,} examples of {name}, and here there are "

@@ -48,13 +48,13 @@ def test_reversed_bounds_are_refused_with_their_line(objectives: str, message: s
 
 
 def test_a_promise_that_the_data_cannot_carry_is_said_before_the_search() -> None:
-    plan = make_plan(parse_spec(SOUND, "x", ["pick.max_drop=0.005"]))
+    plan = make_plan(parse_spec(SOUND, "x", ["pick.max_drop=0.004"]))
     assert plan.setup.primary == "accuracy"
     (notice,) = plan.notices
-    assert "432 validation examples" in notice
-    assert "at least 460 examples" in notice
+    assert "560 validation examples" in notice
+    assert "at least 575 examples" in notice
     assert not make_plan(parse_spec(SOUND, "x", ["pick.max_drop=0.02"])).notices
-    assert not make_plan(parse_spec(SOUND, "x", ["pick={max_drop: 0.005, confidence: null}"])).notices
+    assert not make_plan(parse_spec(SOUND, "x", ["pick={max_drop: 0.004, confidence: null}"])).notices
 
 
 def test_examples_of_training_in_the_test_split_are_removed_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
