@@ -67,7 +67,7 @@ def beaten_by_brute_force(rows: list[list[float]], directions: list[str]) -> lis
 
 
 @pytest.mark.slow
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(TABLES)
 def test_dominated_equals_brute_force(case: tuple[list[list[float]], list[str]]) -> None:
     rows, directions = case
@@ -75,7 +75,7 @@ def test_dominated_equals_brute_force(case: tuple[list[list[float]], list[str]])
     assert is_dominated(values, directions).tolist() == beaten_by_brute_force(rows, directions)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(TABLES, st.randoms())
 def test_dominance_does_not_depend_on_the_order_of_rows(case: tuple[list[list[float]], list[str]], random) -> None:
     rows, directions = case
@@ -210,7 +210,7 @@ def test_hypervolume_of_three_objectives_by_hand() -> None:
 POINTS = st.lists(st.tuples(st.floats(1e2, 1e6), st.floats(0, 1)), min_size=1, max_size=12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(POINTS, st.tuples(st.floats(1e2, 1e6), st.floats(0, 1)))
 def test_hypervolume_is_a_share_and_never_falls_when_a_point_is_added(points, extra) -> None:
     before, after = compute_hypervolume(table(*points), TWO), compute_hypervolume(table(*points, extra), TWO)
@@ -218,7 +218,7 @@ def test_hypervolume_is_a_share_and_never_falls_when_a_point_is_added(points, ex
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(POINTS)
 def test_dominated_points_add_no_hypervolume(points) -> None:
     rows = table(*points)
@@ -264,7 +264,7 @@ def test_an_empty_front_has_no_knee() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.floats(1e2, 1e6), st.floats(0, 1)), min_size=1, max_size=10))
 def test_no_point_of_the_front_bulges_more_than_the_knee(points) -> None:
     front = pareto_front(table(*points), TWO)

@@ -95,7 +95,7 @@ def test_an_unknown_column_suggests_the_nearest(name: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_does_anything_but_select_or_refuse(text: str) -> None:
     try:

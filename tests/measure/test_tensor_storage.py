@@ -151,7 +151,7 @@ DTYPES = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(SHAPES, DTYPES, st.floats(0, 1), st.integers(1, 8), st.integers(0, 2**31))
 def test_sparse_tensors_come_back_equal(
     shape: tuple[int, ...], dtype: torch.dtype, density: float, bits: int, seed: int

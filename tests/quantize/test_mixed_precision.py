@@ -214,7 +214,7 @@ def total(rows: Any, chosen: Any) -> tuple[int, float]:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(ROWS, st.integers(0, 150))
 def test_exact_is_what_trying_all_gives(rows: Any, budget: int) -> None:
     every = [total(rows, chosen) for chosen in product(*(range(len(row)) for row in rows))]

@@ -210,7 +210,7 @@ def slow_divergence(counts: list[float], first: int, last: int, levels: int) -> 
     return sum(p * math.log(p / q) for p, q in zip(smooth(reference), smooth(candidate), strict=True))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.lists(st.integers(0, 30), min_size=4, max_size=60), st.data())
 def test_the_divergence_is_the_one_computed_bin_by_bin(counts: list[int], data: st.DataObject) -> None:
     first = data.draw(st.integers(0, len(counts) - 2))

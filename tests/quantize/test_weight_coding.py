@@ -59,7 +59,7 @@ def reload(quantized: QuantizedWeight, shape: torch.Size) -> QuantizedWeight:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(weights(), codings)
 def test_every_weight_has_codes_that_keep_to_their_bits_and_come_back_exactly(
     weight: Tensor, coding: WeightCoding

@@ -46,7 +46,7 @@ def select_by_definition(sets: dict[int, NDArray[np.float64]], places: int) -> s
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(SETS)
 def test_the_best_third_by_rank_and_exclusive_hypervolume_is_promoted(sets: dict[int, NDArray[np.float64]]) -> None:
     promoted = ParetoRank().select_promotions(sets, 0)
@@ -56,7 +56,7 @@ def test_the_best_third_by_rank_and_exclusive_hypervolume_is_promoted(sets: dict
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.lists(st.lists(st.tuples(NUMBER, NUMBER), min_size=1, max_size=4).map(np.array), min_size=1, max_size=16))
 def test_a_boundary_updated_by_new_trials_is_that_of_all_trials(arrivals: list[NDArray[np.float64]]) -> None:
     boundary, here = None, {}
