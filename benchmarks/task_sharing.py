@@ -1,7 +1,8 @@
 """Several tasks in one model against one model each: names, and interactions with a recommender.
 
 The single models are compared twice: as wide as the joint model, which takes about as many times its operations
-together as there are tasks, and narrower, which takes about as many operations together as the joint model.
+together as there are tasks, and narrower, with about as many operations together as the joint model (names), or as many
+parameters (recommendation, whose embedding tables are the model).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +102,7 @@ class Study:
         student: Architecture of the joint model.
         fit: Training of all models.
         narrow: Architecture settings of the narrow single models.
+        equal: What the narrow single models have in common with the joint model, as a title.
         joint: The joint models.
     """
 
@@ -111,6 +113,7 @@ class Study:
     student: Part
     fit: Part
     narrow: Mapping[str, Leaf]
+    equal: str
     joint: tuple[Case, ...]
 
     @property
@@ -118,7 +121,7 @@ class Study:
         """The single models by what they have in common with the joint model."""
         return {
             "equal width": tuple(Case(f"{head} alone", (head,)) for head in self.metrics),
-            "equal operations": tuple(Case(f"{head} alone, narrow", (head,), self.narrow) for head in self.metrics),
+            self.equal: tuple(Case(f"{head} alone, narrow", (head,), self.narrow) for head in self.metrics),
         }
 
     @property
@@ -135,6 +138,7 @@ NAMES = Study(
     Part.of("text_cnn", embedding=12, width=24, depth=1, kernel=3, block="residual", pooling="max"),
     Part.of("adamw", epochs=4, learning_rate=1e-2, batch_size=128),
     {"embedding": 8, "width": 16},
+    "equal operations",
     (
         Case("joint, fixed weights"),
         Case("joint, uncertainty weights", fit={"head_weights": "uncertainty"}),
@@ -149,6 +153,7 @@ INTERACTIONS = Study(
     Part.of("two_tower", embedding=24, depth=0, tower=24),
     Part.of("adamw", epochs=8, learning_rate=1e-2, weight_decay=0.08, batch_size=256),
     {"embedding": 8, "tower": 8},
+    "equal parameters",
     (
         Case("shared bottom, fixed weights"),
         Case("shared bottom, uncertainty weights", fit={"head_weights": "uncertainty"}),
