@@ -25,6 +25,7 @@ from autocompress.trial.pipeline import (
     Setup,
     TrialPipeline,
     load_pipeline,
+    load_task,
     reproducible_torch,
 )
 from autocompress.trial.runner import run_trial
