@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.duplicates import remove_duplicates
 from autocompress.core.preprocessing import Preprocessing
 from autocompress.core.records import Candidate, CompressionRecipe, Job, State, TrialResult
 from autocompress.core.run_info import RunInfo
@@ -19,12 +21,14 @@ from autocompress.export import candidate as module
 from autocompress.export.artifact import Deployable
 from autocompress.export.candidate import (
     REPRODUCED,
+    RebuiltRun,
     build_promise,
     export_candidate,
     export_candidate_graph,
     export_teacher_graph,
 )
 from autocompress.store.run_store import RunStore
+from autocompress.tasks.text import Text
 from autocompress.trial.pipeline import RebuiltCandidate, Setup
 from autocompress.trial.teacher import TeacherRecipe
 from tests.analysis.test_certification import make_run
@@ -123,6 +127,33 @@ def test_the_artifact_of_a_candidate_holds_its_model_and_its_recipe(
         "scores": {split: {"accuracy": 0.75} for split in ("search_val", "select_val")},
         "costs": {"bytes": 9.0},
     }
+
+
+def test_splits_of_other_sizes_are_named(
+    tmp_path: Path, pipeline: StoredPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "load_task", lambda setup: (pipeline.task, pipeline.splits))
+    run = write_run(tmp_path / "rows")
+    with RunStore.open(run) as store:
+        store.update_run_info(replace(store.run_info(), splits={"select_val": 4, "test": 9}))
+    with pytest.raises(VerificationError, match="was searched with 9 examples of test, and here there are 4"):
+        export_candidate(run, "t0c0", verify=False)
+
+
+def test_raw_examples_are_those_of_the_split_without_duplicates(tmp_path: Path) -> None:
+    train = Text.write_sample(tmp_path)
+    test = tmp_path / "test.csv"
+    copied = train.read_text().splitlines()[1]
+    test.write_text(f"text,label\n{copied.upper().replace('GOOD', 'good').replace('BAD', 'bad')}\nnew words,good\n")
+    task = Text(train, test=test)
+    split = remove_duplicates(task.splits(0)).splits.test
+    assert (len(task.list_test_examples(0)), len(split)) == (2, 1)
+    run = SimpleNamespace(
+        deployable=SimpleNamespace(preprocessing=task.specify_preprocessing(0)),
+        pipeline=SimpleNamespace(task=task),
+        seed=0,
+    )
+    assert module._list_examples(cast(RebuiltRun, run), split) == ["new words"]
 
 
 @pytest.mark.parametrize("difference", [-0.001, 0.001])
