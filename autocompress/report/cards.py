@@ -187,7 +187,9 @@ def build_cards(
                 "order": format_order(details),
                 "steps": report_tables(details),
                 "classes": {
-                    head: [{**line, "name": _name_class(info, head, int(line["label"]))} for line in lines]
+                    head: [
+                        {"support": None, **line, "name": _name_class(info, head, int(line["label"]))} for line in lines
+                    ]
                     for head, lines in (details.get("per_class") or {}).items()
                 },
                 "confusion": {
