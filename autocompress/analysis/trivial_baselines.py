@@ -120,6 +120,9 @@ def _explain_weak_teacher(info: RunInfo, best: float) -> str:
             f"with {trained}, it has learned almost nothing: check its learning rate, and how its input and its labels "
             "are read"
         )
+    teacher = _teacher_score(info)
+    if teacher is not None and _gain(teacher, best, score) == 0 and _gain(own, best, score) >= 0:
+        return f"with {trained}, it is not at fault: the task is easy, and the baseline is far cheaper"
     # A model that knows its training split better than the baseline does not generalize.
     if _gain(own, best, score) > 0:
         return (

@@ -273,6 +273,7 @@ class RunInfo:
         setup: Setup of the workers, as :meth:`autocompress.trial.pipeline.Setup.to_json` returns it.
         task: Name of the task.
         heads: Head name to its number of classes.
+        labels: Head name to the name of each class; heads without names, or with very many classes, are left out.
         mode: Search mode.
         spec: The spec as YAML.
         teacher: Measurements of the teacher.
@@ -307,6 +308,7 @@ class RunInfo:
     setup: Mapping[str, JsonValue] = field(default_factory=dict)
     task: str = ""
     heads: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mode: str = ""
     spec: str = ""
     teacher: TeacherInfo = field(default_factory=TeacherInfo)
@@ -387,6 +389,7 @@ class RunInfo:
             "setup": dict(self.setup),
             "task": self.task,
             "heads": dict(self.heads),
+            "labels": {head: list(names) for head, names in self.labels.items()},
             "mode": self.mode,
             "spec": self.spec,
             "teacher": self.teacher.to_json(),

@@ -61,6 +61,7 @@ from autocompress.errors import (
 from autocompress.measure.heads import AT, check_head, get_objective, list_scores
 from autocompress.store.run_store import DATABASE, RunStore
 from autocompress.targets import make_target
+from autocompress.tasks.base import is_imbalanced
 from autocompress.tasks.folds import DIVIDED
 from autocompress.training.device import available_device, require_device
 from autocompress.training.optimizers import fit_config
@@ -78,6 +79,10 @@ from autocompress.trial.trivial_baselines import measure_baselines, score_traini
 
 logger = logging.getLogger(__name__)
 
+#: The first score by default, and its replacement where classes are imbalanced.
+ACCURACY, BALANCED = "accuracy", "balanced_accuracy"
+#: Largest number of class names of a head that a run stores.
+MAX_NAMES = 1000
 #: Libraries whose versions are stored with a run.
 LIBRARIES = ("autocompress", "torch", "optuna", "onnxruntime")
 
@@ -170,6 +175,8 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
         raise source.make_error(("objectives",), message)
     check_attacks(source, space, task)
     splits, leaks = _load_splits(source, task)
+    source, balanced = prefer_balanced_score(source, task, splits)
+    spec = source.spec
     student, fit = task.teacher()
     if spec.teacher.student is not None:
         student = Part.from_json(spec.teacher.student)
@@ -202,8 +209,29 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     objectives = tuple(_objective_spec(name) for name in spec.objectives)
     space, unsafe = remove_unsafe_methods(space, task, splits)
     promises = _list_promise_notices(source, task, splits, objectives)
-    notices = tuple(filter(None, (*task.notices, remark, *leaks, *narrowed, *unsafe, *promises)))
+    notices = tuple(filter(None, (*task.notices, balanced, remark, *leaks, *narrowed, *unsafe, *promises)))
     return Plan(source, space, task, splits, setup, objectives, backend, target, notices)
+
+
+def prefer_balanced_score(source: Source, task: Task, splits: Splits) -> tuple[Source, str]:
+    """Return the spec with balanced accuracy as first score where classes are imbalanced, and a notice that says so.
+
+    A spec that names its objectives stays as it is.
+    """
+    spec = source.spec
+    if "objectives" in spec.model_fields_set or ACCURACY not in spec.objectives:
+        return source, ""
+    targets = {name: [split.targets[name] for _, split in splits.items()] for name in task.heads}
+    imbalanced = [name for name, size in task.heads.items() if is_imbalanced(as_head(size), targets[name])]
+    if not imbalanced:
+        return source, ""
+    objectives = {BALANCED if name == ACCURACY else name: bounds for name, bounds in spec.objectives.items()}
+    notice = (
+        f"the classes of {', '.join(repr(head) for head in imbalanced)} are imbalanced, so the first score is "
+        f"{BALANCED} in place of {ACCURACY}, which a model reaches that ignores rare classes; to keep it, write "
+        f"objectives: [{', '.join(spec.objectives)}]"
+    )
+    return Source(spec.model_copy(update={"objectives": objectives}), source.name, source.lines), notice
 
 
 def _describe_target(source: Source) -> TargetInfo:
@@ -440,6 +468,7 @@ def _describe_run(plan: Plan, store: RunStore, teacher: Teacher, events: Events)
         setup=plan.setup.to_json(),
         task=plan.task.name,
         heads=dict(plan.task.heads),
+        labels={head: tuple(names) for head, names in plan.task.labels.items() if len(names) <= MAX_NAMES},
         mode=spec.search.mode,
         spec=spec.to_yaml(),
         teacher=teacher_info,

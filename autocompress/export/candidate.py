@@ -1,7 +1,7 @@
 """Export of one candidate of a run folder as a deployable, verified artifact."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +37,9 @@ REPRODUCED = 0.005
 COMPARED_BATCH = 256
 
 logger = logging.getLogger(__name__)
+
+# Longer tables would hide the rest of the card.
+CLASSES_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -304,4 +307,22 @@ def _build_card(candidate: Candidate, pipeline: TrialPipeline, deployable: Deplo
         **({"preprocessing": preprocessing} if preprocessing else {}),
         "scores": {split: dict(values) for split, values in candidate.scores.items()},
         "costs": dict(candidate.costs),
+        **_describe_classes(candidate, pipeline.task.labels),
     }
+
+
+def _describe_classes(candidate: Candidate, labels: Mapping[str, Sequence[str]]) -> Card:
+    """Return the sections of the card with the per-class metrics and confusion matrices, by class names."""
+    sections: dict[str, object] = {}
+    for head, rows in (candidate.details.get("per_class") or {}).items():
+        names = labels.get(head) or [str(number) for number in range(len(rows))]
+        sections[f"Per class of {head}, on select_val"] = {
+            names[int(row["label"])]: {key: value for key, value in row.items() if key != "label"}
+            for row in rows[:CLASSES_SHOWN]
+        }
+        table = (candidate.details.get("confusion") or {}).get(head)
+        if table:
+            sections[f"Confusion matrix of {head}: true classes as rows"] = {
+                names[number]: dict(zip(names, row, strict=False)) for number, row in enumerate(table)
+            }
+    return sections

@@ -21,6 +21,12 @@ def accuracy(subject: Subject) -> float:
     return subject.mean_over_heads(quality.accuracy)
 
 
+@objective("balanced_accuracy", "maximize", "score", reads="classes")
+def balanced_accuracy(subject: Subject) -> float:
+    """Share of the examples of a class that are predicted as it, every class that occurs counting alike."""
+    return subject.mean_over_heads(quality.balanced_accuracy)
+
+
 @objective("f1_macro", "maximize", "score", reads="classes")
 def f1_macro(subject: Subject) -> float:
     """Harmonic mean of precision and recall, every class counting alike."""

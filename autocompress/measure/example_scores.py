@@ -153,6 +153,14 @@ def _resample_f1_macro(subject: Subject, head: str, weights: Tensor) -> Tensor:
     return (2 * hits / sizes.clamp(min=1)).sum(1) / (sizes > 0).sum(1)
 
 
+def _resample_balanced_accuracy(subject: Subject, head: str, weights: Tensor) -> Tensor:
+    logits, targets = subject.logits[head], subject.targets[head]
+    actual = F.one_hot(targets, logits.shape[1]).double()
+    hits, sizes = weights @ (actual * (logits.argmax(1) == targets)[:, None]), weights @ actual
+    # As in the plain score, a class that does not occur in a draw is left out of the mean.
+    return (hits / sizes.clamp(min=1)).sum(1) / (sizes > 0).sum(1)
+
+
 def _resample_auc(subject: Subject, head: str, weights: Tensor) -> Tensor:
     logits, targets = subject.logits[head].double(), subject.targets[head]
     if logits.shape[1] == 2:
@@ -186,6 +194,7 @@ BOUNDED_SCORES = ("accuracy", "hit_rate_at_10", "ndcg_at_10")
 #: Score name to a function of a subject, a head and weights ``[B, N]``: the score for each row of weights, ``[B]``.
 RESAMPLE_FUNCTIONS: dict[str, Callable[[Subject, str, Tensor], Tensor]] = {
     "auc": _resample_auc,
+    "balanced_accuracy": _resample_balanced_accuracy,
     "f1_macro": _resample_f1_macro,
     "rmse": _resample_rmse,
 }

@@ -178,6 +178,9 @@ def retention_worst(subject: Subject) -> float:
     return score_worst_head(builtin.retention, subject)
 
 
+#: Largest number of classes whose confusions are counted.
+MAX_CONFUSED = 30
+
 DRAWS = 1000
 # With more examples, a difference that matters is beyond chance, and the stored record would grow with the split.
 MAX_PACKED_EXAMPLES = 20_000
@@ -252,6 +255,24 @@ def describe_classes(subject: Subject, name: str) -> list[dict[str, float]]:
         # Of the two classes, the second is that the label is present.
         rows.append({**per_class(logits, present)[1], "label": label})
     return rows
+
+
+def count_confusions(subject: Subject, name: str) -> list[list[int]]:
+    """Return the confusion matrix of a head: the number of examples of each true class, a row, by predicted class.
+
+    It is empty for heads of several labels, and for more than ``MAX_CONFUSED`` classes, whose matrix would be large.
+
+    Example:
+        >>> count_confusions(Subject({"label": torch.eye(2)}, {"label": torch.tensor([0, 0])}), "label")
+        [[1, 1], [0, 0]]
+    """
+    head = subject.head(name)
+    if not head.has_classes or head.kind in ("multilabel", "candidates") or head.classes > MAX_CONFUSED:
+        return []
+    rows, labels = subject.class_rows(name)
+    counts = torch.bincount(labels * head.classes + rows.argmax(1), minlength=head.classes**2)
+    table: list[list[int]] = counts.reshape(head.classes, head.classes).tolist()
+    return table
 
 
 def select_examples(subject: Subject, rows: Tensor) -> Subject:

@@ -51,6 +51,19 @@ def recall_macro(logits: Tensor, targets: Tensor) -> float:
     return _average_classes(hits / support.clamp(min=1), predicted + support > 0)
 
 
+def balanced_accuracy(logits: Tensor, targets: Tensor) -> float:
+    """Return the recall, averaged over the classes that occur (Brodersen 2010): accuracy if all occurred equally often.
+
+    Example:
+        >>> balanced_accuracy(torch.tensor([[2.0, 1.0]]).expand(4, 2), torch.tensor([0, 0, 0, 1]))
+        0.5
+    """
+    if not _is_finite(logits, targets):
+        return math.nan
+    hits, _, support = _count_classes(logits, targets)
+    return _average_classes(hits / support.clamp(min=1), (support > 0).double())
+
+
 def f1_macro(logits: Tensor, targets: Tensor) -> float:
     """Return the harmonic mean of precision and recall, averaged over classes."""
     if not _is_finite(logits, targets):

@@ -186,12 +186,45 @@ def build_cards(
                 "yaml": as_yaml(row.get("config")),
                 "order": format_order(details),
                 "steps": report_tables(details),
-                "classes": details.get("per_class") or {},
+                "classes": {
+                    head: [
+                        {"support": None, **line, "name": _name_class(info, head, int(line["label"]))} for line in lines
+                    ]
+                    for head, lines in (details.get("per_class") or {}).items()
+                },
+                "confusion": {
+                    head: _build_confusion(info, head, table)
+                    for head, table in (details.get("confusion") or {}).items()
+                },
                 "layers": details.get("layers") or [],
                 "curve": _loss_curve(trials, row.get("trial")),
             }
         )
     return rows
+
+
+def _name_class(info: RunInfo, head: str, number: int) -> str:
+    names = info.labels.get(head, ())
+    return names[number] if number < len(names) else str(number)
+
+
+def _build_confusion(info: RunInfo, head: str, table: Sequence[Sequence[int]]) -> dict[str, object]:
+    """Return a confusion matrix for the page: names of the classes, and for each cell count, share of its row and kind.
+
+    A row is a true class, so that a cell's share is that of the examples of the class.
+    """
+    names = [_name_class(info, head, number) for number in range(len(table))]
+    rows = [
+        {
+            "name": names[number],
+            "cells": [
+                {"count": count, "share": count / max(sum(row), 1), "is_hit": column == number}
+                for column, count in enumerate(row)
+            ],
+        }
+        for number, row in enumerate(table)
+    ]
+    return {"names": names, "rows": rows}
 
 
 def table_rows(

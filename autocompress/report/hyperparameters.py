@@ -6,13 +6,13 @@ from typing import TypedDict
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from autocompress.analysis.pareto import full_fidelity, numeric_column, primary_objectives
+from autocompress.analysis.importance import Share, analyze_importance
+from autocompress.analysis.pareto import primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import DASH, format_count, format_value, is_finite, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
-from autocompress.report.figure_data import SECTIONS, escape_hidden
+from autocompress.report.figure_data import escape_hidden
 
 #: Rows of the importance table.
 MAX_ROWS = 8
@@ -20,30 +20,32 @@ MAX_ROWS = 8
 MAX_AXES = 5
 #: Lines of the parallel coordinates: more cannot be told apart.
 MAX_LINES = 40
-# Fewer candidates say nothing about importance.
-_MIN_CANDIDATES = 12
-# A hyperparameter with more distinct values is divided into bins with equally many candidates.
-_MAX_VALUES, _BINS = 6, 5
+# A hyperparameter with more distinct values has a continuous axis.
+_MAX_VALUES = 6
 # Size and margins of the parallel coordinates, in pixels.
 _WIDTH, _HEIGHT = 900.0, 330.0
 _TOP, _BOTTOM, _SIDE = 54.0, 26.0, 62.0
 
 
 class ImportanceRow(TypedDict):
-    """Shares of the variance that one hyperparameter explains, between 0 and 1."""
+    """Shares of the variance that one hyperparameter explains, between 0 and 1; None for a cost it cannot change."""
 
     column: str
     name: str
-    cost: float
     score: float
+    score_range: str
+    cost: float | None
+    cost_range: str
 
 
 class Importance(TypedDict):
-    """Importance of hyperparameters: rows, labels of the two objectives, number of candidates."""
+    """Importance of hyperparameters: rows, labels of the two objectives, numbers of trials and candidates."""
 
     rows: list[ImportanceRow]
+    interactions: list[str]
     cost: str
     score: str
+    trials: int
     count: int
 
 
@@ -59,53 +61,50 @@ class ParallelAxis(TypedDict):
 def compute_importance(candidates: pd.DataFrame, info: RunInfo) -> Importance | None:
     """Return the share of the variance of cost and score that each hyperparameter explains, the largest first.
 
-    The share is epsilon squared (Kelley 1935): the variance between groups of fully trained candidates with equal
-    values of the hyperparameter, corrected for the variance that as many random groups would have. Costs enter as
-    logarithms; hyperparameters with many values are divided into fifths. None if there are too few candidates.
+    None if there are too few candidates, or if nothing explains a hundredth.
 
     Args:
         candidates: All candidates.
         info: Description of the run.
     """
-    table = full_fidelity(candidates)
+    analysis = analyze_importance(candidates, info)
+    if analysis is None:
+        return None
     cost, score = primary_objectives(info.objectives)
-    if not len(table):
+    rows: list[ImportanceRow] = [
+        {
+            "column": column,
+            "name": label_hyperparameter(column),
+            "score": share.value,
+            "score_range": _format_range(share),
+            "cost": analysis.cost[column].value if column in analysis.cost else None,
+            "cost_range": _format_range(analysis.cost[column]) if column in analysis.cost else "",
+        }
+        for column, share in analysis.score.items()
+    ]
+    rows = sorted((row for row in rows if max(row["cost"] or 0.0, row["score"]) >= 0.01), key=_importance_key)
+    if not rows:
         return None
-    # A cost of zero has no logarithm; such rows are left out below.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        costs = np.log10(np.asarray(numeric_column(table, cost.name), dtype=np.float64))
-    scores = np.asarray(numeric_column(table, score.name), dtype=np.float64)
-    fit = np.isfinite(costs) & np.isfinite(scores)
-    if fit.sum() < _MIN_CANDIDATES:
-        return None
-    table = table[fit]
-    rows: list[ImportanceRow] = []
-    for column in varying_columns(table):
-        groups = _group_values(table[column])
-        rows.append(
-            {
-                "column": column,
-                "name": label_hyperparameter(column),
-                "cost": epsilon_squared(groups, costs[fit]),
-                "score": epsilon_squared(groups, scores[fit]),
-            }
-        )
-    rows = sorted((row for row in rows if max(row["cost"], row["score"]) >= 0.01), key=_importance_key)[:MAX_ROWS]
-    return (
-        {"rows": rows, "cost": label_column(cost.name), "score": label_column(score.name), "count": len(table)}
-        if rows
-        else None
-    )
+    interactions = [
+        f"{label_hyperparameter(one)} and {label_hyperparameter(other)}: {share.value:.0%} {_format_range(share)}"
+        for one, other, share in analysis.interactions
+    ]
+    return {
+        "rows": rows[:MAX_ROWS],
+        "interactions": interactions,
+        "cost": label_column(cost.name),
+        "score": label_column(score.name),
+        "trials": analysis.trials,
+        "count": analysis.candidates,
+    }
+
+
+def _format_range(share: Share) -> str:
+    return f"[{100 * share.low:.0f}, {100 * share.high:.0f}]"
 
 
 def _importance_key(row: ImportanceRow) -> tuple[float, str]:
-    return (-max(row["cost"], row["score"]), row["name"])
-
-
-def varying_columns(table: pd.DataFrame) -> list[str]:
-    """Return the columns of hyperparameters, and of the choice between methods, with more than one value."""
-    columns = [str(name) for name in table.columns if str(name).partition(".")[0] in SECTIONS]
-    return [name for name in columns if table[name].map(str).nunique() > 1]
+    return (-max(row["cost"] or 0.0, row["score"]), row["name"])
 
 
 def label_hyperparameter(column: str) -> str:
@@ -118,37 +117,6 @@ def label_hyperparameter(column: str) -> str:
     section, _, rest = column.partition(".")
     method, _, knob = rest.rpartition(".")
     return f"{knob.replace('_', ' ')} ({method})" if method else f"{section}: method"
-
-
-def epsilon_squared(groups: NDArray[np.int64], values: NDArray[np.float64]) -> float:
-    """Return epsilon squared of groups: 0 if they explain nothing, 1 if everything.
-
-    Args:
-        groups: Group index of each value, shape ``[N]``.
-        values: Values, shape ``[N]``.
-
-    Example:
-        >>> epsilon_squared(np.array([0, 0, 1, 1]), np.array([1.0, 1.0, 2.0, 2.0]))
-        1.0
-    """
-    count = len(np.unique(groups))
-    total = float(((values - values.mean()) ** 2).sum())
-    if total == 0.0 or count < 2 or count >= len(values):
-        return 0.0
-    within = sum(
-        float(((values[groups == group] - values[groups == group].mean()) ** 2).sum()) for group in np.unique(groups)
-    )
-    by_chance = (count - 1) * within / (len(values) - count)
-    return max(0.0, (total - within - by_chance) / total)
-
-
-def _group_values(column: "pd.Series") -> NDArray[np.int64]:
-    values = pd.to_numeric(column, errors="coerce")
-    if values.nunique() > _MAX_VALUES and values.notna().sum() == column.notna().sum():
-        quantiles = pd.qcut(values, _BINS, labels=False, duplicates="drop")
-        # A missing value is a group of its own: the method does not have this hyperparameter.
-        return np.asarray(quantiles.fillna(-1), dtype=np.int64)
-    return np.asarray(pd.factorize(column.map(str))[0], dtype=np.int64)
 
 
 def parallel_coordinates(

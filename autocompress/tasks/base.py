@@ -8,7 +8,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from autocompress.core.config import Part
-from autocompress.core.heads import as_head
+from autocompress.core.heads import IGNORED, Head, as_head
 from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.task import InputSpec, Logits, Split, Splits, Targets
 from autocompress.errors import UsageError
@@ -263,6 +263,25 @@ def sort_classes(names: Iterable[str]) -> list[str]:
         return sorted(names, key=float)
     except ValueError:
         return names
+
+
+def is_imbalanced(head: Head, targets: Sequence[Tensor]) -> bool:
+    """Return whether one class of a head scored by accuracy has ten times the examples of another one that occurs.
+
+    Args:
+        head: The head; other kinds than single classes are never imbalanced.
+        targets: Targets of the head on each split, ``[N]`` each.
+
+    Example:
+        >>> is_imbalanced(Head(3), [torch.tensor([0] * 30), torch.tensor([1] * 3)])
+        True
+    """
+    if head.kind not in ("classes", "binary") or head.metric != "accuracy":
+        return False
+    labels = torch.cat([head.flatten_targets(part) for part in targets])
+    counts = labels[labels != IGNORED].bincount()
+    counts = counts[counts > 0]
+    return len(counts) > 1 and int(counts.max()) >= IMBALANCE_RATIO * int(counts.min())
 
 
 def describe_imbalance(counts: Mapping[str, int], what: str = "class") -> str:

@@ -25,7 +25,7 @@ from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.measure import layer_costs, measure
 from autocompress.measure.cost import LayerCost
 from autocompress.measure.example_scores import pack_examples
-from autocompress.measure.heads import describe_classes, pack_correct, resample_score
+from autocompress.measure.heads import count_confusions, describe_classes, pack_correct, resample_score
 from autocompress.quantize import fold_batch_norm
 from autocompress.training.device import require_device
 from autocompress.trial.pipeline import (
@@ -412,6 +412,8 @@ def _measure_candidate(
             details["per_class"] = {
                 name: describe_classes(subject, name) for name in subject.logits if subject.head(name).has_classes
             }
+            confusions = {name: count_confusions(subject, name) for name in subject.logits}
+            details["confusion"] = {name: table for name, table in confusions.items() if table}
             details |= pack_correct(subject)
         # Only complete candidates are selected, so only theirs are compared with the teacher's.
         if setup.primary and source.complete:

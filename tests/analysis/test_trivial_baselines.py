@@ -71,6 +71,11 @@ def test_the_cause_follows_from_training_split_and_curve(info: RunInfo, cause: s
     assert list_warnings(info, None) == [text]
 
 
+def test_a_tie_of_a_teacher_that_has_learned_its_training_split_is_an_easy_task() -> None:
+    info = make_info(train=0.81, search=0.8, select=0.82)
+    assert describe_weak_teacher(info).endswith("it is not at fault: the task is easy, and the baseline is far cheaper")
+
+
 def test_a_teacher_that_was_not_scored_on_training_is_asked_for_its_input() -> None:
     info = make_info()
     untold = {split: values for split, values in info.teacher.scores.items() if split != "train"}

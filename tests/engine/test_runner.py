@@ -196,3 +196,28 @@ def test_no_notice_without_an_accuracy(tmp_path: Path) -> None:
             )
         )
         assert detect_validation_leak(study, {"rmse": 0.9}) == []
+
+
+def test_imbalanced_classes_make_balanced_accuracy_the_first_score_unless_objectives_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_splits = Digits.splits
+
+    def make_rare(task: Digits, seed: int) -> Splits:
+        """Digits without most of the nines."""
+        splits = make_splits(task, seed)
+        kept = {}
+        for name, split in splits.items():
+            nines = (split.targets["label"] == 9).cumsum(0)
+            kept[name] = split.take((split.targets["label"] != 9) | (nines % 12 == 1))
+        return Splits(**kept)
+
+    monkeypatch.setattr(Digits, "splits", make_rare)
+    plan = make_plan(parse_spec(SOUND, "x", ["split_seed=772", "pick.max_drop=0.05"]))
+    assert [objective.name for objective in plan.objectives] == ["balanced_accuracy", "effective_flops"]
+    assert plan.setup.primary == "balanced_accuracy"
+    assert {"accuracy", "balanced_accuracy"} <= set(plan.setup.scores)
+    assert "objectives: [accuracy, effective_flops]" in plan.notices[0]
+    named = parse_spec(SOUND + "objectives: [accuracy, bytes]\n", "x", ["split_seed=772", "pick.max_drop=0.05"])
+    assert make_plan(named).setup.primary == "accuracy"
+    assert not make_plan(named).notices

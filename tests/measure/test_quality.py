@@ -13,6 +13,7 @@ ON_TARGETS = [
     quality.accuracy,
     quality.precision_macro,
     quality.recall_macro,
+    quality.balanced_accuracy,
     quality.f1_macro,
     quality.f1_weighted,
     quality.cross_entropy,
@@ -151,3 +152,12 @@ class TestTrouble:
         assert quality.cross_entropy(logits.bfloat16(), targets) == pytest.approx(
             quality.cross_entropy(logits, targets), rel=0.02
         )
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes")
+def test_balanced_accuracy_is_that_of_scikit_learn():
+    logits, targets = case(0, 300, 5)
+    # Classes 0 and 4 never occur: they do not count, even where they are predicted.
+    targets = targets.clamp(1, 3)
+    expected = metrics.balanced_accuracy_score(targets, logits.argmax(1))
+    assert quality.balanced_accuracy(logits, targets) == pytest.approx(expected)
