@@ -33,6 +33,8 @@ from autocompress.export.verify import verify, verify_pipeline
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.tasks.images import Digits
 from autocompress.tasks.module import bring_model
+from autocompress.tasks.signals import Signals
+from autocompress.tasks.tabular import Tabular
 from autocompress.tasks.tagging import Tagging
 from autocompress.tasks.tensors import Tensors
 from autocompress.training.fit import FitRequest, fit, predict
@@ -86,6 +88,16 @@ def _load_tagging(folder: Path) -> Task:
     return TASKS.get("tagging")(path=str(Tagging.write_sample(folder)))
 
 
+def _load_tabular(folder: Path) -> Task:
+    """Return the small generated table of two classes, with a missing column and a category."""
+    return TASKS.get("tabular")(path=str(Tabular.write_sample(folder)))
+
+
+def _load_signals(folder: Path) -> Task:
+    """Return the small generated series of three frequencies."""
+    return TASKS.get("signals")(path=str(Signals.write_sample(folder)))
+
+
 def _load(name: str, **options: Any) -> Callable[[Path], Task]:
     return lambda folder: TASKS.get(name)(**options)
 
@@ -103,6 +115,8 @@ CASES: Mapping[str, Case] = {
     "reviews": Case(_load("text", **REVIEWS, labels=["Rating", "Recommended IND", "Department Name"]), TEXT_CNN, ADAMW),
     "entities": Case(_load("entities"), TEXT_CNN, ADAMW),
     "tagging": Case(_load_tagging, TEXT_CNN, ADAMW),
+    "tabular": Case(_load_tabular, Part.of("table_mlp", width=16), Part.of("adamw", epochs=8, batch_size=16)),
+    "signals": Case(_load_signals, Part.of("cnn1d", width=8, depth=1, stages=2), Part.of("adamw", epochs=8)),
     "ratings": Case(_load("ratings"), Part.of("interaction", embedding=8, width=32, depth=1), RECOMMEND),
     "ranking": Case(_load("ranking"), Part.of("two_tower", embedding=32, depth=0, tower=32), RECOMMEND),
     "recommendation": Case(

@@ -29,7 +29,13 @@ from autocompress.cli.options import (
     print_dry_run,
     print_rows,
 )
-from autocompress.cli.terminal import VerbosityGroup, configure_logging, make_console, progress_console
+from autocompress.cli.terminal import (
+    VerbosityGroup,
+    configure_logging,
+    make_console,
+    progress_console,
+    replace_unprintable,
+)
 from autocompress.errors import AutocompressError, NoCandidateError, UnfinishedRunError, UsageError
 
 app = typer.Typer(
@@ -470,6 +476,8 @@ def main() -> None:
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
     configure_logging()
+    for stream in (sys.stdout, sys.stderr):
+        replace_unprintable(stream)
     try:
         app()
     except AutocompressError as error:

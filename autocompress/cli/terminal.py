@@ -3,6 +3,7 @@
 Ctrl-C and termination signals: the first stops a search in order, the second is ignored, the third ends at once.
 """
 
+import codecs
 import logging
 import os
 import signal
@@ -28,6 +29,34 @@ QUIET = -1
 PIPE_WIDTH = 160
 _LEVELS = {QUIET: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 _COUNT = f"{PACKAGE}.verbosity"
+
+
+# Plain forms of the characters that messages and tables use.
+_PLAIN = {"→": "->", "–": "-", "—": "-", "…": "...", "×": "x", "·": ".", "±": "+-", "≤": "<=", "≥": ">="}
+
+
+def replace_unprintable(stream: Any) -> None:
+    """Let a stream replace characters that its encoding lacks, instead of ending the command with an error.
+
+    Example:
+        >>> import io
+        >>> stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+        >>> replace_unprintable(stream)
+        >>> _ = stream.write("1–2 → ✓")
+        >>> stream.flush()
+        >>> stream.buffer.getvalue()
+        b'1-2 -> ?'
+    """
+    codecs.register_error("plain", _write_plain)
+    # Streams of tests and notebooks have no such method, and write any character.
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="plain")
+
+
+def _write_plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
 
 def make_console(*, stderr: bool = False) -> "Console":

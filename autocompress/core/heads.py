@@ -340,6 +340,7 @@ class Regression(Head):
         scale: Standard deviation of each value over the training split, ``[D]``; 1 by default.
         loss_name: ``mse``, ``mae``, ``huber`` (with threshold 1; Huber 1964) or ``quantile`` (pinball loss).
         quantile: Quantile that ``quantile`` predicts.
+        center: Mean of each value over the training split, ``[D]``, where an untrained model may start; 0 by default.
 
     Example:
         >>> Regression(1, scale=(2.0,)).loss(torch.tensor([[1.0]]), torch.tensor([[5.0]])).item()
@@ -352,6 +353,7 @@ class Regression(Head):
     scale: tuple[float, ...]
     loss_name: str
     quantile: float
+    center: tuple[float, ...]
 
     def __new__(
         cls,
@@ -360,12 +362,14 @@ class Regression(Head):
         scale: tuple[float, ...] = (),
         loss_name: str = "mse",
         quantile: float = 0.5,
+        center: tuple[float, ...] = (),
     ) -> Self:
         """Return a head of ``size`` values."""
         if loss_name not in REGRESSION_LOSSES:
             raise TrialError(f"the loss of a regression is one of {', '.join(REGRESSION_LOSSES)}, not {loss_name!r}")
         head = super().__new__(cls, size, metric)
         head.scale, head.loss_name, head.quantile = tuple(scale) or (1.0,) * size, loss_name, quantile
+        head.center = tuple(center) or (0.0,) * size
         return head
 
     @property

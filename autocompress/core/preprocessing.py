@@ -221,6 +221,79 @@ class CandidatesInput(IdInput):
 
 
 @dataclass(frozen=True)
+class NumbersInput:
+    """Numbers of a row of a table by column, each scaled; a missing one is scaled to 0.
+
+    A column with ``knots`` is interpolated between them, so that its values are spread like a normal distribution; the
+    others become ``(value - mean) / std``. Behind the numbers stands one flag for each column of ``flagged``, which is
+    1 where its value is missing.
+
+    Attributes:
+        columns: Columns of the numbers in their order.
+        mean: Mean of each column.
+        std: Standard deviation of each column.
+        flagged: Columns with a flag.
+        knots: Values of each column in ascending order; empty without interpolation.
+        scores: Scaled value at each knot.
+        name: Name of the input.
+    """
+
+    columns: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flagged: tuple[str, ...] = ()
+    knots: tuple[tuple[float, ...], ...] = ()
+    scores: tuple[tuple[float, ...], ...] = ()
+    name: str = "numbers"
+
+    kind: ClassVar[str] = "numbers"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor of one example."""
+        return (len(self.columns) + len(self.flagged),)
+
+    def describe(self) -> str:
+        """Return a sentence for the card of a model."""
+        form = "interpolated to a normal distribution" if any(self.knots) else "minus its mean, by its deviation"
+        flags = f" and {len(self.flagged)} flags of missing values" if self.flagged else ""
+        return f"The {self.name} are {len(self.columns)} columns of a row, each {form}{flags} (preprocess.json)."
+
+
+@dataclass(frozen=True)
+class CategoriesInput:
+    """Categories of a row of a table by column, as rows of one table of embeddings.
+
+    The rows of a column follow those of the column before it: first one for all unknown names, then one for each name.
+
+    Attributes:
+        columns: Columns of the categories in their order.
+        names: Names of the categories of each column; an empty name is a missing value.
+        name: Name of the input.
+    """
+
+    columns: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
+    name: str = "categories"
+
+    kind: ClassVar[str] = "categories"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor of one example."""
+        return (len(self.columns),)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of rows of the table of embeddings."""
+        return sum(len(names) + 1 for names in self.names)
+
+    def describe(self) -> str:
+        """Return a sentence for the card of a model."""
+        return f"The {self.name} are row numbers of {len(self.columns)} columns of a row (preprocess.json)."
+
+
+@dataclass(frozen=True)
 class TensorInput:
     """A tensor as the model takes it.
 
@@ -243,7 +316,7 @@ class TensorInput:
         return ""
 
 
-RawInput = ImageInput | TextInput | SeriesInput | RowInput | IdInput | TensorInput
+RawInput = ImageInput | TextInput | SeriesInput | RowInput | NumbersInput | CategoriesInput | IdInput | TensorInput
 #: One record for each positional argument of a model; empty if the task specifies none.
 Preprocessing = tuple[RawInput, ...]
 
@@ -261,7 +334,10 @@ def dump_input(entry: RawInput) -> dict[str, object]:
 #: Kind of a record to its class.
 RECORDS: Mapping[str, type[RawInput]] = {
     record.kind: record
-    for record in (ImageInput, TextInput, SeriesInput, RowInput, IdInput, CandidatesInput, TensorInput)
+    for record in (
+        *(ImageInput, TextInput, SeriesInput, RowInput, NumbersInput, CategoriesInput),
+        *(IdInput, CandidatesInput, TensorInput),
+    )
 }
 
 
@@ -281,13 +357,15 @@ def load_input(values: Mapping[str, Any]) -> RawInput:
         raise UsageError(f"preprocessing of the kind '{values.get('kind')}' is unknown to this version")
     names = {entry.name for entry in fields(RECORDS[values["kind"]])}
     # JSON has lists, and records have tuples.
-    attributes = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in names
-    }
+    attributes = {name: _as_tuples(value) for name, value in values.items() if name in names}
     try:
         return record(**attributes)
     except TypeError as error:
         raise UsageError(f"preprocessing of the kind '{values['kind']}' cannot be read ({error})") from error
+
+
+def _as_tuples(value: object) -> object:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def describe_preprocessing(preprocessing: Preprocessing) -> str:

@@ -33,6 +33,8 @@ from autocompress.errors import SpecError, UsageError, did_you_mean
 MAX_BYTES = 1_000_000
 #: Path of a key or an item in a document, ``("student", "cnn", 0)``.
 KeyPath = tuple[str | int, ...]
+# Options of tasks that are paths of files or folders.
+DATA_PATHS = ("path", "test")
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -495,6 +497,7 @@ def parse_spec(text: str, source: str, overrides: Sequence[str] = (), default_na
     for override in overrides:
         _apply_override(data, override)
     data.setdefault("name", default_name)
+    _complete_paths(data.get("task"))
     try:
         spec = Spec.model_validate(data)
     except ValidationError as failure:
@@ -505,6 +508,21 @@ def parse_spec(text: str, source: str, overrides: Sequence[str] = (), default_na
 def json_schema() -> str:
     """Return the JSON Schema of a spec, for editors."""
     return json.dumps(Spec.model_json_schema(), indent=2)
+
+
+def _complete_paths(task: JsonValue) -> None:
+    """Make paths of data absolute, so that a run can be exported from any folder.
+
+    Args:
+        task: The task of a spec with its options, changed in place.
+    """
+    sections = task.values() if isinstance(task, dict) else ()
+    for options in (section for section in sections if isinstance(section, dict)):
+        for name in DATA_PATHS:
+            value = options.get(name)
+            # What does not exist is named as it was typed, in the error of the task.
+            if isinstance(value, str) and value and Path(value).expanduser().exists():
+                options[name] = str(Path(value).expanduser().absolute())
 
 
 def _apply_override(data: dict[str, JsonValue], override: str) -> None:

@@ -174,6 +174,9 @@ class Pipeline:
     def _name_values(self, row: int, example: Any) -> dict[str, Any]:
         """Return an example by the names of the inputs; a ranking without candidates is one of the whole catalogue."""
         names = list(self._encoders)
+        # Each input picks its columns of the same row of a table.
+        if all(isinstance(encoder, NumbersEncoder | CategoriesEncoder) for encoder in self._encoders.values()):
+            return dict.fromkeys(names, example)
         if len(names) == 1:
             is_named = isinstance(example, Mapping) and set(example) == set(names)
             return dict(example) if is_named else {names[0]: example}
@@ -380,6 +383,59 @@ class RowEncoder:
         return (row - self.mean) / self.std
 
 
+class NumbersEncoder:
+    """Encoder of the numbers of a row of a table: scaled, 0 where one is missing, with flags of missing values."""
+
+    def __init__(self, entry: Record) -> None:
+        self.columns, self.knots, self.scores = entry["columns"], entry["knots"], entry["scores"]
+        self.mean, self.std = (np.asarray(entry[name], np.float64) for name in ("mean", "std"))
+        self.flagged = [self.columns.index(column) for column in entry["flagged"]]
+
+    def __call__(self, value: Any) -> Array:
+        """Return the scaled numbers and the flags, ``[F]``."""
+        row = _select_cells(value, self.columns)
+        numbers = np.asarray([self._read_number(name, cell) for name, cell in row.items()], np.float64)
+        scaled = (numbers - self.mean) / self.std
+        for column, (knots, scores) in enumerate(zip(self.knots, self.scores, strict=True)):
+            if knots:
+                scaled[column] = np.interp(numbers[column], knots, scores)
+        is_missing = np.isnan(numbers)
+        scaled[is_missing] = 0.0
+        return np.concatenate([scaled, is_missing[self.flagged]]).astype(np.float32)
+
+    def _read_number(self, column: str, cell: Any) -> float:
+        if _name_category(cell) == "":
+            return float("nan")
+        try:
+            number = float(cell)
+        except (TypeError, ValueError) as error:
+            raise PipelineError(
+                f"'{column}' is {str(cell)[:30]!r}; give a number, or null where it is missing"
+            ) from error
+        if np.isinf(number):
+            raise PipelineError(f"'{column}' is infinite; give a number, or null where it is missing")
+        return number
+
+
+class CategoriesEncoder:
+    """Encoder of the categories of a row of a table, as rows of one table of embeddings."""
+
+    def __init__(self, entry: Record) -> None:
+        self.columns = entry["columns"]
+        self.rows: list[tuple[int, Mapping[str, int]]] = []
+        first = 0
+        for names in entry["names"]:
+            self.rows.append((first, {name: first + index for index, name in enumerate(names, 1)}))
+            first += len(names) + 1
+
+    def __call__(self, value: Any) -> Array:
+        """Return the rows, ``[K]``; an unknown category has the first row of its column."""
+        cells = _select_cells(value, self.columns).values()
+        names = map(_name_category, cells)
+        rows = [rows.get(name, unknown) for name, (unknown, rows) in zip(names, self.rows, strict=True)]
+        return np.asarray(rows, np.int64)
+
+
 class IdEncoder:
     """Encoder of an id as a row of an embedding table."""
 
@@ -431,6 +487,27 @@ class TensorEncoder:
         if self.vocabulary and not ((array >= 0) & (array < self.vocabulary) & (array == np.rint(array))).all():
             raise PipelineError(f"the array has other values than the whole numbers from 0 to {self.vocabulary - 1}")
         return array.astype(self.dtype)
+
+
+def _select_cells(value: Any, columns: Sequence[str]) -> dict[str, Any]:
+    """Return the cells of a row in the order of the columns; cells of other columns are left out."""
+    # A row of a pandas table has the method, too.
+    value = value.to_dict() if hasattr(value, "to_dict") else value
+    if not isinstance(value, Mapping):
+        raise PipelineError(f"it is {_name_type(value)}; give a row as a mapping of column names to values")
+    lacking = [column for column in columns if column not in value]
+    if lacking:
+        raise PipelineError(f"the row lacks '{lacking[0]}'; give null where a value is missing")
+    return {column: value[column] for column in columns}
+
+
+def _name_category(cell: Any) -> str:
+    """Return a cell as the name of a category: 1 and 1.0 are one, and a missing value is empty."""
+    if cell is None or cell != cell or type(cell).__name__ == "NAType":
+        return ""
+    if isinstance(cell, float | np.floating) and float(cell).is_integer():
+        return str(int(cell))
+    return str(cell).strip()
 
 
 def _decode_classes(entry: Record, logits: Array, values: Values) -> dict[str, Any]:
@@ -538,6 +615,8 @@ ENCODERS: Mapping[str, Callable[[Record], Callable[[Any], Array]]] = {
     "text": TextEncoder,
     "series": SeriesEncoder,
     "row": RowEncoder,
+    "numbers": NumbersEncoder,
+    "categories": CategoriesEncoder,
     "id": IdEncoder,
     "candidates": CandidatesEncoder,
     "tensor": TensorEncoder,
@@ -655,6 +734,11 @@ def _shorten(prediction: Mapping[str, Any], top: int) -> dict[str, Any]:
     return shortened
 
 
+def _writes_unicode(stream: Any) -> bool:
+    # A name that the encoding of the terminal lacks would end the program after its first lines.
+    return str(getattr(stream, "encoding", "")).lower().replace("-", "").startswith("utf")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the prediction for each argument, or for each line of standard input, as JSON; return the exit code."""
     parser = argparse.ArgumentParser(description="Predictions of the model in the folder of this file.")
@@ -665,7 +749,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pipeline = load()
         for argument in options.inputs or (line.rstrip("\n") for line in sys.stdin):
             prediction = pipeline.predict(_parse_argument(pipeline, argument))
-            print(json.dumps(_shorten(prediction, options.top), ensure_ascii=False))
+            print(json.dumps(_shorten(prediction, options.top), ensure_ascii=not _writes_unicode(sys.stdout)))
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -193,7 +193,8 @@ def _make_head(name: str, kind: str, targets: Mapping[str, Tensor], output: Tens
         values = train.reshape(len(train), -1).double()
         # The deviation of a constant value is 0; dividing by 1 avoids values that are not finite.
         scale = [float(column[~column.isnan()].std(correction=0)) or 1.0 for column in values.T]
-        return Regression(values.shape[1], scale=tuple(scale))
+        center = values.nanmean(0).nan_to_num(0.0).tolist()
+        return Regression(values.shape[1], scale=tuple(scale), center=tuple(center))
     classes = max(int(torch.nan_to_num(part, nan=0.0).max()) for part in targets.values()) + 1
     if kind == "tags":
         return Tags(classes if output is None else int(output.shape[-1]), "accuracy")

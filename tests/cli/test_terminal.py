@@ -1,5 +1,6 @@
 """The options -v and -q, before and after the name of a command."""
 
+import io
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from autocompress.cli.terminal import (
     configure_logging,
     make_console,
     progress_console,
+    replace_unprintable,
 )
 
 LOGGER = logging.getLogger(PACKAGE)
@@ -145,3 +147,13 @@ def test_a_second_signal_lets_the_page_be_written_and_a_third_does_not(capfd: py
             os.kill(os.getpid(), signal.SIGINT)
         assert signals.exit_code == 143
     assert sys.exc_info() == (None, None, None)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp936", "utf-8"])
+def test_a_character_that_the_encoding_lacks_is_replaced(encoding: str) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding)
+    replace_unprintable(stream)
+    stream.write("0.5 – 0.7 → \u2713")
+    stream.flush()
+    written = stream.buffer.getvalue().decode(encoding)
+    assert written.replace("–", "-").replace("→", "->").startswith("0.5 - 0.7 -> ")

@@ -106,7 +106,7 @@ class TestTask:
             for record, tensor in zip(records, split.inputs, strict=True):
                 encode = ENCODERS[record.kind](json.loads(json.dumps(dump_input(record))))
                 values = (examples[row] for row in rows)
-                raw = (value[record.name] if isinstance(value, Mapping) else value for value in values)
+                raw = (value.get(record.name, value) if isinstance(value, Mapping) else value for value in values)
                 encoded = torch.from_numpy(np.stack([encode(value) for value in raw]))
                 assert encoded.dtype == tensor.dtype
                 assert torch.equal(encoded, tensor[: len(rows)]), record

@@ -126,6 +126,18 @@ def test_unreadable_file_is_named_in_the_error(tmp_path: Path) -> None:
         load_spec(tmp_path / "dir.yaml")
 
 
+def test_paths_of_data_hold_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    text = "task: {text: {path: data/x.csv, test: data/none.csv, text: data}}\nstudent: {text_cnn: {}}\n"
+    assert parse_spec(text, "x").spec.task["text"] == {
+        "path": str(tmp_path / "data" / "x.csv"),
+        "test": "data/none.csv",
+        "text": "data",
+    }
+
+
 def test_the_schema_names_every_key() -> None:
     text = json_schema()
     assert all(f'"{name}"' in text for name in Spec.model_fields)
