@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from autocompress.core.knobs import Leaf
 from autocompress.core.method import Context
 from autocompress.core.registry import QUANTIZE
 from autocompress.core.run_info import TargetInfo
@@ -34,7 +35,7 @@ from autocompress.trial.pipeline import TrialPipeline, reproducible_torch
 BATCH = 256
 SIZE, ROWS, COLUMNS_OF_TABLE = 2048, 20_000, 32
 #: Settings of weights alone.
-FORMS: dict[str, dict[str, object]] = {
+FORMS: dict[str, dict[str, Leaf]] = {
     "4 bits, groups of 32": {"weight_bits": 4, "granularity": "per_group"},
     "4 bits": {"weight_bits": 4},
     "8 bits": {"weight_bits": 8},
@@ -179,7 +180,7 @@ def compare_forms(seconds: float) -> Iterator[list[str]]:
 
 
 def _build_forms(
-    model: torch.nn.Module, example: torch.Tensor, heads: dict[str, int], settings: dict[str, object]
+    model: torch.nn.Module, example: torch.Tensor, heads: dict[str, int], settings: dict[str, Leaf]
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the graph that decodes weights at load, or unpacks rows, and the one with packed operators."""
     method = QUANTIZE.get("post_training")
