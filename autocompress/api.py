@@ -222,7 +222,7 @@ def _check_export(plan: "Plan") -> None:
 
     # One untrained student of each family stands for all of its settings.
     for family in plan.space.sections["student"]:
-        reason = "" if is_proven(family) else find_export_error(plan.task, family, plan.target)
+        reason = "" if is_proven(family, plan.target.name) else find_export_error(plan.task, family, plan.target)
         if reason:
             raise plan.source.make_error(
                 ("student", family),

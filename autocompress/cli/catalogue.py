@@ -72,12 +72,11 @@ def list_spaces() -> Rows:
 
 
 def list_targets() -> Rows:
-    """Return every target, with the extra that installs it."""
+    """Return every target, with the command that installs it."""
     rows = []
     for name in TARGETS:
         target = TARGETS.get(name)
-        install = f"pip install 'autocompress[{target.extra}]'" if target.extra else "always"
-        rows.append({"target": name, "what it is": _first_line(target), "installed": install})
+        rows.append({"target": name, "what it is": _first_line(target), "installed": target.describe_installation()})
     return rows
 
 

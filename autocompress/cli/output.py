@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -78,7 +79,8 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
-        table.add_row(*row)
+        # Cells such as `autocompress[ncnn]` contain brackets, which rich would read as markup.
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -1,7 +1,8 @@
 """The deployable folder: an ONNX graph, and the module's architecture and tensors, without pickle.
 
-model.onnx, model_float.onnx (only where model.onnx is quantized), preprocess.json and pipeline.py that run them on raw
-input, model.safetensors, architecture.json, config.yaml, card.md, manifest.json.
+model.onnx, model_float.onnx (only where model.onnx is quantized), the files of a target that does not read ONNX,
+preprocess.json and pipeline.py that run model.onnx on raw input, model.safetensors, architecture.json, config.yaml,
+card.md, manifest.json.
 """
 
 import copy
@@ -143,9 +144,10 @@ def write_artifact(
     architecture, tensors = _build_architecture(deployable)
     files = _export_graphs(deployable)
     weights_only = is_weights_only(files["model.onnx"])
+    converted = _convert_graph(deployable, files["model.onnx"])
     preprocess = render_preprocess(deployable, weights_only)
     files = {name: embed_preprocess(graph, preprocess) for name, graph in files.items()}
-    files |= {PREPROCESS: preprocess, PIPELINE: read_pipeline()}
+    files |= {**converted, PREPROCESS: preprocess, PIPELINE: read_pipeline()}
     files["model.safetensors"] = save(tensors)
     files["architecture.json"] = architecture.model_dump_json().encode()
     files["config.yaml"] = yaml.safe_dump(deployable.config.to_json(), allow_unicode=True).encode()
@@ -389,6 +391,14 @@ def _export_graphs(deployable: Deployable) -> dict[str, bytes]:
     if _quantization_state(deployable) is not None:
         graphs["model_float.onnx"] = export_float_graph(deployable)
     return graphs
+
+
+def _convert_graph(deployable: Deployable, graph: bytes) -> dict[str, bytes]:
+    """Return the files that the target loads instead of the ONNX file; none for targets that read it."""
+    if not deployable.target.precisions.restricts:
+        return {}
+    files = make_target(deployable.target.name, deployable.target.options).convert(graph)
+    return {name: content for name, content in files.items() if name != "model.onnx"}
 
 
 def rebuild_module(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Module:

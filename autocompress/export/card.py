@@ -10,6 +10,8 @@ from autocompress.export.architecture import Architecture
 FILES = {
     "model.onnx": "the model for any ONNX runtime; axis 0 is the batch",
     "model_float.onnx": "the same model before quantization, 32-bit floating point",
+    "model.ncnn.param": "model.onnx as layers of ncnn, for one example",
+    "model.ncnn.bin": "the weights of these layers",
     "pipeline.py": "predictions for raw input; needs numpy, onnxruntime and, for images, pillow",
     "preprocess.json": "how raw input becomes the inputs of the model, and what its outputs mean",
     "model.safetensors": "its tensors, weights as packed codes",

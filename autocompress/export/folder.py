@@ -16,8 +16,16 @@ from autocompress.errors import ArtifactError
 MANIFEST = "manifest.json"
 REQUIRED = ("model.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md")
 # Artifacts of earlier versions have no preprocess.json and no pipeline.py.
-KNOWN = (*REQUIRED, "model_float.onnx", "switchable.json", "preprocess.json", "pipeline.py")
-# Far above the size of a manifest of nine files; no larger file is read into memory.
+KNOWN = (
+    *REQUIRED,
+    "model_float.onnx",
+    "model.ncnn.param",
+    "model.ncnn.bin",
+    "switchable.json",
+    "preprocess.json",
+    "pipeline.py",
+)
+# Far above the size of a manifest of these files; no larger file is read into memory.
 LARGEST_MANIFEST = 2**16
 
 
@@ -35,6 +43,8 @@ class _Manifest(BaseModel):
         Literal[
             "model.onnx",
             "model_float.onnx",
+            "model.ncnn.param",
+            "model.ncnn.bin",
             "model.safetensors",
             "architecture.json",
             "config.yaml",

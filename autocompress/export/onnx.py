@@ -25,6 +25,7 @@ from autocompress.errors import ArtifactError
 from autocompress.export.block_weights import BlockWeight, multiply_blocks
 from autocompress.export.card import input_names
 from autocompress.export.embedding_tables import BagLookup, BlockLookup, Lookup, build_lookup
+from autocompress.export.export_error import describe_export_error, list_operator_layers
 from autocompress.export.integer_graph import decode_layer, integer_kernels
 from autocompress.export.onnx_weights import pack_weights
 from autocompress.quantize.fake_quantize import (
@@ -61,6 +62,17 @@ def export_float(
     proto = _clean_graph(_export_graph(copy.deepcopy(model), example, heads, lists))
     pack_weights(proto, (), {})
     return proto
+
+
+def list_layers_of_operators(
+    model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """Return the names of the layers that each operator of a model's graph comes from.
+
+    Raises:
+        ArtifactError: torch cannot export the model.
+    """
+    return list_operator_layers(_export_graph(copy.deepcopy(model), example, heads, ()))
 
 
 @dataclass(frozen=True)
@@ -310,7 +322,7 @@ def _trace_graph(
             assert program is not None
             proto: onnx.ModelProto = program.model_proto
     except Exception as error:  # torch.export raises any exception of the model's forward
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = describe_export_error(error, model)
         raise ArtifactError(f"the model cannot be exported to ONNX: {reason}") from error
     return proto
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
 from autocompress.core.run_info import TargetInfo, read_processor_name
-from autocompress.errors import AutocompressError, UsageError
+from autocompress.errors import ArtifactError, AutocompressError, UsageError
 
 Array: TypeAlias = NDArray[Any]
 #: A loaded model: arrays of one batch, in the order of its inputs, to the arrays of its outputs.
@@ -34,6 +34,11 @@ class Target(ABC):
     extra: ClassVar[str] = ""
     operators: ClassVar[frozenset[str]] = frozenset()
 
+    @classmethod
+    def describe_installation(cls) -> str:
+        """Return the command that installs what it needs; ``always`` if autocompress comes with it."""
+        return f"pip install 'autocompress[{cls.extra}]'" if cls.extra else "always"
+
     @abstractmethod
     def precisions(self) -> Precisions:
         """Return the bit-widths that it stores and computes with, probed on this processor where they depend on it."""
@@ -49,6 +54,17 @@ class Target(ABC):
         Raises:
             ArtifactError: The target cannot run the model; the message names the operator or layer it lacks.
         """
+
+    def convert(self, model: bytes) -> dict[str, bytes]:
+        """Return the files that the device loads, by name; the ONNX file itself if it needs no other form.
+
+        Args:
+            model: Content of an ONNX file.
+
+        Raises:
+            ArtifactError: The model has no such form; the message names the operator or layer.
+        """
+        return {"model.onnx": model}
 
     def options(self) -> Mapping[str, Any]:
         """Return the options that it was made with, as JSON values."""
@@ -104,6 +120,30 @@ def make_target(name: str, options: Mapping[str, Any]) -> Target:
     except TypeError as error:
         raise UsageError(f"the target '{name}' does not take these options ({error})") from None
     return target
+
+
+def make_inputs(model: bytes) -> list[Array]:
+    """Return inputs of zeros for one example, in the shapes that an ONNX file declares.
+
+    Args:
+        model: Content of an ONNX file.
+
+    Raises:
+        ArtifactError: The model is damaged.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load_from_string(model).graph
+    except Exception as error:  # protobuf's DecodeError lives in a module that differs between its versions
+        raise ArtifactError(f"the ONNX model is damaged: {error}") from error
+    inputs = []
+    for value in graph.input:
+        kind = value.type.tensor_type
+        # A dimension with a name is the batch or the length of a list.
+        shape = [dimension.dim_value or 1 for dimension in kind.shape.dim]
+        inputs.append(np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+    return inputs
 
 
 def as_float32(arrays: Sequence[object]) -> list[Array]:

@@ -21,6 +21,12 @@ def time_in_turns(
         share: Share of the runs that are faster than the returned time. Interruptions by other processes only ever
             add time, so a small share varies less than the median.
     """
+    times = list_times(models, inputs, seconds)
+    return {name: sorted(values)[int(share * (len(values) - 1))] for name, values in times.items()}
+
+
+def list_times(models: Mapping[str, Model], inputs: Sequence[Array], seconds: float) -> dict[str, list[float]]:
+    """Return the milliseconds of every run of each model, in turns; see :func:`time_in_turns`."""
     # The first runs allocate memory and are slower.
     for model in models.values():
         for _ in range(WARM_UP):
@@ -34,4 +40,4 @@ def time_in_turns(
             model(inputs)
             times[name].append((time.perf_counter() - started) * 1000)
         rounds += 1
-    return {name: sorted(values)[int(share * (len(values) - 1))] for name, values in times.items()}
+    return times

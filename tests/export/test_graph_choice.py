@@ -190,3 +190,18 @@ def test_weights_alone_are_decoded_at_load_without_an_option_of_the_session(data
     assert "DequantizeLinear" not in {node.op_type for node in proto.graph.node}
     for values, expected in zip(run(proto, data[1]), outputs(model, data[1], model.model), strict=True):
         np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
+
+
+class Device(OnnxRuntime):
+    """A device that measures itself: a millisecond for each byte."""
+
+    def measure(self, model: bytes, seconds: float) -> float:
+        return float(len(model))
+
+
+def test_graphs_are_timed_by_the_device_if_it_measures_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_choice, "time_in_turns", Clock({"small": 7.0, "large": 8.0}))
+    graphs = {"small": b"1", "large": b"123"}
+    models: dict[str, Model] = dict.fromkeys(graphs, list)
+    assert graph_choice._time_graphs(Device(), graphs, models, ()) == {"small": 1.0, "large": 3.0}
+    assert graph_choice._time_graphs(OnnxRuntime(), graphs, models, ()) == {"small": 7.0, "large": 8.0}

@@ -25,6 +25,8 @@ def test_a_target_that_is_not_installed_names_its_extra() -> None:
 
     with pytest.raises(UsageError, match=r"pip install 'autocompress\[missing\]'"):
         Missing().describe()
+    assert Missing.describe_installation() == "pip install 'autocompress[missing]'"
+    assert NoTarget.describe_installation() == "always"
 
 
 def test_a_class_that_is_no_target_is_refused() -> None:
@@ -51,3 +53,4 @@ def test_a_new_target_needs_its_widths_and_how_it_loads() -> None:
     info = Tiny().describe()
     assert (info.name, info.version, info.precisions.kernels) == ("tiny", "", ((32, 32),))
     assert Tiny().measure(b"", 1.0) is None
+    assert Tiny().convert(b"graph") == {"model.onnx": b"graph"}
