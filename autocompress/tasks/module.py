@@ -170,6 +170,10 @@ class Module(Supervised):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return {"content": digest.hexdigest()[:12]}
 
+    def example(self) -> tuple[Tensor, ...]:
+        """Return the example of the data, a batch of one."""
+        return self._data.example()
+
     def splits(self, seed: int) -> Splits:
         """Return the splits of the data."""
         return self._data.splits(seed)
