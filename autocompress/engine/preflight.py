@@ -268,4 +268,5 @@ def _make_context(task: Task, splits: Splits) -> Context:
         (batch.inputs,),
         (batch.targets,),
         lambda output, targets: task.loss(logits_by_head(output, task.heads), targets),
+        ignore=getattr(task, "ignore", ()),
     )

@@ -170,7 +170,7 @@ def _fold_hooks(module: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def _fold_parametrizations(module: nn.Module) -> list[str]:
-    """Replace parametrized tensors by their values, which can be pruned and quantized; return a notice if there are any.
+    """Replace parametrized tensors by their values, which can be pruned and quantized; return a notice of it.
 
     Example:
         >>> layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))
