@@ -17,6 +17,7 @@ from autocompress.errors import CompressionError, RunFolderError, UnfinishedRunE
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.store.run_store import RunStore
 from autocompress.store.schema import DATABASE, existing_run_error
+from autocompress.tasks.module import CallAdapter
 from autocompress.trial.pipeline import CALIBRATION_BATCH
 
 if TYPE_CHECKING:
@@ -173,7 +174,9 @@ class _Probe:
         if not stay:
             return []
         more = f"; and {len(stay) - LISTED_LAYERS} more" if len(stay) > LISTED_LAYERS else ""
-        return [f"layers whose channels are not removed: {'; '.join(stay[:LISTED_LAYERS])}{more}"]
+        notice = f"layers whose channels are not removed: {'; '.join(stay[:LISTED_LAYERS])}{more}"
+        # The adapter's name of the user's module is none that the user knows.
+        return [notice.replace("'module.", "'") if isinstance(self.model, CallAdapter) else notice]
 
 
 def remove_unsafe_methods(space: Space, task: Task, splits: Splits) -> tuple[Space, tuple[str, ...]]:
