@@ -1,12 +1,13 @@
 """Checks before anything expensive starts: the run folder, and trial runs of pruning methods on a user's model."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autocompress.core.config import Part
 from autocompress.core.formatting import format_plural
-from autocompress.core.knobs import Choice, Domain, Leaf
+from autocompress.core.knobs import Choice, Domain, FloatRange, Leaf
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
 from autocompress.core.task import Splits, Task, logits_by_head
@@ -16,7 +17,11 @@ from autocompress.errors import CompressionError, RunFolderError, UnfinishedRunE
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.store.run_store import RunStore
 from autocompress.store.schema import DATABASE, existing_run_error
+from autocompress.tasks.module import CallAdapter
 from autocompress.trial.pipeline import CALIBRATION_BATCH
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def check_run_folder(folder: Path, spec: Spec, *, resume: bool, command: str = "") -> None:
@@ -102,14 +107,83 @@ TEACHER_PRUNING = {
 }
 # A small ratio, but large enough to remove at least one of four channels.
 PROBE_RATIO = 0.25
+# Halvings of the interval between a ratio that works and one that does not; a step is then below 0.1.
+HALVINGS = 3
+# A longer list of layers that stay would hide the other notices.
+LISTED_LAYERS = 5
+RATIO = "pruning_ratio"
 
 Sections = dict[str, Mapping[str, Mapping[str, Leaf | Domain]]]
 
 
-def remove_unsafe_methods(space: Space, task: Task, splits: Splits) -> tuple[Space, tuple[str, ...]]:
-    """Return the space without the pruning methods that fail on the teacher, and a notice for each change.
+@dataclass
+class _Probe:
+    """Trial runs of pruning methods on the teacher.
 
-    Each method is applied to a copy of the teacher and verified by forward passes. Where ``structured`` pruning fails,
+    Attributes:
+        model: The teacher; it is not changed.
+        context: Calibration data for the methods.
+        reasons: Why a method failed at a ratio, by method and ratio; empty where it worked.
+        uncut: Layers that structured pruning leaves alone, each with the reason.
+    """
+
+    model: "nn.Module"
+    context: Context
+    reasons: dict[tuple[str, float], str] = field(default_factory=dict)
+    uncut: dict[str, str] = field(default_factory=dict)
+
+    def find_failure(self, name: str, ratio: float) -> str:
+        """Return why a method fails at a ratio; empty if it works."""
+        if (name, ratio) not in self.reasons:
+            method = PRUNE.get(name)
+            # One step is enough to see whether the method works; a schedule would fine-tune in between.
+            values: dict[str, Leaf] = {RATIO: ratio, "schedule": "one_shot"}
+            settings = {knob: value for knob, value in values.items() if knob in method.config.knobs()}
+            try:
+                _, state = method.apply(self.model, method.config.of(settings), self.context)
+            except CompressionError as error:
+                self.reasons[name, ratio] = str(error)
+            else:
+                self.reasons[name, ratio] = ""
+                self.uncut.update(state.report.get("uncut", {}))
+        return self.reasons[name, ratio]
+
+    def find_largest_ratio(self, name: str, strongest: float) -> tuple[float, str]:
+        """Return the largest ratio up to ``strongest`` at which a method works, and why it fails beyond that.
+
+        The ratio is 0 if it fails at a small one too.
+        """
+        reason = self.find_failure(name, strongest)
+        if not reason:
+            return strongest, ""
+        works, fails = PROBE_RATIO, strongest
+        if strongest <= PROBE_RATIO or self.find_failure(name, PROBE_RATIO):
+            return 0.0, self.reasons.get((name, PROBE_RATIO)) or reason
+        for _ in range(HALVINGS):
+            # Two digits, because the number stands in a notice.
+            middle = round((works + fails) / 2, 2)
+            if failure := self.find_failure(name, middle):
+                fails, reason = middle, failure
+            else:
+                works = middle
+        return works, reason
+
+    def describe_uncut(self) -> list[str]:
+        """Return a notice with the layers whose channels stay, without those that must: the outputs of the model."""
+        stay = [f"'{name}' ({reason})" for name, reason in self.uncut.items() if "an output of the model" not in reason]
+        if not stay:
+            return []
+        more = f"; and {len(stay) - LISTED_LAYERS} more" if len(stay) > LISTED_LAYERS else ""
+        notice = f"layers whose channels are not removed: {'; '.join(stay[:LISTED_LAYERS])}{more}"
+        # The adapter's name of the user's module is none that the user knows.
+        return [notice.replace("'module.", "'") if isinstance(self.model, CallAdapter) else notice]
+
+
+def remove_unsafe_methods(space: Space, task: Task, splits: Splits) -> tuple[Space, tuple[str, ...]]:
+    """Return the space without the pruning that fails on the teacher, and a notice for each change.
+
+    Each method is applied to a copy of the teacher at the largest ratio of the space, and verified by forward passes.
+    Where that fails, the ratios are limited to those that work. Where no ratio of ``structured`` pruning works,
     ``unstructured`` pruning replaces it. Spaces without the student ``from_teacher`` are returned as they are.
 
     Args:
@@ -120,45 +194,73 @@ def remove_unsafe_methods(space: Space, task: Task, splits: Splits) -> tuple[Spa
     students = space.sections["student"]
     if FROM_TEACHER not in students:
         return space, ()
-    model = task.build(Part(FROM_TEACHER))
-    context = _make_context(task, splits)
-    reasons: dict[str, str] = {}
-
-    def is_safe(name: str) -> bool:
-        if name not in reasons:
-            method = PRUNE.get(name)
-            # One step is enough to see whether the method works; a schedule would fine-tune in between.
-            values: dict[str, Leaf] = {"pruning_ratio": PROBE_RATIO, "schedule": "one_shot"}
-            settings = {knob: value for knob, value in values.items() if knob in method.config.knobs()}
-            try:
-                method.apply(model, method.config.of(settings), context)
-            except CompressionError as error:
-                reasons[name] = str(error)
-            else:
-                reasons[name] = ""
-        return not reasons[name]
-
+    probe = _Probe(task.build(Part(FROM_TEACHER)), _make_context(task, splits))
     sections: Sections = dict(space.sections)
     notices = []
     knobs = dict(students[FROM_TEACHER])
     for knob, (name, operation) in TEACHER_PRUNING.items():
-        if knobs.get(knob) != 0 and not is_safe(name):
+        strongest = _largest_value(knobs.get(knob, 0.0))
+        if not strongest:
+            continue
+        largest, reason = probe.find_largest_ratio(name, strongest)
+        if not largest:
             knobs[knob] = 0.0
-            notices.append(f"{operation} is not safe with this teacher ({reasons[name]}); it is left out of the search")
+            notices.append(f"{operation} is not safe with this teacher ({reason}); it is left out of the search")
+        elif largest < strongest:
+            knobs[knob] = _limit_values(knobs[knob], largest)
+            notices.append(
+                f"{operation} works up to a ratio of {largest:g} with this teacher ({reason}); "
+                "larger ratios are left out of the search"
+            )
     sections["student"] = {**students, FROM_TEACHER: knobs}
     if set(students) == {FROM_TEACHER}:
-        methods = space.sections["prune"]
-        safe = {name: settings for name, settings in methods.items() if name == "none" or is_safe(name)}
-        notices += [
-            f"prune.{name} is not safe with this teacher ({reasons[name]}); it is left out"
-            for name in methods
-            if name not in safe
-        ]
-        if reasons.get("structured") and FALLBACK not in safe and is_safe(FALLBACK):
-            safe[FALLBACK] = {"pruning_ratio": 0.5}
-            notices.append(f"prune.{FALLBACK} replaces it: half of the weights become zero, at the same FLOPs")
-        sections["prune"] = safe or {"none": {}}
-    return replace(space, sections=sections), tuple(notices)
+        sections["prune"], more = _probe_methods(probe, space.sections["prune"])
+        notices += more
+    return replace(space, sections=sections), (*notices, *probe.describe_uncut())
+
+
+def _probe_methods(
+    probe: _Probe, methods: Mapping[str, Mapping[str, Leaf | Domain]]
+) -> tuple[Mapping[str, Mapping[str, Leaf | Domain]], list[str]]:
+    """Return the methods of the section ``prune`` that work, with the ratios that work, and notices."""
+    safe: dict[str, Mapping[str, Leaf | Domain]] = {}
+    notices = []
+    for name, settings in methods.items():
+        strongest = _largest_value(settings.get(RATIO, PROBE_RATIO)) or PROBE_RATIO
+        largest, reason = (strongest, "") if name == "none" else probe.find_largest_ratio(name, strongest)
+        if not largest:
+            notices.append(f"prune.{name} is not safe with this teacher ({reason}); it is left out")
+            continue
+        safe[name] = settings
+        if largest < strongest:
+            safe[name] = {**settings, RATIO: _limit_values(settings[RATIO], largest)}
+            notices.append(
+                f"prune.{name} works up to a ratio of {largest:g} with this teacher ({reason}); "
+                "larger ratios are left out"
+            )
+    failures = [reason for (name, _), reason in probe.reasons.items() if name == "structured"]
+    is_replaced = bool(failures) and all(failures) and FALLBACK not in safe
+    if is_replaced and not probe.find_failure(FALLBACK, PROBE_RATIO):
+        safe[FALLBACK] = {RATIO: 0.5}
+        notices.append(f"prune.{FALLBACK} replaces it: half of the weights become zero, at the same FLOPs")
+    return safe or {"none": {}}, notices
+
+
+def _largest_value(domain: Leaf | Domain) -> float:
+    """Return the largest ratio that a domain allows."""
+    if isinstance(domain, FloatRange):
+        return domain.high
+    options = domain.options if isinstance(domain, Choice) else (domain,)
+    return max((float(option) for option in options if isinstance(option, int | float)), default=0.0)
+
+
+def _limit_values(domain: Leaf | Domain, largest: float) -> Leaf | Domain:
+    """Return a domain of ratios without those above ``largest``; if none is left, ``largest`` itself."""
+    if isinstance(domain, FloatRange):
+        return replace(domain, high=largest) if domain.low < largest else largest
+    options = domain.options if isinstance(domain, Choice) else ()
+    allowed = tuple(option for option in options if isinstance(option, int | float) and option <= largest)
+    return Choice(allowed) if len(allowed) > 1 else (allowed or (largest,))[0]
 
 
 def _make_context(task: Task, splits: Splits) -> Context:
@@ -169,4 +271,5 @@ def _make_context(task: Task, splits: Splits) -> Context:
         (batch.inputs,),
         (batch.targets,),
         lambda output, targets: task.loss(logits_by_head(output, task.heads), targets),
+        ignore=getattr(task, "ignore", ()),
     )

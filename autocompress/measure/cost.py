@@ -21,10 +21,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from autocompress.core.method import LayerBits
 
@@ -222,6 +224,17 @@ _KERNELS = {
 _NO_ELEMENTS: Mapping[str, int] = {"weights": 0, "parameters": 0, "nonzero": 0}
 
 
+class _WholeModel(ModuleTracker):
+    """Tracker of torch's counter that follows no module: :func:`_count_operations` does that."""
+
+    def __enter__(self) -> Self:
+        """Do nothing; ``parents`` stays the whole model."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
+
+
 def _count_operations(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[str, int], Counter[str]]:
     """Return multiply-accumulates and output elements by module name.
 
@@ -230,6 +243,8 @@ def _count_operations(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[di
     outputs: Counter[str] = Counter()
     names = {module: name for name, module in model.named_modules()}
     counter = FlopCounterMode(display=False, custom_mapping=_KERNELS)
+    # Its own tracker attaches hooks to the gradients of inputs, and fails for a view of a parameter without gradients.
+    counter.mod_tracker = _WholeModel()
     macs = dict.fromkeys(names.values(), 0)
     running: list[str] = []
     counted = 0

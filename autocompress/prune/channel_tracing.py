@@ -143,9 +143,10 @@ class Trace:
     producers: dict[Side, None] = field(default_factory=dict)
     reads_values: bool = False
 
-    def has_run(self, layer: str) -> bool:
-        """Return whether a product used the weight of a layer."""
-        return (layer, INPUTS) in self.readers or (layer, OUTPUTS) in self.producers
+    def is_idle(self, layer: str) -> bool:
+        """Return whether no product used the weight of a layer."""
+        has_sides = (layer, OUTPUTS) in self.sides
+        return has_sides and (layer, INPUTS) not in self.readers and (layer, OUTPUTS) not in self.producers
 
     def roots(self, side: Side) -> Array:
         """Return the root of each channel of a side, ``[size]``."""

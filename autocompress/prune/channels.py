@@ -150,12 +150,15 @@ class ChannelGraph:
                 history.append([count.module, count.attribute, count.value - count.step * len(chosen)])
         return history
 
-    def _find_idle_layers(self) -> dict[str, int]:
-        """Return the layers that the example does not run, with their number of inputs."""
+    def _find_idle_layers(self) -> dict[str, tuple[int, int]]:
+        """Return the numbers of inputs and outputs of layers that may run on other data, though not on the example."""
+        if not self._trace.reads_values:
+            # No value of the data decides what runs, so a layer that does not run never does.
+            return {}
         return {
-            name: count_channels(module, False)
+            name: (count_channels(module, False), count_channels(module, True))
             for name, module in self._modules.items()
-            if is_matrix_layer(module) and (name, OUTPUTS) in self._trace.sides and not self._trace.has_run(name)
+            if is_matrix_layer(module) and self._trace.is_idle(name)
         }
 
     def _make_groups(self) -> list[ChannelGroup]:
@@ -204,9 +207,11 @@ class ChannelGraph:
             if name in self._protected:
                 return f"'{name}' is protected by ignore"
             size = self._trace.sides[name, axis].size
-            for idle, inputs in self._idle.items():
-                if axis == OUTPUTS and inputs % size == 0 and name != idle:
+            for idle, (inputs, outputs) in self._idle.items():
+                if axis == OUTPUTS and inputs % size == 0:
                     return f"layer '{idle}', which the example does not run, may read it"
+                if axis == INPUTS and outputs % size == 0:
+                    return f"layer '{idle}', which the example does not run, may write to '{name}'"
         return ""
 
     def _refuse(self, producers: Sequence[Side], reason: str) -> None:
@@ -293,13 +298,21 @@ def trace_channels(model: nn.Module, example: tuple[Tensor, ...]) -> Trace:
         except Exception as error:  # A user's model may raise anything.
             raise CompressionError(f"{type(model).__name__} fails on its example: {format_error(error)}") from error
         layers = [name for name, module in model.named_modules() if is_matrix_layer(module)]
-        if any((name, OUTPUTS) in tracer.trace.sides and not tracer.trace.has_run(name) for name in layers):
-            model.train()
-            # The training mode may need targets; its layers then count as idle.
-            with suppress(Exception):
-                # Batch normalization has no statistics of one example.
-                _run_traced(tracer, model, tuple(torch.cat([tensor, tensor]) for tensor in example))
+        if any(tracer.trace.is_idle(name) for name in layers):
+            _run_idle_layers(tracer, model, example)
     return tracer.finish()
+
+
+def _run_idle_layers(tracer: ChannelTracer, model: nn.Module, example: tuple[Tensor, ...]) -> None:
+    """Run a model on other batch sizes, which may decide what runs, and in training mode."""
+    single = tuple(tensor[:1] for tensor in example)
+    doubled = tuple(torch.cat([tensor, tensor]) for tensor in example)
+    # Batch normalization has no statistics of one example, so training takes several.
+    for inputs, is_training in ((single, False), (doubled, False), (doubled, True)):
+        model.train(is_training)
+        # The training mode may need targets; its layers then stay idle.
+        with suppress(Exception):
+            _run_traced(tracer, model, inputs)
 
 
 def _run_traced(tracer: ChannelTracer, model: nn.Module, example: tuple[Tensor, ...]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.knobs import FloatRange, knob
-from autocompress.core.method import Context, MethodState, Recovery
+from autocompress.core.method import Context, MethodState, Recovery, match_layers
 from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError
 from autocompress.prune.calibration import (
@@ -71,7 +71,13 @@ class Depth:
         if self.is_identity(config):
             return pruned, MethodState(history={"dropped": []}, report={"sparsity": 0.0, "dropped": {}, "blocks": []})
         check_layers_not_empty(pruned)
-        blocks = find_blocks(pruned, context.example)
+        protected = match_layers(pruned, context.ignore)
+        # A block goes with all its layers, so one protected layer keeps it.
+        blocks = [
+            block
+            for block in find_blocks(pruned, context.example)
+            if not any(name == block or name.startswith(f"{block}.") for name in protected)
+        ]
         if len(blocks) < 2:
             reason = f"'{blocks[0]}' is the only shape-preserving block" if blocks else "none preserves its shape"
             raise CompressionError(f"no block can be dropped: {reason}")

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from autocompress.core.method import Context, LayerBits, MethodState
+from autocompress.core.method import Context, LayerBits, MethodState, match_layers
 from autocompress.errors import CompressionError
 from autocompress.quantize.fake_quantize import (
     INPUT,
@@ -130,7 +130,8 @@ class ModelQuantizer:
         self.correction = correction
         self.model, self._folding = fold_with_report(model, context.example)
         self.context = context
-        self.layers = find_layers(self.model)
+        stay = set(match_layers(self.model, context.float_layers))
+        self.layers = {name: layer for name, layer in find_layers(self.model).items() if name not in stay}
         self._require_layers()
         self._candidates = tuple(self.layers)
         # The parameters in floating point, which the error report compares with.

@@ -176,6 +176,9 @@ class Supervised:
     split_keys: tuple[str, ...] = ()
     # Whether any examples may be held out: not where they are in order of time, or where some are attacks.
     has_folds: bool = True
+    # Patterns of layer names that pruning leaves alone, and of those that stay in floating point.
+    ignore: tuple[str, ...] = ()
+    float_layers: tuple[str, ...] = ()
 
     @property
     def identity_options(self) -> Mapping[str, str]:

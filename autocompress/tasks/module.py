@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from autocompress.core.config import Part
 from autocompress.core.heads import Head, as_head
+from autocompress.core.method import match_layers
 from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Logits, Split, Splits, Targets, Task, logits_by_head
@@ -106,6 +107,8 @@ class Module(Supervised):
         kinds: Kind of each head, if the data are tensors; see :class:`~autocompress.tasks.tensors.Tensors`.
         groups: Group of each example, ``[N]``, if the data are tensors; see there.
         times: Time of each example, ``[N]``, if the data are tensors; see there.
+        ignore: Patterns of layer names whose channels and blocks are not removed.
+        precision: Patterns of layer names with the bit-width 32: layers that are not quantized.
 
     Raises:
         UsageError: The weights do not fit the module, or the module fails on an example of the data.
@@ -124,6 +127,8 @@ class Module(Supervised):
         kinds: Kind | Mapping[str, Kind] | None = None,
         groups: object = None,
         times: object = None,
+        ignore: Sequence[str] = (),
+        precision: Mapping[str, int] | None = None,
     ) -> None:
         given = {"kinds": kinds, "groups": groups, "times": times}
         for option, value in given.items():
@@ -141,6 +146,10 @@ class Module(Supervised):
         self._module_notices = prepared.notices
         self.model = self._adapt_module(prepared.module)
         self._loss = loss or super().loss
+        self.ignore = self._read_patterns("ignore", ignore)
+        self.float_layers = self._read_patterns("precision", precision or {})
+        if wrong := {pattern: bits for pattern, bits in (precision or {}).items() if bits != 32}:
+            raise UsageError(f"precision {wrong}: only 32 is possible, which keeps a layer in floating point")
 
     @property
     def preprocessing(self) -> str:
@@ -169,6 +178,10 @@ class Module(Supervised):
             digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return {"content": digest.hexdigest()[:12]}
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Return the example of the data, a batch of one."""
+        return self._data.example()
 
     def splits(self, seed: int) -> Splits:
         """Return the splits of the data."""
@@ -205,6 +218,19 @@ class Module(Supervised):
     def loss(self, logits: Logits, targets: Targets) -> Tensor:
         """Return the loss of one batch, ``[]``."""
         return self._loss(logits, targets)
+
+    def _read_patterns(self, argument: str, patterns: Iterable[str]) -> tuple[str, ...]:
+        """Return patterns of the names in the user's module as patterns of the names in the adapted one.
+
+        Raises:
+            UsageError: A pattern matches no layer.
+        """
+        prefix = "module." if isinstance(self.model, CallAdapter) else ""
+        adapted = tuple(f"{prefix}{pattern}" for pattern in patterns)
+        for pattern, given in zip(adapted, patterns, strict=True):
+            if not match_layers(self.model, [pattern]):
+                raise UsageError(f"{argument}: '{given}' matches no layer of the teacher; print(model) lists the names")
+        return adapted
 
     def _adapt_module(self, module: nn.Module) -> nn.Module:
         """Return the module, with an adapter if it does not take positional tensors or return its outputs by head.
@@ -372,6 +398,8 @@ def bring_model(
     kinds: Kind | Mapping[str, Kind] | None = None,
     groups: object = None,
     times: object = None,
+    ignore: Sequence[str] = (),
+    precision: Mapping[str, int] | None = None,
 ) -> Module:
     """Register a trained module and its data as the task ``module`` and return the task.
 
@@ -388,11 +416,24 @@ def bring_model(
         groups: Group of each example, ``[N]``, if the data are tensors, such as its patient: a group is never in two
             splits.
         times: Time of each example, ``[N]``, if the data are tensors: training data is earlier than test data.
+        ignore: Patterns of layer names, such as ``["encoder.*"]``, whose channels and blocks are not removed.
+        precision: Patterns of layer names with the bit-width 32, ``{"head": 32}``: layers that are not quantized.
 
     Raises:
-        UsageError: The weights do not fit the module, or the module fails on the data.
+        UsageError: The weights do not fit the module, the module fails on the data, or a pattern matches no layer.
     """
-    task = Module(model, data, weights=weights, fit=fit, loss=loss, kinds=kinds, groups=groups, times=times)
+    task = Module(
+        model,
+        data,
+        weights=weights,
+        fit=fit,
+        loss=loss,
+        kinds=kinds,
+        groups=groups,
+        times=times,
+        ignore=ignore,
+        precision=precision,
+    )
     # Replaces the placeholder below, or the module of an earlier call.
     TASKS.add(Module.name, ModuleFactory(task), replace=True)
     return task

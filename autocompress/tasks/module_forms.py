@@ -3,7 +3,7 @@
 torch.compile, DataParallel                    the module inside
 bfloat16, float16, float64, another device     converted to float32 on the CPU, with a notice
 frozen parameters                              gradients switched on in the students, with a notice
-old weight_norm, spectral_norm, pruning masks  folded into the weights, with a notice
+weight_norm, spectral_norm, pruning masks       folded into the weights, with a notice (hooks and parametrizations)
 TorchScript, quantized, lazy, meta, locks      an error that names the part
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -56,7 +57,12 @@ def prepare_module(model: nn.Module) -> PreparedModule:
         for child_name, child in list(parent.named_children()):
             if (unwrapped := unwrap_module(child)) is not child:
                 setattr(parent, child_name, unwrapped)
-    notices = [*_fold_hooks(module), *_convert_weights(module, name), *_unfreeze(module, name)]
+    notices = [
+        *_fold_hooks(module),
+        *_fold_parametrizations(module),
+        *_convert_weights(module, name),
+        *_unfreeze(module, name),
+    ]
     return PreparedModule(module.eval(), tuple(notices))
 
 
@@ -160,6 +166,33 @@ def _fold_hooks(module: nn.Module) -> list[str]:
         f"{kind} of {len(names)} layers ({_shorten(names)}) is folded into their weights"
         for kind, names in folded.items()
     ]
+
+
+@torch.no_grad()
+def _fold_parametrizations(module: nn.Module) -> list[str]:
+    """Replace parametrized tensors by their values, which can be pruned and quantized; return a notice of it.
+
+    Example:
+        >>> layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))
+        >>> _fold_parametrizations(layer), isinstance(layer.weight, nn.Parameter)
+        (["the parametrization of 'weight' is folded into it"], True)
+    """
+    folded: list[str] = []
+    # Spectral norm makes a step of its power iteration in training mode only.
+    module.eval()
+    for path, part in module.named_modules():
+        if not is_parametrized(part):
+            continue
+        # torch's own removal deletes a property of a class that this copy shares with the user's module.
+        names = [name for name, _ in part.get_submodule("parametrizations").named_children()]
+        values = {name: getattr(part, name).detach().clone() for name in names}
+        del part._modules["parametrizations"]
+        # The class that torch derived for the parametrization has the layer's own class as its base.
+        part.__class__ = type(part).__bases__[0]
+        for name, value in values.items():
+            part.register_parameter(name, nn.Parameter(value))
+            folded.append(f"'{path}.{name}'" if path else f"'{name}'")
+    return [f"the parametrization of {_shorten(folded)} is folded into it"] if folded else []
 
 
 def _convert_weights(module: nn.Module, name: str) -> list[str]:

@@ -31,6 +31,9 @@ from autocompress.tasks.targets import (
 # Name of the head if the targets are not a mapping.
 ONLY_HEAD = "label"
 
+# Enough to find a text without padding where most texts have some.
+EXAMPLES_COMPARED = 64
+
 
 class Tensors(Supervised):
     """Examples in memory, with targets of any kind: classes, labels, numbers, or classes of tokens or pixels.
@@ -133,6 +136,16 @@ class Tensors(Supervised):
             classes = self.labels.get(name) or [str(index) for index in range(head.classes)]
             remarks.append(describe_imbalance(dict(zip(classes, counts, strict=True))))
         return tuple(filter(None, remarks))
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Return a batch of one real example: costs of a recurrent model depend on how much of a text is padding.
+
+        Of the first training examples, it is the one with the fewest zeros in its first input, if that holds tokens.
+        """
+        inputs = self._read["train"].inputs
+        first = inputs[0][:EXAMPLES_COMPARED]
+        row = 0 if first.is_floating_point() else int(first.flatten(1).count_nonzero(1).argmax())
+        return tuple(tensor[row : row + 1] for tensor in inputs)
 
     def splits(self, seed: int) -> Splits:
         """Return five splits: by groups or times, or else stratified by the first head if it has classes or numbers.

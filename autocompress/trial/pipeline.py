@@ -469,6 +469,9 @@ class TrialPipeline:
             self.score,
             self.score_heads if len(self.task.heads) > 1 else None,
             self.reduce_range,
+            # A task that is no `Supervised` has neither.
+            ignore=getattr(self.task, "ignore", ()),
+            float_layers=getattr(self.task, "float_layers", ()),
         )
 
     def score(self, model: nn.Module) -> float:

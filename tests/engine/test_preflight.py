@@ -192,6 +192,35 @@ def test_channel_pruning_is_searched_where_it_is_safe(model, inputs, cuttable):
         assert "unstructured replaces it" in notices[-1]
 
 
+def test_layers_that_stay_are_listed_with_the_line_of_the_user():
+    _, notices = probed(zoo.Transformer, TOKENS)
+    (listed,) = [notice for notice in notices if notice.startswith("layers whose channels are not removed: ")]
+    assert "'e' (it runs through layer_norm in 't.norm1' (zoo.py:" in listed
+    assert "'fc'" not in listed
+
+
+class Narrow(zoo.Net):
+    """Fails with fewer than four channels."""
+
+    def __init__(self):
+        super().__init__(a=zoo.conv(1, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        x = self.a(x)
+        if x.shape[1] < 4:
+            raise ValueError("at least four channels")
+        return self.fc(x.relu().mean((2, 3)))
+
+
+def test_ratios_that_fail_are_left_out():
+    result, notices = probed(Narrow, prune="structured")
+    assert result.sections["student"]["from_teacher"]["pruning_ratio"] == FloatRange(0.0, 0.53)
+    assert notices[0].startswith("removing its channels works up to a ratio of 0.53 with this teacher (")
+    assert "at least four channels" in notices[0]
+    # The default range of prune.structured ends at 0.5, its fixed default.
+    assert set(result.sections["prune"]) == {"structured"}
+
+
 def test_depth_pruning_needs_blocks():
     result, notices = probed(zoo.Flatten)
     assert result.sections["student"]["from_teacher"]["depth_ratio"] == 0.0

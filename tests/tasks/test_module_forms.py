@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from autocompress.errors import UsageError
 from autocompress.tasks.module import Module
@@ -76,6 +76,9 @@ def build_remembering() -> nn.Module:
         (freeze_part, "2 of 4 parameters of Sequential are frozen (0.weight, 0.bias)"),
         (lambda: apply_to_first(weight_norm), "weight_norm of 1 layers (0) is folded"),
         (lambda: apply_to_first(spectral_norm), "spectral_norm of 1 layers (0) is folded"),
+        (lambda: apply_to_first(parametrizations.weight_norm), "the parametrization of '0.weight' is folded"),
+        (lambda: apply_to_first(parametrizations.spectral_norm), "the parametrization of '0.weight' is folded"),
+        (lambda: apply_to_first(parametrizations.orthogonal), "the parametrization of '0.weight' is folded"),
         (lambda: apply_to_first(lambda x: prune.l1_unstructured(x, "weight", 0.5)), "the pruning mask of 1 layers (0)"),
     ],
 )
