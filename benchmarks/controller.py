@@ -6,7 +6,8 @@ is good if the 95th percentile of its latencies, from arrival to answer, is with
 an answer, or with one of another request. The score is the mean over all answers of the answering model's score on the
 test split. In the simulation, the service times are drawn (log-normal, coefficient of variation 0.25) in the ratio 1 to
 3 to 9 (0.5, 1.5 and 4.5 ms; budget 15 ms), the scores of the models are set to 0.90, 0.95 and 0.97, and one run has a
-machine that becomes 1.8 times slower for a third of the time; it depends on no processor. In the measurement, models of mnist1d are trained, exported and run by threads of this machine.
+machine that becomes 1.8 times slower for a third of the time; it depends on no processor. In the measurement,
+models of mnist1d are trained, exported and run by threads of this machine.
 """
 
 import argparse
