@@ -15,6 +15,7 @@ AutocompressError                 1  something failed
 ├── WorkersError                  1  no worker starts
 ├── ArtifactError                 1  an exported folder is damaged or cannot be written
 │   └── VerificationError         1  the exported model does not behave as the searched one
+├── OverloadError                 1  a service takes no further request now
 ├── NoCandidateError              3  no candidate satisfies what was asked
 └── StorageError                  3  no space, or a folder that cannot be written
 """
@@ -86,6 +87,10 @@ class ArtifactError(AutocompressError):
 
 class VerificationError(ArtifactError):
     """The exported model does not behave as the searched one."""
+
+
+class OverloadError(AutocompressError):
+    """A service takes no further request now: its queue is full, or it is shutting down."""
 
 
 class NoCandidateError(AutocompressError):

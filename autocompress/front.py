@@ -12,19 +12,24 @@ import pandas as pd
 
 from autocompress.analysis.confirmation import summarize_repeats, tabulate_repeats, without_repeats
 from autocompress.analysis.latency import add_latency_column, with_latency
+from autocompress.analysis.levels import select_levels
 from autocompress.analysis.pareto import full_fidelity, pareto_front
 from autocompress.analysis.query import filter_rows
-from autocompress.analysis.selection import Pick, check_max_drop, select_candidate
+from autocompress.analysis.selection import Pick, check_max_drop, select_candidate, select_deployable
 from autocompress.core.atomic import write_atomic
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError, UsageError
 from autocompress.store.run_store import RunStore
 
 if TYPE_CHECKING:
+    from autocompress.analysis.cascade import CascadeSearch
     from autocompress.report.comparison import RunTables
 
 # A default argument is shared by all calls, so it is read-only.
 _NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
+
+# Candidates that cascades are made of: 66 pairs.
+CASCADE_MODELS = 12
 
 
 class Front:
@@ -271,6 +276,65 @@ class Front:
         from autocompress.export.candidate import export_candidate
 
         return export_candidate(self.folder, candidate or self.pick().id, verify=verify).folder
+
+    def export_levels(
+        self,
+        candidates: Sequence[str] = (),
+        *,
+        count: int = 4,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Path]:
+        """Export several candidates that a service switches between, and return their folders, the cheapest first.
+
+        Args:
+            candidates: Ids of the candidates; by default the pick, the best one, the cheapest one, and others between.
+            count: Largest number of candidates that are chosen by default.
+            on_progress: Callback with the number of exported candidates and of all.
+
+        Raises:
+            NoCandidateError: The run has no front, or every candidate is simulated.
+            VerificationError: An exported model does not behave as the searched candidate.
+        """
+        from autocompress.export.origin import export_levels
+
+        return export_levels(self.folder, candidates or self._select_levels(count), on_progress)
+
+    def cascade(
+        self,
+        candidates: Sequence[str] = (),
+        *,
+        simulated: bool = False,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> "CascadeSearch":
+        """Compare confidence cascades of two candidates with single candidates of equal expected cost.
+
+        A small candidate answers where it is confident, and a larger one answers the other examples. Pair and threshold
+        are chosen on select_val; the chosen cascade is scored on test. The result is written to ``cascade.json`` in the
+        run folder, and the page shows it.
+
+        Args:
+            candidates: Ids of the candidates; by default a dozen of the front.
+            simulated: Whether candidates without kernels on the target may be chosen by default.
+            on_progress: Callback with the number of rebuilt candidates and of all.
+
+        Raises:
+            UsageError: The search has not ended, or a head has no confidence.
+            NoCandidateError: There are fewer than two candidates.
+        """
+        from autocompress.export.cascade import search_cascades
+
+        chosen = candidates or self._select_levels(CASCADE_MODELS, simulated=simulated)
+        search = search_cascades(self.folder, chosen, on_progress)
+        self._read_run()
+        self.report()
+        return search
+
+    def _select_levels(self, count: int, *, simulated: bool = False) -> list[str]:
+        front = self.to_pandas()
+        if front.empty or not self.info.objectives:
+            raise NoCandidateError(f"{self.folder} has no front yet")
+        rows = front if simulated else select_deployable(front, self.info)
+        return select_levels(rows, self.info.objectives, count, self.info.recommended)
 
     def bench(
         self,

@@ -254,6 +254,7 @@ def _serve_zeros(name: str, folder: Path) -> Pipeline:
         heads=task.heads,
         labels=task.labels,
         preprocessing=task.specify_preprocessing(0),
+        origin={},
     )
     record = json.loads(render_preprocess(made, weights_only=False))  # type: ignore[arg-type]
     shapes = [SimpleNamespace(name=entry["tensor"], shape=("batch", "length")) for entry in record["inputs"]]

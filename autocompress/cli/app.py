@@ -437,6 +437,80 @@ def bench(
         bench_run(target, runs, candidate or (), batch=batch, threads=threads, seconds=seconds)
 
 
+@app.command(epilog="Example: autocompress cascade digits")
+def cascade(
+    run: Run,
+    candidate: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Candidate of the run, instead of its front; repeatable.")
+    ] = None,
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="Allow candidates without kernels on the target of the run.")
+    ] = False,
+    plugin: Plugins = None,
+    runs: Runs = Path("reports"),
+) -> None:
+    """Find two candidates of which the larger answers where the smaller is unsure; write cascade.json."""
+    from autocompress import api
+    from autocompress.cli.output import print_cascade
+    from autocompress.cli.progress import CountDisplay
+
+    load_plugins(plugin)
+    front = api.load(run, runs)
+    with CountDisplay(progress_console(), "rebuilding candidates", "rebuilt {} candidates") as display:
+        search = front.cascade(candidate or (), simulated=simulated, on_progress=display.update)
+    print_cascade(search, front.folder)
+
+
+@app.command(epilog="Example: autocompress serve digits --budget-ms 5")
+def serve(
+    sources: Annotated[
+        list[str], typer.Argument(help="A run, or exported folders (artifacts) of one run.", metavar="RUN|ARTIFACT ...")
+    ],
+    budget_ms: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Latency budget: cheaper models answer when the load would break it."),
+    ] = None,
+    candidate: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Candidate of the run to serve; repeatable.")
+    ] = None,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Serve the cascade of the run, see autocompress cascade.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that run models.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime in each model.")] = 1,
+    queue: Annotated[int, typer.Option(min=1, help="Examples that may wait; further requests get status 503.")] = 1024,
+    max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Largest body of a request.")] = 10_000_000,
+    allow_adapt: Annotated[
+        bool, typer.Option("--allow-adapt", help="Keep recent inputs, and adapt the models to them on POST /adapt.")
+    ] = False,
+    plugin: Plugins = None,
+    runs: Runs = Path("reports"),
+) -> None:
+    """Answer predictions over HTTP, with health and Prometheus metrics; needs the extra `serve`."""
+    from autocompress.cli.serving import ServeRequest, run_service
+
+    load_plugins(plugin)
+    run_service(
+        ServeRequest(
+            tuple(sources),
+            runs,
+            budget_ms,
+            tuple(candidate or ()),
+            cascade,
+            host,
+            port,
+            workers,
+            threads,
+            queue,
+            max_body,
+            allow_adapt,
+            tuple(plugin or ()),
+        )
+    )
+
+
 @app.command("list", epilog="Example: autocompress list methods")
 def list_(
     kind: Annotated[Kind, typer.Argument(help="Kind of names to list.")], form: Format = TableFormat.table

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from autocompress.analysis.cascade import CASCADE, CascadeSearch, describe_cascade
 from autocompress.analysis.certification import describe_test_loss, estimate_interval
 from autocompress.analysis.confirmation import summarize_repeats
 from autocompress.analysis.latency import NAME as LATENCY
@@ -322,6 +323,27 @@ def print_confirmed(front: Front) -> None:
     for text in (summary["text"], summary["test"], f"{summary['method']}."):
         print(text)
     print(f"page: {front.folder / 'report.html'}")
+
+
+def print_cascade(search: CascadeSearch, folder: Path) -> None:
+    """Print the cascades that no candidate dominates, and the recommended one beside the candidate of equal cost."""
+    cost, metric = label_column(search.cost_name), label_column(search.metric)
+    if search.points:
+        headings = ["small", "large", "threshold", "share of large", f"expected {cost}", f"{metric} on select_val"]
+        rows = [
+            [
+                point.small,
+                point.large,
+                f"{point.threshold:.4f}",
+                f"{point.share:.0%}",
+                format_count(point.cost),
+                f"{point.score:.4f}",
+            ]
+            for point in search.points
+        ]
+        make_console().print(plain_table(headings, rows))
+    print(describe_cascade(search))
+    print(f"wrote {folder / CASCADE}")
 
 
 def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | None) -> None:

@@ -94,6 +94,7 @@ class Deployable:
         target: The device or runtime that the artifact is made for; without a name, integer kernels are used wherever
             possible, in a form that every processor computes exactly.
         batches: Batches of inputs on which graphs for the target are compared with the model.
+        origin: Run and candidate, with its scores and costs; empty for a model that no search has made.
         exact: Whether every layer that can run on integer kernels does, so that the graph computes what was searched.
     """
 
@@ -114,6 +115,7 @@ class Deployable:
     target: TargetInfo = field(default_factory=TargetInfo)
     batches: tuple[tuple[Tensor, ...], ...] = ()
     exact: bool = False
+    origin: Mapping[str, JsonValue] = field(default_factory=dict)
 
     @property
     def lists(self) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from autocompress.errors import TrialError, UnknownNameError, UsageError, Verifi
 from autocompress.export.artifact import Deployable, export_graph, write_artifact
 from autocompress.export.bench_worker import Shape
 from autocompress.export.card import Card, input_names
+from autocompress.export.origin import describe_origin
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact, verify_pipeline
 from autocompress.store.run_store import RunStore
 from autocompress.trial.pipeline import (
@@ -165,6 +166,7 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
     rebuilt = pipeline.rebuild(candidate.config, content)
     _compare_scores(pipeline, rebuilt, candidate)
     deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt, info.target)
+    deployable = replace(deployable, origin=describe_origin(candidate, info))
     card = _build_card(candidate, pipeline, deployable, info.name, info.command)
     return RebuiltRun(pipeline, rebuilt, deployable, {**card, **build_promise(candidate, info)}, setup.split_seed)
 

@@ -119,12 +119,7 @@ class Pipeline:
         """
         predictions: list[dict[str, Any]] = []
         for batch in self._divide(examples):
-            for values, outputs in zip(batch, self._run(batch), strict=True):
-                decoded = {
-                    entry["head"]: DECODERS[entry["kind"]](entry, outputs[entry["head"]], values)
-                    for entry in self.record["outputs"]
-                }
-                predictions.append(decoded)
+            predictions += map(self.decode, batch, self.run(batch))
         return predictions
 
     def compute_outputs(self, examples: Sequence[Any]) -> dict[str, Array]:
@@ -133,8 +128,33 @@ class Pipeline:
         Raises:
             PipelineError: An example cannot be used; the message has its position.
         """
-        rows = [row for batch in self._divide(examples) for row in self._run(batch)]
+        rows = [row for batch in self._divide(examples) for row in self.run(batch)]
         return {head: np.stack([row[head] for row in rows]) for head in self._heads}
+
+    def encode(self, examples: Sequence[Any]) -> list[Values]:
+        """Return the raw value and the tensor of each input, for each raw example; models of one run share them.
+
+        Raises:
+            PipelineError: An example cannot be used; the message has its position.
+        """
+        return [self._encode(row, self._name_values(row, example)) for row, example in enumerate(examples)]
+
+    def run(self, batch: Sequence[Values]) -> list[dict[str, Array]]:
+        """Return the outputs of each encoded example, by head; examples of equal shapes run together."""
+        shapes = {tuple(tensor.shape for _, tensor in values.values()) for values in batch}
+        if len(shapes) > 1:
+            return [row for values in batch for row in self.run([values])]
+        tensors = {name: np.stack([values[name][1] for values in batch]) for name in self._encoders}
+        lists = [name for name, encoder in self._encoders.items() if isinstance(encoder, CandidatesEncoder)]
+        outputs = self._run_lists(tensors, lists[0]) if lists else self._run_tensors(tensors)
+        return [{head: values[row] for head, values in outputs.items()} for row in range(len(batch))]
+
+    def decode(self, values: Values, outputs: Mapping[str, Array]) -> dict[str, Any]:
+        """Return the prediction of each head from an encoded example and its outputs, as :meth:`predict` returns it."""
+        return {
+            entry["head"]: DECODERS[entry["kind"]](entry, outputs[entry["head"]], values)
+            for entry in self.record["outputs"]
+        }
 
     def recommend(self, example: Record, count: int = 10, exclude: Iterable[Any] = ()) -> list[tuple[str, float]]:
         """Return the best ids of the catalogue with their scores, best first.
@@ -203,16 +223,6 @@ class Pipeline:
                 raise PipelineError(f"example {row}, {name}: {error}") from error
         return encoded
 
-    def _run(self, batch: Sequence[Values]) -> list[dict[str, Array]]:
-        """Return the outputs of each example; examples of equal shapes run together."""
-        shapes = {tuple(tensor.shape for _, tensor in values.values()) for values in batch}
-        if len(shapes) > 1:
-            return [row for values in batch for row in self._run([values])]
-        tensors = {name: np.stack([values[name][1] for values in batch]) for name in self._encoders}
-        lists = [name for name, encoder in self._encoders.items() if isinstance(encoder, CandidatesEncoder)]
-        outputs = self._run_lists(tensors, lists[0]) if lists else self._run_tensors(tensors)
-        return [{head: values[row] for head, values in outputs.items()} for row in range(len(batch))]
-
     def _run_lists(self, tensors: Mapping[str, Array], name: str) -> dict[str, Array]:
         """Return the outputs for candidate lists; long ones are divided, because each candidate has its own score."""
         rows, count = tensors[name].shape
@@ -272,7 +282,7 @@ class ImageEncoder:
             return self.image.open(io.BytesIO(value))
         if isinstance(value, str | Path):
             return self.image.open(value)
-        array = np.asarray(value)
+        array = _as_array(value)
         if array.dtype == object or array.dtype.kind not in "uif" or array.ndim not in (2, 3):
             raise PipelineError(f"it is {_name_type(value)}; give a path, bytes, a Pillow image or an array [H, W, C]")
         if array.ndim == 3 and array.shape[2] not in (1, 3):
@@ -673,14 +683,19 @@ def _parse_specification(path: Path, content: bytes) -> Record:
     return record
 
 
+def _as_array(value: Any) -> Array:
+    """Return an array of nested lists."""
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise PipelineError("its rows have different lengths") from error
+
+
 def _read_numbers(value: Any, shapes: Sequence[tuple[int, ...]]) -> Array:
     """Return an array of finite numbers from an array, nested lists, or a path of a .npy, .csv or .txt file."""
     if isinstance(value, str | Path):
         value = _read_number_file(Path(value))
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise PipelineError("its rows have different lengths") from error
+    array = _as_array(value)
     if array.dtype.kind not in "uifb":
         raise PipelineError(f"it is {_name_type(value)} of {array.dtype}; give numbers")
     if array.shape not in shapes:

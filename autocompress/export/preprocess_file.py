@@ -72,6 +72,8 @@ def render_preprocess(deployable: "Deployable", weights_only: bool) -> bytes:
             _describe_output(head, classes, deployable, candidates) for head, classes in deployable.heads.items()
         ],
         "session": DECODE_ONCE if weights_only else {},
+        # Artifacts that no search has made have no origin.
+        **({"origin": dict(deployable.origin)} if deployable.origin else {}),
     }
     # NaN is no JSON; a specification with one would be read differently by other programs.
     try:

@@ -16,6 +16,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from autocompress.analysis.cascade import CascadeSearch, describe_cascade
 from autocompress.analysis.confirmation import (
     ConfirmedCandidate,
     describe_test_front,
@@ -29,6 +30,7 @@ from autocompress.analysis.trivial_baselines import list_warnings
 from autocompress.core.atomic import write_atomic
 from autocompress.core.formatting import label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
+from autocompress.errors import ArtifactError
 from autocompress.report.cards import (
     build_cards,
     export_command,
@@ -123,10 +125,22 @@ def render_page(
     if len(candidates):
         candidates = candidates.assign(**{SIMULATED: describe_simulation(candidates, info.target.precisions)})
     content = _page_content(candidates, trials, info, picked, repeated, _run_argument(folder), live)
+    content["cascade"] = _describe_cascade(folder)
     content["exported"] = {path.parent.name for path in folder.glob("picks/*/manifest.json")}
     page = load_templates().get_template("page.html.jinja").render(content)
     _LOGGER.info("rendered the page of %s: %d candidates, %d KB", folder, len(candidates), len(page) // 1000)
     return page
+
+
+def _describe_cascade(folder: Path) -> str:
+    """Return the cascade of a run as sentences; empty without one."""
+    try:
+        search = CascadeSearch.read(folder)
+    except ArtifactError as error:
+        # The page shows the search; a damaged file of another command must not prevent it.
+        _LOGGER.warning("%s", error)
+        return ""
+    return "" if search is None else describe_cascade(search)
 
 
 def _page_content(
