@@ -17,7 +17,7 @@ import torch
 from autocompress.core.run_info import TargetInfo
 from autocompress.errors import ArtifactError
 from autocompress.export.artifact import Deployable, export_float_graph
-from autocompress.export.candidate import export_teacher_graph, rebuild_candidate, select_metric
+from autocompress.export.candidate import export_teacher_graphs, rebuild_candidate, select_metric
 from autocompress.export.graph_choice import GraphRequest, choose_graph
 from autocompress.store.run_store import RunStore
 from autocompress.targets import Model, Target, make_target
@@ -74,7 +74,7 @@ def measure_run(run: Path, targets: Sequence[str], candidates: Sequence[str], se
     """Yield a row for each candidate of a run and each target."""
     with RunStore.read(run) as store:
         info = store.run_info()
-    teacher, _ = export_teacher_graph(run)
+    teacher = export_teacher_graphs(run).content
     for identity in candidates or list(dict.fromkeys([*(info.front or ()), info.recommended])):
         rebuilt = rebuild_candidate(run, identity)
         for name in targets:
