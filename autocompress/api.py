@@ -1,10 +1,14 @@
 """The commands as Python functions: search, adapt, load, compare."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autocompress.core.formatting import format_plural
+from autocompress.core.latency_model import LATENCY
 from autocompress.errors import (
     RunFolderError,
     SearchFailedError,
@@ -99,9 +103,10 @@ def search(
     plan = make_plan(source, warm=True)
     try:
         _check_export(plan)
-        run_search(plan, folder, resume=resume, command=command, events=events).close()
-        if plan.setup.latency is not None:
-            _time_front(folder, events)
+        plan = _calibrate_students(plan, events)
+        before_freeze = partial(_time_contenders, plan, folder, events)
+        run_search(plan, folder, resume=resume, command=command, events=events, before_freeze=before_freeze).close()
+        _time_front(plan, folder, events)
     except (KeyboardInterrupt, SearchFailedError, WorkersError):
         # An interrupted or failed search still gets a page of the trials so far.
         _write_partial_page(folder)
@@ -231,13 +236,53 @@ def _check_export(plan: "Plan") -> None:
             )
 
 
-def _time_front(folder: Path, events: "Events | None") -> None:
-    """Replace the predicted latencies of the front by measured ones, while no worker trains."""
+def _calibrate_students(plan: "Plan", events: "Events | None") -> "Plan":
+    """Return the plan with a latency model that knows students of the search, if latency is searched."""
+    if plan.setup.latency is None:
+        return plan
+    from autocompress.engine.initial_design import RandomTrial
+    from autocompress.export.latency_students import STUDENTS, calibrate_students
+
+    if events is not None:
+        events.phase(f"calibrating the latency on {plan.target.name}")
+    configs = [plan.space.suggest_config(RandomTrial(seed), with_compression=True) for seed in range(STUDENTS)]
+    variants = [(training.student, recipe) for training, recipe in configs]
+    latency = calibrate_students(plan.task, plan.splits.calibration, variants, plan.target)
+    return replace(plan, setup=replace(plan.setup, latency=latency))
+
+
+def _time_contenders(plan: "Plan", folder: Path, events: "Events | None") -> None:
+    """Replace predicted latencies by measured ones before the front is frozen, while no worker trains."""
+    if plan.setup.latency is None:
+        return
+    from autocompress.export.front_latency import time_contenders
+
+    if events is not None:
+        events.phase("measuring the latency of the candidates near the front")
+    _report_reasons(time_contenders(folder), events)
+
+
+def _time_front(plan: "Plan", folder: Path, events: "Events | None") -> None:
+    """Measure the latency of the front on the target, within the time that the spec allows."""
+    seconds = plan.source.spec.search.timing_seconds
+    if plan.setup.latency is None and not (plan.target.precisions.restricts and seconds):
+        return
     from autocompress.export.front_latency import time_front
 
     if events is not None:
         events.phase("measuring the latency of the front")
-    for identity, reason in time_front(folder).items():
+    _report_reasons(time_front(folder, None if plan.setup.latency is not None else seconds), events)
+    front = Front(folder)
+    missing = int(front.to_pandas()[LATENCY].isna().sum()) if LATENCY in front.candidates else 0
+    if missing and events is not None:
+        events.notice(
+            f"{format_plural(missing, 'candidate')} of the front not timed within {seconds:g} s; "
+            f"`autocompress bench {folder.name}` times all, search.timing_seconds changes the limit"
+        )
+
+
+def _report_reasons(reasons: Mapping[str, str], events: "Events | None") -> None:
+    for identity, reason in reasons.items():
         if events is not None:
             events.notice(f"the latency of {identity} cannot be measured: {reason}")
 

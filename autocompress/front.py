@@ -348,7 +348,7 @@ class Front:
         """Measure the latency of the front, the pick and the teacher on this machine, as exported models.
 
         The medians are stored in the run as ``latency_ms``: a column of the candidates, an axis of the page, and a name
-        for limits. A search that names ``latency_ms`` does so itself; the costs of others do not depend on a machine.
+        for limits. A search for a target times its front itself when it has ended; this measures again, and longer.
 
         Args:
             candidates: Ids of the candidates, instead of the selection above.
@@ -364,12 +364,12 @@ class Front:
             UsageError: There is no such candidate, or its training is not complete.
             VerificationError: A rebuilt candidate does not have its stored scores.
         """
-        from autocompress.export.front_latency import time_run
+        from autocompress.export.front_latency import TimingOptions, time_run
 
         picked = self._pick_or_none()
         chosen = candidates or [*self.to_pandas()["id"], *([] if picked is None else [picked.id])]
         try:
-            return time_run(self.folder, chosen, batch=batch, threads=threads, seconds=seconds, on_progress=on_progress)
+            return time_run(self.folder, chosen, TimingOptions(batch, threads, seconds), on_progress)
         finally:
             self._read_run()
             self.report()

@@ -23,13 +23,13 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.core.run_info import TargetInfo
 from autocompress.errors import ArtifactError
 from autocompress.export.artifact import Deployable, export_float_graph
-from autocompress.export.candidate import export_teacher_graph, rebuild_candidate, select_metric
+from autocompress.export.candidate import export_teacher_graphs, rebuild_candidate, select_metric
 from autocompress.export.graph_choice import GraphRequest, choose_graph
 from autocompress.export.onnx import export_float, trace_quantized
 from autocompress.store.run_store import RunStore
 from autocompress.targets import Model, Target, make_target
 from autocompress.targets.base import Array
-from autocompress.targets.timing import list_times
+from autocompress.targets.timing import time_rounds
 from autocompress.trial.pipeline import TrialPipeline, reproducible_torch
 
 BATCH = 256
@@ -91,7 +91,7 @@ def measure_run(run: Path, targets: Sequence[Target], candidates: Sequence[str],
     """Yield a row for each candidate of a run and each target."""
     with RunStore.read(run) as store:
         info = store.run_info()
-    teacher, _ = export_teacher_graph(run)
+    teacher = export_teacher_graphs(run).content
     for identity in candidates or list(dict.fromkeys([*(info.front or ()), info.recommended])):
         rebuilt = rebuild_candidate(run, identity)
         for target in targets:
@@ -140,7 +140,7 @@ def _time(
         measured = [target.measure(file, seconds) or 0.0 for file in files.values()]
         # Such a target reports one number.
         return (measured[0], float("nan"), *measured[1:])
-    times = list_times(models, inputs, seconds)
+    times = time_rounds(models, inputs, seconds, runs=1)
     medians = [float(np.median(values)) for values in times.values()]
     return (medians[0], float(np.percentile(times["candidate"], 95)), *medians[1:])
 
@@ -173,7 +173,7 @@ def compare_forms(seconds: float) -> Iterator[list[str]]:
         for name, settings in FORMS.items():
             graphs |= {f"{name}, {form}": graph for form, graph in _build_forms(model, example, heads, settings)}
         models = {name: make_target("onnxruntime", {}).load(graph) for name, graph in graphs.items()}
-        times = list_times(models, [example[:1].numpy()], seconds)
+        times = time_rounds(models, [example[:1].numpy()], seconds, runs=1)
         for name, values in times.items():
             cells = (float(np.median(values)), float(np.percentile(values, 95)))
             yield [kind, name, f"{len(graphs[name]):,}", *(f"{value:.4f}" for value in cells)]

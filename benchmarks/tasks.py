@@ -24,7 +24,7 @@ from autocompress.core.formatting import format_count, format_duration, format_f
 from autocompress.core.registry import load_plugin
 from autocompress.core.run_info import RunInfo
 from autocompress.export.bench import bench, bench_graph
-from autocompress.export.candidate import export_candidate, export_teacher_graph
+from autocompress.export.candidate import export_candidate, export_teacher_graphs
 from benchmarks.common import append_row, load_rows
 
 DEFAULT = ("digits", "mnist1d", "langid", "langid_kind", "ratings", "ranking")
@@ -175,8 +175,8 @@ def format_table(rows: Iterable[Row]) -> str:
 
 
 def _teacher_latency(run: Path) -> float:
-    content, inputs = export_teacher_graph(run)
-    return bench_graph(content, inputs, batch=1, threads=1, seconds=1.0).median_ms
+    graphs = export_teacher_graphs(run)
+    return bench_graph(graphs.content, graphs.inputs, batch=1, threads=1, seconds=1.0).median_ms
 
 
 def main() -> None:

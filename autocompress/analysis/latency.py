@@ -4,12 +4,14 @@ Latencies belong to one machine and are measured on exported files, so a run kee
 search counts; :func:`with_latency` adds them to the table of candidates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
+from autocompress.analysis.pareto import is_feasible, numeric_column
 from autocompress.core.formatting import is_finite
 from autocompress.core.latency_model import LATENCY
 from autocompress.core.precisions import COMMON, FLOAT_BITS, Precisions
@@ -97,6 +99,12 @@ def format_knob(name: str, value: object) -> str:
 
 
 NAME: Final = LATENCY
+#: Columns: what the latency is, its prediction, and the latency of the same weights in floating point.
+SOURCE, PREDICTED, IN_FLOAT = "latency_source", "predicted_latency_ms", "float_latency_ms"
+#: Share by which predictions of similar models may be wrong.
+TOLERANCE = 0.15
+#: Most candidates that are timed at the end of a search for latency.
+MAX_CONTENDERS = 60
 #: The row of the teacher.
 TEACHER: Final = "teacher"
 RECORD: Final = ObjectiveSpec(NAME, "minimize", unit="ms", kind="cost")
@@ -117,10 +125,75 @@ def with_latency(info: RunInfo) -> RunInfo:
 def add_latency_column(candidates: pd.DataFrame, info: RunInfo) -> pd.DataFrame:
     """Return the candidates with a column ``latency_ms``: the measured value, else a predicted one, else NaN.
 
-    Without any measurement, the table is returned as it is.
+    If any was measured, further columns hold what the value is, ``measured``, ``predicted`` or empty, the prediction
+    of a search for latency, and the measured latency of the same weights in floating point. Without any measurement,
+    the table is returned as it is.
     """
     if info.latency is None or not info.latency.rows or candidates.empty:
         return candidates
     measured = candidates["id"].map(info.latency.rows).astype(float)
-    # A search for latency predicts it for every candidate, and measures the front.
-    return candidates.assign(**{NAME: measured.fillna(candidates[NAME]) if NAME in candidates else measured})
+    # A search for latency predicts it for every candidate, and measures those that may stand on the front.
+    predicted = candidates[NAME].astype(float) if NAME in candidates else measured * np.nan
+    source = np.where(measured.notna(), "measured", np.where(predicted.notna(), "predicted", ""))
+    columns: dict[str, Any] = {NAME: measured.fillna(predicted), SOURCE: source}
+    if NAME in candidates:
+        columns[PREDICTED] = predicted
+    if info.latency.float_rows:
+        columns[IN_FLOAT] = candidates["id"].map(info.latency.float_rows).astype(float)
+    return candidates.assign(**columns)
+
+
+def select_timed(candidates: pd.DataFrame, info: RunInfo, others: Collection[str] = ()) -> pd.DataFrame:
+    """Return the rows whose latency was measured, with it, if latency is an objective or a limit; else all rows.
+
+    Predictions are not comparable with measured values.
+
+    Args:
+        candidates: Candidates of the run.
+        info: Description of the run.
+        others: Ids of candidates that are returned with their predictions.
+    """
+    if not counts_latency(info) or info.latency is None or not (info.latency.rows.keys() - {TEACHER}):
+        return candidates
+    rows = add_latency_column(candidates, info)
+    timed: pd.DataFrame = rows[rows["id"].isin({*info.latency.rows, *others})]
+    return timed
+
+
+def select_contenders(candidates: pd.DataFrame, info: RunInfo) -> list[str]:
+    """Return the ids of the candidates that may stand on the front once their latency is measured, best first.
+
+    A candidate is one if no other has as good a score and as low costs, and a predicted latency that is lower by the
+    tolerance of predictions; and if its prediction does not exceed a limit by more than that.
+
+    Args:
+        candidates: Candidates of one fidelity, with predicted latencies.
+        info: Description of the run.
+    """
+    limits = {name: dict(bounds) for name, bounds in info.limits.items()}
+    if NAME in limits:
+        limits[NAME] = {
+            side: bound * (1 + TOLERANCE if side == "max" else 1 - TOLERANCE)
+            for side, bound in limits[NAME].items()
+            if bound is not None
+        }
+    rows = candidates[is_feasible(candidates, limits)]
+    others = [objective for objective in info.objectives if objective.name != NAME]
+    # Of every objective, smaller is better.
+    columns = [(-1 if objective.is_maximized else 1) * numeric_column(rows, objective.name) for objective in others]
+    values = np.stack([np.asarray(column) for column in columns], axis=1)
+    latency = np.asarray(numeric_column(rows, NAME))
+    finite = np.isfinite(latency) & np.isfinite(values).all(1)
+    # The largest share by which a candidate that is as good otherwise is faster.
+    lead = np.zeros(len(rows))
+    for at in np.flatnonzero(finite):
+        as_good = finite & (values <= values[at]).all(1)
+        lead[at] = 1 - latency[as_good].min() / latency[at]
+    order = np.argsort(lead, kind="stable")
+    chosen = [at for at in order if finite[at] and lead[at] <= TOLERANCE][:MAX_CONTENDERS]
+    return [str(identity) for identity in rows["id"].iloc[chosen]]
+
+
+def counts_latency(info: RunInfo) -> bool:
+    """Return whether latency is an objective or a limit of a search."""
+    return NAME in info.limits or any(objective.name == NAME for objective in info.objectives)

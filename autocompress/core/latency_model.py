@@ -1,8 +1,15 @@
-"""A model of latency: a constant per run, and for each layer a sum over its work, fitted to times on a target."""
+"""A model of latency: a constant per run, and for each layer a sum over its work, fitted to times on a target.
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+Which kernel computes a layer matters more than its multiply-accumulates: runtimes store images in blocks of 8 or 16
+channels where the channels allow it, and have kernels of their own for depthwise and pointwise convolutions. So a layer
+has coefficients by kind, by whether its channels suit blocks, and by bits.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import ceil
+from typing import Any, TypeAlias
 
 from pydantic import JsonValue
 
@@ -10,6 +17,18 @@ from pydantic import JsonValue
 LATENCY = "latency_ms"
 #: Coefficients of one layer: a constant, multiply-accumulates, output elements, weights.
 FEATURES = 4
+#: Kind of a layer whose own kind was not calibrated, such as attention: the one with the same matrix product.
+LINEAR = "linear"
+FLOAT = (32, 32)
+#: What a network computes beside its layers: other operators, and changes between plain and blocked storage.
+OPERATOR, REORDER = "operator", "reorder"
+#: Kinds that a runtime may compute in blocks of channels: convolutions over two dimensions.
+BLOCKED_KINDS = ("conv2", "pointwise2", "depthwise2")
+#: Channels that a blocked kernel needs a multiple of, because it copies so many at once into its blocks.
+ALIGNMENT = 4
+
+#: Kind of a layer, whether it is computed in blocks, weight bits and activation bits.
+Kernel: TypeAlias = tuple[str, bool, int, int]
 
 
 @dataclass(frozen=True)
@@ -21,16 +40,71 @@ class LayerWork:
         activations: Output elements.
         weights: Elements of its weights.
         bits: (weight bits, activation bits) of the kernel that computes it.
+        kind: ``conv``, ``pointwise`` or ``depthwise`` with the number of spatial dimensions, such as ``conv2``;
+            ``linear`` for any other layer.
+        channels: Input channels of one group, and output channels.
+        operators: Other operators before the next layer, such as the addition of a shortcut.
+        elements: Output elements of these operators.
     """
 
     macs: int
     activations: int
     weights: int
-    bits: tuple[int, int] = (32, 32)
+    bits: tuple[int, int] = FLOAT
+    kind: str = LINEAR
+    channels: tuple[int, int] = (1, 1)
+    operators: int = 0
+    elements: int = 0
 
-    def features(self) -> tuple[float, ...]:
-        """Return the factors of the coefficients."""
-        return 1.0, float(self.macs), float(self.activations), float(self.weights)
+    def features(self, block: int) -> tuple[Kernel, tuple[float, ...]]:
+        """Return the kernel that computes the layer, and the factors of its coefficients.
+
+        Args:
+            block: Channels that the runtime stores together; 1 if it has no such kernels.
+        """
+        is_blocked = self.is_blocked(block)
+        # Blocks are padded with zeros, which are multiplied, too.
+        macs = self.macs * (self._padding(block) if is_blocked else 1.0)
+        return (self.kind, is_blocked, *self.bits), (1.0, macs, float(self.activations), float(self.weights))
+
+    def is_blocked(self, block: int) -> bool:
+        """Return whether the layer writes blocks of channels."""
+        # The rules of onnxruntime's NCHWc transformer. Integer kernels store the channels last instead.
+        if block == 1 or self.bits != FLOAT or self.kind not in BLOCKED_KINDS:
+            return False
+        inputs, outputs = self.channels
+        if self.kind == "depthwise2":
+            return outputs % ALIGNMENT == 0
+        return inputs < block or inputs % ALIGNMENT == 0
+
+    def reads_blocks(self, block: int) -> bool:
+        """Return whether the layer reads blocks of channels; a few channels are read as they are."""
+        return self.is_blocked(block) and (self.kind == "depthwise2" or self.channels[0] >= block)
+
+    def _padding(self, block: int) -> float:
+        inputs, outputs = self.channels
+        factor = ceil(outputs / block) * block / outputs
+        if self.kind == "depthwise2" or inputs < block:
+            return factor
+        return factor * ceil(inputs / block) * block / inputs
+
+
+def list_features(layers: Sequence[LayerWork], block: int) -> list[tuple[Kernel, tuple[float, ...]]]:
+    """Return every kernel of a network with its factors: those of the layers, and of what lies between them.
+
+    Args:
+        layers: Layers in the order in which they run.
+        block: Channels that the runtime stores together; 1 if it has no such kernels.
+    """
+    rows = [layer.features(block) for layer in layers]
+    for before, after in pairwise(layers):
+        if before.is_blocked(block) != after.reads_blocks(block) and after.kind != LINEAR:
+            rows.append(((REORDER, True, *FLOAT), (1.0, 0.0, float(before.activations), 0.0)))
+    for layer in layers:
+        if layer.operators:
+            kernel = (OPERATOR, layer.is_blocked(block), *FLOAT)
+            rows.append((kernel, (float(layer.operators), 0.0, float(layer.elements), 0.0)))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -39,38 +113,63 @@ class LatencyModel:
 
     Attributes:
         base: Milliseconds of a run without layers.
-        coefficients: (weight bits, activation bits, coefficients) of each kernel.
+        coefficients: Each kernel with its :data:`FEATURES` coefficients.
+        block: Channels that the runtime stores together; 1 if it has no such kernels.
 
     Example:
-        >>> model = LatencyModel(0.01, ((32, 32, (0.001, 1e-6, 0.0, 0.0)),))
+        >>> model = LatencyModel(0.01, ((("linear", False, 32, 32), (0.001, 1e-6, 0.0, 0.0)),))
         >>> model.predict([LayerWork(4000, 10, 400)])
         0.015
     """
 
     base: float
-    coefficients: tuple[tuple[int, int, tuple[float, ...]], ...]
+    # Pairs and no mapping, because a model is part of the key of a cache.
+    coefficients: tuple[tuple[Kernel, tuple[float, ...]], ...]
+    block: int = 1
 
     def predict(self, layers: Iterable[LayerWork]) -> float:
-        """Return the milliseconds of one example.
+        """Return the milliseconds of one example in the fastest graph that an export would choose from.
 
-        A layer on an integer kernel counts as in floating point if that is faster: an export chooses between the two.
+        Those are the graphs of :mod:`autocompress.export.graph_choice`: integer kernels in all layers that can have
+        them, in the half with the most work, in all but the first and the last, and in none.
         """
-        # A kernel that was not calibrated is left out of the choice.
-        by_bits = {(weight, activation): values for weight, activation, values in self.coefficients}
-        total = self.base
-        for layer in layers:
-            options = {layer.bits, (32, 32)} & by_bits.keys()
-            times = [sum(a * b for a, b in zip(by_bits[bits], layer.features(), strict=True)) for bits in options]
-            total += min(times, default=0.0)
-        return round(total, 9)
+        layers = list(layers)
+        integer = [at for at, layer in enumerate(layers) if layer.bits != FLOAT]
+        by_work = sorted(integer, key=lambda at: layers[at].macs)
+        # Floating point in: no layer, all, the half with the least work, the first and the last.
+        choices: tuple[list[int], ...] = ([], integer, by_work[: len(by_work) // 2], [*integer[:1], *integer[-1:]])
+        return round(min(self._sum_times(layers, choice) for choice in choices), 9)
+
+    def _sum_times(self, layers: Sequence[LayerWork], in_float: Sequence[int]) -> float:
+        works = [replace(layer, bits=FLOAT) if at in in_float else layer for at, layer in enumerate(layers)]
+        table = dict(self.coefficients)
+        return self.base + sum(_kernel_time(table, *row) for row in list_features(works, self.block))
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the model as JSON values, which :meth:`from_json` reads."""
-        rows: list[JsonValue] = [[weight, activation, list(values)] for weight, activation, values in self.coefficients]
-        return {"base": self.base, "coefficients": rows}
+        rows: list[JsonValue] = [[*kernel, list(values)] for kernel, values in self.coefficients]
+        return {"base": self.base, "coefficients": rows, "block": self.block}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LatencyModel":
-        """Return the model that :meth:`to_json` described."""
-        rows = tuple((int(w), int(a), tuple(float(value) for value in values)) for w, a, values in data["coefficients"])
-        return cls(float(data["base"]), rows)
+        """Return the model that :meth:`to_json` described, also one of an earlier version."""
+        coefficients: list[tuple[Kernel, tuple[float, ...]]] = []
+        for *kernel, weight, activation, values in data["coefficients"]:
+            # Earlier versions had one kind of layer.
+            kind, is_blocked = kernel or (LINEAR, False)
+            key = (str(kind), bool(is_blocked), int(weight), int(activation))
+            coefficients.append((key, tuple(float(value) for value in values)))
+        return cls(float(data["base"]), tuple(coefficients), int(data.get("block", 1)))
+
+
+def _kernel_time(table: Mapping[Kernel, Sequence[float]], kernel: Kernel, factors: Sequence[float]) -> float:
+    """Return the milliseconds of a kernel."""
+    kind, is_blocked, weight, activation = kernel
+    keys: list[Kernel] = [kernel, (kind, not is_blocked, weight, activation)]
+    if kind not in (OPERATOR, REORDER):
+        # A layer that was not calibrated is estimated by a matrix product, in floating point if need be.
+        keys += [(LINEAR, False, weight, activation), (LINEAR, False, *FLOAT)]
+    for key in keys:
+        if key in table:
+            return sum(a * b for a, b in zip(table[key], factors, strict=True))
+    return 0.0

@@ -141,14 +141,17 @@ class TrivialBaselineInfo:
 
 @dataclass(frozen=True)
 class LatencyInfo:
-    """Median latencies of exported models on one machine.
+    """Measured latencies of exported models on one machine.
 
     Attributes:
         batch: Examples per run.
-        threads: Threads of onnxruntime.
+        threads: Threads of the runtime.
         processor: Model name of the processor.
-        runtime: Version of onnxruntime.
-        rows: Candidate id, or ``teacher``, to milliseconds.
+        runtime: Version of the runtime.
+        rows: Candidate id, or ``teacher``, to milliseconds: the median ratio to the teacher's time in the same round,
+            times the median of the teacher.
+        target: Name of the target that ran the models.
+        float_rows: The same for the graph of a candidate without integer layers.
     """
 
     batch: int = 1
@@ -156,6 +159,8 @@ class LatencyInfo:
     processor: str = ""
     runtime: str = ""
     rows: Mapping[str, float] = field(default_factory=dict)
+    target: str = "onnxruntime"
+    float_rows: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the latencies as they are stored."""
@@ -165,6 +170,8 @@ class LatencyInfo:
             "processor": self.processor,
             "runtime": self.runtime,
             "rows": dict(self.rows),
+            "target": self.target,
+            "float_rows": dict(self.float_rows),
         }
 
 

@@ -6,6 +6,7 @@ student starts when the other trials have used as much compute as it will.
 """
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from autocompress.core.knobs import Choice, Domain, FloatRange, Leaf
@@ -77,6 +78,31 @@ class FixedTrial:
     def suggest_categorical(self, name: str, choices: Sequence[Leaf]) -> Leaf:
         """Return one of the choices."""
         return self._values.get(name, choices[0])
+
+
+class RandomTrial:
+    """A trial with uniformly random values.
+
+    Args:
+        seed: Seed of the values.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """Return a real number."""
+        if log:
+            return math.exp(self._random.uniform(math.log(low), math.log(high)))
+        return self._random.uniform(low, high)
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        """Return a whole number."""
+        return self._random.randint(low, high)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Leaf]) -> Leaf:
+        """Return one of the choices."""
+        return self._random.choice(list(choices))
 
 
 def make_initial_job(space: Space, values: Values, *, with_compression: bool) -> Job:

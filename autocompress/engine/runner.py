@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from autocompress.analysis.certification import list_promise_notices
+from autocompress.analysis.latency import select_timed
 from autocompress.analysis.pareto import full_fidelity, pareto_front, primary_objectives
 from autocompress.analysis.selection import select_candidate
 from autocompress.analysis.trivial_baselines import describe_weak_teacher
@@ -307,7 +308,13 @@ def _list_promise_notices(
 
 
 def run_search(
-    plan: Plan, folder: Path, *, resume: bool = False, command: str = "", events: Events | None = None
+    plan: Plan,
+    folder: Path,
+    *,
+    resume: bool = False,
+    command: str = "",
+    events: Events | None = None,
+    before_freeze: Callable[[], None] = lambda: None,
 ) -> RunStore:
     """Train the teacher if it is not cached, search, freeze the front, read the test split, and return the store.
 
@@ -317,6 +324,7 @@ def run_search(
         resume: Whether the run in the folder is continued.
         command: Command line of the user, for the report.
         events: Callbacks of the search.
+        before_freeze: Callback between the last trial and the freezing of the front, while the store is closed.
 
     Raises:
         RunFolderError: The folder holds another run, or its spec differs from this one.
@@ -349,6 +357,9 @@ def run_search(
                 logger.info("search ended after %.1f s", driver.elapsed_seconds)
         if driver.has_only_failed_trials or store.candidate_table().empty:
             raise SearchFailedError(_explain_failure(driver, store))
+        store.close()
+        before_freeze()
+        store = RunStore.open(folder)
         _cross_fit_finalists(plan, store, events)
         events.phase("freezing the front and reading the test split")
         with reproducible_torch():
@@ -662,7 +673,8 @@ def finish_run(setup: Setup, minutes: float | None, store: RunStore) -> None:
         minutes: Time budget of the run, in minutes; ``None`` for no limit.
         store: The open store of the run.
     """
-    table, info = store.candidate_table(), store.run_info()
+    info = store.run_info()
+    table = select_timed(store.candidate_table(), info)
     front = list(pareto_front(full_fidelity(table), info.objectives, info.limits)["id"])
     try:
         recommended = select_candidate(table, info).id
@@ -671,7 +683,8 @@ def finish_run(setup: Setup, minutes: float | None, store: RunStore) -> None:
     baselines = _train_baseline(setup, minutes, store, [recommended, *reversed(front)] if recommended else [])
     if baselines:
         # Where the student without distillation is as good, it is the recommended one.
-        recommended = select_candidate(store.candidate_table(), replace(info, baselines=baselines)).id
+        table = select_timed(store.candidate_table(), info, baselines)
+        recommended = select_candidate(table, replace(info, baselines=baselines)).id
     models = {}
     for identity in dict.fromkeys([*front, *filter(None, [recommended]), *baselines]):
         candidate = store.read_candidate(identity)

@@ -203,6 +203,8 @@ class SearchSection(_Section):
         device: Device of the trials, ``cpu`` or ``cuda``; by default ``cuda`` where ``resources`` has a share of a
             graphics card.
         address: Cluster that the backend ``ray`` joins: ``HOST:PORT``, or ``auto`` for the one of this machine.
+        timing_seconds: Seconds to export and time the front on the target when the search has ended; 0 leaves it out.
+            A search that names ``latency_ms`` times all that its front needs.
         trial_minutes: Maximum wall-clock minutes of one trial, or of one segment of it, with its candidates.
         memory: Maximum memory of one worker, such as ``4 GiB``; a trial that needs more fails.
     """
@@ -215,6 +217,7 @@ class SearchSection(_Section):
     sampler: Literal["surrogate", "tpe", "nsga2", "nsga3", "gp", "random"] = "surrogate"
     promotion: Literal["pareto_rank", "best_score", "always"] = "pareto_rank"
     refine: float = Field(1.0, ge=0)
+    timing_seconds: float = Field(10.0, ge=0)
     seed: int = Field(0, ge=0)
     workers: int = Field(0, ge=0)
     backend: str = "local"
@@ -419,7 +422,7 @@ class Spec(_Section):
             del data["splits"]
         # It decides the recommendation, and no result of the search.
         del data["pick"]["confidence"]
-        budget = ("trials", "minutes", "trial_minutes", "memory")
+        budget = ("trials", "minutes", "trial_minutes", "memory", "timing_seconds")
         for field in (*budget, "workers", "backend", "resources", "device", "address"):
             del data["search"][field]
         return data

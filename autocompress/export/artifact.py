@@ -41,7 +41,14 @@ from autocompress.export.architecture import (
 )
 from autocompress.export.card import Card, render_card
 from autocompress.export.folder import read_files, write_files
-from autocompress.export.graph_choice import GraphRequest, choose_graph
+from autocompress.export.graph_choice import (
+    CHOICE_SECONDS,
+    FLOAT,
+    INTEGER,
+    ChosenGraph,
+    GraphRequest,
+    choose_graph,
+)
 from autocompress.export.onnx import export_float, export_quantized
 from autocompress.export.preprocess_file import (
     PIPELINE,
@@ -355,18 +362,32 @@ def export_graph(deployable: Deployable) -> bytes:
     Raises:
         ArtifactError: The model cannot be exported.
     """
+    return export_chosen_graph(deployable).content
+
+
+def export_chosen_graph(deployable: Deployable, seconds: float = CHOICE_SECONDS) -> ChosenGraph:
+    """Return the graph of ``model.onnx``, with the graph of the same weights in floating point beside it.
+
+    Args:
+        deployable: The model.
+        seconds: Seconds to time the graphs among which a target chooses.
+
+    Raises:
+        ArtifactError: The model cannot be exported.
+    """
     state = _quantization_state(deployable)
     if state is None:
-        return export_float_graph(deployable)
+        content = export_float_graph(deployable)
+        return ChosenGraph(content, FLOAT, {}, content)
     if deployable.target.precisions.restricts:
         request = GraphRequest(
             deployable.model, state, deployable.example, deployable.heads, deployable.batches, deployable.lists
         )
         target = make_target(deployable.target.name, deployable.target.options)
         # Probed again: an artifact may be exported on another processor than the search ran on.
-        return choose_graph(request, target, target.precisions(), exact=deployable.exact).content
+        return choose_graph(request, target, target.precisions(), exact=deployable.exact, seconds=seconds)
     proto = export_quantized(deployable.model, state, deployable.example, deployable.heads, deployable.lists)
-    return bytes(proto.SerializeToString())
+    return ChosenGraph(bytes(proto.SerializeToString()), INTEGER, {}, export_float_graph(deployable))
 
 
 def export_float_graph(deployable: Deployable) -> bytes:

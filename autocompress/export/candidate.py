@@ -15,9 +15,10 @@ from autocompress.core.records import Candidate, CompressionRecipe, Job
 from autocompress.core.run_info import RunInfo, TargetInfo
 from autocompress.core.task import Logits, Split, Targets
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
-from autocompress.export.artifact import Deployable, export_graph, write_artifact
+from autocompress.export.artifact import Deployable, export_chosen_graph, write_artifact
 from autocompress.export.bench_worker import Shape
 from autocompress.export.card import Card, input_names
+from autocompress.export.graph_choice import CHOICE_SECONDS
 from autocompress.export.origin import describe_origin
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact, verify_pipeline
 from autocompress.store.run_store import RunStore
@@ -93,14 +94,36 @@ def export_candidate(
             return write(exact=True)
 
 
-def export_candidate_graph(run: Path, identity: str) -> tuple[bytes, list[Shape]]:
-    """Return the ``model.onnx`` of a candidate and its inputs for one example; raises as :func:`export_candidate`."""
+@dataclass(frozen=True)
+class TimedGraphs:
+    """The graphs of one model that are timed.
+
+    Attributes:
+        content: Content of ``model.onnx``.
+        float_content: Content of the graph of the same weights without integer layers; ``content`` itself for a model
+            in floating point.
+        inputs: Shape and data type of each input of one example.
+    """
+
+    content: bytes
+    float_content: bytes
+    inputs: Sequence[Shape]
+
+
+def export_candidate_graphs(run: Path, identity: str, seconds: float = CHOICE_SECONDS) -> TimedGraphs:
+    """Return the graphs of a candidate; raises as :func:`export_candidate`.
+
+    Args:
+        run: The run folder.
+        identity: Id of the candidate.
+        seconds: Seconds to time the graphs among which a target chooses.
+    """
     with reproducible_torch():
-        return _graph_and_inputs(rebuild_candidate(run, identity).deployable)
+        return _export_graphs(rebuild_candidate(run, identity).deployable, seconds)
 
 
-def export_teacher_graph(run: Path) -> tuple[bytes, list[Shape]]:
-    """Return the ``model.onnx`` of a run's teacher and its inputs for one example.
+def export_teacher_graphs(run: Path) -> TimedGraphs:
+    """Return the graphs of a run's teacher.
 
     Raises:
         ArtifactError: It cannot be exported.
@@ -112,12 +135,13 @@ def export_teacher_graph(run: Path) -> tuple[bytes, list[Shape]]:
         config = CompressionConfig(setup.teacher.student, (Part("none"),), setup.teacher.fit, seed=setup.teacher.seed)
         # The teacher is neither pruned nor quantized: both models are the same.
         models = RebuiltCandidate(pipeline.teacher.model, pipeline.teacher.model, None, None)
-        return _graph_and_inputs(_build_deployable(pipeline, setup, config, models, TargetInfo()))
+        return _export_graphs(_build_deployable(pipeline, setup, config, models, TargetInfo()), CHOICE_SECONDS)
 
 
-def _graph_and_inputs(deployable: Deployable) -> tuple[bytes, list[Shape]]:
+def _export_graphs(deployable: Deployable, seconds: float) -> TimedGraphs:
     shapes = [(list(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for tensor in deployable.example]
-    return export_graph(deployable), shapes
+    chosen = export_chosen_graph(deployable, seconds)
+    return TimedGraphs(chosen.content, chosen.float_content, shapes)
 
 
 @dataclass(frozen=True)

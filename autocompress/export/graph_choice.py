@@ -17,6 +17,7 @@ without integer layers runs as the float model does, so that quantization never 
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from autocompress.export.embedding_tables import GATHER
 from autocompress.export.onnx import trace_quantized
 from autocompress.measure import layer_costs
 from autocompress.targets.base import Array, Model, Target
-from autocompress.targets.timing import time_in_turns
+from autocompress.targets.timing import Rounds, compare_rounds, time_rounds
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,10 @@ INTEGER, FLOAT, BLOCKS = "integer", "float", "blocks"
 MIN_MIXED_LAYERS = 4
 # A graph that rounds inputs must be faster than the one in floating point by this factor: times vary.
 MARGIN = 0.97
+# Seconds in which all graphs of a model are timed.
+CHOICE_SECONDS = 0.3
 # Smallest share of calibration examples on which a graph predicts what the searched model predicts.
 AGREEMENT = 0.99
-# Seconds that a device measures each graph.
-SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,23 @@ class ChosenGraph:
         content: Content of the ONNX file.
         form: Name of the form, a key of ``milliseconds``.
         milliseconds: Median time of a run of each graph that was compared; empty where there was nothing to choose.
+        float_content: Content of the graph without integer layers; ``content`` itself where no layer could have them.
     """
 
     content: bytes
     form: str
     milliseconds: Mapping[str, float]
+    float_content: bytes
 
 
-def choose_graph(request: GraphRequest, target: Target, precisions: Precisions, *, exact: bool = False) -> ChosenGraph:
+def choose_graph(
+    request: GraphRequest,
+    target: Target,
+    precisions: Precisions,
+    *,
+    exact: bool = False,
+    seconds: float = CHOICE_SECONDS,
+) -> ChosenGraph:
     """Return the fastest graph of a quantized model on a target that predicts what the model does.
 
     Args:
@@ -110,18 +120,19 @@ def choose_graph(request: GraphRequest, target: Target, precisions: Precisions, 
         target: The target.
         precisions: Bit-widths of the target on this processor.
         exact: Whether every layer that can run on integer kernels does, whatever it costs.
+        seconds: Seconds to time all graphs.
 
     Raises:
         ArtifactError: The model cannot be exported, or the target cannot run it.
     """
     try:
-        return _compare_graphs(request, target, precisions, exact, bool(target.operators))
+        return _compare_graphs(request, target, precisions, exact, bool(target.operators), seconds)
     except _TargetError as error:
         if not target.operators:
             raise
         # An older version of the runtime may lack an operator.
         logger.info("without the operators %s: %s", ", ".join(sorted(target.operators)), error)
-        return _compare_graphs(request, target, precisions, exact, False)
+        return _compare_graphs(request, target, precisions, exact, False, seconds)
 
 
 class _TargetError(ArtifactError):
@@ -129,7 +140,7 @@ class _TargetError(ArtifactError):
 
 
 def _compare_graphs(
-    request: GraphRequest, target: Target, precisions: Precisions, exact: bool, in_blocks: bool
+    request: GraphRequest, target: Target, precisions: Precisions, exact: bool, in_blocks: bool, seconds: float
 ) -> ChosenGraph:
     """Return the fastest graph that predicts what the model does; see :func:`choose_graph`.
 
@@ -139,6 +150,7 @@ def _compare_graphs(
         precisions: Bit-widths of the target.
         exact: Whether only the graph that computes what was searched is considered.
         in_blocks: Whether the additional operators of the target are used.
+        seconds: Seconds to time all graphs.
     """
     traced = trace_quantized(
         request.model,
@@ -158,36 +170,39 @@ def _compare_graphs(
     base = INTEGER if integer else FLOAT
     graphs = {base: build(())}
     if exact and integer:
-        return ChosenGraph(graphs[base], base, {})
+        return ChosenGraph(graphs[base], base, {}, build(integer))
     models = {base: _load_base(graphs[base], request, target, is_judged=not integer)}
     if not exact:
         blocks = request.encode_blocks() if in_blocks and MULTIPLY in target.operators else {}
         others = {FLOAT: build(integer)} if integer else {}
-        others |= {name: build(layers) for name, layers in _list_mixtures(request).items()}
+        others |= {name: build(layers) for name, layers in list_mixtures(request).items()}
         others |= {BLOCKS: build(integer, blocks)} if blocks else {}
         graphs |= others
         # All graphs are loaded before the first is timed, so that each is timed beside the others.
         models |= _load_qualified(others, request, target)
     if len(models) == 1 and not integer:
-        return ChosenGraph(graphs[base], base, {})
-    times = _time_graphs(target, {name: graphs[name] for name in models}, models, request.example)
+        return ChosenGraph(graphs[base], base, {}, graphs[base])
+    rounds = _time_graphs(target, {name: graphs[name] for name in models}, models, request.example, seconds)
+    # Times of the same round are compared: the load of the machine changes between rounds.
+    ratios = compare_rounds(rounds, FLOAT if FLOAT in rounds else base)
     # The integer graph stays in the comparison, whatever it predicts: it computes what was searched.
-    fastest = min(times, key=lambda name: times[name])
-    chosen = FLOAT if FLOAT in times and times[fastest] > MARGIN * times[FLOAT] else fastest
+    fastest = min(ratios, key=lambda name: ratios[name])
+    chosen = FLOAT if FLOAT in ratios and ratios[fastest] > MARGIN else fastest
+    times = {name: median(values) for name, values in rounds.items()}
     logger.info("graph '%s' of %s", chosen, {name: f"{value:.4f} ms" for name, value in times.items()})
-    return ChosenGraph(graphs[chosen], chosen, times)
+    return ChosenGraph(graphs[chosen], chosen, times, graphs[FLOAT])
 
 
 def _time_graphs(
-    target: Target, graphs: Mapping[str, bytes], models: Mapping[str, Model], example: Sequence[Tensor]
-) -> dict[str, float]:
-    """Return the milliseconds of each graph, as the device measures them or else as they take here, in turns."""
-    times: dict[str, float] = {}
+    target: Target, graphs: Mapping[str, bytes], models: Mapping[str, Model], example: Sequence[Tensor], seconds: float
+) -> Rounds:
+    """Return the milliseconds of each graph: one round that the device measures, or rounds here, in turns."""
+    times: Rounds = {}
     for name, content in graphs.items():
-        measured = target.measure(content, SECONDS)
+        measured = target.measure(content, seconds)
         if measured is None:
-            return time_in_turns(models, [tensor.numpy() for tensor in example])
-        times[name] = measured
+            return time_rounds(models, [tensor.numpy() for tensor in example], seconds)
+        times[name] = [measured]
     return times
 
 
@@ -219,7 +234,7 @@ def _load_qualified(graphs: Mapping[str, bytes], request: GraphRequest, target: 
     return {name: model for name, model in models.items() if _measure_agreement(model, request) >= AGREEMENT}
 
 
-def _list_mixtures(request: GraphRequest) -> dict[str, list[str]]:
+def list_mixtures(request: GraphRequest) -> dict[str, list[str]]:
     """Return the layers in floating point of each mixture."""
     integer = request.integer_layers
     if len(integer) < MIN_MIXED_LAYERS:

@@ -4,11 +4,11 @@ import math
 from dataclasses import replace
 from statistics import fmean
 
-from autocompress.core.latency_model import LATENCY, LayerWork
-from autocompress.core.method import LayerBits
+from autocompress.core.latency_model import LATENCY
 from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError
 from autocompress.measure import cost, quality
+from autocompress.measure.cost import list_layer_work
 from autocompress.measure.objectives import Subject, objective
 
 # Keeps the ratio of two errors finite where the student has none.
@@ -188,12 +188,7 @@ def latency_ms(subject: Subject) -> float:
     """Milliseconds of one example, predicted for the target, and timed for the front."""
     if subject.latency is None:
         raise TrialError(f"{LATENCY} needs a calibrated target: name one in the search space, and {LATENCY} as a cost")
-    bits = subject.bits
-    return subject.latency.predict(
-        LayerWork(layer.macs, layer.activations, layer.weights, (widths.weight, widths.activation))
-        for name, layer in subject.layers.items()
-        if layer.macs and (widths := bits.get(name, LayerBits()))
-    )
+    return subject.latency.predict(list_layer_work(subject.layers, subject.bits))
 
 
 @objective("sparse_bytes", "minimize", "cost", unit="B")

@@ -19,15 +19,17 @@ In all other costs zeros count like any other weight: no dense runtime exploits 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
+from autocompress.core.latency_model import LayerWork
 from autocompress.core.method import LayerBits
 
 FLOPS_PER_MAC = 2
@@ -49,6 +51,12 @@ class LayerCost:
         channels: Output channels of the weights; each has one scale once they are quantized.
         nonzero_weights: Elements of the weight matrices that are not zero; ``None`` stands for all of them.
         activations: Elements of the outputs; a layer that runs twice counts twice.
+        kind: ``conv``, ``pointwise`` or ``depthwise`` with the number of spatial dimensions, such as ``conv2``;
+            ``linear`` for any other layer.
+        inputs: Input channels of one group of a convolution.
+        operators: Operators without layers that run after it and before the next one, such as the addition of a
+            shortcut.
+        elements: Elements of the outputs of these operators.
     """
 
     name: str
@@ -60,6 +68,10 @@ class LayerCost:
     channels: int = 0
     nonzero_weights: int | None = None
     activations: int = field(default=0, compare=False)
+    kind: str = field(default="linear", compare=False)
+    inputs: int = field(default=1, compare=False)
+    operators: int = field(default=0, compare=False)
+    elements: int = field(default=0, compare=False)
 
 
 Layers = Mapping[str, LayerCost]
@@ -81,13 +93,24 @@ def layer_costs(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Laye
         >>> layer_costs(nn.Sequential(nn.Linear(4, 3)), (torch.zeros(1, 4),))["0"].macs
         12
     """
-    work, outputs = _count_operations(model, example)
+    work, outputs, others = _count_operations(model, example)
     sizes = _count_elements(model)
-    names = [name for name, _ in model.named_modules() if work.get(name) or name in sizes]
-    return {
-        name: LayerCost(name, work.get(name, 0), **sizes.get(name, _NO_ELEMENTS), activations=outputs[name])
-        for name in names
-    }
+    costs = {}
+    for name, module in model.named_modules():
+        if work.get(name) or name in sizes:
+            kind, inputs = _describe_kernel(module)
+            operators, elements = others.get(name, (0, 0))
+            costs[name] = LayerCost(
+                name,
+                work.get(name, 0),
+                **sizes.get(name, _NO_ELEMENTS),
+                activations=outputs[name],
+                kind=kind,
+                inputs=inputs,
+                operators=operators,
+                elements=elements,
+            )
+    return costs
 
 
 def count_macs(layers: Layers) -> int:
@@ -166,6 +189,24 @@ def count_sparse_bytes(layers: Layers, bits: Bits) -> int:
     return total
 
 
+def list_layer_work(layers: Layers, bits: Bits) -> list[LayerWork]:
+    """Return what a latency model needs to know of the layers that multiply, in their order.
+
+    Example:
+        >>> list_layer_work({"a": LayerCost("a", 12, weights=12, parameters=15, nonzero=15)}, {})[0].macs
+        12
+    """
+    works = []
+    for name, layer in layers.items():
+        if layer.macs:
+            widths = bits.get(name, LayerBits())
+            kernel = (widths.weight, widths.activation)
+            channels = (layer.inputs, max(layer.channels, 1))
+            work = LayerWork(layer.macs, layer.activations, layer.weights, kernel, layer.kind, channels)
+            works.append(replace(work, operators=layer.operators, elements=layer.elements))
+    return works
+
+
 def _dense_bytes(layer: LayerCost, bits: Bits) -> int:
     return -(-layer.weights * _weight_bits(layer, bits) // 8)
 
@@ -235,8 +276,57 @@ class _WholeModel(ModuleTracker):
         """Do nothing."""
 
 
-def _count_operations(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[dict[str, int], Counter[str]]:
-    """Return multiply-accumulates and output elements by module name.
+def _describe_kernel(module: nn.Module) -> tuple[str, int]:
+    """Return the kind of a layer, and the input channels of one group."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return "linear", 1
+    inputs = module.in_channels // module.groups
+    kind = "conv" if prod(module.kernel_size) > 1 else "pointwise"
+    if module.groups > 1 and inputs == 1:
+        kind = "depthwise"
+    return f"{kind}{len(module.kernel_size)}", inputs
+
+
+# Operators that a runtime computes within a layer, or that only describe the same elements in another way.
+_FUSED = {
+    torch.ops.aten.relu,
+    torch.ops.aten.relu_,
+    torch.ops.aten.clone,
+    torch.ops.aten.detach,
+    torch.ops.aten.native_batch_norm,
+    torch.ops.aten._native_batch_norm_legit_no_training,
+    torch.ops.aten.cudnn_batch_norm,
+}
+
+
+class _OperatorCounter(TorchDispatchMode):
+    """Counts the operators that are neither layers nor views, with their output elements, after each layer."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts: dict[str, tuple[int, int]] = {}
+        self.layer = ""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        packet = function.overloadpacket
+        # Kernels of a layer may return empty tensors beside their outputs.
+        if (
+            isinstance(output, Tensor)
+            and output.numel()
+            and not (function.is_view or packet in _FUSED or packet in flop_registry)
+        ):
+            count, elements = self.counts.get(self.layer, (0, 0))
+            self.counts[self.layer] = count + 1, elements + output.numel()
+        return output
+
+
+def _count_operations(
+    model: nn.Module, example: tuple[Tensor, ...]
+) -> tuple[dict[str, int], Counter[str], dict[str, tuple[int, int]]]:
+    """Return by module name: multiply-accumulates, output elements, and the operators after it with their elements.
 
     Torch's counter has only a running total, which is read whenever a module starts or ends.
     """
@@ -248,12 +338,15 @@ def _count_operations(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[di
     macs = dict.fromkeys(names.values(), 0)
     running: list[str] = []
     counted = 0
+    others = _OperatorCounter()
 
     def credit_running_module() -> None:
         nonlocal counted
         total = counter.get_total_flops()
         if running:
             macs[running[-1]] += (total - counted) // FLOPS_PER_MAC
+            if total > counted:
+                others.layer = running[-1]
         counted = total
 
     def enter_module(module: nn.Module, _: object) -> None:
@@ -265,9 +358,15 @@ def _count_operations(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[di
         running.pop()
         outputs[names[module]] += output.numel() if isinstance(output, Tensor) else 0
 
-    with _preserve_state(model), _hook_modules(list(names), enter_module, leave_module), torch.no_grad(), counter:
+    with (
+        _preserve_state(model),
+        _hook_modules(list(names), enter_module, leave_module),
+        torch.no_grad(),
+        others,
+        counter,
+    ):
         model(*example)
-    return macs, outputs
+    return macs, outputs, others.counts
 
 
 @contextmanager

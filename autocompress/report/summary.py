@@ -10,7 +10,14 @@ import pandas as pd
 
 from autocompress.analysis.certification import describe_loss, describe_test_loss, estimate_interval
 from autocompress.analysis.correction import estimate_corrected_loss
-from autocompress.analysis.latency import NAME as LATENCY_MS, RECORD, TEACHER, describe_simulation
+from autocompress.analysis.latency import (
+    IN_FLOAT,
+    NAME as LATENCY_MS,
+    RECORD,
+    SOURCE,
+    TEACHER,
+    describe_simulation,
+)
 from autocompress.analysis.pareto import primary_objectives
 from autocompress.analysis.selection import Pick, select_rankable
 from autocompress.core.formatting import (
@@ -190,6 +197,10 @@ def list_conditions(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInf
     return [(term, text) for term, text in facts.items() if text]
 
 
+#: Ratio of two latencies that repeated measurements do not tell apart.
+NOISE = 1.05
+
+
 def pick_latency(row: Mapping[str, object], info: RunInfo) -> str:
     """Return the measured latency of an exported candidate in a sentence; empty if it was not measured."""
     milliseconds = row.get(LATENCY_MS)
@@ -198,7 +209,16 @@ def pick_latency(row: Mapping[str, object], info: RunInfo) -> str:
     teacher = info.teacher.costs.get(LATENCY_MS)
     comparison = f", teacher {format_value(teacher, RECORD)}" if is_finite(teacher) else ""
     conditions = "" if info.latency is None else f" ({_latency_conditions(info.latency)})"
-    return f"Measured latency of the exported model: {format_value(milliseconds, RECORD)}{comparison}{conditions}."
+    # A search for latency has predictions of what it did not time.
+    kind = "Predicted" if row.get(SOURCE) == "predicted" else "Measured"
+    text = f"{kind} latency of the exported model: {format_value(milliseconds, RECORD)}{comparison}{conditions}."
+    in_float = row.get(IN_FLOAT)
+    if is_finite(in_float) and in_float < milliseconds / NOISE:
+        text += (
+            f" In floating point (model_float.onnx) it takes {format_value(in_float, RECORD)}; integer kernels are "
+            "exported because the rounding of its inputs changes more than 1% of its predictions."
+        )
+    return text
 
 
 def _describe_latency(info: RunInfo) -> str:
@@ -207,13 +227,14 @@ def _describe_latency(info: RunInfo) -> str:
         return ""
     rows = latency.rows
     teacher = ", including the teacher," if TEACHER in rows else ""
-    return f"the median of {format_plural(len(rows), 'exported model')}{teacher} {_latency_conditions(latency)}"
+    models = format_plural(len(rows), "exported model")
+    return f"{models}{teacher} timed in turns, the median ratio to the teacher, {_latency_conditions(latency)}"
 
 
 def _latency_conditions(latency: LatencyInfo) -> str:
+    runtime = f"{latency.target} {latency.runtime}"
     return (
-        f"at batch {latency.batch} with {format_plural(latency.threads, 'thread')} by onnxruntime {latency.runtime} "
-        f"on {latency.processor}"
+        f"at batch {latency.batch} with {format_plural(latency.threads, 'thread')} by {runtime} on {latency.processor}"
     )
 
 

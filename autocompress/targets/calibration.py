@@ -1,54 +1,120 @@
 """Calibration of a latency model on a target: small networks of known work are timed, and coefficients fitted.
 
-The networks are chains of convolutions with ReLU and a linear layer, in floating point and in 8-bit integers. All of
-them are timed within seconds; the result is cached by target, processor and version of the runtime.
+The networks are chains of convolutions (dense, pointwise and depthwise, over one and two dimensions) with ReLU, a pool
+and linear layers, in floating point and in 8-bit integers. All of them are timed in turns within seconds; the result is
+cached by target, processor and version of the runtime.
 """
 
-import json
 import logging
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import JsonValue, TypeAdapter
 
 from autocompress.core.atomic import cache_folder, write_atomic
 from autocompress.core.config import fingerprint
-from autocompress.core.latency_model import FEATURES, LatencyModel, LayerWork
+from autocompress.core.latency_model import (
+    FEATURES,
+    FLOAT,
+    LINEAR,
+    OPERATOR,
+    REORDER,
+    Kernel,
+    LatencyModel,
+    LayerWork,
+    list_features,
+)
 from autocompress.core.run_info import TargetInfo
 from autocompress.errors import StorageError
-from autocompress.targets.base import Model, Target
+from autocompress.targets.base import Target
 from autocompress.targets.timing import time_in_turns
 
 logger = logging.getLogger(__name__)
 
-NETWORKS = 20
-SECONDS_PER_NETWORK = 0.15
-FLOAT, INTEGER = (32, 32), (8, 8)
+NETWORKS = 90
+# Integer networks have fewer kinds of kernels to tell apart.
+INTEGER_SHARE = 1 / 3
+SECONDS_PER_NETWORK = 0.06
+INTEGER = (8, 8)
 CLASSES = 10
 # A low quantile, because calibration has to agree with itself on a machine that does other work, too.
 QUICK_SHARE = 0.2
+# Channels of a block that runtimes use: none, those of AVX2 and NEON, and those of AVX-512.
+BLOCKS = (1, 8, 16)
+# Weight of the squares of the coefficients of single kernels, some of which occur in few networks. The order of models
+# of three tasks is predicted alike from 0.1 to 1, and worse without it.
+PENALTY = 0.3
+# Networks by which two measurements are compared, because the load of the machine may have changed.
+REFERENCES = 5
+# Of the networks and of the fit: a model that an earlier version cached is not read.
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class ChainLayer:
+    """A convolution of a chain.
+
+    Attributes:
+        kind: ``conv``, ``pointwise`` or ``depthwise``.
+        outputs: Output channels.
+        kernel: Kernel size in each dimension.
+        stride: Stride in each dimension.
+        shortcut: Whether its input is added to its output; both have the same shape.
+    """
+
+    kind: str
+    outputs: int
+    kernel: int
+    stride: int = 1
+    shortcut: bool = False
 
 
 @dataclass(frozen=True)
 class ChainSettings:
-    """A chain of convolutions.
+    """A chain of convolutions, then an average over all positions, then linear layers.
 
     Attributes:
-        channels: Channels of the input and of each convolution.
-        size: Height and width of the images.
-        kernels: Kernel size of each convolution.
-        separable: Whether convolutions after the first are depthwise, and keep the channels before them.
+        inputs: Channels of the input.
+        size: Size of the input in each dimension.
+        dimensions: Number of spatial dimensions, 1 or 2.
+        layers: The convolutions.
+        hidden: Outputs of the linear layers before the last one.
     """
 
-    channels: tuple[int, ...]
+    inputs: int
     size: int
-    kernels: tuple[int, ...]
-    separable: bool
+    dimensions: int
+    layers: tuple[ChainLayer, ...]
+    hidden: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> list[int]:
+        """Shape of a batch of one."""
+        return [1, self.inputs, *[self.size] * self.dimensions]
+
+    @property
+    def arrays(self) -> list[NDArray[Any]]:
+        """A batch of one."""
+        return [np.zeros(self.shape, np.float32)]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Timed networks.
+
+    Attributes:
+        works: Layers of each network.
+        times: Milliseconds of each network.
+    """
+
+    works: tuple[tuple[LayerWork, ...], ...]
+    times: tuple[float, ...]
 
 
 def calibrate(target: Target, info: TargetInfo, networks: int = NETWORKS) -> LatencyModel:
@@ -62,35 +128,43 @@ def calibrate(target: Target, info: TargetInfo, networks: int = NETWORKS) -> Lat
     Raises:
         ArtifactError: The target cannot run or measure a network.
     """
-    key = fingerprint([info.name, dict(info.options), info.version, info.processor, info.precisions.to_json()])
-    path = cache_folder() / "targets" / f"latency-{key}.json"
+    measured = load_measurements(info, ["chains", networks], lambda: measure_networks(target, info, networks))
+    return fit_latency_model(measured.works, measured.times)
+
+
+def load_measurements(info: TargetInfo, content: JsonValue, measure: Callable[[], Measurements]) -> Measurements:
+    """Return measurements from the cache; those of another processor, version or content are made anew.
+
+    Args:
+        info: Description of the target.
+        content: What is measured.
+        measure: Function that measures it.
+    """
+    version = [VERSION, info.name, dict(info.options), info.version, info.processor, info.precisions.to_json()]
+    path = cache_folder() / "targets" / f"latency-{fingerprint([*version, content])}.json"
     try:
-        return LatencyModel.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError):
+        adapter = TypeAdapter(Measurements)
+        return adapter.validate_json(path.read_bytes())
+    except (OSError, ValueError):
         # Not measured yet, or the file is damaged.
-        model = fit_latency_model(*measure_networks(target, info, networks))
+        measured = measure()
     try:
-        write_atomic(path, json.dumps(model.to_json()))
+        write_atomic(path, adapter.dump_json(measured))
     except (OSError, StorageError):
-        logger.info("the latency model cannot be cached in %s", path)
-    return model
+        logger.info("latencies cannot be cached in %s", path)
+    return measured
 
 
-def measure_networks(
-    target: Target, info: TargetInfo, networks: int = NETWORKS
-) -> tuple[list[list[LayerWork]], list[float]]:
+def measure_networks(target: Target, info: TargetInfo, networks: int = NETWORKS) -> Measurements:
     """Return the layers of each timed network, and its milliseconds."""
     rng = random.Random(0)
-    settings = [_draw_settings(rng) for _ in range(networks)]
-    kinds = [bits for bits in (FLOAT, INTEGER) if bits in info.precisions.kernels] or [FLOAT]
-    works, times = [], []
-    for chain in settings:
-        contents = {bits: _build_chain(chain, bits == INTEGER) for bits in kinds}
-        milliseconds = _time_networks(target, contents, chain)
-        for bits in kinds:
-            works.append(list_work(chain, bits))
-            times.append(milliseconds[bits])
-    return works, times
+    settings = [(_draw_chain(rng), FLOAT) for _ in range(networks)]
+    if INTEGER in info.precisions.kernels:
+        # The same chains in integers, so that both kinds of kernels see the same work.
+        settings += [(chain, INTEGER) for chain, _ in settings[: int(networks * INTEGER_SHARE)]]
+    works = tuple(tuple(list_work(chain, bits)) for chain, bits in settings)
+    timed = [TimedNetwork(_build_chain(chain, bits == INTEGER), chain.arrays) for chain, bits in settings]
+    return Measurements(works, tuple(time_networks(target, timed)))
 
 
 def fit_latency_model(works: Sequence[Sequence[LayerWork]], times: Sequence[float]) -> LatencyModel:
@@ -100,64 +174,133 @@ def fit_latency_model(works: Sequence[Sequence[LayerWork]], times: Sequence[floa
         works: Layers of each network.
         times: Milliseconds of each network.
     """
+    fits = [_fit_block(works, np.asarray(times), block) for block in BLOCKS]
+    # The size of blocks is a property of the processor and of the runtime's kernels.
+    return min(fits, key=lambda fit: fit[0])[1]
+
+
+def _fit_block(
+    works: Sequence[Sequence[LayerWork]], times: NDArray[np.float64], block: int
+) -> tuple[float, LatencyModel]:
+    """Return the mean absolute relative error, and the model."""
+    features = [list_features(layers, block) for layers in works]
+    kernels: list[Kernel] = sorted({kernel for rows in features for kernel, _ in rows})
+    widths = sorted({kernel[2:] for kernel in kernels})
+    names = [*kernels, *widths]
+    matrix = np.zeros((len(works), 1 + FEATURES * len(names)))
+    matrix[:, 0] = 1
+    for row, kernel, factors in ((row, *entry) for row, rows in zip(matrix, features, strict=True) for entry in rows):
+        # A kernel has the coefficients that all of its bit-widths share, and what it needs beyond them.
+        for name in (kernel, *([] if kernel[0] in (OPERATOR, REORDER) else [kernel[2:]])):
+            start = 1 + FEATURES * names.index(name)
+            row[start : start + FEATURES] += factors
+    # Relative errors count, and columns of one size keep the solver well conditioned.
+    weighted = matrix / times[:, None]
+    scale = np.maximum(np.abs(weighted).max(0), 1e-30)
+    values = _solve(weighted / scale, FEATURES * len(kernels)) / scale
+    error = float(np.abs(weighted @ values - 1).mean())
+    by_name = {name: values[1 + FEATURES * at : 1 + FEATURES * (at + 1)] for at, name in enumerate(names)}
+    shared = {kernel: 0 if kernel[0] in (OPERATOR, REORDER) else by_name[kernel[2:]] for kernel in kernels}
+    coefficients = tuple((kernel, tuple(map(float, by_name[kernel] + shared[kernel]))) for kernel in kernels)
+    return error, LatencyModel(float(values[0]), coefficients, block)
+
+
+def _solve(matrix: NDArray[np.float64], penalized: int) -> NDArray[np.float64]:
+    """Return coefficients that are not negative, for relative times of 1; those of single kernels are penalized."""
     from sklearn.linear_model import LinearRegression
 
-    kinds = list(dict.fromkeys(layer.bits for layers in works for layer in layers))
-    matrix = np.zeros((len(works), 1 + FEATURES * len(kinds)))
-    matrix[:, 0] = 1
-    for row, layers in zip(matrix, works, strict=True):
-        for layer in layers:
-            start = 1 + FEATURES * kinds.index(layer.bits)
-            row[start : start + FEATURES] += layer.features()
-    # Relative errors count, and columns of one size keep the solver well conditioned.
-    weighted = matrix / np.asarray(times)[:, None]
-    scale = np.maximum(np.abs(weighted).max(0), 1e-30)
+    rows = np.sqrt(PENALTY) * np.eye(matrix.shape[1])[1 : 1 + penalized]
     solver = LinearRegression(fit_intercept=False, positive=True)
-    values = solver.fit(weighted / scale, np.ones(len(times))).coef_ / scale
-    coefficients = tuple(
-        (*bits, tuple(float(value) for value in values[1 + FEATURES * i : 1 + FEATURES * (i + 1)]))
-        for i, bits in enumerate(kinds)
-    )
-    return LatencyModel(float(values[0]), coefficients)
+    fit = solver.fit(np.vstack([matrix, rows]), np.concatenate([np.ones(len(matrix)), np.zeros(len(rows))]))
+    values: NDArray[np.float64] = fit.coef_
+    return values
 
 
 def list_work(chain: ChainSettings, bits: tuple[int, int]) -> list[LayerWork]:
     """Return the work of the layers of a chain."""
-    positions = chain.size**2
-    layers = []
-    for index, kernel in enumerate(chain.kernels):
-        inputs, outputs = chain.channels[index], chain.channels[index + 1]
-        weights = outputs * (1 if chain.separable and index else inputs) * kernel**2
-        layers.append(LayerWork(weights * positions, outputs * positions, weights, bits))
-    last = chain.channels[-1] * CLASSES
-    return [*layers, LayerWork(last, CLASSES, last, bits)]
+    works, inputs, size = [], chain.inputs, chain.size
+    for layer in chain.layers:
+        size = -(-size // layer.stride)
+        group_inputs = 1 if layer.kind == "depthwise" else inputs
+        weights = layer.outputs * group_inputs * layer.kernel**chain.dimensions
+        positions = size**chain.dimensions
+        kind = f"{layer.kind}{chain.dimensions}"
+        outputs = layer.outputs * positions
+        # The average over all positions follows the last one.
+        is_last = layer is chain.layers[-1]
+        work = LayerWork(weights * positions, outputs, weights, bits, kind, (group_inputs, layer.outputs))
+        elements = outputs * layer.shortcut + layer.outputs * is_last
+        works.append(replace(work, operators=layer.shortcut + is_last, elements=elements))
+        inputs = layer.outputs
+    for outputs in (*chain.hidden, CLASSES):
+        works.append(LayerWork(inputs * outputs, outputs, inputs * outputs, bits, LINEAR, (inputs, outputs)))
+        inputs = outputs
+    return works
 
 
-def _draw_settings(rng: random.Random) -> ChainSettings:
+def _draw_chain(rng: random.Random) -> ChainSettings:
     # Sizes of small models, where a wrong prediction changes the choice; large ones are dominated by their work.
-    depth, width = rng.randint(1, 6), rng.choice((4, 8, 12, 16, 24, 32, 48))
-    separable = rng.random() < 0.25
-    growth = 1 if separable else rng.choice((1, 1, 2))
-    channels = [rng.choice((1, 3)), width]
-    for index in range(1, depth):
-        channels.append(min(channels[-1] * (growth if index == depth // 2 else 1), 64))
-    kernels = tuple(3 if index == 0 or separable else rng.choice((1, 3)) for index in range(depth))
-    return ChainSettings(tuple(channels), rng.choice((4, 8, 8, 16)), kernels, separable)
+    dimensions = rng.choice((1, 2, 2))
+    inputs = rng.choice((1, 1, 3)) if dimensions == 2 else rng.choice((1, 3, 16, 32))
+    layers: list[ChainLayer] = []
+    width = _draw_width(rng, 4, 32)
+    layers.append(ChainLayer("conv", width, rng.choice((3, 5)), rng.choice((1, 1, 2))))
+    for _ in range(rng.randint(0, 4)):
+        # Widths grow along a network, and each is aligned or not.
+        width = _draw_width(rng, width, min(2 * width, 96)) if rng.random() < 0.6 else width
+        stride = rng.choice((1, 1, 2))
+        style = rng.choice(("conv", "pointwise", "separable"))
+        if style == "separable":
+            layers.append(ChainLayer("depthwise", layers[-1].outputs, rng.choice((3, 5)), stride))
+            stride = 1
+        kind = "conv" if style == "conv" else "pointwise"
+        shortcut = stride == 1 and layers[-1].outputs == width and rng.random() < 0.6
+        layers.append(ChainLayer(kind, width, rng.choice((3, 3, 5)) if kind == "conv" else 1, stride, shortcut))
+    size = rng.choice((6, 8, 8, 12, 16)) if dimensions == 2 else rng.choice((16, 20, 32, 40, 64))
+    hidden = tuple(rng.choice((16, 64, 200, 400)) for _ in range(rng.choice((0, 0, 1, 2))))
+    return ChainSettings(inputs, size, dimensions, tuple(layers), hidden)
 
 
-def _time_networks(
-    target: Target, contents: dict[tuple[int, int], bytes], chain: ChainSettings
-) -> dict[tuple[int, int], float]:
-    seconds = SECONDS_PER_NETWORK
-    measured = {bits: target.measure(content, seconds) for bits, content in contents.items()}
-    remote = {bits: value for bits, value in measured.items() if value is not None}
-    if len(remote) == len(contents):
+def _draw_width(rng: random.Random, low: int, high: int) -> int:
+    """Return a number of channels, a multiple of 4 in every second case."""
+    width = rng.randint(low, high)
+    return -(-width // 4) * 4 if rng.random() < 0.5 else width
+
+
+@dataclass(frozen=True)
+class TimedNetwork:
+    """A network to time.
+
+    Attributes:
+        content: Content of its ONNX file.
+        inputs: One example.
+    """
+
+    content: bytes
+    inputs: Sequence[NDArray[Any]]
+
+
+def time_networks(target: Target, networks: Sequence[TimedNetwork]) -> list[float]:
+    """Return the milliseconds of networks, timed in turns so that the load of the machine favours none.
+
+    Raises:
+        ArtifactError: The target cannot run or measure a network.
+    """
+    measured = [target.measure(network.content, SECONDS_PER_NETWORK) for network in networks]
+    remote = [value for value in measured if value is not None]
+    if len(remote) == len(networks):
         return remote
-    # Both kinds in turns, so that the load of the machine does not favour one.
-    models: dict[str, Model] = {str(bits): target.load(content) for bits, content in contents.items()}
-    inputs = [np.zeros((1, chain.channels[0], chain.size, chain.size), np.float32)]
-    times = time_in_turns(models, inputs, seconds, QUICK_SHARE)
-    return {bits: times[str(bits)] for bits in contents}
+    models = {str(at): target.load(network.content) for at, network in enumerate(networks)}
+    inputs = {str(at): network.inputs for at, network in enumerate(networks)}
+    times = time_in_turns(models, inputs, SECONDS_PER_NETWORK * len(networks), QUICK_SHARE)
+    return [times[str(at)] for at in range(len(networks))]
+
+
+def build_references() -> list[TimedNetwork]:
+    """Return a few networks of the calibration, the first ones, to compare two measurements by."""
+    rng = random.Random(0)
+    chains = [_draw_chain(rng) for _ in range(REFERENCES)]
+    return [TimedNetwork(_build_chain(chain, integer=False), chain.arrays) for chain in chains]
 
 
 class _ChainBuilder:
@@ -195,27 +338,36 @@ class _ChainBuilder:
         codes = self.store(f"{name}_codes", self.rng.integers(-60, 61, shape).astype(np.int8))
         return self.emit("DequantizeLinear", [codes, "scale", "signed_zero"], name)
 
+    def convolve(self, tensor: str, index: int, inputs: int, layer: ChainLayer, dimensions: int) -> str:
+        group = layer.outputs if layer.kind == "depthwise" else 1
+        weight = self.weight(f"w{index}", (layer.outputs, inputs // group, *[layer.kernel] * dimensions))
+        attributes = {"pads": [layer.kernel // 2] * 2 * dimensions, "strides": [layer.stride] * dimensions}
+        # Without a bias, which an integer kernel would need as int32.
+        sums = self.emit("Conv", [self.round_input(tensor), weight], f"c{index}", group=group, **attributes)
+        if layer.shortcut:
+            sums = self.emit("Add", [sums, tensor], f"s{index}")
+        return self.emit("Relu", [sums], f"r{index}")
+
 
 def _build_chain(chain: ChainSettings, integer: bool) -> bytes:
     builder = _ChainBuilder(integer)
-    tensor = "x"
-    for index, kernel in enumerate(chain.kernels):
-        inputs, outputs = chain.channels[index], chain.channels[index + 1]
-        group = outputs if chain.separable and index else 1
-        weight = builder.weight(f"w{index}", (outputs, inputs // group, kernel, kernel))
-        pads = [kernel // 2] * 4
-        # Without a bias, which an integer kernel would need as int32.
-        sums = builder.emit("Conv", [builder.round_input(tensor), weight], f"c{index}", pads=pads, group=group)
-        tensor = builder.emit("Relu", [sums], f"r{index}")
+    tensor, inputs = "x", chain.inputs
+    for index, layer in enumerate(chain.layers):
+        tensor = builder.convolve(tensor, index, inputs, layer, chain.dimensions)
+        inputs = layer.outputs
     # Every chain ends as a classifier does.
-    pooled = builder.emit("Flatten", [builder.emit("GlobalAveragePool", [tensor], "pooled")], "flat")
-    weight = builder.weight("head", (CLASSES, chain.channels[-1]))
-    builder.emit("Gemm", [builder.round_input(pooled), weight], "y", transB=1)
+    tensor = builder.emit("Flatten", [builder.emit("GlobalAveragePool", [tensor], "pooled")], "flat")
+    for index, outputs in enumerate(chain.hidden):
+        weight = builder.weight(f"h{index}", (outputs, inputs))
+        sums = builder.emit("Gemm", [builder.round_input(tensor), weight], f"g{index}", transB=1)
+        tensor, inputs = builder.emit("Relu", [sums], f"a{index}"), outputs
+    weight = builder.weight("head", (CLASSES, inputs))
+    builder.emit("Gemm", [builder.round_input(tensor), weight], "y", transB=1)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         builder.nodes,
         "chain",
-        [value("x", TensorProto.FLOAT, [1, chain.channels[0], chain.size, chain.size])],
+        [value("x", TensorProto.FLOAT, chain.shape)],
         [value("y", TensorProto.FLOAT, [1, CLASSES])],
         builder.constants,
     )

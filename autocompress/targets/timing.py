@@ -1,5 +1,6 @@
 """Latencies of loaded models, timed in turns so that a change of the machine's load affects all of them alike."""
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 
@@ -7,37 +8,74 @@ from autocompress.targets.base import Array, Model
 
 WARM_UP = 10
 MIN_ROUNDS = 15
+#: Runs of one model in a row; the fastest counts, because the first one reloads the caches that another model used.
+RUNS_PER_TURN = 3
+
+#: Times of each model in milliseconds, one of each round.
+Rounds = dict[str, list[float]]
 
 
 def time_in_turns(
-    models: Mapping[str, Model], inputs: Sequence[Array], seconds: float = 0.3, share: float = 0.5
+    models: Mapping[str, Model],
+    inputs: Sequence[Array] | Mapping[str, Sequence[Array]],
+    seconds: float = 0.3,
+    share: float = 0.5,
 ) -> dict[str, float]:
     """Return the milliseconds of one run of each model: the median, or another quantile of its times.
 
     Args:
         models: Loaded models by name.
-        inputs: The inputs of every model.
+        inputs: The inputs of every model, or those of each by name.
         seconds: Seconds to measure all of them; at least ``MIN_ROUNDS`` rounds are timed.
-        share: Share of the runs that are faster than the returned time. Interruptions by other processes only ever
+        share: Share of the rounds that are faster than the returned time. Interruptions by other processes only ever
             add time, so a small share varies less than the median.
     """
-    times = list_times(models, inputs, seconds)
-    return {name: sorted(values)[int(share * (len(values) - 1))] for name, values in times.items()}
+    rounds = time_rounds(models, inputs, seconds)
+    return {name: sorted(values)[int(share * (len(values) - 1))] for name, values in rounds.items()}
 
 
-def list_times(models: Mapping[str, Model], inputs: Sequence[Array], seconds: float) -> dict[str, list[float]]:
-    """Return the milliseconds of every run of each model, in turns; see :func:`time_in_turns`."""
+def time_rounds(
+    models: Mapping[str, Model],
+    inputs: Sequence[Array] | Mapping[str, Sequence[Array]],
+    seconds: float,
+    runs: int = RUNS_PER_TURN,
+) -> Rounds:
+    """Return the milliseconds of each model in each round; every round runs each model in turn.
+
+    Args:
+        models: Loaded models by name.
+        inputs: The inputs of every model, or those of each by name.
+        seconds: Seconds to measure all of them; at least ``MIN_ROUNDS`` rounds are timed.
+        runs: Runs of a model in its turn, of which the fastest counts; with 1, every run is listed.
+    """
+    arrays = inputs if isinstance(inputs, Mapping) else dict.fromkeys(models, inputs)
     # The first runs allocate memory and are slower.
-    for model in models.values():
+    for name, model in models.items():
         for _ in range(WARM_UP):
-            model(inputs)
-    times: dict[str, list[float]] = {name: [] for name in models}
+            model(arrays[name])
+    times: Rounds = {name: [] for name in models}
     end = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < MIN_ROUNDS or time.perf_counter() < end:
+    done = 0
+    while done < MIN_ROUNDS or time.perf_counter() < end:
         for name, model in models.items():
-            started = time.perf_counter()
-            model(inputs)
-            times[name].append((time.perf_counter() - started) * 1000)
-        rounds += 1
+            times[name].append(min(_time_run(model, arrays[name]) for _ in range(runs)))
+        done += 1
     return times
+
+
+def compare_rounds(rounds: Rounds, reference: str) -> dict[str, float]:
+    """Return the time of each model divided by that of the reference in the same round, the median over the rounds.
+
+    Load that slows a whole round cancels out, so ratios of different rounds, and of different hours, are comparable.
+    """
+    base = rounds[reference]
+    return {
+        name: statistics.median(value / other for value, other in zip(values, base, strict=True))
+        for name, values in rounds.items()
+    }
+
+
+def _time_run(model: Model, inputs: Sequence[Array]) -> float:
+    started = time.perf_counter()
+    model(inputs)
+    return (time.perf_counter() - started) * 1000

@@ -4,7 +4,15 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from autocompress.analysis.latency import SIMULATED, add_latency_column, describe_simulation, knob_order, with_latency
+from autocompress.analysis.latency import (
+    SIMULATED,
+    add_latency_column,
+    describe_simulation,
+    knob_order,
+    select_contenders,
+    select_timed,
+    with_latency,
+)
 from autocompress.core.precisions import Precisions
 from autocompress.core.run_info import LatencyInfo, ObjectiveSpec, RunInfo, TeacherInfo
 
@@ -49,6 +57,7 @@ def test_what_was_timed_stands_where_costs_are_looked_for() -> None:
     assert found.teacher.costs == {"flops": 5.0, "latency_ms": 0.5}
     assert [objective.name for objective in found.all_objectives] == ["flops", "latency_ms"]
     table = add_latency_column(pd.DataFrame({"id": ["t0c0", "t0c1"]}), found)
+    assert list(table["latency_source"]) == ["", "measured"]
     assert math.isnan(table["latency_ms"][0])
     assert table["latency_ms"][1] == 0.25
     # What a search counted is left as it was.
@@ -92,3 +101,37 @@ def test_what_is_known_is_not_worked_out_again() -> None:
 def test_knobs_that_always_matter_stand_first() -> None:
     columns = ["student.cnn.kernel", "student.cnn.width", "quantize.lsq.weight_bits"]
     assert sorted(columns, key=knob_order) == [*columns[:0:-1], columns[0]]
+
+
+ACCURACY = ObjectiveSpec("accuracy", "maximize", "", "score")
+SEARCHED = ObjectiveSpec("latency_ms", "minimize", "ms", "cost")
+# Predictions: the second and the third are dominated, the second by less than predictions may be wrong.
+PREDICTED = pd.DataFrame(
+    {"id": ["t0c0", "t0c1", "t0c2", "t0c3"], "accuracy": [0.9, 0.9, 0.9, 0.95], "latency_ms": [1.0, 1.1, 1.3, 2.0]}
+)
+
+
+def test_candidates_near_the_front_are_measured() -> None:
+    info = RunInfo(objectives=(ACCURACY, SEARCHED))
+    assert select_contenders(PREDICTED, info) == ["t0c0", "t0c3", "t0c1"]
+    # As much above a limit.
+    assert select_contenders(PREDICTED, replace(info, limits={"latency_ms": {"max": 0.9}})) == ["t0c0"]
+    # A limit alone does not make it an objective, but slower ones are never better.
+    flops = ObjectiveSpec("flops", "minimize", "", "cost")
+    table = PREDICTED.assign(flops=[4.0, 3.0, 3.0, 4.0])
+    limited = RunInfo(objectives=(ACCURACY, flops), limits={"latency_ms": {"max": 1.5}})
+    assert select_contenders(table, limited) == ["t0c0", "t0c1"]
+
+
+def test_only_measured_latencies_are_ranked_once_there_are_any() -> None:
+    info = RunInfo(objectives=(ACCURACY, SEARCHED))
+    assert select_timed(PREDICTED, info) is PREDICTED
+    timed = replace(info, latency=LatencyInfo(rows={"teacher": 3.0, "t0c1": 0.8}, float_rows={"t0c1": 0.9}))
+    table = select_timed(PREDICTED, timed, ["t0c3"])
+    assert list(table["id"]) == ["t0c1", "t0c3"]
+    assert list(table["latency_ms"]) == [0.8, 2.0]
+    assert list(table["predicted_latency_ms"]) == [1.1, 2.0]
+    assert list(table["latency_source"]) == ["measured", "predicted"]
+    assert table["float_latency_ms"].iloc[0] == 0.9
+    # A search for other costs ranks all of its candidates.
+    assert len(select_timed(PREDICTED, replace(timed, objectives=(ACCURACY,)))) == 4

@@ -37,7 +37,13 @@ def subject(quality: float, bits: dict[str, LayerBits] | None = None) -> Subject
     attacked = dict.fromkeys(("fgsm", "pgd", "hotflip"), outputs) | {"pushed": {"label": pushed}}
     heads = {"label": Levels(CLASSES, levels=tuple(map(float, range(CLASSES)))), "entity": Tags(CLASSES)}
     labels = {"entity": [f"B-{number}" for number in range(CLASSES)]}
-    latency = LatencyModel(0.01, ((32, 32, (1e-3, 1e-6, 0.0, 1e-7)), (4, 4, (1e-3, 1e-7, 0.0, 0.0))))
+    latency = LatencyModel(
+        0.01,
+        (
+            (("linear", False, 32, 32), (1e-3, 1e-6, 0.0, 1e-7)),
+            (("linear", False, 4, 4), (1e-3, 1e-7, 0.0, 0.0)),
+        ),
+    )
     return Subject(
         outputs,
         {"label": targets, "entity": targets.reshape(50, 2)},

@@ -2,9 +2,24 @@ import json
 
 import pytest
 
-from autocompress.core.latency_model import LatencyModel, LayerWork
+from autocompress.core.latency_model import (
+    LINEAR,
+    OPERATOR,
+    REORDER,
+    Kernel,
+    LatencyModel,
+    LayerWork,
+    list_features,
+)
 
-MODEL = LatencyModel(0.01, ((32, 32, (1e-3, 1e-6, 1e-5, 0.0)), (8, 8, (2e-3, 1e-7, 1e-5, 0.0))))
+
+def kernel(kind: str, bits: tuple[int, int] = (32, 32), is_blocked: bool = False) -> Kernel:
+    return (kind, is_blocked, *bits)
+
+
+MODEL = LatencyModel(
+    0.01, ((kernel(LINEAR), (1e-3, 1e-6, 1e-5, 0.0)), (kernel(LINEAR, (8, 8)), (2e-3, 1e-7, 1e-5, 0.0)))
+)
 
 
 def test_a_run_costs_its_constant_and_the_work_of_each_layer() -> None:
@@ -14,12 +29,45 @@ def test_a_run_costs_its_constant_and_the_work_of_each_layer() -> None:
     assert MODEL.predict([layer, layer]) == pytest.approx(0.01 + 2 * 0.012)
 
 
-def test_integers_count_only_where_they_are_faster() -> None:
+def test_the_fastest_graph_of_an_export_is_predicted() -> None:
     large, small = LayerWork(100_000, 0, 0, (8, 8)), LayerWork(100, 0, 0, (8, 8))
-    assert MODEL.predict([large]) == pytest.approx(0.01 + 2e-3 + 1e-2)
-    # In floating point, as it will be exported.
-    assert MODEL.predict([small]) == pytest.approx(0.01 + 1e-3 + 1e-4)
+    in_integers, in_float = 2e-3 + 1e-2, 1e-3 + 1e-4
+    assert MODEL.predict([large]) == pytest.approx(0.01 + in_integers)
+    assert MODEL.predict([small]) == pytest.approx(0.01 + in_float)
+    # The half with the most work, and all but the first and the last layer.
+    assert MODEL.predict([small, large]) == pytest.approx(0.01 + in_integers + in_float)
+    assert MODEL.predict([small, large, small]) == pytest.approx(0.01 + in_integers + 2 * in_float)
+
+
+def test_channels_decide_which_kernel_computes_a_convolution() -> None:
+    def features(kind: str, channels: tuple[int, int], block: int = 16) -> tuple[bool, float]:
+        (_, is_blocked, *_), factors = LayerWork(100, 10, 5, (32, 32), kind, channels).features(block)
+        return is_blocked, factors[1]
+
+    # Both are padded to 16 channels.
+    assert features("conv2", (20, 12)) == (True, pytest.approx(100 * 32 / 20 * 16 / 12))
+    # Few channels are read as they are.
+    assert features("conv2", (3, 8)) == (True, 200)
+    # Not a multiple of four, without blocks, over one dimension.
+    assert features("conv2", (18, 12)) == features("conv2", (20, 12), block=1) == (False, 100)
+    assert features("conv1", (20, 12)) == (False, 100)
+    assert features("depthwise2", (1, 12)) == (True, pytest.approx(100 * 16 / 12))
+    assert features("depthwise2", (1, 13)) == (False, 100)
+
+
+def test_what_lies_between_layers_counts() -> None:
+    blocked = LayerWork(100, 10, 5, (32, 32), "conv2", (3, 16), operators=1, elements=10)
+    plain = LayerWork(100, 10, 5, (32, 32), "conv2", (18, 16))
+    kinds = [name for name, *_ in (entry[0] for entry in list_features([blocked, plain, blocked], 16))]
+    # From blocks to plain storage; three channels are read from plain storage.
+    assert kinds == ["conv2", "conv2", "conv2", REORDER, OPERATOR, OPERATOR]
+    assert REORDER not in [name for (name, *_), _ in list_features([blocked, plain, blocked], 1)]
+    model = LatencyModel(0.0, ((kernel(OPERATOR), (1.0, 0.0, 0.5, 0.0)),))
+    assert model.predict([blocked]) == 1 + 0.5 * 10
 
 
 def test_a_model_survives_a_round_trip() -> None:
     assert LatencyModel.from_json(json.loads(json.dumps(MODEL.to_json()))) == MODEL
+    # As an earlier version stored it.
+    stored = {"base": 0.01, "coefficients": [[32, 32, [1e-3, 1e-6, 1e-5, 0.0]], [8, 8, [2e-3, 1e-7, 1e-5, 0.0]]]}
+    assert LatencyModel.from_json(stored) == MODEL

@@ -40,7 +40,7 @@ FINISHED = replace(
     front=("t0c0",),
     test_reads=1,
     confirmed={"t0c0": 5},
-    latency=LatencyInfo(1, 2, "x86", "1.22", {"teacher": 0.5}),
+    latency=LatencyInfo(1, 2, "x86", "1.22", {"teacher": 0.5}, "openvino", {"t0c0": 0.25}),
     reference=ReferenceRun("random", ((0.0, 1.5, 0.25),)),
 )
 # As format 4 has stored it from the beginning.
@@ -80,7 +80,15 @@ STORED = {
     "baselines": {},
     "test_reads": 1,
     "confirmed": {"t0c0": 5},
-    "latency": {"batch": 1, "threads": 2, "processor": "x86", "runtime": "1.22", "rows": {"teacher": 0.5}},
+    "latency": {
+        "batch": 1,
+        "threads": 2,
+        "processor": "x86",
+        "runtime": "1.22",
+        "rows": {"teacher": 0.5},
+        "target": "openvino",
+        "float_rows": {"t0c0": 0.25},
+    },
     "reference": {"name": "random", "rows": [[0.0, 1.5, 0.25]]},
 }
 

@@ -7,6 +7,7 @@ from autocompress.core.knobs import Leaf
 from autocompress.engine.initial_design import (
     FixedTrial,
     InitialDesign,
+    RandomTrial,
     design_initial_trials,
     estimate_trial_cost,
     make_initial_job,
@@ -91,6 +92,15 @@ def test_fixed_values_fill_a_space_and_missing_ones_are_the_first_or_lowest() ->
     assert training.student.values["width"] == 9
     assert training.student.values["block"] == "plain"
     assert [part.name for part in training.distill] == ["none"]
+
+
+def test_a_random_trial_stays_in_the_space_and_repeats_with_its_seed() -> None:
+    search_space = space(SPACE)
+    drawn = [search_space.suggest_config(RandomTrial(seed), with_compression=True)[0] for seed in range(12)]
+    assert all(4 <= int(str(training.student.values["width"])) <= 16 for training in drawn)
+    assert {training.student.values["block"] for training in drawn} == {"plain", "separable"}
+    assert drawn[3] == search_space.suggest_config(RandomTrial(3), with_compression=True)[0]
+    assert 1e-3 <= RandomTrial(0).suggest_float("rate", 1e-3, 1e-1, log=True) <= 1e-1
 
 
 FIRST, LARGE = {"student.cnn.width": 4}, {"student.cnn.width": 64}

@@ -58,7 +58,7 @@ def make_request(model: nn.Module, state: MethodState, ids: Tensor) -> GraphRequ
 def test_large_linear_layers_read_packed_codes_and_predict_as_the_module(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
 ) -> None:
-    monkeypatch.setattr(graph_choice, "time_in_turns", Clock({FLOAT: 2.0, BLOCKS: 1.0}))
+    monkeypatch.setattr(graph_choice, "time_rounds", Clock({FLOAT: 2.0, BLOCKS: 1.0}))
     model, state, ids = quantize(**settings)
     chosen = choose_graph(make_request(model, state, ids), OnnxRuntime(), PRECISIONS)
     nodes = [node.op_type for node in onnx.load_from_string(chosen.content).graph.node]
@@ -76,7 +76,7 @@ def test_the_exact_graph_is_chosen_where_packed_codes_are_not_faster_or_predict_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, state, ids = quantize(weight_bits=4)
-    monkeypatch.setattr(graph_choice, "time_in_turns", Clock({FLOAT: 1.0, BLOCKS: 0.99}))
+    monkeypatch.setattr(graph_choice, "time_rounds", Clock({FLOAT: 1.0, BLOCKS: 0.99}))
     chosen = choose_graph(make_request(model, state, ids), OnnxRuntime(), PRECISIONS)
     (outputs,) = OnnxRuntime().load(chosen.content)([ids.numpy()])
     with torch.inference_mode():

@@ -22,11 +22,13 @@ from autocompress.export.artifact import Deployable
 from autocompress.export.candidate import (
     REPRODUCED,
     RebuiltRun,
+    TimedGraphs,
     build_promise,
     export_candidate,
-    export_candidate_graph,
-    export_teacher_graph,
+    export_candidate_graphs,
+    export_teacher_graphs,
 )
+from autocompress.export.graph_choice import ChosenGraph
 from autocompress.store.run_store import RunStore
 from autocompress.tasks.text import Text
 from autocompress.trial.pipeline import RebuiltCandidate, Setup
@@ -208,17 +210,22 @@ def test_a_candidate_of_an_incomplete_training_is_refused(tmp_path: Path, pipeli
 
 def test_an_unknown_id_is_refused(tmp_path: Path, pipeline: StoredPipeline) -> None:
     with pytest.raises(UsageError, match="has no candidate 't9c9'"):
-        export_candidate_graph(write_run(tmp_path / "rows"), "t9c9")
+        export_candidate_graphs(write_run(tmp_path / "rows"), "t9c9")
 
 
 def test_graphs_of_candidate_and_teacher_come_with_their_inputs(
     tmp_path: Path, pipeline: StoredPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported: list[Deployable] = []
-    monkeypatch.setattr(module, "export_graph", lambda deployable: exported.append(deployable) or b"graph")
+
+    def export(deployable: Deployable, seconds: float) -> ChosenGraph:
+        exported.append(deployable)
+        return ChosenGraph(b"graph", "integer", {}, b"float graph")
+
+    monkeypatch.setattr(module, "export_chosen_graph", export)
     run = write_run(tmp_path / "rows")
-    assert export_candidate_graph(run, "t0c0") == (b"graph", [([1, 3], "float32")])
-    assert export_teacher_graph(run) == (b"graph", [([1, 3], "float32")])
+    graphs = TimedGraphs(b"graph", b"float graph", [([1, 3], "float32")])
+    assert export_candidate_graphs(run, "t0c0") == export_teacher_graphs(run) == graphs
     candidate, teacher = exported
     assert candidate.model is pipeline.model
     assert teacher.model is pipeline.teacher.model

@@ -1,4 +1,6 @@
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,8 @@ import autocompress
 from autocompress.core.run_info import LatencyInfo
 from autocompress.errors import ArtifactError, UnknownNameError, UsageError
 from autocompress.export import front_latency as timing
-from autocompress.export.front_latency import time_run
+from autocompress.export.candidate import TimedGraphs
+from autocompress.export.front_latency import TimingOptions, time_front, time_run
 from autocompress.store.run_store import RunStore
 
 
@@ -54,14 +57,17 @@ def test_a_front_is_timed_and_is_an_axis_a_column_and_a_limit(run: Path) -> None
 @pytest.mark.slow
 def test_what_was_timed_stays_until_it_is_timed_otherwise(run: Path) -> None:
     first, second = ids(run, 2)
-    time_run(run, [first], seconds=0.01)
+    time_run(run, [first], TimingOptions(seconds=0.01))
     before = kept(run).rows
     assert set(before) == {"teacher", first}
-    time_run(run, [second], seconds=0.01)
+    time_run(run, [second], TimingOptions(seconds=0.01))
     rows = kept(run).rows
     assert set(rows) == {"teacher", first, second}
     assert rows["teacher"] == before["teacher"]  # type: ignore[index]
-    time_run(run, [], batch=4, seconds=0.01)
+    # A search that goes on measures only what is missing.
+    time_run(run, [first], TimingOptions(seconds=0.01, keep=True))
+    assert kept(run).rows == rows
+    time_run(run, [], TimingOptions(batch=4, seconds=0.01))
     assert kept(run).batch == 4
     assert set(kept(run).rows) == {"teacher"}
 
@@ -73,9 +79,11 @@ def test_a_model_that_cannot_be_exported_is_said_and_the_others_are_timed(
     def refused(run: Path) -> None:
         raise ArtifactError("the teacher has a layer that ONNX does not know")
 
-    monkeypatch.setattr(timing, "export_teacher_graph", refused)
+    monkeypatch.setattr(timing, "export_teacher_graphs", refused)
     (first,) = ids(run, 1)
-    assert time_run(run, [first], seconds=0.01) == {"teacher": "the teacher has a layer that ONNX does not know"}
+    assert time_run(run, [first], TimingOptions(seconds=0.01)) == {
+        "teacher": "the teacher has a layer that ONNX does not know"
+    }
     assert set(kept(run).rows) == {first}
     assert "latency_ms" not in autocompress.load(run).info.teacher.costs
 
@@ -88,16 +96,43 @@ def test_what_was_timed_before_an_interruption_is_kept(run: Path) -> None:
 
     first, second = ids(run, 2)
     with pytest.raises(KeyboardInterrupt):
-        time_run(run, [first, second], seconds=0.01, on_progress=interrupted)
-    assert set(kept(run).rows) == {"teacher", first}
+        time_run(run, [first, second], TimingOptions(seconds=0.01), interrupted)
+    latency = kept(run)
+    assert set(latency.rows) == set(latency.float_rows) == {"teacher", first}
+
+
+def test_ratios_to_the_teacher_have_one_scale(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = 1.0
+
+    def rounds(models: Mapping[str, object], inputs: object, seconds: float) -> dict[str, list[float]]:
+        return {name: [load * (2.0 if name.startswith("teacher") else 0.5)] * 3 for name in models}
+
+    monkeypatch.setattr(timing, "time_rounds", rounds)
+    graphs = TimedGraphs(b"graph", b"graph", [])
+    monkeypatch.setattr(timing, "export_teacher_graphs", lambda run: graphs)
+    monkeypatch.setattr(timing, "export_candidate_graphs", lambda run, name, seconds: replace(graphs, content=b"int"))
+    monkeypatch.setattr("autocompress.targets.onnxruntime.OnnxRuntime.load", lambda *_: None)
+    names = ids(run, 3)
+    time_run(run, names[:1])
+    load = 3.0
+    # The machine is three times slower now, and the teacher beside the others is, too.
+    time_run(run, names[1:])
+    assert kept(run).rows == {"teacher": 2.0, **dict.fromkeys(names, 0.5)}
+    # No group is begun when the time is up.
+    monkeypatch.setattr(timing, "export_candidate_graphs", lambda *_: pytest.fail("it was exported"))
+    with RunStore.open(run) as store:
+        store.update_run_info(replace(store.run_info(), latency=None))
+    time_front(run, limit=-1.0)
+    with RunStore.read(run) as store:
+        assert store.run_info().latency is None
 
 
 @pytest.mark.slow
 def test_candidates_that_are_not_there_or_not_done_are_refused(run: Path) -> None:
     with pytest.raises((UsageError, UnknownNameError), match="t99c9"):
-        time_run(run, ["t99c9"], seconds=0.01)
+        time_run(run, ["t99c9"], TimingOptions(seconds=0.01))
     with RunStore.read(run) as study:
         table = study.candidate_table()
     partial = str(table[~table["complete"]]["id"].iloc[0])
     with pytest.raises(UsageError, match="incomplete training"):
-        time_run(run, [partial], seconds=0.01)
+        time_run(run, [partial], TimingOptions(seconds=0.01))

@@ -118,8 +118,11 @@ class Clock:
     def __init__(self, times: Mapping[str, float]) -> None:
         self.times = times
 
-    def __call__(self, models: Mapping[str, object], inputs: Sequence[object]) -> dict[str, float]:
-        return {name: self.times[name] for name in models}
+    def __call__(
+        self, models: Mapping[str, object], inputs: Sequence[object], seconds: float
+    ) -> dict[str, list[float]]:
+        # The load of the machine doubles, and a single round was disturbed.
+        return {name: [self.times[name], 2 * self.times[name], 2 * self.times[name], 9.0] for name in models}
 
 
 @pytest.mark.slow
@@ -141,12 +144,12 @@ def test_the_fastest_graph_is_chosen(
     times: Mapping[str, float],
     expected: str,
 ) -> None:
-    monkeypatch.setattr(graph_choice, "trace_quantized", lambda *_, signed: trace("residual", signed=signed))
-    monkeypatch.setattr(graph_choice, "time_in_turns", Clock(times))
+    monkeypatch.setattr(graph_choice, "trace_quantized", lambda *_, signed, **__: trace("residual", signed=signed))
+    monkeypatch.setattr(graph_choice, "time_rounds", Clock(times))
     monkeypatch.setattr(graph_choice, "AGREEMENT", 0.9)
     chosen = choose_graph(request(made["residual"], data), OnnxRuntime(), PRECISIONS)
     assert chosen.form == expected
-    assert chosen.milliseconds == times
+    assert chosen.milliseconds == {name: 2 * value for name, value in times.items()}
 
 
 @pytest.mark.slow
@@ -156,11 +159,11 @@ def test_a_graph_that_predicts_otherwise_does_not_qualify(
     data: tuple[Split, Split],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(graph_choice, "trace_quantized", lambda *_, signed: trace("functional", signed=signed))
-    monkeypatch.setattr(graph_choice, "time_in_turns", Clock({INTEGER: 9.0, FLOAT: 1.0}))
+    monkeypatch.setattr(graph_choice, "trace_quantized", lambda *_, signed, **__: trace("functional", signed=signed))
+    monkeypatch.setattr(graph_choice, "time_rounds", Clock({INTEGER: 9.0, FLOAT: 1.0}))
     monkeypatch.setattr(graph_choice, "AGREEMENT", 1.01)
     chosen = choose_graph(request(made["functional"], data), OnnxRuntime(), PRECISIONS)
-    assert (chosen.form, chosen.milliseconds) == (INTEGER, {INTEGER: 9.0})
+    assert (chosen.form, list(chosen.milliseconds)) == (INTEGER, [INTEGER])
 
 
 class Wrong(OnnxRuntime):

@@ -306,3 +306,18 @@ def test_every_initializer_is_used(exported: Callable[..., Exported], name: str,
     _, proto = exported(name, **settings)
     used = {tensor for node in proto.graph.node for tensor in node.input}
     assert {tensor.name for tensor in proto.graph.initializer} <= used
+
+
+def test_torch_builds_its_table_of_operators_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    example = (torch.zeros(1, 3),)
+    first = export_float(nn.Linear(3, 2), example, {"label": 2})
+    original = vars(ONNXRegistry)["from_torchlib"]
+    monkeypatch.setattr(
+        "onnxscript._framework_apis.torch_2_5.get_torchlib_ops", lambda: pytest.fail("it was built again")
+    )
+    second = export_float(nn.Linear(3, 2), example, {"label": 2})
+    assert [node.op_type for node in first.graph.node] == [node.op_type for node in second.graph.node]
+    # Exports of other code have their own.
+    assert vars(ONNXRegistry)["from_torchlib"] is original

@@ -366,3 +366,26 @@ def test_a_masked_encoder_costs_what_an_unmasked_one_does():
     mask = torch.tensor([[False, False, False, False, True, True]])
     costs = [cost.count_macs(layer_costs(model, inputs)) for inputs in ((x,), (x, mask))]
     assert costs[0] == costs[1] == 6 * (4 * 8 * 8 + 2 * 8 * 16) + 2 * 6 * 6 * 8
+
+
+def test_kernels_and_the_operators_between_them_are_described() -> None:
+    model = CNN(CNNConfig(width=8, depth=1, stages=1, block="separable"), 3, {"label": 4})
+    layers = cost.list_layer_work(layer_costs(model, (torch.zeros(1, 3, 8, 8),)), {})
+    assert [layer.kind for layer in layers] == ["conv2", "depthwise2", "pointwise2", "linear"]
+    assert [layer.channels for layer in layers] == [(3, 8), (1, 8), (8, 8), (1, 4)]
+    # The average over all positions runs after the last convolution.
+    assert [(layer.operators, layer.elements) for layer in layers] == [(0, 0), (0, 0), (1, 8), (0, 0)]
+
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv1d(2, 2, 3, padding=1), nn.Conv1d(2, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.relu(x + self.first(x)).transpose(1, 2).transpose(1, 2) * 2 + self.second(x)
+
+    layers = cost.list_layer_work(layer_costs(Shortcut(), (torch.zeros(1, 2, 5),)), {"first": LayerBits(8, 8)})
+    assert [layer.kind for layer in layers] == ["conv1", "pointwise1"]
+    assert [layer.bits for layer in layers] == [(8, 8), (32, 32)]
+    # Neither the ReLU nor the views count.
+    assert [layer.operators for layer in layers] == [2, 1]

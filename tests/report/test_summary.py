@@ -214,7 +214,7 @@ def test_all_three_scores_are_shown_with_the_gap(test: float, sentence: str) -> 
 def test_a_teacher_that_could_not_be_timed_is_not_claimed(run: Run, rows: dict[str, float], among: bool) -> None:
     latency = LatencyInfo(1, 1, "a processor", "1.0", rows)
     facts = dict(list_conditions(run.candidates, run.trials, replace(run.info, latency=latency)))
-    assert facts["Latency"].startswith("the median of 2 exported models")
+    assert facts["Latency"].startswith("2 exported models")
     assert ("including the teacher" in facts["Latency"]) == among
     assert "Latency" not in dict(list_conditions(run.candidates, run.trials, run.info))
 
@@ -225,6 +225,11 @@ def test_what_the_pick_took_is_said_beside_the_teacher_where_both_were_timed(run
     assert pick_latency({"id": "t0c1", "latency_ms": 0.2}, info) == (
         "Measured latency of the exported model: 0.2 ms (at batch 1 with 2 threads by onnxruntime 1.0 on a processor)."
     )
+    predicted = pick_latency({"latency_ms": 0.2, "latency_source": "predicted", "float_latency_ms": 0.196}, info)
+    assert predicted.startswith("Predicted latency of the exported model: 0.2 ms")
+    assert "floating point" not in predicted
+    slower = pick_latency({"latency_ms": 0.2, "latency_source": "measured", "float_latency_ms": 0.1}, info)
+    assert "In floating point (model_float.onnx) it takes 0.1 ms" in slower
     teacher = replace(info.teacher, costs={"latency_ms": 0.5})
     assert ", teacher 0.5 ms (" in pick_latency({"latency_ms": 0.2}, replace(info, teacher=teacher))
     assert pick_latency({"latency_ms": float("nan")}, info) == pick_latency({}, run.info) == ""

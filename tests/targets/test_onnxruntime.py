@@ -5,7 +5,6 @@ import torch
 from autocompress.errors import ArtifactError
 from autocompress.export.onnx import export_float
 from autocompress.targets import make_target
-from autocompress.targets.timing import MIN_ROUNDS, WARM_UP, time_in_turns
 
 
 def test_a_loaded_model_takes_arrays_in_the_order_of_its_inputs() -> None:
@@ -24,17 +23,3 @@ def test_a_damaged_model_is_an_error() -> None:
     for name in ("onnxruntime", "none"):
         with pytest.raises(ArtifactError):
             make_target(name, {}).load(b"nonsense")
-
-
-def test_models_are_timed_in_turns() -> None:
-    calls: list[str] = []
-
-    def build(name: str):
-        return lambda arrays: calls.append(name) or []
-
-    times = time_in_turns({"a": build("a"), "b": build("b")}, [], seconds=0.0)
-    assert set(times) == {"a", "b"}
-    assert all(value >= 0 for value in times.values())
-    turns = calls[2 * WARM_UP :]
-    assert turns[:4] == ["a", "b", "a", "b"]
-    assert len(turns) == 2 * MIN_ROUNDS

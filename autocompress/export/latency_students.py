@@ -1,0 +1,136 @@
+"""Calibration of a latency model on the students of a search: a few of them, untrained, are exported and timed.
+
+The general calibration knows kernels; the students of a search space show what else their graphs contain. Latency does
+not depend on the values of weights, so nothing is trained.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+import torch
+from pydantic import JsonValue
+
+from autocompress.core.config import Part
+from autocompress.core.latency_model import FLOAT, LatencyModel, LayerWork
+from autocompress.core.method import Context
+from autocompress.core.records import CompressionRecipe
+from autocompress.core.registry import PRUNE, QUANTIZE
+from autocompress.core.run_info import TargetInfo
+from autocompress.core.task import Split, Task
+from autocompress.errors import AutocompressError
+from autocompress.export.onnx import trace_quantized
+from autocompress.measure import layer_costs
+from autocompress.measure.cost import list_layer_work
+from autocompress.quantize.folding import fold_batch_norm
+from autocompress.targets import Target, make_target
+from autocompress.targets.calibration import (
+    NETWORKS,
+    REFERENCES,
+    Measurements,
+    TimedNetwork,
+    build_references,
+    fit_latency_model,
+    load_measurements,
+    measure_networks,
+    time_networks,
+)
+from autocompress.trial.pipeline import list_computed_bits, reproducible_torch
+
+logger = logging.getLogger(__name__)
+
+STUDENTS = 16
+# Each student counts as so many networks of the general calibration.
+WEIGHT = 4
+EXAMPLES = 32
+INT8 = Part.of("post_training", weight_bits=8, activation_bits=8)
+
+#: A student and its compression.
+Variant = tuple[Part, CompressionRecipe]
+
+
+def calibrate_students(
+    task: Task, examples: Split, variants: Sequence[Variant], info: TargetInfo, networks: int = NETWORKS
+) -> LatencyModel:
+    """Return the latency model of a target, fitted to the general networks and to students of a search.
+
+    Both measurements are read from the cache where they were made before on this processor with this version.
+
+    Args:
+        task: The task that builds the students.
+        examples: Examples for the ranges of quantization.
+        variants: Students with compression recipes, of which pruning is used.
+        info: Description of the target.
+        networks: Number of general networks.
+
+    Raises:
+        ArtifactError: The target cannot run or measure a general network.
+    """
+    target = make_target(info.name, info.options)
+    general = load_measurements(info, ["chains", networks], lambda: measure_networks(target, info, networks))
+    inputs = [str(list(tensor.shape)) for tensor in task.example()]
+    described = [repr((student, recipe.prune)) for student, recipe in variants]
+    content: list[JsonValue] = ["students", networks, task.name, repr(dict(task.heads)), *inputs, *described]
+    students = load_measurements(
+        info,
+        content,
+        lambda: _measure_students(task, examples, variants, target, info, general),
+    )
+    works, times = [*general.works], [*general.times]
+    for layers, milliseconds in zip(students.works, students.times, strict=True):
+        works += [layers] * WEIGHT
+        times += [milliseconds] * WEIGHT
+    return fit_latency_model(works, times)
+
+
+def _measure_students(
+    task: Task,
+    examples: Split,
+    variants: Sequence[Variant],
+    target: Target,
+    info: TargetInfo,
+    general: Measurements,
+) -> Measurements:
+    works: list[tuple[LayerWork, ...]] = []
+    networks: list[TimedNetwork] = []
+    for variant in variants:
+        try:
+            with reproducible_torch():
+                for layers, network in _build_networks(task, examples, variant, info):
+                    works.append(layers)
+                    networks.append(network)
+        except AutocompressError as error:
+            # The others suffice; the trial itself reports the error.
+            logger.info("the latency of %s is not calibrated: %s", variant[0], error)
+    references = build_references()
+    times = time_networks(target, [*references, *networks])
+    # The load of the machine may have changed since the general networks were timed.
+    factor = median(then / now for then, now in zip(general.times[:REFERENCES], times, strict=False))
+    return Measurements(tuple(works), tuple(factor * value for value in times[len(references) :]))
+
+
+def _build_networks(
+    task: Task, examples: Split, variant: Variant, info: TargetInfo
+) -> Iterator[tuple[tuple[LayerWork, ...], TimedNetwork]]:
+    """Yield the graphs of an untrained student: in floating point, and in integers where the target has kernels."""
+    student, recipe = variant
+    torch.manual_seed(0)
+    model, example = task.build(student).eval(), task.example()
+    context = Context(example, (examples.take(slice(0, EXAMPLES)).inputs,))
+    if recipe.prune is not None:
+        method = PRUNE.get(recipe.prune.name)
+        model, _ = method.apply(model, method.config.of(recipe.prune.values), context)
+    folded = fold_batch_norm(model.eval(), example)
+    quantizer = QUANTIZE.get(INT8.name)
+    quantized, state = quantizer.apply(folded, quantizer.config.of(INT8.values), context)
+    bits = list_computed_bits(state, info.precisions)
+    signed = info.precisions.weight_type == "int8" and not info.precisions.reduce_range
+    traced = trace_quantized(quantized, state, example, task.heads, signed=signed)
+    inputs = [tensor.numpy() for tensor in example]
+    layers = layer_costs(folded, example)
+    coded = [entry["name"] for entry in state.history["layers"] if entry["weight"] is not None]
+    in_float = tuple(list_layer_work(layers, {}))
+    yield in_float, TimedNetwork(bytes(traced.build(coded).SerializeToString()), inputs)
+    in_integers = tuple(list_layer_work(layers, bits))
+    if any(layer.bits != FLOAT for layer in in_integers):
+        yield in_integers, TimedNetwork(bytes(traced.build().SerializeToString()), inputs)

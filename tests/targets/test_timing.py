@@ -1,0 +1,35 @@
+import pytest
+
+from autocompress.targets import Model
+from autocompress.targets.base import Array
+from autocompress.targets.timing import MIN_ROUNDS, compare_rounds, time_in_turns, time_rounds
+
+
+def test_models_run_in_turns_on_their_own_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def build(name: str) -> Model:
+        def run(arrays: object) -> list[Array]:
+            assert arrays == [name]
+            order.append(name)
+            return []
+
+        return run
+
+    names = ["first", "second"]
+    rounds = time_rounds({name: build(name) for name in names}, {name: [name] for name in names}, 0)  # type: ignore[list-item]
+    assert {name: len(values) for name, values in rounds.items()} == dict.fromkeys(names, MIN_ROUNDS)
+    # After the warm-up, a few runs of each in every round.
+    assert order[-6:] == ["first"] * 3 + ["second"] * 3
+
+
+def test_load_of_a_round_cancels_out() -> None:
+    # The third round was disturbed, and so was one model in the first.
+    rounds = {"teacher": [1.0, 1.0, 5.0], "student": [9.0, 0.25, 1.25]}
+    assert compare_rounds(rounds, "teacher") == {"teacher": 1.0, "student": 0.25}
+
+
+def test_a_quantile_of_the_rounds_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocompress.targets.timing.time_rounds", lambda *_: {"model": [5.0, 1.0, 2.0, 4.0, 3.0]})
+    assert time_in_turns({}, [])["model"] == 3.0
+    assert time_in_turns({}, [], share=0.0)["model"] == 1.0
