@@ -203,8 +203,9 @@ class Device(OnnxRuntime):
 
 
 def test_graphs_are_timed_by_the_device_if_it_measures_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph_choice, "time_in_turns", Clock({"small": 7.0, "large": 8.0}))
+    clock = Clock({"small": 7.0, "large": 8.0})
+    monkeypatch.setattr(graph_choice, "time_rounds", clock)
     graphs = {"small": b"1", "large": b"123"}
     models: dict[str, Model] = dict.fromkeys(graphs, list)
-    assert graph_choice._time_graphs(Device(), graphs, models, ()) == {"small": 1.0, "large": 3.0}
-    assert graph_choice._time_graphs(OnnxRuntime(), graphs, models, ()) == {"small": 7.0, "large": 8.0}
+    assert graph_choice._time_graphs(Device(), graphs, models, (), 0.1) == {"small": [1.0], "large": [3.0]}
+    assert graph_choice._time_graphs(OnnxRuntime(), graphs, models, (), 0.1) == clock(models, (), 0.1)
