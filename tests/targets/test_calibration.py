@@ -44,11 +44,12 @@ def read_work(content: bytes) -> list[LayerWork]:
     tensors = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     for value in [*model.graph.value_info, *model.graph.output]:
         tensors[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-    is_integer = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    decoded = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    is_integer = bool(decoded)
     works = []
     for node in model.graph.node:
         if node.op_type in ("Conv", "Gemm"):
-            weight = np.prod(tensors[f"{node.input[1]}_codes" if is_integer else node.input[1]])
+            weight = np.prod(tensors[decoded.get(node.input[1], node.input[1])])
             outputs = tensors[node.output[0]]
             positions = int(np.prod(outputs[2:]))
             bits = (8, 8) if is_integer else (32, 32)
