@@ -25,7 +25,7 @@ from autocompress.analysis.selection import Row, row_at
 from autocompress.core.formatting import format_plural, is_finite
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 
-ROLE = "confirm"
+ROLE, BASELINE = "confirm", "baseline"
 #: Method of the intervals, shown beside them.
 METHOD = (
     "Intervals are 95% percentile intervals of 1,000 bootstrap draws of seeds and examples, each with replacement and "
@@ -152,8 +152,9 @@ def summarize_repeats(table: pd.DataFrame, trials: pd.DataFrame, info: RunInfo) 
     groups: dict[str, list[int]] = {}
     for position, config in enumerate(repeats["config"]):
         groups.setdefault(config_without_seed(config), []).append(position)
-    # A repeat is matched by its config, because its id and its seed differ from the original.
-    originals = full_fidelity(table)
+    # A repeat is matched by its config, because its id and its seed differ from the original. The recommended candidate
+    # may be a baseline, which is repeated like any other.
+    originals = pd.concat([full_fidelity(table), table[table["role"] == BASELINE]])
     candidates = []
     for position, config in enumerate(originals["config"]):
         rows = groups.pop(config_without_seed(config), None)

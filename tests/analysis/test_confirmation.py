@@ -53,6 +53,13 @@ def test_a_pick_behind_the_front_stands_where_its_cost_does() -> None:
     assert select_for_confirmation(table, META, "t9c9", 3) == ["t9c9", "t3c0", "t4c0"]
 
 
+def test_a_recommended_baseline_is_repeated_like_any_other() -> None:
+    repeated = [row("t9c0", "baseline", 30, 0.6), row("t10c0", "confirm", 30, 0.58, seed=1)]
+    table = pd.concat([front(2), pd.DataFrame(repeated)], ignore_index=True)
+    (found,) = summarize_repeats(table, pd.DataFrame(), META)
+    assert (found.id, found.searched, found.select_val.mean) == ("t9c0", 0.6, 0.58)
+
+
 def test_limits_of_the_run_hold_for_what_is_confirmed() -> None:
     assert select_for_confirmation(front(6), replace(META, limits={"effective_flops": {"max": 300}}), "t3c0", 9) == [
         "t3c0",
