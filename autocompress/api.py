@@ -273,8 +273,9 @@ def _time_front(plan: "Plan", folder: Path, events: "Events | None") -> None:
         events.phase("measuring the latency of the front")
     _report_reasons(time_front(folder, None if plan.setup.latency is not None else seconds), events)
     front = Front(folder)
-    missing = int(front.to_pandas()[LATENCY].isna().sum()) if LATENCY in front.candidates else 0
-    if missing and events is not None:
+    table = front.to_pandas()
+    missing = int(table[LATENCY].isna().sum()) if LATENCY in table else len(table)
+    if missing and events is not None and plan.setup.latency is None:
         events.notice(
             f"{format_plural(missing, 'candidate')} of the front not timed within {seconds:g} s; "
             f"`autocompress bench {folder.name}` times all, search.timing_seconds changes the limit"

@@ -89,7 +89,8 @@ def time_run(
     on_progress(done, total)
     # Without candidates the teacher is timed alone.
     for start in range(0, max(len(wanted), 1), GROUP):
-        if options.limit is not None and time.monotonic() - started > options.limit:
+        # The first group is timed in any case: the recommended candidate is in it.
+        if start and options.limit is not None and time.monotonic() - started > options.limit:
             break
         group = dict(teacher)
         try:
@@ -114,7 +115,7 @@ def time_front(
 
     Args:
         run: The run folder.
-        limit: Seconds after which no further group of candidates is begun; None for no limit.
+        limit: Seconds after which no further group of six candidates is begun; None for no limit.
         on_progress: Callback as in :func:`time_run`.
 
     Returns:

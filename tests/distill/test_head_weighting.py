@@ -149,7 +149,7 @@ def accuracy(model: nn.Module) -> dict[str, float]:
 def trained(task: Digits = TASK, terms: tuple[Part, ...] = (Part("none"),), **settings: object) -> nn.Module:
     torch.manual_seed(0)
     model = task.build(Part.of("cnn", width=6, depth=1, stages=2, block="plain"))
-    part = Part.of("adamw", **{"epochs": 10, "learning_rate": 1e-2, **settings})  # type: ignore[arg-type]
+    part = Part.of("adamw", **{"epochs": 14, "learning_rate": 1e-2, **settings})  # type: ignore[arg-type]
     fit(model, FitRequest(task, TRAIN, part, terms=terms, teacher=Teacher()))
     return model
 
