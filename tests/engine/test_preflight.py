@@ -167,7 +167,7 @@ ZOO = [
     (zoo.OwnAttention, TOKENS, True),
     (Attending, TOKENS, True),
     (TwoImages, PAIR, True),
-    (Branches, IMAGES, True),
+    (Branches, IMAGES, False),
 ]
 
 
