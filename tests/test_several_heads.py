@@ -106,12 +106,12 @@ def test_the_scores_of_each_head_are_stored_and_make_up_the_mean_and_the_worst(r
 
 
 @pytest.mark.slow
-def test_pruning_shrinks_the_encoder_of_a_mixture_and_says_why_its_experts_stay(result: TrialResult) -> None:
+def test_pruning_shrinks_the_encoder_of_a_mixture_and_says_why_its_gates_stay(result: TrialResult) -> None:
     whole, cut = result.candidates
     assert cut.costs["flops"] < 0.75 * whole.costs["flops"]
     assert cut.costs["bytes"] < 0.35 * whole.costs["bytes"]
     uncut = cut.details["prune"]["uncut"]
-    assert any("experts" in name and "Softmax" in reason for name, reason in uncut.items())
+    assert any("gates" in name and "softmax" in reason for name, reason in uncut.items())
     assert cut.details["prune"]["channels"]["heads.towers.label.0"] == [12, 9]
 
 

@@ -171,9 +171,9 @@ class TestUse:
         widths = sizes(pruned)
         assert widths["stages.1.0.body.3.weight"][0] == 8
         if sharing == "mixture":
-            # A gate's shares meet the experts in a product, where their channels cannot be told apart.
-            assert any("experts" in name and "Softmax" in why for name, why in state.report["uncut"].items())
-            assert all(widths[f"heads.experts.{index}.0.weight"] == (16, 8) for index in range(4))
+            # A gate has a share for each expert, whose number stays.
+            assert any("gates" in name and "softmax" in why for name, why in state.report["uncut"].items())
+            assert all(widths[f"heads.experts.{index}.0.weight"] == (8, 8) for index in range(4))
             assert all(widths[f"heads.gates.{head}.weight"] == (4, 8) for head in HEADS)
         if sharing == "shared_middle":
             assert all(widths[f"heads.bottoms.{head}.0.weight"] == (8, 8) for head in HEADS)

@@ -183,22 +183,22 @@ class TestUse:
 class TestCompression:
     @pytest.mark.slow
     @torch.no_grad()
-    def test_structured_pruning_narrows_the_feed_forward_layers_and_leaves_attention_whole(self, trained):
+    def test_structured_pruning_removes_heads_and_narrows_the_feed_forward_layers(self, trained):
         method = PRUNE.get("structured")
         config = method.config(pruning_ratio=0.5)
         pruned, state = method.apply(trained, config, context())
-        assert state.report["channels"] == {f"encoder.stages.{n}.feed_forward.0": [24, 12] for n in (0, 1)}
-        # Channels that a product of matrices or a norm reads cannot go one by one.
-        assert set(state.report["uncut"]) == {
-            "heads.label",
-            "encoder.stages.1.feed_forward.2",
-            "encoder.stages.0.attention.value",
-            "encoder.stages.1.attention.value",
+        blocks = [f"encoder.stages.{number}" for number in (0, 1)]
+        attention = [f"{block}.attention.{part}" for block in blocks for part in ("query", "key", "value")]
+        assert state.report["channels"] == {
+            **dict.fromkeys(attention, [12, 6]),
+            **{f"{block}.feed_forward.0": [24, 12] for block in blocks},
         }
-        assert (
-            count_flops(layer_costs(trained, EXAMPLE)) - count_flops(layer_costs(pruned, EXAMPLE))
-            == 2 * 2 * 12 * 2 * 12 * 12
-        )
+        # Channels that a norm reads stay.
+        stays = [f"{block}.{layer}" for block in blocks for layer in ("attention.out", "feed_forward.2")]
+        assert set(state.report["uncut"]) == {"encoder.embedding", "heads.label", *stays}
+        # In each block half of the four projections, of the feed-forward layers, and of scores and their average.
+        per_block = 12 * 4 * 12 * 6 + 12 * 2 * 12 * 12 + 2 * 12 * 12 * 6
+        assert count_flops(layer_costs(trained, EXAMPLE)) - count_flops(layer_costs(pruned, EXAMPLE)) == 4 * per_block
         assert torch.equal(replayed(method, config, state, build(), pruned)(tokens(4)), pruned(tokens(4)))
         assert_padding_is_nothing(pruned)
         assert_graph_is(export_float(pruned, EXAMPLE, HEADS), pruned)

@@ -33,7 +33,7 @@ EIGHT_BITS = Part.of("post_training", weight_bits=8, activation_bits=8)
 CONFIG = CompressionConfig(
     Part.of("cnn", width=8, depth=1, stages=2),
     (Part("none"),),
-    Part.of("adamw", epochs=5, batch_size=64, learning_rate=2e-2),
+    Part.of("adamw", epochs=8, batch_size=64, learning_rate=2e-2),
     quantize=EIGHT_BITS,
 )
 
@@ -89,7 +89,7 @@ def test_stages_regain_what_a_change_of_brightness_cost(
     assert adapted.metric == "accuracy"
     # As many epochs as the training of the candidate had, because the time allows more.
     tuned = adapted.stages[2].candidate
-    assert adapted.epochs == (5 if adapted.selected.candidate is tuned else 0)
+    assert adapted.epochs == (8 if adapted.selected.candidate is tuned else 0)
     # Ranges belong to the new data, and the old candidate has not changed.
     old, new = (stage.candidate.quantize for stage in adapted.stages[:2])
     assert old is not None
