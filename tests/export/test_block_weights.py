@@ -48,16 +48,8 @@ def make_request(model: nn.Module, state: MethodState, ids: Tensor) -> GraphRequ
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"weight_bits": 4, "granularity": "per_group", "group_size": 48},
-        {"weight_bits": 8, "weight_scheme": "asymmetric"},
-    ],
-)
-def test_large_linear_layers_read_packed_codes_and_predict_as_the_module(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
-) -> None:
+def test_large_linear_layers_read_packed_codes_and_predict_as_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, object] = {"weight_bits": 4, "granularity": "per_group", "group_size": 48}
     monkeypatch.setattr(graph_choice, "time_rounds", Clock({FLOAT: 2.0, BLOCKS: 1.0}))
     model, state, ids = quantize(**settings)
     chosen = choose_graph(make_request(model, state, ids), OnnxRuntime(), PRECISIONS)

@@ -190,7 +190,7 @@ class TestCompression:
         blocks = [f"encoder.stages.{number}" for number in (0, 1)]
         attention = [f"{block}.attention.{part}" for block in blocks for part in ("query", "key", "value")]
         assert state.report["channels"] == {
-            **dict.fromkeys(attention, [12, 6]),
+            **{layer: [12, 6] for layer in attention},
             **{f"{block}.feed_forward.0": [24, 12] for block in blocks},
         }
         # Channels that a norm reads stay.
