@@ -68,6 +68,7 @@ def test_a_bound_that_is_no_column_is_a_usage_error(small_run: Path) -> None:
         autocompress.load(small_run).pick(max={"effective_flop": 3})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told_what_to_do(tmp_path: Path) -> None:
     small = ["teacher.fit={adamw: {epochs: 1}}", "fit.adamw.epochs=1", "search.workers=1"]
@@ -88,6 +89,7 @@ def test_the_twin_is_left_out_where_it_would_take_long(tmp_path: Path, monkeypat
     assert "accuracy_test" in front.to_pandas()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_supernet_gives_good_models_of_several_widths_from_one_training(tmp_path: Path) -> None:
     shape = [f"student.cnn.{each}" for each in ("block=residual", "depth=1", "stages=1", "stem_stride=1")]

@@ -64,6 +64,7 @@ def plugin(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @needs_data
 def test_a_resnet_that_knows_nothing_of_autocompress(plugin: Path, tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def inline(text: str) -> list[str]:
 
 
 def options(verb: str) -> set[str]:
-    return {name for param in VERBS[verb].params for name in (*param.opts, *param.secondary_opts)} | {"--help"}
+    names = {name for param in VERBS[verb].params for name in (*param.opts, *param.secondary_opts)}
+    # Arguments are shown by what they take.
+    return {name for name in names if name.startswith("-")} | {"--help"}
 
 
 @pytest.fixture

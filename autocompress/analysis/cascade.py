@@ -41,8 +41,9 @@ def compute_confidence(outputs: Mapping[str, NDArray[np.floating]], kinds: Mappi
         UsageError: A head has no probability of its prediction.
 
     Example:
-        >>> compute_confidence({"label": np.log(np.array([[0.9, 0.1], [0.5, 0.5]]))}, {"label": "classes"}).tolist()
-        [0.9, 0.5]
+        >>> logits = np.log(np.array([[0.75, 0.25], [0.5, 0.5]]))
+        >>> compute_confidence({"label": logits}, {"label": "classes"}).round(6).tolist()
+        [0.75, 0.5]
     """
     by_head = []
     for head, logits in outputs.items():

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.timeout(300)
 WHOLE = {"cpu": 2.0}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(ray_cluster: Any, tmp_path: Path) -> None:
     trials = FakeTrials(tmp_path / "log", raising=(1,), dying=(3,), dying_once=(4,), hanging=(5,))
@@ -42,6 +43,7 @@ def test_a_dead_a_raising_and_a_hanging_trial_each_fail_alone(ray_cluster: Any, 
     assert trials.children()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_node_that_is_lost_takes_no_trial_along(ray_cluster: Any, tmp_path: Path) -> None:
     trials, supply = SlowTrials(tmp_path / "log"), jobs(200)
@@ -75,6 +77,7 @@ def test_a_node_that_is_lost_takes_no_trial_along(ray_cluster: Any, tmp_path: Pa
     assert sorted(trials.executed().count(job.number) for job in asked) == [1] * (len(asked) - 1) + [2]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_one_and_two_nodes_finish_the_same_search(ray_cluster: Any, tmp_path: Path) -> None:
     def found(name: str) -> list[tuple[str, ...]]:
@@ -105,6 +108,7 @@ def test_a_search_on_a_cluster_has_the_teacher_and_keeps_its_checkpoints(ray_clu
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_trial_sees_the_share_of_a_graphics_processor_that_it_was_given(ray_cluster: Any, tmp_path: Path) -> None:
     trials = LookingTrials(tmp_path / "log")
@@ -113,6 +117,7 @@ def test_a_trial_sees_the_share_of_a_graphics_processor_that_it_was_given(ray_cl
     assert trials.log.read_text().count("gpu 0\n") == 3
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_workers_that_are_never_ready_end_the_search_and_say_why(ray_cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(WorkersError, match=r"do not start .*FileNotFoundError: the data are not here"):

@@ -108,6 +108,7 @@ def test_a_surrogate_search_starts_with_the_initial_trial_completes_the_referenc
     assert set(trials["state"]) <= {"complete", "stopped"}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_surrogate_search_finds_more_than_a_random_one(tmp_path: Path) -> None:
     """Here the better students are those of medium width: 12 trials of 122 students."""

@@ -67,16 +67,16 @@ def _hold(folder: str, ready: Connection) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resume", [False, True])
-def test_run_in_use_is_an_error_before_data_is_loaded(tmp_path: Path, resume: bool) -> None:
+def test_run_in_use_is_an_error_before_data_is_loaded(tmp_path: Path) -> None:
     begun(tmp_path / "run")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     other = context.Process(target=_hold, args=(str(tmp_path / "run"), theirs))
     other.start()
     assert ours.poll(60)
-    with pytest.raises(RunFolderError, match=f"in use by process {other.pid}"):
-        check_run_folder(tmp_path / "run", spec(), resume=resume)
+    for resume in (False, True):
+        with pytest.raises(RunFolderError, match=f"in use by process {other.pid}"):
+            check_run_folder(tmp_path / "run", spec(), resume=resume)
     ours.send(None)
     other.join()
 

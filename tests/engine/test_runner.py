@@ -80,6 +80,7 @@ def test_examples_of_training_in_the_test_split_are_removed_and_said(monkeypatch
     assert len(load_task(earlier)[1].test) == len(clean.test) + 10
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_process_with_an_unused_plan_exits() -> None:
     code = (

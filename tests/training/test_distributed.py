@@ -175,6 +175,7 @@ def test_shards_end_where_one_process_does_and_each_stores_a_part() -> None:
         assert max(parts) < 0.55 * getattr(whole, name)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @LINUX
 def test_a_parallel_fit_pauses_and_resumes_in_any_number_of_processes() -> None:
