@@ -10,6 +10,7 @@ from statistics import median
 
 import torch
 from pydantic import JsonValue
+from torch import nn
 
 from autocompress.core.config import Part
 from autocompress.core.latency_model import FLOAT, LatencyModel, LayerWork
@@ -19,7 +20,7 @@ from autocompress.core.registry import PRUNE, QUANTIZE
 from autocompress.core.run_info import TargetInfo
 from autocompress.core.task import Split, Task
 from autocompress.errors import AutocompressError
-from autocompress.export.onnx import trace_quantized
+from autocompress.export.onnx import export_float, trace_quantized
 from autocompress.measure import layer_costs
 from autocompress.measure.cost import list_layer_work
 from autocompress.quantize.folding import fold_batch_norm
@@ -40,6 +41,8 @@ from autocompress.trial.pipeline import list_computed_bits, reproducible_torch
 logger = logging.getLogger(__name__)
 
 STUDENTS = 16
+# Of so many students, one is timed in integers, too: its export takes three times as long.
+INTEGER_EVERY = 4
 # Each student counts as so many networks of the general calibration.
 WEIGHT = 4
 EXAMPLES = 32
@@ -70,10 +73,10 @@ def calibrate_students(
     general = load_measurements(info, ["chains", networks], lambda: measure_networks(target, info, networks))
     inputs = [str(list(tensor.shape)) for tensor in task.example()]
     described = [repr((student, recipe.prune)) for student, recipe in variants]
-    content: list[JsonValue] = ["students", networks, task.name, repr(dict(task.heads)), *inputs, *described]
+    identity: list[JsonValue] = ["students", networks, INTEGER_EVERY, task.name, repr(dict(task.heads))]
     students = load_measurements(
         info,
-        content,
+        [*identity, *inputs, *described],
         lambda: _measure_students(task, examples, variants, target, info, general),
     )
     works, times = [*general.works], [*general.times]
@@ -93,10 +96,11 @@ def _measure_students(
 ) -> Measurements:
     works: list[tuple[LayerWork, ...]] = []
     networks: list[TimedNetwork] = []
-    for variant in variants:
+    for at, variant in enumerate(variants):
+        build = _build_float_network if at % INTEGER_EVERY else _build_networks
         try:
             with reproducible_torch():
-                for layers, network in _build_networks(task, examples, variant, info):
+                for layers, network in build(task, examples, variant, info):
                     works.append(layers)
                     networks.append(network)
         except AutocompressError as error:
@@ -109,10 +113,8 @@ def _measure_students(
     return Measurements(tuple(works), tuple(factor * value for value in times[len(references) :]))
 
 
-def _build_networks(
-    task: Task, examples: Split, variant: Variant, info: TargetInfo
-) -> Iterator[tuple[tuple[LayerWork, ...], TimedNetwork]]:
-    """Yield the graphs of an untrained student: in floating point, and in integers where the target has kernels."""
+def _build_model(task: Task, examples: Split, variant: Variant) -> tuple[nn.Module, Context]:
+    """Return an untrained student, pruned and with folded batch norms, and the context of its quantization."""
     student, recipe = variant
     torch.manual_seed(0)
     model, example = task.build(student).eval(), task.example()
@@ -120,7 +122,25 @@ def _build_networks(
     if recipe.prune is not None:
         method = PRUNE.get(recipe.prune.name)
         model, _ = method.apply(model, method.config.of(recipe.prune.values), context)
-    folded = fold_batch_norm(model.eval(), example)
+    return fold_batch_norm(model.eval(), example), context
+
+
+def _build_float_network(
+    task: Task, examples: Split, variant: Variant, info: TargetInfo
+) -> Iterator[tuple[tuple[LayerWork, ...], TimedNetwork]]:
+    """Yield the graph of an untrained student in floating point."""
+    model, context = _build_model(task, examples, variant)
+    content = bytes(export_float(model, context.example, task.heads).SerializeToString())
+    works = tuple(list_layer_work(layer_costs(model, context.example), {}))
+    yield works, TimedNetwork(content, [tensor.numpy() for tensor in context.example])
+
+
+def _build_networks(
+    task: Task, examples: Split, variant: Variant, info: TargetInfo
+) -> Iterator[tuple[tuple[LayerWork, ...], TimedNetwork]]:
+    """Yield the graphs of an untrained student: in floating point, and in integers where the target has kernels."""
+    folded, context = _build_model(task, examples, variant)
+    example = context.example
     quantizer = QUANTIZE.get(INT8.name)
     quantized, state = quantizer.apply(folded, quantizer.config.of(INT8.values), context)
     bits = list_computed_bits(state, info.precisions)

@@ -37,7 +37,7 @@ from autocompress.targets.timing import time_in_turns
 
 logger = logging.getLogger(__name__)
 
-NETWORKS = 90
+NETWORKS = 75
 # Integer networks have fewer kinds of kernels to tell apart.
 INTEGER_SHARE = 1 / 3
 SECONDS_PER_NETWORK = 0.06
