@@ -124,8 +124,8 @@ def time_front(
     with RunStore.read(run) as store:
         info = store.run_info()
     front = list(info.front or ())
-    # The recommended candidate comes first, in case the time does not suffice for all.
-    wanted = list(dict.fromkeys([*filter(None, [info.recommended]), *front]))
+    # In case the time does not suffice: the recommended candidate, then the best scores before the lowest costs.
+    wanted = list(dict.fromkeys([*filter(None, [info.recommended]), *reversed(front)]))
     options = TimingOptions(seconds=SECONDS_PER_MODEL, limit=limit, keep=True)
     reasons = time_run(run, wanted, options, on_progress)
     if counts_latency(info):
