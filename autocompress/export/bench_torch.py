@@ -5,17 +5,17 @@ layers are large and few weights are left (:mod:`autocompress.prune.sparse_linea
 """
 
 import statistics
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from autocompress.export.artifact import load_artifact
-from autocompress.export.bench_worker import MIN_RUNS, WARM_UP, Bench, Shape
+from autocompress.export.bench_worker import MIN_RUNS, Bench, Shape
 from autocompress.prune.sparse_linear import SparseLinear, use_sparse_kernels
+from autocompress.targets import Model
+from autocompress.targets.timing import time_rounds
 
 FILE = "model.safetensors"
 
@@ -39,12 +39,12 @@ def measure_kernels(folder: Path, inputs: Sequence[Shape], threads: int = 1, sec
     count = sum(isinstance(layer, SparseLinear) for layer in sparse.modules())
     if not count:
         return []
-    models = {
-        f"{FILE} (torch, dense)": dense,
-        f"{FILE} (torch, {count} sparse {'layer' if count == 1 else 'layers'})": sparse,
+    models: dict[str, Model] = {
+        f"{FILE} (torch, dense)": lambda _: [dense(*example)],
+        f"{FILE} (torch, {count} sparse {'layer' if count == 1 else 'layers'})": lambda _: [sparse(*example)],
     }
-    with _use_threads(threads):
-        times = _time_in_turns(models, example, seconds)
+    with _use_threads(threads), torch.inference_mode():
+        times = time_rounds(models, (), seconds, runs=1, least=MIN_RUNS)
     size, batch = (folder / FILE).stat().st_size, inputs[0][0][0]
     rows = []
     for name, values in times.items():
@@ -62,20 +62,3 @@ def _use_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@torch.inference_mode()
-def _time_in_turns(
-    models: Mapping[str, nn.Module], example: tuple[torch.Tensor, ...], seconds: float
-) -> dict[str, list[float]]:
-    """Return the milliseconds of each run; runs alternate, so that other load on the machine affects both."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    end, runs = time.perf_counter() + seconds, 0
-    while runs < WARM_UP + MIN_RUNS or time.perf_counter() < end:
-        for name, model in models.items():
-            started = time.perf_counter()
-            model(*example)
-            if runs >= WARM_UP:
-                times[name].append((time.perf_counter() - started) * 1000)
-        runs += 1
-    return times

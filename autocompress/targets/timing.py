@@ -39,14 +39,16 @@ def time_rounds(
     inputs: Sequence[Array] | Mapping[str, Sequence[Array]],
     seconds: float,
     runs: int = RUNS_PER_TURN,
+    least: int = MIN_ROUNDS,
 ) -> Rounds:
     """Return the milliseconds of each model in each round; every round runs each model in turn.
 
     Args:
         models: Loaded models by name.
         inputs: The inputs of every model, or those of each by name.
-        seconds: Seconds to measure all of them; at least ``MIN_ROUNDS`` rounds are timed.
+        seconds: Seconds to measure all of them.
         runs: Runs of a model in its turn, of which the fastest counts; with 1, every run is listed.
+        least: Smallest number of rounds, however long they take.
     """
     arrays = inputs if isinstance(inputs, Mapping) else dict.fromkeys(models, inputs)
     # The first runs allocate memory and are slower.
@@ -56,7 +58,7 @@ def time_rounds(
     times: Rounds = {name: [] for name in models}
     end = time.perf_counter() + seconds
     done = 0
-    while done < MIN_ROUNDS or time.perf_counter() < end:
+    while done < least or time.perf_counter() < end:
         for name, model in models.items():
             times[name].append(min(_time_run(model, arrays[name]) for _ in range(runs)))
         done += 1
