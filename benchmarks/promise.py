@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import sklearn.datasets
 import torch
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 import autocompress
-from autocompress.analysis.certification import select_certified, select_guaranteed
+from autocompress.analysis.certification import read_loss, select_certified, select_guaranteed
 from autocompress.analysis.correction import estimate_corrected_loss
 from autocompress.analysis.pareto import full_fidelity, sort_by_cost
 from autocompress.analysis.selection import SLACK, select_rankable
@@ -52,12 +53,14 @@ class Study:
         max_drop: Allowed loss.
         fresh: Number of fresh examples of the population; 0 for the examples outside of training.
         overrides: Changes of the spec that make the search small.
+        table: Name of the data set of scikit-learn that the search reads as a table; empty if the space names its data.
     """
 
     space: str
     max_drop: float
     fresh: int
     overrides: tuple[str, ...]
+    table: str = ""
 
 
 _QUANTIZE = "quantize={none: , post_training: {weight_bits: [8, 6, 4, 3], activation_bits: [8, 4]}}"
@@ -83,6 +86,11 @@ STUDIES = {
             "search.trials=2", "fit={adamw: {epochs: 3}}", "teacher.fit={adamw: {epochs: 3}}", "prune={none: }",
             _QUANTIZE,
         ),
+    ),
+    "tabular": Study(
+        "tabular", 0.02, 0,
+        ("search.trials=8", "fit.adamw.epochs=15", "teacher.fit.adamw.epochs=30", "distill={soft_target: }", _QUANTIZE),
+        table="breast_cancer",
     ),
 }  # fmt: skip
 
@@ -115,6 +123,7 @@ def run_study(study: Study, seed: int, folder: Path, most: int) -> Population:
     name = f"{study.space}-{seed}"
     if not (folder / name / "report.html").exists():
         overrides = [*study.overrides, "search.backend=serial", f"search.seed={seed}", f"split_seed={seed}"]
+        overrides += _write_table(study.table, folder) if study.table else []
         overrides += ["search.minutes=null", f"pick={{max_drop: {study.max_drop}, confidence: {CONFIDENCE}}}"]
         autocompress.search(study.space, name=name, runs=folder, overrides=overrides, resume=(folder / name).exists())
     cached = folder / f"{name}.npz"
@@ -133,6 +142,16 @@ def run_study(study: Study, seed: int, folder: Path, most: int) -> Population:
     stored = np.load(cached)
     count = len(stored["teacher"])
     return Population(rows, info, np.unpackbits(stored["hits"], axis=1, count=count).astype(bool), stored["teacher"])
+
+
+def _write_table(name: str, folder: Path) -> list[str]:
+    """Write a data set of scikit-learn as CSV, and return the changes of the spec that read it."""
+    path = folder / f"{name}.csv"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        data = getattr(sklearn.datasets, f"load_{name}")(as_frame=True)
+        data.frame.to_csv(path, index=False)
+    return [f"task.tabular.path={path}", "task.tabular.target=target"]
 
 
 def _predict_population(
@@ -273,8 +292,49 @@ def summarize_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def write_table(results: Mapping[str, list[dict[str, Any]]], out: Path, notes: Sequence[str]) -> None:
-    """Write the Markdown file: a row for each task, kind of splits and rule."""
+def run_default_search(space: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Search a shipped space as a user does, with another seed, and return what its pick promised and lost on test."""
+    name = f"default-{space}-{seed}"
+    if not (folder / name / "report.html").exists():
+        overrides = [f"search.seed={seed}", f"split_seed={seed}"]
+        autocompress.search(space, name=name, runs=folder, overrides=overrides, resume=(folder / name).exists())
+    front = autocompress.Front(folder / name)
+    pick = front.pick()
+    lost = read_loss(pick.row, front.info, ["test"])
+    if lost is None or pick.certificate is None:
+        raise RuntimeError(f"{name}: the pick has no stored examples")
+    promise = max(pick.certificate.promised or 0.0, pick.certificate.certified)
+    speed = front.info.teacher.costs["effective_flops"] / float(pick.row["effective_flops"])
+    return {"seed": seed, "pick": pick.id, "promise": promise, "lost": lost.observed, "speed": speed}
+
+
+def format_default_runs(space: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table of default searches: promised and lost points of the pick by seed."""
+    kept = sum(row["lost"] <= row["promise"] + 1e-9 for row in rows)
+    lines = [
+        "",
+        f"## Default searches of {space}: the promise is kept on test in {kept} of {len(rows)}",
+        "",
+        "| seed | promised: loses at most, points | loses on test, points | kept | effective FLOPs, teacher / pick |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        is_kept = "yes" if row["lost"] <= row["promise"] + 1e-9 else "no"
+        cells = [
+            row["seed"],
+            f"{100 * row['promise']:.1f}",
+            f"{100 * row['lost']:.1f}",
+            is_kept,
+            f"{row['speed']:,.0f}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def write_page(
+    results: Mapping[str, list[dict[str, Any]]], out: Path, notes: Sequence[str], appendix: Sequence[str]
+) -> None:
+    """Write the Markdown file: a row for each task, kind of splits and rule, and the appendix below."""
     heading = ["task, splits", "rule", "selections", "promises", "kept [95% interval]", "largest loss, points"]
     heading += ["cost / oracle's, median", "loss minus observed, points", "loss minus corrected, points"]
     lines = [
@@ -292,7 +352,7 @@ def write_table(results: Mapping[str, list[dict[str, Any]]], out: Path, notes: S
         for rule in RULES:
             cells = summarize_rows([row for row in rows if row["rule"] == rule])
             lines.append("| " + " | ".join([name, rule, *cells]) + " |")
-    out.write_text("\n".join(lines) + "\n")
+    out.write_text("\n".join([*lines, *appendix]) + "\n")
 
 
 def main() -> None:
@@ -306,6 +366,7 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=40, help="number of drawn splits of each search")
     parser.add_argument("--corrected", type=int, default=10, help="number of drawn splits with a corrected score")
     parser.add_argument("--fresh", type=int, default=50_000, help="number of fresh examples of mnist1d")
+    parser.add_argument("--default-runs", type=int, default=0, help="number of default searches of digits")
     parser.add_argument("--runs", type=Path, default=Path(tempfile.gettempdir()) / "promise")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/promise.md"))
     arguments = parser.parse_args()
@@ -332,7 +393,8 @@ def main() -> None:
             f"{arguments.resamples} drawn splits each, max_drop {100 * study.max_drop:g} points, "
             f"a population of {len(population.teacher):,}."
         )
-    write_table(results, arguments.out, notes)
+    defaults = [run_default_search("digits", seed, arguments.runs) for seed in range(arguments.default_runs)]
+    write_page(results, arguments.out, notes, format_default_runs("digits", defaults) if defaults else [])
 
 
 if __name__ == "__main__":
