@@ -3,6 +3,7 @@
 import time
 from contextlib import AbstractContextManager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,8 +13,11 @@ from rich.text import Text
 
 from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.formatting import format_duration, format_plural, format_value, label_column
-from autocompress.engine.archive import Progress
-from autocompress.engine.runner import Events
+
+# The engine loads torch, which commands that only read a run do without.
+if TYPE_CHECKING:
+    from autocompress.engine.archive import Progress
+    from autocompress.engine.runner import Events
 
 # A log file needs no more than a line now and then.
 SECONDS_BETWEEN_LINES = 5.0
@@ -36,8 +40,10 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
         self._last_line = 0.0
 
     @property
-    def events(self) -> Events:
+    def events(self) -> "Events":
         """The callbacks to pass to the search."""
+        from autocompress.engine.runner import Events
+
         return Events(self._show_phase, self._show_teacher, self._show_progress, self._show_notice)
 
     def __enter__(self) -> "SearchDisplay":
@@ -68,7 +74,7 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
         elif done == total or self._is_line_due():
             self._print_line(f"training the teacher: epoch {done} of {total}")
 
-    def _show_progress(self, progress: Progress) -> None:
+    def _show_progress(self, progress: "Progress") -> None:
         if self._live is not None:
             self._live.update(self._render_progress(progress))
         elif self._is_line_due() or progress.done + progress.failed == progress.total:
@@ -79,11 +85,11 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
             self._task = self._bar.add_task(text, total=total)
         self._bar.update(self._task, description=text, completed=done, total=total)
 
-    def _render_progress(self, progress: Progress) -> RenderableType:
+    def _render_progress(self, progress: "Progress") -> RenderableType:
         self._update_bar("trials", progress.done + progress.failed, progress.total)
         return Group(self._bar, Text(_format_progress(progress)), self._render_front(progress))
 
-    def _render_front(self, progress: Progress) -> Table:
+    def _render_front(self, progress: "Progress") -> Table:
         cost, score = primary_objectives(progress.objectives)
         table = Table(title="front so far (scores on search_val)", title_justify="left", box=None, pad_edge=False)
         table.add_column("candidate")
@@ -106,7 +112,7 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
         self._console.print(text, soft_wrap=True, highlight=False)
 
 
-def _format_progress(progress: Progress) -> str:
+def _format_progress(progress: "Progress") -> str:
     remaining = ""
     if progress.limit is not None:
         remaining = f", at most {format_duration(max(progress.limit - progress.elapsed, 0.0))} left"
