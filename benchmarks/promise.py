@@ -69,8 +69,8 @@ STUDIES = {
     "mnist1d": Study(
         "mnist1d", 0.02, 50_000,
         (
-            "search.trials=8", "target=none", "fit.adamw.epochs=9", "teacher.fit={adamw: {epochs: 12, learning_rate: 5e-3}}",
-            "distill={soft_target: {temperature: 4.0}}", "student.cnn1d.block=plain", _PRUNE, _QUANTIZE,
+            "search.trials=8", "target=none", "fit.adamw.epochs=9",
+            "teacher.fit={adamw: {epochs: 12, learning_rate: 5e-3}}", "distill={soft_target: {temperature: 4.0}}", "student.cnn1d.block=plain", _PRUNE, _QUANTIZE,
         ),
     ),
     "digits": Study(
@@ -83,13 +83,16 @@ STUDIES = {
     "langid": Study(
         "langid", 0.02, 0,
         (
-            "search.trials=2", "target=none", "fit={adamw: {epochs: 3}}", "teacher.fit={adamw: {epochs: 3}}", "prune={none: }",
-            _QUANTIZE,
+            "search.trials=2", "target=none", "fit={adamw: {epochs: 3}}", "teacher.fit={adamw: {epochs: 3}}",
+            "prune={none: }", _QUANTIZE,
         ),
     ),
     "tabular": Study(
         "tabular", 0.02, 0,
-        ("search.trials=8", "target=none", "fit.adamw.epochs=15", "teacher.fit.adamw.epochs=30", "distill={soft_target: }", _QUANTIZE),
+        (
+            "search.trials=8", "target=none", "fit.adamw.epochs=15", "teacher.fit.adamw.epochs=30",
+            "distill={soft_target: }", _QUANTIZE,
+        ),
         table="breast_cancer",
     ),
 }  # fmt: skip
