@@ -217,7 +217,7 @@ class Front:
             StorageError: No space is left, or the folder cannot be written.
         """
         # Imported here, because reading and selecting need none of the page.
-        from autocompress.report import write_tables
+        from autocompress.report.data_files import write_tables
         from autocompress.report.page import PAGE
 
         folder = self.folder if out is None else Path(out)

@@ -30,7 +30,7 @@ import pandas as pd
 from pathlib import Path
 from autocompress.core.run_info import RunInfo
 from autocompress.analysis.selection import select_candidate
-from autocompress.report import write_page
+from autocompress.report.page import write_page
 folder = Path(sys.argv[1])
 candidates, trials = (pd.read_pickle(folder / f"{name}.pkl") for name in ("candidates", "trials"))
 info = RunInfo.from_json(json.loads((folder / "meta.json").read_text()))

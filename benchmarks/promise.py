@@ -70,7 +70,8 @@ STUDIES = {
         "mnist1d", 0.02, 50_000,
         (
             "search.trials=8", "target=none", "fit.adamw.epochs=9",
-            "teacher.fit={adamw: {epochs: 12, learning_rate: 5e-3}}", "distill={soft_target: {temperature: 4.0}}", "student.cnn1d.block=plain", _PRUNE, _QUANTIZE,
+            "teacher.fit={adamw: {epochs: 12, learning_rate: 5e-3}}", "distill={soft_target: {temperature: 4.0}}",
+            "student.cnn1d.block=plain", _PRUNE, _QUANTIZE,
         ),
     ),
     "digits": Study(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,9 +28,17 @@ def test_the_package_and_its_command_line_import_nothing_heavy() -> None:
 
 
 @pytest.mark.slow
-def test_reading_a_run_needs_neither_torch_nor_optuna() -> None:
-    modules = ("analysis.pareto", "store.run_store", "analysis.selection", "report", "api")
-    heavy = list_heavy(*(f"import autocompress.{module}" for module in modules))
+def test_commands_that_read_a_run_need_neither_torch_nor_optuna(small_run: Path, tmp_path: Path) -> None:
+    run, page = str(small_run), str(tmp_path / "compare.html")
+    commands = (["status", run], ["front", run], ["pick", run], ["compare", run, run, "--out", page])
+    prepare = (
+        "import contextlib, io; from autocompress.cli.app import app\n"
+        "def run(*words):\n"
+        # What a command prints would stand between the lines of names.
+        "    with contextlib.redirect_stdout(io.StringIO()): app(words, standalone_mode=False)"
+    )
+    calls = [f"run(*{command})" for command in commands]
+    heavy = list_heavy(prepare, *calls)
     assert all(libraries <= {"pandas", "plotly"} for libraries in heavy.values()), heavy
 
 

@@ -33,6 +33,7 @@ from autocompress.cli.terminal import (
     VerbosityGroup,
     configure_logging,
     make_console,
+    print_version,
     progress_console,
     replace_unprintable,
 )
@@ -41,12 +42,20 @@ from autocompress.errors import AutocompressError, NoCandidateError, UnfinishedR
 app = typer.Typer(
     name="autocompress",
     cls=VerbosityGroup,
-    help="A search space goes in; a Pareto front of deployable, verified models comes out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog="Start with: autocompress search digits",
 )
+
+
+@app.callback()
+def declare_version(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A search space goes in; a Pareto front of deployable, verified models comes out."""
 
 
 @app.command(epilog="Example: autocompress search digits --trials 20")

@@ -18,6 +18,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 from typer.main import get_command
 
+import autocompress
 from autocompress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,6 +98,13 @@ def progress_console() -> "Console":
         return Console(quiet=True)
     consoles = [handler.console for handler in logger.handlers if isinstance(handler, RichHandler)]
     return consoles[0] if consoles else make_console(stderr=True)
+
+
+def print_version(is_asked: bool) -> None:
+    """Print the version of the package and end the program, if it was asked for."""
+    if is_asked:
+        print(f"autocompress {autocompress.__version__}")
+        raise typer.Exit
 
 
 class VerbosityGroup(TyperGroup):

@@ -15,7 +15,7 @@ from autocompress.analysis.pareto import full_fidelity
 from autocompress.analysis.selection import Pick, select_candidate
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError, StorageError
-from autocompress.report import write_page
+from autocompress.report.page import write_page
 from autocompress.store.run_store import RunStore
 from tests.report.factory import Run
 

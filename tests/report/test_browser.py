@@ -10,9 +10,9 @@ import pytest
 
 from autocompress.analysis.confirmation import ConfirmedCandidate, Estimate
 from autocompress.analysis.selection import select_candidate
-from autocompress.report import page as page_module, write_page
+from autocompress.report import page as page_module
 from autocompress.report.live import ENDED, LiveServer
-from autocompress.report.page import render_page
+from autocompress.report.page import render_page, write_page
 from tests.report.factory import Run, make_run
 
 CHROMIUM = shutil.which("chromium")

@@ -5,8 +5,6 @@ import gzip
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,12 +13,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-import autocompress
 from autocompress.analysis.selection import select_candidate
 from autocompress.core.run_info import EnvironmentInfo, RunInfo, TeacherInfo
 from autocompress.errors import StorageError
-from autocompress.report import page, write_page
+from autocompress.report import page
 from autocompress.report.cards import build_cards
+from autocompress.report.page import write_page
 from tests.report.factory import ALL_OBJECTIVES, HOSTILE, OBJECTIVES, Run, make_run
 
 
@@ -248,14 +246,3 @@ def test_a_failing_write_leaves_the_old_page(run: Run, tmp_path: Path, monkeypat
         written(run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "old"
-
-
-@pytest.mark.slow
-def test_reading_a_run_loads_no_heavy_library() -> None:
-    code = (
-        "import sys, autocompress.report, autocompress.analysis.selection, autocompress.analysis.pareto;"
-        "print([name for name in ('torch', 'optuna', 'ray', 'sklearn', 'scipy', 'onnx') if name in sys.modules])"
-    )
-    root = Path(autocompress.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
