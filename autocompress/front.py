@@ -1,7 +1,7 @@
 """A run as a Python object: its candidates, its front, and methods that select, report, export and measure."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from autocompress.analysis.latency import add_latency_column, with_latency
 from autocompress.analysis.levels import select_levels
 from autocompress.analysis.pareto import full_fidelity, pareto_front
 from autocompress.analysis.query import filter_rows
-from autocompress.analysis.selection import Pick, check_max_drop, select_candidate, select_deployable
+from autocompress.analysis.selection import Pick, Quantities, check_max_drop, select_candidate, select_deployable
 from autocompress.core.atomic import write_atomic
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError, UsageError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from autocompress.report.comparison import RunTables
 
 # A default argument is shared by all calls, so it is read-only.
-_NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
+_NO_BOUNDS: Quantities = MappingProxyType({})
 
 # Candidates that cascades are made of: 66 pairs.
 CASCADE_MODELS = 12
@@ -103,8 +103,8 @@ class Front:
     def pick(
         self,
         *,
-        max: Mapping[str, float] = _NO_BOUNDS,
-        min: Mapping[str, float] = _NO_BOUNDS,
+        max: Quantities = _NO_BOUNDS,
+        min: Quantities = _NO_BOUNDS,
         prefer: str | None = None,
         knee: bool = False,
         candidate: str | None = None,
@@ -118,7 +118,7 @@ class Front:
         ``pick.max_drop`` at the confidence ``pick.confidence`` of the search space.
 
         Args:
-            max: Largest value allowed, by column: ``{"effective_flops": 2e6}``.
+            max: Largest value allowed, by column: ``{"effective_flops": 2e6}`` or ``{"bytes": "30 KB"}``.
             min: Smallest value allowed, by column.
             prefer: Name of the objective to optimize.
             knee: Whether to select the knee of the front.

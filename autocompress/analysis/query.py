@@ -2,6 +2,7 @@
 
 import ast
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,11 +11,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from autocompress.core.formatting import NUMBER, UNIT, parse_quantity
 from autocompress.errors import UnknownNameError, UsageError, did_you_mean
 
 _EXAMPLE = 'write for example "effective_flops <= 2e6 and accuracy >= 0.95"'
 # Longer expressions take the parser too long.
 _LONGEST = 2000
+# Quoted text, names and plain numbers stay as they are; a number with a unit is written as a plain one.
+_TOKENS = re.compile(
+    rf"""'(?:[^'\\\\]|\\\\.)*'|"(?:[^"\\\\]|\\\\.)*"|[^\W\d][\w.@]*|(?P<quantity>{NUMBER}\s*{UNIT})(?![\w.])|{NUMBER}"""
+)
 _Comparison: TypeAlias = Callable[[NDArray[np.generic], NDArray[np.generic]], object]
 _COMPARISONS: dict[type[ast.cmpop], _Comparison] = {
     ast.Lt: operator.lt,
@@ -40,7 +46,8 @@ def filter_rows(table: pd.DataFrame, expression: str) -> pd.DataFrame:
     """Return the rows that satisfy an expression.
 
     Allowed are comparisons, ``and``, ``or``, ``not``, parentheses, column names (``accuracy@language`` is one too),
-    numbers, quoted text, ``True`` and ``False``. A missing value satisfies no comparison, not even ``!=``.
+    numbers, also with a unit (``97%``, ``30 KB``), quoted text, ``True`` and ``False``. A missing value satisfies no
+    comparison, not even ``!=``.
 
     Raises:
         UnknownNameError: A name is no column; the message suggests the nearest.
@@ -50,17 +57,28 @@ def filter_rows(table: pd.DataFrame, expression: str) -> pd.DataFrame:
         >>> frame = pd.DataFrame({"accuracy": [0.9, 0.97], "prune": ["none", "structured"]})
         >>> filter_rows(frame, "accuracy >= 0.95 and prune == 'structured'").index.tolist()
         [1]
+        >>> filter_rows(frame, "accuracy < 97%").index.tolist()
+        [0]
     """
     # The expression is parsed and interpreted here; it is never given to eval.
     tree = None
     if len(expression) <= _LONGEST:
         try:
-            tree = ast.parse(expression.strip(), mode="eval")
+            tree = ast.parse(_replace_quantities(expression.strip()), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             tree = None
     if tree is None:
         raise UsageError(f"cannot read '{_shorten_text(expression)}': {_EXAMPLE}")
     return table[_evaluate_condition(tree.body, table)]
+
+
+def _replace_quantities(expression: str) -> str:
+    """Return an expression with plain numbers in the place of those with a unit."""
+
+    def replace_one(match: re.Match[str]) -> str:
+        return match[0] if match["quantity"] is None else repr(parse_quantity(match["quantity"]))
+
+    return _TOKENS.sub(replace_one, expression)
 
 
 def _evaluate_condition(node: ast.expr, table: pd.DataFrame) -> NDArray[np.bool_]:

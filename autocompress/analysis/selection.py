@@ -43,6 +43,7 @@ from autocompress.core.formatting import (
     is_counted,
     is_finite,
     label_column,
+    parse_quantity,
 )
 from autocompress.core.run_info import Limits, ObjectiveSpec, RunInfo
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError, did_you_mean
@@ -188,7 +189,9 @@ BASELINE = "baseline"
 _MOST_ALTERNATIVES = 3
 # Rounding: 0.98 - 0.01 is less than 0.97 in floating point, and must not exclude 0.97.
 SLACK = 1e-9
-_NO_BOUNDS: Mapping[str, float] = MappingProxyType({})
+# Limits by column, as numbers or as texts such as "30 KB" and "97%".
+Quantities: TypeAlias = Mapping[str, float] | Mapping[str, str] | Mapping[str, float | str]
+_NO_BOUNDS: Quantities = MappingProxyType({})
 _CHEAPEST = "The cheapest candidate"
 _SPLITS = (("select_val", ""), ("search_val", "_search"))
 _SPLIT_NAMES = {"select_val": "selection split", "search_val": "search split"}
@@ -228,8 +231,8 @@ def select_candidate(
     table: pd.DataFrame,
     info: RunInfo,
     *,
-    max: Mapping[str, float] = _NO_BOUNDS,
-    min: Mapping[str, float] = _NO_BOUNDS,
+    max: Quantities = _NO_BOUNDS,
+    min: Quantities = _NO_BOUNDS,
     prefer: str | None = None,
     knee: bool = False,
     candidate: str | None = None,
@@ -251,8 +254,8 @@ def select_candidate(
     Args:
         table: Candidates, as the run store returns them.
         info: Description of the run: objectives, limits, teacher.
-        max: Upper bounds by column, for example ``{"effective_flops": 2e6}``.
-        min: Lower bounds by column, for example ``{"accuracy": 0.95}``.
+        max: Upper bounds by column, for example ``{"effective_flops": 2e6}`` or ``{"bytes": "30 KB"}``.
+        min: Lower bounds by column, for example ``{"accuracy": 0.95}`` or ``{"accuracy": "95%"}``.
         prefer: Name of the objective to optimize.
         knee: Whether to select the knee of the front.
         candidate: Id of the candidate to select.
@@ -612,12 +615,11 @@ def _describe_row(row: Row, objectives: Sequence[ObjectiveSpec]) -> str:
     return f"{row['id']} ({format_value(row[score.name], score)}, {format_value(row[cost.name], cost)})"
 
 
-def _check_limits(most: Mapping[str, float], least: Mapping[str, float]) -> dict[str, dict[str, float]]:
+def _check_limits(most: Quantities, least: Quantities) -> dict[str, dict[str, float]]:
     limits: dict[str, dict[str, float]] = {}
     for bound, values in (("max", most), ("min", least)):
-        for name, value in values.items():
-            if not is_finite(value):
-                raise UsageError(f"the limit {bound} {name}={value!r} is not a finite number")
+        for name, given in values.items():
+            value = _read_limit(f"{bound} {name}={given!r}", name, given)
             if name.endswith("_test"):
                 raise UsageError(
                     f"'{name}' is a test score: candidates cannot be chosen by their scores on the test split"
@@ -630,6 +632,21 @@ def _check_limits(most: Mapping[str, float], least: Mapping[str, float]) -> dict
                 f"at most {_format_number(bounds['max'])}"
             )
     return limits
+
+
+def _read_limit(title: str, name: str, given: float | str) -> float:
+    """Return a limit as a number; ``30 KB`` and ``97%`` are two.
+
+    Raises:
+        UsageError: It is neither, or not finite.
+    """
+    try:
+        value = parse_quantity(given, name) if isinstance(given, str) else given
+    except ValueError as error:
+        raise UsageError(f"the limit {title} cannot be read: {error}") from None
+    if not is_finite(value):
+        raise UsageError(f"the limit {title} is not a finite number")
+    return value
 
 
 def _refuse_reversed_limits(limits: Limits, info: RunInfo) -> None:

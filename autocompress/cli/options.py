@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from autocompress.core.formatting import parse_quantity
 from autocompress.errors import UnfinishedRunError, UsageError
 
 INTERRUPTED = 130
@@ -44,7 +45,7 @@ Plugins = Annotated[
     typer.Option("--plugin", metavar="FILE", help="A Python file that registers your own task; repeatable."),
 ]
 
-_LIMIT_EXAMPLES = {"--max": "effective_flops=2e6", "--min": "accuracy=0.97"}
+_LIMIT_EXAMPLES = {"--max": "bytes=30KB", "--min": "accuracy=97%"}
 
 
 def load_plugins(plugins: list[Path] | None) -> None:
@@ -86,29 +87,30 @@ def print_dry_run(spec: str, overrides: Sequence[str]) -> None:
 
 
 def parse_limits(pairs: list[str] | None, option: str) -> dict[str, float]:
-    """Return the ``NAME=NUMBER`` pairs of an option as a dictionary; a number may be a percentage.
+    """Return the ``NAME=NUMBER`` pairs of an option as a dictionary.
 
     Args:
-        pairs: Texts such as ``bytes=2e4`` or ``accuracy=97%``.
+        pairs: Texts such as ``bytes=30KB`` or ``accuracy=97%``.
         option: Name of the option, for the error message: ``--max`` or ``--min``.
 
     Raises:
         UsageError: A text is not such a pair.
 
     Example:
-        >>> parse_limits(["bytes=2e4", "accuracy=97%"], "--min")
-        {'bytes': 20000.0, 'accuracy': 0.97}
+        >>> parse_limits(["bytes=30KB", "accuracy=97%"], "--min")
+        {'bytes': 30000.0, 'accuracy': 0.97}
     """
     limits = {}
     for pair in pairs or []:
         name, _, text = (part.strip() for part in pair.partition("="))
+        if not name:
+            raise UsageError(f"Invalid limit '{pair}'. Write for example {option} {_LIMIT_EXAMPLES[option]}.")
         try:
-            value = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
-        except ValueError:
-            value = None
-        if not name or value is None:
-            raise UsageError(f"Invalid limit '{pair}'. Use a number, for example {option} {_LIMIT_EXAMPLES[option]}.")
-        limits[name] = value
+            limits[name] = parse_quantity(text, name)
+        except ValueError as error:
+            raise UsageError(
+                f"{option} {pair}: {error}; write for example {option} {_LIMIT_EXAMPLES[option]}"
+            ) from None
     return limits
 
 

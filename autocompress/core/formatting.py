@@ -41,6 +41,13 @@ _SYMBOLS = {
 }
 # Largest first: the first prefix that fits is used.
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
+_FACTORS = {"": 1.0, **{prefix: size for size, prefix in _PREFIXES}, "k": 1e3}
+_FACTORS |= {"Ki": 1024.0, "Mi": 1024.0**2, "Gi": 1024.0**3}
+# The text of a quantity, for other patterns to include. Only a count has a prefix.
+NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+UNIT = r"(?:%|ms|(?:[KMG]i|[kKMGTP])?\s?(?:FLOPs|MACs|BOPs|B)|(?:[KMG]i|[kKMGTP]))"
+_QUANTITY = re.compile(rf"(?P<number>[-+]?{NUMBER})\s*(?P<suffix>{UNIT}?)")
+_SUFFIX = re.compile(r"(?P<prefix>(?:[KMG]i|[kKMGTP])?)\s?(?P<unit>%|ms|FLOPs|MACs|BOPs|B|)")
 # Costs that are numbers of things, of which a cheaper model has fewer, not less.
 _COUNTED = (*_SYMBOLS, "parameters", "nonzero_parameters")
 
@@ -110,6 +117,35 @@ def is_share(record: "ObjectiveSpec") -> bool:
 def is_counted(name: str) -> bool:
     """Return whether a cost is a number of things, of which one has fewer, not less."""
     return name in _COUNTED
+
+
+def parse_quantity(text: str, column: str = "") -> float:
+    """Return the number that a text such as ``97%``, ``30 KB``, ``1.5 MFLOPs`` or ``2 ms`` stands for.
+
+    The prefixes are those of :func:`format_count`: K is 1,000. Ki, Mi and Gi are powers of 1,024.
+
+    Args:
+        text: A number, with a percent sign, a prefix or a unit behind it.
+        column: Name of the column that the number limits; its unit is the only one allowed, if it has one.
+
+    Raises:
+        ValueError: The text is no such number, or has the unit of another column.
+
+    Example:
+        >>> parse_quantity("97%"), parse_quantity("30 KB", "bytes"), parse_quantity("2KiB"), parse_quantity("2e6")
+        (0.97, 30000.0, 2048.0, 2000000.0)
+    """
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"'{text}' is no number such as 2e6, 97% or 30KB")
+    number, suffix = float(match["number"]), _SUFFIX.fullmatch(match["suffix"])
+    prefix, unit = suffix.groups() if suffix else ("", "")
+    if unit == "%":
+        return number / 100.0
+    own = _SYMBOLS.get(column) or ("ms" if column.endswith("_ms") else "")
+    if unit and own and unit != own:
+        raise ValueError(f"'{text}' is in {unit}, and {column} in {own}")
+    return number * _FACTORS[prefix]
 
 
 def format_value(value: object, record: "ObjectiveSpec") -> str:

@@ -28,6 +28,9 @@ TABLE = pd.DataFrame(
     [
         ("effective_flops <= 2e6 and accuracy >= 0.95", "b"),
         ("accuracy < 0.92 or accuracy > 0.96", "ac"),
+        ("effective_flops <= 2 MFLOPs and accuracy >= 95%", "b"),
+        ("not (effective_flops <= 2000K)", "cd"),
+        ("id == 'c' and prune != '3 KB'", "c"),
         ("not accuracy >= 0.95", "ad"),
         ("0.9 < accuracy <= 0.97", "bc"),
         ("prune == 'structured'", "bc"),

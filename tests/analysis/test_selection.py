@@ -130,6 +130,7 @@ def test_the_knee_keeps_the_limits() -> None:
     [
         ({"max": {"effective_flops": 2e4}}, "t1c0"),
         ({"max": {"effective_flops": 1e4}}, "t1c0"),
+        ({"max": {"effective_flops": "10 KFLOPs"}}, "t1c0"),
         ({"min": {"accuracy": 0.95}}, "t0c1"),
         ({"min": {"accuracy": 0.95}, "prefer": "accuracy"}, "t0c0"),
         ({"max": {"bytes": 350}, "min": {"accuracy": 0.6}}, "t0c1"),
@@ -258,7 +259,8 @@ def test_limits_whose_columns_are_never_finite_together_say_so() -> None:
         ({"max": {"accuracy": 0.9}}, UsageError, "did you mean min accuracy=0.9 "),
         ({"min": {"bytes": 200}}, UsageError, "did you mean max bytes=200 "),
         ({"max": {"bytes": math.nan}}, UsageError, "not a finite number"),
-        ({"max": {"bytes": "5"}}, UsageError, "not a finite number"),
+        ({"max": {"bytes": "small"}}, UsageError, "'small' is no number such as"),
+        ({"max": {"bytes": "5 ms"}}, UsageError, "'5 ms' is in ms, and bytes in B"),
     ],
 )
 def test_wrong_use_is_refused(asked: dict[str, Any], error: type[Exception], hint: str) -> None:

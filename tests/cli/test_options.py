@@ -12,15 +12,22 @@ def test_limits_are_parsed_and_invalid_ones_are_refused() -> None:
     assert parse_limits(["bytes=2e4", " accuracy = .5"], "--max") == {"bytes": 2e4, "accuracy": 0.5}
     assert parse_limits(["accuracy=97%", "f1_macro = 96.5 %"], "--min") == {"accuracy": 0.97, "f1_macro": 0.965}
     assert parse_limits(None, "--min") == {}
-    for wrong in ("bytes", "bytes=", "bytes=many", "=3=", "=3", "bytes=%"):
-        with pytest.raises(UsageError, match=f"Invalid limit '{wrong}'. Use a number, for example --max effective_fl"):
+    assert parse_limits(["bytes=30KB", "effective_flops=1.5 MFLOPs", "latency_ms=2ms"], "--max") == {
+        "bytes": 3e4,
+        "effective_flops": 1.5e6,
+        "latency_ms": 2.0,
+    }
+    for wrong in ("bytes", "bytes=", "bytes=many", "=3=", "=3", "bytes=%", "bytes=3 ms", "latency_ms=2KB"):
+        with pytest.raises(UsageError, match=r"[Ww]rite for example --max bytes=30KB"):
             parse_limits([wrong], "--max")
 
 
 def test_the_message_for_an_invalid_limit_shows_the_option() -> None:
     with pytest.raises(UsageError) as refused:
         parse_limits(["accuracy=high"], "--min")
-    assert str(refused.value) == "Invalid limit 'accuracy=high'. Use a number, for example --min accuracy=0.97."
+    assert str(refused.value) == (
+        "--min accuracy=high: 'high' is no number such as 2e6, 97% or 30KB; write for example --min accuracy=97%"
+    )
 
 
 def test_rows_are_printed_as_json_and_csv(capsys: pytest.CaptureFixture[str]) -> None:
