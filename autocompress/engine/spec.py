@@ -504,7 +504,8 @@ def parse_spec(text: str, source: str, overrides: Sequence[str] = (), default_na
     try:
         spec = Spec.model_validate(data)
     except ValidationError as failure:
-        raise _first_error(failure, source, lines) from None
+        changed = [tuple(override.partition("=")[0].strip().split(".")) for override in overrides]
+        raise _first_error(failure, source, lines, changed) from None
     return Source(spec, source, lines)
 
 
@@ -546,16 +547,35 @@ def _apply_override(data: dict[str, JsonValue], override: str) -> None:
     section[names[-1]] = text.strip() if names == ["name"] and not isinstance(value, str) else value
 
 
-def _first_error(failure: ValidationError, source: str, lines: Mapping[KeyPath, int]) -> SpecError:
-    error = failure.errors(include_url=False)[0]
+# What a missing section may look like.
+_EXAMPLES: Mapping[KeyPath, str] = {
+    ("task",): "task: digits",
+    ("student",): "student: {cnn: {width: {low: 8, high: 32}}}",
+}
+
+
+def _first_error(
+    failure: ValidationError, source: str, lines: Mapping[KeyPath, int], changed: Sequence[KeyPath]
+) -> SpecError:
+    """Return the error to show: a misspelt key before the missing one that it was meant to be.
+
+    Args:
+        failure: All errors.
+        source: Name of the file in messages.
+        lines: Line of each key.
+        changed: Keys that the command line has set.
+    """
+    error = min(failure.errors(include_url=False), key=lambda error: error["type"] != "extra_forbidden")
     # Pydantic marks an invalid key of a mapping by a last part of its own.
     path = tuple(part for part in error["loc"] if part != "[key]")
     location = _locate_key(source, lines, path)
+    if any(path[: len(key)] == key or (key[: len(path)] == path and path not in lines) for key in changed):
+        location = f"--set {'.'.join(map(str, path))}"
     if error["type"] == "extra_forbidden":
         return SpecError(f"{location}: unknown key; {did_you_mean(str(path[-1]), _list_keys(path[:-1]))}")
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
-        return SpecError(f"{location}: {message.lower()}; add `{path[-1]}:`")
+        return SpecError(f"{location}: {message.lower()}; add `{_EXAMPLES.get(path, f'{path[-1]}:')}`")
     return SpecError(f"{location}: {message[:1].lower() + message[1:]}, got {_shorten_value(error['input'])}")
 
 

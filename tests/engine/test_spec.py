@@ -43,7 +43,11 @@ def test_short_forms_equal_the_long_ones() -> None:
         (GOOD.replace("trials", "trails"), r"x:3: search.trails: unknown key; did you mean 'trials'"),
         (GOOD.replace("4", "0", 1), r"x:3: search.trials: input should be greater than or equal to 1, got 0"),
         (GOOD + "limits: {bytes: {maxi: 3}}", r"x:7: limits.bytes.maxi: unknown key; did you mean 'max'"),
-        (GOOD + "distill: {none: , transfer: {hed: new}}", "x:7: distill.transfer.from: field required; add `from:`"),
+        (
+            GOOD + "distill: {none: , transfer: {hed: new}}",
+            "x:7: distill.transfer.hed: unknown key; did you mean .head.",
+        ),
+        (GOOD + "distill: {none: , transfer: {head: new}}", "x:7: distill.transfer.from: field required; add `from:`"),
         (GOOD + "distill: {none: , transfer: {from: a, hed: new}}", r"x:7: distill.transfer.hed: .* mean 'head'"),
         (GOOD + "distill: {none: , transfer: {from: a, head: old}}", r"transfer.head: input should be 'keep' or 'new'"),
         (GOOD + "limits: {bytes: {max: .nan}}", r"x:7: limits.bytes.max: input should be a finite number"),
@@ -51,7 +55,9 @@ def test_short_forms_equal_the_long_ones() -> None:
         (GOOD + "objectives: {accuracy: [.nan, 1], bytes: }", r"x:7: objectives.accuracy.0: .* finite number"),
         (GOOD + "pick: {confidence: 0.4}", r"x:7: pick.confidence: input should be greater than 0.5"),
         (GOOD + "name: ../evil", "x:7: name: use letters"),
-        (GOOD.replace("task: digits\n", ""), "x: task: field required; add `task:`"),
+        (GOOD.replace("task: digits\n", ""), "x: task: field required; add `task: digits`"),
+        ("task: digits\nstudnt: {cnn: {}}", r"x:2: studnt: unknown key; did you mean 'student'"),
+        ("task: digits", r"x: student: field required; add `student: {cnn: {width:"),
         (GOOD + "search: {mode: amortised}", "is given twice"),
         ("- 1", "a search space is a mapping"),
         ("", "a search space is a mapping"),
@@ -60,6 +66,19 @@ def test_short_forms_equal_the_long_ones() -> None:
 def test_errors_name_the_line_and_a_correction(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_spec(text, "x")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seach.minutes=1", "^--set seach: unknown key; did you mean 'search'"),
+        ("search.minuts=1", "^--set search.minuts: unknown key; did you mean 'minutes'"),
+        ("search.minutes=soon", "^--set search.minutes: .* got 'soon'"),
+    ],
+)
+def test_an_error_in_an_override_names_the_override(override: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_spec(GOOD, "x", [override])
 
 
 def test_overrides_change_nested_keys_and_are_read_as_yaml() -> None:
