@@ -534,13 +534,19 @@ def list_(
         print_rows(rows, form)
 
 
-@app.command(epilog="Example: autocompress doctor")
-def doctor(runs: Runs = Path("reports")) -> None:
+@app.command(epilog="Example: autocompress doctor --ray")
+def doctor(
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Also start a local Ray cluster, which takes up to a minute.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+    runs: Runs = Path("reports"),
+) -> None:
     """Check versions, libraries, cores, memory and folders; print a fix for each fault."""
     from autocompress.cli.doctor import check_machine
     from autocompress.cli.output import print_checks
 
-    if not print_checks(check_machine(runs), make_console()):
+    if not print_checks(check_machine(runs, starts_ray=ray), make_console(), as_json=as_json):
         raise typer.Exit(1)
 
 

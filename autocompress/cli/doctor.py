@@ -21,9 +21,10 @@ LOW_MEMORY = 2e9
 LOW_DISK = 1e9
 FULL_DISK = 5e7
 RAY_SECONDS = 90
+MAIN_PACKAGES = ("autocompress", "torch", "onnxruntime", "optuna", "ray")
 # In a process of its own, with a small object store: the check must neither join nor leave behind a cluster.
 _RAY_SCRIPT = (
-    "import ray; ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR',"
+    "import ray; ray.init('local', num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='ERROR',"
     " object_store_memory=80_000_000); print(ray.get(ray.remote(lambda: 41 + 1).remote())); ray.shutdown()"
 )
 
@@ -45,42 +46,30 @@ class Check:
     fix: str = ""
 
 
-def check_machine(runs: Path) -> Iterator[Check]:
+def check_machine(runs: Path, *, starts_ray: bool = False) -> Iterator[Check]:
     """Check everything that a search needs; yield each result as soon as it is known.
 
     Args:
         runs: Folder of the runs; it need not exist.
+        starts_ray: Whether a local Ray cluster is started, which takes up to a minute.
     """
-    # Ray takes seconds to start: it starts first, in the background, and is checked last.
-    ray = subprocess.Popen(
-        [sys.executable, "-c", _RAY_SCRIPT],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Without this, Ray clears CUDA_VISIBLE_DEVICES of tasks without a GPU, and warns about it.
-        env={**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
-    )
-    try:
-        yield Check("python", "ok", f"{sys.version.split()[0]} at {sys.executable}")
-        yield from check_packages()
-        yield _run_check("torch", try_torch, "pip install --force-reinstall 'torch>=2.11'")
-        yield _run_check("onnxruntime", try_onnxruntime, "pip install --force-reinstall onnxruntime onnx")
-        yield check_cores()
-        yield check_memory()
-        yield check_folder("cache", cache_folder(), "set AUTOCOMPRESS_CACHE to a folder that can be written")
-        yield check_folder("runs", runs, "choose another one with --runs FOLDER")
-        yield _run_check("ray", lambda: try_ray(ray), "pip install --force-reinstall 'ray[tune]', or --backend local")
-    finally:
-        if ray.poll() is None:
-            ray.kill()
-        ray.communicate()
+    yield Check("python", "ok", f"{sys.version.split()[0]} at {sys.executable}")
+    yield from check_packages()
+    yield _run_check("torch", try_torch, "pip install --force-reinstall 'torch>=2.11'")
+    yield _run_check("onnxruntime", try_onnxruntime, "pip install --force-reinstall onnxruntime onnx")
+    yield check_cores()
+    yield check_memory()
+    yield check_folder("cache", cache_folder(), "set AUTOCOMPRESS_CACHE to a folder that can be written")
+    yield check_folder("runs", runs, "choose another one with --runs FOLDER")
+    if starts_ray:
+        yield _run_check("ray", try_ray, "pip install --force-reinstall 'ray[tune]', or --backend local")
 
 
 def check_packages() -> Iterator[Check]:
     """Yield the versions of the dependencies, and a broken check for each that is missing or too old."""
     from packaging.requirements import Requirement
 
-    versions, faults = [f"autocompress {version('autocompress')}"], []
+    versions, faults = {"autocompress": version("autocompress")}, []
     for text in requires("autocompress") or []:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -91,11 +80,13 @@ def check_packages() -> Iterator[Check]:
             faults.append((f"{requirement.name} is missing", str(requirement)))
             continue
         if requirement.specifier.contains(installed, prereleases=True):
-            versions.append(f"{requirement.name} {installed}")
+            versions[requirement.name] = installed
         else:
             fault = f"{requirement.name} {installed} does not satisfy {requirement.specifier}"
             faults.append((fault, str(requirement)))
-    yield Check("packages", "ok", ", ".join(versions))
+    main = [f"{name} {versions.pop(name)}" for name in MAIN_PACKAGES if name in versions]
+    others = "1 other is" if len(versions) == 1 else f"{len(versions)} others are"
+    yield Check("packages", "ok", f"{', '.join(main)}; {others} new enough")
     for fault, requirement_text in faults:
         yield Check("packages", "broken", fault, f"pip install '{requirement_text}'")
 
@@ -133,19 +124,17 @@ def try_onnxruntime() -> str:
     return f"runs a graph; {', '.join(session.get_providers())}; int8 products {accuracy}"
 
 
-def try_ray(process: "subprocess.Popen[str]") -> str:
-    """Wait for the process that runs a task on a local Ray cluster; return that it succeeded.
-
-    Args:
-        process: Process that runs the check's script, started earlier.
-    """
+def try_ray() -> str:
+    """Run a task on a local Ray cluster in a process of its own; return that it succeeded."""
+    # Without the variable, Ray clears CUDA_VISIBLE_DEVICES of tasks without a GPU, and warns about it.
+    environment = {**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    command = [sys.executable, "-c", _RAY_SCRIPT]
     try:
-        out, err = process.communicate(timeout=RAY_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RAY_SECONDS, env=environment)
     except subprocess.TimeoutExpired:
-        process.kill()
         raise RuntimeError(f"it did not start within {RAY_SECONDS} s") from None
-    if out.strip().splitlines()[-1:] != ["42"]:
-        raise RuntimeError((err.strip().splitlines() or ["it did not run a task"])[-1])
+    if done.stdout.strip().splitlines()[-1:] != ["42"]:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["it did not run a task"])[-1])
     return "a local cluster ran a task"
 
 

@@ -1,10 +1,12 @@
 """Results of commands as text, and tables for the terminal."""
 
+import json
 import os
 import shlex
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeGuard
 
@@ -254,16 +256,20 @@ def serve_live(folder: Path, port: int, open_page: Callable[[str], object]) -> N
     print(Front(folder).report())
 
 
-def print_checks(checks: Iterable[Check], console: Console) -> bool:
-    """Print checks as they complete; return whether none is broken."""
-    is_ready = True
+def print_checks(checks: Iterable[Check], console: Console, *, as_json: bool = False) -> bool:
+    """Print checks as they complete, or all of them as JSON; return whether none is broken."""
+    rows, is_ready = [], True
     for check in checks:
+        is_ready = is_ready and check.state != "broken"
+        rows.append(asdict(check))
+        if as_json:
+            continue
         line = Text.assemble((f"{check.state:<7}", _STATE_COLOURS[check.state]), f" {check.name:<12} {check.finding}")
         console.print(line, soft_wrap=True)
         if check.fix:
             console.print(f"{'':<20} fix: {check.fix}", soft_wrap=True, highlight=False, markup=False)
-        is_ready = is_ready and check.state != "broken"
-    print("ready to search" if is_ready else "something is broken: see the fixes above")
+    ready = "ready to search" if is_ready else "something is broken: see the fixes above"
+    print(json.dumps(rows, indent=1) if as_json else ready)
     return is_ready
 
 
