@@ -33,6 +33,7 @@ from autocompress.cli.terminal import (
     VerbosityGroup,
     configure_logging,
     make_console,
+    print_text,
     print_version,
     progress_console,
     replace_unprintable,
@@ -240,7 +241,7 @@ def front(
     """Print the front, or its candidates that satisfy a condition."""
     from autocompress import api
     from autocompress.analysis.query import filter_rows as select
-    from autocompress.cli.output import front_table
+    from autocompress.cli.output import print_front
 
     run_front = api.load(run, runs)
     candidates = run_front.candidates if everything else run_front.to_pandas()
@@ -255,8 +256,7 @@ def front(
     elif form is TableFormat.csv:
         print(flat.to_csv(index=False), end="")
     else:
-        info = run_front.info
-        make_console().print(front_table(candidates, info.objectives, info.recommended))
+        print_front(candidates, run_front.info, run_front.info.recommended)
 
 
 @app.command(epilog="Example: autocompress pick digits --max effective_flops=20e3 --prefer accuracy")
@@ -286,7 +286,7 @@ def pick(
 ) -> None:
     """Choose one candidate and print the reason."""
     from autocompress import api
-    from autocompress.cli.output import front_table, print_pick
+    from autocompress.cli.output import print_front, print_pick
 
     front = api.load(run, runs)
     limits = {"max": parse_limits(most, "--max"), "min": parse_limits(least, "--min")}
@@ -308,7 +308,7 @@ def pick(
         print(json.dumps({"id": chosen.id, "reason": chosen.reason, "certificate": certificate, "row": row}))
         return
     rows = front.candidates[front.candidates["id"] == chosen.id]
-    make_console().print(front_table(rows, front.info.objectives, chosen.id))
+    print_front(rows, front.info, chosen.id)
     print_pick(chosen, front)
     print(f"next: autocompress export {shlex.quote(run)} --candidate {chosen.id} --verify")
 
@@ -570,7 +570,7 @@ def main() -> None:
     try:
         app()
     except AutocompressError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_text(f"error: {error}", stderr=True)
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         # The reader of the pipe has closed it, as `head` does. Python would report the flush at exit otherwise.

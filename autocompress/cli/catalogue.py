@@ -40,7 +40,7 @@ def list_methods() -> Rows:
                     "hyperparameter": knob.name,
                     "range": str(knob.domain),
                     "default": str(knob.default),
-                    "meaning": knob.doc,
+                    "meaning": knob.doc.replace("``", ""),
                 }
                 for knob in method.config.knobs().values()
             ]
@@ -55,7 +55,7 @@ def list_objectives() -> Rows:
             "kind": objective.kind,
             "direction": objective.direction,
             "unit": objective.unit,
-            "what it is": objective.doc,
+            "what it is": objective.doc.replace("``", ""),
         }
         for objective in map(OBJECTIVES.get, OBJECTIVES)
     ]

@@ -6,12 +6,13 @@ import shlex
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
 import pandas as pd
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -28,9 +29,9 @@ from autocompress.analysis.trivial_baselines import list_warnings, summarize_bas
 from autocompress.api import Front, load
 from autocompress.cli.doctor import Check
 from autocompress.cli.progress import CountDisplay
-from autocompress.cli.terminal import make_console, progress_console
+from autocompress.cli.terminal import make_console, print_text, progress_console
 from autocompress.core.formatting import format_count, format_plural, format_value, label_column
-from autocompress.core.run_info import ObjectiveSpec, read_processor_name
+from autocompress.core.run_info import ObjectiveSpec, RunInfo, read_processor_name
 from autocompress.errors import NoCandidateError
 from autocompress.report.figure_data import format_with_interval
 from autocompress.report.live import ENDED, LiveServer
@@ -41,39 +42,91 @@ from autocompress.store.run_store import RunStore
 FLOAT_BITS = 32
 
 
-def front_table(candidates: pd.DataFrame, objectives: Sequence[ObjectiveSpec], marked: str = "") -> Table:
+@dataclass(frozen=True)
+class _Column:
+    """A column of the table of candidates.
+
+    Attributes:
+        heading: Heading of the column.
+        cells: One text for each candidate.
+        is_text: Whether the cells are words, aligned at the left.
+        priority: Order in which columns are left out on a narrow terminal, the largest first; 0 is never left out.
+    """
+
+    heading: str
+    cells: list[str]
+    is_text: bool = False
+    priority: int = 0
+
+    @property
+    def width(self) -> int:
+        """Terminal cells of the widest text, with the blanks beside it."""
+        return max(map(cell_len, [self.heading, *self.cells])) + 2
+
+
+def front_table(
+    candidates: pd.DataFrame, objectives: Sequence[ObjectiveSpec], marked: str = "", width: int | None = None
+) -> Table:
     """Return candidates as a table: id, objectives and the main hyperparameters.
 
     Args:
         candidates: Rows of the table.
         objectives: Records of the objectives, one column each.
         marked: Id of the candidate that an arrow points at.
+        width: Cells of the terminal; columns that do not fit are left out, and the caption names them. All are shown
+            by default.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    table.add_column("candidate", no_wrap=True)
+    columns = _list_columns(candidates, objectives, marked)
+    left_out = []
+    # Cells on several lines would hide the front, and shortened ones say nothing.
+    while width is not None and sum(column.width for column in columns) - 2 > width:
+        least = max(columns, key=lambda column: column.priority)
+        if not least.priority:
+            break
+        columns.remove(least)
+        left_out.append(least.heading)
+    caption = f"left out on {width} columns: {', '.join(reversed(left_out))}" if left_out else None
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
+    for column in columns:
+        table.add_column(column.heading, justify="left" if column.is_text else "right", no_wrap=True)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def _list_columns(candidates: pd.DataFrame, objectives: Sequence[ObjectiveSpec], marked: str) -> list[_Column]:
+    """Return all columns of the table of candidates."""
+    rows = [row.to_dict() for _, row in candidates.iterrows()]
+    columns = [
+        _Column("", ["→" if row["id"] == marked else "" for row in rows], is_text=True),
+        _Column("candidate", [str(row["id"]) for row in rows], is_text=True),
+    ]
     for objective in objectives:
-        table.add_column(label_column(objective.name), justify="right", no_wrap=True)
+        cells = [format_value(row[objective.name], objective) for row in rows]
+        columns.append(_Column(label_column(objective.name), cells))
     score = primary_objectives(objectives)[1]
     test_column = f"{score.name}_test"
-    has_test = test_column in candidates
-    if has_test:
-        table.add_column("on test", justify="right", no_wrap=True)
-    table.add_column("student")
-    table.add_column("distilled")
-    table.add_column("pruned", justify="right")
-    table.add_column("bits w/a", justify="right")
-    for _, row in candidates.iterrows():
-        scores = [format_value(row[objective.name], objective) for objective in objectives]
-        if has_test:
-            scores.append(
-                format_with_interval(row[test_column], estimate_interval({"details": row.get("details")}), score)
-            )
-        # On a narrow terminal these two are shortened: rows on several lines would hide the front.
-        student, distillation, *compression = _hyperparameter_cells(row.to_dict())
-        texts = [Text(words, no_wrap=True, overflow="ellipsis") for words in (student, distillation)]
-        table.add_row("→" if row["id"] == marked else "", row["id"], *scores, *texts, *compression)
-    return table
+    if test_column in candidates:
+        intervals = [estimate_interval({"details": row.get("details")}) for row in rows]
+        cells = [
+            format_with_interval(row[test_column], interval, score)
+            for row, interval in zip(rows, intervals, strict=True)
+        ]
+        columns.append(_Column("on test", cells, priority=1))
+    settings = [_hyperparameter_cells(row) for row in rows]
+    return [
+        *columns,
+        _Column("student", [student for student, _, _, _ in settings], is_text=True, priority=4),
+        _Column("distilled", [distillation for _, distillation, _, _ in settings], is_text=True, priority=5),
+        _Column("pruned", [ratio for _, _, ratio, _ in settings], priority=3),
+        _Column("bits w/a", [bits for _, _, _, bits in settings], priority=2),
+    ]
+
+
+def print_front(candidates: pd.DataFrame, info: RunInfo, marked: str) -> None:
+    """Print candidates as a table that fits the terminal."""
+    console = make_console()
+    console.print(front_table(candidates, info.objectives, marked, console.width))
 
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -140,28 +193,30 @@ _STATE_COLOURS = {"ok": "green", "warning": "yellow", "broken": "bold red"}
 
 def print_pick(pick: Pick, front: Front) -> None:
     """Print a candidate with the reason, active constraints, neighbours, ties and simulated operations."""
-    print(f"{pick.id}: {pick.reason}")
+    print_text(f"{pick.id}: {pick.reason}")
     if pick.certificate is not None:
-        print(f"  {pick.certificate.describe(primary_objectives(front.info.objectives)[1])}")
+        print_text(f"  {pick.certificate.describe(primary_objectives(front.info.objectives)[1])}")
     if pick.rule:
-        print(f"  not certified: {pick.rule}")
+        print_text(f"  not certified: {pick.rule}")
     if tested := describe_test_loss(pick.row, front.info):
-        print(f"  on the test split: {tested.replace(' on test', '')}")
+        print_text(f"  on the test split: {tested.replace(' on test', '')}")
     if baselines := summarize_baselines(front.info, pick.row):
-        print(f"  beside trivial baselines: {baselines}")
+        print_text(f"  beside trivial baselines: {baselines}")
     for warning in list_warnings(front.info, pick.row):
-        print(f"  warning: {warning}")
+        print_text(f"  warning: {warning}")
     for constraint in pick.binding:
-        print(f"  active constraint: {constraint}")
+        print_text(f"  active constraint: {constraint}")
     for neighbour in pick.neighbours:
-        print(f"  {neighbour.kind}: {neighbour.text}")
+        print_text(f"  {neighbour.kind}: {neighbour.text}")
     for alternative in pick.alternatives:
-        print(f"  alternative: {alternative}")
+        print_text(f"  alternative: {alternative}")
     if pick.ties is not None:
         text = describe_ties(pick, pick.ties, front.to_pandas(), front.info).removesuffix(".")
-        print(f"  tied: {text} ({pick.ties.method})")
+        print_text(f"  tied: {text} ({pick.ties.method})")
     if pick.simulated:
-        print(f"  simulated: {pick.simulated} (no kernel on this target: the score is exact, a speed-up is not shown)")
+        print_text(
+            f"  simulated: {pick.simulated} (no kernel on this target: the score is exact, a speed-up is not shown)"
+        )
 
 
 def print_outcome(front: Front, plugins: list[Path]) -> None:
@@ -171,7 +226,7 @@ def print_outcome(front: Front, plugins: list[Path]) -> None:
         # The pick must hold on both validation splits, so it may lie slightly behind the front of the selection split.
         row = front.candidates[front.candidates["id"] == pick.id]
         table = sort_by_cost(pd.concat([table, row]), front.info.objectives)
-    make_console().print(front_table(table, front.info.objectives, pick.id))
+    print_front(table, front.info, pick.id)
     print()
     print_failures(front)
     print_pick(pick, front)
@@ -195,7 +250,10 @@ def _count_failures(front: Front) -> list[tuple[str, int]]:
 def print_status(front: Front) -> None:
     """Print the state of a run."""
     for part in _render_status(front):
-        make_console().print(part, soft_wrap=isinstance(part, str), highlight=False, markup=False)
+        if isinstance(part, str):
+            print_text(part)
+        else:
+            make_console().print(part)
 
 
 def watch_status(load: Callable[[], Front]) -> None:
@@ -265,7 +323,7 @@ def print_checks(checks: Iterable[Check], console: Console, *, as_json: bool = F
         if as_json:
             continue
         line = Text.assemble((f"{check.state:<7}", _STATE_COLOURS[check.state]), f" {check.name:<12} {check.finding}")
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=not console.is_terminal)
         if check.fix:
             console.print(f"{'':<20} fix: {check.fix}", soft_wrap=True, highlight=False, markup=False)
     ready = "ready to search" if is_ready else "something is broken: see the fixes above"
@@ -282,7 +340,8 @@ def _render_status(front: Front) -> list[RenderableType]:
     if not front.info.is_finished and _driver_process(front) is None:
         parts.append("  the search is not running: continue it with `autocompress search ... --resume`")
     if len(front) and front.info.objectives:
-        parts.append(front_table(front.to_pandas(), front.info.objectives, front.info.recommended))
+        width = make_console().width
+        parts.append(front_table(front.to_pandas(), front.info.objectives, front.info.recommended, width))
     return parts
 
 

@@ -109,7 +109,8 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
         return True
 
     def _print_line(self, text: str | Text) -> None:
-        self._console.print(text, soft_wrap=True, highlight=False)
+        # A terminal wraps at words; a log has one line for each text.
+        self._console.print(text, soft_wrap=not self._console.is_terminal, highlight=False)
 
 
 def _format_progress(progress: "Progress") -> str:

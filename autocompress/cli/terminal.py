@@ -6,8 +6,10 @@ Ctrl-C and termination signals: the first stops a search in order, the second is
 import codecs
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
 PACKAGE = "autocompress"
 QUIET = -1
-# A pipe has no width of its own; tables need about this much to stay on one line per row.
-PIPE_WIDTH = 160
+# A pipe has no width of its own: a row of a table stays on one line there.
+PIPE_WIDTH = 2000
 _LEVELS = {QUIET: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
 _COUNT = f"{PACKAGE}.verbosity"
 
@@ -61,11 +63,31 @@ def _write_plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def make_console(*, stderr: bool = False) -> "Console":
-    """Return a console on standard output or standard error; a pipe gets a fixed width."""
+    """Return a console on standard output or standard error; a pipe does not wrap."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, emoji=False)
+
+
+def print_text(text: str, *, stderr: bool = False) -> None:
+    """Print a paragraph: wrapped at words on a terminal, with later lines indented; as one line in a pipe.
+
+    Args:
+        text: The paragraph, which may begin with blanks.
+        stderr: Whether it goes to standard error.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    if stream.isatty():
+        # Paths and commands are copied, so they stay whole.
+        text = textwrap.fill(
+            text,
+            shutil.get_terminal_size().columns,
+            subsequent_indent=" " * (len(text) - len(text.lstrip()) + 2),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    print(text, file=stream)
 
 
 def configure_logging(verbosity: int = 0) -> None:

@@ -82,5 +82,28 @@ def test_progressive_pruning_shows_the_last_accepted_ratio() -> None:
     assert ["32/32"] in cells
 
 
+def test_a_narrow_terminal_leaves_out_whole_columns_and_names_them() -> None:
+    row = {
+        "id": "t0c0",
+        "accuracy": 0.9,
+        "effective_flops": 1e3,
+        "accuracy_test": 0.9,
+        "student": "cnn",
+        "distill": "kl",
+    }
+    table = pd.DataFrame([{**row, "prune": "none", "quantize": "none"}])
+    headings = {
+        width: [str(column.header) for column in front_table(table, OBJECTIVES, width=width).columns]
+        for width in (None, 10, 48, 60)
+    }
+    score, cost = "accuracy", "effective FLOPs"
+    assert headings[None] == ["", "candidate", score, cost, "on test", "student", "distilled", "pruned", "bits w/a"]
+    assert headings[60] == ["", "candidate", score, cost, "on test", "bits w/a"]
+    assert headings[48] == ["", "candidate", score, cost, "on test"]
+    assert headings[10] == ["", "candidate", score, cost]
+    caption = front_table(table, OBJECTIVES, width=60).caption
+    assert caption == "left out on 60 columns: pruned, student, distilled"
+
+
 def test_a_plain_table_has_one_row_per_input_row() -> None:
     assert plain_table(["a", "b"], [["1", "2"]]).row_count == 1

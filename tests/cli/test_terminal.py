@@ -17,6 +17,7 @@ from autocompress.cli.terminal import (
     StopSignals,
     configure_logging,
     make_console,
+    print_text,
     progress_console,
     replace_unprintable,
 )
@@ -124,7 +125,7 @@ def test_the_help_of_a_command_lists_both_options(
 
 
 def test_a_pipe_has_a_fixed_width(capsys: pytest.CaptureFixture[str]) -> None:
-    assert make_console().width == 160
+    assert make_console().width == 2000
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
@@ -157,3 +158,15 @@ def test_a_character_that_the_encoding_lacks_is_replaced(encoding: str) -> None:
     stream.flush()
     written = stream.buffer.getvalue().decode(encoding)
     assert written.replace("–", "-").replace("→", "->").startswith("0.5 - 0.7 -> ")
+
+
+def test_prose_is_wrapped_at_words_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    text = "  loses one-third of /some/very/long/path/name"
+    print_text(text)
+    assert capsys.readouterr().out == text + "\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_text(text)
+    assert capsys.readouterr().out == "  loses one-third of\n    /some/very/long/path/name\n"
