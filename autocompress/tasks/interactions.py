@@ -1,23 +1,24 @@
-"""Interactions of users with items, read from a MovieLens-100K folder or a CSV file, or generated."""
+"""Interactions of users with items, read from a MovieLens folder or a CSV file, or generated."""
 
-import csv
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import UsageError, did_you_mean
+from autocompress.tasks.interaction_fields import DELIMITERS, parse_number, parse_text, parse_time, read_rows
+from autocompress.tasks.movielens import LAYOUTS, read_movielens
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-# Columns of the MovieLens files. u.item: id, title, two dates, address, then one flag a genre.
-# u.user: id, age, gender, occupation, zip code.
-GENRES_FROM, USER_FIELDS = 5, 5
+# Names of columns of public data sets, in lower case, that stand for a default name which the file does not have.
+ALIASES = {
+    "user": ("userid", "user_id", "reviewerid"),
+    "item": ("itemid", "item_id", "movieid", "movie_id", "bookid", "book_id", "asin"),
+    "rating": ("stars", "overall"),
+    "time": ("timestamp", "date", "datetime", "unixreviewtime"),
+}
 
 GENERATED_NOTICE = "no path is set: the interactions are generated, so the scores do not transfer to real data"
 # Size of the latent factors and number of features of generated interactions.
@@ -109,11 +110,11 @@ class Interactions:
 def read_interactions(
     path: Path, columns: Columns, task: str, needs_value: bool, *, takes_both: bool = False
 ) -> Interactions:
-    """Return the interactions of a MovieLens-100K folder or of a CSV file.
+    """Return the interactions of a MovieLens folder or of a CSV file.
 
     Args:
-        path: A folder with ``u.data``, and ``u.item`` and ``u.user`` where there are features; or a ``.csv`` or
-            ``.tsv`` file with a header, in which all other columns are numeric features.
+        path: A folder in one of the layouts of :mod:`autocompress.tasks.movielens`; or a ``.csv`` or ``.tsv`` file with
+            a header, in which all other columns are numeric features.
         columns: Names of the columns of a CSV file.
         task: Name of the task, for messages.
         needs_value: Whether a column of ratings or clicks is required.
@@ -123,11 +124,14 @@ def read_interactions(
         UsageError: The file cannot be used; the message names file and line.
     """
     if path.is_dir():
-        interactions = _read_movielens(path)
+        table = read_movielens(path)
+        users, items = np.array(table.users, dtype=np.str_), np.array(table.items, dtype=np.str_)
+        times = np.array(table.times)
+        interactions = Interactions(users, items, np.array(table.ratings), False, times, table.features, table.names)
     elif path.suffix in DELIMITERS and path.is_file():
         interactions = _read_csv(path, columns, task, needs_value, takes_both)
     else:
-        raise UsageError(f"{path} is neither a .csv or .tsv file nor a folder with u.data")
+        raise UsageError(f"{path} is neither a .csv or .tsv file nor a folder with {LAYOUTS}")
     if not len(interactions):
         raise UsageError(f"{path} contains no interactions")
     return interactions
@@ -148,9 +152,10 @@ def check_times(interactions: Interactions, column: str) -> None:
 
 
 def _read_csv(path: Path, columns: Columns, task: str, needs_value: bool, takes_both: bool) -> Interactions:
-    rows = _read_rows(path, DELIMITERS[path.suffix], "utf-8-sig")
+    rows = read_rows(path, DELIMITERS[path.suffix], "utf-8-sig")
     # An empty file has an empty header, which the checks of the columns report.
     _, header = next(rows, (1, []))
+    columns = _match_names(columns, header)
     has_both = takes_both and {columns.rating, columns.click} <= set(header)
     if has_both:
         label, clicks = columns.rating, False
@@ -173,8 +178,8 @@ def _read_csv(path: Path, columns: Columns, task: str, needs_value: bool, takes_
         location = f"{path}:{line}"
         if len(row) != len(header):
             raise UsageError(f"{location}: {len(row)} fields, but the header has {len(header)}")
-        users.append(_parse_text(row[index_of[columns.user]], location, columns.user))
-        items.append(_parse_text(row[index_of[columns.item]], location, columns.item))
+        users.append(parse_text(row[index_of[columns.user]], location, columns.user))
+        items.append(parse_text(row[index_of[columns.item]], location, columns.item))
         if label:
             values.append(_parse_value(row[index_of[label]], location, label, takes_both))
             if clicks:
@@ -183,8 +188,8 @@ def _read_csv(path: Path, columns: Columns, task: str, needs_value: bool, takes_
             clicked.append(_parse_value(row[index_of[columns.click]], location, columns.click, True))
             _check_click(clicked[-1], location, columns.click, task)
         if has_times:
-            times.append(_parse_time(row[index_of[columns.time]], location, columns.time))
-        features.append([_parse_number(row[index_of[name]], location, name) for name in names])
+            times.append(parse_time(row[index_of[columns.time]], location, columns.time))
+        features.append([parse_number(row[index_of[name]], location, name) for name in names])
     return Interactions(
         np.array(users, dtype=np.str_),
         np.array(items, dtype=np.str_),
@@ -197,8 +202,19 @@ def _read_csv(path: Path, columns: Columns, task: str, needs_value: bool, takes_
     )
 
 
+def _match_names(columns: Columns, header: list[str]) -> Columns:
+    """Return names of columns with those of public data sets in the place of default names that the file lacks."""
+    by_lower = {name.strip().lower(): name for name in header}
+    names = asdict(columns)
+    for default, aliases in ALIASES.items():
+        present = [by_lower[alias] for alias in aliases if alias in by_lower]
+        if names[default] == default and default not in header and len(present) == 1:
+            names[default] = present[0]
+    return Columns(**names)
+
+
 def _parse_value(field: str, location: str, name: str, may_be_missing: bool) -> float:
-    return math.nan if may_be_missing and not field.strip() else _parse_number(field, location, name)
+    return math.nan if may_be_missing and not field.strip() else parse_number(field, location, name)
 
 
 def _check_click(value: float, location: str, name: str, task: str) -> None:
@@ -225,125 +241,6 @@ def _find_label(path: Path, columns: Columns, header: list[str], task: str, need
             f"{path}:1: no column '{expected}' (task.{task}.{option}): {did_you_mean(expected, header[:20])}"
         )
     return (present[0], present[0] == columns.click) if present else ("", False)
-
-
-def _read_movielens(folder: Path) -> Interactions:
-    data = folder / "u.data"
-    if not data.is_file():
-        raise UsageError(f"{folder} holds no u.data; give a MovieLens-100K folder or a .csv file")
-    users, items, values, times = [], [], [], []
-    for line, row in _read_rows(data, "\t", "latin-1"):
-        location = f"{data}:{line}"
-        if len(row) != 4:
-            raise UsageError(
-                f"{location}: {len(row)} fields; user, item, rating and time are needed, separated by tabs"
-            )
-        users.append(_parse_text(row[0], location, "user"))
-        items.append(_parse_text(row[1], location, "item"))
-        values.append(_parse_number(row[2], location, "rating"))
-        times.append(_parse_number(row[3], location, "time"))
-    names: list[str] = []
-    columns = []
-    for entity, ids, (table, feature_names) in (
-        ("user", users, _read_users(folder / "u.user")),
-        ("item", items, _read_genres(folder / "u.item")),
-    ):
-        missing = sorted(set(ids) - set(table)) if feature_names else []
-        if missing:
-            raise UsageError(
-                f"u.data contains the {entity} {missing[0]}, but u.{entity} has no line for it; add it or "
-                f"delete u.{entity}"
-            )
-        names += feature_names
-        columns.append(
-            np.array([table[name] for name in ids] if feature_names else np.zeros((len(ids), 0)), np.float32)
-        )
-    return Interactions(
-        np.array(users, dtype=np.str_),
-        np.array(items, dtype=np.str_),
-        np.array(values),
-        False,
-        np.array(times),
-        np.concatenate([column.reshape(len(users), -1) for column in columns], axis=1),
-        tuple(names),
-    )
-
-
-def _read_users(path: Path) -> tuple[Mapping[str, list[float]], list[str]]:
-    """Return age, gender and occupation of each user as numbers, and the names of these features."""
-    if not path.is_file():
-        return {}, []
-    users: dict[str, tuple[float, float, str]] = {}
-    for line, row in _read_rows(path, "|", "latin-1"):
-        location = f"{path}:{line}"
-        if len(row) != USER_FIELDS:
-            raise UsageError(f"{location}: {len(row)} fields; id, age, gender, occupation and zip code are needed")
-        users[_parse_text(row[0], location, "id")] = (
-            _parse_number(row[1], location, "age"),
-            float(row[2].strip() == "F"),
-            row[3].strip(),
-        )
-    # Occupations become one-hot features; the zip code is not used.
-    jobs = sorted({job for _, _, job in users.values()})
-    table = {user: [age, gender, *(float(job == one) for one in jobs)] for user, (age, gender, job) in users.items()}
-    return table, ["age", "gender", *(f"occupation {job}" for job in jobs)]
-
-
-def _read_genres(path: Path) -> tuple[Mapping[str, list[float]], list[str]]:
-    """Return the genre flags of each item, and the names of the genres."""
-    if not path.is_file():
-        return {}, []
-    flags_of_item: dict[str, list[float]] = {}
-    for line, row in _read_rows(path, "|", "latin-1"):
-        location = f"{path}:{line}"
-        if len(row) <= GENRES_FROM:
-            raise UsageError(f"{location}: {len(row)} fields; id, title, two dates, address and genre flags are needed")
-        flags = [_parse_number(flag, location, "genre") for flag in row[GENRES_FROM:]]
-        if flags_of_item and len(flags) != len(next(iter(flags_of_item.values()))):
-            raise UsageError(f"{location}: {len(flags)} genre flags, but the first line has another number")
-        flags_of_item[_parse_text(row[0], location, "id")] = flags
-    return flags_of_item, [f"genre {number}" for number in range(len(next(iter(flags_of_item.values()), [])))]
-
-
-def _read_rows(path: Path, delimiter: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the nonempty rows of a file with their line numbers."""
-    # Titles in MovieLens contain quotation marks that do not quote a field.
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if path.suffix in DELIMITERS else csv.QUOTE_NONE
-    try:
-        with path.open(encoding=encoding, newline="") as file:
-            rows = csv.reader(file, delimiter=delimiter, quoting=quoting)
-            yield from ((rows.line_num, row) for row in rows if row)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read ({error})") from None
-
-
-def _parse_text(field: str, location: str, name: str) -> str:
-    text = field.strip()
-    if not text:
-        raise UsageError(f"{location}: '{name}' is missing; fill it in or leave the row out")
-    return text
-
-
-def _parse_number(field: str, location: str, name: str) -> float:
-    try:
-        number = float(field)
-    except ValueError:
-        fix = "a number is needed; fill it in, leave the row out or ignore the column"
-        raise UsageError(f"{location}: '{name}' is {field.strip()!r}; {fix}") from None
-    # float() also accepts "nan" and "inf".
-    if not math.isfinite(number):
-        raise UsageError(f"{location}: '{name}' is {number}; fill it in or leave the row out")
-    return number
-
-
-def _parse_time(field: str, location: str, name: str) -> float:
-    try:
-        # A leading minus sign belongs to a negative number, a later one to a date.
-        return datetime.fromisoformat(field.strip()).timestamp() if "-" in field.strip()[1:] else float(field)
-    except ValueError:
-        raise UsageError(
-            f"{location}: '{name}' is {field!r}; give a number or a date such as 2024-05-01T12:30:00"
-        ) from None
 
 
 @lru_cache(maxsize=2)

@@ -58,7 +58,7 @@ class Ratings(Supervised):
     and items with a single training row.
 
     Args:
-        path: A MovieLens-100K folder (``u.data``, ``u.item``, ``u.user``); or a ``.csv`` or ``.tsv`` file with a header
+        path: A MovieLens folder of any size (``u.data``, ``ratings.dat`` or ``ratings.csv``); or a ``.csv`` or ``.tsv`` file with a header
             and a column each for user, item, rating or click; all other columns except the time are numeric features.
             Without a path, the ratings are generated: 1,000 users, 2,000 items, about 60,000 ratings.
         test: A second file or folder of that kind for the test split; by default it is taken out of ``path``.
@@ -275,7 +275,7 @@ class Ranking(Supervised):
     user is always in ``train``; users with a single interaction are left out.
 
     Args:
-        path: A MovieLens-100K folder (``u.data``), or a ``.csv`` or ``.tsv`` file with a header and a column each for
+        path: A MovieLens folder, or a ``.csv`` or ``.tsv`` file with a header and a column each for
             user and item. Without a path, they are generated: 1,000 users, 2,000 items, about 60,000 interactions.
         candidates: Number of items in a list, the true one included.
         liked: Smallest rating that counts as an interaction; by default all count. Of clicks, only 1 counts.

@@ -16,14 +16,6 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def movielens(folder: Path, data: str, item: str = "", user: str = "") -> Path:
-    folder.mkdir(exist_ok=True)
-    for name, text in (("u.data", data), ("u.item", item), ("u.user", user)):
-        if text:
-            write(folder / name, text)
-    return folder
-
-
 class TestCSV:
     def test_columns_are_found_by_name_and_the_rest_are_features(self, tmp_path: Path) -> None:
         text = "age,when,who,what,stars\n30,2024-05-01T10:00:00,ann,x,4\n20,2024-05-01,bob,y,2.5\n"
@@ -33,6 +25,15 @@ class TestCSV:
         assert found.times[0] - found.times[1] == 10 * 3600
         assert (found.names, found.features.tolist()) == (("age",), [[30.0], [20.0]])
         assert not found.clicks
+
+    def test_names_of_public_data_sets_are_understood(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.csv", "userId,movieId,rating,timestamp\n1,7,4.5,100\n")
+        found = read(path)
+        assert (found.users.tolist(), found.items.tolist(), found.times.tolist()) == (["1"], ["7"], [100.0])
+        assert found.names == ()
+        # A name that was set is the one that counts.
+        with pytest.raises(UsageError, match="no column 'viewer'"):
+            read(path, user="viewer")
 
     def test_columns_can_be_ignored_and_labels_left_out(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.tsv", "user\titem\tname\nu\ti\tAnn\n")
@@ -77,48 +78,6 @@ class TestCSV:
         (tmp_path / "b.csv").write_bytes(b"user,item,rating\n\xff\xfe,b,1\n")
         with pytest.raises(UsageError, match=r"b\.csv cannot be read"):
             read(tmp_path / "b.csv")
-
-
-class TestMovieLens:
-    def test_users_and_items_have_features(self, tmp_path: Path) -> None:
-        genres = "0|1|1"
-        folder = movielens(
-            tmp_path / "ml",
-            "1\t7\t5\t100\n2\t7\t3\t90\n",
-            f'7|A "quoted" title|01-Jan-1995||http://x|{genres}\n',
-            "1|24|M|writer|85711\n2|53|F|other|94043\n",
-        )
-        found = read(folder)
-        assert found.names == (
-            "age",
-            "gender",
-            "occupation other",
-            "occupation writer",
-            "genre 0",
-            "genre 1",
-            "genre 2",
-        )
-        assert found.features.tolist() == [[24, 0, 0, 1, 0, 1, 1], [53, 1, 1, 0, 0, 1, 1]]
-        assert found.times.tolist() == [100, 90]
-
-    @pytest.mark.parametrize(
-        ("data", "item", "user", "message"),
-        [
-            ("1\t7\t5\n", "", "", r"u\.data:1: 3 fields; user, item, rating and time"),
-            ("1\t7\tx\t1\n", "", "", r"u\.data:1: 'rating' is 'x'"),
-            ("1\t7\t5\t1\n", "8|t|d||u|1\n", "", r"contains the item 7, but u\.item has no line"),
-            ("1\t7\t5\t1\n", "7|t|d||u|1\n8|t|d||u|1|0\n", "", r"u\.item:2: 2 genre flags"),
-            ("1\t7\t5\t1\n", "7|t\n", "", r"u\.item:1: 2 fields"),
-            ("1\t7\t5\t1\n", "", "1|M|writer\n", r"u\.user:1: 3 fields"),
-            ("1\t7\t5\t1\n", "", "1|old|M|writer|1\n", r"u\.user:1: 'age' is 'old'"),
-            ("", "7|t|d||u|1\n", "", "holds no u.data"),
-        ],
-    )
-    def test_a_damaged_file_is_named_with_its_line(
-        self, tmp_path: Path, data: str, item: str, user: str, message: str
-    ) -> None:
-        with pytest.raises(UsageError, match=message):
-            read(movielens(tmp_path / "ml", data, item, user))
 
 
 def test_the_latest_of_a_pair_counts_and_rows_are_in_the_order_of_time(tmp_path: Path) -> None:
