@@ -58,9 +58,9 @@ class Ratings(Supervised):
     and items with a single training row.
 
     Args:
-        path: A MovieLens folder of any size (``u.data``, ``ratings.dat`` or ``ratings.csv``); or a ``.csv`` or ``.tsv`` file with a header
-            and a column each for user, item, rating or click; all other columns except the time are numeric features.
-            Without a path, the ratings are generated: 1,000 users, 2,000 items, about 60,000 ratings.
+        path: A MovieLens folder of any size (``u.data``, ``ratings.dat`` or ``ratings.csv``); or a ``.csv`` or ``.tsv``
+            file with a header and a column each for user, item, rating or click; all other columns except the time are
+            numeric features. Without a path, the ratings are generated: 1,000 users, 2,000 items, about 60,000 ratings.
         test: A second file or folder of that kind for the test split; by default it is taken out of ``path``.
         user: Name of the column of users.
         item: Name of the column of items.
