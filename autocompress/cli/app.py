@@ -33,6 +33,7 @@ from autocompress.cli.terminal import (
     VerbosityGroup,
     configure_logging,
     make_console,
+    print_text,
     progress_console,
     replace_unprintable,
 )
@@ -120,7 +121,7 @@ def search(
             front = run_search(resume)
         except KeyboardInterrupt:
             resume_command = command if resume else f"{command} --resume"
-            print(f"interrupted; all results are stored. Continue with: {resume_command}", file=sys.stderr)
+            print_text(f"interrupted; all results are stored. Continue with: {resume_command}", file=sys.stderr)
             raise typer.Exit(signals.exit_code) from None
     print_outcome(front, plugin or [])
 
@@ -136,7 +137,7 @@ def init(
     spaces = list_shipped_spaces()
     if task not in spaces:
         raise UsageError(f"no search space is included for the task '{task}': {did_you_mean(task, spaces)}")
-    print(spaces[task].read_text(encoding="utf-8"), end="")
+    print_text(spaces[task].read_text(encoding="utf-8"), end="")
 
 
 @app.command(epilog="Example: autocompress status digits --watch")
@@ -191,7 +192,7 @@ def report(
         serve_live(api.find_run(run, runs), port, webbrowser.open if show else len)
         return
     page = api.load(run, runs).report(out)
-    print(page)
+    print_text(page)
     if show:
         import webbrowser
 
@@ -216,8 +217,8 @@ def compare(
         print_rows([dict(zip(headings, row, strict=True)) for row in cells], form)
         return
     make_console().print(plain_table(headings, cells))
-    print(f"scores at fractions of the teacher's cost; {summarize_comparison(comparison)}")
-    print(f"page: {out}")
+    print_text(f"scores at fractions of the teacher's cost; {summarize_comparison(comparison)}")
+    print_text(f"page: {out}")
 
 
 @app.command(epilog='Example: autocompress front digits --where "effective_flops <= 2e6 and accuracy >= 0.95"')
@@ -242,9 +243,9 @@ def front(
     # Nested columns are in the JSON and Parquet files of the run.
     flat = candidates.drop(columns=["details", "config"])
     if form is TableFormat.json:
-        print(flat.to_json(orient="records", indent=1))
+        print_text(flat.to_json(orient="records", indent=1))
     elif form is TableFormat.csv:
-        print(flat.to_csv(index=False), end="")
+        print_text(flat.to_csv(index=False), end="")
     else:
         info = run_front.info
         make_console().print(front_table(candidates, info.objectives, info.recommended))
@@ -296,12 +297,12 @@ def pick(
         row = {key: value for key, value in chosen.row.items() if key != "details" and value == value}
         row["config"] = json.loads(row["config"])
         certificate = None if chosen.certificate is None else asdict(chosen.certificate)
-        print(json.dumps({"id": chosen.id, "reason": chosen.reason, "certificate": certificate, "row": row}))
+        print_text(json.dumps({"id": chosen.id, "reason": chosen.reason, "certificate": certificate, "row": row}))
         return
     rows = front.candidates[front.candidates["id"] == chosen.id]
     make_console().print(front_table(rows, front.info.objectives, chosen.id))
     print_pick(chosen, front)
-    print(f"next: autocompress export {shlex.quote(run)} --candidate {chosen.id} --verify")
+    print_text(f"next: autocompress export {shlex.quote(run)} --candidate {shlex.quote(chosen.id)} --verify")
 
 
 @app.command(epilog="Example: autocompress confirm digits --top 5 --seeds 5")
@@ -332,7 +333,7 @@ def confirm(
                 top, seeds, candidates=candidate or (), workers=workers, backend=backend, on_progress=display.update
             )
     except KeyboardInterrupt:
-        print("interrupted; finished repeats are stored. Continue with the same command", file=sys.stderr)
+        print_text("interrupted; finished repeats are stored. Continue with the same command", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     print_confirmed(front)
 
@@ -361,9 +362,9 @@ def export(
     front = api.load(run, runs)
     exported = export_candidate(front.folder, candidate or front.pick().id, verify=verify)
     for path in sorted(exported.folder.iterdir()):
-        print(f"{path}  {path.stat().st_size:,} bytes")
+        print_text(f"{path}  {path.stat().st_size:,} bytes")
     if exported.verification is not None:
-        print(f"verified on the test split: {exported.verification}")
+        print_text(f"verified on the test split: {exported.verification}")
 
 
 @app.command(epilog="Example: autocompress adapt digits --data recent.npz --minutes 2")
@@ -394,8 +395,8 @@ def adapt(
 
     load_plugins(plugin)
     adapted = api.adapt(source, data, candidate=candidate, minutes=minutes, ordered=ordered, seed=seed, runs=runs)
-    print(adapted.folder)
-    print(adapted)
+    print_text(adapted.folder)
+    print_text(adapted)
 
 
 @app.command(epilog="Example: autocompress join reports/digits/picks/t12c7 reports/digits/picks/t12c3 --out joined")
@@ -411,8 +412,8 @@ def join(
 
     load_plugins(plugin)
     joined = join_artifacts(artifacts, out)
-    print(joined.folder)
-    print(joined)
+    print_text(joined.folder)
+    print_text(joined)
 
 
 @app.command(epilog="Example: autocompress bench digits, or autocompress bench reports/digits/picks/t12c7 --batch 8")
@@ -540,7 +541,7 @@ def schema() -> None:
     """Print the JSON Schema of a spec, for editors."""
     from autocompress.engine.spec import json_schema
 
-    print(json_schema())
+    print_text(json_schema())
 
 
 def main() -> None:
@@ -555,7 +556,7 @@ def main() -> None:
     try:
         app()
     except AutocompressError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_text(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         # The reader of the pipe has closed it, as `head` does. Python would report the flush at exit otherwise.

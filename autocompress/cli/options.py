@@ -1,8 +1,8 @@
 """Options that several commands share, and tables printed for other programs."""
 
 import csv
+import io
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from autocompress.cli.terminal import print_text
+from autocompress.core.untrusted import escape_controls
 from autocompress.errors import UnfinishedRunError, UsageError
 
 INTERRUPTED = 130
@@ -70,19 +72,19 @@ def print_dry_run(spec: str, overrides: Sequence[str]) -> None:
     plan = make_plan(load_spec(spec, overrides))
     resolved = plan.source.spec
     search = resolved.search
-    print(f"{plan.source.name} is valid: task {plan.task.name}, mode {search.mode}, sampler {search.sampler}")
+    print_text(f"{plan.source.name} is valid: task {plan.task.name}, mode {search.mode}, sampler {search.sampler}")
     for name, domain in plan.space.dimensions():
-        print(f"  {name}: {domain}")
+        print_text(f"  {name}: {domain}")
     for term in plan.space.required:
-        print(f"  distill.{term}: in every trial")
+        print_text(f"  distill.{term}: in every trial")
     if resolved.distill.transfer is not None:
-        print(f"  distill.transfer: {describe_transfer(resolved.distill.transfer)}")
+        print_text(f"  distill.transfer: {describe_transfer(resolved.distill.transfer)}")
     if search.mode == "amortized":
-        print(f"  {len(plan.space.compression_grid())} candidates are made from each trial")
+        print_text(f"  {len(plan.space.compression_grid())} candidates are made from each trial")
     for notice in plan.notices:
-        print(f"notice: {notice}")
+        print_text(f"notice: {notice}")
     minutes = "" if search.minutes is None else f", {search.minutes:g} minutes"
-    print(f"budget: {search.trials} trials{minutes}; objectives: {', '.join(resolved.objectives)}")
+    print_text(f"budget: {search.trials} trials{minutes}; objectives: {', '.join(resolved.objectives)}")
 
 
 def parse_limits(pairs: list[str] | None, option: str) -> dict[str, float]:
@@ -115,11 +117,13 @@ def parse_limits(pairs: list[str] | None, option: str) -> dict[str, float]:
 def print_rows(rows: Sequence[Mapping[str, object]], form: TableFormat) -> None:
     """Print rows as JSON, or as CSV with the first row's keys as columns."""
     if form is TableFormat.json:
-        print(json.dumps(rows, indent=1))
+        print_text(json.dumps(rows, indent=1))
         return
-    writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else [], lineterminator="\n")
+    content = io.StringIO()
+    writer = csv.DictWriter(content, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    print_text(content.getvalue(), end="")
 
 
 def confirm_resume(error: UnfinishedRunError) -> None:
@@ -134,5 +138,5 @@ def confirm_resume(error: UnfinishedRunError) -> None:
     if not is_interactive():
         raise error
     state = str(error).partition(";")[0]
-    if not typer.confirm(f"{state}. Continue it?", default=True):
+    if not typer.confirm(escape_controls(f"{state}. Continue it?"), default=True):
         raise UsageError("nothing was changed; give the new run a --name")

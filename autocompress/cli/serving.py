@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.cli.progress import CountDisplay
-from autocompress.cli.terminal import progress_console
+from autocompress.cli.terminal import print_text, progress_console
 from autocompress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def run_service(request: ServeRequest) -> None:
         raise
     for level in service.levels:
         score = "" if level.score is None else f", score {abs(level.score):.4f} on select_val"
-        print(f"{level.name}: {level.run_ms:.3f} ms an example on this machine{score}")
-    print(f"serving {service.level.name} at {server.address}; stop with Ctrl-C", flush=True)
+        print_text(f"{level.name}: {level.run_ms:.3f} ms an example on this machine{score}")
+    print_text(f"serving {service.level.name} at {server.address}; stop with Ctrl-C", flush=True)
     server.run()
 
 

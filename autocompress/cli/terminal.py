@@ -8,20 +8,21 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from autocompress.core.untrusted import escape_controls
 from autocompress.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
 PACKAGE = "autocompress"
 QUIET = -1
@@ -59,12 +60,27 @@ def _write_plain(error: UnicodeError) -> tuple[str, int]:
     return "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
 
-def make_console(*, stderr: bool = False) -> "Console":
-    """Return a console on standard output or standard error; a pipe gets a fixed width."""
+def print_text(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
+    """Print a text whose control characters are shown as escape sequences; commands print nothing in another way."""
+    print(escape_controls(str(text)), file=file, end=end, flush=flush)
+
+
+def make_console(*, stderr: bool = False, quiet: bool = False) -> "Console":
+    """Return a console on standard output or standard error; a pipe gets a fixed width.
+
+    Control characters of texts are shown as escape sequences; those of colours and of the cursor are rich's own.
+    """
     from rich.console import Console
+    from rich.segment import Segment
+
+    class PlainTextConsole(Console):
+        def render(self, renderable: "RenderableType", options: "ConsoleOptions | None" = None) -> Iterator["Segment"]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(escape_controls(segment.text), segment.style)
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, emoji=False)
+    width = None if stream.isatty() else PIPE_WIDTH
+    return PlainTextConsole(stderr=stderr, quiet=quiet, width=width, emoji=False)
 
 
 def configure_logging(verbosity: int = 0) -> None:
@@ -89,12 +105,11 @@ def progress_console() -> "Console":
     Progress display and log records share one console, so that a record is printed above a live display and does not
     break it.
     """
-    from rich.console import Console
     from rich.logging import RichHandler
 
     logger = logging.getLogger(PACKAGE)
     if logger.getEffectiveLevel() > logging.WARNING:
-        return Console(quiet=True)
+        return make_console(stderr=True, quiet=True)
     consoles = [handler.console for handler in logger.handlers if isinstance(handler, RichHandler)]
     return consoles[0] if consoles else make_console(stderr=True)
 

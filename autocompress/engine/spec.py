@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from autocompress.core.formatting import parse_bytes
+from autocompress.core.untrusted import is_name
 from autocompress.errors import SpecError, UsageError, did_you_mean
 
 # A search space is a page of text; larger input is a mistake or an attack on the parser.
@@ -403,7 +404,7 @@ class Spec(_Section):
     @field_validator("name")
     @classmethod
     def _check_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        if not is_name(value):
             raise ValueError("use letters, digits, '.', '_' and '-' only: it is the name of the run's folder")
         return value
 

@@ -69,7 +69,7 @@ from autocompress.quantize.folding import (
     fold_structure,
     unfold_batch_norm,
 )
-from autocompress.targets import make_target
+from autocompress.targets import open_stored_target
 from autocompress.targets.onnx_session import is_weights_only
 from autocompress.trial.pipeline import PruningStep, RebuiltCandidate, list_restored_tensors, list_stored_tensors
 
@@ -383,7 +383,7 @@ def export_chosen_graph(deployable: Deployable, seconds: float = CHOICE_SECONDS)
         request = GraphRequest(
             deployable.model, state, deployable.example, deployable.heads, deployable.batches, deployable.lists
         )
-        target = make_target(deployable.target.name, deployable.target.options)
+        target = open_stored_target(deployable.target)
         # Probed again: an artifact may be exported on another processor than the search ran on.
         return choose_graph(request, target, target.precisions(), exact=deployable.exact, seconds=seconds)
     proto = export_quantized(deployable.model, state, deployable.example, deployable.heads, deployable.lists)
@@ -420,7 +420,7 @@ def _convert_graph(deployable: Deployable, graph: bytes) -> dict[str, bytes]:
     """Return the files that the target loads instead of the ONNX file; none for targets that read it."""
     if not deployable.target.precisions.restricts:
         return {}
-    files = make_target(deployable.target.name, deployable.target.options).convert(graph)
+    files = open_stored_target(deployable.target).convert(graph)
     return {name: content for name, content in files.items() if name != "model.onnx"}
 
 

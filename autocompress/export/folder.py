@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autocompress.core.atomic import compute_sha256, create_temporary_folder, storage_errors
+from autocompress.core.untrusted import read_regular_file
 from autocompress.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -72,8 +73,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], check: Callable[[Path]
         StorageError: No space is left, or the folder cannot be written.
     """
     folder = Path(os.path.abspath(folder))
-    if folder.is_symlink() or (folder.exists() and not _is_artifact(folder)):
-        raise ArtifactError(f"{folder} exists and is not an artifact; choose another folder")
+    _require_replaceable(folder)
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # In the same parent folder, so that renaming stays within one file system.
@@ -110,9 +110,10 @@ def read_files(folder: Path, required: Sequence[str] = REQUIRED) -> dict[str, by
         path = folder / name
         try:
             # The size first: a truncated file is detected without reading it.
-            if path.stat().st_size != entry.bytes:
-                raise ArtifactError(f"{path} has {path.stat().st_size} bytes instead of {entry.bytes}; export it again")
-            content = path.read_bytes()
+            size = path.lstat().st_size
+            if size != entry.bytes:
+                raise ArtifactError(f"{path} has {size} bytes instead of {entry.bytes}; export it again")
+            content = read_regular_file(path)
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read ({error.strerror}); export it again") from error
         if compute_sha256(content) != entry.sha256:
@@ -129,8 +130,7 @@ def _build_manifest(files: Mapping[str, bytes]) -> bytes:
 def _read_manifest(folder: Path, required: Sequence[str]) -> _Manifest:
     path = folder / MANIFEST
     try:
-        with open(path, "rb") as file:
-            content = file.read(LARGEST_MANIFEST + 1)
+        content = read_regular_file(path, LARGEST_MANIFEST)
     except OSError as error:
         raise ArtifactError(f"{folder} is not an artifact: {MANIFEST} cannot be read ({error.strerror})") from error
     try:
@@ -155,9 +155,27 @@ def _manifest_text(data: object) -> bytes:
     return (json.dumps(data, sort_keys=True, indent=1) + "\n").encode()
 
 
-def _is_artifact(folder: Path) -> bool:
-    # An empty folder may be used; any other folder without a manifest may hold the user's files.
-    return folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))
+def _require_replaceable(folder: Path) -> None:
+    """Check that a path is free, an empty folder, or an artifact without files of the user.
+
+    Raises:
+        ArtifactError: Something else is there.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ArtifactError(f"{folder} exists and is not an artifact; choose another folder")
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not present:
+        return
+    try:
+        manifest = _read_manifest(folder, ())
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{folder} exists and is not an artifact; choose another folder, or move it away ({error})"
+        ) from error
+    # Python writes the last one when pipeline.py is imported.
+    others = present - {*manifest.files, *KNOWN, MANIFEST, "__pycache__"}
+    if others:
+        raise ArtifactError(f"{folder} also holds {sorted(others)[0]}, which an export would remove; move it away")
 
 
 def _replace_folder(temporary: Path, folder: Path) -> None:

@@ -6,7 +6,6 @@ ONNX graphs stay in the artifacts.
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from autocompress.core.untrusted import is_name
 from autocompress.errors import ArtifactError, UnknownNameError, UsageError, did_you_mean
 from autocompress.export.architecture import Architecture
 from autocompress.export.artifact import locate_values, read_tensors, rebuild_module
@@ -26,7 +26,6 @@ from autocompress.export.shared_tensors import ModelTensors, Shared, restore_ten
 from autocompress.measure.tensor_storage import Packed, count_stored_bytes, pack_tensors, unpack_tensors
 
 TENSORS, DESCRIPTION = "model.safetensors", "switchable.json"
-NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +143,11 @@ def join_artifacts(artifacts: Sequence[Path | str], out: Path | str) -> JoinedAr
     if len(folders) < 2:
         raise UsageError("joining needs at least two artifacts")
     for name in names:
-        if names.count(name) > 1 or not NAME.fullmatch(name):
-            raise UsageError(f"the artifact folders need distinct names of letters, digits, '_', '.', '-': '{name}'")
+        if names.count(name) > 1 or not is_name(name):
+            raise UsageError(
+                "the artifact folders need distinct names of letters, digits, '.', '_' and '-', with a letter or digit "
+                f"first: '{name}'"
+            )
     contents = {folder.name: read_tensors(folder) for folder in folders}
     architectures = {name: architecture for name, (architecture, _) in contents.items()}
     _check_interfaces(architectures)

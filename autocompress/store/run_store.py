@@ -24,6 +24,7 @@ from pydantic_core import from_json
 from autocompress.core.atomic import storage_errors, write_atomic
 from autocompress.core.records import Candidate, Job, State, TrialResult
 from autocompress.core.run_info import RunInfo
+from autocompress.core.untrusted import check_name, join_inside, read_regular_file, show_value
 from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
@@ -136,7 +137,26 @@ class RunStore:
             raise damage_error(path, damage)
         if version not in READABLE:
             other = "an older" if isinstance(version, int) and version < FORMAT else "a newer"
-            raise RunFolderError(f"{path} has format {version} of {other} version; this version reads format {FORMAT}")
+            raise RunFolderError(
+                f"{path} has format {show_value(version)} of {other} version; this version reads format {FORMAT}"
+            )
+        self._check_names()
+
+    def _check_names(self) -> None:
+        """Check the names that become paths and parts of command lines, before any is used.
+
+        Raises:
+            RunFolderError: A name is none that autocompress writes.
+        """
+        columns = (("id", "candidate id"), ("NULLIF(checkpoint, '')", "name of a checkpoint"))
+        for column, kind in columns:
+            # A missing checkpoint is NULL or empty.
+            query = f"SELECT {column} FROM ac_candidates WHERE {column} IS NOT NULL AND NOT is_name({column}) LIMIT 1"
+            for (name,) in self._connection.execute(query):
+                check_name(name, kind)
+        name = self._read_entry("name")
+        if name:
+            check_name(name, "name of a run")
 
     def _find_damage(self) -> str:
         """Return a description of the damaged part of the file; empty if there is none."""
@@ -275,9 +295,9 @@ class RunStore:
         path = self._training_state_path(job.number)
         try:
             if job.base is not None:
-                content = self.checkpoint_path(job.base.checkpoint).read_bytes()
+                content = read_regular_file(self.checkpoint_path(job.base.checkpoint))
                 return replace(job, base=replace(job.base, content=content))
-            return replace(job, paused=path.read_bytes()) if job.rung != 0 and path.exists() else job
+            return replace(job, paused=read_regular_file(path)) if job.rung != 0 and path.exists() else job
         except OSError as error:
             raise RunFolderError(f"{error.filename} cannot be read ({error.strerror}); the run is incomplete") from None
 
@@ -345,10 +365,10 @@ class RunStore:
 
     def checkpoint_path(self, name: str) -> Path:
         """Return the path of the checkpoint ``name``."""
-        return self.folder / "checkpoints" / f"{name}.safetensors"
+        return join_inside(self.folder, "checkpoints", f"{name}.safetensors")
 
     def _training_state_path(self, number: int) -> Path:
-        return self.folder / "paused" / f"t{number}.pt"
+        return join_inside(self.folder, "paused", f"t{number}.pt")
 
     def candidate_table(self) -> pd.DataFrame:
         """Return one row per candidate: hyperparameters, scores, costs.

@@ -19,9 +19,13 @@ from pydantic_core import from_json
 from autocompress.core.atomic import storage_errors, write_atomic
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State
+from autocompress.core.untrusted import check_name, is_name, read_regular_file, require_regular
 from autocompress.errors import RunFolderError, StorageError
 
 DATABASE = "study.db"
+# Files that SQLite writes beside a database, through links too.
+DATABASE_FILES = tuple(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
+LOCK, OWNER = ".lock", ".driver"
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +37,12 @@ def open_database(path: Path) -> sqlite3.Connection:
         StorageError: The file cannot be opened.
         RunFolderError: It is not a database, or a damaged one.
     """
+    require_regular(path.parent / name for name in DATABASE_FILES)
     try:
         # No implicit transactions: the store begins and ends its own.
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
         connection.create_function("seal_of", -1, seal_of, deterministic=True)
+        connection.create_function("is_name", 1, is_name, deterministic=True)
         # Journal mode is a property of the file, so Optuna's connections share it.
         connection.execute("PRAGMA journal_mode=WAL")
         # A committed transaction survives a power failure.
@@ -78,17 +84,31 @@ def acquire_lock(folder: Path) -> FileLock:
         StorageError: The folder cannot be written.
     """
     # The kernel releases the lock of a killed process, so no stale lock remains.
-    path = folder / ".lock"
+    path = folder / LOCK
+    # The lock file is emptied when it is opened, through a link too.
+    require_regular([path])
     lock = FileLock(path)
     try:
         with storage_errors(folder):
             lock.acquire(timeout=0)
     except Timeout:
-        owner = (folder / ".driver").read_text() if (folder / ".driver").exists() else "unknown"
-        raise RunFolderError(f"{folder} is in use by process {owner}; wait for it, or stop it first") from None
-    write_atomic(folder / ".driver", str(os.getpid()))
+        owner = read_owner(folder)
+        raise RunFolderError(
+            f"{folder} is in use by process {owner or 'unknown'}; wait for it, or stop it first"
+        ) from None
+    write_atomic(folder / OWNER, str(os.getpid()))
     logger.debug("%s: locked for writing", folder)
     return lock
+
+
+def read_owner(folder: Path) -> int | None:
+    """Return the id of the process that wrote to a run folder last; None if it is not known."""
+    try:
+        process = int(read_regular_file(folder / OWNER, limit=32))
+    except (OSError, ValueError):
+        return None
+    # Zero and negative numbers name groups of processes; the system's numbers have 32 bits.
+    return process if 0 < process < 2**31 else None
 
 
 def existing_run_error(folder: Path) -> RunFolderError:
@@ -183,7 +203,7 @@ def trial_from_row(row: Row) -> StoredTrial:
     base = None
     if row["base"] is not None:
         checkpoint, prune, epochs = from_json(row["base"])
-        base = BaseCheckpoint(checkpoint, _part_from_json(prune), epochs)
+        base = BaseCheckpoint(check_name(checkpoint, "name of a checkpoint"), _part_from_json(prune), epochs)
     job = Job(
         row["number"],
         CompressionConfig.from_json(from_json(row["config"])),

@@ -254,6 +254,42 @@ def test_a_value_that_was_changed_on_disk_is_never_read(tmp_path: Path, change: 
             attempt(tmp_path)
 
 
+HOSTILE_NAMES = [
+    ("UPDATE ac_candidates SET id = '../../../my-web-app' WHERE id = 't0c1'", "candidate id"),
+    ("UPDATE ac_candidates SET id = char(27) || '[2J' WHERE id = 't0c1'", "candidate id"),
+    ("UPDATE ac_candidates SET id = '; rm -rf ~' WHERE id = 't0c1'", "candidate id"),
+    ("UPDATE ac_candidates SET checkpoint = '/dev/zero' WHERE id = 't0c1'", "name of a checkpoint"),
+    ("UPDATE ac_meta SET value = '\"../x\"' WHERE key = 'name'", "name of a run"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind"), HOSTILE_NAMES)
+def test_a_run_with_a_name_that_is_none_is_not_opened(tmp_path: Path, change: str, kind: str) -> None:
+    # The seals are renewed: they detect damage, and anyone can compute them.
+    filled(tmp_path)._connection.execute(change)
+    for attempt in (RunStore.read, RunStore.open):
+        with pytest.raises(RunFolderError, match=f"is no {kind}") as refusal:
+            attempt(tmp_path)
+        assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["study.db", "study.db-shm", ".lock", "checkpoints"])
+def test_a_link_in_a_run_folder_is_not_followed(tmp_path: Path, name: str) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    filled(run).close()
+    path = run / name
+    if path.is_dir():
+        path.rename(other)
+    else:
+        other.write_bytes(path.read_bytes() if path.exists() else b"a file of the user")
+        path.unlink(missing_ok=True)
+    path.symlink_to(other)
+    before = other.read_bytes() if other.is_file() else sorted(other.iterdir())
+    with pytest.raises(RunFolderError, match=r"is no regular file|is a link"), RunStore.open(run) as study:
+        study.record_result(replace(fake_result(job()), checkpoints={"t0p1": b"weights"}), elapsed=2.0, hypervolume=0.5)
+    assert (other.read_bytes() if other.is_file() else sorted(other.iterdir())) == before
+
+
 def test_a_schema_that_is_no_text_any_more_is_damage(tmp_path: Path) -> None:
     filled(tmp_path).close()
     file = tmp_path / "study.db"

@@ -42,7 +42,8 @@ JOBS = st.builds(
     st.sampled_from(Role),
     st.none() | st.integers(0, 2),
     st.none() | st.integers(1, 99),
-    st.none() | st.builds(BaseCheckpoint, st.text(max_size=9), MAYBE, st.integers(0, 99)),
+    st.none()
+    | st.builds(BaseCheckpoint, st.from_regex(r"t[0-9]{1,4}p[0-9]", fullmatch=True), MAYBE, st.integers(0, 99)),
 )
 METRICS = st.dictionaries(st.sampled_from(["accuracy", "f1"]), NUMBERS)
 CANDIDATES = st.builds(
