@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.core.atomic import cache_folder, compute_sha256, write_atomic
+from autocompress.core.atomic import compute_sha256, open_cache, write_atomic
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
 from autocompress.core.run_info import TargetInfo, read_processor_name
@@ -161,7 +161,7 @@ def approve_programs(target: Target) -> None:
 
 def _approval_path(target: Target) -> Path:
     content = json.dumps([target.name, list(target.list_programs())])
-    return cache_folder() / "programs" / f"{compute_sha256(content.encode())}.json"
+    return open_cache("programs") / f"{compute_sha256(content.encode())}.json"
 
 
 def make_inputs(model: bytes) -> list[Array]:
