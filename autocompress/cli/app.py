@@ -21,11 +21,13 @@ from autocompress.cli.options import (
     Plugins,
     Run,
     Runs,
+    Sign,
     TableFormat,
     confirm_resume,
     drop_unset,
     load_plugins,
     parse_limits,
+    prepare_signature,
     print_dry_run,
     print_rows,
 )
@@ -349,6 +351,7 @@ def export(
         bool,
         typer.Option("--verify/--no-verify", help="Run the exported file on the test split and compare its score."),
     ] = True,
+    sign: Sign = None,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -358,9 +361,11 @@ def export(
     from autocompress import api
     from autocompress.export.candidate import export_candidate
 
+    add_signature = prepare_signature(sign)
     load_plugins(plugin)
     front = api.load(run, runs)
     exported = export_candidate(front.folder, candidate or front.pick().id, verify=verify)
+    add_signature(exported.folder)
     for path in sorted(exported.folder.iterdir()):
         print_text(f"{path}  {path.stat().st_size:,} bytes")
     if exported.verification is not None:
@@ -387,14 +392,17 @@ def adapt(
         bool, typer.Option("--ordered", help="The examples are in the order of time: score the latest ones.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the adaptation.")] = 0,
+    sign: Sign = None,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
     """Adapt a model to recent data; write a new, verified version beside the old one."""
     from autocompress import api
 
+    add_signature = prepare_signature(sign)
     load_plugins(plugin)
     adapted = api.adapt(source, data, candidate=candidate, minutes=minutes, ordered=ordered, seed=seed, runs=runs)
+    add_signature(adapted.folder)
     print_text(adapted.folder)
     print_text(adapted)
 
@@ -405,13 +413,16 @@ def join(
         list[Path], typer.Argument(help="Exported folders (artifacts) of one task.", metavar="ARTIFACT ARTIFACT")
     ],
     out: Annotated[Path, typer.Option(help="Path of the new folder.", metavar="FOLDER")],
+    sign: Sign = None,
     plugin: Plugins = None,
 ) -> None:
     """Write several exported models as one folder that a program switches between."""
     from autocompress.export.switchable import join_artifacts
 
+    add_signature = prepare_signature(sign)
     load_plugins(plugin)
     joined = join_artifacts(artifacts, out)
+    add_signature(joined.folder)
     print_text(joined.folder)
     print_text(joined)
 
@@ -483,6 +494,10 @@ def serve(
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime in each model.")] = 1,
     queue: Annotated[int, typer.Option(min=1, help="Examples that may wait; further requests get status 503.")] = 1024,
     max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Largest body of a request.")] = 10_000_000,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="Ed25519 public key (PEM) that must have signed the exported folders."),
+    ] = None,
     allow_adapt: Annotated[
         bool, typer.Option("--allow-adapt", help="Keep recent inputs, and adapt the models to them on POST /adapt.")
     ] = False,
@@ -508,6 +523,7 @@ def serve(
             max_body,
             allow_adapt,
             tuple(plugin or ()),
+            key,
         )
     )
 

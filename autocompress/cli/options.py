@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -46,6 +46,11 @@ Plugins = Annotated[
     typer.Option("--plugin", metavar="FILE", help="A Python file that registers your own task; repeatable."),
 ]
 
+Sign = Annotated[
+    Path | None,
+    typer.Option(metavar="KEY", help="Sign the folder with this Ed25519 private key (PEM); needs the extra `sign`."),
+]
+
 _LIMIT_EXAMPLES = {"--max": "effective_flops=2e6", "--min": "accuracy=0.97"}
 
 
@@ -56,6 +61,20 @@ def load_plugins(plugins: list[Path] | None) -> None:
 
         for path in plugins:
             load_plugin(path)
+
+
+def prepare_signature(path: Path | None) -> Callable[[Path], object]:
+    """Return what signs a folder with the key of a file; the key is read now, before anything expensive starts.
+
+    Raises:
+        UsageError: The key cannot be used.
+    """
+    if path is None:
+        return lambda folder: None
+    from autocompress.export.signing import load_private_key, sign_artifact
+
+    key = load_private_key(path)
+    return lambda folder: sign_artifact(folder, key)
 
 
 def drop_unset(options: Mapping[str, Value | None]) -> dict[str, Value]:

@@ -12,6 +12,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic_core import from_json
+
 from autocompress.errors import RunFolderError
 
 LARGEST_NAME = 128
@@ -131,6 +133,21 @@ def _is_sparse(descriptor: int, status: os.stat_result) -> bool:
     has_hole = os.lseek(descriptor, 0, os.SEEK_HOLE) < status.st_size
     os.lseek(descriptor, 0, os.SEEK_SET)
     return has_hole and status.st_blocks * 512 < status.st_size // 2
+
+
+def is_newer(content: bytes, newest: int) -> bool:
+    """Return whether JSON of another form has a ``format`` above the newest that this version reads.
+
+    Example:
+        >>> is_newer(b'{"format": 3, "new": 1}', 2), is_newer(b'{"format": 2}', 2), is_newer(b"{", 2)
+        (True, False, False)
+    """
+    try:
+        record = from_json(content)
+    except ValueError:
+        return False
+    version = record.get("format") if isinstance(record, dict) else None
+    return isinstance(version, int) and version > newest
 
 
 def escape_controls(text: str, *, keeps_lines: bool = True) -> str:

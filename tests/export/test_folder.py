@@ -99,6 +99,18 @@ def test_a_manifest_of_another_form_is_refused(folder: Path, content: bytes) -> 
         read_files(folder)
 
 
+def test_a_manifest_of_a_newer_format_says_so(folder: Path) -> None:
+    (folder / MANIFEST).write_text(json.dumps({"files": {}, "format": 2, "sha256": "", "signed_by": "x"}))
+    with pytest.raises(ArtifactError, match="made by a newer version of autocompress"):
+        read_files(folder)
+
+
+def test_a_text_file_of_any_size_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocompress.export.folder.LARGEST_TEXT", 10)
+    with pytest.raises(ArtifactError, match=r"architecture\.json|config\.yaml|card\.md"):
+        read_files(folder)
+
+
 def test_a_manifest_must_list_what_loading_needs(tmp_path: Path) -> None:
     write_files(tmp_path / "a", dict.fromkeys(REQUIRED[1:], b"x"), accept)
     with pytest.raises(ArtifactError, match=r"does not list model\.onnx"):
