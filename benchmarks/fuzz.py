@@ -188,6 +188,9 @@ def flip_bytes(content: bytes, change: Change) -> bytes:
 
 def replace_file(path: Path, change: Change) -> None:
     """Put a link, a pipe, a folder or a sparse file in the place of a file."""
+    # An earlier change of the same case may have put a folder there.
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
     path.unlink(missing_ok=True)
     match change[2] % 5:
         case 0:
