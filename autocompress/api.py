@@ -1,5 +1,6 @@
 """The commands as Python functions: search, adapt, load, compare."""
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -278,7 +279,7 @@ def _time_front(plan: "Plan", folder: Path, events: "Events | None") -> None:
     if missing and events is not None and plan.setup.latency is None:
         events.notice(
             f"{format_plural(missing, 'candidate')} of the front not timed within {seconds:g} s; "
-            f"`autocompress bench {folder.name}` times all, search.timing_seconds changes the limit"
+            f"`autocompress bench {shlex.quote(str(folder))}` times all, search.timing_seconds changes the limit"
         )
 
 

@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from autocompress.core.formatting import format_count, label_column
+from autocompress.core.untrusted import read_regular_file
 from autocompress.errors import ArtifactError, UsageError
 
 Array = NDArray[np.float64]
 #: File in the run folder.
 CASCADE = "cascade.json"
+# Far above the size of the pairs of a dozen candidates.
+LARGEST_FILE = 2**24
 #: Kinds of heads whose outputs hold a confidence.
 CONFIDENT_KINDS = ("classes", "levels", "binary", "multilabel")
 # Shares of the examples that the larger model answers. With fewer or more, the cascade is one of its models.
@@ -156,7 +159,7 @@ class CascadeSearch:
         """
         path = run / CASCADE
         try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
+            return TypeAdapter(cls).validate_json(read_regular_file(path, LARGEST_FILE))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:

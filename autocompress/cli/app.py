@@ -21,11 +21,13 @@ from autocompress.cli.options import (
     Plugins,
     Run,
     Runs,
+    Sign,
     TableFormat,
     confirm_resume,
     drop_unset,
     load_plugins,
     parse_limits,
+    prepare_signature,
     print_dry_run,
     print_rows,
 )
@@ -33,6 +35,7 @@ from autocompress.cli.terminal import (
     VerbosityGroup,
     configure_logging,
     make_console,
+    print_prose,
     print_text,
     print_version,
     progress_console,
@@ -130,7 +133,7 @@ def search(
             front = run_search(resume)
         except KeyboardInterrupt:
             resume_command = command if resume else f"{command} --resume"
-            print(f"interrupted; all results are stored. Continue with: {resume_command}", file=sys.stderr)
+            print_text(f"interrupted; all results are stored. Continue with: {resume_command}", file=sys.stderr)
             raise typer.Exit(signals.exit_code) from None
     print_outcome(front, plugin or [])
 
@@ -146,7 +149,7 @@ def init(
     spaces = list_shipped_spaces()
     if task not in spaces:
         raise UsageError(f"no search space is included for the task '{task}': {did_you_mean(task, spaces)}")
-    print(spaces[task].read_text(encoding="utf-8"), end="")
+    print_text(spaces[task].read_text(encoding="utf-8"), end="")
 
 
 @app.command(epilog="Example: autocompress status digits --watch")
@@ -201,7 +204,7 @@ def report(
         serve_live(api.find_run(run, runs), port, webbrowser.open if show else len)
         return
     page = api.load(run, runs).report(out)
-    print(page)
+    print_text(page)
     if show:
         import webbrowser
 
@@ -226,8 +229,8 @@ def compare(
         print_rows([dict(zip(headings, row, strict=True)) for row in cells], form)
         return
     make_console().print(plain_table(headings, cells))
-    print(f"scores at fractions of the teacher's cost; {summarize_comparison(comparison)}")
-    print(f"page: {out}")
+    print_text(f"scores at fractions of the teacher's cost; {summarize_comparison(comparison)}")
+    print_text(f"page: {out}")
 
 
 @app.command(epilog='Example: autocompress front digits --where "effective_flops <= 2e6 and accuracy >= 0.95"')
@@ -252,9 +255,9 @@ def front(
     # Nested columns are in the JSON and Parquet files of the run.
     flat = candidates.drop(columns=["details", "config"])
     if form is TableFormat.json:
-        print(flat.to_json(orient="records", indent=1))
+        print_text(flat.to_json(orient="records", indent=1))
     elif form is TableFormat.csv:
-        print(flat.to_csv(index=False), end="")
+        print_text(flat.to_csv(index=False), end="")
     else:
         print_front(candidates, run_front.info, run_front.info.recommended)
 
@@ -305,12 +308,12 @@ def pick(
         row = {key: value for key, value in chosen.row.items() if key != "details" and value == value}
         row["config"] = json.loads(row["config"])
         certificate = None if chosen.certificate is None else asdict(chosen.certificate)
-        print(json.dumps({"id": chosen.id, "reason": chosen.reason, "certificate": certificate, "row": row}))
+        print_text(json.dumps({"id": chosen.id, "reason": chosen.reason, "certificate": certificate, "row": row}))
         return
     rows = front.candidates[front.candidates["id"] == chosen.id]
     print_front(rows, front.info, chosen.id)
     print_pick(chosen, front)
-    print(f"next: autocompress export {shlex.quote(run)} --candidate {chosen.id} --verify")
+    print_text(f"next: autocompress export {shlex.quote(run)} --candidate {shlex.quote(chosen.id)} --verify")
 
 
 @app.command(epilog="Example: autocompress confirm digits --top 5 --seeds 5")
@@ -341,7 +344,7 @@ def confirm(
                 top, seeds, candidates=candidate or (), workers=workers, backend=backend, on_progress=display.update
             )
     except KeyboardInterrupt:
-        print("interrupted; finished repeats are stored. Continue with the same command", file=sys.stderr)
+        print_text("interrupted; finished repeats are stored. Continue with the same command", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     print_confirmed(front)
 
@@ -357,6 +360,7 @@ def export(
         bool,
         typer.Option("--verify/--no-verify", help="Run the exported file on the test split and compare its score."),
     ] = True,
+    sign: Sign = None,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -366,13 +370,15 @@ def export(
     from autocompress import api
     from autocompress.export.candidate import export_candidate
 
+    add_signature = prepare_signature(sign)
     load_plugins(plugin)
     front = api.load(run, runs)
     exported = export_candidate(front.folder, candidate or front.pick().id, verify=verify)
+    add_signature(exported.folder)
     for path in sorted(exported.folder.iterdir()):
-        print(f"{path}  {path.stat().st_size:,} bytes")
+        print_text(f"{path}  {path.stat().st_size:,} bytes")
     if exported.verification is not None:
-        print(f"verified on the test split: {exported.verification}")
+        print_text(f"verified on the test split: {exported.verification}")
 
 
 @app.command(epilog="Example: autocompress adapt digits --data recent.npz --minutes 2")
@@ -395,16 +401,19 @@ def adapt(
         bool, typer.Option("--ordered", help="The examples are in the order of time: score the latest ones.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the adaptation.")] = 0,
+    sign: Sign = None,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
     """Adapt a model to recent data; write a new, verified version beside the old one."""
     from autocompress import api
 
+    add_signature = prepare_signature(sign)
     load_plugins(plugin)
     adapted = api.adapt(source, data, candidate=candidate, minutes=minutes, ordered=ordered, seed=seed, runs=runs)
-    print(adapted.folder)
-    print(adapted)
+    add_signature(adapted.folder)
+    print_text(adapted.folder)
+    print_text(adapted)
 
 
 @app.command(epilog="Example: autocompress join reports/digits/picks/t12c7 reports/digits/picks/t12c3 --out joined")
@@ -413,15 +422,18 @@ def join(
         list[Path], typer.Argument(help="Exported folders (artifacts) of one task.", metavar="ARTIFACT ARTIFACT")
     ],
     out: Annotated[Path, typer.Option(help="Path of the new folder.", metavar="FOLDER")],
+    sign: Sign = None,
     plugin: Plugins = None,
 ) -> None:
     """Write several exported models as one folder that a program switches between."""
     from autocompress.export.switchable import join_artifacts
 
+    add_signature = prepare_signature(sign)
     load_plugins(plugin)
     joined = join_artifacts(artifacts, out)
-    print(joined.folder)
-    print(joined)
+    add_signature(joined.folder)
+    print_text(joined.folder)
+    print_text(joined)
 
 
 @app.command(epilog="Example: autocompress bench digits, or autocompress bench reports/digits/picks/t12c7 --batch 8")
@@ -491,6 +503,10 @@ def serve(
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime in each model.")] = 1,
     queue: Annotated[int, typer.Option(min=1, help="Examples that may wait; further requests get status 503.")] = 1024,
     max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Largest body of a request.")] = 10_000_000,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY", help="Ed25519 public key (PEM) that must have signed the exported folders."),
+    ] = None,
     allow_adapt: Annotated[
         bool, typer.Option("--allow-adapt", help="Keep recent inputs, and adapt the models to them on POST /adapt.")
     ] = False,
@@ -516,6 +532,7 @@ def serve(
             max_body,
             allow_adapt,
             tuple(plugin or ()),
+            key,
         )
     )
 
@@ -555,7 +572,7 @@ def schema() -> None:
     """Print the JSON Schema of a spec, for editors."""
     from autocompress.engine.spec import json_schema
 
-    print(json_schema())
+    print_text(json_schema())
 
 
 def main() -> None:
@@ -570,7 +587,7 @@ def main() -> None:
     try:
         app()
     except AutocompressError as error:
-        print_text(f"error: {error}", stderr=True)
+        print_prose(f"error: {error}", stderr=True)
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         # The reader of the pipe has closed it, as `head` does. Python would report the flush at exit otherwise.

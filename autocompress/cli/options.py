@@ -1,16 +1,18 @@
 """Options that several commands share, and tables printed for other programs."""
 
 import csv
+import io
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
+from autocompress.cli.terminal import print_text
 from autocompress.core.formatting import parse_quantity
+from autocompress.core.untrusted import escape_controls
 from autocompress.errors import UnfinishedRunError, UsageError
 
 INTERRUPTED = 130
@@ -45,6 +47,11 @@ Plugins = Annotated[
     typer.Option("--plugin", metavar="FILE", help="A Python file that registers your own task; repeatable."),
 ]
 
+Sign = Annotated[
+    Path | None,
+    typer.Option(metavar="KEY", help="Sign the folder with this Ed25519 private key (PEM); needs the extra `sign`."),
+]
+
 _LIMIT_EXAMPLES = {"--max": "bytes=30KB", "--min": "accuracy=97%"}
 
 
@@ -55,6 +62,20 @@ def load_plugins(plugins: list[Path] | None) -> None:
 
         for path in plugins:
             load_plugin(path)
+
+
+def prepare_signature(path: Path | None) -> Callable[[Path], object]:
+    """Return what signs a folder with the key of a file; the key is read now, before anything expensive starts.
+
+    Raises:
+        UsageError: The key cannot be used.
+    """
+    if path is None:
+        return lambda folder: None
+    from autocompress.export.signing import load_private_key, sign_artifact
+
+    key = load_private_key(path)
+    return lambda folder: sign_artifact(folder, key)
 
 
 def drop_unset(options: Mapping[str, Value | None]) -> dict[str, Value]:
@@ -71,19 +92,19 @@ def print_dry_run(spec: str, overrides: Sequence[str]) -> None:
     plan = make_plan(load_spec(spec, overrides))
     resolved = plan.source.spec
     search = resolved.search
-    print(f"{plan.source.name} is valid: task {plan.task.name}, mode {search.mode}, sampler {search.sampler}")
+    print_text(f"{plan.source.name} is valid: task {plan.task.name}, mode {search.mode}, sampler {search.sampler}")
     for name, domain in plan.space.dimensions():
-        print(f"  {name}: {domain}")
+        print_text(f"  {name}: {domain}")
     for term in plan.space.required:
-        print(f"  distill.{term}: in every trial")
+        print_text(f"  distill.{term}: in every trial")
     if resolved.distill.transfer is not None:
-        print(f"  distill.transfer: {describe_transfer(resolved.distill.transfer)}")
+        print_text(f"  distill.transfer: {describe_transfer(resolved.distill.transfer)}")
     if search.mode == "amortized":
-        print(f"  {len(plan.space.compression_grid())} candidates are made from each trial")
+        print_text(f"  {len(plan.space.compression_grid())} candidates are made from each trial")
     for notice in plan.notices:
-        print(f"notice: {notice}")
+        print_text(f"notice: {notice}")
     minutes = "" if search.minutes is None else f", {search.minutes:g} minutes"
-    print(f"budget: {search.trials} trials{minutes}; objectives: {', '.join(resolved.objectives)}")
+    print_text(f"budget: {search.trials} trials{minutes}; objectives: {', '.join(resolved.objectives)}")
 
 
 def parse_limits(pairs: list[str] | None, option: str) -> dict[str, float]:
@@ -117,11 +138,13 @@ def parse_limits(pairs: list[str] | None, option: str) -> dict[str, float]:
 def print_rows(rows: Sequence[Mapping[str, object]], form: TableFormat) -> None:
     """Print rows as JSON, or as CSV with the first row's keys as columns."""
     if form is TableFormat.json:
-        print(json.dumps(rows, indent=1))
+        print_text(json.dumps(rows, indent=1))
         return
-    writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else [], lineterminator="\n")
+    content = io.StringIO()
+    writer = csv.DictWriter(content, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    print_text(content.getvalue(), end="")
 
 
 def confirm_resume(error: UnfinishedRunError) -> None:
@@ -136,5 +159,5 @@ def confirm_resume(error: UnfinishedRunError) -> None:
     if not is_interactive():
         raise error
     state = str(error).partition(";")[0]
-    if not typer.confirm(f"{state}. Continue it?", default=True):
+    if not typer.confirm(escape_controls(f"{state}. Continue it?"), default=True):
         raise UsageError("nothing was changed; give the new run a --name")

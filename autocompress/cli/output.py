@@ -29,14 +29,16 @@ from autocompress.analysis.trivial_baselines import list_warnings, summarize_bas
 from autocompress.api import Front, load
 from autocompress.cli.doctor import Check
 from autocompress.cli.progress import CountDisplay
-from autocompress.cli.terminal import make_console, print_text, progress_console
+from autocompress.cli.terminal import make_console, print_prose, print_text, progress_console
 from autocompress.core.formatting import format_count, format_plural, format_value, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, read_processor_name
+from autocompress.core.untrusted import escape_controls
 from autocompress.errors import NoCandidateError
 from autocompress.report.figure_data import format_with_interval
 from autocompress.report.live import ENDED, LiveServer
 from autocompress.report.uncertainty import describe_ties, repeats_content
 from autocompress.store.run_store import RunStore
+from autocompress.store.schema import read_owner
 
 # Full precision: what a layer has that was not quantized.
 FLOAT_BITS = 32
@@ -193,28 +195,28 @@ _STATE_COLOURS = {"ok": "green", "warning": "yellow", "broken": "bold red"}
 
 def print_pick(pick: Pick, front: Front) -> None:
     """Print a candidate with the reason, active constraints, neighbours, ties and simulated operations."""
-    print_text(f"{pick.id}: {pick.reason}")
+    print_prose(f"{pick.id}: {pick.reason}")
     if pick.certificate is not None:
-        print_text(f"  {pick.certificate.describe(primary_objectives(front.info.objectives)[1])}")
+        print_prose(f"  {pick.certificate.describe(primary_objectives(front.info.objectives)[1])}")
     if pick.rule:
-        print_text(f"  not certified: {pick.rule}")
+        print_prose(f"  not certified: {pick.rule}")
     if tested := describe_test_loss(pick.row, front.info):
-        print_text(f"  on the test split: {tested.replace(' on test', '')}")
+        print_prose(f"  on the test split: {tested.replace(' on test', '')}")
     if baselines := summarize_baselines(front.info, pick.row):
-        print_text(f"  beside trivial baselines: {baselines}")
+        print_prose(f"  beside trivial baselines: {baselines}")
     for warning in list_warnings(front.info, pick.row):
-        print_text(f"  warning: {warning}")
+        print_prose(f"  warning: {warning}")
     for constraint in pick.binding:
-        print_text(f"  active constraint: {constraint}")
+        print_prose(f"  active constraint: {constraint}")
     for neighbour in pick.neighbours:
-        print_text(f"  {neighbour.kind}: {neighbour.text}")
+        print_prose(f"  {neighbour.kind}: {neighbour.text}")
     for alternative in pick.alternatives:
-        print_text(f"  alternative: {alternative}")
+        print_prose(f"  alternative: {alternative}")
     if pick.ties is not None:
         text = describe_ties(pick, pick.ties, front.to_pandas(), front.info).removesuffix(".")
-        print_text(f"  tied: {text} ({pick.ties.method})")
+        print_prose(f"  tied: {text} ({pick.ties.method})")
     if pick.simulated:
-        print_text(
+        print_prose(
             f"  simulated: {pick.simulated} (no kernel on this target: the score is exact, a speed-up is not shown)"
         )
 
@@ -227,31 +229,32 @@ def print_outcome(front: Front, plugins: list[Path]) -> None:
         row = front.candidates[front.candidates["id"] == pick.id]
         table = sort_by_cost(pd.concat([table, row]), front.info.objectives)
     print_front(table, front.info, pick.id)
-    print()
+    print_text()
     print_failures(front)
     print_pick(pick, front)
-    print(f"page: {front.folder / 'report.html'}")
+    print_text(f"page: {front.folder / 'report.html'}")
     plugin_options = "".join(f" --plugin {shlex.quote(str(path))}" for path in plugins)
     folder = shlex.quote(str(front.folder))
-    print(f"next: autocompress export {folder} --candidate {pick.id} --verify{plugin_options}")
+    print_text(f"next: autocompress export {folder} --candidate {shlex.quote(pick.id)} --verify{plugin_options}")
 
 
 def print_failures(front: Front) -> None:
     """Print how many trials failed for which reason, the most frequent reason first."""
     for reason, count in _count_failures(front):
-        print(f"  {count} failed: {reason}")
+        print_text(f"  {count} failed: {reason}")
 
 
 def _count_failures(front: Front) -> list[tuple[str, int]]:
     reasons = front.trials.loc[front.trials["state"] == "failed", "reason"].value_counts()
-    return [(str(reason), int(count)) for reason, count in reasons.items()]
+    # A reason is one line: a second one could pass for a line of ours.
+    return [(escape_controls(str(reason), keeps_lines=False), int(count)) for reason, count in reasons.items()]
 
 
 def print_status(front: Front) -> None:
     """Print the state of a run."""
     for part in _render_status(front):
         if isinstance(part, str):
-            print_text(part)
+            print_prose(part)
         else:
             make_console().print(part)
 
@@ -306,12 +309,12 @@ def serve_live(folder: Path, port: int, open_page: Callable[[str], object]) -> N
         return f"{ENDED if _has_ended(Front(folder)) else 'running'}: {version}"
 
     with LiveServer(lambda: Front(folder).page(live=True), read_version, port) as server:
-        print(f"live page: {server.url} (only on this machine; press Ctrl-C to stop)", flush=True)
+        print_text(f"live page: {server.url} (only on this machine; press Ctrl-C to stop)", flush=True)
         open_page(server.url)
         # Ctrl-C is the regular end of the server, so the page is written after it.
         with suppress(KeyboardInterrupt):
             server.serve_forever()
-    print(Front(folder).report())
+    print_text(Front(folder).report())
 
 
 def print_checks(checks: Iterable[Check], console: Console, *, as_json: bool = False) -> bool:
@@ -327,7 +330,7 @@ def print_checks(checks: Iterable[Check], console: Console, *, as_json: bool = F
         if check.fix:
             console.print(f"{'':<20} fix: {check.fix}", soft_wrap=True, highlight=False, markup=False)
     ready = "ready to search" if is_ready else "something is broken: see the fixes above"
-    print(json.dumps(rows, indent=1) if as_json else ready)
+    print_text(json.dumps(rows, indent=1) if as_json else ready)
     return is_ready
 
 
@@ -353,13 +356,15 @@ def _has_ended(front: Front) -> bool:
 
 def _driver_process(front: Front) -> int | None:
     """Return the id of the process that runs the search; None if there is none."""
+    process = read_owner(front.folder)
+    if process is None:
+        return None
     try:
-        process = int((front.folder / ".driver").read_text())
         # Signal 0 is not delivered: the call only fails if the process does not exist or belongs to another user.
         os.kill(process, 0)
     except PermissionError:
         return process
-    except (OSError, ValueError):
+    except OSError:
         return None
     return process
 
@@ -386,8 +391,8 @@ def print_confirmed(front: Front) -> None:
     ]
     make_console().print(plain_table(headings, rows))
     for text in (summary["text"], summary["test"], f"{summary['method']}."):
-        print(text)
-    print(f"page: {front.folder / 'report.html'}")
+        print_text(text)
+    print_text(f"page: {front.folder / 'report.html'}")
 
 
 def print_cascade(search: CascadeSearch, folder: Path) -> None:
@@ -407,8 +412,8 @@ def print_cascade(search: CascadeSearch, folder: Path) -> None:
             for point in search.points
         ]
         make_console().print(plain_table(headings, rows))
-    print(describe_cascade(search))
-    print(f"wrote {folder / CASCADE}")
+    print_text(describe_cascade(search))
+    print_text(f"wrote {folder / CASCADE}")
 
 
 def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | None) -> None:
@@ -433,7 +438,7 @@ def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | N
         for result in results
     ]
     make_console().print(plain_table(["file", "median", "95th percentile", "examples", "memory", "size"], rows))
-    print(_format_conditions(batch, threads))
+    print_text(_format_conditions(batch, threads))
 
 
 def bench_run(
@@ -462,11 +467,11 @@ def bench_run(
     headings = ["candidate", label_column(score.name), label_column(cost.name), "median", "faster than the teacher"]
     make_console().print(plain_table(headings, rows))
     if teacher is not None:
-        print(f"teacher: {teacher:.3f} ms")
+        print_text(f"teacher: {teacher:.3f} ms")
     for candidate, reason in errors.items():
-        print(f"  not timed: {candidate}: {reason}")
-    print(_format_conditions(batch, threads))
-    print(f"page: {front.folder / 'report.html'}")
+        print_text(f"  not timed: {candidate}: {reason}")
+    print_text(_format_conditions(batch, threads))
+    print_text(f"page: {front.folder / 'report.html'}")
 
 
 def _format_conditions(batch: int, threads: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.cli.progress import CountDisplay
-from autocompress.cli.terminal import progress_console
+from autocompress.cli.terminal import print_text, progress_console
 from autocompress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class ServeRequest:
         max_body: Largest body of a request in bytes.
         allow_adapt: Whether requests may adapt the models.
         plugins: Plugin files that the task needs.
+        key: Public key that must have signed the exported folders; None for no check of signatures.
     """
 
     sources: tuple[str, ...]
@@ -50,6 +51,7 @@ class ServeRequest:
     max_body: int
     allow_adapt: bool
     plugins: tuple[Path, ...]
+    key: Path | None = None
 
 
 def run_service(request: ServeRequest) -> None:
@@ -85,8 +87,8 @@ def run_service(request: ServeRequest) -> None:
         raise
     for level in service.levels:
         score = "" if level.score is None else f", score {abs(level.score):.4f} on select_val"
-        print(f"{level.name}: {level.run_ms:.3f} ms an example on this machine{score}")
-    print(f"serving {service.level.name} at {server.address}; stop with Ctrl-C", flush=True)
+        print_text(f"{level.name}: {level.run_ms:.3f} ms an example on this machine{score}")
+    print_text(f"serving {service.level.name} at {server.address}; stop with Ctrl-C", flush=True)
     server.run()
 
 
@@ -94,7 +96,7 @@ def _load_levels(request: ServeRequest) -> "tuple[Level, ...]":
     from autocompress.runtime.models import build_levels, load_models
 
     folders, search = _find_folders(request)
-    levels = build_levels(load_models(folders, request.threads), search)
+    levels = build_levels(load_models(folders, request.threads, request.key), search)
     if request.budget_ms is not None:
         return levels
     # Without a budget nothing switches: the cascade answers everything, or the best model.
@@ -108,6 +110,8 @@ def _find_folders(request: ServeRequest) -> "tuple[list[Path], CascadeSearch | N
         if request.candidates or request.has_cascade:
             raise UsageError("--candidate and --cascade belong to a run; exported folders are served as they are")
         return paths, None
+    if request.key is not None:
+        raise UsageError("--key belongs to exported folders; a run is exported here and not signed")
     if len(paths) > 1:
         missing = next(str(path) for path in paths if not (path / "manifest.json").is_file())
         raise UsageError(f"'{missing}' is no exported folder; give one run, or exported folders of one run")

@@ -10,21 +10,22 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 from typer.main import get_command
 
 import autocompress
+from autocompress.core.untrusted import escape_controls
 from autocompress.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
 PACKAGE = "autocompress"
 QUIET = -1
@@ -62,15 +63,12 @@ def _write_plain(error: UnicodeError) -> tuple[str, int]:
     return "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
 
-def make_console(*, stderr: bool = False) -> "Console":
-    """Return a console on standard output or standard error; a pipe does not wrap."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, emoji=False)
+def print_text(text: object = "", *, file: TextIO | None = None, end: str = "\n", flush: bool = False) -> None:
+    """Print a text whose control characters are shown as escape sequences; commands print nothing in another way."""
+    print(escape_controls(str(text)), file=file, end=end, flush=flush)
 
 
-def print_text(text: str, *, stderr: bool = False) -> None:
+def print_prose(text: str, *, stderr: bool = False) -> None:
     """Print a paragraph: wrapped at words on a terminal, with later lines indented; as one line in a pipe.
 
     Args:
@@ -87,7 +85,25 @@ def print_text(text: str, *, stderr: bool = False) -> None:
             break_long_words=False,
             break_on_hyphens=False,
         )
-    print(text, file=stream)
+    print_text(text, file=stream)
+
+
+def make_console(*, stderr: bool = False, quiet: bool = False) -> "Console":
+    """Return a console on standard output or standard error; a pipe does not wrap.
+
+    Control characters of texts are shown as escape sequences; those of colours and of the cursor are rich's own.
+    """
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class PlainTextConsole(Console):
+        def render(self, renderable: "RenderableType", options: "ConsoleOptions | None" = None) -> Iterator["Segment"]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(escape_controls(segment.text), segment.style)
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPE_WIDTH
+    return PlainTextConsole(stderr=stderr, quiet=quiet, width=width, emoji=False)
 
 
 def configure_logging(verbosity: int = 0) -> None:
@@ -112,12 +128,11 @@ def progress_console() -> "Console":
     Progress display and log records share one console, so that a record is printed above a live display and does not
     break it.
     """
-    from rich.console import Console
     from rich.logging import RichHandler
 
     logger = logging.getLogger(PACKAGE)
     if logger.getEffectiveLevel() > logging.WARNING:
-        return Console(quiet=True)
+        return make_console(stderr=True, quiet=True)
     consoles = [handler.console for handler in logger.handlers if isinstance(handler, RichHandler)]
     return consoles[0] if consoles else make_console(stderr=True)
 
@@ -125,7 +140,7 @@ def progress_console() -> "Console":
 def print_version(is_asked: bool) -> None:
     """Print the version of the package and end the program, if it was asked for."""
     if is_asked:
-        print(f"autocompress {autocompress.__version__}")
+        print_text(f"autocompress {autocompress.__version__}")
         raise typer.Exit
 
 

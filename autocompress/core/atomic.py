@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,46 @@ def cache_folder() -> Path:
     """Return where teachers and decoded data are kept: ``$AUTOCOMPRESS_CACHE``, or the user's cache folder."""
     chosen = os.environ.get("AUTOCOMPRESS_CACHE")
     return Path(chosen) if chosen else user_cache_path("autocompress")
+
+
+def open_cache(name: str) -> Path:
+    """Return a folder of the cache; it is created for the user alone.
+
+    Args:
+        name: Name of the folder: ``teachers``.
+
+    Raises:
+        StorageError: It cannot be written, is no folder, belongs to someone else, or others may write to it.
+    """
+    folder = cache_folder() / name
+    with storage_errors(folder):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except FileExistsError:
+            raise StorageError(
+                f"{folder} is no folder; remove it, or set AUTOCOMPRESS_CACHE to another folder"
+            ) from None
+        _require_private(folder)
+    return folder
+
+
+def _require_private(folder: Path) -> None:
+    # Windows has access lists instead, which only the user's own profile grants.
+    if not hasattr(os, "geteuid"):
+        return
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise StorageError(
+            f"{folder} is a link or belongs to another user, so it is not used; remove it, or set AUTOCOMPRESS_CACHE"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StorageError(
+            f"other users may write to {folder}, so it is not used; remove it, or chmod 700 it if you trust it"
+        )
+    if status.st_mode & 0o077:
+        # Earlier versions let others read it.
+        folder.chmod(0o700)
 
 
 @contextmanager
@@ -50,10 +91,24 @@ def write_atomic(path: Path, data: bytes | str) -> None:
                 # Before the rename, so that after a crash the new name never refers to a file without its content.
                 os.fsync(file.fileno())
             os.replace(aside, path)
+            # Without it, a power failure may undo the rename after a row that names the file was stored.
+            sync_folder(path.parent)
         except BaseException:
             # Also after Ctrl-C: no temporary file stays behind.
             Path(aside).unlink(missing_ok=True)
             raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a new or renamed file survives a power failure only after that."""
+    # Other systems do not open folders.
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def create_temporary(path: Path) -> tuple[int, str]:

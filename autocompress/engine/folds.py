@@ -27,6 +27,7 @@ from autocompress.core.example_scores import ExampleScores, Kind
 from autocompress.core.records import CompressionRecipe, Job, TrialResult
 from autocompress.core.registry import WorkerPlugins
 from autocompress.core.task import Splits, Task
+from autocompress.core.untrusted import join_inside, read_regular_file
 from autocompress.engine.spec import Source
 from autocompress.errors import NoCandidateError, UsageError
 from autocompress.store.run_store import RunStore
@@ -124,7 +125,7 @@ def cross_fit(
         for fold in range(count):
             on_phase(f"cross-fitting: the teacher of fold {fold + 1} of {count}")
             teachers.append(teacher_record(replace(setup, fold=(fold, count))))
-    trainings = FoldTrainings(store.folder / FOLDER, finalists, count, on_phase)
+    trainings = FoldTrainings(join_inside(store.folder, FOLDER), finalists, count, on_phase)
     if trainings.waiting:
         runner = FoldRunner(setup, plugins, trainings.fold_of_job, count)
         with backend.open(store.folder):
@@ -187,7 +188,7 @@ class FoldTrainings:
                 job = Job(len(self.jobs), seeded, tuple(dict.fromkeys(recipes[key])))
                 parts = [[part and part.to_json() for part in (r.prune, r.quantize)] for r in job.recipes]
                 name = f"{self.count}-{fold}-{fingerprint([seeded.to_json(), parts])}.json"
-                self.jobs.append((job, fold, self.folder / name))
+                self.jobs.append((job, fold, join_inside(self.folder, name)))
         self.waiting = [job for job, _, path in self.jobs if not path.is_file()]
 
     @property
@@ -225,13 +226,14 @@ class FoldTrainings:
         for job, _, path in self.jobs:
             if fingerprint(job.training.to_json_without_seed()) != key or not path.is_file():
                 continue
-            entries = json.loads(path.read_text())["candidates"]
+            entries = json.loads(read_regular_file(path))["candidates"]
             results += [entry for entry in entries if entry["recipe"] == _describe_recipe(config)][:1]
         return results
 
     def sum_seconds(self) -> float:
         """Return the seconds of all trainings."""
-        return sum(float(json.loads(path.read_text())["seconds"]) for _, _, path in self.jobs if path.is_file())
+        files = [path for _, _, path in self.jobs if path.is_file()]
+        return sum(float(json.loads(read_regular_file(path))["seconds"]) for path in files)
 
 
 def _describe_recipe(config: CompressionConfig) -> list[JsonValue]:

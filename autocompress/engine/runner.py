@@ -41,6 +41,7 @@ from autocompress.core.run_info import (
     read_processor_name,
 )
 from autocompress.core.task import Splits, Task
+from autocompress.core.untrusted import join_inside
 from autocompress.engine.archive import Progress
 from autocompress.engine.driver import Driver
 from autocompress.engine.folds import check_folds, cross_fit
@@ -61,7 +62,7 @@ from autocompress.errors import (
 )
 from autocompress.measure.heads import AT, check_head, get_objective, list_scores
 from autocompress.store.run_store import DATABASE, RunStore
-from autocompress.targets import make_target
+from autocompress.targets import approve_programs, make_target
 from autocompress.tasks.base import is_imbalanced
 from autocompress.tasks.folds import DIVIDED
 from autocompress.training.device import available_device, require_device
@@ -428,6 +429,8 @@ def _open_store(plan: Plan, folder: Path, resume: bool, command: str) -> RunStor
     else:
         store = RunStore.create(folder, RunInfo(name=spec.name, content=spec.immutable_content(), command=command))
     write_atomic(folder / "spec.yaml", spec.to_yaml())
+    ((name, options),) = spec.target.items()
+    approve_programs(make_target(name, options))
     return store
 
 
@@ -503,7 +506,7 @@ def _describe_run(plan: Plan, store: RunStore, teacher: Teacher, events: Events)
     store.update_run_info(replace(described, notices=(*notices, *plan.notices)))
     # The teacher is copied, so that the run folder can be moved and read on its own.
     for path in teacher.list_files():
-        write_atomic(store.folder / "teacher" / path.name, path.read_bytes())
+        write_atomic(join_inside(store.folder, "teacher", path.name), path.read_bytes())
     write_atomic(store.folder / "environment.json", json.dumps(environment.to_json(), indent=1, sort_keys=True))
 
 

@@ -27,10 +27,15 @@ from pydantic import (
 )
 
 from autocompress.core.formatting import parse_bytes
+from autocompress.core.untrusted import is_name, read_regular_file
 from autocompress.errors import SpecError, UsageError, did_you_mean
 
 # A search space is a page of text; larger input is a mistake or an attack on the parser.
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000
+# Digits of a number: Python refuses to print longer ones.
+MAX_DIGITS = 40
+# A search space has about six levels.
+MAX_DEPTH = 50
 #: Path of a key or an item in a document, ``("student", "cnn", 0)``.
 KeyPath = tuple[str | int, ...]
 # Options of tasks that are paths of files or folders.
@@ -44,16 +49,25 @@ class _Loader(yaml.SafeLoader):
     Numbers are those of YAML 1.2: ``1e-3`` is a float, ``010`` is ten, and ``1:30`` is text instead of ninety.
     """
 
+    _depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             parser: Any = self  # PyYAML's stubs leave `peek_event` untyped.
             mark = parser.peek_event().start_mark
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed here", mark)
-        return super().compose_node(parent, index)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {MAX_DEPTH} levels", self.get_mark())
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_number(self, node: yaml.ScalarNode) -> int:
         """Return a whole number: decimal unless it begins with ``0x``, ``0o`` or ``0b``."""
         text = str(self.construct_scalar(node))
+        if len(text) > MAX_DIGITS:
+            raise yaml.constructor.ConstructorError(None, None, "the number has too many digits", node.start_mark)
         # Base 0 reads the prefixes, but refuses leading zeros.
         return int(text, 0 if re.match(r"[-+]?0[xob]", text) else 10)
 
@@ -403,7 +417,7 @@ class Spec(_Section):
     @field_validator("name")
     @classmethod
     def _check_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        if not is_name(value):
             raise ValueError("use letters, digits, '.', '_' and '-' only: it is the name of the run's folder")
         return value
 
@@ -476,7 +490,8 @@ def load_spec(target: str | Path, overrides: Sequence[str] = ()) -> Source:
             )
         path = spaces[str(target)]
     try:
-        text = path.read_text(encoding="utf-8")
+        # Resolved, because the user may name a link.
+        text = read_regular_file(path.resolve(), MAX_BYTES).decode("utf-8-sig")
     except (OSError, ValueError) as reason:
         raise SpecError(f"{path} cannot be read: {getattr(reason, 'strerror', None) or reason}") from None
     return parse_spec(text, str(path.name if path.parent == Path() else path), overrides, default_name=path.stem)

@@ -19,6 +19,7 @@ from autocompress.core.heads import as_head
 from autocompress.core.knobs import Leaf
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Split, Splits, Task
+from autocompress.core.untrusted import join_inside
 from autocompress.errors import AutocompressError, NoCandidateError, UsageError
 from autocompress.export.architecture import Adaptation, Architecture
 from autocompress.export.artifact import Deployable, read_architecture, read_candidate, write_artifact
@@ -121,7 +122,7 @@ def adapt_run(run: Path, identity: str, data: object, options: AdaptOptions) -> 
     recent = _read_data(data, task, options)
     with reproducible_torch():
         rebuilt = rebuild_candidate(run, identity)
-        folder = run / "picks" / identity
+        folder = join_inside(run, "picks", identity)
         if not (folder / MANIFEST).is_file():
             write_artifact(folder, rebuilt.deployable, rebuilt.card)
         pipeline = rebuilt.pipeline

@@ -11,6 +11,7 @@ from autocompress.core.config import CompressionConfig
 from autocompress.core.heads import Head, head_from_json
 from autocompress.core.method import LayerBits, MethodState
 from autocompress.core.task import InputSpec
+from autocompress.core.untrusted import is_newer
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.measure.tensor_storage import Count, Packed, Shape
 from autocompress.prune.expansion import ChannelMap
@@ -18,6 +19,10 @@ from autocompress.prune.expansion import ChannelMap
 # The file may come from anywhere: a size or width beyond these bounds is refused.
 Bits = Annotated[int, Field(ge=1, le=64)]
 LARGEST_HEAD = 2**24
+NEWEST_FORMAT = 2
+# Bytes of parameters that any artifact may ask for before its tensors are read, and their ratio to the tensors beyond
+# that: a pruned layer keeps at least a thousandth of its weights.
+LARGEST_MODEL, LARGEST_SHRINKAGE = 2**28, 1024
 
 
 class _Strict(BaseModel):
@@ -164,6 +169,9 @@ def parse_architecture(content: bytes) -> Architecture:
     try:
         return Architecture.model_validate_json(content)
     except ValidationError as error:
+        if is_newer(content, NEWEST_FORMAT):
+            newer = "architecture.json: its format was made by a newer version of autocompress; update it"
+            raise ArtifactError(newer) from error
         first = error.errors()[0]
         location = ".".join(str(step) for step in first["loc"]) or "the file"
         raise ArtifactError(f"architecture.json: {location}: {first['msg']}") from error

@@ -8,6 +8,7 @@ card.md, manifest.json.
 import copy
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from autocompress.core.run_info import TargetInfo
 from autocompress.core.task import InputSpec, logits_by_head
 from autocompress.errors import ArtifactError, AutocompressError
 from autocompress.export.architecture import (
+    LARGEST_MODEL,
+    LARGEST_SHRINKAGE,
     Adaptation,
     Architecture,
     SavedState,
@@ -69,7 +72,7 @@ from autocompress.quantize.folding import (
     fold_structure,
     unfold_batch_norm,
 )
-from autocompress.targets import make_target
+from autocompress.targets import open_stored_target
 from autocompress.targets.onnx_session import is_weights_only
 from autocompress.trial.pipeline import PruningStep, RebuiltCandidate, list_restored_tensors, list_stored_tensors
 
@@ -173,18 +176,23 @@ def write_artifact(
     return folder
 
 
-def load_artifact(folder: Path | str) -> nn.Module:
+def load_artifact(folder: Path | str, *, key: Path | str | None = None) -> nn.Module:
     """Return the module of an artifact, ready for inference.
 
     Every file is checked against the manifest before any is read, and none is unpickled.
 
+    Args:
+        folder: The artifact.
+        key: PEM file of the public key that must have signed the artifact; None for no check of a signature.
+
     Raises:
-        ArtifactError: The folder is no artifact, a file was changed, or the module cannot be rebuilt here.
+        ArtifactError: The folder is no artifact, a file was changed, the signature is not the key's, or the module
+            cannot be rebuilt here.
     """
-    return rebuild_module(*read_tensors(Path(folder)))
+    return rebuild_module(*read_tensors(Path(folder), key=key))
 
 
-def expand_artifact(folder: Path | str) -> nn.Module:
+def expand_artifact(folder: Path | str, *, key: Path | str | None = None) -> nn.Module:
     """Return the float module of an artifact in the shapes before pruning, with zeros where channels were removed.
 
     The shapes are those of the teacher for a student made from it, and those of the trained student otherwise. Kept
@@ -193,11 +201,15 @@ def expand_artifact(folder: Path | str) -> nn.Module:
     folded come back as the affine map that is left of them, with mean 0 and variance 1: fine-tune with these layers in
     evaluation mode. An artifact without removed channels and blocks is returned as :func:`load_artifact` returns it.
 
+    Args:
+        folder: The artifact.
+        key: PEM file of the public key that must have signed the artifact; None for no check of a signature.
+
     Raises:
         ArtifactError: The folder is no artifact, a file was changed, the artifact was written without a channel map,
             or the module cannot be expanded.
     """
-    architecture, tensors = read_tensors(Path(folder))
+    architecture, tensors = read_tensors(Path(folder), key=key)
     module = rebuild_module(architecture, tensors)
     if architecture.prune is None and not architecture.start:
         return module
@@ -264,20 +276,22 @@ def _draw_example(architecture: Architecture) -> tuple[Tensor, ...]:
     )
 
 
-def read_tensors(folder: Path) -> tuple[Architecture, dict[str, Tensor]]:
+def read_tensors(folder: Path, *, key: Path | str | None = None) -> tuple[Architecture, dict[str, Tensor]]:
     """Return the architecture and the unpacked tensors of an artifact.
 
     Raises:
         ArtifactError: The folder is no artifact, or a file was changed.
     """
     # Reads every file once, so that the checked bytes are the bytes that are used.
-    files = read_files(folder)
+    files = read_files(folder, key=key)
     architecture = parse_architecture(files["architecture.json"])
     try:
         stored = load(files["model.safetensors"])
     except (SafetensorError, ValueError) as error:
         raise ArtifactError(f"model.safetensors cannot be read ({error})") from error
-    return architecture, unpack_tensors(stored, architecture.packed, architecture.aliases)
+    tensors = unpack_tensors(stored, architecture.packed, architecture.aliases)
+    check_model_size(architecture, tensors)
+    return architecture, tensors
 
 
 def read_architecture(folder: Path | str) -> Architecture:
@@ -383,7 +397,7 @@ def export_chosen_graph(deployable: Deployable, seconds: float = CHOICE_SECONDS)
         request = GraphRequest(
             deployable.model, state, deployable.example, deployable.heads, deployable.batches, deployable.lists
         )
-        target = make_target(deployable.target.name, deployable.target.options)
+        target = open_stored_target(deployable.target)
         # Probed again: an artifact may be exported on another processor than the search ran on.
         return choose_graph(request, target, target.precisions(), exact=deployable.exact, seconds=seconds)
     proto = export_quantized(deployable.model, state, deployable.example, deployable.heads, deployable.lists)
@@ -420,7 +434,7 @@ def _convert_graph(deployable: Deployable, graph: bytes) -> dict[str, bytes]:
     """Return the files that the target loads instead of the ONNX file; none for targets that read it."""
     if not deployable.target.precisions.restricts:
         return {}
-    files = make_target(deployable.target.name, deployable.target.options).convert(graph)
+    files = open_stored_target(deployable.target).convert(graph)
     return {name: content for name, content in files.items() if name != "model.onnx"}
 
 
@@ -472,6 +486,28 @@ def _build_initial_model(architecture: Architecture, student: Part) -> nn.Module
     options = cast("dict[str, Leaf]", architecture.options)
     model: nn.Module = TASKS.get(architecture.task)(**options).build(student)
     return model
+
+
+def check_model_size(architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    """Check what a module and its example take, before either is built: a small file may declare any width.
+
+    A module of a task is not checked: its size does not depend on the artifact.
+
+    Raises:
+        ArtifactError: They take too much for the tensors of the artifact, or the module cannot be built.
+    """
+    student = architecture.compression.student
+    nbytes = sum(math.prod(entry.shape) * getattr(torch, entry.dtype).itemsize for entry in architecture.inputs)
+    if student.name in STUDENTS and student.name != FROM_TEACHER:
+        with _explain_errors("rebuilt"), torch.device("meta"):
+            model = build_family_model(student, architecture.specs, architecture.heads)
+        nbytes += sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    stored = sum(tensor.nbytes for tensor in tensors.values())
+    if nbytes > max(LARGEST_MODEL, LARGEST_SHRINKAGE * stored):
+        raise ArtifactError(
+            f"architecture.json describes a module of {nbytes:,} bytes, and model.safetensors has {stored:,}: they do "
+            "not belong together"
+        )
 
 
 def _restore_pruning(architecture: Architecture, tensors: Mapping[str, Tensor], model: nn.Module) -> nn.Module:

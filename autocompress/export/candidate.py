@@ -14,6 +14,7 @@ from autocompress.core.preprocessing import RawExample, describe_preprocessing
 from autocompress.core.records import Candidate, CompressionRecipe, Job
 from autocompress.core.run_info import RunInfo, TargetInfo
 from autocompress.core.task import Logits, Split, Targets
+from autocompress.core.untrusted import join_inside, read_regular_file
 from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, export_chosen_graph, write_artifact
 from autocompress.export.bench_worker import Shape
@@ -81,7 +82,7 @@ def export_candidate(
 
         def write(exact: bool) -> Exported:
             deployable = replace(candidate.deployable, exact=exact)
-            folder = write_artifact(run / "picks" / identity, deployable, candidate.card)
+            folder = write_artifact(join_inside(run, "picks", identity), deployable, candidate.card)
             return Exported(folder, _verify_export(folder, candidate, tolerance, agreement) if verify else None)
 
         try:
@@ -183,7 +184,7 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
     _compare_splits(run, setup, info)
     pipeline = load_pipeline(setup)
     if path.is_file():
-        content = path.read_bytes()
+        content = read_regular_file(path)
     else:
         logger.info("%s: no checkpoint %s, trains again", identity, path.name)
         content = _retrain_checkpoint(candidate, setup)

@@ -32,6 +32,7 @@ from autocompress.core.example_scores import ExampleScores
 from autocompress.core.heads import as_head
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.core.task import Split
+from autocompress.core.untrusted import join_inside
 from autocompress.errors import NoCandidateError, TrialError, UsageError
 from autocompress.export.candidate import rebuild_candidate
 from autocompress.measure import Subject, measure
@@ -87,7 +88,7 @@ def search_cascades(run: Path, identities: Sequence[str], on_progress: Callable[
         current = store.run_info()
         reads = current.test_reads + (search.test is not None)
         store.update_run_info(replace(current, test_reads=reads))
-    write_atomic(run / CASCADE, search.to_json())
+    write_atomic(join_inside(run, CASCADE), search.to_json())
     return search
 
 

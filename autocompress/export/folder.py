@@ -10,8 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from autocompress.core.atomic import compute_sha256, create_temporary_folder, storage_errors
+from autocompress.core.atomic import compute_sha256, create_temporary_folder, storage_errors, sync_folder
+from autocompress.core.untrusted import is_newer, read_regular_file
 from autocompress.errors import ArtifactError
+from autocompress.export.signing import SIGNATURE, check_signature
 
 MANIFEST = "manifest.json"
 REQUIRED = ("model.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md")
@@ -25,8 +27,10 @@ KNOWN = (
     "preprocess.json",
     "pipeline.py",
 )
-# Far above the size of a manifest of these files; no larger file is read into memory.
-LARGEST_MANIFEST = 2**16
+MANIFEST_FORMAT = 1
+# Far above the size of a manifest of these files, and of the files that are no weights; no larger one is read.
+LARGEST_MANIFEST, LARGEST_TEXT = 2**16, 2**26
+WEIGHTS = ("model.onnx", "model_float.onnx", "model.ncnn.param", "model.ncnn.bin", "model.safetensors")
 
 
 class _Entry(BaseModel):
@@ -72,8 +76,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], check: Callable[[Path]
         StorageError: No space is left, or the folder cannot be written.
     """
     folder = Path(os.path.abspath(folder))
-    if folder.is_symlink() or (folder.exists() and not _is_artifact(folder)):
-        raise ArtifactError(f"{folder} exists and is not an artifact; choose another folder")
+    _require_replaceable(folder)
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         # In the same parent folder, so that renaming stays within one file system.
@@ -84,35 +87,40 @@ def write_files(folder: Path, files: Mapping[str, bytes], check: Callable[[Path]
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-            _sync_folder(temporary)
+            sync_folder(temporary)
             check(temporary)
             _replace_folder(temporary, folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         # The new name is durable only after its parent folder is synchronized.
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
-def read_files(folder: Path, required: Sequence[str] = REQUIRED) -> dict[str, bytes]:
+def read_files(folder: Path, required: Sequence[str] = REQUIRED, *, key: Path | str | None = None) -> dict[str, bytes]:
     """Return the content of every file of an artifact, each checked against the manifest.
 
     Args:
         folder: Path of the artifact.
         required: Names of the files that it must have.
+        key: PEM file of the public key that must have signed it; None for no check of a signature.
 
     Raises:
-        ArtifactError: The folder is no artifact, or a file is missing or was changed.
+        ArtifactError: The folder is no artifact, a file is missing or was changed, or the signature is not the key's.
+        UsageError: The key cannot be used.
     """
-    manifest = _read_manifest(folder, required)
+    manifest, content = _read_manifest(folder, required)
+    if key is not None:
+        check_signature(folder, content, Path(key))
     files: dict[str, bytes] = {}
     for name, entry in manifest.files.items():
         path = folder / name
         try:
             # The size first: a truncated file is detected without reading it.
-            if path.stat().st_size != entry.bytes:
-                raise ArtifactError(f"{path} has {path.stat().st_size} bytes instead of {entry.bytes}; export it again")
-            content = path.read_bytes()
+            size = path.lstat().st_size
+            if size != entry.bytes:
+                raise ArtifactError(f"{path} has {size} bytes instead of {entry.bytes}; export it again")
+            content = read_regular_file(path, None if name in WEIGHTS else LARGEST_TEXT)
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read ({error.strerror}); export it again") from error
         if compute_sha256(content) != entry.sha256:
@@ -123,20 +131,24 @@ def read_files(folder: Path, required: Sequence[str] = REQUIRED) -> dict[str, by
 
 def _build_manifest(files: Mapping[str, bytes]) -> bytes:
     entries = {name: {"bytes": len(content), "sha256": compute_sha256(content)} for name, content in files.items()}
-    return _manifest_text({"files": entries, "format": 1, "sha256": compute_sha256(_canonical_json(entries))})
+    return _manifest_text(
+        {"files": entries, "format": MANIFEST_FORMAT, "sha256": compute_sha256(_canonical_json(entries))}
+    )
 
 
-def _read_manifest(folder: Path, required: Sequence[str]) -> _Manifest:
+def _read_manifest(folder: Path, required: Sequence[str]) -> tuple[_Manifest, bytes]:
+    """Return the manifest and its text."""
     path = folder / MANIFEST
     try:
-        with open(path, "rb") as file:
-            content = file.read(LARGEST_MANIFEST + 1)
+        content = read_regular_file(path, LARGEST_MANIFEST)
     except OSError as error:
         raise ArtifactError(f"{folder} is not an artifact: {MANIFEST} cannot be read ({error.strerror})") from error
     try:
         manifest = _Manifest.model_validate_json(content)
         data = manifest.model_dump()
     except ValidationError as error:
+        if is_newer(content, MANIFEST_FORMAT):
+            raise ArtifactError(f"{path} was made by a newer version of autocompress; update it") from error
         raise ArtifactError(f"{path} was changed: {error.errors()[0]['msg']}; export it again") from error
     # The text is compared byte for byte, so that a flipped bit in the manifest itself is detected.
     if _manifest_text(data) != content or compute_sha256(_canonical_json(data["files"])) != data["sha256"]:
@@ -144,7 +156,7 @@ def _read_manifest(folder: Path, required: Sequence[str]) -> _Manifest:
     missing = [name for name in required if name not in data["files"]]
     if missing:
         raise ArtifactError(f"{path} does not list {', '.join(missing)}; export it again")
-    return manifest
+    return manifest, content
 
 
 def _canonical_json(data: object) -> bytes:
@@ -155,9 +167,27 @@ def _manifest_text(data: object) -> bytes:
     return (json.dumps(data, sort_keys=True, indent=1) + "\n").encode()
 
 
-def _is_artifact(folder: Path) -> bool:
-    # An empty folder may be used; any other folder without a manifest may hold the user's files.
-    return folder.is_dir() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))
+def _require_replaceable(folder: Path) -> None:
+    """Check that a path is free, an empty folder, or an artifact without files of the user.
+
+    Raises:
+        ArtifactError: Something else is there.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ArtifactError(f"{folder} exists and is not an artifact; choose another folder")
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not present:
+        return
+    try:
+        manifest, _ = _read_manifest(folder, ())
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{folder} exists and is not an artifact; choose another folder, or move it away ({error})"
+        ) from error
+    # Python writes the last one when pipeline.py is imported.
+    others = present - {*manifest.files, *KNOWN, MANIFEST, SIGNATURE, "__pycache__"}
+    if others:
+        raise ArtifactError(f"{folder} also holds {sorted(others)[0]}, which an export would remove; move it away")
 
 
 def _replace_folder(temporary: Path, folder: Path) -> None:
@@ -175,11 +205,3 @@ def _replace_folder(temporary: Path, folder: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

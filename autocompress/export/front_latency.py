@@ -22,7 +22,7 @@ from autocompress.errors import ArtifactError, NoCandidateError
 from autocompress.export.candidate import TimedGraphs, export_candidate_graphs, export_teacher_graphs
 from autocompress.export.graph_choice import CHOICE_SECONDS
 from autocompress.store.run_store import RunStore
-from autocompress.targets import Target, make_target
+from autocompress.targets import Target, make_target, open_stored_target
 from autocompress.targets.timing import compare_rounds, time_rounds
 
 # Candidates that are timed in turns and stored together: a killed measurement loses those of one group.
@@ -165,7 +165,7 @@ def _freeze_front(run: Path, front: Sequence[str]) -> None:
 def _open_target(info: RunInfo) -> Target:
     if not info.target.precisions.restricts:
         return make_target(DEFAULT_TARGET, {})
-    return make_target(info.target.name, info.target.options)
+    return open_stored_target(info.target)
 
 
 def _start_latency(info: RunInfo, target: Target, options: TimingOptions) -> LatencyInfo:

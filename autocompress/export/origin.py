@@ -11,6 +11,7 @@ from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.atomic import compute_sha256
 from autocompress.core.records import Candidate
 from autocompress.core.run_info import RunInfo
+from autocompress.core.untrusted import join_inside
 from autocompress.export.folder import MANIFEST, read_files
 from autocompress.store.run_store import RunStore
 
@@ -64,7 +65,7 @@ def export_levels(run: Path, identities: Sequence[str], on_progress: Callable[[i
         on_progress(len(folders), len(identities))
         with RunStore.read(run) as store:
             expected = describe_origin(store.read_candidate(identity), store.run_info())
-        folder = run / "picks" / identity
+        folder = join_inside(run, "picks", identity)
         if (
             not (folder / MANIFEST).is_file()
             or read_origin(read_files(folder, required=()).get("preprocess.json", b"{}")) != expected

@@ -32,6 +32,10 @@ import onnxruntime
 FORMAT = 1
 METADATA = "autocompress.preprocess"
 BATCH = 256
+# Pixels of an image before it is decoded, 192 MB in RGB.
+LARGEST_IMAGE = 2**26
+# The only options of a session that an export writes.
+SESSION_OPTIONS = frozenset({"session.disable_quant_qdq"})
 # Candidates that one call scores, which bounds the memory of a ranking over a large catalogue.
 LARGEST_LIST = 2**16
 # A word, as the texts of the training were divided: an apostrophe, straight or typographic, may occur inside it.
@@ -72,7 +76,12 @@ def load(folder: str | Path = Path(__file__).parent, threads: int = 1) -> "Pipel
     # A folder whose files come from two exports has hashes that fit, but another specification in its model.
     if session.get_modelmeta().custom_metadata_map.get(METADATA) != specification.decode():
         raise PipelineError(f"{folder}: model.onnx was exported with another preprocess.json; export it again")
-    return Pipeline(record, session)
+    try:
+        return Pipeline(record, session)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, PipelineError):
+            raise
+        raise PipelineError(f"{folder / 'preprocess.json'} was changed ({error!r}); export it again") from error
 
 
 class Pipeline:
@@ -295,6 +304,9 @@ class ImageEncoder:
 
     def _read_pixels(self, picture: Any) -> Array:
         """Return the bytes of a Pillow image, ``[C, H, W]``; the steps are those of the training images."""
+        # The size stands in the header: nothing is decoded yet.
+        if picture.width * picture.height > LARGEST_IMAGE:
+            raise PipelineError(f"the image has {picture.width}x{picture.height} pixels, more than {LARGEST_IMAGE:,}")
         channels, height, width = self.shape
         mode = "L" if channels == 1 else "RGB"
         if self.resize:
@@ -673,8 +685,9 @@ def _parse_specification(path: Path, content: bytes) -> Record:
             raise PipelineError(f"{path} has the format {record['format']!r}, this pipeline.py reads {FORMAT}")
         kinds = {entry["kind"] for entry in record["inputs"]} - set(ENCODERS)
         kinds |= {entry["kind"] for entry in record["outputs"]} - set(DECODERS)
-        _ = record["session"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not set(record["session"]) <= SESSION_OPTIONS:
+            raise PipelineError(f"{path} has options of a session that this pipeline.py does not know")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, PipelineError):
             raise
         raise PipelineError(f"{path} was changed; export it again") from error

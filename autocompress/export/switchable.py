@@ -6,7 +6,6 @@ ONNX graphs stay in the artifacts.
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from autocompress.core.untrusted import is_name
 from autocompress.errors import ArtifactError, UnknownNameError, UsageError, did_you_mean
 from autocompress.export.architecture import Architecture
-from autocompress.export.artifact import locate_values, read_tensors, rebuild_module
+from autocompress.export.artifact import check_model_size, locate_values, read_tensors, rebuild_module
 from autocompress.export.folder import read_files, write_files
 from autocompress.export.shared_tensors import ModelTensors, Shared, restore_tensors, share_tensors
 from autocompress.measure.tensor_storage import Packed, count_stored_bytes, pack_tensors, unpack_tensors
 
 TENSORS, DESCRIPTION = "model.safetensors", "switchable.json"
-NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +143,11 @@ def join_artifacts(artifacts: Sequence[Path | str], out: Path | str) -> JoinedAr
     if len(folders) < 2:
         raise UsageError("joining needs at least two artifacts")
     for name in names:
-        if names.count(name) > 1 or not NAME.fullmatch(name):
-            raise UsageError(f"the artifact folders need distinct names of letters, digits, '_', '.', '-': '{name}'")
+        if names.count(name) > 1 or not is_name(name):
+            raise UsageError(
+                "the artifact folders need distinct names of letters, digits, '.', '_' and '-', with a letter or digit "
+                f"first: '{name}'"
+            )
     contents = {folder.name: read_tensors(folder) for folder in folders}
     architectures = {name: architecture for name, (architecture, _) in contents.items()}
     _check_interfaces(architectures)
@@ -171,22 +173,29 @@ def join_artifacts(artifacts: Sequence[Path | str], out: Path | str) -> JoinedAr
     return joined
 
 
-def load_switchable(folder: Path | str) -> SwitchableModel:
+def load_switchable(folder: Path | str, *, key: Path | str | None = None) -> SwitchableModel:
     """Return the models of a folder that :func:`join_artifacts` wrote, ready for inference.
 
     Every file is checked against the manifest before any is read, and none is unpickled.
 
+    Args:
+        folder: The folder.
+        key: PEM file of the public key that must have signed the folder; None for no check of a signature.
+
     Raises:
-        ArtifactError: The folder is none of several models, a file was changed, or a model cannot be rebuilt here.
+        ArtifactError: The folder is none of several models, a file was changed, the signature is not the key's, or a
+            model cannot be rebuilt here.
     """
-    description, tensors = _read_joined(Path(folder))
+    description, tensors = _read_joined(Path(folder), key)
     return SwitchableModel(
         {name: rebuild_module(architecture, tensors[name]) for name, architecture in description.models.items()}
     )
 
 
-def _read_joined(folder: Path) -> tuple[SwitchableArchitecture, dict[str, dict[str, Tensor]]]:
-    files = read_files(folder, (TENSORS, DESCRIPTION))
+def _read_joined(
+    folder: Path, key: Path | str | None = None
+) -> tuple[SwitchableArchitecture, dict[str, dict[str, Tensor]]]:
+    files = read_files(folder, (TENSORS, DESCRIPTION), key=key)
     try:
         description = SwitchableArchitecture.model_validate_json(files[DESCRIPTION])
         stored = unpack_tensors(load(files[TENSORS]), description.packed, description.aliases)
@@ -196,7 +205,10 @@ def _read_joined(folder: Path) -> tuple[SwitchableArchitecture, dict[str, dict[s
         raise ArtifactError(f"{TENSORS} cannot be read ({error})") from error
     if set(description.models) != set(description.shared):
         raise ArtifactError(f"{DESCRIPTION}: its models and its derivations have other names")
-    return description, restore_tensors(stored, description.shared)
+    tensors = restore_tensors(stored, description.shared)
+    for name, architecture in description.models.items():
+        check_model_size(architecture, tensors[name])
+    return description, tensors
 
 
 def _check_interfaces(architectures: Mapping[str, Architecture]) -> None:

@@ -13,6 +13,7 @@ asymmetric grid zero has a code of its own. Names of the file's tensors are that
 ``<name>::mask``, ``<name>::positions``, ``<name>::columns`` and ``<name>::lengths`` for the others.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
@@ -32,6 +33,8 @@ NumberName = Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float1
 # A tensor that takes hardly any bytes is bounded in size: a damaged file must not ask for all memory.
 LARGEST_CONSTANT = 2**24
 LARGEST_EXPANSION = 1024
+# The same for all such tensors of a file together, in bytes in memory.
+LARGEST_UNPACKED, LARGEST_TOTAL_EXPANSION = 2**28, 64
 # Group lengths that are tried for N:M.
 GROUPS = (4, 8)
 MAX_CODE_BITS = 8
@@ -128,6 +131,7 @@ def unpack_tensors(
     Raises:
         ArtifactError: A part is missing, has the wrong length or a value out of range, or an alias has no owner.
     """
+    _check_total(stored, packed)
     parts = {name: tensor for name, tensor in stored.items() if "::" not in name}
     tensors = {name: tensor for name, tensor in parts.items() if name not in packed}
     for name, form in packed.items():
@@ -151,6 +155,17 @@ def count_packed_bytes(count: int, bits: int) -> int:
         4
     """
     return (count * bits + 7) // 8
+
+
+def _check_total(stored: Mapping[str, Tensor], packed: Mapping[str, Packed]) -> None:
+    """Check what all tensors take in memory before any is unpacked: many small forms may declare large ones."""
+    unpacked = sum(math.prod(form.shape) * getattr(torch, form.dtype).itemsize for form in packed.values())
+    nbytes = sum(tensor.nbytes for tensor in stored.values())
+    if unpacked > max(LARGEST_UNPACKED, LARGEST_TOTAL_EXPANSION * nbytes):
+        raise ArtifactError(
+            f"model.safetensors: its {nbytes:,} bytes declare tensors of {unpacked:,}; it was changed, or has "
+            "another use of zeros than autocompress writes"
+        )
 
 
 def pack_codes(codes: Tensor, bits: int, offset: int = 0) -> Tensor:

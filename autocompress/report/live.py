@@ -5,19 +5,28 @@ the search down. Writing the file again at each rung would take a second of a co
 find out whether there are new results.
 """
 
+import errno
 import logging
 import secrets
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from autocompress.errors import UsageError
+
 _LOGGER = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 #: Prefix of the version of a run that has ended: the page then stops polling.
 ENDED = "ended"
+# A page asks every few seconds and each answer closes its connection; further connections are closed unanswered.
+MAX_CLIENTS = 16
+# Seconds to wait for the next bytes of a client, and seconds after which its connection ends whatever it sends.
+IDLE_SECONDS, CONNECTION_SECONDS = 10.0, 60.0
 
 
 class LiveServer(ThreadingHTTPServer):
@@ -28,17 +37,56 @@ class LiveServer(ThreadingHTTPServer):
         version: Callback that returns a text that changes with the content of the page; it starts with ``ENDED`` once
             the run has ended.
         port: Port on the loopback interface; 0 takes a free one.
+
+    Raises:
+        UsageError: The port is in use, or is reserved for the administrator.
     """
 
     daemon_threads = True
 
     def __init__(self, render: Callable[[], str], version: Callable[[], str], port: int = 0) -> None:
-        super().__init__((HOST, port), Page)
+        try:
+            super().__init__((HOST, port), Page)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            reason = "is in use" if error.errno == errno.EADDRINUSE else "is reserved for the administrator"
+            raise UsageError(f"port {port} {reason}; choose another --port, or 0 for a free one") from None
         # Any process of the machine can connect to the loopback interface: the random path keeps the page private.
         self.token = secrets.token_urlsafe(12)
         self._render, self._version = render, version
         self._lock = threading.Lock()
         self._cached: tuple[str, bytes] = ("", b"")
+        self._places = threading.BoundedSemaphore(MAX_CLIENTS)
+
+    def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        """Answer a client in a thread of its own, unless there are too many."""
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(
+        self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
+    ) -> None:
+        """Answer a client within a time limit."""
+        # The time-out of the socket begins anew with every byte, so a client could stay for hours.
+        end = threading.Timer(CONNECTION_SECONDS, self.shutdown_request, [request])
+        end.daemon = True
+        end.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            end.cancel()
+            self._places.release()
+
+    def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        """Log an error: at debug level that of a client, which closed its connection or waited too long."""
+        error = sys.exception()
+        if isinstance(error, OSError):
+            _LOGGER.debug("%s: %r", client_address, error)
+        else:
+            _LOGGER.warning("the page cannot be shown: %r", error)
 
     @property
     def url(self) -> str:
@@ -69,6 +117,7 @@ class Page(BaseHTTPRequestHandler):
     """Answers GET requests for the page and its version; any other request gets status 404."""
 
     server: LiveServer
+    timeout = IDLE_SECONDS
     server_version = "autocompress"
     sys_version = ""
 
@@ -91,8 +140,8 @@ class Page(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Referrer-Policy", "no-referrer")
         self.end_headers()
-        # The browser may have closed the connection in the meantime.
-        with suppress(BrokenPipeError, ConnectionResetError):
+        # The browser may have closed the connection in the meantime, or does not read.
+        with suppress(BrokenPipeError, ConnectionResetError, TimeoutError):
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:

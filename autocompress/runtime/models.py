@@ -12,6 +12,7 @@ import numpy as np
 
 from autocompress.analysis.cascade import CascadeSearch, compute_confidence
 from autocompress.errors import ArtifactError, UsageError
+from autocompress.export.folder import read_files
 from autocompress.export.pipeline import Array, Pipeline, PipelineError, Values, load
 
 # Runs of each model, in turns: the median of so few is stable enough for an order, and takes milliseconds.
@@ -106,12 +107,13 @@ def confidence_of(outputs: Outputs, kinds: Mapping[str, str]) -> float:
     return float(compute_confidence({head: values[None] for head, values in outputs.items()}, kinds)[0])
 
 
-def load_models(folders: Sequence[Path | str], threads: int = 1) -> tuple[ServedModel, ...]:
+def load_models(folders: Sequence[Path | str], threads: int = 1, key: Path | None = None) -> tuple[ServedModel, ...]:
     """Return the models of exported folders of one run, the fastest first.
 
     Args:
         folders: The exported folders.
         threads: Number of threads of onnxruntime in each model.
+        key: Public key that must have signed the folders; None for no check of signatures.
 
     Raises:
         UsageError: There is no folder, two have one name, or they come from different runs, tasks or versions.
@@ -124,17 +126,19 @@ def load_models(folders: Sequence[Path | str], threads: int = 1) -> tuple[Served
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two of the exported folders have the name '{name}': models are told apart by it")
-    models = [load_model(path, threads) for path in paths]
+    models = [load_model(path, threads, key) for path in paths]
     _check_origins(models)
     return tuple(time_models(models))
 
 
-def load_model(folder: Path, threads: int = 1) -> ServedModel:
-    """Return the model of an exported folder, not timed.
+def load_model(folder: Path, threads: int = 1, key: Path | None = None) -> ServedModel:
+    """Return the model of an exported folder, not timed; for the arguments see :func:`load_models`.
 
     Raises:
-        ArtifactError: The folder is no artifact, or a file was changed.
+        ArtifactError: The folder is no artifact, a file was changed, or the signature is not the key's.
     """
+    # Also without a key: links, devices and damaged files are refused before onnxruntime sees them.
+    read_files(folder, required=(), key=key)
     try:
         pipeline = load(folder, threads)
     except PipelineError as error:

@@ -6,12 +6,13 @@ written in the same transactions. Only the driver writes; workers return results
 
 import json
 import logging
+import os
 import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,8 @@ from pydantic_core import from_json
 from autocompress.core.atomic import storage_errors, write_atomic
 from autocompress.core.records import Candidate, Job, State, TrialResult
 from autocompress.core.run_info import RunInfo
-from autocompress.errors import RunFolderError, StorageError, UsageError
+from autocompress.core.untrusted import check_name, escape_controls, join_inside, read_regular_file, show_value
+from autocompress.errors import RunFolderError, SearchFailedError, StorageError, UsageError
 from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
     DATABASE as DATABASE,
@@ -36,11 +38,14 @@ from autocompress.store.schema import (
     candidate_from_row,
     candidate_index,
     candidate_row,
+    check_schema,
     damage_error,
     existing_run_error,
     flat_candidate,
     job_row,
+    limit_steps,
     open_database,
+    read_errors,
     require_run,
     trial_from_row,
 )
@@ -76,6 +81,8 @@ class RunStore:
         self._lock = lock
         self._notes: list[str] = []
         self._copy = copy
+        # SQLite goes on writing to a file that was deleted, so a writer compares the file at its path.
+        self._file = None if lock is None else os.stat(folder / DATABASE)
 
     @classmethod
     def create(cls, folder: Path, info: RunInfo) -> "RunStore":
@@ -121,22 +128,50 @@ class RunStore:
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, Path(copy.name) / name)
             store = cls(folder, open_database(Path(copy.name) / DATABASE), None, copy)
+        # A reader fires no trigger of ours, which need functions of this program.
+        store._connection.execute("PRAGMA trusted_schema=OFF")
         store._check_format()
         return store
 
     def _check_format(self) -> None:
         path = self.folder / DATABASE
         try:
-            version = self._read_entry("format")
-            damage = self._find_damage() if version in PROTECTED else ""
+            with limit_steps(self._connection, path):
+                # Before the first query of a table, which may be a view.
+                damage = check_schema(self._connection, is_current=False)
+                version = FORMAT if damage else self._read_entry("format")
+                if version == FORMAT:
+                    damage = damage or check_schema(self._connection, is_current=True)
+                if version in PROTECTED:
+                    damage = damage or self._find_damage()
         except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as fault:
-            version, damage = FORMAT, str(fault)
+            version, damage = FORMAT, escape_controls(str(fault), keeps_lines=False)
         if damage:
             logger.error("%s: %s", path, damage)
             raise damage_error(path, damage)
         if version not in READABLE:
             other = "an older" if isinstance(version, int) and version < FORMAT else "a newer"
-            raise RunFolderError(f"{path} has format {version} of {other} version; this version reads format {FORMAT}")
+            raise RunFolderError(
+                f"{path} has format {show_value(version)} of {other} version; this version reads format {FORMAT}"
+            )
+        with self._read_errors():
+            self._check_names()
+
+    def _check_names(self) -> None:
+        """Check the names that become paths and parts of command lines, before any is used.
+
+        Raises:
+            RunFolderError: A name is none that autocompress writes.
+        """
+        columns = (("id", "candidate id"), ("NULLIF(checkpoint, '')", "name of a checkpoint"))
+        for column, kind in columns:
+            # A missing checkpoint is NULL or empty.
+            query = f"SELECT {column} FROM ac_candidates WHERE {column} IS NOT NULL AND NOT is_name({column}) LIMIT 1"
+            for (name,) in self._connection.execute(query):
+                check_name(name, kind)
+        name = self._read_entry("name")
+        if name:
+            check_name(name, "name of a run")
 
     def _find_damage(self) -> str:
         """Return a description of the damaged part of the file; empty if there is none."""
@@ -171,7 +206,8 @@ class RunStore:
 
     def run_info(self) -> RunInfo:
         """Return the description of the run."""
-        return RunInfo.from_json(self._read_entries())
+        with self._read_errors():
+            return RunInfo.from_json(self._read_entries())
 
     def update_run_info(self, info: RunInfo) -> None:
         """Write the entries of the description that differ from the stored ones, in one transaction."""
@@ -229,6 +265,8 @@ class RunStore:
 
     def record_result(self, result: TrialResult, *, elapsed: float, hypervolume: float) -> None:
         """Record a final or paused result with its candidates in one transaction; files are written first."""
+        # Before the files, which would create the folder again.
+        self._require_present()
         # A crash after the files and before the transaction leaves files without rows, which the next attempt replaces.
         for name, content in result.checkpoints.items():
             write_atomic(self.checkpoint_path(name), content)
@@ -275,9 +313,9 @@ class RunStore:
         path = self._training_state_path(job.number)
         try:
             if job.base is not None:
-                content = self.checkpoint_path(job.base.checkpoint).read_bytes()
+                content = read_regular_file(self.checkpoint_path(job.base.checkpoint))
                 return replace(job, base=replace(job.base, content=content))
-            return replace(job, paused=path.read_bytes()) if job.rung != 0 and path.exists() else job
+            return replace(job, paused=read_regular_file(path)) if job.rung != 0 and path.exists() else job
         except OSError as error:
             raise RunFolderError(f"{error.filename} cannot be read ({error.strerror}); the run is incomplete") from None
 
@@ -312,13 +350,15 @@ class RunStore:
 
     def read_notes(self) -> Iterator[JsonValue]:
         """Yield the lines of :meth:`add_note` in their order."""
-        for (lines,) in self._connection.execute("SELECT notes FROM ac_notes ORDER BY number"):
-            yield from from_json(lines)
+        with self._read_errors():
+            for (lines,) in self._connection.execute("SELECT notes FROM ac_notes ORDER BY number"):
+                yield from from_json(lines)
 
     def read_trials(self) -> list[StoredTrial]:
         """Return every trial in the order of its number."""
-        rows = self._connection.execute(f"SELECT {', '.join(TRIAL_COLUMNS)} FROM ac_trials ORDER BY number")
-        return [trial_from_row(dict(zip(TRIAL_COLUMNS, row, strict=True))) for row in rows]
+        with self._read_errors():
+            rows = self._connection.execute(f"SELECT {', '.join(TRIAL_COLUMNS)} FROM ac_trials ORDER BY number")
+            return [trial_from_row(dict(zip(TRIAL_COLUMNS, row, strict=True))) for row in rows]
 
     def read_candidate(self, identity: str) -> Candidate:
         """Return one candidate by its id.
@@ -340,15 +380,19 @@ class RunStore:
 
     def _query_candidates(self, where: str, values: Iterable[object]) -> list[Candidate]:
         columns = ", ".join(CANDIDATE_COLUMNS)
-        rows = self._connection.execute(f"SELECT {columns} FROM ac_candidates {where}", (*values,))
-        return [candidate_from_row(dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for row in rows]
+        with self._read_errors():
+            rows = self._connection.execute(f"SELECT {columns} FROM ac_candidates {where}", (*values,))
+            return [candidate_from_row(dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for row in rows]
+
+    def _read_errors(self) -> AbstractContextManager[None]:
+        return read_errors(self.folder / DATABASE)
 
     def checkpoint_path(self, name: str) -> Path:
         """Return the path of the checkpoint ``name``."""
-        return self.folder / "checkpoints" / f"{name}.safetensors"
+        return join_inside(self.folder, "checkpoints", f"{name}.safetensors")
 
     def _training_state_path(self, number: int) -> Path:
-        return self.folder / "paused" / f"t{number}.pt"
+        return join_inside(self.folder, "paused", f"t{number}.pt")
 
     def candidate_table(self) -> pd.DataFrame:
         """Return one row per candidate: hyperparameters, scores, costs.
@@ -356,12 +400,13 @@ class RunStore:
         The plain name of a metric is its score on ``select_val``; ``_search`` and ``_test`` mark the other splits.
         """
         columns = ", ".join(f"c.{name}" for name in CANDIDATE_COLUMNS)
-        rows = self._connection.execute(
-            f"SELECT t.role, {columns} FROM ac_candidates c JOIN ac_trials t ON t.number = c.trial"
-            " ORDER BY c.trial, c.complete, c.epochs, CAST(substr(c.id, instr(c.id, 'c') + 1) AS INTEGER)"
-        )
-        table = [flat_candidate(role, dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for role, *row in rows]
-        return pd.DataFrame(table)
+        with self._read_errors():
+            rows = self._connection.execute(
+                f"SELECT t.role, {columns} FROM ac_candidates c JOIN ac_trials t ON t.number = c.trial"
+                " ORDER BY c.trial, c.complete, c.epochs, CAST(substr(c.id, instr(c.id, 'c') + 1) AS INTEGER)"
+            )
+            table = [flat_candidate(role, dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for role, *row in rows]
+            return pd.DataFrame(table)
 
     def trial_table(self) -> pd.DataFrame:
         """Return one row per trial; ``further`` marks those that compress an earlier checkpoint instead of training."""
@@ -382,11 +427,12 @@ class RunStore:
             "curve",
             "config",
         ]
-        table = pd.DataFrame(rows.fetchall(), columns=columns)
-        table["further"] = table["further"].astype(bool)
-        table["curve"] = [from_json(text) for text in table["curve"]]
-        for column in ("seconds", "elapsed", "hypervolume"):
-            table[column] = table[column].astype(float)
+        with self._read_errors():
+            table = pd.DataFrame(rows.fetchall(), columns=columns)
+            table["further"] = table["further"].astype(bool)
+            table["curve"] = [from_json(text) for text in table["curve"]]
+            for column in ("seconds", "elapsed", "hypervolume"):
+                table[column] = table[column].astype(float)
         return table
 
     def content_version(self) -> str:
@@ -396,9 +442,27 @@ class RunStore:
         counts = " ".join(f"{count} {state}" for state, count in states)
         return f"{counts}; {candidates} candidates; test read {self._read_entry('test_reads') or 0} times"
 
+    def _require_present(self) -> None:
+        """Check that the store is still the file that was opened.
+
+        Raises:
+            SearchFailedError: The run folder was deleted, moved or replaced.
+        """
+        if self._file is None:
+            return
+        try:
+            is_present = os.path.samestat(self._file, os.stat(self.folder / DATABASE))
+        except OSError:
+            is_present = False
+        if not is_present:
+            raise SearchFailedError(
+                f"{self.folder} was deleted, moved or replaced while it was written to; no more is stored there"
+            )
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         """Commit all statements or none; a full or read-only disk raises :class:`StorageError`."""
+        self._require_present()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             yield

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,9 +20,28 @@ from pydantic_core import from_json
 from autocompress.core.atomic import storage_errors, write_atomic
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State
-from autocompress.errors import RunFolderError, StorageError
+from autocompress.core.untrusted import check_name, is_name, read_regular_file, require_regular, show_value
+from autocompress.errors import RunFolderError, StorageError, UsageError
 
 DATABASE = "study.db"
+LARGEST_VALUE = 2**28
+# Steps of SQLite's machine that checking a store may take, besides one for each byte of its file: ten times what a
+# store of 3,000 trials takes.
+LARGEST_STEPS, STEPS_PER_CALL = 10_000_000, 1000
+# Errors of JSON and of records that rows with other content raise.
+CONTENT_ERRORS = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    UsageError,
+)
+# Files that SQLite writes beside a database, through links too.
+DATABASE_FILES = tuple(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
+LOCK, OWNER = ".lock", ".driver"
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +53,14 @@ def open_database(path: Path) -> sqlite3.Connection:
         StorageError: The file cannot be opened.
         RunFolderError: It is not a database, or a damaged one.
     """
+    require_regular(path.parent / name for name in DATABASE_FILES)
     try:
         # No implicit transactions: the store begins and ends its own.
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+        # A value that SQLite reads into memory; a row of ours has some megabytes at most.
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST_VALUE)
         connection.create_function("seal_of", -1, seal_of, deterministic=True)
+        connection.create_function("is_name", 1, is_name, deterministic=True)
         # Journal mode is a property of the file, so Optuna's connections share it.
         connection.execute("PRAGMA journal_mode=WAL")
         # A committed transaction survives a power failure.
@@ -49,6 +73,66 @@ def open_database(path: Path) -> sqlite3.Connection:
         # SQLite quotes the broken part of its schema in the error, and the bytes are not valid text.
         raise damage_error(path, "its schema cannot be read") from None
     return connection
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn what malformed rows raise into the error of a damaged store.
+
+    Raises:
+        RunFolderError: A row cannot be read.
+    """
+    try:
+        yield
+    except RunFolderError:
+        raise
+    except sqlite3.OperationalError as fault:
+        # No space, no permission and a lock are no damage.
+        if "interrupted" not in str(fault) and "no such" not in str(fault):
+            raise
+        raise damage_error(path, show_value(fault)) from fault
+    except (*CONTENT_ERRORS, sqlite3.DatabaseError) as fault:
+        raise damage_error(path, f"{type(fault).__name__}: {show_value(fault)}") from fault
+
+
+@contextmanager
+def limit_steps(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """Interrupt the statements of the body when they take far more steps than the size of the file explains."""
+    calls = 0
+    limit = LARGEST_STEPS + path.stat().st_size
+
+    def count_calls() -> bool:
+        nonlocal calls
+        calls += STEPS_PER_CALL
+        # A true value interrupts the statement.
+        return calls > limit
+
+    connection.set_progress_handler(count_calls, STEPS_PER_CALL)
+    try:
+        yield
+    finally:
+        connection.set_progress_handler(None, 0)
+
+
+def check_schema(connection: sqlite3.Connection, *, is_current: bool) -> str:
+    """Return why the schema of a store is not what autocompress writes; empty if it is.
+
+    A view or a trigger of someone else would run when a row is read or written, with the functions of this program.
+
+    Args:
+        connection: The store.
+        is_current: Whether it has the present format, whose tables and triggers are compared word for word.
+    """
+    expected = sqlite3.connect(":memory:")
+    expected.executescript(SCHEMA)
+    own = dict(expected.execute("SELECT name, sql FROM sqlite_master"))
+    expected.close()
+    for kind, name, text in connection.execute("SELECT type, name, sql FROM sqlite_master"):
+        is_foreign = kind not in ("table", "index") and name not in own
+        is_virtual = kind == "table" and str(text).upper().startswith("CREATE VIRTUAL")
+        if is_foreign or is_virtual or (is_current and name in own and text != own[name]):
+            return f"the {show_value(kind)} {show_value(name)} is not one that autocompress writes"
+    return ""
 
 
 def damage_error(path: Path, damage: str) -> RunFolderError:
@@ -78,17 +162,31 @@ def acquire_lock(folder: Path) -> FileLock:
         StorageError: The folder cannot be written.
     """
     # The kernel releases the lock of a killed process, so no stale lock remains.
-    path = folder / ".lock"
+    path = folder / LOCK
+    # The lock file is emptied when it is opened, through a link too.
+    require_regular([path])
     lock = FileLock(path)
     try:
         with storage_errors(folder):
             lock.acquire(timeout=0)
     except Timeout:
-        owner = (folder / ".driver").read_text() if (folder / ".driver").exists() else "unknown"
-        raise RunFolderError(f"{folder} is in use by process {owner}; wait for it, or stop it first") from None
-    write_atomic(folder / ".driver", str(os.getpid()))
+        owner = read_owner(folder)
+        raise RunFolderError(
+            f"{folder} is in use by process {owner or 'unknown'}; wait for it, or stop it first"
+        ) from None
+    write_atomic(folder / OWNER, str(os.getpid()))
     logger.debug("%s: locked for writing", folder)
     return lock
+
+
+def read_owner(folder: Path) -> int | None:
+    """Return the id of the process that wrote to a run folder last; None if it is not known."""
+    try:
+        process = int(read_regular_file(folder / OWNER, limit=32))
+    except (OSError, ValueError):
+        return None
+    # Zero and negative numbers name groups of processes; the system's numbers have 32 bits.
+    return process if 0 < process < 2**31 else None
 
 
 def existing_run_error(folder: Path) -> RunFolderError:
@@ -126,6 +224,8 @@ for _table, (_key, *_rest) in SEALED.items():
     _seal = f"UPDATE {_table} SET seal = seal_of({_sealed}) WHERE {_key} = NEW.{_key};"
     for _name, _event in (("insert", "INSERT"), ("update", f"UPDATE OF {_sealed}")):
         SCHEMA += f"CREATE TRIGGER IF NOT EXISTS {_table}_{_name} AFTER {_event} ON {_table} BEGIN {_seal} END;\n"
+# Columns of the candidate table that hold no score and no cost.
+RESERVED = frozenset({"id", "trial", "role", "epochs", "complete", "config", "details"})
 CANDIDATE_COLUMNS = ("id", "trial", "epochs", "config", "scores", "costs", "details", "checkpoint", "complete")
 TRIAL_COLUMNS = (
     "number",
@@ -183,7 +283,7 @@ def trial_from_row(row: Row) -> StoredTrial:
     base = None
     if row["base"] is not None:
         checkpoint, prune, epochs = from_json(row["base"])
-        base = BaseCheckpoint(checkpoint, _part_from_json(prune), epochs)
+        base = BaseCheckpoint(check_name(checkpoint, "name of a checkpoint"), _part_from_json(prune), epochs)
     job = Job(
         row["number"],
         CompressionConfig.from_json(from_json(row["config"])),
@@ -234,8 +334,8 @@ def flat_candidate(role: str, row: Row) -> Row:
     flat |= {"role": role, "epochs": row["epochs"], "complete": bool(row["complete"])}
     flat.update(_flat_config(from_json(row["config"])))
     for split, metrics in from_json(row["scores"]).items():
-        flat.update({f"{metric}{SUFFIX[split]}": value for metric, value in metrics.items()})
-    flat.update(from_json(row["costs"]))
+        flat.update({f"{metric}{SUFFIX[split]}": value for metric, value in _check_numbers(metrics).items()})
+    flat.update(_check_numbers(from_json(row["costs"])))
     # The JSON text stays beside the flat columns: repeats are matched by it.
     flat["config"] = row["config"]
     flat["details"] = from_json(row["details"])
@@ -271,6 +371,22 @@ def _part_from_json(data: Mapping[str, Any] | None) -> Part | None:
     return None if data is None else Part.from_json(data)
 
 
+def _check_numbers(values: Row) -> Row:
+    """Return measurements by name; another name or value than a driver writes would replace a column of the table."""
+    for name, value in values.items():
+        if name in RESERVED or not (value is None or isinstance(value, int | float)):
+            raise ValueError(f"{name} is {value!r}")
+    return values
+
+
+def _check_leaf(value: object) -> object:
+    if isinstance(value, list):
+        return [_check_leaf(item) for item in value]
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"a setting is {value!r}")
+    return value
+
+
 def _flat_config(config: Row) -> Row:
     """Return ``{"student": "cnn", "student.cnn.width": 8, ...}``."""
     row: Row = {"seed": config["seed"]}
@@ -279,5 +395,5 @@ def _flat_config(config: Row) -> Row:
         parts = config[section] or {"none": {}}
         row[section] = " + ".join(parts)
         for name, settings in parts.items():
-            row.update({f"{section}.{name}.{knob}": value for knob, value in settings.items()})
+            row.update({f"{section}.{name}.{knob}": _check_leaf(value) for knob, value in settings.items()})
     return row

@@ -1,5 +1,5 @@
 """Targets: the devices and runtimes that a search is made for, one file each."""
 
-from autocompress.targets.base import Model, Target, make_target
+from autocompress.targets.base import Model, Target, approve_programs, make_target, open_stored_target
 
-__all__ = ["Model", "Target", "make_target"]
+__all__ = ["Model", "Target", "approve_programs", "make_target", "open_stored_target"]

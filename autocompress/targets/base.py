@@ -1,21 +1,28 @@
 """The interface of targets: what a device or runtime stores and computes, and how an exported model runs there."""
 
+import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.core.atomic import compute_sha256, open_cache, write_atomic
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
 from autocompress.core.run_info import TargetInfo, read_processor_name
+from autocompress.core.untrusted import show_value
 from autocompress.errors import ArtifactError, AutocompressError, UsageError
 
 Array: TypeAlias = NDArray[Any]
 #: A loaded model: arrays of one batch, in the order of its inputs, to the arrays of its outputs.
 Model: TypeAlias = Callable[[Sequence[Array]], list[Array]]
+#: Variable of the environment that allows the programs of every run folder.
+RUN_PROGRAMS = "AUTOCOMPRESS_RUN_PROGRAMS"
 
 
 class Target(ABC):
@@ -70,6 +77,10 @@ class Target(ABC):
         """Return the options that it was made with, as JSON values."""
         return {}
 
+    def list_programs(self) -> Sequence[str]:
+        """Return the commands, programs and folders of code that its options name; most targets name none."""
+        return ()
+
     def measure(self, model: bytes, seconds: float) -> float | None:
         """Return the latency in milliseconds that the device itself measures; None to time :meth:`load` here.
 
@@ -120,6 +131,37 @@ def make_target(name: str, options: Mapping[str, Any]) -> Target:
     except TypeError as error:
         raise UsageError(f"the target '{name}' does not take these options ({error})") from None
     return target
+
+
+def open_stored_target(info: TargetInfo) -> Target:
+    """Return the target that a run folder describes, unless its options name a program that no search here has run.
+
+    Raises:
+        UsageError: The target cannot be made, or names such a program.
+    """
+    target = make_target(info.name, info.options)
+    programs = target.list_programs()
+    if programs and not _approval_path(target).is_file() and os.environ.get(RUN_PROGRAMS) != "1":
+        raise UsageError(
+            f"the target of this run is the program {show_value(' '.join(programs))}, which no search of yours has "
+            f"run; if you trust it, set {RUN_PROGRAMS}=1"
+        )
+    return target
+
+
+def approve_programs(target: Target) -> None:
+    """Remember that the user searched with the programs of a target, so that the run can be exported later.
+
+    Raises:
+        StorageError: The cache folder cannot be written.
+    """
+    if programs := target.list_programs():
+        write_atomic(_approval_path(target), json.dumps(list(programs)))
+
+
+def _approval_path(target: Target) -> Path:
+    content = json.dumps([target.name, list(target.list_programs())])
+    return open_cache("programs") / f"{compute_sha256(content.encode())}.json"
 
 
 def make_inputs(model: bytes) -> list[Array]:

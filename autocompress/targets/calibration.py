@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import JsonValue, TypeAdapter
 
-from autocompress.core.atomic import cache_folder, write_atomic
+from autocompress.core.atomic import open_cache, write_atomic
 from autocompress.core.config import fingerprint
 from autocompress.core.latency_model import (
     FEATURES,
@@ -31,6 +31,7 @@ from autocompress.core.latency_model import (
     list_features,
 )
 from autocompress.core.run_info import TargetInfo
+from autocompress.core.untrusted import read_regular_file
 from autocompress.errors import StorageError
 from autocompress.targets.base import Target
 from autocompress.targets.timing import time_in_turns
@@ -141,17 +142,17 @@ def load_measurements(info: TargetInfo, content: JsonValue, measure: Callable[[]
         measure: Function that measures it.
     """
     version = [VERSION, info.name, dict(info.options), info.version, info.processor, info.precisions.to_json()]
-    path = cache_folder() / "targets" / f"latency-{fingerprint([*version, content])}.json"
+    name = f"latency-{fingerprint([*version, content])}.json"
+    adapter = TypeAdapter(Measurements)
     try:
-        adapter = TypeAdapter(Measurements)
-        return adapter.validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        # Not measured yet, or the file is damaged.
+        return adapter.validate_json(read_regular_file(open_cache("targets") / name))
+    except (OSError, StorageError, ValueError):
+        # Not measured yet, the file is damaged, or the cache cannot be used.
         measured = measure()
     try:
-        write_atomic(path, adapter.dump_json(measured))
-    except (OSError, StorageError):
-        logger.info("latencies cannot be cached in %s", path)
+        write_atomic(open_cache("targets") / name, adapter.dump_json(measured))
+    except (OSError, StorageError) as error:
+        logger.info("latencies cannot be cached: %s", error)
     return measured
 
 

@@ -76,6 +76,10 @@ class CommandTarget(Target):
             "reduce_range": precisions.reduce_range,
         }
 
+    def list_programs(self) -> Sequence[str]:
+        """Return the command."""
+        return (self._command,)
+
     def precisions(self) -> Precisions:
         """Return the widths that the options name."""
         return self._precisions

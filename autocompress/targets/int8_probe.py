@@ -20,9 +20,10 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from autocompress.core.atomic import cache_folder, write_atomic
+from autocompress.core.atomic import open_cache, write_atomic
 from autocompress.core.config import fingerprint
 from autocompress.core.run_info import read_processor_name
+from autocompress.core.untrusted import read_regular_file
 from autocompress.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -74,16 +75,16 @@ class Int8Measurement:
 def choose_int8_form() -> Int8Form:
     """Return the form of 8-bit weights for this processor, measured once per processor and version of onnxruntime."""
     key = fingerprint([read_processor_name(), _read_instruction_sets(), version("onnxruntime")])
-    path = cache_folder() / "targets" / f"int8-{key}.json"
+    name = f"int8-{key}.json"
     try:
-        return Int8Form(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        # Not measured yet, or the file is damaged: measuring takes a second.
+        return Int8Form(**json.loads(read_regular_file(open_cache("targets") / name)))
+    except (OSError, StorageError, ValueError, TypeError):
+        # Not measured yet, the file is damaged, or the cache cannot be used: measuring takes a second.
         form = select_form(measure_forms())
     try:
-        write_atomic(path, json.dumps(asdict(form)))
-    except (OSError, StorageError):
-        logger.info("the int8 form cannot be cached in %s", path)
+        write_atomic(open_cache("targets") / name, json.dumps(asdict(form)))
+    except (OSError, StorageError) as error:
+        logger.info("the int8 form cannot be cached: %s", error)
     return form
 
 

@@ -55,6 +55,10 @@ class OnnxRuntimeWeb(Target):
         """Return the options, as JSON values."""
         return {"folder": self._folder, "node": self._node}
 
+    def list_programs(self) -> Sequence[str]:
+        """Return the program node and the folder of its packages, unless they are the default ones."""
+        return () if (self._folder, self._node) == (".", "node") else (self._node, str(Path(self._folder).absolute()))
+
     def check_installed(self) -> str:
         """Return the version of the npm package.
 

@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from autocompress.core.atomic import cache_folder, compute_file_sha256, create_temporary, storage_errors, write_atomic
+from autocompress.core.atomic import compute_file_sha256, create_temporary, open_cache, storage_errors, write_atomic
 from autocompress.core.config import fingerprint
-from autocompress.errors import UsageError
+from autocompress.core.untrusted import require_regular
+from autocompress.errors import RunFolderError, UsageError
 
 # Version of the cache entries; a new one invalidates them.
 FORMAT = 1
 MAX_UNREADABLE_SHARE = 0.05
+# Pixels of an image before it is decoded, 192 MB in RGB; as in pipeline.py.
+LARGEST_IMAGE = 2**26
 # Exceptions of Pillow for files that are not images, are truncated, or are so large that decoding exhausts the memory.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 # Pillow's mode for each number of channels.
@@ -71,6 +74,17 @@ class DecodedImages:
     unreadable: tuple[str, ...] = ()
 
 
+def check_pixels(image: Image.Image) -> Image.Image:
+    """Return an image that was opened and not decoded yet, if its header declares a size that memory can hold.
+
+    Raises:
+        ValueError: It declares more pixels.
+    """
+    if image.width * image.height > LARGEST_IMAGE:
+        raise ValueError(f"it has {image.width}x{image.height} pixels, more than {LARGEST_IMAGE:,}")
+    return image
+
+
 def image_shape(source: ImageSource, size: int | None, channels: int | None) -> Shape:
     """Return ``(C, H, W)`` from the options, or from the first readable image where they are not set.
 
@@ -111,15 +125,13 @@ def decode_images(source: ImageSource, shape: Shape, resize: bool) -> DecodedIma
     images = _iterate_images(source, shape, resize, unreadable)
     if source.cache_key is None:
         return _build_images(source, np.stack(list(images)), unreadable)
-    folder = cache_folder() / "images"
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = open_cache("images")
     # Pillow's version is part of the key, because decoders may differ between versions.
     key = fingerprint([FORMAT, PIL.__version__, shape, resize, list(source.names), source.cache_key])
     path, record_path = folder / f"{key}.npy", folder / f"{key}.json"
     # One process decodes the images, and the others wait for its file.
     with FileLock(folder / f"{key}.lock"):
-        cached = _read_cache(path, record_path)
+        cached = _read_cache(path, record_path, (len(source), *shape))
         if cached is None:
             _write_cache(path, (len(source), *shape), images)
             write_atomic(record_path, json.dumps({"sha256": compute_file_sha256(path), "unreadable": unreadable}))
@@ -188,14 +200,18 @@ def _build_images(source: ImageSource, pixels: Pixels, unreadable: dict[int, str
     )
 
 
-def _read_cache(path: Path, record_path: Path) -> tuple[Pixels, dict[int, str]] | None:
+def _read_cache(path: Path, record_path: Path, shape: tuple[int, ...]) -> tuple[Pixels, dict[int, str]] | None:
     """Return the cached pixels and unreadable images, or ``None`` if the entry is missing or damaged."""
     try:
+        require_regular([path, record_path])
         record = json.loads(record_path.read_text())
         if compute_file_sha256(path) != record["sha256"]:
             return None
-        return _map_pixels(path), {int(number): reason for number, reason in record["unreadable"].items()}
-    except (OSError, ValueError, KeyError):
+        pixels = _map_pixels(path)
+        if pixels.shape != shape or pixels.dtype != np.uint8:
+            return None
+        return pixels, {int(number): str(reason) for number, reason in record["unreadable"].items()}
+    except (AttributeError, KeyError, OSError, RecursionError, RunFolderError, TypeError, ValueError):
         return None
 
 

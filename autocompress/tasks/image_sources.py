@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from autocompress.errors import UsageError
-from autocompress.tasks.image_decoding import ImageSource
+from autocompress.tasks.image_decoding import ImageSource, check_pixels
 
 Item = TypeVar("Item")
 
@@ -163,7 +163,7 @@ class _FileImages:
     files: tuple[str, ...]
 
     def __call__(self, number: int) -> Image.Image:
-        return Image.open(self.files[number])
+        return check_pixels(Image.open(self.files[number]))
 
 
 def _class_folders(path: Path) -> list[str]:

@@ -1,26 +1,33 @@
 """The teacher of a run: it is trained once, and its weights and logits are cached by fingerprint.
 
 A cache entry is a folder with ``weights.safetensors``, ``logits.safetensors`` and ``teacher.json``, which holds the
-SHA-256 of both. If a file does not match, the teacher is trained again.
+fingerprint of the teacher and the SHA-256 of both. If anything in an entry differs from what was written, it is removed
+and the teacher is trained again.
 """
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from autocompress.core.atomic import cache_folder, compute_sha256, write_atomic
+from autocompress.core.atomic import compute_sha256, open_cache, storage_errors, write_atomic
 from autocompress.core.config import Part, fingerprint
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Splits, Task, hash_split
+from autocompress.core.untrusted import read_regular_file, show_value
 from autocompress.training.device import CPU, choose_precision
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
@@ -30,6 +37,13 @@ logger = logging.getLogger(__name__)
 
 # Part of the fingerprint, so that a change of the cache format makes older entries unused.
 FORMAT = 1
+WEIGHTS, LOGITS, RECORD, LOCK = "weights.safetensors", "logits.safetensors", "teacher.json", ".lock"
+# Far above the size of a training curve.
+LARGEST_RECORD = 2**26
+# Examples of each split whose cached logits are compared with those of the cached weights.
+COMPARED = 8
+# What reading an entry of any content raises.
+CACHE_ERRORS = (OSError, ValueError, KeyError, IndexError, RuntimeError, TypeError, SafetensorError)
 # Number of examples in the batch on which precisions are compared.
 PROBE_BATCH = 128
 
@@ -109,17 +123,16 @@ class Teacher:
 
     def list_files(self) -> list[Path]:
         """Return the paths of the cached weights and of the record of their training."""
-        return [self.folder / "weights.safetensors", self.folder / "teacher.json"]
+        return [self.folder / WEIGHTS, self.folder / RECORD]
 
     def read_curve(self) -> list[dict[str, float]]:
         """Return the training curve, one row per epoch; empty for a teacher that was not trained."""
-        curve: list[dict[str, float]] = json.loads((self.folder / "teacher.json").read_text())["curve"]
-        return curve
+        return _read_record(self.folder).curve
 
     def serialize(self) -> "SerializedTeacher":
         """Return the cache entry of the teacher as bytes."""
         # The record comes last, because an entry with a record counts as complete.
-        names = ("weights.safetensors", "logits.safetensors", "teacher.json")
+        names = (WEIGHTS, LOGITS, RECORD)
         return SerializedTeacher(self.folder.name, {name: (self.folder / name).read_bytes() for name in names})
 
 
@@ -141,10 +154,8 @@ class SerializedTeacher:
         Raises:
             StorageError: The cache folder cannot be written.
         """
-        folder = cache_folder() / "teachers" / self.name
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            if not (folder / "teacher.json").exists():
+        with _lock_entry(self.name) as folder:
+            if not (folder / RECORD).exists():
                 for name, data in self.files.items():
                     write_atomic(folder / name, data)
 
@@ -152,6 +163,36 @@ class SerializedTeacher:
 def teacher_name(task: Task, splits: Splits, recipe: TeacherRecipe) -> str:
     """Return the name of a teacher's entry in the cache."""
     return f"{task.name}-{recipe.fingerprint(task, splits)}"
+
+
+@contextmanager
+def _lock_entry(name: str) -> Iterator[Path]:
+    """Yield the folder of a cache entry, which no other process changes meanwhile."""
+    folder = open_cache("teachers") / name
+    _remove_unless(folder, stat.S_ISDIR)
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+        _remove_unless(folder / LOCK, stat.S_ISREG)
+        lock = FileLock(folder / LOCK)
+        lock.acquire()
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+def _remove_unless(path: Path, is_kind: Callable[[int], bool]) -> None:
+    """Remove what stands at a path of the cache if it is of another kind, such as a link."""
+    with suppress(FileNotFoundError):
+        if not is_kind(path.lstat().st_mode):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def load_teacher(
@@ -169,19 +210,22 @@ def load_teacher(
         TrialError: The training of the teacher diverged.
         StorageError: The cache folder cannot be written.
     """
-    folder = cache_folder() / "teachers" / teacher_name(task, splits, recipe)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with _lock_entry(teacher_name(task, splits, recipe)) as folder:
         model = task.build(recipe.student)
         notice = ""
-        if (folder / "teacher.json").exists():
+        if os.path.lexists(folder / RECORD):
             try:
-                teacher = Teacher(model, _read_cache(folder, model), folder)
+                teacher = Teacher(model, _read_cache(folder, model, task, splits), folder)
                 logger.info("Loaded the teacher from %s", folder)
                 return teacher
-            except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as damage:
+            except CACHE_ERRORS as error:
+                damage = show_value(error)
                 notice = f"the cached teacher in {folder} is damaged ({damage}); it was trained again"
                 logger.warning("The cached teacher in %s is damaged (%s); it is trained again", folder, damage)
+                # Also a folder or a link in the place of a file, which no file could replace.
+                for path in folder.iterdir():
+                    if path.name != LOCK:
+                        _remove(path)
         torch.manual_seed(recipe.seed)
         # Built again after seeding: the initial weights depend on the seed alone.
         model = task.build(recipe.student)
@@ -249,31 +293,89 @@ def _write_cache(
     weights = save({key: value.contiguous() for key, value in model.state_dict().items()})
     flat = save({f"{key}:{head}": value.contiguous() for key, heads in logits.items() for head, value in heads.items()})
     # Without its record, a partly written entry does not count.
-    (folder / "teacher.json").unlink(missing_ok=True)
-    write_atomic(folder / "weights.safetensors", weights)
-    write_atomic(folder / "logits.safetensors", flat)
+    (folder / RECORD).unlink(missing_ok=True)
+    write_atomic(folder / WEIGHTS, weights)
+    write_atomic(folder / LOGITS, flat)
     record = {
         **recipe.to_json(),
+        "name": folder.name,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "curve": curve,
-        "sha256": {"weights.safetensors": compute_sha256(weights), "logits.safetensors": compute_sha256(flat)},
+        "sha256": {WEIGHTS: compute_sha256(weights), LOGITS: compute_sha256(flat)},
     }
-    write_atomic(folder / "teacher.json", json.dumps(record, indent=1))
+    write_atomic(folder / RECORD, json.dumps(record, indent=1))
 
 
-def _read_cache(folder: Path, model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    record = json.loads((folder / "teacher.json").read_text())
+class _Record(BaseModel):
+    """The part of teacher.json that is read again.
+
+    Attributes:
+        name: Name of the entry, with the fingerprint of task, data and recipe; empty in entries of earlier versions.
+        sha256: File name to its SHA-256.
+        curve: Training curve, one row per epoch.
+    """
+
+    name: str = ""
+    sha256: dict[str, str]
+    curve: list[dict[str, float]]
+
+
+def _read_record(folder: Path) -> _Record:
+    record = _Record.model_validate_json(read_regular_file(folder / RECORD, LARGEST_RECORD))
+    if record.name not in ("", folder.name):
+        raise ValueError(f"{RECORD} belongs to another teacher")
+    return record
+
+
+def _read_cache(folder: Path, model: nn.Module, task: Task, splits: Splits) -> dict[str, dict[str, Tensor]]:
+    """Load the weights of an entry into a model, and return the logits by key and head.
+
+    Raises:
+        ValueError: A checksum, a shape or a name differs, a value is not finite, or the logits are not the model's.
+    """
+    record = _read_record(folder)
     content = {}
     # All checksums are compared before the first file is loaded.
-    for name, expected in record["sha256"].items():
-        content[name] = (folder / name).read_bytes()
-        if compute_sha256(content[name]) != expected:
+    for name in (WEIGHTS, LOGITS):
+        content[name] = read_regular_file(folder / name)
+        if compute_sha256(content[name]) != record.sha256.get(name):
             raise ValueError(f"{name} does not match its checksum")
-    model.load_state_dict(load(content["weights.safetensors"]))
+    weights = load(content[WEIGHTS])
+    _check_finite(weights)
+    model.load_state_dict(weights)
     model.eval()
     logits: dict[str, dict[str, Tensor]] = {}
-    for key, value in load(content["logits.safetensors"]).items():
+    flat = load(content[LOGITS])
+    _check_finite(flat)
+    for key, value in flat.items():
         split, _, head = key.rpartition(":")
         logits.setdefault(split, {})[head] = value
+    _check_logits(logits, model, task, splits)
     return logits
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite")
+
+
+def _check_logits(logits: Mapping[str, Mapping[str, Tensor]], model: nn.Module, task: Task, splits: Splits) -> None:
+    """Check the keys and shapes of cached logits, and compare some with those of the model."""
+    sizes = {f"train/{view}": len(splits.train) for view in range(task.views)}
+    sizes |= {name: len(split) for name, split in splits.items() if name not in ("train", "test")}
+    if logits.keys() != sizes.keys():
+        raise ValueError(f"{LOGITS} holds other splits")
+    outputs = {
+        name: predict(model, task, split.take(slice(0, COMPARED))) for name, split in splits.items() if name != "test"
+    }
+    for key, heads in logits.items():
+        # Views of the training split are augmented: their logits are others, and their shapes are not.
+        shapes = {head: (sizes[key], *values.shape[1:]) for head, values in outputs[key.partition("/")[0]].items()}
+        if {head: tuple(values.shape) for head, values in heads.items()} != shapes:
+            raise ValueError(f"the logits of {key} have another shape")
+        for head, expected in outputs.get(key, {}).items():
+            # Other kernels round differently; another teacher differs in every value.
+            if not torch.allclose(heads[head][:COMPARED].to(expected), expected, rtol=0.05, atol=0.05):
+                raise ValueError(f"the logits of {key} are not those of the weights")

@@ -7,8 +7,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import benchmarks.faults
-from benchmarks.faults.drivers import compare_tables, interrupt_search, kill_drivers, start_second_driver
+from benchmarks.faults.drivers import (
+    compare_tables,
+    exhaust_space,
+    interrupt_search,
+    kill_drivers,
+    repeat_interruptions,
+    start_second_driver,
+)
 from benchmarks.faults.injection import FaultResult
+from benchmarks.faults.mutants import MUTANTS, format_mutants
+from benchmarks.faults.power import lose_power
 from benchmarks.faults.stores import count_checkpoints, damage_store, fill_disk, run_many_trials
 from benchmarks.faults.workers import (
     check_bad_results,
@@ -34,6 +43,9 @@ ROWS: dict[int, Callable[[Path], FaultResult]] = {
     21: compare_tables,
     23: run_many_trials,
     24: count_checkpoints,
+    29: lose_power,
+    30: repeat_interruptions,
+    31: exhaust_space,
 }
 
 
@@ -43,8 +55,15 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=benchmarks.faults.__doc__)
     parser.add_argument("--rows", type=int, nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--mutants", action="store_true", help="take each guard out in a copy: a row must fail")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/faults.md"))
     arguments = parser.parse_args()
+    if arguments.mutants:
+        with TemporaryDirectory() as name:
+            table = format_mutants(MUTANTS, Path(name))
+        lines = ["# Mutants of the fault benchmark", "", "`python -m benchmarks.faults --mutants`", "", *table, ""]
+        arguments.out.with_name("mutants.md").write_text("\n".join(lines))
+        return
     lines = ["# Fault injection", "", describe_benchmark(benchmarks.faults.__doc__), ""]
     lines += ["`python -m benchmarks.faults`", "", "| row | fault | requirement | measured | passed | seconds |"]
     lines += ["|---|---|---|---|---|---|"]

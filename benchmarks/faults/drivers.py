@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.injection import (
     CANDIDATES_QUERY,
+    PARTIAL_QUERY,
     POINTS,
     SPEC,
     TRIALS_QUERY,
@@ -29,7 +31,7 @@ def kill_drivers(root: Path, kills: int = 41, trials: int = 30, points: Sequence
     """Row 1: a driver that is killed at random times and at named points."""
     draw = random.Random(0)
     kill_count, searches = 0, 0
-    lost = duplicated = running = processes = wrong = 0
+    lost = duplicated = running = processes = wrong = partial_count = 0
     stalls: list[float] = []
     named = list(points)
     while kill_count < kills + len(points):
@@ -48,6 +50,7 @@ def kill_drivers(root: Path, kills: int = 41, trials: int = 30, points: Sequence
                     time.sleep(draw.uniform(0.02, 0.9))
                     os.kill(process, signal.SIGKILL)
             kill_count += 1
+            partial_count += len(query_store(folder, PARTIAL_QUERY))
             now = set(query_store(folder, CANDIDATES_QUERY))
             lost, stored_rows = lost + len(stored_rows - now), now
         with driver_process(inject_nothing, folder, trials, 2, evaluator):
@@ -63,10 +66,11 @@ def kill_drivers(root: Path, kills: int = 41, trials: int = 30, points: Sequence
         time.sleep(0.5)
         processes += len(evaluator.living_processes())
     measured = (
-        f"{kill_count} kills in {searches} searches: {lost} lost, {duplicated} duplicated, {running} left running, "
+        f"{kill_count} kills in {searches} searches: {lost} lost, {duplicated} duplicated, "
+        f"{partial_count} ended without all of their candidates, {running} left running, "
         f"{wrong} trials too many or too few, {processes} processes left; restart stall at most {max(stalls):.2f} s"
     )
-    held = not (lost or duplicated or running or processes or wrong) and max(stalls) <= 2
+    held = not (lost or duplicated or partial_count or running or processes or wrong) and max(stalls) <= 2
     return FaultResult("0 lost, 0 duplicated, 0 left running, exactly N trials, stall <= 2 s", measured, held)
 
 
@@ -122,6 +126,47 @@ def start_second_driver(folder: Path) -> FaultResult:
     return FaultResult(
         "refused in 1 s, naming the process", f"after {seconds:.3f} s: {message.replace(str(process), 'N')}", held
     )
+
+
+def repeat_interruptions(folder: Path, trials: int = 6) -> FaultResult:
+    """Row 30: a trial that kills its driver every time."""
+    evaluator = MockEvaluator(folder / "log", 0.0)
+    starts, deadly = 0, 2
+    while starts < 8 and len([state for _, state, _ in query_store(folder, TRIALS_QUERY) if state == "complete"]) < 5:
+        starts += 1
+        with driver_process(partial(kill_driver_at, deadly), folder, trials, 1, evaluator, "search.promotion=always"):
+            pass
+    ended = {number: state for number, state, _ in query_store(folder, TRIALS_QUERY)}
+    reasons = query_store(folder, "SELECT number, reason, attempts FROM ac_trials WHERE state = 'failed'")
+    measured = f"{starts} starts; {len(ended)} of {trials} trials ended; failed (trial, reason, attempts): {reasons}"
+    held = len(ended) == trials and [(number, attempts) for number, _, attempts in reasons] == [(deadly, 2)]
+    return FaultResult("failed as interrupted after 2 attempts, the search ends", measured, held and starts == 3)
+
+
+def kill_driver_at(number: int) -> None:
+    """Let this process kill itself when the result of a trial arrives."""
+    from autocompress.engine.driver import Driver
+
+    original = Driver.tell
+
+    def tell(driver: Driver, job: Any, result: Any) -> None:
+        if job.number == number and result.state.value != "failed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(driver, job, result)
+
+    Driver.tell = tell  # type: ignore[method-assign]
+
+
+def exhaust_space(folder: Path, trials: int = 40) -> FaultResult:
+    """Row 31: more trials than the search space has configurations, in two sessions."""
+    evaluator = MockEvaluator(folder / "log", 0.0)
+    few = ("student.cnn={width: [4, 8, 16], depth: [1, 2]}", "distill=none", "search.sampler=random")
+    for count in (4, trials):
+        with driver_process(inject_nothing, folder, count, 1, evaluator, *few):
+            pass
+    keys = [_remove_seed(config) for _, _, config in query_store(folder, TRIALS_QUERY)]
+    measured = f"{len(keys)} trials of {len(set(keys))} configurations, in a space of 6"
+    return FaultResult("no configuration twice, the search ends", measured, 0 < len(keys) == len(set(keys)) <= 6)
 
 
 def compare_tables(root: Path, trials: int = 30, kills: int = 5) -> FaultResult:

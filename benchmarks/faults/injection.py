@@ -157,4 +157,9 @@ def query_store(folder: Path, query: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
+# Trials that ended, with another number of candidates than recipes.
+PARTIAL_QUERY = """
+SELECT number FROM ac_trials t WHERE state = 'complete' AND json_array_length(cuts) !=
+    (SELECT count(*) FROM ac_candidates c WHERE c.trial = t.number AND c.complete)
+"""
 CANDIDATES_QUERY = "SELECT id, config, scores, costs, checkpoint FROM ac_candidates"

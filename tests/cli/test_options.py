@@ -1,8 +1,16 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from autocompress.cli.options import TableFormat, confirm_resume, drop_unset, parse_limits, print_rows
+from autocompress.cli.options import (
+    TableFormat,
+    confirm_resume,
+    drop_unset,
+    parse_limits,
+    prepare_signature,
+    print_rows,
+)
 from autocompress.errors import UnfinishedRunError, UsageError
 
 ROWS = [{"id": "t0c0", "accuracy": 0.5}, {"id": "t0,c1", "accuracy": None}]
@@ -70,3 +78,19 @@ def test_without_a_terminal_an_unfinished_run_is_refused_with_the_command(monkey
     with pytest.raises(UnfinishedRunError) as refused:
         confirm_resume(error)
     assert refused.value is error
+
+
+def test_the_key_of_a_signature_is_read_before_anything_is_written(tmp_path: Path) -> None:
+    prepare_signature(None)(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    pytest.importorskip("cryptography")
+    with pytest.raises(UsageError, match=r"the key .* cannot be read"):
+        prepare_signature(tmp_path / "absent")
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from tests.export.test_signing import write_keys
+
+    add_signature = prepare_signature(write_keys(tmp_path / "keys", Ed25519PrivateKey.generate()))
+    (tmp_path / "manifest.json").write_text("{}")
+    add_signature(tmp_path)
+    assert len((tmp_path / "manifest.sig").read_bytes()) == 64

@@ -1,5 +1,6 @@
-"""The options -v and -q, before and after the name of a command."""
+"""What commands print, and the options -v and -q before and after the name of a command."""
 
+import ast
 import io
 import logging
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
 
 from autocompress.cli import app as cli
 from autocompress.cli.terminal import (
@@ -17,6 +20,7 @@ from autocompress.cli.terminal import (
     StopSignals,
     configure_logging,
     make_console,
+    print_prose,
     print_text,
     progress_console,
     replace_unprintable,
@@ -165,8 +169,40 @@ def test_prose_is_wrapped_at_words_on_a_terminal_only(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     text = "  loses one-third of /some/very/long/path/name"
-    print_text(text)
+    print_prose(text)
     assert capsys.readouterr().out == text + "\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    print_text(text)
+    print_prose(text)
     assert capsys.readouterr().out == "  loses one-third of\n    /some/very/long/path/name\n"
+
+
+HOSTILE = "t0c0\x1b]0;title\x07\x1b[2J\r\u202e\x9b"
+
+
+def test_controls_in_a_text_are_shown_and_not_sent_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_text(HOSTILE)
+    make_console().print(Table(HOSTILE, title=HOSTILE), Text(HOSTILE), HOSTILE, markup=False)
+    configure_logging()
+    LOGGER.warning("%s", HOSTILE)
+    printed = capsys.readouterr()
+    shown = printed.out + printed.err
+    assert shown.count("x1b") >= 6
+    assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+def test_a_console_still_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    console = make_console()
+    console.file = io.StringIO()
+    console.print("word", style="red")
+    assert console.file.getvalue().startswith("\x1b[31mword")
+
+
+def test_commands_print_in_one_way() -> None:
+    folder = Path(cli.__file__).parent
+    for path in sorted(folder.glob("*.py")):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        printing = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("print", "Console")]
+        # `print_text` itself prints.
+        assert len(printing) == (path.stem == "terminal"), path

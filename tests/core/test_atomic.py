@@ -9,6 +9,7 @@ from autocompress.core.atomic import (
     compute_file_sha256,
     compute_sha256,
     create_temporary_folder,
+    open_cache,
     storage_errors,
     write_atomic,
 )
@@ -51,6 +52,36 @@ def test_the_cache_lies_where_the_environment_says_or_in_the_users_cache(
     assert cache_folder() == tmp_path
     monkeypatch.delenv("AUTOCOMPRESS_CACHE")
     assert cache_folder().name == "autocompress"
+
+
+def test_a_folder_of_the_cache_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "deep" / "cache"))
+    folder = open_cache("teachers")
+    assert folder == tmp_path / "deep" / "cache" / "teachers"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    # Earlier versions created it with the permissions of any folder.
+    folder.chmod(0o755)
+    assert open_cache("teachers").stat().st_mode & 0o777 == 0o700
+    for mode in (0o770, 0o707, 0o777):
+        folder.chmod(mode)
+        with pytest.raises(StorageError, match="other users may write to"):
+            open_cache("teachers")
+    folder.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(StorageError, match="belongs to another user"):
+        open_cache("teachers")
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_folder_of_the_cache_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    (tmp_path / "other").mkdir()
+    if kind == "file":
+        (tmp_path / "teachers").touch()
+    else:
+        (tmp_path / "teachers").symlink_to(tmp_path / "other")
+    with pytest.raises(StorageError, match=r"is no folder|is a link"):
+        open_cache("teachers")
 
 
 def test_a_file_has_the_digest_of_its_content(tmp_path: Path) -> None:

@@ -252,8 +252,10 @@ def test_keys_and_items_have_lines() -> None:
         ("a: \x00", "not YAML"),
         ("a: 1\n---\nb: 2", "spec:2"),
         ("a: " + "x" * MAX_BYTES, "larger than"),
-        ("[" * 5000, "spec"),
+        ("[" * 5000, "spec:1: more than 50 levels"),
         ("a: !!set {b}", "spec:1"),
+        ("a: " + "9" * 5000, "spec:1: the number has too many digits"),
+        ("a: 0x" + "f" * 5000, "spec:1: the number has too many digits"),
     ],
 )
 def test_invalid_or_unsafe_text_is_an_error_with_its_line(text: str, message: str) -> None:

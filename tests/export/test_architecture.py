@@ -72,6 +72,12 @@ def test_what_is_unknown_mistyped_or_out_of_bounds_is_named(change: dict[str, An
         parse_architecture(json.dumps(GOOD | change).encode())
 
 
+def test_a_newer_format_says_so() -> None:
+    content = json.dumps({**GOOD, "format": 3, "sparsity": "of a later version"}).encode()
+    with pytest.raises(ArtifactError, match="made by a newer version of autocompress"):
+        parse_architecture(content)
+
+
 @pytest.mark.parametrize("missing", sorted(GOOD))
 def test_what_is_missing_is_named(missing: str) -> None:
     with pytest.raises(ArtifactError, match=missing):

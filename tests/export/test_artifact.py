@@ -267,6 +267,9 @@ def edit(**changes: Any) -> Callable[[bytes], bytes]:
         ({"prune": {"history": {}, "bits": {}}}, "the history of a method that its config does not name"),
         ({"packed": {}}, "does not fit the model"),
         ({"aliases": {"model/more": "model/head.bias"}}, "do not fit the module: more"),
+        # Both would take gigabytes.
+        ({"heads": {f"head{number}": 2**24 for number in range(16)}}, "do not belong together"),
+        ({"inputs": [{"shape": [1, 1, 2**20, 2**20], "dtype": "float32"}]}, "do not belong together"),
     ],
 )
 def test_a_signed_architecture_that_lies_is_refused_with_a_reason(

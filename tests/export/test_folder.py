@@ -99,6 +99,18 @@ def test_a_manifest_of_another_form_is_refused(folder: Path, content: bytes) -> 
         read_files(folder)
 
 
+def test_a_manifest_of_a_newer_format_says_so(folder: Path) -> None:
+    (folder / MANIFEST).write_text(json.dumps({"files": {}, "format": 2, "sha256": "", "signed_by": "x"}))
+    with pytest.raises(ArtifactError, match="made by a newer version of autocompress"):
+        read_files(folder)
+
+
+def test_a_text_file_of_any_size_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocompress.export.folder.LARGEST_TEXT", 10)
+    with pytest.raises(ArtifactError, match=r"architecture\.json|config\.yaml|card\.md"):
+        read_files(folder)
+
+
 def test_a_manifest_must_list_what_loading_needs(tmp_path: Path) -> None:
     write_files(tmp_path / "a", dict.fromkeys(REQUIRED[1:], b"x"), accept)
     with pytest.raises(ArtifactError, match=r"does not list model\.onnx"):
@@ -106,11 +118,11 @@ def test_a_manifest_must_list_what_loading_needs(tmp_path: Path) -> None:
 
 
 def test_an_artifact_is_replaced_whole(folder: Path) -> None:
-    (folder / "verification.txt").write_text("of the old one")
+    (folder / "__pycache__").mkdir()
     newer = dict.fromkeys(REQUIRED, b"newer")
     write_files(folder, newer, accept)
     assert read_files(folder) == newer
-    assert not (folder / "verification.txt").exists()
+    assert not (folder / "__pycache__").exists()
     assert [path.name for path in folder.parent.iterdir()] == ["t1c2"]
 
 
@@ -154,6 +166,36 @@ def test_what_is_no_artifact_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_files(tmp_path / "empty", FILES, accept)
     assert read_files(tmp_path / "empty") == FILES
+
+
+@pytest.mark.parametrize("manifest", [b"", b"{}", b'{"name": "my web app", "start_url": "/"}'])
+def test_a_manifest_of_something_else_does_not_make_a_folder_ours(tmp_path: Path, manifest: bytes) -> None:
+    (tmp_path / MANIFEST).write_bytes(manifest)
+    (tmp_path / "app.js").write_text("years of work")
+    with pytest.raises(ArtifactError, match="is not an artifact; choose another folder"):
+        write_files(tmp_path, FILES, accept)
+    assert (tmp_path / "app.js").read_text() == "years of work"
+
+
+def test_a_file_of_the_user_in_an_artifact_is_not_removed(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"also holds notes\.txt"):
+        write_files(folder, FILES, accept)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_regular_file_is_refused(folder: Path, kind: str) -> None:
+    path = folder / "card.md"
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "link":
+        (folder.parent / "elsewhere").write_bytes(content)
+        path.symlink_to(folder.parent / "elsewhere")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(ArtifactError, match=r"card\.md"):
+        read_files(folder)
 
 
 def test_no_space_is_a_storage_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

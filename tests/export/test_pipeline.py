@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from autocompress.core.preprocessing import (
     CandidatesInput,
@@ -162,6 +162,15 @@ class TestImages:
         fixed = ImageInput((3, 6, 9), False, (0.0,) * 3, (1.0,) * 3)
         with pytest.raises(PipelineError, match="the image is 40x40; the model takes 9x6"):
             encoder(fixed)(content.getvalue())
+
+    def test_an_image_that_declares_many_pixels_is_refused_before_it_is_decoded(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        content = io.BytesIO()
+        Image.new("1", (10_000, 10_000)).save(content, "PNG")
+        monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
+        with pytest.raises(PipelineError, match="has 10000x10000 pixels"):
+            encoder(self.RECORD)(content.getvalue())
 
 
 class TestTexts:
@@ -483,6 +492,7 @@ def test_a_specification_of_another_export_is_refused(folder: Path) -> None:
         (lambda record: record["inputs"][0].update(kind="smell"), "the unknown kind 'smell'"),
         (lambda record: record.pop("session"), "preprocess.json was changed"),
         (lambda record: record.update(inputs=3), "preprocess.json was changed"),
+        (lambda record: record.update(session={"session.save_model": "x"}), "options of a session"),
     ],
 )
 def test_a_specification_of_another_version_is_refused(

@@ -238,3 +238,10 @@ def test_damaged_sparse_tensors_are_refused(name: str, change: Callable[[Tensor]
         damaged[name] = change(stored[name])
     with pytest.raises(ArtifactError, match=f"model.safetensors.*'{name[0]}"):
         unpack_tensors(damaged, packed, {})
+
+
+def test_many_constants_that_would_fill_the_memory_are_refused_before_any_is_made() -> None:
+    form = Packed(bits=0, offset=0, shape=(2**24,), dtype="float64", form="mask")
+    packed = {f"weight{number}": form for number in range(60)}
+    with pytest.raises(ArtifactError, match=r"its 4 bytes declare tensors of 8,053,063,680"):
+        unpack_tensors({"bias": torch.zeros(1)}, packed, {})

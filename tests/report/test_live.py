@@ -1,13 +1,17 @@
 """The server of a live page: on loopback, for who knows its address, rendering only what has changed."""
 
 import http.client
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
 
-from autocompress.report.live import LiveServer
+from autocompress.errors import UsageError
+from autocompress.report.live import MAX_CLIENTS, LiveServer, Page
 
 
 @dataclass
@@ -70,3 +74,46 @@ def test_nobody_else_is_answered(server: LiveServer, source: Source) -> None:
     assert ask(server, root, host=f"localhost:{server.server_port}")[0] == 200
     assert ask(server, root, method="POST")[0] == 501
     assert source.rendered == ["1"]
+
+
+def connect(server: LiveServer) -> socket.socket:
+    return socket.create_connection(server.server_address[:2], timeout=10)
+
+
+def test_clients_that_say_nothing_take_no_more_than_their_places(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Page, "timeout", 0.3)
+    silent = [connect(server) for _ in range(MAX_CLIENTS)]
+    # All places are taken: the next one is closed at once, without an answer.
+    with connect(server) as further:
+        assert further.recv(1) == b""
+    # The silent ones are closed after the time-out, and the page is answered again.
+    assert [client.recv(1) for client in silent] == [b""] * MAX_CLIENTS
+    assert ask_again(server) == 200
+    for client in silent:
+        client.close()
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_closed_too(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autocompress.report.live.CONNECTION_SECONDS", 0.2)
+    with connect(server) as slow:
+        slow.sendall(b"GET /")
+        assert slow.recv(1) == b""
+    assert ask_again(server) == 200
+
+
+def ask_again(server: LiveServer) -> int:
+    """Ask until a thread that ends has released its place."""
+    for _ in range(100):
+        with suppress(http.client.HTTPException, OSError):
+            return ask(server, f"/{server.token}/")[0]
+        time.sleep(0.02)
+    return 0
+
+
+def test_a_port_in_use_is_one_line(server: LiveServer) -> None:
+    with pytest.raises(UsageError, match=f"port {server.server_port} is in use; choose another --port"):
+        LiveServer(str, str, server.server_port)

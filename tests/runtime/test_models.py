@@ -68,10 +68,10 @@ def test_a_folder_twice_none_at_all_and_a_damaged_one_are_refused(tmp_path: Path
         load_models([folder, folder])
     with pytest.raises(UsageError, match="at least one exported folder"):
         load_models([])
-    with pytest.raises(ArtifactError, match="is no artifact"):
+    with pytest.raises(ArtifactError, match="is not an artifact"):
         load_model(tmp_path / "missing")
     (folder / "preprocess.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="was changed"):
+    with pytest.raises(ArtifactError, match="has 2 bytes instead of"):
         load_models([folder])
 
 

@@ -10,7 +10,7 @@ import autocompress
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import CompressionRecipe, Job, Role, State, TrialResult
 from autocompress.core.run_info import RunInfo
-from autocompress.errors import RunFolderError, StorageError, UsageError
+from autocompress.errors import RunFolderError, SearchFailedError, StorageError, UsageError
 from autocompress.store.run_store import RunStore
 from tests.fakes import fake_result
 
@@ -252,6 +252,113 @@ def test_a_value_that_was_changed_on_disk_is_never_read(tmp_path: Path, change: 
     for attempt in (RunStore.read, RunStore.open):
         with pytest.raises(RunFolderError, match=f"{named} changed since written.*recover"):
             attempt(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["deleted", "moved", "replaced"])
+def test_a_run_folder_that_vanishes_is_noticed_at_the_next_result(tmp_path: Path, kind: str) -> None:
+    run = tmp_path / "run"
+    study = filled(run)
+    if kind == "deleted":
+        shutil.rmtree(run)
+    else:
+        run.rename(tmp_path / "moved")
+    if kind == "replaced":
+        filled(run).close()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SearchFailedError, match="was deleted, moved or replaced"):
+        study.record_result(replace(fake_result(job()), checkpoints={"t0p1": b"x"}), elapsed=2.0, hypervolume=0.5)
+    with pytest.raises(SearchFailedError, match="was deleted, moved or replaced"):
+        study.add_job(job(1), 1)
+    # Nothing was created in its place.
+    assert sorted(tmp_path.rglob("*")) == before
+    study.close()
+
+
+HOSTILE_NAMES = [
+    ("UPDATE ac_candidates SET id = '../../../my-web-app' WHERE id = 't0c1'", "candidate id"),
+    ("UPDATE ac_candidates SET id = char(27) || '[2J' WHERE id = 't0c1'", "candidate id"),
+    ("UPDATE ac_candidates SET id = '; rm -rf ~' WHERE id = 't0c1'", "candidate id"),
+    ("UPDATE ac_candidates SET checkpoint = '/dev/zero' WHERE id = 't0c1'", "name of a checkpoint"),
+    ("UPDATE ac_meta SET value = '\"../x\"' WHERE key = 'name'", "name of a run"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind"), HOSTILE_NAMES)
+def test_a_run_with_a_name_that_is_none_is_not_opened(tmp_path: Path, change: str, kind: str) -> None:
+    # The seals are renewed: they detect damage, and anyone can compute them.
+    filled(tmp_path)._connection.execute(change)
+    for attempt in (RunStore.read, RunStore.open):
+        with pytest.raises(RunFolderError, match=f"is no {kind}") as refusal:
+            attempt(tmp_path)
+        assert str(refusal.value).isprintable()
+
+
+FOREIGN_SCHEMAS = [
+    "CREATE VIEW extra AS SELECT 1",
+    "CREATE TRIGGER mine AFTER UPDATE ON ac_trials BEGIN DELETE FROM ac_candidates; END",
+    "CREATE VIRTUAL TABLE extra USING fts5(text)",
+    "DROP TRIGGER ac_meta_insert; CREATE TRIGGER ac_meta_insert AFTER INSERT ON ac_meta BEGIN SELECT 1; END",
+    "DROP INDEX ac_candidates_trial; CREATE INDEX ac_candidates_trial ON ac_candidates (upper(id))",
+    "ALTER TABLE ac_notes RENAME TO real; CREATE VIEW ac_notes AS SELECT * FROM real",
+]
+
+
+@pytest.mark.parametrize("change", FOREIGN_SCHEMAS)
+def test_a_view_or_trigger_of_someone_else_is_refused(tmp_path: Path, change: str) -> None:
+    study = filled(tmp_path)
+    study._connection.executescript(change)
+    study.close()
+    for attempt in (RunStore.read, RunStore.open):
+        with pytest.raises(RunFolderError, match="is not one that autocompress writes"):
+            attempt(tmp_path)
+
+
+MALFORMED_ROWS = [
+    'UPDATE ac_candidates SET scores = \'{"select_val": {"id": 1}}\'',
+    'UPDATE ac_candidates SET scores = \'{"unknown split": {"accuracy": 1}}\'',
+    "UPDATE ac_candidates SET costs = '[]'",
+    'UPDATE ac_candidates SET costs = \'{"effective_flops": "fast"}\'',
+    "UPDATE ac_candidates SET config = '{\"seed\": 1}'",
+    "UPDATE ac_candidates SET details = replace(hex(zeroblob(5000)), '00', '[')",
+    "UPDATE ac_trials SET curve = '{'",
+    "UPDATE ac_trials SET seconds = 'long'",
+]
+
+
+@pytest.mark.parametrize("change", MALFORMED_ROWS)
+def test_a_row_of_another_form_is_damage(tmp_path: Path, change: str) -> None:
+    study = filled(tmp_path)
+    study._connection.execute(change)
+    study.close()
+    with RunStore.read(tmp_path) as again, pytest.raises(RunFolderError, match="is damaged"):
+        assert [again.candidate_table(), again.trial_table()]
+
+
+def test_a_check_that_takes_more_steps_than_its_file_explains_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path).close()
+    monkeypatch.setattr("autocompress.store.schema.LARGEST_STEPS", -(2**40))
+    monkeypatch.setattr("autocompress.store.schema.STEPS_PER_CALL", 1)
+    with pytest.raises(RunFolderError, match="interrupted"):
+        RunStore.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["study.db", "study.db-shm", ".lock", "checkpoints"])
+def test_a_link_in_a_run_folder_is_not_followed(tmp_path: Path, name: str) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    filled(run).close()
+    path = run / name
+    if path.is_dir():
+        path.rename(other)
+    else:
+        other.write_bytes(path.read_bytes() if path.exists() else b"a file of the user")
+        path.unlink(missing_ok=True)
+    path.symlink_to(other)
+    before = other.read_bytes() if other.is_file() else sorted(other.iterdir())
+    with pytest.raises(RunFolderError, match=r"is no regular file|is a link"), RunStore.open(run) as study:
+        study.record_result(replace(fake_result(job()), checkpoints={"t0p1": b"weights"}), elapsed=2.0, hypervolume=0.5)
+    assert (other.read_bytes() if other.is_file() else sorted(other.iterdir())) == before
 
 
 def test_a_schema_that_is_no_text_any_more_is_damage(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ PARTS = st.builds(
 )
 MAYBE = st.none() | PARTS
 TRAININGS = st.builds(CompressionConfig, PARTS, st.tuples(PARTS), PARTS, seed=st.integers(0, 2**31))
+CHECKPOINTS = st.builds("t{}p{}".format, st.integers(0, 9999), st.integers(0, 9))
 JOBS = st.builds(
     Job,
     st.integers(0, 10**6),
@@ -42,7 +43,7 @@ JOBS = st.builds(
     st.sampled_from(Role),
     st.none() | st.integers(0, 2),
     st.none() | st.integers(1, 99),
-    st.none() | st.builds(BaseCheckpoint, st.text(max_size=9), MAYBE, st.integers(0, 99)),
+    st.none() | st.builds(BaseCheckpoint, CHECKPOINTS, MAYBE, st.integers(0, 99)),
 )
 METRICS = st.dictionaries(st.sampled_from(["accuracy", "f1"]), NUMBERS)
 CANDIDATES = st.builds(

@@ -1,14 +1,20 @@
+import hashlib
+import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from autocompress.core.config import Part
 from autocompress.tasks.images import Digits
 from autocompress.training.fit import predict
-from autocompress.trial.teacher import TeacherRecipe, cache_folder, load_teacher, teacher_name
+from autocompress.trial.teacher import TeacherRecipe, load_teacher, teacher_name
 
 TASK = Digits()
 SPLITS = TASK.splits(0)
@@ -82,6 +88,72 @@ def test_a_damaged_cache_is_noticed_and_trained_again(stored: Path, tmp_path: Pa
     assert not load_teacher(TASK, SPLITS, RECIPE).trained
 
 
+def renew_checksums(folder: Path) -> None:
+    record = json.loads((folder / "teacher.json").read_text())
+    for name in record["sha256"]:
+        record["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / "teacher.json").write_text(json.dumps(record))
+
+
+def change_tensors(folder: Path, name: str, change: Callable[[Tensor], Tensor]) -> None:
+    """Change the tensors of a file as someone who can also write the record would."""
+    tensors = load_file(folder / name)
+    save_file({key: change(tensor).contiguous() for key, tensor in tensors.items()}, folder / name)
+    renew_checksums(folder)
+
+
+def replace_by_folder(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name / "inside").mkdir(parents=True)
+
+
+def replace_by_link(folder: Path, name: str) -> None:
+    (folder / name).rename(folder.parent / "elsewhere")
+    (folder / name).symlink_to(folder.parent / "elsewhere")
+
+
+def change_record(folder: Path, **entries: object) -> None:
+    record = json.loads((folder / "teacher.json").read_text())
+    (folder / "teacher.json").write_text(json.dumps({**record, **entries}))
+
+
+TAMPERING: dict[str, Callable[[Path], object]] = {
+    "other weights": lambda folder: change_tensors(folder, "weights.safetensors", lambda t: t + 1),
+    "weights that are not finite": lambda folder: change_tensors(folder, "weights.safetensors", lambda t: t / 0),
+    "logits of another teacher": lambda folder: change_tensors(folder, "logits.safetensors", lambda t: t.flip(-1)),
+    "logits of another length": lambda folder: change_tensors(folder, "logits.safetensors", lambda t: t[1:]),
+    "a folder for the weights": lambda folder: replace_by_folder(folder, "weights.safetensors"),
+    "a folder for the record": lambda folder: replace_by_folder(folder, "teacher.json"),
+    "a link for the logits": lambda folder: replace_by_link(folder, "logits.safetensors"),
+    "a folder for the lock": lambda folder: replace_by_folder(folder, ".lock"),
+    "the record of another teacher": lambda folder: change_record(folder, name="digits-000000000000"),
+    "a curve of another form": lambda folder: change_record(folder, curve=[{"epoch": "first"}]),
+    "a record that names other files": lambda folder: change_record(folder, sha256={"../../passwd": "0"}),
+}
+
+
+class PlainDigits(Digits):
+    """Digits without augmented views, whose logits take most of the time of a test."""
+
+    views = 1
+
+
+@pytest.mark.parametrize("kind", TAMPERING)
+def test_whatever_is_odd_in_an_entry_is_trained_again(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Training takes a second, and this test is about what comes before and after it.
+    monkeypatch.setattr("autocompress.trial.teacher.fit", lambda model, request: SimpleNamespace(curve=[]))
+    task = PlainDigits()
+    assert load_teacher(task, SPLITS, RECIPE).trained
+    (folder,) = (tmp_path / "teachers").iterdir()
+    TAMPERING[kind](folder)
+    again = load_teacher(task, SPLITS, RECIPE)
+    # The lock is no part of what was trained.
+    assert again.trained == ("damaged" in again.notice) == (kind != "a folder for the lock")
+    assert not load_teacher(task, SPLITS, RECIPE).trained
+
+
 @pytest.mark.slow
 def test_a_teacher_that_travels_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = load_teacher(TASK, SPLITS, RECIPE)
@@ -110,10 +182,6 @@ def test_each_part_of_the_recipe_counts_in_the_fingerprint() -> None:
         for splits in (SPLITS, TASK.splits(1))
     }
     assert len(prints) == 8
-
-
-def test_the_cache_lies_where_the_environment_says(tmp_path: Path) -> None:
-    assert cache_folder() == tmp_path
 
 
 @pytest.mark.slow

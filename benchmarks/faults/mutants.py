@@ -1,0 +1,102 @@
+"""Mutants: a guard is taken out in a copy of the package, and a row must fail there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A guard and the rows that depend on it.
+
+    Attributes:
+        guard: Name of the guard.
+        path: File that holds it.
+        edits: Texts that occur once in the file, and what replaces them.
+        rows: Rows of the benchmark, one of which must fail.
+    """
+
+    guard: str
+    path: str
+    edits: tuple[tuple[str, str], ...]
+    rows: tuple[int, ...]
+
+    def apply(self, root: Path) -> None:
+        """Take the guard out of a copy of the package.
+
+        Raises:
+            ValueError: A text does not occur once: the code has changed.
+        """
+        path = root / self.path
+        content = path.read_text(encoding="utf-8")
+        for before, after in self.edits:
+            if content.count(before) != 1:
+                raise ValueError(f"{self.guard}: {before!r} occurs {content.count(before)} times in {self.path}")
+            content = content.replace(before, after)
+        path.write_text(content, encoding="utf-8")
+
+
+ATOMIC, SCHEMA = "autocompress/core/atomic.py", "autocompress/store/schema.py"
+STORE, DRIVER = "autocompress/store/run_store.py", "autocompress/engine/driver.py"
+MUTANTS = (
+    Mutant("fsync of a file", ATOMIC, (("os.fsync(file.fileno())", "pass"),), (29,)),
+    Mutant("fsync of its folder", ATOMIC, (("            sync_folder(path.parent)\n", ""),), (29,)),
+    Mutant("PRAGMA synchronous", SCHEMA, (("PRAGMA synchronous=FULL", "PRAGMA synchronous=OFF"),), (29,)),
+    Mutant(
+        "atomic write",
+        ATOMIC,
+        (("handle, aside = create_temporary(path)", "aside = str(path); handle = os.open(path, 0o1102, 0o666)"),),
+        (29,),
+    ),
+    Mutant(
+        "transaction",
+        STORE,
+        (('self._connection.execute("BEGIN IMMEDIATE")', "pass"), ('self._connection.execute("COMMIT")', "pass")),
+        (1,),
+    ),
+    Mutant("duplicate guard", DRIVER, (("if self._feedback.has_trial(key):", "if False:"),), (31,)),
+    Mutant("lock", SCHEMA, (("lock.acquire(timeout=0)", "pass"),), (6,)),
+    Mutant("seals", STORE, (("in SEALED.items():", "in ():"),), (7,)),
+    Mutant("integrity check", STORE, (('if verdict != "ok":', "if False:"),), (7,)),
+    Mutant("interrupted-twice rule", DRIVER, (("if stored.attempts < MAX_ATTEMPTS:", "if True:"),), (30,)),
+)
+
+
+def run_mutant(mutant: Mutant, folder: Path) -> list[int]:
+    """Return the rows that fail without a guard.
+
+    Args:
+        mutant: The guard.
+        folder: An empty folder for the copy.
+    """
+    for name in ("autocompress", "benchmarks", "search_spaces"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    mutant.apply(folder)
+    table = folder / "table.md"
+    command = [sys.executable, "-m", "benchmarks.faults", "--out", str(table), "--rows", *map(str, mutant.rows)]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if not table.exists():
+        raise RuntimeError(f"{mutant.guard}: the benchmark did not end: {done.stderr[-500:]}")
+    return [int(row) for row in re.findall(r"^\| (\d+) \|.*\*\*no\*\*", table.read_text(), re.MULTILINE)]
+
+
+def format_mutants(mutants: Sequence[Mutant], folder: Path) -> list[str]:
+    """Run mutants one after the other, print a line each, and return the rows of the table."""
+    lines = ["| guard taken out | rows run | rows that fail | caught |", "|---|---|---|---|"]
+    for number, mutant in enumerate(mutants):
+        copy = folder / str(number)
+        copy.mkdir(parents=True)
+        failed = run_mutant(mutant, copy)
+        rows, shown = (", ".join(map(str, numbers)) or "none" for numbers in (mutant.rows, failed))
+        lines.append(f"| {mutant.guard} | {rows} | {shown} | {'yes' if failed else '**no**'} |")
+        print(lines[-1], flush=True)
+        shutil.rmtree(copy, ignore_errors=True)
+    return lines

@@ -1,0 +1,193 @@
+"""Power loss: the driver's system calls are recorded, and replayed up to an instant without what was not synced."""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.faults.injection import OBJECTIVES, SPEC, FaultResult
+
+ACKNOWLEDGED, PAGE = "acknowledged", "page.html"
+CALLS = "openat,write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat"
+_CALL = re.compile(r"(\w+)\((.*)\) += (\d+)")
+_TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
+_DESCRIPTOR = re.compile(r"^(\d+)<([^>]*)>")
+
+
+@dataclass
+class Inode:
+    """A file: its content now, and its content that was synced."""
+
+    content: bytearray = field(default_factory=bytearray)
+    synced: bytes = b""
+
+
+@dataclass
+class Disk:
+    """Files under a folder, as system calls leave them; folders themselves are always durable.
+
+    Attributes:
+        names: Path to file, now.
+        synced_names: The same for entries whose folder was synced.
+        offsets: Descriptor to its position.
+    """
+
+    names: dict[str, Inode] = field(default_factory=dict)
+    synced_names: dict[str, Inode] = field(default_factory=dict)
+    offsets: dict[int, int] = field(default_factory=dict)
+
+    def sync_folder(self, folder: str) -> None:
+        """Make the entries of a folder durable."""
+        for name in [name for name in self.synced_names if os.path.dirname(name) == folder]:
+            del self.synced_names[name]
+        self.synced_names |= {name: node for name, node in self.names.items() if os.path.dirname(name) == folder}
+
+    def write(self, path: str, data: bytes, offset: int) -> None:
+        """Write at a position; a gap is filled with zeros."""
+        content = self.names.setdefault(path, Inode()).content
+        if len(content) < offset:
+            content.extend(bytes(offset - len(content)))
+        content[offset : offset + len(data)] = data
+
+    def apply(self, call: str, text: str, result: int) -> None:
+        """Apply a system call of the trace."""
+        strings = [bytes.fromhex(match[1].replace("\\x", "")) for match in _TEXT.finditer(text)]
+        match = _DESCRIPTOR.match(text)
+        number, path = (int(match[1]), _decode(match[2])) if match else (-1, "")
+        numbers = [int(word) for word in re.findall(r", (\d+)", text)]
+        if call == "openat":
+            name = os.fsdecode(strings[0])
+            if "O_CREAT" in text:
+                self.names.setdefault(name, Inode())
+            if "O_TRUNC" in text and name in self.names:
+                self.names[name].content.clear()
+            is_appended = "O_APPEND" in text and name in self.names
+            self.offsets[result] = len(self.names[name].content) if is_appended else 0
+        elif call == "write":
+            self.write(path, strings[0][:result], self.offsets.get(number, 0))
+            self.offsets[number] = self.offsets.get(number, 0) + result
+        elif call == "pwrite64":
+            self.write(path, strings[0][:result], numbers[-1])
+        elif call == "ftruncate":
+            content = self.names[path].content
+            size = numbers[-1]
+            content[size:] = bytes(max(0, size - len(content)))
+        elif call in ("fsync", "fdatasync"):
+            if path in self.names:
+                self.names[path].synced = bytes(self.names[path].content)
+            else:
+                self.sync_folder(path)
+        elif call.startswith("rename"):
+            self.names[os.fsdecode(strings[1])] = self.names.pop(os.fsdecode(strings[0]))
+        elif call.startswith("unlink"):
+            self.names.pop(os.fsdecode(strings[-1]), None)
+
+    def restore(self, root: str, folder: Path) -> None:
+        """Write what a power loss leaves to a folder."""
+        for name, node in self.synced_names.items():
+            path = folder / os.path.relpath(name, root)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(node.synced)
+
+
+def record_search(folder: Path, trials: int) -> None:
+    """Search with mock trials in this process; append the ids of each stored result to a file once it is stored."""
+    from autocompress.core.atomic import write_atomic
+    from autocompress.core.run_info import RunInfo
+    from autocompress.engine.driver import Driver
+    from autocompress.engine.sampler.optuna import OptunaSampler
+    from autocompress.engine.space import open_space
+    from autocompress.engine.spec import parse_spec
+    from autocompress.store.run_store import RunStore
+    from benchmarks.mock_trials import mock_result
+
+    source = parse_spec(SPEC, "x", [f"search.trials={trials}", "search.sampler=random"])
+    store = RunStore.create(folder / "run", RunInfo(name="x"))
+    sampler = OptunaSampler(store, "x", "random", 0, ["maximize", "minimize"], ["accuracy", "cost"])
+    driver = Driver(store, open_space(source), source.spec.search, sampler, OBJECTIVES, {})
+    acknowledged = os.open(folder / ACKNOWLEDGED, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    while (job := driver.ask()) is not None:
+        result = mock_result(job)
+        driver.tell(job, result)
+        os.write(acknowledged, (json.dumps([candidate.id for candidate in result.candidates]) + "\n").encode())
+        # A file that is replaced again and again.
+        write_atomic(folder / "run" / PAGE, f"{job.number:06d}" * 1000)
+    store.close()
+
+
+def lose_power(root: Path, points: int = 50, trials: int = 10) -> FaultResult:
+    """Row 29: power loss at random instants: what was not synced is dropped, entries of folders too."""
+    expected = "what was stored is there, once and whole; files are old or new"
+    if shutil.which("strace") is None:
+        return FaultResult(expected, "not measured: strace is not installed", False)
+    (root / "recorded").mkdir()
+    recorded, trace = (root / "recorded").resolve(), root / "trace"
+    arguments = f"Path({str(recorded)!r}), {trials}"
+    code = f"from pathlib import Path; from benchmarks.faults.power import record_search; record_search({arguments})"
+    options = ["-qq", "-y", "-xx", "-s", "100000000", "-e", f"trace={CALLS}", "-o", str(trace)]
+    subprocess.run(["strace", *options, sys.executable, "-c", code], check=True)
+    calls = list(_read_calls(trace, str(recorded)))
+    # Before the first acknowledgement nothing can be lost.
+    first = next(at for at, call in enumerate(calls) if f"/{ACKNOWLEDGED}" in call[1] and call[0] == "write")
+    instants = sorted(random.Random(0).sample(range(first + 1, len(calls) + 1), min(points, len(calls) - first)))
+    counts = {"lost": 0, "without their file": 0, "files half-written": 0, "stores that cannot be read": 0}
+    disk, done = Disk(), 0
+    for instant in instants:
+        for call in calls[done:instant]:
+            disk.apply(*call)
+        done = instant
+        shutil.rmtree(root / "after", ignore_errors=True)
+        disk.restore(str(recorded), root / "after")
+        lines = bytes(disk.names[str(recorded / ACKNOWLEDGED)].content).decode().splitlines()
+        for name, count in _count_losses(root / "after" / "run", [name for line in lines for name in json.loads(line)]):
+            counts[name] += count
+    measured = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return FaultResult(
+        expected, f"{len(instants)} instants of {len(calls)} calls: {measured}", not any(counts.values())
+    )
+
+
+def _count_losses(run: Path, acknowledged: list[str]) -> Iterator[tuple[str, int]]:
+    from autocompress.errors import AutocompressError
+    from autocompress.store.run_store import RunStore
+
+    page = (run / PAGE).read_text() if (run / PAGE).exists() else ""
+    # Every version repeats its number a thousand times.
+    yield "files half-written", int(page != page[:6] * 1000)
+    try:
+        with RunStore.read(run) as store:
+            table = store.candidate_table()
+            checkpoints = {
+                identity: store.read_candidate(identity).checkpoint for identity in set(table["id"]) & {*acknowledged}
+            }
+            missing = [name for name in checkpoints.values() if name and not _is_whole(store.checkpoint_path(name))]
+    except (AutocompressError, OSError, KeyError):
+        yield "stores that cannot be read", 1
+        return
+    yield "lost", len({*acknowledged} - {*checkpoints})
+    yield "without their file", len(missing)
+
+
+def _is_whole(path: Path) -> bool:
+    # A mock trial stores seven bytes.
+    return path.is_file() and len(path.read_bytes()) == 7
+
+
+def _read_calls(trace: Path, root: str) -> Iterator[tuple[str, str, int]]:
+    """Yield name, arguments and result of each successful call on a path below a folder."""
+    with trace.open() as lines:
+        for line in lines:
+            # Paths are written in hexadecimal like every text.
+            match = _CALL.match(line) if root.encode().hex() in line.replace("\\x", "") else None
+            if match:
+                yield match[1], match[2], int(match[3])
+
+
+def _decode(path: str) -> str:
+    return os.fsdecode(bytes.fromhex(path.replace("\\x", ""))) if path.startswith("\\x") else path
