@@ -31,6 +31,8 @@ class ImageInput:
         std: Standard deviation of each channel after the division by ``scale``.
         white: Value of a white pixel; brighter bytes are mapped to whole numbers from 0 to ``white``.
         scale: Divisor of the pixels.
+        background: Colour behind transparent pixels.
+        peak: Value of white in a picture of more than eight bits.
         name: Name of the input.
     """
 
@@ -40,6 +42,8 @@ class ImageInput:
     std: tuple[float, ...]
     white: int = 255
     scale: float = 1.0
+    background: str = "white"
+    peak: float = 65535.0
     name: str = "image"
 
     kind: ClassVar[str] = "image"

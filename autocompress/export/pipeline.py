@@ -270,6 +270,7 @@ class ImageEncoder:
         self.operations: Any = ImageOps
         self.shape, self.resize, self.white = tuple(entry["shape"]), entry["resize"], entry["white"]
         self.scale = np.float32(entry["scale"])
+        self.background, self.peak = entry["background"], entry["peak"]
         self.mean, self.std = (np.asarray(entry[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "std"))
 
     def __call__(self, value: Any) -> Array:
@@ -313,12 +314,13 @@ class ImageEncoder:
             # JPEG decodes at half, a quarter or an eighth of the size.
             picture.draft(mode, (width, height))
         picture = self.operations.exif_transpose(picture)
-        if picture.mode.startswith("I"):
-            # Pillow would clip 16-bit values to 255 instead of scaling them.
-            picture = self.image.fromarray((np.asarray(picture).clip(0, 65535) >> 8).astype(np.uint8))
-        # Pillow warns if a palette with transparency is not converted to RGBA first.
-        if "transparency" in picture.info:
+        if picture.mode == "F" or picture.mode.startswith("I"):
+            # Pillow would clip the values to 255 instead of scaling them.
+            values = np.nan_to_num(np.asarray(picture, np.float64)).clip(0, self.peak)
+            picture = self.image.fromarray(np.rint(values * (255 / self.peak)).astype(np.uint8))
+        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
+            picture = self.image.alpha_composite(self.image.new("RGBA", picture.size, self.background), picture)
         picture = picture.convert(mode)
         if self.resize:
             picture = self.operations.fit(picture, (width, height), method=self.image.Resampling.BILINEAR)

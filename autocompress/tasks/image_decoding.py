@@ -6,8 +6,8 @@ A cache entry consists of ``<key>.npy``, which is memory-mapped and therefore sh
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,18 @@ from autocompress.core.untrusted import require_regular
 from autocompress.errors import RunFolderError, UsageError
 
 # Version of the cache entries; a new one invalidates them.
-FORMAT = 1
+FORMAT = 2
 MAX_UNREADABLE_SHARE = 0.05
 # Pixels of an image before it is decoded, 192 MB in RGB; as in pipeline.py.
 LARGEST_IMAGE = 2**26
 # Exceptions of Pillow for files that are not images, are truncated, or are so large that decoding exhausts the memory.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# EXIF tag of the rotation that a camera recorded.
+ORIENTATION = 0x0112
+# What a survey counts.
+KINDS = ("grey", "colour", "transparent", "deep", "rotated")
+# Usual values of white: of floats, then of 8, 10, 12, 14 and 16 bits.
+PEAKS = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 # Pillow's mode for each number of channels.
 MODES = {1: "L", 3: "RGB"}
 
@@ -85,28 +91,101 @@ def check_pixels(image: Image.Image) -> Image.Image:
     return image
 
 
-def image_shape(source: ImageSource, size: int | None, channels: int | None) -> Shape:
-    """Return ``(C, H, W)`` from the options, or from the first readable image where they are not set.
+@dataclass(frozen=True)
+class Tones:
+    """How transparency and more than eight bits become bytes.
+
+    Attributes:
+        background: Colour behind transparent pixels, as Pillow names it: ``white`` or ``#ffcc00``.
+        peak: Value of white in images of 16 or 32 bits.
+    """
+
+    background: str = "white"
+    peak: float = 65535.0
+
+
+@dataclass(frozen=True)
+class ImageSurvey:
+    """What the images of a source are, by their headers.
+
+    Attributes:
+        size: Height and width of the first readable image, upright.
+        counts: Number of images by kind: ``grey``, ``colour``, ``transparent``, ``deep`` (16 or 32 bits), ``rotated``.
+        largest: Largest value of the deep images; 0 if there are none.
+    """
+
+    size: tuple[int, int]
+    counts: Mapping[str, int]
+    largest: float
+
+    @property
+    def channels(self) -> int:
+        """1 if all images are grey, else 3."""
+        return 3 if self.counts["colour"] else 1
+
+    @property
+    def peak(self) -> float:
+        """Value of white in deep images: the end of the narrowest usual range that contains them all."""
+        return next((peak for peak in PEAKS if self.largest <= peak), PEAKS[-1]) if self.largest else Tones.peak
+
+
+def survey_images(source: ImageSource) -> ImageSurvey:
+    """Return what the images are; only those of more than eight bits are decoded. The cache folder keeps the result.
 
     Raises:
         UsageError: No image can be read.
+        StorageError: The cache folder cannot be written.
     """
-    if size is not None and channels is not None:
-        return channels, size, size
+    if source.cache_key is None:
+        return _survey_images(source)
+    key = fingerprint([FORMAT, PIL.__version__, "survey", list(source.names), source.cache_key])
+    path = open_cache("images") / f"{key}.survey.json"
+    try:
+        require_regular([path])
+        record = json.loads(path.read_text())
+        height, width = map(int, record["size"])
+        counts = {kind: int(record["counts"][kind]) for kind in KINDS}
+        return ImageSurvey((height, width), counts, float(record["largest"]))
+    except (AttributeError, KeyError, OSError, RecursionError, RunFolderError, TypeError, ValueError):
+        survey = _survey_images(source)
+        write_atomic(path, json.dumps(asdict(survey)))
+        return survey
+
+
+def _survey_images(source: ImageSource) -> ImageSurvey:
+    size: tuple[int, int] | None = None
+    counts = dict.fromkeys(KINDS, 0)
+    largest = 0.0
     for number in range(len(source)):
         try:
-            with source.load(number) as opened:
-                image = ImageOps.exif_transpose(opened)
-            side = (image.height, image.width) if size is None else (size, size)
+            with source.load(number) as image:
+                is_rotated = image.getexif().get(ORIENTATION, 1) != 1
+                if size is None:
+                    upright = ImageOps.exif_transpose(image)
+                    size = upright.height, upright.width
+                if _is_deep(image):
+                    counts["deep"] += 1
+                    largest = max(largest, float(np.nanmax(np.asarray(image), initial=0.0)))
+                counts["transparent"] += _is_transparent(image)
+                # Modes of one channel: 1 bit, 8 bits, 8 bits with alpha; and those of more than 8 bits.
+                counts["grey" if image.mode in ("1", "L", "LA", "La") or _is_deep(image) else "colour"] += 1
+                counts["rotated"] += is_rotated
         except UNREADABLE:
             continue
-        # Modes of one channel: 1 bit, 8 bits, 8 bits with alpha, 32 bits and 16 bits.
-        grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
-        return channels or (1 if grey else 3), *side
-    raise UsageError(f"none of the {len(source)} images can be read; the first is {source.names[0]}")
+    if size is None:
+        raise UsageError(f"none of the {len(source)} images can be read; the first is {source.names[0]}")
+    return ImageSurvey(size, counts, largest)
 
 
-def decode_images(source: ImageSource, shape: Shape, resize: bool) -> DecodedImages:
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def decode_images(source: ImageSource, shape: Shape, resize: bool, tones: Tones = Tones()) -> DecodedImages:
     """Return all images of a source as bytes, from the cache if it has them.
 
     If several processes request the same images, one decodes them and the others wait.
@@ -115,6 +194,7 @@ def decode_images(source: ImageSource, shape: Shape, resize: bool) -> DecodedIma
         source: Images to decode.
         shape: Shape ``(C, H, W)`` of each decoded image.
         resize: Whether images of another size are resized and cropped; otherwise they raise an error.
+        tones: How transparency and more than eight bits become bytes.
 
     Raises:
         UsageError: An image has another size, or more than one in twenty cannot be read.
@@ -122,12 +202,12 @@ def decode_images(source: ImageSource, shape: Shape, resize: bool) -> DecodedIma
     """
     unreadable: dict[int, str] = {}
     # A generator: on a cache hit no image is opened, and on a miss one image at a time is in memory.
-    images = _iterate_images(source, shape, resize, unreadable)
+    images = _iterate_images(source, shape, resize, tones, unreadable)
     if source.cache_key is None:
         return _build_images(source, np.stack(list(images)), unreadable)
     folder = open_cache("images")
     # Pillow's version is part of the key, because decoders may differ between versions.
-    key = fingerprint([FORMAT, PIL.__version__, shape, resize, list(source.names), source.cache_key])
+    key = fingerprint([FORMAT, PIL.__version__, shape, resize, asdict(tones), list(source.names), source.cache_key])
     path, record_path = folder / f"{key}.npy", folder / f"{key}.json"
     # One process decodes the images, and the others wait for its file.
     with FileLock(folder / f"{key}.lock"):
@@ -139,8 +219,10 @@ def decode_images(source: ImageSource, shape: Shape, resize: bool) -> DecodedIma
     return _build_images(source, *cached)
 
 
-def image_pixels(image: Image.Image, shape: Shape, resize: bool) -> Pixels:
+def image_pixels(image: Image.Image, shape: Shape, resize: bool, tones: Tones = Tones()) -> Pixels:
     """Return one image as bytes ``[C, H, W]``: upright, in grey or RGB, and center-cropped if it is resized.
+
+    Transparent pixels are shown on a background. Values of more than eight bits are scaled from 0 to ``tones.peak``.
 
     Raises:
         UsageError: The image has another size and ``resize`` is off.
@@ -153,12 +235,13 @@ def image_pixels(image: Image.Image, shape: Shape, resize: bool) -> Pixels:
         image.draft(mode, (width, height))
     # Cameras record a rotation in the EXIF data instead of rotating the pixels.
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit values to 255 instead of scaling them.
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    # Pillow warns if a palette with transparency is not converted to RGBA first.
-    if "transparency" in image.info:
+    if _is_deep(image):
+        # Pillow would clip the values to 255 instead of scaling them.
+        values = np.nan_to_num(np.asarray(image, np.float64)).clip(0, tones.peak)
+        image = Image.fromarray(np.rint(values * (255 / tones.peak)).astype(np.uint8))
+    if _is_transparent(image):
         image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, tones.background), image)
     image = image.convert(mode)
     if resize:
         image = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
@@ -170,12 +253,14 @@ def image_pixels(image: Image.Image, shape: Shape, resize: bool) -> Pixels:
     return pixels
 
 
-def _iterate_images(source: ImageSource, shape: Shape, resize: bool, unreadable: dict[int, str]) -> Iterator[Pixels]:
+def _iterate_images(
+    source: ImageSource, shape: Shape, resize: bool, tones: Tones, unreadable: dict[int, str]
+) -> Iterator[Pixels]:
     """Yield every image; an unreadable one is black, and the reason is added to ``unreadable``."""
     for number in range(len(source)):
         try:
             with source.load(number) as image:
-                pixels = image_pixels(image, shape, resize)
+                pixels = image_pixels(image, shape, resize, tones)
         except UsageError as error:
             raise UsageError(f"{source.names[number]} {error}") from None
         except UNREADABLE as reason:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import Tensor
 
 from autocompress.core.config import Part
@@ -16,7 +16,7 @@ from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.augment import crop_and_flip, draw_crops
 from autocompress.tasks.base import Supervised, describe_imbalance, stratify_rows
-from autocompress.tasks.image_decoding import DecodedImages, decode_images, image_shape
+from autocompress.tasks.image_decoding import DecodedImages, Tones, decode_images, survey_images
 from autocompress.tasks.image_sources import Dataset, ImageParts, SelectedImages, open_image_path, read_image_datasets
 from autocompress.tasks.image_split import ImageSplit, Normalization
 from autocompress.tasks.split_rows import VALIDATION, choose_shares
@@ -35,7 +35,8 @@ class Images(Supervised):
         train: Torchvision-style data set with items ``(image, class index)``, instead of ``path``.
         test: Data set of the test split, in addition to ``train``.
         size: Side in pixels to which images are resized and cropped; by default all images must have one size.
-        channels: Number of channels, 1 for grey and 3 for RGB; by default that of the first image.
+        channels: Number of channels, 1 for grey and 3 for RGB; by default 3 if any image is in colour.
+        background: Colour behind transparent pixels, such as ``white`` or ``#ffcc00``.
         limit: Largest number of images of each class in each part, for a quick trial on a part of the data.
         mean: Mean of each channel from 0 to 1, or one for all; by default measured on the training split.
         std: Standard deviation of each channel, or one for all; by default measured on the training split.
@@ -65,6 +66,7 @@ class Images(Supervised):
         test: Dataset | None = None,
         size: int | None = None,
         channels: int | None = None,
+        background: str = "white",
         limit: int | None = None,
         mean: float | Sequence[float] | None = None,
         std: float | Sequence[float] | None = None,
@@ -80,6 +82,7 @@ class Images(Supervised):
             raise UsageError(f"task.images.channels is {channels!r}; give 1 for grey or 3 for RGB")
         if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 <= shift <= 0.5:
             raise UsageError(f"task.images.shift is {shift!r}; give a share from 0 to 0.5")
+        _check_colour(background)
         if train is not None:
             self._images: ImageParts = read_image_datasets(train, test, limit)
         elif path:
@@ -89,7 +92,10 @@ class Images(Supervised):
                 "task.images.path is not set; give a folder of class folders or an .npz file, "
                 "for example --set task.images.path=data/flowers"
             )
-        self.shape = image_shape(self._images.parts["train"], size, channels)
+        self._survey = survey_images(self._images.parts["train"])
+        self._tones = Tones(background, self._survey.peak)
+        height, width = self._survey.size if size is None else (size, size)
+        self.shape = (channels or self._survey.channels, height, width)
         self.inputs = (InputSpec(self.shape),)
         self.heads: Mapping[str, int] = {"label": len(self._images.classes)}
         self.labels: Mapping[str, Sequence[str]] = {"label": list(self._images.classes)}
@@ -118,8 +124,8 @@ class Images(Supervised):
 
     @cached_property
     def notices(self) -> tuple[str, ...]:
-        """Remarks on the data: unreadable images and imbalanced classes."""
-        remarks = []
+        """Remarks on the data: how images are read, unreadable ones and imbalanced classes."""
+        remarks = self._describe_survey()
         for part, images in self._decoded_parts.items():
             if images.unreadable:
                 examples = "; ".join(images.unreadable[:3])
@@ -129,6 +135,25 @@ class Images(Supervised):
         counts = torch.bincount(train.labels[train.rows], minlength=len(self._images.classes)).tolist()
         remarks.append(describe_imbalance(dict(zip(self._images.classes, counts, strict=True))))
         return tuple(filter(None, remarks))
+
+    def _describe_survey(self) -> list[str]:
+        """Return a remark on each way in which images of the training part are changed."""
+        counts, total = self._survey.counts, len(self._images.parts["train"])
+        remarks = []
+        if counts["grey"] and counts["colour"]:
+            form = "grey" if self.shape[0] == 1 else "RGB"
+            remarks.append(f"{counts['grey']} of {total} images are grey, the others in colour; all are read in {form}")
+        if counts["transparent"]:
+            remarks.append(
+                f"{counts['transparent']} of {total} images may have transparent pixels, which are shown on "
+                f"{self._tones.background} (task.images.background)"
+            )
+        if counts["deep"]:
+            white = f"{self._tones.peak:g}"
+            remarks.append(f"{counts['deep']} of {total} images have more than 8 bits; {white} is read as white")
+        if counts["rotated"]:
+            remarks.append(f"{counts['rotated']} of {total} images are rotated as their EXIF data says")
+        return remarks
 
     def splits(self, seed: int) -> Splits:
         """Return five splits, stratified by class and normalized by the training split.
@@ -161,7 +186,9 @@ class Images(Supervised):
         rows = self._split_rows(self._decoded_parts, seed)
         normalization = self._build_normalization(*rows["train"])
         mean, std = (tuple(values.flatten().tolist()) for values in (normalization.mean, normalization.std))
-        return (ImageInput(self.shape, self._resize, mean, std),)
+        return (
+            ImageInput(self.shape, self._resize, mean, std, background=self._tones.background, peak=self._tones.peak),
+        )
 
     def list_test_examples(self, seed: int) -> Sequence[RawExample]:
         """Return the images of the test split, each opened when it is asked for."""
@@ -189,7 +216,10 @@ class Images(Supervised):
 
     @cached_property
     def _decoded_parts(self) -> dict[str, DecodedImages]:
-        return {part: decode_images(source, self.shape, self._resize) for part, source in self._images.parts.items()}
+        return {
+            part: decode_images(source, self.shape, self._resize, self._tones)
+            for part, source in self._images.parts.items()
+        }
 
     def _split_rows(self, parts: Mapping[str, DecodedImages], seed: int) -> dict[str, tuple[DecodedImages, Tensor]]:
         """Return the decoded images of each split and the numbers of those that belong to it."""
@@ -217,3 +247,15 @@ class Images(Supervised):
         if len(values) != self.shape[0] or not all(isinstance(number, int | float) for number in values):
             raise UsageError(f"task.images.{option} is {value!r}; give one number, or one for each channel")
         return torch.tensor(values, dtype=torch.float32).mul(255).view(-1, 1, 1)
+
+
+def _check_colour(name: str) -> None:
+    """Check that Pillow knows a colour.
+
+    Raises:
+        UsageError: It does not.
+    """
+    try:
+        ImageColor.getrgb(name)
+    except (AttributeError, TypeError, ValueError):
+        raise UsageError(f"task.images.background is {name!r}; give a colour such as white or #ffcc00") from None

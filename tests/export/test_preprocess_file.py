@@ -64,6 +64,8 @@ def test_inputs_and_outputs_are_described() -> None:
         "std": [1.0],
         "white": 16,
         "scale": 16,
+        "background": "white",
+        "peak": 65535.0,
         "name": "image",
     }
     first, second = content["outputs"]

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from autocompress.errors import StorageError, UsageError
-from autocompress.tasks.image_decoding import ImageSource, decode_images, image_pixels, image_shape
+from autocompress.tasks.image_decoding import ImageSource, Tones, decode_images, image_pixels, survey_images
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +47,26 @@ class TestPixels:
         image = picture().convert("L").convert(mode) if mode == "F" else picture().convert(mode)
         assert image_pixels(image, (channels, 4, 6), False).shape == (channels, 4, 6)
 
-    def test_sixteen_bits_keep_their_high_half(self) -> None:
-        image = Image.fromarray(np.array([[0, 255, 256, 65535]], np.uint16))
-        assert image_pixels(image, (1, 1, 4), False).tolist() == [[[0, 0, 1, 255]]]
+    def test_more_than_eight_bits_are_scaled_by_their_range(self) -> None:
+        image = Image.fromarray(np.array([[0, 100, 257, 4095, 65535]], np.uint16))
+        assert image_pixels(image, (1, 1, 5), False).tolist() == [[[0, 0, 1, 16, 255]]]
+        assert image_pixels(image, (1, 1, 5), False, Tones(peak=4095)).tolist() == [[[0, 6, 16, 255, 255]]]
+        shares = Image.fromarray(np.array([[-1, 0.5, 1, np.nan]], np.float32))
+        assert image_pixels(shares, (1, 1, 4), False, Tones(peak=1)).tolist() == [[[0, 128, 255, 0]]]
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
+    def test_transparent_pixels_show_the_background(self, mode: str) -> None:
+        image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+        image.putpixel((1, 0), (10, 10, 10, 255))
+        if mode == "P":
+            image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+            image.putpalette([0, 0, 0, 10, 10, 10])
+            image.info["transparency"] = 0
+        else:
+            image = image.convert(mode)
+        assert image_pixels(image, (3, 1, 2), False)[:, 0].tolist() == [[255, 10]] * 3
+        green = image_pixels(image, (3, 1, 2), False, Tones("#00ff00"))[:, 0].tolist()
+        assert green == [[0, 10], [255, 10], [0, 10]]
 
     def test_a_transparent_palette_raises_no_warning(self) -> None:
         image = picture().convert("P")
@@ -60,7 +77,8 @@ class TestPixels:
         image = picture()
         image.getexif()[0x0112] = 6
         assert image_pixels(image, (3, 6, 4), False).shape == (3, 6, 4)
-        assert image_shape(of([image]), None, None) == (3, 6, 4)
+        survey = survey_images(of([image]))
+        assert (survey.size, survey.counts["rotated"]) == ((6, 4), 1)
 
     def test_a_resized_image_is_cropped_from_its_middle(self) -> None:
         bars = np.zeros((10, 30, 3), np.uint8)
@@ -72,19 +90,40 @@ class TestPixels:
             image_pixels(picture(), (3, 8, 8), False)
 
 
-class TestShape:
-    def test_it_is_the_first_readable_images(self) -> None:
-        assert image_shape(torn(3, {0, 1}), None, None) == (3, 4, 6)
-        assert image_shape(of([picture().convert("L")]), None, None) == (1, 4, 6)
-        assert image_shape(of([picture().convert("L")]), 9, None) == (1, 9, 9)
-        assert image_shape(of([picture()]), None, 1) == (1, 4, 6)
+class TestSurvey:
+    def test_the_size_is_the_first_readable_images(self) -> None:
+        assert survey_images(torn(3, {0, 1})).size == (4, 6)
 
-    def test_it_needs_no_image_where_all_is_said(self) -> None:
-        assert image_shape(torn(1, {0}), 5, 3) == (3, 5, 5)
+    def test_one_image_in_colour_makes_all_colour(self) -> None:
+        grey = [picture().convert("L"), picture().convert("1"), picture().convert("LA")]
+        assert survey_images(of(grey)).channels == 1
+        mixed = survey_images(of([*grey, picture()]))
+        assert (mixed.channels, mixed.counts["grey"], mixed.counts["transparent"]) == (3, 3, 1)
+
+    @pytest.mark.parametrize(
+        ("values", "peak"),
+        [
+            (np.array([[0, 200]], np.uint16), 255),
+            (np.array([[0, 4000]], np.uint16), 4095),
+            (np.array([[0, 60000]], np.uint16), 65535),
+            (np.array([[0, 70000]], np.int32), 65535),
+            (np.array([[-0.5, 0.9]], np.float32), 1),
+        ],
+    )
+    def test_the_range_of_deep_images_is_that_of_the_whole_set(self, values: np.ndarray, peak: float) -> None:
+        darker = Image.fromarray(values // 2)
+        assert survey_images(of([darker, Image.fromarray(values)])).peak == peak
+
+    def test_it_is_kept_by_the_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = survey_images(of([picture()], cache_key=1))
+        monkeypatch.setattr(
+            "autocompress.tasks.image_decoding._survey_images", lambda source: pytest.fail("read again")
+        )
+        assert survey_images(of([picture()], cache_key=1)) == first
 
     def test_nothing_readable_is_an_error(self) -> None:
         with pytest.raises(UsageError, match="none of the 2 images can be read"):
-            image_shape(torn(2, {0, 1}), None, None)
+            survey_images(torn(2, {0, 1}))
 
 
 class TestDecode:

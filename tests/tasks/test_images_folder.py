@@ -156,6 +156,23 @@ class TestNotices:
         (notice,) = Images(tmp_path / "a.npz").notices
         assert notice == "class '0' has 200 examples and '1' has 20; compare f1_macro with accuracy"
 
+    def test_a_changed_reading_is_named(self, data: Path) -> None:
+        Images.write_sample(data)
+        Image.new("LA", (8, 8), (0, 0)).save(data / "red" / "00.png")
+        Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(data / "red" / "01.png")
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        Image.new("RGB", (8, 8)).save(data / "red" / "02.png", exif=turned)
+        task = Images(data, background="lime")
+        assert task.notices == (
+            "2 of 48 images are grey, the others in colour; all are read in RGB",
+            "1 of 48 images may have transparent pixels, which are shown on lime (task.images.background)",
+            "1 of 48 images have more than 8 bits; 4095 is read as white",
+            "1 of 48 images are rotated as their EXIF data says",
+        )
+        (record,) = task.specify_preprocessing(0)
+        assert (record.background, record.peak) == ("lime", 4095)
+
     def test_good_data_needs_none(self, data: Path) -> None:
         assert Images(Images.write_sample(data)).notices == ()
 
@@ -193,6 +210,7 @@ class TestShape:
         ({"path": "x", "views": True}, r"task\.images\.views is True"),
         ({"path": "x", "channels": 4}, r"task\.images\.channels is 4"),
         ({"path": "x", "shift": 0.9}, r"task\.images\.shift is 0\.9"),
+        ({"path": "x", "background": "see-through"}, r"task\.images\.background is 'see-through'; give a colour"),
     ],
 )
 def test_options_that_cannot_be_used_are_named(options, message: str) -> None:
