@@ -1,7 +1,5 @@
 """Fixtures that several tests share: one settled torch, a private cache, a finished small search."""
 
-import contextlib
-import functools
 import hashlib
 import io
 import os
@@ -48,15 +46,6 @@ def private_cache() -> None:
     # Shared by the runner's workers, so that one of them trains the teacher and the others wait for it.
     user = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
     os.environ["AUTOCOMPRESS_CACHE"] = str(Path(tempfile.gettempdir()) / f"autocompress-tests-{user}")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def operators_known_once() -> None:
-    # torch reads all of its ONNX operators anew for each export, a third of what exporting a small model takes.
-    with contextlib.suppress(ImportError):
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 
 
 class ContentPickler(cloudpickle.Pickler):

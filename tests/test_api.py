@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -66,18 +64,6 @@ def test_the_study_opens_in_optuna(small_run: Path) -> None:
 def test_a_bound_that_is_no_column_is_a_usage_error(small_run: Path) -> None:
     with pytest.raises(UsageError, match="did you mean"):
         autocompress.load(small_run).pick(max={"effective_flop": 3})
-
-
-@pytest.mark.exhaustive
-@pytest.mark.slow
-def test_a_script_without_a_main_guard_is_told_what_to_do(tmp_path: Path) -> None:
-    small = ["teacher.fit={adamw: {epochs: 1}}", "fit.adamw.epochs=1", "search.workers=1"]
-    (tmp_path / "script.py").write_text(f"import autocompress\nautocompress.search('digits', overrides={small})\n")
-    done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100
-    )
-    assert done.returncode != 0
-    assert "call search under `if __name__" in done.stderr
 
 
 @pytest.mark.slow

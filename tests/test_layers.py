@@ -1,6 +1,7 @@
 """Imports go down only, and heavy libraries stay where the table in ``pyproject.toml`` puts them."""
 
 import ast
+import functools
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,13 @@ def typing_imports(tree: ast.Module) -> Iterator[ast.AST]:
                 yield from ast.walk(statement)
 
 
-def modules() -> Iterator[tuple[str, str, ast.stmt | ast.expr, str]]:
+@functools.cache
+def modules() -> list[tuple[str, str, ast.stmt | ast.expr, str]]:
+    """Return unit, file, node and imported name of every import; reading all files takes seconds."""
+    return list(find_imports())
+
+
+def find_imports() -> Iterator[tuple[str, str, ast.stmt | ast.expr, str]]:
     """Yield unit, file, node and imported name of every import of the package, those inside functions included."""
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).with_suffix("").as_posix()

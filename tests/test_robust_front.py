@@ -9,16 +9,17 @@ import autocompress
 from tests.conftest import SMALL_SEARCH
 
 
-@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_front_over_three_objectives_holds_accurate_and_robust_candidates(small_run: Path, tmp_path: Path) -> None:
     # The teacher of the small run is in the cache.
     overrides = [
         *SMALL_SEARCH,
         "search.trials=2",
+        "fit.adamw.epochs=3",
         "objectives=[accuracy, pgd_accuracy, effective_flops]",
         "distill={soft_target: {alpha: 0.9}, robust: {epsilon: 0.3, steps: 1}}",
         "prune={none: }",
+        "quantize.post_training.weight_bits=[8]",
     ]
     front = autocompress.search("digits", runs=tmp_path, name="robust", overrides=overrides)
     rows = front.to_pandas()

@@ -229,6 +229,46 @@ def test_a_driver_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
     until(lambda: not alive(worker))
 
 
+@pytest.mark.slow
+def test_a_process_that_does_not_use_its_workers_ends() -> None:
+    code = "from autocompress.backends.local import Local\nif __name__ == '__main__':\n    Local(1).prewarm()\n"
+    code += "    print('made')\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "made\n"), done.stderr
+
+
+UNGUARDED = """
+from pathlib import Path
+import autocompress
+from autocompress.backends.local import Local
+from tests.backends.test_local import jobs
+from tests.fakes import FakeTrials
+
+if __name__ != "__main__":
+    # A worker imports the script of its driver.
+    autocompress.search("digits")
+queue = jobs(1)
+Local(workers=1).run(lambda: queue.pop(0) if queue else None, FakeTrials(Path("log")), lambda job, result: None)
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_is_told_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode != 0
+    assert "a worker imports this script anew: call search under `if __name__" in done.stderr
+    assert "a script must call search under `if __name__" in done.stderr
+
+
 def alive(process: int) -> bool:
     try:
         os.kill(process, 0)

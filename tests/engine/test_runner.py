@@ -1,6 +1,4 @@
 import multiprocessing
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,18 +76,6 @@ def test_examples_of_training_in_the_test_split_are_removed_and_said(monkeypatch
     assert load_task(plan.setup)[1].fingerprint() == clean.fingerprint()
     earlier = Setup.from_json({key: value for key, value in plan.setup.to_json().items() if key != "is_distinct"})
     assert len(load_task(earlier)[1].test) == len(clean.test) + 10
-
-
-@pytest.mark.exhaustive
-@pytest.mark.slow
-def test_process_with_an_unused_plan_exits() -> None:
-    code = (
-        "from autocompress.engine.runner import make_plan\n"
-        "from autocompress.engine.spec import parse_spec\n"
-        f"if __name__ == '__main__':\n    plan = make_plan(parse_spec({SOUND!r}, 'x'), warm=True)\n    print('made')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "made\n"), done.stderr
 
 
 SPEC = "task: digits\nsearch:\n  workers: 3\n  {}\nstudent: {{cnn: {{}}}}\n"
