@@ -6,11 +6,8 @@ by which onnxruntime selects integer kernels.
 """
 
 import copy
-import io
 import logging
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +25,7 @@ from autocompress.export.embedding_tables import BagLookup, BlockLookup, Lookup,
 from autocompress.export.export_error import describe_export_error, list_operator_layers
 from autocompress.export.integer_graph import decode_layer, integer_kernels
 from autocompress.export.onnx_weights import pack_weights
+from autocompress.export.torch_exporter import prepare_exporter
 from autocompress.quantize.fake_quantize import (
     INPUT,
     ZERO_POINT,
@@ -43,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 # Codes of uint8 and int8: a grid that fills one of them needs no Clip.
 CONTAINERS = {(0, 255), (-128, 127)}
-#: Tables of operators of torch's exporter, by opset.
-_TRANSLATIONS: dict[int, Any] = {}
 
 
 def export_float(
@@ -310,7 +306,7 @@ def _trace_graph(
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     shapes = tuple({0: batch, 1: length} if at in lists else {0: batch} for at in range(len(inputs)))
     try:
-        with _silence_exporter(), _reuse_translations(), torch.no_grad():
+        with prepare_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 _Heads(model, heads).eval(),
                 inputs,
@@ -365,46 +361,3 @@ def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _shorten_name(name: str) -> str:
     return name.removeprefix("model.").replace(".parametrizations.weight.0.", ".weight_")
-
-
-@contextmanager
-def _reuse_translations() -> Iterator[None]:
-    """Let torch's exporter build its table of operators once per process, and not in every export.
-
-    The table reads the source code of 500 functions, which takes longer than the rest of the export of a small model.
-    No export of this module adds an operator to it.
-    """
-    try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-    except ImportError:
-        # The module is private: without it, exports only take longer.
-        yield
-        return
-    original, build = vars(ONNXRegistry)["from_torchlib"], ONNXRegistry.from_torchlib
-
-    def load(opset_version: int) -> Any:
-        if opset_version not in _TRANSLATIONS:
-            _TRANSLATIONS[opset_version] = build(opset_version=opset_version)
-        return _TRANSLATIONS[opset_version]
-
-    ONNXRegistry.from_torchlib = staticmethod(load)  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
-
-
-@contextmanager
-def _silence_exporter() -> Iterator[None]:
-    """Silence torch's exporter, which prints, logs and warns about its internals."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
