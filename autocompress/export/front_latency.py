@@ -9,6 +9,7 @@ machine, so a measurement that was interrupted is continued later without a diff
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -23,7 +24,7 @@ from autocompress.export.candidate import TimedGraphs, export_candidate_graphs, 
 from autocompress.export.graph_choice import CHOICE_SECONDS
 from autocompress.store.run_store import RunStore
 from autocompress.targets import Target, make_target
-from autocompress.targets.timing import compare_rounds, time_rounds
+from autocompress.targets.timing import compare_rounds, is_order_certain, time_rounds
 
 # Candidates that are timed in turns and stored together: a killed measurement loses those of one group.
 GROUP = 6
@@ -239,7 +240,8 @@ def _measure_graphs(
         name: [np.zeros([options.batch, *shape[1:]], dtype) for shape, dtype in timed.inputs]
         for name, (_, timed) in graphs.items()
     }
-    rounds = time_rounds(models, inputs, options.seconds * len(models))
+    is_enough = partial(is_order_certain, reference=TEACHER) if TEACHER in models else None
+    rounds = time_rounds(models, inputs, options.seconds * len(models), is_enough=is_enough)
     if TEACHER not in rounds:
         return {name: median(values) for name, values in rounds.items()}
     teacher = median(rounds[TEACHER])

@@ -17,6 +17,7 @@ without integer layers runs as the float model does, so that quantization never 
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -33,7 +34,7 @@ from autocompress.export.embedding_tables import GATHER
 from autocompress.export.onnx import trace_quantized
 from autocompress.measure import layer_costs
 from autocompress.targets.base import Array, Model, Target
-from autocompress.targets.timing import Rounds, compare_rounds, time_rounds
+from autocompress.targets.timing import Rounds, compare_rounds, is_order_certain, time_rounds
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,9 @@ def _time_graphs(
     for name, content in graphs.items():
         measured = target.measure(content, seconds)
         if measured is None:
-            return time_rounds(models, [tensor.numpy() for tensor in example], seconds)
+            reference = FLOAT if FLOAT in models else next(iter(models))
+            is_enough = partial(is_order_certain, reference=reference)
+            return time_rounds(models, [tensor.numpy() for tensor in example], seconds, is_enough=is_enough)
         times[name] = [measured]
     return times
 
