@@ -1,11 +1,15 @@
 import json
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from autocompress.core.latency_model import (
+    DECODE,
     LINEAR,
     OPERATOR,
     REORDER,
+    ROUND,
     Kernel,
     LatencyModel,
     LayerWork,
@@ -18,7 +22,7 @@ def kernel(kind: str, bits: tuple[int, int] = (32, 32), is_blocked: bool = False
 
 
 MODEL = LatencyModel(
-    0.01, ((kernel(LINEAR), (1e-3, 1e-6, 1e-5, 0.0)), (kernel(LINEAR, (8, 8)), (2e-3, 1e-7, 1e-5, 0.0)))
+    0.01, ((kernel(LINEAR), (1e-3, 1e-6, 1e-5, 0.0, 0.0)), (kernel(LINEAR, (8, 8)), (2e-3, 1e-7, 1e-5, 0.0, 0.0)))
 )
 
 
@@ -62,8 +66,31 @@ def test_what_lies_between_layers_counts() -> None:
     # From blocks to plain storage; three channels are read from plain storage.
     assert kinds == ["conv2", "conv2", "conv2", REORDER, OPERATOR, OPERATOR]
     assert REORDER not in [name for (name, *_), _ in list_features([blocked, plain, blocked], 1)]
-    model = LatencyModel(0.0, ((kernel(OPERATOR), (1.0, 0.0, 0.5, 0.0)),))
+    model = LatencyModel(0.0, ((kernel(OPERATOR), (1.0, 0.0, 0.5, 0.0, 0.0)),))
     assert model.predict([blocked]) == 1 + 0.5 * 10
+
+
+def test_kernels_larger_than_1_copy_their_inputs_before_a_matrix_product() -> None:
+    def copies(kind: str, block: int) -> float:
+        return LayerWork(96 * 20, 120, 96, (32, 32), kind, (4, 8)).features(block)[1][4]
+
+    # Of 4 channels, 3 inputs for each of 20 positions.
+    assert copies("conv1", 1) == 4 * 3 * 20
+    assert copies("pointwise1", 1) == copies("linear", 1) == copies("conv2", 16) == 0
+
+
+def test_changes_between_integers_and_floating_point_count() -> None:
+    def count(*layers: LayerWork) -> Counter[str]:
+        return Counter(kernel[0] for kernel, _ in list_features(layers, 1) if kernel[0] in (ROUND, DECODE))
+
+    integer, plain = LayerWork(8, 4, 2, (8, 8)), LayerWork(8, 4, 2)
+    assert count(plain, plain) == {}
+    # Input and output of the network are in floating point.
+    assert count(integer) == count(integer, integer) == {ROUND: 1, DECODE: 1}
+    assert count(plain, integer, plain) == {ROUND: 1, DECODE: 1}
+    assert count(integer, plain, integer) == {ROUND: 2, DECODE: 2}
+    # A shortcut is added in floating point.
+    assert count(replace(integer, operators=1, elements=4), integer) == {ROUND: 2, DECODE: 2}
 
 
 def test_a_model_survives_a_round_trip() -> None:
