@@ -66,6 +66,16 @@ class Target(ABC):
         """
         return {"model.onnx": model}
 
+    def plan_memory(self, files: Mapping[str, bytes]) -> int | None:
+        """Return the bytes that files of :meth:`convert` plan for tensors between layers (the arena).
+
+        None if the runtime decides that when it loads them.
+
+        Args:
+            files: File name to content.
+        """
+        return None
+
     def options(self) -> Mapping[str, Any]:
         """Return the options that it was made with, as JSON values."""
         return {}
@@ -144,6 +154,36 @@ def make_inputs(model: bytes) -> list[Array]:
         shape = [dimension.dim_value or 1 for dimension in kind.shape.dim]
         inputs.append(np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
     return inputs
+
+
+def check_outputs(runtime: str, model: bytes, run: Model, tolerance: float) -> None:
+    """Check that a converted model computes what its ONNX file does, on random inputs.
+
+    Args:
+        runtime: Name of the runtime, for the message.
+        model: Content of the ONNX file.
+        run: The converted model.
+        tolerance: Largest difference, relative to the largest output.
+
+    Raises:
+        ArtifactError: It computes another output.
+    """
+    from autocompress.targets.onnxruntime import OnnxRuntime
+
+    generator = np.random.default_rng(0)
+    inputs = [
+        generator.normal(size=array.shape).astype(array.dtype) if array.dtype.kind == "f" else array
+        for array in make_inputs(model)
+    ]
+    expected = OnnxRuntime().load(model)(inputs)
+    for position, (values, wanted) in enumerate(zip(run(inputs), expected, strict=True)):
+        # A NaN fails the comparison.
+        limit = tolerance * max(1.0, float(np.abs(wanted).max()))
+        if values.shape != wanted.shape or not float(np.abs(values - wanted).max()) <= limit:
+            raise ArtifactError(
+                f"{runtime} computes another output {position} than the ONNX file, so a layer was translated wrongly; "
+                "change the model, or search for the target onnxruntime"
+            )
 
 
 def as_float32(arrays: Sequence[object]) -> list[Array]:
