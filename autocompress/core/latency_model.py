@@ -84,6 +84,29 @@ class LayerWork:
         """Return whether the layer reads blocks of channels; a few channels are read as they are."""
         return self.is_blocked(block) and (self.kind == "depthwise2" or self.channels[0] >= block)
 
+    def pad_channels(self, multiple: int, has_plain_input: bool) -> "LayerWork":
+        """Return the layer in floating point with its channels padded to whole blocks.
+
+        Args:
+            multiple: Channels of a block.
+            has_plain_input: Whether it reads the input of the network, which is not padded.
+        """
+        if self.kind not in BLOCKED_KINDS:
+            return replace(self, bits=FLOAT)
+        inputs, outputs = self.channels
+        padded = ceil(outputs / multiple) * multiple
+        read = inputs if has_plain_input or self.kind == "depthwise2" else ceil(inputs / multiple) * multiple
+        wider = padded / outputs
+        return replace(
+            self,
+            bits=FLOAT,
+            macs=round(self.macs * wider * read / inputs),
+            activations=round(self.activations * wider),
+            weights=round(self.weights * wider * read / inputs),
+            channels=(read, padded),
+            elements=round(self.elements * wider),
+        )
+
     def _copies(self) -> float:
         """Return the input elements that a convolution copies before it multiplies, one for each weight and position.
 
@@ -142,6 +165,7 @@ class LatencyModel:
         base: Milliseconds of a run without layers.
         coefficients: Each kernel with its :data:`FEATURES` coefficients.
         block: Channels that the runtime stores together; 1 if it has no such kernels.
+        multiple: Channels to a multiple of which an export may pad; 1 if it does not.
 
     Example:
         >>> model = LatencyModel(0.01, ((("linear", False, 32, 32), (0.001, 1e-6, 0.0, 0.0, 0.0)),))
@@ -153,19 +177,25 @@ class LatencyModel:
     # Pairs and no mapping, because a model is part of the key of a cache.
     coefficients: tuple[tuple[Kernel, tuple[float, ...]], ...]
     block: int = 1
+    multiple: int = 1
 
     def predict(self, layers: Iterable[LayerWork]) -> float:
         """Return the milliseconds of one example in the fastest graph that an export would choose from.
 
         Those are the graphs of :mod:`autocompress.export.graph_choice`: integer kernels in all layers that can have
-        them, in the half with the most work, in all but the first and the last, and in none.
+        them, in the half with the most work, in all but the first and the last, and in none, there also with padded
+        channels.
         """
         layers = list(layers)
         integer = [at for at, layer in enumerate(layers) if layer.bits != FLOAT]
         by_work = sorted(integer, key=lambda at: layers[at].macs)
         # Floating point in: no layer, all, the half with the least work, the first and the last.
         choices: tuple[list[int], ...] = ([], integer, by_work[: len(by_work) // 2], [*integer[:1], *integer[-1:]])
-        return round(min(self._sum_times(layers, choice) for choice in choices), 9)
+        times = [self._sum_times(layers, choice) for choice in choices]
+        if self.multiple > 1:
+            padded = [layer.pad_channels(self.multiple, at == 0) for at, layer in enumerate(layers)]
+            times.append(self._sum_times(padded, []))
+        return round(min(times), 9)
 
     def _sum_times(self, layers: Sequence[LayerWork], in_float: Sequence[int]) -> float:
         works = [replace(layer, bits=FLOAT) if at in in_float else layer for at, layer in enumerate(layers)]
@@ -175,7 +205,7 @@ class LatencyModel:
     def to_json(self) -> dict[str, JsonValue]:
         """Return the model as JSON values, which :meth:`from_json` reads."""
         rows: list[JsonValue] = [[*kernel, list(values)] for kernel, values in self.coefficients]
-        return {"base": self.base, "coefficients": rows, "block": self.block}
+        return {"base": self.base, "coefficients": rows, "block": self.block, "multiple": self.multiple}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LatencyModel":
@@ -188,7 +218,7 @@ class LatencyModel:
             # Earlier versions had fewer coefficients.
             padded = [*values, *[0.0] * (FEATURES - len(values))]
             coefficients.append((key, tuple(float(value) for value in padded)))
-        return cls(float(data["base"]), tuple(coefficients), int(data.get("block", 1)))
+        return cls(float(data["base"]), tuple(coefficients), int(data.get("block", 1)), int(data.get("multiple", 1)))
 
 
 def _kernel_time(table: Mapping[Kernel, Sequence[float]], kernel: Kernel, factors: Sequence[float]) -> float:

@@ -47,6 +47,7 @@ from autocompress.export.graph_choice import (
     INTEGER,
     ChosenGraph,
     GraphRequest,
+    choose_float_graph,
     choose_graph,
 )
 from autocompress.export.onnx import export_float, export_quantized
@@ -378,7 +379,10 @@ def export_chosen_graph(deployable: Deployable, seconds: float = CHOICE_SECONDS)
     state = _quantization_state(deployable)
     if state is None:
         content = export_float_graph(deployable)
-        return ChosenGraph(content, FLOAT, {}, content)
+        if not deployable.target.precisions.restricts:
+            return ChosenGraph(content, FLOAT, {}, content)
+        target = make_target(deployable.target.name, deployable.target.options)
+        return choose_float_graph(content, target, deployable.example, seconds)
     if deployable.target.precisions.restricts:
         request = GraphRequest(
             deployable.model, state, deployable.example, deployable.heads, deployable.batches, deployable.lists

@@ -43,7 +43,7 @@ class TimingOptions:
         batch: Number of examples per run.
         threads: Number of threads of the runtime.
         seconds: Seconds to measure each graph.
-        limit: Seconds after which no further group of candidates is begun; None for no limit.
+        limit: Seconds after the export of the teacher in which groups of candidates are begun; None for no limit.
         keep: Whether candidates that were measured under the same conditions are not measured again.
     """
 
@@ -84,9 +84,11 @@ def time_run(
     wanted = [name for name in dict.fromkeys(identities) if not (options.keep and name in latency.rows)]
     if options.keep and not wanted and TEACHER in latency.rows:
         return {}
-    started, done, total, reasons = time.monotonic(), 1, len(wanted) + 1, dict[str, str]()
+    done, total, reasons = 1, len(wanted) + 1, dict[str, str]()
     on_progress(0, total)
     teacher = _export_teacher(run, reasons)
+    # The first export of a process loads the exporter, which takes seconds and is not repeated.
+    started = time.monotonic()
     on_progress(done, total)
     # Without candidates the teacher is timed alone.
     for start in range(0, max(len(wanted), 1), GROUP):
@@ -116,7 +118,7 @@ def time_front(
 
     Args:
         run: The run folder.
-        limit: Seconds after which no further group of six candidates is begun; None for no limit.
+        limit: Seconds after the export of the teacher in which groups of six candidates are begun; None for no limit.
         on_progress: Callback as in :func:`time_run`.
 
     Returns:

@@ -79,7 +79,8 @@ def calibrate_students(
         [*identity, *inputs, *described],
         lambda: _measure_students(task, examples, variants, target, info, general),
     )
-    return fit_latency_model([*general.works, *students.works], [*general.times, *students.times])
+    works, times = [*general.works, *students.works], [*general.times, *students.times]
+    return fit_latency_model(works, times, target.channel_multiple)
 
 
 def _measure_students(

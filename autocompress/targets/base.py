@@ -27,12 +27,15 @@ class Target(ABC):
         extra: Extra of autocompress that installs the package; empty if it is always installed.
         operators: Operators of ``com.microsoft`` that exported graphs may use: ``MatMulNBits``,
             ``GatherBlockQuantized``.
+        channel_multiple: Channels that its kernels in floating point store together. An export also times graphs whose
+            channels are padded to a multiple of it; 1 for no such graphs.
     """
 
     name: ClassVar[str]
     library: ClassVar[str] = ""
     extra: ClassVar[str] = ""
     operators: ClassVar[frozenset[str]] = frozenset()
+    channel_multiple: ClassVar[int] = 1
 
     @classmethod
     def describe_installation(cls) -> str:

@@ -137,7 +137,7 @@ def calibrate(target: Target, info: TargetInfo, networks: int = NETWORKS) -> Lat
         ArtifactError: The target cannot run or measure a network.
     """
     measured = load_measurements(info, ["chains", networks], lambda: measure_networks(target, info, networks))
-    return fit_latency_model(measured.works, measured.times)
+    return fit_latency_model(measured.works, measured.times, target.channel_multiple)
 
 
 def load_measurements(info: TargetInfo, content: JsonValue, measure: Callable[[], Measurements]) -> Measurements:
@@ -179,16 +179,17 @@ def measure_networks(target: Target, info: TargetInfo, networks: int = NETWORKS)
     return Measurements(works, tuple(time_networks(target, timed)))
 
 
-def fit_latency_model(works: Sequence[Sequence[LayerWork]], times: Sequence[float]) -> LatencyModel:
+def fit_latency_model(works: Sequence[Sequence[LayerWork]], times: Sequence[float], multiple: int = 1) -> LatencyModel:
     """Return the model with the least relative error whose coefficients are not negative.
 
     Args:
         works: Layers of each network.
         times: Milliseconds of each network.
+        multiple: Channels to a multiple of which an export may pad.
     """
     fits = [_fit_block(works, np.asarray(times), block) for block in BLOCKS]
     # The size of blocks is a property of the processor and of the runtime's kernels.
-    return min(fits, key=lambda fit: fit[0])[1]
+    return replace(min(fits, key=lambda fit: fit[0])[1], multiple=multiple)
 
 
 def _fit_block(

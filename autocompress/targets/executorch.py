@@ -5,6 +5,7 @@ computes one example of fixed shape: examples run one after the other.
 """
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -56,7 +57,8 @@ class ExecuTorch(Target):
 
     def plan_memory(self, files: Mapping[str, bytes]) -> int | None:
         """Return the bytes that the program plans for tensors between layers, beside its weights."""
-        from executorch.exir._serialize._program import deserialize_pte_binary
+        with _silence_exporter():
+            from executorch.exir._serialize._program import deserialize_pte_binary
 
         plans = deserialize_pte_binary(files[PROGRAM]).program.execution_plan
         return sum(sum(plan.non_const_buffer_sizes) for plan in plans)
@@ -64,15 +66,17 @@ class ExecuTorch(Target):
 
 def _build_program(model: bytes, example: Sequence[Array]) -> bytes:
     import torch
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
 
     from autocompress.targets.onnx_module import OnnxModule
 
     module = OnnxModule(model, example).eval()
     inputs = tuple(torch.from_numpy(array) for array in example)
     try:
-        with _silence_loggers(), torch.no_grad():
+        with _silence_exporter(), torch.no_grad():
+            # Its modules warn when they are imported, too.
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+
             program = torch.export.export(module, inputs)
             lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             return bytes(lowered.to_executorch().buffer)
@@ -82,10 +86,8 @@ def _build_program(model: bytes, example: Sequence[Array]) -> bytes:
 
 
 @contextmanager
-def _silence_loggers() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """Silence the exporter, which logs and warns about its passes."""
-    import warnings
-
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

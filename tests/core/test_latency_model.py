@@ -43,6 +43,25 @@ def test_the_fastest_graph_of_an_export_is_predicted() -> None:
     assert MODEL.predict([small, large, small]) == pytest.approx(0.01 + in_integers + 2 * in_float)
 
 
+def test_padded_channels_are_predicted_where_an_export_may_pad() -> None:
+    first = LayerWork(18 * 9 * 64, 18 * 64, 18 * 9, (8, 8), "conv2", (1, 18))
+    second = LayerWork(18 * 18 * 9 * 64, 18 * 64, 18 * 18 * 9, (8, 8), "conv2", (18, 18), operators=1, elements=18)
+    depthwise = LayerWork(18 * 9 * 64, 18 * 64, 18 * 9, (32, 32), "depthwise2", (1, 18))
+    assert first.pad_channels(16, has_plain_input=True) == LayerWork(
+        32 * 9 * 64, 32 * 64, 32 * 9, (32, 32), "conv2", (1, 32)
+    )
+    padded = second.pad_channels(16, has_plain_input=False)
+    assert (padded.macs, padded.channels, padded.elements) == (32 * 32 * 9 * 64, (32, 32), 32)
+    assert depthwise.pad_channels(16, has_plain_input=False).channels == (1, 32)
+    assert LayerWork(8, 4, 2).pad_channels(16, has_plain_input=False) == LayerWork(8, 4, 2)
+    # A kernel that is fast in blocks only.
+    slow, fast = (kernel("conv2", is_blocked=is_blocked) for is_blocked in (False, True))
+    model = LatencyModel(0.0, ((slow, (1.0, 0.0, 0.0, 0.0, 0.0)), (fast, (0.1, 0.0, 0.0, 0.0, 0.0))), block=16)
+    layers = [replace(layer, bits=(32, 32)) for layer in (first, second)]
+    assert model.predict(layers) == pytest.approx(0.1 + 1)
+    assert replace(model, multiple=16).predict(layers) == pytest.approx(0.2)
+
+
 def test_channels_decide_which_kernel_computes_a_convolution() -> None:
     def features(kind: str, channels: tuple[int, int], block: int = 16) -> tuple[bool, float]:
         (_, is_blocked, *_), factors = LayerWork(100, 10, 5, (32, 32), kind, channels).features(block)
