@@ -41,7 +41,7 @@ NETWORKS = 75
 INTEGER_SHARE = 0.6
 # Of the layers of a network with both kinds.
 MIXED_SHARE = 0.6
-SECONDS_PER_NETWORK = 0.06
+SECONDS_PER_NETWORK = 0.04
 INTEGER = (8, 8)
 CLASSES = 10
 #: Suffix of tensors that were decoded from integers.
