@@ -142,6 +142,12 @@ class _Padding:
         # Channels must not be summed over.
         if axes is None or not rank or any(axis % rank < 2 for axis in axes.tolist()):
             return False
+        positions = {axis % rank for axis in axes.tolist()}
+        if node.op_type == "ReduceMean" and rank == 4 and positions == {2, 3} and _read_attribute(node, "keepdims", 1):
+            # The same, computed in blocks.
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:]
+            del node.attribute[:]
         self.padded[node.output[0]] = extra[0]
         return True
 

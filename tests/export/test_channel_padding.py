@@ -28,6 +28,19 @@ def run(content: bytes, batch: int = 1) -> np.ndarray:
     return make_target("onnxruntime", {}).load(content)([x])[0]
 
 
+def build_model(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """Return a graph of nodes from ``x``, an image of one channel, to ``y``, three features."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [value("y", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
 def test_a_padded_graph_computes_the_same_in_whole_blocks() -> None:
     model = onnx.load_from_string(_build_chain(CHAIN))
     padded = pad_channels(model, 16)
@@ -75,6 +88,24 @@ def test_a_graph_whose_channels_cannot_be_followed_is_not_padded(tail: list[onnx
     assert pad_channels(model, 16) is None
 
 
+def test_the_mean_over_positions_is_computed_in_blocks() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("ReduceMean", ["c", "axes"], ["m"]),
+        helper.make_node("Reshape", ["m", "shape"], ["f"]),
+        helper.make_node("Gemm", ["f", "v"], ["y"]),
+    ]
+    generator = np.random.default_rng(0)
+    weights = {"w": generator.normal(size=(6, 1, 3, 3)), "v": generator.normal(size=(6, 3))}
+    constants = {name: array.astype(np.float32) for name, array in weights.items()}
+    model = build_model(nodes, {**constants, "axes": np.array([-1, -2]), "shape": np.array([-1, 6])})
+    padded = pad_channels(model, 16)
+    assert padded is not None
+    assert "GlobalAveragePool" in [node.op_type for node in padded.graph.node]
+    expected = run(model.SerializeToString(), batch=3)
+    np.testing.assert_allclose(run(padded.SerializeToString(), batch=3), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_features_of_several_positions_keep_their_order() -> None:
     generator = np.random.default_rng(0)
     constants = {"w": generator.normal(size=(6, 1, 3, 3)), "m": generator.normal(size=(6 * 36, 3)), "b": np.ones(6)}
@@ -84,15 +115,7 @@ def test_features_of_several_positions_keep_their_order() -> None:
         helper.make_node("Flatten", ["s"], ["f"]),
         helper.make_node("Gemm", ["f", "m"], ["y"]),
     ]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [value("x", TensorProto.FLOAT, ["batch", 1, 8, 8])],
-        [value("y", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = build_model(nodes, {name: array.astype(np.float32) for name, array in constants.items()})
     padded = pad_channels(model, 16)
     assert padded is not None
     expected = run(model.SerializeToString(), batch=3)
