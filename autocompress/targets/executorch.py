@@ -57,7 +57,7 @@ class ExecuTorch(Target):
 
     def plan_memory(self, files: Mapping[str, bytes]) -> int | None:
         """Return the bytes that the program plans for tensors between layers, beside its weights."""
-        with _silence_exporter():
+        with _silence_library():
             from executorch.exir._serialize._program import deserialize_pte_binary
 
         plans = deserialize_pte_binary(files[PROGRAM]).program.execution_plan
@@ -72,7 +72,7 @@ def _build_program(model: bytes, example: Sequence[Array]) -> bytes:
     module = OnnxModule(model, example).eval()
     inputs = tuple(torch.from_numpy(array) for array in example)
     try:
-        with _silence_exporter(), torch.no_grad():
+        with _silence_library(), torch.no_grad():
             # Its modules warn when they are imported, too.
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
@@ -86,8 +86,8 @@ def _build_program(model: bytes, example: Sequence[Array]) -> bytes:
 
 
 @contextmanager
-def _silence_exporter() -> Iterator[None]:
-    """Silence the exporter, which logs and warns about its passes."""
+def _silence_library() -> Iterator[None]:
+    """Silence ExecuTorch, which logs and warns about its passes and its interface."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -101,12 +101,16 @@ def _silence_exporter() -> Iterator[None]:
 
 def _load_program(content: bytes, threads: int) -> Model:
     import torch
-    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
-    from executorch.runtime import Runtime
 
-    _unsafe_reset_threadpool(threads)
-    program = Runtime.get().load_program(content)
-    method = program.load_method("forward")
+    with _silence_library():
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+        from executorch.runtime import Runtime
+
+    with _silence_library():
+        # The number of threads is one of the whole process.
+        _unsafe_reset_threadpool(threads)
+        program = Runtime.get().load_program(content)
+        method = program.load_method("forward")
     assert method is not None
 
     def run_example(arrays: Sequence[Array]) -> list[Array]:

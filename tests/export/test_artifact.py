@@ -80,19 +80,6 @@ def same(first: nn.Module, second: nn.Module, split: Split, heads: Mapping[str, 
     assert all(torch.equal(ours[head], theirs[head]) for head in heads)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("functional", {}),
-        ("functional", {"weight_bits": 3, "activation_bits": 32, "weight_scheme": "asymmetric"}),
-        ("separable", {"weight_bits": 32, "activation_bits": 5}),
-        ("rows", {"weight_bits": 8, "activation_bits": 8, "granularity": "per_tensor"}),
-        ("functional", {"weight_bits": 4, "activation_bits": 8, "quantizer": "power_of_two"}),
-        ("functional", {"weight_bits": 3, "activation_bits": 32, "quantizer": "codebook", "bias_correction": True}),
-        ("rows", {"weight_bits": 4, "activation_bits": 8, "granularity": "per_group", "group_size": 5}),
-    ],
-)
 class Planned(OnnxRuntime):
     """A runtime that loads a file of its own, whose memory is known."""
 
@@ -118,6 +105,19 @@ def test_files_of_another_runtime_lie_beside_the_onnx_file_with_their_memory(
     assert read_files(folder, ["model.pte"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("functional", {}),
+        ("functional", {"weight_bits": 3, "activation_bits": 32, "weight_scheme": "asymmetric"}),
+        ("separable", {"weight_bits": 32, "activation_bits": 5}),
+        ("rows", {"weight_bits": 8, "activation_bits": 8, "granularity": "per_tensor"}),
+        ("functional", {"weight_bits": 4, "activation_bits": 8, "quantizer": "power_of_two"}),
+        ("functional", {"weight_bits": 3, "activation_bits": 32, "quantizer": "codebook", "bias_correction": True}),
+        ("rows", {"weight_bits": 4, "activation_bits": 8, "granularity": "per_group", "group_size": 5}),
+    ],
+)
 def test_the_module_comes_back_bit_for_bit(
     trained: Mapping[str, nn.Module],
     data: tuple[Split, Split],
