@@ -200,9 +200,9 @@ class _Padding:
             at = next(index for index, node in enumerate(self.graph.node) if output in node.input)
             self.graph.node.insert(at, helper.make_node("Pad", [name, ends], [output], name=f"Pad_{output}"))
         used = {name for node in self.graph.node for name in node.input}
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        initializers = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        self.graph.initializer.extend(initializers)
         # Declared shapes between the layers have changed.
         del self.graph.value_info[:]
 

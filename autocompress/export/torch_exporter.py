@@ -114,7 +114,8 @@ def _find_replacement(node: fx.Node) -> tuple[Any, tuple[Any, ...], dict[str, An
     pools = {aten.adaptive_avg_pool1d.default: 1, aten.adaptive_avg_pool2d.default: 2}
     if node.target in pools:
         dimensions = pools[node.target]
-        if list(node.args[1]) == [1] * dimensions:
+        sizes = node.args[1]
+        if isinstance(sizes, list | tuple) and list(sizes) == [1] * dimensions:
             # In the order of torch's own decomposition.
             return aten.mean.dim, (node.args[0], [-1, -2][:dimensions], True), {}
     if node.target == aten.to.dtype and len(node.args) == 2 and not node.kwargs:

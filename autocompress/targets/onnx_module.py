@@ -253,7 +253,7 @@ def _multiply_gemm(x: Sequence[Tensor], _: Settings, attributes: Attributes) -> 
     if is_plain and attributes.get("transB", 0):
         # The form that integer kernels are found by.
         return F.linear(first, x[1], x[2] if len(x) > 2 else None)
-    product = attributes.get("alpha", 1.0) * (first @ second)
+    product: Tensor = attributes.get("alpha", 1.0) * (first @ second)
     return product + attributes.get("beta", 1.0) * x[2] if len(x) > 2 else product
 
 
@@ -276,9 +276,9 @@ def _flatten(x: Sequence[Tensor], _: Settings, attributes: Attributes) -> Tensor
 
 
 def _slice(x: Sequence[Tensor], settings: Settings, _: Attributes) -> Tensor:
-    starts, ends, axes, steps = [*settings, *[None] * (4 - len(settings))]
+    axes, steps = (settings[at] if len(settings) > at else None for at in (2, 3))
     result = x[0]
-    for at, (start, end) in enumerate(zip(starts, ends, strict=True)):
+    for at, (start, end) in enumerate(zip(settings[0], settings[1], strict=True)):
         size = result.shape[axes[at] if axes else at]
         step = steps[at] if steps else 1
         result = torch.ops.aten.slice.Tensor(result, axes[at] if axes else at, start, min(end, size), step)
