@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from onnx import ModelProto
 from scipy.stats import kendalltau
 
 import autocompress
@@ -26,6 +27,7 @@ from autocompress.engine.initial_design import RandomTrial
 from autocompress.engine.runner import Plan, make_plan
 from autocompress.engine.spec import load_spec
 from autocompress.export.candidate import export_teacher_graphs
+from autocompress.export.channel_padding import pad_channels
 from autocompress.export.graph_choice import GraphRequest, list_mixtures
 from autocompress.export.latency_students import STUDENTS, Variant, calibrate_students
 from autocompress.export.onnx import export_float, trace_quantized
@@ -75,8 +77,8 @@ def build_student(plan: Plan, variant: Variant) -> Student:
     folded = fold_batch_norm(model.eval(), example)
     layers = layer_costs(folded, example)
     if recipe.quantize is None:
-        graph = bytes(export_float(folded, example, task.heads).SerializeToString())
-        return Student(list_layer_work(layers, {}), count_effective_flops(layers, {}), [graph])
+        proto = export_float(folded, example, task.heads)
+        return Student(list_layer_work(layers, {}), count_effective_flops(layers, {}), list_forms([proto], plan))
     quantizer = QUANTIZE.get("post_training")
     widths = {name: recipe.quantize.values[name] for name in ("weight_bits", "activation_bits")}
     quantized, state = quantizer.apply(folded, quantizer.config.of(widths), context)
@@ -84,9 +86,17 @@ def build_student(plan: Plan, variant: Variant) -> Student:
     request = GraphRequest(quantized, state, example, task.heads)
     signed = precisions.weight_type == "int8" and not precisions.reduce_range
     traced = trace_quantized(quantized, state, example, task.heads, signed=signed)
-    choices = [(), request.integer_layers, *list_mixtures(request).values()]
-    graphs = [bytes(traced.build([*names, *request.float_layers]).SerializeToString()) for names in choices]
-    return Student(list_layer_work(layers, bits), count_effective_flops(layers, bits), graphs)
+    choices = [(), *list_mixtures(request).values(), request.integer_layers]
+    # The one in floating point comes last.
+    protos = [traced.build([*names, *request.float_layers]) for names in choices]
+    return Student(list_layer_work(layers, bits), count_effective_flops(layers, bits), list_forms(protos, plan))
+
+
+def list_forms(protos: Sequence[ModelProto], plan: Plan) -> list[bytes]:
+    """Return the graphs among which an export chooses; the last one is in floating point, and is padded, too."""
+    multiple = make_target(plan.target.name, plan.target.options).channel_multiple
+    padded = pad_channels(protos[-1], multiple) if multiple > 1 else None
+    return [bytes(proto.SerializeToString()) for proto in [*protos, *([] if padded is None else [padded])]]
 
 
 def time_students(plan: Plan, students: Sequence[Student], seconds: float) -> list[float]:

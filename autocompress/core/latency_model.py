@@ -5,7 +5,7 @@ channels where the channels allow it, and have kernels of their own for depthwis
 has coefficients by kind, by whether its channels suit blocks, and by bits.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
@@ -15,13 +15,15 @@ from pydantic import JsonValue
 
 #: Name of the cost, as a column, an objective and a limit.
 LATENCY = "latency_ms"
-#: Coefficients of one layer: a constant, multiply-accumulates, output elements, weights.
-FEATURES = 4
+#: Coefficients of one layer: a constant, multiply-accumulates, output elements, weights, copied input elements.
+FEATURES = 5
 #: Kind of a layer whose own kind was not calibrated, such as attention: the one with the same matrix product.
 LINEAR = "linear"
 FLOAT = (32, 32)
-#: What a network computes beside its layers: other operators, and changes between plain and blocked storage.
-OPERATOR, REORDER = "operator", "reorder"
+#: What a network computes beside its layers: other operators, changes between plain and blocked storage, and between
+#: floating point and integers.
+OPERATOR, REORDER, ROUND, DECODE = "operator", "reorder", "quantize", "dequantize"
+BETWEEN_LAYERS = (OPERATOR, REORDER, ROUND, DECODE)
 #: Kinds that a runtime may compute in blocks of channels: convolutions over two dimensions.
 BLOCKED_KINDS = ("conv2", "pointwise2", "depthwise2")
 #: Channels that a blocked kernel needs a multiple of, because it copies so many at once into its blocks.
@@ -65,7 +67,8 @@ class LayerWork:
         is_blocked = self.is_blocked(block)
         # Blocks are padded with zeros, which are multiplied, too.
         macs = self.macs * (self._padding(block) if is_blocked else 1.0)
-        return (self.kind, is_blocked, *self.bits), (1.0, macs, float(self.activations), float(self.weights))
+        factors = (1.0, macs, float(self.activations), float(self.weights), 0.0 if is_blocked else self._copies())
+        return (self.kind, is_blocked, *self.bits), factors
 
     def is_blocked(self, block: int) -> bool:
         """Return whether the layer writes blocks of channels."""
@@ -80,6 +83,36 @@ class LayerWork:
     def reads_blocks(self, block: int) -> bool:
         """Return whether the layer reads blocks of channels; a few channels are read as they are."""
         return self.is_blocked(block) and (self.kind == "depthwise2" or self.channels[0] >= block)
+
+    def pad_channels(self, multiple: int, has_plain_input: bool) -> "LayerWork":
+        """Return the layer in floating point with its channels padded to whole blocks.
+
+        Args:
+            multiple: Channels of a block.
+            has_plain_input: Whether it reads the input of the network, which is not padded.
+        """
+        if self.kind not in BLOCKED_KINDS:
+            return replace(self, bits=FLOAT)
+        inputs, outputs = self.channels
+        padded = ceil(outputs / multiple) * multiple
+        read = inputs if has_plain_input or self.kind == "depthwise2" else ceil(inputs / multiple) * multiple
+        wider = padded / outputs
+        return replace(
+            self,
+            bits=FLOAT,
+            macs=round(self.macs * wider * read / inputs),
+            activations=round(self.activations * wider),
+            weights=round(self.weights * wider * read / inputs),
+            channels=(read, padded),
+            elements=round(self.elements * wider),
+        )
+
+    def _copies(self) -> float:
+        """Return the input elements that a convolution copies before it multiplies, one for each weight and position.
+
+        A matrix product of kernels larger than 1 reads its inputs from such a copy (im2col). Blocked kernels do not.
+        """
+        return self.macs / self.channels[1] if self.kind.startswith("conv") else 0.0
 
     def _padding(self, block: int) -> float:
         inputs, outputs = self.channels
@@ -99,12 +132,29 @@ def list_features(layers: Sequence[LayerWork], block: int) -> list[tuple[Kernel,
     rows = [layer.features(block) for layer in layers]
     for before, after in pairwise(layers):
         if before.is_blocked(block) != after.reads_blocks(block) and after.kind != LINEAR:
-            rows.append(((REORDER, True, *FLOAT), (1.0, 0.0, float(before.activations), 0.0)))
+            rows.append(((REORDER, True, *FLOAT), (1.0, 0.0, float(before.activations), 0.0, 0.0)))
     for layer in layers:
         if layer.operators:
             kernel = (OPERATOR, layer.is_blocked(block), *FLOAT)
-            rows.append((kernel, (float(layer.operators), 0.0, float(layer.elements), 0.0)))
-    return rows
+            rows.append((kernel, (float(layer.operators), 0.0, float(layer.elements), 0.0, 0.0)))
+    return rows + [
+        ((kind, False, *FLOAT), (1.0, 0.0, float(elements), 0.0, 0.0)) for kind, elements in _list_roundings(layers)
+    ]
+
+
+def _list_roundings(layers: Sequence[LayerWork]) -> Iterator[tuple[str, int]]:
+    """Yield each change between floating point and integers with its elements.
+
+    An integer kernel writes integers where another one reads its output. Operators between them compute in floating
+    point, and so do the input and the output of the network.
+    """
+    for before, after in pairwise([None, *layers, None]):
+        is_float = before is None or after is None or before.operators > 0
+        elements = before.activations if before is not None else 0
+        if before is not None and before.bits != FLOAT and (is_float or after is None or after.bits == FLOAT):
+            yield DECODE, elements
+        if after is not None and after.bits != FLOAT and (is_float or before is None or before.bits == FLOAT):
+            yield ROUND, elements
 
 
 @dataclass(frozen=True)
@@ -115,9 +165,10 @@ class LatencyModel:
         base: Milliseconds of a run without layers.
         coefficients: Each kernel with its :data:`FEATURES` coefficients.
         block: Channels that the runtime stores together; 1 if it has no such kernels.
+        multiple: Channels to a multiple of which an export may pad; 1 if it does not.
 
     Example:
-        >>> model = LatencyModel(0.01, ((("linear", False, 32, 32), (0.001, 1e-6, 0.0, 0.0)),))
+        >>> model = LatencyModel(0.01, ((("linear", False, 32, 32), (0.001, 1e-6, 0.0, 0.0, 0.0)),))
         >>> model.predict([LayerWork(4000, 10, 400)])
         0.015
     """
@@ -126,19 +177,25 @@ class LatencyModel:
     # Pairs and no mapping, because a model is part of the key of a cache.
     coefficients: tuple[tuple[Kernel, tuple[float, ...]], ...]
     block: int = 1
+    multiple: int = 1
 
     def predict(self, layers: Iterable[LayerWork]) -> float:
         """Return the milliseconds of one example in the fastest graph that an export would choose from.
 
         Those are the graphs of :mod:`autocompress.export.graph_choice`: integer kernels in all layers that can have
-        them, in the half with the most work, in all but the first and the last, and in none.
+        them, in the half with the most work, in all but the first and the last, and in none, there also with padded
+        channels.
         """
         layers = list(layers)
         integer = [at for at, layer in enumerate(layers) if layer.bits != FLOAT]
         by_work = sorted(integer, key=lambda at: layers[at].macs)
         # Floating point in: no layer, all, the half with the least work, the first and the last.
         choices: tuple[list[int], ...] = ([], integer, by_work[: len(by_work) // 2], [*integer[:1], *integer[-1:]])
-        return round(min(self._sum_times(layers, choice) for choice in choices), 9)
+        times = [self._sum_times(layers, choice) for choice in choices]
+        if self.multiple > 1:
+            padded = [layer.pad_channels(self.multiple, at == 0) for at, layer in enumerate(layers)]
+            times.append(self._sum_times(padded, []))
+        return round(min(times), 9)
 
     def _sum_times(self, layers: Sequence[LayerWork], in_float: Sequence[int]) -> float:
         works = [replace(layer, bits=FLOAT) if at in in_float else layer for at, layer in enumerate(layers)]
@@ -148,7 +205,7 @@ class LatencyModel:
     def to_json(self) -> dict[str, JsonValue]:
         """Return the model as JSON values, which :meth:`from_json` reads."""
         rows: list[JsonValue] = [[*kernel, list(values)] for kernel, values in self.coefficients]
-        return {"base": self.base, "coefficients": rows, "block": self.block}
+        return {"base": self.base, "coefficients": rows, "block": self.block, "multiple": self.multiple}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LatencyModel":
@@ -158,15 +215,17 @@ class LatencyModel:
             # Earlier versions had one kind of layer.
             kind, is_blocked = kernel or (LINEAR, False)
             key = (str(kind), bool(is_blocked), int(weight), int(activation))
-            coefficients.append((key, tuple(float(value) for value in values)))
-        return cls(float(data["base"]), tuple(coefficients), int(data.get("block", 1)))
+            # Earlier versions had fewer coefficients.
+            padded = [*values, *[0.0] * (FEATURES - len(values))]
+            coefficients.append((key, tuple(float(value) for value in padded)))
+        return cls(float(data["base"]), tuple(coefficients), int(data.get("block", 1)), int(data.get("multiple", 1)))
 
 
 def _kernel_time(table: Mapping[Kernel, Sequence[float]], kernel: Kernel, factors: Sequence[float]) -> float:
     """Return the milliseconds of a kernel."""
     kind, is_blocked, weight, activation = kernel
     keys: list[Kernel] = [kernel, (kind, not is_blocked, weight, activation)]
-    if kind not in (OPERATOR, REORDER):
+    if kind not in BETWEEN_LAYERS:
         # A layer that was not calibrated is estimated by a matrix product, in floating point if need be.
         keys += [(LINEAR, False, weight, activation), (LINEAR, False, *FLOAT)]
     for key in keys:

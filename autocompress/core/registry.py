@@ -249,8 +249,8 @@ TARGETS: "Registry[type[Target]]" = Registry(
     "autocompress.targets.base:Target",
     holds_classes=True,
     base="autocompress.targets.base.Target",
-    # These import onnx and onnxruntime, which reading a run does not need.
-    exclude=("calibration", "int8_probe", "onnx_session"),
+    # These import onnx, onnxruntime and torch, which reading a run does not need.
+    exclude=("calibration", "int8_probe", "onnx_module", "onnx_session"),
 )
 BASELINES: "Registry[TrivialBaseline]" = Registry(
     "trivial baseline", "autocompress.baselines", "autocompress.baselines.base:TrivialBaseline"

@@ -217,7 +217,7 @@ class SearchSection(_Section):
         device: Device of the trials, ``cpu`` or ``cuda``; by default ``cuda`` where ``resources`` has a share of a
             graphics card.
         address: Cluster that the backend ``ray`` joins: ``HOST:PORT``, or ``auto`` for the one of this machine.
-        timing_seconds: Seconds to export and time the front on the target when the search has ended; 0 leaves it out.
+        timing_seconds: Seconds in which groups of the front are exported and timed after the search; 0 for none.
             A search that names ``latency_ms`` times all that its front needs.
         trial_minutes: Maximum wall-clock minutes of one trial, or of one segment of it, with its candidates.
         memory: Maximum memory of one worker, such as ``4 GiB``; a trial that needs more fails.

@@ -50,6 +50,7 @@ from autocompress.export.graph_choice import (
     INTEGER,
     ChosenGraph,
     GraphRequest,
+    choose_float_graph,
     choose_graph,
 )
 from autocompress.export.onnx import export_float, export_quantized
@@ -156,7 +157,7 @@ def write_artifact(
     architecture, tensors = _build_architecture(deployable)
     files = _export_graphs(deployable)
     weights_only = is_weights_only(files["model.onnx"])
-    converted = _convert_graph(deployable, files["model.onnx"])
+    converted, facts = _convert_graph(deployable, files["model.onnx"])
     preprocess = render_preprocess(deployable, weights_only)
     files = {name: embed_preprocess(graph, preprocess) for name, graph in files.items()}
     files |= {**converted, PREPROCESS: preprocess, PIPELINE: read_pipeline()}
@@ -165,7 +166,7 @@ def write_artifact(
     files["config.yaml"] = yaml.safe_dump(deployable.config.to_json(), allow_unicode=True).encode()
     sizes = {name: len(content) for name, content in files.items()}
     # The card lists the sizes of the other files.
-    files["card.md"] = render_card(architecture, card, sizes, weights_only).encode()
+    files["card.md"] = render_card(architecture, {**card, **facts}, sizes, weights_only).encode()
 
     def check_written(written: Path) -> None:
         _check_rebuilt(deployable, load_artifact(written))
@@ -392,7 +393,10 @@ def export_chosen_graph(deployable: Deployable, seconds: float = CHOICE_SECONDS)
     state = _quantization_state(deployable)
     if state is None:
         content = export_float_graph(deployable)
-        return ChosenGraph(content, FLOAT, {}, content)
+        if not deployable.target.precisions.restricts:
+            return ChosenGraph(content, FLOAT, {}, content)
+        target = make_target(deployable.target.name, deployable.target.options)
+        return choose_float_graph(content, target, deployable.example, seconds)
     if deployable.target.precisions.restricts:
         request = GraphRequest(
             deployable.model, state, deployable.example, deployable.heads, deployable.batches, deployable.lists
@@ -430,12 +434,19 @@ def _export_graphs(deployable: Deployable) -> dict[str, bytes]:
     return graphs
 
 
-def _convert_graph(deployable: Deployable, graph: bytes) -> dict[str, bytes]:
-    """Return the files that the target loads instead of the ONNX file; none for targets that read it."""
+def _convert_graph(deployable: Deployable, graph: bytes) -> tuple[dict[str, bytes], Card]:
+    """Return the files that the target loads instead of the ONNX file, and sections of the card about them.
+
+    Both are empty for targets that read ONNX.
+    """
     if not deployable.target.precisions.restricts:
-        return {}
-    files = open_stored_target(deployable.target).convert(graph)
-    return {name: content for name, content in files.items() if name != "model.onnx"}
+        return {}, {}
+    target = open_stored_target(deployable.target)
+    files = {name: content for name, content in target.convert(graph).items() if name != "model.onnx"}
+    memory = target.plan_memory(files) if files else None
+    if memory is None:
+        return files, {}
+    return files, {"Working memory": f"{memory:,} bytes for the tensors between layers (arena), beside the weights."}
 
 
 def rebuild_module(architecture: Architecture, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -12,6 +12,7 @@ FILES = {
     "model_float.onnx": "the same model before quantization, 32-bit floating point",
     "model.ncnn.param": "model.onnx as layers of ncnn, for one example",
     "model.ncnn.bin": "the weights of these layers",
+    "model.pte": "model.onnx as a program of ExecuTorch, for one example",
     "pipeline.py": "predictions for raw input; needs numpy, onnxruntime and, for images, pillow",
     "preprocess.json": "how raw input becomes the inputs of the model, and what its outputs mean",
     "model.safetensors": "its tensors, weights as packed codes",

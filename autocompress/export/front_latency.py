@@ -9,6 +9,7 @@ machine, so a measurement that was interrupted is continued later without a diff
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -23,7 +24,7 @@ from autocompress.export.candidate import TimedGraphs, export_candidate_graphs, 
 from autocompress.export.graph_choice import CHOICE_SECONDS
 from autocompress.store.run_store import RunStore
 from autocompress.targets import Target, make_target, open_stored_target
-from autocompress.targets.timing import compare_rounds, time_rounds
+from autocompress.targets.timing import compare_rounds, is_order_certain, time_rounds
 
 # Candidates that are timed in turns and stored together: a killed measurement loses those of one group.
 GROUP = 6
@@ -42,7 +43,7 @@ class TimingOptions:
         batch: Number of examples per run.
         threads: Number of threads of the runtime.
         seconds: Seconds to measure each graph.
-        limit: Seconds after which no further group of candidates is begun; None for no limit.
+        limit: Seconds after the export of the teacher in which groups of candidates are begun; None for no limit.
         keep: Whether candidates that were measured under the same conditions are not measured again.
     """
 
@@ -83,9 +84,11 @@ def time_run(
     wanted = [name for name in dict.fromkeys(identities) if not (options.keep and name in latency.rows)]
     if options.keep and not wanted and TEACHER in latency.rows:
         return {}
-    started, done, total, reasons = time.monotonic(), 1, len(wanted) + 1, dict[str, str]()
+    done, total, reasons = 1, len(wanted) + 1, dict[str, str]()
     on_progress(0, total)
     teacher = _export_teacher(run, reasons)
+    # The first export of a process loads the exporter, which takes seconds and is not repeated.
+    started = time.monotonic()
     on_progress(done, total)
     # Without candidates the teacher is timed alone.
     for start in range(0, max(len(wanted), 1), GROUP):
@@ -115,7 +118,7 @@ def time_front(
 
     Args:
         run: The run folder.
-        limit: Seconds after which no further group of six candidates is begun; None for no limit.
+        limit: Seconds after the export of the teacher in which groups of six candidates are begun; None for no limit.
         on_progress: Callback as in :func:`time_run`.
 
     Returns:
@@ -239,7 +242,8 @@ def _measure_graphs(
         name: [np.zeros([options.batch, *shape[1:]], dtype) for shape, dtype in timed.inputs]
         for name, (_, timed) in graphs.items()
     }
-    rounds = time_rounds(models, inputs, options.seconds * len(models))
+    is_enough = partial(is_order_certain, reference=TEACHER) if TEACHER in models else None
+    rounds = time_rounds(models, inputs, options.seconds * len(models), is_enough=is_enough)
     if TEACHER not in rounds:
         return {name: median(values) for name, values in rounds.items()}
     teacher = median(rounds[TEACHER])

@@ -7,6 +7,8 @@ graphs of the same weights are timed in turns on the target, with the float mode
     largest half  only the layers with the most multiplications
     inner         all but the first and the last layer
     float         no layer; weights stay stored as codes, and are decoded when the file is loaded
+    padded        as float, with the channels of convolutions padded to whole blocks
+                  (:mod:`autocompress.export.channel_padding`), if the target computes in blocks
     blocks        large linear layers without rounded inputs multiply by their packed codes (MatMulNBits), if the
                   target has that operator
 
@@ -17,9 +19,11 @@ without integer layers runs as the float model does, so that quantization never 
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -29,15 +33,16 @@ from autocompress.core.precisions import Precisions
 from autocompress.core.task import logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export.block_weights import MULTIPLY, BlockWeight, encode_blocks
+from autocompress.export.channel_padding import pad_channels
 from autocompress.export.embedding_tables import GATHER
 from autocompress.export.onnx import trace_quantized
 from autocompress.measure import layer_costs
 from autocompress.targets.base import Array, Model, Target
-from autocompress.targets.timing import Rounds, compare_rounds, time_rounds
+from autocompress.targets.timing import Rounds, compare_rounds, is_order_certain, time_rounds
 
 logger = logging.getLogger(__name__)
 
-INTEGER, FLOAT, BLOCKS = "integer", "float", "blocks"
+INTEGER, FLOAT, BLOCKS, PADDED = "integer", "float", "blocks", "padded"
 # Fewer integer layers have no useful mixture.
 MIN_MIXED_LAYERS = 4
 # A graph that rounds inputs must be faster than the one in floating point by this factor: times vary.
@@ -177,6 +182,7 @@ def _compare_graphs(
         others = {FLOAT: build(integer)} if integer else {}
         others |= {name: build(layers) for name, layers in list_mixtures(request).items()}
         others |= {BLOCKS: build(integer, blocks)} if blocks else {}
+        others |= _pad_graph(others[FLOAT] if integer else graphs[FLOAT], target)
         graphs |= others
         # All graphs are loaded before the first is timed, so that each is timed beside the others.
         models |= _load_qualified(others, request, target)
@@ -193,6 +199,38 @@ def _compare_graphs(
     return ChosenGraph(graphs[chosen], chosen, times, graphs[FLOAT])
 
 
+def choose_float_graph(
+    content: bytes, target: Target, example: Sequence[Tensor], seconds: float = CHOICE_SECONDS
+) -> ChosenGraph:
+    """Return the faster one of a graph in floating point and the same graph with padded channels.
+
+    Args:
+        content: Content of the ONNX file.
+        target: The target.
+        example: A batch of one.
+        seconds: Seconds to time both.
+
+    Raises:
+        ArtifactError: The target cannot run the model.
+    """
+    graphs = {FLOAT: content, **_pad_graph(content, target)}
+    if len(graphs) == 1:
+        return ChosenGraph(content, FLOAT, {}, content)
+    models = {name: target.load(graph) for name, graph in graphs.items()}
+    rounds = _time_graphs(target, graphs, models, example, seconds)
+    chosen = PADDED if compare_rounds(rounds, FLOAT)[PADDED] <= MARGIN else FLOAT
+    times = {name: median(values) for name, values in rounds.items()}
+    return ChosenGraph(graphs[chosen], chosen, times, graphs[chosen])
+
+
+def _pad_graph(content: bytes, target: Target) -> dict[str, bytes]:
+    """Return the graph with padded channels by its name; empty if there is none."""
+    if target.channel_multiple == 1:
+        return {}
+    padded = pad_channels(onnx.load_from_string(content), target.channel_multiple)
+    return {} if padded is None else {PADDED: bytes(padded.SerializeToString())}
+
+
 def _time_graphs(
     target: Target, graphs: Mapping[str, bytes], models: Mapping[str, Model], example: Sequence[Tensor], seconds: float
 ) -> Rounds:
@@ -201,7 +239,9 @@ def _time_graphs(
     for name, content in graphs.items():
         measured = target.measure(content, seconds)
         if measured is None:
-            return time_rounds(models, [tensor.numpy() for tensor in example], seconds)
+            reference = FLOAT if FLOAT in models else next(iter(models))
+            is_enough = partial(is_order_certain, reference=reference)
+            return time_rounds(models, [tensor.numpy() for tensor in example], seconds, is_enough=is_enough)
         times[name] = [measured]
     return times
 

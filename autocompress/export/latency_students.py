@@ -13,19 +13,21 @@ from pydantic import JsonValue
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.core.latency_model import FLOAT, LatencyModel, LayerWork
+from autocompress.core.latency_model import LatencyModel, LayerWork
 from autocompress.core.method import Context
 from autocompress.core.records import CompressionRecipe
 from autocompress.core.registry import PRUNE, QUANTIZE
 from autocompress.core.run_info import TargetInfo
 from autocompress.core.task import Split, Task
 from autocompress.errors import AutocompressError
+from autocompress.export.graph_choice import GraphRequest, list_mixtures
 from autocompress.export.onnx import export_float, trace_quantized
 from autocompress.measure import layer_costs
 from autocompress.measure.cost import list_layer_work
 from autocompress.quantize.folding import fold_batch_norm
 from autocompress.targets import Target, make_target
 from autocompress.targets.calibration import (
+    INTEGER,
     NETWORKS,
     REFERENCES,
     Measurements,
@@ -41,10 +43,8 @@ from autocompress.trial.pipeline import list_computed_bits, reproducible_torch
 logger = logging.getLogger(__name__)
 
 STUDENTS = 16
-# Of so many students, one is timed in integers, too: its export takes three times as long.
-INTEGER_EVERY = 4
-# Each student counts as so many networks of the general calibration.
-WEIGHT = 4
+# Of so many students, one is timed in integers, too: its export takes twice as long.
+INTEGER_EVERY = 2
 EXAMPLES = 32
 INT8 = Part.of("post_training", weight_bits=8, activation_bits=8)
 
@@ -79,11 +79,8 @@ def calibrate_students(
         [*identity, *inputs, *described],
         lambda: _measure_students(task, examples, variants, target, info, general),
     )
-    works, times = [*general.works], [*general.times]
-    for layers, milliseconds in zip(students.works, students.times, strict=True):
-        works += [layers] * WEIGHT
-        times += [milliseconds] * WEIGHT
-    return fit_latency_model(works, times)
+    works, times = [*general.works, *students.works], [*general.times, *students.times]
+    return fit_latency_model(works, times, target.channel_multiple)
 
 
 def _measure_students(
@@ -138,7 +135,7 @@ def _build_float_network(
 def _build_networks(
     task: Task, examples: Split, variant: Variant, info: TargetInfo
 ) -> Iterator[tuple[tuple[LayerWork, ...], TimedNetwork]]:
-    """Yield the graphs of an untrained student: in floating point, and in integers where the target has kernels."""
+    """Yield the graphs of an untrained student among which an export chooses: in floating point, integers and both."""
     folded, context = _build_model(task, examples, variant)
     example = context.example
     quantizer = QUANTIZE.get(INT8.name)
@@ -146,11 +143,12 @@ def _build_networks(
     bits = list_computed_bits(state, info.precisions)
     signed = info.precisions.weight_type == "int8" and not info.precisions.reduce_range
     traced = trace_quantized(quantized, state, example, task.heads, signed=signed)
-    inputs = [tensor.numpy() for tensor in example]
-    layers = layer_costs(folded, example)
-    coded = [entry["name"] for entry in state.history["layers"] if entry["weight"] is not None]
-    in_float = tuple(list_layer_work(layers, {}))
-    yield in_float, TimedNetwork(bytes(traced.build(coded).SerializeToString()), inputs)
-    in_integers = tuple(list_layer_work(layers, bits))
-    if any(layer.bits != FLOAT for layer in in_integers):
-        yield in_integers, TimedNetwork(bytes(traced.build().SerializeToString()), inputs)
+    request = GraphRequest(quantized, state, example, task.heads)
+    choices = [request.integer_layers]
+    if INTEGER in info.precisions.kernels and request.integer_layers:
+        choices += [[], *list_mixtures(request).values()]
+    layers, inputs = layer_costs(folded, example), [tensor.numpy() for tensor in example]
+    for in_float in choices:
+        computed = {name: widths for name, widths in bits.items() if name not in in_float}
+        content = bytes(traced.build([*in_float, *request.float_layers]).SerializeToString())
+        yield tuple(list_layer_work(layers, computed)), TimedNetwork(content, inputs)

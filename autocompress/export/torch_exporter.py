@@ -4,6 +4,7 @@ The exporter has no options for these, so functions of its private modules are r
 torch without such a function, exports only take longer.
 """
 
+import gc
 import importlib
 import io
 import logging
@@ -32,6 +33,7 @@ def adjust_exporter() -> Iterator[None]:
     """
     with (
         _silence_exporter(),
+        _pause_collection(),
         _replace_function("_registration", "ONNXRegistry.from_torchlib", _reuse_translations),
         _replace_function("_fx_passes", "decompose_with_registry", _skip_decomposition),
     ):
@@ -155,6 +157,18 @@ _LOWERINGS: dict[Any, Callable[[Node], None]] = {
     aten.to.dtype: _lower_conversion,
     aten._assert_tensor_metadata.default: _remove_check,
 }
+
+
+@contextmanager
+def _pause_collection() -> Iterator[None]:
+    """Pause the collection of garbage: an export makes so many objects that all of the process are visited often."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

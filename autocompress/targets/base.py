@@ -34,12 +34,15 @@ class Target(ABC):
         extra: Extra of autocompress that installs the package; empty if it is always installed.
         operators: Operators of ``com.microsoft`` that exported graphs may use: ``MatMulNBits``,
             ``GatherBlockQuantized``.
+        channel_multiple: Channels that its kernels in floating point store together. An export also times graphs whose
+            channels are padded to a multiple of it; 1 for no such graphs.
     """
 
     name: ClassVar[str]
     library: ClassVar[str] = ""
     extra: ClassVar[str] = ""
     operators: ClassVar[frozenset[str]] = frozenset()
+    channel_multiple: ClassVar[int] = 1
 
     @classmethod
     def describe_installation(cls) -> str:
@@ -72,6 +75,16 @@ class Target(ABC):
             ArtifactError: The model has no such form; the message names the operator or layer.
         """
         return {"model.onnx": model}
+
+    def plan_memory(self, files: Mapping[str, bytes]) -> int | None:
+        """Return the bytes that files of :meth:`convert` plan for tensors between layers (the arena).
+
+        None if the runtime decides that when it loads them.
+
+        Args:
+            files: File name to content.
+        """
+        return None
 
     def options(self) -> Mapping[str, Any]:
         """Return the options that it was made with, as JSON values."""
@@ -186,6 +199,36 @@ def make_inputs(model: bytes) -> list[Array]:
         shape = [dimension.dim_value or 1 for dimension in kind.shape.dim]
         inputs.append(np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
     return inputs
+
+
+def check_outputs(runtime: str, model: bytes, run: Model, tolerance: float) -> None:
+    """Check that a converted model computes what its ONNX file does, on random inputs.
+
+    Args:
+        runtime: Name of the runtime, for the message.
+        model: Content of the ONNX file.
+        run: The converted model.
+        tolerance: Largest difference, relative to the largest output.
+
+    Raises:
+        ArtifactError: It computes another output.
+    """
+    from autocompress.targets.onnxruntime import OnnxRuntime
+
+    generator = np.random.default_rng(0)
+    inputs = [
+        generator.normal(size=array.shape).astype(array.dtype) if array.dtype.kind == "f" else array
+        for array in make_inputs(model)
+    ]
+    expected = OnnxRuntime().load(model)(inputs)
+    for position, (values, wanted) in enumerate(zip(run(inputs), expected, strict=True)):
+        # A NaN fails the comparison.
+        limit = tolerance * max(1.0, float(np.abs(wanted).max()))
+        if values.shape != wanted.shape or not float(np.abs(values - wanted).max()) <= limit:
+            raise ArtifactError(
+                f"{runtime} computes another output {position} than the ONNX file, so a layer was translated wrongly; "
+                "change the model, or search for the target onnxruntime"
+            )
 
 
 def as_float32(arrays: Sequence[object]) -> list[Array]:

@@ -7,7 +7,7 @@ cached by target, processor and version of the runtime.
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +20,10 @@ from pydantic import JsonValue, TypeAdapter
 from autocompress.core.atomic import open_cache, write_atomic
 from autocompress.core.config import fingerprint
 from autocompress.core.latency_model import (
+    BETWEEN_LAYERS,
     FEATURES,
     FLOAT,
     LINEAR,
-    OPERATOR,
-    REORDER,
     Kernel,
     LatencyModel,
     LayerWork,
@@ -39,22 +38,26 @@ from autocompress.targets.timing import time_in_turns
 logger = logging.getLogger(__name__)
 
 NETWORKS = 75
-# Integer networks have fewer kinds of kernels to tell apart.
-INTEGER_SHARE = 1 / 3
-SECONDS_PER_NETWORK = 0.06
+# Of the networks, so many are timed in integers, too.
+INTEGER_SHARE = 0.6
+# Of the layers of a network with both kinds.
+MIXED_SHARE = 0.6
+SECONDS_PER_NETWORK = 0.04
 INTEGER = (8, 8)
 CLASSES = 10
+#: Suffix of tensors that were decoded from integers.
+ROUNDED = "_rounded"
 # A low quantile, because calibration has to agree with itself on a machine that does other work, too.
 QUICK_SHARE = 0.2
 # Channels of a block that runtimes use: none, those of AVX2 and NEON, and those of AVX-512.
 BLOCKS = (1, 8, 16)
 # Weight of the squares of the coefficients of single kernels, some of which occur in few networks. The order of models
-# of three tasks is predicted alike from 0.1 to 1, and worse without it.
-PENALTY = 0.3
+# of three tasks is predicted alike from 0.1 to 1, and worse without it or with more.
+PENALTY = 1.0
 # Networks by which two measurements are compared, because the load of the machine may have changed.
 REFERENCES = 5
 # Of the networks and of the fit: a model that an earlier version cached is not read.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,11 @@ class ChainSettings:
     hidden: tuple[int, ...] = ()
 
     @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.layers) + len(self.hidden) + 1
+
+    @property
     def shape(self) -> list[int]:
         """Shape of a batch of one."""
         return [1, self.inputs, *[self.size] * self.dimensions]
@@ -130,7 +138,7 @@ def calibrate(target: Target, info: TargetInfo, networks: int = NETWORKS) -> Lat
         ArtifactError: The target cannot run or measure a network.
     """
     measured = load_measurements(info, ["chains", networks], lambda: measure_networks(target, info, networks))
-    return fit_latency_model(measured.works, measured.times)
+    return fit_latency_model(measured.works, measured.times, target.channel_multiple)
 
 
 def load_measurements(info: TargetInfo, content: JsonValue, measure: Callable[[], Measurements]) -> Measurements:
@@ -159,25 +167,30 @@ def load_measurements(info: TargetInfo, content: JsonValue, measure: Callable[[]
 def measure_networks(target: Target, info: TargetInfo, networks: int = NETWORKS) -> Measurements:
     """Return the layers of each timed network, and its milliseconds."""
     rng = random.Random(0)
-    settings = [(_draw_chain(rng), FLOAT) for _ in range(networks)]
+    chains = [_draw_chain(rng) for _ in range(networks)]
+    settings: list[tuple[ChainSettings, Collection[int]]] = [(chain, ()) for chain in chains]
     if INTEGER in info.precisions.kernels:
         # The same chains in integers, so that both kinds of kernels see the same work.
-        settings += [(chain, INTEGER) for chain, _ in settings[: int(networks * INTEGER_SHARE)]]
-    works = tuple(tuple(list_work(chain, bits)) for chain, bits in settings)
-    timed = [TimedNetwork(_build_chain(chain, bits == INTEGER), chain.arrays) for chain, bits in settings]
+        for at, chain in enumerate(chains[: int(networks * INTEGER_SHARE)]):
+            layers = range(chain.depth)
+            # In every second one some layers compute in floating point, which costs changes between both.
+            settings.append((chain, layers if at % 2 else [layer for layer in layers if rng.random() < MIXED_SHARE]))
+    works = tuple(tuple(list_work(chain, integer)) for chain, integer in settings)
+    timed = [TimedNetwork(_build_chain(chain, integer), chain.arrays) for chain, integer in settings]
     return Measurements(works, tuple(time_networks(target, timed)))
 
 
-def fit_latency_model(works: Sequence[Sequence[LayerWork]], times: Sequence[float]) -> LatencyModel:
+def fit_latency_model(works: Sequence[Sequence[LayerWork]], times: Sequence[float], multiple: int = 1) -> LatencyModel:
     """Return the model with the least relative error whose coefficients are not negative.
 
     Args:
         works: Layers of each network.
         times: Milliseconds of each network.
+        multiple: Channels to a multiple of which an export may pad.
     """
     fits = [_fit_block(works, np.asarray(times), block) for block in BLOCKS]
     # The size of blocks is a property of the processor and of the runtime's kernels.
-    return min(fits, key=lambda fit: fit[0])[1]
+    return replace(min(fits, key=lambda fit: fit[0])[1], multiple=multiple)
 
 
 def _fit_block(
@@ -192,7 +205,7 @@ def _fit_block(
     matrix[:, 0] = 1
     for row, kernel, factors in ((row, *entry) for row, rows in zip(matrix, features, strict=True) for entry in rows):
         # A kernel has the coefficients that all of its bit-widths share, and what it needs beyond them.
-        for name in (kernel, *([] if kernel[0] in (OPERATOR, REORDER) else [kernel[2:]])):
+        for name in (kernel, *([] if kernel[0] in BETWEEN_LAYERS else [kernel[2:]])):
             start = 1 + FEATURES * names.index(name)
             row[start : start + FEATURES] += factors
     # Relative errors count, and columns of one size keep the solver well conditioned.
@@ -201,7 +214,7 @@ def _fit_block(
     values = _solve(weighted / scale, FEATURES * len(kernels)) / scale
     error = float(np.abs(weighted @ values - 1).mean())
     by_name = {name: values[1 + FEATURES * at : 1 + FEATURES * (at + 1)] for at, name in enumerate(names)}
-    shared = {kernel: 0 if kernel[0] in (OPERATOR, REORDER) else by_name[kernel[2:]] for kernel in kernels}
+    shared = {kernel: 0 if kernel[0] in BETWEEN_LAYERS else by_name[kernel[2:]] for kernel in kernels}
     coefficients = tuple((kernel, tuple(map(float, by_name[kernel] + shared[kernel]))) for kernel in kernels)
     return error, LatencyModel(float(values[0]), coefficients, block)
 
@@ -217,9 +230,15 @@ def _solve(matrix: NDArray[np.float64], penalized: int) -> NDArray[np.float64]:
     return values
 
 
-def list_work(chain: ChainSettings, bits: tuple[int, int]) -> list[LayerWork]:
-    """Return the work of the layers of a chain."""
-    works, inputs, size = [], chain.inputs, chain.size
+def list_work(chain: ChainSettings, integer: Collection[int] = ()) -> list[LayerWork]:
+    """Return the work of the layers of a chain.
+
+    Args:
+        chain: The chain.
+        integer: Positions of the layers that are quantized to 8 bits.
+    """
+    works: list[LayerWork] = []
+    inputs, size = chain.inputs, chain.size
     for layer in chain.layers:
         size = -(-size // layer.stride)
         group_inputs = 1 if layer.kind == "depthwise" else inputs
@@ -229,11 +248,13 @@ def list_work(chain: ChainSettings, bits: tuple[int, int]) -> list[LayerWork]:
         outputs = layer.outputs * positions
         # The average over all positions follows the last one.
         is_last = layer is chain.layers[-1]
+        bits = INTEGER if len(works) in integer else FLOAT
         work = LayerWork(weights * positions, outputs, weights, bits, kind, (group_inputs, layer.outputs))
         elements = outputs * layer.shortcut + layer.outputs * is_last
         works.append(replace(work, operators=layer.shortcut + is_last, elements=elements))
         inputs = layer.outputs
     for outputs in (*chain.hidden, CLASSES):
+        bits = INTEGER if len(works) in integer else FLOAT
         works.append(LayerWork(inputs * outputs, outputs, inputs * outputs, bits, LINEAR, (inputs, outputs)))
         inputs = outputs
     return works
@@ -301,20 +322,21 @@ def build_references() -> list[TimedNetwork]:
     """Return a few networks of the calibration, the first ones, to compare two measurements by."""
     rng = random.Random(0)
     chains = [_draw_chain(rng) for _ in range(REFERENCES)]
-    return [TimedNetwork(_build_chain(chain, integer=False), chain.arrays) for chain in chains]
+    return [TimedNetwork(_build_chain(chain), chain.arrays) for chain in chains]
 
 
 class _ChainBuilder:
-    """Builds the ONNX graph of a chain.
+    """Builds the ONNX graph of a chain, in the form in which quantized models are exported.
 
     Args:
-        integer: Whether weights and inputs of layers are quantized to 8 bits.
+        integer: Positions of the layers whose weights, inputs and outputs are quantized to 8 bits.
     """
 
-    def __init__(self, integer: bool) -> None:
+    def __init__(self, integer: Collection[int]) -> None:
         self.integer = integer
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+        self.layers = 0
         self.rng = np.random.default_rng(0)
         for name, value in (("scale", np.float32(0.05)), ("zero", np.uint8(0)), ("signed_zero", np.int8(0))):
             self.store(name, np.asarray(value))
@@ -327,49 +349,55 @@ class _ChainBuilder:
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
-    def round_input(self, tensor: str) -> str:
-        if not self.integer:
+    def quantize(self, tensor: str) -> str:
+        # A tensor that was decoded already is read as integers.
+        if tensor.endswith(ROUNDED):
             return tensor
         codes = self.emit("QuantizeLinear", [tensor, "scale", "zero"], f"{tensor}_codes")
-        return self.emit("DequantizeLinear", [codes, "scale", "zero"], f"{tensor}_rounded")
+        return self.emit("DequantizeLinear", [codes, "scale", "zero"], tensor + ROUNDED)
 
-    def weight(self, name: str, shape: tuple[int, ...]) -> str:
-        if not self.integer:
+    def weight(self, name: str, shape: tuple[int, ...], is_integer: bool) -> str:
+        if not is_integer:
             return self.store(name, self.rng.normal(size=shape).astype(np.float32) * 0.1)
         codes = self.store(f"{name}_codes", self.rng.integers(-60, 61, shape).astype(np.int8))
         return self.emit("DequantizeLinear", [codes, "scale", "signed_zero"], name)
 
-    def convolve(self, tensor: str, index: int, inputs: int, layer: ChainLayer, dimensions: int) -> str:
-        group = layer.outputs if layer.kind == "depthwise" else 1
-        weight = self.weight(f"w{index}", (layer.outputs, inputs // group, *[layer.kernel] * dimensions))
-        attributes = {"pads": [layer.kernel // 2] * 2 * dimensions, "strides": [layer.stride] * dimensions}
+    def multiply(self, operator: str, tensor: str, shape: tuple[int, ...], **attributes: Any) -> str:
+        """Emit a layer; rounding to unsigned codes stands for a ReLU."""
+        at, self.layers = self.layers, self.layers + 1
+        is_integer = at in self.integer
+        read = self.quantize(tensor) if is_integer else tensor
         # Without a bias, which an integer kernel would need as int32.
-        sums = self.emit("Conv", [self.round_input(tensor), weight], f"c{index}", group=group, **attributes)
-        if layer.shortcut:
-            sums = self.emit("Add", [sums, tensor], f"s{index}")
-        return self.emit("Relu", [sums], f"r{index}")
+        sums = self.emit(operator, [read, self.weight(f"w{at}", shape, is_integer)], f"y{at}", **attributes)
+        return self.quantize(sums) if is_integer else sums
+
+    def activate(self, tensor: str) -> str:
+        return tensor if tensor.endswith(ROUNDED) else self.emit("Relu", [tensor], f"{tensor}_activated")
+
+    def convolve(self, tensor: str, inputs: int, layer: ChainLayer, dimensions: int) -> str:
+        group = layer.outputs if layer.kind == "depthwise" else 1
+        shape = (layer.outputs, inputs // group, *[layer.kernel] * dimensions)
+        pads, strides = [layer.kernel // 2] * 2 * dimensions, [layer.stride] * dimensions
+        result = self.multiply("Conv", tensor, shape, group=group, pads=pads, strides=strides)
+        return self.activate(self.emit("Add", [result, tensor], f"s{self.layers}") if layer.shortcut else result)
 
 
-def _build_chain(chain: ChainSettings, integer: bool) -> bytes:
+def _build_chain(chain: ChainSettings, integer: Collection[int] = ()) -> bytes:
     builder = _ChainBuilder(integer)
     tensor, inputs = "x", chain.inputs
-    for index, layer in enumerate(chain.layers):
-        tensor = builder.convolve(tensor, index, inputs, layer, chain.dimensions)
-        inputs = layer.outputs
+    for layer in chain.layers:
+        tensor, inputs = builder.convolve(tensor, inputs, layer, chain.dimensions), layer.outputs
     # Every chain ends as a classifier does.
     tensor = builder.emit("Flatten", [builder.emit("GlobalAveragePool", [tensor], "pooled")], "flat")
-    for index, outputs in enumerate(chain.hidden):
-        weight = builder.weight(f"h{index}", (outputs, inputs))
-        sums = builder.emit("Gemm", [builder.round_input(tensor), weight], f"g{index}", transB=1)
-        tensor, inputs = builder.emit("Relu", [sums], f"a{index}"), outputs
-    weight = builder.weight("head", (CLASSES, inputs))
-    builder.emit("Gemm", [builder.round_input(tensor), weight], "y", transB=1)
+    for outputs in chain.hidden:
+        tensor, inputs = builder.activate(builder.multiply("Gemm", tensor, (outputs, inputs), transB=1)), outputs
+    tensor = builder.multiply("Gemm", tensor, (CLASSES, inputs), transB=1)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         builder.nodes,
         "chain",
         [value("x", TensorProto.FLOAT, chain.shape)],
-        [value("y", TensorProto.FLOAT, [1, CLASSES])],
+        [value(tensor, TensorProto.FLOAT, [1, CLASSES])],
         builder.constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

@@ -16,7 +16,7 @@ import numpy as np
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
 from autocompress.errors import ArtifactError, UsageError
-from autocompress.targets.base import Array, Model, Target, make_inputs
+from autocompress.targets.base import Array, Model, Target, check_outputs, make_inputs
 
 LAYERS, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"
 # Largest relative difference of ncnn's outputs for random inputs from those of the ONNX file.
@@ -77,7 +77,8 @@ class Ncnn(Target):
                 reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
                 raise ArtifactError(f"pnnx cannot convert the model for ncnn: {reason}") from None
         _check_layers(files[LAYERS].decode())
-        _check_outputs(model, _load_files(files, 1))
+        # pnnx translates some shapes wrongly without a word.
+        check_outputs("ncnn", model, _load_files(files, 1), TOLERANCE)
         return files
 
     def load(self, model: bytes, threads: int = 1) -> Model:
@@ -147,23 +148,3 @@ def _check_layers(text: str) -> None:
         kind, name = line.split()[:2]
         if "::" in kind or "." in kind:
             raise ArtifactError(f"ncnn has no layer for the operator {kind} ('{name}'); change the model")
-
-
-def _check_outputs(model: bytes, run: Model) -> None:
-    """Check that ncnn computes what the ONNX file does: pnnx translates some shapes wrongly without a word."""
-    from autocompress.targets.onnxruntime import OnnxRuntime
-
-    generator = np.random.default_rng(0)
-    inputs = [
-        generator.normal(size=array.shape).astype(array.dtype) if array.dtype.kind == "f" else array
-        for array in make_inputs(model)
-    ]
-    expected = OnnxRuntime().load(model)(inputs)
-    for position, (values, wanted) in enumerate(zip(run(inputs), expected, strict=True)):
-        # A NaN fails the comparison.
-        limit = TOLERANCE * max(1.0, float(np.abs(wanted).max()))
-        if values.shape != wanted.shape or not float(np.abs(values - wanted).max()) <= limit:
-            raise ArtifactError(
-                f"ncnn computes another output {position} than the ONNX file, so pnnx translated a layer wrongly; "
-                "change the model, or search for the target onnxruntime"
-            )

@@ -15,6 +15,8 @@ class OnnxRuntime(Target):
     name = "onnxruntime"
     library = "onnxruntime"
     operators = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+    # Blocks of AVX-512; those of AVX2 and NEON are half as large, and divide it.
+    channel_multiple = 16
 
     def precisions(self) -> Precisions:
         """Return its widths, with the form of 8-bit weights that is exact and fastest on this processor."""

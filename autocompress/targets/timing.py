@@ -1,8 +1,10 @@
 """Latencies of loaded models, timed in turns so that a change of the machine's load affects all of them alike."""
 
+import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from autocompress.targets.base import Array, Model
 
@@ -10,6 +12,13 @@ WARM_UP = 10
 MIN_ROUNDS = 15
 #: Runs of one model in a row; the fastest counts, because the first one reloads the caches that another model used.
 RUNS_PER_TURN = 3
+
+# Relative error of a median below which two models that differ less count as equally fast.
+RESOLUTION = 0.005
+# Standard errors by which two medians must differ.
+CERTAINTY = 3.0
+# Of a normal distribution, the standard error of a median by the distance of the quartiles.
+ERROR_OF_QUARTILES = 0.93
 
 #: Times of each model in milliseconds, one of each round.
 Rounds = dict[str, list[float]]
@@ -40,6 +49,7 @@ def time_rounds(
     seconds: float,
     runs: int = RUNS_PER_TURN,
     least: int = MIN_ROUNDS,
+    is_enough: Callable[[Rounds], bool] | None = None,
 ) -> Rounds:
     """Return the milliseconds of each model in each round; every round runs each model in turn.
 
@@ -49,6 +59,7 @@ def time_rounds(
         seconds: Seconds to measure all of them.
         runs: Runs of a model in its turn, of which the fastest counts; with 1, every run is listed.
         least: Smallest number of rounds, however long they take.
+        is_enough: Function that may end the rounds early; it is asked after ``least`` rounds and at each doubling.
     """
     arrays = inputs if isinstance(inputs, Mapping) else dict.fromkeys(models, inputs)
     # The first runs allocate memory and are slower.
@@ -57,8 +68,12 @@ def time_rounds(
             model(arrays[name])
     times: Rounds = {name: [] for name in models}
     end = time.perf_counter() + seconds
-    done = 0
+    done, next_check = 0, least
     while done < least or time.perf_counter() < end:
+        if done == next_check and is_enough is not None:
+            if is_enough(times):
+                break
+            next_check *= 2
         for name, model in models.items():
             times[name].append(min(_time_run(model, arrays[name]) for _ in range(runs)))
         done += 1
@@ -75,6 +90,27 @@ def compare_rounds(rounds: Rounds, reference: str) -> dict[str, float]:
         name: statistics.median(value / other for value, other in zip(values, base, strict=True))
         for name, values in rounds.items()
     }
+
+
+def is_order_certain(rounds: Rounds, reference: str) -> bool:
+    """Return whether further rounds would hardly change the order of the models.
+
+    Two models that follow each other are either told apart, by their times divided by the reference's, or known so well
+    that they count as equally fast.
+    """
+    base = rounds[reference]
+    rows = []
+    for name, values in rounds.items():
+        if name != reference:
+            ratios = [value / other for value, other in zip(values, base, strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            rows.append((middle, ERROR_OF_QUARTILES * (high - low) / math.sqrt(len(ratios))))
+    # The reference itself is 1 without an error.
+    rows = sorted([*rows, (1.0, 0.0)])
+    return all(
+        second - first > CERTAINTY * math.hypot(error, other) or max(error / first, other / second) < RESOLUTION
+        for (first, error), (second, other) in pairwise(rows)
+    )
 
 
 def _time_run(model: Model, inputs: Sequence[Array]) -> float:

@@ -1,11 +1,15 @@
 import json
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from autocompress.core.latency_model import (
+    DECODE,
     LINEAR,
     OPERATOR,
     REORDER,
+    ROUND,
     Kernel,
     LatencyModel,
     LayerWork,
@@ -18,7 +22,7 @@ def kernel(kind: str, bits: tuple[int, int] = (32, 32), is_blocked: bool = False
 
 
 MODEL = LatencyModel(
-    0.01, ((kernel(LINEAR), (1e-3, 1e-6, 1e-5, 0.0)), (kernel(LINEAR, (8, 8)), (2e-3, 1e-7, 1e-5, 0.0)))
+    0.01, ((kernel(LINEAR), (1e-3, 1e-6, 1e-5, 0.0, 0.0)), (kernel(LINEAR, (8, 8)), (2e-3, 1e-7, 1e-5, 0.0, 0.0)))
 )
 
 
@@ -37,6 +41,25 @@ def test_the_fastest_graph_of_an_export_is_predicted() -> None:
     # The half with the most work, and all but the first and the last layer.
     assert MODEL.predict([small, large]) == pytest.approx(0.01 + in_integers + in_float)
     assert MODEL.predict([small, large, small]) == pytest.approx(0.01 + in_integers + 2 * in_float)
+
+
+def test_padded_channels_are_predicted_where_an_export_may_pad() -> None:
+    first = LayerWork(18 * 9 * 64, 18 * 64, 18 * 9, (8, 8), "conv2", (1, 18))
+    second = LayerWork(18 * 18 * 9 * 64, 18 * 64, 18 * 18 * 9, (8, 8), "conv2", (18, 18), operators=1, elements=18)
+    depthwise = LayerWork(18 * 9 * 64, 18 * 64, 18 * 9, (32, 32), "depthwise2", (1, 18))
+    assert first.pad_channels(16, has_plain_input=True) == LayerWork(
+        32 * 9 * 64, 32 * 64, 32 * 9, (32, 32), "conv2", (1, 32)
+    )
+    padded = second.pad_channels(16, has_plain_input=False)
+    assert (padded.macs, padded.channels, padded.elements) == (32 * 32 * 9 * 64, (32, 32), 32)
+    assert depthwise.pad_channels(16, has_plain_input=False).channels == (1, 32)
+    assert LayerWork(8, 4, 2).pad_channels(16, has_plain_input=False) == LayerWork(8, 4, 2)
+    # A kernel that is fast in blocks only.
+    slow, fast = (kernel("conv2", is_blocked=is_blocked) for is_blocked in (False, True))
+    model = LatencyModel(0.0, ((slow, (1.0, 0.0, 0.0, 0.0, 0.0)), (fast, (0.1, 0.0, 0.0, 0.0, 0.0))), block=16)
+    layers = [replace(layer, bits=(32, 32)) for layer in (first, second)]
+    assert model.predict(layers) == pytest.approx(0.1 + 1)
+    assert replace(model, multiple=16).predict(layers) == pytest.approx(0.2)
 
 
 def test_channels_decide_which_kernel_computes_a_convolution() -> None:
@@ -62,8 +85,31 @@ def test_what_lies_between_layers_counts() -> None:
     # From blocks to plain storage; three channels are read from plain storage.
     assert kinds == ["conv2", "conv2", "conv2", REORDER, OPERATOR, OPERATOR]
     assert REORDER not in [name for (name, *_), _ in list_features([blocked, plain, blocked], 1)]
-    model = LatencyModel(0.0, ((kernel(OPERATOR), (1.0, 0.0, 0.5, 0.0)),))
+    model = LatencyModel(0.0, ((kernel(OPERATOR), (1.0, 0.0, 0.5, 0.0, 0.0)),))
     assert model.predict([blocked]) == 1 + 0.5 * 10
+
+
+def test_kernels_larger_than_1_copy_their_inputs_before_a_matrix_product() -> None:
+    def copies(kind: str, block: int) -> float:
+        return LayerWork(96 * 20, 120, 96, (32, 32), kind, (4, 8)).features(block)[1][4]
+
+    # Of 4 channels, 3 inputs for each of 20 positions.
+    assert copies("conv1", 1) == 4 * 3 * 20
+    assert copies("pointwise1", 1) == copies("linear", 1) == copies("conv2", 16) == 0
+
+
+def test_changes_between_integers_and_floating_point_count() -> None:
+    def count(*layers: LayerWork) -> Counter[str]:
+        return Counter(kernel[0] for kernel, _ in list_features(layers, 1) if kernel[0] in (ROUND, DECODE))
+
+    integer, plain = LayerWork(8, 4, 2, (8, 8)), LayerWork(8, 4, 2)
+    assert count(plain, plain) == {}
+    # Input and output of the network are in floating point.
+    assert count(integer) == count(integer, integer) == {ROUND: 1, DECODE: 1}
+    assert count(plain, integer, plain) == {ROUND: 1, DECODE: 1}
+    assert count(integer, plain, integer) == {ROUND: 2, DECODE: 2}
+    # A shortcut is added in floating point.
+    assert count(replace(integer, operators=1, elements=4), integer) == {ROUND: 2, DECODE: 2}
 
 
 def test_a_model_survives_a_round_trip() -> None:

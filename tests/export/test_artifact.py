@@ -19,7 +19,9 @@ from torch import nn
 import autocompress
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.method import Context
+from autocompress.core.precisions import Precisions
 from autocompress.core.registry import PRUNE, TASKS
+from autocompress.core.run_info import TargetInfo
 from autocompress.core.task import Split, logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export import artifact
@@ -33,6 +35,7 @@ from autocompress.export.artifact import (
 from autocompress.export.folder import read_files, write_files
 from autocompress.quantize.folding import FoldedBatchNorm, fold_batch_norm
 from autocompress.store.run_store import RunStore
+from autocompress.targets.onnxruntime import OnnxRuntime
 from autocompress.trial.pipeline import PruningStep
 from tests.export.nets import NETS, deployable, skip_graphs, splits, train
 
@@ -75,6 +78,31 @@ def same(first: nn.Module, second: nn.Module, split: Split, heads: Mapping[str, 
     with torch.inference_mode():
         ours, theirs = (logits_by_head(model(*split.inputs), heads) for model in (first, second))
     assert all(torch.equal(ours[head], theirs[head]) for head in heads)
+
+
+class Planned(OnnxRuntime):
+    """A runtime that loads a file of its own, whose memory is known."""
+
+    def convert(self, model: bytes) -> dict[str, bytes]:
+        return {"model.pte": model}
+
+    def plan_memory(self, files: Mapping[str, bytes]) -> int:
+        assert list(files) == ["model.pte"]
+        return 1234
+
+
+@pytest.mark.usefixtures("without_graphs")
+def test_files_of_another_runtime_lie_beside_the_onnx_file_with_their_memory(
+    trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact, "make_target", lambda *_: Planned())
+    target = TargetInfo("planned", precisions=Precisions(((32, 32),), (32,)))
+    made = replace(deployable("residual", trained["residual"], data[0]), target=target)
+    folder = write_artifact(tmp_path / "t1c2", made, CARD)
+    card = (folder / "card.md").read_text()
+    assert "## Working memory\n\n1,234 bytes for the tensors between layers (arena)" in card
+    assert "| model.pte |" in card
+    assert read_files(folder, ["model.pte"])
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_what_was_timed_before_an_interruption_is_kept(run: Path) -> None:
 def test_ratios_to_the_teacher_have_one_scale(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = 1.0
 
-    def rounds(models: Mapping[str, object], inputs: object, seconds: float) -> dict[str, list[float]]:
+    def rounds(models: Mapping[str, object], inputs: object, seconds: float, **_: object) -> dict[str, list[float]]:
         return {name: [load * (2.0 if name.startswith("teacher") else 0.5)] * 3 for name in models}
 
     monkeypatch.setattr(timing, "time_rounds", rounds)

@@ -12,9 +12,10 @@ from autocompress.core.task import Split, logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export import graph_choice
 from autocompress.export.artifact import Deployable
-from autocompress.export.graph_choice import FLOAT, INTEGER, GraphRequest, choose_graph
+from autocompress.export.graph_choice import FLOAT, INTEGER, PADDED, GraphRequest, choose_float_graph, choose_graph
 from autocompress.export.onnx import QuantizedGraph, trace_quantized
 from autocompress.targets import Model
+from autocompress.targets.calibration import ChainLayer, ChainSettings, _build_chain
 from autocompress.targets.onnxruntime import OnnxRuntime
 from tests.export.nets import deployable, splits, state_of, train
 
@@ -119,7 +120,7 @@ class Clock:
         self.times = times
 
     def __call__(
-        self, models: Mapping[str, object], inputs: Sequence[object], seconds: float
+        self, models: Mapping[str, object], inputs: Sequence[object], seconds: float, **_: object
     ) -> dict[str, list[float]]:
         # The load of the machine doubles, and a single round was disturbed.
         return {name: [self.times[name], 2 * self.times[name], 2 * self.times[name], 9.0] for name in models}
@@ -129,11 +130,12 @@ class Clock:
 @pytest.mark.parametrize(
     ("times", "expected"),
     [
-        ({INTEGER: 1.0, FLOAT: 2.0, "largest half": 1.5, "inner": 1.2}, INTEGER),
-        ({INTEGER: 2.0, FLOAT: 1.0, "largest half": 1.5, "inner": 1.2}, FLOAT),
-        ({INTEGER: 2.0, FLOAT: 1.5, "largest half": 1.6, "inner": 1.2}, "inner"),
+        ({INTEGER: 1.0, FLOAT: 2.0, PADDED: 1.9, "largest half": 1.5, "inner": 1.2}, INTEGER),
+        ({INTEGER: 2.0, FLOAT: 1.0, PADDED: 1.1, "largest half": 1.5, "inner": 1.2}, FLOAT),
+        ({INTEGER: 2.0, FLOAT: 1.5, PADDED: 1.4, "largest half": 1.6, "inner": 1.2}, "inner"),
+        ({INTEGER: 2.0, FLOAT: 1.5, PADDED: 1.1, "largest half": 1.6, "inner": 1.2}, PADDED),
         # Not clearly faster than floating point.
-        ({INTEGER: 0.99, FLOAT: 1.0, "largest half": 1.6, "inner": 1.2}, FLOAT),
+        ({INTEGER: 0.99, FLOAT: 1.0, PADDED: 0.98, "largest half": 1.6, "inner": 1.2}, FLOAT),
     ],
 )
 def test_the_fastest_graph_is_chosen(
@@ -188,11 +190,33 @@ def test_weights_alone_are_decoded_at_load_without_an_option_of_the_session(data
     model = deployable("residual", train("residual", data[0]), data[0], weight_bits=4, activation_bits=32)
     chosen = choose_graph(request(model, data), OnnxRuntime(), PRECISIONS)
     proto = onnx.load_from_string(chosen.content)
-    assert chosen.form == FLOAT
+    assert chosen.form in (FLOAT, PADDED)
     assert not proto.metadata_props
     assert "DequantizeLinear" not in {node.op_type for node in proto.graph.node}
     for values, expected in zip(run(proto, data[1]), outputs(model, data[1], model.model), strict=True):
         np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_in_floating_point_is_exported_with_padded_channels_where_they_are_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = _build_chain(ChainSettings(1, 8, 2, (ChainLayer("conv", 18, 3), ChainLayer("conv", 18, 3))))
+    example = (torch.zeros(1, 1, 8, 8),)
+    for padded, form in ((0.9, PADDED), (0.99, FLOAT)):
+        monkeypatch.setattr(graph_choice, "time_rounds", Clock({FLOAT: 1.0, PADDED: padded}))
+        chosen = choose_float_graph(content, OnnxRuntime(), example)
+        assert chosen.form == form
+        assert (chosen.content == content) == (form == FLOAT)
+    # Without kernels that compute in blocks, and without a convolution, there is nothing to choose.
+    other = _build_chain(ChainSettings(1, 8, 1, (ChainLayer("conv", 18, 3),)))
+    for graph, target in ((content, Plain()), (other, OnnxRuntime())):
+        assert choose_float_graph(graph, target, example).milliseconds == {}
+
+
+class Plain(OnnxRuntime):
+    """A runtime that stores no blocks of channels."""
+
+    channel_multiple = 1
 
 
 class Device(OnnxRuntime):

@@ -1,10 +1,12 @@
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from autocompress.core.latency_model import LatencyModel, LayerWork
+from autocompress.core.latency_model import LatencyModel, LayerWork, list_features
 from autocompress.core.precisions import Precisions
 from autocompress.core.run_info import TargetInfo
 from autocompress.targets import Model, Target, calibration
@@ -19,7 +21,11 @@ from autocompress.targets.calibration import (
 
 PRECISIONS = Precisions(((8, 8), (32, 32)), (8, 32))
 EXACT = LatencyModel(
-    0.02, ((("linear", False, 32, 32), (2e-3, 2e-7, 1e-6, 1e-7)), (("linear", False, 8, 8), (3e-3, 1e-7, 1e-6, 0.0)))
+    0.02,
+    (
+        (("linear", False, 32, 32), (2e-3, 2e-7, 1e-6, 1e-7, 0.0)),
+        (("linear", False, 8, 8), (3e-3, 1e-7, 1e-6, 0.0, 0.0)),
+    ),
 )
 
 
@@ -45,14 +51,13 @@ def read_work(content: bytes) -> list[LayerWork]:
     for value in [*model.graph.value_info, *model.graph.output]:
         tensors[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     decoded = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    is_integer = bool(decoded)
     works = []
     for node in model.graph.node:
         if node.op_type in ("Conv", "Gemm"):
             weight = np.prod(tensors[decoded.get(node.input[1], node.input[1])])
             outputs = tensors[node.output[0]]
             positions = int(np.prod(outputs[2:]))
-            bits = (8, 8) if is_integer else (32, 32)
+            bits = (8, 8) if node.input[1] in decoded else (32, 32)
             works.append(LayerWork(int(weight) * positions, outputs[1] * positions, int(weight), bits))
     return works
 
@@ -61,7 +66,7 @@ def test_the_times_of_a_device_are_predicted(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
     info = TargetInfo("device", precisions=PRECISIONS)
     measured = measure_networks(Device(), info, 60)
-    assert len(measured.works) == 80
+    assert len(measured.works) == 96
     model = fit_latency_model(measured.works, measured.times)
     for layers, time in zip(measured.works, measured.times, strict=True):
         assert model._sum_times(layers, []) == pytest.approx(time, rel=0.2)
@@ -79,14 +84,25 @@ def test_the_work_of_a_chain_is_that_of_its_graph() -> None:
     )
     for dimensions in (1, 2):
         chain = ChainSettings(3, 8, dimensions, layers, (16,))
-        works = list_work(chain, (32, 32))
+        works = list_work(chain)
         assert [layer.kind for layer in works[:3]] == [
             f"{kind}{dimensions}" for kind in ("conv", "depthwise", "pointwise")
         ]
         assert [layer.channels for layer in works[:3]] == [(3, 8), (1, 8), (8, 8)]
         assert [layer.operators for layer in works] == [0, 0, 2, 0, 0]
-        for is_integer in (False, True):
-            graph = read_work(calibration._build_chain(chain, is_integer))
-            assert [(w.macs, w.activations, w.weights) for w in graph] == [
-                (w.macs, w.activations, w.weights) for w in works
+        for integer in ((), (0, 2, 4), range(chain.depth)):
+            graph = read_work(calibration._build_chain(chain, integer))
+            assert [(w.macs, w.activations, w.weights, w.bits) for w in graph] == [
+                (w.macs, w.activations, w.weights, w.bits) for w in list_work(chain, integer)
             ]
+
+
+def test_changes_between_floating_point_and_integers_are_those_of_the_graph() -> None:
+    chain = ChainSettings(3, 8, 2, (ChainLayer("conv", 8, 3), ChainLayer("conv", 8, 3, shortcut=True)), (16,))
+    cases: list[tuple[Collection[int], int, int]] = [((), 0, 0), ((0, 1), 1, 1), ((1,), 1, 1), ((0, 3), 2, 2)]
+    for integer, rounded, decoded in [*cases, (range(4), 2, 2)]:
+        kernels = Counter(kernel[0] for kernel, _ in list_features(list_work(chain, integer), 1))
+        assert (kernels["quantize"], kernels["dequantize"]) == (rounded, decoded)
+        nodes = onnx.load_from_string(calibration._build_chain(chain, integer)).graph.node
+        # Beside these, each integer layer rounds its output within its kernel.
+        assert [node.op_type for node in nodes].count("QuantizeLinear") == rounded + len(integer)

@@ -2,7 +2,7 @@ import pytest
 
 from autocompress.targets import Model
 from autocompress.targets.base import Array
-from autocompress.targets.timing import MIN_ROUNDS, compare_rounds, time_in_turns, time_rounds
+from autocompress.targets.timing import MIN_ROUNDS, compare_rounds, is_order_certain, time_in_turns, time_rounds
 
 
 def test_models_run_in_turns_on_their_own_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +33,29 @@ def test_a_quantile_of_the_rounds_is_returned(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("autocompress.targets.timing.time_rounds", lambda *_: {"model": [5.0, 1.0, 2.0, 4.0, 3.0]})
     assert time_in_turns({}, [])["model"] == 3.0
     assert time_in_turns({}, [], share=0.0)["model"] == 1.0
+
+
+def test_an_early_end_is_asked_for_at_each_doubling_of_the_rounds() -> None:
+    asked: list[int] = []
+
+    def is_enough(rounds: dict[str, list[float]]) -> bool:
+        asked.append(len(rounds["model"]))
+        return len(asked) == 3
+
+    rounds = time_rounds({"model": lambda _: []}, [], 60, least=4, is_enough=is_enough)
+    assert asked == [4, 8, 16]
+    assert len(rounds["model"]) == 16
+
+
+def test_an_order_is_certain_if_models_are_told_apart_or_known_well() -> None:
+    steady, noisy = [1.0, 1.001] * 20, [0.8, 1.2] * 20
+    assert is_order_certain({"teacher": [4.0] * 40, "a": steady, "b": [2.0] * 40}, "teacher")
+    # Equally fast, to the resolution.
+    assert is_order_certain({"teacher": [4.0] * 40, "a": steady, "b": steady}, "teacher")
+    assert not is_order_certain({"teacher": [4.0] * 40, "a": noisy, "b": [1.02] * 40}, "teacher")
+    # Far apart, whatever the noise.
+    assert is_order_certain({"teacher": [4.0] * 40, "a": noisy, "b": [2.0] * 40}, "teacher")
+    # Load of a whole round cancels out.
+    load = [1.0, 3.0] * 20
+    models = {name: [factor * value for value in load] for name, factor in (("teacher", 4.0), ("a", 1.0), ("b", 1.01))}
+    assert is_order_certain(models, "teacher")
