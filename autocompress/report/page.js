@@ -295,10 +295,16 @@
     root.classList.add("ready");
     dispatchEvent(new Event("ready"));
     // The front is visible first; figures further down are drawn when the browser is idle.
-    (window.requestIdleCallback || setTimeout)(async () => {
-      await draw("hypervolume-plot", run.hypervolume).catch(showStatic);
-      root.classList.add("whole");
-    });
+    const idle = () => new Promise((resolve) => (window.requestIdleCallback || setTimeout)(resolve));
+    const figures = { "hypervolume-plot": run.hypervolume };
+    for (const [name, figure] of Object.entries(run.curves || {})) figures[`curves-${name}`] = figure;
+    (run.slices || []).forEach((figure, index) => { figures[`slice-${index}`] = figure; });
+    // One figure each time, so that the page answers its reader between them.
+    for (const [id, figure] of Object.entries(figures)) {
+      await idle();
+      await draw(id, figure).catch(showStatic);
+    }
+    root.classList.add("whole");
   }
   main();
 })();
