@@ -46,7 +46,7 @@ def explore_trials(
         "loss": "Training loss",
     }
     # A score at the end only is a point, and no curve.
-    has_lines = {name: any(len(one.epochs) > 1 for one in _all_curves(each)) for name, each in curves.items()}
+    has_lines = {name: any(len(one.epochs) > 1 for one in _all_curves(group)) for name, group in curves.items()}
     shown = [name for name in curves if has_lines[name]]
     content |= {
         "has_curves": bool(shown),

@@ -34,6 +34,7 @@ from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.errors import ArtifactError
 from autocompress.report.cards import (
     build_cards,
+    card_data,
     export_command,
     pick_card,
     records,
@@ -250,6 +251,7 @@ def _candidates_content(
         "data": str(plain.to_json(orient="values", double_precision=10)),
         "rows": json.dumps(content["rows"]),
         "limit": json.dumps(ROWS),
+        "cards": json.dumps(card_data(shown, info, content["export"])),
         "directions": json.dumps({name: record.direction for name, record in records(info).items()}),
         **explore_hyperparameters(content, candidates, front, info, analysis, picked),
     }
