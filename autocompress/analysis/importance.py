@@ -7,6 +7,9 @@ Sobol index (Jansen 1999): the share of the variance that is due to the hyperpar
 
 Costs are explained only by what can change them: student, pruning and quantization. The settings of a training vary
 between trials, not between the candidates of one, so they are permuted as such, and every trial has the same weight.
+
+The partial dependence of the score on a hyperparameter (Friedman 2001) is the mean prediction of the same forests when
+all candidates that have the hyperparameter get one value of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +36,8 @@ _MIN_CANDIDATES, _MIN_TRIALS = 12, 8
 _MAX_ROWS = 800
 _SAMPLES, _TREES = 10, 8
 _LOW, _HIGH = 10.0, 90.0
+# Values of a hyperparameter and candidates over which partial dependence is averaged.
+MAX_GRID, _DEPENDENCE_ROWS = 12, 100
 # Share of the variance from which an interaction is named.
 _NAMED_INTERACTION = 0.05
 _MAX_PARTNERS = 4
@@ -50,6 +55,23 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Dependence:
+    """Partial dependence of the score on one hyperparameter, with 80% intervals over bootstrap samples of trials.
+
+    Attributes:
+        values: Values of the hyperparameter, at most ``MAX_GRID``: numbers in ascending order, or texts.
+        mean: Predicted score at each value, averaged over candidates and forests.
+        low: Lower end of the interval at each value.
+        high: Upper end of the interval at each value.
+    """
+
+    values: Sequence[float | str]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
 class ImportanceAnalysis:
     """Importance of the hyperparameters of a run.
 
@@ -60,6 +82,7 @@ class ImportanceAnalysis:
         interactions: Pairs of columns with the share of the variance of the score that only both together explain.
         trials: Number of trials.
         candidates: Number of candidates.
+        dependence: Column to the partial dependence of the score on it.
     """
 
     score: Mapping[str, Share]
@@ -67,6 +90,7 @@ class ImportanceAnalysis:
     interactions: Sequence[tuple[str, str, Share]] = field(default_factory=tuple)
     trials: int = 0
     candidates: int = 0
+    dependence: Mapping[str, Dependence] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +115,25 @@ class _Data:
         return _Data(
             self.features[:, positions], [self.columns[position] for position in positions], self.values, self.units
         )
+
+
+@dataclass(frozen=True)
+class _Forest:
+    """Trees that were fitted to a bootstrap sample of trials.
+
+    Attributes:
+        trees: Fitted trees.
+        outside: Whether each row belongs to a trial outside of the sample, ``[N]``.
+        seed: Seed of the permutations.
+    """
+
+    trees: Sequence[Any]
+    outside: NDArray[np.bool_]
+    seed: int
+
+    def predict(self, rows: Array) -> Array:
+        """Return the mean prediction of the trees, ``[N]``."""
+        return np.asarray(np.mean([tree.predict(rows) for tree in self.trees], axis=0))
 
 
 def varying_columns(table: pd.DataFrame) -> list[str]:
@@ -130,8 +173,15 @@ def analyze_importance(candidates: pd.DataFrame, info: RunInfo) -> ImportanceAna
     units = trials if has_trials else np.arange(len(rows))
     data = _Data(features, columns, _read_values(table, score), units)
     costs_data = _Data(features, columns, _read_values(table, cost), units).keep_columns(COST_SECTIONS)
-    shares, interactions = _measure_shares(data, has_interactions=True)
-    return ImportanceAnalysis(shares, _measure_shares(costs_data)[0], interactions, *sizes)
+    forests, cost_forests = _fit_forests(data), _fit_forests(costs_data)
+    shares, interactions = _measure_shares(data, forests, has_interactions=True)
+    cost_shares, _ = _measure_shares(costs_data, cost_forests)
+    dependence = {
+        name: _measure_dependence(data, forests, position, list_values(table[name]))
+        for position, name in enumerate(columns)
+        if forests and table[name].notna().any()
+    }
+    return ImportanceAnalysis(shares, cost_shares, interactions, *sizes, dependence)
 
 
 def _read_values(table: pd.DataFrame, objective: ObjectiveSpec) -> Array:
@@ -155,18 +205,57 @@ def encode_column(column: "pd.Series") -> Array:
         >>> encode_column(pd.Series(["cnn", None, "mlp", "cnn"])).tolist()
         [0.0, nan, 1.0, 0.0]
     """
-    numbers = pd.to_numeric(column, errors="coerce")
-    if numbers.notna().sum() == column.notna().sum():
-        return np.asarray(numbers, dtype=np.float64)
+    if is_numeric(column):
+        return np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
     codes = np.asarray(pd.factorize(column.map(str, na_action="ignore"))[0], dtype=np.float64)
     return np.where(codes < 0, np.nan, codes)
 
 
+def is_numeric(column: "pd.Series") -> bool:
+    """Return whether every present value of a hyperparameter is a number."""
+    return bool(pd.to_numeric(column, errors="coerce").notna().sum() == column.notna().sum())
+
+
+def list_values(column: "pd.Series") -> list[tuple[float, float | str]]:
+    """Return the values of a hyperparameter for a plot, at most ``MAX_GRID``, as (code, value) pairs.
+
+    The code is that of :func:`encode_column`. Of more numbers, evenly spaced quantiles of the distinct ones are taken.
+
+    Example:
+        >>> list_values(pd.Series(["cnn", None, "mlp"])), list_values(pd.Series([3, 1, 3]))
+        ([(0.0, 'cnn'), (1.0, 'mlp')], [(1.0, 1.0), (3.0, 3.0)])
+    """
+    if not is_numeric(column):
+        names = pd.factorize(column.map(str, na_action="ignore"))[1]
+        return [(float(code), str(name)) for code, name in enumerate(names[:MAX_GRID])]
+    numbers = np.unique(np.asarray(pd.to_numeric(column.dropna()), dtype=np.float64))
+    if len(numbers) > MAX_GRID:
+        numbers = np.quantile(numbers, np.linspace(0, 1, MAX_GRID))
+    return [(float(number), float(number)) for number in numbers]
+
+
+def _measure_dependence(
+    data: _Data, forests: Sequence[_Forest], position: int, values: Sequence[tuple[float, float | str]]
+) -> Dependence:
+    """Return the partial dependence of the score on a hyperparameter at some values, given as (code, value) pairs."""
+    present = np.flatnonzero(~np.isnan(data.features[:, position]))
+    # The rows are in random order already, so the first ones are a sample.
+    rows = present[:_DEPENDENCE_ROWS]
+    stacked = np.tile(_fill_missing(data)[rows], (len(values), 1))
+    stacked[:, position] = np.repeat([code for code, _ in values], len(rows))
+    # As elsewhere, all trials have the same weight.
+    weights = _weigh_rows(data)[rows]
+    curves = np.array(
+        [forest.predict(stacked).reshape(len(values), -1) @ (weights / weights.sum()) for forest in forests]
+    )
+    low, high = np.percentile(curves, [_LOW, _HIGH], axis=0)
+    return Dependence([value for _, value in values], curves.mean(0).tolist(), low.tolist(), high.tolist())
+
+
 def _measure_shares(
-    data: _Data, has_interactions: bool = False
+    data: _Data, forests: Sequence[_Forest], has_interactions: bool = False
 ) -> tuple[dict[str, Share], tuple[tuple[str, str, Share], ...]]:
     """Return the share of each hyperparameter, and the interactions of the most important ones."""
-    forests = _fit_forests(data) if data.columns and np.ptp(data.values) > 0 else []
     if not forests:
         return dict.fromkeys(data.columns, Share()), ()
     samples = _measure_groups(data, forests, [(position,) for position in range(len(data.columns))])
@@ -190,25 +279,6 @@ def _summarize(samples: Array) -> Share:
     return Share(*(float(np.clip(value, 0.0, 1.0)) for value in (samples.mean(), low, high)))
 
 
-@dataclass(frozen=True)
-class _Forest:
-    """Trees that were fitted to a bootstrap sample of trials.
-
-    Attributes:
-        trees: Fitted trees.
-        outside: Whether each row belongs to a trial outside of the sample, ``[N]``.
-        seed: Seed of the permutations.
-    """
-
-    trees: Sequence[Any]
-    outside: NDArray[np.bool_]
-    seed: int
-
-    def predict(self, rows: Array) -> Array:
-        """Return the mean prediction of the trees, ``[N]``."""
-        return np.asarray(np.mean([tree.predict(rows) for tree in self.trees], axis=0))
-
-
 def _weigh_rows(data: _Data) -> Array:
     """Return the weight of each candidate: all trials have the same sum."""
     return np.asarray(1.0 / np.bincount(data.units)[data.units])
@@ -220,7 +290,9 @@ def _fill_missing(data: _Data) -> Array:
 
 
 def _fit_forests(data: _Data) -> list[_Forest]:
-    """Return a forest for each bootstrap sample of trials that leaves some out."""
+    """Return a forest for each bootstrap sample of trials that leaves some out; none without anything to explain."""
+    if not data.columns or not np.ptp(data.values) > 0:
+        return []
     # Imported here: it takes a second, and a page of few candidates does without.
     from sklearn.tree import DecisionTreeRegressor
 

@@ -441,7 +441,7 @@ class Driver:
         if not numbers:
             return
         logger.info("trials stopped early: %s", numbers)
-        self._store.stop_trials(numbers)
+        self._store.stop_trials({number: self._scheduler.stop_reasons[number] for number in numbers})
         for number in numbers:
             self._counts[State.PAUSED] -= 1
             self._counts[State.STOPPED] += 1

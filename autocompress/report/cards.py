@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,7 @@ import pandas as pd
 from autocompress.analysis.pareto import numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.analysis.trivial_baselines import list_score_rows
-from autocompress.core.formatting import DASH, compare_costs, format_value, is_finite, label_column
+from autocompress.core.formatting import DASH, compare_costs, format_value, is_finite, is_share, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.report.figure_data import (
     GROUPS,
@@ -22,6 +22,8 @@ from autocompress.report.figure_data import (
 from autocompress.report.summary import pick_latency, split_scores
 
 MAX_ROWS = 40
+#: Stands for the id in the command of a card that a script fills in.
+CANDIDATE = "CANDIDATE"
 _TITLES = {
     "path": "Path, step by step",
     "sensitivity": "Sensitivity of each layer",
@@ -201,6 +203,34 @@ def build_cards(
             }
         )
     return rows
+
+
+def card_data(candidates: pd.DataFrame, info: RunInfo, export: Callable[[str], str]) -> dict[str, object]:
+    """Return what a script needs for the card of any candidate: columns, configurations, and the command.
+
+    Args:
+        candidates: Candidates in the order of the table.
+        info: Description of the run.
+        export: Function from an id to the command that exports it.
+    """
+    columns = [
+        {
+            "name": name,
+            "label": label_column(name),
+            "unit": record.unit or "",
+            "kind": record.kind,
+            "share": is_share(record),
+        }
+        for name, record in records(info).items()
+        if name in candidates
+    ]
+    configs = candidates["config"] if "config" in candidates else pd.Series("", index=candidates.index)
+    return {
+        "columns": columns,
+        "configs": [as_yaml(config) for config in configs],
+        "command": export(CANDIDATE),
+        "placeholder": CANDIDATE,
+    }
 
 
 def _name_class(info: RunInfo, head: str, number: int) -> str:

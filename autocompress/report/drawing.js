@@ -50,22 +50,55 @@ const drawing = (() => {
     }
     return copy;
   }
+  // ---- downloads of a figure ------------------------------------------------------------------
+  function save(name, blob) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = name;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+  function csvCell(value) {
+    if (value === null || value === undefined) return "";
+    if (typeof value !== "string") return String(value);
+    // A spreadsheet would run a text that begins with one of these characters as a formula.
+    const safe = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+    return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  }
+  const csvText = (rows) => rows.map((row) => row.map(csvCell).join(",")).join("\r\n") + "\r\n";
+  function figureRows(plot) {
+    const title = (axis, name) => plot.layout[axis]?.title?.text || name;
+    const rows = [["series", "label", title("xaxis", "x"), title("yaxis", "y")]];
+    for (const trace of plot.data) {
+      Array.from(trace.x || []).forEach((x, row) => {
+        const label = trace.customdata?.[row];
+        if (x !== null) rows.push([trace.name || "", Array.isArray(label) ? "" : label, x, trace.y[row]]);
+      });
+    }
+    return rows;
+  }
+  const downloads = (id) => [
+    { name: "svg", title: "Download as SVG", icon: Plotly.Icons.disk, click: (plot) => Plotly.downloadImage(plot, { format: "svg", filename: id }) },
+    { name: "csv", title: "Download points as CSV", icon: Plotly.Icons.drawline, click: (plot) => save(`${id}.csv`, new Blob([csvText(figureRows(plot))], { type: "text/csv" })) },
+  ];
+
   async function draw(id, figure) {
     const element = at(id);
     if (!element) return null;
     const narrow = matchMedia("(max-width: 760px)");
     // Plotly changes the layout that it gets, so the original margins are kept here.
     const wide = { margin: { ...figure.layout.margin }, y: figure.layout.legend ? figure.layout.legend.y : 1 };
+    const low = figure.layout.height < 400 ? -0.26 : -0.16;
     function fit() {
       // On a narrow screen the legend is below the plot, which then has the full width.
       return {
         margin: narrow.matches ? { l: 46, r: 8, t: 8, b: 44 } : wide.margin,
-        "legend.y": narrow.matches ? -0.16 : wide.y,
+        "legend.y": narrow.matches ? low : wide.y,
         "legend.yanchor": narrow.matches ? "top" : "bottom",
         "font.size": narrow.matches ? 12 : 13,
       };
     }
-    const options = { responsive: true, displaylogo: false, displayModeBar: narrow.matches ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+    const options = { responsive: true, displaylogo: false, toImageButtonOptions: { filename: id }, modeBarButtonsToAdd: downloads(id), displayModeBar: narrow.matches ? false : "hover", showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "sendDataToCloud", "sendChartToCloud"] };
     // Set colours and margins before the first drawing: a second drawing would double the time.
     const layout = withChanges(figure.layout, { ...theme(figure.layout), ...fit() });
     // The element has the height and the figure fills it, so that the height stays when the window is resized.
@@ -83,5 +116,5 @@ const drawing = (() => {
     document.head.append(script);
   }
 
-  return { root, at, unpack, plotly, draw, colour };
+  return { root, at, unpack, plotly, draw, colour, save, csvText, figureRows };
 })();

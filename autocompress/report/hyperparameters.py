@@ -7,7 +7,7 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 
-from autocompress.analysis.importance import Share, analyze_importance
+from autocompress.analysis.importance import ImportanceAnalysis, Share
 from autocompress.analysis.pareto import primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import DASH, format_count, format_value, is_finite, label_column
@@ -58,16 +58,15 @@ class ParallelAxis(TypedDict):
     ticks: list[tuple[float, str]]
 
 
-def compute_importance(candidates: pd.DataFrame, info: RunInfo) -> Importance | None:
+def summarize_importance(analysis: ImportanceAnalysis | None, info: RunInfo) -> Importance | None:
     """Return the share of the variance of cost and score that each hyperparameter explains, the largest first.
 
-    None if there are too few candidates, or if nothing explains a hundredth.
+    None without an analysis, or if nothing explains a hundredth.
 
     Args:
-        candidates: All candidates.
+        analysis: Importance of the hyperparameters; None if there are too few candidates.
         info: Description of the run.
     """
-    analysis = analyze_importance(candidates, info)
     if analysis is None:
         return None
     cost, score = primary_objectives(info.objectives)
@@ -127,7 +126,7 @@ def parallel_coordinates(
     Args:
         front: Candidates on the front.
         info: Description of the run.
-        importance: Result of :func:`compute_importance`.
+        importance: Result of :func:`summarize_importance`.
         picked: The recommended candidate, if there is one.
     """
     if importance is None or len(front) < 2:

@@ -1,7 +1,26 @@
 (() => {
   "use strict";
-  const { root, at, unpack, plotly, draw, colour } = drawing;
+  const { root, at, unpack, plotly, draw, colour, save, csvText } = drawing;
   root.classList.add("scripted");
+
+  // ---- copy buttons of commands ---------------------------------------------------------------
+  function addCopyButton(command) {
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", className: "pin copy", textContent: "Copy" });
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(command.textContent);
+        button.textContent = "Copied";
+      } catch {
+        // Without access to the clipboard, the command is selected, so that a key copies it.
+        getSelection().selectAllChildren(command);
+        button.textContent = "Selected";
+      }
+      setTimeout(() => { button.textContent = "Copy"; }, 2000);
+    });
+    command.after(button);
+  }
+  for (const command of document.querySelectorAll("pre.command")) addCopyButton(command);
 
   // ---- the front as a step line on the selected axes ------------------------------------------
   function stepLine(plot, upward) {
@@ -21,7 +40,42 @@
     return line;
   }
 
+  // Candidates on the front of the selected axes get its marks. On the declared axes, these are the ones of the search.
+  function frontGroups(plot, menus) {
+    const metas = ["front", "dominated"];
+    const indices = metas.map((meta) => plot.data.findIndex((trace) => trace.meta === meta));
+    const chosen = { cost: 0, score: 0 };
+    const points = indices.flatMap((trace, group) => (plot.data[trace].customdata || []).map((id, row) => {
+      const { hovertext, marker: { symbol } } = plot.data[trace];
+      return { id, group, trace, row, hover: hovertext[row], symbol: Array.isArray(symbol) ? symbol[row] : symbol };
+    }));
+    const words = ["</b> on the front", "</b> dominated"];
+    return async function regroup(name, index, upward) {
+      chosen[name] = index;
+      const declared = !chosen.cost && !chosen.score;
+      for (const [kind, side] of [["cost", "x"], ["score", "y"]]) {
+        const columns = menus.find((menu) => menu.name === kind).buttons[chosen[kind]].args[0][side];
+        for (const point of points) point[side] = columns[point.trace][point.row];
+      }
+      const sign = upward ? 1 : -1;
+      const order = points.filter(({ x, y }) => x !== null && y !== null).sort((a, b) => a.x - b.x || sign * (b.y - a.y));
+      const front = new Set();
+      let best = null;
+      for (const point of order) {
+        if (best && sign * (point.y - best.y) <= 0 && !(point.y === best.y && point.x === best.x)) continue;
+        front.add(point.id);
+        if (!best || point.y !== best.y) best = point;
+      }
+      const parts = [[], []];
+      for (const point of points) parts[declared ? point.group : front.has(point.id) ? 0 : 1].push(point);
+      const column = (key) => parts.map((part) => part.map((point) => point[key]));
+      const hovers = parts.map((part, group) => part.map(({ hover }) => hover.replace(words[1 - group], words[group])));
+      await Plotly.restyle(plot, { x: column("x"), y: column("y"), customdata: column("id"), hovertext: hovers, "marker.symbol": column("symbol"), selectedpoints: [null, null] }, indices);
+    };
+  }
+
   function controls(plot, menus, directions, limits) {
+    const regroup = frontGroups(plot, menus);
     plot.dataset.score = menus.find((menu) => menu.name === "score").buttons[0].name;
     for (const menu of menus) {
       const wrap = document.createElement("label");
@@ -34,6 +88,7 @@
         await Plotly[chosen.method](plot, ...chosen.args);
         if (chosen.method !== "update") return;
         if (menu.name === "score") plot.dataset.score = chosen.name;
+        await regroup(menu.name, select.selectedIndex, directions[plot.dataset.score] !== "minimize");
         limits.follow(menu.name, chosen);
         const line = stepLine(plot, directions[plot.dataset.score] !== "minimize");
         const index = plot.data.findIndex((trace) => trace.meta === "line");
@@ -223,40 +278,132 @@
     at("filter").addEventListener("input", filterSoon);
 
     at("download").addEventListener("click", () => {
-      const cell = (value) => {
-        if (value === null) return "";
-        if (typeof value !== "string") return String(value);
-        const safe = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
-        return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
-      };
-      const lines = [run.columns, ...ordered.map((row) => row.cells)].map((line) => line.map(cell).join(","));
-      const link = document.createElement("a");
-      link.href = URL.createObjectURL(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv" }));
-      link.download = "candidates.csv";
-      link.click();
-      URL.revokeObjectURL(link.href);
+      save("candidates.csv", new Blob([csvText([run.columns, ...ordered.map((row) => row.cells)])], { type: "text/csv" }));
     });
 
+    return { filterSoon };
+  }
+
+  // ---- cards of all candidates, and two of them side by side ----------------------------------
+  function element(tag, text, attributes = {}) {
+    const result = document.createElement(tag);
+    if (text !== undefined) result.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) result.setAttribute(name, value);
+    return result;
+  }
+  function tableRow(head, cells, tag = "td") {
+    const row = document.createElement("tr");
+    row.append(element("th", head, { scope: tag === "th" ? "col" : "row" }), ...cells.map((cell) => element(tag, cell, tag === "th" ? { scope: "col" } : {})));
+    return row;
+  }
+  function fillTable(table, head, rows) {
+    table.replaceChildren(document.createElement("thead"), document.createElement("tbody"));
+    table.tHead.append(head);
+    table.tBodies[0].append(...rows);
+  }
+
+  function cards(run) {
+    const identity = run.columns.indexOf("id");
+    const index = new Map(run.data.map((cells, row) => [cells[identity], row]));
+    const value = (row, name) => {
+      const column = run.columns.indexOf(name);
+      return column < 0 ? null : run.data[row][column];
+    };
+    const show = (amount, { share, unit }) =>
+      amount === null || amount === undefined ? "–" : human(amount, share) + (unit && !share ? ` ${unit}` : "");
+    let pins = [];
+
+    function pinButton(id) {
+      const button = element("button", undefined, { type: "button", class: "pin" });
+      const label = () => {
+        button.textContent = pins.includes(id) ? "Pinned" : "Pin for comparison";
+        button.setAttribute("aria-pressed", String(pins.includes(id)));
+      };
+      label();
+      button.addEventListener("click", () => setPins(pins.includes(id) ? pins.filter((pin) => pin !== id) : [...pins, id].slice(-2)));
+      addEventListener("pins", label);
+      return button;
+    }
+
+    function build(id) {
+      const row = index.get(id);
+      const card = element("details", undefined, { class: "card", id: `card-${id}` });
+      const head = document.createElement("summary");
+      head.append(element("b", id), " ", element("span", ["student", "distill", "prune", "quantize"].map((name) => value(row, name) ?? "none").join(" · ")));
+      const [columns, left, right] = [element("div", undefined, { class: "columns" }), element("div"), element("div")];
+      const table = element("table", undefined, { class: "plain" });
+      fillTable(table, tableRow("score or cost", ["search_val", "select_val", "test"], "th"), run.cards.columns.filter(({ name }) => value(row, name) !== null).map((column) =>
+        tableRow(column.label, ["_search", "", "_test"].map((end) => (column.kind === "score" || !end ? show(value(row, column.name + end), column) : "")))));
+      left.append(element("h4", "Configuration"), element("pre", run.cards.configs[row]));
+      right.append(element("h4", "Scores and costs"), table);
+      const command = element("pre", undefined, { class: "command" });
+      command.append(element("code", run.cards.command.replace(run.cards.placeholder, id)));
+      columns.append(left, right);
+      card.append(head, pinButton(id), columns, command);
+      addCopyButton(command);
+      at("other-cards").append(card);
+      return card;
+    }
+
+    // The configuration as "student.cnn.width" to its value.
+    function flatten(text) {
+      const [flat, path] = [new Map(), []];
+      for (const line of text.split("\n")) {
+        const [, space, key, rest] = line.match(/^( *)([^:]*): ?(.*)$/) || [];
+        if (key === undefined) continue;
+        path.splice(space.length / 2, Infinity, key);
+        if (rest) flat.set(path.join("."), rest);
+      }
+      return flat;
+    }
+    function compare() {
+      const rows = pins.map((id) => index.get(id));
+      at("comparison").classList.toggle("shown", pins.length > 0);
+      at("comparison-note").textContent = pins.length < 2 ? `${pins[0] || ""} is pinned. Pin a second candidate on its card to see the differences.`
+        : "Settings, scores and costs that differ; the difference is the second minus the first.";
+      if (pins.length < 2) return at("comparison-table").replaceChildren();
+      const lines = [];
+      const configs = rows.map((row) => flatten(run.cards.configs[row]));
+      for (const key of new Set(configs.flatMap((config) => [...config.keys()]))) {
+        const cells = configs.map((config) => config.get(key) ?? "–");
+        if (cells[0] !== cells[1]) lines.push(tableRow(key, [...cells, ""]));
+      }
+      for (const column of run.cards.columns) {
+        for (const [end, split] of column.kind === "score" ? [["", "select_val"], ["_search", "search_val"], ["_test", "test"]] : [["", ""]]) {
+          const values = rows.map((row) => value(row, column.name + end));
+          if (values.some((amount) => amount === null) || values[0] === values[1]) continue;
+          const change = values[1] - values[0];
+          const factor = column.kind === "cost" && values[0] > 0 ? ` (${Number((values[1] / values[0]).toPrecision(3))}x)` : "";
+          const points = column.share ? `${(100 * change).toFixed(1)} points` : human(change, false);
+          lines.push(tableRow(`${column.label}${split && `, ${split}`}`, [...values.map((amount) => show(amount, column)), `${change > 0 ? "+" : ""}${points}${factor}`]));
+        }
+      }
+      fillTable(at("comparison-table"), tableRow("", [...pins, "difference"], "th"), lines);
+    }
+    function setPins(ids) {
+      pins = ids;
+      compare();
+      dispatchEvent(new Event("pins"));
+    }
+    at("unpin").addEventListener("click", () => setPins([]));
+    for (const card of document.querySelectorAll("details.card")) {
+      const id = card.id.replace("card-", "");
+      if (index.has(id)) card.querySelector("summary").after(pinButton(id));
+    }
     return {
-      filterSoon,
-      find(id) {
-        at("filter").value = `id = "${id}"`;
-        filter();
-        at("candidates").scrollIntoView();
+      open(id) {
+        const card = at(`card-${id}`) || (index.has(id) ? build(id) : null);
+        if (!card) return false;
+        if (at("cards") && at("cards").contains(card)) at("cards").open = true;
+        card.open = true;
+        card.scrollIntoView();
+        return true;
       },
     };
   }
-
-  function open(id) {
-    const card = at(`card-${id}`);
-    if (card) {
-      at("cards").open = true;
-      card.open = true;
-      card.scrollIntoView();
-    }
-    return card !== null;
+  function openHash(all) {
+    if (location.hash.startsWith("#card-")) all.open(decodeURIComponent(location.hash.replace("#card-", "")));
   }
-  addEventListener("hashchange", () => open(decodeURIComponent(location.hash.replace("#card-", ""))));
 
   // The static pictures stay visible if the figures cannot be drawn.
   function showStatic(problem) {
@@ -285,20 +432,30 @@
     }
     if (run.rows) {
       list = table(run, plot, () => limits);
+      const all = cards(run);
+      addEventListener("hashchange", () => openHash(all));
+      openHash(all);
       if (plot) {
         plot.on("plotly_click", (event) => {
           const id = event.points[0].customdata;
-          if (id !== "teacher" && !open(id)) list.find(id);
+          // The address names the card, so that a reload or a mailed link opens it again.
+          if (id !== "teacher" && all.open(id)) history.replaceState(null, "", `#card-${encodeURIComponent(id)}`);
         });
       }
     }
     root.classList.add("ready");
     dispatchEvent(new Event("ready"));
     // The front is visible first; figures further down are drawn when the browser is idle.
-    (window.requestIdleCallback || setTimeout)(async () => {
-      await draw("hypervolume-plot", run.hypervolume).catch(showStatic);
-      root.classList.add("whole");
-    });
+    const idle = () => new Promise((resolve) => (window.requestIdleCallback || setTimeout)(resolve));
+    const figures = { "hypervolume-plot": run.hypervolume };
+    for (const [name, figure] of Object.entries(run.curves || {})) figures[`curves-${name}`] = figure;
+    (run.slices || []).forEach((figure, index) => { figures[`slice-${index}`] = figure; });
+    // One figure each time, so that the page answers its reader between them.
+    for (const [id, figure] of Object.entries(figures)) {
+      await idle();
+      await draw(id, figure).catch(showStatic);
+    }
+    root.classList.add("whole");
   }
   main();
 })();

@@ -24,6 +24,7 @@ from autocompress.analysis.confirmation import (
     summarize_repeats,
     without_repeats,
 )
+from autocompress.analysis.importance import analyze_importance
 from autocompress.analysis.pareto import find_knee, full_fidelity, pareto_front, primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.analysis.trivial_baselines import list_warnings
@@ -33,6 +34,7 @@ from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.errors import ArtifactError
 from autocompress.report.cards import (
     build_cards,
+    card_data,
     export_command,
     pick_card,
     records,
@@ -40,6 +42,7 @@ from autocompress.report.cards import (
     table_columns,
     table_rows,
 )
+from autocompress.report.exploration import explore_hyperparameters, explore_trials
 from autocompress.report.figure_data import (
     GROUPS,
     SIMULATED,
@@ -52,7 +55,7 @@ from autocompress.report.figure_data import (
     select_points,
 )
 from autocompress.report.figures import draw_front, hypervolume_figure, plotly_source
-from autocompress.report.hyperparameters import compute_importance, parallel_coordinates, split_words
+from autocompress.report.hyperparameters import parallel_coordinates, split_words, summarize_importance
 from autocompress.report.static_figure import front_picture, interval_picture, repeats_picture, sparkline
 from autocompress.report.summary import (
     compare_with_reference,
@@ -174,11 +177,13 @@ def _page_content(
         "export": lambda identity: export_command(run, identity, info.plugins),
         "label": label_column,
         "sparkline": sparkline,
+        "has_hyperparameters": False,
     }
     plotly = plotly_source()
     # The content security policy allows exactly these two scripts: injected code would not run.
     content["hashes"] = [script_hash(script), script_hash(plotly)]
     payload = {"hypervolume": str(hypervolume_figure(trials, info).to_json())}
+    payload |= explore_trials(content, candidates, trials, info)
     if len(candidates):
         payload |= _candidates_content(content, candidates, trials, info, picked, repeated)
     content["plotly"] = pack_text(plotly)
@@ -216,7 +221,8 @@ def _candidates_content(
     listed = set(best["id"])
     line = load_templates().get_template("row.html.jinja").module.row  # type: ignore[attr-defined]
     tested = evaluate_test_front(front, info)
-    mattering = compute_importance(candidates, info)
+    analysis = analyze_importance(candidates, info)
+    mattering = summarize_importance(analysis, info)
     content |= {
         "picked": None if picked is None else pick_card(candidates, trials, info, picked),
         "cards": build_cards(best, candidates, trials, info),
@@ -245,7 +251,9 @@ def _candidates_content(
         "data": str(plain.to_json(orient="values", double_precision=10)),
         "rows": json.dumps(content["rows"]),
         "limit": json.dumps(ROWS),
+        "cards": json.dumps(card_data(shown, info, content["export"])),
         "directions": json.dumps({name: record.direction for name, record in records(info).items()}),
+        **explore_hyperparameters(content, candidates, front, info, analysis, picked),
     }
 
 

@@ -294,14 +294,14 @@ class RunStore:
         if result.state is not State.PAUSED:
             self._training_state_path(result.number).unlink(missing_ok=True)
 
-    def stop_trials(self, numbers: Iterable[int]) -> None:
-        """Record that paused trials are stopped early, and delete their training states."""
-        numbers = list(numbers)
+    def stop_trials(self, reasons: Mapping[int, str]) -> None:
+        """Record that paused trials are stopped early, with the reason of each, and delete their training states."""
         with self._transaction():
             self._connection.executemany(
-                "UPDATE ac_trials SET state = 'stopped' WHERE number = ?", [(number,) for number in numbers]
+                "UPDATE ac_trials SET state = 'stopped', reason = ? WHERE number = ?",
+                [(reason, number) for number, reason in reasons.items()],
             )
-        for number in numbers:
+        for number in reasons:
             self._training_state_path(number).unlink(missing_ok=True)
 
     def load_job_files(self, job: Job) -> Job:

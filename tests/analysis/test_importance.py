@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autocompress.analysis.importance import ImportanceAnalysis, analyze_importance, varying_columns
+from autocompress.analysis.importance import MAX_GRID, ImportanceAnalysis, analyze_importance, varying_columns
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 
 OBJECTIVES = (
@@ -61,6 +61,21 @@ def test_costs_are_explained_by_what_changes_them() -> None:
     result = analyze(table.assign(**{RATE: table[WIDTH], "accuracy": table[BITS] / 10}))
     assert set(result.cost) == {WIDTH, BITS}
     assert result.cost[WIDTH].value > 0.5
+
+
+def test_partial_dependence_is_the_function_with_an_interval() -> None:
+    table = make_table(trials=60)
+    table["prune"] = np.where(table[RATE] < 0.5, "none", "structured")
+    table["prune.structured.pruning_ratio"] = np.where(table["prune"] == "none", None, 0.5)
+    result = analyze(table.assign(accuracy=0.5 + table[BITS] / 20)).dependence
+    bits = result[BITS]
+    assert bits.values == sorted(set(table[BITS]))
+    assert bits.mean == pytest.approx([0.5 + value / 20 for value in bits.values], abs=0.03)
+    assert all(low <= mean <= high for low, mean, high in zip(bits.low, bits.mean, bits.high, strict=True))
+    assert len(result[WIDTH].values) == MAX_GRID
+    assert np.ptp(result[WIDTH].mean) < 0.03
+    assert set(result["prune"].values) == {"none", "structured"}
+    assert analyze(table.assign(accuracy=0.5)).dependence == {}
 
 
 def test_noise_explains_nothing() -> None:

@@ -1,6 +1,7 @@
 """Early stopping, refinements and search modes."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,10 @@ def test_trials_pause_at_rungs_and_only_the_best_are_completed(tmp_path: Path) -
     assert {job.paused for job in jobs if job.rung == 1} == {b"after 2"}
     assert {job.paused for job in complete} == {b"after 5"}
     assert count_states(tmp_path) == {"complete": len(complete), "stopped": 18 - len(complete)}
+    with RunStore.read(tmp_path) as study:
+        trials = study.trial_table()
+    reasons = trials.loc[trials["state"] == "stopped", "reason"]
+    assert all(re.match(r"at rung [12] \([25] epochs\): (ranked behind|not promoted)", reason) for reason in reasons)
     assert not list((tmp_path / "paused").iterdir())
 
 

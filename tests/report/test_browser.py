@@ -1,14 +1,17 @@
 """The page as its reader has it: opened from disk in a browser, filtered, sorted, hovered over, clicked, read aloud."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from autocompress.analysis.confirmation import ConfirmedCandidate, Estimate
+from autocompress.analysis.pareto import full_fidelity, is_dominated, is_feasible
 from autocompress.analysis.selection import select_candidate
 from autocompress.report import page as page_module
 from autocompress.report.live import ENDED, LiveServer
@@ -187,6 +190,59 @@ def test_hovering_tells_and_clicking_opens_the_card(opened: Opened, run: Run) ->
     tab.mouse.click(x, y)
     assert tab.locator(f"#card-{picked.id}").get_attribute("open") is not None
     assert tab.locator(f"#card-{picked.id} .command").is_visible()
+
+
+@pytest.mark.slow
+def test_other_axes_have_their_own_front(opened: Opened, run: Run) -> None:
+    tab = opened.tab
+    before = opened.drawn()
+    tab.locator('[data-kept="cost"]').select_option(label="bytes")
+    ids = "document.getElementById('front-plot').data.find((trace) => trace.meta === 'front').customdata"
+    feasible = full_fidelity(run.candidates)
+    feasible = feasible[is_feasible(feasible, run.info.limits)]
+    values = feasible[["bytes", "accuracy"]].map(lambda value: float(f"{value:.6g}"))
+    expected = set(feasible["id"][~is_dominated(values, ["minimize", "maximize"])])
+    tab.wait_for_function(f"{ids}.length === {len(expected)}")
+    assert set(tab.evaluate(ids)) == expected
+    tab.locator('[data-kept="cost"]').select_option(index=0)
+    tab.wait_for_function(f"{ids}.length === {before['front']}")
+    assert opened.drawn() == before
+
+
+@pytest.mark.slow
+def test_every_candidate_has_a_card_and_two_are_compared(opened: Opened, run: Run, front: pd.DataFrame) -> None:
+    from playwright.sync_api import expect
+
+    tab = opened.tab
+    tab.wait_for_selector("html.whole")
+    for figure in ("curves-loss", "slice-0"):
+        assert opened.count(f"#{figure} .main-svg") > 0
+    other = next(name for name in run.candidates["id"] if name not in set(front["id"]))
+    row = run.candidates.set_index("id").loc[other]
+    tab.evaluate(f"location.hash = '#card-{other}'")
+    card = tab.locator(f"#card-{other}")
+    card.locator(".command").wait_for()
+    assert f"--candidate {other} --to onnx" in card.locator(".command").inner_text()
+    assert f"{row['student']}:" in card.locator("pre").first.inner_text()
+    assert f"{row['accuracy_test']:.1%}" in card.locator("table").inner_text()
+    first = str(front["id"].iloc[-1])
+    tab.evaluate(f"location.hash = '#card-{first}'")
+    for name in (first, other):
+        tab.locator(f"#card-{name} > .pin").click()
+    table = tab.locator("#comparison-table")
+    assert table.locator("thead").inner_text().split() == [first, other, "difference"]
+    change = 100 * (row["accuracy"] - run.candidates.set_index("id").loc[first, "accuracy"])
+    line = table.locator("tr", has_text="accuracy, select_val").inner_text()
+    assert f"{change:.1f} points".replace("-", "") in line.replace("-", "")
+    card.locator(".copy").click()
+    expect(card.locator(".copy")).to_have_text(re.compile("Copied|Selected"))
+    rows = tab.evaluate("drawing.figureRows(document.getElementById('front-plot'))")
+    assert rows[0] == ["series", "label", "effective FLOPs", "accuracy"]
+    assert {name for _, name, *_ in rows} >= {other, first, "teacher"}
+    tab.locator("#unpin").click()
+    assert not tab.locator("#comparison").is_visible()
+    # No control leads off the machine.
+    assert opened.count("[data-title*='loud'], [data-title*='Share'], [data-title*='Chart Studio']") == 0
 
 
 @pytest.mark.slow

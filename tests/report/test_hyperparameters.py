@@ -5,14 +5,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from autocompress.analysis.importance import analyze_importance
 from autocompress.analysis.selection import select_candidate
 from autocompress.core.run_info import RunInfo
 from autocompress.report.hyperparameters import (
     MAX_LINES,
-    compute_importance,
+    Importance,
     parallel_coordinates,
+    summarize_importance,
 )
 from tests.report.factory import OBJECTIVES, Run
+
+
+def compute_importance(table: pd.DataFrame, info: RunInfo) -> Importance | None:
+    return summarize_importance(analyze_importance(table, info), info)
 
 
 def make_table(count: int = 60) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -187,6 +187,7 @@ class AshaScheduler:
         trial_count: Number of trials started so far, ended ones included.
         latest_epochs: Epochs of the latest trial, an estimate for the next one.
         active_trials: Trials that have not ended, by number.
+        stop_reasons: Reason of each early stop, by trial number.
         budget: Compute used by each trial.
 
     Args:
@@ -217,6 +218,7 @@ class AshaScheduler:
         self._score_column = score_column
         self._normalize = normalize
         self._reference_student = reference_student
+        self.stop_reasons: dict[int, str] = {}
         self._reference_trial: int | None = None
         self._always_promoted: set[int] = set()
         self._rungs: list[Rung] = []
@@ -376,14 +378,16 @@ class AshaScheduler:
                 continue
             contenders = self._rungs[rung].contenders
             poor += [number for number in paused if number not in contenders]
-        return self._stop_trials(sorted(poor))
+        return self._stop_trials(sorted(poor), "ranked behind the promoted trials and those next in line")
 
     def stop_paused_trials(self) -> list[int]:
         """Remove all paused trials at the end of the search, and return their numbers in ascending order."""
-        return self._stop_trials(sorted(self._paused))
+        return self._stop_trials(sorted(self._paused), "not promoted before the search ended")
 
-    def _stop_trials(self, numbers: list[int]) -> list[int]:
+    def _stop_trials(self, numbers: list[int], reason: str) -> list[int]:
         for number in numbers:
-            del self._paused[number]
+            rung = self._paused.pop(number)
+            epochs = self._pause_epochs(self.active_trials[number].training)[rung]
+            self.stop_reasons[number] = f"at rung {rung + 1} ({epochs} epochs): {reason}"
             self.end_trial(number)
         return numbers

@@ -153,6 +153,9 @@ def test_trials_far_behind_are_stopped_and_the_others_stay_paused() -> None:
     assert scheduler.stop_poor_trials() == list(range(14, 24))
     assert paused_trials(scheduler) == list(range(14))
     assert scheduler.stop_paused_trials() == list(range(14))
+    assert scheduler.stop_reasons[14].endswith("epochs): ranked behind the promoted trials and those next in line")
+    assert scheduler.stop_reasons[13].startswith("at rung 1 (")
+    assert scheduler.stop_reasons[13].endswith("epochs): not promoted before the search ended")
     assert promote(scheduler) is None
     assert scheduler.active_trials == {}
 

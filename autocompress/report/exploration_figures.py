@@ -1,0 +1,164 @@
+"""Plotly figures for exploration: learning curves and slices."""
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from autocompress.core.formatting import is_share
+from autocompress.core.run_info import ObjectiveSpec
+from autocompress.report.figure_data import escape_text
+from autocompress.report.figures import BARE, BLUE, GREEN, GREY, ORANGE, PURPLE, axis_settings
+from autocompress.report.slices import Slice
+from autocompress.report.trial_data import STATES, LearningCurves
+
+# A dash and a mark at the end tell the states apart without colour.
+_LINES: Mapping[str, Mapping[str, object]] = {
+    "complete": {"color": BLUE, "width": 1.2},
+    "stopped": {"color": GREY, "width": 1.2, "dash": "dot"},
+    "failed": {"color": ORANGE, "width": 1.6, "dash": "dash"},
+    "unfinished": {"color": GREEN, "width": 1.2, "dash": "dashdot"},
+}
+_ENDS = {"complete": "circle", "stopped": "x", "failed": "triangle-down", "unfinished": "circle-open"}
+#: More rungs than these have no lines: each trial has its own, where the number of epochs varies.
+MAX_RUNG_LINES = 4
+# Losses that span more than this ratio have a logarithmic axis.
+_LOG_RATIO = 10.0
+_LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+
+
+def draw_curves(curves: LearningCurves, score: ObjectiveSpec | None = None) -> go.Figure:
+    """Return the learning curves, one group of lines for each state, with the rungs as vertical lines.
+
+    Args:
+        curves: Curves by state.
+        score: Score that the curves show; None for the training loss.
+    """
+    figure = go.Figure(layout={"template": go.layout.Template(), **BARE, "height": 360, "hovermode": "closest"})
+    axis: dict[str, object] = {"title": {"text": "training loss"}} if score is None else {**axis_settings(score)}
+    form = ".4g" if score is None else _value_format(score)
+    for state, label in STATES.items():
+        _add_state(figure, curves, state, label, f"trial %{{customdata}}, epoch %{{x}}: %{{y:{form}}}<extra></extra>")
+    values = [value for group in curves.groups.values() for curve in group for value in curve.values]
+    if score is None and values and min(values) > 0 and max(values) / min(values) > _LOG_RATIO:
+        axis["type"] = "log"
+    rungs = curves.rungs if len(curves.rungs) <= MAX_RUNG_LINES else ()
+    figure.update_layout(
+        xaxis={"title": {"text": "epochs"}, "rangemode": "tozero", "zeroline": False},
+        yaxis={**axis, "zeroline": False, "nticks": 7},
+        legend=_LEGEND,
+        shapes=[_rung_line(number, epochs) for number, epochs in enumerate(rungs, 1)],
+    )
+    return figure
+
+
+def _add_state(figure: go.Figure, curves: LearningCurves, state: str, label: str, template: str) -> None:
+    """Add one trace of all lines of a state, and one of their ends."""
+    group = curves.groups[state]
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    trials: list[int | None] = []
+    for curve in group:
+        # A gap separates the lines: one trace for each trial would be slow.
+        xs += [*curve.epochs, None]
+        ys += [*(float(f"{value:.5g}") for value in curve.values), None]
+        trials += [*[curve.trial] * len(curve.epochs), None]
+    figure.add_scatter(
+        x=xs, y=ys, customdata=trials, mode="lines", name=label, legendgroup=state, line=dict(_LINES[state]),
+        opacity=0.7, showlegend=False, hovertemplate=template, meta=state,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[curve.epochs[-1] for curve in group], y=[curve.values[-1] for curve in group],
+        customdata=[curve.trial for curve in group], mode="markers", name=label, legendgroup=state,
+        marker={"symbol": _ENDS[state], "size": 7, "color": _LINES[state]["color"]},
+        showlegend=bool(group), hovertemplate=template, meta=f"{state} end",
+    )  # fmt: skip
+
+
+def _value_format(score: ObjectiveSpec) -> str:
+    """Return the format of a score's values in labels: a share has one digit more than on the axis."""
+    return ".1%" if is_share(score) else ".4g"
+
+
+def _rung_line(number: int, epochs: int) -> dict[str, object]:
+    return {
+        "type": "line",
+        "x0": epochs,
+        "x1": epochs,
+        "y0": 0,
+        "y1": 1,
+        "yref": "paper",
+        "line": {"color": PURPLE, "width": 1, "dash": "dot"},
+        "label": {"text": f"rung {number}", "textposition": "end", "textangle": 0, "yanchor": "top", "xanchor": "left"},
+    }
+
+
+def draw_slice(panel: Slice, label: str, score: ObjectiveSpec) -> go.Figure:
+    """Return the score against one hyperparameter: candidates, and the partial dependence with its interval.
+
+    Args:
+        panel: Candidates and partial dependence.
+        label: Label of the hyperparameter.
+        score: First score of the search.
+    """
+    figure = go.Figure(layout={"template": go.layout.Template(), **BARE, "height": 300, "hovermode": "closest"})
+    styles: dict[str, dict[str, object]] = {
+        "other": {"symbol": "circle", "size": 5, "color": GREY, "opacity": 0.4},
+        "front": {"symbol": "circle", "size": 7, "color": BLUE},
+        "pick": {"symbol": "diamond", "size": 13, "color": ORANGE},
+    }
+    names = {"other": "candidate", "front": "front", "pick": "pick"}
+    form = _value_format(score)
+    for name, points in panel.groups.items():
+        figure.add_scatter(
+            x=list(points.values), y=list(points.scores), customdata=[escape_text(one) for one in points.ids],
+            mode="markers", marker=styles[name], name=names[name], meta=name, showlegend=False,
+            hovertemplate=f"%{{customdata}}, %{{x:.4g}}: %{{y:{form}}}<extra></extra>"
+            if not panel.is_category else f"%{{customdata}}: %{{y:{form}}}<extra></extra>",
+        )  # fmt: skip
+    _add_dependence(figure, panel, form)
+    figure.update_layout(
+        xaxis={
+            "title": {"text": escape_text(label)},
+            "type": "category" if panel.is_category else "log" if panel.is_log else "linear",
+            "zeroline": False,
+            "nticks": 6,
+        },
+        yaxis={**axis_settings(score), "zeroline": False, "nticks": 6},
+        margin={"l": 56, "r": 12, "t": 8, "b": 48},
+    )
+    return figure
+
+
+def _add_dependence(figure: go.Figure, panel: Slice, form: str) -> None:
+    """Add the partial dependence: a line with a band over numbers, marks with error bars over texts."""
+    dependence = panel.dependence
+    if dependence is None:
+        return
+    mean, low, high = (
+        [round(value, 6) for value in ends] for ends in (dependence.mean, dependence.low, dependence.high)
+    )
+    common = {"meta": "dependence", "name": "partial dependence", "showlegend": False}
+    template = f"predicted %{{y:{form}}} [%{{customdata[0]:{form}}}, %{{customdata[1]:{form}}}]<extra></extra>"
+    ends: Sequence[list[float]] = [list(pair) for pair in zip(low, high, strict=True)]
+    if panel.is_category:
+        bars = {
+            "type": "data",
+            "symmetric": False,
+            "array": [round(top - value, 6) for top, value in zip(high, mean, strict=True)],
+            "arrayminus": [round(value - bottom, 6) for value, bottom in zip(mean, low, strict=True)],
+            "color": PURPLE,
+        }
+        figure.add_scatter(
+            x=list(dependence.values), y=mean, mode="markers", error_y=bars, customdata=ends, hovertemplate=template,
+            marker={"symbol": "line-ew", "size": 16, "line": {"width": 3, "color": PURPLE}}, **common,
+        )  # fmt: skip
+        return
+    values = list(dependence.values)
+    figure.add_scatter(
+        x=[*values, *values[::-1]], y=[*low, *high[::-1]], fill="toself", fillcolor="rgba(176,101,154,0.2)",
+        line={"width": 0}, mode="lines", hoverinfo="skip", **common,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=values, y=mean, mode="lines+markers", line={"color": PURPLE, "width": 2}, marker={"size": 5},
+        customdata=ends, hovertemplate=template, **common,
+    )  # fmt: skip

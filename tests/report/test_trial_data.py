@@ -1,0 +1,63 @@
+"""Learning curves and rungs of trials."""
+
+import pandas as pd
+
+from autocompress.report.trial_data import (
+    MAX_CURVES,
+    MAX_EPOCHS,
+    find_rungs,
+    read_loss_curves,
+    read_score_curves,
+    tabulate_rungs,
+)
+from tests.report.factory import Run, make_run
+
+
+def test_curves_are_grouped_by_the_state_of_their_trials(run: Run) -> None:
+    curves = read_loss_curves(run.candidates, run.trials)
+    states = run.trials[run.trials["role"] == "search"].set_index("number")["state"]
+    for state in ("complete", "stopped"):
+        assert {curve.trial for curve in curves.groups[state]} == set(states.index[states == state])
+    assert all(len(curve.epochs) == 27 for curve in curves.groups["complete"])
+    assert curves.rungs == find_rungs(run.candidates)
+    assert curves.shown == curves.total
+
+
+def test_scores_are_those_of_the_least_compressed_candidate(run: Run) -> None:
+    curves = read_score_curves(run.candidates, run.trials, run.info)
+    (curve,) = [curve for curve in curves.groups["complete"] if curve.trial == 0]
+    own = run.candidates.set_index("id").loc["t0c0"]
+    assert (list(curve.epochs), list(curve.values)) == ([27], [own["accuracy_search"]])
+
+
+def test_a_trial_has_a_point_at_each_rung_and_the_end() -> None:
+    rows = [
+        {"id": f"t0r{epochs}c{index}", "trial": 0, "role": "search", "epochs": epochs, "complete": epochs == 9,
+         "prune": "none", "quantize": method, "accuracy_search": score}
+        for epochs in (1, 3, 9)
+        for index, (method, score) in enumerate([("post_training", 0.1), ("none", epochs / 10)])
+    ]  # fmt: skip
+    trials = pd.DataFrame({"number": [0, 1, 2], "role": "search", "state": ["complete", "failed", "stopped"]})
+    losses = [{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 10)]
+    trials["curve"] = [losses, [], losses[:1]]
+    info = make_run(2, 2).info
+    (curve,) = read_score_curves(pd.DataFrame(rows), trials, info).groups["complete"]
+    assert (list(curve.epochs), list(curve.values)) == ([1, 3, 9], [0.1, 0.3, 0.9])
+    table = tabulate_rungs(pd.DataFrame(rows), trials, info)
+    assert [(row["epochs"], row["stopped"], row["failed"]) for row in table] == [
+        ("1", "1", "1"),
+        ("3", "0", "0"),
+        ("9", "0", "0"),
+    ]
+    assert [row["score"] for row in table] == ["10.0%", "30.0%", "90.0%"]
+
+
+def test_large_runs_have_a_bounded_number_of_points() -> None:
+    losses = [{"epoch": epoch, "loss": 1.0} for epoch in range(1, 1001)]
+    count = 3 * MAX_CURVES
+    trials = pd.DataFrame({"number": range(count), "role": "search", "state": "complete", "curve": [losses] * count})
+    curves = read_loss_curves(pd.DataFrame(), trials)
+    assert curves.shown == MAX_CURVES
+    assert curves.total == count
+    assert all(len(curve.epochs) == MAX_EPOCHS for curve in curves.groups["complete"])
+    assert curves.groups["complete"][0].epochs[-1] == 1000
