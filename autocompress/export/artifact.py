@@ -62,6 +62,7 @@ from autocompress.measure.tensor_storage import pack_tensors, unpack_tensors
 from autocompress.models.base import build_family_model
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.prune.expansion import ChannelMap, OriginalPositions
+from autocompress.quantize.conversion import original_state
 from autocompress.quantize.folding import (
     estimate_unfolded_statistics,
     find_folded_pairs,
@@ -249,7 +250,7 @@ def read_candidate(
             fold_structure(float_model, architecture.folded)
             expected = float_model.state_dict()
             # The values of input and output quantizers have no place in a float model.
-            float_model.load_state_dict({name: t for name, t in module.state_dict().items() if name in expected})
+            float_model.load_state_dict({name: t for name, t in original_state(module).items() if name in expected})
     prune, quantize = (_stage_state(architecture, stage, tensors) for stage in ("prune", "quantize"))
     start = tuple(PruningStep(Part.from_json(step.part), method_state(step.state, {})) for step in architecture.start)
     return architecture, RebuiltCandidate(float_model.eval(), module, prune, quantize, start)
