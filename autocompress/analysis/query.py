@@ -45,9 +45,9 @@ class _Operand:
 def filter_rows(table: pd.DataFrame, expression: str) -> pd.DataFrame:
     """Return the rows that satisfy an expression.
 
-    Allowed are comparisons, ``and``, ``or``, ``not``, parentheses, column names (``accuracy@language`` is one too),
-    numbers, also with a unit (``97%``, ``30 KB``), quoted text, ``True`` and ``False``. A missing value satisfies no
-    comparison, not even ``!=``.
+    Allowed are comparisons, ``and``, ``or``, ``not``, parentheses, column names (``accuracy@language`` is one too, and
+    so are names with spaces or hyphens, such as ``accuracy@star rating``), numbers, also with a unit (``97%``,
+    ``30 KB``), quoted text, ``True`` and ``False``. A missing value satisfies no comparison, not even ``!=``.
 
     Raises:
         UnknownNameError: A name is no column; the message suggests the nearest.
@@ -61,15 +61,43 @@ def filter_rows(table: pd.DataFrame, expression: str) -> pd.DataFrame:
         [0]
     """
     # The expression is parsed and interpreted here; it is never given to eval.
-    tree = None
-    if len(expression) <= _LONGEST:
-        try:
-            tree = ast.parse(_replace_quantities(expression.strip()), mode="eval")
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            tree = None
+    aliases = _alias_columns(table)
+    text = _replace_quantities(_replace_names(expression, aliases))
+    tree = _parse(text) if len(expression) <= _LONGEST else None
     if tree is None:
         raise UsageError(f"cannot read '{_shorten_text(expression)}': {_EXAMPLE}")
-    return table[_evaluate_condition(tree.body, table)]
+    try:
+        return table[_evaluate_condition(tree, table.rename(columns=aliases) if aliases else table)]
+    except UsageError as error:
+        message = str(error)
+        for name, alias in aliases.items():
+            message = message.replace(alias, name)
+        raise type(error)(message) from None
+
+
+def _parse(text: str) -> ast.expr | None:
+    """Return the syntax tree of an expression; None if there is none."""
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _alias_columns(table: pd.DataFrame) -> dict[str, str]:
+    """Return an alias for each column whose name is no expression: it has a space or a hyphen, or is a keyword."""
+    names = filter(None, map(str, table.columns))
+    awkward = [name for name in names if (tree := _parse(name)) is None or _column_name(tree) != name]
+    return {name: f"column_{number}_of_the_table" for number, name in enumerate(awkward)}
+
+
+def _replace_names(expression: str, aliases: dict[str, str]) -> str:
+    """Return an expression with aliases in the place of columns, except in quoted text."""
+    if not aliases:
+        return expression
+    # The longest name first: another name may be a part of it.
+    names = "|".join(re.escape(name) for name in sorted(aliases, key=len, reverse=True))
+    pattern = re.compile(rf"'[^']*'|\"[^\"]*\"|(?<![\w@.])(?:{names})(?![\w@.])")
+    return pattern.sub(lambda match: aliases.get(match.group(), match.group()), expression)
 
 
 def _replace_quantities(expression: str) -> str:

@@ -69,7 +69,7 @@ def _channels_first(activations: Activations) -> Tensor:
     return features.movedim(-1, 1) if activations.tokens and features.dim() == 3 else features
 
 
-def _same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def match_sizes(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Return two feature maps, ``[B, C, ...]``, with the larger one averaged down to the size of the smaller."""
     sizes = [(min(a, b)) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
     if not sizes:
@@ -99,7 +99,7 @@ class Hint(_FeatureTerm[HintConfig]):
 
     def loss(self, config: HintConfig, batch: Batch) -> Tensor:
         """Return weight times the mean squared error, ``[]``."""
-        ours, theirs = _same_size(_channels_first(batch.student), _channels_first(batch.teacher))
+        ours, theirs = match_sizes(_channels_first(batch.student), _channels_first(batch.teacher))
         predicted = batch.adapter(ours.movedim(1, -1)).movedim(-1, 1)
         return config.weight * F.mse_loss(predicted.float(), theirs)
 
@@ -155,7 +155,7 @@ class Attention(_FeatureTerm[AttentionConfig]):
         ours, theirs = (_attention_distribution(activations) for activations in (batch.student, batch.teacher))
         if ours is not None and theirs is not None:
             return config.weight * _attention_divergence(ours, theirs)
-        ours, theirs = _same_size(_channels_first(batch.student), _channels_first(batch.teacher))
+        ours, theirs = match_sizes(_channels_first(batch.student), _channels_first(batch.teacher))
         if ours.dim() < 3:
             raise TrialError(
                 f"attention compares positions, but {sorted(batch.student.layer_outputs)} returns one vector per "

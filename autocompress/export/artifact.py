@@ -66,6 +66,7 @@ from autocompress.measure.tensor_storage import pack_tensors, unpack_tensors
 from autocompress.models.base import build_family_model
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.prune.expansion import ChannelMap, OriginalPositions
+from autocompress.quantize.conversion import original_state
 from autocompress.quantize.folding import (
     estimate_unfolded_statistics,
     find_folded_pairs,
@@ -262,7 +263,7 @@ def read_candidate(
             fold_structure(float_model, architecture.folded)
             expected = float_model.state_dict()
             # The values of input and output quantizers have no place in a float model.
-            float_model.load_state_dict({name: t for name, t in module.state_dict().items() if name in expected})
+            float_model.load_state_dict({name: t for name, t in original_state(module).items() if name in expected})
     prune, quantize = (_stage_state(architecture, stage, tensors) for stage in ("prune", "quantize"))
     start = tuple(PruningStep(Part.from_json(step.part), method_state(step.state, {})) for step in architecture.start)
     return architecture, RebuiltCandidate(float_model.eval(), module, prune, quantize, start)
@@ -395,7 +396,7 @@ def export_chosen_graph(deployable: Deployable, seconds: float = CHOICE_SECONDS)
         content = export_float_graph(deployable)
         if not deployable.target.precisions.restricts:
             return ChosenGraph(content, FLOAT, {}, content)
-        target = make_target(deployable.target.name, deployable.target.options)
+        target = open_stored_target(deployable.target)
         return choose_float_graph(content, target, deployable.example, seconds)
     if deployable.target.precisions.restricts:
         request = GraphRequest(

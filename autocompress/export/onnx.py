@@ -26,6 +26,7 @@ from autocompress.export.export_error import describe_export_error, list_operato
 from autocompress.export.integer_graph import decode_layer, integer_kernels
 from autocompress.export.onnx_weights import pack_weights
 from autocompress.export.torch_exporter import adjust_exporter
+from autocompress.quantize.conversion import WeightHolder
 from autocompress.quantize.fake_quantize import (
     INPUT,
     ZERO_POINT,
@@ -81,13 +82,15 @@ class QuantizedGraph:
         proto: The graph, with QuantizeLinear and DequantizeLinear around every quantized layer.
         layers: Entries of the quantization history.
         tensors: Tensors of the quantization.
-        weights: Layer name to its dequantized weight, for layers with integer codes.
+        weights: Layer name to its dequantized weight, for layers whose codes the graph reads by DequantizeLinear.
+        held: Names of held weights, which every runtime decodes: they are no weights of a layer with integer kernels.
     """
 
     proto: onnx.ModelProto
     layers: Sequence[Mapping[str, Any]]
     tensors: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
+    held: frozenset[str] = frozenset()
 
     def build(
         self, float_layers: Collection[str] = (), blocks: Mapping[str, BlockWeight] | None = None
@@ -105,6 +108,7 @@ class QuantizedGraph:
         """
         proto = copy.deepcopy(self.proto)
         coded = [entry for entry in self.layers if entry["name"] in self.weights]
+        float_layers = {*float_layers, *self.held}
         in_float = [entry for entry in coded if entry["name"] in float_layers]
         for entry in in_float:
             values = self.weights[entry["name"]].detach().numpy()
@@ -119,7 +123,7 @@ class QuantizedGraph:
             onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
         decoded = [entry for entry in self.layers if entry["decoded"] is not None]
         # Their codes have one scale per tensor or channel, and no groups.
-        decoded += [{**entry, "decoded": {}} for entry in in_float]
+        decoded += [{**entry, "decoded": {}} for entry in in_float if entry["decoded"] is None]
         pack_weights(proto, decoded, self.tensors)
         return proto
 
@@ -174,14 +178,19 @@ def trace_quantized(
     layers = state.history.get("layers", [])
     for entry in layers:
         marked = _replace_embedding(marked, entry, state.tensors, block_tables)
-    entries = [entry for entry in layers if entry["weight"] is not None]
     weights = {}
-    for entry in entries:
-        layer = marked.get_submodule(entry["name"])
-        if not isinstance(layer, Lookup | BlockLookup | BagLookup):
-            weights[entry["name"]] = model.get_parameter(f"{entry['name']}.weight")
-            _replace_weight(layer, entry["name"], state.tensors, signed)
-    return QuantizedGraph(_export_graph(marked, example, heads, lists), layers, state.tensors, weights)
+    held: set[str] = set()
+    for name, is_integer in [(entry["name"], entry["weight"] is not None) for entry in layers]:
+        layer = marked.get_submodule(name)
+        if isinstance(layer, WeightHolder) and f"{name}.weight_codes" in state.tensors:
+            _mark_held_weight(layer, state.tensors[f"{name}.weight_codes"])
+            held.add(name)
+        elif not is_integer or isinstance(layer, Lookup | BlockLookup | BagLookup):
+            continue
+        else:
+            _replace_weight(layer, name, state.tensors, signed)
+        weights[name] = model.get_parameter(f"{name}.weight")
+    return QuantizedGraph(_export_graph(marked, example, heads, lists), layers, state.tensors, weights, frozenset(held))
 
 
 class _Round(nn.Module):
@@ -271,6 +280,15 @@ def _replace_weight(layer: nn.Module, name: str, tensors: Mapping[str, Tensor], 
         return
     parametrize.register_parametrization(layer, "weight", _Dequantize(codes, scale, zero_point), unsafe=True)
     replace_quantizers(layer, lambda quantizer: _QuantizeDequantize(quantizer.grid))
+
+
+def _mark_held_weight(layer: WeightHolder, codes: Tensor) -> None:
+    """Let a held weight emit codes, which :meth:`QuantizedGraph.build` replaces by the decoded weight.
+
+    Otherwise the exporter would compute the layout of recurrent weights, and no tensor would be the decoded one.
+    """
+    marker = _Dequantize(codes, torch.ones(()), torch.zeros((), dtype=codes.dtype))
+    parametrize.register_parametrization(layer, "weight", marker, unsafe=True)
 
 
 def _emit_operator(

@@ -207,6 +207,40 @@ def list_layer_work(layers: Layers, bits: Bits) -> list[LayerWork]:
     return works
 
 
+def list_float_layers(model: nn.Module, layers: Layers, bits: Bits) -> list[dict[str, str]]:
+    """Return the layers of a quantized model that stay in floating point, with their shares of FLOPs and weights.
+
+    Each row has the name of a layer, its class, and whether it multiplies weights; the largest share of FLOPs comes
+    first. Products of activations, such as those of attention, have no weights and stay in floating point by design.
+
+    Args:
+        model: The quantized model.
+        layers: Costs of its layers.
+        bits: Bit-widths of the layers that are quantized.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> layers = layer_costs(model, (torch.zeros(1, 4),))
+        >>> list_float_layers(model, layers, {"0": LayerBits(8, 8)})
+        [{'layer': '1', 'class': 'Linear', 'multiplies': 'weights', 'FLOPs': '33.3%', 'weights': '33.3%'}]
+    """
+    macs, weights = (
+        max(sum(values), 1) for values in zip(*((x.macs, x.weights) for x in layers.values()), strict=True)
+    )
+    stay = [layer for name, layer in layers.items() if bits.get(name, LayerBits()) == LayerBits()]
+    stay = [layer for layer in stay if layer.macs or layer.weights]
+    return [
+        {
+            "layer": layer.name or "(outside of layers)",
+            "class": type(model.get_submodule(layer.name)).__name__,
+            "multiplies": "weights" if layer.weights else "activations",
+            "FLOPs": f"{layer.macs / macs:.1%}",
+            "weights": f"{layer.weights / weights:.1%}",
+        }
+        for layer in sorted(stay, key=lambda layer: -layer.macs)
+    ]
+
+
 def _dense_bytes(layer: LayerCost, bits: Bits) -> int:
     return -(-layer.weights * _weight_bits(layer, bits) // 8)
 

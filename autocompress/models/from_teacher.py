@@ -30,6 +30,11 @@ class FromTeacherConfig(Settings):
 
     pruning_ratio: float = knob(0.3, FloatRange(0.0, 0.9), "share of the channels to remove")
     depth_ratio: float = knob(0.0, FloatRange(0.0, 0.9), "share of the blocks that keep their shape to drop")
+    depth_selection: str = knob(
+        "loss",
+        Choice(("loss", "spread")),
+        "which blocks are dropped: those with the smallest rise of the loss, or evenly spread ones",
+    )
     allocation: str = knob(
         "uniform",
         Choice(("uniform", "global", "adaptive")),
@@ -48,7 +53,10 @@ class FromTeacherConfig(Settings):
         # Blocks first, so that channels are ranked in the network without the dropped blocks.
         # No recovery epochs after either step, because the training of the student follows.
         if self.depth_ratio > 0:
-            parts.append(Part.of("depth", pruning_ratio=self.depth_ratio, recovery_epochs=0))
+            settings: dict[str, Leaf] = {"pruning_ratio": self.depth_ratio, "recovery_epochs": 0}
+            # Without the default, configs of earlier runs keep their fingerprints.
+            settings |= {} if self.depth_selection == "loss" else {"selection": self.depth_selection}
+            parts.append(Part.of("depth", **settings))
         if self.pruning_ratio > 0:
             ratio = self.pruning_ratio
             knobs: dict[str, Leaf] = {"criterion": self.criterion, "round_to": self.round_to, "recovery_epochs": 0}

@@ -1,7 +1,7 @@
 """Depth pruning: the blocks with the smallest rise of the loss are dropped."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from autocompress.core.knobs import FloatRange, knob
+from autocompress.core.knobs import Choice, FloatRange, knob
 from autocompress.core.method import Context, MethodState, Recovery, match_layers
 from autocompress.core.registry import PRUNE
 from autocompress.errors import CompressionError
@@ -34,6 +34,11 @@ class DepthConfig(Recovery):
     label: ClassVar[str] = "prune.depth"
 
     pruning_ratio: float = knob(0.5, FloatRange(0.0, 0.9), "share of the shape-preserving blocks to drop")
+    selection: str = knob(
+        "loss",
+        Choice(("loss", "spread")),
+        "which blocks go: those with the smallest rise of the loss, or evenly spread ones, so that every k-th stays",
+    )
 
 
 class DroppedBlock(nn.Identity):
@@ -45,7 +50,7 @@ class DroppedBlock(nn.Identity):
 
 
 class Depth:
-    """Drops the residual blocks or transformer layers with the smallest rise of the calibration loss.
+    """Drops residual blocks or transformer layers: those with the smallest rise of the loss, or evenly spread ones.
 
     A block is a module with layers inside, a child of an ``nn.Sequential`` or ``nn.ModuleList``, that runs once and
     returns a tensor shaped like its first input. Blocks are dropped one at a time, and the others are measured again
@@ -81,17 +86,17 @@ class Depth:
         if len(blocks) < 2:
             reason = f"'{blocks[0]}' is the only shape-preserving block" if blocks else "none preserves its shape"
             raise CompressionError(f"no block can be dropped: {reason}")
-        loss_before = measure_calibration(pruned, context).loss
         # At least one block is dropped, and at least one remains.
         drop_count = min(max(round_half_up(config.pruning_ratio * len(blocks)), 1), len(blocks) - 1)
+        loss_before = measure_calibration(pruned, context).loss
         dropped: dict[str, float] = {}
         # Greedy: two blocks that are each dispensable may not be so together.
-        for _ in range(drop_count):
+        spread = [] if config.selection == "loss" else list_spread_blocks(blocks, drop_count)
+        for index in range(drop_count):
             rises = {}
-            for name in blocks:
-                if name not in dropped:
-                    with _bypass_block(pruned, name):
-                        rises[name] = measure_calibration(pruned, context).loss - loss_before
+            for name in spread[index : index + 1] or [name for name in blocks if name not in dropped]:
+                with _bypass_block(pruned, name):
+                    rises[name] = measure_calibration(pruned, context).loss - loss_before
             least_needed = min(rises, key=lambda name: rises[name])
             _replace_block(pruned, least_needed, DroppedBlock())
             dropped[least_needed] = rises[least_needed]
@@ -115,6 +120,26 @@ class Depth:
                 raise CompressionError(f"the pruning history does not fit the model: it has no block '{name}'")
             _replace_block(model, name, DroppedBlock())
         return model.eval()
+
+
+def list_spread_blocks(blocks: Sequence[str], count: int) -> list[str]:
+    """Return the blocks to drop so that those which remain are evenly spread, and the last one is among them.
+
+    With half of the blocks to drop, every second one remains, as in patient distillation (Sun et al. 2019,
+    arXiv:1908.09355).
+
+    Args:
+        blocks: Names of the blocks in their order.
+        count: Number of blocks to drop, smaller than that of the blocks.
+
+    Example:
+        >>> list_spread_blocks(["0", "1", "2", "3", "4", "5"], 3)
+        ['0', '2', '4']
+    """
+    remaining = len(blocks) - count
+    # The last block of each of `remaining` runs of nearly equal length stays.
+    stay = {-(-(index + 1) * len(blocks) // remaining) - 1 for index in range(remaining)}
+    return [name for position, name in enumerate(blocks) if position not in stay]
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Quantization: fewer bits for weights and activations."""
 
 from autocompress.quantize.adaround import AdaRound, AdaRoundConfig
+from autocompress.quantize.conversion import convert_layers
 from autocompress.quantize.fake_quantize import FakeQuantize
 from autocompress.quantize.folding import FoldedBatchNorm, fold_batch_norm
 from autocompress.quantize.lookup_quantizers import LookupTable
@@ -33,6 +34,7 @@ __all__ = [
     "QuantizedWeight",
     "SymmetricQuantizer",
     "WeightCoding",
+    "convert_layers",
     "encode_weight",
     "fold_batch_norm",
 ]

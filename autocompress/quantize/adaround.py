@@ -17,7 +17,7 @@ from autocompress.quantize.layers import (
     coding_for_layer,
     flatten_positions,
     forward_hooks,
-    is_embedding,
+    is_weight_only,
 )
 from autocompress.quantize.model_quantizer import ModelQuantizer, fit_activation_grid
 from autocompress.quantize.observers import OBSERVER_CHOICE
@@ -86,7 +86,7 @@ class AdaRound:
                 grid = fit_activation_grid(ends, config.activation_scheme, config.activation_bits)
                 quantizer.quantize_input(name, grid, config.activation_bits)
             if config.weight_bits < 32:
-                _quantize_embeddings(quantizer, coding)
+                _quantize_weight_only(quantizer, coding)
             report = _learn_layers(quantizer, targets, coding, config.iterations) if targets else {}
             return quantizer.finalize({"adaround": report})
 
@@ -107,7 +107,7 @@ def _record_float_outputs(quantizer: ModelQuantizer) -> dict[str, Tensor]:
     if not quantizer.context.calibration:
         raise CompressionError("adaptive rounding needs calibration batches: the context holds none")
     outputs: dict[str, Tensor] = {}
-    layers = {name: layer for name, layer in quantizer.layers.items() if not is_embedding(layer)}
+    layers = {name: layer for name, layer in quantizer.layers.items() if not is_weight_only(layer)}
 
     def record_output(name: str, _: object, __: object, output: Tensor) -> None:
         if name not in outputs:
@@ -118,10 +118,10 @@ def _record_float_outputs(quantizer: ModelQuantizer) -> dict[str, Tensor]:
     return outputs
 
 
-def _quantize_embeddings(quantizer: ModelQuantizer, coding: WeightCoding) -> None:
-    """Quantize the embeddings first, so that later layers learn on inputs from quantized rows."""
+def _quantize_weight_only(quantizer: ModelQuantizer, coding: WeightCoding) -> None:
+    """Quantize embeddings and held weights first, so that later layers learn on the inputs that follow from them."""
     for name, layer in quantizer.layers.items():
-        if is_embedding(layer):
+        if is_weight_only(layer):
             with add_layer_to_errors(name, "weight"):
                 quantizer.quantize_weight(
                     name, encode_weight(layer.weight, coding_for_layer(layer, coding)), coding.bits
@@ -138,7 +138,7 @@ def _learn_layers(
         outputs = targets.pop(name, None)
         if outputs is None:
             return
-        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear)
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
         with add_layer_to_errors(name, "output"):
             moments = Moments.from_batch(layer, args[0] if args else kwargs["input"], outputs)
         with add_layer_to_errors(name, "weight"):
@@ -160,7 +160,7 @@ def _learn_layers(
         for handle in handles:
             handle.remove()
     for name, layer in quantizer.layers.items():
-        if name not in report and not is_embedding(layer):
+        if name not in report and not is_weight_only(layer):
             code = encode_weight(layer.weight, coding_for_layer(layer, coding, quantizer.is_reduced(name)))
             quantizer.quantize_weight(name, code, coding.bits)
     return report

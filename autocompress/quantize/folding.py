@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from autocompress.errors import CompressionError
+from autocompress.quantize.conversion import CONVERTED, original_state
 
 RELU: tuple[Callable[..., Tensor], ...] = (F.relu, torch.relu)
 # Operations that do not change integer codes, so a quantizer after them can be moved before them.
-CODE_PRESERVING_MODULES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool1d, nn.MaxPool2d)
+CODE_PRESERVING_MODULES = (nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 CODE_PRESERVING_FUNCTIONS = {F.max_pool1d, F.max_pool2d, torch.flatten, torch.reshape, torch.permute, torch.transpose}
 CODE_PRESERVING_METHODS = {"contiguous", "flatten", "permute", "reshape", "squeeze", "transpose", "unsqueeze", "view"}
 
@@ -36,7 +37,15 @@ def trace_graph(model: nn.Module, example: tuple[Tensor, ...]) -> fx.Graph:
     # An optional argument that is not in the example must keep its default, or fx traces the wrong branch.
     parameters = list(inspect.signature(model.forward).parameters.values())[len(example) :]
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return fx.Tracer().trace(model, concrete_args=defaults or None)
+    return _Tracer().trace(model, concrete_args=defaults or None)
+
+
+class _Tracer(fx.Tracer):
+    """Tracer for which converted layers are single calls, as the layers of torch that they replace."""
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        """Return whether a module is one call in the graph."""
+        return isinstance(module, CONVERTED) or super().is_leaf_module(module, qualified_name)
 
 
 def find_outputs_to_quantize(
@@ -168,13 +177,13 @@ def _is_immutable(value: object) -> bool:
     return isinstance(value, IMMUTABLE_TYPES) or (isinstance(value, tuple) and all(map(_is_immutable, value)))
 
 
-FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Linear)
-BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
+FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Relative and absolute difference of outputs that folding may cause by rounding of float32.
 TOLERANCE = 1e-4
 
-FoldableLayer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Linear
-BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d
+FoldableLayer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 class FoldedBatchNorm(nn.Identity):
@@ -283,7 +292,7 @@ def unfold_batch_norm(model: nn.Module, folded: nn.Module) -> None:
         CompressionError: The models have other layers.
     """
     pairs = dict(find_folded_pairs(folded))
-    values = folded.state_dict()
+    values = original_state(folded)
     for layer_name, norm_name in pairs.items():
         layer, norm = _get_module(model, layer_name), _get_module(model, norm_name)
         if not isinstance(norm, BATCH_NORM) or norm.running_mean is None or norm.running_var is None:

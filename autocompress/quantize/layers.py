@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from autocompress.errors import CompressionError
+from autocompress.quantize.conversion import WeightHolder
 from autocompress.quantize.fake_quantize import INPUT
 from autocompress.quantize.weight_coding import QuantizedWeight, WeightCoding
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear, *EMBEDDINGS)
-Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Linear | nn.Embedding | nn.EmbeddingBag
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (*CONVOLUTIONS, nn.Linear, *EMBEDDINGS, WeightHolder)
+Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.Embedding | nn.EmbeddingBag | WeightHolder
 LayerHook: TypeAlias = Callable[[str, tuple[Tensor, ...], Mapping[str, Tensor], Tensor], Tensor | None]
 
 
@@ -49,7 +51,7 @@ def forward_hooks(layers: Mapping[str, nn.Module], hook: LayerHook) -> Iterator[
 
 
 def find_layers(model: nn.Module) -> dict[str, Layer]:
-    """Return the layers that can be quantized, by name.
+    """Return the layers that can be quantized, by name; :func:`~.conversion.convert_layers` makes more of them.
 
     Two kinds are left out: the output projection of torch's attention, whose weight is read without a call of the
     layer, and embeddings with ``max_norm``, which rescale their rows at each lookup.
@@ -78,6 +80,11 @@ def is_embedding(layer: nn.Module) -> bool:
     return isinstance(layer, EMBEDDINGS)
 
 
+def is_weight_only(layer: nn.Module) -> bool:
+    """Return whether only the weight of a layer is quantized: an embedding, or a held weight, which has no input."""
+    return isinstance(layer, (*EMBEDDINGS, WeightHolder))
+
+
 # The bits that 8-bit weights keep where sums of two products with the largest input must fit into 16 bits.
 REDUCED_BITS = 7
 
@@ -100,7 +107,7 @@ def coding_for_layer(layer: nn.Module, coding: WeightCoding, reduce_range: bool 
     if is_embedding(layer) or is_whole_channel:
         coding = replace(coding, granularity="per_channel")
     # An embedding multiplies nothing, and other grids than an even one are computed in floating point.
-    is_reduced = reduce_range and coding.bits == 8 and coding.is_integer and not is_embedding(layer)
+    is_reduced = reduce_range and coding.bits == 8 and coding.is_integer and not is_weight_only(layer)
     return replace(coding, bits=REDUCED_BITS) if is_reduced else coding
 
 
@@ -121,7 +128,7 @@ def set_bias(layer: Layer, bias: Tensor) -> None:
 
 def layer_bias(layer: Layer) -> Tensor | None:
     """Return the bias of a layer, ``[C]``, or None where it has none."""
-    return None if isinstance(layer, EMBEDDINGS) else layer.bias
+    return None if isinstance(layer, nn.Embedding | nn.EmbeddingBag | WeightHolder) else layer.bias
 
 
 def flatten_positions(layer: nn.Module, output: Tensor) -> Tensor:

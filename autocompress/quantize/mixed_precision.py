@@ -19,7 +19,7 @@ from autocompress.quantize.bit_sensitivity import (
     enforce_monotone_losses,
     measure_sensitivity,
 )
-from autocompress.quantize.layers import add_layer_to_errors, coding_for_layer, forward_hooks, is_embedding
+from autocompress.quantize.layers import add_layer_to_errors, coding_for_layer, forward_hooks, is_weight_only
 from autocompress.quantize.model_quantizer import BiasCorrection, ModelQuantizer, fit_activation_grid
 from autocompress.quantize.observers import OBSERVER_CHOICE, Observer
 from autocompress.quantize.post_training import BITS, InputSettings, WeightSettings
@@ -327,8 +327,8 @@ def _unit_costs(quantizer: ModelQuantizer, budget: str) -> dict[str, int]:
     def count_macs(name: str, _: object, __: object, output: Tensor) -> None:
         macs[name] += output.numel() * quantizer.layers[name].weight[0].numel()
 
-    # A lookup in an embedding multiplies nothing.
-    multiplying = {name: layer for name, layer in quantizer.layers.items() if not is_embedding(layer)}
+    # A lookup in an embedding multiplies nothing, and held weights multiply in floating point.
+    multiplying = {name: layer for name, layer in quantizer.layers.items() if not is_weight_only(layer)}
     with forward_hooks(multiplying, count_macs):
         quantizer.model(*quantizer.context.example)
     if not any(macs.values()):

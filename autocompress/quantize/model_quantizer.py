@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.core.method import Context, LayerBits, MethodState, match_layers
 from autocompress.errors import CompressionError
+from autocompress.quantize.conversion import convert_layers, find_converted, find_holders
 from autocompress.quantize.fake_quantize import (
     INPUT,
     FakeQuantize,
@@ -26,6 +27,7 @@ from autocompress.quantize.layers import (
     flatten_positions,
     forward_hooks,
     is_embedding,
+    is_weight_only,
     layer_bias,
     set_bias,
     set_weight,
@@ -128,8 +130,9 @@ class ModelQuantizer:
                 "bias_correction needs calibration batches, and the context holds none: switch it off"
             )
         self.correction = correction
-        self.model, self._folding = fold_with_report(model, context.example)
+        folded, self._folding = fold_with_report(model, context.example)
         self.context = context
+        self.model = convert_layers(folded, match_layers(folded, context.float_layers))
         stay = set(match_layers(self.model, context.float_layers))
         self.layers = {name: layer for name, layer in find_layers(self.model).items() if name not in stay}
         self._require_layers()
@@ -147,7 +150,7 @@ class ModelQuantizer:
     def observe_ranges(self, build: Callable[[str], Observer] | None, key: Hashable = None) -> Ranges:
         """Run the calibration batches and return the range of each layer's input; no ranges without ``build``.
 
-        The inputs of an embedding are indices and have no range.
+        The inputs of an embedding are indices and have no range; a held weight has no input.
 
         Args:
             build: Function that returns an observer for a layer name.
@@ -187,7 +190,7 @@ class ModelQuantizer:
             if self.correction is not None:
                 self.correction.record_output(name, self.layers[name], output, is_first_batch)
             called.add(name)
-            if build is not None and not is_embedding(self.layers[name]):
+            if build is not None and not is_weight_only(self.layers[name]):
                 if name not in observers:
                     observers[name] = build(name)
                 with add_layer_to_errors(name, "input"):
@@ -260,11 +263,16 @@ class ModelQuantizer:
             uncorrected = [name for name in self.layers if name not in self.correction.shifts]
             state_report["bias_correction"] = {"shifts": self.correction.shifts, "uncorrected": uncorrected}
         return self.model, MethodState(
-            history={"folded": folding["folded"], "layers": entries, "restored": list_restored_names(entries)},
+            history={
+                "folded": folding["folded"],
+                "converted": find_converted(self.model),
+                "layers": entries,
+                "restored": list_restored_names(entries),
+            },
             tensors={
                 key: t for name, (weight, _) in self._weights.items() for key, t in weight.to_tensors(name).items()
             },
-            bits={name: LayerBits(self._weight_bits(name), self._input_bits(name)) for name in self.layers},
+            bits=self._list_bits(),
             report={**state_report, **(report or {})},
         )
 
@@ -273,6 +281,13 @@ class ModelQuantizer:
             raise CompressionError(
                 "the model calls no convolution, linear layer or embedding: there is nothing to quantize"
             )
+
+    def _list_bits(self) -> dict[str, LayerBits]:
+        """Return the bit-widths of the layers; those of a layer with held weights are the largest of its weights."""
+        bits = {name: LayerBits(self._weight_bits(name), self._input_bits(name)) for name in self.layers}
+        for name, holders in find_holders(self.model):
+            bits[name] = LayerBits(max(self._weight_bits(holder) for holder in holders))
+        return bits
 
     def _weight_bits(self, name: str) -> int:
         return self._weights[name][1] if name in self._weights else 32

@@ -11,6 +11,7 @@ from autocompress.core.knobs import Choice, FloatRange, IntRange, knob
 from autocompress.core.method import Context, MethodState, ScoreFloor
 from autocompress.core.registry import QUANTIZE
 from autocompress.errors import CompressionError
+from autocompress.quantize.conversion import convert_named
 from autocompress.quantize.folding import fold_batch_norm
 from autocompress.quantize.lsq import LSQConfig, LSQRounding
 from autocompress.quantize.post_training import BITS, BitSettings
@@ -119,7 +120,7 @@ class Progressive:
                 break
             best = quantized, replace(state, history={**state.history, "folded": folded})
             # The next stage starts from the weights before rounding, which the quantized model no longer has.
-            source = fold_batch_norm(model, context.example)
+            source = convert_named(fold_batch_norm(model, context.example), state.history["converted"])
             source.load_state_dict({**source.state_dict(), **{k: trained[k] for k in source.state_dict()}})
         if best is None:
             raise CompressionError(

@@ -24,7 +24,7 @@ LEARNING_RATE = 0.1
 # Adam's epsilon: it keeps a step finite where every gradient was zero.
 EPSILON = 1e-8
 
-WeightedLayer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Linear
+WeightedLayer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -222,15 +222,16 @@ def unfold_patches(layer: WeightedLayer, inputs: Tensor) -> Tensor:
     """Return the inputs that each output position of a layer reads, ``[P, groups * K]``."""
     if isinstance(layer, nn.Linear):
         return inputs.flatten(0, -2)
-    # `unfold` pads with zeros only, so the layer's own padding is applied first.
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
-    kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
-    if isinstance(layer, nn.Conv1d):
-        # `unfold` knows two dimensions only.
-        padded = padded.unsqueeze(2)
-        kernel, dilation, stride = (1, *kernel), (1, *dilation), (1, *stride)
-    return F.unfold(padded, kernel, dilation=dilation, stride=stride).movedim(1, -1).flatten(0, 1)
+    windows = padded
+    for axis, (size, dilation, stride) in enumerate(
+        zip(layer.kernel_size, layer.dilation, layer.stride, strict=True), 2
+    ):
+        windows = windows.unfold(axis, (size - 1) * dilation + 1, stride)[..., ::dilation]
+    # [N, K, positions, windows] -> [N, positions, K, windows]
+    axes = len(layer.kernel_size)
+    return windows.movedim(1, axes + 1).flatten(axes + 1).flatten(0, axes)
 
 
 def rectify_sigmoid(logits: Tensor) -> Tensor:

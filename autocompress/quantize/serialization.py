@@ -1,7 +1,8 @@
 """The stored form of a quantization: JSON values and tensors, from which a fresh model is quantized again.
 
-``history`` contains ``folded`` (pairs of layer and batch normalization), ``restored`` (``state_dict`` names that
-:func:`restore_quantization` sets) and ``layers``, one entry per layer with its ``name`` and
+``history`` contains ``folded`` (pairs of layer and batch normalization), ``converted`` (names of the layers that
+:mod:`autocompress.quantize.conversion` replaced), ``restored`` (``state_dict`` names that :func:`restore_quantization`
+sets) and ``layers``, one entry per layer with its ``name`` and
 
     weight      codes on an evenly spaced grid with one scale per tensor or channel, which integer kernels can run
     decoded     codes that are decoded to floating point: groups, or a lookup table
@@ -20,6 +21,7 @@ from torch import nn
 
 from autocompress.core.method import MethodState
 from autocompress.errors import CompressionError
+from autocompress.quantize.conversion import convert_named
 from autocompress.quantize.fake_quantize import (
     INPUT,
     OUTPUT,
@@ -42,6 +44,8 @@ def restore_quantization(model: nn.Module, state: MethodState) -> nn.Module:
     model.eval()
     try:
         fold_structure(model, state.history["folded"])
+        # Histories of earlier versions have no such entry.
+        model = convert_named(model, state.history.get("converted", ()))
         layers = find_layers(model)
         for entry in state.history["layers"]:
             name = entry["name"]

@@ -27,6 +27,7 @@ CANDIDATE = "CANDIDATE"
 _TITLES = {
     "path": "Path, step by step",
     "sensitivity": "Sensitivity of each layer",
+    "in_float": "Layers left in floating point, with their shares",
 }
 _STEP_TITLES = {"start": "pruning of the teacher", "prune": "pruning", "quantize": "quantization"}
 

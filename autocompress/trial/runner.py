@@ -5,6 +5,7 @@ same distillation, and each of these is quantized to each pair of bit-widths. Co
 before the training.
 """
 
+import copy
 import logging
 import signal
 import threading
@@ -18,15 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.method import MethodState
+from autocompress.core.method import LayerBits, MethodState, match_layers
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State, TrialResult
 from autocompress.core.registry import PRUNE, QUANTIZE, WorkerPlugins
+from autocompress.core.task import Task
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.measure import layer_costs, measure
-from autocompress.measure.cost import LayerCost
+from autocompress.measure.cost import LayerCost, list_float_layers
 from autocompress.measure.example_scores import pack_examples
 from autocompress.measure.heads import count_confusions, describe_classes, pack_correct, resample_score
-from autocompress.quantize import fold_batch_norm
+from autocompress.quantize import convert_layers, fold_batch_norm
+from autocompress.quantize.conversion import is_convertible
 from autocompress.training.device import require_device
 from autocompress.trial.pipeline import (
     History,
@@ -372,7 +375,7 @@ def _fold_model(pipeline: TrialPipeline, trained: TrainedSource, pruned: PrunedM
     folded = fold_batch_norm(pruned.model, pipeline.task.example())
     return QuantizationSource(
         folded,
-        layer_costs(folded, pipeline.task.example()),
+        count_layers(folded, pipeline.task),
         {**trained.report, **pruned.report},
         # The weights of a paused trial are not kept.
         name if trained.complete else "",
@@ -396,6 +399,8 @@ def _measure_candidate(
     details: dict[str, object] = dict(source.report)
     if state is not None:
         details.update(state.report)
+        if any(bits != LayerBits() for bits in state.bits.values()):
+            details["in_float"] = list_float_layers(model, source.layers, state.bits)
     config = replace(job.training, prune=recipe.prune, quantize=recipe.quantize)
     details["order"] = list(list_operations(config))
     scores: dict[str, dict[str, float]] = {}
@@ -435,6 +440,14 @@ def _measure_candidate(
     )
 
 
+def count_layers(model: nn.Module, task: Task) -> dict[str, LayerCost]:
+    """Return the costs of the layers of a folded model, under the names that they have once they are quantized."""
+    if any(is_convertible(module) for module in model.modules()):
+        stay = match_layers(model, getattr(task, "float_layers", ()))
+        model = convert_layers(copy.deepcopy(model), stay)
+    return layer_costs(model, task.example())
+
+
 BITS = ("weight_bits", "activation_bits")
 # Other settings that change what a file stores. A lookup table takes more than an even grid: costs are a lower bound.
 STORED = ("weight_scheme", "granularity", "group_size")
@@ -471,7 +484,7 @@ def estimate_costs(
                     method = PRUNE.get(part.name)
                     pruned, prune_state = method.apply(model, method.config.of(part.values), context)
                 folded = fold_batch_norm(pruned, example)
-                layers = layer_costs(folded, example)
+                layers = count_layers(folded, pipeline.task)
                 for quantization in _select_fewest_bits(quantizations):
                     quantized, quantize_state = pipeline.quantize(folded, training, quantization)
                     subject = build_cost_subject(quantized, layers, quantize_state, prune_state, setup)

@@ -111,3 +111,22 @@ def test_no_text_does_anything_but_select_or_refuse(text: str) -> None:
 
 def test_an_empty_table_stays_empty() -> None:
     assert filter_rows(TABLE.head(0), "accuracy > 0.5 and prune == 'none'").empty
+
+
+@pytest.mark.parametrize("head", ["star rating", "is-big", "class", "x", "2nd"])
+def test_a_column_whose_name_is_no_expression_is_read(head: str) -> None:
+    table = pd.DataFrame(
+        {f"accuracy@{head}": [0.9, 0.5], f"accuracy@{head} of all": [0.5, 0.9], "student": ["a-b", "c"]}
+    )
+    assert filter_rows(table, f"accuracy@{head} > 0.8 and student == 'a-b'").index.tolist() == [0]
+    assert filter_rows(table, f"not accuracy@{head} of all < 0.8 or student == 'accuracy@{head}'").index.tolist() == [1]
+
+
+def test_an_error_has_the_column_as_it_was_written() -> None:
+    table = pd.DataFrame({"accuracy@star rating": [0.9], "": [1.0]})
+    with pytest.raises(
+        UsageError, match="'accuracy@star rating > 'a'' compares the text 'a' with the number accuracy@star"
+    ):
+        filter_rows(table, "accuracy@star rating > 'a'")
+    with pytest.raises(UnknownNameError, match="accuracy@star rating"):
+        filter_rows(table, "accuracy@star_rating > 1")

@@ -54,3 +54,8 @@ def test_a_task_without_a_model_cannot_build_it() -> None:
     assert NAME in STUDENTS
     with pytest.raises(UsageError, match="needs a task with a model of its own"):
         build_family_model(Part(NAME), (InputSpec((1, 8, 8)),), {"label": 10})
+
+
+def test_spread_blocks_are_asked_for_by_name() -> None:
+    (step,) = FromTeacherConfig(pruning_ratio=0.0, depth_ratio=0.5, depth_selection="spread").list_pruning_steps()
+    assert step.values == {"pruning_ratio": 0.5, "recovery_epochs": 0, "selection": "spread"}

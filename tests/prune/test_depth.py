@@ -11,7 +11,7 @@ from autocompress.errors import CompressionError
 from autocompress.measure import cost, layer_costs
 from autocompress.prune import DepthConfig
 from autocompress.prune.calibration import measure_calibration
-from autocompress.prune.depth import DroppedBlock, find_blocks
+from autocompress.prune.depth import DroppedBlock, find_blocks, list_spread_blocks
 from tests.prune.toys import EXAMPLE, believing, cnn, cross_entropy, labelled_context
 
 METHOD = PRUNE.get("depth")
@@ -208,3 +208,17 @@ class TestRefusals:
     def test_a_history_that_does_not_fit(self, name):
         with pytest.raises(CompressionError, match="history does not fit the model"):
             METHOD.restore(cnn(), DepthConfig(), MethodState(history={"dropped": [name]}))
+
+
+class TestSpread:
+    @pytest.mark.parametrize(("count", "dropped"), [(1, "0"), (2, "03"), (3, "024"), (4, "0134"), (5, "01234")])
+    def test_blocks_that_remain_are_spread_and_the_last_is_among_them(self, count, dropped):
+        assert list_spread_blocks("012345", count) == list(dropped)
+
+    def test_every_second_layer_is_kept_with_its_weights_whatever_the_losses(self):
+        model = Looped([Layer() for _ in range(4)])
+        pruned, state = apply(model, tokens_context(), pruning_ratio=0.5, selection="spread")
+        assert state.history["dropped"] == ["layers.0", "layers.2"]
+        assert [isinstance(layer, DroppedBlock) for layer in pruned.layers] == [True, False, True, False]
+        assert torch.equal(pruned.layers[1].up.weight, model.layers[1].up.weight)
+        assert all(isinstance(rise, float) for rise in state.report["dropped"].values())
