@@ -116,7 +116,7 @@ def _load_program(content: bytes, threads: int) -> Model:
     def run_example(arrays: Sequence[Array]) -> list[Array]:
         inputs = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
         # The next run reuses the memory of the outputs.
-        return [np.array(output) for output in method.execute(inputs)]
+        return [output.numpy().copy() for output in method.execute(inputs)]
 
     def run(arrays: Sequence[Array]) -> list[Array]:
         if len(arrays[0]) == 1:
