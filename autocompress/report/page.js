@@ -203,6 +203,26 @@
     return (row) => tests.every((test) => test(row));
   }
 
+  // ---- parallel coordinates: the marked ranges filter the table -------------------------------
+  const coordinates = {
+    plot: null,
+    // Axes with a marked range: [values, ranges].
+    marked() {
+      if (!this.plot) return [];
+      return this.plot.data[0].dimensions.filter((axis) => axis.constraintrange)
+        .map((axis) => [axis.values, Array.isArray(axis.constraintrange[0]) ? axis.constraintrange : [axis.constraintrange]]);
+    },
+    async draw(figure, changed) {
+      if (matchMedia("(max-width: 760px)").matches) {
+        const axes = figure.data[0].dimensions;
+        figure.data[0].dimensions = [...axes.slice(0, Math.min(3, axes.length - 2)), ...axes.slice(-2)];
+        figure.data[0].labelangle = -20;
+      }
+      this.plot = await draw("coordinates", figure);
+      this.plot.on("plotly_restyle", changed);
+    },
+  };
+
   function table(run, plot, limits) {
     const head = at("table").tHead.rows[0];
     const body = at("table").tBodies[0];
@@ -246,12 +266,14 @@
       });
     }
 
-    const limited = () => at("filter").value.trim() !== "" || limits().set();
+    const limited = () => at("filter").value.trim() !== "" || limits().set() || coordinates.marked().length > 0;
     function filter() {
       const text = at("filter").value.trim();
       try {
         const keep = parse(text, run.columns);
-        shown = limited() ? rows.filter((row) => keep(row) && limits().satisfies(row)) : rows;
+        const marked = coordinates.marked();
+        const isMarked = ({ index }) => marked.every(([values, ranges]) => ranges.some(([low, high]) => values[index] >= low && values[index] <= high));
+        shown = limited() ? rows.filter((row) => keep(row) && limits().satisfies(row) && isMarked(row)) : rows;
       } catch (problem) {
         at("status").textContent = problem.message;
         return;
@@ -454,6 +476,10 @@
     for (const [id, figure] of Object.entries(figures)) {
       await idle();
       await draw(id, figure).catch(showStatic);
+    }
+    if (run.coordinates && list) {
+      await idle();
+      await coordinates.draw(run.coordinates, () => list.filterSoon()).catch(showStatic);
     }
     root.classList.add("whole");
   }
