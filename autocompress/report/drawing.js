@@ -93,7 +93,7 @@ const drawing = (() => {
     function fit() {
       // On a narrow screen the legend is below the plot, which then has the full width.
       return {
-        margin: narrow.matches ? (isParallel ? { l: 36, r: 36, t: 64, b: 24 } : { l: 46, r: 8, t: 8, b: 44 }) : wide.margin,
+        margin: narrow.matches ? (isParallel ? { l: 56, r: 40, t: 72, b: 24 } : { l: 46, r: 8, t: 8, b: 44 }) : wide.margin,
         "legend.y": narrow.matches ? low : wide.y,
         "legend.yanchor": narrow.matches ? "top" : "bottom",
         "font.size": narrow.matches ? 12 : 13,

@@ -246,8 +246,16 @@
       }
       // The rows are HTML that was escaped when the page was written.
       body.innerHTML = ordered.slice(0, run.limit).map((row) => row.html).join("");
+      linkCards();
       return ordered;
     }
+    // A card that is not in the page is built by a script, so only a script makes a link to it.
+    function linkCards() {
+      for (const name of body.querySelectorAll("[data-card]")) {
+        name.replaceWith(element("a", name.dataset.card, { href: `#card-${encodeURIComponent(name.dataset.card)}` }));
+      }
+    }
+    linkCards();
     let ordered = rows;
 
     for (const cell of head.cells) {

@@ -236,9 +236,11 @@ def test_every_candidate_has_a_card_and_two_are_compared(opened: Opened, run: Ru
         assert opened.count(f"#{figure} .main-svg") > 0
     other = next(name for name in run.candidates["id"] if name not in set(front["id"]))
     row = run.candidates.set_index("id").loc[other]
-    tab.evaluate(f"location.hash = '#card-{other}'")
+    tab.locator("#filter").fill(f'id = "{other}"')
+    tab.locator(f"#table a[href='#card-{other}']").click()
     card = tab.locator(f"#card-{other}")
     card.locator(".command").wait_for()
+    tab.locator("#filter").fill("")
     assert f"--candidate {other} --to onnx" in card.locator(".command").inner_text()
     assert f"{row['student']}:" in card.locator("pre").first.inner_text()
     assert f"{row['accuracy_test']:.1%}" in card.locator("table").inner_text()
