@@ -88,11 +88,12 @@ const drawing = (() => {
     const narrow = matchMedia("(max-width: 760px)");
     // Plotly changes the layout that it gets, so the original margins are kept here.
     const wide = { margin: { ...figure.layout.margin }, y: figure.layout.legend ? figure.layout.legend.y : 1 };
+    const isParallel = figure.data[0]?.type === "parcoords";
     const low = figure.layout.height < 400 ? -0.26 : -0.16;
     function fit() {
       // On a narrow screen the legend is below the plot, which then has the full width.
       return {
-        margin: narrow.matches ? { l: 46, r: 8, t: 8, b: 44 } : wide.margin,
+        margin: narrow.matches ? (isParallel ? { l: 56, r: 40, t: 72, b: 24 } : { l: 46, r: 8, t: 8, b: 44 }) : wide.margin,
         "legend.y": narrow.matches ? low : wide.y,
         "legend.yanchor": narrow.matches ? "top" : "bottom",
         "font.size": narrow.matches ? 12 : 13,

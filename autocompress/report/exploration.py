@@ -10,7 +10,7 @@ from autocompress.analysis.pareto import primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import format_plural, label_column
 from autocompress.core.run_info import RunInfo
-from autocompress.report.exploration_figures import MAX_RUNG_LINES, draw_curves, draw_slice
+from autocompress.report.exploration_figures import MAX_RUNG_LINES, draw_curves, draw_parallel, draw_slice
 from autocompress.report.hyperparameters import label_hyperparameter
 from autocompress.report.slices import Slice, build_slices, tabulate_dependence
 from autocompress.report.trial_data import (
@@ -20,6 +20,9 @@ from autocompress.report.trial_data import (
     read_score_curves,
     tabulate_rungs,
 )
+
+#: Hyperparameters of the parallel coordinates, in addition to cost and score.
+MAX_AXES = 8
 
 
 def explore_trials(
@@ -66,7 +69,7 @@ def explore_hyperparameters(
     importance: ImportanceAnalysis | None,
     picked: Pick | None,
 ) -> dict[str, str]:
-    """Add the slices to the content of the template; return their figures as JSON texts.
+    """Add the slices to the content of the template; return their figures and parallel coordinates as JSON texts.
 
     Args:
         content: Content of the template.
@@ -77,8 +80,7 @@ def explore_hyperparameters(
         picked: The recommended candidate, if there is one.
     """
     score = primary_objectives(info.objectives)[1]
-    shares = {} if importance is None else importance.score
-    columns = sorted(shares, key=lambda name: -shares[name].value) or varying_columns(candidates)
+    columns = _rank_columns(candidates, importance)
     panels = build_slices(candidates, front, info, importance, columns, picked)
     content |= {
         "slices": [_describe_panel(panel, info) for panel in panels],
@@ -89,6 +91,31 @@ def explore_hyperparameters(
     }
     figures = [str(draw_slice(panel, label_hyperparameter(panel.column), score).to_json()) for panel in panels]
     return {"slices": f"[{','.join(figures)}]"}
+
+
+def draw_coordinates(
+    content: dict[str, Any], shown: pd.DataFrame, info: RunInfo, importance: ImportanceAnalysis | None
+) -> dict[str, str]:
+    """Add to the content of the template whether there are parallel coordinates; return their figure as a JSON text.
+
+    Args:
+        content: Content of the template.
+        shown: Candidates of the page, in the order of its table.
+        info: Description of the run.
+        importance: Importance of the hyperparameters, if there are enough candidates.
+    """
+    columns = _rank_columns(shown, importance)[:MAX_AXES]
+    content["has_coordinates"] = bool(columns) and len(shown) > 1
+    if not content["has_coordinates"]:
+        return {}
+    labels = [(name, label_hyperparameter(name)) for name in columns]
+    return {"coordinates": str(draw_parallel(shown, labels, primary_objectives(info.objectives)).to_json())}
+
+
+def _rank_columns(candidates: pd.DataFrame, importance: ImportanceAnalysis | None) -> list[str]:
+    """Return the columns of hyperparameters that vary, the most important for the score first."""
+    shares = {} if importance is None else importance.score
+    return sorted(shares, key=lambda name: -shares[name].value) or varying_columns(candidates)
 
 
 def _describe_panel(panel: Slice, info: RunInfo) -> dict[str, object]:

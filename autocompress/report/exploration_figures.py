@@ -1,14 +1,17 @@
-"""Plotly figures for exploration: learning curves and slices."""
+"""Plotly figures for exploration: learning curves, slices and parallel coordinates."""
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
-from autocompress.core.formatting import is_share
+from autocompress.analysis.importance import encode_column, is_numeric
+from autocompress.core.formatting import format_value, is_share, label_column
 from autocompress.core.run_info import ObjectiveSpec
 from autocompress.report.figure_data import escape_text
 from autocompress.report.figures import BARE, BLUE, GREEN, GREY, ORANGE, PURPLE, axis_settings
-from autocompress.report.slices import Slice
+from autocompress.report.slices import LOG_RATIO, Slice
 from autocompress.report.trial_data import STATES, LearningCurves
 
 # A dash and a mark at the end tell the states apart without colour.
@@ -21,8 +24,10 @@ _LINES: Mapping[str, Mapping[str, object]] = {
 _ENDS = {"complete": "circle", "stopped": "x", "failed": "triangle-down", "unfinished": "circle-open"}
 #: More rungs than these have no lines: each trial has its own, where the number of epochs varies.
 MAX_RUNG_LINES = 4
+#: Distinct values of an axis of parallel coordinates that all have a tick.
+MAX_TICKS = 8
 # Losses that span more than this ratio have a logarithmic axis.
-_LOG_RATIO = 10.0
+_LOSS_RATIO = 10.0
 _LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 
 
@@ -39,7 +44,7 @@ def draw_curves(curves: LearningCurves, score: ObjectiveSpec | None = None) -> g
     for state, label in STATES.items():
         _add_state(figure, curves, state, label, f"trial %{{customdata}}, epoch %{{x}}: %{{y:{form}}}<extra></extra>")
     values = [value for group in curves.groups.values() for curve in group for value in curve.values]
-    if score is None and values and min(values) > 0 and max(values) / min(values) > _LOG_RATIO:
+    if score is None and values and min(values) > 0 and max(values) / min(values) > _LOSS_RATIO:
         axis["type"] = "log"
     rungs = curves.rungs if len(curves.rungs) <= MAX_RUNG_LINES else ()
     figure.update_layout(
@@ -162,3 +167,59 @@ def _add_dependence(figure: go.Figure, panel: Slice, form: str) -> None:
         x=values, y=mean, mode="lines+markers", line={"color": PURPLE, "width": 2}, marker={"size": 5},
         customdata=ends, hovertemplate=template, **common,
     )  # fmt: skip
+
+
+def draw_parallel(
+    candidates: pd.DataFrame, columns: Sequence[tuple[str, str]], objectives: Sequence[ObjectiveSpec]
+) -> go.Figure:
+    """Return parallel coordinates of candidates, coloured by the last objective.
+
+    Args:
+        candidates: Candidates, in the order of the table of the page, so that a script can filter it.
+        columns: Column and label of each hyperparameter, the most important first.
+        objectives: Objectives of the last axes.
+    """
+    axes = [{"label": escape_text(label), **_parallel_axis(candidates[name])} for name, label in columns]
+    for record in objectives:
+        axis = _parallel_axis(candidates[record.name], record)
+        axes.append({"label": escape_text(label_column(record.name)), **axis})
+    colours = [[0.0, GREY], [0.5, BLUE], [1.0, ORANGE]]
+    line = {"color": axes[-1]["values"], "colorscale": colours, "showscale": False}
+    figure = go.Figure(layout={"template": go.layout.Template(), **BARE, "height": 420})
+    figure.add_parcoords(dimensions=axes, line=line, unselected={"line": {"color": GREY, "opacity": 0.05}})
+    return figure.update_layout(margin={"l": 72, "r": 72, "t": 72, "b": 32})
+
+
+def _parallel_axis(column: pd.Series, record: ObjectiveSpec | None = None) -> dict[str, object]:
+    """Return the values of one axis with its ticks; a value that is missing lies below all others."""
+    codes = encode_column(column)
+    present = codes[np.isfinite(codes)]
+    if not len(present):
+        return {"values": [0.0] * len(codes), "tickvals": [0.0], "ticktext": ["none"], "range": [-1.0, 1.0]}
+    is_text = not is_numeric(column)
+    is_log = not is_text and present.min() > 0 and present.max() / present.min() >= LOG_RATIO
+    scaled = np.log10(codes) if is_log else codes
+    distinct = np.unique(scaled[np.isfinite(scaled)])
+    ends = (float(distinct[0]), float(distinct[-1]))
+    span = ends[1] - ends[0] or 1.0
+    ticks = distinct if is_text or len(distinct) <= MAX_TICKS else np.linspace(*ends, 4)
+    names = [str(name) for name in pd.factorize(column.map(str, na_action="ignore"))[1]] if is_text else []
+    texts = [
+        escape_text(names[round(tick)]) if is_text else _format_tick(10.0**tick if is_log else float(tick), record)
+        for tick in ticks.tolist()
+    ]
+    values, bottom = scaled, ends[0]
+    if not np.isfinite(scaled).all():
+        bottom = ends[0] - 0.15 * span
+        values = np.where(np.isfinite(scaled), scaled, bottom)
+        ticks, texts = np.array([bottom, *ticks]), ["none", *texts]
+    return {
+        "values": [float(f"{value:.5g}") for value in values.tolist()],
+        "tickvals": [float(f"{tick:.5g}") for tick in ticks.tolist()],
+        "ticktext": texts,
+        "range": [bottom - 0.02 * span, ends[1] + 0.02 * span],
+    }
+
+
+def _format_tick(value: float, record: ObjectiveSpec | None) -> str:
+    return f"{value:.3g}" if record is None else format_value(value, record)

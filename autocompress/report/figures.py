@@ -171,12 +171,13 @@ def hypervolume_figure(trials: pd.DataFrame, info: RunInfo = _NO_INFO) -> go.Fig
 
 @cache
 def plotly_source() -> str:
-    """Return the JavaScript of plotly that is part of each page: the basic bundle, which draws points and lines.
+    """Return the JavaScript of plotly that is part of each page: points, lines, bars and parallel coordinates.
 
     The complete bundle of plotly's Python package is four times as large: it would add 2 MB to each page, and dominate
-    the time to open it.
+    the time to open it. It also compiles code, which the content security policy of the page forbids.
+    ``scripts/plotly_bundle`` builds the file.
     """
-    return (Path(__file__).parent / "vendor" / "plotly-basic.min.js").read_text(encoding="utf-8")
+    return (Path(__file__).parent / "vendor" / "plotly-custom.min.js").read_text(encoding="utf-8")
 
 
 def _front_layout(data: FrontData) -> dict[str, object]:

@@ -203,6 +203,26 @@
     return (row) => tests.every((test) => test(row));
   }
 
+  // ---- parallel coordinates: the marked ranges filter the table -------------------------------
+  const coordinates = {
+    plot: null,
+    // Axes with a marked range: [values, ranges].
+    marked() {
+      if (!this.plot) return [];
+      return this.plot.data[0].dimensions.filter((axis) => axis.constraintrange)
+        .map((axis) => [axis.values, Array.isArray(axis.constraintrange[0]) ? axis.constraintrange : [axis.constraintrange]]);
+    },
+    async draw(figure, changed) {
+      if (matchMedia("(max-width: 760px)").matches) {
+        const axes = figure.data[0].dimensions;
+        figure.data[0].dimensions = [...axes.slice(0, Math.min(3, axes.length - 2)), ...axes.slice(-2)];
+        figure.data[0].labelangle = -20;
+      }
+      this.plot = await draw("coordinates", figure);
+      this.plot.on("plotly_restyle", changed);
+    },
+  };
+
   function table(run, plot, limits) {
     const head = at("table").tHead.rows[0];
     const body = at("table").tBodies[0];
@@ -226,8 +246,16 @@
       }
       // The rows are HTML that was escaped when the page was written.
       body.innerHTML = ordered.slice(0, run.limit).map((row) => row.html).join("");
+      linkCards();
       return ordered;
     }
+    // A card that is not in the page is built by a script, so only a script makes a link to it.
+    function linkCards() {
+      for (const name of body.querySelectorAll("[data-card]")) {
+        name.replaceWith(element("a", name.dataset.card, { href: `#card-${encodeURIComponent(name.dataset.card)}` }));
+      }
+    }
+    linkCards();
     let ordered = rows;
 
     for (const cell of head.cells) {
@@ -246,12 +274,14 @@
       });
     }
 
-    const limited = () => at("filter").value.trim() !== "" || limits().set();
+    const limited = () => at("filter").value.trim() !== "" || limits().set() || coordinates.marked().length > 0;
     function filter() {
       const text = at("filter").value.trim();
       try {
         const keep = parse(text, run.columns);
-        shown = limited() ? rows.filter((row) => keep(row) && limits().satisfies(row)) : rows;
+        const marked = coordinates.marked();
+        const isMarked = ({ index }) => marked.every(([values, ranges]) => ranges.some(([low, high]) => values[index] >= low && values[index] <= high));
+        shown = limited() ? rows.filter((row) => keep(row) && limits().satisfies(row) && isMarked(row)) : rows;
       } catch (problem) {
         at("status").textContent = problem.message;
         return;
@@ -454,6 +484,10 @@
     for (const [id, figure] of Object.entries(figures)) {
       await idle();
       await draw(id, figure).catch(showStatic);
+    }
+    if (run.coordinates && list) {
+      await idle();
+      await coordinates.draw(run.coordinates, () => list.filterSoon()).catch(showStatic);
     }
     root.classList.add("whole");
   }

@@ -42,7 +42,7 @@ from autocompress.report.cards import (
     table_columns,
     table_rows,
 )
-from autocompress.report.exploration import explore_hyperparameters, explore_trials
+from autocompress.report.exploration import draw_coordinates, explore_hyperparameters, explore_trials
 from autocompress.report.figure_data import (
     GROUPS,
     SIMULATED,
@@ -254,6 +254,7 @@ def _candidates_content(
         "cards": json.dumps(card_data(shown, info, content["export"])),
         "directions": json.dumps({name: record.direction for name, record in records(info).items()}),
         **explore_hyperparameters(content, candidates, front, info, analysis, picked),
+        **draw_coordinates(content, shown, info, analysis),
     }
 
 

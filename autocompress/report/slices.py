@@ -18,8 +18,8 @@ from autocompress.report.figure_data import escape_hidden
 MAX_PANELS = 6
 #: Candidates of one panel that are not on the front: more make a browser slow.
 MAX_POINTS = 500
-# From this ratio of largest to smallest value, an axis is logarithmic.
-_LOG_RATIO = 20.0
+#: From this ratio of largest to smallest value, an axis is logarithmic.
+LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _build_slice(
 ) -> Slice:
     is_category = not is_numeric(table[column])
     numbers = pd.Series(dtype="float64") if is_category else pd.to_numeric(table[column])
-    is_log = bool(not is_category and numbers.min() > 0 and numbers.max() / numbers.min() >= _LOG_RATIO)
+    is_log = bool(not is_category and numbers.min() > 0 and numbers.max() / numbers.min() >= LOG_RATIO)
     is_front, is_pick = table["id"].isin(front), table["id"] == picked
     other = table[~is_front & ~is_pick]
     # An evenly spaced part of the rows has candidates of all trials, because the rows are sorted by trial.

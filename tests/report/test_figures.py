@@ -193,7 +193,7 @@ def test_no_trials_make_an_empty_hypervolume_figure() -> None:
 
 
 def test_plotly_comes_with_the_package() -> None:
-    assert "plotly.js (basic - minified) v" in plotly_source()[:200]
+    assert "plotly.js (scatter, bar, parcoords; strict - minified) v" in plotly_source()[:200]
 
 
 def test_an_axis_has_ticks_however_wide_its_range(run: Run) -> None:

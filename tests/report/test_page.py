@@ -114,7 +114,7 @@ def test_the_policy_admits_the_two_scripts_and_no_other(source: str, reader: Rea
     own = b"".join(Path(page.__file__).with_name(name).read_bytes() for name in ("drawing.js", "page.js"))
     hashes = re.findall(r"'(sha256-[^']+)'", source)
     assert hashes == ["sha256-" + base64.b64encode(hashlib.sha256(code).digest()).decode() for code in (own, plotly)]
-    assert b"plotly.js (basic - minified) v" in plotly
+    assert b"plotly.js (scatter, bar, parcoords; strict - minified) v" in plotly
     kinds = [attrs.get("type") for tag, attrs in reader.tags if tag == "script"]
     assert kinds == ["text/plain", "text/plain", None]
     assert not [name for _, attrs in reader.tags for name in attrs if name.startswith("on")]

@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import pandas as pd
+import pytest
 
 from autocompress.analysis.importance import Dependence
 from autocompress.analysis.pareto import full_fidelity
 from autocompress.analysis.selection import select_candidate
 from autocompress.report.exploration import explore_hyperparameters
-from autocompress.report.exploration_figures import draw_slice
+from autocompress.report.exploration_figures import draw_parallel, draw_slice
 from autocompress.report.slices import MAX_POINTS, build_slices, select_slices, tabulate_dependence
 from tests.report.factory import OBJECTIVES, Run
 
@@ -58,3 +59,18 @@ def test_without_a_front_there_are_no_slices(run: Run, front: pd.DataFrame) -> N
     none = run.candidates.assign(complete=False)
     assert explore_hyperparameters(content, none, front.head(0), run.info, None, None) == {"slices": "[]"}
     assert content["has_hyperparameters"] is False
+
+
+def test_parallel_coordinates_have_all_candidates_and_missing_values_below(run: Run) -> None:
+    figure = draw_parallel(run.candidates, [(KIND, "student"), (TEMPERATURE, "temperature")], OBJECTIVES[::-1])
+    kind, temperature, cost, score = figure.data[0].dimensions
+    assert all(len(axis["values"]) == len(run.candidates) for axis in (kind, temperature, cost, score))
+    assert set(kind["ticktext"]) == set(run.candidates[KIND])
+    missing = run.candidates[TEMPERATURE].isna().to_numpy()
+    values = pd.Series(temperature["values"])
+    assert temperature["ticktext"][0] == "none"
+    assert set(values[missing]) == {temperature["tickvals"][0]}
+    assert values[~missing].min() > temperature["tickvals"][0]
+    # Costs span several powers of ten.
+    assert max(cost["values"]) < 12
+    assert list(score["values"]) == pytest.approx(run.candidates["accuracy"].tolist(), abs=1e-4)
