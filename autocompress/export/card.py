@@ -13,6 +13,7 @@ FILES = {
     "model.ncnn.param": "model.onnx as layers of ncnn, for one example",
     "model.ncnn.bin": "the weights of these layers",
     "pipeline.py": "predictions for raw input; needs numpy, onnxruntime and, for images, pillow",
+    "tokenizer.json": "the tokenizer, which pipeline.py reads with the package tokenizers",
     "preprocess.json": "how raw input becomes the inputs of the model, and what its outputs mean",
     "model.safetensors": "its tensors, weights as packed codes",
     "architecture.json": "how to rebuild the module from them",

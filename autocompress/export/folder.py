@@ -24,6 +24,7 @@ KNOWN = (
     "switchable.json",
     "preprocess.json",
     "pipeline.py",
+    "tokenizer.json",
 )
 # Far above the size of a manifest of these files; no larger file is read into memory.
 LARGEST_MANIFEST = 2**16
@@ -52,6 +53,7 @@ class _Manifest(BaseModel):
             "switchable.json",
             "preprocess.json",
             "pipeline.py",
+            "tokenizer.json",
         ],
         _Entry,
     ]
