@@ -247,7 +247,8 @@ class Module(Supervised):
             given = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise UsageError(f"loss returns {given}; return a tensor with one number, such as the mean over the batch")
         if not bool(value.isfinite()):
-            raise UsageError(f"loss is {float(value.detach())} on outputs of the teacher; guard logarithms, divisions and roots")
+            number = float(value.detach())
+            raise UsageError(f"loss is {number} on outputs of the teacher; guard logarithms, divisions and roots")
         gradients: Sequence[Tensor | None] = ()
         if value.requires_grad:
             gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
