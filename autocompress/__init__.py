@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from autocompress.front import Front
     from autocompress.tasks.images_folder import Images
     from autocompress.tasks.module import bring_model
+    from autocompress.tasks.pretrained import from_pretrained
     from autocompress.tasks.tensors import Tensors
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ _HOME = {
     "adapt": "api",
     "bring_model": "tasks.module",
     "expand_artifact": "export.artifact",
+    "from_pretrained": "tasks.pretrained",
     "join_artifacts": "export.switchable",
     "knob": "core.knobs",
     "load": "api",
@@ -73,6 +75,7 @@ __all__ = [
     "adapt",
     "bring_model",
     "expand_artifact",
+    "from_pretrained",
     "join_artifacts",
     "knob",
     "load",

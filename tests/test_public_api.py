@@ -21,6 +21,7 @@ PUBLIC = [
     "adapt",
     "bring_model",
     "expand_artifact",
+    "from_pretrained",
     "join_artifacts",
     "knob",
     "load",

@@ -5,7 +5,7 @@ A task returns the records from ``specify_preprocessing``. An artifact stores th
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from autocompress.errors import UsageError
@@ -107,6 +107,48 @@ class TextInput:
         return (
             f"A text is {self.length} tokens of int64: {units[self.encoding]}; "
             "longer ones lose their end, 0 fills shorter ones."
+        )
+
+
+@dataclass(frozen=True)
+class TokenizerInput:
+    """A text, as one of the tensors that a tokenizer of Hugging Face makes of it; its inputs take the same text.
+
+    Attributes:
+        tokenizer: Content of ``tokenizer.json``; an artifact holds it as a file.
+        length: Number of tokens, special ones included; longer texts lose their end.
+        padding: Token id that fills shorter texts.
+        vocabulary: Number of token ids.
+        name: ``input_ids``, or ``attention_mask``: 1 for a token and 0 for padding.
+        side: Side on which shorter texts are filled, ``right`` or ``left``.
+    """
+
+    tokenizer: str = field(repr=False)
+    length: int
+    padding: int
+    vocabulary: int
+    name: str = "input_ids"
+    side: str = "right"
+
+    kind: ClassVar[str] = "tokens"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor of one example."""
+        return (self.length,)
+
+    def describe(self) -> str:
+        """Return a sentence for the card of a model.
+
+        Example:
+            >>> TokenizerInput("", 8, 0, 100).describe()
+            'A text is 8 token ids of tokenizer.json; longer ones lose their end, 0 fills shorter ones on the right.'
+        """
+        if self.name != "input_ids":
+            return f"The {self.name} is 1 where a text has a token."
+        return (
+            f"A text is {self.length} token ids of tokenizer.json; longer ones lose their end, {self.padding} fills "
+            f"shorter ones on the {self.side}."
         )
 
 
@@ -320,7 +362,17 @@ class TensorInput:
         return ""
 
 
-RawInput = ImageInput | TextInput | SeriesInput | RowInput | NumbersInput | CategoriesInput | IdInput | TensorInput
+RawInput = (
+    ImageInput
+    | TextInput
+    | TokenizerInput
+    | SeriesInput
+    | RowInput
+    | NumbersInput
+    | CategoriesInput
+    | IdInput
+    | TensorInput
+)
 #: One record for each positional argument of a model; empty if the task specifies none.
 Preprocessing = tuple[RawInput, ...]
 
@@ -339,7 +391,7 @@ def dump_input(entry: RawInput) -> dict[str, object]:
 RECORDS: Mapping[str, type[RawInput]] = {
     record.kind: record
     for record in (
-        *(ImageInput, TextInput, SeriesInput, RowInput, NumbersInput, CategoriesInput),
+        *(ImageInput, TextInput, TokenizerInput, SeriesInput, RowInput, NumbersInput, CategoriesInput),
         *(IdInput, CandidatesInput, TensorInput),
     )
 }

@@ -27,7 +27,7 @@ from autocompress.export.candidate import rebuild_candidate, select_metric
 from autocompress.export.card import Card, input_names
 from autocompress.export.folder import MANIFEST, read_files
 from autocompress.export.origin import read_origin
-from autocompress.export.preprocess_file import PREPROCESS, read_preprocessing
+from autocompress.export.preprocess_file import PREPROCESS, TOKENIZER, read_preprocessing
 from autocompress.export.verify import Verification, verify
 from autocompress.measure import measure
 from autocompress.store.run_store import DATABASE, RunStore
@@ -270,7 +270,8 @@ def _open_artifact(folder: Path, run: Path | None, architecture: Architecture, r
     # stored. With the recent data in their place its outputs stay, and only the fine-tuning changes them.
     reference = recent.examples if train is None or architecture.adapted is not None else train
     _, candidate = read_candidate(folder, _iterate_batches(reference))
-    content = read_files(folder).get(PREPROCESS)
+    files = read_files(folder)
+    content = files.get(PREPROCESS)
     deployable = Deployable(
         architecture.compression,
         architecture.task,
@@ -285,7 +286,7 @@ def _open_artifact(folder: Path, run: Path | None, architecture: Architecture, r
         candidate.quantize,
         candidate.start,
         # Artifacts of earlier versions have none.
-        read_preprocessing(content) if content else (),
+        read_preprocessing(content, files.get(TOKENIZER, b"")) if content else (),
         origin=read_origin(content) if content else {},
     )
     return _Source(folder, deployable, candidate, task, teacher, earlier, {})

@@ -59,6 +59,7 @@ from autocompress.export.preprocess_file import (
     PREPROCESS,
     complete_preprocessing,
     embed_preprocess,
+    list_tokenizer_files,
     read_pipeline,
     render_preprocess,
 )
@@ -162,6 +163,7 @@ def write_artifact(
     preprocess = render_preprocess(deployable, weights_only)
     files = {name: embed_preprocess(graph, preprocess) for name, graph in files.items()}
     files |= {**converted, PREPROCESS: preprocess, PIPELINE: read_pipeline()}
+    files |= list_tokenizer_files(deployable.preprocessing)
     files["model.safetensors"] = save(tensors)
     files["architecture.json"] = architecture.model_dump_json().encode()
     files["config.yaml"] = yaml.safe_dump(deployable.config.to_json(), allow_unicode=True).encode()

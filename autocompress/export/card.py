@@ -14,6 +14,7 @@ FILES = {
     "model.ncnn.bin": "the weights of these layers",
     "model.pte": "model.onnx as a program of ExecuTorch, for one example",
     "pipeline.py": "predictions for raw input; needs numpy, onnxruntime and, for images, pillow",
+    "tokenizer.json": "the tokenizer, which pipeline.py reads with the package tokenizers",
     "preprocess.json": "how raw input becomes the inputs of the model, and what its outputs mean",
     "model.safetensors": "its tensors, weights as packed codes",
     "architecture.json": "how to rebuild the module from them",

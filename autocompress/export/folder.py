@@ -27,6 +27,7 @@ KNOWN = (
     "switchable.json",
     "preprocess.json",
     "pipeline.py",
+    "tokenizer.json",
 )
 MANIFEST_FORMAT = 1
 # Far above the size of a manifest of these files, and of the files that are no weights; no larger one is read.
@@ -58,6 +59,7 @@ class _Manifest(BaseModel):
             "switchable.json",
             "preprocess.json",
             "pipeline.py",
+            "tokenizer.json",
         ],
         _Entry,
     ]

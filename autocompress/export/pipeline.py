@@ -62,7 +62,7 @@ def load(folder: str | Path = Path(__file__).parent, threads: int = 1) -> "Pipel
     """
     folder = Path(folder)
     specification, model = _read_files(folder, ("preprocess.json", "model.onnx"))
-    record = _parse_specification(folder / "preprocess.json", specification)
+    record = _read_tokenizers(folder, _parse_specification(folder / "preprocess.json", specification))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     # Errors only: warnings of the optimizer do not concern users of the model.
@@ -203,8 +203,9 @@ class Pipeline:
     def _name_values(self, row: int, example: Any) -> dict[str, Any]:
         """Return an example by the names of the inputs; a ranking without candidates is one of the whole catalogue."""
         names = list(self._encoders)
-        # Each input picks its columns of the same row of a table.
-        if all(isinstance(encoder, NumbersEncoder | CategoriesEncoder) for encoder in self._encoders.values()):
+        # Each input picks its columns of the same row of a table, or its tensor of the same text.
+        shared = NumbersEncoder | CategoriesEncoder | TokenizerEncoder
+        if all(isinstance(encoder, shared) for encoder in self._encoders.values()):
             return dict.fromkeys(names, example)
         if len(names) == 1:
             is_named = isinstance(example, Mapping) and set(example) == set(names)
@@ -371,6 +372,36 @@ class TextEncoder:
     def _encode_words(self, text: str) -> Iterator[int]:
         words = (match.group().lower().encode() for match in WORD.finditer(text))
         return (zlib.crc32(word) % (self.vocabulary - 1) + 1 for word in words)
+
+
+class TokenizerEncoder:
+    """Encoder of texts by a tokenizer of Hugging Face: token ids, or the mask of those that are no padding."""
+
+    def __init__(self, entry: Record) -> None:
+        # Models without a tokenizer do not need the package.
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise PipelineError("this model has a tokenizer, which needs tokenizers: pip install tokenizers") from error
+        length, padding = entry["length"], entry["padding"]
+        self.tokenizer: Any = Tokenizer.from_str(entry["tokenizer"])
+        self.tokenizer.enable_truncation(length)
+        self.tokenizer.enable_padding(
+            direction=entry["side"],
+            pad_id=padding,
+            pad_token=self.tokenizer.id_to_token(padding) or "",
+            length=length,
+        )
+        self.is_mask = entry["name"] == "attention_mask"
+
+    def __call__(self, value: Any) -> Array:
+        """Return the token ids or the mask, ``[T]``."""
+        if not isinstance(value, str):
+            raise PipelineError(f"it is {_name_type(value)}; give a text")
+        if not value.strip():
+            raise PipelineError("the text is empty")
+        encoding = self.tokenizer.encode(value)
+        return np.asarray(encoding.attention_mask if self.is_mask else encoding.ids, np.int64)
 
 
 class SeriesEncoder:
@@ -637,6 +668,7 @@ def _sigmoid(logits: Array) -> Array:
 ENCODERS: Mapping[str, Callable[[Record], Callable[[Any], Array]]] = {
     "image": ImageEncoder,
     "text": TextEncoder,
+    "tokens": TokenizerEncoder,
     "series": SeriesEncoder,
     "row": RowEncoder,
     "numbers": NumbersEncoder,
@@ -698,6 +730,19 @@ def _parse_specification(path: Path, content: bytes) -> Record:
     return record
 
 
+def _read_tokenizers(folder: Path, record: Record) -> Record:
+    """Return the content of preprocess.json with the content of the file of a tokenizer in the place of its name."""
+    inputs = []
+    for entry in record["inputs"]:
+        if entry["kind"] == "tokens":
+            (content,) = _read_files(folder, (entry["tokenizer"],))
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise PipelineError(f"{folder}: preprocess.json was exported with another tokenizer; export it again")
+            entry = {**entry, "tokenizer": content.decode()}
+        inputs.append(entry)
+    return {**record, "inputs": inputs}
+
+
 def _as_array(value: Any) -> Array:
     """Return an array of nested lists."""
     try:
@@ -740,6 +785,7 @@ def _parse_argument(pipeline: Pipeline, argument: str) -> Any:
     """Return a raw example from an argument: JSON where numbers or several inputs are needed, otherwise the text."""
     entries = pipeline.record["inputs"]
     is_plain = len(entries) == 1 and entries[0]["kind"] in ("image", "text", "id")
+    is_plain = is_plain or all(entry["kind"] == "tokens" for entry in entries)
     if is_plain or (len(entries) == 1 and argument.endswith((".npy", ".csv", ".txt"))):
         return argument
     try:

@@ -4,9 +4,11 @@
 describes itself and a file of another export is detected.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -16,8 +18,10 @@ from autocompress.core.heads import as_head
 from autocompress.core.preprocessing import (
     CandidatesInput,
     Preprocessing,
+    RawInput,
     TensorInput,
     TextInput,
+    TokenizerInput,
     check_preprocessing,
     dump_input,
     load_input,
@@ -29,7 +33,7 @@ from autocompress.export.pipeline import FORMAT, METADATA
 if TYPE_CHECKING:
     from autocompress.export.artifact import Deployable
 
-PREPROCESS, PIPELINE = "preprocess.json", "pipeline.py"
+PREPROCESS, PIPELINE, TOKENIZER = "preprocess.json", "pipeline.py", "tokenizer.json"
 # Options of an onnxruntime session for a model of which only the weights are quantized: they are decoded once.
 DECODE_ONCE = {"session.disable_quant_qdq": "1"}
 MEANINGS = {
@@ -67,7 +71,7 @@ def render_preprocess(deployable: "Deployable", weights_only: bool) -> bytes:
     content = {
         "format": FORMAT,
         "task": deployable.task_name,
-        "inputs": [{"tensor": tensor, **dump_input(entry)} for tensor, entry in zip(names, preprocessing, strict=True)],
+        "inputs": [_dump_entry(tensor, entry) for tensor, entry in zip(names, preprocessing, strict=True)],
         "outputs": [
             _describe_output(head, classes, deployable, candidates) for head, classes in deployable.heads.items()
         ],
@@ -109,8 +113,27 @@ def embed_preprocess(graph: bytes, preprocess: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def read_preprocessing(content: bytes) -> Preprocessing:
+def list_tokenizer_files(preprocessing: Preprocessing) -> dict[str, bytes]:
+    """Return the file of the tokenizer of a model, by name; none for models without one."""
+    entries = [entry for entry in preprocessing if isinstance(entry, TokenizerInput)]
+    # All inputs of a model are made by one tokenizer.
+    return {TOKENIZER: entries[0].tokenizer.encode()} if entries else {}
+
+
+def _dump_entry(tensor: str, entry: RawInput) -> dict[str, object]:
+    """Return the entry of an input in preprocess.json; a tokenizer is named by its file and the hash of its content."""
+    values = {"tensor": tensor, **dump_input(entry)}
+    if isinstance(entry, TokenizerInput):
+        values |= {"tokenizer": TOKENIZER, "sha256": hashlib.sha256(entry.tokenizer.encode()).hexdigest()}
+    return values
+
+
+def read_preprocessing(content: bytes, tokenizer: bytes = b"") -> Preprocessing:
     """Return the records of a preprocess.json; none if it describes tensors.
+
+    Args:
+        content: Content of preprocess.json.
+        tokenizer: Content of tokenizer.json of the same artifact; empty without one.
 
     Raises:
         ArtifactError: It cannot be read.
@@ -119,7 +142,10 @@ def read_preprocessing(content: bytes) -> Preprocessing:
         entries = [load_input(entry) for entry in json.loads(content)["inputs"]]
     except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise ArtifactError(f"{PREPROCESS} cannot be read ({error})") from error
-    return () if any(isinstance(entry, TensorInput) for entry in entries) else tuple(entries)
+    if any(isinstance(entry, TensorInput) for entry in entries):
+        return ()
+    text = tokenizer.decode()
+    return tuple(replace(entry, tokenizer=text) if isinstance(entry, TokenizerInput) else entry for entry in entries)
 
 
 def read_pipeline() -> bytes:

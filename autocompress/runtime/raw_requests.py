@@ -40,6 +40,8 @@ def read_examples(body: bytes, media_type: str, inputs: Sequence[Record], larges
         RequestError: The body is of the wrong kind for this model.
     """
     kinds = [str(entry["kind"]) for entry in inputs]
+    # All tensors of a tokenizer are made of one text.
+    kinds = ["text"] if set(kinds) == {"tokens"} else kinds
     if media_type == "application/json":
         return _read_json(body, inputs, largest)
     if kinds == ["image"] and (media_type.startswith("image/") or media_type == "application/octet-stream"):
@@ -93,7 +95,7 @@ def _convert(example: object, inputs: Sequence[Record]) -> object:
 
 def _convert_value(value: object, entry: Record) -> object:
     kind = entry["kind"]
-    if not isinstance(value, str) or kind in ("text", "id"):
+    if not isinstance(value, str) or kind in ("text", "tokens", "id"):
         return value
     if kind != "image":
         raise RequestError(422, f"{entry['name']}: it is a text; give numbers or ids as JSON")

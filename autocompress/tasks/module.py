@@ -34,6 +34,10 @@ ModelOutput = Tensor | Mapping[str, Tensor]
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 
 
+# Examples on which a loss is tried.
+LOSS_EXAMPLES = 8
+
+
 class CallAdapter(nn.Module):
     """Adapter that calls a module with positional tensors and returns its outputs by head.
 
@@ -111,7 +115,8 @@ class Module(Supervised):
         precision: Patterns of layer names with the bit-width 32: layers that are not quantized.
 
     Raises:
-        UsageError: The weights do not fit the module, or the module fails on an example of the data.
+        UsageError: The weights do not fit the module, the module fails on an example of the data, or the loss fails, is
+            not finite or has no gradient on some of them.
     """
 
     name = "module"
@@ -146,6 +151,8 @@ class Module(Supervised):
         self._module_notices = prepared.notices
         self.model = self._adapt_module(prepared.module)
         self._loss = loss or super().loss
+        if loss is not None:
+            self._check_loss()
         self.ignore = self._read_patterns("ignore", ignore)
         self.float_layers = self._read_patterns("precision", precision or {})
         if wrong := {pattern: bits for pattern, bits in (precision or {}).items() if bits != 32}:
@@ -218,6 +225,40 @@ class Module(Supervised):
     def loss(self, logits: Logits, targets: Targets) -> Tensor:
         """Return the loss of one batch, ``[]``."""
         return self._loss(logits, targets)
+
+    def _check_loss(self) -> None:
+        """Check the user's loss on outputs of the module for some training examples, before anything is trained.
+
+        Raises:
+            UsageError: The loss fails, is no finite number, or has no gradient.
+        """
+        examples = self._data.splits(0).train.take(slice(0, LOSS_EXAMPLES))
+        with torch.no_grad():
+            outputs = logits_by_head(self.model(*examples.inputs), self.heads)
+        leaves = {head: output.detach().float().requires_grad_() for head, output in outputs.items()}
+        try:
+            value = self._loss(leaves, examples.targets)
+        except Exception as error:  # The user's code may raise any exception.
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UsageError(
+                f"loss fails on outputs of the teacher by head, {_describe_shapes(leaves)}: {reason}"
+            ) from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            given = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise UsageError(f"loss returns {given}; return a tensor with one number, such as the mean over the batch")
+        if not bool(value.isfinite()):
+            number = float(value.detach())
+            raise UsageError(f"loss is {number} on outputs of the teacher; guard logarithms, divisions and roots")
+        gradients: Sequence[Tensor | None] = ()
+        if value.requires_grad:
+            gradients = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+        received = [gradient for gradient in gradients if gradient is not None]
+        if not received:
+            raise UsageError(
+                "loss has no gradient in the outputs; compute it from them, without argmax, item or detach"
+            )
+        if not all(bool(gradient.isfinite().all()) for gradient in received):
+            raise UsageError("loss has a gradient that is not finite; guard roots and divisions at zero")
 
     def _read_patterns(self, argument: str, patterns: Iterable[str]) -> tuple[str, ...]:
         """Return patterns of the names in the user's module as patterns of the names in the adapted one.
@@ -296,6 +337,10 @@ class Module(Supervised):
         # The names of further classes are unknown.
         if any(name in heads and len(names) != heads[name].named_outputs for name, names in self.labels.items()):
             self.labels = {}
+
+
+def _describe_shapes(outputs: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"'{head}' {list(output.shape)}" for head, output in outputs.items())
 
 
 def _load_module(model: nn.Module | Build, weights: Weights | None) -> PreparedModule:
@@ -420,7 +465,7 @@ def bring_model(
         precision: Patterns of layer names with the bit-width 32, ``{"head": 32}``: layers that are not quantized.
 
     Raises:
-        UsageError: The weights do not fit the module, the module fails on the data, or a pattern matches no layer.
+        UsageError: The weights do not fit the module, module or loss fail on the data, or a pattern matches no layer.
     """
     task = Module(
         model,

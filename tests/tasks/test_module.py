@@ -247,3 +247,19 @@ def test_the_example_is_the_longest_of_the_first_texts():
     tokens = torch.tensor([[5, 0, 0, 0], [1, 2, 3, 0], [1, 2, 3, 4], [4, 3, 2, 1]]).repeat(30, 1)
     task = Module(nn.Sequential(nn.Embedding(6, 4), nn.Flatten(), nn.Linear(16, 3)), (tokens, torch.arange(120) % 3))
     assert task.example()[0].tolist() == [[1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda outputs, targets: outputs["other"].sum(), r"loss fails on .* 'label' \[8, 2\]: KeyError: 'other'"),
+        (lambda outputs, targets: 3.0, "loss returns a float; return a tensor with one number"),
+        (lambda outputs, targets: outputs["label"], r"loss returns a tensor \[8, 2\]"),
+        (lambda outputs, targets: (outputs["label"] - 1e6).log().mean(), "loss is nan on outputs of the teacher"),
+        (lambda outputs, targets: outputs["label"].argmax(1).float().mean(), "loss has no gradient in the outputs"),
+        (lambda outputs, targets: (outputs["label"] * 0).sqrt().sum(), "loss has a gradient that is not finite"),
+    ],
+)
+def test_a_loss_that_cannot_train_is_refused_before_anything_is_trained(loss, message):
+    with pytest.raises(UsageError, match=message):
+        Module(net(), (X, Y), loss=loss)
