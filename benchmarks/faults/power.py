@@ -120,7 +120,8 @@ def lose_power(root: Path, points: int = 50, trials: int = 10) -> FaultResult:
     subprocess.run(["strace", *options, sys.executable, "-c", code], check=True)
     calls = list(_read_calls(trace, str(recorded)))
     # Before the first acknowledgement nothing can be lost.
-    first = next(at for at, call in enumerate(calls) if f"/{ACKNOWLEDGED}" in call[1] and call[0] == "write")
+    mark = f"/{ACKNOWLEDGED}".encode().hex()
+    first = next(at for at, (call, text, _) in enumerate(calls) if call == "write" and mark in text.replace("\\x", ""))
     instants = sorted(random.Random(0).sample(range(first + 1, len(calls) + 1), min(points, len(calls) - first)))
     counts = {"lost": 0, "without their file": 0, "files half-written": 0, "stores that cannot be read": 0}
     disk, done = Disk(), 0
