@@ -240,11 +240,9 @@ def write_base_run(folder: Path) -> Path:
     from autocompress.analysis.pareto import full_fidelity, pareto_front
     from autocompress.core.run_info import TeacherInfo
     from autocompress.store.run_store import RunStore
-    from benchmarks.faults.injection import OBJECTIVES, drive
-    from benchmarks.mock_trials import MockEvaluator
+    from benchmarks.faults.injection import OBJECTIVES, search_in_process
 
-    folder.mkdir(parents=True)
-    drive(folder, 6, 1, MockEvaluator(folder / "log", 0.0), "search.sampler=random", "search.backend=serial")
+    list(search_in_process(folder, 6))
     with RunStore.open(folder) as store:
         front = tuple(pareto_front(full_fidelity(store.candidate_table()), OBJECTIVES, {})["id"])
         scores = {split: {"accuracy": 0.99} for split in ("search_val", "select_val", "test")}

@@ -34,8 +34,8 @@ from autocompress.errors import SpecError, UsageError, did_you_mean
 MAX_BYTES = 100_000
 # Digits of a number: Python refuses to print longer ones.
 MAX_DIGITS = 40
-# A search space has about six levels.
-MAX_DEPTH = 50
+# A search space has about six levels, and some hundred keys and values; PyYAML reads ten thousand in a second.
+MAX_DEPTH, MAX_VALUES = 50, 10_000
 #: Path of a key or an item in a document, ``("student", "cnn", 0)``.
 KeyPath = tuple[str | int, ...]
 # Options of tasks that are paths of files or folders.
@@ -50,6 +50,7 @@ class _Loader(yaml.SafeLoader):
     """
 
     _depth = 0
+    _count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -57,8 +58,10 @@ class _Loader(yaml.SafeLoader):
             mark = parser.peek_event().start_mark
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed here", mark)
         self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise yaml.constructor.ConstructorError(None, None, f"more than {MAX_DEPTH} levels", self.get_mark())
+        self._count += 1
+        if self._depth > MAX_DEPTH or self._count > MAX_VALUES:
+            limit = f"more than {MAX_DEPTH} levels" if self._depth > MAX_DEPTH else f"more than {MAX_VALUES} values"
+            raise yaml.constructor.ConstructorError(None, None, limit, self.get_mark())
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node

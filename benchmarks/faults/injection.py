@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress.core.records import TrialResult
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
-from benchmarks.mock_trials import MockEvaluator
+from benchmarks.mock_trials import MockEvaluator, mock_result
 
 SPEC = """\
 task: digits
@@ -83,6 +84,25 @@ def drive(folder: Path, trials: int, workers: int, evaluator: MockEvaluator, *ov
         driver.close()
         store.close()
     return driver.has_only_failed_trials
+
+
+def search_in_process(folder: Path, trials: int) -> Iterator[TrialResult]:
+    """Search with mock trials and random proposals, without workers; yield each result once it is stored."""
+    from autocompress.engine.driver import Driver
+    from autocompress.engine.sampler.optuna import OptunaSampler
+    from autocompress.engine.space import open_space
+    from autocompress.engine.spec import parse_spec
+    from autocompress.store.run_store import RunStore
+
+    source = parse_spec(SPEC, "x", [f"search.trials={trials}", "search.sampler=random"])
+    store = RunStore.create(folder, RunInfo(name="x"))
+    sampler = OptunaSampler(store, "x", "random", 0, ["maximize", "minimize"], ["accuracy", "cost"])
+    driver = Driver(store, open_space(source), source.spec.search, sampler, OBJECTIVES, {})
+    while (job := driver.ask()) is not None:
+        result = mock_result(job)
+        driver.tell(job, result)
+        yield result
+    store.close()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.faults.injection import OBJECTIVES, SPEC, FaultResult
+from benchmarks.faults.injection import FaultResult, search_in_process
 
 ACKNOWLEDGED, PAGE = "acknowledged", "page.html"
 CALLS = "openat,write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat"
@@ -99,26 +99,12 @@ class Disk:
 def record_search(folder: Path, trials: int) -> None:
     """Search with mock trials in this process; append the ids of each stored result to a file once it is stored."""
     from autocompress.core.atomic import write_atomic
-    from autocompress.core.run_info import RunInfo
-    from autocompress.engine.driver import Driver
-    from autocompress.engine.sampler.optuna import OptunaSampler
-    from autocompress.engine.space import open_space
-    from autocompress.engine.spec import parse_spec
-    from autocompress.store.run_store import RunStore
-    from benchmarks.mock_trials import mock_result
 
-    source = parse_spec(SPEC, "x", [f"search.trials={trials}", "search.sampler=random"])
-    store = RunStore.create(folder / "run", RunInfo(name="x"))
-    sampler = OptunaSampler(store, "x", "random", 0, ["maximize", "minimize"], ["accuracy", "cost"])
-    driver = Driver(store, open_space(source), source.spec.search, sampler, OBJECTIVES, {})
     acknowledged = os.open(folder / ACKNOWLEDGED, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    while (job := driver.ask()) is not None:
-        result = mock_result(job)
-        driver.tell(job, result)
+    for result in search_in_process(folder / "run", trials):
         os.write(acknowledged, (json.dumps([candidate.id for candidate in result.candidates]) + "\n").encode())
         # A file that is replaced again and again.
-        write_atomic(folder / "run" / PAGE, f"{job.number:06d}" * 1000)
-    store.close()
+        write_atomic(folder / "run" / PAGE, f"{result.number:06d}" * 1000)
 
 
 def lose_power(root: Path, points: int = 50, trials: int = 10) -> FaultResult:
@@ -134,7 +120,8 @@ def lose_power(root: Path, points: int = 50, trials: int = 10) -> FaultResult:
     subprocess.run(["strace", *options, sys.executable, "-c", code], check=True)
     calls = list(_read_calls(trace, str(recorded)))
     # Before the first acknowledgement nothing can be lost.
-    first = next(at for at, call in enumerate(calls) if f"/{ACKNOWLEDGED}" in call[1] and call[0] == "write")
+    mark = f"/{ACKNOWLEDGED}".encode().hex()
+    first = next(at for at, (call, text, _) in enumerate(calls) if call == "write" and mark in text.replace("\\x", ""))
     instants = sorted(random.Random(0).sample(range(first + 1, len(calls) + 1), min(points, len(calls) - first)))
     counts = {"lost": 0, "without their file": 0, "files half-written": 0, "stores that cannot be read": 0}
     disk, done = Disk(), 0

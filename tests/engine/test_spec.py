@@ -253,6 +253,7 @@ def test_keys_and_items_have_lines() -> None:
         ("a: 1\n---\nb: 2", "spec:2"),
         ("a: " + "x" * MAX_BYTES, "larger than"),
         ("[" * 5000, "spec:1: more than 50 levels"),
+        ("[" + "1," * 20_000 + "]", "spec:1: more than 10000 values"),
         ("a: !!set {b}", "spec:1"),
         ("a: " + "9" * 5000, "spec:1: the number has too many digits"),
         ("a: 0x" + "f" * 5000, "spec:1: the number has too many digits"),
