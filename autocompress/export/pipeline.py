@@ -271,7 +271,8 @@ class ImageEncoder:
         self.operations: Any = ImageOps
         self.shape, self.resize, self.white = tuple(entry["shape"]), entry["resize"], entry["white"]
         self.scale = np.float32(entry["scale"])
-        self.background, self.peak = entry["background"], entry["peak"]
+        # Artifacts of earlier versions have neither.
+        self.background, self.peak = entry.get("background", "white"), entry.get("peak", 65535.0)
         self.mean, self.std = (np.asarray(entry[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "std"))
 
     def __call__(self, value: Any) -> Array:
