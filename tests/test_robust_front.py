@@ -9,6 +9,7 @@ import autocompress
 from tests.conftest import SMALL_SEARCH
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_front_over_three_objectives_holds_accurate_and_robust_candidates(small_run: Path, tmp_path: Path) -> None:
     # The teacher of the small run is in the cache.

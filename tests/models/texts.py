@@ -39,6 +39,8 @@ def labels(texts):
     return texts.amax(1) * CLASSES // VOCABULARY
 
 
+# A test without gradients may be the first to ask for it.
+@torch.enable_grad()
 def settled(family, steps=40, **knobs):
     """Return a small network that has learned for a while."""
     model = build(family, **knobs).train()
