@@ -146,6 +146,7 @@ class Module(Supervised):
         self._module_notices = prepared.notices
         self.model = self._adapt_module(prepared.module)
         self._loss = loss or super().loss
+        self._has_own_loss = loss is not None
         self.ignore = self._read_patterns("ignore", ignore)
         self.float_layers = self._read_patterns("precision", precision or {})
         if wrong := {pattern: bits for pattern, bits in (precision or {}).items() if bits != 32}:
@@ -196,6 +197,11 @@ class Module(Supervised):
     def has_folds(self) -> bool:  # type: ignore[override]
         """Whether any examples of the data may be held out."""
         return bool(getattr(self._data, "has_folds", True))
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether the user gave a loss."""
+        return self._has_own_loss
 
     def resampling_groups(self, split: Split) -> Tensor | None:
         """Return the groups of the data."""
