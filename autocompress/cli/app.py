@@ -348,6 +348,13 @@ def export(
         bool,
         typer.Option("--verify/--no-verify", help="Run the exported file on the test split and compare its score."),
     ] = True,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[HEAD=]auto|NUMBER",
+            help="Probability above which the second of two classes is predicted; auto chooses the best one.",
+        ),
+    ] = None,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -359,9 +366,12 @@ def export(
 
     load_plugins(plugin)
     front = api.load(run, runs)
-    exported = export_candidate(front.folder, candidate or front.pick().id, verify=verify)
+    identity = candidate or front.pick().id
+    exported = export_candidate(front.folder, identity, verify=verify, thresholds=threshold or ())
     for path in sorted(exported.folder.iterdir()):
         print(f"{path}  {path.stat().st_size:,} bytes")
+    for sentence in exported.thresholds:
+        print(sentence)
     if exported.verification is not None:
         print(f"verified on the test split: {exported.verification}")
 
