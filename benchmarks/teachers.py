@@ -3,7 +3,9 @@
 The default teacher of each task is trained as a search trains it, and scored beside the baselines of the task: on both
 validation splits together, and on the test split. A teacher that trains in less than 30 seconds is trained with every
 seed, for mean and standard deviation over seeds; a slower one once. Rows are stored next to the table at once, so that
-a run can be resumed, and another recipe is a row of its own. A space for your own data needs its path:
+a run can be resumed, and another recipe is a row of its own.
+
+A space for your own data needs its path:
 
     python -m benchmarks.teachers --spaces reviews --set task.text.path=data/reviews.csv
 
