@@ -86,16 +86,6 @@ class TestNetwork:
         assert not torch.equal(model.encoder(texts), model.encoder(texts))
         model.eval()
 
-    def test_it_is_exported(self, width, trained):
-        assert_graph_is(export_float(trained[width], EXAMPLE, HEADS), trained[width])
-
-    def test_a_quantized_one_is_exported(self, width, trained):
-        method = QUANTIZE.get("post_training")
-        quantized, state = method.apply(trained[width], method.config(), context())
-        assert accuracy(quantized) > accuracy(trained[width]) - 0.1
-        graph = export_quantized(quantized, state, EXAMPLE, HEADS)
-        assert_graph_is(graph, quantized)
-
     def test_channels_are_removed(self, width, trained):
         method = PRUNE.get("structured")
         config = method.config(pruning_ratio=0.5)
@@ -103,6 +93,19 @@ class TestNetwork:
         assert pruned.encoder.table.embedding_dim < SMALL["embedding"]
         fresh = build(width=width)
         assert torch.equal(replayed(method, config, state, fresh, pruned)(tokens(5)), pruned(tokens(5)))
+
+
+@pytest.mark.slow
+def test_a_bag_is_exported(trained):
+    assert_graph_is(export_float(trained[0], EXAMPLE, HEADS), trained[0])
+
+
+@pytest.mark.slow
+def test_a_quantized_one_is_exported(trained):
+    method = QUANTIZE.get("post_training")
+    quantized, state = method.apply(trained[12], method.config(), context())
+    assert accuracy(quantized) > accuracy(trained[12]) - 0.1
+    assert_graph_is(export_quantized(quantized, state, EXAMPLE, HEADS), quantized)
 
 
 def test_a_bag_costs_a_hundredth_of_convolutions():
