@@ -147,8 +147,8 @@ def measure_space(space: str, seeds: int, overrides: Sequence[str], file: Path) 
         append_row(file, asdict(_fill(template, name, 0, values, time.perf_counter() - started)))
     for seed in range(seeds):
         if ("teacher", seed) not in done:
-            outputs, seconds = train_teacher(plan, seed)
-            row = _fill(template, "teacher", seed, score_outputs(score.name, task, splits, outputs), seconds)
+            logits, seconds = train_teacher(plan, seed)
+            row = _fill(template, "teacher", seed, score_outputs(score.name, task, splits, logits), seconds)
             append_row(file, asdict(row))
             done["teacher", seed] = asdict(row)
         if done["teacher", seed]["seconds"] > QUICK_SECONDS:
