@@ -115,7 +115,7 @@ def choose_threshold(subject: Subject, head: str, score: str) -> float:
     middles = (shares[1:] + shares[:-1]) / 2
     if len(middles) > _MAX_CANDIDATES:
         middles = middles[torch.linspace(0, len(middles) - 1, _MAX_CANDIDATES).long()]
-    candidates = [DEFAULT_THRESHOLD, *(value for value in middles.tolist() if 0 < value < 1)]
+    candidates: list[float] = [DEFAULT_THRESHOLD, *(value for value in middles.tolist() if 0 < value < 1)]
     objective = get_objective(score)
     return max(candidates, key=lambda value: (objective.measure(set_thresholds(one, {head: value})), -abs(value - 0.5)))
 
