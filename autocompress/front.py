@@ -259,14 +259,16 @@ class Front:
             return self.pick() if self.info.objectives else None
         return None
 
-    def export(self, candidate: str | None = None, *, verify: bool = True) -> Path:
+    def export(self, candidate: str | None = None, *, verify: bool = True, thresholds: Sequence[str] = ()) -> Path:
         """Export one candidate as a deployable folder and return its path.
 
         Args:
             candidate: Id of the candidate; the recommended one by default.
             verify: Whether to run the exported model on the test split and compare it with the stored scores.
+            thresholds: Thresholds of heads of two classes: ``auto`` or a number, or ``HEAD=auto`` and ``HEAD=0.3``.
 
         Raises:
+            UsageError: A threshold cannot be used.
             VerificationError: The exported model does not behave as the searched candidate.
             NoCandidateError: No candidate is named, and none can be recommended.
             UnknownNameError: There is no such candidate.
@@ -275,7 +277,8 @@ class Front:
         """
         from autocompress.export.candidate import export_candidate
 
-        return export_candidate(self.folder, candidate or self.pick().id, verify=verify).folder
+        identity = candidate or self.pick().id
+        return export_candidate(self.folder, identity, verify=verify, thresholds=thresholds).folder
 
     def export_levels(
         self,

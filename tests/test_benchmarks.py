@@ -10,7 +10,7 @@ import pytest
 
 from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
-from benchmarks import promise
+from benchmarks import class_weights, promise, teachers
 from benchmarks.common import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, build_variants, format_tables
 from benchmarks.raw_input import CASES, format_table as raw_input_table
@@ -188,3 +188,28 @@ def test_promises_are_judged_by_the_population() -> None:
     assert len(guarantee) == sum(guarantee) == 20
     assert all(row["ratio"] == 1.0 for row in rows if row["rule"] == promise.RULES[2])
     assert "100%" in promise.summarize_rows([row for row in rows if row["rule"] == promise.RULES[2]])[2]
+
+
+def test_a_teacher_is_compared_with_the_best_baseline_of_its_task() -> None:
+    def row(model: str, seed: int, validation: float, test: float, is_maximized: bool = True) -> teachers.Row:
+        return teachers.Row("some", model, "abc", seed, "accuracy", is_maximized, validation, test, 1.0)
+
+    rows = [row("teacher", 0, 0.8, 0.7), row("teacher", 1, 0.9, 0.7), row("constant", 0, 0.1, 0.1)]
+    text = teachers.format_page([*rows, row("linear", 0, 0.8, 0.75)], "command")
+    expected = (
+        "| some | accuracy | 0.8500 ± 0.0707 | 0.7000 ± 0.0000 | 2 | 0.8000 | 0.7500 | constant 0.1000 | 0.1000 |"
+    )
+    assert f"{expected} +0.0500 / **-0.0500** |" in text
+    # A smaller error is better.
+    text = teachers.format_page([row("teacher", 0, 0.8, 0.7, False), row("biases", 0, 0.9, 0.6, False)], "command")
+    assert "| – | – | biases 0.9000 | 0.6000 | +0.1000 / **-0.1000** |" in text
+
+
+def test_class_weights_are_paired_by_seed() -> None:
+    results = {
+        (weights, threshold): [dict.fromkeys(class_weights.SCORES, 0.5 + gain + seed / 100) for seed in range(3)]
+        for gain, (weights, threshold) in ((0.0, ("none", "0.5")), (0.1, ("balanced", "0.5")))
+    }
+    text = class_weights.format_table(results)
+    assert "| none | 0.5 | 51.0 ± 0.6 |" in text
+    assert "| balanced | 0.5 | 61.0 ± 0.6 (+10.0 ± 0.0) |" in text

@@ -361,6 +361,13 @@ def export(
         typer.Option("--verify/--no-verify", help="Run the exported file on the test split and compare its score."),
     ] = True,
     sign: Sign = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[HEAD=]auto|NUMBER",
+            help="Probability above which the second of two classes is predicted; auto chooses the best one.",
+        ),
+    ] = None,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -373,10 +380,13 @@ def export(
     add_signature = prepare_signature(sign)
     load_plugins(plugin)
     front = api.load(run, runs)
-    exported = export_candidate(front.folder, candidate or front.pick().id, verify=verify)
+    identity = candidate or front.pick().id
+    exported = export_candidate(front.folder, identity, verify=verify, thresholds=threshold or ())
     add_signature(exported.folder)
     for path in sorted(exported.folder.iterdir()):
         print_text(f"{path}  {path.stat().st_size:,} bytes")
+    for sentence in exported.thresholds:
+        print_prose(sentence)
     if exported.verification is not None:
         print_text(f"verified on the test split: {exported.verification}")
 

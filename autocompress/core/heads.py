@@ -15,6 +15,7 @@ distillation terms and scores are written for rows, so they serve every kind. A 
 NaN for a number; it counts in no loss and no score.
 """
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
@@ -27,6 +28,8 @@ from autocompress.errors import TrialError
 #: Class index of a missing label; torch's cross-entropy leaves it out by default.
 IGNORED = -100
 
+#: Probability of the second of two classes above which it is predicted.
+DEFAULT_THRESHOLD = 0.5
 REGRESSION_LOSSES = ("mse", "mae", "huber", "quantile")
 
 
@@ -38,6 +41,7 @@ class Head(int):
     Args:
         size: Number of outputs: classes, labels or values.
         metric: Name of the score that sums up this head, larger is better: accuracy by default.
+        threshold: Probability of the second of two classes above which it is predicted; ``None`` for 0.5.
 
     Example:
         >>> Head(3).loss(torch.zeros(2, 3), torch.tensor([0, IGNORED])).item() == torch.tensor(3.0).log().item()
@@ -49,13 +53,52 @@ class Head(int):
     has_values: ClassVar[bool] = False
     has_positions: ClassVar[bool] = False
     metric: str
+    # Of the class: a head without a threshold is stored as it was before there were any.
+    threshold: float | None = None
 
-    def __new__(cls, size: int, metric: str = "accuracy") -> Self:
-        """Return a head of ``size`` outputs."""
+    def __new__(cls, size: int, metric: str = "accuracy", threshold: float | None = None) -> Self:
+        """Return a head of ``size`` outputs.
+
+        Raises:
+            TrialError: There is a threshold, and the head has not two classes.
+        """
         head = super().__new__(cls, size)
         # An int has no fields in its constructor, so they are attributes.
         head.metric = metric
+        return head.with_threshold(threshold)
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether a threshold decides between its two classes."""
+        return self.kind in ("classes", "binary") and self.classes == 2
+
+    def with_threshold(self, threshold: float | None) -> Self:
+        """Return the head with a threshold; ``None`` for the default.
+
+        Raises:
+            TrialError: The head has not two classes, or the threshold is no probability between 0 and 1.
+
+        Example:
+            >>> Head(2).with_threshold(0.2).predict(torch.tensor([[1.0, 0.0], [3.0, 0.0]])).tolist()
+            [1, 0]
+        """
+        if threshold is None and self.threshold is None:
+            return self
+        if threshold is not None and not (self.has_threshold and 0 < threshold < 1):
+            raise TrialError(f"a threshold of {threshold} does not fit a head of {self.describe()}")
+        head = int.__new__(type(self), int(self))
+        head.__dict__.update({name: value for name, value in vars(self).items() if name != "threshold"})
+        if threshold is not None:
+            head.threshold = float(threshold)
         return head
+
+    def shift_rows(self, rows: Tensor) -> Tensor:
+        """Return class logits ``[M, C]`` whose largest is the predicted class: those of the head's threshold."""
+        if self.threshold is None:
+            return rows
+        # p > t is z > logit(t) for the difference z of the two logits.
+        offset = math.log(self.threshold) - math.log1p(-self.threshold)
+        return rows - rows.new_tensor([0.0, offset])
 
     def __getnewargs_ex__(self) -> tuple[tuple[int], dict[str, object]]:
         """Return the arguments with which pickle and copy build the head again."""
@@ -141,7 +184,7 @@ class Head(int):
 
     def predict(self, outputs: Tensor) -> Tensor:
         """Return the predicted class of each decision, in the form of the targets."""
-        return self.flatten(outputs).argmax(1)
+        return self.shift_rows(self.flatten(outputs)).argmax(1)
 
     def compare_predictions(self, predictions: Tensor, expected: Tensor) -> float:
         """Return the share of predictions that equal the expected ones."""
@@ -154,7 +197,7 @@ class Head(int):
     def to_json(self) -> int | dict[str, object]:
         """Return the head as a JSON value: a number for plain classes."""
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        if type(self) is Head and self.metric == "accuracy":
+        if type(self) is Head and self.metric == "accuracy" and self.threshold is None:
             return int(self)
         return {"kind": self.kind, "size": int(self), **settings}
 
@@ -218,9 +261,9 @@ class Binary(Head):
 
     kind = "binary"
 
-    def __new__(cls, size: int = 1, metric: str = "accuracy") -> Self:
+    def __new__(cls, size: int = 1, metric: str = "accuracy", threshold: float | None = None) -> Self:
         """Return a head of one logit."""
-        return super().__new__(cls, size, metric)
+        return super().__new__(cls, size, metric, threshold)
 
     @property
     def classes(self) -> int:

@@ -203,6 +203,11 @@ class Task(Protocol):
         """Whether different examples have different inputs, so that equal inputs are duplicates."""
         ...
 
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether the loss is another one than the mean over the losses of the heads."""
+        ...
+
     def resampling_groups(self, split: Split) -> Tensor | None:
         """Return the group of each example, ``[N]``, where examples of a group are not independent; else None."""
         ...

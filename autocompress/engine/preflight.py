@@ -13,11 +13,12 @@ from autocompress.core.registry import PRUNE
 from autocompress.core.task import Splits, Task, logits_by_head
 from autocompress.engine.space import Space
 from autocompress.engine.spec import KeyPath, Source, Spec
-from autocompress.errors import CompressionError, RunFolderError, UnfinishedRunError
+from autocompress.errors import CompressionError, RunFolderError, UnfinishedRunError, UsageError
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.store.run_store import RunStore
 from autocompress.store.schema import DATABASE, existing_run_error
 from autocompress.tasks.module import CallAdapter
+from autocompress.training.class_weights import NONE, check_class_weights
 from autocompress.trial.pipeline import CALIBRATION_BATCH
 
 if TYPE_CHECKING:
@@ -96,6 +97,21 @@ def check_attacks(source: Source, space: Space, task: Task) -> None:
             hint = next((metric for metric in task.metrics if metric.startswith(PUSHED)), "")
             use = f"use {hint}" if hint else "use poisoned_ratings or poisoned_ranking"
             raise source.make_error(key, f"task '{task.name}' has no such pushed item; {use}")
+
+
+def check_weighted_classes(source: Source, space: Space, task: Task) -> None:
+    """Check that the task has classes to weight if ``fit`` of the students asks for it.
+
+    Raises:
+        SpecError: It has none; the message names the line.
+    """
+    for name, settings in space.sections["fit"].items():
+        value = settings.get("class_weights")
+        for choice in value.options if isinstance(value, Choice) else (value,):
+            try:
+                check_class_weights(task, str(choice or NONE))
+            except UsageError as error:
+                raise source.make_error(("fit", name, "class_weights"), str(error)) from None
 
 
 # Zeroed weights need no support by the layers, so it works where channels cannot be removed.

@@ -46,7 +46,12 @@ from autocompress.engine.archive import Progress
 from autocompress.engine.driver import Driver
 from autocompress.engine.folds import check_folds, cross_fit
 from autocompress.engine.initial_design import FixedTrial, Values, design_initial_trials
-from autocompress.engine.preflight import check_attacks, check_run_folder, remove_unsafe_methods
+from autocompress.engine.preflight import (
+    check_attacks,
+    check_run_folder,
+    check_weighted_classes,
+    remove_unsafe_methods,
+)
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import MODES, Space, open_space
 from autocompress.engine.spec import SearchSection, Source
@@ -65,6 +70,7 @@ from autocompress.store.run_store import DATABASE, RunStore
 from autocompress.targets import approve_programs, make_target
 from autocompress.tasks.base import is_imbalanced
 from autocompress.tasks.folds import DIVIDED
+from autocompress.training.class_weights import check_class_weights
 from autocompress.training.device import available_device, require_device
 from autocompress.training.optimizers import fit_config
 from autocompress.trial.pipeline import Setup, reproducible_torch
@@ -176,6 +182,7 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
         message = "name at least one score (such as accuracy) and one cost (such as bytes)"
         raise source.make_error(("objectives",), message)
     check_attacks(source, space, task)
+    check_weighted_classes(source, space, task)
     splits, leaks = _load_splits(source, task)
     source, balanced = prefer_balanced_score(source, task, splits)
     spec = source.spec
@@ -185,7 +192,7 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     if spec.teacher.fit is not None:
         fit = Part.from_json(spec.teacher.fit)
     try:
-        fit_config(fit)
+        check_class_weights(task, fit_config(fit).class_weights)
         task.build(student)
     except AutocompressError as error:
         raise source.make_error(("teacher",), str(error)) from None
@@ -231,7 +238,7 @@ def prefer_balanced_score(source: Source, task: Task, splits: Splits) -> tuple[S
     notice = (
         f"the classes of {', '.join(repr(head) for head in imbalanced)} are imbalanced, so the first score is "
         f"{BALANCED} in place of {ACCURACY}, which a model reaches that ignores rare classes; to keep it, write "
-        f"objectives: [{', '.join(spec.objectives)}]"
+        f"objectives: [{', '.join(spec.objectives)}]; class_weights: balanced in `fit` trains for it"
     )
     return Source(spec.model_copy(update={"objectives": objectives}), source.name, source.lines), notice
 

@@ -22,7 +22,16 @@ from autocompress.export.card import Card, input_names
 from autocompress.export.graph_choice import CHOICE_SECONDS
 from autocompress.export.origin import describe_origin
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact, verify_pipeline
+from autocompress.measure.heads import AT
+from autocompress.measure.objectives import Subject
+from autocompress.measure.thresholds import (
+    check_decided_score,
+    choose_threshold,
+    describe_threshold,
+    read_thresholds,
+)
 from autocompress.store.run_store import RunStore
+from autocompress.tasks.folds import join_splits
 from autocompress.trial.pipeline import (
     RebuiltCandidate,
     Setup,
@@ -52,14 +61,22 @@ class Exported:
     Attributes:
         folder: Path of the artifact.
         verification: Comparison on the test split; None without verification.
+        thresholds: A sentence on the threshold of each head that has one other than 0.5.
     """
 
     folder: Path
     verification: Verification | None
+    thresholds: tuple[str, ...] = ()
 
 
 def export_candidate(
-    run: Path, identity: str, *, verify: bool = True, tolerance: float = 0.005, agreement: float = 0.99
+    run: Path,
+    identity: str,
+    *,
+    verify: bool = True,
+    tolerance: float = 0.005,
+    agreement: float = 0.99,
+    thresholds: Sequence[str] = (),
 ) -> Exported:
     """Write ``picks/<id>`` in the run folder, and verify it on the test split.
 
@@ -71,19 +88,25 @@ def export_candidate(
         verify: Whether to run the exported files.
         tolerance: Largest loss of the exported file in the first score of the task, in the unit of that score.
         agreement: Smallest share of equal predictions.
+        thresholds: Thresholds of heads of two classes: ``auto`` or a number, or ``HEAD=auto`` and ``HEAD=0.3``.
 
     Raises:
-        UsageError: The run has no such candidate, or its training is not complete.
+        UsageError: The run has no such candidate, its training is not complete, or a threshold cannot be used.
         ArtifactError: It cannot be exported.
         VerificationError: The exported model does not behave as the searched one.
     """
     with reproducible_torch():
+        requested = _read_thresholds(run, thresholds) if thresholds else {}
         candidate = rebuild_candidate(run, identity)
+        sentences: tuple[str, ...] = ()
+        if requested:
+            candidate, sentences = apply_thresholds(candidate, requested)
 
         def write(exact: bool) -> Exported:
             deployable = replace(candidate.deployable, exact=exact)
             folder = write_artifact(join_inside(run, "picks", identity), deployable, candidate.card)
-            return Exported(folder, _verify_export(folder, candidate, tolerance, agreement) if verify else None)
+            verification = _verify_export(folder, candidate, tolerance, agreement) if verify else None
+            return Exported(folder, verification, sentences)
 
         try:
             return write(exact=False)
@@ -155,6 +178,7 @@ class RebuiltRun:
         deployable: Everything that the artifact holds.
         card: Sections of the card.
         seed: Seed of the splits.
+        primary: Name of the score that the search selected by.
     """
 
     pipeline: TrialPipeline
@@ -162,6 +186,7 @@ class RebuiltRun:
     deployable: Deployable
     card: Card
     seed: int
+    primary: str = ""
 
 
 def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
@@ -193,7 +218,48 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
     deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt, info.target)
     deployable = replace(deployable, origin=describe_origin(candidate, info))
     card = _build_card(candidate, pipeline, deployable, info.name, info.command)
-    return RebuiltRun(pipeline, rebuilt, deployable, {**card, **build_promise(candidate, info)}, setup.split_seed)
+    card = {**card, **build_promise(candidate, info)}
+    return RebuiltRun(pipeline, rebuilt, deployable, card, setup.split_seed, setup.primary or pipeline.task.metrics[0])
+
+
+def _read_thresholds(run: Path, texts: Sequence[str]) -> dict[str, float | None]:
+    """Return the requested thresholds, checked before anything is rebuilt."""
+    with RunStore.read(run) as store:
+        setup = Setup.from_json(store.run_info().setup)
+    task, _ = load_task(setup)
+    requested = read_thresholds(tuple(texts), task.heads)
+    for name, value in requested.items():
+        if value is None:
+            check_decided_score(setup.primary or task.metrics[0], name)
+    return requested
+
+
+def apply_thresholds(run: RebuiltRun, requested: Mapping[str, float | None]) -> tuple[RebuiltRun, tuple[str, ...]]:
+    """Return the candidate with thresholds of its heads, and a sentence on each with its scores.
+
+    A threshold is chosen on both validation splits together. The test split tells what it gains on new examples.
+
+    Args:
+        run: The candidate.
+        requested: Head to its threshold; ``None`` for the one with the best primary score.
+    """
+    task, splits = run.pipeline.task, run.pipeline.splits
+    subjects = {
+        name: Subject(run.pipeline.predict(run.models.model, part), part.targets, heads=task.heads, labels=task.labels)
+        for name, part in (
+            ("validation", join_splits([splits.search_val, splits.select_val])),
+            ("test", splits.test),
+        )
+    }
+    # The score of one head, also where the search selected by a mean over heads.
+    score, _, _ = run.primary.partition(AT)
+    heads, sentences = dict(task.heads), []
+    for name, value in requested.items():
+        chosen = choose_threshold(subjects["validation"], name, score) if value is None else value
+        heads[name] = as_head(heads[name]).with_threshold(chosen)
+        sentences.append(describe_threshold(subjects, name, score, chosen, is_chosen=value is None))
+    deployable = replace(run.deployable, heads=heads)
+    return replace(run, deployable=deployable, card={**run.card, "thresholds": sentences}), tuple(sentences)
 
 
 def _compare_splits(run: Path, setup: Setup, info: RunInfo) -> None:
@@ -274,21 +340,19 @@ def _verify_export(folder: Path, run: RebuiltRun, tolerance: float, agreement: f
     """Run the graph, the module and the raw-input pipeline of an artifact on the test split."""
     pipeline, split = run.pipeline, run.pipeline.splits.test
     logits = pipeline.predict(run.models.model, split)
-    metric = select_metric(pipeline, logits, split.targets)
-    predictions = {head: as_head(pipeline.task.heads[head]).predict(values) for head, values in logits.items()}
+    heads = run.deployable.heads
+    metric = replace(select_metric(pipeline, logits, split.targets), heads=heads)
+    predictions = {head: as_head(heads[head]).predict(values) for head, values in logits.items()}
     scores = metric.by_head(logits, split.targets)
-    verification = verify_artifact(
-        folder, split, pipeline.task.heads, scores, predictions, tolerance, agreement, metric
-    )
+    verification = verify_artifact(folder, split, heads, scores, predictions, tolerance, agreement, metric)
     examples = _list_examples(run, split)
     if not len(examples):
         logger.warning(
             "%s: the task '%s' has no list_test_examples, so pipeline.py was not run", folder, pipeline.task.name
         )
         return verification
-    return replace(
-        verification, pipeline_agreement=verify_pipeline(folder, examples, pipeline.task.heads, predictions, agreement)
-    )
+    shares = verify_pipeline(folder, examples, heads, predictions, agreement)
+    return replace(verification, pipeline_agreement=shares)
 
 
 def _list_examples(run: RebuiltRun, split: Split) -> Sequence[RawExample]:

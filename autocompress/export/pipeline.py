@@ -570,7 +570,7 @@ def _decode_classes(entry: Record, logits: Array, values: Values) -> dict[str, A
     """Return the most probable class, and the probability of each."""
     probabilities = _softmax(logits)
     # From the outputs themselves: rounding can make two probabilities equal.
-    best = int(logits.argmax())
+    best = int(probabilities[1] > entry["threshold"]) if "threshold" in entry else int(logits.argmax())
     return {
         "class": entry["classes"][best],
         "probability": float(probabilities[best]),

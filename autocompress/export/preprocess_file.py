@@ -170,10 +170,12 @@ def _describe_output(
         return {**entry, "candidates": candidates[0].name, **before}
     count = 2 if kind == "binary" else int(size)
     entry["classes"] = _distinguish_names(list(deployable.labels.get(head) or map(str, range(count))))
+    threshold = as_head(size).threshold
+    chosen = {} if threshold is None else {"threshold": threshold}
     first = deployable.preprocessing[0] if deployable.preprocessing else None
     if kind == "tags" and isinstance(first, TextInput):
         entry["units"] = first.encoding
-    return {**entry, **({"levels": levels} if levels else {}), **SETTINGS.get(kind, {})}
+    return {**entry, **({"levels": levels} if levels else {}), **SETTINGS.get(kind, {}), **chosen}
 
 
 def _distinguish_names(names: Sequence[str]) -> list[str]:

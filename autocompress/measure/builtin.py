@@ -54,13 +54,13 @@ def recall_macro(subject: Subject) -> float:
 @objective("loss", "minimize", "score", unit="nats", reads="classes")
 def loss(subject: Subject) -> float:
     """Mean cross-entropy."""
-    return subject.mean_over_heads(quality.cross_entropy)
+    return subject.remove_thresholds().mean_over_heads(quality.cross_entropy)
 
 
 @objective("ece", "minimize", "score", reads="classes")
 def ece(subject: Subject) -> float:
     """Expected calibration error: mean gap between confidence and accuracy, over 15 bins."""
-    return subject.mean_over_heads(quality.calibration_error)
+    return subject.remove_thresholds().mean_over_heads(quality.calibration_error)
 
 
 @objective("kl", "minimize", "score", unit="nats", reads="classes")

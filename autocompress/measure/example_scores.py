@@ -122,7 +122,12 @@ def _draw_weights(groups: Tensor, units: int, draws: int) -> Iterator[Tensor]:
 
 
 def _score_hits(subject: Subject, head: str) -> Tensor:
-    return (subject.logits[head].argmax(1) == subject.targets[head]).double()
+    return (_predict(subject, head) == subject.targets[head]).double()
+
+
+def _predict(subject: Subject, head: str) -> Tensor:
+    """Return the predicted class of each example, ``[N]``, by the threshold of the head."""
+    return subject.head(head).shift_rows(subject.logits[head]).argmax(1)
 
 
 def _score_ndcg(subject: Subject, head: str) -> Tensor:
@@ -146,7 +151,7 @@ def _resample_rmse(subject: Subject, head: str, weights: Tensor) -> Tensor:
 
 def _resample_f1_macro(subject: Subject, head: str, weights: Tensor) -> Tensor:
     logits, targets = subject.logits[head], subject.targets[head]
-    predicted = F.one_hot(logits.argmax(1), logits.shape[1]).double()
+    predicted = F.one_hot(_predict(subject, head), logits.shape[1]).double()
     actual = F.one_hot(targets, logits.shape[1]).double()
     hits, sizes = weights @ (predicted * actual), weights @ (predicted + actual)
     # As in the plain score, a class that neither occurs nor is predicted is left out of the mean.
@@ -156,7 +161,7 @@ def _resample_f1_macro(subject: Subject, head: str, weights: Tensor) -> Tensor:
 def _resample_balanced_accuracy(subject: Subject, head: str, weights: Tensor) -> Tensor:
     logits, targets = subject.logits[head], subject.targets[head]
     actual = F.one_hot(targets, logits.shape[1]).double()
-    hits, sizes = weights @ (actual * (logits.argmax(1) == targets)[:, None]), weights @ actual
+    hits, sizes = weights @ (actual * (_predict(subject, head) == targets)[:, None]), weights @ actual
     # As in the plain score, a class that does not occur in a draw is left out of the mean.
     return (hits / sizes.clamp(min=1)).sum(1) / (sizes > 0).sum(1)
 

@@ -1,7 +1,7 @@
 """The interface of objectives: scores and costs of a candidate, each with its direction."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Literal
 
@@ -79,13 +79,19 @@ class Subject:
     def class_rows(self, name: str) -> tuple[Tensor, Tensor]:
         """Return class logits ``[M, C]`` and class indices ``[M]`` of the labelled decisions of a head.
 
+        The logits are shifted by the threshold of the head, so that the largest is the predicted class.
+
         Raises:
             TrialError: The head has no targets, they do not fit, or no label is known.
         """
         rows, labels = self.head(name).select_rows(self.logits[name], self.head_targets(name))
         if not len(rows) and len(self.logits[name]):
             raise TrialError(f"no example of the split has a label of the head '{name}'")
-        return rows, labels
+        return self.head(name).shift_rows(rows), labels
+
+    def remove_thresholds(self) -> "Subject":
+        """Return the subject for scores of probabilities, which no threshold changes."""
+        return replace(self, heads={name: as_head(size).with_threshold(None) for name, size in self.heads.items()})
 
     def mean_over_heads(self, score: Callable[[Tensor, Tensor], float], metric: str = "") -> float:
         """Return the mean of a score of class logits ``[M, C]`` and class indices ``[M]`` over the heads with classes.

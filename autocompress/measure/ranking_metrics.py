@@ -103,7 +103,7 @@ def auc(subject: Subject) -> float:
 @objective("log_loss", "minimize", "score", unit="nats", reads="classes")
 def log_loss(subject: Subject) -> float:
     """Mean negative log-likelihood of the true class."""
-    return subject.mean_over_heads(quality.cross_entropy, "auc")
+    return subject.remove_thresholds().mean_over_heads(quality.cross_entropy, "auc")
 
 
 @objective("ndcg_at_10", "maximize", "score", reads="classes")

@@ -216,6 +216,11 @@ class Supervised:
         """Whether different examples have different inputs: equal inputs in two splits are then a leak; True here."""
         return True
 
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether the loss is another one than the mean over the losses of the heads."""
+        return type(self).loss is not Supervised.loss
+
     def resampling_groups(self, split: Split) -> Tensor | None:
         """Return the group of each example, ``[N]``, such as its user; None where all examples are independent.
 

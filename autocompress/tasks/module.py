@@ -151,7 +151,8 @@ class Module(Supervised):
         self._module_notices = prepared.notices
         self.model = self._adapt_module(prepared.module)
         self._loss = loss or super().loss
-        if loss is not None:
+        self._has_own_loss = loss is not None
+        if self._has_own_loss:
             self._check_loss()
         self.ignore = self._read_patterns("ignore", ignore)
         self.float_layers = self._read_patterns("precision", precision or {})
@@ -203,6 +204,11 @@ class Module(Supervised):
     def has_folds(self) -> bool:  # type: ignore[override]
         """Whether any examples of the data may be held out."""
         return bool(getattr(self._data, "has_folds", True))
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether the user gave a loss."""
+        return self._has_own_loss
 
     def resampling_groups(self, split: Split) -> Tensor | None:
         """Return the groups of the data."""

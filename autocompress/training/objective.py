@@ -19,6 +19,7 @@ from autocompress.distill.base import Activations, AuxiliaryLoss, Batch, Distill
 from autocompress.distill.head_weighting import HEAD_WEIGHTS, HeadWeights
 from autocompress.distill.kernels import TemperatureSettings
 from autocompress.errors import TrialError
+from autocompress.training.class_weights import BALANCED, WeightedTaskLoss, check_class_weights
 from autocompress.training.optimizers import FitConfig
 from autocompress.training.sharding import sum_magnitudes
 
@@ -74,6 +75,7 @@ class TrainingObjective:
         student: The student with its hooks.
         teacher_model: The live teacher with its hooks.
         auxiliary_loss: An additional loss of each batch.
+        task_loss: The loss of the task, with weighted classes if the settings say so.
     """
 
     terms: list[ConfiguredTerm]
@@ -87,6 +89,11 @@ class TrainingObjective:
     student: InstrumentedModel = field(init=False)
     teacher_model: InstrumentedModel | None = None
     auxiliary_loss: AuxiliaryLoss | None = None
+    task_loss: TaskLoss = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take the task's own loss."""
+        self.task_loss = self.task.loss
 
     @classmethod
     def from_terms(
@@ -121,6 +128,19 @@ class TrainingObjective:
         # A single head has no other one to be weighted against.
         weights = weights if len(task.heads) > 1 else None
         return cls(configured, task, config, teacher if needs else None, is_teacher_live, seed, weights)
+
+    def weight_classes(self, train: Split) -> None:
+        """Weight the classes in the task's loss if the settings say so.
+
+        Args:
+            train: The training split, whose examples are counted.
+
+        Raises:
+            UsageError: The task's loss has no classes to weight.
+        """
+        check_class_weights(self.task, self.config.class_weights)
+        if self.config.class_weights == BALANCED:
+            self.task_loss = WeightedTaskLoss(self.task, train)
 
     def attach_hooks(self, stack: ExitStack, model: nn.Module) -> None:
         """Record the layers of student and live teacher that the terms read, for as long as ``stack`` is open."""
@@ -243,7 +263,7 @@ class TrainingObjective:
         Raises:
             TrialError: Mixup is set and an input is not real-valued.
         """
-        smooth_loss = self._smooth_targets(self.task.loss)
+        smooth_loss = self._smooth_targets(self.task_loss)
         if not self.config.mixup:
             return examples.inputs, smooth_loss
         if not all(tensor.is_floating_point() for tensor in examples.inputs):

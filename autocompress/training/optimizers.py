@@ -32,6 +32,11 @@ class FitConfig(Settings):
     weight_decay: float = knob(1e-4, FloatRange(0.0, 1.0), "weight decay")
     clip_norm: float = knob(5.0, FloatRange(0.0, 1000.0), "largest gradient norm; 0 does not clip")
     label_smoothing: float = knob(0.0, FloatRange(0.0, 0.9), "share of each target that is spread over all classes")
+    class_weights: str = knob(
+        "none",
+        Choice(("none", "balanced")),
+        "weights of the classes in the task's loss: balanced weights a class by the inverse of its examples",
+    )
     mixup: float = knob(
         0.0, FloatRange(0.0, 10.0), "alpha of the Beta distribution that mixes pairs of examples; 0 does not mix"
     )

@@ -17,7 +17,7 @@ from autocompress.core.config import Part
 from autocompress.core.registry import FITS
 from autocompress.core.task import Split, Task, logits_by_head
 from autocompress.distill.activations import head_layers
-from autocompress.distill.base import AuxiliaryLoss, TeacherSource
+from autocompress.distill.base import AuxiliaryLoss, TaskLoss, TeacherSource
 from autocompress.errors import TrialError
 from autocompress.training.batch_norm import synchronize_batch_norms
 from autocompress.training.device import (
@@ -246,6 +246,7 @@ class Trainer:
                 request.terms, request.task, config, request.teacher, request.seed
             )
         self._objective.auxiliary_loss = request.auxiliary_loss
+        self._objective.weight_classes(request.train)
         self._rows, self._held_out = hold_out(request.train, config, request.seed)
         self._batch_size = min(config.batch_size, len(self._rows))
         # A batch of one has no batch statistics, so the remainder is dropped instead of being normalized by itself.
@@ -426,7 +427,8 @@ class Trainer:
         """Return the task's loss on the held-out examples; ``None`` if the fit has no patience."""
         if self._held_out is None:
             return None
-        loss = _compute_task_loss(self._model, self._request.task, self._held_out, self._request.device)
+        request = self._request
+        loss = _compute_task_loss(self._model, request.task, self._objective.task_loss, self._held_out, request.device)
         # All processes must stop in the same epoch, whatever the rounding of their running statistics.
         return float(self._group.all_reduce_mean(loss))
 
@@ -536,7 +538,7 @@ class _BestWeights:
 
 
 @torch.no_grad()
-def _compute_task_loss(model: nn.Module, task: Task, split: Split, device: torch.device) -> Tensor:
+def _compute_task_loss(model: nn.Module, task: Task, task_loss: TaskLoss, split: Split, device: torch.device) -> Tensor:
     targets = {head: target.to(device) for head, target in split.targets.items()}
     with default_device(device):
-        return task.loss(predict(model, task, split), targets)
+        return task_loss(predict(model, task, split), targets)

@@ -26,6 +26,7 @@ INPUTS = {
     "table_resnet": (InputSpec((5,)), InputSpec((3,), vocabulary=9)),
     "table_transformer": (InputSpec((5,)), InputSpec((3,), vocabulary=9)),
     "text_cnn": (InputSpec((12,), vocabulary=40, missing=0),),
+    "text_ngrams": (InputSpec((12,), vocabulary=40, missing=0),),
     "transformer": (InputSpec((12,), vocabulary=40, missing=0),),
     "two_tower": (InputSpec((), vocabulary=40), InputSpec((), vocabulary=60), InputSpec((5,))),
 }

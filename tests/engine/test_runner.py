@@ -208,3 +208,12 @@ def test_imbalanced_classes_make_balanced_accuracy_the_first_score_unless_object
     named = parse_spec(SOUND + "objectives: [accuracy, bytes]\n", "x", ["split_seed=772", "pick.max_drop=0.05"])
     assert make_plan(named).setup.primary == "accuracy"
     assert not make_plan(named).notices
+
+
+@pytest.mark.parametrize("key", ["fit.adamw.class_weights", "teacher.fit.adamw.class_weights"])
+def test_class_weights_are_refused_for_a_task_with_a_loss_of_its_own(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = parse_spec(SOUND, "x", ["split_seed=772", "pick.max_drop=0.05", f"{key}=balanced"])
+    assert make_plan(source).task.name == "digits"
+    monkeypatch.setattr(Digits, "loss", lambda task, logits, targets: logits["label"].sum())
+    with pytest.raises(SpecError, match="the task 'digits' has a loss of its own"):
+        make_plan(source)

@@ -1,5 +1,6 @@
 """The export of a stored candidate, on a run whose model is not trained and whose artifact is not written."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.duplicates import remove_duplicates
+from autocompress.core.heads import as_head
 from autocompress.core.preprocessing import Preprocessing
 from autocompress.core.records import Candidate, CompressionRecipe, Job, State, TrialResult
 from autocompress.core.run_info import RunInfo
@@ -29,6 +31,8 @@ from autocompress.export.candidate import (
     export_teacher_graphs,
 )
 from autocompress.export.graph_choice import ChosenGraph
+from autocompress.export.pipeline import _decode_classes as decode_classes
+from autocompress.export.preprocess_file import render_preprocess
 from autocompress.store.run_store import RunStore
 from autocompress.tasks.text import Text
 from autocompress.trial.pipeline import RebuiltCandidate, Setup
@@ -254,3 +258,56 @@ def test_the_card_states_what_is_promised_and_certified() -> None:
     (other,) = build_promise(replace(candidate, details={}, id="t0c0"), replace(info, teacher=teacher))["promise"]  # type: ignore[misc]
     assert other == "Against the teacher, it loses no accuracy on test."
     assert build_promise(candidate, RunInfo()) == {}
+
+
+# The second class is ranked first and never predicted.
+TWO_LOGITS = torch.tensor([[3.0, 0.0], [3.0, 0.0], [3.0, 0.0], [1.0, 0.0]])
+TWO = Split((torch.zeros(4, 3),), {"label": torch.tensor([0, 0, 0, 1])})
+
+
+class TwoClasses(StoredPipeline):
+    """Pipeline of a head with two classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.task.heads, self.task.labels = {"label": 2}, {"label": ["common", "rare"]}
+        self.splits = SimpleNamespace(search_val=TWO, select_val=TWO, test=TWO)
+
+    def predict(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
+        return {"label": TWO_LOGITS[: len(split)] if len(split) == 4 else TWO_LOGITS.repeat(len(split) // 4, 1)}
+
+
+@pytest.fixture
+def two_classes(monkeypatch: pytest.MonkeyPatch) -> TwoClasses:
+    stored = TwoClasses()
+    monkeypatch.setattr(module, "load_pipeline", lambda setup: stored)
+    monkeypatch.setattr(module, "load_task", lambda setup: (stored.task, stored.splits))
+    monkeypatch.setattr(PatternTask, "metrics", ("accuracy",))
+    return stored
+
+
+def test_a_threshold_is_chosen_on_the_validation_splits_and_written_into_artifact_and_card(
+    tmp_path: Path, two_classes: TwoClasses, deployables: list[tuple[Deployable, Mapping[str, object]]]
+) -> None:
+    exported = export_candidate(write_run(tmp_path / "rows"), "t0c0", verify=False, thresholds=["auto"])
+    ((deployable, card),) = deployables
+    head = as_head(deployable.heads["label"])
+    assert head.threshold is not None
+    assert 0.05 < head.threshold < 0.27
+    assert head.predict(TWO_LOGITS).tolist() == [0, 0, 0, 1]
+    assert card["thresholds"] == list(exported.thresholds)
+    assert "on the 8 examples of search_val and select_val: accuracy 1.0000 (0.7500 at 0.5)" in exported.thresholds[0]
+    entry = json.loads(render_preprocess(replace(deployable, example=(torch.zeros(1, 3),)), False))["outputs"][0]
+    assert entry["threshold"] == head.threshold
+    # The file that reads raw input decides as the head does.
+    decoded = [decode_classes(entry, row.numpy(), {})["class"] for row in TWO_LOGITS]
+    assert decoded == ["common", "common", "common", "rare"]
+
+
+def test_a_threshold_for_more_classes_is_refused_before_anything_is_rebuilt(
+    tmp_path: Path, pipeline: StoredPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "load_task", lambda setup: (pipeline.task, pipeline.splits))
+    with pytest.raises(UsageError, match="'label' is a head of 4 classes"):
+        export_candidate(write_run(tmp_path / "rows"), "t0c0", verify=False, thresholds=["0.3"])
+    assert not pipeline.contents
