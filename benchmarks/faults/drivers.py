@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from autocompress.core.records import Job, State, TrialResult
 from benchmarks.faults.injection import (
     CANDIDATES_QUERY,
     PARTIAL_QUERY,
@@ -149,10 +150,10 @@ def kill_driver_at(number: int) -> None:
 
     original = Driver.tell
 
-    def tell(driver: Driver, job: Any, result: Any) -> None:
-        if job.number == number and result.state.value != "failed":
+    def tell(self: Driver, job: Job, result: TrialResult) -> None:
+        if job.number == number and result.state is not State.FAILED:
             os.kill(os.getpid(), signal.SIGKILL)
-        original(driver, job, result)
+        original(self, job, result)
 
     Driver.tell = tell  # type: ignore[method-assign]
 
