@@ -40,8 +40,8 @@ def subject(quality: float, bits: dict[str, LayerBits] | None = None) -> Subject
     latency = LatencyModel(
         0.01,
         (
-            (("linear", False, 32, 32), (1e-3, 1e-6, 0.0, 1e-7)),
-            (("linear", False, 4, 4), (1e-3, 1e-7, 0.0, 0.0)),
+            (("linear", False, 32, 32), (1e-3, 1e-6, 0.0, 1e-7, 0.0)),
+            (("linear", False, 4, 4), (1e-3, 1e-7, 0.0, 0.0, 0.0)),
         ),
     )
     return Subject(

@@ -63,7 +63,10 @@ def replay(rule: PromotionRule, order: NDArray[np.int64], budget: float) -> floa
             complete.append(trial)
         else:
             candidate = Candidate(f"t{trial}c0", trial, CONFIG, rung, {}, {}, complete=False)
-            scheduler.pause_trial(Job(trial, CONFIG, (CompressionRecipe(),), rung=rung), [candidate])
+            segment = Job(trial, CONFIG, (CompressionRecipe(),), rung=rung)
+            if promotable is None:
+                scheduler.add_trial(segment)
+            scheduler.pause_trial(segment, [candidate])
             scheduler.stop_poor_trials()
     return compute_hypervolume(complete) if complete else 0.0
 

@@ -95,7 +95,7 @@ class Planned(OnnxRuntime):
 def test_files_of_another_runtime_lie_beside_the_onnx_file_with_their_memory(
     trained: Mapping[str, nn.Module], data: tuple[Split, Split], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifact, "make_target", lambda *_: Planned())
+    monkeypatch.setattr(artifact, "open_stored_target", lambda *_: Planned())
     target = TargetInfo("planned", precisions=Precisions(((32, 32),), (32,)))
     made = replace(deployable("residual", trained["residual"], data[0]), target=target)
     folder = write_artifact(tmp_path / "t1c2", made, CARD)

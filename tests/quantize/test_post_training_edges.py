@@ -70,7 +70,8 @@ def test_layers_that_are_never_called_stay_as_they_were() -> None:
     model = Attention().eval()
     values = torch.randn(8, 5, 8)
     quantized, state = METHOD.apply(model, config(8, 8), context(values))
-    assert sorted(state.bits) == ["block.linear1", "block.linear2", "head"]
+    projections = [f"block.self_attn.{name}_proj" for name in ("k", "out", "q", "v")]
+    assert sorted(state.bits) == ["block.linear1", "block.linear2", *projections, "head"]
     assert state.report["float_layers"] == ["unused"]
     with torch.inference_mode():
         assert 0 < float((quantized(values) - model(values)).abs().max()) < 0.1
