@@ -435,6 +435,17 @@
     if (location.hash.startsWith("#card-")) all.open(decodeURIComponent(location.hash.replace("#card-", "")));
   }
 
+  // Figures that are drawn later move what lies below them: the section that the reader went to stays in view.
+  function followTarget() {
+    let target = document.querySelector(":target");
+    addEventListener("hashchange", () => { target = document.querySelector(":target"); });
+    // The reader moves on.
+    for (const kind of ["wheel", "touchmove", "keydown", "pointerdown"]) {
+      addEventListener(kind, () => { target = null; }, { passive: true });
+    }
+    return () => { if (target) target.scrollIntoView(); };
+  }
+
   // The static pictures stay visible if the figures cannot be drawn.
   function showStatic(problem) {
     root.classList.remove("drawn");
@@ -475,6 +486,7 @@
     }
     root.classList.add("ready");
     dispatchEvent(new Event("ready"));
+    const keepInView = followTarget();
     // The front is visible first; figures further down are drawn when the browser is idle.
     const idle = () => new Promise((resolve) => (window.requestIdleCallback || setTimeout)(resolve));
     const figures = { "hypervolume-plot": run.hypervolume };
@@ -484,12 +496,14 @@
     for (const [id, figure] of Object.entries(figures)) {
       await idle();
       await draw(id, figure).catch(showStatic);
+      keepInView();
     }
     if (run.coordinates && list) {
       await idle();
       await coordinates.draw(run.coordinates, () => list.filterSoon()).catch(showStatic);
     }
     root.classList.add("whole");
+    keepInView();
   }
   main();
 })();
