@@ -112,7 +112,8 @@ class RandomTrial:
 
     Args:
         parent: Sampler values of the parent by dotted name. Each stays with the probability ``1 - MUTATION_RATE``, and
-            numbers change by small steps; hyperparameters that it lacks are drawn from their whole range.
+            numbers change by small steps; hyperparameters that it lacks are drawn from their whole range. A parent from
+            outside of the search space, such as the teacher, is moved into it.
         random: The random number generator.
     """
 
@@ -132,13 +133,14 @@ class RandomTrial:
 
     def suggest_categorical(self, name: str, choices: Sequence[Leaf]) -> Leaf:
         """Return one of the choices."""
-        return self._parent[name] if self._keeps_value(name) else self._random.choice(list(choices))
+        is_kept = self._keeps_value(name) and self._parent[name] in choices
+        return self._parent[name] if is_kept else self._random.choice(list(choices))
 
     def _keeps_value(self, name: str) -> bool:
         return name in self._parent and self._random.random() > MUTATION_RATE
 
     def _draw_number(self, name: str, low: float, high: float, log: bool) -> float:
-        value = float(self._parent.get(name) or low)
+        value = min(max(float(self._parent.get(name) or low), low), high)
         if self._keeps_value(name):
             return value
         if name not in self._parent:

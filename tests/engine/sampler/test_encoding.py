@@ -71,3 +71,21 @@ def test_required_term_has_no_flag_but_its_hyperparameters_have_coordinates() ->
     assert set(Encoding(searched).dimensions) == {"distill.relational.angle_weight"}
     config, _ = searched.suggest_config(FixedTrial({"distill.relational.angle_weight": 4.0}), with_compression=False)
     assert Encoding(searched).sampler_values(config) == {"distill.relational.angle_weight": 4.0}
+
+
+def test_mutations_of_a_parent_outside_of_the_space_lie_inside() -> None:
+    searched = space(TEXT)
+    teacher = {
+        "student.cnn.width": 100,
+        "student.cnn.depth": 5,
+        "student.cnn.block": "dense",
+        "distill": "none",
+        "fit.adamw.learning_rate": 1e-5,
+    }
+    for seed in range(30):
+        config, _ = searched.suggest_config(RandomTrial(teacher, Random(seed)), with_compression=False)
+        values = config.student.values
+        assert 4 <= int(values["width"]) <= 64
+        assert values["depth"] in (1, 2)
+        assert values["block"] in ("plain", "residual", "separable")
+        assert 1e-3 <= float(config.fit.values["learning_rate"]) <= 1e-1
