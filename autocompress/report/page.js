@@ -216,8 +216,11 @@
       if (matchMedia("(max-width: 760px)").matches) {
         const axes = figure.data[0].dimensions;
         figure.data[0].dimensions = [...axes.slice(0, Math.min(3, axes.length - 2)), ...axes.slice(-2)];
-        figure.data[0].labelangle = -20;
       }
+      const labels = figure.data[0].dimensions.map((axis) => axis.label.length);
+      const room = at("coordinates").clientWidth / labels.length;
+      // Labels that would touch each other are slanted; a letter is about six pixels wide.
+      if (labels.some((length, index) => 3 * (length + (labels[index + 1] || 0)) > room)) figure.data[0].labelangle = -20;
       this.plot = await draw("coordinates", figure);
       this.plot.on("plotly_restyle", changed);
     },
