@@ -54,8 +54,8 @@ class Front:
         't12c7'
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
         self._read_run()
 
     def _read_run(self) -> None:
