@@ -12,16 +12,19 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+# Functions of torch that its types do not describe.
+Function: TypeAlias = Callable[..., Any]
+
 aten = torch.ops.aten
 _MODULES = "torch.onnx._internal.exporter."
 #: Tables of operators of torch's exporter, by opset.
-_TRANSLATIONS: dict[int, Any] = {}
+_TRANSLATIONS: dict[int, object] = {}
 
 
 @contextmanager
@@ -41,9 +44,7 @@ def adjust_exporter() -> Iterator[None]:
 
 
 @contextmanager
-def _replace_function(
-    module: str, path: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
+def _replace_function(module: str, path: str, wrap: Callable[[Function], Function]) -> Iterator[None]:
     """Replace a function of the exporter by a wrapped one, if this version of torch has it."""
     *owners, name = path.split(".")
     try:
@@ -62,8 +63,8 @@ def _replace_function(
         setattr(owner, name, original)
 
 
-def _reuse_translations(build: Callable[..., Any]) -> Callable[..., Any]:
-    def load(opset_version: int) -> Any:
+def _reuse_translations(build: Function) -> Function:
+    def load(opset_version: int) -> object:
         if opset_version not in _TRANSLATIONS:
             _TRANSLATIONS[opset_version] = build(opset_version=opset_version)
         return _TRANSLATIONS[opset_version]
@@ -150,7 +151,7 @@ def _remove_check(node: Node) -> None:
     node.graph.erase_node(node)
 
 
-_LOWERINGS: dict[Any, Callable[[Node], None]] = {
+_LOWERINGS: dict[object, Callable[[Node], None]] = {
     aten.adaptive_avg_pool1d.default: _lower_pooling,
     aten.adaptive_avg_pool2d.default: _lower_pooling,
     aten.batch_norm.default: _lower_batch_norm,
