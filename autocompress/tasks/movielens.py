@@ -53,11 +53,13 @@ class _File:
         name: Name of the file.
         fields: What its fields are, for messages.
         count: Smallest number of fields.
+        delimiter: Text between two fields.
     """
 
     name: str
     fields: str
     count: int
+    delimiter: str
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,18 @@ class _Layout:
         users: File of users; None if the layout has none.
         items: File of films.
         read_genres: Returns the genres that the fields of a film name.
-        delimiter: Text between two fields.
         encoding: Encoding of the files.
         has_header: Whether the first line names the columns.
+        age_and_gender: Positions of these fields of a user.
     """
 
     ratings: _File
     users: _File | None
     items: _File
     read_genres: Callable[[Sequence[str], str], dict[str, float]]
-    delimiter: str
     encoding: str
     has_header: bool = False
+    age_and_gender: tuple[int, int] = (2, 1)
 
 
 def _read_flags(fields: Sequence[str], location: str) -> dict[str, float]:
@@ -96,27 +98,25 @@ def _read_names(fields: Sequence[str], location: str) -> dict[str, float]:
 _RATINGS = "user, item, rating and time are needed"
 _LAYOUTS = (
     _Layout(
-        _File("u.data", f"{_RATINGS}, separated by tabs", 4),
-        _File("u.user", "id, age, gender, occupation and zip code are needed", 5),
-        _File("u.item", "id, title, two dates, address and genre flags are needed", GENRES_FROM + 1),
+        _File("u.data", f"{_RATINGS}, separated by tabs", 4, "\t"),
+        _File("u.user", "id, age, gender, occupation and zip code are needed", 5, "|"),
+        _File("u.item", "id, title, two dates, address and genre flags are needed", GENRES_FROM + 1, "|"),
         _read_flags,
-        "\t",
         "latin-1",
+        age_and_gender=(1, 2),
     ),
     _Layout(
-        _File("ratings.dat", f"{_RATINGS}, separated by ::", 4),
-        _File("users.dat", "id, gender, age, occupation and zip code are needed, separated by ::", 5),
-        _File("movies.dat", "id, title and genres are needed, separated by ::", 3),
+        _File("ratings.dat", f"{_RATINGS}, separated by ::", 4, "::"),
+        _File("users.dat", "id, gender, age, occupation and zip code are needed, separated by ::", 5, "::"),
+        _File("movies.dat", "id, title and genres are needed, separated by ::", 3, "::"),
         _read_names,
-        "::",
         "latin-1",
     ),
     _Layout(
-        _File("ratings.csv", _RATINGS, 4),
+        _File("ratings.csv", _RATINGS, 4, ","),
         None,
-        _File("movies.csv", "id, title and genres are needed", 3),
+        _File("movies.csv", "id, title and genres are needed", 3, ","),
         _read_names,
-        ",",
         "utf-8-sig",
         has_header=True,
     ),
@@ -135,7 +135,7 @@ def read_movielens(folder: Path) -> MovieLens:
     if layout is None:
         raise UsageError(f"{folder} holds no {LAYOUTS}; give a MovieLens folder or a .csv file")
     users, items, ratings, times = [], [], [], []
-    for location, fields in _iterate_fields(folder, layout.ratings, layout, layout.delimiter):
+    for location, fields in _iterate_fields(folder, layout.ratings, layout):
         users.append(parse_text(fields[0], location, "user"))
         items.append(parse_text(fields[1], location, "item"))
         ratings.append(parse_number(fields[2], location, "rating"))
@@ -159,10 +159,10 @@ def read_movielens(folder: Path) -> MovieLens:
     return MovieLens(users, items, ratings, times, np.concatenate(columns, axis=1), tuple(names))
 
 
-def _iterate_fields(folder: Path, file: _File, layout: _Layout, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+def _iterate_fields(folder: Path, file: _File, layout: _Layout) -> Iterator[tuple[str, list[str]]]:
     """Yield location and fields of each row of a file, without the header."""
     path = folder / file.name
-    for number, (line, fields) in enumerate(read_rows(path, delimiter, layout.encoding)):
+    for number, (line, fields) in enumerate(read_rows(path, file.delimiter, layout.encoding)):
         if len(fields) < file.count:
             raise UsageError(f"{path}:{line}: {len(fields)} fields; {file.fields}")
         if number or not layout.has_header:
@@ -173,10 +173,9 @@ def _read_users(folder: Path, layout: _Layout) -> Features:
     """Return age, gender and occupation of each user as numbers."""
     if layout.users is None or not (folder / layout.users.name).is_file():
         return {}, ()
-    # Age and gender stand in another order in u.user.
-    age, gender, delimiter = (1, 2, "|") if layout.users.name == "u.user" else (2, 1, layout.delimiter)
+    age, gender = layout.age_and_gender
     users: dict[str, tuple[float, float, str]] = {}
-    for location, fields in _iterate_fields(folder, layout.users, layout, delimiter):
+    for location, fields in _iterate_fields(folder, layout.users, layout):
         users[parse_text(fields[0], location, "id")] = (
             parse_number(fields[age], location, "age"),
             float(fields[gender].strip() == "F"),
@@ -192,9 +191,8 @@ def _read_items(folder: Path, layout: _Layout) -> Features:
     """Return a flag for each genre of each film."""
     if not (folder / layout.items.name).is_file():
         return {}, ()
-    delimiter = "|" if layout.items.name == "u.item" else layout.delimiter
     genres: dict[str, dict[str, float]] = {}
-    for location, fields in _iterate_fields(folder, layout.items, layout, delimiter):
+    for location, fields in _iterate_fields(folder, layout.items, layout):
         own = layout.read_genres(fields, location)
         if layout.read_genres is _read_flags and genres and len(own) != len(next(iter(genres.values()))):
             raise UsageError(f"{location}: {len(own)} genre flags, but the first line has another number")
