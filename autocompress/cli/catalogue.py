@@ -22,7 +22,7 @@ def list_tasks() -> Rows:
         heads = [f"{head} ({as_head(size).describe()})" for head, size in getattr(task, "heads", {}).items()]
         described = ", ".join(heads) or "from the data"
         metrics = ", ".join(task.metrics)
-        rows.append({"task": name, "what it is": _first_line(task), "heads": described, "metrics": metrics})
+        rows.append({"task": name, "what it is": _first_line(task.__doc__), "heads": described, "metrics": metrics})
     return rows
 
 
@@ -33,14 +33,15 @@ def list_methods() -> Rows:
         for name in registry:
             method = registry.get(name)
             row = {"section": section, "method": name}
-            rows.append({**row, "hyperparameter": "", "range": "", "default": "", "meaning": _first_line(method)})
+            meaning = _first_line(method.__doc__)
+            rows.append({**row, "hyperparameter": "", "range": "", "default": "", "meaning": meaning})
             rows += [
                 {
                     **row,
                     "hyperparameter": knob.name,
                     "range": str(knob.domain),
                     "default": str(knob.default),
-                    "meaning": knob.doc.replace("``", ""),
+                    "meaning": _first_line(knob.doc),
                 }
                 for knob in method.config.knobs().values()
             ]
@@ -55,7 +56,7 @@ def list_objectives() -> Rows:
             "kind": objective.kind,
             "direction": objective.direction,
             "unit": objective.unit,
-            "what it is": objective.doc.replace("``", ""),
+            "what it is": _first_line(objective.doc),
         }
         for objective in map(OBJECTIVES.get, OBJECTIVES)
     ]
@@ -76,7 +77,8 @@ def list_targets() -> Rows:
     rows = []
     for name in TARGETS:
         target = TARGETS.get(name)
-        rows.append({"target": name, "what it is": _first_line(target), "installed": target.describe_installation()})
+        described, installed = _first_line(target.__doc__), target.describe_installation()
+        rows.append({"target": name, "what it is": described, "installed": installed})
     return rows
 
 
@@ -100,6 +102,6 @@ def listing_table(rows: Sequence[Mapping[str, str]]) -> Table:
     return table
 
 
-def _first_line(item: object) -> str:
+def _first_line(text: str | None) -> str:
     # Docstrings are reStructuredText; its marks for code mean nothing on a terminal.
-    return (item.__doc__ or "").strip().partition("\n")[0].replace("``", "")
+    return (text or "").strip().partition("\n")[0].replace("``", "")
