@@ -104,8 +104,9 @@ def test_integer_kernels_are_fast_with_multiples_of_four_channels() -> None:
     def is_fast(kind: str, channels: tuple[int, int], bits: int = 8) -> bool:
         return LayerWork(100, 10, 5, (bits, bits), kind, channels).features(16)[0][1]
 
-    assert is_fast("conv1", (8, 12)) and is_fast("linear", (4, 4)) and is_fast("depthwise1", (1, 8))
-    assert not is_fast("conv1", (8, 13)) and not is_fast("conv1", (7, 12)) and not is_fast("conv1", (1, 8))
+    fast = [("conv1", (8, 12)), ("linear", (4, 4)), ("depthwise1", (1, 8))]
+    assert [is_fast(*layer) for layer in fast] == [True] * 3
+    assert [is_fast("conv1", channels) for channels in ((8, 13), (7, 12), (1, 8))] == [False] * 3
     assert not is_fast("conv1", (8, 12), bits=32)
 
 
