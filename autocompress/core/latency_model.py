@@ -27,8 +27,8 @@ OPERATOR, REORDER, ROUND, DECODE = "operator", "reorder", "quantize", "dequantiz
 BETWEEN_LAYERS = (OPERATOR, REORDER, ROUND, DECODE)
 #: Kinds that a runtime may compute in blocks of channels: convolutions over two dimensions.
 BLOCKED_KINDS = ("conv2", "pointwise2", "depthwise2")
-#: Channels that a fast kernel needs a multiple of. One in blocks copies so many at once; one for integers multiplies and
-#: rounds so many at once, and what remains one by one.
+#: Channels that a fast kernel needs a multiple of. One in blocks copies so many at once; one for integers multiplies
+#: and rounds so many at once, and what remains one by one.
 ALIGNMENT = 4
 
 #: Kind of a layer, whether its channels suit the fast kernel, weight bits and activation bits.
