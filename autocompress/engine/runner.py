@@ -46,6 +46,7 @@ from autocompress.engine.archive import Progress
 from autocompress.engine.driver import Driver
 from autocompress.engine.folds import check_folds, cross_fit
 from autocompress.engine.initial_design import FixedTrial, Values, design_initial_trials
+from autocompress.engine.patience import LEAST_GROWTH
 from autocompress.engine.preflight import (
     check_attacks,
     check_run_folder,
@@ -363,6 +364,8 @@ def run_search(
                 info = store.run_info()
                 store.update_run_info(replace(info, seconds=driver.elapsed_seconds, exhausted=driver.exhausted))
                 logger.info("search ended after %.1f s", driver.elapsed_seconds)
+        if driver.has_settled:
+            _add_notice(store, events, _describe_end(plan.source.spec.search, driver.elapsed_seconds))
         if driver.has_only_failed_trials or store.candidate_table().empty:
             raise SearchFailedError(_explain_failure(driver, store))
         store.close()
@@ -379,6 +382,16 @@ def run_search(
     return store
 
 
+def _describe_end(search: SearchSection, seconds: float) -> str:
+    """Return the notice of a search that its patience has ended."""
+    share = search.patience or 0.0
+    budget = "" if search.minutes is None else f" of {60 * search.minutes:.0f}"
+    return (
+        f"the search ended after {seconds:.0f}{budget} s, because the hypervolume of the front grew by less than "
+        f"{LEAST_GROWTH:.1%} in the last {share:.0%} of that time (search.patience)"
+    )
+
+
 def _cross_fit_finalists(plan: Plan, store: RunStore, events: Events) -> None:
     """Train the finalists in folds where the spec asks for it; the front does not depend on the result."""
     folds = plan.source.spec.splits.folds
@@ -388,9 +401,14 @@ def _cross_fit_finalists(plan: Plan, store: RunStore, events: Events) -> None:
     backend, plugins = make_backend(plan.source), collect_plugins([plan.task.name])
     notice = cross_fit(plan.setup, backend, store, folds, plugins, events.phase)
     if notice:
-        events.notice(notice)
-        info = store.run_info()
-        store.update_run_info(replace(info, notices=tuple(dict.fromkeys([*info.notices, notice]))))
+        _add_notice(store, events, notice)
+
+
+def _add_notice(store: RunStore, events: Events, notice: str) -> None:
+    """Show a notice, and keep it for the page."""
+    events.notice(notice)
+    info = store.run_info()
+    store.update_run_info(replace(info, notices=tuple(dict.fromkeys([*info.notices, notice]))))
 
 
 def _check_objective(source: Source, key: tuple[str, ...], name: str, task: Task) -> None:

@@ -205,6 +205,8 @@ class SearchSection(_Section):
         mode: Search strategy. ``amortized`` makes many candidates of each trial; ``autocompress list modes`` shows all.
         trials: Maximum number of trials.
         minutes: Maximum wall-clock minutes; no trial is started that would end later.
+        patience: Share of the elapsed time after which the search ends if the hypervolume of the front has grown by
+            less than 0.5% in it, such as 0.33; by default only the budget ends a search.
         sampler: Method that proposes the next trial. ``surrogate`` predicts scores from all rungs and selects the trial
             with the largest expected hypervolume improvement per compute cost; it needs a mode where one trial yields
             many candidates, and is ``tpe`` in the others. ``tpe``, ``nsga2``, ``nsga3``, ``gp`` and ``random`` are
@@ -231,6 +233,7 @@ class SearchSection(_Section):
     )
     trials: int = Field(40, ge=1)
     minutes: float | None = Field(None, gt=0)
+    patience: float | None = Field(None, gt=0, lt=1)
     sampler: Literal["surrogate", "tpe", "nsga2", "nsga3", "gp", "random"] = "surrogate"
     promotion: Literal["pareto_rank", "best_score", "always"] = "pareto_rank"
     refine: float = Field(1.0, ge=0)
@@ -439,7 +442,7 @@ class Spec(_Section):
             del data["splits"]
         # It decides the recommendation, and no result of the search.
         del data["pick"]["confidence"]
-        budget = ("trials", "minutes", "trial_minutes", "memory", "timing_seconds")
+        budget = ("trials", "minutes", "patience", "trial_minutes", "memory", "timing_seconds")
         for field in (*budget, "workers", "backend", "resources", "device", "address"):
             del data["search"][field]
         return data
