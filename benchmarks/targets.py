@@ -158,7 +158,7 @@ def _export(deployable: Deployable, target: Target) -> tuple[bytes, str]:
     if state is None:
         return export_float_graph(deployable), "float"
     request = GraphRequest(deployable.model, state, deployable.example, deployable.heads, deployable.batches)
-    chosen = choose_graph(request, target, deployable.target.precisions)
+    chosen = choose_graph(request, target, deployable.target.precisions, exact=deployable.exact)
     return chosen.content, chosen.form
 
 
