@@ -320,13 +320,15 @@ def _list_promise_notices(
     source: Source, task: Task, splits: Splits, objectives: Sequence[ObjectiveSpec]
 ) -> tuple[str, ...]:
     """Return what the validation splits cannot prove about any candidate, before the search spends its time."""
-    examples = 0
+    examples, unit = 0, "examples"
     chosen = DIVIDED if source.spec.splits.folds else ("search_val", "select_val")
     for split in (getattr(splits, name) for name in chosen):
         groups = task.resampling_groups(split)
+        # Examples of a group are not independent, so groups are counted.
         examples += len(split) if groups is None else len(groups.unique())
+        unit = "examples" if groups is None else "groups"
     pick = source.spec.pick
-    return list_promise_notices(primary_objectives(objectives)[1], examples, pick.max_drop, pick.confidence)
+    return list_promise_notices(primary_objectives(objectives)[1], examples, pick.max_drop, pick.confidence, unit)
 
 
 def run_search(
