@@ -396,6 +396,9 @@ class Spec(_Section):
         objectives: Scores and costs to trade off, at least one of each, with the reference and ideal value that bound
             the hypervolume; ``None`` for the default bounds.
         limits: Bounds on scores and costs by name.
+        threshold: Probability above which the second class of a head with two classes is predicted: a number, or
+            ``auto`` for the one with the best first score on ``search_val``, chosen for each candidate and for the
+            teacher. Of several such heads, ``{head: auto}``. 0.5 by default.
         pick: Settings of the recommendation.
         target: Device or runtime that the search is made for, with its options; ``none`` leaves the bits free, and
             marks candidates without a kernel on common processors.
@@ -417,6 +420,8 @@ class Spec(_Section):
         "effective_flops": None,
     }
     limits: dict[str, Limit] = {}
+    # A text is checked with the heads of the task, as on the command line of `export`.
+    threshold: float | str | dict[str, float | str] | None = None
     pick: PickSection = PickSection()
     target: Named = {"none": {}}
 
@@ -426,6 +431,13 @@ class Spec(_Section):
         if not is_name(value):
             raise ValueError("use letters, digits, '.', '_' and '-' only: it is the name of the run's folder")
         return value
+
+    def list_thresholds(self) -> list[str]:
+        """Return the thresholds as texts, ``auto`` or ``spam=0.3``; empty without any."""
+        if self.threshold is None:
+            return []
+        named = self.threshold
+        return [f"{head}={value}" for head, value in named.items()] if isinstance(named, dict) else [str(named)]
 
     def to_yaml(self) -> str:
         """Return the resolved spec as YAML."""
@@ -440,6 +452,8 @@ class Spec(_Section):
             del data["target"]
         if self.splits == SplitsSection():
             del data["splits"]
+        if self.threshold is None:
+            del data["threshold"]
         # It decides the recommendation, and no result of the search.
         del data["pick"]["confidence"]
         budget = ("trials", "minutes", "patience", "trial_minutes", "memory", "timing_seconds")

@@ -9,6 +9,7 @@ import pandas as pd
 
 from autocompress.analysis.pareto import numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
+from autocompress.analysis.thresholds import describe_thresholds
 from autocompress.analysis.trivial_baselines import list_score_rows
 from autocompress.core.formatting import DASH, compare_costs, format_value, is_finite, is_share, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
@@ -184,6 +185,7 @@ def build_cards(
                 "scores": scores,
                 "change": change,
                 "simulated": notes[index],
+                "thresholds": describe_thresholds(details, info),
                 # Only these two leave zeros in the weights; the others remove whole channels or blocks.
                 "sparse": pruned if pruned in ("unstructured", "n_m") else "",
                 "yaml": as_yaml(row.get("config")),
