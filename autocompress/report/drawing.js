@@ -111,11 +111,34 @@ const drawing = (() => {
     return element;
   }
 
+  // ---- elements of the page -----------------------------------------------------------------
+  function element(tag, text, attributes = {}) {
+    const result = document.createElement(tag);
+    if (text !== undefined) result.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) result.setAttribute(name, value);
+    return result;
+  }
+  function addCopyButton(command) {
+    const button = element("button", "Copy", { type: "button", class: "pin copy" });
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(command.textContent);
+        button.textContent = "Copied";
+      } catch {
+        // Without access to the clipboard, the command is selected, so that a key copies it.
+        getSelection().selectAllChildren(command);
+        button.textContent = "Selected";
+      }
+      setTimeout(() => { button.textContent = "Copy"; }, 2000);
+    });
+    command.after(button);
+  }
+
   async function plotly() {
     const script = document.createElement("script");
     script.textContent = await unpack("plotly-source");
     document.head.append(script);
   }
 
-  return { root, at, unpack, plotly, draw, colour, save, csvText, figureRows };
+  return { root, at, unpack, plotly, draw, colour, save, csvText, figureRows, element, addCopyButton };
 })();

@@ -230,6 +230,8 @@ def front_data(
     ]
     labels_of_pick = [f"<b>pick</b> {escape_text(name)}" for name in chosen.ids]
     marks["pick"] = replace(chosen, labels=labels_of_pick, hover=hover_of_pick)
+    # A script marks the candidate within the reader's limits.
+    marks["chosen"] = Marks()
     return FrontData(marks, costs, scores, _score_window(marks, scores[0]))
 
 

@@ -40,6 +40,7 @@ _STYLES: dict[str, dict[str, object]] = {
     "again": {"symbol": "line-ew", "size": 12, "line": {"width": 2, "color": BLUE}},
     "knee": {"symbol": "circle-open", "size": 20, "color": BLUE, "line": {"width": 2}},
     "pick": {"symbol": "diamond", "size": 15, "color": ORANGE},
+    "chosen": {"symbol": "diamond-open", "size": 20, "color": ORANGE, "line": {"width": 3}},
 }
 # Groups whose marks are filled, so that a hollow one means something.
 _HOLLOW = ("dominated", "front", "pick")
@@ -50,6 +51,7 @@ _NAMES = {
     "again": "repeated, 95%",
     "knee": "knee of the front",
     "pick": "pick",
+    "chosen": "pick within the limits",
 }
 BARE: dict[str, object] = {
     "paper_bgcolor": "rgba(0,0,0,0)",
@@ -60,7 +62,7 @@ BARE: dict[str, object] = {
 }
 # With seven ticks, a logarithmic axis has one at each power of ten, and more between them on a short axis.
 TICKS = 7
-_LEGEND = ("pick", "front", "again", "knee", "teacher", "baseline", "dominated", "infeasible", "early")
+_LEGEND = ("pick", "chosen", "front", "again", "knee", "teacher", "baseline", "dominated", "infeasible", "early")
 
 _NO_INFO = RunInfo()
 
