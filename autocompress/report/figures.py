@@ -89,7 +89,7 @@ def draw_front(data: FrontData) -> go.Figure:
             x=marks.column(cost.name),
             y=marks.column(score.name),
             mode="markers+text" if marks.labels else "markers",
-            marker=_style_marks(name, marks),
+            marker=_style_marks(name, marks, data.colour),
             name=_NAMES[name],
             legendrank=_LEGEND.index(name) + 1,
             meta=name,
@@ -107,9 +107,17 @@ def draw_front(data: FrontData) -> go.Figure:
     return figure
 
 
-def _style_marks(name: str, marks: Marks) -> dict[str, object]:
-    """Return the style of a group of points; those without kernels on the target are hollow."""
+def _style_marks(name: str, marks: Marks, colour: ObjectiveSpec | None) -> dict[str, object]:
+    """Return the style of a group of points; those without kernels on the target are hollow.
+
+    Args:
+        name: Name of the group.
+        marks: Points of the group.
+        colour: Objective that colours the candidates of the front and those that are dominated.
+    """
     style = _STYLES[name]
+    if colour is not None and name in ("front", "dominated"):
+        style = {**style, "color": marks.column(colour.name), "coloraxis": "coloraxis"}
     if name not in _HOLLOW or not any(marks.hollow):
         return style
     symbol = str(style["symbol"])
@@ -191,7 +199,15 @@ def _front_layout(data: FrontData) -> dict[str, object]:
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "xaxis": {"type": "log", **axis_settings(cost), "nticks": TICKS, "zeroline": False},
         "yaxis": {**axis_settings(score), "range": list(data.window), "zeroline": False},
+        **({} if data.colour is None else {"coloraxis": _colour_axis(data.colour)}),
     }
+
+
+def _colour_axis(record: ObjectiveSpec) -> dict[str, object]:
+    """Return the scale of a colour; its two ends are visible on white and on black."""
+    settings = axis_settings(record)
+    bar = {"title": {**settings["title"], "side": "right"}, "tickformat": settings["tickformat"], "thickness": 12}
+    return {"colorscale": [[0, BLUE], [1, ORANGE]], "colorbar": {**bar, "outlinewidth": 0}}
 
 
 class AxisTitle(TypedDict):

@@ -1,6 +1,6 @@
 (() => {
   "use strict";
-  const { root, at, unpack, plotly, draw, save, csvText, element, addCopyButton } = drawing;
+  const { root, at, unpack, plotly, draw, save, csvText, plainText, element, addCopyButton } = drawing;
   root.classList.add("scripted");
 
   for (const command of document.querySelectorAll("pre.command")) addCopyButton(command);
@@ -24,12 +24,13 @@
   }
 
   // Candidates on the front of the selected axes get its marks. On the declared axes, these are the ones of the search.
-  function frontGroups(plot, menus, records) {
+  // A third objective, which is the colour of the points, counts beside both axes.
+  function frontGroups(plot, menus, { records, colour }) {
     const metas = ["front", "dominated"];
     const indices = metas.map((meta) => plot.data.findIndex((trace) => trace.meta === meta));
     const points = indices.flatMap((trace, group) => (plot.data[trace].customdata || []).map((id, row) => {
-      const { hovertext, marker: { symbol } } = plot.data[trace];
-      return { id, group, trace, row, hover: hovertext[row], symbol: Array.isArray(symbol) ? symbol[row] : symbol };
+      const { hovertext, marker: { symbol, color } } = plot.data[trace];
+      return { id, group, trace, row, hover: hovertext[row], symbol: Array.isArray(symbol) ? symbol[row] : symbol, colour: colour ? color[row] : null };
     }));
     const words = ["</b> on the front", "</b> dominated"];
     return async function regroup(chosen) {
@@ -38,20 +39,21 @@
         const columns = menus.find((menu) => menu.name === kind).buttons.find(({ name }) => name === chosen[kind].name).args[0][side];
         for (const point of points) point[side] = columns[point.trace][point.row];
       }
-      const toMinimize = (side, kind) => (point) => (records[chosen[kind].name].isMaximized ? -1 : 1) * point[side];
-      const [x, y] = [toMinimize("x", "cost"), toMinimize("y", "score")];
-      const front = new Set(selection.paretoFront(points.filter((point) => point.x !== null && point.y !== null), (point) => [x(point), y(point)]));
+      const sides = { x: chosen.cost.name, y: chosen.score.name, ...(colour ? { colour } : {}) };
+      const toMinimize = (point) => Object.entries(sides).map(([side, name]) => (records[name].isMaximized ? -1 : 1) * point[side]);
+      const isMeasured = (point) => Object.keys(sides).every((side) => point[side] !== null);
+      const front = new Set(selection.paretoFront(points.filter(isMeasured), toMinimize));
       const parts = [[], []];
       for (const point of points) parts[isDeclared ? point.group : front.has(point) ? 0 : 1].push(point);
       const column = (key) => parts.map((part) => part.map((point) => point[key]));
       const hovers = parts.map((part, group) => part.map(({ hover }) => hover.replace(words[1 - group], words[group])));
-      await Plotly.restyle(plot, { x: column("x"), y: column("y"), customdata: column("id"), hovertext: hovers, "marker.symbol": column("symbol"), selectedpoints: [null, null] }, indices);
+      await Plotly.restyle(plot, { x: column("x"), y: column("y"), customdata: column("id"), hovertext: hovers, "marker.symbol": column("symbol"), ...(colour ? { "marker.color": column("colour") } : {}), selectedpoints: [null, null] }, indices);
     };
   }
 
   // The menus of the axes, and which columns they show.
   function controls(plot, menus, run, limits, changed) {
-    const regroup = frontGroups(plot, menus, run.rule.records);
+    const regroup = frontGroups(plot, menus, run.rule);
     const selects = {};
     const chosen = {};
     const isUpward = () => run.rule.records[chosen.score.name].isMaximized;
@@ -120,6 +122,35 @@
     const point = place ? { x: [place.x], y: [place.y], customdata: [chosen.id], hovertext: [place.hover] } : { x: [], y: [], customdata: [], hovertext: [] };
     const values = Object.fromEntries(Object.entries(point).map(([name, value]) => [name, [value]]));
     Plotly.restyle(plot, { ...values, showlegend: Boolean(place) }, [index]);
+  }
+
+  // Arrow keys move along the front, Enter opens the card of the point.
+  function followKeys(plot, open) {
+    let current = null;
+    const list = () => {
+      const curveNumber = plot.data.findIndex((trace) => trace.meta === "front");
+      const { x, y, customdata, hovertext } = plot.data[curveNumber];
+      return customdata.map((id, pointNumber) => ({ id, curveNumber, pointNumber, x: x[pointNumber], hover: hovertext[pointNumber] }))
+        .filter(({ x, pointNumber }) => x !== null && y[pointNumber] !== null).sort((one, other) => one.x - other.x);
+    };
+    plot.addEventListener("keydown", (event) => {
+      const points = list();
+      const position = points.findIndex(({ id }) => id === current);
+      const last = points.length - 1;
+      const steps = { ArrowRight: Math.min(position + 1, last), ArrowUp: Math.min(position + 1, last), ArrowLeft: Math.max(position - 1, 0), ArrowDown: Math.max(position - 1, 0), Home: 0, End: last };
+      if (event.key === "Enter" && current !== null) {
+        // The focus moves to the card, which the same key would close.
+        event.preventDefault();
+        open(current);
+      } else if (event.key === "Escape") Plotly.Fx.unhover(plot);
+      else if (event.key in steps && points.length) {
+        event.preventDefault();
+        const { id, curveNumber, pointNumber, hover } = points[steps[event.key]];
+        current = id;
+        Plotly.Fx.hover(plot, [{ curveNumber, pointNumber }]);
+        at("front-point").textContent = plainText(hover);
+      }
+    });
   }
 
   // ---- parallel coordinates: the marked ranges filter the table -------------------------------
@@ -289,8 +320,8 @@
       const table = element("table", undefined, { class: "plain" });
       fillTable(table, tableRow("score or cost", ["search_val", "select_val", "test"], "th"), run.cards.columns.filter(({ name }) => value(row, name) !== null).map((column) =>
         tableRow(column.label, ["_search", "", "_test"].map((end) => (column.kind === "score" || !end ? show(value(row, column.name + end), column) : "")))));
-      left.append(element("h4", "Configuration"), element("pre", run.cards.configs[row]));
-      right.append(element("h4", "Scores and costs"), table);
+      left.append(element("h3", "Configuration", { class: "minor" }), element("pre", run.cards.configs[row]));
+      right.append(element("h3", "Scores and costs", { class: "minor" }), table);
       const command = element("pre", undefined, { class: "command" });
       command.append(element("code", run.cards.command.replace(run.cards.placeholder, id)));
       columns.append(left, right);
@@ -491,11 +522,14 @@
       await address.restore();
       address.write();
       if (plot) {
-        plot.on("plotly_click", (event) => {
-          const id = event.points[0].customdata;
-          // The address names the card, so that a reload or a mailed link opens it again.
-          if (id !== "teacher" && all.open(id)) address.write("pushState");
-        });
+        // The address names the card, so that a reload or a mailed link opens it again.
+        const open = (id) => {
+          if (id === "teacher" || !all.open(id)) return false;
+          address.write("pushState");
+          return true;
+        };
+        plot.on("plotly_click", (event) => open(event.points[0].customdata));
+        followKeys(plot, (id) => open(id) && at(`card-${id}`).querySelector("summary").focus());
       }
     }
     root.classList.add("ready");

@@ -234,6 +234,7 @@ def _candidates_content(
         "groups": {name: int((groups == name).sum()) for name in GROUPS},
         "still": front_picture(data),
         "window": data.window,
+        "colour": data.colour,
         "confidence": interval_picture(pick_confidence(front, info, picked)),
         "repeats": repeats_picture(repeats_content(repeated, front, info, picked)),
         "mattering": mattering,

@@ -13,12 +13,15 @@ import pandas as pd
 
 from autocompress.analysis.certification import certify_loss, read_loss
 from autocompress.analysis.latency import SIMULATED, describe_simulation
-from autocompress.analysis.pareto import numeric_column, primary_objectives, sort_by_cost
+from autocompress.analysis.pareto import numeric_column, pareto_front, primary_objectives, sort_by_cost
 from autocompress.analysis.query import NESTED, describe_kind, list_texts
 from autocompress.analysis.selection import BASELINE, select_rankable
 from autocompress.core.formatting import COST_UNITS, FACTORS, NUMBER, UNIT, is_counted, is_share, label_column
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError
+
+#: Most candidates whose certified loss is computed.
+MAX_CERTIFICATES = 60
 
 
 def table_data(candidates: pd.DataFrame) -> dict[str, str]:
@@ -66,6 +69,7 @@ def rule_data(candidates: pd.DataFrame, info: RunInfo, run: str, total: int | No
     return {
         "cost": cost.name,
         "score": score.name,
+        "colour": next((objective.name for objective in objectives if objective not in (cost, score)), None),
         "objectives": [objective.name for objective in objectives],
         # Six digits would make ties that there are not.
         "exact": {objective.name: _list_values(candidates, objective.name) for objective in objectives},
@@ -81,7 +85,7 @@ def rule_data(candidates: pd.DataFrame, info: RunInfo, run: str, total: int | No
             if role == BASELINE
         },
         "limits": {name: dict(bounds) for name, bounds in info.limits.items()},
-        "certificates": _list_certificates(candidates, is_rankable, info),
+        "certificates": _list_certificates(rankable, info),
         "isPart": ""
         if total in (None, len(candidates))
         else f"Selected among the {len(candidates):,} candidates of this page; the command considers all {total:,}.",
@@ -104,14 +108,15 @@ def _list_values(candidates: pd.DataFrame, name: str) -> list[float | None]:
     return [value if np.isfinite(value) else None for value in numeric_column(candidates, name).tolist()]
 
 
-def _list_certificates(candidates: pd.DataFrame, is_rankable: "pd.Series[bool]", info: RunInfo) -> dict[str, str]:
-    """Return the certified loss of each candidate with stored examples as a sentence, by id."""
-    if info.confidence is None or "details" not in candidates:
+def _list_certificates(rankable: pd.DataFrame, info: RunInfo) -> dict[str, str]:
+    """Return the certified loss of the front's candidates as sentences, by id; empty without stored examples."""
+    if info.confidence is None or "details" not in rankable:
         return {}
     score, texts = primary_objectives(info.objectives)[1], {}
+    # A bound takes milliseconds, so that all candidates would take longer than the rest of the page.
+    front = pareto_front(rankable, info.objectives, info.limits).iloc[::-1].head(MAX_CERTIFICATES)
     names = ["id", "details", *(f"{score.name}{end}" for end in ("", "_search", "_folds"))]
-    rows = candidates.loc[is_rankable.to_numpy(), [name for name in names if name in candidates]]
-    for row in rows.to_dict("records"):
+    for row in front[[name for name in names if name in front]].to_dict("records"):
         loss = read_loss({str(name): value for name, value in row.items()}, info)
         if loss is not None:
             texts[str(row["id"])] = certify_loss(loss, None, info.confidence).describe(score)

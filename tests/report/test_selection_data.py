@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from autocompress.analysis.certification import VALIDATION
 from autocompress.analysis.selection import select_candidate
 from autocompress.cli.options import parse_limits
+from autocompress.core.example_scores import ExampleScores
 from autocompress.core.precisions import Precisions
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TargetInfo
 from autocompress.errors import AutocompressError
@@ -244,7 +247,16 @@ def test_a_limit_that_cannot_be_read_says_where(tab: Any, text: str, message: st
     assert answer[1] == start
 
 
-def test_the_certified_loss_of_each_candidate_is_written_once(run: Run) -> None:
-    rule = rule_data(run.candidates, run.info, "reports/digits")
-    assert rule["certificates"] == {}
+def test_the_front_has_its_certified_losses(run: Run, front: pd.DataFrame) -> None:
+    assert rule_data(run.candidates, run.info, "reports/digits")["certificates"] == {}
+    right = ExampleScores("bits", 100, np.ones(100)).pack()
+    examples = dict.fromkeys(VALIDATION, right)
+    info = replace(run.info, teacher=replace(run.info.teacher, examples=examples), confidence=0.9)
+    stored = run.candidates.assign(details=[{"examples": examples}] * len(run.candidates))
+    rule = rule_data(stored, info, "reports/digits", total=10_000)
+    picked = select_candidate(stored, info, max={"effective_flops": 30e3})
+    assert picked.certificate is not None
+    assert rule["certificates"][picked.id] == picked.certificate.describe(info.objectives[0])
+    assert set(rule["certificates"]) == set(front["id"])
     assert rule["exact"]["accuracy"] == run.candidates["accuracy"].tolist()
+    assert "considers all 10,000" in rule["isPart"]
