@@ -3,6 +3,7 @@
 Notebooks show the same figures as the page; on the page, a script updates the step line when an axis changes.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import plotly.graph_objects as go
 
 from autocompress.analysis.confirmation import ConfirmedCandidate
 from autocompress.analysis.selection import Pick
-from autocompress.core.formatting import is_share, label_column
+from autocompress.core.formatting import format_value, is_share, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.report.figure_data import (
     GROUPS,
@@ -117,7 +118,9 @@ def _style_marks(name: str, marks: Marks, colour: ObjectiveSpec | None) -> dict[
     """
     style = _STYLES[name]
     if colour is not None and name in ("front", "dominated"):
-        style = {**style, "color": marks.column(colour.name), "coloraxis": "coloraxis"}
+        # The edge is what the legend shows of a group with many colours.
+        edge = {"width": 1, "color": style["color"]}
+        style = {**style, "color": _colour_values(marks, colour), "coloraxis": "coloraxis", "line": edge}
     if name not in _HOLLOW or not any(marks.hollow):
         return style
     symbol = str(style["symbol"])
@@ -199,15 +202,35 @@ def _front_layout(data: FrontData) -> dict[str, object]:
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "xaxis": {"type": "log", **axis_settings(cost), "nticks": TICKS, "zeroline": False},
         "yaxis": {**axis_settings(score), "range": list(data.window), "zeroline": False},
-        **({} if data.colour is None else {"coloraxis": _colour_axis(data.colour)}),
+        **({} if data.colour is None else {"coloraxis": _colour_axis(data, data.colour)}),
     }
 
 
-def _colour_axis(record: ObjectiveSpec) -> dict[str, object]:
+def _colour_values(marks: Marks, record: ObjectiveSpec) -> list[float | None]:
+    """Return the numbers behind the colours of points: logarithms of costs, which differ by orders of magnitude."""
+    if record.kind == "score":
+        return marks.column(record.name)
+    return [None if value is None or value <= 0 else math.log10(value) for value in marks.column(record.name)]
+
+
+def _colour_axis(data: FrontData, record: ObjectiveSpec) -> dict[str, object]:
     """Return the scale of a colour; its two ends are visible on white and on black."""
-    settings = axis_settings(record)
-    bar = {"title": {**settings["title"], "side": "right"}, "tickformat": settings["tickformat"], "thickness": 12}
-    return {"colorscale": [[0, BLUE], [1, ORANGE]], "colorbar": {**bar, "outlinewidth": 0}}
+    values = [
+        value
+        for name in ("front", "dominated")
+        for value in _colour_values(data.marks[name], record)
+        if value is not None
+    ]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    places = [low + (high - low) * step / 4 for step in range(5)]
+    texts = [format_value(place if record.kind == "score" else 10.0**place, record) for place in places]
+    bar = {"title": {"text": label_column(record.name), "side": "right"}, "thickness": 12, "outlinewidth": 0}
+    return {
+        "colorscale": [[0, BLUE], [1, ORANGE]],
+        "cmin": low,
+        "cmax": high,
+        "colorbar": {**bar, "tickvals": places, "ticktext": texts},
+    }
 
 
 class AxisTitle(TypedDict):

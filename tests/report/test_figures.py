@@ -216,8 +216,12 @@ def test_a_third_objective_is_the_colour_of_candidates(run: Run) -> None:
     front = pareto_front(full_fidelity(run.candidates), info.objectives, info.limits)
     figure = front_figure(run.candidates, front, info)
     traces = {trace.meta: trace for trace in figure.data}
-    assert list(traces["front"].marker.color) == front["bytes"].tolist()
-    assert figure.layout.coloraxis.colorbar.title.text == "bytes (B)"
+    # Colours of costs are logarithmic.
+    assert list(traces["front"].marker.color) == pytest.approx(np.log10(front["bytes"]), abs=1e-5)
+    scale = figure.layout.coloraxis
+    assert scale.cmin <= min(traces["front"].marker.color) < max(traces["front"].marker.color) <= scale.cmax
+    assert scale.colorbar.title.text == "bytes"
+    assert all(text.endswith("B") for text in scale.colorbar.ticktext)
     # Tooltips have the third objective, too.
     assert all(" KB" in text or " B" in text for text in traces["front"].hovertext)
     plain = front_figure(run.candidates, front, run.info)
