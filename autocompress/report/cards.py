@@ -11,7 +11,16 @@ from autocompress.analysis.pareto import numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.analysis.thresholds import describe_thresholds
 from autocompress.analysis.trivial_baselines import list_score_rows
-from autocompress.core.formatting import DASH, compare_costs, format_value, is_finite, is_share, label_column
+from autocompress.core.formatting import (
+    COST_UNITS,
+    DASH,
+    compare_costs,
+    format_value,
+    is_counted,
+    is_finite,
+    is_share,
+    label_column,
+)
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.report.figure_data import (
     GROUPS,
@@ -220,9 +229,10 @@ def card_data(candidates: pd.DataFrame, info: RunInfo, export: Callable[[str], s
         {
             "name": name,
             "label": label_column(name),
-            "unit": record.unit or "",
+            "unit": COST_UNITS.get(name, "") if is_counted(name) else record.unit,
             "kind": record.kind,
-            "share": is_share(record),
+            "isShare": is_share(record),
+            "isCounted": is_counted(name),
         }
         for name, record in records(info).items()
         if name in candidates
