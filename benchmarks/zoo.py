@@ -92,6 +92,7 @@ def measure_model(model: ZooModel) -> ZooRow:
     started = time.process_time()
     torch.manual_seed(0)
     module, data = model.build()
+    fill_zero_weights(module)
     pruned: list[nn.Module] = []
     task: list[Module] = []
 
@@ -120,6 +121,14 @@ def measure_model(model: ZooModel) -> ZooRow:
         _run_step(name, step, row)
     row.seconds = round(time.process_time() - started, 1)
     return row
+
+
+@torch.no_grad()
+def fill_zero_weights(module: nn.Module) -> None:
+    """Fill weight matrices of zeros with random numbers: an untrained head of zeros returns the same for all inputs."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1 and not bool(parameter.any()):
+            nn.init.normal_(parameter, std=0.02)
 
 
 def _run_step(name: str, step: Callable[[], None], row: ZooRow) -> None:
@@ -274,11 +283,16 @@ def write_table(rows: Sequence[ZooRow], out: Path, total: int) -> None:
         marks = " | ".join("yes" if passed else "no" for passed in (row.accepted, row.removed, row.exported))
         remark = " ".join(filter(None, (row.wrong, row.traceback, row.reason))).replace("|", "/")
         lines.append(
-            f"| {row.name} | {row.parameters:,} | {row.flops_ratio:.3f} | {row.remaining:.2f} | {marks} | "
+            f"| {row.name} | {row.parameters:,} | {_format_ratio(row.flops_ratio, 3)} | "
+            f"{_format_ratio(row.remaining, 2)} | {marks} | "
             f"{row.seconds:.0f} | {remark} |"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines) + "\n")
+
+
+def _format_ratio(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
 def main() -> None:

@@ -220,6 +220,7 @@ class Fickle(nn.Linear):
         ),
         (nn.Linear(6, 4), CustomHead(mean_square, {"map": lambda o, t: float("nan")}), "'map' is nan on"),
         (nn.Linear(6, 4), CustomHead(mean_square, {"accuracy": len}), "'accuracy' has the name of another score"),
+        (nn.Linear(6, 4), CustomHead(mean_square, {"map": len}, {"mpa": True}), "'mpa', which is no metric.*'map'"),
         (nn.Linear(6, 4), CustomHead(mean_square, {"a b": len}), "a metric cannot be called 'a b'"),
         (nn.Linear(6, 4), CustomHead(lambda o, t: o.sum() * float("nan")), "loss is nan"),
         (nn.Linear(6, 4), CustomHead(lambda o, t: o.argmax(1).float().mean()), "loss has no gradient"),

@@ -36,8 +36,8 @@ class CustomHead:
     Attributes:
         loss: Function of outputs and targets that returns the mean loss of a batch, ``[]``.
         metrics: Name of each score to a function of the outputs and targets of a whole split. It returns a number, or
-            one number for each example, ``[N]``, whose mean is the score: confidence bounds are then exact and quick,
-            because they need no further calls. The first is what the search selects by; without metrics it is the loss.
+            one number for each example, ``[N]``, whose mean is the score: confidence bounds then need no further calls.
+            The first is what the search selects by; without metrics it is the loss.
         higher_is_better: Whether larger scores are better: of all metrics, or by name.
         collate: Function of a list of targets that returns what the other functions get. By default, targets of one
             structure and shape are stacked, and others remain a list.

@@ -1,5 +1,6 @@
 """Scores of custom heads: the user's metrics as objectives, and the loss itself."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from autocompress.core.custom_head import TASK_LOSS, CustomHead
 from autocompress.core.heads import find_custom_head
 from autocompress.core.registry import OBJECTIVES
-from autocompress.errors import TrialError, UsageError
+from autocompress.errors import TrialError, UsageError, did_you_mean
 from autocompress.measure.objectives import Objective, Subject, objective
 
 
@@ -16,8 +17,12 @@ def register_metrics(head: CustomHead) -> None:
     """Register the metrics of a custom head as objectives; those of an earlier one with the same names are replaced.
 
     Raises:
-        UsageError: A metric has the name of another objective, or of no column.
+        UsageError: A metric has the name of another objective or of no column, or a direction belongs to no metric.
     """
+    directions = head.higher_is_better if isinstance(head.higher_is_better, Mapping) else {}
+    for name in directions:
+        if name not in head.metrics:
+            raise UsageError(f"higher_is_better has '{name}', which is no metric: {did_you_mean(name, head.metrics)}")
     for name in head.metrics:
         if not name.isidentifier():
             raise UsageError(f"a metric cannot be called '{name}'; give a word such as 'map' or 'mean_iou'")
