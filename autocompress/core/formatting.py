@@ -23,6 +23,7 @@ _LABELS = {
     "sparse_bytes": "bytes without zeros",
     "f1_macro": "macro F1",
     "f1_weighted": "weighted F1",
+    "mean_iou": "mean IoU",
     "kl": "KL to the teacher",
     "agreement": "agreement with the teacher",
     "auc": "AUC",

@@ -175,6 +175,8 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
         raise source.make_error(("task",), str(error)) from None
     except TypeError as error:
         raise source.make_error(("task", task_name), f"{task_name} does not take these options ({error})") from None
+    source = prefer_own_score(source, task)
+    spec = source.spec
     for name in spec.objectives:
         _check_objective(source, ("objectives", name), name, task)
         _check_bounds(source, name)
@@ -225,6 +227,20 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
     promises = _list_promise_notices(source, task, splits, objectives)
     notices = tuple(filter(None, (*task.notices, balanced, remark, *leaks, *narrowed, *unsafe, *promises)))
     return Plan(source, space, task, splits, setup, objectives, backend, target, notices)
+
+
+def prefer_own_score(source: Source, task: Task) -> Source:
+    """Return the spec with the task's first score in the place of accuracy, if no head has classes.
+
+    A spec that names its objectives stays as it is.
+    """
+    spec = source.spec
+    if "objectives" in spec.model_fields_set or ACCURACY not in spec.objectives:
+        return source
+    if any(get_objective(ACCURACY).applies_to(size) for size in task.heads.values()):
+        return source
+    objectives = {task.metrics[0] if name == ACCURACY else name: bounds for name, bounds in spec.objectives.items()}
+    return Source(spec.model_copy(update={"objectives": objectives}), source.name, source.lines)
 
 
 def prefer_balanced_score(source: Source, task: Task, splits: Splits) -> tuple[Source, str]:
@@ -575,6 +591,11 @@ def _choose_bounds(plan: Plan, objective: ObjectiveSpec, teacher: TeacherInfo) -
         # Costs have a logarithmic scale: five powers of ten below the teacher's.
         cost = max(float(teacher.costs[objective.name]), 1.0)
         return cost, cost * 1e-5
+    if objective.kind == "score" and get_objective(objective.name).reads == "outputs":
+        # A metric of the user's has an unknown range: an ideal of 1 suits shares, and a larger one follows the teacher.
+        value = float(teacher.scores["search_val"][objective.name])
+        lowest, margin = min(0.0, 2 * value), max(abs(value), 0.1)
+        return (lowest, max(1.0, value + margin)) if objective.is_maximized else (value + 9 * margin, lowest)
     if objective.is_maximized:
         # Chance: one over the number of classes; of several heads, the most. Zero for numbers and entities.
         name, _, only = objective.name.partition(AT)

@@ -51,6 +51,12 @@ def recall_macro(subject: Subject) -> float:
     return subject.mean_over_heads(quality.recall_macro)
 
 
+@objective("mean_iou", "maximize", "score", reads="classes")
+def mean_iou(subject: Subject) -> float:
+    """Intersection over union of predicted and true positions, every class counting alike."""
+    return subject.mean_over_heads(quality.mean_iou)
+
+
 @objective("loss", "minimize", "score", unit="nats", reads="classes")
 def loss(subject: Subject) -> float:
     """Mean cross-entropy."""

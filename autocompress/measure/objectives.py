@@ -14,7 +14,7 @@ from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError
 from autocompress.measure.cost import LayerCost
 
-Reads = Literal["any", "classes", "values", "entities"]
+Reads = Literal["any", "classes", "values", "entities", "outputs"]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ class Objective:
         kind: ``score`` if it is measured on a split, ``cost`` if on the model alone.
         measure: Function from a subject to the value.
         doc: One line for ``autocompress list objectives``.
-        reads: Kind of head that a score needs: ``classes``, ``values`` (numbers), ``entities``, or ``any``.
+        reads: Kind of head that a score needs: ``classes``, ``values`` (numbers), ``entities``,
+            ``outputs`` (all raw outputs, of a custom head), or ``any``.
     """
 
     name: str
@@ -165,7 +166,12 @@ class Objective:
     def applies_to(self, size: int) -> bool:
         """Return whether a head of this kind has what the score needs."""
         head = as_head(size)
-        needed = {"classes": head.has_classes, "values": head.has_values, "entities": head.metric == "entity_f1"}
+        needed = {
+            "classes": head.has_classes,
+            "values": head.has_values,
+            "entities": head.metric == "entity_f1",
+            "outputs": head.kind == "custom",
+        }
         return needed.get(self.reads, True)
 
 

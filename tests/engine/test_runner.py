@@ -1,15 +1,17 @@
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from autocompress.backends.base import TrialLimits
 from autocompress.backends.ray import Ray
+from autocompress.core.heads import Custom, Regression
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.core.task import Split, Splits
-from autocompress.engine.runner import detect_validation_leak, make_backend, make_plan
+from autocompress.engine.runner import detect_validation_leak, make_backend, make_plan, prefer_own_score
 from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SpecError
 from autocompress.store.run_store import RunStore
@@ -208,6 +210,16 @@ def test_imbalanced_classes_make_balanced_accuracy_the_first_score_unless_object
     named = parse_spec(SOUND + "objectives: [accuracy, bytes]\n", "x", ["split_seed=772", "pick.max_drop=0.05"])
     assert make_plan(named).setup.primary == "accuracy"
     assert not make_plan(named).notices
+
+
+@pytest.mark.parametrize(("head", "score"), [(Regression(1), "r2"), (Custom(8, "map"), "map")])
+def test_a_task_without_classes_is_searched_by_its_own_score(head: int, score: str) -> None:
+    task = SimpleNamespace(heads={"y": head}, metrics=(score, "other"))
+    assert list(prefer_own_score(parse_spec(SOUND, "x"), task).spec.objectives) == [score, "effective_flops"]
+    named = parse_spec(SOUND, "x", ["objectives=[accuracy, bytes]"])
+    assert prefer_own_score(named, task) is named
+    classes = parse_spec(SOUND, "x")
+    assert prefer_own_score(classes, SimpleNamespace(heads={"y": 3, "z": head}, metrics=("mean_score",))) is classes
 
 
 @pytest.mark.parametrize("key", ["fit.adamw.class_weights", "teacher.fit.adamw.class_weights"])
