@@ -21,7 +21,9 @@ SWITCHES = {"ORT_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0", "MLFLO
 
 
 def can_leave_the_network() -> bool:
-    return shutil.which("unshare") is not None and subprocess.run(["unshare", "-n", "true"], check=False).returncode == 0
+    return (
+        shutil.which("unshare") is not None and subprocess.run(["unshare", "-n", "true"], check=False).returncode == 0
+    )
 
 
 @pytest.mark.slow

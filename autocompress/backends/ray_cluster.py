@@ -117,6 +117,7 @@ def join_cluster(address: str, resources: Mapping[str, float]) -> Iterator[Clust
             _check_capacity(cluster.bundle, f"of the cluster at {address}")
             _check_versions(cluster.bundle)
             logger.info("joined the Ray cluster at %s", address)
+            logger.warning(describe_listeners(_list_live_nodes(), has_token=os.environ.get("RAY_AUTH_MODE") == "token"))
             yield cluster
     finally:
         ray.shutdown()
@@ -156,6 +157,7 @@ def start_cluster(folder: Path | None, resources: Mapping[str, float], cores: in
                 cluster = Cluster(to_ray_resources(resources), temporary)
                 _check_capacity(cluster.bundle, "this machine")
                 logger.info("started a Ray cluster with %d processors on this machine", cores)
+                logger.warning(describe_listeners(_list_live_nodes(), has_token=True))
                 with _suppress_raylet_output():
                     yield cluster
             finally:
@@ -166,6 +168,26 @@ def start_cluster(folder: Path | None, resources: Mapping[str, float], cores: in
             guard.wait()
         shutil.rmtree(temporary, ignore_errors=True)
         logger.info("stopped the Ray cluster of this machine")
+
+
+def describe_listeners(nodes: Sequence[Mapping[str, Any]], *, has_token: bool) -> str:
+    """Return a line about the addresses on which Ray's processes accept connections, and who may use them.
+
+    Args:
+        nodes: Live nodes, as ``ray.nodes()`` describes them.
+        has_token: Whether the cluster requires its token.
+
+    Example:
+        >>> node = {"NodeManagerAddress": "10.0.0.5", "NodeManagerPort": 4001, "ObjectManagerPort": 4002}
+        >>> describe_listeners([node], has_token=True)
+        'Ray listens on 10.0.0.5 (ports 4001, 4002 and others); it accepts who has its token'
+    """
+    hosts = [
+        f"{node['NodeManagerAddress']} (ports {node['NodeManagerPort']}, {node['ObjectManagerPort']} and others)"
+        for node in nodes
+    ]
+    accepts = "it accepts who has its token" if has_token else "it accepts everyone who reaches it: no token is set"
+    return f"Ray listens on {', '.join(hosts)}; {accepts}"
 
 
 def _init_options() -> dict[str, Any]:

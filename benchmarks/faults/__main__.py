@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import benchmarks.faults
+from benchmarks.faults.cluster import kill_ray_workers
 from benchmarks.faults.drivers import (
     compare_tables,
     exhaust_space,
@@ -74,6 +75,7 @@ ROWS: dict[int, Callable[[Path], FaultResult]] = {
     19: flip_artifact_bytes,
     20: repeat_trials,
     21: compare_tables,
+    22: kill_ray_workers,
     23: run_many_trials,
     24: count_checkpoints,
     25: open_hostile_runs,
