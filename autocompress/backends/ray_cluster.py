@@ -27,7 +27,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autocompress.backends.watchdog import guard_folder
-from autocompress.errors import UsageError
+from autocompress.errors import UsageError, WorkersError
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,7 @@ def start_cluster(folder: Path | None, resources: Mapping[str, float], cores: in
 
     Raises:
         UsageError: This machine does not have the resources of one trial.
+        WorkersError: Ray's processes do not start.
     """
     _check_not_connected()
     if count_fitting_trials({"CPU": cores}, {"CPU": resources.get("cpu", 1.0) or 1.0}) < 1:
@@ -144,14 +145,17 @@ def start_cluster(folder: Path | None, resources: Mapping[str, float], cores: in
     try:
         with _require_token():
             try:
-                ray.init(
-                    address="local",
-                    num_cpus=cores,
-                    include_dashboard=False,
-                    object_store_memory=_choose_object_store_size(),
-                    _temp_dir=str(temporary),
-                    **_init_options(),
-                )
+                try:
+                    ray.init(
+                        address="local",
+                        num_cpus=cores,
+                        include_dashboard=False,
+                        object_store_memory=_choose_object_store_size(),
+                        _temp_dir=str(temporary),
+                        **_init_options(),
+                    )
+                except Exception as error:  # Ray raises a dozen types, Exception itself where a process is late.
+                    raise WorkersError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
                 # Ray's agents outlive a killed driver by a minute, in which they try to report to a stopped cluster.
                 guard = guard_folder(temporary)
                 cluster = Cluster(to_ray_resources(resources), temporary)
