@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.__main__ import ROWS, SMALL_ROWS
 from benchmarks.faults.mutants import MUTANTS, ROOT, Mutant
 from benchmarks.faults.power import Disk
+from benchmarks.faults.rows import ROWS, SMALL_ROWS
 
 # The others start processes for longer, or repeat what tests of their modules check.
 TESTED_ROWS = (1, 2, 6, 7, 8, 9, 13, 15, 24)

@@ -56,6 +56,11 @@ def _set_file(name: str, content: Callable[[Path], bytes]) -> Damage:
     return lambda folder: _write(folder, name, content(folder))
 
 
+def _replace_file(name: str, kind: int) -> Damage:
+    """Return a change that puts a link, device, pipe, folder or sparse file in the place of a file."""
+    return lambda folder: replace_file(folder / name, (0, 0, kind, 0))
+
+
 def _write(folder: Path, name: str, content: bytes) -> None:
     """Write a file of an artifact and the manifest again, as someone who means harm would."""
     from autocompress.export.folder import read_files, write_files
@@ -88,7 +93,8 @@ def _point_outside(folder: Path) -> bytes:
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../outside/canary")
-    return model.SerializeToString()
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _list_model_damages() -> dict[str, Damage]:
@@ -102,9 +108,7 @@ def _list_model_damages() -> dict[str, Damage]:
         "torch.save as weights": _set_file(safetensors, _torch_touch),
         "pickle as ONNX": _set_file("model.onnx", _pickle_touch),
         "pickle as architecture": _set_file("architecture.json", _pickle_touch),
-        "torch.save as .pt2 beside it": lambda folder: (
-            (folder / "model.pt2").write_bytes(_torch_touch(folder)) and None
-        ),
+        "torch.save as .pt2": _set_file("model.pt2", _torch_touch),
         "code as pipeline.py": _set_file(
             "pipeline.py", lambda folder: f"open({str(folder.parent / 'touched')!r}, 'w')\n".encode()
         ),
@@ -116,7 +120,7 @@ def _list_model_damages() -> dict[str, Damage]:
             "architecture.json", lambda folder: b'{"format": ' + b"9" * 100_000 + b"}"
         ),
         **{
-            f"{name} as {file}": lambda folder, file=file, kind=kind: replace_file(folder / file, (0, 0, kind, 0))
+            f"{name} as {file}": _replace_file(file, kind)
             for name, kind in kinds.items()
             for file in ("architecture.json", safetensors)
         },

@@ -81,7 +81,8 @@ def recommend_dead_models(folder: Path, tables: int = 20) -> FaultResult:
     limits: tuple[dict[str, Any], ...] = ({}, {"knee": True}, {"max": {"effective_flops": 2.0}})
     for number, arguments in itertools.product(range(tables), limits):
         dead = table.iloc[[draw.randrange(len(table))]].assign(id="dead", complete=True, effective_flops=1.0)
-        dead[["accuracy", "accuracy_search"]] = OBJECTIVES[0].bounds[0] - 0.01 * (number % 3)
+        for column in ("accuracy", "accuracy_search"):
+            dead[column] = OBJECTIVES[0].require_bounds()[0] - 0.01 * (number % 3)
         with suppress(NoCandidateError):
             recommended += select_candidate(pd.concat([table, dead]), info, **arguments).row["id"] == "dead"
         choices += 1
@@ -145,6 +146,7 @@ def _quantize_case(weight: tuple[str, Any], kind: tuple[str, str], granularity: 
     """Return what happens to a linear layer with a weight."""
     import torch
 
+    from autocompress.core.knobs import Leaf
     from autocompress.core.method import Context
     from autocompress.core.registry import QUANTIZE
     from autocompress.errors import CompressionError, KnobError
@@ -155,7 +157,12 @@ def _quantize_case(weight: tuple[str, Any], kind: tuple[str, str], granularity: 
     layer.weight, layer.bias = torch.nn.Parameter(values.clone()), torch.nn.Parameter(torch.zeros(len(values)))
     inputs = (torch.full((4, values.shape[1]), 0.5),)
     method = QUANTIZE.get("post_training")
-    settings = {"quantizer": kind[0], "weight_scheme": kind[1], "granularity": granularity, "group_size": 3}
+    settings: dict[str, Leaf] = {
+        "quantizer": kind[0],
+        "weight_scheme": kind[1],
+        "granularity": granularity,
+        "group_size": 3,
+    }
     settings |= {"weight_observer": observer, "weight_bits": bits, "activation_bits": 32}
     try:
         config = method.config.of(settings)
@@ -164,7 +171,7 @@ def _quantize_case(weight: tuple[str, Any], kind: tuple[str, str], granularity: 
         return "refused"
     except Exception:
         return "other exception"
-    after = model[0].weight.detach()
+    after = model.get_submodule("0").get_parameter("weight").detach()
     if not bool(after.isfinite().all()):
         return "not finite"
     if kind[0] == "linear" and observer == "minmax" and granularity == "per_tensor":
@@ -181,6 +188,7 @@ def distill_extremes(folder: Path) -> FaultResult:
     import torch
     from torch.nn import functional as F
 
+    from autocompress.core.knobs import FloatRange
     from autocompress.core.registry import DISTILL
     from autocompress.distill.base import Activations, Batch
 
@@ -194,10 +202,10 @@ def distill_extremes(folder: Path) -> FaultResult:
         student, teacher = (torch.randn(4, 5, generator=generator).sign() * size for _ in range(2))
         student.requires_grad_()
         # Where the range of the hyperparameter ends earlier, its end is the extreme.
-        domain = term.config.knobs().get("temperature")
-        settings = (
-            {} if domain is None else {"temperature": min(max(temperature, domain.domain.low), domain.domain.high)}
-        )
+        knob = term.config.knobs().get("temperature")
+        settings = {}
+        if knob is not None and isinstance(knob.domain, FloatRange):
+            settings = {"temperature": min(max(temperature, knob.domain.low), knob.domain.high)}
         config = term.config.of(settings)
         outputs = Activations({"label": student}), Activations({"label": teacher})
         adapter = term.build_adapter(config, *outputs)
@@ -211,9 +219,17 @@ def distill_extremes(folder: Path) -> FaultResult:
     return FaultResult("finite loss and gradient", measured.rstrip(), cases > 0 and not broken)
 
 
+def _randomize(value: Any) -> Any:
+    import torch
+
+    is_real = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return torch.rand_like(value) if is_real else value
+
+
 def prune_untraceable(folder: Path) -> FaultResult:
     """Row 14: models with data-dependent branches, dict inputs, shared modules and other traps for a tracer."""
     import torch
+    from torch import nn
 
     from autocompress.core.method import Context
     from autocompress.core.registry import PRUNE
@@ -221,16 +237,14 @@ def prune_untraceable(folder: Path) -> FaultResult:
     from autocompress.prune.channels import verify_pruned_model
     from tests.prune import zoo
 
-    cases = [(kind, example) for kind, example, _ in (*zoo.REFUSED, *zoo.FOLLOWED)]
+    cases: list[tuple[Any, Any]] = [(kind, example) for kind, example, _ in (*zoo.REFUSED, *zoo.FOLLOWED)]
     structured, fallback = PRUNE.get("structured"), PRUNE.get("unstructured")
     counts = {"pruned and equal to the masked original": 0, "refused by name": 0, "wrong": 0, "crashed": 0}
     unstructured = 0
     for kind, example in cases:
         torch.manual_seed(0)
-        model = kind().eval()
-        inputs = tuple(
-            torch.rand_like(x) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in example
-        )
+        model: nn.Module = kind().eval()
+        inputs = tuple(map(_randomize, example))
         context = Context(example, (inputs,))
         try:
             pruned, state = structured.apply(model, structured.config.of({"pruning_ratio": 0.5}), context)

@@ -131,6 +131,10 @@ def test_no_duration_is_measured_with_a_clock_that_may_jump() -> None:
     package, users = Path(autocompress.__file__).parent, set()
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("time.time", "datetime.now", "datetime.utcnow"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "time.time",
+                "datetime.now",
+                "datetime.utcnow",
+            ):
                 users.add(path.relative_to(package).as_posix())
     assert users == allowed
