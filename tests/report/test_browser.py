@@ -188,8 +188,8 @@ def test_limits_and_filters_that_cannot_hold_say_why(opened: Opened, run: Run) -
     box, summary = tab.locator("#filter"), tab.locator("#status")
     box.fill("accuracy >= 90% and (structured or not bytes <= 2 KB)")
     texts = run.candidates.select_dtypes("str")
-    found = texts.apply(lambda column: column.str.contains("structured")).any(axis=1)
-    expected = (run.candidates["accuracy"] >= 0.9) & (found | ~(run.candidates["bytes"] <= 2000))
+    matches = texts.apply(lambda column: column.str.contains("structured")).any(axis=1)
+    expected = (run.candidates["accuracy"] >= 0.9) & (matches | ~(run.candidates["bytes"] <= 2000))
     expect(summary).to_have_text(f"{expected.sum()} of {len(run.candidates)} candidates match.")
     assert opened.count("#table tbody tr") == expected.sum()
     box.fill("accuracy >= 90% and (acuracy > 1)")
@@ -447,7 +447,7 @@ def test_a_live_page_takes_in_what_is_new_and_keeps_what_its_reader_set(browser:
     version = ["1"]
 
     def render() -> str:
-        info = replace(run.info, name=f"version-{version[0]}")
+        info = replace(run.info, command=f"version-{version[0]}")
         return render_page(Path("reports/live"), run.candidates, run.trials, info, live=True)
 
     with LiveServer(render, lambda: version[0]) as server:
