@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ from autocompress.errors import AutocompressError
 from autocompress.report import page as page_module
 from autocompress.report.live import ENDED, LiveServer
 from autocompress.report.page import render_page, write_page
-from tests.report.factory import Run, make_run
+from tests.report.factory import HOSTILE, Run, make_run
 
 CHROMIUM = shutil.which("chromium")
 pytest.importorskip("playwright")
@@ -432,10 +433,16 @@ def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
     page = write_page(
         tmp_path / "report.html", run.candidates, run.trials, run.info, select_candidate(run.candidates, run.info)
     )
-    with Opened(browser, page.as_uri()) as result:
+    # Names also come from the address, and go into messages and commands.
+    settings = {"run": page_module._run_key(run.info), "limits": "bytes <= 100KB", "filter": HOSTILE[2]}
+    address = f"{page.as_uri()}#{urlencode(settings)}"
+    with Opened(browser, address) as result:
+        assert result.tab.locator("#filter").input_value() == HOSTILE[2]
+        assert "a condition is missing" in result.tab.locator("#filter-problem").text_content()
+        assert result.tab.locator("#limited-pick h3").inner_text().startswith("Pick within the limits")
         # A script smuggled in by a name would have changed the language.
         assert result.tab.locator("html").get_attribute("lang") == "en"
-        assert [url for url in result.questions if not url.startswith("blob:")] == [page.as_uri()]
+        assert [url for url in result.questions if not url.startswith("blob:")] == [address.partition("#")[0]]
         assert result.sentence == []
         assert result.count("img") == 0
         assert result.count("a[href^='javascript']") == 0
