@@ -8,6 +8,8 @@ import re
 from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from autocompress.core.run_info import ObjectiveSpec
 
 DASH = "\u2013"
@@ -21,6 +23,7 @@ _LABELS = {
     "sparse_bytes": "bytes without zeros",
     "f1_macro": "macro F1",
     "f1_weighted": "weighted F1",
+    "mean_iou": "mean IoU",
     "kl": "KL to the teacher",
     "agreement": "agreement with the teacher",
     "auc": "AUC",
@@ -211,6 +214,22 @@ def compare_costs(ours: float, theirs: float, name: str) -> str:
         return f"as {'many' if counted else 'much'} {what}"
     less = "fewer" if counted else "less"
     return f"{format_factor(ratio)} {less if ours < theirs else 'more'} {what}"
+
+
+def describe_decision(threshold: float, head: str, labels: "Mapping[str, Sequence[str]]") -> str:
+    """Return a threshold of a head in words.
+
+    Args:
+        threshold: Probability above which the second class is predicted.
+        head: Name of the head.
+        labels: Names of the classes of each head.
+
+    Example:
+        >>> describe_decision(0.31, "mail", {"mail": ["other", "spam"]})
+        "threshold 0.31 for 'spam' of mail"
+    """
+    names = labels.get(head, ())
+    return f"threshold {threshold:.3g} for {repr(names[1]) if len(names) > 1 else 'the second class'} of {head}"
 
 
 def format_duration(seconds: float | None) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from autocompress.analysis.pareto import numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
+from autocompress.analysis.thresholds import describe_thresholds
 from autocompress.analysis.trivial_baselines import list_score_rows
 from autocompress.core.formatting import (
     COST_UNITS,
@@ -193,6 +194,7 @@ def build_cards(
                 "scores": scores,
                 "change": change,
                 "simulated": notes[index],
+                "thresholds": describe_thresholds(details, info),
                 # Only these two leave zeros in the weights; the others remove whole channels or blocks.
                 "sparse": pruned if pruned in ("unstructured", "n_m") else "",
                 "yaml": as_yaml(row.get("config")),
