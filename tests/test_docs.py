@@ -236,6 +236,14 @@ def test_each_task_is_served_by_ten_lines(name: str, tmp_path: Path, monkeypatch
     exec(compile(block, "artifact.md", "exec"), {})
 
 
+def test_the_page_on_artifacts_names_each_task() -> None:
+    section = PAGES["artifact"].partition("### Each task")[2].partition("### Reading")[0]
+    # Other tests register tasks of their own.
+    own = [name for name in registry.TASKS if registry.TASKS.get(name).__module__.startswith("autocompress.")]
+    assert "digits" in own
+    assert [name for name in own if f"`{name}`" not in section] == []
+
+
 def test_there_is_an_example_for_each_shipped_space() -> None:
     section = PAGES["artifact"].partition("### Each task")[2].partition("### Reading")[0]
     for space in (ROOT / "search_spaces").glob("*.yaml"):

@@ -9,10 +9,11 @@
     dense        [B, C, ...]             class indices [B, ...], e.g. of pixels        [B P, C]
     tags         [B, T, C]               class indices [B, T], of tokens               [B T, C]
     regression   [B, D] or [B]           numbers [B, D] or [B]                         none
+    custom       [B, ...]                any, see `core.custom_head`                   none
 
-All kinds but regression have *rows*: logits of one decision each, ``[M, C]``, with a class index each, ``[M]``. Losses,
-distillation terms and scores are written for rows, so they serve every kind. A label that is missing is ``IGNORED``, or
-NaN for a number; it counts in no loss and no score.
+All kinds but the last two have *rows*: logits of one decision each, ``[M, C]``, with a class index each, ``[M]``.
+Losses, distillation terms and scores are written for rows, so they serve every kind. A label that is missing is
+``IGNORED``, or NaN for a number; it counts in no loss and no score.
 """
 
 import math
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autocompress.core.custom_head import TASK_LOSS, BoundHead, measure_distance
 from autocompress.errors import TrialError
 
 #: Class index of a missing label; torch's cross-entropy leaves it out by default.
@@ -94,11 +96,16 @@ class Head(int):
 
     def shift_rows(self, rows: Tensor) -> Tensor:
         """Return class logits ``[M, C]`` whose largest is the predicted class: those of the head's threshold."""
-        if self.threshold is None:
-            return rows
-        # p > t is z > logit(t) for the difference z of the two logits.
-        offset = math.log(self.threshold) - math.log1p(-self.threshold)
-        return rows - rows.new_tensor([0.0, offset])
+        return rows if self.threshold is None else rows - rows.new_tensor([0.0, _logit(self.threshold)])
+
+    def shift_outputs(self, outputs: Tensor) -> Tensor:
+        """Return outputs from which the same head without a threshold predicts the same classes.
+
+        Example:
+            >>> Binary(threshold=0.2).shift_outputs(torch.tensor([[0.0]])).round(decimals=3)
+            tensor([[1.3860]])
+        """
+        return self.shift_rows(outputs)
 
     def __getnewargs_ex__(self) -> tuple[tuple[int], dict[str, object]]:
         """Return the arguments with which pickle and copy build the head again."""
@@ -269,6 +276,10 @@ class Binary(Head):
     def classes(self) -> int:
         """Two: no and yes."""
         return 2
+
+    def shift_outputs(self, outputs: Tensor) -> Tensor:
+        """Return logits whose sign is the class that is predicted at the threshold."""
+        return outputs if self.threshold is None else outputs - _logit(self.threshold)
 
     def flatten(self, outputs: Tensor) -> Tensor:
         """Return logits of two classes: a sigmoid of z is a softmax of (0, z)."""
@@ -484,9 +495,70 @@ class Regression(Head):
         return torch.tensor(self.scale, dtype=like.dtype, device=like.device)
 
 
+class Custom(Head):
+    """One raw output of a model whose loss and metrics are the user's; they read all outputs together.
+
+    Args:
+        size: Number of values of one example.
+        metric: Name of the score that sums up the task.
+        bound: The user's functions and the targets; ``None`` in an exported model, which needs neither.
+
+    Example:
+        >>> Custom(128, "map").to_json()
+        {'kind': 'custom', 'size': 128, 'metric': 'map'}
+    """
+
+    kind = "custom"
+    has_classes = False
+    bound: BoundHead | None
+
+    def __new__(cls, size: int, metric: str = TASK_LOSS, bound: BoundHead | None = None) -> Self:
+        """Return a head of ``size`` values."""
+        head = super().__new__(cls, size, metric)
+        head.bound = bound
+        return head
+
+    @property
+    def classes(self) -> int:
+        """Zero: there are no classes."""
+        return 0
+
+    def flatten(self, outputs: Tensor) -> Tensor:
+        """Raise an error, because the outputs are no class logits.
+
+        Raises:
+            TrialError: Always.
+        """
+        raise TrialError(f"a head of {self.describe()} has no classes; use its own metrics, such as {self.metric}")
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the mean squared difference in standard deviations of the teacher's outputs, ``[]``."""
+        return measure_distance(student, teacher)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return the outputs themselves."""
+        return outputs
+
+    def compare_predictions(self, predictions: Tensor, expected: Tensor) -> float:
+        """Return the share of values that differ by at most a twentieth of a standard deviation.
+
+        One step of an 8-bit code over the range of a normal distribution is about that much.
+        """
+        scale = expected.std(correction=0).clamp(min=1e-6)
+        return float(((predictions - expected).abs() <= 0.05 * scale).double().mean())
+
+    def describe(self) -> str:
+        """Return the head as text."""
+        return f"{int(self)} raw outputs"
+
+    def to_json(self) -> int | dict[str, object]:
+        """Return the head as a JSON value, without the user's functions."""
+        return {"kind": self.kind, "size": int(self), "metric": self.metric}
+
+
 #: Name of a kind to its class.
 KINDS: Mapping[str, type[Head]] = {
-    kind.kind: kind for kind in (Head, Levels, Candidates, Binary, MultiLabel, Dense, Tags, Regression)
+    kind.kind: kind for kind in (Head, Levels, Candidates, Binary, MultiLabel, Dense, Tags, Regression, Custom)
 }
 
 
@@ -498,6 +570,11 @@ def as_head(size: int) -> Head:
         ('classes', 'tags')
     """
     return size if isinstance(size, Head) else Head(size)
+
+
+def find_custom_head(heads: Mapping[str, int]) -> BoundHead | None:
+    """Return the user's functions of a task with a custom head; None for any other task."""
+    return next((head.bound for head in heads.values() if isinstance(head, Custom)), None)
 
 
 def head_from_json(value: int | Mapping[str, object]) -> Head:
@@ -521,6 +598,11 @@ def head_from_json(value: int | Mapping[str, object]) -> Head:
         return kind(size, **settings)  # type: ignore[arg-type]
     except (TypeError, TrialError) as error:
         raise ValueError(f"the head {value} cannot be read ({error})") from error
+
+
+def _logit(share: float) -> float:
+    """Return the difference of two logits at which the second class has a probability: p > t is z > logit(t)."""
+    return math.log(share) - math.log1p(-share)
 
 
 def _as_two_classes(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autocompress.core.heads import Head, as_head
+from autocompress.core.heads import Head, as_head, find_custom_head
 from autocompress.core.knobs import FloatRange, Settings, knob
 from autocompress.core.registry import DISTILL
 from autocompress.distill.base import Batch, Needs, Term
@@ -70,13 +70,17 @@ def mean_over_heads(batch: Batch, loss: RowLoss) -> Tensor:
     """Return the mean of a loss over the heads, ``[]``.
 
     The loss reads the logits of each decision: of an example, a token, a pixel, or one of several labels. A head of
-    numbers has no logits, and the squared distance of the numbers takes the place of the loss.
+    numbers has no logits, and the squared distance of the numbers takes the place of the loss. A custom head has a
+    distillation of its own.
 
     Args:
         batch: Outputs of student and teacher.
         loss: Function of the logits ``[M, C]`` of student and teacher, and of the class indices ``[M]``. Where a label
             is missing, the class is the teacher's most probable one.
     """
+    custom = find_custom_head(batch.heads)
+    if custom is not None:
+        return custom.distill(batch.student.logits, batch.teacher.logits, batch.targets)
     per_head = []
     for name, ours in batch.student.logits.items():
         head, theirs = as_head(batch.heads.get(name, ours.shape[-1])), batch.teacher.logits[name]

@@ -44,10 +44,14 @@ def check_run_folder(folder: Path, spec: Spec, *, resume: bool, command: str = "
         info = store.run_info()
         before, ended = info.content, info.is_finished
         trials = len(store.trial_table())
-    if before != spec.immutable_content():
+    content = spec.immutable_content()
+    if "objectives" not in spec.model_fields_set:
+        # The task decides which score takes the place of accuracy, and the task is not loaded yet.
+        content["objectives"] = before.get("objectives", content["objectives"])
+    if before != content:
         if not resume:
             raise existing_run_error(folder)
-        changed = _first_difference(before, spec.immutable_content())
+        changed = _first_difference(before, content)
         raise RunFolderError(
             f"{folder} was searched with another spec: {changed} differs; restore it, or --name a new run"
         )

@@ -323,24 +323,59 @@ def _trace_graph(
     inputs = tuple(torch.cat([tensor, tensor]) for tensor in example)
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     shapes = tuple({0: batch, 1: length} if at in lists else {0: batch} for at in range(len(inputs)))
+    module = _Heads(model, heads).eval()
+    names = (input_names(len(inputs)), list(heads))
     try:
         with adjust_exporter(), torch.no_grad():
-            program = torch.onnx.export(
-                _Heads(model, heads).eval(),
-                inputs,
-                dynamo=True,
-                dynamic_shapes=(shapes,),
-                input_names=input_names(len(inputs)),
-                output_names=list(heads),
-                external_data=False,
-                verbose=False,
-            )
-            assert program is not None
-            proto: onnx.ModelProto = program.model_proto
+            proto = _run_exporter(module, inputs, (shapes,), names)
+            if has_fixed_batch(proto):
+                # `len(x)` is a plain number while forward() runs, but not where torch reads its code.
+                program = torch.export.export(module, inputs, dynamic_shapes=(shapes,), strict=True)
+                proto = _run_exporter(program, inputs, None, names)
     except Exception as error:  # torch.export raises any exception of the model's forward
         reason = describe_export_error(error, model)
         raise ArtifactError(f"the model cannot be exported to ONNX: {reason}") from error
+    if has_fixed_batch(proto):
+        raise ArtifactError(
+            "the model cannot be exported to ONNX for batches of any size: its code fixes the number of examples, as "
+            "len(x) and int(x.shape[0]) do; write x.shape[0]"
+        )
     return proto
+
+
+def _run_exporter(
+    module: nn.Module | torch.export.ExportedProgram,
+    inputs: tuple[Tensor, ...],
+    shapes: tuple[Any, ...] | None,
+    names: tuple[Sequence[str], Sequence[str]],
+) -> onnx.ModelProto:
+    """Return the graph that torch makes of a module, or of one that it has captured.
+
+    Args:
+        module: The module, or what torch captured of it.
+        inputs: A batch of two examples.
+        shapes: Axes of any length for each argument of the module.
+        names: Names of the inputs and of the outputs.
+    """
+    program = torch.onnx.export(
+        module,
+        inputs,
+        dynamo=True,
+        dynamic_shapes=shapes,
+        input_names=names[0],
+        output_names=names[1],
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    return proto
+
+
+def has_fixed_batch(proto: onnx.ModelProto) -> bool:
+    """Return whether an input of a graph takes one number of examples only."""
+    axes = [entry.type.tensor_type.shape.dim for entry in proto.graph.input]
+    return any(len(dimensions) > 0 and not dimensions[0].dim_param for dimensions in axes)
 
 
 def _input_names(graph: onnx.GraphProto) -> Iterator[str]:

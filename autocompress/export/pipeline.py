@@ -112,7 +112,8 @@ class Pipeline:
 
         Returns:
             Head to ``class``, ``probability`` and ``probabilities``, also ``value`` where classes are numbers; to
-            ``labels`` and ``probabilities``; to ``classes``, one for each position; to ``values`` by name; or to
+            ``labels`` and ``probabilities``; to ``classes``, one for each position; to ``values`` by name; to
+            ``outputs`` as the model returns them; or to
             ``ids`` and ``scores``, best first, of the given candidates or of the whole catalogue.
 
         Raises:
@@ -642,6 +643,11 @@ def _decode_numbers(entry: Record, outputs: Array, values: Values) -> dict[str, 
     return {"values": dict(zip(entry["classes"], outputs.reshape(-1).astype(float).tolist(), strict=True))}
 
 
+def _decode_outputs(entry: Record, outputs: Array, values: Values) -> dict[str, Any]:
+    """Return the raw outputs as nested lists."""
+    return {"outputs": outputs.astype(float).tolist()}
+
+
 def _decode_ranking(entry: Record, scores: Array, values: Values) -> dict[str, Any]:
     """Return the candidates and their scores, best first; equal scores keep the order of the candidates."""
     candidates = [str(name) for name in values[entry["candidates"]][0]]
@@ -686,6 +692,7 @@ DECODERS: Mapping[str, Callable[[Record, Array, Values], dict[str, Any]]] = {
     "dense": _decode_positions,
     "tags": _decode_positions,
     "regression": _decode_numbers,
+    "custom": _decode_outputs,
     "ranking": _decode_ranking,
 }
 

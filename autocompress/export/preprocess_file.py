@@ -44,6 +44,7 @@ MEANINGS = {
     "dense": "logits of each position; their softmax is the probability of each class",
     "tags": "logits of each token; their softmax is the probability of each class",
     "regression": "numbers in the unit of the targets",
+    "custom": "raw outputs of the model",
     "ranking": "scores of the candidates; only their order has a meaning",
 }
 # What a kind of head needs besides its names: a threshold of probabilities, or the axis of the classes of one example.
@@ -168,6 +169,9 @@ def _describe_output(
     if kind == "ranking":
         before = {"first": candidates[0].first} if candidates[0].first else {}
         return {**entry, "candidates": candidates[0].name, **before}
+    if kind == "custom":
+        # Values of an unknown meaning have no names.
+        return entry
     count = 2 if kind == "binary" else int(size)
     entry["classes"] = _distinguish_names(list(deployable.labels.get(head) or map(str, range(count))))
     threshold = as_head(size).threshold

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from autocompress.core.example_scores import ExampleScores
 from autocompress.core.heads import IGNORED
 from autocompress.measure import ranking_metrics
+from autocompress.measure.custom_scores import score_custom_examples
 from autocompress.measure.heads import AT, get_objective, select_examples, select_head
 from autocompress.measure.objectives import Subject
 from autocompress.measure.value_metrics import squared_errors
@@ -24,6 +25,8 @@ from autocompress.measure.value_metrics import squared_errors
 DRAWS = 200
 # A score without a formula for all draws at once is measured once for each draw, which takes longer.
 FEW_DRAWS = 100
+# A metric of the user's may take seconds for each draw.
+CUSTOM_DRAWS = 25
 # Scores of single examples of a larger split would make the run folder large; replicates have a constant size.
 MAX_BITS = 20_000
 MAX_SHARES = 5_000
@@ -82,7 +85,10 @@ def _resample_score(subject: Subject, name: str) -> ExampleScores:
     units = int(groups.max()) + 1
     plain = _has_plain_heads(subject)
     replicates: list[Tensor] = []
-    if plain and name in EXAMPLE_FUNCTIONS:
+    custom = score_custom_examples(name, subject)
+    if custom is not None and len(custom) == size:
+        replicates = [(weights @ custom) / weights.sum(1) for weights in _draw_weights(groups, units, DRAWS)]
+    elif plain and name in EXAMPLE_FUNCTIONS:
         values = _score_examples(subject, name)
         replicates = [(weights @ values) / weights.sum(1) for weights in _draw_weights(groups, units, DRAWS)]
     elif plain and name in RESAMPLE_FUNCTIONS:
@@ -93,7 +99,7 @@ def _resample_score(subject: Subject, name: str) -> ExampleScores:
         ]
     else:
         measure, rows = get_objective(name).measure, torch.arange(size)
-        for weights in _draw_weights(groups, units, FEW_DRAWS):
+        for weights in _draw_weights(groups, units, FEW_DRAWS if custom is None else CUSTOM_DRAWS):
             draws = (select_examples(subject, rows.repeat_interleave(counts.long())) for counts in weights)
             replicates.append(torch.tensor([measure(draw) for draw in draws], dtype=torch.float64))
     return ExampleScores("replicates", units, _as_array(torch.cat(replicates)))

@@ -47,6 +47,9 @@ def get_objective(name: str) -> Objective:
     if score.kind != "score":
         raise UsageError(f"'{base}' is measured on the model, not on a head: write '{base}' for '{name}'")
     doc = f"{score.doc.rstrip('.')}; of the head '{head}' alone."
+    if score.reads == "outputs":
+        # The user's metric reads all outputs together.
+        return replace(score, name=name)
     # A score of one head is derived and not registered, because the heads depend on the task.
     return replace(score, name=name, measure=lambda subject: score.measure(select_head(subject, head)), doc=doc)
 
@@ -121,6 +124,8 @@ def list_scores(requested: Collection[str], heads: Mapping[str, int]) -> list[st
         }
         metrics = {head: as_head(size).metric for head, size in heads.items()}
         names |= {f"{metric}{AT}{head}" for head, metric in metrics.items() if metric not in BY_HEAD}
+        # A custom metric reads all heads together.
+        names -= {f"{as_head(size).metric}{AT}{head}" for head, size in heads.items() if as_head(size).kind == "custom"}
     return sorted(name for name in names if get_objective(name).kind == "score")
 
 
@@ -273,6 +278,16 @@ def count_confusions(subject: Subject, name: str) -> list[list[int]]:
     counts = torch.bincount(labels * head.classes + rows.argmax(1), minlength=head.classes**2)
     table: list[list[int]] = counts.reshape(head.classes, head.classes).tolist()
     return table
+
+
+def describe_decisions(subject: Subject) -> dict[str, dict[str, object]]:
+    """Return ``per_class``, see :func:`describe_classes`, and ``confusion``, see :func:`count_confusions`, by head."""
+    named = [name for name in subject.logits if subject.head(name).has_classes]
+    confusions = {name: count_confusions(subject, name) for name in named}
+    return {
+        "per_class": {name: describe_classes(subject, name) for name in named},
+        "confusion": {name: table for name, table in confusions.items() if table},
+    }
 
 
 def select_examples(subject: Subject, rows: Tensor) -> Subject:

@@ -14,7 +14,7 @@ from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError
 from autocompress.measure.cost import LayerCost
 
-Reads = Literal["any", "classes", "values", "entities"]
+Reads = Literal["any", "classes", "values", "entities", "outputs"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Subject:
         latency: Latency model of the target; ``None`` where none was calibrated.
         groups: Number of the group of each example, ``[N]``, where examples of a group are not independent, such as
             the ratings of one user; ``None`` where all examples are independent.
+        teacher_heads: Heads of the task with the thresholds of the teacher; empty if these are the candidate's.
     """
 
     logits: Mapping[str, Tensor] = field(default_factory=dict)
@@ -47,10 +48,15 @@ class Subject:
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     latency: LatencyModel | None = None
     groups: Tensor | None = None
+    teacher_heads: Mapping[str, int] = field(default_factory=dict)
 
     def head(self, name: str) -> Head:
         """Return a head with its kind."""
         return as_head(self.heads[name] if name in self.heads else self.logits[name].shape[-1])
+
+    def select_teacher(self) -> "Subject":
+        """Return the subject with outputs and thresholds of the teacher in place of the candidate's."""
+        return replace(self, logits=self.teacher_logits, heads=self.teacher_heads or self.heads)
 
     def class_heads(self) -> list[str]:
         """Return the names of the heads that have classes.
@@ -145,7 +151,8 @@ class Objective:
         kind: ``score`` if it is measured on a split, ``cost`` if on the model alone.
         measure: Function from a subject to the value.
         doc: One line for ``autocompress list objectives``.
-        reads: Kind of head that a score needs: ``classes``, ``values`` (numbers), ``entities``, or ``any``.
+        reads: Kind of head that a score needs: ``classes``, ``values`` (numbers), ``entities``,
+            ``outputs`` (all raw outputs, of a custom head), or ``any``.
     """
 
     name: str
@@ -159,7 +166,12 @@ class Objective:
     def applies_to(self, size: int) -> bool:
         """Return whether a head of this kind has what the score needs."""
         head = as_head(size)
-        needed = {"classes": head.has_classes, "values": head.has_values, "entities": head.metric == "entity_f1"}
+        needed = {
+            "classes": head.has_classes,
+            "values": head.has_values,
+            "entities": head.metric == "entity_f1",
+            "outputs": head.kind == "custom",
+        }
         return needed.get(self.reads, True)
 
 

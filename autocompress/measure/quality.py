@@ -80,6 +80,19 @@ def f1_weighted(logits: Tensor, targets: Tensor) -> float:
     return _average_classes(2 * hits / (predicted + support).clamp(min=1), support)
 
 
+def mean_iou(logits: Tensor, targets: Tensor) -> float:
+    """Return the intersection over union of predicted and true positions of a class, averaged over classes.
+
+    Example:
+        >>> mean_iou(torch.tensor([[2.0, 1.0]]).expand(4, 2), torch.tensor([0, 0, 0, 1]))
+        0.375
+    """
+    if not _is_finite(logits, targets):
+        return math.nan
+    hits, predicted, support = _count_classes(logits, targets)
+    return _average_classes(hits / (predicted + support - hits).clamp(min=1), predicted + support > 0)
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> float:
     """Return the mean cross-entropy in nats."""
     if not _is_finite(logits, targets):

@@ -68,7 +68,7 @@ def check_heads(family: str, heads: Mapping[str, int], positions: str = "") -> N
         raise UsageError(f"student '{family}' needs at least one head with at least one class, got {dict(heads)}")
     for name, size in heads.items():
         head = as_head(size)
-        if head.has_positions and head.kind != positions:
+        if head.kind == "custom" or (head.has_positions and head.kind != positions):
             raise UsageError(f"student '{family}' has no outputs for the head '{name}' of {head.describe()}")
 
 

@@ -170,16 +170,20 @@ def read_class_names(description: str, value: object, names: list[str] | None) -
     ), names
 
 
-def as_pair(part: str, data: object) -> tuple[object, object]:
+def as_pair(part: str, data: object, *, keep_targets: bool = False) -> tuple[object, object]:
     """Return data as a pair of inputs and targets; a data set or an iterator is read once.
 
     Args:
         part: Name of the data, for messages.
         data: A pair, or a data set with items ``(input, target)``, or an iterator over such.
+        keep_targets: Whether targets have any structure: they stay as they are, in a list.
 
     Raises:
         UsageError: The data has another form, or is too large for the memory.
     """
+    if keep_targets and isinstance(data, DataLoader):
+        # Its collate function makes batches of inputs and targets; a custom head collates targets alone.
+        data = data.dataset
     if isinstance(data, tuple) and len(data) == 2:
         return data
     # Of pandas, polars and Arrow: a frame is no data set of items.
@@ -191,7 +195,7 @@ def as_pair(part: str, data: object) -> tuple[object, object]:
     items = None if isinstance(data, str | bytes | np.ndarray | Tensor | Mapping) else _list_items(data)
     if items is None:
         raise UsageError(f"data '{part}' is {type(data).__name__}; give (inputs, targets), or a data set of such")
-    return _stack_items(part, items)
+    return _stack_items(part, items, keep_targets)
 
 
 def _list_items(data: Any) -> Iterator[object] | None:
@@ -217,13 +221,18 @@ def _take_first(batch: Any) -> Any:
     return batch[0]
 
 
-def _stack_items(part: str, items: Iterator[object]) -> tuple[object, object]:
-    """Return the inputs and the targets of all items."""
+def _stack_items(part: str, items: Iterator[object], keep_targets: bool) -> tuple[object, object]:
+    """Return the inputs and the targets of all items; kept targets are a list."""
     inputs: dict[Any, list[Any]] = {}
     targets: dict[Any, list[Any]] = {}
+    raw_targets: list[object] = []
     for index, item in enumerate(_catch_errors(part, items)):
         pair = _divide_item(part, index, item)
-        for where, columns, value in (("", inputs, pair[0]), ("target of ", targets, pair[1])):
+        if keep_targets:
+            raw_targets.append(pair[1])
+        for where, columns, value in (("", inputs, pair[0]), ("target of ", targets, pair[1]))[
+            : 1 if keep_targets else 2
+        ]:
             fields = _name_fields(value)
             if index and set(fields) != set(columns):
                 raise UsageError(f"data '{part}', item {index} has other parts than item 0")
@@ -235,7 +244,7 @@ def _stack_items(part: str, items: Iterator[object]) -> tuple[object, object]:
             _check_memory(part, index + 1, [*inputs.values(), *targets.values()])
     if not inputs:
         raise UsageError(f"data '{part}' is empty")
-    return _join_columns(inputs), _join_columns(targets)
+    return _join_columns(inputs), raw_targets if keep_targets else _join_columns(targets)
 
 
 def _catch_errors(part: str, items: Iterator[object]) -> Iterator[object]:

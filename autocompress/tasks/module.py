@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from autocompress.core.config import Part
-from autocompress.core.heads import Head, as_head
+from autocompress.core.custom_head import ONLY_OUTPUT, BoundHead, CustomHead, is_number
+from autocompress.core.heads import Head, as_head, find_custom_head
 from autocompress.core.method import match_layers
 from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Logits, Split, Splits, Targets, Task, logits_by_head
 from autocompress.errors import AutocompressError, TrialError, UsageError
+from autocompress.measure.custom_scores import register_metrics
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.tasks.base import Supervised
 from autocompress.tasks.module_forms import PreparedModule, copy_module, prepare_module, unwrap_module
-from autocompress.tasks.targets import Kind
+from autocompress.tasks.targets import Kind, check_head_names
 from autocompress.tasks.tensors import Tensors
 
 Weights = str | Path | Mapping[str, Tensor]
@@ -34,8 +36,8 @@ ModelOutput = Tensor | Mapping[str, Tensor]
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")
 
 
-# Examples on which a loss is tried.
-LOSS_EXAMPLES = 8
+# Examples on which a loss and the metrics of a custom head are tried.
+LOSS_EXAMPLES, METRIC_EXAMPLES = 8, 64
 
 
 class CallAdapter(nn.Module):
@@ -46,7 +48,8 @@ class CallAdapter(nn.Module):
         names: Names of the inputs if the module takes them as one mapping or as keywords; empty for positional inputs.
         as_keywords: Whether the names are keyword arguments of ``forward``.
         as_tuple: Whether the module takes all inputs as one tuple.
-        heads: Names of the heads, in the order of the outputs if the module returns a sequence.
+        heads: Names of the heads, in the order of the outputs if the module returns a sequence; without names, the
+            output is returned as it is.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ def unpack_outputs(output: Any, heads: Sequence[str]) -> ModelOutput:
     """
     if not isinstance(output, Tensor | Mapping) and hasattr(output, "logits"):
         output = output.logits
+    if not heads:
+        return output  # type: ignore[no-any-return]
     # The output of the user's code may have any type; ``as_heads`` checks it later.
     unpacked: ModelOutput = output
     if isinstance(output, tuple | list):
@@ -95,6 +100,33 @@ def unpack_outputs(output: Any, heads: Sequence[str]) -> ModelOutput:
     elif isinstance(output, Mapping) and len(heads) == 1:
         unpacked = output.get(heads[0], output.get("logits", next(iter(output.values()))))
     return unpacked
+
+
+def name_outputs(output: object) -> dict[str, Tensor]:
+    """Return the tensors that a module returns, by name: those of a mapping, or numbered ones of a sequence.
+
+    Raises:
+        TrialError: There is no tensor, or a sequence holds something else.
+
+    Example:
+        >>> list(name_outputs((torch.zeros(1, 2), torch.zeros(1, 3))))
+        ['output_0', 'output_1']
+    """
+    if isinstance(output, Tensor):
+        return {ONLY_OUTPUT: output}
+    outputs: dict[str, Tensor] = {}
+    if isinstance(output, Mapping):
+        outputs = {str(name): value for name, value in output.items() if isinstance(value, Tensor)}
+    elif isinstance(output, tuple | list) and all(isinstance(value, Tensor) for value in output):
+        outputs = {f"{ONLY_OUTPUT}_{position}": value for position, value in enumerate(output)}
+    if not outputs:
+        raise TrialError(
+            f"it returns {type(output).__name__}; a custom head needs a tensor [batch, ...], or a mapping or tuple of "
+            "such (decode boxes and the like in the metrics)"
+        )
+    check_head_names({name: name for name in outputs})
+    # One tensor in a container is an only output.
+    return {ONLY_OUTPUT: next(iter(outputs.values()))} if len(outputs) == 1 else outputs
 
 
 class Module(Supervised):
@@ -129,7 +161,7 @@ class Module(Supervised):
         weights: Weights | None = None,
         fit: Part | None = None,
         loss: Callable[[Logits, Targets], Tensor] | None = None,
-        kinds: Kind | Mapping[str, Kind] | None = None,
+        kinds: Kind | Mapping[str, Kind] | CustomHead | None = None,
         groups: object = None,
         times: object = None,
         ignore: Sequence[str] = (),
@@ -150,10 +182,15 @@ class Module(Supervised):
         prepared = _load_module(model, weights)
         self._module_notices = prepared.notices
         self.model = self._adapt_module(prepared.module)
-        self._loss = loss or super().loss
-        self._has_own_loss = loss is not None
+        custom = find_custom_head(self.heads)
+        if custom is not None and loss is not None:
+            raise UsageError("loss and a CustomHead are given; the loss of the head is used, so leave loss out")
+        self._loss = loss or (super().loss if custom is None else custom.compute_loss)
+        self._has_own_loss = loss is not None or custom is not None
         if self._has_own_loss:
             self._check_loss()
+        if custom is not None:
+            self._check_custom_head(custom)
         self.ignore = self._read_patterns("ignore", ignore)
         self.float_layers = self._read_patterns("precision", precision or {})
         if wrong := {pattern: bits for pattern, bits in (precision or {}).items() if bits != 32}:
@@ -232,6 +269,55 @@ class Module(Supervised):
         """Return the loss of one batch, ``[]``."""
         return self._loss(logits, targets)
 
+    def _check_custom_head(self, custom: BoundHead) -> None:
+        """Check metrics, distillation and training outputs of a custom head on examples, before anything is trained.
+
+        Raises:
+            UsageError: A function fails or returns no finite number, or the module returns other outputs in training.
+        """
+        splits = self._data.splits(0)
+        examples = splits.search_val.take(slice(0, METRIC_EXAMPLES))
+        outputs = self._run_module(examples)
+        for metric in custom.head.metrics:
+            try:
+                value = custom.measure(metric, outputs, examples.targets)
+            except TrialError as error:
+                raise UsageError(str(error)) from error
+            if not is_number(value):
+                raise UsageError(
+                    f"the metric '{metric}' is {value} on {len(examples)} examples; return a finite number, also where "
+                    "nothing is found"
+                )
+        few = splits.train.take(slice(0, LOSS_EXAMPLES))
+        outputs = self._run_module(few)
+        try:
+            distance = custom.distill(outputs, outputs, few.targets)
+        except Exception as error:  # The user's code may raise any exception.
+            raise UsageError(f"distillation fails on outputs of the teacher: {_describe_error(error)}") from error
+        if not is_number(distance.detach()):
+            raise UsageError(
+                f"distillation is {float(distance)} for equal outputs; guard logarithms, divisions and roots"
+            )
+        trained = self._run_module(few, is_training=True)
+        shapes = {name: values.shape for name, values in outputs.items()}
+        if {name: values.shape for name, values in trained.items()} != shapes:
+            raise UsageError(
+                f"the teacher returns {_describe_shapes(trained)} in training mode, and {_describe_shapes(outputs)} "
+                "otherwise; a custom head needs the same raw outputs in both"
+            )
+
+    def _run_module(self, examples: Split, *, is_training: bool = False) -> dict[str, Tensor]:
+        """Return the outputs of a copy of the module by head."""
+        model = copy.deepcopy(self.model).train(is_training) if is_training else self.model
+        try:
+            with torch.no_grad():
+                return logits_by_head(model(*examples.inputs), self.heads)
+        except Exception as error:  # The user's code may raise any exception.
+            mode = " in training mode" if is_training else ""
+            raise UsageError(
+                f"the teacher fails on a batch of {len(examples)} examples{mode}: {_describe_error(error)}"
+            ) from error
+
     def _check_loss(self) -> None:
         """Check the user's loss on outputs of the module for some training examples, before anything is trained.
 
@@ -239,15 +325,13 @@ class Module(Supervised):
             UsageError: The loss fails, is no finite number, or has no gradient.
         """
         examples = self._data.splits(0).train.take(slice(0, LOSS_EXAMPLES))
-        with torch.no_grad():
-            outputs = logits_by_head(self.model(*examples.inputs), self.heads)
+        outputs = self._run_module(examples)
         leaves = {head: output.detach().float().requires_grad_() for head, output in outputs.items()}
         try:
             value = self._loss(leaves, examples.targets)
         except Exception as error:  # The user's code may raise any exception.
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UsageError(
-                f"loss fails on outputs of the teacher by head, {_describe_shapes(leaves)}: {reason}"
+                f"loss fails on outputs of the teacher, {_describe_shapes(leaves)}: {_describe_error(error)}"
             ) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             given = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
@@ -288,7 +372,8 @@ class Module(Supervised):
             UsageError: The module fails in every form, or its outputs do not match the heads.
         """
         names = getattr(self._data, "names", ())
-        heads = list(self.heads)
+        # The outputs of a custom head are known after the first call.
+        heads = [] if find_custom_head(self.heads) is not None else list(self.heads)
         parameters = inspect.signature(module.forward).parameters
         # Inputs by name are keywords if forward() has parameters of these names, otherwise one mapping.
         as_keywords = bool(names) and set(names) <= set(parameters)
@@ -304,18 +389,34 @@ class Module(Supervised):
             candidate.eval()
             try:
                 with torch.no_grad():
-                    outputs = logits_by_head(candidate(*self.example()), self.heads)
+                    outputs = self._read_outputs(candidate, candidate(*self.example()))
                 self._check_outputs(outputs)
             except AutocompressError as error:
                 reasons.append(str(error))
             except Exception as error:  # The user's code may raise any exception.
-                reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
+                reasons.append(_describe_error(error))
             else:
                 return candidate
         raise UsageError(
             f"{type(module).__name__} fails on one example of the data "
             f"({', '.join(str((1, *spec.shape)) for spec in self.inputs)}): {reasons[0]}"
         )
+
+    def _read_outputs(self, candidate: nn.Module, output: object) -> dict[str, Tensor]:
+        """Return the outputs of one example by head; those of a custom head are named.
+
+        Raises:
+            TrialError: They do not fit the heads, or are no tensors.
+        """
+        if find_custom_head(self.heads) is None:
+            return logits_by_head(output, self.heads)
+        outputs = name_outputs(output)
+        if isinstance(candidate, CallAdapter):
+            candidate.heads = tuple(outputs)
+        elif not isinstance(output, Tensor) and not (isinstance(output, Mapping) and len(outputs) > 1):
+            # An adapter names them.
+            raise TrialError("its outputs have no names")
+        return outputs
 
     def _check_outputs(self, outputs: Mapping[str, Tensor]) -> None:
         """Check the outputs of one example, and take the kinds and sizes of the heads from them."""
@@ -343,6 +444,10 @@ class Module(Supervised):
         # The names of further classes are unknown.
         if any(name in heads and len(names) != heads[name].named_outputs for name, names in self.labels.items()):
             self.labels = {}
+
+
+def _describe_error(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _describe_shapes(outputs: Mapping[str, Tensor]) -> str:
@@ -431,6 +536,10 @@ class ModuleFactory:
         Raises:
             UsageError: The run was started with a module with other weights.
         """
+        # A worker, or another process, has the built-in objectives only.
+        custom = find_custom_head(self.task.heads)
+        if custom is not None:
+            register_metrics(custom.head)
         current = self.task.identity_options["content"]
         if content and content != current:
             raise UsageError(
@@ -446,7 +555,7 @@ def bring_model(
     weights: Weights | None = None,
     fit: Part | None = None,
     loss: Callable[[Logits, Targets], Tensor] | None = None,
-    kinds: Kind | Mapping[str, Kind] | None = None,
+    kinds: Kind | Mapping[str, Kind] | CustomHead | None = None,
     groups: object = None,
     times: object = None,
     ignore: Sequence[str] = (),
@@ -463,7 +572,8 @@ def bring_model(
         fit: Config of a training before the search; by default the module is not trained.
         loss: Function that maps outputs and targets by head to a scalar; by default the loss of each kind of head.
         kinds: Kind of each head, if the data are tensors: ``classes``, ``binary``, ``multilabel``, ``dense``, ``tags``
-            or ``regression``; inferred by default.
+            or ``regression``; inferred by default. A :class:`~autocompress.core.custom_head.CustomHead` has a loss and
+            metrics of your own.
         groups: Group of each example, ``[N]``, if the data are tensors, such as its patient: a group is never in two
             splits.
         times: Time of each example, ``[N]``, if the data are tensors: training data is earlier than test data.

@@ -110,7 +110,8 @@ def read_head(
     if bool((train.isnan() if train.is_floating_point() else train == IGNORED).all()):
         raise UsageError(f"every target of '{name}' is missing in train; give at least the labels of two classes")
     if isinstance(kind, Head):
-        return ReadHead(kind, {part: convert_targets(name, kind, values) for part, values in targets.items()})
+        head = _complete_head(kind, train)
+        return ReadHead(head, {part: convert_targets(name, head, values) for part, values in targets.items()})
     if kind != "auto" and kind not in KINDS:
         raise UsageError(f"the kind of head '{name}' is {kind!r}: {did_you_mean(kind, KINDS)}")
     if kind == "levels":
@@ -190,17 +191,30 @@ def _make_head(name: str, kind: str, targets: Mapping[str, Tensor], output: Tens
     if kind == "multilabel":
         return MultiLabel(train[0].numel())
     if kind == "regression":
-        values = train.reshape(len(train), -1).double()
-        # The deviation of a constant value is 0; dividing by 1 avoids values that are not finite.
-        scale = [float(column[~column.isnan()].std(correction=0)) or 1.0 for column in values.T]
-        center = values.nanmean(0).nan_to_num(0.0).tolist()
-        return Regression(values.shape[1], scale=tuple(scale), center=tuple(center))
+        return _scale_head(Regression(train[0].numel()), train)
     classes = max(int(torch.nan_to_num(part, nan=0.0).max()) for part in targets.values()) + 1
     if kind == "tags":
         return Tags(classes if output is None else int(output.shape[-1]), "accuracy")
     if kind == "dense":
         return Dense(classes if output is None else int(output.shape[1]))
     return Head(classes)
+
+
+def _complete_head(head: Head, train: Tensor) -> Head:
+    """Return a head of the user's; a regression without a scale takes that of the training targets."""
+    if not isinstance(head, Regression) or set(head.scale) != {1.0} or any(head.center):
+        return head
+    # Targets of another size are refused with the outputs of the module.
+    return _scale_head(head, train) if train[0].numel() == int(head) else head
+
+
+def _scale_head(head: Regression, train: Tensor) -> Regression:
+    """Return a regression with the mean and the standard deviation of the training targets."""
+    values = train.reshape(len(train), -1).double()
+    # The deviation of a constant value is 0; dividing by 1 avoids values that are not finite.
+    scale = tuple(float(column[~column.isnan()].std(correction=0)) or 1.0 for column in values.T)
+    center = tuple(values.nanmean(0).nan_to_num(0.0).tolist())
+    return Regression(int(head), head.metric, scale, head.loss_name, head.quantile, center)
 
 
 def convert_targets(name: str, head: Head, targets: Tensor) -> Tensor:
@@ -277,6 +291,8 @@ def metrics_of(heads: Sequence[Head]) -> tuple[str, ...]:
     scores += metrics
     if any(head.has_classes for head in heads):
         scores += ["accuracy", "f1_macro", "loss", "kl", "agreement"]
+    if any(head.kind == "dense" for head in heads):
+        scores += ["mean_iou"]
     if any(head.has_values for head in heads):
         scores += ["r2", "rmse", "mae"]
     return tuple(dict.fromkeys([*scores, "retention"]))

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.core.config import Part
-from autocompress.core.heads import IGNORED, Head, as_head
+from autocompress.core.custom_head import ONLY_OUTPUT, BoundHead, CustomHead, have_one_shape, number_targets
+from autocompress.core.heads import IGNORED, Custom, Head, as_head
 from autocompress.core.preprocessing import Preprocessing, RawExample, TensorInput
 from autocompress.core.task import ExampleKeys, InputSpec, Split, Splits
 from autocompress.errors import UsageError, did_you_mean
+from autocompress.measure.custom_scores import register_metrics
 from autocompress.tasks.array_forms import as_pair, read_array, read_class_names
 from autocompress.tasks.base import Supervised, complete_splits, describe_imbalance, locate_test_rows, split_randomly
 from autocompress.tasks.split_rows import KeyColumn, parse_times
@@ -49,7 +51,9 @@ class Tensors(Supervised):
         missing: Input name (or position) to the whole number that stands for padding.
         kinds: Kind of each head, ``classes``, ``binary``, ``multilabel``, ``dense``, ``tags`` or ``regression``, or a
             head of :mod:`autocompress.core.heads` with its settings; one for all, or a mapping of heads to kinds.
-            ``auto`` infers it from the targets and from the outputs of the module.
+            ``auto`` infers it from the targets and from the outputs of the module. A
+            :class:`~autocompress.core.custom_head.CustomHead` takes all outputs and targets of any structure, one for
+            each example: a list, items of a data set, or a mapping of arrays.
         ignored: Class index of a missing label, such as 255 in masks; -100 by default. A missing number is NaN.
         groups: Group of each example of ``train``, ``[N]``, such as its patient: numbers or names. A group is never in
             two splits. With ``test``, a mapping of ``train`` and ``test`` to groups checks that they share none.
@@ -77,14 +81,17 @@ class Tensors(Supervised):
         *,
         labels: Sequence[str] | Mapping[str, Sequence[str]] = (),
         missing: Mapping[str | int, int] | None = None,
-        kinds: Kind | Mapping[str, Kind] = "classes",
+        kinds: Kind | Mapping[str, Kind] | CustomHead = "classes",
         ignored: int | None = None,
         groups: object = None,
         times: object = None,
     ) -> None:
         self.names: tuple[str, ...] = ()
-        train = as_pair("train", train)
-        first = next(iter(train[1]), ONLY_HEAD) if isinstance(train[1], Mapping) else ONLY_HEAD
+        self._custom = kinds if isinstance(kinds, CustomHead) else None
+        # Targets of a custom head, of all parts.
+        self._items: list[object] = []
+        train = as_pair("train", train, keep_targets=self._custom is not None)
+        first = next(iter(train[1]), ONLY_HEAD) if isinstance(train[1], Mapping) and self._custom is None else ONLY_HEAD
         names_of_head = labels if isinstance(labels, Mapping) else {str(first): labels}
         # Names of classes that the targets themselves have are added while they are read.
         self._class_names: dict[str, list[str]] = {
@@ -101,7 +108,8 @@ class Tensors(Supervised):
         if "test" in self._read and sorted(self._read["test"].targets) != head_names:
             raise UsageError(f"data 'test' has the heads {sorted(self._read['test'].targets)}, train has {head_names}")
         check_head_names({name: name for name in head_names})
-        self._kinds, self._ignored = kinds, ignored
+        self._kinds: Kind | Mapping[str, Kind] = "auto" if isinstance(kinds, CustomHead) else kinds
+        self._ignored = ignored
         self.inputs = tuple(self._input_spec(at, missing or {}) for at in range(len(train_split.inputs)))
         self._read_heads({})
 
@@ -118,6 +126,9 @@ class Tensors(Supervised):
         task = copy.copy(self)
         task._read_heads(outputs)
         for name, output in outputs.items():
+            if self._custom is not None:
+                # Its loss reads all outputs together: the module's task tries it.
+                break
             check_output(as_head(task.heads[name]), name, output, task._parts["train"].targets[name][:1])
         return task
 
@@ -193,14 +204,45 @@ class Tensors(Supervised):
 
     def _read_part(self, part: str, data: object) -> Split:
         """Return one part of the data, in any of the forms that the constructor takes, as a split."""
+        if self._custom is not None:
+            data = self._number_targets(part, data)
         split, names = read_examples(part, data, self._class_names)
         if names and self.names and names != self.names:
             raise UsageError(f"data '{part}' has the inputs {list(names)}, train has {list(self.names)}")
         self.names = names or self.names
         return split
 
+    def _number_targets(self, part: str, data: object) -> tuple[object, object]:
+        """Return inputs and numbers of the targets, which are added to those of the task.
+
+        Raises:
+            UsageError: The targets are no sequence with an entry for each example.
+        """
+        inputs, targets = as_pair(part, data, keep_targets=True)
+        items = _list_items(part, targets)
+        numbers = number_targets(items, len(self._items))
+        self._items += items
+        return inputs, {ONLY_OUTPUT: numbers}
+
+    def _bind_custom_head(self, head: CustomHead, outputs: Mapping[str, Tensor]) -> None:
+        """Set a head for each output of the module, which share the targets and the user's functions."""
+        register_metrics(head)
+        is_single = list(outputs) in ([], [ONLY_OUTPUT])
+        bound = BoundHead(head, self._items, is_single, have_one_shape(self._items))
+        sizes = {name: output[0].numel() for name, output in outputs.items()} or {ONLY_OUTPUT: 1}
+        self._guesses: tuple[str, ...] = ()
+        self.heads: Mapping[str, int] = {name: Custom(size, head.primary, bound) for name, size in sizes.items()}
+        self.metrics = head.scores
+        self._parts = {
+            part: replace(split, targets=dict.fromkeys(sizes, split.targets[ONLY_OUTPUT]))
+            for part, split in self._read.items()
+        }
+
     def _read_heads(self, outputs: Mapping[str, Tensor]) -> None:
         """Set the heads, and the targets in the forms that they read."""
+        if self._custom is not None:
+            self._bind_custom_head(self._custom, outputs)
+            return
         heads: dict[str, Head] = {}
         targets: dict[str, dict[str, Tensor]] = {part: {} for part in self._read}
         guesses = []
@@ -213,7 +255,7 @@ class Tensors(Supervised):
             for part, values in read.targets.items():
                 targets[part][name] = values
         self._guesses = tuple(filter(None, guesses))
-        self.heads: Mapping[str, int] = heads
+        self.heads = heads
         self.metrics = metrics_of(list(heads.values()))
         self._parts = {part: replace(split, targets=targets[part]) for part, split in self._read.items()}
         for name, names in self.labels.items():
@@ -230,6 +272,19 @@ class Tensors(Supervised):
         # Whole numbers are indices into an embedding table of this size.
         vocabulary = 0 if tensors[0].is_floating_point() else max(int(tensor.max()) for tensor in tensors) + 1
         return InputSpec(shapes.pop(), vocabulary, padding)
+
+
+def _list_items(part: str, targets: object) -> list[object]:
+    """Return the targets of each example: the entries of a sequence, or of each array of a mapping."""
+    if isinstance(targets, Mapping):
+        columns = {name: _list_items(part, values) for name, values in targets.items()}
+        if len({len(column) for column in columns.values()}) != 1:
+            sizes = {str(name): len(column) for name, column in columns.items()}
+            raise UsageError(f"data '{part}': targets have entries of different lengths, {sizes}")
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    if isinstance(targets, str | bytes) or not hasattr(targets, "__len__") or not hasattr(targets, "__getitem__"):
+        raise UsageError(f"data '{part}': targets are {type(targets).__name__}; give a list with those of each example")
+    return [targets[index] for index in range(len(targets))]
 
 
 def read_examples(

@@ -60,6 +60,14 @@ def test_other_or_finished_search_is_an_error(tmp_path: Path) -> None:
         check_run_folder(ended, spec("search.seed=5"), resume=True)
 
 
+def test_a_score_that_the_task_chose_is_no_difference(tmp_path: Path) -> None:
+    content = {**spec().immutable_content(), "objectives": {"r2": None, "effective_flops": None}}
+    RunStore.create(tmp_path / "run", RunInfo(content=content)).close()
+    check_run_folder(tmp_path / "run", spec(), resume=True)
+    with pytest.raises(RunFolderError, match="differs"):
+        check_run_folder(tmp_path / "run", spec("objectives=[rmse, bytes]"), resume=True)
+
+
 def _hold(folder: str, ready: Connection) -> None:
     with RunStore.open(Path(folder)):
         ready.send(True)

@@ -1,15 +1,17 @@
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from autocompress.backends.base import TrialLimits
 from autocompress.backends.ray import Ray
+from autocompress.core.heads import Custom, Regression
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.core.task import Split, Splits
-from autocompress.engine.runner import detect_validation_leak, make_backend, make_plan
+from autocompress.engine.runner import detect_validation_leak, make_backend, make_plan, prefer_own_score
 from autocompress.engine.spec import Source, parse_spec
 from autocompress.errors import SpecError
 from autocompress.store.run_store import RunStore
@@ -210,6 +212,16 @@ def test_imbalanced_classes_make_balanced_accuracy_the_first_score_unless_object
     assert not make_plan(named).notices
 
 
+@pytest.mark.parametrize(("head", "score"), [(Regression(1), "r2"), (Custom(8, "map"), "map")])
+def test_a_task_without_classes_is_searched_by_its_own_score(head: int, score: str) -> None:
+    task = SimpleNamespace(heads={"y": head}, metrics=(score, "other"))
+    assert list(prefer_own_score(parse_spec(SOUND, "x"), task).spec.objectives) == [score, "effective_flops"]
+    named = parse_spec(SOUND, "x", ["objectives=[accuracy, bytes]"])
+    assert prefer_own_score(named, task) is named
+    classes = parse_spec(SOUND, "x")
+    assert prefer_own_score(classes, SimpleNamespace(heads={"y": 3, "z": head}, metrics=("mean_score",))) is classes
+
+
 @pytest.mark.parametrize("key", ["fit.adamw.class_weights", "teacher.fit.adamw.class_weights"])
 def test_class_weights_are_refused_for_a_task_with_a_loss_of_its_own(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = parse_spec(SOUND, "x", ["split_seed=772", "pick.max_drop=0.05", f"{key}=balanced"])
@@ -217,3 +229,38 @@ def test_class_weights_are_refused_for_a_task_with_a_loss_of_its_own(key: str, m
     monkeypatch.setattr(Digits, "loss", lambda task, logits, targets: logits["label"].sum())
     with pytest.raises(SpecError, match="the task 'digits' has a loss of its own"):
         make_plan(source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["threshold=auto"], "x: threshold: a threshold decides between two classes, and 'label' is a head of 10"),
+        (["threshold={labl: 0.3}"], "x: threshold: a threshold for the head 'labl': did you mean 'label'"),
+    ],
+)
+def test_a_threshold_that_a_head_cannot_have_is_an_error_before_the_search(changes: list[str], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        make_plan(parse_spec(SOUND, "x", ["pick.max_drop=0.05", *changes]))
+
+
+def test_thresholds_of_two_classes_are_read_with_the_first_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_splits = Digits.splits
+
+    def make_odd(task: Digits, seed: int) -> Splits:
+        """Digits that are odd or even."""
+        splits = make_splits(task, seed)
+        return Splits(**{n: replace(s, targets={"label": s.targets["label"] % 2}) for n, s in splits.items()})
+
+    monkeypatch.setattr(Digits, "splits", make_odd)
+    monkeypatch.setattr(Digits, "heads", {"label": 2})
+
+    def plan(*changes: str) -> tuple[tuple[str, float | None], ...]:
+        return make_plan(parse_spec(SOUND, "x", ["pick.max_drop=0.05", *changes])).setup.thresholds
+
+    assert plan() == ()
+    assert plan("threshold=auto") == (("label", None),)
+    assert plan("threshold={label: 0.3}", "objectives=[auc, bytes]") == (("label", 0.3),)
+    with pytest.raises(SpecError, match="give a probability between 0 and 1"):
+        plan("threshold=1.5")
+    with pytest.raises(SpecError, match="no threshold of 'label' is best for auc"):
+        plan("threshold=auto", "objectives=[auc, bytes]")

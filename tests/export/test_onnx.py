@@ -274,6 +274,23 @@ def test_several_inputs_get_numbered_names() -> None:
     )
 
 
+class CountedExamples(nn.Linear):
+    """A module that reads the number of examples as a plain number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs plus a constant for each example."""
+        return super().forward(x) + torch.ones(1, 1).expand(len(x), -1)
+
+
+@pytest.mark.slow
+def test_any_batch_size_runs_where_the_module_reads_its_length() -> None:
+    model = CountedExamples(4, 3).eval()
+    session = create_session(export_float(model, (torch.zeros(1, 4),), {"label": 3}).SerializeToString())
+    examples = torch.randn(5, 4)
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: examples.numpy()})
+    np.testing.assert_allclose(outputs, model(examples).detach(), atol=1e-6)
+
+
 def test_a_model_that_torch_cannot_export_is_an_artifact_error() -> None:
     class Numpy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -1,13 +1,19 @@
+import math
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from autocompress.core.config import Part
+from autocompress.core.heads import Regression
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS
 from autocompress.core.task import logits_by_head
+from autocompress.distill.base import Activations, Batch
+from autocompress.distill.kernels import SoftTarget, SoftTargetConfig
 from autocompress.errors import UsageError
+from autocompress.measure import Subject, measure
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.prune import StructuredConfig
 from autocompress.tasks.module import Module, bring_model, unpack_outputs
@@ -263,3 +269,64 @@ def test_the_example_is_the_longest_of_the_first_texts():
 def test_a_loss_that_cannot_train_is_refused_before_anything_is_trained(loss, message):
     with pytest.raises(UsageError, match=message):
         Module(net(), (X, Y), loss=loss)
+
+
+def conv():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+
+
+IMAGES = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+MASKS = torch.where(IMAGES[:, 0] > 1.5, 255, (IMAGES[:, 0] > 0).long())
+POINTS = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "kind", "primary"),
+    [
+        (conv(), Tensors((IMAGES, MASKS), kinds="auto", ignored=255), "dense", "accuracy"),
+        (net(3), Tensors((POINTS, (POINTS > 0).float()), kinds="auto"), "multilabel", "accuracy"),
+        (net(1), (POINTS, (POINTS.sum(1) > 0).long()), "binary", "accuracy"),
+        (net(1), (POINTS, 100 * POINTS.sum(1)), "regression", "r2"),
+        *(
+            (net(1), Tensors((POINTS, 100 * POINTS.sum(1)), kinds=Regression(1, loss_name=loss)), "regression", "r2")
+            for loss in ("mae", "huber", "quantile")
+        ),
+    ],
+)
+def test_each_kind_of_head_has_a_loss_a_distance_and_scores(model, data, kind, primary):
+    task = Module(model, data)
+    (head,) = task.heads.values()
+    train = task.splits(0).train
+    outputs = {"label": model(*train.inputs).detach().requires_grad_()}
+    task.loss(outputs, train.targets).backward()
+    assert head.kind == kind
+    assert task.metrics[0] == primary
+    assert bool(outputs["label"].grad.isfinite().all())
+    batch = Batch(Activations(outputs), Activations(outputs), train.targets, task.loss, nn.Identity(), task.heads)
+    assert SoftTarget().loss(SoftTargetConfig(alpha=1.0), batch).item() == pytest.approx(0, abs=1e-6)
+    subject = Subject({"label": outputs["label"].detach()}, train.targets, heads=task.heads)
+    scores = measure(subject, set(task.metrics) - {"kl", "agreement", "retention"})
+    assert all(math.isfinite(value) for value in scores.values())
+    assert ("mean_iou" in scores) == (kind == "dense")
+
+
+def test_ignored_pixels_count_in_no_score_and_no_loss():
+    task = Module(conv(), Tensors((IMAGES, MASKS), kinds="auto", ignored=255))
+    train = task.splits(0).train
+    logits = torch.nn.functional.one_hot(MASKS.clamp(max=1), 3).movedim(-1, 1).float()[:1]
+    targets = {"label": torch.where(MASKS == 255, -100, MASKS)[:1]}
+    assert bool((train.targets["label"] == -100).any())
+    assert measure(Subject({"label": logits}, targets, heads=task.heads), ["mean_iou"])["mean_iou"] == 1.0
+    with torch.no_grad():
+        assert task.loss({"label": 50 * logits}, targets) < 1e-6
+
+
+def test_a_regression_with_settings_is_scaled_by_the_training_targets():
+    task = Module(net(1), Tensors((POINTS, 100 * POINTS.sum(1) + 7), kinds=Regression(1, loss_name="huber")))
+    head = task.heads["label"]
+    assert head.loss_name == "huber"
+    assert head.scale[0] == pytest.approx(float((100 * POINTS.sum(1)).std()), rel=0.1)
+    assert Module(net(1), Tensors((POINTS, POINTS.sum(1)), kinds=Regression(1, scale=(3.0,)))).heads["label"].scale == (
+        3.0,
+    )

@@ -68,7 +68,7 @@ def test_outputs_that_do_not_fit_are_errors(
 
 
 def test_a_head_with_settings_is_used_as_it_is() -> None:
-    head = Regression(1, loss_name="huber")
+    head = Regression(1, loss_name="huber", scale=(2.0,))
     assert Module(mlp(1), (X, X.sum(1)), kinds=head).heads["label"] is head
 
 
