@@ -27,9 +27,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# onnxruntime reads it when it is imported; without it, onnxruntime writes a device id and queued events to the user's
-# cache folder. This module runs before every import of onnxruntime in the package, and worker processes inherit it.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# Libraries that would queue or send usage data read these when they are imported: onnxruntime writes a device id and
+# queued events to the user's cache folder, the others ask a server. This module runs before every import of them in the
+# package, and worker processes inherit the environment.
+for _name, _value in (
+    ("ORT_DISABLE_TELEMETRY", "1"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+    ("MLFLOW_DISABLE_TELEMETRY", "true"),
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+):
+    os.environ.setdefault(_name, _value)
 
 # Name to module: nothing is imported before it is asked for, so `import autocompress` loads neither torch nor pandas.
 _HOME = {

@@ -25,8 +25,13 @@ from difflib import get_close_matches
 
 
 class AutocompressError(Exception):
-    """Root of the tree; the message is one line that names the place and the fix."""
+    """Root of the tree; the message is one line that names the place and the fix.
 
+    Attributes:
+        excerpt: Lines that the command line prints below the message, such as a filter with its wrong word marked.
+    """
+
+    excerpt = ""
     # Scripts tell a failure (1) from a wrong request (2) and from a lack of candidates or space (3).
     exit_code = 1
 

@@ -55,7 +55,7 @@ CASES: tuple[tuple[str, int, Callable[[float], float]], ...] = (
     ("largest model overloaded, machine 1.8 times slower", 110, lambda now: 1.8 if 20 <= now < 40 else 1.0),
 )
 #: Width and number of stages of the measured models, and their training.
-MODELS = ((8, 2), (64, 3), (160, 3))
+MODELS = ((8, 2), (48, 3), (128, 3))
 FIT = Part.of("adamw", epochs=6, learning_rate=5e-3)
 #: Budget of the measurement as a multiple of the time of the largest model.
 BUDGET_RUNS = 6.0

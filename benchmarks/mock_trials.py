@@ -15,7 +15,7 @@ from pathlib import Path
 from autocompress.core.records import Candidate, Job, State, TrialResult
 
 #: Faults of a trial.
-FAULTS = ("kill", "kill once", "hang", "exhaust memory", "raise")
+FAULTS = ("kill", "kill once", "hang", "stop", "exhaust memory", "raise")
 
 
 def mock_result(job: Job, weights: int = 7) -> TrialResult:
@@ -82,6 +82,8 @@ class MockEvaluator:
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             self._log(f"worker {child.pid}")
             time.sleep(600)
+        if fault == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         if fault == "exhaust memory":
             bytearray(64 << 30)
         if fault == "raise":

@@ -3,7 +3,8 @@
 Small searches of shipped spaces with different seeds. Candidates and teacher predict a population: fresh curves for
 mnist1d (50,000 by default), all examples outside of training for the other tasks. Each rule selects a candidate by the
 validation splits of the search, and again by splits drawn from the population; the loss of its selection on the
-population decides whether the promise is kept.
+population decides whether the promise is kept. Where the finalists are trained in folds, the default rule selects by
+their out-of-fold predictions, which no drawn split can replace.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 import autocompress
-from autocompress.analysis.certification import read_loss, select_certified, select_guaranteed
+from autocompress.analysis.certification import list_rows, read_loss, select_certified, select_guaranteed
 from autocompress.analysis.correction import estimate_corrected_loss
 from autocompress.analysis.pareto import full_fidelity, sort_by_cost
 from autocompress.analysis.selection import SLACK, select_rankable
@@ -50,24 +51,34 @@ class Study:
 
     Attributes:
         space: Name of the shipped space.
-        max_drop: Allowed loss.
+        drops: Allowed losses; the searches have the first one, which only decides what they recommend.
         fresh: Number of fresh examples of the population; 0 for the examples outside of training.
         overrides: Changes of the spec that make the search small.
         table: Name of the data set of scikit-learn that the search reads as a table; empty if the space names its data.
+        folds: Number of folds in which the finalists are trained; 0 for none.
     """
 
     space: str
-    max_drop: float
+    drops: tuple[float, ...]
     fresh: int
     overrides: tuple[str, ...]
     table: str = ""
+    folds: int = 0
 
 
 _QUANTIZE = "quantize={none: , post_training: {weight_bits: [8, 6, 4, 3], activation_bits: [8, 4]}}"
 _PRUNE = "prune={none: , structured: {pruning_ratio: [0.25, 0.5], recovery_epochs: 3}}"
+_TABLE = Study(
+    "tabular", (0.02, 0.03), 0,
+    (
+        "search.trials=8", "target=none", "fit.adamw.epochs=15", "teacher.fit.adamw.epochs=30",
+        "distill={soft_target: }", _QUANTIZE,
+    ),
+    table="breast_cancer",
+)  # fmt: skip
 STUDIES = {
     "mnist1d": Study(
-        "mnist1d", 0.02, 50_000,
+        "mnist1d", (0.02,), 50_000,
         (
             "search.trials=8", "target=none", "fit.adamw.epochs=9",
             "teacher.fit={adamw: {epochs: 12, learning_rate: 5e-3}}", "distill={soft_target: {temperature: 4.0}}",
@@ -75,27 +86,21 @@ STUDIES = {
         ),
     ),
     "digits": Study(
-        "digits", 0.02, 0,
+        "digits", (0.02,), 0,
         (
             "search.trials=8", "target=none", "fit.adamw.epochs=9", "distill={soft_target: {temperature: 4.0}}",
             "student.cnn.block=plain", _PRUNE, _QUANTIZE,
         ),
     ),
     "langid": Study(
-        "langid", 0.02, 0,
+        "langid", (0.02,), 0,
         (
             "search.trials=2", "target=none", "fit={adamw: {epochs: 3}}", "teacher.fit={adamw: {epochs: 3}}",
             "prune={none: }", _QUANTIZE,
         ),
     ),
-    "tabular": Study(
-        "tabular", 0.02, 0,
-        (
-            "search.trials=8", "target=none", "fit.adamw.epochs=15", "teacher.fit.adamw.epochs=30",
-            "distill={soft_target: }", _QUANTIZE,
-        ),
-        table="breast_cancer",
-    ),
+    "tabular": _TABLE,
+    "tabular_folds": replace(_TABLE, folds=5),
 }  # fmt: skip
 
 
@@ -122,13 +127,17 @@ class Population:
         return losses
 
 
-def run_study(study: Study, seed: int, folder: Path, most: int) -> Population:
-    """Search a space, and return the predictions of at most ``most`` candidates, spread evenly over the costs."""
-    name = f"{study.space}-{seed}"
+def run_study(name: str, study: Study, seed: int, folder: Path, most: int) -> Population:
+    """Search a space, and return the predictions of at most ``most`` candidates, spread evenly over the costs.
+
+    Finalists that were trained in folds are among them.
+    """
+    name = f"{name}-{seed}"
     if not (folder / name / "report.html").exists():
         overrides = [*study.overrides, "search.backend=serial", f"search.seed={seed}", f"split_seed={seed}"]
         overrides += _write_table(study.table, folder) if study.table else []
-        overrides += ["search.minutes=null", f"pick={{max_drop: {study.max_drop}, confidence: {CONFIDENCE}}}"]
+        overrides += [f"splits={{folds: {study.folds}}}"] if study.folds else []
+        overrides += ["search.minutes=null", f"pick={{max_drop: {study.drops[0]}, confidence: {CONFIDENCE}}}"]
         autocompress.search(study.space, name=name, runs=folder, overrides=overrides, resume=(folder / name).exists())
     cached = folder / f"{name}.npz"
     with RunStore.read(folder / name) as store:
@@ -136,7 +145,9 @@ def run_study(study: Study, seed: int, folder: Path, most: int) -> Population:
         rows = select_rankable(full_fidelity(table), info.objectives).sort_values("effective_flops")
         # No rule selects a candidate that loses far more on validation, so it needs no predictions.
         rows = rows[rows["accuracy"] >= (info.teacher.score("accuracy") or 0.0) - NEAR]
-        kept = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int))
+        spread = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)
+        finalists = np.flatnonzero(rows["accuracy_folds"].notna()).tolist() if study.folds else []
+        kept = np.union1d(spread, finalists).astype(int)
         rows = rows.iloc[kept].reset_index(drop=True)
         ids = [str(identity) for identity in rows["id"]]
         if not cached.exists() or np.load(cached)["ids"].tolist() != ids:
@@ -257,19 +268,12 @@ def judge_rules(
             row |= {"kept": bool(losses[position] <= selected[1] + 1e-9), "loss": float(losses[position])}
             row["within"] = selected[1] <= (info.max_drop or 0.0) + 1e-9
             row["ratio"] = float(costs[position]) / oracle
-            row["observed"] = _observed_loss(table, info, position)
+            measured = read_loss(list_rows(table.iloc[[position]])[0], info)
+            row["observed"] = float("nan") if measured is None else measured.observed
             if is_corrected and name == RULES[1]:
                 corrected = estimate_corrected_loss(table, info)
                 row["corrected"] = float("nan") if corrected is None else corrected.loss
         yield row
-
-
-def _observed_loss(table: pd.DataFrame, info: RunInfo, position: int) -> float:
-    losses = []
-    for split, suffix in (("search_val", "_search"), ("select_val", "")):
-        goal = info.teacher.score("accuracy", split) or 0.0
-        losses.append(goal - float(table[f"accuracy{suffix}"].iloc[position]))
-    return statistics.fmean(losses)
 
 
 def summarize_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -294,6 +298,36 @@ def summarize_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{bias:+.2f}",
         corrected_bias,
     ]
+
+
+def judge_searches(
+    populations: Sequence[Population], study: Study, drop: float, resamples: int, corrected: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Judge the rules on the own splits of each search, and on splits drawn from its population.
+
+    Args:
+        populations: Finished searches of the study.
+        study: The study.
+        drop: Allowed loss.
+        resamples: Number of drawn splits of each search.
+        corrected: Of these, the number with a corrected loss.
+    """
+    own: list[dict[str, Any]] = []
+    drawn: list[dict[str, Any]] = []
+    for seed, population in enumerate(populations):
+        info = replace(population.info, max_drop=drop, confidence=CONFIDENCE)
+        population = replace(population, info=info)
+        # The other rules do not read the folds, so that their rows would be those of the same study without.
+        own += [
+            row
+            for row in judge_rules(population, population.table, info, is_corrected=True)
+            if not study.folds or row["rule"] == RULES[1]
+        ]
+        generator = np.random.default_rng([FRESH_SEED, seed])
+        for draw in range(resamples):
+            table, described = draw_splits(population, generator)
+            drawn += judge_rules(population, table, described, is_corrected=draw < corrected)
+    return own, drawn
 
 
 def run_default_search(space: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -354,8 +388,8 @@ def write_page(
     lines += ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
     for name, rows in results.items():
         for rule in RULES:
-            cells = summarize_rows([row for row in rows if row["rule"] == rule])
-            lines.append("| " + " | ".join([name, rule, *cells]) + " |")
+            judged = [row for row in rows if row["rule"] == rule]
+            lines += ["| " + " | ".join([name, rule, *summarize_rows(judged)]) + " |"] if judged else []
     out.write_text("\n".join([*lines, *appendix]) + "\n")
 
 
@@ -378,24 +412,21 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {}
     notes = []
     for name, count in zip(arguments.studies, counts, strict=True):
-        study, sizes = STUDIES[name], []
+        study = STUDIES[name]
         study = replace(study, fresh=arguments.fresh if study.fresh else 0)
-        own, drawn = results.setdefault(f"{name}, own splits", []), results.setdefault(f"{name}, drawn splits", [])
-        for seed in range(count):
-            population = run_study(study, seed, arguments.runs, arguments.candidates)
-            info = replace(population.info, max_drop=study.max_drop, confidence=CONFIDENCE)
-            population = replace(population, info=info)
-            sizes.append(len(population.table))
-            own += judge_rules(population, population.table, info, is_corrected=True)
-            generator = np.random.default_rng([FRESH_SEED, seed])
-            for draw in range(arguments.resamples):
-                table, described = draw_splits(population, generator)
-                drawn += judge_rules(population, table, described, is_corrected=draw < arguments.corrected)
-            print(name, seed, f"{len(population.table)} candidates", flush=True)
+        populations = [run_study(name, study, seed, arguments.runs, arguments.candidates) for seed in range(count)]
+        # No drawn split can replace out-of-fold predictions.
+        resamples = 0 if study.folds else arguments.resamples
+        for drop in study.drops:
+            task = f"{name} within {100 * drop:g} points"
+            own, drawn = judge_searches(populations, study, drop, resamples, arguments.corrected)
+            results[f"{task}, own splits"] = own
+            results |= {f"{task}, drawn splits": drawn} if resamples else {}
+            print(task, flush=True)
+        sizes = [len(population.table) for population in populations]
         notes.append(
             f"- {name}: {format_plural(count, 'search', 'searches')} with {min(sizes)} to {max(sizes)} candidates, "
-            f"{arguments.resamples} drawn splits each, max_drop {100 * study.max_drop:g} points, "
-            f"a population of {len(population.teacher):,}."
+            f"{resamples} drawn splits each, a population of {len(populations[0].teacher):,}."
         )
     defaults = [run_default_search("digits", seed, arguments.runs) for seed in range(arguments.default_runs)]
     write_page(results, arguments.out, notes, format_default_runs("digits", defaults) if defaults else [])

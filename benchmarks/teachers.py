@@ -7,19 +7,27 @@ a run can be resumed, and another recipe is a row of its own.
 
 A space for your own data needs its path:
 
-    python -m benchmarks.teachers --spaces reviews --set task.text.path=data/reviews.csv
+    python -m benchmarks.teachers --spaces text --set task.text.path=data/texts.csv
 
-`breast_cancer` and `diabetes` are tables of scikit-learn.
+`breast_cancer`, `wine` and `diabetes` are tables of scikit-learn, and `signals` reads the curves of MNIST-1D from a
+file. `reviews` and `images` need `AUTOCOMPRESS_TEST_DATA`: a folder with `clothing_reviews.csv.gz` (the columns of
+Women's E-Commerce Clothing Reviews) and `cifar10_jpeg.zip` (CIFAR-10 in class folders), of which 150 images of each
+class are read.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from sklearn import datasets
 from torch import Tensor
@@ -32,13 +40,70 @@ from autocompress.engine.runner import Plan, make_plan
 from autocompress.engine.spec import load_spec
 from autocompress.measure.heads import get_objective
 from autocompress.measure.objectives import Subject
+from autocompress.tasks.mnist1d import generate_mnist1d
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.trial.pipeline import reproducible_torch
 from benchmarks.common import append_row, build_parser, describe_benchmark, load_rows
 
-SPACES = ("digits", "mnist1d", "langid", "langid_kind", "entities", "breast_cancer", "diabetes")
-#: Name to the function that loads a table of scikit-learn; the columns to predict are called ``target``.
-TABLES = {"breast_cancer": datasets.load_breast_cancer, "diabetes": datasets.load_diabetes}
+DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", ""))
+REVIEWS, IMAGES = DATA / "clothing_reviews.csv.gz", DATA / "cifar10_jpeg.zip"
+# Images of each class and part: all of them would take hours.
+IMAGES_OF_CLASS = 150
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data of a shipped space for a user's own data.
+
+    Attributes:
+        space: Name of the search space.
+        write: Function of an empty folder that returns changes of the spec; it may write the data there.
+    """
+
+    space: str
+    write: Callable[[Path], list[str]]
+
+
+def _write_table(load: Callable[..., Any], score: str) -> Callable[[Path], list[str]]:
+    """Return a function that writes a table of scikit-learn, whose column to predict is called ``target``."""
+
+    def write(folder: Path) -> list[str]:
+        path = folder / "table.csv"
+        load(as_frame=True).frame.to_csv(path, index=False)
+        return [f"task.tabular.path={path}", "task.tabular.target=target", f"objectives=[{score}, effective_flops]"]
+
+    return write
+
+
+def _write_curves(folder: Path) -> list[str]:
+    """Write the curves of MNIST-1D as a file of series."""
+    curves, digits = generate_mnist1d()
+    np.savez(folder / "curves.npz", x=curves, y=digits)
+    return [f"task.signals.path={folder / 'curves.npz'}"]
+
+
+def _extract_images(folder: Path) -> list[str]:
+    """Extract a part of CIFAR-10."""
+    counts: Counter[str] = Counter()
+    with zipfile.ZipFile(IMAGES) as archive:
+        for name in archive.namelist():
+            parent = os.path.dirname(name)
+            counts[parent] += 1
+            if counts[parent] <= IMAGES_OF_CLASS:
+                archive.extract(name, folder)
+    return [f"task.images.path={folder / 'cifar10'}", "task.images.size=32"]
+
+
+SOURCES: Mapping[str, Source] = {
+    "signals": Source("signals", _write_curves),
+    "breast_cancer": Source("tabular", _write_table(datasets.load_breast_cancer, "accuracy")),
+    "wine": Source("tabular", _write_table(datasets.load_wine, "accuracy")),
+    "diabetes": Source("tabular", _write_table(datasets.load_diabetes, "r2")),
+    "reviews": Source("reviews", lambda folder: [f"task.text.path={REVIEWS}"]),
+    "images": Source("images", _extract_images),
+}
+GENERATED = ("digits", "mnist1d", "langid", "langid_kind", "entities", "ratings", "ranking", "recommendation")
+SPACES = (*GENERATED, *SOURCES)
 # A slower teacher is trained with one seed.
 QUICK_SECONDS = 30.0
 VALIDATION = ("search_val", "select_val")
@@ -84,19 +149,17 @@ class Row:
 
 
 def build_plan(space: str, overrides: Sequence[str], folder: Path) -> Plan:
-    """Return the checked plan of a search space, or of a table of scikit-learn.
+    """Return the checked plan of a search space.
 
     Args:
-        space: Name of a shipped search space, or one of :data:`TABLES`.
+        space: Name of a shipped search space, or one of :data:`SOURCES`.
         overrides: Changes of the spec, ``key=value``.
-        folder: Folder that a table is written into.
+        folder: Folder that data may be written into.
     """
-    if space in TABLES:
-        path = folder / f"{space}.csv"
-        TABLES[space](as_frame=True).frame.to_csv(path, index=False)
-        score = "r2" if space == "diabetes" else "accuracy"
-        data = [f"task.tabular.path={path}", "task.tabular.target=target", f"objectives=[{score}, effective_flops]"]
-        return make_plan(load_spec("tabular", [*data, *overrides]))
+    source = SOURCES.get(space)
+    # A path that is given replaces the data of the benchmark.
+    if source is not None and not any(".path=" in override for override in overrides):
+        return make_plan(load_spec(source.space, [*source.write(folder), *overrides]))
     return make_plan(load_spec(space, list(overrides)))
 
 
@@ -127,8 +190,16 @@ def score_outputs(
     return weighted / sum(sizes), values["test"]
 
 
-def measure_space(space: str, seeds: int, overrides: Sequence[str], file: Path) -> str:
-    """Train the teacher and the baselines of a space, store their rows, and return the fingerprint of the recipe."""
+def measure_space(space: str, seeds: int, overrides: Sequence[str], file: Path, quick: float = QUICK_SECONDS) -> str:
+    """Train the teacher and the baselines of a space, store their rows, and return the fingerprint of the recipe.
+
+    Args:
+        space: Name of a space.
+        seeds: Number of seeds of a teacher.
+        overrides: Changes of the spec, ``key=value``.
+        file: File of the rows.
+        quick: Seconds of training above which a teacher is trained with one seed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         plan = build_plan(space, overrides, Path(folder))
     task, splits, teacher = plan.task, plan.splits, plan.setup.teacher
@@ -151,7 +222,7 @@ def measure_space(space: str, seeds: int, overrides: Sequence[str], file: Path) 
             row = _fill(template, "teacher", seed, score_outputs(score.name, task, splits, logits), seconds)
             append_row(file, asdict(row))
             done["teacher", seed] = asdict(row)
-        if done["teacher", seed]["seconds"] > QUICK_SECONDS:
+        if done["teacher", seed]["seconds"] > quick:
             break
     return recipe
 
@@ -225,14 +296,15 @@ def _format_baseline(rows: Sequence[Row], *, named: bool) -> tuple[str, str]:
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = build_parser(__doc__, "reports/benchmarks/teachers.md", seeds=5)
-    parser.set_defaults(spaces=list(SPACES))
+    parser.set_defaults(spaces=[name for name in SPACES if DATA.name or name not in ("reviews", "images")])
+    parser.add_argument("--quick-seconds", type=float, default=QUICK_SECONDS, help="slower teachers get a single seed")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     arguments = parser.parse_args()
     file = arguments.out.with_suffix(".jsonl")
     recipes = {}
     with reproducible_torch():
         for space in arguments.spaces:
-            recipes[space] = measure_space(space, arguments.seeds, arguments.set, file)
+            recipes[space] = measure_space(space, arguments.seeds, arguments.set, file, arguments.quick_seconds)
     # Of earlier runs, spaces that this one does not name keep their latest recipe.
     latest = {row["space"]: row["recipe"] for row in load_rows(file)} | recipes
     rows = [Row(**row) for row in load_rows(file) if latest[row["space"]] == row["recipe"]]

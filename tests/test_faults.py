@@ -1,37 +1,25 @@
 """The harm of ``benchmarks.faults`` that takes seconds, in its smallest size; the whole of it is run by hand."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.__main__ import ROWS
-from benchmarks.faults.drivers import kill_drivers, start_second_driver
-from benchmarks.faults.injection import FaultResult
 from benchmarks.faults.mutants import MUTANTS, ROOT, Mutant
 from benchmarks.faults.power import Disk
-from benchmarks.faults.stores import count_checkpoints, damage_store, fill_disk
-from benchmarks.faults.workers import check_bad_results, fail_all_trials, kill_workers
+from benchmarks.faults.rows import ROWS, SMALL_ROWS
 
-SMALL: dict[str, Callable[[Path], FaultResult]] = {
-    "killed drivers": partial(kill_drivers, kills=1, trials=8, points=["after the files of a result, before its rows"]),
-    "killed workers": partial(kill_workers, trials=6, killed=2),
-    "second driver": start_second_driver,
-    "damaged store": partial(damage_store, cuts=3, flips=20),
-    "full disk": fill_disk,
-    "bad results": partial(check_bad_results, tables=50),
-    "hopeless": fail_all_trials,
-    "checkpoints": partial(count_checkpoints, trials=20),
-}
+# The others start processes for longer, or repeat what tests of their modules check.
+TESTED_ROWS = (1, 2, 6, 7, 8, 9, 13, 15, 24)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
-def test_what_must_hold_holds(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("row", TESTED_ROWS)
+def test_what_must_hold_holds(row: int, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    result = SMALL[name](folder)
+    result = SMALL_ROWS[row](folder)
+    if result.measured.startswith("not measured"):
+        pytest.skip(result.measured)
     assert result.passed, result.measured
 
 

@@ -240,7 +240,7 @@ FEW_EXAMPLES = 30
 
 
 def list_promise_notices(
-    score: ObjectiveSpec, examples: int, max_drop: float, confidence: float | None
+    score: ObjectiveSpec, examples: int, max_drop: float, confidence: float | None, unit: str = "examples"
 ) -> tuple[str, ...]:
     """Return what the validation examples of a search cannot prove, whatever its candidates are.
 
@@ -249,6 +249,7 @@ def list_promise_notices(
         examples: Number of examples on both validation splits, or of groups of them.
         max_drop: Allowed loss.
         confidence: Confidence of the certificate; None if the observed loss counts.
+        unit: Plural of what is counted: ``examples``, or ``groups``.
 
     Example:
         >>> list_promise_notices(ObjectiveSpec("accuracy", "maximize"), 432, 0.005, 0.9)[0]
@@ -258,7 +259,7 @@ def list_promise_notices(
     notices = []
     if examples < FEW_EXAMPLES:
         notices.append(
-            f"candidates are compared on {examples} validation examples; with fewer than {FEW_EXAMPLES}, the "
+            f"candidates are compared on {examples} validation {unit}; with fewer than {FEW_EXAMPLES}, the "
             "recommendation is mostly chance"
         )
     # The loss of a score that is no share has no largest value, so nothing is known before the search.
@@ -266,12 +267,12 @@ def list_promise_notices(
         return tuple(notices)
     allowed = f"pick.max_drop: a loss of at most {format_difference(max_drop, score)}"
     if max_drop == 0:
-        notices.append(f"{allowed} cannot be certified by any number of examples; allow a loss above 0")
+        notices.append(f"{allowed} cannot be certified by any number of {unit}; allow a loss above 0")
     elif max_drop < (smallest := smallest_certifiable_loss(examples, confidence)):
         notices.append(
-            f"{allowed} cannot be certified at {confidence:.0%} confidence on {examples:,} validation examples; the "
+            f"{allowed} cannot be certified at {confidence:.0%} confidence on {examples:,} validation {unit}; the "
             f"smallest certifiable loss is {100 * smallest:.2f} points, and {format_difference(max_drop, score)} need "
-            f"at least {count_needed_without_loss(max_drop, confidence):,} examples"
+            f"at least {count_needed_without_loss(max_drop, confidence):,} {unit}"
         )
     return tuple(notices)
 

@@ -27,7 +27,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autocompress.backends.watchdog import guard_folder
-from autocompress.errors import UsageError
+from autocompress.errors import UsageError, WorkersError
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ def join_cluster(address: str, resources: Mapping[str, float]) -> Iterator[Clust
             _check_capacity(cluster.bundle, f"of the cluster at {address}")
             _check_versions(cluster.bundle)
             logger.info("joined the Ray cluster at %s", address)
+            logger.warning(describe_listeners(_list_live_nodes(), has_token=os.environ.get("RAY_AUTH_MODE") == "token"))
             yield cluster
     finally:
         ray.shutdown()
@@ -134,6 +135,7 @@ def start_cluster(folder: Path | None, resources: Mapping[str, float], cores: in
 
     Raises:
         UsageError: This machine does not have the resources of one trial.
+        WorkersError: Ray's processes do not start.
     """
     _check_not_connected()
     if count_fitting_trials({"CPU": cores}, {"CPU": resources.get("cpu", 1.0) or 1.0}) < 1:
@@ -143,19 +145,23 @@ def start_cluster(folder: Path | None, resources: Mapping[str, float], cores: in
     try:
         with _require_token():
             try:
-                ray.init(
-                    address="local",
-                    num_cpus=cores,
-                    include_dashboard=False,
-                    object_store_memory=_choose_object_store_size(),
-                    _temp_dir=str(temporary),
-                    **_init_options(),
-                )
+                try:
+                    ray.init(
+                        address="local",
+                        num_cpus=cores,
+                        include_dashboard=False,
+                        object_store_memory=_choose_object_store_size(),
+                        _temp_dir=str(temporary),
+                        **_init_options(),
+                    )
+                except Exception as error:  # Ray raises a dozen types, Exception itself where a process is late.
+                    raise WorkersError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
                 # Ray's agents outlive a killed driver by a minute, in which they try to report to a stopped cluster.
                 guard = guard_folder(temporary)
                 cluster = Cluster(to_ray_resources(resources), temporary)
                 _check_capacity(cluster.bundle, "this machine")
                 logger.info("started a Ray cluster with %d processors on this machine", cores)
+                logger.warning(describe_listeners(_list_live_nodes(), has_token=True))
                 with _suppress_raylet_output():
                     yield cluster
             finally:
@@ -166,6 +172,26 @@ def start_cluster(folder: Path | None, resources: Mapping[str, float], cores: in
             guard.wait()
         shutil.rmtree(temporary, ignore_errors=True)
         logger.info("stopped the Ray cluster of this machine")
+
+
+def describe_listeners(nodes: Sequence[Mapping[str, Any]], *, has_token: bool) -> str:
+    """Return a line about the addresses on which Ray's processes accept connections, and who may use them.
+
+    Args:
+        nodes: Live nodes, as ``ray.nodes()`` describes them.
+        has_token: Whether the cluster requires its token.
+
+    Example:
+        >>> node = {"NodeManagerAddress": "10.0.0.5", "NodeManagerPort": 4001, "ObjectManagerPort": 4002}
+        >>> describe_listeners([node], has_token=True)
+        'Ray listens on 10.0.0.5 (ports 4001, 4002 and others); it accepts who has its token'
+    """
+    hosts = [
+        f"{node['NodeManagerAddress']} (ports {node['NodeManagerPort']}, {node['ObjectManagerPort']} and others)"
+        for node in nodes
+    ]
+    accepts = "it accepts who has its token" if has_token else "it accepts everyone who reaches it: no token is set"
+    return f"Ray listens on {', '.join(hosts)}; {accepts}"
 
 
 def _init_options() -> dict[str, Any]:

@@ -39,8 +39,8 @@ EXIT_TIMEOUT = 5.0
 READY = "ready"
 PRELOAD = "autocompress.backends.preload"
 PROCESS_NAME = "autocompress worker"
-#: Pipe, memory limit in bytes, environment variables and logging level of a worker.
-WorkerArguments: TypeAlias = tuple[Connection, int | None, Mapping[str, str], int]
+#: Pipe, memory limit in bytes, environment variables, logging level and module to import of a worker.
+WorkerArguments: TypeAlias = tuple[Connection, int | None, Mapping[str, str], int, str]
 
 
 class Worker:
@@ -55,7 +55,7 @@ class Worker:
     def __init__(self, limits: TrialLimits, starter: Executor) -> None:
         self.pipe, worker_pipe = multiprocessing.get_context("spawn").Pipe()
         level = logging.getLogger("autocompress").getEffectiveLevel()
-        self._arguments: WorkerArguments = worker_pipe, limits.memory, dict(os.environ), level
+        self._arguments: WorkerArguments = worker_pipe, limits.memory, dict(os.environ), level, PRELOAD
         self._start_result = starter.submit(self._start)
         self.is_ready = False
         self.job: Job | None = None
@@ -293,14 +293,14 @@ def describe_exit(code: int | None) -> str:
 # -- in the worker ----------------------------------------------------------------------------
 
 
-def _run_worker(pipe: Connection, memory: int | None, environment: Mapping[str, str], level: int) -> None:
+def _run_worker(pipe: Connection, memory: int | None, environment: Mapping[str, str], level: int, preload: str) -> None:
     """Run jobs until the driver has none or ends."""
     # The fork server may be older than the driver's present environment.
     os.environ.clear()
     os.environ.update(environment)
     _isolate_process()
     _configure_logging(level)
-    import_module(PRELOAD)
+    import_module(preload)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # The driver ended.
         _serve_jobs(pipe, memory)
 

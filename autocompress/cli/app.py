@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -598,6 +599,8 @@ def main() -> None:
         app()
     except AutocompressError as error:
         print_prose(f"error: {error}", stderr=True)
+        if error.excerpt:
+            print_text(textwrap.indent(error.excerpt, "  "), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         # The reader of the pipe has closed it, as `head` does. Python would report the flush at exit otherwise.

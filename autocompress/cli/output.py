@@ -25,6 +25,7 @@ from autocompress.analysis.confirmation import summarize_repeats
 from autocompress.analysis.latency import NAME as LATENCY
 from autocompress.analysis.pareto import numeric_column, primary_objectives, sort_by_cost
 from autocompress.analysis.selection import Pick
+from autocompress.analysis.thresholds import describe_thresholds
 from autocompress.analysis.trivial_baselines import list_warnings, summarize_baselines
 from autocompress.api import Front, load
 from autocompress.cli.doctor import Check
@@ -202,6 +203,8 @@ def print_pick(pick: Pick, front: Front) -> None:
         print_prose(f"  not certified: {pick.rule}")
     if tested := describe_test_loss(pick.row, front.info):
         print_prose(f"  on the test split: {tested.replace(' on test', '')}")
+    for sentence in describe_thresholds(pick.row.get("details"), front.info):
+        print_prose(f"  {sentence}")
     if baselines := summarize_baselines(front.info, pick.row):
         print_prose(f"  beside trivial baselines: {baselines}")
     for warning in list_warnings(front.info, pick.row):

@@ -1,17 +1,25 @@
-"""Files that are whole or absent: written aside, synced, renamed."""
+"""Files that are whole or absent: written aside, synced, renamed; and files that one process holds."""
 
 import errno
 import hashlib
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
 from platformdirs import user_cache_path
 
 from autocompress.errors import StorageError
+
+if sys.platform != "win32":
+    import fcntl
+
+# What file systems without locks answer: a network folder without its lock service, some FUSE file systems.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def cache_folder() -> Path:
@@ -109,6 +117,34 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_lock(path: Path) -> FileLock:
+    """Return a lock that the kernel releases when its process ends; the caller acquires it.
+
+    Where the file system has no locks, versions of ``filelock`` differ: an error, a wait without end, or a file whose
+    existence is the lock and which a killed process leaves behind.
+
+    Raises:
+        StorageError: The file system has no locks, or the folder cannot be written.
+    """
+    if sys.platform != "win32":
+        with storage_errors(path.parent):
+            # A file of its own, because trying the lock itself could make another process believe that it is held.
+            handle, aside = create_temporary(path)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as reason:
+                if reason.errno not in NO_LOCKS:
+                    raise
+                raise StorageError(
+                    f"the file system of {path.parent} has no locks ({reason.strerror}), so two processes could write "
+                    "there at once; choose a folder on a local disk"
+                ) from None
+            finally:
+                os.close(handle)
+                Path(aside).unlink(missing_ok=True)
+    return FileLock(path)
 
 
 def create_temporary(path: Path) -> tuple[int, str]:

@@ -8,6 +8,8 @@ import re
 from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from autocompress.core.run_info import ObjectiveSpec
 
 DASH = "\u2013"
@@ -32,7 +34,7 @@ _LABELS = {
     "hotflip_accuracy": "accuracy under HotFlip",
 }
 # A unit that is a symbol stands right behind its prefix (KB, MFLOPs); a word stands apart (12.3 K parameters).
-_SYMBOLS = {
+COST_UNITS = {
     "effective_flops": "FLOPs",
     "flops": "FLOPs",
     "macs": "MACs",
@@ -42,15 +44,15 @@ _SYMBOLS = {
 }
 # Largest first: the first prefix that fits is used.
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K"))
-_FACTORS = {"": 1.0, **{prefix: size for size, prefix in _PREFIXES}, "k": 1e3}
-_FACTORS |= {"Ki": 1024.0, "Mi": 1024.0**2, "Gi": 1024.0**3}
+FACTORS = {"": 1.0, **{prefix: size for size, prefix in _PREFIXES}, "k": 1e3}
+FACTORS |= {"Ki": 1024.0, "Mi": 1024.0**2, "Gi": 1024.0**3}
 # The text of a quantity, for other patterns to include. Only a count has a prefix.
 NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 UNIT = r"(?:%|ms|(?:[KMG]i|[kKMGTP])?\s?(?:FLOPs|MACs|BOPs|B)|(?:[KMG]i|[kKMGTP]))"
 _QUANTITY = re.compile(rf"(?P<number>[-+]?{NUMBER})\s*(?P<suffix>{UNIT}?)")
 _SUFFIX = re.compile(r"(?P<prefix>(?:[KMG]i|[kKMGTP])?)\s?(?P<unit>%|ms|FLOPs|MACs|BOPs|B|)")
 # Costs that are numbers of things, of which a cheaper model has fewer, not less.
-_COUNTED = (*_SYMBOLS, "parameters", "nonzero_parameters")
+_COUNTED = (*COST_UNITS, "parameters", "nonzero_parameters")
 
 
 def label_column(name: str) -> str:
@@ -143,10 +145,10 @@ def parse_quantity(text: str, column: str = "") -> float:
     prefix, unit = suffix.groups() if suffix else ("", "")
     if unit == "%":
         return number / 100.0
-    own = _SYMBOLS.get(column) or ("ms" if column.endswith("_ms") else "")
+    own = COST_UNITS.get(column) or ("ms" if column.endswith("_ms") else "")
     if unit and own and unit != own:
         raise ValueError(f"'{text}' is in {unit}, and {column} in {own}")
-    return number * _FACTORS[prefix]
+    return number * FACTORS[prefix]
 
 
 def format_value(value: object, record: "ObjectiveSpec") -> str:
@@ -164,7 +166,7 @@ def format_value(value: object, record: "ObjectiveSpec") -> str:
     if is_share(record):
         return f"{value * 100:.1f}%"
     if is_counted(record.name):
-        return format_count(value, _SYMBOLS.get(record.name, ""))
+        return format_count(value, COST_UNITS.get(record.name, ""))
     return f"{_round_digits(value)} {record.unit}".rstrip()
 
 
@@ -212,6 +214,22 @@ def compare_costs(ours: float, theirs: float, name: str) -> str:
         return f"as {'many' if counted else 'much'} {what}"
     less = "fewer" if counted else "less"
     return f"{format_factor(ratio)} {less if ours < theirs else 'more'} {what}"
+
+
+def describe_decision(threshold: float, head: str, labels: "Mapping[str, Sequence[str]]") -> str:
+    """Return a threshold of a head in words.
+
+    Args:
+        threshold: Probability above which the second class is predicted.
+        head: Name of the head.
+        labels: Names of the classes of each head.
+
+    Example:
+        >>> describe_decision(0.31, "mail", {"mail": ["other", "spam"]})
+        "threshold 0.31 for 'spam' of mail"
+    """
+    names = labels.get(head, ())
+    return f"threshold {threshold:.3g} for {repr(names[1]) if len(names) > 1 else 'the second class'} of {head}"
 
 
 def format_duration(seconds: float | None) -> str:

@@ -96,11 +96,16 @@ class Head(int):
 
     def shift_rows(self, rows: Tensor) -> Tensor:
         """Return class logits ``[M, C]`` whose largest is the predicted class: those of the head's threshold."""
-        if self.threshold is None:
-            return rows
-        # p > t is z > logit(t) for the difference z of the two logits.
-        offset = math.log(self.threshold) - math.log1p(-self.threshold)
-        return rows - rows.new_tensor([0.0, offset])
+        return rows if self.threshold is None else rows - rows.new_tensor([0.0, _logit(self.threshold)])
+
+    def shift_outputs(self, outputs: Tensor) -> Tensor:
+        """Return outputs from which the same head without a threshold predicts the same classes.
+
+        Example:
+            >>> Binary(threshold=0.2).shift_outputs(torch.tensor([[0.0]])).round(decimals=3)
+            tensor([[1.3860]])
+        """
+        return self.shift_rows(outputs)
 
     def __getnewargs_ex__(self) -> tuple[tuple[int], dict[str, object]]:
         """Return the arguments with which pickle and copy build the head again."""
@@ -271,6 +276,10 @@ class Binary(Head):
     def classes(self) -> int:
         """Two: no and yes."""
         return 2
+
+    def shift_outputs(self, outputs: Tensor) -> Tensor:
+        """Return logits whose sign is the class that is predicted at the threshold."""
+        return outputs if self.threshold is None else outputs - _logit(self.threshold)
 
     def flatten(self, outputs: Tensor) -> Tensor:
         """Return logits of two classes: a sigmoid of z is a softmax of (0, z)."""
@@ -589,6 +598,11 @@ def head_from_json(value: int | Mapping[str, object]) -> Head:
         return kind(size, **settings)  # type: ignore[arg-type]
     except (TypeError, TrialError) as error:
         raise ValueError(f"the head {value} cannot be read ({error})") from error
+
+
+def _logit(share: float) -> float:
+    """Return the difference of two logits at which the second class has a probability: p > t is z > logit(t)."""
+    return math.log(share) - math.log1p(-share)
 
 
 def _as_two_classes(logits: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """A model of latency: a constant per run, and for each layer a sum over its work, fitted to times on a target.
 
 Which kernel computes a layer matters more than its multiply-accumulates: runtimes store images in blocks of 8 or 16
-channels where the channels allow it, and have kernels of their own for depthwise and pointwise convolutions. So a layer
-has coefficients by kind, by whether its channels suit blocks, and by bits.
+channels where the channels allow it, have kernels of their own for depthwise and pointwise convolutions, and multiply
+integers four channels at a time. So a layer has coefficients by kind, by whether its channels suit the fast kernel, and
+by bits.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,10 +27,11 @@ OPERATOR, REORDER, ROUND, DECODE = "operator", "reorder", "quantize", "dequantiz
 BETWEEN_LAYERS = (OPERATOR, REORDER, ROUND, DECODE)
 #: Kinds that a runtime may compute in blocks of channels: convolutions over two dimensions.
 BLOCKED_KINDS = ("conv2", "pointwise2", "depthwise2")
-#: Channels that a blocked kernel needs a multiple of, because it copies so many at once into its blocks.
+#: Channels that a fast kernel needs a multiple of. One in blocks copies so many at once; one for integers multiplies
+#: and rounds so many at once, and what remains one by one.
 ALIGNMENT = 4
 
-#: Kind of a layer, whether it is computed in blocks, weight bits and activation bits.
+#: Kind of a layer, whether its channels suit the fast kernel, weight bits and activation bits.
 Kernel: TypeAlias = tuple[str, bool, int, int]
 
 
@@ -67,8 +69,10 @@ class LayerWork:
         is_blocked = self.is_blocked(block)
         # Blocks are padded with zeros, which are multiplied, too.
         macs = self.macs * (self._padding(block) if is_blocked else 1.0)
-        factors = (1.0, macs, float(self.activations), float(self.weights), 0.0 if is_blocked else self._copies())
-        return (self.kind, is_blocked, *self.bits), factors
+        # Kernels in blocks and those for integers read their inputs in place.
+        copies = self._copies() if self.bits == FLOAT and not is_blocked else 0.0
+        is_fast = is_blocked or (self.bits != FLOAT and self._is_aligned())
+        return (self.kind, is_fast, *self.bits), (1.0, macs, float(self.activations), float(self.weights), copies)
 
     def is_blocked(self, block: int) -> bool:
         """Return whether the layer writes blocks of channels."""
@@ -107,10 +111,14 @@ class LayerWork:
             elements=round(self.elements * wider),
         )
 
+    def _is_aligned(self) -> bool:
+        inputs, outputs = self.channels
+        return outputs % ALIGNMENT == 0 and (inputs % ALIGNMENT == 0 or self.kind.startswith("depthwise"))
+
     def _copies(self) -> float:
         """Return the input elements that a convolution copies before it multiplies, one for each weight and position.
 
-        A matrix product of kernels larger than 1 reads its inputs from such a copy (im2col). Blocked kernels do not.
+        A matrix product of kernels larger than 1 reads its inputs from such a copy (im2col).
         """
         return self.macs / self.channels[1] if self.kind.startswith("conv") else 0.0
 

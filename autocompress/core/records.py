@@ -7,6 +7,9 @@ from typing import Any
 
 from autocompress.core.config import CompressionConfig, Part
 
+#: Entry of a candidate's details with the threshold of each head.
+THRESHOLDS = "thresholds"
+
 
 class State(StrEnum):
     """State of a trial."""
@@ -111,6 +114,12 @@ class Candidate:
     details: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
     complete: bool = True
+
+    @property
+    def thresholds(self) -> Mapping[str, float]:
+        """Threshold of each head at which classes are predicted; heads without an entry have 0.5."""
+        stored: Mapping[str, float] = self.details.get(THRESHOLDS) or {}
+        return stored
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ class TeacherInfo:
             earlier versions.
         curve: Training curve, one row per epoch; empty in runs of earlier versions, and for a teacher that was not
             trained.
+        thresholds: Threshold of each head at which classes are predicted; heads without an entry have 0.5.
     """
 
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -102,6 +103,7 @@ class TeacherInfo:
     config: Mapping[str, JsonValue] = field(default_factory=dict)
     examples: Mapping[str, str] = field(default_factory=dict)
     curve: tuple[Mapping[str, float], ...] = ()
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def score(self, name: str, split: str = "select_val") -> float | None:
         """Return one score on one split; None if it was not measured."""
@@ -115,6 +117,7 @@ class TeacherInfo:
             "config": dict(self.config),
             "examples": dict(self.examples),
             "curve": [dict(row) for row in self.curve],
+            "thresholds": dict(self.thresholds),
         }
         return {name: value for name, value in entries.items() if value}
 

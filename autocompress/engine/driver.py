@@ -27,6 +27,7 @@ from autocompress.engine.archive import (
     validate_result,
 )
 from autocompress.engine.initial_design import InitialDesign, Values, estimate_trial_cost, make_initial_job
+from autocompress.engine.patience import Patience
 from autocompress.engine.refinement import make_refinement
 from autocompress.engine.sampler.acquisition import SurrogateSampler
 from autocompress.engine.sampler.optuna import OptunaSampler
@@ -77,6 +78,7 @@ class Driver:
     Attributes:
         limits: Constraint violations, and the configurations that were skipped because of them.
         exhausted: Whether the sampler has found no new configuration in the space.
+        has_settled: Whether the search ends because its front no longer moves.
     """
 
     def __init__(
@@ -141,7 +143,8 @@ class Driver:
         self._time_budget = TimeBudget(
             None if search.minutes is None else search.minutes * 60, lambda: self.elapsed_seconds
         )
-        self.exhausted = False
+        self._patience = Patience(search.patience)
+        self.exhausted = self.has_settled = False
         self._resume()
         # After the resume, which tells which of the initial trials have started already.
         initial_jobs = [
@@ -168,6 +171,10 @@ class Driver:
             return self._repeat_job(self._interrupted_jobs.pop(0))
         if self.has_only_failed_trials:
             return None
+        if self._may_end_early():
+            if not self._counts[State.RUNNING]:
+                self._end_search()
+            return None
         self._stop_trials(self._scheduler.stop_poor_trials())
         job = (
             self._surrogate_choice()
@@ -190,6 +197,7 @@ class Driver:
         result = validate_result(result, [objective.name for objective in self._objectives])
         gain = self._archive.add(result.candidates)
         self._store.record_result(result, elapsed=self.elapsed_seconds, hypervolume=self._archive.hypervolume)
+        self._patience.record(self.elapsed_seconds, self._archive.hypervolume)
         logger.info(
             "job %d: ended as %s with %d candidates after %.1f s, hypervolume %.4f",
             *(job.number, result.state, len(result.candidates), result.seconds, self._archive.hypervolume),
@@ -244,6 +252,13 @@ class Driver:
                 self._counts, self._search, self.elapsed_seconds, self._candidate_count, self._archive, self._objectives
             )
         )
+
+    def _may_end_early(self) -> bool:
+        """Return whether the front has settled and the initial trials are through; once true, it stays so."""
+        # The reference trial fills the end of the front near the teacher, and comes late.
+        if not self.has_settled and not self._initial_design and not self._scheduler.awaits_reference:
+            self.has_settled = self._patience.has_settled(self.elapsed_seconds)
+        return self.has_settled
 
     # -- choice of the next job ---------------------------------------------------------------
 
@@ -504,6 +519,8 @@ class Driver:
         number = stored.job.number
         candidates = self._store.read_trial_candidates(number)
         gain = self._archive.add(candidates)
+        if stored.elapsed is not None:
+            self._patience.record(stored.elapsed, self._archive.hypervolume)
         for epochs, rung_candidates in self._scheduler.replay_rungs(stored, candidates):
             self._record_training(number, epochs, rung_candidates)
         self._candidate_count += len(candidates)

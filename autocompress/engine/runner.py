@@ -46,6 +46,7 @@ from autocompress.engine.archive import Progress
 from autocompress.engine.driver import Driver
 from autocompress.engine.folds import check_folds, cross_fit
 from autocompress.engine.initial_design import FixedTrial, Values, design_initial_trials
+from autocompress.engine.patience import LEAST_GROWTH
 from autocompress.engine.preflight import (
     check_attacks,
     check_run_folder,
@@ -66,6 +67,7 @@ from autocompress.errors import (
     UsageError,
 )
 from autocompress.measure.heads import AT, check_head, get_objective, list_scores
+from autocompress.measure.thresholds import read_thresholds
 from autocompress.store.run_store import DATABASE, RunStore
 from autocompress.targets import approve_programs, make_target
 from autocompress.tasks.base import is_imbalanced
@@ -200,6 +202,8 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
         raise source.make_error(("teacher",), str(error)) from None
     teacher, remark = plan_transfer(source, task, splits, TeacherRecipe(student, fit, spec.teacher.seed))
     check_folds(source, task, splits, teacher)
+    primary = next(name for name in spec.objectives if get_objective(name).kind == "score")
+    thresholds = _read_thresholds(source, task, primary)
     latency = _calibrate_latency(source, target)
     setup = Setup(
         Part.of(task_name, **{**options, **task.identity_options}),
@@ -214,8 +218,9 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
         spec.search.training_device,
         target.precisions,
         latency,
-        primary=next(name for name in spec.objectives if get_objective(name).kind == "score"),
+        primary=primary,
         is_distinct=True,
+        thresholds=tuple(thresholds.items()),
     )
     objectives = tuple(_objective_spec(name) for name in spec.objectives)
     space, unsafe = remove_unsafe_methods(space, task, splits)
@@ -250,13 +255,23 @@ def prefer_balanced_score(source: Source, task: Task, splits: Splits) -> tuple[S
     imbalanced = [name for name, size in task.heads.items() if is_imbalanced(as_head(size), targets[name])]
     if not imbalanced:
         return source, ""
+    has_threshold = any(as_head(task.heads[name]).has_threshold for name in imbalanced)
+    decides = " and threshold: auto decides for it" if has_threshold and spec.threshold is None else ""
     objectives = {BALANCED if name == ACCURACY else name: bounds for name, bounds in spec.objectives.items()}
     notice = (
         f"the classes of {', '.join(repr(head) for head in imbalanced)} are imbalanced, so the first score is "
         f"{BALANCED} in place of {ACCURACY}, which a model reaches that ignores rare classes; to keep it, write "
-        f"objectives: [{', '.join(spec.objectives)}]; class_weights: balanced in `fit` trains for it"
+        f"objectives: [{', '.join(spec.objectives)}]; class_weights: balanced in `fit` trains for it{decides}"
     )
     return Source(spec.model_copy(update={"objectives": objectives}), source.name, source.lines), notice
+
+
+def _read_thresholds(source: Source, task: Task, score: str) -> dict[str, float | None]:
+    """Return the threshold of each head that the spec names, None for one that is to be chosen for a score."""
+    try:
+        return read_thresholds(source.spec.list_thresholds(), task.heads, score)
+    except UsageError as error:
+        raise source.make_error(("threshold",), str(error)) from None
 
 
 def _describe_target(source: Source) -> TargetInfo:
@@ -322,13 +337,15 @@ def _list_promise_notices(
     source: Source, task: Task, splits: Splits, objectives: Sequence[ObjectiveSpec]
 ) -> tuple[str, ...]:
     """Return what the validation splits cannot prove about any candidate, before the search spends its time."""
-    examples = 0
+    examples, unit = 0, "examples"
     chosen = DIVIDED if source.spec.splits.folds else ("search_val", "select_val")
     for split in (getattr(splits, name) for name in chosen):
         groups = task.resampling_groups(split)
+        # Examples of a group are not independent, so groups are counted.
         examples += len(split) if groups is None else len(groups.unique())
+        unit = "examples" if groups is None else "groups"
     pick = source.spec.pick
-    return list_promise_notices(primary_objectives(objectives)[1], examples, pick.max_drop, pick.confidence)
+    return list_promise_notices(primary_objectives(objectives)[1], examples, pick.max_drop, pick.confidence, unit)
 
 
 def run_search(
@@ -379,6 +396,8 @@ def run_search(
                 info = store.run_info()
                 store.update_run_info(replace(info, seconds=driver.elapsed_seconds, exhausted=driver.exhausted))
                 logger.info("search ended after %.1f s", driver.elapsed_seconds)
+        if driver.has_settled:
+            _add_notice(store, events, _describe_end(plan.source.spec.search, driver.elapsed_seconds))
         if driver.has_only_failed_trials or store.candidate_table().empty:
             raise SearchFailedError(_explain_failure(driver, store))
         store.close()
@@ -395,6 +414,16 @@ def run_search(
     return store
 
 
+def _describe_end(search: SearchSection, seconds: float) -> str:
+    """Return the notice of a search that its patience has ended."""
+    share = search.patience or 0.0
+    budget = "" if search.minutes is None else f" of {60 * search.minutes:.0f}"
+    return (
+        f"the search ended after {seconds:.0f}{budget} s, because the hypervolume of the front grew by less than "
+        f"{LEAST_GROWTH:.1%} in the last {share:.0%} of that time (search.patience)"
+    )
+
+
 def _cross_fit_finalists(plan: Plan, store: RunStore, events: Events) -> None:
     """Train the finalists in folds where the spec asks for it; the front does not depend on the result."""
     folds = plan.source.spec.splits.folds
@@ -404,9 +433,14 @@ def _cross_fit_finalists(plan: Plan, store: RunStore, events: Events) -> None:
     backend, plugins = make_backend(plan.source), collect_plugins([plan.task.name])
     notice = cross_fit(plan.setup, backend, store, folds, plugins, events.phase)
     if notice:
-        events.notice(notice)
-        info = store.run_info()
-        store.update_run_info(replace(info, notices=tuple(dict.fromkeys([*info.notices, notice]))))
+        _add_notice(store, events, notice)
+
+
+def _add_notice(store: RunStore, events: Events, notice: str) -> None:
+    """Show a notice, and keep it for the page."""
+    events.notice(notice)
+    info = store.run_info()
+    store.update_run_info(replace(info, notices=tuple(dict.fromkeys([*info.notices, notice]))))
 
 
 def _check_objective(source: Source, key: tuple[str, ...], name: str, task: Task) -> None:
@@ -497,6 +531,7 @@ def _describe_run(plan: Plan, store: RunStore, teacher: Teacher, events: Events)
         config,
         {**measured["examples"], **examples},
         tuple(teacher.read_curve()),
+        measured["thresholds"],
     )
     environment = _describe_environment(plan)
     baselines, failures = _measure_baselines(plan.setup, info)

@@ -205,6 +205,8 @@ class SearchSection(_Section):
         mode: Search strategy. ``amortized`` makes many candidates of each trial; ``autocompress list modes`` shows all.
         trials: Maximum number of trials.
         minutes: Maximum wall-clock minutes; no trial is started that would end later.
+        patience: Share of the elapsed time after which the search ends if the hypervolume of the front has grown by
+            less than 0.5% in it, such as 0.33; by default only the budget ends a search.
         sampler: Method that proposes the next trial. ``surrogate`` predicts scores from all rungs and selects the trial
             with the largest expected hypervolume improvement per compute cost; it needs a mode where one trial yields
             many candidates, and is ``tpe`` in the others. ``tpe``, ``nsga2``, ``nsga3``, ``gp`` and ``random`` are
@@ -231,6 +233,7 @@ class SearchSection(_Section):
     )
     trials: int = Field(40, ge=1)
     minutes: float | None = Field(None, gt=0)
+    patience: float | None = Field(None, gt=0, lt=1)
     sampler: Literal["surrogate", "tpe", "nsga2", "nsga3", "gp", "random"] = "surrogate"
     promotion: Literal["pareto_rank", "best_score", "always"] = "pareto_rank"
     refine: float = Field(1.0, ge=0)
@@ -393,6 +396,9 @@ class Spec(_Section):
         objectives: Scores and costs to trade off, at least one of each, with the reference and ideal value that bound
             the hypervolume; ``None`` for the default bounds.
         limits: Bounds on scores and costs by name.
+        threshold: Probability above which the second class of a head with two classes is predicted: a number, or
+            ``auto`` for the one with the best first score on ``search_val``, chosen for each candidate and for the
+            teacher. Of several such heads, ``{head: auto}``. 0.5 by default.
         pick: Settings of the recommendation.
         target: Device or runtime that the search is made for, with its options; ``none`` leaves the bits free, and
             marks candidates without a kernel on common processors.
@@ -414,6 +420,8 @@ class Spec(_Section):
         "effective_flops": None,
     }
     limits: dict[str, Limit] = {}
+    # A text is checked with the heads of the task, as on the command line of `export`.
+    threshold: float | str | dict[str, float | str] | None = None
     pick: PickSection = PickSection()
     target: Named = {"none": {}}
 
@@ -423,6 +431,13 @@ class Spec(_Section):
         if not is_name(value):
             raise ValueError("use letters, digits, '.', '_' and '-' only: it is the name of the run's folder")
         return value
+
+    def list_thresholds(self) -> list[str]:
+        """Return the thresholds as texts, ``auto`` or ``spam=0.3``; empty without any."""
+        if self.threshold is None:
+            return []
+        named = self.threshold
+        return [f"{head}={value}" for head, value in named.items()] if isinstance(named, dict) else [str(named)]
 
     def to_yaml(self) -> str:
         """Return the resolved spec as YAML."""
@@ -437,9 +452,11 @@ class Spec(_Section):
             del data["target"]
         if self.splits == SplitsSection():
             del data["splits"]
+        if self.threshold is None:
+            del data["threshold"]
         # It decides the recommendation, and no result of the search.
         del data["pick"]["confidence"]
-        budget = ("trials", "minutes", "trial_minutes", "memory", "timing_seconds")
+        budget = ("trials", "minutes", "patience", "trial_minutes", "memory", "timing_seconds")
         for field in (*budget, "workers", "backend", "resources", "device", "address"):
             del data["search"][field]
         return data

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from autocompress.analysis.certification import SUFFIXES, certify_loss, describe_test_loss, read_loss
 from autocompress.analysis.pareto import primary_objectives
@@ -22,16 +23,16 @@ from autocompress.export.card import Card, input_names
 from autocompress.export.graph_choice import CHOICE_SECONDS
 from autocompress.export.origin import describe_origin
 from autocompress.export.verify import Metric, Verification, verify as verify_artifact, verify_pipeline
-from autocompress.measure.heads import AT
+from autocompress.measure.heads import AT, describe_decisions
 from autocompress.measure.objectives import Subject
 from autocompress.measure.thresholds import (
-    check_decided_score,
-    choose_threshold,
+    choose_thresholds,
     describe_threshold,
     read_thresholds,
+    set_head_thresholds,
+    set_thresholds,
 )
 from autocompress.store.run_store import RunStore
-from autocompress.tasks.folds import join_splits
 from autocompress.trial.pipeline import (
     RebuiltCandidate,
     Setup,
@@ -88,7 +89,8 @@ def export_candidate(
         verify: Whether to run the exported files.
         tolerance: Largest loss of the exported file in the first score of the task, in the unit of that score.
         agreement: Smallest share of equal predictions.
-        thresholds: Thresholds of heads of two classes: ``auto`` or a number, or ``HEAD=auto`` and ``HEAD=0.3``.
+        thresholds: Thresholds of heads of two classes: ``auto`` or a number, or ``HEAD=auto`` and ``HEAD=0.3``; a head
+            that is not named has the threshold of the run.
 
     Raises:
         UsageError: The run has no such candidate, its training is not complete, or a threshold cannot be used.
@@ -99,7 +101,7 @@ def export_candidate(
         requested = _read_thresholds(run, thresholds) if thresholds else {}
         candidate = rebuild_candidate(run, identity)
         sentences: tuple[str, ...] = ()
-        if requested:
+        if requested or candidate.thresholds:
             candidate, sentences = apply_thresholds(candidate, requested)
 
         def write(exact: bool) -> Exported:
@@ -179,6 +181,7 @@ class RebuiltRun:
         card: Sections of the card.
         seed: Seed of the splits.
         primary: Name of the score that the search selected by.
+        thresholds: Threshold of each head in the search; heads without an entry have 0.5.
     """
 
     pipeline: TrialPipeline
@@ -187,6 +190,7 @@ class RebuiltRun:
     card: Card
     seed: int
     primary: str = ""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
 def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
@@ -216,10 +220,12 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
     rebuilt = pipeline.rebuild(candidate.config, content)
     _compare_scores(pipeline, rebuilt, candidate)
     deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt, info.target)
-    deployable = replace(deployable, origin=describe_origin(candidate, info))
+    heads = set_head_thresholds(pipeline.task.heads, candidate.thresholds)
+    deployable = replace(deployable, origin=describe_origin(candidate, info), heads=heads)
     card = _build_card(candidate, pipeline, deployable, info.name, info.command)
     card = {**card, **build_promise(candidate, info)}
-    return RebuiltRun(pipeline, rebuilt, deployable, card, setup.split_seed, setup.primary or pipeline.task.metrics[0])
+    primary = setup.primary or pipeline.task.metrics[0]
+    return RebuiltRun(pipeline, rebuilt, deployable, card, setup.split_seed, primary, candidate.thresholds)
 
 
 def _read_thresholds(run: Path, texts: Sequence[str]) -> dict[str, float | None]:
@@ -227,17 +233,14 @@ def _read_thresholds(run: Path, texts: Sequence[str]) -> dict[str, float | None]
     with RunStore.read(run) as store:
         setup = Setup.from_json(store.run_info().setup)
     task, _ = load_task(setup)
-    requested = read_thresholds(tuple(texts), task.heads)
-    for name, value in requested.items():
-        if value is None:
-            check_decided_score(setup.primary or task.metrics[0], name)
-    return requested
+    return read_thresholds(texts, task.heads, setup.primary or task.metrics[0])
 
 
 def apply_thresholds(run: RebuiltRun, requested: Mapping[str, float | None]) -> tuple[RebuiltRun, tuple[str, ...]]:
     """Return the candidate with thresholds of its heads, and a sentence on each with its scores.
 
-    A threshold is chosen on both validation splits together. The test split tells what it gains on new examples.
+    A threshold is chosen as in the search, on ``search_val``; the other splits tell what it gains on new examples. A
+    head that is not requested keeps the threshold that it has in the search.
 
     Args:
         run: The candidate.
@@ -246,20 +249,20 @@ def apply_thresholds(run: RebuiltRun, requested: Mapping[str, float | None]) -> 
     task, splits = run.pipeline.task, run.pipeline.splits
     subjects = {
         name: Subject(run.pipeline.predict(run.models.model, part), part.targets, heads=task.heads, labels=task.labels)
-        for name, part in (
-            ("validation", join_splits([splits.search_val, splits.select_val])),
-            ("test", splits.test),
-        )
+        for name, part in (("search_val", splits.search_val), ("select_val", splits.select_val), ("test", splits.test))
     }
+    thresholds = {**run.thresholds, **choose_thresholds(requested, subjects["search_val"], run.primary)}
+    origin = {**run.pipeline.thresholds, **requested}
     # The score of one head, also where the search selected by a mean over heads.
     score, _, _ = run.primary.partition(AT)
-    heads, sentences = dict(task.heads), []
-    for name, value in requested.items():
-        chosen = choose_threshold(subjects["validation"], name, score) if value is None else value
-        heads[name] = as_head(heads[name]).with_threshold(chosen)
-        sentences.append(describe_threshold(subjects, name, score, chosen, is_chosen=value is None))
-    deployable = replace(run.deployable, heads=heads)
-    return replace(run, deployable=deployable, card={**run.card, "thresholds": sentences}), tuple(sentences)
+    sentences = [
+        describe_threshold(subjects, name, score, value, is_chosen=origin[name] is None)
+        for name, value in thresholds.items()
+    ]
+    decisions = describe_decisions(set_thresholds(subjects["select_val"], thresholds))
+    card = {**run.card, "thresholds": sentences, **_describe_classes(decisions, task.labels)}
+    deployable = replace(run.deployable, heads=set_head_thresholds(task.heads, thresholds))
+    return replace(run, deployable=deployable, card=card), tuple(sentences)
 
 
 def _compare_splits(run: Path, setup: Setup, info: RunInfo) -> None:
@@ -309,10 +312,19 @@ def _retrain_checkpoint(candidate: Candidate, setup: Setup) -> bytes:
     return content
 
 
-def select_metric(pipeline: TrialPipeline, logits: Logits, targets: Targets) -> Metric:
-    """Return the task's first score that can be measured on outputs alone, without a teacher and without attacks."""
+def select_metric(
+    pipeline: TrialPipeline, logits: Logits, targets: Targets, heads: Mapping[str, int] | None = None
+) -> Metric:
+    """Return the task's first score that can be measured on outputs alone, without a teacher and without attacks.
+
+    Args:
+        pipeline: The task of the run.
+        logits: Outputs of a model by head.
+        targets: Targets by head.
+        heads: Heads with the thresholds of the model; by default those of the task.
+    """
     for name in pipeline.task.metrics:
-        metric = Metric(name, pipeline.task.heads, pipeline.task.labels)
+        metric = Metric(name, heads or pipeline.task.heads, pipeline.task.labels)
         try:
             metric.overall(logits, targets)
         except (TrialError, UnknownNameError):
@@ -326,7 +338,9 @@ def _compare_scores(pipeline: TrialPipeline, rebuilt: RebuiltCandidate, candidat
     """Check that the rebuilt model has the scores that the store holds."""
     split = pipeline.splits.select_val
     logits = pipeline.predict(rebuilt.model, split)
-    metric = select_metric(pipeline, logits, split.targets)
+    metric = select_metric(
+        pipeline, logits, split.targets, set_head_thresholds(pipeline.task.heads, candidate.thresholds)
+    )
     score, stored = metric.overall(logits, split.targets), candidate.scores["select_val"][metric.name]
     # Also a better score means that this is another model. A NaN fails the comparison.
     if not abs(score - stored) <= REPRODUCED:
@@ -341,7 +355,7 @@ def _verify_export(folder: Path, run: RebuiltRun, tolerance: float, agreement: f
     pipeline, split = run.pipeline, run.pipeline.splits.test
     logits = pipeline.predict(run.models.model, split)
     heads = run.deployable.heads
-    metric = replace(select_metric(pipeline, logits, split.targets), heads=heads)
+    metric = select_metric(pipeline, logits, split.targets, heads)
     predictions = {head: as_head(heads[head]).predict(values) for head, values in logits.items()}
     scores = metric.by_head(logits, split.targets)
     verification = verify_artifact(folder, split, heads, scores, predictions, tolerance, agreement, metric)
@@ -398,20 +412,25 @@ def _build_card(candidate: Candidate, pipeline: TrialPipeline, deployable: Deplo
         **({"preprocessing": preprocessing} if preprocessing else {}),
         "scores": {split: dict(values) for split, values in candidate.scores.items()},
         "costs": dict(candidate.costs),
-        **_describe_classes(candidate, pipeline.task.labels),
+        **_describe_classes(candidate.details, pipeline.task.labels),
     }
 
 
-def _describe_classes(candidate: Candidate, labels: Mapping[str, Sequence[str]]) -> Card:
-    """Return the sections of the card with the per-class metrics and confusion matrices, by class names."""
+def _describe_classes(details: Mapping[str, Any], labels: Mapping[str, Sequence[str]]) -> Card:
+    """Return the sections of the card with the per-class metrics and confusion matrices, by class names.
+
+    Args:
+        details: Details of a candidate, or what :func:`describe_decisions` returns.
+        labels: Names of the classes of each head.
+    """
     sections: dict[str, object] = {}
-    for head, rows in (candidate.details.get("per_class") or {}).items():
+    for head, rows in (details.get("per_class") or {}).items():
         names = labels.get(head) or [str(number) for number in range(len(rows))]
         sections[f"Per class of {head}, on select_val"] = {
             names[int(row["label"])]: {key: value for key, value in row.items() if key != "label"}
             for row in rows[:CLASSES_SHOWN]
         }
-        table = (candidate.details.get("confusion") or {}).get(head)
+        table = (details.get("confusion") or {}).get(head)
         if table:
             sections[f"Confusion matrix of {head}: true classes as rows"] = {
                 names[number]: dict(zip(names, row, strict=False)) for number, row in enumerate(table)

@@ -13,6 +13,7 @@ FILES = {
     "model.ncnn.param": "model.onnx as layers of ncnn, for one example",
     "model.ncnn.bin": "the weights of these layers",
     "model.pte": "model.onnx as a program of ExecuTorch, for one example",
+    "model.tflite": "model.onnx as a model of LiteRT, for one example",
     "pipeline.py": "predictions for raw input; needs numpy, onnxruntime and, for images, pillow",
     "tokenizer.json": "the tokenizer, which pipeline.py reads with the package tokenizers",
     "preprocess.json": "how raw input becomes the inputs of the model, and what its outputs mean",

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from autocompress.analysis.cascade import (
     CASCADE,
@@ -38,7 +39,7 @@ from autocompress.export.candidate import rebuild_candidate
 from autocompress.measure import Subject, measure
 from autocompress.measure.example_scores import pack_examples
 from autocompress.store.run_store import RunStore
-from autocompress.trial.pipeline import RebuiltCandidate, TrialPipeline, reproducible_torch
+from autocompress.trial.pipeline import TrialPipeline, reproducible_torch
 
 # Costs of two models that run one after the other add up.
 ADDITIVE = ("effective_flops", "bops", "flops", "latency_ms")
@@ -73,11 +74,11 @@ def search_cascades(run: Path, identities: Sequence[str], on_progress: Callable[
         raise NoCandidateError(f"{run}: a cascade needs two candidates, and there are {len(identities)}")
     cost, score = _select_objectives(info)
     with reproducible_torch():
-        candidates: dict[str, RebuiltCandidate] = {}
+        candidates: dict[str, _DecidedModel] = {}
         for identity in identities:
             on_progress(len(candidates), len(identities))
             rebuilt = rebuild_candidate(run, identity)
-            candidates[identity] = rebuilt.models
+            candidates[identity] = _DecidedModel(rebuilt.models.model, rebuilt.deployable.heads)
         # All candidates of a run have the same task and splits.
         session = _Session(
             run, rebuilt.pipeline, score, candidates, _list_singles(table, identities, info, cost, score)
@@ -113,6 +114,19 @@ def _list_singles(
 
 
 @dataclass(frozen=True)
+class _DecidedModel:
+    """A rebuilt candidate.
+
+    Attributes:
+        model: Its model.
+        heads: Heads of the task with the thresholds of the candidate.
+    """
+
+    model: nn.Module
+    heads: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class _Session:
     """Candidates of one run and their score.
 
@@ -127,7 +141,7 @@ class _Session:
     run: Path
     pipeline: TrialPipeline
     score: ObjectiveSpec
-    candidates: dict[str, RebuiltCandidate]
+    candidates: dict[str, _DecidedModel]
     singles: Mapping[str, SingleModel]
 
     def search(self, info: RunInfo, cost: str) -> CascadeSearch:
@@ -152,15 +166,21 @@ class _Session:
                 raise UsageError(f"the head '{name}' of the kind {kind} has no confidence: a cascade needs classes")
 
     def _score_model(self, identity: str, split: Split) -> ScoredModel:
-        logits = self.pipeline.predict(self.candidates[identity].model, split)
-        outputs = {head: values.numpy() for head, values in logits.items()}
+        candidate = self.candidates[identity]
+        logits = self.pipeline.predict(candidate.model, split)
+        raw = {head: values.numpy() for head, values in logits.items()}
+        # Models of different thresholds answer the examples of one cascade, so scores read outputs without thresholds.
+        outputs = {
+            head: as_head(candidate.heads[head]).shift_outputs(values).numpy() for head, values in logits.items()
+        }
         kinds = {head: as_head(size).kind for head, size in self.pipeline.task.heads.items()}
         return ScoredModel(
             identity,
             self.singles[identity].cost,
             self._measure(outputs, split),
             outputs,
-            compute_confidence(outputs, kinds),
+            # As the service computes it: from the outputs of the file.
+            compute_confidence(raw, kinds),
         )
 
     def _build_subject(self, outputs: Outputs, split: Split) -> Subject:
@@ -184,7 +204,8 @@ class _Session:
         """Return the scores of a cascade and of the best single candidate of equal cost on the test split."""
         split = self.pipeline.splits.test
         if single not in self.candidates:
-            self.candidates[single] = rebuild_candidate(self.run, single).models
+            rebuilt = rebuild_candidate(self.run, single)
+            self.candidates[single] = _DecidedModel(rebuilt.models.model, rebuilt.deployable.heads)
         models = {name: self._score_model(name, split) for name in {point.small, point.large, single}}
         small, large = models[point.small], models[point.large]
         outputs, share = combine_outputs(small, large, point.threshold)

@@ -24,6 +24,7 @@ KNOWN = (
     "model.ncnn.param",
     "model.ncnn.bin",
     "model.pte",
+    "model.tflite",
     "switchable.json",
     "preprocess.json",
     "pipeline.py",
@@ -32,7 +33,15 @@ KNOWN = (
 MANIFEST_FORMAT = 1
 # Far above the size of a manifest of these files, and of the files that are no weights; no larger one is read.
 LARGEST_MANIFEST, LARGEST_TEXT = 2**16, 2**26
-WEIGHTS = ("model.onnx", "model_float.onnx", "model.ncnn.param", "model.ncnn.bin", "model.safetensors")
+WEIGHTS = (
+    "model.onnx",
+    "model_float.onnx",
+    "model.ncnn.param",
+    "model.ncnn.bin",
+    "model.pte",
+    "model.tflite",
+    "model.safetensors",
+)
 
 
 class _Entry(BaseModel):
@@ -52,6 +61,7 @@ class _Manifest(BaseModel):
             "model.ncnn.param",
             "model.ncnn.bin",
             "model.pte",
+            "model.tflite",
             "model.safetensors",
             "architecture.json",
             "config.yaml",

@@ -78,7 +78,14 @@ def kl(subject: Subject) -> float:
 @objective("agreement", "maximize", "score", reads="classes")
 def agreement(subject: Subject) -> float:
     """Share of examples on which student and teacher choose the same class."""
-    return fmean(quality.agreement(*subject.paired_rows(name)) for name in subject.class_heads())
+    return fmean(_score_agreement(subject, name) for name in subject.class_heads())
+
+
+def _score_agreement(subject: Subject, name: str) -> float:
+    """Return the share of equal classes of one head, each decided at the threshold of its model."""
+    ours, theirs = subject.paired_rows(name)
+    decided = subject.select_teacher().head(name).shift_rows(theirs)
+    return quality.agreement(subject.head(name).shift_rows(ours), decided)
 
 
 @objective("mean_score", "maximize", "score")
@@ -98,7 +105,7 @@ def retention(subject: Subject) -> float:
     for name in subject.logits:
         # Missing outputs of the teacher are named here.
         subject.teacher_outputs(name)
-        teacher = replace(subject, logits=subject.teacher_logits)
+        teacher = subject.select_teacher()
         if subject.head(name).metric == "r2":
             # R2 may be negative, so errors are compared: the teacher's divided by the student's.
             ratios.append(_score_head(teacher, name, "rmse") / max(_score_head(subject, name, "rmse"), TINY))

@@ -280,6 +280,16 @@ def count_confusions(subject: Subject, name: str) -> list[list[int]]:
     return table
 
 
+def describe_decisions(subject: Subject) -> dict[str, dict[str, object]]:
+    """Return ``per_class``, see :func:`describe_classes`, and ``confusion``, see :func:`count_confusions`, by head."""
+    named = [name for name in subject.logits if subject.head(name).has_classes]
+    confusions = {name: count_confusions(subject, name) for name in named}
+    return {
+        "per_class": {name: describe_classes(subject, name) for name in named},
+        "confusion": {name: table for name, table in confusions.items() if table},
+    }
+
+
 def select_examples(subject: Subject, rows: Tensor) -> Subject:
     """Return the subject with the examples of some rows only; a row may occur several times."""
     return replace(

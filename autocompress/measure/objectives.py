@@ -34,6 +34,7 @@ class Subject:
         latency: Latency model of the target; ``None`` where none was calibrated.
         groups: Number of the group of each example, ``[N]``, where examples of a group are not independent, such as
             the ratings of one user; ``None`` where all examples are independent.
+        teacher_heads: Heads of the task with the thresholds of the teacher; empty if these are the candidate's.
     """
 
     logits: Mapping[str, Tensor] = field(default_factory=dict)
@@ -47,10 +48,15 @@ class Subject:
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     latency: LatencyModel | None = None
     groups: Tensor | None = None
+    teacher_heads: Mapping[str, int] = field(default_factory=dict)
 
     def head(self, name: str) -> Head:
         """Return a head with its kind."""
         return as_head(self.heads[name] if name in self.heads else self.logits[name].shape[-1])
+
+    def select_teacher(self) -> "Subject":
+        """Return the subject with outputs and thresholds of the teacher in place of the candidate's."""
+        return replace(self, logits=self.teacher_logits, heads=self.teacher_heads or self.heads)
 
     def class_heads(self) -> list[str]:
         """Return the names of the heads that have classes.

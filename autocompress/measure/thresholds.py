@@ -5,12 +5,12 @@ imbalance it is not: the best threshold for F1 is half of the best F1 (Lipton et
 changes predictions, and so the scores that read them; probabilities stay as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
 
-from autocompress.core.formatting import label_column
+from autocompress.core.formatting import describe_decision, label_column
 from autocompress.core.heads import DEFAULT_THRESHOLD, Head, as_head
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.measure.heads import AT, get_objective, select_head
@@ -45,19 +45,23 @@ def check_threshold(name: str, heads: Mapping[str, int], value: float | None = N
     return head
 
 
-def read_thresholds(texts: tuple[str, ...], heads: Mapping[str, int]) -> dict[str, float | None]:
+def read_thresholds(texts: Iterable[str], heads: Mapping[str, int], score: str) -> dict[str, float | None]:
     """Return the threshold of each head that a user names; ``None`` for one that is to be chosen.
 
     Args:
         texts: ``auto`` or a number for the only head of two classes, or ``HEAD=auto`` and ``HEAD=0.3``.
         heads: Heads of the task.
+        score: Name of the score that thresholds are chosen for.
 
     Raises:
-        UsageError: A text cannot be read, or its head has no threshold.
+        UsageError: A text cannot be read, its head has no threshold, or the score does not depend on one that is to be
+            chosen.
 
     Example:
-        >>> read_thresholds(("0.3",), {"label": 2}), read_thresholds(("spam=auto",), {"spam": 2, "kind": 4})
-        ({'label': 0.3}, {'spam': None})
+        >>> read_thresholds(("0.3",), {"label": 2}, "auc")
+        {'label': 0.3}
+        >>> read_thresholds(("spam=auto",), {"spam": 2, "kind": 4}, "f1_macro")
+        {'spam': None}
     """
     thresholds: dict[str, float | None] = {}
     for text in texts:
@@ -66,13 +70,18 @@ def read_thresholds(texts: tuple[str, ...], heads: Mapping[str, int]) -> dict[st
         if not is_named and len(eligible) != 1:
             if not eligible:
                 check_threshold(next(iter(heads)), heads)
-            raise UsageError(f"--threshold {text}: name the head, for example --threshold {eligible[0]}={text}")
+            raise UsageError(
+                f"threshold {text}: several heads have two classes; name one, as in {eligible[0]}={text}, in a search "
+                f"space {{{eligible[0]}: {text}}}"
+            )
         name = name if is_named else eligible[0]
         try:
             value = None if number == "auto" else float(number)
         except ValueError:
-            raise UsageError(f"--threshold {text}: give a number between 0 and 1, or auto") from None
+            raise UsageError(f"'{number}' is no threshold: give a number between 0 and 1, or auto") from None
         check_threshold(name, heads, value)
+        if value is None:
+            check_decided_score(score, name)
         thresholds[name] = value
     return thresholds
 
@@ -120,36 +129,57 @@ def choose_threshold(subject: Subject, head: str, score: str) -> float:
     return max(candidates, key=lambda value: (objective.measure(set_thresholds(one, {head: value})), -abs(value - 0.5)))
 
 
+def choose_thresholds(requested: Mapping[str, float | None], subject: Subject, score: str) -> dict[str, float]:
+    """Return the threshold of each head: the requested number, or the one at which a score of the head is best.
+
+    Args:
+        requested: Head to its threshold; ``None`` for one that is to be chosen.
+        subject: Outputs of a model on the examples to choose by.
+        score: Name of the score, such as ``f1_macro``; of ``f1_macro@spam``, the score of each head itself counts.
+    """
+    own = score.partition(AT)[0]
+    return {name: choose_threshold(subject, name, own) if value is None else value for name, value in requested.items()}
+
+
+def set_head_thresholds(heads: Mapping[str, int], thresholds: Mapping[str, float]) -> dict[str, int]:
+    """Return the heads of a task with thresholds for some of them."""
+    return {
+        name: as_head(size).with_threshold(thresholds[name]) if name in thresholds else size
+        for name, size in heads.items()
+    }
+
+
 def set_thresholds(subject: Subject, thresholds: Mapping[str, float]) -> Subject:
     """Return the subject with thresholds for some heads, by which their classes are predicted."""
-    heads = dict(subject.heads)
-    for name, value in thresholds.items():
-        heads[name] = subject.head(name).with_threshold(value)
-    return replace(subject, heads=heads)
+    if not thresholds:
+        return subject
+    named = {name: subject.head(name) for name in thresholds}
+    return replace(subject, heads=set_head_thresholds({**subject.heads, **named}, thresholds))
 
 
 def describe_threshold(
     subjects: Mapping[str, Subject], head: str, score: str, threshold: float, *, is_chosen: bool
 ) -> str:
-    """Return a sentence on a threshold with its scores on the validation splits and on the test split.
+    """Return a sentence on a threshold with its scores on some splits, the one that it was chosen on first.
 
     Args:
-        subjects: Outputs on ``validation``, both splits together, and on ``test``.
+        subjects: Name of each split to the outputs on it.
         head: Name of the head.
         score: Name of the score.
         threshold: The threshold.
-        is_chosen: Whether it is the best one on the validation splits; otherwise a user gave it.
+        is_chosen: Whether it is the best one on the first split; otherwise a user gave it.
     """
-    figures = {}
-    for name, subject in subjects.items():
-        one, objective = select_head(subject, head), get_objective(score)
+    objective, figures = get_objective(score), []
+    for subject in subjects.values():
+        one = select_head(subject, head)
         measured = [objective.measure(set_thresholds(one, {head: value})) for value in (threshold, DEFAULT_THRESHOLD)]
-        figures[name] = f"{measured[0]:.4f} ({measured[1]:.4f} at {DEFAULT_THRESHOLD:g})"
-    names = subjects["validation"].labels.get(head, ())
-    second = repr(names[1]) if len(names) > 1 else "the second class"
-    size = len(next(iter(subjects["validation"].targets.values())))
-    source = f"the best one on the {size:,} examples of search_val and select_val" if is_chosen else "as requested"
+        figures.append(f"{measured[0]:.4f} ({measured[1]:.4f} at {DEFAULT_THRESHOLD:g})")
+    first, *others = subjects
+    size = len(next(iter(subjects[first].targets.values())))
+    source = f"the best one on the {size:,} examples of {first}" if is_chosen else "as requested"
+    rest = " and ".join(f"{figure} on {name}" for name, figure in zip(others, figures[1:], strict=True))
+    where = "there" if is_chosen else f"on {first}"
     return (
-        f"threshold {threshold:.3g} for {second} of {head}, {source}: {label_column(score)} "
-        f"{figures['validation']} there and {figures['test']} on test"
+        f"{describe_decision(threshold, head, subjects[first].labels)}, {source}: {label_column(score)} {figures[0]} "
+        f"{where}, {rest}"
     )

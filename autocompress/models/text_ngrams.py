@@ -5,6 +5,10 @@
 
 Without convolutions it is fastText (Joulin et al. 2017, arXiv:1607.01759) with n-grams of tokens, which are characters
 or words by the encoding of the task. It computes almost nothing: a sum of rows and one linear layer.
+
+Trained together, the n-grams soon explain the training texts and leave the convolutions nothing to learn. With
+``branch_drop`` 1 each text trains one branch at a time, and the linear head averages the logits of two independent
+models.
 """
 
 from collections.abc import Mapping
@@ -51,6 +55,11 @@ class TextNGramsConfig(HeadConfig):
         0.0, FloatRange(0.0, 0.9), "share of the features before the heads that a training step sets to zero"
     )
     width: int = knob(0, IntRange(0, 512), "channels of the convolutions beside the n-grams; 0 leaves them out")
+    branch_drop: float = knob(
+        0.0,
+        FloatRange(0.0, 1.0),
+        "share of the texts of a training step that only one branch reads, the n-grams or the convolutions",
+    )
     kernel: int = knob(3, Choice((3, 5, 7)), "length of the convolution window, in positions")
     pooling: str = knob("max", Choice(("max", "mean")), "pooling of the convolutions over the positions")
 
@@ -108,7 +117,7 @@ class TextNGramsEncoder(nn.Module):
 
     def __init__(self, config: TextNGramsConfig, vocabulary: int, missing: int | None) -> None:
         super().__init__()
-        self.drop = config.drop
+        self.drop, self.branch_drop = config.drop, config.branch_drop
         self.ngrams = HashedNGrams(config.longest, config.buckets, missing)
         self.table = nn.EmbeddingBag(config.buckets + 1, config.embedding, mode="sum", padding_idx=_NOTHING)
         # As fastText begins: n-grams that training never meets stay near zero, and so add little to any text.
@@ -138,13 +147,30 @@ class TextNGramsEncoder(nn.Module):
         # Divided by the root of their number, a sum of independent rows has one scale for short and long texts.
         features: Tensor = self.table(rows) / count.clamp_min(1.0).sqrt()
         if self.convolutions is not None:
-            features = torch.cat([features, self.convolutions(tokens)], 1)
+            features = self._join_branches(features, self.convolutions(tokens))
         remaining: Tensor = self.dropout(features)
         return remaining
 
+    def _join_branches(self, ngrams: Tensor, convolutions: Tensor) -> Tensor:
+        """Return the features of both branches side by side; in training, some texts have those of one branch alone.
+
+        The features of a single branch count twice. A linear head then computes the mean of the logits that it has
+        for each branch alone.
+
+        Args:
+            ngrams: Features of the n-grams, ``[B, embedding]``.
+            convolutions: Features of the convolutions, ``[B, width]``.
+        """
+        if self.training and self.branch_drop:
+            draw = torch.rand(len(ngrams), 1, device=ngrams.device)
+            one_branch = torch.where(draw < self.branch_drop / 2, 2.0, 0.0)
+            weight = torch.where(draw < self.branch_drop, one_branch, 1.0)
+            ngrams, convolutions = ngrams * weight, convolutions * (2.0 - weight)
+        return torch.cat([ngrams, convolutions], 1)
+
     def extra_repr(self) -> str:
         """Return what ``repr`` shows between the brackets."""
-        return f"drop={self.drop}"
+        return f"drop={self.drop}, branch_drop={self.branch_drop}"
 
 
 class TextNGrams(nn.Module):

@@ -9,8 +9,18 @@ import pandas as pd
 
 from autocompress.analysis.pareto import numeric_column, primary_objectives
 from autocompress.analysis.selection import Pick
+from autocompress.analysis.thresholds import describe_thresholds
 from autocompress.analysis.trivial_baselines import list_score_rows
-from autocompress.core.formatting import DASH, compare_costs, format_value, is_finite, is_share, label_column
+from autocompress.core.formatting import (
+    COST_UNITS,
+    DASH,
+    compare_costs,
+    format_value,
+    is_counted,
+    is_finite,
+    is_share,
+    label_column,
+)
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.report.figure_data import (
     GROUPS,
@@ -184,6 +194,7 @@ def build_cards(
                 "scores": scores,
                 "change": change,
                 "simulated": notes[index],
+                "thresholds": describe_thresholds(details, info),
                 # Only these two leave zeros in the weights; the others remove whole channels or blocks.
                 "sparse": pruned if pruned in ("unstructured", "n_m") else "",
                 "yaml": as_yaml(row.get("config")),
@@ -218,9 +229,10 @@ def card_data(candidates: pd.DataFrame, info: RunInfo, export: Callable[[str], s
         {
             "name": name,
             "label": label_column(name),
-            "unit": record.unit or "",
+            "unit": COST_UNITS.get(name, "") if is_counted(name) else record.unit,
             "kind": record.kind,
-            "share": is_share(record),
+            "isShare": is_share(record),
+            "isCounted": is_counted(name),
         }
         for name, record in records(info).items()
         if name in candidates

@@ -82,6 +82,29 @@ const drawing = (() => {
     { name: "csv", title: "Download points as CSV", icon: Plotly.Icons.drawline, click: (plot) => save(`${id}.csv`, new Blob([csvText(figureRows(plot))], { type: "text/csv" })) },
   ];
 
+  // ---- assistive technology ---------------------------------------------------------------------
+  // The text of a tooltip without its markup.
+  const plainText = (hover) => hover.replaceAll("<br>", ", ").replaceAll(/<[^>]*>/g, "")
+    .replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
+  // Points with tooltips have them as labels; points without any are part of the picture, which has a label.
+  function labelPoints(plot) {
+    for (const trace of plot.querySelectorAll(".scatterlayer .trace")) {
+      const { name, hovertext } = trace.__data__[0].trace;
+      for (const point of trace.querySelectorAll(".point")) {
+        const hover = hovertext?.[point.__data__.i];
+        if (!hover) continue;
+        point.setAttribute("role", "img");
+        point.setAttribute("aria-label", plainText(hover.startsWith("<b>") ? hover : `${name} ${hover}`));
+      }
+    }
+  }
+  function labelPicture(plot, title) {
+    const [first, ...others] = plot.querySelectorAll(".main-svg");
+    first?.setAttribute("role", "img");
+    first?.setAttribute("aria-label", title);
+    for (const svg of others) svg.setAttribute("aria-hidden", "true");
+  }
+
   async function draw(id, figure) {
     const element = at(id);
     if (!element) return null;
@@ -97,6 +120,8 @@ const drawing = (() => {
         "legend.y": narrow.matches ? low : wide.y,
         "legend.yanchor": narrow.matches ? "top" : "bottom",
         "font.size": narrow.matches ? 12 : 13,
+        // A narrow plot has no room beside it; tooltips have the values.
+        ...(figure.layout.coloraxis ? { "coloraxis.showscale": !narrow.matches } : {}),
       };
     }
     const options = { responsive: true, displaylogo: false, toImageButtonOptions: { filename: id }, modeBarButtonsToAdd: downloads(id), displayModeBar: narrow.matches ? false : "hover", showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "sendDataToCloud", "sendChartToCloud"] };
@@ -106,9 +131,38 @@ const drawing = (() => {
     element.style.height = `${narrow.matches ? Math.min(layout.height, 480) : layout.height}px`;
     delete layout.height;
     await Plotly.newPlot(element, figure.data, layout, options);
+    if (figure.data.some(({ hovertext }) => hovertext)) {
+      labelPoints(element);
+      element.on("plotly_afterplot", () => labelPoints(element));
+    } else {
+      labelPicture(element, element.getAttribute("aria-label") || "");
+    }
     narrow.addEventListener("change", () => Plotly.relayout(element, fit()));
     dark.addEventListener("change", () => Plotly.relayout(element, theme(figure.layout)));
     return element;
+  }
+
+  // ---- elements of the page -----------------------------------------------------------------
+  function element(tag, text, attributes = {}) {
+    const result = document.createElement(tag);
+    if (text !== undefined) result.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) result.setAttribute(name, value);
+    return result;
+  }
+  function addCopyButton(command) {
+    const button = element("button", "Copy", { type: "button", class: "pin copy" });
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(command.textContent);
+        button.textContent = "Copied";
+      } catch {
+        // Without access to the clipboard, the command is selected, so that a key copies it.
+        getSelection().selectAllChildren(command);
+        button.textContent = "Selected";
+      }
+      setTimeout(() => { button.textContent = "Copy"; }, 2000);
+    });
+    command.after(button);
   }
 
   async function plotly() {
@@ -117,5 +171,5 @@ const drawing = (() => {
     document.head.append(script);
   }
 
-  return { root, at, unpack, plotly, draw, colour, save, csvText, figureRows };
+  return { root, at, unpack, plotly, draw, colour, save, csvText, figureRows, plainText, element, addCopyButton };
 })();

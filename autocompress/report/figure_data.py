@@ -167,12 +167,14 @@ class FrontData:
         costs: Choices for the horizontal axis, the declared cost first.
         scores: Choices for the vertical axis, the declared score first.
         window: Initial range of the score's axis: [bottom, top], where top is the better end.
+        colour: Third objective of the search, shown as the colour of a point; None with two objectives.
     """
 
     marks: Mapping[str, Marks]
     costs: Sequence[ObjectiveSpec]
     scores: Sequence[ObjectiveSpec]
     window: tuple[float, float]
+    colour: ObjectiveSpec | None = None
 
 
 def front_data(
@@ -196,7 +198,8 @@ def front_data(
     groups = classify_candidates(candidates, front, info).iloc[positions]
     candidates = candidates.iloc[positions]
     ids = [str(name) for name in candidates["id"]]
-    names = [record.name for record in (*costs, *scores)]
+    colour = _third_objective(info)
+    names = [record.name for record in (*costs, *scores, *([] if colour is None else [colour]))]
     values = {name: [_round_value(value) for value in numeric_column(candidates, name)] for name in names}
     hover = _tooltips(candidates, groups, info)
     # Without a target, a page marks simulated candidates by text alone.
@@ -230,7 +233,15 @@ def front_data(
     ]
     labels_of_pick = [f"<b>pick</b> {escape_text(name)}" for name in chosen.ids]
     marks["pick"] = replace(chosen, labels=labels_of_pick, hover=hover_of_pick)
-    return FrontData(marks, costs, scores, _score_window(marks, scores[0]))
+    # A script marks the candidate within the reader's limits.
+    marks["chosen"] = Marks()
+    return FrontData(marks, costs, scores, _score_window(marks, scores[0]), colour)
+
+
+def _third_objective(info: RunInfo) -> ObjectiveSpec | None:
+    """Return the first objective that is on no axis at first; None with two objectives."""
+    axes = primary_objectives(info.objectives)
+    return next((objective for objective in info.objectives if objective not in axes), None)
 
 
 def step_line(data: FrontData) -> list[tuple[float, float]]:

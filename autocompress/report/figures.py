@@ -3,6 +3,7 @@
 Notebooks show the same figures as the page; on the page, a script updates the step line when an axis changes.
 """
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import plotly.graph_objects as go
 
 from autocompress.analysis.confirmation import ConfirmedCandidate
 from autocompress.analysis.selection import Pick
-from autocompress.core.formatting import is_share, label_column
+from autocompress.core.formatting import format_value, is_share, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.report.figure_data import (
     GROUPS,
@@ -40,6 +41,7 @@ _STYLES: dict[str, dict[str, object]] = {
     "again": {"symbol": "line-ew", "size": 12, "line": {"width": 2, "color": BLUE}},
     "knee": {"symbol": "circle-open", "size": 20, "color": BLUE, "line": {"width": 2}},
     "pick": {"symbol": "diamond", "size": 15, "color": ORANGE},
+    "chosen": {"symbol": "diamond-open", "size": 20, "color": ORANGE, "line": {"width": 3}},
 }
 # Groups whose marks are filled, so that a hollow one means something.
 _HOLLOW = ("dominated", "front", "pick")
@@ -50,6 +52,7 @@ _NAMES = {
     "again": "repeated, 95%",
     "knee": "knee of the front",
     "pick": "pick",
+    "chosen": "pick within the limits",
 }
 BARE: dict[str, object] = {
     "paper_bgcolor": "rgba(0,0,0,0)",
@@ -60,7 +63,7 @@ BARE: dict[str, object] = {
 }
 # With seven ticks, a logarithmic axis has one at each power of ten, and more between them on a short axis.
 TICKS = 7
-_LEGEND = ("pick", "front", "again", "knee", "teacher", "baseline", "dominated", "infeasible", "early")
+_LEGEND = ("pick", "chosen", "front", "again", "knee", "teacher", "baseline", "dominated", "infeasible", "early")
 
 _NO_INFO = RunInfo()
 
@@ -87,7 +90,7 @@ def draw_front(data: FrontData) -> go.Figure:
             x=marks.column(cost.name),
             y=marks.column(score.name),
             mode="markers+text" if marks.labels else "markers",
-            marker=_style_marks(name, marks),
+            marker=_style_marks(name, marks, data.colour),
             name=_NAMES[name],
             legendrank=_LEGEND.index(name) + 1,
             meta=name,
@@ -105,9 +108,19 @@ def draw_front(data: FrontData) -> go.Figure:
     return figure
 
 
-def _style_marks(name: str, marks: Marks) -> dict[str, object]:
-    """Return the style of a group of points; those without kernels on the target are hollow."""
+def _style_marks(name: str, marks: Marks, colour: ObjectiveSpec | None) -> dict[str, object]:
+    """Return the style of a group of points; those without kernels on the target are hollow.
+
+    Args:
+        name: Name of the group.
+        marks: Points of the group.
+        colour: Objective that colours the candidates of the front and those that are dominated.
+    """
     style = _STYLES[name]
+    if colour is not None and name in ("front", "dominated"):
+        # The edge is what the legend shows of a group with many colours.
+        edge = {"width": 1, "color": style["color"]}
+        style = {**style, "color": _colour_values(marks, colour), "coloraxis": "coloraxis", "line": edge}
     if name not in _HOLLOW or not any(marks.hollow):
         return style
     symbol = str(style["symbol"])
@@ -189,6 +202,34 @@ def _front_layout(data: FrontData) -> dict[str, object]:
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "xaxis": {"type": "log", **axis_settings(cost), "nticks": TICKS, "zeroline": False},
         "yaxis": {**axis_settings(score), "range": list(data.window), "zeroline": False},
+        **({} if data.colour is None else {"coloraxis": _colour_axis(data, data.colour)}),
+    }
+
+
+def _colour_values(marks: Marks, record: ObjectiveSpec) -> list[float | None]:
+    """Return the numbers behind the colours of points: logarithms of costs, which differ by orders of magnitude."""
+    if record.kind == "score":
+        return marks.column(record.name)
+    return [None if value is None or value <= 0 else math.log10(value) for value in marks.column(record.name)]
+
+
+def _colour_axis(data: FrontData, record: ObjectiveSpec) -> dict[str, object]:
+    """Return the scale of a colour; its two ends are visible on white and on black."""
+    values = [
+        value
+        for name in ("front", "dominated")
+        for value in _colour_values(data.marks[name], record)
+        if value is not None
+    ]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    places = [low + (high - low) * step / 4 for step in range(5)]
+    texts = [format_value(place if record.kind == "score" else 10.0**place, record) for place in places]
+    bar = {"title": {"text": label_column(record.name), "side": "right"}, "thickness": 12, "outlinewidth": 0}
+    return {
+        "colorscale": [[0, BLUE], [1, ORANGE]],
+        "cmin": low,
+        "cmax": high,
+        "colorbar": {**bar, "tickvals": places, "ticktext": texts},
     }
 
 

@@ -1,4 +1,5 @@
-// A page served during a search: it reloads after a change and restores scroll position, filters and open cards.
+// A page served during a search: it reloads after a change and restores scroll position and open cards;
+// filter, limits, axes and pins are in its address.
 (() => {
   "use strict";
   const STATE_KEY = "autocompress-live";
@@ -11,20 +12,12 @@
   addEventListener("ready", () => {
     const state = JSON.parse(sessionStorage.getItem(STATE_KEY) || "null");
     if (!state) return;
-    for (const [name, value] of Object.entries(state.fields)) {
-      const field = document.querySelector(`[data-kept="${name}"]`);
-      if (!field || field.value === value) continue;
-      field.value = value;
-      for (const event of ["input", "change"]) field.dispatchEvent(new Event(event));
-    }
     for (const id of state.open) document.getElementById(id)?.setAttribute("open", "");
     scrollTo(0, state.top);
   });
   function saveState() {
-    const fields = {};
-    for (const field of document.querySelectorAll("[data-kept]")) fields[field.dataset.kept] = field.value;
     const open = [...document.querySelectorAll("details[open][id]")].map((details) => details.id);
-    sessionStorage.setItem(STATE_KEY, JSON.stringify({ fields, open, top: scrollY }));
+    sessionStorage.setItem(STATE_KEY, JSON.stringify({ open, top: scrollY }));
   }
 
   // Do not reload while the reader moves the mouse, scrolls or types.

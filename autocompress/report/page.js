@@ -1,25 +1,8 @@
 (() => {
   "use strict";
-  const { root, at, unpack, plotly, draw, colour, save, csvText } = drawing;
+  const { root, at, unpack, plotly, draw, save, csvText, plainText, element, addCopyButton } = drawing;
   root.classList.add("scripted");
 
-  // ---- copy buttons of commands ---------------------------------------------------------------
-  function addCopyButton(command) {
-    const button = document.createElement("button");
-    Object.assign(button, { type: "button", className: "pin copy", textContent: "Copy" });
-    button.addEventListener("click", async () => {
-      try {
-        await navigator.clipboard.writeText(command.textContent);
-        button.textContent = "Copied";
-      } catch {
-        // Without access to the clipboard, the command is selected, so that a key copies it.
-        getSelection().selectAllChildren(command);
-        button.textContent = "Selected";
-      }
-      setTimeout(() => { button.textContent = "Copy"; }, 2000);
-    });
-    command.after(button);
-  }
   for (const command of document.querySelectorAll("pre.command")) addCopyButton(command);
 
   // ---- the front as a step line on the selected axes ------------------------------------------
@@ -41,166 +24,133 @@
   }
 
   // Candidates on the front of the selected axes get its marks. On the declared axes, these are the ones of the search.
-  function frontGroups(plot, menus) {
+  // A third objective, which is the colour of the points, counts beside both axes.
+  function frontGroups(plot, menus, { records, colour }) {
     const metas = ["front", "dominated"];
     const indices = metas.map((meta) => plot.data.findIndex((trace) => trace.meta === meta));
-    const chosen = { cost: 0, score: 0 };
     const points = indices.flatMap((trace, group) => (plot.data[trace].customdata || []).map((id, row) => {
-      const { hovertext, marker: { symbol } } = plot.data[trace];
-      return { id, group, trace, row, hover: hovertext[row], symbol: Array.isArray(symbol) ? symbol[row] : symbol };
+      const { hovertext, marker: { symbol, color } } = plot.data[trace];
+      return { id, group, trace, row, hover: hovertext[row], symbol: Array.isArray(symbol) ? symbol[row] : symbol, colour: colour ? color[row] : null };
     }));
     const words = ["</b> on the front", "</b> dominated"];
-    return async function regroup(name, index, upward) {
-      chosen[name] = index;
-      const declared = !chosen.cost && !chosen.score;
+    return async function regroup(chosen) {
+      const isDeclared = Object.values(chosen).every(({ isFirst }) => isFirst);
       for (const [kind, side] of [["cost", "x"], ["score", "y"]]) {
-        const columns = menus.find((menu) => menu.name === kind).buttons[chosen[kind]].args[0][side];
+        const columns = menus.find((menu) => menu.name === kind).buttons.find(({ name }) => name === chosen[kind].name).args[0][side];
         for (const point of points) point[side] = columns[point.trace][point.row];
       }
-      const sign = upward ? 1 : -1;
-      const order = points.filter(({ x, y }) => x !== null && y !== null).sort((a, b) => a.x - b.x || sign * (b.y - a.y));
-      const front = new Set();
-      let best = null;
-      for (const point of order) {
-        if (best && sign * (point.y - best.y) <= 0 && !(point.y === best.y && point.x === best.x)) continue;
-        front.add(point.id);
-        if (!best || point.y !== best.y) best = point;
-      }
+      const sides = { x: chosen.cost.name, y: chosen.score.name, ...(colour ? { colour } : {}) };
+      const toMinimize = (point) => Object.entries(sides).map(([side, name]) => (records[name].isMaximized ? -1 : 1) * point[side]);
+      const isMeasured = (point) => Object.keys(sides).every((side) => point[side] !== null);
+      const front = new Set(selection.paretoFront(points.filter(isMeasured), toMinimize));
       const parts = [[], []];
-      for (const point of points) parts[declared ? point.group : front.has(point.id) ? 0 : 1].push(point);
+      for (const point of points) parts[isDeclared ? point.group : front.has(point) ? 0 : 1].push(point);
       const column = (key) => parts.map((part) => part.map((point) => point[key]));
       const hovers = parts.map((part, group) => part.map(({ hover }) => hover.replace(words[1 - group], words[group])));
-      await Plotly.restyle(plot, { x: column("x"), y: column("y"), customdata: column("id"), hovertext: hovers, "marker.symbol": column("symbol"), selectedpoints: [null, null] }, indices);
+      await Plotly.restyle(plot, { x: column("x"), y: column("y"), customdata: column("id"), hovertext: hovers, "marker.symbol": column("symbol"), ...(colour ? { "marker.color": column("colour") } : {}), selectedpoints: [null, null] }, indices);
     };
   }
 
-  function controls(plot, menus, directions, limits) {
-    const regroup = frontGroups(plot, menus);
-    plot.dataset.score = menus.find((menu) => menu.name === "score").buttons[0].name;
+  // The menus of the axes, and which columns they show.
+  function controls(plot, menus, run, limits, changed) {
+    const regroup = frontGroups(plot, menus, run.rule);
+    const selects = {};
+    const chosen = {};
+    const isUpward = () => run.rule.records[chosen.score.name].isMaximized;
+    function follow(name, index) {
+      const { buttons } = menus.find((menu) => menu.name === name);
+      if (name !== "scale") chosen[name] = { name: buttons[index].name, isFirst: index === 0 };
+      const isLog = selects.scale.selectedIndex === 0;
+      for (const kind of name === "scale" ? ["cost"] : [name]) limits.follow(kind, chosen[kind].name, kind === "cost" && isLog);
+    }
+    async function apply(name) {
+      const { buttons } = menus.find((menu) => menu.name === name);
+      const { selectedIndex } = selects[name];
+      const button = buttons[selectedIndex];
+      await Plotly[button.method](plot, ...button.args);
+      follow(name, selectedIndex);
+      if (name === "scale") return;
+      await regroup(chosen);
+      const line = stepLine(plot, isUpward());
+      const index = plot.data.findIndex((trace) => trace.meta === "line");
+      await Plotly.restyle(plot, { x: [line.map((point) => point[0])], y: [line.map((point) => point[1])] }, [index]);
+    }
     for (const menu of menus) {
       const wrap = document.createElement("label");
-      const select = document.createElement("select");
+      const select = (selects[menu.name] = document.createElement("select"));
       wrap.append({ cost: "Cost", score: "Score", scale: "Scale" }[menu.name], select);
-      for (const button of menu.buttons) select.append(new Option(button.label));
-      select.dataset.kept = menu.name;
+      for (const button of menu.buttons) select.append(new Option(button.label, button.name ?? button.args[0]["xaxis.type"]));
+      select.id = `axis-${menu.name}`;
       select.addEventListener("change", async () => {
-        const chosen = menu.buttons[select.selectedIndex];
-        await Plotly[chosen.method](plot, ...chosen.args);
-        if (chosen.method !== "update") return;
-        if (menu.name === "score") plot.dataset.score = chosen.name;
-        await regroup(menu.name, select.selectedIndex, directions[plot.dataset.score] !== "minimize");
-        limits.follow(menu.name, chosen);
-        const line = stepLine(plot, directions[plot.dataset.score] !== "minimize");
-        const index = plot.data.findIndex((trace) => trace.meta === "line");
-        Plotly.restyle(plot, { x: [line.map((point) => point[0])], y: [line.map((point) => point[1])] }, [index]);
+        await apply(menu.name);
+        changed();
       });
       at("front-controls").append(wrap);
     }
+    for (const kind of ["cost", "score"]) follow(kind, 0);
     at("everything").addEventListener("click", () => {
-      const upward = directions[plot.dataset.score] !== "minimize";
-      Plotly.relayout(plot, { "xaxis.autorange": true, "yaxis.autorange": upward ? true : "reversed" });
+      Plotly.relayout(plot, { "xaxis.autorange": true, "yaxis.autorange": isUpward() ? true : "reversed" });
     });
-  }
-
-  // ---- limits: one slider per axis of the plot ------------------------------------------------
-  const PREFIXES = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "K"]];
-  function human(value, share) {
-    if (share) return `${(100 * value).toFixed(1)}%`;
-    const [size, prefix] = PREFIXES.find(([size]) => Math.abs(value) >= size * 0.9995) || [1, ""];
-    return `${Number((value / size).toPrecision(3))}${prefix && ` ${prefix}`}`;
-  }
-
-  function sliders(run, menus, changed) {
-    const byAxis = {};
-    function follow(kind, button) {
-      const slider = byAxis[kind];
-      if (!slider) return;
-      slider.column = run.columns.indexOf(button.name);
-      slider.least = kind === "score" && run.directions[button.name] === "maximize";
-      slider.share = kind === "score" && button.args[1]["yaxis.tickformat"] === ".0%";
-      // One step moves to the next value of a candidate: the resolution is high where there are many candidates.
-      const values = run.data.map((cells) => cells[slider.column]).filter((value) => value !== null);
-      slider.values = [...new Set(values)].sort((a, b) => (slider.least ? a - b : b - a));
-      slider.name.textContent = `${button.label} ${slider.least ? "at least" : "at most"}`;
-      slider.input.max = Math.max(slider.values.length - 1, 0);
-      slider.input.value = 0;
-      showValue(slider);
-    }
-    function showValue(slider) {
-      const index = Number(slider.input.value);
-      const text = index ? human(slider.values[index], slider.share) : "any";
-      slider.shown.textContent = text;
-      slider.input.setAttribute("aria-valuetext", text);
-    }
-    for (const kind of ["cost", "score"]) {
-      const label = document.createElement("label");
-      const [name, shown, input] = ["span", "output", "input"].map((tag) => document.createElement(tag));
-      Object.assign(input, { type: "range", min: 0, step: 1, id: `limit-${kind}` });
-      input.dataset.kept = `limit-${kind}`;
-      const line = document.createElement("span");
-      line.append(name, " ", shown);
-      label.className = "slider";
-      label.append(line, input);
-      at("limits").append(label);
-      const slider = (byAxis[kind] = { input, name, shown });
-      follow(kind, menus.find((menu) => menu.name === kind).buttons[0]);
-      input.addEventListener("input", () => {
-        showValue(slider);
-        changed();
-      });
-    }
-    const limit = (kind) => {
-      const { input, values } = byAxis[kind];
-      return Number(input.value) ? values[Number(input.value)] : null;
-    };
-    function satisfies(row) {
-      return Object.keys(byAxis).every((kind) => {
-        const [value, bound] = [row.cells[byAxis[kind].column], limit(kind)];
-        return bound === null || (value !== null && (byAxis[kind].least ? value >= bound : value <= bound));
-      });
-    }
-    // The limits as lines across the plot.
-    function lines() {
-      const shape = { type: "line", line: { color: colour("orange"), width: 1.5, dash: "dot" } };
-      const [cost, score] = [limit("cost"), limit("score")];
-      return [
-        ...(cost === null ? [] : [{ ...shape, x0: cost, x1: cost, y0: 0, y1: 1, yref: "paper" }]),
-        ...(score === null ? [] : [{ ...shape, y0: score, y1: score, x0: 0, x1: 1, xref: "paper" }]),
-      ];
-    }
     return {
-      satisfies, lines,
-      follow(kind, button) {
-        follow(kind, button);
-        changed();
+      columns: () => ({ cost: chosen.cost.name, score: chosen.score.name }),
+      // Names of the choices that are not the first ones.
+      get state() {
+        return Object.fromEntries(Object.entries(selects).filter(([, select]) => select.selectedIndex > 0).map(([name, select]) => [name, select.value]));
       },
-      set: () => Object.keys(byAxis).some((kind) => limit(kind) !== null),
+      async set(state) {
+        for (const [name, select] of Object.entries(selects)) {
+          const index = Math.max(0, [...select.options].findIndex((option) => option.value === state[name]));
+          if (index === select.selectedIndex) continue;
+          select.selectedIndex = index;
+          await apply(name);
+        }
+      },
     };
   }
-  const NO_LIMITS = { satisfies: () => true, lines: () => [], follow() {}, set: () => false };
+  const NO_CONTROLS = { columns: () => ({}), state: {}, set: async () => {} };
 
-  // ---- the filter: words and comparisons ----------------------------------------------------
-  const TOKEN = /([^\s<>=!,"']+)\s*(<=|>=|==|!=|=|<|>)\s*("[^"]*"|'[^']*'|[^\s,]+)|"([^"]*)"|([^\s,]+)/g;
-  const COMPARE = {
-    "<": (a, b) => a < b, "<=": (a, b) => a <= b, ">": (a, b) => a > b, ">=": (a, b) => a >= b,
-    "=": (a, b) => a === b, "==": (a, b) => a === b, "!=": (a, b) => a !== b,
-  };
-  function parse(text, columns) {
-    const tests = [];
-    for (const [, name, sign, value, quoted, word] of text.matchAll(TOKEN)) {
-      if (name !== undefined) {
-        const column = columns.indexOf(name);
-        if (column < 0) throw new Error(`Unknown column ${name}.`);
-        const bare = value.replace(/^(["'])(.*)\1$/, "$2");
-        const number = Number(bare);
-        const wanted = bare === value && !Number.isNaN(number) ? number : bare;
-        tests.push((row) => row.cells[column] !== null && COMPARE[sign](row.cells[column], wanted));
-      } else if (word !== "and") {
-        const piece = (quoted ?? word).toLowerCase();
-        tests.push((row) => row.text.includes(piece));
+  // The candidate within the limits gets a mark of its own; it is drawn where its point is.
+  function markChosen(plot, chosen) {
+    if (!plot) return;
+    const index = plot.data.findIndex((trace) => trace.meta === "chosen");
+    const place = chosen && plot.data.filter(({ meta }) => ["front", "dominated", "baseline", "infeasible"].includes(meta))
+      .flatMap(({ customdata, x, y, hovertext }) => (customdata || []).flatMap((id, row) => (id === chosen.id ? [{ x: x[row], y: y[row], hover: hovertext[row] }] : [])))[0];
+    // Drawing takes longer than all else.
+    const key = JSON.stringify([chosen?.id, place?.x, place?.y]);
+    if (plot.dataset.chosen === key) return;
+    plot.dataset.chosen = key;
+    const point = place ? { x: [place.x], y: [place.y], customdata: [chosen.id], hovertext: [place.hover] } : { x: [], y: [], customdata: [], hovertext: [] };
+    const values = Object.fromEntries(Object.entries(point).map(([name, value]) => [name, [value]]));
+    Plotly.restyle(plot, { ...values, showlegend: Boolean(place) }, [index]);
+  }
+
+  // Arrow keys move along the front, Enter opens the card of the point.
+  function followKeys(plot, open) {
+    let current = null;
+    const list = () => {
+      const curveNumber = plot.data.findIndex((trace) => trace.meta === "front");
+      const { x, y, customdata, hovertext } = plot.data[curveNumber];
+      return customdata.map((id, pointNumber) => ({ id, curveNumber, pointNumber, x: x[pointNumber], hover: hovertext[pointNumber] }))
+        .filter(({ x, pointNumber }) => x !== null && y[pointNumber] !== null).sort((one, other) => one.x - other.x);
+    };
+    plot.addEventListener("keydown", (event) => {
+      const points = list();
+      const position = points.findIndex(({ id }) => id === current);
+      const last = points.length - 1;
+      const steps = { ArrowRight: Math.min(position + 1, last), ArrowUp: Math.min(position + 1, last), ArrowLeft: Math.max(position - 1, 0), ArrowDown: Math.max(position - 1, 0), Home: 0, End: last };
+      if (event.key === "Enter" && current !== null) {
+        // The focus moves to the card, which the same key would close.
+        event.preventDefault();
+        open(current);
+      } else if (event.key === "Escape") Plotly.Fx.unhover(plot);
+      else if (event.key in steps && points.length) {
+        event.preventDefault();
+        const { id, curveNumber, pointNumber, hover } = points[steps[event.key]];
+        current = id;
+        Plotly.Fx.hover(plot, [{ curveNumber, pointNumber }]);
+        at("front-point").textContent = plainText(hover);
       }
-    }
-    return (row) => tests.every((test) => test(row));
+    });
   }
 
   // ---- parallel coordinates: the marked ranges filter the table -------------------------------
@@ -226,14 +176,12 @@
     },
   };
 
-  function table(run, plot, limits) {
+  function table(run, plot, limits, axes) {
     const head = at("table").tHead.rows[0];
     const body = at("table").tBodies[0];
     const first = at("status").textContent;
     const identity = run.columns.indexOf("id");
-    const rows = run.data.map((cells, index) => ({
-      cells, index, html: run.rows[index], text: cells.filter((cell) => typeof cell === "string").join(" ").toLowerCase(),
-    }));
+    const rows = run.data.map((cells, index) => ({ cells, index, html: run.rows[index] }));
     let shown = rows;
     let sort = null;
 
@@ -277,31 +225,35 @@
       });
     }
 
-    const limited = () => at("filter").value.trim() !== "" || limits().set() || coordinates.marked().length > 0;
+    const isFiltered = () => at("filter").value.trim() !== "" || limits.isSet() || coordinates.marked().length > 0;
     function filter() {
-      const text = at("filter").value.trim();
+      const text = at("filter").value;
+      let [mask, problem] = [null, null];
       try {
-        const keep = parse(text, run.columns);
-        const marked = coordinates.marked();
-        const isMarked = ({ index }) => marked.every(([values, ranges]) => ranges.some(([low, high]) => values[index] >= low && values[index] <= high));
-        shown = limited() ? rows.filter((row) => keep(row) && limits().satisfies(row) && isMarked(row)) : rows;
-      } catch (problem) {
-        at("status").textContent = problem.message;
-        return;
+        if (text.trim()) mask = query.selectRows(text, run);
+      } catch (error) {
+        if (!(error instanceof query.FilterError)) throw error;
+        problem = error;
       }
+      limitsPane.showProblem(at("filter"), at("filter-problem"), problem);
+      if (problem) return;
+      const marked = coordinates.marked();
+      const isMarked = ({ index }) => marked.every(([values, ranges]) => ranges.some(([low, high]) => values[index] >= low && values[index] <= high));
+      shown = rows.filter((row) => (!mask || mask[row.index]) && limits.satisfies(row.index) && isMarked(row));
       ordered = show();
       const count = shown.length.toLocaleString("en");
-      at("status").textContent = !limited() ? first
+      at("status").textContent = !isFiltered() ? first
         : shown.length ? `${count} of ${rows.length.toLocaleString("en")} candidates match` +
           (shown.length > run.limit ? `; the table shows the first ${run.limit}.` : ".")
         : "No candidate satisfies this.";
       if (!plot) return;
+      markChosen(plot, limits.chosen);
       const ids = new Set(shown.map((row) => row.cells[identity]));
       const selected = plot.data.map((trace) => {
-        if (!limited() || trace.meta === "line" || trace.meta === "teacher") return null;
+        if (!isFiltered() || ["line", "teacher", "chosen"].includes(trace.meta)) return null;
         return (trace.customdata || []).flatMap((id, row) => (ids.has(id) ? [row] : []));
       });
-      Plotly.update(plot, { selectedpoints: selected }, { shapes: limits().lines() });
+      Plotly.update(plot, { selectedpoints: selected }, { shapes: limits.lines(axes.columns()) });
     }
     let wait = 0;
     function filterSoon() {
@@ -314,16 +266,18 @@
       save("candidates.csv", new Blob([csvText([run.columns, ...ordered.map((row) => row.cells)])], { type: "text/csv" }));
     });
 
-    return { filterSoon };
+    return {
+      filterSoon,
+      get text() { return at("filter").value; },
+      set text(value) {
+        if (value === at("filter").value) return;
+        at("filter").value = value;
+        filter();
+      },
+    };
   }
 
   // ---- cards of all candidates, and two of them side by side ----------------------------------
-  function element(tag, text, attributes = {}) {
-    const result = document.createElement(tag);
-    if (text !== undefined) result.textContent = text;
-    for (const [name, value] of Object.entries(attributes)) result.setAttribute(name, value);
-    return result;
-  }
   function tableRow(head, cells, tag = "td") {
     const row = document.createElement("tr");
     row.append(element("th", head, { scope: tag === "th" ? "col" : "row" }), ...cells.map((cell) => element(tag, cell, tag === "th" ? { scope: "col" } : {})));
@@ -335,15 +289,14 @@
     table.tBodies[0].append(...rows);
   }
 
-  function cards(run) {
+  function cards(run, changed) {
     const identity = run.columns.indexOf("id");
     const index = new Map(run.data.map((cells, row) => [cells[identity], row]));
     const value = (row, name) => {
       const column = run.columns.indexOf(name);
       return column < 0 ? null : run.data[row][column];
     };
-    const show = (amount, { share, unit }) =>
-      amount === null || amount === undefined ? "–" : human(amount, share) + (unit && !share ? ` ${unit}` : "");
+    const show = (amount, column) => formatting.formatValue(amount, column);
     let pins = [];
 
     function pinButton(id) {
@@ -353,7 +306,7 @@
         button.setAttribute("aria-pressed", String(pins.includes(id)));
       };
       label();
-      button.addEventListener("click", () => setPins(pins.includes(id) ? pins.filter((pin) => pin !== id) : [...pins, id].slice(-2)));
+      button.addEventListener("click", () => changePins(pins.includes(id) ? pins.filter((pin) => pin !== id) : [...pins, id]));
       addEventListener("pins", label);
       return button;
     }
@@ -367,8 +320,8 @@
       const table = element("table", undefined, { class: "plain" });
       fillTable(table, tableRow("score or cost", ["search_val", "select_val", "test"], "th"), run.cards.columns.filter(({ name }) => value(row, name) !== null).map((column) =>
         tableRow(column.label, ["_search", "", "_test"].map((end) => (column.kind === "score" || !end ? show(value(row, column.name + end), column) : "")))));
-      left.append(element("h4", "Configuration"), element("pre", run.cards.configs[row]));
-      right.append(element("h4", "Scores and costs"), table);
+      left.append(element("h3", "Configuration", { class: "minor" }), element("pre", run.cards.configs[row]));
+      right.append(element("h3", "Scores and costs", { class: "minor" }), table);
       const command = element("pre", undefined, { class: "command" });
       command.append(element("code", run.cards.command.replace(run.cards.placeholder, id)));
       columns.append(left, right);
@@ -407,22 +360,27 @@
           if (values.some((amount) => amount === null) || values[0] === values[1]) continue;
           const change = values[1] - values[0];
           const factor = column.kind === "cost" && values[0] > 0 ? ` (${Number((values[1] / values[0]).toPrecision(3))}x)` : "";
-          const points = column.share ? `${(100 * change).toFixed(1)} points` : human(change, false);
-          lines.push(tableRow(`${column.label}${split && `, ${split}`}`, [...values.map((amount) => show(amount, column)), `${change > 0 ? "+" : ""}${points}${factor}`]));
+          const size = `${change > 0 ? "+" : "-"}${formatting.formatDifference(change, column)}`;
+          lines.push(tableRow(`${column.label}${split && `, ${split}`}`, [...values.map((amount) => show(amount, column)), `${size}${factor}`]));
         }
       }
       fillTable(at("comparison-table"), tableRow("", [...pins, "difference"], "th"), lines);
     }
     function setPins(ids) {
-      pins = ids;
+      pins = ids.filter((id) => index.has(id)).slice(-2);
       compare();
       dispatchEvent(new Event("pins"));
     }
-    at("unpin").addEventListener("click", () => setPins([]));
+    function changePins(ids) {
+      setPins(ids);
+      changed();
+    }
+    at("unpin").addEventListener("click", () => changePins([]));
     for (const card of document.querySelectorAll("details.card")) {
       const id = card.id.replace("card-", "");
       if (index.has(id)) card.querySelector("summary").after(pinButton(id));
     }
+    let opened = "";
     return {
       open(id) {
         const card = at(`card-${id}`) || (index.has(id) ? build(id) : null);
@@ -430,12 +388,84 @@
         if (at("cards") && at("cards").contains(card)) at("cards").open = true;
         card.open = true;
         card.scrollIntoView();
+        opened = id;
         return true;
       },
+      get opened() { return opened; },
+      get pins() { return pins; },
+      setPins,
     };
   }
-  function openHash(all) {
-    if (location.hash.startsWith("#card-")) all.open(decodeURIComponent(location.hash.replace("#card-", "")));
+
+  // ---- the state of the page in its address ---------------------------------------------------
+  // "#run=KEY&filter=...&limits=...&cost=bytes&card=t1c2&pins=t1c2,t3c4&at=candidates", or a plain anchor such as
+  // "#card-t1c2" and "#candidates" where nothing else is set.
+  function addressState(run, parts) {
+    const { list, limits, axes, all } = parts;
+    const note = at("state-note");
+    let section = "";
+    function describe() {
+      const state = { filter: list.text.trim(), limits: limits.text.trim(), ...axes.state, pins: all.pins.join(",") };
+      const entries = Object.entries(state).filter(([, value]) => value);
+      if (!entries.length) return all.opened ? `#card-${encodeURIComponent(all.opened)}` : section ? `#${section}` : " ";
+      const place = all.opened ? [["card", all.opened]] : section ? [["at", section]] : [];
+      return `#${new URLSearchParams([["run", run.key], ...entries, ...place])}`;
+    }
+    // Only entries that this page wrote are restored by the back button; a link within the page keeps what is set.
+    const OURS = { autocompress: true };
+    let written = location.hash;
+    function write(method = "replaceState") {
+      // The reader has just followed a link: its event comes next, and writes.
+      if (location.hash !== written) return;
+      const address = describe();
+      const isSame = address === (location.hash || " ");
+      // An address of nothing is the page without an anchor.
+      history[isSame ? "replaceState" : method](OURS, "", address === " " ? location.pathname + location.search : address);
+      written = location.hash;
+    }
+    async function restore(hash) {
+      written = hash;
+      note.textContent = "";
+      const fields = new URLSearchParams(hash.slice(1));
+      const isState = fields.has("run");
+      const isForeign = isState && fields.get("run") !== run.key;
+      if (isForeign) note.textContent = "The address has the settings of another run; they are ignored.";
+      const state = isState && !isForeign ? Object.fromEntries(fields) : {};
+      await axes.set(state);
+      limits.text = state.limits || "";
+      list.text = state.filter || "";
+      all.setPins((state.pins || "").split(",").filter(Boolean));
+      if (!isState) goTo(hash.slice(1));
+      else if (state.card) all.open(state.card);
+      else if (state.at) goTo(state.at, true);
+    }
+    // Go to a card or to a section.
+    function goTo(anchor, isScrolled = false) {
+      let name = anchor;
+      try {
+        name = decodeURIComponent(anchor);
+      } catch {
+        // No encoded text: it is the name itself.
+      }
+      if (name.startsWith("card-")) return all.open(name.replace("card-", ""));
+      section = name;
+      if (isScrolled) at(name)?.scrollIntoView();
+    }
+    addEventListener("hashchange", async () => {
+      if (history.state?.autocompress || location.hash.includes("run=")) return restore(location.hash);
+      written = location.hash;
+      goTo(location.hash.slice(1));
+      write();
+    });
+    let wait = 0;
+    return {
+      restore: () => restore(location.hash),
+      write,
+      writeSoon() {
+        clearTimeout(wait);
+        wait = setTimeout(write, 300);
+      },
+    };
   }
 
   // Figures that are drawn later move what lies below them: the section that the reader went to stays in view.
@@ -459,7 +489,15 @@
     // Both are unpacked concurrently; the data is smaller and available first.
     const [data, library] = [unpack("run-data"), plotly().then(() => null, (problem) => problem)];
     const run = JSON.parse(await data);
-    let [plot, limits, list] = [null, NO_LIMITS, null];
+    let [plot, limits, list, address] = [null, null, null, null];
+    let axes = NO_CONTROLS;
+    if (run.rows) {
+      query.prepare(run);
+      limits = limitsPane.create(run, () => {
+        list?.filterSoon();
+        address?.writeSoon();
+      });
+    }
     try {
       const problem = await library;
       if (problem) throw problem;
@@ -468,23 +506,30 @@
         const menus = run.front.layout.updatemenus;
         delete run.front.layout.updatemenus;
         plot = await draw("front-plot", run.front);
-        limits = sliders(run, menus, () => list && list.filterSoon());
-        controls(plot, menus, run.directions, limits);
+        axes = controls(plot, menus, run, limits, () => {
+          list.filterSoon();
+          address.write("pushState");
+        });
       }
     } catch (problem) {
       showStatic(problem);
     }
     if (run.rows) {
-      list = table(run, plot, () => limits);
-      const all = cards(run);
-      addEventListener("hashchange", () => openHash(all));
-      openHash(all);
+      list = table(run, plot, limits, axes);
+      const all = cards(run, () => address.write("pushState"));
+      address = addressState(run, { list, limits, axes, all });
+      at("filter").addEventListener("input", address.writeSoon);
+      await address.restore();
+      address.write();
       if (plot) {
-        plot.on("plotly_click", (event) => {
-          const id = event.points[0].customdata;
-          // The address names the card, so that a reload or a mailed link opens it again.
-          if (id !== "teacher" && all.open(id)) history.replaceState(null, "", `#card-${encodeURIComponent(id)}`);
-        });
+        // The address names the card, so that a reload or a mailed link opens it again.
+        const open = (id) => {
+          if (id === "teacher" || !all.open(id)) return false;
+          address.write("pushState");
+          return true;
+        };
+        plot.on("plotly_click", (event) => open(event.points[0].customdata));
+        followKeys(plot, (id) => open(id) && at(`card-${id}`).querySelector("summary").focus());
       }
     }
     root.classList.add("ready");

@@ -56,6 +56,7 @@ from autocompress.report.figure_data import (
 )
 from autocompress.report.figures import draw_front, hypervolume_figure, plotly_source
 from autocompress.report.hyperparameters import parallel_coordinates, split_words, summarize_importance
+from autocompress.report.selection_data import rule_data, table_data
 from autocompress.report.static_figure import front_picture, interval_picture, repeats_picture, sparkline
 from autocompress.report.summary import (
     compare_with_reference,
@@ -71,6 +72,8 @@ _LOGGER = logging.getLogger(__name__)
 
 #: File name of the page in the run folder.
 PAGE = "report.html"
+#: Scripts of the page, in the order in which they need each other.
+SCRIPTS = ("formatting.js", "query.js", "selection.js", "drawing.js", "limits.js", "live.js", "page.js")
 #: Rows that the table shows at once; a script shows others after sorting or filtering.
 ROWS = 200
 #: Maximum number of candidate cards.
@@ -155,10 +158,8 @@ def _page_content(
     run: str,
     live: bool,
 ) -> dict[str, Any]:
-    script, style = (
-        read_asset("drawing.js") + (read_asset("live.js") if live else "") + read_asset("page.js"),
-        read_asset("page.css"),
-    )
+    scripts = [name for name in SCRIPTS if live or name != "live.js"]
+    script, style = "".join(map(read_asset, scripts)), read_asset("page.css")
     content: dict[str, Any] = {
         "info": info,
         "run": run,
@@ -182,7 +183,7 @@ def _page_content(
     plotly = plotly_source()
     # The content security policy allows exactly these two scripts: injected code would not run.
     content["hashes"] = [script_hash(script), script_hash(plotly)]
-    payload = {"hypervolume": str(hypervolume_figure(trials, info).to_json())}
+    payload = {"key": json.dumps(_run_key(info)), "hypervolume": str(hypervolume_figure(trials, info).to_json())}
     payload |= explore_trials(content, candidates, trials, info)
     if len(candidates):
         payload |= _candidates_content(content, candidates, trials, info, picked, repeated)
@@ -233,6 +234,7 @@ def _candidates_content(
         "groups": {name: int((groups == name).sum()) for name in GROUPS},
         "still": front_picture(data),
         "window": data.window,
+        "colour": data.colour,
         "confidence": interval_picture(pick_confidence(front, info, picked)),
         "repeats": repeats_picture(repeats_content(repeated, front, info, picked)),
         "mattering": mattering,
@@ -243,12 +245,11 @@ def _candidates_content(
         "score": score,
         "cost": cost,
     }
-    # The script filters and sorts by these columns; nested values are in the cards.
-    plain = shown.drop(columns=[name for name in ("config", "details", SIMULATED) if name in shown])
     return {
         "front": str(draw_front(data).to_json()),
-        "columns": json.dumps([str(name) for name in plain.columns]),
-        "data": str(plain.to_json(orient="values", double_precision=10)),
+        # The script filters and sorts by these columns; nested values are in the cards.
+        **table_data(shown),
+        "rule": json.dumps(rule_data(shown, info, content["run"], len(candidates))),
         "rows": json.dumps(content["rows"]),
         "limit": json.dumps(ROWS),
         "cards": json.dumps(card_data(shown, info, content["export"])),
@@ -291,6 +292,11 @@ def pack_text(text: str) -> Markup:
 def script_hash(script: str) -> str:
     """Return the hash by which the content security policy of the page allows this script only."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _run_key(info: RunInfo) -> str:
+    """Return a key of the run: the address of a page holds the reader's settings, which belong to one run."""
+    return hashlib.sha256(json.dumps([info.name, info.spec, info.environment.data]).encode()).hexdigest()[:8]
 
 
 def _run_argument(folder: Path) -> str:

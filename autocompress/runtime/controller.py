@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from autocompress.errors import UsageError
 
@@ -20,6 +21,10 @@ from autocompress.errors import UsageError
 ADJUSTMENTS = 50
 # Fewer latencies have no 95th percentile.
 FEWEST_LATENCIES = 20
+# Answers from which the present speed of the machine is known.
+RECENT_RUNS = 20
+# Standard deviation of a normal distribution divided by its median absolute deviation.
+DEVIATION_OF_NORMAL = 1.4826
 # Largest share of the busy time at which a queue is predicted at all; above it, its length has no stable mean.
 LARGEST_LOAD = 0.98
 
@@ -104,7 +109,7 @@ class LatencyController:
         # A clock of low resolution may measure 0.
         self._run_ms, self._settings, self._workers = [max(own, 1e-6) for own in run_ms], settings, workers
         # Measured divided by expected time: the machine may be slower than when the models were timed.
-        self._slowdown, self._variance = 1.0, 0.0
+        self._ratios: deque[float] = deque([1.0], maxlen=RECENT_RUNS)
         self._arrivals: deque[tuple[float, int]] = deque()
         self._latencies: deque[tuple[float, float]] = deque()
         self._started: float | None = None
@@ -131,11 +136,7 @@ class LatencyController:
             latency_ms: Milliseconds since the arrival.
             examples: Number of examples of the request.
         """
-        ratio = run_ms / (self._run_ms[level] * examples)
-        # An exponential mean over about ten requests. One outlier, such as a page fault, is limited.
-        change = min(ratio, 5 * self._slowdown) - self._slowdown
-        self._slowdown += 0.1 * change
-        self._variance += 0.1 * (change * change - self._variance)
+        self._ratios.append(run_ms / (self._run_ms[level] * examples))
         self._latencies.append((now, latency_ms))
 
     def choose_level(self, now: float, waited_ms: float, queued: int, examples: int = 1) -> int:
@@ -162,11 +163,20 @@ class LatencyController:
     def predict(self, level: int, now: float) -> float:
         """Return the predicted quantile of the latency at a level and the present rate of arrivals."""
         own = self._expect_ms(level)
-        deviation = math.sqrt(self._variance) * self._run_ms[level]
+        deviation = self._measure_deviation() * self._run_ms[level]
         return predict_latency(self._measure_rate(now), own, deviation, self._workers, self._settings.quantile)
 
     def _expect_ms(self, level: int) -> float:
-        return self._run_ms[level] * self._slowdown
+        return self._run_ms[level] * median(self._ratios)
+
+    def _measure_deviation(self) -> float:
+        """Return the standard deviation of the ratios of measured and expected times, from their absolute deviations.
+
+        Medians, because a run of ten times its usual length, while the machine does something else, says nothing about
+        the next one.
+        """
+        centre = median(self._ratios)
+        return DEVIATION_OF_NORMAL * median(abs(ratio - centre) for ratio in self._ratios)
 
     def _measure_rate(self, now: float) -> float:
         """Return the arrivals per second: over the window, or over its last quarter if that has more."""

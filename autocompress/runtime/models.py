@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,8 +17,12 @@ from autocompress.export.pipeline import Array, Pipeline, PipelineError, Values,
 
 # Runs of each model, in turns: the median of so few is stable enough for an order, and takes milliseconds.
 TIMED_RUNS = 15
+PAUSE_SECONDS = 0.002
 
 logger = logging.getLogger(__name__)
+
+# Key of an output in preprocess.json: each model of a run may have its own.
+THRESHOLD = "threshold"
 
 Outputs = Mapping[str, Array]
 Record = Mapping[str, object]
@@ -96,6 +100,11 @@ class Level:
                 outputs[at] = example
         return outputs, is_unsure
 
+    def decode(self, values: Values, outputs: Outputs, *, is_escalated: bool) -> dict[str, Any]:
+        """Return the prediction of one example, decided at the threshold of the model that made the outputs."""
+        model = self.larger if is_escalated and self.larger is not None else self.model
+        return model.pipeline.decode(values, outputs)
+
 
 def list_kinds(pipeline: Pipeline) -> dict[str, str]:
     """Return the kind of each head."""
@@ -155,7 +164,7 @@ def _check_origins(models: Sequence[ServedModel]) -> None:
     first, *others = models
     for model in others:
         for part in ("task", "inputs", "outputs"):
-            if model.pipeline.record[part] != first.pipeline.record[part]:
+            if _describe_part(model.pipeline, part) != _describe_part(first.pipeline, part):
                 raise UsageError(
                     f"'{first.name}' and '{model.name}' have different {part}, as if of different runs: one service "
                     "answers with models of one run"
@@ -176,15 +185,25 @@ def _check_origins(models: Sequence[ServedModel]) -> None:
             )
 
 
+def _describe_part(pipeline: Pipeline, part: str) -> object:
+    """Return a part of a record that the models of one run share: outputs without the threshold of each model."""
+    value = pipeline.record[part]
+    if part != "outputs":
+        return value
+    return [{name: entry[name] for name in entry if name != THRESHOLD} for entry in cast("Sequence[Record]", value)]
+
+
 def time_models(
     models: Sequence[ServedModel], clock: Callable[[], float] = time.perf_counter, runs: int = TIMED_RUNS
 ) -> list[ServedModel]:
     """Return the models with their median time of one example, measured in turns, the fastest first."""
-    # In turns: a change of the machine's speed meets all models alike.
+    # In turns: a change of the machine's speed meets all models alike. After a pause, as between two requests, in which
+    # others use the caches: a small model takes twice as long then as in a row.
     batches = [[model.pipeline.encode([build_example(model.pipeline.record)])[0]] for model in models]
     seconds: list[list[float]] = [[] for _ in models]
     for turn in range(runs + 1):
         for at, model in enumerate(models):
+            time.sleep(PAUSE_SECONDS)
             started = clock()
             model.run(batches[at])
             # The first turn allocates memory.

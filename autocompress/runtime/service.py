@@ -280,8 +280,10 @@ class ModelService:
     def _answer(self, request: _Request, position: int, level: Level) -> Answer:
         started = time.monotonic()
         outputs, is_escalated = level.run(request.values)
-        decode = level.model.pipeline.decode
-        predictions = [decode(*pair) for pair in zip(request.values, outputs, strict=True)]
+        predictions = [
+            level.decode(values, example, is_escalated=escalated)
+            for values, example, escalated in zip(request.values, outputs, is_escalated, strict=True)
+        ]
         now = time.monotonic()
         answer = Answer(predictions, level.name, sum(is_escalated), 1000 * (now - request.arrived))
         if self._controller is not None:

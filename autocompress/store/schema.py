@@ -17,14 +17,14 @@ from typing import Any, TypeAlias
 from filelock import FileLock, Timeout
 from pydantic_core import from_json
 
-from autocompress.core.atomic import storage_errors, write_atomic
+from autocompress.core.atomic import make_lock, storage_errors, write_atomic
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State
 from autocompress.core.untrusted import check_name, is_name, read_regular_file, require_regular, show_value
 from autocompress.errors import RunFolderError, StorageError, UsageError
 
 DATABASE = "study.db"
-LARGEST_VALUE = 2**28
+LARGEST_VALUE = 2**26
 # Steps of SQLite's machine that checking a store may take, besides one for each byte of its file: ten times what a
 # store of 3,000 trials takes.
 LARGEST_STEPS, STEPS_PER_CALL = 10_000_000, 1000
@@ -159,13 +159,13 @@ def acquire_lock(folder: Path) -> FileLock:
 
     Raises:
         RunFolderError: Another process holds the lock.
-        StorageError: The folder cannot be written.
+        StorageError: The folder cannot be written, or its file system has no locks.
     """
     # The kernel releases the lock of a killed process, so no stale lock remains.
     path = folder / LOCK
     # The lock file is emptied when it is opened, through a link too.
     require_regular([path])
-    lock = FileLock(path)
+    lock = make_lock(path)
     try:
         with storage_errors(folder):
             lock.acquire(timeout=0)

@@ -13,12 +13,18 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from autocompress.core.atomic import compute_file_sha256, create_temporary, open_cache, storage_errors, write_atomic
+from autocompress.core.atomic import (
+    compute_file_sha256,
+    create_temporary,
+    make_lock,
+    open_cache,
+    storage_errors,
+    write_atomic,
+)
 from autocompress.core.config import fingerprint
 from autocompress.core.untrusted import require_regular
 from autocompress.errors import RunFolderError, UsageError
@@ -210,7 +216,7 @@ def decode_images(source: ImageSource, shape: Shape, resize: bool, tones: Tones 
     key = fingerprint([FORMAT, PIL.__version__, shape, resize, asdict(tones), list(source.names), source.cache_key])
     path, record_path = folder / f"{key}.npy", folder / f"{key}.json"
     # One process decodes the images, and the others wait for its file.
-    with FileLock(folder / f"{key}.lock"):
+    with make_lock(folder / f"{key}.lock"):
         cached = _read_cache(path, record_path, (len(source), *shape))
         if cached is None:
             _write_cache(path, (len(source), *shape), images)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from autocompress.core.config import Part
 from autocompress.core.heads import Head, Regression
 from autocompress.core.preprocessing import CategoriesInput, NumbersInput, Preprocessing, RawExample
 from autocompress.core.registry import TASKS
-from autocompress.core.task import InputSpec, Split, Splits
-from autocompress.errors import UsageError
+from autocompress.core.task import ExampleKeys, InputSpec, Split, Splits
+from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.base import (
     FRACTIONS,
     Supervised,
@@ -27,6 +28,7 @@ from autocompress.tasks.base import (
     sort_classes,
     split_randomly,
 )
+from autocompress.tasks.split_rows import KeyColumn
 from autocompress.tasks.table_files import (
     MAX_WHOLE_CLASSES,
     Columns,
@@ -68,12 +70,16 @@ class Tabular(Supervised):
         exclude: Columns to leave out, in the same form.
         scaling: ``standard`` for mean 0 and deviation 1, or ``quantile`` for a normal distribution, which long tails
             do not disturb.
+        split_groups: Name of the column of groups, such as patients: ``splits: {groups: patient}`` in a search space.
+            The model does not see the column.
+        split_time: Name of the column of times, instead: ``splits: {time: date}`` in a search space.
 
     Raises:
         UsageError: A file cannot be used (the message names the column), or an option is out of bounds.
     """
 
     name = "tabular"
+    split_keys = ("groups", "time")
 
     def __init__(
         self,
@@ -85,6 +91,8 @@ class Tabular(Supervised):
         categorical: str | Sequence[str] = (),
         exclude: str | Sequence[str] = (),
         scaling: str = "standard",
+        split_groups: str = "",
+        split_time: str = "",
     ) -> None:
         if not path:
             raise UsageError(
@@ -95,19 +103,24 @@ class Tabular(Supervised):
             if value not in choices:
                 raise UsageError(f"task.tabular.{option} is {value!r}; choose one of {', '.join(choices)}")
         self._scaling, self._target = scaling, target
+        key = KeyColumn.from_options(split_groups, split_time)
         paths = {"train": Path(path).expanduser(), **({"test": Path(test).expanduser()} if test else {})}
         notices: list[str] = []
         tables = {part: _read_rows(file, target, notices) for part, file in paths.items()}
-        self._columns = choose_columns(
-            paths["train"], tables["train"], target, _list_names(categorical), _list_names(exclude)
-        )
+        keys = _read_keys(key, paths, tables)
+        # A model of new groups, or of later times, cannot use their names.
+        excluded = [*_list_names(exclude), *([key.name] if key.name else [])]
+        self._columns = choose_columns(paths["train"], tables["train"], target, _list_names(categorical), excluded)
         head_name = make_head_name(target)
         self._head, names = _read_head(paths["train"], tables["train"][target], kind, len(FRACTIONS) + 1 - bool(test))
         self.heads: Mapping[str, int] = {head_name: self._head}
         self.labels: Mapping[str, Sequence[str]] = {head_name: names} if names else {}
         self.metrics = metrics_of([self._head])
         self._tables = tables
-        self._parts = {part: self._build_part(paths[part], table, head_name, names) for part, table in tables.items()}
+        self._parts = {
+            part: replace(self._build_part(paths[part], table, head_name, names), keys=keys[part])
+            for part, table in tables.items()
+        }
         self.inputs = self._describe_inputs()
         self._notices = (*notices, *self._columns.notices, *self._describe_targets(head_name, names))
 
@@ -151,7 +164,7 @@ class Tabular(Supervised):
         scaled = {}
         for name, split in splits.items():
             numbers = torch.from_numpy(_scale_numbers(entry, split.inputs[0].numpy()))
-            scaled[name] = Split((numbers, *split.inputs[1:]), split.targets)
+            scaled[name] = replace(split, inputs=(numbers, *split.inputs[1:]))
         return Splits(**scaled)
 
     def specify_preprocessing(self, seed: int) -> Preprocessing:
@@ -261,6 +274,23 @@ class Tabular(Supervised):
                     f"column '{column}' determines '{self._target}'; exclude it unless it is known in advance"
                 )
         return notices
+
+
+def _read_keys(key: KeyColumn, paths: Mapping[str, Path], tables: Mapping[str, pd.DataFrame]) -> dict[str, ExampleKeys]:
+    """Return the groups or times of each part."""
+    if not key.name:
+        return {part: ExampleKeys() for part in tables}
+    values = {}
+    for part, table in tables.items():
+        if key.name not in table.columns:
+            hint = did_you_mean(key.name, list(table.columns)[:50])
+            raise UsageError(f"{paths[part]}: no column '{key.name}'; {hint} (set splits.groups or splits.time)")
+        values[part] = name_categories(table[key.name]).tolist()
+    locations = {
+        part: [f"{paths[part]}: row {row} of those with a target" for row in range(1, len(cells) + 1)]
+        for part, cells in values.items()
+    }
+    return key.read_keys(values, locations)
 
 
 def _list_names(names: str | Sequence[str]) -> list[str]:

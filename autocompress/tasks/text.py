@@ -45,6 +45,10 @@ KINDS = ("territory", "language", "currency", "script")
 # Attributes of babel.Locale with the names of each kind.
 _ATTRIBUTES = {"territory": "territories", "language": "languages", "currency": "currencies", "script": "scripts"}
 NAME_LENGTH = 32
+# Tasks with fewer texts than this train their teacher for more epochs.
+SMALL_TEXTS = 4000
+# Tokens in the longest n-gram of a teacher: longer ones of words hardly repeat.
+_CHARACTER_NGRAM, _WORD_NGRAM = 4, 2
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,34 @@ class TokenTask(Supervised):
         return (InputSpec((self.encoding.length,), vocabulary=self.encoding.vocabulary, missing=PADDING),)
 
 
+def make_ngram_teacher(kind: str, *, width: int, epochs: int, batch_size: int) -> tuple[Part, Part]:
+    """Return n-grams beside convolutions as a teacher of texts, and its training config.
+
+    The branches are trained apart and averaged. On a few thousand texts, n-grams are better than convolutions alone and
+    no worse than a linear model, and the average is better than both. The teacher reads the texts as they are, because
+    a dropped character changes every n-gram around it; students read all augmented views.
+
+    Args:
+        kind: Kind of token of the encoding.
+        width: Channels of the convolutions.
+        epochs: Passes over the training split.
+        batch_size: Texts per step.
+    """
+    longest = _WORD_NGRAM if kind in ("words", "tokens") else _CHARACTER_NGRAM
+    return (
+        Part.of("text_ngrams", embedding=32, longest=longest, width=width, branch_drop=1.0),
+        Part.of(
+            "adamw",
+            epochs=epochs,
+            learning_rate=8e-3,
+            weight_decay=0.03,
+            batch_size=batch_size,
+            label_smoothing=0.1,
+            views=1,
+        ),
+    )
+
+
 @TASKS.register("langid")
 class LangId(TokenTask):
     """Classification of names by language, one of 30: 'Schweizer Franken' is German, 'norsk krone' Norwegian.
@@ -168,11 +200,8 @@ class LangId(TokenTask):
         return [names[row].text for row in stratify_rows(_encode_names()[2]["language"], seed)["test"]]
 
     def teacher(self) -> tuple[Part, Part]:
-        """Return a convolutional network of width 128 with three window lengths, and its training config."""
-        return (
-            Part.of("text_cnn", embedding=32, width=128, depth=1, block="parallel"),
-            Part.of("adamw", epochs=12, learning_rate=3e-3, batch_size=128),
-        )
+        """Return n-grams of up to four characters beside convolutions of width 96, and their training config."""
+        return make_ngram_teacher(self.encoding.kind, width=96, epochs=10, batch_size=128)
 
 
 @TASKS.register("langid_kind")
@@ -323,11 +352,10 @@ class Text(TokenTask):
         return [self._texts[part][row] for row in rows]
 
     def teacher(self) -> tuple[Part, Part]:
-        """Return a convolutional network of width 64 with three window lengths, and its training config."""
-        return (
-            Part.of("text_cnn", embedding=32, width=64, depth=1, block="parallel"),
-            Part.of("adamw", epochs=6, learning_rate=2e-3, batch_size=64),
-        )
+        """Return n-grams beside convolutions of width 64, and their training config."""
+        # With few texts, an epoch has few steps.
+        epochs = 20 if len(self._texts["train"]) < SMALL_TEXTS else 10
+        return make_ngram_teacher(self.encoding.kind, width=64, epochs=epochs, batch_size=64)
 
     def _collect_notices(
         self, texts_of_part: Mapping[str, Texts], parts: Mapping[str, list[int]], train: list[str]

@@ -37,6 +37,11 @@ class FitConfig(Settings):
         Choice(("none", "balanced")),
         "weights of the classes in the task's loss: balanced weights a class by the inverse of its examples",
     )
+    views: int = knob(
+        0,
+        IntRange(0, 1000),
+        "augmented views that the epochs read in turn; 1 reads the data as it is, 0 all views of the task",
+    )
     mixup: float = knob(
         0.0, FloatRange(0.0, 10.0), "alpha of the Beta distribution that mixes pairs of examples; 0 does not mix"
     )

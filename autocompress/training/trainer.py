@@ -165,9 +165,9 @@ NOISE_SEED_STRIDE = 7919
 class FitRequest:
     """Everything that determines one fit, except the model that it trains.
 
-    Epoch ``e`` reads augmented view ``e % task.views`` of the training split, and the teacher's cached logits on that
-    same view, so that student and teacher see the same pixels (Beyer et al. 2022, arXiv:2106.05237). Terms that read
-    layers or perturb inputs, and mixup, run the teacher live.
+    Epoch ``e`` reads augmented view ``e % task.views`` of the training split, or ``e % fit.views`` if that is set and
+    smaller, and the teacher's cached logits on that same view, so that student and teacher see the same pixels (Beyer
+    et al. 2022, arXiv:2106.05237). Terms that read layers or perturb inputs, and mixup, run the teacher live.
 
     Attributes:
         task: The learning problem, which gives the augmented views and the loss.
@@ -382,7 +382,7 @@ class Trainer:
         """
         request = self._request
         _set_training_mode(self._model)
-        index = epoch % request.task.views
+        index = epoch % min(self._config.views or request.task.views, request.task.views)
         view = request.task.view(request.train, index)
         cached_logits = self._objective.cached_logits(index)
         rows = self._rows[torch.randperm(len(self._rows), generator=self._order, device=CPU)]

@@ -7,8 +7,8 @@ import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -30,6 +30,7 @@ from autocompress.measure import LayerCost, Subject, measure
 from autocompress.measure.heads import AT
 from autocompress.measure.shilling import PUSHED
 from autocompress.measure.tensor_storage import count_stored_bytes
+from autocompress.measure.thresholds import choose_thresholds, set_head_thresholds, set_thresholds
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.prune import inherit_weights, reestimate_batch_norm
 from autocompress.quantize import fold_batch_norm
@@ -173,6 +174,8 @@ class Setup:
         is_distinct: Whether examples that equal one of an earlier split are removed; False in runs of earlier versions.
         fold: Number of a fold, from 0, and the number of folds, where the splits are those of a fold; None for the
             splits of the search.
+        thresholds: (head, threshold) of each head of two classes that has another threshold than 0.5; None for one that
+            each model gets on ``search_val``, the best one for the primary score.
     """
 
     task: Part
@@ -186,6 +189,8 @@ class Setup:
     primary: str = ""
     is_distinct: bool = False
     fold: tuple[int, int] | None = None
+    # Pairs, because a setup is a key of caches and a mapping has no hash.
+    thresholds: tuple[tuple[str, float | None], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the setup as JSON values for the description of the run, without device and fold."""
@@ -201,6 +206,7 @@ class Setup:
             "costs": list(self.costs),
             **({"primary": self.primary} if self.primary else {}),
             **({"is_distinct": True} if self.is_distinct else {}),
+            **({"thresholds": dict(self.thresholds)} if self.thresholds else {}),
         }
 
     @classmethod
@@ -217,6 +223,7 @@ class Setup:
             latency=LatencyModel.from_json(data["latency"]) if "latency" in data else None,
             primary=data.get("primary", ""),
             is_distinct=data.get("is_distinct", False),
+            thresholds=tuple(data.get("thresholds", {}).items()),
         )
 
 
@@ -279,6 +286,8 @@ class TrialPipeline:
         teacher: The trained teacher.
         device: Device for training.
         reduce_range: Whether 8-bit weights use 7 bits, because of the target's kernels.
+        thresholds: Threshold of each head that has another one than 0.5; None for one that each model gets.
+        primary: Name of the score that thresholds are chosen for.
     """
 
     task: Task
@@ -286,6 +295,27 @@ class TrialPipeline:
     teacher: Teacher
     device: torch.device = CPU
     reduce_range: bool = False
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)
+    primary: str = ""
+
+    def choose_thresholds(self, subject: Subject) -> dict[str, float]:
+        """Return the thresholds of a model by head; those that are chosen are the best ones on ``search_val``.
+
+        The split steers the search, so that the selection split and the test split stay unseen.
+
+        Args:
+            subject: Outputs of the model on ``search_val``.
+        """
+        return choose_thresholds(self.thresholds, subject, self.primary)
+
+    @cached_property
+    def teacher_thresholds(self) -> Mapping[str, float]:
+        """The thresholds of the teacher by head; empty without any."""
+        if not self.thresholds:
+            return {}
+        split = self.splits.search_val
+        outputs = self.teacher.logits["search_val"]
+        return self.choose_thresholds(Subject(outputs, split.targets, heads=self.task.heads, labels=self.task.labels))
 
     def train(self, training: CompressionConfig, until: int | None = None, paused: bytes = b"") -> "TrainedStudent":
         """Build the student of a config, train it with distillation, and return it with its curve.
@@ -495,8 +525,9 @@ class TrialPipeline:
     def _measure_larger_is_better(self, model: nn.Module, names: Sequence[str]) -> dict[str, float]:
         # On the split that steers the search: the selection split and the test split stay unused.
         subject = self.build_subject(model, self.splits.search_val, self.teacher.logits["search_val"], names)
+        decided = set_thresholds(subject, self.choose_thresholds(subject))
         sign = 1 if OBJECTIVES.get(self.task.metrics[0]).direction == "maximize" else -1
-        return {name: sign * value for name, value in measure(subject, names).items()}
+        return {name: sign * value for name, value in measure(decided, names).items()}
 
     def rebuild(self, config: CompressionConfig, checkpoint: bytes) -> RebuiltCandidate:
         """Return the model of a candidate, pruned and quantized again from its checkpoint.
@@ -562,6 +593,7 @@ class TrialPipeline:
             heads=self.task.heads,
             labels=self.task.labels,
             groups=self.task.resampling_groups(split),
+            teacher_heads=set_head_thresholds(self.task.heads, self.teacher_thresholds),
         )
 
     def predict(self, model: nn.Module, split: Split) -> dict[str, Tensor]:
@@ -605,7 +637,15 @@ def load_pipeline(setup: Setup) -> TrialPipeline:
     teacher = load_teacher(task, splits, setup.teacher)
     if not setup.teacher.is_trained:
         splits = remove_labels(splits, teacher.logits, task.heads)
-    return TrialPipeline(task, splits, teacher, torch.device(setup.device), setup.precisions.reduce_range)
+    return TrialPipeline(
+        task,
+        splits,
+        teacher,
+        torch.device(setup.device),
+        setup.precisions.reduce_range,
+        dict(setup.thresholds),
+        setup.primary or task.metrics[0],
+    )
 
 
 @lru_cache(maxsize=2)

@@ -20,14 +20,25 @@ from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.method import LayerBits, MethodState, match_layers
-from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State, TrialResult
+from autocompress.core.records import (
+    THRESHOLDS,
+    BaseCheckpoint,
+    Candidate,
+    CompressionRecipe,
+    Job,
+    Role,
+    State,
+    TrialResult,
+)
 from autocompress.core.registry import PRUNE, QUANTIZE, WorkerPlugins
 from autocompress.core.task import Task
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.measure import layer_costs, measure
 from autocompress.measure.cost import LayerCost, list_float_layers
 from autocompress.measure.example_scores import pack_examples
-from autocompress.measure.heads import count_confusions, describe_classes, pack_correct, resample_score
+from autocompress.measure.heads import describe_decisions, pack_correct, resample_score
+from autocompress.measure.objectives import Subject
+from autocompress.measure.thresholds import set_thresholds
 from autocompress.quantize import convert_layers, fold_batch_norm
 from autocompress.quantize.conversion import is_convertible
 from autocompress.training.device import require_device
@@ -271,19 +282,16 @@ class SplitScores:
     examples: str = ""
 
 
-def _score_split(
-    setup: Setup, model: nn.Module, name: str, teacher: Mapping[str, Tensor], float_model: nn.Module | None = None
-) -> SplitScores:
-    pipeline = load_pipeline(setup)
-    subject = pipeline.build_subject(model, getattr(pipeline.splits, name), teacher, setup.scores, float_model)
-    examples = pack_examples(subject, setup.primary) if setup.primary else ""
-    return SplitScores(measure(subject, setup.scores), examples)
+def _score_split(setup: Setup, subject: Subject, thresholds: Mapping[str, float]) -> SplitScores:
+    decided = set_thresholds(subject, thresholds)
+    examples = pack_examples(decided, setup.primary) if setup.primary else ""
+    return SplitScores(measure(decided, setup.scores), examples)
 
 
 def score_test_split(
     candidates: Mapping[str, tuple[Candidate, bytes]], setup: Setup
 ) -> tuple[dict[str, SplitScores], SplitScores]:
-    """Return the scores of candidates on the test split by id, and those of the teacher.
+    """Return the scores of candidates on the test split by id, and those of the teacher, at their thresholds.
 
     Args:
         candidates: Id to the candidate and the content of its checkpoint.
@@ -293,14 +301,16 @@ def score_test_split(
         ArtifactError: A checkpoint is damaged.
     """
     pipeline = load_pipeline(setup)
-    teacher = pipeline.teacher.model
-    logits = pipeline.predict(teacher, pipeline.splits.test)
+    teacher, test = pipeline.teacher.model, pipeline.splits.test
+    logits = pipeline.predict(teacher, test)
     scores = {}
     for identity, (candidate, content) in candidates.items():
         rebuilt = pipeline.rebuild(candidate.config, content)
         float_model = None if rebuilt.quantize is None else rebuilt.float_model
-        scores[identity] = _score_split(setup, rebuilt.model, "test", logits, float_model)
-    return scores, _score_split(setup, teacher, "test", logits)
+        subject = pipeline.build_subject(rebuilt.model, test, logits, setup.scores, float_model)
+        scores[identity] = _score_split(setup, subject, candidate.thresholds)
+    subject = pipeline.build_subject(teacher, test, logits, setup.scores)
+    return scores, _score_split(setup, subject, pipeline.teacher_thresholds)
 
 
 @lru_cache(maxsize=6)
@@ -316,17 +326,22 @@ def _teacher_logits(setup: Setup, split: str) -> Mapping[str, Tensor]:
 def teacher_record(setup: Setup) -> dict[str, dict[str, Any]]:
     """Return what is stored of the teacher.
 
-    The keys are ``scores`` and ``examples`` on the validation splits, and ``costs``.
+    The keys are ``scores`` and ``examples`` on the validation splits, ``costs``, and ``thresholds``.
     """
     pipeline = load_pipeline(setup)
     teacher, example = pipeline.teacher, pipeline.task.example()
     folded = fold_batch_norm(teacher.model, example)
-    measured = {name: _score_split(setup, teacher.model, name, teacher.logits[name]) for name in VALIDATION}
+    measured = {}
+    for name in VALIDATION:
+        split = getattr(pipeline.splits, name)
+        subject = pipeline.build_subject(teacher.model, split, teacher.logits[name], setup.scores)
+        measured[name] = _score_split(setup, subject, pipeline.teacher_thresholds)
     subject = build_cost_subject(folded, layer_costs(folded, example), setup=setup)
     return {
         "scores": {name: {**split.scores} for name, split in measured.items()},
         "examples": {name: split.examples for name, split in measured.items() if split.examples},
         "costs": measure(subject, setup.costs),
+        "thresholds": dict(pipeline.teacher_thresholds),
     }
 
 
@@ -403,30 +418,8 @@ def _measure_candidate(
             details["in_float"] = list_float_layers(model, source.layers, state.bits)
     config = replace(job.training, prune=recipe.prune, quantize=recipe.quantize)
     details["order"] = list(list_operations(config))
-    scores: dict[str, dict[str, float]] = {}
-    replicates: dict[str, list[float]] = {}
-    examples: dict[str, str] = {}
-    for split_name in CONFIRMED if job.role is Role.CONFIRM else VALIDATION:
-        split = getattr(pipeline.splits, split_name)
-        teacher = _teacher_logits(setup, split_name)
-        subject = pipeline.build_subject(model, split, teacher, setup.scores, source.model)
-        scores[split_name] = measure(subject, setup.scores)
-        if job.resampled and split_name != "search_val":
-            replicates[split_name] = resample_score(subject, job.resampled)
-        if split_name == "select_val":
-            details["per_class"] = {
-                name: describe_classes(subject, name) for name in subject.logits if subject.head(name).has_classes
-            }
-            confusions = {name: count_confusions(subject, name) for name in subject.logits}
-            details["confusion"] = {name: table for name, table in confusions.items() if table}
-            details |= pack_correct(subject)
-        # Only complete candidates are selected, so only theirs are compared with the teacher's.
-        if setup.primary and source.complete:
-            examples[split_name] = pack_examples(subject, setup.primary)
-    if replicates:
-        details["replicates"] = replicates
-    if examples:
-        details["examples"] = examples
+    scores, measured = _score_candidate(pipeline, setup, job, source, model)
+    details |= measured
     return Candidate(
         identity,
         job.number,
@@ -438,6 +431,35 @@ def _measure_candidate(
         source.checkpoint,
         source.complete,
     )
+
+
+def _score_candidate(
+    pipeline: TrialPipeline, setup: Setup, job: Job, source: QuantizationSource, model: nn.Module
+) -> tuple[dict[str, dict[str, float]], dict[str, object]]:
+    """Return the scores of a model on each split, and the entries of its details that were measured there."""
+    scores: dict[str, dict[str, float]] = {}
+    details: dict[str, object] = {}
+    replicates: dict[str, list[float]] = {}
+    examples: dict[str, str] = {}
+    thresholds: dict[str, float] = {}
+    # The first split is the one that thresholds are chosen on.
+    for split_name in CONFIRMED if job.role is Role.CONFIRM else VALIDATION:
+        split = getattr(pipeline.splits, split_name)
+        teacher = _teacher_logits(setup, split_name)
+        subject = pipeline.build_subject(model, split, teacher, setup.scores, source.model)
+        if split_name == "search_val":
+            thresholds = pipeline.choose_thresholds(subject)
+        subject = set_thresholds(subject, thresholds)
+        scores[split_name] = measure(subject, setup.scores)
+        if job.resampled and split_name != "search_val":
+            replicates[split_name] = resample_score(subject, job.resampled)
+        if split_name == "select_val":
+            details |= {**describe_decisions(subject), **pack_correct(subject)}
+        # Only complete candidates are selected, so only theirs are compared with the teacher's.
+        if setup.primary and source.complete:
+            examples[split_name] = pack_examples(subject, setup.primary)
+    optional = {"replicates": replicates, "examples": examples, THRESHOLDS: thresholds}
+    return scores, {**details, **{name: value for name, value in optional.items() if value}}
 
 
 def count_layers(model: nn.Module, task: Task) -> dict[str, LayerCost]:

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from autocompress.core.atomic import compute_sha256, open_cache, storage_errors, write_atomic
+from autocompress.core.atomic import compute_sha256, make_lock, open_cache, storage_errors, write_atomic
 from autocompress.core.config import Part, fingerprint
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Splits, Task, hash_split
@@ -173,7 +172,7 @@ def _lock_entry(name: str) -> Iterator[Path]:
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
         _remove_unless(folder / LOCK, stat.S_ISREG)
-        lock = FileLock(folder / LOCK)
+        lock = make_lock(folder / LOCK)
         lock.acquire()
     try:
         yield folder

@@ -18,6 +18,7 @@ from autocompress.core.task import Split, Task
 from autocompress.errors import TrialError
 from autocompress.measure.heads import get_objective
 from autocompress.measure.objectives import Subject
+from autocompress.measure.thresholds import set_head_thresholds, set_thresholds
 from autocompress.trial.pipeline import Setup, TrialPipeline, load_pipeline
 
 logger = logging.getLogger(__name__)
@@ -101,9 +102,10 @@ def measure_baselines(
         failure, scores = baseline.failure, {}
         try:
             if baseline.predict is not None:
+                thresholds = _choose_thresholds(pipeline, baseline.predict)
                 for name, (split, teacher) in parts.items():
                     subject = _build_subject(pipeline, baseline.predict(split), split, teacher)
-                    scores[name] = measure_scores(subject, setup.scores)
+                    scores[name] = measure_scores(set_thresholds(subject, thresholds), setup.scores)
         except Exception as error:
             logger.warning("the baseline %s cannot be scored", baseline.name, exc_info=True)
             failure = f"{type(error).__name__}: {error}"
@@ -118,7 +120,16 @@ def score_training_split(setup: Setup) -> dict[str, float]:
     """Return the scores of the teacher on the examples of the training split that baselines are scored on."""
     pipeline = load_pipeline(setup)
     split, teacher = _take_examples(pipeline, "train")
-    return measure_scores(_build_subject(pipeline, teacher, split, teacher), setup.scores)
+    subject = _build_subject(pipeline, teacher, split, teacher)
+    return measure_scores(set_thresholds(subject, pipeline.teacher_thresholds), setup.scores)
+
+
+def _choose_thresholds(pipeline: TrialPipeline, predict: Predictor) -> dict[str, float]:
+    """Return the thresholds of a baseline, chosen as those of a candidate are; empty without any."""
+    if not pipeline.thresholds:
+        return {}
+    split = pipeline.splits.search_val
+    return pipeline.choose_thresholds(_build_subject(pipeline, predict(split), split, {}))
 
 
 def _take_examples(pipeline: TrialPipeline, name: str) -> tuple[Split, dict[str, Tensor]]:
@@ -136,7 +147,16 @@ def _build_subject(
 ) -> Subject:
     task = pipeline.task
     groups = task.resampling_groups(split)
-    return Subject(outputs, split.targets, teacher, heads=task.heads, labels=task.labels, groups=groups)
+    teacher_heads = set_head_thresholds(task.heads, pipeline.teacher_thresholds)
+    return Subject(
+        outputs,
+        split.targets,
+        teacher,
+        heads=task.heads,
+        labels=task.labels,
+        groups=groups,
+        teacher_heads=teacher_heads,
+    )
 
 
 def measure_scores(subject: Subject, names: Sequence[str]) -> dict[str, float]:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,14 @@ def search_in_process(folder: Path, trials: int) -> Iterator[TrialResult]:
 
 @contextmanager
 def driver_process(inject: Callable[[], None], *arguments: Any) -> Iterator[int]:
-    """Run :func:`drive` in a forked process, which does not have to import torch again."""
-    import autocompress.engine.driver  # noqa: F401
-
+    """Run :func:`drive` in a forked process, which does not have to import torch and optuna again."""
+    for name in ("engine.driver", "engine.sampler.optuna", "engine.space", "store.run_store", "backends.local"):
+        import_module(f"autocompress.{name}")
     process = fork_process()
     if not process:
         code = 1
         try:
+            use_light_workers()
             inject()
             drive(*arguments)
             code = 0
@@ -132,6 +134,13 @@ def fork_process() -> int:
         return os.fork()
 
 
+def use_light_workers() -> None:
+    """Let the workers of this process import what mock trials need, which takes a tenth of the time of torch."""
+    from autocompress.backends import workers
+
+    workers.PRELOAD = "benchmarks.mock_trials"
+
+
 def inject_nothing() -> None:
     """Inject no fault."""
 
@@ -140,10 +149,8 @@ def build_kill(point: str, count: int) -> Callable[[], None]:
     """Return a function that makes its process kill itself at the ``count``-th call of a named point."""
 
     def inject() -> None:
-        import importlib
-
         module, name, after = POINTS[point]
-        owner: Any = importlib.import_module(f"autocompress.{module}")
+        owner: Any = import_module(f"autocompress.{module}")
         *outer, name = name.split(".")
         for part in outer:
             owner = getattr(owner, part)
@@ -177,9 +184,10 @@ def query_store(folder: Path, query: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-# Trials that ended, with another number of candidates than recipes.
+# Trials with a result, with another number of candidates than recipes: at the end, or at the rung where they pause.
 PARTIAL_QUERY = """
-SELECT number FROM ac_trials t WHERE state = 'complete' AND json_array_length(cuts) !=
-    (SELECT count(*) FROM ac_candidates c WHERE c.trial = t.number AND c.complete)
+SELECT number FROM ac_trials t WHERE state IN ('complete', 'paused') AND json_array_length(cuts) !=
+    (SELECT count(*) FROM ac_candidates c WHERE c.trial = t.number AND c.complete = (t.state = 'complete')
+        AND (c.complete OR c.epochs = t.until))
 """
 CANDIDATES_QUERY = "SELECT id, config, scores, costs, checkpoint FROM ac_candidates"

@@ -52,7 +52,13 @@ MUTANTS = (
     Mutant(
         "atomic write",
         ATOMIC,
-        (("handle, aside = create_temporary(path)", "aside = str(path); handle = os.open(path, 0o1102, 0o666)"),),
+        (
+            (
+                "handle, aside = create_temporary(path)\n        try:\n            with os.fdopen",
+                "aside = str(path)\n        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)\n"
+                "        try:\n            with os.fdopen",
+            ),
+        ),
         (29,),
     ),
     Mutant(
@@ -63,6 +69,8 @@ MUTANTS = (
     ),
     Mutant("duplicate guard", DRIVER, (("if self._feedback.has_trial(key):", "if False:"),), (31,)),
     Mutant("lock", SCHEMA, (("lock.acquire(timeout=0)", "pass"),), (6,)),
+    Mutant("refusal of a folder without locks", ATOMIC, (("if reason.errno not in NO_LOCKS:", "if True:"),), (35,)),
+    Mutant("check that the folder is there", STORE, (("if not is_present:", "if False:"),), (28,)),
     Mutant("seals", STORE, (("in SEALED.items():", "in ():"),), (7,)),
     Mutant("integrity check", STORE, (('if verdict != "ok":', "if False:"),), (7,)),
     Mutant("interrupted-twice rule", DRIVER, (("if stored.attempts < MAX_ATTEMPTS:", "if True:"),), (30,)),
@@ -80,7 +88,16 @@ def run_mutant(mutant: Mutant, folder: Path) -> list[int]:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     mutant.apply(folder)
     table = folder / "table.md"
-    command = [sys.executable, "-m", "benchmarks.faults", "--out", str(table), "--rows", *map(str, mutant.rows)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.faults",
+        "--small",
+        "--out",
+        str(table),
+        "--rows",
+        *map(str, mutant.rows),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if not table.exists():

@@ -31,7 +31,7 @@ def exhaust_memory(folder: Path, trials: int = 20) -> FaultResult:
     from autocompress.backends.local import Local
 
     evaluator = MockEvaluator(folder / "log", 0.0, {3: "exhaust memory", 4: "exhaust memory", 11: "exhaust memory"})
-    results = _run_jobs(Local(2, TrialLimits(memory=2 << 30)), evaluator, trials)
+    results = run_jobs(Local(2, TrialLimits(memory=2 << 30)), evaluator, trials)
     reasons = {number: result.reason for number, result in results.items() if result.state.value == "failed"}
     starts = sum(line.startswith("worker") for line in evaluator.log.read_text().splitlines())
     measured = f"{len(results)} of {trials} results received; failed: {reasons}; {starts} workers were started"
@@ -45,7 +45,7 @@ def hang_trials(folder: Path, limit: float = 3.0) -> FaultResult:
     from autocompress.backends.local import Local
 
     evaluator = MockEvaluator(folder / "log", 0.0, {1: "hang", 2: "hang"})
-    results = _run_jobs(Local(2, TrialLimits(seconds=limit)), evaluator, 8)
+    results = run_jobs(Local(2, TrialLimits(seconds=limit)), evaluator, 8)
     late = max(results[number].seconds for number in (1, 2)) - limit
     left = len(evaluator.living_processes())
     measured = f"{results[1].reason}; {late:.2f} s late, {left} processes left, {len(results)} of 8 results received"
@@ -54,7 +54,8 @@ def hang_trials(folder: Path, limit: float = 3.0) -> FaultResult:
     )
 
 
-def _run_jobs(backend: Any, evaluator: MockEvaluator, count: int) -> dict[int, Any]:
+def run_jobs(backend: Any, evaluator: MockEvaluator, count: int) -> dict[int, Any]:
+    """Run jobs of mock trials on a backend, and return the result of each number."""
     from autocompress.core.config import CompressionConfig, Part
     from autocompress.core.records import CompressionRecipe, Job
 

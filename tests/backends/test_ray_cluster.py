@@ -1,6 +1,7 @@
 """A Ray cluster: resources, addresses, capacity, versions of its nodes, and a cluster of this machine alone."""
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -183,6 +184,7 @@ def test_a_cluster_of_our_own_wants_a_token_and_leaves_nothing_behind(stop: sign
     assert not (short / "ray").exists()
     if stop is signal.SIGINT:
         assert said.strip().endswith("KeyboardInterrupt")
+        assert re.search(r"Ray listens on \S+ \(ports \d+, \d+ and others\); it accepts who has its token", said)
 
 
 def with_mark(mark: str) -> list[bytes]:

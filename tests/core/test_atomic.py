@@ -1,14 +1,18 @@
+import ast
 import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
+import autocompress
 from autocompress.core.atomic import (
     cache_folder,
     compute_file_sha256,
     compute_sha256,
     create_temporary_folder,
+    make_lock,
     open_cache,
     storage_errors,
     write_atomic,
@@ -100,3 +104,37 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int, file_mode: int
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == file_mode
     assert folder.stat().st_mode & 0o777 == folder_mode
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StorageError, match=r"has no locks \(.+\), so two processes could write"):
+        make_lock(tmp_path / ".lock")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_is_held_does_not_keep_another_from_being_made(tmp_path: Path) -> None:
+    first, second = make_lock(tmp_path / ".lock"), make_lock(tmp_path / ".lock")
+    with first:
+        assert first.is_locked
+        assert not second.is_locked
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == []
+
+
+def test_no_duration_is_measured_with_a_clock_that_may_jump() -> None:
+    # MLflow wants the time of day of a run.
+    allowed = {"export/mlflow_export.py"}
+    package, users = Path(autocompress.__file__).parent, set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "time.time",
+                "datetime.now",
+                "datetime.utcnow",
+            ):
+                users.add(path.relative_to(package).as_posix())
+    assert users == allowed

@@ -90,12 +90,24 @@ def test_what_lies_between_layers_counts() -> None:
 
 
 def test_kernels_larger_than_1_copy_their_inputs_before_a_matrix_product() -> None:
-    def copies(kind: str, block: int) -> float:
-        return LayerWork(96 * 20, 120, 96, (32, 32), kind, (4, 8)).features(block)[1][4]
+    def copies(kind: str, block: int, bits: int = 32) -> float:
+        return LayerWork(96 * 20, 120, 96, (bits, bits), kind, (4, 8)).features(block)[1][4]
 
     # Of 4 channels, 3 inputs for each of 20 positions.
     assert copies("conv1", 1) == 4 * 3 * 20
     assert copies("pointwise1", 1) == copies("linear", 1) == copies("conv2", 16) == 0
+    # Integer kernels read the inputs in place.
+    assert copies("conv1", 1, bits=8) == 0
+
+
+def test_integer_kernels_are_fast_with_multiples_of_four_channels() -> None:
+    def is_fast(kind: str, channels: tuple[int, int], bits: int = 8) -> bool:
+        return LayerWork(100, 10, 5, (bits, bits), kind, channels).features(16)[0][1]
+
+    fast = [("conv1", (8, 12)), ("linear", (4, 4)), ("depthwise1", (1, 8))]
+    assert [is_fast(*layer) for layer in fast] == [True] * 3
+    assert [is_fast("conv1", channels) for channels in ((8, 13), (7, 12), (1, 8))] == [False] * 3
+    assert not is_fast("conv1", (8, 12), bits=32)
 
 
 def test_changes_between_integers_and_floating_point_count() -> None:

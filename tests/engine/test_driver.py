@@ -148,6 +148,35 @@ def test_no_trial_starts_that_would_end_after_the_time_limit(tmp_path: Path, mon
     assert count == 2
 
 
+def test_a_search_ends_when_its_front_has_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("autocompress.engine.driver.monotonic_seconds", lambda: clock[0])
+
+    def search(driver: Driver, at_most: int = 200) -> int:
+        for count in range(at_most):
+            job = driver.ask()
+            if job is None:
+                return count
+            clock[0] += 1
+            driver.tell(job, fake_result(job))
+        return at_most
+
+    patient = build_driver(tmp_path / "patient", "search.patience=0.5", "search.trials=60")
+    count = search(patient)
+    assert patient.has_settled
+    # A resumed run knows how its front grew.
+    first = build_driver(tmp_path / "cut", "search.patience=0.5", "search.trials=60")
+    clock[0] = 0.0
+    search(first, at_most=count - 3)
+    assert not first.has_settled
+    close_store(first)
+    clock[0] = 0.0
+    assert search(build_driver(tmp_path / "cut", "search.patience=0.5", "search.trials=60")) in (2, 3, 4)
+    other = build_driver(tmp_path / "other", "search.trials=60")
+    assert search(other) > count
+    assert not other.has_settled
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_after", [0, 1, 5, 11])
 def test_a_killed_search_resumes_to_the_same_table(tmp_path: Path, killed_after: int) -> None:

@@ -229,3 +229,38 @@ def test_class_weights_are_refused_for_a_task_with_a_loss_of_its_own(key: str, m
     monkeypatch.setattr(Digits, "loss", lambda task, logits, targets: logits["label"].sum())
     with pytest.raises(SpecError, match="the task 'digits' has a loss of its own"):
         make_plan(source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["threshold=auto"], "x: threshold: a threshold decides between two classes, and 'label' is a head of 10"),
+        (["threshold={labl: 0.3}"], "x: threshold: a threshold for the head 'labl': did you mean 'label'"),
+    ],
+)
+def test_a_threshold_that_a_head_cannot_have_is_an_error_before_the_search(changes: list[str], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        make_plan(parse_spec(SOUND, "x", ["pick.max_drop=0.05", *changes]))
+
+
+def test_thresholds_of_two_classes_are_read_with_the_first_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_splits = Digits.splits
+
+    def make_odd(task: Digits, seed: int) -> Splits:
+        """Digits that are odd or even."""
+        splits = make_splits(task, seed)
+        return Splits(**{n: replace(s, targets={"label": s.targets["label"] % 2}) for n, s in splits.items()})
+
+    monkeypatch.setattr(Digits, "splits", make_odd)
+    monkeypatch.setattr(Digits, "heads", {"label": 2})
+
+    def plan(*changes: str) -> tuple[tuple[str, float | None], ...]:
+        return make_plan(parse_spec(SOUND, "x", ["pick.max_drop=0.05", *changes])).setup.thresholds
+
+    assert plan() == ()
+    assert plan("threshold=auto") == (("label", None),)
+    assert plan("threshold={label: 0.3}", "objectives=[auc, bytes]") == (("label", 0.3),)
+    with pytest.raises(SpecError, match="give a probability between 0 and 1"):
+        plan("threshold=1.5")
+    with pytest.raises(SpecError, match="no threshold of 'label' is best for auc"):
+        plan("threshold=auto", "objectives=[auc, bytes]")

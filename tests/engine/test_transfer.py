@@ -62,7 +62,7 @@ def test_mistakes_are_named_before_anything_is_trained(small_run: Path, tmp_path
     for transfer, task, message in (
         (f"{{from: {run}}}", "high_digits", r"x:7: distill.transfer: .*10 classes\) instead of .*5 classes.*head: new"),
         ("{from: digit}", "digits", r"x:7: .*neither a run folder nor .* task: did you mean 'digits'"),
-        ("{from: langid}", "digits", r"x:7: distill.transfer: student 'text_cnn' takes"),
+        ("{from: langid}", "digits", r"x:7: distill.transfer: student 'text_ngrams' takes"),
         (f"{{from: {run}, head: new, labels: false}}", "digits", r"transfer.head: a new head is trained on labels"),
         (f"{{from: {run}, backbone: frozen, labels: false}}", "digits", r"remove `backbone`"),
         (f"{{from: {run}, backbon: frozen}}", "digits", r"x:7: distill.transfer.backbon: .* did you mean 'backbone'"),

@@ -73,6 +73,7 @@ class StoredPipeline:
         self.teacher = SimpleNamespace(model=nn.Linear(3, 4))
         self.splits = SimpleNamespace(select_val=SPLIT, test=SPLIT)
         self.contents: list[bytes] = []
+        self.thresholds: dict[str, float | None] = {}
 
     def rebuild(self, config: CompressionConfig, content: bytes) -> RebuiltCandidate:
         self.contents.append(content)
@@ -101,12 +102,17 @@ def deployables(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Deployable, Mappi
     return written
 
 
-def write_run(folder: Path, accuracy: float = 0.75, complete: bool = True, checkpoint: str = "t0p0") -> Path:
+def write_run(
+    folder: Path,
+    accuracy: float = 0.75,
+    complete: bool = True,
+    checkpoint: str = "t0p0",
+    details: Mapping[str, object] | None = None,
+) -> Path:
     """Write a run of one trial with one candidate, ``t0c0``."""
     scores = {split: {"accuracy": accuracy} for split in ("search_val", "select_val")}
-    candidate = Candidate(
-        "t0c0", 0, CONFIG, 5 if complete else 2, scores, {"bytes": 9.0}, checkpoint=checkpoint, complete=complete
-    )
+    epochs = 5 if complete else 2
+    candidate = Candidate("t0c0", 0, CONFIG, epochs, scores, {"bytes": 9.0}, details or {}, checkpoint, complete)
     checkpoints = {checkpoint: b"weights"} if checkpoint == "t0p0" else {}
     with RunStore.create(folder, RunInfo(name="rows", setup=SETUP.to_json())) as store:
         store.add_job(Job(0, CONFIG, (CompressionRecipe(),)), 0)
@@ -286,7 +292,7 @@ def two_classes(monkeypatch: pytest.MonkeyPatch) -> TwoClasses:
     return stored
 
 
-def test_a_threshold_is_chosen_on_the_validation_splits_and_written_into_artifact_and_card(
+def test_a_threshold_is_chosen_on_the_validation_split_and_written_into_artifact_and_card(
     tmp_path: Path, two_classes: TwoClasses, deployables: list[tuple[Deployable, Mapping[str, object]]]
 ) -> None:
     exported = export_candidate(write_run(tmp_path / "rows"), "t0c0", verify=False, thresholds=["auto"])
@@ -296,12 +302,31 @@ def test_a_threshold_is_chosen_on_the_validation_splits_and_written_into_artifac
     assert 0.05 < head.threshold < 0.27
     assert head.predict(TWO_LOGITS).tolist() == [0, 0, 0, 1]
     assert card["thresholds"] == list(exported.thresholds)
-    assert "on the 8 examples of search_val and select_val: accuracy 1.0000 (0.7500 at 0.5)" in exported.thresholds[0]
+    assert "on the 4 examples of search_val: accuracy 1.0000 (0.7500 at 0.5) there" in exported.thresholds[0]
+    # The card shows the decisions of the exported model.
+    assert card["Confusion matrix of label: true classes as rows"] == {
+        "common": {"common": 3, "rare": 0},
+        "rare": {"common": 0, "rare": 1},
+    }
     entry = json.loads(render_preprocess(replace(deployable, example=(torch.zeros(1, 3),)), False))["outputs"][0]
     assert entry["threshold"] == head.threshold
     # The file that reads raw input decides as the head does.
     decoded = [decode_classes(entry, row.numpy(), {})["class"] for row in TWO_LOGITS]
     assert decoded == ["common", "common", "common", "rare"]
+
+
+def test_the_threshold_of_the_search_is_exported_unless_another_one_is_requested(
+    tmp_path: Path, two_classes: TwoClasses, deployables: list[tuple[Deployable, Mapping[str, object]]]
+) -> None:
+    two_classes.thresholds = {"label": None}
+    # The stored score is that at the stored threshold.
+    run = write_run(tmp_path / "rows", accuracy=1.0, details={"thresholds": {"label": 0.2}})
+    exported = export_candidate(run, "t0c0", verify=False)
+    assert exported.thresholds[0].startswith("threshold 0.2 for 'rare' of label, the best one on the 4 examples")
+    export_candidate(run, "t0c0", verify=False, thresholds=["0.5"])
+    heads = [as_head(deployable.heads["label"]) for deployable, _ in deployables]
+    assert [head.threshold for head in heads] == [0.2, 0.5]
+    assert [head.predict(TWO_LOGITS).tolist()[-1] for head in heads] == [1, 0]
 
 
 def test_a_threshold_for_more_classes_is_refused_before_anything_is_rebuilt(

@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from autocompress.measure.example_scores import pack_examples
 from autocompress.measure.heads import count_confusions, measure
 from autocompress.measure.objectives import Subject
 from autocompress.measure.thresholds import (
-    check_decided_score,
     choose_threshold,
+    choose_thresholds,
     describe_threshold,
     read_thresholds,
+    set_head_thresholds,
     set_thresholds,
 )
 
@@ -75,10 +77,10 @@ def test_of_equal_thresholds_the_nearest_to_a_half_is_chosen():
 
 def test_a_sentence_tells_both_scores_on_both_splits():
     subject = Subject(**{**vars(make_subject()), "labels": {"label": ["common", "rare"]}})
-    parts = {"validation": subject, "test": subject}
+    parts = {"search_val": subject, "select_val": subject, "test": subject}
     text = describe_threshold(parts, "label", "f1_macro", 0.31, is_chosen=True)
-    assert text.startswith("threshold 0.31 for 'rare' of label, the best one on the 400 examples of search_val and")
-    assert text.count("at 0.5)") == 2
+    assert text.startswith("threshold 0.31 for 'rare' of label, the best one on the 400 examples of search_val: macro")
+    assert text.count("at 0.5)") == 3
     assert "as requested" in describe_threshold(parts, "label", "f1_macro", 0.3, is_chosen=False)
 
 
@@ -103,11 +105,11 @@ class TestHead:
 
 class TestRead:
     def test_a_single_head_needs_no_name(self):
-        assert read_thresholds(("auto",), {"label": 2, "other": 5}) == {"label": None}
+        assert read_thresholds(("auto",), {"label": 2, "other": 5}, "accuracy") == {"label": None}
 
     def test_each_head_has_its_own(self):
         heads = {"a": 2, "b": Binary()}
-        assert read_thresholds(("a=0.3", "b=auto"), heads) == {"a": 0.3, "b": None}
+        assert read_thresholds(("a=0.3", "b=auto"), heads, "f1_macro") == {"a": 0.3, "b": None}
 
     @pytest.mark.parametrize(
         ("text", "heads", "message"),
@@ -115,7 +117,7 @@ class TestRead:
             ("0.3", {"label": 4}, "'label' is a head of 4 classes"),
             ("label=auto", {"label": Regression(1)}, "'label' is a head of one number"),
             ("labl=0.3", {"label": 2}, "did you mean 'label'"),
-            ("0.3", {"a": 2, "b": 2}, "name the head, for example --threshold a=0.3"),
+            ("0.3", {"a": 2, "b": 2}, "name one, as in a=0.3, in a search space {a"),
             ("1.5", {"label": 2}, "is 1.5; give a probability"),
             ("nan", {"label": 2}, "give a probability"),
             ("high", {"label": 2}, "give a number between 0 and 1, or auto"),
@@ -123,9 +125,40 @@ class TestRead:
     )
     def test_mistakes_are_named(self, text, heads, message):
         with pytest.raises(UsageError, match=message):
-            read_thresholds((text,), heads)
+            read_thresholds((text,), heads, "accuracy")
 
     def test_a_score_without_decisions_has_no_best_threshold(self):
-        check_decided_score("accuracy@label", "label")
+        assert read_thresholds(("auto",), {"label": 2}, "accuracy@label") == {"label": None}
+        assert read_thresholds(("0.3",), {"label": 2}, "auc") == {"label": 0.3}
         with pytest.raises(UsageError, match="no threshold of 'label' is best for auc"):
-            check_decided_score("auc", "label")
+            read_thresholds(("auto",), {"label": 2}, "auc")
+
+
+def test_several_heads_get_theirs_and_a_number_stays():
+    one = make_subject()
+    subject = Subject(
+        {"label": one.logits["label"], "other": one.logits["label"]},
+        {"label": one.targets["label"], "other": one.targets["label"]},
+        heads={"label": Head(2), "other": Head(2)},
+    )
+    chosen = choose_thresholds({"label": None, "other": 0.9}, subject, "f1_macro@label")
+    assert chosen == {"label": choose_threshold(subject, "label", "f1_macro"), "other": 0.9}
+    assert choose_thresholds({}, subject, "auc") == {}
+
+
+def test_teacher_and_candidate_are_compared_each_at_its_own_threshold():
+    subject = make_subject()
+    # The teacher has the same outputs, moved by 2: at a threshold moved alike it decides alike.
+    outputs = subject.logits["label"] + torch.tensor([0.0, 2.0])
+    ours, theirs = 0.5, float(torch.tensor(2.0).sigmoid())
+    heads = set_head_thresholds({"label": 2}, {"label": theirs})
+    both = replace(subject, teacher_logits={"label": outputs}, teacher_heads=heads)
+    decided = set_thresholds(both, {"label": ours})
+    assert measure(decided, ["agreement", "retention"]) == {"agreement": 1.0, "retention": 1.0}
+    assert measure(set_thresholds(both, {"label": theirs}), ["agreement"])["agreement"] < 1
+
+
+@pytest.mark.parametrize("head", [Head(2, threshold=0.2), Binary(threshold=0.2)])
+def test_shifted_outputs_decide_without_a_threshold(head):
+    outputs = torch.linspace(-3, 3, 25)[:, None] if head.kind == "binary" else torch.randn(25, 2)
+    assert head.with_threshold(None).predict(head.shift_outputs(outputs)).equal(head.predict(outputs))

@@ -95,6 +95,33 @@ class TestNetwork:
         assert torch.equal(replayed(method, config, state, fresh, pruned)(tokens(5)), pruned(tokens(5)))
 
 
+class TestBranchDrop:
+    def logits(self, model, *, is_trained=False):
+        """Logits of many copies of one text, whose statistics of batch norm are those of evaluation."""
+        model.encoder.training = is_trained
+        return model(tokens(1).expand(400, -1)).detach()
+
+    def test_a_text_of_a_training_step_has_one_branch_and_the_logits_are_their_mean(self):
+        model = build(width=12, drop=0.0, branch_drop=1.0).eval()
+        torch.manual_seed(0)
+        variants, counts = self.logits(model, is_trained=True).unique(dim=0, return_counts=True)
+        assert len(variants) == 2
+        assert counts.min() > 150
+        torch.testing.assert_close(self.logits(model)[0], variants.mean(0))
+
+    def test_a_share_of_the_texts_keeps_both(self):
+        model = build(width=12, drop=0.0, branch_drop=0.5).eval()
+        both = self.logits(model)[0]
+        torch.manual_seed(0)
+        trained = self.logits(model, is_trained=True)
+        is_whole = torch.isclose(trained, both).all(1)
+        assert 150 < is_whole.sum() < 250
+
+    def test_without_convolutions_there_is_no_branch_to_drop(self):
+        model = build(width=0, drop=0.0, branch_drop=1.0).eval()
+        assert torch.equal(self.logits(model, is_trained=True), self.logits(model))
+
+
 @pytest.mark.slow
 def test_a_bag_is_exported(trained):
     assert_graph_is(export_float(trained[0], EXAMPLE, HEADS), trained[0])

@@ -208,3 +208,21 @@ def test_an_axis_has_ticks_however_wide_its_range(run: Run) -> None:
     formats = {button.name: button.args[1]["xaxis.tickformat"] for button in costs.buttons}
     assert formats["effective_flops"] == "~s"
     assert formats["latency_ms"] == "~g"
+
+
+def test_a_third_objective_is_the_colour_of_candidates(run: Run) -> None:
+    size = ObjectiveSpec("bytes", "minimize", "B", "cost", (1e6, 1e2))
+    info = replace(run.info, objectives=(*run.info.objectives, size))
+    front = pareto_front(full_fidelity(run.candidates), info.objectives, info.limits)
+    figure = front_figure(run.candidates, front, info)
+    traces = {trace.meta: trace for trace in figure.data}
+    # Colours of costs are logarithmic.
+    assert list(traces["front"].marker.color) == pytest.approx(np.log10(front["bytes"]), abs=1e-5)
+    scale = figure.layout.coloraxis
+    assert scale.cmin <= min(traces["front"].marker.color) < max(traces["front"].marker.color) <= scale.cmax
+    assert scale.colorbar.title.text == "bytes"
+    assert all(text.endswith("B") for text in scale.colorbar.ticktext)
+    # Tooltips have the third objective, too.
+    assert all(" KB" in text or " B" in text for text in traces["front"].hovertext)
+    plain = front_figure(run.candidates, front, run.info)
+    assert plain.layout.coloraxis.colorbar.title.text is None

@@ -79,6 +79,18 @@ def test_measured_latencies_above_the_budget_lower_the_level_whatever_the_formul
     assert controller.level == 0
 
 
+def test_a_few_runs_of_ten_times_their_length_change_no_level() -> None:
+    controller = LatencyController([1.0, 2.0], ControllerSettings(BUDGET))
+    for at in range(60):
+        now = at / 60
+        controller.record_arrival(now)
+        controller.choose_level(now, 0.0, 0)
+        # Every twelfth run, the machine does something else.
+        controller.record_answer(now, 1, run_ms=20.0 if at % 12 == 11 else 2.0, latency_ms=2.0)
+    assert (controller.level, controller.switches) == (1, 0)
+    assert controller.predict(1, 1.0) == pytest.approx(predict_latency(60, 2.0, 0.0, 1, 0.95))
+
+
 def test_a_level_above_the_budget_is_not_the_first_one() -> None:
     assert LatencyController([1.0, 11.9, 12.1], ControllerSettings(BUDGET)).level == 1
 

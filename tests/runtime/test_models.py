@@ -9,7 +9,7 @@ import pytest
 from autocompress.analysis.cascade import CascadePoint, CascadeSearch
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.export.pipeline import Pipeline
-from autocompress.runtime.models import build_example, build_levels, load_model, load_models
+from autocompress.runtime.models import Level, build_example, build_levels, load_model, load_models
 from tests.runtime.artifacts import CLASSES, ROW, describe_origin, write_model
 
 POINT = CascadePoint("c0", "c1", threshold=0.7, share=0.25, cost=15.0, score=0.95)
@@ -95,6 +95,23 @@ def test_a_cascade_is_a_level_between_its_models(tmp_path: Path) -> None:
     assert levels[1].run_ms == 1.0 + 0.25 * 8.0
     with pytest.raises(UsageError, match="needs the models c0 and c1; there are c0"):
         build_levels(timed[:1], SEARCH)
+
+
+def test_models_of_one_run_decide_at_their_own_thresholds_also_in_a_cascade(tmp_path: Path) -> None:
+    folders = [
+        write_model(tmp_path / f"m{at}", describe_origin(f"c{at}", 0.9), outputs=[{**CLASSES, "threshold": threshold}])
+        for at, threshold in enumerate((0.9, 0.1))
+    ]
+    small, large = sorted(load_models(folders), key=lambda model: model.name)
+    level = Level("both", small, large, threshold=0.5)
+    batch = small.pipeline.encode([[0.0, 2.0, 0.0, 0.0], [0.1, 0.0, 0.0, 0.0]])
+    outputs, is_escalated = level.run(batch)
+    # The second class has a probability of 0.79 in the first example, and of 0.32 in the second one.
+    decided = [
+        level.decode(values, example, is_escalated=escalated)["label"]["class"]
+        for values, example, escalated in zip(batch, outputs, is_escalated, strict=True)
+    ]
+    assert (is_escalated, decided) == ([False, True], ["x", "y"])
 
 
 @pytest.mark.parametrize(

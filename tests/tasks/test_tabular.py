@@ -217,3 +217,35 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, row: Any, message: s
     encode = ENCODERS["numbers"](vars(entry))
     with pytest.raises(PipelineError, match=message):
         encode(row)
+
+
+def test_groups_are_in_one_split_each_and_the_model_does_not_see_them(tmp_path: Path) -> None:
+    path = write(tmp_path, frame(patient=[f"p{row % 20}" for row in range(N)]))
+    task = Tabular(path, split_groups="patient")
+    assert [spec.shape for spec in task.inputs] == [(1,), (1,)]
+    groups = [set(split.keys.groups.tolist()) for _, split in task.splits(0).items()]  # type: ignore[union-attr]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 20
+    assert len(task.list_test_examples(0)) == len(task.splits(0).test)
+
+
+def test_training_rows_are_earlier_than_test_rows(tmp_path: Path) -> None:
+    days = pd.date_range("2024-01-01", periods=N).strftime("%Y-%m-%d")
+    splits = Tabular(write(tmp_path, frame(day=days[::-1])), split_time="day").splits(0)
+    assert splits.train.keys.times.max() < splits.test.keys.times.min()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"split_groups": "patent"},
+            r"no column 'patent'; did you mean 'patient'\? \(set splits.groups",
+        ),
+        ({"split_time": "patient"}, "row 1 of those with a target: 'patient' is 'p0', which has no place in time"),
+    ],
+)
+def test_a_column_that_cannot_divide_the_rows_is_named(
+    tmp_path: Path, options: Mapping[str, str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        Tabular(write(tmp_path, frame(patient=[f"p{row % 20}" for row in range(N)])), **options)

@@ -91,6 +91,9 @@ def test_the_teachers_logits_are_asked_for_the_view_that_is_trained_on() -> None
 
     trained(Part.of("adamw", epochs=18), terms=[Part("soft_target")], teacher=FakeTeacher(teacher))
     assert requested == [*range(16), 0, 1]
+    requested.clear()
+    trained(Part.of("adamw", epochs=3, views=2), terms=[Part("soft_target")], teacher=FakeTeacher(teacher))
+    assert requested == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

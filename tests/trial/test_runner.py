@@ -1,15 +1,22 @@
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import BaseCheckpoint, CompressionRecipe, Job, State
+from autocompress.core.task import Splits
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.measure import Subject, measure
-from autocompress.trial.pipeline import Setup, load_pipeline, reproducible_torch
+from autocompress.measure.heads import count_confusions
+from autocompress.measure.thresholds import choose_threshold, set_thresholds
+from autocompress.tasks.images import Digits
+from autocompress.trial import runner
+from autocompress.trial.pipeline import Setup, TrialPipeline, load_pipeline, reproducible_torch
 from autocompress.trial.runner import TrialRunner, is_out_of_memory, run_trial, score_test_split, teacher_record
-from autocompress.trial.teacher import TeacherRecipe
+from autocompress.trial.teacher import Teacher, TeacherRecipe, compute_teacher_logits
 
 SETUP = Setup(
     Part("digits"),
@@ -264,3 +271,55 @@ def test_a_worker_whose_data_differ_from_the_drivers_is_not_ready() -> None:
     other = replace(SETUP, split_seed=1)
     with pytest.raises(UsageError, match="the data of the task 'digits' differ from the driver's"):
         TrialRunner(other, serialized_teacher=serialized).prepare()
+
+
+class RareDigit(Digits):
+    """Whether a digit is a nine."""
+
+    name = "rare_digit"
+    views = 1
+    heads: Mapping[str, int] = {"label": 2}
+
+    def splits(self, seed: int) -> Splits:
+        splits = super().splits(seed)
+        return Splits(**{n: replace(s, targets={"label": (s.targets["label"] == 9).long()}) for n, s in splits.items()})
+
+
+@pytest.mark.slow
+def test_each_model_is_scored_at_the_threshold_that_is_best_on_search_val(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("accuracy", "agreement", "balanced_accuracy", "loss", "retention")
+    setup = replace(SETUP, scores=names, primary="balanced_accuracy", thresholds=(("label", None),))
+    task = RareDigit()
+    splits = task.splits(0)
+    with reproducible_torch():
+        torch.manual_seed(0)
+        model = task.build(TRAINING.student).eval()
+        logits = compute_teacher_logits(model, task, splits)
+        pipeline = TrialPipeline(
+            task, splits, Teacher(model, logits, Path()), thresholds=dict(setup.thresholds), primary=setup.primary
+        )
+        monkeypatch.setattr(runner, "load_pipeline", lambda setup: pipeline)
+        training = replace(TRAINING, fit=Part.of("adamw", epochs=1, learning_rate=1e-3), distill=(Part("none"),))
+        result = run_trial(Job(0, training, CUTS[:2]), setup)
+        candidate = result.candidates[0]
+        rebuilt = pipeline.rebuild(candidate.config, result.checkpoints["t0p0"])
+        scores, teacher = score_test_split({"t0c0": (candidate, result.checkpoints["t0p0"])}, setup)
+        record = teacher_record(setup)
+    subjects = {
+        name: Subject(pipeline.predict(rebuilt.model, split), split.targets, heads=task.heads)
+        for name, split in splits.items()
+    }
+    chosen = choose_threshold(subjects["search_val"], "label", "balanced_accuracy")
+    assert candidate.thresholds == {"label": chosen}
+    assert chosen != 0.5
+    stored = {**candidate.scores, "test": scores["t0c0"].scores}
+    for name in ("search_val", "select_val", "test"):
+        decided = set_thresholds(subjects[name], candidate.thresholds)
+        assert stored[name]["balanced_accuracy"] == measure(decided, ["balanced_accuracy"])["balanced_accuracy"]
+    assert stored["search_val"]["balanced_accuracy"] > 0.6 > measure(subjects["search_val"], names[2:3])[names[2]]
+    assert candidate.details["confusion"]["label"] == count_confusions(
+        set_thresholds(subjects["select_val"], candidate.thresholds), "label"
+    )
+    # The teacher has a threshold of its own, with which it agrees with itself.
+    assert record["thresholds"] == pipeline.teacher_thresholds != candidate.thresholds
+    assert teacher.scores["agreement"] == teacher.scores["retention"] == 1.0

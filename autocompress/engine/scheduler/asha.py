@@ -224,6 +224,13 @@ class AshaScheduler:
         self._rungs: list[Rung] = []
         self._paused: dict[int, int] = {}
 
+    @property
+    def awaits_reference(self) -> bool:
+        """Whether the reference trial has not ended yet; never without one."""
+        if self._reference_student is None:
+            return False
+        return self._reference_trial is None or self._reference_trial in self.active_trials
+
     # -- segments -----------------------------------------------------------------------------
 
     def add_trial(self, trial: Job) -> None:

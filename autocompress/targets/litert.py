@@ -1,0 +1,112 @@
+"""LiteRT (formerly TensorFlow Lite) on the CPU, in floating point; installed by ``pip install 'autocompress[litert]'``.
+
+Its models (.tflite) are made from ``torch.export`` programs, so that an ONNX graph is translated to a torch module
+first. A model computes one example of fixed shape: examples run one after the other.
+"""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from autocompress.core.precisions import Precisions
+from autocompress.core.registry import TARGETS
+from autocompress.errors import ArtifactError, UsageError
+from autocompress.targets.base import Array, Model, Target, check_outputs, make_inputs
+
+PROGRAM = "model.tflite"
+# Largest relative difference of a converted model from the ONNX file, for random inputs.
+TOLERANCE = 1e-3
+
+
+@TARGETS.register("litert")
+class LiteRt(Target):
+    """LiteRT with the kernels of XNNPACK, in floating point."""
+
+    name = "litert"
+    library = "ai_edge_litert"
+    extra = "litert"
+
+    def precisions(self) -> Precisions:
+        """Return its widths: weights and inputs of 32 bits."""
+        return Precisions(((32, 32),), (32,))
+
+    def check_installed(self) -> str:
+        """Return the version of the runtime.
+
+        Raises:
+            UsageError: The runtime or its converter is not installed.
+        """
+        installed = super().check_installed()
+        if find_spec("litert_torch") is None:
+            raise UsageError(
+                "the target 'litert' needs the package litert-torch; install it with pip install 'autocompress[litert]'"
+            )
+        return installed
+
+    def convert(self, model: bytes) -> dict[str, bytes]:
+        """Return the model of LiteRT, by name.
+
+        Raises:
+            ArtifactError: The model cannot be translated; the message names the operator or output.
+        """
+        self.check_installed()
+        content = _build_program(model, make_inputs(model))
+        check_outputs("LiteRT", model, _load_program(content, 1), TOLERANCE)
+        return {PROGRAM: content}
+
+    def load(self, model: bytes, threads: int = 1) -> Model:
+        """Return a model ready to run.
+
+        Raises:
+            ArtifactError: The model cannot be translated; see :meth:`convert`.
+        """
+        return _load_program(self.convert(model)[PROGRAM], threads)
+
+
+def _build_program(model: bytes, example: Sequence[Array]) -> bytes:
+    import torch
+
+    from autocompress.targets.onnx_module import OnnxModule
+
+    module = OnnxModule(model, example).eval()
+    inputs = tuple(torch.from_numpy(array) for array in example)
+    try:
+        # The converter prints each of its steps.
+        with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            import litert_torch
+
+            path = Path(folder) / PROGRAM
+            litert_torch.convert(module, inputs).export(str(path))
+            return path.read_bytes()
+    except Exception as error:  # the converter raises any exception of its passes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(f"LiteRT cannot convert the model: {reason}") from error
+
+
+def _load_program(content: bytes, threads: int) -> Model:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, num_threads=threads)
+    interpreter.allocate_tensors()
+    # Sorted by name, which ends with the position: the order of the details is that of the tensors in the file.
+    inputs, outputs = (
+        [entry["index"] for entry in sorted(details, key=lambda entry: (len(entry["name"]), entry["name"]))]
+        for details in (interpreter.get_input_details(), interpreter.get_output_details())
+    )
+
+    def run_example(arrays: Sequence[Array]) -> list[Array]:
+        for index, array in zip(inputs, arrays, strict=True):
+            interpreter.set_tensor(index, np.ascontiguousarray(array))
+        interpreter.invoke()
+        return [interpreter.get_tensor(index) for index in outputs]
+
+    def run(arrays: Sequence[Array]) -> list[Array]:
+        rows = [run_example([array[at : at + 1] for array in arrays]) for at in range(len(arrays[0]))]
+        return [np.concatenate(values) for values in zip(*rows, strict=True)]
+
+    return run
