@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.faults.injection import TRIALS_QUERY, FaultResult, drive, fork_process, query_store, use_light_workers
+from benchmarks.faults.injection import (
+    TRIALS_QUERY,
+    FaultResult,
+    drive,
+    fork_process,
+    import_driver,
+    query_store,
+    use_light_workers,
+)
 from benchmarks.faults.workers import run_jobs
 from benchmarks.mock_trials import MockEvaluator
 
@@ -57,6 +65,7 @@ def run_isolated(folder: Path, prepare: Callable[[], None], search: Callable[[],
     """
     from autocompress.errors import AutocompressError
 
+    import_driver()
     note = folder.parent / "ending"
     started, process = time.monotonic(), fork_process()
     if not process:

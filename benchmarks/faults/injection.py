@@ -109,8 +109,7 @@ def search_in_process(folder: Path, trials: int) -> Iterator[TrialResult]:
 @contextmanager
 def driver_process(inject: Callable[[], None], *arguments: Any) -> Iterator[int]:
     """Run :func:`drive` in a forked process, which does not have to import torch and optuna again."""
-    for name in ("engine.driver", "engine.sampler.optuna", "engine.space", "store.run_store", "backends.local"):
-        import_module(f"autocompress.{name}")
+    import_driver()
     process = fork_process()
     if not process:
         code = 1
@@ -124,6 +123,12 @@ def driver_process(inject: Callable[[], None], *arguments: Any) -> Iterator[int]
     yield process
     with suppress(ChildProcessError):
         os.waitpid(process, 0)
+
+
+def import_driver() -> None:
+    """Import what a search with mock trials needs, so that forked processes do not have to."""
+    for name in ("engine.driver", "engine.sampler.optuna", "engine.space", "store.run_store", "backends.local"):
+        import_module(f"autocompress.{name}")
 
 
 def fork_process() -> int:
