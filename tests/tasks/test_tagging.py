@@ -84,6 +84,7 @@ class TestTagging:
         assert task.labels[TAG_HEAD] == ["O", "B-LOC", "B-PER", "I-LOC"]
         assert task.metrics[0] == "entity_f1"
         splits = task.splits(0)
+        torch.manual_seed(0)
         model = task.build(Part.of("text_cnn", embedding=8, width=8, depth=1))
         fit(model, FitRequest(task, splits.train, Part.of("adamw", epochs=30, learning_rate=2e-2, batch_size=16)))
         subject = Subject(predict(model, task, splits.test), splits.test.targets, heads=task.heads, labels=task.labels)
