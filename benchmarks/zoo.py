@@ -44,6 +44,8 @@ EQUAL_FLOPS, EQUAL_OUTPUTS = 0.01, 1e-3
 # Share of the parameters whose removal counts.
 REMOVED = 0.1
 CALIBRATION = 16
+# Characters of a remark in the table; the stored row has all.
+REMARK = 300
 # Wall-clock time relative to the limit of processor time: other processes may share the machine.
 PATIENCE = 8
 GOALS = {"accepted": 0.95, "flops": 0.98, "removed": 0.85, "exported": 0.90}
@@ -282,6 +284,7 @@ def write_table(rows: Sequence[ZooRow], out: Path, total: int) -> None:
     for row in rows:
         marks = " | ".join("yes" if passed else "no" for passed in (row.accepted, row.removed, row.exported))
         remark = " ".join(filter(None, (row.wrong, row.traceback, row.reason))).replace("|", "/")
+        remark = f"{remark[:REMARK]} ..." if len(remark) > REMARK else remark
         lines.append(
             f"| {row.name} | {row.parameters:,} | {_format_ratio(row.flops_ratio, 3)} | "
             f"{_format_ratio(row.remaining, 2)} | {marks} | "

@@ -205,6 +205,16 @@ def test_a_teacher_is_compared_with_the_best_baseline_of_its_task() -> None:
     assert "| – | – | biases 0.9000 | 0.6000 | +0.1000 / **-0.1000** |" in text
 
 
+def test_sources_write_data_that_their_overrides_name(tmp_path: Path) -> None:
+    for name in ("wine", "diabetes", "signals"):
+        folder = tmp_path / name
+        folder.mkdir()
+        overrides = dict(change.split("=", 1) for change in teachers.SOURCES[name].write(folder))
+        (path,) = (value for key, value in overrides.items() if key.endswith(".path"))
+        assert Path(path).stat().st_size > 1000
+        assert overrides.get("objectives", "[accuracy").startswith("[r2" if name == "diabetes" else "[accuracy")
+
+
 def test_class_weights_are_paired_by_seed() -> None:
     results = {
         (weights, threshold): [dict.fromkeys(class_weights.SCORES, 0.5 + gain + seed / 100) for seed in range(3)]

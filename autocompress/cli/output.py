@@ -22,7 +22,7 @@ from rich.text import Text
 from autocompress.analysis.cascade import CASCADE, CascadeSearch, describe_cascade
 from autocompress.analysis.certification import describe_test_loss, estimate_interval
 from autocompress.analysis.confirmation import summarize_repeats
-from autocompress.analysis.latency import NAME as LATENCY
+from autocompress.analysis.latency import NAME as LATENCY, describe_measured_savings
 from autocompress.analysis.pareto import numeric_column, primary_objectives, sort_by_cost
 from autocompress.analysis.selection import Pick
 from autocompress.analysis.thresholds import describe_thresholds
@@ -203,6 +203,8 @@ def print_pick(pick: Pick, front: Front) -> None:
         print_prose(f"  not certified: {pick.rule}")
     if tested := describe_test_loss(pick.row, front.info):
         print_prose(f"  on the test split: {tested.replace(' on test', '')}")
+    if measured := describe_measured_savings(pick.row, front.info):
+        print_prose(f"  measured on {front.info.target.name}: {measured}")
     for sentence in describe_thresholds(pick.row.get("details"), front.info):
         print_prose(f"  {sentence}")
     if baselines := summarize_baselines(front.info, pick.row):

@@ -222,14 +222,14 @@ def _colour_axis(data: FrontData, record: ObjectiveSpec) -> dict[str, object]:
         if value is not None
     ]
     low, high = min(values, default=0.0), max(values, default=1.0)
-    places = [low + (high - low) * step / 4 for step in range(5)]
-    texts = [format_value(place if record.kind == "score" else 10.0**place, record) for place in places]
+    positions = [low + (high - low) * step / 4 for step in range(5)]
+    texts = [format_value(position if record.kind == "score" else 10.0**position, record) for position in positions]
     bar = {"title": {"text": label_column(record.name), "side": "right"}, "thickness": 12, "outlinewidth": 0}
     return {
         "colorscale": [[0, BLUE], [1, ORANGE]],
         "cmin": low,
         "cmax": high,
-        "colorbar": {**bar, "tickvals": places, "ticktext": texts},
+        "colorbar": {**bar, "tickvals": positions, "ticktext": texts},
     }
 
 

@@ -16,6 +16,7 @@ from autocompress.analysis.latency import (
     RECORD,
     SOURCE,
     TEACHER,
+    describe_measured_savings,
     describe_simulation,
 )
 from autocompress.analysis.pareto import primary_objectives
@@ -24,7 +25,6 @@ from autocompress.core.formatting import (
     compare_costs,
     format_difference,
     format_duration,
-    format_factor,
     format_plural,
     format_value,
     is_finite,
@@ -93,29 +93,17 @@ def summarize_result(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunIn
     best = info.teacher.score(score.name)
     if not (is_finite(info.teacher.costs.get(cost.name)) and is_finite(best)):
         return f"{format_value(quality, score)} {label_column(score.name)} at {format_value(ours, cost)}."
-    saving = _describe_savings(picked.row, info)
+    saving = describe_measured_savings(picked.row, info) or _describe_saved_cost(picked.row, info)
     tested = describe_test_loss(picked.row, info)
     if tested:
         return f"{_capitalize(saving)}; {tested}."
     return f"{_capitalize(saving)}; {_describe_untested_loss(candidates, info, picked)}."
 
 
-def _describe_savings(row: Mapping[str, object], info: RunInfo) -> str:
-    """Return the measured speed and the size beside the teacher's, or the first cost where no latency was measured."""
-    cost = primary_objectives(info.objectives)[0]
-    costs, parts = info.teacher.costs, []
-    latency, size = row.get(LATENCY_MS), row.get("bytes")
-    if is_finite(latency) and latency > 0 and is_finite(costs.get(LATENCY_MS)):
-        parts.append(_compare_measured(costs[LATENCY_MS] / latency, "faster", "slower"))
-        if is_finite(size) and size > 0 and is_finite(costs.get("bytes")):
-            parts.append(_compare_measured(costs["bytes"] / size, "smaller", "larger"))
-        return f"{' and '.join(parts)} than the teacher"
+def _describe_saved_cost(row: Mapping[str, object], info: RunInfo) -> str:
+    cost, costs = primary_objectives(info.objectives)[0], info.teacher.costs
     saving = compare_costs(float(str(row[cost.name])), costs[cost.name], cost.name)
     return f"{saving} {'as' if saving.startswith('as ') else 'than'} the teacher"
-
-
-def _compare_measured(ratio: float, better: str, worse: str) -> str:
-    return f"{format_factor(ratio)} {better}" if ratio >= 1 else f"{format_factor(1 / ratio)} {worse}"
 
 
 def _describe_untested_loss(candidates: pd.DataFrame, info: RunInfo, picked: Pick) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ from autocompress.errors import AutocompressError
 from autocompress.report import page as page_module
 from autocompress.report.live import ENDED, LiveServer
 from autocompress.report.page import render_page, write_page
-from tests.report.factory import Run, make_run
+from tests.report.factory import HOSTILE, Run, make_run
 
 CHROMIUM = shutil.which("chromium")
 pytest.importorskip("playwright")
@@ -188,8 +189,8 @@ def test_limits_and_filters_that_cannot_hold_say_why(opened: Opened, run: Run) -
     box, summary = tab.locator("#filter"), tab.locator("#status")
     box.fill("accuracy >= 90% and (structured or not bytes <= 2 KB)")
     texts = run.candidates.select_dtypes("str")
-    found = texts.apply(lambda column: column.str.contains("structured")).any(axis=1)
-    expected = (run.candidates["accuracy"] >= 0.9) & (found | ~(run.candidates["bytes"] <= 2000))
+    matches = texts.apply(lambda column: column.str.contains("structured")).any(axis=1)
+    expected = (run.candidates["accuracy"] >= 0.9) & (matches | ~(run.candidates["bytes"] <= 2000))
     expect(summary).to_have_text(f"{expected.sum()} of {len(run.candidates)} candidates match.")
     assert opened.count("#table tbody tr") == expected.sum()
     box.fill("accuracy >= 90% and (acuracy > 1)")
@@ -432,10 +433,16 @@ def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
     page = write_page(
         tmp_path / "report.html", run.candidates, run.trials, run.info, select_candidate(run.candidates, run.info)
     )
-    with Opened(browser, page.as_uri()) as result:
+    # Names also come from the address, and go into messages and commands.
+    settings = {"run": page_module._run_key(run.info), "limits": "bytes <= 100KB", "filter": HOSTILE[2]}
+    address = f"{page.as_uri()}#{urlencode(settings)}"
+    with Opened(browser, address) as result:
+        assert result.tab.locator("#filter").input_value() == HOSTILE[2]
+        assert "a condition is missing" in result.tab.locator("#filter-problem").text_content()
+        assert result.tab.locator("#limited-pick h3").inner_text().startswith("Pick within the limits")
         # A script smuggled in by a name would have changed the language.
         assert result.tab.locator("html").get_attribute("lang") == "en"
-        assert [url for url in result.questions if not url.startswith("blob:")] == [page.as_uri()]
+        assert [url for url in result.questions if not url.startswith("blob:")] == [address.partition("#")[0]]
         assert result.sentence == []
         assert result.count("img") == 0
         assert result.count("a[href^='javascript']") == 0
@@ -447,7 +454,7 @@ def test_a_live_page_takes_in_what_is_new_and_keeps_what_its_reader_set(browser:
     version = ["1"]
 
     def render() -> str:
-        info = replace(run.info, name=f"version-{version[0]}")
+        info = replace(run.info, command=f"version-{version[0]}")
         return render_page(Path("reports/live"), run.candidates, run.trials, info, live=True)
 
     with LiveServer(render, lambda: version[0]) as server:

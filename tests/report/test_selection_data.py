@@ -96,6 +96,10 @@ def _make_limits(rng: np.random.Generator) -> list[tuple[str, str, str]]:
     for name in rng.choice(list(_QUANTITIES), int(rng.integers(1, 4))):
         is_least = directions.get(name, False) != (rng.random() < 0.1)
         limits.append((str(name), ">=" if is_least else "<=", str(rng.choice(_QUANTITIES[name]))))
+    # Two bounds on one column: a range, or limits that exclude each other.
+    if rng.random() < 0.2:
+        name, sign, _ = limits[0]
+        limits.append((name, "<=" if sign == ">=" else ">=", str(rng.choice(_QUANTITIES[name]))))
     return limits
 
 
