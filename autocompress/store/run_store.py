@@ -373,10 +373,12 @@ class RunStore:
 
     def read_trial_candidates(self, trial: int) -> list[Candidate]:
         """Return the candidates of one trial, the uncompressed student first."""
-        return sorted(
-            self._query_candidates("WHERE trial = ?", (trial,)),
-            key=lambda candidate: (candidate.complete, candidate.epochs, candidate_index(candidate.id)),
-        )
+        # The columns of a run from elsewhere may hold values of other types, which have no order.
+        with self._read_errors():
+            return sorted(
+                self._query_candidates("WHERE trial = ?", (trial,)),
+                key=lambda candidate: (candidate.complete, candidate.epochs, candidate_index(candidate.id)),
+            )
 
     def _query_candidates(self, where: str, values: Iterable[object]) -> list[Candidate]:
         columns = ", ".join(CANDIDATE_COLUMNS)
