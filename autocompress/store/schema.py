@@ -381,7 +381,8 @@ def _check_numbers(values: Row) -> Row:
 
 def _check_leaf(value: object) -> object:
     if isinstance(value, list):
-        return [_check_leaf(item) for item in value]
+        # A tuple, because tables group by the values of a column.
+        return tuple(_check_leaf(item) for item in value)
     if not isinstance(value, str | int | float | None):
         raise ValueError(f"a setting is {value!r}")
     return value

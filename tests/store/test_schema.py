@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -103,6 +104,15 @@ def test_the_table_has_a_column_for_each_knob_score_and_cost() -> None:
     }
     assert json.loads(row.pop("config")) == config.to_json()
     assert row == expected
+
+
+def test_a_list_of_settings_is_a_value_that_tables_can_group_by() -> None:
+    config = CompressionConfig(Part.of("cnn", widths=[8, [4, 2]]), (Part("none"),), Part("adamw"), seed=3)
+    row = flat_candidate(
+        "search", dict(zip(CANDIDATE_COLUMNS, candidate_row(Candidate("t0c0", 0, config, 1, {}, {})), strict=True))
+    )
+    assert row["student.cnn.widths"] == (8, (4, 2))
+    assert pd.Series([row["student.cnn.widths"]] * 2).nunique() == 1
 
 
 @pytest.mark.parametrize("other", [("a", 1.0), ("a", "1"), ("a1",), ("a", 1, None), ("b", 1)])
