@@ -184,14 +184,14 @@ def describe_listeners(nodes: Sequence[Mapping[str, Any]], *, has_token: bool) -
     Example:
         >>> node = {"NodeManagerAddress": "10.0.0.5", "NodeManagerPort": 4001, "ObjectManagerPort": 4002}
         >>> describe_listeners([node], has_token=True)
-        'Ray listens on 10.0.0.5 (ports 4001, 4002 and others); it accepts who has its token'
+        'Ray listens on 10.0.0.5 (ports 4001, 4002 and others); clients need its token'
     """
     hosts = [
         f"{node['NodeManagerAddress']} (ports {node['NodeManagerPort']}, {node['ObjectManagerPort']} and others)"
         for node in nodes
     ]
-    accepts = "it accepts who has its token" if has_token else "it accepts everyone who reaches it: no token is set"
-    return f"Ray listens on {', '.join(hosts)}; {accepts}"
+    access = "clients need its token" if has_token else "every client that reaches it is accepted: no token is set"
+    return f"Ray listens on {', '.join(hosts)}; {access}"
 
 
 def _init_options() -> dict[str, Any]:

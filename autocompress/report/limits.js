@@ -136,7 +136,7 @@ const limitsPane = (() => {
       exported.append(element("code", run.cards.command.replaceAll(run.cards.placeholder, id)));
       return [
         title, element("p", reason), ...(certificate ? [element("p", certificate, { class: "note" })] : []),
-        definitions(facts), ...(run.rule.isPart ? [element("p", run.rule.isPart, { class: "note" })] : []),
+        definitions(facts), ...(run.rule.scopeNotice ? [element("p", run.rule.scopeNotice, { class: "note" })] : []),
         element("h4", "Export"), exported,
       ];
     }

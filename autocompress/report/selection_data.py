@@ -86,7 +86,7 @@ def rule_data(candidates: pd.DataFrame, info: RunInfo, run: str, total: int | No
         },
         "limits": {name: dict(bounds) for name, bounds in info.limits.items()},
         "certificates": _list_certificates(rankable, info),
-        "isPart": ""
+        "scopeNotice": ""
         if total in (None, len(candidates))
         else f"Selected among the {len(candidates):,} candidates of this page; the command considers all {total:,}.",
         "command": f"autocompress pick {shlex.quote(run)}",

@@ -184,7 +184,7 @@ def test_a_cluster_of_our_own_wants_a_token_and_leaves_nothing_behind(stop: sign
     assert not (short / "ray").exists()
     if stop is signal.SIGINT:
         assert said.strip().endswith("KeyboardInterrupt")
-        assert re.search(r"Ray listens on \S+ \(ports \d+, \d+ and others\); it accepts who has its token", said)
+        assert re.search(r"Ray listens on \S+ \(ports \d+, \d+ and others\); clients need its token", said)
 
 
 def with_mark(mark: str) -> list[bytes]:

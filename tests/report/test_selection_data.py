@@ -263,4 +263,4 @@ def test_the_front_has_its_certified_losses(run: Run, front: pd.DataFrame) -> No
     assert rule["certificates"][picked.id] == picked.certificate.describe(info.objectives[0])
     assert set(rule["certificates"]) == set(front["id"])
     assert rule["exact"]["accuracy"] == run.candidates["accuracy"].tolist()
-    assert "considers all 10,000" in rule["isPart"]
+    assert "considers all 10,000" in rule["scopeNotice"]
