@@ -191,6 +191,29 @@ def compare(names: Sequence[str | Path], runs: Path | str = RUNS, *, page: Path 
     return comparison
 
 
+def write_site(names: Sequence[str | Path], folder: Path | str, runs: Path | str = RUNS) -> Path:
+    """Write the pages of several runs into one folder, with an index that compares them; return the path of the index.
+
+    Args:
+        names: Run folders, or their names under ``runs``.
+        folder: Folder to write. It needs no server, and any web server can show it.
+        runs: Folder of all runs.
+
+    Raises:
+        RunFolderError: There is no such run.
+        StorageError: No space is left, or the folder cannot be written.
+    """
+    from autocompress.report.site import SiteRun, name_folders, write_index
+
+    fronts = [load(name, runs) for name in names]
+    tables = tables_of(fronts)
+    folders = name_folders([one.name for one in tables])
+    for front, name in zip(fronts, folders, strict=True):
+        front.report(Path(folder) / name)
+    picks = [front.pick_or_none() for front in fronts]
+    return write_index(Path(folder), [SiteRun(*run) for run in zip(tables, folders, picks, strict=True)])
+
+
 def load(run: str | Path, runs: Path | str = RUNS) -> Front:
     """Open a run by its folder or by its name under ``reports/``.
 

@@ -252,10 +252,11 @@ class Front:
         """
         from autocompress.report.page import render_page
 
-        return render_page(self.folder, self.candidates, self.trials, self.info, self._pick_or_none(), live=live)
+        return render_page(self.folder, self.candidates, self.trials, self.info, self.pick_or_none(), live=live)
 
-    def _pick_or_none(self) -> Pick | None:
-        with suppress(NoCandidateError):  # The page shows the reason.
+    def pick_or_none(self) -> Pick | None:
+        """Return the recommended candidate; None where none can be recommended, which the page explains."""
+        with suppress(NoCandidateError):
             return self.pick() if self.info.objectives else None
         return None
 
@@ -369,7 +370,7 @@ class Front:
         """
         from autocompress.export.front_latency import TimingOptions, time_run
 
-        picked = self._pick_or_none()
+        picked = self.pick_or_none()
         chosen = candidates or [*self.to_pandas()["id"], *([] if picked is None else [picked.id])]
         try:
             return time_run(self.folder, chosen, TimingOptions(batch, threads, seconds), on_progress)
@@ -389,7 +390,7 @@ class Front:
 
         repeated = summarize_repeats(self.candidates, self.trials, self.info)
         own = without_repeats(self.candidates)
-        return front_figure(own, self.to_pandas(), self.info, self._pick_or_none(), repeated)
+        return front_figure(own, self.to_pandas(), self.info, self.pick_or_none(), repeated)
 
     def to_mlflow(self, experiment: str = "autocompress", tracking_uri: str | None = None) -> str:
         """Log the run to MLflow: one run with the page and the tables, and nested runs for trials and candidates.
@@ -408,7 +409,7 @@ class Front:
         """
         from autocompress.export.mlflow_export import log_run
 
-        picked = self._pick_or_none()
+        picked = self.pick_or_none()
         chosen = "" if picked is None else picked.id
         # The page is written first, because it is logged as an artifact.
         folder = self.report().parent
@@ -417,7 +418,7 @@ class Front:
     def _repr_html_(self) -> str:
         from autocompress.report.notebook import front_html
 
-        return front_html(self.to_pandas(), self.info, self._pick_or_none(), repr(self))
+        return front_html(self.to_pandas(), self.info, self.pick_or_none(), repr(self))
 
 
 def tables_of(fronts: Sequence[Front]) -> "list[RunTables]":

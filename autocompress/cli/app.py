@@ -177,13 +177,19 @@ def status(
 
 @app.command(epilog="Example: autocompress report digits --open")
 def report(
-    run: Run,
+    names: Annotated[
+        list[str], typer.Argument(help="A run folder, or its name under reports/; several for --site.", metavar="RUN")
+    ],
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     live: Annotated[
         bool, typer.Option("--live", help="Serve the page on this machine and update it while the search runs.")
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Output folder; by default the run folder.", metavar="FOLDER")
+    ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="Write the pages of all runs and an index into this folder.", metavar="FOLDER"),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port for --live; 0 takes a free one.")] = 0,
     reference: Annotated[
@@ -195,6 +201,14 @@ def report(
     """Write the page, and the same data as CSV, JSON and Parquet."""
     from autocompress import api
 
+    if site is not None:
+        if live or out is not None or reference is not None:
+            raise UsageError("--site writes finished pages of its own; leave --live, --out and --reference out")
+        _show_page(api.write_site(names, site, runs), show=show)
+        return
+    if len(names) > 1:
+        raise UsageError(f"{len(names)} runs are given: --site FOLDER writes their pages and an index")
+    (run,) = names
     if reference is not None:
         api.load(run, runs).refer(api.load(reference, runs))
     if live:
@@ -204,7 +218,10 @@ def report(
 
         serve_live(api.find_run(run, runs), port, webbrowser.open if show else len)
         return
-    page = api.load(run, runs).report(out)
+    _show_page(api.load(run, runs).report(out), show=show)
+
+
+def _show_page(page: Path, *, show: bool) -> None:
     print_text(page)
     if show:
         import webbrowser
