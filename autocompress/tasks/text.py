@@ -128,7 +128,9 @@ class TokenTask(Supervised):
         return (InputSpec((self.encoding.length,), vocabulary=self.encoding.vocabulary, missing=PADDING),)
 
 
-def make_ngram_teacher(kind: str, *, width: int, epochs: int, batch_size: int) -> tuple[Part, Part]:
+def make_ngram_teacher(
+    kind: str, *, width: int, epochs: int, batch_size: int, buckets: int = 32_768
+) -> tuple[Part, Part]:
     """Return n-grams beside convolutions as a teacher of texts, and its training config.
 
     The branches are trained apart and averaged, which is better than either of them and than both trained together.
@@ -140,10 +142,11 @@ def make_ngram_teacher(kind: str, *, width: int, epochs: int, batch_size: int) -
         width: Channels of the convolutions.
         epochs: Passes over the training split.
         batch_size: Texts per step.
+        buckets: Rows of the table of n-grams.
     """
     longest = _WORD_NGRAM if kind in ("words", "tokens") else _CHARACTER_NGRAM
     return (
-        Part.of("text_ngrams", embedding=32, longest=longest, width=width, branch_drop=1.0),
+        Part.of("text_ngrams", embedding=32, longest=longest, buckets=buckets, width=width, branch_drop=1.0),
         Part.of(
             "adamw",
             epochs=epochs,
@@ -177,6 +180,7 @@ class LangId(TokenTask):
     """
 
     name = "langid"
+    teacher_buckets = 32_768
     heads: Mapping[str, int] = {"language": len(LANGUAGES)}
     labels: Mapping[str, Sequence[str]] = {"language": LANGUAGES}
 
@@ -201,7 +205,7 @@ class LangId(TokenTask):
 
     def teacher(self) -> tuple[Part, Part]:
         """Return n-grams of up to four characters beside convolutions of width 96, and their training config."""
-        return make_ngram_teacher(self.encoding.kind, width=96, epochs=10, batch_size=128)
+        return make_ngram_teacher(self.encoding.kind, width=96, epochs=10, batch_size=128, buckets=self.teacher_buckets)
 
 
 @TASKS.register("langid_kind")
@@ -218,6 +222,8 @@ class LangIdKind(LangId):
     """
 
     name = "langid_kind"
+    # Two heads read the table, and with half of its rows the teacher is no better than a linear model.
+    teacher_buckets = 65_536
     heads: Mapping[str, int] = {"language": len(LANGUAGES), "kind": len(KINDS)}
     labels: Mapping[str, Sequence[str]] = {"language": LANGUAGES, "kind": KINDS}
 
