@@ -22,7 +22,7 @@
 
   // Do not reload while the reader moves the mouse, scrolls or types.
   let lastInput = 0;
-  for (const event of ["pointermove", "keydown", "wheel", "touchstart"]) {
+  for (const event of ["pointermove", "keydown", "input", "wheel", "touchstart"]) {
     addEventListener(event, () => { lastInput = Date.now(); }, { passive: true });
   }
   let shown = null;
