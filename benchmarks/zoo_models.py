@@ -129,6 +129,14 @@ TEXT_CLASSIFIERS: Mapping[str, Mapping[str, Any]] = {
     "ModernBert": SIZES,
 }
 
+SWIN_SIZES: Mapping[str, Any] = {
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+}
 IMAGE_SIZES: Mapping[str, Any] = {"image_size": 32, "patch_size": 8, **SIZES}
 STAGES: Mapping[str, Any] = {
     "depths": [1, 1, 1],
@@ -147,22 +155,8 @@ IMAGE_CLASSIFIERS: Mapping[str, Mapping[str, Any]] = {
     "Beit": {**IMAGE_SIZES, "use_relative_position_bias": True, "out_indices": [0, 1]},
     "Dinov2": IMAGE_SIZES,
     "ViTMSN": IMAGE_SIZES,
-    "Swin": {
-        "image_size": 32,
-        "patch_size": 2,
-        "embed_dim": 16,
-        "depths": [2, 2],
-        "num_heads": [2, 4],
-        "window_size": 4,
-    },
-    "Swinv2": {
-        "image_size": 32,
-        "patch_size": 2,
-        "embed_dim": 16,
-        "depths": [2, 2],
-        "num_heads": [2, 4],
-        "window_size": 4,
-    },
+    "Swin": SWIN_SIZES,
+    "Swinv2": SWIN_SIZES,
     "ConvNext": {"hidden_sizes": [16, 32], "depths": [2, 2], "num_stages": 2},
     "ConvNextV2": {"hidden_sizes": [16, 32], "depths": [2, 2], "num_stages": 2, "image_size": 32},
     "ResNet": {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [2, 2]},
