@@ -30,7 +30,7 @@ def replay(history: History, share: float) -> tuple[float, float]:
     final = history[-1][1]
     for seconds, volume in history:
         patience.record(seconds, volume)
-        if patience.has_settled(seconds):
+        if patience.has_converged(seconds):
             return seconds, 1 - volume / final
     return history[-1][0], 0.0
 

@@ -78,7 +78,7 @@ class Driver:
     Attributes:
         limits: Constraint violations, and the configurations that were skipped because of them.
         exhausted: Whether the sampler has found no new configuration in the space.
-        has_settled: Whether the search ends because its front no longer moves.
+        has_converged: Whether the search ends because its front no longer moves.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Driver:
             None if search.minutes is None else search.minutes * 60, lambda: self.elapsed_seconds
         )
         self._patience = Patience(search.patience)
-        self.exhausted = self.has_settled = False
+        self.exhausted = self.has_converged = False
         self._resume()
         # After the resume, which tells which of the initial trials have started already.
         initial_jobs = [
@@ -254,11 +254,11 @@ class Driver:
         )
 
     def _may_end_early(self) -> bool:
-        """Return whether the front has settled and the initial trials are through; once true, it stays so."""
+        """Return whether the front has converged and the initial trials are through; once true, it stays so."""
         # The reference trial fills the end of the front near the teacher, and comes late.
-        if not self.has_settled and not self._initial_design and not self._scheduler.awaits_reference:
-            self.has_settled = self._patience.has_settled(self.elapsed_seconds)
-        return self.has_settled
+        if not self.has_converged and not self._initial_design and not self._scheduler.awaits_reference:
+            self.has_converged = self._patience.has_converged(self.elapsed_seconds)
+        return self.has_converged
 
     # -- choice of the next job ---------------------------------------------------------------
 

@@ -2,14 +2,14 @@
 
 from bisect import bisect_right
 
-# Growth of the hypervolume below which the front counts as settled.
+# Growth of the hypervolume below which the front counts as converged.
 LEAST_GROWTH = 0.005
 # Fewer results say little about how fast a front grows.
 FEWEST_RESULTS = 10
 
 
 class Patience:
-    """Decides whether the front has settled: its hypervolume has hardly grown for a share of the search so far.
+    """Decides whether the front has converged: its hypervolume has hardly grown for a share of the search so far.
 
     In ten searches of the space digits with different seeds, a third of the time ended them after 56% of their
     150 seconds, with 0.3% less hypervolume on average and 0.8% at most (``python -m benchmarks.patience``).
@@ -21,7 +21,7 @@ class Patience:
         >>> patience = Patience(0.5)
         >>> for second in range(1, 21):
         ...     patience.record(second, min(second, 10) / 10)
-        >>> patience.has_settled(19), patience.has_settled(20)
+        >>> patience.has_converged(19), patience.has_converged(20)
         (False, True)
     """
 
@@ -40,7 +40,7 @@ class Patience:
         self._times.append(elapsed)
         self._volumes.append(hypervolume)
 
-    def has_settled(self, elapsed: float) -> bool:
+    def has_converged(self, elapsed: float) -> bool:
         """Return whether the search may end after so many seconds."""
         if self._share is None or len(self._times) < FEWEST_RESULTS:
             return False

@@ -396,7 +396,7 @@ def run_search(
                 info = store.run_info()
                 store.update_run_info(replace(info, seconds=driver.elapsed_seconds, exhausted=driver.exhausted))
                 logger.info("search ended after %.1f s", driver.elapsed_seconds)
-        if driver.has_settled:
+        if driver.has_converged:
             _add_notice(store, events, _describe_end(plan.source.spec.search, driver.elapsed_seconds))
         if driver.has_only_failed_trials or store.candidate_table().empty:
             raise SearchFailedError(_explain_failure(driver, store))

@@ -17,10 +17,10 @@ const limitsPane = (() => {
     if (!problem) return note.replaceChildren();
     const text = input.value;
     const [start, end] = [problem.start ?? 0, problem.end ?? text.length];
-    const place = element("code");
-    place.append(text.slice(0, start), element("mark", text.slice(start, end) || "␣"), text.slice(end));
+    const excerpt = element("code");
+    excerpt.append(text.slice(0, start), element("mark", text.slice(start, end) || "␣"), text.slice(end));
     const where = problem.start === undefined ? "" : `Character ${[...text.slice(0, start)].length + 1}: `;
-    note.replaceChildren(`${where}${problem.message}`, element("br"), place);
+    note.replaceChildren(`${where}${problem.message}`, element("br"), excerpt);
   }
 
   // A slider along one axis of the plot; it edits the limit on the column of that axis.
@@ -40,8 +40,8 @@ const limitsPane = (() => {
     // At its open end, a slider is no limit.
     const openEnd = () => (slider.bound === "max" ? STEPS : 0);
     input.addEventListener("input", () => {
-      const place = Number(input.value);
-      edit(slider, place === openEnd() ? null : writeQuantity(toValue(place / STEPS), run.rule.records[slider.column]));
+      const position = Number(input.value);
+      edit(slider, position === openEnd() ? null : writeQuantity(toValue(position / STEPS), run.rule.records[slider.column]));
     });
     return {
       // Follow an axis: its column, and whether it is logarithmic.

@@ -113,15 +113,15 @@
   function markChosen(plot, chosen) {
     if (!plot) return;
     const index = plot.data.findIndex((trace) => trace.meta === "chosen");
-    const place = chosen && plot.data.filter(({ meta }) => ["front", "dominated", "baseline", "infeasible"].includes(meta))
+    const found = chosen && plot.data.filter(({ meta }) => ["front", "dominated", "baseline", "infeasible"].includes(meta))
       .flatMap(({ customdata, x, y, hovertext }) => (customdata || []).flatMap((id, row) => (id === chosen.id ? [{ x: x[row], y: y[row], hover: hovertext[row] }] : [])))[0];
     // Drawing takes longer than all else.
-    const key = JSON.stringify([chosen?.id, place?.x, place?.y]);
+    const key = JSON.stringify([chosen?.id, found?.x, found?.y]);
     if (plot.dataset.chosen === key) return;
     plot.dataset.chosen = key;
-    const point = place ? { x: [place.x], y: [place.y], customdata: [chosen.id], hovertext: [place.hover] } : { x: [], y: [], customdata: [], hovertext: [] };
+    const point = found ? { x: [found.x], y: [found.y], customdata: [chosen.id], hovertext: [found.hover] } : { x: [], y: [], customdata: [], hovertext: [] };
     const values = Object.fromEntries(Object.entries(point).map(([name, value]) => [name, [value]]));
-    Plotly.restyle(plot, { ...values, showlegend: Boolean(place) }, [index]);
+    Plotly.restyle(plot, { ...values, showlegend: Boolean(found) }, [index]);
   }
 
   // Arrow keys move along the front, Enter opens the card of the point.
@@ -408,8 +408,8 @@
       const state = { filter: list.text.trim(), limits: limits.text.trim(), ...axes.state, pins: all.pins.join(",") };
       const entries = Object.entries(state).filter(([, value]) => value);
       if (!entries.length) return all.opened ? `#card-${encodeURIComponent(all.opened)}` : section ? `#${section}` : " ";
-      const place = all.opened ? [["card", all.opened]] : section ? [["at", section]] : [];
-      return `#${new URLSearchParams([["run", run.key], ...entries, ...place])}`;
+      const target = all.opened ? [["card", all.opened]] : section ? [["at", section]] : [];
+      return `#${new URLSearchParams([["run", run.key], ...entries, ...target])}`;
     }
     // Only entries that this page wrote are restored by the back button; a link within the page keeps what is set.
     const OURS = { autocompress: true };

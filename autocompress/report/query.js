@@ -200,12 +200,12 @@ const query = (() => {
       const present = pairs.map(([one, other]) => one !== null && other !== null);
       // As in SQL, a missing value satisfies no comparison.
       if (!present.includes(true)) return present;
-      const place = { start: left.token.start, end: right.token.end };
+      const span = { start: left.token.start, end: right.token.end };
       if (left.isText !== right.isText) {
         const [text, number] = left.isText ? [left, right] : [right, left];
-        refuse(`this compares the text ${nameToken(text.token)} with the number ${nameToken(number.token)}`, place);
+        refuse(`this compares the text ${nameToken(text.token)} with the number ${nameToken(number.token)}`, span);
       }
-      if (left.isText && !["=", "==", "!="].includes(sign)) refuse(`texts are compared by == and != only, not by ${sign}`, place);
+      if (left.isText && !["=", "==", "!="].includes(sign)) refuse(`texts are compared by == and != only, not by ${sign}`, span);
       for (const [column, number] of [[left.token, right.token], [right.token, left.token]]) {
         if (column.kind === "column" && number.kind === "number") parseQuantity(number, this.run.grammar, column.text);
       }

@@ -148,7 +148,7 @@ def test_no_trial_starts_that_would_end_after_the_time_limit(tmp_path: Path, mon
     assert count == 2
 
 
-def test_a_search_ends_when_its_front_has_settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_ends_when_its_front_has_converged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("autocompress.engine.driver.monotonic_seconds", lambda: clock[0])
 
@@ -163,18 +163,18 @@ def test_a_search_ends_when_its_front_has_settled(tmp_path: Path, monkeypatch: p
 
     patient = build_driver(tmp_path / "patient", "search.patience=0.5", "search.trials=60")
     count = search(patient)
-    assert patient.has_settled
+    assert patient.has_converged
     # A resumed run knows how its front grew.
     first = build_driver(tmp_path / "cut", "search.patience=0.5", "search.trials=60")
     clock[0] = 0.0
     search(first, at_most=count - 3)
-    assert not first.has_settled
+    assert not first.has_converged
     close_store(first)
     clock[0] = 0.0
     assert search(build_driver(tmp_path / "cut", "search.patience=0.5", "search.trials=60")) in (2, 3, 4)
     other = build_driver(tmp_path / "other", "search.trials=60")
     assert search(other) > count
-    assert not other.has_settled
+    assert not other.has_converged
 
 
 @pytest.mark.slow
