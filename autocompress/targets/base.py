@@ -234,3 +234,16 @@ def check_outputs(runtime: str, model: bytes, run: Model, tolerance: float) -> N
 def as_float32(arrays: Sequence[object]) -> list[Array]:
     """Return arrays of a runtime as numpy arrays."""
     return [np.asarray(array) for array in arrays]
+
+
+def run_in_turn(run_example: Model, arrays: Sequence[Array]) -> list[Array]:
+    """Return the outputs of a batch by a model that computes one example at a time.
+
+    Args:
+        run_example: Model of a batch of one.
+        arrays: Inputs, each ``[B, ...]``.
+    """
+    if len(arrays[0]) == 1:
+        return run_example(arrays)
+    rows = [run_example([array[at : at + 1] for array in arrays]) for at in range(len(arrays[0]))]
+    return [np.concatenate(values) for values in zip(*rows, strict=True)]

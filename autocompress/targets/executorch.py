@@ -14,7 +14,7 @@ import numpy as np
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
 from autocompress.errors import ArtifactError
-from autocompress.targets.base import Array, Model, Target, check_outputs, make_inputs
+from autocompress.targets.base import Array, Model, Target, check_outputs, make_inputs, run_in_turn
 
 PROGRAM = "model.pte"
 # Largest relative difference of a program in floating point from the ONNX file, for random inputs.
@@ -119,10 +119,7 @@ def _load_program(content: bytes, threads: int) -> Model:
         return [output.numpy().copy() for output in method.execute(inputs)]
 
     def run(arrays: Sequence[Array]) -> list[Array]:
-        if len(arrays[0]) == 1:
-            return run_example(arrays)
-        rows = [run_example([array[at : at + 1] for array in arrays]) for at in range(len(arrays[0]))]
-        return [np.concatenate(values) for values in zip(*rows, strict=True)]
+        return run_in_turn(run_example, arrays)
 
     # The method reads the program's memory.
     run.program = program  # type: ignore[attr-defined]

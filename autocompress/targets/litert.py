@@ -7,6 +7,7 @@ first. A model computes one example of fixed shape: examples run one after the o
 import contextlib
 import io
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ import numpy as np
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
 from autocompress.errors import ArtifactError, UsageError
-from autocompress.targets.base import Array, Model, Target, check_outputs, make_inputs
+from autocompress.targets.base import Array, Model, Target, check_outputs, make_inputs, run_in_turn
 
 PROGRAM = "model.tflite"
 # Largest relative difference of a converted model from the ONNX file, for random inputs.
@@ -105,8 +106,4 @@ def _load_program(content: bytes, threads: int) -> Model:
         interpreter.invoke()
         return [interpreter.get_tensor(index) for index in outputs]
 
-    def run(arrays: Sequence[Array]) -> list[Array]:
-        rows = [run_example([array[at : at + 1] for array in arrays]) for at in range(len(arrays[0]))]
-        return [np.concatenate(values) for values in zip(*rows, strict=True)]
-
-    return run
+    return partial(run_in_turn, run_example)
