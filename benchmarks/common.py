@@ -47,7 +47,7 @@ def rotate_names(names: Sequence[str], seed: int) -> list[str]:
     """Return the names rotated by the seed, so that no name is always first.
 
     Example:
-        >>> turned(["a", "b", "c"], 4)
+        >>> rotate_names(["a", "b", "c"], 4)
         ['b', 'c', 'a']
     """
     offset = seed % max(len(names), 1)

@@ -69,7 +69,7 @@ def run_service(request: ServeRequest) -> None:
     from autocompress.runtime.controller import ControllerSettings
     from autocompress.runtime.drift import DriftWatch
     from autocompress.runtime.readaptation import RecentInputs, adapt_service
-    from autocompress.runtime.service import ModelService, ServiceSettings
+    from autocompress.runtime.service import ModelService, ServiceSettings, exempt_loaded_objects
 
     control = None if request.budget_ms is None else ControllerSettings(request.budget_ms)
     levels = _load_levels(request)
@@ -88,6 +88,7 @@ def run_service(request: ServeRequest) -> None:
     for level in service.levels:
         score = "" if level.score is None else f", score {abs(level.score):.4f} on select_val"
         print_text(f"{level.name}: {level.run_ms:.3f} ms an example on this machine{score}")
+    exempt_loaded_objects()
     print_text(f"serving {service.level.name} at {server.address}; stop with Ctrl-C", flush=True)
     server.run()
 

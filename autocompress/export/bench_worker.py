@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from autocompress.targets.onnx_session import create_session
+from autocompress.targets.onnx_session import SessionModel, create_session
 
 # Runs before the measurement, and the fewest measured runs: a slow model takes longer than the given seconds.
 WARM_UP = 20
@@ -64,19 +64,16 @@ def measure_file(file: Path, inputs: Sequence[Shape], threads: int = 1, seconds:
     content = file.read_bytes()
     # After the file is read, because its bytes are no memory of the session.
     before = _resident_bytes()
-    runtime = create_session(content, threads)
-    values = {
-        entry.name: np.zeros(shape, dtype=dtype)
-        for entry, (shape, dtype) in zip(runtime.get_inputs(), inputs, strict=True)
-    }
+    model = SessionModel(create_session(content, threads))
+    run = model.bind([np.zeros(shape, dtype=dtype) for shape, dtype in inputs])
     # The first runs allocate memory and are slower.
     for _ in range(WARM_UP):
-        runtime.run(None, values)
+        run()
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < MIN_RUNS or time.perf_counter() < end:
         started = time.perf_counter()
-        runtime.run(None, values)
+        run()
         times.append((time.perf_counter() - started) * 1000)
     return Bench(
         file.name,

@@ -40,6 +40,11 @@ class FromTeacherConfig(Settings):
         Choice(("uniform", "global", "adaptive")),
         "the same ratio in each layer, by importance over all layers, or by measured sensitivity",
     )
+    budget: str = knob(
+        "flops",
+        Choice(("flops", "parameters")),
+        "what the allocation `adaptive` reduces to the square of the share of channels that remains",
+    )
     round_to: int = knob(
         1,
         Choice((1, 2, 4, 8, 16)),
@@ -63,6 +68,8 @@ class FromTeacherConfig(Settings):
             if self.allocation == "adaptive":
                 # Without a share r of all channels, about 1 - (1 - r)^2 of the FLOPs are removed.
                 # 0.98 is the largest ratio that the method accepts.
+                # Without the default, configs of earlier runs keep their fingerprints.
+                knobs |= {} if self.budget == "flops" else {"budget": self.budget}
                 parts.append(Part.of("adaptive", pruning_ratio=min(1 - (1 - ratio) ** 2, 0.98), **knobs))
             else:
                 parts.append(Part.of("structured", pruning_ratio=ratio, scope=self.allocation, **knobs))

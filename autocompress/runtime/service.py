@@ -4,6 +4,7 @@ A switch only changes which of the loaded models the next request takes. A reque
 queue belongs to no model. A model that is replaced by a newer version is dropped when its last request is answered.
 """
 
+import gc
 import logging
 import threading
 import time
@@ -20,6 +21,16 @@ from autocompress.runtime.controller import ControllerSettings, LatencyControlle
 from autocompress.runtime.models import Level, Outputs, ServedModel, time_models
 
 logger = logging.getLogger(__name__)
+
+
+def exempt_loaded_objects() -> None:
+    """Exempt all objects of this process from garbage collection; call it when the models are loaded.
+
+    A full collection visits every object and stops all threads: in a process that has imported torch, that takes longer
+    than several requests. Objects that later become unreachable and are part of a cycle are not freed.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,20 @@ from autocompress.errors import ArtifactError, AutocompressError, UsageError
 Array: TypeAlias = NDArray[Any]
 #: A loaded model: arrays of one batch, in the order of its inputs, to the arrays of its outputs.
 Model: TypeAlias = Callable[[Sequence[Array]], list[Array]]
+
+
+@runtime_checkable
+class BindableModel(Protocol):
+    """A loaded model whose inputs may be handed over once, so that a timed run holds no conversion of arguments."""
+
+    def bind(self, arrays: Sequence[Array]) -> Callable[[], None]:
+        """Return a function that runs the model on these inputs and leaves its outputs in the runtime.
+
+        Args:
+            arrays: Inputs of one batch, in the order of the model's inputs.
+        """
+
+
 #: Variable of the environment that allows the programs of every run folder.
 RUN_PROGRAMS = "AUTOCOMPRESS_RUN_PROGRAMS"
 

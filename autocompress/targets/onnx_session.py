@@ -1,10 +1,14 @@
 """An onnxruntime session with the settings that an exported model needs; imports no torch."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import onnx
 import onnxruntime
 from onnx.external_data_helper import uses_external_data
 
 from autocompress.errors import ArtifactError
+from autocompress.targets.base import Array, as_float32
 
 WEIGHTS_ONLY = "autocompress.weights_only"
 
@@ -28,6 +32,36 @@ def create_session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSessi
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common root
         raise ArtifactError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from error
+
+
+class SessionModel:
+    """A session as a loaded model (:class:`autocompress.targets.base.BindableModel`).
+
+    Args:
+        session: Session of the model.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+        self.inputs = [entry.name for entry in session.get_inputs()]
+        self.outputs = [entry.name for entry in session.get_outputs()]
+
+    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
+        """Return the outputs of a batch; the inputs are in the order of the model's."""
+        return as_float32(self.session.run(self.outputs, dict(zip(self.inputs, arrays, strict=True))))
+
+    def bind(self, arrays: Sequence[Array]) -> Callable[[], None]:
+        """Return a function that runs the model on these inputs and leaves its outputs in the runtime.
+
+        The conversion of arguments in Python takes longer than a small model: 4 of 6 microseconds of one operator.
+        """
+        binding = self.session.io_binding()
+        for name, array in zip(self.inputs, arrays, strict=True):
+            # The binding keeps the value, so nothing is copied in a run.
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        for name in self.outputs:
+            binding.bind_output(name)
+        return partial(self.session.run_with_iobinding, binding)
 
 
 def is_weights_only(model: bytes) -> bool:

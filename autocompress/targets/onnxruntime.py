@@ -2,7 +2,7 @@
 
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
-from autocompress.targets.base import Model, Target, as_float32
+from autocompress.targets.base import Model, Target
 
 #: Widths of stored weights: one, two or four codes in a byte (`autocompress.export.onnx_weights`).
 STORED_BITS = (2, 4, 8, 32)
@@ -38,8 +38,6 @@ class OnnxRuntime(Target):
         Raises:
             ArtifactError: onnxruntime cannot load the model.
         """
-        from autocompress.targets.onnx_session import create_session
+        from autocompress.targets.onnx_session import SessionModel, create_session
 
-        session = create_session(model, threads)
-        names = [entry.name for entry in session.get_inputs()]
-        return lambda arrays: as_float32(session.run(None, dict(zip(names, arrays, strict=True))))
+        return SessionModel(create_session(model, threads))

@@ -1,12 +1,17 @@
-"""Latencies of loaded models, timed in turns so that a change of the machine's load affects all of them alike."""
+"""Latencies of loaded models, timed in turns so that a change of the machine's load affects all of them alike.
+
+Inputs are handed over before the clock starts where the runtime allows that
+(:class:`autocompress.targets.base.BindableModel`): what is timed is the model, and not the Python around it.
+"""
 
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
-from autocompress.targets.base import Array, Model
+from autocompress.targets.base import Array, BindableModel, Model
 
 WARM_UP = 10
 MIN_ROUNDS = 15
@@ -62,10 +67,11 @@ def time_rounds(
         is_enough: Function that may end the rounds early; it is asked after ``least`` rounds and at each doubling.
     """
     arrays = inputs if isinstance(inputs, Mapping) else dict.fromkeys(models, inputs)
+    calls = {name: bind_inputs(model, arrays[name]) for name, model in models.items()}
     # The first runs allocate memory and are slower.
-    for name, model in models.items():
+    for call in calls.values():
         for _ in range(WARM_UP):
-            model(arrays[name])
+            call()
     times: Rounds = {name: [] for name in models}
     end = time.perf_counter() + seconds
     done, next_check = 0, least
@@ -74,8 +80,8 @@ def time_rounds(
             if is_enough(times):
                 break
             next_check *= 2
-        for name, model in models.items():
-            times[name].append(min(_time_run(model, arrays[name]) for _ in range(runs)))
+        for name, call in calls.items():
+            times[name].append(min(_time_run(call) for _ in range(runs)))
         done += 1
     return times
 
@@ -113,7 +119,12 @@ def is_order_certain(rounds: Rounds, reference: str) -> bool:
     )
 
 
-def _time_run(model: Model, inputs: Sequence[Array]) -> float:
+def bind_inputs(model: Model, arrays: Sequence[Array]) -> Callable[[], object]:
+    """Return a function that runs a model on these inputs."""
+    return model.bind(arrays) if isinstance(model, BindableModel) else partial(model, arrays)
+
+
+def _time_run(call: Callable[[], object]) -> float:
     started = time.perf_counter()
-    model(inputs)
+    call()
     return (time.perf_counter() - started) * 1000

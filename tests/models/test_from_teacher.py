@@ -27,6 +27,14 @@ def test_an_adaptive_allocation_removes_the_flops_of_the_ratio(ratio: float, sha
     assert "scope" not in step.values
 
 
+def test_an_adaptive_allocation_may_count_parameters() -> None:
+    config = FromTeacherConfig(pruning_ratio=0.2, allocation="adaptive", budget="parameters", round_to=16)
+    (step,) = config.list_pruning_steps()
+    assert step.values["budget"] == "parameters"
+    assert step.values["pruning_ratio"] == pytest.approx(0.36)
+    assert isinstance(PRUNE.get("adaptive").config.of(step.values), Settings)
+
+
 def test_blocks_are_dropped_before_channels_are_removed() -> None:
     steps = FromTeacherConfig(pruning_ratio=0.3, depth_ratio=0.5).list_pruning_steps()
     assert [step.name for step in steps] == ["depth", "structured"]

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ import torch
 from autocompress.errors import ArtifactError
 from autocompress.export.onnx import export_float
 from autocompress.targets import make_target
+from autocompress.targets.base import BindableModel
 
 
 def test_a_loaded_model_takes_arrays_in_the_order_of_its_inputs() -> None:
@@ -17,6 +20,18 @@ def test_a_loaded_model_takes_arrays_in_the_order_of_its_inputs() -> None:
     model = make_target("onnxruntime", {}).load(content)
     (values,) = model([np.full((1, 2), 5, np.float32), np.full((1, 2), 2, np.float32)])
     np.testing.assert_array_equal(values, [[1, 1]])
+
+
+def test_bound_inputs_give_the_same_outputs() -> None:
+    example = torch.arange(6.0).reshape(1, 6)
+    content = export_float(torch.nn.Linear(6, 2).eval(), (example,), {"y": 2}).SerializeToString()
+    model = make_target("onnxruntime", {}).load(content)
+    assert isinstance(model, BindableModel)
+    run = model.bind([example.numpy()])
+    run()
+    assert isinstance(run, partial)
+    (binding,) = run.args
+    np.testing.assert_array_equal(binding.copy_outputs_to_cpu()[0], model([example.numpy()])[0])
 
 
 def test_a_damaged_model_is_an_error() -> None:

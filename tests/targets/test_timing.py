@@ -1,8 +1,18 @@
+from collections.abc import Callable, Sequence
+
+import numpy as np
 import pytest
 
 from autocompress.targets import Model
 from autocompress.targets.base import Array
-from autocompress.targets.timing import MIN_ROUNDS, compare_rounds, is_order_certain, time_in_turns, time_rounds
+from autocompress.targets.timing import (
+    MIN_ROUNDS,
+    WARM_UP,
+    compare_rounds,
+    is_order_certain,
+    time_in_turns,
+    time_rounds,
+)
 
 
 def test_models_run_in_turns_on_their_own_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +31,24 @@ def test_models_run_in_turns_on_their_own_inputs(monkeypatch: pytest.MonkeyPatch
     assert {name: len(values) for name, values in rounds.items()} == dict.fromkeys(names, MIN_ROUNDS)
     # After the warm-up, a few runs of each in every round.
     assert order[-6:] == ["first"] * 3 + ["second"] * 3
+
+
+def test_inputs_are_handed_over_before_the_clock_starts() -> None:
+    bound: list[Sequence[Array]] = []
+    runs: list[int] = []
+
+    class Model:
+        def __call__(self, arrays: Sequence[Array]) -> list[Array]:
+            raise AssertionError("the conversion of arguments would be timed")
+
+        def bind(self, arrays: Sequence[Array]) -> Callable[[], None]:
+            bound.append(arrays)
+            return lambda: runs.append(1)
+
+    inputs = [np.zeros(2)]
+    times = time_rounds({"model": Model()}, inputs, 0, runs=1)
+    assert bound == [inputs]
+    assert len(runs) == WARM_UP + len(times["model"])
 
 
 def test_load_of_a_round_cancels_out() -> None:
