@@ -181,11 +181,8 @@ def _quantize_bias(graph: GraphEditor, node: NodeProto) -> None:
     input_scale, weight_scale = (torch.from_numpy(scale.copy()) for scale in (scales[0], scales[1]))
     codes, scale = quantize_bias(torch.from_numpy(bias.copy()), weight_scale, input_scale)
     name = f"{node.output[0]}_bias"
-    inputs = [
-        graph.add_constant(f"{name}_codes", codes.numpy()),
-        graph.add_constant(f"{name}_scale", scale.numpy()),
-        graph.add_constant(f"{name}_zero_point", np.zeros(tuple(scale.shape), np.int32)),
-    ]
+    # Without a zero point it is 0, as kernels demand.
+    inputs = [graph.add_constant(f"{name}_codes", codes.numpy()), graph.add_constant(f"{name}_scale", scale.numpy())]
     # Before the node that uses it: the nodes of a graph are sorted topologically.
     graph.insert_node(graph.node_index(node), "DequantizeLinear", inputs, name)
     # A scale per channel needs the axis of the channels.

@@ -386,7 +386,10 @@ def _input_names(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove paths and stack traces of the exporting machine, and the wrapper's prefix of tensor names."""
+    """Remove what names the exporting machine, and what makes the file longer: prefixes, names, default attributes.
+
+    A third of the file of a small model are names and attributes.
+    """
     graph = proto.graph
     for holder in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         holder.ClearField("doc_string")
@@ -400,9 +403,16 @@ def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
     names = {name: name if short in others or name in inner else short for name, short in names.items()}
     for tensor in graph.initializer:
         tensor.name = names[tensor.name]
+    # Quantizers come out of torch.onnx.ops.symbolic, and so do the names of their tensors.
+    taken = others | inner | set(names.values())
+    quantized = (name for node in graph.node for name in node.output if name.startswith("_symbolic"))
+    shorter = {name: f"q{index}" for index, name in enumerate(quantized) if name not in inner}
+    names |= {name: short for name, short in shorter.items() if short not in taken}
     for index, node in enumerate(graph.node):
-        node.name = f"{node.op_type}_{index}"
+        node.name = str(index)
         node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        _drop_defaults(node)
     # Tensors that integer kernels replaced are unused, and onnxruntime would warn about them at each load.
     used = set(_input_names(graph)) | {value.name for value in graph.output}
     initializers = [tensor for tensor in graph.initializer if tensor.name in used]
@@ -413,4 +423,20 @@ def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _shorten_name(name: str) -> str:
-    return name.removeprefix("model.").replace(".parametrizations.weight.0.", ".weight_")
+    short = name.removeprefix("model.").replace(".parametrizations.weight.0.", ".weight_")
+    # As the operators of ONNX call them.
+    return short.replace(".input_quantizer.", ".x_").replace(".output_quantizer.", ".y_")
+
+
+def _drop_defaults(node: onnx.NodeProto) -> None:
+    """Remove the attributes of an operator of the standard that have the value of its definition."""
+    if node.domain:
+        return
+    definitions = onnx.defs.get_schema(node.op_type).attributes
+    changed = [
+        entry
+        for entry in node.attribute
+        if entry.name not in definitions or entry != definitions[entry.name].default_value
+    ]
+    del node.attribute[:]
+    node.attribute.extend(changed)

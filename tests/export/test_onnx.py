@@ -169,6 +169,17 @@ def test_a_depthwise_convolution_without_an_integer_kernel_stays_in_floating_poi
 
 
 @pytest.mark.slow
+def test_the_file_holds_no_long_names_and_no_default_attributes(exported: Callable[..., Exported]) -> None:
+    _, proto = exported("functional", **EIGHT)
+    assert all(node.name.isdigit() for node in proto.graph.node)
+    assert not any(name.startswith("_symbolic") for node in proto.graph.node for name in node.output)
+    found = {entry.name for node in proto.graph.node if node.op_type == "Conv" for entry in node.attribute}
+    assert "kernel_shape" in found
+    assert not found & {"auto_pad", "group"}
+    assert {"first.x_scale", "first.weight_codes"} <= {tensor.name for tensor in proto.graph.initializer}
+
+
+@pytest.mark.slow
 def test_the_graph_holds_integer_codes_on_the_n_bit_grid(exported: Callable[..., Exported]) -> None:
     made, proto = exported("functional", **THREE)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
