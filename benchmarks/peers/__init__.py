@@ -1,0 +1,1 @@
+"""Other compression tools beside this one: `python -m benchmarks.peers`."""

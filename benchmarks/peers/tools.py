@@ -1,0 +1,233 @@
+"""The tools: each compresses the teacher as its documentation shows, and yields ONNX files.
+
+A function yields its models while time remains. Packages are imported inside, so that a tool that is not installed is a
+row with that reason.
+"""
+
+import copy
+import random
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers.problem import MadeModel, Problem, export_onnx, fine_tune, make_predictor, score
+
+Tool = Callable[[Problem], Iterator[MadeModel]]
+EPOCHS = 20
+RATIOS = (0.3, 0.5, 0.7, 0.85)
+CALIBRATION = 256
+
+
+def run_autocompress(problem: Problem) -> Iterator[MadeModel]:
+    """This project: its default search, every candidate of the front exported."""
+    import autocompress
+
+    with tempfile.TemporaryDirectory() as folder:
+        spec = [f"search.minutes={problem.seconds / 60}", f"search.seed={problem.seed}", f"split_seed={problem.seed}"]
+        front = autocompress.search(problem.space, overrides=spec, runs=folder, name="run")
+        for identity in front.candidates["id"]:
+            file = front.export(identity, verify=False) / "model.onnx"
+            yield MadeModel(str(identity), file.read_bytes())
+
+
+def run_torch_pruning(problem: Problem) -> Iterator[MadeModel]:
+    """Torch-Pruning: group norms, one cut at a uniform ratio, fine-tuning with soft targets."""
+    for ratio, model in _prune_and_tune(problem):
+        yield MadeModel(f"ratio {ratio}", export_onnx(model, problem))
+
+
+def run_onnxruntime(problem: Problem) -> Iterator[MadeModel]:
+    """onnxruntime: static quantization of the teacher to 8 bits, by channel, with three calibrators."""
+    yield from _quantize_static(export_onnx(problem.teacher, problem), problem, "teacher")
+
+
+def run_torch_pruning_onnxruntime(problem: Problem) -> Iterator[MadeModel]:
+    """Torch-Pruning, then onnxruntime's static quantization."""
+    for ratio, model in _prune_and_tune(problem):
+        yield from _quantize_static(export_onnx(model, problem), problem, f"ratio {ratio}")
+
+
+def run_nncf(problem: Problem) -> Iterator[MadeModel]:
+    """NNCF: post-training quantization of the ONNX file."""
+    import nncf
+
+    model = onnx.load_from_string(export_onnx(problem.teacher, problem))
+    name = model.graph.input[0].name
+    data = nncf.Dataset(list(problem.train.inputs[:CALIBRATION].split(1)), lambda inputs: {name: inputs.numpy()})
+    for preset in (nncf.QuantizationPreset.PERFORMANCE, nncf.QuantizationPreset.MIXED):
+        quantized = nncf.quantize(model, data, preset=preset, subset_size=CALIBRATION)
+        yield MadeModel(str(preset.value), bytes(quantized.SerializeToString()))
+
+
+def run_fastnas(problem: Problem) -> Iterator[MadeModel]:
+    """FastNAS of NVIDIA Model Optimizer: a subnet of the teacher under a limit of FLOPs, then fine-tuning."""
+    import modelopt.torch.nas as mtn
+    import modelopt.torch.prune as mtp
+
+    loader = [
+        (problem.train.inputs[rows], problem.train.classes[rows])
+        for rows in torch.arange(len(problem.train.inputs))[:1024].split(64)
+    ]
+    for share in ("60%", "40%", "25%"):
+        if problem.is_over():
+            return
+        model, _ = mtp.prune(
+            model=copy.deepcopy(problem.teacher),
+            mode=[("fastnas", mtp.fastnas.FastNASConfig())],
+            constraints={"flops": share},
+            dummy_input=problem.example,
+            config={
+                "data_loader": loader,
+                "collect_func": lambda batch: batch[0],
+                "score_func": lambda subnet: score(subnet, problem.val),
+                "verbose": False,
+            },
+        )
+        model = mtn.export(model) if hasattr(mtn, "export") else model
+        yield MadeModel(f"flops {share}", export_onnx(fine_tune(model, problem, EPOCHS), problem))
+
+
+def run_torchao(problem: Problem) -> Iterator[MadeModel]:
+    """torchao: weights of linear layers in 8 bits."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = copy.deepcopy(problem.teacher)
+    quantize_(model, Int8WeightOnlyConfig())
+    yield MadeModel("int8 weights", export_onnx(model, problem))
+
+
+class SmallNetwork(nn.Module):
+    """The student of the hand-written script: convolutions with batch norm, global mean, a linear layer."""
+
+    def __init__(self, channels: int, width: int, depth: int, stride: int, classes: int, dims: int) -> None:
+        super().__init__()
+        conv: Any = nn.Conv2d if dims == 2 else nn.Conv1d
+        norm: Any = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
+        layers: list[nn.Module] = []
+        for at in range(depth):
+            outputs = width * 2 ** (at // 2)
+            step = stride if at == 0 else 1 + at % 2
+            layers += [conv(channels, outputs, 3, step, 1, bias=False), norm(outputs), nn.ReLU()]
+            channels = outputs
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(channels, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits, ``[N, C]``."""
+        return torch.as_tensor(self.head(self.body(inputs).flatten(2).mean(2)))
+
+
+def run_optuna_script(problem: Problem) -> Iterator[MadeModel]:
+    """A careful hand-written script: Optuna's multi-objective TPE over a student, its training and its bits."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=optuna.samplers.TPESampler(seed=problem.seed, multivariate=True)
+    )
+    shape = problem.example.shape
+    classes = int(problem.train.classes.max()) + 1
+    files: dict[int, bytes] = {}
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        torch.manual_seed(problem.seed + trial.number)
+        student = SmallNetwork(
+            shape[1],
+            trial.suggest_int("width", 4, 48, log=True),
+            trial.suggest_int("depth", 1, 5),
+            trial.suggest_int("stride", 1, 2),
+            classes,
+            len(shape) - 2,
+        )
+        rate = trial.suggest_float("learning_rate", 1e-3, 3e-2, log=True)
+        model = fine_tune(student, problem, trial.suggest_int("epochs", 10, 40), rate)
+        content = export_onnx(model, problem)
+        if trial.suggest_categorical("bits", [8, 32]) == 8:
+            content = next(_quantize_static(content, problem, "")).content
+        files[trial.number] = content
+        return score(make_predictor(content), problem.val), len(content)
+
+    while not problem.is_over():
+        study.optimize(objective, n_trials=1)
+    for trial in study.best_trials:
+        yield MadeModel(str(trial.params), files[trial.number])
+
+
+def _prune_and_tune(problem: Problem) -> Iterator[tuple[float, nn.Module]]:
+    import torch_pruning
+
+    for ratio in RATIOS:
+        if problem.is_over():
+            return
+        model = copy.deepcopy(problem.teacher)
+        classes = int(problem.train.classes.max()) + 1
+        heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+        importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
+        pruner = torch_pruning.pruner.MagnitudePruner(
+            model, problem.example, importance=importance, pruning_ratio=ratio, ignored_layers=heads
+        )
+        pruner.step()
+        yield ratio, fine_tune(model, problem, EPOCHS)
+
+
+def _quantize_static(content: bytes, problem: Problem, settings: str) -> Iterator[MadeModel]:
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    name = onnx.load_from_string(content).graph.input[0].name
+    batches = problem.train.inputs[:CALIBRATION].split(1)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base class
+        def __init__(self) -> None:
+            self.batches = iter(batches)
+
+        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {name: batch.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, prepared, out = (Path(folder) / f"{part}.onnx" for part in ("source", "prepared", "out"))
+        source.write_bytes(content)
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        for method in (CalibrationMethod.MinMax, CalibrationMethod.Percentile, CalibrationMethod.Entropy):
+            quantize_static(
+                prepared,
+                out,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=method,
+            )
+            yield MadeModel(f"{settings} {method.name}".strip(), out.read_bytes())
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators that tools use."""
+    random.seed(seed)
+    np.random.seed(seed)  # tools use the global generator
+    torch.manual_seed(seed)
+
+
+TOOLS: dict[str, Tool] = {
+    "autocompress": run_autocompress,
+    "Optuna script": run_optuna_script,
+    "Torch-Pruning": run_torch_pruning,
+    "Torch-Pruning, onnxruntime int8": run_torch_pruning_onnxruntime,
+    "onnxruntime int8": run_onnxruntime,
+    "NNCF": run_nncf,
+    "FastNAS": run_fastnas,
+    "torchao": run_torchao,
+}

@@ -1,0 +1,76 @@
+"""The benchmark of other tools: costs of an ONNX file, comparison at equal cost, rows of tools that fail."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from autocompress.core.method import Context
+from autocompress.core.registry import QUANTIZE
+from autocompress.export.onnx import export_float, export_quantized
+from benchmarks.peers.graph_costs import count_effective_flops
+from benchmarks.peers.table import compare_at_cost, count_lines, format_page
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.head(self.conv(inputs).relu().flatten(2).mean(2)))
+
+
+# A multiplication and an addition for each weight of each output: 4 channels of 5 x 5 from 2 of 3 x 3, and 3 from 4.
+FLOPS = 2 * (4 * 25 * 2 * 9 + 3 * 4)
+
+
+def test_operations_in_floating_point_count_whole() -> None:
+    content = export_float(Network().eval(), (torch.zeros(1, 2, 5, 5),), {"y": 3}).SerializeToString()
+    assert count_effective_flops(content) == FLOPS
+
+
+def test_operations_of_two_8_bit_operands_count_a_sixteenth() -> None:
+    example = torch.randn(1, 2, 5, 5)
+    method = QUANTIZE.get("post_training")
+    settings = method.config.of({"weight_bits": 8, "activation_bits": 8})
+    model, state = method.apply(Network().eval(), settings, Context((example,), ((example,),)))
+    content = bytes(export_quantized(model, state, (example,), {"y": 3}).SerializeToString())
+    assert count_effective_flops(content) == pytest.approx(FLOPS / 16)
+
+
+def make_model(val: float, test: float, size: int) -> dict[str, float]:
+    return {"val": val, "test": test, "bytes": size, "effective_flops": size, "latency": size}
+
+
+def write_something() -> int:
+    """Return one.
+
+    This is not counted.
+    """
+    values = [1]
+
+    return values[0]
+
+
+def test_the_best_file_by_validation_among_those_no_more_expensive_is_compared() -> None:
+    ours = [make_model(0.8, 0.75, 10), make_model(0.9, 0.85, 20), make_model(0.99, 0.99, 40)]
+    theirs = [make_model(0.9, 0.8, 30), make_model(0.7, 0.7, 10)]
+    assert math.isclose(compare_at_cost(ours, theirs, "bytes"), (0.05 + 0.05) / 2)
+    assert math.isnan(compare_at_cost(ours, [make_model(0.9, 0.9, 5)], "bytes"))
+
+
+def test_lines_of_code_leave_out_docstrings_and_blank_lines() -> None:
+    assert count_lines([write_something]) == 4
+
+
+def test_a_tool_that_failed_is_a_row_with_its_reason() -> None:
+    common = {"space": "digits", "seed": 0, "budget": 60.0}
+    rows = [
+        {**common, "tool": "autocompress", "seconds": 50.0, "error": "", "models": [make_model(0.9, 0.9, 10)]},
+        {**common, "tool": "FastNAS", "seconds": 0.0, "error": "ImportError: no | modelopt", "models": []},
+    ]
+    lines = format_page(rows, "Title.\n\nWhat is measured.").splitlines()
+    assert next(line for line in lines if line.startswith("| FastNAS")).endswith("| ImportError: no / modelopt |")
+    assert "| - | - | - | - |" in next(line for line in lines if line.startswith("| FastNAS"))
