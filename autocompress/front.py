@@ -19,6 +19,7 @@ from autocompress.analysis.selection import Pick, Quantities, check_max_drop, se
 from autocompress.core.atomic import write_atomic
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError, UsageError
+from autocompress.store.control import cancel_pause, find_driver, request_pause
 from autocompress.store.run_store import RunStore
 
 if TYPE_CHECKING:
@@ -147,6 +148,30 @@ class Front:
             simulated=simulated,
             guarantee=guarantee,
         )
+
+    def pause(self) -> None:
+        """Let a search that runs in another process pause: it starts no more jobs, and its clock stands still.
+
+        Jobs that are running end first; a trial pauses at its next rung.
+
+        Raises:
+            UsageError: The search has ended.
+        """
+        request_pause(self.folder)
+
+    def resume(self) -> None:
+        """Let a paused search go on.
+
+        Raises:
+            UsageError: The search is not paused.
+        """
+        if not cancel_pause(self.folder):
+            raise UsageError(f"{self.folder} is not paused")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process on this machine runs the search; it may be paused."""
+        return not self.info.is_finished and find_driver(self.folder) is not None
 
     def confirm(
         self,

@@ -82,6 +82,10 @@ def search(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the spec; repeatable.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
+    earlier: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="An earlier run of the task, whose trials guide this search."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the spec, print the search space and the budget, and stop.")
     ] = False,
@@ -121,6 +125,7 @@ def search(
                     name=name,
                     overrides=overrides,
                     resume=resume,
+                    warm_start=earlier,
                     runs=runs,
                     events=display.events,
                     command=command,
@@ -173,6 +178,31 @@ def status(
         print_status(api.load(run, runs))
     else:
         print_rows(status_rows(api.load(run, runs)), form)
+
+
+@app.command(epilog="Example: autocompress pause digits")
+def pause(run: Run, runs: Runs = Path("reports")) -> None:
+    """Let a search that runs in another terminal pause, as soon as the parts of trials that are running have ended."""
+    from autocompress import api
+
+    front = api.load(run, runs)
+    front.pause()
+    print_text(
+        f"{front.folder} starts no more trials, and its clock stands still once the running ones have ended; continue "
+        f"with: autocompress resume {shlex.quote(run)}"
+    )
+    if not front.is_running:
+        print_text("note: no process on this machine runs it", file=sys.stderr)
+
+
+@app.command(epilog="Example: autocompress resume digits")
+def resume(run: Run, runs: Runs = Path("reports")) -> None:
+    """Let a paused search go on; one whose process has ended is continued by search --resume."""
+    from autocompress import api
+
+    front = api.load(run, runs)
+    front.resume()
+    print_text(f"{front.folder} goes on")
 
 
 @app.command(epilog="Example: autocompress report digits --open")

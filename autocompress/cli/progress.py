@@ -77,7 +77,7 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
     def _show_progress(self, progress: "Progress") -> None:
         if self._live is not None:
             self._live.update(self._render_progress(progress))
-        elif self._is_line_due() or progress.done + progress.failed == progress.total:
+        elif progress.is_paused or self._is_line_due() or progress.done + progress.failed == progress.total:
             self._print_line(_format_progress(progress))
 
     def _update_bar(self, text: str, done: int, total: int) -> None:
@@ -118,8 +118,9 @@ def _format_progress(progress: "Progress") -> str:
     if progress.limit is not None:
         remaining = f", at most {format_duration(max(progress.limit - progress.elapsed, 0.0))} left"
     failed = f", {progress.failed} failed" if progress.failed else ""
+    running = "paused from elsewhere" if progress.is_paused else f"{progress.running} running"
     return (
-        f"{progress.done} of {progress.total} trials done, {progress.running} running{failed}; "
+        f"{progress.done} of {progress.total} trials done, {running}{failed}; "
         f"{format_plural(progress.candidates, 'candidate')}, {len(progress.front)} on the front, "
         f"hypervolume {progress.hypervolume:.4f}; {format_duration(progress.elapsed)}{remaining}"
     )

@@ -231,6 +231,7 @@ class Progress:
         hypervolume: Normalized hypervolume of the front on ``search_val``, between 0 and 1.
         front: ``(id, first score, first cost)`` of each candidate on the front, the cheapest first.
         objectives: Objectives of the run.
+        is_paused: Whether the search is paused from another process.
     """
 
     done: int
@@ -243,6 +244,7 @@ class Progress:
     hypervolume: float
     front: tuple[tuple[str, float, float], ...]
     objectives: Sequence[ObjectiveSpec]
+    is_paused: bool = False
 
 
 def summarize_progress(
