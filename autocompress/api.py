@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autocompress.engine.runner import Events, Plan
     from autocompress.export.adaptation import AdaptedArtifact
     from autocompress.report.comparison import Comparison
+    from autocompress.tasks.module import Data, TeacherModel
 
 # Relative to the working folder of the caller.
 RUNS = Path("reports")
@@ -32,8 +33,8 @@ RUNS = Path("reports")
 def search(
     spec: str | Path | None = None,
     *,
-    teacher: Any = None,
-    data: Any = None,
+    teacher: "TeacherModel | None" = None,
+    data: "Data | None" = None,
     trials: int | None = None,
     minutes: float | None = None,
     workers: int | None = None,
@@ -66,7 +67,7 @@ def search(
         warm_start: An earlier run of the same task and objectives, by its folder or name: its trials are the first
             observations of the surrogate. The search space may differ.
         runs: Folder of all runs.
-        events: Callbacks for progress.
+        events: Callbacks for progress; in a notebook, progress is shown without any.
         command: Command line, for the report.
 
     Raises:
@@ -79,15 +80,18 @@ def search(
         KeyboardInterrupt: The user interrupted the search; a page is written, and ``resume`` continues it.
     """
     # Imported here, because reading a finished run needs none of these modules.
+    from autocompress.engine.notebook import NotebookProgress, find_display
     from autocompress.engine.notify import EndState, check_notify, run_notify
     from autocompress.engine.preflight import check_run_folder
     from autocompress.engine.runner import add_warm_start, make_plan, run_search
     from autocompress.engine.spec import load_spec
 
     refuse_worker(sys._getframe(1), "search")
+    if events is None and (show := find_display()) is not None:
+        events = NotebookProgress(show).events
     if (teacher is None) != (data is None):
         raise UsageError("search needs teacher and data together: the model, and what it was trained for")
-    if teacher is not None:
+    if teacher is not None and data is not None:
         from autocompress.tasks.module import bring_model
 
         bring_model(teacher, data)

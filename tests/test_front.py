@@ -75,6 +75,32 @@ def test_a_pick_satisfies_its_limits(front: Front) -> None:
         front.pick(max={"effective_flops": 1})
 
 
+def test_a_filter_limits_a_pick_and_excludes_an_id(front: Front) -> None:
+    assert front.pick(where="student.cnn.width = 4", prefer="accuracy").row["student.cnn.width"] == 4
+    with pytest.raises(UsageError, match="cannot be combined with a filter"):
+        front.pick(where="accuracy > 0", candidate="t0c0")
+
+
+def test_two_candidates_are_compared_by_what_differs(front: Front) -> None:
+    table = front.compare("t0c0", "t1c0")
+    assert list(table.columns) == ["t0c0", "t1c0", "difference"]
+    assert table.loc["student.cnn.width"].tolist() == [4, 16, 12]
+    # Equal values and values that both lack are left out.
+    assert not {"quantize", "student", "quantize.post_training.weight_bits"} & set(table.index)
+    assert pd.isna(front.compare("t0c0", "t0c1").loc["quantize", "difference"])
+    with pytest.raises(UnknownNameError, match="t9c9"):
+        front.compare("t0c0", "t9c9")
+
+
+def test_a_plot_has_the_axes_that_are_named(front: Front) -> None:
+    assert front.plot("accuracy", "effective_flops").layout.yaxis.title == front.figure().layout.yaxis.title
+    with pytest.raises(UnknownNameError, match="unknown cost 'effective_flop': did you mean 'effective_flops'"):
+        front.plot(cost="effective_flop")
+    # A score is no cost.
+    with pytest.raises(UnknownNameError, match="unknown cost 'accuracy'"):
+        front.plot(cost="accuracy")
+
+
 def test_a_run_without_candidates_has_an_empty_front(tmp_path: Path) -> None:
     front = Front(write_run(tmp_path / "empty", widths=()))
     assert len(front) == 0

@@ -332,6 +332,9 @@ def pick(
     max_drop: Annotated[
         str | None, typer.Option(metavar="LOSS", help="Allowed loss, such as 0.01 or 1%; by default that of the space.")
     ] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="FILTER", help="Choose among candidates with this: 'bytes <= 30KB or cnn'.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the candidate's row as JSON.")] = False,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -350,6 +353,7 @@ def pick(
         simulated=simulated,
         guarantee=guarantee,
         max_drop=drop,
+        where=where,
     )
     if as_json:
         # NaN, which JSON does not have, differs from itself.
@@ -600,9 +604,9 @@ def list_(
     kind: Annotated[Kind, typer.Argument(help="Kind of names to list.")], form: Format = TableFormat.table
 ) -> None:
     """List the names that a search space can use."""
-    from autocompress.cli.catalogue import LISTINGS, listing_table
+    from autocompress.cli.listing import listing_table, read_listing
 
-    rows = LISTINGS[kind.value]()
+    rows = read_listing(kind.value)
     if form is TableFormat.table:
         make_console().print(listing_table(rows))
     else:
