@@ -13,7 +13,7 @@ import pandas as pd
 from autocompress.analysis.confirmation import summarize_repeats, tabulate_repeats, without_repeats
 from autocompress.analysis.latency import add_latency_column, with_latency
 from autocompress.analysis.levels import select_levels
-from autocompress.analysis.pareto import full_fidelity, pareto_front, primary_objectives
+from autocompress.analysis.pareto import full_fidelity, numeric_column, pareto_front, primary_objectives
 from autocompress.analysis.query import filter_rows
 from autocompress.analysis.selection import (
     Pick,
@@ -453,7 +453,16 @@ class Front:
         measured = {key: record for key, record in self.info.measured.items() if record.kind == kind}
         if name not in measured:
             raise UnknownNameError(f"unknown {kind} '{name}': {did_you_mean(name, measured)}")
-        return measured[name]
+        axis = measured[name]
+        if axis.bounds is not None:
+            return axis
+        # The knee needs both ends of an axis, which the search declares for its objectives only.
+        values = numeric_column(self.candidates, name)
+        low, high = float(values.min()), float(values.max())
+        if kind == "cost":
+            low = max(low, 1e-9)
+        high = high if high > low else low + 1.0
+        return replace(axis, bounds=(low, high) if axis.is_maximized else (high, low))
 
     def trial(self, number: int) -> "TrialView":
         """Return one trial, which a notebook shows with its state and configuration.

@@ -11,7 +11,7 @@ import pytest
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import CompressionRecipe, Job
-from autocompress.core.run_info import LatencyInfo, RunInfo, TeacherInfo
+from autocompress.core.run_info import LatencyInfo, ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.errors import NoCandidateError, RunFolderError, UnknownNameError, UsageError
 from autocompress.front import Front, refuse_worker, tables_of
 from autocompress.store.run_store import RunStore
@@ -94,6 +94,10 @@ def test_two_candidates_are_compared_by_what_differs(front: Front) -> None:
 
 def test_a_plot_has_the_axes_that_are_named(front: Front) -> None:
     assert front.plot("accuracy", "effective_flops").layout.yaxis.title == front.figure().layout.yaxis.title
+    # An axis that the search did not optimize has no bounds.
+    front.info = replace(front.info, all_objectives=(ObjectiveSpec("loss", "minimize"), *OBJECTIVES))
+    front.candidates["loss"] = 1 - front.candidates["accuracy"]
+    assert "loss" in str(front.plot("loss").layout.yaxis.title.text)
     with pytest.raises(UnknownNameError, match="unknown cost 'effective_flop': did you mean 'effective_flops'"):
         front.plot(cost="effective_flop")
     # A score is no cost.
