@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autocompress.engine.runner import Events, Plan
     from autocompress.export.adaptation import AdaptedArtifact
     from autocompress.report.comparison import Comparison
+    from autocompress.tasks.module import Data, TeacherModel
 
 # Relative to the working folder of the caller.
 RUNS = Path("reports")
@@ -32,8 +33,8 @@ RUNS = Path("reports")
 def search(
     spec: str | Path | None = None,
     *,
-    teacher: Any = None,
-    data: Any = None,
+    teacher: "TeacherModel | None" = None,
+    data: "Data | None" = None,
     trials: int | None = None,
     minutes: float | None = None,
     workers: int | None = None,
@@ -41,6 +42,7 @@ def search(
     name: str | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
+    warm_start: str | Path | None = None,
     runs: Path | str = RUNS,
     events: "Events | None" = None,
     command: str = "",
@@ -62,27 +64,34 @@ def search(
         name: Name of the run, instead of the one in the spec.
         overrides: Changes of the spec, each as ``dotted.key=value``.
         resume: Whether to continue the run of that name.
+        warm_start: An earlier run of the same task and objectives, by its folder or name: its trials are the first
+            observations of the surrogate. The search space may differ.
         runs: Folder of all runs.
-        events: Callbacks for progress.
+        events: Callbacks for progress; in a notebook, progress is shown without any.
         command: Command line, for the report.
 
     Raises:
         SpecError: Something in the spec is wrong; the message names the line.
-        UsageError: The teacher does not work on the data, or there is neither spec nor teacher.
+        UsageError: The teacher does not work on the data, there is neither spec nor teacher, or the earlier run does
+            not fit this search.
         UnfinishedRunError: The same search exists there and has not ended; ``resume`` continues it.
         RunFolderError: The run exists already, or belongs to another spec.
         SearchFailedError: Every trial failed; a page of the stored trials is written.
         KeyboardInterrupt: The user interrupted the search; a page is written, and ``resume`` continues it.
     """
     # Imported here, because reading a finished run needs none of these modules.
+    from autocompress.engine.notebook import NotebookProgress, find_display
+    from autocompress.engine.notify import EndState, check_notify, run_notify
     from autocompress.engine.preflight import check_run_folder
-    from autocompress.engine.runner import make_plan, run_search
+    from autocompress.engine.runner import add_warm_start, make_plan, run_search
     from autocompress.engine.spec import load_spec
 
     refuse_worker(sys._getframe(1), "search")
+    if events is None and (show := find_display()) is not None:
+        events = NotebookProgress(show).events
     if (teacher is None) != (data is None):
         raise UsageError("search needs teacher and data together: the model, and what it was trained for")
-    if teacher is not None:
+    if teacher is not None and data is not None:
         from autocompress.tasks.module import bring_model
 
         bring_model(teacher, data)
@@ -98,25 +107,32 @@ def search(
     }
     extra = [f"{key}={value}" for key, value in given.items() if value is not None]
     source = load_spec(spec, [*overrides, *extra])
+    check_notify(source)
     folder = Path(runs) / source.spec.name
+    earlier = None if warm_start is None else find_run(warm_start, runs)
     # Before the plan, which may start workers.
     check_run_folder(folder, source.spec, resume=resume, command=command)
     plan = make_plan(source, warm=True)
+    state: EndState = "failed"
     try:
+        plan = add_warm_start(plan, earlier, folder)
         _check_export(plan)
         plan = _calibrate_students(plan, events)
         before_freeze = partial(_time_contenders, plan, folder, events)
         run_search(plan, folder, resume=resume, command=command, events=events, before_freeze=before_freeze).close()
         _time_front(plan, folder, events)
-    except (KeyboardInterrupt, SearchFailedError, WorkersError):
+        front = Front(folder)
+        front.report()
+        state = "finished"
+    except (KeyboardInterrupt, SearchFailedError, WorkersError) as reason:
+        state = "interrupted" if isinstance(reason, KeyboardInterrupt) else "failed"
         # An interrupted or failed search still gets a page of the trials so far.
         _write_partial_page(folder)
         raise
     finally:
         # The plan may have started workers that an error before the search would leave running.
         plan.backend.shutdown()
-    front = Front(folder)
-    front.report()
+        run_notify(source.spec.search.notify, folder, state)
     return front
 
 

@@ -13,17 +13,27 @@ import pandas as pd
 from autocompress.analysis.confirmation import summarize_repeats, tabulate_repeats, without_repeats
 from autocompress.analysis.latency import add_latency_column, with_latency
 from autocompress.analysis.levels import select_levels
-from autocompress.analysis.pareto import full_fidelity, pareto_front
+from autocompress.analysis.pareto import full_fidelity, numeric_column, pareto_front, primary_objectives
 from autocompress.analysis.query import filter_rows
-from autocompress.analysis.selection import Pick, Quantities, check_max_drop, select_candidate, select_deployable
+from autocompress.analysis.selection import (
+    Pick,
+    Quantities,
+    check_max_drop,
+    find_row,
+    select_candidate,
+    select_deployable,
+    select_where,
+)
 from autocompress.core.atomic import write_atomic
-from autocompress.core.run_info import RunInfo
-from autocompress.errors import NoCandidateError, UsageError
+from autocompress.core.run_info import ObjectiveSpec, RunInfo
+from autocompress.errors import NoCandidateError, UnknownNameError, UsageError, did_you_mean
+from autocompress.store.control import cancel_pause, find_driver, request_pause
 from autocompress.store.run_store import RunStore
 
 if TYPE_CHECKING:
     from autocompress.analysis.cascade import CascadeSearch
     from autocompress.report.comparison import RunTables
+    from autocompress.report.notebook import TrialView
 
 # A default argument is shared by all calls, so it is read-only.
 _NO_BOUNDS: Quantities = MappingProxyType({})
@@ -111,6 +121,7 @@ class Front:
         simulated: bool = False,
         guarantee: float | None = None,
         max_drop: float | None = None,
+        where: str | None = None,
     ) -> Pick:
         """Return the best candidate under the given limits; without arguments, the recommended one.
 
@@ -127,6 +138,8 @@ class Front:
             guarantee: Confidence, such as 0.9, at which the cheapest candidate must be certified by fixed-sequence
                 testing along the front: stricter than the default, because all tests together hold at it.
             max_drop: Allowed loss against the teacher, instead of that of the search space.
+            where: Filter of the candidates that may be selected, in the grammar of :meth:`where`:
+                ``"bytes <= 30 KB and not structured"``. The rule that selects one of them stays the same.
 
         Raises:
             NoCandidateError: Nothing satisfies the limits or can be guaranteed; the message names the nearest.
@@ -136,17 +149,43 @@ class Front:
         if self.candidates.empty:
             raise NoCandidateError(f"{self.folder} holds no candidates yet")
         info = self.info if max_drop is None else replace(self.info, max_drop=check_max_drop(max_drop))
-        return select_candidate(
-            self.candidates,
-            info,
-            max=max,
-            min=min,
-            prefer=prefer,
-            knee=knee,
-            candidate=candidate,
-            simulated=simulated,
-            guarantee=guarantee,
-        )
+        rules: dict[str, Any] = {
+            "max": max,
+            "min": min,
+            "prefer": prefer,
+            "knee": knee,
+            "simulated": simulated,
+            "guarantee": guarantee,
+        }
+        if where is None:
+            return select_candidate(self.candidates, info, candidate=candidate, **rules)
+        if candidate is not None:
+            raise UsageError("a candidate id cannot be combined with a filter")
+        return select_where(self.candidates, info, where, **rules)
+
+    def pause(self) -> None:
+        """Let a search that runs in another process pause: it starts no more jobs, and its clock stands still.
+
+        Jobs that are running end first; a trial pauses at its next rung.
+
+        Raises:
+            UsageError: The search has ended.
+        """
+        request_pause(self.folder)
+
+    def resume(self) -> None:
+        """Let a paused search go on.
+
+        Raises:
+            UsageError: The search is not paused.
+        """
+        if not cancel_pause(self.folder):
+            raise UsageError(f"{self.folder} is not paused")
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process on this machine runs the search; it may be paused."""
+        return not self.info.is_finished and find_driver(self.folder) is not None
 
     def confirm(
         self,
@@ -385,12 +424,71 @@ class Front:
         return f"Front({str(self.folder)!r}: {len(self)} of {len(self.candidates)} candidates)"
 
     def figure(self) -> Any:
-        """Return the front as the plotly figure of the page."""
+        """Return the front as the plotly figure of the page; :meth:`plot` takes other axes."""
+        return self.plot()
+
+    def plot(self, score: str | None = None, cost: str | None = None) -> Any:
+        """Return a front as a plotly figure: on the axes of the search, or on others.
+
+        Args:
+            score: Name of the vertical axis; the first score of the search by default.
+            cost: Name of the horizontal axis; the first cost of the search by default.
+
+        Raises:
+            UnknownNameError: No such score or cost was measured; the message suggests the nearest.
+        """
         from autocompress.report.figures import front_figure
 
-        repeated = summarize_repeats(self.candidates, self.trials, self.info)
+        objectives = tuple(self._choose_axis(kind, name) for kind, name in (("score", score), ("cost", cost)))
+        # The declared order stays where no axis is named: it decides nothing, but further objectives do.
+        info = self.info if score is cost is None else replace(self.info, objectives=objectives)
+        repeated = summarize_repeats(self.candidates, self.trials, info)
         own = without_repeats(self.candidates)
-        return front_figure(own, self.to_pandas(), self.info, self.pick_or_none(), repeated)
+        front = pareto_front(full_fidelity(self.candidates), info.objectives, info.limits)
+        return front_figure(own, front, info, self.pick_or_none(), repeated)
+
+    def _choose_axis(self, kind: str, name: str | None) -> ObjectiveSpec:
+        if name is None:
+            return primary_objectives(self.info.objectives)[kind == "score"]
+        measured = {key: record for key, record in self.info.measured.items() if record.kind == kind}
+        if name not in measured:
+            raise UnknownNameError(f"unknown {kind} '{name}': {did_you_mean(name, measured)}")
+        axis = measured[name]
+        if axis.bounds is not None:
+            return axis
+        # The knee needs both ends of an axis, which the search declares for its objectives only.
+        values = numeric_column(self.candidates, name)
+        low, high = float(values.min()), float(values.max())
+        if kind == "cost":
+            low = max(low, 1e-9)
+        high = high if high > low else low + 1.0
+        return replace(axis, bounds=(low, high) if axis.is_maximized else (high, low))
+
+    def trial(self, number: int) -> "TrialView":
+        """Return one trial, which a notebook shows with its state and configuration.
+
+        Raises:
+            UnknownNameError: There is no such trial.
+        """
+        from autocompress.report.notebook import view_trial
+
+        return view_trial(number, self.trials, self.candidates)
+
+    def compare(self, first: str, second: str) -> pd.DataFrame:
+        """Return what differs between two candidates: one row for each hyperparameter, score and cost.
+
+        Columns are the two ids, and ``difference``, second minus first, where both are numbers.
+
+        Raises:
+            UnknownNameError: There is no such candidate; the message suggests the nearest.
+        """
+        rows = {name: find_row(self.candidates, name) for name in (first, second)}
+        names = [name for name in self.candidates.columns if name not in ("id", "config", "details")]
+        table = pd.DataFrame({name: [row[column] for column in names] for name, row in rows.items()}, index=names)
+        differs = [not _is_equal(one, other) for one, other in zip(table[first], table[second], strict=True)]
+        table = table[differs]
+        numbers = table.apply(pd.to_numeric, errors="coerce")
+        return table.assign(difference=numbers[second] - numbers[first])
 
     def to_mlflow(self, experiment: str = "autocompress", tracking_uri: str | None = None) -> str:
         """Log the run to MLflow: one run with the page and the tables, and nested runs for trials and candidates.
@@ -419,6 +517,11 @@ class Front:
         from autocompress.report.notebook import front_html
 
         return front_html(self.to_pandas(), self.info, self.pick_or_none(), repr(self))
+
+
+def _is_equal(one: object, other: object) -> bool:
+    # NaN, a missing value, differs from itself.
+    return one == other or (one != one and other != other)
 
 
 def tables_of(fronts: Sequence[Front]) -> "list[RunTables]":

@@ -1,5 +1,6 @@
 """The documentation builds without a warning, its examples run, and what it names exists."""
 
+import ast
 import importlib
 import json
 import os
@@ -216,6 +217,28 @@ def test_every_name_in_python_that_is_linked_is_in_the_reference(page: str) -> N
         module, _, name = target.rpartition(".")
         assert hasattr(importlib.import_module(module), name), target
         assert target in PAGES["api"] or module == "autocompress.errors", target
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_notebook_run_and_show_something(place: Path) -> None:
+    cells = json.loads((DOCS / "read-a-run.ipynb").read_text())["cells"]
+    known: dict[str, Any] = {}
+    for source in ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"):
+        *statements, shown = ast.parse(source).body
+        exec(compile(ast.Module(statements, []), "read-a-run.ipynb", "exec"), known)
+        # The last expression of a cell is its output.
+        assert isinstance(shown, ast.Expr)
+        value = eval(compile(ast.Expression(shown.value), "read-a-run.ipynb", "eval"), known)
+        assert value._repr_html_()
+
+
+def test_each_feature_that_is_claimed_has_a_test() -> None:
+    rows = [line.strip("| ").split(" | ") for line in PAGES["features"].splitlines() if line.startswith("| ")]
+    claimed = [row for row in rows if row[6].startswith(("yes", "permutation"))]
+    assert len(claimed) > 15
+    for row in claimed:
+        file, _, name = row[7].strip("`").partition("::")
+        assert f"def {name or 'test_'}" in (ROOT / file).read_text(), row
 
 
 SERVED = {

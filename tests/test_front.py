@@ -11,7 +11,7 @@ import pytest
 
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import CompressionRecipe, Job
-from autocompress.core.run_info import LatencyInfo, RunInfo, TeacherInfo
+from autocompress.core.run_info import LatencyInfo, ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.errors import NoCandidateError, RunFolderError, UnknownNameError, UsageError
 from autocompress.front import Front, refuse_worker, tables_of
 from autocompress.store.run_store import RunStore
@@ -73,6 +73,36 @@ def test_a_pick_satisfies_its_limits(front: Front) -> None:
     assert front.pick(candidate="t1c0").id == "t1c0"
     with pytest.raises(NoCandidateError):
         front.pick(max={"effective_flops": 1})
+
+
+def test_a_filter_limits_a_pick_and_excludes_an_id(front: Front) -> None:
+    assert front.pick(where="student.cnn.width = 4", prefer="accuracy").row["student.cnn.width"] == 4
+    with pytest.raises(UsageError, match="cannot be combined with a filter"):
+        front.pick(where="accuracy > 0", candidate="t0c0")
+
+
+def test_two_candidates_are_compared_by_what_differs(front: Front) -> None:
+    table = front.compare("t0c0", "t1c0")
+    assert list(table.columns) == ["t0c0", "t1c0", "difference"]
+    assert table.loc["student.cnn.width"].tolist() == [4, 16, 12]
+    # Equal values and values that both lack are left out.
+    assert not {"quantize", "student", "quantize.post_training.weight_bits"} & set(table.index)
+    assert pd.isna(front.compare("t0c0", "t0c1").loc["quantize", "difference"])
+    with pytest.raises(UnknownNameError, match="t9c9"):
+        front.compare("t0c0", "t9c9")
+
+
+def test_a_plot_has_the_axes_that_are_named(front: Front) -> None:
+    assert front.plot("accuracy", "effective_flops").layout.yaxis.title == front.figure().layout.yaxis.title
+    # An axis that the search did not optimize has no bounds.
+    front.info = replace(front.info, all_objectives=(ObjectiveSpec("loss", "minimize"), *OBJECTIVES))
+    front.candidates["loss"] = 1 - front.candidates["accuracy"]
+    assert "loss" in str(front.plot("loss").layout.yaxis.title.text)
+    with pytest.raises(UnknownNameError, match="unknown cost 'effective_flop': did you mean 'effective_flops'"):
+        front.plot(cost="effective_flop")
+    # A score is no cost.
+    with pytest.raises(UnknownNameError, match="unknown cost 'accuracy'"):
+        front.plot(cost="accuracy")
 
 
 def test_a_run_without_candidates_has_an_empty_front(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from autocompress.cli.listing import read_listing
+from autocompress.cli.options import Kind
+
 HEAVY = ("torch", "ray", "optuna", "pandas", "plotly", "onnx", "onnxruntime", "sklearn", "torchmetrics")
 
 
@@ -28,9 +31,22 @@ def test_the_package_and_its_command_line_import_nothing_heavy() -> None:
 
 
 @pytest.mark.slow
-def test_commands_that_read_a_run_need_neither_torch_nor_optuna(small_run: Path, tmp_path: Path) -> None:
-    run, page = str(small_run), str(tmp_path / "compare.html")
-    commands = (["status", run], ["front", run], ["pick", run], ["compare", run, run, "--out", page])
+def test_commands_that_train_and_export_nothing_need_neither_torch_nor_optuna(small_run: Path, tmp_path: Path) -> None:
+    run, page, out = str(small_run), str(tmp_path / "compare.html"), str(tmp_path / "report")
+    # The first listing after a change of the package imports all parts.
+    read_listing("methods")
+    commands = (
+        *(["list", kind.value] for kind in Kind),
+        ["init"],
+        ["schema"],
+        ["status", run],
+        ["front", run],
+        ["pick", run],
+        ["pick", run, "--where", "not structured or bytes > 1 and accuracy >= 1%"],
+        ["report", run, "--out", out],
+        ["compare", run, run, "--out", page],
+        ["report", run, run, "--site", str(tmp_path / "site")],
+    )
     prepare = (
         "import contextlib, io; from autocompress.cli.app import app\n"
         "def run(*words):\n"
@@ -39,7 +55,10 @@ def test_commands_that_read_a_run_need_neither_torch_nor_optuna(small_run: Path,
     )
     calls = [f"run(*{command})" for command in commands]
     heavy = list_heavy(prepare, *calls)
-    assert all(libraries <= {"pandas", "plotly"} for libraries in heavy.values()), heavy
+    assert all(libraries <= {"pandas", "plotly", "sklearn"} for libraries in heavy.values()), heavy
+    # Those before the report draw nothing.
+    reading = [heavy[call] for call, command in zip(calls, commands, strict=True) if "--out" not in command][:-1]
+    assert all(libraries <= {"pandas"} for libraries in reading[:6]), heavy
 
 
 def test_timing_an_exported_file_needs_neither_torch_nor_pandas() -> None:

@@ -5,8 +5,9 @@ together; in a run without stored examples, the observed loss on both of them co
 after the selection.
 """
 
+import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
@@ -33,7 +34,7 @@ from autocompress.analysis.pareto import (
     primary_objectives,
     sort_by_cost,
 )
-from autocompress.analysis.query import filter_rows as filter_rows
+from autocompress.analysis.query import UnknownColumnError, filter_rows as filter_rows
 from autocompress.analysis.significance import Ties, find_ties
 from autocompress.core.formatting import (
     compare_costs,
@@ -216,7 +217,7 @@ class Pick:
     """
 
     id: str
-    row: Row
+    row: Row = field(repr=False)
     reason: str
     neighbours: tuple[Neighbour, ...] = ()
     binding: tuple[str, ...] = ()
@@ -225,6 +226,16 @@ class Pick:
     certificate: Certificate | None = None
     rule: str = ""
     alternatives: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        lines = [
+            *(f"{step.kind}: {step.text}" for step in self.neighbours),
+            *(f"active constraint: {text}" for text in self.binding),
+            *(f"alternative: {text}" for text in self.alternatives),
+            *([f"simulated: {self.simulated}"] if self.simulated else []),
+        ]
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+        return f"<p><b>{html.escape(self.id)}</b>: {html.escape(self.reason)}</p><ul>{items}</ul>"
 
 
 def select_candidate(
@@ -274,7 +285,7 @@ def select_candidate(
     _refuse_reversed_limits(limits, info)
     objectives = info.objectives
     if candidate is not None:
-        chosen = _find_row(table, candidate)
+        chosen = find_row(table, candidate)
         return _build_pick(table, info, chosen, "Selected by its id.", info.limits)
     cost, score = primary_objectives(objectives)
     rankable = select_rankable(table, objectives)
@@ -310,6 +321,33 @@ def select_candidate(
     certificate, rule = _certify_default(chosen, info)
     picked = _build_pick(table, info, chosen, reason, bounds, tuple(binding))
     return replace(picked, certificate=certificate, rule=rule)
+
+
+def select_where(table: pd.DataFrame, info: RunInfo, where: str, **rules: Any) -> Pick:
+    """Return the candidate that :func:`select_candidate` selects from the candidates that satisfy a filter.
+
+    Args:
+        table: Candidates, as the run store returns them.
+        info: Description of the run.
+        where: Filter, as :func:`autocompress.analysis.query.filter_rows` reads it.
+        rules: Further arguments of :func:`select_candidate`.
+
+    Raises:
+        NoCandidateError: No candidate satisfies the filter and the rules.
+        UsageError: The filter cannot be read, or names a column of the test split.
+    """
+    tested = [name for name in table.columns if name.endswith("_test")]
+    try:
+        rows = filter_rows(table.drop(columns=tested), where)
+    except UnknownColumnError as error:
+        name = next((name for name in tested if where[error.start :].startswith(name)), "")
+        if not name:
+            raise
+        raise _refuse_test_score(name) from None
+    if rows.empty:
+        raise NoCandidateError(f"none of {format_plural(len(table), 'candidate')} satisfies the filter: {where}")
+    picked = select_candidate(table.loc[rows.index], info, **rules)
+    return replace(picked, reason=f"{picked.reason} Only candidates with {where} were considered.")
 
 
 def check_max_drop(value: float) -> float:
@@ -473,7 +511,7 @@ def _with_objection(neighbour: Neighbour, table: pd.DataFrame, info: RunInfo, re
     # Only the default selection rejects cheaper candidates because of their loss.
     if neighbour.cost_ratio >= 1 or not reason.startswith(_CHEAPEST):
         return neighbour
-    row = _find_row(table, neighbour.id)
+    row = find_row(table, neighbour.id)
     allowed = format_difference(info.max_drop or 0.0, primary_objectives(info.objectives)[1])
     loss = read_loss(row, info) if info.confidence is not None else None
     if loss is not None:
@@ -621,9 +659,7 @@ def _check_limits(most: Quantities, least: Quantities) -> dict[str, dict[str, fl
         for name, given in values.items():
             value = _read_limit(f"{bound} {name}={given!r}", name, given)
             if name.endswith("_test"):
-                raise UsageError(
-                    f"'{name}' is a test score: candidates cannot be chosen by their scores on the test split"
-                )
+                raise _refuse_test_score(name)
             limits.setdefault(name, {})[bound] = float(value)
     for name, bounds in limits.items():
         if len(bounds) == 2 and bounds["min"] > bounds["max"]:
@@ -632,6 +668,10 @@ def _check_limits(most: Quantities, least: Quantities) -> dict[str, dict[str, fl
                 f"at most {_format_number(bounds['max'])}"
             )
     return limits
+
+
+def _refuse_test_score(name: str) -> UsageError:
+    return UsageError(f"'{name}' is a test score: candidates cannot be chosen by their scores on the test split")
 
 
 def _read_limit(title: str, name: str, given: float | str) -> float:
@@ -686,12 +726,17 @@ def _find_objective(info: RunInfo, name: str) -> ObjectiveSpec:
     if name in info.measured:
         return info.measured[name]
     if name.endswith("_test"):
-        raise UsageError(f"'{name}' is a test score: candidates cannot be chosen by their scores on the test split")
+        raise _refuse_test_score(name)
     names = dict.fromkeys(objective.name for objective in (*info.objectives, *info.all_objectives))
     raise UnknownNameError(f"unknown objective '{name}': {did_you_mean(name, names)}")
 
 
-def _find_row(table: pd.DataFrame, name: str) -> Row:
+def find_row(table: pd.DataFrame, name: str) -> Row:
+    """Return the row of a candidate.
+
+    Raises:
+        UnknownNameError: There is no such candidate; the message suggests the nearest.
+    """
     ids = [str(value) for value in table["id"]] if "id" in table else []
     if name not in ids:
         hint = did_you_mean(name, ids)
@@ -727,7 +772,7 @@ def _select_default(rows: pd.DataFrame, info: RunInfo, knee: bool) -> tuple[Row,
         )
     name = find_knee(pareto_front(rows, objectives), objectives)
     reason = "The knee of the front: the point farthest from the line between the front's two ends."
-    return _find_row(rows, name), reason
+    return find_row(rows, name), reason
 
 
 def _describe_certified(chosen: Row, loss: PairedLoss, info: RunInfo) -> str:

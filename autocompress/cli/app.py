@@ -82,6 +82,10 @@ def search(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the spec; repeatable.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
+    earlier: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN", help="An earlier run of the task, whose trials guide this search."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the spec, print the search space and the budget, and stop.")
     ] = False,
@@ -121,6 +125,7 @@ def search(
                     name=name,
                     overrides=overrides,
                     resume=resume,
+                    warm_start=earlier,
                     runs=runs,
                     events=display.events,
                     command=command,
@@ -173,6 +178,31 @@ def status(
         print_status(api.load(run, runs))
     else:
         print_rows(status_rows(api.load(run, runs)), form)
+
+
+@app.command(epilog="Example: autocompress pause digits")
+def pause(run: Run, runs: Runs = Path("reports")) -> None:
+    """Let a search that runs in another terminal pause, as soon as the parts of trials that are running have ended."""
+    from autocompress import api
+
+    front = api.load(run, runs)
+    front.pause()
+    print_text(
+        f"{front.folder} starts no more trials, and its clock stands still once the running ones have ended; continue "
+        f"with: autocompress resume {shlex.quote(run)}"
+    )
+    if not front.is_running:
+        print_text("note: no process on this machine runs it", file=sys.stderr)
+
+
+@app.command(epilog="Example: autocompress resume digits")
+def resume(run: Run, runs: Runs = Path("reports")) -> None:
+    """Let a paused search go on; one whose process has ended is continued by search --resume."""
+    from autocompress import api
+
+    front = api.load(run, runs)
+    front.resume()
+    print_text(f"{front.folder} goes on")
 
 
 @app.command(epilog="Example: autocompress report digits --open")
@@ -302,6 +332,9 @@ def pick(
     max_drop: Annotated[
         str | None, typer.Option(metavar="LOSS", help="Allowed loss, such as 0.01 or 1%; by default that of the space.")
     ] = None,
+    where: Annotated[
+        str | None, typer.Option(metavar="FILTER", help="Choose among candidates with this: 'bytes <= 30KB or cnn'.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the candidate's row as JSON.")] = False,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -320,6 +353,7 @@ def pick(
         simulated=simulated,
         guarantee=guarantee,
         max_drop=drop,
+        where=where,
     )
     if as_json:
         # NaN, which JSON does not have, differs from itself.
@@ -570,9 +604,9 @@ def list_(
     kind: Annotated[Kind, typer.Argument(help="Kind of names to list.")], form: Format = TableFormat.table
 ) -> None:
     """List the names that a search space can use."""
-    from autocompress.cli.catalogue import LISTINGS, listing_table
+    from autocompress.cli.listing import listing_table, read_listing
 
-    rows = LISTINGS[kind.value]()
+    rows = read_listing(kind.value)
     if form is TableFormat.table:
         make_console().print(listing_table(rows))
     else:

@@ -1,16 +1,11 @@
 """Names that a search space may use, as rows: tasks, methods with their hyperparameters, objectives, modes, spaces."""
 
-from collections.abc import Mapping, Sequence
-
-from rich.table import Table
-
 from autocompress.core.heads import as_head
 from autocompress.core.registry import OBJECTIVES, TARGETS, TASKS
 from autocompress.engine.space import MODES, SECTIONS
 from autocompress.engine.spec import list_shipped_spaces
 
 Rows = list[dict[str, str]]
-_LEADING_COLUMNS = ("section", "method")
 
 
 def list_tasks() -> Rows:
@@ -90,16 +85,6 @@ LISTINGS = {
     "spaces": list_spaces,
     "targets": list_targets,
 }
-
-
-def listing_table(rows: Sequence[Mapping[str, str]]) -> Table:
-    """Return rows as a table for the terminal."""
-    table = Table(*(rows[0] if rows else ()), box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        # Rows of hyperparameters follow their method and do not repeat its name.
-        cells = ("" if row.get("hyperparameter") and name in _LEADING_COLUMNS else value for name, value in row.items())
-        table.add_row(*cells)
-    return table
 
 
 def _first_line(text: str | None) -> str:

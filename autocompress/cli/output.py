@@ -1,7 +1,6 @@
 """Results of commands as text, and tables for the terminal."""
 
 import json
-import os
 import shlex
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -38,8 +37,8 @@ from autocompress.errors import NoCandidateError
 from autocompress.report.figure_data import format_with_interval
 from autocompress.report.live import ENDED, LiveServer
 from autocompress.report.uncertainty import describe_ties, repeats_content
+from autocompress.store.control import find_driver, is_pause_requested
 from autocompress.store.run_store import RunStore
-from autocompress.store.schema import read_owner
 
 # Full precision: what a layer has that was not quantized.
 FLOAT_BITS = 32
@@ -345,8 +344,10 @@ def _render_status(front: Front) -> list[RenderableType]:
         ", ".join(f"{count} {state}" for state, count in counts.items()) or "no trials yet",
         *(f"  {count} failed: {reason}" for reason, count in _count_failures(front)),
     ]
-    if not front.info.is_finished and _driver_process(front) is None:
+    if not front.info.is_finished and find_driver(front.folder) is None:
         parts.append("  the search is not running: continue it with `autocompress search ... --resume`")
+    elif not front.info.is_finished and is_pause_requested(front.folder):
+        parts.append(f"  paused: continue it with `autocompress resume {shlex.quote(str(front.folder))}`")
     if len(front) and front.info.objectives:
         width = make_console().width
         parts.append(front_table(front.to_pandas(), front.info.objectives, front.info.recommended, width))
@@ -356,22 +357,7 @@ def _render_status(front: Front) -> list[RenderableType]:
 def _has_ended(front: Front) -> bool:
     has_active_trials = front.trials["state"].isin(["running", "paused"]).any()
     # A killed driver leaves trials behind that stay "running" in the store.
-    return (front.info.is_finished and not has_active_trials) or _driver_process(front) is None
-
-
-def _driver_process(front: Front) -> int | None:
-    """Return the id of the process that runs the search; None if there is none."""
-    process = read_owner(front.folder)
-    if process is None:
-        return None
-    try:
-        # Signal 0 is not delivered: the call only fails if the process does not exist or belongs to another user.
-        os.kill(process, 0)
-    except PermissionError:
-        return process
-    except OSError:
-        return None
-    return process
+    return (front.info.is_finished and not has_active_trials) or find_driver(front.folder) is None
 
 
 def print_confirmed(front: Front) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.analysis.pareto import primary_objectives
-from autocompress.core.formatting import format_duration, format_plural, format_value, label_column
+from autocompress.core.formatting import format_value, label_column
 
 # The engine loads torch, which commands that only read a run do without.
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
     def _show_progress(self, progress: "Progress") -> None:
         if self._live is not None:
             self._live.update(self._render_progress(progress))
-        elif self._is_line_due() or progress.done + progress.failed == progress.total:
-            self._print_line(_format_progress(progress))
+        elif progress.is_paused or self._is_line_due() or progress.done + progress.failed == progress.total:
+            self._print_line(progress.describe())
 
     def _update_bar(self, text: str, done: int, total: int) -> None:
         if self._task is None:
@@ -87,7 +87,7 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
 
     def _render_progress(self, progress: "Progress") -> RenderableType:
         self._update_bar("trials", progress.done + progress.failed, progress.total)
-        return Group(self._bar, Text(_format_progress(progress)), self._render_front(progress))
+        return Group(self._bar, Text(progress.describe()), self._render_front(progress))
 
     def _render_front(self, progress: "Progress") -> Table:
         cost, score = primary_objectives(progress.objectives)
@@ -111,18 +111,6 @@ class SearchDisplay(AbstractContextManager["SearchDisplay"]):
     def _print_line(self, text: str | Text) -> None:
         # A terminal wraps at words; a log has one line for each text.
         self._console.print(text, soft_wrap=not self._console.is_terminal, highlight=False)
-
-
-def _format_progress(progress: "Progress") -> str:
-    remaining = ""
-    if progress.limit is not None:
-        remaining = f", at most {format_duration(max(progress.limit - progress.elapsed, 0.0))} left"
-    failed = f", {progress.failed} failed" if progress.failed else ""
-    return (
-        f"{progress.done} of {progress.total} trials done, {progress.running} running{failed}; "
-        f"{format_plural(progress.candidates, 'candidate')}, {len(progress.front)} on the front, "
-        f"hypervolume {progress.hypervolume:.4f}; {format_duration(progress.elapsed)}{remaining}"
-    )
 
 
 class CountDisplay(AbstractContextManager["CountDisplay"]):

@@ -123,6 +123,21 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """The time that one job took a worker.
+
+    Attributes:
+        worker: Number of the worker, from 1: the lowest one that was free.
+        start: Seconds of search when the job was handed out.
+        end: Seconds of search when its result came.
+    """
+
+    worker: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class TrialResult:
     """Result of one job.
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from autocompress.analysis.pareto import compute_hypervolume, is_dominated, normalize_values, primary_objectives
 from autocompress.core.config import CompressionConfig
+from autocompress.core.formatting import format_duration, format_plural
 from autocompress.core.records import Candidate, CompressionRecipe, State, TrialResult
 from autocompress.core.run_info import ObjectiveSpec
 from autocompress.engine.spec import SearchSection
@@ -231,6 +232,7 @@ class Progress:
         hypervolume: Normalized hypervolume of the front on ``search_val``, between 0 and 1.
         front: ``(id, first score, first cost)`` of each candidate on the front, the cheapest first.
         objectives: Objectives of the run.
+        is_paused: Whether the search is paused from another process.
     """
 
     done: int
@@ -243,6 +245,20 @@ class Progress:
     hypervolume: float
     front: tuple[tuple[str, float, float], ...]
     objectives: Sequence[ObjectiveSpec]
+    is_paused: bool = False
+
+    def describe(self) -> str:
+        """Return the progress in one line."""
+        remaining = ""
+        if self.limit is not None:
+            remaining = f", at most {format_duration(max(self.limit - self.elapsed, 0.0))} left"
+        failed = f", {self.failed} failed" if self.failed else ""
+        running = "paused from elsewhere" if self.is_paused else f"{self.running} running"
+        return (
+            f"{self.done} of {self.total} trials done, {running}{failed}; "
+            f"{format_plural(self.candidates, 'candidate')}, {len(self.front)} on the front, "
+            f"hypervolume {self.hypervolume:.4f}; {format_duration(self.elapsed)}{remaining}"
+        )
 
 
 def summarize_progress(

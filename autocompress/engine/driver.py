@@ -5,16 +5,18 @@ It trains nothing, and it alone writes to the store. So it can be killed at any 
 
 import logging
 import math
+import time
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import TypeAlias
 
 from optuna.trial import Trial
 
 from autocompress.core.config import CompressionConfig
-from autocompress.core.records import Candidate, Job, Role, State, TrialResult
+from autocompress.core.records import Candidate, Job, Role, Segment, State, TrialResult
 from autocompress.core.registry import PROMOTION_RULES
 from autocompress.core.run_info import ObjectiveSpec
 from autocompress.engine.archive import (
@@ -29,12 +31,13 @@ from autocompress.engine.archive import (
 from autocompress.engine.initial_design import InitialDesign, Values, estimate_trial_cost, make_initial_job
 from autocompress.engine.patience import Patience
 from autocompress.engine.refinement import make_refinement
-from autocompress.engine.sampler.acquisition import SurrogateSampler
+from autocompress.engine.sampler.acquisition import EarlierTrial, SurrogateSampler
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.scheduler.asha import MAX_RUNGS, AshaScheduler
 from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost
 from autocompress.engine.space import MODES, Space, derive_seed, trial_key
 from autocompress.engine.spec import SearchSection
+from autocompress.store.control import is_pause_requested
 from autocompress.store.run_store import RunStore, monotonic_seconds
 from autocompress.store.schema import StoredTrial
 
@@ -47,6 +50,8 @@ MAX_ATTEMPTS = 2
 MAX_INITIAL_FAILURES = 10
 # The space counts as exhausted when so many proposals in a row are duplicates or cannot meet a cost limit.
 MAX_DUPLICATES = 64
+# Seconds between two looks at a paused search.
+PAUSE_INTERVAL = 0.5
 # Factor on the predicted time of the reference trial: a job that seems to take a second may take two.
 TIME_SAFETY_FACTOR = 2.0
 
@@ -74,6 +79,7 @@ class Driver:
         estimate_costs: Function that returns the costs of compression recipes of a training without training it.
         max_drop: Score that the choices of the mode ``sequential`` may lose against the best one.
         teacher: Teacher as a candidate if its scores and costs are known: the first observation of the surrogate.
+        earlier: Trials of an earlier run, the oldest first: further observations of the surrogate.
 
     Attributes:
         limits: Constraint violations, and the configurations that were skipped because of them.
@@ -94,6 +100,7 @@ class Driver:
         estimate_costs: CostEstimator | None = None,
         max_drop: float = 0.01,
         teacher: Candidate | None = None,
+        earlier: Sequence[EarlierTrial] = (),
     ) -> None:
         self._store = store
         self._space = space
@@ -130,9 +137,11 @@ class Driver:
             initial_values = [*initial_values[:1], *initial_values[1:][-1:]]
             if teacher is not None:
                 self._surrogate.record_trial(teacher.trial, [teacher])
+            self._surrogate.record_earlier_trials(earlier)
         self._feedback = SamplerFeedback(sampler)
         self._interrupted_jobs: list[Job] = []
-        self._running_jobs: set[int] = set()
+        # Worker and start of each running job, by its number.
+        self._running_jobs: dict[int, tuple[int, float]] = {}
         self._counts = dict.fromkeys(State, 0)
         self._skipped_keys: set[str] = set()
         self._candidate_count = 0
@@ -140,6 +149,7 @@ class Driver:
         self._next_number = 0
         self._earlier_seconds = 0.0
         self._started_at = monotonic_seconds()
+        self._paused_seconds = 0.0
         self._time_budget = TimeBudget(
             None if search.minutes is None else search.minutes * 60, lambda: self.elapsed_seconds
         )
@@ -165,8 +175,13 @@ class Driver:
         """Return the next job for a free worker, or ``None`` if there is none at the moment.
 
         ``None`` is final if no job is running: the budget is spent, the space is exhausted, or every trial has failed.
-        While jobs are running, their results may lead to further jobs.
+        While jobs are running, their results may lead to further jobs. While the search is paused, there is none, and
+        this waits if no job is running.
         """
+        if is_pause_requested(self._store.folder):
+            if self._counts[State.RUNNING]:
+                return None
+            self._wait_for_end_of_pause()
         if self._interrupted_jobs:
             return self._repeat_job(self._interrupted_jobs.pop(0))
         if self.has_only_failed_trials:
@@ -196,7 +211,15 @@ class Driver:
         """Store the result of a job, then tell the sampler; a crash between the two is repaired on resume."""
         result = validate_result(result, [objective.name for objective in self._objectives])
         gain = self._archive.add(result.candidates)
-        self._store.record_result(result, elapsed=self.elapsed_seconds, hypervolume=self._archive.hypervolume)
+        elapsed = self.elapsed_seconds
+        # A job that an earlier session handed out has no worker in this one.
+        worker, start = self._running_jobs.pop(job.number, (0, elapsed))
+        self._store.record_result(
+            result,
+            elapsed=elapsed,
+            hypervolume=self._archive.hypervolume,
+            segment=Segment(worker, start, elapsed) if worker else None,
+        )
         self._patience.record(self.elapsed_seconds, self._archive.hypervolume)
         logger.info(
             "job %d: ended as %s with %d candidates after %.1f s, hypervolume %.4f",
@@ -205,7 +228,6 @@ class Driver:
         if result.reason:
             logger.info("job %d: %s", job.number, result.reason)
         self._counts[State.RUNNING] -= 1
-        self._running_jobs.discard(job.number)
         epochs = self._scheduler.count_job_epochs(job)
         cost = epochs * candidate_epoch_cost(result.candidates[0]) if result.candidates else 0.0
         self._time_budget.record_job(epochs, result.seconds, cost)
@@ -231,8 +253,8 @@ class Driver:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Seconds of search so far, those before a resume included."""
-        return self._earlier_seconds + monotonic_seconds() - self._started_at
+        """Seconds of search so far, those before a resume included, and those of a pause not."""
+        return self._earlier_seconds + monotonic_seconds() - self._started_at - self._paused_seconds
 
     @property
     def has_only_failed_trials(self) -> bool:
@@ -244,14 +266,23 @@ class Driver:
     def _running_trainings(self) -> dict[int, CompressionConfig]:
         """Training configurations of the trials that are running, by number; without refinements."""
         trials = self._scheduler.active_trials
-        return {number: trials[number].training for number in sorted(self._running_jobs & trials.keys())}
+        return {number: trials[number].training for number in sorted(self._running_jobs.keys() & trials.keys())}
 
-    def _report_progress(self) -> None:
-        self._on_progress(
-            summarize_progress(
-                self._counts, self._search, self.elapsed_seconds, self._candidate_count, self._archive, self._objectives
-            )
+    def _wait_for_end_of_pause(self) -> None:
+        """Wait until the pause is cancelled; its seconds do not count."""
+        start = monotonic_seconds()
+        self._report_progress(is_paused=True)
+        while is_pause_requested(self._store.folder):
+            time.sleep(PAUSE_INTERVAL)
+        self._paused_seconds += monotonic_seconds() - start
+        logger.info("continued after a pause of %.0f s", monotonic_seconds() - start)
+        self._report_progress()
+
+    def _report_progress(self, *, is_paused: bool = False) -> None:
+        progress = summarize_progress(
+            self._counts, self._search, self.elapsed_seconds, self._candidate_count, self._archive, self._objectives
         )
+        self._on_progress(replace(progress, is_paused=is_paused))
 
     def _may_end_early(self) -> bool:
         """Return whether the front has converged and the initial trials are through; once true, it stays so."""
@@ -264,7 +295,9 @@ class Driver:
 
     def _hand_out(self, job: Job) -> Job:
         self._counts[State.RUNNING] += 1
-        self._running_jobs.add(job.number)
+        busy = {worker for worker, _ in self._running_jobs.values()}
+        worker = next(number for number in count(1) if number not in busy)
+        self._running_jobs[job.number] = worker, self.elapsed_seconds
         self._report_progress()
         return self._store.load_job_files(job)
 

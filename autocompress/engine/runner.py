@@ -58,6 +58,7 @@ from autocompress.engine.space import MODES, Space, open_space
 from autocompress.engine.spec import SearchSection, Source
 from autocompress.engine.target_space import narrow_to_target
 from autocompress.engine.transfer import plan_transfer
+from autocompress.engine.warm_start import WarmStart, load_warm_start, read_warm_start, write_warm_start
 from autocompress.errors import (
     AutocompressError,
     NoCandidateError,
@@ -68,6 +69,7 @@ from autocompress.errors import (
 )
 from autocompress.measure.heads import AT, check_head, get_objective, list_scores
 from autocompress.measure.thresholds import read_thresholds
+from autocompress.store.control import cancel_pause
 from autocompress.store.run_store import DATABASE, RunStore
 from autocompress.targets import approve_programs, make_target
 from autocompress.tasks.base import is_imbalanced
@@ -128,6 +130,7 @@ class Plan:
         backend: Backend that runs the trials.
         target: Description of the target.
         notices: Remarks for the reader on the data, and on compression methods and bits that were left out.
+        warm_start: Trials of an earlier run that the search starts from.
     """
 
     source: Source
@@ -139,6 +142,7 @@ class Plan:
     backend: Backend
     target: TargetInfo = field(default_factory=TargetInfo)
     notices: tuple[str, ...] = ()
+    warm_start: WarmStart | None = None
 
 
 def make_plan(source: Source, *, warm: bool = False) -> Plan:
@@ -160,6 +164,35 @@ def make_plan(source: Source, *, warm: bool = False) -> Plan:
     except BaseException:
         backend.shutdown()
         raise
+
+
+def add_warm_start(plan: Plan, run: Path | None, folder: Path) -> Plan:
+    """Return a plan with the trials of an earlier run; a resumed search keeps those that it was started from.
+
+    Args:
+        plan: The checked spec.
+        run: Folder of the earlier run; None for a search that starts from none.
+        folder: Folder of the new run.
+
+    Raises:
+        UsageError: The earlier run does not fit the search, or the search has no surrogate.
+        RunFolderError: The folder of the earlier run holds none.
+    """
+    start = load_warm_start(folder) if (folder / DATABASE).exists() else None
+    if start is None:
+        if run is None:
+            return plan
+        if (folder / DATABASE).exists():
+            raise UsageError(f"{folder} was not started from an earlier run; resume it without, or --name a new run")
+        search = plan.source.spec.search
+        mode = MODES[search.mode]
+        if not mode.amortized or (mode.sampler or search.sampler) != "surrogate":
+            raise UsageError(
+                f"a warm start needs the sampler `surrogate`; mode {search.mode} with sampler {search.sampler} has no "
+                "use for the trials of another run"
+            )
+        start = read_warm_start(run, plan.space, plan.task, plan.objectives)
+    return replace(plan, warm_start=start, notices=(*plan.notices, start.notice))
 
 
 def _check_spec(source: Source, backend: Backend) -> Plan:
@@ -374,6 +407,8 @@ def run_search(
     """
     events = events or Events()
     store = _open_store(plan, folder, resume, command)
+    # Who resumes a search that was paused when it ended wants it to go on.
+    cancel_pause(folder)
     for notice in plan.notices:
         events.notice(notice)
     try:
@@ -485,6 +520,8 @@ def _open_store(plan: Plan, folder: Path, resume: bool, command: str) -> RunStor
             raise
     else:
         store = RunStore.create(folder, RunInfo(name=spec.name, content=spec.immutable_content(), command=command))
+        if plan.warm_start is not None:
+            write_warm_start(folder, plan.warm_start)
     write_atomic(folder / "spec.yaml", spec.to_yaml())
     ((name, options),) = spec.target.items()
     approve_programs(make_target(name, options))
@@ -645,6 +682,7 @@ def _make_driver(plan: Plan, store: RunStore, events: Events) -> Driver:
         partial(estimate_costs, plan.setup),
         spec.pick.max_drop,
         _teacher_candidate(plan, info.teacher),
+        () if plan.warm_start is None else plan.warm_start.trials,
     )
 
 

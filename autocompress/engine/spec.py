@@ -5,6 +5,7 @@ Its YAML reader records lines, reads ``1e-3`` as a number, and accepts plain val
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -226,6 +227,8 @@ class SearchSection(_Section):
             A search that names ``latency_ms`` times all that its front needs.
         trial_minutes: Maximum wall-clock minutes of one trial, or of one segment of it, with its candidates.
         memory: Maximum memory of one worker, such as ``4 GiB``; a trial that needs more fails.
+        notify: Command that runs when the search has ended, without a shell: ``notify-send "{run}: {state}"``. The
+            state is ``finished``, ``failed`` or ``interrupted``. The command is not stored with the run.
     """
 
     mode: Literal["amortized", "sampled", "supernet", "random", "sequential", "uniform_int8", "no_distillation"] = (
@@ -246,6 +249,15 @@ class SearchSection(_Section):
     address: str | None = None
     trial_minutes: float | None = Field(None, gt=0)
     memory: Annotated[int | None, BeforeValidator(_expand_size)] = None
+    notify: str | None = Field(None, min_length=1)
+
+    @field_validator("notify")
+    @classmethod
+    def _check_command(cls, value: str | None) -> str | None:
+        # A quote that is not closed would otherwise show when the search has ended.
+        if value is not None and not shlex.split(value):
+            raise ValueError("must name a program")
+        return value
 
     @property
     def training_device(self) -> str:
@@ -440,8 +452,10 @@ class Spec(_Section):
         return [f"{head}={value}" for head, value in named.items()] if isinstance(named, dict) else [str(named)]
 
     def to_yaml(self) -> str:
-        """Return the resolved spec as YAML."""
-        return pyyaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        """Return the resolved spec as YAML, without ``search.notify``: a run folder names no command."""
+        data = self.model_dump(mode="json")
+        del data["search"]["notify"]
+        return pyyaml.safe_dump(data, sort_keys=False)
 
     def immutable_content(self) -> dict[str, JsonValue]:
         """Return the settings that a resumed run may not change: all but the name, the budget and the backend."""
@@ -457,7 +471,7 @@ class Spec(_Section):
         # It decides the recommendation, and no result of the search.
         del data["pick"]["confidence"]
         budget = ("trials", "minutes", "patience", "trial_minutes", "memory", "timing_seconds")
-        for field in (*budget, "workers", "backend", "resources", "device", "address"):
+        for field in (*budget, "workers", "backend", "resources", "device", "address", "notify"):
             del data["search"][field]
         return data
 

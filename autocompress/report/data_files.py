@@ -16,7 +16,7 @@ from autocompress.core.atomic import write_atomic
 _LOGGER = logging.getLogger(__name__)
 
 # Nested values do not fit into a CSV cell; front.json has them.
-_NESTED = ("details", "curve")
+_NESTED = ("details", "curve", "segments")
 # Spreadsheets run a cell that starts with one of these characters as a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 

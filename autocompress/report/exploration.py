@@ -10,15 +10,24 @@ from autocompress.analysis.pareto import primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.core.formatting import format_plural, label_column
 from autocompress.core.run_info import RunInfo
-from autocompress.report.exploration_figures import MAX_RUNG_LINES, draw_curves, draw_parallel, draw_slice
+from autocompress.report.exploration_figures import (
+    MAX_RUNG_LINES,
+    draw_curves,
+    draw_parallel,
+    draw_slice,
+    draw_timeline,
+)
 from autocompress.report.hyperparameters import label_hyperparameter
 from autocompress.report.slices import Slice, build_slices, tabulate_dependence
 from autocompress.report.trial_data import (
     STATES,
     LearningCurves,
+    Timeline,
     read_loss_curves,
     read_score_curves,
+    read_timeline,
     tabulate_rungs,
+    tabulate_stopped,
 )
 
 #: Hyperparameters of the parallel coordinates, in addition to cost and score.
@@ -28,7 +37,7 @@ MAX_AXES = 8
 def explore_trials(
     content: dict[str, Any], candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo
 ) -> dict[str, str]:
-    """Add the learning curves to the content of the template; return their figures as JSON texts.
+    """Add learning curves and timeline to the content of the template; return their figures as JSON texts.
 
     Args:
         content: Content of the template.
@@ -36,7 +45,7 @@ def explore_trials(
         trials: All trials.
         info: Description of the run.
     """
-    content |= {"has_curves": False, "curve_titles": {}, "rungs": []}
+    content |= {"has_curves": False, "curve_titles": {}, "rungs": [], "timeline": "", "stopped": []}
     if not len(trials) or "state" not in trials:
         return {}
     score = primary_objectives(info.objectives)[1]
@@ -58,7 +67,13 @@ def explore_trials(
         "curves_text": _describe_curves(curves["loss" if has_lines["loss"] else "score"], candidates),
     }
     figures = {name: draw_curves(curves[name], score if name == "score" else None).to_json() for name in shown}
-    return {"curves": _join_json(figures)}
+    timeline = read_timeline(trials)
+    content |= {
+        "timeline": "" if timeline is None else _describe_timeline(timeline),
+        "stopped": tabulate_stopped(candidates, trials, info),
+    }
+    payload = {"curves": _join_json(figures)}
+    return payload if timeline is None else payload | {"timeline": str(draw_timeline(timeline).to_json())}
 
 
 def explore_hyperparameters(
@@ -155,6 +170,14 @@ def _describe_curves(curves: LearningCurves, candidates: pd.DataFrame) -> str:
     if "distill" in candidates and candidates["distill"].nunique() > 1:
         text += " Training losses of different distillation methods have different scales: compare scores instead."
     return text
+
+
+def _describe_timeline(timeline: Timeline) -> str:
+    workers = format_plural(timeline.workers, "worker")
+    return (
+        f"Each bar is one part of a trial, up to a rung or to its end. The {workers} had work for "
+        f"{timeline.busy:.0%} of the time between the first start and the last end."
+    )
 
 
 def _all_curves(curves: LearningCurves) -> list[Any]:

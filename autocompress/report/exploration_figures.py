@@ -12,7 +12,7 @@ from autocompress.core.run_info import ObjectiveSpec
 from autocompress.report.figure_data import escape_text
 from autocompress.report.figures import BARE, BLUE, GREEN, GREY, ORANGE, PURPLE, axis_settings
 from autocompress.report.slices import LOG_RATIO, Slice
-from autocompress.report.trial_data import STATES, LearningCurves
+from autocompress.report.trial_data import REFINEMENT, STATES, LearningCurves, Timeline
 
 # A dash and a mark at the end tell the states apart without colour.
 _LINES: Mapping[str, Mapping[str, object]] = {
@@ -22,6 +22,17 @@ _LINES: Mapping[str, Mapping[str, object]] = {
     "unfinished": {"color": GREEN, "width": 1.2, "dash": "dashdot"},
 }
 _ENDS = {"complete": "circle", "stopped": "x", "failed": "triangle-down", "unfinished": "circle-open"}
+# A pattern over the colour tells the states apart without it.
+_PATTERN = {"fgcolor": "#ffffff", "fillmode": "overlay", "size": 6}
+_BARS: Mapping[str, Mapping[str, object]] = {
+    "complete": {"color": BLUE},
+    "stopped": {"color": GREY, "pattern": {**_PATTERN, "shape": "/"}},
+    "failed": {"color": ORANGE, "pattern": {**_PATTERN, "shape": "x"}},
+    "unfinished": {"color": GREEN, "pattern": {**_PATTERN, "shape": "."}},
+    REFINEMENT: {"color": PURPLE, "pattern": {**_PATTERN, "shape": "|"}},
+}
+#: Rows of the timeline that make it higher.
+MAX_WORKER_ROWS = 24
 #: More rungs than these have no lines: each trial has its own, where the number of epochs varies.
 MAX_RUNG_LINES = 4
 #: Distinct values of an axis of parallel coordinates that all have a tick.
@@ -95,6 +106,36 @@ def _rung_line(number: int, epochs: int) -> dict[str, object]:
         "line": {"color": PURPLE, "width": 1, "dash": "dot"},
         "label": {"text": f"rung {number}", "textposition": "end", "textangle": 0, "yanchor": "top", "xanchor": "left"},
     }
+
+
+def draw_timeline(timeline: Timeline) -> go.Figure:
+    """Return what each worker did when: one row for each worker, and one bar for each part of a trial."""
+    height = 120 + 24 * min(timeline.workers, MAX_WORKER_ROWS)
+    figure = go.Figure(layout={"template": go.layout.Template(), **BARE, "height": height, "hovermode": "closest"})
+    for state, label in {**STATES, REFINEMENT: "refinement"}.items():
+        times = "%{customdata[1]} to %{customdata[2]} s"
+        bars = timeline.groups[state]
+        figure.add_bar(
+            orientation="h", name=label, meta=state, showlegend=bool(bars), marker=dict(_BARS[state]),
+            base=[round(bar.start, 2) for bar in bars], x=[round(bar.end - bar.start, 2) for bar in bars],
+            y=[str(bar.worker) for bar in bars],
+            customdata=[[bar.trial, round(bar.start, 1), round(bar.end, 1)] for bar in bars],
+            hovertemplate=f"trial %{{customdata[0]}}, {label}: {times}<extra></extra>",
+        )  # fmt: skip
+    names = [str(number) for number in range(1, timeline.workers + 1)]
+    return figure.update_layout(
+        barmode="overlay",
+        bargap=0.25,
+        xaxis={"title": {"text": "seconds of search"}, "rangemode": "tozero", "zeroline": False},
+        yaxis={
+            "title": {"text": "worker"},
+            "type": "category",
+            "categoryorder": "array",
+            # The first worker is on top.
+            "categoryarray": names[::-1],
+        },
+        legend=_LEGEND,
+    )
 
 
 def draw_slice(panel: Slice, label: str, score: ObjectiveSpec) -> go.Figure:

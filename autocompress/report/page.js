@@ -539,6 +539,7 @@
     const idle = () => new Promise((resolve) => (window.requestIdleCallback || setTimeout)(resolve));
     const figures = { "hypervolume-plot": run.hypervolume };
     for (const [name, figure] of Object.entries(run.curves || {})) figures[`curves-${name}`] = figure;
+    if (run.timeline) figures.timeline = run.timeline;
     (run.slices || []).forEach((figure, index) => { figures[`slice-${index}`] = figure; });
     // One figure each time, so that the page answers its reader between them.
     for (const [id, figure] of Object.entries(figures)) {

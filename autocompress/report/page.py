@@ -57,7 +57,13 @@ from autocompress.report.figure_data import (
 from autocompress.report.figures import draw_front, hypervolume_figure, plotly_source
 from autocompress.report.hyperparameters import parallel_coordinates, split_words, summarize_importance
 from autocompress.report.selection_data import rule_data, table_data
-from autocompress.report.static_figure import front_picture, interval_picture, repeats_picture, sparkline
+from autocompress.report.static_figure import (
+    NARROW,
+    front_picture,
+    interval_picture,
+    repeats_picture,
+    sparkline,
+)
 from autocompress.report.summary import (
     compare_with_reference,
     count_unfinished_trials,
@@ -224,6 +230,8 @@ def _candidates_content(
     tested = evaluate_test_front(front, info)
     analysis = analyze_importance(candidates, info)
     mattering = summarize_importance(analysis, info)
+    confidence = pick_confidence(front, info, picked)
+    again = repeats_content(repeated, front, info, picked)
     content |= {
         "picked": None if picked is None else pick_card(candidates, trials, info, picked),
         "cards": build_cards(best, candidates, trials, info),
@@ -235,8 +243,10 @@ def _candidates_content(
         "still": front_picture(data),
         "window": data.window,
         "colour": data.colour,
-        "confidence": interval_picture(pick_confidence(front, info, picked)),
-        "repeats": repeats_picture(repeats_content(repeated, front, info, picked)),
+        "confidence": interval_picture(confidence),
+        "narrow_confidence": interval_picture(confidence, NARROW),
+        "repeats": repeats_picture(again),
+        "narrow_repeats": repeats_picture(again, NARROW),
         "mattering": mattering,
         "parallel": parallel_coordinates(front, info, mattering, picked),
         "split_words": split_words,

@@ -21,6 +21,8 @@ LABEL_OFFSETS = {
     "bottom right": ("start", 8, 18),
     "bottom left": ("end", -8, 18),
 }
+# Widths of pictures of intervals: for a desk, and for a phone, where every second tick has a label.
+WIDE, NARROW = 900.0, 320.0
 # Approximate width of a letter and height of a line, in pixels.
 _LETTER, _LINE = 6.4, 15.0
 
@@ -165,8 +167,13 @@ def _error_bars_path(data: FrontData, frame: Frame) -> str:
     return path
 
 
-def repeats_picture(repeats: Repeats | None) -> dict[str, object] | None:
-    """Return the repeats with pixels: one line per candidate for select_val, and one below it for test."""
+def repeats_picture(repeats: Repeats | None, width: float = WIDE) -> dict[str, object] | None:
+    """Return the repeats with pixels: one line per candidate for select_val, and one below it for test.
+
+    Args:
+        repeats: The repeats; None for no picture.
+        width: Width of the picture in pixels.
+    """
     if repeats is None:
         return None
     points = [row["points"] for row in repeats["rows"]]
@@ -176,7 +183,7 @@ def repeats_picture(repeats: Repeats | None) -> dict[str, object] | None:
         *(end for estimate in estimates for end in _interval_ends(estimate)),
     ]
     low, high = min(ends), max(ends)
-    frame = Frame((900.0, 34.0 + 34.0 * len(repeats["rows"])), (90.0, 24.0, 8.0, 26.0), (1.0, 10.0), (low, high))
+    frame = Frame((width, 34.0 + 34.0 * len(repeats["rows"])), (90.0, 24.0, 8.0, 26.0), (1.0, 10.0), (low, high))
     left, right = frame.margins[0], frame.size[0] - frame.margins[1]
 
     def x(value: float) -> float:
@@ -192,7 +199,7 @@ def repeats_picture(repeats: Repeats | None) -> dict[str, object] | None:
         rows.append({**row, **pixels})
     ticks = [
         (x(value), format_value(value, repeats["score"]).replace(".0%", "%"))
-        for value in _linear_ticks(low, high, is_share(repeats["score"]))
+        for value in _linear_ticks(low, high, is_share(repeats["score"]))[:: 1 if width == WIDE else 2]
     ]
     return {**repeats, "rows": rows, "ticks": ticks, "width": frame.size[0], "height": frame.size[1]}
 
@@ -249,13 +256,19 @@ def _placement_cost(box: Box, boxes: Iterable[Box], points: Iterable[tuple[float
     return 100.0 * crossed + 30.0 * outside + hidden
 
 
-def interval_picture(intervals: Intervals | None) -> dict[str, object] | None:
-    """Return the confidence intervals with pixels: one line per candidate."""
+def interval_picture(intervals: Intervals | None, width: float = WIDE) -> dict[str, object] | None:
+    """Return the confidence intervals with pixels: one line per candidate.
+
+    Args:
+        intervals: The intervals; None for no picture.
+        width: Width of the picture in pixels.
+    """
     if intervals is None:
         return None
     values = intervals["rows"]
     low, high = min(row["low"] for row in values), max(row["high"] for row in values)
-    frame = Frame((900.0, 34.0 + 24.0 * len(values)), (90.0, 96.0, 8.0, 26.0), (1.0, 10.0), (low, high))
+    right_margin = 96.0 if width == WIDE else 70.0
+    frame = Frame((width, 34.0 + 24.0 * len(values)), (90.0, right_margin, 8.0, 26.0), (1.0, 10.0), (low, high))
     left, right = frame.margins[0], frame.size[0] - frame.margins[1]
 
     def x(share: float) -> float:
@@ -266,7 +279,8 @@ def interval_picture(intervals: Intervals | None) -> dict[str, object] | None:
     for line, row in enumerate(values):
         pixels = {"x": x(row["share"]), "from": x(row["low"]), "to": x(row["high"]), "y": 20.0 + 24.0 * line}
         rows.append({**row, **pixels, "text": f"{row['share']:.1%}"})
-    ticks = [(x(value), f"{value:.1%}".replace(".0%", "%")) for value in _linear_ticks(low, high, True)]
+    shown = _linear_ticks(low, high, True)[:: 1 if width == WIDE else 2]
+    ticks = [(x(value), f"{value:.1%}".replace(".0%", "%")) for value in shown]
     return {**intervals, "rows": rows, "ticks": ticks, "width": frame.size[0], "height": frame.size[1]}
 
 

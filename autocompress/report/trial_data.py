@@ -18,6 +18,10 @@ STATES = {
     "failed": "failed",
     "unfinished": "not finished",
 }
+#: State of a job that compresses an earlier checkpoint with a step that trains.
+REFINEMENT = "refinement"
+#: Stopped trials that are listed one by one.
+MAX_STOPPED = 200
 #: More curves make a browser slow, and cannot be told apart.
 MAX_CURVES = 300
 #: Points of one curve.
@@ -61,6 +65,79 @@ class RungRow(TypedDict):
     stopped: str
     failed: str
     score: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The time that one part of a trial took a worker, in seconds of search."""
+
+    trial: int
+    worker: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """What each worker did when.
+
+    Attributes:
+        groups: State of the trial, a key of ``STATES`` or ``REFINEMENT``, to its bars.
+        workers: Number of workers.
+        busy: Share of the time of all workers, from the first start to the last end, in which they had a job.
+    """
+
+    groups: Mapping[str, Sequence[Bar]]
+    workers: int
+    busy: float
+
+
+class StoppedRow(TypedDict):
+    """One trial that was stopped early, as texts."""
+
+    trial: str
+    epochs: str
+    score: str
+    reason: str
+
+
+def read_timeline(trials: pd.DataFrame) -> Timeline | None:
+    """Return what each worker did when; None for a run of an earlier version, which has not stored it."""
+    if not {"segments", "state"} <= set(trials.columns):
+        return None
+    further = trials["further"] if "further" in trials else pd.Series(False, index=trials.index)
+    groups: dict[str, list[Bar]] = {name: [] for name in (*STATES, REFINEMENT)}
+    for number, state, is_refinement, parts in zip(
+        trials["number"], trials["state"], further, trials["segments"], strict=True
+    ):
+        group = REFINEMENT if is_refinement else str(state) if state in STATES else "unfinished"
+        groups[group] += [Bar(int(number), int(part["worker"]), part["start"], part["end"]) for part in parts]
+    bars = [bar for group in groups.values() for bar in group]
+    if not bars:
+        return None
+    workers = max(bar.worker for bar in bars)
+    span = max(bar.end for bar in bars) - min(bar.start for bar in bars)
+    busy = sum(bar.end - bar.start for bar in bars) / (workers * span) if span > 0 else 1.0
+    return Timeline(groups, workers, busy)
+
+
+def tabulate_stopped(candidates: pd.DataFrame, trials: pd.DataFrame, info: RunInfo) -> list[StoppedRow]:
+    """Return a row for each trial that was stopped early, with its last score on search_val and the reason."""
+    search = _select_trainings(trials)
+    if not {"state", "reason", "curve"} <= set(search.columns) or not info.objectives:
+        return []
+    last = _score_points(candidates, info).drop_duplicates("trial", keep="last").set_index("trial")["score"]
+    score = primary_objectives(info.objectives)[1]
+    stopped = search[search["state"] == "stopped"].head(MAX_STOPPED)
+    return [
+        StoppedRow(
+            trial=str(number),
+            epochs=f"{len(curve or []):,}",
+            score=format_value(float(last[number]), score) if number in last.index else DASH,
+            reason=str(reason) or DASH,
+        )
+        for number, curve, reason in zip(stopped["number"], stopped["curve"], stopped["reason"], strict=True)
+    ]
 
 
 def read_loss_curves(candidates: pd.DataFrame, trials: pd.DataFrame) -> LearningCurves:

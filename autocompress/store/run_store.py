@@ -23,7 +23,7 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from autocompress.core.atomic import storage_errors, write_atomic
-from autocompress.core.records import Candidate, Job, State, TrialResult
+from autocompress.core.records import Candidate, Job, Segment, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.core.untrusted import check_name, escape_controls, join_inside, read_regular_file, show_value
 from autocompress.errors import RunFolderError, SearchFailedError, StorageError, UsageError
@@ -32,6 +32,7 @@ from autocompress.store.schema import (
     DATABASE as DATABASE,
     SCHEMA,
     SEALED,
+    SEGMENTS,
     TRIAL_COLUMNS,
     StoredTrial,
     acquire_lock,
@@ -50,10 +51,12 @@ from autocompress.store.schema import (
     trial_from_row,
 )
 
-FORMAT = 4
-# Formats with seals, and formats that can be read. Only the present one can be continued, because earlier ones store
-# the history of the sampler in another form.
-PROTECTED = (3, FORMAT)
+FORMAT = 5
+# Formats with the present definitions of their tables, with seals, and that can be read. Format 4 has no segments; it
+# gets them when it is opened for writing. Earlier ones store the history of the sampler in another form, so that they
+# can only be read.
+CURRENT = (4, FORMAT)
+PROTECTED = (3, *CURRENT)
 READABLE = (2, *PROTECTED)
 
 logger = logging.getLogger(__name__)
@@ -107,8 +110,12 @@ class RunStore:
         try:
             store = cls(folder, open_database(folder / DATABASE), lock)
             store._check_format()
-            if store._read_entry("format") != FORMAT:
+            version = store._read_entry("format")
+            if version not in CURRENT:
                 raise RunFolderError(f"{folder} was created by an older version: it can be read, but not continued")
+            if version != FORMAT:
+                store._connection.executescript(SCHEMA)
+                store.update_run_info(replace(store.run_info(), format=FORMAT))
         except BaseException:
             lock.release()
             raise
@@ -140,7 +147,7 @@ class RunStore:
                 # Before the first query of a table, which may be a view.
                 damage = check_schema(self._connection, is_current=False)
                 version = FORMAT if damage else self._read_entry("format")
-                if version == FORMAT:
+                if version in CURRENT:
                     damage = damage or check_schema(self._connection, is_current=True)
                 if version in PROTECTED:
                     damage = damage or self._find_damage()
@@ -179,6 +186,8 @@ class RunStore:
         if verdict != "ok":
             return str(verdict).replace("\n", " ")
         for table, (key, *rest) in SEALED.items():
+            if table == SEGMENTS and not self._has_segments:
+                continue
             # IS NOT also finds rows whose seal is NULL.
             query = f"SELECT {key} FROM {table} WHERE seal IS NOT seal_of({', '.join([key, *rest])})"
             broken = [str(row[0]) for row in self._connection.execute(query)]
@@ -263,7 +272,9 @@ class RunStore:
                 "UPDATE ac_trials SET attempts = attempts - 1 WHERE number = ?", [(number,) for number in numbers]
             )
 
-    def record_result(self, result: TrialResult, *, elapsed: float, hypervolume: float) -> None:
+    def record_result(
+        self, result: TrialResult, *, elapsed: float, hypervolume: float, segment: Segment | None = None
+    ) -> None:
         """Record a final or paused result with its candidates in one transaction; files are written first."""
         # Before the files, which would create the folder again.
         self._require_present()
@@ -291,6 +302,11 @@ class RunStore:
                 f" VALUES ({', '.join('?' * len(CANDIDATE_COLUMNS))})",
                 [candidate_row(candidate) for candidate in result.candidates],
             )
+            if segment is not None:
+                self._connection.execute(
+                    f"INSERT INTO {SEGMENTS} (trial, worker, started, ended) VALUES (?, ?, ?, ?)",
+                    (result.number, segment.worker, segment.start, segment.end),
+                )
         if result.state is not State.PAUSED:
             self._training_state_path(result.number).unlink(missing_ok=True)
 
@@ -411,7 +427,10 @@ class RunStore:
             return pd.DataFrame(table)
 
     def trial_table(self) -> pd.DataFrame:
-        """Return one row per trial; ``further`` marks those that compress an earlier checkpoint instead of training."""
+        """Return one row per trial; ``further`` marks those that compress an earlier checkpoint instead of training.
+
+        ``segments`` lists ``worker``, ``start`` and ``end`` of each part that a worker has run, in seconds of search.
+        """
         rows = self._connection.execute(
             "SELECT number, role, state, base IS NOT NULL, reason, attempts, seconds, elapsed, hypervolume, curve,"
             " config FROM ac_trials ORDER BY number"
@@ -433,9 +452,27 @@ class RunStore:
             table = pd.DataFrame(rows.fetchall(), columns=columns)
             table["further"] = table["further"].astype(bool)
             table["curve"] = [from_json(text) for text in table["curve"]]
+            segments = self._read_segments()
+            parts = [segments.get(number, []) for number in table["number"]]
+            table["segments"] = pd.Series(parts, index=table.index, dtype=object)
             for column in ("seconds", "elapsed", "hypervolume"):
                 table[column] = table[column].astype(float)
         return table
+
+    def _read_segments(self) -> dict[int, list[dict[str, float]]]:
+        """Return the segments of each trial in their order; runs of earlier versions have none."""
+        segments: dict[int, list[dict[str, float]]] = {}
+        if self._has_segments:
+            for trial, *values in self._connection.execute(
+                f"SELECT trial, worker, started, ended FROM {SEGMENTS} ORDER BY number"
+            ):
+                segments.setdefault(trial, []).append(dict(zip(("worker", "start", "end"), values, strict=True)))
+        return segments
+
+    @property
+    def _has_segments(self) -> bool:
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+        return self._connection.execute(query, (SEGMENTS,)).fetchone() is not None
 
     def content_version(self) -> str:
         """Return a short text that changes with every new state of a trial, candidate or reading of the test split."""

@@ -42,6 +42,8 @@ CONTENT_ERRORS = (
 # Files that SQLite writes beside a database, through links too.
 DATABASE_FILES = tuple(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
 LOCK, OWNER = ".lock", ".driver"
+# Table of the segments of trials, which runs of format 4 and earlier lack.
+SEGMENTS = "ac_segments"
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +208,9 @@ CREATE TABLE IF NOT EXISTS ac_candidates (
     config TEXT NOT NULL, scores TEXT NOT NULL, costs TEXT NOT NULL, details TEXT NOT NULL, checkpoint TEXT,
     complete INTEGER NOT NULL DEFAULT 1, seal TEXT);
 CREATE INDEX IF NOT EXISTS ac_candidates_trial ON ac_candidates (trial);
+CREATE TABLE IF NOT EXISTS ac_segments (
+    number INTEGER PRIMARY KEY, trial INTEGER NOT NULL REFERENCES ac_trials (number), worker INTEGER NOT NULL,
+    started REAL NOT NULL, ended REAL NOT NULL, seal TEXT);
 CREATE TABLE IF NOT EXISTS ac_notes (number INTEGER PRIMARY KEY, notes TEXT NOT NULL, seal TEXT);
 """
 # Columns that the seal of each table covers, the key first.
@@ -216,6 +221,7 @@ SEALED = {
         *("seconds", "elapsed", "hypervolume", "curve"),
     ),
     "ac_candidates": ("id", "trial", "epochs", "config", "scores", "costs", "details", "checkpoint", "complete"),
+    "ac_segments": ("number", "trial", "worker", "started", "ended"),
     "ac_notes": ("number", "notes"),
 }
 # SQLite stores no checksums: without a seal, a flipped byte in a number would be read as another number.

@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.data import Dataset
 
 from autocompress.core.config import Part
 from autocompress.core.custom_head import ONLY_OUTPUT, BoundHead, CustomHead, is_number
@@ -31,6 +32,10 @@ from autocompress.tasks.tensors import Tensors
 
 Weights = str | Path | Mapping[str, Tensor]
 Build = Callable[[], nn.Module]
+#: A trained module, or a function that builds it.
+TeacherModel: TypeAlias = nn.Module | Build
+#: Data of a teacher: a task such as ``Images(path=...)``, ``(inputs, targets)``, or a data set.
+Data: TypeAlias = Task | tuple[object, object] | Dataset[Any] | Iterable[object]
 ModelOutput = Tensor | Mapping[str, Tensor]
 # Prefixes of torch.compile, which may wrap a parallel module, and of data parallelism.
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")
@@ -549,8 +554,8 @@ class ModuleFactory:
 
 
 def bring_model(
-    model: nn.Module | Build,
-    data: Any,
+    model: TeacherModel,
+    data: Data,
     *,
     weights: Weights | None = None,
     fit: Part | None = None,

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from autocompress.analysis.pareto import full_fidelity
-from autocompress.analysis.selection import select_candidate
+from autocompress.analysis.selection import select_candidate, select_where
 from autocompress.core.precisions import Precisions
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TargetInfo, TeacherInfo
 from autocompress.errors import NoCandidateError, UnknownNameError, UsageError
@@ -186,6 +186,20 @@ def test_the_test_split_is_never_looked_at() -> None:
     for asked in ({"max": {"accuracy_test": 1.0}}, {"prefer": "accuracy_test"}):
         with pytest.raises(UsageError, match="cannot be chosen by their scores on the test split"):
             select_candidate(table, info, **asked)
+
+
+def test_a_filter_keeps_the_rule_and_leaves_out_candidates() -> None:
+    table, info = small()
+    free = select_candidate(table, info)
+    picked = select_where(table, info, f"not id = {free.id!r}", prefer="accuracy")
+    assert picked.id == select_candidate(table[table["id"] != free.id], info, prefer="accuracy").id
+    assert picked.reason.endswith(f"Only candidates with not id = {free.id!r} were considered.")
+    with pytest.raises(NoCandidateError, match="none of 4 candidates satisfies the filter: accuracy > 2"):
+        select_where(table, info, "accuracy > 2")
+    with pytest.raises(UsageError, match="'accuracy_test' is a test score"):
+        select_where(table, info, "accuracy > 10% and accuracy_test > 0")
+    with pytest.raises(UnknownNameError, match="did you mean 'accuracy'"):
+        select_where(table, info, "acuracy > 2")
 
 
 def test_only_fully_trained_finite_candidates_of_the_search_are_chosen() -> None:

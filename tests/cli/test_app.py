@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from autocompress.cli import app as cli
+from autocompress.core.run_info import RunInfo
 from autocompress.store.run_store import RunStore
 from autocompress.tasks.images import Digits
 from tests.conftest import SMALL_SEARCH
@@ -39,6 +40,18 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def small(*words: str) -> list[str]:
     return ["search", "digits", *words, *(word for setting in SMALL_SEARCH for word in ("--set", setting))]
+
+
+def test_pause_and_resume_leave_and_take_away_a_request(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with RunStore.create(tmp_path / "reports" / "mine", RunInfo(name="mine")):
+        done = run("pause", "mine")
+        assert done.code == 0
+        assert "continue with: autocompress resume mine" in done.out
+        assert done.err == ""
+        assert "paused: continue it with `autocompress resume reports/mine`" in run("status", "mine").out
+        assert run("resume", "mine").code == 0
+        again = run("resume", "mine")
+    assert (again.code, again.err) == (2, "error: reports/mine is not paused\n")
 
 
 @pytest.mark.slow

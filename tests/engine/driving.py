@@ -12,6 +12,7 @@ from autocompress.core.run_info import RunInfo
 from autocompress.engine.archive import CostEstimator, Progress
 from autocompress.engine.driver import Driver
 from autocompress.engine.initial_design import Values
+from autocompress.engine.sampler.acquisition import EarlierTrial
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
@@ -45,6 +46,7 @@ def build_driver(
     start: Sequence[Values] = (),
     seen: list[Progress] | None = None,
     price: CostEstimator | None = None,
+    earlier: Sequence[EarlierTrial] = (),
 ) -> Driver:
     """Return the driver of a new or resumed search in a folder."""
     source = parse_spec(SPEC, "x", overrides)
@@ -53,7 +55,7 @@ def build_driver(
     metrics = ["accuracy", "log10 cost"]
     sampler = OptunaSampler(store, "x", search.sampler, search.seed, ["maximize", "minimize"], metrics)
     report = (lambda progress: None) if seen is None else seen.append
-    return Driver(store, open_space(source), search, sampler, OBJECTIVES, {}, start, report, price)
+    return Driver(store, open_space(source), search, sampler, OBJECTIVES, {}, start, report, price, earlier=earlier)
 
 
 def close_store(driver: Driver) -> None:

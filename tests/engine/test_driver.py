@@ -23,6 +23,7 @@ from autocompress.engine.driver import (
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
+from autocompress.store.control import cancel_pause, request_pause
 from autocompress.store.run_store import RunStore
 from tests.engine.driving import SPEC, build_driver, close_store, count_states, read_candidates, run_search
 from tests.fakes import OBJECTIVES, fake_result
@@ -146,6 +147,45 @@ def test_no_trial_starts_that_would_end_after_the_time_limit(tmp_path: Path, mon
         driver.tell(job, replace(fake_result(job), seconds=25.0))
         count += 1
     assert count == 2
+
+
+def test_a_paused_search_hands_out_no_job_and_its_clock_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("autocompress.engine.driver.monotonic_seconds", lambda: now[0])
+    seen: list[Progress] = []
+    driver = build_driver(tmp_path, seen=seen)
+    first, second = driver.ask(), driver.ask()
+    assert first is not None
+    assert second is not None
+    request_pause(tmp_path)
+    # Jobs that are running end first.
+    now[0] = 3.0
+    assert driver.ask() is None
+    driver.tell(first, fake_result(first))
+    assert driver.ask() is None
+    now[0] = 5.0
+    driver.tell(second, fake_result(second))
+
+    def sleep(seconds: float) -> None:
+        now[0] += 100.0
+        assert seen[-1].is_paused
+        if now[0] > 250.0:
+            cancel_pause(tmp_path)
+
+    monkeypatch.setattr("autocompress.engine.driver.time.sleep", sleep)
+    third = driver.ask()
+    assert third is not None
+    assert driver.elapsed_seconds == 5.0
+    assert not seen[-1].is_paused
+    now[0] = 311.0
+    driver.tell(third, fake_result(third))
+    close_store(driver)
+    with RunStore.read(tmp_path) as store:
+        segments = store.trial_table()["segments"].tolist()
+    times = [(part["worker"], part["start"], part["end"]) for parts in segments for part in parts]
+    assert times == [(1, 0.0, 3.0), (2, 0.0, 5.0), (1, 5.0, 11.0)]
 
 
 def test_a_search_ends_when_its_front_has_converged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

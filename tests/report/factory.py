@@ -78,6 +78,7 @@ def make_run(trials: int = 12, cuts: int = 12, seed: int = 0, hostile: bool = Fa
                 "seconds": seconds,
                 "hypervolume": float("nan"),
                 "elapsed": elapsed,
+                "segments": [{"worker": 1 + number % 2, "start": elapsed - seconds, "end": elapsed}] if seconds else [],
                 "curve": [
                     {"epoch": epoch, "loss": float(2.3 * np.exp(-epoch / 5) + 0.05 + rng.normal(0, 0.02))}
                     for epoch in range(1, epochs + 1)
@@ -222,6 +223,7 @@ def _baselines(
                 "seconds": 5.0,
                 "hypervolume": float("nan"),
                 "elapsed": elapsed + 5.0 * (offset + 1),
+                "segments": [],
                 "curve": [],
             }
         )

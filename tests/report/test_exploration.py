@@ -26,3 +26,14 @@ def test_without_trials_there_are_no_curves(run: Run) -> None:
     content: dict[str, Any] = {}
     assert explore_trials(content, run.candidates, run.trials.head(0), run.info) == {}
     assert content["has_curves"] is False
+    assert content["timeline"] == ""
+
+
+def test_the_timeline_has_a_row_for_each_worker(run: Run) -> None:
+    content: dict[str, Any] = {}
+    figure = json.loads(explore_trials(content, run.candidates, run.trials, run.info)["timeline"])
+    assert figure["layout"]["yaxis"]["categoryarray"] == ["2", "1"]
+    assert "The 2 workers had work for" in content["timeline"]
+    assert len(content["stopped"]) == (run.trials["state"] == "stopped").sum()
+    shown = sum(len(trace["y"]) for trace in figure["data"])
+    assert shown == run.trials["segments"].map(len).sum()

@@ -1,7 +1,9 @@
 import pandas as pd
+import pytest
 
 from autocompress.analysis.selection import select_candidate
-from autocompress.report.notebook import front_html
+from autocompress.errors import UnknownNameError
+from autocompress.report.notebook import front_html, view_trial
 from tests.report.factory import Run, make_run
 
 
@@ -18,3 +20,24 @@ def test_names_are_text_and_nothing_is_a_line() -> None:
     hostile = run.candidates.assign(student="<script>x</script>")
     assert "<script" not in front_html(hostile, run.info, None, "")
     assert front_html(pd.DataFrame(), run.info, None, "Front(<x>)") == "<p>Front(&lt;x&gt;)</p>"
+
+
+def test_a_pick_and_a_trial_are_shown_as_text() -> None:
+    run = make_run(6, 4, hostile=True)
+    picked = select_candidate(run.candidates.assign(prune="<b>x</b>"), run.info)
+    shown = picked._repr_html_()
+    assert "<script" not in shown
+    assert f"<b>{picked.id}</b>" in shown
+    # The whole row would fill the screen.
+    assert "Row" not in repr(picked)
+    assert len(repr(picked)) < 3000
+    config = '{"student": {"<script>": {"width": 8}}, "prune": null}'
+    trials = run.trials.assign(config=config, reason="<script>")
+    trial = view_trial(1, trials, run.candidates)
+    shown = trial._repr_html_()
+    assert "<script" not in shown
+    assert "<th>student</th>" in shown
+    assert "prune" not in shown
+    assert len(trial.candidates) == (run.candidates["trial"] == 1).sum()
+    with pytest.raises(UnknownNameError, match="there is no trial 99"):
+        view_trial(99, trials, run.candidates)

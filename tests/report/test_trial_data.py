@@ -8,7 +8,9 @@ from autocompress.report.trial_data import (
     find_rungs,
     read_loss_curves,
     read_score_curves,
+    read_timeline,
     tabulate_rungs,
+    tabulate_stopped,
 )
 from tests.report.factory import Run, make_run
 
@@ -61,3 +63,30 @@ def test_large_runs_have_a_bounded_number_of_points() -> None:
     assert curves.total == count
     assert all(len(curve.epochs) == MAX_EPOCHS for curve in curves.groups["complete"])
     assert curves.groups["complete"][0].epochs[-1] == 1000
+
+
+def test_a_timeline_has_a_bar_for_each_part_of_a_trial() -> None:
+    trials = pd.DataFrame({"number": [0, 1, 2], "state": ["complete", "stopped", "complete"]})
+    trials["further"] = [False, False, True]
+    trials["segments"] = [
+        [{"worker": 1, "start": 0.0, "end": 4.0}, {"worker": 2, "start": 5.0, "end": 10.0}],
+        [{"worker": 2, "start": 0.0, "end": 5.0}],
+        [{"worker": 1, "start": 4.0, "end": 6.0}],
+    ]
+    timeline = read_timeline(trials)
+    assert timeline is not None
+    bars = {state: [bar.trial for bar in group] for state, group in timeline.groups.items() if group}
+    assert bars == {"complete": [0, 0], "stopped": [1], "refinement": [2]}
+    assert (timeline.workers, timeline.busy) == (2, 0.8)
+    # A run of an earlier version has stored none.
+    assert read_timeline(trials.drop(columns="segments")) is None
+    assert read_timeline(trials.assign(segments=[[], [], []])) is None
+
+
+def test_each_stopped_trial_has_its_reason(run: Run) -> None:
+    rows = tabulate_stopped(run.candidates, run.trials, run.info)
+    stopped = run.trials[run.trials["state"] == "stopped"]
+    assert [row["trial"] for row in rows] == [str(number) for number in stopped["number"]]
+    assert [row["epochs"] for row in rows] == [str(len(curve)) for curve in stopped["curve"]]
+    assert [row["reason"] for row in rows] == [reason or "–" for reason in stopped["reason"]]
+    assert all(row["score"].endswith("%") for row in rows)

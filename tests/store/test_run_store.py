@@ -1,17 +1,17 @@
 import multiprocessing
 import shutil
 import sqlite3
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 import autocompress
 from autocompress.core.config import CompressionConfig, Part
-from autocompress.core.records import CompressionRecipe, Job, Role, State, TrialResult
+from autocompress.core.records import CompressionRecipe, Job, Role, Segment, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import RunFolderError, SearchFailedError, StorageError, UsageError
-from autocompress.store.run_store import RunStore
+from autocompress.store.run_store import FORMAT, RunStore
 from tests.fakes import fake_result
 
 CUTS = (CompressionRecipe(), CompressionRecipe(quantize=Part.of("post_training", weight_bits=4)))
@@ -165,6 +165,30 @@ def test_notes_are_written_with_the_next_transaction_or_never(tmp_path: Path) ->
     study.close()
     with RunStore.read(tmp_path) as again:
         assert list(again.read_notes()) == [{"op": 1}, {"op": 2}]
+
+
+def remove_segments(folder: Path) -> None:
+    """Turn a run into one of format 4, which has no table of segments."""
+    with RunStore.open(folder) as store:
+        store._connection.execute("DROP TABLE ac_segments")
+        store.update_run_info(replace(store.run_info(), format=4))
+
+
+def test_segments_are_read_back_and_a_run_without_them_gets_them_when_it_is_continued(tmp_path: Path) -> None:
+    with filled(tmp_path) as store:
+        assert store.trial_table()["segments"].tolist() == [[]]
+    remove_segments(tmp_path)
+    with RunStore.read(tmp_path) as old:
+        assert old.run_info().format == 4
+        assert old.trial_table()["segments"].tolist() == [[]]
+    with RunStore.open(tmp_path) as store:
+        assert store.run_info().format == FORMAT
+        store.add_job(job(1), 1)
+        segments = [Segment(2, 0.5, 1.5), Segment(1, 2.0, 4.0)]
+        for segment in segments:
+            store.record_result(fake_result(job(1)), elapsed=segment.end, hypervolume=0.5, segment=segment)
+    with RunStore.read(tmp_path) as again:
+        assert again.trial_table()["segments"].tolist() == [[], [asdict(segment) for segment in segments]]
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -55,6 +55,8 @@ MIN_IMPROVEMENT = 1e-4
 # are normalised, are clipped at ERROR_CEILING.
 ERROR_FLOOR = 0.01
 ERROR_CEILING = 1.5
+# Number under which the teacher is recorded.
+TEACHER = -1
 # Nodes and weights of the quadrature over a standard normal variable, in the manner of the four-point Gauss-Hermite
 # rule (nodes 0.74 and 2.33, weights 0.454 and 0.046) with rounded values and more weight on the outer nodes: the rule's
 # variance is 1.19 instead of 1, so the search explores a little more than the exact rule would.
@@ -125,6 +127,19 @@ class TrialFeatures:
     epoch_cost: float
 
 
+@dataclass(frozen=True)
+class EarlierTrial:
+    """A trial of an earlier run.
+
+    Attributes:
+        rungs: Candidates at each number of epochs, the fewest first, and the uncompressed one first in each.
+        is_on_front: Whether a candidate of it is on the front of the earlier run.
+    """
+
+    rungs: tuple[tuple[Candidate, ...], ...]
+    is_on_front: bool
+
+
 @dataclass
 class TrialObservations:
     """Scores of a trial at the rungs that it has reached.
@@ -176,12 +191,28 @@ class SurrogateSampler:
         # A candidate whose scores stand in for the unknown ones where only costs are to be normalised.
         self._template: Candidate | None = None
         self._pricing: Iterator[bool] | None = None
+        # Trials on the front of an earlier run, moved into the search space.
+        self._earlier_front: list[CompressionConfig] = []
 
     @property
     def has_complete_trial(self) -> bool:
-        """Whether a trial of the search is complete, so that predictions tell paused trials apart."""
-        # The teacher is recorded as trial -1.
-        return any(number >= 0 for number in self._complete)
+        """Whether a trial of this or an earlier search is complete, so that predictions tell paused trials apart."""
+        return any(number != TEACHER for number in self._complete)
+
+    def record_earlier_trials(self, trials: Sequence[EarlierTrial]) -> None:
+        """Record the trials of an earlier run; those on its front are in every pool of candidates.
+
+        Args:
+            trials: The trials, the oldest first.
+        """
+        for age, trial in enumerate(reversed(trials), start=1):
+            for candidates in trial.rungs:
+                self.record_trial(TEACHER - age, candidates)
+            if trial.is_on_front:
+                values = self.sampler_values(trial.rungs[0][0].config.training)
+                # Hyperparameters that the earlier space lacks are drawn at random, and the same at each start.
+                draw = RandomTrial(values, Random(fingerprint([self._seed, age])), mutation_rate=0.0)
+                self._earlier_front.append(self._space.suggest_config(draw, with_compression=False)[0])
 
     def record_trial(self, number: int, candidates: Sequence[Candidate]) -> None:
         """Record a trial's candidates at a rung or at its end.
@@ -189,7 +220,7 @@ class SurrogateSampler:
         Nothing is recorded unless the first candidate is the uncompressed one and its objectives are finite.
 
         Args:
-            number: The number of its job.
+            number: The number of its job; that of the teacher is -1, and those of earlier runs are lower.
             candidates: Candidates of the trial at one number of epochs.
         """
         self._pricing = None
@@ -200,7 +231,9 @@ class SurrogateSampler:
             return
         config = parent.config.training
         self._template = self._template or parent
-        self._costs.setdefault(_student_key(config), parent.costs)
+        # An earlier run may have counted other costs, such as those of smaller images.
+        if number >= TEACHER:
+            self._costs.setdefault(_student_key(config), parent.costs)
         features = self._extract_features(config, parent.costs)
         observations = self._observations.setdefault(number, TrialObservations(features))
         share = 1.0 if parent.complete else parent.epochs / max(count_fit_epochs(config.fit), parent.epochs)
@@ -315,7 +348,8 @@ class SurrogateSampler:
         ]
         per_turn = RANDOM_CANDIDATES // MUTATIONS_PER_PARENT
         streams.append(({}, Random(fingerprint([self._seed, number, None])), per_turn))
-        drawn = set()
+        drawn = {fingerprint(config.to_json()) for config in self._earlier_front}
+        yield from self._earlier_front
         for _ in range(MUTATIONS_PER_PARENT):
             for values, random, count in streams:
                 for _ in range(count):

@@ -82,11 +82,13 @@ def _encode_value(domain: Domain, value: Leaf | None) -> list[float]:
     if bounds is None:
         # Two different names have the distance 1.
         return [math.sqrt(0.5) * (value == option) for option in _list_options(domain)]
-    if value is None:
+    if not isinstance(value, int | float):
         return [INACTIVE]
     low, high = bounds
     number = float(value)
     if low > 0 and high / low > LOG_SCALE_RATIO:
+        # A value of an earlier run may be 0 and lie outside of the range.
+        number = max(number, low / LOG_SCALE_RATIO)
         low, high, number = math.log(low), math.log(high), math.log(number)
     return [(number - low) / (high - low)]
 
@@ -111,15 +113,17 @@ class RandomTrial:
     """A trial, as a search space asks an Optuna trial for values, that draws at random or mutates a parent.
 
     Args:
-        parent: Sampler values of the parent by dotted name. Each stays with the probability ``1 - MUTATION_RATE``, and
+        parent: Sampler values of the parent by dotted name. Each stays with the probability ``1 - mutation_rate``, and
             numbers change by small steps; hyperparameters that it lacks are drawn from their whole range. A parent from
             outside of the search space, such as the teacher, is moved into it.
         random: The random number generator.
+        mutation_rate: Probability that a hyperparameter of the parent changes.
     """
 
-    def __init__(self, parent: Mapping[str, Leaf], random: Random) -> None:
+    def __init__(self, parent: Mapping[str, Leaf], random: Random, mutation_rate: float = MUTATION_RATE) -> None:
         self._parent = parent
         self._random = random
+        self._mutation_rate = mutation_rate
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """Return a real number."""
@@ -137,7 +141,7 @@ class RandomTrial:
         return self._parent[name] if is_kept else self._random.choice(list(choices))
 
     def _keeps_value(self, name: str) -> bool:
-        return name in self._parent and self._random.random() > MUTATION_RATE
+        return name in self._parent and self._random.random() >= self._mutation_rate
 
     def _draw_number(self, name: str, low: float, high: float, log: bool) -> float:
         value = min(max(float(self._parent.get(name) or low), low), high)
