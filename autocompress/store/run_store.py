@@ -27,6 +27,7 @@ from autocompress.core.records import Candidate, Job, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.core.untrusted import check_name, escape_controls, join_inside, read_regular_file, show_value
 from autocompress.errors import RunFolderError, SearchFailedError, StorageError, UsageError
+from autocompress.store.parts import PartTable, dump_compact
 from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
     DATABASE as DATABASE,
@@ -50,10 +51,12 @@ from autocompress.store.schema import (
     trial_from_row,
 )
 
-FORMAT = 4
-# Formats with seals, and formats that can be read. Only the present one can be continued, because earlier ones store
-# the history of the sampler in another form.
-PROTECTED = (3, FORMAT)
+FORMAT = 5
+# Formats that can be continued: format 4 differs by the table of parts, which is added. Earlier ones store the history
+# of the sampler in another form, and can only be read.
+CONTINUED = (4, FORMAT)
+# Formats with seals, and formats that can be read.
+PROTECTED = (3, *CONTINUED)
 READABLE = (2, *PROTECTED)
 
 logger = logging.getLogger(__name__)
@@ -80,6 +83,7 @@ class RunStore:
         self._connection = connection
         self._lock = lock
         self._notes: list[str] = []
+        self._parts = PartTable(connection)
         self._copy = copy
         # SQLite goes on writing to a file that was deleted, so a writer compares the file at its path.
         self._file = None if lock is None else os.stat(folder / DATABASE)
@@ -107,8 +111,9 @@ class RunStore:
         try:
             store = cls(folder, open_database(folder / DATABASE), lock)
             store._check_format()
-            if store._read_entry("format") != FORMAT:
+            if store._read_entry("format") not in CONTINUED:
                 raise RunFolderError(f"{folder} was created by an older version: it can be read, but not continued")
+            store._add_missing_tables()
         except BaseException:
             lock.release()
             raise
@@ -133,6 +138,14 @@ class RunStore:
         store._check_format()
         return store
 
+    def _add_missing_tables(self) -> None:
+        """Make the tables of the present format in a store of an earlier one."""
+        if self._read_entry("format") != FORMAT:
+            # A kill before the next line leaves a valid store of the earlier format.
+            self._connection.executescript(SCHEMA)
+            self.update_run_info(replace(self.run_info(), format=FORMAT))
+            logger.info("%s: continued in format %d", self.folder, FORMAT)
+
     def _check_format(self) -> None:
         path = self.folder / DATABASE
         try:
@@ -140,10 +153,10 @@ class RunStore:
                 # Before the first query of a table, which may be a view.
                 damage = check_schema(self._connection, is_current=False)
                 version = FORMAT if damage else self._read_entry("format")
-                if version == FORMAT:
+                if version in CONTINUED:
                     damage = damage or check_schema(self._connection, is_current=True)
                 if version in PROTECTED:
-                    damage = damage or self._find_damage()
+                    damage = damage or self._find_damage(has_parts=version == FORMAT)
         except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as fault:
             version, damage = FORMAT, escape_controls(str(fault), keeps_lines=False)
         if damage:
@@ -173,12 +186,14 @@ class RunStore:
         if name:
             check_name(name, "name of a run")
 
-    def _find_damage(self) -> str:
+    def _find_damage(self, *, has_parts: bool) -> str:
         """Return a description of the damaged part of the file; empty if there is none."""
         (verdict,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             return str(verdict).replace("\n", " ")
         for table, (key, *rest) in SEALED.items():
+            if table == "ac_parts" and not has_parts:
+                continue
             # IS NOT also finds rows whose seal is NULL.
             query = f"SELECT {key} FROM {table} WHERE seal IS NOT seal_of({', '.join([key, *rest])})"
             broken = [str(row[0]) for row in self._connection.execute(query)]
@@ -239,7 +254,7 @@ class RunStore:
             self._connection.execute(
                 "INSERT INTO ac_trials (number, role, config, base, optuna, state, cuts, rung, until)"
                 " VALUES (:number, :role, :config, :base, :optuna, 'running', :cuts, :rung, :until)",
-                {**job_row(job), "optuna": optuna},
+                {**job_row(job, self._parts), "optuna": optuna},
             )
 
     def continue_job(self, job: Job) -> None:
@@ -248,7 +263,7 @@ class RunStore:
             self._connection.execute(
                 "UPDATE ac_trials SET state = 'running', attempts = 1, cuts = :cuts, rung = :rung, until = :until"
                 " WHERE number = :number",
-                job_row(job),
+                job_row(job, self._parts),
             )
 
     def add_attempt(self, number: int) -> None:
@@ -282,14 +297,14 @@ class RunStore:
                     result.seconds,
                     elapsed,
                     hypervolume,
-                    json.dumps([dict(row) for row in result.curve]),
+                    dump_compact([dict(row) for row in result.curve]),
                     result.number,
                 ),
             )
             self._connection.executemany(
                 f"INSERT OR REPLACE INTO ac_candidates ({', '.join(CANDIDATE_COLUMNS)})"
                 f" VALUES ({', '.join('?' * len(CANDIDATE_COLUMNS))})",
-                [candidate_row(candidate) for candidate in result.candidates],
+                [candidate_row(candidate, self._parts) for candidate in result.candidates],
             )
         if result.state is not State.PAUSED:
             self._training_state_path(result.number).unlink(missing_ok=True)
@@ -339,7 +354,7 @@ class RunStore:
                     details["examples"] = {**details.get("examples", {}), **examples[identity]}
                 self._connection.execute(
                     "UPDATE ac_candidates SET scores = ?, details = ? WHERE id = ?",
-                    (json.dumps(merged), json.dumps(details), identity),
+                    (dump_compact(merged), dump_compact(details), identity),
                 )
 
     def add_note(self, line: str) -> None:
@@ -358,7 +373,7 @@ class RunStore:
         """Return every trial in the order of its number."""
         with self._read_errors():
             rows = self._connection.execute(f"SELECT {', '.join(TRIAL_COLUMNS)} FROM ac_trials ORDER BY number")
-            return [trial_from_row(dict(zip(TRIAL_COLUMNS, row, strict=True))) for row in rows]
+            return [trial_from_row(dict(zip(TRIAL_COLUMNS, row, strict=True)), self._parts) for row in rows]
 
     def read_candidate(self, identity: str) -> Candidate:
         """Return one candidate by its id.
@@ -384,9 +399,10 @@ class RunStore:
         columns = ", ".join(CANDIDATE_COLUMNS)
         with self._read_errors():
             rows = self._connection.execute(f"SELECT {columns} FROM ac_candidates {where}", (*values,))
-            return [candidate_from_row(dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for row in rows]
+            return [candidate_from_row(dict(zip(CANDIDATE_COLUMNS, row, strict=True)), self._parts) for row in rows]
 
     def _read_errors(self) -> AbstractContextManager[None]:
+        self._parts.begin_read()
         return read_errors(self.folder / DATABASE)
 
     def checkpoint_path(self, name: str) -> Path:
@@ -407,8 +423,8 @@ class RunStore:
                 f"SELECT t.role, {columns} FROM ac_candidates c JOIN ac_trials t ON t.number = c.trial"
                 " ORDER BY c.trial, c.complete, c.epochs, CAST(substr(c.id, instr(c.id, 'c') + 1) AS INTEGER)"
             )
-            table = [flat_candidate(role, dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for role, *row in rows]
-            return pd.DataFrame(table)
+            named = ((role, dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for role, *row in rows)
+            return pd.DataFrame([flat_candidate(role, row, self._parts) for role, row in named])
 
     def trial_table(self) -> pd.DataFrame:
         """Return one row per trial; ``further`` marks those that compress an earlier checkpoint instead of training."""
@@ -433,6 +449,7 @@ class RunStore:
             table = pd.DataFrame(rows.fetchall(), columns=columns)
             table["further"] = table["further"].astype(bool)
             table["curve"] = [from_json(text) for text in table["curve"]]
+            table["config"] = [json.dumps(self._parts.expand_config(text)) for text in table["config"]]
             for column in ("seconds", "elapsed", "hypervolume"):
                 table[column] = table[column].astype(float)
         return table
@@ -468,11 +485,13 @@ class RunStore:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
+            self._parts.write_new_parts()
             # Notes share the transaction, so the history of the sampler never differs from the trials.
             if self._notes:
-                lines = f"[{', '.join(self._notes)}]"
+                lines = f"[{','.join(self._notes)}]"
                 self._connection.execute("INSERT INTO ac_notes (notes) VALUES (?)", (lines,))
             self._connection.execute("COMMIT")
+            self._parts.forget_new_parts()
             self._notes.clear()
         except BaseException as fault:
             if self._connection.in_transaction:

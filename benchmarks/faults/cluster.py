@@ -1,10 +1,9 @@
 """Faults on Ray: workers that are killed, processes that stay, and the token in files."""
 
 import os
-import time
 from pathlib import Path
 
-from benchmarks.faults.injection import FaultResult
+from benchmarks.faults.injection import FaultResult, count_lasting_processes
 from benchmarks.faults.workers import run_jobs
 from benchmarks.mock_trials import MockEvaluator
 
@@ -22,9 +21,7 @@ def kill_ray_workers(folder: Path, jobs: int = 8) -> FaultResult:
         token = os.environ["RAY_AUTH_TOKEN"].encode()
         files = [path for path in Path(root).rglob("*") if path.is_file() and not path.is_symlink()]
         with_token = sum(token in path.read_bytes() for path in files)
-    end = time.monotonic() + 10
-    while (left := _count_processes(root)) and time.monotonic() < end:
-        time.sleep(0.2)
+    left = count_lasting_processes("cmdline", root)
     failed = sorted(number for number, result in results.items() if result.state.value == "failed")
     executions = evaluator.executions()
     most = max(executions.count(item) for item in executions)
@@ -34,14 +31,3 @@ def kill_ray_workers(folder: Path, jobs: int = 8) -> FaultResult:
     )
     held = (len(results), failed, with_token, left) == (jobs, [6], 0, 0) and most <= 2 and not Path(root).exists()
     return FaultResult("0 lost, at most 2 executions each, no process left, no token in a file", measured, held)
-
-
-def _count_processes(text: str) -> int:
-    """Return the number of processes whose command line contains a text."""
-    count = 0
-    for folder in Path("/proc").iterdir():
-        try:
-            count += folder.name.isdigit() and text.encode() in (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-    return count

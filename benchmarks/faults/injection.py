@@ -150,6 +150,23 @@ def inject_nothing() -> None:
     """Inject no fault."""
 
 
+def count_lasting_processes(file: str, text: str, seconds: float = 10) -> int:
+    """Return how many processes still have a text in a file of theirs in /proc after some seconds."""
+    end = time.monotonic() + seconds
+    while (count := _count_processes(file, text.encode())) and time.monotonic() < end:
+        time.sleep(0.2)
+    return count
+
+
+def _count_processes(file: str, text: bytes) -> int:
+    count = 0
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            # This process itself may have the text in its command line.
+            count += folder.name.isdigit() and int(folder.name) != os.getpid() and text in (folder / file).read_bytes()
+    return count
+
+
 def build_kill(point: str, count: int) -> Callable[[], None]:
     """Return a function that makes its process kill itself at the ``count``-th call of a named point."""
 

@@ -14,6 +14,7 @@ from benchmarks.faults.drivers import (
     exhaust_space,
     interrupt_search,
     kill_drivers,
+    kill_searches,
     repeat_interruptions,
     start_second_driver,
 )
@@ -88,6 +89,7 @@ ROWS: dict[int, Callable[[Path], FaultResult]] = {
     33: jump_clock,
     34: stop_worker,
     35: refuse_locks,
+    36: kill_searches,
 }
 #: Rows in the smallest size that fails without the guard: the same functions, for the mutants and the test suite.
 SMALL_ROWS: dict[int, Callable[[Path], FaultResult]] = {
@@ -100,6 +102,7 @@ SMALL_ROWS: dict[int, Callable[[Path], FaultResult]] = {
     24: partial(count_checkpoints, trials=20),
     29: partial(lose_power, points=25, trials=4),
     30: partial(repeat_interruptions, trials=4),
+    36: partial(kill_searches, kills=1, trials=2),
 }
 
 
