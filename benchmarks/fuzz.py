@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -512,7 +512,7 @@ def fuzz_in_blocks(kind: str, cases: int, done: Path | None) -> FuzzResult:
                 blocks[block] = pool.submit(_fuzz_in_process, kind, size, block).result()
             if done is not None:
                 with done.open("a") as file:
-                    file.write(json.dumps({"kind": kind, "block": block, "result": asdict(blocks[block])}) + "\n")
+                    file.write(json.dumps({"kind": kind, "block": block, "result": vars(blocks[block])}) + "\n")
         total.add(blocks[block])
     return total
 

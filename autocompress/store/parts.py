@@ -7,6 +7,7 @@ every row, configs were nine tenths of a store.
 import hashlib
 import json
 import sqlite3
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -21,6 +22,8 @@ SECTIONS = ("student", "distill", "fit", "prune", "quantize")
 # Characters of configs that one read may write out, besides so many for each byte of the file. Configs of a run take
 # less than its file does; a part of a megabyte to which a million rows refer would not fit into memory.
 LARGEST_EXPANSION, EXPANSION_RATIO = 2**26, 20
+# Parts whose numbers a writer remembers, the last used ones. One that comes back later is stored once more.
+REMEMBERED = 1024
 
 
 def dump_compact(value: object) -> str:
@@ -45,7 +48,7 @@ class PartTable:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         # By a digest of the text, which takes a fraction of the memory. Read when the first part is written.
-        self._numbers: dict[bytes, int] = {}
+        self._numbers: OrderedDict[bytes, int] = OrderedDict()
         self._next_number = 0
         self._unwritten: dict[int, str] = {}
         # Size and JSON form of the parts that were read.
@@ -78,17 +81,23 @@ class PartTable:
             self._read_numbers()
         text = dump_compact(section)
         digest = _compute_digest(text)
-        number = self._numbers.get(digest)
+        number = self._numbers.pop(digest, None)
         if number is None:
-            number = self._numbers[digest] = self._next_number
+            number = self._next_number
             self._next_number += 1
             self._unwritten[number] = text
+        self._remember(digest, number)
         return number
+
+    def _remember(self, digest: bytes, number: int) -> None:
+        self._numbers[digest] = number
+        if len(self._numbers) > REMEMBERED:
+            self._numbers.popitem(last=False)
 
     def _read_numbers(self) -> None:
         self._next_number = 1
-        for number, text in self._connection.execute("SELECT number, part FROM ac_parts"):
-            self._numbers[_compute_digest(text)] = number
+        for number, text in self._connection.execute("SELECT number, part FROM ac_parts ORDER BY number"):
+            self._remember(_compute_digest(text), number)
             self._next_number = max(self._next_number, number + 1)
 
     # -- reading ------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from filelock import FileLock
 from pydantic import JsonValue
 from pydantic_core import from_json
 
-from autocompress.core.atomic import storage_errors, write_atomic
+from autocompress.core.atomic import storage_errors, sync_folder, write_atomic
 from autocompress.core.records import Candidate, Job, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.core.untrusted import check_name, escape_controls, join_inside, read_regular_file, show_value
@@ -31,6 +31,7 @@ from autocompress.store.parts import PartTable, dump_compact
 from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
     DATABASE as DATABASE,
+    DATABASE_SUFFIXES,
     SCHEMA,
     SEALED,
     TRIAL_COLUMNS,
@@ -94,14 +95,29 @@ class RunStore:
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         lock = acquire_lock(folder)
-        if (folder / DATABASE).exists():
+        try:
+            if (folder / DATABASE).exists():
+                raise existing_run_error(folder)
+            with storage_errors(folder):
+                cls._write_new_database(folder, replace(info, format=FORMAT))
+            store = cls(folder, open_database(folder / DATABASE), lock)
+        except BaseException:
             lock.release()
-            raise existing_run_error(folder)
-        store = cls(folder, open_database(folder / DATABASE), lock)
-        store._connection.executescript(SCHEMA)
-        store.update_run_info(replace(info, format=FORMAT))
+            raise
         logger.info("%s: created", folder)
         return store
+
+    @classmethod
+    def _write_new_database(cls, folder: Path, info: RunInfo) -> None:
+        """Write the file under another name first: a kill in between leaves no run, and the next search starts anew."""
+        draft = folder / f"{DATABASE}.new"
+        for suffix in DATABASE_SUFFIXES:
+            draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+        with cls(folder, open_database(draft), None) as store:
+            store._create_tables()
+            store.update_run_info(info)
+        os.replace(draft, folder / DATABASE)
+        sync_folder(folder)
 
     @classmethod
     def open(cls, folder: Path) -> "RunStore":
@@ -138,11 +154,16 @@ class RunStore:
         store._check_format()
         return store
 
+    def _create_tables(self) -> None:
+        # One transaction: one write to the disk instead of one for each table.
+        with self._write_errors():
+            self._connection.executescript(f"BEGIN IMMEDIATE;{SCHEMA}COMMIT;")
+
     def _add_missing_tables(self) -> None:
         """Make the tables of the present format in a store of an earlier one."""
         if self._read_entry("format") != FORMAT:
             # A kill before the next line leaves a valid store of the earlier format.
-            self._connection.executescript(SCHEMA)
+            self._create_tables()
             self.update_run_info(replace(self.run_info(), format=FORMAT))
             logger.info("%s: continued in format %d", self.folder, FORMAT)
 
@@ -162,6 +183,8 @@ class RunStore:
         if damage:
             logger.error("%s: %s", path, damage)
             raise damage_error(path, damage)
+        if version is None:
+            raise damage_error(path, "its format is missing")
         if version not in READABLE:
             other = "an older" if isinstance(version, int) and version < FORMAT else "a newer"
             raise RunFolderError(
@@ -482,7 +505,7 @@ class RunStore:
     def _transaction(self) -> Iterator[None]:
         """Commit all statements or none; a full or read-only disk raises :class:`StorageError`."""
         self._require_present()
-        try:
+        with self._write_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             yield
             self._parts.write_new_parts()
@@ -493,6 +516,12 @@ class RunStore:
             self._connection.execute("COMMIT")
             self._parts.forget_new_parts()
             self._notes.clear()
+
+    @contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        """Undo an open transaction when the body fails; a full or read-only disk raises :class:`StorageError`."""
+        try:
+            yield
         except BaseException as fault:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

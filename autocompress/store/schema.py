@@ -40,8 +40,8 @@ CONTENT_ERRORS = (
     ValueError,
     UsageError,
 )
-# Files that SQLite writes beside a database, through links too.
-DATABASE_FILES = tuple(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
+# SQLite writes files of these names beside a database, through links too.
+DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 LOCK, OWNER = ".lock", ".driver"
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         StorageError: The file cannot be opened.
         RunFolderError: It is not a database, or a damaged one.
     """
-    require_regular(path.parent / name for name in DATABASE_FILES)
+    require_regular(path.with_name(path.name + suffix) for suffix in DATABASE_SUFFIXES)
     try:
         # No implicit transactions: the store begins and ends its own.
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)

@@ -142,6 +142,7 @@ def kill_searches(runs: Path, kills: int = 100, trials: int = 30, seed: int = 0)
             )
             faults["wrong"] += code not in (0, -signal.SIGKILL)
             rows = now
+            print(f"{kill_count} kills, {len(now)} candidates: {dict(faults)}", file=sys.stderr, flush=True)
         # Without the trial that measures what distillation brings, which repeats one.
         stored = query_store(folder, f"{TRIALS_QUERY} AND role = 'search'")
         keys = [_remove_seed(config) for _, _, config in stored]

@@ -28,6 +28,7 @@ OBJECTIVES = [
 ]
 #: Points at which a driver is killed: module, function, and whether after (True) or before its call (False).
 POINTS = {
+    "while the store is created": ("store.run_store", "open_database", True),
     "before a job is recorded": ("store.run_store", "RunStore.add_job", False),
     "after a job was recorded": ("store.run_store", "RunStore.add_job", True),
     "after a trial was sent to its next rung": ("store.run_store", "RunStore.continue_job", True),

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import benchmarks.faults
+from benchmarks.faults.caches import damage_teacher_cache
 from benchmarks.faults.cluster import kill_ray_workers
 from benchmarks.faults.drivers import (
     compare_tables,
@@ -81,6 +82,7 @@ ROWS: dict[int, Callable[[Path], FaultResult]] = {
     24: count_checkpoints,
     25: open_hostile_runs,
     26: load_declared_sizes,
+    27: damage_teacher_cache,
     28: lose_folder,
     29: lose_power,
     30: repeat_interruptions,

@@ -49,6 +49,17 @@ def test_parts_of_a_transaction_that_failed_are_written_with_the_next(connection
     parts.write_new_parts()
 
 
+def test_a_writer_remembers_the_parts_that_it_used_last(
+    connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REMEMBERED", 2)
+    parts = PartTable(connection)
+    numbers = [parts.shorten_part(Part(name)) for name in "abacab"]
+    assert numbers == [1, 2, 1, 3, 1, 4]
+    parts.write_new_parts()
+    assert parts.expand_section(2) == parts.expand_section(4) == {"b": {}}
+
+
 def test_sections_of_earlier_formats_are_read_as_they_are(connection: sqlite3.Connection) -> None:
     parts = PartTable(connection)
     assert parts.expand_section({"q": {"bits": 4}}) == {"q": {"bits": 4}}

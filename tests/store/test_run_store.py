@@ -88,6 +88,25 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
         assert len(study.candidate_table()) == 2
 
 
+def test_a_store_that_was_not_created_to_its_end_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(store: RunStore, info: RunInfo) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "update_run_info", kill)
+        with pytest.raises(Killed):
+            RunStore.create(tmp_path, RunInfo())
+    assert not (tmp_path / "study.db").exists()
+    with filled(tmp_path):
+        pass
+    assert not list(tmp_path.glob("study.db.new*"))
+    with RunStore.read(tmp_path) as study:
+        assert len(study.read_trials()) == 1
+
+
 def _hold(folder: str, ready: "multiprocessing.connection.Connection") -> None:
     study = RunStore.open(Path(folder))
     ready.send(True)

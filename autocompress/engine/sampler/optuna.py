@@ -30,6 +30,10 @@ from autocompress.store.run_store import DATABASE, RunStore
 
 T = TypeVar("T")
 
+#: The attributes and the intermediate values of trials that have none; Optuna copies them before it changes any.
+NO_ATTRIBUTES: dict[str, Any] = {}
+NO_VALUES: dict[int, float] = {}
+
 
 class OptunaStorage(InMemoryStorage):
     """Optuna's storage in memory, whose changes are written in the transactions of the run's store.
@@ -47,6 +51,8 @@ class OptunaStorage(InMemoryStorage):
         # One object for all equal distributions; its number is its place.
         self._distributions: list[BaseDistribution] = []
         self._numbers: dict[BaseDistribution, int] = {}
+        # The distributions of a trial by name; most trials have those of another one.
+        self._domains: dict[tuple[tuple[str, BaseDistribution], ...], dict[str, BaseDistribution]] = {}
         self._store: RunStore | None = None
         # By the first word of a journal entry; the words are stored.
         replays: Mapping[str, Callable[..., None]] = {
@@ -116,6 +122,27 @@ class OptunaStorage(InMemoryStorage):
         value = _round_trip(value)
         super().set_trial_system_attr(trial_id, key, value)
         self._write_entry("beside", trial_id, key, value)
+
+    def _set_trial(self, trial_id: int, trial: FrozenTrial) -> None:
+        """Replace a trial. One that has ended takes half of the memory: Optuna never changes it again."""
+        if trial.state.is_finished():
+            domains = self._domains.setdefault((*trial.distributions.items(),), trial.distributions)
+            trial = FrozenTrial(
+                trial.number,
+                trial.state,
+                None,
+                trial.datetime_start,
+                trial.datetime_complete,
+                trial.params,
+                domains,
+                trial.user_attrs or NO_ATTRIBUTES,
+                trial.system_attrs or NO_ATTRIBUTES,
+                trial.intermediate_values or NO_VALUES,
+                trial_id,
+                # By the constructor, because the attributes of a copy are kept in a dictionary of its own.
+                values=trial.values,
+            )
+        super()._set_trial(trial_id, trial)
 
     # -- the journal --------------------------------------------------------------------------
 
