@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from unittest import mock
 
 from benchmarks.faults.injection import FaultResult, count_lasting_processes
 from benchmarks.faults.workers import run_jobs
@@ -31,3 +32,23 @@ def kill_ray_workers(folder: Path, jobs: int = 8) -> FaultResult:
     )
     held = (len(results), failed, with_token, left) == (jobs, [6], 0, 0) and most <= 2 and not Path(root).exists()
     return FaultResult("0 lost, at most 2 executions each, no process left, no token in a file", measured, held)
+
+
+def fill_object_store(folder: Path, jobs: int = 6, megabytes: int = 40) -> FaultResult:
+    """Row 37: results on Ray that together take three times its object store."""
+    from autocompress.backends import ray_cluster
+    from autocompress.backends.ray import Ray
+
+    evaluator = MockEvaluator(folder / "log", 0.0, weights=megabytes * 2**20)
+    backend = Ray(workers=2)
+    with mock.patch.object(ray_cluster, "OBJECT_STORE", ray_cluster.LEAST_OBJECT_STORE), backend.open(folder):
+        results = run_jobs(backend, evaluator, jobs)
+    whole = sum(
+        [len(content) for content in result.checkpoints.values()] == [megabytes * 2**20] for result in results.values()
+    )
+    capacity = ray_cluster.LEAST_OBJECT_STORE // 2**20
+    measured = (
+        f"{jobs} results of {megabytes} MiB in a store of {capacity} MiB: {whole} whole, "
+        f"{len(evaluator.executions())} executions"
+    )
+    return FaultResult("all results, whole", measured, whole == jobs)

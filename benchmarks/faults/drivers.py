@@ -18,6 +18,7 @@ from typing import Any
 from autocompress.core.records import Job, State, TrialResult
 from benchmarks.faults.injection import (
     CANDIDATES_QUERY,
+    CREATION,
     PARTIAL_QUERY,
     POINTS,
     SPEC,
@@ -49,7 +50,9 @@ def kill_drivers(root: Path, kills: int = 41, trials: int = 30, points: Sequence
             finished = {number for number, state, _ in trials_so_far if state not in ("running", "paused")}
             if len(finished) == trials:
                 break
-            fault = build_kill(named.pop(0), draw.randint(1, 3)) if named else inject_nothing
+            # A store is created once, by the first driver.
+            count = 1 if named[:1] == [CREATION] else draw.randint(1, 3)
+            fault = build_kill(named.pop(0), count) if named else inject_nothing
             with driver_process(fault, folder, trials, 2, evaluator) as process:
                 if fault is inject_nothing:
                     time.sleep(draw.uniform(0.02, 0.9))

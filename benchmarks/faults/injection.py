@@ -27,8 +27,9 @@ OBJECTIVES = [
     ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost", (1e7, 1e2)),
 ]
 #: Points at which a driver is killed: module, function, and whether after (True) or before its call (False).
+CREATION = "while the store is created"
 POINTS = {
-    "while the store is created": ("store.run_store", "open_database", True),
+    CREATION: ("store.run_store", "open_database", True),
     "before a job is recorded": ("store.run_store", "RunStore.add_job", False),
     "after a job was recorded": ("store.run_store", "RunStore.add_job", True),
     "after a trial was sent to its next rung": ("store.run_store", "RunStore.continue_job", True),
