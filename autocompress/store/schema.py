@@ -377,6 +377,7 @@ def _check_numbers(values: Row) -> Row:
     for name, value in values.items():
         if name in RESERVED or not (value is None or isinstance(value, int | float)):
             raise ValueError(f"{name} is {value!r}")
+        _check_leaf(value)
     return values
 
 
@@ -386,12 +387,15 @@ def _check_leaf(value: object) -> object:
         return tuple(_check_leaf(item) for item in value)
     if not isinstance(value, str | int | float | None):
         raise ValueError(f"a setting is {value!r}")
+    if isinstance(value, int):
+        # JSON has numbers that no float can hold; they are an OverflowError here instead of anywhere later.
+        float(value)
     return value
 
 
 def _flat_config(config: Row) -> Row:
     """Return ``{"student": "cnn", "student.cnn.width": 8, ...}``."""
-    row: Row = {"seed": config["seed"]}
+    row: Row = {"seed": _check_leaf(config["seed"])}
     for section in SECTIONS:
         # An empty section has the name `none`, so that a table can group by the column.
         parts = config[section] or {"none": {}}

@@ -378,6 +378,7 @@ MALFORMED_ROWS = [
     'UPDATE ac_candidates SET scores = \'{"unknown split": {"accuracy": 1}}\'',
     "UPDATE ac_candidates SET costs = '[]'",
     'UPDATE ac_candidates SET costs = \'{"effective_flops": "fast"}\'',
+    f"UPDATE ac_candidates SET costs = '{{\"effective_flops\": {10**400}}}'",
     "UPDATE ac_candidates SET config = '{\"seed\": 1}'",
     "UPDATE ac_candidates SET details = replace(hex(zeroblob(5000)), '00', '[')",
     "UPDATE ac_trials SET curve = '{'",
