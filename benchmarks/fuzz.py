@@ -4,7 +4,7 @@ Hypothesis changes a small valid artifact, search space or run folder: JSON entr
 bytes are flipped, and files become links, pipes, folders and sparse files. Checksums and seals are renewed, as someone
 who means harm would. Each changed input is read by every function that reads such inputs. Counted are programs that
 were started and objects that were unpickled (by an audit hook), writes outside of the folder, exceptions that are no
-message of autocompress, the longest case, and the peak memory of the process.
+message of autocompress, seconds and processor time of the longest case, and the peak memory of the process.
 """
 
 import argparse
@@ -26,10 +26,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
 
 from benchmarks.common import describe_benchmark
 
+#: Cases in one process.
+BLOCK = 100
 #: Stands for nesting that is too deep for `json.dumps`.
 DEEP = "@deep@"
 HOSTILE: tuple[Any, ...] = (
@@ -84,6 +86,7 @@ class FuzzResult:
         outside: Paths outside of the case's folder that were written.
         tracebacks: Exception and place to the number of cases.
         longest: Seconds of the longest case.
+        processor: Seconds of processor time of the most expensive case; on a busy machine, a case mostly waits.
         peak: Peak memory of the process in bytes.
     """
 
@@ -94,6 +97,7 @@ class FuzzResult:
     outside: list[str] = field(default_factory=list)
     tracebacks: Counter[str] = field(default_factory=Counter)
     longest: float = 0.0
+    processor: float = 0.0
     peak: int = 0
 
     @property
@@ -105,8 +109,16 @@ class FuzzResult:
         """Return the row of the table."""
         return (
             f"| {self.kind} | {self.cases:,} | {self.refused:,} | {len(self.code)} | {len(self.outside)} | "
-            f"{sum(self.tracebacks.values())} | {self.longest:.2f} | {self.peak / 2**20:,.0f} |"
+            f"{sum(self.tracebacks.values())} | {self.longest:.2f} | {self.processor:.2f} | {self.peak / 2**20:,.0f} |"
         )
+
+    def add(self, other: "FuzzResult") -> None:
+        """Add the counts of other cases of the same kind."""
+        self.cases, self.refused = self.cases + other.cases, self.refused + other.refused
+        self.code, self.outside = [*self.code, *other.code], [*self.outside, *other.outside]
+        self.tracebacks += Counter(other.tracebacks)
+        self.longest, self.processor = max(self.longest, other.longest), max(self.processor, other.processor)
+        self.peak = max(self.peak, other.peak)
 
 
 class Watch:
@@ -332,6 +344,7 @@ def change_store(base: Path, folder: Path, changes: Sequence[Change]) -> None:
         ("ac_candidates", CANDIDATE_COLUMNS),
         ("ac_trials", TRIAL_COLUMNS),
         ("ac_meta", ("key", "value", "value")),
+        ("ac_parts", ("number", "part", "part")),
     )
     for change in changes:
         table, columns = tables[change[0] % len(tables)]
@@ -341,6 +354,9 @@ def change_store(base: Path, folder: Path, changes: Sequence[Change]) -> None:
                 connection.executescript(SCHEMA_CHANGES[change[1] % len(SCHEMA_CHANGES)])
                 continue
             rows = connection.execute(f"SELECT rowid, {column} FROM {table} ORDER BY rowid").fetchall()
+            if not rows:
+                # An earlier change has deleted them.
+                continue
             row, value = rows[change[1] % len(rows)]
             connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (_change_cell(value, change), row))
     connection.close()
@@ -407,7 +423,9 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def fuzz(kind: str, cases: int, root: Path, base: Path | None = None, watch: Watch | None = None) -> FuzzResult:
+def fuzz(
+    kind: str, cases: int, root: Path, base: Path | None = None, watch: Watch | None = None, block: int = 0
+) -> FuzzResult:
     """Read changed inputs of one kind, and return what happened.
 
     Args:
@@ -416,6 +434,7 @@ def fuzz(kind: str, cases: int, root: Path, base: Path | None = None, watch: Wat
         root: An empty folder.
         base: The valid input; written if it is not given.
         watch: The audit hook, which cannot be removed from a process; a new one by default.
+        block: Seed of the changes.
     """
     from autocompress.errors import AutocompressError
 
@@ -427,11 +446,11 @@ def fuzz(kind: str, cases: int, root: Path, base: Path | None = None, watch: Wat
     canary.write_text("a file of the user")
     watch, result = watch or Watch(), FuzzResult(kind)
 
+    @seed(block)
     @settings(
         max_examples=cases,
         deadline=None,
         database=None,
-        derandomize=True,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
@@ -441,7 +460,7 @@ def fuzz(kind: str, cases: int, root: Path, base: Path | None = None, watch: Wat
         shutil.rmtree(folder, ignore_errors=True)
         change(base, folder, changes)
         result.cases += 1
-        started, refusals = time.perf_counter(), 0
+        started, processor, refusals = time.perf_counter(), time.process_time(), 0
         for call in read(folder):
             try:
                 with watch.observe(folder, result):
@@ -452,6 +471,7 @@ def fuzz(kind: str, cases: int, root: Path, base: Path | None = None, watch: Wat
                 result.tracebacks[_describe_error(error)] += 1
         result.refused += bool(refusals)
         result.longest = max(result.longest, time.perf_counter() - started)
+        result.processor = max(result.processor, time.process_time() - processor)
         if canary.read_text() != "a file of the user" or len(list(canary.parent.iterdir())) != 1:
             result.outside.append(f"{canary}: {changes}")
 
@@ -467,24 +487,52 @@ def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__} at {place}: {str(error)[:60]!r}"
 
 
-def _fuzz_in_process(kind: str, cases: int) -> FuzzResult:
+def _fuzz_in_process(kind: str, cases: int, block: int) -> FuzzResult:
     with tempfile.TemporaryDirectory() as folder:
-        return fuzz(kind, cases, Path(folder))
+        return fuzz(kind, cases, Path(folder), block=block)
+
+
+def fuzz_in_blocks(kind: str, cases: int, done: Path | None) -> FuzzResult:
+    """Fuzz one kind in blocks, each in a process of its own; blocks that a file lists are not run again.
+
+    Args:
+        kind: Key of ``KINDS``.
+        cases: Number of cases.
+        done: File to which each block is added as a line of JSON; ``None`` keeps none.
+    """
+    lines = done.read_text().splitlines() if done is not None and done.exists() else []
+    blocks = {
+        entry["block"]: FuzzResult(**entry["result"]) for entry in map(json.loads, lines) if entry["kind"] == kind
+    }
+    total = FuzzResult(kind)
+    for block in range(-(-cases // BLOCK)):
+        if block not in blocks:
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                size = min(BLOCK, cases - block * BLOCK)
+                blocks[block] = pool.submit(_fuzz_in_process, kind, size, block).result()
+            if done is not None:
+                with done.open("a") as file:
+                    file.write(json.dumps({"kind": kind, "block": block, "result": vars(blocks[block])}) + "\n")
+        total.add(blocks[block])
+    return total
 
 
 def main() -> None:
-    """Fuzz every kind in a process of its own, print one line each and write the table."""
+    """Fuzz every kind, print one line each and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--done", type=Path, help="file of finished blocks: a run that was stopped goes on")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/fuzz.md"))
     arguments = parser.parse_args()
     lines = ["# Fuzzing", "", describe_benchmark(__doc__), "", "`python -m benchmarks.fuzz`", ""]
-    lines += ["| input | cases | refused | code run | writes outside | tracebacks | longest, s | peak memory, MiB |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines += [
+        "| input | cases | refused | code run | writes outside | tracebacks | longest, s | processor, s "
+        "| peak memory, MiB |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
     for kind in arguments.kinds:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            result = pool.submit(_fuzz_in_process, kind, arguments.cases).result()
+        result = fuzz_in_blocks(kind, arguments.cases, arguments.done)
         lines.append(result.format_row())
         print(lines[-1], flush=True)
         for text in [*result.code[:5], *result.outside[:5], *map(str, result.tracebacks.most_common(20))]:

@@ -61,11 +61,13 @@ class MockEvaluator:
         log: File with a line per worker and per execution.
         seconds: Duration of a job.
         faults: Fault, one of ``FAULTS``, by number of the job.
+        weights: Bytes of the weights in a result.
     """
 
     log: Path
     seconds: float = 0.02
     faults: Mapping[int, str] = field(default_factory=dict)
+    weights: int = 7
 
     def prepare(self) -> None:
         """Log the start of a worker."""
@@ -89,7 +91,7 @@ class MockEvaluator:
         if fault == "raise":
             raise RuntimeError("this mock trial fails")
         time.sleep(self.seconds)
-        return mock_result(job)
+        return mock_result(job, self.weights)
 
     def executions(self) -> list[str]:
         """Return number and rung of each execution."""

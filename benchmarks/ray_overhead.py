@@ -57,7 +57,7 @@ def run_default_tune(ask: Ask, evaluate: Evaluate, tell: Tell, workers: int, fol
     from autocompress.backends.ray_worker import JobPayload, RayWorker, WorkerSetup
 
     setup = ray.put(WorkerSetup(evaluate, NO_LIMITS))
-    searcher = JobSearcher(ask, tell, lambda: workers, lambda job: JobPayload(job, setup, "."))
+    searcher = JobSearcher(ask, tell, lambda: workers, lambda job: JobPayload(job, setup, ".", {}))
     tune.run(
         RayWorker,
         search_alg=searcher,

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -294,26 +294,51 @@ def _check_capacity(bundle: Mapping[str, float], owner: str) -> None:
     raise UsageError(f"one trial takes {needed}, and {problem} ({'; '.join(offers)}); lower search.resources")
 
 
+def read_versions() -> dict[str, str]:
+    """Return the versions in this process that every node of a cluster must share; empty for a missing package."""
+    versions = {"python": platform.python_version(), "ray": ray.__version__}
+    for name in SAME:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = ""
+    return versions
+
+
+def describe_difference(there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """Return what a node has to install; empty if its versions are those of the driver.
+
+    Args:
+        there: Versions of the node; empty where a package is missing.
+        here: Versions of the driver.
+
+    Example:
+        >>> describe_difference({"torch": "2.12.1+cpu"}, {"torch": "2.13.0"})
+        'has torch 2.12.1+cpu, the driver 2.13.0; install the same everywhere'
+    """
+    for name, ours in here.items():
+        if not there[name]:
+            return f"has no {name}; install {name} {ours} there"
+        if _strip_build(there[name]) != _strip_build(ours):
+            return f"has {name} {there[name]}, the driver {ours}; install the same everywhere"
+    return ""
+
+
 def _check_versions(bundle: Mapping[str, float]) -> None:
     """Check that every node that can run a trial has the driver's packages.
 
     Raises:
         UsageError: A node lacks a package, or has another version.
     """
-    here = {"python": platform.python_version(), "ray": ray.__version__, **{name: version(name) for name in SAME}}
+    here = read_versions()
     addresses = {
         node["NodeID"]: node["NodeManagerAddress"]
         for node in _list_live_nodes()
         if count_fitting_trials(node["Resources"], bundle)
     }
     for node, there in _read_node_versions([*addresses]).items():
-        for name, ours in here.items():
-            if not there[name]:
-                raise UsageError(f"node {addresses[node]} has no {name}; install {name} {ours} there")
-            if _strip_build(there[name]) != _strip_build(ours):
-                raise UsageError(
-                    f"node {addresses[node]} has {name} {there[name]}, this process {ours}; install the same everywhere"
-                )
+        if difference := describe_difference(there, here):
+            raise UsageError(f"node {addresses[node]} {difference}")
 
 
 def _strip_build(text: str) -> str:
@@ -329,7 +354,7 @@ def _read_node_versions(nodes: Sequence[str]) -> dict[str, dict[str, str]]:
     """
 
     # A nested function is sent by value: a node without this package can run it.
-    def read_versions(names: Sequence[str]) -> dict[str, str]:
+    def read_there(names: Sequence[str]) -> dict[str, str]:
         import importlib.metadata
         import importlib.util
         import platform
@@ -342,7 +367,7 @@ def _read_node_versions(nodes: Sequence[str]) -> dict[str, dict[str, str]]:
                 installed[name] = ""
         return installed
 
-    remote_versions = ray.remote(read_versions)
+    remote_versions = ray.remote(read_there)
     answers = [
         remote_versions.options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)

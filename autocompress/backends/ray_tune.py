@@ -22,6 +22,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from autocompress.backends.base import Ask, Evaluate, Tell, TrialLimits
+from autocompress.backends.ray_cluster import read_versions
 from autocompress.backends.ray_worker import (
     JOB,
     OUTCOME,
@@ -316,8 +317,10 @@ def run_jobs(
     Raises:
         WorkersError: No worker starts, or Tune fails again and again.
     """
-    setup, driver_folder = ray.put(WorkerSetup(evaluate, limits)), os.getcwd()
-    forwarder = JobSearcher(ask, tell, count_slots, lambda job: JobPayload(job, setup, driver_folder), limits.seconds)
+    setup, driver_folder, versions = ray.put(WorkerSetup(evaluate, limits)), os.getcwd(), read_versions()
+    forwarder = JobSearcher(
+        ask, tell, count_slots, lambda job: JobPayload(job, setup, driver_folder, versions), limits.seconds
+    )
     collapses = 0
     while True:
         results_before = forwarder.result_count

@@ -3,7 +3,7 @@
 import faulthandler
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,6 +12,7 @@ import ray
 from ray import tune
 
 from autocompress.backends.base import Evaluate, TrialLimits
+from autocompress.backends.ray_cluster import describe_difference, read_versions
 from autocompress.backends.watchdog import guard_group
 from autocompress.backends.workers import limit_memory, make_failed_result
 from autocompress.core.records import Job, TrialResult
@@ -39,8 +40,15 @@ class WorkerSetup:
 class JobPayload:
     """A job on its way to a worker; copies that Tune makes are the same object, so that all release the job at once."""
 
-    def __init__(self, job: Job, setup: "ray.ObjectRef[WorkerSetup]", driver_folder: str) -> None:
+    def __init__(
+        self,
+        job: Job,
+        setup: "ray.ObjectRef[WorkerSetup]",
+        driver_folder: str,
+        versions: Mapping[str, str],
+    ) -> None:
         self.number = job.number
+        self.versions = versions
         self.job: Job | None = job
         self.setup: ray.ObjectRef[WorkerSetup] | None = setup
         self.driver_folder = driver_folder
@@ -102,6 +110,9 @@ class RayWorker(tune.Trainable):
         # Ray kills a worker alone: processes that it started, and workers of a killed driver, would stay.
         guard_group()
         try:
+            # A node that joined the cluster during the search was not checked when the search started.
+            if difference := describe_difference(read_versions(), self._payload.versions):
+                raise UsageError(f"this node {difference}")
             assert self._payload.setup is not None
             setup = ray.get(self._payload.setup)
             setup.evaluate.prepare()

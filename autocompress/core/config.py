@@ -63,7 +63,7 @@ def _make_setting(key: str, value: Leaf) -> tuple[str, Leaf]:
 
 
 # Thousands of trials share few different settings. Typed, because 1, 1.0 and True are equal.
-@lru_cache(maxsize=4096, typed=True)
+@lru_cache(maxsize=1024, typed=True)
 def _intern_setting(key: str, value: Leaf) -> tuple[str, Leaf]:
     return key, value
 

@@ -70,7 +70,8 @@ def load(folder: str | Path = Path(__file__).parent, threads: int = 1) -> "Pipel
     for name, value in record["session"].items():
         options.add_session_config_entry(name, value)
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        # A retry with the same provider would print the error, which may contain names from the file.
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common root
         raise PipelineError(f"onnxruntime cannot load {folder / 'model.onnx'}: {str(error).splitlines()[0]}") from error
     # A folder whose files come from two exports has hashes that fit, but another specification in its model.

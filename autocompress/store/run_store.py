@@ -22,14 +22,17 @@ from filelock import FileLock
 from pydantic import JsonValue
 from pydantic_core import from_json
 
-from autocompress.core.atomic import storage_errors, write_atomic
+from autocompress.core.atomic import storage_errors, sync_folder, write_atomic
 from autocompress.core.records import Candidate, Job, Segment, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.core.untrusted import check_name, escape_controls, join_inside, read_regular_file, show_value
 from autocompress.errors import RunFolderError, SearchFailedError, StorageError, UsageError
+from autocompress.store.parts import PartTable, dump_compact
 from autocompress.store.schema import (
+    ADDED,
     CANDIDATE_COLUMNS,
     DATABASE as DATABASE,
+    DATABASE_SUFFIXES,
     SCHEMA,
     SEALED,
     SEGMENTS,
@@ -52,11 +55,11 @@ from autocompress.store.schema import (
 )
 
 FORMAT = 5
-# Formats with the present definitions of their tables, with seals, and that can be read. Format 4 has no segments; it
-# gets them when it is opened for writing. Earlier ones store the history of the sampler in another form, so that they
-# can only be read.
-CURRENT = (4, FORMAT)
-PROTECTED = (3, *CURRENT)
+# Formats that can be continued: format 4 lacks the tables of parts and of segments, which are added. Earlier ones store
+# the history of the sampler in another form, and can only be read.
+CONTINUED = (4, FORMAT)
+# Formats with seals, and formats that can be read.
+PROTECTED = (3, *CONTINUED)
 READABLE = (2, *PROTECTED)
 
 logger = logging.getLogger(__name__)
@@ -83,6 +86,7 @@ class RunStore:
         self._connection = connection
         self._lock = lock
         self._notes: list[str] = []
+        self._parts = PartTable(connection)
         self._copy = copy
         # SQLite goes on writing to a file that was deleted, so a writer compares the file at its path.
         self._file = None if lock is None else os.stat(folder / DATABASE)
@@ -93,14 +97,29 @@ class RunStore:
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         lock = acquire_lock(folder)
-        if (folder / DATABASE).exists():
+        try:
+            if (folder / DATABASE).exists():
+                raise existing_run_error(folder)
+            with storage_errors(folder):
+                cls._write_new_database(folder, replace(info, format=FORMAT))
+            store = cls(folder, open_database(folder / DATABASE), lock)
+        except BaseException:
             lock.release()
-            raise existing_run_error(folder)
-        store = cls(folder, open_database(folder / DATABASE), lock)
-        store._connection.executescript(SCHEMA)
-        store.update_run_info(replace(info, format=FORMAT))
+            raise
         logger.info("%s: created", folder)
         return store
+
+    @classmethod
+    def _write_new_database(cls, folder: Path, info: RunInfo) -> None:
+        """Write the file under another name first: a kill in between leaves no run, and the next search starts anew."""
+        draft = folder / f"{DATABASE}.new"
+        for suffix in DATABASE_SUFFIXES:
+            draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+        with cls(folder, open_database(draft), None) as store:
+            store._create_tables()
+            store.update_run_info(info)
+        os.replace(draft, folder / DATABASE)
+        sync_folder(folder)
 
     @classmethod
     def open(cls, folder: Path) -> "RunStore":
@@ -110,12 +129,9 @@ class RunStore:
         try:
             store = cls(folder, open_database(folder / DATABASE), lock)
             store._check_format()
-            version = store._read_entry("format")
-            if version not in CURRENT:
+            if store._read_entry("format") not in CONTINUED:
                 raise RunFolderError(f"{folder} was created by an older version: it can be read, but not continued")
-            if version != FORMAT:
-                store._connection.executescript(SCHEMA)
-                store.update_run_info(replace(store.run_info(), format=FORMAT))
+            store._add_missing_tables()
         except BaseException:
             lock.release()
             raise
@@ -140,6 +156,19 @@ class RunStore:
         store._check_format()
         return store
 
+    def _create_tables(self) -> None:
+        # One transaction: one write to the disk instead of one for each table.
+        with self._write_errors():
+            self._connection.executescript(f"BEGIN IMMEDIATE;{SCHEMA}COMMIT;")
+
+    def _add_missing_tables(self) -> None:
+        """Make the tables of the present format in a store of an earlier one."""
+        if self._read_entry("format") != FORMAT:
+            # A kill before the next line leaves a valid store of the earlier format.
+            self._create_tables()
+            self.update_run_info(replace(self.run_info(), format=FORMAT))
+            logger.info("%s: continued in format %d", self.folder, FORMAT)
+
     def _check_format(self) -> None:
         path = self.folder / DATABASE
         try:
@@ -147,15 +176,17 @@ class RunStore:
                 # Before the first query of a table, which may be a view.
                 damage = check_schema(self._connection, is_current=False)
                 version = FORMAT if damage else self._read_entry("format")
-                if version in CURRENT:
+                if version in CONTINUED:
                     damage = damage or check_schema(self._connection, is_current=True)
                 if version in PROTECTED:
-                    damage = damage or self._find_damage()
+                    damage = damage or self._find_damage(is_current=version == FORMAT)
         except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as fault:
             version, damage = FORMAT, escape_controls(str(fault), keeps_lines=False)
         if damage:
             logger.error("%s: %s", path, damage)
             raise damage_error(path, damage)
+        if version is None:
+            raise damage_error(path, "its format is missing")
         if version not in READABLE:
             other = "an older" if isinstance(version, int) and version < FORMAT else "a newer"
             raise RunFolderError(
@@ -180,13 +211,13 @@ class RunStore:
         if name:
             check_name(name, "name of a run")
 
-    def _find_damage(self) -> str:
+    def _find_damage(self, *, is_current: bool) -> str:
         """Return a description of the damaged part of the file; empty if there is none."""
         (verdict,) = self._connection.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":
             return str(verdict).replace("\n", " ")
         for table, (key, *rest) in SEALED.items():
-            if table == SEGMENTS and not self._has_segments:
+            if table in ADDED and not is_current:
                 continue
             # IS NOT also finds rows whose seal is NULL.
             query = f"SELECT {key} FROM {table} WHERE seal IS NOT seal_of({', '.join([key, *rest])})"
@@ -248,7 +279,7 @@ class RunStore:
             self._connection.execute(
                 "INSERT INTO ac_trials (number, role, config, base, optuna, state, cuts, rung, until)"
                 " VALUES (:number, :role, :config, :base, :optuna, 'running', :cuts, :rung, :until)",
-                {**job_row(job), "optuna": optuna},
+                {**job_row(job, self._parts), "optuna": optuna},
             )
 
     def continue_job(self, job: Job) -> None:
@@ -257,7 +288,7 @@ class RunStore:
             self._connection.execute(
                 "UPDATE ac_trials SET state = 'running', attempts = 1, cuts = :cuts, rung = :rung, until = :until"
                 " WHERE number = :number",
-                job_row(job),
+                job_row(job, self._parts),
             )
 
     def add_attempt(self, number: int) -> None:
@@ -293,14 +324,14 @@ class RunStore:
                     result.seconds,
                     elapsed,
                     hypervolume,
-                    json.dumps([dict(row) for row in result.curve]),
+                    dump_compact([dict(row) for row in result.curve]),
                     result.number,
                 ),
             )
             self._connection.executemany(
                 f"INSERT OR REPLACE INTO ac_candidates ({', '.join(CANDIDATE_COLUMNS)})"
                 f" VALUES ({', '.join('?' * len(CANDIDATE_COLUMNS))})",
-                [candidate_row(candidate) for candidate in result.candidates],
+                [candidate_row(candidate, self._parts) for candidate in result.candidates],
             )
             if segment is not None:
                 self._connection.execute(
@@ -355,7 +386,7 @@ class RunStore:
                     details["examples"] = {**details.get("examples", {}), **examples[identity]}
                 self._connection.execute(
                     "UPDATE ac_candidates SET scores = ?, details = ? WHERE id = ?",
-                    (json.dumps(merged), json.dumps(details), identity),
+                    (dump_compact(merged), dump_compact(details), identity),
                 )
 
     def add_note(self, line: str) -> None:
@@ -374,7 +405,7 @@ class RunStore:
         """Return every trial in the order of its number."""
         with self._read_errors():
             rows = self._connection.execute(f"SELECT {', '.join(TRIAL_COLUMNS)} FROM ac_trials ORDER BY number")
-            return [trial_from_row(dict(zip(TRIAL_COLUMNS, row, strict=True))) for row in rows]
+            return [trial_from_row(dict(zip(TRIAL_COLUMNS, row, strict=True)), self._parts) for row in rows]
 
     def read_candidate(self, identity: str) -> Candidate:
         """Return one candidate by its id.
@@ -400,9 +431,10 @@ class RunStore:
         columns = ", ".join(CANDIDATE_COLUMNS)
         with self._read_errors():
             rows = self._connection.execute(f"SELECT {columns} FROM ac_candidates {where}", (*values,))
-            return [candidate_from_row(dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for row in rows]
+            return [candidate_from_row(dict(zip(CANDIDATE_COLUMNS, row, strict=True)), self._parts) for row in rows]
 
     def _read_errors(self) -> AbstractContextManager[None]:
+        self._parts.begin_read()
         return read_errors(self.folder / DATABASE)
 
     def checkpoint_path(self, name: str) -> Path:
@@ -423,8 +455,8 @@ class RunStore:
                 f"SELECT t.role, {columns} FROM ac_candidates c JOIN ac_trials t ON t.number = c.trial"
                 " ORDER BY c.trial, c.complete, c.epochs, CAST(substr(c.id, instr(c.id, 'c') + 1) AS INTEGER)"
             )
-            table = [flat_candidate(role, dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for role, *row in rows]
-            return pd.DataFrame(table)
+            named = ((role, dict(zip(CANDIDATE_COLUMNS, row, strict=True))) for role, *row in rows)
+            return pd.DataFrame([flat_candidate(role, row, self._parts) for role, row in named])
 
     def trial_table(self) -> pd.DataFrame:
         """Return one row per trial; ``further`` marks those that compress an earlier checkpoint instead of training.
@@ -455,6 +487,7 @@ class RunStore:
             segments = self._read_segments()
             parts = [segments.get(number, []) for number in table["number"]]
             table["segments"] = pd.Series(parts, index=table.index, dtype=object)
+            table["config"] = [json.dumps(self._parts.expand_config(text)) for text in table["config"]]
             for column in ("seconds", "elapsed", "hypervolume"):
                 table[column] = table[column].astype(float)
         return table
@@ -502,15 +535,23 @@ class RunStore:
     def _transaction(self) -> Iterator[None]:
         """Commit all statements or none; a full or read-only disk raises :class:`StorageError`."""
         self._require_present()
-        try:
+        with self._write_errors():
             self._connection.execute("BEGIN IMMEDIATE")
             yield
+            self._parts.write_new_parts()
             # Notes share the transaction, so the history of the sampler never differs from the trials.
             if self._notes:
-                lines = f"[{', '.join(self._notes)}]"
+                lines = f"[{','.join(self._notes)}]"
                 self._connection.execute("INSERT INTO ac_notes (notes) VALUES (?)", (lines,))
             self._connection.execute("COMMIT")
+            self._parts.forget_new_parts()
             self._notes.clear()
+
+    @contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        """Undo an open transaction when the body fails; a full or read-only disk raises :class:`StorageError`."""
+        try:
+            yield
         except BaseException as fault:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

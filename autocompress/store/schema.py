@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State
 from autocompress.core.untrusted import check_name, is_name, read_regular_file, require_regular, show_value
 from autocompress.errors import RunFolderError, StorageError, UsageError
+from autocompress.store.parts import SECTIONS, PartTable, Section, dump_compact
 
 DATABASE = "study.db"
 LARGEST_VALUE = 2**26
@@ -39,11 +40,12 @@ CONTENT_ERRORS = (
     ValueError,
     UsageError,
 )
-# Files that SQLite writes beside a database, through links too.
-DATABASE_FILES = tuple(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
+# SQLite writes files of these names beside a database, through links too.
+DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 LOCK, OWNER = ".lock", ".driver"
-# Table of the segments of trials, which runs of format 4 and earlier lack.
 SEGMENTS = "ac_segments"
+# Tables that runs of format 4 lack until they are continued.
+ADDED = ("ac_parts", SEGMENTS)
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         StorageError: The file cannot be opened.
         RunFolderError: It is not a database, or a damaged one.
     """
-    require_regular(path.parent / name for name in DATABASE_FILES)
+    require_regular(path.with_name(path.name + suffix) for suffix in DATABASE_SUFFIXES)
     try:
         # No implicit transactions: the store begins and ends its own.
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
@@ -212,6 +214,7 @@ CREATE TABLE IF NOT EXISTS ac_segments (
     number INTEGER PRIMARY KEY, trial INTEGER NOT NULL REFERENCES ac_trials (number), worker INTEGER NOT NULL,
     started REAL NOT NULL, ended REAL NOT NULL, seal TEXT);
 CREATE TABLE IF NOT EXISTS ac_notes (number INTEGER PRIMARY KEY, notes TEXT NOT NULL, seal TEXT);
+CREATE TABLE IF NOT EXISTS ac_parts (number INTEGER PRIMARY KEY, part TEXT NOT NULL, seal TEXT);
 """
 # Columns that the seal of each table covers, the key first.
 SEALED = {
@@ -223,6 +226,7 @@ SEALED = {
     "ac_candidates": ("id", "trial", "epochs", "config", "scores", "costs", "details", "checkpoint", "complete"),
     "ac_segments": ("number", "trial", "worker", "started", "ended"),
     "ac_notes": ("number", "notes"),
+    "ac_parts": ("number", "part"),
 }
 # SQLite stores no checksums: without a seal, a flipped byte in a number would be read as another number.
 for _table, (_key, *_rest) in SEALED.items():
@@ -269,31 +273,36 @@ class StoredTrial:
     reason: str = ""
 
 
-def job_row(job: Job) -> Row:
+def job_row(job: Job, parts: PartTable) -> Row:
     """Return the columns of ``ac_trials`` that describe a job."""
-    base = job.base
+    base, shorten = job.base, parts.shorten_part
     return {
         "number": job.number,
         "role": job.role.value,
-        "config": json.dumps(job.training.to_json()),
+        "config": parts.shorten_config(job.training),
         # The stored column keeps its first name, so that older runs can be read.
-        "cuts": json.dumps([[_part_json(cut.prune), _part_json(cut.quantize)] for cut in job.recipes]),
+        "cuts": dump_compact([[shorten(cut.prune), shorten(cut.quantize)] for cut in job.recipes]),
         "rung": job.rung,
         "until": job.until,
-        "base": None if base is None else json.dumps([base.checkpoint, _part_json(base.prune), base.epochs]),
+        "base": None if base is None else dump_compact([base.checkpoint, shorten(base.prune), base.epochs]),
     }
 
 
-def trial_from_row(row: Row) -> StoredTrial:
+def trial_from_row(row: Row, parts: PartTable) -> StoredTrial:
     """Return the trial in a row of ``ac_trials``."""
+
+    def read_part(value: int | Section | None) -> Part | None:
+        section = parts.expand_section(value)
+        return None if section is None else Part.from_json(section)
+
     base = None
     if row["base"] is not None:
         checkpoint, prune, epochs = from_json(row["base"])
-        base = BaseCheckpoint(check_name(checkpoint, "name of a checkpoint"), _part_from_json(prune), epochs)
+        base = BaseCheckpoint(check_name(checkpoint, "name of a checkpoint"), read_part(prune), epochs)
     job = Job(
         row["number"],
-        CompressionConfig.from_json(from_json(row["config"])),
-        tuple(CompressionRecipe(*map(_part_from_json, cut)) for cut in from_json(row["cuts"])),
+        CompressionConfig.from_json(parts.expand_config(row["config"])),
+        tuple(CompressionRecipe(*map(read_part, cut)) for cut in from_json(row["cuts"])),
         Role(row["role"]),
         row["rung"],
         row["until"],
@@ -303,27 +312,27 @@ def trial_from_row(row: Row) -> StoredTrial:
     return StoredTrial(job, State(row["state"]), *outcome)
 
 
-def candidate_row(candidate: Candidate) -> tuple[str | int, ...]:
+def candidate_row(candidate: Candidate, parts: PartTable) -> tuple[str | int, ...]:
     """Return the columns of a candidate in the order of ``CANDIDATE_COLUMNS``."""
     return (
         candidate.id,
         candidate.trial,
         candidate.epochs,
-        json.dumps(candidate.config.to_json()),
-        json.dumps({split: dict(values) for split, values in candidate.scores.items()}),
-        json.dumps(dict(candidate.costs)),
-        json.dumps(dict(candidate.details)),
+        parts.shorten_config(candidate.config),
+        dump_compact({split: dict(values) for split, values in candidate.scores.items()}),
+        dump_compact(dict(candidate.costs)),
+        dump_compact(dict(candidate.details)),
         candidate.checkpoint,
         int(candidate.complete),
     )
 
 
-def candidate_from_row(row: Row) -> Candidate:
+def candidate_from_row(row: Row, parts: PartTable) -> Candidate:
     """Return the candidate in a row of ``ac_candidates``."""
     return Candidate(
         row["id"],
         row["trial"],
-        CompressionConfig.from_json(from_json(row["config"])),
+        CompressionConfig.from_json(parts.expand_config(row["config"])),
         row["epochs"],
         from_json(row["scores"]),
         from_json(row["costs"]),
@@ -334,16 +343,17 @@ def candidate_from_row(row: Row) -> Candidate:
     )
 
 
-def flat_candidate(role: str, row: Row) -> Row:
+def flat_candidate(role: str, row: Row, parts: PartTable) -> Row:
     """Return a row of the candidate table: one column per hyperparameter, score and cost."""
     flat: Row = {name: row[name] for name in ("id", "trial")}
     flat |= {"role": role, "epochs": row["epochs"], "complete": bool(row["complete"])}
-    flat.update(_flat_config(from_json(row["config"])))
+    config = parts.expand_config(row["config"])
+    flat.update(_flat_config(config))
     for split, metrics in from_json(row["scores"]).items():
         flat.update({f"{metric}{SUFFIX[split]}": value for metric, value in _check_numbers(metrics).items()})
     flat.update(_check_numbers(from_json(row["costs"])))
     # The JSON text stays beside the flat columns: repeats are matched by it.
-    flat["config"] = row["config"]
+    flat["config"] = json.dumps(config)
     flat["details"] = from_json(row["details"])
     return flat
 
@@ -369,19 +379,12 @@ def candidate_index(identity: str) -> int:
     return int(identity.rpartition("c")[2])
 
 
-def _part_json(part: Part | None) -> object:
-    return None if part is None else part.to_json()
-
-
-def _part_from_json(data: Mapping[str, Any] | None) -> Part | None:
-    return None if data is None else Part.from_json(data)
-
-
 def _check_numbers(values: Row) -> Row:
     """Return measurements by name; another name or value than a driver writes would replace a column of the table."""
     for name, value in values.items():
         if name in RESERVED or not (value is None or isinstance(value, int | float)):
             raise ValueError(f"{name} is {value!r}")
+        _check_leaf(value)
     return values
 
 
@@ -391,13 +394,16 @@ def _check_leaf(value: object) -> object:
         return tuple(_check_leaf(item) for item in value)
     if not isinstance(value, str | int | float | None):
         raise ValueError(f"a setting is {value!r}")
+    if isinstance(value, int):
+        # JSON has numbers that no float can hold; they are an OverflowError here instead of anywhere later.
+        float(value)
     return value
 
 
 def _flat_config(config: Row) -> Row:
     """Return ``{"student": "cnn", "student.cnn.width": 8, ...}``."""
-    row: Row = {"seed": config["seed"]}
-    for section in ("student", "distill", "fit", "prune", "quantize"):
+    row: Row = {"seed": _check_leaf(config["seed"])}
+    for section in SECTIONS:
         # An empty section has the name `none`, so that a table can group by the column.
         parts = config[section] or {"none": {}}
         row[section] = " + ".join(parts)

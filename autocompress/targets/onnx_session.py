@@ -29,7 +29,8 @@ def create_session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSessi
     if is_weights_only(model):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        # A retry with the same provider would print the error, which may contain names from the file.
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common root
         raise ArtifactError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from error
 

@@ -1,10 +1,10 @@
 """Faults on Ray: workers that are killed, processes that stay, and the token in files."""
 
 import os
-import time
 from pathlib import Path
+from unittest import mock
 
-from benchmarks.faults.injection import FaultResult
+from benchmarks.faults.injection import FaultResult, count_lasting_processes
 from benchmarks.faults.workers import run_jobs
 from benchmarks.mock_trials import MockEvaluator
 
@@ -22,9 +22,7 @@ def kill_ray_workers(folder: Path, jobs: int = 8) -> FaultResult:
         token = os.environ["RAY_AUTH_TOKEN"].encode()
         files = [path for path in Path(root).rglob("*") if path.is_file() and not path.is_symlink()]
         with_token = sum(token in path.read_bytes() for path in files)
-    end = time.monotonic() + 10
-    while (left := _count_processes(root)) and time.monotonic() < end:
-        time.sleep(0.2)
+    left = count_lasting_processes("cmdline", root)
     failed = sorted(number for number, result in results.items() if result.state.value == "failed")
     executions = evaluator.executions()
     most = max(executions.count(item) for item in executions)
@@ -36,12 +34,21 @@ def kill_ray_workers(folder: Path, jobs: int = 8) -> FaultResult:
     return FaultResult("0 lost, at most 2 executions each, no process left, no token in a file", measured, held)
 
 
-def _count_processes(text: str) -> int:
-    """Return the number of processes whose command line contains a text."""
-    count = 0
-    for folder in Path("/proc").iterdir():
-        try:
-            count += folder.name.isdigit() and text.encode() in (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-    return count
+def fill_object_store(folder: Path, jobs: int = 6, megabytes: int = 40) -> FaultResult:
+    """Row 37: results on Ray that together take three times its object store."""
+    from autocompress.backends import ray_cluster
+    from autocompress.backends.ray import Ray
+
+    evaluator = MockEvaluator(folder / "log", 0.0, weights=megabytes * 2**20)
+    backend = Ray(workers=2)
+    with mock.patch.object(ray_cluster, "OBJECT_STORE", ray_cluster.LEAST_OBJECT_STORE), backend.open(folder):
+        results = run_jobs(backend, evaluator, jobs)
+    whole = sum(
+        [len(content) for content in result.checkpoints.values()] == [megabytes * 2**20] for result in results.values()
+    )
+    capacity = ray_cluster.LEAST_OBJECT_STORE // 2**20
+    measured = (
+        f"{jobs} results of {megabytes} MiB in a store of {capacity} MiB: {whole} whole, "
+        f"{len(evaluator.executions())} executions"
+    )
+    return FaultResult("all results, whole", measured, whole == jobs)

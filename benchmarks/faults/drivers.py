@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ from typing import Any
 from autocompress.core.records import Job, State, TrialResult
 from benchmarks.faults.injection import (
     CANDIDATES_QUERY,
+    CREATION,
     PARTIAL_QUERY,
     POINTS,
     SPEC,
     TRIALS_QUERY,
     FaultResult,
     build_kill,
+    count_lasting_processes,
     driver_process,
     inject_nothing,
     query_store,
@@ -46,7 +50,9 @@ def kill_drivers(root: Path, kills: int = 41, trials: int = 30, points: Sequence
             finished = {number for number, state, _ in trials_so_far if state not in ("running", "paused")}
             if len(finished) == trials:
                 break
-            fault = build_kill(named.pop(0), draw.randint(1, 3)) if named else inject_nothing
+            # A store is created once, by the first driver.
+            count = 1 if named[:1] == [CREATION] else draw.randint(1, 3)
+            fault = build_kill(named.pop(0), count) if named else inject_nothing
             with driver_process(fault, folder, trials, 2, evaluator) as process:
                 if fault is inject_nothing:
                     time.sleep(draw.uniform(0.02, 0.9))
@@ -108,6 +114,69 @@ def interrupt_search(runs: Path) -> FaultResult:
     left = query_store(runs / "digits", "SELECT count(*) FROM ac_trials WHERE state IN ('running', 'failed')")[0][0]
     messages.append(f"{left} trials running or failed")
     return FaultResult("exit 130 / 143, page written, resumable", "; ".join(messages), held and not left)
+
+
+def kill_searches(runs: Path, kills: int = 100, trials: int = 30, seed: int = 0) -> FaultResult:
+    """Row 36: searches of digits with real trials, killed at random times and resumed from the command line."""
+    small = [f"search.trials={trials}", "search.minutes=null", "search.workers=2", "fit.adamw.epochs=9"]
+    small += ["teacher.student={cnn: {width: 12, depth: 1}}", "teacher.fit={adamw: {epochs: 9}}"]
+    small += ["student={cnn: {width: {low: 4, high: 24}, depth: [1, 2]}}"]
+    words = [sys.executable, "-m", "autocompress.cli.app", "search", "digits", "--runs", str(runs), "--resume"]
+    words += [word for setting in small for word in ("--set", setting)]
+    draw = random.Random(seed)
+    kill_count = searches = ended = 0
+    faults: Counter[str] = Counter(
+        dict.fromkeys(("lost", "duplicated", "incomplete", "without weights", "wrong", "left"), 0)
+    )
+    while kill_count < kills:
+        folder, is_ended, rows = runs / f"digits{searches}", False, set[tuple[Any, ...]]()
+        searches += 1
+        while not is_ended:
+            # Counted in results, because the seconds of a start depend on what else the machine does.
+            at = (draw.choice((0, 0, 1, 1, 2, 3)), draw.uniform(0, 1.5)) if kill_count < kills else None
+            code = _search_and_kill([*words, "--name", folder.name], folder, at)
+            kill_count += code == -signal.SIGKILL
+            is_ended = code != -signal.SIGKILL
+            now = set(query_store(folder, "SELECT id, config, costs, checkpoint FROM ac_candidates"))
+            faults["lost"] += len(rows - now)
+            faults["incomplete"] += len(query_store(folder, PARTIAL_QUERY))
+            faults["without weights"] += sum(
+                not (folder / "checkpoints" / f"{name}.safetensors").is_file() for *_, name in now if name
+            )
+            faults["wrong"] += code not in (0, -signal.SIGKILL)
+            rows = now
+            print(f"{kill_count} kills, {len(now)} candidates: {dict(faults)}", file=sys.stderr, flush=True)
+        # Without the trial that measures what distillation brings, which repeats one.
+        stored = query_store(folder, f"{TRIALS_QUERY} AND role = 'search'")
+        keys = [_remove_seed(config) for _, _, config in stored]
+        faults["duplicated"] += len(keys) - len(set(keys))
+        faults["wrong"] += abs(len(stored) - trials) + sum(state == "running" for _, state, _ in stored)
+        ended += sum(state in ("complete", "stopped") for _, state, _ in stored)
+        faults["left"] += count_lasting_processes("environ", str(runs))
+    counts = ", ".join(f"{count} {name}" for name, count in faults.items())
+    measured = (
+        f"{kill_count} kills in {searches} searches of {trials} trials, {ended} of them ended by themselves: {counts}"
+    )
+    return FaultResult("0 lost, 0 duplicated, exactly N trials, no process left", measured, not any(faults.values()))
+
+
+def _search_and_kill(words: list[str], folder: Path, at: tuple[int, float] | None) -> int:
+    """Run a search, kill its driver so many results and seconds after it locks its folder; return the exit code."""
+    # The variable marks the processes of the search, which have no other name in common.
+    environment = {**os.environ, "RUNS": str(folder.parent)}
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    owner, count = folder / ".driver", "SELECT count(*) FROM ac_candidates WHERE id LIKE '%c0'"
+    before = query_store(folder, count)
+    while at is not None and process.poll() is None:
+        results, seconds = at
+        is_searching = owner.is_file() and owner.read_text() == str(process.pid)
+        if is_searching and sum(n for (n,) in query_store(folder, count)) >= sum(n for (n,) in before) + results:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            process.kill()
+            break
+        time.sleep(0.05)
+    return process.wait()
 
 
 def start_second_driver(folder: Path) -> FaultResult:

@@ -27,7 +27,9 @@ OBJECTIVES = [
     ObjectiveSpec("effective_flops", "minimize", "FLOPs", "cost", (1e7, 1e2)),
 ]
 #: Points at which a driver is killed: module, function, and whether after (True) or before its call (False).
+CREATION = "while the store is created"
 POINTS = {
+    CREATION: ("store.run_store", "open_database", True),
     "before a job is recorded": ("store.run_store", "RunStore.add_job", False),
     "after a job was recorded": ("store.run_store", "RunStore.add_job", True),
     "after a trial was sent to its next rung": ("store.run_store", "RunStore.continue_job", True),
@@ -148,6 +150,23 @@ def use_light_workers() -> None:
 
 def inject_nothing() -> None:
     """Inject no fault."""
+
+
+def count_lasting_processes(file: str, text: str, seconds: float = 10) -> int:
+    """Return how many processes still have a text in a file of theirs in /proc after some seconds."""
+    end = time.monotonic() + seconds
+    while (count := _count_processes(file, text.encode())) and time.monotonic() < end:
+        time.sleep(0.2)
+    return count
+
+
+def _count_processes(file: str, text: bytes) -> int:
+    count = 0
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            # This process itself may have the text in its command line.
+            count += folder.name.isdigit() and int(folder.name) != os.getpid() and text in (folder / file).read_bytes()
+    return count
 
 
 def build_kill(point: str, count: int) -> Callable[[], None]:

@@ -67,6 +67,9 @@ MUTANTS = (
         (('self._connection.execute("BEGIN IMMEDIATE")', "pass"), ('self._connection.execute("COMMIT")', "pass")),
         (1,),
     ),
+    Mutant(
+        "store under another name", STORE, (('draft = folder / f"{DATABASE}.new"', "draft = folder / DATABASE"),), (1,)
+    ),
     Mutant("duplicate guard", DRIVER, (("if self._feedback.has_trial(key):", "if False:"),), (31,)),
     Mutant("lock", SCHEMA, (("lock.acquire(timeout=0)", "pass"),), (6,)),
     Mutant("refusal of a folder without locks", ATOMIC, (("if reason.errno not in NO_LOCKS:", "if True:"),), (35,)),

@@ -8,12 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import benchmarks.faults
-from benchmarks.faults.cluster import kill_ray_workers
+from benchmarks.faults.caches import damage_teacher_cache
+from benchmarks.faults.cluster import fill_object_store, kill_ray_workers
 from benchmarks.faults.drivers import (
     compare_tables,
     exhaust_space,
     interrupt_search,
     kill_drivers,
+    kill_searches,
     repeat_interruptions,
     start_second_driver,
 )
@@ -33,7 +35,7 @@ from benchmarks.faults.hostile import (
     read_hostile_specs,
     show_hostile_names,
 )
-from benchmarks.faults.injection import FaultResult, use_light_workers
+from benchmarks.faults.injection import CREATION, FaultResult, use_light_workers
 from benchmarks.faults.mutants import MUTANTS, format_mutants
 from benchmarks.faults.numerics import (
     distill_extremes,
@@ -80,6 +82,7 @@ ROWS: dict[int, Callable[[Path], FaultResult]] = {
     24: count_checkpoints,
     25: open_hostile_runs,
     26: load_declared_sizes,
+    27: damage_teacher_cache,
     28: lose_folder,
     29: lose_power,
     30: repeat_interruptions,
@@ -88,11 +91,13 @@ ROWS: dict[int, Callable[[Path], FaultResult]] = {
     33: jump_clock,
     34: stop_worker,
     35: refuse_locks,
+    36: kill_searches,
+    37: fill_object_store,
 }
 #: Rows in the smallest size that fails without the guard: the same functions, for the mutants and the test suite.
 SMALL_ROWS: dict[int, Callable[[Path], FaultResult]] = {
     **ROWS,
-    1: partial(kill_drivers, kills=0, trials=8, points=["among the rows of a result"]),
+    1: partial(kill_drivers, kills=0, trials=8, points=[CREATION, "among the rows of a result"]),
     2: partial(kill_workers, trials=6, killed=2),
     7: partial(damage_store, cuts=3, flips=40),
     9: partial(check_bad_results, tables=50),
@@ -100,6 +105,7 @@ SMALL_ROWS: dict[int, Callable[[Path], FaultResult]] = {
     24: partial(count_checkpoints, trials=20),
     29: partial(lose_power, points=25, trials=4),
     30: partial(repeat_interruptions, trials=4),
+    36: partial(kill_searches, kills=1, trials=2),
 }
 
 

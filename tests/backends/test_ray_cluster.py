@@ -106,7 +106,7 @@ def test_too_much_for_this_machine_is_refused_before_anything_starts(tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("package", "said"), [("torch", r"has torch \S+, this process 0.1;"), ("no-such-package", "has no no-such-package")]
+    ("package", "said"), [("torch", r"has torch \S+, the driver 0.1;"), ("no-such-package", "has no no-such-package")]
 )
 def test_a_node_with_other_packages_is_refused(
     ray_cluster: Any, monkeypatch: pytest.MonkeyPatch, package: str, said: str

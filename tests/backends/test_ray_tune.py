@@ -27,7 +27,7 @@ class Play:
             lambda: self.queue.pop(0) if self.queue else None,
             lambda job, result: self.told.append((job.number, result)),
             lambda: seats,
-            lambda job: JobPayload(job, None, "."),
+            lambda job: JobPayload(job, None, ".", {}),
             seconds,
         )
         self.trials = 0
@@ -168,7 +168,7 @@ def test_a_worker_that_took_too_much_memory_takes_no_execution_from_the_others()
 
 
 def test_a_parcel_is_emptied_wherever_tune_has_copied_it() -> None:
-    parcel = JobPayload(jobs(1)[0], "kit", ".")
+    parcel = JobPayload(jobs(1)[0], "kit", ".", {})
     copied = copy.deepcopy({JOB: parcel})
     parcel.release()
     assert copied[JOB].job is None
@@ -179,7 +179,7 @@ def test_what_ask_raises_passes_through_tune() -> None:
     def ask() -> Job | None:
         raise OSError("no space")
 
-    found = JobSearcher(ask, lambda job, result: None, lambda: 1, lambda job: JobPayload(job, None, "."))
+    found = JobSearcher(ask, lambda job, result: None, lambda: 1, lambda job: JobPayload(job, None, ".", {}))
     with pytest.raises(DriverFault) as through:
         found.suggest("a")
     assert isinstance(through.value.fault, OSError)

@@ -3,7 +3,7 @@
 import copy
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from autocompress.backends import ray_worker as module
 from autocompress.backends.base import NO_LIMITS, TrialLimits
+from autocompress.backends.ray_cluster import read_versions
 from autocompress.backends.ray_worker import (
     JOB,
     OUTCOME,
@@ -47,7 +48,11 @@ def process_state() -> Iterator[None]:
 
 
 def start_worker(
-    monkeypatch: pytest.MonkeyPatch, evaluate: FakeTrials, folder: Path, limits: TrialLimits = NO_LIMITS
+    monkeypatch: pytest.MonkeyPatch,
+    evaluate: FakeTrials,
+    folder: Path,
+    limits: TrialLimits = NO_LIMITS,
+    versions: Mapping[str, str] = {},
 ) -> RayWorker:
     """Return a worker that was set up with its first job, as Tune does it."""
     monkeypatch.setattr(module, "guard_group", lambda: None)
@@ -55,16 +60,16 @@ def start_worker(
     monkeypatch.setattr(module.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
     # Tune's own constructor reads the cluster.
     worker: RayWorker = object.__new__(RayWorker)
-    worker.setup(make_config(jobs(1)[0], WorkerSetup(evaluate, limits), folder))
+    worker.setup(make_config(jobs(1)[0], WorkerSetup(evaluate, limits), folder, versions))
     return worker
 
 
-def make_config(job: Job, setup: Any, folder: Path) -> dict[str, Any]:
-    return {JOB: JobPayload(job, setup, str(folder))}
+def make_config(job: Job, setup: Any, folder: Path, versions: Mapping[str, str] = {}) -> dict[str, Any]:
+    return {JOB: JobPayload(job, setup, str(folder), versions)}
 
 
 def test_a_copy_of_a_payload_is_the_payload_and_its_release_drops_the_job() -> None:
-    payload = JobPayload(jobs(3)[2], None, ".")  # type: ignore[arg-type]
+    payload = JobPayload(jobs(3)[2], None, ".", {})  # type: ignore[arg-type]
     assert copy.deepcopy({"config": payload})["config"] is payload
     assert repr(payload) == "job 2"
     payload.release()
@@ -120,3 +125,12 @@ def test_a_worker_that_cannot_be_prepared_names_its_machine_and_the_reason(
         start_worker(monkeypatch, FakeTrials(tmp_path / "missing" / "log"), tmp_path)
     with pytest.raises(WorkerStartError, match=r"on 10\.0\.0\.7: search\.memory of 1 MiB is too little"):
         start_worker(monkeypatch, FakeTrials(tmp_path / "log"), tmp_path, TrialLimits(memory=2**20))
+
+
+def test_a_node_that_joined_later_with_another_version_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = read_versions()
+    start_worker(monkeypatch, FakeTrials(tmp_path / "log"), tmp_path, versions=here)
+    with pytest.raises(WorkerStartError, match=r"on 10\.0\.0\.7: this node has torch \S+, the driver 0\.1;"):
+        start_worker(monkeypatch, FakeTrials(tmp_path / "log"), tmp_path, versions={**here, "torch": "0.1"})

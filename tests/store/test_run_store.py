@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import shutil
 import sqlite3
@@ -11,7 +12,9 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import CompressionRecipe, Job, Role, Segment, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import RunFolderError, SearchFailedError, StorageError, UsageError
+from autocompress.store.parts import PartTable
 from autocompress.store.run_store import FORMAT, RunStore
+from autocompress.store.schema import open_database
 from tests.fakes import fake_result
 
 CUTS = (CompressionRecipe(), CompressionRecipe(quantize=Part.of("post_training", weight_bits=4)))
@@ -83,6 +86,25 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
         RunStore.create(tmp_path, RunInfo())
     with RunStore.read(tmp_path) as study:
         assert len(study.candidate_table()) == 2
+
+
+def test_a_store_that_was_not_created_to_its_end_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(store: RunStore, info: RunInfo) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "update_run_info", kill)
+        with pytest.raises(Killed):
+            RunStore.create(tmp_path, RunInfo())
+    assert not (tmp_path / "study.db").exists()
+    with filled(tmp_path):
+        pass
+    assert not list(tmp_path.glob("study.db.new*"))
+    with RunStore.read(tmp_path) as study:
+        assert len(study.read_trials()) == 1
 
 
 def _hold(folder: str, ready: "multiprocessing.connection.Connection") -> None:
@@ -217,26 +239,47 @@ CREATE INDEX ac_candidates_trial ON ac_candidates (trial);
 """
 
 
+def write_out_parts(database: Path) -> None:
+    """Write the parts of configs into the rows that refer to them, as formats before 5 did."""
+    connection = open_database(database)
+    parts = PartTable(connection)
+    for number, config, cuts in connection.execute("SELECT number, config, cuts FROM ac_trials").fetchall():
+        sections = [[parts.expand_section(part) for part in cut] for cut in json.loads(cuts)]
+        values = json.dumps(parts.expand_config(config)), json.dumps(sections), number
+        connection.execute("UPDATE ac_trials SET config = ?, cuts = ? WHERE number = ?", values)
+    for number, base in connection.execute("SELECT number, base FROM ac_trials WHERE base IS NOT NULL").fetchall():
+        checkpoint, prune, epochs = json.loads(base)
+        values = json.dumps([checkpoint, parts.expand_section(prune), epochs]), number
+        connection.execute("UPDATE ac_trials SET base = ? WHERE number = ?", values)
+    for identity, config in connection.execute("SELECT id, config FROM ac_candidates").fetchall():
+        values = json.dumps(parts.expand_config(config)), identity
+        connection.execute("UPDATE ac_candidates SET config = ? WHERE id = ?", values)
+    connection.execute("DROP TABLE ac_parts")
+    connection.close()
+
+
 def run_of_format(run: Path, folder: Path, version: int) -> Path:
     """Copy a finished run with its rows in the tables of an earlier format."""
     shutil.copytree(run, folder)
-    if version == 3:
-        with RunStore.open(folder) as store:
-            store.update_run_info(replace(store.run_info(), format=3))
+    with RunStore.open(folder) as store:
+        store.update_run_info(replace(store.run_info(), format=version))
+    write_out_parts(folder / "study.db")
+    if version > 2:
         return folder
+    (folder / "study.db").rename(folder / "finished.db")
     for name in ("study.db", "study.db-wal", "study.db-shm"):
         (folder / name).unlink(missing_ok=True)
     old = sqlite3.connect(folder / "study.db")
     old.executescript(FORMAT_2)
-    old.execute("ATTACH DATABASE ? AS finished", (str(run / "study.db"),))
+    old.execute("ATTACH DATABASE ? AS finished", (str(folder / "finished.db"),))
     for table in ("ac_meta", "ac_trials", "ac_candidates"):
         columns = ", ".join(row[1] for row in old.execute(f"PRAGMA main.table_info({table})"))
         old.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM finished.{table}")
-    old.execute("UPDATE main.ac_meta SET value = '2' WHERE key = 'format'")
     # Entries that were added later.
     old.execute("DELETE FROM main.ac_meta WHERE key IN ('plugins', 'heads', 'notices', 'all_objectives')")
     old.commit()
     old.close()
+    (folder / "finished.db").unlink()
     return folder
 
 
@@ -254,6 +297,23 @@ def test_a_finished_run_of_an_earlier_format_opens_reports_picks_and_exports(
     assert (front.export() / "manifest.json").is_file()
     with pytest.raises(RunFolderError, match="can be read, but not continued"):
         RunStore.open(front.folder)
+
+
+def test_a_run_of_the_format_without_parts_is_read_and_continued(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with filled(run) as study:
+        expected = study.candidate_table().to_json(), study.trial_table().to_json(), study.read_trials()
+    old = run_of_format(run, tmp_path / "old", 4)
+    with RunStore.read(old) as study:
+        assert study.run_info().format == 4
+        assert (study.candidate_table().to_json(), study.trial_table().to_json(), study.read_trials()) == expected
+    with RunStore.open(old) as study:
+        study.add_job(job(1), 1)
+        study.record_result(fake_result(job(1)), elapsed=2.0, hypervolume=0.5)
+    with RunStore.read(old) as study:
+        assert study.run_info().format == 5
+        assert [trial.job for trial in study.read_trials()] == [job(0), job(1)]
+        assert study.read_candidate("t0c1").config.quantize == study.read_candidate("t1c1").config.quantize
 
 
 @pytest.mark.parametrize(
@@ -342,6 +402,7 @@ MALFORMED_ROWS = [
     'UPDATE ac_candidates SET scores = \'{"unknown split": {"accuracy": 1}}\'',
     "UPDATE ac_candidates SET costs = '[]'",
     'UPDATE ac_candidates SET costs = \'{"effective_flops": "fast"}\'',
+    f"UPDATE ac_candidates SET costs = '{{\"effective_flops\": {10**400}}}'",
     "UPDATE ac_candidates SET config = '{\"seed\": 1}'",
     "UPDATE ac_candidates SET details = replace(hex(zeroblob(5000)), '00', '[')",
     "UPDATE ac_trials SET curve = '{'",

@@ -1,5 +1,6 @@
 import json
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from hypothesis import given, settings, strategies as st
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State
 from autocompress.errors import RunFolderError, StorageError
+from autocompress.store.parts import PartTable
 from autocompress.store.schema import (
     CANDIDATE_COLUMNS,
     DATABASE,
+    SCHEMA,
     StoredTrial,
     acquire_lock,
     candidate_from_row,
@@ -61,18 +64,37 @@ CANDIDATES = st.builds(
 )
 
 
+def open_parts() -> PartTable:
+    connection = sqlite3.connect(":memory:")
+    connection.create_function("seal_of", -1, seal_of, deterministic=True)
+    connection.executescript(SCHEMA)
+    return PartTable(connection)
+
+
+def flat_row(candidate: Candidate) -> dict[str, Any]:
+    parts = open_parts()
+    row = dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate, parts), strict=True))
+    parts.write_new_parts()
+    return flat_candidate("search", row, parts)
+
+
 @settings(deadline=None)
 @given(JOBS, st.sampled_from(State))
 def test_a_job_comes_back_from_its_row(job: Job, state: State) -> None:
+    parts = open_parts()
     told = {"optuna": 3, "attempts": 1, "seconds": None, "elapsed": 2.5, "reason": "its worker died"}
-    row = {**job_row(job), "state": state.value, **told}
-    assert trial_from_row(row) == StoredTrial(job, state, 3, 1, None, 2.5, "its worker died")
+    row = {**job_row(job, parts), "state": state.value, **told}
+    parts.write_new_parts()
+    assert trial_from_row(row, parts) == StoredTrial(job, state, 3, 1, None, 2.5, "its worker died")
 
 
 @settings(deadline=None)
 @given(CANDIDATES)
 def test_a_candidate_comes_back_from_its_row(candidate: Candidate) -> None:
-    assert candidate_from_row(dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate), strict=True))) == candidate
+    parts = open_parts()
+    row = dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate, parts), strict=True))
+    parts.write_new_parts()
+    assert candidate_from_row(row, parts) == candidate
 
 
 def test_the_table_has_a_column_for_each_knob_score_and_cost() -> None:
@@ -81,7 +103,7 @@ def test_the_table_has_a_column_for_each_knob_score_and_cost() -> None:
     )
     scores = {"search_val": {"accuracy": 0.7}, "select_val": {"accuracy": 0.8}, "test": {"accuracy": 0.9}}
     candidate = Candidate("t1c2", 1, config, 9, scores, {"flops": 5.0}, {"note": "x"})
-    row = flat_candidate("search", dict(zip(CANDIDATE_COLUMNS, candidate_row(candidate), strict=True)))
+    row = flat_row(candidate)
     expected: dict[str, Any] = {
         "id": "t1c2",
         "trial": 1,
@@ -108,9 +130,7 @@ def test_the_table_has_a_column_for_each_knob_score_and_cost() -> None:
 
 def test_a_list_of_settings_is_a_value_that_tables_can_group_by() -> None:
     config = CompressionConfig(Part.of("cnn", widths=[8, [4, 2]]), (Part("none"),), Part("adamw"), seed=3)
-    row = flat_candidate(
-        "search", dict(zip(CANDIDATE_COLUMNS, candidate_row(Candidate("t0c0", 0, config, 1, {}, {})), strict=True))
-    )
+    row = flat_row(Candidate("t0c0", 0, config, 1, {}, {}))
     assert row["student.cnn.widths"] == (8, (4, 2))
     assert pd.Series([row["student.cnn.widths"]] * 2).nunique() == 1
 

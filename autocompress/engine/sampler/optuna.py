@@ -25,9 +25,14 @@ from pydantic import JsonValue
 from autocompress.core.config import fingerprint
 from autocompress.core.knobs import Leaf
 from autocompress.errors import StorageError
+from autocompress.store.parts import dump_compact
 from autocompress.store.run_store import DATABASE, RunStore
 
 T = TypeVar("T")
+
+#: The attributes and the intermediate values of trials that have none; Optuna copies them before it changes any.
+NO_ATTRIBUTES: dict[str, Any] = {}
+NO_VALUES: dict[int, float] = {}
 
 
 class OptunaStorage(InMemoryStorage):
@@ -43,8 +48,11 @@ class OptunaStorage(InMemoryStorage):
 
     def __init__(self, store: RunStore) -> None:
         super().__init__()
-        # One object and its text for all equal distributions.
-        self._distributions: dict[BaseDistribution, tuple[BaseDistribution, str]] = {}
+        # One object for all equal distributions; its number is its place.
+        self._distributions: list[BaseDistribution] = []
+        self._numbers: dict[BaseDistribution, int] = {}
+        # The distributions of a trial by name; most trials have those of another one.
+        self._domains: dict[tuple[tuple[str, BaseDistribution], ...], dict[str, BaseDistribution]] = {}
         self._store: RunStore | None = None
         # By the first word of a journal entry; the words are stored.
         replays: Mapping[str, Callable[..., None]] = {
@@ -90,11 +98,16 @@ class OptunaStorage(InMemoryStorage):
         """Set the value of a hyperparameter and its distribution."""
         # Thousands of trials share the names and the distributions of a few hyperparameters.
         param_name = sys.intern(param_name)
-        if distribution not in self._distributions:
-            self._distributions[distribution] = distribution, distribution_to_json(distribution)
-        distribution, text = self._distributions[distribution]
+        number = self._numbers.get(distribution)
+        if number is not None:
+            super().set_trial_param(trial_id, param_name, param_value_internal, self._distributions[number])
+            self._write_entry("value", trial_id, param_name, param_value_internal, number)
+            return
         super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
-        self._write_entry("value", trial_id, param_name, param_value_internal, text)
+        self._numbers[distribution] = len(self._distributions)
+        self._distributions.append(distribution)
+        # The text is written at the first use, the number afterwards.
+        self._write_entry("value", trial_id, param_name, param_value_internal, distribution_to_json(distribution))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Set state and values of a trial; return whether the state changed."""
@@ -110,11 +123,32 @@ class OptunaStorage(InMemoryStorage):
         super().set_trial_system_attr(trial_id, key, value)
         self._write_entry("beside", trial_id, key, value)
 
+    def _set_trial(self, trial_id: int, trial: FrozenTrial) -> None:
+        """Replace a trial. One that has ended takes half of the memory: Optuna never changes it again."""
+        if trial.state.is_finished():
+            domains = self._domains.setdefault((*trial.distributions.items(),), trial.distributions)
+            trial = FrozenTrial(
+                trial.number,
+                trial.state,
+                None,
+                trial.datetime_start,
+                trial.datetime_complete,
+                trial.params,
+                domains,
+                trial.user_attrs or NO_ATTRIBUTES,
+                trial.system_attrs or NO_ATTRIBUTES,
+                trial.intermediate_values or NO_VALUES,
+                trial_id,
+                # By the constructor, because the attributes of a copy are kept in a dictionary of its own.
+                values=trial.values,
+            )
+        super()._set_trial(trial_id, trial)
+
     # -- the journal --------------------------------------------------------------------------
 
     def _write_entry(self, *words: object) -> None:
         if self._store is not None:
-            self._store.add_note(json.dumps(words))
+            self._store.add_note(dump_compact(words))
 
     def _replay_study(self, directions: list[int], name: str) -> None:
         self.create_new_study([StudyDirection(direction) for direction in directions], name)
@@ -123,8 +157,10 @@ class OptunaStorage(InMemoryStorage):
         trial = self.get_trial(self.create_new_trial(study_id, None))
         trial.state, trial.system_attrs, trial.datetime_start = TrialState(state), attributes, _parse_time(start)
 
-    def _replay_param(self, trial_id: int, name: str, value: float, distribution: str) -> None:
-        self.set_trial_param(trial_id, name, value, json_to_distribution(distribution))
+    def _replay_param(self, trial_id: int, name: str, value: float, entry: str | int) -> None:
+        # Earlier versions wrote the text each time.
+        distribution = json_to_distribution(entry) if isinstance(entry, str) else self._distributions[entry]
+        self.set_trial_param(trial_id, name, value, distribution)
 
     def _replay_state(
         self, trial_id: int, state: int, values: list[float] | None, start: str | None, end: str | None

@@ -11,6 +11,7 @@ keeps its weights on disk. The promotion of a large trial is postponed until the
 """
 
 import logging
+import sys
 from bisect import insort
 from collections.abc import Callable, Iterator, Sequence, Set as AbstractSet
 from dataclasses import replace
@@ -395,6 +396,7 @@ class AshaScheduler:
         for number in numbers:
             rung = self._paused.pop(number)
             epochs = self._pause_epochs(self.active_trials[number].training)[rung]
-            self.stop_reasons[number] = f"at rung {rung + 1} ({epochs} epochs): {reason}"
+            # Thousands of trials share few reasons.
+            self.stop_reasons[number] = sys.intern(f"at rung {rung + 1} ({epochs} epochs): {reason}")
             self.end_trial(number)
         return numbers
