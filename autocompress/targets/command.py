@@ -132,7 +132,7 @@ def _run_group(command: Sequence[str], timeout: float) -> tuple[int, str, str]:
         subprocess.TimeoutExpired: It did not end in time.
         OSError: It cannot be started.
     """
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         # A password that ssh asks for would be read from the user's terminal.
         stdin=subprocess.DEVNULL,
@@ -141,18 +141,17 @@ def _run_group(command: Sequence[str], timeout: float) -> tuple[int, str, str]:
         encoding="utf-8",
         errors="replace",
         start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=timeout)
-    except BaseException:
-        # The command is often a script: killing it alone would leave the program that hangs running.
-        with suppress(ProcessLookupError):
-            if sys.platform == "win32":
-                process.kill()
-            else:
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            # The command is often a script: killing it alone would leave the program that hangs running.
+            with suppress(ProcessLookupError):
+                if sys.platform == "win32":
+                    process.kill()
+                else:
+                    os.killpg(process.pid, signal.SIGKILL)
+            raise
     return process.returncode, output, errors
 
 
