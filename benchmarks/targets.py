@@ -12,6 +12,7 @@ alone: four linear layers of 2,048, and an embedding table.
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 
 from autocompress.core.knobs import Leaf
 from autocompress.core.method import Context
+from autocompress.core.precisions import HALF_BITS
 from autocompress.core.registry import QUANTIZE
 from autocompress.core.run_info import TargetInfo
 from autocompress.errors import ArtifactError
@@ -42,6 +44,7 @@ FORMS: dict[str, dict[str, Leaf]] = {
     "4 bits": {"weight_bits": 4},
     "8 bits": {"weight_bits": 8},
     "2 bits": {"weight_bits": 2},
+    "16 bits": {"weight_bits": 16},
 }
 COLUMNS = (
     "run",
@@ -120,13 +123,13 @@ def _measure(
     # As an export does: where layers in floating point round less than the searched model, none is used.
     for exact in (False, True):
         content, form = _export(replace(deployable, target=info, exact=exact), target)
-        exported = _predict(target.load(content), pipeline)
+        exported = _predict(_load(target, content), pipeline)
         score = metric.overall(exported, split.targets)
         same = [(logits[head].argmax(-1) == exported[head].argmax(-1)).double().mean() for head in logits]
         if metric.loss_against(score, searched) <= TOLERANCE + 1e-9 and min(same) >= AGREEMENT:
             break
     files = {"candidate": content, "float": export_float_graph(deployable), "teacher": teacher}
-    models = {name: target.load(file) for name, file in files.items()}
+    models = {name: _load(target, file) for name, file in files.items()}
     times = _time(target, files, models, [tensor.numpy() for tensor in deployable.example], seconds)
     return Row(
         run,
@@ -138,6 +141,12 @@ def _measure(
         sum(map(len, target.convert(content).values())),
         times,
     )
+
+
+@lru_cache(maxsize=8)
+def _load(target: Target, content: bytes) -> Model:
+    """Return a model, converted once: some converters take seconds for each file."""
+    return target.load(content)
 
 
 def _time(
@@ -198,7 +207,8 @@ def _build_forms(
     )
     quantized, state = method.apply(model, config, Context((example[:1],), ((example,),)))
     request = GraphRequest(quantized, state, (example[:1],), heads)
-    for name, in_blocks in (("decoded", False), ("packed", True)):
+    forms = {"decoded": False, "packed": True} if settings["weight_bits"] != HALF_BITS else {"float16": False}
+    for name, in_blocks in forms.items():
         traced = trace_quantized(quantized, state, (example[:1],), heads, block_tables=in_blocks)
         proto = traced.build(request.float_layers, request.encode_blocks() if in_blocks else {})
         yield name, bytes(proto.SerializeToString())

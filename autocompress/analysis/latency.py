@@ -14,7 +14,7 @@ import pandas as pd
 from autocompress.analysis.pareto import is_feasible, numeric_column
 from autocompress.core.formatting import format_factor, is_finite
 from autocompress.core.latency_model import LATENCY
-from autocompress.core.precisions import COMMON, FLOAT_BITS, Precisions
+from autocompress.core.precisions import COMMON, FLOAT_BITS, HALF_BITS, Precisions
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 
 #: Column with the texts of :func:`describe_simulation`, so that a page computes them once.
@@ -55,7 +55,8 @@ def describe_simulation(candidates: pd.DataFrame, precisions: Precisions = COMMO
         parts: dict[str, None] = {}
         for weight, activation in dict.fromkeys(tuple(_read_bits(layer, knob) for knob in _BITS) for layer in widths):
             parts.update(dict.fromkeys(precisions.list_simulated(weight, activation)))
-            parts.update(dict.fromkeys(_list_simulated_grids(row, activation, precisions)))
+            if weight != HALF_BITS:
+                parts.update(dict.fromkeys(_list_simulated_grids(row, activation, precisions)))
         texts.append(", ".join(parts))
     return texts
 

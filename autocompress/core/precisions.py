@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-FLOAT_BITS = 32
+FLOAT_BITS, HALF_BITS = 32, 16
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Precisions:
 #: No restriction.
 UNRESTRICTED = Precisions()
 #: Widths with kernels on common processors, by which runs without a target mark their candidates.
-COMMON = Precisions(((8, 8), (32, 8), (32, 32)), (8, 32))
+COMMON = Precisions(((8, 8), (32, 8), (32, 32)), (8, HALF_BITS, 32))
 
 
 def describe_widths(precisions: Precisions) -> str:

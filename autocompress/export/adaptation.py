@@ -30,6 +30,7 @@ from autocompress.export.origin import read_origin
 from autocompress.export.preprocess_file import PREPROCESS, TOKENIZER, read_preprocessing
 from autocompress.export.verify import Verification, verify
 from autocompress.measure import measure
+from autocompress.measure.thresholds import set_head_thresholds
 from autocompress.store.run_store import DATABASE, RunStore
 from autocompress.tasks.base import Supervised
 from autocompress.trial.adapt import UNCHANGED, AdaptedCandidate, AdaptRequest, adapt_candidate
@@ -132,6 +133,7 @@ def adapt_run(run: Path, identity: str, data: object, options: AdaptOptions) -> 
             rebuilt.models,
             pipeline.task,
             pipeline.teacher.model,
+            set_head_thresholds(pipeline.task.heads, pipeline.teacher_thresholds),
             pipeline.splits.test,
             rebuilt.card,
         )
@@ -228,6 +230,7 @@ class _Source:
         candidate: Its float and quantized models.
         task: The learning problem.
         teacher: The teacher; None if there is none.
+        teacher_heads: Heads with the thresholds of the teacher.
         earlier: Test split of the run; None if it is not known.
         card: Sections of its card.
     """
@@ -237,6 +240,7 @@ class _Source:
     candidate: RebuiltCandidate
     task: Task
     teacher: nn.Module | None
+    teacher_heads: Mapping[str, int]
     earlier: Split | None
     card: Card
 
@@ -259,10 +263,12 @@ def _open_artifact(folder: Path, run: Path | None, architecture: Architecture, r
     """Return an artifact as it is, with task and teacher of its run if it has one."""
     task: Task = ExportedTask(architecture)
     teacher, train, earlier = None, None, None
+    teacher_heads: Mapping[str, int] = {}
     if run is not None:
         with RunStore.read(run) as store:
             pipeline = load_pipeline(Setup.from_json(store.run_info().setup))
         task, teacher = pipeline.task, pipeline.teacher.model
+        teacher_heads = set_head_thresholds(task.heads, pipeline.teacher_thresholds)
         train, earlier = pipeline.splits.train, pipeline.splits.test
     else:
         task, train = _load_task(architecture)
@@ -289,7 +295,7 @@ def _open_artifact(folder: Path, run: Path | None, architecture: Architecture, r
         read_preprocessing(content, files.get(TOKENIZER, b"")) if content else (),
         origin=read_origin(content) if content else {},
     )
-    return _Source(folder, deployable, candidate, task, teacher, earlier, {})
+    return _Source(folder, deployable, candidate, task, teacher, teacher_heads, earlier, {})
 
 
 def _load_task(architecture: Architecture) -> tuple[Task, Split | None]:
@@ -322,6 +328,9 @@ def _write_version(source: _Source, recent: RecentData, options: AdaptOptions) -
         options.minutes,
         options.learning_rate,
         options.seed,
+        heads=source.deployable.heads,
+        # A teacher that the user gives has no thresholds.
+        teacher_heads=None if options.teacher is not None else source.teacher_heads,
     )
     adapted = adapt_candidate(request)
     if not adapted.is_changed:
@@ -345,7 +354,7 @@ def _write_version(source: _Source, recent: RecentData, options: AdaptOptions) -
         deployable,
         _build_card(source, record),
         # Before the folder gets its name, so that a version which fails is never there.
-        lambda written: verifications.append(_verify_version(written, adapted, recent)),
+        lambda written: verifications.append(_verify_version(written, adapted, recent, deployable.heads)),
     )
     return AdaptedArtifact(folder, record, verifications[0])
 
@@ -373,23 +382,24 @@ def _score_earlier(source: _Source, adapted: AdaptedCandidate) -> dict[str, floa
         return {}
     metric = source.task.metrics[0]
     models = {UNCHANGED: source.candidate.model, adapted.selected.name: adapted.selected.candidate.model}
-    pipeline = adapted.pipeline
-    return {
-        name: measure(pipeline.build_subject(model, source.earlier, {}, [metric]), [metric])[metric]
-        for name, model in models.items()
-    }
+    scores = {}
+    for name, model in models.items():
+        subject = adapted.pipeline.build_subject(model, source.earlier, {}, [metric])
+        scores[name] = measure(replace(subject, heads=source.deployable.heads), [metric])[metric]
+    return scores
 
 
-def _verify_version(folder: Path, adapted: AdaptedCandidate, recent: RecentData) -> Verification:
+def _verify_version(
+    folder: Path, adapted: AdaptedCandidate, recent: RecentData, heads: Mapping[str, int]
+) -> Verification:
     """Compare the exported files with the adapted model on all recent examples: equality needs no held-out ones."""
     pipeline: TrialPipeline = adapted.pipeline
     logits = pipeline.predict(adapted.selected.candidate.model, recent.examples)
-    heads = pipeline.task.heads
     predictions = {name: as_head(heads[name]).predict(values) for name, values in logits.items()}
     split = recent.examples if recent.is_labelled else Split(recent.examples.inputs, predictions)
-    metric = select_metric(pipeline, logits, split.targets)
+    metric = select_metric(pipeline, logits, split.targets, heads)
     scores = metric.by_head(logits, split.targets)
-    return verify(folder, split, pipeline.task.heads, scores, predictions, metric=metric)
+    return verify(folder, split, heads, scores, predictions, metric=metric)
 
 
 def _build_card(source: _Source, record: Adaptation) -> Card:

@@ -346,7 +346,7 @@ def _compare_scores(pipeline: TrialPipeline, rebuilt: RebuiltCandidate, candidat
     if not abs(score - stored) <= REPRODUCED:
         raise VerificationError(
             f"{candidate.id} has {metric.name} {score:.4f} on select_val here and {stored:.4f} in the store; "
-            "the processor or a library differs from those of the search"
+            "the processor, a library or the version of autocompress differs from those of the search"
         )
 
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,22 +18,7 @@ from autocompress.export.signing import SIGNATURE, check_signature
 MANIFEST = "manifest.json"
 REQUIRED = ("model.onnx", "model.safetensors", "architecture.json", "config.yaml", "card.md")
 # Artifacts of earlier versions have no preprocess.json and no pipeline.py.
-KNOWN = (
-    *REQUIRED,
-    "model_float.onnx",
-    "model.ncnn.param",
-    "model.ncnn.bin",
-    "model.pte",
-    "model.tflite",
-    "switchable.json",
-    "preprocess.json",
-    "pipeline.py",
-    "tokenizer.json",
-)
-MANIFEST_FORMAT = 1
-# Far above the size of a manifest of these files, and of the files that are no weights; no larger one is read.
-LARGEST_MANIFEST, LARGEST_TEXT = 2**16, 2**26
-WEIGHTS = (
+FileName: TypeAlias = Literal[
     "model.onnx",
     "model_float.onnx",
     "model.ncnn.param",
@@ -41,7 +26,19 @@ WEIGHTS = (
     "model.pte",
     "model.tflite",
     "model.safetensors",
-)
+    "architecture.json",
+    "config.yaml",
+    "card.md",
+    "switchable.json",
+    "preprocess.json",
+    "pipeline.py",
+    "tokenizer.json",
+]
+KNOWN: tuple[FileName, ...] = get_args(FileName)
+MANIFEST_FORMAT = 1
+# Far above the size of a manifest of these files, and of the files that are no weights; no larger one is read.
+LARGEST_MANIFEST, LARGEST_TEXT = 2**16, 2**26
+WEIGHTS = tuple(name for name in KNOWN if name.startswith("model"))
 
 
 class _Entry(BaseModel):
@@ -54,25 +51,7 @@ class _Entry(BaseModel):
 class _Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    files: dict[
-        Literal[
-            "model.onnx",
-            "model_float.onnx",
-            "model.ncnn.param",
-            "model.ncnn.bin",
-            "model.pte",
-            "model.tflite",
-            "model.safetensors",
-            "architecture.json",
-            "config.yaml",
-            "card.md",
-            "switchable.json",
-            "preprocess.json",
-            "pipeline.py",
-            "tokenizer.json",
-        ],
-        _Entry,
-    ]
+    files: dict[FileName, _Entry]
     format: Literal[1]
     sha256: str
 

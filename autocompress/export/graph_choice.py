@@ -12,8 +12,9 @@ graphs of the same weights are timed in turns on the target, with the float mode
     blocks        large linear layers without rounded inputs multiply by their packed codes (MatMulNBits), if the
                   target has that operator
 
-A graph qualifies if its predictions are those of the searched model. The fastest qualified graph is exported: the one
-without integer layers runs as the float model does, so that quantization never makes a file slower.
+A graph qualifies if its predictions are those of the searched model; the integer graph, which computes what was
+searched, stays if no other one qualifies on a runtime that rounds otherwise. The fastest qualified graph is exported:
+the one without integer layers runs as the float model does, so that quantization never makes a file slower.
 """
 
 import logging
@@ -186,12 +187,13 @@ def _compare_graphs(
         graphs |= others
         # All graphs are loaded before the first is timed, so that each is timed beside the others.
         models |= _load_qualified(others, request, target)
+        if len(models) > 1 and not _measure_agreement(models[base], request) >= AGREEMENT:
+            del models[base]
     if len(models) == 1 and not integer:
         return ChosenGraph(graphs[base], base, {}, graphs[base])
     rounds = _time_graphs(target, {name: graphs[name] for name in models}, models, request.example, seconds)
     # Times of the same round are compared: the load of the machine changes between rounds.
-    ratios = compare_rounds(rounds, FLOAT if FLOAT in rounds else base)
-    # The integer graph stays in the comparison, whatever it predicts: it computes what was searched.
+    ratios = compare_rounds(rounds, FLOAT if FLOAT in rounds else next(iter(rounds)))
     fastest = min(ratios, key=lambda name: ratios[name])
     chosen = FLOAT if FLOAT in ratios and ratios[fastest] > MARGIN else fastest
     times = {name: median(values) for name, values in rounds.items()}

@@ -36,6 +36,7 @@ from autocompress.quantize.fake_quantize import (
 )
 from autocompress.quantize.layers import is_embedding
 from autocompress.quantize.quantizers import Grid
+from autocompress.quantize.weight_coding import HALF
 from autocompress.targets.onnx_session import WEIGHTS_ONLY
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,8 @@ class QuantizedGraph:
         if remaining and all(entry["input"] is None for entry in self.layers):
             # A session needs another option for such a model: autocompress.targets.onnx_session reads this property.
             onnx.helper.set_model_props(proto, {WEIGHTS_ONLY: "1"})
-        decoded = [entry for entry in self.layers if entry["decoded"] is not None]
+        # Values that float16 holds exactly need no codes: they are recognized by themselves.
+        decoded = [entry for entry in self.layers if entry["decoded"] is not None and not _is_half(entry)]
         # Their codes have one scale per tensor or channel, and no groups.
         decoded += [{**entry, "decoded": {}} for entry in in_float if entry["decoded"] is None]
         pack_weights(proto, decoded, self.tensors)
@@ -249,13 +251,18 @@ class _Heads(nn.Module):
         return tuple(logits_by_head(self.model(*inputs), self.heads).values())
 
 
+def _is_half(entry: Mapping[str, Any]) -> bool:
+    """Return whether the weight of a layer has float16 values."""
+    return entry["decoded"] is not None and entry["decoded"].get("by") == HALF
+
+
 def _replace_embedding(
     model: nn.Module, entry: Mapping[str, Any], tensors: Mapping[str, Tensor], in_blocks: bool
 ) -> nn.Module:
     """Return the model with this entry replaced by a look-up of codes if it is a quantized embedding table."""
     name = entry["name"]
     table = model.get_submodule(name)
-    if not is_embedding(table) or (entry["weight"] is None and entry["decoded"] is None):
+    if not is_embedding(table) or (entry["weight"] is None and entry["decoded"] is None) or _is_half(entry):
         return model
     if not name:
         # The model itself is the table, which has no parent to be replaced in.

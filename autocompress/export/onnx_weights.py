@@ -5,6 +5,7 @@ constants when it loads a graph, so that these nodes cost time once and no laten
 
     codes   one, two or four codes in a byte -> BitShift, BitwiseAnd -> Gather (table) or Cast -> Mul (scale) -> weight
     mask    one bit for each value -> CumSum, Mul (ranks) -> Gather (values other than the most frequent one) -> weight
+    half    float16 values -> Cast -> weight
     gaps    steps from one such value to the next, one byte each -> CumSum -> ScatterND -> weight
 
 Integer codes of weights keep the DequantizeLinear that follows them, which integer kernels need.
@@ -25,6 +26,8 @@ Array = NDArray[Any]
 # Nodes and names of a packed weight take about this many bytes.
 NODE_BYTES = 700
 LARGEST_GAP = 255
+# A single node takes less.
+CAST_BYTES = 150
 
 
 def pack_weights(proto: onnx.ModelProto, decoded: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
@@ -43,7 +46,8 @@ def pack_weights(proto: onnx.ModelProto, decoded: Sequence[Mapping[str, Any]], t
             if coded is not None:
                 replaced[name] = coded
     for name, array in weights.items():
-        options = [] if name in replaced else [_encode_sparse(name, array), _encode_narrow(name, array)]
+        encoders = (_encode_sparse, _encode_narrow, _encode_half)
+        options = [] if name in replaced else [encode(name, array) for encode in encoders]
         smaller = [weight for weight in options if weight is not None and weight.nbytes < array.nbytes]
         if smaller:
             replaced[name] = min(smaller, key=lambda weight: weight.nbytes)
@@ -74,13 +78,21 @@ class _Weight:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors, and of the nodes by a rule of thumb."""
-        return NODE_BYTES + sum(len(initializer.raw_data) for initializer in self.initializers)
+        overhead = NODE_BYTES if len(self.nodes) > 1 else CAST_BYTES
+        return overhead + sum(len(initializer.raw_data) for initializer in self.initializers)
 
     def store(self, array: Array, suffix: str) -> str:
         """Add a tensor and return its name."""
         name = f"{self.name}.{suffix}"
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
+
+    def store_exact(self, array: Array, suffix: str) -> str:
+        """Add a tensor, as float16 where that holds it exactly, and return the name of its values."""
+        half = _to_half(array)
+        if half is None:
+            return self.store(array, suffix)
+        return self.emit("Cast", self.store(half, suffix), to=TensorProto.FLOAT)
 
     def emit(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Add a node and return the name of its output."""
@@ -182,6 +194,24 @@ def _encode_narrow(name: str, array: Array) -> _Weight | None:
     return weight.finish(weight.reshape(cast, *array.shape))
 
 
+def _to_half(array: Array) -> Array | None:
+    """Return a float32 array as float16; None if that changes a value."""
+    if array.dtype != np.float32:
+        return None
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), array) else None
+
+
+def _encode_half(name: str, array: Array) -> _Weight | None:
+    """Return the node for a weight that float16 holds exactly; None for other tensors."""
+    # Tensors of one axis may be scales, which integer kernels need as they are.
+    if array.ndim < 2 or _to_half(array) is None:
+        return None
+    weight = _Weight(name)
+    return weight.finish(weight.store_exact(array, "half"))
+
+
 def _encode_sparse(name: str, array: Array) -> _Weight | None:
     """Return the nodes for a tensor in which one value is frequent; None if they would not be smaller."""
     if array.dtype not in (np.float32, np.float16, np.int8, np.uint8) or array.nbytes < NODE_BYTES:
@@ -206,11 +236,11 @@ def _encode_sparse(name: str, array: Array) -> _Weight | None:
         size, background = weight.store(np.array([array.size], np.int64), "size"), numpy_helper.from_array(omitted)
         constant = weight.emit("ConstantOfShape", size, value=background)
         values = weight.emit(
-            "ScatterND", constant, weight.reshape(indices, -1, 1), weight.store(flat[present], "values")
+            "ScatterND", constant, weight.reshape(indices, -1, 1), weight.store_exact(flat[present], "values")
         )
     else:
         # Ranks of the stored values, 0 for the omitted one. onnxruntime does not fold NonZero, so that it is not used.
         bits = weight.emit("Cast", weight.unpack(flat != omitted, 8, "mask"), to=TensorProto.INT32)
         ranks = weight.emit("Mul", weight.emit("CumSum", bits, weight.store(np.array(0, np.int64), "axis")), bits)
-        values = weight.emit("Gather", weight.store(np.concatenate([omitted, flat[present]]), "values"), ranks)
+        values = weight.emit("Gather", weight.store_exact(np.concatenate([omitted, flat[present]]), "values"), ranks)
     return weight.finish(weight.reshape(values, *array.shape))

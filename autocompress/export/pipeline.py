@@ -800,8 +800,11 @@ def _parse_argument(pipeline: Pipeline, argument: str) -> Any:
     try:
         return json.loads(argument)
     except ValueError as error:
-        names = ", ".join(f'"{entry["name"]}": ...' for entry in entries)
-        needed = "a list of numbers or a .npy or .csv file" if len(entries) == 1 else f"{{{names}}}"
+        is_table = all(entry["kind"] in ("row", "numbers", "categories") for entry in entries)
+        keys = entries[0]["columns"][:2] if is_table else [entry["name"] for entry in entries]
+        names = ", ".join(f'"{key}": ...' for key in keys)
+        is_list = len(entries) == 1 and not is_table
+        needed = "a list of numbers or a .npy or .csv file" if is_list else f"{{{names}}}"
         raise PipelineError(f"{argument!r} is no JSON; give {needed}") from error
 
 

@@ -9,7 +9,7 @@ element-wise products, and batch norm, which folds into the layer before it.
     bytes            those of the tensors of an exported file, see :mod:`autocompress.measure.tensor_storage`. Where
                      only layers are known: sum of
                      ceil(weights x weight bits / 8) + 4 x (parameters - weights + buffers)
-                     + 4 x channels where the weights have fewer than 32 bits (one scale per output channel)
+                     + 4 x channels where the weights have fewer than 16 bits (one scale per output channel)
     sparse bytes     the same, with the weights of each layer as one bit a weight and the values that are not zero
                      where that is smaller:  ceil(weights / 8) + ceil(weights that are not zero x weight bits / 8)
 
@@ -247,7 +247,7 @@ def _dense_bytes(layer: LayerCost, bits: Bits) -> int:
 
 def _other_bytes(layer: LayerCost, bits: Bits) -> int:
     """Return the bytes of all elements but weights: biases, normalizations, buffers, scales."""
-    scales = layer.channels if _weight_bits(layer, bits) < 32 else 0
+    scales = layer.channels if _weight_bits(layer, bits) < 16 else 0
     return 4 * (layer.parameters - layer.weights + layer.buffers + scales)
 
 

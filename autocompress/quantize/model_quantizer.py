@@ -33,7 +33,7 @@ from autocompress.quantize.layers import (
     set_weight,
 )
 from autocompress.quantize.observers import MinMaxObserver, Observer, finite_min_max
-from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, Grid
+from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, Grid, avoid_ties
 from autocompress.quantize.serialization import grid_to_json, list_restored_names
 from autocompress.quantize.weight_coding import QuantizedWeight
 
@@ -98,10 +98,14 @@ class BiasCorrection:
 
 
 FLOAT_IN_ONNX_REASON = (
-    "groups and tables have no int8 kernel: model.onnx decodes these codes at load and computes in floating point"
+    "groups, tables and float16 have no int8 kernel: model.onnx decodes them at load and computes in floating point"
 )
 
 Ranges = dict[str, tuple[float, float]]
+# A layer's input with at most this many different values is discrete, as the pixels of images are.
+MOST_VALUES = 1024
+# Number of values that are looked at first.
+SAMPLED_VALUES = 512
 
 
 class ModelQuantizer:
@@ -144,6 +148,7 @@ class ModelQuantizer:
                 with add_layer_to_errors(name, parameter_name):
                     finite_min_max(parameter)
         self._outputs: dict[str, list[Tensor]] = {}
+        self._discrete: Mapping[str, Tensor] = {}
         self._inputs: dict[str, tuple[Grid, int]] = {}
         self._weights: dict[str, tuple[QuantizedWeight, int]] = {}
 
@@ -168,7 +173,7 @@ class ModelQuantizer:
                 ("observed", key, self.correction is None), lambda: self._run_calibration(build)
             )
         )
-        self._outputs = calibration.outputs
+        self._outputs, self._discrete = calibration.outputs, calibration.discrete
         if calibration.correction is not None:
             # The recorded statistics are shared between candidates, the corrections are not.
             self.correction = calibration.correction.copy_statistics()
@@ -181,6 +186,7 @@ class ModelQuantizer:
         observers: dict[str, Observer] = {}
         called: set[str] = set()
         outputs: dict[str, list[Tensor]] = {}
+        discrete: dict[str, Tensor] = {}
         is_first_batch = True
 
         def record_call(name: str, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], output: Tensor) -> None:
@@ -191,10 +197,12 @@ class ModelQuantizer:
                 self.correction.record_output(name, self.layers[name], output, is_first_batch)
             called.add(name)
             if build is not None and not is_weight_only(self.layers[name]):
+                values = args[0] if args else kwargs["input"]
                 if name not in observers:
                     observers[name] = build(name)
+                    discrete[name] = _list_discrete_values(values)
                 with add_layer_to_errors(name, "input"):
-                    observers[name].observe(args[0] if args else kwargs["input"])
+                    observers[name].observe(values)
 
         with forward_hooks(self.layers, record_call):
             # Without ranges and bias correction only the outputs on the first batch are needed, for the error report.
@@ -202,10 +210,12 @@ class ModelQuantizer:
                 self.model(*batch)
                 is_first_batch = False
         ranges = {name: observer.range() for name, observer in observers.items()}
-        return _Calibration(ranges, frozenset(called), outputs, self.correction)
+        return _Calibration(ranges, frozenset(called), outputs, self.correction, discrete)
 
     def quantize_input(self, name: str, grid: Grid, bits: int) -> None:
-        """Attach a quantizer to the input of a layer."""
+        """Attach a quantizer to the input of a layer, with a scale at which no discrete value is a tie."""
+        if name in self._discrete:
+            grid = avoid_ties(grid, self._discrete[name])
         self._inputs[name] = grid, bits
         attach_input_quantizer(self.layers[name], FakeQuantize(grid, bits))
 
@@ -381,12 +391,23 @@ class _Calibration:
         called: Names of the layers that ran.
         outputs: Outputs of each layer on the first batch, one per call.
         correction: Bias correction with the mean outputs, if biases will be corrected.
+        discrete: Different values of each layer's input on its first call, ``[n]``; empty for a continuous input.
     """
 
     ranges: Ranges
     called: frozenset[str]
     outputs: dict[str, list[Tensor]]
     correction: BiasCorrection | None
+    discrete: Mapping[str, Tensor]
+
+
+def _list_discrete_values(values: Tensor) -> Tensor:
+    """Return the different values of a discrete tensor, ``[...] -> [n]``; none of a continuous one."""
+    flat = values.detach().flatten()
+    # Sorting a whole tensor takes long, and a continuous one has different values nearly everywhere.
+    sample = flat[:: max(1, flat.numel() // SAMPLED_VALUES)].unique()
+    different = flat.unique() if len(sample) <= SAMPLED_VALUES // 2 else flat[:0]
+    return different if len(different) <= MOST_VALUES else flat[:0]
 
 
 class ErrorStatistics:

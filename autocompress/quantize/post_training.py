@@ -11,6 +11,7 @@ from torch import nn
 
 from autocompress.core.knobs import Choice, FloatRange, IntRange, Settings, knob
 from autocompress.core.method import Context, MethodState
+from autocompress.core.precisions import HALF_BITS
 from autocompress.core.registry import OBSERVERS, QUANTIZE
 from autocompress.quantize.layers import Layer, add_layer_to_errors, coding_for_layer
 from autocompress.quantize.model_quantizer import BiasCorrection, ModelQuantizer, fit_activation_grid
@@ -27,6 +28,7 @@ from autocompress.quantize.weight_coding import (
 )
 
 BITS = Choice((2, 3, 4, 5, 6, 7, 8, 32))
+WEIGHT_BITS = Choice((2, 3, 4, 5, 6, 7, 8, HALF_BITS, 32))
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class BitSettings(Settings):
 class PostTrainingConfig(WeightSettings, InputSettings, BitSettings):
     """Settings of post-training quantization; 32 bits leave weights or activations in floating point.
 
+    16 bits round weights to float16, whatever the quantizer, its grid and its range.
+
     Example:
         >>> PostTrainingConfig(weight_bits=4, quantizer="codebook").observer
         'minmax'
@@ -77,6 +81,7 @@ class PostTrainingConfig(WeightSettings, InputSettings, BitSettings):
 
     label: ClassVar[str] = "quantize.post_training"
 
+    weight_bits: int = knob(8, WEIGHT_BITS, "bits of a weight; 16 is float16")
     quantizer: str = knob(
         "linear", QUANTIZER_CHOICE, "what a weight's codes stand for: even steps, powers of two, a fitted table"
     )
@@ -97,8 +102,8 @@ class PostTraining:
 
     The quantized model computes the same as integer kernels: biases are rounded to the grid of the products, and the
     output of a convolution with other readers (a sum, an average) is quantized to 8 bits. Weights in groups, powers of
-    two and codebooks have no integer kernel. Their layers keep biases and outputs, and an exported graph contains the
-    dequantized weights in floating point (``report["float_in_onnx"]``).
+    two, codebooks and float16 have no integer kernel. Their layers keep biases and outputs, and an exported graph
+    contains the dequantized weights in floating point (``report["float_in_onnx"]``).
     """
 
     name: ClassVar[str] = "post_training"

@@ -1,6 +1,6 @@
 """Linear quantizers: fit a grid to a range, encode tensors to codes and decode them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -9,6 +9,10 @@ from torch import Tensor
 # A scale within these limits has a finite reciprocal in float32, and its product with every code is finite too.
 SMALLEST_SCALE = 2.0**-100
 LARGEST_SCALE = 2.0**119
+# Smallest distance of a value to the middle between two codes, in steps: float32 errors of 255 steps are a tenth of it.
+TIE_MARGIN = 2.0**-12
+# Factors by which a scale is enlarged to keep values away from such middles.
+TIE_FACTORS = tuple(1 + step * 2.0**-10 for step in range(33))
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,33 @@ ACTIVATION_QUANTIZERS: dict[str, Quantizer] = {
     "symmetric": SymmetricQuantizer(unsigned=True),
     "asymmetric": AsymmetricQuantizer(),
 }
+
+
+def avoid_ties(grid: Grid, values: Tensor) -> Grid:
+    """Return a grid with a scale larger by at most 3%, so that no value lies halfway between two codes.
+
+    Runtimes round such values differently: some add the zero point before they round half to even, some multiply by the
+    reciprocal of the scale. A value that is frequent, such as the background of images, would then change every output.
+
+    Args:
+        grid: Grid of a whole tensor.
+        values: Values that the grid will round, ``[n]``.
+
+    Example:
+        >>> grid = Grid(torch.tensor(1.0), torch.tensor(3, dtype=torch.int32), 0, 7)
+        >>> [avoid_ties(grid, torch.tensor([value])).scale.item() for value in (-2.0, -2.5)]
+        [1.0, 1.0009765625]
+    """
+    if not values.numel():
+        return grid
+    scales = grid.scale.double() * torch.tensor(TIE_FACTORS, dtype=torch.float64)
+    steps = values.double() / scales.unsqueeze(1)
+    low, high = (end - int(grid.zero_point) for end in (grid.low, grid.high))
+    # Beyond the last codes everything is clipped, whatever it is rounded to.
+    distances = torch.where((steps > low) & (steps < high), (steps - steps.floor() - 0.5).abs(), 0.5).amin(1)
+    fitting = distances >= TIE_MARGIN
+    best = fitting.int().argmax() if bool(fitting.any()) else distances.argmax()
+    return replace(grid, scale=scales[best].float())
 
 
 def _limit_scale(scale: Tensor, width: Tensor, exact: Tensor) -> Tensor:

@@ -5,12 +5,12 @@
 sets) and ``layers``, one entry per layer with its ``name`` and
 
     weight      codes on an evenly spaced grid with one scale per tensor or channel, which integer kernels can run
-    decoded     codes that are decoded to floating point: groups, or a lookup table
+    decoded     codes that are decoded to floating point: groups, a lookup table, or float16 values
     input       the grid of the layer's input
     output      the grid of its output
 
 each None where it does not apply. ``tensors`` contains ``<layer>.weight_codes``, ``.weight_scale`` and
-``.weight_zero_point``, or ``.weight_levels`` instead of the zero point for a lookup table.
+``.weight_zero_point``, or ``.weight_levels`` instead of the zero point for a lookup table; the codes alone for float16.
 """
 
 import math

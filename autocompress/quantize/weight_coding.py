@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autocompress.core.knobs import RegisteredChoice
+from autocompress.core.precisions import HALF_BITS
 from autocompress.core.registry import QUANTIZERS
 from autocompress.errors import CompressionError
 from autocompress.quantize.lookup_quantizers import LookupTable, fit_codebook, fit_power_of_two_table
@@ -18,6 +19,8 @@ from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid, LinearQuan
 
 GRANULARITIES = ("per_tensor", "per_channel", "per_group")
 WEIGHT_OBSERVERS = ("minmax", "mse")
+#: The entry ``by`` of float16 weights in a quantization history.
+HALF = "float16"
 # Shares of the range of a block that the search for the best clipping compares.
 CLIPPING_SHARES = tuple(1 - 0.02 * step for step in range(40))
 # Factors of the scale that the same search compares for powers of two, whose scale is a power of two itself.
@@ -31,7 +34,7 @@ class WeightCoding:
     """Settings of the coding of a weight.
 
     Attributes:
-        bits: Number of bits of a code.
+        bits: Number of bits of a code; 16 for float16 values, which no other setting changes.
         quantizer: Registered name of the quantizer, such as ``linear``, ``power_of_two`` or ``codebook``.
         scheme: ``symmetric`` or ``asymmetric`` codes around zero, for ``linear``.
         granularity: Part of the weight with one scale: ``per_tensor``, ``per_channel`` (output channel) or
@@ -60,19 +63,32 @@ class WeightCoding:
 
 
 @dataclass(frozen=True)
-class QuantizedWeight:
-    """A weight as integer codes with the map from codes to values.
+class HalfPrecision:
+    """The map of float16 values, which are their own codes.
 
     Attributes:
-        codes: Integer codes, shaped like the weight.
-        code_map: Grid of evenly spaced values, or lookup table.
+        group: Number of values that share a scale: there are no scales.
+    """
+
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight as codes with the map from codes to values.
+
+    Attributes:
+        codes: Integer codes, or float16 values; shaped like the weight.
+        code_map: Grid of evenly spaced values, lookup table, or float16.
     """
 
     codes: Tensor
-    code_map: Grid | LookupTable
+    code_map: Grid | LookupTable | HalfPrecision
 
     def dequantize(self) -> Tensor:
         """Return the float32 weight."""
+        if isinstance(self.code_map, HalfPrecision):
+            return self.codes.float()
         return (
             LinearQuantizer().decode(self.codes, self.code_map)
             if isinstance(self.code_map, Grid)
@@ -88,10 +104,14 @@ class QuantizedWeight:
         """Return the JSON values that :func:`load_weight` needs with the tensors; none for integer kernels."""
         if self.is_integer:
             return {}
+        if isinstance(self.code_map, HalfPrecision):
+            return {"by": HALF}
         return {"by": "grid" if isinstance(self.code_map, Grid) else "table", "group": self.code_map.group}
 
     def to_tensors(self, layer: str) -> dict[str, Tensor]:
         """Return the tensors that :func:`load_weight` reads, by name."""
+        if isinstance(self.code_map, HalfPrecision):
+            return {f"{layer}.weight_codes": self.codes}
         last = (
             {"zero_point": self.code_map.zero_point}
             if isinstance(self.code_map, Grid)
@@ -117,13 +137,15 @@ def encode_weight(weight: Tensor, coding: WeightCoding) -> QuantizedWeight:
     """Return a weight as codes, ``[C, ...] -> [C, ...]``.
 
     Raises:
-        CompressionError: The quantizer does not support so few bits.
+        CompressionError: The quantizer does not support so few bits, or float16 does not hold so large values.
 
     Example:
         >>> quantized = encode_weight(torch.tensor([[0.9, -0.4], [3.0, 1.0]]), WeightCoding(2))
         >>> quantized.codes.tolist(), quantized.code_map.scale.tolist()
         ([[1, 0], [1, 0]], [0.8999999761581421, 3.0])
     """
+    if coding.bits == HALF_BITS:
+        return _encode_half(weight.detach())
     quantized = QUANTIZERS[coding.quantizer](weight.detach(), coding)
     # An artifact contains only tensors, because it is loaded without the code of the plugin that wrote it.
     if not isinstance(quantized, QuantizedWeight) or not isinstance(quantized.code_map, Grid | LookupTable):
@@ -132,6 +154,15 @@ def encode_weight(weight: Tensor, coding: WeightCoding) -> QuantizedWeight:
             "QuantizedWeight(codes, LookupTable(levels, scale, group)), or a Grid instead of the table"
         )
     return quantized
+
+
+def _encode_half(weight: Tensor) -> QuantizedWeight:
+    """Return a weight as float16 values."""
+    values = weight.to(torch.float16)
+    if not bool(values.isfinite().all()):
+        largest, limit = float(weight.abs().max()), torch.finfo(torch.float16).max
+        raise CompressionError(f"float16 ends at {limit:g}, and the weight has a value of {largest:g}; use 32 bits")
+    return QuantizedWeight(values, HalfPrecision())
 
 
 def encode_linear(weight: Tensor, coding: WeightCoding) -> QuantizedWeight:
@@ -221,6 +252,11 @@ def load_weight(
         CompressionError: The tensors do not fit the layer or each other.
         KeyError: A tensor is missing.
     """
+    if entry.get("by") == HALF:
+        values = tensors[f"{layer}.weight_codes"]
+        if values.shape != shape or values.dtype != torch.float16:
+            raise CompressionError(f"layer '{layer}' needs {list(shape)} float16 weights, not {list(values.shape)}")
+        return QuantizedWeight(values, HalfPrecision())
     is_table = entry.get("by") == "table"
     parts = ("codes", "scale", "levels" if is_table else "zero_point")
     codes, scale, last = (tensors[f"{layer}.weight_{part}"] for part in parts)

@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 import shlex
+import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,7 +36,7 @@ class CommandTarget(Target):
         reduce_range: Whether 8-bit weights use 7 bits.
 
     Raises:
-        UsageError: The command does not name the model, or a setting is no number of its kind.
+        UsageError: The command does not name the model or has an open quotation, or a setting is no number of its kind.
     """
 
     name = "command"
@@ -48,6 +52,10 @@ class CommandTarget(Target):
     ) -> None:
         if not isinstance(run, str) or MODEL not in run:
             raise UsageError(f"target.command.run must contain {MODEL}, the path of the file to measure, got {run!r}")
+        try:
+            shlex.split(run)
+        except ValueError as error:
+            raise UsageError(f"target.command.run cannot be divided into words ({error}): {run!r}") from None
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
             raise UsageError(f"target.command.timeout must be a number of seconds above 0, got {timeout!r}")
         if weight_type not in ("int8", "uint8"):
@@ -103,7 +111,7 @@ class CommandTarget(Target):
             words = shlex.split(self._command)
             command = [word.replace(MODEL, str(path)).replace(SECONDS, f"{seconds:g}") for word in words]
             try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=self._timeout, check=False)
+                code, output, errors = _run_group(command, self._timeout)
             except subprocess.TimeoutExpired:
                 raise ArtifactError(
                     f"the device command did not end within {self._timeout:g} s and was killed: {self._command}"
@@ -111,10 +119,40 @@ class CommandTarget(Target):
             except OSError as error:
                 raise ArtifactError(f"the device command cannot be run ({error.strerror}): {self._command}") from None
         # The last line of what it wrote to standard error names the reason in most tools.
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        if code:
+            reason = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
             raise ArtifactError(f"the device command failed ({reason}): {self._command}")
-        return _parse_milliseconds(done.stdout, self._command)
+        return _parse_milliseconds(output, self._command)
+
+
+def _run_group(command: Sequence[str], timeout: float) -> tuple[int, str, str]:
+    """Return exit code, output and error messages of a command; all that it started is killed when its time is up.
+
+    Raises:
+        subprocess.TimeoutExpired: It did not end in time.
+        OSError: It cannot be started.
+    """
+    with subprocess.Popen(
+        command,
+        # A password that ssh asks for would be read from the user's terminal.
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            # The command is often a script: killing it alone would leave the program that hangs running.
+            with suppress(ProcessLookupError):
+                if sys.platform == "win32":
+                    process.kill()
+                else:
+                    os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, output, errors
 
 
 def _parse_milliseconds(output: str, command: str) -> float:

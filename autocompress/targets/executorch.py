@@ -8,13 +8,18 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
-from autocompress.errors import ArtifactError
 from autocompress.targets.base import Array, Model, Target, check_outputs, make_inputs, run_in_turn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from autocompress.targets.onnx_module import OnnxModule
 
 PROGRAM = "model.pte"
 # Largest relative difference of a program in floating point from the ONNX file, for random inputs.
@@ -40,8 +45,10 @@ class ExecuTorch(Target):
             ArtifactError: The model cannot be translated; the message names the operator or output.
         """
         self.check_installed()
-        example = make_inputs(model)
-        content = _build_program(model, example)
+        # Imported late: reading a run needs no torch.
+        from autocompress.targets.onnx_module import build_program
+
+        content = build_program("ExecuTorch", model, make_inputs(model), _convert_module)
         if b"QuantizeLinear" not in model:
             # Integer kernels may round the last step otherwise; their predictions are compared by the export.
             check_outputs("ExecuTorch", model, _load_program(content, 1), TOLERANCE)
@@ -64,25 +71,17 @@ class ExecuTorch(Target):
         return sum(sum(plan.non_const_buffer_sizes) for plan in plans)
 
 
-def _build_program(model: bytes, example: Sequence[Array]) -> bytes:
+def _convert_module(module: "OnnxModule", inputs: "tuple[Tensor, ...]") -> bytes:
     import torch
 
-    from autocompress.targets.onnx_module import OnnxModule
+    with _silence_library():
+        # Its modules warn when they are imported, too.
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
 
-    module = OnnxModule(model, example).eval()
-    inputs = tuple(torch.from_numpy(array) for array in example)
-    try:
-        with _silence_library(), torch.no_grad():
-            # Its modules warn when they are imported, too.
-            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.exir import to_edge_transform_and_lower
-
-            program = torch.export.export(module, inputs)
-            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
-            return bytes(lowered.to_executorch().buffer)
-    except Exception as error:  # the exporter raises any exception of its passes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtifactError(f"ExecuTorch cannot convert the model: {reason}") from error
+        program = torch.export.export(module, inputs)
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        return bytes(lowered.to_executorch().buffer)
 
 
 @contextmanager

@@ -11,13 +11,19 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
-from autocompress.errors import ArtifactError, UsageError
+from autocompress.errors import UsageError
 from autocompress.targets.base import Array, Model, Target, check_outputs, make_inputs, run_in_turn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from autocompress.targets.onnx_module import OnnxModule
 
 PROGRAM = "model.tflite"
 # Largest relative difference of a converted model from the ONNX file, for random inputs.
@@ -56,7 +62,10 @@ class LiteRt(Target):
             ArtifactError: The model cannot be translated; the message names the operator or output.
         """
         self.check_installed()
-        content = _build_program(model, make_inputs(model))
+        # Imported late: reading a run needs no torch.
+        from autocompress.targets.onnx_module import build_program
+
+        content = build_program("LiteRT", model, make_inputs(model), _convert_module)
         check_outputs("LiteRT", model, _load_program(content, 1), TOLERANCE)
         return {PROGRAM: content}
 
@@ -69,24 +78,14 @@ class LiteRt(Target):
         return _load_program(self.convert(model)[PROGRAM], threads)
 
 
-def _build_program(model: bytes, example: Sequence[Array]) -> bytes:
-    import torch
+def _convert_module(module: "OnnxModule", inputs: "tuple[Tensor, ...]") -> bytes:
+    # The converter prints each of its steps.
+    with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        import litert_torch
 
-    from autocompress.targets.onnx_module import OnnxModule
-
-    module = OnnxModule(model, example).eval()
-    inputs = tuple(torch.from_numpy(array) for array in example)
-    try:
-        # The converter prints each of its steps.
-        with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            import litert_torch
-
-            path = Path(folder) / PROGRAM
-            litert_torch.convert(module, inputs).export(str(path))
-            return path.read_bytes()
-    except Exception as error:  # the converter raises any exception of its passes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtifactError(f"LiteRT cannot convert the model: {reason}") from error
+        path = Path(folder) / PROGRAM
+        litert_torch.convert(module, inputs).export(str(path))
+        return path.read_bytes()
 
 
 def _load_program(content: bytes, threads: int) -> Model:

@@ -108,7 +108,11 @@ class OnnxModule(nn.Module):
             raise ArtifactError(f"the operator {proto.op_type} ('{proto.name}') is not translated; change the model")
         node = self._read_node(proto)
         operands = {name: self._find_tensor(name) for name in node.operands}
-        result = node.run(operands)
+        try:
+            result = node.run(operands)
+        except ArtifactError as error:
+            # The operator is what the check before a search finds the layers by.
+            raise ArtifactError(f"{proto.op_type} ('{proto.name}'): {error}") from None
         is_constant = all(name in self._constants for name in node.operands)
         # The codes of weights stay codes where integer kernels read them.
         if proto.op_type == "Shape" or (is_constant and node.output not in self._integer_weights):
@@ -154,6 +158,33 @@ class OnnxModule(nn.Module):
         grid = (f"{proto.output[0]}_scales", f"{proto.output[0]}_zero_points")
         self._constants |= dict(zip(grid, (scale, zero_point), strict=True))
         return (name, *grid), []
+
+
+def build_program(
+    runtime: str,
+    model: bytes,
+    example: Sequence[NDArray[Any]],
+    convert: Callable[[OnnxModule, tuple[Tensor, ...]], bytes],
+) -> bytes:
+    """Return the program of an ONNX file for a runtime that converts torch modules.
+
+    Args:
+        runtime: Name of the runtime, for messages.
+        model: Content of the ONNX file.
+        example: Inputs of one example, whose shapes are fixed.
+        convert: The runtime's converter, a function of a module and its inputs.
+
+    Raises:
+        ArtifactError: The file cannot be translated or converted.
+    """
+    module = OnnxModule(model, example).eval()
+    inputs = tuple(torch.from_numpy(array) for array in example)
+    try:
+        with torch.no_grad():
+            return convert(module, inputs)
+    except Exception as error:  # converters raise any exception of their passes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(f"{runtime} cannot convert the model: {reason}") from error
 
 
 def _find_integer_weights(graph: onnx.GraphProto) -> set[str]:

@@ -1,11 +1,11 @@
-"""onnxruntime on the CPU: 8-bit kernels in the form that suits the processor, and weights of 2, 4 and 8 bits."""
+"""onnxruntime on the CPU: 8-bit kernels in the form that suits the processor, and weights of 2, 4, 8 and 16 bits."""
 
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
 from autocompress.targets.base import Model, Target
 
-#: Widths of stored weights: one, two or four codes in a byte (`autocompress.export.onnx_weights`).
-STORED_BITS = (2, 4, 8, 32)
+#: Widths of stored weights: one, two or four codes in a byte, and float16 (`autocompress.export.onnx_weights`).
+STORED_BITS = (2, 4, 8, 16, 32)
 
 
 @TARGETS.register("onnxruntime")

@@ -70,6 +70,8 @@ class AdaptRequest:
         minutes: Time limit of the training in minutes; 0 only estimates statistics and ranges again.
         learning_rate: Peak learning rate; ``None`` for a share of the candidate's.
         seed: Seed of the parts of the recent data and of the batches.
+        heads: Heads with the thresholds of the candidate; those of the task by default.
+        teacher_heads: Heads with the thresholds of the teacher; those of the task by default.
     """
 
     task: Task
@@ -80,6 +82,8 @@ class AdaptRequest:
     minutes: float = 1.0
     learning_rate: float | None = None
     seed: int = 0
+    heads: Mapping[str, int] | None = None
+    teacher_heads: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.minutes < float("inf"):
@@ -232,6 +236,9 @@ class _Session:
         self.metric = request.task.metrics[0] if self._is_labelled else "agreement"
         self._sign = 1 if OBJECTIVES.get(self.metric).direction == "maximize" else -1
         self._reference_logits: dict[int, Mapping[str, Tensor]] = {}
+        self._heads = request.heads or request.task.heads
+        teacher_heads = request.teacher_heads or request.task.heads
+        self._reference_heads = self._heads if request.teacher is None else teacher_heads
         teacher = None if request.teacher is None else self._select_teacher(request.teacher, parts)
         # Without a teacher, predictions are compared with those of the unchanged candidate.
         reference = teacher or request.candidate.model
@@ -253,7 +260,8 @@ class _Session:
 
     def measure_stage(self, name: str, candidate: RebuiltCandidate) -> Stage:
         """Return the stage of a candidate with its scores."""
-        scores = [self._score(candidate.model, part) for part in (self._parts.choice, self._parts.held_out)]
+        parts = self._parts.choice, self._parts.held_out
+        scores = [self._score(candidate.model, part, self._heads) for part in parts]
         return Stage(name, candidate, *scores)
 
     def select_stage(self, stages: list[Stage]) -> Stage:
@@ -289,14 +297,16 @@ class _Session:
         splits = Splits(empty, empty, empty, empty, empty)
         return TrialPipeline(self._request.task, splits, Teacher(nn.Identity(), {}, Path()))
 
-    def _score(self, model: nn.Module, part: Split) -> float:
+    def _score(self, model: nn.Module, part: Split, heads: Mapping[str, int]) -> float:
+        """Return the score of a model at the thresholds of its heads."""
         logits = self._reference_logits.get(id(part), {})
         subject = self._build_predictor().build_subject(model, part, logits, [self.metric])
+        subject = replace(subject, heads=heads, teacher_heads=self._reference_heads)
         return measure(subject, [self.metric])[self.metric]
 
     def _label_split(self, model: nn.Module, part: Split) -> Split:
-        """Return a split with the predictions of a model as targets."""
-        outputs, heads = self._build_predictor().predict(model, part), self._request.task.heads
+        """Return a split with the predictions of the reference model as targets."""
+        outputs, heads = self._build_predictor().predict(model, part), self._reference_heads
         return Split(part.inputs, {name: as_head(heads[name]).predict(values) for name, values in outputs.items()})
 
     def _select_teacher(self, teacher: nn.Module, parts: RecentSplits) -> nn.Module:
@@ -306,7 +316,11 @@ class _Session:
         _reestimate_statistics(reestimated, parts.train)
         if not self._is_labelled:
             return reestimated
-        return max((teacher, reestimated), key=lambda model: self._sign * self._score(model, parts.choice))
+
+        def score(model: nn.Module) -> float:
+            return self._sign * self._score(model, parts.choice, self._reference_heads)
+
+        return max((teacher, reestimated), key=score)
 
     def _select_terms(self, teacher: nn.Module | None, float_model: nn.Module) -> tuple[tuple[Part, ...], str]:
         """Return the distillation terms of the fine-tuning, empty for none, and their description."""
@@ -316,7 +330,8 @@ class _Session:
             return LABEL_FREE, "the teacher's outputs replace the labels"
         if teacher is None:
             return (Part("none"),), "no teacher: trained on the labels"
-        scores = [self._sign * self._score(model, self._parts.choice) for model in (teacher, float_model)]
+        models = ((teacher, self._reference_heads), (float_model, self._heads))
+        scores = [self._sign * self._score(model, self._parts.choice, heads) for model, heads in models]
         if scores[0] <= scores[1]:
             # A teacher that is no better on the recent data teaches what has changed.
             return (Part("none"),), "the teacher is no better on the recent data: trained on the labels"

@@ -1,3 +1,4 @@
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from autocompress.core.registry import TASKS
 from autocompress.core.run_info import TargetInfo
 from autocompress.errors import SpecError
 from autocompress.export.export_check import find_export_error, is_proven
+from autocompress.targets import Model
+from autocompress.targets.base import make_inputs
+from autocompress.targets.onnx_module import OnnxModule
+from autocompress.targets.onnxruntime import OnnxRuntime
 from autocompress.tasks.module import bring_model
 
 TARGET = TargetInfo("onnxruntime", precisions=Precisions(((8, 8), (32, 32)), (8, 32)))
@@ -48,6 +53,25 @@ def test_a_model_that_can_be_exported_has_no_error() -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     bring_model(model, (torch.randn(90, 3), torch.arange(90) % 2))
     assert find_export_error(TASKS.get("module")(), "from_teacher", TARGET) == ""
+
+
+class Translating(OnnxRuntime):
+    """A runtime that loads what the converters of ExecuTorch and LiteRT translate."""
+
+    def load(self, model: bytes, threads: int = 1) -> Model:
+        OnnxModule(model, make_inputs(model))
+        return super().load(model, threads)
+
+
+@pytest.mark.slow
+def test_the_layers_of_an_operator_that_a_converter_lacks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = {"edges": nn.Conv1d(1, 4, 3, padding=1, padding_mode="reflect"), "flat": nn.Flatten()}
+    model = nn.Sequential(OrderedDict(**layers, head=nn.Linear(32, 2)))
+    bring_model(model, (torch.randn(90, 1, 8), torch.arange(90) % 2))
+    monkeypatch.setattr("autocompress.export.export_check.make_target", lambda *_: Translating())
+    reason = find_export_error(TASKS.get("module")(), "from_teacher", TARGET)
+    assert reason.startswith("Pad ('Pad_0'): padding with other values than a constant is not translated")
+    assert reason.endswith("(Pad of 'edges')")
 
 
 @pytest.mark.slow

@@ -178,6 +178,30 @@ class Wrong(OnnxRuntime):
         return lambda arrays: [values[..., ::-1].copy() for values in loaded(arrays)]
 
 
+class RoundsOtherwise(OnnxRuntime):
+    """A runtime that computes integer layers wrongly."""
+
+    name = "rounds_otherwise"
+
+    def load(self, model: bytes, threads: int = 1) -> Model:
+        return (Wrong() if b"QuantizeLinear" in model else OnnxRuntime()).load(model, threads)
+
+
+@pytest.mark.slow
+def test_integers_that_a_runtime_computes_otherwise_give_way_to_a_graph_that_predicts_alike(
+    made: Mapping[str, Deployable],
+    trace: Callable[..., QuantizedGraph],
+    data: tuple[Split, Split],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(graph_choice, "trace_quantized", lambda *_, signed, **__: trace("functional", signed=signed))
+    monkeypatch.setattr(graph_choice, "time_rounds", Clock({INTEGER: 1.0, FLOAT: 9.0, PADDED: 9.5}))
+    monkeypatch.setattr(graph_choice, "AGREEMENT", 0.9)
+    chosen = choose_graph(request(made["functional"], data), RoundsOtherwise(), PRECISIONS)
+    assert chosen.form == FLOAT
+    assert INTEGER not in chosen.milliseconds
+
+
 @pytest.mark.slow
 def test_a_target_that_computes_weights_alone_wrongly_is_refused(data: tuple[Split, Split]) -> None:
     model = deployable("functional", train("functional", data[0]), data[0], weight_bits=8, activation_bits=32)

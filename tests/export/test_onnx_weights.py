@@ -21,7 +21,7 @@ from tests.contracts.test_methods import configure, context
 
 HEADS = {"digit": 10, "parity": 2}
 EXAMPLE = (torch.zeros(1, 1, 8, 8),)
-FOLDED = {"BitShift", "BitwiseAnd", "Gather", "CumSum", "ScatterND", "ConstantOfShape"}
+FOLDED = {"Cast", "BitShift", "BitwiseAnd", "Gather", "CumSum", "ScatterND", "ConstantOfShape"}
 
 
 def build() -> CNN:
@@ -78,6 +78,7 @@ def test_every_tensor_comes_back_equal(
         ({"quantizer": "codebook", "weight_bits": 8, "granularity": "per_tensor"}, 0.6),
         ({"granularity": "per_group", "group_size": 7, "weight_bits": 2, "weight_scheme": "asymmetric"}, 0.65),
         ({"quantizer": "codebook", "granularity": "per_group", "group_size": 32, "weight_bits": 3}, 0.45),
+        ({"weight_bits": 16}, 0.7),
     ],
 )
 def test_decoded_weights_are_codes_in_the_graph(values: dict[str, Any], share: float, tmp_path: Path) -> None:
@@ -113,6 +114,18 @@ def test_sparse_integer_weights_keep_their_kernels(density: float, tmp_path: Pat
     kernels = [optimized_operators(proto, tmp_path / "optimized.onnx")["QLinearConv"] for proto in (dense, sparse)]
     assert kernels[0] == kernels[1] > 0
     assert export_float(sparse_model, EXAMPLE, HEADS).ByteSize() < 0.5 * export_float(model, EXAMPLE, HEADS).ByteSize()
+
+
+@pytest.mark.parametrize("density", [1.0, 0.2])
+def test_values_that_float16_holds_take_two_bytes(density: float) -> None:
+    random = np.random.default_rng(0)
+    array = np.where(random.random((64, 64)) < density, random.normal(size=(64, 64)), 0).astype(np.float16)
+    proto = graph_of(array.astype(np.float32))
+    pack_weights(proto, (), {})
+    assert TensorProto.FLOAT16 in {tensor.data_type for tensor in proto.graph.initializer}
+    assert proto.ByteSize() < density * array.nbytes + 1500
+    (out,) = ort.InferenceSession(proto.SerializeToString()).run(None, {})
+    np.testing.assert_array_equal(out, array.astype(np.float32))
 
 
 def test_a_graph_without_anything_to_gain_stays_as_it_is() -> None:

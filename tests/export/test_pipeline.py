@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -446,6 +447,22 @@ def test_the_command_needs_neither_autocompress_nor_torch(folder: Path, picture:
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: example 0, image: the image cannot be read")
     assert sorted(path.name for path in folder.iterdir()) == sorted([*read_files(folder), "manifest.json"])
+
+
+@pytest.mark.parametrize(
+    ("entries", "form"),
+    [
+        ([{"kind": "series", "name": "series"}], "a list of numbers or a .npy or .csv file"),
+        ([{"kind": "numbers", "name": "n", "columns": ["age", "height", "weight"]}], '{"age": ..., "height": ...}'),
+        ([{"kind": "id", "name": "user"}, {"kind": "id", "name": "item"}], '{"user": ..., "item": ...}'),
+    ],
+)
+def test_an_argument_that_is_no_json_is_refused_with_the_form_of_the_inputs(
+    entries: list[dict[str, Any]], form: str
+) -> None:
+    pipeline = SimpleNamespace(record={"inputs": entries})
+    with pytest.raises(PipelineError, match=re.escape(f"'[1,2' is no JSON; give {form}")):
+        module._parse_argument(pipeline, "[1,2")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

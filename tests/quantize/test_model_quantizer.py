@@ -83,6 +83,21 @@ def outputs(model: nn.Module, name: str, values: Tensor) -> Tensor:
     return captured[0].movedim(1, -1).flatten(0, -2) if captured[0].ndim > 2 else captured[0]
 
 
+def test_pixels_are_no_ties_of_the_input_grid() -> None:
+    # Sixteen steps, of which 4.8 lie below zero: the background would be code 76.5.
+    pixels = torch.randint(17, (40, 2, 8, 8), generator=torch.Generator().manual_seed(2)) / 16 - 0.3
+    scales = {}
+    for kind, values in (("pixels", pixels), ("continuous", pixels + 1e-3 * images())):
+        model, _ = METHOD.apply(net(), config(activation_bits=8), context(values))
+        scale = model.get_buffer("0.input_quantizer.scale")
+        steps = values.unique() / scale
+        scales[kind] = float(scale) * 255 / float(values.max() - values.min())
+        distance = float((steps - steps.floor() - 0.5).abs().min())
+        assert (distance > 2e-4) is (kind == "pixels")
+    assert scales["continuous"] == pytest.approx(1)
+    assert 1.0001 < scales["pixels"] < 1.04
+
+
 @pytest.mark.parametrize("settings", [{}, {"quantizer": "codebook"}, {"granularity": "per_group", "group_size": 5}])
 def test_the_mean_of_every_output_channel_stays(settings: dict[str, Any]) -> None:
     model, values = net(), images()

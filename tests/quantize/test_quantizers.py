@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Grid, Quantizer
+from autocompress.quantize.quantizers import ACTIVATION_QUANTIZERS, WEIGHT_QUANTIZERS, Grid, Quantizer, avoid_ties
 
 QUANTIZERS = {f"weight_{name}": quantizer for name, quantizer in WEIGHT_QUANTIZERS.items()} | {
     f"activation_{name}": quantizer for name, quantizer in ACTIVATION_QUANTIZERS.items()
@@ -134,6 +134,34 @@ def test_the_ends_of_a_symmetric_range_are_exact_steps() -> None:
     for width in range(2, 9):
         codes = quantizer.encode(values, fit_grid(quantizer, values, width))
         assert codes[:2].tolist() == [-(2 ** (width - 1) - 1), 2 ** (width - 1) - 1]
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+@pytest.mark.parametrize("scheme", sorted(ACTIVATION_QUANTIZERS))
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_discrete_values_are_rounded_alike_by_every_formula(scheme: str, width: int, levels: int) -> None:
+    quantizer, generator = ACTIVATION_QUANTIZERS[scheme], torch.Generator().manual_seed(0)
+    # Three tenths of the range lie below zero, as in standardized images: a tie at 255 steps.
+    ranges = [(-0.3, 0.7), *torch.rand(30, 2, generator=generator).mul(torch.tensor([-1.0, 1.0])).tolist()]
+    for low, high in ranges:
+        values = torch.linspace(low, high, levels)
+        grid = fit_grid(quantizer, values, width)
+        moved = avoid_ties(grid, values)
+        assert 1 <= float(moved.scale / grid.scale) < 1.04
+        zero_point = moved.zero_point.float()
+        codes = [
+            values.div(moved.scale).round() + zero_point,
+            (values.div(moved.scale) + zero_point).round(),
+            (values * (1 / moved.scale) + zero_point).round(),
+        ]
+        first, *others = (code.clamp(moved.low, moved.high) for code in codes)
+        assert all(torch.equal(first, other) for other in others)
+
+
+def test_a_grid_without_ties_stays() -> None:
+    grid = ACTIVATION_QUANTIZERS["asymmetric"].fit(torch.tensor(0.0), torch.tensor(255.0), 8)
+    assert avoid_ties(grid, torch.arange(256.0)) == grid
+    assert avoid_ties(grid, torch.zeros(0)) is grid
 
 
 def test_every_more_bit_halves_the_step() -> None:

@@ -88,6 +88,23 @@ def test_every_weight_has_codes_that_keep_to_their_bits_and_come_back_exactly(
     assert torch.equal(again.dequantize(), values)
 
 
+@pytest.mark.parametrize("coding", [WeightCoding(16), WeightCoding(16, "codebook", granularity="per_group")])
+def test_16_bits_are_float16_values_whatever_the_grid(coding: WeightCoding) -> None:
+    weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    quantized = encode_weight(weight, coding)
+    assert not quantized.is_integer
+    assert torch.equal(quantized.dequantize(), weight.half().float())
+    assert sum(tensor.nbytes for tensor in quantized.to_tensors("a").values()) == 2 * weight.numel()
+    assert torch.equal(reload(quantized, weight.shape).dequantize(), quantized.dequantize())
+    with pytest.raises(CompressionError, match=r"layer 'a' needs \[4, 11\] float16 weights"):
+        reload(quantized, torch.Size((4, 11)))
+
+
+def test_values_beyond_float16_are_refused() -> None:
+    with pytest.raises(CompressionError, match="float16 ends at 65504, and the weight has a value of 70000"):
+        encode_weight(torch.tensor([[1.0, -7e4]]), WeightCoding(16))
+
+
 @settings(deadline=None)
 @given(weights(), codings)
 def test_searching_a_clipping_never_leaves_more_error(weight: Tensor, coding: WeightCoding) -> None:

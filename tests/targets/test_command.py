@@ -1,5 +1,6 @@
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,20 @@ def test_a_device_that_hangs_fails_or_prints_nonsense_is_an_error(code: str, mes
         make_target("command", {"run": command(code), "timeout": 0.5 if "sleep" in code else 30}).measure(MODEL, 0.1)
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the state of a process from /proc")
+def test_what_a_device_command_started_is_killed_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    code = f"import subprocess as s; p = s.Popen(['sleep', '60']); open({str(path)!r}, 'w').write(str(p.pid)); p.wait()"
+    with pytest.raises(ArtifactError, match="was killed"):
+        make_target("command", {"run": command(code), "timeout": 1}).measure(MODEL, 0.1)
+    state = Path(f"/proc/{path.read_text()}/stat")
+    end = time.monotonic() + 20
+    # A process that was killed and is not yet collected is a zombie.
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_program_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot be run"):
         make_target("command", {"run": f"{tmp_path}/nothing {{model}}"}).measure(MODEL, 0.1)
@@ -45,6 +60,7 @@ def test_a_program_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"run": "ssh pi bench"}, r"must contain \{model\}"),
+        ({"run": "ssh pi 'bench {model}"}, "cannot be divided into words .No closing quotation"),
         ({"run": "x {model}", "timeout": 0}, "timeout"),
         ({"run": "x {model}", "kernels": [8]}, "pairs of bits"),
         ({"run": "x {model}", "kernels": [[8, 8]]}, "floating point"),

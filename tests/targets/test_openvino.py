@@ -18,6 +18,7 @@ pytest.importorskip("openvino", reason="needs pip install 'autocompress[openvino
         ("separable", {"weight_bits": 4, "activation_bits": 8}),
         ("functional", {"weight_bits": 4, "activation_bits": 32}),
         ("residual", {"weight_bits": 2, "activation_bits": 32}),
+        ("functional", {"weight_bits": 16, "activation_bits": 32}),
     ],
 )
 def test_it_predicts_what_onnxruntime_does(name: str, bits: dict[str, int]) -> None:

@@ -3,15 +3,18 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from autocompress.core.config import CompressionConfig, Part
+from autocompress.core.heads import Head
 from autocompress.core.registry import QUANTIZE
-from autocompress.core.task import Split, Splits
+from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
+from autocompress.tasks.base import Supervised
 from autocompress.tasks.images import Digits
 from autocompress.trial import adapt as module
 from autocompress.trial.adapt import (
@@ -171,6 +174,44 @@ def test_a_candidate_that_cannot_be_improved_is_kept(pipeline: TrialPipeline, ca
     adapted = run(pipeline, candidate, Split(test.inputs, {"label": own}))
     assert adapted.selected.name == UNCHANGED
     assert not adapted.is_changed
+
+
+class Coins(Supervised):
+    """Two classes: the second one above -1.5."""
+
+    name = "coins"
+    inputs = (InputSpec((1,)),)
+    heads: ClassVar[dict[str, int]] = {"label": 2}
+
+    def splits(self, seed: int) -> Splits:
+        raise NotImplementedError
+
+    def teacher(self) -> tuple[Part, Part]:
+        raise NotImplementedError
+
+
+def test_stages_are_scored_at_the_thresholds_of_candidate_and_teacher() -> None:
+    layer = nn.Linear(1, 2)
+    layer.load_state_dict({"weight": torch.tensor([[0.0], [1.0]]), "bias": torch.zeros(2)})
+    model = nn.Sequential(layer).eval()
+    values = torch.tensor([-2.0, -1.0, 1.0]).repeat(100)[:, None]
+    recent = Split((values,), {"label": (values[:, 0] > -1.5).long()})
+    config = replace(CONFIG, quantize=None)
+    # The middle value has the probability 0.27.
+    low = {"label": Head(2, threshold=0.2)}
+
+    def score(labelled: bool, **changes: Any) -> float:
+        request = AdaptRequest(
+            Coins(), config, RebuiltCandidate(model, model, None, None), RecentData(recent, labelled), minutes=0
+        )
+        with reproducible_torch():
+            return adapt_candidate(replace(request, **changes)).held_out_scores()[UNCHANGED]
+
+    assert score(True) == pytest.approx(2 / 3, abs=0.1)
+    assert score(True, heads=low) == 1
+    assert score(False, heads=low, teacher=model) == pytest.approx(2 / 3, abs=0.1)
+    assert score(False, heads=low, teacher=model, teacher_heads=low) == 1
+    assert score(False, heads=low) == 1
 
 
 class Constant(nn.Module):
