@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
+from autocompress.engine.spec import load_spec
 from benchmarks import class_weights, promise, teachers
 from benchmarks.common import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, build_variants, format_tables
+from benchmarks.pretrained import CASES as PRETRAINED, PretrainedRow, draw_tones, score_pitch, write_table
 from benchmarks.raw_input import CASES, format_table as raw_input_table
 from benchmarks.tasks import COLUMNS, Row, best_at_a_tenth, build_command, format_table as tasks_table, main
 from benchmarks.variants import BenchmarkTask, fingerprint_job, mean_and_error, run_all
@@ -223,3 +226,25 @@ def test_class_weights_are_paired_by_seed() -> None:
     text = class_weights.format_table(results)
     assert "| none | 0.5 | 51.0 ± 0.6 |" in text
     assert "| balanced | 0.5 | 61.0 ± 0.6 (+10.0 ± 0.0) |" in text
+
+
+@pytest.mark.parametrize("name", list(PRETRAINED))
+def test_a_pretrained_model_has_a_valid_search_space(name: str) -> None:
+    assert "from_teacher" in load_spec("module", PRETRAINED[name].changes).spec.student
+
+
+def test_the_pitch_of_a_tone_is_right_within_fifty_cents() -> None:
+    frames, cents = draw_tones(4)
+    assert frames.shape == (4, 1024)
+    bins = ((cents - 1997.38) / 20).round().long().clamp(0, 359)
+    exact = torch.nn.functional.one_hot(bins, 360).float()
+    assert score_pitch(exact, cents).tolist() == [1, 1, 1, 1]
+    assert score_pitch(exact.roll(5, 1), cents).tolist() == [0, 0, 0, 0]
+
+
+def test_a_row_of_a_pretrained_model_shows_shares_of_the_teacher(tmp_path: Path) -> None:
+    shares = {"flops": 0.125, "bytes": 0.1}
+    row = PretrainedRow("bert", "accuracy", 0.7, 0.69, 9, shares, "int8", "a rival", True, "", 60)
+    write_table({"bert": row}, tmp_path / "table.md")
+    line = (tmp_path / "table.md").read_text().splitlines()[-1]
+    assert line == "| bert | 9 | accuracy | 0.700 | 0.690 | 1/8.0 | 1/10.0 | - | int8 | verified | 60 | a rival |"

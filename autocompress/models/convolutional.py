@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from autocompress.core.knobs import Choice, IntRange, knob
+from autocompress.core.knobs import Choice, IntRange, Settings, knob
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
 from autocompress.models.base import check_heads, require_real_input
@@ -45,7 +45,7 @@ class _Layers:
 class Residual(nn.Module):
     """Two convolutions with a shortcut, ``[B, C, *S] -> [B, D, *S / stride]`` (He 2016)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, config: "ConvConfig") -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, config: "StageConfig") -> None:
         super().__init__()
         conv = config.layers
         self.body = nn.Sequential(*conv(inputs, outputs, stride), nn.ReLU(), *conv(outputs, outputs))
@@ -67,7 +67,7 @@ class Inverted(nn.Module):
     rectifier; if the shape is the same, the input is added (MobileNetV2, Sandler 2018, arXiv:1801.04381).
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, config: "ConvConfig") -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, config: "StageConfig") -> None:
         super().__init__()
         conv, wide = config.layers, inputs * config.expansion
         # With an expansion of 1 there is nothing to widen, and the convolution is left out.
@@ -83,19 +83,19 @@ class Inverted(nn.Module):
         return x + out if self.adds else out
 
 
-def plain_block(inputs: int, outputs: int, stride: int, config: "ConvConfig") -> nn.Module:
+def plain_block(inputs: int, outputs: int, stride: int, config: "StageConfig") -> nn.Module:
     """Return one convolution with batch norm and ReLU."""
     return nn.Sequential(*config.layers(inputs, outputs, stride), nn.ReLU())
 
 
-def separable_block(inputs: int, outputs: int, stride: int, config: "ConvConfig") -> nn.Module:
+def separable_block(inputs: int, outputs: int, stride: int, config: "StageConfig") -> nn.Module:
     """Return a convolution within each channel, then one across channels (Howard 2017)."""
     conv = config.layers
     depthwise = conv(inputs, inputs, stride, groups=inputs)
     return nn.Sequential(*depthwise, nn.ReLU(), *conv(inputs, outputs, kernel=1), nn.ReLU())
 
 
-BLOCKS: Mapping[str, Callable[[int, int, int, "ConvConfig"], nn.Module]] = {
+BLOCKS: Mapping[str, Callable[[int, int, int, "StageConfig"], nn.Module]] = {
     "plain": plain_block,
     "residual": Residual,
     "separable": separable_block,
@@ -104,8 +104,8 @@ BLOCKS: Mapping[str, Callable[[int, int, int, "ConvConfig"], nn.Module]] = {
 
 
 @dataclass(frozen=True)
-class ConvConfig(HeadConfig):
-    """Hyperparameters of networks over one or two axes; a family adds ``axes`` and its own hyperparameters."""
+class StageConfig(Settings):
+    """Hyperparameters of a stem and stages over one or two axes; a family adds ``axes`` and its own hyperparameters."""
 
     axes: ClassVar[int]
 
@@ -122,26 +122,42 @@ class ConvConfig(HeadConfig):
         """The builder of this network's convolutions."""
         return _Layers(self.axes, self.kernel)
 
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each stage: the width doubles where the size halves, as in the networks of He 2016."""
+        return [self.width * 2**stage for stage in range(self.stages)]
+
+    def make_stem(self, channels: int) -> nn.Sequential:
+        """Return the first layers, ``[B, channels, *S] -> [B, width, *S / stem_stride]``."""
+        return nn.Sequential(*self.layers(channels, self.width, self.stem_stride), nn.ReLU())
+
+    def make_stages(self) -> nn.Sequential:
+        """Return the stages, ``[B, width, *S] -> [B, widths[-1], *S / 2**(stages - 1)]``."""
+        block = BLOCKS[self.block]
+        stages = nn.Sequential()
+        # The stem has the width of the first stage already; every later stage halves the size in its first block.
+        for stage, (before, width) in enumerate(zip([self.width, *self.widths], self.widths, strict=False)):
+            blocks = [block(before, width, 1 if stage == 0 else 2, self)]
+            blocks += [block(width, width, 1, self) for _ in range(self.depth - 1)]
+            stages.append(nn.Sequential(*blocks))
+        return stages
+
+
+@dataclass(frozen=True)
+class ConvConfig(StageConfig, HeadConfig):
+    """Hyperparameters of networks whose heads read the average over all positions."""
+
 
 class CNN(nn.Module):
     """A convolutional network, ``[B, C, *S] -> [B, classes]``, or ``{head: [B, classes]}`` with several heads."""
 
     def __init__(self, config: ConvConfig, channels: int, heads: Mapping[str, int]) -> None:
         super().__init__()
-        block = BLOCKS[config.block]
-        self.stem = nn.Sequential(*config.layers(channels, config.width, config.stem_stride), nn.ReLU())
-        self.stages = nn.Sequential()
-        width = config.width
-        for stage in range(config.stages):
-            # The width doubles where the size halves, as in the networks of He 2016.
-            before, width = width, config.width * 2**stage
-            # The stem has the width of the first stage already; every later stage halves the size in its first block.
-            blocks = [block(before, width, 1 if stage == 0 else 2, config)]
-            blocks += [block(width, width, 1, config) for _ in range(config.depth - 1)]
-            self.stages.append(nn.Sequential(*blocks))
+        self.stem = config.make_stem(channels)
+        self.stages = config.make_stages()
         # Averaging over all positions lets one network take inputs of any size.
         self.pool = _LAYERS[config.axes][2](1)
-        self.heads = make_heads(config, width, heads)
+        self.heads = make_heads(config, config.widths[-1], heads)
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the logits of the only head, or of every head by name."""

@@ -55,13 +55,14 @@ def draw_crops(count: int, seed: int, *, padding: int, flip: bool = True) -> Ten
     return torch.cat([corners, flips], dim=1)
 
 
-def crop_and_flip(images: Tensor, crops: Tensor, padding: int) -> Tensor:
-    """Pad each image with zeros, crop it at its own position and mirror it if its crop says so (He 2016).
+def crop_and_flip(images: Tensor, crops: Tensor, padding: int, fill: int = 0) -> Tensor:
+    """Pad each image, crop it at its own position and mirror it if its crop says so (He 2016).
 
     Args:
         images: Normalized images, ``[N, C, H, W]``; zeros are the mean color.
         crops: Result of :func:`draw_crops`, ``[N, 3]``; ``[padding, padding, 0]`` leaves an image unchanged.
         padding: Pixels added on each side.
+        fill: Value of the added pixels.
 
     Returns:
         Images ``[N, C, H, W]``.
@@ -69,7 +70,7 @@ def crop_and_flip(images: Tensor, crops: Tensor, padding: int) -> Tensor:
     height, width = images.shape[2:]
     rows, columns, flips = crops.unbind(1)
     # A view of all possible crops: no memory is used until one of them is indexed.
-    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    windows = F.pad(images, (padding,) * 4, value=fill).unfold(2, height, 1).unfold(3, width, 1)
     cropped = windows[torch.arange(len(images)), :, rows, columns]
     return torch.where(flips.bool().view(-1, 1, 1, 1), cropped.flip(3), cropped)
 

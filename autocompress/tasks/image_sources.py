@@ -144,25 +144,37 @@ def _list_folder(path: Path, folder: Path, classes: Sequence[str], limit: int | 
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        selected = _select_evenly(_image_files(folder / name), limit)
+        selected = _select_evenly(find_image_files(folder / name), limit)
         files += selected
         labels += [label] * len(selected)
+    return list_image_files(path, files, labels)
+
+
+def list_image_files(path: Path, files: Sequence[str], labels: Sequence[int]) -> ImageSource:
+    """Return files below a folder as images, with a cache key that changes whenever a file does.
+
+    Args:
+        path: The folder.
+        files: Paths of the images.
+        labels: Class index of each image.
+    """
     stats = [os.stat(file) for file in files]
     # An unpacking tool can set the modification time (mtime), but not the change time of the inode (ctime).
     cache_key = [[stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for stat in stats]
     start = len(os.path.join(path, ""))
     # Relative names are part of the cache key, so that a moved folder finds its entry.
     names = [file[start:].replace(os.sep, "/") for file in files]
-    return ImageSource(names, labels, _FileImages(tuple(files)), cache_key)
+    return ImageSource(names, labels, FileImages(tuple(files)), cache_key)
 
 
 @dataclass(frozen=True)
-class _FileImages:
+class FileImages:
     """Images of files, opened by number. A class, because a fit in several processes pickles the task."""
 
     files: tuple[str, ...]
 
     def __call__(self, number: int) -> Image.Image:
+        """Return an image that is opened and not decoded yet."""
         return check_pixels(Image.open(self.files[number]))
 
 
@@ -171,7 +183,8 @@ def _class_folders(path: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and entry.name[0] not in "._")
 
 
-def _image_files(folder: Path) -> list[str]:
+def find_image_files(folder: Path) -> list[str]:
+    """Return the paths of the images below a folder, in order."""
     files = (
         os.path.join(directory, name)
         for directory, _, names in os.walk(folder)

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autocompress.core.heads import IGNORED
 from autocompress.core.task import Split, Targets
 from autocompress.tasks.augment import crop_and_flip
 
 # Images converted to double precision at once, which bounds the memory.
 CHUNK = 1024
+# Byte of a pixel without a class in a mask.
+NO_CLASS = 255
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class ImageSplit(Split):
     Args:
         pixels: Bytes of all images, ``[N, C, H, W]``, shared by all splits.
         rows: Numbers of the images of this split.
-        targets: Head name to class indices, in the order of ``rows``.
+        targets: Head name to class indices ``[N]``, or masks of bytes ``[N, H, W]``, in the order of ``rows``.
         normalization: Mean and standard deviation of each channel.
         crops: Crop and flip of each image (:func:`~autocompress.tasks.augment.draw_crops`); none by default.
         padding: Padding that ``crops`` refer to, in pixels.
@@ -87,8 +90,8 @@ class ImageSplit(Split):
 
     @property
     def targets(self) -> Targets:
-        """Head name to class indices, ``{"label": [N]}``."""
-        return self.labels
+        """Head name to class indices: ``{"label": [N]}``, or masks ``[N, H, W]``, cropped as the images."""
+        return self._read_masks(self.labels, self.crops)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,8 +104,21 @@ class ImageSplit(Split):
         images = self.normalization(self.pixels[self.rows[index]])
         if self.crops is not None:
             images = crop_and_flip(images, self.crops[index], self.padding)
-        return Split((images,), {head: target[index] for head, target in self.targets.items()})
+        targets = {head: target[index] for head, target in self.labels.items()}
+        return Split((images,), self._read_masks(targets, None if self.crops is None else self.crops[index]))
+
+    def _read_masks(self, targets: Targets, crops: Tensor | None) -> Targets:
+        """Return targets whose masks are class indices, cropped and mirrored; pixels outside an image have no class."""
+        if all(target.dim() == 1 for target in targets.values()):
+            return targets
+        return {head: self._read_mask(target, crops) for head, target in targets.items()}
+
+    def _read_mask(self, masks: Tensor, crops: Tensor | None) -> Tensor:
+        """Return class indices ``[N, H, W]`` of masks of bytes."""
+        if crops is not None:
+            masks = crop_and_flip(masks.unsqueeze(1), crops, self.padding, NO_CLASS).squeeze(1)
+        return masks.long().masked_fill_(masks == NO_CLASS, IGNORED)
 
     def with_crops(self, crops: Tensor, padding: int) -> "ImageSplit":
         """Return the same images with another crop and flip for each."""
-        return ImageSplit(self.pixels, self.rows, self.targets, self.normalization, crops, padding)
+        return ImageSplit(self.pixels, self.rows, self.labels, self.normalization, crops, padding)

@@ -82,7 +82,7 @@ class Images(Supervised):
             raise UsageError(f"task.images.channels is {channels!r}; give 1 for grey or 3 for RGB")
         if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 <= shift <= 0.5:
             raise UsageError(f"task.images.shift is {shift!r}; give a share from 0 to 0.5")
-        _check_colour(background)
+        check_colour("task.images", background)
         if train is not None:
             self._images: ImageParts = read_image_datasets(train, test, limit)
         elif path:
@@ -249,8 +249,12 @@ class Images(Supervised):
         return torch.tensor(values, dtype=torch.float32).mul(255).view(-1, 1, 1)
 
 
-def _check_colour(name: str) -> None:
+def check_colour(task: str, name: str) -> None:
     """Check that Pillow knows a colour.
+
+    Args:
+        task: Key of the task in a search space, for messages.
+        name: Name of the colour.
 
     Raises:
         UsageError: It does not.
@@ -258,4 +262,4 @@ def _check_colour(name: str) -> None:
     try:
         ImageColor.getrgb(name)
     except (AttributeError, TypeError, ValueError):
-        raise UsageError(f"task.images.background is {name!r}; give a colour such as white or #ffcc00") from None
+        raise UsageError(f"{task}.background is {name!r}; give a colour such as white or #ffcc00") from None

@@ -3,6 +3,7 @@
 torch.compile, DataParallel                    the module inside
 bfloat16, float16, float64, another device     converted to float32 on the CPU, with a notice
 frozen parameters                              gradients switched on in the students, with a notice
+batch normalization with momentum 0            torch's default momentum in the students, with a notice
 weight_norm, spectral_norm, pruning masks       folded into the weights, with a notice (hooks and parametrizations)
 TorchScript, quantized, lazy, meta, locks      an error that names the part
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
@@ -24,6 +26,8 @@ from autocompress.errors import UsageError
 
 # Packages of torch whose modules hold integer weights in forms of their own.
 QUANTIZED_PACKAGES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
+# Share of a batch in the running statistics of torch's batch normalization, by default.
+DEFAULT_MOMENTUM = 0.1
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def prepare_module(model: nn.Module) -> PreparedModule:
         *_fold_parametrizations(module),
         *_convert_weights(module, name),
         *_unfreeze(module, name),
+        *_update_batch_norms(module, name),
     ]
     return PreparedModule(module.eval(), tuple(notices))
 
@@ -215,6 +220,26 @@ def _unfreeze(module: nn.Module, name: str) -> list[str]:
         return []
     amount = "all" if len(frozen) == len(parameters) else f"{len(frozen)} of {len(parameters)}"
     return [f"{amount} parameters of {name} are frozen ({_shorten(frozen)}); students train them"]
+
+
+def _update_batch_norms(module: nn.Module, name: str) -> list[str]:
+    """Let batch normalization update its statistics, which a momentum of 0 prevents; return a notice of it.
+
+    A student that is trained with the statistics of its batches would be evaluated with those of the teacher.
+
+    Example:
+        >>> _update_batch_norms(nn.Sequential(nn.BatchNorm1d(2, momentum=0.0)), "Sequential")
+        ["1 batch normalizations of Sequential (0) have momentum 0; students use torch's default of 0.1"]
+    """
+    norms = {path: part for path, part in module.named_modules() if isinstance(part, _BatchNorm) and part.momentum == 0}
+    for norm in norms.values():
+        norm.momentum = DEFAULT_MOMENTUM
+    if not norms:
+        return []
+    return [
+        f"{len(norms)} batch normalizations of {name} ({_shorten(list(norms))}) have momentum 0; students use torch's "
+        f"default of {DEFAULT_MOMENTUM}"
+    ]
 
 
 def _shorten(names: list[str]) -> str:

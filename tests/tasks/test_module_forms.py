@@ -159,3 +159,15 @@ def test_weights_may_have_the_prefix_of_a_wrapper(prefix: str) -> None:
     weights = {f"{prefix}{name}": tensor + 1 for name, tensor in build().state_dict().items()}
     task = Module(build(), (X, Y), weights=weights)
     assert torch.equal(task.model.state_dict()["0.bias"], build()[0].bias + 1)
+
+
+def test_batch_normalization_without_momentum_updates_its_statistics_in_students() -> None:
+    model = nn.Sequential(nn.Linear(10, 4), nn.BatchNorm1d(4, momentum=0.0), nn.BatchNorm1d(4, momentum=None))
+    prepared = prepare_module(model)
+    assert prepared.notices == (
+        "1 batch normalizations of Sequential (1) have momentum 0; students use torch's default of 0.1",
+    )
+    prepared.module.train()(X)
+    means = [part.running_mean for part in prepared.module if isinstance(part, nn.BatchNorm1d)]
+    assert all(bool(mean.any()) for mean in means if mean is not None)
+    assert model[1].momentum == 0
