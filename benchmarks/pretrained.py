@@ -46,7 +46,7 @@ DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", ""))
 # Share of the names that are neither trained nor validated on.
 TEST_SHARE = 0.2
 TOKENS = 32
-EPOCHS = 4
+EPOCHS = 12
 # Batches between two checkpoints of a training.
 CHECKPOINT = 50
 RATE = 1e-3
