@@ -328,12 +328,12 @@ def _check_mask(image: str, mask: str) -> None:
         with Image.open(image) as picture, Image.open(mask) as classes:
             # A rotated image has a mask for what is seen.
             size = picture.size if picture.getexif().get(ORIENTATION, 1) < 5 else picture.size[::-1]
-            found, mode = classes.size, classes.mode
+            mask_size, mode = classes.size, classes.mode
     except UNREADABLE as error:
         raise UsageError(f"{mask} or its image cannot be read: {' '.join(str(error).split())}") from None
-    if found != size:
+    if mask_size != size:
         raise UsageError(
-            f"{mask} is {found[0]}x{found[1]} and its image {size[0]}x{size[1]}; a mask has the size of its image"
+            f"{mask} is {mask_size[0]}x{mask_size[1]} and its image {size[0]}x{size[1]}; a mask has the size of its image"
         )
     if mode not in MASK_MODES:
         raise UsageError(
