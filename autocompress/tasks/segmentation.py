@@ -333,7 +333,8 @@ def _check_mask(image: str, mask: str) -> None:
         raise UsageError(f"{mask} or its image cannot be read: {' '.join(str(error).split())}") from None
     if mask_size != size:
         raise UsageError(
-            f"{mask} is {mask_size[0]}x{mask_size[1]} and its image {size[0]}x{size[1]}; a mask has the size of its image"
+            f"{mask} is {mask_size[0]}x{mask_size[1]} and its image {size[0]}x{size[1]}; a mask has the size of its "
+            "image"
         )
     if mode not in MASK_MODES:
         raise UsageError(
