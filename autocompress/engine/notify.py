@@ -1,12 +1,12 @@
 """The command of ``search.notify``, which runs when a search has ended."""
 
 import logging
-import os
 import shlex
 import subprocess
 from pathlib import Path
 from typing import Literal
 
+from autocompress.core.commands import run_command
 from autocompress.engine.spec import Source
 from autocompress.store.schema import DATABASE
 
@@ -52,17 +52,11 @@ def _run_command(command: str, run: Path, state: EndState) -> str:
     """Return why the command failed; empty if it did not."""
     # Split before the values are put in, which may contain spaces.
     words = [word.replace(RUN, str(run)).replace(STATE, state) for word in shlex.split(command)]
-    environment = {**os.environ, "AUTOCOMPRESS_RUN": str(run), "AUTOCOMPRESS_STATE": state}
+    environment = {"AUTOCOMPRESS_RUN": str(run), "AUTOCOMPRESS_STATE": state}
     try:
-        # The terminal belongs to the search.
-        done = subprocess.run(
-            words, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT
-        )
+        done = run_command(words, TIMEOUT, environment)
     except subprocess.TimeoutExpired:
         return f"did not end within {TIMEOUT:g} s and was killed"
     except OSError as error:
         return f"cannot be run ({error.strerror})"
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return f"failed ({lines[-1]})"
-    return ""
+    return f"failed ({done.failure})" if done.failure else ""

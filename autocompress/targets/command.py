@@ -2,17 +2,14 @@
 
 import json
 import math
-import os
 import shlex
-import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from autocompress.core.commands import run_command
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
 from autocompress.errors import ArtifactError, UsageError
@@ -111,48 +108,16 @@ class CommandTarget(Target):
             words = shlex.split(self._command)
             command = [word.replace(MODEL, str(path)).replace(SECONDS, f"{seconds:g}") for word in words]
             try:
-                code, output, errors = _run_group(command, self._timeout)
+                done = run_command(command, self._timeout)
             except subprocess.TimeoutExpired:
                 raise ArtifactError(
                     f"the device command did not end within {self._timeout:g} s and was killed: {self._command}"
                 ) from None
             except OSError as error:
                 raise ArtifactError(f"the device command cannot be run ({error.strerror}): {self._command}") from None
-        # The last line of what it wrote to standard error names the reason in most tools.
-        if code:
-            reason = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
-            raise ArtifactError(f"the device command failed ({reason}): {self._command}")
-        return _parse_milliseconds(output, self._command)
-
-
-def _run_group(command: Sequence[str], timeout: float) -> tuple[int, str, str]:
-    """Return exit code, output and error messages of a command; all that it started is killed when its time is up.
-
-    Raises:
-        subprocess.TimeoutExpired: It did not end in time.
-        OSError: It cannot be started.
-    """
-    with subprocess.Popen(
-        command,
-        # A password that ssh asks for would be read from the user's terminal.
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            output, errors = process.communicate(timeout=timeout)
-        except BaseException:
-            # The command is often a script: killing it alone would leave the program that hangs running.
-            with suppress(ProcessLookupError):
-                if sys.platform == "win32":
-                    process.kill()
-                else:
-                    os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return process.returncode, output, errors
+        if done.failure:
+            raise ArtifactError(f"the device command failed ({done.failure}): {self._command}")
+        return _parse_milliseconds(done.output, self._command)
 
 
 def _parse_milliseconds(output: str, command: str) -> float:
