@@ -212,9 +212,17 @@ class ModelQuantizer:
         ranges = {name: observer.range() for name, observer in observers.items()}
         return _Calibration(ranges, frozenset(called), outputs, self.correction, discrete)
 
-    def quantize_input(self, name: str, grid: Grid, bits: int) -> None:
-        """Attach a quantizer to the input of a layer, with a scale at which no discrete value is a tie."""
-        if name in self._discrete:
+    def quantize_input(self, name: str, grid: Grid, bits: int, *, is_trained: bool = False) -> None:
+        """Attach a quantizer to the input of a layer.
+
+        Args:
+            name: Name of the layer.
+            grid: Grid of the input.
+            bits: Number of bits.
+            is_trained: Whether the model was trained with this grid, which is kept then; otherwise the scale is widened
+                until no discrete value is a tie.
+        """
+        if name in self._discrete and not is_trained:
             grid = avoid_ties(grid, self._discrete[name])
         self._inputs[name] = grid, bits
         attach_input_quantizer(self.layers[name], FakeQuantize(grid, bits))

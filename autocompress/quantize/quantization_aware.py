@@ -204,7 +204,7 @@ def train_with_rounding(
                 finite_min_max(parameter)
         for name, layer in quantizer.layers.items():
             if name in inputs:
-                quantizer.quantize_input(name, inputs[name].grid, settings.activation_bits)
+                quantizer.quantize_input(name, inputs[name].grid, settings.activation_bits, is_trained=True)
             if settings.weight_bits < 32:
                 parametrization = _weight_parametrization(layer)
                 # Leaves the trained floating-point weight, which is encoded with the last scale.
