@@ -9,10 +9,12 @@ import copy
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -420,6 +422,7 @@ def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         _drop_defaults(node)
+    _share_grids(graph)
     # Tensors that integer kernels replaced are unused, and onnxruntime would warn about them at each load.
     used = set(_input_names(graph)) | {value.name for value in graph.output}
     initializers = [tensor for tensor in graph.initializer if tensor.name in used]
@@ -433,6 +436,23 @@ def _shorten_name(name: str) -> str:
     short = name.removeprefix("model.").replace(".parametrizations.weight.0.", ".weight_")
     # As the operators of ONNX call them.
     return short.replace(".input_quantizer.", ".x_").replace(".output_quantizer.", ".y_")
+
+
+def _share_grids(graph: onnx.GraphProto) -> None:
+    """Let quantizers with equal scales or zero points read one tensor, under a short name."""
+    quantizers = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    read = {name for node in quantizers for name in node.input[1:]}
+    grids = [tensor for tensor in graph.initializer if tensor.name in read]
+    contents = [(tensor.data_type, *tensor.dims, numpy_helper.to_array(tensor).tobytes()) for tensor in grids]
+    taken = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
+    free = (name for index in count() if (name := f"k{index}") not in taken)
+    short = {content: next(free) for content in dict.fromkeys(contents)}
+    names = {tensor.name: short[content] for tensor, content in zip(grids, contents, strict=True)}
+    for node in quantizers:
+        node.input[1:] = [names.get(name, name) for name in node.input[1:]]
+    for content, tensor in dict(zip(contents, grids, strict=True)).items():
+        graph.initializer.append(tensor)
+        graph.initializer[-1].name = short[content]
 
 
 def _drop_defaults(node: onnx.NodeProto) -> None:

@@ -176,7 +176,11 @@ def test_the_file_holds_no_long_names_and_no_default_attributes(exported: Callab
     found = {entry.name for node in proto.graph.node if node.op_type == "Conv" for entry in node.attribute}
     assert "kernel_shape" in found
     assert not found & {"auto_pad", "group"}
-    assert {"first.x_scale", "first.weight_codes"} <= {tensor.name for tensor in proto.graph.initializer}
+    grids = {name for node in proto.graph.node if "quantize" in node.op_type.lower() for name in node.input[1:]}
+    assert all(name.startswith("k") for name in grids)
+    stored = [(tensor.data_type, tensor.raw_data) for tensor in proto.graph.initializer if tensor.name in grids]
+    assert len(stored) == len(set(stored)) == len(grids)
+    assert "first.weight_codes" in {tensor.name for tensor in proto.graph.initializer}
 
 
 @pytest.mark.slow
@@ -184,7 +188,9 @@ def test_the_graph_holds_integer_codes_on_the_n_bit_grid(exported: Callable[...,
     made, proto = exported("functional", **THREE)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     for name in ("first", "second", "head"):
-        codes, scale = stored[f"{name}.weight_codes"], stored[f"{name}.weight_scale"]
+        codes = stored[f"{name}.weight_codes"]
+        (decoder,) = (node for node in proto.graph.node if node.input[0] == f"{name}.weight_codes")
+        scale = stored[decoder.input[1]]
         assert codes.dtype == np.int8
         assert all(len(np.unique(channel)) <= 8 for channel in codes)
         values = codes * scale.reshape(-1, *[1] * (codes.ndim - 1))
