@@ -33,6 +33,7 @@ from autocompress.export.verify import verify, verify_pipeline
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.tasks.images import Digits
 from autocompress.tasks.module import bring_model
+from autocompress.tasks.segmentation import Segmentation
 from autocompress.tasks.signals import Signals
 from autocompress.tasks.tabular import Tabular
 from autocompress.tasks.tagging import Tagging
@@ -93,6 +94,11 @@ def _load_tabular(folder: Path) -> Task:
     return TASKS.get("tabular")(path=str(Tabular.write_sample(folder)))
 
 
+def _load_segmentation(folder: Path) -> Task:
+    """Return the small generated images with a class for each pixel."""
+    return TASKS.get("segmentation")(path=str(Segmentation.write_sample(folder)))
+
+
 def _load_signals(folder: Path) -> Task:
     """Return the small generated series of three frequencies."""
     return TASKS.get("signals")(path=str(Signals.write_sample(folder)))
@@ -109,6 +115,7 @@ CASES: Mapping[str, Case] = {
     "digits": Case(_load("digits"), Part.of("cnn", width=8, depth=1, stages=2), Part.of("adamw", epochs=8)),
     "mnist1d": Case(_load("mnist1d"), Part.of("cnn1d", width=8, depth=1, stages=2), Part.of("adamw", epochs=8)),
     "images": Case(_load_images, Part.of("cnn", width=8, depth=1, stages=2), ADAMW),
+    "segmentation": Case(_load_segmentation, Part.of("unet", width=8), Part.of("adamw", epochs=8)),
     "langid": Case(_load("langid"), TEXT_CNN, ADAMW),
     "langid_kind": Case(_load("langid_kind"), TEXT_CNN, ADAMW),
     "text": Case(_load("text", **REVIEWS, labels="Rating"), TEXT_CNN, ADAMW),

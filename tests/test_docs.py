@@ -256,6 +256,7 @@ def test_each_task_is_served_by_ten_lines(name: str, tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "pipeline", served)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8), "red").save("flower.png")
+    Image.new("RGB", (16, 16), "red").save("scene.png")
     exec(compile(block, "artifact.md", "exec"), {})
 
 
@@ -299,7 +300,11 @@ def _serve_zeros(name: str, folder: Path) -> Pipeline:
         if "item" in sizes:
             # As many scores as candidates, and one for the id before them.
             sizes["item"] = tensors[-1].shape[1] + (name == "recommendation")
-        return [np.zeros((len(tensors[0]), *positions.get(head, ()), size), np.float32) for head, size in sizes.items()]
+        shapes = {head: (*positions.get(head, ()), size) for head, size in sizes.items()}
+        if name == "segmentation":
+            # Pixels have their classes where the image has its channels.
+            shapes = {head: (size, *tensors[0].shape[2:]) for head, size in sizes.items()}
+        return [np.zeros((len(tensors[0]), *shape), np.float32) for shape in shapes.values()]
 
     return Pipeline(record, SimpleNamespace(get_inputs=lambda: shapes, run=run))
 

@@ -41,6 +41,9 @@ from autocompress.quantize.quantizers import Grid
 from autocompress.quantize.weight_coding import HALF
 from autocompress.targets.onnx_session import WEIGHTS_ONLY
 
+# The exported module holds the model as an attribute of this name.
+PREFIX = "model."
+
 logger = logging.getLogger(__name__)
 
 # Codes of uint8 and int8: a grid that fills one of them needs no Clip.
@@ -410,13 +413,15 @@ def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
     inner = {name for node in graph.node for attribute in node.attribute for name in _input_names(attribute.g)}
     names = {tensor.name: _shorten_name(tensor.name) for tensor in graph.initializer}
     names = {name: name if short in others or name in inner else short for name, short in names.items()}
+    outputs = {value.name for value in graph.output}
+    made = [name for node in graph.node for name in node.output if name and name not in outputs]
+    # What is no parameter of the model was made by the exporter.
+    made += [tensor.name for tensor in graph.initializer if not tensor.name.startswith(PREFIX)]
+    taken = {value.name for value in graph.input} | outputs | inner | set(names.values())
+    free = (name for index in count() if (name := f"q{index}") not in taken)
+    names |= {name: next(free) for name in made if name not in inner}
     for tensor in graph.initializer:
         tensor.name = names[tensor.name]
-    # Quantizers come out of torch.onnx.ops.symbolic, and so do the names of their tensors.
-    taken = others | inner | set(names.values())
-    quantized = (name for node in graph.node for name in node.output if name.startswith("_symbolic"))
-    shorter = {name: f"q{index}" for index, name in enumerate(quantized) if name not in inner}
-    names |= {name: short for name, short in shorter.items() if short not in taken}
     for index, node in enumerate(graph.node):
         node.name = str(index)
         node.input[:] = [names.get(name, name) for name in node.input]
@@ -433,7 +438,7 @@ def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _shorten_name(name: str) -> str:
-    short = name.removeprefix("model.").replace(".parametrizations.weight.0.", ".weight_")
+    short = name.removeprefix(PREFIX).replace(".parametrizations.weight.0.", ".weight_")
     # As the operators of ONNX call them.
     return short.replace(".input_quantizer.", ".x_").replace(".output_quantizer.", ".y_")
 
@@ -460,10 +465,13 @@ def _drop_defaults(node: onnx.NodeProto) -> None:
     if node.domain:
         return
     definitions = onnx.defs.get_schema(node.op_type).attributes
+    # The definition of a convolution has these defaults in words, because they depend on its dimensions.
+    ones = ("strides", "dilations") if node.op_type == "Conv" else ()
     changed = [
         entry
         for entry in node.attribute
-        if entry.name not in definitions or entry != definitions[entry.name].default_value
+        if (entry.name not in definitions or entry != definitions[entry.name].default_value)
+        and not (entry.name in ones and set(entry.ints) == {1})
     ]
     del node.attribute[:]
     node.attribute.extend(changed)

@@ -105,14 +105,14 @@ class OnnxModule(nn.Module):
     def _add_node(self, proto: onnx.NodeProto) -> None:
         """Add a node, or compute it now if it depends on constants and shapes alone."""
         if proto.op_type not in OPERATORS or len(proto.output) != 1:
-            raise ArtifactError(f"the operator {proto.op_type} ('{proto.name}') is not translated; change the model")
+            raise ArtifactError(f"the operator {proto.op_type} is not translated; change the model")
         node = self._read_node(proto)
         operands = {name: self._find_tensor(name) for name in node.operands}
         try:
             result = node.run(operands)
         except ArtifactError as error:
             # The operator is what the check before a search finds the layers by.
-            raise ArtifactError(f"{proto.op_type} ('{proto.name}'): {error}") from None
+            raise ArtifactError(f"{proto.op_type}: {error}") from None
         is_constant = all(name in self._constants for name in node.operands)
         # The codes of weights stay codes where integer kernels read them.
         if proto.op_type == "Shape" or (is_constant and node.output not in self._integer_weights):
@@ -128,7 +128,7 @@ class OnnxModule(nn.Module):
         count = SETTINGS.get(proto.op_type, len(proto.input))
         for name in proto.input[count:]:
             if name and name not in self._constants:
-                raise ArtifactError(f"{proto.op_type} ('{proto.name}') computes its settings; change the model")
+                raise ArtifactError(f"{proto.op_type} computes its settings; change the model")
         settings = [self._constants[name] if name else None for name in proto.input[count:]]
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in proto.attribute}
         operands = tuple(name for name in proto.input[:count] if name)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.core.heads import Dense
 from autocompress.core.knobs import Choice, FloatRange, IntRange
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
@@ -29,7 +30,10 @@ INPUTS = {
     "text_ngrams": (InputSpec((12,), vocabulary=40, missing=0),),
     "transformer": (InputSpec((12,), vocabulary=40, missing=0),),
     "two_tower": (InputSpec((), vocabulary=40), InputSpec((), vocabulary=60), InputSpec((5,))),
+    "unet": (InputSpec((1, 8, 8)),),
 }
+# Positions with logits of their own in one example.
+POSITIONS = {"unet": (8, 8)}
 HEADS = {"label": 10}
 
 
@@ -48,7 +52,13 @@ def ends(family):
 
 def build(family, seed=0, heads=HEADS, **knobs):
     torch.manual_seed(seed)
-    return family.build(family.config.of(knobs), inputs_of(family), heads)
+    return family.build(family.config.of(knobs), inputs_of(family), heads_of(family, heads))
+
+
+def heads_of(family, heads):
+    if family.name not in POSITIONS:
+        return heads
+    return {name: Dense(size) if size else size for name, size in heads.items()}
 
 
 def batch(family, size=3):
@@ -89,7 +99,7 @@ class TestBuild:
         for knobs in ends(family):
             with torch.no_grad():
                 logits = build(family, **knobs).eval()(*batch(family))
-            assert logits.shape == (3, 10)
+            assert logits.shape == (3, 10, *POSITIONS.get(family.name, ()))
             assert logits.isfinite().all()
 
     @pytest.mark.slow
@@ -112,7 +122,7 @@ class TestBuild:
 
     def test_its_cost_can_be_counted_without_data(self, family):
         with torch.device("meta"):
-            model = family.build(family.config(), inputs_of(family), HEADS)
+            model = family.build(family.config(), inputs_of(family), heads_of(family, HEADS))
         example = batch(family, 1)
         counted = layer_costs(model, tuple(tensor.to("meta") for tensor in example))
         assert count_flops(counted) == count_flops(layer_costs(build(family), example)) > 0
@@ -120,6 +130,9 @@ class TestBuild:
     @pytest.mark.slow
     def test_it_learns(self, family):
         model, inputs, targets = build(family), batch(family, 40), torch.arange(40) % 10
+        if family.name in POSITIONS:
+            # What a position is shows in the input there.
+            targets = (inputs[0].squeeze(1) > 0).long()
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
         losses = []
         for _ in range(20):

@@ -34,6 +34,12 @@ SHIPPED = [
 ]
 
 
+def task_positions(task: Task) -> tuple[int, ...]:
+    """Return the shape of what has a class of its own: the words of a text, or the pixels of an image."""
+    shape = task.inputs[0].shape
+    return shape[1:] if len(shape) == 3 else shape
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 class TestTask:
     @pytest.mark.slow
@@ -48,10 +54,7 @@ class TestTask:
             assert set(split.targets) == set(task.heads)
             for head, size in task.heads.items():
                 target = split.targets[head]
-                assert target.shape == (
-                    len(split),
-                    *([*split.inputs[0].shape[1:]] if as_head(size).has_positions else []),
-                )
+                assert target.shape == (len(split), *(task_positions(task) if as_head(size).has_positions else ()))
                 # A missing label has an index of its own; every split has some that are known.
                 labels = target[target != IGNORED]
                 assert len(labels)
@@ -83,8 +86,10 @@ class TestTask:
         batch = task.splits(0).train.take(slice(0, 4))
         logits = logits_by_head(task.build(student)(*batch.inputs), task.heads)
         for head, size in task.heads.items():
-            positions = batch.inputs[0].shape[1:] if as_head(size).has_positions else ()
-            assert logits[head].shape == (4, *positions, size)
+            positions = task_positions(task) if as_head(size).has_positions else ()
+            # Words have their classes last, and pixels have them where images have their channels.
+            shape = (size, *positions) if len(positions) == 2 else (*positions, size)
+            assert logits[head].shape == (4, *shape)
         loss = task.loss(logits, batch.targets)
         assert loss.shape == ()
         assert math.isfinite(float(loss.detach()))
