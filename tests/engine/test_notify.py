@@ -31,8 +31,8 @@ def test_a_command_that_fails_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notify, "TIMEOUT", 0.2)
-    # A test of the command line has configured the logs by now.
-    monkeypatch.setattr(logging.getLogger("autocompress"), "propagate", True)
+    # Other tests may have configured the logs of the package by now.
+    monkeypatch.setattr(notify, "logger", logging.getLogger("tests.notify"))
     for command in ("no-such-program {run}", "ls /no/such/folder", "sleep 5"):
         run_notify(command, tmp_path, "finished")
     reasons = ("cannot be run (No such file or directory)", "failed (ls:", "did not end within 0.2 s and was killed")
