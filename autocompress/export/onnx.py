@@ -422,8 +422,8 @@ def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
     names |= {name: next(free) for name in generated if name not in inner}
     for tensor in graph.initializer:
         tensor.name = names[tensor.name]
-    for index, node in enumerate(graph.node):
-        node.name = str(index)
+    for node in graph.node:
+        node.ClearField("name")
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         _drop_defaults(node)
@@ -465,13 +465,15 @@ def _drop_defaults(node: onnx.NodeProto) -> None:
     if node.domain:
         return
     definitions = onnx.defs.get_schema(node.op_type).attributes
-    # The definition of a convolution has these defaults in words, because they depend on its dimensions.
-    ones = ("strides", "dilations") if node.op_type == "Conv" else ()
+    # The definition of a convolution has its defaults in words, because they depend on its dimensions.
+    words = {"strides": {1}, "dilations": {1}, "pads": {0}} if node.op_type == "Conv" else {}
     changed = [
         entry
         for entry in node.attribute
         if (entry.name not in definitions or entry != definitions[entry.name].default_value)
-        and not (entry.name in ones and set(entry.ints) == {1})
+        and words.get(entry.name) != set(entry.ints)
+        # The weight has the shape of the kernel.
+        and (node.op_type, entry.name) != ("Conv", "kernel_shape")
     ]
     del node.attribute[:]
     node.attribute.extend(changed)
