@@ -422,8 +422,9 @@ def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
     names |= {name: next(free) for name in generated if name not in inner}
     for tensor in graph.initializer:
         tensor.name = names[tensor.name]
-    for node in graph.node:
-        node.ClearField("name")
+    for index, node in enumerate(graph.node):
+        # pnnx translates nodes without names wrongly.
+        node.name = str(index)
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         _drop_defaults(node)
