@@ -422,9 +422,8 @@ def _clean_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
     names |= {name: next(free) for name in generated if name not in inner}
     for tensor in graph.initializer:
         tensor.name = names[tensor.name]
-    for index, node in enumerate(graph.node):
-        # pnnx translates nodes without names wrongly.
-        node.name = str(index)
+    for node in graph.node:
+        node.ClearField("name")
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
         _drop_defaults(node)
@@ -462,19 +461,21 @@ def _share_grids(graph: onnx.GraphProto) -> None:
 
 
 def _drop_defaults(node: onnx.NodeProto) -> None:
-    """Remove the attributes of an operator of the standard that have the value of its definition."""
-    if node.domain:
+    """Remove the attributes of a convolution that say what holds without them.
+
+    Those of other operators stay: converters such as pnnx read them whatever their definitions say.
+    """
+    if node.op_type != "Conv" or node.domain:
         return
-    definitions = onnx.defs.get_schema(node.op_type).attributes
-    # The definition of a convolution has its defaults in words, because they depend on its dimensions.
-    words = {"strides": {1}, "dilations": {1}, "pads": {0}} if node.op_type == "Conv" else {}
+    lists = {"strides": {1}, "dilations": {1}, "pads": {0}}
     changed = [
         entry
         for entry in node.attribute
-        if (entry.name not in definitions or entry != definitions[entry.name].default_value)
-        and words.get(entry.name) != set(entry.ints)
         # The weight has the shape of the kernel.
-        and (node.op_type, entry.name) != ("Conv", "kernel_shape")
+        if entry.name != "kernel_shape"
+        and (entry.name, entry.s) != ("auto_pad", b"NOTSET")
+        and (entry.name, entry.i) != ("group", 1)
+        and lists.get(entry.name) != set(entry.ints)
     ]
     del node.attribute[:]
     node.attribute.extend(changed)
