@@ -101,7 +101,7 @@ def opened(browser: Any, path: Path) -> Iterator[Opened]:
 
 
 @pytest.mark.slow
-def test_a_page_from_disk_asks_nobody_and_complains_of_nothing(opened: Opened, path: Path) -> None:
+def test_a_page_from_disk_sends_no_request_and_logs_no_error(opened: Opened, path: Path) -> None:
     assert [url for url in opened.questions if not url.startswith("blob:")] == [path.as_uri()]
     assert opened.sentence == []
     assert opened.count("#front-plot .point") > 10
