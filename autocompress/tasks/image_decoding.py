@@ -191,6 +191,13 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
+def decode_parts(
+    sources: Mapping[str, ImageSource], shape: Shape, resize: bool, tones: Tones
+) -> dict[str, DecodedImages]:
+    """Return the decoded images of each part of a data set; raises as :func:`decode_images`."""
+    return {part: decode_images(source, shape, resize, tones) for part, source in sources.items()}
+
+
 def decode_images(source: ImageSource, shape: Shape, resize: bool, tones: Tones = Tones()) -> DecodedImages:
     """Return all images of a source as bytes, from the cache if it has them.
 

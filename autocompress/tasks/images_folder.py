@@ -16,7 +16,7 @@ from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.augment import crop_and_flip, draw_crops
 from autocompress.tasks.base import Supervised, describe_imbalance, stratify_rows
-from autocompress.tasks.image_decoding import DecodedImages, Tones, decode_images, survey_images
+from autocompress.tasks.image_decoding import DecodedImages, Tones, decode_parts, survey_images
 from autocompress.tasks.image_sources import Dataset, ImageParts, SelectedImages, open_image_path, read_image_datasets
 from autocompress.tasks.image_split import ImageSplit, Normalization
 from autocompress.tasks.split_rows import VALIDATION, choose_shares
@@ -216,10 +216,7 @@ class Images(Supervised):
 
     @cached_property
     def _decoded_parts(self) -> dict[str, DecodedImages]:
-        return {
-            part: decode_images(source, self.shape, self._resize, self._tones)
-            for part, source in self._images.parts.items()
-        }
+        return decode_parts(self._images.parts, self.shape, self._resize, self._tones)
 
     def _split_rows(self, parts: Mapping[str, DecodedImages], seed: int) -> dict[str, tuple[DecodedImages, Tensor]]:
         """Return the decoded images of each split and the numbers of those that belong to it."""

@@ -26,6 +26,7 @@ from autocompress.tasks.image_decoding import (
     ImageSource,
     Tones,
     decode_images,
+    decode_parts,
     survey_images,
 )
 from autocompress.tasks.image_sources import PARTS, SelectedImages, find_image_files, list_image_files
@@ -197,10 +198,8 @@ class Segmentation(Supervised):
 
     @cached_property
     def _images(self) -> dict[str, DecodedImages]:
-        return {
-            part: decode_images(pair.images, self.shape, self._resize, self._tones)
-            for part, pair in self._pairs.items()
-        }
+        sources = {part: pair.images for part, pair in self._pairs.items()}
+        return decode_parts(sources, self.shape, self._resize, self._tones)
 
     @cached_property
     def _masks(self) -> dict[str, Tensor]:
