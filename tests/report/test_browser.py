@@ -225,7 +225,8 @@ def test_settings_are_in_the_address(browser: Any, small_path: Path) -> None:
         tab.locator("#axis-cost").select_option("bytes")
         wait_until(tab, "location.hash.includes('cost=bytes')")
         name = tab.locator("#table tbody th a").first.inner_text()
-        tab.locator("#table tbody th a").first.click()
+        # The table is drawn anew soon after the axis has changed: a press and a release might meet two different rows.
+        tab.locator("#table tbody th a").first.dispatch_event("click")
         tab.locator(f"#card-{name} > .pin:not(.copy)").click()
         wait_until(tab, "location.hash.includes('pins=')")
         tab.locator('nav a[href="#honesty"]').click()
@@ -362,6 +363,8 @@ def test_every_candidate_has_a_card_and_two_are_compared(opened: Opened, run: Ru
     other = next(name for name in run.candidates["id"] if name not in set(front["id"]))
     row = run.candidates.set_index("id").loc[other]
     tab.locator("#filter").fill(f'id = "{other}"')
+    # A click on a row that the filter replaces at that moment is lost.
+    expect(status).to_have_text(f"1 of {len(run.candidates)} candidates match.")
     tab.locator(f"#table a[href='#card-{other}']").click()
     card = tab.locator(f"#card-{other}")
     card.locator(".command").wait_for()
