@@ -107,6 +107,24 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             raise
 
 
+def require_writable(folder: Path) -> None:
+    """Check that files can be written in a folder, before the work whose result goes there.
+
+    A trial file is created and removed, because permissions do not tell of a read-only file system.
+
+    Args:
+        folder: The folder; the nearest folder above it where it does not exist yet.
+
+    Raises:
+        StorageError: Nothing can be written there.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    with storage_errors(folder):
+        handle, aside = create_temporary(existing / "trial")
+        os.close(handle)
+        Path(aside).unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable: a new or renamed file survives a power failure only after that."""
     # Other systems do not open folders.

@@ -13,7 +13,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from autocompress.core.atomic import compute_file_sha256
+from autocompress.core.atomic import compute_file_sha256, require_writable
 from autocompress.core.config import Part
 from autocompress.core.heads import as_head
 from autocompress.core.knobs import Leaf
@@ -114,10 +114,12 @@ def adapt_run(run: Path, identity: str, data: object, options: AdaptOptions) -> 
         UsageError: The recent data does not fit the model, or the run has no such candidate.
         NoCandidateError: No stage is better on the recent data than the unchanged candidate; nothing is written.
         VerificationError: The exported model does not behave as the adapted one; nothing is written.
+        StorageError: The folder cannot be written.
     """
     with RunStore.read(run) as store:
         store.read_candidate(identity)
         setup = Setup.from_json(store.run_info().setup)
+    require_writable(run)
     # The data is checked before the teacher is loaded, which may have to be trained.
     task, _ = load_task(setup)
     recent = _read_data(data, task, options)
@@ -158,12 +160,14 @@ def adapt_artifact(folder: Path, data: object, options: AdaptOptions) -> Adapted
         UsageError: The recent data does not fit the model.
         NoCandidateError: No stage is better on the recent data than the unchanged model; nothing is written.
         VerificationError: The exported model does not behave as the adapted one; nothing is written.
+        StorageError: The folder cannot be written.
     """
     folder = Path(folder).absolute()
     run = find_run_of_artifact(folder)
     if run is not None and _has_candidate(run, folder.name):
         return adapt_run(run, folder.name, data, options)
     architecture = read_architecture(folder)
+    require_writable(folder.parent)
     recent = _read_data(data, ExportedTask(architecture), options)
     with reproducible_torch():
         return _write_version(_open_artifact(folder, run, architecture, recent), recent, options)

@@ -8,6 +8,7 @@ from typing import Any
 
 from autocompress.analysis.certification import SUFFIXES, certify_loss, describe_test_loss, read_loss
 from autocompress.analysis.pareto import primary_objectives
+from autocompress.core.atomic import require_writable
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.duplicates import remove_duplicates
 from autocompress.core.heads import as_head
@@ -97,6 +98,7 @@ def export_candidate(
         ArtifactError: It cannot be exported.
         VerificationError: The exported model does not behave as the searched one.
     """
+    require_writable(run)
     with reproducible_torch():
         requested = _read_thresholds(run, thresholds) if thresholds else {}
         candidate = rebuild_candidate(run, identity)

@@ -28,7 +28,7 @@ from autocompress.analysis.cascade import (
 )
 from autocompress.analysis.pareto import full_fidelity, numeric_column, primary_objectives
 from autocompress.analysis.selection import select_deployable
-from autocompress.core.atomic import write_atomic
+from autocompress.core.atomic import require_writable, write_atomic
 from autocompress.core.example_scores import ExampleScores
 from autocompress.core.heads import as_head
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
@@ -64,6 +64,7 @@ def search_cascades(run: Path, identities: Sequence[str], on_progress: Callable[
         UsageError: The search has not ended, the score cannot be computed from outputs, or a head has no confidence.
         NoCandidateError: There are fewer than two candidates.
         VerificationError: A rebuilt candidate does not have its stored scores.
+        StorageError: The run folder cannot be written.
     """
     with RunStore.read(run) as store:
         info = store.run_info()
@@ -72,6 +73,7 @@ def search_cascades(run: Path, identities: Sequence[str], on_progress: Callable[
         raise UsageError(f"{run}: the search has not ended; a cascade is made from the candidates of its front")
     if len(set(identities)) < 2:
         raise NoCandidateError(f"{run}: a cascade needs two candidates, and there are {len(identities)}")
+    require_writable(run)
     cost, score = _select_objectives(info)
     with reproducible_torch():
         candidates: dict[str, _DecidedModel] = {}

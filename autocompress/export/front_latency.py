@@ -18,6 +18,7 @@ import numpy as np
 from autocompress.analysis.latency import TEACHER, add_latency_column, counts_latency, select_contenders, with_latency
 from autocompress.analysis.pareto import full_fidelity, pareto_front
 from autocompress.analysis.selection import select_candidate
+from autocompress.core.atomic import require_writable
 from autocompress.core.run_info import LatencyInfo, RunInfo, read_processor_name
 from autocompress.errors import ArtifactError, NoCandidateError
 from autocompress.export.candidate import TimedGraphs, export_candidate_graphs, export_teacher_graphs
@@ -76,7 +77,9 @@ def time_run(
     Raises:
         UsageError: The run has no such candidate, or its training is not complete.
         VerificationError: A rebuilt candidate does not have its stored scores.
+        StorageError: The run folder cannot be written.
     """
+    require_writable(run)
     with RunStore.read(run) as store:
         info = store.run_info()
     target = _open_target(info)

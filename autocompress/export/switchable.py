@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from autocompress.core.atomic import require_writable
 from autocompress.core.untrusted import is_name
 from autocompress.errors import ArtifactError, UnknownNameError, UsageError, did_you_mean
 from autocompress.export.architecture import Architecture
@@ -148,6 +149,7 @@ def join_artifacts(artifacts: Sequence[Path | str], out: Path | str) -> JoinedAr
                 "the artifact folders need distinct names of letters, digits, '.', '_' and '-', with a letter or digit "
                 f"first: '{name}'"
             )
+    require_writable(Path(out).parent)
     contents = {folder.name: read_tensors(folder) for folder in folders}
     architectures = {name: architecture for name, (architecture, _) in contents.items()}
     _check_interfaces(architectures)

@@ -14,6 +14,7 @@ from autocompress.core.atomic import (
     create_temporary_folder,
     make_lock,
     open_cache,
+    require_writable,
     storage_errors,
     write_atomic,
 )
@@ -40,6 +41,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_is_tried_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_writable(tmp_path / "new" / "deep")
+    assert list(tmp_path.iterdir()) == []
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(StorageError, match=r"deep cannot be written \(Read-only file system\)"):
+        require_writable(tmp_path / "new" / "deep")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Incomplete runs: the page shows what is known."""
 
+import errno
 import shutil
 import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,12 @@ import pytest
 import autocompress
 from autocompress.analysis.pareto import full_fidelity
 from autocompress.analysis.selection import Pick, select_candidate
+from autocompress.core import atomic
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError, StorageError
+from autocompress.export import adaptation, candidate, cascade, front_latency, switchable
+from autocompress.export.adaptation import AdaptOptions, adapt_run
+from autocompress.export.switchable import join_artifacts
 from autocompress.report.page import write_page
 from autocompress.store.run_store import RunStore
 from tests.report.factory import Run
@@ -103,3 +109,37 @@ def test_a_run_in_a_folder_that_takes_no_files_is_read_and_reported_elsewhere(
     assert (tmp_path / "out" / "candidates.parquet").is_file()
     with pytest.raises(StorageError, match="check that the folder can be written"):
         RunStore.open(small_run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda run: autocompress.load(run).export(),
+        lambda run: autocompress.load(run).cascade(),
+        lambda run: autocompress.load(run).bench(),
+        lambda run: adapt_run(run, "t0c0", [], AdaptOptions()),
+        lambda run: join_artifacts([run / "one", run / "other"], run / "joined"),
+    ],
+    ids=["export", "cascade", "bench", "adapt", "join"],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[[Path], object]
+) -> None:
+    def refuse(*_: object) -> tuple[int, str]:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def work(*_: object) -> None:
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(atomic, "create_temporary", refuse)
+    for module, name in (
+        (candidate, "rebuild_candidate"),
+        (cascade, "rebuild_candidate"),
+        (front_latency, "_start_latency"),
+        (adaptation, "_read_data"),
+        (switchable, "read_tensors"),
+    ):
+        monkeypatch.setattr(module, name, work)
+    with pytest.raises(StorageError, match="cannot be written"):
+        command(small_run)
