@@ -766,7 +766,7 @@ def _read_numbers(value: Any, shapes: Sequence[tuple[int, ...]]) -> Array:
         value = _read_number_file(Path(value))
     array = _as_array(value)
     if array.dtype.kind not in "uifb":
-        raise PipelineError(f"it is {_name_type(value)} of {array.dtype}; give numbers")
+        raise PipelineError(f"its values are of the type {array.dtype}; give numbers")
     if array.shape not in shapes:
         raise PipelineError(
             f"it has the shape {list(array.shape)}; give {' or '.join(str(list(one)) for one in shapes)}"
@@ -787,6 +787,8 @@ def _read_number_file(path: Path) -> Array:
 
 
 def _name_type(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} with the shape {list(value.shape)}"
     return f"of the type {type(value).__name__}"
 
 

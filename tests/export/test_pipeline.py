@@ -151,7 +151,8 @@ class TestImages:
             (np.full((6, 9), 256), "whole numbers from 0"),
             (np.full((6, 9), -1), "whole numbers from 0"),
             (np.full((6, 9), np.nan), "whole numbers from 0"),
-            (np.full((6, 9), "x"), "is of the type ndarray"),
+            (np.full((6, 9), "x"), r"is an array of <U1 with the shape \[6, 9\]"),
+            (np.zeros((6, 9), complex), r"is an array of complex128 with the shape \[6, 9\]; give a path"),
         ],
     )
     def test_what_is_no_image_is_refused(self, value: Any, message: str) -> None:
