@@ -6,20 +6,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.quantize.model_quantizer import fit_activation_grid
 from autocompress.quantize.quantization_aware import (
     SYMMETRIC,
+    QuantizationAwareMethod,
     QuantizationAwareSettings,
     RangeRecorder,
     TrainableInputQuantizer,
     TrainableWeightQuantizer,
     code_range,
-    train_with_rounding,
 )
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.serialization import restore_quantization
 from autocompress.quantize.ste import gradient_scale, lsq_quantize
 from autocompress.quantize.weight_coding import WeightCoding
 
@@ -136,37 +134,16 @@ class LSQRounding:
         )
 
 
-class LSQ:
+class LSQ(QuantizationAwareMethod):
     """Trains weights and step sizes (Esser et al. 2020, arXiv:1902.08153).
 
     The gradient of a step size is scaled by ``1 / sqrt(N Qp)``, where ``N`` is the number of weights with that step or
-    of features of an example, and ``Qp`` the largest code. The trained model is deployed in the same form as after
-    post-training quantization.
+    of features of an example, and ``Qp`` the largest code.
     """
 
-    name: ClassVar[str] = "lsq"
+    name = "lsq"
     config = LSQConfig
-
-    def is_identity(self, config: LSQConfig) -> bool:
-        """Return whether both weights and activations keep 32 bits."""
-        return config.is_identity
-
-    def apply(self, model: nn.Module, config: LSQConfig, context: Context) -> tuple[nn.Module, MethodState]:
-        """Return a folded, trained and quantized copy in evaluation mode, and its state.
-
-        Raises:
-            CompressionError: The context cannot train, calibration batches are missing, a tensor is empty, NaN or
-                infinite, or no layer can be quantized.
-        """
-        return train_with_rounding(model, config, context, LSQRounding())
-
-    def restore(self, model: nn.Module, config: LSQConfig, state: MethodState) -> nn.Module:
-        """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.
-
-        Raises:
-            CompressionError: The history does not fit the model.
-        """
-        return restore_quantization(model, state)
+    factory = LSQRounding()
 
 
 QUANTIZE.add(LSQ.name, LSQ())

@@ -4,24 +4,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from autocompress.core.method import Context, MethodState
 from autocompress.core.registry import QUANTIZE
 from autocompress.quantize.fake_quantize import FakeQuantize
 from autocompress.quantize.model_quantizer import fit_activation_grid
 from autocompress.quantize.observers import MovingAverageObserver
 from autocompress.quantize.quantization_aware import (
     SYMMETRIC,
+    QuantizationAwareMethod,
     QuantizationAwareSettings,
     RangeRecorder,
     TrainableInputQuantizer,
     TrainableWeightQuantizer,
     code_range,
-    train_with_rounding,
 )
 from autocompress.quantize.quantizers import Grid
-from autocompress.quantize.serialization import restore_quantization
 from autocompress.quantize.ste import ste_quantize
 from autocompress.quantize.weight_coding import WeightCoding
 
@@ -120,35 +118,12 @@ class QATRounding:
         return QATInputQuantizer(recorder, settings.activation_scheme, settings.activation_bits)
 
 
-class QAT:
-    """Trains weights with rounding and the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432).
+class QAT(QuantizationAwareMethod):
+    """Trains weights with rounding and the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432)."""
 
-    The trained model is deployed in the same form as after post-training quantization.
-    """
-
-    name: ClassVar[str] = "qat"
+    name = "qat"
     config = QATConfig
-
-    def is_identity(self, config: QATConfig) -> bool:
-        """Return whether both weights and activations keep 32 bits."""
-        return config.is_identity
-
-    def apply(self, model: nn.Module, config: QATConfig, context: Context) -> tuple[nn.Module, MethodState]:
-        """Return a folded, trained and quantized copy in evaluation mode, and its state.
-
-        Raises:
-            CompressionError: The context cannot train, calibration batches are missing, a tensor is empty, NaN or
-                infinite, or no layer can be quantized.
-        """
-        return train_with_rounding(model, config, context, QATRounding())
-
-    def restore(self, model: nn.Module, config: QATConfig, state: MethodState) -> nn.Module:
-        """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.
-
-        Raises:
-            CompressionError: The history does not fit the model.
-        """
-        return restore_quantization(model, state)
+    factory = QATRounding()
 
 
 QUANTIZE.add(QAT.name, QAT())

@@ -8,7 +8,7 @@ zero.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from autocompress.quantize.model_quantizer import ModelQuantizer
 from autocompress.quantize.observers import OBSERVER_CHOICE, MinMaxObserver, Observer, finite_min_max
 from autocompress.quantize.post_training import BITS, BitSettings, InputSettings
 from autocompress.quantize.quantizers import WEIGHT_QUANTIZERS, Grid
+from autocompress.quantize.serialization import restore_quantization
 from autocompress.quantize.weight_coding import (
     GRANULARITIES,
     QuantizedWeight,
@@ -239,3 +240,38 @@ def _weight_parametrization(layer: nn.Module) -> WeightParametrization:
     parametrization = layer.get_submodule("parametrizations.weight.0")
     assert isinstance(parametrization, WeightParametrization)
     return parametrization
+
+
+class QuantizationAwareMethod:
+    """Base of the methods that train a folded model with rounded weights and inputs.
+
+    A method names itself, its settings and the factory of its quantizers. Its trained model is deployed in the same
+    form as after post-training quantization.
+    """
+
+    name: ClassVar[str]
+    config: ClassVar[type[QuantizationAwareSettings]]
+    factory: ClassVar[QuantizerFactory]
+
+    def is_identity(self, config: QuantizationAwareSettings) -> bool:
+        """Return whether both weights and activations keep 32 bits."""
+        return config.is_identity
+
+    def apply(
+        self, model: nn.Module, config: QuantizationAwareSettings, context: Context
+    ) -> tuple[nn.Module, MethodState]:
+        """Return a folded, trained and quantized copy in evaluation mode, and its state.
+
+        Raises:
+            CompressionError: The context cannot train, calibration batches are missing, a tensor is empty, NaN or
+                infinite, or no layer can be quantized.
+        """
+        return train_with_rounding(model, config, context, self.factory)
+
+    def restore(self, model: nn.Module, config: QuantizationAwareSettings, state: MethodState) -> nn.Module:
+        """Fold and quantize a fresh model as ``apply`` did; the other tensors come from the saved ``state_dict``.
+
+        Raises:
+            CompressionError: The history does not fit the model.
+        """
+        return restore_quantization(model, state)

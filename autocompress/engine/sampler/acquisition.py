@@ -23,7 +23,7 @@ from autocompress.core.knobs import Leaf
 from autocompress.core.records import Candidate, CompressionRecipe
 from autocompress.core.run_info import ObjectiveSpec
 from autocompress.engine.archive import CostEstimator
-from autocompress.engine.sampler.encoding import Encoding, RandomTrial
+from autocompress.engine.sampler.encoding import Encoding, MutationTrial
 from autocompress.engine.sampler.gaussian_process import GaussianProcess, Inputs
 from autocompress.engine.scheduler.compute_cost import count_fit_epochs, estimate_epoch_cost
 from autocompress.engine.space import Space
@@ -211,7 +211,7 @@ class SurrogateSampler:
             if trial.is_on_front:
                 values = self.sampler_values(trial.rungs[0][0].config.training)
                 # Hyperparameters that the earlier space lacks are drawn at random, and the same at each start.
-                draw = RandomTrial(values, Random(fingerprint([self._seed, age])), mutation_rate=0.0)
+                draw = MutationTrial(values, Random(fingerprint([self._seed, age])), mutation_rate=0.0)
                 self._earlier_front.append(self._space.suggest_config(draw, with_compression=False)[0])
 
     def record_trial(self, number: int, candidates: Sequence[Candidate]) -> None:
@@ -353,7 +353,7 @@ class SurrogateSampler:
         for _ in range(MUTATIONS_PER_PARENT):
             for values, random, count in streams:
                 for _ in range(count):
-                    config = self._space.suggest_config(RandomTrial(values, random), with_compression=False)[0]
+                    config = self._space.suggest_config(MutationTrial(values, random), with_compression=False)[0]
                     key = fingerprint(config.to_json())
                     if key not in drawn:
                         yield config

@@ -109,7 +109,7 @@ MUTATION_RATE = 0.35
 MUTATION_STEP = 0.2
 
 
-class RandomTrial:
+class MutationTrial:
     """A trial, as a search space asks an Optuna trial for values, that draws at random or mutates a parent.
 
     Args:

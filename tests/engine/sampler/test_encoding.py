@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from autocompress.engine.initial_design import FixedTrial
-from autocompress.engine.sampler.encoding import Encoding, RandomTrial
+from autocompress.engine.sampler.encoding import Encoding, MutationTrial
 from autocompress.engine.space import Space
 from tests.engine.test_space import space
 
@@ -31,7 +31,7 @@ def distance(searched: Space, **changes: object) -> float:
 @pytest.mark.parametrize("seed", range(20))
 def test_sampler_values_give_the_same_config(seed: int) -> None:
     searched = space(TEXT)
-    config, _ = searched.suggest_config(RandomTrial({}, Random(seed)), with_compression=False)
+    config, _ = searched.suggest_config(MutationTrial({}, Random(seed)), with_compression=False)
     assert (
         searched.suggest_config(FixedTrial(Encoding(searched).sampler_values(config)), with_compression=False)[0]
         == config
@@ -83,7 +83,7 @@ def test_mutations_of_a_parent_outside_of_the_space_lie_inside() -> None:
         "fit.adamw.learning_rate": 1e-5,
     }
     for seed in range(30):
-        config, _ = searched.suggest_config(RandomTrial(teacher, Random(seed)), with_compression=False)
+        config, _ = searched.suggest_config(MutationTrial(teacher, Random(seed)), with_compression=False)
         values = config.student.values
         assert 4 <= int(values["width"]) <= 64
         assert values["depth"] in (1, 2)
