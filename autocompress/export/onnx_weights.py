@@ -3,7 +3,7 @@
 Each large weight is replaced by constant nodes that compute it, with operators of the default domain. A runtime folds
 constants when it loads a graph, so that these nodes cost time once and no latency.
 
-    codes   one, two or four codes in a byte -> BitShift, BitwiseAnd -> Gather (table) or Cast -> Mul (scale) -> weight
+    codes   one, two or four codes in a byte -> BitwiseAnd, BitShift -> Gather (table) or Cast -> Mul (scale) -> weight
     mask    one bit for each value -> CumSum, Mul (ranks) -> Gather (values other than the most frequent one) -> weight
     half    float16 values -> Cast -> weight
     gaps    steps from one such value to the next, one byte each -> CumSum -> ScatterND -> weight
@@ -114,9 +114,11 @@ class _Weight:
         if shared == 1:
             return value
         column = self.reshape(value, -1, 1)
-        shifted = self.emit("BitShift", column, self.store(shifts, f"{suffix}_shifts"), direction="RIGHT")
-        masked = self.emit("BitwiseAnd", shifted, self.store(np.array([2**bits - 1], np.uint8), f"{suffix}_ones"))
-        flat = self.reshape(masked, -1)
+        # Masked before shifted: OpenVINO 2026.4 shifts neighbouring codes into each other where a linear layer follows.
+        masks = np.array(2**bits - 1, np.uint8) << shifts
+        masked = self.emit("BitwiseAnd", column, self.store(masks, f"{suffix}_masks"))
+        shifted = self.emit("BitShift", masked, self.store(shifts, f"{suffix}_shifts"), direction="RIGHT")
+        flat = self.reshape(shifted, -1)
         return self.cut(flat, codes.size, 0) if codes.size % shared else flat
 
     def cut(self, value: str, size: int, axis: int) -> str:

@@ -40,9 +40,11 @@ class OpenVino(Target):
         self.check_installed()
         import openvino
 
-        # Without the hint, processors with bfloat16 compute in it, and results would differ from the searched ones.
+        # Results would differ from the searched ones without the first two: processors with bfloat16 compute in it, and
+        # linear layers with stored codes round their inputs to 8 bits.
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",

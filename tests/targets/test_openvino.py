@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from autocompress.core.method import Context
+from autocompress.core.registry import QUANTIZE
 from autocompress.errors import ArtifactError
-from autocompress.export.onnx import trace_quantized
+from autocompress.export.onnx import export_float, trace_quantized
+from autocompress.export.onnx_weights import pack_weights
 from autocompress.targets import make_target
 from tests.export.nets import deployable, splits, state_of, train
 
@@ -33,9 +36,30 @@ def test_it_predicts_what_onnxruntime_does(name: str, bits: dict[str, int]) -> N
         assert (values.argmax(-1) == wanted.argmax(-1)).mean() >= 0.99
 
 
-def test_its_outputs_stay_after_the_next_run() -> None:
-    from autocompress.export.onnx import export_float
+@pytest.mark.parametrize("size", [(13, 22), (40, 8), (64, 33)])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_packed_weights_of_a_linear_layer_are_unpacked_as_stored(size: tuple[int, int], bits: int) -> None:
+    torch.manual_seed(bits)
+    layer = torch.nn.Sequential(torch.nn.Linear(size[0], 40 * size[1])).eval()
+    example, heads = (torch.randn(5, size[0]),), {"y": 40 * size[1]}
+    if bits == 1:
+        # Weights with many zeros are stored with a mask of one bit each.
+        layer[0].weight.data *= torch.rand_like(layer[0].weight) < 0.5
+        proto = export_float(layer, example, heads)
+        pack_weights(proto, (), {})
+        expected = layer(*example)
+    else:
+        method = QUANTIZE.get("post_training")
+        config = method.config.of({"weight_bits": bits, "activation_bits": 32})
+        quantized, state = method.apply(layer, config, Context(example, (example,)))
+        proto = trace_quantized(quantized, state, example, heads).build()
+        expected = quantized(*example)
+    assert bits >= 4 or "BitShift" in {node.op_type for node in proto.graph.node}
+    (outputs,) = make_target("openvino", {}).load(proto.SerializeToString())([example[0].numpy()])
+    np.testing.assert_allclose(outputs, expected.detach(), atol=1e-5)
 
+
+def test_its_outputs_stay_after_the_next_run() -> None:
     layer = torch.nn.Linear(3, 2).eval()
     model = make_target("openvino", {}).load(export_float(layer, (torch.ones(1, 3),), {"y": 2}).SerializeToString())
     (first,) = model([np.ones((1, 3), np.float32)])
