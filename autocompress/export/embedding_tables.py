@@ -110,7 +110,7 @@ class BlockLookup(nn.Module):
 
 
 class BagLookup(nn.Module):
-    """Replacement of a quantized table whose rows are summed or averaged: row indices ``[B, n]`` to ``[B, D]``.
+    """Replacement of a table whose rows are summed or averaged: row indices ``[B, n]`` to ``[B, D]``.
 
     Args:
         table: Replacement of the table.
@@ -150,6 +150,18 @@ class BagLookup(nn.Module):
         total = (rows * counts).sum(1)
         # The mean of an empty bag divides zero by 1.
         return total if self.mode == "sum" else total / counts.sum(1).clamp(min=1)
+
+
+def replace_bags(model: nn.Module) -> None:
+    """Replace every ``nn.EmbeddingBag`` inside a model by a lookup and a sum, in place.
+
+    The exporter of torch writes a loop over the examples instead, which is slow and which some runtimes do not read.
+    """
+    for parent in list(model.modules()):
+        for name, bag in parent.named_children():
+            if isinstance(bag, nn.EmbeddingBag):
+                table = nn.Embedding.from_pretrained(bag.weight, max_norm=bag.max_norm, norm_type=bag.norm_type)
+                setattr(parent, name, BagLookup(table, bag.num_embeddings, bag))
 
 
 def codes_in_byte(largest: int) -> int:

@@ -23,7 +23,7 @@ from autocompress.core.task import logits_by_head
 from autocompress.errors import ArtifactError
 from autocompress.export.block_weights import BlockWeight, multiply_blocks
 from autocompress.export.card import input_names
-from autocompress.export.embedding_tables import BagLookup, BlockLookup, Lookup, build_lookup
+from autocompress.export.embedding_tables import BagLookup, BlockLookup, Lookup, build_lookup, replace_bags
 from autocompress.export.export_error import describe_export_error, list_operator_layers
 from autocompress.export.integer_graph import decode_layer, integer_kernels
 from autocompress.export.onnx_weights import pack_weights
@@ -318,6 +318,7 @@ def _export_graph(
     model: nn.Module, example: tuple[Tensor, ...], heads: Mapping[str, int], lists: Sequence[int]
 ) -> onnx.ModelProto:
     replace_quantizers(model, lambda quantizer: _Round(quantizer.grid))
+    replace_bags(model)
     try:
         return _trace_graph(model, example, heads, lists)
     except ArtifactError as error:

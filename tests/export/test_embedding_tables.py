@@ -113,3 +113,27 @@ def test_a_look_up_of_lists_keeps_their_shape() -> None:
     found = Lookup(codes, scale, zero_point, None)(torch.tensor([[3, 4], [0, 19]]))
     whole = (codes.float() - zero_point[:, None]) * scale[:, None]
     assert torch.equal(found, whole[torch.tensor([[3, 4], [0, 19]])])
+
+
+class Bags(nn.Module):
+    """The reduced rows of bags of equal size."""
+
+    def __init__(self, mode: str, padding: int | None) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(ROWS, COLUMNS, mode=mode, padding_idx=padding)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids)
+
+
+@pytest.mark.parametrize(("mode", "padding"), [("sum", 0), ("mean", 0), ("mean", None), ("max", 0)])
+def test_bags_are_exported_without_a_loop(mode: str, padding: int | None) -> None:
+    torch.manual_seed(0)
+    model = Bags(mode, padding).eval()
+    ids = torch.randint(ROWS, (6, 5))
+    ids[0, 2:] = 0
+    ids[1] = 0
+    proto = export_float(model, (ids[:1],), {"row": COLUMNS})
+    assert not {node.op_type for node in proto.graph.node} & {"Loop", "If", "Scan"}
+    with torch.inference_mode():
+        torch.testing.assert_close(run(proto, ids), model(ids))
