@@ -177,7 +177,15 @@ def _compare_graphs(
     graphs = {base: build(())}
     if exact and integer:
         return ChosenGraph(graphs[base], base, {}, build(integer))
-    models = {base: _load_base(graphs[base], request, target, is_judged=not integer)}
+    models: dict[str, Model] = {}
+    failure: _TargetError | None = None
+    try:
+        models[base] = _load_base(graphs[base], request, target, is_judged=not integer)
+    except _TargetError as error:
+        # A target that fails on integers everywhere may run a mixture.
+        if not integer:
+            raise
+        failure = error
     if not exact:
         blocks = request.encode_blocks() if in_blocks and MULTIPLY in target.operators else {}
         others = {FLOAT: build(integer)} if integer else {}
@@ -187,8 +195,10 @@ def _compare_graphs(
         graphs |= others
         # All graphs are loaded before the first is timed, so that each is timed beside the others.
         models |= _load_qualified(others, request, target)
-        if len(models) > 1 and not _measure_agreement(models[base], request) >= AGREEMENT:
+        if base in models and len(models) > 1 and not _measure_agreement(models[base], request) >= AGREEMENT:
             del models[base]
+    if not models and failure is not None:
+        raise failure
     if len(models) == 1 and not integer:
         return ChosenGraph(graphs[base], base, {}, graphs[base])
     rounds = _time_graphs(target, {name: graphs[name] for name in models}, models, request.example, seconds)
@@ -271,8 +281,13 @@ def _load_base(content: bytes, request: GraphRequest, target: Target, is_judged:
 
 
 def _load_qualified(graphs: Mapping[str, bytes], request: GraphRequest, target: Target) -> dict[str, Model]:
-    """Return the graphs that predict what the model does."""
-    models = {name: target.load(content) for name, content in graphs.items()}
+    """Return the graphs that the target can run, and which predict what the model does."""
+    models: dict[str, Model] = {}
+    for name, content in graphs.items():
+        try:
+            models[name] = target.load(content)
+        except ArtifactError as error:
+            logger.info("graph '%s' is left out: %s", name, error)
     return {name: model for name, model in models.items() if _measure_agreement(model, request) >= AGREEMENT}
 
 

@@ -98,9 +98,17 @@ class OnnxModule(nn.Module):
         """
         values = dict(zip(self.inputs, arrays, strict=True))
         values |= {name: self.get_buffer(buffer) for name, buffer in self.buffer_names.items()}
+        # Codes are decoded anew for each reader: a decoded value that a sum and a later layer share would make parts of
+        # a program depend on each other in a circle, which ExecuTorch refuses.
+        decoders = {node.output: node for node in self.nodes if node.operator == DEQUANTIZE}
+
+        def read(name: str) -> Tensor:
+            return decoders[name].run(values) if name in decoders else values[name]
+
         for node in self.nodes:
-            values[node.output] = node.run(values)
-        return tuple(values[name] for name in self.outputs)
+            if node.operator != DEQUANTIZE:
+                values[node.output] = node.run({name: read(name) for name in node.operands})
+        return tuple(read(name) for name in self.outputs)
 
     def _add_node(self, proto: onnx.NodeProto) -> None:
         """Add a node, or compute it now if it depends on constants and shapes alone."""

@@ -202,6 +202,40 @@ def test_integers_that_a_runtime_computes_otherwise_give_way_to_a_graph_that_pre
     assert INTEGER not in chosen.milliseconds
 
 
+class LacksIntegers(OnnxRuntime):
+    """A runtime that loads no graph in which the last layer has rounded inputs."""
+
+    name = "lacks_integers"
+
+    def load(self, model: bytes, threads: int = 1) -> Model:
+        nodes = onnx.load_from_string(model).graph.node
+        if nodes[-1].op_type != "DequantizeLinear" and any(
+            node.op_type == "DequantizeLinear" and node.output[0] in nodes[-1].input for node in nodes
+        ):
+            raise ArtifactError("this runtime has no integers there")
+        return super().load(model, threads)
+
+
+@pytest.mark.slow
+def test_a_form_that_the_target_does_not_load_is_left_out(
+    made: Mapping[str, Deployable], data: tuple[Split, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph_choice, "AGREEMENT", 0.9)
+    chosen = choose_graph(request(made["separable"], data), LacksIntegers(), PRECISIONS)
+    assert FLOAT in chosen.milliseconds
+    assert INTEGER not in chosen.milliseconds
+    monkeypatch.setattr(LacksIntegers, "load", Refuses.load)
+    with pytest.raises(ArtifactError, match="loads nothing"):
+        choose_graph(request(made["separable"], data), LacksIntegers(), PRECISIONS)
+
+
+class Refuses(OnnxRuntime):
+    """A runtime that loads no graph."""
+
+    def load(self, model: bytes, threads: int = 1) -> Model:
+        raise ArtifactError("this runtime loads nothing")
+
+
 @pytest.mark.slow
 def test_a_target_that_computes_weights_alone_wrongly_is_refused(data: tuple[Split, Split]) -> None:
     model = deployable("functional", train("functional", data[0]), data[0], weight_bits=8, activation_bits=32)

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from autocompress.core.method import Context
 from autocompress.core.precisions import Precisions
+from autocompress.core.registry import QUANTIZE
 from autocompress.errors import ArtifactError, UsageError
-from autocompress.export.onnx import export_float
+from autocompress.export.onnx import export_float, trace_quantized
+from autocompress.models import CNN, CNNConfig
 from autocompress.targets import make_target
 from autocompress.targets.calibration import ChainLayer, ChainSettings, _build_chain
 from autocompress.targets.executorch import PROGRAM
@@ -60,6 +63,20 @@ def test_integer_layers_run_on_the_kernels_of_xnnpack() -> None:
         (expected,) = make_target("onnxruntime", {}).load(content)(x)
         # One step of the output.
         np.testing.assert_allclose(values, expected, atol=0.05 + 1e-6)
+
+
+@needs_executorch
+@pytest.mark.slow
+def test_a_rounded_tensor_that_a_sum_and_a_layer_read_is_converted() -> None:
+    torch.manual_seed(0)
+    model = CNN(CNNConfig(width=4, depth=1, stages=2, block="residual"), 1, {"y": 10}).eval()
+    x = torch.rand(16, 1, 8, 8)
+    method = QUANTIZE.get("post_training")
+    quantized, state = method.apply(model, method.config.of({"weight_bits": 8}), Context((x[:1],), ((x,),)))
+    content = trace_quantized(quantized, state, EXAMPLE, {"y": 10}, signed=True).build().SerializeToString()
+    (values,) = make_target("executorch", {}).load(content)([x.numpy()])
+    (expected,) = make_target("onnxruntime", {}).load(content)([x.numpy()])
+    assert (values.argmax(-1) == expected.argmax(-1)).all()
 
 
 @needs_executorch
