@@ -29,7 +29,8 @@ from autocompress.models.tokens import TokenMask, require_token_input
 
 # A prime. Its product with the largest bucket fits 32 bits, because some runtimes compute integers in 32 bits.
 _MULTIPLIER = 4093
-_MAX_BUCKETS = 2**18
+# Powers of two, because the remainder is then a mask of bits: OpenVINO divides in floating point, inexactly.
+_BUCKETS = tuple(2**power for power in range(8, 19))
 # Row of the table for no n-gram; it stays zero.
 _NOTHING = 0
 
@@ -48,7 +49,7 @@ class TextNGramsConfig(HeadConfig):
     embedding: int = knob(32, IntRange(2, 256, log=True), "numbers in the embedding of an n-gram")
     longest: int = knob(4, IntRange(1, 6), "tokens in the longest n-gram; all shorter ones count, too")
     buckets: int = knob(
-        32_768, IntRange(256, _MAX_BUCKETS, log=True), "rows of the embedding table that n-grams are hashed into"
+        32_768, Choice(_BUCKETS), "rows of the embedding table that n-grams are hashed into, a power of two"
     )
     drop: float = knob(0.3, FloatRange(0.0, 0.9), "share of the n-grams that a training step leaves out")
     dropout: float = knob(
@@ -71,7 +72,7 @@ class HashedNGrams(nn.Module):
 
     Args:
         longest: Tokens in the longest n-gram.
-        buckets: Number of rows that n-grams have, from row 1 on.
+        buckets: Number of rows that n-grams have, from row 1 on; a power of two.
         missing: Token of padding, if there is one.
 
     Example:
@@ -94,7 +95,7 @@ class HashedNGrams(nn.Module):
         rows, code = [], torch.zeros_like(padded[:, :count])
         for size in range(1, self.longest + 1):
             # Of a border at the beginning, a digit of 0 would leave the code of the tokens after it.
-            code = (code * _MULTIPLIER + padded[:, size - 1 : size - 1 + count] + 1) % self.buckets
+            code = (code * _MULTIPLIER + padded[:, size - 1 : size - 1 + count] + 1) & (self.buckets - 1)
             # Of its tokens, the last may be the border; two tokens may also begin there. A single one may not.
             inner = padded[:, max(size - 2, 0) :][:, :count]
             is_present = inner + padded[:, 1 : 1 + count] if size == 2 else inner

@@ -67,7 +67,7 @@ class TestHashedNGrams:
 
     def test_codes_fit_integers_of_32_bits(self):
         # The largest code before the remainder is taken, for the largest table and vocabulary.
-        assert (text_ngrams._MAX_BUCKETS - 1) * text_ngrams._MULTIPLIER + 2**20 + 2 < 2**31
+        assert (max(text_ngrams._BUCKETS) - 1) * text_ngrams._MULTIPLIER + 2**20 + 2 < 2**31
 
 
 @pytest.mark.parametrize("width", [0, 12])

@@ -7,6 +7,7 @@ from autocompress.core.registry import QUANTIZE
 from autocompress.errors import ArtifactError
 from autocompress.export.onnx import export_float, trace_quantized
 from autocompress.export.onnx_weights import pack_weights
+from autocompress.models.text_ngrams import HashedNGrams
 from autocompress.targets import make_target
 from tests.export.nets import deployable, splits, state_of, train
 
@@ -88,3 +89,11 @@ def test_its_widths_are_those_of_int8_kernels() -> None:
     assert info.version
     assert info.precisions.weight_type == "int8"
     assert info.precisions.runs(8, 8)
+
+
+def test_hashed_n_grams_have_the_rows_that_torch_gives_them() -> None:
+    ngrams = HashedNGrams(3, 2**18, missing=0)
+    tokens = torch.randint(1, 30_000, (1, 12))
+    proto = export_float(ngrams, (tokens,), {"rows": 39})
+    (rows,) = make_target("openvino", {}).load(proto.SerializeToString())([tokens.numpy()])
+    np.testing.assert_array_equal(rows, ngrams(tokens))
