@@ -1,6 +1,6 @@
 """Attention of :class:`torch.nn.MultiheadAttention` whose heads and inputs may have any width.
 
-torch's own forward pass needs ``heads * head size`` numbers in each input, so neither heads nor inputs can shrink alone.
+torch's own forward pass needs ``heads * head size`` numbers in each input: neither heads nor inputs can shrink alone.
 """
 
 from typing import Any
@@ -130,8 +130,14 @@ def disable_nested_tensors(model: nn.Module) -> None:
     Nested tensors need the fused path of torch's attention layers.
     """
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, ProjectedAttention) for m in module.modules()):
+        if isinstance(module, nn.TransformerEncoder) and any(
+            isinstance(m, ProjectedAttention) for m in module.modules()
+        ):
             module.use_nested_tensor = False
+
+
+def _is_projected(module: nn.Module) -> bool:
+    return isinstance(module, ProjectedAttention)
 
 
 def _to_additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:

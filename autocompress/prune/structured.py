@@ -25,6 +25,7 @@ from autocompress.prune.channels import (
     PruningHistory,
     Removal,
     count_channels,
+    get_tensor,
     replay_history,
     verify_pruned_model,
 )
@@ -136,9 +137,7 @@ def prune_channels(
 def select_uniformly(groups: Sequence[ScoredGroup], ratio: float) -> list[list[int]]:
     """Return the least important channels of each group, a share ``ratio`` of its channels before the first step."""
     scores = [scored.scores for scored in groups]
-    return select_least_important(
-        scores, ratio, pooled=False, removed_before=[scored.removed for scored in groups]
-    )
+    return select_least_important(scores, ratio, pooled=False, removed_before=[scored.removed for scored in groups])
 
 
 def _choose_removals(groups: Sequence[ScoredGroup], selected: Sequence[list[int]], multiple: int) -> list[Removal]:
@@ -257,9 +256,14 @@ def _test_inputs(context: Context) -> tuple[Tensor, ...]:
 
 
 def _layer_widths(model: nn.Module, pruned: nn.Module, history: PruningHistory) -> dict[str, list[int]]:
-    """Return the number of outputs ``[before, after]`` of each layer that lost some."""
+    """Return the number of outputs ``[before, after]`` of each layer that lost some.
+
+    The projections of torch's attention are a parameter, ``[outputs, inputs]``.
+    """
     widths = {}
     for name, outputs, _ in history:
+        if name.endswith("proj_weight") and outputs is not False and outputs == 0:
+            widths[name] = [get_tensor(source, name).shape[0] for source in (model, pruned)]
         if outputs is not True:
             continue
         before, after = model.get_submodule(name), pruned.get_submodule(name)
