@@ -3,8 +3,6 @@
 torch's own forward pass needs ``heads * head size`` numbers in each input: neither heads nor inputs can shrink alone.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -83,7 +81,7 @@ class ProjectedAttention:
         return sum(masks[1:], masks[0]) if masks else None
 
 
-class PrunedAttention(ProjectedAttention, nn.MultiheadAttention):
+class PrunedAttention(ProjectedAttention, nn.MultiheadAttention):  # type: ignore[misc]
     """:class:`torch.nn.MultiheadAttention` with the same parameters, of which heads or inputs were removed."""
 
     def project_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -119,9 +117,8 @@ def update_attention(attention: nn.MultiheadAttention) -> None:
     # Without packed projections, torch's encoder layer does not take its fused path, which needs equal widths.
     attention._qkv_same_embed_dim = False
     weights, _ = list_projections(attention)
-    # The types of torch declare these attributes as constants of the module.
-    layer: Any = attention
-    layer.embed_dim, layer.kdim, layer.vdim = (weight.shape[1] for weight in weights)
+    for name, weight in zip(("embed_dim", "kdim", "vdim"), weights, strict=True):
+        setattr(attention, name, weight.shape[1])
 
 
 def disable_nested_tensors(model: nn.Module) -> None:

@@ -126,6 +126,7 @@ RATIO, HIDDEN_RATIO = "pruning_ratio", "hidden_ratio"
 TEACHER_PRUNING = {
     RATIO: ("structured", RATIO, "removing its channels"),
     HIDDEN_RATIO: ("structured", HIDDEN_RATIO, "reducing its hidden size"),
+    "embedding_ratio": ("embedding_rank", RATIO, "factorizing its embeddings"),
     "depth_ratio": ("depth", RATIO, "dropping its blocks"),
 }
 # A small ratio, but large enough to remove at least one of four channels.

@@ -32,6 +32,11 @@ class FromTeacherConfig(Settings):
     hidden_ratio: float = knob(
         0.0, FloatRange(0.0, 0.9), "share of the hidden size to remove: the channels that a layer normalization reads"
     )
+    embedding_ratio: float = knob(
+        0.0,
+        FloatRange(0.0, 0.98),
+        "share of the columns of embedding tables to remove: a linear layer behind a narrower table widens it",
+    )
     depth_ratio: float = knob(0.0, FloatRange(0.0, 0.9), "share of the blocks that keep their shape to drop")
     depth_selection: str = knob(
         "loss",
@@ -77,6 +82,9 @@ class FromTeacherConfig(Settings):
                 parts.append(Part.of("adaptive", pruning_ratio=min(1 - (1 - ratio) ** 2, 0.98), **knobs))
             else:
                 parts.append(Part.of("structured", pruning_ratio=ratio, scope=self.allocation, **knobs))
+        if self.embedding_ratio > 0:
+            # Last, because the tables have the width of the model that the channels leave.
+            parts.append(Part.of("embedding_rank", pruning_ratio=self.embedding_ratio, recovery_epochs=0))
         return tuple(parts)
 
 

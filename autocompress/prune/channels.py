@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autocompress.core.attention import disable_nested_tensors
 from autocompress.errors import CompressionError
 from autocompress.prune.calibration import flatten_outputs, format_error
-from autocompress.prune.channel_tracing import ChannelTracer, Trace
+from autocompress.prune.channel_tracing import Args, ChannelTracer, Named, Trace, Value
 from autocompress.prune.importance import LayerSlice, swap_channel_axes
 from autocompress.prune.layer_channels import (
     EMBEDDINGS,
@@ -198,8 +198,8 @@ class ChannelGraph:
                 self._refuse([first], mixed.get(roots[0], ""))
                 continue
             roots.sort(key=lambda root: members[root][first][0])
-            group = self._make_group(key, [members[root] for root in roots])
-            group = self._add_counts(replace(group, is_hidden=is_hidden))
+            joined = self._make_group(key, [members[root] for root in roots])
+            group = self._add_counts(replace(joined, is_hidden=is_hidden))
             if group is not None:
                 groups.append(group)
         return groups
@@ -498,7 +498,7 @@ class _NormalizeRemaining(TorchDispatchMode):
         self._channels = channels
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Value, types: Sequence[type], args: Args = (), kwargs: Named | None = None
     ) -> object:
         """Run an operation."""
         vectors = [value for value in args[2:] if isinstance(value, Tensor)]

@@ -32,6 +32,7 @@ _METHOD_OF_ENTRY = {
     "heads": "heads",
     "tokens": "tokens",
     "masked": "unstructured",
+    "factorized": "embedding_rank",
 }
 # Types that represent every position of a tensor exactly: up to 2**53 and 2**63.
 _POSITION_TYPES = (torch.float64, torch.int64)

@@ -53,6 +53,12 @@ def test_the_hidden_size_is_reduced_with_or_without_other_channels(allocation: s
     assert "hidden_ratio" not in step.values
 
 
+def test_embeddings_are_factorized_after_their_columns_are_removed() -> None:
+    steps = FromTeacherConfig(hidden_ratio=0.25, embedding_ratio=0.5).list_pruning_steps()
+    assert [step.name for step in steps] == ["structured", "embedding_rank"]
+    assert steps[1].values == {"pruning_ratio": 0.5, "recovery_epochs": 0}
+
+
 def test_ratios_of_zero_leave_the_teacher_whole() -> None:
     assert FromTeacherConfig(pruning_ratio=0.0, depth_ratio=0.0).list_pruning_steps() == ()
 
