@@ -731,12 +731,7 @@ class ChannelTracer(TorchDispatchMode):
     ) -> None:
         """Follow ``cat`` or ``stack``; the labels of the operands are matched by the axes that they vary along.
 
-        Args:
-            function: The operation.
-            args: Its positional arguments.
-            kwargs: Its named arguments.
-            output: Its output.
-            axis: Axis that the operands lie along; ``None`` if it is a new one.
+        The operands lie along ``axis``, which is ``None`` where it is a new one.
         """
         tensors = args[0]
         patterns = dict.fromkeys(
