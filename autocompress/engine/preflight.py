@@ -120,10 +120,14 @@ def check_weighted_classes(source: Source, space: Space, task: Task) -> None:
 
 # Zeroed weights need no support by the layers, so it works where channels cannot be removed.
 FALLBACK = "unstructured"
-# Hyperparameters of the student `from_teacher`, each with the pruning method that it applies and a description of that.
+RATIO, HIDDEN_RATIO = "pruning_ratio", "hidden_ratio"
+# Hyperparameters of the student `from_teacher`, each with the pruning method that it applies, the hyperparameter of the
+# method and a description.
 TEACHER_PRUNING = {
-    "pruning_ratio": ("structured", "removing its channels"),
-    "depth_ratio": ("depth", "dropping its blocks"),
+    RATIO: ("structured", RATIO, "removing its channels"),
+    HIDDEN_RATIO: ("structured", HIDDEN_RATIO, "reducing its hidden size"),
+    "embedding_ratio": ("embedding_rank", RATIO, "factorizing its embeddings"),
+    "depth_ratio": ("depth", RATIO, "dropping its blocks"),
 }
 # A small ratio, but large enough to remove at least one of four channels.
 PROBE_RATIO = 0.25
@@ -131,7 +135,6 @@ PROBE_RATIO = 0.25
 HALVINGS = 3
 # A longer list of layers that stay would hide the other notices.
 LISTED_LAYERS = 5
-RATIO = "pruning_ratio"
 
 Sections = dict[str, Mapping[str, Mapping[str, Leaf | Domain]]]
 
@@ -143,46 +146,50 @@ class _Probe:
     Attributes:
         model: The teacher; it is not changed.
         context: Calibration data for the methods.
-        reasons: Why a method failed at a ratio, by method and ratio; empty where it worked.
+        reasons: Why a method failed, by method, hyperparameter and its value; empty where it worked.
         uncut: Layers that structured pruning leaves alone, each with the reason.
     """
 
     model: "nn.Module"
     context: Context
-    reasons: dict[tuple[str, float], str] = field(default_factory=dict)
+    reasons: dict[tuple[str, str, float], str] = field(default_factory=dict)
     uncut: dict[str, str] = field(default_factory=dict)
 
-    def find_failure(self, name: str, ratio: float) -> str:
+    def find_failure(self, name: str, ratio: float, knob: str = RATIO) -> str:
         """Return why a method fails at a ratio; empty if it works."""
-        if (name, ratio) not in self.reasons:
+        if (name, knob, ratio) not in self.reasons:
             method = PRUNE.get(name)
             # One step is enough to see whether the method works; a schedule would fine-tune in between.
-            values: dict[str, Leaf] = {RATIO: ratio, "schedule": "one_shot"}
-            settings = {knob: value for knob, value in values.items() if knob in method.config.knobs()}
+            values: dict[str, Leaf] = {RATIO: 0.0, knob: ratio, "schedule": "one_shot"}
+            settings = {key: value for key, value in values.items() if key in method.config.knobs()}
             try:
                 _, state = method.apply(self.model, method.config.of(settings), self.context)
             except CompressionError as error:
-                self.reasons[name, ratio] = str(error)
+                self.reasons[name, knob, ratio] = str(error)
             else:
-                self.reasons[name, ratio] = ""
+                self.reasons[name, knob, ratio] = ""
                 self.uncut.update(state.report.get("uncut", {}))
-        return self.reasons[name, ratio]
+                if knob == HIDDEN_RATIO:
+                    # Layers that another ratio leaves alone.
+                    for layer in state.report["channels"]:
+                        self.uncut.pop(layer, None)
+        return self.reasons[name, knob, ratio]
 
-    def find_largest_ratio(self, name: str, strongest: float) -> tuple[float, str]:
+    def find_largest_ratio(self, name: str, strongest: float, knob: str = RATIO) -> tuple[float, str]:
         """Return the largest ratio up to ``strongest`` at which a method works, and why it fails beyond that.
 
         The ratio is 0 if it fails at a small one too.
         """
-        reason = self.find_failure(name, strongest)
+        reason = self.find_failure(name, strongest, knob)
         if not reason:
             return strongest, ""
         works, fails = PROBE_RATIO, strongest
-        if strongest <= PROBE_RATIO or self.find_failure(name, PROBE_RATIO):
-            return 0.0, self.reasons.get((name, PROBE_RATIO)) or reason
+        if strongest <= PROBE_RATIO or self.find_failure(name, PROBE_RATIO, knob):
+            return 0.0, self.reasons.get((name, knob, PROBE_RATIO)) or reason
         for _ in range(HALVINGS):
             # Two digits, because the number stands in a notice.
             middle = round((works + fails) / 2, 2)
-            if failure := self.find_failure(name, middle):
+            if failure := self.find_failure(name, middle, knob):
                 fails, reason = middle, failure
             else:
                 works = middle
@@ -218,11 +225,15 @@ def remove_unsafe_methods(space: Space, task: Task, splits: Splits) -> tuple[Spa
     sections: Sections = dict(space.sections)
     notices = []
     knobs = dict(students[FROM_TEACHER])
-    for knob, (name, operation) in TEACHER_PRUNING.items():
+    for knob, (name, setting, operation) in TEACHER_PRUNING.items():
         strongest = _largest_value(knobs.get(knob, 0.0))
         if not strongest:
             continue
-        largest, reason = probe.find_largest_ratio(name, strongest)
+        if knob == HIDDEN_RATIO and not has_layer_norm(probe.model):
+            # The space of every user's model has this hyperparameter; a notice would tell most of them nothing.
+            knobs[knob] = 0.0
+            continue
+        largest, reason = probe.find_largest_ratio(name, strongest, setting)
         if not largest:
             knobs[knob] = 0.0
             notices.append(f"{operation} is not safe with this teacher ({reason}); it is left out of the search")
@@ -258,12 +269,17 @@ def _probe_methods(
                 f"prune.{name} works up to a ratio of {largest:g} with this teacher ({reason}); "
                 "larger ratios are left out"
             )
-    failures = [reason for (name, _), reason in probe.reasons.items() if name == "structured"]
+    failures = [reason for (name, knob, _), reason in probe.reasons.items() if (name, knob) == ("structured", RATIO)]
     is_replaced = bool(failures) and all(failures) and FALLBACK not in safe
     if is_replaced and not probe.find_failure(FALLBACK, PROBE_RATIO):
         safe[FALLBACK] = {RATIO: 0.5}
         notices.append(f"prune.{FALLBACK} replaces it: half of the weights become zero, at the same FLOPs")
     return safe or {"none": {}}, notices
+
+
+def has_layer_norm(model: "nn.Module") -> bool:
+    """Return whether a model has a layer normalization, which reads the hidden size."""
+    return any(kind.__name__ == "LayerNorm" for module in model.modules() for kind in type(module).__mro__)
 
 
 def _largest_value(domain: Leaf | Domain) -> float:

@@ -29,6 +29,14 @@ class FromTeacherConfig(Settings):
     label: ClassVar[str] = NAME
 
     pruning_ratio: float = knob(0.3, FloatRange(0.0, 0.9), "share of the channels to remove")
+    hidden_ratio: float = knob(
+        0.0, FloatRange(0.0, 0.9), "share of the hidden size to remove: the channels that a layer normalization reads"
+    )
+    embedding_ratio: float = knob(
+        0.0,
+        FloatRange(0.0, 0.98),
+        "share of the columns of embedding tables to remove: a linear layer behind a narrower table widens it",
+    )
     depth_ratio: float = knob(0.0, FloatRange(0.0, 0.9), "share of the blocks that keep their shape to drop")
     depth_selection: str = knob(
         "loss",
@@ -62,17 +70,21 @@ class FromTeacherConfig(Settings):
             # Without the default, configs of earlier runs keep their fingerprints.
             settings |= {} if self.depth_selection == "loss" else {"selection": self.depth_selection}
             parts.append(Part.of("depth", **settings))
-        if self.pruning_ratio > 0:
+        if self.pruning_ratio > 0 or self.hidden_ratio > 0:
             ratio = self.pruning_ratio
             knobs: dict[str, Leaf] = {"criterion": self.criterion, "round_to": self.round_to, "recovery_epochs": 0}
+            # Without the default, configs of earlier runs keep their fingerprints.
+            knobs |= {} if self.hidden_ratio == 0 else {"hidden_ratio": self.hidden_ratio}
             if self.allocation == "adaptive":
                 # Without a share r of all channels, about 1 - (1 - r)^2 of the FLOPs are removed.
                 # 0.98 is the largest ratio that the method accepts.
-                # Without the default, configs of earlier runs keep their fingerprints.
                 knobs |= {} if self.budget == "flops" else {"budget": self.budget}
                 parts.append(Part.of("adaptive", pruning_ratio=min(1 - (1 - ratio) ** 2, 0.98), **knobs))
             else:
                 parts.append(Part.of("structured", pruning_ratio=ratio, scope=self.allocation, **knobs))
+        if self.embedding_ratio > 0:
+            # Last, because the tables have the width of the model that the channels leave.
+            parts.append(Part.of("embedding_rank", pruning_ratio=self.embedding_ratio, recovery_epochs=0))
         return tuple(parts)
 
 

@@ -3,6 +3,7 @@
 from autocompress.prune.adaptive import Adaptive, AdaptiveConfig
 from autocompress.prune.calibration import reestimate_batch_norm
 from autocompress.prune.depth import Depth, DepthConfig
+from autocompress.prune.embedding_rank import EmbeddingRank, EmbeddingRankConfig
 from autocompress.prune.expansion import ChannelIndices, expand_model, map_channels
 from autocompress.prune.heads import Heads, HeadsConfig
 from autocompress.prune.masking import masks_from_zeros
@@ -21,6 +22,8 @@ __all__ = [
     "ChannelIndices",
     "Depth",
     "DepthConfig",
+    "EmbeddingRank",
+    "EmbeddingRankConfig",
     "Heads",
     "HeadsConfig",
     "Inheritance",

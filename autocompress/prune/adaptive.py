@@ -60,7 +60,7 @@ class Adaptive:
 
     def is_identity(self, config: AdaptiveConfig) -> bool:
         """Return whether the config removes nothing."""
-        return config.pruning_ratio == 0
+        return config.removes_nothing()
 
     def apply(self, model: nn.Module, config: AdaptiveConfig, context: Context) -> tuple[nn.Module, MethodState]:
         """Return a copy with fewer channels and a record of the removal; ``model`` is not changed.

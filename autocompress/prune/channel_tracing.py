@@ -48,6 +48,7 @@ class Nodes:
         self._parents: Array = numpy.arange(2)
         self._fixed: list[tuple[Array, str]] = []
         self._joined: list[tuple[Array, str]] = []
+        self._normalized: list[tuple[Array, str]] = []
 
     def add(self, count: int) -> int:
         """Return the first of ``count`` new nodes."""
@@ -93,6 +94,15 @@ class Nodes:
             self._parents[node] = node = int(self._parents[self._parents[node]])
         return node
 
+    def mark_normalized(self, nodes: Array, reason: str) -> None:
+        """Mark the sets of nodes as channels that a layer normalization reads.
+
+        Args:
+            nodes: Nodes.
+            reason: The normalization, for messages about channels that are not removed.
+        """
+        self._normalized.append((nodes[nodes > FIXED], reason))
+
     def fixed_roots(self) -> dict[int, str]:
         """Return the roots of the sets that must stay, each with the first reason."""
         return self._first_reasons(self._fixed)
@@ -100,6 +110,10 @@ class Nodes:
     def joined_roots(self) -> dict[int, str]:
         """Return the roots of the sets that an operation which mixes channels joined, each with the first reason."""
         return self._first_reasons(self._joined)
+
+    def normalized_roots(self) -> dict[int, str]:
+        """Return the roots of the sets that a layer normalization reads, each with the first reason."""
+        return self._first_reasons(self._normalized)
 
     def _first_reasons(self, entries: Sequence[tuple[Array, str]]) -> dict[int, str]:
         reasons: dict[int, str] = {}
@@ -670,7 +684,14 @@ class ChannelTracer(TorchDispatchMode):
 
     def _follow_layer_norm(self, args: Args, kwargs: Named, output: Value) -> None:
         source, shape, *vectors = args
-        axes = self._join_along(source, list(range(source.dim() - len(shape), source.dim())), "layer_norm")
+        if len(shape) == 1 and any(self._is_weight(vector) for vector in vectors):
+            # With weights of its own, the normalization of the channels that remain can be computed.
+            axes = self._axes(source)
+            for labels in axes:
+                if labels.shape[-1] > 1:
+                    self.trace.nodes.mark_normalized(labels, f"it runs through {self._describe('layer_norm')}")
+        else:
+            axes = self._join_along(source, list(range(source.dim() - len(shape), source.dim())), "layer_norm")
         for vector in vectors:
             for labels in self._axes(vector):
                 for others in axes:
@@ -699,26 +720,41 @@ class ChannelTracer(TorchDispatchMode):
         self._set(output, axes)
 
     def _follow_concat(self, args: Args, kwargs: Named, output: Tensor) -> None:
-        self._follow_joining(torch.cat, args, kwargs, output)
+        axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        self._follow_joining(torch.cat, args, kwargs, output, axis % output.dim())
 
     def _follow_stack(self, args: Args, kwargs: Named, output: Tensor) -> None:
         self._follow_joining(torch.stack, args, kwargs, output)
 
-    def _follow_joining(self, function: Callable[..., Tensor], args: Args, kwargs: Named, output: Tensor) -> None:
-        """Follow ``cat`` or ``stack``; the labels of the operands are matched by the axes that they vary along."""
+    def _follow_joining(
+        self, function: Callable[..., Tensor], args: Args, kwargs: Named, output: Tensor, axis: int | None = None
+    ) -> None:
+        """Follow ``cat`` or ``stack``; the labels of the operands are matched by the axes that they vary along.
+
+        The operands lie along ``axis``, which is ``None`` where it is a new one.
+        """
         tensors = args[0]
         patterns = dict.fromkeys(
             tuple(size > 1 for size in labels.shape) for tensor in tensors for labels in self._axes(tensor)
         )
         results = []
         for pattern in patterns:
-            parts = []
+            operands = []
             for tensor in tensors:
                 axes = [x for x in self._axes(tensor) if tuple(size > 1 for size in x.shape) == pattern]
                 # An input of the model keeps its place beside channels.
                 fixed = [x for x in self._axes(tensor) if x.size == 1]
-                labels = (axes or fixed or [numpy.zeros((1,) * tensor.dim(), dtype=numpy.int64)])[0]
-                parts.append(torch.from_numpy(numpy.ascontiguousarray(labels)).expand(tensor.shape))
+                operands.append((axes or fixed or [numpy.zeros((1,) * tensor.dim(), dtype=numpy.int64)])[0])
+            if any(pattern) and (axis is None or not pattern[axis]):
+                # An index of any other axis is one of all operands.
+                first = next(labels for labels in operands if labels.size > 1)
+                for labels in operands:
+                    reason = "it is combined with an input of the model" if labels.size == 1 else ""
+                    self.trace.nodes.join(first, labels, reason)
+            parts = [
+                torch.from_numpy(numpy.ascontiguousarray(labels)).expand(tensor.shape)
+                for labels, tensor in zip(operands, tensors, strict=True)
+            ]
             results.append(function(parts, *args[1:], **kwargs).numpy())
         self._set(output, results)
 

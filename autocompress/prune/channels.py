@@ -8,17 +8,19 @@ whose channels cannot be removed is left alone, with the reason.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from autocompress.core.attention import disable_nested_tensors
 from autocompress.errors import CompressionError
 from autocompress.prune.calibration import flatten_outputs, format_error
-from autocompress.prune.channel_tracing import ChannelTracer, Trace
+from autocompress.prune.channel_tracing import Args, ChannelTracer, Named, Trace, Value
 from autocompress.prune.importance import LayerSlice, swap_channel_axes
 from autocompress.prune.layer_channels import (
     EMBEDDINGS,
@@ -82,6 +84,7 @@ class ChannelGroup:
         slices: Channels of every layer that shrinks with the group.
         parameters: Channels of every other parameter that shrinks with the group.
         counts: Numbers that modules keep of these channels.
+        is_hidden: Whether a layer normalization reads the channels, as it does the hidden size of a transformer.
     """
 
     name: str
@@ -89,6 +92,7 @@ class ChannelGroup:
     slices: tuple[LayerSlice, ...]
     parameters: tuple[ParameterSlice, ...] = ()
     counts: tuple[HeadCount, ...] = ()
+    is_hidden: bool = False
 
     @property
     def width(self) -> int:
@@ -109,14 +113,17 @@ class ChannelGraph:
         model: Model in evaluation mode; it is not changed.
         example: Batch of real data as positional arguments, because a model may read the values of its masks.
         ignore: Names of layers whose channels are protected.
+        hidden: Whether channels that a layer normalization reads are groups too; otherwise they are left alone.
 
     Raises:
         CompressionError: The model fails on the example.
     """
 
-    def __init__(self, model: nn.Module, example: tuple[Tensor, ...], ignore: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, example: tuple[Tensor, ...], ignore: Sequence[str] = (), *, hidden: bool = False
+    ) -> None:
         self.unprunable: dict[str, str] = {}
-        self._model, self._example = model, example
+        self._model, self._example, self._has_hidden = model, example, hidden
         self._trace = trace_channels(model, example)
         self._modules = dict(model.named_modules())
         self._protected = set(ignore)
@@ -166,7 +173,8 @@ class ChannelGraph:
         members = self._list_members()
         fixed = self._trace.nodes.fixed_roots()
         mixed = self._trace.nodes.joined_roots()
-        by_sides: dict[tuple[Side, ...], list[int]] = {}
+        normalized = self._trace.nodes.normalized_roots()
+        by_sides: dict[tuple[bool, tuple[Side, ...]], list[int]] = {}
         order = {side: position for position, side in enumerate(self._trace.producers)}
         for root, sides in members.items():
             producers = sorted((side for side in sides if side in order), key=order.__getitem__)
@@ -177,18 +185,21 @@ class ChannelGraph:
             reason = mixed.get(root) or fixed.get(root) or self._find_protection(sides)
             if root in fixed or self._find_protection(sides):
                 self._refuse(producers, reason)
+            elif root in normalized and not self._has_hidden:
+                self._refuse(producers, f"{normalized[root]}; hidden_ratio removes such channels")
             else:
-                by_sides.setdefault((producers[0], *sides), []).append(root)
+                by_sides.setdefault((root in normalized, (producers[0], *sides)), []).append(root)
         for root, reason in fixed.items():
             self._refuse([side for side in members.get(root, {}) if side in order], mixed.get(root) or reason)
         groups = []
-        for key, roots in sorted(by_sides.items(), key=lambda entry: order[entry[0][0]]):
+        for (is_hidden, key), roots in sorted(by_sides.items(), key=lambda entry: order[entry[0][1][0]]):
             first = key[0]
             if len(roots) == 1:
                 self._refuse([first], mixed.get(roots[0], ""))
                 continue
             roots.sort(key=lambda root: members[root][first][0])
-            group = self._add_counts(self._make_group(key, [members[root] for root in roots]))
+            joined = self._make_group(key, [members[root] for root in roots])
+            group = self._add_counts(replace(joined, is_hidden=is_hidden))
             if group is not None:
                 groups.append(group)
         return groups
@@ -237,12 +248,15 @@ class ChannelGraph:
         return ChannelGroup(sides[0][0], len(members), tuple(slices), tuple(parameters))
 
     def _add_counts(self, group: ChannelGroup) -> ChannelGroup | None:
-        """Return a group with the numbers that modules keep of its heads; ``None`` if its heads cannot be removed."""
+        """Return a group with the numbers that modules keep of its heads or of the hidden size.
+
+        ``None`` if its channels cannot be removed.
+        """
         width = group.width // group.channels
-        if width == 1:
+        if width == 1 and not group.is_hidden:
             return group
         reason = ""
-        # One head is removed on trial: the module's own forward pass shows which of its numbers have to follow.
+        # One channel is removed on trial: the module's own forward pass shows which of its numbers have to follow.
         for counts in self._list_count_options(group, width):
             candidate = replace(group, counts=counts)
             pruned = copy.deepcopy(self._model)
@@ -258,8 +272,9 @@ class ChannelGraph:
         return None
 
     def _list_count_options(self, group: ChannelGroup, width: int) -> Iterator[tuple[HeadCount, ...]]:
-        """Yield numbers of heads and of their channels, kept by the modules around the layers, to be reduced."""
-        owners = dict.fromkeys(part.name.rpartition(".")[0] for part in group.slices if part.outputs)
+        """Yield numbers of heads and of channels, kept by the modules around the layers, to be reduced."""
+        parts = [*(part.name for part in group.slices if part.outputs), *(part.name for part in group.parameters)]
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in parts)
         heads, sizes = [], []
         for name in owners:
             for attribute, value in vars(self._modules[name]).items():
@@ -274,8 +289,9 @@ class ChannelGraph:
                     heads.append(HeadCount(name, attribute, value, 1))
                 elif value == group.channels * width:
                     sizes.append(HeadCount(name, attribute, value, width))
-        # Numbers named after heads come first: another number may be equal by chance.
-        named = [count for count in sizes if "head" in count.attribute or "attn" in count.attribute]
+        # Numbers named after the channels come first: another number may be equal by chance.
+        words = ("hidden", "embed", "model") if group.is_hidden else ("head", "attn")
+        named = [count for count in sizes if any(word in count.attribute for word in words)]
         options = [(), tuple(heads), (*heads, *named), (*heads, *sizes)]
         yield from dict.fromkeys(options)
 
@@ -332,19 +348,26 @@ def _preserve_mode(model: nn.Module) -> Iterator[None]:
     """Restore modes, buffers and random state after the body, in which fused attention kernels are off."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    # A fused transformer layer is one operation, which cannot be followed.
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.random.fork_rng(devices=()):
+        with torch.random.fork_rng(devices=()), _run_unfused():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
         for module, mode in modes:
             module.training = mode
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+
+
+@contextmanager
+def _run_unfused() -> Iterator[None]:
+    """Run the body without fused transformer layers: each is one operation, which cannot be followed."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _take(
@@ -395,6 +418,7 @@ def replay_history(model: nn.Module, history: Sequence[Sequence[Any]]) -> None:
         block = get_tensor(model, path).shape[axis]
         removed = {index % block for index in value}
         shrink_side(model, side, [index for index in range(block) if index not in removed])
+    disable_nested_tensors(model)
 
 
 def _set_count(module: nn.Module, attribute: str, value: int) -> None:
@@ -411,19 +435,25 @@ def verify_pruned_model(
 
     Every removed channel is finally an input of convolutions or linear layers. With these weights set to zero, the
     original model must return the outputs of the pruned one; a channel removed in the wrong layer breaks the equality.
+    A layer normalization of the original model reads the remaining channels alone.
 
     Raises:
         CompressionError: The pruned model fails, returns another shape or other values, or is not finite.
     """
     masked_model = copy.deepcopy(model).eval()
     remaining: dict[tuple[str, int], list[int]] = {}
+    normalized: dict[Tensor, Tensor] = {}
     for name, where, indices in history:
         if isinstance(where, str):
             continue
         layer = masked_model.get_submodule(name) if isinstance(where, bool) else None
+        weight = None if layer is None else getattr(layer, "weight", None)
         if where is True and isinstance(layer, EMBEDDINGS):
             # A table that is also read as a linear layer: zeros in its columns serve both.
             name, where, layer = f"{name}.weight", 1, None
+        elif where is True and isinstance(weight, Tensor) and weight.dim() == 1:
+            # The scales of a normalization.
+            name, where, layer = f"{name}.weight", 0, None
         elif where is True:
             continue
         axis = INPUTS if where is False else where
@@ -437,11 +467,14 @@ def verify_pruned_model(
         else:
             zero_input_channels(layer, masked)
         remaining[name, axis] = [channel for channel in channels if channel not in set(masked)]
+        if layer is None and tensor.dim() == 1:
+            normalized[tensor] = torch.tensor(remaining[name, axis], device=tensor.device)
     try:
         outputs_of_pruned = flatten_outputs(pruned(*inputs))
     except Exception as error:
         raise CompressionError(f"the pruned model fails: {format_error(error)}") from error
-    expected = flatten_outputs(masked_model(*inputs))
+    with _run_unfused(), _NormalizeRemaining(normalized):
+        expected = flatten_outputs(masked_model(*inputs))
     if [tensor.shape for tensor in outputs_of_pruned] != [tensor.shape for tensor in expected]:
         raise CompressionError("pruning changed the shape of the model's output")
     if not all(bool(tensor.isfinite().all()) for tensor in outputs_of_pruned):
@@ -451,6 +484,31 @@ def verify_pruned_model(
             "pruning changed more than the removed channels: the model mixes channels in an operation that "
             "the trace does not show"
         )
+
+
+class _NormalizeRemaining(TorchDispatchMode):
+    """Dispatch mode in which layer normalizations read some channels alone and return zeros for the others.
+
+    Args:
+        channels: Weight of a normalization to the channels that it reads.
+    """
+
+    def __init__(self, channels: Mapping[Tensor, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._channels = channels
+
+    def __torch_dispatch__(
+        self, func: Value, types: Sequence[type], args: Args = (), kwargs: Named | None = None
+    ) -> object:
+        """Run an operation."""
+        vectors = [value for value in args[2:] if isinstance(value, Tensor)]
+        if func.overloadpacket.__name__ != "native_layer_norm" or not vectors or vectors[0] not in self._channels:
+            return func(*args, **(kwargs or {}))
+        channels = self._channels[vectors[0]]
+        source, _, *others = args
+        others = [value[channels] if isinstance(value, Tensor) else value for value in others]
+        output, *statistics = func(source[..., channels], [len(channels)], *others)
+        return torch.zeros_like(source).index_copy_(-1, channels, output), *statistics
 
 
 def have_close_outputs(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:

@@ -32,20 +32,21 @@ _METHOD_OF_ENTRY = {
     "heads": "heads",
     "tokens": "tokens",
     "masked": "unstructured",
+    "factorized": "embedding_rank",
 }
 # Types that represent every position of a tensor exactly: up to 2**53 and 2**63.
 _POSITION_TYPES = (torch.float64, torch.int64)
 # One random input may leave all channels behind a rectifier at zero, and then any two models agree.
 _CHECKED_INPUTS = 4
 _NOTHING = torch.empty(0, dtype=torch.long)
-_CHANNEL_LAYERS = (_ConvNd, nn.Linear, nn.Embedding, _BatchNorm, nn.PReLU)
+_CHANNEL_LAYERS = (_ConvNd, nn.Linear, nn.Embedding, _BatchNorm, nn.LayerNorm, nn.PReLU)
 
 
 class ChannelIndices(BaseModel):
     """Original indices of the channels that one layer keeps, in ascending order.
 
-    Both are empty for a layer of a dropped block. The inputs of an embedding are its rows; batch normalization and
-    PReLU have equal inputs and outputs.
+    Both are empty for a layer of a dropped block. The inputs of an embedding are its rows; batch normalization, layer
+    normalization and PReLU have equal inputs and outputs.
 
     Attributes:
         inputs: Indices of the input channels.
@@ -84,8 +85,8 @@ def expand_model(
         example: A batch of one, as positional arguments of both models.
 
     Raises:
-        CompressionError: The history or the pruned model does not belong to ``original``, or the zeros of a dropped
-            block cannot return its input.
+        CompressionError: The history or the pruned model does not belong to ``original``, the zeros of a dropped
+            block cannot return its input, or the hidden size was reduced.
     """
     return OriginalPositions(original, _replay_of(history)).expand(pruned, example)
 
@@ -162,8 +163,10 @@ class OriginalPositions:
         """Return a copy of the original with the values of ``pruned`` and zeros elsewhere, in evaluation mode.
 
         Raises:
-            CompressionError: The pruned model has other shapes, or the result computes other outputs.
+            CompressionError: The pruned model has other shapes, its hidden size was reduced, or the result computes
+                other outputs.
         """
+        self._check_normalizations()
         values = pruned.state_dict()
         for name in [*self._positions, *values]:
             shapes = [tuple(tensors[name].shape) if name in tensors else None for tensors in (self._positions, values)]
@@ -189,6 +192,17 @@ class OriginalPositions:
             layers[name].kept_tokens = attention.kept_tokens
         self._check_outputs(pruned, expanded, example)
         return expanded
+
+    def _check_normalizations(self) -> None:
+        for name, layer in self._original.named_modules():
+            if not isinstance(layer, nn.LayerNorm) or layer.weight is None:
+                continue
+            position = self._positions.get(f"{name}.weight".lstrip("."), _NOTHING)
+            if 0 < len(position) < len(layer.weight):
+                raise CompressionError(
+                    f"the model cannot be expanded: the layer normalization '{name}' lost channels, and zeros would "
+                    "change its mean; use the pruned model without expansion"
+                )
 
     def _check_positions(self) -> None:
         originals = self._original.state_dict()

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from autocompress.core.attention import update_attention
+
 Side: TypeAlias = tuple[str, int]
 """Where channels lie: a layer and ``INPUTS`` or ``OUTPUTS``, or a parameter of another module and an axis of it."""
 
@@ -131,6 +133,8 @@ def _update_sizes(module: nn.Module, remaining: Sequence[int]) -> None:
     """Set the sizes that a layer keeps as numbers to those of its tensors, of which some channels remain."""
     # The types of torch declare these attributes as constants of the module.
     layer: Any = module
+    if isinstance(module, nn.MultiheadAttention):
+        update_attention(module)
     weight: Tensor | None = module._parameters.get("weight")
     if weight is None:
         # A batch normalization without weights still has statistics.

@@ -25,6 +25,7 @@ from autocompress.prune.channels import (
     PruningHistory,
     Removal,
     count_channels,
+    get_tensor,
     replay_history,
     verify_pruned_model,
 )
@@ -44,6 +45,15 @@ class ChannelConfig(GradualConfig):
         Choice((1, 2, 4, 8, 16)),
         "layers keep a multiple of this number of channels: int8 kernels read channels in groups of four",
     )
+    hidden_ratio: float = knob(
+        0.0,
+        FloatRange(0.0, 0.9),
+        "share of the channels that a layer normalization reads to remove: the hidden size of a transformer",
+    )
+
+    def removes_nothing(self) -> bool:
+        """Return whether neither ratio removes a channel."""
+        return self.pruning_ratio == 0 and self.hidden_ratio == 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def prune_channels(
             pruning.
     """
     pruned = copy.deepcopy(model).eval()
-    if config.pruning_ratio == 0:
+    if config.removes_nothing():
         return pruned, MethodState(history={"layers": []}, report={"sparsity": 0.0, "channels": {}, "uncut": {}})
     if not all(isinstance(tensor, Tensor) for tensor in context.example):
         raise CompressionError("structured pruning needs a model whose inputs are tensors, not containers of tensors")
@@ -90,13 +100,20 @@ def prune_channels(
     original_sizes: dict[str, int] = {}
     unprunable: dict[str, str] = {}
     removed = 0
-    for step, ratio in enumerate(config.step_ratios(config.pruning_ratio)):
+    ratios = zip(config.step_ratios(config.pruning_ratio), config.step_ratios(config.hidden_ratio), strict=True)
+    for step, (ratio, hidden_ratio) in enumerate(ratios):
         if step:
             config.train_between_steps(pruned, context)
         # Indices shift when channels are removed, so every step traces the model again.
-        graph = ChannelGraph(pruned, _trace_inputs(context), match_layers(pruned, context.ignore))
-        groups = _score_groups(pruned, graph, config.criterion, context, generator, removed_channels)
-        removals = _choose_removals(groups, select_channels(pruned, groups, ratio) if groups else [], config.round_to)
+        layers = match_layers(pruned, context.ignore)
+        graph = ChannelGraph(pruned, _trace_inputs(context), layers, hidden=config.hidden_ratio > 0)
+        scored = _score_groups(pruned, graph, config.criterion, context, generator, removed_channels)
+        hidden = [group for group in scored if group.group.is_hidden]
+        groups = [group for group in scored if not group.group.is_hidden]
+        selected = select_channels(pruned, groups, ratio) if groups and ratio else [[] for _ in groups]
+        # Each hidden size by itself: it runs through all layers, so its importance compares with that of no other.
+        selected += select_uniformly(hidden, hidden_ratio)
+        removals = _choose_removals([*groups, *hidden], selected, config.round_to)
         pruned, removals = _remove_safely(pruned, graph, removals, _test_inputs(context))
         history += graph.list_removals(removals)
         unprunable.update(graph.unprunable)
@@ -115,6 +132,12 @@ def prune_channels(
     widths = _layer_widths(model, pruned, history)
     report = {"sparsity": removed / sum(original_sizes.values()), "channels": widths, "uncut": unprunable}
     return pruned, MethodState(history={"layers": history}, report=report)
+
+
+def select_uniformly(groups: Sequence[ScoredGroup], ratio: float) -> list[list[int]]:
+    """Return the least important channels of each group, a share ``ratio`` of its channels before the first step."""
+    scores = [scored.scores for scored in groups]
+    return select_least_important(scores, ratio, pooled=False, removed_before=[scored.removed for scored in groups])
 
 
 def _choose_removals(groups: Sequence[ScoredGroup], selected: Sequence[list[int]], multiple: int) -> list[Removal]:
@@ -233,9 +256,14 @@ def _test_inputs(context: Context) -> tuple[Tensor, ...]:
 
 
 def _layer_widths(model: nn.Module, pruned: nn.Module, history: PruningHistory) -> dict[str, list[int]]:
-    """Return the number of outputs ``[before, after]`` of each layer that lost some."""
+    """Return the number of outputs ``[before, after]`` of each layer that lost some.
+
+    The projections of torch's attention are a parameter, ``[outputs, inputs]``.
+    """
     widths = {}
     for name, outputs, _ in history:
+        if name.endswith("proj_weight") and outputs is not False and outputs == 0:
+            widths[name] = [get_tensor(source, name).shape[0] for source in (model, pruned)]
         if outputs is not True:
             continue
         before, after = model.get_submodule(name), pruned.get_submodule(name)
@@ -273,7 +301,7 @@ class Structured:
 
     def is_identity(self, config: StructuredConfig) -> bool:
         """Return whether the config removes nothing."""
-        return config.pruning_ratio == 0
+        return config.removes_nothing()
 
     def apply(self, model: nn.Module, config: StructuredConfig, context: Context) -> tuple[nn.Module, MethodState]:
         """Return a copy with fewer channels and a record of the removal; ``model`` is not changed.

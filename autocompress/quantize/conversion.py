@@ -14,8 +14,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from autocompress.core.attention import (
+    ProjectedAttention,
+    disable_nested_tensors,
+    has_plain_projections,
+    list_projections,
+)
 from autocompress.errors import CompressionError
 
 
@@ -44,10 +49,8 @@ class ConvertedLinear(nn.Linear):
     """Linear layer made from GPT-2's Conv1D."""
 
 
-class SplitAttention(nn.Module):
+class SplitAttention(ProjectedAttention, nn.Module):
     """:class:`torch.nn.MultiheadAttention` with a linear layer for each of its four projections.
-
-    It takes the same arguments. Layers of :class:`torch.nn.TransformerEncoder` read some of its attributes.
 
     Args:
         attention: The attention layer, without added keys (``bias_k``, ``add_zero_attn``).
@@ -61,73 +64,12 @@ class SplitAttention(nn.Module):
         self.in_proj_weight = self.in_proj_bias = None
         self._qkv_same_embed_dim = False
         self.is_packed = attention.in_proj_weight is not None
-        weights = (
-            attention.in_proj_weight.chunk(3)
-            if self.is_packed
-            else (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
-        )
-        biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
-        self.q_proj, self.k_proj, self.v_proj = map(_build_linear, weights, biases)
+        self.q_proj, self.k_proj, self.v_proj = map(_build_linear, *list_projections(attention))
         self.out_proj = _build_linear(attention.out_proj.weight, attention.out_proj.bias)
 
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the outputs, ``[B, T, E]``, and the attention weights where they are needed, ``[B, (H,) T, S]``.
-
-        Args:
-            query: Queries ``[B, T, E]``; ``[T, B, E]`` without ``batch_first``, ``[T, E]`` without a batch.
-            key: Keys ``[B, S, E]``, in the same layout.
-            value: Values ``[B, S, E]``, in the same layout.
-            key_padding_mask: Keys that are left out, ``bool [B, S]``, or numbers that are added to their scores.
-            need_weights: Whether the attention weights are returned.
-            attn_mask: Pairs that are left out, ``bool [T, S]`` or ``[B * H, T, S]``, or numbers to add.
-            average_attn_weights: Whether returned weights are averaged over heads.
-            is_causal: Hint that ``attn_mask`` is causal; the mask itself is applied.
-        """
-        is_batched = query.dim() == 3
-        inputs: tuple[Tensor, ...] = (query, key, value)
-        if not is_batched:
-            inputs = tuple(tensor.unsqueeze(0) for tensor in inputs)
-        elif not self.batch_first:
-            inputs = tuple(tensor.transpose(0, 1) for tensor in inputs)
-        q, k, v = (
-            project(tensor).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for project, tensor in zip((self.q_proj, self.k_proj, self.v_proj), inputs, strict=True)
-        )
-        mask = self._join_masks(q, attn_mask, key_padding_mask)
-        dropout = self.dropout if self.training else 0.0
-        weights = None
-        if need_weights:
-            scores = q * q.shape[-1] ** -0.5 @ k.mT
-            weights = (scores if mask is None else scores + mask).softmax(-1)
-            mixed = F.dropout(weights, dropout) @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
-        output = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        if not is_batched:
-            return output.squeeze(0), None if weights is None else weights.squeeze(0)
-        return output if self.batch_first else output.transpose(0, 1), weights
-
-    def _join_masks(self, queries: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
-        """Return both masks as numbers that are added to the scores, broadcast to ``[B, H, T, S]``."""
-        masks = []
-        if attn_mask is not None:
-            mask = _to_additive_mask(attn_mask, queries.dtype)
-            masks.append(mask.unflatten(0, (-1, self.num_heads)) if mask.dim() == 3 and len(mask) > 1 else mask)
-        if key_padding_mask is not None:
-            padding = key_padding_mask.view(-1, 1, 1, key_padding_mask.shape[-1])
-            masks.append(_to_additive_mask(padding, queries.dtype))
-        return sum(masks[1:], masks[0]) if masks else None
+    def project_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Return the projections of the inputs, ``[..., E] -> [..., H D]``: queries, keys and values."""
+        return self.q_proj(query), self.k_proj(key), self.v_proj(value)
 
     def original_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the attention layer that this was made from, by name."""
@@ -222,9 +164,7 @@ def is_convertible(module: nn.Module) -> bool:
     """
     if "parametrizations" in module._modules or module._forward_hooks or module._forward_pre_hooks:
         return False
-    if type(module) is nn.MultiheadAttention:
-        return module.bias_k is None and not module.add_zero_attn
-    return type(module) in _HELD or is_gpt2_linear(module)
+    return has_plain_projections(module) or type(module) in _HELD or is_gpt2_linear(module)
 
 
 def is_gpt2_linear(module: nn.Module) -> bool:
@@ -260,10 +200,7 @@ def convert_named(model: nn.Module, names: Iterable[str]) -> nn.Module:
         if module is model:
             model = converted
         _replace_module(model, module, converted)
-    for module in model.modules():
-        # Nested tensors need the fused path of the attention layers that were replaced.
-        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, SplitAttention) for m in module.modules()):
-            module.use_nested_tensor = False
+    disable_nested_tensors(model)
     return model
 
 
@@ -360,7 +297,3 @@ def _replace_module(model: nn.Module, before: nn.Module, after: nn.Module) -> No
         for name, child in parent._modules.items():
             if child is before:
                 parent._modules[name] = after
-
-
-def _to_additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask

@@ -26,7 +26,9 @@ METHODS = [pytest.param(PRUNE.get(name), id=f"prune.{name}") for name in PRUNE.n
 METHODS += [pytest.param(QUANTIZE.get(name), id=f"quantize.{name}") for name in QUANTIZE.names()]
 BLOCKS = ["plain", "residual", "separable", "inverted"]
 # Methods for one kind of layers, and the model that has them; all others are run on each kind of block.
-OWN_MODEL = {"heads": "transformer", "tokens": "transformer"}
+OWN_MODEL = {"heads": "transformer", "tokens": "transformer", "embedding_rank": "transformer"}
+# The layer that widens a narrow table multiplies, which a look-up does not.
+RAISED_COSTS = {"embedding_rank": {"flops", "bops", "effective_flops"}}
 
 
 def list_blocks(method):
@@ -131,7 +133,7 @@ def one_head(output, wanted):
 
 
 HEADS = {"digit": 10, "parity": 2}
-TOKENS = InputSpec((12,), vocabulary=20, missing=0)
+TOKENS = InputSpec((12,), vocabulary=300, missing=0)
 
 
 @torch.no_grad()
@@ -235,7 +237,7 @@ class TestApply:
         result = compress(method, block, True)
         assert not equal(logits(result.model), logits(result.out))
         before, after = costs(result.model, block), costs(result.out, block, result.state)
-        assert all(after[name] <= before[name] for name in COSTS)
+        assert all(after[name] <= before[name] for name in set(COSTS) - RAISED_COSTS.get(method.name, set()))
         assert any(after[name] < 0.9 * before[name] for name in COSTS)
 
     @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
-from autocompress.core.knobs import FloatRange
+from autocompress.core.knobs import Choice, FloatRange
 from autocompress.core.method import Context
 from autocompress.core.registry import PRUNE
 from autocompress.core.run_info import RunInfo
@@ -205,6 +205,37 @@ def test_layers_that_stay_are_listed_with_the_line_of_the_user():
     (listed,) = [notice for notice in notices if notice.startswith("layers whose channels are not removed: ")]
     assert "'e' (it runs through layer_norm in 't.norm1' (zoo.py:" in listed
     assert "'fc'" not in listed
+
+
+HIDDEN = "from_teacher: {hidden_ratio: [0.0, 0.25]}"
+
+
+def test_the_hidden_size_is_searched_where_it_can_be_reduced():
+    result, notices = probed(zoo.Transformer, TOKENS, student=HIDDEN)
+    assert result.sections["student"]["from_teacher"]["hidden_ratio"] == Choice((0.0, 0.25))
+    assert not any("'e'" in notice for notice in notices)
+
+
+def test_a_model_without_layer_normalization_loses_the_ratio_without_a_notice():
+    result, notices = probed(zoo.Dense, student=HIDDEN)
+    assert result.sections["student"]["from_teacher"]["hidden_ratio"] == 0.0
+    assert not any("hidden" in notice for notice in notices)
+
+
+class NormalizedInput(zoo.Net):
+    """Normalizes its inputs, which cannot be removed."""
+
+    def __init__(self):
+        super().__init__(norm=nn.LayerNorm(8), a=zoo.conv(1, 8), fc=nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.fc(self.a(self.norm(x)).relu().mean((2, 3)))
+
+
+def test_a_hidden_size_that_cannot_be_reduced_is_left_out_with_the_reason():
+    result, notices = probed(NormalizedInput, student=HIDDEN)
+    assert result.sections["student"]["from_teacher"]["hidden_ratio"] == 0.0
+    assert any(notice.startswith("reducing its hidden size is not safe with this teacher (no ") for notice in notices)
 
 
 class Narrow(zoo.Net):

@@ -41,6 +41,24 @@ def test_blocks_are_dropped_before_channels_are_removed() -> None:
     assert steps[0].values == {"pruning_ratio": 0.5, "recovery_epochs": 0}
 
 
+@pytest.mark.parametrize(("allocation", "method"), [("uniform", "structured"), ("adaptive", "adaptive")])
+def test_the_hidden_size_is_reduced_with_or_without_other_channels(allocation: str, method: str) -> None:
+    for ratio in (0.0, 0.5):
+        config = FromTeacherConfig(pruning_ratio=ratio, hidden_ratio=0.25, allocation=allocation)
+        (step,) = config.list_pruning_steps()
+        assert step.name == method
+        assert step.values["hidden_ratio"] == 0.25
+        assert isinstance(PRUNE.get(method).config.of(step.values), Settings)
+    (step,) = FromTeacherConfig(pruning_ratio=0.5, allocation=allocation).list_pruning_steps()
+    assert "hidden_ratio" not in step.values
+
+
+def test_embeddings_are_factorized_after_their_columns_are_removed() -> None:
+    steps = FromTeacherConfig(hidden_ratio=0.25, embedding_ratio=0.5).list_pruning_steps()
+    assert [step.name for step in steps] == ["structured", "embedding_rank"]
+    assert steps[1].values == {"pruning_ratio": 0.5, "recovery_epochs": 0}
+
+
 def test_ratios_of_zero_leave_the_teacher_whole() -> None:
     assert FromTeacherConfig(pruning_ratio=0.0, depth_ratio=0.0).list_pruning_steps() == ()
 

@@ -121,11 +121,45 @@ class TestFollowing:
         assert torch.equal(random, torch.random.get_rng_state())
         assert not model.b._forward_hooks
 
-    def test_normalization_joins_all_channels(self):
-        model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
-        written, scale = roots(model, VECTOR, ("0", OUTPUTS), ("1", OUTPUTS))
-        assert len(set(written)) == 1
-        assert written == scale
+    def test_normalization_with_weights_reads_channels_that_can_be_removed(self):
+        model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)).eval()
+        trace = trace_channels(model, VECTOR)
+        written = trace.roots(("0", OUTPUTS)).tolist()
+        assert len(set(written)) == 6
+        assert written == trace.roots(("1", OUTPUTS)).tolist()
+        assert set(trace.nodes.normalized_roots()) == set(written)
+
+    def test_normalization_without_weights_joins_all_channels(self):
+        model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6, elementwise_affine=False), nn.Linear(6, 3)).eval()
+        trace = trace_channels(model, VECTOR)
+        assert len(set(trace.roots(("0", OUTPUTS)).tolist())) == 1
+        assert not trace.nodes.normalized_roots()
+
+    def test_operands_of_a_concatenation_along_positions_share_their_channels(self):
+        class Prefixed(Net):
+            def __init__(self):
+                super().__init__(a=nn.Linear(4, 6), b=nn.Linear(6, 3))
+                self.token, self.positions = nn.Parameter(torch.randn(1, 1, 6)), nn.Parameter(torch.randn(1, 3, 6))
+
+            def forward(self, x):
+                x = torch.cat([self.token, self.a(x).unsqueeze(1).expand(-1, 2, -1)], 1)
+                return self.b(x + self.positions)[:, 0]
+
+        written, token, read = roots(Prefixed(), VECTOR, ("a", OUTPUTS), ("token", 2), ("b", INPUTS))
+        assert written == token == read
+        assert len(set(written)) == 6
+
+    def test_a_concatenation_with_an_input_along_positions_fixes_its_channels(self):
+        class Combined(Net):
+            def __init__(self):
+                super().__init__(a=nn.Linear(4, 4), b=nn.Linear(4, 3))
+
+            def forward(self, x):
+                return self.b(torch.cat([x.unsqueeze(1), self.a(x).unsqueeze(1)], 1)).mean(1)
+
+        trace = trace_channels(Combined().eval(), VECTOR)
+        reasons = {trace.nodes.fixed_roots()[root] for root in trace.roots(("a", OUTPUTS)).tolist()}
+        assert reasons == {"it is combined with an input of the model"}
 
     def test_a_padded_pooled_image_keeps_its_channels(self):
         class Positional(Net):
