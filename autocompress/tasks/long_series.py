@@ -48,11 +48,11 @@ def read_long_series(path: Path, series: str, label: str, order: str = "", key: 
     places = tuple(f"{path}: series '{name}'" for name in names)
     texts = {column: name_categories(table[column])[rows] for column in filter(None, (label, key))}
     for column, cells in texts.items():
-        for place, cell, group in zip(places, cells[starts], np.split(cells, starts[1:]), strict=True):
+        for location, cell, group in zip(places, cells[starts], np.split(cells, starts[1:]), strict=True):
             other = next((value for value in group if value != cell), None)
             if cell == "" or other is not None:
                 problem = "has an empty" if cell == "" else f"has '{cell}' and '{other}' as"
-                raise UsageError(f"{place} {problem} '{column}'; all rows of a series have one")
+                raise UsageError(f"{location} {problem} '{column}'; all rows of a series have one")
     keys = tuple(texts[key][starts]) if key else ()
     return stack_series(arrays, tuple(texts[label][starts]), places, keys)
 
@@ -81,13 +81,13 @@ def read_series_list(arrays: Sequence[object], labels: Sequence[object]) -> Seri
         raise UsageError(f"there are {len(arrays)} series and {len(labels)} labels; give one label for each series")
     places = tuple(f"series {row}" for row in range(len(arrays)))
     values = []
-    for place, entry in zip(places, arrays, strict=True):
+    for location, entry in zip(places, arrays, strict=True):
         try:
             array = np.asarray(entry, np.float64)
         except (TypeError, ValueError) as error:
-            raise UsageError(f"{place} cannot be read as numbers ({' '.join(str(error).split())})") from None
+            raise UsageError(f"{location} cannot be read as numbers ({' '.join(str(error).split())})") from None
         if array.ndim not in (1, 2):
-            raise UsageError(f"{place} has the shape {list(array.shape)}; give [L], or [C, L] with channels first")
+            raise UsageError(f"{location} has the shape {list(array.shape)}; give [L], or [C, L] with channels first")
         values.append(np.atleast_2d(array))
     return stack_series(values, tuple(name_categories(pd.Series(list(labels), dtype=object))), places)
 
@@ -103,13 +103,13 @@ def stack_series(
     Raises:
         UsageError: A series is empty or not finite, has no label, or has another number of channels.
     """
-    for place, array, label in zip(places, arrays, labels, strict=True):
+    for location, array, label in zip(places, arrays, labels, strict=True):
         if len(array) != len(arrays[0]):
-            raise UsageError(f"{place} has {len(array)} channels, and {places[0]} has {len(arrays[0])}")
+            raise UsageError(f"{location} has {len(array)} channels, and {places[0]} has {len(arrays[0])}")
         if not array.shape[1]:
-            raise UsageError(f"{place} is empty; leave it out")
+            raise UsageError(f"{location} is empty; leave it out")
         if label == "":
-            raise UsageError(f"{place} has no label; fill it in or leave the series out")
+            raise UsageError(f"{location} has no label; fill it in or leave the series out")
     lengths = np.array([array.shape[1] for array in arrays])
     values = np.zeros((len(arrays), len(arrays[0]), int(lengths.max())), np.float32)
     for row, array in enumerate(arrays):
