@@ -89,6 +89,7 @@ def test_the_bytes_of_an_onnx_file_are_its_cost(tmp_path: Path) -> None:
         ({"distill": "soft_target: , layer_mapping: "}, "learns from layers of the teacher"),
         ({"fit": ", init: teacher"}, "takes weights of the teacher"),
         ({"fit": ", mixup: 0.2"}, "runs the teacher on mixed examples"),
+        ({"fit": "}}\nteacher: {student: {table_mlp: {width: 8}"}, "replaces the teacher that was given"),
         ({"objectives": "pgd_accuracy, bytes"}, "attacks the teacher through its layers"),
     ],
 )

@@ -121,16 +121,20 @@ def check_weighted_classes(source: Source, space: Space, task: Task) -> None:
                 raise source.make_error(("fit", name, "class_weights"), str(error)) from None
 
 
-def check_layer_use(source: Source, space: Space, model: "nn.Module") -> None:
+def check_layer_use(source: Source, space: Space, task: Task) -> None:
     """Check that a search needs no layers of a teacher that has none.
 
     Raises:
-        SpecError: A student is the pruned teacher, starts from its weights or learns from its layers, or a score
-            attacks the teacher. The message names the line.
+        SpecError: A student is the pruned teacher, starts from its weights or learns from its layers, a score attacks
+            the teacher, or the spec names another one. The message names the line.
     """
-    if not isinstance(model, OutputTeacher):
+    default, _ = task.teacher()
+    # Any other teacher is a network of a family.
+    if default.name != FROM_TEACHER or not isinstance(task.build(default), OutputTeacher):
         return
     needs: list[tuple[KeyPath, str]] = []
+    if source.spec.teacher.student is not None:
+        needs.append((("teacher", "student"), "replaces the teacher that was given; leave it out"))
     if FROM_TEACHER in space.sections["student"]:
         needs.append((("student", FROM_TEACHER), "prunes the teacher; name families such as table_mlp or cnn"))
     for name, settings in space.sections["distill"].items():

@@ -234,9 +234,10 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
         fit = Part.from_json(spec.teacher.fit)
     try:
         check_class_weights(task, fit_config(fit).class_weights)
-        check_layer_use(source, space, task.build(student))
+        task.build(student)
     except AutocompressError as error:
         raise source.make_error(("teacher",), str(error)) from None
+    check_layer_use(source, space, task)
     teacher, remark = plan_transfer(source, task, splits, TeacherRecipe(student, fit, spec.teacher.seed))
     check_folds(source, task, splits, teacher)
     primary = next(name for name in spec.objectives if get_objective(name).kind == "score")

@@ -188,10 +188,13 @@ class EstimatorSource:
     def _call(self, rows: Array | pd.DataFrame) -> Array:
         method = "predict_proba" if self.is_probability else "predict"
         try:
-            return np.asarray(getattr(self.estimator, method)(rows))
+            outputs = np.asarray(getattr(self.estimator, method)(rows))
         except Exception as error:  # The user's code may raise any exception.
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UsageError(f"{self.description} fails in {method} on {len(rows)} examples: {reason}") from error
+        if outputs.shape[:1] != (len(rows),):
+            raise UsageError(f"{self.description} returns {list(outputs.shape)} in {method} for {len(rows)} examples")
+        return outputs
 
 
 class OnnxSource:
@@ -291,7 +294,9 @@ class OnnxSource:
                 )
             parts.append([values[: min(size, count - start)] for values in outputs])
         joined = [np.concatenate(values) for values in zip(*parts, strict=True)]
-        numbers = [values for values in joined if values.dtype.kind == "f" and values.ndim in (1, 2)]
+        numbers = [
+            values for values in joined if values.dtype.kind == "f" and values.ndim in (1, 2) and len(values) == count
+        ]
         if not numbers:
             raise UsageError(
                 f"{self.description} returns {', '.join(f'{values.dtype} {list(values.shape)}' for values in joined)}; "

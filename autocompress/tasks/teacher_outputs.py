@@ -66,6 +66,7 @@ class TeacherOutputs:
                 f"({', '.join(data.heads)}); bring a torch module"
             )
         self.name = next(iter(data.heads))
+        self._is_probability = self.source.is_probability
         self.stored: Tensor | None = None
         if hasattr(data, "compute_rows"):
             self.stored = self._read_outputs(data.compute_rows(self.source))
@@ -130,12 +131,14 @@ class TeacherOutputs:
         values = self._select_output(arrays, classes)
         # One output for two classes is that of the second one.
         is_single = values.shape[1] == 1
-        is_probability = self.source.is_probability or _are_probabilities(values)
-        if self.source.is_probability and not _are_probabilities(values):
-            raise UsageError(f"{self.source.description}: predict_proba returns numbers that are no probabilities")
+        if self._is_probability is None:
+            # The first examples decide: a few logits may look like probabilities.
+            self._is_probability = _are_probabilities(values)
+        if self._is_probability and not _are_probabilities(values):
+            raise UsageError(f"{self.source.description} returns numbers that are no probabilities of classes")
         if is_single:
-            values = np.concatenate([1 - values if is_probability else 0 * values, values], 1)
-        if is_probability:
+            values = np.concatenate([1 - values if self._is_probability else 0 * values, values], 1)
+        if self._is_probability:
             values = np.log(np.maximum(values, SMALLEST))
         return torch.from_numpy(values[:, order]).float()
 

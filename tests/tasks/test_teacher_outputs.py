@@ -189,6 +189,13 @@ class TestOnnxFiles:
         number = autocompress.bring_model(tmp_path / "m.onnx", (x, x.sum(1)))
         assert number.heads["label"].kind == "regression"
 
+    def test_a_few_logits_that_look_like_probabilities_stay_logits(self, tmp_path: Path) -> None:
+        x = np.random.default_rng(0).normal(size=(100, 1)).astype("f4")
+        y = (x[:, 0] > 0).astype(int)
+        task = autocompress.bring_model(write_onnx(tmp_path / "m.onnx", np.ones((1, 1))), Tensors((x, y)))
+        few = Split((torch.tensor([[0.25], [0.5]]),), {"label": torch.tensor([1, 1])})
+        assert outputs_of(task, few).tolist() == [[0.0, 0.25], [0.0, 0.5]]
+
     def test_another_file_is_another_teacher(self, tmp_path: Path) -> None:
         path = write(tmp_path, table())
         one = Tabular(path, teacher=write_onnx(tmp_path / "m.onnx", np.eye(3)))
@@ -274,6 +281,22 @@ class TestRefusals:
         (tmp_path / "m.onnx").write_bytes(b"nothing")
         with pytest.raises(UsageError, match=r"the teacher m\.onnx cannot be run"):
             self.bring(tmp_path, tmp_path / "m.onnx")
+
+    def test_another_number_of_rows(self, tmp_path: Path) -> None:
+        class Short:
+            def predict_proba(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+                return np.full((len(rows) - 1, 3), 1 / 3)
+
+        with pytest.raises(UsageError, match=r"Short returns \[299, 3\] in predict_proba for 300 examples"):
+            self.bring(tmp_path, Short())
+
+    def test_numbers_that_are_no_probabilities(self, tmp_path: Path) -> None:
+        class Scores:
+            def predict_proba(self, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+                return np.ones((len(rows), 3))
+
+        with pytest.raises(UsageError, match="Scores returns numbers that are no probabilities of classes"):
+            self.bring(tmp_path, Scores())
 
     def test_options_of_modules(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="ignore: a teacher that is no torch module has neither layers"):
