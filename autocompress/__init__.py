@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from autocompress.tasks.images_folder import Images
     from autocompress.tasks.module import bring_model
     from autocompress.tasks.pretrained import from_pretrained
+    from autocompress.tasks.tabular import Tabular
     from autocompress.tasks.tensors import Tensors
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ _HOME = {
     "Part": "core.config",
     "Pick": "analysis.selection",
     "Settings": "core.knobs",
+    "Tabular": "tasks.tabular",
     "Tensors": "tasks.tensors",
     "adapt": "api",
     "bring_model": "tasks.module",
@@ -77,6 +79,7 @@ __all__ = [
     "Part",
     "Pick",
     "Settings",
+    "Tabular",
     "Tensors",
     "__version__",
     "adapt",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from autocompress.export.adaptation import AdaptedArtifact
     from autocompress.report.comparison import Comparison
     from autocompress.tasks.module import Data, TeacherModel
+    from autocompress.tasks.teacher_outputs import OutputsTask
 
 # Relative to the working folder of the caller.
 RUNS = Path("reports")
@@ -52,9 +53,10 @@ def search(
     Call it under ``if __name__ == "__main__":`` in a script: workers are fresh processes that import the script.
 
     Args:
-        spec: Path of a YAML file, or name of a shipped search space such as ``digits``; ``module`` by default for a
-            given teacher.
-        teacher: A trained ``nn.Module``, for a spec whose task is ``module``.
+        spec: Path of a YAML file, or name of a shipped search space such as ``digits``. By default, ``module`` for a
+            given teacher, or the space of its data if the teacher is no torch module.
+        teacher: A trained ``nn.Module``, for a spec whose task is ``module``; or a fitted object with ``predict_proba``
+            or ``predict``, or the path of an ``.onnx`` file, see :func:`autocompress.bring_model`.
         data: Data of the teacher: ``(inputs, targets)`` as tensors, or a task such as ``Images(path=...)``; see
             :func:`autocompress.bring_model`.
         trials: Largest number of trials, instead of the one in the spec.
@@ -93,8 +95,12 @@ def search(
         raise UsageError("search needs teacher and data together: the model, and what it was trained for")
     if teacher is not None and data is not None:
         from autocompress.tasks.module import bring_model
+        from autocompress.tasks.teacher_outputs import OutputsTask
 
-        bring_model(teacher, data)
+        task = bring_model(teacher, data)
+        if spec is None and isinstance(task, OutputsTask):
+            # Its students are of the families that fit the data.
+            spec, overrides = _find_space(task), ["task=module", *overrides]
         spec = spec or "module"
     if spec is None:
         raise UsageError("search needs a spec, such as 'digits', or a teacher with its data")
@@ -253,6 +259,22 @@ def find_run(run: str | Path, runs: Path | str = RUNS) -> Path:
         raise RunFolderError(f"{run} is not a run folder: it has no {DATABASE}")
     names = [path.parent.name for path in Path(runs).glob(f"*/{DATABASE}")]
     raise RunFolderError(f"no run '{run}': {did_you_mean(str(run), names)}")
+
+
+def _find_space(task: "OutputsTask") -> str:
+    """Return the shipped search space of the data of a teacher that is no torch module.
+
+    Raises:
+        UsageError: There is none.
+    """
+    from autocompress.engine.spec import list_shipped_spaces
+
+    if task.data_name in list_shipped_spaces():
+        return task.data_name
+    raise UsageError(
+        f"name a search space: students of {task.outputs.source.description} are of a family that fits the data, for "
+        "example spec='mine.yaml' with `task: module` and `student: {cnn: {width: [8, 16]}}`"
+    )
 
 
 def _check_export(plan: "Plan") -> None:

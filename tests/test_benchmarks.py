@@ -17,6 +17,7 @@ from benchmarks.common import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, build_variants, format_tables
 from benchmarks.pretrained import CASES as PRETRAINED, PretrainedRow, draw_tones, score_pitch, write_table
 from benchmarks.raw_input import CASES, format_table as raw_input_table
+from benchmarks.tables import BOOSTING, NETWORK, TARGET, TableRow, format_table as tables_table, read_table
 from benchmarks.tasks import COLUMNS, Row, best_at_a_tenth, build_command, format_table as tasks_table, main
 from benchmarks.variants import BenchmarkTask, fingerprint_job, mean_and_error, run_all
 from tests.analysis.test_certification import make_run
@@ -248,3 +249,18 @@ def test_a_row_of_a_pretrained_model_shows_shares_of_the_teacher(tmp_path: Path)
     write_table({"bert": row}, tmp_path / "table.md")
     line = (tmp_path / "table.md").read_text().splitlines()[-1]
     assert line == "| bert | 9 | accuracy | 0.700 | 0.690 | 1/8.0 | 1/10.0 | - | int8 | verified | 60 | a rival |"
+
+
+def test_rows_of_tables_are_means_over_seeds_and_differences_by_seed() -> None:
+    rows = [
+        TableRow("wine", NETWORK, seed, "accuracy", 0.9, 0.9 + seed / 100, 0.89 + seed / 100, 2000.0 + seed, 100.0)
+        for seed in range(3)
+    ]
+    rows.append(TableRow("diabetes", BOOSTING, 0, "r2", 0.4, 0.4, 0.45, 5000, 500.0))
+    lines = tables_table(rows).splitlines()
+    assert lines[2] == (
+        "| wine (accuracy, %) | network | 3 | 90.0 ± 0.0 | 91.0 ± 0.6 | +1.0 ± 0.6 | 90.0 ± 0.6 | -1.0 ± 0.0 | "
+        "2,001 | 100 | 20 |"
+    )
+    assert lines[3].startswith("| diabetes (R2) | gradient boosting | 1 | 0.400 ± nan | 0.400")
+    assert TARGET in read_table("wine")

@@ -16,6 +16,7 @@ PUBLIC = [
     "Part",
     "Pick",
     "Settings",
+    "Tabular",
     "Tensors",
     "__version__",
     "adapt",

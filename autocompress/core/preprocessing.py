@@ -161,19 +161,28 @@ class SeriesInput:
         mean: Mean of each channel.
         std: Standard deviation of each channel.
         name: Name of the input.
+        is_padded: Whether series have any length: a longer one loses its end, and a shorter one is filled with zeros. A
+            further channel, which has no mean, is 1 where the series has values.
     """
 
     shape: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     name: str = "series"
+    is_padded: bool = False
 
     kind: ClassVar[str] = "series"
 
     def describe(self) -> str:
         """Return a sentence for the card of a model."""
         mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (self.mean, self.std))
-        return f"Each channel minus its mean ({mean}), divided by its standard deviation ({std})."
+        text = f"Each channel minus its mean ({mean}), divided by its standard deviation ({std})."
+        if self.is_padded:
+            text += (
+                f" A series longer than {self.shape[1]} points loses its end, and a shorter one is filled with zeros; "
+                "the last channel is 1 where it has values."
+            )
+        return text
 
 
 @dataclass(frozen=True)

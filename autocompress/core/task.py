@@ -48,21 +48,23 @@ class ExampleKeys:
         contents: Digest of each example's normalized content, ``[N]``: equal ones are duplicates, even if their inputs
             differ. None where the inputs say all.
         column: Name of the column of groups or times, for messages.
+        rows: Number of each example's row in its table, ``[N]``, by which what a row holds besides the inputs is found;
+            None where the inputs say all.
     """
 
     groups: Tensor | None = None
     times: Tensor | None = None
     contents: Tensor | None = None
     column: str = ""
+    rows: Tensor | None = None
 
     def take(self, index: Any) -> "ExampleKeys":
         """Return the keys of the examples that ``index`` selects."""
-        if self.groups is None and self.times is None and self.contents is None:
+        tensors = (self.groups, self.times, self.contents, self.rows)
+        if all(values is None for values in tensors):
             return self
-        groups, times, contents = (
-            None if values is None else values[index] for values in (self.groups, self.times, self.contents)
-        )
-        return ExampleKeys(groups, times, contents, self.column)
+        groups, times, contents, rows = (None if values is None else values[index] for values in tensors)
+        return ExampleKeys(groups, times, contents, self.column, rows)
 
 
 NO_KEYS = ExampleKeys()

@@ -9,12 +9,15 @@ from autocompress.core.config import Part
 from autocompress.core.formatting import format_plural
 from autocompress.core.knobs import Choice, Domain, FloatRange, Leaf
 from autocompress.core.method import Context
-from autocompress.core.registry import PRUNE
+from autocompress.core.registry import DISTILL, PRUNE
 from autocompress.core.task import Splits, Task, logits_by_head
+from autocompress.distill.attacks import ATTACKS
+from autocompress.distill.base import Needs
 from autocompress.engine.space import Space
 from autocompress.engine.spec import KeyPath, Source, Spec
 from autocompress.errors import CompressionError, RunFolderError, UnfinishedRunError, UsageError
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
+from autocompress.models.output_teacher import OutputTeacher
 from autocompress.store.run_store import RunStore
 from autocompress.store.schema import DATABASE, existing_run_error
 from autocompress.tasks.module import CallAdapter
@@ -116,6 +119,56 @@ def check_weighted_classes(source: Source, space: Space, task: Task) -> None:
                 check_class_weights(task, str(choice or NONE))
             except UsageError as error:
                 raise source.make_error(("fit", name, "class_weights"), str(error)) from None
+
+
+def check_layer_use(source: Source, space: Space, task: Task) -> None:
+    """Check that a search needs no layers of a teacher that has none.
+
+    Raises:
+        SpecError: A student is the pruned teacher, starts from its weights or learns from its layers, a score attacks
+            the teacher, or the spec names another one. The message names the line.
+    """
+    default, _ = task.teacher()
+    # Any other teacher is a network of a family.
+    if default.name != FROM_TEACHER or not isinstance(task.build(default), OutputTeacher):
+        return
+    needs: list[tuple[KeyPath, str]] = []
+    if source.spec.teacher.student is not None:
+        needs.append((("teacher", "student"), "replaces the teacher that was given; leave it out"))
+    if FROM_TEACHER in space.sections["student"]:
+        needs.append((("student", FROM_TEACHER), "prunes the teacher; name families such as table_mlp or cnn"))
+    for name, settings in space.sections["distill"].items():
+        if _reads_layers(name, settings):
+            needs.append((("distill", name), "learns from layers of the teacher; soft_target, dkd and dist need none"))
+    for name, settings in space.sections["fit"].items():
+        if "teacher" in _list_values(settings.get("init", "")):
+            needs.append((("fit", name, "init"), "takes weights of the teacher; leave it out"))
+        if _largest_value(settings.get("mixup", 0.0)) > 0:
+            needs.append((("fit", name, "mixup"), "runs the teacher on mixed examples; leave it out"))
+    for section in ("objectives", "limits"):
+        needs += [
+            ((section, name), "attacks the teacher through its layers; leave it out")
+            for name in getattr(source.spec, section)
+            if name.partition("_")[0] in ATTACKS
+        ]
+    if needs:
+        key, reason = needs[0]
+        raise source.make_error(key, f"{reason} (the teacher is no torch module: only its outputs are known)")
+
+
+def _reads_layers(name: str, settings: Mapping[str, Leaf | Domain]) -> bool:
+    """Return whether a distillation term reads layers of the teacher under some of its settings."""
+    term = DISTILL.get(name)
+    fixed = {key: value for key, value in settings.items() if not isinstance(value, Domain)}
+    choices = [{}, *({key: option} for key, value in settings.items() for option in _list_values(value))]
+    return any(term.needs(term.config.of({**fixed, **choice})) is Needs.MODEL for choice in choices)
+
+
+def _list_values(domain: Leaf | Domain) -> tuple[Leaf, ...]:
+    """Return the values of a choice, or the fixed value; none for a range."""
+    if isinstance(domain, Choice):
+        return domain.options
+    return () if isinstance(domain, Domain) else (domain,)
 
 
 # Zeroed weights need no support by the layers, so it works where channels cannot be removed.

@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -45,10 +46,11 @@ from autocompress.core.untrusted import join_inside
 from autocompress.engine.archive import Progress
 from autocompress.engine.driver import Driver
 from autocompress.engine.folds import check_folds, cross_fit
-from autocompress.engine.initial_design import FixedTrial, Values, design_initial_trials
+from autocompress.engine.initial_design import FixedTrial, RandomTrial, Values, design_initial_trials
 from autocompress.engine.patience import LEAST_GROWTH
 from autocompress.engine.preflight import (
     check_attacks,
+    check_layer_use,
     check_run_folder,
     check_weighted_classes,
     remove_unsafe_methods,
@@ -95,6 +97,8 @@ logger = logging.getLogger(__name__)
 ACCURACY, BALANCED = "accuracy", "balanced_accuracy"
 #: Largest number of class names of a head that a run stores.
 MAX_NAMES = 1000
+# Random students whose largest cost stands for that of a teacher without one.
+SAMPLED_STUDENTS = 32
 #: Libraries whose versions are stored with a run.
 LIBRARIES = ("autocompress", "torch", "optuna", "onnxruntime")
 
@@ -233,6 +237,7 @@ def _check_spec(source: Source, backend: Backend) -> Plan:
         task.build(student)
     except AutocompressError as error:
         raise source.make_error(("teacher",), str(error)) from None
+    check_layer_use(source, space, task)
     teacher, remark = plan_transfer(source, task, splits, TeacherRecipe(student, fit, spec.teacher.seed))
     check_folds(source, task, splits, teacher)
     primary = next(name for name in spec.objectives if get_objective(name).kind == "score")
@@ -622,11 +627,11 @@ def _choose_bounds(plan: Plan, objective: ObjectiveSpec, teacher: TeacherInfo) -
         return declared
     if objective.name == LATENCY:
         # Starting a run takes its time in any case: two powers of ten are more than models of one task differ by.
-        milliseconds = float(teacher.costs[LATENCY])
+        milliseconds = _reference_cost(plan, objective.name, teacher)
         return milliseconds, milliseconds * 1e-2
     if objective.kind == "cost":
         # Costs have a logarithmic scale: five powers of ten below the teacher's.
-        cost = max(float(teacher.costs[objective.name]), 1.0)
+        cost = max(_reference_cost(plan, objective.name, teacher), 1.0)
         return cost, cost * 1e-5
     if objective.kind == "score" and get_objective(objective.name).reads == "outputs":
         # A metric of the user's has an unknown range: an ideal of 1 suits shares, and a larger one follows the teacher.
@@ -640,6 +645,19 @@ def _choose_bounds(plan: Plan, objective: ObjectiveSpec, teacher: TeacherInfo) -
         has_chance = get_objective(name).reads in ("any", "classes") and min(classes) > 0
         return (1 / max(classes) if has_chance else 0.0), 1.0
     return max(float(teacher.scores["search_val"][objective.name]) * 10, 1.0), 0.0
+
+
+def _reference_cost(plan: Plan, name: str, teacher: TeacherInfo) -> float:
+    """Return a cost of the teacher; where that is unknown, that of the costliest of some random students, doubled."""
+    if name in teacher.costs:
+        return float(teacher.costs[name])
+    costs = [1.0]
+    for seed in range(SAMPLED_STUDENTS):
+        config, _ = plan.space.suggest_config(RandomTrial(seed), with_compression=False)
+        # A configuration of the space that cannot be built is skipped, as in the search.
+        with suppress(AutocompressError):
+            costs += [float(row[name]) for row in estimate_costs(plan.setup, config, [CompressionRecipe()])]
+    return 2 * max(costs)
 
 
 def _describe_environment(plan: Plan) -> EnvironmentInfo:
@@ -686,8 +704,13 @@ def _make_driver(plan: Plan, store: RunStore, events: Events) -> Driver:
     )
 
 
-def _teacher_candidate(plan: Plan, measured: TeacherInfo) -> Candidate:
-    """Return the teacher as the candidate of a complete trial: the surrogate's first observation."""
+def _teacher_candidate(plan: Plan, measured: TeacherInfo) -> Candidate | None:
+    """Return the teacher as the candidate of a complete trial, the surrogate's first observation.
+
+    None if a cost of the search is unknown.
+    """
+    if any(objective.kind == "cost" and objective.name not in measured.costs for objective in plan.objectives):
+        return None
     teacher = plan.setup.teacher
     config = CompressionConfig(teacher.student, (Part("none"),), teacher.fit)
     epochs = fit_config(teacher.fit).epochs

@@ -40,7 +40,7 @@ MAX_DEPTH, MAX_VALUES = 50, 10_000
 #: Path of a key or an item in a document, ``("student", "cnn", 0)``.
 KeyPath = tuple[str | int, ...]
 # Options of tasks that are paths of files or folders.
-DATA_PATHS = ("path", "test")
+DATA_PATHS = ("path", "test", "teacher")
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 

@@ -134,7 +134,7 @@ def adapt_run(run: Path, identity: str, data: object, options: AdaptOptions) -> 
             rebuilt.deployable,
             rebuilt.models,
             pipeline.task,
-            pipeline.teacher.model,
+            pipeline.teacher.module,
             set_head_thresholds(pipeline.task.heads, pipeline.teacher_thresholds),
             pipeline.splits.test,
             rebuilt.card,
@@ -271,7 +271,7 @@ def _open_artifact(folder: Path, run: Path | None, architecture: Architecture, r
     if run is not None:
         with RunStore.read(run) as store:
             pipeline = load_pipeline(Setup.from_json(store.run_info().setup))
-        task, teacher = pipeline.task, pipeline.teacher.model
+        task, teacher = pipeline.task, pipeline.teacher.module
         teacher_heads = set_head_thresholds(task.heads, pipeline.teacher_thresholds)
         train, earlier = pipeline.splits.train, pipeline.splits.test
     else:

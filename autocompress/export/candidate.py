@@ -17,7 +17,7 @@ from autocompress.core.records import Candidate, CompressionRecipe, Job
 from autocompress.core.run_info import RunInfo, TargetInfo
 from autocompress.core.task import Logits, Split, Targets
 from autocompress.core.untrusted import join_inside, read_regular_file
-from autocompress.errors import TrialError, UnknownNameError, UsageError, VerificationError
+from autocompress.errors import ArtifactError, TrialError, UnknownNameError, UsageError, VerificationError
 from autocompress.export.artifact import Deployable, export_chosen_graph, write_artifact
 from autocompress.export.bench_worker import Shape
 from autocompress.export.card import Card, input_names
@@ -160,9 +160,12 @@ def export_teacher_graphs(run: Path) -> TimedGraphs:
         setup = Setup.from_json(store.run_info().setup)
     with reproducible_torch():
         pipeline = load_pipeline(setup)
+        teacher = pipeline.teacher.module
+        if teacher is None:
+            raise ArtifactError("the teacher is no torch module, so it has no graph")
         config = CompressionConfig(setup.teacher.student, (Part("none"),), setup.teacher.fit, seed=setup.teacher.seed)
         # The teacher is neither pruned nor quantized: both models are the same.
-        models = RebuiltCandidate(pipeline.teacher.model, pipeline.teacher.model, None, None)
+        models = RebuiltCandidate(teacher, teacher, None, None)
         return _export_graphs(_build_deployable(pipeline, setup, config, models, TargetInfo()), CHOICE_SECONDS)
 
 

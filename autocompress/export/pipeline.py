@@ -408,18 +408,26 @@ class TokenizerEncoder:
 
 
 class SeriesEncoder:
-    """Encoder of series: numbers, normalized by channel."""
+    """Encoder of series: numbers, normalized by channel, and filled with zeros where their length may be any."""
 
     def __init__(self, entry: Record) -> None:
         self.shape = tuple(entry["shape"])
+        # Artifacts of earlier versions have one length.
+        self.is_padded = entry.get("is_padded", False)
         self.mean, self.std = (np.asarray(entry[name], np.float32).reshape(-1, 1) for name in ("mean", "std"))
 
     def __call__(self, value: Any) -> Array:
         """Return the normalized series, ``[C, L]``."""
-        channels, length = self.shape
-        accepted = [(channels, length), (length,)] if channels == 1 else [(channels, length)]
-        series = _read_numbers(value, accepted).astype(np.float32).reshape(self.shape)
-        return (series - self.mean) / self.std
+        channels, length = len(self.mean), self.shape[1]
+        size = None if self.is_padded else length
+        accepted = [(channels, size), (size,)] if channels == 1 else [(channels, size)]
+        array = _read_numbers(value, accepted).astype(np.float32)
+        series: Array = (array.reshape(channels, -1)[:, :length] - self.mean) / self.std
+        if not self.is_padded:
+            return series
+        missing = length - series.shape[1]
+        mask = np.ones_like(series[:1])
+        return np.pad(np.concatenate([series, mask]), ((0, 0), (0, missing)))
 
 
 class RowEncoder:
@@ -760,20 +768,28 @@ def _as_array(value: Any) -> Array:
         raise PipelineError("its rows have different lengths") from error
 
 
-def _read_numbers(value: Any, shapes: Sequence[tuple[int, ...]]) -> Array:
-    """Return an array of finite numbers from an array, nested lists, or a path of a .npy, .csv or .txt file."""
+def _read_numbers(value: Any, shapes: Sequence[tuple[int | None, ...]]) -> Array:
+    """Return an array of finite numbers from an array, nested lists, or a path of a .npy, .csv or .txt file.
+
+    None in a shape stands for any size above 0.
+    """
     if isinstance(value, str | Path):
         value = _read_number_file(Path(value))
     array = _as_array(value)
     if array.dtype.kind not in "uifb":
         raise PipelineError(f"its values are of the type {array.dtype}; give numbers")
-    if array.shape not in shapes:
-        raise PipelineError(
-            f"it has the shape {list(array.shape)}; give {' or '.join(str(list(one)) for one in shapes)}"
-        )
+    if not any(_fits_shape(array.shape, shape) for shape in shapes):
+        shown = " or ".join(str([size or "any" for size in shape]).replace("'", "") for shape in shapes)
+        raise PipelineError(f"it has the shape {list(array.shape)}; give {shown}")
     if not np.isfinite(array).all():
         raise PipelineError("a value is missing or not finite")
     return array
+
+
+def _fits_shape(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        size > 0 if expected is None else size == expected for size, expected in zip(shape, wanted, strict=True)
+    )
 
 
 def _read_number_file(path: Path) -> Array:

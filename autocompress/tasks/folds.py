@@ -1,11 +1,13 @@
 """Folds for cross-fitting: each example outside of the test split is held out once."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold
+from torch import Tensor
 
 from autocompress.core.heads import as_head
 from autocompress.core.task import ExampleKeys, Split, Splits, Task
@@ -49,9 +51,16 @@ def join_splits(parts: list[Split]) -> Split:
     taken = [part.take(slice(None)) for part in parts]
     inputs = tuple(torch.cat(tensors) for tensors in zip(*(part.inputs for part in taken), strict=True))
     targets = {head: torch.cat([part.targets[head] for part in taken]) for head in taken[0].targets}
-    groups = [part.keys.groups for part in taken if part.keys.groups is not None]
     # Contents were compared before, and times have no folds.
-    return Split(inputs, targets, ExampleKeys(groups=torch.cat(groups) if len(groups) == len(taken) else None))
+    keys = ExampleKeys(
+        groups=_join_keys([part.keys.groups for part in taken]), rows=_join_keys([part.keys.rows for part in taken])
+    )
+    return Split(inputs, targets, keys)
+
+
+def _join_keys(parts: Sequence[Tensor | None]) -> Tensor | None:
+    tensors = [values for values in parts if values is not None]
+    return torch.cat(tensors) if len(tensors) == len(parts) else None
 
 
 def _assign_folds(task: Task, whole: Split, count: int, seed: int) -> NDArray[np.int64]:

@@ -16,24 +16,26 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import Dataset
 
 from autocompress.core.config import Part
-from autocompress.core.custom_head import ONLY_OUTPUT, BoundHead, CustomHead, is_number
+from autocompress.core.custom_head import ONLY_OUTPUT, BoundHead, is_number
 from autocompress.core.heads import Head, as_head, find_custom_head
 from autocompress.core.method import match_layers
-from autocompress.core.preprocessing import Preprocessing, RawExample
 from autocompress.core.registry import TASKS
-from autocompress.core.task import Logits, Split, Splits, Targets, Task, logits_by_head
+from autocompress.core.task import Logits, Split, Targets, Task, logits_by_head
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.measure.custom_scores import register_metrics
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.tasks.base import Supervised
+from autocompress.tasks.data_task import DataTask, KindOption
 from autocompress.tasks.module_forms import PreparedModule, copy_module, prepare_module, unwrap_module
-from autocompress.tasks.targets import Kind, check_head_names
+from autocompress.tasks.output_sources import Estimator, is_output_source, open_source
+from autocompress.tasks.targets import check_head_names
+from autocompress.tasks.teacher_outputs import OutputsTask
 from autocompress.tasks.tensors import Tensors
 
 Weights = str | Path | Mapping[str, Tensor]
 Build = Callable[[], nn.Module]
-#: A trained module, or a function that builds it.
-TeacherModel: TypeAlias = nn.Module | Build
+#: A trained module, a function that builds it, a fitted object with `predict_proba` or `predict`, or an ONNX file.
+TeacherModel: TypeAlias = nn.Module | Build | Estimator | str | Path
 #: Data of a teacher: a task such as ``Images(path=...)``, ``(inputs, targets)``, or a data set.
 Data: TypeAlias = Task | tuple[object, object] | Dataset[Any] | Iterable[object]
 ModelOutput = Tensor | Mapping[str, Tensor]
@@ -134,7 +136,7 @@ def name_outputs(output: object) -> dict[str, Tensor]:
     return {ONLY_OUTPUT: next(iter(outputs.values()))} if len(outputs) == 1 else outputs
 
 
-class Module(Supervised):
+class Module(DataTask):
     """Task of a user's trained module, with the data of another task.
 
     Its default student is ``from_teacher``: the module itself with its weights, which compression then reduces.
@@ -160,28 +162,19 @@ class Module(Supervised):
 
     def __init__(
         self,
-        model: nn.Module | Build,
+        model: object,
         data: Any,
         *,
         weights: Weights | None = None,
         fit: Part | None = None,
         loss: Callable[[Logits, Targets], Tensor] | None = None,
-        kinds: Kind | Mapping[str, Kind] | CustomHead | None = None,
+        kinds: KindOption = None,
         groups: object = None,
         times: object = None,
         ignore: Sequence[str] = (),
         precision: Mapping[str, int] | None = None,
     ) -> None:
-        given = {"kinds": kinds, "groups": groups, "times": times}
-        for option, value in given.items():
-            if value is not None and hasattr(data, "splits"):
-                raise UsageError(f"{option} are those of tensors: give them to autocompress.Tensors(..., {option}=...)")
-        self._data: Task = (
-            data if hasattr(data, "splits") else Tensors(data, kinds=kinds or "auto", groups=groups, times=times)
-        )
-        self.inputs, self.labels = self._data.inputs, self._data.labels
-        self.heads: Mapping[str, int] = self._data.heads
-        self.metrics, self.views = self._data.metrics, self._data.views
+        super().__init__(data, kinds=kinds, groups=groups, times=times)
         # Precision "auto": evaluating the teacher on all augmented views is most of the work before a search.
         self._fit = fit or Part.of("adamw", epochs=0, precision="auto")
         prepared = _load_module(model, weights)
@@ -202,19 +195,6 @@ class Module(Supervised):
             raise UsageError(f"precision {wrong}: only 32 is possible, which keeps a layer in floating point")
 
     @property
-    def preprocessing(self) -> str:
-        """Preprocessing of the data."""
-        return self._data.preprocessing
-
-    def specify_preprocessing(self, seed: int) -> Preprocessing:
-        """Return the specification of the data."""
-        return self._data.specify_preprocessing(seed)
-
-    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
-        """Return the raw test examples of the data."""
-        return self._data.list_test_examples(seed)
-
-    @property
     def notices(self) -> Sequence[str]:
         """Remarks on the module, such as converted or frozen weights, and on the data."""
         return (*self._module_notices, *self._data.notices)
@@ -229,36 +209,10 @@ class Module(Supervised):
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return {"content": digest.hexdigest()[:12]}
 
-    def example(self) -> tuple[Tensor, ...]:
-        """Return the example of the data, a batch of one."""
-        return self._data.example()
-
-    def splits(self, seed: int) -> Splits:
-        """Return the splits of the data."""
-        return self._data.splits(seed)
-
-    @property
-    def has_distinct_inputs(self) -> bool:
-        """Whether equal inputs of the data are duplicates."""
-        return self._data.has_distinct_inputs
-
-    @property
-    def has_folds(self) -> bool:  # type: ignore[override]
-        """Whether any examples of the data may be held out."""
-        return bool(getattr(self._data, "has_folds", True))
-
     @property
     def has_own_loss(self) -> bool:
         """Whether the user gave a loss."""
         return self._has_own_loss
-
-    def resampling_groups(self, split: Split) -> Tensor | None:
-        """Return the groups of the data."""
-        return self._data.resampling_groups(split)
-
-    def view(self, split: Split, index: int) -> Split:
-        """Return augmented view ``index`` of a split."""
-        return self._data.view(split, index)
 
     def teacher(self) -> tuple[Part, Part]:
         """Return the module itself as the teacher, and its training config: no training by default."""
@@ -432,7 +386,7 @@ class Module(Supervised):
                 raise TrialError(f"its output for '{name}' is {list(output.shape)} for a batch of one example")
         if isinstance(self._data, Tensors):
             self._data = self._data.fit_outputs(outputs)
-            self.heads, self.metrics = self._data.heads, self._data.metrics
+            self._read_data()
         heads = {}
         for name, size in self.heads.items():
             head, output = as_head(size), outputs[name]
@@ -459,7 +413,7 @@ def _describe_shapes(outputs: Mapping[str, Tensor]) -> str:
     return ", ".join(f"'{head}' {list(output.shape)}" for head, output in outputs.items())
 
 
-def _load_module(model: nn.Module | Build, weights: Weights | None) -> PreparedModule:
+def _load_module(model: object, weights: Weights | None) -> PreparedModule:
     """Return a copy of the module in a form that can be trained, with the weights loaded.
 
     Raises:
@@ -469,7 +423,8 @@ def _load_module(model: nn.Module | Build, weights: Weights | None) -> PreparedM
         built = _build_module(model) if callable(model) else model
         if not isinstance(built, nn.Module):
             raise UsageError(
-                f"the teacher is {type(built).__name__}; give a torch.nn.Module, or a function that builds one"
+                f"the teacher is {type(built).__name__}; give a torch.nn.Module, a function that builds one, a fitted "
+                "object with predict_proba or predict, or the path of an .onnx file"
             )
         model = built
     # Weights first: those of a lazy module give it its shapes.
@@ -486,7 +441,7 @@ def _load_module(model: nn.Module | Build, weights: Weights | None) -> PreparedM
     return prepared
 
 
-def _build_module(build: Build) -> object:
+def _build_module(build: Callable[[], object]) -> object:
     try:
         return build()
     except Exception as error:  # the user's code may raise any exception
@@ -531,15 +486,15 @@ def _load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str)
 
 @dataclass(frozen=True)
 class ModuleFactory:
-    """Factory that a user's module is registered as: it returns the same task if its weights are the expected ones."""
+    """Factory that a user's teacher is registered as: it returns the same task if the teacher is the expected one."""
 
-    task: Module
+    task: Module | OutputsTask
 
-    def __call__(self, content: str = "") -> Module:
+    def __call__(self, content: str = "") -> Module | OutputsTask:
         """Return the task.
 
         Raises:
-            UsageError: The run was started with a module with other weights.
+            UsageError: The run was started with another teacher.
         """
         # A worker, or another process, has the built-in objectives only.
         custom = find_custom_head(self.task.heads)
@@ -547,8 +502,9 @@ class ModuleFactory:
             register_metrics(custom.head)
         current = self.task.identity_options["content"]
         if content and content != current:
+            what = "weights" if isinstance(self.task, Module) else "outputs"
             raise UsageError(
-                f"the teacher has other weights ({current}) than the one this run was started with ({content})"
+                f"the teacher has other {what} ({current}) than the one this run was started with ({content})"
             )
         return self.task
 
@@ -560,19 +516,24 @@ def bring_model(
     weights: Weights | None = None,
     fit: Part | None = None,
     loss: Callable[[Logits, Targets], Tensor] | None = None,
-    kinds: Kind | Mapping[str, Kind] | CustomHead | None = None,
+    kinds: KindOption = None,
     groups: object = None,
     times: object = None,
     ignore: Sequence[str] = (),
     precision: Mapping[str, int] | None = None,
-) -> Module:
+) -> Module | OutputsTask:
     """Register a trained module and its data as the task ``module`` and return the task.
+
+    A teacher need not be a torch module: students of any family learn from the outputs of a fitted object or an ONNX
+    file.
 
     Call it in a plugin; ``autocompress.search(teacher=..., data=...)`` calls it itself.
 
     Args:
-        model: The module, or a function that builds it.
-        data: A task such as ``Images(path=...)``, or ``(inputs, targets)``; see :class:`Module`.
+        model: The module, or a function that builds it; or a fitted object with ``predict_proba``, or with ``predict``
+            for numbers; or the path of an ``.onnx`` file, whose outputs are logits, probabilities or numbers.
+        data: A task such as ``Images(path=...)``, or ``(inputs, targets)``; see :class:`Module`. A fitted object or an
+            ONNX file reads the columns of a table as its file has them.
         weights: A ``.safetensors`` file or a ``state_dict`` to load into the module.
         fit: Config of a training before the search; by default the module is not trained.
         loss: Function that maps outputs and targets by head to a scalar; by default the loss of each kind of head.
@@ -586,8 +547,16 @@ def bring_model(
         precision: Patterns of layer names with the bit-width 32, ``{"head": 32}``: layers that are not quantized.
 
     Raises:
-        UsageError: The weights do not fit the module, module or loss fail on the data, or a pattern matches no layer.
+        UsageError: The weights do not fit the module, module or loss fail on the data, or a pattern matches no layer;
+            or the outputs of another teacher do not fit the data.
     """
+    if is_output_source(model):
+        options = {"weights": weights, "fit": fit, "loss": loss, "ignore": ignore, "precision": precision}
+        if useless := [name for name, value in options.items() if value]:
+            raise UsageError(f"{', '.join(useless)}: a teacher that is no torch module has neither layers nor weights")
+        predicted = OutputsTask(open_source(model), data, kinds=kinds, groups=groups, times=times)
+        TASKS.add(OutputsTask.name, ModuleFactory(predicted), replace=True)
+        return predicted
     task = Module(
         model,
         data,

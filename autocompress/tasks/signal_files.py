@@ -15,19 +15,21 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True)
 class Series:
-    """Labeled series of equal length.
+    """Labeled series.
 
     Attributes:
-        values: Finite values, ``[N, C, L]``.
+        values: Finite values, ``[N, C, L]``; shorter series are filled with zeros.
         labels: Class of each series, as text.
         keys: Group or time of each series, as text; empty if the file is read without such a column.
         places: Place of each series in the file, for messages.
+        lengths: Number of points of each series, ``[N]``; None if all have L.
     """
 
     values: NDArray[np.float32]
     labels: tuple[str, ...]
     keys: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
+    lengths: NDArray[np.int64] | None = None
 
 
 def read_series(path: Path, label: str, key: str = "") -> Series:
@@ -35,7 +37,7 @@ def read_series(path: Path, label: str, key: str = "") -> Series:
 
     Args:
         path: A ``.csv`` or ``.tsv`` file with a header and one series per row; or an ``.npz`` file with ``x``
-            ``[N, L]`` or ``[N, C, L]`` and ``y`` ``[N]``.
+            ``[N, L]`` or ``[N, C, L]`` and ``y`` ``[N]``, and ``lengths`` ``[N]`` if some series are shorter than L.
         label: Name of the label column in a CSV file.
         key: Name of the column, or of the array ``[N]`` of an ``.npz`` file, of groups or times; empty for none.
 
@@ -124,10 +126,18 @@ def _read_npz(path: Path, key: str) -> Series:
                 )
             with np.errstate(over="ignore"):
                 values = values.astype(np.float32)
+            lengths = archive["lengths"] if "lengths" in archive.files else None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path} cannot be read as arrays x and y ({' '.join(str(error).split())})") from None
+    if lengths is not None:
+        is_whole = lengths.shape == labels.shape and lengths.dtype.kind in "iu"
+        if not is_whole or lengths.min(initial=1) < 1 or lengths.max(initial=1) > values.shape[2]:
+            raise UsageError(f"{path}: lengths are whole numbers from 1 to {values.shape[2]}, one for each series")
+        # What stands behind a series is no part of it, whatever it is.
+        values = np.where(np.arange(values.shape[2]) < lengths[:, None, None], values, np.float32(0))
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))[0])
         raise UsageError(f"{path}: x[{row}] contains a value that is missing or not finite")
     label_texts, key_texts = (tuple(str(value) for value in array.tolist()) for array in (labels, keys))
-    return Series(values, label_texts, key_texts, tuple(f"{path}: x[{row}]" for row in range(len(values))))
+    places = tuple(f"{path}: x[{row}]" for row in range(len(values)))
+    return Series(values, label_texts, key_texts, places, lengths)

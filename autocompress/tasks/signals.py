@@ -1,9 +1,11 @@
 """Signal classification: MNIST-1D, and a user's own series in a CSV or NPZ file."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,10 +18,14 @@ from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
 from autocompress.tasks.augment import random_shift
 from autocompress.tasks.base import Supervised, check_positive, complete_splits, locate_test_rows, sort_classes
+from autocompress.tasks.long_series import read_long_series, read_series_list
 from autocompress.tasks.mnist1d import CLASSES, POINTS, generate_mnist1d
 from autocompress.tasks.signal_files import Series, read_series
 from autocompress.tasks.split_rows import KeyColumn
+from autocompress.tasks.text_encoding import UNTRUNCATED_SHARE
 
+#: A file, or a list of series ``[L]`` or ``[C, L]`` with their labels.
+SeriesSource: TypeAlias = str | Path | tuple[Sequence[object], Sequence[object]]
 # Number of training curves in the published split of MNIST-1D; the rest are the test curves.
 PUBLISHED_TRAIN = 4000
 
@@ -93,17 +99,38 @@ def _generate_curves(seed: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(curves, dtype=torch.float32).unsqueeze(1), torch.tensor(digits)
 
 
+def _read_source(source: SeriesSource, label: str, series: str, order: str, key: str) -> Series:
+    """Return the series of a file, of a table in long format if there is a column of series, or of a pair."""
+    if isinstance(source, tuple):
+        if key:
+            raise UsageError("split_groups and split_time name a column of a file; series in memory have none")
+        if len(source) != 2:
+            raise UsageError(f"the series are a tuple of {len(source)}; give a pair (series, labels)")
+        return read_series_list(*source)
+    path = Path(source).expanduser()
+    return read_long_series(path, series, label, order, key) if series else read_series(path, label, key)
+
+
 @TASKS.register("signals")
 class Signals(Supervised):
-    """Your own series of equal length with one label each: a CSV file, or an NPZ file with ``x`` and ``y``.
+    """Your own series with one label each: a CSV file, or an NPZ file with ``x`` and ``y``.
 
-    Series are normalized by the mean and standard deviation of each channel in the training split.
+    Series are normalized by the mean and standard deviation of each channel in the training split. If their lengths
+    differ, they are filled with zeros or lose their end, and a further channel is 1 where a series has values.
 
     Args:
         path: A ``.csv`` or ``.tsv`` file with a header and one series per row: a column with the label, and numbers in
-            all other columns; or an ``.npz`` file with ``x`` ``[N, L]`` or ``[N, C, L]`` and ``y`` ``[N]``.
+            all other columns; or an ``.npz`` file with ``x`` ``[N, L]`` or ``[N, C, L]`` and ``y`` ``[N]``, and
+            ``lengths`` ``[N]`` if some are shorter than L. In Python also a pair ``(series, labels)`` of a list of
+            arrays ``[L]`` or ``[C, L]`` and their labels.
         test: A second file of that kind for the test split; by default it is taken out of ``path``.
         label: Name of the label column in a CSV file.
+        series: Name of the column of series in a table in long format, with one point of a series in each row; it may
+            also be a ``.parquet`` file.
+        order: Name of the column that sorts the rows of a series in long format; by default a column called
+            ``timestamp``, ``datetime``, ``date`` or ``time``, or else the order of the file.
+        length: Points of a series of different lengths; by default the smallest number that truncates at most 5% of the
+            training series.
         views: Number of augmented views of the training split; 1 disables augmentation.
         shift: Largest shift in time of an augmented view, as a share of the length; the values at the ends are
             repeated.
@@ -121,10 +148,13 @@ class Signals(Supervised):
 
     def __init__(
         self,
-        path: str | Path = "",
+        path: SeriesSource = "",
         *,
-        test: str | Path = "",
+        test: SeriesSource = "",
         label: str = "label",
+        series: str = "",
+        order: str = "",
+        length: int | None = None,
         views: int = 1,
         shift: float = 0.05,
         scale: float = 0.1,
@@ -142,9 +172,16 @@ class Signals(Supervised):
                 raise UsageError(f"task.signals.{option} is {value!r}; give a share from 0 to 0.5")
         self._shift, self._scale = shift, scale
         key = KeyColumn.from_options(split_groups, split_time)
-        series_of_part = {"train": read_series(Path(path).expanduser(), label, key.name)}
-        if test:
-            series_of_part["test"] = read_series(Path(test).expanduser(), label, key.name)
+        sources = {"train": path, **({"test": test} if test else {})}
+        series_of_part = {
+            part: _read_source(source, label, series, order, key.name) for part, source in sources.items()
+        }
+        shapes = [list(part.values.shape[1:]) for part in series_of_part.values()]
+        # A file of one series in each row has one length, and another one is an error.
+        has_lengths = length is not None or any(part.lengths is not None for part in series_of_part.values())
+        if len({shape[0] if has_lengths else tuple(shape) for shape in shapes}) > 1:
+            raise UsageError(f"{test} holds series {shapes[1]}, {path} {shapes[0]}")
+        self._read_lengths(series_of_part, length)
         self._class_names = sort_classes(set(series_of_part["train"].labels))
         keys = key.read_keys(
             {part: series.keys for part, series in series_of_part.items()},
@@ -153,14 +190,16 @@ class Signals(Supervised):
         self._parts = {
             part: replace(self._build_split(part, series), keys=keys[part]) for part, series in series_of_part.items()
         }
+        # Of an example: channels, the one of the padding included, and points.
         self.shape = tuple(self._parts["train"].inputs[0].shape[1:])
         self.inputs = (InputSpec(self.shape),)
         self.heads: Mapping[str, int] = {"label": len(self._class_names)}
         self.labels: Mapping[str, list[str]] = {"label": list(self._class_names)}
-        if "test" in series_of_part and series_of_part["test"].values.shape[1:] != self.shape:
-            raise UsageError(
-                f"{test} holds series {list(series_of_part['test'].values.shape[1:])}, {path} {list(self.shape)}"
-            )
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """Remark on series that lose their end."""
+        return (self._truncated,) if self._truncated else ()
 
     @staticmethod
     def write_sample(folder: Path) -> Path:
@@ -185,28 +224,37 @@ class Signals(Supervised):
             UsageError: A class has too few series, or there are too few groups or times.
         """
         splits = complete_splits(self._parts, seed, self._class_names)
-        mean, std = _measure_channels(splits.train.inputs[0])
+        mean, std = self._measure_series(splits.train.inputs[0])
         return Splits(
-            **{name: replace(split, inputs=((split.inputs[0] - mean) / std,)) for name, split in splits.items()}
+            **{
+                name: replace(split, inputs=(self._normalize(split.inputs[0], mean, std),))
+                for name, split in splits.items()
+            }
         )
 
     def specify_preprocessing(self, seed: int) -> Preprocessing:
         """Return the normalization of each channel."""
-        statistics = _measure_channels(complete_splits(self._parts, seed, self._class_names).train.inputs[0])
+        statistics = self._measure_series(complete_splits(self._parts, seed, self._class_names).train.inputs[0])
         mean, std = (tuple(values.flatten().tolist()) for values in statistics)
         channels, length = self.shape
-        return (SeriesInput((channels, length), mean, std),)
+        return (SeriesInput((channels, length), mean, std, is_padded=self._is_padded),)
 
     def list_test_examples(self, seed: int) -> Sequence[RawExample]:
-        """Return the series of the test split, ``[C, L]`` each."""
+        """Return the series of the test split, ``[C, L]`` each, with lengths of their own if these differ."""
         part, rows = locate_test_rows(self._parts, seed)
-        return list(self._parts[part].inputs[0][torch.from_numpy(rows)].numpy())
+        series = self._series[part]
+        lengths = np.full(len(series.values), self.shape[1]) if series.lengths is None else series.lengths
+        return [series.values[row, :, : lengths[row]] for row in rows]
 
     def view(self, split: Split, index: int) -> Split:
         """Return the series shifted and scaled at random; view 0 is the split itself."""
         if index == 0:
             return split
-        return Split((random_shift(split.inputs[0], index, shift=self._shift, scale=self._scale),), split.targets)
+        moved = random_shift(split.inputs[0], index, shift=self._shift, scale=self._scale)
+        if self._is_padded:
+            # The channel of the padding moves with the series and is not scaled.
+            moved[:, -1] = (moved[:, -1] > 0).float()
+        return Split((moved,), split.targets)
 
     def teacher(self) -> tuple[Part, Part]:
         """Return a residual network of width 16, with a stride in the stem for long series, and its training config."""
@@ -217,11 +265,49 @@ class Signals(Supervised):
             Part.of("adamw", epochs=30, learning_rate=4e-3, batch_size=32),
         )
 
+    def _read_lengths(self, series_of_part: dict[str, Series], length: int | None) -> None:
+        """Decide whether series are padded, and to which length."""
+        lengths = {
+            part: np.full(len(series.values), series.values.shape[2]) if series.lengths is None else series.lengths
+            for part, series in series_of_part.items()
+        }
+        train = np.sort(lengths["train"])
+        if length is not None:
+            check_positive("signals.length", length)
+        self._is_padded = length is not None or len({*np.concatenate(list(lengths.values())).tolist()}) > 1
+        self._length = length or int(train[math.ceil(UNTRUNCATED_SHARE * len(train)) - 1])
+        share = float((train > self._length).mean())
+        self._truncated = f"{share:.0%} of the series are longer than {self._length} points and lose their end"
+        self._truncated = self._truncated if share else ""
+        self._series = {part: replace(series, lengths=lengths[part]) for part, series in series_of_part.items()}
+
+    def _measure_series(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of each channel without the padding, ``[1, C, 1]``."""
+        if not self._is_padded:
+            return _measure_channels(inputs)
+        columns = inputs[:, :-1].transpose(0, 1)[:, inputs[:, -1] > 0]
+        mean, std = _measure_channels(columns.unsqueeze(0))
+        return mean, std
+
+    def _normalize(self, inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        if not self._is_padded:
+            return (inputs - mean) / std
+        mask = inputs[:, -1:]
+        return torch.cat([torch.where(mask > 0, (inputs[:, :-1] - mean) / std, 0.0), mask], 1)
+
+    def _pad_series(self, series: Series) -> Tensor:
+        """Return series with the channel of the padding, ``[N, C + 1, L]``."""
+        values = torch.from_numpy(series.values)
+        if not self._is_padded or series.lengths is None:
+            return values
+        missing = max(self._length - values.shape[2], 0)
+        padded = torch.nn.functional.pad(values[:, :, : self._length], (0, missing))
+        mask = torch.arange(self._length) < torch.from_numpy(series.lengths).unsqueeze(1)
+        return torch.cat([padded, mask.unsqueeze(1).float()], 1)
+
     def _build_split(self, part: str, series: Series) -> Split:
         unknown = sorted(set(series.labels) - set(self._class_names))
         if unknown:
             raise UsageError(f"{part} holds the class '{unknown[0]}', which train does not have")
         numbers = {name: number for number, name in enumerate(self._class_names)}
-        return Split(
-            (torch.from_numpy(series.values),), {"label": torch.tensor([numbers[name] for name in series.labels])}
-        )
+        return Split((self._pad_series(series),), {"label": torch.tensor([numbers[name] for name in series.labels])})

@@ -100,10 +100,11 @@ def check_column(path: Path, table: pd.DataFrame, column: str, option: str) -> N
 
 def name_categories(values: "pd.Series[Any]") -> NDArray[np.object_]:
     """Return cells as names of categories: 1 and 1.0 are one name, and a missing value is an empty one."""
-    return np.array([_name_category(cell) for cell in values.tolist()], dtype=object)
+    return np.array([name_category(cell) for cell in values.tolist()], dtype=object)
 
 
-def _name_category(cell: Any) -> str:
+def name_category(cell: Any) -> str:
+    """Return one cell as the name of a category."""
     # The pipeline of an artifact names a cell in the same way.
     if cell is None or cell != cell or cell is pd.NA:
         return ""

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from torch import Tensor
+from torch import Tensor, nn
 
 from autocompress.core.config import Part
 from autocompress.core.heads import Head, Regression
@@ -19,6 +19,7 @@ from autocompress.core.preprocessing import CategoriesInput, NumbersInput, Prepr
 from autocompress.core.registry import TASKS
 from autocompress.core.task import ExampleKeys, InputSpec, Split, Splits
 from autocompress.errors import UsageError, did_you_mean
+from autocompress.models.from_teacher import NAME as FROM_TEACHER
 from autocompress.tasks.base import (
     FRACTIONS,
     Supervised,
@@ -28,6 +29,7 @@ from autocompress.tasks.base import (
     sort_classes,
     split_randomly,
 )
+from autocompress.tasks.output_sources import OutputSource, TableColumns, open_source
 from autocompress.tasks.split_rows import KeyColumn
 from autocompress.tasks.table_files import (
     MAX_WHOLE_CLASSES,
@@ -40,6 +42,7 @@ from autocompress.tasks.table_files import (
     read_table,
 )
 from autocompress.tasks.targets import make_strata, metrics_of
+from autocompress.tasks.teacher_outputs import NO_TRAINING, TeacherOutputs
 from autocompress.tasks.text import make_head_name
 
 KINDS = ("auto", "classes", "regression")
@@ -73,6 +76,9 @@ class Tabular(Supervised):
         split_groups: Name of the column of groups, such as patients: ``splits: {groups: patient}`` in a search space.
             The model does not see the column.
         split_time: Name of the column of times, instead: ``splits: {time: date}`` in a search space.
+        teacher: An ``.onnx`` file that predicts the target, in the place of a trained network. It takes the columns of
+            the file by name, or as one matrix of numbers.
+        teacher_content: Hash of the outputs of the teacher that a run was started with; empty for any.
 
     Raises:
         UsageError: A file cannot be used (the message names the column), or an option is out of bounds.
@@ -93,6 +99,8 @@ class Tabular(Supervised):
         scaling: str = "standard",
         split_groups: str = "",
         split_time: str = "",
+        teacher: str | Path = "",
+        teacher_content: str = "",
     ) -> None:
         if not path:
             raise UsageError(
@@ -122,7 +130,17 @@ class Tabular(Supervised):
             for part, table in tables.items()
         }
         self.inputs = self._describe_inputs()
+        self._excluded, self._paths = excluded, paths
         self._notices = (*notices, *self._columns.notices, *self._describe_targets(head_name, names))
+
+        self._teacher_outputs = TeacherOutputs(open_source(teacher), self) if teacher else None
+        if self._teacher_outputs is not None and teacher_content not in ("", self._teacher_outputs.identity):
+            raise UsageError(f"the outputs of {teacher} differ from those that this run was started with")
+
+    @property
+    def identity_options(self) -> Mapping[str, str]:
+        """Hash of the outputs of a given teacher."""
+        return {} if self._teacher_outputs is None else {"teacher_content": self._teacher_outputs.identity}
 
     @property
     def notices(self) -> Sequence[str]:
@@ -167,6 +185,19 @@ class Tabular(Supervised):
             scaled[name] = replace(split, inputs=(numbers, *split.inputs[1:]))
         return Splits(**scaled)
 
+    def select_training_rows(self, seed: int = 0) -> pd.DataFrame:
+        """Return the rows of the training split with all columns of the file: a teacher is fitted on them.
+
+        Args:
+            seed: Seed of the splits, ``split_seed`` of a search space.
+        """
+        rows = self._split_rows(seed).train.keys.rows
+        return self.select_rows([] if rows is None else rows.tolist())
+
+    def select_rows(self, rows: Sequence[int]) -> pd.DataFrame:
+        """Return rows with all columns of the file, by the numbers in ``Split.keys.rows``."""
+        return pd.concat(self._tables.values(), ignore_index=True).iloc[list(rows)]
+
     def specify_preprocessing(self, seed: int) -> Preprocessing:
         """Return the scaling of the numbers, and the names of the categories."""
         numbers = self._fit_numbers(self._split_rows(seed).train)
@@ -181,7 +212,9 @@ class Tabular(Supervised):
         return self._tables[part][columns].iloc[rows].to_dict("records")
 
     def teacher(self) -> tuple[Part, Part]:
-        """Return a perceptron of width 128, narrower for few rows, and its training config."""
+        """Return a perceptron of width 128, narrower for few rows, and its training config; or the given teacher."""
+        if self._teacher_outputs is not None:
+            return NO_TRAINING
         rows = len(self._parts["train"])
         # With few rows, a wide network learns the noise, and an epoch has few steps.
         is_small = rows < SMALL_ROWS
@@ -195,6 +228,21 @@ class Tabular(Supervised):
                 batch_size=32 if rows < 20_000 else 256,
             ),
         )
+
+    def build(self, student: Part) -> nn.Module:
+        """Return an untrained model of a family, or the given teacher."""
+        if self._teacher_outputs is not None and student.name == FROM_TEACHER:
+            return self._teacher_outputs.make_model()
+        return super().build(student)
+
+    def compute_rows(self, source: OutputSource) -> list[NDArray[Any]]:
+        """Return the outputs of a source for every row; those of the test file come last."""
+        used = [*self._columns.numbers, *self._columns.categories]
+        parts = []
+        for part, table in self._tables.items():
+            every = [name for name in table.columns if name != self._target and name not in self._excluded]
+            parts.append(source.compute_table(table, TableColumns(self._paths[part], every, used)))
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def _first_targets(self) -> Tensor:
         return next(iter(self._parts["train"].targets.values()))
@@ -277,9 +325,13 @@ class Tabular(Supervised):
 
 
 def _read_keys(key: KeyColumn, paths: Mapping[str, Path], tables: Mapping[str, pd.DataFrame]) -> dict[str, ExampleKeys]:
-    """Return the groups or times of each part."""
+    """Return the groups or times of each part, with the numbers of its rows."""
+    rows, first = {}, 0
+    for part, table in tables.items():
+        rows[part] = torch.arange(first, first + len(table))
+        first += len(table)
     if not key.name:
-        return {part: ExampleKeys() for part in tables}
+        return {part: ExampleKeys(rows=rows[part]) for part in tables}
     values = {}
     for part, table in tables.items():
         if key.name not in table.columns:
@@ -290,7 +342,7 @@ def _read_keys(key: KeyColumn, paths: Mapping[str, Path], tables: Mapping[str, p
         part: [f"{paths[part]}: row {row} of those with a target" for row in range(1, len(cells) + 1)]
         for part, cells in values.items()
     }
-    return key.read_keys(values, locations)
+    return {part: replace(keys, rows=rows[part]) for part, keys in key.read_keys(values, locations).items()}
 
 
 def _list_names(names: str | Sequence[str]) -> list[str]:

@@ -19,6 +19,7 @@ from autocompress.core.task import Split, Task, logits_by_head
 from autocompress.distill.activations import head_layers
 from autocompress.distill.base import AuxiliaryLoss, TaskLoss, TeacherSource
 from autocompress.errors import TrialError
+from autocompress.models.output_teacher import OutputTeacher
 from autocompress.training.batch_norm import synchronize_batch_norms
 from autocompress.training.device import (
     CPU,
@@ -458,6 +459,8 @@ class _BatchLoss(nn.Module):
 @torch.no_grad()
 def predict(model: nn.Module, task: Task, split: Split, batch_size: int = 512) -> dict[str, Tensor]:
     """Return the model's logits on a split, ``{head: [N, C]}``, in evaluation mode and on the model's own device."""
+    if isinstance(model, OutputTeacher):
+        return model.predict_split(split)
     model.eval()
     device = next((parameter.device for parameter in model.parameters()), CPU)
     parts = [logits_by_head(model(*batch.to(device).inputs), task.heads) for batch in split.batches(batch_size)]

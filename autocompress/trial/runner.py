@@ -39,6 +39,7 @@ from autocompress.measure.example_scores import pack_examples
 from autocompress.measure.heads import describe_decisions, pack_correct, resample_score
 from autocompress.measure.objectives import Subject
 from autocompress.measure.thresholds import set_thresholds
+from autocompress.models.output_teacher import OutputTeacher
 from autocompress.quantize import convert_layers, fold_batch_norm
 from autocompress.quantize.conversion import is_convertible
 from autocompress.training.device import require_device
@@ -330,17 +331,21 @@ def teacher_record(setup: Setup) -> dict[str, dict[str, Any]]:
     """
     pipeline = load_pipeline(setup)
     teacher, example = pipeline.teacher, pipeline.task.example()
-    folded = fold_batch_norm(teacher.model, example)
     measured = {}
     for name in VALIDATION:
         split = getattr(pipeline.splits, name)
         subject = pipeline.build_subject(teacher.model, split, teacher.logits[name], setup.scores)
         measured[name] = _score_split(setup, subject, pipeline.teacher_thresholds)
-    subject = build_cost_subject(folded, layer_costs(folded, example), setup=setup)
+    if isinstance(teacher.model, OutputTeacher):
+        # What it computes is unknown. The bytes of a file are those that a device would store.
+        costs = {} if teacher.model.file_bytes is None else {"bytes": float(teacher.model.file_bytes)}
+    else:
+        folded = fold_batch_norm(teacher.model, example)
+        costs = measure(build_cost_subject(folded, layer_costs(folded, example), setup=setup), setup.costs)
     return {
         "scores": {name: {**split.scores} for name, split in measured.items()},
         "examples": {name: split.examples for name, split in measured.items() if split.examples},
-        "costs": measure(subject, setup.costs),
+        "costs": costs,
         "thresholds": dict(pipeline.teacher_thresholds),
     }
 

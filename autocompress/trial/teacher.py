@@ -27,6 +27,7 @@ from autocompress.core.config import Part, fingerprint
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Splits, Task, hash_split
 from autocompress.core.untrusted import read_regular_file, show_value
+from autocompress.models.output_teacher import OutputTeacher
 from autocompress.training.device import CPU, choose_precision
 from autocompress.training.fit import FitRequest, fit, predict
 from autocompress.training.optimizers import fit_config
@@ -115,6 +116,11 @@ class Teacher:
     folder: Path
     trained: bool = False
     notice: str = ""
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The teacher as a module with layers; None for one that has outputs only."""
+        return None if isinstance(self.model, OutputTeacher) else self.model
 
     def view(self, index: int) -> Mapping[str, Tensor]:
         """Return the logits on augmented view ``index`` of the training split, ``{head: [N, C]}``."""
@@ -231,7 +237,7 @@ def load_teacher(
         if recipe.transfer is not None:
             copy_weights(model, _load_source(recipe.transfer, device), task, recipe.transfer)
         curve: list[dict[str, float]] = []
-        if recipe.is_trained:
+        if recipe.is_trained and not isinstance(model, OutputTeacher):
             request = FitRequest(task, splits.train, recipe.fit, seed=recipe.seed, on_epoch=on_epoch, device=device)
             curve = fit(model, request).curve
         logits = compute_teacher_logits(model, task, splits, fit_config(recipe.fit).precision)
