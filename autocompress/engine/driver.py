@@ -82,6 +82,7 @@ class Driver:
         teacher: Teacher as a candidate if its scores and costs are known: the first observation of the surrogate.
         earlier: Trials of an earlier run, the oldest first: further observations of the surrogate. Those that make up
             its front run first.
+        on_result: Callback after every tell, with the job, its result and the progress after it.
 
     Attributes:
         limits: Constraint violations, and the configurations that were skipped because of them.
@@ -103,6 +104,7 @@ class Driver:
         max_drop: float = 0.01,
         teacher: Candidate | None = None,
         earlier: Sequence[EarlierTrial] = (),
+        on_result: Callable[[Job, TrialResult, Progress], None] = lambda job, result, progress: None,
     ) -> None:
         self._store = store
         self._space = space
@@ -110,6 +112,7 @@ class Driver:
         self._sampler = sampler
         self._objectives = objectives
         self._on_progress = on_progress
+        self._on_result = on_result
         mode = MODES[search.mode]
         self._amortized = mode.amortized
         self._archive = Archive(objectives)
@@ -240,7 +243,7 @@ class Driver:
         self._time_budget.record_job(epochs, result.seconds, cost)
         self._candidate_count += len(result.candidates)
         self._record_result(job, result.state, result.candidates, gain)
-        self._report_progress()
+        self._on_result(job, result, self._report_progress())
 
     def prepare_next(self) -> bool:
         """Do a small part of the work of the next :meth:`ask` while workers are busy; return whether more is left."""
@@ -285,11 +288,12 @@ class Driver:
         logger.info("continued after a pause of %.0f s", monotonic_seconds() - start)
         self._report_progress()
 
-    def _report_progress(self, *, is_paused: bool = False) -> None:
+    def _report_progress(self, *, is_paused: bool = False) -> Progress:
         progress = summarize_progress(
             self._counts, self._search, self.elapsed_seconds, self._candidate_count, self._archive, self._objectives
         )
         self._on_progress(replace(progress, is_paused=is_paused))
+        return progress
 
     def _may_end_early(self) -> bool:
         """Return whether the front has converged and the initial trials are through; once true, it stays so."""
