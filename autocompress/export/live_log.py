@@ -56,7 +56,7 @@ class TensorBoardLog:
         """Write a result, and values of the search after it."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, round(seconds))
-        # Whoever watches sees each result at once.
+        # So that each result is seen at once.
         self._writer.flush()
         if job.base is not None or not result.candidates:
             return

@@ -132,8 +132,8 @@ def _open_log(experiment: str, tracking_uri: str | None) -> "_Log":
     except ImportError:
         raise UsageError("MLflow is not installed: pip install 'autocompress[mlflow]'") from None
     client = MlflowClient(tracking_uri)
-    known = client.get_experiment_by_name(experiment)
-    return _Log(client, client.create_experiment(experiment) if known is None else known.experiment_id)
+    existing = client.get_experiment_by_name(experiment)
+    return _Log(client, client.create_experiment(experiment) if existing is None else existing.experiment_id)
 
 
 class _Log:
