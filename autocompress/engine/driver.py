@@ -146,8 +146,9 @@ class Driver:
         self._repeats: Repeats | None = None
         if self._surrogate is not None and earlier and isinstance(self._refinement, Refinement):
             self._repeats = Repeats(earlier, space, self._refinement.list_steps, self._archive.normalize_all)
-            # The first initial trial shows what a student reaches, which the earlier trials have shown.
-            initial_values = initial_values[-1:] if len(initial_values) > 1 else ()
+            if self._repeats:
+                # The first initial trial shows what a student reaches, which the earlier trials have shown.
+                initial_values = initial_values[-1:] if len(initial_values) > 1 else ()
         self._feedback = SamplerFeedback(sampler)
         self._interrupted_jobs: list[Job] = []
         # Worker and start of each running job, by its number.
