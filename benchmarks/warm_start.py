@@ -177,7 +177,8 @@ class MockTrials:
             math.exp(Random(training.seed).gauss(0.0, 0.08)),
         ]
         lost = {32: 0.0, 8: 0.0, 6: 0.003, 5: 0.01, 4: 0.03, 3: 0.1, 2: 0.35}
-        error = (0.015 + 0.25 * (flops / 1e3) ** -0.5) * math.prod(factors) + 0.5 * math.exp(-4 * share)
+        capacity = 0.015 + 0.25 / math.sqrt(flops / 1e3)
+        error = capacity * math.prod(factors) + 0.5 * math.exp(-4 * share)
         return min(error + sum(lost[bits] for bits in _bits(recipe)), 0.9)
 
 
@@ -215,7 +216,7 @@ def render(rows: list[dict[str, Any]]) -> str:
                 else [after / before for before, after in zip(cold, warm, strict=True)]
             )
             ratios.setdefault((row["space"], share), []).append(pair)
-            cells = ["not reached" if value == math.inf else f"{value:.2f}" for value in pair]
+            cells = _format_ratios(row["space"], pair)
             volumes = ", ".join(f"{volume:.4f}" for volume in row["hypervolumes"])
             lines.append(f"| {row['space']} | {row['seed']} | {volumes} | {float(share):.1%} | {' | '.join(cells)} |")
     lines += [
@@ -225,12 +226,15 @@ def render(rows: list[dict[str, Any]]) -> str:
     ]
     for (space, share), pairs in ratios.items():
         medians = [statistics.median(values) for values in zip(*pairs, strict=True)]
-        cells = ["not reached" if value == math.inf else f"{value:.2f}" for value in medians]
-        if space.startswith("mock"):
-            # Mock trials take no time.
-            cells[1] = "–"
+        cells = _format_ratios(space, medians)
         lines.append(f"| {space} | {float(share):.1%} | {' | '.join(cells)} | {len(pairs)} |")
     return "\n".join(lines)
+
+
+def _format_ratios(space: str, ratios: Sequence[float]) -> list[str]:
+    """Return the ratios of compute cost and seconds as texts; mock trials take no time."""
+    cost, seconds = ("not reached" if ratio == math.inf else f"{ratio:.2f}" for ratio in ratios)
+    return [cost, "–" if space.startswith("mock") else seconds]
 
 
 def main() -> None:

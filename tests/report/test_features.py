@@ -123,7 +123,7 @@ def test_each_stopped_trial_says_why(tab: Any, run: Run) -> None:
 
 def test_a_filter_with_and_or_not_selects_rows(tab: Any, run: Run) -> None:
     table = run.candidates
-    tab.locator("#filter").fill("not accuracy < 90% and (bytes <= 2 KB or student = cnn)")
+    tab.locator("#filter").fill('not accuracy < 90% and (bytes <= 2 KB or student = "cnn")')
     kept = (table["accuracy"] >= 0.9) & ((table["bytes"] <= 2000) | (table["student"] == "cnn"))
     wait_until(tab, f"document.getElementById('status').textContent.includes('{kept.sum()} of')")
     assert tab.locator("#table tbody tr").count() == kept.sum() > 0
@@ -139,11 +139,24 @@ def test_intervals_and_repeats_are_drawn(tab: Any, run: Run) -> None:
     assert select_candidate(run.candidates, run.info).id in section.locator("tbody").first.inner_text()
 
 
-def test_a_card_has_its_confusion_matrix_and_classes(tab: Any, run: Run) -> None:
-    card = tab.locator(f"#card-{select_candidate(run.candidates, run.info).id}")
-    text = card.inner_text()
-    assert "Confusion matrix" in text
-    assert "Per class" in text
+def test_a_card_has_its_confusion_matrix_and_classes(browser: Any, run: Run, tmp_path: Path) -> None:
+    picked = select_candidate(run.candidates, run.info)
+    table = run.candidates.copy()
+    row = table.index[table["id"] == picked.id][0]
+    confusion = {"label": [[40, 0, 2], [1, 50, 0], [0, 3, 60]]}
+    table.at[row, "details"] = {**table.at[row, "details"], "confusion": confusion}
+    info = replace(run.info, labels={"label": ("cat", "dog", "emu")})
+    page = write_page(tmp_path / "report.html", table, run.trials, info, select_candidate(table, info))
+    with Opened(browser, page.as_uri()) as opened:
+        section = opened.tab.locator("#pick")
+        section.evaluate("(each) => each.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        matrix = section.locator("table.confusion")
+        assert matrix.locator("thead").inner_text().split() == ["true", "class", "cat", "dog", "emu"]
+        rows = [line.split() for line in matrix.locator("tbody tr").all_inner_texts()]
+        assert rows == [["cat", "40", "2"], ["dog", "1", "50"], ["emu", "3", "60"]]
+        assert matrix.locator("td.hit").count() == 3
+        assert matrix.locator("td.miss").count() == 3
+        assert "Per class" in section.inner_text()
 
 
 def test_the_index_of_several_runs_leads_to_each_page(browser: Any, run: Run, tmp_path: Path) -> None:
