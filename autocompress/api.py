@@ -21,8 +21,11 @@ from autocompress.front import Front as Front, refuse_worker, tables_of
 from autocompress.store.run_store import DATABASE
 
 if TYPE_CHECKING:
+    from autocompress.core.records import Job, TrialResult
+    from autocompress.engine.archive import Progress
     from autocompress.engine.runner import Events, Plan
     from autocompress.export.adaptation import AdaptedArtifact
+    from autocompress.export.live_log import LiveLogs
     from autocompress.report.comparison import Comparison
     from autocompress.tasks.module import Data, TeacherModel
     from autocompress.tasks.teacher_outputs import OutputsTask
@@ -44,6 +47,7 @@ def search(
     overrides: Sequence[str] = (),
     resume: bool = False,
     warm_start: str | Path | None = None,
+    log: Sequence[str] = (),
     runs: Path | str = RUNS,
     events: "Events | None" = None,
     command: str = "",
@@ -68,14 +72,15 @@ def search(
         resume: Whether to continue the run of that name.
         warm_start: An earlier run of the same task and objectives, by its folder or name: its trials are the first
             observations of the surrogate. The search space may differ.
+        log: Logs that are written while the search runs: ``tensorboard`` (in the run folder), ``mlflow``.
         runs: Folder of all runs.
         events: Callbacks for progress; in a notebook, progress is shown without any.
         command: Command line, for the report.
 
     Raises:
         SpecError: Something in the spec is wrong; the message names the line.
-        UsageError: The teacher does not work on the data, there is neither spec nor teacher, or the earlier run does
-            not fit this search.
+        UsageError: The teacher does not work on the data, there is neither spec nor teacher, the earlier run does not
+            fit this search, or the library of a log is not installed.
         UnfinishedRunError: The same search exists there and has not ended; ``resume`` continues it.
         RunFolderError: The run exists already, or belongs to another spec.
         SearchFailedError: Every trial failed; a page of the stored trials is written.
@@ -85,8 +90,9 @@ def search(
     from autocompress.engine.notebook import NotebookProgress, find_display
     from autocompress.engine.notify import EndState, check_notify, run_notify
     from autocompress.engine.preflight import check_run_folder
-    from autocompress.engine.runner import add_warm_start, make_plan, run_search
+    from autocompress.engine.runner import Events, add_warm_start, make_plan, run_search
     from autocompress.engine.spec import load_spec
+    from autocompress.export.live_log import LiveLogs
 
     refuse_worker(sys._getframe(1), "search")
     if events is None and (show := find_display()) is not None:
@@ -118,6 +124,9 @@ def search(
     earlier = None if warm_start is None else find_run(warm_start, runs)
     # Before the plan, which may start workers.
     check_run_folder(folder, source.spec, resume=resume, command=command)
+    logs = LiveLogs(log, folder)
+    if log:
+        events = _add_logs(events or Events(), logs)
     plan = make_plan(source, warm=True)
     state: EndState = "failed"
     try:
@@ -138,8 +147,19 @@ def search(
     finally:
         # The plan may have started workers that an error before the search would leave running.
         plan.backend.shutdown()
+        logs.close()
         run_notify(source.spec.search.notify, folder, state)
     return front
+
+
+def _add_logs(events: "Events", logs: "LiveLogs") -> "Events":
+    """Return callbacks that also write each result into logs."""
+
+    def record(job: "Job", result: "TrialResult", progress: "Progress") -> None:
+        events.result(job, result, progress)
+        logs.record(job, result, progress.elapsed, progress.values)
+
+    return replace(events, result=record)
 
 
 def adapt(

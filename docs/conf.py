@@ -39,6 +39,8 @@ html_theme = "furo"
 html_title = f"autocompress {version}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+# The pages of the gallery.
+html_extra_path = ["../reports/sample"]
 html_show_sphinx = False
 html_show_copyright = False
 html_copy_source = False

@@ -1,6 +1,7 @@
 """The benchmarks name what exists: a typo must not cost half an hour."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 
 from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
+from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost
 from autocompress.engine.spec import load_spec
-from benchmarks import class_weights, promise, teachers
+from benchmarks import calibration, class_weights, promise, teachers, warm_start
 from benchmarks.common import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, build_variants, format_tables
 from benchmarks.pretrained import CASES as PRETRAINED, PretrainedRow, draw_tones, score_pitch, write_table
@@ -21,6 +23,7 @@ from benchmarks.tables import BOOSTING, NETWORK, TARGET, TableRow, format_table 
 from benchmarks.tasks import COLUMNS, Row, best_at_a_tenth, build_command, format_table as tasks_table, main
 from benchmarks.variants import BenchmarkTask, fingerprint_job, mean_and_error, run_all
 from tests.analysis.test_certification import make_run
+from tests.engine.driving import EARLY_STOPPING, REFINEMENTS, build_driver, close_store, fake_costly_result
 
 BENCHMARK_TASKS = [pytest.param(benchmark, id=benchmark.name) for benchmark in (DIGITS, MNIST1D)]
 
@@ -264,3 +267,38 @@ def test_rows_of_tables_are_means_over_seeds_and_differences_by_seed() -> None:
     )
     assert lines[3].startswith("| diabetes (R2) | gradient boosting | 1 | 0.400 ± nan | 0.400")
     assert TARGET in read_table("wine")
+
+
+def test_a_warm_start_is_compared_by_compute_cost_and_seconds(tmp_path: Path) -> None:
+    overrides = (*REFINEMENTS, *EARLY_STOPPING)
+    driver = build_driver(tmp_path, *overrides)
+    spent = 0.0
+    while (job := driver.ask()) is not None:
+        result = fake_costly_result(job)
+        spent += driver._scheduler.count_job_epochs(job) * candidate_epoch_cost(result.candidates[0])
+        driver.tell(job, result)
+    close_store(driver)
+    cold = warm_start.read_history(tmp_path)
+    # Segments up to each rung and refinements are counted as the driver counts them.
+    assert cold[-1][0] == pytest.approx(spent)
+    assert cold[-1][2] == driver._archive.hypervolume
+    costs = [cost for cost, _, _ in cold]
+    assert costs == sorted(costs)
+    half = [(cost / 2, 3 * seconds, 0.995 * volume) for cost, seconds, volume in cold]
+    page = warm_start.render([warm_start.compare("digits", 4, cold, half)])
+    assert re.search(r"\| digits \| 4 \| .* \| 99.5% \| 0.50 \| 3.00 \|", page)
+    assert re.search(r"\| digits \| 4 \| .* \| 100.0% \| not reached \| not reached \|", page)
+
+
+def test_calibration_sets_are_averaged_over_draws_before_seeds() -> None:
+    rows = [
+        calibration.Row(task="digits", seed=seed, draw=draw, size=size, bits=list(bits), float=0.9, accuracy=accuracy)
+        for seed, draw, accuracy in ((0, 0, 0.8), (0, 1, 0.9), (1, 0, 0.87))
+        for size in (*calibration.SIZES, 0)
+        for bits in calibration.BITS
+    ]
+    page = "\n".join(calibration.format_table(rows))
+    assert "The float student has 90.00 ± 0.00% on test." in page
+    # -5 points in one seed and -3 in the other.
+    assert "| 16 | -4.00 ± 1.00 | -4.00 ± 1.00 | -4.00 ± 1.00 |" in page
+    assert "| calibration split | -4.00 ± 1.00" in page

@@ -158,6 +158,11 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     for verb in VERBS:
         assert f"<h2>{verb}<" in pages["commands"]
         assert all(re.search(rf"{name}\b", pages["commands"]) for name in options(verb) - {"--help"})
+    samples = [path.parent.name for path in (ROOT / "reports" / "sample").glob("*/report.html")]
+    assert pages["gallery"].count('<svg class="gallery"') == len(samples) > 0
+    for name in samples:
+        assert f'<a href="{name}/report.html">' in pages["gallery"]
+        assert (tmp_path / "html" / name / "report.html").is_file()
     # Nothing is loaded from elsewhere: the built pages can be read offline.
     assert not [page for page, text in pages.items() if FROM_ELSEWHERE.search(text)]
 
@@ -238,7 +243,8 @@ def test_each_feature_that_is_claimed_has_a_test() -> None:
     assert len(claimed) > 15
     for row in claimed:
         file, _, name = row[7].strip("`").partition("::")
-        assert f"def {name or 'test_'}" in (ROOT / file).read_text(), row
+        assert name, row
+        assert f"def {name}(" in (ROOT / file).read_text(), row
 
 
 SERVED = {

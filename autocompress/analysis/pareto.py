@@ -145,9 +145,19 @@ def compute_hypervolume(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]
     """
     if not len(table):
         return 0.0
-    space = np.column_stack([_scale_by_bounds(table, objective) for objective in objectives])
+    space = scale_points(table, objectives)
     space = space[np.isfinite(space).all(axis=1)]
     return float(moocore.hypervolume(space, ref=np.ones(len(objectives)))) if len(space) else 0.0
+
+
+def scale_points(table: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> NDArray[np.float64]:
+    """Return the objectives of the rows scaled by their bounds and clipped, ``[N, M]``: 0 is the ideal value.
+
+    Raises:
+        UnknownNameError: An objective names no column.
+        UsageError: An objective has no usable bounds.
+    """
+    return np.column_stack([_scale_by_bounds(table, objective) for objective in objectives])
 
 
 def find_knee(front: pd.DataFrame, objectives: Sequence[ObjectiveSpec]) -> str:

@@ -21,6 +21,8 @@ from autocompress.core.run_info import RunInfo
 
 #: Scores that are shares of the examples, for which binomial intervals hold.
 BINOMIAL = ("accuracy", "agreement")
+#: The one of them whose correct examples are stored, so that its test is paired.
+PAIRED = "accuracy"
 LEVEL = 0.05
 # 97.5% quantile of the standard normal distribution.
 Z = 1.959964
@@ -56,7 +58,7 @@ def find_ties(rows: pd.DataFrame, row: Mapping[str, Any], info: RunInfo) -> Ties
     # The score of one head is called like accuracy@language.
     base, _, head = score.partition("@")
     others = rows[rows["id"] != row["id"]]
-    if base == "accuracy":
+    if base == PAIRED:
         own = unpack_correct(row.get("details"), head)
         rest = [unpack_correct(details, head) for details in others["details"]] if "details" in others else []
         if own is not None and rest and all(bits is not None and bits.shape == own.shape for bits in rest):

@@ -86,6 +86,10 @@ def search(
         str | None,
         typer.Option("--from", metavar="RUN", help="An earlier run of the task, whose trials guide this search."),
     ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option("--log", metavar="NAME", help="Log while it runs: tensorboard or mlflow; repeatable."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the spec, print the search space and the budget, and stop.")
     ] = False,
@@ -126,6 +130,7 @@ def search(
                     overrides=overrides,
                     resume=resume,
                     warm_start=earlier,
+                    log=log or (),
                     runs=runs,
                     events=display.events,
                     command=command,

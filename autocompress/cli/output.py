@@ -217,7 +217,7 @@ def print_pick(pick: Pick, front: Front) -> None:
     for alternative in pick.alternatives:
         print_prose(f"  alternative: {alternative}")
     if pick.ties is not None:
-        text = describe_ties(pick, pick.ties, front.to_pandas(), front.info).removesuffix(".")
+        text = describe_ties(pick, pick.ties, front.candidates, front.info).removesuffix(".")
         print_prose(f"  tied: {text} ({pick.ties.method})")
     if pick.simulated:
         print_prose(

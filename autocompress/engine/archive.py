@@ -247,6 +247,16 @@ class Progress:
     objectives: Sequence[ObjectiveSpec]
     is_paused: bool = False
 
+    @property
+    def values(self) -> dict[str, float]:
+        """The numbers that a log keeps over time, by name."""
+        return {
+            "hypervolume": self.hypervolume,
+            "front": float(len(self.front)),
+            "candidates": float(self.candidates),
+            "trials": float(self.done),
+        }
+
     def describe(self) -> str:
         """Return the progress in one line."""
         remaining = ""

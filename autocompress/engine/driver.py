@@ -30,7 +30,8 @@ from autocompress.engine.archive import (
 )
 from autocompress.engine.initial_design import InitialDesign, Values, estimate_trial_cost, make_initial_job
 from autocompress.engine.patience import Patience
-from autocompress.engine.refinement import make_refinement
+from autocompress.engine.refinement import Refinement, make_refinement
+from autocompress.engine.repeats import Repeat, Repeats
 from autocompress.engine.sampler.acquisition import EarlierTrial, SurrogateSampler
 from autocompress.engine.sampler.optuna import OptunaSampler
 from autocompress.engine.scheduler.asha import MAX_RUNGS, AshaScheduler
@@ -79,7 +80,9 @@ class Driver:
         estimate_costs: Function that returns the costs of compression recipes of a training without training it.
         max_drop: Score that the choices of the mode ``sequential`` may lose against the best one.
         teacher: Teacher as a candidate if its scores and costs are known: the first observation of the surrogate.
-        earlier: Trials of an earlier run, the oldest first: further observations of the surrogate.
+        earlier: Trials of an earlier run, the oldest first: further observations of the surrogate. Those that make up
+            its front run first.
+        on_result: Callback after every tell, with the job, its result and the progress after it.
 
     Attributes:
         limits: Constraint violations, and the configurations that were skipped because of them.
@@ -101,6 +104,7 @@ class Driver:
         max_drop: float = 0.01,
         teacher: Candidate | None = None,
         earlier: Sequence[EarlierTrial] = (),
+        on_result: Callable[[Job, TrialResult, Progress], None] = lambda job, result, progress: None,
     ) -> None:
         self._store = store
         self._space = space
@@ -108,6 +112,7 @@ class Driver:
         self._sampler = sampler
         self._objectives = objectives
         self._on_progress = on_progress
+        self._on_result = on_result
         mode = MODES[search.mode]
         self._amortized = mode.amortized
         self._archive = Archive(objectives)
@@ -138,6 +143,12 @@ class Driver:
             if teacher is not None:
                 self._surrogate.record_trial(teacher.trial, [teacher])
             self._surrogate.record_earlier_trials(earlier)
+        self._repeats: Repeats | None = None
+        if self._surrogate is not None and earlier and isinstance(self._refinement, Refinement):
+            self._repeats = Repeats(earlier, space, self._refinement.list_steps, self._archive.normalize_all)
+            if self._repeats:
+                # The first initial trial shows what a student reaches, which the earlier trials have shown.
+                initial_values = initial_values[-1:] if len(initial_values) > 1 else ()
         self._feedback = SamplerFeedback(sampler)
         self._interrupted_jobs: list[Job] = []
         # Worker and start of each running job, by its number.
@@ -233,7 +244,7 @@ class Driver:
         self._time_budget.record_job(epochs, result.seconds, cost)
         self._candidate_count += len(result.candidates)
         self._record_result(job, result.state, result.candidates, gain)
-        self._report_progress()
+        self._on_result(job, result, self._report_progress())
 
     def prepare_next(self) -> bool:
         """Do a small part of the work of the next :meth:`ask` while workers are busy; return whether more is left."""
@@ -278,16 +289,17 @@ class Driver:
         logger.info("continued after a pause of %.0f s", monotonic_seconds() - start)
         self._report_progress()
 
-    def _report_progress(self, *, is_paused: bool = False) -> None:
+    def _report_progress(self, *, is_paused: bool = False) -> Progress:
         progress = summarize_progress(
             self._counts, self._search, self.elapsed_seconds, self._candidate_count, self._archive, self._objectives
         )
         self._on_progress(replace(progress, is_paused=is_paused))
+        return progress
 
     def _may_end_early(self) -> bool:
         """Return whether the front has converged and the initial trials are through; once true, it stays so."""
         # The reference trial fills the end of the front near the teacher, and comes late.
-        if not self.has_converged and not self._initial_design and not self._scheduler.awaits_reference:
+        if not self.has_converged and not (self._initial_design or self._repeats or self._scheduler.awaits_reference):
             self.has_converged = self._patience.has_converged(self.elapsed_seconds)
         return self.has_converged
 
@@ -310,16 +322,17 @@ class Driver:
     def _surrogate_choice(self) -> Job | None:
         """Return the job that the surrogate prefers, or ``None`` without a surrogate or if it expects no improvement.
 
-        Before the surrogate's own comparison come the jobs that it does not compare: the reference trial when it is
-        due, and refinements. Paused trials are compared only once a trial is complete, as it shows how scores grow
-        with the epochs; before that, the promotion rule alone decides.
+        Before the surrogate's own comparison come the jobs that it does not compare: the front of an earlier run, the
+        reference trial when it is due, and refinements. Paused trials are compared only once a trial is complete, as it
+        shows how scores grow with the epochs; before that, the promotion rule alone decides.
         """
         # Enqueued values are proposed before any other trial.
         if self._surrogate is None or self._sampler.has_enqueued_trial:
             return None
         can_compare_paused = self._surrogate.has_complete_trial
         job = (
-            self._due_reference_trial()
+            self._next_repeat()
+            or self._due_reference_trial()
             or (None if can_compare_paused else self._next_promotion())
             or self._next_refinement()
         )
@@ -339,6 +352,42 @@ class Driver:
         if isinstance(choice, int):
             return self._resume_trial(paused[choice])
         self._sampler.enqueue(self._surrogate.sampler_values(choice))
+        return self._propose_trial()
+
+    def _next_repeat(self) -> Job | None:
+        """Return the next job that repeats a part of an earlier front: a segment of a trial, or a compression step."""
+        if self._repeats is None:
+            return None
+        for segment in self._scheduler.next_segments.values():
+            is_repeat = self._repeats.find_seed(segment.training) is not None
+            if is_repeat and (job := self._resume_trial(segment)) is not None:
+                return job
+        active = {trial.training for trial in self._scheduler.active_trials.values()}
+        for repeat in self._repeats:
+            job = self._start_repeat(repeat)
+            if job is None and repeat.step is not None:
+                # The checkpoint of a trial that has not ended may still come.
+                is_open = repeat.training in active or Repeat(repeat.training) in self._repeats
+            else:
+                is_open = job is None and not self._was_proposed(repeat.training)
+            if not is_open:
+                self._repeats.remove(repeat)
+            if job is not None:
+                return job
+        return None
+
+    def _start_repeat(self, repeat: Repeat) -> Job | None:
+        """Return the first job of a repeat; ``None`` if it cannot start now or was started before."""
+        if repeat.step is not None:
+            assert isinstance(self._refinement, Refinement)
+            job = self._refinement.make_step_job(repeat.training, repeat.step, self._next_number)
+            return None if job is None else self._start_refinement(job)
+        # The initial trials keep their share of the budget.
+        is_spent = self._search.trials - self._scheduler.trial_count <= len(self._initial_design)
+        if is_spent or not self._can_start_trial() or self._was_proposed(repeat.training):
+            return None
+        assert self._surrogate is not None
+        self._sampler.enqueue(self._surrogate.sampler_values(repeat.training))
         return self._propose_trial()
 
     def _due_reference_trial(self) -> Job | None:
@@ -373,7 +422,11 @@ class Driver:
         """Return the refinement with the largest predicted gain per compute cost, or ``None`` if none is worth it."""
         front, owners = self._archive.front_points()
         job = self._refinement.select_job(front, owners, self._next_number) if owners else None
-        if job is None or self._time_budget.is_too_late(self._scheduler.count_job_epochs(job)):
+        return None if job is None else self._start_refinement(job)
+
+    def _start_refinement(self, job: Job) -> Job | None:
+        """Record that a refinement starts, and return it, or ``None`` if it would not end in time."""
+        if self._time_budget.is_too_late(self._scheduler.count_job_epochs(job)):
             return None
         logger.info(
             "job %d: refinement of checkpoint %s by %s", job.number, job.base and job.base.checkpoint, job.recipes
@@ -410,7 +463,8 @@ class Driver:
         return None
 
     def _start_trial(self, trial: Job, key: str, proposal: Trial) -> Job:
-        seed = derive_seed(self._search.seed, trial.number)
+        earlier_seed = None if self._repeats is None else self._repeats.find_seed(trial.training)
+        seed = derive_seed(self._search.seed, trial.number) if earlier_seed is None else earlier_seed
         trial = replace(trial, training=replace(trial.training, seed=seed))
         segment = self._scheduler.make_segment(trial, 0)
         logger.info("trial %d: started, trains up to %s: %s", trial.number, segment.until or "its end", trial.training)

@@ -18,8 +18,13 @@ FRONT_ROWS = 8
 
 
 def find_display() -> Callable[[str], object] | None:
-    """Return a function that shows HTML in the place of what it showed before; None outside of a notebook."""
-    # A notebook has imported IPython before the user can call anything.
+    """Return a function that shows HTML in the place of what it showed before; None outside of a notebook.
+
+    Notebooks of Jupyter and of marimo are known.
+    """
+    # A notebook has imported its library before the user can call anything.
+    if (marimo := sys.modules.get("marimo")) is not None and marimo.running_in_notebook():
+        return lambda text: marimo.output.replace(marimo.Html(text))
     if "IPython" not in sys.modules:
         return None
     shell = import_module("IPython").get_ipython()

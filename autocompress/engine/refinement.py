@@ -243,6 +243,11 @@ class Refinement:
         self._trial_gain_rates: list[float] = []
         self._trials_ended = False
 
+    def list_steps(self, recipe: CompressionRecipe) -> list[RefinementStep]:
+        """Return the steps of a recipe that train, in their order."""
+        parts = ((recipe.prune, None), (None, recipe.quantize))
+        return [step for step in self._steps if (step.prune, step.quantize) in parts]
+
     # -- what has happened --------------------------------------------------------------------
 
     def record_training(self, epochs: float) -> None:
@@ -258,9 +263,8 @@ class Refinement:
         assert job.base is not None
         self._refinement_jobs.add(job.number)
         for recipe in job.recipes:
-            for step in self._steps:
-                is_in_recipe = (step.prune, step.quantize) in ((recipe.prune, None), (None, recipe.quantize))
-                if is_in_recipe and (job.base.checkpoint, step) not in self._started:
+            for step in self.list_steps(recipe):
+                if (job.base.checkpoint, step) not in self._started:
                     self._started.add((job.base.checkpoint, step))
                     self._started_steps.add(step)
                     self._refinement_epochs += step.epochs
@@ -336,6 +340,19 @@ class Refinement:
             if gain > MIN_GAIN and rate > best_rate:
                 best_rate, best_step = rate, (checkpoint, step)
         return None if best_step is None else self._make_job(*best_step, number)
+
+    def make_step_job(self, training: CompressionConfig, step: RefinementStep, number: int) -> Job | None:
+        """Return the job that applies a step to the checkpoint of a complete trial; ``None`` if there is no such job.
+
+        Args:
+            training: Training configuration of the trial.
+            step: Step of the grid; one that has started on this checkpoint is not started again.
+            number: Number of the new job.
+        """
+        checkpoint = self._unpruned.get(training)
+        if checkpoint is None or (checkpoint.name, step) in self._started:
+            return None
+        return self._make_job(checkpoint, step, number)
 
     def _minimum_gain_rate(self) -> float:
         """Return the gain per compute cost that a refinement must exceed: the mean of the latest trials."""

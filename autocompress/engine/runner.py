@@ -30,7 +30,7 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.duplicates import remove_duplicates
 from autocompress.core.heads import as_head
 from autocompress.core.latency_model import LATENCY, LatencyModel
-from autocompress.core.records import Candidate, CompressionRecipe, Job, Role
+from autocompress.core.records import Candidate, CompressionRecipe, Job, Role, TrialResult
 from autocompress.core.registry import BACKENDS, OBJECTIVES, TASKS, collect_plugins
 from autocompress.core.run_info import (
     EnvironmentInfo,
@@ -112,12 +112,14 @@ class Events:
         teacher: Receiver of completed and total epochs, while a teacher is trained.
         progress: Receiver of the progress after every ask and tell.
         notice: Receiver of a remark on the data or the teacher for the reader of the report.
+        result: Receiver of each job with its result and the progress after it.
     """
 
     phase: Callable[[str], None] = lambda text: None
     teacher: Callable[[int, int], None] = lambda done, total: None
     progress: Callable[[Progress], None] = lambda progress: None
     notice: Callable[[str], None] = lambda text: None
+    result: Callable[[Job, TrialResult, Progress], None] = lambda job, result, progress: None
 
 
 @dataclass(frozen=True)
@@ -701,6 +703,7 @@ def _make_driver(plan: Plan, store: RunStore, events: Events) -> Driver:
         spec.pick.max_drop,
         _teacher_candidate(plan, info.teacher),
         () if plan.warm_start is None else plan.warm_start.trials,
+        events.result,
     )
 
 

@@ -1,6 +1,7 @@
-"""Export of a run to MLflow: one run for the search, and nested runs for its trials and front candidates."""
+"""Runs in MLflow, after a search or during it: one for the search, nested ones for trials and front candidates."""
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from autocompress.core.formatting import is_finite
+from autocompress.core.records import Job, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import UsageError
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 ARTIFACTS = ("report.html", "front.csv", "front.json", "candidates.csv", "trials.csv", "spec.yaml", "environment.json")
+#: Name of the experiment by default.
+EXPERIMENT = "autocompress"
 # Limits of MLflow: metrics and parameters per call, characters per parameter.
 _METRICS, _PARAMS, _LENGTH = 1000, 100, 6000
 
@@ -46,16 +50,8 @@ def log_run(
     Raises:
         UsageError: MLflow is not installed.
     """
-    try:
-        from mlflow.tracking import MlflowClient
-    except ImportError:
-        raise UsageError("MLflow is not installed: pip install 'autocompress[mlflow]'") from None
-    client = MlflowClient(tracking_uri)
-    known_experiment = client.get_experiment_by_name(experiment)
-    log = _Log(
-        client,
-        client.create_experiment(experiment) if known_experiment is None else known_experiment.experiment_id,
-    )
+    log = _open_log(experiment, tracking_uri)
+    client = log.client
     name = info.name or folder.name
     parent = log.start_run(name, {"autocompress.run": name, "autocompress.pick": picked, "autocompress.kind": "search"})
     log.log_params(parent, _flatten_settings(info.content))
@@ -87,36 +83,89 @@ def log_run(
     return parent
 
 
+class MlflowLog:
+    """Log of a running search in MLflow: a run with the values of the search, and a nested run of each trial.
+
+    Server and experiment are those of ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME``. Steps of the search are
+    its seconds, those of a trial its epochs. A resumed search starts a new run.
+
+    Args:
+        name: Name of the run.
+
+    Raises:
+        UsageError: MLflow is not installed.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._log = _open_log(os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT), None)
+        self._run = self._log.start_run(name, {"autocompress.run": name, "autocompress.kind": "live"})
+        # Run and last epoch of each trial.
+        self._trials: dict[int, tuple[str, int]] = {}
+
+    def record(self, job: Job, result: TrialResult, seconds: float, values: Mapping[str, float]) -> None:
+        """Write a result, and values of the search after it."""
+        self._log.log_metrics(self._run, [values], round(seconds))
+        if job.base is not None or not result.candidates:
+            return
+        if job.number not in self._trials:
+            run = self._log.start_run(f"trial {job.number}", {"autocompress.kind": "trial"}, self._run)
+            self._log.log_params(run, _flatten_settings(job.training.to_json()))
+            self._trials[job.number] = run, 0
+        run, last = self._trials[job.number]
+        parent = result.candidates[0]
+        steps = [{key: value for key, value in row.items() if key != "epoch"} for row in result.curve]
+        self._log.log_metrics(run, steps[last:], last)
+        self._log.log_metrics(run, [parent.scores.get("search_val") or {}], parent.epochs)
+        self._trials[job.number] = run, len(steps)
+        if result.state is not State.PAUSED:
+            self._log.client.set_terminated(run)
+
+    def close(self) -> None:
+        """End the runs; trials that are still paused were stopped."""
+        for run in (*(run for run, _ in self._trials.values()), self._run):
+            self._log.client.set_terminated(run)
+
+
+def _open_log(experiment: str, tracking_uri: str | None) -> "_Log":
+    try:
+        from mlflow.tracking import MlflowClient
+    except ImportError:
+        raise UsageError("MLflow is not installed: pip install 'autocompress[mlflow]'") from None
+    client = MlflowClient(tracking_uri)
+    existing = client.get_experiment_by_name(experiment)
+    return _Log(client, client.create_experiment(experiment) if existing is None else existing.experiment_id)
+
+
 class _Log:
     """Writer of one MLflow experiment that splits parameters and metrics into batches."""
 
     def __init__(self, client: "MlflowClient", experiment: str) -> None:
-        self._client, self._experiment = client, experiment
+        self.client, self._experiment = client, experiment
 
     def start_run(self, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         all_tags = {"mlflow.runName": name, **tags, **({"mlflow.parentRunId": parent} if parent else {})}
-        return str(self._client.create_run(self._experiment, tags=all_tags, run_name=name).info.run_id)
+        return str(self.client.create_run(self._experiment, tags=all_tags, run_name=name).info.run_id)
 
     def log_params(self, run: str, values: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
         entries = [Param(_replace_characters(name), value[:_LENGTH]) for name, value in values.items()]
         for start in range(0, len(entries), _PARAMS):
-            self._client.log_batch(run, params=entries[start : start + _PARAMS])
+            self.client.log_batch(run, params=entries[start : start + _PARAMS])
 
-    def log_metrics(self, run: str, steps: Sequence[Mapping[str, object]]) -> None:
+    def log_metrics(self, run: str, steps: Sequence[Mapping[str, object]], first: int = 0) -> None:
         from mlflow.entities import Metric
 
         # MLflow expects milliseconds.
         now = int(time.time() * 1000)
         entries = [
             Metric(_replace_characters(name), float(value), now, step)
-            for step, row in enumerate(steps)
+            for step, row in enumerate(steps, first)
             for name, value in row.items()
             if is_finite(value)
         ]
         for start in range(0, len(entries), _METRICS):
-            self._client.log_batch(run, metrics=entries[start : start + _METRICS])
+            self.client.log_batch(run, metrics=entries[start : start + _METRICS])
 
 
 def _flatten_settings(values: object, prefix: str = "") -> dict[str, str]:

@@ -15,6 +15,7 @@ from autocompress.analysis.pareto import (
     numeric_column,
     pareto_front,
     primary_objectives,
+    scale_points,
 )
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.errors import UsageError
@@ -175,11 +176,17 @@ def _hypervolume_curve(
 ) -> tuple[tuple[float, float], ...]:
     """Return the hypervolume on ``select_val`` over time, computed again with the common reference point."""
     curve: list[tuple[float, float]] = [(0.0, 0.0)]
-    front = full.iloc[:0]
+    # Scaled once: tables are slow to filter, and there is one front for each trial.
+    points = scale_points(full, objectives)
+    is_finite, owners, front = np.isfinite(points).all(axis=1), full["trial"].to_numpy(), points[:0]
+    hypervolume = moocore.Hypervolume(ref=np.ones(len(objectives)))
     finished = trials[np.isfinite(numeric_column(trials, "elapsed"))].sort_values("elapsed")
     for number, seconds in zip(finished["number"], numeric_column(finished, "elapsed"), strict=True):
-        front = pareto_front(pd.concat([front, full[full["trial"] == number]]), objectives)
-        volume = compute_hypervolume(front, objectives)
+        own = points[is_finite & (owners == number)]
+        if not len(own):
+            continue
+        front = np.asarray(moocore.filter_dominated(np.vstack([front, own])))
+        volume = float(hypervolume(front))
         if volume > curve[-1][1]:
             curve.append((float(seconds), volume))
     return tuple(curve)

@@ -56,7 +56,11 @@ def to_parquet(table: pd.DataFrame) -> bytes:
 def _uniform_column(column: "pd.Series") -> "pd.Series":
     if pd.api.types.is_numeric_dtype(column):
         return column
-    values = [_json_value(None, value) for value in column.tolist()]
+    values = column.tolist()
+    if {dict, list, tuple} & set(map(type, values)):
+        texts = [None if _is_missing(value) else _dump(value) for value in values]
+        return pd.Series(texts, index=column.index, dtype="str")
+    values = [_json_value(None, value) for value in values]
     # Parquet columns have one type: mixed columns become JSON texts.
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {str}:
@@ -89,10 +93,23 @@ def to_json(table: pd.DataFrame) -> str:
     return json.dumps(rows, indent=1, allow_nan=False)
 
 
+def _is_missing(value: object) -> bool:
+    """Return whether a cell is empty: None or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _dump(value: object) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        # Numbers that are not finite, and types of numpy.
+        return json.dumps(_json_value(None, value))
+
+
 def _csv_cell(value: object) -> object:
     if isinstance(value, str):
         return f"'{value}" if value.startswith(_FORMULA) else value
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if _is_missing(value):
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         # pandas stores integers beside missing values as floats: write 8, not 8.0.

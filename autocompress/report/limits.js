@@ -120,7 +120,7 @@ const limitsPane = (() => {
       pane.replaceChildren(...content, element("h4", "The same choice on the command line"), command);
       for (const code of pane.querySelectorAll(".command")) addCopyButton(code);
     }
-    function describe({ row, id, reason, certificate, neighbours, alternatives, binding }) {
+    function describe({ row, id, reason, certificate, neighbours, alternatives, binding, ties, simulated }) {
       const { records, cost, score } = run.rule;
       const title = element("h3", "Pick within the limits: ");
       title.append(element("a", id, { href: `#card-${encodeURIComponent(id)}` }));
@@ -131,6 +131,8 @@ const limitsPane = (() => {
         ...neighbours.map(({ kind, text }) => [kind, sentence(text)]),
         ...alternatives.map((text) => ["alternative", sentence(text)]),
         ...binding.map((text) => ["active constraint", sentence(text)]),
+        ...(ties ? [["tied", sentence(ties)]] : []),
+        ...(simulated ? [["simulated", `${simulated}: no kernel on this target, so the score is exact and a speed-up is not shown.`]] : []),
       ];
       const exported = element("pre", undefined, { class: "command" });
       exported.append(element("code", run.cards.command.replaceAll(run.cards.placeholder, id)));

@@ -4,6 +4,8 @@ const selection = (() => {
   "use strict";
   const { formatValue, formatDifference, compareCosts, formatNumber, formatPlural, withCommas } = formatting;
   const MOST_ALTERNATIVES = 3;
+  // Standard normal variable whose two-sided p-value is the level of the tests, 5%.
+  const CRITICAL = 1.959963984540054;
 
   class SelectionError extends Error {}
 
@@ -25,6 +27,36 @@ const selection = (() => {
     }
     return front.map(({ row }) => row);
   }
+
+  // ---- statistical ties, as autocompress/analysis/significance.py tests them --------------------
+  // The examples that a candidate classifies correctly, by head: "3:wA==" holds three.
+  function unpackCorrect(texts) {
+    return texts.map((text) => {
+      const [size, code] = [parseInt(text, 10), text.slice(text.indexOf(":") + 1)];
+      const bytes = Uint8Array.from(atob(code), (character) => character.charCodeAt(0));
+      return Array.from({ length: size }, (_, index) => (bytes[index >> 3] >> (7 - (index & 7))) & 1);
+    });
+  }
+  const isNear = (difference, error) => (error === 0 ? difference === 0 : Math.abs(difference) / error < CRITICAL);
+  function isPairTied(one, other) {
+    const size = one[0].length;
+    if (one.length === 1) {
+      const [better, worse] = [0, 0].map((_, side) => one[0].reduce((sum, bit, index) => sum + (bit !== other[0][index] && bit === side), 0));
+      const [least, of] = [Math.min(better, worse), better + worse];
+      let [term, total] = [1n, 1n];
+      for (let count = 0; count < least; count++) {
+        term = (term * BigInt(of - count)) / BigInt(count + 1);
+        total += term;
+      }
+      // 2 total / 2^of > 1/20, or no difference at all.
+      return of === 0 || 40n * total > 1n << BigInt(of);
+    }
+    const changes = one[0].map((_, index) => one.reduce((sum, bits, head) => sum + bits[index] - other[head][index], 0) / one.length);
+    const mean = changes.reduce((sum, change) => sum + change, 0) / size;
+    const variance = changes.reduce((sum, change) => sum + (change - mean) ** 2, 0) / (size - 1);
+    return changes.every((change) => change === 0) || isNear(mean, size > 1 ? Math.sqrt(variance / size) : 0);
+  }
+  const isShareTied = (one, other, examples) => isNear(one - other, Math.sqrt((one * (1 - one) + other * (1 - other)) / examples));
 
   function select(run, limits) {
     const { columns, data, rule } = run;
@@ -164,11 +196,39 @@ const selection = (() => {
       ];
     }
 
+    // The candidates of the front under the limits that are tied with the chosen one, in a sentence.
+    function describeTies(chosen, rows, bounds) {
+      if (!rule.ties) return "";
+      if (rule.ties.isLeftOut) return "the command line tests which candidates of the front are statistically tied with it";
+      const isFull = (row) => rule.searched[row] && rule.complete[row] && rule.objectives.every((name) => Number.isFinite(value(row, name)));
+      const front = paretoFront(rows.filter((row) => isFull(row) && isFeasible(row, bounds)), toMinimize);
+      const others = front.filter((row) => id(row) !== id(chosen));
+      const read = (row) => rule.ties.correct?.[row] && unpackCorrect(rule.ties.correct[row]);
+      const [own, rest] = [read(chosen), others.map(read)];
+      const hasSame = (bits) => bits && bits.length === own.length && bits[0].length === own[0].length;
+      let [tied, method] = [[], ""];
+      if (own && rest.length && rest.every(hasSame)) {
+        tied = others.filter((_, index) => isPairTied(own, rest[index]));
+        const test = own.length === 1 ? "McNemar's exact test" : `a paired z test on the mean of ${own.length} heads`;
+        method = `${test} on the same ${withCommas(String(own[0].length))} select_val examples`;
+      } else {
+        if (!rule.ties.examples) return "";
+        tied = others.filter((row) => isShareTied(value(chosen, rule.score), value(row, rule.score), rule.ties.examples));
+        method = `unpaired binomial test on ${withCommas(String(rule.ties.examples))} select_val examples`;
+      }
+      if (!tied.length) return `No other front candidate is statistically tied with it (${method})`;
+      const least = byCost(tied)[0];
+      const text = `${formatPlural(tied.length, "other front candidate")} ${tied.length === 1 ? "is" : "are"} statistically tied with it`;
+      const saving = compareCosts(value(least, rule.cost), value(chosen, rule.cost), cost);
+      const cheapest = value(least, rule.cost) < value(chosen, rule.cost) ? `; the cheapest, ${id(least)} (${formatValue(value(least, rule.score), score)}), has ${saving}` : "";
+      return `${text}${cheapest} (${method})`;
+    }
+
     // ---- the selection --------------------------------------------------------------------------
     const given = checkLimits();
     const table = data.map((_, row) => row).sort((one, other) => rule.positions[one] - rule.positions[other]);
     const rankable = table.filter((row) => rule.rankable[row]);
-    const rows = rule.simulated ? rankable.filter((row) => !rule.simulated[row]) : rankable;
+    const rows = rule.hasTarget ? rankable.filter((row) => !rule.simulated[row]) : rankable;
     if (rankable.length && !rows.length) {
       throw new SelectionError(
         `no candidate has kernels on the target ${rule.target} (for example ${id(rankable[0])}: ${rule.simulated[rankable[0]]}); ` +
@@ -193,6 +253,8 @@ const selection = (() => {
       binding: describeActiveLimits(rows, bounds, chosen, preferred),
       alternatives: describeAlternatives(chosen, rankable, bounds),
       certificate: rule.certificates[id(chosen)] || "",
+      ties: describeTies(chosen, table, bounds),
+      simulated: rule.simulated[chosen],
     };
   }
 

@@ -6,6 +6,7 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,24 @@ from autocompress.analysis.latency import SIMULATED, describe_simulation
 from autocompress.analysis.pareto import numeric_column, pareto_front, primary_objectives, sort_by_cost
 from autocompress.analysis.query import NESTED, describe_kind, list_texts
 from autocompress.analysis.selection import BASELINE, select_rankable
-from autocompress.core.formatting import COST_UNITS, FACTORS, NUMBER, UNIT, is_counted, is_share, label_column
+from autocompress.analysis.significance import BINOMIAL, PAIRED, unpack_correct
+from autocompress.core.formatting import (
+    COST_UNITS,
+    FACTORS,
+    NUMBER,
+    UNIT,
+    is_counted,
+    is_finite,
+    is_share,
+    label_column,
+)
 from autocompress.core.run_info import RunInfo
 from autocompress.errors import NoCandidateError
 
 #: Most candidates whose certified loss is computed.
 MAX_CERTIFICATES = 60
+#: Most characters of stored examples that a page holds, for the tests of statistical ties.
+MAX_EXAMPLES = 400_000
 
 
 def table_data(candidates: pd.DataFrame) -> dict[str, str]:
@@ -76,9 +89,13 @@ def rule_data(candidates: pd.DataFrame, info: RunInfo, run: str, total: int | No
         "positions": candidates.index.tolist(),
         "ranks": ranks.tolist(),
         "rankable": [int(value) for value in is_rankable],
+        "complete": [int(value) for value in candidates["complete"]] if "complete" in candidates else [1] * len(roles),
         "searched": [int(role == "search") for role in roles],
-        "simulated": simulated if info.target.precisions.restricts else None,
+        "simulated": simulated,
+        # Of a run without a target, simulated candidates may be selected.
+        "hasTarget": info.target.precisions.restricts,
         "target": info.target.name,
+        "ties": _list_examples(candidates, info),
         "baselines": {
             str(name): info.baselines.get(str(name), "baseline")
             for name, role in zip(candidates["id"], roles, strict=True)
@@ -106,6 +123,33 @@ def rule_data(candidates: pd.DataFrame, info: RunInfo, run: str, total: int | No
 
 def _list_values(candidates: pd.DataFrame, name: str) -> list[float | None]:
     return [value if np.isfinite(value) else None for value in numeric_column(candidates, name).tolist()]
+
+
+def _list_examples(candidates: pd.DataFrame, info: RunInfo) -> dict[str, object] | None:
+    """Return what the test of ties reads: the correct examples of each row by head, or the number of examples.
+
+    None if no test applies; ``isLeftOut`` if the examples would make the page large.
+    """
+    base, _, head = primary_objectives(info.objectives)[1].name.partition("@")
+    if base not in BINOMIAL:
+        return None
+    column = list(candidates["details"]) if "details" in candidates and base == PAIRED else []
+    rows = [_read_correct(details, head) for details in column]
+    examples = info.splits.get("select_val")
+    is_large = sum(len(text) for row in rows for text in row or ()) > MAX_EXAMPLES
+    return {
+        "isLeftOut": is_large,
+        "correct": rows if any(rows) and not is_large else None,
+        "examples": examples if is_finite(examples) and examples >= 1 else None,
+    }
+
+
+def _read_correct(details: object, head: str) -> list[str] | None:
+    """Return the packed correct examples of one head, or of all heads; None if they are not stored."""
+    if not isinstance(details, Mapping) or unpack_correct(details, head) is None:
+        return None
+    packed = details["right"]
+    return [str(text) for text in ([packed[head]] if head else packed.values())]
 
 
 def _list_certificates(rankable: pd.DataFrame, info: RunInfo) -> dict[str, str]:

@@ -12,7 +12,7 @@ from autocompress.analysis.confirmation import (
     describe_test_front,
     evaluate_test_front,
 )
-from autocompress.analysis.pareto import numeric_column, primary_objectives
+from autocompress.analysis.pareto import numeric_column, primary_objectives, sort_by_cost
 from autocompress.analysis.selection import Pick
 from autocompress.analysis.significance import BINOMIAL, Ties, wilson_interval
 from autocompress.core.formatting import (
@@ -118,10 +118,17 @@ def pick_confidence(front: pd.DataFrame, info: RunInfo, picked: Pick | None) -> 
     return {"text": text, "rows": shown, "pick": picked.id, "count": len(rows), "method": picked.ties.method}
 
 
-def describe_ties(picked: Pick, ties: Ties, front: pd.DataFrame, info: RunInfo) -> str:
-    """Return in a sentence the candidates tied with the pick, and the cost that the cheapest of them saves."""
+def describe_ties(picked: Pick, ties: Ties, candidates: pd.DataFrame, info: RunInfo) -> str:
+    """Return in a sentence the candidates tied with the pick, and the cost that the cheapest of them saves.
+
+    Args:
+        picked: The selected candidate.
+        ties: Candidates tied with it, on the front under the limits of the selection.
+        candidates: Table that has these candidates.
+        info: Description of the run.
+    """
     cost, score = primary_objectives(info.objectives)
-    equals = front[front["id"].isin(ties.tied_ids)]
+    equals = sort_by_cost(candidates[candidates["id"].isin(ties.tied_ids)], info.objectives)
     if not len(equals):
         return "No other front candidate is statistically tied with it."
     verb = "is" if len(equals) == 1 else "are"

@@ -145,6 +145,13 @@ def layers() -> str:
     return draw_layers()
 
 
+def gallery() -> str:
+    """Return the sample runs with the pictures of their fronts."""
+    from gallery import describe_samples
+
+    return describe_samples()
+
+
 def page(name: str) -> str:
     """Return a page's name for a table of contents, or nothing where there is no such page."""
     return name if (ROOT / "docs" / f"{name}.md").is_file() else ""
@@ -164,6 +171,7 @@ PARTS: dict[str, Callable[..., str]] = {
         errors,
         measurements,
         layers,
+        gallery,
         page,
     )
 }

@@ -34,6 +34,7 @@ def test_phases_trials_front_and_notices_replace_each_other_and_notices_stay() -
 
 def test_outside_of_a_notebook_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    monkeypatch.delitem(sys.modules, "marimo", raising=False)
     assert find_display() is None
     ipython, module = ModuleType("IPython"), ModuleType("IPython.display")
     updates: list[str] = []
@@ -51,3 +52,21 @@ def test_outside_of_a_notebook_nothing_is_shown(monkeypatch: pytest.MonkeyPatch)
     assert show is not None
     show("<p>x</p>")
     assert updates == ["<p>x</p>"]
+
+
+def test_a_notebook_of_marimo_shows_progress_in_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    marimo = SimpleNamespace(
+        running_in_notebook=lambda: True,
+        Html=lambda text: f"html: {text}",
+        output=SimpleNamespace(replace=shown.append),
+    )
+    monkeypatch.setitem(sys.modules, "marimo", marimo)
+    show = find_display()
+    assert show is not None
+    show("<p>one</p>")
+    assert shown == ["html: <p>one</p>"]
+    # A script that imports marimo is no notebook.
+    monkeypatch.setattr(marimo, "running_in_notebook", lambda: False)
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    assert find_display() is None

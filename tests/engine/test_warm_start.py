@@ -1,22 +1,33 @@
 """Warm starts: which trials of an earlier run a search takes over, and what it makes of them."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
+from autocompress.core.config import Part
+from autocompress.core.records import Job, TrialResult
 from autocompress.core.run_info import ObjectiveSpec
 from autocompress.core.task import Task
-from autocompress.engine.archive import Progress
+from autocompress.engine.archive import Archive, Progress
+from autocompress.engine.driver import Driver
+from autocompress.engine.repeats import Repeats
 from autocompress.engine.runner import Plan, add_warm_start
+from autocompress.engine.sampler.acquisition import EarlierTrial
+from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost
 from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.engine.warm_start import FILE, WarmStart, load_warm_start, read_warm_start, write_warm_start
 from autocompress.errors import RunFolderError, UsageError
+from autocompress.store.run_store import RunStore
 from tests.engine.driving import (
     EARLY_STOPPING,
+    REFINEMENTS,
     SPEC,
     build_driver,
     close_store,
@@ -26,9 +37,46 @@ from tests.engine.driving import (
 )
 from tests.fakes import OBJECTIVES
 
+#: A space in which scores depend on more than the width.
+WIDE = ("search.promotion=pareto_rank", "search.sampler=surrogate", "search.trials=40")
+
 SURROGATE = (*EARLY_STOPPING, "search.sampler=surrogate", "search.trials=12")
 SMALL = {"student.cnn.width": 8, "student.cnn.depth": 1, "distill": "none"}
 TASK = cast(Task, SimpleNamespace(name="digits", heads={"label": 10}))
+
+
+def _run_noisy(job: Job) -> TrialResult:
+    """Return a result whose score depends on the learning rate and the seed, as that of a real trial does."""
+    result = fake_costly_result(job)
+    rate = float(job.training.fit.values["learning_rate"])  # type: ignore[arg-type]
+    noise = Random(job.training.seed).gauss(0.0, 0.01)
+    change = noise - 0.1 * abs(math.log10(rate / 5e-3))
+    candidates = [
+        replace(
+            candidate,
+            scores={name: {"accuracy": split["accuracy"] + change} for name, split in candidate.scores.items()},
+        )
+        for candidate in result.candidates
+    ]
+    return replace(result, candidates=tuple(candidates))
+
+
+def list_compute(
+    folder: Path, earlier: Sequence[EarlierTrial], seed: int
+) -> tuple[list[tuple[float, float]], tuple[EarlierTrial, ...]]:
+    """Search with mock trials; return compute cost and hypervolume after each job, and the trials for a warm start."""
+    overrides = (*WIDE, f"search.seed={seed}", "fit={adamw: {learning_rate: {low: 1e-3, high: 2e-2}}}")
+    driver = build_driver(folder, *overrides, start=[SMALL], price=estimate_costs, earlier=earlier)
+    history, spent = [], 0.0
+    while (job := driver.ask()) is not None:
+        result = _run_noisy(job)
+        spent += driver._scheduler.count_job_epochs(job) * candidate_epoch_cost(result.candidates[0])
+        driver.tell(job, result)
+        history.append((spent, driver._archive.hypervolume))
+    info = driver._store.run_info()
+    driver._store.update_run_info(replace(info, task="digits", heads={"label": 10}, objectives=OBJECTIVES))
+    close_store(driver)
+    return history, read(folder, *overrides).trials
 
 
 @pytest.fixture(scope="module")
@@ -109,25 +157,98 @@ def test_a_search_without_surrogate_and_a_run_that_was_begun_without_are_refused
         add_warm_start(plan, earlier, earlier)
 
 
-@pytest.mark.slow
-def test_a_warm_start_reaches_the_earlier_front_in_half_of_the_jobs(earlier: Path, tmp_path: Path) -> None:
-    def list_hypervolumes(folder: Path, start: WarmStart | None, seed: int) -> list[float]:
-        seen: list[Progress] = []
-        driver = build_driver(
-            folder,
-            *(*SURROGATE, f"search.seed={seed}"),
-            start=[SMALL],
-            price=estimate_costs,
-            seen=seen,
-            earlier=() if start is None else start.trials,
-        )
-        run_search(driver, at_most=34, run=fake_costly_result)
-        close_store(driver)
-        # One report before each job, and one after it.
-        return [progress.hypervolume for progress in seen[1::2]]
+def test_the_earlier_front_is_repeated_first_with_its_seeds(earlier: Path, tmp_path: Path) -> None:
+    start, seen = read(earlier), list[Progress]()
+    driver = build_driver(
+        tmp_path, *SURROGATE, "search.seed=9", start=[SMALL], price=estimate_costs, seen=seen, earlier=start.trials
+    )
+    jobs = run_search(driver, at_most=20, run=fake_costly_result)
+    close_store(driver)
+    seeds = {trial.rungs[0][0].config.training for trial in start.trials if trial.is_on_front}
+    repeated = [job for job in jobs if job.training in seeds]
+    assert repeated
+    # They come before all others, each up to its end at once.
+    assert jobs[: len(repeated)] == repeated
+    assert [job.rung for job in repeated] == [0, 1, 2] * (len(repeated) // 3)
+    with RunStore.read(earlier) as store:
+        final = store.trial_table()["hypervolume"].max()
+    # One report before each job, and one after it: what is left out adds little.
+    assert seen[2 * len(repeated) - 1].hypervolume >= 0.995 * final
 
-    cold = list_hypervolumes(tmp_path / "cold", None, 3)
-    warm = list_hypervolumes(tmp_path / "warm", read(earlier), 9)
-    target = 0.999 * max(cold)
-    needed, before = (next(job for job, volume in enumerate(run) if volume >= target) + 1 for run in (warm, cold))
-    assert needed <= before / 2
+
+def test_a_resumed_search_repeats_nothing_twice(earlier: Path, tmp_path: Path) -> None:
+    start = read(earlier)
+
+    def build(folder: Path) -> Driver:
+        return build_driver(
+            folder, *SURROGATE, "search.seed=9", start=[SMALL], price=estimate_costs, earlier=start.trials
+        )
+
+    whole = run_search(build(tmp_path / "whole"), at_most=12, run=fake_costly_result)
+    first = build(tmp_path / "cut")
+    jobs = run_search(first, at_most=5, run=fake_costly_result)
+    close_store(first)
+    jobs += run_search(build(tmp_path / "cut"), at_most=7, run=fake_costly_result)
+    assert jobs == whole
+
+
+def test_compression_steps_of_the_earlier_front_are_repeated_on_their_checkpoints(tmp_path: Path) -> None:
+    def build(folder: Path, earlier: Sequence[EarlierTrial] = ()) -> Driver:
+        overrides = (*REFINEMENTS, "search.sampler=surrogate", "search.trials=4")
+        return build_driver(folder, *overrides, start=[SMALL], price=estimate_costs, earlier=earlier)
+
+    first = build(tmp_path / "first")
+    run_search(first, run=fake_costly_result)
+    info = first._store.run_info()
+    first._store.update_run_info(replace(info, task="digits", heads={"label": 10}, objectives=OBJECTIVES))
+    close_store(first)
+    start = read(tmp_path / "first", *REFINEMENTS)
+    jobs = run_search(build(tmp_path / "second", start.trials), at_most=6, run=fake_costly_result)
+    refined = [job for job in jobs if job.base is not None]
+    assert refined
+    trained = {job.training for job in jobs if job.base is None}
+    assert {job.training for job in refined} <= trained <= {trial.rungs[0][0].config.training for trial in start.trials}
+
+
+def test_a_repeat_in_a_smaller_space_is_moved_into_it(earlier: Path) -> None:
+    start, space = read(earlier), open_space(parse_spec(SPEC, "x", ["student.cnn.width={low: 16, high: 20}"]))
+    archive = Archive(OBJECTIVES)
+    repeats = Repeats(start.trials, space, lambda recipe: [], archive.normalize_all)
+    widths = {int(repeat.training.student.values["width"]) for repeat in repeats}  # type: ignore[arg-type]
+    assert widths
+    assert widths <= set(range(16, 21))
+    first = next(iter(repeats))
+    assert repeats.find_seed(replace(first.training, seed=1)) == first.training.seed
+    assert repeats.find_seed(replace(first.training, fit=Part.of("adamw", epochs=3))) is None
+    repeats.remove(first)
+    assert first not in repeats
+
+
+def _change_seed(trial: EarlierTrial) -> EarlierTrial:
+    rungs = [
+        tuple(replace(candidate, config=replace(candidate.config, seed=1)) for candidate in rung)
+        for rung in trial.rungs
+    ]
+    return replace(trial, rungs=tuple(rungs))
+
+
+def test_few_trials_that_make_up_the_front_are_repeated(earlier: Path) -> None:
+    start = read(earlier)
+    archive, space = Archive(OBJECTIVES), open_space(parse_spec(SPEC, "x"))
+    on_front = [trial for trial in start.trials if trial.is_on_front]
+    # The same trial again with another seed, which adds nothing, and costs more.
+    copies = [_change_seed(trial) for trial in on_front]
+    repeats = Repeats([*copies, *on_front], space, lambda recipe: [], archive.normalize_all)
+    assert 0 < len(repeats) <= len(on_front)
+
+
+@pytest.mark.slow
+def test_a_warm_start_reaches_the_earlier_front_in_a_third_of_the_compute_cost(tmp_path: Path) -> None:
+    ratios = []
+    for seed in (3, 4, 5):
+        cold, trials = list_compute(tmp_path / f"cold{seed}", (), seed)
+        warm, _ = list_compute(tmp_path / f"warm{seed}", trials, seed + 100)
+        final = cold[-1][1]
+        needed, before = (next(cost for cost, volume in run if volume >= 0.999 * final) for run in (warm, cold))
+        ratios.append(needed / before)
+    assert sorted(ratios)[1] <= 1 / 3, ratios

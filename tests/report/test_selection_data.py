@@ -1,5 +1,6 @@
 """Filter and selection under limits: the page's scripts do what Python does, letter for letter."""
 
+import base64
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from autocompress.core.run_info import ObjectiveSpec, RunInfo, TargetInfo
 from autocompress.errors import AutocompressError
 from autocompress.report.page import read_asset
 from autocompress.report.selection_data import rule_data, table_data
+from autocompress.report.uncertainty import describe_ties
 from tests.analysis.test_query import SHARED, TABLE
 from tests.report.factory import Run
 
@@ -77,6 +79,16 @@ def _make_run(rng: np.random.Generator) -> tuple[pd.DataFrame, RunInfo]:
     bounds = (0.1, 1.0) if score.is_maximized else (2.8, 0.0)
     objectives = [ObjectiveSpec(score.name, score.direction, score.unit, "score", bounds), cost]
     objectives += [record for record in _COLUMNS if rng.random() < 0.1 and record.name not in (score.name, cost.name)]
+    # Examples of one head, of two heads, of none; few of them make ties and differences.
+    heads = [[], ["star rating"], ["star rating", "other"]][rng.integers(3)]
+    examples = int(rng.integers(1, 20))
+    if heads:
+        shares = table["accuracy"].fillna(0.5)
+        table["details"] = [
+            {"right": {head: pack_correct(rng.random(examples) < share) for head in heads}} for share in shares
+        ]
+        if rng.random() < 0.2:
+            table.loc[0, "details"] = None
     target = TargetInfo("mock", precisions=Precisions(kernels=((8, 8), (32, 32)), stored=(8, 32)))
     labels = dict.fromkeys(table["id"][table["role"] == "baseline"], "without distillation")
     info = RunInfo(
@@ -85,8 +97,14 @@ def _make_run(rng: np.random.Generator) -> tuple[pd.DataFrame, RunInfo]:
         limits={"bytes": {"max": 2e5}} if rng.random() < 0.3 else {},
         baselines=labels,
         target=target if rng.random() < 0.4 else TargetInfo(),
+        splits={"select_val": examples} if rng.random() < 0.8 else {},
     )
     return table, info
+
+
+def pack_correct(correct: np.ndarray[Any, np.dtype[np.bool_]]) -> str:
+    """Return correct examples ``[N]`` as a candidate's details hold them."""
+    return f"{len(correct)}:{base64.b64encode(np.packbits(correct).tobytes()).decode()}"
 
 
 def _make_limits(rng: np.random.Generator) -> list[tuple[str, str, str]]:
@@ -120,6 +138,10 @@ def _select(table: pd.DataFrame, info: RunInfo, limits: list[tuple[str, str, str
         "neighbours": neighbours,
         "binding": list(pick.binding),
         "alternatives": list(pick.alternatives),
+        "ties": ""
+        if pick.ties is None
+        else f"{describe_ties(pick, pick.ties, table, info).removesuffix('.')} ({pick.ties.method})",
+        "simulated": pick.simulated,
     }
 
 
@@ -141,8 +163,8 @@ def test_limits_select_on_the_page_as_on_the_command_line(tab: Any, tables: int)
         """(cases) => JSON.parse(cases).map(({ run, text }) => {
           const limits = query.readLimits(text, query.prepare(run));
           try {
-            const { id, reason, neighbours, binding, alternatives } = selection.select(run, limits);
-            return { id, reason, neighbours, binding, alternatives };
+            const { row, certificate, ...chosen } = selection.select(run, limits);
+            return chosen;
           } catch (problem) {
             if (problem instanceof selection.SelectionError) return { error: problem.message };
             throw problem;
@@ -164,6 +186,13 @@ def test_limits_select_on_the_page_as_on_the_command_line(tab: Any, tables: int)
         "together",
         "without it",
         "has no kernel",
+        "4-bit weights",
+        "is statistically tied",
+        "are statistically tied",
+        "No other front candidate",
+        "McNemar's exact test on the same",
+        "paired z test on the mean of 2 heads",
+        "unpaired binomial test",
     ):
         assert piece in texts
 
