@@ -174,6 +174,9 @@ ZOO = [
     (zoo.Transformer, TOKENS, True),
     (zoo.OwnAttention, TOKENS, True),
     (Attending, TOKENS, True),
+    # Nothing is masked, which takes another way; a head that runs in training only.
+    (zoo.Masked, TOKENS.clamp(min=1), True),
+    (zoo.Auxiliary, torch.randn(120, 4, generator=torch.Generator().manual_seed(0)), True),
     (TwoImages, PAIR, True),
     (Branches, IMAGES, False),
 ]

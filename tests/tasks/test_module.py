@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from autocompress.core.config import Part
 from autocompress.core.heads import Regression
@@ -13,7 +14,8 @@ from autocompress.core.task import logits_by_head
 from autocompress.distill.base import Activations, Batch
 from autocompress.distill.kernels import SoftTarget, SoftTargetConfig
 from autocompress.errors import UsageError
-from autocompress.measure import Subject, measure
+from autocompress.measure import Subject, layer_costs, measure
+from autocompress.measure.cost import count_flops
 from autocompress.models.from_teacher import FromTeacherConfig
 from autocompress.prune import StructuredConfig
 from autocompress.tasks.module import Module, bring_model, unpack_outputs
@@ -330,3 +332,23 @@ def test_a_regression_with_settings_is_scaled_by_the_training_targets():
     assert Module(net(1), Tensors((POINTS, POINTS.sum(1)), kinds=Regression(1, scale=(3.0,)))).heads["label"].scale == (
         3.0,
     )
+
+
+class PaddedGru(nn.Module):
+    """Reads as many steps as a text has tokens; token 0 is padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.cells, self.out = nn.Embedding(64, 16), nn.GRU(16, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x):
+        lengths = (x != 0).sum(1).clamp(min=1).cpu()
+        packed = pack_padded_sequence(self.table(x), lengths, batch_first=True, enforce_sorted=False)
+        return self.out(self.cells(packed)[1][-1])
+
+
+def test_costs_are_counted_on_an_example_of_the_data():
+    tokens = torch.randint(1, 64, (90, 16), generator=torch.Generator().manual_seed(0))
+    task = Module(PaddedGru(), (tokens, torch.arange(90) % 3))
+    # 16 steps of three gates, each with 16 inputs and 16 states, and the output layer.
+    assert count_flops(layer_costs(task.model, task.example())) == 2 * (16 * 3 * 16 * (16 + 16) + 16 * 3)
