@@ -141,6 +141,14 @@ def test_parts_of_their_own_are_used_as_they_are(tmp_path: Path, layout: str) ->
     assert sizes == {"train": 58, "calibration": 2, "search_val": 30, "select_val": 30, "test": 60}
 
 
+def test_one_file_may_name_images_in_folders_of_parts(folder: Path) -> None:
+    (folder / "images" / "train").mkdir()
+    for file in list((folder / "images").glob("*.png")):
+        file.rename(folder / "images" / "train" / file.name)
+    change(folder, lambda record: [row.update(file_name=f"train/{row['file_name']}") for row in record["images"]])
+    assert sum(len(split) for _, split in DetectionTask(folder).splits(0).items()) == 60
+
+
 def test_parts_of_coco_may_number_their_categories_otherwise(tmp_path: Path) -> None:
     for part in ("train", "test"):
         DetectionTask.write_sample(tmp_path / "parts" / part)
