@@ -14,7 +14,8 @@ from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost
 from autocompress.engine.spec import load_spec
-from benchmarks import calibration, class_weights, promise, teachers, warm_start
+from autocompress.tasks.detection import DetectionTask
+from benchmarks import calibration, class_weights, detection, promise, teachers, warm_start
 from benchmarks.common import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, build_variants, format_tables
 from benchmarks.pretrained import CASES as PRETRAINED, PretrainedRow, draw_tones, score_pitch, write_table
@@ -302,3 +303,26 @@ def test_calibration_sets_are_averaged_over_draws_before_seeds() -> None:
     # -5 points in one seed and -3 in the other.
     assert "| 16 | -4.00 ± 1.00 | -4.00 ± 1.00 | -4.00 ± 1.00 |" in page
     assert "| calibration split | -4.00 ± 1.00" in page
+
+
+def test_drawn_shapes_fill_their_boxes_and_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    task = DetectionTask(detection.write_shapes(tmp_path / "data", 20, seed=3))
+    assert task.labels["boxes"] == list(detection.SHAPES)
+    assert task.notices == ()
+    for boxes in task._parts["train"].boxes:
+        assert 1 <= len(boxes) <= 4
+        corners = (boxes[:, 1:] * detection.SIDE).round().long().tolist()
+        covered = torch.zeros(detection.SIDE, detection.SIDE, dtype=torch.long)
+        for left, top, right, bottom in corners:
+            assert 12 <= min(right - left, bottom - top) <= max(right - left, bottom - top) <= 40
+            covered[top:bottom, left:right] += 1
+        assert int(covered.max()) == 1
+
+
+def test_a_row_of_a_detector_shows_what_it_saves() -> None:
+    row = {"seed": 0, "images": 9, "teacher": 0.6, "teacher_50": 0.9, "teacher_macs": 4e6, "teacher_bytes": 8e4}
+    row |= {"id": "t1c2", "bits": "8/8", "score": 0.595, "score_50": 0.89, "macs": 2e6, "bytes": 1e4, "boxes": 1.0}
+    line = detection.format_table([row | {"seconds": 60}]).splitlines()[-1]
+    assert line.startswith("| 0 | 9 | 0.6000 (0.9000) | t1c2 | 8/8 | 0.5950 (0.8900) | 4 M → 2 M (")
+    assert line.endswith(" | 100.00% | 1 min 0 s |")

@@ -21,6 +21,7 @@ from PIL import Image
 import autocompress
 from autocompress.cli import app as cli
 from autocompress.core import registry
+from autocompress.core.boxes import BOX_OUTPUTS
 from autocompress.core.heads import as_head
 from autocompress.core.registry import OBJECTIVES, Registry
 from autocompress.engine.space import SECTIONS, TRANSFER, open_space
@@ -263,6 +264,7 @@ def test_each_task_is_served_by_ten_lines(name: str, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8), "red").save("flower.png")
     Image.new("RGB", (16, 16), "red").save("scene.png")
+    Image.new("RGB", (32, 32), "red").save("street.png")
     exec(compile(block, "artifact.md", "exec"), {})
 
 
@@ -310,6 +312,8 @@ def _serve_zeros(name: str, folder: Path) -> Pipeline:
         if name == "segmentation":
             # Pixels have their classes where the image has its channels.
             shapes = {head: (size, *tensors[0].shape[2:]) for head, size in sizes.items()}
+        if name == "detection":
+            shapes = {head: (size + BOX_OUTPUTS, 4, 4) for head, size in sizes.items()}
         return [np.zeros((len(tensors[0]), *shape), np.float32) for shape in shapes.values()]
 
     return Pipeline(record, SimpleNamespace(get_inputs=lambda: shapes, run=run))

@@ -24,6 +24,8 @@ _LABELS = {
     "f1_macro": "macro F1",
     "f1_weighted": "weighted F1",
     "mean_iou": "mean IoU",
+    "mean_ap": "mAP",
+    "mean_ap_50": "mAP at 0.5",
     "kl": "KL to the teacher",
     "agreement": "agreement with the teacher",
     "auc": "AUC",

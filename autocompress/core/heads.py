@@ -9,9 +9,10 @@
     dense        [B, C, ...]             class indices [B, ...], e.g. of pixels        [B P, C]
     tags         [B, T, C]               class indices [B, T], of tokens               [B T, C]
     regression   [B, D] or [B]           numbers [B, D] or [B]                         none
+    detection    [B, C + 5, h, w]        classes and boxes [B, M, 5], see `core.boxes` none
     custom       [B, ...]                any, see `core.custom_head`                   none
 
-All kinds but the last two have *rows*: logits of one decision each, ``[M, C]``, with a class index each, ``[M]``.
+All kinds but the last three have *rows*: logits of one decision each, ``[M, C]``, with a class index each, ``[M]``.
 Losses, distillation terms and scores are written for rows, so they serve every kind. A label that is missing is
 ``IGNORED``, or NaN for a number; it counts in no loss and no score.
 """
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autocompress.core import boxes
 from autocompress.core.custom_head import TASK_LOSS, BoundHead, measure_distance
 from autocompress.errors import TrialError
 
@@ -495,6 +497,125 @@ class Regression(Head):
         return torch.tensor(self.scale, dtype=like.dtype, device=like.device)
 
 
+class Detection(Head):
+    """The boxes of objects and their classes, from maps of a grid; see :mod:`autocompress.core.boxes`.
+
+    Args:
+        size: Number of classes.
+        metric: Name of the score that sums up this head.
+        least_score: Smallest score of a box that is predicted; metrics and comparisons read boxes of lower scores.
+
+    Example:
+        >>> Detection(4).to_json()
+        {'kind': 'detection', 'size': 4, 'metric': 'mean_ap', 'least_score': 0.3}
+    """
+
+    kind = "detection"
+    has_classes = False
+    has_positions = True
+    least_score: float
+
+    def __new__(cls, size: int, metric: str = "mean_ap", least_score: float = 0.3) -> Self:
+        """Return a head of ``size`` classes."""
+        head = super().__new__(cls, size, metric)
+        head.least_score = least_score
+        return head
+
+    @property
+    def classes(self) -> int:
+        """Zero: no output is the logit of a class alone."""
+        return 0
+
+    @property
+    def named_outputs(self) -> int:
+        """Number of classes of boxes."""
+        return int(self)
+
+    def flatten(self, outputs: Tensor) -> Tensor:
+        """Raise an error, because the maps are no class logits.
+
+        Raises:
+            TrialError: Always.
+        """
+        raise TrialError(f"a head of {self.describe()} has boxes; use mean_ap or mean_ap_50")
+
+    def check_maps(self, outputs: Tensor) -> None:
+        """Check the shape of the maps of a detector.
+
+        Raises:
+            TrialError: It is another one.
+        """
+        if outputs.dim() != 4 or outputs.shape[1] != int(self) + boxes.BOX_OUTPUTS:
+            raise TrialError(
+                f"outputs {list(outputs.shape)} do not fit a head of {self.describe()}: give "
+                f"[B, {int(self) + boxes.BOX_OUTPUTS}, h, w]"
+            )
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch, ``[]``: that of the cells, divided by the number of cells that learn a box."""
+        return self.losses(outputs, targets).mean()
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each example, ``[B]``, whose mean is the loss of the batch.
+
+        Classes have the focal loss (Lin et al. 2017, arXiv:1708.02002), boxes 1 - generalized IoU, and the predicted
+        IoU a cross-entropy with the true one; the last two are losses of cells that learn a box.
+        """
+        self.check_maps(outputs)
+        # Corners of boxes need more digits than half precision has.
+        outputs = outputs.float()
+        numbers = boxes.assign_boxes(targets, *outputs.shape[2:])
+        is_object = numbers >= 0
+        if targets.shape[1]:
+            rows = torch.arange(len(targets), device=targets.device)[:, None]
+            own = targets[rows, numbers.clamp(min=0)]
+        else:
+            own = targets.new_zeros(*numbers.shape, 5)
+        logits = outputs[:, : int(self)].flatten(2).movedim(1, -1)
+        present = is_object[..., None] & (own[..., :1] == torch.arange(int(self), device=targets.device))
+        iou, generalized = boxes.measure_iou(boxes.decode_boxes(outputs), own[..., 1:])
+        quality = outputs[:, -boxes.BOX_OUTPUTS].flatten(1)
+        quality_loss = F.binary_cross_entropy_with_logits(quality, iou.detach(), reduction="none")
+        of_object = (1 - generalized + quality_loss) * is_object
+        total = _focal_loss(logits, present.to(logits.dtype)).sum((1, 2)) + of_object.sum(1)
+        return total * (len(outputs) / is_object.sum().clamp(min=1))
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the distance from a teacher's maps, ``[]``, per object that the teacher sees.
+
+        It is the KL divergence of Bernoulli distributions for each class in each cell, and, weighted by the teacher's
+        score of the cell, that of the predicted IoU and the L1 distance of the boxes' centers and sizes in cells.
+        """
+        self.check_maps(student)
+        if student.shape != teacher.shape:
+            raise TrialError(
+                f"the student's maps {list(student.shape)} do not fit the teacher's {list(teacher.shape)}: both need "
+                "one grid"
+            )
+        student, teacher = student.float(), teacher.float()
+        kl = _bernoulli_kl(student[:, : -boxes.BOX_OUTPUTS + 1], teacher[:, : -boxes.BOX_OUTPUTS + 1])
+        seen = (teacher[:, : int(self)].amax(1).sigmoid() * teacher[:, -boxes.BOX_OUTPUTS].sigmoid()).sqrt()
+        ours, theirs = (torch.cat([maps[:, -4:-2], F.softplus(maps[:, -2:])], 1) for maps in (student, teacher))
+        weighted = seen * (kl[:, -1] + (ours - theirs).abs().sum(1))
+        return (kl[:, :-1].sum() + weighted.sum()) / seen.sum().clamp(min=1)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return class, score and box of the objects of each example, best first, ``[B, K, 6]``.
+
+        Boxes of half of the smallest score are among them, with which :meth:`compare_predictions` compares.
+        """
+        self.check_maps(outputs)
+        return boxes.select_boxes(outputs, self.least_score / 2)
+
+    def compare_predictions(self, predictions: Tensor, expected: Tensor) -> float:
+        """Return the share of boxes with one of the same class in the other prediction, IoU above 0.8."""
+        return boxes.compare_boxes(predictions, expected, self.least_score)
+
+    def describe(self) -> str:
+        """Return the head as text."""
+        return f"boxes of {int(self)} classes"
+
+
 class Custom(Head):
     """One raw output of a model whose loss and metrics are the user's; they read all outputs together.
 
@@ -558,7 +679,8 @@ class Custom(Head):
 
 #: Name of a kind to its class.
 KINDS: Mapping[str, type[Head]] = {
-    kind.kind: kind for kind in (Head, Levels, Candidates, Binary, MultiLabel, Dense, Tags, Regression, Custom)
+    kind.kind: kind
+    for kind in (Head, Levels, Candidates, Binary, MultiLabel, Dense, Tags, Regression, Detection, Custom)
 }
 
 
@@ -603,6 +725,22 @@ def head_from_json(value: int | Mapping[str, object]) -> Head:
 def _logit(share: float) -> float:
     """Return the difference of two logits at which the second class has a probability: p > t is z > logit(t)."""
     return math.log(share) - math.log1p(-share)
+
+
+def _focal_loss(logits: Tensor, present: Tensor) -> Tensor:
+    """Return the focal loss of independent classes, with gamma 2 and alpha 1/4 as in its paper."""
+    entropy = F.binary_cross_entropy_with_logits(logits, present, reduction="none")
+    # exp(-entropy) is the probability of what is true.
+    return (0.25 * present + 0.75 * (1 - present)) * (1 - (-entropy).exp()).square() * entropy
+
+
+def _bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the KL divergence of independent yes-or-no distributions from the teacher's, elementwise."""
+    shares = teacher.sigmoid()
+    ours, theirs = (
+        F.binary_cross_entropy_with_logits(logits, shares, reduction="none") for logits in (student, teacher)
+    )
+    return ours - theirs
 
 
 def _as_two_classes(logits: Tensor) -> Tensor:

@@ -21,18 +21,19 @@ class ImageInput:
     """A picture: a file, its bytes, a Pillow image, or an array ``[H, W]`` or ``[H, W, 3]``.
 
     A picture is rotated as its EXIF data says and converted to grey or RGB. With ``resize`` its center is cropped to
-    the aspect ratio and resized with the bilinear filter; without, its size must be that of the model. The tensor is
-    ``(pixel / scale - mean) / std`` with channels first.
+    the aspect ratio and resized with the bilinear filter; with ``stretch``, the whole picture is resized. Without, its
+    size must be that of the model. The tensor is ``(pixel / scale - mean) / std`` with channels first.
 
     Attributes:
         shape: Channels (1 for grey, 3 for RGB), height and width.
-        resize: Whether pictures of another size are resized and cropped.
+        resize: Whether pictures of another size are resized.
         mean: Mean of each channel after the division by ``scale``.
         std: Standard deviation of each channel after the division by ``scale``.
         white: Value of a white pixel; brighter bytes are mapped to whole numbers from 0 to ``white``.
         scale: Divisor of the pixels.
         background: Colour behind transparent pixels.
         peak: Value of white in a picture of more than eight bits.
+        stretch: Whether a resized picture is stretched to the aspect ratio instead of cropped, so that nothing is lost.
         name: Name of the input.
     """
 
@@ -44,6 +45,7 @@ class ImageInput:
     scale: float = 1.0
     background: str = "white"
     peak: float = 65535.0
+    stretch: bool = False
     name: str = "image"
 
     kind: ClassVar[str] = "image"
@@ -54,7 +56,8 @@ class ImageInput:
         mean, std = (
             ", ".join(f"{value * self.scale / self.white:.4f}" for value in values) for values in (self.mean, self.std)
         )
-        fit = "cropped and resized to" if self.resize else "of"
+        resized = "stretched to" if self.stretch else "cropped and resized to"
+        fit = resized if self.resize else "of"
         raw = "" if self.white == 255 else f" (raw values are from 0 to {self.white})"
         return (
             f"{'RGB' if channels == 3 else 'grey'} images {fit} {height} x {width} pixels from 0 to 1{raw}, channels "

@@ -114,8 +114,9 @@ class Pipeline:
         Returns:
             Head to ``class``, ``probability`` and ``probabilities``, also ``value`` where classes are numbers; to
             ``labels`` and ``probabilities``; to ``classes``, one for each position; to ``values`` by name; to
-            ``outputs`` as the model returns them; or to
-            ``ids`` and ``scores``, best first, of the given candidates or of the whole catalogue.
+            ``boxes``, best first, each with ``class``, ``score`` and ``box``: left, top, right and bottom in pixels of
+            the image; to ``outputs`` as the model returns them; or to ``ids`` and ``scores``, best first, of the given
+            candidates or of the whole catalogue.
 
         Raises:
             PipelineError: The example is of the wrong kind or size, or an id is unknown and has no row.
@@ -261,7 +262,7 @@ class Pipeline:
 
 
 class ImageEncoder:
-    """Encoder of images: upright, in grey or RGB, cropped and resized if the task does so, and normalized."""
+    """Encoder of images: upright, in grey or RGB, resized if the task does so, and normalized."""
 
     def __init__(self, entry: Record) -> None:
         # Models without images do not need pillow.
@@ -273,8 +274,9 @@ class ImageEncoder:
         self.operations: Any = ImageOps
         self.shape, self.resize, self.white = tuple(entry["shape"]), entry["resize"], entry["white"]
         self.scale = np.float32(entry["scale"])
-        # Artifacts of earlier versions have neither.
+        # Artifacts of earlier versions have none of them.
         self.background, self.peak = entry.get("background", "white"), entry.get("peak", 65535.0)
+        self.stretch = entry.get("stretch", False)
         self.mean, self.std = (np.asarray(entry[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "std"))
 
     def __call__(self, value: Any) -> Array:
@@ -326,7 +328,9 @@ class ImageEncoder:
             picture = picture.convert("RGBA")
             picture = self.image.alpha_composite(self.image.new("RGBA", picture.size, self.background), picture)
         picture = picture.convert(mode)
-        if self.resize:
+        if self.resize and self.stretch:
+            picture = picture.resize((width, height), self.image.Resampling.BILINEAR)
+        elif self.resize:
             picture = self.operations.fit(picture, (width, height), method=self.image.Resampling.BILINEAR)
         elif picture.size != (width, height):
             raise PipelineError(f"the image is {picture.width}x{picture.height}; the model takes {width}x{height}")
@@ -652,6 +656,59 @@ def _decode_numbers(entry: Record, outputs: Array, values: Values) -> dict[str, 
     return {"values": dict(zip(entry["classes"], outputs.reshape(-1).astype(float).tolist(), strict=True))}
 
 
+def _decode_boxes(entry: Record, maps: Array, values: Values) -> dict[str, Any]:
+    """Return class, score and box of each object, best first; the box in pixels of the upright image."""
+    maps = maps.astype(np.float64)
+    count, (height, width) = len(entry["classes"]), maps.shape[1:]
+    cells = maps.reshape(len(maps), -1)
+    classes = cells[:count].argmax(0)
+    scores = np.sqrt(_sigmoid(cells[:count].max(0)) * _sigmoid(cells[count]))
+    columns, rows = np.tile(np.arange(width), height) + 0.5, np.repeat(np.arange(height), width) + 0.5
+    centers = np.stack([cells[-4] + columns, cells[-3] + rows])
+    # The softplus in a form that does not overflow.
+    halves = (np.log1p(np.exp(-np.abs(cells[-2:]))) + np.maximum(cells[-2:], 0)) / 2
+    grid = np.array([[width], [height]])
+    boxes = np.concatenate([(centers - halves) / grid, (centers + halves) / grid]).T
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] >= entry["least_score"]][: entry["compared"]]
+    selected: list[int] = []
+    for cell in order:
+        rivals = [other for other in selected if classes[other] == classes[cell]]
+        if not rivals or _measure_overlap(boxes[cell], boxes[rivals]).max() <= entry["overlap"]:
+            selected.append(int(cell))
+    size = _read_size(next(iter(values.values()))[0])
+    pixels = np.clip(boxes, 0, 1) * np.array([*size, *size])
+    return {
+        "boxes": [
+            {"class": entry["classes"][classes[cell]], "score": float(scores[cell]), "box": pixels[cell].tolist()}
+            for cell in selected[: entry["most"]]
+        ]
+    }
+
+
+def _measure_overlap(box: Array, others: Array) -> Array:
+    """Return the intersection over union of a box ``[4]`` with others ``[N, 4]``, ``[N]``."""
+    inner = np.clip(np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]), 0, None).prod(1)
+    areas = (others[:, 2:] - others[:, :2]).prod(1) + (box[2:] - box[:2]).prod()
+    overlap: Array = inner / np.maximum(areas - inner, 1e-12)
+    return overlap
+
+
+def _read_size(value: Any) -> tuple[int, int]:
+    """Return width and height of a raw image, upright; of a file, only the header is read."""
+    from PIL import Image
+
+    if not isinstance(value, bytes | str | Path | Image.Image):
+        height, width = _as_array(value).shape[:2]
+        return width, height
+    opened: Any = io.BytesIO(value) if isinstance(value, bytes) else value
+    with nullcontext(value) if isinstance(value, Image.Image) else Image.open(opened) as picture:
+        # EXIF's orientations from 5 on exchange width and height.
+        is_turned = picture.getexif().get(0x0112, 1) >= 5
+        width, height = picture.size
+    return (height, width) if is_turned else (width, height)
+
+
 def _decode_outputs(entry: Record, outputs: Array, values: Values) -> dict[str, Any]:
     """Return the raw outputs as nested lists."""
     return {"outputs": outputs.astype(float).tolist()}
@@ -701,6 +758,7 @@ DECODERS: Mapping[str, Callable[[Record, Array, Values], dict[str, Any]]] = {
     "dense": _decode_positions,
     "tags": _decode_positions,
     "regression": _decode_numbers,
+    "detection": _decode_boxes,
     "custom": _decode_outputs,
     "ranking": _decode_ranking,
 }
@@ -827,11 +885,11 @@ def _parse_argument(pipeline: Pipeline, argument: str) -> Any:
 
 
 def _shorten(prediction: Mapping[str, Any], top: int) -> dict[str, Any]:
-    """Return a prediction with the most probable classes, or the best ids, alone."""
+    """Return a prediction with the most probable classes, or the best ids or boxes, alone."""
     shortened: dict[str, Any] = {}
     for head, values in prediction.items():
         shortened[head] = dict(values)
-        for name in ("ids", "scores"):
+        for name in ("ids", "scores", "boxes"):
             if name in values:
                 shortened[head][name] = values[name][:top]
         if "probabilities" in values:
@@ -849,7 +907,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the prediction for each argument, or for each line of standard input, as JSON; return the exit code."""
     parser = argparse.ArgumentParser(description="Predictions of the model in the folder of this file.")
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="an image file, a text, numbers, or JSON")
-    parser.add_argument("--top", type=int, default=10, help="number of classes, or of ranked ids, to print")
+    parser.add_argument("--top", type=int, default=10, help="number of classes, ranked ids or boxes to print")
     options = parser.parse_args(arguments)
     try:
         pipeline = load()

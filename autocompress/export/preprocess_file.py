@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from autocompress.core.heads import as_head
+from autocompress.core.boxes import MOST_BOXES, MOST_COMPARED, OVERLAP
+from autocompress.core.heads import Detection, as_head
 from autocompress.core.preprocessing import (
     CandidatesInput,
     Preprocessing,
@@ -44,15 +45,18 @@ MEANINGS = {
     "dense": "logits of each position; their softmax is the probability of each class",
     "tags": "logits of each token; their softmax is the probability of each class",
     "regression": "numbers in the unit of the targets",
+    "detection": "maps of a grid: logits of the classes, logit of the overlap, center and size of the box of each cell",
     "custom": "raw outputs of the model",
     "ranking": "scores of the candidates; only their order has a meaning",
 }
-# What a kind of head needs besides its names: a threshold of probabilities, or the axis of the classes of one example.
+# What a kind of head needs besides its names: a threshold of probabilities, the axis of the classes of one example, or
+# how boxes are selected.
 SETTINGS: Mapping[str, Mapping[str, float]] = {
     "binary": {"threshold": 0.5},
     "multilabel": {"threshold": 0.5},
     "dense": {"axis": 0},
     "tags": {"axis": -1},
+    "detection": {"overlap": OVERLAP, "compared": MOST_COMPARED, "most": MOST_BOXES},
 }
 
 
@@ -179,6 +183,8 @@ def _describe_output(
     first = deployable.preprocessing[0] if deployable.preprocessing else None
     if kind == "tags" and isinstance(first, TextInput):
         entry["units"] = first.encoding
+    if isinstance(size, Detection):
+        entry["least_score"] = size.least_score
     return {**entry, **({"levels": levels} if levels else {}), **SETTINGS.get(kind, {}), **chosen}
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from autocompress.core.example_scores import ExampleScores
 from autocompress.core.heads import IGNORED
 from autocompress.measure import ranking_metrics
+from autocompress.measure.box_metrics import OVERLAPS, resample_precision
 from autocompress.measure.custom_scores import score_custom_examples
 from autocompress.measure.heads import AT, get_objective, select_examples, select_head
 from autocompress.measure.objectives import Subject
@@ -91,6 +92,11 @@ def _resample_score(subject: Subject, name: str) -> ExampleScores:
     elif plain and name in EXAMPLE_FUNCTIONS:
         values = _score_examples(subject, name)
         replicates = [(weights @ values) / weights.sum(1) for weights in _draw_weights(groups, units, DRAWS)]
+    elif name in OVERLAPS:
+        replicates = [
+            torch.stack([resample_precision(subject, head, name, weights) for head in subject.logits]).mean(0)
+            for weights in _draw_weights(groups, units, DRAWS)
+        ]
     elif plain and name in RESAMPLE_FUNCTIONS:
         score = RESAMPLE_FUNCTIONS[name]
         replicates = [

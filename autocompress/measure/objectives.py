@@ -14,7 +14,7 @@ from autocompress.core.registry import OBJECTIVES
 from autocompress.errors import TrialError
 from autocompress.measure.cost import LayerCost
 
-Reads = Literal["any", "classes", "values", "entities", "outputs"]
+Reads = Literal["any", "classes", "values", "entities", "boxes", "outputs"]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Objective:
         kind: ``score`` if it is measured on a split, ``cost`` if on the model alone.
         measure: Function from a subject to the value.
         doc: One line for ``autocompress list objectives``.
-        reads: Kind of head that a score needs: ``classes``, ``values`` (numbers), ``entities``,
+        reads: Kind of head that a score needs: ``classes``, ``values`` (numbers), ``entities``, ``boxes``,
             ``outputs`` (all raw outputs, of a custom head), or ``any``.
     """
 
@@ -170,6 +170,7 @@ class Objective:
             "classes": head.has_classes,
             "values": head.has_values,
             "entities": head.metric == "entity_f1",
+            "boxes": head.kind == "detection",
             "outputs": head.kind == "custom",
         }
         return needed.get(self.reads, True)

@@ -59,7 +59,8 @@ def check_heads(family: str, heads: Mapping[str, int], positions: str = "") -> N
     Args:
         family: Name of the family, for messages.
         heads: Heads of the task.
-        positions: Kind of head with an output at each position that the family has: ``tags`` or ``dense``.
+        positions: Kind of head with an output at each position that the family has: ``tags``, ``dense`` or
+            ``detection``.
 
     Raises:
         UsageError: There is no head, or a head without an output, or one of a kind that the family lacks.

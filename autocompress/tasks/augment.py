@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from autocompress.core.boxes import NO_BOX, measure_area
+
+# Share of a box's area that an augmented view must show: less of an object may have no recognizable class.
+VISIBLE_SHARE = 0.3
+
 
 def random_affine(
     images: Tensor, seed: int, *, degrees: float = 10.0, shift: float = 0.12, scale: float = 0.1
@@ -73,6 +78,32 @@ def crop_and_flip(images: Tensor, crops: Tensor, padding: int, fill: int = 0) ->
     windows = F.pad(images, (padding,) * 4, value=fill).unfold(2, height, 1).unfold(3, width, 1)
     cropped = windows[torch.arange(len(images)), :, rows, columns]
     return torch.where(flips.bool().view(-1, 1, 1, 1), cropped.flip(3), cropped)
+
+
+def crop_boxes(boxes: Tensor, crops: Tensor, padding: int, size: tuple[int, int]) -> Tensor:
+    """Return boxes of images that :func:`crop_and_flip` crops and mirrors.
+
+    A box is cut at the border of its image; one that lies mostly outside is no longer a box.
+
+    Args:
+        boxes: Classes and boxes, ``[N, M, 5]``, as :mod:`autocompress.core.boxes` describes them.
+        crops: Result of :func:`draw_crops`, ``[N, 3]``.
+        padding: Pixels added on each side.
+        size: Height and width of the images in pixels.
+
+    Returns:
+        Classes and boxes, ``[N, M, 5]``.
+    """
+    height, width = size
+    shift = (padding - crops[:, [1, 0]].to(boxes.dtype)) / boxes.new_tensor([width, height])
+    moved = boxes[..., 1:] + shift.repeat(1, 2)[:, None]
+    cut = moved.clamp(0, 1)
+    mirrored = torch.stack([1 - cut[..., 2], cut[..., 1], 1 - cut[..., 0], cut[..., 3]], -1)
+    cut = torch.where(crops[:, 2].bool()[:, None, None], mirrored, cut)
+    is_visible = measure_area(cut) >= VISIBLE_SHARE * measure_area(moved)
+    is_box = is_visible & (boxes[..., 0] != NO_BOX)
+    classes = torch.where(is_box, boxes[..., 0], NO_BOX)
+    return torch.cat([classes[..., None], cut * is_box[..., None]], -1)
 
 
 def random_shift(signals: Tensor, seed: int, *, shift: float = 0.1, scale: float = 0.1, wrap: bool = False) -> Tensor:

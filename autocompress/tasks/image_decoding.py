@@ -192,13 +192,15 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def decode_parts(
-    sources: Mapping[str, ImageSource], shape: Shape, resize: bool, tones: Tones
+    sources: Mapping[str, ImageSource], shape: Shape, resize: bool, tones: Tones, stretch: bool = False
 ) -> dict[str, DecodedImages]:
     """Return the decoded images of each part of a data set; raises as :func:`decode_images`."""
-    return {part: decode_images(source, shape, resize, tones) for part, source in sources.items()}
+    return {part: decode_images(source, shape, resize, tones, stretch) for part, source in sources.items()}
 
 
-def decode_images(source: ImageSource, shape: Shape, resize: bool, tones: Tones = Tones()) -> DecodedImages:
+def decode_images(
+    source: ImageSource, shape: Shape, resize: bool, tones: Tones = Tones(), stretch: bool = False
+) -> DecodedImages:
     """Return all images of a source as bytes, from the cache if it has them.
 
     If several processes request the same images, one decodes them and the others wait.
@@ -208,6 +210,7 @@ def decode_images(source: ImageSource, shape: Shape, resize: bool, tones: Tones 
         shape: Shape ``(C, H, W)`` of each decoded image.
         resize: Whether images of another size are resized and cropped; otherwise they raise an error.
         tones: How transparency and more than eight bits become bytes.
+        stretch: Whether resized images are stretched instead of cropped.
 
     Raises:
         UsageError: An image has another size, or more than one in twenty cannot be read.
@@ -215,12 +218,13 @@ def decode_images(source: ImageSource, shape: Shape, resize: bool, tones: Tones 
     """
     unreadable: dict[int, str] = {}
     # A generator: on a cache hit no image is opened, and on a miss one image at a time is in memory.
-    images = _iterate_images(source, shape, resize, tones, unreadable)
+    images = _iterate_images(source, shape, resize, tones, stretch, unreadable)
     if source.cache_key is None:
         return _build_images(source, np.stack(list(images)), unreadable)
     folder = open_cache("images")
     # Pillow's version is part of the key, because decoders may differ between versions.
-    key = fingerprint([FORMAT, PIL.__version__, shape, resize, asdict(tones), list(source.names), source.cache_key])
+    form = [shape, "stretch" if resize and stretch else resize, asdict(tones)]
+    key = fingerprint([FORMAT, PIL.__version__, *form, list(source.names), source.cache_key])
     path, record_path = folder / f"{key}.npy", folder / f"{key}.json"
     # One process decodes the images, and the others wait for its file.
     with make_lock(folder / f"{key}.lock"):
@@ -232,8 +236,10 @@ def decode_images(source: ImageSource, shape: Shape, resize: bool, tones: Tones 
     return _build_images(source, *cached)
 
 
-def image_pixels(image: Image.Image, shape: Shape, resize: bool, tones: Tones = Tones()) -> Pixels:
-    """Return one image as bytes ``[C, H, W]``: upright, in grey or RGB, and center-cropped if it is resized.
+def image_pixels(
+    image: Image.Image, shape: Shape, resize: bool, tones: Tones = Tones(), stretch: bool = False
+) -> Pixels:
+    """Return one image as bytes ``[C, H, W]``: upright, in grey or RGB; a resized one is center-cropped or stretched.
 
     Transparent pixels are shown on a background. Values of more than eight bits are scaled from 0 to ``tones.peak``.
 
@@ -256,7 +262,9 @@ def image_pixels(image: Image.Image, shape: Shape, resize: bool, tones: Tones = 
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, tones.background), image)
     image = image.convert(mode)
-    if resize:
+    if resize and stretch:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    elif resize:
         image = ImageOps.fit(image, (width, height), method=Image.Resampling.BILINEAR)
     elif (image.height, image.width) != (height, width):
         raise UsageError(
@@ -267,13 +275,13 @@ def image_pixels(image: Image.Image, shape: Shape, resize: bool, tones: Tones = 
 
 
 def _iterate_images(
-    source: ImageSource, shape: Shape, resize: bool, tones: Tones, unreadable: dict[int, str]
+    source: ImageSource, shape: Shape, resize: bool, tones: Tones, stretch: bool, unreadable: dict[int, str]
 ) -> Iterator[Pixels]:
     """Yield every image; an unreadable one is black, and the reason is added to ``unreadable``."""
     for number in range(len(source)):
         try:
             with source.load(number) as image:
-                pixels = image_pixels(image, shape, resize, tones)
+                pixels = image_pixels(image, shape, resize, tones, stretch)
         except UsageError as error:
             raise UsageError(f"{source.names[number]} {error}") from None
         except UNREADABLE as reason:

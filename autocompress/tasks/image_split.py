@@ -7,7 +7,7 @@ from torch import Tensor
 
 from autocompress.core.heads import IGNORED
 from autocompress.core.task import Split, Targets
-from autocompress.tasks.augment import crop_and_flip
+from autocompress.tasks.augment import crop_and_flip, crop_boxes
 
 # Images converted to double precision at once, which bounds the memory.
 CHUNK = 1024
@@ -56,7 +56,8 @@ class ImageSplit(Split):
     Args:
         pixels: Bytes of all images, ``[N, C, H, W]``, shared by all splits.
         rows: Numbers of the images of this split.
-        targets: Head name to class indices ``[N]``, or masks of bytes ``[N, H, W]``, in the order of ``rows``.
+        targets: Head name to class indices ``[N]``, masks of bytes ``[N, H, W]``, or classes and boxes ``[N, M, 5]``,
+            in the order of ``rows``.
         normalization: Mean and standard deviation of each channel.
         crops: Crop and flip of each image (:func:`~autocompress.tasks.augment.draw_crops`); none by default.
         padding: Padding that ``crops`` refer to, in pixels.
@@ -90,8 +91,8 @@ class ImageSplit(Split):
 
     @property
     def targets(self) -> Targets:
-        """Head name to class indices: ``{"label": [N]}``, or masks ``[N, H, W]``, cropped as the images."""
-        return self._read_masks(self.labels, self.crops)
+        """Head name to class indices ``[N]``, masks ``[N, H, W]`` or boxes ``[N, M, 5]``, cropped as the images."""
+        return self._read_targets(self.labels, self.crops)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,20 +106,40 @@ class ImageSplit(Split):
         if self.crops is not None:
             images = crop_and_flip(images, self.crops[index], self.padding)
         targets = {head: target[index] for head, target in self.labels.items()}
-        return Split((images,), self._read_masks(targets, None if self.crops is None else self.crops[index]))
+        return Split((images,), self._read_targets(targets, None if self.crops is None else self.crops[index]))
 
-    def _read_masks(self, targets: Targets, crops: Tensor | None) -> Targets:
-        """Return targets whose masks are class indices, cropped and mirrored; pixels outside an image have no class."""
+    def _read_targets(self, targets: Targets, crops: Tensor | None) -> Targets:
+        """Return targets that are moved with their images; masks of bytes become class indices."""
         if all(target.dim() == 1 for target in targets.values()):
             return targets
-        return {head: self._read_mask(target, crops) for head, target in targets.items()}
-
-    def _read_mask(self, masks: Tensor, crops: Tensor | None) -> Tensor:
-        """Return class indices ``[N, H, W]`` of masks of bytes."""
+        height, width = self.pixels.shape[2:]
         if crops is not None:
-            masks = crop_and_flip(masks.unsqueeze(1), crops, self.padding, NO_CLASS).squeeze(1)
-        return masks.long().masked_fill_(masks == NO_CLASS, IGNORED)
+            targets = {name: crop_target(part, crops, self.padding, (height, width)) for name, part in targets.items()}
+        return {name: _index_pixels(part) if part.dtype == torch.uint8 else part for name, part in targets.items()}
 
     def with_crops(self, crops: Tensor, padding: int) -> "ImageSplit":
         """Return the same images with another crop and flip for each."""
         return ImageSplit(self.pixels, self.rows, self.labels, self.normalization, crops, padding)
+
+
+def crop_target(target: Tensor, crops: Tensor, padding: int, size: tuple[int, int]) -> Tensor:
+    """Return a target that is cropped and mirrored as its images: masks and boxes are, class indices stay.
+
+    Args:
+        target: Class indices ``[N]``, masks ``[N, H, W]``, or classes and boxes ``[N, M, 5]`` as real numbers.
+        crops: Crop and flip of each image, ``[N, 3]``.
+        padding: Padding that ``crops`` refer to, in pixels.
+        size: Height and width of the images.
+    """
+    if target.dim() == 1:
+        return target
+    if target.is_floating_point():
+        return crop_boxes(target, crops, padding, size)
+    # What lies outside an image has no class.
+    fill = NO_CLASS if target.dtype == torch.uint8 else IGNORED
+    return crop_and_flip(target.unsqueeze(1), crops, padding, fill).squeeze(1)
+
+
+def _index_pixels(masks: Tensor) -> Tensor:
+    """Return class indices ``[N, H, W]`` of masks of bytes."""
+    return masks.long().masked_fill_(masks == NO_CLASS, IGNORED)

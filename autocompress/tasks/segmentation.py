@@ -12,27 +12,20 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from autocompress.core.config import Part
-from autocompress.core.heads import IGNORED, Dense
-from autocompress.core.preprocessing import ImageInput, Preprocessing, RawExample
+from autocompress.core.heads import Dense
 from autocompress.core.registry import TASKS
-from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.augment import crop_and_flip, draw_crops
-from autocompress.tasks.base import Supervised, check_positive
 from autocompress.tasks.image_decoding import (
     ORIENTATION,
     UNREADABLE,
     DecodedImages,
     ImageSource,
-    Tones,
     decode_images,
     decode_parts,
-    survey_images,
 )
-from autocompress.tasks.image_sources import PARTS, SelectedImages, find_image_files, list_image_files
-from autocompress.tasks.image_split import NO_CLASS, ImageSplit, Normalization
-from autocompress.tasks.images_folder import check_colour
-from autocompress.tasks.split_rows import VALIDATION, choose_shares, draw_rows
+from autocompress.tasks.image_sources import PARTS, find_image_files, list_image_files
+from autocompress.tasks.image_split import NO_CLASS
+from autocompress.tasks.positions import PositionTask
 
 IMAGES, MASKS = "images", "masks"
 HEAD = "mask"
@@ -65,7 +58,7 @@ def fit_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 @TASKS.register("segmentation")
-class Segmentation(Supervised):
+class Segmentation(PositionTask):
     """A class for each pixel of your own images: a folder with images/ and masks/ of the same names.
 
     A mask is an image with one class number for each pixel, such as a PNG with a palette; 255 is a pixel without a
@@ -105,20 +98,7 @@ class Segmentation(Supervised):
                 "task.segmentation.path is not set; give a folder with images/ and masks/, "
                 "for example --set task.segmentation.path=data/roads"
             )
-        self.views = check_positive("segmentation.views", views)
-        if size is not None:
-            check_positive("segmentation.size", size, least=8)
-        if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 <= shift <= 0.5:
-            raise UsageError(f"task.segmentation.shift is {shift!r}; give a share from 0 to 0.5")
-        check_colour(f"task.{self.name}", background)
-        self._pairs = open_pairs(Path(path).expanduser())
-        self._survey = survey_images(self._pairs["train"].images)
-        self._tones = Tones(background, self._survey.peak)
-        self._resize = size is not None
-        height, width = self._survey.size if size is None else (size, size)
-        self.shape = (self._survey.channels, height, width)
-        self.inputs = (InputSpec(self.shape),)
-        self._padding, self._flip = round(shift * min(height, width)), bool(flip)
+        super().__init__(Path(path).expanduser(), size=size, background=background, views=views, shift=shift, flip=flip)
         names = self._name_classes(classes)
         self.heads: Mapping[str, int] = {HEAD: Dense(len(names), "mean_iou")}
         self.labels: Mapping[str, Sequence[str]] = {HEAD: names}
@@ -144,49 +124,11 @@ class Segmentation(Supervised):
 
     @cached_property
     def notices(self) -> tuple[str, ...]:
-        """Remarks on classes that no mask of the training part has."""
-        counts = torch.bincount(self._masks["train"].flatten().long(), minlength=NO_CLASS + 1)[: self.heads[HEAD]]
+        """Remarks on classes that no mask of the training part has, and on unreadable images."""
+        counts = torch.bincount(self._targets["train"].flatten().long(), minlength=NO_CLASS + 1)[: self.heads[HEAD]]
         absent = [name for name, count in zip(self.labels[HEAD], counts.tolist(), strict=True) if not count]
-        return (f"no pixel of train has the class {', '.join(absent)}",) if absent else ()
-
-    def splits(self, seed: int) -> Splits:
-        """Return five splits, normalized by the training split.
-
-        Raises:
-            UsageError: There are too few images, or too many are unreadable.
-            StorageError: The cache folder cannot be written.
-        """
-        rows = self._split_rows(seed)
-        normalization = self._measure(rows)
-        return Splits(
-            **{
-                name: ImageSplit(self._images[part].pixels, index, {HEAD: self._masks[part][index]}, normalization)
-                for name, (part, index) in rows.items()
-            }
-        )
-
-    def specify_preprocessing(self, seed: int) -> Preprocessing:
-        """Return size, channels and normalization of the images."""
-        normalization = self._measure(self._split_rows(seed))
-        mean, std = (tuple(values.flatten().tolist()) for values in (normalization.mean, normalization.std))
-        tones = self._tones
-        return (ImageInput(self.shape, self._resize, mean, std, background=tones.background, peak=tones.peak),)
-
-    def list_test_examples(self, seed: int) -> Sequence[RawExample]:
-        """Return the images of the test split, each opened when it is asked for."""
-        part, rows = self._split_rows(seed)["test"]
-        return SelectedImages(self._pairs[part].images.load, rows.tolist())
-
-    def view(self, split: Split, index: int) -> Split:
-        """Return images and masks shifted by up to ``shift`` of their side, half of them mirrored."""
-        if index == 0:
-            return split
-        crops = draw_crops(len(split), index, padding=self._padding, flip=self._flip)
-        if isinstance(split, ImageSplit):
-            return split.with_crops(crops, self._padding)
-        images, masks = split.inputs[0], split.targets[HEAD].unsqueeze(1)
-        moved = crop_and_flip(masks, crops, self._padding, IGNORED).squeeze(1)
-        return Split((crop_and_flip(images, crops, self._padding),), {HEAD: moved})
+        remarks = [f"no pixel of train has the class {', '.join(absent)}"] if absent else []
+        return (*remarks, *super().notices)
 
     def teacher(self) -> tuple[Part, Part]:
         """Return an encoder and decoder of width 16, with a strided stem for large images, and its training config."""
@@ -196,13 +138,16 @@ class Segmentation(Supervised):
             Part.of("adamw", epochs=30, learning_rate=4e-3, batch_size=16, precision="auto"),
         )
 
-    @cached_property
-    def _images(self) -> dict[str, DecodedImages]:
-        sources = {part: pair.images for part, pair in self._pairs.items()}
-        return decode_parts(sources, self.shape, self._resize, self._tones)
+    def _open_sources(self, path: Path) -> dict[str, ImageSource]:
+        self._pairs = open_pairs(path)
+        return {part: pair.images for part, pair in self._pairs.items()}
 
     @cached_property
-    def _masks(self) -> dict[str, Tensor]:
+    def _images(self) -> dict[str, DecodedImages]:
+        return decode_parts(self._sources, self.shape, self._resize, self._tones)
+
+    @cached_property
+    def _targets(self) -> dict[str, Tensor]:
         """Class numbers of the pixels of each part, bytes ``[N, H, W]``."""
         size = self.shape[1:]
         masks = {}
@@ -217,13 +162,13 @@ class Segmentation(Supervised):
         Raises:
             UsageError: A mask has a number without a class, or there is one class.
         """
-        largest = {part: int(torch.where(masks == NO_CLASS, 0, masks).max()) for part, masks in self._masks.items()}
+        largest = {part: int(torch.where(masks == NO_CLASS, 0, masks).max()) for part, masks in self._targets.items()}
         if not any(largest.values()):
             raise UsageError("no pixel of the masks has another class than 0, so that there is nothing to learn")
         names = [str(name) for name in classes] or [str(number) for number in range(max(largest.values()) + 1)]
         for part, number in largest.items():
             if number >= len(names):
-                masks = self._masks[part]
+                masks = self._targets[part]
                 row = int((torch.where(masks == NO_CLASS, 0, masks).flatten(1).amax(1) == number).nonzero()[0])
                 raise UsageError(
                     f"{self._pairs[part].masks[row]} has the class {number}, but classes are numbered from 0 to "
@@ -233,28 +178,6 @@ class Segmentation(Supervised):
         if len(names) < 2:
             raise UsageError(f"task.segmentation.classes has the single class {names[0]}; a task needs at least two")
         return names
-
-    def _measure(self, rows: Mapping[str, tuple[str, Tensor]]) -> Normalization:
-        part, index = rows["train"]
-        return Normalization.from_pixels(self._images[part].pixels, index)
-
-    def _split_rows(self, seed: int) -> dict[str, tuple[str, Tensor]]:
-        """Return the part and the rows of each split."""
-        readable = {part: images.rows for part, images in self._images.items()}
-        given = [*readable, *(VALIDATION if "val" in readable else ())]
-        shares = choose_shares(len(readable["train"]), given)
-        rows = {name: ("train", part) for name, part in _divide(readable["train"], seed, shares).items()}
-        if "val" in readable:
-            # draw_rows calls the remainder "train"; here it is the half for the search.
-            halves = _divide(readable["val"], seed, {"select_val": 0.5})
-            rows |= {"select_val": ("val", halves["select_val"]), "search_val": ("val", halves["train"])}
-        if "test" in readable:
-            rows["test"] = "test", readable["test"]
-        return rows
-
-
-def _divide(rows: Tensor, seed: int, shares: Mapping[str, float]) -> dict[str, Tensor]:
-    return {name: rows[torch.from_numpy(index)] for name, index in draw_rows(len(rows), seed, shares).items()}
 
 
 @dataclass(frozen=True)

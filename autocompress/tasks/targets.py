@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autocompress.core.heads import IGNORED, KINDS, Binary, Dense, Head, MultiLabel, Regression, Tags
+from autocompress.core.heads import IGNORED, KINDS, Binary, Dense, Detection, Head, MultiLabel, Regression, Tags
 from autocompress.errors import TrialError, UsageError, did_you_mean
 from autocompress.tasks.array_forms import read_array
 
@@ -109,6 +109,11 @@ def read_head(
     train = targets["train"]
     if bool((train.isnan() if train.is_floating_point() else train == IGNORED).all()):
         raise UsageError(f"every target of '{name}' is missing in train; give at least the labels of two classes")
+    if kind == "detection" or isinstance(kind, Detection):
+        raise UsageError(
+            f"the kind of head '{name}' is 'detection', which the task of that name has; a detector of your own has a "
+            "CustomHead with its loss"
+        )
     if isinstance(kind, Head):
         head = _complete_head(kind, train)
         return ReadHead(head, {part: convert_targets(name, head, values) for part, values in targets.items()})

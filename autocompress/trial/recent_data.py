@@ -85,8 +85,9 @@ def read_recent_data(
     Raises:
         UsageError: The data cannot be read, has other shapes than the model, too few examples, or one class.
     """
-    if any(as_head(size).kind == "custom" for size in heads.values()):
-        raise UsageError("a model with a custom head cannot be adapted to recent data; search again on all data")
+    kinds = {as_head(size).kind for size in heads.values()} & {"custom", "detection"}
+    if kinds:
+        raise UsageError(f"a model with a {min(kinds)} head cannot be adapted to recent data; search again on all data")
     pair, is_labelled = _separate_targets(data, heads, names)
     split, _ = read_examples("recent", pair)
     _check_inputs(split.inputs, inputs, names)

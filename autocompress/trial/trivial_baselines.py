@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autocompress.baselines.base import Predictor, describe_baseline, draw_rows
 from autocompress.baselines.constant import fit_constant
-from autocompress.core.heads import find_custom_head
+from autocompress.core.heads import as_head
 from autocompress.core.registry import BASELINES
 from autocompress.core.run_info import TrivialBaselineInfo
 from autocompress.core.task import Split, Task
@@ -53,8 +53,8 @@ def fit_baselines(setup: Setup) -> tuple[FittedBaseline, ...]:
     """Return the baselines that apply to the task of a run, fitted once per process to the training split."""
     pipeline = load_pipeline(setup)
     task, train = pipeline.task, pipeline.splits.train
-    if find_custom_head(task.heads) is not None:
-        # Outputs whose meaning only the user knows have no constant.
+    if any(as_head(size).kind in ("custom", "detection") for size in task.heads.values()):
+        # Outputs whose meaning only the user knows have no constant, and boxes have none that is worth a comparison.
         return ()
     fitted = [_fit_baseline(name, task, train) for name in BASELINES]
     return tuple(baseline for baseline in fitted if baseline is not None)

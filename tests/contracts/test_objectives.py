@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autocompress.core.custom_head import BoundHead, CustomHead, number_targets
-from autocompress.core.heads import Custom, Levels, Tags
+from autocompress.core.heads import Custom, Detection, Levels, Tags
 from autocompress.core.latency_model import LatencyModel
 from autocompress.core.method import LayerBits
 from autocompress.core.registry import OBJECTIVES
@@ -67,8 +67,23 @@ def custom_subject(quality: float) -> Subject:
     return Subject({"output": outputs}, {"output": number_targets(items)}, heads={"output": head})
 
 
+def box_subject(quality: float) -> Subject:
+    """Outputs of a detector with one cell, whose object has the right class in a share of the images."""
+    targets = torch.tensor([0.0, 0.25, 0.25, 0.75, 0.75]).repeat(100, 1, 1)
+    targets[1::2, :, 0] = 1
+    is_right = torch.arange(100) < 100 * quality
+    # Center and size of the box: half of the cell.
+    size = torch.tensor(0.5).expm1().log()
+    right = torch.tensor([5.0, -5.0, 5.0, 0.0, 0.0, size, size]).repeat(100, 1)
+    right[1::2, :2] *= -1
+    maps = torch.where(is_right[:, None], right, right[:, [1, 0, 2, 3, 4, 5, 6]])[..., None, None]
+    return Subject({"boxes": maps}, {"boxes": targets}, heads={"boxes": Detection(2)})
+
+
 def subject_of(name: str, quality: float) -> Subject:
     """Outputs that the objective reads, right for a share of the examples."""
+    if OBJECTIVES.get(name).reads == "boxes":
+        return box_subject(quality)
     return custom_subject(quality) if OBJECTIVES.get(name).reads == "outputs" else subject(quality)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.core.heads import Dense
+from autocompress.core.boxes import BOX_OUTPUTS
+from autocompress.core.heads import Dense, Detection
 from autocompress.core.knobs import Choice, FloatRange, IntRange
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
@@ -22,6 +23,7 @@ FAMILIES = [pytest.param(STUDENTS.get(name), id=name) for name in STUDENTS.names
 INPUTS = {
     "cnn": (InputSpec((1, 8, 8)),),
     "cnn1d": (InputSpec((1, 40)),),
+    "detector": (InputSpec((1, 16, 24)),),
     "interaction": (InputSpec((), vocabulary=40), InputSpec((), vocabulary=60), InputSpec((5,))),
     "table_mlp": (InputSpec((5,)), InputSpec((3,), vocabulary=9)),
     "table_resnet": (InputSpec((5,)), InputSpec((3,), vocabulary=9)),
@@ -33,7 +35,9 @@ INPUTS = {
     "unet": (InputSpec((1, 8, 8)),),
 }
 # Positions with logits of their own in one example.
-POSITIONS = {"unet": (8, 8)}
+POSITIONS = {"unet": (8, 8), "detector": (2, 3)}
+# Kind of head, and outputs at each position besides its classes, of families with positions.
+KINDS, MORE = {"unet": Dense, "detector": Detection}, {"detector": BOX_OUTPUTS}
 HEADS = {"label": 10}
 
 
@@ -58,7 +62,7 @@ def build(family, seed=0, heads=HEADS, **knobs):
 def heads_of(family, heads):
     if family.name not in POSITIONS:
         return heads
-    return {name: Dense(size) if size else size for name, size in heads.items()}
+    return {name: KINDS[family.name](size) if size else size for name, size in heads.items()}
 
 
 def batch(family, size=3):
@@ -99,7 +103,7 @@ class TestBuild:
         for knobs in ends(family):
             with torch.no_grad():
                 logits = build(family, **knobs).eval()(*batch(family))
-            assert logits.shape == (3, 10, *POSITIONS.get(family.name, ()))
+            assert logits.shape == (3, 10 + MORE.get(family.name, 0), *POSITIONS.get(family.name, ()))
             assert logits.isfinite().all()
 
     @pytest.mark.slow
@@ -130,13 +134,20 @@ class TestBuild:
     @pytest.mark.slow
     def test_it_learns(self, family):
         model, inputs, targets = build(family), batch(family, 40), torch.arange(40) % 10
-        if family.name in POSITIONS:
+        loss_of = nn.functional.cross_entropy
+        if family.name == "detector":
+            # A bright pixel is the corner of an object.
+            inputs, loss_of = (inputs[0].clamp(max=0),), Detection(10).loss
+            inputs[0][:20, :, :8] += 3
+            targets = torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.5]]).repeat(40, 1, 1)
+            targets[20:, :, 0] = -1
+        elif family.name in POSITIONS:
             # What a position is shows in the input there.
             targets = (inputs[0].squeeze(1) > 0).long()
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
         losses = []
         for _ in range(20):
-            loss = nn.functional.cross_entropy(model(*inputs), targets)
+            loss = loss_of(model(*inputs), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -148,7 +159,7 @@ class TestBuild:
     def test_several_heads_return_a_mapping(self, family):
         heads = {"label": 10, "more": 3}
         found = build(family, heads=heads).eval()(*batch(family))
-        assert {head: logits.shape[1] for head, logits in found.items()} == heads
+        assert {head: logits.shape[1] - MORE.get(family.name, 0) for head, logits in found.items()} == heads
 
     def test_an_example_does_not_depend_on_its_batch(self, family):
         model = build(family).eval()

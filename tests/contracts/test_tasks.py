@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from autocompress.core.boxes import BOX_OUTPUTS, NO_BOX
 from autocompress.core.heads import IGNORED, as_head
 from autocompress.core.preprocessing import check_preprocessing, dump_input
 from autocompress.core.registry import OBJECTIVES, STUDENTS, TASKS
 from autocompress.core.task import Splits, Task, logits_by_head
 from autocompress.export.pipeline import ENCODERS
+from autocompress.models.detector import STRIDE
 
 Make = Callable[[], Task]
 
@@ -54,6 +56,13 @@ class TestTask:
             assert set(split.targets) == set(task.heads)
             for head, size in task.heads.items():
                 target = split.targets[head]
+                if as_head(size).kind == "detection":
+                    # A class and four corners for each box; a row without a box has the class -1.
+                    target = target[..., 0][target[..., 0] != NO_BOX].long()
+                    assert split.targets[head].shape == (len(split), split.targets[head].shape[1], 5)
+                    assert len(target)
+                    assert 0 <= int(target.min()) <= int(target.max()) < size
+                    continue
                 assert target.shape == (len(split), *(task_positions(task) if as_head(size).has_positions else ()))
                 # A missing label has an index of its own; every split has some that are known.
                 labels = target[target != IGNORED]
@@ -89,6 +98,8 @@ class TestTask:
             positions = task_positions(task) if as_head(size).has_positions else ()
             # Words have their classes last, and pixels have them where images have their channels.
             shape = (size, *positions) if len(positions) == 2 else (*positions, size)
+            if as_head(size).kind == "detection":
+                shape = (size + BOX_OUTPUTS, *(side // STRIDE for side in positions))
             assert logits[head].shape == (4, *shape)
         loss = task.loss(logits, batch.targets)
         assert loss.shape == ()

@@ -10,6 +10,7 @@ from autocompress.core.heads import (
     IGNORED,
     Binary,
     Dense,
+    Detection,
     Head,
     Levels,
     MultiLabel,
@@ -29,6 +30,7 @@ EVERY_KIND = [
     Dense(3),
     Tags(5),
     Regression(2, scale=(1.0, 2.0), loss_name="huber"),
+    Detection(4, least_score=0.5),
 ]
 
 
@@ -145,3 +147,67 @@ class TestKinds:
     def test_an_unknown_loss_is_an_error(self) -> None:
         with pytest.raises(TrialError, match="mse, mae, huber, quantile, not 'l2'"):
             Regression(1, loss_name="l2")
+
+
+class TestDetection:
+    # One cell for each quarter of an image: of two images, the first has a box in its first cell.
+    TARGETS = torch.tensor([[[1.0, 0.0, 0.0, 0.5, 0.5]], [[-1.0, 0.0, 0.0, 0.0, 0.0]]])
+
+    def draw_maps(self) -> torch.Tensor:
+        """Return maps that are right: [2, 2 + 5, 2, 2]."""
+        maps = torch.zeros(2, 7, 2, 2)
+        maps[:, :2], maps[:, 2] = -20, -20
+        maps[0, 1, 0, 0], maps[0, 2, 0, 0] = 20, 20
+        maps[:, -2:] = math.log(math.expm1(1))
+        return maps
+
+    def test_right_maps_have_no_loss_and_any_change_of_an_object_has_one(self) -> None:
+        head, right = Detection(2), self.draw_maps()
+        assert float(head.loss(right, self.TARGETS)) == pytest.approx(0, abs=1e-5)
+        for channel in range(7):
+            wrong = right.clone()
+            wrong[0, channel, 0, 0] += -25 if channel in (1, 2) else 25
+            assert float(head.loss(wrong, self.TARGETS)) > 0.3, channel
+        # The box and the overlap of the background are not learned, and its classes are.
+        wrong = right.clone()
+        wrong[1, 2:] += 3
+        assert float(head.loss(wrong, self.TARGETS)) == pytest.approx(0, abs=1e-5)
+        wrong[1, 0, 1, 1] = 5
+        assert float(head.loss(wrong, self.TARGETS)) > 1
+
+    def test_losses_of_examples_have_the_loss_as_mean(self) -> None:
+        head, maps = Detection(2), noise(2, 7, 2, 2)
+        losses = head.losses(maps, self.TARGETS)
+        torch.testing.assert_close(losses.mean(), head.loss(maps, self.TARGETS))
+        # Images without any box.
+        assert float(head.loss(maps, self.TARGETS[1:].repeat(2, 1, 1))) > 0
+        assert float(head.loss(maps, torch.zeros(2, 0, 5))) > 0
+
+    def test_the_distance_is_that_of_classes_everywhere_and_of_boxes_where_the_teacher_sees_one(self) -> None:
+        head, teacher = Detection(2), self.draw_maps()
+        assert float(head.distance(teacher, teacher)) == pytest.approx(0, abs=1e-6)
+        student = teacher.clone()
+        student[1, 2:] += 3
+        assert float(head.distance(student, teacher)) == pytest.approx(0, abs=1e-3)
+        student[0, 3, 0, 0] += 2
+        assert float(head.distance(student, teacher)) == pytest.approx(2, abs=1e-3)
+        student[1, 0] = 0
+        assert float(head.distance(student, teacher)) == pytest.approx(2 + 4 * math.log(2), abs=1e-3)
+
+    def test_the_prediction_holds_boxes_of_low_scores_too(self) -> None:
+        head, maps = Detection(2, least_score=0.5), self.draw_maps()
+        maps[1, 0, 1, 1], maps[1, 2, 1, 1] = 0, math.log(0.3 / 0.7)
+        boxes = head.predict(maps)
+        torch.testing.assert_close(boxes[0, 0], torch.tensor([1.0, 1.0, 0.0, 0.0, 0.5, 0.5]))
+        assert boxes[1, 0, :2].tolist() == pytest.approx([0, math.sqrt(0.15)])
+        assert head.compare_predictions(boxes, boxes) == 1
+        assert head.compare_predictions(boxes, boxes * torch.tensor([0, 1, 1, 1, 1, 1])) == 0
+
+    def test_maps_of_another_shape_or_grid_are_refused(self) -> None:
+        head, maps = Detection(2), self.draw_maps()
+        with pytest.raises(TrialError, match=r"\[2, 6, 2, 2\] do not fit .* of 2 classes: give \[B, 7, h, w\]"):
+            head.loss(maps[:, :6], self.TARGETS)
+        with pytest.raises(TrialError, match="both need one grid"):
+            head.distance(maps[..., :1], maps)
+        with pytest.raises(TrialError, match="has boxes; use mean_ap"):
+            head.flatten(maps)

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, strategies as st
 from PIL import Image, ImageFile
 
+from autocompress.core.boxes import MOST_COMPARED, OVERLAP, select_boxes
 from autocompress.core.preprocessing import (
     CandidatesInput,
     IdInput,
@@ -113,6 +115,13 @@ class TestImages:
         )
         expected = image_pixels(self.picture(mode), record.shape, True, tones)
         assert np.array_equal(encoder(record)(self.picture(mode)), (expected.astype(np.float32) - 10) / 2)
+
+    def test_a_stretched_image_is_that_of_the_training(self) -> None:
+        record = replace(self.RECORD, shape=(3, 6, 6), stretch=True)
+        expected = image_pixels(self.picture("RGB"), record.shape, True, stretch=True).astype(np.float32)
+        expected = (expected - np.float32([[[10]], [[20]], [[30]]])) / np.float32([[[2]], [[3]], [[4]]])
+        assert np.array_equal(encoder(record)(self.picture("RGB")), expected)
+        assert not np.array_equal(encoder(replace(record, stretch=False))(self.picture("RGB")), expected)
 
     @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP"])
     def test_a_file_and_its_bytes_are_decoded_as_in_training(self, form: str, tmp_path: Path) -> None:
@@ -317,6 +326,34 @@ class TestPredictions:
         tokens = Session(lambda x: np.stack([x % 2, 1 - x % 2], -1).astype(np.float32), ("b", 5))
         made = make([TextInput("bytes", 5, 257)], tokens, kind="tags", axis=-1)
         assert made.predict("abc")["label"]["classes"] == ["yes", "no", "yes"]
+
+    @pytest.mark.parametrize("form", ["file", "rotated", "bytes", "array", "image"])
+    def test_boxes_are_those_of_the_maps_in_pixels_of_the_image(self, form: str, tmp_path: Path) -> None:
+        generator = torch.Generator().manual_seed(3)
+        maps = 2 * torch.randn(1, 7, 6, 9, generator=generator)
+        image = Image.new("L", (30, 20))
+        exif = Image.Exif()
+        # A camera's rotation by a quarter.
+        exif[0x0112] = 6 if form == "rotated" else 1
+        (image.rotate(90, expand=True) if form == "rotated" else image).save(tmp_path / "image.png", exif=exif)
+        values = {"bytes": (tmp_path / "image.png").read_bytes(), "array": np.asarray(image), "image": image}
+        record = ImageInput((1, 48, 72), True, (0.0,), (1.0,), stretch=True)
+        selection = {"least_score": 0.3, "overlap": OVERLAP, "compared": MOST_COMPARED, "most": 5}
+        made = make([record], Session(lambda x: maps.numpy(), ("b", 1, 48, 72)), kind="detection", **selection)
+        boxes = made.predict(values.get(form, tmp_path / "image.png"))["label"]["boxes"]
+        expected = select_boxes(maps, 0.3, most=5)[0]
+        assert len(boxes) == len(expected) == 5
+        assert [box["class"] for box in boxes] == [["no", "yes"][int(number)] for number in expected[:, 0]]
+        assert [box["score"] for box in boxes] == pytest.approx(expected[:, 1].tolist(), abs=1e-6)
+        pixels = (expected[:, 2:] * torch.tensor([30, 20, 30, 20])).tolist()
+        assert [box["box"] for box in boxes] == [pytest.approx(row, abs=1e-4) for row in pixels]
+
+    def test_maps_without_an_object_have_no_boxes(self) -> None:
+        record = ImageInput((1, 16, 16), False, (0.0,), (1.0,))
+        selection = {"least_score": 0.3, "overlap": OVERLAP, "compared": MOST_COMPARED, "most": 5}
+        session = Session(lambda x: np.full((1, 7, 2, 2), -9, np.float32), ("b", 1, 16, 16))
+        made = make([record], session, kind="detection", **selection)
+        assert made.predict(np.zeros((16, 16), np.uint8)) == {"label": {"boxes": []}}
 
     def test_numbers_have_names(self) -> None:
         made = make([TensorInput("input", (2,))], Session(lambda x: x, ("b", 2)), kind="regression")

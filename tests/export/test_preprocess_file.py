@@ -66,6 +66,7 @@ def test_inputs_and_outputs_are_described() -> None:
         "scale": 16,
         "background": "white",
         "peak": 65535.0,
+        "stretch": False,
         "name": "image",
     }
     first, second = content["outputs"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from autocompress.tasks.augment import crop_and_flip, draw_crops, random_affine, random_shift
+from autocompress.tasks.augment import crop_and_flip, crop_boxes, draw_crops, random_affine, random_shift
 
 
 def test_no_motion_is_the_identity() -> None:
@@ -72,3 +72,26 @@ class TestShift:
         factors = random_shift(torch.ones(500, 1, 4), seed=1, scale=0.2)[:, 0, 0]
         assert 0.8 <= float(factors.min()) < 0.81
         assert 1.19 < float(factors.max()) <= 1.2
+
+
+class TestBoxes:
+    BOX = torch.tensor([[[2.0, 0.25, 0.5, 0.5, 1.0], [-1.0, 0.0, 0.0, 0.0, 0.0]]])
+
+    def crop(self, row: int, column: int, flip: int = 0) -> list[float]:
+        """Return the first box of images of 4 x 8 pixels, padded by 4 and cropped at a position."""
+        moved = crop_boxes(self.BOX, torch.tensor([[row, column, flip]]), 4, (4, 8))
+        assert moved[0, 1].tolist() == [-1, 0, 0, 0, 0]
+        box: list[float] = moved[0, 0].tolist()
+        return box
+
+    def test_the_middle_is_the_box_itself(self) -> None:
+        assert self.crop(4, 4) == self.BOX[0, 0].tolist()
+
+    def test_it_moves_and_is_mirrored_in_shares_of_the_image(self) -> None:
+        assert self.crop(6, 2) == [2, 0.5, 0, 0.75, 0.5]
+        assert self.crop(4, 4, flip=1) == [2, 0.5, 0.5, 0.75, 1]
+        assert self.crop(6, 2, flip=1) == [2, 0.25, 0, 0.5, 0.5]
+
+    def test_it_is_cut_at_the_border_and_gone_where_little_is_left(self) -> None:
+        assert self.crop(3, 4) == [2, 0.25, 0.75, 0.5, 1]
+        assert self.crop(2, 4) == [-1, 0, 0, 0, 0]

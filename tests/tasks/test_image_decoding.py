@@ -85,6 +85,13 @@ class TestPixels:
         bars[:, 10:20] = 255
         assert image_pixels(Image.fromarray(bars), (3, 5, 5), True).min() > 200
 
+    def test_a_stretched_image_keeps_its_borders(self) -> None:
+        bars = np.zeros((10, 30, 3), np.uint8)
+        bars[:, :10] = 255
+        pixels = image_pixels(Image.fromarray(bars), (3, 6, 6), True, stretch=True)
+        assert pixels[:, :, 0].min() > 200
+        assert pixels[:, :, 4:].max() < 50
+
     def test_another_size_is_an_error_unless_resizing_is_asked_for(self) -> None:
         with pytest.raises(UsageError, match="is 6x4, but the first image is 8x8; give `size`"):
             image_pixels(picture(), (3, 8, 8), False)

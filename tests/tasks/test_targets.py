@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from autocompress.core.heads import IGNORED, Regression, as_head
+from autocompress.core.heads import IGNORED, Detection, Head, Regression, as_head
 from autocompress.errors import UsageError
 from autocompress.tasks.module import Module
-from autocompress.tasks.targets import check_head_names, make_strata, metrics_of, read_targets
+from autocompress.tasks.targets import check_head_names, make_strata, metrics_of, read_head, read_targets
 from autocompress.tasks.tensors import Tensors
 
 N = 240
@@ -119,3 +119,9 @@ def test_numbers_are_stratified_by_their_size() -> None:
 
 def test_several_kinds_are_summed_up_by_their_mean_score() -> None:
     assert metrics_of([Regression(1), as_head(3)])[:3] == ("mean_score", "r2", "accuracy")
+
+
+@pytest.mark.parametrize("kind", ["detection", Detection(2)])
+def test_boxes_are_targets_of_a_task_of_their_own(kind: str | Head) -> None:
+    with pytest.raises(UsageError, match="the task of that name has; a detector of your own has a CustomHead"):
+        read_head("boxes", {"train": torch.zeros(9, 1, 5)}, kind, None, None)

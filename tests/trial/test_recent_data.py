@@ -8,6 +8,7 @@ import torch
 from safetensors.numpy import save_file
 from torch.utils.data import TensorDataset
 
+from autocompress.core.heads import Custom, Detection, Head
 from autocompress.core.task import InputSpec, Split
 from autocompress.errors import UsageError
 from autocompress.trial.recent_data import MIN_EXAMPLES, RecentData, read_recent_data, split_recent_data
@@ -99,6 +100,12 @@ def test_one_of_several_heads_alone_is_refused() -> None:
     heads = {"label": 3, "kind": 3}
     with pytest.raises(UsageError, match="lacks the targets of 'kind'"):
         read_recent_data((X, {"label": Y}), INPUTS, heads, NAMES)
+
+
+@pytest.mark.parametrize("head", [Detection(3), Custom(3)])
+def test_heads_whose_targets_arrays_do_not_hold_are_refused(head: Head) -> None:
+    with pytest.raises(UsageError, match=f"a model with a {head.kind} head cannot be adapted to recent data"):
+        read_recent_data((X, {"label": Y}), INPUTS, {"label": head}, NAMES)
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut off"])

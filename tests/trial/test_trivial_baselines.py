@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from autocompress.core.config import Part
+from autocompress.core.heads import Detection
 from autocompress.core.registry import BASELINES
 from autocompress.core.task import Split, Task
 from autocompress.tasks.images import Digits
@@ -43,6 +44,11 @@ def test_digits_have_a_linear_and_a_constant_baseline_on_every_split() -> None:
     assert math.isclose(measured["constant"].scores["select_val"]["loss"], math.log(10), abs_tol=0.01)
     # The teacher has no outputs on test before its front is frozen.
     assert set(measure_baselines(SETUP, ["test"])[0]["linear"].scores["test"]) == {"accuracy", "loss"}
+
+
+def test_boxes_have_no_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Digits, "heads", {"boxes": Detection(2)})
+    assert measure_baselines(SETUP) == ({}, [])
 
 
 def test_the_teacher_is_scored_on_its_training_split() -> None:
