@@ -1,16 +1,18 @@
 """A detector of drawn shapes, searched and exported: `python -m benchmarks.detection [--images 600 --seeds 1]`.
 
 Squares, discs, triangles and crosses, one to four of them and of 12 to 40 pixels, are drawn in random greys on images
-of noise, 96 x 96 pixels, and written with COCO's annotations. The shipped space `detection` is searched on them. The
-row shows the teacher and the candidate that the shipped rule recommends, at most 1 point of mAP lost on the selection
-split, among the candidates with at most 8 bits and at most half of the teacher's multiply-accumulates (MACs); mAP is
-that of the test split. It is exported, verified, and loaded from its files with pickle disabled; the share of boxes is
-that of pipeline.py on the image files which the searched model predicts too.
+of noise, 96 x 96 pixels, and written with COCO's annotations. The shipped space `detection` is searched on them with
+the changes of `--set`; the default teacher is trained for 40 epochs in floating point. The row shows the teacher and
+the candidate that the shipped rule recommends, at most 1 point of mAP lost on the selection split, among the candidates
+with at most 8 bits and at most half of the teacher's multiply-accumulates (MACs); mAP is that of the test split. It is
+exported, verified, and loaded from its files with pickle disabled; the share of boxes is that of pipeline.py on the
+image files which the searched model predicts too.
 """
 
 import argparse
 import json
 import pickle
+import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -179,8 +181,9 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 append_row(arguments.rows, measure_seed(seed, arguments, Path(folder)))
     table = format_table(load_rows(arguments.rows))
-    options = "".join(f" {word}" for word in (["--set", *arguments.set] if arguments.set else []))
-    command = f"`python -m benchmarks.detection --images {arguments.images} --seeds {arguments.seeds}{options}`"
+    options = ["--images", str(arguments.images), "--seeds", str(arguments.seeds)]
+    command = shlex.join([*options, *(["--set", *arguments.set] if arguments.set else [])])
+    command = f"`python -m benchmarks.detection {command}`"
     parts = ["# A detector of drawn shapes", command, describe_benchmark(__doc__), table]
     write_atomic(arguments.out, "\n\n".join(parts) + "\n")
     print(table)
