@@ -2,7 +2,7 @@
 
 Squares, discs, triangles and crosses, one to four of them and of 12 to 40 pixels, are drawn in random greys on images
 of noise, 96 x 96 pixels, and written with COCO's annotations. The shipped space `detection` is searched on them with
-the changes of `--set`; the default teacher is trained for 40 epochs in floating point. The row shows the teacher and
+the changes of `--set`; the teacher is trained for 40 epochs in floating point. The row shows the teacher and
 the candidate that the shipped rule recommends, at most 1 point of mAP lost on the selection split, among the candidates
 with at most 8 bits and at most half of the teacher's multiply-accumulates (MACs); mAP is that of the test split. It is
 exported, verified, and loaded from its files with pickle disabled; the share of boxes is that of pipeline.py on the
