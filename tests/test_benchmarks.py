@@ -285,10 +285,13 @@ def test_a_warm_start_is_compared_by_compute_cost_and_seconds(tmp_path: Path) ->
     assert cold[-1][2] == driver._archive.hypervolume
     costs = [cost for cost, _, _ in cold]
     assert costs == sorted(costs)
-    half = [(cost / 2, 3 * seconds, 0.995 * volume) for cost, seconds, volume in cold]
+    half = [(cost / 2, 3 * seconds, volume) for cost, seconds, volume in cold]
     page = warm_start.render([warm_start.compare("digits", 4, cold, half)])
-    assert re.search(r"\| digits \| 4 \| .* \| 99.5% \| 0.50 \| 3.00 \|", page)
-    assert re.search(r"\| digits \| 4 \| .* \| 100.0% \| not reached \| not reached \|", page)
+    for share in ("99.0", "99.5", "100.0"):
+        assert re.search(rf"\| digits \| 4 \| .* \| {share}% \| 0.50 \| 3.00 \|", page)
+    lower = [(cost, seconds, 0.9 * volume) for cost, seconds, volume in cold]
+    page = warm_start.render([warm_start.compare("digits", 4, cold, lower)])
+    assert re.search(r"\| digits \| 4 \| .* \| 99.0% \| not reached \| not reached \|", page)
 
 
 def test_calibration_sets_are_averaged_over_draws_before_seeds() -> None:

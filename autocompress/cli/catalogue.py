@@ -13,10 +13,10 @@ def list_tasks() -> Rows:
     rows = []
     for name in TASKS:
         task = TASKS.get(name)
-        # A task for user files has no heads before it has read them.
+        # A task for user files has no heads before it has read them, and a brought model neither heads nor metrics.
         heads = [f"{head} ({as_head(size).describe()})" for head, size in getattr(task, "heads", {}).items()]
         described = ", ".join(heads) or "from the data"
-        metrics = ", ".join(task.metrics)
+        metrics = ", ".join(getattr(task, "metrics", ()))
         rows.append({"task": name, "what it is": _first_line(task.__doc__), "heads": described, "metrics": metrics})
     return rows
 

@@ -25,11 +25,10 @@
   for (const event of ["pointermove", "keydown", "input", "wheel", "touchstart"]) {
     addEventListener(event, () => { lastInput = Date.now(); }, { passive: true });
   }
-  let shown = null;
+  const shown = document.querySelector("meta[name=version]").content;
   async function poll() {
     try {
       const version = await (await fetch("version", { cache: "no-store" })).text();
-      shown ??= version;
       if (version !== shown && Date.now() - lastInput > 1500) {
         saveState();
         location.reload();

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -109,7 +110,10 @@ class LiveServer(ThreadingHTTPServer):
         with self._lock:
             version = self._version()
             if version != self._cached[0]:
-                self._cached = (version, self._render().encode("utf-8", "backslashreplace"))
+                # The page says which version it is: its first poll may already see a later one.
+                stamp = f'<meta name="version" content="{escape(version)}">'
+                page = self._render().replace("<head>", f"<head>{stamp}", 1)
+                self._cached = (version, page.encode("utf-8", "backslashreplace"))
             return self._cached[1]
 
 

@@ -242,6 +242,7 @@ def test_few_trials_that_make_up_the_front_are_repeated(earlier: Path) -> None:
     assert 0 < len(repeats) <= len(on_front)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_warm_start_reaches_the_earlier_front_in_a_third_of_the_compute_cost(tmp_path: Path) -> None:
     ratios = []

@@ -70,7 +70,8 @@ class StoredPipeline:
 
     def __init__(self) -> None:
         self.task, self.model = PatternTask(), nn.Linear(3, 4)
-        self.teacher = SimpleNamespace(model=nn.Linear(3, 4))
+        teacher = nn.Linear(3, 4)
+        self.teacher = SimpleNamespace(model=teacher, module=teacher)
         self.splits = SimpleNamespace(select_val=SPLIT, test=SPLIT)
         self.contents: list[bytes] = []
         self.thresholds: dict[str, float | None] = {}

@@ -323,7 +323,7 @@ FOLLOWED = [
     (Arguments, VECTOR * 2, {"a"}),
     (ReturnsHidden, VECTOR, {"a"}),
     (Recurrent, TOKENS, {"hidden"}),
-    (Transformer, TOKENS, {"t.linear1"}),
+    (Transformer, TOKENS, {"t.linear1", "t.self_attn.in_proj_weight"}),
     (OwnAttention, TOKENS, {"e", "v", "up", "down"}),
     (Normalized, IMAGE, {"b"}),
     (MeanOverChannels, IMAGE, {"b"}),
