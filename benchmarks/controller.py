@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from autocompress.runtime.controller import ControllerSettings, LatencyControlle
 from autocompress.runtime.models import Level, build_levels, load_models
 from autocompress.runtime.service import Answer, ModelService, ServiceSettings, exempt_loaded_objects
 from autocompress.training.fit import FitRequest, fit, predict
-from autocompress.trial.pipeline import reproducible_torch
+from autocompress.trial.pipeline import RebuiltCandidate, reproducible_torch
 from benchmarks.common import describe_benchmark
 from benchmarks.variants import mean_and_error
 
@@ -227,22 +227,9 @@ def export_models(folder: Path) -> tuple[list[Path], list[float], Task]:
             "metric": "accuracy",
             "scores": {"accuracy": {"value": scores[-1], "direction": "maximize"}},
         }
-        deployable = Deployable(
-            config=CompressionConfig(student, (), FIT),
-            task_name=task.name,
-            task_options={},
-            labels=task.labels,
-            heads=dict(task.heads),
-            inputs=task.inputs,
-            example=task.example(),
-            float_model=model,
-            model=model,
-            prune_state=None,
-            quantize_state=None,
-            preprocessing=task.specify_preprocessing(0),
-            origin=origin,
-        )
-        folders.append(write_artifact(folder / f"m{number}", deployable, {}))
+        models = RebuiltCandidate(model, model, None, None)
+        deployable = Deployable.from_task(task, 0, CompressionConfig(student, (), FIT), models)
+        folders.append(write_artifact(folder / f"m{number}", replace(deployable, origin=origin), {}))
     return folders, scores, task
 
 

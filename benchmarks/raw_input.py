@@ -40,7 +40,7 @@ from autocompress.tasks.tabular import Tabular
 from autocompress.tasks.tagging import Tagging
 from autocompress.tasks.tensors import Tensors
 from autocompress.training.fit import FitRequest, fit, predict
-from autocompress.trial.pipeline import reproducible_torch
+from autocompress.trial.pipeline import RebuiltCandidate, reproducible_torch
 from benchmarks.common import append_row, describe_benchmark, load_rows
 
 DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", ""))
@@ -186,20 +186,8 @@ def _quantize(task: Task, case: Case, model: nn.Module, calibration: Split, seed
     method = QUANTIZE.get(part.name)
     context = Context(task.example(), (calibration.take(slice(0, 256)).inputs,))
     quantized, state = method.apply(model, method.config.of(part.values), context)
-    return Deployable(
-        config=CompressionConfig(case.student, (), case.fit, None, part, seed),
-        task_name=task.name,
-        task_options={},
-        labels=task.labels,
-        heads=dict(task.heads),
-        inputs=task.inputs,
-        example=task.example(),
-        float_model=model,
-        model=quantized,
-        prune_state=None,
-        quantize_state=state,
-        preprocessing=task.specify_preprocessing(seed),
-    )
+    config = CompressionConfig(case.student, (), case.fit, None, part, seed)
+    return Deployable.from_task(task, seed, config, RebuiltCandidate(model, quantized, None, state))
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:

@@ -133,9 +133,5 @@ def disable_nested_tensors(model: nn.Module) -> None:
             module.use_nested_tensor = False
 
 
-def _is_projected(module: nn.Module) -> bool:
-    return isinstance(module, ProjectedAttention)
-
-
 def _to_additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask

@@ -30,7 +30,9 @@ RADIUS = 1.5
 
 
 def measure_iou(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the IoU and the generalized IoU of boxes ``[..., 4]``, ``[...]`` each (Rezatofighi 2019).
+    """Return the IoU of pairs of boxes, ``[..., 4]`` to ``[...]``, and their generalized IoU.
+
+    The generalized IoU is that of Rezatofighi et al. 2019 (arXiv:1902.09630).
 
     Example:
         >>> measure_iou(torch.tensor([0.0, 0.0, 0.5, 1.0]), torch.tensor([0.0, 0.0, 1.0, 1.0]))[0]
@@ -91,6 +93,14 @@ def assign_boxes(targets: Tensor, height: int, width: int) -> Tensor:
     return torch.where(smallest < torch.inf, index, -1)
 
 
+def score_cells(maps: Tensor) -> Tensor:
+    """Return the score of each cell, ``[B, h, w]``.
+
+    It is the root of the largest probability of a class times the predicted IoU.
+    """
+    return (maps[:, :-BOX_OUTPUTS].amax(1).sigmoid() * maps[:, -BOX_OUTPUTS].sigmoid()).sqrt()
+
+
 def select_boxes(maps: Tensor, least: float, most: int = MOST_BOXES) -> Tensor:
     """Return class, score and box of the objects of each image, best first, ``[B, K, 6]``.
 
@@ -112,8 +122,7 @@ def select_boxes(maps: Tensor, least: float, most: int = MOST_BOXES) -> Tensor:
 
 
 def _select_block(maps: Tensor, least: float, most: int) -> Tensor:
-    logits, classes = maps[:, :-BOX_OUTPUTS].flatten(2).max(1)
-    scores = (logits.sigmoid() * maps[:, -BOX_OUTPUTS].flatten(1).sigmoid()).sqrt()
+    classes, scores = maps[:, :-BOX_OUTPUTS].flatten(2).argmax(1), score_cells(maps).flatten(1)
     # NaN is no score.
     scores = torch.where(scores >= least, scores, 0.0)
     count = min(MOST_COMPARED, int((scores > 0).sum(1).max()))
@@ -153,7 +162,7 @@ def pad_boxes(boxes: Sequence[Tensor], count: int) -> Tensor:
 
 
 def compare_boxes(objects: Tensor, expected: Tensor, least: float) -> float:
-    """Return the share of the boxes of both with a counterpart in the other: class and place are those of the box.
+    """Return the share of the boxes of both with a counterpart in the other: the class and the corners agree.
 
     Args:
         objects: Boxes of :func:`select_boxes`, ``[N, K, 6]``.

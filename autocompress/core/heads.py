@@ -594,7 +594,7 @@ class Detection(Head):
             )
         student, teacher = student.float(), teacher.float()
         kl = _bernoulli_kl(student[:, : -boxes.BOX_OUTPUTS + 1], teacher[:, : -boxes.BOX_OUTPUTS + 1])
-        seen = (teacher[:, : int(self)].amax(1).sigmoid() * teacher[:, -boxes.BOX_OUTPUTS].sigmoid()).sqrt()
+        seen = boxes.score_cells(teacher)
         ours, theirs = (torch.cat([maps[:, -4:-2], F.softplus(maps[:, -2:])], 1) for maps in (student, teacher))
         weighted = seen * (kl[:, -1] + (ours - theirs).abs().sum(1))
         return (kl[:, :-1].sum() + weighted.sum()) / seen.sum().clamp(min=1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import torch
 import yaml
@@ -30,7 +30,7 @@ from autocompress.core.method import Method, MethodState
 from autocompress.core.preprocessing import CandidatesInput, Preprocessing
 from autocompress.core.registry import PRUNE, QUANTIZE, STUDENTS, TASKS, Registry
 from autocompress.core.run_info import TargetInfo
-from autocompress.core.task import InputSpec, logits_by_head
+from autocompress.core.task import InputSpec, Task, logits_by_head
 from autocompress.errors import ArtifactError, AutocompressError
 from autocompress.export.architecture import (
     LARGEST_MODEL,
@@ -129,6 +129,32 @@ class Deployable:
     batches: tuple[tuple[Tensor, ...], ...] = ()
     exact: bool = False
     origin: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    @classmethod
+    def from_task(cls, task: Task, seed: int, config: CompressionConfig, models: RebuiltCandidate) -> Self:
+        """Return a model of a task, whose options are the default ones.
+
+        Args:
+            task: The task.
+            seed: Seed of the splits.
+            config: Config of the candidate, compression included.
+            models: Float and quantized model, with the states of their methods.
+        """
+        return cls(
+            config,
+            task.name,
+            {},
+            task.labels,
+            dict(task.heads),
+            task.inputs,
+            task.example(),
+            models.float_model,
+            models.model,
+            models.prune,
+            models.quantize,
+            models.start,
+            task.specify_preprocessing(seed),
+        )
 
     @property
     def lists(self) -> tuple[int, ...]:

@@ -290,20 +290,9 @@ def _build_deployable(
 ) -> Deployable:
     # Without a target there is one graph, and nothing to compare.
     compared = (pipeline.splits.calibration, pipeline.splits.select_val) if target.precisions.restricts else ()
-    return Deployable(
-        config,
-        pipeline.task.name,
-        setup.task.values,
-        pipeline.task.labels,
-        dict(pipeline.task.heads),
-        pipeline.task.inputs,
-        pipeline.task.example(),
-        models.float_model,
-        models.model,
-        models.prune,
-        models.quantize,
-        models.start,
-        pipeline.task.specify_preprocessing(setup.split_seed),
+    return replace(
+        Deployable.from_task(pipeline.task, setup.split_seed, config, models),
+        task_options=setup.task.values,
         target=target,
         batches=tuple(batch.inputs for split in compared for batch in split.batches(COMPARED_BATCH)),
     )

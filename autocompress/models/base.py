@@ -73,6 +73,24 @@ def check_heads(family: str, heads: Mapping[str, int], positions: str = "") -> N
             raise UsageError(f"student '{family}' has no outputs for the head '{name}' of {head.describe()}")
 
 
+def require_head_kind(family: str, heads: Mapping[str, int], kind: str, outputs: str) -> None:
+    """Check that there is a head, and that all heads are of the only kind that the family has outputs of.
+
+    Args:
+        family: Name of the family, for messages.
+        heads: Heads of the task.
+        kind: Kind of head with an output at each position: ``dense`` or ``detection``.
+        outputs: What the family predicts, for messages.
+
+    Raises:
+        UsageError: There is no head, or one of another kind.
+    """
+    check_heads(family, heads, positions=kind)
+    for name, head in heads.items():
+        if as_head(head).kind != kind:
+            raise UsageError(f"student '{family}' {outputs}, which the head '{name}' has not")
+
+
 def require_real_input(family: str, axes: tuple[str, ...], inputs: tuple[InputSpec, ...]) -> tuple[int, ...]:
     """Return the shape of the only input, which holds real numbers along the named axes.
 

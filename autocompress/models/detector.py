@@ -16,13 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core.boxes import BOX_OUTPUTS
-from autocompress.core.heads import as_head
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
-from autocompress.errors import UsageError
-from autocompress.models.base import check_heads, require_real_input
+from autocompress.models.base import require_head_kind, require_real_input
 from autocompress.models.convolutional import BLOCKS, StageConfig
-from autocompress.models.unet import double_size
+from autocompress.models.unet import join_features, list_features
 
 # How often the size is halved from the image to the grid: cells of 8 x 8 pixels.
 HALVINGS = 3
@@ -81,14 +79,9 @@ class Detector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the maps of the only head, or of every head by name."""
-        x = self.stem(x)
-        features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        x = self.reduction(x)
-        for joint, own in zip(self.joints, reversed(features[:-1]), strict=False):
-            x = joint(torch.cat([double_size(x, own.shape[2:]), own], 1))
+        *larger, x = list_features(self.stem(x), self.stages)
+        # Maps that are larger than the grid have no joint.
+        x = join_features(self.reduction(x), larger[len(larger) - len(self.joints) :], self.joints)
         maps = {head: predictor(x) for head, predictor in self.predictors.items()}
         return next(iter(maps.values())) if len(maps) == 1 else maps
 
@@ -113,10 +106,7 @@ class DetectorFamily:
             torch.Size([2, 8, 4, 5])
         """
         channels = require_real_input(self.name, ("channels", "height", "width"), inputs)[0]
-        check_heads(self.name, heads, positions="detection")
-        for name, head in heads.items():
-            if as_head(head).kind != "detection":
-                raise UsageError(f"student '{self.name}' predicts boxes, which the head '{name}' has not")
+        require_head_kind(self.name, heads, "detection", "predicts boxes")
         return Detector(config, channels, heads)
 
 

@@ -5,7 +5,7 @@
 The encoder is that of the family ``cnn`` (Ronneberger 2015, arXiv:1505.04597, with the blocks of that family).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autocompress.core.heads import as_head
 from autocompress.core.registry import STUDENTS
 from autocompress.core.task import InputSpec
-from autocompress.errors import UsageError
-from autocompress.models.base import check_heads, require_real_input
+from autocompress.models.base import require_head_kind, require_real_input
 from autocompress.models.convolutional import BLOCKS, StageConfig
 
 
@@ -56,15 +54,32 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the logits of the only head, or of every head by name."""
         size = x.shape[2:]
-        x = self.stem(x)
-        features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        for stage, skip in zip(self.decoder, reversed(features[:-1]), strict=True):
-            x = stage(torch.cat([double_size(x, skip.shape[2:]), skip], 1))
+        *larger, x = list_features(self.stem(x), self.stages)
+        x = join_features(x, larger, self.decoder)
         logits = {head: fit_size(classifier(x), size) for head, classifier in self.classifiers.items()}
         return next(iter(logits.values())) if len(logits) == 1 else logits
+
+
+def list_features(x: Tensor, stages: nn.Sequential) -> list[Tensor]:
+    """Return the output of each stage, from the largest map to the smallest."""
+    features = []
+    for stage in stages:
+        x = stage(x)
+        features.append(x)
+    return features
+
+
+def join_features(x: Tensor, features: Sequence[Tensor], blocks: nn.ModuleList) -> Tensor:
+    """Return a small map, doubled and joined by each block with the map of that size.
+
+    Args:
+        x: The smallest map.
+        features: Larger maps, one for each block, from the largest on.
+        blocks: Modules from both maps, side by side along the channels, to one, from the smallest size on.
+    """
+    for block, own in zip(blocks, reversed(features), strict=True):
+        x = block(torch.cat([double_size(x, own.shape[2:]), own], 1))
+    return x
 
 
 def fit_size(x: Tensor, size: torch.Size) -> Tensor:
@@ -97,10 +112,7 @@ class UNetFamily:
             torch.Size([2, 3, 9, 8])
         """
         channels = require_real_input(self.name, ("channels", "height", "width"), inputs)[0]
-        check_heads(self.name, heads, positions="dense")
-        for name, head in heads.items():
-            if as_head(head).kind != "dense":
-                raise UsageError(f"student '{self.name}' has a class for each pixel, which the head '{name}' has not")
+        require_head_kind(self.name, heads, "dense", "has a class for each pixel")
         return UNet(config, channels, heads)
 
 

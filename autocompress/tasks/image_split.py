@@ -7,7 +7,7 @@ from torch import Tensor
 
 from autocompress.core.heads import IGNORED
 from autocompress.core.task import Split, Targets
-from autocompress.tasks.augment import crop_and_flip, crop_boxes
+from autocompress.tasks.augment import crop_and_flip, crop_boxes, draw_crops
 
 # Images converted to double precision at once, which bounds the memory.
 CHUNK = 1024
@@ -138,6 +138,26 @@ def crop_target(target: Tensor, crops: Tensor, padding: int, size: tuple[int, in
     # What lies outside an image has no class.
     fill = NO_CLASS if target.dtype == torch.uint8 else IGNORED
     return crop_and_flip(target.unsqueeze(1), crops, padding, fill).squeeze(1)
+
+
+def draw_view(split: Split, index: int, *, padding: int, flip: bool) -> Split:
+    """Return an augmented view of images, shifted and some of them mirrored with their targets; view 0 is the split.
+
+    Args:
+        split: Images ``[N, C, H, W]`` with targets that :func:`crop_target` takes.
+        index: Number of the view.
+        padding: Largest shift in pixels.
+        flip: Whether half of the images are mirrored.
+    """
+    if index == 0:
+        return split
+    crops = draw_crops(len(split), index, padding=padding, flip=flip)
+    if isinstance(split, ImageSplit):
+        return split.with_crops(crops, padding)
+    (images,) = split.inputs
+    height, width = images.shape[2:]
+    moved = {head: crop_target(target, crops, padding, (height, width)) for head, target in split.targets.items()}
+    return Split((crop_and_flip(images, crops, padding),), moved)
 
 
 def _index_pixels(masks: Tensor) -> Tensor:

@@ -14,11 +14,10 @@ from autocompress.core.preprocessing import ImageInput, Preprocessing, RawExampl
 from autocompress.core.registry import TASKS
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.augment import crop_and_flip, draw_crops
 from autocompress.tasks.base import Supervised, describe_imbalance, stratify_rows
 from autocompress.tasks.image_decoding import DecodedImages, Tones, decode_parts, survey_images
 from autocompress.tasks.image_sources import Dataset, ImageParts, SelectedImages, open_image_path, read_image_datasets
-from autocompress.tasks.image_split import ImageSplit, Normalization
+from autocompress.tasks.image_split import ImageSplit, Normalization, draw_view
 from autocompress.tasks.split_rows import VALIDATION, choose_shares
 
 
@@ -198,12 +197,7 @@ class Images(Supervised):
 
     def view(self, split: Split, index: int) -> Split:
         """Return the images shifted by up to ``shift`` of their side, half of them mirrored; view 0 is the split."""
-        if index == 0:
-            return split
-        crops = draw_crops(len(split), index, padding=self._padding, flip=self._flip)
-        if isinstance(split, ImageSplit):
-            return split.with_crops(crops, self._padding)
-        return Split((crop_and_flip(split.inputs[0], crops, self._padding),), split.targets)
+        return draw_view(split, index, padding=self._padding, flip=self._flip)
 
     def teacher(self) -> tuple[Part, Part]:
         """Return a residual network of width 32, with a strided stem for large images, and its training config."""

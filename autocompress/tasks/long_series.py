@@ -45,16 +45,16 @@ def read_long_series(path: Path, series: str, label: str, order: str = "", key: 
     values = np.stack([read_numbers(table[name]) for name in channels])[:, rows]
     starts = np.flatnonzero(np.diff(codes[rows], prepend=-1))
     arrays = np.split(values, starts[1:], axis=1)
-    places = tuple(f"{path}: series '{name}'" for name in names)
+    locations = tuple(f"{path}: series '{name}'" for name in names)
     texts = {column: name_categories(table[column])[rows] for column in filter(None, (label, key))}
     for column, cells in texts.items():
-        for location, cell, group in zip(places, cells[starts], np.split(cells, starts[1:]), strict=True):
+        for location, cell, group in zip(locations, cells[starts], np.split(cells, starts[1:]), strict=True):
             other = next((value for value in group if value != cell), None)
             if cell == "" or other is not None:
                 problem = "has an empty" if cell == "" else f"has '{cell}' and '{other}' as"
                 raise UsageError(f"{location} {problem} '{column}'; all rows of a series have one")
     keys = tuple(texts[key][starts]) if key else ()
-    return stack_series(arrays, tuple(texts[label][starts]), places, keys)
+    return stack_series(arrays, tuple(texts[label][starts]), locations, keys)
 
 
 def _read_order(path: Path, table: pd.DataFrame, order: str) -> NDArray[np.float64]:
@@ -79,9 +79,9 @@ def read_series_list(arrays: Sequence[object], labels: Sequence[object]) -> Seri
     """
     if len(arrays) != len(labels) or not len(arrays):
         raise UsageError(f"there are {len(arrays)} series and {len(labels)} labels; give one label for each series")
-    places = tuple(f"series {row}" for row in range(len(arrays)))
+    locations = tuple(f"series {row}" for row in range(len(arrays)))
     values = []
-    for location, entry in zip(places, arrays, strict=True):
+    for location, entry in zip(locations, arrays, strict=True):
         try:
             array = np.asarray(entry, np.float64)
         except (TypeError, ValueError) as error:
@@ -89,13 +89,13 @@ def read_series_list(arrays: Sequence[object], labels: Sequence[object]) -> Seri
         if array.ndim not in (1, 2):
             raise UsageError(f"{location} has the shape {list(array.shape)}; give [L], or [C, L] with channels first")
         values.append(np.atleast_2d(array))
-    return stack_series(values, tuple(name_categories(pd.Series(list(labels), dtype=object))), places)
+    return stack_series(values, tuple(name_categories(pd.Series(list(labels), dtype=object))), locations)
 
 
 def stack_series(
     arrays: Sequence[NDArray[np.float64]],
     labels: tuple[str, ...],
-    places: tuple[str, ...],
+    locations: tuple[str, ...],
     keys: tuple[str, ...] = (),
 ) -> Series:
     """Return series ``[C, L]`` of different lengths as one array, with zeros behind the shorter ones.
@@ -103,9 +103,9 @@ def stack_series(
     Raises:
         UsageError: A series is empty or not finite, has no label, or has another number of channels.
     """
-    for location, array, label in zip(places, arrays, labels, strict=True):
+    for location, array, label in zip(locations, arrays, labels, strict=True):
         if len(array) != len(arrays[0]):
-            raise UsageError(f"{location} has {len(array)} channels, and {places[0]} has {len(arrays[0])}")
+            raise UsageError(f"{location} has {len(array)} channels, and {locations[0]} has {len(arrays[0])}")
         if not array.shape[1]:
             raise UsageError(f"{location} is empty; leave it out")
         if label == "":
@@ -118,5 +118,6 @@ def stack_series(
             values[row, :, : array.shape[1]] = array
     is_finite = np.isfinite(values).all((1, 2))
     if not is_finite.all():
-        raise UsageError(f"{places[int(np.argmin(is_finite))]} has a value that is missing or not finite; fill it in")
-    return Series(values, labels, keys, places, lengths)
+        location = locations[int(np.argmin(is_finite))]
+        raise UsageError(f"{location} has a value that is missing or not finite; fill it in")
+    return Series(values, labels, keys, locations, lengths)

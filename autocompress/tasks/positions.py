@@ -1,4 +1,4 @@
-"""Tasks of images whose targets are places in them, such as masks and boxes: splits, views and preprocessing."""
+"""Tasks of images whose targets are positions in them, such as masks and boxes: splits, views and preprocessing."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,10 @@ from torch import Tensor
 from autocompress.core.preprocessing import ImageInput, Preprocessing, RawExample
 from autocompress.core.task import InputSpec, Split, Splits
 from autocompress.errors import UsageError
-from autocompress.tasks.augment import crop_and_flip, draw_crops
 from autocompress.tasks.base import Supervised, check_positive
 from autocompress.tasks.image_decoding import DecodedImages, ImageSource, Tones, survey_images
 from autocompress.tasks.image_sources import SelectedImages
-from autocompress.tasks.image_split import ImageSplit, Normalization, crop_target
+from autocompress.tasks.image_split import ImageSplit, Normalization, draw_view
 from autocompress.tasks.images_folder import check_colour
 from autocompress.tasks.split_rows import VALIDATION, choose_shares, draw_rows
 
@@ -23,7 +22,7 @@ Rows = Mapping[str, tuple[str, Tensor]]
 
 
 class PositionTask(Supervised):
-    """Base class of tasks of images with one head whose targets are places; a subclass reads images and targets.
+    """Base class of tasks of images with one head whose targets are positions; a subclass reads images and targets.
 
     Args:
         path: Folder of the data.
@@ -123,16 +122,7 @@ class PositionTask(Supervised):
 
     def view(self, split: Split, index: int) -> Split:
         """Return images and targets shifted by up to ``shift`` of their side, half of them mirrored."""
-        if index == 0:
-            return split
-        crops = draw_crops(len(split), index, padding=self._padding, flip=self._flip)
-        if isinstance(split, ImageSplit):
-            return split.with_crops(crops, self._padding)
-        height, width = self.shape[1:]
-        moved = {
-            head: crop_target(target, crops, self._padding, (height, width)) for head, target in split.targets.items()
-        }
-        return Split((crop_and_flip(split.inputs[0], crops, self._padding),), moved)
+        return draw_view(split, index, padding=self._padding, flip=self._flip)
 
     def _measure(self, rows: Rows) -> Normalization:
         part, index = rows["train"]

@@ -21,14 +21,14 @@ class Series:
         values: Finite values, ``[N, C, L]``; shorter series are filled with zeros.
         labels: Class of each series, as text.
         keys: Group or time of each series, as text; empty if the file is read without such a column.
-        places: Place of each series in the file, for messages.
+        locations: Location of each series in the file, for messages.
         lengths: Number of points of each series, ``[N]``; None if all have L.
     """
 
     values: NDArray[np.float32]
     labels: tuple[str, ...]
     keys: tuple[str, ...] = ()
-    places: tuple[str, ...] = ()
+    locations: tuple[str, ...] = ()
     lengths: NDArray[np.int64] | None = None
 
 
@@ -61,7 +61,7 @@ def _read_csv(path: Path, label: str, key: str) -> Series:
     values: list[NDArray[np.float32]] = []
     labels: list[str] = []
     keys: list[str] = []
-    places: list[str] = []
+    locations: list[str] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=DELIMITERS[path.suffix])
@@ -77,7 +77,7 @@ def _read_csv(path: Path, label: str, key: str) -> Series:
                 if len(row) != len(header):
                     raise UsageError(f"{path}:{line}: {len(row)} fields, but the header has {len(header)}")
                 labels.append(row[label_index].strip())
-                places.append(f"{path}:{line}")
+                locations.append(f"{path}:{line}")
                 if key:
                     keys.append(row[header.index(key)])
                 # What is left are the values of the series.
@@ -88,7 +88,7 @@ def _read_csv(path: Path, label: str, key: str) -> Series:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read ({error})") from None
     stacked = np.stack(values) if values else np.zeros((0, 0), np.float32)
-    return Series(stacked[:, None], tuple(labels), tuple(keys), tuple(places))
+    return Series(stacked[:, None], tuple(labels), tuple(keys), tuple(locations))
 
 
 def _parse_numbers(row: list[str], location: str) -> NDArray[np.float32]:
@@ -139,5 +139,5 @@ def _read_npz(path: Path, key: str) -> Series:
         row = int(np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))[0])
         raise UsageError(f"{path}: x[{row}] contains a value that is missing or not finite")
     label_texts, key_texts = (tuple(str(value) for value in array.tolist()) for array in (labels, keys))
-    places = tuple(f"{path}: x[{row}]" for row in range(len(values)))
-    return Series(values, label_texts, key_texts, places, lengths)
+    locations = tuple(f"{path}: x[{row}]" for row in range(len(values)))
+    return Series(values, label_texts, key_texts, locations, lengths)

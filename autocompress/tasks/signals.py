@@ -185,7 +185,7 @@ class Signals(Supervised):
         self._class_names = sort_classes(set(series_of_part["train"].labels))
         keys = key.read_keys(
             {part: series.keys for part, series in series_of_part.items()},
-            {part: series.places for part, series in series_of_part.items()},
+            {part: series.locations for part, series in series_of_part.items()},
         )
         self._parts = {
             part: replace(self._build_split(part, series), keys=keys[part]) for part, series in series_of_part.items()
@@ -277,8 +277,8 @@ class Signals(Supervised):
         self._is_padded = length is not None or len({*np.concatenate(list(lengths.values())).tolist()}) > 1
         self._length = length or int(train[math.ceil(UNTRUNCATED_SHARE * len(train)) - 1])
         share = float((train > self._length).mean())
-        self._truncated = f"{share:.0%} of the series are longer than {self._length} points and lose their end"
-        self._truncated = self._truncated if share else ""
+        text = f"{share:.0%} of the series are longer than {self._length} points and lose their end"
+        self._truncated = text if share else ""
         self._series = {part: replace(series, lengths=lengths[part]) for part, series in series_of_part.items()}
 
     def _measure_series(self, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,8 @@ def list_samples() -> list[str]:
 def read_headline(name: str) -> str:
     """Return the first sentence of a sample page."""
     text = (SAMPLES / name / "report.html").read_text(encoding="utf-8")
-    found = re.search(r"<h1[^>]*>(.*?)</h1>", text, flags=re.DOTALL)
-    return re.sub(r"<[^>]+>", "", found[1]).strip() if found else ""
+    match = re.search(r"<h1[^>]*>(.*?)</h1>", text, flags=re.DOTALL)
+    return re.sub(r"<[^>]+>", "", match[1]).strip() if match else ""
 
 
 def read_front(name: str) -> list[tuple[float, float]]:
@@ -47,12 +47,12 @@ def draw_front(name: str) -> str:
     costs, values = [math.log10(cost) for cost, _ in front], [value for _, value in front]
     (left, right), (low, high) = (min(costs), max(costs)), (min(values), max(values))
 
-    def place(cost: float, value: float) -> tuple[float, float]:
+    def locate(cost: float, value: float) -> tuple[float, float]:
         x = LEFT + (WIDTH - LEFT - MARGIN) * (cost - left) / ((right - left) or 1)
         y = HEIGHT - BOTTOM - (HEIGHT - BOTTOM - MARGIN) * (value - low) / ((high - low) or 1)
         return x, y
 
-    points = [place(cost, value) for cost, value in zip(costs, values, strict=True)]
+    points = [locate(cost, value) for cost, value in zip(costs, values, strict=True)]
     # A front is a staircase: a score is reached from its cost on.
     steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in points[1:])
     ends = (f"{high:.3g}", MARGIN + 4), (f"{low:.3g}", HEIGHT - BOTTOM)

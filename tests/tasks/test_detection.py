@@ -25,6 +25,7 @@ from autocompress.export.candidate import export_candidate
 from autocompress.export.verify import Metric, verify, verify_pipeline
 from autocompress.tasks.detection import DetectionTask
 from autocompress.training.fit import FitRequest, fit, predict
+from autocompress.trial.pipeline import RebuiltCandidate
 
 
 @pytest.fixture(autouse=True)
@@ -316,20 +317,8 @@ def test_an_int8_artifact_returns_the_boxes_of_the_model_in_pixels_of_the_file(f
     method = QUANTIZE.get(part.name)
     context = Context(task.example(), (splits.train.inputs,))
     quantized, state = method.apply(model.eval(), method.config.of(part.values), context)
-    deployable = Deployable(
-        config=CompressionConfig(student, (), training, None, part, 0),
-        task_name=task.name,
-        task_options={},
-        labels=task.labels,
-        heads=dict(task.heads),
-        inputs=task.inputs,
-        example=task.example(),
-        float_model=model,
-        model=quantized,
-        prune_state=None,
-        quantize_state=state,
-        preprocessing=task.specify_preprocessing(0),
-    )
+    config = CompressionConfig(student, (), training, None, part, 0)
+    deployable = Deployable.from_task(task, 0, config, RebuiltCandidate(model, quantized, None, state))
     artifact = write_artifact(tmp_path / "artifact", deployable, {})
     maps = predict(quantized, task, splits.test)["boxes"]
     head, metric = task.heads["boxes"], Metric("mean_ap_50", task.heads)

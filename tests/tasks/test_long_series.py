@@ -60,7 +60,7 @@ def test_rows_of_a_table_become_the_series_that_were_written(tmp_path: Path, nam
     path = write_long(tmp_path / name, series, labels)
     read = read_long_series(path, "id", "label")
     assert len(read.values) == N
-    by_place = {place.rpartition("'s")[2].rstrip("'"): row for row, place in enumerate(read.places)}
+    by_place = {place.rpartition("'s")[2].rstrip("'"): row for row, place in enumerate(read.locations)}
     for row in range(N):
         at = by_place[str(row)]
         np.testing.assert_allclose(read.values[at, :, : read.lengths[at]], series[row], rtol=1e-5)
