@@ -34,7 +34,8 @@
         location.reload();
         return;
       }
-      if (version.startsWith("ended")) {
+      // While the reader is busy, the page still shows what was before the end: it asks again.
+      if (version === shown && version.startsWith("ended")) {
         pane.textContent = "The search has ended: these are its final results.";
         return;
       }
