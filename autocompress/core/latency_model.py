@@ -21,6 +21,8 @@ FEATURES = 5
 #: Kind of a layer whose own kind was not calibrated, such as attention: the one with the same matrix product.
 LINEAR = "linear"
 FLOAT = (32, 32)
+#: Kind of a layer that reads rows of a table, which costs what it reads and not what the table holds.
+LOOKUP = "lookup"
 #: What a network computes beside its layers: other operators, changes between plain and blocked storage, and between
 #: floating point and integers.
 OPERATOR, REORDER, ROUND, DECODE = "operator", "reorder", "quantize", "dequantize"
@@ -45,7 +47,8 @@ class LayerWork:
         weights: Elements of its weights.
         bits: (weight bits, activation bits) of the kernel that computes it.
         kind: ``conv``, ``pointwise`` or ``depthwise`` with the number of spatial dimensions, such as ``conv2``;
-            ``linear`` for any other layer.
+            ``lookup`` for rows of a table; ``operator`` for the operators before the first layer; ``linear`` for any
+            other layer.
         channels: Input channels of one group, and output channels.
         operators: Other operators before the next layer, such as the addition of a shortcut.
         elements: Output elements of these operators.
@@ -60,6 +63,11 @@ class LayerWork:
     operators: int = 0
     elements: int = 0
 
+    @property
+    def has_integer_kernel(self) -> bool:
+        """Whether it multiplies integers."""
+        return self.bits != FLOAT and self.kind != LOOKUP
+
     def features(self, block: int) -> tuple[Kernel, tuple[float, ...]]:
         """Return the kernel that computes the layer, and the factors of its coefficients.
 
@@ -67,6 +75,8 @@ class LayerWork:
             block: Channels that the runtime stores together; 1 if it has no such kernels.
         """
         is_blocked = self.is_blocked(block)
+        if self.kind == LOOKUP:
+            return (self.kind, False, *self.bits), (1.0, 0.0, float(self.activations), 0.0, 0.0)
         # Blocks are padded with zeros, which are multiplied, too.
         macs = self.macs * (self._padding(block) if is_blocked else 1.0)
         # Kernels in blocks and those for integers read their inputs in place.
@@ -95,6 +105,8 @@ class LayerWork:
             multiple: Channels of a block.
             has_plain_input: Whether it reads the input of the network, which is not padded.
         """
+        if self.kind == LOOKUP:
+            return self
         if self.kind not in BLOCKED_KINDS:
             return replace(self, bits=FLOAT)
         inputs, outputs = self.channels
@@ -137,7 +149,7 @@ def list_features(layers: Sequence[LayerWork], block: int) -> list[tuple[Kernel,
         layers: Layers in the order in which they run.
         block: Channels that the runtime stores together; 1 if it has no such kernels.
     """
-    rows = [layer.features(block) for layer in layers]
+    rows = [layer.features(block) for layer in layers if layer.kind != OPERATOR]
     for before, after in pairwise(layers):
         if before.is_blocked(block) != after.reads_blocks(block) and after.kind != LINEAR:
             rows.append(((REORDER, True, *FLOAT), (1.0, 0.0, float(before.activations), 0.0, 0.0)))
@@ -159,9 +171,10 @@ def _list_roundings(layers: Sequence[LayerWork]) -> Iterator[tuple[str, int]]:
     for before, after in pairwise([None, *layers, None]):
         is_float = before is None or after is None or before.operators > 0
         elements = before.activations if before is not None else 0
-        if before is not None and before.bits != FLOAT and (is_float or after is None or after.bits == FLOAT):
+        reads, writes = (layer is not None and layer.has_integer_kernel for layer in (after, before))
+        if writes and (is_float or not reads):
             yield DECODE, elements
-        if after is not None and after.bits != FLOAT and (is_float or before is None or before.bits == FLOAT):
+        if reads and (is_float or not writes):
             yield ROUND, elements
 
 
@@ -195,13 +208,14 @@ class LatencyModel:
         channels.
         """
         layers = list(layers)
-        integer = [at for at, layer in enumerate(layers) if layer.bits != FLOAT]
+        integer = [at for at, layer in enumerate(layers) if layer.has_integer_kernel]
         by_work = sorted(integer, key=lambda at: layers[at].macs)
         # Floating point in: no layer, all, the half with the least work, the first and the last.
         choices: tuple[list[int], ...] = ([], integer, by_work[: len(by_work) // 2], [*integer[:1], *integer[-1:]])
         times = [self._sum_times(layers, choice) for choice in choices]
         if self.multiple > 1:
-            padded = [layer.pad_channels(self.multiple, at == 0) for at, layer in enumerate(layers)]
+            first = next((at for at, layer in enumerate(layers) if layer.kind != OPERATOR), 0)
+            padded = [layer.pad_channels(self.multiple, at == first) for at, layer in enumerate(layers)]
             times.append(self._sum_times(padded, []))
         return round(min(times), 9)
 

@@ -33,10 +33,17 @@ class Recovery(Settings):
 
 @dataclass(frozen=True)
 class LayerBits:
-    """Bit-widths of one layer; 32 stands for floating point."""
+    """Bit-widths of one layer; 32 stands for floating point.
+
+    Attributes:
+        weight: Bits of its weights.
+        activation: Bits of its inputs.
+        stored: Bits of its weights in an exported file, where the target computes them wider than it stores them.
+    """
 
     weight: int = 32
     activation: int = 32
+    stored: int = field(default=32, compare=False)
 
 
 def match_layers(model: nn.Module, patterns: Iterable[str]) -> list[str]:

@@ -42,7 +42,7 @@ from autocompress.trial.pipeline import list_computed_bits, reproducible_torch
 
 logger = logging.getLogger(__name__)
 
-STUDENTS = 16
+STUDENTS = 10
 # Of so many students, one is timed in integers, too: its export takes twice as long.
 INTEGER_EVERY = 2
 EXAMPLES = 32

@@ -151,12 +151,29 @@ def _remove_check(node: Node) -> None:
     node.graph.erase_node(node)
 
 
+def _rename(target: Function) -> Callable[[Node], None]:
+    """Return the replacement of an operation by another one with the same arguments."""
+
+    def replace_target(node: Node) -> None:
+        node.target = target
+
+    return replace_target
+
+
 _LOWERINGS: dict[object, Callable[[Node], None]] = {
+    # What Python's operators &, | and ^ call.
+    aten.__and__.Scalar: _rename(aten.bitwise_and.Scalar),
+    aten.__and__.Tensor: _rename(aten.bitwise_and.Tensor),
+    aten.__or__.Scalar: _rename(aten.bitwise_or.Scalar),
+    aten.__or__.Tensor: _rename(aten.bitwise_or.Tensor),
+    aten.__xor__.Scalar: _rename(aten.bitwise_xor.Scalar),
+    aten.__xor__.Tensor: _rename(aten.bitwise_xor.Tensor),
     aten.adaptive_avg_pool1d.default: _lower_pooling,
     aten.adaptive_avg_pool2d.default: _lower_pooling,
     aten.batch_norm.default: _lower_batch_norm,
     aten.to.dtype: _lower_conversion,
     aten._assert_tensor_metadata.default: _remove_check,
+    aten._assert_scalar.default: _remove_check,
 }
 
 

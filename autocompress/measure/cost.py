@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
-from autocompress.core.latency_model import LayerWork
+from autocompress.core.latency_model import LOOKUP, OPERATOR, LayerWork
 from autocompress.core.method import LayerBits
 
 FLOPS_PER_MAC = 2
@@ -55,8 +55,9 @@ class LayerCost:
             ``linear`` for any other layer.
         inputs: Input channels of one group of a convolution.
         operators: Operators without layers that run after it and before the next one, such as the addition of a
-            shortcut.
+            shortcut. Those before the first layer count for the model, whose name is empty.
         elements: Elements of the outputs of these operators.
+        lookups: Elements that it reads from a table of embeddings.
     """
 
     name: str
@@ -72,6 +73,7 @@ class LayerCost:
     inputs: int = field(default=1, compare=False)
     operators: int = field(default=0, compare=False)
     elements: int = field(default=0, compare=False)
+    lookups: int = field(default=0, compare=False)
 
 
 Layers = Mapping[str, LayerCost]
@@ -93,11 +95,11 @@ def layer_costs(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Laye
         >>> layer_costs(nn.Sequential(nn.Linear(4, 3)), (torch.zeros(1, 4),))["0"].macs
         12
     """
-    work, outputs, others = _count_operations(model, example)
+    work, outputs, others, lookups = _count_operations(model, example)
     sizes = _count_elements(model)
     costs = {}
     for name, module in model.named_modules():
-        if work.get(name) or name in sizes:
+        if work.get(name) or name in sizes or name in others:
             kind, inputs = _describe_kernel(module)
             operators, elements = others.get(name, (0, 0))
             costs[name] = LayerCost(
@@ -109,6 +111,7 @@ def layer_costs(model: nn.Module, example: tuple[Tensor, ...]) -> dict[str, Laye
                 inputs=inputs,
                 operators=operators,
                 elements=elements,
+                lookups=lookups[name],
             )
     return costs
 
@@ -192,14 +195,21 @@ def count_sparse_bytes(layers: Layers, bits: Bits) -> int:
 def list_layer_work(layers: Layers, bits: Bits) -> list[LayerWork]:
     """Return what a latency model needs to know of the layers that multiply, in their order.
 
+    Operators before the first layer, such as the look-ups of a bag of n-grams, come first.
+
     Example:
         >>> list_layer_work({"a": LayerCost("a", 12, weights=12, parameters=15, nonzero=15)}, {})[0].macs
         12
     """
     works = []
     for name, layer in layers.items():
+        widths = bits.get(name, LayerBits())
+        if layer.operators and not layer.macs:
+            works.append(LayerWork(0, 0, 0, kind=OPERATOR, operators=layer.operators, elements=layer.elements))
+        if layer.lookups:
+            # A table is not multiplied: its rows are decoded from the bits in which it is stored.
+            works.append(LayerWork(0, layer.lookups, 0, (widths.stored, widths.activation), LOOKUP))
         if layer.macs:
-            widths = bits.get(name, LayerBits())
             kernel = (widths.weight, widths.activation)
             channels = (layer.inputs, max(layer.channels, 1))
             work = LayerWork(layer.macs, layer.activations, layer.weights, kernel, layer.kind, channels)
@@ -333,19 +343,39 @@ _FUSED = {
 }
 
 
+# Operators that read rows of a table.
+_LOOKUPS = {
+    torch.ops.aten.embedding,
+    torch.ops.aten._embedding_bag,
+    torch.ops.aten._embedding_bag_forward_only,
+}
+
+
 class _OperatorCounter(TorchDispatchMode):
-    """Counts the operators that are neither layers nor views, with their output elements, after each layer."""
+    """Counts the operators that are neither layers nor views, with their output elements, after each layer.
+
+    Elements that are read from tables of embeddings count for the module that reads them.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.counts: dict[str, tuple[int, int]] = {}
+        self.lookups: Counter[str] = Counter()
         self.layer = ""
+        self.running: list[str] = []
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         output = function(*args, **(kwargs or {}))
         packet = function.overloadpacket
+        if self.running and self.running[-1].rpartition(".")[2] == QUANTIZER:
+            # It computes in the kernel of its layer.
+            return output
+        if packet in _LOOKUPS:
+            table, rows = args[:2]
+            self.lookups[self.running[-1]] += rows.numel() * table.shape[1]
+            return output
         # Kernels of a layer may return empty tensors beside their outputs.
         if (
             isinstance(output, Tensor)
@@ -359,8 +389,8 @@ class _OperatorCounter(TorchDispatchMode):
 
 def _count_operations(
     model: nn.Module, example: tuple[Tensor, ...]
-) -> tuple[dict[str, int], Counter[str], dict[str, tuple[int, int]]]:
-    """Return by module name: multiply-accumulates, output elements, and the operators after it with their elements.
+) -> tuple[dict[str, int], Counter[str], dict[str, tuple[int, int]], Counter[str]]:
+    """Return by module name: multiply-accumulates, output elements, operators after it with their elements, lookups.
 
     Torch's counter has only a running total, which is read whenever a module starts or ends.
     """
@@ -370,9 +400,9 @@ def _count_operations(
     # Its own tracker attaches hooks to the gradients of inputs, and fails for a view of a parameter without gradients.
     counter.mod_tracker = _WholeModel()
     macs = dict.fromkeys(names.values(), 0)
-    running: list[str] = []
     counted = 0
     others = _OperatorCounter()
+    running = others.running
 
     def credit_running_module() -> None:
         nonlocal counted
@@ -400,7 +430,7 @@ def _count_operations(
         counter,
     ):
         model(*example)
-    return macs, outputs, others.counts
+    return macs, outputs, others.counts, others.lookups
 
 
 @contextmanager

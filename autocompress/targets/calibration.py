@@ -57,7 +57,7 @@ PENALTY = 0.3
 # Networks by which two measurements are compared, because the load of the machine may have changed.
 REFERENCES = 5
 # Of the networks and of the fit: a model that an earlier version cached is not read.
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)

@@ -722,10 +722,11 @@ def list_computed_bits(state: MethodState, precisions: Precisions) -> dict[str, 
         return dict(state.bits)
     # Groups and lookup tables have no integer kernel: their weights are decoded to floating point.
     decoded = {entry["name"] for entry in state.history.get("layers", []) if entry["decoded"] is not None}
-    return {
-        name: LayerBits() if name in decoded else LayerBits(*precisions.computed_bits(bits.weight, bits.activation))
-        for name, bits in state.bits.items()
-    }
+    computed: dict[str, LayerBits] = {}
+    for name, bits in state.bits.items():
+        widths = (32, 32) if name in decoded else precisions.computed_bits(bits.weight, bits.activation)
+        computed[name] = LayerBits(*widths, stored=bits.weight)
+    return computed
 
 
 def digest_model(model: nn.Module, prune_state: MethodState | None, quantize_state: MethodState | None) -> str:

@@ -7,6 +7,7 @@ import pytest
 from autocompress.core.latency_model import (
     DECODE,
     LINEAR,
+    LOOKUP,
     OPERATOR,
     REORDER,
     ROUND,
@@ -122,6 +123,27 @@ def test_changes_between_integers_and_floating_point_count() -> None:
     assert count(integer, plain, integer) == {ROUND: 2, DECODE: 2}
     # A shortcut is added in floating point.
     assert count(replace(integer, operators=1, elements=4), integer) == {ROUND: 2, DECODE: 2}
+
+
+def test_rows_of_a_table_are_decoded_from_their_stored_bits_in_every_graph() -> None:
+    rows, head = LayerWork(0, 100, 0, (4, 32), LOOKUP), LayerWork(64, 8, 64, (8, 8))
+    coefficients = ((kernel(LOOKUP), (1.0, 0.0, 0.01, 0.0, 0.0)), (kernel(LOOKUP, (4, 32)), (3.0, 0.0, 0.02, 0.0, 0.0)))
+    model = LatencyModel(0.0, coefficients, multiple=16)
+    assert model.predict([rows]) == pytest.approx(3 + 0.02 * 100)
+    assert model.predict([replace(rows, bits=(32, 32))]) == pytest.approx(1 + 0.01 * 100)
+    # The choice between integers and floating point is that of the layers that multiply.
+    assert model.predict([rows, head]) == model.predict([rows])
+    assert [entry[0][0] for entry in list_features([rows, head], 1)] == [LOOKUP, LINEAR, ROUND, DECODE]
+
+
+def test_operators_before_the_first_layer_count() -> None:
+    first = LayerWork(0, 0, 0, kind=OPERATOR, operators=3, elements=20)
+    model = LatencyModel(0.0, ((kernel(OPERATOR), (1.0, 0.0, 0.5, 0.0, 0.0)),), multiple=16)
+    assert model.predict([first]) == 3 + 0.5 * 20
+    # The layer after them still reads the input of the network, which is not padded.
+    layer = LayerWork(18 * 9 * 64, 18 * 64, 18 * 9, (32, 32), "conv2", (1, 18))
+    work = LatencyModel(0.0, ((kernel("conv2"), (0.0, 1.0, 0.0, 0.0, 0.0)),), multiple=16)
+    assert work.predict([first, layer]) == work.predict([layer])
 
 
 def test_a_model_survives_a_round_trip() -> None:

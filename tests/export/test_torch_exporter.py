@@ -36,6 +36,15 @@ class Divided(Mixed):
         self.head = nn.Linear(12, 2)
 
 
+class Masked(Mixed):
+    """Python's operators on integers, a condition on a size, and the other layers."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        codes = (images * 255).long()
+        torch._check(images.shape[2] < 9)
+        return super().forward(((codes & 127) | (codes & 1) ^ 2) / 255)
+
+
 def build(kind: type[Mixed]) -> Mixed:
     torch.manual_seed(0)
     model = kind()
@@ -61,7 +70,7 @@ def count_decompositions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "expected"), [(Mixed, 0), (Divided, 1)])
+@pytest.mark.parametrize(("kind", "expected"), [(Mixed, 0), (Masked, 0), (Divided, 1)])
 def test_a_program_is_decomposed_only_where_an_operation_needs_it(
     kind: type[Mixed], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -389,3 +389,27 @@ def test_kernels_and_the_operators_between_them_are_described() -> None:
     assert [layer.bits for layer in layers] == [(8, 8), (32, 32)]
     # Neither the ReLU nor the views count.
     assert [layer.operators for layer in layers] == [2, 1]
+
+
+def test_lookups_and_the_operators_before_the_first_layer_are_described() -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.words = nn.EmbeddingBag(100, 4, mode="sum"), nn.Embedding(10, 3)
+            self.head = nn.Linear(7, 2)
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            rows = rows * 3 + 1
+            return self.head(torch.cat([self.table(rows), self.words(rows // 30).sum(1)], 1))
+
+    layers = layer_costs(Bag(), (torch.tensor([[5, 7, 11, 2, 3]]),))
+    # Decoded from 4 bits to floating point; the other table is stored in floating point.
+    works = cost.list_layer_work(layers, {"table": LayerBits(stored=4), "head": LayerBits(8, 8, stored=8)})
+    assert [work.kind for work in works] == ["operator", "lookup", "lookup", "linear"]
+    assert [work.bits for work in works[1:]] == [(4, 32), (32, 32), (8, 8)]
+    # Rows of five indices.
+    assert [work.activations for work in works] == [0, 5 * 4, 5 * 3, 2]
+    # Product, sum and quotient of five indices, the offset of one bag, the sum of three numbers, and seven joined ones.
+    assert (works[0].operators, works[0].elements) == (6, 3 * 5 + 1 + 3 + 7)
+    # A network without them has no such row.
+    assert cost.list_layer_work(layer_costs(nn.Linear(2, 2), (torch.zeros(1, 2),)), {})[0].kind == "linear"
