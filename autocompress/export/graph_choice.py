@@ -170,7 +170,8 @@ def _compare_graphs(
 
     def build(float_layers: Collection[str], blocks: Mapping[str, BlockWeight] | None = None) -> bytes:
         # Weights without rounded inputs are decoded once, whatever the options of a session.
-        return bytes(traced.build([*float_layers, *request.float_layers], blocks).SerializeToString())
+        graph = traced.build([*float_layers, *request.float_layers], blocks)
+        return bytes(target.adapt_graph(graph).SerializeToString())
 
     integer = request.integer_layers
     base = INTEGER if integer else FLOAT

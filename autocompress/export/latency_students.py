@@ -150,5 +150,6 @@ def _build_networks(
     layers, inputs = layer_costs(folded, example), [tensor.numpy() for tensor in example]
     for in_float in choices:
         computed = {name: widths for name, widths in bits.items() if name not in in_float}
-        content = bytes(traced.build([*in_float, *request.float_layers]).SerializeToString())
+        graph = traced.build([*in_float, *request.float_layers])
+        content = bytes(make_target(info.name, info.options).adapt_graph(graph).SerializeToString())
         yield tuple(list_layer_work(layers, computed)), TimedNetwork(content, inputs)

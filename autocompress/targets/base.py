@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from autocompress.core.atomic import compute_sha256, open_cache, write_atomic
 from autocompress.core.precisions import Precisions
@@ -78,6 +79,14 @@ class Target(ABC):
         Raises:
             ArtifactError: The target cannot run the model; the message names the operator or layer it lacks.
         """
+
+    def adapt_graph(self, graph: ModelProto) -> ModelProto:
+        """Return a graph that the target computes as written; the graph itself if no kernel departs from it.
+
+        Args:
+            graph: An exported graph, which may be changed.
+        """
+        return graph
 
     def convert(self, model: bytes) -> dict[str, bytes]:
         """Return the files that the device loads, by name; the ONNX file itself if it needs no other form.

@@ -2,11 +2,17 @@
 
 from typing import Any
 
+import numpy as np
+from onnx import ModelProto, helper, numpy_helper
+
 from autocompress.core.precisions import Precisions
 from autocompress.core.registry import TARGETS
 from autocompress.errors import ArtifactError
 from autocompress.targets.base import Model, Target, as_float32
 from autocompress.targets.onnxruntime import STORED_BITS
+
+# Name of the smallest number in a graph.
+_LOWEST = "lowest"
 
 
 @TARGETS.register("openvino")
@@ -30,6 +36,26 @@ class OpenVino(Target):
             reduce_range=form.reduce_range or form.weight_type == "uint8",
             weight_type="int8",
         )
+
+    def adapt_graph(self, graph: ModelProto) -> ModelProto:
+        """Return the graph with a maximum, which changes nothing, between a rounded branch and the sum that reads it.
+
+        Otherwise convolution, rounding and sum become one kernel, which leaves the rounding out.
+        """
+        rounded = {output for node in graph.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+        nodes = list(graph.graph.node)
+        del graph.graph.node[:]
+        for node in nodes:
+            for at, name in enumerate(node.input):
+                if node.op_type == "Add" and name in rounded:
+                    guarded = f"{node.output[0]}_term{at}"
+                    graph.graph.node.append(helper.make_node("Max", [name, _LOWEST], [guarded]))
+                    node.input[at] = guarded
+            graph.graph.node.append(node)
+        if any(_LOWEST in node.input for node in graph.graph.node):
+            lowest = np.array(np.finfo(np.float32).min, np.float32)
+            graph.graph.initializer.append(numpy_helper.from_array(lowest, _LOWEST))
+        return graph
 
     def load(self, model: bytes, threads: int = 1) -> Model:
         """Return a model ready to run.

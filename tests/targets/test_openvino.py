@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from autocompress.core.method import Context
 from autocompress.core.registry import QUANTIZE
@@ -35,6 +36,40 @@ def test_it_predicts_what_onnxruntime_does(name: str, bits: dict[str, int]) -> N
     found, expected = (make_target(target, {}).load(content)(inputs) for target in ("openvino", "onnxruntime"))
     for values, wanted in zip(found, expected, strict=True):
         assert (values.argmax(-1) == wanted.argmax(-1)).mean() >= 0.99
+
+
+class Branches(nn.Module):
+    """A sum of two convolutions, whose rounding is part of the same kernel, before a third one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        summed = (self.first(images) + self.second(images)).relu()
+        return self.head(self.third(summed).relu().mean((2, 3)))
+
+
+def test_branches_are_rounded_before_they_are_added() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(64, 8, 6, 6)
+    method = QUANTIZE.get("post_training")
+    config = method.config.of({"weight_bits": 8, "activation_bits": 8})
+    model, state = method.apply(Branches().eval(), config, Context((images[:1],), ((images,),)))
+    target = make_target("openvino", {})
+
+    def count_differences(*, is_adapted: bool) -> int:
+        graph = trace_quantized(model, state, (images[:1],), {"label": 4}, signed=True).build()
+        content = (target.adapt_graph(graph) if is_adapted else graph).SerializeToString()
+        # onnxruntime computes each operator as it is written, the maximum too.
+        outputs, expected = (
+            make_target(name, {}).load(content)([images.numpy()])[0] for name in ("openvino", "onnxruntime")
+        )
+        return int((abs(outputs - expected).max(1) > 1e-4).sum())
+
+    assert count_differences(is_adapted=True) <= 2
+    assert count_differences(is_adapted=False) > 32
 
 
 @pytest.mark.parametrize("size", [(13, 22), (40, 8), (64, 33)])
