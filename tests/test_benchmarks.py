@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
+from autocompress.core.config import Part
 from autocompress.core.registry import DISTILL, FITS, PRUNE, QUANTIZE, STUDENTS
 from autocompress.core.run_info import ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost
 from autocompress.engine.spec import load_spec
 from autocompress.tasks.detection import DetectionTask
-from benchmarks import calibration, class_weights, detection, promise, teachers, warm_start
+from benchmarks import calibration, class_weights, detection, gpu, promise, teachers, warm_start
 from benchmarks.common import geometric_mean
 from benchmarks.methods import COMPARISONS, DIGITS, MNIST1D, build_variants, format_tables
 from benchmarks.pretrained import CASES as PRETRAINED, PretrainedRow, draw_tones, score_pitch, write_table
@@ -329,3 +330,47 @@ def test_a_row_of_a_detector_shows_what_it_saves() -> None:
     line = detection.format_table([row | {"seconds": 60}]).splitlines()[-1]
     assert line.startswith("| 0 | 9 | 0.6000 (0.9000) | t1c2 | 8/8 | 0.5950 (0.8900) | 4 M → 2 M (")
     assert line.endswith(" | 100.00% | 1 min 0 s |")
+
+
+def test_a_device_is_measured_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"images": Part.of("cnn", width=4, depth=1, stages=1)}
+    monkeypatch.setattr(gpu, "STUDENTS", {name: (gpu.IMAGES, student) for name, student in small.items()})
+    # The compiler takes most of a minute.
+    monkeypatch.setattr(gpu.Training, "run_compiled", lambda *_: 1 / 0)
+    searched: list[tuple[object, ...]] = []
+
+    def search(name: str, device: str, workers: int, *_: object) -> dict[str, object]:
+        searched.append((name, device, workers))
+        return {"kind": "search", "student": name, "device": device, "workers": workers, "trials an hour": 9}
+
+    monkeypatch.setattr(gpu, "measure_search", search)
+    page = tmp_path / "gpu.md"
+    arguments = ["gpu", "--device", "cpu", "--seconds", "0.01", "--examples", "256", "--out", str(page)]
+    monkeypatch.setattr("sys.argv", arguments)
+    gpu.main()
+    training, agreement, *searches = [json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()]
+    assert training["float32"] > 0
+    assert training["bfloat16"] > 0
+    assert training["compiled"] == "ZeroDivisionError"
+    # The processor agrees with itself.
+    assert agreement["equal predictions"] == 1
+    assert agreement["difference of outputs"] == 0
+    assert searched == [("images", "cpu", workers) for workers in (0, 1, 2, 4, 8)]
+    assert len(searches) == 5
+    assert "| images | cpu | 8 | 9 |" in page.read_text()
+    # What is stored is not measured again.
+    gpu.main()
+    assert len(searched) == 5
+
+
+def test_texts_and_images_have_a_pattern_for_each_class() -> None:
+    images, labels = gpu.draw_examples(gpu.IMAGES, 200)
+    means = torch.stack([images[labels == label].mean(0) for label in range(gpu.CLASSES)])
+    assert images.shape == (200, 3, 32, 32)
+    assert float(means.std()) > 0.8
+    texts, labels = gpu.draw_examples(gpu.TEXTS, 200)
+    assert texts.shape == (200, gpu.LENGTH)
+    assert int(texts.min()) >= 1
+    assert int(texts.max()) < gpu.LETTERS
+    counts = [(texts[labels == label] == label + 1).float().mean() for label in range(gpu.CLASSES)]
+    assert min(counts) > 0.1
