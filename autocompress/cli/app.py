@@ -84,7 +84,7 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
     earlier: Annotated[
         str | None,
-        typer.Option("--from", metavar="RUN", help="An earlier run of the task, whose trials guide this search."),
+        typer.Option("--from", metavar="RUN", help="An earlier run of the task, whose trials this search starts from."),
     ] = None,
     log: Annotated[
         list[str] | None,

@@ -119,6 +119,8 @@ const drawing = (() => {
         margin: narrow.matches ? (isParallel ? { l: 56, r: 40, t: 72, b: 24 } : { l: 46, r: 8, t: 8, b: 44 }) : wide.margin,
         "legend.y": narrow.matches ? low : wide.y,
         "legend.yanchor": narrow.matches ? "top" : "bottom",
+        // Two columns: one below the other, the names would take half of a phone's plot.
+        ...(figure.layout.legend ? { "legend.entrywidthmode": narrow.matches ? "fraction" : "pixels", "legend.entrywidth": narrow.matches ? 0.48 : 0 } : {}),
         "font.size": narrow.matches ? 12 : 13,
         // A narrow plot has no room beside it; tooltips have the values.
         ...(figure.layout.coloraxis ? { "coloraxis.showscale": !narrow.matches } : {}),

@@ -179,6 +179,11 @@ const selection = (() => {
       const reason = `it has no kernel on the target ${rule.target} (${rule.simulated[row]})`;
       return higher.length ? `${reason}; it has ${higher.join(" and ")}` : reason;
     }
+    function describeChange(row, chosen) {
+      const change = (value(row, rule.score) - value(chosen, rule.score)) * sign;
+      if (change === 0) return `has the same ${score.label}`;
+      return `${change > 0 ? "gains" : "loses"} ${formatDifference(change, score)} of ${score.label}`;
+    }
     function describeAlternatives(chosen, rankable, bounds) {
       const rows = rankable.filter((row) => row !== chosen && isFeasible(row, bounds));
       const isDominating = (row) => {
@@ -189,7 +194,7 @@ const selection = (() => {
       return [
         ...rows.filter(isBaseline).map((row) => {
           const text = `${rule.baselines[id(row)]}: ${describeRow(row)}`;
-          return isDominating(row) ? `${text}; ${explainRejection(row, chosen)}` : text;
+          return isDominating(row) ? `${text}; ${explainRejection(row, chosen)}` : `${text}, which ${describeChange(row, chosen)}`;
         }),
         ...byCost(rows.filter((row) => isDominating(row) && !isBaseline(row))).slice(0, MOST_ALTERNATIVES).map((row) =>
           `${describeRow(row)} is no more expensive and at least as good on the selection split; ${explainRejection(row, chosen)}`),

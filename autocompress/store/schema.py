@@ -272,6 +272,11 @@ class StoredTrial:
     elapsed: float | None
     reason: str = ""
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether the trial was copied from an earlier run before the search began, at 0 seconds of it."""
+        return self.elapsed == 0.0 and self.job.role is Role.SEARCH
+
 
 def job_row(job: Job, parts: PartTable) -> Row:
     """Return the columns of ``ac_trials`` that describe a job."""

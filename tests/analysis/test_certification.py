@@ -299,7 +299,9 @@ def test_the_student_without_distillation_is_selected_where_it_is_as_good() -> N
     worse = worse.assign(bytes=table["bytes"], role=table["role"])
     picked = select_candidate(worse, info)
     assert picked.id == "t0c1"
-    assert picked.alternatives == ("t0c1 without distillation: t9c0 (97.6%, 500 B)",)
+    assert picked.alternatives == (
+        "t0c1 without distillation: t9c0 (97.6%, 500 B), which loses 0.2 points of accuracy",
+    )
 
 
 def test_a_baseline_that_dominates_but_is_not_certified_says_why() -> None:
