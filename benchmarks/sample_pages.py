@@ -50,9 +50,9 @@ class Sample:
 
 SAMPLES = {
     "digits": Sample("images, one head", 60, 5, 4, 3),
-    "langid_kind": Sample("text, two heads", 40, 6, 2, 2),
-    "mnist1d": Sample("signals, one head", 30, 5, 2, 3),
-    "ratings": Sample("recommendations", 40, 4, 3, 3),
+    "langid_kind": Sample("text, two heads", 40, 4, 2, 2),
+    "mnist1d": Sample("signals, one head", 30, 4, 2, 3),
+    "ratings": Sample("recommendations", 40, 3, 3, 3),
 }
 
 

@@ -254,7 +254,7 @@ def list_promise_notices(
     Example:
         >>> list_promise_notices(ObjectiveSpec("accuracy", "maximize"), 432, 0.005, 0.9)[0]
         'pick.max_drop: a loss of at most 0.5 points cannot be certified at 90% confidence on 432 validation examples;
-        the smallest certifiable loss is 0.53 points, and 0.5 points need at least 460 examples'
+        the smallest certifiable loss is 0.53 points, and at least 460 examples are needed for 0.5 points'
     """
     notices = []
     if examples < FEW_EXAMPLES:
@@ -271,8 +271,9 @@ def list_promise_notices(
     elif max_drop < (smallest := smallest_certifiable_loss(examples, confidence)):
         notices.append(
             f"{allowed} cannot be certified at {confidence:.0%} confidence on {examples:,} validation {unit}; the "
-            f"smallest certifiable loss is {100 * smallest:.2f} points, and {format_difference(max_drop, score)} need "
-            f"at least {count_needed_without_loss(max_drop, confidence):,} {unit}"
+            f"smallest certifiable loss is {100 * smallest:.2f} points, and at least "
+            f"{count_needed_without_loss(max_drop, confidence):,} {unit} are needed for "
+            f"{format_difference(max_drop, score)}"
         )
     return tuple(notices)
 

@@ -329,8 +329,17 @@ def print_checks(checks: Iterable[Check], console: Console, *, as_json: bool = F
         rows.append(asdict(check))
         if as_json:
             continue
-        line = Text.assemble((f"{check.state:<7}", _STATE_COLOURS[check.state]), f" {check.name:<12} {check.finding}")
-        console.print(line, soft_wrap=not console.is_terminal)
+        state = Text(f"{check.state:<7}", _STATE_COLOURS[check.state])
+        if console.is_terminal:
+            # Further lines of a finding stand below its first one.
+            row = Table.grid(padding=(0, 1, 0, 0))
+            row.add_column(width=7)
+            row.add_column(width=12)
+            row.add_column(overflow="fold")
+            row.add_row(state, check.name, Text(check.finding))
+            console.print(row)
+        else:
+            console.print(Text.assemble(state, f" {check.name:<12} {check.finding}"), soft_wrap=True)
         if check.fix:
             console.print(f"{'':<20} fix: {check.fix}", soft_wrap=True, highlight=False, markup=False)
     ready = "ready to search" if is_ready else "something is broken: see the fixes above"

@@ -112,7 +112,9 @@ const drawing = (() => {
     // Plotly changes the layout that it gets, so the original margins are kept here.
     const wide = { margin: { ...figure.layout.margin }, y: figure.layout.legend ? figure.layout.legend.y : 1 };
     const isParallel = figure.data[0]?.type === "parcoords";
-    const low = figure.layout.height < 400 ? -0.26 : -0.16;
+    // Below the title of the axis, as a share of the height of the plot: what margins and rows of the legend leave.
+    const rows = Math.ceil(figure.data.filter((trace) => trace.showlegend !== false && trace.name).length / 2);
+    const low = -48 / Math.max(80, Math.min(figure.layout.height, 480) - 60 - 20 * rows);
     function fit() {
       // On a narrow screen the legend is below the plot, which then has the full width.
       return {

@@ -50,7 +50,7 @@ _NAMES = {
     "front": "front",
     "teacher": "teacher",
     "again": "repeated, 95%",
-    "knee": "knee of the front",
+    "knee": "knee",
     "pick": "pick",
     "chosen": "pick within the limits",
 }

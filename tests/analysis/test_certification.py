@@ -279,7 +279,7 @@ def test_the_family_of_guaranteed_candidates_is_wrong_at_most_at_its_level() -> 
 def test_what_no_candidate_can_prove_is_said_before_the_search() -> None:
     assert list_promise_notices(ACCURACY, 432, 0.01, 0.9) == ()
     (notice,) = list_promise_notices(ACCURACY, 432, 0.005, 0.9)
-    assert "the smallest certifiable loss is 0.53 points, and 0.5 points need at least 460 examples" in notice
+    assert "the smallest certifiable loss is 0.53 points, and at least 460 examples are needed for 0.5 points" in notice
     assert list_promise_notices(ACCURACY, 432, 0.005, None) == ()
     assert "compared on 10 validation groups; with" in list_promise_notices(ACCURACY, 10, 0.01, 0.9, "groups")[0]
     few, none = list_promise_notices(ACCURACY, 20, 0.0, 0.9)
