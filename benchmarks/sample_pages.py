@@ -129,8 +129,8 @@ def take_pictures(page: Path, folder: Path, browser: Any) -> list[Path]:
             clip |= {"width": right - clip["x"] + margin, "height": bottom - clip["y"] + margin}
             image = Image.open(io.BytesIO(tab.screenshot(full_page=True, clip=clip)))
             paths.append(folder / f"{name}.png")
-            # 64 colours keep letters sharp in a fifth of the bytes.
-            image.convert("RGB").quantize(64).save(paths[-1], optimize=True, pnginfo=marks)
+            # A palette keeps letters sharp in a third of the bytes.
+            image.convert("RGB").quantize(256).save(paths[-1], optimize=True, pnginfo=marks)
     return paths
 
 

@@ -38,7 +38,7 @@ def list_commands(run: str, folder: str) -> list[list[str]]:
         ["front", run, "--where", "accuracy >= 90% and not (structured or bytes > 30 KB)"],
         ["pick", run],
         ["pick", run, "--max", "bytes=20KB"],
-        ["compare", run, run],
+        ["compare", run, run, "--out", f"{folder}/compare.html"],
         ["report", run, "--out", folder],
         ["doctor"],
     ]
@@ -77,9 +77,8 @@ def main() -> None:
         for words in list_commands(str(arguments.run), folder):
             processor, elapsed = measure(words, arguments.repeats)
             shown = " ".join(
-                {str(arguments.run): "RUN", folder: "FOLDER"}.get(word, f'"{word}"' if " " in word else word)
-                for word in words
-            )
+                {str(arguments.run): "RUN"}.get(word, f'"{word}"' if " " in word else word) for word in words
+            ).replace(folder, "FOLDER")
             lines.append(f"| `autocompress {shown}` | {processor:.2f} s | {elapsed:.2f} s |")
             print(lines[-1], flush=True)
     lines += ["", f"{read_processor_name()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}.", ""]

@@ -26,7 +26,7 @@ from autocompress.analysis.paired import (
 from autocompress.analysis.pareto import pareto_front, primary_objectives, sort_by_cost
 from autocompress.analysis.significance import Z, wilson_interval
 from autocompress.core.example_scores import ExampleScores, Kind
-from autocompress.core.formatting import format_difference, is_finite, is_share, label_column
+from autocompress.core.formatting import format_difference, is_finite, is_measurable, is_share, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 
 VALIDATION = ("search_val", "select_val")
@@ -454,7 +454,9 @@ def describe_test_loss(row: Mapping[str, Any], info: RunInfo) -> str:
         return ""
     loss = (goal - own) * _sign(score)
     size, name = format_difference(loss, score), label_column(score.name)
-    verb = "loses no" if size == format_difference(0.0, score) else f"{'loses' if loss > 0 else 'gains'} {size} of"
+    verb = f"{'loses' if loss > 0 else 'gains'} {size} of"
+    if not is_measurable(loss, goal, score):
+        verb = "loses no" if is_share(score) else "has no measurable change of"
     paired = read_loss(row, info, ["test"])
     if paired is None:
         return f"{verb} {name} on test"

@@ -43,6 +43,7 @@ from autocompress.core.formatting import (
     format_value,
     is_counted,
     is_finite,
+    is_measurable,
     label_column,
     parse_quantity,
 )
@@ -173,7 +174,7 @@ def _describe_exchange(
     change = other[score.name] - pick[score.name]
     saving = compare_costs(other[cost.name], pick[cost.name], cost.name)
     points = f"{format_difference(change, score)} of {label_column(score.name)}"
-    if change == 0:
+    if not is_measurable(change, pick[score.name], score):
         text = f"{other['id']} has {saving} at the same {label_column(score.name)}"
     elif kind == "cheaper":
         text = f"{other['id']} has {saving} and loses {points}"
@@ -475,7 +476,7 @@ def _describe_alternatives(table: pd.DataFrame, info: RunInfo, chosen: Row, boun
 def _describe_change(row: Row, chosen: Row, score: ObjectiveSpec) -> str:
     """Return what a candidate gains or loses in the first score against the selected one."""
     change = (row[score.name] - chosen[score.name]) * (1.0 if score.is_maximized else -1.0)
-    if change == 0:
+    if not is_measurable(change, chosen[score.name], score):
         return f"has the same {label_column(score.name)}"
     verb = "gains" if change > 0 else "loses"
     return f"{verb} {format_difference(change, score)} of {label_column(score.name)}"

@@ -28,6 +28,7 @@ from autocompress.analysis.thresholds import describe_thresholds
 from autocompress.analysis.trivial_baselines import list_warnings, summarize_baselines
 from autocompress.api import Front, load
 from autocompress.cli.doctor import Check
+from autocompress.cli.options import TableFormat, print_rows
 from autocompress.cli.progress import CountDisplay
 from autocompress.cli.terminal import make_console, print_prose, print_text, progress_console
 from autocompress.core.formatting import format_count, format_plural, format_value, label_column
@@ -416,7 +417,9 @@ def print_cascade(search: CascadeSearch, folder: Path) -> None:
     print_text(f"wrote {folder / CASCADE}")
 
 
-def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | None) -> None:
+def bench_artifact(
+    folder: Path, *, batch: int, threads: int, seconds: float | None, form: TableFormat = TableFormat.table
+) -> None:
     """Measure the latency of an exported folder and print a row for each of its model files."""
     # Imported here, so that other commands start without the export layer.
     from autocompress.export.bench import bench
@@ -426,6 +429,9 @@ def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | N
         if seconds is None
         else bench(folder, batch=batch, threads=threads, seconds=seconds)
     )
+    if form is not TableFormat.table:
+        print_rows([asdict(result) for result in results], form)
+        return
     rows = [
         [
             result.file,
@@ -442,7 +448,14 @@ def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | N
 
 
 def bench_run(
-    run: str, runs: Path, candidates: Iterable[str], *, batch: int, threads: int, seconds: float | None
+    run: str,
+    runs: Path,
+    candidates: Iterable[str],
+    *,
+    batch: int,
+    threads: int,
+    seconds: float | None,
+    form: TableFormat = TableFormat.table,
 ) -> None:
     """Measure the latency of a run's front, or of some candidates, and print a row for each, the fastest first."""
     front = load(run, runs)
@@ -454,6 +467,10 @@ def bench_run(
     # The column is NaN for every candidate that was not timed, in this call or an earlier one.
     timed = front.candidates[np.isfinite(numeric_column(front.candidates, LATENCY))].sort_values(LATENCY)
     teacher = front.info.teacher.costs.get(LATENCY)
+    if form is not TableFormat.table:
+        columns = ["id", score.name, cost.name, LATENCY]
+        print_rows(json.loads(timed[columns].to_json(orient="records")), form)
+        return
     rows = [
         [
             str(row["id"]),

@@ -195,6 +195,25 @@ def format_difference(change: float, record: "ObjectiveSpec", limit: float | Non
     return f"{points} point" if points == "1.0" else f"{points} points"
 
 
+def is_measurable(change: float, value: float, record: "ObjectiveSpec") -> bool:
+    """Return whether a difference is more than rounding: half of a tenth of a point of a share, else 0.1% of a value.
+
+    Args:
+        change: The difference.
+        value: The score that it is a difference to.
+        record: The score.
+
+    Example:
+        >>> from autocompress.core.run_info import ObjectiveSpec
+        >>> is_measurable(0.0004, 0.97, ObjectiveSpec("accuracy", "maximize"))
+        False
+        >>> error = ObjectiveSpec("rmse", "minimize")
+        >>> is_measurable(0.0004, 0.69, error), is_measurable(0.01, 0.69, error)
+        (False, True)
+    """
+    return abs(change) >= (0.0005 if is_share(record) else 0.001 * abs(value)) and change != 0
+
+
 def format_factor(ratio: float) -> str:
     """Return a factor with three significant digits at most: ``99.1x``.
 

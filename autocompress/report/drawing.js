@@ -114,7 +114,7 @@ const drawing = (() => {
     const isParallel = figure.data[0]?.type === "parcoords";
     // Below the title of the axis, as a share of the height of the plot: what margins and rows of the legend leave.
     const rows = Math.ceil(figure.data.filter((trace) => trace.showlegend !== false && trace.name).length / 2);
-    const low = -48 / Math.max(80, Math.min(figure.layout.height, 480) - 60 - 20 * rows);
+    const low = -58 / Math.max(80, Math.min(figure.layout.height, 480) - 60 - 20 * rows);
     function fit() {
       // On a narrow screen the legend is below the plot, which then has the full width.
       return {
