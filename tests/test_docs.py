@@ -185,7 +185,8 @@ def test_every_verb_and_option_that_is_named_exists(page: str) -> None:
         assert verb in VERBS, line
         unknown = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} - options(verb)
         assert not unknown, line
-    everywhere = set().union(*map(options, VERBS))
+    own = {option for param in typer.main.get_command(cli.app).params for option in param.opts}
+    everywhere = own.union(*map(options, VERBS))
     for code in inline(PAGES[page]):
         if code.startswith("--"):
             assert code.split()[0] in everywhere, code
