@@ -70,8 +70,8 @@ def search(
         name: Name of the run, instead of the one in the spec.
         overrides: Changes of the spec, each as ``dotted.key=value``.
         resume: Whether to continue the run of that name.
-        warm_start: An earlier run of the same task and objectives, by its folder or name: its trials are the first
-            observations of the surrogate. The search space may differ.
+        warm_start: An earlier run of the same task and objectives, by its folder or name: the trials of its front are
+            copied or repeated, and the others are the first observations of the surrogate. The search space may differ.
         log: Logs that are written while the search runs: ``tensorboard`` (in the run folder), ``mlflow``.
         runs: Folder of all runs.
         events: Callbacks for progress; in a notebook, progress is shown without any.

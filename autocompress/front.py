@@ -483,7 +483,7 @@ class Front:
             UnknownNameError: There is no such candidate; the message suggests the nearest.
         """
         rows = {name: find_row(self.candidates, name) for name in (first, second)}
-        names = [name for name in self.candidates.columns if name not in ("id", "config", "details")]
+        names = [name for name in self.candidates.columns if name not in ("id", "trial", "seed", "config", "details")]
         table = pd.DataFrame({name: [row[column] for column in names] for name, row in rows.items()}, index=names)
         differs = [not _is_equal(one, other) for one, other in zip(table[first], table[second], strict=True)]
         table = table[differs]

@@ -3,8 +3,9 @@
 For each seed, one search starts without earlier trials, and a second one, with another seed, from the trials of the
 first. The table has what the second one needs until it reaches a share of the final hypervolume of the first one's
 front, divided by what the first one needed for the same: compute cost, which is counted and does not depend on the load
-of the machine, and seconds. With ``--mock``, space and costs are those of digits and the scores are computed from the
-configuration and the seed, without training.
+of the machine, and seconds. Trials of the earlier front are copied with their weights, which costs neither; with
+``--repeat`` they are trained again, as where data, teacher or software have changed. With ``--mock``, space and costs
+are those of digits, the scores are computed from the configuration and the seed, and trials are repeated.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -47,6 +49,10 @@ def read_history(run: Path) -> History:
     for number, row in table[table["role"] == "search"].iterrows():
         job = jobs[int(cast(int, number))]
         if not candidates[job.number]:
+            continue
+        if row["elapsed"] == 0:
+            # A copy of a trial of the earlier front.
+            events.append((0.0, 0.0, float(row["hypervolume"])))
             continue
         epoch_cost = candidate_epoch_cost(candidates[job.number][0])
         epochs = _list_epochs(job)
@@ -85,9 +91,20 @@ def find_costs(history: History, volume: float) -> tuple[float, float] | None:
     return next(((cost, seconds) for cost, seconds, reached in history if reached >= volume), None)
 
 
-def measure(space: str, seed: int, trials: int, workers: int) -> tuple[History, History]:
-    """Return the histories of a search without and of one with a warm start."""
-    with tempfile.TemporaryDirectory() as runs:
+def measure(space: str, seed: int, trials: int, workers: int, *, repeats: bool) -> tuple[History, History]:
+    """Return the histories of a search without and of one with a warm start.
+
+    Args:
+        space: Name of the search space.
+        seed: Seed of the first search.
+        trials: Budget of each search.
+        workers: Worker processes.
+        repeats: Whether the trials of the earlier front are trained again instead of copied.
+    """
+    with ExitStack() as stack:
+        if repeats:
+            stack.enter_context(mock.patch.object(runner, "copy_front", return_value="copies are switched off"))
+        runs = stack.enter_context(tempfile.TemporaryDirectory())
         limits: dict[str, Any] = {"trials": trials, "workers": workers, "runs": runs}
         # The comparison ends with the search.
         limits["overrides"] = ["search.timing_seconds=0", "search.minutes=null"]
@@ -242,19 +259,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--space", default="digits")
     parser.add_argument("--mock", action="store_true", help="scores of mock trials in the digits space")
+    parser.add_argument("--repeat", action="store_true", help="train the trials of the earlier front again")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=40, help="budget of each search")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rows", type=Path, default=Path("reports/benchmarks/warm_start.jsonl"))
     arguments = parser.parse_args()
-    space = f"mock {arguments.space}" if arguments.mock else arguments.space
+    kind = "mock, repeated: " if arguments.mock else "repeated: " if arguments.repeat else ""
+    space = f"{kind}{arguments.space}"
     stored = {(row["space"], row["seed"]) for row in load_rows(arguments.rows)}
     world = MockTrials() if arguments.mock else None
     for seed in range(arguments.seeds):
         if (space, seed) in stored:
             continue
         if world is None:
-            histories = measure(space, seed, arguments.trials, arguments.workers)
+            histories = measure(arguments.space, seed, arguments.trials, arguments.workers, repeats=arguments.repeat)
         else:
             with tempfile.TemporaryDirectory() as name:
                 cold = world.search(Path(name) / "first", seed, arguments.trials)

@@ -30,6 +30,7 @@ from autocompress.errors import SpecError
 from autocompress.export.pipeline import Pipeline
 from autocompress.export.preprocess_file import render_preprocess
 from autocompress.tasks.tensors import Tensors
+from benchmarks import sample_pages
 from tests.examples import blocks, commands, every_block, run, small_command, small_python
 
 ROOT = Path(__file__).parent.parent
@@ -184,7 +185,8 @@ def test_every_verb_and_option_that_is_named_exists(page: str) -> None:
         assert verb in VERBS, line
         unknown = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)} - options(verb)
         assert not unknown, line
-    everywhere = set().union(*map(options, VERBS))
+    own = {option for param in typer.main.get_command(cli.app).params for option in param.opts}
+    everywhere = own.union(*map(options, VERBS))
     for code in inline(PAGES[page]):
         if code.startswith("--"):
             assert code.split()[0] in everywhere, code
@@ -317,6 +319,13 @@ def _serve_zeros(name: str, folder: Path) -> Pipeline:
         return [np.zeros((len(tensors[0]), *shape), np.float32) for shape in shapes.values()]
 
     return Pipeline(record, SimpleNamespace(get_inputs=lambda: shapes, run=run))
+
+
+def test_the_pictures_show_the_sample_page() -> None:
+    digest = sample_pages.digest_page(sample_pages.SAMPLES_FOLDER / sample_pages.SHOWN / "report.html")
+    for name in sample_pages.PICTURES:
+        with Image.open(DOCS / "images" / f"{name}.png") as picture:
+            assert picture.info[sample_pages.PAGE_DIGEST] == digest, "python -m benchmarks.sample_pages --screenshots"
 
 
 def test_every_public_name_is_in_the_reference() -> None:

@@ -26,7 +26,7 @@ from autocompress.analysis.paired import (
 from autocompress.analysis.pareto import pareto_front, primary_objectives, sort_by_cost
 from autocompress.analysis.significance import Z, wilson_interval
 from autocompress.core.example_scores import ExampleScores, Kind
-from autocompress.core.formatting import format_difference, is_finite, is_share, label_column
+from autocompress.core.formatting import format_difference, is_finite, is_measurable, is_share, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 
 VALIDATION = ("search_val", "select_val")
@@ -254,7 +254,7 @@ def list_promise_notices(
     Example:
         >>> list_promise_notices(ObjectiveSpec("accuracy", "maximize"), 432, 0.005, 0.9)[0]
         'pick.max_drop: a loss of at most 0.5 points cannot be certified at 90% confidence on 432 validation examples;
-        the smallest certifiable loss is 0.53 points, and 0.5 points need at least 460 examples'
+        the smallest certifiable loss is 0.53 points, and at least 460 examples are needed for 0.5 points'
     """
     notices = []
     if examples < FEW_EXAMPLES:
@@ -271,8 +271,9 @@ def list_promise_notices(
     elif max_drop < (smallest := smallest_certifiable_loss(examples, confidence)):
         notices.append(
             f"{allowed} cannot be certified at {confidence:.0%} confidence on {examples:,} validation {unit}; the "
-            f"smallest certifiable loss is {100 * smallest:.2f} points, and {format_difference(max_drop, score)} need "
-            f"at least {count_needed_without_loss(max_drop, confidence):,} {unit}"
+            f"smallest certifiable loss is {100 * smallest:.2f} points, and at least "
+            f"{count_needed_without_loss(max_drop, confidence):,} {unit} are needed for "
+            f"{format_difference(max_drop, score)}"
         )
     return tuple(notices)
 
@@ -453,7 +454,9 @@ def describe_test_loss(row: Mapping[str, Any], info: RunInfo) -> str:
         return ""
     loss = (goal - own) * _sign(score)
     size, name = format_difference(loss, score), label_column(score.name)
-    verb = "loses no" if size == format_difference(0.0, score) else f"{'loses' if loss > 0 else 'gains'} {size} of"
+    verb = f"{'loses' if loss > 0 else 'gains'} {size} of"
+    if not is_measurable(loss, goal, score):
+        verb = "loses no" if is_share(score) else "has no measurable change of"
     paired = read_loss(row, info, ["test"])
     if paired is None:
         return f"{verb} {name} on test"

@@ -255,12 +255,16 @@ def describe_test_front(test_front: TestFront) -> str:
     Example:
         >>> describe_test_front(TestFront(("a", "c"), ("b",), 3))
         'On the test split, 2 of 3 front candidates remain non-dominated (a, c), and 1 dominates no other (b).'
+        >>> describe_test_front(TestFront(("a", "c"), ("a", "c"), 2))
+        'On the test split, all front candidates remain non-dominated.'
     """
 
     def format_ids(ids: Sequence[str]) -> str:
         return f" ({', '.join(ids[:_MAX_IDS])}{', ...' if len(ids) > _MAX_IDS else ''})"
 
     best, worst = len(test_front.optimistic), len(test_front.pessimistic)
+    if best == test_front.count > 1:
+        return "On the test split, all front candidates remain non-dominated."
     return (
         f"On the test split, {best} of {format_plural(test_front.count, 'front candidate')} "
         f"{'remains' if best == 1 else 'remain'} non-dominated{format_ids(test_front.optimistic)}, and {worst} "

@@ -89,13 +89,14 @@ def format_knob(name: str, value: object) -> str:
     """Return a hyperparameter with its value in words.
 
     Example:
-        >>> format_knob("weight_bits", 4), format_knob("temperature", 2.7182)
-        ('4-bit weights', 'temperature 2.72')
+        >>> format_knob("weight_bits", 4), format_knob("temperature", 2.7182), format_knob("buckets", 32768.0)
+        ('4-bit weights', 'temperature 2.72', 'buckets 32,768')
     """
     if name in _BITS and is_finite(value):
         return f"{value:.0f}-bit {name.removesuffix('_bits')}s"
     if isinstance(value, float):
-        return f"{name} {value:.3g}"
+        # Counts are floats where another candidate has none.
+        return f"{name} {value:,.0f}" if value.is_integer() and abs(value) < 1e6 else f"{name} {value:.3g}"
     return f"{name} {value}"
 
 

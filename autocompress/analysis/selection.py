@@ -43,6 +43,7 @@ from autocompress.core.formatting import (
     format_value,
     is_counted,
     is_finite,
+    is_measurable,
     label_column,
     parse_quantity,
 )
@@ -173,7 +174,7 @@ def _describe_exchange(
     change = other[score.name] - pick[score.name]
     saving = compare_costs(other[cost.name], pick[cost.name], cost.name)
     points = f"{format_difference(change, score)} of {label_column(score.name)}"
-    if change == 0:
+    if not is_measurable(change, pick[score.name], score):
         text = f"{other['id']} has {saving} at the same {label_column(score.name)}"
     elif kind == "cheaper":
         text = f"{other['id']} has {saving} and loses {points}"
@@ -459,8 +460,10 @@ def _describe_alternatives(table: pd.DataFrame, info: RunInfo, chosen: Row, boun
         row = row_at(baselines, index)
         label = info.baselines.get(str(row["id"]), "baseline")
         text = f"{label}: {_describe_row(row, info.objectives)}"
-        is_better = row["id"] in set(dominating["id"])
-        yield f"{text}; {_explain_rejection(row, info, chosen)}" if is_better else text
+        if row["id"] in set(dominating["id"]):
+            yield f"{text}; {_explain_rejection(row, info, chosen)}"
+        else:
+            yield f"{text}, which {_describe_change(row, chosen, score)}"
     others = sort_by_cost(dominating[~dominating["id"].isin(baselines["id"])], info.objectives)
     for index in range(min(len(others), _MOST_ALTERNATIVES)):
         row = row_at(others, index)
@@ -468,6 +471,15 @@ def _describe_alternatives(table: pd.DataFrame, info: RunInfo, chosen: Row, boun
             f"{_describe_row(row, info.objectives)} is no more expensive and at least as good on the selection split; "
             f"{_explain_rejection(row, info, chosen)}"
         )
+
+
+def _describe_change(row: Row, chosen: Row, score: ObjectiveSpec) -> str:
+    """Return what a candidate gains or loses in the first score against the selected one."""
+    change = (row[score.name] - chosen[score.name]) * (1.0 if score.is_maximized else -1.0)
+    if not is_measurable(change, chosen[score.name], score):
+        return f"has the same {label_column(score.name)}"
+    verb = "gains" if change > 0 else "loses"
+    return f"{verb} {format_difference(change, score)} of {label_column(score.name)}"
 
 
 def _explain_rejection(row: Row, info: RunInfo, chosen: Row) -> str:
@@ -500,7 +512,7 @@ def _find_objection(row: Row, info: RunInfo) -> str:
     if loss is not None and is_finite(drop):
         bound = loss.upper_bound(info.confidence or 0.0)
         if bound > drop + SLACK:
-            return f"its loss is certified for {format_difference(bound, score)} only, on both validation splits"
+            return f"its loss is certified for {format_difference(bound, score, drop)} only, on both validation splits"
     elif violations := _drop_violations(row, info):
         return f"it loses {' and '.join(violations)}"
     return "it was not selected because another rule was asked for"
@@ -519,7 +531,7 @@ def _with_objection(neighbour: Neighbour, table: pd.DataFrame, info: RunInfo, re
         bound = loss.upper_bound(info.confidence or 0.0)
         if bound <= (info.max_drop or 0.0) + SLACK:
             return neighbour
-        limit = format_difference(bound, score)
+        limit = format_difference(bound, score, info.max_drop)
         text = f"{neighbour.text}, but is certified for {limit} of loss only; at most {allowed} are allowed"
         return replace(neighbour, text=text)
     violations = _drop_violations(row, info)
@@ -614,7 +626,7 @@ def _describe_active_confidence(rows: pd.DataFrame, info: RunInfo, chosen: Row) 
     return [
         f"{confidence:.0%} confidence; by the observed loss, {_describe_row(alternative, objectives)} would be chosen "
         f"(observed {describe_loss(loss.observed, score)}, certified "
-        f"{format_difference(loss.upper_bound(confidence), score)})"
+        f"{format_difference(loss.upper_bound(confidence), score, drop)})"
     ]
 
 

@@ -87,10 +87,14 @@ def describe_weak_pick(info: RunInfo, pick: Mapping[str, Any]) -> str:
     if best is None or ours is None or _gain(ours, best[1], score) > 0:
         return ""
     name, value = best
+    teacher = _teacher_score(info)
+    # A candidate as good as its teacher has nothing more to learn.
+    is_easy = teacher is not None and _gain(ours, teacher, score) >= 0 and describe_weak_teacher(info)
+    advice = "the baseline is far cheaper" if is_easy else "search larger students, or train them longer"
     return (
         f"the recommended candidate {pick['id']} does not beat a trivial baseline: {format_value(ours, score)} "
         f"{label_column(score.name)} on the validation splits, and {format_value(value, score)} for "
-        f"{name.replace('_', ' ')} ({info.trivial_baselines[name].text}); search larger students, or train them longer"
+        f"{name.replace('_', ' ')} ({info.trivial_baselines[name].text}); {advice}"
     )
 
 

@@ -84,7 +84,7 @@ def search(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name.")] = False,
     earlier: Annotated[
         str | None,
-        typer.Option("--from", metavar="RUN", help="An earlier run of the task, whose trials guide this search."),
+        typer.Option("--from", metavar="RUN", help="An earlier run of the task, whose trials this search starts from."),
     ] = None,
     log: Annotated[
         list[str] | None,
@@ -385,6 +385,7 @@ def confirm(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; by default those of the run.")] = None,
     backend: Annotated[str | None, typer.Option(help="Backend; by default that of the run.")] = None,
+    form: Format = TableFormat.table,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -403,7 +404,10 @@ def confirm(
     except KeyboardInterrupt:
         print_text("interrupted; finished repeats are stored. Continue with the same command", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    print_confirmed(front)
+    if form is TableFormat.table:
+        print_confirmed(front)
+    else:
+        print_rows(json.loads(front.confirmed().to_json(orient="records")), form)
 
 
 @app.command(epilog="Example: autocompress export digits --candidate t12c7 --verify")
@@ -512,6 +516,7 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Examples per call.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime.")] = 1,
     seconds: Annotated[float | None, typer.Option(min=0.01, help="Duration of the measurement of each file.")] = None,
+    form: Format = TableFormat.table,
     plugin: Plugins = None,
     runs: Runs = Path("reports"),
 ) -> None:
@@ -519,10 +524,10 @@ def bench(
     from autocompress.cli.output import bench_artifact, bench_run
 
     if (Path(target) / "manifest.json").is_file():
-        bench_artifact(Path(target), batch=batch, threads=threads, seconds=seconds)
+        bench_artifact(Path(target), batch=batch, threads=threads, seconds=seconds, form=form)
     else:
         load_plugins(plugin)
-        bench_run(target, runs, candidate or (), batch=batch, threads=threads, seconds=seconds)
+        bench_run(target, runs, candidate or (), batch=batch, threads=threads, seconds=seconds, form=form)
 
 
 @app.command(epilog="Example: autocompress cascade digits")

@@ -50,7 +50,10 @@ def read_listing(kind: str) -> list[dict[str, str]]:
 
 def listing_table(rows: Sequence[Mapping[str, str]]) -> Table:
     """Return rows as a table for the terminal."""
-    table = Table(*(rows[0] if rows else ()), box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0] if rows else ():
+        # A name that is wider than its column goes on in the next line, and is not cut off.
+        table.add_column(name, overflow="fold")
     for row in rows:
         # Rows of hyperparameters follow their method and do not repeat its name.
         cells = ("" if row.get("hyperparameter") and name in _LEADING_COLUMNS else value for name, value in row.items())

@@ -28,6 +28,7 @@ from autocompress.analysis.thresholds import describe_thresholds
 from autocompress.analysis.trivial_baselines import list_warnings, summarize_baselines
 from autocompress.api import Front, load
 from autocompress.cli.doctor import Check
+from autocompress.cli.options import TableFormat, print_rows
 from autocompress.cli.progress import CountDisplay
 from autocompress.cli.terminal import make_console, print_prose, print_text, progress_console
 from autocompress.core.formatting import format_count, format_plural, format_value, label_column
@@ -329,8 +330,17 @@ def print_checks(checks: Iterable[Check], console: Console, *, as_json: bool = F
         rows.append(asdict(check))
         if as_json:
             continue
-        line = Text.assemble((f"{check.state:<7}", _STATE_COLOURS[check.state]), f" {check.name:<12} {check.finding}")
-        console.print(line, soft_wrap=not console.is_terminal)
+        state = Text(f"{check.state:<7}", _STATE_COLOURS[check.state])
+        if console.is_terminal:
+            # Further lines of a finding stand below its first one.
+            row = Table.grid(padding=(0, 1, 0, 0))
+            row.add_column(width=7)
+            row.add_column(width=12)
+            row.add_column(overflow="fold")
+            row.add_row(state, check.name, Text(check.finding))
+            console.print(row)
+        else:
+            console.print(Text.assemble(state, f" {check.name:<12} {check.finding}"), soft_wrap=True)
         if check.fix:
             console.print(f"{'':<20} fix: {check.fix}", soft_wrap=True, highlight=False, markup=False)
     ready = "ready to search" if is_ready else "something is broken: see the fixes above"
@@ -407,7 +417,9 @@ def print_cascade(search: CascadeSearch, folder: Path) -> None:
     print_text(f"wrote {folder / CASCADE}")
 
 
-def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | None) -> None:
+def bench_artifact(
+    folder: Path, *, batch: int, threads: int, seconds: float | None, form: TableFormat = TableFormat.table
+) -> None:
     """Measure the latency of an exported folder and print a row for each of its model files."""
     # Imported here, so that other commands start without the export layer.
     from autocompress.export.bench import bench
@@ -417,6 +429,9 @@ def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | N
         if seconds is None
         else bench(folder, batch=batch, threads=threads, seconds=seconds)
     )
+    if form is not TableFormat.table:
+        print_rows([asdict(result) for result in results], form)
+        return
     rows = [
         [
             result.file,
@@ -433,7 +448,14 @@ def bench_artifact(folder: Path, *, batch: int, threads: int, seconds: float | N
 
 
 def bench_run(
-    run: str, runs: Path, candidates: Iterable[str], *, batch: int, threads: int, seconds: float | None
+    run: str,
+    runs: Path,
+    candidates: Iterable[str],
+    *,
+    batch: int,
+    threads: int,
+    seconds: float | None,
+    form: TableFormat = TableFormat.table,
 ) -> None:
     """Measure the latency of a run's front, or of some candidates, and print a row for each, the fastest first."""
     front = load(run, runs)
@@ -445,6 +467,10 @@ def bench_run(
     # The column is NaN for every candidate that was not timed, in this call or an earlier one.
     timed = front.candidates[np.isfinite(numeric_column(front.candidates, LATENCY))].sort_values(LATENCY)
     teacher = front.info.teacher.costs.get(LATENCY)
+    if form is not TableFormat.table:
+        columns = ["id", score.name, cost.name, LATENCY]
+        print_rows(json.loads(timed[columns].to_json(orient="records")), form)
+        return
     rows = [
         [
             str(row["id"]),

@@ -31,6 +31,7 @@ _LABELS = {
     "auc": "AUC",
     "rmse": "RMSE",
     "ndcg_at_10": "NDCG at 10",
+    "latency_ms": "latency",
     "fgsm_accuracy": "accuracy under FGSM",
     "pgd_accuracy": "accuracy under PGD",
     "hotflip_accuracy": "accuracy under HotFlip",
@@ -62,7 +63,7 @@ def label_column(name: str) -> str:
 
     Example:
         >>> label_column("effective_flops"), label_column("latency_ms")
-        ('effective FLOPs', 'latency ms')
+        ('effective FLOPs', 'latency')
         >>> label_column("f1_macro@language"), label_column("f1_macro_worst")
         ('macro F1 (language)', 'macro F1 (worst head)')
     """
@@ -172,18 +173,45 @@ def format_value(value: object, record: "ObjectiveSpec") -> str:
     return f"{_round_digits(value)} {record.unit}".rstrip()
 
 
-def format_difference(change: float, record: "ObjectiveSpec") -> str:
+def format_difference(change: float, record: "ObjectiveSpec", limit: float | None = None) -> str:
     """Return the size of a difference, without its sign: ``0.8 points`` for a share.
+
+    Args:
+        change: The difference.
+        record: The objective that differs.
+        limit: A limit that the difference exceeds; a share gets a second or third decimal where it reads like it.
 
     Example:
         >>> from autocompress.core.run_info import ObjectiveSpec
-        >>> format_difference(-0.008, ObjectiveSpec("accuracy", "maximize"))
-        '0.8 points'
+        >>> accuracy = ObjectiveSpec("accuracy", "maximize")
+        >>> format_difference(-0.008, accuracy), format_difference(0.0203, accuracy, limit=0.02)
+        ('0.8 points', '2.03 points')
     """
     if not is_share(record):
         return format_value(abs(change), record)
-    points = f"{abs(change) * 100:.1f}"
+    texts = (f"{abs(change) * 100:.{decimals}f}" for decimals in (1, 2, 3))
+    points = next((text for text in texts if limit is None or float(text) != round(abs(limit) * 100, 6)), "")
+    points = points or f"{abs(change) * 100:.1f}"
     return f"{points} point" if points == "1.0" else f"{points} points"
+
+
+def is_measurable(change: float, value: float, record: "ObjectiveSpec") -> bool:
+    """Return whether a difference is more than rounding: half of a tenth of a point of a share, else 0.1% of a value.
+
+    Args:
+        change: The difference.
+        value: The score that it is a difference to.
+        record: The score.
+
+    Example:
+        >>> from autocompress.core.run_info import ObjectiveSpec
+        >>> is_measurable(0.0004, 0.97, ObjectiveSpec("accuracy", "maximize"))
+        False
+        >>> error = ObjectiveSpec("rmse", "minimize")
+        >>> is_measurable(0.0004, 0.69, error), is_measurable(0.01, 0.69, error)
+        (False, True)
+    """
+    return abs(change) >= (0.0005 if is_share(record) else 0.001 * abs(value)) and change != 0
 
 
 def format_factor(ratio: float) -> str:
@@ -201,7 +229,7 @@ def compare_costs(ours: float, theirs: float, name: str) -> str:
 
     Example:
         >>> compare_costs(1e6, 9.91e7, "effective_flops"), compare_costs(3.0, 2.0, "latency_ms")
-        ('99.1x fewer effective FLOPs', '1.5x more latency ms')
+        ('99.1x fewer effective FLOPs', '1.5x more latency')
         >>> compare_costs(5, 5, "bytes")
         'as many bytes'
     """

@@ -108,7 +108,6 @@ class Driver:
     ) -> None:
         self._store = store
         self._space = space
-        self._search = search
         self._sampler = sampler
         self._objectives = objectives
         self._on_progress = on_progress
@@ -116,6 +115,12 @@ class Driver:
         mode = MODES[search.mode]
         self._amortized = mode.amortized
         self._archive = Archive(objectives)
+        # The trials of an earlier front that were copied are told on resume, like those of this search.
+        copied = {trial.job.training for trial in store.read_trials() if trial.is_copied} if earlier else set()
+        earlier = [trial for trial in earlier if trial.rungs[0][0].config.training not in copied]
+        # Copies take nothing from the budget.
+        search = search.model_copy(update={"trials": search.trials + len(copied)})
+        self._search = search
         self.limits = CostLimits(limits, self._archive.objective_value, estimate_costs)
         self._recipes = space.compression_grid() if self._amortized else ()
         self._refinement = make_refinement(
@@ -146,9 +151,9 @@ class Driver:
         self._repeats: Repeats | None = None
         if self._surrogate is not None and earlier and isinstance(self._refinement, Refinement):
             self._repeats = Repeats(earlier, space, self._refinement.list_steps, self._archive.normalize_all)
-            if self._repeats:
-                # The first initial trial shows what a student reaches, which the earlier trials have shown.
-                initial_values = initial_values[-1:] if len(initial_values) > 1 else ()
+        if self._repeats or copied:
+            # The first initial trial shows what a student reaches, which the earlier trials have shown.
+            initial_values = initial_values[-1:] if len(initial_values) > 1 else ()
         self._feedback = SamplerFeedback(sampler)
         self._interrupted_jobs: list[Job] = []
         # Worker and start of each running job, by its number.
@@ -606,7 +611,8 @@ class Driver:
         number = stored.job.number
         candidates = self._store.read_trial_candidates(number)
         gain = self._archive.add(candidates)
-        if stored.elapsed is not None:
+        # Copies say nothing about how fast the front of this search grows.
+        if stored.elapsed is not None and not stored.is_copied:
             self._patience.record(stored.elapsed, self._archive.hypervolume)
         for epochs, rung_candidates in self._scheduler.replay_rungs(stored, candidates):
             self._record_training(number, epochs, rung_candidates)

@@ -60,7 +60,7 @@ class Repeats:
         options = [option for trial in trials if trial.is_on_front for option in _list_options(trial, list_steps)]
         encoding = Encoding(space)
         self._queue = [
-            replace(repeat, training=_move_into_space(repeat.training, space, encoding))
+            replace(repeat, training=move_into_space(repeat.training, space, encoding))
             for repeat in _select_repeats(options, normalize)
         ]
         # Two trials may differ in a hyperparameter that the new space lacks: the first one counts.
@@ -155,7 +155,8 @@ def _compute_gain(front: Sequence[Vector], points: Sequence[Vector]) -> float:
     return ExpectedHypervolumeImprovement(np.vstack([new[:0], *front])).compute_improvement(new)
 
 
-def _move_into_space(training: CompressionConfig, space: Space, encoding: Encoding) -> CompressionConfig:
+def move_into_space(training: CompressionConfig, space: Space, encoding: Encoding) -> CompressionConfig:
+    """Return the configuration of a space that is nearest to one of another space, with its seed."""
     # Hyperparameters that the earlier space lacks are drawn at random, and the same at each start.
     random = Random(fingerprint(training.to_json()))
     draw = MutationTrial(encoding.sampler_values(training), random, mutation_rate=0.0)

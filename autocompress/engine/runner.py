@@ -44,6 +44,7 @@ from autocompress.core.run_info import (
 from autocompress.core.task import Splits, Task
 from autocompress.core.untrusted import join_inside
 from autocompress.engine.archive import Progress
+from autocompress.engine.copies import copy_front
 from autocompress.engine.driver import Driver
 from autocompress.engine.folds import check_folds, cross_fit
 from autocompress.engine.initial_design import FixedTrial, RandomTrial, Values, design_initial_trials
@@ -423,6 +424,7 @@ def run_search(
             with reproducible_torch():
                 teacher = _load_teacher(plan, events)
                 _describe_run(plan, store, teacher, events)
+                _copy_front(plan, store, events)
             # Remote workers do not share this machine's cache of teachers.
             serialized = teacher.serialize() if plan.backend.is_remote else None
             runner = TrialRunner(plan.setup, collect_plugins([plan.task.name]), serialized)
@@ -454,6 +456,14 @@ def run_search(
         store.close()
         raise
     return store
+
+
+def _copy_front(plan: Plan, store: RunStore, events: Events) -> None:
+    """Copy the trials of the front that a new search starts from, where they would give the same models again."""
+    start = plan.warm_start
+    if start is not None and start.run is not None and not store.read_trials():
+        events.phase("copying the front of the earlier run")
+        _add_notice(store, events, copy_front(start.run, store, plan.space, plan.setup))
 
 
 def _describe_end(search: SearchSection, seconds: float) -> str:

@@ -43,10 +43,12 @@ class WarmStart:
     Attributes:
         trials: Earlier trials, the oldest first.
         notice: One line for the user: how many trials were taken, and why the others were not.
+        run: Folder of the earlier run; None for a search that is resumed, which has copied from it already.
     """
 
     trials: tuple[EarlierTrial, ...]
     notice: str
+    run: Path | None = None
 
 
 def read_warm_start(run: Path, space: Space, task: Task, objectives: Sequence[ObjectiveSpec]) -> WarmStart:
@@ -69,7 +71,7 @@ def read_warm_start(run: Path, space: Space, task: Task, objectives: Sequence[Ob
     _check_task(run, info.task, info.heads, task)
     _check_objectives(run, objectives, [*filter(None, candidates.values())])
     refined = _group_refinements(stored, candidates)
-    on_front = _find_front(candidates.values(), objectives)
+    on_front = find_front(candidates.values(), objectives)
     reasons: Counter[str] = Counter()
     taken: list[EarlierTrial] = []
     for trial in stored:
@@ -91,7 +93,7 @@ def read_warm_start(run: Path, space: Space, task: Task, objectives: Sequence[Ob
     total = len(taken) + sum(reasons.values())
     left_out = f"; not taken: {', '.join(others)}" if others else ""
     notice = f"the search starts from {len(chosen)} of {format_plural(total, 'trial')} of {run}{left_out}"
-    return WarmStart(tuple(chosen), notice)
+    return WarmStart(tuple(chosen), notice, run)
 
 
 def find_mismatch(training: CompressionConfig, space: Space) -> str:
@@ -157,7 +159,7 @@ def _group_refinements(
     return groups
 
 
-def _find_front(trials: Iterable[Sequence[Candidate]], objectives: Sequence[ObjectiveSpec]) -> set[CompressionConfig]:
+def find_front(trials: Iterable[Sequence[Candidate]], objectives: Sequence[ObjectiveSpec]) -> set[CompressionConfig]:
     """Return the trainings with a candidate on the front of the given objectives."""
     complete = [candidate for trial in trials for candidate in trial if candidate.complete]
     if not complete:

@@ -112,13 +112,17 @@ const drawing = (() => {
     // Plotly changes the layout that it gets, so the original margins are kept here.
     const wide = { margin: { ...figure.layout.margin }, y: figure.layout.legend ? figure.layout.legend.y : 1 };
     const isParallel = figure.data[0]?.type === "parcoords";
-    const low = figure.layout.height < 400 ? -0.26 : -0.16;
+    // Below the title of the axis, as a share of the height of the plot: what margins and rows of the legend leave.
+    const rows = Math.ceil(figure.data.filter((trace) => trace.showlegend !== false && trace.name).length / 2);
+    const low = -58 / Math.max(80, Math.min(figure.layout.height, 480) - 60 - 20 * rows);
     function fit() {
       // On a narrow screen the legend is below the plot, which then has the full width.
       return {
         margin: narrow.matches ? (isParallel ? { l: 56, r: 40, t: 72, b: 24 } : { l: 46, r: 8, t: 8, b: 44 }) : wide.margin,
         "legend.y": narrow.matches ? low : wide.y,
         "legend.yanchor": narrow.matches ? "top" : "bottom",
+        // Two columns: one below the other, the names would take half of a phone's plot.
+        ...(figure.layout.legend ? { "legend.entrywidthmode": narrow.matches ? "fraction" : "pixels", "legend.entrywidth": narrow.matches ? 0.48 : 0 } : {}),
         "font.size": narrow.matches ? 12 : 13,
         // A narrow plot has no room beside it; tooltips have the values.
         ...(figure.layout.coloraxis ? { "coloraxis.showscale": !narrow.matches } : {}),

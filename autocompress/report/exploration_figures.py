@@ -56,7 +56,8 @@ def draw_curves(curves: LearningCurves, score: ObjectiveSpec | None = None) -> g
         _add_state(figure, curves, state, label, f"trial %{{customdata}}, epoch %{{x}}: %{{y:{form}}}<extra></extra>")
     values = [value for group in curves.groups.values() for curve in group for value in curve.values]
     if score is None and values and min(values) > 0 and max(values) / min(values) > _LOSS_RATIO:
-        axis["type"] = "log"
+        # One tick at each power of ten; over few of them, also at 2 and 5.
+        axis |= {"type": "log", "dtick": 1 if max(values) / min(values) > _LOSS_RATIO**2 else "D2"}
     rungs = curves.rungs if len(curves.rungs) <= MAX_RUNG_LINES else ()
     figure.update_layout(
         xaxis={"title": {"text": "epochs"}, "rangemode": "tozero", "zeroline": False},

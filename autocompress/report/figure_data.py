@@ -218,7 +218,10 @@ def front_data(
     marks["front"] = take_rows([ids.index(str(name)) for name in front["id"]])
     baselines = take_rows(np.flatnonzero(groups == "baseline").tolist())
     labels = info.baselines
-    marks["baseline"] = replace(baselines, labels=[escape_text(labels.get(name, "")) for name in baselines.ids])
+    # The candidate that the baseline repeats is in its tooltip.
+    shown = [labels.get(name, "").rpartition(" without ") for name in baselines.ids]
+    texts = [escape_text(f"without {name}" if word else name) for _, word, name in shown]
+    marks["baseline"] = replace(baselines, labels=texts)
     marks["teacher"] = _teacher_marks(info, names)
     marks["knee"] = take_candidate(find_knee(front, info.objectives) if len(front) else None)
     marks["again"] = _repeat_marks(repeated, candidates, names, scores[0])

@@ -50,7 +50,7 @@ _NAMES = {
     "front": "front",
     "teacher": "teacher",
     "again": "repeated, 95%",
-    "knee": "knee of the front",
+    "knee": "knee",
     "pick": "pick",
     "chosen": "pick within the limits",
 }
@@ -252,7 +252,9 @@ def axis_settings(record: ObjectiveSpec) -> AxisSettings:
     name = label_column(record.name) + (
         f" ({unit})" if unit and unit.lower() not in label_column(record.name).lower() else ""
     )
-    return {"title": {"text": name}, "tickformat": _tick_format(record)}
+    # Up is better on every plot, which turns the axis of an error around.
+    title = f"{name} (less is better)" if _autorange(record) == "reversed" else name
+    return {"title": {"text": title}, "tickformat": _tick_format(record)}
 
 
 def _autorange(record: ObjectiveSpec) -> bool | str:

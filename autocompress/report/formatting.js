@@ -52,6 +52,7 @@ const formatting = (() => {
     const points = toFixed(Math.abs(change) * 100, 1);
     return points === "1.0" ? `${points} point` : `${points} points`;
   }
+  const isMeasurable = (change, value, record) => Math.abs(change) >= (record.isShare ? 0.0005 : 0.001 * Math.abs(value)) && change !== 0;
   function compareCosts(ours, theirs, record) {
     if (!(Number.isFinite(ours) && Number.isFinite(theirs)) || Math.min(ours, theirs) < 0) return `${record.label} that cannot be compared`;
     const [large, small] = [Math.max(ours, theirs), Math.min(ours, theirs)];
@@ -65,5 +66,5 @@ const formatting = (() => {
     Number.isInteger(value) && Math.abs(value) < 1e9 ? toFixed(value, 0) : toGeneral(value, 6);
   const formatPlural = (number, noun) => `${withCommas(String(number))} ${noun}${number === 1 ? "" : "s"}`;
 
-  return { DASH, toGeneral, formatValue, formatDifference, compareCosts, formatNumber, formatPlural, withCommas };
+  return { DASH, toGeneral, formatValue, formatDifference, isMeasurable, compareCosts, formatNumber, formatPlural, withCommas };
 })();

@@ -165,7 +165,7 @@
     async draw(figure, changed) {
       if (matchMedia("(max-width: 760px)").matches) {
         const axes = figure.data[0].dimensions;
-        figure.data[0].dimensions = [...axes.slice(0, Math.min(3, axes.length - 2)), ...axes.slice(-2)];
+        figure.data[0].dimensions = [...axes.slice(0, Math.min(2, axes.length - 2)), ...axes.slice(-2)];
       }
       const labels = figure.data[0].dimensions.map((axis) => axis.label.length);
       const room = at("coordinates").clientWidth / labels.length;

@@ -25,11 +25,11 @@ from autocompress.analysis.confirmation import (
     without_repeats,
 )
 from autocompress.analysis.importance import analyze_importance
-from autocompress.analysis.pareto import find_knee, full_fidelity, pareto_front, primary_objectives
+from autocompress.analysis.pareto import find_knee, full_fidelity, numeric_column, pareto_front, primary_objectives
 from autocompress.analysis.selection import Pick
 from autocompress.analysis.trivial_baselines import list_warnings
 from autocompress.core.atomic import write_atomic
-from autocompress.core.formatting import label_column
+from autocompress.core.formatting import is_finite, is_share, label_column
 from autocompress.core.run_info import ObjectiveSpec, RunInfo
 from autocompress.errors import ArtifactError
 from autocompress.report.cards import (
@@ -199,6 +199,16 @@ def _page_content(
     return content
 
 
+def _example_condition(score: ObjectiveSpec, candidates: pd.DataFrame) -> str:
+    """Return a condition on a score, as the text boxes show one."""
+    sign = ">=" if score.is_maximized else "<="
+    if is_share(score):
+        return f"{score.name} {sign} 95%"
+    # The median is a value that some candidates have.
+    middle = float(numeric_column(full_fidelity(candidates), score.name).median())
+    return f"{score.name} {sign} {middle if is_finite(middle) else 1:.2g}"
+
+
 def _candidates_content(
     content: dict[str, Any],
     candidates: pd.DataFrame,
@@ -254,6 +264,7 @@ def _candidates_content(
         "typed": shlex.quote(content["run"]),
         "score": score,
         "cost": cost,
+        "example": _example_condition(score, candidates),
     }
     return {
         "front": str(draw_front(data).to_json()),

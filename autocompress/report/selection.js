@@ -2,7 +2,7 @@
 // autocompress/analysis/selection.py on the data of report/selection_data.py. A test compares both on random tables.
 const selection = (() => {
   "use strict";
-  const { formatValue, formatDifference, compareCosts, formatNumber, formatPlural, withCommas } = formatting;
+  const { formatValue, formatDifference, isMeasurable, compareCosts, formatNumber, formatPlural, withCommas } = formatting;
   const MOST_ALTERNATIVES = 3;
   // Standard normal variable whose two-sided p-value is the level of the tests, 5%.
   const CRITICAL = 1.959963984540054;
@@ -116,7 +116,7 @@ const selection = (() => {
       const change = value(other, rule.score) - value(chosen, rule.score);
       const saving = compareCosts(value(other, rule.cost), value(chosen, rule.cost), cost);
       const points = `${formatDifference(change, score)} of ${score.label}`;
-      const text = change === 0 ? `${id(other)} has ${saving} at the same ${score.label}`
+      const text = !isMeasurable(change, value(chosen, rule.score), score) ? `${id(other)} has ${saving} at the same ${score.label}`
         : kind === "cheaper" ? `${id(other)} has ${saving} and loses ${points}`
         : `${id(other)} gains ${points} and has ${saving}`;
       return { kind, id: id(other), text };
@@ -179,6 +179,11 @@ const selection = (() => {
       const reason = `it has no kernel on the target ${rule.target} (${rule.simulated[row]})`;
       return higher.length ? `${reason}; it has ${higher.join(" and ")}` : reason;
     }
+    function describeChange(row, chosen) {
+      const change = (value(row, rule.score) - value(chosen, rule.score)) * sign;
+      if (!isMeasurable(change, value(chosen, rule.score), score)) return `has the same ${score.label}`;
+      return `${change > 0 ? "gains" : "loses"} ${formatDifference(change, score)} of ${score.label}`;
+    }
     function describeAlternatives(chosen, rankable, bounds) {
       const rows = rankable.filter((row) => row !== chosen && isFeasible(row, bounds));
       const isDominating = (row) => {
@@ -189,7 +194,7 @@ const selection = (() => {
       return [
         ...rows.filter(isBaseline).map((row) => {
           const text = `${rule.baselines[id(row)]}: ${describeRow(row)}`;
-          return isDominating(row) ? `${text}; ${explainRejection(row, chosen)}` : text;
+          return isDominating(row) ? `${text}; ${explainRejection(row, chosen)}` : `${text}, which ${describeChange(row, chosen)}`;
         }),
         ...byCost(rows.filter((row) => isDominating(row) && !isBaseline(row))).slice(0, MOST_ALTERNATIVES).map((row) =>
           `${describeRow(row)} is no more expensive and at least as good on the selection split; ${explainRejection(row, chosen)}`),

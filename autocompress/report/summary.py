@@ -258,14 +258,12 @@ def split_scores(row: Mapping[str, object], info: RunInfo) -> tuple[list[dict[st
     if not (is_finite(chosen) and is_finite(tested)):
         return rows, "The test split was not read for this candidate."
     change = float(tested or 0.0) - float(chosen or 0.0)
-    if change == 0:
-        against = describe_test_loss(row, info)
-        against = f" Against the teacher, it {against}." if against else ""
-        return rows, f"The scores on select_val and test are equal.{against}"
-    words = "higher" if change > 0 else "lower"
-    difference = f"{format_difference(change, score)} {words}"
     against = describe_test_loss(row, info)
     against = f" Against the teacher, it {against}." if against else ""
+    # Compared as they are shown, so that no difference reads as 0.0 points.
+    if format_difference(change, score) == format_difference(0.0, score) or change == 0:
+        return rows, f"The scores on select_val and test are equal.{against}"
+    difference = f"{format_difference(change, score)} {'higher' if change > 0 else 'lower'}"
     return rows, f"On the test split, the {label_column(name)} is {difference} than on select_val.{against}"
 
 

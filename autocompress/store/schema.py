@@ -272,6 +272,11 @@ class StoredTrial:
     elapsed: float | None
     reason: str = ""
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether the trial was copied from an earlier run before the search began, at 0 seconds of it."""
+        return self.elapsed == 0.0 and self.job.role is Role.SEARCH
+
 
 def job_row(job: Job, parts: PartTable) -> Row:
     """Return the columns of ``ac_trials`` that describe a job."""
@@ -382,13 +387,17 @@ def candidate_index(identity: str) -> int:
 def _check_numbers(values: Row) -> Row:
     """Return measurements by name; another name or value than a driver writes would replace a column of the table."""
     for name, value in values.items():
-        if name in RESERVED or not (value is None or isinstance(value, int | float)):
+        # Nearly all values are floats, and a run has some hundred thousand of them.
+        is_number = type(value) is float or value is None or isinstance(value, int | float)
+        if name in RESERVED or not is_number:
             raise ValueError(f"{name} is {value!r}")
         _check_leaf(value)
     return values
 
 
 def _check_leaf(value: object) -> object:
+    if type(value) is float or type(value) is str:
+        return value
     if isinstance(value, list):
         # A tuple, because tables group by the values of a column.
         return tuple(_check_leaf(item) for item in value)

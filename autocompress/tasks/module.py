@@ -575,7 +575,7 @@ def bring_model(
 
 
 class MissingModule:
-    """Your own model and data, passed to ``autocompress.search(teacher=..., data=...)`` or registered by a plugin."""
+    """Your own model and data, passed to ``autocompress.search`` or registered by a plugin."""
 
     name = Module.name
     metrics = Supervised.metrics

@@ -279,7 +279,7 @@ def test_the_family_of_guaranteed_candidates_is_wrong_at_most_at_its_level() -> 
 def test_what_no_candidate_can_prove_is_said_before_the_search() -> None:
     assert list_promise_notices(ACCURACY, 432, 0.01, 0.9) == ()
     (notice,) = list_promise_notices(ACCURACY, 432, 0.005, 0.9)
-    assert "the smallest certifiable loss is 0.53 points, and 0.5 points need at least 460 examples" in notice
+    assert "the smallest certifiable loss is 0.53 points, and at least 460 examples are needed for 0.5 points" in notice
     assert list_promise_notices(ACCURACY, 432, 0.005, None) == ()
     assert "compared on 10 validation groups; with" in list_promise_notices(ACCURACY, 10, 0.01, 0.9, "groups")[0]
     few, none = list_promise_notices(ACCURACY, 20, 0.0, 0.9)
@@ -299,7 +299,9 @@ def test_the_student_without_distillation_is_selected_where_it_is_as_good() -> N
     worse = worse.assign(bytes=table["bytes"], role=table["role"])
     picked = select_candidate(worse, info)
     assert picked.id == "t0c1"
-    assert picked.alternatives == ("t0c1 without distillation: t9c0 (97.6%, 500 B)",)
+    assert picked.alternatives == (
+        "t0c1 without distillation: t9c0 (97.6%, 500 B), which loses 0.2 points of accuracy",
+    )
 
 
 def test_a_baseline_that_dominates_but_is_not_certified_says_why() -> None:

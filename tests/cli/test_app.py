@@ -207,6 +207,9 @@ def test_export_verifies_and_bench_times_the_files(run, small_run: Path) -> None
     assert timed.code == 0, timed.err
     assert "model.onnx" in timed.out
     assert "batch 4, 1 thread" in timed.out
+    rows = json.loads(run("bench", str(folder), "--seconds", "0.02", "-f", "json").out)
+    assert rows[0]["file"] == "model.onnx"
+    assert rows[0]["median_ms"] > 0
     (folder / "model.onnx").write_bytes(b"changed")
     broken = run("bench", str(folder))
     assert broken.code == 1
@@ -225,6 +228,8 @@ def test_bench_of_a_run_times_its_front_and_writes_the_page(run, small_run: Path
     assert "faster than the teacher" in done.out
     assert "batch 1, 2 threads, onnxruntime on this processor" in done.out
     assert json.loads(run("pick", str(folder), "--json").out)["row"]["latency_ms"] > 0
+    again = run("bench", str(folder), "--candidate", chosen, "--seconds", "0.02", "-f", "json")
+    assert chosen in {row["id"] for row in json.loads(again.out)}
     assert run("bench", str(folder), "--candidate", "t99c9").code == 2
     assert run("bench", str(tmp_path / "nothing")).code == 2
 
@@ -250,6 +255,9 @@ def test_confirm_prints_intervals_and_the_front_on_the_test_split(run, small_run
     assert "pigeonhole bootstrap" in done.out
     assert "On the test split, " in done.out
     assert "The pick has " in done.out
+    # The repeats are stored, and nothing is trained again.
+    (row,) = json.loads(run("confirm", str(folder), "--top", "1", "--seeds", "1", "-f", "json").out)
+    assert row["test_low"] <= row["test"] <= row["test_high"]
     assert run("confirm", str(folder), "--candidate", "t99c9").code == 2
 
 

@@ -74,7 +74,7 @@ def test_gap_drops_the_sign_and_counts_points() -> None:
     [
         (1e6, 9.91e7, "effective_flops", "99.1x fewer effective FLOPs"),
         (3.0, 2.0, "bytes", "1.5x more bytes"),
-        (1.0, 2.0, "latency_ms", "2x less latency ms"),
+        (1.0, 2.0, "latency_ms", "2x less latency"),
         (5, 5, "bytes", "as many bytes"),
         (1000, 1001, "latency", "as much latency"),
         (0, 0, "bytes", "as many bytes"),

@@ -1,3 +1,4 @@
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -50,7 +51,7 @@ def test_a_front_is_timed_and_is_an_axis_a_column_and_a_limit(run: Path) -> None
     assert len(front.where(f"latency_ms <= {fastest}")) >= 1
     page = (run / "report.html").read_text()
     assert "onnxruntime" in page
-    assert "latency ms" in page
+    assert re.search(r">\s*latency\s*<", page)
     assert "latency_ms" in (run / "front.csv").read_text().splitlines()[0]
 
 

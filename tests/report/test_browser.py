@@ -14,6 +14,7 @@ import pytest
 from autocompress.analysis.confirmation import ConfirmedCandidate, Estimate
 from autocompress.analysis.pareto import full_fidelity, is_dominated, is_feasible
 from autocompress.analysis.selection import select_candidate
+from autocompress.core.run_info import RunInfo
 from autocompress.errors import AutocompressError
 from autocompress.report import page as page_module
 from autocompress.report.live import ENDED, LiveServer
@@ -462,6 +463,54 @@ def test_hostile_names_do_nothing(browser: Any, tmp_path: Path) -> None:
         assert result.sentence == []
         assert result.count("img") == 0
         assert result.count("a[href^='javascript']") == 0
+        # A mark that reverses the text behind it is shown as its number.
+        text = result.tab.evaluate("document.body.innerText")
+        assert "\u202e" not in text
+        assert "\\u202egpj.exe" in text
+
+
+@pytest.mark.slow
+def test_emoji_and_scripts_from_right_to_left_are_names_like_others(browser: Any, tmp_path: Path) -> None:
+    run, name = make_run(4, 4), "\N{ROCKET} \u05e9\u05dc\u05d5\u05dd"
+    table, info = run.candidates.assign(student=name), replace(run.info, name=name)
+    page = write_page(tmp_path / "report.html", table, run.trials, info, select_candidate(table, info))
+    with Opened(browser, page.as_uri()) as result:
+        assert name in result.tab.locator("header .eyebrow").inner_text()
+        result.tab.locator("#filter").fill(f'student == "{name}"')
+        wait_until(result.tab, f"document.getElementById('status').textContent.startsWith('{len(table)} of')")
+        assert result.sentence == []
+
+
+FAILED = pd.DataFrame({"number": [0], "role": ["search"], "state": ["failed"], "reason": ["out of memory"]})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["one candidate", "only failed trials", "no trial"])
+@pytest.mark.parametrize("script", [True, False])
+def test_a_run_with_little_to_show_says_what_there_is(
+    browser: Any, run: Run, front: pd.DataFrame, tmp_path: Path, kind: str, script: bool
+) -> None:
+    candidates, trials, info, picked = run.candidates.iloc[:0], FAILED, run.info, None
+    if kind == "one candidate":
+        candidates, trials = run.candidates[run.candidates["id"] == front["id"].iloc[0]], run.trials
+        picked = select_candidate(candidates, info)
+    elif kind == "no trial":
+        # The description of a run whose teacher could not be trained.
+        trials, info = pd.DataFrame(), RunInfo(name="digits", command="autocompress search digits")
+    page = write_page(tmp_path / "report.html", candidates, trials, info, picked)
+    with Opened(browser, page.as_uri(), script=script) as result:
+        text = result.tab.locator("body").inner_text()
+        expected = {
+            "one candidate": f"Candidate {picked.id if picked else ''} was selected from 1 candidate",
+            "only failed trials": "out of memory",
+            "no trial": "no trial",
+        }
+        assert expected[kind].lower() in text.lower()
+        assert result.count("#table tbody tr") == len(candidates)
+        if script:
+            result.tab.evaluate("location.hash = '#run=00000000&filter=zzz&card=t9c9'")
+            result.tab.wait_for_timeout(200)
+        assert result.sentence == []
 
 
 @pytest.mark.slow

@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 
 from autocompress.analysis.selection import select_candidate
-from autocompress.core.run_info import EnvironmentInfo, RunInfo, TeacherInfo
+from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo, TeacherInfo
 from autocompress.errors import StorageError
 from autocompress.report import page
 from autocompress.report.cards import build_cards
+from autocompress.report.figures import axis_settings
 from autocompress.report.page import write_page
 from tests.report.factory import ALL_OBJECTIVES, HOSTILE, OBJECTIVES, Run, make_run
 
@@ -246,3 +247,15 @@ def test_a_failing_write_leaves_the_old_page(run: Run, tmp_path: Path, monkeypat
         written(run, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_a_score_to_be_minimized_is_marked_on_its_axis_and_in_the_examples_of_conditions(
+    run: Run, tmp_path: Path
+) -> None:
+    error = ObjectiveSpec("rmse", "minimize", "", "score", (2.0, 0.0))
+    table = run.candidates.rename(columns=lambda name: name.replace("accuracy", "rmse"))
+    info = replace(run.info, objectives=(error, OBJECTIVES[1]), all_objectives=(error,))
+    source = write_page(tmp_path / "report.html", table, run.trials, info).read_text(encoding="utf-8")
+    assert re.search(r'placeholder="effective_flops &lt;= 20K and rmse &lt;= 0\.\d+"', source)
+    assert axis_settings(error)["title"]["text"] == "RMSE (less is better)"
+    assert axis_settings(OBJECTIVES[0])["title"]["text"] == "accuracy"

@@ -197,6 +197,7 @@ def test_losses_count_reasons_the_most_frequent_first(run: Run) -> None:
         (0.965, "On the test split, the accuracy is 0.8 points lower than on select_val."),
         (0.983, "On the test split, the accuracy is 1.0 point higher than on select_val."),
         (0.973, "The scores on select_val and test are equal."),
+        (0.97304, "The scores on select_val and test are equal."),
         (math.nan, "The test split was not read for this candidate."),
     ],
 )
