@@ -45,6 +45,7 @@ from autocompress.store.schema import (
     check_schema,
     damage_error,
     existing_run_error,
+    find_other_types,
     flat_candidate,
     job_row,
     limit_steps,
@@ -180,6 +181,8 @@ class RunStore:
                     damage = damage or check_schema(self._connection, is_current=True)
                 if version in PROTECTED:
                     damage = damage or self._find_damage(is_current=version == FORMAT)
+                if version in READABLE:
+                    damage = damage or find_other_types(self._connection)
         except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as fault:
             version, damage = FORMAT, escape_controls(str(fault), keeps_lines=False)
         if damage:
