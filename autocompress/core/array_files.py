@@ -33,7 +33,7 @@ def read_arrays(path: Path, names: Container[str] | None = None) -> dict[str, Ar
     with _damage_errors(), zipfile.ZipFile(path) as archive:
         members = {entry.filename.removesuffix(SUFFIX): entry for entry in archive.infolist()}
         members = {name: entry for name, entry in members.items() if names is None or name in names}
-        _check_memory(sum(entry.file_size for entry in members.values()))
+        check_memory(sum(entry.file_size for entry in members.values()))
         arrays = {}
         for name, entry in members.items():
             with archive.open(entry) as file:
@@ -100,7 +100,12 @@ def _damage_errors() -> Iterator[None]:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
-def _check_memory(size: int) -> None:
+def check_memory(size: int) -> None:
+    """Check that arrays of a size in bytes fit into the memory of this machine.
+
+    Raises:
+        ValueError: They do not.
+    """
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # other systems have no such numbers

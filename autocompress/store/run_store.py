@@ -369,6 +369,20 @@ class RunStore:
         except OSError as error:
             raise RunFolderError(f"{error.filename} cannot be read ({error.strerror}); the run is incomplete") from None
 
+    def read_checkpoint(self, name: str) -> bytes | None:
+        """Return the content of the checkpoint ``name``; None if it was deleted.
+
+        Raises:
+            RunFolderError: The file cannot be read.
+        """
+        path = self.checkpoint_path(name)
+        try:
+            return read_regular_file(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read ({error.strerror}); the run is incomplete") from None
+
     def add_scores(
         self, scores: Mapping[str, Mapping[str, Mapping[str, float]]], examples: Mapping[str, Mapping[str, str]] = {}
     ) -> None:

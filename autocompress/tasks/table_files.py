@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from autocompress.core.array_files import check_memory
 from autocompress.core.untrusted import check_data_file
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.signal_files import DELIMITERS
@@ -61,6 +62,11 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         check_data_file(path)
         if path.suffix in PARQUET:
+            # A column of one value takes some bytes in a file, and eight for each row in memory.
+            from pyarrow import parquet
+
+            metadata = parquet.read_metadata(path)
+            check_memory(8 * metadata.num_rows * metadata.num_columns)
             table = pd.read_parquet(path)
         elif suffix in DELIMITERS:
             _check_header(path, DELIMITERS[suffix])

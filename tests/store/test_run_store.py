@@ -476,3 +476,11 @@ def test_a_schema_that_is_no_text_any_more_is_damage(tmp_path: Path) -> None:
     for begin in (RunStore.read, RunStore.open):
         with pytest.raises(RunFolderError, match=r"damaged .*\.recover"):
             begin(tmp_path)
+
+
+def test_a_deleted_checkpoint_is_none_and_another_kind_of_file_an_error(tmp_path: Path) -> None:
+    with filled(tmp_path) as study:
+        assert study.read_checkpoint("t9p0") is None
+        (tmp_path / "checkpoints" / "t9p0.safetensors").mkdir()
+        with pytest.raises(RunFolderError, match=r"t9p0\.safetensors cannot be read"):
+            study.read_checkpoint("t9p0")
