@@ -38,7 +38,7 @@ LARGEST_IMAGE = 2**26
 # Numbers in one input of an example, which bounds what a changed preprocess.json makes of a short text.
 LARGEST_INPUT = 2**26
 # The only options of a session that an export writes.
-SESSION_OPTIONS = frozenset({"session.disable_quant_qdq"})
+SESSION_OPTIONS = frozenset({("session.disable_quant_qdq", "1")})
 # Candidates that one call scores, which bounds the memory of a ranking over a large catalogue.
 LARGEST_LIST = 2**16
 # A word, as the texts of the training were divided: an apostrophe, straight or typographic, may occur inside it.
@@ -813,7 +813,7 @@ def _parse_specification(path: Path, content: bytes) -> Record:
             raise PipelineError(f"{path} has the format {record['format']!r}, this pipeline.py reads {FORMAT}")
         kinds = {entry["kind"] for entry in record["inputs"]} - set(ENCODERS)
         kinds |= {entry["kind"] for entry in record["outputs"]} - set(DECODERS)
-        if not set(record["session"]) <= SESSION_OPTIONS:
+        if not all((name, value) in SESSION_OPTIONS for name, value in record["session"].items()):
             raise PipelineError(f"{path} has options of a session that this pipeline.py does not know")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, PipelineError):

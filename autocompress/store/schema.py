@@ -354,8 +354,8 @@ def candidate_from_row(row: Row, parts: PartTable) -> Candidate:
         row["trial"],
         CompressionConfig.from_json(parts.expand_config(row["config"])),
         row["epochs"],
-        from_json(row["scores"]),
-        from_json(row["costs"]),
+        {split: _check_numbers(metrics) for split, metrics in from_json(row["scores"]).items()},
+        _check_numbers(from_json(row["costs"])),
         from_json(row["details"]),
         # The column may be NULL; a record without a checkpoint has an empty path.
         row["checkpoint"] or "",

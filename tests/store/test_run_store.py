@@ -438,6 +438,9 @@ def test_a_row_of_another_form_is_damage(tmp_path: Path, change: str) -> None:
     study.close()
     with pytest.raises(RunFolderError, match="is damaged"), RunStore.read(tmp_path) as again:
         assert [again.candidate_table(), again.trial_table()]
+    if "costs" in change:
+        with pytest.raises(RunFolderError, match="is damaged"), RunStore.read(tmp_path) as again:
+            again.read_trial_candidates(0)
 
 
 def test_a_check_that_takes_more_steps_than_its_file_explains_is_interrupted(
