@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings, strategies as st
@@ -52,6 +53,8 @@ FRAGMENTS = (
         "%YAML 9.9\n",
     ),
 )
+#: JSON files of a run folder.
+RUN_FILES = ("cascade.json", "warm_start.json")
 SCHEMA_CHANGES = (
     "CREATE VIEW more AS SELECT * FROM ac_meta",
     "CREATE TRIGGER more AFTER INSERT ON ac_meta BEGIN DELETE FROM ac_candidates; END",
@@ -218,8 +221,8 @@ def replace_file(path: Path, change: Change) -> None:
                 file.truncate(2**36)
 
 
-def write_base_artifact(folder: Path) -> Path:
-    """Write a pruned and quantized network without training, and return its folder."""
+def write_base_artifact(folder: Path, weight_bits: int = 4) -> Path:
+    """Write a quantized network without training, and return its folder."""
     import torch
 
     from autocompress.core.config import CompressionConfig, Part
@@ -230,7 +233,10 @@ def write_base_artifact(folder: Path) -> Path:
     from autocompress.models.base import build_family_model
 
     torch.manual_seed(0)
-    student, quantize = Part.of("cnn", width=4, depth=1), Part.of("post_training", weight_bits=4, activation_bits=8)
+    student, quantize = (
+        Part.of("cnn", width=4, depth=1),
+        Part.of("post_training", weight_bits=weight_bits, activation_bits=8),
+    )
     inputs, heads = (InputSpec((1, 8, 8)),), {"label": 3}
     model = build_family_model(student, inputs, heads).eval()
     batch = (torch.rand(32, 1, 8, 8),)
@@ -249,8 +255,11 @@ def write_base_run(folder: Path) -> Path:
     """Write a run of mock trials with objectives and a front, and return its folder."""
     from dataclasses import replace
 
+    from autocompress.analysis.cascade import CASCADE, CascadePoint, CascadeSearch, CascadeTest, SingleModel
     from autocompress.analysis.pareto import full_fidelity, pareto_front
     from autocompress.core.run_info import TeacherInfo
+    from autocompress.engine.sampler.acquisition import EarlierTrial
+    from autocompress.engine.warm_start import WarmStart, write_warm_start
     from autocompress.store.run_store import RunStore
     from benchmarks.faults.injection import OBJECTIVES, search_in_process
 
@@ -272,16 +281,160 @@ def write_base_run(folder: Path) -> Path:
                 seconds=1.0,
             )
         )
+        trials = [store.read_trial_candidates(trial.job.number) for trial in store.read_trials()]
+    write_warm_start(folder, WarmStart(tuple(EarlierTrial((tuple(rung),), True) for rung in trials if rung), "none"))
+    point = CascadePoint("t0c0", "t0c1", 0.5, 0.25, 1e5, 0.98)
+    single, test = SingleModel("t0c1", 1e5, 0.9), CascadeTest(0.98, 0.9, 0.08, 0.01, 0.25, 1e5)
+    search = CascadeSearch("x", "accuracy", "maximize", "effective_flops", (point,), point, single, test)
+    (folder / CASCADE).write_text(search.to_json())
     return folder
+
+
+def write_base_pipelines(folder: Path) -> Path:
+    """Write an artifact for each kind of raw input and of prediction, whose model adds up its first input."""
+    from autocompress.core.preprocessing import (
+        CandidatesInput,
+        CategoriesInput,
+        IdInput,
+        NumbersInput,
+        RowInput,
+        SeriesInput,
+        TensorInput,
+        TextInput,
+        dump_input,
+    )
+
+    names, ids = ["a", "b", "c"], ("x", "y", None)
+    numbers = NumbersInput(("a", "b"), (0.0, 0.0), (1.0, 1.0), ("b",), ((0.0, 1.0), ()), ((-1.0, 1.0), ()))
+    inputs: dict[str, tuple[Any, ...]] = {
+        "text": (TextInput("characters", 8, 30, "abc"),),
+        "series": (SeriesInput((1, 8), (0.0,), (1.0,)),),
+        "row": (RowInput(("a", "b"), (0.0, 0.0), (1.0, 1.0)),),
+        "table": (numbers, CategoriesInput(("k",), (("u", "v"),))),
+        "ranking": (IdInput("user", ids, 0, 0), CandidatesInput("items", ids, 1)),
+        "tensor": (TensorInput("tokens", (8,), "int64", 30),),
+    }
+    outputs: dict[str, dict[str, Any]] = {
+        "levels": {"head": "label", "kind": "levels", "classes": names, "levels": [1, 2, 3], "threshold": 0.5},
+        "binary": {"head": "label", "kind": "binary", "classes": names[:2], "threshold": 0.5},
+        "multilabel": {"head": "label", "kind": "multilabel", "classes": names, "threshold": 0.5},
+        "tags": {"head": "label", "kind": "tags", "classes": ["O", "B-P", "I-P"], "axis": -1, "units": "characters"},
+        "regression": {"head": "label", "kind": "regression", "classes": names},
+        "ranking": {"head": "label", "kind": "ranking", "candidates": "items"},
+    }
+    shapes = {"binary": (1,), "tags": (8, 3), "ranking": (2,)}
+    pairs = [(kind, {"text": "tags", "ranking": "ranking"}.get(kind, "levels")) for kind in inputs]
+    pairs += [("row", kind) for kind in ("binary", "multilabel", "regression")]
+    score = {"accuracy": {"value": 0.5, "direction": "maximize"}}
+    origin = {"run": "r", "fingerprint": "f", "candidate": "t0c0", "metric": "accuracy", "scores": score}
+    for kind, output in pairs:
+        entries = [{"tensor": entry.name, **dump_input(entry)} for entry in inputs[kind]]
+        record = {"format": 1, "task": "rows", "inputs": entries, "outputs": [outputs[output]], "session": {}}
+        write_pipeline(folder / f"{kind}-{output}", {**record, "origin": origin}, shapes.get(output, (3,)))
+    return folder
+
+
+def write_pipeline(folder: Path, record: Any, shape: Sequence[int]) -> None:
+    """Write an artifact of preprocess.json and a model of its inputs, with outputs of a shape."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    from autocompress.export.folder import write_files
+    from autocompress.export.pipeline import METADATA
+
+    sizes: dict[str, list[Any]] = {"id": [], "candidates": ["items"], "text": [8], "tensor": [8], "series": [1, 8]}
+    is_float = {"series", "row", "numbers"}
+    values = [
+        helper.make_tensor_value_info(
+            entry["tensor"],
+            TensorProto.FLOAT if entry["kind"] in is_float else TensorProto.INT64,
+            ["batch", *sizes.get(entry["kind"], [f"n{at}"])],
+        )
+        for at, entry in enumerate(record["inputs"])
+    ]
+    head = record["outputs"][0]["head"]
+    constants = {
+        "end": np.array([-1, *[1] * len(shape)]),
+        "zero": np.zeros((1, *shape), np.float32),
+        "axis": np.array([1]),
+    }
+    nodes = [
+        helper.make_node("Flatten", [record["inputs"][0]["tensor"]], ["flat"], axis=1),
+        helper.make_node("Cast", ["flat"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["float", "axis"], ["sum"]),
+        helper.make_node("Reshape", ["sum", "end"], ["column"]),
+        helper.make_node("Add", ["column", "zero"], [head]),
+    ]
+    output = helper.make_tensor_value_info(head, TensorProto.FLOAT, ["batch", *shape])
+    weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "sum", values, [output], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    preprocess = dump_json(record)
+    helper.set_model_props(model, {METADATA: preprocess.decode()})
+    files = {"preprocess.json": preprocess, "model.onnx": model.SerializeToString()}
+    write_files(folder, files, lambda written: None)
+
+
+def change_pipelines(base: Path, folder: Path, changes: Sequence[Change]) -> None:
+    """Write a changed copy of one of several artifacts, with a model that carries the changed preprocess.json."""
+    import onnx
+    from onnx import helper
+
+    from autocompress.export.folder import read_files, write_files
+    from autocompress.export.pipeline import METADATA
+
+    bases = sorted(base.iterdir())
+    files = read_files(bases[changes[0][0] % len(bases)], required=())
+    for change in changes:
+        with suppress(ValueError, RecursionError):
+            files["preprocess.json"] = dump_json(change_json(json.loads(files["preprocess.json"]), change))
+    model = onnx.load_from_string(files["model.onnx"])
+    helper.set_model_props(model, {METADATA: files["preprocess.json"].decode()})
+    write_files(folder, {**files, "model.onnx": model.SerializeToString()}, lambda written: None)
+
+
+def read_pipelines(folder: Path) -> Iterator[Callable[[], object]]:
+    """Yield every function that reads the raw input of an artifact, and one that serves it."""
+    from autocompress.export.folder import read_files
+    from autocompress.export.origin import read_origin
+    from autocompress.export.preprocess_file import read_preprocessing
+    from autocompress.runtime.models import build_levels, load_models
+
+    yield lambda: read_preprocessing((folder / "preprocess.json").read_bytes())
+    yield lambda: read_origin(read_files(folder, required=())["preprocess.json"])
+    yield lambda: build_levels(load_models([folder]))
+
+
+def write_base_joined(folder: Path) -> Path:
+    """Write two networks of one file, and return its folder."""
+    from autocompress.export.switchable import join_artifacts
+
+    parts = [write_base_artifact(folder / f"bits{bits}", bits) for bits in (4, 8)]
+    return join_artifacts(parts, folder / "joined").folder
 
 
 def change_artifact(base: Path, folder: Path, changes: Sequence[Change]) -> None:
     """Write a changed copy of an artifact, with a manifest that fits."""
+    names = ["architecture.json"] * 6 + ["preprocess.json"] * 3 + ["model.safetensors", "model.onnx", "config.yaml"]
+    _change_files(base, folder, changes, names)
+
+
+def change_joined(base: Path, folder: Path, changes: Sequence[Change]) -> None:
+    """Write a changed copy of networks of one file, with a manifest that fits."""
+    _change_files(base, folder, changes, ["switchable.json"] * 4 + ["model.safetensors"])
+
+
+def read_joined(folder: Path) -> Iterator[Callable[[], object]]:
+    """Yield the function that reads networks of one file."""
+    from autocompress.export.switchable import load_switchable
+
+    yield lambda: load_switchable(folder)
+
+
+def _change_files(base: Path, folder: Path, changes: Sequence[Change], names: Sequence[str]) -> None:
     from autocompress.export.folder import MANIFEST, read_files, write_files
 
-    files = read_files(base)
-    names = ["architecture.json"] * 6 + ["preprocess.json"] * 3 + ["model.safetensors", "model.onnx", "config.yaml"]
-    kinds = []
+    files, kinds = read_files(base, required=()), []
     for change in changes:
         name = names[change[0] % len(names)]
         if name.endswith(".json"):
@@ -339,6 +492,10 @@ def change_store(base: Path, folder: Path, changes: Sequence[Change]) -> None:
     from autocompress.store.schema import CANDIDATE_COLUMNS, DATABASE, TRIAL_COLUMNS, open_database
 
     shutil.copytree(base, folder)
+    for at, name in enumerate(RUN_FILES):
+        if changes[0][3] % (4 * len(RUN_FILES)) == at:
+            content = dump_json(change_json(json.loads((folder / name).read_bytes()), changes[0]))
+            (folder / name).write_bytes(flip_bytes(content, changes[0]) if changes[0][1] % 5 == 0 else content)
     connection = open_database(folder / DATABASE)
     tables = (
         ("ac_candidates", CANDIDATE_COLUMNS),
@@ -363,7 +520,8 @@ def change_store(base: Path, folder: Path, changes: Sequence[Change]) -> None:
     if changes[0][0] % 11 == 0:
         (folder / DATABASE).write_bytes(flip_bytes((folder / DATABASE).read_bytes(), changes[0]))
     if changes[0][0] % 13 == 0:
-        replace_file(folder / (DATABASE, f"{DATABASE}-wal", ".lock", "cascade.json")[changes[0][1] % 4], changes[0])
+        names = (DATABASE, f"{DATABASE}-wal", ".lock", *RUN_FILES)
+        replace_file(folder / names[changes[0][1] % len(names)], changes[0])
 
 
 def _change_cell(value: object, change: Change) -> object:
@@ -380,8 +538,16 @@ def _change_cell(value: object, change: Change) -> object:
 def read_store(folder: Path) -> Iterator[Callable[[], object]]:
     """Yield every function that reads a run folder, but for the page."""
     from autocompress.analysis.cascade import CascadeSearch
+    from autocompress.engine.space import open_space
+    from autocompress.engine.spec import parse_spec
+    from autocompress.engine.warm_start import load_warm_start, read_warm_start
     from autocompress.front import Front
     from autocompress.store.run_store import RunStore
+    from benchmarks.faults.injection import OBJECTIVES, SPEC
+
+    def start_from_run() -> None:
+        task: Any = SimpleNamespace(name="digits", heads={"label": 3})
+        read_warm_start(folder, open_space(parse_spec(SPEC, "x")), task, OBJECTIVES)
 
     def read_trials() -> None:
         with RunStore.read(folder) as store:
@@ -393,6 +559,8 @@ def read_store(folder: Path) -> Iterator[Callable[[], object]]:
     yield lambda: Front(folder).to_pandas()
     yield lambda: Front(folder).pick()
     yield lambda: CascadeSearch.read(folder)
+    yield lambda: load_warm_start(folder)
+    yield start_from_run
 
 
 def read_page(folder: Path) -> Iterator[Callable[[], object]]:
@@ -417,6 +585,8 @@ def _list_spaces(folder: Path) -> Path:
 
 KINDS: dict[str, Kind] = {
     "artifacts": (write_base_artifact, change_artifact, read_artifact),
+    "joined models": (write_base_joined, change_joined, read_joined),
+    "pipelines": (write_base_pipelines, change_pipelines, read_pipelines),
     "search spaces": (_list_spaces, change_spec, read_spec),
     "stores": (write_base_run, change_store, read_store),
     "pages": (write_base_run, change_store, read_page),

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,20 @@ def test_the_twin_is_left_out_where_it_would_take_long(tmp_path: Path, monkeypat
     assert front.meta["baselines"] == {}
     assert set(front.trials["role"]) == {"search"}
     assert "accuracy_test" in front.to_pandas()
+
+
+@pytest.mark.slow
+def test_a_search_whose_checkpoints_were_deleted_ends_with_all_of_its_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def delete(*_: object) -> dict[str, str]:
+        shutil.rmtree(tmp_path / "gone" / "checkpoints")
+        return {}
+
+    monkeypatch.setattr("autocompress.engine.runner._train_baseline", delete)
+    front = autocompress.search("digits", runs=tmp_path, name="gone", overrides=[*SMALL_SEARCH, "search.trials=1"])
+    assert not (tmp_path / "gone" / "checkpoints").exists()
+    assert front.to_pandas()["accuracy_test"].notna().all()
 
 
 @pytest.mark.exhaustive

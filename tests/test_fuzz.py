@@ -10,7 +10,7 @@ from benchmarks.fuzz import KINDS, Watch, fuzz
 WATCH = Watch()
 
 
-@pytest.mark.parametrize(("kind", "cases"), [("search spaces", 15), ("stores", 15)])
+@pytest.mark.parametrize(("kind", "cases"), [("search spaces", 15), ("stores", 15), ("pipelines", 30)])
 def test_hostile_input_is_refused_by_a_message(kind: str, cases: int, tmp_path: Path) -> None:
     result = fuzz(kind, cases, tmp_path / "fuzz", watch=WATCH)
     assert result.cases >= cases
@@ -38,4 +38,4 @@ def compile_and_unpickle() -> None:
 
 
 def test_every_kind_is_known() -> None:
-    assert set(KINDS) == {"artifacts", "search spaces", "stores", "pages"}
+    assert set(KINDS) == {"artifacts", "joined models", "pipelines", "search spaces", "stores", "pages"}

@@ -663,6 +663,10 @@ def main() -> None:
         if error.excerpt:
             print_text(textwrap.indent(error.excerpt, "  "), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        print_prose(f"error: the memory of this machine does not suffice{reason}; give less data", stderr=True)
+        raise SystemExit(1) from None
     except BrokenPipeError:
         # The reader of the pipe has closed it, as `head` does. Python would report the flush at exit otherwise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -69,6 +69,8 @@ def _intern_setting(key: str, value: Leaf) -> tuple[str, Leaf]:
 
 
 def _freeze_value(value: Leaf | Sequence[Leaf]) -> Leaf:
+    if isinstance(value, Mapping):
+        raise UsageError("a value of a list is a mapping; give numbers, texts, or lists of them")
     if isinstance(value, str) or not isinstance(value, Sequence):
         return value
     # Leaf leaves tuples out, because few settings are lists; a tuple keeps a part hashable.
@@ -148,10 +150,10 @@ class CompressionConfig:
         """Rebuild a config from :meth:`to_json`.
 
         Raises:
-            UsageError: A section does not hold exactly one part, or is missing.
+            UsageError: A section does not hold exactly one part, or is missing, or the seed is no whole number.
         """
         try:
-            return cls(
+            config = cls(
                 student=Part.from_json(data["student"]),
                 # The JSON form is a mapping whose order has no meaning: the terms are sorted by name.
                 distill=tuple(Part.of(name, **values) for name, values in sorted(data["distill"].items())),
@@ -162,3 +164,7 @@ class CompressionConfig:
             )
         except KeyError as missing:
             raise UsageError(f"a config needs the section {missing}") from None
+        # A config is a key of tables.
+        if not isinstance(config.seed, int):
+            raise UsageError(f"the seed of a config is {str(config.seed)[:60]!r}; it is a whole number")
+        return config

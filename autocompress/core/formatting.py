@@ -76,9 +76,14 @@ def label_column(name: str) -> str:
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Return whether ``value`` is a finite number; booleans are none."""
+    """Return whether ``value`` is a finite number; booleans are none, nor are integers that no float can hold."""
     # bool is a subclass of int.
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def format_count(value: float | None, unit: str = "") -> str:

@@ -2,21 +2,26 @@
 
 A run folder, an artifact and a cache may be copied from a stranger. Every name in them passes :func:`check_name`, every
 path below them is built by :func:`join_inside`, every file in them is read by :func:`read_regular_file`, and every text
-is shown through :func:`escape_controls`.
+is shown through :func:`escape_controls`. Files of data pass :func:`check_data_file`.
 """
 
 import errno
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic_core import from_json
 
-from autocompress.errors import RunFolderError
+from autocompress.errors import RunFolderError, UsageError
 
 LARGEST_NAME = 128
+LARGEST_JSON = 2**26
+# What records raise that are read from JSON of another form.
+CONTENT_ERRORS = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
+T = TypeVar("T")
 # No separator, no leading dot or dash: neither another folder, nor a hidden file, nor an option of a command.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # C0 and C1 controls but for tab and line feed, line and paragraph separators, and the marks that reorder text.
@@ -99,31 +104,71 @@ def require_regular(paths: Iterable[Path]) -> None:
             raise RunFolderError(f"{path} is no regular file; autocompress did not write it, so do not use the folder")
 
 
-def read_regular_file(path: Path, limit: int | None = None) -> bytes:
-    """Return the content of a regular file; no link is followed, and no pipe or device is waited for.
+def read_regular_file(path: Path, limit: int | None = None, *, follows_links: bool = False) -> bytes:
+    """Return the content of a regular file; no pipe or device is waited for.
 
     Args:
         path: Path of the file.
         limit: Largest size in bytes; None for no limit.
+        follows_links: Whether the path may be a link, as files of data often are.
 
     Raises:
         OSError: The file cannot be read, is not regular, is larger, or consists mostly of holes.
     """
+    with _open_regular_file(path, follows_links) as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
+        # One byte more than the size tells a file that grows while it is read.
+        content = file.read(size + 1)
+    if len(content) > size:
+        raise OSError(errno.EBUSY, "another program writes to it", str(path))
+    return content
+
+
+def read_json_file(path: Path, convert: Callable[[Any], T]) -> T:
+    """Return what a function makes of a JSON file of a run folder.
+
+    Args:
+        path: Path of the file.
+        convert: Function of the content.
+
+    Raises:
+        RunFolderError: The file cannot be read, or the function fails on its content.
+    """
+    try:
+        return convert(from_json(read_regular_file(path, LARGEST_JSON)))
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read ({error.strerror}); remove it") from error
+    except (*CONTENT_ERRORS, UsageError) as error:
+        reason = escape_controls(" ".join(str(error).split())[:200])
+        raise RunFolderError(f"{path} is damaged ({type(error).__name__}: {reason}); remove it") from error
+
+
+def check_data_file(path: Path | str) -> None:
+    """Check that a file of data, which may be a link, can be given to a library that reads it.
+
+    Raises:
+        OSError: The file cannot be read, is not regular, or consists mostly of holes.
+    """
+    _open_regular_file(Path(path), follows_links=True).close()
+
+
+def _open_regular_file(path: Path, follows_links: bool) -> BinaryIO:
     # Without O_NONBLOCK, opening a pipe would wait for a writer. Windows has neither flag.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(path, flags), "rb") as file:
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags |= 0 if follows_links else getattr(os, "O_NOFOLLOW", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    try:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if limit is not None and status.st_size > limit:
-            raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
         if _is_sparse(file.fileno(), status):
             raise OSError(errno.EFBIG, "a sparse file, most of whose bytes do not exist", str(path))
-        # One byte more than the size tells a file that grows while it is read.
-        content = file.read(status.st_size + 1)
-    if len(content) > status.st_size:
-        raise OSError(errno.EBUSY, "another program writes to it", str(path))
-    return content
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _is_sparse(descriptor: int, status: os.stat_result) -> bool:

@@ -38,6 +38,7 @@ from autocompress.engine.scheduler.asha import MAX_RUNGS, AshaScheduler
 from autocompress.engine.scheduler.compute_cost import candidate_epoch_cost
 from autocompress.engine.space import MODES, Space, derive_seed, trial_key
 from autocompress.engine.spec import SearchSection
+from autocompress.errors import RunFolderError
 from autocompress.store.control import is_pause_requested
 from autocompress.store.run_store import RunStore, monotonic_seconds
 from autocompress.store.schema import StoredTrial
@@ -194,6 +195,15 @@ class Driver:
         While jobs are running, their results may lead to further jobs. While the search is paused, there is none, and
         this waits if no job is running.
         """
+        while (job := self._choose_job()) is not None:
+            try:
+                return self._store.load_job_files(job)
+            except RunFolderError as error:
+                # A checkpoint that someone deleted costs the job that needs it, not the search.
+                self.tell(job, TrialResult(job.number, State.FAILED, reason=str(error)))
+        return None
+
+    def _choose_job(self) -> Job | None:
         if is_pause_requested(self._store.folder):
             if self._counts[State.RUNNING]:
                 return None
@@ -316,7 +326,7 @@ class Driver:
         worker = next(number for number in count(1) if number not in busy)
         self._running_jobs[job.number] = worker, self.elapsed_seconds
         self._report_progress()
-        return self._store.load_job_files(job)
+        return job
 
     def _repeat_job(self, job: Job) -> Job:
         """Run a job again whose run was interrupted."""

@@ -27,7 +27,7 @@ from autocompress.core.example_scores import ExampleScores, Kind
 from autocompress.core.records import CompressionRecipe, Job, TrialResult
 from autocompress.core.registry import WorkerPlugins
 from autocompress.core.task import Splits, Task
-from autocompress.core.untrusted import join_inside, read_regular_file
+from autocompress.core.untrusted import join_inside, read_json_file
 from autocompress.engine.spec import Source
 from autocompress.errors import NoCandidateError, UsageError
 from autocompress.store.run_store import RunStore
@@ -226,14 +226,20 @@ class FoldTrainings:
         for job, _, path in self.jobs:
             if fingerprint(job.training.to_json_without_seed()) != key or not path.is_file():
                 continue
-            entries = json.loads(read_regular_file(path))["candidates"]
+            entries = read_json_file(path, lambda content: [_check_entry(entry) for entry in content["candidates"]])
             results += [entry for entry in entries if entry["recipe"] == _describe_recipe(config)][:1]
         return results
 
     def sum_seconds(self) -> float:
         """Return the seconds of all trainings."""
         files = [path for _, _, path in self.jobs if path.is_file()]
-        return sum(float(json.loads(read_regular_file(path))["seconds"]) for path in files)
+        return sum(read_json_file(path, lambda content: float(content["seconds"])) for path in files)
+
+
+def _check_entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of a file of results, whose values have the types that are written."""
+    scores = {str(name): None if value is None else float(value) for name, value in entry["scores"].items()}
+    return {"recipe": entry["recipe"], "scores": scores, "examples": str(entry["examples"])}
 
 
 def _describe_recipe(config: CompressionConfig) -> list[JsonValue]:

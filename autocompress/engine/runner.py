@@ -86,6 +86,7 @@ from autocompress.trial.runner import (
     TrialRunner,
     cpu_capability,
     estimate_costs,
+    retrain_checkpoint,
     score_test_split,
     teacher_record,
 )
@@ -828,7 +829,8 @@ def finish_run(setup: Setup, minutes: float | None, store: RunStore) -> None:
     models = {}
     for identity in dict.fromkeys([*front, *filter(None, [recommended]), *baselines]):
         candidate = store.read_candidate(identity)
-        models[identity] = (candidate, store.checkpoint_path(candidate.checkpoint).read_bytes())
+        content = store.read_checkpoint(candidate.checkpoint)
+        models[identity] = (candidate, retrain_checkpoint(candidate, setup) if content is None else content)
     scores, teacher = score_test_split(models, setup)
     store.add_scores(
         {identity: {"test": tested.scores} for identity, tested in scores.items()},

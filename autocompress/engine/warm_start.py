@@ -5,6 +5,7 @@ into its own folder, so that it is resumed in the same way also where the earlie
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic_core import from_json
 
 from autocompress.analysis.pareto import is_dominated
 from autocompress.core.atomic import write_atomic
@@ -22,12 +22,12 @@ from autocompress.core.knobs import Choice, FloatRange, IntRange
 from autocompress.core.records import Candidate, Role
 from autocompress.core.run_info import ObjectiveSpec
 from autocompress.core.task import Task
-from autocompress.core.untrusted import read_regular_file
+from autocompress.core.untrusted import read_json_file
 from autocompress.engine.sampler.acquisition import EarlierTrial
 from autocompress.engine.space import Space
 from autocompress.errors import UsageError
 from autocompress.store.run_store import RunStore
-from autocompress.store.schema import StoredTrial, read_errors
+from autocompress.store.schema import StoredTrial
 
 FILE = "warm_start.json"
 # The Gaussian process keeps some 240 observations, and a trial has up to three rungs.
@@ -127,11 +127,13 @@ def load_warm_start(folder: Path) -> WarmStart | None:
         RunFolderError: The file was changed.
     """
     path = folder / FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    with read_errors(path):
-        content = from_json(read_regular_file(path))
+
+    def convert(content: Any) -> WarmStart:
         return WarmStart(tuple(map(_trial_from_json, content["trials"])), str(content["notice"]))
+
+    return read_json_file(path, convert)
 
 
 def _check_task(run: Path, name: str, heads: Mapping[str, int], task: Task) -> None:
@@ -227,6 +229,8 @@ def _candidate_to_json(candidate: Candidate) -> dict[str, Any]:
 def _trial_from_json(data: Mapping[str, Any]) -> EarlierTrial:
     training = CompressionConfig.from_json(data["training"])
     rungs = tuple(tuple(_candidates_from_json(rung, training)) for rung in data["candidates"])
+    if not rungs or not all(rungs):
+        raise ValueError("a trial without candidates")
     return EarlierTrial(rungs, bool(data["is_on_front"]))
 
 

@@ -13,7 +13,7 @@ from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.duplicates import remove_duplicates
 from autocompress.core.heads import as_head
 from autocompress.core.preprocessing import RawExample, describe_preprocessing
-from autocompress.core.records import Candidate, CompressionRecipe, Job
+from autocompress.core.records import Candidate
 from autocompress.core.run_info import RunInfo, TargetInfo
 from autocompress.core.task import Logits, Split, Targets
 from autocompress.core.untrusted import join_inside, read_regular_file
@@ -42,7 +42,7 @@ from autocompress.trial.pipeline import (
     load_task,
     reproducible_torch,
 )
-from autocompress.trial.runner import run_trial
+from autocompress.trial.runner import retrain_checkpoint
 
 # Largest difference between the score of a rebuilt candidate and the stored one: kernels of other processors round
 # differently.
@@ -221,7 +221,7 @@ def rebuild_candidate(run: Path, identity: str) -> RebuiltRun:
         content = read_regular_file(path)
     else:
         logger.info("%s: no checkpoint %s, trains again", identity, path.name)
-        content = _retrain_checkpoint(candidate, setup)
+        content = retrain_checkpoint(candidate, setup)
     rebuilt = pipeline.rebuild(candidate.config, content)
     _compare_scores(pipeline, rebuilt, candidate)
     deployable = _build_deployable(pipeline, setup, candidate.config, rebuilt, info.target)
@@ -296,14 +296,6 @@ def _build_deployable(
         target=target,
         batches=tuple(batch.inputs for split in compared for batch in split.batches(COMPARED_BATCH)),
     )
-
-
-def _retrain_checkpoint(candidate: Candidate, setup: Setup) -> bytes:
-    cut = CompressionRecipe(candidate.config.prune, candidate.config.quantize)
-    result = run_trial(Job(candidate.trial, candidate.config.training, (cut,)), setup)
-    # One recipe leaves one checkpoint.
-    (content,) = result.checkpoints.values()
-    return content
 
 
 def select_metric(

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
+from pydantic_core import from_json
 
 from autocompress.analysis.pareto import primary_objectives
 from autocompress.core.atomic import compute_sha256
 from autocompress.core.records import Candidate
 from autocompress.core.run_info import RunInfo
 from autocompress.core.untrusted import join_inside
+from autocompress.errors import ArtifactError
 from autocompress.export.folder import MANIFEST, read_files
 from autocompress.store.run_store import RunStore
 
@@ -41,8 +43,15 @@ def describe_origin(candidate: Candidate, info: RunInfo) -> dict[str, JsonValue]
 
 
 def read_origin(content: bytes) -> Mapping[str, JsonValue]:
-    """Return the record of the run and the candidate in a preprocess.json; empty in those of earlier versions."""
-    record = json.loads(content)
+    """Return the record of the run and the candidate in a preprocess.json; empty in those of earlier versions.
+
+    Raises:
+        ArtifactError: It is no JSON.
+    """
+    try:
+        record = from_json(content)
+    except ValueError as error:
+        raise ArtifactError(f"preprocess.json cannot be read ({error}); export it again") from error
     origin = record.get("origin") if isinstance(record, dict) else None
     return origin if isinstance(origin, dict) else {}
 

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -34,8 +35,10 @@ METADATA = "autocompress.preprocess"
 BATCH = 256
 # Pixels of an image before it is decoded, 192 MB in RGB.
 LARGEST_IMAGE = 2**26
+# Numbers in one input of an example, which bounds what a changed preprocess.json makes of a short text.
+LARGEST_INPUT = 2**26
 # The only options of a session that an export writes.
-SESSION_OPTIONS = frozenset({"session.disable_quant_qdq"})
+SESSION_OPTIONS = frozenset({("session.disable_quant_qdq", "1")})
 # Candidates that one call scores, which bounds the memory of a ranking over a large catalogue.
 LARGEST_LIST = 2**16
 # A word, as the texts of the training were divided: an apostrophe, straight or typographic, may occur inside it.
@@ -97,6 +100,11 @@ class Pipeline:
     """
 
     def __init__(self, record: Record, session: "onnxruntime.InferenceSession") -> None:
+        for entry in record["inputs"]:
+            # Lengths of texts and shapes of everything else that has one size.
+            sizes = entry.get("shape", [entry.get("length", 1)])
+            if not 0 < math.prod(sizes) <= LARGEST_INPUT or min(sizes, default=1) < 1:
+                raise PipelineError(f"preprocess.json declares the size {sizes}, not 1 to {LARGEST_INPUT:,} numbers")
         self.record, self._session = record, session
         self._encoders = {entry["name"]: ENCODERS[entry["kind"]](entry) for entry in record["inputs"]}
         self._tensors = {entry["name"]: entry["tensor"] for entry in record["inputs"]}
@@ -391,7 +399,7 @@ class TokenizerEncoder:
         except ImportError as error:
             raise PipelineError("this model has a tokenizer, which needs tokenizers: pip install tokenizers") from error
         length, padding = entry["length"], entry["padding"]
-        self.tokenizer: Any = Tokenizer.from_str(entry["tokenizer"])
+        self.tokenizer: Any = _call_tokenizer(Tokenizer.from_str, entry["tokenizer"])
         self.tokenizer.enable_truncation(length)
         self.tokenizer.enable_padding(
             direction=entry["side"],
@@ -407,8 +415,19 @@ class TokenizerEncoder:
             raise PipelineError(f"it is {_name_type(value)}; give a text")
         if not value.strip():
             raise PipelineError("the text is empty")
-        encoding = self.tokenizer.encode(value)
+        encoding = _call_tokenizer(self.tokenizer.encode, value)
         return np.asarray(encoding.attention_mask if self.is_mask else encoding.ids, np.int64)
+
+
+def _call_tokenizer(function: Callable[[str], Any], text: str) -> Any:
+    """Return what a function of tokenizers returns."""
+    try:
+        return function(text)
+    except BaseException as error:
+        # A panic of its Rust code is no Exception, and would end the thread that answers requests.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise PipelineError(f"the tokenizer fails ({' '.join(str(error).split())[:200]})") from error
+        raise
 
 
 class SeriesEncoder:
@@ -794,7 +813,7 @@ def _parse_specification(path: Path, content: bytes) -> Record:
             raise PipelineError(f"{path} has the format {record['format']!r}, this pipeline.py reads {FORMAT}")
         kinds = {entry["kind"] for entry in record["inputs"]} - set(ENCODERS)
         kinds |= {entry["kind"] for entry in record["outputs"]} - set(DECODERS)
-        if not set(record["session"]) <= SESSION_OPTIONS:
+        if not all((name, value) in SESSION_OPTIONS for name, value in record["session"].items()):
             raise PipelineError(f"{path} has options of a session that this pipeline.py does not know")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, PipelineError):
@@ -856,7 +875,7 @@ def _read_number_file(path: Path) -> Array:
         if path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
         return np.loadtxt(path, delimiter="," if path.suffix == ".csv" else None)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
         raise PipelineError(f"{path} cannot be read as numbers ({' '.join(str(error).split())})") from error
 
 

@@ -145,11 +145,11 @@ def read_preprocessing(content: bytes, tokenizer: bytes = b"") -> Preprocessing:
     """
     try:
         entries = [load_input(entry) for entry in json.loads(content)["inputs"]]
-    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        text = tokenizer.decode()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise ArtifactError(f"{PREPROCESS} cannot be read ({error})") from error
     if any(isinstance(entry, TensorInput) for entry in entries):
         return ()
-    text = tokenizer.decode()
     return tuple(replace(entry, tokenizer=text) if isinstance(entry, TokenizerInput) else entry for entry in entries)
 
 

@@ -127,5 +127,5 @@ def _json_value(name: object, value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if name == "config" and isinstance(value, str):
-        return json.loads(value)
+        return _json_value(None, json.loads(value))
     return value

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from autocompress.errors import AutocompressError, OverloadError, UsageError
 from autocompress.export.pipeline import PipelineError
@@ -31,6 +32,9 @@ from autocompress.runtime.service import Answer, ModelService
 RETRY_SECONDS = 1
 # Connections at a time; each may hold one body in memory.
 CONNECTIONS = 256
+# Seconds for the headers of a request and between two requests, at most twice that; and seconds for a body. A client
+# that sends a byte from time to time would hold its connection for ever.
+IDLE_SECONDS, BODY_SECONDS = 10.0, 60.0
 # Seconds for answers to requests that run when the service is stopped.
 SHUTDOWN_SECONDS = 10
 
@@ -120,7 +124,8 @@ class _Endpoints:
 
     async def _predict(self, request: Request) -> Response:
         try:
-            body = await self._read_body(request)
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await self._read_body(request)
             media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             inputs = self._service.levels[0].model.pipeline.record["inputs"]
             # Decoding of images and JSON takes milliseconds, in which the loop answers others.
@@ -149,6 +154,10 @@ class _Endpoints:
     async def _adapt(self, request: Request) -> Response:
         if self._settings.adapt is None:
             return self._refuse(RequestError(403, "adaptation is switched off; start the service with --allow-adapt"))
+        # A browser names the page that sends a request; no page of another site may start an adaptation.
+        origin = request.headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+            return self._refuse(RequestError(403, "adaptations are not started by pages of other sites"))
         # Two adaptations would write the same version.
         if not self._adapting.acquire(blocking=False):
             return self._refuse(RequestError(409, "an adaptation is running; wait for it to end"))
@@ -177,7 +186,10 @@ class _Endpoints:
     def _refuse(self, error: Exception) -> Response:
         """Return the response to an error; only what the client can mend is described."""
         headers = {}
-        if isinstance(error, RequestError):
+        if isinstance(error, TimeoutError):
+            status, error = 408, RequestError(408, f"the body did not arrive in {BODY_SECONDS:g} seconds")
+            headers["Connection"] = "close"
+        elif isinstance(error, RequestError):
             status = error.status
         elif isinstance(error, PipelineError | UsageError):
             status = 422
@@ -191,6 +203,25 @@ class _Endpoints:
             return JSONResponse({"error": "the model failed on this request; see the log of the service"}, 500)
         self._metrics.record_refusal(status)
         return JSONResponse({"error": str(error)}, status, headers=headers)
+
+
+class _Connection(H11Protocol):
+    """A connection that ends when its client sends no whole request for some seconds; uvicorn waits without limit."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to watch the connection."""
+        super().connection_made(transport)
+        self.loop.call_later(IDLE_SECONDS, self._end_if_idle, None)
+
+    def _end_if_idle(self, before: object) -> None:
+        """End the connection if no request began since the last look and none is being answered."""
+        if self.transport.is_closing():
+            return
+        # `cycle` is the latest request.
+        if before is self.cycle and (self.cycle is None or self.cycle.response_complete):
+            self.transport.abort()
+        else:
+            self.loop.call_later(IDLE_SECONDS, self._end_if_idle, self.cycle)
 
 
 class _Server(uvicorn.Server):
@@ -242,6 +273,7 @@ class HttpServer:
         self.address = f"http://{f'[{settings.host}]' if is_ipv6 else settings.host}:{port}"
         config = uvicorn.Config(
             build_app(service, metrics, settings),
+            http=_Connection,
             # autocompress configures the logs.
             log_config=None,
             access_log=False,

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from autocompress.analysis.cascade import CascadeSearch, compute_confidence
+from autocompress.core.untrusted import show_value
 from autocompress.errors import ArtifactError, UsageError
 from autocompress.export.folder import read_files
 from autocompress.export.pipeline import Array, Pipeline, PipelineError, Values, load
@@ -126,7 +127,7 @@ def load_models(folders: Sequence[Path | str], threads: int = 1, key: Path | Non
 
     Raises:
         UsageError: There is no folder, two have one name, or they come from different runs, tasks or versions.
-        ArtifactError: A folder is no artifact, or a file was changed.
+        ArtifactError: A folder is no artifact, a file was changed, or a model does not run.
     """
     paths = [Path(folder).absolute() for folder in folders]
     if not paths:
@@ -137,6 +138,8 @@ def load_models(folders: Sequence[Path | str], threads: int = 1, key: Path | Non
             raise UsageError(f"two of the exported folders have the name '{name}': models are told apart by it")
     models = [load_model(path, threads, key) for path in paths]
     _check_origins(models)
+    for model in models:
+        _check_runs(model)
     return tuple(time_models(models))
 
 
@@ -152,7 +155,28 @@ def load_model(folder: Path, threads: int = 1, key: Path | None = None) -> Serve
         pipeline = load(folder, threads)
     except PipelineError as error:
         raise ArtifactError(str(error)) from error
-    return ServedModel(folder.name, folder, pipeline, pipeline.record.get("origin", {}))
+    model = ServedModel(folder.name, folder, pipeline, pipeline.record.get("origin", {}))
+    try:
+        if not isinstance(pipeline.record["task"], str) or not isinstance(model.origin, Mapping):
+            raise TypeError("its task or its origin has another form")
+        # Fails where the origin has another form.
+        _ = model.score
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder / 'preprocess.json'} was changed ({error!r}); export it again") from error
+    return model
+
+
+def _check_runs(model: ServedModel) -> None:
+    """Check that a model predicts an example of its own, so that no request is the first to fail.
+
+    Raises:
+        ArtifactError: It does not.
+    """
+    try:
+        model.pipeline.predict(build_example(model.pipeline.record))
+    except Exception as error:  # of many kinds: of onnxruntime, of NumPy, and of what preprocess.json lacks
+        reason = f"{type(error).__name__}: {show_value(' '.join(str(error).split()))}"
+        raise ArtifactError(f"{model.folder} does not run ({reason}); export it again") from error
 
 
 def _check_origins(models: Sequence[ServedModel]) -> None:

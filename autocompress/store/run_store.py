@@ -45,6 +45,7 @@ from autocompress.store.schema import (
     check_schema,
     damage_error,
     existing_run_error,
+    find_other_types,
     flat_candidate,
     job_row,
     limit_steps,
@@ -180,6 +181,8 @@ class RunStore:
                     damage = damage or check_schema(self._connection, is_current=True)
                 if version in PROTECTED:
                     damage = damage or self._find_damage(is_current=version == FORMAT)
+                if version in READABLE:
+                    damage = damage or find_other_types(self._connection)
         except (sqlite3.DatabaseError, UnicodeDecodeError, ValueError) as fault:
             version, damage = FORMAT, escape_controls(str(fault), keeps_lines=False)
         if damage:
@@ -365,6 +368,20 @@ class RunStore:
             return replace(job, paused=read_regular_file(path)) if job.rung != 0 and path.exists() else job
         except OSError as error:
             raise RunFolderError(f"{error.filename} cannot be read ({error.strerror}); the run is incomplete") from None
+
+    def read_checkpoint(self, name: str) -> bytes | None:
+        """Return the content of the checkpoint ``name``; None if it was deleted.
+
+        Raises:
+            RunFolderError: The file cannot be read.
+        """
+        path = self.checkpoint_path(name)
+        try:
+            return read_regular_file(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read ({error.strerror}); the run is incomplete") from None
 
     def add_scores(
         self, scores: Mapping[str, Mapping[str, Mapping[str, float]]], examples: Mapping[str, Mapping[str, str]] = {}

@@ -20,7 +20,14 @@ from pydantic_core import from_json
 from autocompress.core.atomic import make_lock, storage_errors, write_atomic
 from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.records import BaseCheckpoint, Candidate, CompressionRecipe, Job, Role, State
-from autocompress.core.untrusted import check_name, is_name, read_regular_file, require_regular, show_value
+from autocompress.core.untrusted import (
+    CONTENT_ERRORS,
+    check_name,
+    is_name,
+    read_regular_file,
+    require_regular,
+    show_value,
+)
 from autocompress.errors import RunFolderError, StorageError, UsageError
 from autocompress.store.parts import SECTIONS, PartTable, Section, dump_compact
 
@@ -29,17 +36,6 @@ LARGEST_VALUE = 2**26
 # Steps of SQLite's machine that checking a store may take, besides one for each byte of its file: ten times what a
 # store of 3,000 trials takes.
 LARGEST_STEPS, STEPS_PER_CALL = 10_000_000, 1000
-# Errors of JSON and of records that rows with other content raise.
-CONTENT_ERRORS = (
-    AttributeError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    UsageError,
-)
 # SQLite writes files of these names beside a database, through links too.
 DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 LOCK, OWNER = ".lock", ".driver"
@@ -95,7 +91,7 @@ def read_errors(path: Path) -> Iterator[None]:
         if "interrupted" not in str(fault) and "no such" not in str(fault):
             raise
         raise damage_error(path, show_value(fault)) from fault
-    except (*CONTENT_ERRORS, sqlite3.DatabaseError) as fault:
+    except (*CONTENT_ERRORS, UsageError, sqlite3.DatabaseError) as fault:
         raise damage_error(path, f"{type(fault).__name__}: {show_value(fault)}") from fault
 
 
@@ -136,6 +132,28 @@ def check_schema(connection: sqlite3.Connection, *, is_current: bool) -> str:
         is_virtual = kind == "table" and str(text).upper().startswith("CREATE VIRTUAL")
         if is_foreign or is_virtual or (is_current and name in own and text != own[name]):
             return f"the {show_value(kind)} {show_value(name)} is not one that autocompress writes"
+    return ""
+
+
+def find_other_types(connection: sqlite3.Connection) -> str:
+    """Return which row holds a value of another type than its column declares; empty if there is none.
+
+    SQLite keeps a text in a column of numbers, and everything that reads the row would meet it.
+    """
+    own = sqlite3.connect(":memory:")
+    own.executescript(SCHEMA)
+    for table in SEALED:
+        present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        faults = []
+        for _, name, kind, is_required, _, is_key in own.execute(f"PRAGMA table_info({table})"):
+            # Earlier formats lack some columns.
+            if name in present:
+                types = [*_STORED_TYPES[kind], *([] if is_required or is_key else ["null"])]
+                faults.append(f"typeof({name}) NOT IN ({', '.join(map(repr, types))})")
+        key = SEALED[table][0]
+        query = f"SELECT {key} FROM {table} WHERE {' OR '.join(faults)} LIMIT 1"
+        for (row,) in connection.execute(query) if faults else ():
+            return f"{table[3:]} {show_value(row)} has a value of another type"
     return ""
 
 
@@ -234,6 +252,8 @@ for _table, (_key, *_rest) in SEALED.items():
     _seal = f"UPDATE {_table} SET seal = seal_of({_sealed}) WHERE {_key} = NEW.{_key};"
     for _name, _event in (("insert", "INSERT"), ("update", f"UPDATE OF {_sealed}")):
         SCHEMA += f"CREATE TRIGGER IF NOT EXISTS {_table}_{_name} AFTER {_event} ON {_table} BEGIN {_seal} END;\n"
+# SQLite's types of the values in a column, by the type that the column declares.
+_STORED_TYPES = {"TEXT": ("text",), "INTEGER": ("integer",), "REAL": ("real", "integer")}
 # Columns of the candidate table that hold no score and no cost.
 RESERVED = frozenset({"id", "trial", "role", "epochs", "complete", "config", "details"})
 CANDIDATE_COLUMNS = ("id", "trial", "epochs", "config", "scores", "costs", "details", "checkpoint", "complete")
@@ -339,8 +359,8 @@ def candidate_from_row(row: Row, parts: PartTable) -> Candidate:
         row["trial"],
         CompressionConfig.from_json(parts.expand_config(row["config"])),
         row["epochs"],
-        from_json(row["scores"]),
-        from_json(row["costs"]),
+        {split: _check_numbers(metrics) for split, metrics in from_json(row["scores"]).items()},
+        _check_numbers(from_json(row["costs"])),
         from_json(row["details"]),
         # The column may be NULL; a record without a checkpoint has an empty path.
         row["checkpoint"] or "",

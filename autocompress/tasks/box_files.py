@@ -15,18 +15,22 @@ from typing import Any
 
 import torch
 import yaml
-from PIL import Image
 from torch import Tensor
 
 from autocompress.core.formatting import format_plural, is_finite
+from autocompress.core.untrusted import read_regular_file, show_value
 from autocompress.errors import UsageError
-from autocompress.tasks.image_decoding import ORIENTATION, UNREADABLE
+from autocompress.tasks.image_decoding import ORIENTATION, UNREADABLE, open_image
 from autocompress.tasks.image_sources import PARTS, find_image_files
 
 ANNOTATIONS = ("annotations.json", "_annotations.coco.json")
 IMAGES, LABELS = "images", "labels"
 Record = Mapping[str, Any]
 """An object of a JSON file."""
+# Bytes of a file of annotations, and of a text file of boxes or names.
+LARGEST_ANNOTATIONS, LARGEST_TEXT = 2**30, 2**18
+# Classes of boxes without names: each has outputs in a model.
+MOST_CLASSES = 10_000
 # Files of YOLO that name the classes, one a line, and those with a list `names`.
 NAME_LISTS, NAME_TABLES = ("classes.txt", "obj.names", "labels/classes.txt"), ("data.yaml", "dataset.yaml")
 # Larger shares of boxes of one fault mean another form of the file.
@@ -172,7 +176,7 @@ def _name_fault(corners: Sequence[float], cut: Sequence[float] | None) -> str:
 def read_size(file: str) -> tuple[int, int] | None:
     """Return width and height of an image, upright, from its header; ``None`` if it cannot be read."""
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             is_turned = image.getexif().get(ORIENTATION, 1) >= 5
             return (image.height, image.width) if is_turned else (image.width, image.height)
     except UNREADABLE:
@@ -205,7 +209,7 @@ def _read_coco_parts(
 
 def _load_coco(file: Path) -> Record:
     try:
-        record = json.loads(file.read_bytes())
+        record = json.loads(read_regular_file(file, LARGEST_ANNOTATIONS, follows_links=True))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} cannot be read as JSON ({' '.join(str(error).split())})") from None
     lacking = [name for name in ("images", "annotations", "categories") if not _is_table(record, name)]
@@ -245,9 +249,9 @@ def _join_coco(
         where = f"annotation {row.get('id')} of {file}"
         key, category = row.get("image_id"), row.get("category_id")
         if not isinstance(key, int | str) or key not in boxes:
-            raise UsageError(f"{where} belongs to the image {key!r}, which 'images' does not have")
+            raise UsageError(f"{where} belongs to the image {show_value(key)}, which 'images' does not have")
         if not isinstance(category, int) or category not in categories:
-            raise UsageError(f"{where} has the category {category!r}, which 'categories' does not have")
+            raise UsageError(f"{where} has the category {show_value(category)}, which 'categories' does not have")
         if row.get("iscrowd"):
             crowds += 1
             continue
@@ -273,7 +277,10 @@ def _locate_images(file: Path, rows: Sequence[Record]) -> dict[object, str]:
     for row in rows:
         key, name = row.get("id"), row.get("file_name")
         if not isinstance(key, int | str) or not isinstance(name, str) or key in paths:
-            raise UsageError(f"{file}: an image needs an 'id' of its own and a 'file_name', not {key!r} and {name!r}")
+            raise UsageError(
+                f"{file}: an image needs an 'id' of its own and a 'file_name', not {show_value(key)} "
+                f"and {show_value(name)}"
+            )
         candidates = [os.path.join(folder, name) for folder in (file.parent / IMAGES, file.parent)]
         file_path = next((path for path in candidates if os.path.isfile(path)), None)
         if file_path is None:
@@ -312,7 +319,7 @@ def _read_four(values: object, where: str) -> list[float]:
     """
     numbers = [float(value) for value in values if is_finite(value)] if isinstance(values, list) else []
     if len(numbers) != 4 or not isinstance(values, list) or len(values) != 4:
-        raise UsageError(f"{where} has the box {values!r}; give four numbers")
+        raise UsageError(f"{where} has the box {show_value(values)}; give four numbers")
     return numbers
 
 
@@ -330,7 +337,7 @@ def _read_yolo(images: Path, labels: Path, classes: Sequence[str]) -> Iterator[t
     if alone:
         raise UsageError(f"{texts[alone[0]]} has no image of the same name in {images}; add it, or remove the file")
     for stem, file in files.items():
-        lines = Path(texts[stem]).read_text(errors="replace").splitlines() if stem in texts else []
+        lines = _read_lines(Path(texts[stem])) if stem in texts else []
         yield (
             file,
             [
@@ -341,15 +348,28 @@ def _read_yolo(images: Path, labels: Path, classes: Sequence[str]) -> Iterator[t
         )
 
 
+def _read_lines(file: Path) -> list[str]:
+    """Return the lines of a text file.
+
+    Raises:
+        UsageError: It cannot be read, is no regular file, or is larger than a list of boxes or names.
+    """
+    try:
+        return read_regular_file(file, LARGEST_TEXT, follows_links=True).decode(errors="replace").splitlines()
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error.strerror})") from None
+
+
 def _read_line(where: str, words: Sequence[str], classes: Sequence[str]) -> RawBox:
     try:
         number, (x, y, width, height) = int(words[0]), map(float, words[1:])
     except (ValueError, IndexError):
-        raise UsageError(f"{where} is {' '.join(words)!r}; give 'class cx cy w h', five numbers") from None
+        raise UsageError(f"{where} is {show_value(' '.join(words))}; give 'class cx cy w h', five numbers") from None
     if not all(map(math.isfinite, (x, y, width, height))) or number < 0:
-        raise UsageError(f"{where} is {' '.join(words)!r}; give a class from 0 and four finite numbers")
-    if classes and number >= len(classes):
-        raise UsageError(f"{where} has the class {number}, but classes are numbered from 0 to {len(classes) - 1}")
+        raise UsageError(f"{where} is {show_value(' '.join(words))}; give a class from 0 and four finite numbers")
+    count = len(classes) or MOST_CLASSES
+    if number >= count:
+        raise UsageError(f"{where} has the class {number}, but classes are numbered from 0 to {count - 1}")
     corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
     return RawBox(where, classes[number] if classes else str(number), corners)
 
@@ -369,9 +389,10 @@ def _read_names(path: Path) -> tuple[str, ...]:
             table = record.get("names") if isinstance(record, dict) else None
             # A list, or a mapping of the numbers from 0 on to names.
             values = [table.get(number) for number in range(len(table))] if isinstance(table, dict) else table
-            names = [str(value) for value in values if value is not None] if isinstance(values, list) else []
+            plain = values if isinstance(values, list) else []
+            names = [str(value) for value in plain if isinstance(value, str | int | float)]
         else:
-            names = [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
+            names = [line.strip() for line in _read_lines(file) if line.strip()]
         if not names or len(set(names)) < len(names):
             raise UsageError(f"{file} must name each class once")
         break
@@ -379,8 +400,12 @@ def _read_names(path: Path) -> tuple[str, ...]:
 
 
 def _load_yaml(file: Path) -> object:
+    text = "\n".join(_read_lines(file))
     try:
-        content: object = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        # An alias may stand for an alias of an alias: a page of text that takes gigabytes when it is written out.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("aliases (*name) are not read")
+        content: object = yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{file} cannot be read as YAML ({' '.join(str(error).split())})") from None
     return content

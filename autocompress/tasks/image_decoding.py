@@ -26,7 +26,7 @@ from autocompress.core.atomic import (
     write_atomic,
 )
 from autocompress.core.config import fingerprint
-from autocompress.core.untrusted import require_regular
+from autocompress.core.untrusted import check_data_file, require_regular
 from autocompress.errors import RunFolderError, UsageError
 
 # Version of the cache entries; a new one invalidates them.
@@ -86,15 +86,31 @@ class DecodedImages:
     unreadable: tuple[str, ...] = ()
 
 
-def check_pixels(image: Image.Image) -> Image.Image:
-    """Return an image that was opened and not decoded yet, if its header declares a size that memory can hold.
+def open_image(path: str) -> Image.Image:
+    """Return the image of a file, which is opened and not decoded yet.
 
     Raises:
-        ValueError: It declares more pixels.
+        OSError: The file cannot be read, is no regular file, or is no image.
+        ValueError: Its header declares more pixels than :data:`LARGEST_IMAGE`.
     """
-    if image.width * image.height > LARGEST_IMAGE:
-        raise ValueError(f"it has {image.width}x{image.height} pixels, more than {LARGEST_IMAGE:,}")
+    check_data_file(path)
+    image = Image.open(path)
+    try:
+        check_size(image.width, image.height)
+    except ValueError:
+        image.close()
+        raise
     return image
+
+
+def check_size(width: int, height: int) -> None:
+    """Check that memory can hold an image of a size.
+
+    Raises:
+        ValueError: It has more pixels than :data:`LARGEST_IMAGE`.
+    """
+    if width * height > LARGEST_IMAGE:
+        raise ValueError(f"it has {width}x{height} pixels, more than {LARGEST_IMAGE:,}")
 
 
 @dataclass(frozen=True)

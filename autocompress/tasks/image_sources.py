@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from autocompress.core.array_files import list_arrays, open_array, read_arrays
 from autocompress.errors import UsageError
-from autocompress.tasks.image_decoding import ImageSource, check_pixels
+from autocompress.tasks.image_decoding import ImageSource, check_size, open_image
 
 Item = TypeVar("Item")
 
@@ -175,7 +176,7 @@ class FileImages:
 
     def __call__(self, number: int) -> Image.Image:
         """Return an image that is opened and not decoded yet."""
-        return check_pixels(Image.open(self.files[number]))
+        return open_image(self.files[number])
 
 
 def _class_folders(path: Path) -> list[str]:
@@ -208,15 +209,11 @@ class _NpzImages:
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
         # The file stays open while the object exists, and is closed with it.
-        self._file = zipfile.ZipFile(path).open(f"{name}.npy")  # noqa: SIM115
-        version = np.lib.format.read_magic(self._file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        self.shape, fortran, self._type = read(self._file)
+        self._file, self.shape, dtype = open_array(path, name)
         self._start = self._file.tell()
-        if self._type != np.uint8 or fortran or len(self.shape) not in (3, 4):
-            raise UsageError(
-                f"{path}: {name} is {list(self.shape)} of {self._type}; give bytes [N, H, W] or [N, H, W, 3]"
-            )
+        if dtype != np.uint8 or len(self.shape) not in (3, 4):
+            raise UsageError(f"{path}: {name} is {list(self.shape)} of {dtype}; give bytes [N, H, W] or [N, H, W, 3]")
+        check_size(self.shape[2], self.shape[1])
 
     def __reduce__(self) -> tuple[Callable[[Path, str], "_NpzImages"], tuple[Path, str]]:
         # Another process opens the file anew.
@@ -234,25 +231,26 @@ def _open_npz(path: Path, limit: int | None) -> ImageParts:
     if not zipfile.is_zipfile(path):
         raise UsageError(f"{path} is not an NPZ file; write it with numpy.savez, in MedMNIST's layout")
     try:
-        # NumPy reads the arrays of an archive on access, so this loads only the labels.
-        with np.load(path, allow_pickle=False) as archive:
-            for part in PARTS:
-                name = f"{part}_images"
-                if name not in archive.files:
-                    continue
-                labels = archive[f"{part}_labels"]
-                # MedMNIST stores labels as [N, 1]; a wider axis means several labels per image.
-                if labels.ndim > 1 and labels.shape[1:] != (1,):
-                    raise UsageError(f"{path}: {part}_labels is {list(labels.shape)}; an image needs exactly one label")
-                flat = labels.reshape(-1).astype(np.int64)
-                rows = _select_rows(flat, limit)
-                images = _NpzImages(path, name)
-                if len(flat) != images.shape[0]:
-                    raise UsageError(f"{path}: {part} has {images.shape[0]} images but {len(flat)} labels")
-                cache_key = [part, rows, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-                names = [f"{name}[{row}]" for row in rows]
-                parts[part] = ImageSource(names, flat[rows].tolist(), SelectedImages(images, rows), cache_key)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        # The images themselves are read one at a time.
+        stored = read_arrays(path, [f"{part}_labels" for part in PARTS])
+        names_of_arrays = list_arrays(path)
+        for part in PARTS:
+            name = f"{part}_images"
+            if name not in names_of_arrays:
+                continue
+            labels = stored[f"{part}_labels"]
+            # MedMNIST stores labels as [N, 1]; a wider axis means several labels per image.
+            if labels.ndim > 1 and labels.shape[1:] != (1,):
+                raise UsageError(f"{path}: {part}_labels is {list(labels.shape)}; an image needs exactly one label")
+            flat = labels.reshape(-1).astype(np.int64)
+            rows = _select_rows(flat, limit)
+            images = _NpzImages(path, name)
+            if len(flat) != images.shape[0]:
+                raise UsageError(f"{path}: {part} has {images.shape[0]} images but {len(flat)} labels")
+            cache_key = [part, rows, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            names = [f"{name}[{row}]" for row in rows]
+            parts[part] = ImageSource(names, flat[rows].tolist(), SelectedImages(images, rows), cache_key)
+    except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{path} cannot be read as MedMNIST's layout ({' '.join(str(error).split())})") from None
     if "train" not in parts:
         raise UsageError(f"{path} holds no train_images; an .npz needs train_images and train_labels")

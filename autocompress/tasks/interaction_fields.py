@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from autocompress.core.untrusted import check_data_file
 from autocompress.errors import UsageError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -23,6 +24,7 @@ def read_rows(path: Path, delimiter: str, encoding: str) -> Iterator[tuple[int, 
         UsageError: The file cannot be read.
     """
     try:
+        check_data_file(path)
         with path.open(encoding=encoding, newline="") as file:
             if path.suffix not in DELIMITERS:
                 # Titles in MovieLens contain quotation marks that do not quote a field.

@@ -21,6 +21,7 @@ from autocompress.core.heads import Head, as_head, find_custom_head
 from autocompress.core.method import match_layers
 from autocompress.core.registry import TASKS
 from autocompress.core.task import Logits, Split, Targets, Task, logits_by_head
+from autocompress.core.untrusted import check_data_file
 from autocompress.errors import AutocompressError, TrialError, UsageError
 from autocompress.measure.custom_scores import register_metrics
 from autocompress.models.from_teacher import NAME as FROM_TEACHER
@@ -459,6 +460,7 @@ def _read_weights(weights: Weights) -> tuple[Mapping[str, Tensor], str]:
             f"{weights}: weights must be a .safetensors file (other formats can run code when they are loaded)"
         )
     try:
+        check_data_file(weights)
         return load_file(weights), str(weights)
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(f"{weights} cannot be read: {error}") from error

@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from autocompress.core.untrusted import read_regular_file
 from autocompress.errors import ArtifactError, UsageError, did_you_mean
 from autocompress.tasks.table_files import is_number_column, name_categories
 
 Array = NDArray[Any]
 # Examples of one run of an ONNX file whose batch has no size of its own.
 BATCH = 1_024
+# Bytes of a file of ONNX, the most that its format allows.
+LARGEST_FILE = 2**31
 # Element types of ONNX as NumPy names them.
 ONNX_TYPES = {
     "tensor(float)": "float32",
@@ -214,7 +217,10 @@ class OnnxSource:
         self.description = f"the teacher {path.name}"
         self.is_probability: bool | None = None
         self.classes: Sequence[object] | None = None
-        self._content = path.read_bytes()
+        try:
+            self._content = read_regular_file(path, LARGEST_FILE, follows_links=True)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error.strerror})") from None
         self.file_bytes: int | None = len(self._content)
         self.identity = hashlib.sha256(self._content).hexdigest()
         self._session = self._open_session()

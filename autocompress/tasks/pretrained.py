@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from autocompress.core.duplicates import digest_texts
 from autocompress.core.preprocessing import Preprocessing, RawExample, TokenizerInput
 from autocompress.core.task import InputSpec
+from autocompress.core.untrusted import LARGEST_JSON, read_regular_file
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.base import locate_test_rows
 from autocompress.tasks.tensors import ONLY_HEAD, Tensors
@@ -25,6 +26,7 @@ from autocompress.tasks.text_encoding import UNTRUNCATED_SHARE
 from autocompress.tasks.text_files import read_texts
 
 CLASSIFIER = "ForSequenceClassification"
+MOST_LAYERS = 1_000
 SHORTEST, LONGEST = 8, 512
 # Kinds of heads by the problem type in config.json.
 KINDS = {"regression": "regression", "multi_label_classification": "multilabel"}
@@ -284,6 +286,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder / 'config.json'}: the model is {kind}; from_pretrained takes text classifiers (...{CLASSIFIER}): "
             "fine-tune it as one and save it, or bring another model as a module"
         )
+    for key, value in config.items():
+        # transformers would load a kernel of this name, which is code, from a hub.
+        if key.endswith("_implementation") and "/" in str(value):
+            raise UsageError(f"{folder / 'config.json'}: {key} names code of another place, which is not run")
+        # Modules are made before their weights are looked for.
+        if "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
+            raise UsageError(f"{folder / 'config.json'}: {key} is {value}, more than {MOST_LAYERS:,}")
     return config
 
 
@@ -307,28 +316,36 @@ def _read_tokenizer(folder: Path) -> str:
     if not path.is_file():
         raise UsageError(f"{folder} has no tokenizer.json; save a fast tokenizer: AutoTokenizer(...).save_pretrained")
     _read_json(path)
-    content = path.read_text(encoding="utf-8")
+    content = _read_content(path).decode()
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise UsageError("from_pretrained needs pip install 'autocompress[transformers]'") from error
     try:
-        Tokenizer.from_str(content)
-    except Exception as error:  # tokenizers raises plain exceptions
+        Tokenizer.from_str(content).encode("a")
+    except BaseException as error:  # tokenizers raises plain exceptions, and panics that are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UsageError(f"{path} is no tokenizer ({' '.join(str(error).split())})") from error
     return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}); save the model with save_pretrained") from error
-    except ValueError as error:
+        content = json.loads(_read_content(path))
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no JSON ({error}); save the model again") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} is no JSON object; save the model again")
     return content
+
+
+def _read_content(path: Path) -> bytes:
+    try:
+        # Caches of models consist of links.
+        return read_regular_file(path, LARGEST_JSON, follows_links=True)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}); save the model with save_pretrained") from error
 
 
 def _load_model(folder: Path) -> Any:

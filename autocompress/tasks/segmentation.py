@@ -22,6 +22,7 @@ from autocompress.tasks.image_decoding import (
     ImageSource,
     decode_images,
     decode_parts,
+    open_image,
 )
 from autocompress.tasks.image_sources import PARTS, find_image_files, list_image_files
 from autocompress.tasks.image_split import NO_CLASS
@@ -47,7 +48,7 @@ class MaskFiles:
 
     def __call__(self, number: int) -> Image.Image:
         """Return a mask in the size of the model's images."""
-        with Image.open(self.files[number]) as image:
+        with open_image(self.files[number]) as image:
             mask = Image.fromarray(np.asarray(image, np.uint8))
         return mask if self.size is None else fit_mask(mask, self.size)
 
@@ -247,7 +248,7 @@ def _check_mask(image: str, mask: str) -> None:
         UsageError: It has another size, colours, or cannot be read.
     """
     try:
-        with Image.open(image) as picture, Image.open(mask) as classes:
+        with open_image(image) as picture, open_image(mask) as classes:
             # A rotated image has a mask for what is seen.
             size = picture.size if picture.getexif().get(ORIENTATION, 1) < 5 else picture.size[::-1]
             mask_size, mode = classes.size, classes.mode

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.core.array_files import read_arrays
+from autocompress.core.untrusted import check_data_file
 from autocompress.errors import UsageError, did_you_mean
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -63,6 +65,7 @@ def _read_csv(path: Path, label: str, key: str) -> Series:
     keys: list[str] = []
     locations: list[str] = []
     try:
+        check_data_file(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=DELIMITERS[path.suffix])
             header = next(rows, [])
@@ -107,28 +110,24 @@ def _read_npz(path: Path, key: str) -> Series:
     if not zipfile.is_zipfile(path):
         raise UsageError(f"{path} is not an NPZ file; write it with numpy.savez")
     try:
-        # Pickled arrays could run code.
-        with np.load(path, allow_pickle=False) as archive:
-            values, labels = archive["x"], archive["y"]
-            if key and key not in archive.files:
-                raise UsageError(
-                    f"{path}: no array '{key}' (set splits.groups or splits.time): {did_you_mean(key, archive.files)}"
-                )
-            keys = archive[key] if key else np.zeros(0)
-            if key and keys.shape != values.shape[:1]:
-                raise UsageError(f"{path}: {key} is {list(keys.shape)}; give one value for each series")
-            if values.ndim == 2:
-                values = values[:, None]
-            if values.ndim != 3 or labels.shape != values.shape[:1]:
-                raise UsageError(
-                    f"{path}: x is {list(archive['x'].shape)} and y {list(labels.shape)}; "
-                    "give x [N, L] or [N, C, L] and y [N]"
-                )
-            with np.errstate(over="ignore"):
-                values = values.astype(np.float32)
-            lengths = archive["lengths"] if "lengths" in archive.files else None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path)
+        values, labels = arrays["x"], arrays["y"]
+        if values.dtype.kind not in "biuf":
+            raise ValueError(f"x has the type {values.dtype}, not numbers")
+    except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{path} cannot be read as arrays x and y ({' '.join(str(error).split())})") from None
+    if key and key not in arrays:
+        raise UsageError(f"{path}: no array '{key}' (set splits.groups or splits.time): {did_you_mean(key, arrays)}")
+    keys = arrays[key] if key else np.zeros(0)
+    if key and keys.shape != values.shape[:1]:
+        raise UsageError(f"{path}: {key} is {list(keys.shape)}; give one value for each series")
+    if values.ndim not in (2, 3) or labels.shape != values.shape[:1]:
+        raise UsageError(
+            f"{path}: x is {list(values.shape)} and y {list(labels.shape)}; give x [N, L] or [N, C, L] and y [N]"
+        )
+    with np.errstate(over="ignore"):
+        values = (values[:, None] if values.ndim == 2 else values).astype(np.float32)
+    lengths = arrays.get("lengths")
     if lengths is not None:
         is_whole = lengths.shape == labels.shape and lengths.dtype.kind in "iu"
         if not is_whole or lengths.min(initial=1) < 1 or lengths.max(initial=1) > values.shape[2]:

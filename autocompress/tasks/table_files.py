@@ -1,6 +1,7 @@
 """Tables in CSV and Parquet files: reading them, and the use of each column."""
 
 import csv
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from autocompress.core.array_files import check_memory
+from autocompress.core.untrusted import check_data_file
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.signal_files import DELIMITERS
 from autocompress.tasks.text_files import open_text
@@ -57,7 +60,13 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UsageError(f"there is no file {path}; give a .csv, .tsv or .parquet file")
     suffix = Path(path.name.removesuffix(".gz")).suffix
     try:
+        check_data_file(path)
         if path.suffix in PARQUET:
+            # A column of one value takes some bytes in a file, and eight for each row in memory.
+            from pyarrow import parquet
+
+            metadata = parquet.read_metadata(path)
+            check_memory(8 * metadata.num_rows * metadata.num_columns)
             table = pd.read_parquet(path)
         elif suffix in DELIMITERS:
             _check_header(path, DELIMITERS[suffix])
@@ -68,7 +77,7 @@ def read_table(path: Path) -> pd.DataFrame:
         else:
             raise UsageError(f"{path} is neither a .csv, a .tsv (optionally .gz) nor a .parquet file")
     # pandas and Arrow have errors of their own, which derive from these.
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, csv.Error) as error:
         raise UsageError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
     table.columns = [str(column).strip() for column in table.columns]
     if not len(table):

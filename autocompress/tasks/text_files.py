@@ -11,6 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TextIO
 
+from autocompress.core.untrusted import check_data_file
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.signal_files import DELIMITERS
 from autocompress.tasks.text_encoding import has_token
@@ -136,6 +137,7 @@ def _open_rows(path: Path, delimiter: str) -> Iterator[Iterator[tuple[int, list[
 
 def open_text(path: Path) -> TextIO:
     """Open a text file in UTF-8, compressed as ``.gz`` or not."""
+    check_data_file(path)
     # utf-8-sig also reads the byte order mark that spreadsheet programs write.
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -11,8 +10,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from autocompress.core.array_files import read_arrays
 from autocompress.core.heads import IGNORED, as_head
 from autocompress.core.task import InputSpec, Split, hash_split
+from autocompress.core.untrusted import check_data_file
 from autocompress.errors import UsageError, did_you_mean
 from autocompress.tasks.array_forms import ItemDataset
 from autocompress.tasks.targets import convert_targets
@@ -174,12 +175,9 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
             "preprocessing (see card.md), for example numpy.savez('recent.npz', input=inputs, label=targets)"
         )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # Without pickle: such a file could run code.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, BadZipFile, SafetensorError) as error:
+        check_data_file(path)
+        return load_file(path) if path.suffix == ".safetensors" else read_arrays(path)
+    except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 

@@ -130,6 +130,19 @@ def is_out_of_memory(error: Exception) -> bool:
     return is_cpu_memory or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
+def retrain_checkpoint(candidate: Candidate, setup: Setup) -> bytes:
+    """Return the checkpoint of a candidate from another run of its trial, for one whose file was deleted.
+
+    Raises:
+        TrialError: The trial fails.
+    """
+    recipe = CompressionRecipe(candidate.config.prune, candidate.config.quantize)
+    result = run_trial(Job(candidate.trial, candidate.config.training, (recipe,)), setup)
+    # One recipe leaves one checkpoint.
+    (content,) = result.checkpoints.values()
+    return content
+
+
 def run_trial(job: Job, setup: Setup) -> TrialResult:
     """Train a student once, then compress and measure every candidate of a job.
 

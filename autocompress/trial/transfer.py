@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from autocompress.core.config import Part
 from autocompress.core.heads import as_head
 from autocompress.core.task import Split, Splits, Task
+from autocompress.core.untrusted import read_regular_file
 from autocompress.distill.activations import head_layers
 from autocompress.errors import TrialError
 
@@ -90,7 +91,7 @@ def read_weights(path: Path, digest: str = "") -> tuple[dict[str, Tensor], str]:
         TrialError: The file cannot be read, or has another SHA-256.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular_file(path, follows_links=True)
         weights = load(content)
     except (OSError, SafetensorError, ValueError) as reason:
         raise TrialError(f"{path} cannot be read as a safetensors file ({reason})") from reason

@@ -54,6 +54,16 @@ def test_pause_and_resume_leave_and_take_away_a_request(run, tmp_path: Path) -> 
     assert (again.code, again.err) == (2, "error: reports/mine is not paused\n")
 
 
+def test_data_that_memory_cannot_hold_is_one_line(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    def read() -> None:
+        raise MemoryError("Unable to allocate 4.00 TiB")
+
+    monkeypatch.setattr(cli, "app", read)
+    done = run("front")
+    message = "error: the memory of this machine does not suffice (Unable to allocate 4.00 TiB); give less data"
+    assert (done.code, " ".join(done.err.split())) == (1, message)
+
+
 @pytest.mark.slow
 def test_search_prints_front_pick_page_and_next_command(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     done = run(*small("--name", "mine", "--trials", "2", "--seed", "5"))

@@ -62,3 +62,11 @@ def test_a_part_is_exactly_one_name(data: dict[str, dict[str, int]]) -> None:
 def test_a_missing_section_is_named() -> None:
     with pytest.raises(UsageError, match="'student'"):
         CompressionConfig.from_json({})
+
+
+def test_values_that_are_no_settings_are_refused() -> None:
+    config = CompressionConfig(Part("cnn"), (), Part("adamw"), None, None).to_json()
+    with pytest.raises(UsageError, match="a value of a list is a mapping"):
+        CompressionConfig.from_json({**config, "student": {"cnn": {"width": [[{"a": 1}]]}}})
+    with pytest.raises(UsageError, match="the seed of a config is"):
+        CompressionConfig.from_json({**config, "seed": {}})

@@ -113,3 +113,8 @@ def test_small_words() -> None:
         False,
         False,
     ]
+
+
+def test_a_number_that_no_float_can_hold_is_not_finite() -> None:
+    assert [is_finite(value) for value in (1, 0.5, 10**300)] == [True] * 3
+    assert not any(is_finite(value) for value in (10**400, -(10**400), math.inf, math.nan, True, "1", None))

@@ -5,6 +5,7 @@ import pytest
 
 from autocompress.core import untrusted
 from autocompress.core.untrusted import (
+    check_data_file,
     check_name,
     escape_controls,
     is_name,
@@ -45,6 +46,20 @@ def test_no_link_below_a_folder_is_followed_but_the_folder_may_be_one(tmp_path: 
         join_inside(tmp_path / "run", "picks", "t0c0")
     (tmp_path / "mine").symlink_to(tmp_path / "run")
     assert join_inside(tmp_path / "mine", "checkpoints", ".x") == tmp_path / "mine" / "checkpoints" / ".x"
+
+
+def test_a_file_of_data_may_be_a_link_but_no_pipe_and_no_hole(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    check_data_file(tmp_path / "link")
+    assert read_regular_file(tmp_path / "link", follows_links=True) == b"abc"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "hole").touch()
+    os.truncate(tmp_path / "hole", 2**40)
+    (tmp_path / "other").symlink_to("pipe")
+    for name in ("pipe", "hole", "other", "."):
+        with pytest.raises(OSError, match=r"not a regular file|sparse file|directory"):
+            check_data_file(tmp_path / name)
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:

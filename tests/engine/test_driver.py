@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from autocompress.core.records import State, TrialResult
+from autocompress.core.records import Job, State, TrialResult
 from autocompress.core.run_info import RunInfo
 from autocompress.engine.archive import Progress, validate_result
 from autocompress.engine.driver import (
@@ -25,7 +25,7 @@ from autocompress.engine.space import open_space
 from autocompress.engine.spec import parse_spec
 from autocompress.store.control import cancel_pause, request_pause
 from autocompress.store.run_store import RunStore
-from tests.engine.driving import SPEC, build_driver, close_store, count_states, read_candidates, run_search
+from tests.engine.driving import REFINEMENTS, SPEC, build_driver, close_store, count_states, read_candidates, run_search
 from tests.fakes import OBJECTIVES, fake_result
 
 
@@ -295,6 +295,24 @@ def test_a_search_with_only_failed_trials_ends_early(tmp_path: Path) -> None:
         count += 1
     assert count == MAX_INITIAL_FAILURES
     assert driver.has_only_failed_trials
+
+
+def test_deleted_checkpoints_cost_the_refinements_that_need_them_and_not_the_search(tmp_path: Path) -> None:
+    driver = build_driver(tmp_path, *REFINEMENTS)
+    jobs: list[Job] = []
+    while (job := driver.ask()) is not None:
+        jobs.append(job)
+        driver.tell(job, fake_result(job))
+        for path in (tmp_path / "checkpoints").iterdir():
+            path.unlink()
+    driver.close()
+    assert len([job for job in jobs if job.base is None]) == 6
+    assert not [job for job in jobs if job.base is not None]
+    close_store(driver)
+    with RunStore.read(tmp_path) as store:
+        failed = [trial for trial in store.read_trials() if trial.state is State.FAILED]
+    assert failed
+    assert all(trial.job.base and "cannot be read (No such file or directory)" in trial.reason for trial in failed)
 
 
 def test_a_larger_budget_continues_a_finished_search(tmp_path: Path) -> None:

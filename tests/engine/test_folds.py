@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autocompress.core.config import CompressionConfig, Part
 from autocompress.core.example_scores import ExampleScores
-from autocompress.engine.folds import FOLDER, pool_folds
+from autocompress.engine.folds import FOLDER, FoldTrainings, pool_folds
 from autocompress.engine.runner import make_plan, run_search
 from autocompress.engine.spec import Source, parse_spec
-from autocompress.errors import SpecError
+from autocompress.errors import RunFolderError, SpecError
 from autocompress.front import Front
 from autocompress.tasks.recommendation import Recommendation
 from autocompress.tasks.recommender import Ranking, Ratings
@@ -123,3 +124,18 @@ def test_folds_are_pooled_by_their_examples() -> None:
     assert replicates.values == pytest.approx(np.full(8, 1.5))
     assert pool_folds([{"rmse": 1.0}] * 2, [draws[0].pack(), bits[0].pack()]) is None
     assert pool_folds([{"rmse": 1.0}] * 2, [draws[0].pack(), ""]) is None
+
+
+def test_a_damaged_result_of_a_fold_is_named(tmp_path: Path) -> None:
+    config = CompressionConfig(Part("cnn"), (), Part("adamw"), None, None)
+    trainings = FoldTrainings(tmp_path, {"t0c0": config}, 2)
+    entry = {"recipe": [None, None], "scores": {"accuracy": 0.5}, "examples": ""}
+    for _, _, path in trainings.jobs:
+        path.write_text(json.dumps({"seconds": 1, "candidates": [entry]}))
+    assert [result["scores"] for result in trainings.read_results("t0c0")] == [{"accuracy": 0.5}] * 2
+    assert trainings.sum_seconds() == 2.0
+    for damage in ("{", "[]", '{"seconds": [], "candidates": [{}]}', '{"seconds": {}, "candidates": 3}'):
+        trainings.jobs[1][2].write_text(damage)
+        for read in (trainings.sum_seconds, lambda: trainings.read_results("t0c0")):
+            with pytest.raises(RunFolderError, match=r"is damaged .*; remove it"):
+                read()

@@ -1,5 +1,6 @@
 """Warm starts: which trials of an earlier run a search takes over, and what it makes of them."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -142,8 +143,15 @@ def test_the_run_folder_keeps_what_it_was_started_from(earlier: Path, tmp_path: 
     # The number of a trial has no meaning in another run.
     known = [[[replace(one, trial=-1) for one in rung] for rung in trial.rungs] for trial in start.trials]
     assert [[list(rung) for rung in trial.rungs] for trial in loaded.trials] == known
-    (tmp_path / FILE).write_text('{"notice": "", "trials": [{"training": 3}]}')
-    with pytest.raises(RunFolderError, match="is damaged"):
+    empty = json.loads((tmp_path / FILE).read_text())
+    empty["trials"][0]["candidates"] = [[]]
+    for content in ('{"notice": "", "trials": [{"training": 3}]}', json.dumps(empty), "[" * 10_000, "{}"):
+        (tmp_path / FILE).write_text(content)
+        with pytest.raises(RunFolderError, match=r"warm_start\.json is damaged .*remove it"):
+            load_warm_start(tmp_path)
+    (tmp_path / FILE).unlink()
+    (tmp_path / FILE).symlink_to("elsewhere")
+    with pytest.raises(RunFolderError, match=r"warm_start\.json cannot be read"):
         load_warm_start(tmp_path)
 
 

@@ -206,7 +206,7 @@ def test_without_a_checkpoint_the_trial_is_trained_again(
         assert setup == SETUP
         return TrialResult(job.number, State.COMPLETE, checkpoints={"t0p0": b"trained again"})
 
-    monkeypatch.setattr(module, "run_trial", run_trial)
+    monkeypatch.setattr("autocompress.trial.runner.run_trial", run_trial)
     export_candidate(write_run(tmp_path / "rows", checkpoint="t0p1"), "t0c0", verify=False)
     assert jobs == [Job(0, CONFIG, (CompressionRecipe(),))]
     assert pipeline.contents == [b"trained again"]

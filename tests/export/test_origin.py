@@ -7,6 +7,7 @@ import pytest
 
 from autocompress.core.records import Candidate
 from autocompress.core.run_info import EnvironmentInfo, ObjectiveSpec, RunInfo
+from autocompress.errors import ArtifactError
 from autocompress.export import candidate as candidate_module
 from autocompress.export.origin import describe_origin, read_origin
 from autocompress.front import Front
@@ -54,6 +55,12 @@ def test_runs_of_another_name_spec_or_data_have_another_fingerprint(tmp_path: Pa
 @pytest.mark.parametrize("content", [b"{}", b"[]", b'{"origin": 5}'])
 def test_earlier_files_have_no_origin(content: bytes) -> None:
     assert read_origin(content) == {}
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 100_000, b"\xff"])
+def test_a_damaged_file_is_named(content: bytes) -> None:
+    with pytest.raises(ArtifactError, match=r"preprocess\.json cannot be read"):
+        read_origin(content)
 
 
 def test_candidates_are_exported_once_and_again_after_an_earlier_version(

@@ -15,7 +15,7 @@ from autocompress.core.task import InputSpec
 from autocompress.errors import ArtifactError
 from autocompress.export.artifact import Deployable, export_graph, write_artifact
 from autocompress.export.pipeline import DECODERS, METADATA, PipelineError, load
-from autocompress.export.preprocess_file import embed_preprocess, read_pipeline, render_preprocess
+from autocompress.export.preprocess_file import embed_preprocess, read_pipeline, read_preprocessing, render_preprocess
 from autocompress.models.base import build_family_model
 from tests.export.nets import NETS, deployable, splits
 
@@ -182,3 +182,12 @@ def test_a_model_that_fixes_the_number_of_candidates_is_exported_with_it(
     assert len(served.predict({"user": "a", "candidates": list("vwxy")})["item"]["ids"]) == 4
     with pytest.raises(PipelineError, match="exported for lists of 4 ids, not of 5"):
         served.predict({"user": "a"})
+
+
+@pytest.mark.parametrize(
+    ("content", "tokenizer"),
+    [(b"{", b""), (b"[" * 100_000, b""), (b'{"inputs": [[]]}', b""), (b'{"inputs": []}', b"\xff")],
+)
+def test_damaged_records_are_named(content: bytes, tokenizer: bytes) -> None:
+    with pytest.raises(ArtifactError, match=r"preprocess\.json cannot be read"):
+        read_preprocessing(content, tokenizer)

@@ -71,6 +71,11 @@ def test_text_that_a_spreadsheet_would_run_is_quoted(text: str) -> None:
     assert parse(to_csv(pd.DataFrame({text: [1]})))[0] == [f"'{text}"]
 
 
+def test_numbers_of_a_config_that_no_float_can_hold_become_null() -> None:
+    table = pd.DataFrame({"config": ['{"fit": {"adamw": {"lr": 1e400, "epochs": 2}}}']})
+    assert json.loads(to_json(table)) == [{"config": {"fit": {"adamw": {"lr": None, "epochs": 2}}}}]
+
+
 def test_numbers_stay_numbers() -> None:
     table = pd.DataFrame({"value": [-0.5, 8.0, math.nan, 1e20], "flag": [True, False, True, False]})
     assert parse(to_csv(table))[1:] == [["-0.5", "True"], ["8", "False"], ["", "True"], ["1e+20", "False"]]

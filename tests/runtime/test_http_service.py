@@ -16,6 +16,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
 
 from autocompress.errors import UsageError
+from autocompress.runtime import http_service
 from autocompress.runtime.controller import ControllerSettings
 from autocompress.runtime.drift import DriftSettings, DriftWatch
 from autocompress.runtime.http_service import HttpServer, HttpSettings
@@ -191,6 +192,44 @@ def test_an_adaptation_needs_permission_and_one_runs_at_a_time(start: Start) -> 
     end.set()
     first.join(20)
     assert answers == [(200, {"replaced": {"m0": "m0-v2"}})]
+
+
+def test_no_page_of_another_site_starts_an_adaptation(start: Start) -> None:
+    client = start(adapt=lambda: {"a": "b"})
+    host = client.server.address.removeprefix("http://")
+    for origin, status in (("https://elsewhere.example", 403), ("null", 403), (client.server.address, 200)):
+        connection = http.client.HTTPConnection(host, timeout=20)
+        connection.request("POST", "/adapt", headers={"origin": origin})
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    parts = []
+    while part := connection.recv(4096):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_a_client_that_sends_no_whole_request_loses_its_connection(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_service, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(http_service, "BODY_SECONDS", 0.3)
+    client = start()
+    host, port = client.server.address.removeprefix("http://").split(":")
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n"
+    health = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    for sent, received in (
+        (b"", b""),
+        (b"GET /health HTTP/1.1\r\nx", b""),
+        (health + b"GET /health", b"HTTP/1.1 200"),
+        (head + b"{", b"HTTP/1.1 408"),
+    ):
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(sent)
+            assert read_to_end(connection)[:12] == received
+    assert client.predict({"input": ROW})[0] == 200
 
 
 def test_what_goes_wrong_inside_is_logged_and_not_shown(start: Start, caplog: pytest.LogCaptureFixture) -> None:

@@ -75,6 +75,28 @@ def test_a_folder_twice_none_at_all_and_a_damaged_one_are_refused(tmp_path: Path
         load_models([folder])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": 7}, r"preprocess\.json was changed .*its task"),
+        ({"origin": [1]}, r"preprocess\.json was changed .*its origin"),
+        ({"origin": {"metric": "a", "scores": {"a": {"value": "x", "direction": "maximize"}}}}, "was changed"),
+        ({"origin": {"metric": "a", "scores": {"a": {"value": 10**400, "direction": "maximize"}}}}, "was changed"),
+        ({"origin": {"metric": "a", "scores": {"a": {}}}}, r"was changed \(KeyError\('value'\)\)"),
+        ({"inputs": [{**ROW, "columns": ["a", "b"], "mean": [0.0] * 2, "std": [1.0] * 2}]}, r"m does not run \("),
+        ({"outputs": [{**CLASSES, "classes": ["x"]}]}, r"m does not run \("),
+        ({"inputs": [{**ROW, "shape": [2**14, 2**13]}]}, r"declares the size \[16384, 8192\], not 1 to"),
+        ({"inputs": [{**ROW, "length": 0}]}, r"declares the size \[0\], not 1 to"),
+    ],
+)
+def test_a_record_of_another_form_is_an_error_before_the_first_request(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    folder = write_model(tmp_path / "m", **changes)
+    with pytest.raises(ArtifactError, match=message):
+        load_models([folder])
+
+
 def test_a_smaller_error_is_a_better_score(tmp_path: Path) -> None:
     origin = describe_origin("c0", 0.3)
     origin["scores"] = {"accuracy": {"value": 0.3, "direction": "minimize"}}

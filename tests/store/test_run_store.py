@@ -338,6 +338,27 @@ def test_a_value_that_was_changed_on_disk_is_never_read(tmp_path: Path, change: 
             attempt(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("UPDATE ac_candidates SET epochs = '; touch x' WHERE id = 't0c1'", "candidates 't0c1'"),
+        ("UPDATE ac_candidates SET complete = x'00' WHERE id = 't0c1'", "candidates 't0c1'"),
+        ("UPDATE ac_trials SET seconds = 'a'", "trials '0'"),
+        ("UPDATE ac_trials SET curve = x'5b5d'", "trials '0'"),
+        ("UPDATE ac_trials SET rung = 0.5", "trials '0'"),
+        ("UPDATE ac_meta SET value = x'2278' WHERE key = 'name'", "meta 'name'"),
+    ],
+)
+def test_a_value_of_another_type_is_damage_although_its_seal_fits(tmp_path: Path, change: str, named: str) -> None:
+    filled(tmp_path).close()
+    connection = open_database(tmp_path / "study.db")
+    connection.execute(change)
+    connection.close()
+    for attempt in (RunStore.read, RunStore.open):
+        with pytest.raises(RunFolderError, match=f"{named} has a value of another type.*recover"):
+            attempt(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["deleted", "moved", "replaced"])
 def test_a_run_folder_that_vanishes_is_noticed_at_the_next_result(tmp_path: Path, kind: str) -> None:
     run = tmp_path / "run"
@@ -415,8 +436,11 @@ def test_a_row_of_another_form_is_damage(tmp_path: Path, change: str) -> None:
     study = filled(tmp_path)
     study._connection.execute(change)
     study.close()
-    with RunStore.read(tmp_path) as again, pytest.raises(RunFolderError, match="is damaged"):
+    with pytest.raises(RunFolderError, match="is damaged"), RunStore.read(tmp_path) as again:
         assert [again.candidate_table(), again.trial_table()]
+    if "costs" in change:
+        with pytest.raises(RunFolderError, match="is damaged"), RunStore.read(tmp_path) as again:
+            again.read_trial_candidates(0)
 
 
 def test_a_check_that_takes_more_steps_than_its_file_explains_is_interrupted(
@@ -455,3 +479,11 @@ def test_a_schema_that_is_no_text_any_more_is_damage(tmp_path: Path) -> None:
     for begin in (RunStore.read, RunStore.open):
         with pytest.raises(RunFolderError, match=r"damaged .*\.recover"):
             begin(tmp_path)
+
+
+def test_a_deleted_checkpoint_is_none_and_another_kind_of_file_an_error(tmp_path: Path) -> None:
+    with filled(tmp_path) as study:
+        assert study.read_checkpoint("t9p0") is None
+        (tmp_path / "checkpoints" / "t9p0.safetensors").mkdir()
+        with pytest.raises(RunFolderError, match=r"t9p0\.safetensors cannot be read"):
+            study.read_checkpoint("t9p0")

@@ -1,6 +1,7 @@
 """Images with boxes: splits, views that move both, boxes of an exported model, and folders that cannot be used."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -218,10 +219,14 @@ def hide_boxes(record: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (edit_box(7, category_id=3), r"annotation 7 of .*annotations\.json has the category 3, which 'categories'"),
-        (edit_box(7, image_id=99), r"annotation 7 of .* belongs to the image 99, which 'images' does not have"),
-        (edit_box(7, bbox=[1, 2, 3]), r"annotation 7 of .* has the box \[1, 2, 3\]; give four numbers"),
+        (edit_box(7, category_id=3), r"annotation 7 of .*annotations\.json has the category '3', which 'categories'"),
+        (edit_box(7, image_id=99), r"annotation 7 of .* belongs to the image '99', which 'images' does not have"),
+        (edit_box(7, bbox=[1, 2, 3]), r"annotation 7 of .* has the box '\[1, 2, 3\]'; give four numbers"),
         (edit_box(7, bbox=[1, 2, 3, float("nan")]), "annotation 7 of .* has the box .*; give four numbers"),
+        (
+            edit_box(7, bbox=[10**400, 2, 3, 4]),
+            r"annotation 7 of .* has the box '\[1000{55,60}'\.\.\.; give four numbers",
+        ),
         (reverse_boxes, "60 of 60 boxes in train have a width or height of 0 or less.*in pixels, one of YOLO"),
         (hide_boxes, "60 of 60 boxes in train lie outside the image, the first is annotation 0"),
         (write_corners, "boxes in train reach beyond the image.*x, y, width, height"),
@@ -230,7 +235,7 @@ def hide_boxes(record: dict[str, Any]) -> None:
         (lambda record: record["categories"][1].update(name="square"), "two categories of one name: square"),
         (lambda record: record["categories"][1].pop("name"), "a category needs an 'id' and a 'name'"),
         (lambda record: record["images"][7].update(width=64), "says 64x32 of .*07.png, which has 32x32 pixels"),
-        (lambda record: record["images"][7].update(id=6), "needs an 'id' of its own and a 'file_name', not 6"),
+        (lambda record: record["images"][7].update(id=6), "needs an 'id' of its own and a 'file_name', not '6'"),
         (lambda record: record["images"][7].update(file_name="x.png"), "1 of 60 images of .* are missing, the .*x.png"),
         (lambda record: record.pop("images"), "not in COCO's form: it lacks the list 'images'"),
     ],
@@ -247,6 +252,22 @@ def write_line(folder: Path, line: str) -> None:
     (folder / "labels" / "07.txt").write_text(f"\n{line}\n")
 
 
+def replace_line(folder: Path, call: str) -> None:
+    (folder / "labels" / "07.txt").unlink()
+    getattr(os, call)(folder / "labels" / "07.txt")
+
+
+def name_numbers(folder: Path, number: int) -> None:
+    """Leave the classes without names, and write one of a number."""
+    (folder / "classes.txt").unlink()
+    write_line(folder, f"{number} 0.5 0.5 0.2 0.2")
+
+
+def write_names(folder: Path, text: str) -> None:
+    (folder / "classes.txt").unlink()
+    (folder / "data.yaml").write_text(text)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -257,6 +278,15 @@ def write_line(folder: Path, line: str) -> None:
             lambda folder: write_line(folder, "2 0.5 0.5 0.2 0.2"),
             "has the class 2, but classes are numbered from 0 to 1",
         ),
+        (lambda folder: write_line(folder, "9" * 5000), r"is '9{60}'\.\.\.; give 'class"),
+        (lambda folder: write_line(folder, "0 " * 2**18), r"07\.txt cannot be read \(larger than 262,144 bytes\)"),
+        (lambda folder: replace_line(folder, "mkfifo"), r"07\.txt cannot be read \(not a regular file\)"),
+        (lambda folder: replace_line(folder, "mkdir"), r"07\.txt cannot be read \(Is a directory\)"),
+        (lambda folder: name_numbers(folder, 10**12), r"07\.txt has the class 1000000000000, but .* from 0 to 9999"),
+        (lambda folder: write_names(folder, "a: &a [x]\nnames: [*a, *a]"), r"data\.yaml .*aliases \(\*name\) are not"),
+        (lambda folder: write_names(folder, "names: [!!python/name:os.system ]"), r"data\.yaml cannot be read as YAML"),
+        (lambda folder: write_names(folder, "names: " + "[" * 5000), r"data\.yaml cannot be read as YAML"),
+        (lambda folder: write_names(folder, "names: [[a], [b]]"), r"data\.yaml must name each class once"),
         (lambda folder: (folder / "images" / "07.png").unlink(), r"07\.txt has no image of the same name in"),
         (lambda folder: shutil.rmtree(folder / "labels"), "there is no folder .*labels; give annotations.json"),
         (lambda folder: (folder / "classes.txt").write_text("a\na\n"), "must name each class once"),
@@ -270,6 +300,18 @@ def write_line(folder: Path, line: str) -> None:
 def test_text_files_that_cannot_be_used_are_named(folder: Path, edit: Callable[[Path], object], message: str) -> None:
     edit(write_yolo(folder))
     with pytest.raises(UsageError, match=message):
+        DetectionTask(folder)
+
+
+def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(folder: Path) -> None:
+    (write_yolo(folder) / "images" / "07.png").unlink()
+    os.mkfifo(folder / "images" / "07.png")
+    assert "(images/07.png: [Errno 22] not a regular file" in DetectionTask(folder).notices[0]
+
+
+def test_a_sparse_file_of_annotations_is_not_read(folder: Path) -> None:
+    os.truncate(folder / "annotations.json", 2**29)
+    with pytest.raises(UsageError, match="a sparse file, most of whose bytes do not exist"):
         DetectionTask(folder)
 
 

@@ -126,6 +126,7 @@ class TestNPZ:
             ({"train_images": stack(4, 4, 4), "train_labels": np.array([0, 1, 2, 5])}, "class '3' has no images"),
             ({"train_images": stack(4, 4, 4), "train_labels": np.array([0, 1, -1, 0])}, "label -1"),
             ({"train_images": stack(4, 4, 4), "train_labels": np.array(["a", "b", "a", "b"])}, "MedMNIST"),
+            ({"train_images": stack(0, 2**14, 2**13), "train_labels": np.arange(0)}, "it has 8192x16384 pixels, more"),
         ],
     )
     def test_another_layout_is_refused(self, tmp_path: Path, arrays, message: str) -> None:

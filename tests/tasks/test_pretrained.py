@@ -1,6 +1,7 @@
 """Text classifiers of Hugging Face folders: bad folders, labels, tokens, and raw texts through an exported pipeline."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ CLASSIFIER = {"architectures": ["BertForSequenceClassification"]}
         ({"config_json": "[]"}, r"config\.json is no JSON object"),
         ({"config_json": {"architectures": ["BertForMaskedLM"]}}, "the model is BertForMaskedLM; .* text classifiers"),
         ({"config_json": {"auto_map": {}, **CLASSIFIER}}, "code of its own, which is not run"),
+        ({"config_json": {"_attn_implementation": "a/b", **CLASSIFIER}}, "_attn_implementation names code of another"),
+        ({"config_json": {"num_hidden_layers": 10**9, **CLASSIFIER}}, "num_hidden_layers is 10{9}, more than 1,000"),
+        ({"config_json": "[" * 100_000}, r"config\.json is no JSON"),
         ({"config_json": CLASSIFIER}, "has no weights: model.safetensors is missing"),
         ({"config_json": CLASSIFIER, "pytorch_model_bin": ""}, "a pickled file that may run code"),
         ({"config_json": CLASSIFIER, "model_safetensors": ""}, r"has no tokenizer\.json"),
@@ -128,6 +132,22 @@ def test_a_label_or_a_text_that_does_not_fit_is_named(classifier: PretrainedClas
         classifier.encode((["a", " "], [0, 1]))
     with pytest.raises(UsageError, match=r"give \(texts, labels\), or a \.csv"):
         classifier.encode(7)
+
+
+PANIC = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+SEARCH = {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize("changes", [{"normalizer": PANIC}, {"pre_tokenizer": SEARCH}, {"model": {"type": "Unigram"}}])
+def test_a_tokenizer_that_fails_is_refused_whatever_it_raises(
+    folder: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    record = json.loads((copy / "tokenizer.json").read_text())
+    (copy / "tokenizer.json").write_text(json.dumps({**record, **changes}))
+    with pytest.raises(UsageError, match=r"tokenizer\.json is no tokenizer"):
+        from_pretrained(copy)
 
 
 def test_weights_that_lack_the_classifier_are_refused(folder: Path, tmp_path: Path) -> None:

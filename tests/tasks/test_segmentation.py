@@ -1,5 +1,6 @@
 """Folders of images and masks: splits, views that move both, and folders that cannot be used."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,15 @@ def test_options_out_of_bounds_are_named(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=message):
         Segmentation(**options)  # type: ignore[arg-type]
+
+
+def test_a_mask_that_is_a_pipe_or_declares_too_many_pixels_is_not_decoded(folder: Path) -> None:
+    mask = sorted((folder / "masks").iterdir())[0]
+    mask.unlink()
+    os.mkfifo(mask)
+    with pytest.raises(UsageError, match=r"or its image cannot be read: .*not a regular file"):
+        Segmentation(folder)
+    mask.unlink()
+    Image.new("1", (2**13 + 1, 2**13)).save(mask)
+    with pytest.raises(UsageError, match="it has 8193x8192 pixels, more than"):
+        Segmentation(folder)

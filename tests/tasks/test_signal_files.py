@@ -60,6 +60,8 @@ def test_a_csv_file_that_cannot_be_used_is_named_with_its_line(tmp_path: Path, t
         ({"x": np.array([[1.0], [np.inf]]), "y": np.zeros(2)}, r"x\[1\] contains a value"),
         ({"x": np.array([[1e300]]), "y": np.zeros(1)}, r"x\[0\] contains a value"),
         ({"x": np.array([["a"]]), "y": np.zeros(1)}, "arrays x and y"),
+        ({"x": np.zeros((3, 4), complex), "y": np.zeros(3)}, "x has the type complex128, not numbers"),
+        ({"x": np.zeros((3, 4), "datetime64[s]"), "y": np.zeros(3)}, r"x has the type datetime64\[s\], not numbers"),
         ({"x": np.zeros((0, 4)), "y": np.zeros(0)}, "contains no series"),
         ({"x": np.array([object()]), "y": np.zeros(1)}, "arrays x and y"),
     ],

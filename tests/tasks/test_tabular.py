@@ -1,4 +1,5 @@
 import gzip
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,13 @@ def test_a_column_that_says_nothing_of_other_rows_is_left_out(
     task = Tabular(write(tmp_path, frame(**column)))
     assert any(notice in remark for remark in task.notices)
     assert [spec.shape for spec in task.inputs] == [(1,), (1,)]
+
+
+def test_a_parquet_file_larger_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, frame(), "table.parquet")
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 64}.__getitem__)
+    with pytest.raises(UsageError, match=r"table\.parquet cannot be read .*this machine has 64 B of memory"):
+        Tabular(path)
 
 
 def test_a_date_of_a_parquet_file_is_time(tmp_path: Path) -> None:
