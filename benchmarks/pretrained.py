@@ -441,11 +441,12 @@ CASES: Mapping[str, Case] = {
         (
             *SERIAL,
             "search.trials=3",
-            "student={from_teacher: {pruning_ratio: {low: 0.6, high: 0.8}, depth_ratio: [0.5, 0.75], depth_selection: "
-            "spread, allocation: uniform}}",
-            "distill={soft_target: {temperature: {low: 1, high: 4}, alpha: {low: 0.3, high: 0.7}}}",
-            "fit.adamw.epochs=4",
-            "fit.adamw.learning_rate={low: 0.001, high: 0.002}",
+            "student={from_teacher: {pruning_ratio: {low: 0.5, high: 0.7}, hidden_ratio: [0.5, 0.6], depth_ratio: 0.5, "
+            "depth_selection: spread, allocation: uniform, round_to: 4}}",
+            "distill={soft_target: {temperature: {low: 1, high: 4}, alpha: {low: 0.3, high: 0.9}}}",
+            "fit.adamw.epochs=12",
+            "fit.adamw.batch_size=64",
+            "fit.adamw.learning_rate={low: 0.001, high: 0.003}",
             "pick.max_drop=0.01",
         ),
     ),

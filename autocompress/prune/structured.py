@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import gcd
 from typing import ClassVar
 
 import torch
@@ -142,8 +143,13 @@ def select_uniformly(groups: Sequence[ScoredGroup], ratio: float) -> list[list[i
 
 def _choose_removals(groups: Sequence[ScoredGroup], selected: Sequence[list[int]], multiple: int) -> list[Removal]:
     """Return the groups with the channels to remove, rounded so that each group keeps a multiple."""
-    rounded = [round_to_multiple(scored, indices, multiple) for scored, indices in zip(groups, selected, strict=True)]
-    return [(scored.group, indices) for scored, indices in zip(groups, rounded, strict=True) if indices]
+    removals = []
+    for scored, indices in zip(groups, selected, strict=True):
+        # A channel of a group may be several of a layer, as a head is: heads of size 16 always make a multiple of 4.
+        step = multiple // gcd(multiple, scored.group.width // scored.group.channels)
+        if rounded := round_to_multiple(scored, indices, step):
+            removals.append((scored.group, rounded))
+    return removals
 
 
 def _remove_safely(

@@ -356,6 +356,14 @@ def test_layers_keep_a_multiple_of_what_is_asked(method, multiple):
     assert kept[-1] < kept[0] / 2
 
 
+def test_a_multiple_of_channels_does_not_hold_whole_heads():
+    model = nn.Sequential(nn.Linear(6, 16), nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), nn.Linear(16, 3))
+    context = labelled_context(shape=(5, 6))
+    pruned, _ = PRUNE.get("structured").apply(model, StructuredConfig(pruning_ratio=0.5, round_to=4), context)
+    attention = pruned[1].self_attn
+    assert (attention.num_heads, pruned[1].linear1.out_features) == (2, 12)
+
+
 @settings(deadline=None)
 @given(st.integers(1, 40), st.data())
 def test_the_nearest_multiple_is_kept(channels, data):
