@@ -41,11 +41,12 @@ import autocompress
 from autocompress.core.atomic import write_atomic
 from autocompress.core.custom_head import CustomHead
 from autocompress.errors import AutocompressError
+from autocompress.export import pipeline
 from autocompress.front import Front
 from autocompress.measure.cost import count_flops, layer_costs
 from autocompress.tasks.output_sources import Classifier
 from autocompress.tasks.text import LANGUAGES, locale_names
-from benchmarks.common import append_row, describe_benchmark, load_rows
+from benchmarks.common import append_row, describe_benchmark, describe_processor, load_rows
 from benchmarks.zoo_models import stub_torchvision
 
 DATA = Path(os.environ.get("AUTOCOMPRESS_TEST_DATA", ""))
@@ -68,12 +69,14 @@ class Brought:
         data: Its data, as `autocompress.search` takes them.
         score: Name of the score.
         rival: Score and costs of another model to compare the pick with, in words.
+        texts: Test texts and the names of their classes, for a run from raw input.
     """
 
     teacher: nn.Module | Classifier
     data: Any
     score: str
     rival: str = ""
+    texts: tuple[list[str], list[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def bring_bert(folder: Path) -> Brought:
     classifier = autocompress.from_pretrained(folder)
     names = list_names()
     data = classifier.encode(names["train"], val=names["val"], test=names["test"])
-    return Brought(classifier.model, data, "accuracy")
+    return Brought(classifier.model, data, "accuracy", texts=names["test"])
 
 
 def import_network(package: str, module: str, **constants: object) -> Any:
@@ -304,6 +307,9 @@ def bring_resemblyzer(folder: Path) -> Brought:
     return Brought(teacher, autocompress.Tensors(train, test, kinds=head), "cosine")
 
 
+PICTURES = 4_000
+
+
 def read_pictures(count: int, size: int) -> Tensor:
     """Return pictures of CIFAR-10 as the face detectors take them, ``[N, 3, size, size]``."""
     pictures = []
@@ -341,7 +347,7 @@ def bring_detector(name: str, size: int) -> Callable[[Path], Brought]:
     def bring(folder: Path) -> Brought:
         stub_torchvision()
         teacher = getattr(import_network("facenet_pytorch", "models.mtcnn"), name)().eval()
-        inputs = read_pictures(1500, size)
+        inputs = read_pictures(PICTURES, size)
         with torch.no_grad():
             outputs = {f"output_{index}": values for index, values in enumerate(teacher(inputs))}
         head = CustomHead(compute_output_loss, {"likeness": score_likeness})
@@ -355,7 +361,7 @@ MAGIKA_BYTES, MAGIKA_PADDING = 1024, 256
 # Folders of this machine that hold files of many types.
 FILES = (Path("/usr/share"), Path("/usr/include"), Path(sysconfig.get_paths()["stdlib"]), Path(sys.prefix))
 # Files of an ending that are read, and files of a class that make it one of the task.
-MOST_OF_ENDING, LEAST_OF_CLASS = 250, 60
+MOST_OF_ENDING, LEAST_OF_CLASS = 150, 60
 
 
 class Magika:
@@ -393,7 +399,8 @@ def list_files(generator: np.random.Generator) -> list[Path]:
         for path in sorted(root.rglob("*.*")):
             if path.is_file() and not path.is_symlink() and path.stat().st_size >= 64:
                 by_ending.setdefault(path.suffix, []).append(path)
-    chosen = [paths[row] for paths in by_ending.values() for row in generator.permutation(len(paths))[:MOST_OF_ENDING]]
+    common = [paths for paths in by_ending.values() if len(paths) >= LEAST_OF_CLASS]
+    chosen = [paths[row] for paths in common for row in generator.permutation(len(paths))[:MOST_OF_ENDING]]
     return [chosen[row] for row in generator.permutation(len(chosen))]
 
 
@@ -441,8 +448,8 @@ CASES: Mapping[str, Case] = {
         (
             *SERIAL,
             "search.trials=3",
-            "student={from_teacher: {pruning_ratio: {low: 0.5, high: 0.7}, hidden_ratio: [0.5, 0.6], depth_ratio: 0.5, "
-            "depth_selection: spread, allocation: uniform, round_to: 4}}",
+            "student={from_teacher: {pruning_ratio: {low: 0.52, high: 0.6}, hidden_ratio: [0.5, 0.55], "
+            "depth_ratio: 0.5, depth_selection: spread, allocation: uniform, round_to: 4}}",
             "distill={soft_target: {temperature: {low: 1, high: 4}, alpha: {low: 0.3, high: 0.9}}}",
             "fit.adamw.epochs=12",
             "fit.adamw.batch_size=64",
@@ -479,10 +486,10 @@ CASES: Mapping[str, Case] = {
         bring_magika,
         (
             *SERIAL,
-            "search.trials=4",
-            "student={text_cnn: {embedding: [4, 8], width: [16, 32], depth: [1, 2], kernel: 5, stem_stride: 4}}",
+            "search.trials=3",
+            "student={text_cnn: {embedding: 8, width: [16, 32], depth: 1, kernel: 5, stem_stride: 4}}",
             "distill={soft_target: {temperature: {low: 1, high: 4}, alpha: 0.7}}",
-            "fit.adamw.epochs=12",
+            "fit.adamw.epochs=8",
             "fit.adamw.batch_size=32",
             "fit.adamw.learning_rate={low: 2e-3, high: 6e-3}",
         ),
@@ -557,8 +564,12 @@ def measure_case(name: str, case: Case, work: Path) -> PretrainedRow:
     )
     try:
         fill_pick(row, front)
-        front.export(verify=True)
+        exported = front.export(verify=True)
         row.exported = True
+        if brought.texts is not None:
+            answers = pipeline.load(exported).predict_batch(brought.texts[0])
+            score = np.mean([a["label"]["class"] == b for a, b in zip(answers, brought.texts[1], strict=True)])
+            row.rival = f"{score:.3f} by pipeline.py on the test texts"
     except AutocompressError as error:
         row.reason = " ".join(str(error).split())
     return row
@@ -598,6 +609,8 @@ def write_table(rows: Mapping[str, PretrainedRow], out: Path) -> None:
         "# Models with trained weights",
         "",
         describe_benchmark(__doc__),
+        "",
+        f"`python -m benchmarks.pretrained`, seed 0, one process of one thread; {describe_processor()}.",
         "",
         "| model | parameters | score | teacher | pick | FLOPs | bytes | latency | recipe | export | s | remark |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
