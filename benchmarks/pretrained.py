@@ -361,7 +361,7 @@ MAGIKA_BYTES, MAGIKA_PADDING = 1024, 256
 # Folders of this machine that hold files of many types.
 FILES = (Path("/usr/share"), Path("/usr/include"), Path(sysconfig.get_paths()["stdlib"]), Path(sys.prefix))
 # Files of an ending that are read, and files of a class that make it one of the task.
-MOST_OF_ENDING, LEAST_OF_CLASS = 150, 60
+MOST_OF_ENDING, LEAST_OF_CLASS = 80, 50
 
 
 class Magika:

@@ -239,8 +239,13 @@ def _score_groups(
         if criterion.gradients:
             stack.enter_context(calibration_gradients(model, context))
         for group in graph.groups:
-            if any(criterion.can_score(part.layer) for part in group.slices):
-                scores = score_channels(group.slices, group.channels, criterion, generator)
+            matrices = []
+            # The linear layers of another library are parameters here; they count where no layer does.
+            if nn.Linear in criterion.layers and not any(criterion.can_score(part.layer) for part in group.slices):
+                matrices = [(part, get_tensor(model, part.name)) for part in group.parameters]
+                matrices = [pair for pair in matrices if isinstance(pair[1], nn.Parameter) and pair[1].dim() > 1]
+            if matrices or any(criterion.can_score(part.layer) for part in group.slices):
+                scores = score_channels(group.slices, group.channels, criterion, generator, matrices)
                 scored_groups.append(ScoredGroup(group, scores, removed_channels.get(group.name, 0)))
             else:
                 graph.unprunable[group.name] = f"the criterion {criterion_name} scores none of its layers"
@@ -264,11 +269,11 @@ def _test_inputs(context: Context) -> tuple[Tensor, ...]:
 def _layer_widths(model: nn.Module, pruned: nn.Module, history: PruningHistory) -> dict[str, list[int]]:
     """Return the number of outputs ``[before, after]`` of each layer that lost some.
 
-    The projections of torch's attention are a parameter, ``[outputs, inputs]``.
+    The projections of torch's attention, and linear layers of other libraries, are parameters, ``[outputs, inputs]``.
     """
     widths = {}
     for name, outputs, _ in history:
-        if name.endswith("proj_weight") and outputs is not False and outputs == 0:
+        if name.endswith("weight") and outputs is not False and outputs == 0:
             widths[name] = [get_tensor(source, name).shape[0] for source in (model, pruned)]
         if outputs is not True:
             continue
